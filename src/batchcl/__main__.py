@@ -1,0 +1,5 @@
+"""`python -m batchcl` is the `batchcl` command."""
+
+from batchcl.cli.app import main
+
+main()

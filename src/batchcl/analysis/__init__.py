@@ -1,0 +1,1 @@
+"""Questions to the results, answered lazily by polars."""

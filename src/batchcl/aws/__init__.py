@@ -1,0 +1,1 @@
+"""The only room that speaks to AWS: sessions, the detection call, the model's lifecycle."""

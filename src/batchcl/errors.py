@@ -1,0 +1,159 @@
+"""Every error that batchcl raises, in one tree.
+
+```
+BatchclError
+├── UsageError              exit 2: the job, a flag or a source is wrong
+│   └── SourceError         a list of images can't be read
+├── RefusedError            exit 5: nothing was spent, and nothing can be done as things stand
+│   ├── CredentialsError    AWS doesn't know or doesn't let us
+│   ├── RegionError         a bucket lies in another region than the model
+│   ├── ModelError          the model is unknown, not trained, or not running
+│   └── OutputError         the output root can't be written
+├── StoppedError            exit 4: stopped early with everything so far kept
+│   └── ModelGoneError      the model stopped running in the middle
+└── CallError               what one DetectCustomLabels call came back with
+    ├── ThrottledError      over capacity: the image goes back to the front
+    ├── TransientError      worth another attempt
+    ├── ImageError          this image fails, the others go on
+    ├── ModelNotReadyError  no calls until the model is back
+    └── FatalCallError      no call can succeed: the run stops
+```
+
+A message names what was being done, to what, why it failed and what to do next. No message holds a secret.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = [
+    "BatchclError",
+    "CallError",
+    "CredentialsError",
+    "ExitCode",
+    "FatalCallError",
+    "ImageError",
+    "ModelError",
+    "ModelGoneError",
+    "ModelNotReadyError",
+    "OutputError",
+    "RefusedError",
+    "RegionError",
+    "SourceError",
+    "StoppedError",
+    "ThrottledError",
+    "TransientError",
+    "UsageError",
+]
+
+
+class ExitCode(IntEnum):
+    """What the process says to cron and Airflow when it ends."""
+
+    DONE = 0
+    """Everything is done, failures within tolerance."""
+    BUG = 1
+    """An error that batchcl did not foresee."""
+    USAGE = 2
+    """The job file, a flag or a source is wrong."""
+    FAILURES = 3
+    """Everything is done, but more images failed than tolerated."""
+    STOPPED = 4
+    """Stopped early; what is done is kept."""
+    REFUSED = 5
+    """Refused before a call was spent."""
+    INTERRUPTED = 130
+    """^C, after the drain."""
+
+
+class BatchclError(Exception):
+    """Any error that batchcl raises on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code: ExitCode = ExitCode.BUG
+
+
+class UsageError(BatchclError):
+    """The job, a flag or a source is wrong; running it again unchanged fails again."""
+
+    exit_code = ExitCode.USAGE
+
+
+class SourceError(UsageError):
+    """A list of images is missing, empty, or holds something that can't be read."""
+
+
+class RefusedError(BatchclError):
+    """The run was refused before a call was spent."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class CredentialsError(RefusedError):
+    """There are no credentials, or AWS refuses them."""
+
+
+class RegionError(RefusedError):
+    """A bucket lies in another region than the model; the service can't read it from there."""
+
+
+class ModelError(RefusedError):
+    """The model is unknown, not trained, or not running."""
+
+
+class OutputError(RefusedError):
+    """The output root can't be written or read."""
+
+
+class StoppedError(BatchclError):
+    """The run ended before its work list did; what is done is kept."""
+
+    exit_code = ExitCode.STOPPED
+
+
+class ModelGoneError(StoppedError):
+    """The model stopped running in the middle of the run."""
+
+
+class CallError(BatchclError):
+    """One call came back with an error. `code` is the service's own word, or ours where it said none.
+
+    `status` is the HTTP status, or None where no answer came.
+    """
+
+    def __init__(self, message: str, *, code: str, status: int | None = None, request_id: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.request_id = request_id
+
+
+class ThrottledError(CallError):
+    """The service said "over capacity". `sudden` when it asked for a slower ramp rather than a lower rate."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: int | None = None,
+        request_id: str = "",
+        sudden: bool = False,
+    ) -> None:
+        super().__init__(message, code=code, status=status, request_id=request_id)
+        self.sudden = sudden
+
+
+class TransientError(CallError):
+    """The next attempt may well succeed."""
+
+
+class ImageError(CallError):
+    """The service refuses this image, whatever the attempt."""
+
+
+class ModelNotReadyError(CallError):
+    """The model isn't RUNNING just now."""
+
+
+class FatalCallError(CallError):
+    """No call of this run can succeed until somebody changes something."""

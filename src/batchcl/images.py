@@ -1,0 +1,87 @@
+"""One image to score, and which images the service takes.
+
+The rules are those of the Custom Labels guide, "Guidelines and quotas": PNG and JPEG, at most 15 MB from S3 and 4 MB as
+bytes, 64 to 4096 pixels a side, aspect ratio at most 20:1. What a listing tells (name and size) is judged here before a
+call is spent; what only the bytes tell (pixels, truncation) is judged by the service.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+__all__ = ["EXTENSIONS", "MAX_BYTES_INLINE", "MAX_BYTES_S3", "ImageRef", "Unfit", "unfit"]
+
+EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png"})
+"""Names that may hold a JPEG or PNG. A name without any extension is let through: only the bytes can tell."""
+
+MAX_BYTES_S3: Final = 15 * 1024 * 1024
+"""Largest image read from S3."""
+
+MAX_BYTES_INLINE: Final = 4 * 1024 * 1024
+"""Largest image sent as bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRef:
+    """Where one image lies and what its listing said of it.
+
+    Attributes:
+        uri: `s3://bucket/key`, or the path of a local file.
+        bucket: the S3 bucket; empty for a local file.
+        key: the S3 key exactly as it is, never decoded or normalised; for a local file its path.
+        version_id: the S3 version, when the list named one.
+        etag: the S3 entity tag without quotes, when the list named one.
+        size_bytes: None where the list doesn't tell.
+        last_modified: in UTC; None where the list doesn't tell.
+        extra: what a manifest said of this image, as JSON.
+    """
+
+    uri: str
+    bucket: str
+    key: str
+    version_id: str | None = None
+    etag: str | None = None
+    size_bytes: int | None = None
+    last_modified: dt.datetime | None = None
+    extra: str | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether the image is a local file, which travels as bytes."""
+        return not self.bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Why an image is skipped: a stable `code` for tables, a `message` for people."""
+
+    code: str
+    message: str
+
+
+def unfit(image: ImageRef) -> Unfit | None:
+    """Why the service would surely refuse `image`, told from its listing alone, or None.
+
+    Raises nothing and reads nothing; pixels, formats behind a wrong name and truncation are not seen here.
+    """
+    suffix = PurePosixPath(image.key).suffix.lower()
+    if suffix and suffix not in EXTENSIONS and _looks_like_extension(suffix):
+        return Unfit("UnsupportedExtension", f"{suffix} is not a PNG or JPEG name")
+    size = image.size_bytes
+    if size is None:
+        return None
+    if size == 0:
+        return Unfit("EmptyFile", "the file is empty")
+    limit = MAX_BYTES_INLINE if image.local else MAX_BYTES_S3
+    if size > limit:
+        way = "sent as bytes" if image.local else "read from S3"
+        return Unfit("TooLarge", f"{size:,} bytes, and an image {way} may have {limit:,}")
+    return None
+
+
+def _looks_like_extension(suffix: str) -> bool:
+    """Whether `suffix` is a file type rather than the tail of a dotted name such as `scan 12.05.2026`."""
+    return suffix[1:].isascii() and suffix[1:].isalnum() and any(c.isalpha() for c in suffix)

@@ -1,0 +1,1 @@
+"""When to send the next call."""

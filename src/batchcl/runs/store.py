@@ -1,0 +1,188 @@
+"""The output root: one store over a local directory, an S3 prefix, or memory (in tests).
+
+batchcl names every path below the root itself, so obstore's normalised paths are safe here; users' keys never pass
+through it. A put is atomic: readers see the whole object or none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, MemoryStore, S3Store
+
+from batchcl.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+    from batchcl.aws.session import Aws
+
+__all__ = ["Store", "StoredFile"]
+
+_OP_TIMEOUT = timedelta(seconds=60)
+_RETRY_FOR = timedelta(minutes=3)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file below the root: `path` relative to it."""
+
+    path: str
+    size_bytes: int
+
+
+class Store:
+    """Reads and writes below one output root. Raises `OutputError` with the path and the reason."""
+
+    def __init__(
+        self,
+        root: str,
+        backend: ObjectStore,
+        *,
+        scan_options: Callable[[], dict[str, Any] | None] = lambda: None,
+    ) -> None:
+        self.root = root
+        self._backend = backend
+        self._scan_options = scan_options
+
+    @classmethod
+    def open(cls, root: str, *, aws: Aws | None = None, create: bool = False) -> Store:
+        """The store at `root`: a directory, or `s3://bucket/prefix`, which needs `aws`.
+
+        Raises:
+            UsageError: `root` is neither.
+            OutputError: the directory does not exist, or can't be made with `create`.
+        """
+        if root.startswith("s3://"):
+            if aws is None:
+                raise UsageError(f"{root} needs an AWS session")
+            return _open_s3(root.rstrip("/"), aws)
+        if "://" in root:
+            raise UsageError(f"the output root {root} is neither a directory nor s3://bucket/prefix")
+        path = Path(root).absolute()
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"can't use {path} as output root: it is a file; name a directory")
+        if not create and not path.is_dir():
+            raise OutputError(f"there is no output root {path}; check the path, or run batchcl run first")
+        with _explained("making the output root", str(path)):
+            path.mkdir(parents=True, exist_ok=True)
+        return cls(str(path), LocalStore(str(path)))
+
+    @classmethod
+    def memory(cls) -> Store:
+        """A store that lives in this process."""
+        return cls("memory:", MemoryStore())
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether the root lies in S3."""
+        return self.root.startswith("s3://")
+
+    def uri(self, path: str) -> str:
+        """`path` as a user or another tool can open it."""
+        return f"{self.root}/{path}" if path else self.root
+
+    def scan_options(self) -> dict[str, Any] | None:
+        """What polars needs as `storage_options` to read `uri()`s of this root; None for local ones."""
+        return self._scan_options()
+
+    async def put(self, path: str, data: bytes) -> None:
+        """Write the object, replacing an older one."""
+        with _explained("writing", self.uri(path)):
+            await obstore.put_async(self._backend, path, data, use_multipart=False)
+
+    async def put_new(self, path: str, data: bytes) -> bool:
+        """Write the object only if none is there; False if one was. Exactly one of several callers gets True."""
+        with _explained("creating", self.uri(path)):
+            try:
+                await obstore.put_async(self._backend, path, data, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+            return True
+
+    async def get(self, path: str) -> bytes | None:
+        """The object's bytes, or None where there is none."""
+        with _explained("reading", self.uri(path)):
+            try:
+                answer = await obstore.get_async(self._backend, path)
+                return bytes(await answer.bytes_async())
+            except FileNotFoundError:
+                return None
+
+    async def delete(self, path: str) -> None:
+        """Remove the object; none being there is fine."""
+        with _explained("deleting", self.uri(path)):
+            try:
+                await obstore.delete_async(self._backend, path)
+            except FileNotFoundError:
+                return
+
+    async def list(self, prefix: str) -> list[StoredFile]:
+        """All files below `prefix`, sorted by path."""
+        found: list[StoredFile] = []
+        with _explained("listing", self.uri(prefix)):
+            async for page in obstore.list(self._backend, prefix):
+                found.extend(StoredFile(entry["path"], entry["size"]) for entry in page)
+        return sorted(found, key=lambda file: file.path)
+
+    def list_now(self, prefix: str) -> list[StoredFile]:
+        """`list` for synchronous callers."""
+        with _explained("listing", self.uri(prefix)):
+            found = [
+                StoredFile(entry["path"], entry["size"])
+                for page in obstore.list(self._backend, prefix)
+                for entry in page
+            ]
+        return sorted(found, key=lambda file: file.path)
+
+    async def children(self, prefix: str) -> list[str]:
+        """Names of the folders directly below `prefix`, sorted."""
+        with _explained("listing", self.uri(prefix)):
+            answer = await obstore.list_with_delimiter_async(self._backend, prefix)
+        return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in answer["common_prefixes"])
+
+    async def check_writable(self) -> None:
+        """Write and remove a small object, so that a root without access is found before a call is spent."""
+        probe = f"runs/.probe-{os.getpid()}-{os.urandom(4).hex()}"
+        await self.put(probe, b"batchcl")
+        await self.delete(probe)
+
+
+def _open_s3(root: str, aws: Aws) -> Store:
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UsageError(f"{root} names no bucket; write s3://bucket/prefix")
+    s3 = aws.s3_access()
+    config: dict[str, Any] = {"region": s3.region}
+    if s3.endpoint_url is not None:
+        config |= {"endpoint": s3.endpoint_url, "virtual_hosted_style_request": False}
+    backend = S3Store(
+        bucket,
+        prefix=prefix or None,
+        config=config,  # type: ignore[arg-type]
+        credential_provider=s3.credential_provider,
+        client_options={
+            "allow_http": bool(s3.endpoint_url and s3.endpoint_url.startswith("http://")),
+            "timeout": _OP_TIMEOUT,
+        },
+        retry_config={"retry_timeout": _RETRY_FOR},
+    )
+    return Store(root, backend, scan_options=s3.scan_options)
+
+
+@contextmanager
+def _explained(doing: str, what: str) -> Iterator[None]:
+    """Turn the store's errors into ours, without its debug dump."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        reason = str(error).split("\n\nDebug source", 1)[0].strip().replace("\n", " ")
+        raise OutputError(f"{doing} {what} failed: {reason}; check that it exists and may be written") from error

@@ -1,0 +1,64 @@
+"""What became of one image."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Literal
+
+from batchcl.images import ImageRef
+
+__all__ = ["Detection", "Failed", "Label", "Outcome", "Scored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One label of one image.
+
+    Attributes:
+        name: as the model was trained with.
+        confidence: 0 to 100.
+        box: (left, top, width, height) as ratios of the upright image; None for an image-level label.
+        polygon: ((x, y), …) as ratios; None where the service gave none.
+    """
+
+    name: str
+    confidence: float
+    box: tuple[float, float, float, float] | None = None
+    polygon: tuple[tuple[float, float], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """A good answer to one call: the labels as the service ordered them."""
+
+    labels: tuple[Label, ...]
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """The service answered. `latency_ms` is that of the call that did, `attempts` counts the failed ones too."""
+
+    image: ImageRef
+    labels: tuple[Label, ...]
+    attempts: int
+    latency_ms: float
+    request_id: str
+    scored_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The image has no answer: `failed` after calls that didn't help, `skipped` without any call."""
+
+    image: ImageRef
+    status: Literal["failed", "skipped"]
+    code: str
+    message: str
+    attempts: int
+    failed_at: dt.datetime
+    round: int = 0
+
+
+Outcome = Scored | Failed
