@@ -160,7 +160,7 @@ def _open_s3(root: str, aws: Aws) -> Store:
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
     if not bucket:
         raise UsageError(f"{root} names no bucket; write s3://bucket/prefix")
-    s3 = aws.s3_access()
+    s3 = aws.s3_access(bucket)
     config: dict[str, Any] = {"region": s3.region}
     if s3.endpoint_url is not None:
         config |= {"endpoint": s3.endpoint_url, "virtual_hosted_style_request": False}

@@ -1,0 +1,188 @@
+"""One AWS session for everything: profile, region, endpoints and credentials by the standard AWS settings.
+
+Botocore resolves them (`AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_REKOGNITION`,
+`AWS_ENDPOINT_URL_S3`, `AWS_CA_BUNDLE`, `HTTPS_PROXY`, the shared config files, SSO, instance roles); this module adds
+only what differs between the callers: retries, timeouts, connection pools.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aioboto3
+import boto3
+from aiobotocore.config import AioConfig
+from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+
+from batchcl.errors import CredentialsError
+
+__all__ = ["Aws", "AwsSettings", "S3Access", "StaticCredentials"]
+
+DEFAULT_REGION: Final = "us-east-1"
+_CONNECT_TIMEOUT_S: Final = 5
+_READ_TIMEOUT_S: Final = 30
+_CREDENTIALS_TTL: Final = dt.timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class StaticCredentials:
+    """A key pair that is given rather than looked up; its repr hides the secret."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwsSettings:
+    """What may differ from the environment; None means as the environment has it."""
+
+    profile: str | None = None
+    region: str | None = None
+    rekognition_endpoint_url: str | None = None
+    credentials: StaticCredentials | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class S3Access:
+    """What an S3 client other than boto's needs. `credential_provider` gives fresh credentials at each call."""
+
+    region: str
+    endpoint_url: str | None
+    credential_provider: Callable[[], Any] = field(repr=False)
+
+    def scan_options(self) -> dict[str, Any]:
+        """Polars' `storage_options`. They hold secrets: never log them."""
+        credentials = self.credential_provider()
+        options: dict[str, Any] = {
+            "aws_region": self.region,
+            "aws_access_key_id": credentials["access_key_id"],
+            "aws_secret_access_key": credentials["secret_access_key"],
+        }
+        if credentials.get("token"):
+            options["aws_session_token"] = credentials["token"]
+        if self.endpoint_url is not None:
+            options |= {
+                "aws_endpoint_url": self.endpoint_url,
+                "aws_allow_http": str(self.endpoint_url.startswith("http://")).lower(),
+                "aws_virtual_hosted_style_request": "false",
+            }
+        return options
+
+
+class Aws:
+    """A source of clients. Cheap to make; connects to nothing until a client is opened."""
+
+    def __init__(self, settings: AwsSettings | None = None) -> None:
+        self.settings = settings or AwsSettings()
+        keys = self.settings.credentials
+        self._arguments: dict[str, Any] = {
+            "profile_name": self.settings.profile,
+            "region_name": self.settings.region,
+            "aws_access_key_id": keys.access_key if keys else None,
+            "aws_secret_access_key": keys.secret_key if keys else None,
+        }
+        try:
+            self._session = aioboto3.Session(**self._arguments)
+        except ProfileNotFound as error:
+            raise CredentialsError(f"{error}; check --profile and AWS_PROFILE, or run `aws configure`") from error
+
+    @classmethod
+    def from_environment(cls, *, profile: str | None = None, region: str | None = None) -> Aws:
+        """The session that the AWS CLI would use."""
+        return cls(AwsSettings(profile=profile, region=region))
+
+    def renewed(self) -> Aws:
+        """A session that looks its credentials up anew."""
+        return Aws(self.settings)
+
+    @property
+    def region(self) -> str:
+        """The session's region, or us-east-1 where none is set."""
+        return self._session.region_name or DEFAULT_REGION
+
+    async def check_credentials(self) -> None:
+        """Raise `CredentialsError` where none can be found. Asks nobody whether they are good."""
+        try:
+            found = await self._session.get_credentials()
+            frozen = None if found is None else await found.get_frozen_credentials()
+        except BotoCoreError as error:
+            raise CredentialsError(f"the AWS credentials can't be loaded: {error}; log in again") from error
+        if frozen is None or not frozen.access_key:
+            raise CredentialsError(
+                "no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "run `aws configure`, or try offline with --emulator"
+            )
+
+    @asynccontextmanager
+    async def rekognition(
+        self, *, region: str | None = None, retries: bool = True, connections: int = 10
+    ) -> AsyncIterator[Any]:
+        """A Rekognition client. `retries=False` for the scoring path, which owns them."""
+        config = AioConfig(
+            retries={"total_max_attempts": 6, "mode": "standard"} if retries else {"total_max_attempts": 1},
+            max_pool_connections=connections,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=_READ_TIMEOUT_S,
+        )
+        async with self._session.client(
+            "rekognition",
+            region_name=region or self.region,
+            endpoint_url=self.settings.rekognition_endpoint_url,
+            config=config,
+        ) as client:
+            yield client
+
+    @asynccontextmanager
+    async def s3(self, *, region: str | None = None) -> AsyncIterator[Any]:
+        """An S3 client with the SDK's standard retries."""
+        config = AioConfig(
+            retries={"total_max_attempts": 6, "mode": "standard"},
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=_READ_TIMEOUT_S,
+        )
+        async with self._session.client("s3", region_name=region or self.region, config=config) as client:
+            yield client
+
+    def s3_access(self, bucket: str) -> S3Access:
+        """How other S3 clients reach `bucket`. Blocks for one HeadBucket, which tells the bucket's region.
+
+        Raises:
+            CredentialsError: there are none.
+        """
+        session = boto3.Session(**self._arguments)
+        credentials = session.get_credentials()
+        if credentials is None:
+            raise CredentialsError(
+                f"no AWS credentials found to reach s3://{bucket}; set AWS_PROFILE or run `aws configure`"
+            )
+
+        def provide() -> dict[str, Any]:
+            frozen = credentials.get_frozen_credentials()
+            return {
+                "access_key_id": frozen.access_key,
+                "secret_access_key": frozen.secret_key,
+                "token": frozen.token,
+                "expires_at": dt.datetime.now(dt.UTC) + _CREDENTIALS_TTL,
+            }
+
+        client = session.client("s3", region_name=self.region)
+        configured = client.meta.endpoint_url
+        standard = configured.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        return S3Access(_bucket_region(client, bucket) or self.region, None if standard else configured, provide)
+
+
+def _bucket_region(client: Any, bucket: str) -> str | None:
+    """The region that S3 names in its answer, which it does for refusals too; None where it names none."""
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        answer = error.response
+    except BotoCoreError:
+        return None  # the first real request says what is wrong, with its own words
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = headers.get("x-amz-bucket-region")
+    return str(region) if region else None
