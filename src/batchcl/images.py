@@ -67,7 +67,14 @@ def unfit(image: ImageRef) -> Unfit | None:
 
     Raises nothing and reads nothing; pixels, formats behind a wrong name and truncation are not seen here.
     """
-    suffix = PurePosixPath(image.key).suffix.lower()
+    if not image.key.isascii() and not _encodable(image.key):
+        return Unfit("UndecodableName", "the file's name is not valid UTF-8; rename it")
+    if image.key.endswith("/"):
+        return Unfit("FolderMarker", "a folder's placeholder, not an image")
+    path = PurePosixPath(image.key)
+    suffix = path.suffix.lower()
+    if not suffix and path.name.startswith("."):
+        return Unfit("UnsupportedExtension", f"{path.name} is a hidden file, not a PNG or JPEG name")
     if suffix and suffix not in EXTENSIONS and _looks_like_extension(suffix):
         return Unfit("UnsupportedExtension", f"{suffix} is not a PNG or JPEG name")
     size = image.size_bytes
@@ -80,6 +87,14 @@ def unfit(image: ImageRef) -> Unfit | None:
         way = "sent as bytes" if image.local else "read from S3"
         return Unfit("TooLarge", f"{size:,} bytes, and an image {way} may have {limit:,}")
     return None
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _looks_like_extension(suffix: str) -> bool:

@@ -130,8 +130,9 @@ class _RenewingDetector:
             if self._current is used:
                 self._aws = self._aws.renewed()
                 await self.open()
-            used = self._current
-        return await used.detect(image)
+            renewed = self._current
+        assert renewed is not None
+        return await renewed.detect(image)
 
 
 @asynccontextmanager

@@ -147,12 +147,17 @@ def _identity(images: Sequence[ImageRef], run_id: str) -> dict[str, list[Any]]:
         "run_id": [run_id] * len(images),
         "uri": [image.uri for image in images],
         "bucket": [image.bucket for image in images],
-        "key": [image.key for image in images],
+        "key": [_printable(image.key) for image in images],
         "version_id": [image.version_id for image in images],
         "etag": [image.etag for image in images],
         "size_bytes": [image.size_bytes for image in images],
         "last_modified": [image.last_modified for image in images],
     }
+
+
+def _printable(key: str) -> str:
+    """`key`, or for a file name that isn't UTF-8 its escaped form, as Parquet holds only UTF-8."""
+    return key if key.isascii() else key.encode("utf-8", "backslashreplace").decode()
 
 
 def _label(label: Label) -> dict[str, Any]:

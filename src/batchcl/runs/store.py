@@ -125,7 +125,7 @@ class Store:
             except FileNotFoundError:
                 return
 
-    async def list(self, prefix: str) -> list[StoredFile]:
+    async def list_all(self, prefix: str) -> list[StoredFile]:
         """All files below `prefix`, sorted by path."""
         found: list[StoredFile] = []
         with _explained("listing", self.uri(prefix)):
@@ -134,7 +134,7 @@ class Store:
         return sorted(found, key=lambda file: file.path)
 
     def list_now(self, prefix: str) -> list[StoredFile]:
-        """`list` for synchronous callers."""
+        """`list_all` for synchronous callers."""
         with _explained("listing", self.uri(prefix)):
             found = [
                 StoredFile(entry["path"], entry["size"])

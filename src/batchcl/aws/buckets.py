@@ -1,0 +1,73 @@
+"""What can be said of a bucket before its images are scored: whether it is there, readable, and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from batchcl.aws.session import Aws
+from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError
+
+__all__ = ["check_buckets", "explain"]
+
+_UNKNOWN_KEYS: Final = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
+)
+_FORBIDDEN: Final = frozenset({"AccessDenied", "403", "Forbidden"})
+_MISSING: Final = frozenset({"NoSuchBucket", "404", "NotFound"})
+_ELSEWHERE: Final = frozenset({"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"})
+
+
+async def check_buckets(aws: Aws, buckets: Iterable[str], *, region: str) -> None:
+    """Look each bucket up once; DetectCustomLabels reads only buckets of its own region.
+
+    Raises:
+        RegionError: a bucket lies in another region than `region`.
+        SourceError: a bucket doesn't exist.
+        CredentialsError: the credentials don't reach it.
+        RefusedError: S3 can't be reached.
+    """
+    async with aws.s3(region=region) as client:
+        for bucket in sorted(buckets):
+            try:
+                answer = await client.head_bucket(Bucket=bucket)
+            except ClientError as error:
+                _check_region(bucket, _named_region(error.response), region)
+                raise explain(error, f"looking up s3://{bucket}", bucket) from error
+            except BotoCoreError as error:
+                raise explain(error, f"looking up s3://{bucket}", bucket) from error
+            _check_region(bucket, _named_region(answer), region)
+
+
+def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:
+    """S3's error as ours, with what to do."""
+    if isinstance(error, NoCredentialsError):
+        return CredentialsError(f"{doing} failed: no AWS credentials found; set AWS_PROFILE or run `aws configure`")
+    if isinstance(error, BotoCoreError):
+        return RefusedError(f"{doing} failed: {error}; check the endpoint and the network")
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    said = str(error.response.get("Error", {}).get("Message", "")) or code
+    if code in _MISSING:
+        return SourceError(f"{doing} failed: there is no bucket {bucket}; check its name")
+    if code in _ELSEWHERE:
+        return RegionError(f"{doing} failed: bucket {bucket} lies in another region ({said})")
+    if code in _FORBIDDEN:
+        return CredentialsError(f"{doing} failed: access denied; allow s3:ListBucket and s3:GetObject on {bucket}")
+    if code in _UNKNOWN_KEYS:
+        return CredentialsError(f"{doing} failed: {code}: {said}; check the profile and its keys, or log in again")
+    return RefusedError(f"{doing} failed: {code}: {said}")
+
+
+def _named_region(answer: dict[str, Any]) -> str | None:
+    region = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    return str(region) if region else None
+
+
+def _check_region(bucket: str, found: str | None, wanted: str) -> None:
+    if found is not None and found != wanted:
+        raise RegionError(
+            f"bucket {bucket} lies in {found} and the model in {wanted}; Custom Labels reads only buckets of its own "
+            f"region: copy the images to {wanted}, or copy the model to {found}"
+        )

@@ -1,0 +1,139 @@
+"""Images that wait for a call: fresh ones from the list, throttled ones at the front, transient ones after a delay.
+
+A non-blocking core with one event to wait on. An image counts as outstanding from `take` until `settle`, so the end is
+known: no list, nothing waiting, nothing outstanding.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+
+import anyio
+
+from batchcl.images import ImageRef
+
+__all__ = ["WorkItem", "WorkQueue"]
+
+
+@dataclass(slots=True)
+class WorkItem:
+    """One image on its way. `attempts` counts calls that were answered or lost, but no throttled ones."""
+
+    image: ImageRef
+    shard: int
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    """How many images are where."""
+
+    waiting: int
+    delayed: int
+    outstanding: int
+
+
+@dataclass(order=True, slots=True)
+class _Delayed:
+    due_at: float
+    number: int
+    item: WorkItem = field(compare=False)
+
+
+class WorkQueue:
+    """One producer puts, one consumer takes, and any task gives images back.
+
+    Args:
+        capacity: fresh images that may wait; the producer waits at more.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._front: deque[WorkItem] = deque()
+        self._fresh: deque[WorkItem] = deque()
+        self._delayed: list[_Delayed] = []
+        self._numbers = itertools.count()
+        self._outstanding = 0
+        self._closed = False
+        self._stopped = False
+        self._changed = anyio.Event()
+
+    async def put(self, item: WorkItem) -> bool:
+        """Add a fresh image, waiting for room. False once the queue is stopped: the image was not taken over."""
+        while len(self._fresh) >= self._capacity and not self._stopped:
+            await self._changed.wait()
+        if self._stopped:
+            return False
+        self._fresh.append(item)
+        self._notify()
+        return True
+
+    def close(self) -> None:
+        """No fresh images will come."""
+        self._closed = True
+        self._notify()
+
+    def stop(self) -> None:
+        """Hand out no more images, whether or not some wait."""
+        self._stopped = True
+        self._notify()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
+    async def take(self) -> WorkItem | None:
+        """The next image, or None when all are settled or the queue is stopped."""
+        while True:
+            now = anyio.current_time()
+            if self._stopped:
+                return None
+            if (item := self._take_nowait(now)) is not None:
+                self._outstanding += 1
+                return item
+            if self._closed and not self._delayed and not self._outstanding:
+                return None
+            changed = self._changed
+            due_in = self._delayed[0].due_at - now if self._delayed else None
+            with anyio.move_on_after(due_in):
+                await changed.wait()
+
+    def settle(self) -> None:
+        """An image that was taken has its outcome."""
+        self._outstanding -= 1
+        self._notify()
+
+    def give_back(self, item: WorkItem) -> None:
+        """An image that was taken goes back to the front."""
+        self._front.append(item)
+        self.settle()
+
+    def give_back_later(self, item: WorkItem, due_at: float) -> None:
+        """An image that was taken waits until `due_at`, on the loop's clock."""
+        heapq.heappush(self._delayed, _Delayed(due_at, next(self._numbers), item))
+        self.settle()
+
+    def statistics(self) -> QueueStatistics:
+        """How many images are where."""
+        return QueueStatistics(len(self._front) + len(self._fresh), len(self._delayed), self._outstanding)
+
+    def _take_nowait(self, now: float) -> WorkItem | None:
+        if self._front:
+            return self._front.popleft()
+        if self._delayed and self._delayed[0].due_at <= now:
+            return heapq.heappop(self._delayed).item
+        if self._fresh:
+            item = self._fresh.popleft()
+            if len(self._fresh) == self._capacity - 1:
+                self._notify()
+            return item
+        return None
+
+    def _notify(self) -> None:
+        """Wake whoever waits; a new event for those to come."""
+        self._changed.set()
+        self._changed = anyio.Event()

@@ -1,0 +1,89 @@
+"""What every list of images offers, and the helpers that more than one kind needs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from batchcl.errors import SourceError
+from batchcl.images import ImageRef
+
+__all__ = ["PAGE", "BadLine", "Checked", "Source", "local_image", "parse_s3_uri", "s3_image"]
+
+PAGE: Final = 1000
+"""Images a page, as ListObjectsV2 has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that names no image: its number, from 1, and why."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a look at the source told before a call was spent.
+
+    Attributes:
+        buckets: the S3 buckets that its images lie in.
+        bad_lines: the lines that will be left out, at most the first hundred.
+        bad_count: how many there are.
+    """
+
+    buckets: frozenset[str] = frozenset()
+    bad_lines: tuple[BadLine, ...] = ()
+    bad_count: int = 0
+
+
+class Source(Protocol):
+    """A list of images. Reading it twice gives the same images, or those that have come since."""
+
+    @property
+    def description(self) -> str:
+        """The source as the user named it."""
+        ...
+
+    async def check(self) -> Checked:
+        """Look at the source before anything is spent; raises `SourceError` or another refusal."""
+        ...
+
+    def pages(self) -> AsyncIterator[list[ImageRef]]:
+        """The images in pages of about a thousand; memory stays that of a page."""
+        ...
+
+
+def parse_s3_uri(uri: str) -> tuple[str, str]:
+    """(bucket, key) of `s3://bucket/key`; the key literally. Raises `SourceError`."""
+    bucket, slash, key = uri.removeprefix("s3://").partition("/")
+    if not uri.startswith("s3://") or not bucket or not slash or not key:
+        raise SourceError(f"{uri!r} is not s3://bucket/key")
+    return bucket, key
+
+
+def s3_image(uri: str, *, extra: str | None = None) -> ImageRef:
+    """The image at `s3://bucket/key`, of which only its name is known. Raises `SourceError`."""
+    bucket, key = parse_s3_uri(uri)
+    return ImageRef(uri=uri, bucket=bucket, key=key, extra=extra)
+
+
+def local_image(path: str, *, extra: str | None = None) -> ImageRef:
+    """The local file at `path` with its size and time; a file that isn't there fails when it is read. Blocks."""
+    absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links, and names are exact
+    uri = absolute.encode("utf-8", "backslashreplace").decode()
+    try:
+        facts = os.stat(absolute)  # noqa: PTH116 - a Path per file costs more than the rest
+    except OSError:
+        return ImageRef(uri=uri, bucket="", key=absolute, extra=extra)
+    return ImageRef(
+        uri=uri,
+        bucket="",
+        key=absolute,
+        size_bytes=facts.st_size,
+        last_modified=dt.datetime.fromtimestamp(facts.st_mtime, dt.UTC),
+        extra=extra,
+    )

@@ -1,0 +1,27 @@
+"""Key lists: one `s3://bucket/key` or local path a line, taken literally.
+
+Nothing is decoded, as `+` and `%20` are good parts of a key; nothing is trimmed but the line end.
+"""
+
+from __future__ import annotations
+
+from batchcl.errors import SourceError
+from batchcl.images import ImageRef
+from batchcl.sources.base import local_image, s3_image
+
+__all__ = ["parse_key_line"]
+
+
+def parse_key_line(line: bytes) -> ImageRef:
+    """The image that `line` names; paths are relative to the working directory. Raises `SourceError`. Blocks."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise SourceError("it is not UTF-8 text") from error
+    if text.startswith("s3://"):
+        return s3_image(text)
+    if "\0" in text:
+        raise SourceError("it holds a NUL byte, so it is neither a key nor a path")
+    if "://" in text:
+        raise SourceError(f"{text!r} is neither s3://bucket/key nor a path")
+    return local_image(text)
