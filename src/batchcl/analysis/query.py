@@ -1,0 +1,49 @@
+"""SQL over the results, by polars' own dialect."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from batchcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from batchcl.analysis.results import Results
+
+__all__ = ["query"]
+
+_READS: Final = frozenset({"select", "with", "from", "values", "show", "explain", "("})
+_COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+def query(results: Results, sql: str) -> pl.DataFrame:
+    """The answer to one SQL statement over the tables `results`, `detections` and `failures`.
+
+    ```python
+    query(open_results("out"), "SELECT label, COUNT(*) AS n FROM detections GROUP BY label ORDER BY n DESC")
+    ```
+
+    Only the columns and partitions that the statement needs are read. The dialect is polars' `SQLContext`.
+
+    Raises:
+        UsageError: the statement is not a query, or polars refuses it; with the tables and columns there are.
+    """
+    tables = {
+        "results": results.images(),
+        "detections": results.detections(),
+        "failures": results.failures(),
+    }
+    first = re.match(r"\s*(\w+|\()", _COMMENT.sub(" ", sql))
+    if first is None or first[1].lower() not in _READS:
+        raise UsageError(f"not a query: {sql.strip()[:80]!r}; results are read only, so begin with SELECT or WITH")
+    try:
+        return pl.SQLContext(tables).execute(sql, eager=True)
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(f"the query failed: {error}\n{_catalogue(tables)}") from error
+
+
+def _catalogue(tables: dict[str, pl.LazyFrame]) -> str:
+    lines = (f"  {name}: {', '.join(frame.collect_schema())}" for name, frame in tables.items())
+    return "The tables and their columns are\n" + "\n".join(lines)

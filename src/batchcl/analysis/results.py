@@ -1,0 +1,258 @@
+"""The published tables of an output root as lazy polars frames.
+
+Nothing is read before a frame is collected, and then only the columns, partitions and row groups that the query needs.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from batchcl.errors import OutputError, UsageError
+from batchcl.runs.schema import FAILURES, RESULTS
+from batchcl.runs.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from batchcl.aws.session import Aws
+
+__all__ = ["DETECTIONS", "Results", "open_results"]
+
+_HIVE: Final[dict[str, pl.DataType]] = {"model": pl.String(), "date": pl.Date()}
+_PART: Final = re.compile(
+    r"(?P<table>results|failures)/model=(?P<model>[^/]+)/date=(?P<date>[^/]+)/(?P<name>[^/]+\.parquet)"
+)
+
+DETECTIONS: Final = (
+    "uri",
+    "version_id",
+    "label",
+    "confidence",
+    "left",
+    "top",
+    "width",
+    "height",
+    "model",
+    "date",
+    "run_id",
+)
+"""The columns of `Results.detections()`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One published file with what its path says of it."""
+
+    table: str
+    model: str
+    date: str
+    name: str
+    uri: str
+
+
+class Results:
+    """What the runs of one output root have published; made by `open_results`.
+
+    The list of files is taken once, when the root is opened. Each method takes further filters, which come on top of
+    those given to `open_results`.
+    """
+
+    def __init__(self, store: Store, parts: Iterable[_Part], *, narrowing: _Narrowing) -> None:
+        self._store = store
+        self._parts = tuple(parts)
+        self._narrowing = narrowing
+
+    def __repr__(self) -> str:
+        return f"Results({self.root!r}, {len(self._parts)} files)"
+
+    @property
+    def root(self) -> str:
+        """The output root."""
+        return self._store.root
+
+    @property
+    def models(self) -> list[str]:
+        """Each model with a published file, `<project>@<version>`, sorted; before any filter."""
+        return sorted({part.model for part in self._parts})
+
+    def images(
+        self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
+    ) -> pl.LazyFrame:
+        """One row a scored image: the columns of schema v1 and `model` (string), `date` (date of the run)."""
+        return self._scan("results", RESULTS, self._narrowing.and_also(model, run_id, date))
+
+    def failures(
+        self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
+    ) -> pl.LazyFrame:
+        """One row an image that failed or was skipped, in the columns of schema v1 and `model`, `date`."""
+        return self._scan("failures", FAILURES, self._narrowing.and_also(model, run_id, date))
+
+    def detections(
+        self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
+    ) -> pl.LazyFrame:
+        """One row a label of an image, in the columns `DETECTIONS`; an image without labels has none.
+
+        `confidence` is 0 to 100; `left`, `top`, `width` and `height` are ratios of the upright image, null for an
+        image-level label.
+        """
+        images = self.images(model=model, run_id=run_id, date=date)
+        label = pl.col("labels").struct
+        return (
+            images.select("uri", "version_id", "labels", "model", "date", "run_id")
+            .filter(pl.col("labels").list.len() > 0)
+            .explode("labels")
+            .with_columns(
+                label.field("name").alias("label"),
+                label.field("confidence", "left", "top", "width", "height"),
+            )
+            .select(DETECTIONS)
+        )
+
+    def _scan(self, table: str, schema: pa.Schema, narrowing: _Narrowing) -> pl.LazyFrame:
+        narrowing.check(self._store, self._parts)
+        empty = pl.DataFrame(schema.empty_table())
+        uris = [part.uri for part in self._parts if part.table == table and narrowing.keeps(part)]
+        if not uris:
+            return empty.with_columns(pl.lit(None, kind).alias(name) for name, kind in _HIVE.items()).lazy()
+        frame = pl.scan_parquet(
+            uris,
+            glob=False,
+            hive_partitioning=True,
+            hive_schema=_HIVE,
+            schema={**empty.schema, **_HIVE},
+            missing_columns="insert",
+            extra_columns="ignore",
+            storage_options=self._store.scan_options(),
+        )
+        return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Narrowing:
+    """Which parts are wanted; None leaves a matter open. `nothing` where two filters exclude each other."""
+
+    model: str | None = None
+    run_id: str | None = None
+    date: str | None = None
+    nothing: bool = False
+
+    def and_also(self, model: str | None, run_id: str | None, date: dt.date | str | None) -> _Narrowing:
+        day = None if date is None else _iso(date)
+        pairs = ((self.model, model), (self.run_id, run_id), (self.date, day))
+        return _Narrowing(
+            model=model or self.model,
+            run_id=run_id or self.run_id,
+            date=day or self.date,
+            nothing=self.nothing or any(None not in pair and len(set(pair)) > 1 for pair in pairs),
+        )
+
+    def keeps(self, part: _Part) -> bool:
+        return (
+            not self.nothing
+            and self.model in (None, part.model)
+            and self.date in (None, part.date)
+            and self._may_hold_run(part)
+        )
+
+    def _may_hold_run(self, part: _Part) -> bool:
+        """A part is named `<run_id>-<shard>`, and a run id may hold dashes itself: the rows decide."""
+        return self.run_id is None or part.name.startswith(f"{self.run_id}-")
+
+    def check(self, store: Store, parts: Iterable[_Part]) -> None:
+        """Raise `UsageError` for a model or run that nobody knows: a slip of the pen, not an empty answer."""
+        parts = tuple(parts)
+        if not parts:
+            return
+        models = sorted({part.model for part in parts})
+        if self.model is not None and self.model not in models:
+            raise UsageError(f"{store.root} has nothing published of the model {self.model!r}; it has {_some(models)}")
+        if self.run_id is None or any(map(self._may_hold_run, parts)):
+            return
+        if not store.list_now(f"runs/{self.run_id}"):
+            raise UsageError(f"{store.root} has no run {self.run_id!r}; `batchcl runs {store.root}` lists its runs")
+
+
+def open_results(
+    root: str,
+    *,
+    model: str | None = None,
+    run_id: str | None = None,
+    date: dt.date | str | None = None,
+    aws: Aws | None = None,
+    profile: str | None = None,
+    region: str | None = None,
+) -> Results:
+    """The results below `root`, a directory or `s3://bucket/prefix`.
+
+    ```python
+    import polars as pl
+    from batchcl import open_results
+
+    open_results("s3://b/out").detections(date="2026-11-21").filter(pl.col("confidence") > 90).collect()
+    ```
+
+    Args:
+        root: what `--out` was.
+        model: rows of this model only, `<project>@<version>`.
+        run_id: rows of this run only.
+        date: rows of the runs that started on this UTC day only.
+        aws: for an S3 root; as the AWS CLI would by default.
+        profile: for an S3 root without `aws`.
+        region: likewise.
+
+    Raises:
+        OutputError: there is no output root there, or it can't be read.
+        UsageError: `root` is neither, `date` is no day, or nothing is known of `model` or `run_id`.
+        CredentialsError: there are none for an S3 root.
+    """
+    if aws is None and root.startswith("s3://"):
+        from batchcl.aws.session import Aws as Session  # noqa: PLC0415  local roots go without AWS's import
+
+        aws = Session.from_environment(profile=profile, region=region)
+    store = Store.open(root, aws=aws)
+    parts = _parts(store)
+    if not parts and not _is_root(store):
+        raise OutputError(
+            f"{store.root} is not an output root: it has neither results/ nor failures/ nor runs/; "
+            "give the directory or prefix that --out named"
+        )
+    narrowing = _Narrowing().and_also(model, run_id, date)
+    narrowing.check(store, parts)
+    return Results(store, parts, narrowing=narrowing)
+
+
+def _parts(store: Store) -> list[_Part]:
+    files = [*store.list_now("results"), *store.list_now("failures")]
+    found = ((file, _PART.fullmatch(file.path)) for file in files)
+    return [_Part(**match.groupdict(), uri=store.uri(file.path)) for file, match in found if match is not None]
+
+
+def _is_root(store: Store) -> bool:
+    names = ("results", "failures", "runs")
+    if not store.is_s3 and any((Path(store.root) / name).is_dir() for name in names):
+        return True
+    return any(store.list_now(name) for name in names)
+
+
+def _iso(date: dt.date | str) -> str:
+    if isinstance(date, dt.datetime):
+        return date.date().isoformat()
+    if isinstance(date, dt.date):
+        return date.isoformat()
+    try:
+        return dt.date.fromisoformat(date).isoformat()
+    except ValueError as error:
+        raise UsageError(f"{date!r} is not a day; write it as 2026-11-21") from error
+
+
+def _some(names: list[str]) -> str:
+    most = 10
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,138 @@
+"""A manifest file as the truth to hold results against."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from batchcl.errors import SourceError
+from batchcl.groundtruth import GroundTruth, parse_line
+
+__all__ = ["Truth", "read_truth"]
+
+_IMAGES: Final = {"uri": pl.String(), "detection": pl.Boolean(), "labels": pl.List(pl.String())}
+_BOX: Final = {
+    "uri": pl.String(),
+    "label": pl.String(),
+    "left": pl.Float64(),
+    "top": pl.Float64(),
+    "width": pl.Float64(),
+    "height": pl.Float64(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a manifest says of its images, one row an image.
+
+    Attributes:
+        images: `uri`, `detection` (whether the objects are located), `labels` (list, each once).
+        boxes: `uri`, `label`, `left`, `top`, `width`, `height` as ratios of the image.
+        unsized: images whose boxes can't be made ratios, as their line gives no image size.
+        unlabelled: lines without labels, which are no truth.
+        repeated: lines about an image that an earlier line was about already; their labels are joined.
+        bad: what was wrong with each line that was left out, with its number.
+    """
+
+    images: pl.DataFrame
+    boxes: pl.DataFrame
+    unsized: frozenset[str] = frozenset()
+    unlabelled: int = 0
+    repeated: int = 0
+    bad: tuple[str, ...] = ()
+
+
+def read_truth(path: str | os.PathLike[str], *, attribute: str | None = None, skip_bad_lines: bool = False) -> Truth:
+    """Read the manifest at `path`, JSON Lines of the Ground Truth format.
+
+    A source-ref that is no `s3://` URI is a path relative to the manifest's directory.
+
+    Args:
+        path: a local file.
+        attribute: the label attribute to read; by default as `groundtruth.parse_line` chooses.
+        skip_bad_lines: leave out lines that can't be read and say which, rather than raise.
+
+    Raises:
+        SourceError: the file can't be read, a line can't be, or no line has labels.
+    """
+    manifest = Path(path)
+    bad: list[str] = []
+    try:
+        with manifest.open("rb") as lines:
+            truths = _truths(lines, str(path), attribute=attribute, bad=bad if skip_bad_lines else None)
+            truth = _collect(truths, manifest.absolute().parent, bad)
+    except OSError as error:
+        raise SourceError(f"reading the truth {path} failed: {error.strerror or error}") from error
+    if truth.images.is_empty():
+        left_out = f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
+        raise SourceError(
+            f"the truth {path} has no image with labels: {truth.unlabelled} lines have none{left_out}; "
+            "evaluate needs a Ground Truth manifest with a label attribute"
+        )
+    return truth
+
+
+def _truths(
+    lines: Iterable[bytes], path: str, *, attribute: str | None, bad: list[str] | None
+) -> Iterator[GroundTruth]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield parse_line(line, attribute=attribute)
+        except SourceError as error:
+            if bad is None:
+                raise SourceError(f"{path}, line {number}: {error}; --skip-bad-lines leaves it out") from error
+            bad.append(f"line {number}: {error}")
+
+
+def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Truth:
+    labels: dict[str, dict[str, None]] = {}
+    located: dict[str, bool] = {}
+    boxes: dict[tuple[str, str, float, float, float, float], None] = {}
+    unsized: set[str] = set()
+    unlabelled = repeated = 0
+    for truth in truths:
+        if truth.task is None:
+            unlabelled += 1
+            continue
+        uri = _uri(truth.source_ref, folder)
+        repeated += uri in labels
+        labels.setdefault(uri, {}).update(dict.fromkeys(truth.labels))
+        located[uri] = located.get(uri, False) or truth.task == "detection"
+        if truth.boxes and truth.image_size is None:
+            unsized.add(uri)
+        boxes.update(dict.fromkeys(_ratios(uri, truth)))
+    return Truth(
+        images=pl.DataFrame(
+            {
+                "uri": list(labels),
+                "detection": list(located.values()),
+                "labels": [list(each) for each in labels.values()],
+            },
+            schema=_IMAGES,
+        ),
+        boxes=pl.DataFrame(list(boxes), schema=_BOX, orient="row"),
+        unsized=frozenset(unsized),
+        unlabelled=unlabelled,
+        repeated=repeated,
+        bad=tuple(bad),
+    )
+
+
+def _uri(source_ref: str, folder: Path) -> str:
+    """As `uri` stands in results: S3 URIs exactly, local files by absolute path."""
+    return source_ref if source_ref.startswith("s3://") else os.path.abspath(folder / source_ref)  # noqa: PTH100  keep symlinks
+
+
+def _ratios(uri: str, truth: GroundTruth) -> Iterator[tuple[str, str, float, float, float, float]]:
+    if truth.image_size is None:
+        return
+    wide, high = truth.image_size
+    for box in truth.boxes:
+        yield uri, box.label, box.left / wide, box.top / high, box.width / wide, box.height / high
