@@ -1,0 +1,240 @@
+"""A job: what to score, with what model, to where. From a TOML file, the environment and flags; flags win."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.lifecycle import Units
+from batchcl.errors import UsageError
+from batchcl.runs.layout import valid_run_id
+from batchcl.runs.schema import SCHEMA_VERSION
+from batchcl.sources.recognise import SourceKind
+
+__all__ = ["Job", "Tolerance", "load_job"]
+
+SHARD_SIZE: Final = 10_000
+_TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
+
+
+class Tolerance(BaseModel):
+    """How many images may fail before the run's exit code says so: a count, or a share of the images called for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int | None = None
+    percent: float | None = None
+
+    @classmethod
+    def parse(cls, text: str | int) -> Tolerance:
+        """Read `20` or `0.5%`. Raises ValueError."""
+        found = _TOLERANCE.fullmatch(str(text))
+        if found is None:
+            raise ValueError(f"{text!r} is no tolerance; write a count such as 20 or a share such as 0.5%")
+        if found["percent"]:
+            percent = float(found["number"])
+            if percent > 100:  # noqa: PLR2004
+                raise ValueError(f"{text!r} is more than 100%")
+            return cls(percent=percent)
+        if not found["number"].isdigit():
+            raise ValueError(f"{text!r} is no count; write a whole number, or a share such as 0.5%")
+        return cls(count=int(found["number"]))
+
+    def exceeded(self, *, failed: int, scored: int) -> bool:
+        """Whether `failed` images are too many; skipped ones cost no call and don't count."""
+        if self.percent is not None:
+            return failed > (failed + scored) * self.percent / 100
+        return failed > (self.count or 0)
+
+
+class Job(BaseModel):
+    """One scoring job; every field is a key of the job file and a flag of `batchcl run`.
+
+    Attributes:
+        sources: `s3://bucket/prefix`, directories, list files or `-`; scored in this order.
+        model: ARN of the trained model. May be left out with `emulator`, which then trains a demo model.
+        out: output root, a directory or `s3://bucket/prefix`.
+        run_id: names the run; made from the time when left out.
+        min_confidence: 0 to 100; left out, each label's assumed threshold decides; 0 returns all.
+        max_results: labels an image at most, highest confidence first.
+        max_tps: hard ceiling of calls a second.
+        max_in_flight: calls at once at most, a guard for memory.
+        include: globs; an image must fit one of them, if any is given.
+        exclude: globs; an image that fits one of them is left out.
+        limit: score the first so many images only.
+        source_kind: what the sources are, where their content doesn't tell.
+        skip_bad_lines: leave lines out that name no image, instead of refusing the list.
+        max_failures: a count or a share; more failures than this end with exit code 3.
+        shard_size: images a published part.
+        start_model: `MIN[:MAX]` inference units: start the model if it isn't running, and stop what was started.
+        keep_model: leave the model running that this run started.
+        emulator: score with the local emulator instead of AWS.
+        emulator_state: directory of the emulator's projects and models.
+        profile: of the AWS configuration.
+        region: of AWS; the model's ARN has its own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False)
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    model: str | None = None
+    out: Annotated[str, Field(min_length=1)]
+    run_id: str | None = None
+    min_confidence: Annotated[float, Field(ge=0, le=100)] | None = None
+    max_results: Annotated[int, Field(ge=0)] | None = None
+    max_tps: Annotated[float, Field(gt=0)] | None = None
+    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    limit: Annotated[int, Field(ge=1)] | None = None
+    source_kind: SourceKind | None = None
+    skip_bad_lines: bool = False
+    max_failures: str = "0"
+    shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
+    start_model: str | None = None
+    keep_model: bool = False
+    emulator: bool = False
+    emulator_state: str | None = None
+    profile: str | None = None
+    region: str | None = None
+
+    @field_validator("max_failures", mode="before")
+    @classmethod
+    def _tolerance(cls, value: object) -> str:
+        if not isinstance(value, str | int):
+            raise ValueError("write a count such as 20 or a share such as 0.5%")  # noqa: TRY004 - pydantic's way
+        Tolerance.parse(value)
+        return str(value)
+
+    @field_validator("model", "start_model", "run_id")
+    @classmethod
+    def _readable(cls, value: str | None, info: Any) -> str | None:
+        checks = {"model": ModelArn.parse, "start_model": Units.parse, "run_id": valid_run_id}
+        if value is not None:
+            try:
+                checks[info.field_name](value)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Job:
+        if self.model is None and not self.emulator:
+            raise ValueError("name the model with --model ARN (`batchcl model list` shows yours), or use --emulator")
+        return self
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """`max_failures`, read."""
+        return Tolerance.parse(self.max_failures)
+
+    @property
+    def units(self) -> Units | None:
+        """`start_model`, read."""
+        return None if self.start_model is None else Units.parse(self.start_model)
+
+    def scored_as(self, model: ModelArn) -> dict[str, Any]:
+        """What decides about the rows of a run: the same under the same run id, or the run is another one."""
+        return {
+            "sources": list(self.sources),
+            "source_kind": self.source_kind,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "limit": self.limit,
+            "model": model.text,
+            "min_confidence": self.min_confidence,
+            "max_results": self.max_results,
+            "schema": SCHEMA_VERSION,
+        }
+
+
+def fingerprint(scored_as: Mapping[str, Any]) -> str:
+    """A short digest of `Job.scored_as`."""
+    return hashlib.sha256(orjson.dumps(scored_as, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+class _Environment(BaseSettings):
+    """Reads `BATCHCL_<FIELD>` of every field of `Job`; lists and numbers as JSON or TOML would have them."""
+
+    model_config = SettingsConfigDict(env_prefix="BATCHCL_", extra="ignore")
+
+    model: str | None = None
+    out: str | None = None
+    run_id: str | None = None
+    min_confidence: float | None = None
+    max_results: int | None = None
+    max_tps: float | None = None
+    max_in_flight: int | None = None
+    limit: int | None = None
+    max_failures: str | None = None
+    start_model: str | None = None
+    emulator: bool | None = None
+    emulator_state: str | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (env_settings,)
+
+
+def load_job(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Job:
+    """The job of a TOML file, the environment (`BATCHCL_MODEL` and so on) and flags; each wins over those before.
+
+    Paths in the file are relative to the working directory, as on the command line.
+
+    Raises:
+        UsageError: the file is missing or no TOML, a key is unknown, or a value doesn't fit, named with its place.
+    """
+    values: dict[str, Any] = {} if config is None else _read(config)
+    try:
+        values |= _Environment().model_dump(exclude_none=True)
+        values |= {name: value for name, value in (flags or {}).items() if value is not None}
+        return Job.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_sentence(error, config)) from error
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no job file {config}; check --config") from error
+    except OSError as error:
+        raise UsageError(f"can't read the job file {config}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the job file {config} is no valid TOML: {error}") from error
+
+
+def _sentence(error: ValidationError, config: Path | None) -> str:
+    """Pydantic's findings as one sentence that names flag or key."""
+    parts = []
+    for finding in error.errors():
+        field = str(finding["loc"][0]) if finding["loc"] else ""
+        message = finding["msg"].removeprefix("Value error, ")
+        if finding["type"] == "extra_forbidden":
+            parts.append(f"the key {field!r} is unknown; known are {', '.join(Job.model_fields)}")
+        elif finding["type"] == "missing":
+            how = "SOURCE" if field == "sources" else f"--{field.replace('_', '-')}"
+            parts.append(f"{field} is missing: give {how} or the key in the job file")
+        elif field:
+            flag = f"--{field.replace('_', '-')}"
+            parts.append(f"{flag} {finding['input']!r}: {message[0].lower()}{message[1:]}")
+        else:
+            parts.append(message)
+    where = f" (job file {config})" if config is not None else ""
+    return "; ".join(parts) + where

@@ -1,0 +1,151 @@
+"""A run's two documents: `run.json`, created exclusively when it starts, and `summary.json`, written when it ends."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar
+
+import orjson
+
+from batchcl.errors import OutputError
+from batchcl.runs.layout import RUNS, record_path, summary_path
+from batchcl.runs.store import Store
+
+__all__ = [
+    "RunRecord",
+    "RunState",
+    "Summary",
+    "differences",
+    "list_runs",
+    "read_record",
+    "read_summary",
+    "write_summary",
+]
+
+Status = Literal["done", "stopped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What was asked for. `scored_as` decides about the rows; `fingerprint` is its digest."""
+
+    run_id: str
+    model: str
+    fingerprint: str
+    scored_as: dict[str, Any]
+    settings: dict[str, Any]
+    started_at: dt.datetime
+    version: str
+
+    @property
+    def date(self) -> dt.date:
+        """The run's UTC start date, which names its partition."""
+        return self.started_at.astimezone(dt.UTC).date()
+
+    async def create(self, store: Store) -> bool:
+        """Write the record; False if the run id is taken."""
+        return await store.put_new(record_path(self.run_id), _dump(asdict(self)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        status: `done` when every image of the list has its row, `stopped` when not.
+        reason: why it stopped.
+        calls: DetectCustomLabels calls, the throttled ones included.
+        seconds: from the first listing to the last row.
+        cost_usd: what the model cost while this run had it running, at least; None where the run didn't start it.
+        tolerated: whether failures stayed within `max_failures`.
+        bad_lines: lines of the lists that name no image and were left out.
+    """
+
+    run_id: str
+    status: Status
+    planned: int
+    scored: int
+    failed: int
+    skipped: int
+    calls: int
+    throttled: int
+    seconds: float
+    images_per_second: float
+    out: str
+    model: str
+    started_at: dt.datetime
+    ended_at: dt.datetime
+    tolerated: bool = True
+    cost_usd: float | None = None
+    bad_lines: int = 0
+    reason: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """A run as the output root shows it; without a summary it is going on, or was cut off."""
+
+    record: RunRecord
+    summary: Summary | None = None
+
+
+_Document = TypeVar("_Document", RunRecord, Summary)
+
+
+async def read_record(store: Store, run_id: str) -> RunRecord | None:
+    """The run's record, or None if there is no such run."""
+    return _load(RunRecord, await store.get(record_path(run_id)), store.uri(record_path(run_id)))
+
+
+async def read_summary(store: Store, run_id: str) -> Summary | None:
+    """The run's summary, or None if it has not ended."""
+    return _load(Summary, await store.get(summary_path(run_id)), store.uri(summary_path(run_id)))
+
+
+async def write_summary(store: Store, summary: Summary) -> None:
+    """Keep the summary."""
+    await store.put(summary_path(summary.run_id), _dump(summary.as_dict()))
+
+
+async def list_runs(store: Store) -> list[RunState]:
+    """All runs of the root, the oldest first."""
+    states = []
+    for run_id in await store.children(RUNS):
+        record = await read_record(store, run_id)
+        if record is not None:
+            states.append(RunState(record, await read_summary(store, run_id)))
+    return sorted(states, key=lambda state: (state.record.started_at, state.record.run_id))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What sets two `scored_as` apart, in words."""
+    return ", ".join(
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    )
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z)
+
+
+def _load(kind: type[_Document], data: bytes | None, where: str) -> _Document | None:
+    """The document in `data`; keys that a newer batchcl added are passed over."""
+    if data is None:
+        return None
+    try:
+        values = orjson.loads(data)
+        known = {name: values[name] for name in (one.name for one in fields(kind)) if name in values}
+        for name in ("started_at", "ended_at"):
+            if name in known:
+                known[name] = dt.datetime.fromisoformat(known[name])
+        return kind(**known)
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"{where} is damaged: {error}; restore it or use another output root") from error

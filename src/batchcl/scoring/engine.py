@@ -1,0 +1,335 @@
+"""The engine: images in, outcomes out, at the pace and within the bounds it is given.
+
+One task lists, one feeds, a pool of callers calls, one writes. Between them stand a bounded queue and a bounded
+stream, so memory doesn't grow with the number of images. Tasks keep their errors to themselves: the first one drains
+the engine (calls in flight end, their outcomes are kept), and `run` raises it at the end.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from batchcl.aws.classify import INVALID_S3_OBJECT
+from batchcl.aws.detect import Detector
+from batchcl.errors import (
+    BatchclError,
+    CallError,
+    FatalCallError,
+    ImageError,
+    ModelNotReadyError,
+    ThrottledError,
+    TransientError,
+)
+from batchcl.images import unfit
+from batchcl.pacing.pacer import Pacer
+from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
+from batchcl.scoring.outcome import Detection, Failed, Outcome, Scored
+from batchcl.scoring.queue import WorkItem, WorkQueue
+from batchcl.scoring.shards import Batch
+
+__all__ = ["Engine", "EngineSettings", "Recovery", "Sink"]
+
+_Written = tuple[int, Outcome | int]
+"""A shard and one of its outcomes, or the number of its images once that is known."""
+
+_OUTCOMES_BUFFERED: Final = 1000
+_BACKOFF_S: Final = 0.25
+_BACKOFF_MAX_S: Final = 20.0
+_ALL_INVALID: Final = 20
+"""So many images refused as InvalidS3Object and none accepted: the bucket is at fault, not the images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Bounds of the engine.
+
+    Attributes:
+        max_in_flight: calls at once: a guard for memory, not a pace.
+        max_attempts: calls an image may cost, throttled ones not counted.
+    """
+
+    max_in_flight: int = 256
+    max_attempts: int = 8
+
+
+class Sink(Protocol):
+    """Where outcomes go. Raises `BatchclError` where they can't be kept."""
+
+    async def record(self, shard: int, outcome: Outcome) -> None:
+        """Take over one outcome of `shard`."""
+        ...
+
+    async def listed(self, shard: int, images: int) -> None:
+        """`shard` has so many images, and no more will come."""
+        ...
+
+    async def close(self) -> None:
+        """Keep all that was recorded; nothing follows."""
+        ...
+
+
+class Recovery(Protocol):
+    """What to do when the service says that the model isn't ready."""
+
+    async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
+        """Return when calls may go on, raise when they can't; `pauses` in a row since the last good answer."""
+        ...
+
+
+class Engine:
+    """Scores one stream of images. Used once."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        pacer: Pacer,
+        sink: Sink,
+        recovery: Recovery,
+        *,
+        progress: Progress,
+        settings: EngineSettings | None = None,
+        observer: Observer | None = None,
+        utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        rng: random.Random | None = None,
+    ) -> None:
+        self._detector = detector
+        self._pacer = pacer
+        self._sink = sink
+        self._recovery = recovery
+        self._progress = progress
+        self._settings = settings or EngineSettings()
+        self._observer = observer or SilentObserver()
+        self._utcnow = utcnow
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
+        self._queue = WorkQueue(capacity=2 * self._settings.max_in_flight)
+        self._feeding = anyio.CancelScope()
+        self._listing = anyio.CancelScope()
+        self._recovering = anyio.CancelScope()
+        self._callers: TaskGroup
+        self._slots = anyio.Semaphore(self._settings.max_in_flight)
+        self._open = anyio.Event()
+        self._open.set()
+        self._resumed_at = float("-inf")
+        self._pauses = 0
+        self._invalid_first = 0
+        self._answered = False
+        self._failure: BatchclError | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the service has given a verdict on any image, so that money may have been well spent."""
+        return self._answered
+
+    def drain(self) -> None:
+        """Send no more calls; those in flight end and are kept. `run` then returns."""
+        self._queue.stop()
+        self._feeding.cancel()
+        self._listing.cancel()
+        self._recovering.cancel()
+
+    async def run(self, batches: AsyncIterator[Batch]) -> None:
+        """Score until the list ends, or `drain`.
+
+        Raises:
+            BatchclError: what stopped the engine early. All outcomes up to then are kept, unless it was the sink.
+        """
+        send, receive = anyio.create_memory_object_stream[_Written](_OUTCOMES_BUFFERED)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._write, receive)
+            async with send, anyio.create_task_group() as self._callers:
+                self._callers.start_soon(self._list, batches, send)
+                self._callers.start_soon(self._feed, send)
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, error: BatchclError) -> None:
+        """Drain for `error`; the first one is the one that is raised."""
+        if self._failure is None:
+            self._failure = error
+        self.drain()
+
+    async def _list(self, batches: AsyncIterator[Batch], outcomes: MemoryObjectSendStream[_Written]) -> None:
+        """Move images from the list into the queue; the unfit ones go straight to the outcomes."""
+        sizes = 0
+        try:
+            with self._listing:
+                async for batch in batches:
+                    for image in batch.images:
+                        self._progress.planned += 1
+                        sizes += 1
+                        if (reason := unfit(image)) is not None:
+                            skipped = Failed(
+                                image=image,
+                                status="skipped",
+                                code=reason.code,
+                                message=reason.message,
+                                attempts=0,
+                                failed_at=self._utcnow(),
+                            )
+                            await outcomes.send((batch.shard, skipped))
+                        elif not await self._queue.put(WorkItem(image, batch.shard)):
+                            return
+                    if batch.last:
+                        await outcomes.send((batch.shard, sizes))
+                        sizes = 0
+                self._progress.listed = True
+        except BatchclError as error:
+            self._fail(error)
+        finally:
+            self._queue.close()
+
+    async def _feed(self, outcomes: MemoryObjectSendStream[_Written]) -> None:
+        """Hand images to callers, one at a time and each at its turn."""
+        hand_over, taken = anyio.create_memory_object_stream[WorkItem](0)
+        async with hand_over, taken:
+            with self._feeding:
+                while (item := await self._queue.take()) is not None:
+                    await self._open.wait()
+                    await self._slots.acquire()
+                    await self._pacer.acquire()
+                    if not hand_over.statistics().tasks_waiting_receive:
+                        self._callers.start_soon(self._call_all, taken.clone(), outcomes)
+                    await hand_over.send(item)
+
+    async def _call_all(
+        self,
+        items: MemoryObjectReceiveStream[WorkItem],
+        outcomes: MemoryObjectSendStream[_Written],
+    ) -> None:
+        """One caller: call for each image that it is handed."""
+        async with items:
+            async for item in items:
+                self._progress.in_flight += 1
+                try:
+                    outcome = await self._call(item)
+                finally:
+                    self._progress.in_flight -= 1
+                    self._slots.release()
+                if outcome is not None:
+                    await outcomes.send((item.shard, outcome))
+                    self._queue.settle()
+
+    async def _call(self, item: WorkItem) -> Outcome | None:
+        """One call; None where the image went back to the queue."""
+        sent_at = anyio.current_time()
+        self._progress.calls += 1
+        self._progress.rate_tps = self._pacer.statistics().rate_tps
+        try:
+            detection = await self._detector.detect(item.image)
+        except CallError as error:
+            return self._unanswered(item, error, sent_at)
+        return self._scored(item, detection, anyio.current_time() - sent_at)
+
+    def _scored(self, item: WorkItem, detection: Detection, latency_s: float) -> Scored:
+        self._pacer.succeeded()
+        self._answered = True
+        self._pauses = 0
+        return Scored(
+            image=item.image,
+            labels=detection.labels,
+            attempts=item.attempts + 1,
+            latency_ms=latency_s * 1000,
+            request_id=detection.request_id,
+            scored_at=self._utcnow(),
+        )
+
+    def _unanswered(self, item: WorkItem, error: CallError, sent_at: float) -> Outcome | None:
+        """What FACTS says to do about `error`: go back to the queue, or end as a failure."""
+        match error:
+            case ThrottledError():
+                self._progress.throttled += 1
+                self._pacer.throttled(sent_at=sent_at, sudden=error.sudden)
+                self._queue.give_back(item)
+                return None
+            case ModelNotReadyError():
+                self._queue.give_back(item)
+                self._pause(error, sent_at)
+                return None
+            case FatalCallError():
+                self._queue.give_back(item)
+                self._fail(error)
+                return None
+            case TransientError() if item.attempts + 1 < self._settings.max_attempts:
+                item.attempts += 1
+                longest = min(_BACKOFF_MAX_S, _BACKOFF_S * 2**item.attempts)
+                self._queue.give_back_later(item, anyio.current_time() + self._rng.uniform(0, longest))
+                return None
+            case ImageError():
+                self._pacer.succeeded()
+                self._judge_bucket(error)
+        return Failed(
+            image=item.image,
+            status="failed",
+            code=error.code,
+            message=str(error),
+            attempts=item.attempts + 1,
+            failed_at=self._utcnow(),
+        )
+
+    def _judge_bucket(self, error: ImageError) -> None:
+        """When the first images are all unreadable from S3, so will the rest be: stop rather than pay for refusals."""
+        if self._answered:
+            return
+        if error.code != INVALID_S3_OBJECT:
+            self._answered = error.status is not None
+            return
+        self._invalid_first += 1
+        if self._invalid_first >= _ALL_INVALID:
+            self._fail(
+                FatalCallError(
+                    f"the first {_ALL_INVALID} images all came back as {INVALID_S3_OBJECT} ({error}); check that the "
+                    "bucket lies in the model's region, that this identity may s3:GetObject from it, and that the "
+                    "keys exist",
+                    code=error.code,
+                    status=error.status,
+                )
+            )
+
+    def _pause(self, error: ModelNotReadyError, sent_at: float) -> None:
+        """Close the gate, and let the recovery open it; calls from before the last recovery say nothing new."""
+        if not self._open.is_set() or sent_at < self._resumed_at or self._queue.stopped:
+            return
+        self._open = anyio.Event()
+        self._pauses += 1
+        self._observer.notice(Notice("paused", f"calls pause: {error}", {"code": error.code}))
+        self._callers.start_soon(self._recover, error)
+
+    async def _recover(self, error: ModelNotReadyError) -> None:
+        try:
+            with self._recovering:
+                await self._recovery.recover(error, pauses=self._pauses)
+                self._observer.notice(Notice("resumed", "calls go on"))
+        except BatchclError as refusal:
+            self._fail(refusal)
+        self._resumed_at = anyio.current_time()
+        self._open.set()
+
+    async def _write(self, outcomes: MemoryObjectReceiveStream[_Written]) -> None:
+        """Give outcomes to the sink, and count those that it took."""
+        broken = False
+        async with outcomes:
+            async for shard, outcome in outcomes:
+                if broken:
+                    continue
+                try:
+                    if isinstance(outcome, int):
+                        await self._sink.listed(shard, outcome)
+                    else:
+                        await self._sink.record(shard, outcome)
+                        self._progress.count(outcome)
+                except BatchclError as error:
+                    broken = True
+                    self._fail(error)
+        if not broken:
+            try:
+                await self._sink.close()
+            except BatchclError as error:
+                self._fail(error)

@@ -1,0 +1,140 @@
+"""What a run tells whoever watches it: counters to look at, and notices when something happens."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from batchcl.scoring.outcome import Failed, Outcome
+
+__all__ = ["Notice", "Observer", "Progress", "SilentObserver", "Snapshot"]
+
+_RATE_WINDOW_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something worth a line: `kind` for machines, `text` for people, `fields` for both."""
+
+    kind: str
+    text: str
+    fields: dict[str, str | int | float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The counters of a run at one moment.
+
+    Attributes:
+        planned: images on the list so far; all of them once `listed`.
+        listed: whether the list is complete.
+        calls: calls that were sent, the throttled ones included.
+        throttled: calls that were refused for capacity.
+        images_per_second: outcomes with a call, over the last 15 s.
+        eta_s: seconds to the end at that rate; None while it can't be told.
+        dollars: what the model cost so far, at least; None where the run didn't start it.
+    """
+
+    planned: int
+    listed: bool
+    scored: int
+    failed: int
+    skipped: int
+    calls: int
+    throttled: int
+    in_flight: int
+    elapsed_s: float
+    images_per_second: float
+    rate_tps: float
+    eta_s: float | None
+    dollars: float | None
+
+    @property
+    def done(self) -> int:
+        """Images with an outcome."""
+        return self.scored + self.failed + self.skipped
+
+    @property
+    def throttled_share(self) -> float:
+        """Throttled calls of all calls, 0 to 1."""
+        return self.throttled / self.calls if self.calls else 0.0
+
+
+class Observer(Protocol):
+    """Watches a run. Called from its event loop: it must return fast and not raise."""
+
+    def started(self, progress: Progress) -> None:
+        """The counters exist from here on; look at them when you like."""
+        ...
+
+    def notice(self, notice: Notice) -> None:
+        """Something happened."""
+        ...
+
+
+class SilentObserver:
+    """Watches nothing."""
+
+    def started(self, progress: Progress) -> None:
+        """Look away."""
+
+    def notice(self, notice: Notice) -> None:
+        """Look away."""
+
+
+class Progress:
+    """The counters of a run. Whoever owns a number adds to it; `snapshot` shows them together."""
+
+    def __init__(self, *, started_at: float) -> None:
+        self.planned = 0
+        self.listed = False
+        self.scored = 0
+        self.failed = 0
+        self.skipped = 0
+        self.calls = 0
+        self.throttled = 0
+        self.in_flight = 0
+        self.rate_tps = 0.0
+        self.dollars: float | None = None
+        self._started_at = started_at
+        self._recent: deque[tuple[float, int]] = deque()
+
+    def count(self, outcome: Outcome) -> None:
+        """Add an outcome that is kept."""
+        if not isinstance(outcome, Failed):
+            self.scored += 1
+        elif outcome.status == "skipped":
+            self.skipped += 1
+        else:
+            self.failed += 1
+
+    def snapshot(self, now: float) -> Snapshot:
+        """The counters at `now`, on the clock of `started_at`."""
+        rate = self._rate(now)
+        left = self.planned - self.scored - self.failed - self.skipped
+        return Snapshot(
+            planned=self.planned,
+            listed=self.listed,
+            scored=self.scored,
+            failed=self.failed,
+            skipped=self.skipped,
+            calls=self.calls,
+            throttled=self.throttled,
+            in_flight=self.in_flight,
+            elapsed_s=now - self._started_at,
+            images_per_second=rate,
+            rate_tps=self.rate_tps,
+            eta_s=left / rate if self.listed and rate > 0 else None,
+            dollars=self.dollars,
+        )
+
+    def _rate(self, now: float) -> float:
+        called = self.scored + self.failed
+        self._recent.append((now, called))
+        while len(self._recent) > 1 and self._recent[0][0] < now - _RATE_WINDOW_S:
+            self._recent.popleft()
+        since, base = self._recent[0]
+        if now - since < 1.0:
+            since, base = self._started_at, 0
+        return (called - base) / (now - since) if now > since else 0.0
