@@ -1,0 +1,88 @@
+"""`batchcl confidence`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from batchcl.cli.output import (
+    Csv,
+    Date,
+    Json,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    cell,
+    check_format,
+    emit,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["confidence"]
+
+_BAR: Final = 40
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
+
+
+def confidence(
+    root: Root,
+    *,
+    bins: Annotated[int, typer.Option(help="How many bins from 0 to 100.", min=1, max=1000)] = 20,
+    label: Annotated[str | None, typer.Option(help="Only this label.", show_default=False)] = None,
+    per_label: Annotated[bool, typer.Option("--per-label", help="One histogram for each label.")] = False,
+    model: Model = None,
+    run: Run = None,
+    date: Date = None,
+    json: Json = False,
+    csv: Csv = False,
+    profile: Profile = None,
+    region: Region = None,
+) -> None:
+    """How the confidences are spread: a histogram, to find a threshold by eye.
+
+    Examples:
+
+      batchcl confidence out
+
+      batchcl confidence out --label cat --bins 50
+
+      batchcl confidence out --per-label --csv > histogram.csv
+    """  # noqa: D412 - Typer shows the examples as they stand
+    check_format(json=json, csv=csv)
+    from batchcl.analysis.confidence import confidence_histogram  # noqa: PLC0415 - polars, only when it is needed
+    from batchcl.analysis.results import open_results  # noqa: PLC0415
+
+    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    histogram = confidence_histogram(results.detections(), bins=bins, label=label, per_label=per_label)
+    if json or csv:
+        emit(histogram, json=json, csv=csv)
+    else:
+        of = "" if label is None else f" of {cell(label)}"
+        emit(_with_bars(histogram), title=f"Confidence{of} in {root}, {_total(histogram)} detections")
+
+
+def _total(histogram: pl.DataFrame) -> str:
+    return cell(int(histogram["detections"].sum()))
+
+
+def _with_bars(histogram: pl.DataFrame) -> pl.DataFrame:
+    """The histogram as it is shown: the longest bar has `_BAR` columns."""
+    import polars as pl  # noqa: PLC0415
+
+    most = max(histogram["detections"].to_list(), default=0)
+    bars = [_bar(count, most) for count in histogram["detections"]]
+    percent = pl.col("share").mul(100).round(1).cast(pl.String) + " %"
+    return histogram.with_columns(percent.alias("share"), pl.Series("", bars, pl.String))
+
+
+def _bar(count: int, most: int) -> str:
+    """At least an eighth of a column where there is anything at all."""
+    if not count:
+        return ""
+    full, eighths = divmod(max(round(count / most * _BAR * 8), 1), 8)
+    return "█" * full + _EIGHTHS[eighths].strip()

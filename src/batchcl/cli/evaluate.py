@@ -1,0 +1,103 @@
+"""`batchcl evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit, emit_object
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from batchcl.analysis.evaluate import Evaluation
+
+__all__ = ["evaluate"]
+
+_WIDEST_MATRIX: Final = 12
+_MOST_MISTAKES: Final = 20
+
+
+def evaluate(
+    root: Root,
+    *,
+    truth: Annotated[str, typer.Option("--truth", metavar="MANIFEST", help="A local Ground Truth manifest.")],
+    attribute: Annotated[
+        str | None,
+        typer.Option(help="The manifest's label attribute; by default all, or the adjusted one.", show_default=False),
+    ] = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Leave out detections below it.", show_default=False),
+    ] = None,
+    skip_bad_lines: Annotated[
+        bool, typer.Option("--skip-bad-lines", help="Leave out, and count, lines that can't be read.")
+    ] = False,
+    model: Model = None,
+    run: Run = None,
+    date: Date = None,
+    json: Json = False,
+    csv: Csv = False,
+    profile: Profile = None,
+    region: Region = None,
+) -> None:
+    """Hold results against the truth: precision, recall and F1 of each label, confusion, mean average precision.
+
+    --json gives one object with `summary`, `labels` and `confusion`; --csv the table of the labels.
+
+    Examples:
+
+      batchcl evaluate out --truth test.manifest
+
+      batchcl evaluate out --truth test.manifest --model cats@v2 --min-confidence 70
+
+      batchcl evaluate s3://bucket/out --truth test.manifest --json | jq .summary.macro_f1
+    """  # noqa: D412 - Typer shows the examples as they stand
+    check_format(json=json, csv=csv)
+    from batchcl.analysis.evaluate import evaluate as evaluated  # noqa: PLC0415 - polars, only when it is needed
+    from batchcl.analysis.results import open_results  # noqa: PLC0415
+    from batchcl.analysis.truth import read_truth  # noqa: PLC0415
+
+    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    manifest = read_truth(truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
+    evaluation = evaluated(results.images(), manifest, min_confidence=min_confidence, failures=results.failures())
+    if json:
+        emit_object(_as_object(evaluation), json=True)
+    elif csv:
+        emit(evaluation.labels, csv=True)
+    else:
+        _show(evaluation, root)
+
+
+def _as_object(evaluation: Evaluation) -> dict[str, object]:
+    confusion = evaluation.confusion
+    return {
+        "summary": evaluation.summary,
+        "labels": evaluation.labels.to_dicts(),
+        "confusion": None if confusion is None else confusion.to_dicts(),
+    }
+
+
+def _show(evaluation: Evaluation, root: str) -> None:
+    shown = {name: value for name, value in evaluation.summary.items() if value not in (None, [])}
+    emit_object(shown, title=f"Evaluation of {root}")
+    sys.stdout.write("\n")
+    emit(evaluation.labels, title="Labels")
+    if evaluation.confusion is not None:
+        sys.stdout.write("\n")
+        _show_confusion(evaluation.confusion)
+
+
+def _show_confusion(confusion: pl.DataFrame) -> None:
+    """A matrix where it fits, else the most frequent mistakes."""
+    import polars as pl  # noqa: PLC0415
+
+    if confusion["predicted"].n_unique() <= _WIDEST_MATRIX:
+        corner = "truth ╲ surest"
+        wide = confusion.rename({"truth": corner}).pivot("predicted", index=corner, values="images", sort_columns=True)
+        emit(wide.fill_null(0), title="Images by true label (rows) and surest label (columns)")
+        return
+    mistakes = confusion.filter(pl.col("truth") != pl.col("predicted")).sort("images", descending=True)
+    emit(mistakes.head(_MOST_MISTAKES), title="The most frequent mistakes, by images; --json has all")

@@ -1,0 +1,41 @@
+"""`batchcl failures`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit
+
+__all__ = ["failures"]
+
+
+def failures(
+    root: Root,
+    *,
+    examples: Annotated[int, typer.Option(help="How many URIs to name for each reason.", min=0)] = 3,
+    model: Model = None,
+    run: Run = None,
+    date: Date = None,
+    json: Json = False,
+    csv: Csv = False,
+    profile: Profile = None,
+    region: Region = None,
+) -> None:
+    """Why images have no result: failed and skipped ones by reason, with examples.
+
+    Examples:
+
+      batchcl failures out
+
+      batchcl failures out --run nightly-2026-11-21 --examples 10
+
+      batchcl failures out --json | jq '.[] | select(.status == "failed")'
+    """  # noqa: D412 - Typer shows the examples as they stand
+    check_format(json=json, csv=csv)
+    from batchcl.analysis.failures import failure_table  # noqa: PLC0415 - polars, only when it is needed
+    from batchcl.analysis.results import open_results  # noqa: PLC0415
+
+    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    emit(failure_table(results.failures(), examples=examples), json=json, csv=csv, title=f"Failures in {root}")

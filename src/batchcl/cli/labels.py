@@ -1,0 +1,36 @@
+"""`batchcl labels`."""
+
+from __future__ import annotations
+
+from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit
+
+__all__ = ["labels"]
+
+
+def labels(
+    root: Root,
+    *,
+    model: Model = None,
+    run: Run = None,
+    date: Date = None,
+    json: Json = False,
+    csv: Csv = False,
+    profile: Profile = None,
+    region: Region = None,
+) -> None:
+    """How often each label was found, and how sure the model was.
+
+    Examples:
+
+      batchcl labels out
+
+      batchcl labels s3://bucket/out --date 2026-11-21 --json
+
+      batchcl labels out --model cats@v2 --csv > labels.csv
+    """  # noqa: D412 - Typer shows the examples as they stand
+    check_format(json=json, csv=csv)
+    from batchcl.analysis.labels import label_table  # noqa: PLC0415 - polars, only when it is needed
+    from batchcl.analysis.results import open_results  # noqa: PLC0415
+
+    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    emit(label_table(results.detections()), json=json, csv=csv, title=f"Labels in {root}")

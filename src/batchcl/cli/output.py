@@ -1,0 +1,200 @@
+"""What the commands that read results share: their options, and how a table reaches stdout.
+
+stdout is data. A terminal gets a table that fits it; a pipe gets the same in aligned plain text with every value
+whole; `--json` and `--csv` are for programs.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = [
+    "Csv",
+    "Date",
+    "Json",
+    "Model",
+    "Profile",
+    "Region",
+    "Root",
+    "Run",
+    "emit",
+    "emit_object",
+]
+
+Root = Annotated[str, typer.Argument(metavar="ROOT", help="What --out was: a directory or s3://bucket/prefix.")]
+Model = Annotated[str | None, typer.Option("--model", help="Only this model, PROJECT@VERSION.", show_default=False)]
+Run = Annotated[str | None, typer.Option("--run", help="Only this run.", show_default=False)]
+Date = Annotated[
+    str | None,
+    typer.Option("--date", metavar="YYYY-MM-DD", help="Only runs that started this UTC day.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+Csv = Annotated[bool, typer.Option("--csv", help="CSV on stdout.")]
+Profile = Annotated[str | None, typer.Option("--profile", help="AWS profile, for a root in S3.", show_default=False)]
+Region = Annotated[str | None, typer.Option("--region", help="AWS region, for a root in S3.", show_default=False)]
+
+_SLICE: Final = 10_000
+_NARROWEST: Final = 80
+
+
+def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: str | None = None) -> None:
+    """Write `frame` to stdout: a table, one JSON array of objects (`json`), or CSV with a header (`csv`).
+
+    Times are ISO 8601. Lists and structs are JSON inside CSV. `title` stands above a table only.
+
+    Raises:
+        UsageError: both `json` and `csv` are asked for.
+    """
+    check_format(json=json, csv=csv)
+    if json:
+        _write_json(frame)
+    elif csv:
+        _nested_as_json(frame).write_csv(sys.stdout, datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z")
+    elif sys.stdout.isatty():
+        _rich_table(frame, title)
+    else:
+        sys.stdout.writelines(_plain_table(frame, title))
+
+
+def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | None = None) -> None:
+    """Write one object to stdout: a line a value, or one JSON object."""
+    if json:
+        import orjson  # noqa: PLC0415 - `batchcl --help` goes without
+
+        sys.stdout.write(orjson.dumps(dict(value), option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    width = max(map(_width, value), default=0)
+    lines = [f"{_padded(name, width)}  {cell(item, decimals=_decimals([item]))}\n" for name, item in value.items()]
+    sys.stdout.writelines([*([f"{title}\n"] if title else []), *lines])
+
+
+def check_format(*, json: bool, csv: bool) -> None:
+    """Raise `UsageError` where two formats are asked for; before the work, rather than after."""
+    if json and csv:
+        from batchcl.errors import UsageError  # noqa: PLC0415 - with the other late imports
+
+        raise UsageError("--json and --csv exclude each other; choose one")
+
+
+def cell(value: Any, *, decimals: int = 2) -> str:
+    """`value` as a person reads it, on one line and without control characters."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.{decimals}f}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        return _printable(_text(value))
+    return f"{value:,}"
+
+
+def _decimals(values: Iterable[Any]) -> int:
+    """Digits after the point that tell the numbers of one column apart: none for whole ones, four for ratios."""
+    floats = [value for value in values if isinstance(value, float) and math.isfinite(value)]
+    if all(value.is_integer() for value in floats) and any(abs(value) > 1 for value in floats):
+        return 0
+    return 4 if all(abs(value) <= 1 for value in floats) else 2
+
+
+def _text(value: Any) -> str:
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return _json_text(value) if isinstance(value, list | dict) else str(value)
+
+
+def _printable(text: str) -> str:
+    """Labels and keys may hold anything; a terminal must not act on it."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\u00a0" else repr(each)[1:-1] for each in text)
+
+
+def _json_text(value: Any) -> str:
+    import orjson  # noqa: PLC0415
+
+    return orjson.dumps(value, default=str).decode()
+
+
+def _write_json(frame: pl.DataFrame) -> None:
+    opening = "["
+    for part in frame.iter_slices(_SLICE):
+        for row in part.iter_rows(named=True):
+            sys.stdout.write(f"{opening}\n{_json_text(row)}")
+            opening = ","
+    sys.stdout.write("[]\n" if opening == "[" else "\n]\n")
+
+
+def _nested_as_json(frame: pl.DataFrame) -> pl.DataFrame:
+    import polars as pl  # noqa: PLC0415
+
+    nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
+    return frame.with_columns(
+        pl.Series(name, [None if each is None else _json_text(each) for each in frame[name].to_list()], pl.String)
+        for name in nested
+    )
+
+
+def _rich_table(frame: pl.DataFrame, title: str | None) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(title=title, title_justify="left")
+    for name, right in zip(frame.columns, _numbers(frame), strict=True):
+        table.add_column(Text(_printable(name)), justify="right" if right else "left", overflow="fold")
+    for row in _cells(frame):
+        table.add_row(*map(Text, row))
+    width = max(shutil.get_terminal_size().columns, _NARROWEST)
+    Console(file=sys.stdout, width=width).print(table)
+
+
+def _plain_table(frame: pl.DataFrame, title: str | None) -> Iterable[str]:
+    rows = [list(map(_printable, frame.columns)), *_cells(frame)]
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    if title:
+        yield f"{title}\n"
+    for row in rows:
+        yield _aligned(row, widths, _numbers(frame)) + "\n"
+
+
+def _cells(frame: pl.DataFrame) -> list[tuple[str, ...]]:
+    columns = []
+    for column in frame.iter_columns():
+        values = column.to_list()
+        decimals = _decimals(values)
+        columns.append([cell(value, decimals=decimals) for value in values])
+    return list(zip(*columns, strict=True))
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    cells = (_padded(text, width, right=r) for text, width, r in zip(row, widths, right, strict=True))
+    return "  ".join(cells).rstrip()
+
+
+def _numbers(frame: pl.DataFrame) -> list[bool]:
+    return [kind.is_numeric() for kind in frame.dtypes]
+
+
+def _width(text: str) -> int:
+    """Columns that `text` takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text
+    )
+
+
+def _padded(text: str, width: int, *, right: bool = False) -> str:
+    gap = " " * (width - _width(text))
+    return gap + text if right else text + gap

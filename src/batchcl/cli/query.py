@@ -1,0 +1,41 @@
+"""`batchcl query`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit
+
+__all__ = ["query"]
+
+
+def query(
+    root: Root,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over results, detections, failures.")],
+    *,
+    model: Model = None,
+    run: Run = None,
+    date: Date = None,
+    json: Json = False,
+    csv: Csv = False,
+    profile: Profile = None,
+    region: Region = None,
+) -> None:
+    """Ask the results in SQL: the tables are results, detections (one row a label) and failures.
+
+    Examples:
+
+      batchcl query out "SELECT label, COUNT(*) AS n FROM detections GROUP BY label ORDER BY n DESC"
+
+      batchcl query out "SELECT uri, confidence FROM detections WHERE label = 'cat' AND confidence < 60" --csv
+
+      batchcl query out "SELECT error_code, COUNT(*) AS n FROM failures GROUP BY error_code" --json
+    """  # noqa: D412 - Typer shows the examples as they stand
+    check_format(json=json, csv=csv)
+    from batchcl.analysis.query import query as answered  # noqa: PLC0415 - polars, only when it is needed
+    from batchcl.analysis.results import open_results  # noqa: PLC0415
+
+    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    emit(answered(results, sql), json=json, csv=csv)
