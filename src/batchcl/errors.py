@@ -8,8 +8,10 @@ BatchclError
 │   ├── CredentialsError    AWS doesn't know or doesn't let us
 │   ├── RegionError         a bucket lies in another region than the model
 │   ├── ModelError          the model is unknown, not trained, or not running
-│   └── OutputError         the output root can't be written
+│   ├── OutputError         the output root can't be written
+│   └── UnreachableError    a service doesn't answer
 ├── StoppedError            exit 4: stopped early with everything so far kept
+│   ├── InterruptedRunError exit 130: ^C
 │   └── ModelGoneError      the model stopped running in the middle
 └── CallError               what one DetectCustomLabels call came back with
     ├── ThrottledError      over capacity: the image goes back to the front
@@ -25,6 +27,10 @@ A message names what was being done, to what, why it failed and what to do next.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchcl.runs.record import Summary
 
 __all__ = [
     "BatchclError",
@@ -33,6 +39,7 @@ __all__ = [
     "ExitCode",
     "FatalCallError",
     "ImageError",
+    "InterruptedRunError",
     "ModelError",
     "ModelGoneError",
     "ModelNotReadyError",
@@ -43,6 +50,7 @@ __all__ = [
     "StoppedError",
     "ThrottledError",
     "TransientError",
+    "UnreachableError",
     "UsageError",
 ]
 
@@ -67,9 +75,15 @@ class ExitCode(IntEnum):
 
 
 class BatchclError(Exception):
-    """Any error that batchcl raises on purpose; `exit_code` is what the command line ends with."""
+    """Any error that batchcl raises on purpose.
+
+    Attributes:
+        exit_code: what the command line ends with.
+        summary: how far the run came, where one had begun.
+    """
 
     exit_code: ExitCode = ExitCode.BUG
+    summary: Summary | None = None
 
 
 class UsageError(BatchclError):
@@ -89,7 +103,11 @@ class RefusedError(BatchclError):
 
 
 class CredentialsError(RefusedError):
-    """There are no credentials, or AWS refuses them."""
+    """There are no credentials, or AWS refuses them; `is_access_denied` when it knows them, but not for this."""
+
+    def __init__(self, message: str, *, is_access_denied: bool = False) -> None:
+        super().__init__(message)
+        self.is_access_denied = is_access_denied
 
 
 class RegionError(RefusedError):
@@ -104,10 +122,20 @@ class OutputError(RefusedError):
     """The output root can't be written or read."""
 
 
+class UnreachableError(RefusedError):
+    """A service doesn't answer, or is too busy to: it may the next time."""
+
+
 class StoppedError(BatchclError):
     """The run ended before its work list did; what is done is kept."""
 
     exit_code = ExitCode.STOPPED
+
+
+class InterruptedRunError(StoppedError):
+    """The user pressed ^C."""
+
+    exit_code = ExitCode.INTERRUPTED
 
 
 class ModelGoneError(StoppedError):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.lifecycle import Units
@@ -162,34 +162,15 @@ def fingerprint(scored_as: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(scored_as, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-class _Environment(BaseSettings):
-    """Reads `BATCHCL_<FIELD>` of every field of `Job`; lists and numbers as JSON or TOML would have them."""
+def _environment() -> dict[str, Any]:
+    """The fields of `Job` that `BATCHCL_<FIELD>` sets; lists are written as JSON."""
+    absent: dict[str, Any] = {name: (field.annotation | None, None) for name, field in Job.model_fields.items()}  # type: ignore[operator]
+    reader = create_model("Environment", __base__=_Prefixed, **absent)
+    return {name: value for name, value in dict(reader()).items() if value is not None}
 
+
+class _Prefixed(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BATCHCL_", extra="ignore")
-
-    model: str | None = None
-    out: str | None = None
-    run_id: str | None = None
-    min_confidence: float | None = None
-    max_results: int | None = None
-    max_tps: float | None = None
-    max_in_flight: int | None = None
-    limit: int | None = None
-    max_failures: str | None = None
-    start_model: str | None = None
-    emulator: bool | None = None
-    emulator_state: str | None = None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (env_settings,)
 
 
 def load_job(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Job:
@@ -202,11 +183,13 @@ def load_job(config: Path | None = None, flags: Mapping[str, Any] | None = None)
     """
     values: dict[str, Any] = {} if config is None else _read(config)
     try:
-        values |= _Environment().model_dump(exclude_none=True)
+        values |= _environment()
         values |= {name: value for name, value in (flags or {}).items() if value is not None}
         return Job.model_validate(values)
     except ValidationError as error:
         raise UsageError(_sentence(error, config)) from error
+    except SettingsError as error:
+        raise UsageError(f'reading the environment: {error}; lists are JSON, such as ["s3://bucket/"]') from error
 
 
 def _read(config: Path) -> dict[str, Any]:

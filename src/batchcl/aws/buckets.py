@@ -8,7 +8,7 @@ from typing import Any, Final
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from batchcl.aws.session import Aws
-from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError
+from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 
 __all__ = ["check_buckets", "explain"]
 
@@ -27,7 +27,7 @@ async def check_buckets(aws: Aws, buckets: Iterable[str], *, region: str) -> Non
         RegionError: a bucket lies in another region than `region`.
         SourceError: a bucket doesn't exist.
         CredentialsError: the credentials don't reach it.
-        RefusedError: S3 can't be reached.
+        UnreachableError: S3 doesn't answer.
     """
     async with aws.s3(region=region) as client:
         for bucket in sorted(buckets):
@@ -46,7 +46,7 @@ def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> Batc
     if isinstance(error, NoCredentialsError):
         return CredentialsError(f"{doing} failed: no AWS credentials found; set AWS_PROFILE or run `aws configure`")
     if isinstance(error, BotoCoreError):
-        return RefusedError(f"{doing} failed: {error}; check the endpoint and the network")
+        return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
     code = str(error.response.get("Error", {}).get("Code", ""))
     said = str(error.response.get("Error", {}).get("Message", "")) or code
     if code in _MISSING:

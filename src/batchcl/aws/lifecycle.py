@@ -20,8 +20,8 @@ from batchcl.errors import (
     BatchclError,
     CredentialsError,
     ModelError,
-    RefusedError,
     StoppedError,
+    UnreachableError,
     UsageError,
 )
 
@@ -42,6 +42,10 @@ _CREDENTIAL_CODES: Final = frozenset(
         "InvalidSignatureException",
     }
 )
+_BUSY_CODES: Final = frozenset({"ThrottlingException", "ProvisionedThroughputExceededException"})
+_SERVER_ERROR: Final = 500
+_SILENCE_S: Final = 300.0
+"""A wait outlives so long a time without an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +168,22 @@ async def wait(
     Raises:
         ModelError: the model took another way, with the service's reason.
         StoppedError: it took longer than `timeout_s`.
+        UnreachableError: the service has not answered for five minutes.
     """
     deadline = anyio.current_time() + timeout_s
     seen: str | None = None
     polls = 0
+    heard_at = anyio.current_time()
     while True:
-        model = await describe(client, arn)
+        await anyio.sleep(_POLL_S[min(polls, len(_POLL_S)) - 1] if polls else 0)
+        polls += 1
+        try:
+            model = await describe(client, arn)
+        except UnreachableError:
+            if anyio.current_time() - heard_at > _SILENCE_S:
+                raise
+            continue
+        heard_at = anyio.current_time()
         if model.status != seen:
             seen = model.status
             on_state(model)
@@ -180,8 +194,6 @@ async def wait(
             raise ModelError(f"{arn.name} is {model.status} and will not become {until}{reason}")
         if anyio.current_time() >= deadline:
             raise StoppedError(f"{arn.name} was still {model.status} after {timeout_s / 60:.0f} minutes")
-        await anyio.sleep(_POLL_S[min(polls, len(_POLL_S) - 1)])
-        polls += 1
 
 
 @asynccontextmanager
@@ -196,7 +208,7 @@ async def _explained(doing: str) -> AsyncIterator[None]:
     except ClientError as error:
         raise _from_client_error(doing, error) from error
     except BotoCoreError as error:
-        raise RefusedError(f"{doing} failed: {error}; check the region, the endpoint and the network") from error
+        raise UnreachableError(f"{doing} failed: {error}; check the region, the endpoint and the network") from error
 
 
 def _from_client_error(doing: str, error: ClientError) -> BatchclError:
@@ -204,9 +216,11 @@ def _from_client_error(doing: str, error: ClientError) -> BatchclError:
     message = error.response.get("Error", {}).get("Message", "")
     what = f"{doing} failed: {code}: {message}"
     if code == "AccessDeniedException":
-        return CredentialsError(f"{what}; allow the action in this identity's IAM policy")
+        return CredentialsError(f"{what}; allow the action in this identity's IAM policy", is_access_denied=True)
     if code in _CREDENTIAL_CODES:
         return CredentialsError(f"{what}; check the profile and its keys, or log in again")
+    if code in _BUSY_CODES or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
+        return UnreachableError(f"{what}; try again later")
     return ModelError(what)
 
 

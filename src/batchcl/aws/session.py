@@ -38,12 +38,15 @@ class StaticCredentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwsSettings:
-    """What may differ from the environment; None means as the environment has it."""
+    """What may differ from the environment; None means as the environment has it.
+
+    `rekognition_credentials` serve Rekognition only: the emulator has its own, S3 has the ordinary ones.
+    """
 
     profile: str | None = None
     region: str | None = None
     rekognition_endpoint_url: str | None = None
-    credentials: StaticCredentials | None = None
+    rekognition_credentials: StaticCredentials | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +81,7 @@ class Aws:
 
     def __init__(self, settings: AwsSettings | None = None) -> None:
         self.settings = settings or AwsSettings()
-        keys = self.settings.credentials
-        self._arguments: dict[str, Any] = {
-            "profile_name": self.settings.profile,
-            "region_name": self.settings.region,
-            "aws_access_key_id": keys.access_key if keys else None,
-            "aws_secret_access_key": keys.secret_key if keys else None,
-        }
+        self._arguments = {"profile_name": self.settings.profile, "region_name": self.settings.region}
         try:
             self._session = aioboto3.Session(**self._arguments)
         except ProfileNotFound as error:
@@ -105,7 +102,9 @@ class Aws:
         return self._session.region_name or DEFAULT_REGION
 
     async def check_credentials(self) -> None:
-        """Raise `CredentialsError` where none can be found. Asks nobody whether they are good."""
+        """Raise `CredentialsError` where Rekognition has none to sign with. Asks nobody whether they are good."""
+        if self.settings.rekognition_credentials is not None:
+            return
         try:
             found = await self._session.get_credentials()
             frozen = None if found is None else await found.get_frozen_credentials()
@@ -133,8 +132,13 @@ class Aws:
             region_name=region or self.region,
             endpoint_url=self.settings.rekognition_endpoint_url,
             config=config,
+            **self._rekognition_keys(),
         ) as client:
             yield client
+
+    def _rekognition_keys(self) -> dict[str, str]:
+        keys = self.settings.rekognition_credentials
+        return {} if keys is None else {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
 
     @asynccontextmanager
     async def s3(self, *, region: str | None = None) -> AsyncIterator[Any]:

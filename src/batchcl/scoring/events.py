@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -86,7 +87,7 @@ class SilentObserver:
 class Progress:
     """The counters of a run. Whoever owns a number adds to it; `snapshot` shows them together."""
 
-    def __init__(self, *, started_at: float) -> None:
+    def __init__(self, *, started_at: float, dollars: Callable[[], float | None] = lambda: None) -> None:
         self.planned = 0
         self.listed = False
         self.scored = 0
@@ -96,7 +97,7 @@ class Progress:
         self.throttled = 0
         self.in_flight = 0
         self.rate_tps = 0.0
-        self.dollars: float | None = None
+        self._dollars = dollars
         self._started_at = started_at
         self._recent: deque[tuple[float, int]] = deque()
 
@@ -126,7 +127,7 @@ class Progress:
             images_per_second=rate,
             rate_tps=self.rate_tps,
             eta_s=left / rate if self.listed and rate > 0 else None,
-            dollars=self.dollars,
+            dollars=self._dollars(),
         )
 
     def _rate(self, now: float) -> float:

@@ -1,0 +1,252 @@
+"""The model around a run: running while the run lasts, brought back when it stops, never left behind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.lifecycle import START_TIMEOUT_S, Model, Units, describe, start, stop, wait
+from batchcl.errors import (
+    CredentialsError,
+    ModelError,
+    ModelGoneError,
+    ModelNotReadyError,
+    RefusedError,
+    StoppedError,
+    UnreachableError,
+)
+from batchcl.scoring.events import Notice, Observer
+from batchcl.scoring.stopper import Stopper
+
+__all__ = ["DOLLARS_PER_UNIT_HOUR", "ModelKeeper"]
+
+DOLLARS_PER_UNIT_HOUR: Final = 4.0
+"""Price of an inference unit while the model is RUNNING, idle or not; source: the service's pricing page."""
+
+_STARTABLE: Final = frozenset({"TRAINING_COMPLETED", "STOPPED", "FAILED", "COPYING_COMPLETED"})
+_STOP_TRIES_FOR_S: Final = 300.0
+_HURRIED_STOP_S: Final = 10.0
+_MAX_PAUSES: Final = 12
+_MAX_RESTARTS: Final = 3
+_PAUSE_MAX_S: Final = 60.0
+
+
+class ModelKeeper:
+    """Knows whether this run started the model, and so whether it stops it.
+
+    Args:
+        client: an open Rekognition client for the control plane.
+        arn: the model.
+        units: start the model with these when it isn't running; None never starts it.
+        keep: leave the model running that was started.
+        observer: told of every change of the model's state.
+        stopper: ends waits early.
+        rng: for jitter.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        arn: ModelArn,
+        *,
+        units: Units | None,
+        keep: bool,
+        observer: Observer,
+        stopper: Stopper,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._client = client
+        self._arn = arn
+        self._units = units
+        self._keep = keep
+        self._observer = observer
+        self._stopper = stopper
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
+        self._owned = False
+        self._running_since: float | None = None
+        self._billed_s = 0.0
+        self._restarts = 0
+
+    async def check(self) -> None:
+        """Look at the model before anything is spent.
+
+        An identity that may not describe models can still score with one that runs, so that is only noticed.
+
+        Raises:
+            ModelError: there is no such model, or it isn't running and may not be started.
+            CredentialsError: AWS refuses the credentials.
+        """
+        try:
+            model = await describe(self._client, self._arn)
+        except CredentialsError as error:
+            if self._units is not None or not error.is_access_denied:
+                raise
+            self._observer.notice(Notice("model-unknown", f"the model's state can't be seen: {error}"))
+            return
+        if model.status == "RUNNING" or (self._units is not None and model.status in _STARTABLE | {"STOPPING"}):
+            return
+        if model.status == "STARTING":
+            return
+        hint = (
+            f"start it with --start-model 1, or `batchcl model start {self._arn}`"
+            if model.status in _STARTABLE | {"STOPPING"}
+            else "it can't be started in this state"
+        )
+        raise ModelError(f"the model {self._arn.name} is {model.status}, not RUNNING; {hint}")
+
+    def dollars(self) -> float | None:
+        """What the model has cost so far at its minimum of units; None unless this run started it."""
+        if self._units is None or not (self._owned or self._billed_s):
+            return None
+        since = self._running_since
+        billed_s = self._billed_s + (0.0 if since is None else anyio.current_time() - since)
+        return billed_s / 3600 * self._units.minimum * DOLLARS_PER_UNIT_HOUR
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Have the model RUNNING during the block, and stop it afterwards if the run started it.
+
+        Raises:
+            ModelError: it can't be started.
+            StoppedError: the run was asked to end while it started, or the model could not be stopped.
+        """
+        try:
+            with self._stopper.interruptible():
+                await self._ensure_running()
+            yield
+        finally:
+            if self._owned:
+                await self._end()
+
+    async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
+        """Wait for the model, restart it if the run owns it, or raise `ModelGoneError`."""
+        if pauses > _MAX_PAUSES:
+            raise ModelGoneError(f"the model {self._arn.name} answered nothing but: {error}; run again to continue")
+        try:
+            model = await describe(self._client, self._arn)
+            if model.status == "RUNNING":
+                await self._breathe(pauses)
+                return
+            self._note(model)
+            self._stop_billing()
+            if model.status != "STARTING":
+                self._may_restart(model)
+            await self._ensure_running()
+        except UnreachableError:
+            await self._breathe(pauses)
+        except RefusedError as refusal:
+            raise ModelGoneError(f"the model is not back: {refusal}; run again to continue") from refusal
+
+    async def _breathe(self, pauses: int) -> None:
+        await anyio.sleep(self._rng.uniform(0.5, 1.0) * min(_PAUSE_MAX_S, 2.0 ** (pauses - 1)))
+
+    def _may_restart(self, model: Model) -> None:
+        """Only what the run started is the run's to restart, and not for ever."""
+        if not self._owned:
+            raise ModelGoneError(
+                f"the model {model.name} is {model.status}: somebody stopped it, and this run did not start it; "
+                "start it and run again to continue"
+            )
+        self._restarts += 1
+        if self._restarts > _MAX_RESTARTS:
+            raise ModelGoneError(
+                f"the model {model.name} stopped again after {_MAX_RESTARTS} restarts; find out who stops it, "
+                "and run again to continue"
+            )
+
+    async def _ensure_running(self) -> None:
+        model = await describe(self._client, self._arn)
+        if model.status == "RUNNING":
+            self._start_billing()
+            return
+        if model.status == "STOPPING" and self._units is not None:
+            self._note(model)
+            model = await wait(self._client, self._arn, until="STOPPED", passing={"STOPPING"})
+        if model.status in _STARTABLE and self._units is not None:
+            self._owned = True  # before the call: if its answer is lost, the model may be starting all the same
+            try:
+                await start(self._client, self._arn, self._units)
+            except ModelError:
+                # Refused, perhaps because somebody else started it in between; theirs isn't ours to stop.
+                self._owned = False
+                model = await describe(self._client, self._arn)
+                if model.status not in {"STARTING", "RUNNING"}:
+                    raise
+        await wait(self._client, self._arn, until="RUNNING", passing={"STARTING"} | self._lag(), on_state=self._note)
+        self._start_billing()
+
+    def _lag(self) -> frozenset[str]:
+        """States that a description may still show right after the start."""
+        return _STARTABLE - {"FAILED"} if self._owned else frozenset()
+
+    async def _end(self) -> None:
+        """Stop the model even when the run is being cancelled, and say so loudly if that fails."""
+        if self._keep:
+            self._observer.notice(Notice("model-kept", f"{self._arn.name} stays RUNNING, as --keep-model says"))
+            return
+        with (
+            anyio.CancelScope(shield=True) as scope,
+            self._stopper.calling_in_hurry(lambda: _shorten(scope, _HURRIED_STOP_S)),
+        ):
+            await self._stop_with_retries()
+        if self._owned:
+            raise StoppedError(self._left_running())
+
+    async def _stop_with_retries(self) -> None:
+        give_up_at = anyio.current_time() + _STOP_TRIES_FOR_S
+        delay_s = 1.0
+        while True:
+            try:
+                await self._stop_once()
+            except RefusedError as error:
+                if anyio.current_time() >= give_up_at:
+                    return
+                self._observer.notice(Notice("model-stop-failed", f"{error}; trying again"))
+                await anyio.sleep(delay_s)
+                delay_s = min(2 * delay_s, 30.0)
+            else:
+                self._owned = False
+                self._stop_billing()
+                return
+
+    async def _stop_once(self) -> None:
+        model = await describe(self._client, self._arn)
+        if model.status == "STARTING":
+            self._observer.notice(
+                Notice(
+                    "model-starting", f"{self._arn.name} is still STARTING and can't be stopped before it runs: waiting"
+                )
+            )
+            model = await wait(
+                self._client, self._arn, until="RUNNING", passing={"STARTING"}, timeout_s=START_TIMEOUT_S
+            )
+        if model.status == "RUNNING":
+            await stop(self._client, self._arn)
+        self._observer.notice(Notice("model-stopped", f"{self._arn.name} is stopped; its billing has ended"))
+
+    def _left_running(self) -> str:
+        return (
+            f"the model {self._arn.name} could not be stopped and may still cost ${DOLLARS_PER_UNIT_HOUR:.2f} per unit "
+            f"and hour; stop it with `batchcl model stop {self._arn}`"
+        )
+
+    def _note(self, model: Model) -> None:
+        self._observer.notice(Notice("model", f"{model.name} is {model.status}", {"status": model.status}))
+
+    def _start_billing(self) -> None:
+        if self._owned and self._running_since is None:
+            self._running_since = anyio.current_time()
+
+    def _stop_billing(self) -> None:
+        if self._running_since is not None:
+            self._billed_s += anyio.current_time() - self._running_since
+            self._running_since = None
+
+
+def _shorten(scope: anyio.CancelScope, seconds: float) -> None:
+    scope.deadline = min(scope.deadline, anyio.current_time() + seconds)

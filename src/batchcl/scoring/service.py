@@ -1,0 +1,84 @@
+"""Which Custom Labels service a job talks to: AWS, or the local emulator for the time of the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
+from batchcl.errors import UsageError
+from batchcl.job import Job
+
+__all__ = ["DEFAULT_STATE", "service_of"]
+
+DEFAULT_STATE: Final = Path("~/.cache/batchcl/emulator")
+"""Where `--emulator` keeps its projects and models unless it is told otherwise."""
+
+EMULATED_TPS_PER_UNIT: Final = 10.0
+"""A unit of the run's own emulator is faster than a real one: it is there to try things out."""
+
+_BUCKET: Final = "batchcl-demo"
+
+
+@asynccontextmanager
+async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
+    """The session and the model that `job` means, for the time of the block.
+
+    With `emulator` it starts one, which ends with the block; without `model` it has the emulator train one on
+    handwritten digits, once.
+
+    Raises:
+        UsageError: the emulator's extra packages are missing.
+    """
+    if not job.emulator:
+        assert job.model is not None
+        yield Aws(AwsSettings(profile=job.profile, region=job.region)), ModelArn.parse(job.model)
+        return
+    state = Path(os.path.abspath(os.path.expanduser(job.emulator_state or DEFAULT_STATE)))  # noqa: ASYNC240, PTH100, PTH111
+    try:
+        from batchcl.emulator.process import running_emulator  # noqa: PLC0415 - an extra that most runs do without
+        from batchcl.emulator.settings import EmulatorSettings  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(f"--emulator needs {error.name}; pip install 'batchcl[emulator]'") from error
+    model = ModelArn.parse(job.model or await _demo_model(state))
+    settings = EmulatorSettings(
+        state=state,
+        s3_endpoint_url=_s3_endpoint_url(model.region),
+        tps_per_unit=EMULATED_TPS_PER_UNIT,
+        exit_with_parent=True,
+    )
+    async with running_emulator(settings) as emulator:
+        yield _emulated(job, emulator.endpoint), model
+
+
+async def _demo_model(state: Path) -> str:
+    """The ARN of the emulator's own model in `state`, trained if it isn't there yet."""
+    from batchcl.emulator.bootstrap import ensure_model  # noqa: PLC0415
+    from batchcl.emulator.process import running_emulator  # noqa: PLC0415
+    from batchcl.emulator.settings import EmulatorSettings  # noqa: PLC0415
+
+    settings = EmulatorSettings(state=state, buckets=state / "buckets", exit_with_parent=True)
+    async with running_emulator(settings) as emulator:
+        return await ensure_model(emulator.endpoint, directory=state / "buckets", bucket=_BUCKET)
+
+
+def _emulated(job: Job, endpoint: str) -> Aws:
+    """A session whose Rekognition is the emulator, with its built-in credentials; S3 stays what it was."""
+    return Aws(
+        AwsSettings(
+            profile=job.profile,
+            region=job.region,
+            rekognition_endpoint_url=endpoint,
+            rekognition_credentials=StaticCredentials("emulator", "emulator"),
+        )
+    )
+
+
+def _s3_endpoint_url(region: str) -> str:
+    """Where the emulator reads S3 images: where the session does."""
+    configured = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return configured or f"https://s3.{region}.amazonaws.com"
