@@ -127,7 +127,10 @@ def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Tru
 
 def _uri(source_ref: str, folder: Path) -> str:
     """As `uri` stands in results: S3 URIs exactly, local files by absolute path."""
-    return source_ref if source_ref.startswith("s3://") else os.path.abspath(folder / source_ref)  # noqa: PTH100  keep symlinks
+    if source_ref.startswith("s3://"):
+        return source_ref
+    path = os.path.abspath(folder / source_ref)  # noqa: PTH100 - resolve() would follow links, and names are exact
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _ratios(uri: str, truth: GroundTruth) -> Iterator[tuple[str, str, float, float, float, float]]:

@@ -75,7 +75,7 @@ def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | No
         return
     width = max(map(_width, value), default=0)
     lines = [f"{_padded(name, width)}  {cell(item, decimals=_decimals([item]))}\n" for name, item in value.items()]
-    sys.stdout.writelines([*([f"{title}\n"] if title else []), *lines])
+    sys.stdout.writelines([*([f"{_printable(title)}\n"] if title else []), *lines])
 
 
 def check_format(*, json: bool, csv: bool) -> None:
@@ -150,7 +150,7 @@ def _rich_table(frame: pl.DataFrame, title: str | None) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=None if title is None else Text(_printable(title)), title_justify="left")
     for name, right in zip(frame.columns, _numbers(frame), strict=True):
         table.add_column(Text(_printable(name)), justify="right" if right else "left", overflow="fold")
     for row in _cells(frame):
@@ -163,7 +163,7 @@ def _plain_table(frame: pl.DataFrame, title: str | None) -> Iterable[str]:
     rows = [list(map(_printable, frame.columns)), *_cells(frame)]
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     if title:
-        yield f"{title}\n"
+        yield f"{_printable(title)}\n"
     for row in rows:
         yield _aligned(row, widths, _numbers(frame)) + "\n"
 

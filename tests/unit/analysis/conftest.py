@@ -1,0 +1,94 @@
+"""An output root with real Parquet in it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from batchcl.images import ImageRef
+from batchcl.runs.schema import failures_table, parquet_bytes, results_table
+from batchcl.scoring.outcome import Failed, Label, Scored
+
+NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
+
+
+def image(uri: str, version_id: str | None = None) -> ImageRef:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return ImageRef(uri=uri, bucket=bucket, key=key, version_id=version_id, extra='{"a":1}')
+
+
+def scored(uri: str, *labels: Label, at: dt.datetime = NOON, version_id: str | None = None) -> Scored:
+    return Scored(image=image(uri, version_id), labels=labels, attempts=1, latency_ms=80, request_id="r", scored_at=at)
+
+
+def failed(uri: str, code: str = "InvalidImageFormatException", *, skipped: bool = False) -> Failed:
+    return Failed(
+        image=image(uri),
+        status="skipped" if skipped else "failed",
+        code=code,
+        message=f"{code} of {uri}",
+        attempts=1,
+        failed_at=NOON,
+    )
+
+
+@dataclass
+class Root:
+    """Writes parts as a run publishes them."""
+
+    path: Path
+    model: str = "cats@v1"
+    date: str = "2026-11-21"
+    run_id: str = "r1"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def results(
+        self,
+        *rows: Scored,
+        model: str | None = None,
+        date: str | None = None,
+        run_id: str | None = None,
+        shard: int = 0,
+    ) -> None:
+        run_id = run_id or self.run_id
+        table = results_table(rows, run_id=run_id, min_confidence=None, max_results=None)
+        self._write("results", parquet_bytes(table, run_id=run_id), model, date, f"{run_id}-{shard:05}")
+
+    def failures(
+        self, rows: Sequence[Failed], *, model: str | None = None, date: str | None = None, run_id: str | None = None
+    ) -> None:
+        run_id = run_id or self.run_id
+        table = failures_table(rows, run_id=run_id)
+        self._write("failures", parquet_bytes(table, run_id=run_id), model, date, f"{run_id}-00000")
+
+    def _write(self, table: str, data: bytes, model: str | None, date: str | None, name: str) -> None:
+        folder = self.path / table / f"model={model or self.model}" / f"date={date or self.date}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.parquet").write_bytes(data)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """A root whose own path could pass for partitions, globs and URL encoding."""
+    path = tmp_path / "env=prod [x] %41 łódź*"
+    path.mkdir()
+    return Root(path)
+
+
+class Make:
+    """Outcomes with everything filled in that a test doesn't look at."""
+
+    image = staticmethod(image)
+    scored = staticmethod(scored)
+    failed = staticmethod(failed)
+
+
+@pytest.fixture
+def make() -> type[Make]:
+    return Make

@@ -1,0 +1,118 @@
+"""Average precision against a slow reference that follows the definition word by word."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchcl.analysis.boxes import average_precision
+
+
+class Box(NamedTuple):
+    uri: str
+    label: str
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class Found(NamedTuple):
+    uri: str
+    label: str
+    confidence: float
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+KINDS = {"uri": pl.String, "label": pl.String}
+TRUTH = {**KINDS, **dict.fromkeys(("left", "top", "width", "height"), pl.Float64)}
+FOUND = {**KINDS, **dict.fromkeys(("confidence", "left", "top", "width", "height"), pl.Float64)}
+
+
+def score(found: list[Found], truth: list[Box]) -> dict[str, float | None]:
+    table = average_precision(
+        pl.DataFrame(found, schema=FOUND, orient="row"), pl.DataFrame(truth, schema=TRUTH, orient="row")
+    )
+    return dict(table.select("label", "average_precision").iter_rows())
+
+
+def iou(a: Found, b: Box) -> float:
+    wide = min(a.left + a.width, b.left + b.width) - max(a.left, b.left)
+    high = min(a.top + a.height, b.top + b.height) - max(a.top, b.top)
+    both = max(wide, 0) * max(high, 0)
+    return both / (a.width * a.height + b.width * b.height - both)
+
+
+def reference(found: list[Found], truth: list[Box], label: str) -> float | None:
+    free = [box for box in truth if box.label == label]
+    count = len(free)
+    if not count:
+        return None
+    hits = []
+    for each in sorted((each for each in found if each.label == label), key=lambda each: -each.confidence):
+        same = [box for box in free if box.uri == each.uri and iou(each, box) >= 0.5]
+        hits.append(bool(same))
+        if same:
+            free.remove(max(same, key=lambda box: iou(each, box)))
+    points = [(sum(hits[: n + 1]) / count, sum(hits[: n + 1]) / (n + 1)) for n in range(len(hits))]
+    area = before = 0.0
+    for recall in sorted({recall for recall, _ in points if recall}):
+        area += (recall - before) * max(precision for other, precision in points if other >= recall)
+        before = recall
+    return area
+
+
+SIDE = st.sampled_from([0.5, 1.0, 1.25, 2.0])
+PLACE = st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0])
+NAMES = st.tuples(st.sampled_from(["i", "j"]), st.sampled_from(["cat", "dog"]))
+SHAPE = st.tuples(PLACE, PLACE, SIDE, SIDE)
+TRUTHS = st.lists(st.builds(lambda n, s: Box(*n, *s), NAMES, SHAPE), max_size=6, unique=True)
+FOUNDS = st.lists(st.tuples(NAMES, SHAPE, st.floats(0, 100)), max_size=8, unique_by=lambda each: each[2]).map(
+    lambda drawn: [Found(*names, confidence, *shape) for names, shape, confidence in drawn]
+)
+
+
+@given(FOUNDS, TRUTHS)
+def test_average_precision_is_that_of_the_definition(found: list[Found], truth: list[Box]) -> None:
+    scores = score(found, truth)
+    assert set(scores) == {each.label for each in found} | {box.label for box in truth}
+    for label, value in scores.items():
+        assert value == pytest.approx(reference(found, truth, label))
+
+
+def test_a_worked_example() -> None:
+    truth = [Box("i", "cat", 0, 0, 10, 10), Box("j", "cat", 0, 0, 10, 10), Box("k", "cat", 0, 0, 10, 10)]
+    found = [
+        Found("i", "cat", 90, 0, 0, 10, 10),  # precision 1, recall 1/3
+        Found("i", "cat", 80, 0, 0, 10, 9),  # a second box on a truth that is taken
+        Found("j", "cat", 70, 0, 0, 10, 5),  # an IoU of exactly 0.5: precision 2/3, recall 2/3
+        Found("k", "cat", 60, 0, 0, 10, 4.9),  # just under
+    ]
+    assert score(found, truth) == {"cat": pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)}
+
+
+def test_precision_is_interpolated_from_the_right() -> None:
+    truth = [Box("i", "cat", 0, 0, 1, 1), Box("j", "cat", 0, 0, 1, 1)]
+    found = [Found("x", "cat", 99, 0, 0, 1, 1), Found("i", "cat", 90, 0, 0, 1, 1), Found("j", "cat", 80, 0, 0, 1, 1)]
+    assert score(found, truth) == {"cat": pytest.approx(2 / 3)}
+
+
+def test_the_surer_box_takes_the_truth_though_another_fits_better() -> None:
+    truth = [Box("i", "cat", 0, 0, 10, 10)]
+    found = [Found("i", "cat", 60, 0, 0, 10, 10), Found("i", "cat", 90, 0, 0, 10, 6)]
+    table = average_precision(
+        pl.DataFrame(found, schema=FOUND, orient="row"), pl.DataFrame(truth, schema=TRUTH, orient="row")
+    )
+    assert table.rows() == [("cat", 1, 2, 1, 1.0)]
+
+
+def test_labels_without_answers_score_nothing_and_labels_without_truth_have_no_score() -> None:
+    assert score([Found("i", "dog", 9, 0, 0, 1, 1)], [Box("i", "cat", 0, 0, 1, 1)]) == {"cat": 0.0, "dog": None}
+    assert score([], []) == {}

@@ -1,0 +1,179 @@
+"""The commands as a user and a program see them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from batchcl.cli import confidence, evaluate, failures, labels, output, query
+from batchcl.errors import UsageError
+from batchcl.scoring.outcome import Label
+
+if TYPE_CHECKING:
+    from tests.unit.analysis.conftest import Make, Root
+
+URI = "s3://bucket/" + "long/" * 40 + "łódź.jpg"
+HOSTILE = "\x1b[31mcat\n[red]"
+
+app = typer.Typer()
+app.command("labels")(labels.labels)
+app.command("confidence")(confidence.confidence)
+app.command("failures")(failures.failures)
+app.command("evaluate")(evaluate.evaluate)
+app.command("query")(query.query)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def good(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exception is None, result.exception
+    return result.stdout
+
+
+@pytest.fixture
+def full(root: Root, make: type[Make]) -> Root:
+    root.results(make.scored(URI, Label("dog", 80), Label(HOSTILE, 60)), make.scored("s3://bucket/2", Label("dog", 90)))
+    root.failures([make.failed(URI + "x")])
+    return root
+
+
+def test_a_pipe_gets_whole_values_on_aligned_lines(full: Root) -> None:
+    lines = good("query", full, "SELECT label, uri FROM detections ORDER BY confidence").splitlines()
+    assert lines[0].split() == ["label", "uri"]
+    assert lines[1].endswith(f"  {URI}")
+    assert len({line.index("s3://") for line in lines[1:]}) == 1
+
+
+def test_control_characters_of_labels_never_reach_the_terminal(full: Root) -> None:
+    shown = good("labels", full)
+    assert r"\x1b[31mcat\n[red]" in shown
+    assert "\x1b" not in shown
+
+
+def test_json_is_one_array_of_objects_with_iso_times(full: Root) -> None:
+    rows = orjson.loads(good("query", full, "SELECT * FROM results", "--json"))
+    by_uri = {row["uri"]: row for row in rows}
+    assert by_uri[URI]["scored_at"] == "2026-11-21T12:00:00+00:00"
+    assert by_uri[URI]["date"] == "2026-11-21"
+    assert by_uri[URI]["labels"][1]["name"] == HOSTILE
+    assert orjson.loads(good("labels", full, "--json"))[0]["label"] == "dog"
+    assert orjson.loads(good("failures", full, "--json"))[0]["examples"] == [URI + "x"]
+
+
+def test_nothing_found_is_an_empty_array_and_a_header(full: Root) -> None:
+    assert orjson.loads(good("labels", full, "--date", "2020-01-01", "--json")) == []
+    assert good("labels", full, "--date", "2020-01-01", "--csv").startswith("model,label,images")
+    assert good("labels", full, "--date", "2020-01-01").splitlines()[1].startswith("model")
+
+
+def test_csv_holds_the_same_with_lists_as_json(full: Root) -> None:
+    rows = list(csv.DictReader(io.StringIO(good("query", full, "SELECT * FROM results", "--csv"))))
+    row = next(row for row in rows if row["uri"] == URI)
+    assert row["scored_at"] == "2026-11-21T12:00:00.000000+00:00"
+    assert orjson.loads(row["labels"])[1]["name"] == HOSTILE
+
+
+def test_two_formats_at_once_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for name, more in (("labels", ()), ("confidence", ()), ("failures", ()), ("query", ("SELECT 1",))):
+        result = run(name, tmp_path / "nowhere", *more, "--json", "--csv")
+        assert isinstance(result.exception, UsageError), name
+
+
+def test_the_histogram_has_bars_for_people_and_numbers_for_programs(full: Root) -> None:
+    lines = good("confidence", full, "--bins", 10).splitlines()
+    assert "3 detections" in lines[0]
+    assert sum("█" * 40 in line for line in lines) == 3
+    rows = orjson.loads(good("confidence", full, "--bins", 10, "--label", "dog", "--json"))
+    assert [row["detections"] for row in rows] == [0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert len(orjson.loads(good("confidence", full, "--per-label", "--json"))) == 40
+
+
+def test_a_bar_is_never_empty_where_there_is_something() -> None:
+    assert confidence._bar(0, 10) == ""
+    assert confidence._bar(1, 1_000_000) == "▏"
+    assert confidence._bar(5, 10) == "█" * 20
+
+
+def write_truth(path: Path, *labels: str) -> Path:
+    kind = "groundtruth/image-classification"
+    entries = [
+        {"source-ref": f"s3://bucket/{at}", "A": 0, "A-metadata": {"class-name": label, "type": kind}}
+        for at, label in enumerate(labels)
+    ]
+    path.write_bytes(b"\n".join(map(orjson.dumps, entries)) + b"\nbroken\n")
+    return path
+
+
+def test_evaluate_shows_summary_labels_and_confusion(root: Root, make: type[Make], tmp_path: Path) -> None:
+    root.results(*(make.scored(f"s3://bucket/{at}", Label("dog", 90)) for at in range(2)))
+    truth = write_truth(tmp_path / "t.manifest", "dog", "cat", "gone")
+    assert "broken" not in good("evaluate", root, "--truth", truth, "--skip-bad-lines")
+    assert run("evaluate", root, "--truth", truth).exception is not None
+    shown = good("evaluate", root, "--truth", truth, "--skip-bad-lines")
+    assert [line.split() for line in shown.splitlines() if line.startswith(("missing ", "bad_lines", "macro"))] == [
+        ["missing", "1"],
+        ["bad_lines", "1"],
+        ["macro_f1", "0.3333"],
+    ]
+    assert shown.splitlines()[-2:] == ["cat               1", "dog               1"]
+    answer = orjson.loads(good("evaluate", root, "--truth", truth, "--skip-bad-lines", "--json"))
+    assert answer["summary"]["images"] == 2
+    assert answer["confusion"] == [
+        {"truth": "cat", "predicted": "dog", "images": 1},
+        {"truth": "dog", "predicted": "dog", "images": 1},
+    ]
+    assert good("evaluate", root, "--truth", truth, "--skip-bad-lines", "--csv").startswith("label,support")
+
+
+def test_many_labels_show_the_most_frequent_mistakes(root: Root, make: type[Make], tmp_path: Path) -> None:
+    root.results(*(make.scored(f"s3://bucket/{at}", Label(f"found{at}", 90)) for at in range(20)))
+    truth = write_truth(tmp_path / "t.manifest", *(f"true{at}" for at in range(20)))
+    assert "most frequent mistakes" in good("evaluate", root, "--truth", truth, "--skip-bad-lines")
+
+
+def test_a_confusion_with_a_label_called_truth_is_shown(root: Root, make: type[Make], tmp_path: Path) -> None:
+    root.results(make.scored("s3://bucket/0", Label("truth", 90)))
+    truth = write_truth(tmp_path / "t.manifest", "truth")
+    assert "surest" in good("evaluate", root, "--truth", truth, "--skip-bad-lines")
+
+
+def test_a_terminal_gets_a_rich_table(full: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    from batchcl.analysis.labels import label_table  # noqa: PLC0415
+    from batchcl.analysis.results import open_results  # noqa: PLC0415
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    output.emit(label_table(open_results(str(full)).detections()), title="[bold]T")
+    assert "┃" in terminal.getvalue()
+    assert "[bold]T" in terminal.getvalue()
+    assert r"\x1b[31mcat\n[red]" in terminal.getvalue()
+
+
+def test_wide_characters_stay_aligned() -> None:
+    assert output._width("日本") == 4
+    assert output._width("e\u0301") == 1
+    assert output._padded("日本", 6) == "日本  "
+
+
+def test_importing_the_commands_does_not_import_polars() -> None:
+    code = (
+        "import sys; from batchcl.cli import labels, confidence, failures, evaluate, query; "
+        "sys.exit('polars' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,222 @@
+"""Precision, recall, F1 and confusion, with scikit-learn as the independent reference."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from batchcl.analysis.evaluate import NONE, Evaluation, evaluate
+from batchcl.analysis.results import open_results
+from batchcl.analysis.truth import read_truth
+from batchcl.errors import SourceError, UsageError
+from batchcl.scoring.outcome import Label
+
+if TYPE_CHECKING:
+    from tests.unit.analysis.conftest import Make, Root
+
+SINGLE = "groundtruth/image-classification"
+NAMES = ["cat", "dog", "owl", "ñandú"]
+
+
+def line(uri: str, *labels: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"source-ref": uri}
+    for at, label in enumerate(labels):
+        entry |= {f"A{at}": 1, f"A{at}-metadata": {"class-name": label, "type": SINGLE}}
+    if not labels:
+        entry |= {"M": [], "M-metadata": {"class-map": {}, "type": f"{SINGLE}-multilabel"}}
+    return entry
+
+
+def boxes(
+    uri: str, *found: tuple[str, int, int, int, int], size: tuple[int, int] | None = (200, 100)
+) -> dict[str, Any]:
+    names = sorted({each[0] for each in found})
+    keys = ("left", "top", "width", "height")
+    value: dict[str, Any] = {
+        "annotations": [{"class_id": names.index(label), **dict(zip(keys, box, strict=True))} for label, *box in found]
+    }
+    if size is not None:
+        value["image_size"] = [{"width": size[0], "height": size[1], "depth": 3}]
+    class_map = {str(at): name for at, name in enumerate(names)}
+    return {
+        "source-ref": uri,
+        "B": value,
+        "B-metadata": {"class-map": class_map, "type": "groundtruth/object-detection"},
+    }
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    return tmp_path / "truth" / "test.manifest"
+
+
+def write(manifest: Path, *lines: dict[str, Any] | bytes) -> Path:
+    manifest.parent.mkdir(exist_ok=True)
+    manifest.write_bytes(b"\n".join(each if isinstance(each, bytes) else orjson.dumps(each) for each in lines))
+    return manifest
+
+
+def evaluated(root: Root, manifest: Path, min_confidence: float | None = None) -> Evaluation:
+    results = open_results(str(root))
+    return evaluate(results.images(), read_truth(manifest), min_confidence=min_confidence, failures=results.failures())
+
+
+@pytest.mark.parametrize("threshold", [None, 70.0])
+def test_figures_are_those_of_scikit_learn_for_several_labels_an_image(
+    root: Root, manifest: Path, make: type[Make], threshold: float | None
+) -> None:
+    rnd = random.Random(7)
+    truth, answers, lines, rows = [], [], [], []
+    for at in range(300):
+        true = rnd.sample(NAMES, rnd.randint(0, 3))
+        found = [Label(name, rnd.uniform(40, 100)) for name in NAMES if rnd.random() < (0.8 if name in true else 0.2)]
+        rows.append(make.scored(f"s3://b/{at}", *found, *found[:1]))
+        lines.append(line(f"s3://b/{at}", *true))
+        truth.append(true)
+        answers.append([each.name for each in found if each.confidence >= (threshold or 0)])
+    root.results(*rows)
+    got = evaluated(root, write(manifest, *lines), threshold)
+    binarizer = MultiLabelBinarizer(classes=NAMES).fit(truth)
+    y_true, y_pred = binarizer.transform(truth), binarizer.transform(answers)
+    precision, recall, f1, support = precision_recall_fscore_support(y_true, y_pred)
+    assert got.labels["label"].to_list() == NAMES
+    assert got.labels["precision"].to_list() == pytest.approx(precision)
+    assert got.labels["recall"].to_list() == pytest.approx(recall)
+    assert got.labels["f1"].to_list() == pytest.approx(f1)
+    assert got.labels["support"].to_list() == support.tolist()
+    assert got.summary["macro_f1"] == pytest.approx(f1_score(y_true, y_pred, average="macro"))
+    assert got.summary["micro_f1"] == pytest.approx(f1_score(y_true, y_pred, average="micro"))
+    assert got.confusion is None
+
+
+def test_confusion_and_accuracy_are_those_of_scikit_learn_for_one_label_an_image(
+    root: Root, manifest: Path, make: type[Make]
+) -> None:
+    rnd = random.Random(3)
+    truth, tops, lines, rows = [], [], [], []
+    for at in range(200):
+        true = rnd.choice([*NAMES, NONE])
+        found = [Label(name, rnd.uniform(0, 100)) for name in rnd.sample(NAMES, rnd.randint(0, 3))]
+        rows.append(make.scored(f"s3://b/{at}", *found))
+        lines.append(line(f"s3://b/{at}", *([] if true == NONE else [true])))
+        truth.append(true)
+        tops.append(max(found, key=lambda each: each.confidence).name if found else NONE)
+    root.results(*rows)
+    got = evaluated(root, write(manifest, *lines))
+    assert got.summary["top_label_accuracy"] == pytest.approx(accuracy_score(truth, tops))
+    names = sorted([*NAMES, NONE])
+    matrix = confusion_matrix(truth, tops, labels=names)
+    assert got.confusion is not None
+    cells = {(a, b): n for a, b, n in got.confusion.iter_rows()}
+    expected = {(a, b): int(matrix[i, j]) for i, a in enumerate(names) for j, b in enumerate(names) if matrix[i, j]}
+    assert cells == expected
+
+
+def test_what_is_undefined_is_null_and_not_zero(root: Root, manifest: Path, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1", Label("dog", 90)))
+    table = evaluated(root, write(manifest, line("s3://b/1", "cat"))).labels
+    columns = ("label", "support", "predicted", "true_positives", "precision", "recall", "f1")
+    assert table.select(columns).rows() == [("cat", 1, 0, 0, None, 0.0, 0.0), ("dog", 0, 1, 0, 0.0, None, 0.0)]
+
+
+def test_images_that_only_one_side_knows_are_counted_and_named(root: Root, manifest: Path, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1", Label("cat", 90)), make.scored("s3://b/extra"))
+    root.failures([make.failed("s3://b/failed")])
+    lines = [line(f"s3://b/{name}", "cat") for name in ("1", "failed", "gone")]
+    summary = evaluated(root, write(manifest, *lines, {"source-ref": "s3://b/bare"})).summary
+    assert (summary["images"], summary["missing"], summary["missing_failed"], summary["extra"]) == (1, 2, 1, 1)
+    assert summary["missing_examples"] == ["s3://b/failed", "s3://b/gone"]
+    assert summary["extra_examples"] == ["s3://b/extra"]
+    assert summary["unlabelled"] == 1
+    assert summary["macro_f1"] == 1.0
+
+
+def test_nothing_in_common_is_an_error_that_shows_both_sides(root: Root, manifest: Path, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/images/1.jpg"))
+    with pytest.raises(UsageError, match=r"s3://B/images/1.jpg.*s3://b/images/1.jpg"):
+        evaluated(root, write(manifest, line("s3://B/images/1.jpg", "cat")))
+
+
+def test_models_are_never_mixed(root: Root, manifest: Path, make: type[Make]) -> None:
+    for model in ("m@1", "m@2"):
+        root.results(make.scored("s3://b/1", Label("cat", 90)), model=model)
+    write(manifest, line("s3://b/1", "cat"))
+    with pytest.raises(UsageError, match=r"m@1, m@2.*--model"):
+        evaluated(root, manifest)
+    images = open_results(str(root), model="m@2").images()
+    assert evaluate(images, read_truth(manifest)).summary["model"] == "m@2"
+
+
+def test_the_latest_answer_of_a_model_counts(root: Root, manifest: Path, make: type[Make]) -> None:
+    noon = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
+    for hours, label, run in ((0, "dog", "z"), (2, "cat", "m"), (1, "dog", "a")):
+        later = noon + dt.timedelta(hours=hours)
+        root.results(make.scored("s3://b/1", Label(label, 90), at=later), run_id=run)
+    summary = evaluated(root, write(manifest, line("s3://b/1", "cat"))).summary
+    assert (summary["top_label_accuracy"], summary["superseded"], summary["images"]) == (1.0, 2, 1)
+
+
+def test_local_images_are_joined_by_their_absolute_path(root: Root, manifest: Path, make: type[Make]) -> None:
+    write(manifest, line("images/../images/é 1.jpg", "cat"), line("/abs/2.jpg", "cat"))
+    local = os.path.abspath(manifest.parent / "images" / "é 1.jpg")  # noqa: PTH100
+    root.results(make.scored(local, Label("cat", 90)), make.scored("/abs/2.jpg", Label("cat", 90)))
+    assert evaluated(root, manifest).summary["missing"] == 0
+
+
+def test_boxes_in_pixels_meet_boxes_in_ratios(root: Root, manifest: Path, make: type[Make]) -> None:
+    root.results(
+        make.scored("s3://b/1", Label("cat", 90, (0.1, 0.2, 0.5, 0.4)), Label("dog", 80, (0.0, 0.0, 0.1, 0.1))),
+        make.scored("s3://b/2", Label("cat", 70, (0.0, 0.0, 0.2, 0.2))),
+        make.scored("s3://b/nosize", Label("cat", 99, (0.0, 0.0, 1.0, 1.0))),
+    )
+    lines = [
+        boxes("s3://b/1", ("cat", 20, 20, 100, 40), ("dog", 100, 50, 20, 20)),
+        boxes("s3://b/2", ("cat", 100, 50, 100, 50)),
+        boxes("s3://b/nosize", ("cat", 0, 0, 10, 10), size=None),
+    ]
+    got = evaluated(root, write(manifest, *lines))
+    columns = ("label", "truth_boxes", "found_boxes", "matched_boxes", "average_precision")
+    assert got.labels.select(columns).rows() == [("cat", 2, 2, 1, 0.5), ("dog", 1, 1, 0, 0.0)]
+    assert got.summary["mean_average_precision"] == 0.25
+    assert (got.summary["located_images"], got.summary["images_without_size"]) == (2, 1)
+    assert got.labels["recall"].to_list() == [1.0, 1.0]
+
+
+def test_a_box_on_an_image_without_objects_is_a_false_positive(root: Root, manifest: Path, make: type[Make]) -> None:
+    cat = (0.0, 0.0, 1.0, 1.0)
+    root.results(make.scored("s3://b/1", Label("cat", 90, cat)), make.scored("s3://b/2", Label("cat", 95, cat)))
+    got = evaluated(root, write(manifest, boxes("s3://b/1", ("cat", 0, 0, 200, 100)), boxes("s3://b/2")))
+    assert got.summary["mean_average_precision"] == 0.5
+
+
+def test_lines_about_one_image_are_joined(manifest: Path) -> None:
+    truth = read_truth(write(manifest, line("s3://b/1", "cat"), line("s3://b/1", "dog"), line("s3://b/1", "cat")))
+    assert truth.images["labels"].to_list() == [["cat", "dog"]]
+    assert truth.repeated == 2
+    twice = boxes("s3://b/1", ("cat", 0, 0, 20, 10))
+    assert read_truth(write(manifest, twice, twice)).boxes.height == 1
+
+
+def test_a_bad_line_stops_the_evaluation_unless_it_may_be_skipped(manifest: Path) -> None:
+    write(manifest, line("s3://b/1", "cat"), b"", b"{nonsense", line("s3://b/2", "dog"))
+    with pytest.raises(SourceError, match=r"test.manifest, line 3: .*not JSON.*--skip-bad-lines"):
+        read_truth(manifest)
+    truth = read_truth(manifest, skip_bad_lines=True)
+    assert truth.images.height == 2
+    assert len(truth.bad) == 1
+    assert truth.bad[0].startswith("line 3: ")
+
+
+def test_a_truth_without_labels_or_file_is_refused(manifest: Path) -> None:
+    with pytest.raises(SourceError, match="No such file"):
+        read_truth(manifest)
+    with pytest.raises(SourceError, match="1 lines have none"):
+        read_truth(write(manifest, {"source-ref": "s3://b/1"}))

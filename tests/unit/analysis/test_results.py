@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchcl.analysis.query import query
+from batchcl.analysis.results import DETECTIONS, open_results
+from batchcl.errors import OutputError, UsageError
+from batchcl.runs.schema import FAILURES, RESULTS
+from batchcl.scoring.outcome import Label
+
+if TYPE_CHECKING:
+    from tests.unit.analysis.conftest import Make, Root
+
+
+CAT = Label("cat", 90.0, (0.1, 0.2, 0.3, 0.4), ((0.0, 1.0),))
+DOG = Label("dog", 55.5)
+
+
+def test_a_directory_that_is_no_output_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(OutputError, match=r"neither results/ nor failures/ nor runs/"):
+        open_results(str(tmp_path))
+    with pytest.raises(OutputError, match="no output root"):
+        open_results(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", ["results", "failures", "runs"])
+def test_a_root_without_published_files_gives_typed_empty_frames(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    results = open_results(str(tmp_path))
+    images, failures = results.images().collect(), results.failures().collect()
+    assert (images.height, failures.height) == (0, 0)
+    assert images.columns == [*RESULTS.names, "model", "date"]
+    assert failures.columns == [*FAILURES.names, "model", "date"]
+    assert results.detections().collect().columns == list(DETECTIONS)
+
+
+def test_an_empty_and_a_full_root_have_the_same_schema(root: Root, tmp_path: Path, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1", CAT))
+    root.failures([make.failed("s3://b/2")])
+    (tmp_path / "empty" / "runs").mkdir(parents=True)
+    full, empty = open_results(str(root)), open_results(str(tmp_path / "empty"))
+    for name in ("images", "failures", "detections"):
+        schemas = [getattr(results, name)().collect().schema for results in (full, empty)]
+        assert schemas[0] == schemas[1]
+    assert full.images().collect_schema()["date"] == pl.Date
+
+
+def test_partitions_become_columns(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1"), model="123", date="2026-11-20", run_id="a")
+    root.results(make.scored("s3://b/2"), model="cats@v1", date="2026-11-21", run_id="b")
+    found = open_results(str(root)).images().sort("uri").select("uri", "model", "date").collect().rows()
+    assert found == [("s3://b/1", "123", dt.date(2026, 11, 20)), ("s3://b/2", "cats@v1", dt.date(2026, 11, 21))]
+
+
+def test_detections_have_a_row_a_label_and_none_for_images_without(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/łódź ☃.jpg", CAT, DOG), make.scored("s3://b/none"))
+    rows = open_results(str(root)).detections().collect().to_dicts()
+    assert [(row["uri"], row["label"], row["confidence"], row["left"]) for row in rows] == [
+        ("s3://b/łódź ☃.jpg", "cat", 90.0, pytest.approx(0.1)),
+        ("s3://b/łódź ☃.jpg", "dog", 55.5, None),
+    ]
+    assert rows[0]["height"] == pytest.approx(0.4)
+
+
+def test_only_images_without_labels_give_no_detections(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1"), make.scored("s3://b/2"))
+    assert open_results(str(root)).detections().collect().height == 0
+    assert open_results(str(root)).images().collect().height == 2
+
+
+def test_failures_alone_are_a_root(root: Root, make: type[Make]) -> None:
+    root.failures([make.failed("s3://b/1"), make.failed("s3://b/2.gif", "UnsupportedExtension", skipped=True)])
+    results = open_results(str(root))
+    assert results.failures().collect()["status"].to_list() == ["failed", "skipped"]
+    assert results.images().collect().height == 0
+    assert results.models == ["cats@v1"]
+
+
+@pytest.fixture
+def four_runs(root: Root, make: type[Make]) -> Root:
+    """Each image is named for its model, day and run; the run id `a` is the beginning of another."""
+    for model, date, run in (("m@1", "01", "a"), ("m@1", "02", "a-b"), ("m@2", "01", "c"), ("m@2", "02", "d")):
+        full = f"2026-11-{date}"
+        root.results(make.scored(f"{model}/{date}/{run}", DOG), model=model, date=full, run_id=run)
+        root.failures([make.failed(f"{model}/{date}/{run}")], model=model, date=full, run_id=run)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, ["m@1/01/a", "m@1/02/a-b", "m@2/01/c", "m@2/02/d"]),
+        ({"model": "m@1"}, ["m@1/01/a", "m@1/02/a-b"]),
+        ({"run_id": "a"}, ["m@1/01/a"]),
+        ({"run_id": "a-b"}, ["m@1/02/a-b"]),
+        ({"date": "2026-11-01"}, ["m@1/01/a", "m@2/01/c"]),
+        ({"date": dt.date(2026, 11, 2), "model": "m@2"}, ["m@2/02/d"]),
+        ({"date": "2026-12-24"}, []),
+    ],
+)
+def test_filters_narrow_every_table_wherever_they_are_given(
+    four_runs: Root, filters: dict[str, Any], expected: list[str]
+) -> None:
+    at_once = open_results(str(four_runs), **filters)
+    later = open_results(str(four_runs))
+    for name in ("images", "detections", "failures"):
+        for frame in (getattr(at_once, name)(), getattr(later, name)(**filters)):
+            assert sorted(frame.collect()["uri"]) == expected
+
+
+def test_filters_that_exclude_each_other_leave_nothing(four_runs: Root) -> None:
+    results = open_results(str(four_runs), model="m@1", date="2026-11-01")
+    assert results.images(model="m@2").collect().height == 0
+    assert results.images(model="m@1", run_id="a").collect().height == 1
+
+
+def test_an_unknown_model_or_run_is_a_slip_and_named(four_runs: Root) -> None:
+    with pytest.raises(UsageError, match=r"'m@3'.*m@1, m@2"):
+        open_results(str(four_runs), model="m@3")
+    with pytest.raises(UsageError, match="no run 'x'"):
+        open_results(str(four_runs), run_id="x")
+    (four_runs.path / "runs" / "x").mkdir(parents=True)
+    (four_runs.path / "runs" / "x" / "run.json").write_text("{}")
+    assert open_results(str(four_runs), run_id="x").images().collect().height == 0
+    with pytest.raises(UsageError, match="not a day"):
+        open_results(str(four_runs), date="21.11.2026")
+
+
+def test_files_that_no_run_published_are_passed_over(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1"))
+    (root.path / "results" / "_SUCCESS").write_text("")
+    (root.path / "results" / "notes.parquet").write_text("no parquet")
+    assert open_results(str(root)).images().collect().height == 1
+
+
+def test_parts_of_an_older_or_newer_v1_are_read_together(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1"))
+    part = next(root.path.rglob("*.parquet"))
+    table = pq.read_table(part, partitioning=None)
+    pq.write_table(table.append_column("later", pa.array([1])), part.with_name("r2-00000.parquet"))
+    pq.write_table(table.drop_columns(["extra"]), part.with_name("r0-00000.parquet"))
+    images = open_results(str(root)).images().collect()
+    assert images.height == 3
+    assert "later" not in images.columns
+    assert images["extra"].null_count() == 1
+
+
+def test_the_frames_are_lazy_and_read_no_more_than_they_need(four_runs: Root) -> None:
+    results = open_results(str(four_runs))
+    plan = results.detections().group_by("label").agg(pl.len()).explain()
+    assert "PROJECT 1/18 COLUMNS" in plan
+    for part in four_runs.path.rglob("*.parquet"):
+        if "m@2" in str(part):
+            part.write_bytes(b"not parquet at all")
+    assert results.images(model="m@1").collect().height == 2
+
+
+def test_sql_answers_over_the_three_tables(four_runs: Root) -> None:
+    results = open_results(str(four_runs))
+    sql = """-- by model
+        SELECT d.model, COUNT(*) AS n FROM detections d JOIN results r ON d.uri = r.uri
+        WHERE d.date = '2026-11-01' GROUP BY d.model ORDER BY d.model"""
+    assert query(results, sql).rows() == [("m@1", 1), ("m@2", 1)]
+    assert query(results, "with f as (select * from failures) select count(*) from f").item() == 4
+
+
+@pytest.mark.parametrize("sql", ["DROP TABLE results", "DELETE FROM results", "", "  /* SELECT */ TRUNCATE results"])
+def test_sql_that_is_no_query_is_refused(four_runs: Root, sql: str) -> None:
+    with pytest.raises(UsageError, match="not a query"):
+        query(open_results(str(four_runs)), sql)
+
+
+@pytest.mark.parametrize("sql", ["SELECT nope FROM results", "SELECT * FROM labels", "SELECT FROM WHERE", "SELECT 'a"])
+def test_sql_errors_name_the_tables_and_columns(four_runs: Root, sql: str) -> None:
+    with pytest.raises(UsageError, match=r"(?s)query failed: .*detections: uri, version_id, label.*failures: run_id"):
+        query(open_results(str(four_runs)), sql)

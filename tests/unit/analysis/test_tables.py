@@ -1,0 +1,112 @@
+"""Labels, confidences and failures, with figures worked out by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from batchcl.analysis.confidence import confidence_histogram
+from batchcl.analysis.failures import failure_table
+from batchcl.analysis.labels import label_table
+from batchcl.analysis.results import open_results
+from batchcl.errors import UsageError
+from batchcl.scoring.outcome import Label
+
+if TYPE_CHECKING:
+    from tests.unit.analysis.conftest import Make, Root
+
+BOX = (0.0, 0.0, 0.5, 0.5)
+
+
+def test_labels_count_images_and_detections_and_spread_confidence(root: Root, make: type[Make]) -> None:
+    root.results(
+        make.scored("s3://b/1", Label("cat", 50, BOX), Label("cat", 60, BOX), Label("ñandú", 99)),
+        make.scored("s3://b/2", Label("cat", 80)),
+        make.scored("s3://b/2", Label("cat", 100), version_id="v2"),
+        make.scored("s3://b/3"),
+    )
+    table = label_table(open_results(str(root)).detections())
+    assert table["label"].to_list() == ["cat", "ñandú"]
+    cat = table.row(0, named=True)
+    assert (cat["images"], cat["detections"], cat["mean"]) == (3, 4, 72.5)
+    expected = np.percentile([50, 60, 80, 100], [10, 50, 90])
+    assert [cat["p10"], cat["p50"], cat["p90"]] == pytest.approx(expected.tolist())
+
+
+def test_an_image_that_two_runs_scored_is_one_image(root: Root, make: type[Make]) -> None:
+    for run in ("a", "b"):
+        root.results(make.scored("s3://b/1", Label("cat", 50)), run_id=run)
+    row = label_table(open_results(str(root)).detections()).row(0, named=True)
+    assert (row["images"], row["detections"]) == (1, 2)
+
+
+def test_labels_of_two_models_stay_apart(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1", Label("cat", 50)), model="m@1")
+    root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@2")
+    table = label_table(open_results(str(root)).detections())
+    assert table.select("model", "mean").rows() == [("m@1", 50.0), ("m@2", 90.0)]
+
+
+def test_a_histogram_has_every_bin_and_its_edges_belong_somewhere(root: Root, make: type[Make]) -> None:
+    values = [0, 24.9, 25, 50, 74.9, 100]
+    root.results(*(make.scored(f"s3://b/{at}", Label("cat", value)) for at, value in enumerate(values)))
+    table = confidence_histogram(open_results(str(root)).detections(), bins=4)
+    assert table["from"].to_list() == [0, 25, 50, 75]
+    assert table["to"].to_list() == [25, 50, 75, 100]
+    assert table["detections"].to_list() == np.histogram(values, 4, (0, 100))[0].tolist() == [2, 1, 2, 1]
+    assert table["share"].to_list() == pytest.approx([1 / 3, 1 / 6, 1 / 3, 1 / 6])
+
+
+def test_a_histogram_of_one_label_and_of_each(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1", Label("cat", 10), Label("dog", 90), Label("dog", 20)))
+    detections = open_results(str(root)).detections()
+    assert confidence_histogram(detections, bins=2, label="dog")["detections"].to_list() == [1, 1]
+    each = confidence_histogram(detections, bins=2, per_label=True)
+    assert each.select("label", "detections", "share").rows() == [
+        ("cat", 1, 1.0),
+        ("cat", 0, 0.0),
+        ("dog", 1, 0.5),
+        ("dog", 1, 0.5),
+    ]
+
+
+def test_a_histogram_of_nothing_has_no_shares(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1"))
+    table = confidence_histogram(open_results(str(root)).detections(), bins=3)
+    assert table.select("detections", "share").rows() == [(0, None)] * 3
+    assert confidence_histogram(open_results(str(root)).detections(), per_label=True).height == 0
+
+
+@pytest.mark.parametrize("bins", [0, -1, 1001])
+def test_a_histogram_with_senseless_bins_is_refused(root: Root, make: type[Make], bins: int) -> None:
+    root.results(make.scored("s3://b/1"))
+    with pytest.raises(UsageError, match="1 to 1000"):
+        confidence_histogram(open_results(str(root)).detections(), bins=bins)
+
+
+def test_failures_are_counted_by_reason_with_examples(root: Root, make: type[Make]) -> None:
+    root.failures(
+        [make.failed(f"s3://b/{at}") for at in (3, 1, 2)] + [make.failed("s3://b/é.gif", "TooLarge", skipped=True)]
+    )
+    table = failure_table(open_results(str(root)).failures(), examples=2)
+    assert table.rows() == [
+        (
+            "failed",
+            "InvalidImageFormatException",
+            3,
+            0.75,
+            "InvalidImageFormatException of s3://b/1",
+            ["s3://b/1", "s3://b/2"],
+        ),
+        ("skipped", "TooLarge", 1, 0.25, "TooLarge of s3://b/é.gif", ["s3://b/é.gif"]),
+    ]
+
+
+def test_the_same_code_skipped_and_failed_is_two_reasons(root: Root, make: type[Make]) -> None:
+    root.failures([make.failed("s3://b/1", "TooLarge"), make.failed("s3://b/2", "TooLarge", skipped=True)])
+    table = failure_table(open_results(str(root)).failures(), examples=0)
+    assert table.select("status", "count", "examples").rows() == [("failed", 1, []), ("skipped", 1, [])]
+    with pytest.raises(UsageError):
+        failure_table(open_results(str(root)).failures(), examples=-1)
