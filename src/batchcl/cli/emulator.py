@@ -1,0 +1,138 @@
+"""`batchcl emulator`: a local Custom Labels service."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batchcl.emulator.settings import ACCOUNT, EmulatorSettings
+from batchcl.errors import BatchclError, UsageError
+
+if TYPE_CHECKING:
+    import anyio
+
+    from batchcl.emulator.server import Listening
+
+__all__ = ["emulator"]
+
+_PARENT_POLL_S = 0.5
+
+
+def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them by place
+    host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 0,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder that keeps projects and models; without it they end with the emulator.")
+    ] = None,
+    buckets: Annotated[
+        Path | None, typer.Option(help="Folder whose sub-folders are the buckets: DIR/BUCKET/KEY.")
+    ] = None,
+    s3_endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 service to read from instead, with the ordinary AWS credentials.")
+    ] = None,
+    tps_per_unit: Annotated[float, typer.Option(help="Images a second of one inference unit.")] = 2.8,
+    account_tps: Annotated[float, typer.Option(help="DetectCustomLabels calls a second of the account.")] = 50.0,
+    control_tps: Annotated[float, typer.Option(help="Calls a second of each other operation.")] = 5.0,
+    start_seconds: Annotated[float, typer.Option(help="How long a model stays STARTING.")] = 0.5,
+    stop_seconds: Annotated[float, typer.Option(help="How long a model stays STOPPING.")] = 0.2,
+    train_seconds: Annotated[float, typer.Option(help="The least time that a training takes.")] = 0.5,
+    latency_ms: Annotated[float, typer.Option(help="Added to each image that is let through.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of everything that training draws.")] = 0,
+    exit_with_parent: Annotated[bool, typer.Option(help="End when the process that started this one ends.")] = False,
+) -> None:
+    """Run a local Custom Labels service that really trains and detects.
+
+    It prints one JSON line with its endpoint on stdout once it listens, and ends on SIGTERM or ^C. Clients sign with
+    emulator / emulator, with the pair in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or with one of
+    BATCHCL_EMULATOR_CREDENTIALS (ID:SECRET or ID:SECRET:ACCOUNT, comma separated).
+
+    Examples:
+      batchcl emulator --buckets ./buckets
+
+      batchcl emulator --port 9999 --state ./models --buckets ./buckets --tps-per-unit 20
+
+      batchcl emulator --s3-endpoint-url http://127.0.0.1:8333
+
+      aws rekognition describe-projects --endpoint-url http://127.0.0.1:9999
+    """
+    settings = EmulatorSettings(
+        host=host,
+        port=port,
+        state=state,
+        buckets=buckets,
+        s3_endpoint_url=s3_endpoint_url,
+        tps_per_unit=tps_per_unit,
+        account_tps=account_tps,
+        control_tps=control_tps,
+        start_seconds=start_seconds,
+        stop_seconds=stop_seconds,
+        train_seconds=train_seconds,
+        latency_ms=latency_ms,
+        seed=seed,
+        exit_with_parent=exit_with_parent,
+    )
+    missing = [name for name in ("sklearn", "PIL") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"the emulator needs {' and '.join(missing)}, which are not installed: pip install 'batchcl[emulator]'"
+        )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    import anyio as runtime  # noqa: PLC0415 - keeps `batchcl --help` quick
+
+    runtime.run(_run, settings, os.getppid())
+
+
+async def _run(settings: EmulatorSettings, parent: int) -> None:
+    import anyio  # noqa: PLC0415
+
+    from batchcl.emulator.server import serve  # noqa: PLC0415
+
+    until = anyio.Event()
+    refusal: BatchclError | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_end_on_signal, until)
+        if settings.exit_with_parent:
+            tasks.start_soon(_end_with_parent, until, parent)
+        try:
+            await serve(settings, listening=_announce, until=until, environment=os.environ)
+        except BatchclError as error:  # raised here it would come out wrapped in a group
+            refusal = error
+        tasks.cancel_scope.cancel()
+    if refusal is not None:
+        raise refusal
+
+
+def _announce(listening: Listening) -> None:
+    import orjson  # noqa: PLC0415
+
+    line = {
+        "endpoint": listening.endpoint,
+        "pid": os.getpid(),
+        "account": ACCOUNT,
+        "state": str(listening.state),
+    }
+    sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+async def _end_on_signal(until: anyio.Event) -> None:
+    import anyio  # noqa: PLC0415
+
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            until.set()
+
+
+async def _end_with_parent(until: anyio.Event, parent: int) -> None:
+    import anyio  # noqa: PLC0415
+
+    while os.getppid() == parent:  # noqa: ASYNC110 - the system tells nobody that a parent has died
+        await anyio.sleep(_PARENT_POLL_S)
+    until.set()

@@ -1,0 +1,155 @@
+"""Where the emulator's S3 objects come from and where training results go."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import anyio
+import anyio.to_thread
+
+from batchcl.emulator.faults import ServiceError, invalid_s3_object
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+__all__ = ["Buckets", "DirectoryBuckets", "NoBuckets", "S3Buckets"]
+
+_BUCKET: Final = re.compile(r"[0-9A-Za-z._-]{3,255}")
+
+
+class Buckets(Protocol):
+    """S3 as far as Custom Labels needs it."""
+
+    async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
+        """An object's bytes: all of them, or `limit_bytes` + 1 of an object that is larger.
+
+        Raises:
+            ServiceError: InvalidS3ObjectException, the object can't be had, whatever the reason.
+        """
+        ...
+
+    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
+        """Put an object.
+
+        Raises:
+            ServiceError: InvalidS3ObjectException, the bucket can't be written.
+        """
+        ...
+
+
+class NoBuckets:
+    """An emulator that was given neither --buckets nor --s3-endpoint-url: no object can be had."""
+
+    async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:  # noqa: ARG002 - the seam's signature
+        """Refuse."""
+        raise invalid_s3_object()
+
+    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002 - the seam's signature
+        """Refuse."""
+        raise invalid_s3_object()
+
+
+class DirectoryBuckets:
+    """Each sub-folder of `root` is a bucket, each file in it an object.
+
+    Keys that a folder can't hold as they are (`a//b`, `..`, a trailing `/`) don't exist, and neither does anything
+    that a symbolic link would reach outside of `root`. There are no versions.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
+        """See `Buckets.read`; a file has only the version `null`."""
+        if version_id not in {None, "null"}:
+            raise invalid_s3_object()
+        return await anyio.to_thread.run_sync(self._read, bucket, key, limit_bytes)
+
+    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002 - files have no type
+        """See `Buckets.write`; a reader sees the old file or the new one, never a part."""
+        await anyio.to_thread.run_sync(self._write, bucket, key, data)
+
+    def _read(self, bucket: str, key: str, limit_bytes: int) -> bytes:
+        try:
+            with self._path(bucket, key).open("rb") as file:
+                return file.read(limit_bytes + 1)
+        except (OSError, ValueError):  # ValueError: a NUL in the key
+            raise invalid_s3_object() from None
+
+    def _write(self, bucket: str, key: str, data: bytes) -> None:
+        try:
+            path = self._path(bucket, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+            partial.write_bytes(data)
+            partial.replace(path)
+        except (OSError, ValueError):
+            raise invalid_s3_object() from None
+
+    def _path(self, bucket: str, key: str) -> Path:
+        """The file of an object of an existing bucket, surely inside of it."""
+        folder = self._root / bucket
+        if not _BUCKET.fullmatch(bucket) or set(bucket) == {"."} or not folder.is_dir():
+            raise invalid_s3_object()
+        if any(part in {"", ".", ".."} for part in key.split("/")):
+            raise invalid_s3_object()
+        path = (folder / key).resolve()
+        if not path.is_relative_to(folder):
+            raise invalid_s3_object()
+        return path
+
+
+class S3Buckets:
+    """A real S3 service. Made by `open`, since its client lives as long as the emulator."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @classmethod
+    async def open(cls, endpoint_url: str, stack: AsyncExitStack) -> S3Buckets:
+        """Connect to `endpoint_url` with the process's ordinary AWS credentials; `stack` closes the client."""
+        import aioboto3  # noqa: PLC0415 - slow to import, and only needed here
+        from botocore.config import Config  # noqa: PLC0415
+
+        session = aioboto3.Session()
+        client = session.client(
+            "s3",
+            endpoint_url=endpoint_url,
+            region_name=session.region_name or "us-east-1",
+            config=Config(s3={"addressing_style": "path"}, max_pool_connections=64, connect_timeout=5, read_timeout=60),
+        )
+        return cls(await stack.enter_async_context(client))
+
+    async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
+        """See `Buckets.read`."""
+        version = {} if version_id is None else {"VersionId": version_id}
+        answer = await self._call("get_object", Bucket=bucket, Key=key, **version)
+        async with answer["Body"] as body:
+            data: bytes = b""
+            while len(data) <= limit_bytes and (more := await body.read(limit_bytes + 1 - len(data))):
+                data += more
+            return data
+
+    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
+        """See `Buckets.write`."""
+        await self._call("put_object", Bucket=bucket, Key=key, Body=data, ContentType=content_type)
+
+    async def _call(self, method: str, **arguments: Any) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as in `open`
+
+        try:
+            return await getattr(self._client, method)(**arguments)
+        except ClientError as error:
+            server_error = 500
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= server_error:
+                raise _s3_down(str(error)) from error
+            raise invalid_s3_object() from error
+        except BotoCoreError as error:
+            raise _s3_down(str(error)) from error
+
+
+def _s3_down(why: str) -> ServiceError:
+    return ServiceError("InternalServerError", f"Reading or writing S3 failed: {why}", status=500)

@@ -1,0 +1,138 @@
+"""Which images the service takes, judged on the real bytes, and the picture inside.
+
+Rules: Custom Labels guide, "Guidelines and quotas" (FACTS.md §1). The size in pixels is read from the file's header and
+judged before anything is decoded, so a small file that claims to be huge costs nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from batchcl.emulator.faults import ServiceError, invalid_parameter
+from batchcl.images import MAX_BYTES_INLINE, MAX_BYTES_S3
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["MAX_ASPECT", "MAX_SIDE", "MIN_SIDE", "Picture", "check_bytes", "open_picture", "pixel_size"]
+
+MIN_SIDE: Final = 64
+MAX_SIDE: Final = 4096
+MAX_ASPECT: Final = 20
+
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_JPEG: Final = b"\xff\xd8\xff"
+_ORIENTATION: Final = 0x0112
+_TURNED: Final = frozenset({5, 6, 7, 8})
+_ENOUGH: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded image, upright.
+
+    Attributes:
+        image: RGB; it may be smaller than the file's own size, in the same proportions.
+        width: of the upright image, in pixels of the file.
+        height: likewise.
+    """
+
+    image: Image
+    width: int
+    height: int
+
+
+def check_bytes(data: bytes, *, inline: bool) -> None:
+    """Refuse an image of too many bytes: 4 MB sent as bytes, 15 MB from S3.
+
+    Raises:
+        ServiceError: ImageTooLargeException.
+    """
+    limit = MAX_BYTES_INLINE if inline else MAX_BYTES_S3
+    if len(data) > limit:
+        raise ServiceError("ImageTooLargeException", f"Image size is too large. The limit is {limit} bytes.")
+
+
+def open_picture(data: bytes) -> Picture:
+    """Decode an image that keeps the service's rules, turned as its EXIF orientation says.
+
+    Blocking; call it from a worker thread.
+
+    Raises:
+        ServiceError: InvalidImageFormatException for anything but a whole PNG or JPEG, ImageTooLargeException for
+            more than 4096 pixels a side, InvalidParameterException for fewer than 64 or an aspect over 20:1.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415 - an extra, and slow to import
+
+    width, height = pixel_size(data)
+    _check_pixels(width, height)
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
+            image.draft("RGB", (_ENOUGH, _ENOUGH))  # a JPEG decodes faster at a half, a quarter or an eighth
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            upright = ImageOps.exif_transpose(image) if orientation != 1 else image
+            if upright.mode.startswith("I"):  # 16-bit grey would be clipped rather than scaled
+                upright = upright.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+            rgb = upright.convert("RGB")
+    except (OSError, SyntaxError, ValueError, IndexError, KeyError, struct.error, zlib.error, UnidentifiedImageError):
+        raise _bad_format() from None
+    if orientation in _TURNED:
+        width, height = height, width
+    return Picture(rgb, width, height)
+
+
+def pixel_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the header of a PNG or JPEG states them, before any turn.
+
+    Raises:
+        ServiceError: InvalidImageFormatException.
+    """
+    if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 24:  # noqa: PLR2004 - the IHDR's end
+        width, height = struct.unpack(">II", data[16:24])
+        return width, height
+    if data.startswith(_JPEG):
+        return _jpeg_size(data)
+    raise _bad_format()
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Walk the segments to the first start of frame (ITU T.81, B.1.1.3 and B.2.2)."""
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:  # noqa: PLR2004 - every marker starts so
+            break
+        marker = data[at + 1]
+        if marker == 0xFF:  # noqa: PLR2004 - a fill byte
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:  # noqa: PLR2004 - SOF0 to SOF15
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return width, height
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # noqa: PLR2004 - markers without a length
+            at += 2
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise _bad_format()
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise ServiceError(
+            "ImageTooLargeException", f"Image dimensions: {width} x {height} pixels exceed the maximum limit."
+        )
+    if width == 0 or height == 0:
+        raise _bad_format()
+    if min(width, height) < MIN_SIDE:
+        raise invalid_parameter(
+            f"Image dimensions: {width} x {height} pixels are under the minimum of {MIN_SIDE} x {MIN_SIDE} pixels."
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise invalid_parameter(f"Image dimensions: {width} x {height} exceed the aspect ratio of {MAX_ASPECT}:1.")
+
+
+def _bad_format() -> ServiceError:
+    return ServiceError("InvalidImageFormatException", "Request has invalid image format")

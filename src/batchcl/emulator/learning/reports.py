@@ -1,0 +1,199 @@
+"""What a training writes to its OutputConfig: the evaluation summary and the manifest snapshots.
+
+Formats: Custom Labels guide, "Reference: Training results summary file" and "Interpreting the evaluation manifest
+snapshot".
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from batchcl.emulator.learning.evaluation import matches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from batchcl.emulator.learning.evaluation import Truth
+    from batchcl.emulator.learning.model import Box, Detection
+    from batchcl.emulator.learning.training import Example, Trained
+
+__all__ = ["snapshot", "summary", "training_snapshot"]
+
+_TRAINING_JOB: Final = "rekognition-custom-labels-training-job"
+_EVALUATION_JOB: Final = "rekognition-custom-labels-evaluation-job"
+_DETAILS: Final = "rekognition-custom-labels-evaluation-details"
+_FAINT: Final = 0.05
+
+
+def summary(trained: Trained, *, version_arn: str, ended: float) -> bytes:
+    """The summary file, JSON; `ended` in seconds since the epoch."""
+    evaluation = trained.evaluation
+    aggregated: dict[str, Any] = {
+        "Precision": evaluation.mean("precision"),
+        "Recall": evaluation.mean("recall"),
+        "F1Score": evaluation.mean("f1"),
+    }
+    if trained.model.locates:
+        aggregated["AveragePrecision"] = evaluation.mean("average_precision")
+        aggregated["AverageRecall"] = evaluation.mean("recall")
+    else:
+        aggregated["ConfusionMatrix"] = _confusion(trained)
+    document = {
+        "Version": 1,
+        "EvaluationDetails": {
+            "ProjectVersionArn": version_arn,
+            "EvaluationEndTimestamp": dt.datetime.fromtimestamp(ended, dt.UTC).replace(tzinfo=None).isoformat(),
+            "Labels": list(trained.model.labels),
+            "NumberOfTrainingImages": len(trained.train),
+            "NumberOfTestingImages": len(trained.test),
+        },
+        "AggregatedEvaluationResults": aggregated,
+        "LabelEvaluationResults": [
+            {
+                "Label": score.label,
+                "NumberOfTestingImages": score.images,
+                "Metrics": {
+                    "Threshold": score.threshold,
+                    "Precision": score.precision,
+                    "Recall": score.recall,
+                    "F1Score": score.f1,
+                },
+            }
+            for score in sorted(evaluation.scores, key=lambda s: -s.f1)
+        ],
+    }
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2)
+
+
+def training_snapshot(lines: Sequence[bytes], examples: Iterable[Example]) -> bytes:
+    """The manifest lines that were really used."""
+    return b"".join(lines[e.number].strip() + b"\n" for e in examples)
+
+
+def snapshot(lines: Sequence[bytes], trained: Trained, *, ended: float) -> bytes:
+    """The test set's manifest lines, each with what the model saw and whether it was right."""
+    created = dt.datetime.fromtimestamp(ended, dt.UTC).replace(tzinfo=None).isoformat()
+    write = _boxes if trained.model.locates else _labels
+    thresholds = trained.evaluation.thresholds
+    written = []
+    for example, seen in zip(trained.test, trained.seen, strict=True):
+        entry = orjson.loads(lines[example.number])
+        entry.update(write(example, seen, thresholds, trained.model.labels, created))
+        written.append(orjson.dumps(entry) + b"\n")
+    return b"".join(written)
+
+
+def _labels(
+    example: Example,
+    seen: Sequence[Detection],
+    thresholds: dict[str, float],
+    labels: Sequence[str],
+    created: str,
+) -> dict[str, Any]:
+    """An attribute for each label of the model: all of them are predictions, positive or negative."""
+    attributes: dict[str, Any] = {}
+    confidence = {d.label: d.confidence for d in seen}
+    for n, label in enumerate(labels):
+        taken = confidence[label] >= thresholds[label]
+        name = f"rekognition-custom-labels-evaluation-{n}"
+        attributes[name] = int(taken)
+        attributes[f"{name}-metadata"] = {
+            "class-name": label,
+            "confidence": confidence[label],
+            "type": "groundtruth/image-classification",
+            "job-name": _EVALUATION_JOB,
+            "human-annotated": "no",
+            "creation-date": created,
+            _DETAILS: _details(taken=taken, present=label in example.truth.labels),
+        }
+    return attributes
+
+
+def _boxes(
+    example: Example,
+    seen: Sequence[Detection],
+    thresholds: dict[str, float],
+    labels: Sequence[str],
+    created: str,
+) -> dict[str, Any]:
+    """One attribute with each box that the model saw, and each object that it didn't."""
+    size = example.size
+    number = {label: n for n, label in enumerate(labels)}
+    faint = [d for d in seen if d.confidence >= _FAINT]
+    annotations: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    for detection, right in zip(faint, matches(faint, example.truth), strict=True):
+        assert detection.box is not None
+        annotations.append(_annotation(number[detection.label], detection.box, size))
+        taken = detection.confidence >= thresholds[detection.label]
+        objects.append({"confidence": detection.confidence, _DETAILS: _details(taken=taken, present=right)})
+    for label, box in _missed(example.truth, faint):
+        annotations.append(_annotation(number[label], box, size))
+        objects.append({"confidence": 0.0, _DETAILS: _details(taken=False, present=True)})
+    name = "rekognition-custom-labels-evaluation-0"
+    return {
+        name: {
+            "image_size": [{"width": size[0], "height": size[1], "depth": 3}],
+            "annotations": annotations,
+        },
+        f"{name}-metadata": {
+            "objects": objects,
+            "class-map": {str(n): label for label, n in number.items()},
+            "type": "groundtruth/object-detection",
+            "job-name": _EVALUATION_JOB,
+            "human-annotated": "no",
+            "creation-date": created,
+        },
+    }
+
+
+def _missed(truth: Truth, seen: Sequence[Detection]) -> list[tuple[str, Box]]:
+    assert truth.boxes is not None
+    free = list(zip(truth.labels, truth.boxes, strict=True))
+    for detection, right in zip(seen, matches(seen, truth), strict=True):
+        if right and detection.box is not None:
+            box = detection.box
+            mine = [pair for pair in free if pair[0] == detection.label]
+            free.remove(max(mine, key=lambda pair: box.overlap(pair[1])))
+    return free
+
+
+def _details(*, taken: bool, present: bool) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "is-true-positive": taken and present,
+        "is-true-negative": not taken and not present,
+        "is-false-positive": taken and not present,
+        "is-false-negative": not taken and present,
+        "is-present-in-ground-truth": present,
+        "ground-truth-labelling-jobs": [_TRAINING_JOB],
+    }
+
+
+def _annotation(number: int, box: Box, size: tuple[int, int]) -> dict[str, Any]:
+    width, height = size
+    return {
+        "class_id": number,
+        "left": round(box.left * width),
+        "top": round(box.top * height),
+        "width": max(1, round(box.width * width)),
+        "height": max(1, round(box.height * height)),
+    }
+
+
+def _confusion(trained: Trained) -> list[dict[str, Any]]:
+    """Shares of each true label's images by the label that the model was surest of."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    totals: Counter[str] = Counter()
+    for example, seen in zip(trained.test, trained.seen, strict=True):
+        for label in example.truth.labels:
+            pairs[label, seen[0].label] += 1
+            totals[label] += 1
+    return [
+        {"GroundTruthLabel": truth, "PredictedLabel": seen, "Value": count / totals[truth]}
+        for (truth, seen), count in sorted(pairs.items())
+    ]

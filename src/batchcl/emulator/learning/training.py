@@ -1,0 +1,196 @@
+"""From labelled images to a trained and evaluated model, and from a model to its file and back.
+
+What travels is small: an image is reduced to what its model looks at as soon as it is read, so the memory of a
+training grows with a few tens of kilobytes an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import orjson
+
+from batchcl.emulator.learning.classifier import Classifier, train_classifier
+from batchcl.emulator.learning.evaluation import Evaluation, Truth, evaluate
+from batchcl.emulator.learning.features import describe, thumbnail
+from batchcl.emulator.learning.locator import LabelledPicture, Locator, train_locator
+from batchcl.emulator.learning.model import Box, Detection
+from batchcl.emulator.learning.windows import working_picture
+from batchcl.errors import BatchclError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from batchcl.emulator.learning.model import Model
+    from batchcl.groundtruth import GroundTruth
+
+__all__ = ["Example", "Task", "Trained", "TrainingError", "load", "prepare", "save", "task_of", "train"]
+
+Task = Literal["classification", "detection"]
+
+_TEST_SHARE: Final = 0.2
+_MOST_LABELS: Final = 250
+_FEWEST_LABELS: Final = 2
+
+
+class TrainingError(BatchclError):
+    """The data can't train a model; the message becomes the version's StatusMessage."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One image, reduced to what its model looks at, and what is on it.
+
+    `number` is its place in the list of entries that it came from; `size` the upright image's width and height.
+    """
+
+    number: int
+    size: tuple[int, int]
+    picture: NDArray[np.uint8]
+    truth: Truth
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """A model and how it did on its test set; `seen` has what it saw on each of the `test` examples."""
+
+    model: Model
+    evaluation: Evaluation
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    seen: tuple[tuple[Detection, ...], ...]
+
+
+def task_of(entries: Sequence[GroundTruth]) -> Task:
+    """What a training set asks for.
+
+    Raises:
+        TrainingError: no image has a label, or some images have image-level labels and others boxes.
+    """
+    tasks = {e.task for e in entries if e.task is not None and e.labels}
+    if not tasks:
+        raise TrainingError("The training dataset has no labeled images.")
+    if len(tasks) > 1:
+        raise TrainingError("The training dataset mixes image-level labels and bounding boxes.")
+    return "detection" if "detection" in tasks else "classification"
+
+
+def prepare(number: int, image: Image, size: tuple[int, int], entry: GroundTruth, task: Task) -> Example:
+    """Reduce one image; `size` is its upright width and height, in whose pixels the entry's boxes are.
+
+    Blocking; call it from a worker thread. Boxes are cut at the rim; those that lie outside are dropped.
+    """
+    if task == "classification":
+        return Example(number, size, thumbnail(image), Truth(entry.labels))
+    width, height = size
+    labels, boxes = [], []
+    for box in entry.boxes:
+        left, right = max(0.0, box.left), min(float(width), box.left + box.width)
+        top, bottom = max(0.0, box.top), min(float(height), box.top + box.height)
+        if right > left and bottom > top:
+            labels.append(box.label)
+            boxes.append(Box(left / width, top / height, (right - left) / width, (bottom - top) / height))
+    return Example(number, size, working_picture(image), Truth(tuple(labels), tuple(boxes)))
+
+
+def train(
+    task: Task,
+    examples: Sequence[Example],
+    test: Sequence[Example] | None,
+    *,
+    seed: int,
+    check: Callable[[], None],
+) -> Trained:
+    """Learn and evaluate. The same arguments give the same model.
+
+    Blocking, for seconds; call it from a worker thread.
+
+    Args:
+        task: what to learn.
+        examples: the training set.
+        test: the test set; None splits a fifth off the training set.
+        seed: of everything that is drawn.
+        check: called now and then; raises to stop.
+
+    Raises:
+        TrainingError: too few or too many labels, or nothing to learn from.
+    """
+    if test is None:
+        examples, test = _split(examples, seed)
+    labels = {label for e in examples for label in e.truth.labels}
+    fewest = _FEWEST_LABELS if task == "classification" else 1
+    if len(labels) < fewest:
+        raise TrainingError(f"The training dataset has {len(labels)} labels; at least {fewest} are needed.")
+    if len(labels) > _MOST_LABELS:
+        raise TrainingError(f"The training dataset has {len(labels)} labels; at most {_MOST_LABELS} are allowed.")
+    known = [e for e in test if set(e.truth.labels) <= labels]
+    if not any(e.truth.labels for e in known):
+        raise TrainingError("The test dataset has no labeled images with labels of the training dataset.")
+    model: Model
+    if task == "classification":
+        truths = [frozenset(e.truth.labels) for e in examples]
+        model = train_classifier([e.picture for e in examples], truths, seed=seed, check=check)
+    else:
+        model = train_locator([_labelled(e) for e in examples], seed=seed, check=check)
+    seen = []
+    for example in known:
+        check()
+        seen.append(tuple(_look(model, example.picture)))
+    evaluation = evaluate(model.labels, [e.truth for e in known], seen)
+    return Trained(model, evaluation, tuple(examples), tuple(known), tuple(seen))
+
+
+def save(path: Path, model: Model, thresholds: dict[str, float]) -> None:
+    """Write a model and its labels' assumed thresholds; after a crash the file is whole or not there."""
+    facts = {"locates": model.locates, "labels": model.labels, "thresholds": thresholds}
+    partial = path.with_name(f"{path.name}.part")
+    with partial.open("wb") as file:
+        arrays: dict[str, Any] = {"facts": np.frombuffer(orjson.dumps(facts), np.uint8), **model.arrays()}
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def load(path: Path) -> tuple[Model, dict[str, float]]:
+    """Read back what `save` wrote. Nothing in the file is executed: it holds numbers and JSON."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    facts = orjson.loads(arrays.pop("facts").tobytes())
+    kind = Locator if facts["locates"] else Classifier
+    return kind(labels=tuple(facts["labels"]), **arrays), facts["thresholds"]
+
+
+def _look(model: Model, picture: NDArray[np.uint8]) -> list[Detection]:
+    if isinstance(model, Locator):
+        return model.judge(picture)
+    assert isinstance(model, Classifier)
+    return model.judge(describe(picture))
+
+
+def _labelled(example: Example) -> LabelledPicture:
+    height, width = example.picture.shape
+    boxes = [(b.left, b.top, b.left + b.width, b.top + b.height) for b in example.truth.boxes or ()]
+    pixels = np.asarray(boxes, np.float32).reshape(-1, 4) * np.asarray([width, height, width, height], np.float32)
+    return LabelledPicture(example.picture, example.truth.labels, pixels)
+
+
+def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """A fifth for the test set, drawn within each (first) label so that rare ones are on both sides."""
+    rng = np.random.default_rng(seed)
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.truth.labels[0] if example.truth.labels else "", []).append(example)
+    train: list[Example] = []
+    test: list[Example] = []
+    for label in sorted(groups):
+        members = groups[label]
+        count = round(len(members) * _TEST_SHARE) or int(len(members) > 1)
+        order = rng.permutation(len(members))
+        test += [members[i] for i in sorted(order[:count])]
+        train += [members[i] for i in sorted(order[count:])]
+    return train, test

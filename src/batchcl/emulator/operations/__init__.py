@@ -1,0 +1,33 @@
+"""The operations that the emulator has, by their names in the API.
+
+One operation is one function of a `Call` and its checked parameters; it gives the answer's members or raises a
+`ServiceError`. Everything else (signatures, quotas, JSON) happens around it, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from batchcl.emulator.operations import datasets, detect, projects, versions
+from batchcl.emulator.service import Call
+
+__all__ = ["OPERATIONS", "Operation"]
+
+Operation = Callable[[Call, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    "CreateDataset": datasets.create_dataset,
+    "CreateProject": projects.create_project,
+    "CreateProjectVersion": versions.create_project_version,
+    "DeleteDataset": datasets.delete_dataset,
+    "DeleteProject": projects.delete_project,
+    "DeleteProjectVersion": versions.delete_project_version,
+    "DescribeDataset": datasets.describe_dataset,
+    "DescribeProjectVersions": versions.describe_project_versions,
+    "DescribeProjects": projects.describe_projects,
+    "DetectCustomLabels": detect.detect_custom_labels,
+    "StartProjectVersion": versions.start_project_version,
+    "StopProjectVersion": versions.stop_project_version,
+}
+"""Add an operation here and nowhere else."""

@@ -1,0 +1,201 @@
+"""CreateProjectVersion, DescribeProjectVersions, StartProjectVersion, StopProjectVersion, DeleteProjectVersion."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any, Final
+
+from batchcl.emulator.arns import version_arn
+from batchcl.emulator.faults import ServiceError, in_use, invalid_parameter
+from batchcl.emulator.operations.pages import page
+from batchcl.emulator.state import Version
+from batchcl.emulator.training_job import Material, read_manifest, run_training, split_lines
+
+if TYPE_CHECKING:
+    from batchcl.emulator.service import Call
+
+__all__ = [
+    "create_project_version",
+    "delete_project_version",
+    "describe_project_versions",
+    "start_project_version",
+    "stop_project_version",
+]
+
+_MOST_TRAINING: Final = 2
+_MOST_RUNNING: Final = 2
+_MOST_UNITS: Final = 5
+_STARTABLE: Final = frozenset({"TRAINING_COMPLETED", "STOPPED", "FAILED", "COPYING_COMPLETED"})
+_RUNNING: Final = frozenset({"STARTING", "RUNNING", "STOPPING"})
+
+
+async def create_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Begin to train a version on the project's datasets, or on the manifests in the call."""
+    service, state = call.service, call.service.state
+    project = call.project(parameters["ProjectArn"])
+    if "FeatureConfig" in parameters:
+        raise invalid_parameter("FeatureConfig does not apply to CUSTOM_LABELS projects.")
+    output = parameters["OutputConfig"]
+    if not output.get("S3Bucket"):
+        raise invalid_parameter("OutputConfig has no S3Bucket.")
+    _refuse_training(call, project.arn, parameters["VersionName"])
+    material = await _material(call, project.arn, parameters)
+    _refuse_training(call, project.arn, parameters["VersionName"])  # another call may have come in between
+    arn = version_arn(call.account, call.region, project.name, parameters["VersionName"], now=call.now)
+    version = Version(
+        arn=arn,
+        project_arn=project.arn,
+        name=parameters["VersionName"],
+        created=call.now,
+        status="TRAINING_IN_PROGRESS",
+        status_message="The model is being trained.",
+        output_bucket=output["S3Bucket"],
+        output_prefix=output.get("S3KeyPrefix", ""),
+        description=parameters.get("VersionDescription"),
+        kms_key_id=parameters.get("KmsKeyId"),
+        training_input=parameters.get("TrainingData"),
+        testing_input=parameters.get("TestingData"),
+    )
+    state.versions[arn] = version
+    state.save()
+    service.tasks.start_soon(run_training, service, version, material)
+    return {"ProjectVersionArn": arn}
+
+
+async def describe_project_versions(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """A project's versions, latest first."""
+    project = call.project(parameters["ProjectArn"])
+    wanted = parameters.get("VersionNames")
+    found = call.service.state.versions_of(project.arn, now=call.now)
+    if wanted is not None:
+        found = [v for v in found if v.name in wanted]
+    shown, more = page(found, parameters, scope=f"versions {project.arn}")
+    return {"ProjectVersionDescriptions": [_describe(v) for v in shown], **more}
+
+
+async def start_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Begin to run a trained version; from here on the real service bills."""
+    version = call.version(parameters["ProjectVersionArn"])
+    least, most = parameters["MinInferenceUnits"], parameters.get("MaxInferenceUnits")
+    if most is not None and most < least:
+        raise invalid_parameter("MaxInferenceUnits is less than MinInferenceUnits.")
+    if max(least, most or 0) > _MOST_UNITS:
+        raise ServiceError("LimitExceededException", f"A model can have at most {_MOST_UNITS} inference units.")
+    if version.status not in _STARTABLE:
+        raise in_use(f"The model {version.arn} can't be started while it is {version.status}.")
+    running = [v for v in call.service.state.settled(call.now) if call.mine(v.arn) and v.status in _RUNNING]
+    if len(running) >= _MOST_RUNNING:
+        raise ServiceError(
+            "LimitExceededException", f"The account has {len(running)} running models and can have {_MOST_RUNNING}."
+        )
+    version.become("STARTING", "The model is starting.")
+    version.schedule("RUNNING", "The model is running.", due=call.now + call.service.settings.start_seconds)
+    version.min_units, version.max_units = least, most
+    call.service.state.save()
+    return {"Status": "STARTING"}
+
+
+async def stop_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Begin to stop a running version; from here on it refuses images."""
+    version = call.version(parameters["ProjectVersionArn"])
+    if version.status != "RUNNING":
+        raise in_use(f"The model {version.arn} can't be stopped while it is {version.status}.")
+    version.become("STOPPING", "The model is stopping.")
+    version.schedule("STOPPED", "The model is stopped.", due=call.now + call.service.settings.stop_seconds)
+    call.service.models.pop(version.arn, None)
+    call.service.state.save()
+    return {"Status": "STOPPING"}
+
+
+async def delete_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Delete a version that neither trains nor runs."""
+    version = call.version(parameters["ProjectVersionArn"])
+    if version.status in _RUNNING or version.status == "TRAINING_IN_PROGRESS":
+        raise in_use(f"The model {version.arn} can't be deleted while it is {version.status}.")
+    call.service.state.forget_version(version.arn)
+    call.service.models.pop(version.arn, None)
+    call.service.state.save()
+    return {"Status": "DELETING"}
+
+
+def _refuse_training(call: Call, project_arn: str, name: str) -> None:
+    state = call.service.state
+    if any(v.name == name for v in state.versions_of(project_arn, now=call.now)):
+        raise in_use(f"A model version named {name} already exists in the project.")
+    training = [v for v in state.settled(call.now) if call.mine(v.arn) and v.status == "TRAINING_IN_PROGRESS"]
+    if len(training) >= _MOST_TRAINING:
+        why = f"The account trains {len(training)} models and can train {_MOST_TRAINING} at once."
+        raise ServiceError("LimitExceededException", why)
+
+
+async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) -> Material:
+    """The manifest lines to train and test with."""
+    state = call.service.state
+    datasets = state.datasets_of(project_arn)
+    assets = parameters.get("TrainingData", {}).get("Assets")
+    testing = parameters.get("TestingData", {})
+    if datasets:
+        if assets or testing:
+            raise invalid_parameter("The project has datasets; TrainingData and TestingData can't be given.")
+        for kind in ("TRAIN", "TEST"):
+            dataset = datasets.get(kind)
+            if dataset is not None and dataset.status_at(call.now) != "CREATE_COMPLETE":
+                raise in_use(f"The dataset {dataset.arn} is {dataset.status_at(call.now)}.")
+        if "TRAIN" not in datasets:
+            raise invalid_parameter("The project has no training dataset.")
+        lines = {kind: split_lines(state.read_manifest(d.arn)) for kind, d in datasets.items()}
+        return Material(lines["TRAIN"], lines.get("TEST"))
+    if not assets:
+        raise invalid_parameter("The project has no training dataset, and the call has no TrainingData.")
+    if testing.get("Assets") and testing.get("AutoCreate"):
+        raise invalid_parameter("TestingData has both Assets and AutoCreate.")
+    train = await _assets(call, assets)
+    return Material(train, await _assets(call, testing["Assets"]) if testing.get("Assets") else None)
+
+
+async def _assets(call: Call, assets: list[dict[str, Any]]) -> list[bytes]:
+    lines: list[bytes] = []
+    for asset in assets:
+        where = asset.get("GroundTruthManifest", {}).get("S3Object", {})
+        try:
+            lines += split_lines(await read_manifest(call.service, where))
+        except ServiceError as error:  # CreateProjectVersion's own errors have no InvalidS3ObjectException
+            raise invalid_parameter(f"The manifest file can't be read. {error}") from error
+    return lines
+
+
+def _describe(version: Version) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "ProjectVersionArn": version.arn,
+        "CreationTimestamp": dt.datetime.fromtimestamp(version.created, dt.UTC),
+        "Status": version.status,
+        "StatusMessage": version.status_message,
+        "OutputConfig": {"S3Bucket": version.output_bucket, "S3KeyPrefix": version.output_prefix},
+        "Feature": "CUSTOM_LABELS",
+    }
+    optional = {
+        "MinInferenceUnits": version.min_units,
+        "MaxInferenceUnits": version.max_units,
+        "VersionDescription": version.description,
+        "KmsKeyId": version.kms_key_id,
+    }
+    described.update({name: value for name, value in optional.items() if value is not None})
+    if version.status == "TRAINING_IN_PROGRESS":
+        return described
+    if version.ended is not None:
+        described["TrainingEndTimestamp"] = dt.datetime.fromtimestamp(version.ended, dt.UTC)
+    if version.billable_seconds is not None:  # trained well
+        described["BillableTrainingTimeInSeconds"] = version.billable_seconds
+        described["EvaluationResult"] = {
+            "F1Score": version.f1_score,
+            "Summary": {"S3Object": {"Bucket": version.output_bucket, "Name": version.summary}},
+        }
+        described["TrainingDataResult"] = _data(version, version.training_input, version.training_output)
+        described["TestingDataResult"] = _data(version, version.testing_input, version.testing_output)
+    return described
+
+
+def _data(version: Version, given: dict[str, Any] | None, output: str | None) -> dict[str, Any]:
+    where = {"Bucket": version.output_bucket, "Name": output}
+    result: dict[str, Any] = {"Output": {"Assets": [{"GroundTruthManifest": {"S3Object": where}}]}}
+    return result if given is None else {"Input": given, **result}

@@ -1,0 +1,192 @@
+"""JSON 1.1 as the service speaks it, driven by botocore's model of Rekognition.
+
+What an operation takes and gives is read from the model, so the emulator can't drift from the API: blobs travel as
+base64, timestamps as epoch seconds, and lengths, ranges, patterns and enumerations are the model's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import re
+from functools import cache, lru_cache
+from typing import Any, Final
+
+import orjson
+from botocore.loaders import Loader
+from botocore.model import ServiceModel
+from botocore.validate import ParamValidator
+
+from batchcl.emulator.faults import ServiceError, invalid_parameter
+
+__all__ = ["CONTENT_TYPE", "TARGET_PREFIX", "decode", "encode", "operation_names", "service_model"]
+
+CONTENT_TYPE: Final = "application/x-amz-json-1.1"
+TARGET_PREFIX: Final = "RekognitionService."
+_SHOWN: Final = 256
+
+
+@cache
+def service_model() -> Any:
+    """Botocore's model of Rekognition."""
+    return ServiceModel(Loader().load_service_model("rekognition", "service-2"), "rekognition")
+
+
+@cache
+def operation_names() -> frozenset[str]:
+    """Every operation of the whole service, whether the emulator has it or not."""
+    return frozenset(service_model().operation_names)
+
+
+@lru_cache(maxsize=128)
+def _shapes(operation: str) -> tuple[Any, Any]:
+    model = service_model().operation_model(operation)
+    return model.input_shape, model.output_shape
+
+
+def decode(operation: str, body: bytes) -> dict[str, Any]:
+    """The parameters in a request's body, with blobs as bytes; members that the model doesn't know are left out.
+
+    Raises:
+        ServiceError: SerializationException where the body isn't JSON of the right types,
+            InvalidParameterException where a value is missing or breaks a constraint of the model.
+    """
+    try:
+        raw = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError:
+        raise ServiceError("SerializationException", "The request body is not valid JSON.") from None
+    violations: list[str] = []
+    parameters = _read(raw, _shapes(operation)[0], "", violations)
+    if violations:
+        plural = "error" if len(violations) == 1 else "errors"
+        raise invalid_parameter(f"{len(violations)} validation {plural} detected: {'; '.join(violations)}")
+    return dict(parameters)
+
+
+def encode(operation: str, result: dict[str, Any]) -> bytes:
+    """The body of a good answer.
+
+    Raises:
+        AssertionError: the result isn't what the model says that `operation` gives: a bug of the emulator.
+    """
+    shape = _shapes(operation)[1]
+    report = ParamValidator().validate(result, shape)
+    assert not report.has_errors(), f"{operation} answers against its own model: {report.generate_report()}"
+    return orjson.dumps(_write(result, shape))
+
+
+def _read(value: Any, shape: Any, path: str, violations: list[str]) -> Any:
+    readers = {"structure": _read_structure, "list": _read_list, "map": _read_map}
+    reader = readers.get(shape.type_name)
+    if reader is not None:
+        return reader(value, shape, path, violations)
+    value = _scalar(value, shape.type_name, path)
+    violations.extend(_broken(value, shape, path))
+    return value
+
+
+def _read_structure(value: Any, shape: Any, path: str, violations: list[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong_type(path)
+    known = {name: value[name] for name in shape.members if value.get(name) is not None}
+    missing = (name for name in shape.required_members if name not in known)
+    violations.extend(_violation(None, _join(path, name), "Member must not be null") for name in missing)
+    return {name: _read(v, shape.members[name], _join(path, name), violations) for name, v in known.items()}
+
+
+def _read_list(value: Any, shape: Any, path: str, violations: list[str]) -> list[Any]:
+    if not isinstance(value, list):
+        raise _wrong_type(path)
+    violations.extend(_broken(value, shape, path))
+    return [_read(v, shape.member, f"{path}.{n}.member", violations) for n, v in enumerate(value, start=1)]
+
+
+def _read_map(value: Any, shape: Any, path: str, violations: list[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong_type(path)
+    violations.extend(_broken(value, shape, path))
+    for key in value:
+        violations.extend(_broken(key, shape.key, f"{path}.key"))
+    return {k: _read(v, shape.value, f"{path}.{k}.value", violations) for k, v in value.items()}
+
+
+def _scalar(value: Any, type_name: str, path: str) -> Any:
+    if type_name == "blob" and isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise _wrong_type(path) from None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if type_name in {"float", "double"} and number:
+        return float(value)
+    if type_name in {"integer", "long"} and number and value == int(value):
+        return int(value)
+    if type_name == "string" and isinstance(value, str):
+        return value
+    if type_name == "boolean" and isinstance(value, bool):
+        return value
+    if type_name == "timestamp" and number:
+        return dt.datetime.fromtimestamp(value, dt.UTC)
+    raise _wrong_type(path)
+
+
+def _broken(value: Any, shape: Any, path: str) -> list[str]:
+    """Constraints of `shape` that `value` breaks. A blob's length is the image rules' business."""
+    rules = shape.metadata
+    found = []
+    if shape.type_name in {"string", "list", "map"}:
+        if len(value) < rules.get("min", 0):
+            found.append(f"Member must have length greater than or equal to {rules['min']}")
+        if "max" in rules and len(value) > rules["max"]:
+            found.append(f"Member must have length less than or equal to {rules['max']}")
+    elif shape.type_name in {"integer", "long", "float", "double"}:
+        if "min" in rules and value < rules["min"]:
+            found.append(f"Member must have value greater than or equal to {rules['min']}")
+        if "max" in rules and value > rules["max"]:
+            found.append(f"Member must have value less than or equal to {rules['max']}")
+    elif shape.type_name == "blob" and not value:
+        found.append("Member must have length greater than or equal to 1")
+    if shape.type_name == "string":
+        if "pattern" in rules and not _pattern(rules["pattern"]).fullmatch(value):
+            found.append(f"Member must satisfy regular expression pattern: {rules['pattern']}")
+        if "enum" in rules and value not in rules["enum"]:
+            found.append(f"Member must satisfy enum value set: [{', '.join(rules['enum'])}]")
+    return [_violation(value, path, rule) for rule in found]
+
+
+@cache
+def _pattern(java: str) -> re.Pattern[str]:
+    """The model's patterns are Java's; `re` has no Unicode categories, so near relatives stand for them."""
+    for category, ours in ((r"\p{L}", r"\w"), (r"\p{Z}", r"\s"), (r"\p{N}", r"\d")):
+        java = java.replace(category, ours)
+    return re.compile(java)
+
+
+def _join(path: str, name: str) -> str:
+    camel = name[0].lower() + name[1:]
+    return f"{path}.{camel}" if path else camel
+
+
+def _violation(value: Any, path: str, rule: str) -> str:
+    shown = "" if value is None or isinstance(value, bytes) else f" '{str(value)[:_SHOWN]}'"
+    return f"Value{shown} at '{path}' failed to satisfy constraint: {rule}"
+
+
+def _wrong_type(path: str) -> ServiceError:
+    where = f" at '{path}'" if path else ""
+    return ServiceError("SerializationException", f"The value{where} can not be converted to its type.")
+
+
+def _write(value: Any, shape: Any) -> Any:
+    if shape.type_name == "structure":
+        return {name: _write(v, shape.members[name]) for name, v in value.items()}
+    if shape.type_name == "list":
+        return [_write(v, shape.member) for v in value]
+    if shape.type_name == "map":
+        return {k: _write(v, shape.value) for k, v in value.items()}
+    if shape.type_name == "timestamp":
+        return round(value.timestamp(), 3)
+    if shape.type_name == "blob":
+        return base64.b64encode(value).decode()
+    return value

@@ -1,0 +1,241 @@
+"""Projects, datasets and model versions, kept in a folder.
+
+`state.json` holds what the API describes, and is replaced as a whole; manifests and trained models lie beside it
+in files of their own. One emulator at a time has a folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from batchcl.errors import RefusedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Dataset", "Project", "State", "Version"]
+
+_LOST_ON_RESTART: Final = {
+    "STARTING": ("STOPPED", "The emulator ended while the model was starting."),
+    "RUNNING": ("STOPPED", "The emulator ended while the model was running."),
+    "STOPPING": ("STOPPED", "The model is stopped."),
+    "TRAINING_IN_PROGRESS": ("TRAINING_FAILED", "The emulator ended while the model was training. Train it again."),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Project:
+    """A project; `created` in seconds since the epoch."""
+
+    arn: str
+    name: str
+    created: float
+    auto_update: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Dataset:
+    """A project's training or test dataset; its entries lie in the manifest file.
+
+    `ready` is when CREATE_IN_PROGRESS ends.
+    """
+
+    arn: str
+    project_arn: str
+    kind: str
+    created: float
+    ready: float
+    status: str
+    status_message: str
+    entries: int = 0
+    labeled_entries: int = 0
+    error_entries: int = 0
+    labels: int = 0
+
+    def status_at(self, now: float) -> str:
+        """What DescribeDataset says at `now`."""
+        return self.status if now >= self.ready else "CREATE_IN_PROGRESS"
+
+
+@dataclass(slots=True, kw_only=True)
+class Version:
+    """A model version.
+
+    A state that passes by itself is settled when somebody looks: `next_status` holds from `due` on.
+    """
+
+    arn: str
+    project_arn: str
+    name: str
+    created: float
+    status: str
+    status_message: str
+    output_bucket: str
+    output_prefix: str
+    due: float | None = None
+    next_status: str | None = None
+    next_message: str = ""
+    min_units: int | None = None
+    max_units: int | None = None
+    description: str | None = None
+    kms_key_id: str | None = None
+    training_input: dict[str, Any] | None = None
+    testing_input: dict[str, Any] | None = None
+    training_output: str | None = None
+    testing_output: str | None = None
+    summary: str | None = None
+    f1_score: float | None = None
+    billable_seconds: int | None = None
+    ended: float | None = None
+
+    def schedule(self, status: str, message: str, *, due: float) -> None:
+        """Let the version become `status` at `due`."""
+        self.next_status, self.next_message, self.due = status, message, due
+
+    def settle(self, now: float) -> None:
+        """Pass to the next status if its time has come."""
+        if self.due is not None and now >= self.due:
+            assert self.next_status is not None
+            self.become(self.next_status, self.next_message)
+
+    def become(self, status: str, message: str) -> None:
+        """Change the status now, whatever was scheduled."""
+        self.status, self.status_message = status, message
+        self.due = self.next_status = None
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that the emulator remembers. Made by `open`."""
+
+    directory: Path
+    projects: dict[str, Project] = field(default_factory=dict)
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    versions: dict[str, Version] = field(default_factory=dict)
+    _lock: int = -1
+
+    @classmethod
+    def open(cls, directory: Path) -> State:
+        """Take over `directory`, made if need be. Models that ran when its last emulator ended are STOPPED.
+
+        Raises:
+            RefusedError: the folder can't be written, another emulator has it, or its `state.json` isn't ours.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RefusedError(f"can't keep the emulator's state in {directory}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise RefusedError(
+                f"another emulator keeps its state in {directory}; end it or give another --state"
+            ) from None
+        state = cls(directory, _lock=lock)
+        try:
+            state._load()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            state.close()
+            raise RefusedError(
+                f"{directory / 'state.json'} is not a state that this emulator wrote ({error}); move it away"
+            ) from error
+        return state
+
+    def close(self) -> None:
+        """Let another emulator have the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def save(self) -> None:
+        """Write `state.json`; after a crash it is the old one or the new one."""
+        document = {
+            "format": 1,
+            "projects": [dataclasses.asdict(p) for p in self.projects.values()],
+            "datasets": [dataclasses.asdict(d) for d in self.datasets.values()],
+            "versions": [dataclasses.asdict(v) for v in self.versions.values()],
+        }
+        self._replace("state.json", orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+    def version(self, arn: str, *, now: float) -> Version | None:
+        """A version as it is at `now`."""
+        version = self.versions.get(arn)
+        if version is not None:
+            version.settle(now)
+        return version
+
+    def versions_of(self, project_arn: str, *, now: float) -> list[Version]:
+        """A project's versions as they are at `now`."""
+        return [v for v in self.settled(now) if v.project_arn == project_arn]
+
+    def settled(self, now: float) -> list[Version]:
+        """Every version as it is at `now`."""
+        for version in self.versions.values():
+            version.settle(now)
+        return list(self.versions.values())
+
+    def datasets_of(self, project_arn: str) -> dict[str, Dataset]:
+        """A project's datasets by kind, TRAIN and TEST."""
+        return {d.kind: d for d in self.datasets.values() if d.project_arn == project_arn}
+
+    def model_path(self, version_arn: str) -> Path:
+        """Where a version's trained arrays lie."""
+        return self.directory / f"model-{_short(version_arn)}.npz"
+
+    def write_manifest(self, dataset_arn: str, data: bytes) -> None:
+        """Keep a dataset's entries, one JSON object a line."""
+        self._replace(self._manifest_name(dataset_arn), data)
+
+    def read_manifest(self, dataset_arn: str) -> bytes:
+        """A dataset's entries, one JSON object a line."""
+        return (self.directory / self._manifest_name(dataset_arn)).read_bytes()
+
+    def forget_dataset(self, arn: str) -> None:
+        """Drop a dataset and its entries."""
+        del self.datasets[arn]
+        (self.directory / self._manifest_name(arn)).unlink(missing_ok=True)
+
+    def forget_version(self, arn: str) -> None:
+        """Drop a version and its model."""
+        del self.versions[arn]
+        self.model_path(arn).unlink(missing_ok=True)
+
+    def _manifest_name(self, dataset_arn: str) -> str:
+        return f"dataset-{_short(dataset_arn)}.manifest"
+
+    def _replace(self, name: str, data: bytes) -> None:
+        partial = self.directory / f"{name}.part"
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.directory / name)
+
+    def _load(self) -> None:
+        try:
+            document = orjson.loads((self.directory / "state.json").read_bytes())
+        except FileNotFoundError:
+            return
+        if document["format"] != 1:
+            raise ValueError(f"its format is {document['format']}")
+        self.projects = {p["arn"]: Project(**p) for p in document["projects"]}
+        self.datasets = {d["arn"]: Dataset(**d) for d in document["datasets"]}
+        self.versions = {v["arn"]: Version(**v) for v in document["versions"]}
+        for version in self.versions.values():
+            if version.status == "TRAINING_IN_PROGRESS" and version.next_status is not None:
+                version.become(version.next_status, version.next_message)  # trained, only not yet due
+            elif version.status in _LOST_ON_RESTART:
+                version.become(*_LOST_ON_RESTART[version.status])
+
+
+def _short(arn: str) -> str:
+    return hashlib.sha256(arn.encode()).hexdigest()[:24]
