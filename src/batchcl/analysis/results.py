@@ -106,7 +106,7 @@ class Results:
         label = pl.col("labels").struct
         return (
             images.select("uri", "version_id", "labels", "model", "date", "run_id")
-            .filter(pl.col("labels").list.len() > 0)
+            .filter(pl.col("labels").list.len() > 0)  # polars 1 makes a null row of an empty list
             .explode("labels")
             .with_columns(
                 label.field("name").alias("label"),

@@ -116,3 +116,15 @@ def test_the_surer_box_takes_the_truth_though_another_fits_better() -> None:
 def test_labels_without_answers_score_nothing_and_labels_without_truth_have_no_score() -> None:
     assert score([Found("i", "dog", 9, 0, 0, 1, 1)], [Box("i", "cat", 0, 0, 1, 1)]) == {"cat": 0.0, "dog": None}
     assert score([], []) == {}
+
+
+def test_one_box_takes_one_truth_and_leaves_the_other_to_the_next() -> None:
+    truth = [Box("i", "cat", 0, 0, 10, 10), Box("i", "cat", 2, 0, 10, 10)]
+    found = [Found("i", "cat", 90, 1, 0, 10, 10), Found("i", "cat", 80, 1, 0, 10, 9)]
+    assert score(found, truth) == {"cat": 1.0}
+
+
+def test_a_box_takes_the_truth_that_it_overlaps_most() -> None:
+    loose, tight = Box("i", "cat", 0, 0, 10, 10), Box("i", "cat", 2, 0, 10, 10)
+    found = [Found("i", "cat", 90, 1.8, 0, 10, 10), Found("i", "cat", 80, -1, 0, 10, 10)]
+    assert score(found, [loose, tight]) == score(found, [tight, loose]) == {"cat": 1.0}

@@ -104,6 +104,13 @@ def test_failures_are_counted_by_reason_with_examples(root: Root, make: type[Mak
     ]
 
 
+def test_examples_are_the_first_over_all_parts(root: Root, make: type[Make]) -> None:
+    for run, uri in (("a", "s3://b/3"), ("b", "s3://b/1"), ("c", "s3://b/2"), ("d", "s3://b/1")):
+        root.failures([make.failed(uri)], run_id=run)
+    row = failure_table(open_results(str(root)).failures(), examples=2).row(0, named=True)
+    assert (row["count"], row["examples"], row["message"][-8:]) == (4, ["s3://b/1", "s3://b/2"], "s3://b/1")
+
+
 def test_the_same_code_skipped_and_failed_is_two_reasons(root: Root, make: type[Make]) -> None:
     root.failures([make.failed("s3://b/1", "TooLarge"), make.failed("s3://b/2", "TooLarge", skipped=True)])
     table = failure_table(open_results(str(root)).failures(), examples=0)
