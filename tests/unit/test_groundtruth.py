@@ -93,11 +93,12 @@ def test_the_adjusted_attribute_of_a_chained_manifest_wins() -> None:
     assert parse_line(line(**entry), attribute="B").labels == ("old",)
 
 
-def test_without_adjustment_the_later_creation_date_wins() -> None:
-    entry = detection("C", "new", **{"creation-date": "2026-05-02T00:00:00.5"}) | detection(
-        "B", "old", **{"creation-date": "2026-05-01T23:00:00Z"}
-    )
-    assert parse_line(line(**entry)).labels == ("new",)
+def test_without_adjustment_the_later_creation_date_wins_in_any_order() -> None:
+    new = detection("C", "new", **{"creation-date": "2026-05-02T00:00:00.5"})
+    old = detection("B", "old", **{"creation-date": "2026-05-01T23:00:00Z"})
+    undated = detection("A", "undated")
+    assert parse_line(line(**new, **old, **undated)).labels == ("new",)
+    assert parse_line(line(**undated, **old, **new)).labels == ("new",)
 
 
 def test_an_adjusted_classification_replaces_the_original() -> None:
