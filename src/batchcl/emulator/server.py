@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import orjson
 from aiohttp import web
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from batchcl.emulator import protocol
 from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
@@ -81,6 +82,8 @@ async def serve(
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="batchcl-emulator-")))
         state = State.open(directory)
         stack.callback(state.close)
+        # images are looked at in several threads; a linear algebra that splits each one further only gets in their way
+        stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         buckets = await _buckets(settings, stack)
         listener = stack.enter_context(_bind(settings))
         tasks = await stack.enter_async_context(anyio.create_task_group())

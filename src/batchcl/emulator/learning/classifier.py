@@ -38,6 +38,7 @@ class Classifier:
     Attributes:
         labels: in the order of the columns.
         landmarks: landmarks x numbers of a description.
+        lengths: squared lengths of the landmarks: landmarks.
         width: of the Gaussian, as the factor on a squared distance; one number.
         weights: landmarks x labels.
         offset: labels.
@@ -47,6 +48,7 @@ class Classifier:
 
     labels: tuple[str, ...]
     landmarks: NDArray[np.float32]
+    lengths: NDArray[np.float32]
     width: NDArray[np.float32]
     weights: NDArray[np.float32]
     offset: NDArray[np.float32]
@@ -64,14 +66,15 @@ class Classifier:
 
     def judge(self, description: NDArray[np.float32]) -> list[Detection]:
         """Every label with its probability, given the image's description."""
-        likeness = _likeness(description[None], self.landmarks, self.width)
-        chances = _sigmoid(self.slope * (likeness[0] @ self.weights + self.offset) + self.shift)
+        distances = self.lengths + description @ description - 2 * (self.landmarks @ description)
+        likeness = np.exp(-self.width * np.maximum(distances, 0))
+        chances = _sigmoid(self.slope * (likeness @ self.weights + self.offset) + self.shift)
         order = np.argsort(-chances, kind="stable")
         return [Detection(self.labels[i], float(chances[i])) for i in order]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The model's numbers by name."""
-        names = ("landmarks", "width", "weights", "offset", "slope", "shift")
+        names = ("landmarks", "lengths", "width", "weights", "offset", "slope", "shift")
         return {name: getattr(self, name) for name in names}
 
 
@@ -114,13 +117,17 @@ def train_classifier(
     check()
     weights, offset = _ridge(mapped, wanted)
     slope, shift = _calibrate(unseen, wanted > 0)
-    return Classifier(labels, landmarks, width, basis @ weights, offset, slope, shift)
+    return Classifier(labels, landmarks, _lengths(landmarks), width, basis @ weights, offset, slope, shift)
 
 
 def _distances(some: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
     """Squared distances, rows of `some` x rows of `others`."""
-    squares = np.einsum("ij,ij->i", some, some)[:, None] + np.einsum("ij,ij->i", others, others)[None, :]
+    squares = _lengths(some)[:, None] + _lengths(others)[None, :]
     return np.asarray(np.maximum(squares - np.float32(2) * (some @ others.T), 0), np.float32)
+
+
+def _lengths(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(np.einsum("ij,ij->i", rows, rows), np.float32)
 
 
 def _likeness(
