@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -20,14 +21,15 @@ from batchcl.runs.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from polars._typing import SchemaDict
 
     from batchcl.aws.session import Aws
 
 __all__ = ["DETECTIONS", "Results", "open_results"]
 
-_HIVE: Final[dict[str, pl.DataType]] = {"model": pl.String(), "date": pl.Date()}
+_HIVE: Final[dict[str, Any]] = {"model": pl.String(), "date": pl.Date()}
 _PART: Final = re.compile(
-    r"(?P<table>results|failures)/model=(?P<model>[^/]+)/date=(?P<date>[^/]+)/(?P<name>[^/]+\.parquet)"
+    r"(?P<table>results|failures)/model=(?P<model>[^/]+)/date=(?P<date>\d{4}-\d\d-\d\d)/(?P<name>[^/]+\.parquet)"
 )
 
 DETECTIONS: Final = (
@@ -118,20 +120,38 @@ class Results:
     def _scan(self, table: str, schema: pa.Schema, narrowing: _Narrowing) -> pl.LazyFrame:
         narrowing.check(self._store, self._parts)
         empty = pl.DataFrame(schema.empty_table())
-        uris = [part.uri for part in self._parts if part.table == table and narrowing.keeps(part)]
-        if not uris:
+        parts = [part for part in self._parts if part.table == table and narrowing.keeps(part)]
+        if not parts:
             return empty.with_columns(pl.lit(None, kind).alias(name) for name, kind in _HIVE.items()).lazy()
-        frame = pl.scan_parquet(
-            uris,
+        read = self._read_partitions if "=" in self.root else self._read_hive
+        frame = read(parts, empty.schema)
+        return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
+
+    def _read_hive(self, parts: Sequence[_Part], schema: pl.Schema) -> pl.LazyFrame:
+        return self._read(parts, {**schema, **_HIVE}, hive_partitioning=True, hive_schema=_HIVE)
+
+    def _read_partitions(self, parts: Sequence[_Part], schema: pl.Schema) -> pl.LazyFrame:
+        """Each partition by itself: polars would take `env=prod` in the root's own path for a partition too."""
+        partitions: defaultdict[tuple[str, str], list[_Part]] = defaultdict(list)
+        for part in parts:
+            partitions[part.model, part.date].append(part)
+        return pl.concat(
+            self._read(files, dict(schema), hive_partitioning=False).with_columns(
+                pl.lit(model).alias("model"), pl.lit(date).str.to_date("%Y-%m-%d").alias("date")
+            )
+            for (model, date), files in partitions.items()
+        )
+
+    def _read(self, parts: Sequence[_Part], schema: SchemaDict, **hive: Any) -> pl.LazyFrame:
+        return pl.scan_parquet(
+            [part.uri for part in parts],
             glob=False,
-            hive_partitioning=True,
-            hive_schema=_HIVE,
-            schema={**empty.schema, **_HIVE},
+            schema=schema,
             missing_columns="insert",
             extra_columns="ignore",
             storage_options=self._store.scan_options(),
+            **hive,
         )
-        return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,10 +73,10 @@ class Root:
         (folder / f"{name}.parquet").write_bytes(data)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Root:
-    """A root whose own path could pass for partitions, globs and URL encoding."""
-    path = tmp_path / "env=prod [x] %41 łódź*"
+@pytest.fixture(params=["out", "env=prod", "model=m@9", "[x] %41 łódź*"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+    """A root, some with a path of its own that could pass for partitions, globs and URL encoding."""
+    path = tmp_path / request.param
     path.mkdir()
     return Root(path)
 

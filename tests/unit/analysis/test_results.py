@@ -156,7 +156,7 @@ def test_parts_of_an_older_or_newer_v1_are_read_together(root: Root, make: type[
 def test_the_frames_are_lazy_and_read_no_more_than_they_need(four_runs: Root) -> None:
     results = open_results(str(four_runs))
     plan = results.detections().group_by("label").agg(pl.len()).explain()
-    assert "PROJECT 1/18 COLUMNS" in plan
+    assert "PROJECT 1/" in plan
     for part in four_runs.path.rglob("*.parquet"):
         if "m@2" in str(part):
             part.write_bytes(b"not parquet at all")
