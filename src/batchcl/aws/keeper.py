@@ -44,6 +44,7 @@ class ModelKeeper:
         arn: the model.
         units: start the model with these when it isn't running; None never starts it.
         keep: leave the model running that was started.
+        free: it costs nothing, being emulated.
         observer: told of every change of the model's state.
         stopper: ends waits early.
         rng: for jitter.
@@ -56,6 +57,7 @@ class ModelKeeper:
         *,
         units: Units | None,
         keep: bool,
+        free: bool = False,
         observer: Observer,
         stopper: Stopper,
         rng: random.Random | None = None,
@@ -64,6 +66,7 @@ class ModelKeeper:
         self._arn = arn
         self._units = units
         self._keep = keep
+        self._free = free
         self._observer = observer
         self._stopper = stopper
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
@@ -100,8 +103,8 @@ class ModelKeeper:
         raise ModelError(f"the model {self._arn.name} is {model.status}, not RUNNING; {hint}")
 
     def dollars(self) -> float | None:
-        """What the model has cost so far at its minimum of units; None unless this run started it."""
-        if self._units is None or not (self._owned or self._billed_s):
+        """What the model has cost so far at its minimum of units; None unless this run started it and pays for it."""
+        if self._free or self._units is None or not (self._owned or self._billed_s):
             return None
         since = self._running_since
         billed_s = self._billed_s + (0.0 if since is None else anyio.current_time() - since)

@@ -87,7 +87,7 @@ class SilentObserver:
 class Progress:
     """The counters of a run. Whoever owns a number adds to it; `snapshot` shows them together."""
 
-    def __init__(self, *, started_at: float, dollars: Callable[[], float | None] = lambda: None) -> None:
+    def __init__(self, *, dollars: Callable[[], float | None] = lambda: None) -> None:
         self.planned = 0
         self.listed = False
         self.scored = 0
@@ -98,8 +98,17 @@ class Progress:
         self.in_flight = 0
         self.rate_tps = 0.0
         self._dollars = dollars
-        self._started_at = started_at
+        self._started_at: float | None = None
+        self._ended_at: float | None = None
         self._recent: deque[tuple[float, int]] = deque()
+
+    def begin(self, now: float) -> None:
+        """The clock starts: the model is there, and the first call may go out."""
+        self._started_at = now
+
+    def end(self, now: float) -> None:
+        """The clock stops: the last row is kept."""
+        self._ended_at = now
 
     def count(self, outcome: Outcome) -> None:
         """Add an outcome that is kept."""
@@ -111,8 +120,9 @@ class Progress:
             self.failed += 1
 
     def snapshot(self, now: float) -> Snapshot:
-        """The counters at `now`, on the clock of `started_at`."""
-        rate = self._rate(now)
+        """The counters at `now`, on the clock of `begin`."""
+        started_at = now if self._started_at is None else self._started_at
+        rate = self._rate(now, started_at)
         left = self.planned - self.scored - self.failed - self.skipped
         return Snapshot(
             planned=self.planned,
@@ -123,19 +133,19 @@ class Progress:
             calls=self.calls,
             throttled=self.throttled,
             in_flight=self.in_flight,
-            elapsed_s=now - self._started_at,
+            elapsed_s=(now if self._ended_at is None else self._ended_at) - started_at,
             images_per_second=rate,
             rate_tps=self.rate_tps,
             eta_s=left / rate if self.listed and rate > 0 else None,
             dollars=self._dollars(),
         )
 
-    def _rate(self, now: float) -> float:
+    def _rate(self, now: float, started_at: float) -> float:
         called = self.scored + self.failed
         self._recent.append((now, called))
         while len(self._recent) > 1 and self._recent[0][0] < now - _RATE_WINDOW_S:
             self._recent.popleft()
         since, base = self._recent[0]
         if now - since < 1.0:
-            since, base = self._started_at, 0
+            since, base = started_at, 0
         return (called - base) / (now - since) if now > since else 0.0

@@ -10,6 +10,7 @@ import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -48,7 +49,7 @@ from batchcl.sources.base import Checked, Source
 from batchcl.sources.recognise import open_sources
 from batchcl.sources.select import Filters, selected
 
-__all__ = ["checked_sources", "filters_of", "first_page", "run"]
+__all__ = ["checked_sources", "filters_of", "first_page", "run", "run_sync"]
 
 _EMULATED_UNITS = Units(5)
 """The run's own emulator costs nothing, so it gets all there are."""
@@ -97,7 +98,13 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
             ):
                 units = job.units or (_EMULATED_UNITS if job.emulator else None)
                 keeper = ModelKeeper(
-                    control, model, units=units, keep=job.keep_model, observer=observer, stopper=stopper
+                    control,
+                    model,
+                    units=units,
+                    keep=job.keep_model,
+                    free=job.emulator,
+                    observer=observer,
+                    stopper=stopper,
                 )
                 with stopper.interruptible():
                     await keeper.check()
@@ -105,7 +112,7 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
                     if not await record.create(store):
                         raise UsageError(f"run {record.run_id} was just started by somebody else in {job.out}")
                 pacer = AdaptivePacer(RateController(), max_tps=job.max_tps)
-                progress = Progress(started_at=anyio.current_time(), dollars=keeper.dollars)
+                progress = Progress(dollars=keeper.dollars)
                 spec = PartSpec(
                     run_id=record.run_id,
                     model=model.name,
@@ -124,6 +131,11 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
                 )
                 scoring = _Scoring(job, store, record, engine, keeper, progress, observer, stopper, bad_lines)
                 return await scoring.run(images)
+
+
+def run_sync(job: Job, *, observer: Observer | None = None) -> Summary:
+    """`run` for callers without an event loop; the same arguments, result and errors."""
+    return anyio.run(partial(run, job, observer=observer))
 
 
 def filters_of(job: Job) -> Filters:
@@ -237,9 +249,13 @@ class _Scoring:
         failure: BatchclError | None = None
         try:
             async with self.keeper.running():
+                self.progress.begin(anyio.current_time())
                 self.observer.started(self.progress)
-                with self.stopper.calling(self._drain):
-                    await self.engine.run(sharded(images, self.job.shard_size))
+                try:
+                    with self.stopper.calling(self._drain):
+                        await self.engine.run(sharded(images, self.job.shard_size))
+                finally:
+                    self.progress.end(anyio.current_time())
         except BatchclError as error:
             failure = error
         if failure is None and not self._complete():

@@ -21,8 +21,6 @@ DEFAULT_STATE: Final = Path("~/.cache/batchcl/emulator")
 EMULATED_TPS_PER_UNIT: Final = 10.0
 """A unit of the run's own emulator is faster than a real one: it is there to try things out."""
 
-_BUCKET: Final = "batchcl-demo"
-
 
 @asynccontextmanager
 async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
@@ -40,11 +38,12 @@ async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
         return
     state = Path(os.path.abspath(os.path.expanduser(job.emulator_state or DEFAULT_STATE)))  # noqa: ASYNC240, PTH100, PTH111
     try:
-        from batchcl.emulator.process import running_emulator  # noqa: PLC0415 - an extra that most runs do without
+        from batchcl.demo import demo_model  # noqa: PLC0415 - an extra that most runs do without
+        from batchcl.emulator.process import running_emulator  # noqa: PLC0415
         from batchcl.emulator.settings import EmulatorSettings  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(f"--emulator needs {error.name}; pip install 'batchcl[emulator]'") from error
-    model = ModelArn.parse(job.model or await _demo_model(state))
+    model = ModelArn.parse(job.model or await demo_model(state))
     settings = EmulatorSettings(
         state=state,
         s3_endpoint_url=_s3_endpoint_url(model.region),
@@ -53,17 +52,6 @@ async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
     )
     async with running_emulator(settings) as emulator:
         yield _emulated(job, emulator.endpoint), model
-
-
-async def _demo_model(state: Path) -> str:
-    """The ARN of the emulator's own model in `state`, trained if it isn't there yet."""
-    from batchcl.emulator.bootstrap import ensure_model  # noqa: PLC0415
-    from batchcl.emulator.process import running_emulator  # noqa: PLC0415
-    from batchcl.emulator.settings import EmulatorSettings  # noqa: PLC0415
-
-    settings = EmulatorSettings(state=state, buckets=state / "buckets", exit_with_parent=True)
-    async with running_emulator(settings) as emulator:
-        return await ensure_model(emulator.endpoint, directory=state / "buckets", bucket=_BUCKET)
 
 
 def _emulated(job: Job, endpoint: str) -> Aws:

@@ -1,0 +1,65 @@
+"""The `batchcl` command: puts the commands together, and turns errors into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from batchcl.__about__ import __version__
+from batchcl.cli import confidence, demo, emulator, evaluate, failures, labels, model, plan, query, run, status
+from batchcl.errors import BatchclError, ExitCode
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="batchcl",
+    help="Score every image of a dataset with an Amazon Rekognition Custom Labels model, into Parquet tables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_SCORE, _ASK, _AROUND = "Score", "Ask the results", "Around it"
+
+app.command("run", rich_help_panel=_SCORE)(run.run)
+app.command("plan", rich_help_panel=_SCORE)(plan.plan)
+app.command("status", rich_help_panel=_SCORE)(status.status)
+app.command("runs", rich_help_panel=_SCORE)(status.runs)
+app.command("labels", rich_help_panel=_ASK)(labels.labels)
+app.command("confidence", rich_help_panel=_ASK)(confidence.confidence)
+app.command("failures", rich_help_panel=_ASK)(failures.failures)
+app.command("evaluate", rich_help_panel=_ASK)(evaluate.evaluate)
+app.command("query", rich_help_panel=_ASK)(query.query)
+app.add_typer(model.app, name="model", rich_help_panel=_AROUND)
+app.command("emulator", rich_help_panel=_AROUND)(emulator.emulator)
+app.command("demo", rich_help_panel=_AROUND)(demo.demo)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and end.", is_eager=True)] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"batchcl {__version__}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. An error that batchcl foresaw is one sentence on stderr; another one is a bug."""
+    try:
+        app()
+    except BatchclError as error:
+        if error.exit_code is ExitCode.BUG:
+            raise
+        run.tell(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of stdout has gone, as `| head` does: nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.BUG)

@@ -1,0 +1,124 @@
+"""The options of `run` and `plan`, which describe a job, and how they become one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from batchcl.sources.recognise import SourceKind
+
+__all__ = [
+    "Config",
+    "Emulator",
+    "EmulatorState",
+    "Exclude",
+    "Include",
+    "Json",
+    "KeepModel",
+    "Kind",
+    "Limit",
+    "MaxFailures",
+    "MaxInFlight",
+    "MaxResults",
+    "MaxTps",
+    "MinConfidence",
+    "ModelArnOption",
+    "Out",
+    "Profile",
+    "Region",
+    "RunId",
+    "ShardSize",
+    "SkipBadLines",
+    "Sources",
+    "StartModel",
+    "flags",
+]
+
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SOURCE...",
+        help="s3://bucket/prefix, a directory, an image, a key list, a Ground Truth manifest, or - for keys on stdin.",
+        show_default=False,
+    ),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Job file (TOML); flags win over it.", show_default=False)
+]
+ModelArnOption = Annotated[
+    str | None, typer.Option("--model", metavar="ARN", help="The trained model's ARN.", show_default=False)
+]
+Out = Annotated[
+    str | None, typer.Option("--out", metavar="ROOT", help="Directory or s3://bucket/prefix.", show_default=False)
+]
+RunId = Annotated[
+    str | None, typer.Option("--run-id", help="Names the run, e.g. the date; made when left out.", show_default=False)
+]
+MinConfidence = Annotated[
+    float | None,
+    typer.Option("--min-confidence", help="0-100; left out, each label's own threshold decides.", show_default=False),
+]
+MaxResults = Annotated[int | None, typer.Option("--max-results", help="Labels an image.", show_default=False)]
+MaxTps = Annotated[
+    float | None, typer.Option("--max-tps", help="Never more calls a second than this.", show_default=False)
+]
+MaxInFlight = Annotated[
+    int | None, typer.Option("--max-in-flight", help="Calls at once (256): a guard for memory.", show_default=False)
+]
+Include = Annotated[
+    list[str] | None, typer.Option("--include", metavar="GLOB", help="Take these only.", show_default=False)
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Leave these out.", show_default=False)
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="The first N images only.", show_default=False)]
+Kind = Annotated[
+    SourceKind | None,
+    typer.Option("--source-kind", help="What the sources are, if their content doesn't tell.", show_default=False),
+]
+SkipBadLines = Annotated[
+    bool | None, typer.Option("--skip-bad-lines", help="Leave lines out that name no image.", show_default=False)
+]
+MaxFailures = Annotated[
+    str | None,
+    typer.Option(
+        "--max-failures", metavar="N|P%", help="More than this ends with exit code 3 (0).", show_default=False
+    ),
+]
+ShardSize = Annotated[
+    int | None, typer.Option("--shard-size", help="Images a published file (10,000).", show_default=False)
+]
+StartModel = Annotated[
+    str | None,
+    typer.Option(
+        "--start-model",
+        metavar="MIN[:MAX]",
+        help="Start the model with these inference units if it isn't running, and stop it at the end.",
+        show_default=False,
+    ),
+]
+KeepModel = Annotated[
+    bool | None, typer.Option("--keep-model", help="Leave a started model running.", show_default=False)
+]
+Emulator = Annotated[
+    bool | None,
+    typer.Option("--emulator", help="Score with the local emulator, offline and for nothing.", show_default=False),
+]
+EmulatorState = Annotated[
+    str | None,
+    typer.Option("--emulator-state", metavar="DIR", help="The emulator's projects and models.", show_default=False),
+]
+Profile = Annotated[str | None, typer.Option("--profile", help="AWS profile.", show_default=False)]
+Region = Annotated[str | None, typer.Option("--region", help="AWS region.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.")]
+
+
+def flags(**given: Any) -> dict[str, Any]:
+    """What was given on the command line, under the names of `Job`'s fields."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value not in (None, [], False)
+    }

@@ -1,0 +1,156 @@
+"""`batchcl run`."""
+
+from __future__ import annotations
+
+import sys
+
+import orjson
+import typer
+
+from batchcl.cli.options import (
+    Config,
+    Emulator,
+    EmulatorState,
+    Exclude,
+    Include,
+    Json,
+    KeepModel,
+    Kind,
+    Limit,
+    MaxFailures,
+    MaxInFlight,
+    MaxResults,
+    MaxTps,
+    MinConfidence,
+    ModelArnOption,
+    Out,
+    Profile,
+    Region,
+    RunId,
+    ShardSize,
+    SkipBadLines,
+    Sources,
+    StartModel,
+    flags,
+)
+from batchcl.cli.talk import LogFormat, LogFormatOption, talking
+from batchcl.errors import BatchclError, ExitCode
+from batchcl.runs.record import Summary
+
+__all__ = ["run", "tell"]
+
+
+def run(
+    sources: Sources = None,
+    *,
+    config: Config = None,
+    model: ModelArnOption = None,
+    out: Out = None,
+    run_id: RunId = None,
+    min_confidence: MinConfidence = None,
+    max_results: MaxResults = None,
+    max_tps: MaxTps = None,
+    max_in_flight: MaxInFlight = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    limit: Limit = None,
+    source_kind: Kind = None,
+    skip_bad_lines: SkipBadLines = None,
+    max_failures: MaxFailures = None,
+    shard_size: ShardSize = None,
+    start_model: StartModel = None,
+    keep_model: KeepModel = None,
+    emulator: Emulator = None,
+    emulator_state: EmulatorState = None,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+    log_format: LogFormatOption = None,
+) -> None:
+    """Score every image of the sources and publish the results as partitioned Parquet.
+
+    Each image ends as one row below ROOT/results or ROOT/failures. The first ^C or SIGTERM ends calls in flight, keeps
+    what is done and stops a model that this run started; the second one gives that stop ten seconds.
+
+    Examples:
+
+      batchcl run s3://photos/2026/ --model ARN --out s3://tables/labels --start-model 2
+
+      batchcl run photos/ --emulator --out out
+
+      aws s3 ls ... | make-keys | batchcl run - --model ARN --out out --run-id 2026-11-21
+
+      batchcl run --config configs/nightly.toml --max-failures 0.5%
+    """  # noqa: D412 - Typer shows the examples as they stand
+    from batchcl.cli.signals import run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.job import load_job  # noqa: PLC0415
+    from batchcl.scoring.score import run as score  # noqa: PLC0415
+    from batchcl.scoring.stopper import Stopper  # noqa: PLC0415
+
+    job = load_job(
+        config,
+        flags(
+            sources=sources,
+            model=model,
+            out=out,
+            run_id=run_id,
+            min_confidence=min_confidence,
+            max_results=max_results,
+            max_tps=max_tps,
+            max_in_flight=max_in_flight,
+            include=include,
+            exclude=exclude,
+            limit=limit,
+            source_kind=source_kind,
+            skip_bad_lines=skip_bad_lines,
+            max_failures=max_failures,
+            shard_size=shard_size,
+            start_model=start_model,
+            keep_model=keep_model,
+            emulator=emulator,
+            emulator_state=emulator_state,
+            profile=profile,
+            region=region,
+        ),
+    )
+
+    async def work(stopper: Stopper) -> Summary:
+        async with talking(log_format) as observer:
+            return await score(job, observer=observer, stopper=stopper)
+
+    try:
+        summary = run_until_signalled(work)
+    except BatchclError as error:
+        if error.summary is not None:
+            _end(error.summary, json=json, log_format=log_format)
+        raise
+    _end(summary, json=json, log_format=log_format)
+    if not summary.tolerated:
+        tell(f"{summary.failed} images failed, more than --max-failures allows; see `batchcl failures {summary.out}`")
+        raise typer.Exit(ExitCode.FAILURES)
+
+
+def tell(text: str) -> None:
+    """One line of talk."""
+    print(f"batchcl: {text}", file=sys.stderr)  # noqa: T201
+
+
+def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
+    if json:
+        sys.stdout.write(orjson.dumps(summary.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
+        return
+    if log_format is LogFormat.JSON:
+        fields = {"event": "summary"} | summary.as_dict()
+        print(orjson.dumps(fields, option=orjson.OPT_UTC_Z).decode(), file=sys.stderr)  # noqa: T201
+        return
+    left = summary.planned - summary.scored - summary.failed - summary.skipped
+    parts = [f"{summary.scored:,} scored", f"{summary.failed:,} failed", f"{summary.skipped:,} skipped"]
+    if left:
+        parts.append(f"{left:,} not done")
+    cost = "" if summary.cost_usd is None else f", at least ${summary.cost_usd:.2f} for the model"
+    tell(
+        f"run {summary.run_id} is {summary.status}: {summary.planned:,} planned = {' + '.join(parts)}, in "
+        f"{summary.seconds:.1f} s ({summary.images_per_second:.1f} images/s, {summary.throttled:,} of "
+        f"{summary.calls:,} calls throttled{cost})"
+    )
+    tell(f"the table lies in {summary.out}/results; ask it with `batchcl labels {summary.out}`")

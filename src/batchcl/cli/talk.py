@@ -1,0 +1,154 @@
+"""What a run says on stderr: one live line on a terminal, a log line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from typing import Annotated, Any, Protocol
+
+import anyio
+import orjson
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from batchcl.scoring.events import Notice, Observer, Progress, Snapshot
+
+__all__ = ["LogFormat", "LogFormatOption", "talking"]
+
+_LOG_EVERY_S = 10.0
+_DRAW_EVERY_S = 0.25
+
+
+class LogFormat(StrEnum):
+    """How log lines look where stderr is no terminal."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+LogFormatOption = Annotated[
+    LogFormat | None,
+    typer.Option(
+        "--log-format", help="Log lines instead of the live line; JSON for log collectors.", show_default=False
+    ),
+]
+
+
+@asynccontextmanager
+async def talking(log_format: LogFormat | None) -> AsyncIterator[Observer]:
+    """An observer that talks while the block lasts."""
+    voice: _Voice = _LiveLine() if log_format is None and sys.stderr.isatty() else _Log(log_format or LogFormat.TEXT)
+
+    async def go_on() -> None:
+        while True:
+            await anyio.sleep(voice.every_s)
+            voice.tick(anyio.current_time())
+
+    error: Exception | None = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(go_on)
+        try:
+            yield voice
+        except Exception as raised:  # noqa: BLE001 - raised again below, outside the group that would wrap it
+            error = raised
+        voice.close()
+        group.cancel_scope.cancel()
+    if error is not None:
+        raise error
+
+
+class _Voice(Observer, Protocol):
+    every_s: float
+
+    def tick(self, now: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _LiveLine:
+    """One line at the bottom of the terminal; notices scroll above it."""
+
+    every_s = _DRAW_EVERY_S
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._live = Live(Text(""), console=self._console, auto_refresh=False, transient=True)
+        self._live.start()
+        self._progress: Progress | None = None
+
+    def started(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def notice(self, notice: Notice) -> None:
+        self._console.print(Text(notice.text))
+
+    def tick(self, now: float) -> None:
+        if self._progress is not None:
+            self._live.update(
+                Text(_line(self._progress.snapshot(now)), no_wrap=True, overflow="ellipsis"), refresh=True
+            )
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class _Log:
+    """A line a notice, and one every ten seconds with the counters."""
+
+    every_s = _LOG_EVERY_S
+
+    def __init__(self, log_format: LogFormat) -> None:
+        self._json = log_format is LogFormat.JSON
+        self._progress: Progress | None = None
+
+    def started(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def notice(self, notice: Notice) -> None:
+        self._write(notice.kind, notice.text, dict(notice.fields))
+
+    def tick(self, now: float) -> None:
+        if self._progress is not None:
+            snapshot = self._progress.snapshot(now)
+            self._write("progress", _line(snapshot), _fields(snapshot))
+
+    def close(self) -> None:
+        """Nothing to put back."""
+
+    def _write(self, kind: str, text: str, fields: dict[str, Any]) -> None:
+        now = dt.datetime.now(dt.UTC)
+        if self._json:
+            line = orjson.dumps(
+                {"time": now, "event": kind, "message": text} | fields, option=orjson.OPT_UTC_Z
+            ).decode()
+        else:
+            line = f"{now:%Y-%m-%dT%H:%M:%SZ} {text}"
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is where the command line talks
+
+
+def _line(now: Snapshot) -> str:
+    """done/total, images/s, throttled, failed, time left, dollars."""
+    total = f"{now.planned:,}" if now.listed else f"{now.planned:,}+"
+    parts = [f"{now.done:,}/{total} images", f"{now.images_per_second:.1f}/s", f"{now.throttled_share:.1%} throttled"]
+    parts.append(f"{now.failed:,} failed")
+    if now.skipped:
+        parts.append(f"{now.skipped:,} skipped")
+    parts.append("ETA ?" if now.eta_s is None else f"ETA {dt.timedelta(seconds=round(now.eta_s))}")
+    if now.dollars is not None:
+        parts.append(f"${now.dollars:.2f}")
+    return "  ".join(parts)
+
+
+def _fields(now: Snapshot) -> dict[str, Any]:
+    names = ("planned", "listed", "scored", "failed", "skipped", "calls", "throttled", "in_flight")
+    return {name: getattr(now, name) for name in names} | {
+        "images_per_second": round(now.images_per_second, 2),
+        "rate_tps": round(now.rate_tps, 2),
+        "eta_s": None if now.eta_s is None else round(now.eta_s, 1),
+        "dollars": None if now.dollars is None else round(now.dollars, 4),
+    }

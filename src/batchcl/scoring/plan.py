@@ -1,0 +1,98 @@
+"""What a run would do, told without a single call to the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from batchcl.aws.keeper import DOLLARS_PER_UNIT_HOUR
+from batchcl.aws.lifecycle import MAX_UNITS
+from batchcl.images import unfit
+from batchcl.job import Job
+from batchcl.scoring.events import Observer, SilentObserver
+from batchcl.scoring.score import checked_sources, filters_of, first_page
+from batchcl.scoring.service import service_of
+from batchcl.sources.select import selected
+
+__all__ = ["TPS_PER_UNIT", "Estimate", "Plan", "plan"]
+
+TPS_PER_UNIT: Final = 2.8
+"""Images a second of one inference unit, as AWS's pricing example implies; the real figure depends on the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Time and money at so many inference units."""
+
+    units: int
+    images_per_second: float
+    hours: float
+    dollars: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What would be done.
+
+    Attributes:
+        images: on the list.
+        calls: images that cost a call.
+        skipped: reason → images that cost none.
+        bytes: of the images to call for, as far as the lists tell.
+        unknown_bytes: images whose size no list tells.
+        estimates: at 1 to 5 inference units.
+    """
+
+    model: str
+    images: int
+    calls: int
+    skipped: dict[str, int]
+    bytes: int
+    unknown_bytes: int
+    bad_lines: int
+    estimates: tuple[Estimate, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
+    """Read the job's lists to their end and add up. Lists S3 prefixes, but makes no call to Rekognition.
+
+    Raises:
+        UsageError: the job or a source is wrong.
+        RefusedError: a bucket can't be read or lies in another region than the model.
+    """
+    images = calls = size = unknown = 0
+    skipped: Counter[str] = Counter()
+    with ExitStack() as files:
+        async with service_of(job) as (aws, model):
+            sources, bad_lines = await checked_sources(job, aws, model, files, observer or SilentObserver())
+            async for page in await first_page(selected(sources, filters_of(job)), job):
+                images += len(page)
+                for image in page:
+                    if (reason := unfit(image)) is not None:
+                        skipped[reason.code] += 1
+                    else:
+                        calls += 1
+                        size += image.size_bytes or 0
+                        unknown += image.size_bytes is None
+    return Plan(
+        model=model.text,
+        images=images,
+        calls=calls,
+        skipped=dict(skipped.most_common()),
+        bytes=size,
+        unknown_bytes=unknown,
+        bad_lines=bad_lines,
+        estimates=tuple(_estimate(calls, units) for units in range(1, MAX_UNITS + 1)),
+    )
+
+
+def _estimate(calls: int, units: int) -> Estimate:
+    rate = units * TPS_PER_UNIT
+    hours = calls / rate / 3600
+    return Estimate(units=units, images_per_second=rate, hours=hours, dollars=hours * units * DOLLARS_PER_UNIT_HOUR)
