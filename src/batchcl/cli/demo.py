@@ -18,8 +18,6 @@ __all__ = ["demo"]
 
 _QUERY = "SELECT label, count(*) AS n, avg(confidence) AS mean FROM detections GROUP BY label"
 
-_QUERY = '"SELECT label, count(*) AS n, avg(confidence) AS mean FROM detections GROUP BY label"'
-
 
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
