@@ -120,5 +120,5 @@ def flags(**given: Any) -> dict[str, Any]:
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in given.items()
-        if value not in (None, [], False)
+        if value is not None and value != []
     }

@@ -1,0 +1,192 @@
+"""`batchcl run` over local files, as a user types it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from conftest import aws_env, client
+from PIL import Image
+
+import batchcl
+from batchcl.runs.schema import FAILURES, RESULTS
+
+
+@pytest.fixture
+def env(service):
+    return aws_env(service)
+
+
+def test_a_directory_becomes_one_row_an_image_and_the_rows_are_what_the_service_answers(
+    cli, demo, env, service, tmp_path
+):
+    out = tmp_path / "out"
+    done = cli("run", demo.data.images, "--model", demo.arn, "--out", out, "--limit", 40, "--json", env=env)
+    assert done.code == 0, done.err
+    assert done.json | {"status": "done", "planned": 40, "scored": 40, "failed": 0, "skipped": 0} == done.json
+    rows = batchcl.open_results(str(out)).images().collect()
+    assert rows["uri"].n_unique() == rows.height == 40
+    rekognition = client("rekognition", service)
+    for row in rows.sample(8, seed=1).iter_rows(named=True):
+        with open(row["key"], "rb") as image:  # noqa: PTH123
+            again = rekognition.detect_custom_labels(ProjectVersionArn=demo.arn, Image={"Bytes": image.read()})
+        wanted = [(label["Name"], pytest.approx(label["Confidence"], abs=1e-3)) for label in again["CustomLabels"]]
+        assert [(label["name"], label["confidence"]) for label in row["labels"]] == wanted
+
+
+def test_parts_have_schema_v1_and_lie_where_the_design_says(cli, demo, env, tmp_path):
+    out = tmp_path / "out"
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(demo.data.images / "00000.png", mixed / "good.png")
+    (mixed / "empty.png").touch()
+    done = cli("run", mixed, "--model", demo.arn, "--out", out, "--run-id", "r1", "--json", env=env)
+    assert done.code == 0, done.err
+    (result,) = (out / "results").rglob("*.parquet")
+    (failure,) = (out / "failures").rglob("*.parquet")
+    day = done.json["started_at"][:10]
+    assert result.relative_to(out).as_posix() == f"results/model=digits@v1/date={day}/r1-00000.parquet"
+    assert failure.relative_to(out).as_posix() == f"failures/model=digits@v1/date={day}/r1-00000.parquet"
+    assert pq.ParquetFile(result).schema_arrow.remove_metadata().equals(RESULTS)
+    assert pq.ParquetFile(failure).schema_arrow.remove_metadata().equals(FAILURES)
+    assert pq.ParquetFile(result).schema_arrow.metadata[b"batchcl.run_id"] == b"r1"
+    assert sorted(path.name for path in (out / "runs" / "r1").iterdir()) == ["run.json", "summary.json"]
+
+
+def test_unfit_and_refused_images_are_rows_with_their_reason(cli, demo, env, tmp_path):
+    pictures = tmp_path / "pictures"
+    (pictures / "sub").mkdir(parents=True)
+    good = (demo.data.images / "00000.png").read_bytes()
+    names = {
+        "a b+c%2F é.png": good,
+        "truncated.png": good[: len(good) // 2],
+        "other.gif": b"GIF89a" + bytes(100),
+        "gif-in-disguise.png": b"GIF89a" + bytes(100),
+        "empty.jpg": b"",
+        "sub/no-extension": good,
+        "large.png": b"\x89PNG" + bytes(4 * 1024 * 1024),
+        "tiny.png": _png(32, 32),
+        "wide.png": _png(2000, 64),
+    }
+    for name, data in names.items():
+        (pictures / name).write_bytes(data)
+    done = cli(
+        "run", pictures, "--model", demo.arn, "--out", tmp_path / "out", "--json", "--min-confidence", 0, env=env
+    )
+    assert done.code == 3
+    assert done.json["planned"] == len(names) == sum(done.json[each] for each in ("scored", "failed", "skipped"))
+    results = batchcl.open_results(str(tmp_path / "out"))
+    scored = {uri.rpartition("/")[2] for uri in results.images().collect()["uri"]}
+    assert scored == {"a b+c%2F é.png", "no-extension"}
+    reasons = {
+        row["uri"].rpartition("/")[2]: (row["status"], row["error_code"], row["attempts"])
+        for row in results.failures().collect().iter_rows(named=True)
+    }
+    assert reasons == {
+        "truncated.png": ("failed", "InvalidImageFormatException", 1),
+        "gif-in-disguise.png": ("failed", "InvalidImageFormatException", 1),
+        "tiny.png": ("failed", reasons["tiny.png"][1], 1),
+        "wide.png": ("failed", reasons["wide.png"][1], 1),
+        "other.gif": ("skipped", "UnsupportedExtension", 0),
+        "empty.jpg": ("skipped", "EmptyFile", 0),
+        "large.png": ("skipped", "TooLarge", 0),
+    }
+    assert "more than --max-failures allows" in done.err
+    assert done.json["calls"] == 6
+
+
+def test_exif_orientation_is_undone_before_the_model_looks(cli, demo, env, tmp_path):
+    upright = Image.open(demo.data.images / "00000.png").convert("RGB")
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, image, extra in (("upright", upright, {}), ("lying", lying, {"exif": exif})):
+        image.save(tmp_path / f"{name}.jpg", quality=100, subsampling=0, **extra)
+    done = cli("run", tmp_path, "--model", demo.arn, "--out", tmp_path / "out", "--min-confidence", 0, env=env)
+    assert done.code == 0, done.err
+    rows = batchcl.open_results(str(tmp_path / "out")).detections().sort("label").collect()
+    answers = rows.group_by("uri").agg(pl.col("confidence").alias("all"))["all"].to_list()
+    assert answers[0] == pytest.approx(answers[1], abs=2.0)
+
+
+def test_a_key_list_on_stdin_is_taken_literally(cli, demo, env, tmp_path):
+    odd = tmp_path / "a b+c%2F é.png"
+    shutil.copy(demo.data.images / "00000.png", odd)
+    keys = f"{odd}\n\n{demo.data.images / '00001.jpg'}\r\n".encode()
+    done = cli("run", "-", "--model", demo.arn, "--out", tmp_path / "out", "--json", env=env, stdin=keys)
+    assert done.code == 0, done.err
+    uris = batchcl.open_results(str(tmp_path / "out")).images().collect()["uri"].to_list()
+    assert uris == sorted([str(odd), str(demo.data.images / "00001.jpg")])
+
+
+def test_a_manifest_is_scored_and_carries_its_truth_into_extra(cli, demo, env, tmp_path):
+    done = cli("run", demo.data.truth, "--model", demo.arn, "--out", tmp_path / "out", "--limit", 30, env=env)
+    assert done.code == 0, done.err
+    rows = batchcl.open_results(str(tmp_path / "out")).images().collect()
+    truth = {json.loads(line)["source-ref"]: json.loads(line) for line in demo.data.truth.read_text().splitlines()}
+    assert rows.height == 30
+    for row in rows.iter_rows(named=True):
+        line = truth["images/" + row["uri"].rpartition("/")[2]]
+        assert json.loads(row["extra"]) == {key: line[key] for key in line if key != "source-ref"}
+
+
+def test_max_results_and_min_confidence_reach_the_service_and_the_rows(cli, demo, env, tmp_path):
+    arguments = ("--limit", 5, "--min-confidence", 0, "--max-results", 2)
+    assert cli("run", demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", *arguments, env=env).code == 0
+    rows = batchcl.open_results(str(tmp_path / "out")).images().collect()
+    assert rows["labels"].list.len().to_list() == [2] * 5
+    assert rows["min_confidence"].to_list() == [0] * 5
+    assert rows["max_results"].to_list() == [2] * 5
+
+
+def test_a_finished_run_is_not_done_twice_and_another_job_under_its_name_is_refused(cli, demo, env, tmp_path):
+    job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", "--run-id", "nightly", "--json")
+    first = cli(*job, "--limit", 3, env=env)
+    again = cli(*job, "--limit", 3, env=env)
+    other = cli(*job, "--limit", 4, env=env)
+    assert (first.code, again.code, other.code) == (0, 0, 2)
+    assert again.json == first.json
+    assert "limit was 3 and is 4" in other.err
+    assert batchcl.open_results(str(tmp_path / "out")).images().collect().height == 3
+
+
+def test_small_shards_make_several_parts_with_every_image_once(cli, demo, env, tmp_path):
+    done = cli(
+        "run",
+        demo.data.images,
+        "--model",
+        demo.arn,
+        "--out",
+        tmp_path / "out",
+        "--limit",
+        25,
+        "--shard-size",
+        10,
+        env=env,
+    )
+    assert done.code == 0, done.err
+    parts = sorted((tmp_path / "out" / "results").rglob("*.parquet"))
+    assert [pq.ParquetFile(part).metadata.num_rows for part in parts] == [10, 10, 5]
+    assert batchcl.open_results(str(tmp_path / "out")).images().collect()["uri"].n_unique() == 25
+
+
+def test_plan_counts_without_a_call(cli, demo, tmp_path):
+    (tmp_path / "x.gif").write_bytes(b"GIF89a")
+    shutil.copy(demo.data.images / "00000.png", tmp_path)
+    done = cli("plan", tmp_path, "--model", demo.arn, "--json", env=aws_env("http://127.0.0.1:1"))
+    assert done.code == 0, done.err
+    plan = done.json
+    assert (plan["images"], plan["calls"], plan["skipped"]) == (2, 1, {"UnsupportedExtension": 1})
+    assert plan["bytes"] == (tmp_path / "00000.png").stat().st_size
+    assert [each["units"] for each in plan["estimates"]] == [1, 2, 3, 4, 5]
+    assert plan["estimates"][0]["dollars"] == pytest.approx(1 / 2.8 / 3600 * 4)
+
+
+def _png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "white").save(buffer, "PNG")
+    return buffer.getvalue()
