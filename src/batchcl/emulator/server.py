@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import orjson
 from aiohttp import web
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from batchcl.emulator import protocol
 from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from batchcl.emulator import EmulatorSettings
+from batchcl.emulator.bootstrap import ensure_model
+from batchcl.emulator.process import running_emulator
+from batchcl.errors import ModelError, RefusedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from batchcl.emulator.digits import DigitsDataset
+
+COMMAND = [sys.executable, "-m", "batchcl", "emulator"]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for doesn't."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pid: int, *, within: float = 10) -> bool:
+    end = time.monotonic() + within
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+def test_an_emulator_runs_for_the_time_of_a_block_and_trains_once(small_digits: DigitsDataset) -> None:
+    async def go() -> int:
+        settings = EmulatorSettings(buckets=small_digits.directory, train_seconds=0, control_tps=1000)
+        async with running_emulator(settings) as emulator:
+            arn = await ensure_model(emulator.endpoint, bucket="small")
+            assert f":{emulator.account}:project/digits/version/v1/" in arn
+            assert await ensure_model(emulator.endpoint, bucket="small") == arn
+            (small_digits.directory / "small/none.manifest").write_text('{"source-ref":"s3://small/x"}\n')
+            with pytest.raises(ModelError, match="no labeled images"):
+                await ensure_model(
+                    emulator.endpoint, bucket="small", project="bad", train_manifest="none.manifest", test_manifest=None
+                )
+            return emulator.pid
+
+    assert gone(anyio.run(go))
+
+
+def test_a_cancelled_block_leaves_no_process(tmp_path: Path) -> None:
+    pids = []
+
+    async def go() -> None:
+        with anyio.move_on_after(30) as scope:
+            async with running_emulator(EmulatorSettings(buckets=tmp_path)) as emulator:
+                pids.append(emulator.pid)
+                scope.cancel()
+                await anyio.sleep(30)
+
+    anyio.run(go)
+    assert gone(pids[0])
+
+
+def test_a_taken_port_is_one_sentence_and_exit_code_5() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run([*COMMAND, "--port", str(port)], capture_output=True, text=True, timeout=30, check=False)
+
+        async def go() -> None:
+            async with running_emulator(EmulatorSettings(port=port)):
+                pass
+
+        with pytest.raises(RefusedError, match="another program has that port"):
+            anyio.run(go)
+    assert done.returncode == 5
+    assert done.stdout == ""
+    assert "another program has that port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_exit_code_0(number: signal.Signals) -> None:
+    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        assert said["pid"] == process.pid
+        process.send_signal(number)
+        out, err = process.communicate(timeout=15)
+    assert (process.returncode, out, err) == (0, b"", b"")
+
+
+def test_it_ends_with_its_parent() -> None:
+    """A shell starts an emulator and is killed; the emulator notices."""
+    script = f"{' '.join(COMMAND)} --exit-with-parent & wait"
+    with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        pid = json.loads(shell.stdout.readline())["pid"]
+        assert pid != shell.pid
+        os.kill(shell.pid, signal.SIGKILL)
+        assert gone(pid)
+
+
+def test_a_host_that_is_not_loopback_is_refused() -> None:
+    done = subprocess.run([*COMMAND, "--host", "0.0.0.0"], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "loopback" in done.stderr

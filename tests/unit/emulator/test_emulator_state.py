@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets
+from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.settings import EmulatorSettings
+from batchcl.emulator.state import State
+from batchcl.errors import RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from tests.unit.emulator.harness import running_server, train
+
+    from batchcl.emulator.digits import DigitsDataset
+else:  # pytest finds it from the folder `tests`, mypy from the root
+    from unit.emulator.harness import running_server, train
+
+
+def test_projects_and_models_outlive_a_restart_and_running_models_are_stopped(
+    small_digits: DigitsDataset, tmp_path: Path
+) -> None:
+    settings = {"buckets": small_digits.directory, "state": tmp_path / "state", "train_seconds": 0, "start_seconds": 0}
+    image = {"S3Object": {"Bucket": "small", "Name": "test/00000.png"}}
+    with running_server(**settings) as server:
+        client = server.client()
+        described = train(client, bucket="small")
+        arn = described["ProjectVersionArn"]
+        client.start_project_version(ProjectVersionArn=arn, MinInferenceUnits=1)
+        before = client.detect_custom_labels(ProjectVersionArn=arn, Image=image, MinConfidence=0)["CustomLabels"]
+    with running_server(**settings) as server:
+        client = server.client()
+        again = client.describe_project_versions(ProjectArn=described["ProjectArn"])["ProjectVersionDescriptions"][0]
+        assert again["Status"] == "STOPPED"
+        assert again["EvaluationResult"] == described["EvaluationResult"]
+        client.start_project_version(ProjectVersionArn=arn, MinInferenceUnits=1)
+        after = client.detect_custom_labels(ProjectVersionArn=arn, Image=image, MinConfidence=0)["CustomLabels"]
+    assert after == before
+
+
+def test_without_a_state_folder_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "b").mkdir()
+    with running_server(buckets=tmp_path / "b") as server:
+        server.client().create_project(ProjectName="p")
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_one_emulator_at_a_time_has_a_state_folder(tmp_path: Path) -> None:
+    first = State.open(tmp_path)
+    with pytest.raises(RefusedError, match="another emulator"):
+        State.open(tmp_path)
+    first.close()
+    State.open(tmp_path).close()
+
+
+def test_a_foreign_state_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"format": 99}')
+    with pytest.raises(RefusedError, match="move it away"):
+        State.open(tmp_path)
+    assert (tmp_path / "state.json").read_text() == '{"format": 99}'
+
+
+def read(root: Path, bucket: str, key: str, *, limit: int = 100, version: str | None = None) -> bytes:
+    async def go() -> bytes:
+        return await DirectoryBuckets(root).read(bucket, key, limit_bytes=limit, version_id=version)
+
+    return anyio.run(go)
+
+
+def test_objects_are_files_under_their_exact_keys(tmp_path: Path) -> None:
+    (tmp_path / "bucket/a b+%20").mkdir(parents=True)
+    (tmp_path / "bucket/a b+%20/ü.png").write_bytes(b"0123456789")
+    assert read(tmp_path, "bucket", "a b+%20/ü.png") == b"0123456789"
+    assert read(tmp_path, "bucket", "a b+%20/ü.png", limit=4, version="null") == b"01234"
+
+
+@pytest.mark.parametrize(
+    ("bucket", "key"),
+    [
+        ("bucket", "../secret"),
+        ("bucket", "../other/x"),
+        ("bucket", "a/../../secret"),
+        ("bucket", "./x"),
+        ("bucket", "/etc/passwd"),
+        ("bucket", "link"),
+        ("bucket", "folder/x"),
+        ("bucket", "x\0"),
+        ("bucket", ""),
+        ("bucket", "x/"),
+        ("..", "secret"),
+        ("...", "secret"),
+        ("../bucket", "x"),
+        ("linked", "x"),
+    ],
+)
+def test_no_key_leads_out_of_its_bucket(bucket: str, key: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("bucket", "other", "..."):
+        (root / name).mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    for place in (root / "secret", root / "other/x", root / ".../secret", root / "bucket/x", tmp_path / "outside/x"):
+        place.write_bytes(b"secret")
+    (root / "bucket/link").symlink_to(root / "secret")
+    (root / "bucket/folder").symlink_to(tmp_path / "outside")
+    (root / "linked").symlink_to(tmp_path / "outside")
+    assert read(root, "bucket", "x") == b"secret"
+    with pytest.raises(ServiceError) as caught:
+        read(root, bucket, key)
+    assert caught.value.code == "InvalidS3ObjectException"
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../../x", "/x"])
+def test_nothing_is_written_outside_of_a_bucket(key: str, tmp_path: Path) -> None:
+    (tmp_path / "root/bucket").mkdir(parents=True)
+
+    async def write(bucket: str, name: str) -> None:
+        await DirectoryBuckets(tmp_path / "root").write(bucket, name, b"data", content_type="text/plain")
+
+    anyio.run(write, "bucket", "good/x")
+    with pytest.raises(ServiceError):
+        anyio.run(write, "bucket", key)
+    with pytest.raises(ServiceError):
+        anyio.run(write, "nobucket", "x")
+    written = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
+    assert written == ["root/bucket/good/x"]
+
+
+def test_without_buckets_no_object_can_be_had() -> None:
+    async def go() -> bytes:
+        return await NoBuckets().read("bucket", "x", limit_bytes=1)
+
+    with pytest.raises(ServiceError, match="Unable to get object metadata"):
+        anyio.run(go)
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for host in ("0.0.0.0", "example.org", "192.168.1.2", "::"):
+        with pytest.raises(UsageError, match="loopback"):
+            EmulatorSettings(host=host)
+    for host in ("127.0.0.1", "127.0.0.9", "::1", "localhost"):
+        assert EmulatorSettings(host=host)
+    with pytest.raises(UsageError, match="not both"):
+        EmulatorSettings(buckets=Path("x"), s3_endpoint_url="http://127.0.0.1:1")
+    with pytest.raises(UsageError, match="--tps-per-unit"):
+        EmulatorSettings(tps_per_unit=0)
+    with pytest.raises(UsageError, match="--start-seconds"):
+        EmulatorSettings(start_seconds=-1)
+
+
+def test_settings_become_flags() -> None:
+    settings = EmulatorSettings(port=5, buckets=Path("/b"), exit_with_parent=True, tps_per_unit=9.5)
+    assert settings.arguments() == ["--port", "5", "--buckets", "/b", "--tps-per-unit", "9.5", "--exit-with-parent"]
