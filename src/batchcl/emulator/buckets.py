@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
@@ -12,6 +13,7 @@ import anyio.to_thread
 from batchcl.emulator.faults import ServiceError, invalid_s3_object
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -126,29 +128,37 @@ class S3Buckets:
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
         """See `Buckets.read`."""
         version = {} if version_id is None else {"VersionId": version_id}
-        answer = await self._call("get_object", Bucket=bucket, Key=key, **version)
-        async with answer["Body"] as body:
-            data: bytes = b""
-            while len(data) <= limit_bytes and (more := await body.read(limit_bytes + 1 - len(data))):
-                data += more
-            return data
+        with _as_service_errors():
+            answer = await self._client.get_object(Bucket=bucket, Key=key, **version)
+            body = answer["Body"]
+            try:
+                data: bytes = b""
+                while len(data) <= limit_bytes and (more := await body.read(limit_bytes + 1 - len(data))):
+                    data += more
+                return data
+            finally:
+                body.close()
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
         """See `Buckets.write`."""
-        await self._call("put_object", Bucket=bucket, Key=key, Body=data, ContentType=content_type)
+        with _as_service_errors():
+            await self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
 
-    async def _call(self, method: str, **arguments: Any) -> Any:
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as in `open`
 
-        try:
-            return await getattr(self._client, method)(**arguments)
-        except ClientError as error:
-            server_error = 500
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= server_error:
-                raise _s3_down(str(error)) from error
-            raise invalid_s3_object() from error
-        except BotoCoreError as error:
+@contextmanager
+def _as_service_errors() -> Iterator[None]:
+    """What S3 refuses is an invalid object; that S3 fails is the service's failure."""
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as in `open`
+
+    try:
+        yield
+    except ClientError as error:
+        server_error = 500
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= server_error:
             raise _s3_down(str(error)) from error
+        raise invalid_s3_object() from error
+    except (BotoCoreError, OSError) as error:
+        raise _s3_down(str(error)) from error
 
 
 def _s3_down(why: str) -> ServiceError:

@@ -46,7 +46,7 @@ class Server:
 
     def client(
         self, key: str = "emulator", secret: str = "emulator", *, region: str = REGION, token: str | None = None
-    ):
+    ) -> Any:
         return boto3.client(
             "rekognition",
             endpoint_url=self.endpoint,

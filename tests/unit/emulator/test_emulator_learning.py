@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -165,7 +165,7 @@ def test_overlap_is_intersection_over_union() -> None:
 
 def test_min_confidence_stands_for_all_thresholds() -> None:
     seen = [Detection("a", 0.4), Detection("b", 0.9), Detection("c", 0.0)]
-    chosen = {"thresholds": {"a": 0.3, "b": 0.95, "c": 0.5}, "max_results": None}
+    chosen: dict[str, Any] = {"thresholds": {"a": 0.3, "b": 0.95, "c": 0.5}, "max_results": None}
     assert [d.label for d in select(seen, min_confidence=None, **chosen)] == ["a"]
     assert [d.label for d in select(seen, min_confidence=50, **chosen)] == ["b"]
     assert [d.label for d in select(seen, min_confidence=0, **chosen)] == ["b", "a", "c"]

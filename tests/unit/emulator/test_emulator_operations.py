@@ -16,6 +16,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from PIL import Image
 
+from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.operations import OPERATIONS
 from batchcl.emulator.protocol import decode, operation_names
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.unit.emulator.harness import Server, Trained, running_server, train, wait_for
 
-    from batchcl.emulator.digits import DigitPicture, DigitsDataset
+    from batchcl.emulator.digits import DigitBox, DigitPicture, DigitsDataset
 else:  # pytest finds it from the folder `tests`, mypy from the root
     from unit.emulator.harness import Server, Trained, running_server, train, wait_for
 
@@ -123,7 +124,7 @@ def test_messages_name_the_member_and_the_constraint(empty: Server) -> None:
     "body", [b"{", b"[]", b'{"ProjectName":3}', b'{"ProjectName":{}}', b'{"Tags":[],"ProjectName":"a"}']
 )
 def test_bodies_of_the_wrong_type_are_serialization_errors(body: bytes) -> None:
-    with pytest.raises(Exception, match=r"JSON|converted") as caught:
+    with pytest.raises(ServiceError, match=r"JSON|converted") as caught:
         decode("CreateProject", body)
     assert caught.value.code == "SerializationException"
 
@@ -303,7 +304,7 @@ def test_training_takes_its_time_and_the_server_keeps_answering(small_digits: Di
         assert refused(client.delete_project, ProjectArn=project) == "ResourceInUseException"
 
 
-FAILURES = {
+FAILURES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "no labels": ([{"source-ref": "s3://small/train/00000.png"}], "no labeled images"),
     "not JSON Lines": ([{"no": "source"}] * 3, "invalid JSON Lines"),
     "one label": (
@@ -469,7 +470,7 @@ def test_bytes_and_the_s3_object_give_the_same(classifier: Trained) -> None:
     assert len(classifier.detect(s3(picture), MinConfidence=middle)) == 1
 
 
-def overlap(box: dict[str, float], truth: Any, size: tuple[int, int]) -> float:
+def overlap(box: dict[str, float], truth: DigitBox, size: tuple[int, int]) -> float:
     width, height = size
     left, top = max(box["Left"], truth.left / width), max(box["Top"], truth.top / height)
     right = min(box["Left"] + box["Width"], (truth.left + truth.width) / width)

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import boto3
 import pytest
 
-from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets
+from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.settings import EmulatorSettings
 from batchcl.emulator.state import State
 from batchcl.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.unit.emulator.harness import running_server, train
 
     from batchcl.emulator.digits import DigitsDataset
@@ -23,7 +27,12 @@ else:  # pytest finds it from the folder `tests`, mypy from the root
 def test_projects_and_models_outlive_a_restart_and_running_models_are_stopped(
     small_digits: DigitsDataset, tmp_path: Path
 ) -> None:
-    settings = {"buckets": small_digits.directory, "state": tmp_path / "state", "train_seconds": 0, "start_seconds": 0}
+    settings: dict[str, Any] = {
+        "buckets": small_digits.directory,
+        "state": tmp_path / "state",
+        "train_seconds": 0,
+        "start_seconds": 0,
+    }
     image = {"S3Object": {"Bucket": "small", "Name": "test/00000.png"}}
     with running_server(**settings) as server:
         client = server.client()
@@ -155,3 +164,57 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 def test_settings_become_flags() -> None:
     settings = EmulatorSettings(port=5, buckets=Path("/b"), exit_with_parent=True, tps_per_unit=9.5)
     assert settings.arguments() == ["--port", "5", "--buckets", "/b", "--tps-per-unit", "9.5", "--exit-with-parent"]
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    """Moto's S3 as a server; it knows versions and missing buckets."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - slow to import
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def test_objects_come_from_an_s3_service_in_the_version_asked_for(
+    s3_endpoint: str, small_digits: DigitsDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    s3 = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
+    s3.create_bucket(Bucket="bucket")
+    s3.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
+    first = s3.put_object(Bucket="bucket", Key="a//b+%2F", Body=b"0123456789")["VersionId"]
+    s3.put_object(Bucket="bucket", Key="a//b+%2F", Body=b"new")
+
+    async def go() -> None:
+        async with AsyncExitStack() as stack:
+            buckets = await S3Buckets.open(s3_endpoint, stack)
+            assert await buckets.read("bucket", "a//b+%2F", limit_bytes=100) == b"new"
+            assert await buckets.read("bucket", "a//b+%2F", limit_bytes=100, version_id=first) == b"0123456789"
+            assert await buckets.read("bucket", "a//b+%2F", limit_bytes=4, version_id=first) == b"01234"
+            await buckets.write("bucket", "out/x", b"{}", content_type="application/json")
+            for bucket, key, version in (("bucket", "no", None), ("nobucket", "x", None), ("bucket", "out/x", "zzz")):
+                with pytest.raises(ServiceError) as caught:
+                    await buckets.read(bucket, key, limit_bytes=1, version_id=version)
+                assert caught.value.code == "InvalidS3ObjectException"
+        async with AsyncExitStack() as stack:
+            nobody = await S3Buckets.open("http://127.0.0.1:9", stack)
+            with pytest.raises(ServiceError) as caught:
+                await nobody.read("bucket", "x", limit_bytes=1)
+            assert (caught.value.code, caught.value.status) == ("InternalServerError", 500)
+
+    anyio.run(go)
+    for path in (small_digits.directory / "small").rglob("*.*"):
+        s3.upload_file(str(path), "bucket", f"d/{path.relative_to(small_digits.directory / 'small')}")
+    for kind in ("train", "test"):
+        manifest = (small_digits.directory / f"small/{kind}.manifest").read_bytes()
+        s3.put_object(Bucket="bucket", Key=f"{kind}.manifest", Body=manifest.replace(b"s3://small/", b"s3://bucket/d/"))
+    with running_server(s3_endpoint_url=s3_endpoint, train_seconds=0) as server:
+        assert train(server.client(), bucket="bucket")["Status"] == "TRAINING_COMPLETED"
+    assert (
+        b"LabelEvaluationResults"
+        in s3.get_object(Bucket="bucket", Key="out/EvaluationSummary-digits-v1.json")["Body"].read()
+    )

@@ -6,6 +6,7 @@ training grows with a few tens of kilobytes an image.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -21,7 +22,7 @@ from batchcl.emulator.learning.windows import working_picture
 from batchcl.errors import BatchclError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -132,18 +133,31 @@ def train(
     known = [e for e in test if set(e.truth.labels) <= labels]
     if not any(e.truth.labels for e in known):
         raise TrainingError("The test dataset has no labeled images with labels of the training dataset.")
-    model: Model
-    if task == "classification":
-        truths = [frozenset(e.truth.labels) for e in examples]
-        model = train_classifier([e.picture for e in examples], truths, seed=seed, check=check)
-    else:
-        model = train_locator([_labelled(e) for e in examples], seed=seed, check=check)
-    seen = []
-    for example in known:
-        check()
-        seen.append(tuple(_look(model, example.picture)))
+    with _one_thread():
+        model = _learn(task, examples, seed, check)
+        seen = []
+        for example in known:
+            check()
+            seen.append(tuple(_look(model, example.picture)))
     evaluation = evaluate(model.labels, [e.truth for e in known], seen)
     return Trained(model, evaluation, tuple(examples), tuple(known), tuple(seen))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Linear algebra in this thread alone: its own threads, on matrices this small, mostly wait for each other."""
+    import sklearn.linear_model  # noqa: F401, PLC0415 - brings a library of its own, which must be loaded to be limited
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - comes with scikit-learn
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
+
+
+def _learn(task: Task, examples: Sequence[Example], seed: int, check: Callable[[], None]) -> Model:
+    if task == "classification":
+        truths = [frozenset(e.truth.labels) for e in examples]
+        return train_classifier([e.picture for e in examples], truths, seed=seed, check=check)
+    return train_locator([_labelled(e) for e in examples], seed=seed, check=check)
 
 
 def save(path: Path, model: Model, thresholds: dict[str, float]) -> None:
