@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -85,8 +87,15 @@ def cli(clean_env) -> Callable[..., Ended]:
 
 
 @contextmanager
-def serving(env: Mapping[str, str], *flags: object) -> Iterator[str]:
-    """The endpoint of an emulator that runs during the block."""
+def serving(env: Mapping[str, str], *flags: object, state: Path | None = None) -> Iterator[str]:
+    """The endpoint of an emulator that runs during the block, on a copy of `state`."""
+    if state is not None:
+        copy = Path(tempfile.mkdtemp()) / "state"
+        shutil.copytree(state, copy, ignore=shutil.ignore_patterns("buckets"))
+        with serving(env, *flags, "--state", copy) as endpoint:
+            yield endpoint
+        shutil.rmtree(copy.parent)
+        return
     process = subprocess.Popen(
         [sys.executable, "-m", "batchcl", "emulator", *map(str, flags)],
         env=dict(env),
@@ -233,16 +242,9 @@ def service(demo, clean_env, seaweed) -> Iterator[str]:
         endpoint = stack.enter_context(
             serving(
                 env,
-                "--state",
-                demo.state,
-                "--s3-endpoint-url",
-                seaweed,
-                "--tps-per-unit",
-                1000,
-                "--account-tps",
-                1000,
-                "--control-tps",
-                100,
+                *("--s3-endpoint-url", seaweed, "--control-tps", 100),
+                *("--tps-per-unit", 1000, "--account-tps", 1000),
+                state=demo.state,
             )
         )
         start_model(endpoint, demo.arn)

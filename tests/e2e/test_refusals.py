@@ -1,0 +1,176 @@
+"""Bad input: one sentence that says what to do, the right exit code, no traceback, and no call."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import aws_env, serving
+
+from batchcl.errors import ExitCode
+
+UNKNOWN = "arn:aws:rekognition:us-east-1:123456789012:project/digits/version/other/1700000000000"
+
+
+@pytest.fixture
+def refused(cli, service, tmp_path):
+    """Run, and check what every refusal has in common."""
+
+    def check(*args: object, code, says, env=None):
+        done = cli("run", *args, "--out", tmp_path / "out", env=aws_env(service) if env is None else env)
+        assert done.code == code, (done.code, done.err)
+        assert says in done.err
+        assert "Traceback" not in done.err
+        assert done.err.count("batchcl: ") == 1
+        assert done.out == ""
+        assert not list((tmp_path / "out").rglob("*.json")), "a refused run leaves no record"
+
+    return check
+
+
+def test_an_unknown_model(refused, demo):
+    refused(demo.data.images, "--model", UNKNOWN, code=5, says="batchcl model list")
+
+
+def test_a_malformed_arn(refused, demo):
+    refused(demo.data.images, "--model", "digits", code=2, says="it looks like arn:aws:rekognition")
+
+
+def test_no_model(refused, demo):
+    refused(demo.data.images, code=2, says="--model ARN")
+
+
+def test_a_confidence_over_100(refused, demo):
+    refused(demo.data.images, "--model", demo.arn, "--min-confidence", 101, code=2, says="--min-confidence 101")
+
+
+def test_an_empty_directory(refused, demo, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "--model", demo.arn, code=2, says="there is no image in")
+
+
+def test_filters_that_let_nothing_through(refused, demo):
+    refused(demo.data.images, "--model", demo.arn, "--include", "*.tiff", code=2, says="--include and --exclude")
+
+
+def test_a_missing_directory(refused, demo, tmp_path):
+    refused(tmp_path / "nowhere", "--model", demo.arn, code=2, says="check the path")
+
+
+def test_an_unreadable_manifest_line_is_named_and_can_be_skipped(refused, cli, demo, service, tmp_path):
+    manifest = demo.data.truth.with_name("bad.manifest")
+    lines = demo.data.truth.read_text().splitlines()
+    manifest.write_text("\n".join([lines[0], "{oops", lines[1], '{"no": "source"}', lines[2]]))
+    refused(manifest, "--model", demo.arn, code=2, says="bad.manifest line 2")
+    done = cli(
+        "run",
+        manifest,
+        *("--model", demo.arn, "--out", tmp_path / "out2", "--skip-bad-lines", "--json"),
+        env=aws_env(service),
+    )
+    assert done.code == 0, done.err
+    assert done.json | {"planned": 3, "scored": 3, "bad_lines": 2} == done.json
+    assert "line 2" in done.err
+    assert "line 4" in done.err
+
+
+def test_a_manifest_may_not_lead_out_of_its_directory(refused, demo, tmp_path):
+    for ref in ("/etc/passwd", "file:///etc/passwd", "../secret.png"):
+        (tmp_path / "m.manifest").write_text(json.dumps({"source-ref": ref}))
+        refused(tmp_path / "m.manifest", "--model", demo.arn, code=2, says="m.manifest line 1")
+
+
+def test_no_credentials(refused, demo, service):
+    refused(
+        demo.data.images,
+        *("--model", demo.arn),
+        code=5,
+        says="no AWS credentials found",
+        env={"AWS_ENDPOINT_URL_REKOGNITION": service, "AWS_REGION": "us-east-1"},
+    )
+
+
+def test_credentials_that_the_service_does_not_know(refused, demo, service):
+    env = aws_env(service) | {"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN", "AWS_SECRET_ACCESS_KEY": "hush-hush"}
+    refused(demo.data.images, "--model", demo.arn, code=5, says="UnrecognizedClientException", env=env)
+
+
+def test_an_unknown_profile(refused, demo):
+    refused(demo.data.images, "--model", demo.arn, "--profile", "nobody", code=5, says="check --profile")
+
+
+def test_a_service_that_does_not_answer(refused, demo):
+    refused(demo.data.images, "--model", demo.arn, code=5, says="check the region", env=aws_env("http://127.0.0.1:1"))
+
+
+def test_an_output_root_that_is_a_file_or_below_one(cli, demo, service, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out", "ftp://x/y"):
+        done = cli("run", demo.data.images, "--model", demo.arn, "--out", out, env=aws_env(service))
+        assert done.code == (2 if out == "ftp://x/y" else 5), done.err
+        assert str(out) in done.err
+        assert "Traceback" not in done.err
+
+
+def test_an_output_root_that_cannot_be_written(cli, demo, service):
+    done = cli("run", demo.data.images, "--model", demo.arn, "--out", "/proc/self/out", env=aws_env(service))
+    assert done.code == 5
+    assert "/proc/self/out" in done.err
+
+
+def test_a_job_file_that_is_missing_no_toml_or_has_unknown_keys(refused, demo, tmp_path):
+    config = tmp_path / "job.toml"
+    refused("--config", config, code=2, says="there is no job file")
+    config.write_text("out = ")
+    refused("--config", config, code=2, says="no valid TOML")
+    config.write_text('sources = ["x"]\nmodle = "x"\n')
+    refused("--config", config, "--model", demo.arn, code=2, says="the key 'modle' is unknown")
+
+
+def test_a_model_that_is_not_running_is_not_started_unasked(cli, demo, clean_env, tmp_path):
+    with serving(clean_env, state=demo.state) as endpoint:
+        done = cli("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, env=aws_env(endpoint))
+    assert done.code == 5
+    assert "not RUNNING; start it with --start-model" in done.err
+
+
+def test_a_port_in_use(cli):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = cli("emulator", "--port", taken.getsockname()[1])
+    assert done.code == 5
+    assert str(taken) not in done.err
+    assert "Traceback" not in done.err
+
+
+def test_secrets_stay_out_of_everything_that_is_said_and_kept(cli, demo, service, tmp_path):
+    env = aws_env(service) | {"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN", "AWS_SECRET_ACCESS_KEY": "hush-hush-9"}
+    done = cli("run", demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", env=env)
+    assert "hush-hush-9" not in done.out + done.err
+    assert not any(b"hush-hush-9" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+
+def test_every_exit_code_has_its_meaning():
+    assert {code.name: code.value for code in ExitCode} == {
+        "DONE": 0,
+        "BUG": 1,
+        "USAGE": 2,
+        "FAILURES": 3,
+        "STOPPED": 4,
+        "REFUSED": 5,
+        "INTERRUPTED": 130,
+    }
+
+
+def test_a_reader_that_goes_away_is_no_traceback(clean_env):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchcl", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_env
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert b"Traceback" not in err

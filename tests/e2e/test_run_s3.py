@@ -1,0 +1,165 @@
+"""`batchcl run` over S3 images, and into an output root on S3, against a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+from conftest import aws_env, client, serving, start_model
+
+import batchcl
+from batchcl.analysis.results import open_results
+from batchcl.aws.session import Aws
+
+HARD_KEY = "a b+c%2F é.jpg"
+
+
+@pytest.fixture
+def bucket(seaweed):
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    client("s3", seaweed).create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def env(service, seaweed):
+    return aws_env(service, seaweed)
+
+
+def test_a_prefix_is_scored_into_an_s3_root_with_exact_keys(cli, demo, env, seaweed, bucket, monkeypatch):
+    s3 = client("s3", seaweed)
+    picture = (demo.data.images / "00001.jpg").read_bytes()
+    keys = {HARD_KEY, "new\nline.jpg", "ünï/çødé.jpg", "percent%.jpg", "plus+plus.jpg", "~tilde'quote\".jpg"}
+    for key in keys:
+        s3.put_object(Bucket=bucket, Key=f"in/{key}", Body=picture)
+    s3.put_object(Bucket=bucket, Key="in/notes.txt", Body=b"hello")
+    s3.put_object(Bucket=bucket, Key="elsewhere/x.jpg", Body=picture)
+    root = f"s3://{bucket}/out"
+    done = cli("run", f"s3://{bucket}/in/", "--model", demo.arn, "--out", root, "--json", "--run-id", "r", env=env)
+    assert done.code == 0, done.err
+    assert done.json | {"planned": len(keys) + 1, "scored": len(keys), "skipped": 1, "failed": 0} == done.json
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    rows = open_results(root, aws=Aws.from_environment()).images().collect()
+    assert set(rows["key"]) == {f"in/{key}" for key in keys}
+    assert set(rows["uri"]) == {f"s3://{bucket}/in/{key}" for key in keys}
+    assert rows["size_bytes"].to_list() == [len(picture)] * len(keys)
+    assert rows["etag"].n_unique() == 1
+    assert rows["last_modified"].null_count() == 0
+    assert all(len(labels) == 1 for labels in rows["labels"].to_list())
+    listed = {each["Key"] for each in s3.list_objects_v2(Bucket=bucket, Prefix="out/")["Contents"]}
+    day = done.json["started_at"][:10]
+    assert listed == {
+        f"out/results/model=digits@v1/date={day}/r-00000.parquet",
+        f"out/failures/model=digits@v1/date={day}/r-00000.parquet",
+        "out/runs/r/run.json",
+        "out/runs/r/summary.json",
+    }
+    labels = cli("labels", root, "--json", env=env)
+    assert labels.code == 0, labels.err
+    assert sum(row["images"] for row in labels.json) == len(keys)
+    assert cli("runs", root, "--json", env=env).json[0]["status"] == "done"
+    assert cli("status", root, "r", "--json", env=env).json["scored"] == len(keys)
+
+
+def test_an_s3_manifest_and_a_key_list_name_s3_images(cli, demo, env, seaweed, bucket, tmp_path):
+    s3 = client("s3", seaweed)
+    picture = (demo.data.images / "00001.jpg").read_bytes()
+    s3.put_object(Bucket=bucket, Key=HARD_KEY, Body=picture)
+    uri = f"s3://{bucket}/{HARD_KEY}"
+    s3.put_object(Bucket=bucket, Key="list.manifest", Body=json.dumps({"source-ref": uri}).encode())
+    (tmp_path / "keys.txt").write_text(f"{uri}\ns3://{bucket}/missing.jpg\n")
+    sources = {"manifest": f"s3://{bucket}/list.manifest", "keys": str(tmp_path / "keys.txt")}
+    for kind, source in sources.items():
+        out = tmp_path / kind
+        done = cli("run", source, "--source-kind", kind, "--model", demo.arn, "--out", out, "--json", env=env)
+        assert done.code == (3 if kind == "keys" else 0), done.err
+        assert batchcl.open_results(str(out)).images().collect()["key"].to_list() == [HARD_KEY]
+    failed = batchcl.open_results(str(tmp_path / "keys")).failures().collect()
+    assert failed["error_code"].to_list() == ["InvalidS3ObjectException"]
+
+
+def test_300_images_at_10_tps_lose_none_to_throttling(cli, demo, clean_env, seaweed, bucket, tmp_path):
+    s3 = client("s3", seaweed)
+    picture = (demo.data.images / "00001.jpg").read_bytes()
+    for n in range(300):
+        s3.put_object(Bucket=bucket, Key=f"{n:03}.jpg", Body=picture)
+    flags = ("--s3-endpoint-url", seaweed, "--tps-per-unit", 2, "--control-tps", 100)
+    with serving(clean_env | aws_env(s3=seaweed), *flags, state=demo.state) as endpoint:
+        start_model(endpoint, demo.arn, units=5)
+        job = ("run", f"s3://{bucket}/", "--model", demo.arn, "--out", tmp_path, "--json")
+        done = cli(*job, env=aws_env(endpoint, seaweed))
+    assert done.code == 0, done.err
+    assert done.json | {"scored": 300, "failed": 0, "skipped": 0} == done.json
+    assert done.json["throttled"] > 0
+    assert done.json["calls"] == 300 + done.json["throttled"]
+    assert done.json["images_per_second"] > 7
+    rows = batchcl.open_results(str(tmp_path)).images().collect()
+    assert rows["uri"].n_unique() == rows.height == 300
+    assert rows["attempts"].to_list() == [1] * 300, "a throttled call is no attempt"
+
+
+def test_a_bucket_in_another_region_is_refused_before_a_call(cli, demo, service, moto, tmp_path):
+    client("s3", moto).create_bucket(
+        Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
+    )
+    for source in ("s3://far-away/", "-"):
+        done = cli(
+            "run",
+            source,
+            *("--model", demo.arn, "--out", tmp_path / "out"),
+            env=aws_env(service, moto),
+            stdin=b"s3://far-away/x.jpg\n",
+        )
+        assert done.code == 5, done.err
+        assert "far-away lies in eu-central-1 and the model in us-east-1" in done.err
+        assert "Traceback" not in done.err
+        assert not (tmp_path / "out" / "runs").exists() or not any((tmp_path / "out" / "runs").iterdir())
+
+
+def test_keys_that_few_servers_list_come_through_exactly(cli, demo, clean_env, moto, tmp_path):
+    s3 = client("s3", moto)
+    s3.create_bucket(Bucket="odd-keys")
+    picture = (demo.data.images / "00001.jpg").read_bytes()
+    keys = {
+        "a//b.jpg",
+        "/leading.jpg",
+        "./dot.jpg",
+        "up/../../x.jpg",
+        " space .jpg",
+        "tab\t.jpg",
+        "e\u0301.jpg",
+        "é.jpg",
+    }
+    for key in keys:
+        s3.put_object(Bucket="odd-keys", Key=key, Body=picture)
+    flags = ("--s3-endpoint-url", moto, "--tps-per-unit", 100, "--control-tps", 100)
+    with serving(clean_env | aws_env(s3=moto), *flags, state=demo.state) as endpoint:
+        start_model(endpoint, demo.arn)
+        done = cli(
+            "run", "s3://odd-keys", "--model", demo.arn, "--out", tmp_path, "--json", env=aws_env(endpoint, moto)
+        )
+    assert done.code == 0, done.err
+    assert set(batchcl.open_results(str(tmp_path)).images().collect()["key"]) == keys
+
+
+def test_an_s3_root_that_may_not_be_written_is_refused_before_a_call(cli, demo, service, moto):
+    root = "s3://no-such-bucket-here/out"
+    job = ("run", demo.data.images, "--model", demo.arn, "--out", root, "--limit", 1)
+    done = cli(*job, env=aws_env(service, moto))
+    assert done.code == 5, done.err
+    assert "no-such-bucket-here" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_missing_bucket_and_an_empty_prefix_are_one_sentence(cli, demo, service, moto, tmp_path):
+    client("s3", moto).create_bucket(Bucket="empty")
+    job = ("--model", demo.arn, "--out", tmp_path / "out")
+    missing = cli("run", "s3://no-such-bucket-here/x", *job, env=aws_env(service, moto))
+    empty = cli("run", "s3://empty/nothing/", *job, env=aws_env(service, moto))
+    assert missing.code == 2
+    assert "there is no bucket no-such-bucket-here" in missing.err
+    assert empty.code == 2
+    assert "there is no image in s3://" in empty.err
+    assert "Traceback" not in missing.err + empty.err
