@@ -121,7 +121,13 @@ class S3Buckets:
             "s3",
             endpoint_url=endpoint_url,
             region_name=session.region_name or "us-east-1",
-            config=Config(s3={"addressing_style": "path"}, max_pool_connections=64, connect_timeout=5, read_timeout=60),
+            config=Config(
+                s3={"addressing_style": "path"},
+                retries={"mode": "standard", "total_max_attempts": 3},
+                max_pool_connections=64,
+                connect_timeout=5,
+                read_timeout=60,
+            ),
         )
         return cls(await stack.enter_async_context(client))
 

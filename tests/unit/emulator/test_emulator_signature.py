@@ -79,6 +79,11 @@ def test_whatever_was_tampered_with_is_refused() -> None:
     assert code(lied, body=b"{}") == "InvalidSignatureException"
 
 
+def test_a_content_hash_that_is_not_the_bodys_is_refused_even_unsigned() -> None:
+    assert code({**signed(), "X-Amz-Content-SHA256": "0" * 64}) == "InvalidSignatureException"
+    assert verify({**signed(), "X-Amz-Content-SHA256": hashlib.sha256(BODY).hexdigest()})
+
+
 def test_an_unknown_key_is_refused() -> None:
     assert code(signed("nobody")) == "UnrecognizedClientException"
 

@@ -11,7 +11,7 @@ import pytest
 from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.settings import EmulatorSettings
-from batchcl.emulator.state import State
+from batchcl.emulator.state import State, Version
 from batchcl.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,42 @@ def test_without_a_state_folder_nothing_is_left_behind(tmp_path: Path, monkeypat
         server.client().create_project(ProjectName="p")
         assert len(list(tmp_path.iterdir())) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "scheduled", "after"),
+    [
+        ("STARTING", "RUNNING", "STOPPED"),
+        ("RUNNING", None, "STOPPED"),
+        ("STOPPING", "STOPPED", "STOPPED"),
+        ("STOPPED", None, "STOPPED"),
+        ("TRAINING_IN_PROGRESS", None, "TRAINING_FAILED"),
+        ("TRAINING_IN_PROGRESS", "TRAINING_COMPLETED", "TRAINING_COMPLETED"),
+        ("TRAINING_COMPLETED", None, "TRAINING_COMPLETED"),
+    ],
+)
+def test_what_a_version_is_after_a_restart(stored: str, scheduled: str | None, after: str, tmp_path: Path) -> None:
+    state = State.open(tmp_path)
+    version = Version(
+        arn="a",
+        project_arn="p",
+        name="v",
+        created=0,
+        status=stored,
+        status_message="",
+        output_bucket="b",
+        output_prefix="",
+    )
+    if scheduled is not None:
+        version.schedule(scheduled, "", due=1e12)
+    state.versions["a"] = version
+    state.save()
+    state.close()
+    again = State.open(tmp_path)
+    found = again.version("a", now=1e13)
+    again.close()
+    assert found is not None
+    assert found.status == after
 
 
 def test_one_emulator_at_a_time_has_a_state_folder(tmp_path: Path) -> None:
