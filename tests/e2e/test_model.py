@@ -1,0 +1,183 @@
+"""The model around a run: started, waited for, and stopped on every way out; and `batchcl model`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from conftest import REGION, aws_env, client, model_status, serving, start_model, wait_for
+
+import batchcl
+
+
+@pytest.fixture
+def slow(demo, clean_env):
+    """An emulator as slow as a real unit, with the model not running."""
+    with serving(clean_env, "--start-seconds", 1, "--control-tps", 100, state=demo.state) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def running(clean_env):
+    """Start `batchcl run`, and end it if the test doesn't."""
+
+    @contextmanager
+    def start(*args: object, env):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "batchcl", "run", *map(str, args)],
+            env=clean_env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    return start
+
+
+def test_a_run_starts_the_model_waits_scores_and_stops_it(cli, demo, slow, tmp_path):
+    job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 4)
+    done = cli(*job, "--start-model", "2:3", "--json", env=aws_env(slow))
+    assert done.code == 0, done.err
+    assert done.json["scored"] == 4
+    assert 0 < done.json["cost_usd"] < 0.1
+    assert "digits@v1 is STARTING" in done.err
+    assert "digits@v1 is RUNNING" in done.err
+    assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
+
+
+def test_keep_model_leaves_it_running(cli, demo, slow, tmp_path):
+    job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 2)
+    done = cli(*job, "--start-model", "1", "--keep-model", env=aws_env(slow))
+    assert done.code == 0, done.err
+    assert model_status(slow, demo.arn) == "RUNNING"
+    assert "stays RUNNING" in done.err
+
+
+def test_a_model_that_somebody_else_started_is_left_alone(cli, demo, slow, tmp_path):
+    start_model(slow, demo.arn, units=1)
+    job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 2)
+    done = cli(*job, "--start-model", "1", "--json", env=aws_env(slow))
+    assert done.code == 0, done.err
+    assert done.json["cost_usd"] is None
+    assert model_status(slow, demo.arn) == "RUNNING"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 4), (signal.SIGINT, 130)])
+def test_a_signal_drains_keeps_the_rows_and_stops_the_model(demo, slow, running, tmp_path, number, code):
+    flags = ("--model", demo.arn, "--out", tmp_path, "--start-model", 1, "--shard-size", 4, "--run-id", "r", "--json")
+    with running(demo.data.images, *flags, env=aws_env(slow)) as process:
+        wait_for(lambda: any((tmp_path / "results").rglob("*.parquet")))
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    summary = json.loads(out)
+    assert summary["status"] == "stopped"
+    assert 4 <= summary["scored"] < 300
+    assert "no more calls" in err.decode()
+    assert b"Traceback" not in err
+    rows = batchcl.open_results(str(tmp_path)).images().collect()
+    assert rows["uri"].n_unique() == rows.height == summary["scored"]
+    assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
+    assert json.loads((tmp_path / "runs/r/summary.json").read_text())["status"] == "stopped"
+
+
+def test_a_signal_while_the_model_starts_waits_to_stop_it(demo, slow, running, tmp_path):
+    flags = ("--model", demo.arn, "--out", tmp_path, "--start-model", 1)
+    with running(demo.data.images, *flags, env=aws_env(slow)) as process:
+        wait_for(lambda: model_status(slow, demo.arn) == "STARTING")
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 4, err
+    assert b"can't be stopped before it runs" in err
+    assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_the_second_signal_ends_at_once_but_for_the_stop(demo, clean_env, running, tmp_path):
+    flags = ("--latency-ms", 20_000, "--control-tps", 100)
+    with serving(clean_env, *flags, state=demo.state) as endpoint:
+        job = (demo.data.images, "--model", demo.arn, "--out", tmp_path, "--start-model", 1)
+        with running(*job, env=aws_env(endpoint)) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if b"is RUNNING" in line:
+                    break
+            process.terminate()
+            for line in process.stderr:
+                if b"no more calls" in line:
+                    break
+            process.terminate()
+            _, err = process.communicate(timeout=15)
+        assert process.returncode == 4, err
+        assert model_status(endpoint, demo.arn) in {"STOPPING", "STOPPED"}
+
+
+def test_a_model_that_somebody_stops_in_the_middle_ends_the_run_resumably(demo, slow, running, tmp_path):
+    start_model(slow, demo.arn, units=1)
+    flags = ("--model", demo.arn, "--out", tmp_path, "--shard-size", 4, "--json")
+    with running(demo.data.images, *flags, env=aws_env(slow)) as process:
+        wait_for(lambda: any((tmp_path / "results").rglob("*.parquet")))
+        client("rekognition", slow).stop_project_version(ProjectVersionArn=demo.arn)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 4, err
+    summary = json.loads(out)
+    assert summary["status"] == "stopped"
+    assert "somebody stopped it" in summary["reason"]
+    assert summary["failed"] == 0, "no image is to blame"
+    assert batchcl.open_results(str(tmp_path)).images().collect().height == summary["scored"]
+
+
+def test_a_model_that_the_run_started_is_started_again_when_somebody_stops_it(demo, slow, running, tmp_path):
+    flags = ("--model", demo.arn, "--out", tmp_path, "--shard-size", 4, "--json", "--limit", 20, "--start-model", 1)
+    with running(demo.data.images, *flags, env=aws_env(slow)) as process:
+        wait_for(lambda: any((tmp_path / "results").rglob("*.parquet")))
+        client("rekognition", slow).stop_project_version(ProjectVersionArn=demo.arn)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["scored"] == 20
+    assert b"calls pause" in err
+    assert b"calls go on" in err
+    assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
+
+
+def test_model_commands_go_through_a_models_life(cli, demo, slow):
+    env = aws_env(slow)
+    listed = cli("model", "list", "--json", env=env)
+    assert listed.code == 0, listed.err
+    assert [each["arn"] for each in listed.json] == [demo.arn]
+    started = cli("model", "start", demo.arn, "--units", "1:2", "--json", env=env)
+    assert (started.code, started.json["status"], started.json["max_units"]) == (0, "RUNNING", 2)
+    assert cli("model", "wait", demo.arn, "--json", env=env).json["status"] == "RUNNING"
+    again = cli("model", "start", demo.arn, env=env)
+    assert again.code == 5
+    assert "ResourceInUseException" in again.err
+    assert cli("model", "show", demo.arn, env=env).out.startswith("model")
+    stopped = cli("model", "stop", demo.arn, "--json", env=env)
+    assert (stopped.code, stopped.json["status"]) == (0, "STOPPED")
+    assert cli("model", "stop", demo.arn, "--json", env=env).json["status"] == "STOPPED"
+    assert cli("model", "wait", demo.arn, env=env).code == 5
+    assert "digits@v1" in cli("model", "list", env=env).out
+
+
+def test_model_commands_refuse_with_a_sentence(cli, demo, slow):
+    env = aws_env(slow)
+    unknown = demo.arn.replace("/v1/", "/v2/")
+    for arguments, code in (
+        (("show", "x"), 2),
+        (("show", unknown), 5),
+        (("start", demo.arn, "--units", "9"), 2),
+        (("wait", demo.arn, "--until", "HAPPY"), 2),
+    ):
+        done = cli("model", *arguments, env=env)
+        assert done.code == code, done.err
+        assert done.err.startswith("batchcl: ")
+        assert "Traceback" not in done.err
+    assert cli("model", "list", env={"AWS_REGION": REGION}).code == 5
