@@ -4,52 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import anyio
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from moto.server import ThreadedMotoServer
 
-from batchcl.demo import DemoData, demo_data, demo_model
-
-KEY = "emulator"
-SECRET = "emulator"
-REGION = "us-east-1"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@dataclass(frozen=True)
-class Demo:
-    """A trained model and pictures that it hasn't seen."""
-
-    state: Path
-    arn: str
-    data: DemoData
+from batchcl.demo import demo_data, demo_model
+from servers import KEY, SECRET, Demo, Ended, aws_env, client, free_ports, serving, start_model, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -86,79 +53,6 @@ def cli(clean_env) -> Callable[..., Ended]:
     return run
 
 
-@contextmanager
-def serving(env: Mapping[str, str], *flags: object, state: Path | None = None) -> Iterator[str]:
-    """The endpoint of an emulator that runs during the block, on a copy of `state`."""
-    if state is not None:
-        copy = Path(tempfile.mkdtemp()) / "state"
-        shutil.copytree(state, copy, ignore=shutil.ignore_patterns("buckets"))
-        with serving(env, *flags, "--state", copy) as endpoint:
-            yield endpoint
-        shutil.rmtree(copy.parent)
-        return
-    process = subprocess.Popen(
-        [sys.executable, "-m", "batchcl", "emulator", *map(str, flags)],
-        env=dict(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["endpoint"]
-    finally:
-        process.terminate()
-        process.wait(20)
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-def aws_env(rekognition: str | None = None, s3: str | None = None) -> dict[str, str]:
-    """What a user exports to reach these servers."""
-    env = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": REGION}
-    if rekognition:
-        env["AWS_ENDPOINT_URL_REKOGNITION"] = rekognition
-    if s3:
-        env["AWS_ENDPOINT_URL_S3"] = s3
-    return env
-
-
-def client(service: str, endpoint: str) -> Any:
-    """A boto3 client: a foreign one, on purpose."""
-    return boto3.client(
-        service,
-        endpoint_url=endpoint,
-        region_name=REGION,
-        aws_access_key_id=KEY,
-        aws_secret_access_key=SECRET,
-        config=Config(
-            connect_timeout=2, read_timeout=30, retries={"total_max_attempts": 3}, s3={"addressing_style": "path"}
-        ),
-    )
-
-
-def start_model(endpoint: str, arn: str, units: int = 5) -> None:
-    """Have the model RUNNING."""
-    rekognition = client("rekognition", endpoint)
-    rekognition.start_project_version(ProjectVersionArn=arn, MinInferenceUnits=units)
-    wait_for(lambda: model_status(endpoint, arn) == "RUNNING")
-
-
-def model_status(endpoint: str, arn: str) -> str:
-    """As the service describes it."""
-    rekognition = client("rekognition", endpoint)
-    project = rekognition.describe_projects(ProjectNames=[arn.split("/")[1]])["ProjectDescriptions"][0]
-    versions = rekognition.describe_project_versions(ProjectArn=project["ProjectArn"])["ProjectVersionDescriptions"]
-    return next(str(each["Status"]) for each in versions if each["ProjectVersionArn"] == arn)
-
-
-def wait_for(there: Callable[[], bool], timeout_s: float = 30) -> None:
-    """Poll something that another process does."""
-    end = time.monotonic() + timeout_s
-    while not there():
-        assert time.monotonic() < end, "it didn't happen in time"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory) -> Iterator[str]:
     """The endpoint of a real S3 server."""
@@ -177,7 +71,7 @@ def seaweed(tmp_path_factory) -> Iterator[str]:
             }
         )
     )
-    s3, master, volume, filer, admin = _free_ports(5)
+    s3, master, volume, filer, admin = free_ports(5)
     (root / "data").mkdir()
     log = (root / "log").open("wb")
     process = subprocess.Popen(
@@ -249,23 +143,3 @@ def service(demo, clean_env, seaweed) -> Iterator[str]:
         )
         start_model(endpoint, demo.arn)
         yield endpoint
-
-
-def _free_ports(count: int) -> list[int]:
-    """Free ports whose neighbour 10,000 above is free too, as SeaweedFS takes both."""
-    found: list[int] = []
-    candidate = 20_000 + os.getpid() % 10_000
-    while len(found) < count:
-        candidate += 1
-        if all(_free(port) for port in (candidate, candidate + 10_000)):
-            found.append(candidate)
-    return found
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

@@ -9,9 +9,9 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from conftest import REGION, aws_env, client, model_status, serving, start_model, wait_for
 
 import batchcl
+from servers import REGION, aws_env, client, model_status, serving, start_model, wait_for
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import aws_env, serving
 
 from batchcl.errors import ExitCode
+from servers import aws_env, serving
 
 UNKNOWN = "arn:aws:rekognition:us-east-1:123456789012:project/digits/version/other/1700000000000"
 

@@ -9,11 +9,11 @@ import shutil
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from conftest import aws_env, client
 from PIL import Image
 
 import batchcl
 from batchcl.runs.schema import FAILURES, RESULTS
+from servers import aws_env, client
 
 
 @pytest.fixture
@@ -104,8 +104,8 @@ def test_exif_orientation_is_undone_before_the_model_looks(cli, demo, env, tmp_p
     lying = upright.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
-    for name, image, extra in (("upright", upright, {}), ("lying", lying, {"exif": exif})):
-        image.save(tmp_path / f"{name}.jpg", quality=100, subsampling=0, **extra)
+    upright.save(tmp_path / "upright.jpg", quality=100, subsampling=0)
+    lying.save(tmp_path / "lying.jpg", quality=100, subsampling=0, exif=exif)
     done = cli("run", tmp_path, "--model", demo.arn, "--out", tmp_path / "out", "--min-confidence", 0, env=env)
     assert done.code == 0, done.err
     rows = batchcl.open_results(str(tmp_path / "out")).detections().sort("label").collect()

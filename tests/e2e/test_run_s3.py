@@ -6,11 +6,11 @@ import json
 import uuid
 
 import pytest
-from conftest import aws_env, client, serving, start_model
 
 import batchcl
 from batchcl.analysis.results import open_results
 from batchcl.aws.session import Aws
+from servers import aws_env, client, serving, start_model
 
 HARD_KEY = "a b+c%2F é.jpg"
 

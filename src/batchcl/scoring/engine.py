@@ -40,7 +40,7 @@ __all__ = ["Engine", "EngineSettings", "Recovery", "Sink"]
 _Written = tuple[int, Outcome | int]
 """A shard and one of its outcomes, or the number of its images once that is known."""
 
-_OUTCOMES_BUFFERED: Final = 1000
+_OUTCOMES_BUFFERED: Final = 256
 _BACKOFF_S: Final = 0.25
 _BACKOFF_MAX_S: Final = 20.0
 _ALL_INVALID: Final = 20
@@ -191,10 +191,11 @@ class Engine:
         hand_over, taken = anyio.create_memory_object_stream[WorkItem](0)
         async with hand_over, taken:
             with self._feeding:
-                while (item := await self._queue.take()) is not None:
+                while await self._queue.ready():
                     await self._open.wait()
                     await self._slots.acquire()
                     await self._pacer.acquire()
+                    item = self._queue.take()
                     if not hand_over.statistics().tasks_waiting_receive:
                         self._callers.start_soon(self._call_all, taken.clone(), outcomes)
                     await hand_over.send(item)

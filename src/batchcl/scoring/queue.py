@@ -86,21 +86,30 @@ class WorkQueue:
         """Whether `stop` was called."""
         return self._stopped
 
-    async def take(self) -> WorkItem | None:
-        """The next image, or None when all are settled or the queue is stopped."""
-        while True:
+    async def ready(self) -> bool:
+        """Wait until an image can be taken; False when all are settled or the queue is stopped."""
+        while not self._stopped:
             now = anyio.current_time()
-            if self._stopped:
-                return None
-            if (item := self._take_nowait(now)) is not None:
-                self._outstanding += 1
-                return item
+            if self._front or self._fresh or (self._delayed and self._delayed[0].due_at <= now):
+                return True
             if self._closed and not self._delayed and not self._outstanding:
-                return None
+                return False
             changed = self._changed
-            due_in = self._delayed[0].due_at - now if self._delayed else None
-            with anyio.move_on_after(due_in):
+            with anyio.move_on_after(self._delayed[0].due_at - now if self._delayed else None):
                 await changed.wait()
+        return False
+
+    def take(self) -> WorkItem:
+        """The image whose turn it is, after `ready` said that there is one: one that was given back goes first."""
+        self._outstanding += 1
+        if self._front:
+            return self._front.popleft()
+        if self._delayed and self._delayed[0].due_at <= anyio.current_time():
+            return heapq.heappop(self._delayed).item
+        item = self._fresh.popleft()
+        if len(self._fresh) == self._capacity - 1:
+            self._notify()
+        return item
 
     def settle(self) -> None:
         """An image that was taken has its outcome."""
@@ -120,18 +129,6 @@ class WorkQueue:
     def statistics(self) -> QueueStatistics:
         """How many images are where."""
         return QueueStatistics(len(self._front) + len(self._fresh), len(self._delayed), self._outstanding)
-
-    def _take_nowait(self, now: float) -> WorkItem | None:
-        if self._front:
-            return self._front.popleft()
-        if self._delayed and self._delayed[0].due_at <= now:
-            return heapq.heappop(self._delayed).item
-        if self._fresh:
-            item = self._fresh.popleft()
-            if len(self._fresh) == self._capacity - 1:
-                self._notify()
-            return item
-        return None
 
     def _notify(self) -> None:
         """Wake whoever waits; a new event for those to come."""

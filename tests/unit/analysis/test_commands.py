@@ -19,7 +19,7 @@ from batchcl.errors import UsageError
 from batchcl.scoring.outcome import Label
 
 if TYPE_CHECKING:
-    from tests.unit.analysis.conftest import Make, Root
+    from unit.analysis.conftest import Make, Root
 
 URI = "s3://bucket/" + "long/" * 40 + "łódź.jpg"
 HOSTILE = "\x1b[31mcat\n[red]"

@@ -20,7 +20,7 @@ from batchcl.errors import SourceError, UsageError
 from batchcl.scoring.outcome import Label
 
 if TYPE_CHECKING:
-    from tests.unit.analysis.conftest import Make, Root
+    from unit.analysis.conftest import Make, Root
 
 SINGLE = "groundtruth/image-classification"
 NAMES = ["cat", "dog", "owl", "ñandú"]

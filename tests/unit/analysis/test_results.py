@@ -16,7 +16,7 @@ from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.scoring.outcome import Label
 
 if TYPE_CHECKING:
-    from tests.unit.analysis.conftest import Make, Root
+    from unit.analysis.conftest import Make, Root
 
 
 CAT = Label("cat", 90.0, (0.1, 0.2, 0.3, 0.4), ((0.0, 1.0),))

@@ -15,7 +15,7 @@ from batchcl.errors import UsageError
 from batchcl.scoring.outcome import Label
 
 if TYPE_CHECKING:
-    from tests.unit.analysis.conftest import Make, Root
+    from unit.analysis.conftest import Make, Root
 
 BOX = (0.0, 0.0, 0.5, 0.5)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.unit.emulator.harness import Server, Trained, running_model, running_server
+    from unit.emulator.harness import Server, Trained, running_model, running_server
 else:  # pytest finds it from the folder `tests`, mypy from the root
     from unit.emulator.harness import Server, Trained, running_model, running_server
 

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.unit.emulator.harness import Server, Trained, running_server, train, wait_for
-
     from batchcl.emulator.digits import DigitBox, DigitPicture, DigitsDataset
+    from unit.emulator.harness import Server, Trained, running_server, train, wait_for
 else:  # pytest finds it from the folder `tests`, mypy from the root
     from unit.emulator.harness import Server, Trained, running_server, train, wait_for
 

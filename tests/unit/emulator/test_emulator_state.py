@@ -17,9 +17,8 @@ from batchcl.errors import RefusedError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.unit.emulator.harness import running_server, train
-
     from batchcl.emulator.digits import DigitsDataset
+    from unit.emulator.harness import running_server, train
 else:  # pytest finds it from the folder `tests`, mypy from the root
     from unit.emulator.harness import running_server, train
 

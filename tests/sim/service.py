@@ -1,0 +1,130 @@
+"""A stand-in for DetectCustomLabels in virtual time: capacity, latency and faults as a test says."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+
+import anyio
+
+from batchcl.errors import BatchclError, CallError, ModelNotReadyError, ThrottledError
+from batchcl.images import ImageRef
+from batchcl.scoring.outcome import Detection, Failed, Label, Outcome, Scored
+from batchcl.scoring.shards import Batch, sharded
+
+
+def image(n: int) -> ImageRef:
+    return ImageRef(uri=f"s3://b/{n:06}.jpg", bucket="b", key=f"{n:06}.jpg", size_bytes=1000)
+
+
+async def batches(images: Iterable[ImageRef], size: int = 10_000) -> AsyncIterator[Batch]:
+    async def pages() -> AsyncIterator[list[ImageRef]]:
+        page = []
+        for each in images:
+            page.append(each)
+            if len(page) == 1000:
+                yield page
+                page = []
+        if page:
+            yield page
+
+    async for batch in sharded(pages(), size):
+        yield batch
+
+
+class Service:
+    """Answers like a model with a token bucket; `fault(image, call number, now)` may give an error to raise."""
+
+    def __init__(
+        self,
+        *,
+        tps: Callable[[float], float] = lambda _: 1e9,
+        latency_s: Callable[[random.Random], float] = lambda _: 0.1,
+        fault: Callable[[ImageRef, int, float], CallError | None] = lambda *_: None,
+        seed: int = 0,
+    ) -> None:
+        self.calls: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.sent_at: list[float] = []
+        self._tps = tps
+        self._latency_s = latency_s
+        self._fault = fault
+        self._rng = random.Random(seed)
+        self._tokens = 0.0
+        self._filled_at = 0.0
+
+    async def detect(self, image: ImageRef) -> Detection:
+        now = anyio.current_time()
+        self.sent_at.append(now)
+        self.calls[image.uri] += 1
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            if not self._admit(now):
+                await anyio.sleep(0.01)
+                raise ThrottledError("Provisioned Rate exceeded", code="ProvisionedThroughputExceededException")
+            await anyio.sleep(self._latency_s(self._rng))
+            if (error := self._fault(image, self.calls[image.uri], now)) is not None:
+                raise error
+        finally:
+            self.in_flight -= 1
+        self.answered[image.uri] += 1
+        return Detection((Label("cat", 90.0),), request_id=f"r-{image.key}")
+
+    def _admit(self, now: float) -> bool:
+        tps = self._tps(now)
+        self._tokens = min(tps, self._tokens + (now - self._filled_at) * tps)
+        self._filled_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+@dataclass
+class MemorySink:
+    """Keeps outcomes, and fails at the `fail_at`th."""
+
+    outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
+    sizes: dict[int, int] = field(default_factory=dict)
+    closed: bool = False
+    fail_at: int | None = None
+    error: BatchclError | None = None
+
+    async def record(self, shard: int, outcome: Outcome) -> None:
+        if self.error is not None and len(self.outcomes) == self.fail_at:
+            raise self.error
+        self.outcomes.append((shard, outcome))
+
+    async def listed(self, shard: int, images: int) -> None:
+        self.sizes[shard] = images
+
+    async def close(self) -> None:
+        self.closed = True
+
+    @property
+    def scored(self) -> list[Scored]:
+        return [outcome for _, outcome in self.outcomes if isinstance(outcome, Scored)]
+
+    @property
+    def failed(self) -> list[Failed]:
+        return [outcome for _, outcome in self.outcomes if isinstance(outcome, Failed)]
+
+
+@dataclass
+class WaitingRecovery:
+    """Waits `seconds` at each pause, or raises `error`."""
+
+    seconds: float = 60.0
+    error: BatchclError | None = None
+    pauses: list[float] = field(default_factory=list)
+
+    async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:  # noqa: ARG002 - the seam's signature
+        self.pauses.append(anyio.current_time())
+        await anyio.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error

@@ -1,0 +1,323 @@
+"""The engine in virtual time: every image ends as one outcome, whatever the service does."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterable
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchcl.errors import (
+    BatchclError,
+    CallError,
+    FatalCallError,
+    ImageError,
+    ModelGoneError,
+    ModelNotReadyError,
+    OutputError,
+    SourceError,
+    ThrottledError,
+    TransientError,
+)
+from batchcl.images import ImageRef
+from batchcl.pacing.controller import RateController
+from batchcl.pacing.pacer import AdaptivePacer, Pacer, UnpacedPacer
+from batchcl.scoring.engine import Engine, EngineSettings
+from batchcl.scoring.events import Progress
+from batchcl.scoring.outcome import Detection, Outcome
+from sim.service import MemorySink, Service, WaitingRecovery, batches, image
+from virtual import run_virtual
+
+
+class Run:
+    """One engine over a service, with all that can be looked at afterwards."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        sink: MemorySink | None = None,
+        recovery: WaitingRecovery | None = None,
+        max_in_flight: int = 64,
+        max_attempts: int = 8,
+        pacer: Pacer | None = None,
+    ) -> None:
+        self.service = service
+        self.sink = sink or MemorySink()
+        self.recovery = recovery or WaitingRecovery()
+        self.progress = Progress()
+        self.error: BatchclError | None = None
+        self.ended_at = 0.0
+        self._settings = EngineSettings(max_in_flight=max_in_flight, max_attempts=max_attempts)
+        self._pacer = pacer
+        self.engine: Engine
+
+    def over(self, images: Iterable[ImageRef], *, drain_at: float | None = None, shard_size: int = 10_000) -> Run:
+        async def main() -> None:
+            self.engine = Engine(
+                self.service,
+                self._pacer or AdaptivePacer(RateController()),
+                self.sink,
+                self.recovery,
+                progress=self.progress,
+                settings=self._settings,
+                rng=random.Random(1),
+            )
+            async with anyio.create_task_group() as group:
+                if drain_at is not None:
+                    group.start_soon(self._drain, drain_at)
+                try:
+                    await self.engine.run(batches(images, shard_size))
+                except BatchclError as error:
+                    self.error = error
+                self.ended_at = anyio.current_time()
+                group.cancel_scope.cancel()
+
+        run_virtual(main)
+        return self
+
+    async def _drain(self, at: float) -> None:
+        await anyio.sleep(at)
+        self.engine.drain()
+
+    def uris(self) -> Counter[str]:
+        return Counter(outcome.image.uri for _, outcome in self.sink.outcomes)
+
+    def assert_each_once(self, count: int) -> None:
+        assert self.uris() == Counter({image(n).uri: 1 for n in range(count)})
+        snapshot = self.progress.snapshot(self.ended_at)
+        assert snapshot.planned == count == snapshot.done
+        assert self.sink.closed
+
+
+def transient(_image: ImageRef, _call: int, _now: float) -> CallError:
+    return TransientError("Service Unavailable", code="ThrottlingException", status=500)
+
+
+def test_every_image_is_scored_once_and_all_call_slots_are_used():
+    run = Run(Service(latency_s=lambda _: 1.0), max_in_flight=10, pacer=UnpacedPacer()).over(map(image, range(200)))
+    run.assert_each_once(200)
+    assert run.service.most_in_flight == 10
+    assert run.ended_at == pytest.approx(20.0, abs=0.1)
+
+
+def test_throttled_images_are_never_lost_and_cost_no_attempt():
+    run = Run(Service(tps=lambda _: 10.0)).over(map(image, range(300)))
+    run.assert_each_once(300)
+    assert run.sink.failed == []
+    assert {scored.attempts for scored in run.sink.scored} == {1}
+    assert run.progress.throttled > 0
+    assert run.progress.throttled == run.progress.calls - 300
+    assert run.ended_at < 300 / 10 * 1.25, "the capacity is used"
+    assert run.progress.throttled < 30, "and not overrun"
+
+
+def test_a_throttled_image_goes_before_those_that_have_not_been_called():
+    def fault(each: ImageRef, call: int, _now: float) -> CallError | None:
+        return ThrottledError("slow", code="x") if each == image(0) and call <= 3 else None
+
+    run = Run(Service(fault=fault), max_in_flight=1).over(map(image, range(20)))
+    assert run.sink.scored[0].image == image(0)
+
+
+def test_transient_errors_are_retried_with_jitter_and_end_after_eight_attempts():
+    run = Run(Service(fault=transient)).over(map(image, range(5)))
+    run.assert_each_once(5)
+    assert [(failed.code, failed.status, failed.attempts) for failed in run.sink.failed] == [
+        ("ThrottlingException", "failed", 8)
+    ] * 5
+    assert set(run.service.calls.values()) == {8}
+    assert len(set(run.service.sent_at)) == 40, "jitter spreads them"
+
+
+def test_an_image_that_recovers_keeps_count_of_its_attempts():
+    run = Run(Service(fault=lambda _i, call, _n: transient(_i, call, _n) if call < 4 else None)).over([image(0)])
+    assert [scored.attempts for scored in run.sink.scored] == [4]
+
+
+def test_waiting_for_a_retry_holds_no_call_slot():
+    def fault(each: ImageRef, call: int, now: float) -> CallError | None:
+        return transient(each, call, now) if each == image(0) else None
+
+    run = Run(Service(fault=fault), max_in_flight=1, pacer=UnpacedPacer()).over(map(image, range(10)))
+    assert [outcome.image for _, outcome in run.sink.outcomes][-1] == image(0)
+    run.assert_each_once(10)
+
+
+def test_an_image_at_fault_fails_alone():
+    def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
+        return ImageError("not a PNG", code="InvalidImageFormatException", status=400) if each == image(3) else None
+
+    run = Run(Service(fault=fault)).over(map(image, range(10)))
+    run.assert_each_once(10)
+    assert [(failed.image, failed.attempts) for failed in run.sink.failed] == [(image(3), 1)]
+
+
+def test_unfit_images_cost_no_call():
+    unfit = ImageRef(uri="s3://b/x.gif", bucket="b", key="x.gif", size_bytes=5)
+    run = Run(Service()).over([image(0), unfit])
+    assert [(failed.status, failed.code, failed.attempts) for failed in run.sink.failed] == [
+        ("skipped", "UnsupportedExtension", 0)
+    ]
+    assert run.service.calls.keys() == {image(0).uri}
+    assert run.sink.sizes == {0: 2}
+
+
+def test_a_fatal_error_stops_at_once_and_keeps_what_is_done():
+    def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
+        return FatalCallError("denied", code="AccessDeniedException", status=400) if now > 5 else None
+
+    run = Run(Service(fault=fault)).over(map(image, range(10_000)))
+    assert isinstance(run.error, FatalCallError)
+    assert run.sink.closed
+    assert 5 < run.ended_at < 6
+    assert run.sink.failed == [], "no image is to blame"
+    assert len(run.sink.scored) == sum(run.service.answered.values()) > 10
+    assert max(run.uris().values()) == 1
+
+
+def test_a_model_that_is_not_ready_pauses_all_calls_until_it_is_back():
+    down = (10.0, 100.0)
+
+    def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
+        is_down = down[0] <= now < down[1]
+        return ModelNotReadyError("not ready", code="ResourceNotReadyException") if is_down else None
+
+    run = Run(Service(fault=fault, tps=lambda _: 50), recovery=WaitingRecovery(seconds=95)).over(
+        map(image, range(2000))
+    )
+    run.assert_each_once(2000)
+    assert len(run.recovery.pauses) == 1
+    assert not [at for at in run.service.sent_at if 11 < at < 100]
+    assert run.sink.failed == []
+
+
+def test_a_model_that_does_not_come_back_ends_the_run_with_all_rows_kept():
+    def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
+        return ModelNotReadyError("not ready", code="ResourceNotReadyException") if now > 10 else None
+
+    recovery = WaitingRecovery(error=ModelGoneError("gone"))
+    run = Run(Service(fault=fault, tps=lambda _: 50), recovery=recovery).over(map(image, range(2000)))
+    assert isinstance(run.error, ModelGoneError)
+    assert len(run.sink.scored) == sum(run.service.answered.values())
+    assert run.sink.closed
+
+
+def test_a_bucket_that_nobody_may_read_ends_the_run_early():
+    def fault(_each: ImageRef, _call: int, _now: float) -> CallError | None:
+        return ImageError("Unable to get object metadata", code="InvalidS3ObjectException", status=400)
+
+    run = Run(Service(fault=fault), max_in_flight=4).over(map(image, range(5000)))
+    assert isinstance(run.error, FatalCallError)
+    assert "bucket" in str(run.error)
+    assert run.progress.calls < 30
+
+
+def test_missing_images_after_a_good_one_are_their_own_fault():
+    def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
+        good = each == image(0)
+        return None if good else ImageError("missing", code="InvalidS3ObjectException", status=400)
+
+    run = Run(Service(fault=fault), max_in_flight=1).over(map(image, range(100)))
+    assert run.error is None
+    run.assert_each_once(100)
+
+
+def test_draining_ends_calls_in_flight_and_keeps_their_outcomes():
+    run = Run(Service(latency_s=lambda _: 2.0), max_in_flight=20, pacer=UnpacedPacer()).over(
+        map(image, range(10_000)), drain_at=5.0
+    )
+    assert run.error is None
+    assert run.ended_at == pytest.approx(6.0, abs=0.01)
+    assert len(run.sink.scored) == sum(run.service.answered.values()) == 60
+    assert run.sink.closed
+
+
+def test_draining_while_the_model_is_awaited_does_not_wait_for_it():
+    def fault(_each: ImageRef, _call: int, _now: float) -> CallError | None:
+        return ModelNotReadyError("not ready", code="ResourceNotReadyException")
+
+    run = Run(Service(fault=fault), recovery=WaitingRecovery(seconds=1e6)).over(map(image, range(9)), drain_at=20.0)
+    assert run.ended_at == pytest.approx(20.0, abs=0.01)
+
+
+def test_a_sink_that_cannot_keep_outcomes_ends_the_run():
+    sink = MemorySink(fail_at=7, error=OutputError("disk full"))
+    run = Run(Service(), sink=sink).over(map(image, range(5000)))
+    assert isinstance(run.error, OutputError)
+    assert run.progress.scored == 7, "only what was kept counts"
+    assert run.progress.calls < 200
+
+
+def test_a_list_that_breaks_off_ends_the_run_with_what_it_gave():
+    def images() -> Iterable[ImageRef]:
+        yield from map(image, range(1500))
+        raise SourceError("the listing broke off")
+
+    run = Run(Service()).over(images())
+    assert isinstance(run.error, SourceError)
+    assert not run.progress.listed
+    assert len(run.sink.scored) == sum(run.service.answered.values())
+
+
+def test_max_tps_is_never_exceeded_in_any_second():
+    service = Service()
+    Run(service, pacer=AdaptivePacer(RateController(), max_tps=7)).over(map(image, range(200)))
+    sent = sorted(service.sent_at)
+    most = max(sum(1 for other in sent if at <= other < at + 1) for at in sent)
+    assert most <= 8, "seven, and one on the edge"
+    assert sent[-1] - sent[0] == pytest.approx(199 / 7, rel=0.05)
+
+
+def test_memory_does_not_grow_with_the_number_of_images():
+    class Forgetful(MemorySink):
+        async def record(self, shard: int, outcome: Outcome) -> None:
+            """Keep nothing, as a file would."""
+
+    class Answering(Service):
+        async def detect(self, image: ImageRef) -> Detection:  # noqa: ARG002
+            await anyio.lowlevel.checkpoint()
+            return Detection((), "r")
+
+    def peak(count: int) -> int:
+        run = Run(Answering(), sink=Forgetful(), pacer=UnpacedPacer(), max_in_flight=32)
+        tracemalloc.start()
+        run.over(image(n) for n in range(count))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert run.progress.scored == count
+        return most
+
+    peak(100)
+    assert peak(12_000) < 1.1 * peak(6_000)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_whatever_the_service_does_each_image_ends_once(data):
+    count = data.draw(st.integers(1, 60))
+    seed = data.draw(st.integers(0, 10_000))
+    rng = random.Random(seed)
+    errors = [
+        lambda: ThrottledError("slow", code="ProvisionedThroughputExceededException"),
+        lambda: ThrottledError("sudden", code="ThrottlingException", sudden=True),
+        lambda: TransientError("reset", code="ConnectionClosedError"),
+        lambda: ImageError("bad", code="ImageTooLargeException", status=400),
+        lambda: ModelNotReadyError("later", code="ResourceNotReadyException"),
+    ]
+    share = data.draw(st.floats(0, 0.6))
+
+    def fault(_each: ImageRef, _call: int, _now: float) -> CallError | None:
+        return rng.choice(errors)() if rng.random() < share else None
+
+    run = Run(Service(fault=fault, latency_s=lambda r: r.random()), max_in_flight=data.draw(st.integers(1, 16)))
+    run.over(map(image, range(count)), shard_size=data.draw(st.integers(1, 30)))
+    assert run.error is None
+    run.assert_each_once(count)
+    assert sum(run.sink.sizes.values()) == count
