@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import anyio
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+
+from batchcl.aws.buckets import check_buckets, explain
+from batchcl.aws.session import Aws
+from batchcl.errors import CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
+
+
+def said(region: str | None) -> dict[str, Any]:
+    return {"ResponseMetadata": {"HTTPHeaders": {} if region is None else {"x-amz-bucket-region": region}}}
+
+
+def refused(code: str, region: str | None = None, message: str = "") -> ClientError:
+    response: Any = {"Error": {"Code": code, "Message": message}, **said(region)}
+    return ClientError(response, "HeadBucket")
+
+
+class FakeS3:
+    """Knows some buckets; an exception stands for a refusal."""
+
+    def __init__(self, buckets: Mapping[str, dict[str, Any] | Exception]) -> None:
+        self.buckets = buckets
+        self.asked: list[str] = []
+        self.regions: list[str | None] = []
+
+    async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:  # noqa: N803 -- boto's name
+        self.asked.append(Bucket)
+        answer = self.buckets[Bucket]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @asynccontextmanager
+    async def s3(self, *, region: str | None = None) -> AsyncIterator[FakeS3]:
+        self.regions.append(region)
+        yield self
+
+
+def check(fake: FakeS3, *, region: str = "eu-west-1") -> None:
+    async def main() -> None:
+        await check_buckets(cast("Aws", fake), fake.buckets, region=region)
+
+    anyio.run(main)
+
+
+def test_each_bucket_is_looked_up_once_in_the_models_region() -> None:
+    fake = FakeS3({"b": said("eu-west-1"), "a": said(None)})
+    check(fake)
+    assert fake.asked == ["a", "b"]
+    assert fake.regions == ["eu-west-1"]
+
+
+@pytest.mark.parametrize("answer", [said("us-east-1"), refused("403", "us-east-1"), refused("301", "us-east-1")])
+def test_a_bucket_of_another_region_is_refused_with_both_regions_named(answer: dict[str, Any] | Exception) -> None:
+    with pytest.raises(RegionError, match=r"bucket pics lies in us-east-1 and the model in eu-west-1.*copy"):
+        check(FakeS3({"pics": answer}))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (refused("404"), SourceError, "there is no bucket pics"),
+        (refused("NoSuchBucket"), SourceError, "there is no bucket pics"),
+        (refused("403"), CredentialsError, "s3:ListBucket and s3:GetObject on pics"),
+        (refused("403", "eu-west-1"), CredentialsError, "access denied"),
+        (refused("PermanentRedirect"), RegionError, "another region"),
+        (refused("InvalidAccessKeyId", message="unknown key"), CredentialsError, "unknown key"),
+        (refused("ExpiredToken"), CredentialsError, "log in again"),
+        (refused("Odd", message="why"), RefusedError, "Odd: why"),
+        (NoCredentialsError(), CredentialsError, "AWS_PROFILE"),
+        (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), UnreachableError, "127.0.0.1:1"),
+    ],
+)
+def test_each_refusal_has_its_class_and_says_what_was_done(error: Exception, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=r"^looking up s3://pics failed: ") as caught:
+        check(FakeS3({"pics": error}))
+    assert type(caught.value) is kind
+    assert words in str(caught.value)
+
+
+def test_an_answer_without_any_words_is_explained_too() -> None:
+    assert "failed" in str(explain(ClientError(cast("Any", {}), "HeadBucket"), "listing s3://b", "b"))
+    assert isinstance(explain(BotoCoreError(), "listing s3://b", "b"), UnreachableError)

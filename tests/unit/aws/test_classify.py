@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchcl.aws.classify import EXPIRED_CODES, classify
+from batchcl.errors import (
+    CallError,
+    FatalCallError,
+    ImageError,
+    ModelNotReadyError,
+    ThrottledError,
+    TransientError,
+)
+
+TABLE: list[tuple[str, str, int | None, type[CallError]]] = [
+    ("ProvisionedThroughputExceededException", "Provisioned Rate exceeded", 400, ThrottledError),
+    ("ProvisionedThroughputExceededException", "S3 download limit exceeded", 400, ThrottledError),
+    ("ThrottlingException", "Slow down; sudden increase in rate of requests", 400, ThrottledError),
+    ("ThrottlingException", "Service Unavailable", 500, TransientError),
+    ("InternalServerError", "Internal server error", 500, TransientError),
+    ("503", "Service Unavailable", 503, TransientError),
+    ("Unknown", "", 502, TransientError),
+    ("Unknown", "", None, TransientError),
+    ("RequestTimeout", "too slow", 400, TransientError),
+    ("RequestTimeTooSkewed", "The difference is too large", 403, FatalCallError),
+    ("SignatureDoesNotMatch", "Signature expired: 20261121T000000Z is now earlier than", 403, FatalCallError),
+    ("InvalidSignatureException", "Signature not yet current: 2026", 400, FatalCallError),
+    ("InvalidSignatureException", "The request signature we calculated does not match", 400, FatalCallError),
+    ("ExpiredTokenException", "The security token included in the request is expired", 400, FatalCallError),
+    ("LimitExceededException", "limit", 400, ModelNotReadyError),
+    ("ImageTooLargeException", "Image dimensions: 63x64", 400, ImageError),
+    ("InvalidImageFormatException", "Request has invalid image format", 400, ImageError),
+    ("InvalidS3ObjectException", "Unable to get object metadata from S3", 400, ImageError),
+    ("InvalidParameterException", "Request has invalid parameters", 400, ImageError),
+    ("InvalidParameterException", "projectVersionArn is not valid", 400, FatalCallError),
+    ("InvalidParameterException", "Invalid ARN", 400, FatalCallError),
+    ("AccessDeniedException", "not authorized", 400, FatalCallError),
+    ("ResourceNotFoundException", "no such model", 400, FatalCallError),
+    ("UnrecognizedClientException", "the security token is invalid", 400, FatalCallError),
+    ("ResourceNotReadyException", "not RUNNING", 400, ModelNotReadyError),
+    ("SomethingNewException", "who knows", 400, ImageError),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "status", "kind"), TABLE)
+@pytest.mark.parametrize("prefix", ["", "com.amazonaws.rekognition#", "a#b#"])
+def test_each_row_of_the_table_has_its_class(
+    code: str, message: str, status: int | None, kind: type[CallError], prefix: str
+) -> None:
+    error = classify(prefix + code, message, status=status, request_id="r-1")
+    assert type(error) is kind
+    assert (error.code, error.status, error.request_id) == (code, status, "r-1")
+    assert str(error).startswith(message)
+
+
+def test_only_a_refused_ramp_is_sudden() -> None:
+    ramp = classify("ThrottlingException", "Slow down", status=400)
+    rate = classify("ProvisionedThroughputExceededException", "Rate exceeded", status=400)
+    assert isinstance(ramp, ThrottledError)
+    assert isinstance(rate, ThrottledError)
+    assert (ramp.sudden, rate.sudden) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "advice"),
+    [
+        ("RequestTimeTooSkewed", "skew", "clock is off"),
+        ("SignatureDoesNotMatch", "Signature expired: x", "clock is off"),
+        ("SignatureDoesNotMatch", "no match", "secret key does not fit"),
+        ("ExpiredTokenException", "expired", "log in again"),
+        ("AccessDeniedException", "no", "allow rekognition:DetectCustomLabels"),
+        ("ResourceNotFoundException", "no", "batchcl model list"),
+        ("UnrecognizedClientException", "no", "check the profile"),
+        ("InvalidParameterException", "bad ARN", "batchcl model list"),
+    ],
+)
+def test_what_is_fatal_says_what_to_do(code: str, message: str, advice: str) -> None:
+    assert advice in str(classify(code, message, status=400))
+
+
+@pytest.mark.parametrize("code", sorted(EXPIRED_CODES))
+def test_expired_credentials_are_fatal_by_every_name(code: str) -> None:
+    assert isinstance(classify(code, "", status=400), FatalCallError)
+
+
+@given(
+    st.one_of(st.sampled_from([row[0] for row in TABLE]), st.text()),
+    st.text(),
+    st.one_of(st.none(), st.integers(min_value=0, max_value=999)),
+)
+def test_any_answer_gets_a_class_and_keeps_the_services_words(code: str, message: str, status: int | None) -> None:
+    error = classify(code, message, status=status)
+    assert type(error) in {FatalCallError, ImageError, ModelNotReadyError, ThrottledError, TransientError}
+    assert message in str(error)
+    assert "#" not in error.code

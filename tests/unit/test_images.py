@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchcl.images import MAX_BYTES_INLINE, MAX_BYTES_S3, ImageRef, unfit
+
+
+def in_s3(key: str, size_bytes: int | None = 10) -> ImageRef:
+    return ImageRef(uri=f"s3://b/{key}", bucket="b", key=key, size_bytes=size_bytes)
+
+
+def on_disk(key: str, size_bytes: int | None = 10) -> ImageRef:
+    return ImageRef(uri=key, bucket="", key=key, size_bytes=size_bytes)
+
+
+def code(image: ImageRef) -> str | None:
+    found = unfit(image)
+    return None if found is None else found.code
+
+
+def test_an_image_without_bucket_is_local() -> None:
+    assert on_disk("/a.png").local
+    assert not in_s3("a.png").local
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.Jpe", "a.jfif", "dir.txt/a.png", "a.b.c.png", ".hidden.png"])
+def test_names_of_jpegs_and_pngs_are_fit_in_any_case(name: str) -> None:
+    assert code(in_s3(name)) is None
+
+
+@pytest.mark.parametrize("name", ["a", "a.", "scan 12.05.2026", "img.0001", "x.a b", "x.jpg~", "x.png v2", "ü.größe"])
+def test_a_name_that_says_nothing_is_let_through_as_only_bytes_can_tell(name: str) -> None:
+    assert code(in_s3(name)) is None
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.TIFF", "a.png.gz", "a.mp4", "a.jp2", ".DS_Store", "d/.gitignore", ".jpg"])
+def test_another_type_or_a_hidden_file_is_skipped_by_its_name(name: str) -> None:
+    assert code(in_s3(name)) == "UnsupportedExtension"
+
+
+def test_a_folders_placeholder_is_skipped_even_when_it_is_called_like_an_image() -> None:
+    assert code(in_s3("photos/", 0)) == "FolderMarker"
+    assert code(in_s3("photos.png/", 0)) == "FolderMarker"
+
+
+def test_an_empty_file_is_skipped_and_an_unknown_size_is_not() -> None:
+    assert code(in_s3("a.png", 0)) == "EmptyFile"
+    assert code(in_s3("a.png", None)) is None
+    assert code(in_s3("a.png", 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (in_s3("a.png", 15 * 1024 * 1024), None),
+        (in_s3("a.png", 15 * 1024 * 1024 + 1), "TooLarge"),
+        (on_disk("/a.png", 4 * 1024 * 1024), None),
+        (on_disk("/a.png", 4 * 1024 * 1024 + 1), "TooLarge"),
+    ],
+)
+def test_the_limit_is_15_mb_in_s3_and_4_mb_as_bytes(image: ImageRef, expected: str | None) -> None:
+    assert code(image) == expected
+
+
+def test_the_reason_names_the_size_the_limit_and_the_way() -> None:
+    s3, local = unfit(in_s3("a.png", MAX_BYTES_S3 + 1)), unfit(on_disk("/a.png", MAX_BYTES_INLINE + 1))
+    assert s3 is not None
+    assert s3.message == "15,728,641 bytes, and an image read from S3 may have 15,728,640"
+    assert local is not None
+    assert local.message == "4,194,305 bytes, and an image sent as bytes may have 4,194,304"
+
+
+def test_a_file_name_that_is_not_utf8_is_skipped_with_advice() -> None:
+    found = unfit(on_disk("/a\udcff.png"))
+    assert found is not None
+    assert found.code == "UndecodableName"
+    assert "rename" in found.message
+    assert code(on_disk("/ü.png")) is None
+
+
+@given(st.text(), st.one_of(st.none(), st.integers(min_value=0)))
+def test_any_key_and_size_gets_a_verdict_that_can_be_written(key: str, size_bytes: int | None) -> None:
+    found = unfit(in_s3(key, size_bytes))
+    if found is not None:
+        assert found.code.isidentifier()
+        assert found.message.encode()
