@@ -12,6 +12,7 @@ BatchclError
 │   └── UnreachableError    a service doesn't answer
 ├── StoppedError            exit 4: stopped early with everything so far kept
 │   ├── InterruptedRunError exit 130: ^C
+│   ├── TooManyFailuresError exit 3: more images failed than tolerated
 │   └── ModelGoneError      the model stopped running in the middle
 └── CallError               what one DetectCustomLabels call came back with
     ├── ThrottledError      over capacity: the image goes back to the front
@@ -49,6 +50,7 @@ __all__ = [
     "SourceError",
     "StoppedError",
     "ThrottledError",
+    "TooManyFailuresError",
     "TransientError",
     "UnreachableError",
     "UsageError",
@@ -136,6 +138,12 @@ class InterruptedRunError(StoppedError):
     """The user pressed ^C."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class TooManyFailuresError(StoppedError):
+    """More images failed than `max_failures` tolerates."""
+
+    exit_code = ExitCode.FAILURES
 
 
 class ModelGoneError(StoppedError):

@@ -20,9 +20,10 @@ from batchcl.runs.layout import valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
 from batchcl.sources.recognise import SourceKind
 
-__all__ = ["Job", "Tolerance", "load_job"]
+__all__ = ["Job", "Tolerance", "fingerprint", "job_of", "load_job", "seconds_of"]
 
 SHARD_SIZE: Final = 10_000
+_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 
 
@@ -73,7 +74,12 @@ class Job(BaseModel):
         limit: score the first so many images only.
         source_kind: what the sources are, where their content doesn't tell.
         skip_bad_lines: leave lines out that name no image, instead of refusing the list.
-        max_failures: a count or a share; more failures than this end with exit code 3.
+        max_failures: a count or a share; more failures than this end the run with exit code 3. Left out, any failure
+            does, but only when everything is done.
+        deadline: `6h`, `90m` or `45s`: the run ends when so much time has passed.
+        max_cost: dollars: the run ends when its model has cost so much.
+        incremental: leave out image versions that have a result of this model already, from whichever run.
+        single_writer: nobody else writes to `out`: needed where the store has no conditional writes.
         shard_size: images a published part.
         start_model: `MIN[:MAX]` inference units: start the model if it isn't running, and stop what was started.
         keep_model: leave the model running that this run started.
@@ -98,7 +104,11 @@ class Job(BaseModel):
     limit: Annotated[int, Field(ge=1)] | None = None
     source_kind: SourceKind | None = None
     skip_bad_lines: bool = False
-    max_failures: str = "0"
+    max_failures: str | None = None
+    deadline: str | None = None
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+    incremental: bool = False
+    single_writer: bool = False
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
     start_model: str | None = None
     keep_model: bool = False
@@ -109,16 +119,18 @@ class Job(BaseModel):
 
     @field_validator("max_failures", mode="before")
     @classmethod
-    def _tolerance(cls, value: object) -> str:
+    def _tolerance(cls, value: object) -> str | None:
+        if value is None:
+            return None
         if not isinstance(value, str | int):
             raise ValueError("write a count such as 20 or a share such as 0.5%")  # noqa: TRY004 - pydantic's way
         Tolerance.parse(value)
         return str(value)
 
-    @field_validator("model", "start_model", "run_id")
+    @field_validator("model", "start_model", "run_id", "deadline")
     @classmethod
     def _readable(cls, value: str | None, info: Any) -> str | None:
-        checks = {"model": ModelArn.parse, "start_model": Units.parse, "run_id": valid_run_id}
+        checks = {"model": ModelArn.parse, "start_model": Units.parse, "run_id": valid_run_id, "deadline": seconds_of}
         if value is not None:
             try:
                 checks[info.field_name](value)
@@ -135,7 +147,12 @@ class Job(BaseModel):
     @property
     def tolerance(self) -> Tolerance:
         """`max_failures`, read."""
-        return Tolerance.parse(self.max_failures)
+        return Tolerance.parse(self.max_failures or "0")
+
+    @property
+    def deadline_s(self) -> float | None:
+        """`deadline` in seconds."""
+        return None if self.deadline is None else seconds_of(self.deadline)
 
     @property
     def units(self) -> Units | None:
@@ -150,11 +167,21 @@ class Job(BaseModel):
             "include": list(self.include),
             "exclude": list(self.exclude),
             "limit": self.limit,
+            "incremental": self.incremental,
             "model": model.text,
             "min_confidence": self.min_confidence,
             "max_results": self.max_results,
             "schema": SCHEMA_VERSION,
         }
+
+
+def seconds_of(duration: str) -> float:
+    """The seconds of `6h`, `90m`, `45s` or `1h30m`. Raises `UsageError`."""
+    found = _DURATION.fullmatch(duration)
+    if found is None or not any(found.groups()):
+        raise UsageError(f"{duration!r} is no duration; write it like 6h, 90m, 45s or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def fingerprint(scored_as: Mapping[str, Any]) -> str:
@@ -190,6 +217,15 @@ def load_job(config: Path | None = None, flags: Mapping[str, Any] | None = None)
         raise UsageError(_sentence(error, config)) from error
     except SettingsError as error:
         raise UsageError(f'reading the environment: {error}; lists are JSON, such as ["s3://bucket/"]') from error
+
+
+def job_of(scored_as: Mapping[str, Any], settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Job:
+    """The job that a run's record describes, with `changes`. Raises `UsageError`."""
+    values = {name: value for name, value in {**settings, **scored_as, **changes}.items() if name in Job.model_fields}
+    try:
+        return Job.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_sentence(error, None)) from error
 
 
 def _read(config: Path) -> dict[str, Any]:

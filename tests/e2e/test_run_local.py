@@ -54,7 +54,15 @@ def test_parts_have_schema_v1_and_lie_where_the_design_says(cli, demo, env, tmp_
     assert pq.ParquetFile(result).schema_arrow.remove_metadata().equals(RESULTS)
     assert pq.ParquetFile(failure).schema_arrow.remove_metadata().equals(FAILURES)
     assert pq.ParquetFile(result).schema_arrow.metadata[b"batchcl.run_id"] == b"r1"
-    assert sorted(path.name for path in (out / "runs" / "r1").iterdir()) == ["run.json", "summary.json"]
+    kept = {path.relative_to(out / "runs/r1").as_posix() for path in (out / "runs/r1").rglob("*") if path.is_file()}
+    assert kept == {
+        "run.json",
+        "worklist/00000.parquet",
+        "worklist.json",
+        "journal/00000/00000.arrow",
+        "shards/00000.json",
+        "summary.json",
+    }
 
 
 def test_unfit_and_refused_images_are_rows_with_their_reason(cli, demo, env, tmp_path):

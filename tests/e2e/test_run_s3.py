@@ -54,6 +54,10 @@ def test_a_prefix_is_scored_into_an_s3_root_with_exact_keys(cli, demo, env, seaw
         f"out/results/model=digits@v1/date={day}/r-00000.parquet",
         f"out/failures/model=digits@v1/date={day}/r-00000.parquet",
         "out/runs/r/run.json",
+        "out/runs/r/worklist/00000.parquet",
+        "out/runs/r/worklist.json",
+        "out/runs/r/journal/00000/00000.arrow",
+        "out/runs/r/shards/00000.json",
         "out/runs/r/summary.json",
     }
     labels = cli("labels", root, "--json", env=env)

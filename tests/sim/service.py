@@ -6,13 +6,14 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import count, islice
 
 import anyio
 
 from batchcl.errors import BatchclError, CallError, ModelNotReadyError, ThrottledError
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Detection, Failed, Label, Outcome, Scored
-from batchcl.scoring.shards import Batch, sharded
+from batchcl.scoring.shards import Batch
 
 
 def image(n: int) -> ImageRef:
@@ -20,18 +21,12 @@ def image(n: int) -> ImageRef:
 
 
 async def batches(images: Iterable[ImageRef], size: int = 10_000) -> AsyncIterator[Batch]:
-    async def pages() -> AsyncIterator[list[ImageRef]]:
-        page = []
-        for each in images:
-            page.append(each)
-            if len(page) == 1000:
-                yield page
-                page = []
-        if page:
-            yield page
-
-    async for batch in sharded(pages(), size):
-        yield batch
+    rest = iter(images)
+    for shard in count():
+        part = list(islice(rest, size))
+        if not part:
+            return
+        yield Batch(shard, part, range(len(part)))
 
 
 class Service:
@@ -90,18 +85,19 @@ class MemorySink:
     """Keeps outcomes, and fails at the `fail_at`th."""
 
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
-    sizes: dict[int, int] = field(default_factory=dict)
+    places: list[tuple[int, int]] = field(default_factory=list)
     closed: bool = False
     fail_at: int | None = None
     error: BatchclError | None = None
 
-    async def record(self, shard: int, outcome: Outcome) -> None:
+    async def record(self, shard: int, position: int, outcome: Outcome) -> None:
         if self.error is not None and len(self.outcomes) == self.fail_at:
             raise self.error
         self.outcomes.append((shard, outcome))
+        self.places.append((shard, position))
 
-    async def listed(self, shard: int, images: int) -> None:
-        self.sizes[shard] = images
+    async def keep(self) -> None:
+        await anyio.sleep_forever()
 
     async def close(self) -> None:
         self.closed = True

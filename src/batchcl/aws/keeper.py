@@ -110,17 +110,24 @@ class ModelKeeper:
         billed_s = self._billed_s + (0.0 if since is None else anyio.current_time() - since)
         return billed_s / 3600 * self._units.minimum * DOLLARS_PER_UNIT_HOUR
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Have the model RUNNING during the block, and stop it afterwards if the run started it.
+    async def have_running(self) -> None:
+        """Return when the model is RUNNING; start it if need be. Only inside `stopping`.
 
         Raises:
             ModelError: it can't be started.
-            StoppedError: the run was asked to end while it started, or the model could not be stopped.
+            StoppedError: the run was asked to end while it started.
+        """
+        with self._stopper.interruptible():
+            await self._ensure_running()
+
+    @asynccontextmanager
+    async def stopping(self) -> AsyncIterator[None]:
+        """Stop the model at the end of the block if the run started it, whatever the end.
+
+        Raises:
+            StoppedError: the model could not be stopped.
         """
         try:
-            with self._stopper.interruptible():
-                await self._ensure_running()
             yield
         finally:
             if self._owned:

@@ -11,14 +11,17 @@ from batchcl.sources.recognise import SourceKind
 
 __all__ = [
     "Config",
+    "Deadline",
     "Emulator",
     "EmulatorState",
     "Exclude",
     "Include",
+    "Incremental",
     "Json",
     "KeepModel",
     "Kind",
     "Limit",
+    "MaxCost",
     "MaxFailures",
     "MaxInFlight",
     "MaxResults",
@@ -30,6 +33,7 @@ __all__ = [
     "Region",
     "RunId",
     "ShardSize",
+    "SingleWriter",
     "SkipBadLines",
     "Sources",
     "StartModel",
@@ -85,6 +89,26 @@ MaxFailures = Annotated[
     str | None,
     typer.Option(
         "--max-failures", metavar="N|P%", help="More than this ends with exit code 3 (0).", show_default=False
+    ),
+]
+Deadline = Annotated[
+    str | None,
+    typer.Option("--deadline", metavar="6h", help="End, resumably, after so much time.", show_default=False),
+]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(
+        "--max-cost", metavar="USD", help="End, resumably, when the model has cost so much.", show_default=False
+    ),
+]
+Incremental = Annotated[
+    bool | None,
+    typer.Option("--incremental", help="Leave out images whose version has a result already.", show_default=False),
+]
+SingleWriter = Annotated[
+    bool | None,
+    typer.Option(
+        "--single-writer", help="Nobody else writes to ROOT: for stores without conditional writes.", show_default=False
     ),
 ]
 ShardSize = Annotated[

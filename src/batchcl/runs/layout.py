@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import re
 import secrets
+from dataclasses import dataclass
 from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["RUNS", "new_run_id", "part_path", "record_path", "summary_path", "valid_run_id"]
+__all__ = ["RUNS", "RunPaths", "new_run_id", "valid_run_id"]
 
 RUNS: Final = "runs"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
@@ -30,16 +31,87 @@ def valid_run_id(run_id: str) -> str:
     return run_id
 
 
-def record_path(run_id: str) -> str:
-    """The run's immutable record."""
-    return f"{RUNS}/{run_id}/run.json"
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The names of one run. A round is 0 for the run itself, and counts its retries from 1."""
+
+    run_id: str
+
+    @property
+    def folder(self) -> str:
+        """Everything but the parts."""
+        return f"{RUNS}/{self.run_id}"
+
+    @property
+    def record(self) -> str:
+        """The run's immutable record."""
+        return f"{self.folder}/run.json"
+
+    @property
+    def summary(self) -> str:
+        """What the run came to, written at its end."""
+        return f"{self.folder}/summary.json"
+
+    @property
+    def lease(self) -> str:
+        """Who is working on the run."""
+        return f"{self.folder}/lease.json"
+
+    @property
+    def totals(self) -> str:
+        """The work list's totals, once the listing is complete."""
+        return f"{self.folder}/worklist.json"
+
+    @property
+    def worklist(self) -> str:
+        """Folder of the frozen shards."""
+        return f"{self.folder}/worklist"
+
+    @property
+    def markers(self) -> str:
+        """Folder of the published shards' markers."""
+        return f"{self.folder}/shards"
+
+    @property
+    def rounds(self) -> str:
+        """Folder of the retries."""
+        return f"{self.folder}/rounds"
+
+    def frozen(self, shard: int) -> str:
+        """A frozen shard of the work list."""
+        return f"{self.worklist}/{shard:05d}.parquet"
+
+    def journal(self, shard: int, round_: int) -> str:
+        """Folder of a shard's journal in a round."""
+        return f"{self.folder}/journal/{_in_round(shard, round_)}"
+
+    def segment(self, shard: int, round_: int, sequence: int) -> str:
+        """One segment of a journal."""
+        return f"{self.journal(shard, round_)}/{sequence:05d}.arrow"
+
+    def marker(self, shard: int, round_: int) -> str:
+        """Says that the shard is published."""
+        return f"{self.markers}/{_in_round(shard, round_)}.json"
+
+    def round(self, number: int) -> str:
+        """What a retry re-scores."""
+        return f"{self.rounds}/{number:03d}.json"
+
+    def round_end(self, number: int) -> str:
+        """Says that a retry is over."""
+        return f"{self.rounds}/{number:03d}.done"
+
+    def part(self, table: str, *, model: str, date: dt.date, shard: int, round_: int = 0) -> str:
+        """The Parquet file of one shard in `table` (`results` or `failures`)."""
+        name = f"{self.run_id}-{_in_round(shard, round_)}"
+        return f"{table}/model={model}/date={date.isoformat()}/{name}.parquet"
 
 
-def summary_path(run_id: str) -> str:
-    """What the run came to, written at its end."""
-    return f"{RUNS}/{run_id}/summary.json"
+def shard_and_round(name: str) -> tuple[int, int]:
+    """The numbers in the file name of a marker."""
+    shard, _, round_ = name.rpartition("/")[2].removesuffix(".json").partition("-r")
+    return int(shard), int(round_ or 0)
 
 
-def part_path(table: str, *, model: str, date: dt.date, run_id: str, shard: int) -> str:
-    """The Parquet file of one shard in `table` (`results` or `failures`)."""
-    return f"{table}/model={model}/date={date.isoformat()}/{run_id}-{shard:05d}.parquet"
+def _in_round(shard: int, round_: int) -> str:
+    return f"{shard:05d}" if not round_ else f"{shard:05d}-r{round_}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 import orjson
 
+from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
-from batchcl.runs.layout import RUNS, record_path, summary_path
+from batchcl.runs.layout import RUNS, RunPaths
 from batchcl.runs.store import Store
 
 __all__ = [
@@ -29,7 +30,12 @@ Status = Literal["done", "stopped"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What was asked for. `scored_as` decides about the rows; `fingerprint` is its digest."""
+    """What was asked for.
+
+    Attributes:
+        scored_as: what decides about the rows; `fingerprint` is its digest.
+        lists: list file → digest of its content, by which a listing that was cut short may go on.
+    """
 
     run_id: str
     model: str
@@ -38,15 +44,21 @@ class RunRecord:
     settings: dict[str, Any]
     started_at: dt.datetime
     version: str
+    lists: dict[str, str] = field(default_factory=dict)
 
     @property
     def date(self) -> dt.date:
         """The run's UTC start date, which names its partition."""
         return self.started_at.astimezone(dt.UTC).date()
 
+    @property
+    def model_name(self) -> str:
+        """`<project>@<version>`, which names its partition."""
+        return ModelArn.parse(self.model).name
+
     async def create(self, store: Store) -> bool:
         """Write the record; False if the run id is taken."""
-        return await store.put_new(record_path(self.run_id), _dump(asdict(self)))
+        return await store.put_new(RunPaths(self.run_id).record, _dump(asdict(self)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +68,15 @@ class Summary:
     Attributes:
         status: `done` when every image of the list has its row, `stopped` when not.
         reason: why it stopped.
-        calls: DetectCustomLabels calls, the throttled ones included.
-        seconds: from the first listing to the last row.
+        calls: DetectCustomLabels calls of the last session, the throttled ones included; a run that was taken up
+            again has had several sessions.
+        seconds: of the last session, from the first call to the last row.
         cost_usd: what the model cost while this run had it running, at least; None where the run didn't start it.
         tolerated: whether failures stayed within `max_failures`.
         bad_lines: lines of the lists that name no image and were left out.
+        repeated: images that the sources named more than once, beyond the first time.
+        known: images left out by `--incremental`.
+        round: 0, or the number of the retry that this is the summary of.
     """
 
     run_id: str
@@ -80,6 +96,9 @@ class Summary:
     tolerated: bool = True
     cost_usd: float | None = None
     bad_lines: int = 0
+    repeated: int = 0
+    known: int = 0
+    round: int = 0
     reason: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,17 +119,17 @@ _Document = TypeVar("_Document", RunRecord, Summary)
 
 async def read_record(store: Store, run_id: str) -> RunRecord | None:
     """The run's record, or None if there is no such run."""
-    return _load(RunRecord, await store.get(record_path(run_id)), store.uri(record_path(run_id)))
+    return _load(RunRecord, await store.get(RunPaths(run_id).record), store.uri(RunPaths(run_id).record))
 
 
 async def read_summary(store: Store, run_id: str) -> Summary | None:
     """The run's summary, or None if it has not ended."""
-    return _load(Summary, await store.get(summary_path(run_id)), store.uri(summary_path(run_id)))
+    return _load(Summary, await store.get(RunPaths(run_id).summary), store.uri(RunPaths(run_id).summary))
 
 
 async def write_summary(store: Store, summary: Summary) -> None:
     """Keep the summary."""
-    await store.put(summary_path(summary.run_id), _dump(summary.as_dict()))
+    await store.put(RunPaths(summary.run_id).summary, _dump(summary.as_dict()))
 
 
 async def list_runs(store: Store) -> list[RunState]:

@@ -17,12 +17,23 @@ from batchcl.__about__ import __version__
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Failed, Label, Scored
 
-__all__ = ["FAILURES", "RESULTS", "SCHEMA_VERSION", "failures_table", "parquet_bytes", "results_table"]
+__all__ = [
+    "FAILURES",
+    "LABEL",
+    "RESULTS",
+    "SCHEMA_VERSION",
+    "UTC_US",
+    "failures_table",
+    "label_row",
+    "parquet_bytes",
+    "results_table",
+    "utf8",
+]
 
 SCHEMA_VERSION: Final = "1"
 ROW_GROUP_ROWS: Final = 128 * 1024
 
-_UTC_US: Final = pa.timestamp("us", tz="UTC")
+UTC_US: Final = pa.timestamp("us", tz="UTC")
 
 _IDENTITY: Final[list[pa.Field]] = [
     pa.field("run_id", pa.string(), nullable=False),
@@ -32,10 +43,10 @@ _IDENTITY: Final[list[pa.Field]] = [
     pa.field("version_id", pa.string()),
     pa.field("etag", pa.string()),
     pa.field("size_bytes", pa.int64()),
-    pa.field("last_modified", _UTC_US),
+    pa.field("last_modified", UTC_US),
 ]
 
-_LABEL: Final = pa.struct(
+LABEL: Final = pa.struct(
     [
         pa.field("name", pa.string()),
         pa.field("confidence", pa.float32()),
@@ -50,13 +61,13 @@ _LABEL: Final = pa.struct(
 RESULTS: Final = pa.schema(
     [
         *_IDENTITY,
-        pa.field("labels", pa.list_(_LABEL), nullable=False),
+        pa.field("labels", pa.list_(LABEL), nullable=False),
         pa.field("min_confidence", pa.float32()),
         pa.field("max_results", pa.int32()),
         pa.field("attempts", pa.int16(), nullable=False),
         pa.field("latency_ms", pa.float32(), nullable=False),
         pa.field("request_id", pa.string(), nullable=False),
-        pa.field("scored_at", _UTC_US, nullable=False),
+        pa.field("scored_at", UTC_US, nullable=False),
         pa.field("extra", pa.string()),
     ]
 )
@@ -70,7 +81,7 @@ FAILURES: Final = pa.schema(
         pa.field("error_message", pa.string(), nullable=False),
         pa.field("attempts", pa.int16(), nullable=False),
         pa.field("round", pa.int16(), nullable=False),
-        pa.field("failed_at", _UTC_US, nullable=False),
+        pa.field("failed_at", UTC_US, nullable=False),
         pa.field("extra", pa.string()),
     ]
 )
@@ -88,7 +99,7 @@ def results_table(
         RESULTS,
         run_id,
         lambda rows: {
-            "labels": [[_label(label) for label in row.labels] for row in rows],
+            "labels": [[label_row(label) for label in row.labels] for row in rows],
             "min_confidence": [min_confidence] * len(rows),
             "max_results": [max_results] * len(rows),
             "attempts": [row.attempts for row in rows],
@@ -155,12 +166,18 @@ def _identity(images: Sequence[ImageRef], run_id: str) -> dict[str, list[Any]]:
     }
 
 
+def utf8(name: str) -> bytes:
+    """`name` as the bytes that it has on disk; a local one need not be UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 def _printable(key: str) -> str:
     """`key`, or for a file name that isn't UTF-8 its escaped form, as Parquet holds only UTF-8."""
     return key if key.isascii() else key.encode("utf-8", "backslashreplace").decode()
 
 
-def _label(label: Label) -> dict[str, Any]:
+def label_row(label: Label) -> dict[str, Any]:
+    """One element of `labels`."""
     left, top, width, height = label.box if label.box is not None else (None, None, None, None)
     polygon = None if label.polygon is None else [{"x": x, "y": y} for x, y in label.polygon]
     return {

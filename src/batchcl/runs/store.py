@@ -6,19 +6,21 @@ through it. A put is atomic: readers see the whole object or none.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, S3Store
 
-from batchcl.errors import OutputError, UsageError
+from batchcl.errors import OutputError, StoppedError, UsageError
+from batchcl.runs.layout import RUNS
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Store", "StoredFile"]
 
+_READ_AHEAD_BYTES = 64 * 1024
 _OP_TIMEOUT = timedelta(seconds=60)
 _RETRY_FOR = timedelta(minutes=3)
 
@@ -108,6 +111,22 @@ class Store:
                 return False
             return True
 
+    async def put_mine(self, path: str, data: bytes, *, what: str) -> None:
+        """Write the object that only one runner may write.
+
+        A write whose answer was lost looks like somebody else's when it is tried again, so the content decides: `data`
+        must tell its writer, or be the same whoever writes it.
+
+        Raises:
+            StoppedError: another runner has written `what` there.
+        """
+        if await self.put_new(path, data):
+            return
+        if await self.get(path) != data:
+            raise StoppedError(
+                f"another runner is at work on this run: it has written {what} ({self.uri(path)}); this one stops"
+            )
+
     async def get(self, path: str) -> bytes | None:
         """The object's bytes, or None where there is none."""
         with _explained("reading", self.uri(path)):
@@ -133,6 +152,11 @@ class Store:
                 found.extend(StoredFile(entry["path"], entry["size"]) for entry in page)
         return sorted(found, key=lambda file: file.path)
 
+    def open_file(self, path: str) -> BinaryIO:
+        """The object as a seekable file that reads only what is asked for. Blocks; used in worker threads."""
+        with _explained("reading", self.uri(path)):
+            return io.BufferedReader(_Readable(obstore.open_reader(self._backend, path)), _READ_AHEAD_BYTES)
+
     def list_now(self, prefix: str) -> list[StoredFile]:
         """`list_all` for synchronous callers."""
         with _explained("listing", self.uri(prefix)):
@@ -149,11 +173,46 @@ class Store:
             answer = await obstore.list_with_delimiter_async(self._backend, prefix)
         return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in answer["common_prefixes"])
 
-    async def check_writable(self) -> None:
-        """Write and remove a small object, so that a root without access is found before a call is spent."""
-        probe = f"runs/.probe-{os.getpid()}-{os.urandom(4).hex()}"
-        await self.put(probe, b"batchcl")
+    async def check_writable(self, *, single_writer: bool = False) -> None:
+        """Write and remove a small object, so that a root without access is found before a call is spent.
+
+        Raises:
+            OutputError: it can't be written; or, unless `single_writer`, a second creation of the object is not
+                refused, so that nothing keeps two runners apart.
+        """
+        probe = f"{RUNS}/.probe-{os.getpid()}-{os.urandom(4).hex()}"
+        await self.put_new(probe, b"1")
+        exclusive = not await self.put_new(probe, b"2")
         await self.delete(probe)
+        if not exclusive and not single_writer:
+            raise OutputError(
+                f"{self.root} lies on a store without conditional writes, so two runners could repeat images; make "
+                "sure that there is only one and say so with --single-writer, or use another root"
+            )
+
+
+class _Readable(io.RawIOBase):
+    """Obstore's reader with the parts of Python's file protocol that pyarrow asks for."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = memoryview(self._reader.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _open_s3(root: str, aws: Aws) -> Store:

@@ -37,8 +37,8 @@ from batchcl.scoring.shards import Batch
 
 __all__ = ["Engine", "EngineSettings", "Recovery", "Sink"]
 
-_Written = tuple[int, Outcome | int]
-"""A shard and one of its outcomes, or the number of its images once that is known."""
+_Written = tuple[int, int, Outcome]
+"""A shard, a position in it, and the outcome of the image there."""
 
 _OUTCOMES_BUFFERED: Final = 256
 _BACKOFF_S: Final = 0.25
@@ -63,12 +63,12 @@ class EngineSettings:
 class Sink(Protocol):
     """Where outcomes go. Raises `BatchclError` where they can't be kept."""
 
-    async def record(self, shard: int, outcome: Outcome) -> None:
-        """Take over one outcome of `shard`."""
+    async def record(self, shard: int, position: int, outcome: Outcome) -> None:
+        """Take over the outcome of one image."""
         ...
 
-    async def listed(self, shard: int, images: int) -> None:
-        """`shard` has so many images, and no more will come."""
+    async def keep(self) -> None:
+        """Run beside the calls until cancelled: for what must happen in time, whether or not outcomes come."""
         ...
 
     async def close(self) -> None:
@@ -150,21 +150,18 @@ class Engine:
         if self._failure is not None:
             raise self._failure
 
-    def _fail(self, error: BatchclError) -> None:
-        """Drain for `error`; the first one is the one that is raised."""
+    def fail(self, error: BatchclError) -> None:
+        """Drain for `error`; the first one is the one that `run` raises."""
         if self._failure is None:
             self._failure = error
         self.drain()
 
     async def _list(self, batches: AsyncIterator[Batch], outcomes: MemoryObjectSendStream[_Written]) -> None:
         """Move images from the list into the queue; the unfit ones go straight to the outcomes."""
-        sizes = 0
         try:
             with self._listing:
                 async for batch in batches:
-                    for image in batch.images:
-                        self._progress.planned += 1
-                        sizes += 1
+                    for image, position in zip(batch.images, batch.positions, strict=True):
                         if (reason := unfit(image)) is not None:
                             skipped = Failed(
                                 image=image,
@@ -174,15 +171,11 @@ class Engine:
                                 attempts=0,
                                 failed_at=self._utcnow(),
                             )
-                            await outcomes.send((batch.shard, skipped))
-                        elif not await self._queue.put(WorkItem(image, batch.shard)):
+                            await outcomes.send((batch.shard, position, skipped))
+                        elif not await self._queue.put(WorkItem(image, batch.shard, position)):
                             return
-                    if batch.last:
-                        await outcomes.send((batch.shard, sizes))
-                        sizes = 0
-                self._progress.listed = True
         except BatchclError as error:
-            self._fail(error)
+            self.fail(error)
         finally:
             self._queue.close()
 
@@ -215,7 +208,7 @@ class Engine:
                     self._progress.in_flight -= 1
                     self._slots.release()
                 if outcome is not None:
-                    await outcomes.send((item.shard, outcome))
+                    await outcomes.send((item.shard, item.position, outcome))
                     self._queue.settle()
 
     async def _call(self, item: WorkItem) -> Outcome | None:
@@ -256,7 +249,7 @@ class Engine:
                 return None
             case FatalCallError():
                 self._queue.give_back(item)
-                self._fail(error)
+                self.fail(error)
                 return None
             case TransientError() if item.attempts + 1 < self._settings.max_attempts:
                 item.attempts += 1
@@ -284,7 +277,7 @@ class Engine:
             return
         self._invalid_first += 1
         if self._invalid_first >= _ALL_INVALID:
-            self._fail(
+            self.fail(
                 FatalCallError(
                     f"the first {_ALL_INVALID} images all came back as {INVALID_S3_OBJECT} ({error}); check that the "
                     "bucket lies in the model's region, that this identity may s3:GetObject from it, and that the "
@@ -309,28 +302,33 @@ class Engine:
                 await self._recovery.recover(error, pauses=self._pauses)
                 self._observer.notice(Notice("resumed", "calls go on"))
         except BatchclError as refusal:
-            self._fail(refusal)
+            self.fail(refusal)
         self._resumed_at = anyio.current_time()
         self._open.set()
 
     async def _write(self, outcomes: MemoryObjectReceiveStream[_Written]) -> None:
         """Give outcomes to the sink, and count those that it took."""
         broken = False
-        async with outcomes:
-            async for shard, outcome in outcomes:
+        async with outcomes, anyio.create_task_group() as group:
+            group.start_soon(self._keep_sink)
+            async for shard, position, outcome in outcomes:
                 if broken:
                     continue
                 try:
-                    if isinstance(outcome, int):
-                        await self._sink.listed(shard, outcome)
-                    else:
-                        await self._sink.record(shard, outcome)
-                        self._progress.count(outcome)
+                    await self._sink.record(shard, position, outcome)
+                    self._progress.count(outcome)
                 except BatchclError as error:
                     broken = True
-                    self._fail(error)
+                    self.fail(error)
+            group.cancel_scope.cancel()
         if not broken:
             try:
                 await self._sink.close()
             except BatchclError as error:
-                self._fail(error)
+                self.fail(error)
+
+    async def _keep_sink(self) -> None:
+        try:
+            await self._sink.keep()
+        except BatchclError as error:
+            self.fail(error)

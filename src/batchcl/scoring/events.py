@@ -97,6 +97,7 @@ class Progress:
         self.throttled = 0
         self.in_flight = 0
         self.rate_tps = 0.0
+        self._called = 0
         self._dollars = dollars
         self._started_at: float | None = None
         self._ended_at: float | None = None
@@ -112,6 +113,30 @@ class Progress:
 
     def count(self, outcome: Outcome) -> None:
         """Add an outcome that is kept."""
+        self._add(outcome)
+        self._called += outcome.attempts > 0
+
+    def count_earlier(self, outcome: Outcome) -> None:
+        """Add an outcome of an earlier session, which says nothing about the speed of this one."""
+        self._add(outcome)
+
+    def add_earlier(self, *, scored: int, failed: int, skipped: int) -> None:
+        """Add the outcomes of shards that an earlier session published."""
+        self.scored += scored
+        self.failed += failed
+        self.skipped += skipped
+
+    @property
+    def dollars(self) -> float | None:
+        """What the model has cost so far; None where that isn't this run's business."""
+        return self._dollars()
+
+    @property
+    def called(self) -> int:
+        """Images of this session that cost a call and have their outcome."""
+        return self._called
+
+    def _add(self, outcome: Outcome) -> None:
         if not isinstance(outcome, Failed):
             self.scored += 1
         elif outcome.status == "skipped":
@@ -137,11 +162,11 @@ class Progress:
             images_per_second=rate,
             rate_tps=self.rate_tps,
             eta_s=left / rate if self.listed and rate > 0 else None,
-            dollars=self._dollars(),
+            dollars=self.dollars,
         )
 
     def _rate(self, now: float, started_at: float) -> float:
-        called = self.scored + self.failed
+        called = self._called
         self._recent.append((now, called))
         while len(self._recent) > 1 and self._recent[0][0] < now - _RATE_WINDOW_S:
             self._recent.popleft()

@@ -12,9 +12,8 @@ from batchcl.aws.lifecycle import MAX_UNITS
 from batchcl.images import unfit
 from batchcl.job import Job
 from batchcl.scoring.events import Observer, SilentObserver
-from batchcl.scoring.score import checked_sources, filters_of, first_page
+from batchcl.scoring.score import check_sources, first_page
 from batchcl.scoring.service import service_of
-from batchcl.sources.select import selected
 
 __all__ = ["TPS_PER_UNIT", "Estimate", "Plan", "plan"]
 
@@ -42,6 +41,8 @@ class Plan:
         skipped: reason → images that cost none.
         bytes: of the images to call for, as far as the lists tell.
         unknown_bytes: images whose size no list tells.
+        bad_lines: lines of the lists that name no image.
+        repeated: images that the sources name more than once, beyond the first time.
         estimates: at 1 to 5 inference units.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     bytes: int
     unknown_bytes: int
     bad_lines: int
+    repeated: int
     estimates: tuple[Estimate, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,10 +72,10 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
     skipped: Counter[str] = Counter()
     with ExitStack() as files:
         async with service_of(job) as (aws, model):
-            sources, bad_lines = await checked_sources(job, aws, model, files, observer or SilentObserver())
-            async for page in await first_page(selected(sources, filters_of(job)), job):
+            listing = await check_sources(job, aws, model, files, observer or SilentObserver())
+            async for page in await first_page(listing.selection.pages(), job):
                 images += len(page)
-                for image in page:
+                for image in (each.image for each in page):
                     if (reason := unfit(image)) is not None:
                         skipped[reason.code] += 1
                     else:
@@ -87,7 +89,8 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
         skipped=dict(skipped.most_common()),
         bytes=size,
         unknown_bytes=unknown,
-        bad_lines=bad_lines,
+        bad_lines=listing.bad_lines,
+        repeated=listing.selection.repeated,
         estimates=tuple(_estimate(calls, units) for units in range(1, MAX_UNITS + 1)),
     )
 

@@ -24,6 +24,7 @@ class WorkItem:
 
     image: ImageRef
     shard: int
+    position: int
     attempts: int = 0
 
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 
-__all__ = ["PAGE", "BadLine", "Checked", "Source", "local_image", "parse_s3_uri", "s3_image"]
+__all__ = ["PAGE", "BadLine", "Checked", "Position", "Source", "local_image", "parse_s3_uri", "s3_image"]
 
 PAGE: Final = 1000
 """Images a page, as ListObjectsV2 has it."""
@@ -33,11 +33,24 @@ class Checked:
         buckets: the S3 buckets that its images lie in.
         bad_lines: the lines that will be left out, at most the first hundred.
         bad_count: how many there are.
+        digest: of a list file's content, by which a resumed run knows that it is the same list.
     """
 
     buckets: frozenset[str] = frozenset()
     bad_lines: tuple[BadLine, ...] = ()
     bad_count: int = 0
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a source was read: its first `count` images, the last of which has this `key`.
+
+    A list file goes on by `count`, a bucket or a directory by `key`, as images may come or go in between.
+    """
+
+    count: int
+    key: str
 
 
 class Source(Protocol):
@@ -52,8 +65,20 @@ class Source(Protocol):
         """Look at the source before anything is spent; raises `SourceError` or another refusal."""
         ...
 
-    def pages(self) -> AsyncIterator[list[ImageRef]]:
-        """The images in pages of about a thousand; memory stays that of a page."""
+    def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        """The images in pages of about a thousand, from behind `after`; memory stays that of a page.
+
+        No image comes twice within a source.
+        """
+        ...
+
+    async def contains(self, image: ImageRef) -> bool:
+        """Whether the source names `image` too, so that a later source need not."""
+        ...
+
+    @property
+    def repeated(self) -> int:
+        """Images that the source names more than once, beyond the first time; known after `check`."""
         ...
 
 

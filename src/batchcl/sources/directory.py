@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from itertools import islice
+from itertools import dropwhile, islice
 from pathlib import Path
 
 import anyio.to_thread
 
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
-from batchcl.sources.base import PAGE, Checked, local_image
+from batchcl.sources.base import PAGE, Checked, Position, local_image
 
 __all__ = ["DirectorySource"]
 
@@ -36,11 +36,31 @@ class DirectorySource:
         except OSError as error:
             raise SourceError(f"can't read the directory {self._root}: {error.strerror}; check the path") from error
 
-    async def pages(self) -> AsyncIterator[list[ImageRef]]:
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """The files in pages."""
-        files = self._files()
+        files = self._files() if after is None else self._files_after(after.key)
         while page := await anyio.to_thread.run_sync(lambda: list(islice(files, PAGE))):
             yield page
+
+    async def contains(self, image: ImageRef) -> bool:
+        """Whether `image` lies below the directory."""
+        path = Path(image.key)
+        left_out = self._leave_out is not None and path.is_relative_to(self._leave_out)
+        return image.local and path.is_relative_to(self._root) and not left_out
+
+    @property
+    def repeated(self) -> int:
+        """A directory has each path once."""
+        return 0
+
+    def _files_after(self, key: str) -> Iterator[ImageRef]:
+        last = self._order(key)
+        return dropwhile(lambda image: self._order(image.key) <= last, self._files())
+
+    def _order(self, path: str) -> list[tuple[bool, str]]:
+        """Sorts paths as `_files` walks: a folder's files before its folders."""
+        *folders, name = Path(path).relative_to(self._root).parts
+        return [*((True, folder) for folder in folders), (False, name)]
 
     def _files(self) -> Iterator[ImageRef]:
         for folder, folders, names in os.walk(self._root, onerror=_refuse):

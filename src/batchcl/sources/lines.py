@@ -6,6 +6,7 @@ a call is spent, once to score it.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 import tempfile
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import IO, Final, TypeVar
 
 import anyio.to_thread
+import polars as pl
+import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
-from batchcl.sources.base import PAGE, BadLine, Checked, parse_s3_uri
+from batchcl.sources.base import PAGE, BadLine, Checked, Position, parse_s3_uri
 
 __all__ = ["LineSource", "fetch_text", "first_line", "spool_stdin"]
 
@@ -29,6 +32,7 @@ MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 """A manifest line with ten thousand boxes has about 1 MB; a longer line than this isn't one."""
 
 _BAD_LINES_SHOWN: Final = 100
+_DIGEST_BYTES: Final = 16
 _COPY_BYTES: Final = 1024 * 1024
 
 _T = TypeVar("_T")
@@ -87,24 +91,57 @@ class LineSource:
         self._path = path
         self._parse = parse
         self._skip_bad_lines = skip_bad_lines
+        self._repeated_digests: frozenset[bytes] = frozenset()
+        self._digests: frozenset[bytes] | None = None
+        self.repeated = 0
 
     async def check(self) -> Checked:
         """Read the whole list once; raises `SourceError` for its first bad line unless those may be skipped."""
         return await anyio.to_thread.run_sync(self._check)
 
-    async def pages(self) -> AsyncIterator[list[ImageRef]]:
-        """The images in pages; bad lines are left out, having been reported by `check`."""
-        images = (entry for _, entry in self._entries() if isinstance(entry, ImageRef))
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        """The images in pages; bad lines and repeated images are left out, having been counted by `check`."""
+        images = islice(self._images(), 0 if after is None else after.count, None)
         while page := await anyio.to_thread.run_sync(lambda: list(islice(images, PAGE))):
             yield page
 
+    async def contains(self, image: ImageRef) -> bool:
+        """Whether a line names `image`. The first call reads the list once more; then it costs 90 bytes a line."""
+        if self._digests is None:
+            self._digests = await anyio.to_thread.run_sync(lambda: frozenset(map(_digest, self._images())))
+        return _digest(image) in self._digests
+
+    def _images(self) -> Iterator[ImageRef]:
+        seen: set[bytes] = set()
+        for _, entry in self._entries():
+            if not isinstance(entry, ImageRef):
+                continue
+            if self._repeated_digests and (digest := _digest(entry)) in self._repeated_digests:
+                if digest in seen:
+                    continue
+                seen.add(digest)
+            yield entry
+
+    def _find_repeated(self, digests: bytes) -> None:
+        """Remember which digests occur twice: few, where the list as a whole may be long."""
+        count = len(digests) // _DIGEST_BYTES
+        column = pl.from_arrow(
+            pa.Array.from_buffers(pa.binary(_DIGEST_BYTES), count, [None, pa.py_buffer(digests)]).cast(pa.binary())
+        )
+        assert isinstance(column, pl.Series)
+        repeated = column.value_counts().filter(pl.col("count") > 1)
+        self.repeated = int(repeated["count"].sum()) - repeated.height
+        self._repeated_digests = frozenset(repeated[column.name])
+
     def _check(self) -> Checked:
+        digests = bytearray()
         buckets: set[str] = set()
         bad: list[BadLine] = []
         bad_count = 0
         for number, entry in self._entries():
             if isinstance(entry, ImageRef):
                 buckets.add(entry.bucket)
+                digests += _digest(entry)
                 continue
             if not self._skip_bad_lines:
                 raise SourceError(
@@ -114,7 +151,10 @@ class LineSource:
             bad_count += 1
             if len(bad) < _BAD_LINES_SHOWN:
                 bad.append(BadLine(number, str(entry)))
-        return Checked(frozenset(buckets - {""}), tuple(bad), bad_count)
+        self._find_repeated(bytes(digests))
+        return Checked(
+            frozenset(buckets - {""}), tuple(bad), bad_count, digest=hashlib.sha256(digests).hexdigest()[:16]
+        )
 
     def _entries(self) -> Iterator[tuple[int, ImageRef | SourceError]]:
         try:
@@ -131,6 +171,12 @@ class LineSource:
             return self._parse(line)
         except SourceError as error:
             return error
+
+
+def _digest(image: ImageRef) -> bytes:
+    """What makes an image the same image, in 16 bytes: 128 bits of BLAKE2 don't collide in practice."""
+    named = f"{image.uri}\0{image.version_id or ''}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(named, digest_size=_DIGEST_BYTES).digest()
 
 
 def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -15,7 +15,7 @@ import orjson
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
-from batchcl.sources.base import Checked, Source, local_image
+from batchcl.sources.base import Checked, Position, Source, local_image
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.key_list import parse_key_line
 from batchcl.sources.lines import LineSource, fetch_text, first_line, spool_stdin
@@ -42,14 +42,25 @@ class ImageSource:
 
     def __init__(self, path: str) -> None:
         self.description = path
+        self._path = str(Path(path).absolute())
 
     async def check(self) -> Checked:
         """Nothing to check: the file was there when it was recognised."""
         return Checked()
 
-    async def pages(self) -> AsyncIterator[list[ImageRef]]:
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """One page of one."""
-        yield [await anyio.to_thread.run_sync(local_image, self.description)]
+        if after is None:
+            yield [await anyio.to_thread.run_sync(local_image, self.description)]
+
+    async def contains(self, image: ImageRef) -> bool:
+        """Whether it is this one."""
+        return image.local and image.key == self._path
+
+    @property
+    def repeated(self) -> int:
+        """One image is named once."""
+        return 0
 
 
 async def open_sources(

@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
 from batchcl.images import ImageRef
-from batchcl.sources.base import Checked
+from batchcl.sources.base import Checked, Position
 
 __all__ = ["S3PrefixSource"]
 
@@ -32,12 +32,22 @@ class S3PrefixSource:
         """Names the bucket; whether it can be reached is checked for all buckets of a run together."""
         return Checked(buckets=frozenset({self._bucket}))
 
-    async def pages(self) -> AsyncIterator[list[ImageRef]]:
+    async def contains(self, image: ImageRef) -> bool:
+        """Whether `image` has the prefix. One that names a version is another thing than the latest one."""
+        return image.bucket == self._bucket and image.key.startswith(self._prefix) and image.version_id is None
+
+    @property
+    def repeated(self) -> int:
+        """A bucket lists each key once."""
+        return 0
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """The objects in S3's pages; raises `RefusedError` or `SourceError` as the bucket has it."""
         async with self._aws.s3(region=self._region) as client:
             paginator = client.get_paginator("list_objects_v2")
+            start = {} if after is None else {"StartAfter": after.key}
             try:
-                async for page in paginator.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                async for page in paginator.paginate(Bucket=self._bucket, Prefix=self._prefix, **start):
                     if contents := page.get("Contents"):
                         yield [self._image(entry) for entry in contents]
             except (ClientError, BotoCoreError) as error:

@@ -1,4 +1,4 @@
-"""Which images of the sources a run takes: globs and a limit, over all sources in order."""
+"""Which images of the sources a run takes: globs and a limit, over all sources in order, each image once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from batchcl.images import ImageRef
-from batchcl.sources.base import Source
+from batchcl.sources.base import Position, Source
 
-__all__ = ["Filters", "selected"]
+__all__ = ["Bookmark", "Filters", "Selected", "Selection"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,28 +26,86 @@ class Filters:
     limit: int | None = None
 
 
-async def selected(sources: Sequence[Source], filters: Filters) -> AsyncIterator[list[ImageRef]]:
-    """The pages of all sources, one source after the other, filtered and cut at the limit; no page is empty."""
-    included = [_Glob(pattern) for pattern in filters.include]
-    excluded = [_Glob(pattern) for pattern in filters.exclude]
-    left = filters.limit
-    for source in sources:
-        async for page in source.pages():
-            kept = page
-            if included or excluded:
-                kept = [
-                    image
-                    for image in page
-                    if (not included or any(glob.fits(image.key) for glob in included))
-                    and not any(glob.fits(image.key) for glob in excluded)
-                ]
-            if left is not None:
-                kept = kept[:left]
-                left -= len(kept)
-            if kept:
-                yield kept
-            if left == 0:
-                return
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """Where the list of a run stands.
+
+    Attributes:
+        source: number of the source, from 0.
+        position: of the last image in it.
+        taken: images that passed the filters so far.
+        repeated: images left out so far because an earlier source names them too.
+        known: images left out so far because their version has a result.
+    """
+
+    source: int
+    position: Position
+    taken: int
+    repeated: int = 0
+    known: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """An image that the run takes, and the bookmark behind it."""
+
+    image: ImageRef
+    bookmark: Bookmark
+
+
+class Selection:
+    """The images of several sources that pass the filters, one source after the other.
+
+    An image that an earlier source names already is left out and counted in `repeated`.
+    """
+
+    def __init__(self, sources: Sequence[Source], filters: Filters) -> None:
+        self._sources = sources
+        self._included = [_Glob(pattern) for pattern in filters.include]
+        self._excluded = [_Glob(pattern) for pattern in filters.exclude]
+        self._limit = filters.limit
+        self._repeated = 0
+
+    @property
+    def repeated(self) -> int:
+        """Images named more than once so far, beyond the first time."""
+        return self._repeated + sum(source.repeated for source in self._sources)
+
+    async def pages(self, after: Bookmark | None = None) -> AsyncIterator[list[Selected]]:
+        """The images from behind `after`, in pages of which none is empty, up to the limit."""
+        taken = 0 if after is None else after.taken
+        self._repeated = 0 if after is None else after.repeated
+        for number, source in enumerate(self._sources):
+            if after is not None and number < after.source:
+                continue
+            position = after.position if after is not None and number == after.source else None
+            count = 0 if position is None else position.count
+            async for images in source.pages(position):
+                page: list[Selected] = []
+                for image in images:
+                    if self._limit is not None and taken >= self._limit:
+                        break
+                    count += 1
+                    if await self._takes(image, self._sources[:number]):
+                        taken += 1
+                        page.append(
+                            Selected(image, Bookmark(number, Position(count, image.key), taken, self._repeated))
+                        )
+                if page:
+                    yield page
+                if self._limit is not None and taken >= self._limit:
+                    return
+
+    async def _takes(self, image: ImageRef, earlier: Sequence[Source]) -> bool:
+        if self._included and not any(glob.fits(image.key) for glob in self._included):
+            return False
+        if any(glob.fits(image.key) for glob in self._excluded):
+            return False
+        for source in earlier:
+            if await source.contains(image):
+                self._repeated += 1
+                return False
+        return True
 
 
 class _Glob:

@@ -1,0 +1,156 @@
+"""Who is working on a run: a small object with a heartbeat.
+
+It gives the early, friendly refusal to a second runner, and lets a run whose holder died be taken over within a minute.
+It is no lock and needs none: the journal's exclusive creation decides.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import orjson
+
+from batchcl.errors import OutputError, StoppedError
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.store import Store
+
+__all__ = ["Lease", "LeaseKeeper", "read_lease"]
+
+HEARTBEAT_S: Final = 10.0
+EXPIRES_S: Final = 45.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A holder and its last sign of life.
+
+    Attributes:
+        holder: a random name of the runner.
+        host: its machine.
+        process: its process id and start, by which a process on the same machine knows that it has died.
+        beat_at: when it last said that it lives, by its own clock.
+        progress: its counters at that time.
+    """
+
+    holder: str
+    host: str
+    process: str
+    beat_at: dt.datetime
+    progress: dict[str, Any] = field(default_factory=dict)
+
+    def lives(self, now: dt.datetime) -> bool:
+        """Whether its holder may still be at work."""
+        if self.host == _host() and not _runs(self.process):
+            return False
+        return (now - self.beat_at).total_seconds() < EXPIRES_S
+
+
+async def read_lease(store: Store, paths: RunPaths) -> Lease | None:
+    """The lease of a run, or None when nobody works on it."""
+    data = await store.get(paths.lease)
+    if data is None:
+        return None
+    try:
+        values = orjson.loads(data)
+        return Lease(**values | {"beat_at": dt.datetime.fromisoformat(values["beat_at"])})
+    except (ValueError, TypeError, KeyError):
+        return None  # cut off or of another version: it keeps nobody away
+
+
+class LeaseKeeper:
+    """Holds the lease of one run while this runner works on it."""
+
+    def __init__(
+        self,
+        store: Store,
+        paths: RunPaths,
+        *,
+        progress: Callable[[], dict[str, Any]] = dict,
+        utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        self._store = store
+        self._paths = paths
+        self._progress = progress
+        self._utcnow = utcnow
+        self._lease = Lease(holder=secrets.token_hex(8), host=_host(), process=_this_process(), beat_at=utcnow())
+
+    @property
+    def holder(self) -> str:
+        """This runner's name, which its journal segments carry."""
+        return self._lease.holder
+
+    async def acquire(self) -> None:
+        """Take the lease, or raise `StoppedError` that says who has it."""
+        if await self._store.put_new(self._paths.lease, self._beat()):
+            return
+        other = await read_lease(self._store, self._paths)
+        if other is not None and other.holder != self.holder and other.lives(self._utcnow()):
+            ago = (self._utcnow() - other.beat_at).total_seconds()
+            raise StoppedError(
+                f"run {self._paths.run_id} is held by another runner ({other.host}, process "
+                f"{other.process.partition('-')[0]}, last seen {ago:.0f} s ago); wait for it, or for {EXPIRES_S:.0f} s "
+                "after it died"
+            )
+        await self._store.put(self._paths.lease, self._beat())
+
+    async def keep(self) -> None:
+        """Renew until cancelled. Raises `StoppedError` when another runner has taken over.
+
+        A store that fails for a while is left to those who write results to complain about.
+        """
+        while True:
+            await anyio.sleep(HEARTBEAT_S)
+            try:
+                other = await read_lease(self._store, self._paths)
+                if other is not None and other.holder != self.holder:
+                    raise StoppedError(
+                        f"run {self._paths.run_id} was taken over by another runner ({other.host}), which had not "
+                        f"heard of this one for {EXPIRES_S:.0f} s"
+                    )
+                await self._store.put(self._paths.lease, self._beat())
+            except OutputError:
+                continue
+
+    async def release(self) -> None:
+        """Give the lease back, unless it is another's by now."""
+        other = await read_lease(self._store, self._paths)
+        if other is not None and other.holder == self.holder:
+            await self._store.delete(self._paths.lease)
+
+    def _beat(self) -> bytes:
+        lease = replace(self._lease, beat_at=self._utcnow(), progress=self._progress())
+        return orjson.dumps(asdict(lease), option=orjson.OPT_UTC_Z)
+
+
+def _host() -> str:
+    return socket.gethostname()
+
+
+def _this_process() -> str:
+    return f"{os.getpid()}-{_started(os.getpid())}"
+
+
+def _runs(process: str) -> bool:
+    """Whether the process lives on this machine; True where that can't be told."""
+    pid, _, started = process.partition("-")
+    if not started or not Path("/proc/self/stat").exists():
+        return True
+    return _started(int(pid)) == started
+
+
+def _started(pid: int) -> str:
+    """The kernel's start time of a process, which tells it from a later one of the same id; empty if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    state, *rest = stat.rpartition(")")[2].split()
+    return "" if state in {"Z", "X"} else rest[18]

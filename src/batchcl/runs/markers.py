@@ -1,0 +1,84 @@
+"""Markers: one small file says that a shard is published in a round, and what the shard comes to since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import anyio
+import orjson
+
+from batchcl.errors import OutputError
+from batchcl.runs.layout import RunPaths, shard_and_round
+from batchcl.runs.store import Store
+
+__all__ = ["Counts", "published", "read_counts", "total", "write_marker"]
+
+_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of so many images."""
+
+    scored: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.scored + other.scored, self.failed + other.failed, self.skipped + other.skipped)
+
+    @property
+    def done(self) -> int:
+        """All of them."""
+        return self.scored + self.failed + self.skipped
+
+
+async def published(store: Store, paths: RunPaths) -> dict[int, int]:
+    """Shard → the last round in which it was published. Lists names only."""
+    rounds: dict[int, int] = {}
+    for file in await store.list_all(paths.markers):
+        shard, round_ = shard_and_round(file.path)
+        rounds[shard] = max(round_, rounds.get(shard, 0))
+    return rounds
+
+
+async def write_marker(store: Store, paths: RunPaths, shard: int, *, round_: int, counts: Counts) -> None:
+    """Close the shard for the round; the same marker twice is fine. Raises `StoppedError` if another one is there."""
+    data = orjson.dumps(asdict(counts), option=orjson.OPT_SORT_KEYS)
+    await store.put_mine(paths.marker(shard, round_), data, what=f"the end of shard {shard}")
+
+
+async def read_counts(store: Store, paths: RunPaths, rounds: Iterable[tuple[int, int]]) -> dict[int, Counts]:
+    """Shard → its counts, of the given (shard, round) markers."""
+    found: dict[int, Counts] = {}
+    limiter = anyio.CapacityLimiter(_AT_ONCE)
+
+    async def read(shard: int, round_: int) -> None:
+        async with limiter:
+            data = await store.get(paths.marker(shard, round_))
+        try:
+            found[shard] = Counts(**orjson.loads(data or b""))
+        except (ValueError, TypeError) as error:
+            where = store.uri(paths.marker(shard, round_))
+            raise OutputError(f"{where} is damaged: {error}; restore it") from error
+
+    errors: list[OutputError] = []
+
+    async def guarded(shard: int, round_: int) -> None:
+        try:
+            await read(shard, round_)
+        except OutputError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group:
+        for shard, round_ in rounds:
+            group.start_soon(guarded, shard, round_)
+    if errors:
+        raise errors[0]
+    return found
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """The sum."""
+    return sum(counts, Counts())

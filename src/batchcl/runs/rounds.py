@@ -1,0 +1,94 @@
+"""Retries: a round re-scores images that failed, and leaves in `failures/` only what is still unresolved.
+
+A round adds parts of its own to `results/`. It is described by `rounds/<n>.json`, created exclusively, and over when
+`rounds/<n>.done` is there; until then the next retry takes it up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from batchcl.errors import StoppedError
+from batchcl.images import ImageRef
+from batchcl.runs.journal import Journal
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.markers import Counts
+from batchcl.runs.store import Store
+from batchcl.scoring.outcome import Failed, Outcome
+
+__all__ = ["FailedImages", "Round", "end_round", "open_round"]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One retry: its number from 1, and the error codes that it is about; none means all failures."""
+
+    number: int
+    codes: tuple[str, ...]
+
+
+async def open_round(store: Store, paths: RunPaths, codes: tuple[str, ...]) -> Round:
+    """The unfinished round of the run if there is one, with its own codes; else a new one."""
+    names = {file.path.rpartition("/")[2] for file in await store.list_all(paths.rounds)}
+    numbers = sorted(int(name.partition(".")[0]) for name in names if name.endswith(".json"))
+    last = numbers[-1] if numbers else 0
+    if last and f"{last:03d}.done" not in names:
+        return Round(last, tuple(orjson.loads(await store.get(paths.round(last)) or b"[]")))
+    if not await store.put_new(paths.round(last + 1), orjson.dumps(list(codes))):
+        raise StoppedError(f"another runner has just begun to retry run {paths.run_id}; wait for it")
+    return Round(last + 1, codes)
+
+
+async def end_round(store: Store, paths: RunPaths, number: int) -> None:
+    """The round is over."""
+    await store.put(paths.round_end(number), b"")
+
+
+class FailedImages:
+    """The images of a round: those whose last outcome is a failure with one of the round's codes.
+
+    Args:
+        store: the output root.
+        paths: the run's.
+        about: the round.
+        published: shard → the last round in which it was published.
+        counts: shard → its counts since then.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        paths: RunPaths,
+        about: Round,
+        *,
+        published: Mapping[int, int],
+        counts: Mapping[int, Counts],
+    ) -> None:
+        self.round = about.number
+        self._store = store
+        self._paths = paths
+        self._codes = about.codes
+        self._published = published
+        self._counts = counts
+
+    async def shards(self) -> AsyncIterator[int]:
+        """Those with failures that this round has not published yet."""
+        for shard in sorted(self._counts):
+            if self._counts[shard].failed and self._published[shard] < self.round:
+                yield shard
+
+    async def positions(self, shard: int, images: list[ImageRef]) -> tuple[Collection[int], dict[int, Outcome]]:
+        """The failed ones; and the last outcome of every image, which a new one replaces."""
+        last: dict[int, Outcome] = {}
+        for number in range(self.round):
+            journal = Journal(self._store, self._paths, shard, round_=number, writer="")
+            last |= dict(await journal.read(images))
+        return [position for position, outcome in last.items() if self._wants(outcome)], last
+
+    def _wants(self, outcome: Outcome) -> bool:
+        if not isinstance(outcome, Failed) or outcome.status != "failed":
+            return False
+        return not self._codes or outcome.code in self._codes

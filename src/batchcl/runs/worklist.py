@@ -1,0 +1,183 @@
+"""The frozen list of a run: Parquet shards that are written once, in order, while listing goes on.
+
+Every shard carries the bookmark behind its last image, so a listing that was cut short goes on from there, and the
+number of images up to its end. `worklist.json` says that the list is complete; from then on a run never lists again.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchcl.errors import OutputError
+from batchcl.images import ImageRef
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.schema import utf8
+from batchcl.runs.store import Store
+from batchcl.sources.base import Position
+from batchcl.sources.select import Bookmark
+
+__all__ = ["WorkList", "WorkListTotals"]
+
+_BOOKMARK: Final = b"batchcl.bookmark"
+
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("key", pa.binary(), nullable=False),  # a local name need not be UTF-8
+        pa.field("version_id", pa.string()),
+        pa.field("etag", pa.string()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("last_modified", pa.timestamp("us", tz="UTC")),
+        pa.field("extra", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkListTotals:
+    """What a complete list comes to.
+
+    Attributes:
+        shards: number of shards.
+        images: on the list.
+        repeated: images that the sources named more than once, beyond the first time.
+        known: images left out by `--incremental`, as their version has a result already.
+        bad_lines: lines that name no image and were left out.
+    """
+
+    shards: int
+    images: int
+    repeated: int = 0
+    known: int = 0
+    bad_lines: int = 0
+
+
+class WorkList:
+    """One run's list: its writer freezes shards, its reader waits for them."""
+
+    def __init__(self, store: Store, paths: RunPaths) -> None:
+        self._store = store
+        self._paths = paths
+        self._shards = 0
+        self._images = 0
+        self._bookmark: Bookmark | None = None
+        self._totals: WorkListTotals | None = None
+        self._changed = anyio.Event()
+
+    async def open(self) -> None:
+        """Find out what is frozen already. Reads one shard at most, however long the list."""
+        totals = await self._store.get(self._paths.totals)
+        if totals is not None:
+            self._totals = WorkListTotals(**orjson.loads(totals))
+            self._shards, self._images = self._totals.shards, self._totals.images
+            return
+        frozen = await self._store.list_all(self._paths.worklist)
+        self._shards = len(frozen)
+        if frozen:
+            data = await self._read(self._shards - 1)
+            metadata = await anyio.to_thread.run_sync(lambda: pq.read_schema(io.BytesIO(data)).metadata)
+            self._bookmark = _bookmark(orjson.loads(metadata[_BOOKMARK]))
+            self._images = self._bookmark.taken - self._bookmark.known
+
+    @property
+    def totals(self) -> WorkListTotals | None:
+        """None while the list grows."""
+        return self._totals
+
+    @property
+    def shards(self) -> int:
+        """Frozen so far."""
+        return self._shards
+
+    @property
+    def images(self) -> int:
+        """Frozen so far."""
+        return self._images
+
+    @property
+    def bookmark(self) -> Bookmark | None:
+        """Where the listing goes on; None at its beginning."""
+        return self._bookmark
+
+    async def freeze(self, images: Sequence[ImageRef], bookmark: Bookmark) -> None:
+        """Add the next shard. Raises `StoppedError` where somebody else has written another one."""
+        data = await anyio.to_thread.run_sync(_encode, images, bookmark)
+        await self._store.put_mine(self._paths.frozen(self._shards), data, what="the work list")
+        self._shards += 1
+        self._images += len(images)
+        self._bookmark = bookmark
+        self._notify()
+
+    async def complete(self, totals: WorkListTotals) -> None:
+        """No more shards will come."""
+        await self._store.put(self._paths.totals, orjson.dumps(asdict(totals)))
+        self._totals = totals
+        self._notify()
+
+    async def shard_numbers(self) -> AsyncIterator[int]:
+        """The number of each shard as soon as it is frozen, to the end of the list."""
+        number = 0
+        while True:
+            while number >= self._shards:
+                if self._totals is not None:
+                    return
+                await self._changed.wait()
+            yield number
+            number += 1
+
+    async def load(self, shard: int) -> list[ImageRef]:
+        """The images of a frozen shard, in order."""
+        data = await self._read(shard)
+        return await anyio.to_thread.run_sync(_decode, data)
+
+    async def _read(self, shard: int) -> bytes:
+        path = self._paths.frozen(shard)
+        data = await self._store.get(path)
+        if data is None:
+            raise OutputError(f"{self._store.uri(path)} is missing: the run's work list is damaged; restore it")
+        return data
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+def _encode(images: Sequence[ImageRef], bookmark: Bookmark) -> bytes:
+    columns: dict[str, list[Any]] = {
+        "uri": [image.uri for image in images],
+        "bucket": [image.bucket for image in images],
+        "key": [utf8(image.key) for image in images],
+        "version_id": [image.version_id for image in images],
+        "etag": [image.etag for image in images],
+        "size_bytes": [image.size_bytes for image in images],
+        "last_modified": [image.last_modified for image in images],
+        "extra": [image.extra for image in images],
+    }
+    table = pa.table([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
+    sink = io.BytesIO()
+    metadata = {_BOOKMARK: orjson.dumps(asdict(bookmark))}
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _decode(data: bytes) -> list[ImageRef]:
+    columns = pq.read_table(io.BytesIO(data)).to_pydict()
+    keys = [key.decode("utf-8", "surrogateescape") for key in columns.pop("key")]
+    rest = zip(*columns.values(), strict=True)
+    return [
+        ImageRef(key=key, **dict(zip(columns, values, strict=True))) for key, values in zip(keys, rest, strict=True)
+    ]
+
+
+def _bookmark(values: dict[str, Any]) -> Bookmark:
+    return Bookmark(**values | {"position": Position(**values["position"])})

@@ -1,0 +1,47 @@
+"""Bounds of a run in time, money and failures: each ends it as a signal would, committed and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
+from batchcl.job import Job
+from batchcl.scoring.events import Progress
+
+__all__ = ["watch_bounds"]
+
+_LOOK_EVERY_S: Final = 1.0
+_ENOUGH_TO_JUDGE: Final = 100
+"""A share of failures says nothing before so many images have their outcome."""
+
+
+async def watch_bounds(job: Job, progress: Progress, *, begun_at: float, stop: Callable[[BatchclError], None]) -> None:
+    """Look every second, and call `stop` with the reason once a bound is reached."""
+    while True:
+        await anyio.sleep(_LOOK_EVERY_S)
+        if (reason := reached(job, progress, elapsed_s=anyio.current_time() - begun_at)) is not None:
+            stop(reason)
+            return
+
+
+def reached(job: Job, progress: Progress, *, elapsed_s: float) -> StoppedError | None:
+    """The bound that is reached, or None."""
+    if job.deadline_s is not None and elapsed_s >= job.deadline_s:
+        return StoppedError(f"the deadline of {job.deadline} has passed; run again to continue")
+    dollars = progress.dollars
+    if job.max_cost is not None and dollars is not None and dollars >= job.max_cost:
+        return StoppedError(
+            f"the model has cost ${dollars:.2f}, and --max-cost is ${job.max_cost:.2f}; raise it to go on"
+        )
+    if job.max_failures is None:
+        return None
+    enough = job.tolerance.percent is None or progress.scored + progress.failed >= _ENOUGH_TO_JUDGE
+    if enough and job.tolerance.exceeded(failed=progress.failed, scored=progress.scored):
+        return TooManyFailuresError(
+            f"{progress.failed} images failed, and --max-failures is {job.max_failures}; see `batchcl failures` for "
+            "why, and raise it to go on"
+        )
+    return None

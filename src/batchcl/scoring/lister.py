@@ -1,0 +1,65 @@
+"""Freezes the work list, shard by shard, while scoring goes on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from batchcl.images import ImageRef
+from batchcl.runs.worklist import WorkList, WorkListTotals
+from batchcl.sources.select import Selected
+
+__all__ = ["Freshness", "freeze_all"]
+
+
+class Freshness(Protocol):
+    """Tells image versions that need a call from those that have a result."""
+
+    async def fresh(self, images: Sequence[ImageRef]) -> list[bool]:
+        """For each image, whether it needs a call."""
+        ...
+
+
+async def freeze_all(
+    worklist: WorkList,
+    pages: AsyncIterator[list[Selected]],
+    *,
+    shard_size: int,
+    freshness: Freshness | None,
+    repeated: Callable[[], int],
+    bad_lines: int,
+    on_frozen: Callable[[], None],
+) -> None:
+    """Read `pages` to their end and freeze them as shards of `shard_size`; the last one may be smaller.
+
+    Raises what the sources raise, and `StoppedError` where another runner freezes the same list.
+    """
+    known = 0 if worklist.bookmark is None else worklist.bookmark.known
+    waiting: list[Selected] = []
+    async for page in pages:
+        kept = page
+        if freshness is not None:
+            needed = await freshness.fresh([each.image for each in page])
+            kept = []
+            for each, need in zip(page, needed, strict=True):
+                known += not need
+                if need:
+                    kept.append(replace(each, bookmark=replace(each.bookmark, known=known)))
+        waiting += kept
+        while len(waiting) >= shard_size:
+            await _freeze(worklist, waiting[:shard_size])
+            del waiting[:shard_size]
+            on_frozen()
+    if waiting:
+        await _freeze(worklist, waiting)
+    await worklist.complete(
+        WorkListTotals(
+            shards=worklist.shards, images=worklist.images, repeated=repeated(), known=known, bad_lines=bad_lines
+        )
+    )
+    on_frozen()
+
+
+async def _freeze(worklist: WorkList, selected: Sequence[Selected]) -> None:
+    await worklist.freeze([each.image for each in selected], selected[-1].bookmark)

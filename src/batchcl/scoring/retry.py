@@ -1,0 +1,113 @@
+"""Score again what failed: what `batchcl retry` and `batchcl.retry` do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anyio
+
+from batchcl.aws.session import Aws, AwsSettings
+from batchcl.errors import UsageError
+from batchcl.job import job_of
+from batchcl.pacing.controller import RateController
+from batchcl.pacing.pacer import AdaptivePacer
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.markers import published, read_counts, total
+from batchcl.runs.record import Summary, read_record, read_summary
+from batchcl.runs.rounds import FailedImages, end_round, open_round
+from batchcl.runs.store import Store
+from batchcl.runs.worklist import WorkList
+from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
+from batchcl.scoring.score import open_model
+from batchcl.scoring.service import service_of
+from batchcl.scoring.session import Session
+from batchcl.scoring.stopper import Stopper
+
+__all__ = ["retry"]
+
+
+async def retry(
+    root: str,
+    run_id: str,
+    *,
+    codes: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
+    stopper: Stopper | None = None,
+) -> Summary:
+    """Score the failed images of a finished run again, as a new round of it.
+
+    Images that are scored now get rows in `results/` and lose theirs in `failures/`, which keeps what is still
+    unresolved. For a moment a reader may see both rows of an image, never none. A round that was cut off is taken up
+    again, with its own codes. Skipped images are left alone: they would be skipped again.
+
+    Args:
+        root: the output root.
+        run_id: a run that is done.
+        codes: error codes to retry, such as `InternalServerError`; all if empty.
+        changes: fields of `Job` to change: how the model is started, paced or reached, not what is scored.
+        observer: watches.
+        stopper: ask it to end the round early.
+
+    Returns:
+        The summary of the whole run after the round.
+
+    Raises:
+        UsageError: there is no such run, or it is not done yet.
+        RefusedError: nothing was spent.
+        StoppedError: it ended early; `retry` goes on.
+    """
+    begun_at = anyio.current_time()
+    observer = observer or SilentObserver()
+    stopper = stopper or Stopper()
+    changes = dict(changes or {})
+    aws = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
+    store = Store.open(root, aws=aws)
+    record = await read_record(store, run_id)
+    if record is None:
+        raise UsageError(f"there is no run {run_id} in {root}; `batchcl runs {root}` lists them")
+    earlier = await read_summary(store, run_id)
+    if earlier is None or (earlier.status != "done" and earlier.round == 0):
+        raise UsageError(f"run {run_id} is not done yet; end it first with `batchcl run` and the same --run-id")
+    job = job_of(record.scored_as, record.settings, {"out": root, "run_id": run_id} | changes)
+    await store.check_writable(single_writer=job.single_writer)
+    async with service_of(job) as (aws, model), open_model(job, aws, model, observer, stopper) as (keeper, detector):
+        paths = RunPaths(run_id)
+        progress = Progress(dollars=keeper.dollars)
+        lease = LeaseKeeper(store, paths)
+        with stopper.interruptible():
+            await aws.check_credentials()
+            rounds = await published(store, paths)
+            counts = await read_counts(store, paths, rounds.items())
+            failed = total(counts.values()).failed
+            if not failed:
+                observer.notice(Notice("nothing-failed", f"run {run_id} has no failures; nothing to do"))
+                return earlier
+            await keeper.check()
+            await lease.acquire()
+            about = await open_round(store, paths, tuple(codes))
+            worklist = WorkList(store, paths)
+            await worklist.open()
+        observer.notice(Notice("started", f"round {about.number} of run {run_id} over {failed:,} failures"))
+        progress.planned, progress.listed = failed, True
+        session = Session(
+            job=job,
+            store=store,
+            record=record,
+            worklist=worklist,
+            targets=FailedImages(store, paths, about, published=rounds, counts=counts),
+            published=rounds,
+            detector=detector,
+            pacer=AdaptivePacer(RateController(), max_tps=job.max_tps),
+            keeper=keeper,
+            lease=lease,
+            progress=progress,
+            observer=observer,
+            stopper=stopper,
+            begun_at=begun_at,
+        )
+        summary = await session.run()
+        await end_round(store, paths, about.number)
+        return summary

@@ -1,0 +1,251 @@
+"""The part of a run that spends money: one process at work on one round, from the first call to the summary."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from batchcl.aws.detect import Detector
+from batchcl.aws.keeper import ModelKeeper
+from batchcl.errors import (
+    BatchclError,
+    FatalCallError,
+    OutputError,
+    RefusedError,
+    StoppedError,
+    UsageError,
+)
+from batchcl.images import unfit
+from batchcl.job import Job
+from batchcl.pacing.pacer import Pacer
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.ledger import Ledger, Targets
+from batchcl.runs.markers import Counts, published, read_counts, total
+from batchcl.runs.parts import PartSpec
+from batchcl.runs.record import RunRecord, Summary, write_summary
+from batchcl.runs.store import Store
+from batchcl.runs.worklist import WorkList
+from batchcl.scoring.bounds import watch_bounds
+from batchcl.scoring.engine import Engine, EngineSettings
+from batchcl.scoring.events import Notice, Observer, Progress
+from batchcl.scoring.shards import Batch
+from batchcl.scoring.stopper import Stopper
+
+__all__ = ["Session"]
+
+_RELEASE_S = 10.0
+
+
+@dataclass(kw_only=True)
+class Session:
+    """Everything that one process needs to work on a round. Used once.
+
+    Attributes:
+        published: shard → the last round in which it was published, when the session began.
+        listing: freezes the rest of the work list; None when it is complete.
+        begun_at: on the loop's clock, from which the deadline counts.
+    """
+
+    job: Job
+    store: Store
+    record: RunRecord
+    worklist: WorkList
+    targets: Targets
+    published: Mapping[int, int]
+    detector: Detector
+    pacer: Pacer
+    keeper: ModelKeeper
+    lease: LeaseKeeper
+    progress: Progress
+    observer: Observer
+    stopper: Stopper
+    begun_at: float
+    listing: Callable[[], Awaitable[None]] | None = None
+    _engine: Engine = field(init=False)
+    _counted: bool = field(init=False, default=False)
+
+    async def run(self) -> Summary:
+        """Score what is left of the round, and write the summary.
+
+        Raises:
+            BatchclError: what ended the session early, with `summary`.
+        """
+        ledger = Ledger(
+            self.store,
+            self._spec(),
+            self.worklist,
+            self.targets,
+            writer=self.lease.holder,
+            on_taken_up=self.progress.count_earlier,
+        )
+        self._engine = Engine(
+            self.detector,
+            self.pacer,
+            ledger,
+            self.keeper,
+            progress=self.progress,
+            settings=EngineSettings(max_in_flight=self.job.max_in_flight),
+            observer=self.observer,
+        )
+        failure: BatchclError | None = None
+        try:
+            async with self.keeper.stopping():
+                failure = await self._score(ledger)
+        except BatchclError as error:
+            failure = error
+        finally:
+            await self._release()
+        if failure is None:
+            failure = await self._incomplete()
+        summary = await self._summary(failure)
+        with suppress(*([OutputError] if failure is not None else [])):
+            await write_summary(self.store, summary)
+        if failure is not None:
+            raise _as_end(failure, spent=self._engine.answered, summary=summary)
+        return summary
+
+    async def _score(self, ledger: Ledger) -> BatchclError | None:
+        """Run the engine with everything beside it; the error that ended it, or None."""
+        failure: BatchclError | None = None
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._guarded, self.lease.keep)
+            beside.start_soon(self._guarded, self._count_published)
+            if self.listing is not None:
+                beside.start_soon(self._guarded, self.listing)
+            beside.start_soon(self._watch_bounds)
+            self.progress.begin(anyio.current_time())
+            self.observer.started(self.progress)
+            try:
+                with self.stopper.calling(self._drain):
+                    await self._engine.run(self._with_model(ledger.batches()))
+            except BatchclError as error:
+                failure = error
+            self.progress.end(anyio.current_time())
+            beside.cancel_scope.cancel()
+        return failure
+
+    async def _with_model(self, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
+        """`batches`, with the model RUNNING from the first one that costs a call: none is started for nothing."""
+        running = False
+        async for batch in batches:
+            if not running and any(unfit(image) is None for image in batch.images):
+                await self.keeper.have_running()
+                self.progress.begin(anyio.current_time())
+                running = True
+            yield batch
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except BatchclError as error:
+            self._engine.fail(error)
+
+    async def _watch_bounds(self) -> None:
+        await watch_bounds(self.job, self.progress, begun_at=self.begun_at, stop=self._engine.fail)
+
+    def _drain(self) -> None:
+        self.observer.notice(Notice("drain", f"{self.stopper.error}: no more calls; those in flight end and are kept"))
+        self._engine.drain()
+
+    async def _release(self) -> None:
+        with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
+            await self.lease.release()
+
+    async def _count_published(self) -> None:
+        """Count what earlier sessions have published; beside the calls, as a long run has many markers."""
+        counts = await read_counts(self.store, self._paths, self.published.items())
+        earlier = total(counts.values())
+        if not self.targets.round:
+            self.progress.add_earlier(scored=earlier.scored, failed=earlier.failed, skipped=earlier.skipped)
+        self._counted = True
+
+    async def _incomplete(self) -> BatchclError | None:
+        """None when every image has its row; the stop that was asked for, or the bug, when not."""
+        counts = await self._final_counts()
+        totals = self.worklist.totals
+        if counts is not None and totals is not None and counts.done == totals.images:
+            return None
+        if self.stopper.error is not None:
+            return self.stopper.error
+        return BatchclError(
+            f"the engine ended, but {self.store.uri(self._paths.folder)} has {counts} for {totals}; a bug in batchcl"
+        )
+
+    async def _final_counts(self) -> Counts | None:
+        """What the markers add up to; None while the list or a shard is not complete."""
+        if self.worklist.totals is None:
+            return None
+        rounds = await published(self.store, self._paths)
+        async for shard in self.targets.shards():
+            if rounds.get(shard, -1) < self.targets.round:
+                return None
+        return total((await read_counts(self.store, self._paths, rounds.items())).values())
+
+    async def _summary(self, failure: BatchclError | None) -> Summary:
+        progress = self.progress
+        if failure is None:
+            counts = await self._final_counts()
+            assert counts is not None
+        else:
+            if not self._counted:
+                with suppress(OutputError):
+                    await self._count_published()
+            counts = Counts(progress.scored, progress.failed, progress.skipped)
+        now = progress.snapshot(anyio.current_time())
+        totals = self.worklist.totals
+        return Summary(
+            run_id=self.record.run_id,
+            status="done" if failure is None else "stopped",
+            planned=self.worklist.images,
+            scored=counts.scored,
+            failed=counts.failed,
+            skipped=counts.skipped,
+            calls=now.calls,
+            throttled=now.throttled,
+            seconds=round(now.elapsed_s, 3),
+            images_per_second=round(progress.called / now.elapsed_s, 3) if now.elapsed_s > 0 else 0.0,
+            out=self.store.root,
+            model=self.record.model,
+            started_at=self.record.started_at,
+            ended_at=dt.datetime.now(dt.UTC),
+            tolerated=not self.job.tolerance.exceeded(failed=counts.failed, scored=counts.scored),
+            cost_usd=self.keeper.dollars(),
+            bad_lines=totals.bad_lines if totals else 0,
+            repeated=totals.repeated if totals else 0,
+            known=totals.known if totals else 0,
+            round=self.targets.round,
+            reason=None if failure is None else str(failure),
+        )
+
+    @property
+    def _paths(self) -> RunPaths:
+        return RunPaths(self.record.run_id)
+
+    def _spec(self) -> PartSpec:
+        scored_as: dict[str, Any] = self.record.scored_as
+        return PartSpec(
+            run_id=self.record.run_id,
+            model=self.record.model_name,
+            date=self.record.date,
+            min_confidence=scored_as["min_confidence"],
+            max_results=scored_as["max_results"],
+        )
+
+
+def _as_end(failure: BatchclError, *, spent: bool, summary: Summary) -> BatchclError:
+    """`failure` as the end of a session: refused when nothing was scored, stopped when something was."""
+    end = failure
+    if isinstance(failure, FatalCallError):
+        end = StoppedError(str(failure)) if spent else RefusedError(str(failure))
+    elif isinstance(failure, RefusedError | UsageError) and spent:
+        end = StoppedError(str(failure))
+    end.summary = summary
+    if end is not failure:
+        end.__cause__ = failure
+    return end
