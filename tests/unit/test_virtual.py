@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-not-found"
 """The clock that other tests rely on: it jumps when it may, and stands still when it must."""
 
 import asyncio

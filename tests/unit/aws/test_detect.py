@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import anyio
+import pytest
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+    SSLError,
+    TokenRetrievalError,
+    UnknownEndpointError,
+)
+
+from batchcl.aws import detect as module
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.detect import RekognitionDetector, open_detector
+from batchcl.aws.session import Aws
+from batchcl.errors import CallError, FatalCallError, ImageError, ThrottledError, TransientError
+from batchcl.images import ImageRef
+from batchcl.scoring.outcome import Detection, Label
+
+MODEL = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000")
+IMAGE = ImageRef(uri="s3://b/a b+c%2F é.jpg", bucket="b", key="a b+c%2F é.jpg")
+EMPTY = {"CustomLabels": [], "ResponseMetadata": {"RequestId": "r-1"}}
+
+
+class FakeClient:
+    """Answers with `answer`, or raises it, and keeps what it was asked."""
+
+    def __init__(self, answer: object = EMPTY) -> None:
+        self.answer = answer
+        self.asked: list[dict[str, Any]] = []
+
+    async def detect_custom_labels(self, **arguments: Any) -> Any:
+        self.asked.append(arguments)
+        await anyio.lowlevel.checkpoint()
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+def detect(client: FakeClient, image: ImageRef = IMAGE, **options: Any) -> Detection:
+    return anyio.run(RekognitionDetector(client, MODEL, **options).detect, image)
+
+
+def refused(code: str, message: str = "", status: int = 400) -> ClientError:
+    metadata = {"HTTPStatusCode": status, "RequestId": "r-9"}
+    response: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata}
+    return ClientError(response, "DetectCustomLabels")
+
+
+def test_an_s3_image_travels_by_its_exact_name_and_options_left_out_stay_out() -> None:
+    client = FakeClient()
+    detect(client)
+    s3_object = {"Bucket": "b", "Name": "a b+c%2F é.jpg"}
+    assert client.asked == [{"ProjectVersionArn": MODEL.text, "Image": {"S3Object": s3_object}}]
+
+
+def test_a_version_is_named_where_the_list_named_one() -> None:
+    client = FakeClient()
+    detect(client, ImageRef(uri="s3://b/k", bucket="b", key="k", version_id="null"))
+    assert client.asked[0]["Image"] == {"S3Object": {"Bucket": "b", "Name": "k", "Version": "null"}}
+
+
+def test_a_local_image_travels_as_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG bytes")
+    client = FakeClient()
+    detect(client, ImageRef(uri=str(path), bucket="", key=str(path)))
+    assert client.asked[0]["Image"] == {"Bytes": b"\x89PNG bytes"}
+
+
+def test_zero_is_an_option_of_its_own() -> None:
+    client = FakeClient()
+    detect(client, min_confidence=0.0, max_results=0)
+    assert (client.asked[0]["MinConfidence"], client.asked[0]["MaxResults"]) == (0.0, 0)
+
+
+@pytest.mark.parametrize("name", ["missing.png", "."])
+def test_a_file_that_can_not_be_read_fails_alone_and_spends_no_call(tmp_path: Path, name: str) -> None:
+    client = FakeClient()
+    with pytest.raises(ImageError, match="can't be read") as caught:
+        detect(client, ImageRef(uri="x", bucket="", key=str(tmp_path / name)))
+    assert caught.value.code == "UnreadableFile"
+    assert client.asked == []
+
+
+def test_labels_keep_the_services_order_with_boxes_and_polygons() -> None:
+    geometry = {
+        "BoundingBox": {"Left": 0.0, "Top": 0.25, "Width": 0.5, "Height": 0.75},
+        "Polygon": [{"X": 0.0, "Y": 0.25}, {"X": 0.5, "Y": 1.0}],
+    }
+    labels = [
+        {"Name": "b", "Confidence": 90.5, "Geometry": geometry},
+        {"Name": "a", "Confidence": 95.0},
+        {"Name": "c", "Confidence": 1.0, "Geometry": {}},
+        {"Name": "d", "Confidence": 1.0, "Geometry": {**geometry, "Polygon": []}},
+    ]
+    answer = {"CustomLabels": labels, "ResponseMetadata": {"RequestId": "r-7"}}
+    box = (0.0, 0.25, 0.5, 0.75)
+    assert detect(FakeClient(answer)) == Detection(
+        (
+            Label("b", 90.5, box, ((0.0, 0.25), (0.5, 1.0))),
+            Label("a", 95.0),
+            Label("c", 1.0),
+            Label("d", 1.0, box),
+        ),
+        "r-7",
+    )
+
+
+def test_an_answer_without_request_id_is_an_answer() -> None:
+    assert detect(FakeClient({"CustomLabels": []})) == Detection((), "")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        None,
+        [],
+        {"CustomLabels": None},
+        {"CustomLabels": 3},
+        {"CustomLabels": [None]},
+        {"CustomLabels": ["cat"]},
+        {"CustomLabels": [{"Confidence": 1.0}]},
+        {"CustomLabels": [{"Name": "a"}]},
+        {"CustomLabels": [{"Name": "a", "Confidence": 1.0, "Geometry": {"BoundingBox": {"Left": 0.1}}}]},
+        {"CustomLabels": [{"Name": "a", "Confidence": 1.0, "Geometry": {"Polygon": [{"X": 0.1}]}}]},
+        {"CustomLabels": [{"Name": "a", "Confidence": 1.0, "Geometry": "box"}]},
+    ],
+)
+def test_an_answer_of_another_shape_was_cut_on_its_way_and_is_tried_again(answer: object) -> None:
+    with pytest.raises(TransientError) as caught:
+        detect(FakeClient(answer))
+    assert caught.value.code == "MalformedAnswer"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "code"),
+    [
+        (refused("ProvisionedThroughputExceededException"), ThrottledError, "ProvisionedThroughputExceededException"),
+        (refused("InternalServerError", status=500), TransientError, "InternalServerError"),
+        (ParamValidationError(report="too long"), ImageError, "InvalidParameterException"),
+        (SSLError(endpoint_url="https://x", error="self-signed"), FatalCallError, "Tls"),
+        (NoCredentialsError(), FatalCallError, "Credentials"),
+        (PartialCredentialsError(provider="env", cred_var="secret"), FatalCallError, "Credentials"),
+        (CredentialRetrievalError(provider="sso", error_msg="gone"), FatalCallError, "Credentials"),
+        (TokenRetrievalError(provider="sso", error_msg="gone"), FatalCallError, "Credentials"),
+        (NoRegionError(), FatalCallError, "Credentials"),
+        (UnknownEndpointError(service_name="r", region_name="mars"), FatalCallError, "Credentials"),
+        (EndpointConnectionError(endpoint_url="https://x"), TransientError, "EndpointConnectionError"),
+        (ReadTimeoutError(endpoint_url="https://x"), TransientError, "ReadTimeoutError"),
+        (ConnectTimeoutError(endpoint_url="https://x"), TransientError, "ConnectTimeoutError"),
+        (HTTPClientError(error="broken"), TransientError, "HTTPClientError"),
+        (BotoCoreError(), TransientError, "BotoCoreError"),
+        (aiohttp.ClientPayloadError("cut"), TransientError, "ClientPayloadError"),
+        (aiohttp.ServerDisconnectedError(), TransientError, "ServerDisconnectedError"),
+        (ssl.SSLError("bad record"), TransientError, "SSLError"),
+        (ConnectionResetError(104, "reset"), TransientError, "ConnectionResetError"),
+        (OSError(), TransientError, "OSError"),
+        (ValueError(), TransientError, "ValueError"),
+        (aiohttp.ServerTimeoutError("slow"), TransientError, "Timeout"),
+        (TimeoutError(), TransientError, "Timeout"),
+    ],
+)
+def test_whatever_the_client_raises_has_its_class_and_some_words(
+    raised: Exception, kind: type[CallError], code: str
+) -> None:
+    with pytest.raises(CallError) as caught:
+        detect(FakeClient(raised))
+    assert type(caught.value) is kind
+    assert caught.value.code == code
+    assert str(caught.value) or isinstance(raised, ClientError)
+    assert caught.value.__cause__ is raised
+
+
+def test_a_refusal_keeps_status_and_request_id_for_support() -> None:
+    with pytest.raises(TransientError, match="Service Unavailable") as caught:
+        detect(FakeClient(refused("ThrottlingException", "Service Unavailable", 500)))
+    assert (caught.value.status, caught.value.request_id) == (500, "r-9")
+
+
+def test_a_refusal_without_any_detail_is_classified() -> None:
+    with pytest.raises(TransientError) as caught:
+        detect(FakeClient(ClientError(cast("Any", {}), "DetectCustomLabels")))
+    assert caught.value.code == "Unknown"
+
+
+def test_cancellation_is_no_error_of_the_call() -> None:
+    class Stuck(FakeClient):
+        async def detect_custom_labels(self, **arguments: Any) -> Any:
+            self.asked.append(arguments)
+            await anyio.sleep_forever()
+
+    async def main() -> bool:
+        with anyio.move_on_after(0.01) as scope:
+            await RekognitionDetector(Stuck(), MODEL).detect(IMAGE)
+        return scope.cancelled_caught
+
+    assert anyio.run(main)
+
+
+def test_no_call_outlives_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(FakeClient):
+        async def detect_custom_labels(self, **_arguments: Any) -> Any:
+            await anyio.sleep_forever()
+
+    monkeypatch.setattr(module, "CALL_DEADLINE_S", 0.01)
+    with pytest.raises(TransientError) as caught:
+        detect(Stuck())
+    assert caught.value.code == "Timeout"
+
+
+class FakeAws:
+    """Sessions one after the other; `answers[n]` is what the client of session n answers with."""
+
+    def __init__(self, answers: list[object], opened: list[FakeClient] | None = None) -> None:
+        self.answers = answers
+        self.opened = [] if opened is None else opened
+        self.closed = 0
+        self.options: dict[str, Any] = {}
+
+    def renewed(self) -> FakeAws:
+        return FakeAws(self.answers, self.opened)
+
+    @asynccontextmanager
+    async def rekognition(self, **options: Any) -> AsyncIterator[FakeClient]:
+        self.options = options
+        client = FakeClient(self.answers[len(self.opened)])
+        self.opened.append(client)
+        yield client
+        self.closed += 1
+
+
+def with_detector(aws: FakeAws, act: Callable[[Any], Any], **options: Any) -> Any:
+    async def main() -> Any:
+        async with open_detector(cast("Aws", aws), MODEL, **options) as detector:
+            return await act(detector)
+
+    return anyio.run(main)
+
+
+def test_the_scoring_client_has_the_models_region_no_retries_and_the_jobs_options() -> None:
+    aws = FakeAws([EMPTY])
+
+    async def act(detector: Any) -> Detection:
+        return cast("Detection", await detector.detect(IMAGE))
+
+    assert with_detector(aws, act, min_confidence=12.5, max_results=3, connections=7).request_id == "r-1"
+    assert aws.options == {"region": "eu-west-1", "retries": False, "connections": 7}
+    asked = aws.opened[0].asked[0]
+    assert (asked["MinConfidence"], asked["MaxResults"]) == (12.5, 3)
+    assert aws.closed == 1
+
+
+@pytest.mark.parametrize("code", ["ExpiredTokenException", "ExpiredToken", "RequestExpired"])
+def test_expired_credentials_are_looked_up_anew_once_for_all_callers(code: str) -> None:
+    aws = FakeAws([refused(code), EMPTY, EMPTY])
+    found: list[Detection] = []
+
+    async def act(detector: Any) -> None:
+        async def one() -> None:
+            found.append(await detector.detect(IMAGE))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(50):
+                group.start_soon(one)
+
+    with_detector(aws, act, max_results=3)
+    assert len(found) == 50
+    assert len(aws.opened) == 2
+    assert aws.opened[1].asked[0]["MaxResults"] == 3
+
+
+def test_credentials_that_expire_again_later_are_renewed_again() -> None:
+    aws = FakeAws([EMPTY, EMPTY, EMPTY])
+
+    async def act(detector: Any) -> None:
+        for number in range(2):
+            await detector.detect(IMAGE)
+            aws.opened[number].answer = refused("ExpiredTokenException")
+            await detector.detect(IMAGE)
+
+    with_detector(aws, act)
+    assert len(aws.opened) == 3
+
+
+def test_a_second_refusal_is_fatal() -> None:
+    aws = FakeAws([refused("ExpiredTokenException"), refused("ExpiredTokenException"), EMPTY])
+
+    async def act(detector: Any) -> None:
+        await detector.detect(IMAGE)
+
+    with pytest.raises(FatalCallError, match="log in again"):
+        with_detector(aws, act)
+    assert len(aws.opened) == 2
+
+
+@pytest.mark.parametrize("code", ["AccessDeniedException", "UnrecognizedClientException", "SignatureDoesNotMatch"])
+def test_other_fatal_refusals_renew_nothing(code: str) -> None:
+    aws = FakeAws([refused(code), EMPTY])
+
+    async def act(detector: Any) -> None:
+        await detector.detect(IMAGE)
+
+    with pytest.raises(FatalCallError):
+        with_detector(aws, act)
+    assert len(aws.opened) == 1
+
+
+def test_no_message_holds_the_secret_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = "verysecretkeyverysecretkey"
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDTEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", secret)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody listens there
+
+    async def main() -> None:
+        async with open_detector(Aws(), MODEL) as detector:
+            await detector.detect(ImageRef(uri="s3://pics/a.png", bucket="pics", key="a.png"))
+
+    with pytest.raises(TransientError) as caught:
+        anyio.run(main)
+    assert "127.0.0.1:1" in str(caught.value)
+    for error in (caught.value, caught.value.__cause__):
+        assert secret not in f"{error!r} {error} {vars(error)}"
