@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from batchcl.job import Job, load_job
     from batchcl.runs.record import Summary
     from batchcl.scoring.plan import Plan, plan
+    from batchcl.scoring.retry import retry
     from batchcl.scoring.score import run, run_sync
     from batchcl.scoring.stopper import Stopper
 
@@ -57,6 +58,7 @@ __all__ = [
     "load_job",
     "open_results",
     "plan",
+    "retry",
     "run",
     "run_sync",
 ]
@@ -70,6 +72,7 @@ _ROOMS = {
     "load_job": "batchcl.job",
     "open_results": "batchcl.analysis.results",
     "plan": "batchcl.scoring.plan",
+    "retry": "batchcl.scoring.retry",
     "run": "batchcl.scoring.score",
     "run_sync": "batchcl.scoring.score",
 }

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from batchcl.__about__ import __version__
-from batchcl.cli import confidence, demo, emulator, evaluate, failures, labels, model, plan, query, run, status
+from batchcl.cli import confidence, demo, emulator, evaluate, failures, labels, model, plan, query, retry, run, status
 from batchcl.errors import BatchclError, ExitCode
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ _SCORE, _ASK, _AROUND = "Score", "Ask the results", "Around it"
 
 app.command("run", rich_help_panel=_SCORE)(run.run)
 app.command("plan", rich_help_panel=_SCORE)(plan.plan)
+app.command("retry", rich_help_panel=_SCORE)(retry.retry)
 app.command("status", rich_help_panel=_SCORE)(status.status)
 app.command("runs", rich_help_panel=_SCORE)(status.runs)
 app.command("labels", rich_help_panel=_ASK)(labels.labels)

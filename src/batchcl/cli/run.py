@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import orjson
 import typer
@@ -41,7 +42,7 @@ from batchcl.cli.talk import LogFormat, LogFormatOption, talking
 from batchcl.errors import BatchclError, ExitCode
 from batchcl.runs.record import Summary
 
-__all__ = ["run", "tell"]
+__all__ = ["finish", "run", "tell"]
 
 
 def run(
@@ -77,7 +78,8 @@ def run(
 ) -> None:
     """Score every image of the sources and publish the results as partitioned Parquet.
 
-    Each image ends as one row below ROOT/results or ROOT/failures. The first ^C or SIGTERM ends calls in flight, keeps
+    Each image ends as one row below ROOT/results or ROOT/failures. The same run id again goes on with what is left, and
+    does nothing when the run is done. The first ^C or SIGTERM ends calls in flight, keeps
     what is done and stops a model that this run started; the second one gives that stop ten seconds.
 
     Examples:
@@ -130,15 +132,23 @@ def run(
         async with talking(log_format) as observer:
             return await score(job, observer=observer, stopper=stopper)
 
+    finish(lambda: run_until_signalled(work), json=json, log_format=log_format)
+
+
+def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | None) -> None:
+    """Do `work`, show what it came to, and end with the exit code for it."""
     try:
-        summary = run_until_signalled(work)
+        summary = work()
     except BatchclError as error:
         if error.summary is not None:
             _end(error.summary, json=json, log_format=log_format)
         raise
     _end(summary, json=json, log_format=log_format)
     if not summary.tolerated:
-        tell(f"{summary.failed} images failed, more than --max-failures allows; see `batchcl failures {summary.out}`")
+        tell(
+            f"{summary.failed} images failed, more than --max-failures allows; see `batchcl failures {summary.out}`, "
+            f"and `batchcl retry {summary.out} {summary.run_id}` to score them again"
+        )
         raise typer.Exit(ExitCode.FAILURES)
 
 
@@ -165,4 +175,6 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         f"{summary.seconds:.1f} s ({summary.images_per_second:.1f} images/s, {summary.throttled:,} of "
         f"{summary.calls:,} calls throttled{cost})"
     )
+    if left:
+        tell(f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest")
     tell(f"the table lies in {summary.out}/results; ask it with `batchcl labels {summary.out}`")

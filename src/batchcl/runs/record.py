@@ -11,15 +11,13 @@ import orjson
 
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
-from batchcl.runs.layout import RUNS, RunPaths
+from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 
 __all__ = [
     "RunRecord",
-    "RunState",
     "Summary",
     "differences",
-    "list_runs",
     "read_record",
     "read_summary",
     "write_summary",
@@ -106,14 +104,6 @@ class Summary:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class RunState:
-    """A run as the output root shows it; without a summary it is going on, or was cut off."""
-
-    record: RunRecord
-    summary: Summary | None = None
-
-
 _Document = TypeVar("_Document", RunRecord, Summary)
 
 
@@ -130,16 +120,6 @@ async def read_summary(store: Store, run_id: str) -> Summary | None:
 async def write_summary(store: Store, summary: Summary) -> None:
     """Keep the summary."""
     await store.put(RunPaths(summary.run_id).summary, _dump(summary.as_dict()))
-
-
-async def list_runs(store: Store) -> list[RunState]:
-    """All runs of the root, the oldest first."""
-    states = []
-    for run_id in await store.children(RUNS):
-        record = await read_record(store, run_id)
-        if record is not None:
-            states.append(RunState(record, await read_summary(store, run_id)))
-    return sorted(states, key=lambda state: (state.record.started_at, state.record.run_id))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

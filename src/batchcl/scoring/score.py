@@ -8,7 +8,7 @@ when there is an image to call for.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,50 +78,32 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
         async with service_of(job) as (aws, model):
             with stopper.interruptible():
                 await aws.check_credentials()
-                store = await open_store(job, aws)
-                record = _record(job, model)
-                paths = RunPaths(record.run_id)
-                old = await _same(store, record)
-                if old is not None:
-                    summary = await read_summary(store, record.run_id)
-                    if summary is not None and summary.status == "done":
-                        observer.notice(Notice("already-done", f"run {record.run_id} is done already; nothing to do"))
-                        return _judged(summary, job)
-                    observer.notice(Notice("resuming", f"run {record.run_id} goes on where it stopped"))
-                worklist = WorkList(store, paths)
-                listing = None
-                if old is not None:
-                    await worklist.open()
-                if worklist.totals is None:
-                    listing = await check_sources(job, aws, model, files, observer)
-                    if old is None:
-                        record = replace(record, lists=listing.digests)
-                    _check_lists(old or record, listing)
+                found = await _find(job, aws, model, files, observer)
+                if found.summary is not None:
+                    observer.notice(Notice("already-done", f"run {found.record.run_id} is done already; nothing to do"))
+                    return _judged(found.summary, job)
             async with open_model(job, aws, model, observer, stopper) as (keeper, detector):
+                store, worklist, listing = found.store, found.worklist, found.listing
                 progress = Progress(dollars=keeper.dollars)
-                lease = LeaseKeeper(store, paths, progress=lambda: _beat(progress))
+                lease = LeaseKeeper(store, RunPaths(found.record.run_id), progress=lambda: _beat(progress))
                 with stopper.interruptible():
-                    done = await published(store, paths) if old is not None else {}
-                    if worklist.totals is None or len(done) < worklist.shards:
+                    if found.calls_left:
                         await keeper.check()
-                    pages = None
-                    if listing is not None and not worklist.shards:
-                        pages = await first_page(listing.selection.pages(), job)
-                    if old is None and not await record.create(store):
-                        old = await _same(store, record)
-                    await lease.acquire()
-                    record = old or record
-                    await worklist.open()
-                    done = await published(store, paths)
+                    record, pages = await _begin(job, found, lease)
+                    done = await published(store, RunPaths(record.run_id))
                 observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
                 _show_list(worklist, progress)
                 freeze = None
                 if listing is not None and worklist.totals is None:
-                    if worklist.bookmark is not None or pages is None:
-                        pages = listing.selection.pages(worklist.bookmark)
-                    freshness = KnownVersions(store, model.name) if job.incremental else None
-                    freeze = _freezing(
-                        worklist, pages, job=job, listing=listing, freshness=freshness, progress=progress
+                    freeze = partial(
+                        freeze_all,
+                        worklist,
+                        pages,
+                        shard_size=job.shard_size,
+                        freshness=KnownVersions(store, model.name) if job.incremental else None,
+                        repeated=lambda: listing.selection.repeated,
+                        bad_lines=listing.bad_lines,
+                        on_frozen=partial(_show_list, worklist, progress),
                     )
                 session = Session(
                     job=job,
@@ -227,25 +209,70 @@ async def open_model(
         yield keeper, detector
 
 
-def _freezing(
-    worklist: WorkList,
-    pages: AsyncIterator[list[Selected]],
-    *,
-    job: Job,
-    listing: Listing,
-    freshness: KnownVersions | None,
-    progress: Progress,
-) -> Callable[[], Awaitable[None]]:
-    return partial(
-        freeze_all,
-        worklist,
-        pages,
-        shard_size=job.shard_size,
-        freshness=freshness,
-        repeated=lambda: listing.selection.repeated,
-        bad_lines=listing.bad_lines,
-        on_frozen=partial(_show_list, worklist, progress),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What there is of the run before it begins: all of it, when `summary` is there; nothing, when not `old`."""
+
+    store: Store
+    record: RunRecord
+    old: bool
+    worklist: WorkList
+    listing: Listing | None
+    calls_left: bool
+    summary: Summary | None
+
+
+async def _find(job: Job, aws: Aws, model: ModelArn, files: ExitStack, observer: Observer) -> _Found:
+    """Look for the run, and at its sources where they are still needed."""
+    store = await open_store(job, aws)
+    record = _record(job, model)
+    paths = RunPaths(record.run_id)
+    worklist = WorkList(store, paths)
+    old = await _same(store, record)
+    summary = None
+    done = 0
+    if old is not None:
+        summary = await read_summary(store, record.run_id)
+        observer.notice(Notice("resuming", f"run {record.run_id} was begun before"))
+        await worklist.open()
+        done = len(await published(store, paths))
+    finished = summary is not None and summary.status == "done"
+    listing = None
+    if worklist.totals is None and not finished:
+        listing = await check_sources(job, aws, model, files, observer)
+        if old is None:
+            record = replace(record, lists=listing.digests)
+        _check_lists(old or record, listing)
+    return _Found(
+        store=store,
+        record=old or record,
+        old=old is not None,
+        worklist=worklist,
+        listing=listing,
+        calls_left=worklist.totals is None or done < worklist.shards,
+        summary=summary if finished else None,
     )
+
+
+async def _begin(job: Job, found: _Found, lease: LeaseKeeper) -> tuple[RunRecord, AsyncIterator[list[Selected]]]:
+    """Record the run and take its lease; the record that counts, and the images that are not on the work list yet."""
+    record, worklist = found.record, found.worklist
+    first = None
+    if found.listing is not None and not worklist.shards:
+        first = await first_page(found.listing.selection.pages(), job)
+    if not found.old and not await record.create(found.store):
+        record = await _same(found.store, record) or record
+    await lease.acquire()
+    await worklist.open()  # as the last holder left it
+    if first is not None and worklist.bookmark is None:
+        return record, first
+    return record, _no_pages() if found.listing is None else found.listing.selection.pages(worklist.bookmark)
+
+
+async def _no_pages() -> AsyncIterator[list[Selected]]:
+    none: tuple[list[Selected], ...] = ()
+    for page in none:
+        yield page
 
 
 def _show_list(worklist: WorkList, progress: Progress) -> None:

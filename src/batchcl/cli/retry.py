@@ -1,0 +1,82 @@
+"""`batchcl retry`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from batchcl.cli.options import (
+    Emulator,
+    EmulatorState,
+    Json,
+    KeepModel,
+    MaxCost,
+    MaxInFlight,
+    MaxTps,
+    Profile,
+    Region,
+    StartModel,
+    flags,
+)
+from batchcl.cli.output import Root
+from batchcl.cli.run import finish
+from batchcl.cli.talk import LogFormatOption, talking
+from batchcl.runs.record import Summary
+
+__all__ = ["retry"]
+
+
+def retry(
+    root: Root,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that is done.", show_default=False)],
+    *,
+    code: Annotated[
+        list[str] | None, typer.Option("--code", help="Only failures with this error code.", show_default=False)
+    ] = None,
+    max_tps: MaxTps = None,
+    max_in_flight: MaxInFlight = None,
+    max_cost: MaxCost = None,
+    start_model: StartModel = None,
+    keep_model: KeepModel = None,
+    emulator: Emulator = None,
+    emulator_state: EmulatorState = None,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+    log_format: LogFormatOption = None,
+) -> None:
+    """Score again what failed in a run; what succeeds now moves from failures/ to results/.
+
+    Model, confidence and everything else that decides about the rows stay those of the run. A retry that is cut off is
+    taken up by the next one.
+
+    Examples:
+
+      batchcl failures out --run 2026-11-21
+
+      batchcl retry out 2026-11-21 --start-model 1
+
+      batchcl retry out 2026-11-21 --code InternalServerError --code Timeout
+    """  # noqa: D412 - Typer shows the examples as they stand
+    from batchcl.cli.signals import run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.scoring.retry import retry as score_again  # noqa: PLC0415
+    from batchcl.scoring.stopper import Stopper  # noqa: PLC0415
+
+    changes = flags(
+        max_tps=max_tps,
+        max_in_flight=max_in_flight,
+        max_cost=max_cost,
+        start_model=start_model,
+        keep_model=keep_model,
+        emulator=emulator,
+        emulator_state=emulator_state,
+        profile=profile,
+        region=region,
+    )
+
+    async def work(stopper: Stopper) -> Summary:
+        async with talking(log_format) as observer:
+            return await score_again(root, run, codes=code or (), changes=changes, observer=observer, stopper=stopper)
+
+    finish(lambda: run_until_signalled(work), json=json, log_format=log_format)

@@ -1,0 +1,144 @@
+"""What became of a run, told from the output root alone, on any machine, while it goes on or after."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from batchcl.runs.journal import Journal
+from batchcl.runs.layout import RUNS, RunPaths
+from batchcl.runs.lease import Lease, read_lease
+from batchcl.runs.markers import Counts, published, read_counts, total
+from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
+from batchcl.runs.store import Store
+from batchcl.runs.worklist import WorkList
+from batchcl.scoring.outcome import Failed
+
+__all__ = ["RunState", "list_runs", "look"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """A run as the output root shows it.
+
+    Attributes:
+        state: `done`; `running` while a runner holds it; `stopped` when it ended early; `interrupted` when its runner
+            died without a word.
+        planned: images on the list so far; all of them once `listed`.
+        published: images whose row is in the table.
+        journalled: images with a durable outcome whose shard is not published yet.
+        unresolved: failed images, which `batchcl retry` can score again.
+        left: images without an outcome.
+        held_by: who works on it, or None.
+        images_per_second: of the runner that holds it, else of the last session that ended.
+        resumable: whether the same `batchcl run` would go on with it.
+    """
+
+    run_id: str
+    model: str
+    started_at: dt.datetime
+    state: str
+    listed: bool
+    planned: int
+    scored: int
+    failed: int
+    skipped: int
+    published: int
+    journalled: int
+    unresolved: int
+    left: int
+    rounds: int
+    images_per_second: float | None
+    held_by: str | None
+    resumable: bool
+    reason: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | None:
+    """The run's state, or None if there is no such run. Reads markers, and the journals of unpublished shards."""
+    record = await read_record(store, run_id)
+    if record is None:
+        return None
+    paths = RunPaths(run_id)
+    summary = await read_summary(store, run_id)
+    lease = await read_lease(store, paths)
+    worklist = WorkList(store, paths)
+    await worklist.open()
+    rounds = await published(store, paths)
+    counts = total((await read_counts(store, paths, rounds.items())).values())
+    journalled = await _journalled(store, paths, worklist, rounds)
+    return _state(
+        record,
+        summary,
+        lease=lease if lease is not None and lease.lives(now) else None,
+        worklist=worklist,
+        counts=counts,
+        journalled=journalled,
+        rounds=max(rounds.values(), default=0),
+    )
+
+
+async def list_runs(store: Store, *, now: dt.datetime) -> list[RunState]:
+    """All runs of the root, the oldest first."""
+    states = [await look(store, run_id, now=now) for run_id in await store.children(RUNS)]
+    return sorted((state for state in states if state is not None), key=lambda each: (each.started_at, each.run_id))
+
+
+async def _journalled(store: Store, paths: RunPaths, worklist: WorkList, rounds: dict[int, int]) -> Counts:
+    """Outcomes of round 0 that are durable, but not in the table yet."""
+    names = await store.children(f"{paths.folder}/journal")
+    found = Counts()
+    for shard in (int(name) for name in names if name.isdigit() and int(name) not in rounds):
+        journal = Journal(store, paths, shard, round_=0, writer="")
+        outcomes = [entry.outcome for entry in await journal.read(await worklist.load(shard))]
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+        skipped = sum(outcome.status == "skipped" for outcome in failed)
+        found += Counts(len(outcomes) - len(failed), len(failed) - skipped, skipped)
+    return found
+
+
+def _state(
+    record: RunRecord,
+    summary: Summary | None,
+    *,
+    lease: Lease | None,
+    worklist: WorkList,
+    counts: Counts,
+    journalled: Counts,
+    rounds: int,
+) -> RunState:
+    both = counts + journalled
+    listed = worklist.totals is not None
+    finished = listed and counts.done == worklist.images and summary is not None and summary.status == "done"
+    if lease is not None:
+        state = "running"
+    elif finished:
+        state = "done"
+    else:
+        state = "stopped" if summary is not None and summary.status == "stopped" else "interrupted"
+    rate = summary.images_per_second if summary is not None else None
+    return RunState(
+        run_id=record.run_id,
+        model=record.model_name,
+        started_at=record.started_at,
+        state=state,
+        listed=listed,
+        planned=worklist.images,
+        scored=both.scored,
+        failed=both.failed,
+        skipped=both.skipped,
+        published=counts.done,
+        journalled=journalled.done,
+        unresolved=both.failed,
+        left=worklist.images - both.done,
+        rounds=rounds,
+        images_per_second=lease.progress.get("images_per_second", rate) if lease is not None else rate,
+        held_by=None if lease is None else f"{lease.host}, process {lease.process.partition('-')[0]}",
+        resumable=lease is None and not finished,
+        reason=summary.reason if summary is not None and not finished else None,
+    )
