@@ -78,4 +78,5 @@ class RateController:
         self._slow_start = False
         self._grown_at = now
         self._decreased_at = now
-        self._rate_tps = max(FLOOR_TPS, self._rate_tps * (_DECREASE_SUDDEN if sudden else _DECREASE))
+        fallen_tps = self._rate_tps * (_DECREASE_SUDDEN if sudden else _DECREASE)
+        self._rate_tps = min(self._ceiling_tps, max(FLOOR_TPS, fallen_tps))
