@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import anyio
+import pytest
+
+from batchcl.pacing.controller import RateController
+from batchcl.pacing.pacer import AdaptivePacer, UnpacedPacer
+from virtual import run_virtual
+
+
+class FixedRate(RateController):
+    """A rate that the test sets."""
+
+    def __init__(self, rate_tps: float) -> None:
+        super().__init__(start_tps=rate_tps)
+
+    def set(self, rate_tps: float) -> None:
+        self._rate_tps = rate_tps
+
+
+def times(pacer: AdaptivePacer, calls: int, *, start_s: float = 0.0, busy_s: float = 0.0) -> list[float]:
+    """When so many calls go out, each of which keeps the loop busy for `busy_s` afterwards."""
+
+    async def main() -> list[float]:
+        found = []
+        for _ in range(calls):
+            await pacer.acquire()
+            found.append(anyio.current_time())
+            if busy_s:
+                await anyio.sleep(busy_s)
+        return found
+
+    return run_virtual(main, start_s=start_s)
+
+
+@pytest.mark.parametrize("rate_tps", [0.2, 3.0, 50.0, 400.0])
+def test_calls_are_spaced_evenly_at_the_rate(rate_tps: float) -> None:
+    found = times(AdaptivePacer(FixedRate(rate_tps)), 101, start_s=1000)[20:]  # after the start's catching up
+    gaps = [later - earlier for earlier, later in pairwise(found)]
+    assert min(gaps) == pytest.approx(1 / rate_tps, rel=0.01)
+    assert max(gaps) == pytest.approx(1 / rate_tps, rel=0.01)
+
+
+def test_small_delays_are_caught_up_so_that_the_rate_holds_on_average() -> None:
+    found = times(AdaptivePacer(FixedRate(20)), 401, busy_s=0.03)
+    assert 400 / (found[-1] - found[0]) == pytest.approx(20, rel=0.01)
+
+
+def test_a_long_pause_is_not_caught_up_by_a_burst() -> None:
+    pacer = AdaptivePacer(FixedRate(100))
+
+    async def main() -> int:
+        sent = 0
+        await pacer.acquire()
+        await anyio.sleep(60)
+        with anyio.move_on_after(1.0):
+            while sent < 10_000:
+                await pacer.acquire()
+                sent += 1
+        return sent
+
+    assert run_virtual(main, start_s=1000) <= 100 + 0.05 * 100 + 1
+
+
+@pytest.mark.parametrize("start_s", [0.0, 5_000.0])
+def test_the_first_seconds_hold_no_burst(start_s: float) -> None:
+    found = times(AdaptivePacer(FixedRate(100)), 50, start_s=start_s)
+    assert found[-1] - found[0] >= 49 / 100 - 0.06
+
+
+@pytest.mark.parametrize("max_tps", [0.5, 2.0, 7.0])
+def test_no_second_ever_sees_more_calls_than_the_ceiling(max_tps: float) -> None:
+    found = times(AdaptivePacer(FixedRate(1000), max_tps=max_tps), 60)
+    window_s = max(1.0, 1 / max_tps)
+    for begin in found:
+        assert sum(begin <= one < begin + window_s - 1e-6 for one in found) <= math.ceil(max_tps * window_s)
+    assert 59 / (found[-1] - found[0]) == pytest.approx(max_tps, rel=0.02)
+
+
+def test_a_ceiling_above_the_rate_changes_nothing() -> None:
+    found = times(AdaptivePacer(FixedRate(10), max_tps=500), 101)
+    assert found[-1] - found[0] == pytest.approx(10, rel=0.02)
+
+
+def test_a_rate_that_rises_is_heard_by_who_waits() -> None:
+    controller = FixedRate(0.01)
+    pacer = AdaptivePacer(controller)
+
+    async def main() -> float:
+        await pacer.acquire()
+        begin = anyio.current_time()
+
+        async def rise() -> None:
+            await anyio.sleep(1)
+            controller.set(100)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(rise)
+            await pacer.acquire()
+        return anyio.current_time() - begin
+
+    assert run_virtual(main, start_s=1000) <= 1.26
+
+
+@pytest.mark.parametrize("max_tps", [None, 1.0])
+def test_cancelled_waits_cost_no_turn(max_tps: float | None) -> None:
+    pacer = AdaptivePacer(FixedRate(1), max_tps=max_tps)
+
+    async def main() -> float:
+        await pacer.acquire()
+        begin = anyio.current_time()
+        for _ in range(9):
+            with anyio.move_on_after(0.1):
+                await pacer.acquire()
+        await pacer.acquire()
+        return anyio.current_time() - begin
+
+    assert run_virtual(main, start_s=1000) <= 1.01
+
+
+def test_what_became_of_calls_moves_the_rate() -> None:
+    async def main() -> tuple[float, float, float]:
+        pacer = AdaptivePacer(RateController(start_tps=10))
+        for _ in range(20):
+            await pacer.acquire()
+            pacer.succeeded()
+        grown = pacer.statistics().rate_tps
+        pacer.throttled(sent_at=anyio.current_time(), sudden=False)
+        fallen = pacer.statistics().rate_tps
+        await anyio.sleep(1)
+        pacer.throttled(sent_at=anyio.current_time(), sudden=True)
+        return grown, fallen, pacer.statistics().rate_tps
+
+    grown, fallen, fallen_suddenly = run_virtual(main)
+    assert grown > 15
+    assert fallen == pytest.approx(grown * 0.85)
+    assert fallen_suddenly == pytest.approx(fallen * 0.6)
+
+
+def test_without_a_limit_nothing_waits_but_others_may_run() -> None:
+    async def main() -> tuple[float, bool]:
+        ran = []
+
+        async def other() -> None:
+            ran.append(True)
+
+        pacer = UnpacedPacer()
+        async with anyio.create_task_group() as group:
+            group.start_soon(other)
+            for _ in range(1000):
+                await pacer.acquire()
+            seen = bool(ran)
+        pacer.succeeded()
+        pacer.throttled(sent_at=0, sudden=True)
+        assert pacer.statistics().rate_tps == math.inf
+        return anyio.current_time(), seen
+
+    now, others_ran = run_virtual(main)
+    assert now < 0.01
+    assert others_ran
