@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from batchcl.errors import OutputError, UsageError
+from batchcl.runs.compact import hidden_parts
+from batchcl.runs.layout import COMPACTED
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
 
@@ -182,8 +184,8 @@ class _Narrowing:
         )
 
     def _may_hold_run(self, part: _Part) -> bool:
-        """A part is named `<run_id>-<shard>`, and a run id may hold dashes itself: the rows decide."""
-        return self.run_id is None or part.name.startswith(f"{self.run_id}-")
+        """A part is named `<run_id>-<shard>`, run ids may hold dashes, and merged parts have many: the rows decide."""
+        return self.run_id is None or part.name.startswith((f"{self.run_id}-", COMPACTED))
 
     def check(self, store: Store, parts: Iterable[_Part]) -> None:
         """Raise `UsageError` for a model or run that nobody knows: a slip of the pen, not an empty answer."""
@@ -250,6 +252,8 @@ def open_results(
 
 def _parts(store: Store) -> list[_Part]:
     files = [*store.list_now("results"), *store.list_now("failures")]
+    hidden = hidden_parts(store, {file.path for file in files})
+    files = [file for file in files if file.path not in hidden]
     found = ((file, _PART.fullmatch(file.path)) for file in files)
     return [_Part(**match.groupdict(), uri=store.uri(file.path)) for file, match in found if match is not None]
 

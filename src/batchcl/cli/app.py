@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from batchcl.__about__ import __version__
-from batchcl.cli import confidence, demo, emulator, evaluate, failures, labels, model, plan, query, retry, run, status
+from batchcl.cli import (
+    compact,
+    confidence,
+    demo,
+    emulator,
+    evaluate,
+    failures,
+    labels,
+    model,
+    plan,
+    query,
+    retry,
+    run,
+    status,
+)
 from batchcl.errors import BatchclError, ExitCode
 
 __all__ = ["app", "main"]
@@ -35,6 +49,7 @@ app.command("confidence", rich_help_panel=_ASK)(confidence.confidence)
 app.command("failures", rich_help_panel=_ASK)(failures.failures)
 app.command("evaluate", rich_help_panel=_ASK)(evaluate.evaluate)
 app.command("query", rich_help_panel=_ASK)(query.query)
+app.command("compact", rich_help_panel=_AROUND)(compact.compact)
 app.add_typer(model.app, name="model", rich_help_panel=_AROUND)
 app.command("emulator", rich_help_panel=_AROUND)(emulator.emulator)
 app.command("demo", rich_help_panel=_AROUND)(demo.demo)

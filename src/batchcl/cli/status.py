@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from batchcl.runs.status import RunState
     from batchcl.runs.store import Store
 
-__all__ = ["runs", "status"]
+__all__ = ["runs", "status", "with_store"]
 
 _T = TypeVar("_T")
 _OVERVIEW = (
@@ -49,7 +49,7 @@ def runs(root: Root, *, json: Json = False, csv: Csv = False, profile: Profile =
     async def work(store: Store) -> list[RunState]:
         return await list_runs(store, now=dt.datetime.now(dt.UTC))
 
-    states = _with_store(work, root, profile=profile, region=region)
+    states = with_store(work, root, profile=profile, region=region)
     rows = [state.as_dict() for state in states]
     frame = pl.DataFrame([{name: row[name] for name in _OVERVIEW} for row in rows], infer_schema_length=None)
     emit(frame, json=json, csv=csv, title=f"Runs in {root}")
@@ -82,13 +82,14 @@ def status(
         states = await list_runs(store, now=now)
         return states[-1] if states else None
 
-    state = _with_store(find, root, profile=profile, region=region)
+    state = with_store(find, root, profile=profile, region=region)
     if state is None:
         raise UsageError(f"there is no run {run or ''} in {root}; `batchcl runs {root}` lists them")
     emit_object(state.as_dict(), json=json)
 
 
-def _with_store(work: Callable[[Store], Awaitable[_T]], root: str, *, profile: str | None, region: str | None) -> _T:
+def with_store(work: Callable[[Store], Awaitable[_T]], root: str, *, profile: str | None, region: str | None) -> _T:
+    """Do `work` with the output root `root`, which exists."""
     import anyio  # noqa: PLC0415
 
     from batchcl.aws.session import Aws  # noqa: PLC0415

@@ -10,9 +10,12 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["RUNS", "RunPaths", "new_run_id", "valid_run_id"]
+__all__ = ["COMPACTED", "RUNS", "RunPaths", "new_run_id", "valid_run_id"]
 
 RUNS: Final = "runs"
+COMPACTED: Final = "compact-"
+"""How the names of merged parts begin."""
+
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
 
 
@@ -23,10 +26,10 @@ def new_run_id(now: dt.datetime) -> str:
 
 def valid_run_id(run_id: str) -> str:
     """`run_id` itself, or `UsageError`: it becomes part of file names."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not _RUN_ID.fullmatch(run_id) or run_id.startswith(COMPACTED):
         raise UsageError(
             f"{run_id!r} can't be a run id: use at most 128 letters, digits and . _ : + @ -, starting with a letter or "
-            "digit, such as 2026-11-21"
+            "digit and not with compact-, such as 2026-11-21"
         )
     return run_id
 

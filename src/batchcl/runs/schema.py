@@ -127,9 +127,11 @@ def failures_table(failed: Sequence[Failed], *, run_id: str) -> pa.Table:
     )
 
 
-def parquet_bytes(table: pa.Table, *, run_id: str) -> bytes:
-    """`table` as one zstd Parquet file; the same rows make the same bytes."""
-    metadata = {"batchcl.schema": SCHEMA_VERSION, "batchcl.version": __version__, "batchcl.run_id": run_id}
+def parquet_bytes(table: pa.Table, *, run_id: str | None) -> bytes:
+    """`table` as one zstd Parquet file; the same rows make the same bytes. No `run_id` for rows of several runs."""
+    metadata = {"batchcl.schema": SCHEMA_VERSION, "batchcl.version": __version__}
+    if run_id is not None:
+        metadata["batchcl.run_id"] = run_id
     sink = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata(metadata),

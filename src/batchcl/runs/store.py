@@ -136,6 +136,23 @@ class Store:
             except FileNotFoundError:
                 return None
 
+    async def exists(self, path: str) -> bool:
+        """Whether the object is there."""
+        with _explained("looking for", self.uri(path)):
+            try:
+                await obstore.head_async(self._backend, path)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def get_now(self, path: str) -> bytes | None:
+        """`get` for synchronous callers."""
+        with _explained("reading", self.uri(path)):
+            try:
+                return bytes(obstore.get(self._backend, path).bytes())
+            except FileNotFoundError:
+                return None
+
     async def delete(self, path: str) -> None:
         """Remove the object; none being there is fine."""
         with _explained("deleting", self.uri(path)):

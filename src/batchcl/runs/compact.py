@@ -1,0 +1,205 @@
+"""Small parts into large ones, partition by partition, without losing a row wherever it is killed.
+
+For each group of parts: an intent names inputs and output; the output is written whole; the inputs are deleted; the
+intent is deleted. A compaction that died is finished or undone from its intent by the next one.
+
+What a reader sees meanwhile: batchcl's own commands read the intents and so see every row once. A reader of the bare
+files, such as Athena, may see the rows of a group twice, from when the output is written until the inputs are gone;
+it never misses one. A query that has listed files before they are deleted may fail to open one, and is to be repeated.
+
+Only `results/` of finished runs are touched: a run that goes on, or a retry that is open, keeps its parts. Partitions
+stay as they are, so parts of different dates are not merged.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import io
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+import anyio.to_thread
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchcl.errors import OutputError
+from batchcl.runs.layout import COMPACTED, RUNS, RunPaths
+from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.record import read_summary
+from batchcl.runs.schema import RESULTS, parquet_bytes
+from batchcl.runs.store import Store, StoredFile
+
+__all__ = ["Compaction", "compact", "hidden_parts"]
+
+TARGET_BYTES: Final = 128 * 1024 * 1024
+MIN_AGE: Final = dt.timedelta(minutes=10)
+"""A run that ended so recently may still have a reader or a slow writer."""
+
+_PATHS: Final = RunPaths(".compact")
+_INTENTS: Final = f"{RUNS}/.compact/intents"
+_PART: Final = re.compile(r"(?P<run>.+)-\d{5,}(?:-r\d+)?\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """One group: `inputs` became `output`, of `rows` rows; with `dry_run`, would become."""
+
+    inputs: tuple[str, ...]
+    output: str
+    rows: int | None
+    bytes_before: int
+    bytes_after: int | None
+
+
+async def compact(
+    store: Store,
+    *,
+    target_bytes: int = TARGET_BYTES,
+    min_age: dt.timedelta = MIN_AGE,
+    dry_run: bool = False,
+    utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+) -> list[Compaction]:
+    """Merge the small parts of each partition of `results/` into files of about `target_bytes`.
+
+    Args:
+        store: the output root.
+        target_bytes: compressed; a part of half that size or more is left alone. Memory is some ten times that.
+        min_age: leave runs alone that ended more recently.
+        dry_run: only tell.
+        utcnow: the time.
+
+    Raises:
+        StoppedError: another compaction is at work.
+        OutputError: the root can't be read or written, or somebody changed its parts meanwhile; nothing is lost.
+    """
+    lease = LeaseKeeper(store, _PATHS, utcnow=utcnow)
+    if not dry_run:
+        await lease.acquire()
+        await _recover(store)
+    try:
+        finished = _Finished(store, before=utcnow() - min_age)
+        groups = await _groups(store, finished, target_bytes)
+        return [_planned(group) if dry_run else await _merge(store, group) for group in groups]
+    finally:
+        if not dry_run:
+            await lease.release()
+
+
+def hidden_parts(store: Store, parts: Collection[str]) -> frozenset[str]:
+    """Which of `parts` a reader who wants every row once leaves out: inputs beside their output. Blocks."""
+    hidden: set[str] = set()
+    for file in store.list_now(_INTENTS):
+        intent = store.get_now(file.path)
+        if intent is not None:
+            inputs, output = _read_intent(intent)
+            if output in parts:
+                hidden.update(inputs)
+    return frozenset(hidden)
+
+
+async def _recover(store: Store) -> None:
+    """Finish what has its output, and forget what has not: its inputs are all there."""
+    for file in await store.list_all(_INTENTS):
+        intent = await store.get(file.path)
+        if intent is None:
+            continue
+        inputs, output = _read_intent(intent)
+        if await store.exists(output):
+            for path in inputs:
+                await store.delete(path)
+        await store.delete(file.path)
+
+
+class _Finished:
+    """Knows which runs are over, and asks for each once."""
+
+    def __init__(self, store: Store, *, before: dt.datetime) -> None:
+        self._store = store
+        self._before = before
+        self._known: dict[str, bool] = {}
+
+    async def may_be_merged(self, path: str) -> bool:
+        name = path.rpartition("/")[2]
+        if name.startswith(COMPACTED):
+            return True
+        part = _PART.fullmatch(name)
+        if part is None:
+            return False
+        run_id = part["run"]
+        if run_id not in self._known:
+            self._known[run_id] = await self._over(run_id)
+        return self._known[run_id]
+
+    async def _over(self, run_id: str) -> bool:
+        summary = await read_summary(self._store, run_id)
+        if summary is None or summary.status != "done" or summary.ended_at > self._before:
+            return False
+        names = {file.path.rpartition("/")[2] for file in await self._store.list_all(RunPaths(run_id).rounds)}
+        return all(name.removesuffix(".json") + ".done" in names for name in names if name.endswith(".json"))
+
+
+async def _groups(store: Store, finished: _Finished, target_bytes: int) -> list[list[StoredFile]]:
+    """Parts of one partition each that are worth merging, at most about the target together."""
+    small = [
+        file
+        for file in await store.list_all("results")
+        if file.path.endswith(".parquet")
+        and file.size_bytes < target_bytes / 2
+        and await finished.may_be_merged(file.path)
+    ]
+    groups: list[list[StoredFile]] = []
+    for _, files in groupby(small, key=lambda file: file.path.rpartition("/")[0]):
+        group: list[StoredFile] = []
+        for file in files:
+            if group and sum(each.size_bytes for each in group) + file.size_bytes > target_bytes:
+                groups.append(group)
+                group = []
+            group.append(file)
+        groups.append(group)
+    return [group for group in groups if len(group) > 1]
+
+
+def _planned(group: Sequence[StoredFile]) -> Compaction:
+    inputs = tuple(file.path for file in group)
+    folder = inputs[0].rpartition("/")[0]
+    digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:16]
+    output = f"{folder}/{COMPACTED}{digest}.parquet"
+    return Compaction(inputs, output, None, sum(file.size_bytes for file in group), None)
+
+
+async def _merge(store: Store, group: Sequence[StoredFile]) -> Compaction:
+    plan = _planned(group)
+    intent = f"{_INTENTS}/{plan.output.rpartition('/')[2]}.json"
+    parts = []
+    for path in plan.inputs:
+        data = await store.get(path)
+        if data is None:
+            raise OutputError(f"{store.uri(path)} went away while it was being merged; nothing is lost, run it again")
+        parts.append(data)
+    rows, merged = await anyio.to_thread.run_sync(_merged, parts)
+    await store.put(intent, orjson.dumps({"inputs": plan.inputs, "output": plan.output}))
+    await store.put(plan.output, merged)
+    if not await store.exists(intent):
+        # Somebody took us for dead and undid the intent; their compaction has these rows.
+        await store.delete(plan.output)
+        raise OutputError(f"another compaction took over {store.root}; nothing is lost, run it again")
+    for path in plan.inputs:
+        await store.delete(path)
+    await store.delete(intent)
+    return Compaction(plan.inputs, plan.output, rows, plan.bytes_before, len(merged))
+
+
+def _merged(parts: Sequence[bytes]) -> tuple[int, bytes]:
+    tables = [pq.read_table(io.BytesIO(data), schema=RESULTS) for data in parts]
+    rows = pa.concat_tables(tables).sort_by([("uri", "ascending"), ("run_id", "ascending")])
+    return rows.num_rows, parquet_bytes(rows, run_id=None)
+
+
+def _read_intent(data: bytes) -> tuple[list[str], str]:
+    intent = orjson.loads(data)
+    return intent["inputs"], intent["output"]
