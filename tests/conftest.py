@@ -1,4 +1,4 @@
-"""Real servers for end-to-end tests: the emulator for Rekognition, SeaweedFS and moto for S3, the CLI as a process."""
+"""Real servers for tests of processes: the emulator for Rekognition, SeaweedFS and moto for S3, the CLI."""
 
 from __future__ import annotations
 
