@@ -1,0 +1,88 @@
+"""Which image versions have a result: the same version once, another version again."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+
+import anyio
+
+from batchcl.images import ImageRef
+from batchcl.runs.known import KnownVersions
+from batchcl.runs.parts import PartSpec, shard_parts
+from batchcl.runs.store import Store
+from batchcl.scoring.outcome import Scored
+
+NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+
+
+def image(key: str, **more: object) -> ImageRef:
+    values: dict[str, object] = {"uri": f"s3://b/{key}", "bucket": "b", "key": key, "etag": "e1"} | more
+    return ImageRef(**values)  # type: ignore[arg-type]
+
+
+async def publish(store: Store, run: str, images: list[ImageRef], *, model: str = "m@1", day: int = 20) -> None:
+    spec = PartSpec(run_id=run, model=model, date=dt.date(2026, 11, day))
+    outcomes = [
+        Scored(image=each, labels=(), attempts=1, latency_ms=1.0, request_id="", scored_at=NOW) for each in images
+    ]
+    for part in shard_parts(spec, 0, round_=0, new=outcomes, left=[]):
+        assert part.data is not None
+        await store.put(part.path, part.data)
+
+
+def fresh(published: list[ImageRef], asked: list[ImageRef], *, model: str = "m@1") -> list[bool]:
+    async def main() -> list[bool]:
+        store = Store.memory()
+        if published:
+            await publish(store, "r", published)
+        return await KnownVersions(store, model).fresh(asked)
+
+    return anyio.run(main)
+
+
+def test_without_results_everything_is_fresh():
+    assert fresh([], [image("a")]) == [True]
+
+
+def test_the_same_etag_is_known_and_another_is_fresh():
+    assert fresh([image("a"), image("b")], [image("a"), image("b", etag="e2"), image("c")]) == [False, True, True]
+
+
+def test_a_version_id_decides_alone():
+    old = image("a", version_id="v1")
+    assert fresh([old], [old, image("a", version_id="v2"), image("a", version_id="v1", etag=None)]) == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_local_file_is_known_by_size_and_time():
+    local = ImageRef(uri="/x/a.png", bucket="", key="/x/a.png", size_bytes=5, last_modified=NOW)
+    changed = [local, replace(local, size_bytes=6), replace(local, last_modified=NOW + dt.timedelta(seconds=1))]
+    assert fresh([local], changed) == [False, True, True]
+
+
+def test_an_image_of_which_nothing_is_told_is_never_known():
+    untold = image("a", etag=None)
+    assert fresh([untold], [untold]) == [True]
+
+
+def test_another_model_knows_nothing():
+    assert fresh([image("a")], [image("a")], model="m@2") == [True]
+
+
+def test_every_night_and_every_part_counts_and_only_what_can_match_is_read():
+    async def main() -> None:
+        store = Store.memory()
+        for night in range(1, 4):
+            keys = [f"{night}/{n:03}" for n in range(50)]
+            await publish(store, f"n{night}", [image(key) for key in keys], day=night)
+        known = KnownVersions(store, "m@1")
+        assert not any(await known.fresh([image(f"2/{n:03}") for n in range(50)]))
+        assert [group.path.count("n2") for group in known._cached] == [1]
+        assert all(await known.fresh([image(f"4/{n:03}") for n in range(50)]))
+        assert known._cached == {}
+
+    anyio.run(main)

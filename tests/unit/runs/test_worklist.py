@@ -1,0 +1,113 @@
+"""The work list: frozen once, read back exactly, and continued where it was cut short."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+
+import anyio
+import pytest
+
+from batchcl.errors import OutputError, StoppedError
+from batchcl.images import ImageRef
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.store import Store
+from batchcl.runs.worklist import WorkList, WorkListTotals
+from batchcl.sources.base import Position
+from batchcl.sources.select import Bookmark
+
+PATHS = RunPaths("r")
+
+
+def image(n: int) -> ImageRef:
+    return ImageRef(uri=f"s3://b/{n}.jpg", bucket="b", key=f"{n}.jpg", size_bytes=n)
+
+
+def bookmark(n: int, known: int = 0) -> Bookmark:
+    return Bookmark(0, Position(n, f"{n - 1}.jpg"), n, known=known)
+
+
+def test_images_come_back_exactly():
+    name = os.fsdecode(b"/x/\xff\xfe.jpg")
+    odd = [
+        ImageRef(uri="/x/odd", bucket="", key=name),
+        ImageRef(
+            uri="s3://b/a b+c%2F é\n.jpg",
+            bucket="b",
+            key="a b+c%2F é\n.jpg",
+            version_id="v",
+            etag="e",
+            size_bytes=2**40,
+            last_modified=dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC),
+            extra='{"a": 1}',
+        ),
+    ]
+
+    async def main() -> None:
+        store = Store.memory()
+        worklist = WorkList(store, PATHS)
+        await worklist.freeze(odd, bookmark(2))
+        assert await worklist.load(0) == odd
+
+    anyio.run(main)
+
+
+def test_a_list_that_was_cut_short_says_where_to_go_on():
+    async def main() -> None:
+        store = Store.memory()
+        first = WorkList(store, PATHS)
+        await first.freeze([image(0), image(1)], bookmark(2))
+        await first.freeze([image(3)], bookmark(4, known=1))
+        again = WorkList(store, PATHS)
+        await again.open()
+        assert (again.shards, again.images, again.bookmark, again.totals) == (2, 3, bookmark(4, known=1), None)
+        await again.complete(WorkListTotals(shards=2, images=3, known=1))
+        last = WorkList(store, PATHS)
+        await last.open()
+        assert (last.shards, last.images, last.totals) == (2, 3, WorkListTotals(shards=2, images=3, known=1))
+
+    anyio.run(main)
+
+
+def test_shards_are_handed_out_as_they_are_frozen_and_end_with_the_list():
+    seen: list[int] = []
+
+    async def read(worklist: WorkList) -> None:
+        async for shard in worklist.shard_numbers():
+            seen.append(shard)  # noqa: PERF401 - looked at while it grows
+
+    async def main() -> None:
+        worklist = WorkList(Store.memory(), PATHS)
+        async with anyio.create_task_group() as group:
+            group.start_soon(read, worklist)
+            await anyio.wait_all_tasks_blocked()
+            assert seen == []
+            await worklist.freeze([image(0)], bookmark(1))
+            await anyio.wait_all_tasks_blocked()
+            assert seen == [0]
+            await worklist.freeze([image(1)], bookmark(2))
+            await worklist.complete(WorkListTotals(shards=2, images=2))
+        assert seen == [0, 1]
+
+    anyio.run(main)
+
+
+def test_two_runners_that_freeze_different_lists_are_told_apart():
+    async def main() -> None:
+        store = Store.memory()
+        first, second = WorkList(store, PATHS), WorkList(store, PATHS)
+        await first.freeze([image(0)], bookmark(1))
+        await second.freeze([image(0)], bookmark(1))
+        await first.freeze([image(1)], bookmark(2))
+        with pytest.raises(StoppedError, match="another runner"):
+            await second.freeze([image(2)], bookmark(2))
+
+    anyio.run(main)
+
+
+def test_a_missing_shard_is_damage():
+    async def main() -> None:
+        with pytest.raises(OutputError, match="damaged"):
+            await WorkList(Store.memory(), PATHS).load(0)
+
+    anyio.run(main)

@@ -1,0 +1,55 @@
+"""Bounds in time, money and failures."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
+from batchcl.job import Job
+from batchcl.scoring.bounds import reached, watch_bounds
+from batchcl.scoring.events import Progress
+from virtual import run_virtual
+
+
+def job(**fields: object) -> Job:
+    return Job.model_validate({"sources": ["x"], "out": "x", "emulator": True} | fields)
+
+
+def progress(*, scored: int = 0, failed: int = 0, dollars: float | None = None) -> Progress:
+    made = Progress(dollars=lambda: dollars)
+    made.add_earlier(scored=scored, failed=failed, skipped=0)
+    return made
+
+
+def test_without_bounds_nothing_is_ever_reached():
+    assert reached(job(), progress(failed=10**6, dollars=1e6), elapsed_s=1e9) is None
+
+
+def test_the_deadline_is_reached_on_time():
+    assert reached(job(deadline="1h30m"), progress(), elapsed_s=5399) is None
+    assert isinstance(reached(job(deadline="1h30m"), progress(), elapsed_s=5400), StoppedError)
+
+
+def test_the_cost_is_that_of_the_model():
+    assert reached(job(max_cost=5), progress(dollars=None), elapsed_s=1e9) is None
+    assert reached(job(max_cost=5), progress(dollars=4.99), elapsed_s=0) is None
+    assert "$5.00" in str(reached(job(max_cost=5), progress(dollars=5.0), elapsed_s=0))
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "scored", "failed", "ends"),
+    [("3", 0, 3, False), ("3", 0, 4, True), ("10%", 80, 19, False), ("10%", 85, 15, True), ("10%", 95, 10, False)],
+)
+def test_failures_end_the_run_when_tolerance_was_named(tolerance, scored, failed, ends):
+    found = reached(job(max_failures=tolerance), progress(scored=scored, failed=failed), elapsed_s=0)
+    assert isinstance(found, TooManyFailuresError) is ends
+
+
+def test_the_watch_looks_every_second_and_stops_once():
+    stops: list[BatchclError] = []
+
+    async def main() -> None:
+        await watch_bounds(job(deadline="1h"), progress(), begun_at=0.0, stop=stops.append)
+
+    run_virtual(main)
+    assert len(stops) == 1
