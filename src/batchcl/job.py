@@ -97,7 +97,7 @@ class Job(BaseModel):
     run_id: str | None = None
     min_confidence: Annotated[float, Field(ge=0, le=100)] | None = None
     max_results: Annotated[int, Field(ge=0)] | None = None
-    max_tps: Annotated[float, Field(gt=0)] | None = None
+    max_tps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class Job(BaseModel):
     skip_bad_lines: bool = False
     max_failures: str | None = None
     deadline: str | None = None
-    max_cost: Annotated[float, Field(gt=0)] | None = None
+    max_cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     incremental: bool = False
     single_writer: bool = False
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
@@ -245,6 +245,8 @@ def _sentence(error: ValidationError, config: Path | None) -> str:
     for finding in error.errors():
         field = str(finding["loc"][0]) if finding["loc"] else ""
         message = finding["msg"].removeprefix("Value error, ")
+        if finding["type"] == "tuple_type":
+            message = 'Write a list, such as ["s3://bucket/"]; in the environment it is JSON'
         if finding["type"] == "extra_forbidden":
             parts.append(f"the key {field!r} is unknown; known are {', '.join(Job.model_fields)}")
         elif finding["type"] == "missing":
