@@ -71,9 +71,11 @@ class Store:
         if "://" in root:
             raise UsageError(f"the output root {root} is neither a directory nor s3://bucket/prefix")
         path = Path(root).absolute()
-        if path.exists() and not path.is_dir():
+        with _explained("opening the output root", str(path)):
+            is_there, is_folder = path.exists(), path.is_dir()
+        if is_there and not is_folder:
             raise OutputError(f"can't use {path} as output root: it is a file; name a directory")
-        if not create and not path.is_dir():
+        if not create and not is_folder:
             raise OutputError(f"there is no output root {path}; check the path, or run batchcl run first")
         with _explained("making the output root", str(path)):
             path.mkdir(parents=True, exist_ok=True)
