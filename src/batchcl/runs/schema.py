@@ -93,7 +93,7 @@ _Row = TypeVar("_Row", Scored, Failed)
 def results_table(
     scored: Sequence[Scored], *, run_id: str, min_confidence: float | None, max_results: int | None
 ) -> pa.Table:
-    """Rows of `results/`, sorted by uri."""
+    """Rows of `results/`, sorted by uri and version."""
     return _table(
         scored,
         RESULTS,
@@ -111,7 +111,7 @@ def results_table(
 
 
 def failures_table(failed: Sequence[Failed], *, run_id: str) -> pa.Table:
-    """Rows of `failures/`, sorted by uri."""
+    """Rows of `failures/`, sorted by uri and version."""
     return _table(
         failed,
         FAILURES,
@@ -149,7 +149,7 @@ def _table(
     run_id: str,
     columns: Callable[[Sequence[_Row]], dict[str, list[Any]]],
 ) -> pa.Table:
-    rows = sorted(outcomes, key=lambda row: row.image.uri)
+    rows = sorted(outcomes, key=lambda row: (row.image.uri, row.image.version_id or ""))
     images = [row.image for row in rows]
     values = _identity(images, run_id) | columns(rows) | {"extra": [image.extra for image in images]}
     return pa.table([pa.array(values[field.name], field.type) for field in schema], schema=schema)
