@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchcl.errors import UsageError
+from batchcl.runs.layout import RunPaths, new_run_id, shard_and_round, valid_run_id
+
+NOW = dt.datetime(2026, 11, 21, 9, 5, 7, tzinfo=dt.UTC)
+DATE = dt.date(2026, 11, 21)
+
+
+def test_run_ids_are_valid_sort_by_time_and_do_not_collide() -> None:
+    made = [new_run_id(NOW + dt.timedelta(seconds=second)) for second in range(0, 100_000, 997)]
+    assert made == sorted(made)
+    assert all(valid_run_id(run_id) == run_id for run_id in made)
+    assert len({new_run_id(NOW) for _ in range(100)}) == 100
+    assert new_run_id(NOW).startswith("20261121T090507Z-")
+
+
+@pytest.mark.parametrize(
+    "run_id", ["2026-11-21", "scheduled__2026-11-21T00:00:00+00:00", "a", "A.b_c:d+e@f-g", "x" * 128]
+)
+def test_what_schedulers_call_their_runs_is_valid(run_id: str) -> None:
+    assert valid_run_id(run_id) == run_id
+
+
+@pytest.mark.parametrize(
+    "run_id", ["", ".", "..", ".hidden", "-x", "a/b", "../x", "a b", "a\n", "é", "a%2Fb", "a\\b", "a\0", "x" * 129]
+)
+def test_what_can_not_be_a_file_name_everywhere_is_refused(run_id: str) -> None:
+    with pytest.raises(UsageError, match="can't be a run id: use at most 128 letters"):
+        valid_run_id(run_id)
+
+
+def test_everything_of_a_run_lies_where_the_design_has_it() -> None:
+    paths = RunPaths("r-1")
+    assert paths.record == "runs/r-1/run.json"
+    assert paths.summary == "runs/r-1/summary.json"
+    assert paths.totals == "runs/r-1/worklist.json"
+    assert paths.frozen(3) == "runs/r-1/worklist/00003.parquet"
+    assert paths.segment(3, 0, 7) == "runs/r-1/journal/00003/00007.arrow"
+    assert paths.marker(3, 0) == "runs/r-1/shards/00003.json"
+
+
+def test_parts_are_hive_partitions_named_by_run_and_shard() -> None:
+    part = RunPaths("r-1").part("results", model="dogs@v1", date=DATE, shard=12)
+    assert part == "results/model=dogs@v1/date=2026-11-21/r-1-00012.parquet"
+    retried = RunPaths("r-1").part("failures", model="dogs@v1", date=DATE, shard=12, round_=2)
+    assert retried == "failures/model=dogs@v1/date=2026-11-21/r-1-00012-r2.parquet"
+
+
+@given(st.integers(min_value=0, max_value=10**7), st.integers(min_value=0, max_value=1000))
+def test_the_name_of_a_marker_tells_shard_and_round(shard: int, round_: int) -> None:
+    assert shard_and_round(RunPaths("a-r7").marker(shard, round_)) == (shard, round_)
+
+
+@given(st.lists(st.tuples(st.integers(0, 200_000), st.integers(0, 12), st.integers(0, 99)), unique=True, max_size=50))
+def test_no_two_things_share_a_name(things: list[tuple[int, int, int]]) -> None:
+    paths = RunPaths("r")
+    names = {paths.segment(shard, round_, sequence) for shard, round_, sequence in things}
+    assert len(names) == len(things)
+    pairs = {(shard, round_) for shard, round_, _ in things}
+    assert len({paths.marker(shard, round_) for shard, round_ in pairs}) == len(pairs)
+    parts = {paths.part("results", model="m", date=DATE, shard=shard, round_=round_) for shard, round_ in pairs}
+    assert len(parts) == len(pairs)

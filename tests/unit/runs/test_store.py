@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from batchcl.errors import OutputError, StoppedError, UsageError
+from batchcl.runs.store import Store, StoredFile
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store.memory() if request.param == "memory" else Store.open(str(tmp_path / "out"), create=True)
+
+
+def test_what_is_put_is_read_back_and_replaced(store: Store) -> None:
+    async def main() -> None:
+        assert await store.get("runs/r/run.json") is None
+        await store.put("runs/r/run.json", b"one")
+        assert await store.get("runs/r/run.json") == b"one"
+        await store.put("runs/r/run.json", b"")
+        assert await store.get("runs/r/run.json") == b""
+
+    anyio.run(main)
+
+
+def test_exactly_one_of_many_callers_creates_an_object(store: Store) -> None:
+    async def main() -> None:
+        for race in range(20):
+            won: list[int] = []
+
+            async def create(number: int, path: str = f"runs/race-{race}", won: list[int] = won) -> None:
+                if await store.put_new(path, str(number).encode()):
+                    won.append(number)
+
+            async with anyio.create_task_group() as group:
+                for number in range(16):
+                    group.start_soon(create, number)
+            assert len(won) == 1
+            assert await store.get(f"runs/race-{race}") == str(won[0]).encode()
+
+    anyio.run(main)
+
+
+def test_an_object_that_is_there_is_not_created_again_and_not_changed(store: Store) -> None:
+    async def main() -> None:
+        await store.put("a/b", b"old")
+        assert not await store.put_new("a/b", b"new")
+        assert await store.get("a/b") == b"old"
+        await store.delete("a/b")
+        assert await store.put_new("a/b", b"new")
+
+    anyio.run(main)
+
+
+def test_my_own_write_whose_answer_was_lost_is_mine_and_another_runners_is_not(store: Store) -> None:
+    async def main() -> None:
+        for _ in range(2):
+            await store.put_mine("runs/r/s", b"me", what="a segment")
+        with pytest.raises(StoppedError, match=r"another runner .* has written a segment \(.*runs/r/s\)"):
+            await store.put_mine("runs/r/s", b"you", what="a segment")
+        assert await store.get("runs/r/s") == b"me"
+
+    anyio.run(main)
+
+
+def test_deleting_what_is_not_there_is_fine(store: Store) -> None:
+    async def main() -> None:
+        await store.put("a", b"1")
+        for _ in range(2):
+            await store.delete("a")
+        assert await store.get("a") is None
+
+    anyio.run(main)
+
+
+def test_listings_are_sorted_and_whole(store: Store) -> None:
+    async def main() -> list[StoredFile]:
+        for number in reversed(range(120)):
+            await store.put(f"results/m/{number:03d}", b"x" * number)
+        await store.put("resultsother/x", b"")
+        return await store.list_all("results")
+
+    files = anyio.run(main)
+    assert files == [StoredFile(f"results/m/{number:03d}", number) for number in range(120)]
+    assert store.list_now("results") == files
+    assert store.list_now("nothing") == []
+
+
+def test_children_are_the_folders_directly_below(store: Store) -> None:
+    async def main() -> None:
+        for path in ("runs/b/run.json", "runs/a/x/y", "runs/a/run.json", "runs/file", "other/c/d"):
+            await store.put(path, b"")
+        assert await store.children("runs") == ["a", "b"]
+        assert await store.children("nothing") == []
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("run_id", ["2026-11-21T10:00:00+00:00", "a@b", "a..b", "A_1."])
+def test_any_run_id_is_a_folder_of_that_very_name(store: Store, run_id: str) -> None:
+    async def main() -> None:
+        await store.put(f"runs/{run_id}/run.json", b"1")
+        assert await store.children("runs") == [run_id]
+        assert [file.path for file in await store.list_all("runs")] == [f"runs/{run_id}/run.json"]
+
+    anyio.run(main)
+    if not store.root.startswith("memory"):
+        assert Path(store.uri(f"runs/{run_id}/run.json")).read_bytes() == b"1"
+
+
+def test_a_file_is_read_in_pieces(store: Store) -> None:
+    data = os.urandom(300_000)
+    anyio.run(store.put, "a/file", data)
+    with store.open_file("a/file") as file:
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == data[-10:]
+        file.seek(100_000)
+        assert file.read(70_000) == data[100_000:170_000]
+        assert file.tell() == 170_000
+
+
+def test_a_look_whether_the_root_can_be_written_leaves_nothing_behind(store: Store) -> None:
+    anyio.run(store.check_writable)
+    assert store.list_now("") == []
+
+
+def test_a_store_that_lets_two_create_one_object_needs_a_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.memory()
+
+    async def put_new(path: str, data: bytes) -> bool:
+        await store.put(path, data)
+        return True
+
+    monkeypatch.setattr(store, "put_new", put_new)
+
+    async def main() -> None:
+        with pytest.raises(OutputError, match="--single-writer"):
+            await store.check_writable()
+        await store.check_writable(single_writer=True)
+
+    anyio.run(main)
+    assert store.list_now("") == []
+
+
+def test_uris_can_be_opened_by_other_tools(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), create=True)
+    assert store.uri("results/a.parquet") == f"{tmp_path}/results/a.parquet"
+    assert store.uri("") == str(tmp_path)
+    assert not store.is_s3
+    assert store.scan_options() is None
+
+
+def test_a_relative_root_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store.open("out", create=True)
+    monkeypatch.chdir("/")
+    anyio.run(store.put, "a", b"1")
+    assert (tmp_path / "out" / "a").read_bytes() == b"1"
+
+
+def test_a_root_is_made_only_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"there is no output root .*run batchcl run first"):
+        Store.open(str(tmp_path / "a" / "b"))
+    assert not (tmp_path / "a").exists()
+    Store.open(str(tmp_path / "a" / "b"), create=True)
+    assert Store.open(str(tmp_path / "a" / "b")).root == str(tmp_path / "a" / "b")
+
+
+def test_a_file_is_no_root(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="it is a file; name a directory"):
+        Store.open(str(tmp_path / "file"), create=True)
+    with pytest.raises(OutputError, match="making the output root"):
+        Store.open(str(tmp_path / "file" / "out"), create=True)
+
+
+def test_a_root_that_the_system_refuses_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="name too long"):
+        Store.open(str(tmp_path / ("x" * 300)), create=True)
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/x", "http://host/x", "file:///tmp/x"])
+def test_other_kinds_of_roots_are_refused(root: str) -> None:
+    with pytest.raises(UsageError, match="neither a directory nor s3://bucket/prefix"):
+        Store.open(root, create=True)
+
+
+def test_a_root_in_s3_needs_a_session() -> None:
+    with pytest.raises(UsageError, match="needs an AWS session"):
+        Store.open("s3://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("doing", "act"),
+    [
+        ("writing", lambda store: store.put("file/x", b"1")),
+        ("creating", lambda store: store.put_new("file/x", b"1")),
+        ("reading", lambda store: store.get("file/x")),
+    ],
+)
+def test_an_error_is_one_sentence_of_what_where_and_why(
+    doing: str, act: Callable[[Store], Awaitable[object]], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError) as caught:
+        anyio.run(act, Store.open(str(tmp_path)))
+    message = str(caught.value)
+    assert message.startswith(f"{doing} {tmp_path}/file/x failed: ")
+    assert "Not a directory" in message
+    assert "\n" not in message
+    assert "Debug source" not in message

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.lifecycle import Units
+from batchcl.errors import UsageError
+from batchcl.job import Job, Tolerance, fingerprint, job_of, load_job, seconds_of
+
+ARN = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000"
+OTHER_ARN = ARN.replace("/v1/", "/v2/")
+BASE: dict[str, Any] = {"sources": ["s3://b/"], "model": ARN, "out": "out"}
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("BATCHCL_")]:
+        monkeypatch.delenv(name)
+
+
+def file(tmp_path: Path, text: str = "") -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(f'sources = ["s3://b/"]\nmodel = "{ARN}"\nout = "out"\n{text}\n', encoding="utf-8")
+    return path
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    job = load_job(flags=BASE)
+    assert (job.sources, job.model, job.out) == (("s3://b/",), ARN, "out")
+    assert (job.min_confidence, job.max_results, job.max_tps, job.limit, job.run_id) == (None,) * 5
+    assert (job.max_in_flight, job.shard_size, job.include, job.exclude) == (256, 10_000, (), ())
+    assert (job.units, job.deadline_s, job.tolerance) == (None, None, Tolerance(count=0))
+
+
+def test_a_file_gives_every_key(tmp_path: Path) -> None:
+    job = load_job(
+        file(
+            tmp_path,
+            'min_confidence = 0\nmax_results = 0\nmax_tps = 12.5\ninclude = ["*.png"]\nlimit = 3\n'
+            'source_kind = "keys"\nmax_failures = "0.5%"\ndeadline = "1h30m"\nstart_model = "1:3"\nmax_cost = 20',
+        )
+    )
+    assert (job.min_confidence, job.max_results, job.max_tps, job.include, job.limit) == (0, 0, 12.5, ("*.png",), 3)
+    assert (job.source_kind, job.tolerance, job.deadline_s) == ("keys", Tolerance(percent=0.5), 5400)
+    assert (job.units, job.max_cost) == (Units(1, 3), 20)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = file(tmp_path, "max_tps = 1\nlimit = 1\nmax_results = 1")
+    monkeypatch.setenv("BATCHCL_MAX_TPS", "2")
+    monkeypatch.setenv("BATCHCL_LIMIT", "2")
+    job = load_job(path, {"max_tps": 3.0})
+    assert (job.max_tps, job.limit, job.max_results) == (3.0, 2, 1)
+
+
+def test_a_flag_that_was_not_given_takes_nothing_away_and_a_false_one_does(tmp_path: Path) -> None:
+    path = file(tmp_path, "limit = 1\nkeep_model = true")
+    assert load_job(path, {"limit": None, "keep_model": None}) == load_job(path)
+    assert not load_job(path, {"keep_model": False}).keep_model
+    assert load_job(path, {"min_confidence": 0.0}).min_confidence == 0
+
+
+def test_the_environment_gives_lists_as_json_and_numbers_and_truths_as_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHCL_SOURCES", '["a", "b"]')
+    monkeypatch.setenv("BATCHCL_OUT", "out")
+    monkeypatch.setenv("BATCHCL_EMULATOR", "true")
+    monkeypatch.setenv("BATCHCL_MAX_FAILURES", "2%")
+    monkeypatch.setenv("BATCHCL_SOMETHING_ELSE", "x")
+    job = load_job()
+    assert job.sources == ("a", "b")
+    assert job.emulator
+    assert job.tolerance == Tolerance(percent=2)
+
+
+def test_a_list_of_the_environment_that_is_no_json_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHCL_SOURCES", "s3://b/")
+    with pytest.raises(UsageError, match=r"--sources 's3://b/': write a list, .* in the environment it is JSON"):
+        load_job(flags=BASE)
+
+
+def test_a_bad_value_of_the_environment_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHCL_LIMIT", "many")
+    with pytest.raises(UsageError, match="--limit 'many'"):
+        load_job(flags=BASE)
+
+
+def test_an_unknown_key_is_refused_by_name_and_the_known_ones_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the key 'max_tsp' is unknown; known are .*max_tps.*job\.toml"):
+        load_job(file(tmp_path, "max_tsp = 1"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sources", []),
+        ("sources", "s3://b/"),
+        ("out", ""),
+        ("model", "dogs"),
+        ("run_id", "a/b"),
+        ("run_id", ""),
+        ("min_confidence", -1),
+        ("min_confidence", 100.5),
+        ("min_confidence", float("nan")),
+        ("max_results", -1),
+        ("max_results", 1.5),
+        ("max_tps", 0),
+        ("max_tps", -3),
+        ("max_tps", float("inf")),
+        ("max_in_flight", 0),
+        ("max_in_flight", 10_001),
+        ("limit", 0),
+        ("source_kind", "csv"),
+        ("max_failures", "some"),
+        ("max_failures", "-1"),
+        ("max_failures", "1.5"),
+        ("max_failures", "101%"),
+        ("max_failures", 0.5),
+        ("max_failures", True),
+        ("max_failures", ""),
+        ("deadline", "6"),
+        ("deadline", "6x"),
+        ("deadline", ""),
+        ("deadline", "30s1h"),
+        ("max_cost", 0),
+        ("max_cost", float("inf")),
+        ("shard_size", 0),
+        ("start_model", "6"),
+        ("start_model", "x"),
+        ("keep_model", "perhaps"),
+        ("skip_bad_lines", 3),
+    ],
+)
+def test_each_bad_value_is_named_by_its_flag_and_shown(key: str, value: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_job(flags=BASE | {key: value})
+    shown = repr(tuple(value)) if isinstance(value, tuple) else repr(value)
+    assert str(caught.value).startswith(f"--{key.replace('_', '-')} {shown}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_all_findings_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_job(file(tmp_path, "limit = 0\nmax_tps = 0\nnope = 1"))
+    for words in ("--limit 0: ", "--max-tps 0: ", "'nope' is unknown", "(job file "):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("left_out", "words"), [("sources", "give SOURCE"), ("out", "give --out")])
+def test_what_is_missing_is_asked_for(left_out: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_job(flags={key: value for key, value in BASE.items() if key != left_out})
+
+
+def test_without_a_model_it_must_be_the_emulator() -> None:
+    flags = {"sources": ["a"], "out": "out"}
+    with pytest.raises(UsageError, match=r"--model ARN .* or use --emulator"):
+        load_job(flags=flags)
+    assert load_job(flags=flags | {"emulator": True}).model is None
+
+
+def test_a_job_file_that_can_not_be_read_is_a_usage_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no job file .*missing\.toml; check --config"):
+        load_job(tmp_path / "missing.toml")
+    with pytest.raises(UsageError, match="can't read the job file"):
+        load_job(tmp_path)
+    bad = tmp_path / "bad.toml"
+    for data in (b"limit = ", b"\xff\xfe"):
+        bad.write_bytes(data)
+        with pytest.raises(UsageError, match=r"bad\.toml is no valid TOML: ."):
+            load_job(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "failed", "scored", "exceeded"),
+    [
+        ("0", 0, 10, False),
+        ("0", 1, 10, True),
+        ("20", 20, 0, False),
+        ("20", 21, 10**6, True),
+        ("0.5%", 5, 995, False),
+        ("0.5%", 6, 994, True),
+        ("0%", 0, 0, False),
+        ("0%", 1, 10**6, True),
+        ("100%", 10, 0, False),
+        ("50%", 0, 0, False),
+    ],
+)
+def test_a_tolerance_is_a_count_or_a_share_of_the_images_called_for(
+    text: str, failed: int, scored: int, *, exceeded: bool
+) -> None:
+    assert Tolerance.parse(text).exceeded(failed=failed, scored=scored) is exceeded
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("6h", 21_600), ("90m", 5_400), ("45s", 45), ("1h30m", 5_400), ("0.5h", 1_800)],
+)
+def test_durations_are_hours_minutes_and_seconds(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+def scored_as(**changes: Any) -> str:
+    job = load_job(flags=BASE | changes)
+    assert job.model is not None
+    return fingerprint(job.scored_as(ModelArn.parse(job.model)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sources": ["s3://b"]},
+        {"sources": ["s3://b/", "c"]},
+        {"source_kind": "prefix"},
+        {"include": ["*.png"]},
+        {"exclude": ["*.png"]},
+        {"limit": 10},
+        {"incremental": True},
+        {"model": OTHER_ARN},
+        {"min_confidence": 0},
+        {"max_results": 0},
+    ],
+)
+def test_another_list_or_another_scoring_is_another_run(change: dict[str, Any]) -> None:
+    assert scored_as(**change) != scored_as()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"out": "elsewhere"},
+        {"run_id": "r"},
+        {"max_tps": 1.0},
+        {"max_in_flight": 3},
+        {"skip_bad_lines": True},
+        {"max_failures": "5%"},
+        {"deadline": "6h"},
+        {"max_cost": 5},
+        {"single_writer": True},
+        {"start_model": "2"},
+        {"keep_model": True},
+        {"profile": "p"},
+        {"region": "eu-west-1"},
+    ],
+)
+def test_how_fast_where_and_by_whom_it_runs_is_no_other_run(change: dict[str, Any]) -> None:
+    assert scored_as(**change) == scored_as()
+
+
+def test_the_order_of_sources_counts_and_the_way_a_number_is_written_does_not() -> None:
+    assert scored_as(sources=["a", "b"]) != scored_as(sources=["b", "a"])
+    assert scored_as(min_confidence=50) == scored_as(min_confidence=50.0)
+
+
+def test_a_fingerprint_is_the_same_in_every_process_and_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": [None, "é"]}) == fingerprint({"b": [None, "é"], "a": 1}) == "0d0af69a31cfe64c"
+
+
+def test_a_recorded_job_is_read_back_with_its_changes() -> None:
+    job = load_job(flags=BASE | {"limit": 3, "source_kind": "keys", "max_tps": 2.0})
+    settings = orjson.loads(orjson.dumps(job.model_dump(mode="json")))
+    recorded = orjson.loads(orjson.dumps(job.scored_as(ModelArn.parse(ARN))))
+    assert job_of(recorded, settings, {}) == job
+    assert job_of(recorded, settings, {"max_tps": 9.0}).max_tps == 9
+    assert job_of(recorded, settings | {"of_a_newer_version": 1}, {}) == job
+    with pytest.raises(UsageError, match="--max-tps 0: "):
+        job_of(recorded, settings, {"max_tps": 0})
+
+
+def test_a_job_never_changes() -> None:
+    job = Job(**BASE)
+    with pytest.raises(ValueError, match="frozen"):
+        job.out = "x"
