@@ -1,0 +1,44 @@
+"""`batchcl demo`: what a new user sees first, and whether it is true."""
+
+from __future__ import annotations
+
+import shutil
+
+import batchcl
+
+
+def test_the_demo_scores_unseen_digits_well_and_shows_what_came_out(cli, demo, tmp_path):
+    directory = tmp_path / "demo"
+    shutil.copytree(demo.state, directory / "emulator")  # trained already, as at the second `make demo`
+    done = cli("demo", directory)
+    assert done.code == 0, done.err
+    for heading in ("Labels", "top_label_accuracy", "surest label", "A few rows"):
+        assert heading in done.out
+    commands = [line.removeprefix("batchcl:   ") for line in done.err.splitlines() if line.startswith("batchcl:   ba")]
+    assert [command.split()[1] for command in commands] == ["confidence", "query", "run"]
+    judged = cli("evaluate", directory / "out", "--truth", directory / "truth.manifest", "--json")
+    assert judged.code == 0, judged.err
+    assert judged.json["summary"]["images"] == 300
+    assert judged.json["summary"]["missing"] == 0
+    assert judged.json["summary"]["top_label_accuracy"] > 0.9
+    rows = batchcl.open_results(str(directory / "out")).images().collect()
+    assert rows["uri"].n_unique() == rows.height == 300
+
+
+def test_the_pictures_that_are_scored_were_not_learned_from(demo):
+    learned = {path.read_bytes() for path in (demo.state / "buckets/digits/train").iterdir()}
+    scored = {path.read_bytes() for path in demo.data.images.iterdir()}
+    assert len(learned) == 1000
+    assert len(scored) == 300
+    assert not learned & scored
+
+
+def test_a_run_with_the_emulator_needs_no_model_no_credentials_and_no_network(cli, demo, tmp_path):
+    state = tmp_path / "state"
+    shutil.copytree(demo.state, state)
+    job = ("run", demo.data.images, "--emulator", "--emulator-state", state, "--out", tmp_path / "out")
+    done = cli(*job, "--limit", 5, "--json")
+    assert done.code == 0, done.err
+    assert done.json["scored"] == 5
+    assert done.json["model"] == demo.arn
+    assert done.json["cost_usd"] is None
