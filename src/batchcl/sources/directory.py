@@ -17,7 +17,7 @@ __all__ = ["DirectorySource"]
 
 
 class DirectorySource:
-    """Every file below a directory, in the order of their paths.
+    """Every file below a directory: a folder's files by name, then its folders by name.
 
     Links to files are followed, links to directories are not, as they may lead in circles. Files below `leave_out`
     (the output root, when it lies inside) don't belong to the source.
@@ -25,7 +25,7 @@ class DirectorySource:
 
     def __init__(self, path: str, *, leave_out: Path | None = None) -> None:
         self.description = path
-        self._root = Path(path).absolute()
+        self._root = Path(os.path.abspath(path))  # noqa: PTH100 - without .. as the images' paths, and links as they are
         self._leave_out = leave_out
 
     async def check(self) -> Checked:
@@ -43,15 +43,28 @@ class DirectorySource:
             yield page
 
     async def contains(self, image: ImageRef) -> bool:
-        """Whether `image` lies below the directory."""
-        path = Path(image.key)
-        left_out = self._leave_out is not None and path.is_relative_to(self._leave_out)
-        return image.local and path.is_relative_to(self._root) and not left_out
+        """Whether `image` is one of the files: what the walk passes over must come from the source that names it."""
+        if not image.local or not Path(image.key).is_relative_to(self._root):
+            return False
+        return await anyio.to_thread.run_sync(self._walks_by, Path(image.key))
 
     @property
     def repeated(self) -> int:
         """A directory has each path once."""
         return 0
+
+    def _walks_by(self, path: Path) -> bool:
+        if not os.path.lexists(path) or path.is_dir():
+            return False
+        folders = path.parents[: len(path.relative_to(self._root).parts) - 1]
+        return not any(folder.is_symlink() or self._is_left_out(folder) for folder in folders)
+
+    def _is_left_out(self, folder: Path) -> bool:
+        """Whether `folder` is the output root, by whichever name."""
+        try:
+            return self._leave_out is not None and self._leave_out.samefile(folder)
+        except OSError:
+            return False  # it isn't there, so nothing lies in it
 
     def _files_after(self, key: str) -> Iterator[ImageRef]:
         last = self._order(key)
@@ -64,7 +77,7 @@ class DirectorySource:
 
     def _files(self) -> Iterator[ImageRef]:
         for folder, folders, names in os.walk(self._root, onerror=_refuse):
-            folders[:] = sorted(name for name in folders if Path(folder, name) != self._leave_out)
+            folders[:] = sorted(name for name in folders if not self._is_left_out(Path(folder, name)))
             for name in sorted(names):
                 yield local_image(os.path.join(folder, name))  # noqa: PTH118 - a Path per file costs more than the rest
 
