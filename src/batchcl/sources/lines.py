@@ -6,6 +6,7 @@ a call is spent, once to score it.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import shutil
 import sys
@@ -66,6 +67,7 @@ async def fetch_text(uri: str, aws: Aws, *, region: str) -> Path:
 def first_line(path: Path) -> bytes:
     """The first line that isn't blank, without its line end, cut at the longest allowed. Blocks."""
     with path.open("rb") as file:
+        _skip_mark(file)
         while line := file.readline(MAX_LINE_BYTES + 1):
             if stripped := _strip(line):
                 return stripped
@@ -159,6 +161,7 @@ class LineSource:
     def _entries(self) -> Iterator[tuple[int, ImageRef | SourceError]]:
         try:
             with self._path.open("rb") as file:
+                _skip_mark(file)
                 for number, line in _numbered(file):
                     yield number, self._entry(line)
         except OSError as error:
@@ -189,6 +192,12 @@ def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
             pass
         if stripped := _strip(line):
             yield number, stripped
+
+
+def _skip_mark(file: IO[bytes]) -> None:
+    """Pass over the byte order mark that Windows' editors write; it belongs to no key."""
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        file.seek(0)
 
 
 def _strip(line: bytes) -> bytes:
