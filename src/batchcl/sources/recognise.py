@@ -15,7 +15,7 @@ import orjson
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
-from batchcl.sources.base import Checked, Position, Source, local_image
+from batchcl.sources.base import Checked, Position, Source, local_image, s3_image
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.key_list import parse_key_line
 from batchcl.sources.lines import LineSource, fetch_text, first_line, spool_stdin
@@ -38,24 +38,27 @@ class SourceKind(StrEnum):
 
 
 class ImageSource:
-    """One local image, named by itself."""
+    """One image, named by itself."""
 
-    def __init__(self, path: str) -> None:
-        self.description = path
-        self._path = str(Path(path).absolute())
+    def __init__(self, name: str) -> None:
+        self.description = name
 
     async def check(self) -> Checked:
-        """Nothing to check: the file was there when it was recognised."""
-        return Checked()
+        """Names the bucket of an image in S3; whether the image is there shows when it is called for."""
+        return Checked(buckets=frozenset({self._image().bucket} - {""}))
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """One page of one."""
         if after is None:
-            yield [await anyio.to_thread.run_sync(local_image, self.description)]
+            yield [await anyio.to_thread.run_sync(self._image)]
 
     async def contains(self, image: ImageRef) -> bool:
         """Whether it is this one."""
-        return image.local and image.key == self._path
+        own = self._image()
+        return (image.bucket, image.key, image.version_id) == (own.bucket, own.key, None)
+
+    def _image(self) -> ImageRef:
+        return s3_image(self.description) if self.description.startswith("s3://") else local_image(self.description)
 
     @property
     def repeated(self) -> int:
@@ -95,6 +98,9 @@ async def open_sources(
             if not name.removeprefix("s3://").partition("/")[0]:
                 raise SourceError(f"{name} names no bucket; write s3://bucket/prefix")
             opened.append(S3PrefixSource(name, aws, region=region))
+            continue
+        if name.startswith("s3://") and kind is SourceKind.IMAGE:
+            opened.append(ImageSource(name))
             continue
         if name.startswith("s3://"):
             path = await fetch_text(name, aws, region=region)
