@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from batchcl.errors import SourceError
+from batchcl.images import ImageRef, unfit
+from batchcl.sources import base
+from batchcl.sources.base import Position, Source, local_image
+from batchcl.sources.directory import DirectorySource
+
+
+def read(source: Source, after: Position | None = None) -> list[ImageRef]:
+    async def main() -> list[ImageRef]:
+        pages: AsyncIterator[list[ImageRef]] = source.pages(after)
+        return [image async for page in pages for image in page]
+
+    return anyio.run(main)
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"12345")
+    return root
+
+
+def names(source: Source, root: Path, after: Position | None = None) -> list[str]:
+    return [os.path.relpath(image.key, root) for image in read(source, after)]
+
+
+def test_every_file_below_is_listed_with_size_and_time_hidden_ones_too(tmp_path: Path) -> None:
+    make(tmp_path, "b.png", "a/c.png", "a/a/d.jpg", ".hidden/e.png", ".f.png", "notes.txt")
+    os.utime(tmp_path / "b.png", (1_700_000_000, 1_700_000_000.25))
+    images = {os.path.relpath(image.key, tmp_path): image for image in read(DirectorySource(str(tmp_path)))}
+    assert set(images) == {"b.png", "a/c.png", "a/a/d.jpg", ".hidden/e.png", ".f.png", "notes.txt"}
+    found = images["b.png"]
+    assert (found.uri, found.bucket, found.size_bytes) == (str(tmp_path / "b.png"), "", 5)
+    assert found.last_modified is not None
+    assert found.last_modified.timestamp() == 1_700_000_000.25
+
+
+def test_the_order_does_not_depend_on_the_disk(tmp_path: Path) -> None:
+    make(tmp_path, "b/x.png", "z.png", "a/y.png", "a/b/q.png", "c.png", "B.png")
+    assert names(DirectorySource(str(tmp_path)), tmp_path) == [
+        "B.png",
+        "c.png",
+        "z.png",
+        "a/y.png",
+        "a/b/q.png",
+        "b/x.png",
+    ]
+
+
+@pytest.mark.parametrize("way", ["absolute", "relative", "dots"])
+def test_reading_goes_on_behind_any_image_even_when_that_one_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    make(tmp_path / "p", "a.png", "m.png", "a/a.png", "a/b/c.png", "a/z.png", "b/a.png", "a.png.d/x.png", "é/x.png")
+    monkeypatch.chdir(tmp_path)
+    source = DirectorySource({"absolute": str(tmp_path / "p"), "relative": "p", "dots": "p/../p"}[way])
+    images = read(source)
+    assert len(images) == 8
+    for count, image in enumerate(images, 1):
+        position = Position(count, image.key)
+        assert read(source, position) == images[count:]
+        Path(image.key).rename(tmp_path / "aside")
+        assert read(source, position) == images[count:]
+        (tmp_path / "aside").rename(image.key)
+
+
+def test_links_to_files_are_images_and_links_to_directories_are_not_followed(tmp_path: Path) -> None:
+    make(tmp_path, "in/a.png", "out/b.png")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "out" / "b.png")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "broken.png").symlink_to(tmp_path / "nowhere")
+    images = read(DirectorySource(str(tmp_path / "in")))
+    assert [(Path(image.key).name, image.size_bytes) for image in images] == [
+        ("a.png", 5),
+        ("broken.png", None),
+        ("link.png", 5),
+    ]
+
+
+def test_a_name_that_is_not_utf8_is_listed_and_can_be_printed_opened_and_skipped(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png")).write_bytes(b"1")
+    (image,) = read(DirectorySource(str(tmp_path)))
+    assert image.uri.encode() == os.fsencode(tmp_path) + b"/a\\udcff.png"
+    assert Path(image.key).read_bytes() == b"1"
+    found = unfit(image)
+    assert found is not None
+    assert found.code == "UndecodableName"
+
+
+@pytest.mark.parametrize("way", ["photos", "photos/../photos", "./photos/"])
+@pytest.mark.parametrize("out", ["photos/out", "photos/../photos/out", "photos/a/out"])
+def test_the_output_root_is_no_source_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, out: str
+) -> None:
+    make(tmp_path / "photos", "a.png", "a/b.png", "outside/c.png")
+    make(tmp_path / out, "results/x.parquet")
+    monkeypatch.chdir(tmp_path)
+    source = DirectorySource(way, leave_out=Path(out).absolute())
+    assert names(source, tmp_path / "photos") == ["a.png", "a/b.png", "outside/c.png"]
+    inside = local_image(str(tmp_path / out / "results" / "x.parquet"))
+    assert not anyio.run(source.contains, inside)
+
+
+def test_files_come_in_pages(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{number:04}.png" for number in range(base.PAGE + 1)))
+    source = DirectorySource(str(tmp_path))
+
+    async def main() -> list[int]:
+        return [len(page) async for page in source.pages()]
+
+    assert anyio.run(main) == [base.PAGE, 1]
+
+
+def test_a_missing_directory_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    for name in ("missing", "file"):
+        (tmp_path / "file").touch()
+        with pytest.raises(SourceError, match=rf"can't read the directory .*/{name}: .*; check the path"):
+            anyio.run(DirectorySource(str(tmp_path / name)).check)
+
+
+def test_the_output_root_behind_a_link_is_no_source_either(tmp_path: Path) -> None:
+    make(tmp_path / "photos", "a.png", "out/results/x.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    source = DirectorySource(str(tmp_path / "photos"), leave_out=tmp_path / "link" / "out")
+    assert names(source, tmp_path / "photos") == ["a.png"]
+
+
+def test_a_folder_that_may_not_be_read_loses_no_image_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a/x.png", "b/y.png")
+    scan = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(SourceError, match=r"/b: Permission denied; allow it"):
+        read(DirectorySource(str(tmp_path)))
+
+
+def test_it_contains_exactly_what_it_lists(tmp_path: Path) -> None:
+    make(tmp_path, "in/a.png", "in/d/b.png", "inside/c.png", "far/e.png")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "far")
+    source = DirectorySource(str(tmp_path / "in"))
+    listed = {image.key for image in read(source)}
+    for name in ("in/a.png", "in/d/b.png", "inside/c.png", "in/linked/e.png", "in/missing.png", "in", "in/d"):
+        image = local_image(str(tmp_path / name))
+        assert anyio.run(source.contains, image) == (image.key in listed), name
+    assert not anyio.run(source.contains, ImageRef(uri="s3://b/k", bucket="b", key=f"{tmp_path}/in/a.png"))
+    assert source.repeated == 0

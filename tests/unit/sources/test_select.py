@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchcl.images import ImageRef
+from batchcl.sources.base import Checked, Position, Source
+from batchcl.sources.select import Bookmark, Filters, Selected, Selection
+
+
+class FakeSource:
+    """Names keys of one bucket, some a page."""
+
+    def __init__(self, keys: Sequence[str], *, page: int = 2, local: bool = False) -> None:
+        self.description = "fake"
+        self.repeated = 0
+        self.pages_read = 0
+        self._page = page
+        bucket = "" if local else "b"
+        self.images = [ImageRef(uri=f"s3://b/{key}", bucket=bucket, key=key) for key in keys]
+
+    async def check(self) -> Checked:
+        return Checked()
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        images = self.images[0 if after is None else after.count :]
+        for begin in range(0, len(images), self._page):
+            self.pages_read += 1
+            yield images[begin : begin + self._page]
+
+    async def contains(self, image: ImageRef) -> bool:
+        return image in self.images
+
+
+def select(
+    sources: Sequence[Source], after: Bookmark | None = None, **filters: object
+) -> tuple[list[list[Selected]], int]:
+    """(the pages, how many images were left out as repeated)."""
+
+    async def main() -> tuple[list[list[Selected]], int]:
+        selection = Selection(sources, Filters(**filters))  # type: ignore[arg-type]
+        return [page async for page in selection.pages(after)], selection.repeated
+
+    return anyio.run(main)
+
+
+def keys(sources: Sequence[Source], after: Bookmark | None = None, **filters: object) -> list[str]:
+    return [one.image.key for page in select(sources, after, **filters)[0] for one in page]
+
+
+def test_sources_come_one_after_the_other_in_their_order() -> None:
+    assert keys([FakeSource("dac"), FakeSource(""), FakeSource("zb")]) == ["d", "a", "c", "z", "b"]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ((), (), ["a/x.png", "a/y.jpg", "b/x.png", "X.PNG", "xpng"]),
+        (("*.png",), (), ["a/x.png", "b/x.png"]),
+        (("*.png", "*.jpg"), (), ["a/x.png", "a/y.jpg", "b/x.png"]),
+        (("a/*",), (), ["a/x.png", "a/y.jpg"]),
+        (("*/x.png",), (), ["a/x.png", "b/x.png"]),
+        (("x.png",), (), ["a/x.png", "b/x.png"]),
+        (("a/x",), (), []),
+        (("?.png",), (), ["a/x.png", "b/x.png"]),
+        (("[xy].*",), (), ["a/x.png", "a/y.jpg", "b/x.png"]),
+        ((), ("*.png",), ["a/y.jpg", "X.PNG", "xpng"]),
+        ((), ("a/*", "xpng"), ["b/x.png", "X.PNG"]),
+        (("*.png",), ("b/*",), ["a/x.png"]),
+        (("*",), ("*",), []),
+    ],
+)
+def test_an_image_fits_any_include_and_no_exclude(
+    include: tuple[str, ...], exclude: tuple[str, ...], expected: list[str]
+) -> None:
+    source = FakeSource(["a/x.png", "a/y.jpg", "b/x.png", "X.PNG", "xpng"])
+    assert keys([source], include=include, exclude=exclude) == expected
+
+
+def test_a_star_crosses_folders_and_odd_names_match() -> None:
+    odd = ["a/b/c/d.png", "a/\n/d.png", "a/\udcff/d.png", "a/[x]/d.png"]
+    assert keys([FakeSource(odd)], include=("a/*.png",)) == odd
+    assert keys([FakeSource(odd)], include=("*/[[]x]/*",)) == ["a/[x]/d.png"]
+
+
+def test_the_limit_counts_images_that_were_taken_over_all_sources() -> None:
+    sources = [FakeSource(["1.png", "2.txt", "3.png"]), FakeSource(["4.png", "5.txt", "6.png", "7.png"])]
+    for limit in range(1, 7):
+        expected = ["1.png", "3.png", "4.png", "6.png", "7.png"][:limit]
+        assert keys(sources, include=("*.png",), limit=limit) == expected
+
+
+def test_nothing_is_read_beyond_the_limit() -> None:
+    first, second = FakeSource("abcdef"), FakeSource("xyz")
+    assert keys([first, second], limit=2) == ["a", "b"]
+    assert (first.pages_read, second.pages_read) == (1, 0)
+
+
+def test_no_page_is_empty() -> None:
+    pages, _ = select([FakeSource(["a", "b", "c.png", "d"], page=1)], include=("*.png",))
+    assert [[one.image.key for one in page] for page in pages] == [["c.png"]]
+
+
+def test_an_image_that_an_earlier_source_names_comes_once_and_is_counted() -> None:
+    sources = [FakeSource("abc"), FakeSource("cxa"), FakeSource("xyb")]
+    pages, repeated = select(sources)
+    assert [one.image.key for page in pages for one in page] == ["a", "b", "c", "x", "y"]
+    assert repeated == 4
+
+
+def test_an_image_that_does_not_pass_the_filters_is_not_repeated() -> None:
+    assert select([FakeSource(["a.txt"]), FakeSource(["a.txt", "b.png"])], include=("*.png",))[1] == 0
+
+
+def test_images_that_a_source_itself_repeats_count_too() -> None:
+    source = FakeSource("ab")
+    source.repeated = 3
+    assert select([source])[1] == 3
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a.png", "b.png", "c/a.png", "c/b.jpg", "d", "e.jpg"]), unique=True), max_size=4
+    ),
+    st.lists(st.sampled_from(["*.png", "c/*", "d"]), max_size=2),
+    st.lists(st.sampled_from(["*.jpg", "b*"]), max_size=2),
+    st.none() | st.integers(1, 8),
+    st.integers(1, 4),
+)
+def test_filters_and_limit_take_a_prefix_of_the_same_order_and_any_bookmark_goes_on_behind_itself(
+    lists: list[list[str]], include: list[str], exclude: list[str], limit: int | None, page: int
+) -> None:
+    def fits(key: str, patterns: list[str]) -> bool:
+        return any(fnmatch.fnmatchcase(key if "/" in one else key.rpartition("/")[2], one) for one in patterns)
+
+    sources = [FakeSource(names, page=page) for names in lists]
+    whole = list(dict.fromkeys(key for names in lists for key in names))
+    expected = [key for key in whole if (not include or fits(key, include)) and not fits(key, exclude)][:limit]
+    filters: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude), "limit": limit}
+    pages, repeated = select(sources, **filters)
+    found = [one for part in pages for one in part]
+    assert [one.image.key for one in found] == expected
+    for number, one in enumerate(found, 1):
+        assert one.bookmark.taken == number
+        rest, repeated_then = select(sources, one.bookmark, **filters)
+        assert [other for part in rest for other in part] == found[number:]
+        assert repeated_then == repeated
