@@ -20,7 +20,7 @@ from servers import KEY, SECRET, Demo, Ended, aws_env, client, free_ports, servi
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Demo:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     root = tmp_path_factory.mktemp("demo")
     state = root / "state"
     arn = anyio.run(demo_model, state)
@@ -28,14 +28,14 @@ def demo(tmp_path_factory) -> Demo:
 
 
 @pytest.fixture(scope="session")
-def clean_env(tmp_path_factory) -> dict[str, str]:
+def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of somebody who has never used AWS."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "BATCHCL_"))}
     return kept | {"HOME": str(tmp_path_factory.mktemp("home")), "AWS_EC2_METADATA_DISABLED": "true", "COLUMNS": "120"}
 
 
 @pytest.fixture
-def cli(clean_env) -> Callable[..., Ended]:
+def cli(clean_env: dict[str, str]) -> Callable[..., Ended]:
     """Run a command to its end."""
 
     def run(*args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None) -> Ended:
@@ -54,7 +54,7 @@ def cli(clean_env) -> Callable[..., Ended]:
 
 
 @pytest.fixture(scope="session")
-def seaweed(tmp_path_factory) -> Iterator[str]:
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The endpoint of a real S3 server."""
     root = tmp_path_factory.mktemp("seaweed")
     config = root / "s3.json"
@@ -129,7 +129,7 @@ def moto() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def service(demo, clean_env, seaweed) -> Iterator[str]:
+def service(demo: Demo, clean_env: dict[str, str], seaweed: str) -> Iterator[str]:
     """An emulator with the demo's model RUNNING, fast, that reads images from SeaweedFS."""
     with ExitStack() as stack:
         env = clean_env | aws_env(s3=seaweed)

@@ -1,0 +1,87 @@
+"""What is scored in crash tests: good pictures, a broken one and something that is no picture."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crash.harness import Place, new_bucket, started
+from servers import aws_env, client
+
+PICTURES = 58
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job that ends with 0: its source, environment and how many images it has."""
+
+    source: str
+    model: str
+    env: dict[str, str]
+    images: int
+
+    def args(self, place: Place, *flags: object) -> tuple[object, ...]:
+        """The arguments of `batchcl run`; the broken picture is tolerated."""
+        return ("run", self.source, "--model", self.model, "--out", place.root, "--max-failures", 1, *flags)
+
+
+def cycles(default: int, at_most: int) -> int:
+    """How often to try: few times in the suite, BATCHCL_CRASH_CYCLES by `make crash`."""
+    return min(int(os.environ.get("BATCHCL_CRASH_CYCLES", default)), at_most)
+
+
+@pytest.fixture(scope="session")
+def pictures(demo, tmp_path_factory) -> Path:
+    """Sixty files in a directory."""
+    folder: Path = tmp_path_factory.mktemp("pictures") / "in"
+    folder.mkdir()
+    good = sorted(demo.data.images.iterdir())[:PICTURES]
+    for path in good:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "00000-broken.jpg").write_bytes(good[0].read_bytes()[:100])
+    (folder / "00000-notes.txt").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def works(demo, service, seaweed, clean_env, pictures) -> dict[str, Work]:
+    """The same job over local files and over S3 objects."""
+    env = clean_env | aws_env(service, seaweed)
+    bucket = new_bucket(seaweed)
+    s3 = client("s3", seaweed)
+    for path in pictures.iterdir():
+        s3.put_object(Bucket=bucket, Key=f"in/{path.name}", Body=path.read_bytes())
+    count = PICTURES + 2
+    return {
+        "local": Work(str(pictures), demo.arn, env, count),
+        "s3": Work(f"s3://{bucket}/in/", demo.arn, env, count),
+    }
+
+
+@pytest.fixture
+def place(seaweed, tmp_path) -> Any:
+    """Make a new, empty output root of either kind."""
+
+    def make(where: str, name: str = "out") -> Place:
+        root = f"s3://{new_bucket(seaweed)}/{name}" if where == "s3" else str(tmp_path / name)
+        return Place(root, seaweed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(works, seaweed, tmp_path_factory) -> dict[str, dict[str, dict[str, Any]]]:
+    """The table of each job when nothing happens to it."""
+    tables = {}
+    for where, work in works.items():
+        place = Place(str(tmp_path_factory.mktemp("undisturbed") / where), seaweed)
+        with started(*work.args(place), env=work.env) as process:
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        tables[where] = place.table()
+        assert len(tables[where]) == work.images
+    return tables

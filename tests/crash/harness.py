@@ -1,0 +1,113 @@
+"""A run in a process of its own, killed or raced, and the table that it left: read with polars, not with batchcl."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from servers import client, wait_for
+
+CHANCE: Final = {"run_id", "attempts", "latency_ms", "request_id", "scored_at", "failed_at", "round"}
+"""Columns in which two runs over the same images may differ."""
+
+_FAILED: Final = re.compile(r"in request [0-9a-f-]+|\([0-9a-f-]{36}\)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """An output root, on disk or on the S3 server at `s3`."""
+
+    root: str
+    s3: str
+
+    def files(self, prefix: str, suffix: str) -> dict[str, bytes]:
+        """The files below `prefix` in the root, each whole."""
+        if not self.root.startswith("s3://"):
+            found = sorted((Path(self.root) / prefix).rglob(f"*{suffix}"))
+            return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in found}
+        bucket, _, folder = self.root.removeprefix("s3://").partition("/")
+        s3 = client("s3", self.s3)
+        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{folder}/{prefix}/")
+        keys = [each["Key"] for page in pages for each in page.get("Contents", []) if each["Key"].endswith(suffix)]
+        return {
+            key.removeprefix(f"{folder}/"): s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in sorted(keys)
+        }
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """All rows of `results` or `failures` as any reader sees them now."""
+        parts = self.files(table, ".parquet").values()
+        return [row for part in parts for row in pl.read_parquet(io.BytesIO(part)).to_dicts()]
+
+    def uris(self) -> list[str]:
+        """The images that have a row, sorted, each as often as it has one."""
+        return sorted(row["uri"] for table in ("results", "failures") for row in self.rows(table))
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """Row by uri, without what chance decides. An image with two rows fails the test."""
+        found: dict[str, dict[str, Any]] = {}
+        for table in ("results", "failures"):
+            for row in self.rows(table):
+                assert row["uri"] not in found, f"{row['uri']} has two rows"
+                kept = {name: value for name, value in row.items() if name not in CHANCE}
+                if "error_message" in kept:
+                    kept["error_message"] = _FAILED.sub("", kept["error_message"])
+                found[row["uri"]] = kept | {"table": table}
+        return found
+
+
+def new_bucket(s3: str) -> str:
+    """The name of a bucket that was just made."""
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    client("s3", s3).create_bucket(Bucket=name)
+    return name
+
+
+@contextmanager
+def started(*args: object, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A `batchcl` process, which does not outlive the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchcl", *map(str, args)],
+        env=dict(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until_begun(process: subprocess.Popen[bytes]) -> str:
+    """Wait for the line that says that the session began, or for the end; what was said up to then."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line.decode())
+        if re.search(r"run \S+ into ", said[-1]):
+            break
+    return "".join(said)
+
+
+def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether the process ends by itself in so much time."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def wait_for_rows(place: Place, count: int) -> None:
+    """Until so many images have their row."""
+    wait_for(lambda: len(place.uris()) >= count)

@@ -1,0 +1,62 @@
+"""kill -9 at random moments, again and again: the table comes out as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import count
+
+import pytest
+
+from crash.conftest import cycles
+from crash.harness import ends_within, started, until_begun
+
+KILLS_A_RUN = 10
+KILLED = -9
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(where, works, place, undisturbed, cli):
+    kills, wanted = 0, (cycles(default=10, at_most=10_000) + 1) // 2
+    for number in count():
+        if kills >= wanted:
+            break
+        seed = f"{where} {number}"
+        print(f"seed {seed!r}")  # noqa: T201 - shown when the test fails
+        out = place(where, f"out-{number}")
+        kills += kill_until_done(works[where], out, random.Random(seed), at_most=min(KILLS_A_RUN, wanted - kills))
+        assert out.table() == undisturbed[where]
+        status = cli("status", out.root, "r", "--json", env=works[where].env).json
+        assert status["state"] == "done"
+        assert status["planned"] == status["scored"] + status["failed"] + status["skipped"] == works[where].images
+        assert (status["left"], status["journalled"], status["held_by"]) == (0, 0, None)
+    print(f"{kills} kills, {number} runs")  # noqa: T201
+
+
+def kill_until_done(work, out, rng, *, at_most: int) -> int:
+    """How often it was killed before it ended with 0; the last session is left alone after `at_most` kills."""
+    flags = ("--run-id", "r", "--shard-size", 5, "--max-tps", 50, "--json")
+    kills = 0
+    while True:
+        with started(*work.args(out, *flags), env=work.env) as process:
+            if kills < at_most:
+                if rng.random() < 0.75:
+                    delay = rng.uniform(0, 2.0)
+                    said = until_begun(process)
+                else:  # while it makes sure of everything, and records the run
+                    delay = rng.uniform(0.6, 1.6)
+                    said = ""
+                print(f"kill {delay:.3f} s after its {'beginning' if said else 'start'}")  # noqa: T201
+                if not ends_within(process, delay):
+                    process.kill()
+            text, err = process.communicate(timeout=60)
+        if process.returncode == KILLED:
+            kills += 1
+            uris = out.uris()
+            assert len(uris) == len(set(uris)), "a reader saw an image twice"
+            continue
+        assert process.returncode == 0, err.decode()
+        summary = json.loads(text)
+        assert summary["status"] == "done"
+        assert summary["planned"] == summary["scored"] + summary["failed"] + summary["skipped"] == work.images
+        return kills
