@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
 
+from batchcl.aws.detect import Detector
+from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import UsageError
-from batchcl.job import job_of
+from batchcl.job import Job, job_of
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.markers import published, read_counts, total
-from batchcl.runs.record import Summary, read_record, read_summary
+from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
 from batchcl.runs.rounds import FailedImages, end_round, open_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
@@ -25,7 +28,7 @@ from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Session
 from batchcl.scoring.stopper import Stopper
 
-__all__ = ["retry"]
+__all__ = ["conduct_round", "retry"]
 
 
 async def retry(
@@ -74,40 +77,70 @@ async def retry(
     job = job_of(record.scored_as, record.settings, {"out": root, "run_id": run_id} | changes)
     await store.check_writable(single_writer=job.single_writer)
     async with service_of(job) as (aws, model), open_model(job, aws, model, observer, stopper) as (keeper, detector):
-        paths = RunPaths(run_id)
-        progress = Progress(dollars=keeper.dollars)
-        lease = LeaseKeeper(store, paths)
         with stopper.interruptible():
             await aws.check_credentials()
-            rounds = await published(store, paths)
-            counts = await read_counts(store, paths, rounds.items())
-            failed = total(counts.values()).failed
-            if not failed:
-                observer.notice(Notice("nothing-failed", f"run {run_id} has no failures; nothing to do"))
-                return earlier
-            await keeper.check()
-            await lease.acquire()
-            about = await open_round(store, paths, tuple(codes))
-            worklist = WorkList(store, paths)
-            await worklist.open()
-        observer.notice(Notice("started", f"round {about.number} of run {run_id} over {failed:,} failures"))
-        progress.planned, progress.listed = failed, True
-        session = Session(
-            job=job,
-            store=store,
-            record=record,
-            worklist=worklist,
-            targets=FailedImages(store, paths, about, published=rounds, counts=counts),
-            published=rounds,
-            detector=detector,
-            pacer=AdaptivePacer(RateController(), max_tps=job.max_tps),
+        return await conduct_round(
+            job,
+            store,
+            record,
+            earlier,
+            codes=codes,
             keeper=keeper,
-            lease=lease,
-            progress=progress,
+            detector=detector,
             observer=observer,
             stopper=stopper,
             begun_at=begun_at,
         )
-        summary = await session.run()
-        await end_round(store, paths, about.number)
-        return summary
+
+
+async def conduct_round(
+    job: Job,
+    store: Store,
+    record: RunRecord,
+    earlier: Summary,
+    *,
+    codes: Sequence[str],
+    keeper: ModelKeeper,
+    detector: Detector,
+    observer: Observer,
+    stopper: Stopper,
+    begun_at: float,
+    utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+) -> Summary:
+    """Open the round and score its images; `retry` without AWS around it."""
+    paths = RunPaths(record.run_id)
+    progress = Progress(dollars=keeper.dollars)
+    lease = LeaseKeeper(store, paths, utcnow=utcnow)
+    with stopper.interruptible():
+        rounds = await published(store, paths)
+        counts = await read_counts(store, paths, rounds.items())
+        failed = total(counts.values()).failed
+        if not failed:
+            observer.notice(Notice("nothing-failed", f"run {record.run_id} has no failures; nothing to do"))
+            return earlier
+        await keeper.check()
+        await lease.acquire()
+        about = await open_round(store, paths, tuple(codes))
+        worklist = WorkList(store, paths)
+        await worklist.open()
+    observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {failed:,} failures"))
+    progress.planned, progress.listed = failed, True
+    session = Session(
+        job=job,
+        store=store,
+        record=record,
+        worklist=worklist,
+        targets=FailedImages(store, paths, about, published=rounds, counts=counts),
+        published=rounds,
+        detector=detector,
+        pacer=AdaptivePacer(RateController(), max_tps=job.max_tps),
+        keeper=keeper,
+        lease=lease,
+        progress=progress,
+        observer=observer,
+        stopper=stopper,
+        begun_at=begun_at,
+    )
+    summary = await session.run()
+    await end_round(store, paths, about.number)
+    return summary

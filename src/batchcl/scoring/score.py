@@ -8,7 +8,7 @@ when there is an image to call for.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,7 +45,18 @@ from batchcl.sources.base import Checked, Source
 from batchcl.sources.recognise import open_sources
 from batchcl.sources.select import Filters, Selected, Selection
 
-__all__ = ["Listing", "check_sources", "first_page", "open_model", "open_store", "run", "run_sync"]
+__all__ = [
+    "Found",
+    "Listing",
+    "check_sources",
+    "conduct",
+    "find",
+    "first_page",
+    "open_model",
+    "open_store",
+    "run",
+    "run_sync",
+]
 
 _EMULATED_UNITS = Units(5)
 """The run's own emulator costs nothing, so it gets all there are."""
@@ -78,51 +89,70 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
         async with service_of(job) as (aws, model):
             with stopper.interruptible():
                 await aws.check_credentials()
-                found = await _find(job, aws, model, files, observer)
+                store = await open_store(job, aws)
+                check = partial(check_sources, job, aws, model, files, observer)
+                found = await find(job, model, store, check=check, observer=observer)
                 if found.summary is not None:
                     observer.notice(Notice("already-done", f"run {found.record.run_id} is done already; nothing to do"))
                     return _judged(found.summary, job)
             async with open_model(job, aws, model, observer, stopper) as (keeper, detector):
-                store, worklist, listing = found.store, found.worklist, found.listing
-                progress = Progress(dollars=keeper.dollars)
-                lease = LeaseKeeper(store, RunPaths(found.record.run_id), progress=lambda: _beat(progress))
-                with stopper.interruptible():
-                    if found.calls_left:
-                        await keeper.check()
-                    record, pages = await _begin(job, found, lease)
-                    done = await published(store, RunPaths(record.run_id))
-                observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
-                _show_list(worklist, progress)
-                freeze = None
-                if listing is not None and worklist.totals is None:
-                    freeze = partial(
-                        freeze_all,
-                        worklist,
-                        pages,
-                        shard_size=job.shard_size,
-                        freshness=KnownVersions(store, model.name) if job.incremental else None,
-                        repeated=lambda: listing.selection.repeated,
-                        bad_lines=listing.bad_lines,
-                        on_frozen=partial(_show_list, worklist, progress),
-                    )
-                session = Session(
-                    job=job,
-                    store=store,
-                    record=record,
-                    worklist=worklist,
-                    targets=AllImages(worklist, done),
-                    published=done,
-                    detector=detector,
-                    pacer=AdaptivePacer(RateController(), max_tps=job.max_tps),
-                    keeper=keeper,
-                    lease=lease,
-                    progress=progress,
-                    observer=observer,
-                    stopper=stopper,
-                    begun_at=begun_at,
-                    listing=freeze,
+                return await conduct(
+                    job, found, keeper=keeper, detector=detector, observer=observer, stopper=stopper, begun_at=begun_at
                 )
-                return await session.run()
+
+
+async def conduct(
+    job: Job,
+    found: Found,
+    *,
+    keeper: ModelKeeper,
+    detector: Detector,
+    observer: Observer,
+    stopper: Stopper,
+    begun_at: float,
+    utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+) -> Summary:
+    """Take the lease of the run that was found and score what is left of it; `run` without AWS around it."""
+    store, worklist, listing = found.store, found.worklist, found.listing
+    progress = Progress(dollars=keeper.dollars)
+    lease = LeaseKeeper(store, RunPaths(found.record.run_id), progress=lambda: _beat(progress), utcnow=utcnow)
+    with stopper.interruptible():
+        if found.calls_left:
+            await keeper.check()
+        record, pages = await _begin(job, found, lease)
+        done = await published(store, RunPaths(record.run_id))
+    observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
+    _show_list(worklist, progress)
+    freeze = None
+    if listing is not None and worklist.totals is None:
+        freeze = partial(
+            freeze_all,
+            worklist,
+            pages,
+            shard_size=job.shard_size,
+            freshness=KnownVersions(store, record.model_name) if job.incremental else None,
+            repeated=lambda: listing.selection.repeated,
+            bad_lines=listing.bad_lines,
+            on_frozen=partial(_show_list, worklist, progress),
+        )
+    session = Session(
+        job=job,
+        store=store,
+        record=record,
+        worklist=worklist,
+        targets=AllImages(worklist, done),
+        published=done,
+        detector=detector,
+        pacer=AdaptivePacer(RateController(), max_tps=job.max_tps),
+        keeper=keeper,
+        lease=lease,
+        progress=progress,
+        observer=observer,
+        stopper=stopper,
+        begun_at=begun_at,
+        listing=freeze,
+    )
+    return await session.run()
 
 
 def run_sync(job: Job, *, observer: Observer | None = None) -> Summary:
@@ -210,7 +240,7 @@ async def open_model(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class Found:
     """What there is of the run before it begins: all of it, when `summary` is there; nothing, when not `old`."""
 
     store: Store
@@ -222,9 +252,10 @@ class _Found:
     summary: Summary | None
 
 
-async def _find(job: Job, aws: Aws, model: ModelArn, files: ExitStack, observer: Observer) -> _Found:
-    """Look for the run, and at its sources where they are still needed."""
-    store = await open_store(job, aws)
+async def find(
+    job: Job, model: ModelArn, store: Store, *, check: Callable[[], Awaitable[Listing]], observer: Observer
+) -> Found:
+    """Look for the run in `store`, and at its sources, with `check`, where they are still needed."""
     record = _record(job, model)
     paths = RunPaths(record.run_id)
     worklist = WorkList(store, paths)
@@ -239,11 +270,11 @@ async def _find(job: Job, aws: Aws, model: ModelArn, files: ExitStack, observer:
     finished = summary is not None and summary.status == "done"
     listing = None
     if worklist.totals is None and not finished:
-        listing = await check_sources(job, aws, model, files, observer)
+        listing = await check()
         if old is None:
             record = replace(record, lists=listing.digests)
         _check_lists(old or record, listing)
-    return _Found(
+    return Found(
         store=store,
         record=old or record,
         old=old is not None,
@@ -254,7 +285,7 @@ async def _find(job: Job, aws: Aws, model: ModelArn, files: ExitStack, observer:
     )
 
 
-async def _begin(job: Job, found: _Found, lease: LeaseKeeper) -> tuple[RunRecord, AsyncIterator[list[Selected]]]:
+async def _begin(job: Job, found: Found, lease: LeaseKeeper) -> tuple[RunRecord, AsyncIterator[list[Selected]]]:
     """Record the run and take its lease; the record that counts, and the images that are not on the work list yet."""
     record, worklist = found.record, found.worklist
     first = None
