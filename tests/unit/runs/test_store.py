@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from batchcl.errors import OutputError, StoppedError, UsageError
-from batchcl.runs.store import Store, StoredFile
+from batchcl.runs.store import Store, StoredFile, _explained
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -213,3 +213,11 @@ def test_an_error_is_one_sentence_of_what_where_and_why(
     assert "Not a directory" in message
     assert "\n" not in message
     assert "Debug source" not in message
+
+
+def test_an_error_of_many_lines_becomes_one() -> None:
+    with (
+        pytest.raises(OutputError, match=r"^writing s3://b/x failed: refused because of this; check"),
+        _explained("writing", "s3://b/x"),
+    ):
+        raise OSError("refused\nbecause of this\n\nDebug source:\nError { .. }")

@@ -176,6 +176,26 @@ def test_the_producer_waits_for_room() -> None:
     assert max(waiting) == 3
 
 
+def test_room_is_made_by_taking_and_not_only_by_settling() -> None:
+    async def main() -> int:
+        queue = await filled("ab", capacity=2)
+
+        async def produce() -> None:
+            for name in "cd":
+                await queue.put(item(name))
+
+        with anyio.move_on_after(10):
+            async with anyio.create_task_group() as group:
+                group.start_soon(produce)
+                await anyio.sleep(1)
+                queue.take()
+                await anyio.sleep(1)
+                queue.take()
+        return queue.statistics().waiting
+
+    assert run_virtual(main) == 2
+
+
 def test_images_given_back_need_no_room() -> None:
     async def main() -> QueueStatistics:
         queue = await filled("a", capacity=1)
