@@ -1,0 +1,276 @@
+"""What README.md and docs/ say is what the program does.
+
+A line that starts with `$ batchcl` in a ```console block is run, in a directory where `batchcl demo` has been and with
+AWS being the emulator and a local S3. ```python blocks of README.md and docs/analysis.md are run too. Every `batchcl …`
+in code anywhere must be a command with flags that it knows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pytest
+import typer.main
+from typer.core import TyperGroup
+
+from batchcl.cli.app import app
+from batchcl.errors import ExitCode
+from batchcl.job import Job, load_job
+from batchcl.runs.schema import FAILURES, RESULTS
+from servers import aws_env, client
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+BUCKETS = ("acme-photos", "acme-tables")
+FEW = {"BATCHCL_LIMIT": "5"}
+
+_FENCE = re.compile(r"^```(?P<kind>[a-z]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`([^`\n]+)`")
+_LINK = re.compile(r"\]\((?P<path>[^)#:\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
+_COMMAND = re.compile(r"(?<![\w'\[/.-])(?:\.venv/bin/)?batchcl (?P<rest>[a-z].*)")
+_END = frozenset({"|", "&&", ";", "||", ">", ">>", "#"})
+
+
+class Block(NamedTuple):
+    kind: str
+    code: str
+
+
+class Mentioned(NamedTuple):
+    """A command in the documentation, with its words up to a pipe or comment."""
+
+    where: str
+    words: list[str]
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [block.code for block in map(_block, _FENCE.finditer(page.read_text())) if block.kind == kind]
+
+
+def _block(found: re.Match[str]) -> Block:
+    return Block(found["kind"], found["code"])
+
+
+def runnable(page: Path) -> list[str]:
+    lines = (line for code in blocks(page, "console") for line in code.splitlines())
+    return [line.removeprefix("$ batchcl ") for line in lines if line.startswith("$ batchcl ")]
+
+
+def mentioned(page: Path) -> Iterator[Mentioned]:
+    """Every `batchcl COMMAND …` in code; in a job file, in its comments."""
+    text = page.read_text()
+    if page.suffix == ".md":
+        fenced = [line for found in _FENCE.finditer(text) for line in found["code"].splitlines()]
+        code = [line for line in fenced if not line.startswith("batchcl: ")]
+        code += _SPAN.findall(_FENCE.sub("", text).replace("\n", " "))
+    else:
+        code = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+        code += [span for line in code for span in _SPAN.findall(line)]
+        code = [line for line in code if line.startswith("batchcl ")]
+    for line in code:
+        if (found := _COMMAND.search(line)) is not None:
+            yield Mentioned(page.name, list(_words(found["rest"])))
+
+
+def _words(text: str) -> Iterator[str]:
+    lexer = shlex.shlex(text.replace("'", " ").replace("`", " "), posix=True, punctuation_chars="|;>&")
+    lexer.whitespace_split = True
+    for word in lexer:
+        if word in _END:
+            return
+        yield word
+
+
+def options(command: Any) -> set[str]:
+    return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+
+
+def commands() -> dict[str, set[str]]:
+    """`model start` → its flags, and so on."""
+    found: dict[str, set[str]] = {}
+    top = typer.main.get_command(app)
+    assert isinstance(top, TyperGroup)
+    for name, command in top.commands.items():
+        found[name] = options(command)
+        if isinstance(command, TyperGroup):
+            found |= {f"{name} {verb}": options(below) for verb, below in command.commands.items()}
+    return found
+
+
+def table(page: Path, heading: str) -> list[list[str]]:
+    """The cells of the first table below `heading`."""
+    section = re.split(r"^#+ ", page.read_text().split(f"# {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    end = next((n for n, row in enumerate(rows) if n > 1 and set(row) <= set("|- ")), len(rows) + 1) - 1
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows[2:end]]
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture(scope="module")
+def place(demo, aws, clean_env, tmp_path_factory) -> Path:
+    """A directory where the demo has been, beside the job files."""
+    here: Path = tmp_path_factory.mktemp("docs")
+    shutil.copytree(demo.state, here / "demo" / "emulator")
+    shutil.copytree(demo.data.images, here / "demo" / "images")
+    shutil.copy(demo.data.truth, here / "demo" / "truth.manifest")
+    shutil.copytree(ROOT / "configs", here / "configs")
+    subprocess.run(
+        [sys.executable, "-m", "batchcl", "run", "demo/images", "--model", demo.arn, "--out", "demo/out"],
+        cwd=here,
+        env=clean_env | aws,
+        capture_output=True,
+        check=True,
+    )
+    (here / "out").symlink_to(here / "demo" / "out")
+    return here
+
+
+@pytest.fixture(scope="module")
+def aws(service, seaweed, demo) -> dict[str, str]:
+    """The environment of somebody who has the buckets that the documentation speaks of."""
+    s3 = client("s3", seaweed)
+    for bucket in BUCKETS:
+        s3.create_bucket(Bucket=bucket)
+    for picture in sorted(demo.data.images.iterdir())[:6]:
+        s3.put_object(Bucket=BUCKETS[0], Key=f"2026/{picture.name}", Body=picture.read_bytes())
+    return aws_env(service, seaweed) | FEW
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.name)
+def test_console_commands_end_well(page, cli, demo, place, aws):
+    for line in runnable(page):
+        words = [word.replace("$ARN", demo.arn) for word in shlex.split(line, comments=True)]
+        done = cli(*words, env=aws, cwd=place)
+        assert done.code == 0, f"batchcl {line}\n{done.err}"
+        assert done.out or words[0] in {"run", "retry"}, line
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/analysis.md"])
+def test_python_examples_run(name, place, clean_env):
+    script = "\n".join(blocks(ROOT / name, "python"))
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", script],
+        cwd=place,
+        env=clean_env,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_nightly_job_runs_with_other_names(cli, demo, place, aws):
+    done = cli(
+        *("run", "s3://acme-photos/2026/", "--config", "configs/nightly.toml", "--model", demo.arn),
+        *("--out", "s3://acme-tables/nightly", "--run-id", "2026-11-21", "--json"),
+        env=aws,
+        cwd=place,
+    )
+    assert done.code == 0, done.err
+    assert done.json | {"planned": 5, "scored": 5, "failed": 0} == done.json
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_job_files_load_as_they_are(config, monkeypatch):
+    for key in Job.model_fields:
+        monkeypatch.delenv(f"BATCHCL_{key.upper()}", raising=False)
+    assert load_job(config).sources
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=lambda page: page.name)
+def test_commands_and_flags_exist(page):
+    known = commands()
+    for where, words in mentioned(page):
+        name = words[0] if " ".join(words[:2]) not in known else " ".join(words[:2])
+        assert name in known, f"{where}: batchcl {name}"
+        flags = {word.partition("=")[0].rstrip("…") for word in words if word.startswith("--")}
+        assert flags <= known[name], f"{where}: batchcl {name} has no {flags - known[name]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_named_alone_belong_to_some_command(page):
+    known = set().union(*commands().values())
+    spans = _SPAN.findall(_FENCE.sub("", page.read_text()))
+    named = {span.split()[0] for span in spans if span.startswith("--")}
+    assert named <= known, f"unknown: {named - known}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for found in _LINK.finditer(_FENCE.sub("", page.read_text())):
+        target = (page.parent / found["path"]).resolve() if found["path"] else page
+        assert target.exists(), found[0]
+        if found["anchor"]:
+            assert found["anchor"] in anchors(target), found[0]
+
+
+def test_every_command_is_mentioned():
+    named = {" ".join(words[:n]) for page in PAGES for _, words in mentioned(page) for n in (1, 2)}
+    assert set(commands()) - named <= {"model", "model wait", "model show"}
+
+
+def test_exit_codes_are_all_there():
+    codes = [int(row[0]) for row in table(ROOT / "README.md", "Exit codes")]
+    assert codes == sorted(ExitCode)
+
+
+@pytest.mark.parametrize(
+    ("heading", "fields"),
+    [
+        ("Columns of results", list(RESULTS)),
+        ("Columns of failures", list(FAILURES)),
+        ("Fields of a label", list(RESULTS.field("labels").type.value_type)),
+    ],
+    ids=["results", "failures", "label"],
+)
+def test_columns_are_those_of_the_schema(heading, fields):
+    rows = [(row[0], row[1]) for row in table(ROOT / "README.md", heading)]
+    assert rows == [(f"`{field.name}`", _type(field)) for field in fields]
+
+
+def _type(field: pa.Field) -> str:
+    name = "list" if pa.types.is_list(field.type) else str(field.type).replace("tz=", "")
+    return f"{name} or null" if field.nullable else name
+
+
+def test_job_keys_are_those_of_the_job():
+    rows = {row[0].strip("`"): row for row in table(ROOT / "docs" / "job-files.md", "Keys")}
+    flags = commands()["run"]
+    assert list(rows) == list(Job.model_fields)
+    for key, (_, _, default, flag, variable) in rows.items():
+        field = Job.model_fields[key]
+        value = list(field.default) if isinstance(field.default, tuple) else field.default
+        wanted = "needed" if field.is_required() else "none" if value is None else f"`{json.dumps(value)}`"
+        assert (key, default) == (key, wanted)
+        assert flag == "SOURCE…" if key == "sources" else flag.strip("`") in flags
+        assert variable == f"`BATCHCL_{key.upper()}`"
+
+
+def test_every_job_key_is_explained_and_shown():
+    meanings = (ROOT / "docs" / "job-files.md").read_text().split("## What they mean")[1]
+    assert {key for key in Job.model_fields if f"`{key}`" not in meanings} == set()
+
+
+def test_the_policy_is_json():
+    (policy,) = (json.loads(code) for code in blocks(ROOT / "README.md", "json") if "Statement" in code)
+    actions = {
+        action
+        for each in policy["Statement"]
+        for action in [*([each["Action"]] if isinstance(each["Action"], str) else each["Action"])]
+    }
+    assert "rekognition:DetectCustomLabels" in actions
+    assert not [action for action in actions if "*" in action]
