@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -129,6 +131,16 @@ def test_a_key_list_on_stdin_is_taken_literally(cli, demo, env, tmp_path):
     assert done.code == 0, done.err
     uris = batchcl.open_results(str(tmp_path / "out")).images().collect()["uri"].to_list()
     assert uris == sorted([str(odd), str(demo.data.images / "00001.jpg")])
+
+
+def test_a_pipe_is_a_list_like_any_other(demo, env, clean_env, tmp_path):
+    script = 'exec "$0" -m batchcl run <(echo "$1"; echo "$2") --model "$3" --out "$4"'
+    images = sorted(demo.data.images.iterdir())[:2]
+    command = ["bash", "-c", script, sys.executable, *images, demo.arn, tmp_path / "out"]
+    done = subprocess.run(command, env=clean_env | env, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    uris = batchcl.open_results(str(tmp_path / "out")).images().collect()["uri"].to_list()
+    assert uris == [str(image) for image in images]
 
 
 def test_a_manifest_is_scored_and_carries_its_truth_into_extra(cli, demo, env, tmp_path):

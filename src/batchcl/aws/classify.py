@@ -5,6 +5,7 @@ Source: the error list of DetectCustomLabels in the API reference, and the devel
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from batchcl.errors import (
@@ -25,6 +26,7 @@ EXPIRED_CODES: Final = frozenset({"ExpiredTokenException", "ExpiredToken", "Requ
 """Credentials that were good once: worth one look-up of fresh ones."""
 
 _SERVER_ERROR: Final = 500
+_ABOUT_THE_ARN: Final = re.compile(r"versionarn|\barn\b", re.IGNORECASE)
 
 _IMAGE: Final = frozenset(
     {"ImageTooLargeException", "InvalidImageFormatException", INVALID_S3_OBJECT, "InvalidParameterException"}
@@ -66,12 +68,14 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
         kind, message = FatalCallError, f"{message}; the credentials have expired: log in again"
     elif code in _ADVICE:
         kind, message = FatalCallError, f"{message}; {_ADVICE[code]}"
-    elif code == "InvalidParameterException" and "arn" in message.lower():
+    elif code == "InvalidParameterException" and _ABOUT_THE_ARN.search(message):
         kind, message = FatalCallError, f"{message}; {_ADVICE['ResourceNotFoundException']}"
     elif code in _IMAGE:
         kind = ImageError
-    elif status is None or status >= _SERVER_ERROR or code in {"InternalServerError", "RequestTimeout"}:
-        kind = TransientError
+    elif (
+        status is None or status >= _SERVER_ERROR or code.isdigit() or code in {"InternalServerError", "RequestTimeout"}
+    ):
+        kind = TransientError  # a bare number is botocore's word for a body that was cut
     else:
         kind = ImageError  # an answer of this kind would be the same the next time
     return kind(message, code=code, status=status, request_id=request_id)

@@ -76,9 +76,9 @@ class RekognitionDetector:
 
     async def detect(self, image: ImageRef) -> Detection:
         """The labels of `image`; raises a `CallError` subclass within `CALL_DEADLINE_S`."""
-        payload = await _payload(image)
         try:
             with anyio.fail_after(CALL_DEADLINE_S):
+                payload = await _payload(image)
                 answer = await self._client.detect_custom_labels(Image=payload, **self._arguments)
         except TimeoutError as error:
             raise TransientError("no answer in time", code="Timeout") from error
@@ -92,6 +92,8 @@ class RekognitionDetector:
             raise FatalCallError(f"{error}; log in again", code="Credentials") from error
         except (BotoCoreError, aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
             raise TransientError(str(error) or type(error).__name__, code=type(error).__name__) from error
+        except (AttributeError, TypeError, KeyError) as error:
+            raise _malformed() from error  # botocore's parser met JSON of another shape
         return _detection(answer)
 
 
@@ -179,18 +181,25 @@ def _detection(answer: dict[str, Any]) -> Detection:
     """Shape the answer; one that lacks what the API promises was cut on its way."""
     try:
         labels = tuple(_label(entry) for entry in answer["CustomLabels"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise TransientError("the answer has another shape than the API's", code="MalformedAnswer") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _malformed() from error
     return Detection(labels, str(answer.get("ResponseMetadata", {}).get("RequestId", "")))
+
+
+def _malformed() -> TransientError:
+    return TransientError("the answer has another shape than the API's", code="MalformedAnswer")
 
 
 def _label(entry: dict[str, Any]) -> Label:
     geometry = entry.get("Geometry") or {}
     box = geometry.get("BoundingBox")
     polygon = geometry.get("Polygon")
+    name = entry["Name"]
+    if not isinstance(name, str):
+        raise TypeError("a label's name is text")
     return Label(
-        entry["Name"],
-        entry["Confidence"],
-        None if not box else (box["Left"], box["Top"], box["Width"], box["Height"]),
-        None if not polygon else tuple((point["X"], point["Y"]) for point in polygon),
+        name,
+        float(entry["Confidence"]),
+        None if not box else (float(box["Left"]), float(box["Top"]), float(box["Width"]), float(box["Height"])),
+        None if not polygon else tuple((float(point["X"]), float(point["Y"])) for point in polygon),
     )

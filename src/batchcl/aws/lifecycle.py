@@ -83,7 +83,8 @@ class Units:
             units = cls(int(low), int(high) if colon else None)
         except ValueError:
             raise UsageError(f"{text!r} are no inference units; write MIN or MIN:MAX, such as 2 or 1:3") from None
-        if not 1 <= units.minimum <= (units.maximum or units.minimum) <= MAX_UNITS:
+        highest = units.minimum if units.maximum is None else units.maximum
+        if not 1 <= units.minimum <= highest <= MAX_UNITS:
             raise UsageError(f"inference units {text!r} are out of range: 1 <= MIN <= MAX <= {MAX_UNITS}")
         return units
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import aioboto3
 import boto3
 from aiobotocore.config import AioConfig
-from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.errors import CredentialsError
 
@@ -84,8 +84,10 @@ class Aws:
         self._arguments = {"profile_name": self.settings.profile, "region_name": self.settings.region}
         try:
             self._session = aioboto3.Session(**self._arguments)
-        except ProfileNotFound as error:
-            raise CredentialsError(f"{error}; check --profile and AWS_PROFILE, or run `aws configure`") from error
+        except BotoCoreError as error:
+            raise CredentialsError(
+                f"the AWS settings can't be read: {error}; check --profile and AWS_PROFILE, or run `aws configure`"
+            ) from error
 
     @classmethod
     def from_environment(cls, *, profile: str | None = None, region: str | None = None) -> Aws:

@@ -98,6 +98,7 @@ def plan(
         "bytes": found.bytes,
         "size not known": found.unknown_bytes,
         "bad lines left out": found.bad_lines,
+        "named more than once": found.repeated,
     }
     emit_object(shown, title="Plan")
     sys.stdout.write("\n")

@@ -175,6 +175,13 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         f"{summary.seconds:.1f} s ({summary.images_per_second:.1f} images/s, {summary.throttled:,} of "
         f"{summary.calls:,} calls throttled{cost})"
     )
+    for count, what in (
+        (summary.repeated, "images were named more than once and count once"),
+        (summary.known, "images were left out, as their version has a result already"),
+        (summary.bad_lines, "lines named no image and were left out"),
+    ):
+        if count:
+            tell(f"{count:,} {what}")
     if left:
         tell(f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest")
     tell(f"the table lies in {summary.out}/results; ask it with `batchcl labels {summary.out}`")

@@ -27,7 +27,7 @@ from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import PAGE, BadLine, Checked, Position, parse_s3_uri
 
-__all__ = ["LineSource", "fetch_text", "first_line", "spool_stdin"]
+__all__ = ["LineSource", "fetch_text", "first_line", "spool_pipe", "spool_stdin"]
 
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 """A manifest line with ten thousand boxes has about 1 MB; a longer line than this isn't one."""
@@ -42,6 +42,12 @@ _T = TypeVar("_T")
 def spool_stdin() -> Path:
     """Copy standard input to a temporary file. Blocks; the caller removes the file."""
     return _spool(lambda sink: shutil.copyfileobj(sys.stdin.buffer, sink))
+
+
+def spool_pipe(path: Path) -> Path:
+    """Copy a named pipe, such as the shell's `<(…)`, which can be read once only. Blocks; likewise."""
+    with path.open("rb") as pipe:
+        return _spool(lambda sink: shutil.copyfileobj(pipe, sink))
 
 
 async def fetch_text(uri: str, aws: Aws, *, region: str) -> Path:

@@ -6,6 +6,7 @@ import stat
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position, Source, local_image, s3_image
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.key_list import parse_key_line
-from batchcl.sources.lines import LineSource, fetch_text, first_line, spool_stdin
+from batchcl.sources.lines import LineSource, fetch_text, first_line, spool_pipe, spool_stdin
 from batchcl.sources.manifest import ManifestParser
 from batchcl.sources.s3_prefix import S3PrefixSource
 
@@ -106,8 +107,8 @@ async def open_sources(
             path = await fetch_text(name, aws, region=region)
             stack.callback(path.unlink, missing_ok=True)
             folder = None
-        elif name == "-":
-            path = await anyio.to_thread.run_sync(spool_stdin)
+        elif name == "-" or await anyio.to_thread.run_sync(_is_pipe, name):
+            path = await anyio.to_thread.run_sync(spool_stdin if name == "-" else partial(spool_pipe, Path(name)))
             stack.callback(path.unlink, missing_ok=True)
             folder = Path.cwd()
         else:
@@ -135,6 +136,14 @@ def _open(
             return ImageSource(name)
         case SourceKind.PREFIX:
             raise SourceError(f"{name} is no S3 prefix; write s3://bucket/prefix")
+
+
+def _is_pipe(name: str) -> bool:
+    """Whether `name` can be read only once. Blocks; what can't be looked at is left to those who read it."""
+    try:
+        return Path(name).is_fifo()
+    except OSError:
+        return False
 
 
 def _recognise(name: str, path: Path) -> SourceKind:

@@ -95,3 +95,17 @@ def test_any_answer_gets_a_class_and_keeps_the_services_words(code: str, message
     assert type(error) in {FatalCallError, ImageError, ModelNotReadyError, ThrottledError, TransientError}
     assert message in str(error)
     assert "#" not in error.code
+
+
+def test_a_body_that_was_cut_is_worth_another_attempt():
+    assert isinstance(classify("400", "Bad Request", status=400), TransientError)
+
+
+@pytest.mark.parametrize("message", ["Invalid ProjectVersionArn", "bad 'projectVersionArn'", "The ARN is bad"])
+def test_an_invalid_parameter_about_the_arn_is_fatal(message):
+    assert isinstance(classify("InvalidParameterException", message, status=400), FatalCallError)
+
+
+@pytest.mark.parametrize("message", ["Warning: the image is odd", "learn more", "Request has an invalid parameter"])
+def test_an_invalid_parameter_about_anything_else_is_the_images(message):
+    assert isinstance(classify("InvalidParameterException", message, status=400), ImageError)
