@@ -1,0 +1,307 @@
+"""Runs that are taken up again, refused, looked at, bounded and retried, through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from contextlib import contextmanager
+
+import pytest
+
+from crash.harness import Place, ends_within, new_bucket, started, until_begun, wait_for_rows
+from servers import aws_env, client, model_status, serving, wait_for
+
+IMAGES = 30
+
+
+@pytest.fixture
+def env(service, seaweed):
+    return aws_env(service, seaweed)
+
+
+@pytest.fixture
+def pictures(demo, tmp_path):
+    """Thirty pictures that nobody else writes to."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in sorted(demo.data.images.iterdir())[:IMAGES]:
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path, seaweed):
+    return Place(str(tmp_path / "out"), seaweed)
+
+
+@pytest.fixture
+def job(demo, pictures, out):
+    """The arguments of the run `r` over them."""
+    return ("run", pictures, "--model", demo.arn, "--out", out.root, "--run-id", "r", "--shard-size", 5, "--json")
+
+
+@pytest.fixture
+def stopped(job, out, clean_env, env):
+    """Begin the run, and end it by a signal once some shards are published."""
+
+    @contextmanager
+    def begin(number: signal.Signals):
+        with started(*job, "--max-tps", 10, env=clean_env | env) as process:
+            wait_for_rows(out, 5)
+            yield process
+            process.send_signal(number)
+            process.wait(30)
+
+    return begin
+
+
+def test_a_stopped_run_calls_for_the_rest_only(cli, job, env, out, stopped):
+    with stopped(signal.SIGTERM) as process:
+        pass
+    assert process.returncode == 4
+    first = json.loads(out.files("runs/r", "summary.json")["runs/r/summary.json"])
+    assert first["status"] == "stopped"
+    assert 5 <= first["scored"] < IMAGES
+    second = cli(*job, env=env)
+    assert second.code == 0, second.err
+    assert "was begun before" in second.err
+    assert second.json["calls"] == IMAGES - first["scored"], "no image is paid for twice"
+    assert second.json["scored"] == second.json["planned"] == IMAGES
+    assert len(set(out.uris())) == len(out.uris()) == IMAGES
+
+
+def test_status_tells_what_a_run_is_doing(cli, job, env, out, stopped):
+    def status():
+        return cli("status", out.root, "r", "--json", env=env).json
+
+    with stopped(signal.SIGKILL) as process:
+        running = status()
+    assert (running["state"], running["resumable"]) == ("running", False)
+    assert running["held_by"].endswith(f"process {process.pid}")
+    killed = status()
+    assert (killed["state"], killed["resumable"], killed["held_by"]) == ("interrupted", True, None)
+    assert killed["planned"] == IMAGES == killed["scored"] + killed["left"]
+    assert killed["left"] > 0
+    assert cli(*job, env=env).code == 0
+    done = status()
+    assert (done["state"], done["resumable"], done["held_by"], done["left"]) == ("done", False, None, 0)
+    assert done["scored"] == done["published"] == IMAGES
+
+
+def test_status_of_a_stopped_run_tells_why(cli, env, out, stopped):
+    with stopped(signal.SIGTERM):
+        pass
+    state = cli("status", out.root, "r", "--json", env=env).json
+    assert (state["state"], state["resumable"]) == ("stopped", True)
+    assert "SIGTERM" in state["reason"]
+
+
+def test_a_run_id_of_another_job_is_refused_with_the_difference(cli, job, env, out, demo):
+    assert cli(*job, env=env).code == 0
+    refused = cli(*job, "--min-confidence", 10, "--limit", 3, env=env)
+    assert refused.code == 2
+    assert "limit was None and is 3, min_confidence was None and is 10.0" in refused.err
+    assert "--run-id" in refused.err
+    elsewhere = cli("run", demo.data.images, *job[2:], env=env)
+    assert elsewhere.code == 2
+    assert "sources was" in elsewhere.err
+    assert len(out.uris()) == IMAGES
+
+
+def test_a_finished_run_starts_no_model_and_makes_no_call(cli, job, demo, clean_env, out, env):
+    first = cli(*job, env=env)
+    assert first.code == 0, first.err
+    with serving(clean_env, "--control-tps", 100, state=demo.state) as idle:
+        again = cli(*job, "--start-model", 1, env=aws_env(idle))
+        assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
+    assert again.code == 0, again.err
+    assert "done already" in again.err
+    assert "STARTING" not in again.err
+    assert again.json == first.json
+    assert len(out.uris()) == IMAGES
+
+
+def test_a_complete_list_goes_on_without_its_sources(cli, job, env, out, seaweed, clean_env):
+    s3 = client("s3", seaweed)
+    bucket = new_bucket(seaweed)
+    for path in job[1].iterdir():
+        s3.put_object(Bucket=bucket, Key=f"in/{path.name}", Body=path.read_bytes())
+    keys = job[1].with_name("keys.txt")
+    keys.write_text("".join(f"s3://{bucket}/in/{path.name}\n" for path in job[1].iterdir()))
+    listed = (job[0], keys, *job[2:])
+    with started(*listed, "--max-tps", 10, env=clean_env | env) as process:
+        wait_for_rows(out, 5)
+        process.kill()
+        process.wait()
+    keys.unlink()
+    done = cli(*listed, env=env)
+    assert done.code == 0, done.err
+    assert len(set(out.uris())) == len(out.uris()) == IMAGES
+
+
+@pytest.fixture
+def broken(pictures):
+    """Three of the pictures cut off and one empty; put them right by calling."""
+    good = {path: path.read_bytes() for path in sorted(pictures.iterdir())[:4]}
+    for path, data in good.items():
+        path.write_bytes(data[:60])
+    next(iter(good)).write_bytes(b"")
+
+    def mend() -> None:
+        for path, data in good.items():
+            path.write_bytes(data)
+
+    return mend
+
+
+def test_retry_scores_what_failed_and_nothing_else(cli, job, env, out, broken):
+    run = cli(*job, env=env)
+    assert run.code == 3, run.err
+    assert (run.json["failed"], run.json["skipped"], run.json["scored"]) == (3, 1, IMAGES - 4)
+    useless = cli("retry", out.root, "r", "--json", env=env)
+    assert (useless.code, useless.json["failed"], useless.json["calls"]) == (3, 3, 3)
+    other = cli("retry", out.root, "r", "--code", "InternalServerError", "--json", env=env)
+    assert (other.code, other.json["failed"], other.json["calls"]) == (3, 3, 0)
+    broken()
+    codes = {row["error_code"] for row in out.rows("failures") if row["status"] == "failed"}
+    mended = cli("retry", out.root, "r", *(part for code in codes for part in ("--code", code)), "--json", env=env)
+    assert mended.code == 0, mended.err
+    assert (mended.json["calls"], mended.json["failed"], mended.json["scored"]) == (3, 0, IMAGES - 1)
+    assert mended.json["planned"] == IMAGES
+    assert [row["error_code"] for row in out.rows("failures")] == ["EmptyFile"], "skipped ones are left alone"
+    assert len(out.table()) == IMAGES
+    again = cli("retry", out.root, "r", "--json", env=env)
+    assert again.code == 0
+    assert "no failures; nothing to do" in again.err
+    assert cli("status", out.root, "r", "--json", env=env).json["unresolved"] == 0
+    assert cli(*job, env=env).json["scored"] == IMAGES - 1, "the run itself is done"
+
+
+def test_a_retry_that_is_cut_off_goes_on(cli, job, env, out, broken, clean_env):
+    assert cli(*job, env=env).code == 3
+    broken()
+    with started("retry", out.root, "r", "--max-tps", 0.5, env=clean_env | env) as process:
+        wait_for(lambda: any(row["status"] == "failed" for row in out.rows("failures")))
+        wait_for(lambda: out.files("runs/r/rounds", ".json"))
+        ends_within(process, 1)
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 4, err
+    state = cli("status", out.root, "r", "--json", env=env).json
+    assert (state["planned"], state["left"]) == (IMAGES, 0)
+    done = cli("retry", out.root, "r", "--json", env=env)
+    assert done.code == 0, done.err
+    assert (done.json["scored"], done.json["failed"]) == (IMAGES - 1, 0)
+    assert len(out.table()) == IMAGES
+
+
+def test_retry_needs_a_run_that_is_done(cli, env, out, stopped):
+    with stopped(signal.SIGTERM):
+        pass
+    refused = cli("retry", out.root, "r", env=env)
+    assert refused.code == 2
+    assert "is not done yet" in refused.err
+    unknown = cli("retry", out.root, "x", env=env)
+    assert unknown.code == 2
+    assert "there is no run x" in unknown.err
+
+
+def test_the_next_night_scores_new_and_changed_files_only(cli, demo, env, pictures, out):
+    job = ("run", pictures, "--model", demo.arn, "--out", out.root, "--incremental", "--json", "--run-id")
+    assert cli(*job, "night-1", env=env).json["scored"] == IMAGES
+    first, second, *_ = sorted(pictures.iterdir())
+    shutil.copyfile(first, pictures / "new.jpg")
+    first.write_bytes(second.read_bytes())
+    night = cli(*job, "night-2", env=env)
+    assert night.code == 0, night.err
+    assert (night.json["planned"], night.json["calls"], night.json["known"]) == (2, 2, IMAGES - 1)
+    scored = {row["key"] for row in out.rows("results") if row["run_id"] == "night-2"}
+    assert scored == {str(first), str(pictures / "new.jpg")}
+    quiet = cli(*job, "night-3", env=env)
+    assert (quiet.code, quiet.json["planned"], quiet.json["known"]) == (0, 0, IMAGES + 1)
+
+
+def test_the_next_night_over_s3_goes_by_etag(cli, demo, env, pictures, seaweed):
+    s3 = client("s3", seaweed)
+    bucket = new_bucket(seaweed)
+    paths = sorted(pictures.iterdir())[:5]
+    for path in paths:
+        s3.put_object(Bucket=bucket, Key=f"in/{path.name}", Body=path.read_bytes())
+    root = f"s3://{bucket}/out"
+    job = ("run", f"s3://{bucket}/in/", "--model", demo.arn, "--out", root, "--incremental", "--json", "--run-id")
+    assert cli(*job, "night-1", env=env).json["scored"] == 5
+    s3.put_object(Bucket=bucket, Key=f"in/{paths[0].name}", Body=paths[0].read_bytes())  # touched, but the same
+    s3.put_object(Bucket=bucket, Key=f"in/{paths[1].name}", Body=paths[0].read_bytes())
+    night = cli(*job, "night-2", env=env)
+    assert night.code == 0, night.err
+    assert (night.json["calls"], night.json["known"]) == (1, 4)
+    again = [row["key"] for row in Place(root, seaweed).rows("results") if row["run_id"] == "night-2"]
+    assert again == [f"in/{paths[1].name}"]
+
+
+def test_a_deadline_ends_the_run_resumably(cli, job, env, out):
+    late = cli(*job, "--max-tps", 5, "--deadline", "2s", env=env)
+    assert late.code == 4, late.err
+    assert "deadline of 2s" in late.json["reason"]
+    assert late.json["scored"] < IMAGES
+    done = cli(*job, env=env)
+    assert (done.code, done.json["calls"]) == (0, IMAGES - late.json["scored"])
+    assert len(out.table()) == IMAGES
+
+
+def test_a_cost_ends_the_run_resumably(cli, job, demo, clean_env, out):
+    with serving(clean_env, "--control-tps", 100, state=demo.state) as endpoint:
+        env = aws_env(endpoint)
+        dear = cli(*job, "--max-tps", 5, "--start-model", 1, "--max-cost", 0.001, env=env)
+        assert dear.code == 4, dear.err
+        assert "--max-cost" in dear.json["reason"]
+        assert dear.json["cost_usd"] >= 0.001
+        assert 0 < dear.json["scored"] < IMAGES
+        assert model_status(endpoint, demo.arn) in {"STOPPING", "STOPPED"}
+        done = cli(*job, "--start-model", 5, env=env)
+    assert (done.code, done.json["calls"] - done.json["throttled"]) == (0, IMAGES - dear.json["scored"])
+    assert len(out.table()) == IMAGES
+
+
+@pytest.mark.usefixtures("broken")
+def test_too_many_failures_end_the_run_early_and_a_higher_bound_goes_on(cli, job, env, out):
+    early = cli(*job, "--max-tps", 5, "--max-failures", 1, env=env)
+    assert early.code == 3, early.err
+    assert "--max-failures is 1" in early.json["reason"]
+    assert early.json["scored"] < IMAGES - 4
+    done = cli(*job, "--max-failures", 3, env=env)
+    assert done.code == 0, done.err
+    assert (done.json["failed"], done.json["scored"]) == (3, IMAGES - 4)
+    assert done.json["calls"] == IMAGES - 1 - early.json["scored"] - early.json["failed"]
+    assert len(out.table()) == IMAGES
+
+
+def test_what_is_named_twice_is_scored_once_and_reported(cli, demo, env, pictures, out):
+    names = [str(path) for path in sorted(pictures.iterdir())[:10]]
+    keys = pictures.with_name("keys.txt")
+    keys.write_text("\n".join([*names, *names[:4], names[0]]))
+    job = ("run", keys, pictures, keys, "--model", demo.arn, "--out", out.root, "--json")
+    done = cli(*job, env=env)
+    assert done.code == 0, done.err
+    assert (done.json["planned"], done.json["calls"]) == (IMAGES, IMAGES)
+    inside, across = 5, 10
+    assert done.json["repeated"] == 2 * inside + 2 * across, "5 inside each list, 10 again in the folder and the list"
+    assert len(out.uris()) == len(set(out.uris())) == IMAGES
+
+
+def test_a_list_that_was_cut_short_is_read_to_its_end(cli, job, env, out, clean_env):
+    """A kill between two shards of the list can't be timed from outside, so what it leaves is laid there."""
+    with started(*job, "--max-tps", 2, env=clean_env | env) as process:
+        until_begun(process)
+        wait_for(lambda: out.files("runs/r", "worklist.json"))
+        process.kill()
+        process.wait()
+    for name in ("worklist.json", "worklist/00004.parquet", "worklist/00005.parquet"):
+        (job[1].parent / "out/runs/r" / name).unlink()
+    state = cli("status", out.root, "r", "--json", env=env).json
+    assert (state["listed"], state["planned"]) == (False, 20)
+    done = cli(*job, env=env)
+    assert done.code == 0, done.err
+    assert done.json["planned"] == done.json["scored"] == IMAGES
+    assert len(out.table()) == IMAGES
