@@ -14,7 +14,7 @@ def test_the_demo_scores_unseen_digits_well_and_shows_what_came_out(cli, demo, t
     assert done.code == 0, done.err
     for heading in ("Labels", "top_label_accuracy", "surest label", "A few rows"):
         assert heading in done.out
-    commands = [line.removeprefix("batchcl:   ") for line in done.err.splitlines() if line.startswith("batchcl:   ba")]
+    commands = [line.removeprefix("batchcl:   ") for line in done.err.splitlines() if "batchcl:   " in line][1:]
     assert [command.split()[1] for command in commands] == ["confidence", "query", "run"]
     judged = cli("evaluate", directory / "out", "--truth", directory / "truth.manifest", "--json")
     assert judged.code == 0, judged.err

@@ -156,6 +156,22 @@ def test_a_model_that_the_run_started_is_started_again_when_somebody_stops_it(de
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
 
 
+def test_a_model_that_a_killed_run_left_behind_is_stopped_by_the_run_that_takes_over(
+    cli, demo, slow, running, tmp_path
+):
+    job = (demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 12, "--shard-size", 4)
+    flags = ("--start-model", 1, "--run-id", "r")
+    with running(*job, *flags, env=aws_env(slow)) as process:
+        wait_for(lambda: any((tmp_path / "results").rglob("*.parquet")))
+        process.kill()
+    assert model_status(slow, demo.arn) == "RUNNING"
+    done = cli("run", *job, *flags, "--json", env=aws_env(slow))
+    assert done.code == 0, done.err
+    assert done.json["scored"] == 12
+    assert done.json["calls"] - done.json["throttled"] <= 8, "what was journalled is not called for again"
+    assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
+
+
 def test_model_commands_go_through_a_models_life(cli, demo, slow):
     env = aws_env(slow)
     listed = cli("model", "list", "--json", env=env)

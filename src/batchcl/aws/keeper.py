@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -71,6 +71,7 @@ class ModelKeeper:
         self._stopper = stopper
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._owned = False
+        self._on_owning: Callable[[], Awaitable[None]] | None = None
         self._running_since: float | None = None
         self._billed_s = 0.0
         self._restarts = 0
@@ -101,6 +102,20 @@ class ModelKeeper:
             else "it can't be started in this state"
         )
         raise ModelError(f"the model {self._arn.name} is {model.status}, not RUNNING; {hint}")
+
+    @property
+    def owned(self) -> bool:
+        """Whether this run has started the model, and so will stop it."""
+        return self._owned
+
+    def remember(self, on_owning: Callable[[], Awaitable[None]]) -> None:
+        """Await `on_owning` before the model is started, so that somebody else can stop it if this process dies."""
+        self._on_owning = on_owning
+
+    def adopt(self) -> None:
+        """Take over a model that an earlier session of this run started and, having died, could not stop."""
+        if self._units is not None:
+            self._owned = True
 
     def dollars(self) -> float | None:
         """What the model has cost so far at its minimum of units; None unless this run started it and pays for it."""
@@ -179,6 +194,8 @@ class ModelKeeper:
             model = await wait(self._client, self._arn, until="STOPPED", passing={"STOPPING"})
         if model.status in _STARTABLE and self._units is not None:
             self._owned = True  # before the call: if its answer is lost, the model may be starting all the same
+            if self._on_owning is not None:
+                await self._on_owning()
             try:
                 await start(self._client, self._arn, self._units)
             except ModelError:
@@ -237,7 +254,9 @@ class ModelKeeper:
             )
         if model.status == "RUNNING":
             await stop(self._client, self._arn)
-        self._observer.notice(Notice("model-stopped", f"{self._arn.name} is stopped; its billing has ended"))
+        self._observer.notice(
+            Notice("model-stopped", f"{self._arn.name} is stopped" + ("" if self._free else "; its billing has ended"))
+        )
 
     def _left_running(self) -> str:
         return (

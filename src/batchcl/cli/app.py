@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -65,17 +66,36 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. An error that batchcl foresaw is one sentence on stderr; another one is a bug."""
+    """Run the command line. An error that batchcl foresaw is one sentence on stderr; another one is a bug.
+
+    The process ends without the interpreter's own shutdown, during which threads of the object store's runtime were
+    seen to abort it (exit code 134) after everything was done.
+    """
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = ExitCode.BUG  # the reader of stdout has gone, as `| head` does: nobody is left to tell
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run() -> int:
     try:
         app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else ExitCode.DONE if end.code is None else ExitCode.BUG
     except BatchclError as error:
         if error.exit_code is ExitCode.BUG:
-            raise
-        run.tell(str(error))
-        sys.exit(error.exit_code)
+            traceback.print_exc()
+        else:
+            run.tell(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout has gone, as `| head` does: nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.BUG)
+        raise
+    except BaseException:  # noqa: BLE001 - whatever it is, the process must end with its traceback and as a bug
+        traceback.print_exc()
+        return ExitCode.BUG
+    return ExitCode.DONE

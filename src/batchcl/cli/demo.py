@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -65,12 +66,21 @@ def demo(
     sys.stdout.write("\n")
     emit(_examples(images), title="A few rows")
     tell(f"done in {time.monotonic() - begun:.0f} s; the table is {out}/results (hive-partitioned Parquet). Try:")
+    command, scored = _command(), f"{data.images} --emulator --emulator-state {state} --out {out}"
     for line in (
-        f"batchcl confidence {out}",
-        f'batchcl query {out} "{_QUERY}"',
-        f"batchcl run {data.images} --emulator --emulator-state {state} --out {out} --min-confidence 5 --max-results 3",
+        f"{command} confidence {out}",
+        f'{command} query {out} "{_QUERY}"',
+        f"{command} run {scored} --min-confidence 5 --max-results 3",
     ):
         tell(f"  {line}")
+
+
+def _command() -> str:
+    """How this user types `batchcl`: its path where it isn't on theirs, as in a fresh clone."""
+    installed = Path(sys.executable).with_name("batchcl")
+    if shutil.which("batchcl") or not installed.exists():
+        return "batchcl"
+    return str(installed.relative_to(Path.cwd())) if installed.is_relative_to(Path.cwd()) else str(installed)
 
 
 def _examples(images: pl.LazyFrame) -> pl.DataFrame:

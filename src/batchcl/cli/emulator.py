@@ -51,7 +51,7 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
 
     It prints one JSON line with its endpoint on stdout once it listens, and ends on SIGTERM or ^C. Clients sign with
     emulator / emulator, with the pair in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or with one of
-    BATCHCL_EMULATOR_CREDENTIALS (ID:SECRET or ID:SECRET:ACCOUNT, comma separated).
+    BATCHCL_EMULATOR_CREDENTIALS (ID:SECRET, comma separated; an account may follow as a third part).
 
     Examples:
       batchcl emulator --buckets ./buckets

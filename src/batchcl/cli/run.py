@@ -184,4 +184,6 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
             tell(f"{count:,} {what}")
     if left:
         tell(f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest")
+        tell(f"see `batchcl status {summary.out} {summary.run_id}`")
+        return
     tell(f"the table lies in {summary.out}/results; ask it with `batchcl labels {summary.out}`")

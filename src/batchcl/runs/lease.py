@@ -87,10 +87,13 @@ class LeaseKeeper:
         """This runner's name, which its journal segments carry."""
         return self._lease.holder
 
-    async def acquire(self) -> None:
-        """Take the lease, or raise `StoppedError` that says who has it."""
+    async def acquire(self) -> Lease | None:
+        """Take the lease, or raise `StoppedError` that says who has it.
+
+        Returns the lease of a holder that died without giving it back, which tells what it left behind.
+        """
         if await self._store.put_new(self._paths.lease, self._beat()):
-            return
+            return None
         other = await read_lease(self._store, self._paths)
         if other is not None and other.holder != self.holder and other.lives(self._utcnow()):
             ago = (self._utcnow() - other.beat_at).total_seconds()
@@ -99,6 +102,11 @@ class LeaseKeeper:
                 f"{other.process.partition('-')[0]}, last seen {ago:.0f} s ago); wait for it, or for {EXPIRES_S:.0f} s "
                 "after it died"
             )
+        await self.beat()
+        return other
+
+    async def beat(self) -> None:
+        """Say now, rather than at the next heartbeat, how things stand."""
         await self._store.put(self._paths.lease, self._beat())
 
     async def keep(self) -> None:
@@ -115,7 +123,7 @@ class LeaseKeeper:
                         f"run {self._paths.run_id} was taken over by another runner ({other.host}), which had not "
                         f"heard of this one for {EXPIRES_S:.0f} s"
                     )
-                await self._store.put(self._paths.lease, self._beat())
+                await self.beat()
             except OutputError:
                 continue
 

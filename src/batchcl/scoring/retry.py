@@ -11,7 +11,7 @@ import anyio
 from batchcl.aws.detect import Detector
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.session import Aws, AwsSettings
-from batchcl.errors import UsageError
+from batchcl.errors import OutputError, StoppedError, UsageError
 from batchcl.job import Job, job_of
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer
@@ -19,13 +19,13 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
-from batchcl.runs.rounds import FailedImages, end_round, open_round
+from batchcl.runs.rounds import FailedImages, end_round, is_round_open, open_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.score import open_model
 from batchcl.scoring.service import service_of
-from batchcl.scoring.session import Session
+from batchcl.scoring.session import Session, heartbeat, take_lease
 from batchcl.scoring.stopper import Stopper
 
 __all__ = ["conduct_round", "retry"]
@@ -110,16 +110,16 @@ async def conduct_round(
     """Open the round and score its images; `retry` without AWS around it."""
     paths = RunPaths(record.run_id)
     progress = Progress(dollars=keeper.dollars)
-    lease = LeaseKeeper(store, paths, utcnow=utcnow)
+    lease = LeaseKeeper(store, paths, progress=lambda: heartbeat(progress, keeper), utcnow=utcnow)
     with stopper.interruptible():
         rounds = await published(store, paths)
         counts = await read_counts(store, paths, rounds.items())
         failed = total(counts.values()).failed
-        if not failed:
+        if not failed and not await is_round_open(store, paths):
             observer.notice(Notice("nothing-failed", f"run {record.run_id} has no failures; nothing to do"))
             return earlier
         await keeper.check()
-        await lease.acquire()
+        await take_lease(lease, keeper)
         about = await open_round(store, paths, tuple(codes))
         worklist = WorkList(store, paths)
         await worklist.open()
@@ -142,5 +142,10 @@ async def conduct_round(
         begun_at=begun_at,
     )
     summary = await session.run()
-    await end_round(store, paths, about.number)
+    try:
+        await end_round(store, paths, about.number)
+    except OutputError as error:
+        end = StoppedError(f"the round is scored, but could not be closed: {error}; `batchcl retry` closes it")
+        end.summary = summary
+        raise end from error
     return summary

@@ -8,8 +8,8 @@ when there is an image to call for.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.lister import freeze_all
 from batchcl.scoring.service import service_of
-from batchcl.scoring.session import Session
+from batchcl.scoring.session import Session, heartbeat, take_lease
 from batchcl.scoring.stopper import Stopper
 from batchcl.sources.base import Checked, Source
 from batchcl.sources.recognise import open_sources
@@ -115,44 +115,47 @@ async def conduct(
     """Take the lease of the run that was found and score what is left of it; `run` without AWS around it."""
     store, worklist, listing = found.store, found.worklist, found.listing
     progress = Progress(dollars=keeper.dollars)
-    lease = LeaseKeeper(store, RunPaths(found.record.run_id), progress=lambda: _beat(progress), utcnow=utcnow)
-    with stopper.interruptible():
-        if found.calls_left:
-            await keeper.check()
-        record, pages = await _begin(job, found, lease)
-        done = await published(store, RunPaths(record.run_id))
-    observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
-    _show_list(worklist, progress)
-    freeze = None
-    if listing is not None and worklist.totals is None:
-        freeze = partial(
-            freeze_all,
-            worklist,
-            pages,
-            shard_size=job.shard_size,
-            freshness=KnownVersions(store, record.model_name) if job.incremental else None,
-            repeated=lambda: listing.selection.repeated,
-            bad_lines=listing.bad_lines,
-            on_frozen=partial(_show_list, worklist, progress),
-        )
-    session = Session(
-        job=job,
-        store=store,
-        record=record,
-        worklist=worklist,
-        targets=AllImages(worklist, done),
-        published=done,
-        detector=detector,
-        pacer=AdaptivePacer(RateController(), max_tps=job.max_tps),
-        keeper=keeper,
-        lease=lease,
-        progress=progress,
-        observer=observer,
-        stopper=stopper,
-        begun_at=begun_at,
-        listing=freeze,
+    lease = LeaseKeeper(
+        store, RunPaths(found.record.run_id), progress=lambda: heartbeat(progress, keeper), utcnow=utcnow
     )
-    return await session.run()
+    async with AsyncExitStack() as lists:
+        with stopper.interruptible():
+            if found.calls_left:
+                await keeper.check()
+            record, pages = await _begin(job, found, partial(take_lease, lease, keeper), lists)
+            done = await published(store, RunPaths(record.run_id))
+        observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
+        _show_list(worklist, progress)
+        freeze = None
+        if listing is not None and worklist.totals is None:
+            freeze = partial(
+                freeze_all,
+                worklist,
+                pages,
+                shard_size=job.shard_size,
+                freshness=KnownVersions(store, record.model_name) if job.incremental else None,
+                repeated=lambda: listing.selection.repeated,
+                bad_lines=listing.bad_lines,
+                on_frozen=partial(_show_list, worklist, progress),
+            )
+        session = Session(
+            job=job,
+            store=store,
+            record=record,
+            worklist=worklist,
+            targets=AllImages(worklist, done),
+            published=done,
+            detector=detector,
+            pacer=AdaptivePacer(RateController(), max_tps=job.max_tps),
+            keeper=keeper,
+            lease=lease,
+            progress=progress,
+            observer=observer,
+            stopper=stopper,
+            begun_at=begun_at,
+            listing=freeze,
+        )
+        return await session.run()
 
 
 def run_sync(job: Job, *, observer: Observer | None = None) -> Summary:
@@ -285,19 +288,33 @@ async def find(
     )
 
 
-async def _begin(job: Job, found: Found, lease: LeaseKeeper) -> tuple[RunRecord, AsyncIterator[list[Selected]]]:
-    """Record the run and take its lease; the record that counts, and the images that are not on the work list yet."""
+async def _begin(
+    job: Job, found: Found, take: Callable[[], Awaitable[None]], lists: AsyncExitStack
+) -> tuple[RunRecord, AsyncIterator[list[Selected]]]:
+    """Record the run and take its lease; the record that counts, and the images that are not on the work list yet.
+
+    Lists that are not read to their end are closed with `lists`.
+    """
     record, worklist = found.record, found.worklist
     first = None
     if found.listing is not None and not worklist.shards:
-        first = await first_page(found.listing.selection.pages(), job)
+        first = await first_page(_closed_by(lists, found.listing.selection.pages()), job)
     if not found.old and not await record.create(found.store):
         record = await _same(found.store, record) or record
-    await lease.acquire()
+    await take()
     await worklist.open()  # as the last holder left it
     if first is not None and worklist.bookmark is None:
         return record, first
-    return record, _no_pages() if found.listing is None else found.listing.selection.pages(worklist.bookmark)
+    if found.listing is None:
+        return record, _no_pages()
+    return record, _closed_by(lists, found.listing.selection.pages(worklist.bookmark))
+
+
+def _closed_by(lists: AsyncExitStack, pages: AsyncIterator[list[Selected]]) -> AsyncIterator[list[Selected]]:
+    """`pages`, whose connections close with `lists` rather than when nobody can wait for them any more."""
+    if isinstance(pages, AsyncGenerator):
+        lists.push_async_callback(pages.aclose)
+    return pages
 
 
 async def _no_pages() -> AsyncIterator[list[Selected]]:
@@ -309,13 +326,6 @@ async def _no_pages() -> AsyncIterator[list[Selected]]:
 def _show_list(worklist: WorkList, progress: Progress) -> None:
     progress.planned = worklist.images
     progress.listed = worklist.totals is not None
-
-
-def _beat(progress: Progress) -> dict[str, int | float]:
-    """What a heartbeat tells of the run."""
-    now = progress.snapshot(anyio.current_time())
-    names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
-    return {name: getattr(now, name) for name in names} | {"images_per_second": round(now.images_per_second, 2)}
 
 
 async def _chained(first: list[Selected], rest: AsyncIterator[list[Selected]]) -> AsyncIterator[list[Selected]]:

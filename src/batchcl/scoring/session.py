@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -37,8 +37,9 @@ from batchcl.scoring.events import Notice, Observer, Progress
 from batchcl.scoring.shards import Batch
 from batchcl.scoring.stopper import Stopper
 
-__all__ = ["Session"]
+__all__ = ["Session", "heartbeat", "take_lease"]
 
+_OWNS_MODEL = "owns_model"
 _RELEASE_S = 10.0
 
 
@@ -101,11 +102,19 @@ class Session:
             failure = error
         finally:
             await self._release()
+        counts: Counts | None = None
         if failure is None:
-            failure = await self._incomplete()
-        summary = await self._summary(failure)
-        with suppress(*([OutputError] if failure is not None else [])):
+            try:
+                counts = await self._complete()
+            except BatchclError as error:
+                failure = error
+        summary = await self._summary(counts, failure)
+        try:
             await write_summary(self.store, summary)
+        except OutputError as error:
+            if failure is None:
+                failure = error
+                summary = replace(summary, status="stopped", reason=str(error))
         if failure is not None:
             raise _as_end(failure, spent=self._engine.answered, summary=summary)
         return summary
@@ -165,15 +174,15 @@ class Session:
             self.progress.add_earlier(scored=earlier.scored, failed=earlier.failed, skipped=earlier.skipped)
         self._counted = True
 
-    async def _incomplete(self) -> BatchclError | None:
-        """None when every image has its row; the stop that was asked for, or the bug, when not."""
+    async def _complete(self) -> Counts:
+        """What the run comes to when every image has its row; raises the stop that was asked for, or the bug."""
         counts = await self._final_counts()
         totals = self.worklist.totals
         if counts is not None and totals is not None and counts.done == totals.images:
-            return None
+            return counts
         if self.stopper.error is not None:
-            return self.stopper.error
-        return BatchclError(
+            raise self.stopper.error
+        raise BatchclError(
             f"the engine ended, but {self.store.uri(self._paths.folder)} has {counts} for {totals}; a bug in batchcl"
         )
 
@@ -187,12 +196,9 @@ class Session:
                 return None
         return total((await read_counts(self.store, self._paths, rounds.items())).values())
 
-    async def _summary(self, failure: BatchclError | None) -> Summary:
+    async def _summary(self, counts: Counts | None, failure: BatchclError | None) -> Summary:
         progress = self.progress
-        if failure is None:
-            counts = await self._final_counts()
-            assert counts is not None
-        else:
+        if counts is None:
             if not self._counted:
                 with suppress(OutputError):
                     await self._count_published()
@@ -236,6 +242,28 @@ class Session:
             min_confidence=scored_as["min_confidence"],
             max_results=scored_as["max_results"],
         )
+
+
+def heartbeat(progress: Progress, keeper: ModelKeeper) -> dict[str, int | float]:
+    """What a lease tells of the run: how far it is, and whether its model is this run's to stop."""
+    now = progress.snapshot(anyio.current_time())
+    names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
+    return {name: getattr(now, name) for name in names} | {
+        "images_per_second": round(now.images_per_second, 2),
+        _OWNS_MODEL: keeper.owned,
+    }
+
+
+async def take_lease(lease: LeaseKeeper, keeper: ModelKeeper) -> None:
+    """Acquire the lease; what a dead holder started is from now on this run's to stop, and the other way round.
+
+    Raises:
+        StoppedError: another runner holds it.
+    """
+    dead = await lease.acquire()
+    if dead is not None and dead.progress.get(_OWNS_MODEL):
+        keeper.adopt()
+    keeper.remember(lease.beat)
 
 
 def _as_end(failure: BatchclError, *, spent: bool, summary: Summary) -> BatchclError:
