@@ -10,7 +10,6 @@ import io
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-import anyio
 import anyio.to_thread
 import pyarrow as pa
 
@@ -18,6 +17,7 @@ from batchcl.images import ImageRef
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.schema import LABEL, UTC_US, label_row
 from batchcl.runs.store import Store
+from batchcl.runs.together import together
 from batchcl.scoring.outcome import Failed, Label, Outcome, Scored
 
 __all__ = ["Entry", "Journal"]
@@ -71,16 +71,7 @@ class Journal:
         """All entries so far, in the order in which they were written; `images` are the shard's."""
         files = await self._store.list_all(self._paths.journal(self._shard, self._round))
         self._next = len(files)
-        segments: list[bytes | None] = [None] * len(files)
-        limiter = anyio.CapacityLimiter(_AT_ONCE)
-
-        async def fetch(number: int, path: str) -> None:
-            async with limiter:
-                segments[number] = await self._store.get(path)
-
-        async with anyio.create_task_group() as group:
-            for number, file in enumerate(files):
-                group.start_soon(fetch, number, file.path)
+        segments = await together(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
         return await anyio.to_thread.run_sync(_decode, [data for data in segments if data], images, self._round)
 
     async def stage(self, entries: Sequence[Entry]) -> int:

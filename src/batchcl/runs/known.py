@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from batchcl.images import ImageRef
 from batchcl.runs.store import Store
+from batchcl.runs.together import together
 
 __all__ = ["KnownVersions"]
 
@@ -71,17 +72,13 @@ class KnownVersions:
 
     async def _index(self) -> list[_RowGroup]:
         files = await self._store.list_all(f"results/model={self._model}")
-        groups: list[list[_RowGroup]] = [[] for _ in files]
         limiter = anyio.CapacityLimiter(_AT_ONCE)
 
-        async def look(number: int, path: str) -> None:
-            groups[number] = await anyio.to_thread.run_sync(self._row_groups, path, limiter=limiter)
+        async def look(path: str) -> list[_RowGroup]:
+            return await anyio.to_thread.run_sync(self._row_groups, path, limiter=limiter)
 
-        async with anyio.create_task_group() as tasks:
-            for number, file in enumerate(files):
-                if file.path.endswith(".parquet"):
-                    tasks.start_soon(look, number, file.path)
-        return [group for part in groups for group in part]
+        parts = [file.path for file in files if file.path.endswith(".parquet")]
+        return [group for part in await together(look, parts, at_once=_AT_ONCE) for group in part]
 
     def _row_groups(self, path: str) -> list[_RowGroup]:
         metadata = pq.read_metadata(self._store.open_file(path))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-import anyio
 import orjson
 
 from batchcl.errors import OutputError
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.store import Store
+from batchcl.runs.together import together
 
 __all__ = ["Counts", "published", "read_counts", "total", "write_marker"]
 
@@ -51,32 +51,17 @@ async def write_marker(store: Store, paths: RunPaths, shard: int, *, round_: int
 
 async def read_counts(store: Store, paths: RunPaths, rounds: Iterable[tuple[int, int]]) -> dict[int, Counts]:
     """Shard → its counts, of the given (shard, round) markers."""
-    found: dict[int, Counts] = {}
-    limiter = anyio.CapacityLimiter(_AT_ONCE)
 
-    async def read(shard: int, round_: int) -> None:
-        async with limiter:
-            data = await store.get(paths.marker(shard, round_))
+    async def read(marker: tuple[int, int]) -> tuple[int, Counts]:
+        shard, round_ = marker
+        data = await store.get(paths.marker(shard, round_))
         try:
-            found[shard] = Counts(**orjson.loads(data or b""))
+            return shard, Counts(**orjson.loads(data or b""))
         except (ValueError, TypeError) as error:
             where = store.uri(paths.marker(shard, round_))
             raise OutputError(f"{where} is damaged: {error}; restore it") from error
 
-    errors: list[OutputError] = []
-
-    async def guarded(shard: int, round_: int) -> None:
-        try:
-            await read(shard, round_)
-        except OutputError as error:
-            errors.append(error)
-
-    async with anyio.create_task_group() as group:
-        for shard, round_ in rounds:
-            group.start_soon(guarded, shard, round_)
-    if errors:
-        raise errors[0]
-    return found
+    return dict(await together(read, rounds, at_once=_AT_ONCE))
 
 
 def total(counts: Iterable[Counts]) -> Counts:
