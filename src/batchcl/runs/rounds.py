@@ -19,7 +19,7 @@ from batchcl.runs.markers import Counts
 from batchcl.runs.store import Store
 from batchcl.scoring.outcome import Failed, Outcome
 
-__all__ = ["FailedImages", "Round", "end_round", "open_round"]
+__all__ = ["FailedImages", "Round", "end_round", "is_round_open", "open_round"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,24 @@ class Round:
 
 async def open_round(store: Store, paths: RunPaths, codes: tuple[str, ...]) -> Round:
     """The unfinished round of the run if there is one, with its own codes; else a new one."""
-    names = {file.path.rpartition("/")[2] for file in await store.list_all(paths.rounds)}
-    numbers = sorted(int(name.partition(".")[0]) for name in names if name.endswith(".json"))
-    last = numbers[-1] if numbers else 0
-    if last and f"{last:03d}.done" not in names:
+    last, is_open = await _last_round(store, paths)
+    if is_open:
         return Round(last, tuple(orjson.loads(await store.get(paths.round(last)) or b"[]")))
     if not await store.put_new(paths.round(last + 1), orjson.dumps(list(codes))):
         raise StoppedError(f"another runner has just begun to retry run {paths.run_id}; wait for it")
     return Round(last + 1, codes)
+
+
+async def is_round_open(store: Store, paths: RunPaths) -> bool:
+    """Whether a retry was begun and is not over: it may have scored everything and died before it could say so."""
+    return (await _last_round(store, paths))[1]
+
+
+async def _last_round(store: Store, paths: RunPaths) -> tuple[int, bool]:
+    """The number of the last round, 0 when there was none, and whether it is open."""
+    names = {file.path.rpartition("/")[2] for file in await store.list_all(paths.rounds)}
+    last = max((int(name.partition(".")[0]) for name in names if name.endswith(".json")), default=0)
+    return last, last > 0 and f"{last:03d}.done" not in names
 
 
 async def end_round(store: Store, paths: RunPaths, number: int) -> None:
