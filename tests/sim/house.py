@@ -1,0 +1,485 @@
+"""A whole run without AWS: sessions of batchcl over one memory of files, with a trouble at any of their operations.
+
+`House` has what outlives a process: the files below the output root, the images and the service. A session is what
+`batchcl run` or `batchcl retry` does after it has opened AWS. Its `Trouble` counts what it does to the outside, and
+strikes at the Nth operation. What a crash leaves in memory is thrown away; the next session has only the files.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any, BinaryIO, Final, TypeVar, TypeVarTuple
+from unittest import mock
+
+import anyio
+import anyio.lowlevel
+import pyarrow as pa
+import pyarrow.parquet as pq
+from obstore.store import MemoryStore
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.detect import Detector
+from batchcl.aws.keeper import ModelKeeper
+from batchcl.errors import BatchclError, ModelNotReadyError, OutputError, SourceError, TransientError, UnreachableError
+from batchcl.images import ImageRef, unfit
+from batchcl.job import Job, job_of
+from batchcl.runs.compact import hidden_parts
+from batchcl.runs.layout import shard_and_round
+from batchcl.runs.record import Summary, read_record, read_summary
+from batchcl.runs.store import Store, StoredFile
+from batchcl.scoring.events import SilentObserver
+from batchcl.scoring.outcome import Detection
+from batchcl.scoring.retry import conduct_round
+from batchcl.scoring.score import Listing, conduct, find
+from batchcl.scoring.stopper import Stopper
+from batchcl.sources.base import Checked, Position
+from batchcl.sources.select import Filters, Selection
+from sim.service import Service
+from virtual import run_virtual
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+RUN: Final = "night"
+EPOCH: Final = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+CHANCE: Final = frozenset({"attempts", "latency_ms", "request_id", "scored_at", "failed_at"})
+"""Columns in which an undisturbed run and a troubled one may differ."""
+
+_MODEL: Final = "arn:aws:rekognition:eu-west-1:123456789012:project/birds/version/v1/1700000000000"
+
+
+class Crash(BaseException):
+    """The process is gone: nothing catches it, and nothing that still runs reaches the outside."""
+
+
+class Kind(Enum):
+    """What happens to an operation: before it takes effect, or after it did."""
+
+    ERROR_BEFORE = "error before"
+    ERROR_AFTER = "error after"
+    CRASH_BEFORE = "crash before"
+    CRASH_AFTER = "crash after"
+    CANCEL_BEFORE = "cancelled before"
+    CANCEL_AFTER = "cancelled after"
+
+    @property
+    def after(self) -> bool:
+        return self.name.endswith("AFTER")
+
+
+class Sort(Enum):
+    """What a session does to the outside."""
+
+    STORE = "store"
+    CALL = "call"
+    PAGE = "page"
+    MODEL = "model"
+
+
+def refusal(sort: Sort) -> BatchclError:
+    """What an operation of this sort fails with."""
+    match sort:
+        case Sort.STORE:
+            return OutputError("503 Slow Down")
+        case Sort.CALL:
+            return TransientError("connection reset", code="ConnectionClosedError")
+        case Sort.PAGE:
+            return SourceError("the listing broke off")
+        case Sort.MODEL:
+            return UnreachableError("DescribeProjectVersions: no answer")
+
+
+class Trouble:
+    """Counts the operations of one session, and strikes at the one with number `at`, from 0, of a sort.
+
+    Args:
+        sort: of operation; None for a session without trouble.
+        at: its number.
+        kind: what happens.
+        error: raised by `ERROR_BEFORE` and `ERROR_AFTER`; `refusal(sort)` when left out.
+        pause: waited before and after each operation on the store, so that sessions interleave.
+        failing: tells for each operation on the store whether it is refused, for outages.
+    """
+
+    def __init__(
+        self,
+        sort: Sort | None = None,
+        at: int = 0,
+        kind: Kind = Kind.ERROR_BEFORE,
+        *,
+        error: Callable[[], BatchclError] | None = None,
+        pause: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint,
+        failing: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.counts: Counter[Sort] = Counter()
+        self.struck = False
+        self.dead = False
+        self.scope: anyio.CancelScope | None = None
+        self._sort = sort
+        self._at = at
+        self._kind = kind
+        self._error = error
+        self._pause = pause
+        self._failing = failing
+
+    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
+        """Let `act` take place, or what this trouble makes of it."""
+        if sort is Sort.STORE:
+            await self._pause()
+        self._alive()
+        strikes = sort is self._sort and self.counts[sort] == self._at
+        self.counts[sort] += 1
+        if sort is Sort.STORE and self._failing():
+            raise refusal(sort)
+        if strikes and not self._kind.after:
+            await self._strike(sort)
+        try:
+            result = await act()
+        finally:
+            if strikes and self._kind.after:
+                await self._strike(sort)
+        if sort is Sort.STORE:
+            await self._pause()
+        self._alive()
+        return result
+
+    def _alive(self) -> None:
+        if self.dead:
+            raise Crash
+
+    async def _strike(self, sort: Sort) -> None:
+        self.struck = True
+        match self._kind:
+            case Kind.ERROR_BEFORE | Kind.ERROR_AFTER:
+                raise refusal(sort) if self._error is None else self._error()
+            case Kind.CRASH_BEFORE | Kind.CRASH_AFTER:
+                self.dead = True
+                raise Crash
+            case Kind.CANCEL_BEFORE | Kind.CANCEL_AFTER:
+                assert self.scope is not None
+                self.scope.cancel()
+                await anyio.lowlevel.checkpoint()
+
+
+class FaultyStore(Store):
+    """A store over files in a dict, each operation under the session's trouble.
+
+    Not over obstore's own memory: that works in threads which virtual time can't see, and answers in any order.
+    `test_house.py` holds the two against each other.
+    """
+
+    def __init__(self, files: dict[str, bytes], trouble: Trouble | None = None) -> None:
+        super().__init__("memory:", MemoryStore())
+        self._files = files
+        self._trouble = trouble or Trouble()
+
+    async def put(self, path: str, data: bytes) -> None:
+        await self._do(lambda: self._files.__setitem__(path, data))
+
+    async def put_new(self, path: str, data: bytes) -> bool:
+        return await self._do(lambda: self._create(path, data))
+
+    async def get(self, path: str) -> bytes | None:
+        return await self._do(lambda: self._files.get(path))
+
+    async def exists(self, path: str) -> bool:
+        return await self._do(lambda: path in self._files)
+
+    async def delete(self, path: str) -> None:
+        await self._do(lambda: self._files.pop(path, None))
+
+    async def list_all(self, prefix: str) -> list[StoredFile]:
+        return await self._do(lambda: self.list_now(prefix))
+
+    async def children(self, prefix: str) -> list[str]:
+        return await self._do(lambda: self._folders(prefix))
+
+    def get_now(self, path: str) -> bytes | None:
+        return self._files.get(path)
+
+    def list_now(self, prefix: str) -> list[StoredFile]:
+        return [StoredFile(path, len(data)) for path, data in sorted(self._files.items()) if _below(prefix, path)]
+
+    def open_file(self, path: str) -> BinaryIO:
+        return io.BytesIO(self._files[path])
+
+    async def _do(self, act: Callable[[], T]) -> T:
+        async def acting() -> T:
+            return act()
+
+        return await self._trouble.around(Sort.STORE, acting)
+
+    def _create(self, path: str, data: bytes) -> bool:
+        return self._files.setdefault(path, data) is data
+
+    def _folders(self, prefix: str) -> list[str]:
+        rests = [path.removeprefix(f"{prefix}/") for path in self._files if _below(prefix, path)]
+        return sorted({rest.partition("/")[0] for rest in rests if "/" in rest})
+
+
+def _below(prefix: str, path: str) -> bool:
+    return not prefix or path.startswith(f"{prefix}/")
+
+
+class HouseKeeper(ModelKeeper):
+    """The model's keeper: the model runs, and is back `back_after_s` after it said that it is not ready."""
+
+    def __init__(self, trouble: Trouble, *, back_after_s: float = 60.0) -> None:
+        model = ModelArn.parse(_MODEL)
+        super().__init__(None, model, units=None, keep=False, observer=SilentObserver(), stopper=Stopper())
+        self._trouble = trouble
+        self._back_after_s = back_after_s
+
+    @property
+    def owned(self) -> bool:
+        return False
+
+    def remember(self, on_owning: Callable[[], Awaitable[None]]) -> None:
+        """It starts nothing."""
+
+    def adopt(self) -> None:
+        """Nobody has started it."""
+
+    async def check(self) -> None:
+        await self._ask()
+
+    def dollars(self) -> float | None:
+        return None
+
+    async def have_running(self) -> None:
+        await self._ask()
+
+    @asynccontextmanager
+    async def stopping(self) -> AsyncIterator[None]:
+        yield
+        await self._ask()
+
+    async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:  # noqa: ARG002 - the seam's signature
+        await self._ask()
+        await anyio.sleep(self._back_after_s)
+
+    async def _ask(self) -> None:
+        await self._trouble.around(Sort.MODEL, anyio.lowlevel.checkpoint)
+
+
+class HouseDetector:
+    """The service under the session's trouble."""
+
+    def __init__(self, service: Detector, trouble: Trouble) -> None:
+        self._service = service
+        self._trouble = trouble
+
+    async def detect(self, image: ImageRef) -> Detection:
+        return await self._trouble.around(Sort.CALL, partial(self._service.detect, image))
+
+
+class HouseSource:
+    """A list in pages, each under the session's trouble."""
+
+    description = "the house's images"
+    repeated = 0
+
+    def __init__(self, images: Sequence[ImageRef], trouble: Trouble, *, page: int) -> None:
+        self._images = images
+        self._trouble = trouble
+        self._page = page
+
+    async def check(self) -> Checked:
+        return Checked()
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        at = 0 if after is None else after.count
+        while at < len(self._images):
+            await self._trouble.around(Sort.PAGE, anyio.lowlevel.checkpoint)
+            yield list(self._images[at : at + self._page])
+            at += self._page
+
+    async def contains(self, image: ImageRef) -> bool:
+        return image in self._images
+
+
+@dataclass
+class House:
+    """What outlives every process."""
+
+    images: Sequence[ImageRef]
+    service: Service
+    files: dict[str, bytes] = field(default_factory=dict)
+    shard_size: int = 10
+    page: int = 13
+    max_in_flight: int = 8
+    back_after_s: float = 60.0
+
+    def store(self, trouble: Trouble | None = None) -> FaultyStore:
+        """The output root as a session sees it."""
+        return FaultyStore(self.files, trouble)
+
+    async def run(self, trouble: Trouble | None = None) -> Summary | BatchclError | None:
+        """One session of `batchcl run`: its summary, its error, or None when it was killed or cancelled."""
+        return await _outcome(self._run, trouble or Trouble())
+
+    async def retry(
+        self, trouble: Trouble | None = None, *, codes: Sequence[str] = ()
+    ) -> Summary | BatchclError | None:
+        """One session of `batchcl retry`, likewise."""
+        return await _outcome(partial(self._retry, codes=codes), trouble or Trouble())
+
+    async def run_to_end(self, *, tries: int = 3) -> Summary:
+        """`batchcl run` as cron would: again, when the lease of the last session is over, until it is done."""
+        return await self._to_end(self.run, tries)
+
+    async def retry_to_end(self, *, tries: int = 3) -> Summary:
+        """Likewise for `batchcl retry`."""
+        return await self._to_end(self.retry, tries)
+
+    async def _to_end(self, session: Callable[[], Awaitable[Summary | BatchclError | None]], tries: int) -> Summary:
+        ends: list[object] = []
+        for _ in range(tries):
+            await anyio.sleep(60)
+            end = await session()
+            if isinstance(end, Summary):
+                return end
+            ends.append(end)
+        raise AssertionError(f"not done after {tries} sessions: {ends}")
+
+    async def _run(self, trouble: Trouble) -> Summary:
+        job, begun_at = self._job(), anyio.current_time()
+        model, observer, store = ModelArn.parse(_MODEL), SilentObserver(), self.store(trouble)
+        await store.check_writable()
+
+        async def check() -> Listing:
+            return Listing(Selection([HouseSource(self.images, trouble, page=self.page)], Filters()), 0, {})
+
+        found = await find(job, model, store, check=check, observer=observer)
+        if found.summary is not None:
+            return found.summary
+        return await conduct(
+            job,
+            found,
+            keeper=HouseKeeper(trouble, back_after_s=self.back_after_s),
+            detector=HouseDetector(self.service, trouble),
+            observer=observer,
+            stopper=Stopper(),
+            begun_at=begun_at,
+            utcnow=utcnow,
+        )
+
+    async def _retry(self, trouble: Trouble, codes: Sequence[str]) -> Summary:
+        store = self.store(trouble)
+        record, earlier = await read_record(store, RUN), await read_summary(store, RUN)
+        assert record is not None
+        assert earlier is not None
+        return await conduct_round(
+            job_of(record.scored_as, record.settings, {"out": "memory:", "run_id": RUN}),
+            store,
+            record,
+            earlier,
+            codes=codes,
+            keeper=HouseKeeper(trouble, back_after_s=self.back_after_s),
+            detector=HouseDetector(self.service, trouble),
+            observer=SilentObserver(),
+            stopper=Stopper(),
+            begun_at=anyio.current_time(),
+            utcnow=utcnow,
+        )
+
+    def _job(self) -> Job:
+        return Job(
+            sources=("the house's images",),
+            model=_MODEL,
+            out="memory:",
+            run_id=RUN,
+            shard_size=self.shard_size,
+            max_in_flight=self.max_in_flight,
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of both tables, as batchcl's own commands read them now."""
+        paths = [path for path in self.files if path.startswith(("results/", "failures/"))]
+        hidden = hidden_parts(self.store(), paths)
+        return [
+            row | {"table": path.partition("/")[0]}
+            for path in sorted(paths)
+            if path not in hidden
+            for row in pq.ParquetFile(io.BytesIO(self.files[path])).read().to_pylist()
+        ]
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """Each uri with its row, without what chance decides. An image with two rows fails the test."""
+        rows = self.rows()
+        twice = [uri for uri, times in Counter(row["uri"] for row in rows).items() if times > 1]
+        assert not twice, f"images with more than one row: {twice}"
+        return {row["uri"]: {name: value for name, value in row.items() if name not in CHANCE} for row in rows}
+
+    def journalled(self, round_: int = 0) -> set[str]:
+        """Images with a durable outcome in the round."""
+        found: set[str] = set()
+        for path, data in self.files.items():
+            if path.startswith(f"runs/{RUN}/journal/"):
+                shard, number = shard_and_round(path.rpartition("/")[0])
+                if number == round_:
+                    found.update(self.images[shard * self.shard_size + at].uri for at in _positions(data))
+        return found
+
+    def published(self) -> set[str]:
+        """Images that a marker says are in the tables."""
+        shards = {shard_and_round(path)[0] for path in self.files if path.startswith(f"runs/{RUN}/shards/")}
+        size = self.shard_size
+        return {image.uri for shard in shards for image in self.images[shard * size : (shard + 1) * size]}
+
+    def assert_exactly_once(self, summary: Summary) -> None:
+        """Each image has one row, and the summary counts them as they are."""
+        table = self.table()
+        assert set(table) == {image.uri for image in self.images}
+        counts = Counter(str(row.get("status", "scored")) for row in table.values())
+        assert summary.status == "done"
+        assert summary.planned == len(self.images)
+        assert (summary.scored, summary.failed, summary.skipped) == tuple(
+            counts[status] for status in ("scored", "failed", "skipped")
+        )
+        for image in self.images:
+            assert (table[image.uri].get("status") == "skipped") == (unfit(image) is not None)
+
+
+async def _outcome(session: Callable[[Trouble], Awaitable[Summary]], trouble: Trouble) -> Summary | BatchclError | None:
+    """Run a session as a process of its own. Whatever it raises that batchcl does not promise fails the test."""
+    with anyio.CancelScope() as scope:
+        trouble.scope = scope
+        try:
+            return await session(trouble)
+        except BatchclError as error:
+            return error
+        except Crash:
+            pass
+        except BaseExceptionGroup:
+            if not trouble.dead:
+                raise
+    return None
+
+
+def utcnow() -> dt.datetime:
+    """The time of day in virtual time."""
+    return EPOCH + dt.timedelta(seconds=anyio.current_time())
+
+
+def in_house(fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    """`run_virtual`, with the work of threads done in the loop: many times faster, and in the same order each time."""
+    with mock.patch("anyio.to_thread.run_sync", _run_here):
+        return run_virtual(fn, *args)
+
+
+async def _run_here(func: Callable[[*Ts], T], *args: *Ts, **_options: object) -> T:
+    await anyio.lowlevel.checkpoint()
+    return func(*args)
+
+
+def _positions(segment: bytes) -> list[int]:
+    with pa.ipc.open_file(pa.py_buffer(segment)) as file:
+        return [int(position) for position in file.read_all()["position"].to_pylist()]

@@ -1,0 +1,270 @@
+"""A fault at every point of a run: whatever breaks, wherever, the next sessions end it with each image once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from batchcl.errors import (
+    BatchclError,
+    CallError,
+    FatalCallError,
+    ImageError,
+    ModelNotReadyError,
+    RefusedError,
+    StoppedError,
+)
+from batchcl.images import ImageRef
+from batchcl.runs.record import Summary, read_summary
+from sim.house import RUN, House, Kind, Sort, Trouble, in_house
+from sim.service import Service, image
+
+IMAGES = 60
+ERRORS = [Kind.ERROR_BEFORE, Kind.ERROR_AFTER]
+CANCELS = [Kind.CANCEL_BEFORE, Kind.CANCEL_AFTER]
+FEWER = 20
+"""Images of the runs that are retried: a round does as much for a shard as the run did."""
+
+
+def picture(n: int) -> ImageRef:
+    """Every seventh is skipped."""
+    return image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt")
+
+
+def refused(each: ImageRef, _call: int, _now: float) -> CallError | None:
+    """Every fifth fails, but those that are skipped."""
+    if int(each.key[:6]) % 5 == 4:
+        return ImageError("larger than 4096 pixels", code="ImageTooLargeException", status=400)
+    return None
+
+
+def house() -> House:
+    return House([picture(n) for n in range(IMAGES)], Service(fault=refused))
+
+
+@cache
+def undisturbed() -> dict[str, dict[str, Any]]:
+    async def main() -> dict[str, dict[str, Any]]:
+        calm = house()
+        calm.assert_exactly_once(await calm.run_to_end())
+        assert Counter(row["table"] for row in calm.table().values()) == {"results": 41, "failures": 19}
+        return calm.table()
+
+    return in_house(main)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def calm_runs() -> None:
+    """What the scenes are held against, run once and outside of their loops."""
+    undisturbed()
+    for resolved in ROUNDS:
+        after_round(resolved=resolved)
+
+
+async def assert_heals(troubled: House) -> None:
+    """The next session ends the run, calls for nothing that is journalled, and leaves the table of a calm run."""
+    journalled, called = troubled.journalled(), troubled.service.calls.copy()
+    troubled.assert_exactly_once(await troubled.run_to_end())
+    assert troubled.table() == undisturbed()
+    assert not journalled & (troubled.service.calls - called).keys()
+
+
+def strike_everywhere(scene: Callable[[int], bool]) -> int:
+    """Play `scene(n)` for n from 0 until it says that nothing was left to strike at; how many there were."""
+    n = 0
+    try:
+        while scene(n):
+            n += 1
+    except BaseException as error:
+        error.add_note(f"struck at operation {n}")
+        raise
+    return n
+
+
+def points(sort: Sort, kind: Kind, error: Callable[[], BatchclError] | None = None) -> int:
+    """Run with the trouble at each operation of the sort, and heal; how many operations there were."""
+
+    def scene(n: int) -> bool:
+        async def main() -> bool:
+            troubled, trouble = house(), Trouble(sort, n, kind, error=error)
+            end = await troubled.run(trouble)
+            if trouble.struck:
+                assert_honest(end, troubled, trouble)
+                await assert_heals(troubled)
+            return trouble.struck
+
+        return in_house(main)
+
+    return strike_everywhere(scene)
+
+
+def assert_honest(end: Summary | BatchclError | None, troubled: House, trouble: Trouble) -> None:
+    """A session is done only when it is, and says that nothing was spent only when nothing was."""
+    if isinstance(end, Summary):
+        troubled.assert_exactly_once(end)
+    elif troubled.service.answered:
+        assert not isinstance(end, RefusedError), f"{end!r} after {trouble.counts}"
+
+
+@pytest.mark.parametrize("kind", [*ERRORS, *CANCELS], ids=lambda kind: kind.value)
+def test_the_output_root_fails_at_any_operation(kind):
+    assert points(Sort.STORE, kind) > IMAGES
+
+
+def test_the_process_is_killed_between_any_two_operations():
+    """What a kill leaves is the files as they were: one run shows them all."""
+    moments: list[tuple[dict[str, bytes], set[str]]] = []
+
+    async def watch() -> None:
+        calm = house()
+
+        async def remember() -> None:
+            if not moments or moments[-1][0] != calm.files:
+                moments.append((dict(calm.files), calm.journalled()))
+
+        await calm.run(Trouble(pause=remember))
+
+    async def resume(files: dict[str, bytes]) -> None:
+        killed = house()
+        killed.files = files
+        await assert_heals(killed)
+
+    in_house(watch)
+    assert len({frozenset(journalled) for _, journalled in moments}) > IMAGES / 10, "a journal grew in between"
+    for files, _ in moments:
+        in_house(resume, files)
+    assert len(moments) > IMAGES / 2
+
+
+def test_the_process_is_killed_at_any_call():
+    assert points(Sort.CALL, Kind.CRASH_AFTER) == 51
+
+
+@pytest.mark.parametrize("kind", [Kind.ERROR_AFTER, Kind.CANCEL_AFTER], ids=lambda kind: kind.value)
+def test_any_call_loses_its_answer(kind):
+    assert points(Sort.CALL, kind) >= 51
+
+
+@pytest.mark.parametrize("error", [FatalCallError, ModelNotReadyError])
+def test_any_call_is_the_last_that_the_service_takes(error):
+    assert points(Sort.CALL, Kind.ERROR_BEFORE, lambda: error("no", code="AccessDeniedException", status=400)) >= 51
+
+
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("sort", [Sort.PAGE, Sort.MODEL], ids=lambda sort: sort.value)
+def test_the_list_or_the_model_fails_at_any_look(sort, kind):
+    assert points(sort, kind) >= 3
+
+
+# ---- retries
+
+ROUNDS = [False, True]
+"""Whether the retry resolves all failures, or leaves some."""
+
+
+def fewer(*, fails: Callable[[int], bool]) -> House:
+    def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
+        return refused(each, 1, 0.0) if fails(int(each.key[:6])) else None
+
+    return House([picture(n) for n in range(FEWER)], Service(fault=fault), shard_size=5)
+
+
+@cache
+def first_round() -> dict[str, bytes]:
+    """The files of a run in which 4, 9 and 19 failed."""
+
+    async def main() -> dict[str, bytes]:
+        calm = fewer(fails=lambda _: True)
+        assert (await calm.run_to_end()).failed == 3
+        return calm.files
+
+    return in_house(main)
+
+
+def retried(files: dict[str, bytes], *, resolved: bool) -> House:
+    """A house in which the failures are resolved by now, or all but 9 and 19 are."""
+    again = fewer(fails=lambda n: not resolved and n % 10 == 9)
+    again.files = dict(files)
+    return again
+
+
+@cache
+def after_round(*, resolved: bool) -> dict[str, dict[str, Any]]:
+    files = first_round()
+
+    async def main() -> dict[str, dict[str, Any]]:
+        calm = retried(files, resolved=resolved)
+        summary = await calm.retry_to_end()
+        calm.assert_exactly_once(summary)
+        assert summary.failed == (0 if resolved else 2)
+        return calm.table()
+
+    return in_house(main)
+
+
+async def assert_round_heals(troubled: House, *, resolved: bool) -> None:
+    """The next retry ends the round, unless only its end was not heard of."""
+    journalled, called = troubled.journalled(1), troubled.service.calls.copy()
+    over = f"runs/{RUN}/rounds/001.done" in troubled.files
+    summary = await read_summary(troubled.store(), RUN) if over else await troubled.retry_to_end()
+    assert summary is not None
+    troubled.assert_exactly_once(summary)
+    assert troubled.table() == after_round(resolved=resolved)
+    assert not journalled & (troubled.service.calls - called).keys()
+    assert f"runs/{RUN}/rounds/001.done" in troubled.files
+    assert f"runs/{RUN}/rounds/002.json" not in troubled.files
+
+
+@pytest.mark.parametrize("kind", [*ERRORS, *CANCELS], ids=lambda kind: kind.value)
+def test_the_output_root_fails_at_any_operation_of_a_retry(kind):
+    def scene(n: int) -> bool:
+        async def main() -> bool:
+            troubled, trouble = retried(first_round(), resolved=True), Trouble(Sort.STORE, n, kind)
+            end = await troubled.retry(trouble)
+            if trouble.struck:
+                assert_honest(end, troubled, trouble)
+                await assert_round_heals(troubled, resolved=True)
+            return trouble.struck
+
+        return in_house(main)
+
+    assert strike_everywhere(scene) > FEWER
+
+
+@pytest.mark.parametrize("resolved", ROUNDS)
+def test_a_retry_is_killed_between_any_two_operations(resolved):
+    moments: list[dict[str, bytes]] = []
+
+    async def watch() -> None:
+        calm = retried(first_round(), resolved=resolved)
+
+        async def remember() -> None:
+            assert {row["uri"] for row in calm.rows()} == {each.uri for each in calm.images}, "never no row of an image"
+            if not moments or moments[-1] != calm.files:
+                moments.append(dict(calm.files))
+
+        await calm.retry(Trouble(pause=remember))
+
+    async def resume(files: dict[str, bytes]) -> None:
+        await assert_round_heals(retried(files, resolved=resolved), resolved=resolved)
+
+    in_house(watch)
+    for files in moments:
+        in_house(resume, files)
+    assert len(moments) > 10
+
+
+def test_a_store_that_goes_away_ends_the_session_and_the_next_one_goes_on():
+    async def main() -> None:
+        troubled = house()
+        end = await troubled.run(Trouble(failing=lambda: len(troubled.journalled()) > IMAGES / 3))
+        assert isinstance(end, StoppedError), "calls were spent, so the run was not refused"
+        assert "503" in str(end)
+        await assert_heals(troubled)
+
+    in_house(main)

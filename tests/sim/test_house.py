@@ -1,0 +1,57 @@
+"""The house's store answers as the real one does, and its troubles are what they say."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import anyio
+import pytest
+
+from batchcl.errors import OutputError
+from batchcl.runs.store import Store
+from sim.house import Crash, FaultyStore, Kind, Sort, Trouble
+
+PATHS = ["a/b", "a/b/c", "a/bc", "a/b-c/d", "a/b/c/e", "z"]
+PREFIXES = ["a", "a/b", "z", "none", "a/b/c"]
+
+
+def test_it_answers_as_the_real_store_does():
+    rng = random.Random(4)
+    faulty, real = FaultyStore({}), Store.memory()
+
+    async def same(name: str, *args: Any) -> None:
+        assert await getattr(faulty, name)(*args) == await getattr(real, name)(*args), (name, args)
+
+    async def main() -> None:
+        for n in range(400):
+            path = rng.choice(PATHS)
+            await same(rng.choice(["put", "put_new"]), path, str(n).encode())
+            await same(rng.choice(["get", "exists", "delete"]), path)
+            await same(rng.choice(["list_all", "children"]), rng.choice(PREFIXES))
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
+def test_a_trouble_strikes_once_before_or_after_the_effect(kind):
+    files: dict[str, bytes] = {}
+    trouble = Trouble(Sort.STORE, 1, kind)
+    store = FaultyStore(files, trouble)
+
+    async def main() -> None:
+        with anyio.CancelScope() as trouble.scope:
+            await store.put("0", b"")
+            await store.put("1", b"")
+
+    try:
+        anyio.run(main)
+    except OutputError:
+        assert "ERROR" in kind.name
+    except Crash:
+        assert "CRASH" in kind.name
+        with pytest.raises(Crash):
+            anyio.run(store.put, "2", b"")
+    assert trouble.struck
+    assert ("1" in files) == kind.after
+    assert "2" not in files
