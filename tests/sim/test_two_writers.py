@@ -1,0 +1,105 @@
+"""Two runners on one run, each sure that the lease is its own: the journal alone keeps them apart."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from unittest import mock
+
+import anyio
+import pytest
+
+from batchcl.errors import BatchclError, CallError, ImageError, StoppedError
+from batchcl.images import ImageRef
+from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.record import Summary
+from sim.house import House, Trouble, in_house
+from sim.service import Service, image
+
+IMAGES = 40
+SEEDS = range(40)
+
+
+@pytest.fixture(autouse=True)
+def no_leases() -> Iterator[None]:
+    """Both hold the lease, for all they know; and journals grow by small segments, so that they meet often."""
+
+    async def granted(_self: LeaseKeeper) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def kept(_self: LeaseKeeper) -> None:
+        await anyio.sleep_forever()
+
+    with (
+        mock.patch.multiple(LeaseKeeper, acquire=granted, keep=kept),
+        mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 3),
+    ):
+        yield
+
+
+def refused(each: ImageRef, _call: int, _now: float) -> CallError | None:
+    if int(each.key[:6]) % 5 == 4:
+        return ImageError("larger than 4096 pixels", code="ImageTooLargeException", status=400)
+    return None
+
+
+def house() -> House:
+    images = [
+        image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt") for n in range(IMAGES)
+    ]
+    return House(images, Service(fault=refused, latency_s=lambda rng: rng.uniform(0.1, 3)), max_in_flight=4)
+
+
+def slow_store(rng: random.Random) -> Trouble:
+    """A session whose operations on the store take their time, mostly little."""
+
+    async def pause() -> None:
+        await anyio.sleep(rng.expovariate(20.0) if rng.random() < 0.9 else rng.uniform(0, 5))
+
+    return Trouble(pause=pause)
+
+
+def race(seed: int) -> tuple[House, list[Summary | BatchclError | None]]:
+    """Two sessions that start within seconds of each other, and then one to end the run if they have not."""
+    contested = house()
+    ends: list[Summary | BatchclError | None] = []
+
+    async def main() -> None:
+        rng = random.Random(seed)
+
+        async def session(delay_s: float) -> None:
+            await anyio.sleep(delay_s)
+            ends.append(await contested.run(slow_store(random.Random(rng.random()))))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(session, 0.0)
+            group.start_soon(session, rng.uniform(0, 6))
+        assert set(contested.table()) >= contested.published()
+        journalled, called = contested.journalled(), contested.service.calls.copy()
+        contested.assert_exactly_once(await contested.run_to_end())
+        assert not journalled & (contested.service.calls - called).keys()
+
+    in_house(main)
+    return contested, ends
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_each_image_has_one_row_and_the_slower_runner_stops_with_the_reason(seed):
+    contested, ends = race(seed)
+    for end in ends:
+        if not isinstance(end, Summary):
+            assert isinstance(end, StoppedError), repr(end)
+            assert "another runner is at work on this run" in str(end)
+    calls = contested.service.calls.values()
+    assert max(calls) <= 3, "each session calls for an image once at most"
+    if all(isinstance(end, Summary) for end in ends):
+        assert set(calls) == {1}, "both may come to the end only if they never met in a shard"
+
+
+def test_the_races_are_races():
+    """That both stop, each having lost another shard, is allowed and rare: or two runners would be worse than none."""
+    stopped = Counter(sum(isinstance(end, StoppedError) for end in race(seed)[1]) for seed in SEEDS[:20])
+    assert stopped[1] > stopped[0] + stopped[2]
+    assert stopped[1] > 10
