@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from functools import partial
+from typing import Any, get_type_hints
 
 import orjson
 
-from batchcl.cli.options import (
-    Config,
-    Emulator,
-    EmulatorState,
-    Exclude,
-    Include,
-    Json,
-    Kind,
-    Limit,
-    ModelArnOption,
-    Profile,
-    Region,
-    SkipBadLines,
-    Sources,
-    flags,
-)
+from batchcl.cli import run
+from batchcl.cli.options import flags
 from batchcl.cli.talk import LogFormat, talking
 
 __all__ = ["plan"]
 
 
-def plan(
-    sources: Sources = None,
-    *,
-    config: Config = None,
-    model: ModelArnOption = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    limit: Limit = None,
-    source_kind: Kind = None,
-    skip_bad_lines: SkipBadLines = None,
-    emulator: Emulator = None,
-    emulator_state: EmulatorState = None,
-    profile: Profile = None,
-    region: Region = None,
-    json: Json = False,
-) -> None:
+def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: Any) -> None:
     """Tell what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.
 
-    Lists are read to their end; no call is made to the model. The hours assume 2.8 images a second and unit, which is
+    It takes the arguments of `run`, so a command line can be tried by its first word. Lists are read to their end; no
+    call is made to the model. The hours assume 2.8 images a second and unit, which is
     what AWS's pricing example implies: a real model may be twice as fast or slow.
 
     Examples:
@@ -63,26 +37,10 @@ def plan(
     from batchcl.scoring.plan import Plan  # noqa: PLC0415
     from batchcl.scoring.plan import plan as planned  # noqa: PLC0415
 
-    job = load_job(
-        config,
-        {"out": "unused"}
-        | flags(
-            sources=sources,
-            model=model,
-            include=include,
-            exclude=exclude,
-            limit=limit,
-            source_kind=source_kind,
-            skip_bad_lines=skip_bad_lines,
-            emulator=emulator,
-            emulator_state=emulator_state,
-            profile=profile,
-            region=region,
-        ),
-    )
+    job = load_job(given.pop("config", None), {"out": "unused"} | flags(**given))
 
     async def work() -> Plan:
-        async with talking(LogFormat.TEXT) as observer:
+        async with talking(log_format or LogFormat.TEXT) as observer:
             return await planned(job, observer=observer)
 
     found = anyio.run(partial(work))
@@ -99,6 +57,7 @@ def plan(
         "size not known": found.unknown_bytes,
         "bad lines left out": found.bad_lines,
         "named more than once": found.repeated,
+        "known already": found.known,
     }
     emit_object(shown, title="Plan")
     sys.stdout.write("\n")
@@ -112,3 +71,8 @@ def plan(
         for each in found.estimates
     ]
     emit(pl.DataFrame(rows), title="At 2.8 images/s and unit, $4 per unit and hour; start-up not counted")
+
+
+# The same arguments as `run`, by taking its signature: Typer reads them from here.
+plan.__signature__ = inspect.signature(run.run, eval_str=True)  # type: ignore[attr-defined]
+plan.__annotations__ = get_type_hints(run.run, include_extras=True)

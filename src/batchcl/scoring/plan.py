@@ -7,10 +7,17 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import anyio.to_thread
+
+from batchcl.aws.arn import ModelArn
 from batchcl.aws.keeper import DOLLARS_PER_UNIT_HOUR
 from batchcl.aws.lifecycle import MAX_UNITS
+from batchcl.aws.session import Aws
+from batchcl.errors import OutputError
 from batchcl.images import unfit
 from batchcl.job import Job
+from batchcl.runs.known import KnownVersions
+from batchcl.runs.store import Store
 from batchcl.scoring.events import Observer, SilentObserver
 from batchcl.scoring.score import check_sources, first_page
 from batchcl.scoring.service import service_of
@@ -43,6 +50,7 @@ class Plan:
         unknown_bytes: images whose size no list tells.
         bad_lines: lines of the lists that name no image.
         repeated: images that the sources name more than once, beyond the first time.
+        known: images left out by `incremental`, as their version has a result.
         estimates: at 1 to 5 inference units.
     """
 
@@ -54,6 +62,7 @@ class Plan:
     unknown_bytes: int
     bad_lines: int
     repeated: int
+    known: int
     estimates: tuple[Estimate, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,14 +77,20 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
         UsageError: the job or a source is wrong.
         RefusedError: a bucket can't be read or lies in another region than the model.
     """
-    images = calls = size = unknown = 0
+    images = calls = size = unknown = left_out = 0
     skipped: Counter[str] = Counter()
     with ExitStack() as files:
         async with service_of(job) as (aws, model):
             listing = await check_sources(job, aws, model, files, observer or SilentObserver())
+            known = await _known(job, aws, model)
             async for page in await first_page(listing.selection.pages(), job):
-                images += len(page)
-                for image in (each.image for each in page):
+                listed = [each.image for each in page]
+                if known is not None:
+                    fresh = await known.fresh(listed)
+                    listed = [image for image, needed in zip(listed, fresh, strict=True) if needed]
+                    left_out += len(page) - len(listed)
+                images += len(listed)
+                for image in listed:
                     if (reason := unfit(image)) is not None:
                         skipped[reason.code] += 1
                     else:
@@ -91,8 +106,20 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
         unknown_bytes=unknown,
         bad_lines=listing.bad_lines,
         repeated=listing.selection.repeated,
+        known=left_out,
         estimates=tuple(_estimate(calls, units) for units in range(1, MAX_UNITS + 1)),
     )
+
+
+async def _known(job: Job, aws: Aws, model: ModelArn) -> KnownVersions | None:
+    """What `incremental` leaves out: nothing where there is no output root yet."""
+    if not job.incremental:
+        return None
+    try:
+        store = await anyio.to_thread.run_sync(lambda: Store.open(job.out, aws=aws))
+    except OutputError:
+        return None
+    return KnownVersions(store, model.name)
 
 
 def _estimate(calls: int, units: int) -> Estimate:
