@@ -52,7 +52,7 @@ EPOCH: Final = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 CHANCE: Final = frozenset({"attempts", "latency_ms", "request_id", "scored_at", "failed_at"})
 """Columns in which an undisturbed run and a troubled one may differ."""
 
-_MODEL: Final = "arn:aws:rekognition:eu-west-1:123456789012:project/birds/version/v1/1700000000000"
+MODEL: Final = "arn:aws:rekognition:eu-west-1:123456789012:project/birds/version/v1/1700000000000"
 
 
 class Crash(BaseException):
@@ -232,7 +232,7 @@ class HouseKeeper(ModelKeeper):
     """The model's keeper: the model runs, and is back `back_after_s` after it said that it is not ready."""
 
     def __init__(self, trouble: Trouble, *, back_after_s: float = 60.0) -> None:
-        model = ModelArn.parse(_MODEL)
+        model = ModelArn.parse(MODEL)
         super().__init__(None, model, units=None, keep=False, observer=SilentObserver(), stopper=Stopper())
         self._trouble = trouble
         self._back_after_s = back_after_s
@@ -321,6 +321,11 @@ class House:
         """The output root as a session sees it."""
         return FaultyStore(self.files, trouble)
 
+    @asynccontextmanager
+    async def detector(self) -> AsyncIterator[Detector]:
+        """How a session reaches the service."""
+        yield self.service
+
     async def run(self, trouble: Trouble | None = None) -> Summary | BatchclError | None:
         """One session of `batchcl run`: its summary, its error, or None when it was killed or cancelled."""
         return await _outcome(self._run, trouble or Trouble())
@@ -351,7 +356,7 @@ class House:
 
     async def _run(self, trouble: Trouble) -> Summary:
         job, begun_at = self._job(), anyio.current_time()
-        model, observer, store = ModelArn.parse(_MODEL), SilentObserver(), self.store(trouble)
+        model, observer, store = ModelArn.parse(MODEL), SilentObserver(), self.store(trouble)
         await store.check_writable()
 
         async def check() -> Listing:
@@ -360,40 +365,42 @@ class House:
         found = await find(job, model, store, check=check, observer=observer)
         if found.summary is not None:
             return found.summary
-        return await conduct(
-            job,
-            found,
-            keeper=HouseKeeper(trouble, back_after_s=self.back_after_s),
-            detector=HouseDetector(self.service, trouble),
-            observer=observer,
-            stopper=Stopper(),
-            begun_at=begun_at,
-            utcnow=utcnow,
-        )
+        async with self.detector() as service:
+            return await conduct(
+                job,
+                found,
+                keeper=HouseKeeper(trouble, back_after_s=self.back_after_s),
+                detector=HouseDetector(service, trouble),
+                observer=observer,
+                stopper=Stopper(),
+                begun_at=begun_at,
+                utcnow=utcnow,
+            )
 
     async def _retry(self, trouble: Trouble, codes: Sequence[str]) -> Summary:
         store = self.store(trouble)
         record, earlier = await read_record(store, RUN), await read_summary(store, RUN)
         assert record is not None
         assert earlier is not None
-        return await conduct_round(
-            job_of(record.scored_as, record.settings, {"out": "memory:", "run_id": RUN}),
-            store,
-            record,
-            earlier,
-            codes=codes,
-            keeper=HouseKeeper(trouble, back_after_s=self.back_after_s),
-            detector=HouseDetector(self.service, trouble),
-            observer=SilentObserver(),
-            stopper=Stopper(),
-            begun_at=anyio.current_time(),
-            utcnow=utcnow,
-        )
+        async with self.detector() as service:
+            return await conduct_round(
+                job_of(record.scored_as, record.settings, {"out": "memory:", "run_id": RUN}),
+                store,
+                record,
+                earlier,
+                codes=codes,
+                keeper=HouseKeeper(trouble, back_after_s=self.back_after_s),
+                detector=HouseDetector(service, trouble),
+                observer=SilentObserver(),
+                stopper=Stopper(),
+                begun_at=anyio.current_time(),
+                utcnow=utcnow,
+            )
 
     def _job(self) -> Job:
         return Job(
             sources=("the house's images",),
-            model=_MODEL,
+            model=MODEL,
             out="memory:",
             run_id=RUN,
             shard_size=self.shard_size,
