@@ -1,0 +1,49 @@
+"""Two runners of one run at the same moment: one works, the other says why it does not; no image comes twice."""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack
+
+import pytest
+
+from crash.conftest import cycles
+from crash.harness import ends_within, started, until_begun
+
+FLAGS = ("--run-id", "r", "--shard-size", 5, "--json")
+DONE, STOPPED = 0, 4
+
+
+@pytest.mark.parametrize("left_behind", [False, True], ids=["new", "orphaned"])
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_two_runners_score_each_image_once(where, left_behind, works, place, undisturbed):
+    """In half of the races a dead runner's lease is there, so that both may take it over: only the journal decides."""
+    races = cycles(default=2 if left_behind else 1, at_most=10)
+    for number in range(races):
+        rng = random.Random(f"{where} {left_behind} {number}")
+        out = place(where, f"out-{number}")
+        job = works[where].args(out, *FLAGS)
+        if left_behind:
+            with started(*job, "--max-tps", 20, env=works[where].env) as process:
+                until_begun(process)
+                ends_within(process, rng.uniform(0.2, 1.5))
+        codes = race(job, works[where].env)
+        print(f"race {number}: {codes}")  # noqa: T201 - shown when the test fails
+        if DONE not in codes:
+            with started(*job, env=works[where].env) as process:
+                _, err = process.communicate(timeout=60)
+            assert process.returncode == DONE, err.decode()
+        assert out.table() == undisturbed[where]
+
+
+def race(job, env) -> list[int]:
+    """The exit codes of two processes that were started together."""
+    with ExitStack() as stack:
+        both = [stack.enter_context(started(*job, env=env)) for _ in range(2)]
+        ends = [(process, *process.communicate(timeout=60)) for process in both]
+    for process, _, err in ends:
+        assert process.returncode in {DONE, STOPPED}, err.decode()
+        assert b"Traceback" not in err, err.decode()
+        if process.returncode == STOPPED:
+            assert b"another runner" in err, err.decode()
+    return [process.returncode for process in both]
