@@ -1,0 +1,155 @@
+"""A night of 20 hours, all of it in virtual time: it meets every trouble there is, and ends with each image once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import Any, cast
+
+import anyio
+import pytest
+from botocore.exceptions import ClientError
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.detect import Detector, open_detector
+from batchcl.aws.session import Aws
+from batchcl.errors import BatchclError, CallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
+from batchcl.images import ImageRef
+from batchcl.runs.record import Summary
+from sim.house import MODEL, House, Trouble, in_house
+from sim.service import Service, image
+
+HOUR_S = 3600.0
+CRON_S = 300.0
+
+
+class Session:
+    """An Aws session whose credentials are good for an hour, and whose client answers as the service does."""
+
+    def __init__(self, house: NightHouse) -> None:
+        self._house = house
+
+    def renewed(self) -> Session:
+        self._house.renewals += 1
+        return Session(self._house)
+
+    @asynccontextmanager
+    async def rekognition(self, **_options: object) -> AsyncIterator[Client]:
+        yield Client(self._house, good_until=anyio.current_time() + HOUR_S)
+
+
+class Client:
+    def __init__(self, house: NightHouse, *, good_until: float) -> None:
+        self._house = house
+        self._good_until = good_until
+
+    async def detect_custom_labels(self, **request: Any) -> dict[str, Any]:
+        if anyio.current_time() > self._good_until:
+            raise _client_error("ExpiredTokenException", "The security token included in the request is expired", 400)
+        try:
+            detection = await self._house.service.detect(self._house.by_key[request["Image"]["S3Object"]["Name"]])
+        except CallError as error:
+            raise _client_error(error.code, str(error), error.status or 500) from error
+        labels = [{"Name": label.name, "Confidence": label.confidence} for label in detection.labels]
+        return {"CustomLabels": labels, "ResponseMetadata": {"RequestId": detection.request_id}}
+
+
+def _client_error(code: str, message: str, status: int) -> ClientError:
+    answer: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "DetectCustomLabels")
+
+
+class NightHouse(House):
+    """A house that is reached as AWS is."""
+
+    renewals = 0
+
+    @cached_property
+    def by_key(self) -> dict[str, ImageRef]:
+        return {each.key: each for each in self.images}
+
+    @asynccontextmanager
+    async def detector(self) -> AsyncIterator[Detector]:
+        async with open_detector(cast("Aws", Session(self)), ModelArn.parse(MODEL)) as detector:
+            yield detector
+
+
+async def cron(house: House, failing: Callable[[], bool], *, until: float) -> tuple[Summary, list[BatchclError]]:
+    """Start the run every five minutes unless it is running, until it is done; and the errors before that."""
+    ends: list[BatchclError] = []
+    while anyio.current_time() < until:
+        end = await house.run(Trouble(failing=failing))
+        if isinstance(end, Summary):
+            return end, ends
+        assert isinstance(end, BatchclError)
+        ends.append(end)
+        now = anyio.current_time()
+        await anyio.sleep(CRON_S - now % CRON_S)
+    raise AssertionError(f"not done at {until / HOUR_S} hours: {ends[-3:]}")
+
+
+def test_twenty_hours_with_every_trouble_end_exactly_once():
+    count = 5_500
+
+    def fault(each: ImageRef, _call: int, now: float) -> CallError | None:
+        hour = now / HOUR_S
+        if 3 <= hour < 3.4 or 9 <= hour < 9.2:
+            return ModelNotReadyError("the model is not RUNNING", code="ResourceNotReadyException", status=400)
+        if 6 <= hour < 7:
+            return ThrottledError(
+                "Provisioned Rate exceeded", code="ProvisionedThroughputExceededException", status=400
+            )
+        if 14 <= hour < 14.01:
+            return TransientError("Service Unavailable", code="ThrottlingException", status=500)
+        if each.key.endswith("7.jpg") and each.key < "000500":
+            return ImageError("larger than 4096 pixels", code="ImageTooLargeException", status=400)
+        return None
+
+    async def main() -> None:
+        service = Service(fault=fault, latency_s=lambda rng: rng.uniform(16, 32))
+        night = NightHouse([image(n) for n in range(count)], service, shard_size=1000, page=1000, max_in_flight=2)
+        summary, ends = await cron(
+            night, lambda: 12 * HOUR_S <= anyio.current_time() < 12 * HOUR_S + 600, until=26 * HOUR_S
+        )
+        night.assert_exactly_once(summary)
+        assert summary.failed == 50
+        assert 19 * HOUR_S < anyio.current_time() < 23 * HOUR_S
+        assert len(ends) == 2, "once when the store went away, once when cron came too early"
+        assert all("503" in str(end) for end in ends)
+        assert night.renewals >= 18
+        answered_twice = [uri for uri, times in service.answered.items() if times > 1]
+        assert len(answered_twice) < 10, "what was not journalled when the store went away"
+
+    in_house(main)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_once_all_troubles_are_over_the_run_ends(seed):
+    """Any number of outages of any sort and length in the first three hours; cron does the rest."""
+    rng = random.Random(seed)
+    sorts = ["store", "model", "throttle", "transient"]
+    outages = [(rng.choice(sorts), rng.uniform(0, 3), rng.expovariate(4)) for _ in range(rng.randint(2, 12))]
+
+    def out(sort: str, now: float) -> bool:
+        return any(sort == each and begin <= now / HOUR_S < min(3.5, begin + length) for each, begin, length in outages)
+
+    def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
+        if out("model", now):
+            return ModelNotReadyError("the model is not RUNNING", code="ResourceNotReadyException", status=400)
+        if out("throttle", now):
+            return ThrottledError("Slow down", code="ThrottlingException", status=400, sudden=True)
+        if out("transient", now):
+            return TransientError("Internal error", code="InternalServerError", status=500)
+        return None
+
+    async def main() -> None:
+        service = Service(fault=fault, latency_s=lambda each: each.uniform(20, 40), seed=seed)
+        images = [image(n) for n in range(700)]
+        night = NightHouse(images, service, shard_size=50, page=100, max_in_flight=3)
+        summary, _ = await cron(night, lambda: out("store", anyio.current_time()), until=8 * HOUR_S)
+        night.assert_exactly_once(summary)
+        assert summary.scored > 0
+
+    in_house(main)
