@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit format clean
+.PHONY: help setup demo test lint types unit crash format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -34,6 +34,9 @@ types: $(STAMP)  ## mypy, strict
 
 unit: $(STAMP)   ## all tests
 	@$(BIN)/python -m pytest
+
+crash: $(STAMP)  ## 200 kills and 40 races of two runners, about ten minutes
+	@BATCHCL_CRASH_CYCLES=200 $(BIN)/python -m pytest tests/crash
 
 format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/ruff check --fix .

@@ -1,0 +1,191 @@
+"""Does memory grow with the number of images? Peak RSS of runs over 10,000 and over 1,000,000 stub images.
+
+    python benchmarks/memory.py [--images 10000 1000000] [--json]
+
+Each run has a process of its own and goes the way of `batchcl run` (lister, work list, engine, ledger, output root on
+local disk), except that the images are names without files, the detector answers in memory, and no model is started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import anyio
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.keeper import ModelKeeper
+from batchcl.images import ImageRef
+from batchcl.job import Job
+from batchcl.runs.store import Store
+from batchcl.scoring.events import SilentObserver
+from batchcl.scoring.outcome import Detection, Label
+from batchcl.scoring.score import Listing, conduct, find
+from batchcl.scoring.stopper import Stopper
+from batchcl.sources.base import PAGE, Checked, Position
+from batchcl.sources.select import Filters, Selection
+
+MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
+LISTED_AT = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
+LABELS = (Label("crack", 97.5), Label("dent", 61.25))
+
+
+class StubSource:
+    """So many local images that have a name, a size and a time, but no file."""
+
+    description = "stub"
+    repeated = 0
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+
+    async def check(self) -> Checked:
+        """Nothing to look at."""
+        return Checked()
+
+    async def contains(self, image: ImageRef) -> bool:  # noqa: ARG002
+        """There is no other source."""
+        return False
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        """Names, a page at a time."""
+        for first in range(0 if after is None else after.count, self._images, PAGE):
+            await anyio.lowlevel.checkpoint()
+            yield [_image(number) for number in range(first, min(first + PAGE, self._images))]
+
+
+def _image(number: int) -> ImageRef:
+    path = f"/data/camera-{number // 10_000:05}/2026-11-01/frame-{number:09}.jpg"
+    return ImageRef(uri=path, bucket="", key=path, size_bytes=200_000 + number % 1000, last_modified=LISTED_AT)
+
+
+class StubDetector:
+    """Answers each call after one turn of the event loop; `on_call` hears of it."""
+
+    def __init__(self, on_call: Callable[[ImageRef], None] = lambda _: None) -> None:
+        self._on_call = on_call
+        self._calls = 0
+
+    async def detect(self, image: ImageRef) -> Detection:
+        """The same labels for every image."""
+        self._on_call(image)
+        self._calls += 1
+        await anyio.lowlevel.checkpoint()
+        return Detection(LABELS, f"00000000-0000-4000-8000-{self._calls:012x}")
+
+
+class StubControl:
+    """The control plane of a model that runs; nobody here starts or stops it."""
+
+    async def describe_projects(self, **_: object) -> dict[str, object]:
+        """One project."""
+        return {"ProjectDescriptions": [{"ProjectArn": "stub"}]}
+
+    def get_paginator(self, _: str) -> StubControl:
+        """Of its versions."""
+        return self
+
+    async def paginate(self, **_: object) -> AsyncIterator[dict[str, object]]:
+        """One version."""
+        yield {"ProjectVersionDescriptions": [{"ProjectVersionArn": MODEL, "Status": "RUNNING"}]}
+
+
+async def score(out: str, images: int, *, detector: StubDetector | None = None, run_id: str = "r") -> dict[str, object]:
+    """Do the run, or go on with it; its summary."""
+    begun_at = anyio.current_time()
+    job = Job(sources=("stub",), model=MODEL, out=out, run_id=run_id)
+    observer, stopper, model = SilentObserver(), Stopper(), ModelArn.parse(MODEL)
+    keeper = ModelKeeper(StubControl(), model, units=None, keep=False, observer=observer, stopper=stopper)
+
+    async def check() -> Listing:
+        return Listing(Selection([StubSource(images)], Filters()), 0, {})
+
+    store = Store.open(out, create=True)
+    await store.check_writable()
+    found = await find(job, model, store, check=check, observer=observer)
+    summary = await conduct(
+        job,
+        found,
+        keeper=keeper,
+        detector=detector or StubDetector(),
+        observer=observer,
+        stopper=stopper,
+        begun_at=begun_at,
+    )
+    return summary.as_dict()
+
+
+def conditions() -> dict[str, object]:
+    """Where the figures come from."""
+    names = ("batchcl", "anyio", "obstore", "polars", "pyarrow")
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_1m": round(os.getloadavg()[0], 2),
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def _measured(images: int) -> dict[str, object]:
+    """A run in a fresh process."""
+    with tempfile.TemporaryDirectory() as out:
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", str(images), "--out", out], check=True, stdout=subprocess.PIPE
+        )
+    return dict(json.loads(done.stdout))
+
+
+def _one(images: int, out: str) -> None:
+    begun_at = time.monotonic()
+    summary = anyio.run(partial(score, out, images))
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    figures = {
+        "images": images,
+        "scored": summary["scored"],
+        "peak_rss_mb": round(int(status["VmHWM"].split()[0]) / 1024, 1),
+        "seconds": round(time.monotonic() - begun_at, 1),
+        "images_per_second": summary["images_per_second"],
+    }
+    print(json.dumps(figures))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs=2, default=(10_000, 1_000_000), metavar=("FEW", "MANY"))
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--out", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        _one(arguments.one, arguments.out)
+        return
+    few, many = (_measured(images) for images in arguments.images)
+    ratio = round(many["peak_rss_mb"] / few["peak_rss_mb"], 3)
+    if arguments.json:
+        print(json.dumps(conditions() | {"few": few, "many": many, "ratio": ratio}))
+        return
+    for name, value in conditions().items():
+        print(f"{name:10} {value}")
+    print("conditions stub images and detector, no model; shards of 10,000, output root on local disk; Linux VmHWM")
+    for each in (few, many):
+        print(
+            f"{each['images']:>9,} images: peak RSS {each['peak_rss_mb']:.1f} MB, {each['scored']:,} scored in "
+            f"{each['seconds']:.1f} s"
+        )
+    print(f"ratio      {ratio:.3f}")
+    print("not claimed: the memory of TLS, of image bytes in flight (up to 4 MB a call), or the speed against AWS")
+
+
+if __name__ == "__main__":
+    main()
