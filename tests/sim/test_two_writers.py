@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from unittest import mock
 
 import anyio
@@ -14,8 +15,8 @@ import pytest
 from batchcl.errors import BatchclError, CallError, ImageError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.runs.lease import LeaseKeeper
-from batchcl.runs.record import Summary
-from sim.house import House, Trouble, in_house
+from batchcl.runs.record import Summary, read_summary
+from sim.house import RUN, House, Trouble, in_house
 from sim.service import Service, image
 
 IMAGES = 40
@@ -77,6 +78,9 @@ def race(seed: int) -> tuple[House, list[Summary | BatchclError | None]]:
             group.start_soon(session, 0.0)
             group.start_soon(session, rng.uniform(0, 6))
         assert set(contested.table()) >= contested.published()
+        last = await read_summary(contested.store(), RUN)
+        assert last is not None
+        assert (last.status == "done") == any(isinstance(end, Summary) for end in ends), "the loser has no say"
         journalled, called = contested.journalled(), contested.service.calls.copy()
         contested.assert_exactly_once(await contested.run_to_end())
         assert not journalled & (contested.service.calls - called).keys()
@@ -103,3 +107,60 @@ def test_the_races_are_races():
     stopped = Counter(sum(isinstance(end, StoppedError) for end in race(seed)[1]) for seed in SEEDS[:20])
     assert stopped[1] > stopped[0] + stopped[2]
     assert stopped[1] > 10
+
+
+def test_a_runner_that_wakes_up_after_the_run_was_ended_and_retried_changes_nothing():
+    """Stalled at any operation for as long as it takes: a laptop that slept, a container that was frozen."""
+    stalled_at = 0
+    try:
+        while _stalled_before(stalled_at):
+            stalled_at += 1
+    except BaseException as error:
+        error.add_note(f"stalled at pause {stalled_at}")
+        raise
+    assert stalled_at > 60
+
+
+def _stalled_before(number: int) -> bool:
+    """Whether the session came as far as to pause `number`: there is one before and one after each operation."""
+
+    async def main() -> bool:
+        resolved = False
+
+        def fault(each: ImageRef, call: int, now: float) -> CallError | None:
+            return None if resolved else refused(each, call, now)
+
+        contested = House([image(n) for n in range(10)], Service(fault=fault), shard_size=5)
+        asleep, awake, ended = anyio.Event(), anyio.Event(), anyio.Event()
+        pauses = count()
+
+        async def pause() -> None:
+            if next(pauses) >= number:
+                asleep.set()
+                await awake.wait()
+
+        async with anyio.create_task_group() as group:
+
+            async def sleeper() -> None:
+                end = await contested.run(Trouble(pause=pause))
+                assert isinstance(end, Summary | StoppedError)
+                ended.set()
+                asleep.set()
+
+            group.start_soon(sleeper)
+            await asleep.wait()
+            fell_asleep = not ended.is_set()
+            await contested.run_to_end()
+            resolved = True
+            summary = await contested.retry_to_end()
+            contested.assert_exactly_once(summary)
+            awake.set()
+        called = contested.service.calls.copy()
+        await contested.run_to_end()
+        assert contested.service.calls == called
+        assert {uri: row["table"] for uri, row in contested.table().items()} == {
+            each.uri: "results" for each in contested.images
+        }
+        return fell_asleep
+
+    return in_house(main)

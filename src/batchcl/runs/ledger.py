@@ -31,6 +31,7 @@ __all__ = ["AllImages", "Ledger", "Targets"]
 SEGMENT_ENTRIES: Final = 2_000
 SEGMENT_AGE_S: Final = 15.0
 _LOOK_EVERY_S: Final = 1.0
+_GIVE_WAY_S: Final = 30.0
 
 
 class Targets(Protocol):
@@ -180,15 +181,44 @@ class Ledger:
     async def _publish(self, shard: int) -> None:
         """Read the journal back, which is what counts, and write parts and marker."""
         opened, round_ = self._open[shard], self._targets.round
-        journal = Journal(self._store, self._paths, shard, round_=round_, writer=self._writer)
-        new: dict[int, Outcome] = {}
-        for position, outcome in await journal.read(opened.images):
-            if position in new:
-                raise BatchclError(f"shard {shard} has two outcomes for position {position}: a bug in batchcl")
-            new[position] = outcome
+        new = await self._journalled(shard, round_)
         state = opened.earlier | new
         if len(state) != len(opened.images):
             raise BatchclError(f"shard {shard} has {len(state)} outcomes of {len(opened.images)}: a bug in batchcl")
+        counts = _counts(state.values())
+        try:
+            if not await self._store.exists(self._paths.marker(shard, round_)):
+                await self._put_parts(shard, round_, new, state)
+                await write_marker(self._store, self._paths, shard, round_=round_, counts=counts)
+        finally:
+            with anyio.move_on_after(_GIVE_WAY_S, shield=True):
+                await self._give_way(shard, state)
+        self._on_published(shard, counts)
+
+    async def _give_way(self, shard: int, state: dict[int, Outcome]) -> None:
+        """Put back what later rounds left in `failures/`, had this runner slept until after them while it published.
+
+        Another runner took over then, ended the round and retried it, and the failures of this round, which it
+        resolved, have just been written anew.
+        """
+        last = self._targets.round
+        while await self._store.exists(self._paths.marker(shard, last + 1)):
+            while await self._store.exists(self._paths.marker(shard, last + 1)):
+                last += 1
+                state = state | await self._journalled(shard, last)
+            await self._put_parts(shard, last, {}, state)
+
+    async def _journalled(self, shard: int, round_: int) -> dict[int, Outcome]:
+        images = self._open[shard].images
+        journal = Journal(self._store, self._paths, shard, round_=round_, writer=self._writer)
+        found: dict[int, Outcome] = {}
+        for position, outcome in await journal.read(images):
+            if position in found:
+                raise BatchclError(f"shard {shard} has two outcomes for position {position}: a bug in batchcl")
+            found[position] = outcome
+        return found
+
+    async def _put_parts(self, shard: int, round_: int, new: dict[int, Outcome], state: dict[int, Outcome]) -> None:
         left = [outcome for outcome in state.values() if isinstance(outcome, Failed)]
         parts = await anyio.to_thread.run_sync(
             lambda: shard_parts(self._spec, shard, round_=round_, new=list(new.values()), left=left)
@@ -198,9 +228,6 @@ class Ledger:
                 await self._store.delete(part.path)
             else:
                 await self._store.put(part.path, part.data)
-        counts = _counts(state.values())
-        await write_marker(self._store, self._paths, shard, round_=round_, counts=counts)
-        self._on_published(shard, counts)
 
 
 def _counts(outcomes: Collection[Outcome]) -> Counts:

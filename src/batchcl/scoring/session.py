@@ -28,7 +28,7 @@ from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import Ledger, Targets
 from batchcl.runs.markers import Counts, published, read_counts, total
 from batchcl.runs.parts import PartSpec
-from batchcl.runs.record import RunRecord, Summary, write_summary
+from batchcl.runs.record import RunRecord, Summary, read_summary, write_summary
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import watch_bounds
@@ -110,7 +110,8 @@ class Session:
                 failure = error
         summary = await self._summary(counts, failure)
         try:
-            await write_summary(self.store, summary)
+            if not await self._is_outdated(summary):
+                await write_summary(self.store, summary)
         except OutputError as error:
             if failure is None:
                 failure = error
@@ -185,6 +186,13 @@ class Session:
         raise BatchclError(
             f"the engine ended, but {self.store.uri(self._paths.folder)} has {counts} for {totals}; a bug in batchcl"
         )
+
+    async def _is_outdated(self, summary: Summary) -> bool:
+        """Whether a faster runner has ended this round or a later one, so that its summary is the one that counts."""
+        other = await read_summary(self.store, self.record.run_id)
+        if other is None or other.status != "done":
+            return False
+        return other.round > summary.round or (other.round == summary.round and summary.status != "done")
 
     async def _final_counts(self) -> Counts | None:
         """What the markers add up to; None while the list or a shard is not complete."""
