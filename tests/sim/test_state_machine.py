@@ -1,0 +1,176 @@
+"""Any order of sessions, retries, compactions, crashes and races: no step loses or repeats a row.
+
+To look longer, say for a night: HYPOTHESIS_STEPS=40 HYPOTHESIS_EXAMPLES=5000 pytest tests/sim/test_state_machine.py
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeVar
+from unittest import mock
+
+import anyio
+import anyio.lowlevel
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from batchcl.errors import BatchclError, CallError, ImageError
+from batchcl.images import ImageRef
+from batchcl.runs.compact import compact
+from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.record import Summary, read_summary
+from sim.house import RUN, Crash, House, Kind, Sort, Trouble, in_house
+from sim.service import Service, image
+
+T = TypeVar("T")
+
+IMAGES = 15
+LATER = dt.timedelta(days=1)
+
+troubles = st.one_of(
+    st.none(),
+    st.tuples(
+        st.sampled_from([Sort.STORE, Sort.STORE, Sort.CALL, Sort.PAGE]), st.integers(0, 60), st.sampled_from(Kind)
+    ),
+)
+
+
+Pause = Callable[[], Awaitable[None]]
+
+
+def _trouble(drawn: tuple[Sort, int, Kind] | None, *, pause: Pause = anyio.lowlevel.checkpoint) -> Trouble:
+    return Trouble(pause=pause) if drawn is None else Trouble(*drawn, pause=pause)
+
+
+class Nights(RuleBasedStateMachine):
+    """One run in one output root, and everything that may be done to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        images = [
+            image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt") for n in range(IMAGES)
+        ]
+        self.refused = {4, 5, 9}
+        self.house = House(images, Service(fault=self._fault), shard_size=5, page=4, max_in_flight=3)
+        self.clock_s = 0.0
+        self.seen: set[str] = set()
+
+    def _fault(self, each: ImageRef, _call: int, _now: float) -> CallError | None:
+        n = int(each.key[:6])
+        code = "ImageTooLargeException" if n % 2 else "InvalidImageFormatException"
+        return ImageError("no", code=code, status=400) if n in self.refused else None
+
+    def _play(self, scene: Callable[[], Awaitable[T]]) -> T:
+        async def main() -> T:
+            await anyio.sleep(60)  # until the lease of whoever died is over
+            result = await scene()
+            self.clock_s = anyio.current_time()
+            return result
+
+        with mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 2):
+            return in_house(main, start_s=self.clock_s)
+
+    def _summary(self) -> Summary | None:
+        async def scene() -> Summary | None:
+            return await read_summary(self.house.store(), RUN)
+
+        return self._play(scene)
+
+    def _is_done(self) -> bool:
+        """Whether the run may be retried."""
+        summary = self._summary()
+        return summary is not None and (summary.status == "done" or summary.round > 0)
+
+    @rule(drawn=troubles)
+    def run(self, drawn: tuple[Sort, int, Kind] | None) -> None:
+        self._play(lambda: self.house.run(_trouble(drawn)))
+
+    @rule(drawn=troubles, codes=st.sampled_from([(), ("ImageTooLargeException",)]))
+    def retry(self, drawn: tuple[Sort, int, Kind] | None, codes: tuple[str, ...]) -> None:
+        if self._is_done():
+            self._play(lambda: self.house.retry(_trouble(drawn), codes=codes))
+
+    @rule(n=st.sampled_from([4, 5, 9]))
+    @precondition(lambda self: self.refused)
+    def mend(self, n: int) -> None:
+        """An image that was refused is taken from now on."""
+        self.refused.discard(n)
+
+    @rule(seed=st.integers(0, 1000), again=st.booleans(), drawn=troubles)
+    def race(self, seed: int, again: bool, drawn: tuple[Sort, int, Kind] | None) -> None:
+        """Two runners at once, each sure of its lease, one of them with a trouble of its own."""
+        rng = random.Random(seed)
+        session = self.house.retry if again and self._is_done() else self.house.run
+
+        async def pause() -> None:
+            await anyio.sleep(rng.expovariate(20.0))
+
+        async def granted(_self: LeaseKeeper) -> None:
+            await anyio.lowlevel.checkpoint()
+
+        async def kept(_self: LeaseKeeper) -> None:
+            await anyio.sleep_forever()
+
+        async def scene() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(session, Trouble(pause=pause))
+                await anyio.sleep(rng.uniform(0, 2))
+                group.start_soon(session, _trouble(drawn, pause=pause))
+
+        with mock.patch.multiple(LeaseKeeper, acquire=granted, keep=kept):
+            self._play(scene)
+
+    @rule(drawn=troubles)
+    def compact(self, drawn: tuple[Sort, int, Kind] | None) -> None:
+        self._play(lambda: self._compact(_trouble(drawn)))
+
+    async def _compact(self, trouble: Trouble) -> None:
+        with anyio.CancelScope() as trouble.scope:
+            try:
+                await compact(
+                    self.house.store(trouble),
+                    min_age=dt.timedelta(0),
+                    utcnow=lambda: dt.datetime.now(dt.UTC) + LATER + dt.timedelta(seconds=anyio.current_time()),
+                )
+            except (BatchclError, Crash):
+                return
+
+    @invariant()
+    def no_row_is_twice_in_a_table_and_none_that_was_published_is_lost(self) -> None:
+        rows = self.house.rows()
+        times = Counter((row["table"], row["uri"]) for row in rows)
+        assert not [each for each, n in times.items() if n > 1]
+        uris = {row["uri"] for row in rows}
+        assert uris >= self.house.published()
+        assert uris >= self.seen, "a row that a reader saw stays, in one table or the other"
+        self.seen = uris
+
+    def teardown(self) -> None:
+        """All troubles end: one session ends the run, another the retry, and each image has one row."""
+
+        async def scene() -> None:
+            await self.house.run_to_end()
+            await self.house.retry_to_end()  # this may be the rest of one that was about some codes only
+            summary = await self.house.retry_to_end()
+            self.house.assert_exactly_once(summary)
+            assert summary.failed == len(self.refused)
+            await anyio.sleep(60)
+            await self._compact(Trouble())
+            self.house.assert_exactly_once(summary)
+
+        self._play(scene)
+
+
+TestNights = Nights.TestCase
+TestNights.settings = settings(
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")),
+    stateful_step_count=int(os.environ.get("HYPOTHESIS_STEPS", "8")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
