@@ -65,6 +65,7 @@ def demo(
     evaluate(str(out), truth=str(data.truth), run=newest)
     sys.stdout.write("\n")
     emit(_examples(images), title="A few rows")
+    sys.stdout.flush()
     tell(f"done in {time.monotonic() - begun:.0f} s; the table is {out}/results (hive-partitioned Parquet). Try:")
     command, scored = _command(), f"{data.images} --emulator --emulator-state {state} --out {out}"
     for line in (
