@@ -35,9 +35,10 @@ from batchcl.runs.layout import shard_and_round
 from batchcl.runs.record import Summary, read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
 from batchcl.scoring.events import SilentObserver
+from batchcl.scoring.listing import Listing
 from batchcl.scoring.outcome import Detection
 from batchcl.scoring.retry import conduct_round
-from batchcl.scoring.score import Listing, conduct, find
+from batchcl.scoring.score import conduct, find
 from batchcl.scoring.stopper import Stopper
 from batchcl.sources.base import Checked, Position
 from batchcl.sources.select import Filters, Selection

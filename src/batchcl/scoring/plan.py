@@ -19,7 +19,7 @@ from batchcl.job import Job
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.store import Store
 from batchcl.scoring.events import Observer, SilentObserver
-from batchcl.scoring.score import check_sources, first_page
+from batchcl.scoring.listing import check_sources, first_page
 from batchcl.scoring.service import service_of
 
 __all__ = ["TPS_PER_UNIT", "Estimate", "Plan", "plan"]

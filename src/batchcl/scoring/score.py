@@ -12,19 +12,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
 from batchcl.__about__ import __version__
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.buckets import check_buckets
 from batchcl.aws.detect import Detector, open_detector
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.lifecycle import Units
 from batchcl.aws.session import Aws
-from batchcl.errors import SourceError, UsageError
+from batchcl.errors import UsageError
 from batchcl.job import Job, fingerprint
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer
@@ -38,20 +36,16 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.lister import freeze_all
+from batchcl.scoring.listing import Listing, check_sources, first_page
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Session, heartbeat, take_lease
 from batchcl.scoring.stopper import Stopper
-from batchcl.sources.base import Checked, Source
-from batchcl.sources.recognise import open_sources
-from batchcl.sources.select import Filters, Selected, Selection
+from batchcl.sources.select import Selected
 
 __all__ = [
     "Found",
-    "Listing",
-    "check_sources",
     "conduct",
     "find",
-    "first_page",
     "open_model",
     "open_store",
     "run",
@@ -161,50 +155,6 @@ async def conduct(
 def run_sync(job: Job, *, observer: Observer | None = None) -> Summary:
     """`run` for callers without an event loop; the same arguments, result and errors."""
     return anyio.run(partial(run, job, observer=observer))
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The job's sources, looked at: the selection from them, and what was found on the way."""
-
-    selection: Selection
-    bad_lines: int
-    digests: dict[str, str]
-
-
-async def check_sources(job: Job, aws: Aws, model: ModelArn, files: ExitStack, observer: Observer) -> Listing:
-    """Look at the job's sources and at their buckets before a call is spent."""
-    out = None if "://" in job.out else await anyio.to_thread.run_sync(Path(job.out).absolute)
-    sources = await open_sources(
-        job.sources,
-        files,
-        aws=aws,
-        region=model.region,
-        kind=job.source_kind,
-        skip_bad_lines=job.skip_bad_lines,
-        leave_out=out,
-    )
-    found = [await source.check() for source in sources]
-    for source, checked in zip(sources, found, strict=True):
-        _tell_bad_lines(source, checked, observer)
-    buckets = frozenset[str]().union(*(checked.buckets for checked in found))
-    if buckets:
-        await check_buckets(aws, buckets, region=model.region)
-    filters = Filters(include=job.include, exclude=job.exclude, limit=job.limit)
-    return Listing(
-        Selection(sources, filters),
-        sum(checked.bad_count for checked in found),
-        {source.description: checked.digest for source, checked in zip(sources, found, strict=True) if checked.digest},
-    )
-
-
-async def first_page(pages: AsyncIterator[list[Selected]], job: Job) -> AsyncIterator[list[Selected]]:
-    """`pages` unchanged, but read up to the first image: `SourceError` if there is none."""
-    async for first in pages:
-        return _chained(first, pages)
-    named = ", ".join(job.sources)
-    why = " that --include and --exclude let through" if job.include or job.exclude else ""
-    raise SourceError(f"there is no image in {named}{why}; check the prefix or path, or run `batchcl plan`")
 
 
 async def open_store(job: Job, aws: Aws) -> Store:
@@ -326,20 +276,6 @@ async def _no_pages() -> AsyncIterator[list[Selected]]:
 def _show_list(worklist: WorkList, progress: Progress) -> None:
     progress.planned = worklist.images
     progress.listed = worklist.totals is not None
-
-
-async def _chained(first: list[Selected], rest: AsyncIterator[list[Selected]]) -> AsyncIterator[list[Selected]]:
-    yield first
-    async for page in rest:
-        yield page
-
-
-def _tell_bad_lines(source: Source, checked: Checked, observer: Observer) -> None:
-    for line in checked.bad_lines:
-        text = f"left out: {source.description} line {line.number}: {line.reason}"
-        observer.notice(Notice("bad-line", text, {"line": line.number}))
-    if unseen := checked.bad_count - len(checked.bad_lines):
-        observer.notice(Notice("bad-line", f"left out: {unseen} more lines of {source.description}"))
 
 
 def _record(job: Job, model: ModelArn) -> RunRecord:
