@@ -43,6 +43,22 @@ class Place:
             key.removeprefix(f"{folder}/"): s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in sorted(keys)
         }
 
+    def names(self, prefix: str, suffix: str) -> list[str]:
+        """The names of those files, for a look that is quick."""
+        if not self.root.startswith("s3://"):
+            return [str(path) for path in (Path(self.root) / prefix).rglob(f"*{suffix}")]
+        bucket, _, folder = self.root.removeprefix("s3://").partition("/")
+        found = client("s3", self.s3).list_objects_v2(Bucket=bucket, Prefix=f"{folder}/{prefix}/")
+        return [each["Key"] for each in found.get("Contents", []) if each["Key"].endswith(suffix)]
+
+    def remove(self, name: str) -> None:
+        """Delete one file."""
+        if not self.root.startswith("s3://"):
+            (Path(self.root) / name).unlink()
+            return
+        bucket, _, folder = self.root.removeprefix("s3://").partition("/")
+        client("s3", self.s3).delete_object(Bucket=bucket, Key=f"{folder}/{name}")
+
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of `results` or `failures` as any reader sees them now."""
         parts = self.files(table, ".parquet").values()

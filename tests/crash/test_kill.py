@@ -12,7 +12,7 @@ from crash.conftest import cycles
 from crash.harness import ends_within, started, until_begun
 
 KILLS_A_RUN = 10
-KILLED = -9
+KILLED, STOPPED = -9, 4
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
@@ -40,17 +40,9 @@ def kill_until_done(work, out, rng, *, at_most: int) -> int:
     while True:
         with started(*work.args(out, *flags), env=work.env) as process:
             if kills < at_most:
-                if rng.random() < 0.75:
-                    delay = rng.uniform(0, 2.0)
-                    said = until_begun(process)
-                else:  # while it makes sure of everything, and records the run
-                    delay = rng.uniform(0.6, 1.6)
-                    said = ""
-                print(f"kill {delay:.3f} s after its {'beginning' if said else 'start'}")  # noqa: T201
-                if not ends_within(process, delay):
-                    process.kill()
+                kill_somewhen(process, out, rng)
             text, err = process.communicate(timeout=60)
-        if process.returncode == KILLED:
+        if process.returncode in {KILLED, STOPPED}:
             kills += 1
             uris = out.uris()
             assert len(uris) == len(set(uris)), "a reader saw an image twice"
@@ -60,3 +52,25 @@ def kill_until_done(work, out, rng, *, at_most: int) -> int:
         assert summary["status"] == "done"
         assert summary["planned"] == summary["scored"] + summary["failed"] + summary["skipped"] == work.images
         return kills
+
+
+def kill_somewhen(process, out, rng) -> None:
+    """At a random time, or at once when a file of a random kind appears: the moments between two writes are short."""
+    way = rng.choice(["start", "begun", "drain", "worklist", "journal", "journal", "results", "shards"])
+    delay = rng.uniform(0.6, 1.6) if way == "start" else rng.uniform(0, 2.0)
+    print(f"kill at {way}, {delay:.3f} s")  # noqa: T201 - shown when the test fails
+    if way == "start":  # while it makes sure of everything, and records the run
+        ends_within(process, delay)
+    elif way in {"begun", "drain"}:
+        until_begun(process)
+        if not ends_within(process, delay) and way == "drain":
+            process.terminate()
+            ends_within(process, rng.uniform(0, 0.2))
+    else:
+        folder = way if way == "results" else f"runs/r/{way}"
+        before = len(out.names(folder, ""))
+        wanted = before + rng.randint(1, 2)
+        while len(out.names(folder, "")) < wanted and process.poll() is None:
+            pass
+        ends_within(process, rng.choice([0.0, 0.005, 0.02]))
+    process.kill()

@@ -36,14 +36,37 @@ def test_two_runners_score_each_image_once(where, left_behind, works, place, und
         assert out.table() == undisturbed[where]
 
 
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_runner_whose_lease_was_lost_stops_where_another_one_is_faster(where, works, place, undisturbed):
+    """As when its machine slept for a minute: two are at work, and neither repeats what the other has written."""
+    job_of = works[where].args
+    for number in range(cycles(default=1, at_most=5)):
+        out = place(where, f"out-{number}")
+        job = job_of(out, *FLAGS, "--max-tps", 15)
+        with started(*job, env=works[where].env) as first:
+            until_begun(first)
+            out.remove("runs/r/lease.json")
+            with started(*job, env=works[where].env) as second:
+                ends = [(process, *process.communicate(timeout=60)) for process in (first, second)]
+        codes = sorted(judged(ends))
+        print(f"race {number}: {codes}")  # noqa: T201
+        assert codes == [DONE, STOPPED], "the journal of some shard was written twice"
+        assert out.table() == undisturbed[where]
+
+
 def race(job, env) -> list[int]:
     """The exit codes of two processes that were started together."""
     with ExitStack() as stack:
         both = [stack.enter_context(started(*job, env=env)) for _ in range(2)]
         ends = [(process, *process.communicate(timeout=60)) for process in both]
+    return judged(ends)
+
+
+def judged(ends) -> list[int]:
+    """The exit codes of processes that have ended, each of them as it may."""
     for process, _, err in ends:
         assert process.returncode in {DONE, STOPPED}, err.decode()
         assert b"Traceback" not in err, err.decode()
         if process.returncode == STOPPED:
             assert b"another runner" in err, err.decode()
-    return [process.returncode for process in both]
+    return [process.returncode for process, _, _ in ends]

@@ -142,8 +142,9 @@ def test_a_complete_list_goes_on_without_its_sources(cli, job, env, out, seaweed
 
 @pytest.fixture
 def broken(pictures):
-    """Three of the pictures cut off and one empty; put them right by calling."""
-    good = {path: path.read_bytes() for path in sorted(pictures.iterdir())[:4]}
+    """Three of the pictures cut off and one empty, in two shards; put them right by calling."""
+    paths = sorted(pictures.iterdir())
+    good = {path: path.read_bytes() for path in [*paths[:3], paths[7]]}
     for path, data in good.items():
         path.write_bytes(data[:60])
     next(iter(good)).write_bytes(b"")
@@ -170,6 +171,7 @@ def test_retry_scores_what_failed_and_nothing_else(cli, job, env, out, broken):
     assert (mended.json["calls"], mended.json["failed"], mended.json["scored"]) == (3, 0, IMAGES - 1)
     assert mended.json["planned"] == IMAGES
     assert [row["error_code"] for row in out.rows("failures")] == ["EmptyFile"], "skipped ones are left alone"
+    assert len(out.files("failures", ".parquet")) == 1, "a shard without failures has no such file"
     assert len(out.table()) == IMAGES
     again = cli("retry", out.root, "r", "--json", env=env)
     assert again.code == 0
