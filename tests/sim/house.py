@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, BinaryIO, Final, TypeVar, TypeVarTuple
 from unittest import mock
 
@@ -416,7 +416,7 @@ class House:
             row | {"table": path.partition("/")[0]}
             for path in sorted(paths)
             if path not in hidden
-            for row in pq.ParquetFile(io.BytesIO(self.files[path])).read().to_pylist()
+            for row in _rows(self.files[path])
         ]
 
     def table(self) -> dict[str, dict[str, Any]]:
@@ -488,6 +488,13 @@ async def _run_here(func: Callable[[*Ts], T], *args: *Ts, **_options: object) ->
     return func(*args)
 
 
+@lru_cache(maxsize=64)
+def _rows(part: bytes) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.ParquetFile(io.BytesIO(part)).read(use_threads=False).to_pylist()
+    return rows
+
+
+@lru_cache(maxsize=64)
 def _positions(segment: bytes) -> list[int]:
     with pa.ipc.open_file(pa.py_buffer(segment)) as file:
         return [int(position) for position in file.read_all()["position"].to_pylist()]
