@@ -63,7 +63,7 @@ def test_a_prefix_is_scored_into_an_s3_root_with_exact_keys(cli, demo, env, seaw
     labels = cli("labels", root, "--json", env=env)
     assert labels.code == 0, labels.err
     assert sum(row["images"] for row in labels.json) == len(keys)
-    assert cli("runs", root, "--json", env=env).json[0]["status"] == "done"
+    assert cli("runs", root, "--json", env=env).json[0]["state"] == "done"
     assert cli("status", root, "r", "--json", env=env).json["scored"] == len(keys)
 
 
