@@ -15,7 +15,16 @@ from botocore.exceptions import ClientError
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector, open_detector
 from batchcl.aws.session import Aws
-from batchcl.errors import BatchclError, CallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
+from batchcl.errors import (
+    BatchclError,
+    CallError,
+    ImageError,
+    ModelNotReadyError,
+    OutputError,
+    StoppedError,
+    ThrottledError,
+    TransientError,
+)
 from batchcl.images import ImageRef
 from batchcl.runs.record import Summary
 from sim.house import MODEL, House, Trouble, in_house
@@ -83,7 +92,7 @@ async def cron(house: House, failing: Callable[[], bool], *, until: float) -> tu
         end = await house.run(Trouble(failing=failing))
         if isinstance(end, Summary):
             return end, ends
-        assert isinstance(end, BatchclError)
+        assert isinstance(end, StoppedError | OutputError), f"no bug, and nothing for a person to do: {end!r}"
         ends.append(end)
         now = anyio.current_time()
         await anyio.sleep(CRON_S - now % CRON_S)
