@@ -17,7 +17,7 @@ from batchcl.errors import (
     TransientError,
 )
 
-__all__ = ["EXPIRED_CODES", "INVALID_S3_OBJECT", "classify"]
+__all__ = ["EXPIRED_CODES", "INVALID_S3_OBJECT", "blames_clock", "classify"]
 
 INVALID_S3_OBJECT: Final = "InvalidS3ObjectException"
 """Missing key, wrong region and no permission look the same to the caller."""
@@ -60,7 +60,7 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
         return ThrottledError(message, code=code, status=status, request_id=request_id, sudden=True)
     elif code in _PAUSE:
         kind = ModelNotReadyError
-    elif code in _CLOCK or (code in _SIGNATURE and _blames_clock(message)):
+    elif blames_clock(code, message):
         kind, message = FatalCallError, f"{message}; this machine's clock is off: set it (ntpdate, chrony)"
     elif code in _SIGNATURE:
         kind, message = FatalCallError, f"{message}; the secret key does not fit the access key"
@@ -81,7 +81,7 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
     return kind(message, code=code, status=status, request_id=request_id)
 
 
-def _blames_clock(message: str) -> bool:
-    """Whether a signature's refusal is about time: the service says which time it compared with which."""
+def blames_clock(code: str, message: str) -> bool:
+    """Whether a refusal is about the time of the request: a signature's says which times it compared."""
     lowered = message.lower()
-    return "expired" in lowered or "not yet current" in lowered
+    return code in _CLOCK or (code in _SIGNATURE and ("expired" in lowered or "not yet current" in lowered))

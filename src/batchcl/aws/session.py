@@ -8,6 +8,7 @@ only what differs between the callers: retries, timeouts, connection pools.
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from typing import Any, Final
 import aioboto3
 import boto3
 from aiobotocore.config import AioConfig
+from aiobotocore.credentials import AioCredentials
+from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.errors import CredentialsError
@@ -82,8 +85,9 @@ class Aws:
     def __init__(self, settings: AwsSettings | None = None) -> None:
         self.settings = settings or AwsSettings()
         self._arguments = {"profile_name": self.settings.profile, "region_name": self.settings.region}
+        self._core = get_session()
         try:
-            self._session = aioboto3.Session(**self._arguments)
+            self._session = aioboto3.Session(**self._arguments, botocore_session=self._core)
         except BotoCoreError as error:
             raise CredentialsError(
                 f"the AWS settings can't be read: {error}; check --profile and AWS_PROFILE, or run `aws configure`"
@@ -102,6 +106,22 @@ class Aws:
     def region(self) -> str:
         """The session's region, or us-east-1 where none is set."""
         return self._session.region_name or DEFAULT_REGION
+
+    @property
+    def ca_bundle(self) -> str | None:
+        """File or directory of the certificates to trust; None for the usual ones."""
+        configured = self._core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        return str(configured) if configured else None
+
+    async def credentials(self, service: str) -> Any:
+        """What gives the keys for `service`, by `get_frozen_credentials`; None where there are none.
+
+        Raises what botocore's providers raise.
+        """
+        given = self.settings.rekognition_credentials
+        if service == "rekognition" and given is not None:
+            return AioCredentials(given.access_key, given.secret_key)
+        return await self._session.get_credentials()
 
     async def check_credentials(self) -> None:
         """Raise `CredentialsError` where Rekognition has none to sign with. Asks nobody whether they are good."""
