@@ -7,23 +7,14 @@ Botocore's own waiter gives up after 19.5 minutes and doesn't notice a model tha
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-import anyio
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
 from batchcl.aws.arn import ModelArn
-from batchcl.errors import (
-    BatchclError,
-    CredentialsError,
-    ModelError,
-    StoppedError,
-    UnreachableError,
-    UsageError,
-)
+from batchcl.aws.refusals import explained
+from batchcl.aws.waiting import wait_until
+from batchcl.errors import ModelError, UsageError
 
 __all__ = ["Model", "Units", "describe", "list_models", "start", "stop", "wait"]
 
@@ -32,20 +23,6 @@ MAX_UNITS: Final = 5
 
 START_TIMEOUT_S: Final = 45 * 60.0
 """Models were seen to take up to 30 minutes to start; source: developer guide, "Running a model"."""
-
-_POLL_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-_CREDENTIAL_CODES: Final = frozenset(
-    {
-        "UnrecognizedClientException",
-        "InvalidClientTokenId",
-        "ExpiredTokenException",
-        "InvalidSignatureException",
-    }
-)
-_BUSY_CODES: Final = frozenset({"ThrottlingException", "ProvisionedThroughputExceededException"})
-_SERVER_ERROR: Final = 500
-_SILENCE_S: Final = 300.0
-"""A wait outlives so long a time without an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +76,7 @@ async def describe(client: Any, arn: ModelArn) -> Model:
         ModelError: there is none of this ARN in its account and region.
         CredentialsError: AWS doesn't know the credentials, or they may not describe models.
     """
-    async with _explained(f"describing {arn.name}"):
+    with explained(f"describing {arn.name}", refusal=ModelError):
         projects = await client.describe_projects(ProjectNames=[arn.project])
         for project in projects["ProjectDescriptions"]:
             pages = client.get_paginator("describe_project_versions").paginate(
@@ -119,7 +96,7 @@ async def list_models(client: Any, *, project: str | None = None) -> list[Model]
     """All models of the account and region, or of one project; the newest of a project first."""
     found: list[Model] = []
     names = {} if project is None else {"ProjectNames": [project]}
-    async with _explained("listing models"):
+    with explained("listing models", refusal=ModelError):
         async for page in client.get_paginator("describe_projects").paginate(**names):
             for entry in page["ProjectDescriptions"]:
                 versions = client.get_paginator("describe_project_versions").paginate(ProjectArn=entry["ProjectArn"])
@@ -133,7 +110,7 @@ async def start(client: Any, arn: ModelArn, units: Units) -> None:
     arguments: dict[str, Any] = {"ProjectVersionArn": arn.text, "MinInferenceUnits": units.minimum}
     if units.maximum is not None:
         arguments["MaxInferenceUnits"] = units.maximum
-    async with _explained(f"starting {arn.name} with {units} inference units"):
+    with explained(f"starting {arn.name} with {units} inference units", refusal=ModelError):
         await client.start_project_version(**arguments)
 
 
@@ -143,7 +120,7 @@ async def stop(client: Any, arn: ModelArn) -> None:
     Raises:
         ModelError: the model is not RUNNING. One that is STARTING can't be stopped before it runs.
     """
-    async with _explained(f"stopping {arn.name}"):
+    with explained(f"stopping {arn.name}", refusal=ModelError):
         await client.stop_project_version(ProjectVersionArn=arn.text)
 
 
@@ -171,58 +148,14 @@ async def wait(
         StoppedError: it took longer than `timeout_s`.
         UnreachableError: the service has not answered for five minutes.
     """
-    deadline = anyio.current_time() + timeout_s
-    seen: str | None = None
-    polls = 0
-    heard_at = anyio.current_time()
-    while True:
-        await anyio.sleep(_POLL_S[min(polls, len(_POLL_S)) - 1] if polls else 0)
-        polls += 1
-        try:
-            model = await describe(client, arn)
-        except UnreachableError:
-            if anyio.current_time() - heard_at > _SILENCE_S:
-                raise
-            continue
-        heard_at = anyio.current_time()
-        if model.status != seen:
-            seen = model.status
-            on_state(model)
-        if model.status == until:
-            return model
-        if model.status not in passing:
-            reason = f": {model.message}" if model.message else ""
-            raise ModelError(f"{arn.name} is {model.status} and will not become {until}{reason}")
-        if anyio.current_time() >= deadline:
-            raise StoppedError(f"{arn.name} was still {model.status} after {timeout_s / 60:.0f} minutes")
-
-
-@asynccontextmanager
-async def _explained(doing: str) -> AsyncIterator[None]:
-    """Turn the SDK's errors into ours."""
-    try:
-        yield
-    except NoCredentialsError as error:
-        raise CredentialsError(
-            f"{doing} failed: no AWS credentials found; set AWS_PROFILE or run `aws configure`"
-        ) from error
-    except ClientError as error:
-        raise _from_client_error(doing, error) from error
-    except BotoCoreError as error:
-        raise UnreachableError(f"{doing} failed: {error}; check the region, the endpoint and the network") from error
-
-
-def _from_client_error(doing: str, error: ClientError) -> BatchclError:
-    code = error.response.get("Error", {}).get("Code", "")
-    message = error.response.get("Error", {}).get("Message", "")
-    what = f"{doing} failed: {code}: {message}"
-    if code == "AccessDeniedException":
-        return CredentialsError(f"{what}; allow the action in this identity's IAM policy", is_access_denied=True)
-    if code in _CREDENTIAL_CODES:
-        return CredentialsError(f"{what}; check the profile and its keys, or log in again")
-    if code in _BUSY_CODES or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
-        return UnreachableError(f"{what}; try again later")
-    return ModelError(what)
+    return await wait_until(
+        lambda: describe(client, arn),
+        until={until},
+        passing=passing,
+        timeout_s=timeout_s,
+        on_state=on_state,
+        refusal=ModelError,
+    )
 
 
 def _model(version: dict[str, Any]) -> Model:

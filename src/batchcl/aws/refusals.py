@@ -1,0 +1,85 @@
+"""What the control plane's errors mean, as ours: one sentence with what was being done and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+
+from batchcl.errors import BatchclError, CredentialsError, RefusedError, UnreachableError, UsageError
+
+__all__ = ["code_of", "explained"]
+
+_CREDENTIAL_CODES: Final = frozenset(
+    {
+        "UnrecognizedClientException",
+        "InvalidClientTokenId",
+        "ExpiredTokenException",
+        "InvalidSignatureException",
+    }
+)
+_BUSY_CODES: Final = frozenset({"ThrottlingException", "ProvisionedThroughputExceededException"})
+_SERVER_ERROR: Final = 500
+
+_ADVICE: Final = {
+    "InvalidS3ObjectException": (
+        "the object must exist, its bucket lie in the project's region, and its bucket policy let Custom Labels read it"
+    ),
+    "LimitExceededException": "free something, or ask for a higher limit in Service Quotas",
+    "ServiceQuotaExceededException": "free something, or ask for a higher limit in Service Quotas",
+    "MalformedPolicyDocumentException": "write it as the developer guide's page on copying models shows",
+    "InvalidPolicyRevisionIdException": "see the newest revision with `batchcl project policy list`",
+    "ResourceNotReadyException": "wait until it is, and try again",
+}
+
+
+@contextmanager
+def explained(doing: str, *, refusal: type[RefusedError] = RefusedError) -> Iterator[None]:
+    """Turn the SDK's errors inside the block into ours.
+
+    Args:
+        doing: what the block does to what, such as "creating the project cats".
+        refusal: the class of an error for which there is no better one; `ModelError` where a model is to blame.
+
+    Raises:
+        CredentialsError: there are no credentials, or AWS refuses them or the action.
+        UnreachableError: the service doesn't answer, or is too busy to.
+        UsageError: an argument breaks the service's own rules, so that nothing was sent.
+        RefusedError: the service refuses, with its own words.
+    """
+    try:
+        yield
+    except NoCredentialsError as error:
+        raise CredentialsError(
+            f"{doing} failed: no AWS credentials found; set AWS_PROFILE or run `aws configure`"
+        ) from error
+    except ClientError as error:
+        raise _from_client_error(doing, error, refusal) from error
+    except ParamValidationError as error:
+        why = str(error).partition("\n")[2].replace("\n", "; ") or str(error)
+        raise UsageError(f"{doing} failed: {why}") from error
+    except BotoCoreError as error:
+        raise UnreachableError(f"{doing} failed: {error}; check the region, the endpoint and the network") from error
+
+
+def code_of(error: BaseException | None) -> str:
+    """The service's own word for the refusal that `error` was made of; empty where it has none."""
+    cause = error.__cause__ if error is not None else None
+    return str(cause.response.get("Error", {}).get("Code", "")) if isinstance(cause, ClientError) else ""
+
+
+def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedError]) -> BatchclError:
+    code = error.response.get("Error", {}).get("Code", "")
+    message = error.response.get("Error", {}).get("Message", "")
+    what = f"{doing} failed: {code}: {message}"
+    if code == "AccessDeniedException":
+        return CredentialsError(f"{what}; allow the action in this identity's IAM policy", is_access_denied=True)
+    if code in _CREDENTIAL_CODES:
+        return CredentialsError(f"{what}; check the profile and its keys, or log in again")
+    if code in _BUSY_CODES or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
+        return UnreachableError(f"{what}; try again later")
+    if code in _ADVICE:
+        return refusal(f"{what.rstrip('.')}; {_ADVICE[code]}")
+    return refusal(what)
