@@ -34,6 +34,10 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
     buckets: Annotated[
         Path | None, typer.Option(help="Folder whose sub-folders are the buckets: DIR/BUCKET/KEY.")
     ] = None,
+    bucket_region: Annotated[
+        list[str] | None,
+        typer.Option(help="BUCKET=REGION: from other regions it can't be read. Repeatable.", show_default=False),
+    ] = None,
     s3_endpoint_url: Annotated[
         str | None, typer.Option(help="S3 service to read from instead, with the ordinary AWS credentials.")
     ] = None,
@@ -43,6 +47,9 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
     start_seconds: Annotated[float, typer.Option(help="How long a model stays STARTING.")] = 0.5,
     stop_seconds: Annotated[float, typer.Option(help="How long a model stays STOPPING.")] = 0.2,
     train_seconds: Annotated[float, typer.Option(help="The least time that a training takes.")] = 0.5,
+    copy_seconds: Annotated[float, typer.Option(help="How long a copy of a model takes.")] = 0.2,
+    dataset_seconds: Annotated[float, typer.Option(help="How long making or changing a dataset takes.")] = 0.1,
+    delete_seconds: Annotated[float, typer.Option(help="How long a deletion takes.")] = 0.2,
     latency_ms: Annotated[float, typer.Option(help="Added to each image that is let through.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of everything that training draws.")] = 0,
     exit_with_parent: Annotated[bool, typer.Option(help="End when the process that started this one ends.")] = False,
@@ -67,6 +74,7 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
         port=port,
         state=state,
         buckets=buckets,
+        bucket_regions=tuple(bucket_region or ()),
         s3_endpoint_url=s3_endpoint_url,
         tps_per_unit=tps_per_unit,
         account_tps=account_tps,
@@ -74,6 +82,9 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
         start_seconds=start_seconds,
         stop_seconds=stop_seconds,
         train_seconds=train_seconds,
+        copy_seconds=copy_seconds,
+        dataset_seconds=dataset_seconds,
+        delete_seconds=delete_seconds,
         latency_ms=latency_ms,
         seed=seed,
         exit_with_parent=exit_with_parent,

@@ -33,6 +33,10 @@ class Buckets(Protocol):
         """
         ...
 
+    async def region(self, bucket: str) -> str | None:
+        """Where the bucket lies; None if nobody says."""
+        ...
+
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
         """Put an object.
 
@@ -48,6 +52,10 @@ class NoBuckets:
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:  # noqa: ARG002 - the seam's signature
         """Refuse."""
         raise invalid_s3_object()
+
+    async def region(self, bucket: str) -> str | None:  # noqa: ARG002 - the seam's signature
+        """Nobody knows."""
+        return None
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002 - the seam's signature
         """Refuse."""
@@ -69,6 +77,10 @@ class DirectoryBuckets:
         if version_id not in {None, "null"}:
             raise invalid_s3_object()
         return await anyio.to_thread.run_sync(self._read, bucket, key, limit_bytes)
+
+    async def region(self, bucket: str) -> str | None:  # noqa: ARG002 - the seam's signature
+        """Folders have no region."""
+        return None
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002 - files have no type
         """See `Buckets.write`; a reader sees the old file or the new one, never a part."""
@@ -109,6 +121,7 @@ class S3Buckets:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._regions: dict[str, str | None] = {}
 
     @classmethod
     async def open(cls, endpoint_url: str, stack: AsyncExitStack) -> S3Buckets:
@@ -144,6 +157,21 @@ class S3Buckets:
                 return data
             finally:
                 body.close()
+
+    async def region(self, bucket: str) -> str | None:
+        """The region that S3 names in its answer, which it does for most refusals too. Asked once a bucket."""
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as in `open`
+
+        if bucket not in self._regions:
+            try:
+                answer = await self._client.head_bucket(Bucket=bucket)
+            except ClientError as error:
+                answer = error.response
+            except (BotoCoreError, OSError):
+                return None  # reading says what is wrong
+            headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            self._regions[bucket] = headers.get("x-amz-bucket-region") or None
+        return self._regions[bucket]
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
         """See `Buckets.write`."""

@@ -20,7 +20,8 @@ from botocore.validate import ParamValidator
 
 from batchcl.emulator.faults import ServiceError, invalid_parameter
 
-__all__ = ["CONTENT_TYPE", "TARGET_PREFIX", "decode", "encode", "operation_names", "service_model"]
+__all__ = ["CONTENT_TYPE", "TARGET_PREFIX", "decode", "encode", "errors_of", "operation_names", "pattern_of"]
+__all__ += ["service_model"]
 
 CONTENT_TYPE: Final = "application/x-amz-json-1.1"
 TARGET_PREFIX: Final = "RekognitionService."
@@ -43,6 +44,16 @@ def operation_names() -> frozenset[str]:
 def _shapes(operation: str) -> tuple[Any, Any]:
     model = service_model().operation_model(operation)
     return model.input_shape, model.output_shape
+
+
+def errors_of(operation: str) -> frozenset[str]:
+    """Codes of the errors that the model documents for an operation."""
+    return frozenset(shape.name for shape in service_model().operation_model(operation).error_shapes)
+
+
+def pattern_of(shape: str) -> str:
+    """The regular expression of a string shape."""
+    return str(service_model().shape_for(shape).metadata["pattern"])
 
 
 def decode(operation: str, body: bytes) -> dict[str, Any]:
@@ -132,27 +143,30 @@ def _scalar(value: Any, type_name: str, path: str) -> Any:
 
 
 def _broken(value: Any, shape: Any, path: str) -> list[str]:
-    """Constraints of `shape` that `value` breaks. A blob's length is the image rules' business."""
+    """Constraints of `shape` that `value` breaks. An image's length is the image rules' business."""
     rules = shape.metadata
     found = []
     if shape.type_name in {"string", "list", "map"}:
-        if len(value) < rules.get("min", 0):
-            found.append(f"Member must have length greater than or equal to {rules['min']}")
-        if "max" in rules and len(value) > rules["max"]:
-            found.append(f"Member must have length less than or equal to {rules['max']}")
+        found += _outside(len(value), rules, "length")
     elif shape.type_name in {"integer", "long", "float", "double"}:
-        if "min" in rules and value < rules["min"]:
-            found.append(f"Member must have value greater than or equal to {rules['min']}")
-        if "max" in rules and value > rules["max"]:
-            found.append(f"Member must have value less than or equal to {rules['max']}")
-    elif shape.type_name == "blob" and not value:
-        found.append("Member must have length greater than or equal to 1")
+        found += _outside(value, rules, "value")
+    elif shape.type_name == "blob":
+        found += _outside(len(value), {"min": 1} if shape.name == "ImageBlob" else rules, "length")
     if shape.type_name == "string":
         if "pattern" in rules and not _pattern(rules["pattern"]).fullmatch(value):
             found.append(f"Member must satisfy regular expression pattern: {rules['pattern']}")
         if "enum" in rules and value not in rules["enum"]:
             found.append(f"Member must satisfy enum value set: [{', '.join(rules['enum'])}]")
     return [_violation(value, path, rule) for rule in found]
+
+
+def _outside(number: float, rules: dict[str, Any], what: str) -> list[str]:
+    found = []
+    if "min" in rules and number < rules["min"]:
+        found.append(f"Member must have {what} greater than or equal to {rules['min']}")
+    if "max" in rules and number > rules["max"]:
+        found.append(f"Member must have {what} less than or equal to {rules['max']}")
+    return found
 
 
 @cache

@@ -22,6 +22,7 @@ from batchcl.emulator import protocol
 from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
 from batchcl.emulator.capacity import Capacity
 from batchcl.emulator.clock import SystemClock
+from batchcl.emulator.dataset_files import DatasetFiles
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.operations import OPERATIONS
 from batchcl.emulator.service import Call, Service
@@ -91,6 +92,7 @@ async def serve(
             settings=settings,
             clock=clock,
             state=state,
+            dataset_files=DatasetFiles(state),
             buckets=buckets,
             capacity=Capacity(
                 tps_per_unit=settings.tps_per_unit,
@@ -154,6 +156,8 @@ class _Front:
             name, account=caller.account, region=caller.region, now=self._service.clock.monotonic()
         )
         parameters = protocol.decode(name, body)
+        if name != "DetectCustomLabels":  # which looks at its one version only: the quick way
+            self._service.state.settle(self._service.clock.time())
         call = Call(
             service=self._service,
             operation=name,

@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 
 from batchcl.emulator.arns import owner
-from batchcl.emulator.faults import access_denied, not_found
+from batchcl.emulator.faults import access_denied, invalid_s3_object, not_found
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from batchcl.emulator.buckets import Buckets
     from batchcl.emulator.capacity import Capacity
     from batchcl.emulator.clock import Clock
+    from batchcl.emulator.dataset_files import DatasetFiles
     from batchcl.emulator.learning.model import Model
+    from batchcl.emulator.records import Dataset, Project, Version
     from batchcl.emulator.settings import EmulatorSettings
-    from batchcl.emulator.state import Dataset, Project, State, Version
+    from batchcl.emulator.state import State
 
 __all__ = ["Call", "Service"]
 
@@ -34,6 +36,7 @@ class Service:
         settings: as given.
         clock: its one source of time.
         state: what it remembers.
+        dataset_files: the entries of its datasets.
         buckets: where objects come from and results go.
         capacity: what it lets through.
         tasks: where trainings run.
@@ -45,12 +48,30 @@ class Service:
     settings: EmulatorSettings
     clock: Clock
     state: State
+    dataset_files: DatasetFiles
     buckets: Buckets
     capacity: Capacity
     tasks: TaskGroup
     threads: anyio.CapacityLimiter
     models: dict[str, tuple[Model, dict[str, float]]] = field(default_factory=dict)
     closing: bool = False
+
+    async def read_object(
+        self, bucket: str, key: str, *, region: str, limit_bytes: int, version_id: str | None = None
+    ) -> bytes:
+        """An object of a bucket that lies in `region`, or whose region nobody knows; see `Buckets.read`.
+
+        Raises:
+            ServiceError: InvalidS3ObjectException, which the service gives for a bucket of another region, too.
+        """
+        lies_in = await self._region_of(bucket)
+        if lies_in not in {None, region}:
+            raise invalid_s3_object()
+        return await self.buckets.read(bucket, key, limit_bytes=limit_bytes, version_id=version_id)
+
+    async def _region_of(self, bucket: str) -> str | None:
+        regions = self.settings.regions()
+        return regions[bucket] if bucket in regions else await self.buckets.region(bucket)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +85,15 @@ class Call:
     now: float
 
     def project(self, arn: str) -> Project:
-        """The caller's project.
+        """The caller's project, unless it is being deleted.
 
         Raises:
             ServiceError: AccessDeniedException for another account's, ResourceNotFoundException.
         """
-        return self._owned(arn, self.service.state.projects.get(arn))
+        project = self._owned(arn, self.service.state.projects.get(arn))
+        if project.gone is not None:
+            raise not_found(arn)
+        return project
 
     def dataset(self, arn: str) -> Dataset:
         """The caller's dataset; raises as `project`."""

@@ -14,6 +14,8 @@ __all__ = ["ACCOUNT", "EmulatorSettings"]
 ACCOUNT: Final = "123456789012"
 """The account of the built-in credentials `emulator` / `emulator`."""
 
+_DURATIONS: Final = tuple(f"{what}_seconds" for what in ("start", "stop", "train", "copy", "dataset", "delete"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmulatorSettings:
@@ -24,6 +26,8 @@ class EmulatorSettings:
         port: 0 lets the system choose.
         state: folder that keeps projects, datasets and models; None keeps them until the emulator ends.
         buckets: folder whose sub-folders are the buckets. Excludes `s3_endpoint_url`.
+        bucket_regions: `BUCKET=REGION` for buckets that the service must not read from another region. Others lie
+            where S3 says, and in a folder in every region.
         s3_endpoint_url: an S3 service to read objects from, with the ordinary AWS credentials chain.
         tps_per_unit: DetectCustomLabels calls a second of one inference unit. AWS doesn't publish it; 2.8 is
             what the pricing page's example implies.
@@ -32,6 +36,9 @@ class EmulatorSettings:
         start_seconds: how long a version stays STARTING.
         stop_seconds: how long a version stays STOPPING.
         train_seconds: the least time that a version stays TRAINING_IN_PROGRESS.
+        copy_seconds: how long a version stays COPYING_IN_PROGRESS.
+        dataset_seconds: how long a dataset is being created, updated or distributed.
+        delete_seconds: how long a project, dataset or version is being deleted.
         latency_ms: added to each DetectCustomLabels call that is let through.
         seed: of everything that training draws.
         exit_with_parent: end when the process that started the emulator ends.
@@ -44,6 +51,7 @@ class EmulatorSettings:
     port: int = 0
     state: Path | None = None
     buckets: Path | None = None
+    bucket_regions: tuple[str, ...] = ()
     s3_endpoint_url: str | None = None
     tps_per_unit: float = 2.8
     account_tps: float = 50.0
@@ -51,6 +59,9 @@ class EmulatorSettings:
     start_seconds: float = 0.5
     stop_seconds: float = 0.2
     train_seconds: float = 0.5
+    copy_seconds: float = 0.2
+    dataset_seconds: float = 0.1
+    delete_seconds: float = 0.2
     latency_ms: float = 0.0
     seed: int = 0
     exit_with_parent: bool = False
@@ -63,12 +74,19 @@ class EmulatorSettings:
             )
         if self.buckets is not None and self.s3_endpoint_url is not None:
             raise UsageError("give the emulator either --buckets or --s3-endpoint-url, not both")
+        for pair in self.bucket_regions:
+            if not all(pair.partition("=")):
+                raise UsageError(f"--bucket-region {pair!r} is not BUCKET=REGION, such as photos=eu-west-1")
         for name in ("tps_per_unit", "account_tps", "control_tps"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be more than 0")
-        for name in ("start_seconds", "stop_seconds", "train_seconds", "latency_ms", "seed", "port"):
+        for name in (*_DURATIONS, "latency_ms", "seed", "port"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name.replace('_', '-')} can't be less than 0")
+
+    def regions(self) -> dict[str, str]:
+        """`bucket_regions` by bucket."""
+        return dict(pair.split("=", 1) for pair in self.bucket_regions)
 
     def arguments(self) -> list[str]:
         """The flags of `batchcl emulator` that say the same."""
@@ -79,7 +97,10 @@ class EmulatorSettings:
             if value == getattr(default, name):
                 continue
             flag = f"--{name.replace('_', '-')}"
-            flags += [flag] if value is True else [flag, str(value)]
+            if isinstance(value, tuple):
+                flags += [part for each in value for part in (flag.removesuffix("s"), each)]
+            else:
+                flags += [flag] if value is True else [flag, str(value)]
         return flags
 
 

@@ -1,4 +1,4 @@
-"""Projects, datasets and model versions, kept in a folder.
+"""Projects, datasets, model versions and policies, kept in a folder.
 
 `state.json` holds what the API describes, and is replaced as a whole; manifests and trained models lie beside it
 in files of their own. One emulator at a time has a folder.
@@ -11,104 +11,27 @@ import fcntl
 import hashlib
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from batchcl.emulator.records import Dataset, Policy, Project, Version
 from batchcl.errors import RefusedError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Dataset", "Project", "State", "Version"]
+__all__ = ["State"]
 
 _LOST_ON_RESTART: Final = {
     "STARTING": ("STOPPED", "The emulator ended while the model was starting."),
     "RUNNING": ("STOPPED", "The emulator ended while the model was running."),
     "STOPPING": ("STOPPED", "The model is stopped."),
     "TRAINING_IN_PROGRESS": ("TRAINING_FAILED", "The emulator ended while the model was training. Train it again."),
+    "COPYING_IN_PROGRESS": ("COPYING_FAILED", "The emulator ended while the model was being copied. Copy it again."),
 }
 
-
-@dataclass(slots=True, kw_only=True)
-class Project:
-    """A project; `created` in seconds since the epoch."""
-
-    arn: str
-    name: str
-    created: float
-    auto_update: str | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Dataset:
-    """A project's training or test dataset; its entries lie in the manifest file.
-
-    `ready` is when CREATE_IN_PROGRESS ends.
-    """
-
-    arn: str
-    project_arn: str
-    kind: str
-    created: float
-    ready: float
-    status: str
-    status_message: str
-    entries: int = 0
-    labeled_entries: int = 0
-    error_entries: int = 0
-    labels: int = 0
-
-    def status_at(self, now: float) -> str:
-        """What DescribeDataset says at `now`."""
-        return self.status if now >= self.ready else "CREATE_IN_PROGRESS"
-
-
-@dataclass(slots=True, kw_only=True)
-class Version:
-    """A model version.
-
-    A state that passes by itself is settled when somebody looks: `next_status` holds from `due` on.
-    """
-
-    arn: str
-    project_arn: str
-    name: str
-    created: float
-    status: str
-    status_message: str
-    output_bucket: str
-    output_prefix: str
-    due: float | None = None
-    next_status: str | None = None
-    next_message: str = ""
-    min_units: int | None = None
-    max_units: int | None = None
-    description: str | None = None
-    kms_key_id: str | None = None
-    training_input: dict[str, Any] | None = None
-    testing_input: dict[str, Any] | None = None
-    training_output: str | None = None
-    testing_output: str | None = None
-    summary: str | None = None
-    f1_score: float | None = None
-    billable_seconds: int | None = None
-    ended: float | None = None
-
-    def schedule(self, status: str, message: str, *, due: float) -> None:
-        """Let the version become `status` at `due`."""
-        self.next_status, self.next_message, self.due = status, message, due
-
-    def settle(self, now: float) -> None:
-        """Pass to the next status if its time has come."""
-        if self.due is not None and now >= self.due:
-            assert self.next_status is not None
-            self.become(self.next_status, self.next_message)
-
-    def become(self, status: str, message: str) -> None:
-        """Change the status now, whatever was scheduled."""
-        self.status, self.status_message = status, message
-        self.due = self.next_status = None
+_WORKING: Final = frozenset({"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"})
 
 
 @dataclass(slots=True)
@@ -119,6 +42,7 @@ class State:
     projects: dict[str, Project] = field(default_factory=dict)
     datasets: dict[str, Dataset] = field(default_factory=dict)
     versions: dict[str, Version] = field(default_factory=dict)
+    policies: dict[str, Policy] = field(default_factory=dict)
     _lock: int = -1
 
     @classmethod
@@ -163,8 +87,24 @@ class State:
             "projects": [dataclasses.asdict(p) for p in self.projects.values()],
             "datasets": [dataclasses.asdict(d) for d in self.datasets.values()],
             "versions": [dataclasses.asdict(v) for v in self.versions.values()],
+            "policies": [dataclasses.asdict(p) for p in self.policies.values()],
         }
         self._replace("state.json", orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+    def settle(self, now: float) -> None:
+        """Forget what was deleted and has had its time, and let every version pass to its next status."""
+        gone = [
+            resource
+            for resources in (self.versions, self.datasets, self.projects)
+            for resource in resources.values()
+            if resource.gone is not None and now >= resource.gone
+        ]
+        for resource in gone:
+            self._forget(resource)
+        if gone:
+            self.save()
+        for version in self.versions.values():
+            version.settle(now)
 
     def version(self, arn: str, *, now: float) -> Version | None:
         """A version as it is at `now`."""
@@ -183,6 +123,10 @@ class State:
             version.settle(now)
         return list(self.versions.values())
 
+    def policies_of(self, project_arn: str) -> list[Policy]:
+        """A project's policies."""
+        return [p for p in self.policies.values() if p.project_arn == project_arn]
+
     def datasets_of(self, project_arn: str) -> dict[str, Dataset]:
         """A project's datasets by kind, TRAIN and TEST."""
         return {d.kind: d for d in self.datasets.values() if d.project_arn == project_arn}
@@ -199,15 +143,20 @@ class State:
         """A dataset's entries, one JSON object a line."""
         return (self.directory / self._manifest_name(dataset_arn)).read_bytes()
 
-    def forget_dataset(self, arn: str) -> None:
-        """Drop a dataset and its entries."""
-        del self.datasets[arn]
-        (self.directory / self._manifest_name(arn)).unlink(missing_ok=True)
-
-    def forget_version(self, arn: str) -> None:
-        """Drop a version and its model."""
-        del self.versions[arn]
-        self.model_path(arn).unlink(missing_ok=True)
+    def _forget(self, resource: Project | Dataset | Version) -> None:
+        """Drop a resource and what lies in files of it; a project takes its datasets and policies along."""
+        if isinstance(resource, Version):
+            del self.versions[resource.arn]
+            self.model_path(resource.arn).unlink(missing_ok=True)
+        elif isinstance(resource, Dataset):
+            del self.datasets[resource.arn]
+            (self.directory / self._manifest_name(resource.arn)).unlink(missing_ok=True)
+        else:
+            for dataset in self.datasets_of(resource.arn).values():
+                self._forget(dataset)
+            for policy in self.policies_of(resource.arn):
+                del self.policies[policy.arn]
+            del self.projects[resource.arn]
 
     def _manifest_name(self, dataset_arn: str) -> str:
         return f"dataset-{_short(dataset_arn)}.manifest"
@@ -230,9 +179,11 @@ class State:
         self.projects = {p["arn"]: Project(**p) for p in document["projects"]}
         self.datasets = {d["arn"]: Dataset(**d) for d in document["datasets"]}
         self.versions = {v["arn"]: Version(**v) for v in document["versions"]}
+        policies = [Policy(**p) for p in document.get("policies", ())]
+        self.policies = {p.arn: p for p in policies}
         for version in self.versions.values():
-            if version.status == "TRAINING_IN_PROGRESS" and version.next_status is not None:
-                version.become(version.next_status, version.next_message)  # trained, only not yet due
+            if version.status in _WORKING and version.next_status is not None:
+                version.become(version.next_status, version.next_message)  # done, only not yet due
             elif version.status in _LOST_ON_RESTART:
                 version.become(*_LOST_ON_RESTART[version.status])
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchcl.emulator.learning.training import Task, Trained
+    from batchcl.emulator.records import Version
     from batchcl.emulator.service import Service
-    from batchcl.emulator.state import Version
     from batchcl.groundtruth import GroundTruth
 
 __all__ = ["Material", "read_manifest", "run_training", "split_lines"]
@@ -48,14 +48,18 @@ class _ClosingError(Exception):
     """The emulator is told to end."""
 
 
-async def read_manifest(service: Service, where: dict[str, Any]) -> bytes:
-    """A manifest named by an S3Object.
+async def read_manifest(service: Service, where: dict[str, Any], region: str) -> bytes:
+    """A manifest named by an S3Object in a bucket of `region`.
 
     Raises:
         ServiceError: InvalidS3ObjectException, or InvalidParameterException over 1 GB.
     """
-    data = await service.buckets.read(
-        where.get("Bucket", ""), where.get("Name", ""), limit_bytes=_MANIFEST_LIMIT, version_id=where.get("Version")
+    data = await service.read_object(
+        where.get("Bucket", ""),
+        where.get("Name", ""),
+        region=region,
+        limit_bytes=_MANIFEST_LIMIT,
+        version_id=where.get("Version"),
     )
     if len(data) > _MANIFEST_LIMIT:
         raise ServiceError("InvalidParameterException", "The manifest file is larger than 1 GB.")
@@ -63,8 +67,9 @@ async def read_manifest(service: Service, where: dict[str, Any]) -> bytes:
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """A manifest's lines without the empty ones."""
-    return [line for line in data.split(b"\n") if line.strip()]
+    """A manifest's lines. Blank ones count as lines, but for those at its end."""
+    data = data.rstrip()
+    return data.split(b"\n") if data else []
 
 
 async def run_training(service: Service, version: Version, material: Material) -> None:
@@ -96,10 +101,10 @@ async def run_training(service: Service, version: Version, material: Material) -
 async def _train(service: Service, version: Version, material: Material) -> None:
     entries = _parse(material.train, "training")
     task = task_of(list(entries.values()))
-    examples = await _read_all(service, entries, task, "training")
+    examples = await _read_all(service, entries, task, "training", owner(version.arn).region)
     test = None
     if material.test is not None:
-        test = await _read_all(service, _parse(material.test, "test"), task, "test")
+        test = await _read_all(service, _parse(material.test, "test"), task, "test", owner(version.arn).region)
 
     def check() -> None:
         if service.closing:
@@ -131,7 +136,9 @@ def _parse(lines: Sequence[bytes], which: str) -> dict[int, GroundTruth]:
     return entries
 
 
-async def _read_all(service: Service, entries: dict[int, GroundTruth], task: Task, which: str) -> list[Example]:
+async def _read_all(
+    service: Service, entries: dict[int, GroundTruth], task: Task, which: str, region: str
+) -> list[Example]:
     """Every readable image of `entries`, reduced, in the manifest's order.
 
     Raises:
@@ -147,7 +154,7 @@ async def _read_all(service: Service, entries: dict[int, GroundTruth], task: Tas
             if (entry.task == "detection") != (task == "detection"):
                 continue
             try:
-                examples[number] = await _read_one(service, number, entry, task)
+                examples[number] = await _read_one(service, number, entry, task, region)
             except ServiceError as error:
                 why = f"{entry.source_ref}: {error}"
 
@@ -160,9 +167,9 @@ async def _read_all(service: Service, entries: dict[int, GroundTruth], task: Tas
     return [examples[number] for number in sorted(examples)]
 
 
-async def _read_one(service: Service, number: int, entry: GroundTruth, task: Task) -> Example:
+async def _read_one(service: Service, number: int, entry: GroundTruth, task: Task, region: str) -> Example:
     bucket, _, key = entry.source_ref.removeprefix("s3://").partition("/")
-    data = await service.buckets.read(bucket, key, limit_bytes=MAX_BYTES_S3)
+    data = await service.read_object(bucket, key, region=region, limit_bytes=MAX_BYTES_S3)
     check_bytes(data, inline=False)
 
     def reduce() -> Example:

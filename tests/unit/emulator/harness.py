@@ -60,7 +60,9 @@ class Server:
 
 @contextlib.contextmanager
 def running_server(environment: dict[str, str] | None = None, **settings: Any) -> Iterator[Server]:
-    chosen = EmulatorSettings(**{"control_tps": PLENTY, "account_tps": PLENTY, "tps_per_unit": PLENTY, **settings})
+    chosen = EmulatorSettings(
+        **{"control_tps": PLENTY, "account_tps": PLENTY, "tps_per_unit": PLENTY, "delete_seconds": 0, **settings}
+    )
     clock = MovableClock()
 
     async def run(*, task_status: TaskStatus[tuple[Listening, anyio.Event]]) -> None:

@@ -182,33 +182,6 @@ def test_control_plane_calls_over_the_quota_are_refused_fast(tmp_path: Path) -> 
 # datasets
 
 
-def test_datasets_are_made_from_a_manifest_and_counted(empty: Server, tmp_path: Path) -> None:
-    client = empty.client()
-    project = client.create_project(ProjectName="p")["ProjectArn"]
-    label = {"class-name": "cat", "type": "groundtruth/image-classification"}
-    source = put_manifest(
-        tmp_path / "bucket",
-        "m",
-        [{"source-ref": "s3://b/1", "a": 0, "a-metadata": label}, {"source-ref": "s3://b/2"}, {}],
-    )
-    arn = client.create_dataset(ProjectArn=project, DatasetType="TRAIN", DatasetSource=source)["DatasetArn"]
-    assert "/dataset/train/" in arn
-    assert client.describe_dataset(DatasetArn=arn)["DatasetDescription"]["Status"] == "CREATE_IN_PROGRESS"
-    assert refused(client.delete_dataset, DatasetArn=arn) == "ResourceInUseException"
-    empty.clock.ahead += 5
-    described = client.describe_dataset(DatasetArn=arn)["DatasetDescription"]
-    assert described["Status"] == "CREATE_COMPLETE"
-    assert described["DatasetStats"] == {"LabeledEntries": 1, "TotalEntries": 3, "TotalLabels": 1, "ErrorEntries": 1}
-    again = {"ProjectArn": project, "DatasetType": "TRAIN"}
-    assert refused(client.create_dataset, **again) == "ResourceAlreadyExistsException"
-    copied = client.create_dataset(ProjectArn=project, DatasetType="TEST", DatasetSource={"DatasetArn": arn})
-    kinds = {d["DatasetType"] for d in client.describe_projects()["ProjectDescriptions"][0]["Datasets"]}
-    assert kinds == {"TRAIN", "TEST"}
-    assert "/dataset/test/" in copied["DatasetArn"]
-    client.delete_dataset(DatasetArn=arn)
-    assert refused(client.describe_dataset, DatasetArn=arn) == "ResourceNotFoundException"
-
-
 def test_a_manifest_that_is_not_there_is_an_invalid_object(empty: Server) -> None:
     client = empty.client()
     project = client.create_project(ProjectName="p")["ProjectArn"]

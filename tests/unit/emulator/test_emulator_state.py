@@ -10,8 +10,9 @@ import pytest
 
 from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
 from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.records import Version
 from batchcl.emulator.settings import EmulatorSettings
-from batchcl.emulator.state import State, Version
+from batchcl.emulator.state import State
 from batchcl.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from batchcl.emulator.learning.evaluation import Evaluation, Truth, evaluate
 from batchcl.emulator.learning.features import describe, thumbnail
 from batchcl.emulator.learning.locator import LabelledPicture, Locator, train_locator
 from batchcl.emulator.learning.model import Box, Detection
+from batchcl.emulator.learning.splitting import held_out
 from batchcl.emulator.learning.windows import working_picture
 from batchcl.errors import BatchclError
 
@@ -195,16 +196,6 @@ def _labelled(example: Example) -> LabelledPicture:
 
 def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
     """A fifth for the test set, drawn within each (first) label so that rare ones are on both sides."""
-    rng = np.random.default_rng(seed)
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.truth.labels[0] if example.truth.labels else "", []).append(example)
-    train: list[Example] = []
-    test: list[Example] = []
-    for label in sorted(groups):
-        members = groups[label]
-        count = round(len(members) * _TEST_SHARE) or int(len(members) > 1)
-        order = rng.permutation(len(members))
-        test += [members[i] for i in sorted(order[:count])]
-        train += [members[i] for i in sorted(order[count:])]
-    return train, test
+    groups = [e.truth.labels[0] if e.truth.labels else "" for e in examples]
+    drawn = held_out(groups, share=_TEST_SHARE, seed=seed)
+    return [e for n, e in enumerate(examples) if n not in drawn], [examples[n] for n in sorted(drawn)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from batchcl.emulator.operations import datasets, detect, projects, versions
+from batchcl.emulator.operations import datasets, detect, entries, projects, tags, versions
 from batchcl.emulator.service import Call
 
 __all__ = ["OPERATIONS", "Operation"]
@@ -27,7 +27,14 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "DescribeProjectVersions": versions.describe_project_versions,
     "DescribeProjects": projects.describe_projects,
     "DetectCustomLabels": detect.detect_custom_labels,
+    "DistributeDatasetEntries": entries.distribute_dataset_entries,
+    "ListDatasetEntries": entries.list_dataset_entries,
+    "ListDatasetLabels": entries.list_dataset_labels,
+    "ListTagsForResource": tags.list_tags_for_resource,
     "StartProjectVersion": versions.start_project_version,
     "StopProjectVersion": versions.stop_project_version,
+    "TagResource": tags.tag_resource,
+    "UntagResource": tags.untag_resource,
+    "UpdateDatasetEntries": entries.update_dataset_entries,
 }
 """Add an operation here and nowhere else."""

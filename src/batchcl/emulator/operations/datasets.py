@@ -3,76 +3,64 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from batchcl.emulator.arns import dataset_arn
+from batchcl.emulator.dataset_files import Contents, contents_of, gather
 from batchcl.emulator.faults import ServiceError, in_use, invalid_parameter
-from batchcl.emulator.state import Dataset
+from batchcl.emulator.limits import check_tags
+from batchcl.emulator.records import Dataset
 from batchcl.emulator.training_job import read_manifest, split_lines
-from batchcl.errors import SourceError
-from batchcl.groundtruth import parse_line
 
 if TYPE_CHECKING:
     from batchcl.emulator.service import Call
 
-__all__ = ["create_dataset", "delete_dataset", "describe_dataset"]
+__all__ = ["create_dataset", "delete_dataset", "describe_dataset", "message_of"]
 
-_CREATION_S: Final = 0.1
-_MOST_ENTRIES: Final = 250_000
+_CREATED = "The dataset was created."
+_BUSY = {
+    "CREATE_IN_PROGRESS": "The dataset is being created.",
+    "UPDATE_IN_PROGRESS": "The dataset is being updated.",
+    "DELETE_IN_PROGRESS": "The dataset is being deleted.",
+}
 
 
 async def create_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
     """Make a project's training or test dataset: from a manifest, from another dataset, or empty."""
     project = call.project(parameters["ProjectArn"])
     kind = parameters["DatasetType"]
+    tags = parameters.get("Tags", {})
+    check_tags(tags)
     _refuse_second(call, project.arn, kind)
-    manifest = await _entries(call, parameters.get("DatasetSource", {}))
+    made = await _contents(call, parameters.get("DatasetSource", {}))
     _refuse_second(call, project.arn, kind)  # another call may have made it during the read
-    lines = split_lines(manifest)
-    if len(lines) > _MOST_ENTRIES:
-        raise ServiceError("LimitExceededException", f"A dataset has at most {_MOST_ENTRIES} entries.")
-    labels: set[str] = set()
-    labeled = broken = 0
-    for line in lines:
-        try:
-            truth = parse_line(line)
-        except SourceError:
-            broken += 1
-            continue
-        labeled += truth.task is not None
-        labels.update(truth.labels)
-    failed = bool(lines) and broken == len(lines)
-    arn = dataset_arn(call.account, call.region, project.name, kind, now=call.now)
-    state = call.service.state
-    state.write_manifest(arn, manifest)
-    state.datasets[arn] = Dataset(
-        arn=arn,
+    service = call.service
+    now = service.clock.time()
+    dataset = Dataset(
+        arn=dataset_arn(call.account, call.region, project.name, kind, now=now),
         project_arn=project.arn,
         kind=kind,
-        created=call.now,
-        ready=call.now + _CREATION_S,
-        status="CREATE_FAILED" if failed else "CREATE_COMPLETE",
-        status_message="The manifest file has no valid JSON Lines." if failed else "The dataset was created.",
-        entries=len(lines),
-        labeled_entries=labeled,
-        error_entries=broken,
-        labels=len(labels),
+        created=now,
+        ready=now + service.settings.dataset_seconds,
+        status="CREATE_COMPLETE" if made.refusal is None else "CREATE_FAILED",
+        status_message=made.refusal or _CREATED,
+        tags=tags,
     )
-    state.save()
-    return {"DatasetArn": arn}
+    service.state.datasets[dataset.arn] = dataset
+    service.dataset_files.write(dataset, made.entries if made.refusal is None else ())
+    service.state.save()
+    return {"DatasetArn": dataset.arn}
 
 
 async def describe_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
     """A dataset's status and counts."""
     dataset = call.dataset(parameters["DatasetArn"])
-    created = dt.datetime.fromtimestamp(dataset.created, dt.UTC)
+    updated = dataset.created if dataset.updated is None else dataset.updated
     return {
         "DatasetDescription": {
-            "CreationTimestamp": created,
-            "LastUpdatedTimestamp": created,
-            "Status": dataset.status_at(call.now),
-            "StatusMessage": dataset.status_message,
-            "StatusMessageCode": "CLIENT_ERROR" if dataset.status == "CREATE_FAILED" else "SUCCESS",
+            "CreationTimestamp": dt.datetime.fromtimestamp(dataset.created, dt.UTC),
+            "LastUpdatedTimestamp": dt.datetime.fromtimestamp(updated, dt.UTC),
+            **message_of(dataset, call.now),
             "DatasetStats": {
                 "LabeledEntries": dataset.labeled_entries,
                 "TotalEntries": dataset.entries,
@@ -84,16 +72,29 @@ async def describe_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, 
 
 
 async def delete_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Delete a dataset that is neither being made nor trained with."""
+    """Begin to delete a dataset that is neither being made or changed nor trained with."""
     dataset = call.dataset(parameters["DatasetArn"])
-    if dataset.status_at(call.now) == "CREATE_IN_PROGRESS":
-        raise in_use(f"The dataset {dataset.arn} is being created.")
+    status = dataset.status_at(call.now)
+    if status.endswith("IN_PROGRESS"):
+        raise in_use(f"The dataset {dataset.arn} is {status}.")
     state = call.service.state
     if any(v.status == "TRAINING_IN_PROGRESS" for v in state.versions_of(dataset.project_arn, now=call.now)):
         raise in_use(f"The dataset {dataset.arn} is being used to train a model.")
-    state.forget_dataset(dataset.arn)
+    dataset.gone = call.now + call.service.settings.delete_seconds
+    state.settle(call.now)
     state.save()
     return {}
+
+
+def message_of(dataset: Dataset, now: float) -> dict[str, str]:
+    """The status at `now` as the API tells it."""
+    status = dataset.status_at(now)
+    failed = status.endswith("FAILED")
+    return {
+        "Status": status,
+        "StatusMessage": _BUSY.get(status, dataset.status_message),
+        "StatusMessageCode": "CLIENT_ERROR" if failed else "SUCCESS",
+    }
 
 
 def _refuse_second(call: Call, project_arn: str, kind: str) -> None:
@@ -101,11 +102,16 @@ def _refuse_second(call: Call, project_arn: str, kind: str) -> None:
         raise ServiceError("ResourceAlreadyExistsException", f"The project already has a {kind} dataset.")
 
 
-async def _entries(call: Call, source: dict[str, Any]) -> bytes:
+async def _contents(call: Call, source: dict[str, Any]) -> Contents:
+    service = call.service
     if "DatasetArn" in source and "GroundTruthManifest" in source:
         raise invalid_parameter("Give either DatasetArn or GroundTruthManifest, not both.")
     if "DatasetArn" in source:
-        return call.service.state.read_manifest(call.dataset(source["DatasetArn"]).arn)
+        copied = call.dataset(source["DatasetArn"])
+        if not copied.usable_at(call.now):
+            raise invalid_parameter(f"The dataset {copied.arn} can't be copied; it is {copied.status_at(call.now)}.")
+        return Contents(await service.dataset_files.read(copied))
     if "GroundTruthManifest" in source:
-        return await read_manifest(call.service, source["GroundTruthManifest"].get("S3Object", {}))
-    return b""
+        manifest = await read_manifest(service, source["GroundTruthManifest"].get("S3Object", {}), call.region)
+        return await contents_of(split_lines(manifest))
+    return gather([])

@@ -56,8 +56,12 @@ async def _bytes(call: Call, image: dict[str, Any]) -> bytes:
     where = image["S3Object"]
     if not where.get("Bucket") or not where.get("Name"):
         raise invalid_parameter("S3Object must have Bucket and Name.")
-    data = await call.service.buckets.read(
-        where["Bucket"], where["Name"], limit_bytes=MAX_BYTES_S3, version_id=where.get("Version")
+    data = await call.service.read_object(
+        where["Bucket"],
+        where["Name"],
+        region=call.region,
+        limit_bytes=MAX_BYTES_S3,
+        version_id=where.get("Version"),
     )
     check_bytes(data, inline=False)
     return data

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING, Any, Final
+import hashlib
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 
@@ -13,16 +14,20 @@ from batchcl.emulator.faults import ServiceError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchcl.emulator.state import Project, Version
+    from batchcl.emulator.records import Policy, Project, Version
 
-__all__ = ["page"]
+    _Resource = TypeVar("_Resource", Project, Version, Policy)
+
+__all__ = ["page", "rows"]
+
+_Row = TypeVar("_Row")
 
 _MOST: Final = 100
 
 
 def page(
-    resources: Sequence[Project | Version], parameters: dict[str, Any], *, scope: str
-) -> tuple[list[Any], dict[str, str]]:
+    resources: Sequence[_Resource], parameters: dict[str, Any], *, scope: str, most: int = _MOST
+) -> tuple[list[_Resource], dict[str, str]]:
     """One page of `resources`, latest first, and the answer's NextToken member if there are more.
 
     A token names the last resource of its page, so resources that come or go in between shift nothing.
@@ -31,6 +36,7 @@ def page(
         resources: all that match.
         parameters: the call's, with MaxResults and NextToken.
         scope: what the listing is of; a token of another listing is refused.
+        most: how many come where MaxResults doesn't say.
 
     Raises:
         ServiceError: InvalidPaginationTokenException.
@@ -38,20 +44,35 @@ def page(
     ordered = sorted(resources, key=lambda r: (r.created, r.arn), reverse=True)
     token = parameters.get("NextToken")
     if token is not None:
-        after = _read(token, scope)
-        ordered = [r for r in ordered if (r.created, r.arn) < after]
-    shown = ordered[: parameters.get("MaxResults", _MOST)]
+        created, arn = _read(token, scope, (float, str))
+        ordered = [r for r in ordered if (r.created, r.arn) < (created, arn)]
+    shown = ordered[: parameters.get("MaxResults", most)]
     if len(shown) == len(ordered):
         return shown, {}
-    last = orjson.dumps([scope, shown[-1].created, shown[-1].arn])
-    return shown, {"NextToken": base64.urlsafe_b64encode(last).decode()}
+    return shown, _token(scope, [shown[-1].created, shown[-1].arn])
 
 
-def _read(token: str, scope: str) -> tuple[float, str]:
+def rows(found: Sequence[_Row], parameters: dict[str, Any], *, scope: str) -> tuple[list[_Row], dict[str, str]]:
+    """One page of what has no name but a place; see `page`. `scope` must name what was filtered for, too."""
+    token = parameters.get("NextToken")
+    start = 0 if token is None else _read(token, scope, (int,))[0]
+    end = start + parameters.get("MaxResults", _MOST)
+    return list(found[start:end]), {} if end >= len(found) else _token(scope, [end])
+
+
+def _token(scope: str, last: list[Any]) -> dict[str, str]:
+    return {"NextToken": base64.urlsafe_b64encode(orjson.dumps([_digest(scope), *last])).decode()}
+
+
+def _read(token: str, scope: str, kinds: tuple[type, ...]) -> list[Any]:
     try:
-        of, created, arn = orjson.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        if of == scope:
-            return float(created), str(arn)
+        found: list[Any] = orjson.loads(base64.b64decode(token, altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, TypeError):
-        pass
+        found = []
+    if isinstance(found, list) and [type(part) for part in found] == [str, *kinds] and found[0] == _digest(scope):
+        return found[1:]
     raise ServiceError("InvalidPaginationTokenException", "Invalid pagination token")
+
+
+def _digest(scope: str) -> str:
+    return hashlib.sha256(scope.encode()).hexdigest()[:16]

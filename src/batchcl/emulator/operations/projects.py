@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from batchcl.emulator.arns import project_arn
 from batchcl.emulator.faults import in_use, invalid_parameter
+from batchcl.emulator.limits import MOST_PROJECTS, check_tags, over_limit
+from batchcl.emulator.operations.datasets import message_of
 from batchcl.emulator.operations.pages import page
-from batchcl.emulator.state import Project
+from batchcl.emulator.records import Project
 
 if TYPE_CHECKING:
     from batchcl.emulator.service import Call
@@ -25,8 +27,12 @@ async def create_project(call: Call, parameters: dict[str, Any]) -> dict[str, An
     name = parameters["ProjectName"]
     if any(p.name == name for p in _mine(call)):
         raise in_use(f"A project named {name} already exists.")
+    if len(_mine(call)) >= MOST_PROJECTS:
+        raise over_limit(f"An account can have {MOST_PROJECTS} projects in a region.")
+    tags = parameters.get("Tags", {})
+    check_tags(tags)
     arn = project_arn(call.account, call.region, name, now=call.now)
-    call.service.state.projects[arn] = Project(arn=arn, name=name, created=call.now)
+    call.service.state.projects[arn] = Project(arn=arn, name=name, created=call.now, tags=tags)
     call.service.state.save()
     return {"ProjectArn": arn}
 
@@ -42,14 +48,17 @@ async def describe_projects(call: Call, parameters: dict[str, Any]) -> dict[str,
 
 
 async def delete_project(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Delete a project that has no versions any more, and its datasets."""
+    """Begin to delete a project that has no versions any more, with its datasets and policies."""
     state = call.service.state
-    project = call.project(parameters["ProjectArn"])
+    arn = parameters["ProjectArn"]
+    found = state.projects.get(arn)
+    if found is not None and found.gone is not None and call.mine(arn):
+        raise in_use(f"The project {arn} is being deleted.")
+    project = call.project(arn)
     if state.versions_of(project.arn, now=call.now):
         raise in_use(f"The project {project.arn} has models. Delete them first.")
-    for dataset in state.datasets_of(project.arn).values():
-        state.forget_dataset(dataset.arn)
-    del state.projects[project.arn]
+    project.gone = call.now + call.service.settings.delete_seconds
+    state.settle(call.now)
     state.save()
     return {"Status": "DELETING"}
 
@@ -63,16 +72,14 @@ def _describe(call: Call, project: Project) -> dict[str, Any]:
     return {
         "ProjectArn": project.arn,
         "CreationTimestamp": dt.datetime.fromtimestamp(project.created, dt.UTC),
-        "Status": "CREATED",
+        "Status": "CREATED" if project.gone is None else "DELETING",
         "Feature": "CUSTOM_LABELS",
         "Datasets": [
             {
                 "CreationTimestamp": dt.datetime.fromtimestamp(d.created, dt.UTC),
                 "DatasetType": d.kind,
                 "DatasetArn": d.arn,
-                "Status": d.status_at(call.now),
-                "StatusMessage": d.status_message,
-                "StatusMessageCode": "CLIENT_ERROR" if d.status == "CREATE_FAILED" else "SUCCESS",
+                **message_of(d, call.now),
             }
             for d in datasets
         ],

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchcl.emulator.arns import version_arn
 from batchcl.emulator.faults import ServiceError, in_use, invalid_parameter
+from batchcl.emulator.limits import (
+    MOST_RUNNING,
+    MOST_TRAINING,
+    MOST_UNITS,
+    MOST_VERSIONS,
+    check_tags,
+    over_limit,
+    over_quota,
+)
 from batchcl.emulator.operations.pages import page
-from batchcl.emulator.state import Version
+from batchcl.emulator.records import Version
 from batchcl.emulator.training_job import Material, read_manifest, run_training, split_lines
 
 if TYPE_CHECKING:
@@ -22,11 +31,9 @@ __all__ = [
     "stop_project_version",
 ]
 
-_MOST_TRAINING: Final = 2
-_MOST_RUNNING: Final = 2
-_MOST_UNITS: Final = 5
 _STARTABLE: Final = frozenset({"TRAINING_COMPLETED", "STOPPED", "FAILED", "COPYING_COMPLETED"})
 _RUNNING: Final = frozenset({"STARTING", "RUNNING", "STOPPING"})
+_BUSY: Final = _RUNNING | {"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS", "DELETING"}
 
 
 async def create_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -38,6 +45,8 @@ async def create_project_version(call: Call, parameters: dict[str, Any]) -> dict
     output = parameters["OutputConfig"]
     if not output.get("S3Bucket"):
         raise invalid_parameter("OutputConfig has no S3Bucket.")
+    tags = parameters.get("Tags", {})
+    check_tags(tags)
     _refuse_training(call, project.arn, parameters["VersionName"])
     material = await _material(call, project.arn, parameters)
     _refuse_training(call, project.arn, parameters["VersionName"])  # another call may have come in between
@@ -55,6 +64,7 @@ async def create_project_version(call: Call, parameters: dict[str, Any]) -> dict
         kms_key_id=parameters.get("KmsKeyId"),
         training_input=parameters.get("TrainingData"),
         testing_input=parameters.get("TestingData"),
+        tags=tags,
     )
     state.versions[arn] = version
     state.save()
@@ -79,15 +89,13 @@ async def start_project_version(call: Call, parameters: dict[str, Any]) -> dict[
     least, most = parameters["MinInferenceUnits"], parameters.get("MaxInferenceUnits")
     if most is not None and most < least:
         raise invalid_parameter("MaxInferenceUnits is less than MinInferenceUnits.")
-    if max(least, most or 0) > _MOST_UNITS:
-        raise ServiceError("LimitExceededException", f"A model can have at most {_MOST_UNITS} inference units.")
+    if max(least, most or 0) > MOST_UNITS:
+        raise over_limit(f"A model can have at most {MOST_UNITS} inference units.")
     if version.status not in _STARTABLE:
         raise in_use(f"The model {version.arn} can't be started while it is {version.status}.")
     running = [v for v in call.service.state.settled(call.now) if call.mine(v.arn) and v.status in _RUNNING]
-    if len(running) >= _MOST_RUNNING:
-        raise ServiceError(
-            "LimitExceededException", f"The account has {len(running)} running models and can have {_MOST_RUNNING}."
-        )
+    if len(running) >= MOST_RUNNING:
+        raise over_limit(f"The account has {len(running)} running models and can have {MOST_RUNNING}.")
     version.become("STARTING", "The model is starting.")
     version.schedule("RUNNING", "The model is running.", due=call.now + call.service.settings.start_seconds)
     version.min_units, version.max_units = least, most
@@ -108,12 +116,14 @@ async def stop_project_version(call: Call, parameters: dict[str, Any]) -> dict[s
 
 
 async def delete_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Delete a version that neither trains nor runs."""
+    """Begin to delete a version that neither trains nor runs."""
     version = call.version(parameters["ProjectVersionArn"])
-    if version.status in _RUNNING or version.status == "TRAINING_IN_PROGRESS":
+    if version.status in _BUSY:
         raise in_use(f"The model {version.arn} can't be deleted while it is {version.status}.")
-    call.service.state.forget_version(version.arn)
+    version.become("DELETING", "The model is being deleted.")
+    version.gone = call.now + call.service.settings.delete_seconds
     call.service.models.pop(version.arn, None)
+    call.service.state.settle(call.now)
     call.service.state.save()
     return {"Status": "DELETING"}
 
@@ -123,9 +133,10 @@ def _refuse_training(call: Call, project_arn: str, name: str) -> None:
     if any(v.name == name for v in state.versions_of(project_arn, now=call.now)):
         raise in_use(f"A model version named {name} already exists in the project.")
     training = [v for v in state.settled(call.now) if call.mine(v.arn) and v.status == "TRAINING_IN_PROGRESS"]
-    if len(training) >= _MOST_TRAINING:
-        why = f"The account trains {len(training)} models and can train {_MOST_TRAINING} at once."
-        raise ServiceError("LimitExceededException", why)
+    if len(training) >= MOST_TRAINING:
+        raise over_limit(f"The account trains {len(training)} models and can train {MOST_TRAINING} at once.")
+    if len(state.versions_of(project_arn, now=call.now)) >= MOST_VERSIONS:
+        raise over_quota(f"A project can have {MOST_VERSIONS} model versions.")
 
 
 async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) -> Material:
@@ -139,7 +150,7 @@ async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) ->
             raise invalid_parameter("The project has datasets; TrainingData and TestingData can't be given.")
         for kind in ("TRAIN", "TEST"):
             dataset = datasets.get(kind)
-            if dataset is not None and dataset.status_at(call.now) != "CREATE_COMPLETE":
+            if dataset is not None and not dataset.usable_at(call.now):
                 raise in_use(f"The dataset {dataset.arn} is {dataset.status_at(call.now)}.")
         if "TRAIN" not in datasets:
             raise invalid_parameter("The project has no training dataset.")
@@ -158,7 +169,7 @@ async def _assets(call: Call, assets: list[dict[str, Any]]) -> list[bytes]:
     for asset in assets:
         where = asset.get("GroundTruthManifest", {}).get("S3Object", {})
         try:
-            lines += split_lines(await read_manifest(call.service, where))
+            lines += split_lines(await read_manifest(call.service, where, call.region))
         except ServiceError as error:  # CreateProjectVersion's own errors have no InvalidS3ObjectException
             raise invalid_parameter(f"The manifest file can't be read. {error}") from error
     return lines

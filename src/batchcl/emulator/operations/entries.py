@@ -1,0 +1,146 @@
+"""ListDatasetEntries, ListDatasetLabels, UpdateDatasetEntries, DistributeDatasetEntries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from batchcl.emulator.dataset_files import contents_of
+from batchcl.emulator.faults import ServiceError, in_use, invalid_parameter
+from batchcl.emulator.learning.splitting import held_out
+from batchcl.emulator.limits import over_limit
+from batchcl.emulator.manifest import DATASET, MOST_ENTRIES, marked
+from batchcl.emulator.operations.pages import rows
+from batchcl.emulator.training_job import split_lines
+
+if TYPE_CHECKING:
+    from batchcl.emulator.manifest import Entry
+    from batchcl.emulator.records import Dataset
+    from batchcl.emulator.service import Call
+
+__all__ = ["distribute_dataset_entries", "list_dataset_entries", "list_dataset_labels", "update_dataset_entries"]
+
+_UPDATED: Final = "The dataset was updated."
+_TEST_SHARE: Final = 0.2
+_FILTERS: Final = ("ContainsLabels", "Labeled", "SourceRefContains", "HasErrors")
+_TOO_FEW: Final = "The manifest file doesn't have enough labeled images to distribute the dataset."
+
+
+async def list_dataset_entries(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """A dataset's JSON Lines that match every filter, with the errors that were found in them."""
+    dataset = call.dataset(parameters["DatasetArn"])
+    _refuse_busy(call, dataset)
+    found = [e for e in await call.service.dataset_files.read(dataset) if _matches(e, parameters)]
+    filters = orjson.dumps([parameters.get(name) for name in _FILTERS]).decode()
+    shown, more = rows(found, parameters, scope=f"entries {dataset.arn} {filters}")
+    return {"DatasetEntries": [marked(e.line, DATASET).decode() for e in shown], **more}
+
+
+async def list_dataset_labels(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Each label with its number of images, and of images on which it has a box."""
+    dataset = call.dataset(parameters["DatasetArn"])
+    _refuse_busy(call, dataset)
+    images: Counter[str] = Counter()
+    boxed: Counter[str] = Counter()
+    for entry in await call.service.dataset_files.read(dataset):
+        if entry.truth is not None:
+            images.update(entry.truth.labels)
+            boxed.update({box.label for box in entry.truth.boxes})
+    shown, more = rows(sorted(images), parameters, scope=f"labels {dataset.arn}")
+    described = [
+        {"LabelName": label, "LabelStats": {"EntryCount": images[label], "BoundingBoxCount": boxed[label]}}
+        for label in shown
+    ]
+    return {"DatasetLabelDescriptions": described, **more}
+
+
+async def update_dataset_entries(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Add JSON Lines; one of an image that the dataset has replaces that image's."""
+    dataset = call.dataset(parameters["DatasetArn"])
+    _refuse_changing(call, dataset)
+    lines = split_lines(parameters["Changes"]["GroundTruth"])
+    if not lines:
+        raise invalid_parameter("The changes have no JSON Lines.")
+    files = call.service.dataset_files
+    kept = await files.read(dataset)
+    made = await contents_of(lines, kept=kept)
+    _refuse_changing(call, dataset)  # another call may have changed it during the check
+    if len(lines) + len(kept) > MOST_ENTRIES and made.refusal is not None:
+        raise over_limit(f"A dataset can have {MOST_ENTRIES} entries.")
+    if made.refusal is None:
+        files.write(dataset, made.entries)
+    _begin(call, dataset, made.refusal)
+    call.service.state.save()
+    return {}
+
+
+async def distribute_dataset_entries(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Move a fifth of a project's training dataset to its empty test dataset, drawn within each label."""
+    datasets = {d.kind: d for d in (call.dataset(each["Arn"]) for each in parameters["Datasets"])}
+    if datasets.keys() != {"TRAIN", "TEST"}:
+        raise invalid_parameter("Datasets must be a training dataset and a test dataset.")
+    train, test = datasets["TRAIN"], datasets["TEST"]
+    if train.project_arn != test.project_arn:
+        raise invalid_parameter("The datasets must belong to the same project.")
+    for dataset in (train, test):
+        if not dataset.usable_at(call.now):
+            raise _not_ready(call, dataset)
+    if test.entries:
+        raise invalid_parameter(f"The test dataset {test.arn} is not empty.")
+    if not train.entries:
+        raise invalid_parameter(f"The training dataset {train.arn} is empty.")
+    files = call.service.dataset_files
+    entries = await files.read(train)
+    groups = [e.truth.labels[0] if e.truth is not None and e.truth.labels else "" for e in entries]
+    moved = held_out(groups, share=_TEST_SHARE, seed=call.service.settings.seed)
+    enough = any(groups[n] for n in moved)
+    if enough:
+        files.write(test, [e for n, e in enumerate(entries) if n in moved])
+        files.write(train, [e for n, e in enumerate(entries) if n not in moved])
+    for dataset in (train, test):
+        _begin(call, dataset, None if enough else _TOO_FEW)
+    call.service.state.save()
+    return {}
+
+
+def _matches(entry: Entry, parameters: dict[str, Any]) -> bool:
+    labels = entry.truth.labels if entry.truth is not None else ()
+    wanted = parameters.get("ContainsLabels")
+    return (
+        (wanted is None or not set(wanted).isdisjoint(labels))
+        and parameters.get("Labeled", entry.labeled) == entry.labeled
+        and parameters.get("HasErrors", bool(entry.errors)) == bool(entry.errors)
+        and parameters.get("SourceRefContains", "") in str(entry.source_ref)
+    )
+
+
+def _refuse_busy(call: Call, dataset: Dataset) -> None:
+    """Nothing can be listed of a dataset that isn't made yet or is being changed."""
+    if dataset.status_at(call.now) in {"CREATE_IN_PROGRESS", "CREATE_FAILED"}:
+        raise _not_ready(call, dataset)
+    if not dataset.usable_at(call.now):
+        raise in_use(f"The dataset {dataset.arn} is {dataset.status_at(call.now)}.")
+
+
+def _refuse_changing(call: Call, dataset: Dataset) -> None:
+    if not dataset.usable_at(call.now):
+        raise in_use(f"The dataset {dataset.arn} can't be changed; it is {dataset.status_at(call.now)}.")
+    state = call.service.state
+    if any(v.status == "TRAINING_IN_PROGRESS" for v in state.versions_of(dataset.project_arn, now=call.now)):
+        raise in_use(f"The dataset {dataset.arn} is being used to train a model.")
+
+
+def _not_ready(call: Call, dataset: Dataset) -> ServiceError:
+    why = f"The dataset {dataset.arn} is not ready; it is {dataset.status_at(call.now)}."
+    return ServiceError("ResourceNotReadyException", why)
+
+
+def _begin(call: Call, dataset: Dataset, refusal: str | None) -> None:
+    """Let the dataset be in an update that ends well, or with `refusal`."""
+    dataset.doing = "UPDATE_IN_PROGRESS"
+    dataset.updated = call.now
+    dataset.ready = call.now + call.service.settings.dataset_seconds
+    dataset.status = "UPDATE_COMPLETE" if refusal is None else "UPDATE_FAILED"
+    dataset.status_message = refusal or _UPDATED

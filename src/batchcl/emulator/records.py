@@ -1,0 +1,121 @@
+"""What the emulator remembers of each resource. Times are seconds since the epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Dataset", "Policy", "Project", "Version"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Project:
+    """A project; from `gone` on it doesn't exist any more, and until then it is DELETING."""
+
+    arn: str
+    name: str
+    created: float
+    auto_update: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    gone: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Policy:
+    """A project policy; each change gives it a new `revision`."""
+
+    project_arn: str
+    name: str
+    revision: str
+    document: str
+    created: float
+    updated: float
+
+    @property
+    def arn(self) -> str:
+        """A name of its own among all policies."""
+        return f"{self.project_arn} {self.name}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Dataset:
+    """A project's training or test dataset; its entries lie in the manifest file.
+
+    `ready` is when `doing` ends and `status` holds. From `gone` on it doesn't exist any more.
+    """
+
+    arn: str
+    project_arn: str
+    kind: str
+    created: float
+    ready: float
+    status: str
+    status_message: str
+    entries: int = 0
+    labeled_entries: int = 0
+    error_entries: int = 0
+    labels: int = 0
+    doing: str = "CREATE_IN_PROGRESS"
+    updated: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    gone: float | None = None
+
+    def status_at(self, now: float) -> str:
+        """What DescribeDataset says at `now`."""
+        if self.gone is not None:
+            return "DELETE_IN_PROGRESS"
+        return self.status if now >= self.ready else self.doing
+
+    def usable_at(self, now: float) -> bool:
+        """Whether it can be listed, changed and trained with at `now`."""
+        return self.status_at(now) in {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_FAILED"}
+
+
+@dataclass(slots=True, kw_only=True)
+class Version:
+    """A model version.
+
+    A state that passes by itself is settled when somebody looks: `next_status` holds from `due` on. From `gone` on
+    the version doesn't exist any more.
+    """
+
+    arn: str
+    project_arn: str
+    name: str
+    created: float
+    status: str
+    status_message: str
+    output_bucket: str
+    output_prefix: str
+    due: float | None = None
+    next_status: str | None = None
+    next_message: str = ""
+    min_units: int | None = None
+    max_units: int | None = None
+    description: str | None = None
+    kms_key_id: str | None = None
+    training_input: dict[str, Any] | None = None
+    testing_input: dict[str, Any] | None = None
+    training_output: str | None = None
+    testing_output: str | None = None
+    summary: str | None = None
+    f1_score: float | None = None
+    billable_seconds: int | None = None
+    ended: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    gone: float | None = None
+
+    def schedule(self, status: str, message: str, *, due: float) -> None:
+        """Let the version become `status` at `due`."""
+        self.next_status, self.next_message, self.due = status, message, due
+
+    def settle(self, now: float) -> None:
+        """Pass to the next status if its time has come."""
+        if self.due is not None and now >= self.due:
+            assert self.next_status is not None
+            self.become(self.next_status, self.next_message)
+
+    def become(self, status: str, message: str) -> None:
+        """Change the status now, whatever was scheduled."""
+        self.status, self.status_message = status, message
+        self.due = self.next_status = None

@@ -1,0 +1,115 @@
+"""What is wrong with a manifest line, and what of it can still be used."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from batchcl.emulator.manifest import DATASET, VALIDATION, marked, review
+
+if TYPE_CHECKING:
+    from unit.emulator.test_emulator_datasets import boxed, labelled
+else:  # pytest finds it from the folder `tests`, mypy from the root
+    from unit.emulator.test_emulator_datasets import boxed, labelled
+
+
+def changed(line: dict[str, Any], *path: Any, to: Any) -> dict[str, Any]:
+    """A copy with the value at `path` set, or removed for None."""
+    copy: dict[str, Any] = json.loads(json.dumps(line))
+    place: Any = copy
+    for step in path[:-1]:
+        place = place[step]
+    if to is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = to
+    return copy
+
+
+LABEL = labelled(1, "cat")
+BOX = boxed(1, ("cat", 5))
+CASES: list[tuple[dict[str, Any], list[str]]] = [
+    (LABEL, []),
+    (labelled(1, "cat", "dog"), []),
+    (BOX, []),
+    (changed(LABEL, "source-ref", to=None), ["ERROR_MISSING_SOURCE_REF"]),
+    (changed(LABEL, "source-ref", to="https://b/k"), ["ERROR_INVALID_SOURCE_REF_FORMAT"]),
+    (changed(LABEL, "l0-metadata", to=None), ["ERROR_NO_LABEL_ATTRIBUTES"]),
+    (changed(LABEL, "l0", to=None), ["ERROR_NO_LABEL_ATTRIBUTES"]),
+    (changed(LABEL, "l0", to=[1]), ["ERROR_INVALID_LABEL_ATTRIBUTE_FORMAT", "ERROR_NO_VALID_LABEL_ATTRIBUTES"]),
+    (changed(LABEL, "l0-metadata", "class-name", to="x" * 256), ["ERROR_INVALID_LABEL_NAME_LENGTH"]),
+    (changed(LABEL, "l0-metadata", "type", to="groundtruth/text"), ["ERROR_UNSUPPORTED_USE_CASE_TYPE"]),
+    *(
+        (changed(LABEL, "l0-metadata", key, to=value), ["ERROR_INVALID_LABEL_ATTRIBUTE_METADATA_FORMAT"])
+        for key, value in (
+            ("type", None),
+            ("class-name", None),
+            ("confidence", 2),
+            ("human-annotated", "maybe"),
+            ("creation-date", None),
+        )
+    ),
+    (changed(BOX, "b", "image_size", to=[]), ["ERROR_INVALID_LABEL_ATTRIBUTE_FORMAT"]),
+    (changed(BOX, "b", "image_size", 0, "width", to=63), ["ERROR_INVALID_IMAGE_DIMENSION"]),
+    (changed(BOX, "b-metadata", "objects", to=[]), ["ERROR_MISSING_BOUNDING_BOX_CONFIDENCE"]),
+    (changed(BOX, "b-metadata", "class-map", to={"7": "cat"}), ["ERROR_MISSING_CLASS_MAP_ID"]),
+    (changed(BOX, "b", "annotations", 0, "left", to=-1), ["ERROR_INVALID_BOUNDING_BOX"]),
+    (changed(BOX, "b", "annotations", 0, "left", to=600), ["ERROR_INVALID_BOUNDING_BOX"]),
+    (changed(BOX, "b", "annotations", 0, "width", to=1), ["ERROR_BOUNDING_BOX_TOO_SMALL"]),
+    (boxed(1, *[("cat", 5)] * 51), ["ERROR_TOO_MANY_BOUNDING_BOXES"]),
+]
+
+
+@pytest.mark.parametrize(("line", "codes"), CASES)
+def test_every_documented_error_of_a_line(line: dict[str, Any], codes: list[str]) -> None:
+    entry = review(json.dumps(line).encode())
+    assert {e.code for e in entry.errors} >= set(codes)
+    assert bool(entry.errors) == bool(codes)
+    assert (entry.truth is None) == bool(codes)
+    for code in codes:
+        assert code in marked(entry.line, VALIDATION).decode()
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b"3", b"", b'{"source-ref":"s3://bucket/k"' + b" " * 100_000 + b"}"])
+def test_lines_that_are_no_json_object_are_replaced_by_their_error(line: bytes) -> None:
+    entry = review(line)
+    assert entry.unfit is not None
+    assert json.loads(marked(line, VALIDATION)) == {
+        "errors": [{"code": "ERROR_INVALID_JSON_LINE", "message": "The JSON Line has an invalid format."}]
+    }
+
+
+def test_a_broken_part_leaves_the_others_usable() -> None:
+    two = labelled(1, "cat", "dog")
+    entry = review(json.dumps(changed(two, "l0-metadata", "class-name", to=None)).encode())
+    assert entry.truth is not None
+    assert entry.truth.labels == ("dog",)
+    assert entry.errors
+    boxes = boxed(1, ("cat", 5), ("dog", 90), ("cow", 600))
+    entry = review(json.dumps(boxes).encode())
+    assert entry.truth is not None
+    assert [box.label for box in entry.truth.boxes] == ["cat", "dog"]
+
+
+def test_images_without_labels_are_warned_of() -> None:
+    bare = review(b'{"source-ref":"s3://bucket/1.png"}')
+    assert bare.warned
+    assert not bare.labeled
+    assert b"WARNING_UNANNOTATED_RECORD" in marked(bare.line, VALIDATION)
+    empty = review(json.dumps(boxed(1)).encode())
+    assert empty.warned
+    assert empty.truth is None
+    shown = json.loads(marked(empty.line, VALIDATION))
+    assert shown["warnings"][0]["code"] == "WARNING_NO_ANNOTATIONS"
+    assert shown["b"]["warnings"][0]["code"] == "WARNING_NO_ATTRIBUTE_ANNOTATIONS"
+    assert json.loads(marked(empty.line, DATASET))["cl-metadata"] == {"is_labeled": False}
+
+
+def test_what_was_listed_can_be_given_back() -> None:
+    for line, _ in CASES:
+        entry = review(json.dumps(line).encode())
+        if entry.unfit is None:
+            assert review(marked(entry.line, DATASET)) == entry
+            assert review(marked(entry.line, VALIDATION)) == entry
