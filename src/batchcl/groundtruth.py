@@ -18,9 +18,9 @@ import orjson
 from batchcl.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["GroundTruth", "TruthBox", "parse_line"]
+__all__ = ["GroundTruth", "TruthBox", "multilabel", "parse_line"]
 
 _METADATA: Final = "-metadata"
 _SOURCE: Final = "source-ref"
@@ -125,6 +125,13 @@ def parse_line(line: bytes | str, *, attribute: str | None = None) -> GroundTrut
         )
     named = [label for each in attributes for label in _classification(each, source_ref)]
     return GroundTruth(source_ref=source_ref, labels=tuple(dict.fromkeys(named)), task="classification", extra=extra)
+
+
+def multilabel(name: str, labels: Sequence[str]) -> dict[str, Any]:
+    """The attribute `name` with its metadata, as Ground Truth writes several labels of an image."""
+    numbered = {str(at): label for at, label in enumerate(dict.fromkeys(labels))}
+    metadata = {"class-map": numbered, "confidence-map": dict.fromkeys(numbered, 1), "type": _MULTI}
+    return {name: [int(at) for at in numbered], f"{name}{_METADATA}": metadata}
 
 
 def _load(line: bytes | str) -> dict[str, Any]:

@@ -18,12 +18,15 @@ from batchcl.aws.lifecycle import Units
 from batchcl.errors import UsageError
 from batchcl.runs.layout import valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
-from batchcl.sources.recognise import SourceKind
+from batchcl.sources.inventory import parse_as_of
+from batchcl.sources.recognise import ListOptions, SourceKind
+from batchcl.sources.tables import Columns
 
 __all__ = ["Job", "Tolerance", "fingerprint", "job_of", "load_job", "seconds_of"]
 
 SHARD_SIZE: Final = 10_000
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_LIST_KEYS: Final = ("uri_column", "bucket_column", "key_column", "uri_field", "attribute", "all_versions", "as_of")
 _TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 
 
@@ -73,6 +76,13 @@ class Job(BaseModel):
         exclude: globs; an image that fits one of them is left out.
         limit: score the first so many images only.
         source_kind: what the sources are, where their content doesn't tell.
+        uri_column: of tables: the column with `s3://bucket/key`.
+        bucket_column: of tables: the column with the bucket, beside `key_column`.
+        key_column: of tables: the column with the key.
+        uri_field: of JSON Lines: the field with `s3://bucket/key`.
+        attribute: of manifests: the label attribute that counts, where a line has several of a kind.
+        all_versions: of S3 Inventories: score versions too that aren't the latest.
+        as_of: of S3 Inventories: the newest one of this day, such as 2026-11-20, or earlier.
         skip_bad_lines: leave lines out that name no image, instead of refusing the list.
         max_failures: a count or a share; more failures than this end the run with exit code 3. Left out, any failure
             does, but only when everything is done.
@@ -103,6 +113,13 @@ class Job(BaseModel):
     exclude: tuple[str, ...] = ()
     limit: Annotated[int, Field(ge=1)] | None = None
     source_kind: SourceKind | None = None
+    uri_column: str | None = None
+    bucket_column: str | None = None
+    key_column: str | None = None
+    uri_field: str | None = None
+    attribute: str | None = None
+    all_versions: bool = False
+    as_of: str | None = None
     skip_bad_lines: bool = False
     max_failures: str | None = None
     deadline: str | None = None
@@ -127,10 +144,16 @@ class Job(BaseModel):
         Tolerance.parse(value)
         return str(value)
 
-    @field_validator("model", "start_model", "run_id", "deadline")
+    @field_validator("model", "start_model", "run_id", "deadline", "as_of")
     @classmethod
     def _readable(cls, value: str | None, info: Any) -> str | None:
-        checks = {"model": ModelArn.parse, "start_model": Units.parse, "run_id": valid_run_id, "deadline": seconds_of}
+        checks = {
+            "model": ModelArn.parse,
+            "start_model": Units.parse,
+            "run_id": valid_run_id,
+            "deadline": seconds_of,
+            "as_of": parse_as_of,
+        }
         if value is not None:
             try:
                 checks[info.field_name](value)
@@ -140,6 +163,10 @@ class Job(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Job:
+        if (self.bucket_column is None) != (self.key_column is None):
+            raise ValueError("--bucket-column and --key-column go together")
+        if self.uri_column is not None and self.bucket_column is not None:
+            raise ValueError("--uri-column and --bucket-column with --key-column exclude each other")
         if self.model is None and not self.emulator:
             raise ValueError("name the model with --model ARN (`batchcl model list` shows yours), or use --emulator")
         return self
@@ -159,11 +186,25 @@ class Job(BaseModel):
         """`start_model`, read."""
         return None if self.start_model is None else Units.parse(self.start_model)
 
+    @property
+    def lists(self) -> ListOptions:
+        """How list files are read."""
+        return ListOptions(
+            kind=self.source_kind,
+            columns=Columns(uri=self.uri_column, bucket=self.bucket_column, key=self.key_column),
+            uri_field=self.uri_field,
+            attribute=self.attribute,
+            all_versions=self.all_versions,
+            as_of=self.as_of,
+            skip_bad_lines=self.skip_bad_lines,
+        )
+
     def scored_as(self, model: ModelArn) -> dict[str, Any]:
         """What decides about the rows of a run: the same under the same run id, or the run is another one."""
         return {
             "sources": list(self.sources),
             "source_kind": self.source_kind,
+            **{name: value for name in _LIST_KEYS if (value := getattr(self, name))},
             "include": list(self.include),
             "exclude": list(self.exclude),
             "limit": self.limit,

@@ -10,6 +10,10 @@ import typer
 from batchcl.sources.recognise import SourceKind
 
 __all__ = [
+    "AllVersions",
+    "AsOf",
+    "Attribute",
+    "BucketColumn",
     "Config",
     "Deadline",
     "Emulator",
@@ -19,6 +23,7 @@ __all__ = [
     "Incremental",
     "Json",
     "KeepModel",
+    "KeyColumn",
     "Kind",
     "Limit",
     "MaxCost",
@@ -37,6 +42,8 @@ __all__ = [
     "SkipBadLines",
     "Sources",
     "StartModel",
+    "UriColumn",
+    "UriField",
     "flags",
 ]
 
@@ -44,7 +51,8 @@ Sources = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SOURCE...",
-        help="s3://bucket/prefix, a directory, an image, a key list, a Ground Truth manifest, or - for keys on stdin.",
+        help="s3://bucket/prefix, a directory, an image, a list of images (keys, Ground Truth manifest, S3 Inventory, "
+        "Batch Operations CSV, JSON Lines, table, or a glob of such), or - for a list on stdin.",
         show_default=False,
     ),
 ]
@@ -81,6 +89,31 @@ Limit = Annotated[int | None, typer.Option("--limit", help="The first N images o
 Kind = Annotated[
     SourceKind | None,
     typer.Option("--source-kind", help="What the sources are, if their content doesn't tell.", show_default=False),
+]
+UriColumn = Annotated[
+    str | None, typer.Option("--uri-column", help="Of a table: it holds s3://bucket/key.", show_default=False)
+]
+BucketColumn = Annotated[
+    str | None, typer.Option("--bucket-column", help="Of a table, with --key-column.", show_default=False)
+]
+KeyColumn = Annotated[
+    str | None, typer.Option("--key-column", help="Of a table, with --bucket-column.", show_default=False)
+]
+UriField = Annotated[
+    str | None, typer.Option("--uri-field", help="Of JSON Lines: it holds s3://bucket/key.", show_default=False)
+]
+Attribute = Annotated[
+    str | None, typer.Option("--attribute", help="Of a manifest: the labels that count.", show_default=False)
+]
+AllVersions = Annotated[
+    bool | None,
+    typer.Option("--all-versions", help="Of an S3 Inventory: older versions too.", show_default=False),
+]
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of", metavar="DATE", help="Of S3 Inventories: the newest of this day or earlier.", show_default=False
+    ),
 ]
 SkipBadLines = Annotated[
     bool | None, typer.Option("--skip-bad-lines", help="Leave lines out that name no image.", show_default=False)

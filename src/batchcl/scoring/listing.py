@@ -39,8 +39,7 @@ async def check_sources(job: Job, aws: Aws, model: ModelArn, files: ExitStack, o
         files,
         aws=aws,
         region=model.region,
-        kind=job.source_kind,
-        skip_bad_lines=job.skip_bad_lines,
+        options=job.lists,
         leave_out=out,
     )
     found = [await source.check() for source in sources]
@@ -74,7 +73,7 @@ async def _chained(first: list[Selected], rest: AsyncIterator[list[Selected]]) -
 
 def _tell_bad_lines(source: Source, checked: Checked, observer: Observer) -> None:
     for line in checked.bad_lines:
-        text = f"left out: {source.description} line {line.number}: {line.reason}"
+        text = f"left out: {line.place(source.description)}: {line.reason}"
         observer.notice(Notice("bad-line", text, {"line": line.number}))
     if unseen := checked.bad_count - len(checked.bad_lines):
         observer.notice(Notice("bad-line", f"left out: {unseen} more lines of {source.description}"))

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 
-__all__ = ["PAGE", "BadLine", "Checked", "Position", "Source", "local_image", "parse_s3_uri", "s3_image"]
+__all__ = [
+    "PAGE",
+    "BadLine",
+    "Checked",
+    "Position",
+    "Source",
+    "local_image",
+    "parse_s3_uri",
+    "referred_image",
+    "s3_image",
+]
 
 PAGE: Final = 1000
 """Images a page, as ListObjectsV2 has it."""
@@ -19,10 +30,22 @@ PAGE: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that names no image: its number, from 1, and why."""
+    """A line, or the row of a table, that names no image.
+
+    Attributes:
+        number: from 1, as editors count; where it isn't known, 0.
+        reason: why.
+        file: which one, where the source has several; otherwise empty.
+    """
 
     number: int
     reason: str
+    file: str = ""
+
+    def place(self, source: str) -> str:
+        """Where to look for it."""
+        named = self.file or source
+        return f"{named} line {self.number}" if self.number else named
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +57,17 @@ class Checked:
         bad_lines: the lines that will be left out, at most the first hundred.
         bad_count: how many there are.
         digest: of a list file's content, by which a resumed run knows that it is the same list.
+        lines: lines or rows of a list that aren't blank: its images, each as often as it is named, the bad lines, and
+            what is left out. None where the source is no list.
+        left_out: what the list names that is no image to score, such as an inventory's delete markers: kind → count.
     """
 
     buckets: frozenset[str] = frozenset()
     bad_lines: tuple[BadLine, ...] = ()
     bad_count: int = 0
     digest: str | None = None
+    lines: int | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +140,24 @@ def local_image(path: str, *, extra: str | None = None) -> ImageRef:
         last_modified=dt.datetime.fromtimestamp(facts.st_mtime, dt.UTC),
         extra=extra,
     )
+
+
+def referred_image(reference: str, folder: Path | None, *, extra: str | None = None) -> ImageRef:
+    """The image that a list refers to which may come from somebody else: `s3://bucket/key`, or a path below `folder`.
+
+    A path that leads out of the folder is refused, and so is any path where there is no folder. Raises `SourceError`.
+    Blocks.
+    """
+    if reference.startswith("s3://"):
+        return s3_image(reference, extra=extra)
+    path = PurePosixPath(reference)
+    if (
+        folder is None
+        or not reference
+        or "://" in reference
+        or "\0" in reference
+        or path.is_absolute()
+        or ".." in path.parts
+    ):
+        raise SourceError(f"{reference!r} is neither s3://bucket/key nor a path below the list")
+    return local_image(os.fspath(folder / path), extra=extra)

@@ -1,16 +1,18 @@
-"""Ground Truth and Custom Labels manifests: JSON Lines with a `source-ref` each."""
+"""Ground Truth and Custom Labels manifests, and other JSON Lines that name an image in a field."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
+
+import orjson
 
 from batchcl.errors import SourceError
 from batchcl.groundtruth import parse_line
 from batchcl.images import ImageRef
-from batchcl.sources.base import local_image, s3_image
+from batchcl.sources.base import referred_image
 
-__all__ = ["ManifestParser"]
+__all__ = ["FieldParser", "ManifestParser"]
 
 
 class ManifestParser:
@@ -20,16 +22,56 @@ class ManifestParser:
     manifest's directory is refused, as a manifest may come from somebody else.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, attribute: str | None = None) -> None:
         self._folder = folder
+        self._attribute = attribute
 
     def __call__(self, line: bytes) -> ImageRef:
         """The image of `line`, with the line's labels in `extra`. Raises `SourceError`. Blocks."""
-        truth = parse_line(line)
-        ref = truth.source_ref
-        if ref.startswith("s3://"):
-            return s3_image(ref, extra=truth.extra)
-        path = PurePosixPath(ref)
-        if self._folder is None or "://" in ref or "\0" in ref or path.is_absolute() or ".." in path.parts:
-            raise SourceError(f"its source-ref {ref!r} is neither s3://bucket/key nor a path below the manifest")
-        return local_image(os.fspath(self._folder / path), extra=truth.extra)
+        truth = parse_line(line, attribute=self._attribute)
+        try:
+            return referred_image(truth.source_ref, self._folder, extra=truth.extra)
+        except SourceError as error:
+            raise SourceError(f"its source-ref: {error}") from error
+
+
+class FieldParser:
+    """Reads JSON Lines whose field `field` names the image; the others go to `extra`.
+
+    `field` is the name of a key of the object, or, where there is no such key, a path into it: `image.uri`.
+    """
+
+    def __init__(self, field: str, folder: Path | None) -> None:
+        self._field = field
+        self._folder = folder
+
+    def __call__(self, line: bytes) -> ImageRef:
+        """The image of `line`. Raises `SourceError`. Blocks."""
+        try:
+            entry = orjson.loads(line)
+        except ValueError as error:
+            raise SourceError(f"it is not JSON: {error}") from error
+        if not isinstance(entry, dict):
+            raise SourceError("it is no JSON object")
+        reference = self._taken(entry)
+        if not isinstance(reference, str):
+            raise SourceError(f"its field {self._field!r} is no string")
+        try:
+            extra = orjson.dumps(entry).decode() if entry else None
+        except TypeError as error:  # orjson writes fewer levels than it reads
+            raise SourceError(f"it can't be kept: {error}") from error
+        return referred_image(reference, self._folder, extra=extra)
+
+    def _taken(self, entry: dict[str, Any]) -> Any:
+        """The field's value, which leaves the entry."""
+        if self._field in entry:
+            return entry.pop(self._field)
+        *path, last = self._field.split(".")
+        inner: Any = entry
+        for step in path:
+            inner = inner.get(step) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or last not in inner:
+            raise SourceError(
+                f"it has no field {self._field!r}; it has {', '.join(map(repr, list(entry)[:8])) or 'none'}"
+            )
+        return inner.pop(last)

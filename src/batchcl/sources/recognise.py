@@ -2,69 +2,77 @@
 
 from __future__ import annotations
 
-import stat
-from collections.abc import AsyncIterator, Sequence
+import glob
+import os
+import posixpath
+import re
+from collections.abc import Sequence
 from contextlib import ExitStack
-from enum import StrEnum
+from dataclasses import dataclass, field
+from fnmatch import translate
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import anyio.to_thread
-import orjson
 
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
-from batchcl.images import ImageRef
-from batchcl.sources.base import Checked, Position, Source, local_image, s3_image
+from batchcl.sources.base import Source
+from batchcl.sources.csv_rows import CsvPart, LabelRows, batch_row
 from batchcl.sources.directory import DirectorySource
+from batchcl.sources.files import fetch, spool_pipe, spool_stdin
+from batchcl.sources.inventory import MANIFEST, open_inventory
 from batchcl.sources.key_list import parse_key_line
-from batchcl.sources.lines import LineSource, fetch_text, first_line, spool_pipe, spool_stdin
-from batchcl.sources.manifest import ManifestParser
+from batchcl.sources.kinds import SourceKind, kind_of
+from batchcl.sources.lines import LinePart
+from batchcl.sources.listed import ListSource, Part
+from batchcl.sources.manifest import FieldParser, ManifestParser
+from batchcl.sources.places import LocalPlace, Place, S3Place
 from batchcl.sources.s3_prefix import S3PrefixSource
+from batchcl.sources.single import ImageSource
+from batchcl.sources.tables import Columns, TablePart, csv_header
 
-__all__ = ["SourceKind", "open_sources"]
+__all__ = ["ListOptions", "SourceKind", "open_sources"]
 
-_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG")
+_LIST_NAME: Final = re.compile(
+    r"\.(txt|csv|tsv|json|jsonl|ndjson|manifest|parquet|orc|list|lst)(\.(gz|zst))?$|/symlink\.txt$", re.IGNORECASE
+)
+"""Names of S3 objects that are looked at as lists; any other name in S3 is a prefix."""
 
-
-class SourceKind(StrEnum):
-    """What `--source-kind` may say."""
-
-    PREFIX = "prefix"
-    DIRECTORY = "directory"
-    KEYS = "keys"
-    MANIFEST = "manifest"
-    IMAGE = "image"
+_GLOB: Final = re.compile(r"[*?\[]")
 
 
-class ImageSource:
-    """One image, named by itself."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListOptions:
+    """How list files are read.
 
-    def __init__(self, name: str) -> None:
-        self.description = name
+    Attributes:
+        kind: overrides the recognition, for all names.
+        columns: of tables, which name the image.
+        uri_field: of JSON Lines, which names the image.
+        attribute: of manifests, whose labels count.
+        all_versions: of inventories: keep versions that aren't the latest.
+        as_of: of inventories: the newest one of this day or earlier.
+        skip_bad_lines: leave lines out that name no image.
+    """
 
-    async def check(self) -> Checked:
-        """Names the bucket of an image in S3; whether the image is there shows when it is called for."""
-        return Checked(buckets=frozenset({self._image().bucket} - {""}))
+    kind: SourceKind | None = None
+    columns: Columns = field(default_factory=Columns)
+    uri_field: str | None = None
+    attribute: str | None = None
+    all_versions: bool = False
+    as_of: str | None = None
+    skip_bad_lines: bool = False
 
-    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
-        """One page of one."""
-        if after is None:
-            yield [await anyio.to_thread.run_sync(self._image)]
 
-    async def contains(self, image: ImageRef) -> bool:
-        """Whether it is this one."""
-        own = self._image()
-        return (image.bucket, image.key, image.version_id) == (own.bucket, own.key, None)
+@dataclass(frozen=True, slots=True)
+class _ListFile:
+    """A list file on this machine; `folder` is what its paths are relative to, None where it may have none."""
 
-    def _image(self) -> ImageRef:
-        return s3_image(self.description) if self.description.startswith("s3://") else local_image(self.description)
-
-    @property
-    def repeated(self) -> int:
-        """One image is named once."""
-        return 0
+    label: str
+    path: Path
+    folder: Path | None
 
 
 async def open_sources(
@@ -73,19 +81,17 @@ async def open_sources(
     *,
     aws: Aws,
     region: str,
-    kind: SourceKind | None = None,
-    skip_bad_lines: bool = False,
+    options: ListOptions | None = None,
     leave_out: Path | None = None,
 ) -> list[Source]:
     """The source behind each name, in order.
 
     Args:
-        names: `s3://bucket/prefix`, directories, files, or `-` for a key list on standard input.
+        names: `s3://bucket/prefix`, directories, files, globs of list files, or `-` for a list on standard input.
         stack: removes temporary copies when it closes.
         aws: for S3.
         region: where buckets are expected: the model's.
-        kind: overrides the recognition, for all names.
-        skip_bad_lines: leave lines out that name no image.
+        options: how lists are read.
         leave_out: a directory whose files belong to no source: the output root.
 
     Raises:
@@ -93,49 +99,198 @@ async def open_sources(
     """
     if list(names).count("-") > 1:
         raise SourceError("standard input can be read once: name - only once")
-    opened: list[Source] = []
-    for name in names:
-        if name.startswith("s3://") and kind in {None, SourceKind.PREFIX}:
-            if not name.removeprefix("s3://").partition("/")[0]:
-                raise SourceError(f"{name} names no bucket; write s3://bucket/prefix")
-            opened.append(S3PrefixSource(name, aws, region=region))
-            continue
-        if name.startswith("s3://") and kind is SourceKind.IMAGE:
-            opened.append(ImageSource(name))
-            continue
+    opener = _Opener(stack, aws, region, options or ListOptions(), leave_out)
+    return [await opener.open(name) for name in names]
+
+
+class _Opener:
+    def __init__(self, stack: ExitStack, aws: Aws, region: str, options: ListOptions, leave_out: Path | None) -> None:
+        self._stack = stack
+        self._aws = aws
+        self._region = region
+        self._options = options
+        self._leave_out = leave_out
+
+    async def open(self, name: str) -> Source:
+        kind = self._options.kind
         if name.startswith("s3://"):
-            path = await fetch_text(name, aws, region=region)
-            stack.callback(path.unlink, missing_ok=True)
-            folder = None
-        elif name == "-" or await anyio.to_thread.run_sync(_is_pipe, name):
-            path = await anyio.to_thread.run_sync(spool_stdin if name == "-" else partial(spool_pipe, Path(name)))
-            stack.callback(path.unlink, missing_ok=True)
-            folder = Path.cwd()
-        else:
-            path = Path(name)
-            folder = path.absolute().parent
-        found = kind
-        if found is None:
-            found = await anyio.to_thread.run_sync(_recognise, name, path)
-        opened.append(_open(found, name, path, folder, skip_bad_lines=skip_bad_lines, leave_out=leave_out))
-    return opened
-
-
-def _open(
-    kind: SourceKind, name: str, path: Path, folder: Path | None, *, skip_bad_lines: bool, leave_out: Path | None
-) -> Source:
-    label = "standard input" if name == "-" else name
-    match kind:
-        case SourceKind.DIRECTORY:
-            return DirectorySource(name, leave_out=leave_out)
-        case SourceKind.MANIFEST:
-            return LineSource(label, path, ManifestParser(folder), skip_bad_lines=skip_bad_lines)
-        case SourceKind.KEYS:
-            return LineSource(label, path, parse_key_line, skip_bad_lines=skip_bad_lines)
-        case SourceKind.IMAGE:
-            return ImageSource(name)
-        case SourceKind.PREFIX:
+            return await self._open_s3(name)
+        if kind is SourceKind.PREFIX:
             raise SourceError(f"{name} is no S3 prefix; write s3://bucket/prefix")
+        if kind is SourceKind.DIRECTORY:
+            return DirectorySource(name, leave_out=self._leave_out)
+        if kind is SourceKind.IMAGE:
+            return ImageSource(name)
+        if kind is SourceKind.INVENTORY:
+            return await self._inventory(name, LocalPlace())
+        return await self._open_local(name)
+
+    async def _open_local(self, name: str) -> Source:
+        """A name on this machine whose kind isn't told, or is that of a list file."""
+        if name == "-" or await anyio.to_thread.run_sync(_is_pipe, name):
+            path = await anyio.to_thread.run_sync(spool_stdin if name == "-" else partial(spool_pipe, Path(name)))
+            self._stack.callback(path.unlink, missing_ok=True)
+            label = "standard input" if name == "-" else name
+            return await self._lists(label, [_ListFile(label, path, Path.cwd())])
+        what = await anyio.to_thread.run_sync(_look, name)
+        if what is _What.FOLDER:
+            if await anyio.to_thread.run_sync(_holds_inventories, name):
+                return await self._inventory(name, LocalPlace())
+            return DirectorySource(name, leave_out=self._leave_out)
+        if what is _What.GLOB:
+            return await self._lists(name, await anyio.to_thread.run_sync(_globbed, name))
+        return await self._lists(name, [_local(name)])
+
+    async def _open_s3(self, name: str) -> Source:
+        kind, options = self._options.kind, self._options
+        if not name.removeprefix("s3://").partition("/")[0]:
+            raise SourceError(f"{name} names no bucket; write s3://bucket/prefix")
+        if kind is SourceKind.IMAGE:
+            return ImageSource(name)
+        place = S3Place(self._aws, self._stack, region=self._region)
+        if kind is SourceKind.INVENTORY or (kind is None and options.as_of is not None):
+            return await self._inventory(name, place)
+        listed = _LIST_NAME.search(name) is not None
+        if kind is SourceKind.PREFIX or (kind is None and not listed):
+            return S3PrefixSource(name, self._aws, region=self._region)
+        if kind is SourceKind.DIRECTORY:
+            raise SourceError(f"{name} is no local directory; leave --source-kind out for a prefix")
+        if _GLOB.search(name):
+            return await self._lists(name, await self._fetched(name, place))
+        if kind is not None:
+            path = await fetch(name, self._aws, region=self._region)
+            self._stack.callback(path.unlink, missing_ok=True)
+        else:
+            found = await place.fetch(name)
+            if found is None:
+                return S3PrefixSource(name, self._aws, region=self._region)
+            path = found
+        return await self._lists(name, [_ListFile(name, path, None)])
+
+    async def _fetched(self, pattern: str, place: Place) -> list[_ListFile]:
+        literal = _GLOB.split(pattern, maxsplit=1)[0]
+        fits = re.compile(translate(pattern)).match
+        fitting = [uri for uri in await place.files(literal) if fits(uri) and not uri.endswith("/")]
+        files = [_ListFile(uri, path, None) for uri in fitting if (path := await place.fetch(uri)) is not None]
+        if not files:
+            raise SourceError(f"no object fits {pattern}; check the pattern")
+        return files
+
+    async def _inventory(self, name: str, place: Place) -> Source:
+        options = self._options
+        parts = await open_inventory(
+            name if name.startswith("s3://") else _absolute(name),
+            place,
+            all_versions=options.all_versions,
+            as_of=options.as_of,
+        )
+        return ListSource(name, parts, skip_bad_lines=options.skip_bad_lines)
+
+    async def _lists(self, name: str, files: Sequence[_ListFile]) -> Source:
+        """One source of several files; each is recognised by itself."""
+        options = self._options
+        kinds = [await anyio.to_thread.run_sync(self._kind, file) for file in files]
+        if kinds == [SourceKind.IMAGE]:
+            if name.startswith("s3://"):
+                raise SourceError(
+                    f"{name} is an image by its bytes and a list by its name; say --source-kind image or prefix"
+                )
+            return ImageSource(name)
+        if kinds == [SourceKind.INVENTORY]:
+            in_s3 = name.startswith("s3://")
+            return await self._inventory(
+                name, S3Place(self._aws, self._stack, region=self._region) if in_s3 else LocalPlace()
+            )
+        parts = [
+            await anyio.to_thread.run_sync(self._part, kind, file) for kind, file in zip(kinds, files, strict=True)
+        ]
+        return ListSource(name, parts, skip_bad_lines=options.skip_bad_lines)
+
+    def _kind(self, file: _ListFile) -> SourceKind:
+        if self._options.kind is not None:
+            return self._options.kind
+        if posixpath.basename(file.label) == "symlink.txt":
+            return SourceKind.INVENTORY
+        try:
+            return kind_of(
+                file.label,
+                file.path,
+                folder=file.folder,
+                wants_table=self._options.columns != Columns(),
+                wants_field=self._options.uri_field is not None,
+            )
+        except OSError as error:
+            raise SourceError(f"can't read {file.label}: {error.strerror}; check its permissions") from error
+
+    def _part(self, kind: SourceKind, file: _ListFile) -> Part:
+        options = self._options
+        label, path, folder = file.label, file.path, file.folder
+        match kind:
+            case SourceKind.MANIFEST:
+                return LinePart(label, path, ManifestParser(folder, attribute=options.attribute))
+            case SourceKind.KEYS:
+                return LinePart(label, path, parse_key_line)
+            case SourceKind.JSON_LINES:
+                if options.uri_field is None:
+                    raise SourceError(f"which field of {label} names the image? say it with --uri-field")
+                return LinePart(label, path, FieldParser(options.uri_field, folder))
+            case SourceKind.BATCH_CSV:
+                return CsvPart(label, path, batch_row)
+            case SourceKind.LABEL_CSV:
+                return CsvPart(label, path, LabelRows(folder))
+            case SourceKind.TABLE:
+                with path.open("rb") as start:
+                    is_binary = start.read(4).startswith((b"PAR1", b"ORC"))
+                if is_binary:
+                    return TablePart(label, path, options.columns, folder)
+                return CsvPart(label, path, header=csv_header(options.columns, folder))
+            case _:
+                raise SourceError(f"{label} is no list of images but {kind}; name it by itself")
+
+
+class _What:
+    FOLDER: Final = "folder"
+    FILE: Final = "file"
+    GLOB: Final = "glob"
+
+
+def _local(name: str) -> _ListFile:
+    return _ListFile(name, Path(name), Path(_absolute(name)).parent)
+
+
+def _absolute(name: str) -> str:
+    return os.path.abspath(name)  # noqa: PTH100 - links stay as they are
+
+
+def _globbed(pattern: str) -> list[_ListFile]:
+    """The files that fit the pattern. Blocks."""
+    files = [_local(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+    if not files:
+        raise SourceError(f"no file fits {pattern}; check the pattern")
+    return files
+
+
+def _look(name: str) -> str:
+    """What lies on this machine under `name`. Blocks."""
+    if "://" in name:
+        raise SourceError(f"can't read {name}: a source is s3://bucket/prefix, a directory, a file, or - for stdin")
+    try:
+        path = Path(name)
+        if path.is_dir():
+            return _What.FOLDER
+        path.stat()
+    except FileNotFoundError as error:
+        if _GLOB.search(name):
+            return _What.GLOB
+        raise SourceError(f"there is no {name}; check the path, or write s3://bucket/prefix for S3") from error
+    except OSError as error:
+        raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
+    return _What.FILE
+
+
+def _holds_inventories(name: str) -> bool:
+    """Whether the folder is that of an S3 Inventory: dated folders with manifests. Blocks."""
+    return any(Path(name).glob(f"[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]-[0-9][0-9]Z/{MANIFEST}"))
 
 
 def _is_pipe(name: str) -> bool:
@@ -144,42 +299,3 @@ def _is_pipe(name: str) -> bool:
         return Path(name).is_fifo()
     except OSError:
         return False
-
-
-def _recognise(name: str, path: Path) -> SourceKind:
-    """The kind of a local file or directory. Blocks."""
-    if "://" in name:
-        raise SourceError(f"can't read {name}: a source is s3://bucket/prefix, a directory, a file, or - for stdin")
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return SourceKind.DIRECTORY
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start.startswith(_MAGIC):
-            return SourceKind.IMAGE
-        line = first_line(path)
-    except FileNotFoundError as error:
-        raise SourceError(f"there is no {name}; check the path, or write s3://bucket/prefix for S3") from error
-    except OSError as error:
-        raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
-    return _kind_of_line(name, line)
-
-
-def _kind_of_line(name: str, line: bytes) -> SourceKind:
-    if not line:
-        raise SourceError(f"{name} is empty; it names no image")
-    if b"\0" in line:
-        raise SourceError(f"{name} is neither text nor a PNG or JPEG image; name a list of images or a directory")
-    if not line.lstrip().startswith(b"{"):
-        return SourceKind.KEYS
-    try:
-        entry = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        entry = None
-    if isinstance(entry, dict) and "source-ref" in entry:
-        return SourceKind.MANIFEST
-    raise SourceError(
-        f"{name} starts like a manifest, but its first line is no JSON object with a source-ref; mend it, or say "
-        "what it is with --source-kind manifest or --source-kind keys"
-    )

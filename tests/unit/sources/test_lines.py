@@ -19,23 +19,26 @@ from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import BadLine, Checked, Position, s3_image
+from batchcl.sources.files import fetch as fetch_text
+from batchcl.sources.files import spool_stdin
 from batchcl.sources.key_list import parse_key_line
-from batchcl.sources.lines import MAX_LINE_BYTES, LineSource, fetch_text, first_line, spool_stdin
+from batchcl.sources.lines import MAX_LINE_BYTES, LinePart
+from batchcl.sources.listed import ListSource
 
 NAMES = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), min_size=1)
 
 
-def source(tmp_path: Path, data: bytes, *, skip_bad_lines: bool = False) -> LineSource:
+def source(tmp_path: Path, data: bytes, *, skip_bad_lines: bool = False) -> ListSource:
     path = tmp_path / "list.txt"
     path.write_bytes(data)
-    return LineSource("list.txt", path, parse_key_line, skip_bad_lines=skip_bad_lines)
+    return ListSource("list.txt", [LinePart("list.txt", path, parse_key_line)], skip_bad_lines=skip_bad_lines)
 
 
-def checked(lines: LineSource) -> Checked:
+def checked(lines: ListSource) -> Checked:
     return anyio.run(lines.check)
 
 
-def keys(lines: LineSource, after: Position | None = None) -> list[str]:
+def keys(lines: ListSource, after: Position | None = None) -> list[str]:
     async def main() -> list[str]:
         return [image.key async for page in lines.pages(after) for image in page]
 
@@ -66,7 +69,7 @@ def test_nothing_but_the_line_end_is_trimmed(tmp_path: Path) -> None:
 
 def test_a_check_tells_the_buckets_and_leaves_local_files_out(tmp_path: Path) -> None:
     found = checked(source(tmp_path, b"s3://b/1\n/a/b.png\ns3://c/1\ns3://b/2\n"))
-    assert found == Checked(frozenset({"b", "c"}), digest=found.digest)
+    assert found == Checked(frozenset({"b", "c"}), digest=found.digest, lines=4)
 
 
 def test_the_first_bad_line_refuses_the_list_with_its_number(tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_an_overlong_line_is_bad_keeps_the_numbering_and_bounds_memory(tmp_path:
         for _ in range(20):
             file.write(b"x" * MAX_LINE_BYTES)
         file.write(b"\ns3://b/3\nhttp://x\n")
-    lines = LineSource("list.txt", path, parse_key_line, skip_bad_lines=True)
+    lines = ListSource("list.txt", [LinePart("list.txt", path, parse_key_line)], skip_bad_lines=True)
     tracemalloc.start()
     try:
         found = checked(lines)
@@ -167,7 +170,7 @@ def test_long_lists_come_in_pages(tmp_path: Path) -> None:
 def test_a_list_that_can_not_be_read_is_refused_with_its_name(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(SourceError, match=r"can't read my list: .*; check the path"):
-            checked(LineSource("my list", path, parse_key_line))
+            checked(ListSource("my list", [LinePart("my list", path, parse_key_line)]))
 
 
 @given(st.lists(NAMES, max_size=30))
@@ -177,19 +180,6 @@ def test_any_list_of_keys_is_read_back_each_key_once(names: list[str]) -> None:
         checked(lines)
         assert keys(lines) == list(dict.fromkeys(names))
         assert lines.repeated == len(names) - len(set(names))
-
-
-def test_the_first_line_is_the_first_that_is_not_blank(tmp_path: Path) -> None:
-    path = tmp_path / "list"
-    for data, line in [
-        (b"", b""),
-        (b"\n\r\n", b""),
-        (b"\r\n\nx y\r\nz", b"x y"),
-        (b"x", b"x"),
-        (b"\xef\xbb\xbf{}", b"{}"),
-    ]:
-        path.write_bytes(data)
-        assert first_line(path) == line
 
 
 def test_standard_input_is_kept_to_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_a_relative_reference_is_a_path_beside_the_manifest(tmp_path: Path) -> N
     ],
 )
 def test_a_manifest_from_somebody_else_leads_nowhere_else(tmp_path: Path, ref: str) -> None:
-    with pytest.raises(SourceError, match="neither s3://bucket/key nor a path below the manifest"):
+    with pytest.raises(SourceError, match="neither s3://bucket/key nor a path below the list"):
         ManifestParser(tmp_path)(line(ref))
 
 

@@ -16,7 +16,7 @@ from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import Source
 from batchcl.sources.directory import DirectorySource
-from batchcl.sources.recognise import SourceKind, open_sources
+from batchcl.sources.recognise import ListOptions, SourceKind, open_sources
 from batchcl.sources.s3_prefix import S3PrefixSource
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -43,20 +43,34 @@ class FakeS3:
 NO_AWS = cast("Aws", None)
 
 
-def opened(*names: str, aws: object = NO_AWS, **options: Any) -> list[Source]:
+def opened(*names: str, aws: object = NO_AWS, leave_out: Path | None = None, **options: Any) -> list[Source]:
     async def main() -> list[Source]:
         with ExitStack() as stack:
-            return await open_sources(names, stack, aws=cast("Aws", aws), region="eu-west-1", **options)
+            return await open_sources(
+                names,
+                stack,
+                aws=cast("Aws", aws),
+                region="eu-west-1",
+                options=ListOptions(**options),
+                leave_out=leave_out,
+            )
 
     return anyio.run(main)
 
 
-def read(*names: str, aws: object = NO_AWS, **options: Any) -> list[ImageRef]:
+def read(*names: str, aws: object = NO_AWS, leave_out: Path | None = None, **options: Any) -> list[ImageRef]:
     """All images of the sources, read while their copies are there."""
 
     async def main() -> list[ImageRef]:
         with ExitStack() as stack:
-            sources = await open_sources(names, stack, aws=cast("Aws", aws), region="eu-west-1", **options)
+            sources = await open_sources(
+                names,
+                stack,
+                aws=cast("Aws", aws),
+                region="eu-west-1",
+                options=ListOptions(**options),
+                leave_out=leave_out,
+            )
             for source in sources:
                 await source.check()
             return [image for source in sources async for page in source.pages() for image in page]

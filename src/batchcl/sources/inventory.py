@@ -1,0 +1,250 @@
+"""S3 Inventory: from its prefix, manifest.json or symlink.txt to its data files, each held against its checksum.
+
+Source: S3 user guide, "Locating your inventory list". An inventory is complete once manifest.checksum is there.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import os
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import orjson
+
+from batchcl.errors import SourceError
+from batchcl.sources.inventory_rows import InventoryPart
+from batchcl.sources.places import Place
+
+__all__ = ["is_inventory_manifest", "open_inventory", "parse_as_of"]
+
+MANIFEST: Final = "manifest.json"
+_CHECKSUM: Final = "manifest.checksum"
+_SYMLINK: Final = "symlink.txt"
+_DATED: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}Z")
+_HIVE: Final = re.compile(r"dt=(\d{4}-\d{2}-\d{2})-(\d{2}-\d{2})")
+_DEPTH: Final = 3
+"""A prefix may end before the source bucket and the inventory's name."""
+
+MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+"""A thousand data files take 0.2 MB of manifest.json."""
+
+_AT_ONCE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    key: str
+    md5: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What manifest.json says: a CSV inventory's columns, None for Parquet and ORC, and the data files."""
+
+    schema: tuple[str, ...] | None
+    files: tuple[_File, ...]
+
+
+def is_inventory_manifest(start: bytes) -> bool:
+    """Whether a file that begins so is an inventory's manifest.json."""
+    return start.lstrip().startswith(b"{") and b'"fileSchema"' in start and b'"files"' in start
+
+
+def parse_as_of(text: str) -> str:
+    """The last folder name of an inventory that `text` allows: a day such as 2026-11-20, or a whole folder name.
+
+    Raises `SourceError`.
+    """
+    if _DATED.fullmatch(text):
+        return text
+    try:
+        return f"{dt.date.fromisoformat(text).isoformat()}T99"
+    except ValueError as error:
+        raise SourceError(f"{text!r} is no day; write it like 2026-11-20, or 2026-11-20T01-00Z") from error
+
+
+async def open_inventory(
+    name: str, place: Place, *, all_versions: bool = False, as_of: str | None = None
+) -> list[InventoryPart]:
+    """The data files of the inventory that `name` leads to, fetched and checked.
+
+    Args:
+        name: of manifest.json, of symlink.txt, or of a folder, of whose inventories the newest complete one counts.
+        place: where they lie.
+        all_versions: keep versions that aren't the latest.
+        as_of: with a folder: the newest one of this day or earlier.
+
+    Raises:
+        SourceError: there is none, it isn't complete, or a checksum is another.
+    """
+    if posixpath.basename(name) == _SYMLINK:
+        return await _from_symlink(name, place, all_versions=all_versions)
+    manifest_name = name
+    if posixpath.basename(name) != MANIFEST:
+        manifest_name = await _newest(name, place, None if as_of is None else parse_as_of(as_of))
+    elif as_of is not None:
+        raise SourceError(f"{name} is one inventory; --as-of goes with the folder of several")
+    return await _parts(manifest_name, place, all_versions=all_versions)
+
+
+async def _from_symlink(name: str, place: Place, *, all_versions: bool) -> list[InventoryPart]:
+    """By the manifest.json of the same delivery; without it, Parquet and ORC files are read as they are."""
+    text = await place.read(name, most_bytes=MAX_MANIFEST_BYTES)
+    if text is None:
+        raise SourceError(f"there is no {name}; check the path")
+    folder = posixpath.dirname(name)
+    found = _HIVE.fullmatch(posixpath.basename(folder))
+    if found is not None:
+        manifest = f"{posixpath.dirname(posixpath.dirname(folder))}/{found[1]}T{found[2]}Z/{MANIFEST}"
+        if await place.read(manifest, most_bytes=MAX_MANIFEST_BYTES) is not None:
+            return await _parts(manifest, place, all_versions=all_versions)
+    keys = [line.strip() for line in text.decode(errors="replace").splitlines() if line.strip()]
+    if not keys or not all(key.startswith("s3://") and key.endswith((".parquet", ".orc")) for key in keys):
+        raise SourceError(
+            f"{name} doesn't tell the columns of its files, and the manifest.json of the same day isn't beside it; "
+            "name a manifest.json, or the inventory's folder"
+        )
+    files = [_File(key.removeprefix("s3://").partition("/")[2], None) for key in keys]
+    data = f"{posixpath.dirname(posixpath.dirname(folder))}/data/"
+    return await _fetched(files, name, data, place, schema=None, all_versions=all_versions)
+
+
+async def _newest(name: str, place: Place, latest: str | None) -> str:
+    """The manifest.json of the newest complete inventory below `name`."""
+    root = name.rstrip("/") or name
+    found = await _inventories(root, place, _DEPTH)
+    if not found:
+        raise SourceError(
+            f"there is no S3 Inventory below {name}: no folder such as 2026-11-20T01-00Z with a {MANIFEST}; check "
+            "the path"
+        )
+    if len(found) > 1:
+        raise SourceError(f"{name} holds several inventories: {', '.join(sorted(found))}; name one of them")
+    ((folder, dates),) = found.items()
+    for date in sorted(dates, reverse=True):
+        if latest is not None and date > latest:
+            continue
+        if await place.read(f"{folder}/{date}/{_CHECKSUM}", most_bytes=1024) is not None:
+            return f"{folder}/{date}/{MANIFEST}"
+    when = "" if latest is None else f" of {latest.removesuffix('T99')} or earlier"
+    raise SourceError(
+        f"no inventory{when} in {folder} is complete, as each lacks its {_CHECKSUM}; wait for it, or say another "
+        "--as-of"
+    )
+
+
+async def _inventories(folder: str, place: Place, depth: int) -> dict[str, list[str]]:
+    """The folders that hold dated ones, with those."""
+    names = await place.folders(folder)
+    dated = [name for name in names if _DATED.fullmatch(name)]
+    if dated:
+        return {folder: dated}
+    found: dict[str, list[str]] = {}
+    if depth > 1:
+        for name in names:
+            if name not in {"data", "hive"}:
+                found |= await _inventories(f"{folder}/{name}", place, depth - 1)
+    return found
+
+
+async def _parts(name: str, place: Place, *, all_versions: bool) -> list[InventoryPart]:
+    data = await place.read(name, most_bytes=MAX_MANIFEST_BYTES)
+    if data is None:
+        raise SourceError(f"there is no {name}; check the path")
+    checksum = await place.read(f"{name.removesuffix(MANIFEST)}{_CHECKSUM}", most_bytes=1024)
+    if checksum is None:
+        raise SourceError(
+            f"{name} has no {_CHECKSUM} beside it, so the inventory isn't complete; wait for it, or copy it whole"
+        )
+    due = checksum.decode(errors="replace").strip().lower()
+    seen = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if seen != due:
+        raise SourceError(f"{name} has the MD5 {seen}, and its {_CHECKSUM} says {due}: it is damaged; fetch it anew")
+    manifest = _read_manifest(data, name)
+    folder = f"{posixpath.dirname(posixpath.dirname(name))}/data/"
+    return await _fetched(manifest.files, name, folder, place, schema=manifest.schema, all_versions=all_versions)
+
+
+async def _fetched(
+    files: Sequence[_File], name: str, folder: str, place: Place, *, schema: Sequence[str] | None, all_versions: bool
+) -> list[InventoryPart]:
+    """The data files on this machine, a few fetched at a time."""
+    paths: dict[int, Path] = {}
+    failures: list[Exception] = []
+    limit = anyio.Semaphore(_AT_ONCE)
+
+    async def one(number: int, file: _File) -> None:
+        async with limit:
+            try:
+                paths[number] = await _fetch_file(file, name, folder, place)
+            except Exception as error:  # noqa: BLE001 - raised below: the group would wrap it
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for number, file in enumerate(files):
+            group.start_soon(one, number, file)
+    if failures:
+        raise failures[0]
+    return [
+        InventoryPart(name=posixpath.basename(file.key), path=paths[at], schema=schema, all_versions=all_versions)
+        for at, file in enumerate(files)
+    ]
+
+
+async def _fetch_file(file: _File, name: str, folder: str, place: Place) -> Path:
+    """The data file by its key, or beside the manifest.
+
+    S3 writes keys with one slash where the inventory's prefix ends with `/`, so that the real one has two; and local
+    copies may begin anywhere.
+    """
+    beside = folder + posixpath.basename(file.key)
+    candidates = [beside]
+    if name.startswith("s3://"):
+        candidates = [f"s3://{name.removeprefix('s3://').partition('/')[0]}/{file.key}", beside]
+    for candidate in dict.fromkeys(candidates):
+        path = await place.fetch(candidate, md5=file.md5)
+        if path is not None:
+            return path
+    raise SourceError(
+        f"{name} lists the data file {file.key}, and it is not at {' or '.join(candidates)}; fetch it too"
+    )
+
+
+def _read_manifest(data: bytes, name: str) -> _Manifest:
+    try:
+        manifest = orjson.loads(data)
+    except ValueError as error:
+        raise SourceError(f"{name} is no JSON: {error}; fetch it anew") from error
+    if not isinstance(manifest, dict):
+        raise _odd(name, "it is no JSON object")
+    kind, schema, files = (manifest.get(key) for key in ("fileFormat", "fileSchema", "files"))
+    if kind not in {"CSV", "ORC", "Parquet"}:
+        raise _odd(name, f"its fileFormat is {kind!r}, and CSV, ORC or Parquet is due")
+    if not isinstance(schema, str) or not isinstance(files, list):
+        raise _odd(name, "its fileSchema or its files are missing")
+    columns = tuple(column.strip() for column in schema.split(",")) if kind == "CSV" else None
+    if columns is not None and len(set(columns)) < len(columns):
+        raise _odd(name, f"its fileSchema {schema!r} names a column twice")
+    return _Manifest(columns, tuple(_file(entry, name) for entry in files))
+
+
+def _file(entry: Any, name: str) -> _File:
+    key, md5 = (entry.get("key"), entry.get("MD5checksum")) if isinstance(entry, Mapping) else (None, None)
+    if not isinstance(key, str) or not isinstance(md5, str):
+        raise _odd(name, "an entry of its files has no key or no MD5checksum")
+    base = posixpath.basename(key)
+    if not base or base in {".", ".."} or "\0" in key or os.sep in base:
+        raise _odd(name, f"the key {key!r} of a data file has no name")
+    return _File(key, md5)
+
+
+def _odd(name: str, why: str) -> SourceError:
+    return SourceError(f"{name} is no manifest of an S3 Inventory: {why}; name another one, or another --source-kind")

@@ -1,0 +1,161 @@
+"""What a list file is, told by its content; where that fits several kinds, nothing is guessed."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from batchcl.errors import SourceError
+from batchcl.images import EXTENSIONS
+from batchcl.sources.csv_rows import BUCKET
+from batchcl.sources.files import START_BYTES, start_of
+from batchcl.sources.inventory import is_inventory_manifest
+
+__all__ = ["SourceKind", "kind_of"]
+
+_IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG")
+_TABLE_MAGIC: Final = (b"PAR1", b"ORC")
+_LOOKED_AT: Final = 100
+
+
+class SourceKind(StrEnum):
+    """What `--source-kind` may say."""
+
+    PREFIX = "prefix"
+    DIRECTORY = "directory"
+    KEYS = "keys"
+    MANIFEST = "manifest"
+    IMAGE = "image"
+    INVENTORY = "inventory"
+    BATCH_CSV = "batch-csv"
+    LABEL_CSV = "label-csv"
+    JSON_LINES = "json-lines"
+    TABLE = "table"
+
+
+def kind_of(name: str, path: Path, *, folder: Path | None, wants_table: bool, wants_field: bool) -> SourceKind:
+    """The kind of the file at `path`. Blocks.
+
+    Args:
+        name: as messages call it.
+        path: of the file or its copy.
+        folder: what paths in a labelled CSV are relative to.
+        wants_table: columns are named, so that text is a table with a header.
+        wants_field: a field is named, so that JSON is JSON Lines with it.
+
+    Raises:
+        SourceError: the file is no list, or could be several kinds: it names them.
+    """
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic.startswith(_IMAGE_MAGIC):
+        return SourceKind.IMAGE
+    if magic.startswith(_TABLE_MAGIC):
+        return SourceKind.TABLE
+    start = start_of(path, name)
+    lines = _lines(start)
+    if not lines:
+        raise SourceError(f"{name} is empty; it names no image")
+    if any(b"\0" in line for line in lines):
+        raise SourceError(
+            f"{name} is neither text nor a table, nor a PNG or JPEG image; name a list of images or a directory"
+        )
+    if wants_table:
+        return SourceKind.TABLE
+    if lines[0].lstrip().startswith(b"{"):
+        return _json_kind(name, start, lines, wants_field=wants_field)
+    return _text_kind(name, [line.decode(errors="replace") for line in lines], folder)
+
+
+def _lines(start: bytes) -> list[bytes]:
+    """The first whole lines that aren't blank; where there is no whole one, its beginning."""
+    lines = start.splitlines()
+    if len(start) >= START_BYTES and len(lines) > 1:
+        lines.pop()
+    return [line for line in lines if line][:_LOOKED_AT]
+
+
+def _json_kind(name: str, start: bytes, lines: Sequence[bytes], *, wants_field: bool) -> SourceKind:
+    if is_inventory_manifest(start):
+        return SourceKind.INVENTORY
+    if wants_field:
+        return SourceKind.JSON_LINES
+    try:
+        entry: Any = orjson.loads(lines[0])
+    except orjson.JSONDecodeError:
+        entry = None
+    if isinstance(entry, dict) and "source-ref" in entry:
+        return SourceKind.MANIFEST
+    if isinstance(entry, dict) and entry:
+        fields = ", ".join(list(entry)[:8])
+        raise SourceError(
+            f"{name} starts like a manifest, but its first line has no source-ref, only {fields}; name the field with "
+            "the image by --uri-field, or say what it is with --source-kind manifest or --source-kind keys"
+        )
+    raise SourceError(
+        f"{name} starts like a manifest, but its first line is no JSON object with a source-ref; mend it, or say "
+        "what it is with --source-kind manifest or --source-kind keys"
+    )
+
+
+def _text_kind(name: str, lines: Sequence[str], folder: Path | None) -> SourceKind:
+    """A key list, unless its lines have commas: then what each kind would make of them decides."""
+    if not all("," in line for line in lines):
+        return SourceKind.KEYS
+    rows = [_row(line) for line in lines]
+    as_keys = all(line.startswith("s3://") for line in lines) or any(_is_file(Path(line)) for line in lines)
+    candidates = []
+    if as_keys or not all(rows):
+        candidates.append(SourceKind.KEYS)
+    if all(_like_batch(row) for row in rows):
+        candidates.append(SourceKind.BATCH_CSV)
+    if all(_like_labels(row) for row in rows) and (as_keys or all(_is_file(_below(folder, row[0])) for row in rows)):
+        candidates.append(SourceKind.LABEL_CSV)
+    if len(candidates) == 1:
+        return candidates[0]
+    possible = candidates or [SourceKind.KEYS, SourceKind.BATCH_CSV, SourceKind.LABEL_CSV]
+    listed = " or ".join(f"--source-kind {kind}" for kind in possible)
+    raise SourceError(
+        f"{name} has commas in its lines, so it could be several kinds of list; say which with {listed}, or, for a "
+        "table with a header, name its columns by --uri-column, or --bucket-column and --key-column"
+    )
+
+
+def _row(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _like_batch(row: Sequence[str]) -> bool:
+    """`bucket,key[,versionId]` with a key that can be URL-encoded; what has an image's name is no bucket."""
+    return (
+        len(row) in {2, 3}
+        and BUCKET.fullmatch(row[0]) is not None
+        and not row[0].lower().endswith(tuple(EXTENSIONS))
+        and re.search(r"%(?![0-9A-Fa-f]{2})| ", row[1]) is None
+    )
+
+
+def _like_labels(row: Sequence[str]) -> bool:
+    """An image's name, and labels behind it that don't look like one."""
+    endings = tuple(EXTENSIONS)
+    return len(row) > 1 and row[0].lower().endswith(endings) and not row[-1].lower().endswith(endings)
+
+
+def _below(folder: Path | None, name: str) -> Path:
+    return (folder or Path()) / name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,327 @@
+"""List files of any format as a source: looked at once before a call is spent, then read in pages.
+
+A format gives its files as `Part`s, which yield `Chunk`s; what all formats have in common is here: bad lines, images
+that come more than once, how far a listing came, and that it is the same list when it goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import anyio
+import anyio.to_thread
+import orjson
+import polars as pl
+
+from batchcl.errors import SourceError
+from batchcl.images import ImageRef
+from batchcl.sources.base import PAGE, BadLine, Checked, Position
+from batchcl.sources.repeats import Candidates, HashLog, Members, digest
+
+__all__ = ["Chunk", "FrameChunk", "ImageChunk", "ListSource", "Part"]
+
+BAD_LINES_SHOWN: Final = 100
+_MOST_WORKERS: Final = 4
+
+
+class Chunk(Protocol):
+    """Some lines of a list file, in order.
+
+    Attributes:
+        lines: how many that aren't blank.
+        bad: those that name no image.
+        left_out: those that name something that is no image to score.
+    """
+
+    @property
+    def lines(self) -> int: ...  # noqa: D102 - the class tells
+    @property
+    def bad(self) -> Sequence[BadLine]: ...  # noqa: D102
+    @property
+    def left_out(self) -> Mapping[str, int]: ...  # noqa: D102
+
+    def __len__(self) -> int:
+        """Images in the chunk."""
+        ...
+
+    def names(self) -> pl.Series:
+        """What makes each image the same image: its URI and version."""
+        ...
+
+    def buckets(self) -> set[str]:
+        """The buckets of the images; an empty one for local files."""
+        ...
+
+    def images(self, begin: int, end: int) -> list[ImageRef]:
+        """The images from `begin` up to, but not with, `end`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageChunk:
+    """Images of a list whose lines are read one by one."""
+
+    found: Sequence[ImageRef]
+    bad: Sequence[BadLine] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> int:
+        """Images, bad lines and left out ones."""
+        return len(self.found) + len(self.bad) + sum(self.left_out.values())
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def names(self) -> pl.Series:
+        """As `Chunk` has it."""
+        return pl.Series([name_of(image) for image in self.found], dtype=pl.String)
+
+    def buckets(self) -> set[str]:
+        """As `Chunk` has it."""
+        return {image.bucket for image in self.found}
+
+    def images(self, begin: int, end: int) -> list[ImageRef]:
+        """As `Chunk` has it."""
+        return list(self.found[begin:end])
+
+
+@dataclass(frozen=True, slots=True)
+class FrameChunk:
+    """Images in S3 of a list that is read by columns.
+
+    `frame` has the columns `bucket` and `key`, and may have `version_id`, `etag`, `size_bytes`, `last_modified` and
+    `extra`, under the names and types of `ImageRef`.
+    """
+
+    frame: pl.DataFrame
+    lines: int
+    bad: Sequence[BadLine] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def names(self) -> pl.Series:
+        """As `Chunk` has it."""
+        uri = pl.concat_str(pl.lit("s3://"), "bucket", pl.lit("/"), "key")
+        if "version_id" in self.frame.columns:
+            versioned = pl.concat_str(uri, pl.lit("\0"), "version_id")
+            uri = pl.when(pl.col("version_id").is_null()).then(uri).otherwise(versioned)
+        return self.frame.select(uri.alias("name"))["name"]
+
+    def buckets(self) -> set[str]:
+        """As `Chunk` has it."""
+        return set(self.frame["bucket"].unique())
+
+    def images(self, begin: int, end: int) -> list[ImageRef]:
+        """As `Chunk` has it."""
+        part = self.frame.slice(begin, end - begin)
+        columns = {name: part[name].to_list() for name in part.columns}
+        nothing = [None] * part.height
+        return [
+            ImageRef(
+                uri=f"s3://{bucket}/{key}",
+                bucket=bucket,
+                key=key,
+                version_id=version_id,
+                etag=etag,
+                size_bytes=size_bytes,
+                last_modified=last_modified,
+                extra=extra,
+            )
+            for bucket, key, version_id, etag, size_bytes, last_modified, extra in zip(
+                columns["bucket"],
+                columns["key"],
+                *(
+                    columns.get(name, nothing)
+                    for name in ("version_id", "etag", "size_bytes", "last_modified", "extra")
+                ),
+                strict=True,
+            )
+        ]
+
+
+class Part(Protocol):
+    """A file of a list. Reading it twice gives the same chunks."""
+
+    @property
+    def name(self) -> str:
+        """The file as messages call it."""
+        ...
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The file from its start, in order. Blocks. Raises `SourceError` where it can't be read at all."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a look at one file told."""
+
+    images: int
+    lines: int
+    buckets: frozenset[str]
+    bad: tuple[BadLine, ...]
+    bad_count: int
+    left_out: Mapping[str, int]
+    digest: str
+
+
+class ListSource:
+    """The images that list files name, file by file.
+
+    A bad line refuses the source, or is left out and reported with `skip_bad_lines`. An image that comes again is left
+    out and counted. Memory is that of a chunk for each file that is read at once, however long the list.
+    """
+
+    def __init__(self, description: str, parts: Sequence[Part], *, skip_bad_lines: bool = False) -> None:
+        self.description = description
+        self._parts = parts
+        self._skip_bad_lines = skip_bad_lines
+        self._facts: list[_Facts | None] = [None] * len(parts)
+        self._candidates = Candidates(pl.Series(dtype=pl.UInt64))
+        self._members: Members | None = None
+        self.repeated = 0
+
+    async def check(self) -> Checked:
+        """Read the whole list once, several files at a time; raises `SourceError` for a bad line to be mended.
+
+        Of several files with bad lines, the one is told that was found first.
+        """
+        log = HashLog()
+        failures: list[tuple[int, SourceError]] = []
+        limit = anyio.CapacityLimiter(min(_MOST_WORKERS, os.cpu_count() or 1))
+
+        async def look(number: int) -> None:
+            try:
+                self._facts[number] = await anyio.to_thread.run_sync(self._look, number, log, limiter=limit)
+            except SourceError as error:  # in a task group it would come out wrapped in a group
+                failures.append((number, error))
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for number in range(len(self._parts)):
+                group.start_soon(look, number)
+        if failures:
+            raise min(failures, key=lambda failure: failure[0])[1]
+        try:
+            self._candidates = await anyio.to_thread.run_sync(log.candidates)
+        except SourceError as error:
+            raise SourceError(f"{self.description}: {error}") from error
+        if self._candidates:
+            self.repeated = await anyio.to_thread.run_sync(self._count_repeated)
+        return self._checked()
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        """The images in pages; bad lines and repeated images are left out, having been counted by `check`."""
+        pages = self._pages(0 if after is None else after.count)
+        while page := await anyio.to_thread.run_sync(lambda: next(pages, None)):
+            yield page
+
+    async def contains(self, image: ImageRef) -> bool:
+        """Whether the list names `image`. The first call reads the list once more; then it costs 16 bytes an image."""
+        if self._members is None:
+            self._members = await anyio.to_thread.run_sync(
+                lambda: Members(chunk.names().to_list() for part in self._parts for chunk in part.chunks())
+            )
+        return name_of(image) in self._members
+
+    def _look(self, number: int, log: HashLog) -> _Facts:
+        part = self._parts[number]
+        several = part.name if len(self._parts) > 1 else ""
+        total = _Facts(0, 0, frozenset(), (), 0, Counter(), "")
+        content = hashlib.sha256()
+        for chunk in part.chunks():
+            if chunk.bad and not self._skip_bad_lines:
+                bad = replace(chunk.bad[0], file=several)
+                raise SourceError(
+                    f"{bad.place(self.description)}: {bad.reason}; mend the line, or leave such lines out with "
+                    "--skip-bad-lines"
+                )
+            names = chunk.names()
+            log.add(names)
+            content.update(orjson.dumps(names.to_list())[1:-1] + b",")
+            room = BAD_LINES_SHOWN - len(total.bad)
+            total = _Facts(
+                images=total.images + len(chunk),
+                lines=total.lines + chunk.lines,
+                buckets=total.buckets | chunk.buckets(),
+                bad=total.bad + tuple(replace(bad, file=several) for bad in chunk.bad[:room]),
+                bad_count=total.bad_count + len(chunk.bad),
+                left_out=Counter(total.left_out) + Counter(chunk.left_out),
+                digest="",
+            )
+        return replace(total, digest=content.hexdigest())
+
+    def _checked(self) -> Checked:
+        facts = [each for each in self._facts if each is not None]
+        digests = "".join(each.digest for each in facts)
+        left_out: Counter[str] = Counter()
+        for each in facts:
+            left_out.update(each.left_out)
+        return Checked(
+            buckets=frozenset[str]().union(*(each.buckets for each in facts)) - {""},
+            bad_lines=tuple(bad for each in facts for bad in each.bad)[:BAD_LINES_SHOWN],
+            bad_count=sum(each.bad_count for each in facts),
+            digest=hashlib.sha256(digests.encode()).hexdigest()[:16],
+            lines=sum(each.lines for each in facts),
+            left_out=dict(left_out),
+        )
+
+    def _count_repeated(self) -> int:
+        """How many candidates have been there before. Reads the list once more."""
+        seen: set[bytes] = set()
+        count = 0
+        for part in self._parts:
+            for chunk in part.chunks():
+                names = chunk.names()
+                found = [digest(name) for name in names.gather(self._candidates.among(names)).to_list()]
+                before = len(seen)
+                seen.update(found)
+                count += len(found) - (len(seen) - before)
+        return count
+
+    def _pages(self, skip: int) -> Iterator[list[ImageRef]]:
+        """Pages of the images behind the first `skip`; files that lie before it whole are not opened."""
+        seen: set[bytes] = set()
+        for part, facts in zip(self._parts, self._facts, strict=True):
+            if facts is not None and not self._candidates and skip >= facts.images:
+                skip -= facts.images
+                continue
+            for chunk in part.chunks():
+                repeated = self._repeated_in(chunk, seen)
+                if skip >= len(chunk) - len(repeated):
+                    skip -= len(chunk) - len(repeated)
+                    continue
+                for begin in range(0, len(chunk), PAGE):
+                    images = chunk.images(begin, min(begin + PAGE, len(chunk)))
+                    if repeated:
+                        images = [image for at, image in enumerate(images, begin) if at not in repeated]
+                    if images[skip:]:
+                        yield images[skip:]
+                    skip = max(skip - len(images), 0)
+
+    def _repeated_in(self, chunk: Chunk, seen: set[bytes]) -> set[int]:
+        """Positions of images that came before, in this chunk or an earlier one."""
+        if not self._candidates:
+            return set()
+        names = chunk.names()
+        places = self._candidates.among(names)
+        repeated = set()
+        for place, name in zip(places, names.gather(places).to_list(), strict=True):
+            before = len(seen)
+            seen.add(digest(name))
+            if len(seen) == before:
+                repeated.add(place)
+        return repeated
+
+
+def name_of(image: ImageRef) -> str:
+    """What makes an image the same image."""
+    return image.uri if image.version_id is None else f"{image.uri}\0{image.version_id}"

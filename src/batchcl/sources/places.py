@@ -1,0 +1,162 @@
+"""Where lists lie: below a directory or in a bucket, with the same few questions to both."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio.to_thread
+from botocore.exceptions import BotoCoreError, ClientError
+
+from batchcl.aws.buckets import explain
+from batchcl.aws.session import Aws
+from batchcl.errors import SourceError
+from batchcl.sources.base import parse_s3_uri
+from batchcl.sources.files import copy_object, is_gone
+
+__all__ = ["LocalPlace", "Place", "S3Place"]
+
+_COPY_BYTES = 1024 * 1024
+
+
+class Place(Protocol):
+    """Files by their whole names: paths, or `s3://bucket/key`."""
+
+    async def read(self, name: str, *, most_bytes: int) -> bytes | None:
+        """The file; None where there is none. Raises `SourceError` where it is larger than `most_bytes`."""
+        ...
+
+    async def fetch(self, name: str, *, md5: str | None = None) -> Path | None:
+        """The file on this machine; None where there is none. Raises `SourceError` where its MD5 is another one."""
+        ...
+
+    async def folders(self, name: str) -> list[str]:
+        """The names of the folders directly below, sorted."""
+        ...
+
+    async def files(self, prefix: str) -> list[str]:
+        """The whole names of all files that start with `prefix`, sorted."""
+        ...
+
+
+class LocalPlace:
+    """This machine's files."""
+
+    async def read(self, name: str, *, most_bytes: int) -> bytes | None:
+        """As `Place` has it."""
+        return await anyio.to_thread.run_sync(self._read, name, most_bytes)
+
+    async def fetch(self, name: str, *, md5: str | None = None) -> Path | None:
+        """The file itself, as `Place` has it."""
+        return await anyio.to_thread.run_sync(self._fetch, name, md5)
+
+    async def folders(self, name: str) -> list[str]:
+        """As `Place` has it."""
+        return await anyio.to_thread.run_sync(self._folders, name)
+
+    async def files(self, prefix: str) -> list[str]:
+        """As `Place` has it."""
+        return await anyio.to_thread.run_sync(self._files, prefix)
+
+    @staticmethod
+    def _read(name: str, most_bytes: int) -> bytes | None:
+        try:
+            with Path(name).open("rb") as file:
+                data = file.read(most_bytes + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
+        return _bounded(data, name, most_bytes)
+
+    @staticmethod
+    def _fetch(name: str, md5: str | None) -> Path | None:
+        path = Path(name)
+        if not path.is_file():
+            return None
+        if md5 is not None:
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            except OSError as error:
+                raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
+            if found != md5.lower():
+                raise SourceError(f"{name} has the MD5 {found}, and {md5} is due: it is damaged; fetch it anew")
+        return path
+
+    @staticmethod
+    def _folders(name: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(name or ".") if entry.is_dir())
+        except OSError as error:
+            raise SourceError(f"can't read the directory {name}: {error.strerror}; check the path") from error
+
+    @staticmethod
+    def _files(prefix: str) -> list[str]:
+        folder = prefix.rpartition("/")[0] or ("/" if prefix.startswith("/") else ".")
+        found = (os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)  # noqa: PTH118
+        plain = (name.removeprefix("./") if folder == "." else name for name in found)
+        return sorted(name for name in plain if name.startswith(prefix))
+
+
+class S3Place:
+    """The objects of S3; copies are removed with `stack`."""
+
+    def __init__(self, aws: Aws, stack: ExitStack, *, region: str) -> None:
+        self._aws = aws
+        self._stack = stack
+        self._region = region
+
+    async def read(self, name: str, *, most_bytes: int) -> bytes | None:
+        """As `Place` has it."""
+        bucket, key = parse_s3_uri(name)
+        try:
+            async with self._aws.s3(region=self._region) as client:
+                answer = await client.get_object(Bucket=bucket, Key=key)
+                data = b""
+                while len(data) <= most_bytes and (chunk := await answer["Body"].read(_COPY_BYTES)):
+                    data += chunk
+        except (ClientError, BotoCoreError) as error:
+            if is_gone(error):
+                return None
+            raise explain(error, f"reading {name}", bucket) from error
+        return _bounded(data, name, most_bytes)
+
+    async def fetch(self, name: str, *, md5: str | None = None) -> Path | None:
+        """A copy, as `Place` has it."""
+        async with self._aws.s3(region=self._region) as client:
+            path = await copy_object(client, name, md5=md5)
+        if path is not None:
+            self._stack.callback(path.unlink, missing_ok=True)
+        return path
+
+    async def folders(self, name: str) -> list[str]:
+        """As `Place` has it."""
+        start = name.rstrip("/") + "/"
+        bucket, _, prefix = start.removeprefix("s3://").partition("/")
+        pages = await self._list(bucket, Prefix=prefix, Delimiter="/")
+        found = (each["Prefix"] for page in pages for each in page.get("CommonPrefixes", ()))
+        return sorted(each.removeprefix(prefix).rstrip("/") for each in found)
+
+    async def files(self, prefix: str) -> list[str]:
+        """As `Place` has it."""
+        bucket, _, start = prefix.removeprefix("s3://").partition("/")
+        pages = await self._list(bucket, Prefix=start)
+        return sorted(f"s3://{bucket}/{each['Key']}" for page in pages for each in page.get("Contents", ()))
+
+    async def _list(self, bucket: str, **arguments: str) -> list[dict[str, Any]]:
+        try:
+            async with self._aws.s3(region=self._region) as client:
+                paginator = client.get_paginator("list_objects_v2")
+                return [page async for page in paginator.paginate(Bucket=bucket, **arguments)]
+        except (ClientError, BotoCoreError) as error:
+            raise explain(error, f"listing s3://{bucket}/{arguments['Prefix']}", bucket) from error
+
+
+def _bounded(data: bytes, name: str, most_bytes: int) -> bytes:
+    if len(data) > most_bytes:
+        raise SourceError(f"{name} is larger than {most_bytes:,} bytes, and no such file is; check the path")
+    return data

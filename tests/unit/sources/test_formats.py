@@ -1,0 +1,141 @@
+"""Every list format gives its keys back letter by letter, each image once, and goes on wherever it was cut."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchcl.errors import SourceError
+from batchcl.sources.base import Position
+from unit.sources.lists import BUCKET, FORMATS, HARD_KEYS, columns, csv_text, keys, read
+
+KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
+ONE_LINE = frozenset({"key list"})
+OF_FOLDERS = frozenset({"CSV inventory", "Parquet inventory", "ORC inventory"})
+
+
+def fits(name: str, key: str) -> bool:
+    return name not in ONE_LINE or not ("\n" in key or key.endswith("\r"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_hard_keys_come_back_letter_by_letter(name: str, tmp_path: Path) -> None:
+    wanted = [key for key in HARD_KEYS if fits(name, key)]
+    path = tmp_path / "list"
+    options = FORMATS[name](path, wanted)
+    images, checked, _ = read(path, **options)
+    assert sorted(image.key for image in images) == sorted(wanted)
+    assert {(image.bucket, image.uri) for image in images} == {(BUCKET, f"s3://{BUCKET}/{key}") for key in wanted}
+    assert checked.buckets == {BUCKET}
+    assert (checked.lines, checked.bad_count) == (len(wanted), 0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=25)
+@given(wanted=st.lists(KEYS, min_size=1, max_size=8))
+def test_any_keys_that_are_written_by_the_rule_are_read_back_each_once(name: str, wanted: list[str]) -> None:
+    wanted = [key for key in wanted if fits(name, key)] or ["x"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "list"
+        options = FORMATS[name](path, wanted)
+        images, _, source = read(path, **options)
+        assert sorted(image.key for image in images) == sorted(set(wanted))
+        assert source.repeated == len(wanted) - len(set(wanted))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_reading_goes_on_behind_any_image(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    options = FORMATS[name](path, ["a", "b", "a", "c", "d", "b", "e"])
+    images = read(path, **options).images
+    assert len(images) == 5
+    for count in range(6):
+        assert read(path, after=Position(count, ""), **options).images == images[count:]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in OF_FOLDERS])
+def test_lists_may_be_compressed_whatever_their_name(name: str, tmp_path: Path) -> None:
+    if name in {"Parquet table", "ORC table"}:
+        pytest.skip("these are compressed inside")
+    path = tmp_path / "list"
+    options = FORMATS[name](path, ["a b", "c+d"])
+    plain = path.read_bytes()
+    halves = plain[: len(plain) // 2], plain[len(plain) // 2 :]
+    for packed in (
+        gzip.compress(plain),
+        gzip.compress(halves[0]) + gzip.compress(halves[1]),
+        pa.compress(plain, codec="zstd", asbytes=True),
+    ):
+        path.write_bytes(packed)
+        assert keys(path, **options) == ["a b", "c+d"]
+        path.write_bytes(packed[:-6])
+        with pytest.raises(SourceError, match="the file is cut or damaged"):
+            read(path, **options)
+
+
+def test_other_compressions_are_named(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"BZh91AY&SY")
+    with pytest.raises(SourceError, match="compressed with bzip2; gzip and zstd are read"):
+        read(tmp_path / "list")
+
+
+def test_a_glob_is_one_list_of_many_files_each_recognised_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "1.list").write_bytes(b"s3://b/1\ns3://b/2\n")
+    (tmp_path / "2.list").write_bytes(gzip.compress(b'{"source-ref":"s3://b/3"}\n{"source-ref":"s3://b/1"}\n'))
+    (tmp_path / "3.other").write_bytes(b"s3://b/9\n")
+    found = read(tmp_path / "*.list")
+    assert [image.key for image in found.images] == ["1", "2", "3"]
+    assert (found.source.repeated, found.checked.lines) == (1, 4)
+    assert keys(tmp_path / "*.list", after=Position(2, "")) == ["3"]
+    (tmp_path / "2.list").write_bytes(b"s3://b/3\nhttp://x\n")
+    with pytest.raises(SourceError, match=r"2\.list line 2: 'http://x' is neither"):
+        read(tmp_path / "*.list")
+    with pytest.raises(SourceError, match="no file fits"):
+        read(tmp_path / "*.nothing")
+
+
+def test_a_batch_list_says_that_literal_keys_are_no_good(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"acme-photos,a%20b.jpg\nacme-photos,100%.jpg\n,x\nacme-photos\na b,c\nxyz,%FF\n")
+    with pytest.raises(SourceError, match=r"list line 2: the key '100%\.jpg' is not URL-encoded.*--skip-bad-lines"):
+        read(tmp_path / "list", kind="batch-csv")
+    images, checked, _ = read(tmp_path / "list", kind="batch-csv", skip_bad_lines=True)
+    assert [image.key for image in images] == ["a b.jpg"]
+    assert [bad.number for bad in checked.bad_lines] == [2, 3, 4, 5, 6]
+    assert checked.lines == 1 + checked.bad_count
+
+
+def test_a_batch_list_may_name_versions(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"acme-photos,a%2Fb.jpg,v1\nacme-photos,a/b.jpg,v2\nacme-photos,a/b.jpg,\n")
+    found = read(tmp_path / "list").images
+    assert [(image.key, image.version_id) for image in found] == [
+        ("a/b.jpg", "v1"),
+        ("a/b.jpg", "v2"),
+        ("a/b.jpg", None),
+    ]
+
+
+def test_labels_beside_images_are_kept_as_ground_truth(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "list").write_bytes(b"a.jpg,cat,small,cat\na.jpg,\n../x.jpg,dog\n")
+    images, checked, _ = read(tmp_path / "list", kind="label-csv", skip_bad_lines=True)
+    assert images[0].key == str(tmp_path / "a.jpg")
+    assert images[0].extra is not None
+    assert orjson.loads(images[0].extra)["labels-metadata"]["class-map"] == {"0": "cat", "1": "small"}
+    assert [bad.number for bad in checked.bad_lines] == [3]
+
+
+def test_other_columns_and_fields_are_carried(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(csv_text([["id", "where", "etag"], ["7", "s3://b/k", "e1"], ["8", "bad", ""]]))
+    images, checked, _ = read(tmp_path / "list.csv", columns=columns(uri="where"), skip_bad_lines=True)
+    assert [(image.extra, image.etag) for image in images[:1]] == [('{"id":"7"}', "e1")]
+    (tmp_path / "list.jsonl").write_bytes(b'{"image":"s3://b/k","id":7}\n{"id":8}\n[]\n{"image":5}\n')
+    images, checked, _ = read(tmp_path / "list.jsonl", uri_field="image", skip_bad_lines=True)
+    assert [image.extra for image in images] == ['{"id":7}']
+    assert [bad.number for bad in checked.bad_lines] == [2, 3, 4]
