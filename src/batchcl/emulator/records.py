@@ -77,6 +77,9 @@ class Version:
 
     A state that passes by itself is settled when somebody looks: `next_status` holds from `due` on. From `gone` on
     the version doesn't exist any more.
+
+    `units` are the inference units in service; `unit_seconds` what they have been billed for up to `metered_since`,
+    which is None while the model doesn't run.
     """
 
     arn: str
@@ -102,6 +105,13 @@ class Version:
     f1_score: float | None = None
     billable_seconds: int | None = None
     ended: float | None = None
+    training_validation: str | None = None
+    testing_validation: str | None = None
+    manifest_summary: str | None = None
+    source_arn: str | None = None
+    units: int | None = None
+    unit_seconds: float = 0.0
+    metered_since: float | None = None
     tags: dict[str, str] = field(default_factory=dict)
     gone: float | None = None
 
@@ -113,9 +123,24 @@ class Version:
         """Pass to the next status if its time has come."""
         if self.due is not None and now >= self.due:
             assert self.next_status is not None
+            due = self.due
             self.become(self.next_status, self.next_message)
+            if self.status == "RUNNING":
+                self.metered_since, self.units = due, self.min_units
 
     def become(self, status: str, message: str) -> None:
         """Change the status now, whatever was scheduled."""
         self.status, self.status_message = status, message
         self.due = self.next_status = None
+
+    def meter(self, now: float) -> None:
+        """Bill the units in service up to `now`."""
+        if self.metered_since is not None:
+            self.unit_seconds += max(0.0, now - self.metered_since) * (self.units or 0)
+            self.metered_since = max(now, self.metered_since)
+
+    def halt(self, status: str, message: str, *, now: float) -> None:
+        """Leave RUNNING: bill what ran, and become `status`."""
+        self.meter(now)
+        self.metered_since = self.units = None
+        self.become(status, message)

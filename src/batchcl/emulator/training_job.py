@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from batchcl.emulator.service import Service
     from batchcl.groundtruth import GroundTruth
 
-__all__ = ["Material", "read_manifest", "run_training", "split_lines"]
+__all__ = ["Material", "read_manifest", "result_keys", "run_training", "split_lines"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -42,6 +42,32 @@ class Material:
 
     train: list[bytes]
     test: list[bytes] | None
+
+
+class ResultKeys(NamedTuple):
+    """Keys in the output bucket for what a training writes."""
+
+    summary: str
+    training_output: str
+    testing_output: str
+    training_validation: str
+    testing_validation: str
+    manifest_summary: str
+
+
+def result_keys(version: Version) -> ResultKeys:
+    """Where the results of a version go. The names of the last three are the guide's."""
+    prefix = version.output_prefix.strip("/")
+    folder = f"{prefix}/" if prefix else ""
+    model = f"{owner(version.arn).project}-{version.name}"
+    return ResultKeys(
+        summary=f"{folder}EvaluationSummary-{model}.json",
+        training_output=f"{folder}{model}-training.manifest",
+        testing_output=f"{folder}{model}-testing.manifest",
+        training_validation=f"{folder}validation/{model}/training_manifest_with_validation.json",
+        testing_validation=f"{folder}validation/{model}/testing_manifest_with_validation.json",
+        manifest_summary=f"{folder}validation/{model}/manifest_summary.json",
+    )
 
 
 class _ClosingError(Exception):
@@ -181,13 +207,13 @@ async def _read_one(service: Service, number: int, entry: GroundTruth, task: Tas
 
 async def _write_results(service: Service, version: Version, material: Material, trained: Trained) -> None:
     ended = service.clock.time()
-    project = owner(version.arn).project
-    prefix = version.output_prefix.strip("/")
-    folder = f"{prefix}/" if prefix else ""
     test_lines = material.test if material.test is not None else material.train
-    version.summary = f"{folder}EvaluationSummary-{project}-{version.name}.json"
-    version.training_output = f"{folder}{project}-{version.name}-training.manifest"
-    version.testing_output = f"{folder}{project}-{version.name}-testing.manifest"
+    keys = result_keys(version)
+    version.summary, version.training_output, version.testing_output = (
+        keys.summary,
+        keys.training_output,
+        keys.testing_output,
+    )
     version.f1_score = trained.evaluation.mean("f1")
     files = {
         version.summary: reports.summary(trained, version_arn=version.arn, ended=ended),

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from batchcl.emulator.operations import datasets, detect, entries, projects, tags, versions
+from batchcl.emulator.operations import (
+    copies,
+    datasets,
+    detect,
+    entries,
+    policies,
+    projects,
+    tags,
+    versions,
+)
 from batchcl.emulator.service import Call
 
 __all__ = ["OPERATIONS", "Operation"]
@@ -17,6 +26,10 @@ __all__ = ["OPERATIONS", "Operation"]
 Operation = Callable[[Call, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 OPERATIONS: Final[dict[str, Operation]] = {
+    "CopyProjectVersion": copies.copy_project_version,
+    "DeleteProjectPolicy": policies.delete_project_policy,
+    "ListProjectPolicies": policies.list_project_policies,
+    "PutProjectPolicy": policies.put_project_policy,
     "CreateDataset": datasets.create_dataset,
     "CreateProject": projects.create_project,
     "CreateProjectVersion": versions.create_project_version,

@@ -108,7 +108,7 @@ async def stop_project_version(call: Call, parameters: dict[str, Any]) -> dict[s
     version = call.version(parameters["ProjectVersionArn"])
     if version.status != "RUNNING":
         raise in_use(f"The model {version.arn} can't be stopped while it is {version.status}.")
-    version.become("STOPPING", "The model is stopping.")
+    version.halt("STOPPING", "The model is stopping.", now=call.now)
     version.schedule("STOPPED", "The model is stopped.", due=call.now + call.service.settings.stop_seconds)
     call.service.models.pop(version.arn, None)
     call.service.state.save()
@@ -189,9 +189,10 @@ def _describe(version: Version) -> dict[str, Any]:
         "MaxInferenceUnits": version.max_units,
         "VersionDescription": version.description,
         "KmsKeyId": version.kms_key_id,
+        "SourceProjectVersionArn": version.source_arn,
     }
     described.update({name: value for name, value in optional.items() if value is not None})
-    if version.status == "TRAINING_IN_PROGRESS":
+    if version.status in {"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS", "COPYING_FAILED"}:
         return described
     if version.ended is not None:
         described["TrainingEndTimestamp"] = dt.datetime.fromtimestamp(version.ended, dt.UTC)
