@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.lifecycle import Units
+from batchcl.aws.transport import Transport
 from batchcl.errors import UsageError
 from batchcl.runs.layout import valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
@@ -72,6 +73,7 @@ class Job(BaseModel):
         max_results: labels an image at most, highest confidence first.
         max_tps: hard ceiling of calls a second.
         max_in_flight: calls at once at most, a guard for memory.
+        transport: how calls travel: `wire`, or `aioboto3` for set-ups that only the SDK understands.
         include: globs; an image must fit one of them, if any is given.
         exclude: globs; an image that fits one of them is left out.
         limit: score the first so many images only.
@@ -109,6 +111,7 @@ class Job(BaseModel):
     max_results: Annotated[int, Field(ge=0)] | None = None
     max_tps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
+    transport: Transport = Transport.WIRE
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     limit: Annotated[int, Field(ge=1)] | None = None

@@ -15,6 +15,7 @@ from botocore.exceptions import ClientError
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector, open_detector
 from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import (
     BatchclError,
     CallError,
@@ -81,7 +82,8 @@ class NightHouse(House):
 
     @asynccontextmanager
     async def detector(self) -> AsyncIterator[Detector]:
-        async with open_detector(cast("Aws", Session(self)), ModelArn.parse(MODEL)) as detector:
+        session = cast("Aws", Session(self))
+        async with open_detector(session, ModelArn.parse(MODEL), transport=Transport.AIOBOTO3) as detector:
             yield detector
 
 

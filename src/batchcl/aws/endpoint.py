@@ -6,20 +6,27 @@ path style) are not written anew here: botocore prepares one request, and what i
 
 from __future__ import annotations
 
+import base64
 import re
 import ssl
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 from botocore.httpsession import ProxyConfiguration, get_cert_path
 from botocore.utils import get_environ_proxies
 
 from batchcl.aws.session import Aws
-from batchcl.errors import FatalCallError, RefusedError
+from batchcl.errors import CredentialsError, RefusedError
 
 __all__ = ["Endpoint", "find_endpoint", "trust"]
 
@@ -36,7 +43,8 @@ class Endpoint:
         host: as the Host header has it.
         region: of the signature's scope.
         signing_name: the service in the signature's scope.
-        proxy: to connect through; it may hold a password.
+        proxy: to connect through, without its user and password.
+        proxy_authorization: the Proxy-Authorization header, where the proxy has a user.
     """
 
     url: str
@@ -44,21 +52,24 @@ class Endpoint:
     host: str
     region: str
     signing_name: str
-    proxy: str | None = field(repr=False)
+    proxy: str | None
+    proxy_authorization: str | None = field(repr=False)
 
 
 async def find_endpoint(aws: Aws, service: str, *, region: str, bucket: str | None = None) -> Endpoint:
     """The endpoint of `service`, or of a bucket of S3. Connects to nothing but where the credentials come from.
 
     Raises:
-        FatalCallError: there are no credentials, or botocore knows no endpoint.
+        CredentialsError: there are none.
+        RefusedError: botocore knows no endpoint for it.
     """
     try:
         url, authorization = await _prepared(aws, service, region, bucket)
-    except (BotoCoreError, ClientError, ValueError) as error:
-        raise FatalCallError(
-            f"{service} can't be reached as things are set: {error}; check the profile, its keys and the region",
-            code="Credentials",
+    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ClientError) as error:
+        raise CredentialsError(f"{service} needs AWS credentials: {error}; log in, or check the profile") from error
+    except (BotoCoreError, ValueError) as error:
+        raise RefusedError(
+            f"where {service} is can't be told from the AWS settings: {error}; check the profile and the region"
         ) from error
     scope = _SCOPE.search(authorization)
     parts = urlsplit(url)
@@ -66,13 +77,15 @@ async def find_endpoint(aws: Aws, service: str, *, region: str, bucket: str | No
     name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else str(parts.hostname)
     host = name if standard else f"{name}:{parts.port}"
     origin = f"{parts.scheme}://{host}"
+    proxy, proxy_authorization = _proxy_for(origin)
     return Endpoint(
         url=origin,
         root=parts.path.rstrip("/"),
         host=host,
         region=scope[1] if scope else region,
         signing_name=scope[2] if scope else service,
-        proxy=ProxyConfiguration(get_environ_proxies(origin)).proxy_url_for(origin),
+        proxy=proxy,
+        proxy_authorization=proxy_authorization,
     )
 
 
@@ -93,6 +106,20 @@ def trust(aws: Aws) -> ssl.SSLContext:
         raise RefusedError(
             f"the CA certificates in {path} can't be read: {why}; check AWS_CA_BUNDLE and ca_bundle in the AWS config"
         ) from error
+
+
+def _proxy_for(origin: str) -> tuple[str | None, str | None]:
+    """The proxy of the environment, and what it is told to let us through: apart, as errors name the proxy."""
+    proxy = ProxyConfiguration(get_environ_proxies(origin)).proxy_url_for(origin)
+    if not proxy:
+        return None, None
+    parts = urlsplit(proxy)
+    user, at, place = parts.netloc.rpartition("@")
+    if not at:
+        return proxy, None
+    name, _, password = user.partition(":")
+    encoded = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    return urlunsplit(parts._replace(netloc=place)), f"Basic {encoded}"
 
 
 class _ReadOff(Exception):  # noqa: N818 - not an error: it ends a request that was only to be prepared

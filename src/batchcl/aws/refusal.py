@@ -22,9 +22,9 @@ class Refusal:
 
 def read_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refusal:
     """The code and message of an answer with `status` 300 or above. Raises nothing, whatever the body is."""
-    named = headers.get("x-amzn-ErrorType", "").partition(":")[0]
+    named = headers.get("x-amzn-ErrorType", "")
     code, message = _from_xml(body) if body.lstrip()[:1] == b"<" else _from_json(body)
-    code = (code or named).rpartition("#")[2]
+    code = (code or named).partition(":")[0].rpartition("#")[2]
     return Refusal(code or str(status), message)
 
 

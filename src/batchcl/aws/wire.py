@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import email.utils
 import io
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -25,7 +24,7 @@ from batchcl.aws.endpoint import Endpoint, find_endpoint, trust
 from batchcl.aws.refusal import read_refusal
 from batchcl.aws.session import Aws
 from batchcl.aws.sigv4 import Headers, Keys, Signer, canonical_path, canonical_query
-from batchcl.errors import CallError, FatalCallError, TransientError
+from batchcl.aws.unanswered import unanswered
 
 __all__ = ["Answer", "Request", "Wire", "open_wire"]
 
@@ -99,6 +98,8 @@ class Wire:
             service=endpoint.signing_name, region=endpoint.region, host=endpoint.host, names_content=self._is_s3
         )
         self._urls: dict[str, tuple[URL, str]] = {}
+        told = endpoint.proxy_authorization
+        self._to_proxy = None if told is None else {"Proxy-Authorization": told}
 
     @property
     def endpoint(self) -> Endpoint:
@@ -109,8 +110,9 @@ class Wire:
         """The answer to `request`, whatever its status: redirects aren't followed, errors aren't raised.
 
         Raises:
-            TransientError: no whole answer came in time. `code` says why: `Timeout`, or the name of aiohttp's error.
-            FatalCallError: no credentials (`code` is `Credentials`), or a certificate that isn't trusted (`Tls`).
+            TransientError: no whole answer came in time; see `batchcl.aws.unanswered` for its `code`.
+            FatalCallError: no credentials (`code` is `Credentials`), a certificate that isn't trusted (`Tls`), or a
+                proxy that wants credentials (`Proxy`).
         """
         keys = await self._keys.current()
         answer = await self._send(request, keys)
@@ -151,16 +153,21 @@ class Wire:
             headers=request.headers,
             body=request.body,
         )
+        if self._to_proxy is not None and url.scheme == "http":
+            headers |= self._to_proxy  # there is no tunnel, whose request would carry it
         if query:
             url = URL(f"{url}?{query}", encoded=True)
         try:
             return await self._exchange(request.method, url, headers, request.body)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise self._named(error) from error
+            lost = unanswered(error, where=self._endpoint.url)
+        raise lost  # not from aiohttp's error, which holds all headers that were sent, the session token among them
 
     async def _exchange(self, method: str, url: URL, headers: dict[str, str], body: bytes) -> Answer:
         data: Any = body if len(body) <= _INLINE_BYTES else io.BytesIO(body)
-        async with self._session.request(method, url, headers=headers, data=data or None, allow_redirects=False) as got:
+        async with self._session.request(
+            method, url, headers=headers, data=data or None, allow_redirects=False, proxy_headers=self._to_proxy
+        ) as got:
             if (got.content_length or 0) > _LARGEST_ANSWER_BYTES:
                 raise aiohttp.ClientPayloadError(f"an answer of {got.content_length:,} bytes is none of AWS's")
             return Answer(got.status, got.headers, await got.read())
@@ -172,16 +179,6 @@ class Wire:
         if len(self._urls) < 64:  # noqa: PLR2004 - a bound is enough; hot paths have one path
             self._urls[path] = prepared
         return prepared
-
-    def _named(self, error: Exception) -> CallError:
-        where = self._endpoint.url
-        if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError | ssl.SSLError):
-            return FatalCallError(
-                f"the TLS connection to {where} failed: {_said(error)}; set AWS_CA_BUNDLE to your CA's file", code="Tls"
-            )
-        if isinstance(error, TimeoutError):
-            return TransientError(f"{where} gave no answer in time", code="Timeout")
-        return TransientError(f"{where}: {_said(error)}", code=type(error).__name__)
 
 
 @asynccontextmanager
@@ -211,8 +208,7 @@ async def open_wire(
         monotonic: seconds on a clock that only goes on.
 
     Raises:
-        FatalCallError: there are no credentials, or no endpoint is known.
-        RefusedError: the CA bundle can't be read.
+        RefusedError: there are no credentials, no endpoint is known, or the CA bundle can't be read.
     """
     endpoint = await find_endpoint(aws, service, region=region, bucket=bucket)
     connector = aiohttp.TCPConnector(
@@ -230,8 +226,3 @@ async def open_wire(
         proxy=endpoint.proxy,
     ) as session:
         yield Wire(session, endpoint, KeyRing(aws, service, monotonic=monotonic), clock=clock)
-
-
-def _said(error: Exception) -> str:
-    """The error's own words on one line, or its name."""
-    return " ".join(str(error).split()) or type(error).__name__

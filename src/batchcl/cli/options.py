@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from batchcl.aws.transport import Transport
 from batchcl.sources.recognise import SourceKind
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "SkipBadLines",
     "Sources",
     "StartModel",
+    "TransportOption",
     "UriColumn",
     "UriField",
     "flags",
@@ -78,6 +80,10 @@ MaxTps = Annotated[
 ]
 MaxInFlight = Annotated[
     int | None, typer.Option("--max-in-flight", help="Calls at once (256): a guard for memory.", show_default=False)
+]
+TransportOption = Annotated[
+    Transport | None,
+    typer.Option("--transport", help="How calls travel: the SDK costs 5 times the CPU (wire).", show_default=False),
 ]
 Include = Annotated[
     list[str] | None, typer.Option("--include", metavar="GLOB", help="Take these only.", show_default=False)

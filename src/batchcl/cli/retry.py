@@ -17,6 +17,7 @@ from batchcl.cli.options import (
     Profile,
     Region,
     StartModel,
+    TransportOption,
     flags,
 )
 from batchcl.cli.output import Root
@@ -36,6 +37,7 @@ def retry(
     ] = None,
     max_tps: MaxTps = None,
     max_in_flight: MaxInFlight = None,
+    transport: TransportOption = None,
     max_cost: MaxCost = None,
     start_model: StartModel = None,
     keep_model: KeepModel = None,
@@ -66,6 +68,7 @@ def retry(
     changes = flags(
         max_tps=max_tps,
         max_in_flight=max_in_flight,
+        transport=transport,
         max_cost=max_cost,
         start_model=start_model,
         keep_model=keep_model,

@@ -174,6 +174,7 @@ async def open_model(
         open_detector(
             aws,
             model,
+            transport=job.transport,
             min_confidence=job.min_confidence,
             max_results=job.max_results,
             connections=job.max_in_flight,

@@ -4,6 +4,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
@@ -12,6 +13,7 @@ import pytest
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionClosedError,
     ConnectTimeoutError,
     CredentialRetrievalError,
     EndpointConnectionError,
@@ -20,16 +22,19 @@ from botocore.exceptions import (
     NoRegionError,
     ParamValidationError,
     PartialCredentialsError,
+    ProxyConnectionError,
     ReadTimeoutError,
     SSLError,
     TokenRetrievalError,
     UnknownEndpointError,
 )
 
-from batchcl.aws import detect as module
+from batchcl.aws import detect_sdk as module
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.detect import RekognitionDetector, open_detector
+from batchcl.aws.detect import open_detector
+from batchcl.aws.detect_sdk import SdkDetector
 from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import CallError, FatalCallError, ImageError, ThrottledError, TransientError
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Detection, Label
@@ -39,10 +44,23 @@ IMAGE = ImageRef(uri="s3://b/a b+c%2F é.jpg", bucket="b", key="a b+c%2F é.jpg"
 EMPTY = {"CustomLabels": [], "ResponseMetadata": {"RequestId": "r-1"}}
 
 
+CUT = aiohttp.ClientPayloadError("cut")
+RESET = aiohttp.ServerDisconnectedError()
+DNS = aiohttp.ClientConnectorDNSError(
+    cast("Any", SimpleNamespace(host="x", port=443, ssl=True)), OSError(-2, "unknown")
+)
+
+
+def proxy_says(status: int) -> aiohttp.ClientHttpProxyError:
+    request = cast("Any", SimpleNamespace(real_url="http://p"))
+    return aiohttp.ClientHttpProxyError(request, (), status=status, message="No")
+
+
 class FakeClient:
     """Answers with `answer`, or raises it, and keeps what it was asked."""
 
     def __init__(self, answer: object = EMPTY) -> None:
+        self.meta = SimpleNamespace(endpoint_url="https://x")
         self.answer = answer
         self.asked: list[dict[str, Any]] = []
 
@@ -55,7 +73,7 @@ class FakeClient:
 
 
 def detect(client: FakeClient, image: ImageRef = IMAGE, **options: Any) -> Detection:
-    return anyio.run(RekognitionDetector(client, MODEL, **options).detect, image)
+    return anyio.run(SdkDetector(client, MODEL, **options).detect, image)
 
 
 def refused(code: str, message: str = "", status: int = 400) -> ClientError:
@@ -164,16 +182,23 @@ def test_an_answer_of_another_shape_was_cut_on_its_way_and_is_tried_again(answer
         (TokenRetrievalError(provider="sso", error_msg="gone"), FatalCallError, "Credentials"),
         (NoRegionError(), FatalCallError, "Credentials"),
         (UnknownEndpointError(service_name="r", region_name="mars"), FatalCallError, "Credentials"),
+        (EndpointConnectionError(endpoint_url="https://x", error=DNS), TransientError, "Unreachable"),
+        (EndpointConnectionError(endpoint_url="https://x", error=RESET), TransientError, "ConnectionLost"),
         (EndpointConnectionError(endpoint_url="https://x"), TransientError, "EndpointConnectionError"),
-        (ReadTimeoutError(endpoint_url="https://x"), TransientError, "ReadTimeoutError"),
-        (ConnectTimeoutError(endpoint_url="https://x"), TransientError, "ConnectTimeoutError"),
+        (ConnectionClosedError(endpoint_url="https://x", error=CUT), TransientError, "ConnectionLost"),
+        (ProxyConnectionError(proxy_url="http://p", error=proxy_says(407)), FatalCallError, "Proxy"),
+        (ProxyConnectionError(proxy_url="http://p", error=proxy_says(503)), TransientError, "Proxy"),
+        (ReadTimeoutError(endpoint_url="https://x"), TransientError, "Timeout"),
+        (ConnectTimeoutError(endpoint_url="https://x"), TransientError, "Timeout"),
         (HTTPClientError(error="broken"), TransientError, "HTTPClientError"),
+        (HTTPClientError(error=KeyError("x")), TransientError, "KeyError"),
         (BotoCoreError(), TransientError, "BotoCoreError"),
-        (aiohttp.ClientPayloadError("cut"), TransientError, "ClientPayloadError"),
-        (aiohttp.ServerDisconnectedError(), TransientError, "ServerDisconnectedError"),
-        (ssl.SSLError("bad record"), TransientError, "SSLError"),
-        (ConnectionResetError(104, "reset"), TransientError, "ConnectionResetError"),
-        (OSError(), TransientError, "OSError"),
+        (CUT, TransientError, "ConnectionLost"),
+        (RESET, TransientError, "ConnectionLost"),
+        (ssl.SSLError("bad record"), TransientError, "ConnectionLost"),
+        (ssl.SSLCertVerificationError("self-signed"), FatalCallError, "Tls"),
+        (ConnectionResetError(104, "reset"), TransientError, "ConnectionLost"),
+        (OSError(), TransientError, "ConnectionLost"),
         (ValueError(), TransientError, "ValueError"),
         (aiohttp.ServerTimeoutError("slow"), TransientError, "Timeout"),
         (TimeoutError(), TransientError, "Timeout"),
@@ -210,7 +235,7 @@ def test_cancellation_is_no_error_of_the_call() -> None:
 
     async def main() -> bool:
         with anyio.move_on_after(0.01) as scope:
-            await RekognitionDetector(Stuck(), MODEL).detect(IMAGE)
+            await SdkDetector(Stuck(), MODEL).detect(IMAGE)
         return scope.cancelled_caught
 
     assert anyio.run(main)
@@ -250,7 +275,7 @@ class FakeAws:
 
 def with_detector(aws: FakeAws, act: Callable[[Any], Any], **options: Any) -> Any:
     async def main() -> Any:
-        async with open_detector(cast("Aws", aws), MODEL, **options) as detector:
+        async with open_detector(cast("Aws", aws), MODEL, transport=Transport.AIOBOTO3, **options) as detector:
             return await act(detector)
 
     return anyio.run(main)
@@ -334,7 +359,7 @@ def test_no_message_holds_the_secret_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody listens there
 
     async def main() -> None:
-        async with open_detector(Aws(), MODEL) as detector:
+        async with open_detector(Aws(), MODEL, transport=Transport.AIOBOTO3) as detector:
             await detector.detect(ImageRef(uri="s3://pics/a.png", bucket="pics", key="a.png"))
 
     with pytest.raises(TransientError) as caught:

@@ -1,0 +1,89 @@
+"""DetectCustomLabels over the wire: a tenth of the SDK's work for a call, and the same outcomes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import orjson
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.classify import classify
+from batchcl.aws.detection import detection_of, encoded_file, s3_object
+from batchcl.aws.refusal import read_refusal
+from batchcl.aws.unanswered import malformed, redirected, unanswered
+from batchcl.aws.wire import DEADLINE_S, Answer, Request, Wire
+from batchcl.errors import CallError, ImageError
+from batchcl.images import ImageRef
+from batchcl.scoring.outcome import Detection
+
+__all__ = ["WireDetector"]
+
+_HEADERS: Final = (
+    ("Content-Type", "application/x-amz-json-1.1"),
+    ("X-Amz-Target", "RekognitionService.DetectCustomLabels"),
+)
+_REFUSED: Final = 300
+_ELSEWHERE: Final = range(300, 400)
+_REQUEST_ID: Final = "x-amzn-RequestId"
+
+
+class WireDetector:
+    """DetectCustomLabels through a `Wire`.
+
+    Local images travel as bytes, S3 images as S3Object (with the version where the list named one).
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        model: ModelArn,
+        *,
+        min_confidence: float | None = None,
+        max_results: int | None = None,
+    ) -> None:
+        self._wire = wire
+        self._arguments: dict[str, Any] = {"ProjectVersionArn": model.text}
+        if min_confidence is not None:
+            self._arguments["MinConfidence"] = min_confidence
+        if max_results is not None:
+            self._arguments["MaxResults"] = max_results
+
+    async def detect(self, image: ImageRef) -> Detection:
+        """The labels of `image`; raises a `CallError` subclass, within the wire's deadline."""
+        body = await self._local(image) if image.local else self._body(s3_object(image))
+        answer = await self._wire.send(Request(method="POST", headers=_HEADERS, body=body))
+        if answer.status >= _REFUSED:
+            raise self._refused(answer)
+        try:
+            said = orjson.loads(answer.body)
+        except orjson.JSONDecodeError as error:
+            raise malformed() from error
+        return detection_of(said, answer.headers.get(_REQUEST_ID, ""))
+
+    def _body(self, image: dict[str, Any]) -> bytes:
+        try:
+            return orjson.dumps({**self._arguments, "Image": image})
+        except TypeError as error:
+            raise ImageError("the key is no Unicode text", code="InvalidParameterException") from error
+
+    async def _local(self, image: ImageRef) -> bytes:
+        """Read and encoded aside, as megabytes would hold all other calls up."""
+
+        def build() -> bytes:
+            return self._body({"Bytes": encoded_file(image.key)})
+
+        try:
+            with anyio.fail_after(DEADLINE_S):
+                return await anyio.to_thread.run_sync(partial(build), abandon_on_cancel=True)
+        except TimeoutError as error:
+            raise unanswered(error, where=f"the disk for {image.key}") from error
+
+    def _refused(self, answer: Answer) -> CallError:
+        if answer.status in _ELSEWHERE:
+            return redirected(self._wire.endpoint.url, answer.status, answer.headers.get("Location"))
+        refusal = read_refusal(answer.status, answer.headers, answer.body)
+        request_id = answer.headers.get(_REQUEST_ID, "")
+        return classify(refusal.code, refusal.message, status=answer.status, request_id=request_id)

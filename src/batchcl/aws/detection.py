@@ -1,0 +1,66 @@
+"""DetectCustomLabels' words: what a call is asked with, and what its answer means."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from batchcl.aws.unanswered import malformed
+from batchcl.errors import ImageError
+from batchcl.images import ImageRef
+from batchcl.scoring.outcome import Detection, Label
+
+__all__ = ["detection_of", "encoded_file", "read_file", "s3_object"]
+
+
+def s3_object(image: ImageRef) -> dict[str, Any]:
+    """The `Image` of a call for an object: by its exact name, with the version where the list named one."""
+    named = {"Bucket": image.bucket, "Name": image.key}
+    if image.version_id is not None:
+        named["Version"] = image.version_id
+    return {"S3Object": named}
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a local image. Blocks.
+
+    Raises:
+        ImageError: it can't be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"the file can't be read: {error.strerror}", code="UnreadableFile") from error
+
+
+def encoded_file(path: str) -> str:
+    """`read_file` in base64, as JSON carries bytes."""
+    return base64.b64encode(read_file(path)).decode()
+
+
+def detection_of(answer: Any, request_id: str) -> Detection:
+    """The labels of a good answer's body.
+
+    Raises:
+        TransientError: it lacks what the API promises, as it was cut on its way.
+    """
+    try:
+        return Detection(tuple([_label(entry) for entry in answer["CustomLabels"]]), request_id)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise malformed() from error
+
+
+def _label(entry: dict[str, Any]) -> Label:
+    geometry = entry.get("Geometry") or {}
+    box = geometry.get("BoundingBox")
+    polygon = geometry.get("Polygon")
+    name = entry["Name"]
+    if not isinstance(name, str):
+        raise TypeError("a label's name is text")
+    return Label(
+        name,
+        float(entry["Confidence"]),
+        None if not box else (float(box["Left"]), float(box["Top"]), float(box["Width"]), float(box["Height"])),
+        None if not polygon else tuple((float(point["X"]), float(point["Y"])) for point in polygon),
+    )

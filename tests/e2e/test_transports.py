@@ -1,0 +1,101 @@
+"""Both transports against a service that checks signatures and looks at the pictures."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+import polars as pl
+import pytest
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.detect import open_detector
+from batchcl.aws.detect_wire import WireDetector
+from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
+from batchcl.aws.transport import Transport
+from batchcl.aws.wire import open_wire
+from batchcl.errors import FatalCallError, ImageError
+from batchcl.images import ImageRef
+from servers import KEY, SECRET, aws_env, client
+
+HOUR_S = 3600
+
+
+def aws(service: str, *, secret: str = SECRET) -> Aws:
+    return Aws(AwsSettings(rekognition_endpoint_url=service, rekognition_credentials=StaticCredentials(KEY, secret)))
+
+
+@pytest.fixture(scope="module")
+def images(demo, seaweed) -> list[ImageRef]:
+    """The same pictures as files, which travel as bytes, and in a bucket under odd names."""
+    s3 = client("s3", seaweed)
+    s3.create_bucket(Bucket="transports")
+    found = []
+    for number, path in enumerate(sorted(demo.data.images.iterdir())[:4]):
+        key = f"a b+c%2F é'{number}{path.suffix}"
+        s3.put_object(Bucket="transports", Key=key, Body=path.read_bytes())
+        found.append(ImageRef(uri=str(path), bucket="", key=str(path)))
+        found.append(ImageRef(uri=f"s3://transports/{key}", bucket="transports", key=key))
+    return found
+
+
+def test_both_see_the_same_in_the_same_pictures(service, demo, images):
+    async def labels(transport: Transport) -> list[Any]:
+        model = ModelArn.parse(demo.arn)
+        async with open_detector(aws(service), model, transport=transport, min_confidence=0) as detector:
+            return [(await detector.detect(image)).labels for image in images]
+
+    ours, theirs = (anyio.run(labels, transport) for transport in (Transport.WIRE, Transport.AIOBOTO3))
+    assert ours == theirs
+    assert all(ours)
+    assert ours[0::2] == ours[1::2]  # as bytes and as objects
+
+
+@pytest.mark.parametrize("transport", Transport)
+def test_refusals_of_the_service_have_the_same_class(service, demo, transport):
+    missing = ImageRef(uri="s3://transports/no", bucket="transports", key="no")
+    text = ImageRef(uri=__file__, bucket="", key=__file__)
+
+    async def main() -> None:
+        model = ModelArn.parse(demo.arn)
+        async with open_detector(aws(service), model, transport=transport) as detector:
+            for image, code in ((missing, "InvalidS3ObjectException"), (text, "InvalidImageFormatException")):
+                with pytest.raises(ImageError) as caught:
+                    await detector.detect(image)
+                assert (caught.value.code, caught.value.status) == (code, 400)
+        async with open_detector(aws(service, secret="wrong"), model, transport=transport) as detector:
+            with pytest.raises(FatalCallError, match="secret key does not fit") as refused:
+                await detector.detect(text)
+            assert refused.value.code == "InvalidSignatureException"
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("ahead_s", [-HOUR_S, HOUR_S])
+def test_a_machine_whose_clock_is_off_scores_all_the_same(service, demo, images, ahead_s):
+    async def main() -> None:
+        session = aws(service)
+        region = ModelArn.parse(demo.arn).region
+        async with open_wire(session, "rekognition", region=region, clock=lambda: time.time() + ahead_s) as wire:
+            detector = WireDetector(wire, ModelArn.parse(demo.arn), min_confidence=0)
+            for image in images[:3]:
+                assert (await detector.detect(image)).labels
+
+    anyio.run(main)
+
+
+def test_a_run_goes_by_the_transport_that_it_is_told(service, demo, seaweed, cli, tmp_path):
+    frames = {}
+    for transport in Transport:
+        out = tmp_path / transport
+        done = cli(
+            *("run", demo.data.images, "--model", demo.arn, "--out", out, "--limit", 8, "--transport", transport),
+            env=aws_env(service, seaweed),
+        )
+        assert done.code == 0, done.err
+        frames[transport] = pl.read_parquet(f"{out}/results/**/*.parquet").select("uri", "labels").sort("uri")
+    assert frames[Transport.WIRE].equals(frames[Transport.AIOBOTO3])
+    refused = cli("run", "x", "--model", demo.arn, "--out", tmp_path, "--transport", "pigeon")
+    assert refused.code == 2
+    assert "pigeon" in refused.err

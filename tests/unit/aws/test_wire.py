@@ -1,0 +1,587 @@
+"""The wire against servers that say what AWS says, and against those that nobody wants to meet."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from email.utils import format_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
+from batchcl.aws.wire import Answer, Request, Wire, open_wire
+from batchcl.errors import CallError, CredentialsError, FatalCallError, RefusedError, TransientError
+from servers import KEY, SECRET, client
+
+if TYPE_CHECKING:
+    from unit.aws.raw_server import CUT, HANG, Asked, RawServer, answering, error, http
+else:  # pytest finds it from the folder `tests`, mypy from the root
+    from unit.aws.raw_server import CUT, HANG, Asked, RawServer, answering, error, http
+
+OK = http(200, b"{}")
+CALL = Request(method="POST", headers=(("X-Amz-Target", "RekognitionService.DetectCustomLabels"),), body=b'{"a":1}')
+
+
+@pytest.fixture(autouse=True)
+def _no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Somebody with keys in the environment and nothing else."""
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name.lower().endswith("_proxy") or name == "REQUESTS_CA_BUNDLE":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+@asynccontextmanager
+async def wired(*answers: bytes, aws: Aws | None = None, **options: Any) -> AsyncIterator[tuple[Wire, RawServer]]:
+    """A wire to a server with these answers, by the session's own settings."""
+    async with answering(*answers) as server:
+        os.environ["AWS_ENDPOINT_URL"] = server.url  # the fixture's monkeypatch restores it
+        async with open_wire(aws or Aws(), "rekognition", region="eu-west-1", **options) as wire:
+            yield wire, server
+
+
+def run(act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def within() -> Any:
+        with anyio.fail_after(20):
+            return await act()
+
+    return anyio.run(within)
+
+
+def send(*answers: bytes, request: Request = CALL, **options: Any) -> tuple[Answer, RawServer]:
+    async def act() -> tuple[Answer, RawServer]:
+        async with wired(*answers, **options) as (wire, server):
+            return await wire.send(request), server
+
+    found: tuple[Answer, RawServer] = run(act)
+    return found
+
+
+def failure(*answers: bytes, **options: Any) -> CallError:
+    with pytest.raises(CallError) as caught:
+        send(*answers, **options)
+    return caught.value
+
+
+def test_any_status_is_an_answer_and_headers_are_found_in_any_case() -> None:
+    for status in (200, 204, 301, 307, 400, 404, 500, 503):
+        body = b"" if status == 204 else b"said"
+        answer, server = send(http(status, body, ("X-AMZN-requestid", "r"), ("Location", "https://elsewhere/")))
+        assert (answer.status, answer.body, answer.headers["x-amzn-RequestId"]) == (status, body, "r")
+        assert len(server.asked) == 1
+
+
+def test_requests_say_who_sends_them_and_nothing_that_was_not_asked_for() -> None:
+    _, server = send(OK)
+    assert server.asked[0].headers["user-agent"].startswith("batchcl/")
+    assert set(server.asked[0].headers) == {
+        *("host", "user-agent", "content-length", "x-amz-date", "x-amz-target", "authorization"),
+    }
+
+
+def test_connections_are_used_again_and_no_more_are_opened_than_allowed() -> None:
+    async def act() -> None:
+        async with wired(OK, connections=3) as (wire, server):
+            async with anyio.create_task_group() as group:
+                for _ in range(50):
+                    group.start_soon(wire.send, CALL)
+            assert len(server.asked) == 50
+            assert server.connections <= 3
+
+    run(act)
+
+
+def test_a_connection_that_the_server_ends_is_replaced() -> None:
+    async def act() -> None:
+        ended = http(200, b"{}", version="HTTP/1.0") + CUT
+        async with wired(ended, OK, http(200, b"{}", ("Connection", "close")) + CUT, OK) as (wire, server):
+            for _ in range(4):
+                assert (await wire.send(CALL)).status == 200
+            assert server.connections == 3
+
+    run(act)
+
+
+# --- time and credentials -------------------------------------------------------------------------------------------
+
+
+def stamped(asked: Asked) -> float:
+    return dt.datetime.strptime(asked.headers["x-amz-date"], "%Y%m%dT%H%M%S%z").timestamp()
+
+
+def service_at(there: float, answers: dict[str, bytes]) -> Callable[[int, Asked], bytes]:
+    """A service whose clock stands at `there`, and which refuses what is 5 minutes off."""
+    date = ("Date", format_datetime(dt.datetime.fromtimestamp(there, dt.UTC), usegmt=True))
+
+    def answer(_: int, asked: Asked) -> bytes:
+        if abs(stamped(asked) - there) > 300:
+            return answers["refused"].replace(b"\r\n", f"\r\n{date[0]}: {date[1]}\r\n".encode(), 1)
+        return answers["ok"]
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "refused"),
+    [
+        (-86_400 * 400, error(403, "RequestTimeTooSkewed", "Signature expired")),
+        (-301, error(400, "InvalidSignatureException", "Signature expired: 2025 is now earlier than 2026")),
+        (301, error(400, "InvalidSignatureException", "Signature not yet current: 2026 is still later than 2025")),
+        (3600, http(403, b"<?xml version='1.0'?><Error><Code>RequestTimeTooSkewed</Code></Error>")),
+    ],
+)
+def test_a_wrong_clock_is_corrected_once_and_for_all_later_calls(ahead_s: float, refused: bytes) -> None:
+    async def act() -> None:
+        there = time.time()
+        async with wired(clock=lambda: there + ahead_s) as (wire, server):
+            server.answers = service_at(there, {"refused": refused, "ok": OK})
+            for _ in range(3):
+                assert (await wire.send(CALL)).status == 200
+            assert len(server.asked) == 4
+            assert all(abs(stamped(asked) - there) < 2 for asked in server.asked[1:])
+
+    run(act)
+
+
+def test_a_clock_that_is_set_right_meanwhile_is_believed_again() -> None:
+    async def act() -> None:
+        there, ahead_s = time.time(), 3600.0
+        refused = error(403, "RequestTimeTooSkewed")
+        async with wired(clock=lambda: there + ahead_s) as (wire, server):
+            server.answers = service_at(there, {"refused": refused, "ok": OK})
+            assert (await wire.send(CALL)).status == 200
+            ahead_s = 0.0
+            assert (await wire.send(CALL)).status == 200
+            assert (await wire.send(CALL)).status == 200
+            assert len(server.asked) == 5
+
+    run(act)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        error(403, "RequestTimeTooSkewed"),
+        error(403, "RequestTimeTooSkewed", "m", ("Date", "yesterday")),
+        error(403, "RequestTimeTooSkewed", "m", ("Date", "Thu, 01 Jan 2026 00:00:30 GMT")),
+        error(403, "SignatureDoesNotMatch", "wrong key", ("Date", "Fri, 02 Jan 2026 00:00:00 GMT")),
+    ],
+)
+def test_what_is_not_the_clocks_fault_is_not_tried_again(answer: bytes) -> None:
+    found, server = send(answer, clock=dt.datetime(2026, 1, 1, tzinfo=dt.UTC).timestamp)
+    assert (found.status, len(server.asked)) == (403, 1)
+
+
+def test_a_second_refusal_for_the_clock_is_the_answer() -> None:
+    answer, server = send(error(403, "RequestTimeTooSkewed", "m", ("Date", "Thu, 01 Jan 2026 00:00:00 GMT")))
+    assert (answer.status, len(server.asked)) == (403, 2)
+
+
+def credential(asked: Asked) -> str:
+    return asked.headers["authorization"].partition("Credential=")[2].partition("/")[0]
+
+
+def rotating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **more: str) -> Path:
+    """Credentials of a process, as a user's own tool gives them; the file that is returned counts its calls."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    calls = tmp_path / "calls"
+    calls.write_text("")
+    fields = "".join(f',"{name}":"{value}"' for name, value in more.items())
+    script = tmp_path / "keys.sh"
+    script.write_text(
+        f"echo >> {calls}\n"
+        f'printf \'{{"Version":1,"AccessKeyId":"KEY%d","SecretAccessKey":"s","SessionToken":"t"{fields}}}\' '
+        f"$(wc -l < {calls})\n"
+    )
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = /bin/sh {script}\n")
+    return calls
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        error(400, "ExpiredTokenException"),
+        http(400, b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
+    ],
+)
+def test_expired_credentials_are_looked_up_anew_once_for_all_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bytes
+) -> None:
+    calls = rotating(tmp_path, monkeypatch)
+
+    async def act() -> None:
+        answers: list[Answer] = []
+        async with wired() as (wire, server):
+            known = len(calls.read_text())
+            expired: set[str] = set()
+            server.answers = lambda _, asked: refused if credential(asked) in expired else OK
+
+            async def one() -> None:
+                answers.append(await wire.send(CALL))
+
+            await one()
+            for _ in range(2):
+                expired.add(credential(server.asked[-1]))
+                async with anyio.create_task_group() as group:
+                    for _ in range(30):
+                        group.start_soon(one)
+            assert {answer.status for answer in answers} == {200}
+            assert len(calls.read_text()) == known + 2
+            assert server.asked[-1].headers["x-amz-security-token"] == "t"
+
+    run(act)
+
+
+def test_credentials_that_are_refused_twice_are_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rotating(tmp_path, monkeypatch)
+    answer, server = send(error(400, "ExpiredTokenException"))
+    assert (answer.status, len(server.asked)) == (400, 2)
+
+
+def test_new_keys_are_taken_before_the_old_ones_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = (dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)).isoformat()
+    rotating(tmp_path, monkeypatch, Expiration=soon)  # in botocore's window, so that it asks each time
+    now = 0.0
+
+    async def act() -> None:
+        nonlocal now
+        async with wired(OK, monotonic=lambda: now) as (wire, server):
+            for now in (0.0, 1.0, 6.0, 7.0):  # noqa: B007 - the clock
+                await wire.send(CALL)
+            first, same, later, last = map(credential, server.asked)
+            assert first == same != later == last
+
+    run(act)
+
+
+def test_while_new_keys_can_not_be_fetched_the_old_ones_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = (dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)).isoformat()
+    rotating(tmp_path, monkeypatch, Expiration=soon)
+    now = 0.0
+
+    async def act() -> None:
+        nonlocal now
+        async with wired(OK, OK, error(400, "ExpiredTokenException"), monotonic=lambda: now) as (wire, _):
+            await wire.send(CALL)
+            (tmp_path / "keys.sh").write_text("exit 1")
+            now = 10.0
+            assert (await wire.send(CALL)).status == 200
+            with pytest.raises(FatalCallError, match=r"credentials can't be loaded: .*log in again") as caught:
+                await wire.send(CALL)
+            assert caught.value.code == "Credentials"
+
+    run(act)
+
+
+def test_without_credentials_nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(CredentialsError, match="rekognition needs AWS credentials"):
+        send(OK)
+
+
+def test_given_keys_are_for_rekognition_alone() -> None:
+    aws = Aws(AwsSettings(rekognition_credentials=StaticCredentials("GIVEN", "secret")))
+    _, server = send(OK, aws=aws)
+    assert credential(server.asked[0]) == "GIVEN"
+
+
+# --- endpoints ------------------------------------------------------------------------------------------------------
+
+
+def endpoint(service: str, region: str = "eu-west-1", bucket: str | None = None) -> tuple[str, str, str, str]:
+    async def act() -> tuple[str, str, str, str]:
+        async with open_wire(Aws(), service, region=region, bucket=bucket) as wire:
+            found = wire.endpoint
+            return found.url, found.root, found.region, found.signing_name
+
+    place: tuple[str, str, str, str] = run(act)
+    return place
+
+
+def test_endpoints_are_those_of_botocore(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert endpoint("rekognition") == ("https://rekognition.eu-west-1.amazonaws.com", "", "eu-west-1", "rekognition")
+    assert endpoint("rekognition", "cn-north-1")[0] == "https://rekognition.cn-north-1.amazonaws.com.cn"
+    assert endpoint("s3", bucket="pics") == ("https://pics.s3.eu-west-1.amazonaws.com", "", "eu-west-1", "s3")
+    assert endpoint("s3", bucket="my.pics")[:2] == ("https://s3.eu-west-1.amazonaws.com", "/my.pics")
+    (tmp_path / "config").write_text(
+        "[default]\nuse_fips_endpoint = true\nservices = local\n[services local]\ns3 =\n  endpoint_url = http://[::1]:9/x\n"
+    )
+    assert endpoint("rekognition", "us-east-1")[0] == "https://rekognition-fips.us-east-1.amazonaws.com"
+    assert endpoint("s3", bucket="pics")[:2] == ("http://[::1]:9", "/x/pics")
+    monkeypatch.setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
+    assert endpoint("rekognition", "us-east-1")[0] == "https://rekognition-fips.us-east-1.api.aws"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_REKOGNITION", "https://localhost:443/")
+    assert endpoint("rekognition")[0] == "https://localhost"
+
+
+def test_an_endpoint_that_is_none_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "here")
+    with pytest.raises(RefusedError, match=r"where rekognition is can't be told .*here.*; check"):
+        endpoint("rekognition")
+
+
+@pytest.mark.parametrize("server", ["seaweed", "moto"])
+def test_an_s3_server_that_checks_signatures_gives_objects_by_their_exact_keys(
+    server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = request.getfixturevalue(server)
+    s3 = client("s3", url)
+    s3.create_bucket(Bucket="wired")
+    for number, key in enumerate(keys := ["a b+c%2F", "é/ü~*'()!", "x=1&y?#", "日本/🙂.png"]):
+        s3.put_object(Bucket="wired", Key=key, Body=str(number).encode())
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+
+    async def act() -> None:
+        from urllib.parse import quote  # noqa: PLC0415
+
+        async with open_wire(Aws(), "s3", region="us-east-1", bucket="wired") as wire:
+            for number, key in enumerate(keys):
+                answer = await wire.send(Request(path=f"/{quote(key, safe='/~')}"))
+                assert (answer.status, answer.body) == (200, str(number).encode()), answer
+                query = (("list-type", "2"), ("prefix", key), ("encoding-type", "url"), ("max-keys", "2"))
+                answer = await wire.send(Request(query=query))
+                assert (answer.status, answer.body.count(b"<Contents>")) == (200, 1), answer
+            assert (await wire.send(Request(path="/missing"))).status == 404
+
+    run(act)
+
+
+# --- what nobody wants to meet --------------------------------------------------------------------------------------
+
+
+def test_a_server_that_never_answers_costs_the_deadline_and_no_more() -> None:
+    begun = time.monotonic()
+    for answer in (HANG, http(200, b"{}", length=100), b"HTTP/1.1 200 OK\r\nContent-"):
+        found = failure(answer, deadline_s=0.2)
+        assert isinstance(found, TransientError)
+        assert (found.code, str(found).partition(" from ")[0]) == ("Timeout", "no answer in time")
+    assert time.monotonic() - begun < 10
+
+
+def test_nobody_listening_is_told_with_the_address() -> None:
+    async def act() -> None:
+        async with wired(OK) as (wire, server):
+            pass
+        async with open_wire(Aws(), "rekognition", region="eu-west-1") as wire:
+            with pytest.raises(TransientError, match=f"{server.url} can't be reached: ") as caught:
+                await wire.send(CALL)
+            assert caught.value.code == "Unreachable"
+
+    run(act)
+
+
+def test_a_name_that_nobody_knows_is_worth_another_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://nowhere.invalid")
+
+    async def act() -> None:
+        async with open_wire(Aws(), "rekognition", region="eu-west-1") as wire:
+            with pytest.raises(TransientError, match=r"nowhere\.invalid can't be reached") as caught:
+                await wire.send(CALL)
+            assert caught.value.code == "Unreachable"
+
+    run(act)
+
+
+def test_an_answer_larger_than_any_of_aws_is_not_read() -> None:
+    found = failure(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n" + b"x" * 10_000)
+    assert isinstance(found, TransientError)
+    assert "none of AWS's" in str(found)
+
+
+def test_a_body_of_megabytes_goes_through() -> None:
+    _, server = send(OK, request=Request(method="POST", body=b"x" * 6_000_000))
+    assert len(server.asked[0].body) == 6_000_000
+
+
+def certificates(directory: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's TLS with a certificate of its own for 127.0.0.1, and the file with what to trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = dt.datetime.now(dt.UTC)
+    import ipaddress  # noqa: PLC0415
+
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    bundle, private = directory / "ca.pem", directory / "key.pem"
+    bundle.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(bundle, private)
+    return tls, bundle
+
+
+def over_tls(directory: Path, monkeypatch: pytest.MonkeyPatch, **settings: str) -> Answer:
+    tls, _ = certificates(directory)
+
+    async def act() -> Answer:
+        async with answering(OK, tls=tls) as server:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.replace("http:", "https:"))
+            for variable, value in settings.items():
+                monkeypatch.setenv(variable, value)
+            async with open_wire(Aws(), "rekognition", region="eu-west-1") as wire:
+                return await wire.send(CALL)
+
+    answer: Answer = run(act)
+    return answer
+
+
+def test_a_certificate_that_is_not_trusted_is_fatal_and_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FatalCallError, match=r"https://127\.0\.0\.1:\d+ failed: .*; set AWS_CA_BUNDLE") as caught:
+        over_tls(tmp_path, monkeypatch)
+    assert caught.value.code == "Tls"
+
+
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+def test_a_bundle_of_the_environment_is_trusted(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert over_tls(tmp_path, monkeypatch, **{variable: str(tmp_path / "ca.pem")}).status == 200
+
+
+def test_a_bundle_of_the_config_file_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text(f"[default]\nca_bundle = {tmp_path / 'ca.pem'}\n")
+    assert over_tls(tmp_path, monkeypatch).status == 200
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_bundle_that_can_not_be_read_is_refused_with_its_name(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "mine.pem"
+    if content is not None:
+        bundle.write_text(content)
+    with pytest.raises(RefusedError, match=r"CA certificates in .*mine\.pem can't be read: .*AWS_CA_BUNDLE"):
+        over_tls(tmp_path, monkeypatch, AWS_CA_BUNDLE=str(bundle))
+
+
+def test_a_server_that_speaks_no_tls_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act() -> CallError:
+        async with answering(http(400, b"no TLS here") + CUT) as server:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.replace("http:", "https:"))
+            async with open_wire(Aws(), "rekognition", region="eu-west-1", deadline_s=1) as wire:
+                with pytest.raises(CallError) as caught:
+                    await wire.send(CALL)
+                return caught.value
+
+    found = run(act)
+    assert "\n" not in str(found)
+    assert found.code in {"Tls", "ConnectionLost", "Timeout"}
+
+
+# --- proxies --------------------------------------------------------------------------------------------------------
+
+
+def through_proxy(monkeypatch: pytest.MonkeyPatch, *answers: bytes, target: str, **settings: str) -> RawServer:
+    async def act() -> RawServer:
+        async with answering(*answers) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", target)
+            for variable, value in settings.items():
+                monkeypatch.setenv(variable, value.replace("PROXY", f"127.0.0.1:{proxy.port}"))
+            async with open_wire(Aws(), "rekognition", region="eu-west-1", deadline_s=5) as wire:
+                await wire.send(CALL)
+            return proxy
+
+    proxy: RawServer = run(act)
+    return proxy
+
+
+def test_a_proxy_of_the_environment_is_asked_for_the_whole_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("http://PROXY", "PROXY"):
+        proxy = through_proxy(monkeypatch, OK, target="http://nowhere.invalid", http_proxy=value)
+        assert "proxy-authorization" not in proxy.asked[0].headers
+        assert proxy.asked[0].line == "POST http://nowhere.invalid/ HTTP/1.1"
+        assert proxy.asked[0].headers["host"] == "nowhere.invalid"
+
+
+def test_a_proxy_is_passed_by_where_no_proxy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TransientError, match="can't be reached"):
+        through_proxy(
+            monkeypatch, OK, target="http://nowhere.invalid", http_proxy="http://PROXY", no_proxy=".invalid,other"
+        )
+
+
+SAYS = {
+    b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n": ("Proxy", FatalCallError),
+    b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n": ("Proxy", TransientError),
+    CUT: ("ConnectionLost", TransientError),
+    b"HTTP/1.1 200 Connected\r\n\r\n" + CUT: ("ConnectionLost", TransientError),
+    b"nonsense\r\n\r\n": ("MalformedAnswer", TransientError),
+}
+
+
+@pytest.mark.parametrize("answer", SAYS, ids=[str(n) for n in range(len(SAYS))])
+def test_a_tunnel_that_fails_is_one_sentence_without_the_proxys_password(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    with pytest.raises(CallError) as caught:
+        through_proxy(monkeypatch, answer, target="https://nowhere.invalid", https_proxy="http://user:s3cr3t@PROXY")
+    found = caught.value
+    assert (found.code, type(found)) == SAYS[answer]
+    assert "https://nowhere.invalid" in str(found)
+    assert "s3cr3t" not in f"{found} {found!r} {vars(found)}"
+    assert "\n" not in str(found)
+    assert (found.__cause__, found.__context__) == (None, None)
+
+
+def test_a_tunnel_is_asked_for_with_the_proxys_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act() -> Asked:
+        async with answering(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n") as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", "https://nowhere.invalid")
+            monkeypatch.setenv("https_proxy", f"http://user:s3cr3t@127.0.0.1:{proxy.port}")
+            async with open_wire(Aws(), "rekognition", region="eu-west-1") as wire:
+                assert "s3cr3t" not in repr(wire.endpoint)
+                with pytest.raises(CallError):
+                    await wire.send(CALL)
+            return proxy.asked[0]
+
+    asked: Asked = run(act)
+    assert asked.line == "CONNECT nowhere.invalid:443 HTTP/1.1"
+    assert asked.headers["proxy-authorization"] == "Basic dXNlcjpzM2NyM3Q="
+    assert "authorization" not in asked.headers
+
+
+def test_without_a_tunnel_the_proxys_credentials_go_with_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_umlaut = "http://user:p%C3%A4ss@PROXY"
+    asked = through_proxy(monkeypatch, OK, target="http://nowhere.invalid", http_proxy=with_umlaut).asked[0]
+    assert asked.headers["proxy-authorization"] == "Basic dXNlcjpww6Rzcw=="
+    assert "proxy-authorization" not in asked.headers["authorization"]
+
+
+def test_no_message_holds_a_key_or_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "verytoken")
+    for answer in (CUT, b"nonsense\r\n\r\n"):
+        found = failure(answer)
+        text = f"{found!r} {found} {vars(found)}"
+        assert "verysecret" not in text
+        assert "verytoken" not in text
+        assert (found.__cause__, found.__context__) == (None, None)
