@@ -50,7 +50,15 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
     copy_seconds: Annotated[float, typer.Option(help="How long a copy of a model takes.")] = 0.2,
     dataset_seconds: Annotated[float, typer.Option(help="How long making or changing a dataset takes.")] = 0.1,
     delete_seconds: Annotated[float, typer.Option(help="How long a deletion takes.")] = 0.2,
-    latency_ms: Annotated[float, typer.Option(help="Added to each image that is let through.")] = 0.0,
+    scale_seconds: Annotated[
+        float, typer.Option(help="How long a model's load is watched before it gets a unit more or less.")
+    ] = 60.0,
+    latency_ms: Annotated[float, typer.Option(help="Median of what is added to each image let through.")] = 0.0,
+    latency_p99_ms: Annotated[float, typer.Option(help="What 99 of 100 stay under; 0: always the median.")] = 0.0,
+    cached_inference: Annotated[
+        bool, typer.Option(help="Look at the same bytes once only, for load tests; answers stay the model's own.")
+    ] = False,
+    faults: Annotated[Path | None, typer.Option(help="TOML or JSON file of faults to answer with.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that training draws.")] = 0,
     exit_with_parent: Annotated[bool, typer.Option(help="End when the process that started this one ends.")] = False,
 ) -> None:
@@ -85,7 +93,11 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
         copy_seconds=copy_seconds,
         dataset_seconds=dataset_seconds,
         delete_seconds=delete_seconds,
+        scale_seconds=scale_seconds,
         latency_ms=latency_ms,
+        latency_p99_ms=latency_p99_ms,
+        cached_inference=cached_inference,
+        faults=faults,
         seed=seed,
         exit_with_parent=exit_with_parent,
     )

@@ -1,31 +1,29 @@
-"""The emulator on the wire: an HTTP server that authenticates, counts, decodes, calls and encodes."""
+"""The emulator put together, and its HTTP server."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import tempfile
-import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
-import orjson
 from aiohttp import web
 from threadpoolctl import threadpool_limits
 
-from batchcl.emulator import protocol
+from batchcl.emulator.admin import add_routes, usage
 from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
 from batchcl.emulator.capacity import Capacity
 from batchcl.emulator.clock import SystemClock
 from batchcl.emulator.dataset_files import DatasetFiles
-from batchcl.emulator.faults import ServiceError
-from batchcl.emulator.operations import OPERATIONS
-from batchcl.emulator.service import Call, Service
+from batchcl.emulator.front import Front
+from batchcl.emulator.injection import load_faults
+from batchcl.emulator.latency import Latency
+from batchcl.emulator.service import Service
 from batchcl.emulator.signature import Verifier, known_credentials
 from batchcl.emulator.state import State
 from batchcl.errors import RefusedError, UsageError
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
     from batchcl.emulator.settings import EmulatorSettings
 
 __all__ = ["Listening", "serve"]
-
-_log: Final = logging.getLogger(__name__)
 
 _LARGEST_BODY: Final = 24 * 1024 * 1024
 _GRACE_S: Final = 1.0
@@ -101,9 +97,15 @@ async def serve(
             ),
             tasks=tasks,
             threads=anyio.CapacityLimiter(max(2, os.cpu_count() or 2)),
+            latency=Latency(
+                median_s=settings.latency_ms / 1000, p99_s=settings.latency_p99_ms / 1000, seed=settings.seed
+            ),
         )
+        if settings.faults is not None:
+            service.injector.replace(load_faults(settings.faults), now=clock.monotonic())
+        stack.callback(_settle_bill, service)
         stack.callback(tasks.cancel_scope.cancel)
-        await _listen(_Front(service, verifier), listener, stack)
+        await _listen(Front(service, verifier), service, listener, stack)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         listening(Listening(f"http://{host}:{listener.getsockname()[1]}", directory))
         try:
@@ -112,70 +114,10 @@ async def serve(
             service.closing = True
 
 
-class _Front:
-    """Between HTTP and the operations."""
-
-    def __init__(self, service: Service, verifier: Verifier) -> None:
-        self._service = service
-        self._verifier = verifier
-
-    async def handle(self, request: web.Request) -> web.Response:
-        """Answer one request, whatever it is."""
-        request_id = str(uuid.uuid4())
-        try:
-            body = await self._answer(request)
-        except ServiceError as error:
-            return _error(error, request_id)
-        except web.HTTPRequestEntityTooLarge:
-            too_large = ServiceError("RequestEntityTooLargeException", "Request is too large", status=413)
-            return _error(too_large, request_id)
-        except Exception:  # noqa: BLE001 - the last place: logged, and the client gets its 500
-            _log.exception("request %s failed", request_id)
-            return _error(
-                ServiceError("InternalServerError", "Amazon Rekognition experienced a service issue.", status=500),
-                request_id,
-            )
-        return _response(body, request_id, 200)
-
-    async def _answer(self, request: web.Request) -> bytes:
-        body = await request.read()
-        caller = self._verifier.verify(
-            method=request.method,
-            path=request.rel_url.raw_path,
-            query=request.rel_url.raw_query_string,
-            headers=list(request.headers.items()),
-            body=body,
-            now=self._service.clock.time(),
-        )
-        name = request.headers.get("X-Amz-Target", "").removeprefix(protocol.TARGET_PREFIX)
-        operation = OPERATIONS.get(name)
-        if request.method != "POST" or operation is None:
-            why = "is not in the emulator yet" if name in protocol.operation_names() else "is unknown"
-            raise ServiceError("UnknownOperationException", f"The operation {name!r} {why}.")
-        self._service.capacity.admit_call(
-            name, account=caller.account, region=caller.region, now=self._service.clock.monotonic()
-        )
-        parameters = protocol.decode(name, body)
-        if name != "DetectCustomLabels":  # which looks at its one version only: the quick way
-            self._service.state.settle(self._service.clock.time())
-        call = Call(
-            service=self._service,
-            operation=name,
-            account=caller.account,
-            region=caller.region,
-            now=self._service.clock.time(),
-        )
-        return protocol.encode(name, await operation(call, parameters))
-
-
-def _error(error: ServiceError, request_id: str) -> web.Response:
-    body = {"__type": error.code, "Code": error.code, "Logref": str(uuid.uuid4()), "Message": str(error)}
-    return _response(orjson.dumps(body), request_id, error.status)
-
-
-def _response(body: bytes, request_id: str, status: int) -> web.Response:
-    headers = {"x-amzn-RequestId": request_id, "Content-Type": protocol.CONTENT_TYPE}
-    return web.Response(body=body, status=status, headers=headers)
+def _settle_bill(service: Service) -> None:
+    """Bill what runs up to the emulator's end."""
+    usage(service, now=service.clock.time())
+    service.state.save()
 
 
 async def _buckets(settings: EmulatorSettings, stack: AsyncExitStack) -> Buckets:
@@ -209,9 +151,10 @@ def _bind(settings: EmulatorSettings) -> socket.socket:
     return listener
 
 
-async def _listen(front: _Front, listener: socket.socket, stack: AsyncExitStack) -> None:
+async def _listen(front: Front, service: Service, listener: socket.socket, stack: AsyncExitStack) -> None:
     """Serve on `listener`; `stack` ends it."""
     application = web.Application(client_max_size=_LARGEST_BODY)
+    add_routes(application, service)
     application.router.add_route("*", "/{path:.*}", front.handle)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=_GRACE_S, handle_signals=False)
     await runner.setup()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,6 +11,8 @@ import anyio.to_thread
 
 from batchcl.emulator.arns import owner
 from batchcl.emulator.faults import access_denied, invalid_s3_object, not_found
+from batchcl.emulator.injection import Injector
+from batchcl.emulator.scaling import AutoScaler
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
     from batchcl.emulator.capacity import Capacity
     from batchcl.emulator.clock import Clock
     from batchcl.emulator.dataset_files import DatasetFiles
-    from batchcl.emulator.learning.model import Model
+    from batchcl.emulator.latency import Latency
+    from batchcl.emulator.learning.model import Detection, Model
     from batchcl.emulator.records import Dataset, Project, Version
     from batchcl.emulator.settings import EmulatorSettings
     from batchcl.emulator.state import State
@@ -42,6 +46,10 @@ class Service:
         tasks: where trainings run.
         threads: how many images are decoded and looked at, at once.
         models: trained models in use, by version ARN.
+        seen: what models saw in images, by version and content, where inference is cached; the oldest go first.
+        scalers: of versions that run between a least and a most number of units, by version ARN.
+        injector: faults on demand.
+        latency: of images that are let through.
         closing: true once the emulator is told to end; a training looks at it now and then.
     """
 
@@ -54,7 +62,36 @@ class Service:
     tasks: TaskGroup
     threads: anyio.CapacityLimiter
     models: dict[str, tuple[Model, dict[str, float]]] = field(default_factory=dict)
+    seen: OrderedDict[tuple[str, bytes], list[Detection]] = field(default_factory=OrderedDict)
+    scalers: dict[str, AutoScaler] = field(default_factory=dict)
+    injector: Injector = field(default_factory=Injector)
+    latency: Latency
     closing: bool = False
+
+    def scale(self, version: Version, *, now: float) -> AutoScaler | None:
+        """Let a running version have the units in service that it has at `now`; None for one that isn't scaled."""
+        if version.metered_since is None or version.max_units is None or version.min_units is None:
+            return None
+        scaler = self.scalers.get(version.arn)
+        if scaler is None:
+            scaler = self.scalers[version.arn] = AutoScaler(
+                least=version.min_units,
+                most=version.max_units,
+                tps_per_unit=self.settings.tps_per_unit,
+                period_s=self.settings.scale_seconds,
+                now=version.metered_since,
+            )
+        for at, units in scaler.advance(now):
+            version.meter(at)
+            version.units = units
+        return scaler
+
+    def halt(self, version: Version, status: str, message: str, *, now: float) -> None:
+        """Take a running version out of service; the caller saves the state."""
+        self.scale(version, now=now)
+        version.halt(status, message, now=now)
+        self.scalers.pop(version.arn, None)
+        self.models.pop(version.arn, None)
 
     async def read_object(
         self, bucket: str, key: str, *, region: str, limit_bytes: int, version_id: str | None = None

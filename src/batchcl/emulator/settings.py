@@ -39,7 +39,11 @@ class EmulatorSettings:
         copy_seconds: how long a version stays COPYING_IN_PROGRESS.
         dataset_seconds: how long a dataset is being created, updated or distributed.
         delete_seconds: how long a project, dataset or version is being deleted.
-        latency_ms: added to each DetectCustomLabels call that is let through.
+        scale_seconds: how long the load on a model is watched before it gets an inference unit more or less.
+        latency_ms: the median of what is added to each DetectCustomLabels call that is let through.
+        latency_p99_ms: what 99 of 100 of these stay under; 0 for always the median.
+        cached_inference: look at an image's bytes once, and answer the same for the same bytes: for load tests.
+        faults: a file of faults; see `batchcl.emulator.injection`.
         seed: of everything that training draws.
         exit_with_parent: end when the process that started the emulator ends.
 
@@ -62,7 +66,11 @@ class EmulatorSettings:
     copy_seconds: float = 0.2
     dataset_seconds: float = 0.1
     delete_seconds: float = 0.2
+    scale_seconds: float = 60.0
     latency_ms: float = 0.0
+    latency_p99_ms: float = 0.0
+    cached_inference: bool = False
+    faults: Path | None = None
     seed: int = 0
     exit_with_parent: bool = False
 
@@ -77,10 +85,10 @@ class EmulatorSettings:
         for pair in self.bucket_regions:
             if not all(pair.partition("=")):
                 raise UsageError(f"--bucket-region {pair!r} is not BUCKET=REGION, such as photos=eu-west-1")
-        for name in ("tps_per_unit", "account_tps", "control_tps"):
+        for name in ("tps_per_unit", "account_tps", "control_tps", "scale_seconds"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be more than 0")
-        for name in (*_DURATIONS, "latency_ms", "seed", "port"):
+        for name in (*_DURATIONS, "latency_ms", "latency_p99_ms", "seed", "port"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name.replace('_', '-')} can't be less than 0")
 

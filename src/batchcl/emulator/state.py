@@ -36,13 +36,17 @@ _WORKING: Final = frozenset({"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"})
 
 @dataclass(slots=True)
 class State:
-    """Everything that the emulator remembers. Made by `open`."""
+    """Everything that the emulator remembers. Made by `open`.
+
+    `deleted_usage` has billed unit seconds and training seconds of versions that are gone.
+    """
 
     directory: Path
     projects: dict[str, Project] = field(default_factory=dict)
     datasets: dict[str, Dataset] = field(default_factory=dict)
     versions: dict[str, Version] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
+    deleted_usage: dict[str, tuple[float, float]] = field(default_factory=dict)
     _lock: int = -1
 
     @classmethod
@@ -88,6 +92,7 @@ class State:
             "datasets": [dataclasses.asdict(d) for d in self.datasets.values()],
             "versions": [dataclasses.asdict(v) for v in self.versions.values()],
             "policies": [dataclasses.asdict(p) for p in self.policies.values()],
+            "deleted_usage": self.deleted_usage,
         }
         self._replace("state.json", orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
@@ -146,6 +151,8 @@ class State:
     def _forget(self, resource: Project | Dataset | Version) -> None:
         """Drop a resource and what lies in files of it; a project takes its datasets and policies along."""
         if isinstance(resource, Version):
+            trained_s = 0.0 if resource.source_arn else float(resource.billable_seconds or 0)
+            self.deleted_usage[resource.arn] = (resource.unit_seconds, trained_s)
             del self.versions[resource.arn]
             self.model_path(resource.arn).unlink(missing_ok=True)
         elif isinstance(resource, Dataset):
@@ -181,7 +188,9 @@ class State:
         self.versions = {v["arn"]: Version(**v) for v in document["versions"]}
         policies = [Policy(**p) for p in document.get("policies", ())]
         self.policies = {p.arn: p for p in policies}
+        self.deleted_usage = {arn: (u, t) for arn, (u, t) in document.get("deleted_usage", {}).items()}
         for version in self.versions.values():
+            version.metered_since = version.units = None
             if version.status in _WORKING and version.next_status is not None:
                 version.become(version.next_status, version.next_message)  # done, only not yet due
             elif version.status in _LOST_ON_RESTART:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
@@ -14,9 +15,11 @@ from batchcl.images import MAX_BYTES_S3
 
 if TYPE_CHECKING:
     from batchcl.emulator.learning.model import Detection, Model
-    from batchcl.emulator.service import Call
+    from batchcl.emulator.service import Call, Service
 
 __all__ = ["detect_custom_labels"]
+
+_MOST_SEEN: Final = 100_000
 
 
 async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -29,16 +32,16 @@ async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[s
     if version.status != "RUNNING":
         why = f"The model {version.arn} is not running; it is {version.status}."
         raise ServiceError("ResourceNotReadyException", why)
-    service.capacity.admit_inference(version.arn, units=version.min_units or 1, now=service.clock.monotonic())
+    scaler = service.scale(version, now=call.now)
+    if scaler is not None:
+        scaler.offer()
+    service.capacity.admit_inference(version.arn, units=version.units or 1, now=service.clock.monotonic())
     data = await _bytes(call, image)
-    if service.settings.latency_ms:
-        await anyio.sleep(service.settings.latency_ms / 1000)
+    latency_s = service.latency.draw()
+    if latency_s:
+        await anyio.sleep(latency_s)
     model, thresholds = await _model(call, version.arn)
-
-    def look() -> list[Detection]:
-        return model.detect(open_picture(data).image)
-
-    seen = await anyio.to_thread.run_sync(look, limiter=service.threads)
+    seen = await _look(service, version.arn, model, data)
     chosen = select(
         seen,
         thresholds=thresholds,
@@ -46,6 +49,23 @@ async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[s
         max_results=parameters.get("MaxResults"),
     )
     return {"CustomLabels": [_custom_label(d) for d in chosen]}
+
+
+async def _look(service: Service, arn: str, model: Model, data: bytes) -> list[Detection]:
+    """What the model sees; for bytes that it has seen before what it saw then, where inference is cached."""
+
+    def look() -> list[Detection]:
+        return model.detect(open_picture(data).image)
+
+    if not service.settings.cached_inference:
+        return await anyio.to_thread.run_sync(look, limiter=service.threads)
+    key = (arn, hashlib.blake2b(data, digest_size=16).digest())
+    seen = service.seen.get(key)
+    if seen is None:
+        seen = service.seen[key] = await anyio.to_thread.run_sync(look, limiter=service.threads)
+        if len(service.seen) > _MOST_SEEN:
+            service.seen.popitem(last=False)
+    return seen
 
 
 async def _bytes(call: Call, image: dict[str, Any]) -> bytes:

@@ -108,9 +108,8 @@ async def stop_project_version(call: Call, parameters: dict[str, Any]) -> dict[s
     version = call.version(parameters["ProjectVersionArn"])
     if version.status != "RUNNING":
         raise in_use(f"The model {version.arn} can't be stopped while it is {version.status}.")
-    version.halt("STOPPING", "The model is stopping.", now=call.now)
+    call.service.halt(version, "STOPPING", "The model is stopping.", now=call.now)
     version.schedule("STOPPED", "The model is stopped.", due=call.now + call.service.settings.stop_seconds)
-    call.service.models.pop(version.arn, None)
     call.service.state.save()
     return {"Status": "STOPPING"}
 

@@ -1,0 +1,87 @@
+"""What the emulator tells and takes beside the API: its meter and its faults, below `/_emulator/`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from aiohttp import web
+
+from batchcl.emulator.injection import Faults, parse_faults
+from batchcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from batchcl.emulator.service import Service
+
+__all__ = ["add_routes", "usage"]
+
+_HOUR_S: Final = 3600
+
+
+def add_routes(application: web.Application, service: Service) -> None:
+    """Serve `/_emulator/usage` and `/_emulator/faults`. No signature is asked for: the emulator is on loopback."""
+
+    async def show_usage(request: web.Request) -> web.Response:
+        _refuse_browsers(request)
+        return _json(usage(service, now=service.clock.time()))
+
+    async def show_faults(request: web.Request) -> web.Response:
+        _refuse_browsers(request)
+        return _json(service.injector.report())
+
+    async def set_faults(request: web.Request) -> web.Response:
+        _refuse_browsers(request)
+        try:
+            plan = parse_faults(orjson.loads(await request.read()), where="the request")
+        except (UsageError, orjson.JSONDecodeError) as error:
+            return _json({"error": str(error)}, status=400)
+        service.injector.replace(plan, now=service.clock.monotonic())
+        return _json(service.injector.report())
+
+    async def clear_faults(request: web.Request) -> web.Response:
+        _refuse_browsers(request)
+        service.injector.replace(Faults(), now=service.clock.monotonic())
+        return _json(service.injector.report())
+
+    application.router.add_get("/_emulator/usage", show_usage)
+    application.router.add_get("/_emulator/faults", show_faults)
+    application.router.add_put("/_emulator/faults", set_faults)
+    application.router.add_delete("/_emulator/faults", clear_faults)
+
+
+def usage(service: Service, *, now: float) -> dict[str, Any]:
+    """Billed hours of each version that ever trained or ran, deleted ones too, and in all."""
+    state = service.state
+    state.settle(now)
+    versions = {}
+    for version in state.versions.values():
+        service.scale(version, now=now)
+        version.meter(now)
+        versions[version.arn] = {
+            "status": version.status,
+            "units_in_service": version.units or 0,
+            "inference_unit_hours": version.unit_seconds / _HOUR_S,
+            "training_hours": 0.0 if version.source_arn else (version.billable_seconds or 0) / _HOUR_S,
+        }
+    for arn, (unit_seconds, training_seconds) in state.deleted_usage.items():
+        versions[arn] = {
+            "status": "DELETED",
+            "units_in_service": 0,
+            "inference_unit_hours": unit_seconds / _HOUR_S,
+            "training_hours": training_seconds / _HOUR_S,
+        }
+    totals = {
+        name: sum(float(str(each[name])) for each in versions.values())
+        for name in ("inference_unit_hours", "training_hours")
+    }
+    return {"versions": versions, **totals}
+
+
+def _refuse_browsers(request: web.Request) -> None:
+    """A page in a browser on this machine could reach loopback; it always says where it comes from."""
+    if "Origin" in request.headers:
+        raise web.HTTPForbidden(text="not for browsers")
+
+
+def _json(body: dict[str, Any], *, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(body) + b"\n", status=status, content_type="application/json")
