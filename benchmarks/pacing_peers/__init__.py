@@ -1,0 +1,1 @@
+"""A service in virtual time, and everything that sends calls to it: batchcl's controller and its peers."""
