@@ -60,7 +60,7 @@ class Paced:
             self._line.call(self._answered)
             self._loop.at(now, self._turn)
 
-    def _answered(self, accepted: bool, sent_at: float) -> None:  # noqa: FBT001 - the line's callback
+    def _answered(self, accepted: bool, sent_at: float) -> None:
         self._in_flight -= 1
         if accepted:
             self._pace.succeeded(self._loop.now, sent_at=sent_at)
@@ -94,7 +94,7 @@ class Oracle:
 
 
 class AimdRate:
-    """AIMD on the rate (Chiu and Jain, 1989): doubling a second up to the first refusal, then 3 % a second, and 0.85."""
+    """AIMD on the rate (Chiu and Jain, 1989): doubling a second up to the first refusal, 3 % later, times 0.85."""
 
     def __init__(self) -> None:
         self.rate_tps = 5.0

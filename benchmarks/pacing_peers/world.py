@@ -191,12 +191,12 @@ class Line:
         if takes_s is None:
             meter.throttled += 1
             meter.throttled_in[second] += 1
-            self._loop.at(now + self._delay_s(), answered, False, sent_at)
+            self._loop.at(now + self._delay_s(), answered, False, sent_at)  # noqa: FBT003 - handed on
         else:
             meter.scored += 1
             meter.scored_in[second] += 1
             meter.latency_s += takes_s
-            self._loop.at(now + takes_s + self._delay_s(), answered, True, sent_at)
+            self._loop.at(now + takes_s + self._delay_s(), answered, True, sent_at)  # noqa: FBT003 - handed on
 
 
 def lognormal(rng: random.Random, median: float, sigma: float, *, most: float = math.inf) -> Callable[[], float]:

@@ -164,7 +164,12 @@ class CallError(BatchclError):
 
 
 class ThrottledError(CallError):
-    """The service said "over capacity". `sudden` when it asked for a slower ramp rather than a lower rate."""
+    """The service said "over capacity".
+
+    Attributes:
+        sudden: it asked for a slower ramp rather than a lower rate.
+        downloads: S3's limit on what the service downloads is at fault, not the model's capacity.
+    """
 
     def __init__(
         self,
@@ -174,9 +179,11 @@ class ThrottledError(CallError):
         status: int | None = None,
         request_id: str = "",
         sudden: bool = False,
+        downloads: bool = False,
     ) -> None:
         super().__init__(message, code=code, status=status, request_id=request_id)
         self.sudden = sudden
+        self.downloads = downloads
 
 
 class TransientError(CallError):

@@ -28,6 +28,8 @@ EXPIRED_CODES: Final = frozenset({"ExpiredTokenException", "ExpiredToken", "Requ
 _SERVER_ERROR: Final = 500
 _ABOUT_THE_ARN: Final = re.compile(r"versionarn|\barn\b", re.IGNORECASE)
 
+_ABOUT_S3: Final = re.compile(r"\bs3\b", re.IGNORECASE)
+
 _IMAGE: Final = frozenset(
     {"ImageTooLargeException", "InvalidImageFormatException", INVALID_S3_OBJECT, "InvalidParameterException"}
 )
@@ -55,10 +57,11 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
     code = code.rpartition("#")[2]
     kind: type[CallError]
     if code == "ProvisionedThroughputExceededException":
-        kind = ThrottledError
-    elif code == "ThrottlingException" and (status or 0) < _SERVER_ERROR:
+        downloads = _ABOUT_S3.search(message) is not None
+        return ThrottledError(message, code=code, status=status, request_id=request_id, downloads=downloads)
+    if code == "ThrottlingException" and (status or 0) < _SERVER_ERROR:
         return ThrottledError(message, code=code, status=status, request_id=request_id, sudden=True)
-    elif code in _PAUSE:
+    if code in _PAUSE:
         kind = ModelNotReadyError
     elif blames_clock(code, message):
         kind, message = FatalCallError, f"{message}; this machine's clock is off: set it (ntpdate, chrony)"

@@ -41,6 +41,7 @@ _MANY: Final = 5
 _MANY_SHARE: Final = 0.2
 _FALL_MOST: Final = 0.25
 _SUDDEN: Final = 0.6
+_QUEUED_SLOWER: Final = 3.0
 _NEAR: Final = 0.2
 _SLOWEST: Final = 8.0
 
@@ -64,10 +65,11 @@ class Edge:
     def __init__(self, start_tps: float, *, known: bool = False) -> None:
         self._limit_tps = start_tps if known else start_tps / (1 + _ABOVE)
         self._found = known
-        self._haste = 1.0
+        self._haste = _HASTE_LEAST if known else 1.0  # there may be another number of units today
         self._age_s = self._period_s * (_RECOVERED if known else _PROBED)
         self._cut_at = -math.inf
         self._slowness = 1.0
+        self._queues = False
         self._refused = 0
         self._last: _Refusal | None = None
         self._recent: deque[_Refusal] = deque(maxlen=_MANY)
@@ -80,12 +82,12 @@ class Edge:
     @property
     def _period_s(self) -> float:
         """Seconds from one probe to the next: shorter for higher rates, so that a like share of calls is refused."""
-        return max(_PERIOD_LEAST_S, _PERIOD_S / self._limit_tps**_PERIOD_POWER * self._haste)
+        return max(_PERIOD_LEAST_S, _PERIOD_S * self._haste / math.pow(self._limit_tps, _PERIOD_POWER))
 
     @property
     def _doubling_s(self) -> float:
         least_s = max(_DOUBLING_LEAST_S, self._period_s / 4) if self._found else _DOUBLING_START_S
-        return least_s * self._slowness
+        return least_s * self._slowness * (_QUEUED_SLOWER if self._queues else 1.0)
 
     @property
     def rate_tps(self) -> float:
@@ -98,7 +100,7 @@ class Edge:
             share = 1 + _ABOVE * ((phase - _RECOVERED) / (_PROBED - _RECOVERED)) ** 2
         else:
             doublings = (self._age_s - _PROBED * period_s) / self._doubling_s
-            share = (1 + _ABOVE) * 2.0 ** min(_DOUBLINGS_MOST, doublings)
+            share = (1 + _ABOVE) * math.exp2(min(_DOUBLINGS_MOST, doublings))
         return self._limit_tps * share
 
     def grow(self, seconds: float) -> None:
@@ -139,6 +141,7 @@ class Edge:
             taken_tps = (taken_tps + self._limit_tps) / 2
         self._limit_tps = min(self.rate_tps, taken_tps)
         self._haste = 1.0
+        self._queues = True
         self._last = None
         self._cut(now)
 

@@ -33,12 +33,12 @@ class Pacer(Protocol):
         """Return when the next call may be sent. Being cancelled while waiting costs no turn."""
         ...
 
-    def succeeded(self) -> None:
-        """A call came back with an answer, good or bad, that was not about capacity."""
+    def succeeded(self, *, sent_at: float | None = None) -> None:
+        """A call that went out at `sent_at` (the loop's clock, s) has an answer that was not about capacity."""
         ...
 
-    def throttled(self, *, sent_at: float, sudden: bool) -> None:
-        """A call that went out at `sent_at` (the loop's clock, s) was refused for capacity."""
+    def throttled(self, *, sent_at: float, sudden: bool, downloads: bool = False) -> None:
+        """A call that went out at `sent_at` was refused: for its rate, a `sudden` ramp, or S3's `downloads`."""
         ...
 
     def statistics(self) -> PacerStatistics:
@@ -71,13 +71,18 @@ class AdaptivePacer:
         self._next_at = due_at
         self._controller.sent(anyio.current_time())
 
-    def succeeded(self) -> None:
-        """Let the rate grow."""
-        self._controller.succeeded(anyio.current_time())
+    def succeeded(self, *, sent_at: float | None = None) -> None:
+        """Let the rate grow, or fall where answers come late."""
+        self._controller.succeeded(anyio.current_time(), sent_at=sent_at)
 
-    def throttled(self, *, sent_at: float, sudden: bool) -> None:
+    def throttled(self, *, sent_at: float, sudden: bool, downloads: bool = False) -> None:
         """Let the rate fall."""
-        self._controller.throttled(anyio.current_time(), sent_at=sent_at, sudden=sudden)
+        self._controller.throttled(anyio.current_time(), sent_at=sent_at, sudden=sudden, downloads=downloads)
+
+    @property
+    def learned_tps(self) -> float | None:
+        """What the model takes, once it was found; None before."""
+        return self._controller.learned_tps
 
     def statistics(self) -> PacerStatistics:
         """The pace just now."""
@@ -91,10 +96,10 @@ class UnpacedPacer:
         """Return at once, but let others run."""
         await anyio.lowlevel.checkpoint()
 
-    def succeeded(self) -> None:
+    def succeeded(self, *, sent_at: float | None = None) -> None:
         """Nothing to learn."""
 
-    def throttled(self, *, sent_at: float, sudden: bool) -> None:
+    def throttled(self, *, sent_at: float, sudden: bool, downloads: bool = False) -> None:
         """Nothing to learn."""
 
     def statistics(self) -> PacerStatistics:

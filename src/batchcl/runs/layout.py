@@ -10,11 +10,14 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["COMPACTED", "RUNS", "RunPaths", "new_run_id", "valid_run_id"]
+__all__ = ["COMPACTED", "RUNS", "RunPaths", "new_run_id", "pace_path", "valid_run_id"]
 
 RUNS: Final = "runs"
 COMPACTED: Final = "compact-"
 """How the names of merged parts begin."""
+
+_PACE: Final = f"{RUNS}/.pace"
+"""Not a run: the name of a run begins with a letter or a digit."""
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
 
@@ -32,6 +35,11 @@ def valid_run_id(run_id: str) -> str:
             "digit and not with compact-, such as 2026-11-21"
         )
     return run_id
+
+
+def pace_path(model: str) -> str:
+    """What runs have learned of the pace of a model, by its name `<project>@<version>`."""
+    return f"{_PACE}/{model}.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,17 +220,17 @@ class Engine:
             detection = await self._detector.detect(item.image)
         except CallError as error:
             return self._unanswered(item, error, sent_at)
-        return self._scored(item, detection, anyio.current_time() - sent_at)
+        return self._scored(item, detection, sent_at)
 
-    def _scored(self, item: WorkItem, detection: Detection, latency_s: float) -> Scored:
-        self._pacer.succeeded()
+    def _scored(self, item: WorkItem, detection: Detection, sent_at: float) -> Scored:
+        self._pacer.succeeded(sent_at=sent_at)
         self._answered = True
         self._pauses = 0
         return Scored(
             image=item.image,
             labels=detection.labels,
             attempts=item.attempts + 1,
-            latency_ms=latency_s * 1000,
+            latency_ms=(anyio.current_time() - sent_at) * 1000,
             request_id=detection.request_id,
             scored_at=self._utcnow(),
         )
@@ -240,7 +240,7 @@ class Engine:
         match error:
             case ThrottledError():
                 self._progress.throttled += 1
-                self._pacer.throttled(sent_at=sent_at, sudden=error.sudden)
+                self._pacer.throttled(sent_at=sent_at, sudden=error.sudden, downloads=error.downloads)
                 self._queue.give_back(item)
                 return None
             case ModelNotReadyError():
@@ -257,7 +257,7 @@ class Engine:
                 self._queue.give_back_later(item, anyio.current_time() + self._rng.uniform(0, longest))
                 return None
             case ImageError():
-                self._pacer.succeeded()
+                self._pacer.succeeded(sent_at=sent_at)
                 self._judge_bucket(error)
         return Failed(
             image=item.image,

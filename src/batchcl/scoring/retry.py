@@ -13,8 +13,6 @@ from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import OutputError, StoppedError, UsageError
 from batchcl.job import Job, job_of
-from batchcl.pacing.controller import RateController
-from batchcl.pacing.pacer import AdaptivePacer
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.markers import published, read_counts, total
@@ -23,6 +21,7 @@ from batchcl.runs.rounds import FailedImages, end_round, is_round_open, open_rou
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
+from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.score import open_model
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Session, heartbeat, take_lease
@@ -125,23 +124,24 @@ async def conduct_round(
         await worklist.open()
     observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {failed:,} failures"))
     progress.planned, progress.listed = failed, True
-    session = Session(
-        job=job,
-        store=store,
-        record=record,
-        worklist=worklist,
-        targets=FailedImages(store, paths, about, published=rounds, counts=counts),
-        published=rounds,
-        detector=detector,
-        pacer=AdaptivePacer(RateController(), max_tps=job.max_tps),
-        keeper=keeper,
-        lease=lease,
-        progress=progress,
-        observer=observer,
-        stopper=stopper,
-        begun_at=begun_at,
-    )
-    summary = await session.run()
+    async with learning_pacer(store, record.model_name, max_tps=job.max_tps, utcnow=utcnow) as pacer:
+        session = Session(
+            job=job,
+            store=store,
+            record=record,
+            worklist=worklist,
+            targets=FailedImages(store, paths, about, published=rounds, counts=counts),
+            published=rounds,
+            detector=detector,
+            pacer=pacer,
+            keeper=keeper,
+            lease=lease,
+            progress=progress,
+            observer=observer,
+            stopper=stopper,
+            begun_at=begun_at,
+        )
+        summary = await session.run()
     try:
         await end_round(store, paths, about.number)
     except OutputError as error:

@@ -24,8 +24,6 @@ from batchcl.aws.lifecycle import Units
 from batchcl.aws.session import Aws
 from batchcl.errors import UsageError
 from batchcl.job import Job, fingerprint
-from batchcl.pacing.controller import RateController
-from batchcl.pacing.pacer import AdaptivePacer
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import LeaseKeeper
@@ -37,6 +35,7 @@ from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.lister import freeze_all
 from batchcl.scoring.listing import Listing, check_sources, first_page
+from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Session, heartbeat, take_lease
 from batchcl.scoring.stopper import Stopper
@@ -132,24 +131,25 @@ async def conduct(
                 bad_lines=listing.bad_lines,
                 on_frozen=partial(_show_list, worklist, progress),
             )
-        session = Session(
-            job=job,
-            store=store,
-            record=record,
-            worklist=worklist,
-            targets=AllImages(worklist, done),
-            published=done,
-            detector=detector,
-            pacer=AdaptivePacer(RateController(), max_tps=job.max_tps),
-            keeper=keeper,
-            lease=lease,
-            progress=progress,
-            observer=observer,
-            stopper=stopper,
-            begun_at=begun_at,
-            listing=freeze,
-        )
-        return await session.run()
+        async with learning_pacer(store, record.model_name, max_tps=job.max_tps, utcnow=utcnow) as pacer:
+            session = Session(
+                job=job,
+                store=store,
+                record=record,
+                worklist=worklist,
+                targets=AllImages(worklist, done),
+                published=done,
+                detector=detector,
+                pacer=pacer,
+                keeper=keeper,
+                lease=lease,
+                progress=progress,
+                observer=observer,
+                stopper=stopper,
+                begun_at=begun_at,
+                listing=freeze,
+            )
+            return await session.run()
 
 
 def run_sync(job: Job, *, observer: Observer | None = None) -> Summary:

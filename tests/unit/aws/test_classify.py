@@ -63,6 +63,15 @@ def test_only_a_refused_ramp_is_sudden() -> None:
     assert (ramp.sudden, rate.sudden) == (True, False)
 
 
+def test_the_limit_of_s3_is_told_from_the_models() -> None:
+    told = {}
+    for message in ("Provisioned Rate exceeded", "S3 download limit exceeded"):
+        error = classify("ProvisionedThroughputExceededException", message, status=400)
+        assert isinstance(error, ThrottledError)
+        told[message] = error.downloads
+    assert told == {"Provisioned Rate exceeded": False, "S3 download limit exceeded": True}
+
+
 @pytest.mark.parametrize(
     ("code", "message", "advice"),
     [

@@ -1,0 +1,100 @@
+"""What a session learns of the pace starts the next one, and a store that can't keep it ends nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import anyio
+
+from batchcl.errors import CallError, FatalCallError, StoppedError
+from batchcl.images import ImageRef
+from batchcl.runs.layout import pace_path
+from batchcl.runs.record import Summary
+from batchcl.scoring.pace import learning_pacer
+from sim.house import FaultyStore, House, Trouble, utcnow
+from sim.service import Service, image
+from virtual import run_virtual
+
+PACE = pace_path("birds@v1")
+
+
+def house(tps: float, *, images: int = 1500) -> House:
+    return House(
+        [image(n) for n in range(images)],
+        Service(tps=lambda _: tps, latency_s=lambda rng: rng.uniform(0.1, 0.3)),
+        shard_size=500,
+        page=500,
+        max_in_flight=64,
+    )
+
+
+def learned(files: dict[str, bytes]) -> float:
+    return float(files[PACE].split(b'"tps":')[1].split(b",")[0])
+
+
+def test_the_next_run_starts_with_the_rate_that_the_last_one_found() -> None:
+    first = house(30)
+    assert isinstance(run_virtual(first.run), Summary)
+    assert abs(learned(first.files) - 30) < 1.5
+    second = house(30)
+    second.files[PACE] = first.files[PACE]
+    assert isinstance(run_virtual(second.run), Summary)
+
+    def in_first_seconds(one: House) -> int:
+        begin = min(one.service.sent_at)
+        return sum(at < begin + 1 for at in one.service.sent_at)
+
+    assert in_first_seconds(second) > 2 * in_first_seconds(first)
+    assert abs(learned(second.files) - 30) < 1.5
+
+
+def test_a_run_that_is_stopped_keeps_what_it_learned() -> None:
+    def denied_later(_image: ImageRef, _call: int, now: float) -> CallError | None:
+        return FatalCallError("denied", code="AccessDeniedException", status=400) if now > 40 else None
+
+    stopped = house(30)
+
+    stopped.service = Service(
+        tps=lambda _: 30.0,
+        latency_s=lambda rng: rng.uniform(0.1, 0.3),
+        fault=denied_later,
+    )
+    end = run_virtual(stopped.run)
+    assert isinstance(end, StoppedError)
+    assert abs(learned(stopped.files) - 30) < 1.5
+
+
+def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None:
+    async def main() -> None:
+        store = FaultyStore({}, Trouble(failing=lambda: True))
+        async with learning_pacer(store, "birds@v1", max_tps=None, utcnow=utcnow) as pacer:
+            await pacer.acquire()
+            pacer.throttled(sent_at=anyio.current_time(), sudden=False)
+            assert pacer.learned_tps is not None
+
+    run_virtual(main)
+
+
+def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_writes_nothing() -> None:
+    async def main(files: dict[str, bytes], learns: list[bool]) -> None:
+        with anyio.move_on_after(5):
+            async with learning_pacer(FaultyStore(files), "birds@v1", max_tps=None, utcnow=utcnow) as pacer:
+                await pacer.acquire()
+                if learns:
+                    pacer.throttled(sent_at=anyio.current_time(), sudden=False)
+                await anyio.sleep_forever()
+
+    for learns in ([True], []):
+        files: dict[str, bytes] = {}
+        run_virtual(main, files, learns)
+        assert (PACE in files) == bool(learns)
+
+
+def test_a_rate_that_is_wrong_by_a_factor_of_ten_is_only_a_beginning() -> None:
+    for wrong in (3.0, 300.0):
+        one = house(30)
+        one.files[PACE] = f'{{"tps": {wrong}, "learned_at": "{dt.datetime.now(dt.UTC).isoformat()}"}}'.encode()
+        summary = run_virtual(one.run)
+        assert isinstance(summary, Summary)
+        assert summary.throttled < 0.08 * summary.calls
+        assert summary.seconds < 1500 / 30 * 1.6
