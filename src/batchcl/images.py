@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Final
 
 __all__ = ["EXTENSIONS", "MAX_BYTES_INLINE", "MAX_BYTES_S3", "ImageRef", "Unfit", "unfit"]
@@ -71,10 +70,10 @@ def unfit(image: ImageRef) -> Unfit | None:
         return Unfit("UndecodableName", "the file's name is not valid UTF-8; rename it")
     if image.key.endswith("/"):
         return Unfit("FolderMarker", "a folder's placeholder, not an image")
-    path = PurePosixPath(image.key)
-    suffix = path.suffix.lower()
-    if not suffix and path.name.startswith("."):
-        return Unfit("UnsupportedExtension", f"{path.name} is a hidden file, not a PNG or JPEG name")
+    name = image.key.rpartition("/")[2]  # pathlib would intern each key, and costs ten times as much
+    suffix = _suffix(name)
+    if not suffix and name.startswith("."):
+        return Unfit("UnsupportedExtension", f"{name} is a hidden file, not a PNG or JPEG name")
     if suffix and suffix not in EXTENSIONS and _looks_like_extension(suffix):
         return Unfit("UnsupportedExtension", f"{suffix} is not a PNG or JPEG name")
     size = image.size_bytes
@@ -87,6 +86,12 @@ def unfit(image: ImageRef) -> Unfit | None:
         way = "sent as bytes" if image.local else "read from S3"
         return Unfit("TooLarge", f"{size:,} bytes, and an image {way} may have {limit:,}")
     return None
+
+
+def _suffix(name: str) -> str:
+    """The name's ending from its last dot on, in lower case; none where the dot is its first or last character."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def _encodable(name: str) -> bool:
