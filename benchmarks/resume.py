@@ -35,6 +35,7 @@ def _prepare(out: str, images: int) -> None:
     from batchcl.runs.store import Store  # noqa: PLC0415
     from batchcl.runs.worklist import WorkList  # noqa: PLC0415
     from batchcl.scoring.lister import freeze_all  # noqa: PLC0415
+    from batchcl.scoring.tally import Tally  # noqa: PLC0415
     from batchcl.sources.select import Filters, Selection  # noqa: PLC0415
 
     anyio.run(partial(score, out, SHARD))
@@ -49,8 +50,7 @@ def _prepare(out: str, images: int) -> None:
             Selection([StubSource(images)], Filters()).pages(),
             shard_size=SHARD,
             freshness=None,
-            repeated=lambda: 0,
-            bad_lines=0,
+            tally=partial(Tally, lines=None),
             on_frozen=lambda: None,
         )
 

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +39,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.lister import freeze_all
+from batchcl.scoring.tally import Tally
 from batchcl.sources.recognise import open_sources
 from batchcl.sources.select import Filters, Selection
 
@@ -126,8 +128,7 @@ async def _to_work_list(folder: Path, out: Path) -> int:
             Selection(sources, Filters()).pages(),
             shard_size=10_000,
             freshness=None,
-            repeated=lambda: 0,
-            bad_lines=0,
+            tally=partial(Tally, lines=None),
             on_frozen=lambda: None,
         )
         return worklist.images
@@ -240,8 +241,9 @@ def main() -> None:
     )
     for each in found:
         print(
-            f"{each['kind']:8} {each['way']:14} {each['rows_per_second']:>10,} rows/s   {each['cpu_us_per_row']:6.2f} µs CPU a "
-            f"row   peak RSS {each['peak_rss_mb']:6.1f} MB   {min(each['seconds']):.2f} to {max(each['seconds']):.2f} s"
+            f"{each['kind']:8} {each['way']:14} {each['rows_per_second']:>10,} rows/s   "
+            f"{each['cpu_us_per_row']:6.2f} µs CPU a row   peak RSS {each['peak_rss_mb']:6.1f} MB   "
+            f"{min(each['seconds']):.2f} to {max(each['seconds']):.2f} s"
         )
     print("batchcl: checksums, check, work list; batchcl check: the first two alone; polars, pyarrow: read and count")
     print("not claimed: reading from S3, which copies the data files first, or any disk but this one")

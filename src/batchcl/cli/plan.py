@@ -58,7 +58,11 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
         "bad lines left out": found.bad_lines,
         "named more than once": found.repeated,
         "known already": found.known,
+        "filtered": found.filtered,
+        **found.left_out,
     }
+    if found.lines is not None:
+        shown |= {"behind the limit": found.unread, "lines read, in all": found.lines}
     emit_object(shown, title="Plan")
     sys.stdout.write("\n")
     rows = [

@@ -49,6 +49,7 @@ from batchcl.cli.options import (
 from batchcl.cli.talk import LogFormat, LogFormatOption, talking
 from batchcl.errors import BatchclError, ExitCode
 from batchcl.runs.record import Summary
+from batchcl.scoring.tally import Tally
 
 __all__ = ["finish", "run", "tell"]
 
@@ -199,13 +200,17 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         f"{summary.seconds:.1f} s ({summary.images_per_second:.1f} images/s, {summary.throttled:,} of "
         f"{summary.calls:,} calls throttled{cost})"
     )
-    for count, what in (
-        (summary.repeated, "images were named more than once and count once"),
-        (summary.known, "images were left out, as their version has a result already"),
-        (summary.bad_lines, "lines named no image and were left out"),
-    ):
-        if count:
-            tell(f"{count:,} {what}")
+    tally = Tally(
+        lines=summary.lines,
+        bad=summary.bad_lines,
+        left_out=summary.left_out,
+        repeated=summary.repeated,
+        filtered=summary.filtered,
+        known=summary.known,
+        planned=summary.planned,
+    )
+    if tally.lines is not None or tally.leaves_out:
+        tell(f"the lists: {tally}")
     if left:
         tell(f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest")
         tell(f"see `batchcl status {summary.out} {summary.run_id}`")

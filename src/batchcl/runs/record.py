@@ -33,6 +33,7 @@ class RunRecord:
     Attributes:
         scored_as: what decides about the rows; `fingerprint` is its digest.
         lists: list file → digest of its content, by which a listing that was cut short may go on.
+        bad_lines: list file → what was wrong with its first hundred lines that were left out.
     """
 
     run_id: str
@@ -43,6 +44,7 @@ class RunRecord:
     started_at: dt.datetime
     version: str
     lists: dict[str, str] = field(default_factory=dict)
+    bad_lines: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def date(self) -> dt.date:
@@ -74,6 +76,9 @@ class Summary:
         bad_lines: lines of the lists that name no image and were left out.
         repeated: images that the sources named more than once, beyond the first time.
         known: images left out by `--incremental`.
+        filtered: images left out by `--include` and `--exclude`.
+        left_out: lines of lists that name something that is no image to score: what → how many.
+        lines: lines and rows of all lists; None where a source is no list, or the list isn't complete.
         round: 0, or the number of the retry that this is the summary of.
     """
 
@@ -96,6 +101,9 @@ class Summary:
     bad_lines: int = 0
     repeated: int = 0
     known: int = 0
+    filtered: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    lines: int | None = None
     round: int = 0
     reason: str | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import anyio
@@ -53,6 +53,9 @@ class WorkListTotals:
         repeated: images that the sources named more than once, beyond the first time.
         known: images left out by `--incremental`, as their version has a result already.
         bad_lines: lines that name no image and were left out.
+        filtered: images left out by `--include` and `--exclude`.
+        left_out: lines that name something that is no image to score: what → how many.
+        lines: of all lists; None where a source is no list.
     """
 
     shards: int
@@ -60,6 +63,9 @@ class WorkListTotals:
     repeated: int = 0
     known: int = 0
     bad_lines: int = 0
+    filtered: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    lines: int | None = None
 
 
 class WorkList:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from batchcl.images import ImageRef
 from batchcl.runs.worklist import WorkList, WorkListTotals
+from batchcl.scoring.tally import Tally
 from batchcl.sources.select import Selected
 
 __all__ = ["Freshness", "freeze_all"]
@@ -27,11 +28,12 @@ async def freeze_all(
     *,
     shard_size: int,
     freshness: Freshness | None,
-    repeated: Callable[[], int],
-    bad_lines: int,
+    tally: Callable[..., Tally],
     on_frozen: Callable[[], None],
 ) -> None:
     """Read `pages` to their end and freeze them as shards of `shard_size`; the last one may be smaller.
+
+    `tally` tells what became of the lines, given `planned` and `known`.
 
     Raises what the sources raise, and `StoppedError` where another runner freezes the same list.
     """
@@ -53,9 +55,17 @@ async def freeze_all(
             on_frozen()
     if waiting:
         await _freeze(worklist, waiting)
+    counted = tally(planned=worklist.images, known=known)
     await worklist.complete(
         WorkListTotals(
-            shards=worklist.shards, images=worklist.images, repeated=repeated(), known=known, bad_lines=bad_lines
+            shards=worklist.shards,
+            images=worklist.images,
+            repeated=counted.repeated,
+            known=known,
+            bad_lines=counted.bad,
+            filtered=counted.filtered,
+            left_out=dict(counted.left_out),
+            lines=counted.lines,
         )
     )
     on_frozen()

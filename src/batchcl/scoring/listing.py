@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio.to_thread
@@ -15,6 +16,7 @@ from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.job import Job
 from batchcl.scoring.events import Notice, Observer
+from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Checked, Source
 from batchcl.sources.recognise import open_sources
 from batchcl.sources.select import Filters, Selected, Selection
@@ -24,11 +26,36 @@ __all__ = ["Listing", "check_sources", "first_page"]
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The job's sources, looked at: the selection from them, and what was found on the way."""
+    """The job's sources, looked at: the selection from them, and what was found on the way.
+
+    Attributes:
+        selection: the images.
+        bad_lines: how many lines name no image.
+        digests: list file → digest of its images.
+        lines: of all lists; None where a source is no list.
+        left_out: what lists name that is no image to score, and how many.
+        bad: list file → its first bad lines, in words.
+    """
 
     selection: Selection
     bad_lines: int
     digests: dict[str, str]
+    lines: int | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    bad: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def tally(self, *, planned: int, known: int) -> Tally:
+        """How the lines add up, now that the selection was read."""
+        selection = self.selection
+        return Tally(
+            lines=self.lines,
+            bad=self.bad_lines,
+            left_out=self.left_out,
+            repeated=selection.repeated,
+            filtered=selection.filtered,
+            known=known,
+            planned=planned,
+        )
 
 
 async def check_sources(job: Job, aws: Aws, model: ModelArn, files: ExitStack, observer: Observer) -> Listing:
@@ -53,7 +80,19 @@ async def check_sources(job: Job, aws: Aws, model: ModelArn, files: ExitStack, o
         Selection(sources, filters),
         sum(checked.bad_count for checked in found),
         {source.description: checked.digest for source, checked in zip(sources, found, strict=True) if checked.digest},
+        lines=_total([checked.lines for checked in found]),
+        left_out=dict(sum((Counter(checked.left_out) for checked in found), Counter())),
+        bad={
+            source.description: [f"{line.place(source.description)}: {line.reason}" for line in checked.bad_lines]
+            for source, checked in zip(sources, found, strict=True)
+            if checked.bad_lines
+        },
     )
+
+
+def _total(lines: Sequence[int | None]) -> int | None:
+    known = [count for count in lines if count is not None]
+    return sum(known) if len(known) == len(lines) else None
 
 
 async def first_page(pages: AsyncIterator[list[Selected]], job: Job) -> AsyncIterator[list[Selected]]:

@@ -51,6 +51,10 @@ class Plan:
         bad_lines: lines of the lists that name no image.
         repeated: images that the sources name more than once, beyond the first time.
         known: images left out by `incremental`, as their version has a result.
+        lines: lines and rows of all lists; None where a source is no list.
+        filtered: images left out by `--include` and `--exclude`.
+        left_out: lines that name something that is no image to score: what → how many.
+        unread: lines behind those that `--limit` asked for.
         estimates: at 1 to 5 inference units.
     """
 
@@ -63,6 +67,10 @@ class Plan:
     bad_lines: int
     repeated: int
     known: int
+    lines: int | None
+    filtered: int
+    left_out: dict[str, int]
+    unread: int
     estimates: tuple[Estimate, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -97,6 +105,7 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
                         calls += 1
                         size += image.size_bytes or 0
                         unknown += image.size_bytes is None
+    tally = listing.tally(planned=images, known=left_out)
     return Plan(
         model=model.text,
         images=images,
@@ -107,6 +116,10 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
         bad_lines=listing.bad_lines,
         repeated=listing.selection.repeated,
         known=left_out,
+        lines=tally.lines,
+        filtered=tally.filtered,
+        left_out=dict(tally.left_out),
+        unread=tally.unread,
         estimates=tuple(_estimate(calls, units) for units in range(1, MAX_UNITS + 1)),
     )
 

@@ -127,8 +127,7 @@ async def conduct(
                 pages,
                 shard_size=job.shard_size,
                 freshness=KnownVersions(store, record.model_name) if job.incremental else None,
-                repeated=lambda: listing.selection.repeated,
-                bad_lines=listing.bad_lines,
+                tally=listing.tally,
                 on_frozen=partial(_show_list, worklist, progress),
             )
         async with learning_pacer(store, record.model_name, max_tps=job.max_tps, utcnow=utcnow) as pacer:
@@ -226,7 +225,7 @@ async def find(
     if worklist.totals is None and not finished:
         listing = await check()
         if old is None:
-            record = replace(record, lists=listing.digests)
+            record = replace(record, lists=listing.digests, bad_lines=dict(listing.bad))
         _check_lists(old or record, listing)
     return Found(
         store=store,

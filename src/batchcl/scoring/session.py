@@ -233,6 +233,9 @@ class Session:
             bad_lines=totals.bad_lines if totals else 0,
             repeated=totals.repeated if totals else 0,
             known=totals.known if totals else 0,
+            filtered=totals.filtered if totals else 0,
+            left_out=totals.left_out if totals else {},
+            lines=totals.lines if totals else None,
             round=self.targets.round,
             reason=None if failure is None else str(failure),
         )

@@ -289,6 +289,17 @@ class ListSource:
 
     def _pages(self, skip: int) -> Iterator[list[ImageRef]]:
         """Pages of the images behind the first `skip`; files that lie before it whole are not opened."""
+        due = None if None in self._facts else sum(facts.images for facts in self._facts if facts) - self.repeated
+        for page in self._pages_read(skip):
+            skip += len(page)
+            yield page
+        if due is not None and skip != due:
+            raise SourceError(
+                f"{self.description} has changed while it was read: it named {due:,} images and has {skip:,} now; "
+                "leave it alone during a run, and begin another one"
+            )
+
+    def _pages_read(self, skip: int) -> Iterator[list[ImageRef]]:
         seen: set[bytes] = set()
         for part, facts in zip(self._parts, self._facts, strict=True):
             if facts is not None and not self._candidates and skip >= facts.images:

@@ -36,6 +36,7 @@ class Bookmark:
         taken: images that passed the filters so far.
         repeated: images left out so far because an earlier source names them too.
         known: images left out so far because their version has a result.
+        filtered: images left out so far by the filters.
     """
 
     source: int
@@ -43,6 +44,7 @@ class Bookmark:
     taken: int
     repeated: int = 0
     known: int = 0
+    filtered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,12 @@ class Selection:
         self._excluded = [_Glob(pattern) for pattern in filters.exclude]
         self._limit = filters.limit
         self._repeated = 0
+        self._filtered = 0
+
+    @property
+    def filtered(self) -> int:
+        """Images left out by the filters so far."""
+        return self._filtered
 
     @property
     def repeated(self) -> int:
@@ -75,6 +83,7 @@ class Selection:
         """The images from behind `after`, in pages of which none is empty, up to the limit."""
         taken = 0 if after is None else after.taken
         self._repeated = 0 if after is None else after.repeated
+        self._filtered = 0 if after is None else after.filtered
         for number, source in enumerate(self._sources):
             if after is not None and number < after.source:
                 continue
@@ -88,18 +97,18 @@ class Selection:
                     count += 1
                     if await self._takes(image, self._sources[:number]):
                         taken += 1
-                        page.append(
-                            Selected(image, Bookmark(number, Position(count, image.key), taken, self._repeated))
-                        )
+                        position = Position(count, image.key)
+                        behind = Bookmark(number, position, taken, self._repeated, filtered=self._filtered)
+                        page.append(Selected(image, behind))
                 if page:
                     yield page
                 if self._limit is not None and taken >= self._limit:
                     return
 
     async def _takes(self, image: ImageRef, earlier: Sequence[Source]) -> bool:
-        if self._included and not any(glob.fits(image.key) for glob in self._included):
-            return False
-        if any(glob.fits(image.key) for glob in self._excluded):
+        included = not self._included or any(glob.fits(image.key) for glob in self._included)
+        if not included or any(glob.fits(image.key) for glob in self._excluded):
+            self._filtered += 1
             return False
         for source in earlier:
             if await source.contains(image):

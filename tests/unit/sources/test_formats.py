@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
+import anyio
 import orjson
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.sources.base import Position
+from batchcl.sources.recognise import open_sources
 from unit.sources.lists import BUCKET, FORMATS, HARD_KEYS, columns, csv_text, keys, read
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
 ONE_LINE = frozenset({"key list"})
-OF_FOLDERS = frozenset({"CSV inventory", "Parquet inventory", "ORC inventory"})
+COMPRESSED_INSIDE = frozenset({"CSV inventory", "Parquet inventory", "ORC inventory", "Parquet table", "ORC table"})
 
 
 def fits(name: str, key: str) -> bool:
@@ -38,7 +43,7 @@ def test_hard_keys_come_back_letter_by_letter(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(wanted=st.lists(KEYS, min_size=1, max_size=8))
 def test_any_keys_that_are_written_by_the_rule_are_read_back_each_once(name: str, wanted: list[str]) -> None:
     wanted = [key for key in wanted if fits(name, key)] or ["x"]
@@ -60,10 +65,8 @@ def test_reading_goes_on_behind_any_image(name: str, tmp_path: Path) -> None:
         assert read(path, after=Position(count, ""), **options).images == images[count:]
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in OF_FOLDERS])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in COMPRESSED_INSIDE])
 def test_lists_may_be_compressed_whatever_their_name(name: str, tmp_path: Path) -> None:
-    if name in {"Parquet table", "ORC table"}:
-        pytest.skip("these are compressed inside")
     path = tmp_path / "list"
     options = FORMATS[name](path, ["a b", "c+d"])
     plain = path.read_bytes()
@@ -139,3 +142,65 @@ def test_other_columns_and_fields_are_carried(tmp_path: Path) -> None:
     images, checked, _ = read(tmp_path / "list.jsonl", uri_field="image", skip_bad_lines=True)
     assert [image.extra for image in images] == ['{"id":7}']
     assert [bad.number for bad in checked.bad_lines] == [2, 3, 4]
+
+
+def test_a_list_that_changes_while_it_is_read_loses_no_image_silently(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_bytes(b"s3://b/1\ns3://b/2\n")
+
+    async def main() -> None:
+        with ExitStack() as stack:
+            (source,) = await open_sources([str(path)], stack, aws=cast("Aws", None), region="us-east-1")
+            await source.check()
+            path.write_bytes(b"s3://b/1\n")
+            async for _ in source.pages():
+                pass
+
+    with pytest.raises(SourceError, match="has changed while it was read: it named 2 images and has 1 now"):
+        anyio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("data", "kinds"),
+    [
+        (b"s3://b/a.jpg,cat\ns3://b/b.jpg,dog\n", ["keys", "label-csv"]),
+        (b"a.jpg,cat\nb.jpg,dog\n", ["keys", "batch-csv", "label-csv"]),
+        (b"id,where\n1,s3://b/k\n", ["batch-csv", "--uri-column"]),
+        (b'{"image": "s3://b/k"}\n', ["--uri-field", "manifest", "keys"]),
+    ],
+)
+def test_what_could_be_several_kinds_is_refused_with_their_names(data: bytes, kinds: list[str], tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(data)
+    with pytest.raises(SourceError) as caught:
+        read(tmp_path / "list")
+    assert all(kind in str(caught.value) for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (b"acme-photos,2026/a+b%2Bc.jpg\nacme-photos,x\n", ["2026/a b+c.jpg", "x"]),
+        (b'"acme-photos","a.jpg","v1"\n', ["a.jpg"]),
+        (b"s3://b/a,b.jpg\ns3://b/c.jpg\n", ["a,b.jpg", "c.jpg"]),
+        (b"s3://b/a,b.jpg\ns3://b/c,d.jpg\n", ["a,b.jpg", "c,d.jpg"]),
+    ],
+)
+def test_lines_with_commas_are_recognised_where_only_one_kind_fits(
+    data: bytes, wanted: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "list").write_bytes(data)
+    assert keys(tmp_path / "list") == wanted
+
+
+def test_a_local_file_of_that_name_makes_a_batch_list_doubtful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list").write_bytes(b"acme-photos,a.jpg\n")
+    (tmp_path / "acme-photos,a.jpg").touch()
+    with pytest.raises(SourceError, match="--source-kind keys or --source-kind batch-csv"):
+        read("list")
+
+
+def test_labels_of_files_beside_the_list_need_no_word(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "list").write_bytes(b"a.jpg,cat\n")
+    assert keys(tmp_path / "list") == [str(tmp_path / "a.jpg")]

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from batchcl.scoring.tally import Tally
+
+
+def test_lines_add_up_and_what_is_zero_is_not_shown() -> None:
+    tally = Tally(lines=1000, planned=900, bad=5, repeated=4, filtered=3, known=2, left_out={"delete markers": 86})
+    assert str(tally) == (
+        "1,000 lines read = 900 planned + 3 filtered + 4 repeated + 2 known already + 5 bad + 86 delete markers"
+    )
+    assert tally.unread == 0
+    assert str(Tally(lines=7, planned=7)) == "7 lines read = 7 planned"
+
+
+def test_what_is_missing_lies_behind_the_limit() -> None:
+    tally = Tally(lines=10, planned=3, filtered=1)
+    assert (tally.unread, str(tally)) == (6, "10 lines read = 3 planned + 1 filtered + 6 behind the limit")
+
+
+def test_without_lists_there_is_nothing_to_add_up_to() -> None:
+    tally = Tally(lines=None, planned=3, filtered=1)
+    assert (tally.unread, str(tally), tally.leaves_out) == (0, "3 planned + 1 filtered", True)
+    assert not Tally(lines=None, planned=3).leaves_out
