@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,14 +15,11 @@ from batchcl.emulator.arns import owner
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.image_rules import check_bytes, open_picture
 from batchcl.emulator.learning import reports
-from batchcl.emulator.learning.training import Example, TrainingError, prepare, save, task_of, train
-from batchcl.errors import SourceError
-from batchcl.groundtruth import parse_line
+from batchcl.emulator.learning.training import Example, TrainingError, prepare, save, split, train
+from batchcl.emulator.validation import Checked, Findings, examine, use_case
 from batchcl.images import MAX_BYTES_S3
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from batchcl.emulator.learning.training import Task, Trained
     from batchcl.emulator.records import Version
     from batchcl.emulator.service import Service
@@ -32,7 +30,6 @@ __all__ = ["Material", "read_manifest", "result_keys", "run_training", "split_li
 _log: Final = logging.getLogger(__name__)
 
 _MANIFEST_LIMIT: Final = 1 << 30
-_BAD_SHARE: Final = 0.2
 _READS_AT_ONCE: Final = 16
 
 
@@ -42,6 +39,10 @@ class Material:
 
     train: list[bytes]
     test: list[bytes] | None
+
+
+ReadMaterial = Callable[[], Awaitable[Material]]
+"""Reads a training's manifests; raises `TrainingError` where one can't be read."""
 
 
 class ResultKeys(NamedTuple):
@@ -88,7 +89,7 @@ async def read_manifest(service: Service, where: dict[str, Any], region: str) ->
         version_id=where.get("Version"),
     )
     if len(data) > _MANIFEST_LIMIT:
-        raise ServiceError("InvalidParameterException", "The manifest file is larger than 1 GB.")
+        raise ServiceError("InvalidParameterException", "The manifest file size exceeds the maximum supported size.")
     return data
 
 
@@ -98,14 +99,14 @@ def split_lines(data: bytes) -> list[bytes]:
     return data.split(b"\n") if data else []
 
 
-async def run_training(service: Service, version: Version, material: Material) -> None:
+async def run_training(service: Service, version: Version, read: ReadMaterial) -> None:
     """Train `version`; it becomes TRAINING_COMPLETED or TRAINING_FAILED, and no error escapes.
 
     The status changes when `train_seconds` have passed since the version's creation, or when the work is done if
     that is later.
     """
     try:
-        await _train(service, version, material)
+        await _train(service, version, read)
         status, message = "TRAINING_COMPLETED", "The model is ready to run."
     except (TrainingError, ServiceError) as error:
         status, message = "TRAINING_FAILED", str(error)
@@ -124,72 +125,63 @@ async def run_training(service: Service, version: Version, material: Material) -
     service.state.save()
 
 
-async def _train(service: Service, version: Version, material: Material) -> None:
-    entries = _parse(material.train, "training")
-    task = task_of(list(entries.values()))
-    examples = await _read_all(service, entries, task, "training", owner(version.arn).region)
-    test = None
-    if material.test is not None:
-        test = await _read_all(service, _parse(material.test, "test"), task, "test", owner(version.arn).region)
+async def _train(service: Service, version: Version, read: ReadMaterial) -> None:
+    material = await read()
+    if not material.train or material.test == []:
+        raise TrainingError("The manifest file is empty.")
+    train_set = await anyio.to_thread.run_sync(Checked.of, material.train)
+    test_set = None if material.test is None else await anyio.to_thread.run_sync(Checked.of, material.test)
+    task = use_case(train_set)
+    region = owner(version.arn).region
+    examples = [] if task is None else await _read_all(service, train_set, task, region)
+    seed = service.settings.seed
+    if test_set is None:
+        learnt, tested = split(examples, seed)
+    else:
+        learnt, tested = examples, [] if task is None else await _read_all(service, test_set, task, region)
+    held_out = frozenset(e.number for e in tested) if test_set is None else frozenset[int]()
+    findings = examine(train_set, test_set, task=task, held_out=held_out)
+    await _write_findings(service, version, findings)
+    if findings.errors or task is None:
+        raise TrainingError(findings.message or "The training dataset has no labeled images.")
 
     def check() -> None:
         if service.closing:
             raise _ClosingError
 
     def learn() -> Trained:
-        trained = train(task, examples, test, seed=service.settings.seed, check=check)
+        trained = train(task, learnt, tested, seed=seed, check=check)
         save(service.state.model_path(version.arn), trained.model, trained.evaluation.thresholds)
         return trained
 
     trained = await anyio.to_thread.run_sync(learn)
-    await _write_results(service, version, material, trained)
+    await _write_results(service, version, material.train, trained)
 
 
-def _parse(lines: Sequence[bytes], which: str) -> dict[int, GroundTruth]:
-    """The labelled entries by their line's number; lines that say nothing of labels are left out."""
-    entries: dict[int, GroundTruth] = {}
-    broken = 0
-    for number, line in enumerate(lines):
-        try:
-            entry = parse_line(line)
-        except SourceError:
-            broken += 1
-            continue
-        if entry.task is not None:
-            entries[number] = entry
-    if broken > _BAD_SHARE * max(1, len(lines)):
-        raise TrainingError(f"The {which} manifest has {broken} invalid JSON Lines among {len(lines)}.")
-    return entries
-
-
-async def _read_all(
-    service: Service, entries: dict[int, GroundTruth], task: Task, which: str, region: str
-) -> list[Example]:
-    """Every readable image of `entries`, reduced, in the manifest's order.
+async def _read_all(service: Service, checked: Checked, task: Task, region: str) -> list[Example]:
+    """Every readable image that is for `task`, reduced, in the manifest's order; `checked` learns of the others.
 
     Raises:
-        TrainingError: more than a fifth of the images can't be read.
+        TrainingError: S3 itself failed.
     """
     examples: dict[int, Example] = {}
-    why = ""
-    queue = iter(entries.items())
+    queue = iter(checked.truths(task).items())
+    failed = False
 
     async def work() -> None:
-        nonlocal why
-        for number, entry in queue:
-            if (entry.task == "detection") != (task == "detection"):
-                continue
+        nonlocal failed
+        for number, truth in queue:
             try:
-                examples[number] = await _read_one(service, number, entry, task, region)
+                examples[number] = await _read_one(service, number, truth, task, region)
             except ServiceError as error:
-                why = f"{entry.source_ref}: {error}"
+                checked.unreadable.add(number)
+                failed = failed or error.code == "InternalServerError"
 
     async with anyio.create_task_group() as readers:
         for _ in range(_READS_AT_ONCE):
             readers.start_soon(work)
-    unread = len(entries) - len(examples)
-    if unread > _BAD_SHARE * max(1, len(entries)):
-        raise TrainingError(f"{unread} of {len(entries)} images of the {which} dataset can't be used. {why}")
+    if failed:
+        raise TrainingError("Failed to copy images from S3 bucket.")
     return [examples[number] for number in sorted(examples)]
 
 
@@ -205,26 +197,38 @@ async def _read_one(service: Service, number: int, entry: GroundTruth, task: Tas
     return await anyio.to_thread.run_sync(reduce, limiter=service.threads)
 
 
-async def _write_results(service: Service, version: Version, material: Material, trained: Trained) -> None:
-    ended = service.clock.time()
-    test_lines = material.test if material.test is not None else material.train
+async def _write_findings(service: Service, version: Version, findings: Findings) -> None:
     keys = result_keys(version)
-    version.summary, version.training_output, version.testing_output = (
-        keys.summary,
-        keys.training_output,
-        keys.testing_output,
-    )
-    version.f1_score = trained.evaluation.mean("f1")
     files = {
-        version.summary: reports.summary(trained, version_arn=version.arn, ended=ended),
-        version.training_output: reports.training_snapshot(material.train, trained.train),
-        version.testing_output: reports.snapshot(test_lines, trained, ended=ended),
+        keys.training_validation: findings.training,
+        keys.testing_validation: findings.testing,
+        keys.manifest_summary: findings.summary,
     }
+    await _write(service, version, files)
+    version.training_validation = keys.training_validation
+    version.testing_validation = keys.testing_validation
+    version.manifest_summary = keys.manifest_summary
+
+
+async def _write_results(service: Service, version: Version, lines: list[bytes], trained: Trained) -> None:
+    ended = service.clock.time()
+    keys = result_keys(version)
+    files = {
+        keys.summary: reports.summary(trained, version_arn=version.arn, ended=ended),
+        keys.training_output: reports.training_snapshot(lines, trained.train),
+        keys.testing_output: reports.snapshot(trained, ended=ended),
+    }
+    await _write(service, version, files)
+    version.summary, version.training_output = keys.summary, keys.training_output
+    version.testing_output = keys.testing_output
+    version.f1_score = trained.evaluation.mean("f1")
+
+
+async def _write(service: Service, version: Version, files: dict[str, bytes]) -> None:
     for key, data in files.items():
-        kind = "application/json" if key == version.summary else "application/jsonlines"
         try:
-            await service.buckets.write(version.output_bucket, key, data, content_type=kind)
+            await service.buckets.write(version.output_bucket, key, data, content_type="application/json")
         except ServiceError as error:
             raise TrainingError(
-                f"The training results can't be written to s3://{version.output_bucket}/{key}. {error}"
+                f"Unable to write to output S3 bucket. s3://{version.output_bucket}/{key}: {error}"
             ) from error

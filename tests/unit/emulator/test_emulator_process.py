@@ -49,7 +49,7 @@ def test_an_emulator_runs_for_the_time_of_a_block_and_trains_once(small_digits: 
             assert f":{emulator.account}:project/digits/version/v1/" in arn
             assert await ensure_model(emulator.endpoint, bucket="small") == arn
             (small_digits.directory / "small/none.manifest").write_text('{"source-ref":"s3://small/x"}\n')
-            with pytest.raises(ModelError, match="no labeled images"):
+            with pytest.raises(ModelError, match="too few labels"):
                 await ensure_model(
                     emulator.endpoint, bucket="small", project="bad", train_manifest="none.manifest", test_manifest=None
                 )

@@ -74,17 +74,45 @@ def training_snapshot(lines: Sequence[bytes], examples: Iterable[Example]) -> by
     return b"".join(lines[e.number].strip() + b"\n" for e in examples)
 
 
-def snapshot(lines: Sequence[bytes], trained: Trained, *, ended: float) -> bytes:
-    """The test set's manifest lines, each with what the model saw and whether it was right."""
+def snapshot(trained: Trained, *, ended: float) -> bytes:
+    """The test set's images, each with its labels, what the model saw, and whether it was right."""
     created = dt.datetime.fromtimestamp(ended, dt.UTC).replace(tzinfo=None).isoformat()
     write = _boxes if trained.model.locates else _labels
     thresholds = trained.evaluation.thresholds
     written = []
     for example, seen in zip(trained.test, trained.seen, strict=True):
-        entry = orjson.loads(lines[example.number])
+        entry: dict[str, Any] = {"source-ref": example.source_ref}
+        entry.update(_truth(example, trained.model.labels, created))
         entry.update(write(example, seen, thresholds, trained.model.labels, created))
         written.append(orjson.dumps(entry) + b"\n")
     return b"".join(written)
+
+
+def _truth(example: Example, labels: Sequence[str], created: str) -> dict[str, Any]:
+    """What is on the image, in the attributes of a training snapshot."""
+    name = "rekognition-custom-labels-training"
+    common = {"job-name": _TRAINING_JOB, "human-annotated": "yes", "creation-date": created}
+    if example.truth.boxes is None:
+        attributes: dict[str, Any] = {}
+        for n, label in enumerate(example.truth.labels):
+            attributes[f"{name}-{n}"] = 1
+            kind = "groundtruth/image-classification"
+            attributes[f"{name}-{n}-metadata"] = {"class-name": label, "confidence": 1.0, "type": kind, **common}
+        return attributes
+    number = {label: n for n, label in enumerate(labels)}
+    pairs = list(zip(example.truth.labels, example.truth.boxes, strict=True))
+    return {
+        f"{name}-0": {
+            "image_size": [{"width": example.size[0], "height": example.size[1], "depth": 3}],
+            "annotations": [_annotation(number[label], box, example.size) for label, box in pairs],
+        },
+        f"{name}-0-metadata": {
+            "objects": [{"confidence": 1.0} for _ in pairs],
+            "class-map": {str(n): label for label, n in number.items()},
+            "type": "groundtruth/object-detection",
+            **common,
+        },
+    }
 
 
 def _labels(
@@ -134,13 +162,14 @@ def _boxes(
     for label, box in _missed(example.truth, faint):
         annotations.append(_annotation(number[label], box, size))
         objects.append({"confidence": 0.0, _DETAILS: _details(taken=False, present=True)})
-    name = "rekognition-custom-labels-evaluation-0"
+    name = "rekognition-custom-labels-evaluation"
     return {
         name: {
             "image_size": [{"width": size[0], "height": size[1], "depth": 3}],
             "annotations": annotations,
         },
         f"{name}-metadata": {
+            "confidence": max((d.confidence for d in faint), default=0.0),
             "objects": objects,
             "class-map": {str(n): label for label, n in number.items()},
             "type": "groundtruth/object-detection",

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from batchcl.emulator.learning.model import Model
     from batchcl.groundtruth import GroundTruth
 
-__all__ = ["Example", "Task", "Trained", "TrainingError", "load", "prepare", "save", "task_of", "train"]
+__all__ = ["FEWEST_LABELS", "Example", "Task", "Trained", "TrainingError", "load", "prepare", "save", "split", "train"]
 
 Task = Literal["classification", "detection"]
 
 _TEST_SHARE: Final = 0.2
 _MOST_LABELS: Final = 250
-_FEWEST_LABELS: Final = 2
+FEWEST_LABELS: Final[dict[Task, int]] = {"classification": 2, "detection": 1}
+"""Custom Labels guide, "Guidelines and quotas"."""
 
 
 class TrainingError(BatchclError):
@@ -53,6 +54,7 @@ class Example:
     """
 
     number: int
+    source_ref: str
     size: tuple[int, int]
     picture: NDArray[np.uint8]
     truth: Truth
@@ -69,27 +71,13 @@ class Trained:
     seen: tuple[tuple[Detection, ...], ...]
 
 
-def task_of(entries: Sequence[GroundTruth]) -> Task:
-    """What a training set asks for.
-
-    Raises:
-        TrainingError: no image has a label, or some images have image-level labels and others boxes.
-    """
-    tasks = {e.task for e in entries if e.task is not None and e.labels}
-    if not tasks:
-        raise TrainingError("The training dataset has no labeled images.")
-    if len(tasks) > 1:
-        raise TrainingError("The training dataset mixes image-level labels and bounding boxes.")
-    return "detection" if "detection" in tasks else "classification"
-
-
 def prepare(number: int, image: Image, size: tuple[int, int], entry: GroundTruth, task: Task) -> Example:
     """Reduce one image; `size` is its upright width and height, in whose pixels the entry's boxes are.
 
     Blocking; call it from a worker thread. Boxes are cut at the rim; those that lie outside are dropped.
     """
     if task == "classification":
-        return Example(number, size, thumbnail(image), Truth(entry.labels))
+        return Example(number, entry.source_ref, size, thumbnail(image), Truth(entry.labels))
     width, height = size
     labels, boxes = [], []
     for box in entry.boxes:
@@ -98,13 +86,13 @@ def prepare(number: int, image: Image, size: tuple[int, int], entry: GroundTruth
         if right > left and bottom > top:
             labels.append(box.label)
             boxes.append(Box(left / width, top / height, (right - left) / width, (bottom - top) / height))
-    return Example(number, size, working_picture(image), Truth(tuple(labels), tuple(boxes)))
+    return Example(number, entry.source_ref, size, working_picture(image), Truth(tuple(labels), tuple(boxes)))
 
 
 def train(
     task: Task,
     examples: Sequence[Example],
-    test: Sequence[Example] | None,
+    test: Sequence[Example],
     *,
     seed: int,
     check: Callable[[], None],
@@ -116,17 +104,15 @@ def train(
     Args:
         task: what to learn.
         examples: the training set.
-        test: the test set; None splits a fifth off the training set.
+        test: the test set; images with other labels than the training set's are not looked at.
         seed: of everything that is drawn.
         check: called now and then; raises to stop.
 
     Raises:
         TrainingError: too few or too many labels, or nothing to learn from.
     """
-    if test is None:
-        examples, test = _split(examples, seed)
     labels = {label for e in examples for label in e.truth.labels}
-    fewest = _FEWEST_LABELS if task == "classification" else 1
+    fewest = FEWEST_LABELS[task]
     if len(labels) < fewest:
         raise TrainingError(f"The training dataset has {len(labels)} labels; at least {fewest} are needed.")
     if len(labels) > _MOST_LABELS:
@@ -194,7 +180,7 @@ def _labelled(example: Example) -> LabelledPicture:
     return LabelledPicture(example.picture, example.truth.labels, pixels)
 
 
-def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
     """A fifth for the test set, drawn within each (first) label so that rare ones are on both sides."""
     groups = [e.truth.labels[0] if e.truth.labels else "" for e in examples]
     drawn = held_out(groups, share=_TEST_SHARE, seed=seed)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchcl.emulator.arns import version_arn
 from batchcl.emulator.faults import ServiceError, in_use, invalid_parameter
+from batchcl.emulator.learning.training import TrainingError
 from batchcl.emulator.limits import (
     MOST_RUNNING,
     MOST_TRAINING,
@@ -18,7 +19,7 @@ from batchcl.emulator.limits import (
 )
 from batchcl.emulator.operations.pages import page
 from batchcl.emulator.records import Version
-from batchcl.emulator.training_job import Material, read_manifest, run_training, split_lines
+from batchcl.emulator.training_job import Material, ReadMaterial, read_manifest, run_training, split_lines
 
 if TYPE_CHECKING:
     from batchcl.emulator.service import Call
@@ -138,8 +139,8 @@ def _refuse_training(call: Call, project_arn: str, name: str) -> None:
         raise over_quota(f"A project can have {MOST_VERSIONS} model versions.")
 
 
-async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) -> Material:
-    """The manifest lines to train and test with."""
+async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) -> ReadMaterial:
+    """How to read the manifest lines to train and test with; a dataset's are those of now."""
     state = call.service.state
     datasets = state.datasets_of(project_arn)
     assets = parameters.get("TrainingData", {}).get("Assets")
@@ -147,20 +148,27 @@ async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) ->
     if datasets:
         if assets or testing:
             raise invalid_parameter("The project has datasets; TrainingData and TestingData can't be given.")
-        for kind in ("TRAIN", "TEST"):
-            dataset = datasets.get(kind)
-            if dataset is not None and not dataset.usable_at(call.now):
+        for dataset in datasets.values():
+            if not dataset.usable_at(call.now):
                 raise in_use(f"The dataset {dataset.arn} is {dataset.status_at(call.now)}.")
         if "TRAIN" not in datasets:
             raise invalid_parameter("The project has no training dataset.")
         lines = {kind: split_lines(state.read_manifest(d.arn)) for kind, d in datasets.items()}
-        return Material(lines["TRAIN"], lines.get("TEST"))
+
+        async def of_datasets() -> Material:
+            return Material(lines["TRAIN"], lines.get("TEST"))
+
+        return of_datasets
     if not assets:
         raise invalid_parameter("The project has no training dataset, and the call has no TrainingData.")
     if testing.get("Assets") and testing.get("AutoCreate"):
         raise invalid_parameter("TestingData has both Assets and AutoCreate.")
-    train = await _assets(call, assets)
-    return Material(train, await _assets(call, testing["Assets"]) if testing.get("Assets") else None)
+
+    async def of_manifests() -> Material:
+        train = await _assets(call, assets)
+        return Material(train, await _assets(call, testing["Assets"]) if testing.get("Assets") else None)
+
+    return of_manifests
 
 
 async def _assets(call: Call, assets: list[dict[str, Any]]) -> list[bytes]:
@@ -169,8 +177,11 @@ async def _assets(call: Call, assets: list[dict[str, Any]]) -> list[bytes]:
         where = asset.get("GroundTruthManifest", {}).get("S3Object", {})
         try:
             lines += split_lines(await read_manifest(call.service, where, call.region))
-        except ServiceError as error:  # CreateProjectVersion's own errors have no InvalidS3ObjectException
-            raise invalid_parameter(f"The manifest file can't be read. {error}") from error
+        except ServiceError as error:
+            known = error.code == "InvalidParameterException"
+            why = str(error) if known else "The manifest file extension or contents are invalid."
+            name = f"s3://{where.get('Bucket', '')}/{where.get('Name', '')}"
+            raise TrainingError(f"{why} {name}") from error
     return lines
 
 
@@ -201,12 +212,18 @@ def _describe(version: Version) -> dict[str, Any]:
             "F1Score": version.f1_score,
             "Summary": {"S3Object": {"Bucket": version.output_bucket, "Name": version.summary}},
         }
-        described["TrainingDataResult"] = _data(version, version.training_input, version.training_output)
-        described["TestingDataResult"] = _data(version, version.testing_input, version.testing_output)
+    if version.manifest_summary is not None:
+        described["ManifestSummary"] = {"S3Object": {"Bucket": version.output_bucket, "Name": version.manifest_summary}}
+    for part, given, output, validation in (
+        ("TrainingDataResult", version.training_input, version.training_output, version.training_validation),
+        ("TestingDataResult", version.testing_input, version.testing_output, version.testing_validation),
+    ):
+        result = {} if given is None else {"Input": given}
+        result |= {
+            name: {"Assets": [{"GroundTruthManifest": {"S3Object": {"Bucket": version.output_bucket, "Name": key}}}]}
+            for name, key in (("Output", output), ("Validation", validation))
+            if key is not None
+        }
+        if result:
+            described[part] = result
     return described
-
-
-def _data(version: Version, given: dict[str, Any] | None, output: str | None) -> dict[str, Any]:
-    where = {"Bucket": version.output_bucket, "Name": output}
-    result: dict[str, Any] = {"Output": {"Assets": [{"GroundTruthManifest": {"S3Object": where}}]}}
-    return result if given is None else {"Input": given, **result}
