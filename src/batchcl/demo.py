@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,12 +20,14 @@ from batchcl.emulator.digits import write_digits
 from batchcl.emulator.process import running_emulator
 from batchcl.emulator.settings import EmulatorSettings
 
-__all__ = ["DemoData", "demo_data", "demo_model"]
+__all__ = ["DemoData", "demo_data", "demo_folders", "demo_model"]
 
 _BUCKET: Final = "digits"
 _TRAIN: Final = 1000
 _TEST: Final = 300
 _SEED: Final = 7
+_LABELLED: Final = 400
+_UNSEEN: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,41 @@ def demo_data(directory: Path, state: Path) -> DemoData:
     bucket = _pictures(state) / _BUCKET
     images = directory / "images"
     images.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for line in (bucket / "test.manifest").read_bytes().splitlines():
-        entry = orjson.loads(line)
-        name = entry["source-ref"].rpartition("/")[2]
-        shutil.copyfile(bucket / "test" / name, images / name)
-        lines.append(orjson.dumps(entry | {"source-ref": f"{images.name}/{name}"}))
+    for path in (bucket / "test").iterdir():
+        shutil.copyfile(path, images / path.name)
     truth = directory / "truth.manifest"
-    truth.write_bytes(b"\n".join(lines) + b"\n")
+    truth.write_bytes(_relative(bucket / "test.manifest", images.name))
     return DemoData(images, truth)
+
+
+def demo_folders(directory: Path) -> DemoData:
+    """Lay pictures into `directory` for a model of one's own, the same ones each time. Blocks.
+
+    `directory/labelled` has a folder for each digit, to learn from and test with; `directory/unseen` has other
+    pictures to score, with their truth beside it.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        data = write_digits(Path(temporary), bucket=_BUCKET, train=_LABELLED, test=_UNSEEN, seed=_SEED)
+        for picture in data.train:
+            folder = directory / "labelled" / picture.labels[0]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture.path, folder / picture.path.name)
+        images = directory / "unseen"
+        images.mkdir(parents=True, exist_ok=True)
+        for picture in data.test:
+            shutil.copyfile(picture.path, images / picture.path.name)
+        truth = directory / "unseen.manifest"
+        truth.write_bytes(_relative(data.test_manifest, images.name))
+    return DemoData(images, truth)
+
+
+def _relative(manifest: Path, folder: str) -> bytes:
+    """The manifest's lines with paths instead of S3 URIs."""
+    lines = []
+    for line in manifest.read_bytes().splitlines():
+        entry = orjson.loads(line)
+        lines.append(orjson.dumps(entry | {"source-ref": f"{folder}/{entry['source-ref'].rpartition('/')[2]}"}) + b"\n")
+    return b"".join(lines)
 
 
 def _pictures(state: Path) -> Path:

@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 
-__all__ = ["check_buckets", "explain"]
+__all__ = ["check_bucket", "check_buckets", "explain"]
 
 _UNKNOWN_KEYS: Final = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
@@ -31,14 +31,19 @@ async def check_buckets(aws: Aws, buckets: Iterable[str], *, region: str) -> Non
     """
     async with aws.s3(region=region) as client:
         for bucket in sorted(buckets):
-            try:
-                answer = await client.head_bucket(Bucket=bucket)
-            except ClientError as error:
-                _check_region(bucket, _named_region(error.response), region)
-                raise explain(error, f"looking up s3://{bucket}", bucket) from error
-            except BotoCoreError as error:
-                raise explain(error, f"looking up s3://{bucket}", bucket) from error
-            _check_region(bucket, _named_region(answer), region)
+            await check_bucket(client, bucket, region=region)
+
+
+async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
+    """Look one bucket up with an open S3 client; raises as `check_buckets` does."""
+    try:
+        answer = await client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        _check_region(bucket, _named_region(error.response), region)
+        raise explain(error, f"looking up s3://{bucket}", bucket) from error
+    except BotoCoreError as error:
+        raise explain(error, f"looking up s3://{bucket}", bucket) from error
+    _check_region(bucket, _named_region(answer), region)
 
 
 def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:

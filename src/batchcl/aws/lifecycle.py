@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.refusals import explained
+from batchcl.aws.explain import explained
+from batchcl.aws.moments import utc
 from batchcl.aws.waiting import wait_until
 from batchcl.errors import ModelError, UsageError
 
-__all__ = ["Model", "Units", "describe", "list_models", "start", "stop", "wait"]
+__all__ = ["Model", "Units", "describe", "list_models", "model_of", "start", "stop", "wait"]
 
 MAX_UNITS: Final = 5
 """Inference units a running model may have; source: the service's default quota."""
@@ -27,7 +28,29 @@ START_TIMEOUT_S: Final = 45 * 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A project version as the service describes it."""
+    """A project version as the service describes it; once deleted its status is GONE.
+
+    Attributes:
+        arn: of the version.
+        project: the project's name.
+        version: the version's name.
+        status: the service's own word.
+        message: its reason.
+        min_units: inference units that it was started with last.
+        max_units: likewise, where auto-scaling is on.
+        f1: over all labels, on the test set.
+        created: when the training or copying began.
+        trained: when the training ended.
+        training_seconds: those that are billed.
+        description: as it was given.
+        output: where the training's results lie, `s3://bucket/prefix`.
+        summary: the evaluation summary's `s3://` URI.
+        training_manifests: the entries that were learned from, as `s3://` URIs.
+        testing_manifests: the evaluation snapshot, likewise.
+        manifest_summary: what was wrong with the manifests, likewise.
+        validation_manifests: the entries that could not be used and why, likewise.
+        copied_from: the ARN of the version that this is a copy of.
+    """
 
     arn: str
     project: str
@@ -38,6 +61,16 @@ class Model:
     max_units: int | None
     f1: float | None
     created: dt.datetime | None
+    trained: dt.datetime | None = None
+    training_seconds: int | None = None
+    description: str | None = None
+    output: str | None = None
+    summary: str | None = None
+    training_manifests: tuple[str, ...] = ()
+    testing_manifests: tuple[str, ...] = ()
+    manifest_summary: str | None = None
+    validation_manifests: tuple[str, ...] = ()
+    copied_from: str | None = None
 
     @property
     def name(self) -> str:
@@ -85,7 +118,7 @@ async def describe(client: Any, arn: ModelArn) -> Model:
             async for page in pages:
                 for version in page["ProjectVersionDescriptions"]:
                     if version["ProjectVersionArn"] == arn.text:
-                        return _model(version)
+                        return model_of(version)
     raise ModelError(
         f"there is no model {arn.text}; check it with `batchcl model list --region {arn.region}` "
         f"in account {arn.account}"
@@ -101,7 +134,7 @@ async def list_models(client: Any, *, project: str | None = None) -> list[Model]
             for entry in page["ProjectDescriptions"]:
                 versions = client.get_paginator("describe_project_versions").paginate(ProjectArn=entry["ProjectArn"])
                 async for part in versions:
-                    found.extend(_model(version) for version in part["ProjectVersionDescriptions"])
+                    found.extend(model_of(version) for version in part["ProjectVersionDescriptions"])
     return found
 
 
@@ -158,8 +191,11 @@ async def wait(
     )
 
 
-def _model(version: dict[str, Any]) -> Model:
+def model_of(version: dict[str, Any]) -> Model:
+    """The model that an entry of DescribeProjectVersions describes."""
     arn = ModelArn.parse(version["ProjectVersionArn"])
+    result = version.get("EvaluationResult", {})
+    training, testing = version.get("TrainingDataResult", {}), version.get("TestingDataResult", {})
     return Model(
         arn=arn.text,
         project=arn.project,
@@ -168,6 +204,33 @@ def _model(version: dict[str, Any]) -> Model:
         message=version.get("StatusMessage", ""),
         min_units=version.get("MinInferenceUnits"),
         max_units=version.get("MaxInferenceUnits"),
-        f1=version.get("EvaluationResult", {}).get("F1Score"),
-        created=version.get("CreationTimestamp"),
+        f1=result.get("F1Score"),
+        created=utc(version.get("CreationTimestamp")),
+        trained=utc(version.get("TrainingEndTimestamp")),
+        training_seconds=version.get("BillableTrainingTimeInSeconds"),
+        description=version.get("VersionDescription"),
+        output=_output(version.get("OutputConfig", {})),
+        summary=_uri(result.get("Summary", {})),
+        training_manifests=_manifests(training.get("Output", {})),
+        testing_manifests=_manifests(testing.get("Output", {})),
+        manifest_summary=_uri(version.get("ManifestSummary", {})),
+        validation_manifests=(*_manifests(training.get("Validation", {})), *_manifests(testing.get("Validation", {}))),
+        copied_from=version.get("SourceProjectVersionArn"),
     )
+
+
+def _output(config: dict[str, Any]) -> str | None:
+    if not config.get("S3Bucket"):
+        return None
+    prefix = config.get("S3KeyPrefix", "").strip("/")
+    return f"s3://{config['S3Bucket']}/{prefix}" if prefix else f"s3://{config['S3Bucket']}"
+
+
+def _uri(holder: dict[str, Any]) -> str | None:
+    where = holder.get("S3Object", {})
+    return f"s3://{where['Bucket']}/{where['Name']}" if where.get("Bucket") and where.get("Name") else None
+
+
+def _manifests(data: dict[str, Any]) -> tuple[str, ...]:
+    uris = (_uri(asset.get("GroundTruthManifest", {})) for asset in data.get("Assets", ()))
+    return tuple(uri for uri in uris if uri is not None)

@@ -13,6 +13,7 @@ from batchcl.__about__ import __version__
 from batchcl.cli import (
     compact,
     confidence,
+    dataset,
     demo,
     emulator,
     evaluate,
@@ -20,6 +21,7 @@ from batchcl.cli import (
     labels,
     model,
     plan,
+    project,
     query,
     retry,
     run,
@@ -38,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_SCORE, _ASK, _AROUND = "Score", "Ask the results", "Around it"
+_SCORE, _ASK, _MODELS, _AROUND = "Score", "Ask the results", "Models and what they learn from", "Around it"
 
 app.command("run", rich_help_panel=_SCORE)(run.run)
 app.command("plan", rich_help_panel=_SCORE)(plan.plan)
@@ -51,7 +53,9 @@ app.command("failures", rich_help_panel=_ASK)(failures.failures)
 app.command("evaluate", rich_help_panel=_ASK)(evaluate.evaluate)
 app.command("query", rich_help_panel=_ASK)(query.query)
 app.command("compact", rich_help_panel=_AROUND)(compact.compact)
-app.add_typer(model.app, name="model", rich_help_panel=_AROUND)
+app.add_typer(project.app, name="project", rich_help_panel=_MODELS)
+app.add_typer(dataset.app, name="dataset", rich_help_panel=_MODELS)
+app.add_typer(model.app, name="model", rich_help_panel=_MODELS)
 app.command("emulator", rich_help_panel=_AROUND)(emulator.emulator)
 app.command("demo", rich_help_panel=_AROUND)(demo.demo)
 

@@ -22,6 +22,10 @@ _QUERY = "SELECT label, count(*) AS n, avg(confidence) AS mean FROM detections G
 
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
+    *,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Only lay out labelled pictures, to train a model of your own.")
+    ] = False,
 ) -> None:
     """Train, score and analyse a few hundred real images, offline and for nothing.
 
@@ -33,13 +37,19 @@ def demo(
       batchcl demo
 
       batchcl demo /tmp/demo
+
+      batchcl demo digits --pictures
     """  # noqa: D412 - Typer shows the examples as they stand
     try:
-        from batchcl.demo import demo_data, demo_model  # noqa: PLC0415 - an extra that most runs do without
+        from batchcl.demo import demo_data, demo_folders, demo_model  # noqa: PLC0415 - an extra that most runs do without
     except ImportError as error:
         from batchcl.errors import UsageError  # noqa: PLC0415
 
         raise UsageError(f"the demo needs {error.name}; pip install 'batchcl[emulator]'") from error
+    if pictures:
+        data = demo_folders(directory)
+        tell(f"{directory}/labelled has a folder of pictures for each digit; {data.images} has others to score")
+        return
     import anyio  # noqa: PLC0415
 
     from batchcl.analysis.labels import label_table  # noqa: PLC0415

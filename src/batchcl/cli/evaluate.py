@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from batchcl.analysis.evaluate import Evaluation
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "show_confusion"]
 
 _WIDEST_MATRIX: Final = 12
 _MOST_MISTAKES: Final = 20
@@ -87,17 +87,17 @@ def _show(evaluation: Evaluation, root: str) -> None:
     emit(evaluation.labels, title="Labels")
     if evaluation.confusion is not None:
         sys.stdout.write("\n")
-        _show_confusion(evaluation.confusion)
+        show_confusion(evaluation.confusion)
 
 
-def _show_confusion(confusion: pl.DataFrame) -> None:
-    """A matrix where it fits, else the most frequent mistakes."""
+def show_confusion(confusion: pl.DataFrame, *, values: str = "images") -> None:
+    """A matrix of `values`, counts or shares, where it fits; else the most frequent mistakes."""
     import polars as pl  # noqa: PLC0415
 
     if confusion["predicted"].n_unique() <= _WIDEST_MATRIX:
         corner = "truth ╲ surest"
-        wide = confusion.rename({"truth": corner}).pivot("predicted", index=corner, values="images", sort_columns=True)
-        emit(wide.fill_null(0), title="Images by true label (rows) and surest label (columns)")
+        wide = confusion.rename({"truth": corner}).pivot("predicted", index=corner, values=values, sort_columns=True)
+        emit(wide.fill_null(0), title=f"{values.capitalize()} by true label (rows) and surest label (columns)")
         return
-    mistakes = confusion.filter(pl.col("truth") != pl.col("predicted")).sort("images", descending=True)
-    emit(mistakes.head(_MOST_MISTAKES), title="The most frequent mistakes, by images; --json has all")
+    mistakes = confusion.filter(pl.col("truth") != pl.col("predicted")).sort(values, descending=True)
+    emit(mistakes.head(_MOST_MISTAKES), title=f"The most frequent mistakes, by {values}; --json has all")

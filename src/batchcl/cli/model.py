@@ -1,28 +1,35 @@
-"""`batchcl model list|show|start|wait|stop`."""
+"""`batchcl model list|show|start|wait|stop`, and the group that the other commands on models join."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from batchcl.cli import training, versions
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.run import tell
+from batchcl.cli.service import Afterwards, tell_state, with_service
+from batchcl.cli.versions import Name, Timeout, emit_model, model_region
 
 if TYPE_CHECKING:
-    from batchcl.aws.lifecycle import Model
+    from batchcl.workflow import Model, Service
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look at, start and stop trained models.", no_args_is_help=True)
+app = typer.Typer(help="Train, evaluate, start, stop and look at models.", no_args_is_help=True)
 
-_T = TypeVar("_T")
+_WAYS = {
+    "RUNNING": ({"STARTING"}, 45.0),
+    "STOPPED": ({"RUNNING", "STOPPING"}, 45.0),
+    "TRAINING_COMPLETED": ({"TRAINING_IN_PROGRESS"}, 24 * 60.0),
+    "COPYING_COMPLETED": ({"COPYING_IN_PROGRESS"}, 24 * 60.0),
+}
+"""What can be waited for: the statuses on the way to it, and the minutes that it may take."""
 
-Arn = Annotated[str, typer.Argument(metavar="ARN", help="The trained model's ARN.", show_default=False)]
-Timeout = Annotated[float, typer.Option("--timeout", help="Minutes to wait at most.")]
+app.command("train")(training.train)
+app.command("evaluate")(training.evaluate)
+app.command("copy")(versions.copy)
 
 
 @app.command("list")
@@ -43,15 +50,18 @@ def list_models(
     """  # noqa: D412 - Typer shows the examples as they stand
     import polars as pl  # noqa: PLC0415 - `batchcl --help` goes without
 
-    from batchcl.aws import lifecycle  # noqa: PLC0415
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.aws.names import region_in  # noqa: PLC0415
     from batchcl.cli.output import emit  # noqa: PLC0415
 
-    async def work(client: Any) -> list[Model]:
-        return await lifecycle.list_models(client, project=project)
+    async def work(service: Service, _: Afterwards) -> list[Model]:
+        name = None if project is None else (await workflow.find_project(service.rekognition, project)).project
+        return await workflow.list_models(service.rekognition, project=name)
 
-    models = _with_client(work, profile=profile, region=region)
+    models = with_service(work, profile=profile, region=region_in(project) or region)
     if json:
-        emit(pl.DataFrame([_shown(model) for model in models], infer_schema_length=None), json=True)
+        rows = [{"model": model.name} | asdict(model) for model in models]
+        emit(pl.DataFrame(rows, infer_schema_length=None), json=True)
         return
     rows = [
         {"model": model.name, "status": model.status, "units": _units(model), "F1": model.f1, "arn": model.arn}
@@ -62,24 +72,26 @@ def list_models(
 
 
 @app.command()
-def show(arn: Arn, profile: Profile = None, region: Region = None, json: Json = False) -> None:
-    """One model: its state, units and F1.
+def show(model: Name, profile: Profile = None, region: Region = None, json: Json = False) -> None:
+    """One model: its state, units, F1, and where its training's results lie.
 
     Examples:
 
+      batchcl model show cats@v2
+
       batchcl model show ARN --json
     """  # noqa: D412
-    from batchcl.aws import lifecycle  # noqa: PLC0415
+    from batchcl import workflow  # noqa: PLC0415
 
-    async def work(client: Any) -> Model:
-        return await lifecycle.describe(client, _parsed(arn))
+    async def work(service: Service, _: Afterwards) -> Model:
+        return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
 
-    _emit_model(_with_client(work, profile=profile, region=_region(arn, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json)
 
 
 @app.command()
 def start(
-    arn: Arn,
+    model: Name,
     *,
     units: Annotated[str, typer.Option("--units", metavar="MIN[:MAX]", help="Inference units, 1 to 5.")] = "1",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is RUNNING.")] = True,
@@ -92,57 +104,78 @@ def start(
 
     Examples:
 
-      batchcl model start ARN --units 1:3
+      batchcl model start cats@v2 --units 1:3
     """  # noqa: D412
-    from batchcl.aws import lifecycle  # noqa: PLC0415
+    from batchcl import workflow  # noqa: PLC0415
 
-    async def work(client: Any) -> Model:
-        parsed = _parsed(arn)
-        await lifecycle.start(client, parsed, lifecycle.Units.parse(units))
+    wanted = workflow.Units.parse(units)
+
+    async def work(service: Service, afterwards: Afterwards) -> Model:
+        arn = await workflow.find_model(service.rekognition, model)
+        await workflow.start(service.rekognition, arn, wanted)
         if not wait:
-            return await lifecycle.describe(client, parsed)
+            return await workflow.describe(service.rekognition, arn)
+        afterwards.is_(
+            f"{arn.name} goes on starting in AWS; from RUNNING on it costs ${4 * wanted.minimum:.2f} an hour or more, "
+            f"until `batchcl model stop {arn.name}`"
+        )
         passing = {"STARTING", "STOPPED", "TRAINING_COMPLETED", "COPYING_COMPLETED"}
-        return await lifecycle.wait(
-            client, parsed, until="RUNNING", passing=passing, timeout_s=timeout * 60, on_state=_tell_state
+        return await workflow.wait(
+            service.rekognition, arn, until="RUNNING", passing=passing, timeout_s=timeout * 60, on_state=tell_state
         )
 
-    _emit_model(_with_client(work, profile=profile, region=_region(arn, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json)
 
 
 @app.command()
 def wait(
-    arn: Arn,
+    model: Name,
     *,
-    until: Annotated[str, typer.Option("--until", metavar="STATUS", help="RUNNING or STOPPED.")] = "RUNNING",
-    timeout: Timeout = 45,
+    until: Annotated[
+        str,
+        typer.Option("--until", metavar="STATUS", help="RUNNING, STOPPED, TRAINING_COMPLETED or COPYING_COMPLETED."),
+    ] = "RUNNING",
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", help="Minutes to wait at most; 45, or a day for training.", show_default=False),
+    ] = None,
     profile: Profile = None,
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Wait until a model is RUNNING or STOPPED.
+    """Wait until a model is RUNNING or STOPPED, or until its training or copying is complete.
 
     Examples:
 
-      batchcl model wait ARN --until STOPPED --timeout 10
+      batchcl model wait cats@v2 --until TRAINING_COMPLETED
+
+      batchcl model wait cats@v2 --until STOPPED --timeout 10
     """  # noqa: D412
-    from batchcl.aws import lifecycle  # noqa: PLC0415
+    from batchcl import workflow  # noqa: PLC0415
     from batchcl.errors import UsageError  # noqa: PLC0415
 
-    ways = {"RUNNING": {"STARTING"}, "STOPPED": {"RUNNING", "STOPPING"}}
-    if until not in ways:
-        raise UsageError(f"--until {until}: wait for RUNNING or STOPPED")
+    if until not in _WAYS:
+        raise UsageError(f"--until {until}: wait for {', '.join(_WAYS)}")
+    passing, minutes = _WAYS[until]
+    timeout_s = (minutes if timeout is None else timeout) * 60
 
-    async def work(client: Any) -> Model:
-        return await lifecycle.wait(
-            client, _parsed(arn), until=until, passing=ways[until], timeout_s=timeout * 60, on_state=_tell_state
+    async def work(service: Service, afterwards: Afterwards) -> Model:
+        arn = await workflow.find_model(service.rekognition, model)
+        afterwards.is_(f"only the wait has ended; `batchcl model show {arn.name}` tells how {arn.name} is")
+        if until == "TRAINING_COMPLETED":
+            return await workflow.wait_trained(service.rekognition, arn, timeout_s=timeout_s, on_state=tell_state)
+        if until == "COPYING_COMPLETED":
+            return await workflow.wait_copied(service.rekognition, arn, timeout_s=timeout_s, on_state=tell_state)
+        return await workflow.wait(
+            service.rekognition, arn, until=until, passing=passing, timeout_s=timeout_s, on_state=tell_state
         )
 
-    _emit_model(_with_client(work, profile=profile, region=_region(arn, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json)
 
 
 @app.command()
 def stop(
-    arn: Arn,
+    model: Name,
     *,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is STOPPED.")] = True,
     timeout: Timeout = 45,
@@ -154,73 +187,34 @@ def stop(
 
     Examples:
 
-      batchcl model stop ARN
+      batchcl model stop cats@v2
     """  # noqa: D412
-    from batchcl.aws import lifecycle  # noqa: PLC0415
+    from batchcl import workflow  # noqa: PLC0415
 
-    async def work(client: Any) -> Model:
-        parsed = _parsed(arn)
-        model = await lifecycle.describe(client, parsed)
-        if model.status not in {"STOPPED", "STOPPING", "TRAINING_COMPLETED", "COPYING_COMPLETED"}:
-            await lifecycle.stop(client, parsed)
-        elif model.status != "STOPPING":
-            return model
+    async def work(service: Service, afterwards: Afterwards) -> Model:
+        arn = await workflow.find_model(service.rekognition, model)
+        found = await workflow.describe(service.rekognition, arn)
+        if found.status not in {"STOPPED", "STOPPING", "TRAINING_COMPLETED", "COPYING_COMPLETED"}:
+            await workflow.stop(service.rekognition, arn)
+        elif found.status != "STOPPING":
+            return found
         if not wait:
-            return await lifecycle.describe(client, parsed)
-        return await lifecycle.wait(
-            client,
-            parsed,
+            return await workflow.describe(service.rekognition, arn)
+        afterwards.is_(f"{arn.name} goes on stopping in AWS")
+        return await workflow.wait(
+            service.rekognition,
+            arn,
             until="STOPPED",
             passing={"RUNNING", "STOPPING"},
             timeout_s=timeout * 60,
-            on_state=_tell_state,
+            on_state=tell_state,
         )
 
-    _emit_model(_with_client(work, profile=profile, region=_region(arn, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json)
 
 
-def _with_client(work: Callable[[Any], Awaitable[_T]], *, profile: str | None, region: str | None) -> _T:
-    import anyio  # noqa: PLC0415
-
-    from batchcl.aws.session import Aws, AwsSettings  # noqa: PLC0415
-
-    @asynccontextmanager
-    async def client() -> AsyncIterator[Any]:
-        aws = Aws(AwsSettings(profile=profile, region=region))
-        await aws.check_credentials()
-        async with aws.rekognition() as opened:
-            yield opened
-
-    async def main() -> _T:
-        async with client() as opened:
-            return await work(opened)
-
-    return anyio.run(main)
-
-
-def _parsed(arn: str) -> Any:
-    from batchcl.aws.arn import ModelArn  # noqa: PLC0415
-
-    return ModelArn.parse(arn)
-
-
-def _region(arn: str, given: str | None) -> str:
-    """The model's region; another one can't have it."""
-    return given or str(_parsed(arn).region)
-
-
-def _tell_state(model: Model) -> None:
-    tell(f"{model.name} is {model.status}")
-
-
-def _emit_model(model: Model, *, json: bool) -> None:
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
-
-    emit_object(_shown(model), json=json)
-
-
-def _shown(model: Model) -> dict[str, Any]:
-    return {"model": model.name} | asdict(model)
+app.command("tag")(versions.tag)
+app.command("delete")(versions.delete)
 
 
 def _units(model: Model) -> str:

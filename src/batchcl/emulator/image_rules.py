@@ -12,20 +12,16 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from batchcl import pixels
 from batchcl.emulator.faults import ServiceError, invalid_parameter
 from batchcl.images import MAX_BYTES_INLINE, MAX_BYTES_S3
+from batchcl.pixels import MAX_ASPECT, MAX_SIDE, MIN_SIDE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["MAX_ASPECT", "MAX_SIDE", "MIN_SIDE", "Picture", "check_bytes", "open_picture", "pixel_size"]
 
-MIN_SIDE: Final = 64
-MAX_SIDE: Final = 4096
-MAX_ASPECT: Final = 20
-
-_PNG: Final = b"\x89PNG\r\n\x1a\n"
-_JPEG: Final = b"\xff\xd8\xff"
 _ORIENTATION: Final = 0x0112
 _TURNED: Final = frozenset({5, 6, 7, 8})
 _ENOUGH: Final = 512
@@ -91,32 +87,10 @@ def pixel_size(data: bytes) -> tuple[int, int]:
     Raises:
         ServiceError: InvalidImageFormatException.
     """
-    if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 24:  # noqa: PLR2004 - the IHDR's end
-        width, height = struct.unpack(">II", data[16:24])
-        return width, height
-    if data.startswith(_JPEG):
-        return _jpeg_size(data)
-    raise _bad_format()
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Walk the segments to the first start of frame (ITU T.81, B.1.1.3 and B.2.2)."""
-    at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:  # noqa: PLR2004 - every marker starts so
-            break
-        marker = data[at + 1]
-        if marker == 0xFF:  # noqa: PLR2004 - a fill byte
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:  # noqa: PLR2004 - SOF0 to SOF15
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return width, height
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # noqa: PLR2004 - markers without a length
-            at += 2
-            continue
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise _bad_format()
+    size = pixels.pixel_size(data)
+    if size is None:
+        raise _bad_format()
+    return size
 
 
 def _check_pixels(width: int, height: int) -> None:

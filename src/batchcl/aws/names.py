@@ -1,0 +1,116 @@
+"""From what a user types to an ARN: an ARN itself, `project`, `project@version`, `project/train` or `project/test`.
+
+Names are looked up in the account and region of the client, by DescribeProjects.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from batchcl.aws.arn import DatasetArn, ModelArn, ProjectArn
+from batchcl.aws.explain import explained
+from batchcl.errors import ModelError, RefusedError, UsageError
+
+__all__ = ["dataset_name", "described_project", "find_dataset", "find_model", "find_project", "region_in"]
+
+_NAME: Final = re.compile(r"[a-zA-Z0-9_.\-]{1,255}")
+_KINDS: Final = ("train", "test")
+
+
+def region_in(*texts: str | None) -> str | None:
+    """The region that the first ARN among `texts` names; None where they are all names."""
+    for text in texts:
+        if text is not None and text.startswith("arn:"):
+            parts = text.split(":")
+            if len(parts) > 3:  # noqa: PLR2004 - arn:partition:service:region
+                return parts[3]
+    return None
+
+
+async def find_project(client: Any, text: str) -> ProjectArn:
+    """The project that `text` means: its ARN, which isn't looked up, or its name.
+
+    Raises:
+        UsageError: it is neither.
+        RefusedError: there is no project of this name, or more than one.
+    """
+    if text.startswith("arn:"):
+        return ProjectArn.parse(text)
+    return ProjectArn.parse((await described_project(client, _checked(text, text)))["ProjectArn"])
+
+
+async def find_model(client: Any, text: str) -> ModelArn:
+    """The model that `text` means: its ARN, which isn't looked up, or `project@version`.
+
+    Raises:
+        UsageError: it is neither.
+        ModelError: there is no model of this name.
+    """
+    if text.startswith("arn:"):
+        return ModelArn.parse(text)
+    project, at, version = text.partition("@")
+    if not at or not version:
+        raise UsageError(f"{text!r} names no model; write PROJECT@VERSION or an ARN, see `batchcl model list`")
+    described = await described_project(client, _checked(project, text))
+    with explained(f"looking up the model {text}", refusal=ModelError):
+        pages = client.get_paginator("describe_project_versions").paginate(
+            ProjectArn=described["ProjectArn"], VersionNames=[_checked(version, text)]
+        )
+        async for page in pages:
+            for each in page["ProjectVersionDescriptions"]:
+                return ModelArn.parse(each["ProjectVersionArn"])
+    raise ModelError(f"project {project} has no model {version}; see `batchcl model list --project {project}`")
+
+
+async def find_dataset(client: Any, text: str) -> DatasetArn:
+    """The dataset that `text` means: its ARN, which isn't looked up, or `project/train` or `project/test`.
+
+    Raises:
+        UsageError: it is none of them.
+        RefusedError: there is no such dataset.
+    """
+    if text.startswith("arn:"):
+        return DatasetArn.parse(text)
+    project, kind = dataset_name(text)
+    described = await described_project(client, project)
+    for dataset in described.get("Datasets", ()):
+        if dataset["DatasetType"].lower() == kind:
+            return DatasetArn.parse(dataset["DatasetArn"])
+    raise RefusedError(
+        f"project {project} has no {kind} dataset; make one with `batchcl dataset create {project}/{kind} SOURCE`"
+    )
+
+
+def dataset_name(text: str) -> tuple[str, str]:
+    """Project and kind in `project/train` or `project/test`; raises `UsageError`."""
+    project, slash, kind = text.partition("/")
+    if not slash or kind not in _KINDS:
+        raise UsageError(f"{text!r} names no dataset; write PROJECT/train, PROJECT/test, or an ARN")
+    return _checked(project, text), kind
+
+
+async def described_project(client: Any, name: str) -> dict[str, Any]:
+    """The service's description of the project of this name.
+
+    Raises:
+        RefusedError: there is none, or (while an older one is being deleted) more than one.
+    """
+    with explained(f"looking up the project {name}"):
+        answer = await client.describe_projects(ProjectNames=[name])
+    found: list[dict[str, Any]] = answer["ProjectDescriptions"]
+    alive = [each for each in found if each.get("Status") != "DELETING"] or found
+    if not alive:
+        raise RefusedError(f"there is no project {name} in this account and region; see `batchcl project list`")
+    if len(alive) > 1:
+        arns = ", ".join(each["ProjectArn"] for each in alive)
+        raise RefusedError(f"there are {len(alive)} projects {name}; name one by its ARN: {arns}")
+    return alive[0]
+
+
+def _checked(name: str, text: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{text!r} is no name: projects and versions have 1 to 255 letters, digits, dots, hyphens and underscores"
+        )
+    return name

@@ -1,0 +1,128 @@
+"""Projects: what holds the datasets and the models of one task. Each verb takes an open Rekognition client."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from batchcl.aws.arn import DatasetArn, ProjectArn
+from batchcl.aws.explain import explained
+from batchcl.aws.moments import utc
+from batchcl.aws.names import described_project
+from batchcl.aws.waiting import GONE, wait_until
+from batchcl.errors import RefusedError, UsageError
+
+__all__ = ["Project", "ProjectDataset", "create_project", "delete_project", "describe_project", "list_projects"]
+
+DELETE_TIMEOUT_S: Final = 15 * 60.0
+"""Deleting takes a few minutes at most; source: developer guide, "Deleting a project"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectDataset:
+    """A dataset as its project lists it; `kind` is `train` or `test`."""
+
+    arn: str
+    kind: str
+    status: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """A project as the service describes it; its status is CREATING, CREATED, DELETING or, once deleted, GONE."""
+
+    arn: str
+    name: str
+    status: str
+    created: dt.datetime | None
+    datasets: tuple[ProjectDataset, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """The service gives no reasons for a project's status."""
+        return ""
+
+
+async def create_project(client: Any, name: str, *, tags: Mapping[str, str] | None = None) -> Project:
+    """Make a Custom Labels project and return it.
+
+    Raises:
+        RefusedError: there is one of this name already, or as many as the account may have.
+        UsageError: the name breaks the service's rules.
+    """
+    if name.startswith("arn:"):
+        raise UsageError(f"{name!r} is an ARN; a new project has a name")
+    arguments: dict[str, Any] = {"ProjectName": name} | ({"Tags": dict(tags)} if tags else {})
+    with explained(f"creating the project {name}"):
+        made = await client.create_project(**arguments)
+    return await describe_project(client, ProjectArn.parse(made["ProjectArn"]))
+
+
+async def list_projects(client: Any) -> list[Project]:
+    """All Custom Labels projects of the account and region, the newest first."""
+    found: list[Project] = []
+    with explained("listing projects"):
+        async for page in client.get_paginator("describe_projects").paginate():
+            found.extend(_project(each) for each in page["ProjectDescriptions"])
+    return found
+
+
+async def describe_project(client: Any, arn: ProjectArn) -> Project:
+    """The project as it is now.
+
+    Raises:
+        RefusedError: there is none of this ARN.
+    """
+    described = await described_project(client, arn.project)
+    if described["ProjectArn"] != arn.text:
+        raise RefusedError(f"there is no project {arn}; the project {arn.project} is {described['ProjectArn']}")
+    return _project(described)
+
+
+async def delete_project(
+    client: Any,
+    arn: ProjectArn,
+    *,
+    timeout_s: float = DELETE_TIMEOUT_S,
+    on_state: Callable[[Project], None] = lambda _: None,
+) -> None:
+    """Delete a project that has no models any more, and return when it is gone.
+
+    Raises:
+        RefusedError: it still has models, or the service refuses for another reason.
+        StoppedError: it wasn't gone after `timeout_s`.
+    """
+    with explained(f"deleting the project {arn.project}"):
+        await client.delete_project(ProjectArn=arn.text)
+
+    async def look() -> Project:
+        with explained(f"looking up the project {arn.project}"):
+            answer = await client.describe_projects(ProjectNames=[arn.project])
+        for each in answer["ProjectDescriptions"]:
+            if each["ProjectArn"] == arn.text:
+                return _project(each)
+        return Project(arn=arn.text, name=arn.project, status=GONE, created=None)
+
+    await wait_until(look, until={GONE}, passing={"DELETING", "CREATED"}, timeout_s=timeout_s, on_state=on_state)
+
+
+def _project(described: dict[str, Any]) -> Project:
+    arn = ProjectArn.parse(described["ProjectArn"])
+    return Project(
+        arn=arn.text,
+        name=arn.project,
+        status=described.get("Status", ""),
+        created=utc(described.get("CreationTimestamp")),
+        datasets=tuple(
+            ProjectDataset(
+                arn=each["DatasetArn"],
+                kind=DatasetArn.parse(each["DatasetArn"]).kind,
+                status=each.get("Status", ""),
+                message=each.get("StatusMessage", ""),
+            )
+            for each in described.get("Datasets", ())
+        ),
+    )

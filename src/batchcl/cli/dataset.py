@@ -1,0 +1,331 @@
+"""`batchcl dataset create|show|entries|labels|update|distribute|delete`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from batchcl.cli import dataset_local
+from batchcl.cli.options import Json, Profile, Region
+from batchcl.cli.run import tell
+from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, shown, tell_state, with_service
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchcl.workflow import Dataset, DatasetLabel, Service
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Make datasets of labelled images, look at and change them.", no_args_is_help=True)
+app.command("update")(dataset_local.update)
+
+Name = Annotated[
+    str, typer.Argument(metavar="DATASET", help="PROJECT/train, PROJECT/test, or an ARN.", show_default=False)
+]
+
+
+@app.command()
+def create(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET", help="PROJECT/train or PROJECT/test; PROJECT with --test-share.", show_default=False
+        ),
+    ],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="A directory with a folder for each label, a manifest (a file, or s3://bucket/key), or another "
+            "dataset; left out, it is empty.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    upload_to: dataset_local.UploadTo = None,
+    create_bucket: Annotated[
+        bool, typer.Option("--create-bucket", help="Make the bucket of --upload-to if it isn't there.")
+    ] = False,
+    test_share: Annotated[
+        float | None,
+        typer.Option(
+            "--test-share",
+            metavar="SHARE",
+            help="Put this share of each label's images, such as 0.2, into a test dataset.",
+            show_default=False,
+        ),
+    ] = None,
+    skip_unfit: dataset_local.SkipUnfit = False,
+    tag: Tags = None,
+    timeout: dataset_local.Timeout = 60,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """Make a dataset: from images on this machine, a manifest in S3, or another dataset.
+
+    Images on this machine are uploaded, those that are in S3 already are left alone, and their manifest is put beside
+    them. A manifest with boxes keeps them. Files that the service would refuse are refused here, before any upload.
+
+    Examples:
+
+      batchcl dataset create cats photos/ --test-share 0.2 --upload-to s3://acme-photos/cats
+
+      batchcl dataset create cats/train s3://acme-photos/cats/train.manifest
+
+      batchcl dataset create cats/train boxes.manifest --upload-to s3://acme-photos/cats --skip-unfit
+
+      batchcl dataset create dogs/test cats/test
+    """  # noqa: D412 - Typer shows the examples as they stand
+    if source is not None and dataset_local.is_local(source):
+        dataset_local.create(
+            dataset,
+            source,
+            upload_to=upload_to,
+            create_bucket=create_bucket,
+            test_share=test_share,
+            skip_unfit=skip_unfit,
+            tags=parsed_tags(tag),
+            timeout_s=timeout * 60,
+            profile=profile,
+            region=region,
+            json=json,
+        )
+        return
+    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.aws.names import dataset_name, region_in  # noqa: PLC0415
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    from batchcl.errors import UsageError  # noqa: PLC0415
+
+    if upload_to is not None or test_share is not None or create_bucket or skip_unfit:
+        raise UsageError(
+            "--upload-to, --create-bucket, --test-share and --skip-unfit are for images on this machine, "
+            f"and {source or 'an empty dataset'} has none"
+        )
+    project, kind = dataset_name(dataset)
+
+    async def work(service: Service, afterwards: Afterwards) -> Dataset:
+        arn = await workflow.find_project(service.rekognition, project)
+        afterwards.is_(f"the dataset may still be made in AWS; see `batchcl dataset show {dataset}`")
+        origin: Any = None
+        if source is not None and source.startswith("s3://"):
+            origin = workflow.S3Location.parse(source)
+        elif source is not None:
+            origin = await workflow.find_dataset(service.rekognition, source)
+        return await workflow.create_dataset(
+            service.rekognition,
+            arn,
+            kind,
+            origin,
+            tags=parsed_tags(tag),
+            timeout_s=timeout * 60,
+            on_state=tell_state,
+        )
+
+    made = with_service(work, profile=profile, region=region_in(source) or region)
+    if json:
+        emit_object({"datasets": [asdict(made)], "manifests": [], "uploaded": None, "skipped": []}, json=True)
+    else:
+        emit_datasets([made], json=False)
+
+
+@app.command()
+def show(dataset: Name, profile: Profile = None, region: Region = None, json: Json = False) -> None:
+    """A dataset: its state, and how many entries, labels and errors it has.
+
+    Examples:
+
+      batchcl dataset show cats/train
+    """  # noqa: D412
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+
+    async def work(service: Service, _: Afterwards) -> Dataset:
+        arn = await workflow.find_dataset(service.rekognition, dataset)
+        return await workflow.describe_dataset(service.rekognition, arn)
+
+    found = with_service(work, profile=profile, region=_region(dataset, region))
+    emit_object(shown({"dataset": found.name} | asdict(found), json=json), json=json)
+
+
+@app.command()
+def entries(
+    dataset: Name,
+    *,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="With this label; may be repeated for any of them.", show_default=False),
+    ] = None,
+    labeled: Annotated[
+        bool | None, typer.Option("--labeled/--unlabeled", help="With or without labels.", show_default=False)
+    ] = None,
+    containing: Annotated[
+        str | None, typer.Option("--containing", metavar="TEXT", help="With this in its URI.", show_default=False)
+    ] = None,
+    errors: Annotated[
+        bool | None, typer.Option("--errors/--no-errors", help="That can't or can be used.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="The first N only.", show_default=False)] = None,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="The manifest's own lines, for a file to change and update from.")
+    ] = False,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """The images of a dataset with their labels.
+
+    Examples:
+
+      batchcl dataset entries cats/train --label siamese --limit 20
+
+      batchcl dataset entries cats/test --manifest > test.manifest
+    """  # noqa: D412
+    import orjson  # noqa: PLC0415
+    import polars as pl  # noqa: PLC0415
+
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.cli.output import emit  # noqa: PLC0415
+    from batchcl.errors import UsageError  # noqa: PLC0415
+    from batchcl.groundtruth import parse_line  # noqa: PLC0415
+
+    if manifest and json:
+        raise UsageError("--manifest and --json exclude each other; choose one")
+
+    async def work(service: Service, _: Afterwards) -> list[str]:
+        arn = await workflow.find_dataset(service.rekognition, dataset)
+        found: list[str] = []
+        listed = workflow.dataset_entries(
+            service.rekognition,
+            arn,
+            labels=label or (),
+            labeled=labeled,
+            source_contains=containing,
+            has_errors=errors,
+        )
+        async for line in listed:
+            if limit is not None and len(found) >= limit:
+                break
+            found.append(line.strip())
+        return found
+
+    lines = with_service(work, profile=profile, region=_region(dataset, region))
+    if manifest:
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+        return
+    if json:
+        sys.stdout.write(orjson.dumps([orjson.loads(line) for line in lines], option=orjson.OPT_INDENT_2).decode())
+        sys.stdout.write("\n")
+        return
+    truths = [parse_line(line) for line in lines]
+    rows = [{"image": each.source_ref, "labels": list(each.labels), "boxes": len(each.boxes)} for each in truths]
+    emit(pl.DataFrame(rows, schema={"image": pl.String, "labels": pl.List(pl.String), "boxes": pl.Int64}))
+
+
+@app.command()
+def labels(dataset: Name, profile: Profile = None, region: Region = None, json: Json = False) -> None:
+    """The labels of a dataset: how many images and boxes have each.
+
+    Examples:
+
+      batchcl dataset labels cats/train
+    """  # noqa: D412
+    import polars as pl  # noqa: PLC0415
+
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.cli.output import emit  # noqa: PLC0415
+
+    async def work(service: Service, _: Afterwards) -> list[DatasetLabel]:
+        arn = await workflow.find_dataset(service.rekognition, dataset)
+        return await workflow.dataset_labels(service.rekognition, arn)
+
+    found = with_service(work, profile=profile, region=_region(dataset, region))
+    schema = {"label": pl.String, "entries": pl.Int64, "boxes": pl.Int64}
+    emit(pl.DataFrame([asdict(each) for each in found], schema=schema), json=json)
+
+
+@app.command()
+def distribute(
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="The project's name or ARN.", show_default=False)],
+    *,
+    timeout: dataset_local.Timeout = 60,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """Move a fifth of the training dataset into the empty test dataset, which is made if need be.
+
+    Examples:
+
+      batchcl dataset distribute cats
+    """  # noqa: D412
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.errors import RefusedError  # noqa: PLC0415
+
+    async def work(service: Service, afterwards: Afterwards) -> list[Dataset]:
+        arn = await workflow.find_project(service.rekognition, project)
+        found = await workflow.describe_project(service.rekognition, arn)
+        arns = {each.kind: workflow.DatasetArn.parse(each.arn) for each in found.datasets}
+        if "train" not in arns:
+            raise RefusedError(f"the project {found.name} has no training dataset to distribute")
+        if "test" not in arns:
+            made = await workflow.create_dataset(service.rekognition, arn, "test", timeout_s=timeout * 60)
+            arns["test"] = workflow.DatasetArn.parse(made.arn)
+            tell(f"{made.name} is made")
+        afterwards.is_(f"the entries may still be moved in AWS; see `batchcl dataset show {found.name}/test`")
+        return list(
+            await workflow.distribute_entries(service.rekognition, arns["train"], arns["test"], timeout_s=timeout * 60)
+        )
+
+    emit_datasets(with_service(work, profile=profile, region=_region(project, region)), json=json)
+
+
+@app.command()
+def delete(
+    dataset: Name, *, yes: Yes = False, profile: Profile = None, region: Region = None, json: Json = False
+) -> None:
+    """Delete a dataset; its images and its manifest stay in S3.
+
+    Examples:
+
+      batchcl dataset delete cats/test --yes
+    """  # noqa: D412
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+
+    async def look(service: Service, _: Afterwards) -> Dataset:
+        arn = await workflow.find_dataset(service.rekognition, dataset)
+        return await workflow.describe_dataset(service.rekognition, arn)
+
+    found = with_service(look, profile=profile, region=_region(dataset, region))
+    confirm(f"this deletes the dataset {found.name} with {found.entries:,} entries", yes=yes)
+
+    async def work(service: Service, _: Afterwards) -> None:
+        await workflow.delete_dataset(service.rekognition, workflow.DatasetArn.parse(found.arn))
+
+    with_service(work, profile=profile, region=_region(found.arn, region))
+    tell(f"{found.name} is deleted")
+    if json:
+        emit_object({"dataset": found.name, "arn": found.arn}, json=True)
+
+
+def emit_datasets(datasets: Sequence[Dataset], *, json: bool) -> None:
+    """A row for each dataset."""
+    import polars as pl  # noqa: PLC0415
+
+    from batchcl.cli.output import emit  # noqa: PLC0415
+
+    if json:
+        emit(pl.DataFrame([asdict(each) for each in datasets], infer_schema_length=None), json=True)
+    else:
+        emit(dataset_local.table(datasets))
+
+
+def _region(text: str, region: str | None) -> str | None:
+    from batchcl.aws.names import region_in  # noqa: PLC0415
+
+    return region_in(text) or region

@@ -1,0 +1,122 @@
+"""`batchcl project policy put|list|delete`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batchcl.cli.options import Json, Profile, Region
+from batchcl.cli.run import tell
+from batchcl.cli.service import Afterwards, Yes, confirm, with_service
+
+if TYPE_CHECKING:
+    from batchcl.workflow import Policy, Service
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Say who else may copy a project's models.", no_args_is_help=True)
+
+Project = Annotated[str, typer.Argument(metavar="PROJECT", help="The project's name or ARN.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The policy's name.", show_default=False)]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="ID", help="Only if this is the newest revision.", show_default=False),
+]
+
+
+@app.command()
+def put(
+    project: Project,
+    name: Name,
+    document: Annotated[Path, typer.Argument(metavar="FILE", help="The policy, JSON; - is stdin.")],
+    *,
+    revision: Revision = None,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """Attach a policy to a project, or replace it.
+
+    Examples:
+
+      batchcl project policy put cats copy-to-production policy.json
+    """  # noqa: D412 - Typer shows the examples as they stand
+    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.aws.names import region_in  # noqa: PLC0415
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    from batchcl.errors import UsageError  # noqa: PLC0415
+
+    try:
+        text = sys.stdin.read() if str(document) == "-" else document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"reading the policy {document} failed: {error}") from error
+
+    async def work(service: Service, _: Afterwards) -> str:
+        arn = await workflow.find_project(service.rekognition, project)
+        return await workflow.put_policy(service.rekognition, arn, name, text, revision=revision)
+
+    made = with_service(work, profile=profile, region=region_in(project) or region)
+    emit_object({"policy": name, "revision": made}, json=json)
+
+
+@app.command("list")
+def list_policies(project: Project, profile: Profile = None, region: Region = None, json: Json = False) -> None:
+    """The policies of a project; --json has their documents.
+
+    Examples:
+
+      batchcl project policy list cats --json
+    """  # noqa: D412
+    import polars as pl  # noqa: PLC0415
+
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.aws.names import region_in  # noqa: PLC0415
+    from batchcl.cli.output import emit  # noqa: PLC0415
+
+    async def work(service: Service, _: Afterwards) -> list[Policy]:
+        arn = await workflow.find_project(service.rekognition, project)
+        return await workflow.list_policies(service.rekognition, arn)
+
+    found = with_service(work, profile=profile, region=region_in(project) or region)
+    if json:
+        emit(pl.DataFrame([asdict(each) for each in found], infer_schema_length=None), json=True)
+        return
+    rows = [{"policy": each.name, "revision": each.revision, "updated": each.updated} for each in found]
+    emit(pl.DataFrame(rows, schema={"policy": pl.String, "revision": pl.String, "updated": pl.Datetime("us", "UTC")}))
+
+
+@app.command()
+def delete(
+    project: Project,
+    name: Name,
+    *,
+    revision: Revision = None,
+    yes: Yes = False,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """Detach a policy; copies that were made by it stay.
+
+    Examples:
+
+      batchcl project policy delete cats copy-to-production --yes
+    """  # noqa: D412
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.aws.names import region_in  # noqa: PLC0415
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+
+    confirm(f"this deletes the policy {name} of the project {project}", yes=yes)
+
+    async def work(service: Service, _: Afterwards) -> None:
+        arn = await workflow.find_project(service.rekognition, project)
+        await workflow.delete_policy(service.rekognition, arn, name, revision=revision)
+
+    with_service(work, profile=profile, region=region_in(project) or region)
+    tell(f"the policy {name} of the project {project} is deleted")
+    if json:
+        emit_object({"policy": name, "project": project}, json=True)

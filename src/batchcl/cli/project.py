@@ -1,0 +1,206 @@
+"""`batchcl project create|list|show|delete` and `batchcl project policy`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from batchcl.cli import policy
+from batchcl.cli.options import Json, Profile, Region
+from batchcl.cli.run import tell
+from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, shown, with_service
+
+if TYPE_CHECKING:
+    from batchcl.workflow import Model, Project, Service
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Make, look at and delete projects.", no_args_is_help=True)
+app.add_typer(policy.app, name="policy")
+
+Name = Annotated[str, typer.Argument(metavar="PROJECT", help="The project's name or ARN.", show_default=False)]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots, hyphens, underscores.")],
+    *,
+    tag: Tags = None,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """Make a project; it costs nothing by itself.
+
+    Examples:
+
+      batchcl project create cats --region eu-west-1
+
+      batchcl project create cats --tag team=vision
+    """  # noqa: D412 - Typer shows the examples as they stand
+    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+
+    async def work(service: Service, _: Afterwards) -> Project:
+        return await workflow.create_project(service.rekognition, name, tags=parsed_tags(tag))
+
+    made = with_service(work, profile=profile, region=region)
+    emit_object(shown(asdict(made), json=json), json=json)
+
+
+@app.command("list")
+def list_projects(profile: Profile = None, region: Region = None, json: Json = False) -> None:
+    """All projects of the account and region.
+
+    Examples:
+
+      batchcl project list --region eu-west-1 --json
+    """  # noqa: D412
+    import polars as pl  # noqa: PLC0415
+
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.cli.output import emit  # noqa: PLC0415
+
+    async def work(service: Service, _: Afterwards) -> list[Project]:
+        return await workflow.list_projects(service.rekognition)
+
+    found = with_service(work, profile=profile, region=region)
+    if json:
+        emit(pl.DataFrame([asdict(project) for project in found], infer_schema_length=None), json=True)
+        return
+    rows = [
+        {
+            "project": project.name,
+            "status": project.status,
+            "datasets": ", ".join(each.kind for each in project.datasets),
+            "arn": project.arn,
+        }
+        for project in found
+    ]
+    emit(pl.DataFrame(rows, schema=dict.fromkeys(("project", "status", "datasets", "arn"), pl.String)))
+
+
+@app.command()
+def show(project: Name, profile: Profile = None, region: Region = None, json: Json = False) -> None:
+    """One project with its datasets and models.
+
+    Examples:
+
+      batchcl project show cats
+    """  # noqa: D412
+    import sys  # noqa: PLC0415
+
+    import polars as pl  # noqa: PLC0415
+
+    from batchcl.cli.output import emit, emit_object  # noqa: PLC0415
+
+    found, models = _looked_up(project, profile=profile, region=region)
+    if json:
+        emit_object(asdict(found) | {"models": [asdict(model) for model in models]}, json=True)
+        return
+    emit_object({name: value for name, value in shown(asdict(found), json=False).items() if name != "datasets"})
+    for title, rows in (
+        (
+            "Datasets",
+            [
+                {"dataset": f"{found.name}/{each.kind}", "status": each.status, "arn": each.arn}
+                for each in found.datasets
+            ],
+        ),
+        (
+            "Models",
+            [{"model": each.name, "status": each.status, "F1": each.f1, "arn": each.arn} for each in models],
+        ),
+    ):
+        if rows:
+            sys.stdout.write("\n")
+            emit(pl.DataFrame(rows, infer_schema_length=None), title=title)
+
+
+@app.command()
+def delete(
+    project: Name,
+    *,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Delete its models first, which it must not have otherwise.")
+    ] = False,
+    yes: Yes = False,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """Delete a project with its datasets; images, manifests and training results stay in S3.
+
+    Examples:
+
+      batchcl project delete cats
+
+      batchcl project delete cats --everything --yes
+    """  # noqa: D412
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    from batchcl.errors import RefusedError  # noqa: PLC0415
+
+    found, models = _looked_up(project, profile=profile, region=region)
+    if models and not everything:
+        named = ", ".join(model.name for model in models)
+        raise RefusedError(
+            f"the project {found.name} still has the models {named}; delete them with `batchcl model delete`, "
+            "or with the project by --everything"
+        )
+    _refuse_busy(models)
+    gone = [*(model.name for model in models), *(f"the {each.kind} dataset" for each in found.datasets)]
+    confirm(f"this deletes the project {found.name}" + (f" with {', '.join(gone)}" if gone else ""), yes=yes)
+
+    async def work(service: Service, _: Afterwards) -> None:
+        arn = workflow.ProjectArn.parse(found.arn)
+        for model in models:
+            await workflow.delete_model(service.rekognition, arn, workflow.ModelArn.parse(model.arn))
+            tell(f"{model.name} is deleted")
+        for dataset in found.datasets:
+            await workflow.delete_dataset(service.rekognition, workflow.DatasetArn.parse(dataset.arn))
+            tell(f"{found.name}/{dataset.kind} is deleted")
+        await workflow.delete_project(service.rekognition, arn)
+        tell(f"the project {found.name} is deleted")
+
+    with_service(work, profile=profile, region=_region(found.arn))
+    if json:
+        emit_object(
+            {
+                "project": found.arn,
+                "models": [model.arn for model in models],
+                "datasets": [each.arn for each in found.datasets],
+            },
+            json=True,
+        )
+
+
+def _looked_up(name: str, *, profile: str | None, region: str | None) -> tuple[Project, list[Model]]:
+    from batchcl import workflow  # noqa: PLC0415
+
+    async def work(service: Service, _: Afterwards) -> tuple[Project, list[Model]]:
+        arn = await workflow.find_project(service.rekognition, name)
+        found = await workflow.describe_project(service.rekognition, arn)
+        return found, await workflow.list_models(service.rekognition, project=arn.project)
+
+    return with_service(work, profile=profile, region=_region(name) or region)
+
+
+def _refuse_busy(models: list[Model]) -> None:
+    """Before anything is deleted, as a half-deleted project would be the worst end."""
+    from batchcl.errors import ModelError  # noqa: PLC0415
+
+    for model in models:
+        if model.status in {"STARTING", "RUNNING", "STOPPING", "TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"}:
+            raise ModelError(
+                f"{model.name} is {model.status} and can't be deleted; stop it with `batchcl model stop {model.name}`, "
+                "or wait until it is done"
+            )
+
+
+def _region(text: str) -> Any:
+    from batchcl.aws.names import region_in  # noqa: PLC0415
+
+    return region_in(text)

@@ -1,0 +1,136 @@
+"""What the commands on projects, datasets and models share: the service, questions before a deletion, small talk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+
+import typer
+
+from batchcl.cli.run import tell
+
+if TYPE_CHECKING:
+    from batchcl.workflow import Service, Uploaded
+
+__all__ = [
+    "Afterwards",
+    "Tags",
+    "Yes",
+    "confirm",
+    "parsed_tags",
+    "shown",
+    "tell_state",
+    "tell_upload",
+    "with_service",
+]
+
+_T = TypeVar("_T")
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask; needed where nobody can be asked.")]
+Tags = Annotated[
+    list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="Tag it so; may be repeated.", show_default=False)
+]
+
+
+class Afterwards:
+    """What goes on in AWS if the command ends early; said then, and only then."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def is_(self, text: str) -> None:
+        """From here on, `text` is what there is to say."""
+        self.text = text
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+
+def with_service(
+    work: Callable[[Service, Afterwards], Awaitable[_T]], *, profile: str | None, region: str | None
+) -> _T:
+    """Run `work` with an open service and return its result.
+
+    ^C and SIGTERM end it at once; what then goes on in AWS is said, as it is when an error ends it.
+    """
+    import anyio  # noqa: PLC0415 - `batchcl --help` goes without
+
+    from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
+    from batchcl.errors import BatchclError  # noqa: PLC0415
+    from batchcl.workflow import connect  # noqa: PLC0415
+
+    afterwards = Afterwards()
+
+    async def main() -> _T:
+        async with connect(profile=profile, region=region) as service:
+            return await work(service, afterwards)
+
+    try:
+        return anyio.run(run_until_first_signal, main)
+    except BatchclError:
+        if afterwards.text:
+            tell(afterwards.text)
+        raise
+
+
+def confirm(what: str, *, yes: bool) -> None:
+    """Ask whether `what`, a sentence that says what will be gone, is meant; `yes` answers it.
+
+    Raises:
+        UsageError: nobody can be asked, and `yes` isn't given.
+        RefusedError: the answer was no.
+    """
+    from batchcl.errors import InterruptedRunError, RefusedError, UsageError  # noqa: PLC0415
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{what}; nobody can be asked here, so say --yes if that is meant")
+    try:
+        meant = typer.confirm(f"batchcl: {what}. Go on?", err=True)
+    except typer.Abort:
+        raise InterruptedRunError("nothing was deleted") from None
+    if not meant:
+        raise RefusedError("nothing was deleted")
+
+
+def parsed_tags(tags: Sequence[str] | None) -> dict[str, str]:
+    """`KEY=VALUE` as key and value; raises `UsageError`."""
+    from batchcl.errors import UsageError  # noqa: PLC0415
+
+    found: dict[str, str] = {}
+    for each in tags or ():
+        key, equals, value = each.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{each!r} is no tag; write KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def tell_state(thing: _Named) -> None:
+    """One line for a change of status."""
+    tell(f"{thing.name} is {thing.status}")
+
+
+def tell_upload(progress: Uploaded) -> None:
+    """One line for how far an upload is; none where all is there."""
+    left = progress.total - progress.there - progress.sent
+    if not progress.sent:
+        there = f", {progress.there:,} of {progress.total:,} are in S3 already" if progress.there else ""
+        tell(f"{left:,} images to upload{there}")
+    else:
+        tell(
+            f"{progress.sent:,} images uploaded, {progress.sent_bytes / 1e6:,.1f} MB"
+            + (f", {left:,} left" if left else "")
+        )
+
+
+def shown(value: dict[str, Any], *, json: bool) -> dict[str, Any]:
+    """`value` for a program, or without what is empty for a person."""
+    return value if json else {name: item for name, item in value.items() if item not in (None, "", (), [], {})}

@@ -1,0 +1,168 @@
+"""`batchcl model train` and `batchcl model evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from batchcl.cli.evaluate import show_confusion
+from batchcl.cli.options import Json, Profile, Region
+from batchcl.cli.run import tell
+from batchcl.cli.service import Afterwards, Tags, parsed_tags, shown, tell_state, with_service
+from batchcl.cli.versions import KmsKey, Name, Output, Timeout, emit_model, model_region
+
+if TYPE_CHECKING:
+    from batchcl.workflow import Model, ModelEvaluation, Service
+
+__all__ = ["evaluate", "train"]
+
+
+def train(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="PROJECT@VERSION, the version being new.", show_default=False)
+    ],
+    *,
+    output: Output,
+    train_manifest: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--train-manifest",
+            metavar="S3-URI",
+            help="For a project without datasets: learn from this manifest; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    test_manifest: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--test-manifest",
+            metavar="S3-URI",
+            help="Test with this manifest; left out, the service puts a fifth of the training images aside.",
+            show_default=False,
+        ),
+    ] = None,
+    description: Annotated[str | None, typer.Option("--description", help="In words.", show_default=False)] = None,
+    kms_key: KmsKey = None,
+    tag: Tags = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is TRAINING_COMPLETED.")] = True,
+    timeout: Timeout = 24 * 60,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """Train a model on a project's datasets; it takes 30 minutes to 24 hours at $1 an hour.
+
+    Examples:
+
+      batchcl model train cats@v2 --output s3://acme-photos/models
+
+      batchcl model train cats@v2 --output s3://acme-photos/models --no-wait
+    """  # noqa: D412 - Typer shows the examples as they stand
+    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.errors import ModelError, UsageError  # noqa: PLC0415
+
+    project, at, version = model.partition("@")
+    if not at or not version:
+        raise UsageError(f"{model!r} names no new model; write PROJECT@VERSION")
+    if test_manifest and not train_manifest:
+        raise UsageError("--test-manifest needs --train-manifest; a project's datasets are trained with by themselves")
+
+    async def work(service: Service, afterwards: Afterwards) -> Model:
+        client = service.rekognition
+        arn = await workflow.train_model(
+            client,
+            await workflow.find_project(client, project),
+            version=version,
+            output=output,
+            training_manifests=[workflow.S3Location.parse(each) for each in train_manifest or ()],
+            testing_manifests=[workflow.S3Location.parse(each) for each in test_manifest or ()],
+            split_test_set=bool(train_manifest) and not test_manifest,
+            description=description,
+            kms_key=kms_key,
+            tags=parsed_tags(tag),
+        )
+        if not wait:
+            return await workflow.describe(client, arn)
+        afterwards.is_(
+            f"the training of {arn.name} goes on in AWS at $1.00 an hour, and nothing stops it; follow it with "
+            f"`batchcl model wait {arn.name} --until TRAINING_COMPLETED`"
+        )
+        try:
+            trained = await workflow.wait_trained(client, arn, timeout_s=timeout * 60, on_state=tell_state)
+        except ModelError:
+            afterwards.is_("")  # it has failed, so nothing goes on
+            raise
+        _tell_bill(trained)
+        return trained
+
+    emit_model(with_service(work, profile=profile, region=model_region(project, region)), json=json)
+
+
+def evaluate(
+    model: Name,
+    *,
+    mistakes: Annotated[
+        int, typer.Option("--mistakes", metavar="N", min=0, help="Also the N surest wrong predictions.")
+    ] = 0,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """How good a model is on its test set, by what its training wrote; nothing runs and nothing is billed.
+
+    F1, precision, recall and the assumed threshold of each label, and which labels are taken for which.
+
+    Examples:
+
+      batchcl model evaluate cats@v2 --mistakes 10
+
+      batchcl model evaluate cats@v2 --json | jq .f1
+    """  # noqa: D412
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+
+    async def work(service: Service, _: Afterwards) -> tuple[Model, ModelEvaluation]:
+        client = service.rekognition
+        found = await workflow.describe(client, await workflow.find_model(client, model))
+        async with service.s3() as s3:
+            return found, await workflow.evaluate_model(s3, found)
+
+    found, evaluation = with_service(work, profile=profile, region=model_region(model, region))
+    fields = asdict(evaluation) | {"mistakes": [asdict(each) for each in evaluation.mistakes[:mistakes]]}
+    if json:
+        emit_object({"model": found.name, "arn": found.arn, "wrong": len(evaluation.mistakes)} | fields, json=True)
+        return
+    tables = {name: fields.pop(name) for name in ("labels", "confusion", "mistakes")}
+    emit_object(
+        shown(fields | {"wrong predictions": len(evaluation.mistakes)}, json=False), title=f"Evaluation of {found.name}"
+    )
+    _show(tables)
+
+
+def _show(tables: dict[str, Any]) -> None:
+    import polars as pl  # noqa: PLC0415
+
+    from batchcl.cli.output import emit  # noqa: PLC0415
+
+    if tables["labels"]:
+        sys.stdout.write("\n")
+        frame = pl.DataFrame(tables["labels"], infer_schema_length=None)
+        emit(frame.select(column for column in frame if column.null_count() < len(column)), title="Labels")
+    if tables["confusion"]:
+        sys.stdout.write("\n")
+        frame = pl.DataFrame(tables["confusion"], infer_schema_length=None)
+        show_confusion(frame, values="share" if frame["images"].null_count() else "images")
+    if tables["mistakes"]:
+        sys.stdout.write("\n")
+        emit(pl.DataFrame(tables["mistakes"], infer_schema_length=None), title="Wrong predictions, the surest first")
+
+
+def _tell_bill(model: Model) -> None:
+    from batchcl.aws.versions import DOLLARS_PER_TRAINING_HOUR  # noqa: PLC0415
+
+    if model.training_seconds is not None:
+        hours = model.training_seconds / 3600
+        tell(f"{hours:.2f} hours of training are billed, ${hours * DOLLARS_PER_TRAINING_HOUR:.2f}")

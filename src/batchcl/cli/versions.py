@@ -1,0 +1,184 @@
+"""`batchcl model copy|tag|delete`, and what all commands on models share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batchcl.cli.options import Json, Profile, Region
+from batchcl.cli.run import tell
+from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, shown, tell_state, with_service
+
+if TYPE_CHECKING:
+    from batchcl.workflow import Model, Service
+
+__all__ = ["KmsKey", "Name", "Output", "Timeout", "copy", "delete", "emit_model", "model_region", "tag"]
+
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="PROJECT@VERSION or an ARN.", show_default=False)]
+Timeout = Annotated[float, typer.Option("--timeout", help="Minutes to wait at most.")]
+Output = Annotated[
+    str,
+    typer.Option(
+        "--output", metavar="S3-URI", help="Where the training's results go: s3://bucket/prefix.", show_default=False
+    ),
+]
+KmsKey = Annotated[
+    str | None,
+    typer.Option("--kms-key", metavar="KEY", help="Encrypts the service's copies and results.", show_default=False),
+]
+
+
+def copy(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The model: PROJECT@VERSION or an ARN.", show_default=False)
+    ],
+    to: Annotated[
+        str, typer.Argument(metavar="TO", help="The copy: PROJECT@VERSION, the version being new.", show_default=False)
+    ],
+    *,
+    output: Output,
+    source_project: Annotated[
+        str | None,
+        typer.Option(
+            "--source-project", metavar="ARN", help="The model's project, if another account's.", show_default=False
+        ),
+    ] = None,
+    kms_key: KmsKey = None,
+    tag: Tags = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is COPYING_COMPLETED.")] = True,
+    timeout: Timeout = 24 * 60,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """Copy a trained model into another project, or from another account that shares it by a project policy.
+
+    Examples:
+
+      batchcl model copy cats-dev@v7 cats@v3 --output s3://acme-photos/models
+
+      batchcl model copy ARN cats@v3 --source-project PROJECT-ARN --output s3://acme-photos/models
+    """  # noqa: D412 - Typer shows the examples as they stand
+    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.errors import UsageError  # noqa: PLC0415
+
+    project, at, version = to.partition("@")
+    if not at or not version:
+        raise UsageError(f"{to!r} names no copy; write PROJECT@VERSION")
+
+    async def work(service: Service, afterwards: Afterwards) -> Model:
+        client = service.rekognition
+        model = await workflow.find_model(client, source)
+        origin = await workflow.find_project(client, source_project or model.project)
+        arn = await workflow.copy_model(
+            client,
+            model,
+            source_project=origin,
+            project=await workflow.find_project(client, project),
+            version=version,
+            output=output,
+            kms_key=kms_key,
+            tags=parsed_tags(tag),
+        )
+        if not wait:
+            return await workflow.describe(client, arn)
+        afterwards.is_(
+            f"the copying of {arn.name} goes on in AWS; follow it with "
+            f"`batchcl model wait {arn.name} --until COPYING_COMPLETED`"
+        )
+        return await workflow.wait_copied(client, arn, timeout_s=timeout * 60, on_state=tell_state)
+
+    emit_model(with_service(work, profile=profile, region=model_region(source, region)), json=json)
+
+
+def tag(
+    model: Name,
+    tags: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Tags to set.", show_default=False)
+    ] = None,
+    *,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", metavar="KEY", help="Tags to remove.", show_default=False)
+    ] = None,
+    profile: Profile = None,
+    region: Region = None,
+    json: Json = False,
+) -> None:
+    """Show a model's tags, set and remove some.
+
+    Examples:
+
+      batchcl model tag cats@v2
+
+      batchcl model tag cats@v2 stage=production --remove draft
+    """  # noqa: D412
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+
+    async def work(service: Service, _: Afterwards) -> dict[str, str]:
+        arn = (await workflow.find_model(service.rekognition, model)).text
+        if tags:
+            await workflow.tag(service.rekognition, arn, parsed_tags(tags))
+        if remove:
+            await workflow.untag(service.rekognition, arn, remove)
+        return await workflow.list_tags(service.rekognition, arn)
+
+    found = with_service(work, profile=profile, region=model_region(model, region))
+    if found or json:
+        emit_object(dict(sorted(found.items())), json=json)
+    else:
+        tell(f"{model} has no tags")
+
+
+def delete(
+    model: Name, *, yes: Yes = False, profile: Profile = None, region: Region = None, json: Json = False
+) -> None:
+    """Delete a model for good; its training's results stay in S3.
+
+    Examples:
+
+      batchcl model delete cats@v1 --yes
+    """  # noqa: D412
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    from batchcl.errors import ModelError  # noqa: PLC0415
+
+    async def look(service: Service, _: Afterwards) -> Model:
+        return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
+
+    found = with_service(look, profile=profile, region=model_region(model, region))
+    if found.status in {"STARTING", "RUNNING", "STOPPING"}:
+        raise ModelError(
+            f"{found.name} is {found.status} and can't be deleted; stop it with `batchcl model stop {found.name}`"
+        )
+    quality = "" if found.f1 is None else f" (F1 {found.f1:.3f})"
+    confirm(f"this deletes the model {found.name}{quality} for good", yes=yes)
+
+    async def work(service: Service, _: Afterwards) -> None:
+        project = await workflow.find_project(service.rekognition, found.project)
+        await workflow.delete_model(service.rekognition, project, workflow.ModelArn.parse(found.arn))
+
+    with_service(work, profile=profile, region=model_region(found.arn, region))
+    tell(f"{found.name} is deleted")
+    if json:
+        emit_object({"model": found.name, "arn": found.arn}, json=True)
+
+
+def emit_model(model: Model, *, json: bool) -> None:
+    """All that is known of a model."""
+    from batchcl.cli.output import emit_object  # noqa: PLC0415
+
+    fields = {"model": model.name} | asdict(model)
+    if not json:  # the first line has both, and tuples of URIs read as lists
+        fields = {name: list(item) if isinstance(item, tuple) else item for name, item in fields.items()}
+        del fields["project"], fields["version"]
+    emit_object(shown(fields, json=json), json=json)
+
+
+def model_region(model: str, region: str | None) -> str | None:
+    """The region that the ARN names, as another one can't have it; else the one that is asked for."""
+    from batchcl.aws.names import region_in  # noqa: PLC0415
+
+    return region_in(model) or region

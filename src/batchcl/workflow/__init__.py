@@ -1,0 +1,111 @@
+"""The Custom Labels workflow from Python: projects, datasets, training, evaluation, and a model's life.
+
+Every command of `batchcl project`, `batchcl dataset` and `batchcl model` is one of these functions.
+
+```python
+from batchcl import workflow
+
+async with workflow.connect(region="eu-west-1") as service:
+    project = await workflow.find_project(service.rekognition, "cats")
+    arn = await workflow.train_model(service.rekognition, project, version="v2", output="s3://acme-photos/models")
+    model = await workflow.wait_trained(service.rekognition, arn)
+    async with service.s3() as s3:
+        print((await workflow.evaluate_model(s3, model)).f1)
+```
+"""
+
+from batchcl.aws.arn import DatasetArn, ModelArn, ProjectArn
+from batchcl.aws.datasets import (
+    Dataset,
+    DatasetLabel,
+    S3Location,
+    create_dataset,
+    dataset_entries,
+    dataset_labels,
+    delete_dataset,
+    describe_dataset,
+    distribute_entries,
+    update_entries,
+)
+from batchcl.aws.lifecycle import Model, Units, describe, list_models, start, stop, wait
+from batchcl.aws.names import find_dataset, find_model, find_project
+from batchcl.aws.policies import Policy, delete_policy, list_policies, put_policy
+from batchcl.aws.projects import (
+    Project,
+    ProjectDataset,
+    create_project,
+    delete_project,
+    describe_project,
+    list_projects,
+)
+from batchcl.aws.tags import list_tags, tag, untag
+from batchcl.aws.versions import copy_model, delete_model, train_model, wait_copied, wait_trained
+from batchcl.workflow.connection import Service, connect
+from batchcl.workflow.create import Added, Created, add_local, create_from_local
+from batchcl.workflow.evaluate import evaluate_model
+from batchcl.workflow.evaluation import Confused, LabelScore, Mistake, ModelEvaluation, evaluation_of
+from batchcl.workflow.local import LocalDataset, Skipped, read_local
+from batchcl.workflow.upload import S3Folder, Uploaded, have_bucket, upload_images
+
+__all__ = [
+    "Added",
+    "Confused",
+    "Created",
+    "Dataset",
+    "DatasetArn",
+    "DatasetLabel",
+    "LabelScore",
+    "LocalDataset",
+    "Mistake",
+    "Model",
+    "ModelArn",
+    "ModelEvaluation",
+    "Policy",
+    "Project",
+    "ProjectArn",
+    "ProjectDataset",
+    "S3Folder",
+    "S3Location",
+    "Service",
+    "Skipped",
+    "Units",
+    "Uploaded",
+    "add_local",
+    "connect",
+    "copy_model",
+    "create_dataset",
+    "create_from_local",
+    "create_project",
+    "dataset_entries",
+    "dataset_labels",
+    "delete_dataset",
+    "delete_model",
+    "delete_policy",
+    "delete_project",
+    "describe",
+    "describe_dataset",
+    "describe_project",
+    "distribute_entries",
+    "evaluate_model",
+    "evaluation_of",
+    "find_dataset",
+    "find_model",
+    "find_project",
+    "have_bucket",
+    "list_models",
+    "list_policies",
+    "list_projects",
+    "list_tags",
+    "put_policy",
+    "read_local",
+    "start",
+    "stop",
+    "tag",
+    "train_model",
+    "untag",
+    "update_entries",
+    "upload_images",
+    "wait",
+    "wait_copied",
+    "wait_trained",
+]

@@ -1,0 +1,38 @@
+"""The clients that the workflow needs, by the standard AWS settings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from batchcl.aws.session import Aws, AwsSettings
+
+__all__ = ["Service", "connect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """An open Rekognition client, and S3 clients of the same region and credentials."""
+
+    rekognition: Any
+    region: str
+    aws: Aws
+
+    def s3(self) -> AbstractAsyncContextManager[Any]:
+        """An S3 client, open for the time of the block."""
+        return self.aws.s3(region=self.region)
+
+
+@asynccontextmanager
+async def connect(*, profile: str | None = None, region: str | None = None) -> AsyncIterator[Service]:
+    """Open the service for the time of the block; profile and region as the AWS CLI finds them.
+
+    Raises:
+        CredentialsError: there are none.
+    """
+    aws = Aws(AwsSettings(profile=profile, region=region))
+    await aws.check_credentials()
+    async with aws.rekognition() as client:
+        yield Service(client, aws.region, aws)

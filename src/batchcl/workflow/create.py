@@ -1,0 +1,192 @@
+"""From labelled images on this machine to datasets: upload, manifest, dataset."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from batchcl.aws.arn import DatasetArn, ProjectArn
+from batchcl.aws.datasets import TIMEOUT_S, Dataset, S3Location, create_dataset, update_entries
+from batchcl.errors import SourceError, UsageError
+from batchcl.workflow.local import Entry, LocalDataset, Skipped, split_entries
+from batchcl.workflow.manifest import manifest_line
+from batchcl.workflow.upload import S3Folder, Uploaded, put_object, upload_images
+
+__all__ = ["Added", "Created", "add_local", "check_labels", "create_from_local", "refuse_skipped"]
+
+MAX_LABELS: Final = 250
+"""Labels of one model; source: developer guide, "Guidelines and quotas"."""
+
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """Datasets made from local images; `manifests` are the `s3://` URIs of what they were made from."""
+
+    datasets: tuple[Dataset, ...]
+    manifests: tuple[str, ...]
+    uploaded: Uploaded
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """A dataset with local images added."""
+
+    dataset: Dataset
+    entries: int
+    uploaded: Uploaded
+    skipped: tuple[Skipped, ...]
+
+
+def refuse_skipped(local: LocalDataset) -> None:
+    """Raise `SourceError` where files would be left out, with the first few and their reasons."""
+    if not local.skipped:
+        return
+    shown = "; ".join(f"{each.path}: {each.reason}" for each in local.skipped[:_SHOWN])
+    more = f"; and {len(local.skipped) - _SHOWN} more" if len(local.skipped) > _SHOWN else ""
+    raise SourceError(
+        f"{len(local.skipped)} files can't be used: {shown}{more}; mend or remove them, or leave them out "
+        "with --skip-unfit"
+    )
+
+
+def check_labels(local: LocalDataset) -> None:
+    """Raise `SourceError` where no model could be trained with these labels, as there are too few or too many."""
+    labels = local.labels()
+    located = any(entry.attributes is not None for entry in local.entries)
+    if len(labels) < (1 if located else 2):
+        named = ", ".join(labels) or "none"
+        raise SourceError(f"a model of whole images needs at least two labels, and there is {named}")
+    if len(labels) > MAX_LABELS:
+        raise SourceError(f"there are {len(labels)} labels, and a model has at most {MAX_LABELS}; leave some out")
+
+
+async def create_from_local(
+    client: Any,
+    s3: Any,
+    project: ProjectArn,
+    local: LocalDataset,
+    to: S3Folder,
+    *,
+    kind: str | None = None,
+    test_share: float | None = None,
+    created: dt.datetime,
+    tags: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    on_progress: Callable[[Uploaded], None] = lambda _: None,
+    on_state: Callable[[Dataset], None] = lambda _: None,
+) -> Created:
+    """Upload images, write a manifest beside them, and make a dataset of it; or a training and a test dataset.
+
+    Args:
+        client: an open Rekognition client.
+        s3: an open S3 client of the project's region.
+        project: which gets the datasets.
+        local: the images, as `read_local` finds them.
+        to: where images and manifests go; the manifests are called `train.manifest` and `test.manifest`.
+        kind: `train` or `test`, for one dataset of all images.
+        test_share: instead: between 0 and 1, the share of each label's images that goes to the test dataset.
+        created: when the labels were given.
+        tags: of the datasets.
+        timeout_s: how long to wait for each dataset at most.
+        on_progress: told how far the upload is.
+        on_state: told of each change of a dataset's status.
+
+    Raises:
+        UsageError: neither or both of `kind` and `test_share` are given.
+        BatchclError: as `upload_images` and `create_dataset` raise.
+    """
+    parts = _parts(local.entries, kind=kind, test_share=test_share)
+    uploaded = await upload_images(s3, to, _images(local.entries), on_progress=on_progress)
+    datasets, manifests = [], []
+    for each, entries in parts.items():
+        name = f"{each}.manifest"
+        body = b"".join(line + b"\n" for line in _lines(entries, to, created))
+        await put_object(s3, to.bucket, to.key(name), body, content_type="application/jsonlines")
+        manifests.append(to.uri(name))
+        datasets.append(
+            await create_dataset(
+                client,
+                project,
+                each,
+                S3Location(to.bucket, to.key(name)),
+                tags=tags,
+                timeout_s=timeout_s,
+                on_state=on_state,
+            )
+        )
+    return Created(datasets=tuple(datasets), manifests=tuple(manifests), uploaded=uploaded, skipped=local.skipped)
+
+
+async def add_local(
+    client: Any,
+    s3: Any,
+    dataset: DatasetArn,
+    local: LocalDataset,
+    to: S3Folder | None,
+    *,
+    created: dt.datetime,
+    timeout_s: float = TIMEOUT_S,
+    on_progress: Callable[[Uploaded], None] = lambda _: None,
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> Added:
+    """Upload images and add them to a dataset; an entry of the same URI is replaced.
+
+    Args:
+        client: an open Rekognition client.
+        s3: an open S3 client of the dataset's region.
+        dataset: which gets the images.
+        local: the images, as `read_local` finds them.
+        to: where they go; None is right only for a manifest whose images are all in S3.
+        created: when the labels were given.
+        timeout_s: how long to wait for each batch at most.
+        on_progress: told how far the upload is.
+        on_batch: told how many entries are in.
+
+    Raises:
+        UsageError: there are files to upload, and `to` is None.
+        BatchclError: as `upload_images` and `update_entries` raise.
+    """
+    images = _images(local.entries)
+    if to is None and images:
+        raise UsageError(f"{len(images)} images lie on this machine; say where in S3 they go with --upload-to")
+    uploaded = Uploaded(0, 0) if to is None else await upload_images(s3, to, images, on_progress=on_progress)
+    lines = _lines(local.entries, to, created)
+    updated = await update_entries(client, dataset, lines, timeout_s=timeout_s, on_batch=on_batch)
+    return Added(dataset=updated, entries=len(lines), uploaded=uploaded, skipped=local.skipped)
+
+
+def _parts(entries: tuple[Entry, ...], *, kind: str | None, test_share: float | None) -> dict[str, tuple[Entry, ...]]:
+    if (kind is None) == (test_share is None):
+        raise UsageError("name one dataset, or give the share of the images that is put aside for the test")
+    if kind is not None:
+        return {kind: entries}
+    assert test_share is not None
+    if not 0 < test_share < 1:
+        raise UsageError(f"a test share of {test_share:g} is out of range: it lies between 0 and 1, such as 0.2")
+    train, test = split_entries(entries, test_share)
+    if not test:
+        raise SourceError("no label has two different images, so none can be put aside for the test; add images")
+    return {"train": train, "test": test}
+
+
+def _images(entries: Sequence[Entry]) -> list[Any]:
+    return [entry.image for entry in entries if entry.image is not None]
+
+
+def _lines(entries: Sequence[Entry], to: S3Folder | None, created: dt.datetime) -> list[bytes]:
+    return [
+        manifest_line(_uri(entry, to), labels=entry.labels, attributes=entry.attributes, created=created)
+        for entry in entries
+    ]
+
+
+def _uri(entry: Entry, to: S3Folder | None) -> str:
+    if entry.image is None:
+        return str(entry.uri)
+    assert to is not None
+    return to.uri(entry.image.key)
