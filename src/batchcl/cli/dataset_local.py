@@ -17,7 +17,7 @@ from batchcl.cli.service import Afterwards, tell_state, tell_upload, with_servic
 if TYPE_CHECKING:
     import polars as pl
 
-    from batchcl.workflow import Added, Created, Dataset, LocalDataset, Service, Skipped
+    from batchcl.workflow import Added, Created, Dataset, LocalDataset, ProjectArn, Service, Skipped
 
 __all__ = ["SkipUnfit", "Timeout", "UploadTo", "create", "is_local", "table", "update"]
 
@@ -66,6 +66,7 @@ def create(
 
     async def work(service: Service, afterwards: Afterwards) -> Created:
         arn = await workflow.find_project(service.rekognition, project)
+        await _refuse_second(service, arn, kind)
         local = await _read(source, skip_unfit=skip_unfit)
         if kind != "test":
             check_labels(local)
@@ -73,6 +74,14 @@ def create(
             if await workflow.have_bucket(s3, to.bucket, region=service.region, create=create_bucket):
                 tell(f"the bucket {to.bucket} is made, in {service.region}")
             afterwards.is_("images that are uploaded stay in S3; the same command goes on with the rest")
+
+            def changed(made: Dataset) -> None:
+                tell_state(made)
+                afterwards.is_(
+                    f"{made.name} is there or being made; before the same command again, "
+                    f"`batchcl dataset delete {made.name}`"
+                )
+
             return await workflow.create_from_local(
                 service.rekognition,
                 s3,
@@ -85,7 +94,7 @@ def create(
                 tags=tags,
                 timeout_s=timeout_s,
                 on_progress=tell_upload,
-                on_state=tell_state,
+                on_state=changed,
             )
 
     made = with_service(work, profile=profile, region=region_in(project) or region)
@@ -170,6 +179,20 @@ def table(datasets: Sequence[Dataset]) -> pl.DataFrame:
             for each in datasets
         ]
     )
+
+
+async def _refuse_second(service: Service, project: ProjectArn, kind: str | None) -> None:
+    """Before the upload, which would be in vain."""
+    from batchcl import workflow  # noqa: PLC0415
+    from batchcl.errors import RefusedError  # noqa: PLC0415
+
+    found = await workflow.describe_project(service.rekognition, project)
+    for each in found.datasets:
+        if kind in {None, each.kind}:
+            raise RefusedError(
+                f"the project {found.name} has a {each.kind} dataset already; add to it with "
+                f"`batchcl dataset update {found.name}/{each.kind}`, or delete it first"
+            )
 
 
 async def _read(source: str, *, skip_unfit: bool) -> LocalDataset:

@@ -57,7 +57,7 @@ def with_service(
 ) -> _T:
     """Run `work` with an open service and return its result.
 
-    ^C and SIGTERM end it at once; what then goes on in AWS is said, as it is when an error ends it.
+    ^C and SIGTERM end it at once. Their sentence then also says what goes on in AWS, as that of any error does.
     """
     import anyio  # noqa: PLC0415 - `batchcl --help` goes without
 
@@ -73,9 +73,9 @@ def with_service(
 
     try:
         return anyio.run(run_until_first_signal, main)
-    except BatchclError:
+    except BatchclError as error:
         if afterwards.text:
-            tell(afterwards.text)
+            error.args = (f"{error}; {afterwards.text}",)
         raise
 
 
@@ -119,9 +119,11 @@ def tell_state(thing: _Named) -> None:
 
 
 def tell_upload(progress: Uploaded) -> None:
-    """One line for how far an upload is; none where all is there."""
+    """One line for how far an upload is."""
     left = progress.total - progress.there - progress.sent
-    if not progress.sent:
+    if progress.there == progress.total:
+        tell(f"all {progress.total:,} images are in S3 already")
+    elif not progress.sent:
         there = f", {progress.there:,} of {progress.total:,} are in S3 already" if progress.there else ""
         tell(f"{left:,} images to upload{there}")
     else:

@@ -165,4 +165,5 @@ def _tell_bill(model: Model) -> None:
 
     if model.training_seconds is not None:
         hours = model.training_seconds / 3600
-        tell(f"{hours:.2f} hours of training are billed, ${hours * DOLLARS_PER_TRAINING_HOUR:.2f}")
+        took = f"{hours:.1f} hours" if hours >= 1 else f"{model.training_seconds / 60:.1f} minutes"
+        tell(f"{took} of training are billed, ${hours * DOLLARS_PER_TRAINING_HOUR:.2f}")
