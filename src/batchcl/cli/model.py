@@ -124,7 +124,7 @@ def start(
             service.rekognition, arn, until="RUNNING", passing=passing, timeout_s=timeout * 60, on_state=tell_state
         )
 
-    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json, brief=True)
 
 
 @app.command()
@@ -170,7 +170,7 @@ def wait(
             service.rekognition, arn, until=until, passing=passing, timeout_s=timeout_s, on_state=tell_state
         )
 
-    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json, brief=True)
 
 
 @app.command()
@@ -210,7 +210,7 @@ def stop(
             on_state=tell_state,
         )
 
-    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json, brief=True)
 
 
 app.command("tag")(versions.tag)

@@ -166,14 +166,16 @@ def delete(
         emit_object({"model": found.name, "arn": found.arn}, json=True)
 
 
-def emit_model(model: Model, *, json: bool) -> None:
-    """All that is known of a model."""
+def emit_model(model: Model, *, json: bool, brief: bool = False) -> None:
+    """All that is known of a model; `brief` leaves a person with what a start or stop changes."""
     from batchcl.cli.output import emit_object  # noqa: PLC0415
 
     fields = {"model": model.name} | asdict(model)
-    if not json:  # the first line has both, and tuples of URIs read as lists
+    if not json:  # the first line has both names, and tuples of URIs read as lists
         fields = {name: list(item) if isinstance(item, tuple) else item for name, item in fields.items()}
         del fields["project"], fields["version"]
+    if brief and not json:
+        fields = {name: fields[name] for name in ("model", "arn", "status", "message", "min_units", "max_units")}
     emit_object(shown(fields, json=json), json=json)
 
 

@@ -1,0 +1,90 @@
+"""docs/workflow.md is a real session: its commands are run in their order, and what they say is compared with the page.
+
+Times, ids and speeds differ from day to day and are masked on both sides; nothing else is.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from batchcl.cli.app import _run
+from servers import aws_env, client, serving
+
+PAGE = Path(__file__).parents[2] / "docs" / "workflow.md"
+_CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MASKS = [
+    (re.compile(pattern), mask)
+    for pattern, mask in (
+        (r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)?", "TIME"),
+        (r"/\d{13}\b", "/STAMP"),
+        (r"in [\d.]+ s \([\d.]+ images/s, \d+ of \d+ calls throttled\)", "in SPEED"),
+        (r"[\d.]+ minutes of training are billed, \$[\d.]+", "BILL"),
+        (r"(training_seconds +)\d+", r"\1N"),
+        (r"TIME [\d,]+/[\d,]+ images .*\n", ""),  # the log's line every ten seconds
+    )
+]
+
+
+def session() -> list[tuple[str, str]]:
+    """The page's commands, each with what it says."""
+    found: list[tuple[str, str]] = []
+    for block in _CONSOLE.findall(PAGE.read_text()):
+        for part in block.split("$ batchcl ")[1:]:
+            command, _, said = part.partition("\n")
+            found.append((command, said))
+    return found
+
+
+def masked(text: str, here: Path) -> str:
+    text = text.replace(f"{here}/", "")
+    for pattern, mask in _MASKS:
+        text = pattern.sub(mask, text)
+    return text
+
+
+def typed(command: str) -> tuple[int, str]:
+    """Run a command in this process, which has everything imported already; its exit code and all that it says."""
+    said = io.StringIO()
+    argv = ["batchcl", *shlex.split(command)]
+    with patch.object(sys, "argv", argv), redirect_stdout(said), redirect_stderr(said):
+        code = _run()
+    return code, said.getvalue()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, clean_env, seaweed) -> Iterator[Path]:
+    """An empty directory of somebody whose AWS is the emulator and a local S3."""
+    env = clean_env | aws_env(s3=seaweed)
+    flags = ("--s3-endpoint-url", seaweed, "--control-tps", 100, "--tps-per-unit", 100, "--train-seconds", 0)
+    with serving(env, *flags, "--state", tmp_path / "models") as endpoint:
+        for name, value in (env | aws_env(endpoint, seaweed)).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        yield tmp_path
+
+
+def arn_of(model: str, endpoint: str) -> str:
+    project, _, version = model.partition("@")
+    rekognition = client("rekognition", endpoint)
+    found = rekognition.describe_projects(ProjectNames=[project])["ProjectDescriptions"][0]["ProjectArn"]
+    versions = rekognition.describe_project_versions(ProjectArn=found, VersionNames=[version])
+    return str(versions["ProjectVersionDescriptions"][0]["ProjectVersionArn"])
+
+
+def test_the_page_is_a_real_session(here):
+    endpoint = os.environ["AWS_ENDPOINT_URL_REKOGNITION"]
+    for command, expected in session():
+        line = command.replace("$ARN", arn_of("digits@v1", endpoint)) if "$ARN" in command else command
+        code, said = typed(line)
+        assert code == 0, f"$ batchcl {command}\n{said}"
+        assert masked(said, here) == masked(expected, here), f"$ batchcl {command}"
