@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -21,7 +22,7 @@ from batchcl.cli.app import _run
 from servers import aws_env, client, serving
 
 PAGE = Path(__file__).parents[2] / "docs" / "workflow.md"
-_CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 _MASKS = [
     (re.compile(pattern), mask)
     for pattern, mask in (
@@ -35,14 +36,22 @@ _MASKS = [
 ]
 
 
-def session() -> list[tuple[str, str]]:
-    """The page's commands, each with what it says."""
-    found: list[tuple[str, str]] = []
-    for block in _CONSOLE.findall(PAGE.read_text()):
-        for part in block.split("$ batchcl ")[1:]:
+class Step(NamedTuple):
+    """A command or a script of the page, and what it says."""
+
+    command: str
+    script: str
+    said: str
+
+
+def session() -> Iterator[Step]:
+    for kind, code, output in _BLOCK.findall(PAGE.read_text()):
+        if kind == "python":
+            yield Step("", code, output)
+            continue
+        for part in code.split("$ batchcl ")[1:]:
             command, _, said = part.partition("\n")
-            found.append((command, said))
-    return found
+            yield Step(command, "", said)
 
 
 def masked(text: str, here: Path) -> str:
@@ -59,6 +68,13 @@ def typed(command: str) -> tuple[int, str]:
     with patch.object(sys, "argv", argv), redirect_stdout(said), redirect_stderr(said):
         code = _run()
     return code, said.getvalue()
+
+
+def executed(script: str) -> str:
+    said = io.StringIO()
+    with redirect_stdout(said):
+        exec(script, {"__name__": "page"})
+    return said.getvalue()
 
 
 @pytest.fixture
@@ -83,7 +99,10 @@ def arn_of(model: str, endpoint: str) -> str:
 
 def test_the_page_is_a_real_session(here):
     endpoint = os.environ["AWS_ENDPOINT_URL_REKOGNITION"]
-    for command, expected in session():
+    for command, script, expected in session():
+        if script:
+            assert executed(script) == expected
+            continue
         line = command.replace("$ARN", arn_of("digits@v1", endpoint)) if "$ARN" in command else command
         code, said = typed(line)
         assert code == 0, f"$ batchcl {command}\n{said}"

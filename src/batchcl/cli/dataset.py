@@ -39,7 +39,7 @@ def create(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SOURCE]",
+            metavar="SOURCE",
             help="A directory with a folder for each label, a manifest (a file, or s3://bucket/key), or another "
             "dataset; left out, it is empty.",
             show_default=False,

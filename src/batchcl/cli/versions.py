@@ -96,7 +96,7 @@ def copy(
 def tag(
     model: Name,
     tags: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Tags to set.", show_default=False)
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Tags to set.", show_default=False)
     ] = None,
     *,
     remove: Annotated[
