@@ -28,6 +28,7 @@ from batchcl.aws.arn import ModelArn
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.images import ImageRef
 from batchcl.job import Job
+from batchcl.runs.memory import give_back_memory
 from batchcl.runs.store import Store
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.outcome import Detection, Label
@@ -148,6 +149,7 @@ def _measured(images: int) -> dict[str, object]:
 
 def _one(images: int, out: str) -> None:
     begun_at = time.monotonic()
+    give_back_memory()
     summary = anyio.run(partial(score, out, images))
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     figures = {

@@ -82,22 +82,29 @@ class Service:
 
 @dataclass
 class MemorySink:
-    """Keeps outcomes, and fails at the `fail_at`th."""
+    """Takes outcomes, and fails at the `fail_at`th."""
 
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     closed: bool = False
     fail_at: int | None = None
     error: BatchclError | None = None
+    failed_now: anyio.Event = field(default_factory=anyio.Event)
 
-    async def record(self, shard: int, position: int, outcome: Outcome) -> None:
+    def record(self, shard: int, position: int, outcome: Outcome) -> None:
         if self.error is not None and len(self.outcomes) == self.fail_at:
-            raise self.error
+            self.failed_now.set()
+            return
         self.outcomes.append((shard, outcome))
         self.places.append((shard, position))
 
+    async def room(self) -> None:
+        pass
+
     async def keep(self) -> None:
-        await anyio.sleep_forever()
+        await self.failed_now.wait()
+        assert self.error is not None
+        raise self.error
 
     async def close(self) -> None:
         self.closed = True

@@ -252,7 +252,8 @@ def test_a_sink_that_cannot_keep_outcomes_ends_the_run():
     sink = MemorySink(fail_at=7, error=OutputError("disk full"))
     run = Run(Service(), sink=sink).over(map(image, range(5000)))
     assert isinstance(run.error, OutputError)
-    assert run.progress.scored == 7, "only what was kept counts"
+    assert len(sink.outcomes) == 7
+    assert not sink.closed, "nothing more is tried"
     assert run.progress.calls < 200
 
 
@@ -277,7 +278,7 @@ def test_max_tps_is_never_exceeded_in_any_second():
 
 def test_memory_does_not_grow_with_the_number_of_images():
     class Forgetful(MemorySink):
-        async def record(self, shard: int, position: int, outcome: Outcome) -> None:
+        def record(self, shard: int, position: int, outcome: Outcome) -> None:
             """Keep nothing, as a file would."""
 
     class Answering(Service):
@@ -320,3 +321,77 @@ def test_whatever_the_service_does_each_image_ends_once(data):
     run.over(map(image, range(count)), shard_size=data.draw(st.integers(1, 30)))
     assert run.error is None
     run.assert_each_once(count)
+
+
+def hanging(first: ImageRef) -> Service:
+    """The first call for that image hangs for a minute; nothing else takes longer than 0.1 s."""
+
+    class Hanging(Service):
+        async def detect(self, each: ImageRef) -> Detection:
+            if each == first and not self.calls[each.uri]:
+                self.calls[each.uri] += 1
+                await anyio.sleep(60)
+            return await super().detect(each)
+
+    return Hanging()
+
+
+def test_one_call_that_hangs_does_not_keep_the_model_waiting():
+    service = hanging(image(199))
+    run = Run(service, pacer=UnpacedPacer()).over(map(image, range(200)))
+    run.assert_each_once(200)
+    assert run.ended_at < 4
+    assert service.calls[image(199).uri] == 2
+    assert sum(service.calls.values()) == 201, "no other call is doubled"
+
+
+def test_calls_that_are_slow_by_nature_are_not_doubled():
+    service = Service(latency_s=lambda _: 30.0)
+    run = Run(service, pacer=UnpacedPacer(), max_in_flight=5).over(map(image, range(20)))
+    run.assert_each_once(20)
+    assert set(service.calls.values()) == {1}
+
+
+def test_a_straggler_that_fails_fails_once():
+    class Refusing(Service):
+        async def detect(self, each: ImageRef) -> Detection:
+            if each == image(19):
+                self.calls[each.uri] += 1
+                await anyio.sleep(30)
+                raise ImageError("larger than 4096 pixels", code="ImageTooLargeException", status=400)
+            return await super().detect(each)
+
+    service = Refusing()
+    run = Run(service, pacer=UnpacedPacer()).over(map(image, range(20)))
+    run.assert_each_once(20)
+    assert [failed.image for failed in run.sink.failed] == [image(19)]
+    assert service.calls[image(19).uri] == 2
+
+
+def test_a_drain_waits_for_calls_but_not_for_one_that_hangs():
+    service = hanging(image(3))
+    run = Run(service, pacer=UnpacedPacer(), max_in_flight=8).over(map(image, range(100_000)), drain_at=5)
+    assert run.ended_at == pytest.approx(25, abs=0.5)
+    assert image(3).uri not in run.uris(), "it is left to the next session"
+    assert run.sink.closed
+
+
+def test_an_outage_costs_no_image_an_attempt():
+    def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
+        return TransientError("reset", code="ConnectionClosedError") if 5 < now < 600 else None
+
+    run = Run(Service(fault=fault), pacer=UnpacedPacer(), max_in_flight=8).over(map(image, range(2000)))
+    run.assert_each_once(2000)
+    assert run.sink.failed == []
+    assert run.ended_at < 700, "it goes on soon after the outage"
+    assert run.progress.calls < 2000 + 8 * 60, "and hardly calls while it lasts"
+
+
+def test_a_service_that_stays_away_ends_the_run_instead_of_failing_the_images():
+    def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
+        return TransientError("reset", code="ConnectionClosedError") if now > 5 else None
+
+    run = Run(Service(fault=fault), pacer=UnpacedPacer(), max_in_flight=8).over(map(image, range(2000)))
+    assert isinstance(run.error, FatalCallError)
+    assert 900 < run.ended_at < 1000
+    assert run.sink.failed == []

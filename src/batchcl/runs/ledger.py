@@ -1,35 +1,41 @@
 """The ledger of one round of a run: which images are to be called for, and where their outcomes go.
 
 It hands out the work list shard by shard, less what is journalled; takes outcomes, journals them at most 2,000 or 15 s
-at a time; and publishes a shard as soon as it is complete, beside the scoring of the next one. A round that was cut off
-at any point is taken up by a new ledger, from what the store holds.
+at a time; and publishes a shard as soon as it is complete. Journalling and publishing go on beside the calls and beside
+each other. A round that was cut off at any point is taken up by a new ledger, from what the store holds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import anyio
 import anyio.to_thread
+import pyarrow as pa
 
 from batchcl.errors import BatchclError
-from batchcl.images import ImageRef
-from batchcl.runs.journal import Entry, Journal
+from batchcl.runs.entries import ENTRIES, Entry, counts, entry_table, positions, replaced
+from batchcl.runs.image_table import ImageRows
+from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.markers import Counts, write_marker
+from batchcl.runs.markers import write_marker
 from batchcl.runs.parts import PartSpec, shard_parts
 from batchcl.runs.store import Store
+from batchcl.runs.together import together
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.outcome import Failed, Outcome, Scored
+from batchcl.scoring.outcome import Counts, Outcome
 from batchcl.scoring.shards import Batch
 
 __all__ = ["AllImages", "Ledger", "Targets"]
 
 SEGMENT_ENTRIES: Final = 2_000
 SEGMENT_AGE_S: Final = 15.0
+BEHIND_ENTRIES: Final = 4 * SEGMENT_ENTRIES
+"""With so many outcomes in memory the journal is behind, and no more calls should be sent."""
+
 _LOOK_EVERY_S: Final = 1.0
 _GIVE_WAY_S: Final = 30.0
 
@@ -46,8 +52,8 @@ class Targets(Protocol):
         """Numbers of the shards that have any, in order."""
         ...
 
-    async def positions(self, shard: int, images: list[ImageRef]) -> tuple[Collection[int], dict[int, Outcome]]:
-        """The positions to score in `shard`, and the outcomes that the others have already."""
+    async def positions(self, shard: int, images: int) -> tuple[Sequence[int], pa.Table]:
+        """The positions to score in `shard`, which has so many images, and the last entries of the others."""
         ...
 
 
@@ -66,21 +72,43 @@ class AllImages:
             if shard not in self._published:
                 yield shard
 
-    async def positions(self, shard: int, images: list[ImageRef]) -> tuple[Collection[int], dict[int, Outcome]]:  # noqa: ARG002
+    async def positions(self, shard: int, images: int) -> tuple[Sequence[int], pa.Table]:  # noqa: ARG002
         """All of them."""
-        return range(len(images)), {}
+        return range(images), ENTRIES.empty_table()
 
 
 @dataclass(slots=True)
 class _Open:
     """A shard that is being scored. `missing` are the positions without an outcome in the journal or the buffer."""
 
-    images: list[ImageRef]
+    images: pa.Table
     journal: Journal
     missing: set[int]
-    earlier: dict[int, Outcome]
+    earlier: pa.Table
     buffer: list[Entry] = field(default_factory=list)
+    staged: list[Entry] = field(default_factory=list)
     buffered_at: float = math.inf
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is in the journal."""
+        return not self.missing and not self.buffer and not self.staged
+
+
+class _Bell:
+    """Wakes who waits for it; rings that nobody waited for are forgotten."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def ring(self) -> None:
+        if self._event.statistics().tasks_waiting:
+            self._event.set()
+            self._event = anyio.Event()
+
+    async def wait(self, at_most_s: float = math.inf) -> None:
+        with anyio.move_on_after(at_most_s):
+            await self._event.wait()
 
 
 class Ledger:
@@ -94,7 +122,7 @@ class Ledger:
         targets: Targets,
         *,
         writer: str,
-        on_taken_up: Callable[[Outcome], None] = lambda _: None,
+        on_taken_up: Callable[[Counts], None] = lambda _: None,
         on_published: Callable[[int, Counts], None] = lambda _shard, _counts: None,
     ) -> None:
         self._store = store
@@ -106,96 +134,112 @@ class Ledger:
         self._on_taken_up = on_taken_up
         self._on_published = on_published
         self._open: dict[int, _Open] = {}
-        self._complete: list[int] = []
-        self._lock = anyio.Lock()
+        self._buffered = 0
+        self._journalling = anyio.Lock()
         self._publishing = anyio.Lock()
-        self._wake = anyio.Event()
+        self._recorded = _Bell()
+        self._journalled = _Bell()
 
     async def batches(self) -> AsyncIterator[Batch]:
         """The images of each shard that are still to be called for."""
         async for shard in self._targets.shards():
             images = await self._worklist.load(shard)
-            wanted, earlier = await self._targets.positions(shard, images)
+            wanted, earlier = await self._targets.positions(shard, images.num_rows)
             journal = Journal(self._store, self._paths, shard, round_=self._targets.round, writer=self._writer)
-            missing = set(wanted)
-            for position, outcome in await journal.read(images):
-                missing.discard(position)
-                self._on_taken_up(outcome)
+            written = await journal.read()
+            self._on_taken_up(counts(written))
+            missing = set(wanted).difference(positions(written))
             self._open[shard] = _Open(images, journal, missing, earlier)
             if missing:
                 left = sorted(missing)
-                yield Batch(shard, [images[position] for position in left], left)
+                yield Batch(shard, ImageRows(images, left), left)
             else:
-                self._completed(shard)
+                self._journalled.ring()
 
-    async def record(self, shard: int, position: int, outcome: Outcome) -> None:
-        """Take over one outcome; journals when enough have come together."""
+    def record(self, shard: int, position: int, outcome: Outcome) -> None:
+        """Take over one outcome; it is durable some time later."""
         opened = self._open[shard]
         opened.missing.remove(position)
         opened.buffer.append(Entry(position, outcome))
         opened.buffered_at = min(opened.buffered_at, anyio.current_time())
-        if len(opened.buffer) >= SEGMENT_ENTRIES or not opened.missing:
-            await self._flush(shard)
-        if not opened.missing:
-            self._completed(shard)
+        self._buffered += 1
+        if _is_due(opened):
+            self._recorded.ring()
+
+    def unkept(self) -> Counts:
+        """What was recorded and isn't durable: all that is lost if nothing more can be written."""
+        entries = [entry for opened in self._open.values() for entry in (*opened.staged, *opened.buffer)]
+        return counts(entry_table(entries, round_=self._targets.round))
+
+    async def room(self) -> None:
+        """Wait while the journal is behind, so that memory doesn't grow where the store is slower than the model."""
+        while self._buffered >= BEHIND_ENTRIES:
+            await self._journalled.wait()
 
     async def keep(self) -> None:
-        """Journal what has waited long enough, and publish complete shards, until cancelled."""
-        while True:
-            wake = self._wake
-            with anyio.move_on_after(_LOOK_EVERY_S):
-                await wake.wait()
-            await self._flush_older_than(anyio.current_time() - SEGMENT_AGE_S)
-            await self._publish_complete()
+        """Journal what is due, and publish complete shards, until cancelled."""
+        parts: tuple[Callable[[], Awaitable[None]], ...] = (self._keep_journal, self._keep_publishing)
+        await together(lambda part: part(), parts, at_once=len(parts))
 
     async def close(self) -> None:
         """Journal everything that was recorded, and publish what is complete."""
-        await self._flush_older_than(math.inf)
+        await self._flush(older_than=math.inf)
         await self._publish_complete()
 
-    def _completed(self, shard: int) -> None:
-        self._complete.append(shard)
-        self._wake.set()
-        self._wake = anyio.Event()
+    async def _keep_journal(self) -> None:
+        while True:
+            await self._recorded.wait(_LOOK_EVERY_S)
+            await self._flush(older_than=anyio.current_time() - SEGMENT_AGE_S)
 
-    async def _flush_older_than(self, at: float) -> None:
-        for shard, opened in tuple(self._open.items()):
-            if opened.buffered_at <= at or math.isinf(at):
-                await self._flush(shard)
+    async def _keep_publishing(self) -> None:
+        while True:
+            await self._publish_complete()
+            await self._journalled.wait(_LOOK_EVERY_S)
 
-    async def _flush(self, shard: int) -> None:
-        async with self._lock:
-            opened = self._open[shard]
-            if opened.buffer:
-                entries = await opened.journal.stage(opened.buffer)
-                del opened.buffer[:entries]
-                opened.buffered_at = anyio.current_time() if opened.buffer else math.inf
-            await opened.journal.settle()
+    async def _flush(self, *, older_than: float) -> None:
+        async with self._journalling:
+            for opened in tuple(self._open.values()):
+                if opened.buffer and (_is_due(opened) or opened.buffered_at <= older_than):
+                    await self._settle(opened)
+                    staged = await opened.journal.stage(opened.buffer)
+                    opened.staged = opened.buffer[:staged]
+                    del opened.buffer[:staged]
+                    opened.buffered_at = anyio.current_time() if opened.buffer else math.inf
+                await self._settle(opened)
+            self._journalled.ring()
+
+    async def _settle(self, opened: _Open) -> None:
+        await opened.journal.settle()
+        self._buffered -= len(opened.staged)
+        opened.staged = []
 
     async def _publish_complete(self) -> None:
         async with self._publishing:
-            while self._complete:
-                await self._publish(self._complete[0])
-                del self._open[self._complete.pop(0)]
+            for shard, opened in tuple(self._open.items()):
+                if opened.complete:
+                    await self._publish(shard, opened)
+                    del self._open[shard]
 
-    async def _publish(self, shard: int) -> None:
+    async def _publish(self, shard: int, opened: _Open) -> None:
         """Read the journal back, which is what counts, and write parts and marker."""
-        opened, round_ = self._open[shard], self._targets.round
-        new = await self._journalled(shard, round_)
-        state = opened.earlier | new
-        if len(state) != len(opened.images):
-            raise BatchclError(f"shard {shard} has {len(state)} outcomes of {len(opened.images)}: a bug in batchcl")
-        counts = _counts(state.values())
+        round_ = self._targets.round
+        new = await self._read_back(shard, round_)
+        state = replaced(opened.earlier, new)
+        if state.num_rows != opened.images.num_rows:
+            raise BatchclError(
+                f"shard {shard} has {state.num_rows} outcomes of {opened.images.num_rows}: a bug in batchcl"
+            )
+        done = counts(state)
         try:
             if not await self._store.exists(self._paths.marker(shard, round_)):
                 await self._put_parts(shard, round_, new, state)
-                await write_marker(self._store, self._paths, shard, round_=round_, counts=counts)
+                await write_marker(self._store, self._paths, shard, round_=round_, counts=done)
         finally:
             with anyio.move_on_after(_GIVE_WAY_S, shield=True):
                 await self._give_way(shard, state)
-        self._on_published(shard, counts)
+        self._on_published(shard, done)
 
-    async def _give_way(self, shard: int, state: dict[int, Outcome]) -> None:
+    async def _give_way(self, shard: int, state: pa.Table) -> None:
         """Put back what later rounds left in `failures/`, had this runner slept until after them while it published.
 
         Another runner took over then, ended the round and retried it, and the failures of this round, which it
@@ -205,23 +249,20 @@ class Ledger:
         while await self._store.exists(self._paths.marker(shard, last + 1)):
             while await self._store.exists(self._paths.marker(shard, last + 1)):
                 last += 1
-                state = state | await self._journalled(shard, last)
-            await self._put_parts(shard, last, {}, state)
+                state = replaced(state, await self._read_back(shard, last))
+            await self._put_parts(shard, last, ENTRIES.empty_table(), state)
 
-    async def _journalled(self, shard: int, round_: int) -> dict[int, Outcome]:
-        images = self._open[shard].images
+    async def _read_back(self, shard: int, round_: int) -> pa.Table:
         journal = Journal(self._store, self._paths, shard, round_=round_, writer=self._writer)
-        found: dict[int, Outcome] = {}
-        for position, outcome in await journal.read(images):
-            if position in found:
-                raise BatchclError(f"shard {shard} has two outcomes for position {position}: a bug in batchcl")
-            found[position] = outcome
+        found = await journal.read()
+        if len(set(positions(found))) != found.num_rows:
+            raise BatchclError(f"shard {shard} has two outcomes for one image: a bug in batchcl")
         return found
 
-    async def _put_parts(self, shard: int, round_: int, new: dict[int, Outcome], state: dict[int, Outcome]) -> None:
-        left = [outcome for outcome in state.values() if isinstance(outcome, Failed)]
+    async def _put_parts(self, shard: int, round_: int, new: pa.Table, state: pa.Table) -> None:
+        images = self._open[shard].images
         parts = await anyio.to_thread.run_sync(
-            lambda: shard_parts(self._spec, shard, round_=round_, new=list(new.values()), left=left)
+            lambda: shard_parts(self._spec, shard, round_=round_, images=images, new=new, state=state)
         )
         for part in parts:
             if part.data is None:
@@ -230,7 +271,6 @@ class Ledger:
                 await self._store.put(part.path, part.data)
 
 
-def _counts(outcomes: Collection[Outcome]) -> Counts:
-    scored = sum(isinstance(outcome, Scored) for outcome in outcomes)
-    skipped = sum(isinstance(outcome, Failed) and outcome.status == "skipped" for outcome in outcomes)
-    return Counts(scored, len(outcomes) - scored - skipped, skipped)
+def _is_due(opened: _Open) -> bool:
+    """Whether its buffer is worth a segment, however young."""
+    return len(opened.buffer) >= SEGMENT_ENTRIES or (not opened.missing and bool(opened.buffer))

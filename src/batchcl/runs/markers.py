@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import orjson
 
@@ -11,27 +11,11 @@ from batchcl.errors import OutputError
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
+from batchcl.scoring.outcome import Counts
 
-__all__ = ["Counts", "published", "read_counts", "total", "write_marker"]
+__all__ = ["published", "read_counts", "total", "write_marker"]
 
 _AT_ONCE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What became of so many images."""
-
-    scored: int = 0
-    failed: int = 0
-    skipped: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.scored + other.scored, self.failed + other.failed, self.skipped + other.skipped)
-
-    @property
-    def done(self) -> int:
-        """All of them."""
-        return self.scored + self.failed + self.skipped
 
 
 async def published(store: Store, paths: RunPaths) -> dict[int, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
+from batchcl.runs.entries import of_status
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.schema import failures_table, parquet_bytes, results_table
-from batchcl.scoring.outcome import Failed, Outcome, Scored
 
 __all__ = ["Part", "PartSpec", "shard_parts"]
 
@@ -33,7 +34,7 @@ class Part:
 
 
 def shard_parts(
-    spec: PartSpec, shard: int, *, round_: int, new: Sequence[Outcome], left: Sequence[Failed]
+    spec: PartSpec, shard: int, *, round_: int, images: pa.Table, new: pa.Table, state: pa.Table
 ) -> list[Part]:
     """The shard's parts for a round, in the order in which they must be put. Takes CPU, not I/O.
 
@@ -41,21 +42,22 @@ def shard_parts(
         spec: the run's.
         shard: its number.
         round_: 0 for the run, n for its n-th retry, which adds a part of its own to `results/`.
-        new: outcomes of this round; those that were scored make the part in `results/`.
-        left: all rows that `failures/` has for the shard from now on.
+        images: of the shard, with the columns of `IMAGES`.
+        new: entries of this round; those that were scored make the part in `results/`.
+        state: the last entry of each image; the others make the part in `failures/`.
     """
     paths = RunPaths(spec.run_id)
-    scored = [outcome for outcome in new if isinstance(outcome, Scored)]
+    scored, left = of_status(new, scored=True), of_status(state, scored=False)
     parts = []
-    if scored:
+    if scored.num_rows:
         rows = results_table(
-            scored, run_id=spec.run_id, min_confidence=spec.min_confidence, max_results=spec.max_results
+            images, scored, run_id=spec.run_id, min_confidence=spec.min_confidence, max_results=spec.max_results
         )
         path = paths.part("results", model=spec.model, date=spec.date, shard=shard, round_=round_)
         parts.append(Part(path, parquet_bytes(rows, run_id=spec.run_id)))
     path = paths.part("failures", model=spec.model, date=spec.date, shard=shard)
-    if left:
-        rows = failures_table(left, run_id=spec.run_id)
+    if left.num_rows:
+        rows = failures_table(images, left, run_id=spec.run_id)
         parts.append(Part(path, parquet_bytes(rows, run_id=spec.run_id)))
     elif round_:
         parts.append(Part(path, None))

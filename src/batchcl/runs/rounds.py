@@ -6,18 +6,18 @@ A round adds parts of its own to `results/`. It is described by `rounds/<n>.json
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
+import pyarrow as pa
 
 from batchcl.errors import StoppedError
-from batchcl.images import ImageRef
+from batchcl.runs.entries import ENTRIES, replaced, to_retry
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.markers import Counts
 from batchcl.runs.store import Store
-from batchcl.scoring.outcome import Failed, Outcome
+from batchcl.scoring.outcome import Counts
 
 __all__ = ["FailedImages", "Round", "end_round", "is_round_open", "open_round"]
 
@@ -90,15 +90,10 @@ class FailedImages:
             if self._counts[shard].failed and self._published[shard] < self.round:
                 yield shard
 
-    async def positions(self, shard: int, images: list[ImageRef]) -> tuple[Collection[int], dict[int, Outcome]]:
-        """The failed ones; and the last outcome of every image, which a new one replaces."""
-        last: dict[int, Outcome] = {}
+    async def positions(self, shard: int, images: int) -> tuple[Sequence[int], pa.Table]:  # noqa: ARG002
+        """The failed ones; and the last entry of every image, which a new one replaces."""
+        last = ENTRIES.empty_table()
         for number in range(self.round):
             journal = Journal(self._store, self._paths, shard, round_=number, writer="")
-            last |= dict(await journal.read(images))
-        return [position for position, outcome in last.items() if self._wants(outcome)], last
-
-    def _wants(self, outcome: Outcome) -> bool:
-        if not isinstance(outcome, Failed) or outcome.status != "failed":
-            return False
-        return not self._codes or outcome.code in self._codes
+            last = replaced(last, await journal.read())
+        return to_retry(last, self._codes), last

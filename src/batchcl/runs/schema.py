@@ -7,24 +7,22 @@ column may come at the end within v1; a change of meaning makes v2.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchcl.__about__ import __version__
-from batchcl.images import ImageRef
-from batchcl.scoring.outcome import Failed, Label, Scored
 
 __all__ = [
     "FAILURES",
     "LABEL",
+    "POINT",
     "RESULTS",
     "SCHEMA_VERSION",
     "UTC_US",
     "failures_table",
-    "label_row",
     "parquet_bytes",
     "results_table",
     "utf8",
@@ -46,6 +44,8 @@ _IDENTITY: Final[list[pa.Field]] = [
     pa.field("last_modified", UTC_US),
 ]
 
+POINT: Final = pa.struct([pa.field("x", pa.float32()), pa.field("y", pa.float32())])
+
 LABEL: Final = pa.struct(
     [
         pa.field("name", pa.string()),
@@ -54,7 +54,7 @@ LABEL: Final = pa.struct(
         pa.field("top", pa.float32()),
         pa.field("width", pa.float32()),
         pa.field("height", pa.float32()),
-        pa.field("polygon", pa.list_(pa.struct([pa.field("x", pa.float32()), pa.field("y", pa.float32())]))),
+        pa.field("polygon", pa.list_(POINT)),
     ]
 )
 
@@ -87,42 +87,44 @@ FAILURES: Final = pa.schema(
 )
 """One row an image that failed or was skipped, with the reason."""
 
-_Row = TypeVar("_Row", Scored, Failed)
-
 
 def results_table(
-    scored: Sequence[Scored], *, run_id: str, min_confidence: float | None, max_results: int | None
+    images: pa.Table, entries: pa.Table, *, run_id: str, min_confidence: float | None, max_results: int | None
 ) -> pa.Table:
-    """Rows of `results/`, sorted by uri and version."""
+    """Rows of `results/`, sorted by uri and version.
+
+    Args:
+        images: those of the shard, with the columns of `IMAGES`.
+        entries: of images that were scored, with the columns of `ENTRIES`.
+        run_id: of all rows.
+        min_confidence: that was asked for; None where it was left to the model.
+        max_results: that was asked for; None for all.
+    """
+    rows = entries.num_rows
     return _table(
-        scored,
         RESULTS,
-        run_id,
-        lambda rows: {
-            "labels": [[label_row(label) for label in row.labels] for row in rows],
-            "min_confidence": [min_confidence] * len(rows),
-            "max_results": [max_results] * len(rows),
-            "attempts": [row.attempts for row in rows],
-            "latency_ms": [row.latency_ms for row in rows],
-            "request_id": [row.request_id for row in rows],
-            "scored_at": [row.scored_at for row in rows],
+        images,
+        entries,
+        {
+            "run_id": pa.repeat(pa.scalar(run_id), rows),
+            "min_confidence": pa.repeat(pa.scalar(min_confidence, pa.float32()), rows),
+            "max_results": pa.repeat(pa.scalar(max_results, pa.int32()), rows),
+            "scored_at": entries["at"],
         },
     )
 
 
-def failures_table(failed: Sequence[Failed], *, run_id: str) -> pa.Table:
-    """Rows of `failures/`, sorted by uri and version."""
+def failures_table(images: pa.Table, entries: pa.Table, *, run_id: str) -> pa.Table:
+    """Rows of `failures/`, sorted by uri and version; `entries` are of images that were not scored."""
     return _table(
-        failed,
         FAILURES,
-        run_id,
-        lambda rows: {
-            "status": [row.status for row in rows],
-            "error_code": [row.code for row in rows],
-            "error_message": [row.message for row in rows],
-            "attempts": [row.attempts for row in rows],
-            "round": [row.round for row in rows],
-            "failed_at": [row.failed_at for row in rows],
+        images,
+        entries,
+        {
+            "run_id": pa.repeat(pa.scalar(run_id), entries.num_rows),
+            "error_code": entries["code"],
+            "error_message": entries["message"],
+            "failed_at": entries["at"],
         },
     )
 
@@ -143,29 +145,15 @@ def parquet_bytes(table: pa.Table, *, run_id: str | None) -> bytes:
     return sink.getvalue()
 
 
-def _table(
-    outcomes: Sequence[_Row],
-    schema: pa.Schema,
-    run_id: str,
-    columns: Callable[[Sequence[_Row]], dict[str, list[Any]]],
-) -> pa.Table:
-    rows = sorted(outcomes, key=lambda row: (row.image.uri, row.image.version_id or ""))
-    images = [row.image for row in rows]
-    values = _identity(images, run_id) | columns(rows) | {"extra": [image.extra for image in images]}
-    return pa.table([pa.array(values[field.name], field.type) for field in schema], schema=schema)
-
-
-def _identity(images: Sequence[ImageRef], run_id: str) -> dict[str, list[Any]]:
-    return {
-        "run_id": [run_id] * len(images),
-        "uri": [image.uri for image in images],
-        "bucket": [image.bucket for image in images],
-        "key": [_printable(image.key) for image in images],
-        "version_id": [image.version_id for image in images],
-        "etag": [image.etag for image in images],
-        "size_bytes": [image.size_bytes for image in images],
-        "last_modified": [image.last_modified for image in images],
-    }
+def _table(schema: pa.Schema, images: pa.Table, entries: pa.Table, more: dict[str, Any]) -> pa.Table:
+    """Each column from `more`, or from the entries, or from their images."""
+    shown = images.take(entries["position"])
+    columns = {name: shown[name] for name in shown.column_names} | {"key": _printable(shown["key"])}
+    columns |= {name: entries[name] for name in entries.column_names} | more
+    table = pa.table([columns[field.name] for field in schema], schema=schema)
+    keys = pa.table({"uri": table["uri"], "version_id": table["version_id"].fill_null("")})
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
+    return table.take(order).combine_chunks()
 
 
 def utf8(name: str) -> bytes:
@@ -173,21 +161,10 @@ def utf8(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _printable(key: str) -> str:
-    """`key`, or for a file name that isn't UTF-8 its escaped form, as Parquet holds only UTF-8."""
-    return key if key.isascii() else key.encode("utf-8", "backslashreplace").decode()
-
-
-def label_row(label: Label) -> dict[str, Any]:
-    """One element of `labels`."""
-    left, top, width, height = label.box if label.box is not None else (None, None, None, None)
-    polygon = None if label.polygon is None else [{"x": x, "y": y} for x, y in label.polygon]
-    return {
-        "name": label.name,
-        "confidence": label.confidence,
-        "left": left,
-        "top": top,
-        "width": width,
-        "height": height,
-        "polygon": polygon,
-    }
+def _printable(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`keys` as text; those that aren't UTF-8, as a local name may be, in an escaped form."""
+    try:
+        return keys.cast(pa.string())
+    except pa.ArrowInvalid:
+        names = [key.decode("utf-8", "surrogateescape") for key in keys.to_pylist()]
+        return pa.chunked_array([[name.encode("utf-8", "backslashreplace").decode() for name in names]], pa.string())

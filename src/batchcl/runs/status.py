@@ -6,14 +6,15 @@ import datetime as dt
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from batchcl.runs.entries import counts
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RUNS, RunPaths
 from batchcl.runs.lease import Lease, read_lease
-from batchcl.runs.markers import Counts, published, read_counts, total
+from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.outcome import Failed
+from batchcl.scoring.outcome import Counts
 
 __all__ = ["RunState", "list_runs", "look"]
 
@@ -70,14 +71,14 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
     worklist = WorkList(store, paths)
     await worklist.open()
     rounds = await published(store, paths)
-    counts = total((await read_counts(store, paths, rounds.items())).values())
-    journalled = await _journalled(store, paths, worklist, rounds)
+    in_parts = total((await read_counts(store, paths, rounds.items())).values())
+    journalled = await _journalled(store, paths, rounds)
     return _state(
         record,
         summary,
         lease=lease if lease is not None and lease.lives(now) else None,
         worklist=worklist,
-        counts=counts,
+        in_parts=in_parts,
         journalled=journalled,
         rounds=max(rounds.values(), default=0),
     )
@@ -89,16 +90,13 @@ async def list_runs(store: Store, *, now: dt.datetime) -> list[RunState]:
     return sorted((state for state in states if state is not None), key=lambda each: (each.started_at, each.run_id))
 
 
-async def _journalled(store: Store, paths: RunPaths, worklist: WorkList, rounds: dict[int, int]) -> Counts:
+async def _journalled(store: Store, paths: RunPaths, rounds: dict[int, int]) -> Counts:
     """Outcomes of round 0 that are durable, but not in the table yet."""
     names = await store.children(f"{paths.folder}/journal")
     found = Counts()
     for shard in (int(name) for name in names if name.isdigit() and int(name) not in rounds):
         journal = Journal(store, paths, shard, round_=0, writer="")
-        outcomes = [entry.outcome for entry in await journal.read(await worklist.load(shard))]
-        failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-        skipped = sum(outcome.status == "skipped" for outcome in failed)
-        found += Counts(len(outcomes) - len(failed), len(failed) - skipped, skipped)
+        found += counts(await journal.read())
     return found
 
 
@@ -108,13 +106,13 @@ def _state(
     *,
     lease: Lease | None,
     worklist: WorkList,
-    counts: Counts,
+    in_parts: Counts,
     journalled: Counts,
     rounds: int,
 ) -> RunState:
-    both = counts + journalled
+    both = in_parts + journalled
     listed = worklist.totals is not None
-    finished = listed and counts.done == worklist.images and summary is not None and summary.status == "done"
+    finished = listed and in_parts.done == worklist.images and summary is not None and summary.status == "done"
     if lease is not None:
         state = "running"
     elif finished:
@@ -132,7 +130,7 @@ def _state(
         scored=both.scored,
         failed=both.failed,
         skipped=both.skipped,
-        published=counts.done,
+        published=in_parts.done,
         journalled=journalled.done,
         unresolved=both.failed,
         left=worklist.images - both.done,

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
 from batchcl.images import ImageRef
+from batchcl.runs.image_table import IMAGES, image_table
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.schema import utf8
 from batchcl.runs.store import Store
 from batchcl.sources.base import Position
 from batchcl.sources.select import Bookmark
@@ -28,19 +28,6 @@ from batchcl.sources.select import Bookmark
 __all__ = ["WorkList", "WorkListTotals"]
 
 _BOOKMARK: Final = b"batchcl.bookmark"
-
-_SCHEMA: Final = pa.schema(
-    [
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("bucket", pa.string(), nullable=False),
-        pa.field("key", pa.binary(), nullable=False),  # a local name need not be UTF-8
-        pa.field("version_id", pa.string()),
-        pa.field("etag", pa.string()),
-        pa.field("size_bytes", pa.int64()),
-        pa.field("last_modified", pa.timestamp("us", tz="UTC")),
-        pa.field("extra", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +112,8 @@ class WorkList:
         self._notify()
 
     async def complete(self, totals: WorkListTotals) -> None:
-        """No more shards will come."""
-        await self._store.put(self._paths.totals, orjson.dumps(asdict(totals)))
+        """No more shards will come. Raises `StoppedError` where another runner has counted something else."""
+        await self._store.put_mine(self._paths.totals, orjson.dumps(asdict(totals)), what="the work list's totals")
         self._totals = totals
         self._notify()
 
@@ -141,10 +128,10 @@ class WorkList:
             yield number
             number += 1
 
-    async def load(self, shard: int) -> list[ImageRef]:
-        """The images of a frozen shard, in order."""
+    async def load(self, shard: int) -> pa.Table:
+        """The images of a frozen shard, in order, with the columns of `IMAGES`."""
         data = await self._read(shard)
-        return await anyio.to_thread.run_sync(_decode, data)
+        return await anyio.to_thread.run_sync(lambda: pq.read_table(io.BytesIO(data), schema=IMAGES))
 
     async def _read(self, shard: int) -> bytes:
         path = self._paths.frozen(shard)
@@ -159,30 +146,10 @@ class WorkList:
 
 
 def _encode(images: Sequence[ImageRef], bookmark: Bookmark) -> bytes:
-    columns: dict[str, list[Any]] = {
-        "uri": [image.uri for image in images],
-        "bucket": [image.bucket for image in images],
-        "key": [utf8(image.key) for image in images],
-        "version_id": [image.version_id for image in images],
-        "etag": [image.etag for image in images],
-        "size_bytes": [image.size_bytes for image in images],
-        "last_modified": [image.last_modified for image in images],
-        "extra": [image.extra for image in images],
-    }
-    table = pa.table([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
     sink = io.BytesIO()
     metadata = {_BOOKMARK: orjson.dumps(asdict(bookmark))}
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    pq.write_table(image_table(images).replace_schema_metadata(metadata), sink, compression="zstd")
     return sink.getvalue()
-
-
-def _decode(data: bytes) -> list[ImageRef]:
-    columns = pq.read_table(io.BytesIO(data)).to_pydict()
-    keys = [key.decode("utf-8", "surrogateescape") for key in columns.pop("key")]
-    rest = zip(*columns.values(), strict=True)
-    return [
-        ImageRef(key=key, **dict(zip(columns, values, strict=True))) for key, values in zip(keys, rest, strict=True)
-    ]
 
 
 def _bookmark(values: dict[str, Any]) -> Bookmark:

@@ -1,8 +1,9 @@
 """The engine: images in, outcomes out, at the pace and within the bounds it is given.
 
-One task lists, one feeds, a pool of callers calls, one writes. Between them stand a bounded queue and a bounded
-stream, so memory doesn't grow with the number of images. Tasks keep their errors to themselves: the first one drains
-the engine (calls in flight end, their outcomes are kept), and `run` raises it at the end.
+One task lists, one feeds, a pool of callers calls; the sink keeps outcomes beside them. Between lister and feeder is a
+bounded queue, and the sink says when it is behind, so memory doesn't grow with the number of images. Tasks keep their
+errors to themselves: the first one drains the engine (calls in flight end, their outcomes are kept), and `run` raises
+it at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from batchcl.aws.classify import INVALID_S3_OBJECT
 from batchcl.aws.detect import Detector
@@ -31,18 +32,25 @@ from batchcl.errors import (
 from batchcl.images import unfit
 from batchcl.pacing.pacer import Pacer
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
+from batchcl.scoring.outages import Outages
 from batchcl.scoring.outcome import Detection, Failed, Outcome, Scored
 from batchcl.scoring.queue import WorkItem, WorkQueue
 from batchcl.scoring.shards import Batch
 
 __all__ = ["Engine", "EngineSettings", "Recovery", "Sink"]
 
-_Written = tuple[int, int, Outcome]
-"""A shard, a position in it, and the outcome of the image there."""
-
-_OUTCOMES_BUFFERED: Final = 256
 _BACKOFF_S: Final = 0.25
 _BACKOFF_MAX_S: Final = 20.0
+_OUTAGE_PAUSE_MAX_S: Final = 30.0
+_DRAIN_S: Final = 20.0
+"""Calls that are still open so long after a drain are given up; the next session repeats them."""
+
+_STRAGGLES_AFTER_S: Final = 2.0
+_STRAGGLES_AFTER: Final = 4.0
+"""At the end of the list, a call this many times as slow as usual gets a second one beside it."""
+
+_LOOK_FOR_STRAGGLERS_S: Final = 0.25
+_LATENCY_WEIGHT: Final = 0.1
 _ALL_INVALID: Final = 20
 """So many images refused as InvalidS3Object and none accepted: the bucket is at fault, not the images."""
 
@@ -61,18 +69,22 @@ class EngineSettings:
 
 
 class Sink(Protocol):
-    """Where outcomes go. Raises `BatchclError` where they can't be kept."""
+    """Where outcomes go."""
 
-    async def record(self, shard: int, position: int, outcome: Outcome) -> None:
-        """Take over the outcome of one image."""
+    def record(self, shard: int, position: int, outcome: Outcome) -> None:
+        """Take over the outcome of one image. Never waits and never fails: `keep` and `close` do."""
+        ...
+
+    async def room(self) -> None:
+        """Wait while more is taken over than kept."""
         ...
 
     async def keep(self) -> None:
-        """Run beside the calls until cancelled: for what must happen in time, whether or not outcomes come."""
+        """Run beside the calls until cancelled: keep what was recorded. Raises `BatchclError` where that can't be."""
         ...
 
     async def close(self) -> None:
-        """Keep all that was recorded; nothing follows."""
+        """Keep all that was recorded; nothing follows. Raises as `keep` does."""
         ...
 
 
@@ -113,6 +125,7 @@ class Engine:
         self._feeding = anyio.CancelScope()
         self._listing = anyio.CancelScope()
         self._recovering = anyio.CancelScope()
+        self._calling = anyio.CancelScope()
         self._callers: TaskGroup
         self._slots = anyio.Semaphore(self._settings.max_in_flight)
         self._open = anyio.Event()
@@ -121,7 +134,11 @@ class Engine:
         self._pauses = 0
         self._invalid_first = 0
         self._answered = False
+        self._outages = Outages()
         self._failure: BatchclError | None = None
+        self._sink_failed = False
+        self._in_flight: dict[int, tuple[WorkItem, float]] = {}
+        self._usual_latency_s = 0.0
 
     @property
     def answered(self) -> bool:
@@ -129,7 +146,9 @@ class Engine:
         return self._answered
 
     def drain(self) -> None:
-        """Send no more calls; those in flight end and are kept. `run` then returns."""
+        """Send no more calls; those in flight end within 20 s and are kept. `run` then returns."""
+        if not self._queue.stopped:
+            self._calling.deadline = anyio.current_time() + _DRAIN_S
         self._queue.stop()
         self._feeding.cancel()
         self._listing.cancel()
@@ -141,12 +160,19 @@ class Engine:
         Raises:
             BatchclError: what stopped the engine early. All outcomes up to then are kept, unless it was the sink.
         """
-        send, receive = anyio.create_memory_object_stream[_Written](_OUTCOMES_BUFFERED)
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._write, receive)
-            async with send, anyio.create_task_group() as self._callers:
-                self._callers.start_soon(self._list, batches, send)
-                self._callers.start_soon(self._feed, send)
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._keep_sink)
+            with self._calling:
+                async with anyio.create_task_group() as self._callers:
+                    self._callers.start_soon(self._list, batches)
+                    self._callers.start_soon(self._feed)
+                    self._callers.start_soon(self._help_stragglers)
+            beside.cancel_scope.cancel()
+        if not self._sink_failed:
+            try:
+                await self._sink.close()
+            except BatchclError as error:
+                self.fail(error)
         if self._failure is not None:
             raise self._failure
 
@@ -156,7 +182,7 @@ class Engine:
             self._failure = error
         self.drain()
 
-    async def _list(self, batches: AsyncIterator[Batch], outcomes: MemoryObjectSendStream[_Written]) -> None:
+    async def _list(self, batches: AsyncIterator[Batch]) -> None:
         """Move images from the list into the queue; the unfit ones go straight to the outcomes."""
         try:
             with self._listing:
@@ -171,7 +197,8 @@ class Engine:
                                 attempts=0,
                                 failed_at=self._utcnow(),
                             )
-                            await outcomes.send((batch.shard, position, skipped))
+                            await self._sink.room()
+                            self._keep(batch.shard, position, skipped)
                         elif not await self._queue.put(WorkItem(image, batch.shard, position)):
                             return
         except BatchclError as error:
@@ -179,25 +206,43 @@ class Engine:
         finally:
             self._queue.close()
 
-    async def _feed(self, outcomes: MemoryObjectSendStream[_Written]) -> None:
+    async def _feed(self) -> None:
         """Hand images to callers, one at a time and each at its turn."""
         hand_over, taken = anyio.create_memory_object_stream[WorkItem](0)
         async with hand_over, taken:
             with self._feeding:
                 while await self._queue.ready():
                     await self._open.wait()
+                    await self._sink.room()
                     await self._slots.acquire()
                     await self._pacer.acquire()
                     item = self._queue.take()
                     if not hand_over.statistics().tasks_waiting_receive:
-                        self._callers.start_soon(self._call_all, taken.clone(), outcomes)
+                        self._callers.start_soon(self._call_all, taken.clone())
                     await hand_over.send(item)
+        if not self._queue.stopped:
+            self._calling.cancel()  # all have their outcome: what is still open are the slower ones of two calls
 
-    async def _call_all(
-        self,
-        items: MemoryObjectReceiveStream[WorkItem],
-        outcomes: MemoryObjectSendStream[_Written],
-    ) -> None:
+    async def _help_stragglers(self) -> None:
+        """At the end of the list, call again beside a call that hangs: no model should wait for one connection."""
+        while await self._queue.only_outstanding():
+            late = max(_STRAGGLES_AFTER_S, _STRAGGLES_AFTER * self._usual_latency_s)
+            sent_before = anyio.current_time() - late
+            for item, sent_at in tuple(self._in_flight.values()):
+                if sent_at <= sent_before and not item.is_doubled:
+                    item.is_doubled = True
+                    self._callers.start_soon(self._call_beside, item)
+            await anyio.sleep(_LOOK_FOR_STRAGGLERS_S)
+
+    async def _call_beside(self, item: WorkItem) -> None:
+        if item.open_calls != 1:
+            return  # the other call has ended just now
+        outcome = await self._call(item)
+        if outcome is not None:
+            self._keep(item.shard, item.position, outcome)
+            self._queue.settle()
+
+    async def _call_all(self, items: MemoryObjectReceiveStream[WorkItem]) -> None:
         """One caller: call for each image that it is handed."""
         async with items:
             async for item in items:
@@ -208,35 +253,55 @@ class Engine:
                     self._progress.in_flight -= 1
                     self._slots.release()
                 if outcome is not None:
-                    await outcomes.send((item.shard, item.position, outcome))
+                    self._keep(item.shard, item.position, outcome)
                     self._queue.settle()
 
+    def _keep(self, shard: int, position: int, outcome: Outcome) -> None:
+        if not self._sink_failed:
+            self._sink.record(shard, position, outcome)
+            self._progress.count(outcome)
+
     async def _call(self, item: WorkItem) -> Outcome | None:
-        """One call; None where the image went back to the queue."""
+        """One call; None where the image went back to the queue, or another call for it decides."""
         sent_at = anyio.current_time()
         self._progress.calls += 1
         self._progress.rate_tps = self._pacer.statistics().rate_tps
+        item.open_calls += 1
+        self._in_flight.setdefault(id(item), (item, sent_at))
         try:
             detection = await self._detector.detect(item.image)
         except CallError as error:
             return self._unanswered(item, error, sent_at)
+        finally:
+            item.open_calls -= 1
+            if not item.open_calls:
+                del self._in_flight[id(item)]
+        if item.is_settled:
+            return None
+        item.is_settled = True
         return self._scored(item, detection, sent_at)
 
     def _scored(self, item: WorkItem, detection: Detection, sent_at: float) -> Scored:
         self._pacer.succeeded(sent_at=sent_at)
         self._answered = True
+        self._outages.answered()
         self._pauses = 0
+        latency_s = anyio.current_time() - sent_at
+        usual_s = self._usual_latency_s or latency_s
+        self._usual_latency_s = usual_s + _LATENCY_WEIGHT * (latency_s - usual_s)
         return Scored(
             image=item.image,
             labels=detection.labels,
             attempts=item.attempts + 1,
-            latency_ms=(anyio.current_time() - sent_at) * 1000,
+            latency_ms=latency_s * 1000,
             request_id=detection.request_id,
             scored_at=self._utcnow(),
         )
 
     def _unanswered(self, item: WorkItem, error: CallError, sent_at: float) -> Outcome | None:
-        """What FACTS says to do about `error`: go back to the queue, or end as a failure."""
+        """What the class of `error` asks for: go back to the queue, or end as a failure."""
+        if item.is_settled or (item.open_calls > 1 and not isinstance(error, ImageError)):
+            return None  # the other call for this image decides
         match error:
             case ThrottledError():
                 self._progress.throttled += 1
@@ -251,6 +316,10 @@ class Engine:
                 self._queue.give_back(item)
                 self.fail(error)
                 return None
+            case TransientError() if self._outages.unanswered(item.image.uri, anyio.current_time()):
+                self._queue.give_back(item)
+                self._pause(error, sent_at)
+                return None
             case TransientError() if item.attempts + 1 < self._settings.max_attempts:
                 item.attempts += 1
                 longest = min(_BACKOFF_MAX_S, _BACKOFF_S * 2**item.attempts)
@@ -258,7 +327,9 @@ class Engine:
                 return None
             case ImageError():
                 self._pacer.succeeded(sent_at=sent_at)
+                self._outages.answered()
                 self._judge_bucket(error)
+        item.is_settled = True
         return Failed(
             image=item.image,
             status="failed",
@@ -287,7 +358,7 @@ class Engine:
                 )
             )
 
-    def _pause(self, error: ModelNotReadyError, sent_at: float) -> None:
+    def _pause(self, error: ModelNotReadyError | TransientError, sent_at: float) -> None:
         """Close the gate, and let the recovery open it; calls from before the last recovery say nothing new."""
         if not self._open.is_set() or sent_at < self._resumed_at or self._queue.stopped:
             return
@@ -296,39 +367,34 @@ class Engine:
         self._observer.notice(Notice("paused", f"calls pause: {error}", {"code": error.code}))
         self._callers.start_soon(self._recover, error)
 
-    async def _recover(self, error: ModelNotReadyError) -> None:
+    async def _recover(self, error: ModelNotReadyError | TransientError) -> None:
         try:
             with self._recovering:
-                await self._recovery.recover(error, pauses=self._pauses)
+                if isinstance(error, TransientError):
+                    await self._sit_out(error)
+                else:
+                    await self._recovery.recover(error, pauses=self._pauses)
                 self._observer.notice(Notice("resumed", "calls go on"))
         except BatchclError as refusal:
             self.fail(refusal)
         self._resumed_at = anyio.current_time()
         self._open.set()
 
-    async def _write(self, outcomes: MemoryObjectReceiveStream[_Written]) -> None:
-        """Give outcomes to the sink, and count those that it took."""
-        broken = False
-        async with outcomes, anyio.create_task_group() as group:
-            group.start_soon(self._keep_sink)
-            async for shard, position, outcome in outcomes:
-                if broken:
-                    continue
-                try:
-                    await self._sink.record(shard, position, outcome)
-                    self._progress.count(outcome)
-                except BatchclError as error:
-                    broken = True
-                    self.fail(error)
-            group.cancel_scope.cancel()
-        if not broken:
-            try:
-                await self._sink.close()
-            except BatchclError as error:
-                self.fail(error)
+    async def _sit_out(self, error: TransientError) -> None:
+        """Wait a little longer each time; no image pays with an attempt for an outage of the service."""
+        now = anyio.current_time()
+        if self._outages.is_hopeless(now):
+            raise FatalCallError(
+                f"the service has answered no call for {self._outages.lasted_s(now):.0f} s, the last error was: "
+                f"{error}; check the endpoint and the network, and run again to continue",
+                code=error.code,
+                status=error.status,
+            )
+        await anyio.sleep(self._rng.uniform(0.5, 1.0) * min(_OUTAGE_PAUSE_MAX_S, 2.0 ** (self._pauses - 1)))
 
     async def _keep_sink(self) -> None:
         try:
             await self._sink.keep()
         except BatchclError as error:
+            self._sink_failed = True
             self.fail(error)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from batchcl.scoring.outcome import Failed, Outcome
+from batchcl.scoring.outcome import Counts, Failed, Outcome
 
 __all__ = ["Notice", "Observer", "Progress", "SilentObserver", "Snapshot"]
 
@@ -116,15 +116,11 @@ class Progress:
         self._add(outcome)
         self._called += outcome.attempts > 0
 
-    def count_earlier(self, outcome: Outcome) -> None:
-        """Add an outcome of an earlier session, which says nothing about the speed of this one."""
-        self._add(outcome)
-
-    def add_earlier(self, *, scored: int, failed: int, skipped: int) -> None:
-        """Add the outcomes of shards that an earlier session published."""
-        self.scored += scored
-        self.failed += failed
-        self.skipped += skipped
+    def add_earlier(self, counts: Counts) -> None:
+        """Add outcomes of an earlier session, which say nothing about the speed of this one."""
+        self.scored += counts.scored
+        self.failed += counts.failed
+        self.skipped += counts.skipped
 
     @property
     def dollars(self) -> float | None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from batchcl.images import ImageRef
 
-__all__ = ["Detection", "Failed", "Label", "Outcome", "Scored"]
+__all__ = ["Counts", "Detection", "Failed", "Label", "Outcome", "Scored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,26 @@ class Failed:
     message: str
     attempts: int
     failed_at: dt.datetime
-    round: int = 0
 
 
 Outcome = Scored | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of so many images."""
+
+    scored: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.scored + other.scored, self.failed + other.failed, self.skipped + other.skipped)
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(self.scored - other.scored, self.failed - other.failed, self.skipped - other.skipped)
+
+    @property
+    def done(self) -> int:
+        """All of them."""
+        return self.scored + self.failed + self.skipped

@@ -20,12 +20,22 @@ __all__ = ["WorkItem", "WorkQueue"]
 
 @dataclass(slots=True)
 class WorkItem:
-    """One image on its way. `attempts` counts calls that were answered or lost, but no throttled ones."""
+    """One image on its way.
+
+    Attributes:
+        attempts: calls that were answered or lost, but no throttled ones.
+        open_calls: calls without an answer yet.
+        is_doubled: a second call was sent beside one that hangs.
+        is_settled: it has its outcome.
+    """
 
     image: ImageRef
     shard: int
     position: int
     attempts: int = 0
+    open_calls: int = 0
+    is_doubled: bool = False
+    is_settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +71,12 @@ class WorkQueue:
         self._closed = False
         self._stopped = False
         self._changed = anyio.Event()
+        self._waiters = 0
 
     async def put(self, item: WorkItem) -> bool:
         """Add a fresh image, waiting for room. False once the queue is stopped: the image was not taken over."""
         while len(self._fresh) >= self._capacity and not self._stopped:
-            await self._changed.wait()
+            await self._wait()
         if self._stopped:
             return False
         self._fresh.append(item)
@@ -95,9 +106,16 @@ class WorkQueue:
                 return True
             if self._closed and not self._delayed and not self._outstanding:
                 return False
-            changed = self._changed
             with anyio.move_on_after(self._delayed[0].due_at - now if self._delayed else None):
-                await changed.wait()
+                await self._wait()
+        return False
+
+    async def only_outstanding(self) -> bool:
+        """Wait until all there is are images that were taken and have no outcome; False when there will be none."""
+        while not self._stopped:
+            if self._closed and not self._front and not self._fresh and not self._delayed:
+                return self._outstanding > 0
+            await self._wait()
         return False
 
     def take(self) -> WorkItem:
@@ -131,7 +149,15 @@ class WorkQueue:
         """How many images are where."""
         return QueueStatistics(len(self._front) + len(self._fresh), len(self._delayed), self._outstanding)
 
+    async def _wait(self) -> None:
+        self._waiters += 1
+        try:
+            await self._changed.wait()
+        finally:
+            self._waiters -= 1
+
     def _notify(self) -> None:
         """Wake whoever waits; a new event for those to come."""
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._waiters:
+            self._changed.set()
+            self._changed = anyio.Event()

@@ -26,7 +26,7 @@ from batchcl.pacing.pacer import Pacer
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import Ledger, Targets
-from batchcl.runs.markers import Counts, published, read_counts, total
+from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.parts import PartSpec
 from batchcl.runs.record import RunRecord, Summary, read_summary, write_summary
 from batchcl.runs.store import Store
@@ -34,6 +34,7 @@ from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import watch_bounds
 from batchcl.scoring.engine import Engine, EngineSettings
 from batchcl.scoring.events import Notice, Observer, Progress
+from batchcl.scoring.outcome import Counts
 from batchcl.scoring.shards import Batch
 from batchcl.scoring.stopper import Stopper
 
@@ -69,6 +70,7 @@ class Session:
     begun_at: float
     listing: Callable[[], Awaitable[None]] | None = None
     _engine: Engine = field(init=False)
+    _ledger: Ledger = field(init=False)
     _counted: bool = field(init=False, default=False)
 
     async def run(self) -> Summary:
@@ -77,13 +79,13 @@ class Session:
         Raises:
             BatchclError: what ended the session early, with `summary`.
         """
-        ledger = Ledger(
+        self._ledger = ledger = Ledger(
             self.store,
             self._spec(),
             self.worklist,
             self.targets,
             writer=self.lease.holder,
-            on_taken_up=self.progress.count_earlier,
+            on_taken_up=self.progress.add_earlier,
         )
         self._engine = Engine(
             self.detector,
@@ -172,7 +174,7 @@ class Session:
         counts = await read_counts(self.store, self._paths, self.published.items())
         earlier = total(counts.values())
         if not self.targets.round:
-            self.progress.add_earlier(scored=earlier.scored, failed=earlier.failed, skipped=earlier.skipped)
+            self.progress.add_earlier(earlier)
         self._counted = True
 
     async def _complete(self) -> Counts:
@@ -210,7 +212,7 @@ class Session:
             if not self._counted:
                 with suppress(OutputError):
                     await self._count_published()
-            counts = Counts(progress.scored, progress.failed, progress.skipped)
+            counts = Counts(progress.scored, progress.failed, progress.skipped) - self._ledger.unkept()
         now = progress.snapshot(anyio.current_time())
         totals = self.worklist.totals
         return Summary(

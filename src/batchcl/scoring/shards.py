@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from batchcl.images import ImageRef
@@ -12,8 +12,11 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images of one shard that are to be scored, and the position of each in the shard."""
+    """Images of one shard that are to be scored, and the position of each in the shard.
+
+    `images` can be iterated more than once; it may make them while it is.
+    """
 
     shard: int
-    images: Sequence[ImageRef]
+    images: Iterable[ImageRef]
     positions: Sequence[int]

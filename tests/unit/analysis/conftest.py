@@ -12,6 +12,7 @@ import pytest
 from batchcl.images import ImageRef
 from batchcl.runs.schema import failures_table, parquet_bytes, results_table
 from batchcl.scoring.outcome import Failed, Label, Scored
+from tables import columns
 
 NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 
@@ -57,14 +58,14 @@ class Root:
         shard: int = 0,
     ) -> None:
         run_id = run_id or self.run_id
-        table = results_table(rows, run_id=run_id, min_confidence=None, max_results=None)
+        table = results_table(*columns(rows), run_id=run_id, min_confidence=None, max_results=None)
         self._write("results", parquet_bytes(table, run_id=run_id), model, date, f"{run_id}-{shard:05}")
 
     def failures(
         self, rows: Sequence[Failed], *, model: str | None = None, date: str | None = None, run_id: str | None = None
     ) -> None:
         run_id = run_id or self.run_id
-        table = failures_table(rows, run_id=run_id)
+        table = failures_table(*columns(rows), run_id=run_id)
         self._write("failures", parquet_bytes(table, run_id=run_id), model, date, f"{run_id}-00000")
 
     def _write(self, table: str, data: bytes, model: str | None, date: str | None, name: str) -> None:

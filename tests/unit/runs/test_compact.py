@@ -20,6 +20,7 @@ from batchcl.runs.parts import PartSpec, shard_parts
 from batchcl.runs.record import Summary, write_summary
 from batchcl.runs.store import Store
 from batchcl.scoring.outcome import Label, Scored
+from tables import columns
 
 NOW = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 AGE = dt.timedelta(minutes=10)
@@ -36,8 +37,8 @@ async def add_run(
 ) -> None:
     spec = PartSpec(run_id=run, model="m@1", date=dt.date(2026, 11, day))
     for shard in range(shards):
-        outcomes = [scored(run, 10 * shard + n) for n in range(10)]
-        for part in shard_parts(spec, shard, round_=0, new=outcomes, left=[]):
+        images, entries = columns([scored(run, 10 * shard + n) for n in range(10)])
+        for part in shard_parts(spec, shard, round_=0, images=images, new=entries, state=entries):
             assert part.data is not None
             await store.put(part.path, part.data)
     summary = Summary(

@@ -9,7 +9,8 @@ import pytest
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.images import ImageRef
-from batchcl.runs.journal import Entry, Journal
+from batchcl.runs.entries import Entry, entry_table, positions
+from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.scoring.outcome import Failed, Label, Scored
@@ -24,7 +25,7 @@ def scored(n: int, labels: tuple[Label, ...] = ()) -> Entry:
     return Entry(n, outcome)
 
 
-def failed(n: int, status: str = "failed", round_: int = 0) -> Entry:
+def failed(n: int, status: str = "failed") -> Entry:
     outcome = Failed(
         image=IMAGES[n],
         status=status,  # type: ignore[arg-type]
@@ -32,7 +33,6 @@ def failed(n: int, status: str = "failed", round_: int = 0) -> Entry:
         message="why\nnot",
         attempts=8,
         failed_at=NOW,
-        round=round_,
     )
     return Entry(n, outcome)
 
@@ -43,7 +43,7 @@ def journal(store: Store, writer: str, round_: int = 0) -> Journal:
 
 def test_outcomes_come_back_as_they_were():
     box = Label("é\n", 12.5, (0.25, 0.5, 0.125, 1.0), ((0.0, 0.5), (1.0, 0.25)))
-    entries = [scored(0, (box, Label("plain", 99.5))), scored(1), failed(2, round_=3), failed(3, "skipped", round_=3)]
+    entries = [scored(0, (box, Label("plain", 99.5))), scored(1), failed(2), failed(3, "skipped")]
 
     async def main() -> None:
         store = Store.memory()
@@ -51,8 +51,8 @@ def test_outcomes_come_back_as_they_were():
         for entry in entries:
             await writer.stage([entry])
         await writer.settle()
-        assert await journal(store, "b", round_=3).read(IMAGES) == entries
-        assert await journal(store, "b", round_=0).read(IMAGES) == [], "rounds are apart"
+        assert await journal(store, "b", round_=3).read() == entry_table(entries, round_=3)
+        assert (await journal(store, "b", round_=0).read()).num_rows == 0, "rounds are apart"
 
     anyio.run(main)
 
@@ -61,8 +61,8 @@ def test_of_two_writers_one_goes_on_and_nothing_is_mixed():
     async def main() -> None:
         store = Store.memory()
         first, second = journal(store, "a"), journal(store, "b")
-        await first.read(IMAGES)
-        await second.read(IMAGES)
+        await first.read()
+        await second.read()
         await first.stage([scored(0)])
         await first.settle()
         await second.stage([scored(0), scored(1)])
@@ -70,7 +70,7 @@ def test_of_two_writers_one_goes_on_and_nothing_is_mixed():
             await second.settle()
         await first.stage([scored(1)])
         await first.settle()
-        assert [entry.position for entry in await journal(store, "c").read(IMAGES)] == [0, 1]
+        assert positions(await journal(store, "c").read()) == [0, 1]
 
     anyio.run(main)
 
@@ -112,6 +112,6 @@ def test_a_write_whose_answer_was_lost_is_no_other_runner_and_is_not_repeated():
             await writer.settle()
         await writer.stage([scored(1)])
         await writer.settle()
-        assert [entry.position for entry in await journal(store, "b").read(IMAGES)] == [0, 1]
+        assert positions(await journal(store, "b").read()) == [0, 1]
 
     anyio.run(main)

@@ -12,6 +12,7 @@ from batchcl.runs.known import KnownVersions
 from batchcl.runs.parts import PartSpec, shard_parts
 from batchcl.runs.store import Store
 from batchcl.scoring.outcome import Scored
+from tables import columns
 
 NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 
@@ -26,7 +27,8 @@ async def publish(store: Store, run: str, images: list[ImageRef], *, model: str 
     outcomes = [
         Scored(image=each, labels=(), attempts=1, latency_ms=1.0, request_id="", scored_at=NOW) for each in images
     ]
-    for part in shard_parts(spec, 0, round_=0, new=outcomes, left=[]):
+    rows, entries = columns(outcomes)
+    for part in shard_parts(spec, 0, round_=0, images=rows, new=entries, state=entries):
         assert part.data is not None
         await store.put(part.path, part.data)
 

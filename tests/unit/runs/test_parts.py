@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from batchcl.images import ImageRef
+from batchcl.runs.entries import Entry, entry_table, replaced
 from batchcl.runs.parts import Part, PartSpec, shard_parts
-from batchcl.scoring.outcome import Failed, Label, Scored
+from batchcl.scoring.outcome import Failed, Label, Outcome, Scored
+from tables import columns
 
 AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 SPEC = PartSpec(run_id="r", model="dogs@v1", date=AT.date(), min_confidence=5.0, max_results=2)
@@ -23,9 +26,9 @@ def scored(name: str) -> Scored:
     return Scored(image=image, labels=labels, attempts=1, latency_ms=1, request_id="", scored_at=AT)
 
 
-def failed(name: str, **more: Any) -> Failed:
+def failed(name: str) -> Failed:
     image = ImageRef(uri=f"s3://b/{name}", bucket="b", key=name)
-    return Failed(image=image, status="failed", code="C", message="m", attempts=1, failed_at=AT, **more)
+    return Failed(image=image, status="failed", code="C", message="m", attempts=1, failed_at=AT)
 
 
 def rows(part: Part) -> list[dict[str, Any]]:
@@ -34,9 +37,13 @@ def rows(part: Part) -> list[dict[str, Any]]:
     return found
 
 
+def parts(new: Sequence[Outcome], *, round_: int = 0) -> list[Part]:
+    images, entries = columns(new, round_=round_)
+    return shard_parts(SPEC, 4, round_=round_, images=images, new=entries, state=entries)
+
+
 def test_a_shard_becomes_one_file_of_results_and_one_of_failures() -> None:
-    left = [failed("c"), failed("b")]
-    results, failures = shard_parts(SPEC, 4, round_=0, new=[scored("d"), *left, scored("a")], left=left)
+    results, failures = parts([scored("d"), failed("c"), failed("b"), scored("a")])
     assert (results.path, failures.path) == (f"{RESULTS}.parquet", FAILURES)
     assert [row["key"] for row in rows(results)] == ["a", "d"]
     assert {(row["min_confidence"], row["max_results"], row["run_id"]) for row in rows(results)} == {(5.0, 2, "r")}
@@ -44,31 +51,37 @@ def test_a_shard_becomes_one_file_of_results_and_one_of_failures() -> None:
 
 
 def test_no_file_is_made_without_rows() -> None:
-    assert [part.path for part in shard_parts(SPEC, 4, round_=0, new=[scored("a")], left=[])] == [f"{RESULTS}.parquet"]
-    gone = [failed("a")]
-    assert [part.path for part in shard_parts(SPEC, 4, round_=0, new=gone, left=gone)] == [FAILURES]
-    assert shard_parts(SPEC, 4, round_=0, new=[], left=[]) == []
+    assert [part.path for part in parts([scored("a")])] == [f"{RESULTS}.parquet"]
+    assert [part.path for part in parts([failed("a")])] == [FAILURES]
+    assert parts([]) == []
 
 
 def test_a_retry_adds_its_own_results_before_it_takes_failures_away() -> None:
-    still = [failed("b", round=2)]
-    added, left = shard_parts(SPEC, 4, round_=2, new=[scored("a"), *still], left=still)
+    images, first = columns([failed("a"), failed("b"), scored("c")])
+    new = entry_table([Entry(0, scored("a")), Entry(1, failed("b"))], round_=2)
+    added, left = shard_parts(SPEC, 4, round_=2, images=images, new=new, state=replaced(first, new))
     assert (added.path, left.path) == (f"{RESULTS}-r2.parquet", FAILURES)
     assert [row["key"] for row in rows(added)] == ["a"]
     assert [(row["key"], row["round"]) for row in rows(left)] == [("b", 2)]
 
 
+def test_a_failure_that_was_not_retried_keeps_its_round() -> None:
+    images, first = columns([failed("a"), failed("b")])
+    new = entry_table([Entry(1, failed("b"))], round_=1)
+    (left,) = shard_parts(SPEC, 4, round_=1, images=images, new=new, state=replaced(first, new))
+    assert [(row["key"], row["round"]) for row in rows(left)] == [("a", 0), ("b", 1)]
+
+
 def test_a_retry_that_leaves_no_failure_takes_the_file_away() -> None:
-    added, left = shard_parts(SPEC, 4, round_=1, new=[scored("a")], left=[])
+    added, left = parts([scored("a")], round_=1)
     assert added.data is not None
     assert left == Part(FAILURES, None)
 
 
 @pytest.mark.parametrize("round_", [0, 1])
 def test_publishing_again_writes_the_same_bytes_to_the_same_names(round_: int) -> None:
-    new = [scored(f"{number}") for number in range(30)] + [failed("x"), failed("y")]
-    left = [outcome for outcome in new if isinstance(outcome, Failed)]
-    first = shard_parts(SPEC, 4, round_=round_, new=new, left=left)
-    again = shard_parts(SPEC, 4, round_=round_, new=list(reversed(new)), left=list(reversed(left)))
+    outcomes = [scored(f"{number}") for number in range(30)] + [failed("x"), failed("y")]
+    first = parts(outcomes, round_=round_)
+    again = parts(list(reversed(outcomes)), round_=round_)
     assert first == again
     assert len({part.path for part in first}) == 2

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tables
 from batchcl import __version__
 from batchcl.images import ImageRef
 from batchcl.runs.schema import FAILURES, RESULTS, failures_table, parquet_bytes, results_table, utf8
@@ -59,7 +60,13 @@ def rows(table: pa.Table, run_id: str = "run-1") -> list[dict[str, Any]]:
 
 
 def results(*outcomes: Scored, min_confidence: float | None = None, max_results: int | None = None) -> pa.Table:
-    return results_table(outcomes, run_id="run-1", min_confidence=min_confidence, max_results=max_results)
+    return results_table(
+        *tables.columns(outcomes), run_id="run-1", min_confidence=min_confidence, max_results=max_results
+    )
+
+
+def failures(*outcomes: Failed, round_: int = 0) -> pa.Table:
+    return failures_table(*tables.columns(outcomes, round_=round_), run_id="run-1")
 
 
 def columns(schema: pa.Schema) -> list[tuple[str, str, bool]]:
@@ -94,7 +101,7 @@ def test_failures_have_exactly_the_columns_of_schema_v1() -> None:
         ("failed_at", "timestamp[us, tz=UTC]", False),
         ("extra", "string", True),
     ]
-    assert failures_table([], run_id="run-1").schema == FAILURES
+    assert failures().schema == FAILURES
 
 
 def test_a_scored_image_comes_back_as_it_was() -> None:
@@ -143,7 +150,7 @@ def test_an_image_without_labels_is_a_row_and_unknown_things_are_null() -> None:
 
 
 def test_a_failure_comes_back_with_its_reason() -> None:
-    (row,) = rows(failures_table([failed(FULL, status="skipped", attempts=0, round=3)], run_id="run-1"))
+    (row,) = rows(failures(failed(FULL, status="skipped", attempts=0), round_=3))
     assert row == {
         "run_id": "run-1",
         "uri": FULL.uri,
@@ -175,12 +182,12 @@ def test_rows_are_sorted_by_uri_and_keep_their_own_values() -> None:
     found = rows(results(*(scored(image(key, etag=f"e-{key}"), Label(key, 1.0)) for key in shuffled)))
     assert [row["key"] for row in found] == keys
     assert all(row["etag"] == f"e-{row['key']}" and row["labels"][0]["name"] == row["key"] for row in found)
-    found = rows(failures_table([failed(image(key), message=key) for key in shuffled], run_id="run-1"))
+    found = rows(failures(*(failed(image(key), message=key) for key in shuffled)))
     assert [row["error_message"] for row in found] == keys
 
 
 def test_a_file_says_its_schema_its_maker_and_its_run() -> None:
-    for table in (results(), failures_table([], run_id="run-1")):
+    for table in (results(), failures()):
         file = pq.ParquetFile(io.BytesIO(parquet_bytes(table, run_id="run-1")))
         metadata = file.schema_arrow.metadata
         assert metadata[b"batchcl.schema"] == b"1"
@@ -206,7 +213,7 @@ def test_the_same_rows_make_the_same_bytes() -> None:
 def test_a_file_name_that_is_not_utf8_is_written_escaped() -> None:
     name = b"/d/a\xff.png".decode("utf-8", "surrogateescape")
     ref = ImageRef(uri="/d/a\\udcff.png", bucket="", key=name)
-    (row,) = rows(failures_table([failed(ref)], run_id="run-1"))
+    (row,) = rows(failures(failed(ref)))
     assert row["key"] == "/d/a\\udcff.png"
     assert utf8(name) == b"/d/a\xff.png"
 

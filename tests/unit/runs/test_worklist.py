@@ -10,6 +10,7 @@ import pytest
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.images import ImageRef
+from batchcl.runs.image_table import ImageRows
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, WorkListTotals
@@ -47,7 +48,10 @@ def test_images_come_back_exactly():
         store = Store.memory()
         worklist = WorkList(store, PATHS)
         await worklist.freeze(odd, bookmark(2))
-        assert await worklist.load(0) == odd
+        table = await worklist.load(0)
+        for positions in ([0, 1], [1]):
+            rows = ImageRows(table, positions)
+            assert list(rows) == list(rows) == [odd[position] for position in positions]
 
     anyio.run(main)
 

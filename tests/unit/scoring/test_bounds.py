@@ -8,6 +8,7 @@ from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
 from batchcl.job import Job
 from batchcl.scoring.bounds import reached, watch_bounds
 from batchcl.scoring.events import Progress
+from batchcl.scoring.outcome import Counts
 from virtual import run_virtual
 
 
@@ -17,7 +18,7 @@ def job(**fields: object) -> Job:
 
 def progress(*, scored: int = 0, failed: int = 0, dollars: float | None = None) -> Progress:
     made = Progress(dollars=lambda: dollars)
-    made.add_earlier(scored=scored, failed=failed, skipped=0)
+    made.add_earlier(Counts(scored, failed))
     return made
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from batchcl.images import ImageRef
 from batchcl.scoring.events import Notice, Progress, SilentObserver
-from batchcl.scoring.outcome import Failed, Scored
+from batchcl.scoring.outcome import Counts, Failed, Scored
 
 IMAGE = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png")
 AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
@@ -62,8 +62,7 @@ def test_the_first_looks_show_the_average_since_the_beginning() -> None:
 def test_skipped_images_and_those_of_earlier_sessions_are_no_speed() -> None:
     progress = Progress()
     progress.begin(0.0)
-    progress.add_earlier(scored=100, failed=20, skipped=3)
-    progress.count_earlier(scored())
+    progress.add_earlier(Counts(101, 20, 3))
     progress.count(failed("skipped", 0))
     found = progress.snapshot(10.0)
     assert found.images_per_second == 0

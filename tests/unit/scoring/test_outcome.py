@@ -30,4 +30,3 @@ def test_a_label_without_a_box_is_of_the_whole_image_and_a_failure_of_the_run_it
     label, failure = Label("cat", 1.0), THINGS[3]
     assert (label.box, label.polygon) == (None, None)
     assert isinstance(failure, Failed)
-    assert failure.round == 0

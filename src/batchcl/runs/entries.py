@@ -1,0 +1,129 @@
+"""Outcomes as columns: what a journal holds, and what publishing makes parts from, without an object an image.
+
+An entry is an outcome and the position of its image in the shard; the image itself stands in the work list. A table of
+entries has the columns of `ENTRIES`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchcl.runs.schema import LABEL, POINT, UTC_US
+from batchcl.scoring.outcome import Counts, Label, Outcome, Scored
+
+__all__ = ["ENTRIES", "Entry", "counts", "entry_table", "of_status", "positions", "replaced", "to_retry"]
+
+SCORED: Final = "scored"
+
+ENTRIES: Final = pa.schema(
+    [
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("attempts", pa.int16(), nullable=False),
+        pa.field("at", UTC_US, nullable=False),
+        pa.field("labels", pa.list_(LABEL)),
+        pa.field("latency_ms", pa.float32()),
+        pa.field("request_id", pa.string()),
+        pa.field("code", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("round", pa.int16(), nullable=False),
+    ]
+)
+_BOX: Final = ("left", "top", "width", "height")
+
+
+class Entry(NamedTuple):
+    """An outcome and the position of its image in the shard."""
+
+    position: int
+    outcome: Outcome
+
+
+def entry_table(entries: Sequence[Entry], *, round_: int) -> pa.Table:
+    """`entries` of one round as columns, in their order."""
+    outcomes = [entry.outcome for entry in entries]
+    scored = [outcome if isinstance(outcome, Scored) else None for outcome in outcomes]
+    failed = [None if isinstance(outcome, Scored) else outcome for outcome in outcomes]
+    columns: dict[str, Any] = {
+        "position": [entry.position for entry in entries],
+        "status": [SCORED if one is None else one.status for one in failed],
+        "attempts": [outcome.attempts for outcome in outcomes],
+        "at": [outcome.scored_at if isinstance(outcome, Scored) else outcome.failed_at for outcome in outcomes],
+        "labels": _label_lists([None if one is None else one.labels for one in scored]),
+        "latency_ms": [None if one is None else one.latency_ms for one in scored],
+        "request_id": [None if one is None else one.request_id for one in scored],
+        "code": [None if one is None else one.code for one in failed],
+        "message": [None if one is None else one.message for one in failed],
+        "round": [round_] * len(entries),
+    }
+    arrays = [
+        column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
+        for field in ENTRIES
+    ]
+    return pa.table(arrays, schema=ENTRIES)
+
+
+def positions(entries: pa.Table) -> list[int]:
+    """Of the images that have an entry."""
+    found: list[int] = entries["position"].to_pylist()
+    return found
+
+
+def counts(entries: pa.Table) -> Counts:
+    """How many of each status there are."""
+    found = {each["values"]: each["counts"] for each in entries["status"].value_counts().to_pylist()}
+    return Counts(found.get(SCORED, 0), found.get("failed", 0), found.get("skipped", 0))
+
+
+def of_status(entries: pa.Table, *, scored: bool) -> pa.Table:
+    """The entries of images that were scored, or of those that were not."""
+    is_scored = pc.equal(entries["status"], SCORED)
+    return entries.filter(is_scored if scored else pc.invert(is_scored))
+
+
+def replaced(earlier: pa.Table, later: pa.Table) -> pa.Table:
+    """One entry an image: that of `later` where there is one."""
+    if not earlier.num_rows:
+        return later
+    still = pc.invert(pc.is_in(earlier["position"], value_set=later["position"].combine_chunks()))
+    return pa.concat_tables([earlier.filter(still), later])
+
+
+def to_retry(entries: pa.Table, codes: Collection[str]) -> list[int]:
+    """Positions of the failed images, those with one of `codes` only if there are any."""
+    failed = pc.equal(entries["status"], "failed")
+    if codes:
+        failed = pc.and_(failed, pc.is_in(entries["code"], value_set=pa.array(sorted(codes), pa.string())))
+    return positions(entries.filter(failed))
+
+
+def _label_lists(lists: Sequence[tuple[Label, ...] | None]) -> pa.Array:
+    """A list an image, null for None, built from flat columns: some five times faster than from dicts."""
+    labels = list(itertools.chain.from_iterable(filter(None, lists)))
+    boxes = zip(*(label.box or (None, None, None, None) for label in labels), strict=True) if labels else [()] * 4
+    fields = {
+        "name": pa.array([label.name for label in labels], pa.string()),
+        "confidence": pa.array([label.confidence for label in labels], pa.float32()),
+        "polygon": _polygons([label.polygon for label in labels]),
+        **{name: pa.array(side, pa.float32()) for name, side in zip(_BOX, boxes, strict=True)},
+    }
+    structs = pa.StructArray.from_arrays([fields[field.name] for field in LABEL], fields=list(LABEL))
+    return _listed(lists, structs, pa.list_(LABEL))
+
+
+def _polygons(polygons: Sequence[tuple[tuple[float, float], ...] | None]) -> pa.Array:
+    points = list(itertools.chain.from_iterable(filter(None, polygons)))
+    axes = [pa.array([point[axis] for point in points], pa.float32()) for axis in (0, 1)]
+    return _listed(polygons, pa.StructArray.from_arrays(axes, fields=list(POINT)), pa.list_(POINT))
+
+
+def _listed(lists: Sequence[Sequence[Any] | None], values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`values` cut to the lengths of `lists`; null where there is no list."""
+    offsets = itertools.accumulate((len(one) if one else 0 for one in lists), initial=0)
+    missing = pa.array([one is None for one in lists], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind, mask=missing)
