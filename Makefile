@@ -1,6 +1,7 @@
 # Two commands do everything, set-up included:  make demo   and   make test
 PYTHON ?= python3
 VENV   ?= .venv
+WORKERS ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
@@ -33,7 +34,7 @@ types: $(STAMP)  ## mypy, strict
 	@$(BIN)/mypy
 
 unit: $(STAMP)   ## all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 crash: $(STAMP)  ## 200 kills and 40 races of two runners, about ten minutes
 	@BATCHCL_CRASH_CYCLES=200 $(BIN)/python -m pytest tests/crash
