@@ -42,7 +42,7 @@ def test_a_runner_whose_lease_was_lost_stops_where_another_one_is_faster(where, 
     job_of = works[where].args
     for number in range(cycles(default=1, at_most=5)):
         out = place(where, f"out-{number}")
-        job = job_of(out, *FLAGS, "--max-tps", 15)
+        job = job_of(out, *FLAGS, "--max-tps", 8)
         with started(*job, env=works[where].env) as first:
             until_begun(first)
             out.remove("runs/r/lease.json")

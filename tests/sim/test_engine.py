@@ -24,6 +24,7 @@ from batchcl.errors import (
     SourceError,
     ThrottledError,
     TransientError,
+    UnreachableError,
 )
 from batchcl.images import ImageRef
 from batchcl.pacing.controller import RateController
@@ -392,6 +393,6 @@ def test_a_service_that_stays_away_ends_the_run_instead_of_failing_the_images():
         return TransientError("reset", code="ConnectionClosedError") if now > 5 else None
 
     run = Run(Service(fault=fault), pacer=UnpacedPacer(), max_in_flight=8).over(map(image, range(2000)))
-    assert isinstance(run.error, FatalCallError)
+    assert isinstance(run.error, UnreachableError)
     assert 900 < run.ended_at < 1000
     assert run.sink.failed == []

@@ -25,6 +25,7 @@ from batchcl.errors import (
     StoppedError,
     ThrottledError,
     TransientError,
+    UnreachableError,
 )
 from batchcl.images import ImageRef
 from batchcl.runs.record import Summary
@@ -94,7 +95,7 @@ async def cron(house: House, failing: Callable[[], bool], *, until: float) -> tu
         end = await house.run(Trouble(failing=failing))
         if isinstance(end, Summary):
             return end, ends
-        assert isinstance(end, StoppedError | OutputError), f"no bug, and nothing for a person to do: {end!r}"
+        assert isinstance(end, StoppedError | OutputError | UnreachableError), f"a person has to act: {end!r}"
         ends.append(end)
         now = anyio.current_time()
         await anyio.sleep(CRON_S - now % CRON_S)

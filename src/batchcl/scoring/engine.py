@@ -28,6 +28,7 @@ from batchcl.errors import (
     ModelNotReadyError,
     ThrottledError,
     TransientError,
+    UnreachableError,
 )
 from batchcl.images import unfit
 from batchcl.pacing.pacer import Pacer
@@ -384,11 +385,9 @@ class Engine:
         """Wait a little longer each time; no image pays with an attempt for an outage of the service."""
         now = anyio.current_time()
         if self._outages.is_hopeless(now):
-            raise FatalCallError(
+            raise UnreachableError(
                 f"the service has answered no call for {self._outages.lasted_s(now):.0f} s, the last error was: "
-                f"{error}; check the endpoint and the network, and run again to continue",
-                code=error.code,
-                status=error.status,
+                f"{error}; check the endpoint and the network, and run again to continue"
             )
         await anyio.sleep(self._rng.uniform(0.5, 1.0) * min(_OUTAGE_PAUSE_MAX_S, 2.0 ** (self._pauses - 1)))
 
