@@ -1,6 +1,7 @@
 """docs/workflow.md is a real session: its commands are run in their order, and what they say is compared with the page.
 
-Times, ids and speeds differ from day to day and are masked on both sides; nothing else is.
+Times, ids and speeds differ from day to day and are masked on both sides; nothing else is. With UPDATE_DOCS=1 in the
+environment the page is written instead: read what has changed in it.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def arn_of(model: str, endpoint: str) -> str:
 
 def test_the_page_is_a_real_session(here):
     endpoint = os.environ["AWS_ENDPOINT_URL_REKOGNITION"]
+    page = PAGE.read_text()
     for command, script, expected in session():
         if script:
             assert executed(script) == expected
@@ -106,4 +108,10 @@ def test_the_page_is_a_real_session(here):
         line = command.replace("$ARN", arn_of("digits@v1", endpoint)) if "$ARN" in command else command
         code, said = typed(line)
         assert code == 0, f"$ batchcl {command}\n{said}"
-        assert masked(said, here) == masked(expected, here), f"$ batchcl {command}"
+        if os.environ.get("UPDATE_DOCS"):
+            before = f"$ batchcl {command}\n"
+            page = page.replace(f"{before}{expected}", before + said.replace(f"{here}/", ""), 1)
+        else:
+            assert masked(said, here) == masked(expected, here), f"$ batchcl {command}"
+    if os.environ.get("UPDATE_DOCS"):
+        PAGE.write_text(page)
