@@ -1,0 +1,76 @@
+"""The AWS CLI takes a model from the project to its stop, against the emulator."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from batchcl.emulator.digits import write_digits
+from servers import REGION, aws_env, model_status, serving, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AWS = Path(sys.executable).with_name("aws")
+
+
+@pytest.fixture
+def aws(clean_env: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
+    """Run one `aws rekognition` command to its end; its JSON."""
+
+    def run(endpoint: str, *words: str) -> Any:
+        done = subprocess.run(
+            [AWS, "rekognition", "--endpoint-url", endpoint, "--output", "json", *words],
+            env=clean_env | aws_env() | {"AWS_DEFAULT_REGION": REGION},  # the one that it reads
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    return run
+
+
+def test_the_aws_cli_runs_a_models_whole_life(
+    aws: Callable[..., Any], clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    data = write_digits(tmp_path / "buckets", bucket="pictures", train=60, test=30, seed=2)
+    flags = ("--buckets", data.directory, "--train-seconds", 0, "--start-seconds", 0, "--stop-seconds", 0)
+    with serving(clean_env, *flags, "--dataset-seconds", 0, "--control-tps", 100) as endpoint:
+        project = aws(endpoint, "create-project", "--project-name", "digits")["ProjectArn"]
+        for kind, key in (("TRAIN", "train.manifest"), ("TEST", "test.manifest")):
+            source = {"GroundTruthManifest": {"S3Object": {"Bucket": "pictures", "Name": key}}}
+            made = aws(
+                *(endpoint, "create-dataset", "--project-arn", project, "--dataset-type", kind),
+                *("--dataset-source", json.dumps(source)),
+            )
+        entries = aws(endpoint, "list-dataset-entries", "--dataset-arn", made["DatasetArn"], "--max-items", "3")
+        assert len(entries["DatasetEntries"]) == 3
+        version = aws(
+            *(endpoint, "create-project-version", "--project-arn", project, "--version-name", "v1"),
+            *("--output-config", "S3Bucket=pictures,S3KeyPrefix=out", "--tags", "team=a"),
+        )["ProjectVersionArn"]
+        wait_for(lambda: model_status(endpoint, version) != "TRAINING_IN_PROGRESS")
+        (described,) = aws(endpoint, "describe-project-versions", "--project-arn", project)[
+            "ProjectVersionDescriptions"
+        ]
+        assert (described["Status"], described["ProjectVersionArn"]) == ("TRAINING_COMPLETED", version)
+        assert described["EvaluationResult"]["F1Score"] > 0.3
+        aws(endpoint, "start-project-version", "--project-version-arn", version, "--min-inference-units", "1")
+        aws(endpoint, "wait", "project-version-running", "--project-arn", project)
+        image = {"S3Object": {"Bucket": "pictures", "Name": data.test[0].uri.split("/", 3)[3]}}
+        seen = aws(
+            *(endpoint, "detect-custom-labels", "--project-version-arn", version, "--image", json.dumps(image)),
+            *("--min-confidence", "0"),
+        )["CustomLabels"]
+        assert {label["Name"] for label in seen} == set("0123456789")
+        stopped = aws(endpoint, "stop-project-version", "--project-version-arn", version)
+        assert stopped == {"Status": "STOPPING"}
+        assert aws(endpoint, "list-tags-for-resource", "--resource-arn", version) == {"Tags": {"team": "a"}}
