@@ -221,6 +221,7 @@ def test_objects_come_from_an_s3_service_in_the_version_asked_for(
         monkeypatch.setenv(name, "test")
     s3 = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
     s3.create_bucket(Bucket="bucket")
+    s3.create_bucket(Bucket="abroad", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     s3.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
     first = s3.put_object(Bucket="bucket", Key="a//b+%2F", Body=b"0123456789")["VersionId"]
     s3.put_object(Bucket="bucket", Key="a//b+%2F", Body=b"new")
@@ -228,6 +229,8 @@ def test_objects_come_from_an_s3_service_in_the_version_asked_for(
     async def go() -> None:
         async with AsyncExitStack() as stack:
             buckets = await S3Buckets.open(s3_endpoint, stack)
+            assert await buckets.region("abroad") == "eu-west-1"
+            assert await buckets.region("bucket") == "us-east-1"
             assert await buckets.read("bucket", "a//b+%2F", limit_bytes=100) == b"new"
             assert await buckets.read("bucket", "a//b+%2F", limit_bytes=100, version_id=first) == b"0123456789"
             assert await buckets.read("bucket", "a//b+%2F", limit_bytes=4, version_id=first) == b"01234"
