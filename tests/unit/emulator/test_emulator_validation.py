@@ -167,7 +167,7 @@ def test_a_manifest_that_is_not_there_fails_the_training(small_digits: DigitsDat
     with running_server(buckets=small_digits.directory, train_seconds=0) as server:
         client = server.client()
         project = client.create_project(ProjectName="p")["ProjectArn"]
-        where = {"GroundTruthManifest": {"S3Object": {"Bucket": "small", "Name": "none.manifest"}}}
+        where = {"GroundTruthManifest": {"S3Object": {"Bucket": "small", "Name": "missing.manifest"}}}
         client.create_project_version(
             ProjectArn=project,
             VersionName="v",
@@ -176,4 +176,4 @@ def test_a_manifest_that_is_not_there_fails_the_training(small_digits: DigitsDat
         )
         described = wait_for(client, project, not_status="TRAINING_IN_PROGRESS")
     assert described["StatusMessage"].startswith("The manifest file extension or contents are invalid.")
-    assert "s3://small/none.manifest" in described["StatusMessage"]
+    assert "s3://small/missing.manifest" in described["StatusMessage"]
