@@ -56,7 +56,7 @@ async def wait_until(
     timeout_s: float,
     on_state: Callable[[_T], None] = lambda _: None,
     refusal: type[RefusedError] = RefusedError,
-    pauses_s: Sequence[float] = _PAUSES_S,
+    pauses_s: Sequence[float] | None = None,
 ) -> _T:
     """Look until the status is one of `until`, and return what was seen then.
 
@@ -67,13 +67,14 @@ async def wait_until(
         timeout_s: how long at most.
         on_state: told of each change of status, the first one included.
         refusal: the class of the error for another end.
-        pauses_s: between two looks; the last one repeats.
+        pauses_s: between two looks; the last one repeats. Left out: from half a second to fifteen.
 
     Raises:
         RefusedError: it took another way, with the service's reason.
         StoppedError: it took longer than `timeout_s`.
         UnreachableError: the service has not answered for five minutes.
     """
+    pauses_s = _PAUSES_S if pauses_s is None else pauses_s
     deadline = anyio.current_time() + timeout_s
     seen: str | None = None
     looks = 0

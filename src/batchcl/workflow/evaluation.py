@@ -158,7 +158,7 @@ def _labels(document: dict[str, Any], seen: _Seen) -> list[LabelScore]:
             counter[prediction.label] += prediction.is_(what)
     known = bool(seen.predictions)
     scores = []
-    for each in document.get("LabelEvaluationResults", ()):
+    for each in document.get("LabelEvaluationResults") or ():
         metrics, label = each | _part(each, "Metrics"), str(each.get("Label", ""))
         right, wrong, missed = (counter[label] if known else None for counter in counts.values())
         scores.append(
@@ -245,7 +245,7 @@ def _located(entry: dict[str, Any], uri: str) -> Iterator[_Prediction]:
         if not isinstance(objects, list) or not isinstance(value, dict):
             continue
         names = _part(metadata, "class-map")
-        for annotation, each in zip(value.get("annotations", ()), objects, strict=False):
+        for annotation, each in zip(value.get("annotations") or (), objects, strict=False):
             if isinstance(each, dict) and isinstance(each.get(_DETAILS), dict) and isinstance(annotation, dict):
                 label = str(names.get(str(annotation.get("class_id")), ""))
                 yield _Prediction(uri, label, _ratio(each, "confidence"), each[_DETAILS])

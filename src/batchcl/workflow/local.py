@@ -107,7 +107,8 @@ def split_entries(entries: tuple[Entry, ...], share: float) -> tuple[tuple[Entry
     """Put a share of each label's images aside for the test; return (the rest, the test set), in their order.
 
     What is put aside follows from the images' bytes alone, so the same images give the same sets, and copies of an
-    image never are in both. A label with two or more different images has at least one in each set.
+    image never are in both. A label with two or more different images has at least one in each set, unless some of them
+    lie under other labels too.
 
     Args:
         entries: all of them.

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from batchcl.errors import SourceError
+from batchcl.images import MAX_BYTES_S3
+from batchcl.workflow.create import check_labels, refuse_skipped
+from batchcl.workflow.local import Entry, LocalDataset, LocalImage, read_local, split_entries
+
+
+def picture(width: int = 64, height: int = 64, kind: str = "PNG", shade: int = 0) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), (shade, shade, shade)).save(data, kind)
+    return data.getvalue()
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[[str, bytes], Path]:
+    def put(name: str, data: bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    return put
+
+
+def test_the_first_folder_is_the_label_however_deep_the_file(tmp_path, put):
+    put("cat/b.png", picture())
+    put("cat/2024/may/a.JPG", picture(kind="JPEG"))
+    put("dog/x y+%41.png", picture(shade=9))
+    found = read_local(tmp_path)
+    assert [(entry.labels, entry.image and entry.image.key) for entry in found.entries] == [
+        (("cat",), "cat/b.png"),
+        (("cat",), "cat/2024/may/a.JPG"),
+        (("dog",), "dog/x y+%41.png"),
+    ]
+    assert found.skipped == ()
+    assert found.labels() == {"cat": 2, "dog": 1}
+
+
+def test_size_and_md5_are_those_of_the_bytes(tmp_path, put):
+    put("cat/a.png", picture())
+    (entry,) = read_local(tmp_path).entries
+    assert entry.image is not None
+    assert entry.image.size_bytes == len(picture())
+    assert entry.image.md5 == hashlib.md5(picture()).hexdigest()
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path, put):
+    for name in (".DS_Store", "cat/.a.png", ".git/cat.png"):
+        put(name, b"x")
+    put("cat/a.png", picture())
+    assert read_local(tmp_path) == LocalDataset(read_local(tmp_path).entries, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code"),
+    [
+        ("cat/notes.txt", b"x", "UnsupportedExtension"),
+        ("cat/a.png", b"", "EmptyFile"),
+        ("cat/a.png", b"GIF89a" + bytes(99), "NoPngOrJpeg"),
+        ("cat/a.jpg", b"\xff\xd8\xff", "NoPngOrJpeg"),
+        ("cat/a.png", picture(63, 64), "TooFewPixels"),
+        ("cat/a.png", picture(4097, 300), "TooManyPixels"),
+        ("cat/a.png", picture(1300, 64), "TooLong"),
+        ("a.png", picture(), "NoLabel"),
+    ],
+)
+def test_what_the_service_would_refuse_is_told_with_its_reason(tmp_path, put, name, data, code):
+    put(name, data)
+    put("dog/fine.png", picture())
+    found = read_local(tmp_path)
+    (skipped,) = found.skipped
+    assert (skipped.path, skipped.code) == (str(tmp_path / name), code)
+    with pytest.raises(SourceError, match=r"1 files can't be used: .*--skip-unfit"):
+        refuse_skipped(found)
+
+
+def test_a_file_over_15_mb_is_too_large(tmp_path, put):
+    with put("cat/a.png", b"").open("r+b") as file:
+        file.truncate(MAX_BYTES_S3 + 1)
+    put("cat/b.png", picture())
+    assert [each.code for each in read_local(tmp_path).skipped] == ["TooLarge"]
+
+
+def test_links_to_folders_are_not_followed(tmp_path, put):
+    put("cat/a.png", picture())
+    (tmp_path / "cat" / "again").symlink_to(tmp_path)
+    assert len(read_local(tmp_path).entries) == 1
+
+
+def test_a_manifest_keeps_everything_but_the_place_of_its_images(tmp_path, put):
+    boxes = {
+        "image_size": [{"width": 64, "height": 64, "depth": 3}],
+        "annotations": [{"class_id": 1, "left": 1, "top": 2, "width": 3, "height": 4}],
+    }
+    metadata = {"objects": [{"confidence": 1}], "class-map": {"1": "cat"}, "type": "groundtruth/object-detection"}
+    line = {"source-ref": "pictures/a.png", "bb": boxes, "bb-metadata": metadata, "own": [1, None, "x"]}
+    put("pictures/a.png", picture())
+    put("all.manifest", f"{json.dumps(line)}\n\n{json.dumps(line | {'source-ref': 's3://b/k k'})}\n".encode())
+    local, remote = read_local(tmp_path / "all.manifest").entries
+    assert (local.image and local.image.key, local.uri) == ("pictures/a.png", None)
+    assert (remote.image, remote.uri) == (None, "s3://b/k k")
+    for entry in (local, remote):
+        assert entry.labels == ("cat",)
+        assert {"source-ref": line["source-ref"], **(entry.attributes or {})} == line
+
+
+def test_an_image_outside_of_the_manifests_folder_gets_a_key_of_its_own(tmp_path, put):
+    put("a.png", picture())
+    put("b/a.png", picture(shade=1))
+    lines = [json.dumps({"source-ref": ref}) for ref in ("../a.png", "a.png", str(tmp_path / "b" / "a.png"))]
+    put("b/all.manifest", "\n".join(lines).encode())
+    keys = [entry.image.key for entry in read_local(tmp_path / "b/all.manifest").entries if entry.image]
+    assert keys == ["000001-a.png", "a.png", "a.png"]
+
+
+def test_a_broken_manifest_line_is_named(tmp_path, put):
+    put("a.manifest", b'{"source-ref": "s3://b/a"}\n{"source-ref": 1}\n')
+    with pytest.raises(SourceError, match=r"a\.manifest, line 2: "):
+        read_local(tmp_path / "a.manifest")
+
+
+def test_nothing_to_use_is_refused_with_the_first_reason(tmp_path, put):
+    with pytest.raises(SourceError, match="there is no directory or manifest"):
+        read_local(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="needs a folder for each label"):
+        read_local(tmp_path)
+    put("a.png", picture())
+    with pytest.raises(SourceError, match=r"1 can't: .*a\.png: it lies in no folder"):
+        read_local(tmp_path)
+
+
+def entry(label: str, md5: str, *, located: bool = False) -> Entry:
+    image = LocalImage(path=Path(label), key=md5, size_bytes=1, md5=md5)
+    return Entry(image=image, uri=None, labels=(label,), attributes={} if located else None)
+
+
+def test_one_label_is_enough_only_where_objects_are_located():
+    with pytest.raises(SourceError, match="needs at least two labels, and there is cat"):
+        check_labels(LocalDataset((entry("cat", "1"),)))
+    check_labels(LocalDataset((entry("cat", "1", located=True),)))
+    with pytest.raises(SourceError, match="251 labels, and a model has at most 250"):
+        check_labels(LocalDataset(tuple(entry(str(n), str(n)) for n in range(251))))
+
+
+entries = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), max_size=60).map(
+    lambda pairs: tuple(entry(label, f"{label}{number}") for label, number in pairs)
+)
+
+
+@given(entries, st.floats(0.05, 0.95))
+def test_a_split_loses_nothing_and_never_parts_copies(images: tuple[Entry, ...], share: float) -> None:
+    rest, aside = split_entries(images, share)
+    assert sorted(map(id, (*rest, *aside))) == sorted(map(id, images))
+    assert not {each.identity for each in rest} & {each.identity for each in aside}
+    for label in "abc":
+        different = {each.identity for each in images if each.labels == (label,)}
+        put_aside = {each.identity for each in aside if each.labels == (label,)}
+        if len(different) > 1:
+            assert 1 <= len(put_aside) < len(different)
+            assert abs(len(put_aside) - share * len(different)) <= 1
+        else:
+            assert not put_aside
+
+
+@given(entries, st.randoms(use_true_random=False))
+def test_a_split_follows_from_the_bytes_not_from_the_order(images: tuple[Entry, ...], random) -> None:
+    shuffled = list(images)
+    random.shuffle(shuffled)
+    sets = [{each.identity for each in split_entries(tuple(order), 0.3)[1]} for order in (images, shuffled)]
+    assert sets[0] == sets[1]
