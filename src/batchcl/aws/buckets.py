@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 
-__all__ = ["check_bucket", "check_buckets", "explain"]
+__all__ = ["check_bucket", "check_buckets", "explain", "explain_code"]
 
 _UNKNOWN_KEYS: Final = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
@@ -54,6 +54,11 @@ def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> Batc
         return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
     code = str(error.response.get("Error", {}).get("Code", ""))
     said = str(error.response.get("Error", {}).get("Message", "")) or code
+    return explain_code(code, said, doing=doing, bucket=bucket)
+
+
+def explain_code(code: str, said: str, *, doing: str, bucket: str) -> BatchclError:
+    """S3's refusal, by its code and its own words, as ours."""
     if code in _MISSING:
         return SourceError(f"{doing} failed: there is no bucket {bucket}; check its name")
     if code in _ELSEWHERE:

@@ -8,7 +8,7 @@ __all__ = ["Transport"]
 
 
 class Transport(StrEnum):
-    """How DetectCustomLabels travels."""
+    """How DetectCustomLabels and ListObjectsV2 travel."""
 
     WIRE = "wire"
     AIOBOTO3 = "aioboto3"

@@ -83,7 +83,9 @@ MaxInFlight = Annotated[
 ]
 TransportOption = Annotated[
     Transport | None,
-    typer.Option("--transport", help="How calls travel: the SDK costs 5 times the CPU (wire).", show_default=False),
+    typer.Option(
+        "--transport", help="How calls and listings go: the SDK takes 5 times the CPU (wire).", show_default=False
+    ),
 ]
 Include = Annotated[
     list[str] | None, typer.Option("--include", metavar="GLOB", help="Take these only.", show_default=False)

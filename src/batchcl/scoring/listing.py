@@ -67,6 +67,7 @@ async def check_sources(job: Job, aws: Aws, model: ModelArn, files: ExitStack, o
         aws=aws,
         region=model.region,
         options=job.lists,
+        transport=job.transport,
         leave_out=out,
     )
     found = [await source.check() for source in sources]

@@ -17,6 +17,7 @@ from typing import Final
 import anyio.to_thread
 
 from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
 from batchcl.sources.base import Source
 from batchcl.sources.csv_rows import CsvPart, LabelRows, batch_row
@@ -83,6 +84,7 @@ async def open_sources(
     region: str,
     options: ListOptions | None = None,
     leave_out: Path | None = None,
+    transport: Transport = Transport.WIRE,
 ) -> list[Source]:
     """The source behind each name, in order.
 
@@ -93,23 +95,36 @@ async def open_sources(
         region: where buckets are expected: the model's.
         options: how lists are read.
         leave_out: a directory whose files belong to no source: the output root.
+        transport: how listings of prefixes travel.
 
     Raises:
         SourceError: a name leads nowhere or to something that isn't a list of images.
     """
     if list(names).count("-") > 1:
         raise SourceError("standard input can be read once: name - only once")
-    opener = _Opener(stack, aws, region, options or ListOptions(), leave_out)
+    opener = _Opener(
+        stack, aws=aws, region=region, options=options or ListOptions(), leave_out=leave_out, transport=transport
+    )
     return [await opener.open(name) for name in names]
 
 
 class _Opener:
-    def __init__(self, stack: ExitStack, aws: Aws, region: str, options: ListOptions, leave_out: Path | None) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        *,
+        aws: Aws,
+        region: str,
+        options: ListOptions,
+        leave_out: Path | None,
+        transport: Transport,
+    ) -> None:
         self._stack = stack
         self._aws = aws
         self._region = region
         self._options = options
         self._leave_out = leave_out
+        self._transport = transport
 
     async def open(self, name: str) -> Source:
         kind = self._options.kind
@@ -152,7 +167,7 @@ class _Opener:
             return await self._inventory(name, place)
         listed = _LIST_NAME.search(name) is not None
         if kind is SourceKind.PREFIX or (kind is None and not listed):
-            return S3PrefixSource(name, self._aws, region=self._region)
+            return S3PrefixSource(name, self._aws, region=self._region, transport=self._transport)
         if kind is SourceKind.DIRECTORY:
             raise SourceError(f"{name} is no local directory; leave --source-kind out for a prefix")
         if _GLOB.search(name):
@@ -163,7 +178,7 @@ class _Opener:
         else:
             found = await place.fetch(name)
             if found is None:
-                return S3PrefixSource(name, self._aws, region=self._region)
+                return S3PrefixSource(name, self._aws, region=self._region, transport=self._transport)
             path = found
         return await self._lists(name, [_ListFile(name, path, None)])
 

@@ -2,24 +2,29 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
 import anyio
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import CredentialsError, SourceError, UnreachableError
 from batchcl.images import ImageRef
 from batchcl.sources.base import Position
-from batchcl.sources.s3_prefix import S3PrefixSource
+from batchcl.sources.s3_prefix import S3PrefixSource, read_in_order
+from listings import FakeBucket
+from virtual import run_virtual
 
 AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 
 
 class FakeS3:
-    """Lists keys two a page, or refuses behind the first page."""
+    """An SDK client that lists keys two a page, or refuses behind the first page."""
 
     def __init__(self, keys: list[str], error: Exception | None = None) -> None:
         self.keys = keys
@@ -31,27 +36,20 @@ class FakeS3:
         assert region == "eu-west-1"
         yield self
 
-    def get_paginator(self, operation: str) -> FakeS3:
-        assert operation == "list_objects_v2"
-        return self
-
-    async def paginate(self, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
+    async def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
         self.asked.append(arguments)
-        for begin in range(0, len(self.keys), 2):
-            yield {
-                "Contents": [
-                    {"Key": key, "ETag": f'"e-{key}"', "Size": 7, "LastModified": AT}
-                    for key in self.keys[begin : begin + 2]
-                ]
-            }
-        yield {}
-        if self.error is not None:
+        begin = int(arguments.get("ContinuationToken", 0))
+        if begin and self.error is not None:
             raise self.error
+        keys = self.keys[begin : begin + 2]
+        more = {"IsTruncated": True, "NextContinuationToken": str(begin + 2)} if begin + 2 < len(self.keys) else {}
+        contents = [{"Key": key, "ETag": f'"e-{key}"', "Size": 7, "LastModified": AT} for key in keys]
+        return ({"Contents": contents} if contents else {}) | more
 
 
 def read(fake: FakeS3, uri: str = "s3://b/a b+c%2F/", after: Position | None = None) -> list[list[ImageRef]]:
     async def main() -> list[list[ImageRef]]:
-        source = S3PrefixSource(uri, cast("Aws", fake), region="eu-west-1")
+        source = S3PrefixSource(uri, cast("Aws", fake), region="eu-west-1", transport=Transport.AIOBOTO3)
         return [page async for page in source.pages(after)]
 
     return anyio.run(main)
@@ -69,7 +67,10 @@ def test_objects_come_in_s3s_pages_with_what_the_listing_says() -> None:
         size_bytes=7,
         last_modified=AT,
     )
-    assert fake.asked == [{"Bucket": "b", "Prefix": "a b+c%2F/"}]
+    assert fake.asked == [
+        {"Bucket": "b", "Prefix": "a b+c%2F/"},
+        {"Bucket": "b", "Prefix": "a b+c%2F/", "ContinuationToken": "2"},
+    ]
 
 
 @pytest.mark.parametrize(("uri", "prefix"), [("s3://b", ""), ("s3://b/", ""), ("s3://b/x", "x"), ("s3://b//x/", "/x/")])
@@ -114,3 +115,86 @@ def test_it_names_its_bucket_and_contains_the_latest_versions_below_its_prefix()
     ]:
         image = ImageRef(uri="x", bucket=bucket, key=key, version_id=version_id)
         assert anyio.run(source.contains, image) is expected
+
+
+def test_a_prefix_that_no_key_can_have_is_refused_in_words() -> None:
+    source = S3PrefixSource("s3://b/\udcff", cast("Aws", None), region="eu-west-1")
+    with pytest.raises(SourceError, match="no UTF-8"):
+        anyio.run(source.check)
+
+
+MANY = [f"day-{number // 100:03}/{number:06}" for number in range(2000)]
+
+
+async def collect(bucket: FakeBucket, found: list[str], after: str | None = None) -> None:
+    async for page in read_in_order(bucket, after=after):
+        found += page.keys
+
+
+async def keys_of(bucket: FakeBucket, after: str | None = None) -> list[str]:
+    found: list[str] = []
+    await collect(bucket, found, after)
+    return found
+
+
+def test_a_long_listing_is_read_by_many_requests_at_a_time_and_a_quarter_of_the_time_at_most() -> None:
+    bucket = FakeBucket(MANY, page_size=4, latency_s=1)
+
+    async def main() -> None:
+        assert await keys_of(bucket) == MANY
+        assert anyio.current_time() < len(MANY) / 4 / 4
+        assert 8 <= bucket.most_at_once <= 16
+
+    run_virtual(main)
+
+
+def test_first_pages_are_read_alone_and_none_is_read_for_a_caller_who_has_left() -> None:
+    bucket = FakeBucket(MANY, page_size=4, latency_s=1)
+
+    async def main() -> None:
+        async with aclosing(read_in_order(bucket)) as pages:
+            assert (await anext(pages)).keys == MANY[:4]
+            assert bucket.requests == 1
+            await anext(pages)
+            await anyio.sleep(100)
+            assert bucket.under_way == 0
+            assert bucket.requests <= 3
+        assert bucket.under_way == 0
+
+    run_virtual(main)
+
+
+def test_cancelling_ends_every_request() -> None:
+    bucket = FakeBucket(MANY, page_size=4, latency_s=1)
+
+    async def main() -> None:
+        with anyio.move_on_after(20.5):
+            await keys_of(bucket)
+        assert bucket.requests > 100
+        assert bucket.under_way == 0
+
+    run_virtual(main)
+
+
+def test_a_fault_at_any_request_is_raised_itself_and_the_listing_goes_on_behind_what_was_read() -> None:
+    keys = MANY[:120]
+    clean = FakeBucket(keys, latency_s=1)
+    run_virtual(keys_of, clean)
+    for number in range(1, clean.requests + 1):
+        bucket = FakeBucket(keys, latency_s=1, faults={number: UnreachableError("gone")})
+
+        async def main(bucket: FakeBucket = bucket) -> None:
+            found: list[str] = []
+            with pytest.raises(UnreachableError, match="gone"):
+                await collect(bucket, found)
+            assert bucket.under_way == 0
+            assert found == keys[: len(found)]
+            assert found + await keys_of(bucket, found[-1] if found else None) == keys
+
+        run_virtual(main)
+
+
+@given(st.sets(st.text(min_size=1, max_size=3).filter(lambda key: key.isprintable()), max_size=40), st.text(max_size=2))
+def test_keys_of_any_characters_come_in_the_order_of_their_bytes(keys: set[str], after: str) -> None:
+    bucket = FakeBucket(keys, page_size=2)
+    assert run_virtual(keys_of, bucket, after) == bucket.behind(after)

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from batchcl.aws.listing import WirePages, open_pages
+from batchcl.aws.listing_page import Page
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
+from batchcl.aws.wire import Answer, Request, Wire
+from batchcl.errors import (
+    BatchclError,
+    CredentialsError,
+    FatalCallError,
+    RefusedError,
+    RegionError,
+    SourceError,
+    TransientError,
+    UnreachableError,
+)
+
+PAGE = (
+    b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>k</Key><LastModified>2026-11-21T00:00:00Z"
+    b"</LastModified><ETag>e</ETag><Size>1</Size></Contents></ListBucketResult>"
+)
+
+
+def refusal(status: int, code: str, message: str = "so", **headers: str) -> Answer:
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    return Answer(status, headers, body)
+
+
+class FakeWire:
+    """Answers as it is told, the last answer again and again."""
+
+    def __init__(self, *answers: Answer | Exception) -> None:
+        self.answers = list(answers)
+        self.requests: list[Request] = []
+
+    async def send(self, request: Request) -> Answer:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def read(
+    wire: FakeWire, *, waits: list[float] | None = None, bucket: str = "b", where: Mapping[str, str] | None = None
+) -> Page:
+    async def sleep(seconds: float) -> None:
+        if waits is not None:
+            waits.append(seconds)
+
+    pages = WirePages(
+        cast("Wire", wire), bucket=bucket, prefix="p +/é", uniform=lambda low, high: (low + high) / 2, sleep=sleep
+    )
+
+    async def main() -> Page:
+        return await pages.page(**where or {})
+
+    return anyio.run(main)
+
+
+def ok(headers: Mapping[str, str] | None = None) -> Answer:
+    return Answer(200, headers or {}, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({}, {}),
+        ({"after": "a b"}, {"start-after": "a b"}),
+        ({"after": ""}, {}),
+        ({"token": "t+/="}, {"continuation-token": "t+/="}),
+        ({"after": "a", "token": "t"}, {"continuation-token": "t"}),
+    ],
+)
+def test_a_page_is_asked_for_with_encoded_keys(where: dict[str, str], expected: dict[str, str]) -> None:
+    wire = FakeWire(ok())
+    page = read(wire, where=where)
+    assert (page.keys, page.etags, page.sizes) == (["k"], ["e"], [1])
+    assert page.modified == [dt.datetime(2026, 11, 21, tzinfo=dt.UTC)]
+    assert [(each.method, each.path) for each in wire.requests] == [("GET", "/")]
+    assert dict(wire.requests[0].query) == {"list-type": "2", "encoding-type": "url", "prefix": "p +/é"} | expected
+
+
+@pytest.mark.parametrize(
+    ("server", "bucket", "expected"),
+    [
+        ("AmazonS3", "b", True),
+        ("SeaweedFS 8000GB 4.48", "b", False),
+        (None, "b", False),
+        ("AmazonS3", "b--usw2-az1--x-s3", False),
+    ],
+)
+def test_only_s3_itself_is_trusted_to_list_in_order_and_not_its_directory_buckets(
+    server: str | None, bucket: str, expected: bool
+) -> None:
+    wire = FakeWire(ok({} if server is None else {"Server": server}))
+    assert read(wire, bucket=bucket).is_sorted is expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (refusal(404, "NoSuchBucket"), SourceError, "there is no bucket b"),
+        (refusal(403, "AccessDenied"), CredentialsError, "s3:ListBucket"),
+        (Answer(403, {}, b""), CredentialsError, "access denied"),
+        (Answer(404, {}, b""), SourceError, "there is no bucket b"),
+        (refusal(301, "PermanentRedirect", **{"x-amz-bucket-region": "eu-west-3"}), RegionError, "it is in eu-west-3"),
+        (Answer(301, {}, b""), RegionError, "another region"),
+        (refusal(307, "TemporaryRedirect", "try eu"), RefusedError, "TemporaryRedirect: try eu"),
+        (refusal(400, "AuthorizationHeaderMalformed", "expecting eu-west-1"), RegionError, "expecting eu-west-1"),
+        (refusal(400, "ExpiredToken"), CredentialsError, "log in again"),
+        (refusal(403, "SignatureDoesNotMatch"), CredentialsError, "check the profile"),
+        (refusal(400, "InvalidArgument", "bad token"), RefusedError, "InvalidArgument: bad token"),
+        (FatalCallError("no AWS credentials found", code="Credentials"), CredentialsError, "no AWS credentials"),
+        (FatalCallError("not trusted", code="Tls"), UnreachableError, "not trusted"),
+    ],
+)
+def test_a_refusal_is_told_at_once_as_the_sdk_tells_it(
+    answer: Answer | Exception, kind: type[BatchclError], words: str
+) -> None:
+    waits: list[float] = []
+    with pytest.raises(kind, match=r"^listing s3://b/p \+/é failed: ") as caught:
+        read(FakeWire(answer), waits=waits)
+    assert type(caught.value) is kind
+    assert words in str(caught.value)
+    assert waits == []
+
+
+BUSY = [
+    refusal(503, "SlowDown", "Please reduce your request rate."),
+    refusal(500, "InternalError"),
+    refusal(400, "RequestTimeout"),
+    Answer(502, {}, b"<html>"),
+    Answer(429, {}, b""),
+    Answer(200, {}, PAGE[:-10]),
+    Answer(200, {}, b"<html>sign in</html>"),
+    TransientError("the connection was cut", code="ServerDisconnectedError"),
+]
+
+
+@pytest.mark.parametrize("answer", BUSY)
+def test_what_may_pass_is_tried_again_with_jitter(answer: Answer | Exception) -> None:
+    waits: list[float] = []
+    assert read(FakeWire(answer, answer, ok()), waits=waits).keys == ["k"]
+    assert waits == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("answer", BUSY)
+def test_it_gives_up_after_six_attempts_in_words(answer: Answer | Exception) -> None:
+    waits: list[float] = []
+    wire = FakeWire(answer)
+    with pytest.raises(UnreachableError, match=r"^listing s3://b/p \+/é failed 6 times: .*try again later$"):
+        read(wire, waits=waits)
+    assert len(wire.requests) == 6
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0]
+
+
+def test_without_credentials_it_says_so_before_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/", "HOME": "/nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def main() -> Any:
+        reader = open_pages(Aws(), bucket="b", prefix="", region="us-east-1", transport=Transport.WIRE, connections=1)
+        async with reader as pages:
+            return await pages.page()
+
+    with pytest.raises(CredentialsError, match="credentials"):
+        anyio.run(main)
