@@ -20,7 +20,7 @@ from batchcl.errors import SourceError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["GroundTruth", "TruthBox", "multilabel", "parse_line"]
+__all__ = ["GroundTruth", "TruthBox", "multilabel", "parse_extra", "parse_line"]
 
 _METADATA: Final = "-metadata"
 _SOURCE: Final = "source-ref"
@@ -89,7 +89,7 @@ class _Attribute(NamedTuple):
         return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
 
-def parse_line(line: bytes | str, *, attribute: str | None = None) -> GroundTruth:
+def parse_line(line: bytes | str, *, attribute: str | None = None, strict: bool = False) -> GroundTruth:
     """Read one manifest line.
 
     Several classification attributes on a line are several labels of the image, which is how Custom Labels
@@ -100,7 +100,8 @@ def parse_line(line: bytes | str, *, attribute: str | None = None) -> GroundTrut
 
     Args:
         line: JSON, UTF-8.
-        attribute: read this attribute and no other.
+        attribute: read this attribute and no other; `extra` then holds no other one either.
+        strict: refuse a line of which one of several chained attributes would have to be chosen by its date.
 
     Raises:
         SourceError: the line isn't a JSON object with a `source-ref`, a label attribute breaks its own format,
@@ -113,7 +114,20 @@ def parse_line(line: bytes | str, *, attribute: str | None = None) -> GroundTrut
             'reading a manifest line failed: it has no "source-ref" with the image\'s S3 URI or path; '
             f"its keys are {_listed(entry)}"
         )
-    attributes = _chosen(entry, source_ref, attribute)
+    return _parse(entry, source_ref, attribute, strict=strict)
+
+
+def parse_extra(extra: str, source_ref: str, *, attribute: str | None = None) -> GroundTruth:
+    """What `extra` of an earlier `GroundTruth` says of the image; `strict`, and otherwise as `parse_line`."""
+    return _parse(_load(extra), source_ref, attribute, strict=True)
+
+
+def _parse(entry: dict[str, Any], source_ref: str, attribute: str | None, *, strict: bool) -> GroundTruth:
+    attributes = _chosen(entry, source_ref, attribute, strict=strict)
+    if attribute is not None:
+        for other in _attributes(entry):
+            if other.name != attribute:
+                del entry[other.name], entry[other.name + _METADATA]
     extra = _dump(entry, source_ref) if entry else None
     if not attributes:
         return GroundTruth(source_ref=source_ref, extra=extra)
@@ -152,17 +166,23 @@ def _dump(entry: dict[str, Any], source_ref: str) -> str:
         raise SourceError(f"reading the manifest line of {source_ref} failed: {error}") from error
 
 
-def _chosen(entry: Mapping[str, Any], source_ref: str, attribute: str | None) -> list[_Attribute]:
+def _chosen(entry: Mapping[str, Any], source_ref: str, attribute: str | None, *, strict: bool) -> list[_Attribute]:
     """The attributes to read: one of object detection, or any number of classification."""
     found = _attributes(entry)
     if attribute is not None:
         return _named(entry, found, source_ref, attribute)
     candidates = [each for each in found if not _is_prediction(each)]
     boxes = [each for each in candidates if each.kind == _DETECTION]
-    if boxes:
-        return [_latest(boxes)]
-    adjusted = [each for each in candidates if each.adjusted]
-    return [_latest(adjusted)] if adjusted else candidates
+    adjusted = [each for each in boxes or candidates if each.adjusted]
+    if not boxes and not adjusted:
+        return candidates
+    chained = adjusted or boxes
+    if strict and len(chained) > 1:
+        raise SourceError(
+            f"reading the labels of {source_ref} failed: the line has {_listed(each.name for each in chained)}, of "
+            "which one counts; say which with --attribute"
+        )
+    return [_latest(chained)]
 
 
 def _attributes(entry: Mapping[str, Any]) -> list[_Attribute]:

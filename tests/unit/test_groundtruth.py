@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.errors import SourceError
-from batchcl.groundtruth import GroundTruth, TruthBox, parse_line
+from batchcl.groundtruth import GroundTruth, TruthBox, multilabel, parse_extra, parse_line
 
 URI = "s3://bucket/images/1.jpg"
 SINGLE = "groundtruth/image-classification"
@@ -265,3 +265,33 @@ def test_whatever_an_attribute_holds_it_is_read_or_refused_as_a_source(value: An
     metadata = {"type": kind, "class-map": value} if inside else {"type": kind, "class-map": {"1": "x"}}
     with suppress(SourceError):
         parse_line(line(**{"A": value, "A-metadata": metadata}))
+
+
+def test_strictly_one_of_several_chained_attributes_has_to_be_named() -> None:
+    originals = detection("B", "old") | detection("C", "new", **{"creation-date": "2026-05-02T00:00:00"})
+    with pytest.raises(SourceError, match=r"the line has 'B', 'C', of which one counts; say which with --attribute"):
+        parse_line(line(**originals), strict=True)
+    assert parse_line(line(**originals), attribute="B", strict=True).labels == ("old",)
+    one_adjusted = originals | detection("D", "best", **{"adjustment-status": "adjusted"})
+    assert parse_line(line(**one_adjusted), strict=True).labels == ("best",)
+    two_adjusted = one_adjusted | detection("E", "late", **{"adjustment-status": "unadjusted"})
+    with pytest.raises(SourceError, match="'D', 'E'"):
+        parse_line(line(**two_adjusted), strict=True)
+    several_labels = single("A", "dog") | single("B", "cat")
+    assert parse_line(line(**several_labels), strict=True).labels == ("dog", "cat")
+
+
+def test_a_named_attribute_is_the_only_one_that_is_kept() -> None:
+    entry = single("A", "dog") | detection("B", "old") | detection("C", "new") | {"patient": 7}
+    truth = parse_line(line(**entry), attribute="C")
+    assert truth.extra is not None
+    assert list(orjson.loads(truth.extra)) == ["C", "C-metadata", "patient"]
+    assert parse_extra(truth.extra, URI) == truth
+
+
+@given(TEXT, st.lists(TEXT, unique=True))
+def test_what_a_line_keeps_says_the_same_again(uri: str, labels: list[str]) -> None:
+    truth = parse_line(orjson.dumps({"source-ref": uri} | multilabel("labels", labels)))
+    assert truth.labels == tuple(labels)
+    assert truth.extra is not None
+    assert parse_extra(truth.extra, uri) == truth

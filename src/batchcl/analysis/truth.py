@@ -1,4 +1,4 @@
-"""A manifest file as the truth to hold results against."""
+"""The truth to hold results against: a manifest file, or what the results' own manifest said."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Final
 import polars as pl
 
 from batchcl.errors import SourceError
-from batchcl.groundtruth import GroundTruth, parse_line
+from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
 
-__all__ = ["Truth", "read_truth"]
+__all__ = ["Truth", "carried_truth", "read_truth"]
 
 _IMAGES: Final = {"uri": pl.String(), "detection": pl.Boolean(), "labels": pl.List(pl.String())}
 _BOX: Final = {
@@ -77,6 +77,38 @@ def read_truth(path: str | os.PathLike[str], *, attribute: str | None = None, sk
     return truth
 
 
+def carried_truth(images: pl.LazyFrame, *, attribute: str | None = None, skip_bad_lines: bool = False) -> Truth:
+    """What the manifest said that the images were scored from, as their column `extra` carries it.
+
+    Args:
+        images: as from `Results.images()`.
+        attribute: the label attribute to read; needed where lines have several that are chained.
+        skip_bad_lines: leave out what can't be read and say what, rather than raise.
+
+    Raises:
+        SourceError: a label attribute can't be read, or no result carries any.
+    """
+    rows = images.select("uri", "extra", "scored_at").collect()
+    latest = rows.sort("scored_at").unique("uri", keep="last", maintain_order=True)
+    bad: list[str] = []
+
+    def read() -> Iterator[GroundTruth]:
+        for uri, extra in latest.select("uri", "extra").iter_rows():
+            try:
+                yield GroundTruth(source_ref=uri) if extra is None else parse_extra(extra, uri, attribute=attribute)
+            except SourceError as error:
+                if not skip_bad_lines:
+                    raise SourceError(f"{error}; --skip-bad-lines leaves it out") from error
+                bad.append(f"{uri}: {error}")
+
+    truth = _collect(read(), Path("/"), bad)
+    if truth.images.is_empty():
+        raise SourceError(
+            f"none of the {latest.height} results carries labels, as only those of manifests do; name one with --truth"
+        )
+    return truth
+
+
 def _truths(
     lines: Iterable[bytes], path: str, *, attribute: str | None, bad: list[str] | None
 ) -> Iterator[GroundTruth]:
@@ -84,7 +116,7 @@ def _truths(
         if not line.strip():
             continue
         try:
-            yield parse_line(line, attribute=attribute)
+            yield parse_line(line, attribute=attribute, strict=True)
         except SourceError as error:
             if bad is None:
                 raise SourceError(f"{path}, line {number}: {error}; --skip-bad-lines leaves it out") from error

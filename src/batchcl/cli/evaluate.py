@@ -23,7 +23,15 @@ _MOST_MISTAKES: Final = 20
 def evaluate(
     root: Root,
     *,
-    truth: Annotated[str, typer.Option("--truth", metavar="MANIFEST", help="A local Ground Truth manifest.")],
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            "--truth",
+            metavar="MANIFEST",
+            help="A local Ground Truth manifest; left out, the labels of the one that was scored.",
+            show_default=False,
+        ),
+    ] = None,
     attribute: Annotated[
         str | None,
         typer.Option(help="The manifest's label attribute; by default all, or the adjusted one.", show_default=False),
@@ -45,9 +53,13 @@ def evaluate(
 ) -> None:
     """Hold results against the truth: precision, recall and F1 of each label, confusion, mean average precision.
 
+    Without --truth the results are held against the labels that their own manifest had, which they carry along.
+
     --json gives one object with `summary`, `labels` and `confusion`; --csv the table of the labels.
 
     Examples:
+
+      batchcl evaluate out
 
       batchcl evaluate out --truth test.manifest
 
@@ -58,11 +70,14 @@ def evaluate(
     check_format(json=json, csv=csv)
     from batchcl.analysis.evaluate import evaluate as evaluated  # noqa: PLC0415 - polars, only when it is needed
     from batchcl.analysis.results import open_results  # noqa: PLC0415
-    from batchcl.analysis.truth import read_truth  # noqa: PLC0415
+    from batchcl.analysis.truth import carried_truth, read_truth  # noqa: PLC0415
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
-    manifest = read_truth(truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
-    evaluation = evaluated(results.images(), manifest, min_confidence=min_confidence, failures=results.failures())
+    if truth is None:
+        labels = carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
+    else:
+        labels = read_truth(truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
+    evaluation = evaluated(results.images(), labels, min_confidence=min_confidence, failures=results.failures())
     if json:
         emit_object(_as_object(evaluation), json=True)
     elif csv:

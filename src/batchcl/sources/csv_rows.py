@@ -20,7 +20,7 @@ from batchcl.groundtruth import multilabel
 from batchcl.images import ImageRef
 from batchcl.sources.base import BadLine, referred_image
 from batchcl.sources.files import open_list
-from batchcl.sources.lines import MAX_LINE_BYTES, Entry, chunked, skip_mark
+from batchcl.sources.lines import MAX_LINE_BYTES, Entry, chunked, skip_line, skip_mark
 from batchcl.sources.listed import Chunk
 
 __all__ = ["BUCKET", "CsvPart", "LabelRows", "batch_row", "decoded_key"]
@@ -136,10 +136,9 @@ class CsvPart:
 def _text(file: BufferedReader) -> Iterator[str]:
     """Lines with their ends; what is no UTF-8 is marked, to be refused with its row, and so is an overlong line."""
     while line := file.readline(MAX_LINE_BYTES + 1):
-        rest = line
-        while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
-            pass
         if len(line) > MAX_LINE_BYTES:
+            if not line.endswith(b"\n"):
+                skip_line(file)
             line = b'"overlong"x\n'  # strict CSV refuses it
         yield line.decode("utf-8", "surrogateescape")
 

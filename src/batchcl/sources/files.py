@@ -99,14 +99,14 @@ def is_gone(error: Exception) -> bool:
 
 
 @contextmanager
-def open_list(path: Path, name: str) -> Iterator[io.BufferedReader]:
+def open_list(path: Path, name: str) -> Iterator[io.BufferedReader[Any]]:
     """The file's bytes, decompressed if it is gzip or zstd. Blocks.
 
     Raises:
         SourceError: the file can't be read, is cut or damaged, or grows like a decompression bomb.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as raw, io.BufferedReader(raw, _BUFFER_BYTES) as file:
             codec = _codec(file.peek(8), name)
             if codec is None:
                 yield file

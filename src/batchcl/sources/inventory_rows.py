@@ -34,7 +34,7 @@ _CSV_NAMES: Final = {
     "ETag": "e_tag",
 }
 _FLAGS: Final = ("is_latest", "is_delete_marker")
-_BLOCK_BYTES: Final = 4 * 1024 * 1024
+_BLOCK_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

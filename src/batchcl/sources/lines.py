@@ -14,7 +14,7 @@ from batchcl.sources.base import BadLine
 from batchcl.sources.files import open_list
 from batchcl.sources.listed import Chunk, ImageChunk
 
-__all__ = ["CHUNK", "MAX_LINE_BYTES", "LinePart", "chunked", "numbered_lines", "skip_mark"]
+__all__ = ["CHUNK", "MAX_LINE_BYTES", "LinePart", "chunked", "numbered_lines", "skip_line", "skip_mark"]
 
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 """A manifest line with ten thousand boxes has about 1 MB; a longer line than this isn't one."""
@@ -76,11 +76,19 @@ def numbered_lines(file: BufferedReader) -> Iterator[tuple[int, bytes]]:
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
-        rest = line
-        while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
-            pass
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            skip_line(file)
         if stripped := line.removesuffix(b"\n").removesuffix(b"\r"):
             yield number, stripped
+
+
+def skip_line(file: BufferedReader) -> None:
+    """Pass over the rest of the line, in the room of a buffer."""
+    while waiting := file.peek():
+        end = waiting.find(b"\n") + 1
+        file.read(end or len(waiting))
+        if end:
+            return
 
 
 def skip_mark(file: BufferedReader) -> None:

@@ -280,11 +280,7 @@ class ListSource:
         count = 0
         for part in self._parts:
             for chunk in part.chunks():
-                names = chunk.names()
-                found = [digest(name) for name in names.gather(self._candidates.among(names)).to_list()]
-                before = len(seen)
-                seen.update(found)
-                count += len(found) - (len(seen) - before)
+                count += len(self._repeated_in(chunk, seen))
         return count
 
     def _pages(self, skip: int) -> Iterator[list[ImageRef]]:
@@ -311,7 +307,10 @@ class ListSource:
                     skip -= len(chunk) - len(repeated)
                     continue
                 for begin in range(0, len(chunk), PAGE):
-                    images = chunk.images(begin, min(begin + PAGE, len(chunk)))
+                    end = min(begin + PAGE, len(chunk))
+                    if repeated and repeated.issuperset(range(begin, end)):
+                        continue
+                    images = chunk.images(begin, end)
                     if repeated:
                         images = [image for at, image in enumerate(images, begin) if at not in repeated]
                     if images[skip:]:
@@ -323,9 +322,11 @@ class ListSource:
         if not self._candidates:
             return set()
         names = chunk.names()
-        places = self._candidates.among(names)
-        repeated = set()
-        for place, name in zip(places, names.gather(places).to_list(), strict=True):
+        places = pl.Series(self._candidates.among(names), dtype=pl.UInt32)
+        found = names.gather(places)
+        is_first = found.is_first_distinct()
+        repeated = set(places.filter(~is_first).to_list())
+        for place, name in zip(places.filter(is_first), found.filter(is_first), strict=True):
             before = len(seen)
             seen.add(digest(name))
             if len(seen) == before:

@@ -28,7 +28,7 @@ class ManifestParser:
 
     def __call__(self, line: bytes) -> ImageRef:
         """The image of `line`, with the line's labels in `extra`. Raises `SourceError`. Blocks."""
-        truth = parse_line(line, attribute=self._attribute)
+        truth = parse_line(line, attribute=self._attribute, strict=True)
         try:
             return referred_image(truth.source_ref, self._folder, extra=truth.extra)
         except SourceError as error:

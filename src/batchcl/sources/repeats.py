@@ -25,7 +25,7 @@ __all__ = ["MAX_REPEATED", "Candidates", "HashLog", "Members", "digest"]
 MAX_REPEATED: Final = 2_000_000
 """Different images that a list may name more than once: each costs a hundred bytes while the list is read."""
 
-_BLOCK: Final = 2_000_000
+_BLOCK: Final = 1_000_000
 _PARTITIONS: Final = 64
 _HASH_BYTES: Final = 8
 _SEED: Final = 7

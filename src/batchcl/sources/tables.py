@@ -23,7 +23,7 @@ from batchcl.sources.listed import Chunk, FrameChunk, ImageChunk
 
 __all__ = ["Columns", "TablePart", "batches", "columns_of", "csv_header", "sound_rows"]
 
-BATCH_ROWS: Final = 32_768
+BATCH_ROWS: Final = 16_384
 _S3_URI: Final = r"(?s)^s3://([^/]+)/(.+)$"
 _FACTS: Final = ("version_id", "etag", "size_bytes", "last_modified")
 
@@ -112,7 +112,7 @@ class TablePart:
             reference.str.extract(_S3_URI, 1).alias("bucket"), reference.str.extract(_S3_URI, 2).alias("key"), *wanted
         )
         if not named["key"].null_count():
-            return FrameChunk(*sound_rows(named, first))
+            return FrameChunk(named, named.height)
         return self._row_by_row(frame[chosen.uri].cast(pl.String), named, first)
 
     def _row_by_row(self, references: pl.Series, named: pl.DataFrame, first: int) -> Chunk:

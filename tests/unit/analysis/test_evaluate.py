@@ -15,9 +15,10 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from batchcl.analysis.evaluate import NONE, Evaluation, evaluate
 from batchcl.analysis.results import open_results
-from batchcl.analysis.truth import read_truth
+from batchcl.analysis.truth import carried_truth, read_truth
 from batchcl.errors import SourceError, UsageError
-from batchcl.scoring.outcome import Label
+from batchcl.images import ImageRef
+from batchcl.scoring.outcome import Label, Scored
 
 if TYPE_CHECKING:
     from unit.analysis.conftest import Make, Root
@@ -220,3 +221,39 @@ def test_a_truth_without_labels_or_file_is_refused(manifest: Path) -> None:
         read_truth(manifest)
     with pytest.raises(SourceError, match="1 lines have none"):
         read_truth(write(manifest, {"source-ref": "s3://b/1"}))
+
+
+def carrying(uri: str, truth: dict[str, Any] | None, *labels: Label, hour: int = 12) -> Scored:
+    """A result whose manifest line was `truth`."""
+    entry = {name: value for name, value in (truth or {}).items() if name != "source-ref"}
+    image = ImageRef(uri=uri, bucket="b", key=uri, extra=orjson.dumps(entry).decode() if truth else None)
+    moment = dt.datetime(2026, 11, 21, hour, tzinfo=dt.UTC)
+    return Scored(image=image, labels=labels, attempts=1, latency_ms=80, request_id="r", scored_at=moment)
+
+
+def test_results_are_held_against_the_truth_that_they_carry(root: Root, manifest: Path) -> None:
+    truths = [line("s3://b/1", "cat"), line("s3://b/2", "dog", "owl"), line("s3://b/3"), {"source-ref": "s3://b/4"}]
+    answers = [(Label("cat", 90),), (Label("dog", 80),), (Label("owl", 70),), (Label("cat", 60),)]
+    root.results(
+        carrying("s3://b/1", line("s3://b/1", "dog"), Label("dog", 90), hour=1),
+        *(carrying(each["source-ref"], each, *labels) for each, labels in zip(truths, answers, strict=True)),
+        carrying("s3://b/5", None, Label("cat", 60)),
+    )
+    images = open_results(str(root)).images()
+    found = evaluate(images, carried_truth(images))
+    assert found.summary["unlabelled"] == 2
+    by_file = evaluate(images, read_truth(write(manifest, *truths)))
+    assert found.labels.equals(by_file.labels)
+    assert found.summary["macro_f1"] == by_file.summary["macro_f1"]
+
+
+def test_carried_boxes_are_evaluated_and_chained_attributes_have_to_be_named(root: Root) -> None:
+    truth = boxes("s3://b/1", ("cat", 10, 20, 30, 40))
+    chained = truth | {"C": truth["B"], "C-metadata": truth["B-metadata"]}
+    root.results(carrying("s3://b/1", chained, Label("cat", 90, (0.05, 0.2, 0.15, 0.4))))
+    images = open_results(str(root)).images()
+    with pytest.raises(SourceError, match="'B', 'C', of which one counts"):
+        carried_truth(images)
+    assert carried_truth(images, attribute="C").boxes.height == 1
+    with pytest.raises(SourceError, match="none of the 1 results carries labels"):
+        carried_truth(images, skip_bad_lines=True)

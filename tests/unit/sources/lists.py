@@ -65,7 +65,7 @@ class Read(NamedTuple):
 
 def read(*names: str | Path, aws: object = None, after: Position | None = None, **options: Any) -> Read:
     """All images of one source, checked first."""
-    if "kind" in options:
+    if options.get("kind") is not None:
         options["kind"] = SourceKind(options["kind"])
 
     async def main() -> Read:

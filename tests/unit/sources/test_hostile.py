@@ -1,0 +1,141 @@
+"""Lists that are made to fill memory or to reach other files end in a sentence, in bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchcl.errors import SourceError
+from unit.sources.lists import inventory, keys, read, row
+
+MB = 1024 * 1024
+GB = 1024 * MB
+
+_READ = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from unit.sources.lists import read
+from batchcl.errors import SourceError
+read(sys.argv[2])
+
+def peak():
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(status["VmHWM"].split()[0]) / 1024
+
+before, said = peak(), []
+for name in sys.argv[3:]:
+    try:
+        found = read(name, kind="keys" if name.endswith(".keys") else None)
+        said.append(f"{len(found.images)} images, {found.source.repeated} repeated")
+    except SourceError as error:
+        said.append(str(error))
+print(json.dumps({"grown_mb": peak() - before, "said": said}))
+"""
+
+
+def bomb(path: Path, codec: str, size: int) -> Path:
+    with pa.OSFile(str(path), "wb") as file, pa.CompressedOutputStream(file, codec) as stream:
+        stream.write(b"s3://b/first\n")
+        for _ in range(size // MB):
+            stream.write(b"x" * MB)
+    return path
+
+
+def test_lists_that_would_fill_memory_are_refused_in_bounded_memory(tmp_path: Path) -> None:
+    (tmp_path / "good").write_bytes(b"s3://b/1\n")
+    with (tmp_path / "line.keys").open("wb") as file:  # a sparse file: it has a gigabyte and takes no room
+        file.write(b"s3://b/1\ns3://b/")
+        file.truncate(GB)
+    rows = pa.table({"uri": pa.array(["s3://b/the same"]).take(pa.array([0] * 1_000_000))})
+    pq.write_table(rows, tmp_path / "same.parquet")
+    names = [
+        tmp_path / "line.keys",
+        bomb(tmp_path / "bomb.zst", "zstd", GB),
+        bomb(tmp_path / "bomb.gz", "gzip", 96 * MB),
+        tmp_path / "same.parquet",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _READ, str(Path(__file__).parents[2]), str(tmp_path / "good"), *map(str, names)],
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    line, by_zstd, by_gzip, same = told["said"]
+    assert "line.keys line 2: it is longer than 4,194,304 bytes" in line
+    assert "bomb.zst grows to more than 250 times its size" in by_zstd
+    assert "bomb.gz grows to more than 250 times its size" in by_gzip
+    assert same == "1 images, 999999 repeated"
+    assert told["grown_mb"] < 300
+
+
+@pytest.mark.parametrize("ref", ["file:///etc/passwd", "/etc/passwd", "../../etc/passwd", "http://169.254.169.254/"])
+def test_a_manifest_or_table_from_somebody_else_reaches_no_other_file(ref: str, tmp_path: Path) -> None:
+    (tmp_path / "a.manifest").write_text(json.dumps({"source-ref": ref}))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": ref}))
+    (tmp_path / "a.csv").write_text(f"{ref},cat\n")
+    pq.write_table(pa.table({"uri": [ref]}), tmp_path / "a.parquet")
+    ways: dict[str, dict[str, Any]] = {
+        "a.manifest": {},
+        "a.jsonl": {"uri_field": "image"},
+        "a.csv": {"kind": "label-csv"},
+        "a.parquet": {},
+    }
+    for name, options in ways.items():
+        with pytest.raises(SourceError, match=r"line 1: .* is neither s3://bucket/key nor a path below the list"):
+            read(tmp_path / name, **options)
+
+
+@pytest.mark.parametrize("depth", [500, 100_000])
+def test_json_that_is_too_deep_is_a_bad_line(depth: int, tmp_path: Path) -> None:
+    deep = "[" * depth + "]" * depth
+    (tmp_path / "list").write_text(f'{{"source-ref":"s3://b/1"}}\n{{"source-ref":"s3://b/2","x":{deep}}}\n')
+    with pytest.raises(SourceError, match="list line 2: "):
+        read(tmp_path / "list")
+    (tmp_path / "list").write_text(f'{{"image":"s3://b/1"}}\n{{"image":"s3://b/2","x":{deep}}}\n')
+    found = read(tmp_path / "list", uri_field="image", skip_bad_lines=True)
+    assert [image.key for image in found.images] == ["1"]
+    manifest = inventory(tmp_path, [row("a")])
+    manifest.write_text(f'{{"fileSchema":"Key","files":{deep}}}')
+    with pytest.raises(SourceError, match=r"manifest\.json"):
+        read(manifest)
+
+
+def test_a_row_without_end_in_an_inventory_is_refused(tmp_path: Path) -> None:
+    import hashlib  # noqa: PLC0415 - for this file alone
+
+    manifest = inventory(tmp_path, [row("a")], files=1)
+    (data,) = (tmp_path / "data").iterdir()
+    old = hashlib.md5(data.read_bytes()).hexdigest()
+    data.write_bytes(gzip.compress(b'"acme-photos","' + b"k" * 20 * MB, compresslevel=1))
+    text = manifest.read_text().replace(old, hashlib.md5(data.read_bytes()).hexdigest())
+    manifest.write_text(text)
+    manifest.with_name("manifest.checksum").write_text(hashlib.md5(text.encode()).hexdigest())
+    with pytest.raises(SourceError, match=r"0\.csv\.gz: .*; it is no CSV as an S3 Inventory has it"):
+        read(manifest)
+
+
+def test_an_unclosed_quote_costs_its_rows_and_not_the_memory_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b'acme-photos,"a\n' + b"acme-photos,b\n" * 50_000)
+    with pytest.raises(SourceError, match=r"line \d+: it is no CSV: field larger than field limit"):
+        read(tmp_path / "list", kind="batch-csv")
+
+
+@pytest.mark.parametrize("data", [b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"ORC\0\0\0\0"])
+def test_a_damaged_table_is_refused_with_a_sentence(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(data)
+    with pytest.raises(SourceError, match=r"can't read .*list: .*; the file is damaged or no table"):
+        read(tmp_path / "list")
+
+
+def test_a_key_of_any_length_is_kept_for_the_service_to_refuse(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"s3://b/" + b"k" * 5000)
+    assert keys(tmp_path / "list") == ["k" * 5000]

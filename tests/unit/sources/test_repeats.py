@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchcl.errors import SourceError
+from batchcl.sources import repeats
+from batchcl.sources.repeats import Candidates, HashLog, Members
+
+NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=60)
+
+
+def series(names: list[str]) -> pl.Series:
+    return pl.Series(names, dtype=pl.String)
+
+
+def found(candidates: Candidates, names: list[str]) -> set[str]:
+    return {names[at] for at in candidates.among(series(names))}
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=6), max_size=10), st.integers(1, 9))
+def test_what_comes_twice_is_found_in_memory_and_on_disk(batches: list[list[str]], block: int) -> None:
+    every = [name for batch in batches for name in batch]
+    wanted = {name for name in every if every.count(name) > 1}
+    for size in (block, 1_000_000):
+        log = HashLog(block=size)
+        for batch in batches:
+            log.add(series(batch))
+        candidates = log.candidates()
+        assert found(candidates, [*every, "never added"]) == wanted
+        assert bool(candidates) == bool(wanted)
+
+
+def test_threads_may_add_at_once() -> None:
+    log = HashLog(block=100)
+    names = [str(number) for number in range(4000)]
+    batches = [names[at : at + 50] for at in range(0, 4000, 50)] + [names[:10]]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda batch: log.add(series(batch)), batches))
+    assert found(log.candidates(), names) == set(names[:10])
+
+
+@pytest.mark.parametrize("block", [7, 1_000_000])
+def test_too_many_repeated_names_are_refused(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "MAX_REPEATED", 10)
+    for count, refused in ((10, False), (11, True)):
+        log = HashLog(block=block)
+        for _ in range(2):
+            log.add(series([str(number) for number in range(count)]))
+        if refused:
+            with pytest.raises(SourceError, match="more than 10 images are named more than once"):
+                log.candidates()
+        else:
+            assert log.candidates()
+
+
+@given(NAMES, NAMES)
+def test_a_set_of_names_holds_exactly_those(inside: list[str], asked: list[str]) -> None:
+    members = Members([inside[:5], inside[5:]])
+    assert all(name in members for name in inside)
+    assert {name for name in asked if name in members} == set(asked) & set(inside)
+
+
+def test_a_set_tells_names_apart_whose_digests_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = {"a": b"\1" * 8 + b"\2" * 8, "b": b"\1" * 8 + b"\3" * 8, "c": b"\1" * 8 + b"\4" * 8}
+    monkeypatch.setattr(repeats, "digest", digests.__getitem__)
+    members = Members([["c", "a"]])
+    assert [name in members for name in "abc"] == [True, False, True]
+
+
+def test_candidates_that_only_look_alike_are_told_apart_by_those_who_use_them() -> None:
+    names = [str(random.Random(7).random()) for _ in range(3)]
+    assert Candidates(series(names).hash(7).sort()).among(series(["x", names[0]])) == [1]
