@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,10 +38,6 @@ class Place(Protocol):
         """The names of the folders directly below, sorted."""
         ...
 
-    async def files(self, prefix: str) -> list[str]:
-        """The whole names of all files that start with `prefix`, sorted."""
-        ...
-
 
 class LocalPlace:
     """This machine's files."""
@@ -56,10 +53,6 @@ class LocalPlace:
     async def folders(self, name: str) -> list[str]:
         """As `Place` has it."""
         return await anyio.to_thread.run_sync(self._folders, name)
-
-    async def files(self, prefix: str) -> list[str]:
-        """As `Place` has it."""
-        return await anyio.to_thread.run_sync(self._files, prefix)
 
     @staticmethod
     def _read(name: str, most_bytes: int) -> bytes | None:
@@ -93,13 +86,6 @@ class LocalPlace:
             return sorted(entry.name for entry in os.scandir(name or ".") if entry.is_dir())
         except OSError as error:
             raise SourceError(f"can't read the directory {name}: {error.strerror}; check the path") from error
-
-    @staticmethod
-    def _files(prefix: str) -> list[str]:
-        folder = prefix.rpartition("/")[0] or ("/" if prefix.startswith("/") else ".")
-        found = (os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)  # noqa: PTH118
-        plain = (name.removeprefix("./") if folder == "." else name for name in found)
-        return sorted(name for name in plain if name.startswith(prefix))
 
 
 class S3Place:
@@ -137,21 +123,31 @@ class S3Place:
         """As `Place` has it."""
         start = name.rstrip("/") + "/"
         bucket, _, prefix = start.removeprefix("s3://").partition("/")
-        pages = await self._list(bucket, Prefix=prefix, Delimiter="/")
-        found = (each["Prefix"] for page in pages for each in page.get("CommonPrefixes", ()))
+        found = [
+            each["Prefix"]
+            async for page in self._pages(bucket, Prefix=prefix, Delimiter="/")
+            for each in page.get("CommonPrefixes", ())
+        ]
         return sorted(each.removeprefix(prefix).rstrip("/") for each in found)
 
-    async def files(self, prefix: str) -> list[str]:
-        """As `Place` has it."""
+    async def objects(self, prefix: str, fits: Callable[[str], object]) -> list[str]:
+        """The whole names of the objects that start with `prefix` and that `fits` says yes to, sorted."""
         bucket, _, start = prefix.removeprefix("s3://").partition("/")
-        pages = await self._list(bucket, Prefix=start)
-        return sorted(f"s3://{bucket}/{each['Key']}" for page in pages for each in page.get("Contents", ()))
+        pages = self._pages(bucket, Prefix=start)
+        return sorted(
+            [
+                name
+                async for page in pages
+                for each in page.get("Contents", ())
+                if fits(name := f"s3://{bucket}/{each['Key']}")
+            ]
+        )
 
-    async def _list(self, bucket: str, **arguments: str) -> list[dict[str, Any]]:
+    async def _pages(self, bucket: str, **arguments: str) -> AsyncIterator[dict[str, Any]]:
         try:
             async with self._aws.s3(region=self._region) as client:
-                paginator = client.get_paginator("list_objects_v2")
-                return [page async for page in paginator.paginate(Bucket=bucket, **arguments)]
+                async for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, **arguments):
+                    yield page
         except (ClientError, BotoCoreError) as error:
             raise explain(error, f"listing s3://{bucket}/{arguments['Prefix']}", bucket) from error
 

@@ -182,10 +182,10 @@ class _Opener:
             path = found
         return await self._lists(name, [_ListFile(name, path, None)])
 
-    async def _fetched(self, pattern: str, place: Place) -> list[_ListFile]:
+    async def _fetched(self, pattern: str, place: S3Place) -> list[_ListFile]:
         literal = _GLOB.split(pattern, maxsplit=1)[0]
         fits = re.compile(translate(pattern)).match
-        fitting = [uri for uri in await place.files(literal) if fits(uri) and not uri.endswith("/")]
+        fitting = [uri for uri in await place.objects(literal, fits) if not uri.endswith("/")]
         files = [_ListFile(uri, path, None) for uri in fitting if (path := await place.fetch(uri)) is not None]
         if not files:
             raise SourceError(f"no object fits {pattern}; check the pattern")

@@ -1,0 +1,124 @@
+"""Lists in a real S3, through the command line: plan tells their counts, and rows carry their keys letter by letter."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from servers import aws_env, client
+from unit.sources.lists import inventory, row
+
+BUCKET = "list-photos"
+LISTS = "list-lists"
+NAMES = ("a b.png", "a+b.png", "a%2Bb.png", "100%.png", "cafe\u0301.png", "日本.png", "deep/er/x.png", "c,d.png")
+
+
+@pytest.fixture(scope="module")
+def aws(service, seaweed, demo) -> dict[str, str]:
+    s3 = client("s3", seaweed)
+    s3.create_bucket(Bucket=BUCKET)
+    pictures = sorted(demo.data.images.iterdir())
+    for name, picture in zip(NAMES, pictures, strict=False):
+        s3.put_object(Bucket=BUCKET, Key=name, Body=picture.read_bytes())
+    return aws_env(service, seaweed)
+
+
+@pytest.fixture(scope="module")
+def lists(seaweed, tmp_path_factory) -> str:
+    """Uploads lists in every format, and gives the prefix."""
+    folder = tmp_path_factory.mktemp("lists")
+    for kind in ("CSV", "Parquet", "ORC"):
+        for day, names in (("2026-11-19T01-00Z", NAMES[:1]), ("2026-11-20T01-00Z", NAMES)):
+            (folder / kind).mkdir(exist_ok=True)
+            rows = [row(name, Bucket=BUCKET) for name in names]
+            inventory(folder / kind, rows, kind, date=day)
+    (folder / "keys.txt.gz").write_bytes(gzip.compress("".join(f"s3://{BUCKET}/{name}\n" for name in NAMES).encode()))
+    pq.write_table(pa.table({"uri": [f"s3://{BUCKET}/{name}" for name in NAMES[:4]]}), folder / "part-1.parquet")
+    pq.write_table(pa.table({"uri": [f"s3://{BUCKET}/{name}" for name in NAMES[3:]]}), folder / "part-2.parquet")
+    lines = [{"source-ref": f"s3://{BUCKET}/{name}"} for name in NAMES] + [{"source-ref": "/etc/passwd"}]
+    (folder / "some.manifest").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    s3 = client("s3", seaweed)
+    s3.create_bucket(Bucket=LISTS)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            s3.put_object(Bucket=LISTS, Key=f"in/{path.relative_to(folder)}", Body=path.read_bytes())
+    return f"s3://{LISTS}/in"
+
+
+def test_an_inventory_in_s3_is_scored_with_its_keys_letter_by_letter(cli, aws, demo, lists, tmp_path: Path):
+    done = cli(
+        *("run", f"{lists}/CSV/2026-11-20T01-00Z/manifest.json", "--model", demo.arn),
+        *("--out", tmp_path / "out", "--json"),
+        env=aws,
+    )
+    assert done.code == 0, done.err
+    assert done.json | {"planned": len(NAMES), "scored": len(NAMES), "lines": len(NAMES)} == done.json
+    rows = pl.read_parquet(tmp_path / "out" / "results" / "**" / "*.parquet")
+    assert sorted(rows["key"]) == sorted(NAMES)
+    assert set(rows["etag"]) == {"d41d8cd98f00b204e9800998ecf8427e"}
+    assert (
+        f"the lists: {len(NAMES)} lines read = {len(NAMES)} planned"
+        in cli(
+            *("run", f"{lists}/ORC/2026-11-20T01-00Z/manifest.json", "--model", demo.arn, "--out", tmp_path / "again"),
+            env=aws,
+        ).err
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "images", "repeated"),
+    [
+        ("Parquet", ("--source-kind", "inventory"), len(NAMES), 0),
+        ("Parquet", ("--as-of", "2026-11-19"), 1, 0),
+        ("keys.txt.gz", (), len(NAMES), 0),
+        ("part-*.parquet", (), len(NAMES), 1),
+        ("some.manifest", ("--skip-bad-lines",), len(NAMES), 0),
+    ],
+)
+def test_lists_in_s3_need_no_word_where_their_name_and_content_tell(
+    cli, aws, demo, lists, name, flags, images, repeated
+):
+    done = cli("plan", f"{lists}/{name}", *flags, "--model", demo.arn, "--json", env=aws)
+    assert done.code == 0, done.err
+    plan = done.json
+    assert (plan["images"], plan["repeated"]) == (images, repeated)
+    left_out = plan["bad_lines"] + plan["filtered"] + plan["known"] + sum(plan["left_out"].values()) + plan["unread"]
+    assert plan["lines"] == images + repeated + left_out
+
+
+def test_bad_lines_refuse_the_list_or_stand_in_the_run_record(cli, aws, demo, lists, tmp_path: Path):
+    arguments = ("run", f"{lists}/some.manifest", "--model", demo.arn, "--out", tmp_path / "out", "--run-id", "r")
+    refused = cli(*arguments, env=aws)
+    assert refused.code == 2
+    assert f"some.manifest line {len(NAMES) + 1}: its source-ref: '/etc/passwd' is neither" in refused.err
+    done = cli(*arguments, "--skip-bad-lines", "--include", "a*", env=aws)
+    assert done.code == 0, done.err
+    assert "9 lines read = 3 planned + 5 filtered + 1 bad" in done.err
+    (told,) = json.loads((tmp_path / "out" / "runs" / "r" / "run.json").read_text())["bad_lines"].values()
+    assert len(told) == 1
+    assert "/etc/passwd" in told[0]
+
+
+def test_the_truth_of_a_manifest_is_carried_and_evaluated(cli, aws, demo, tmp_path: Path):
+    out = tmp_path / "out"
+    done = cli("run", demo.data.truth, "--model", demo.arn, "--out", out, "--limit", "20", env=aws)
+    assert done.code == 0, done.err
+    by_results = cli("evaluate", out, "--json")
+    by_file = cli("evaluate", out, "--truth", demo.data.truth, "--json")
+    assert by_results.code == 0, by_results.err
+    assert by_results.json["labels"] == by_file.json["labels"]
+    assert by_results.json["summary"]["images"] == 20
+
+
+def test_an_object_that_has_no_list_name_is_a_prefix(cli, aws, demo, lists):
+    done = cli("plan", f"{lists}/missing.txt", "--model", demo.arn, env=aws)
+    assert done.code == 2
+    assert "there is no image in" in done.err
+    done = cli("plan", f"s3://{BUCKET}/a", "--model", demo.arn, "--json", env=aws)
+    assert done.json["images"] == 3

@@ -1,0 +1,85 @@
+"""Lists in an S3 that keeps every key as it is."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchcl.aws.session import Aws
+from batchcl.errors import CredentialsError, SourceError
+from servers import aws_env, client
+from unit.sources.lists import inventory, keys, read, row
+
+
+@pytest.fixture
+def s3(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    for name, value in aws_env(s3=moto).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return client("s3", moto)
+
+
+@pytest.fixture
+def bucket(s3: Any, request: pytest.FixtureRequest) -> str:
+    name = f"lists-{abs(hash(request.node.name))}"
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+def upload(s3: Any, bucket: str, folder: Path, prefix: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            s3.put_object(Bucket=bucket, Key=f"{prefix}{path.relative_to(folder)}", Body=path.read_bytes())
+
+
+def test_an_inventory_whose_prefix_ends_with_a_slash_is_found_though_its_keys_are_told_wrong(
+    s3: Any, bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "inv").mkdir()
+    inventory(tmp_path / "inv", [row("a b"), row("c"), row("d")], files=3)
+    upload(s3, bucket, tmp_path / "inv", "inv//acme-photos/daily/")
+    aws = Aws.from_environment()
+    folder = f"s3://{bucket}/inv//acme-photos/daily"
+    assert sorted(keys(f"{folder}/2026-11-20T01-00Z/manifest.json", aws=aws)) == ["a b", "c", "d"]
+    assert sorted(keys(f"{folder}/", aws=aws, kind="inventory")) == ["a b", "c", "d"]
+    assert list((tmp_path / "tmp").iterdir()) == [], "copies are removed"
+
+
+def test_what_is_wrong_with_an_inventory_in_s3_is_told(s3: Any, bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "inv").mkdir()
+    inventory(tmp_path / "inv", [row("a")], files=1)
+    (data,) = (tmp_path / "inv" / "data").iterdir()
+    data.write_bytes(data.read_bytes() + b"x")
+    upload(s3, bucket, tmp_path / "inv", "inv/")
+    aws = Aws.from_environment()
+    with pytest.raises(SourceError, match=r"0\.csv\.gz has the MD5 .*damaged"):
+        read(f"s3://{bucket}/inv/2026-11-20T01-00Z/manifest.json", aws=aws)
+    with pytest.raises(SourceError, match=r"there is no s3://.*/manifest\.json; check the path"):
+        read(f"s3://{bucket}/other/manifest.json", aws=aws, kind="inventory")
+    with pytest.raises(SourceError, match="there is no S3 Inventory below"):
+        read(f"s3://{bucket}/inv/data", aws=aws, as_of="2026-11-20")
+    with pytest.raises((SourceError, CredentialsError), match=r"no bucket|access denied"):
+        read("s3://missing-bucket-of-lists/inv", aws=aws, kind="inventory")
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_symlink_txt_in_s3_leads_to_its_manifest(s3: Any, bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "inv").mkdir()
+    inventory(tmp_path / "inv", [row("a b")], files=1)
+    upload(s3, bucket, tmp_path / "inv", "inv/")
+    link = "inv/hive/dt=2026-11-20-01-00/symlink.txt"
+    s3.put_object(Bucket=bucket, Key=link, Body=f"s3://{bucket}/inv/data/x.csv.gz\n".encode())
+    assert keys(f"s3://{bucket}/{link}", aws=Aws.from_environment()) == ["a b"]
+
+
+def test_a_glob_fits_keys_and_not_what_lies_beside(s3: Any, bucket: str) -> None:
+    for key, names in (("in/../1.txt", "abc"), ("in/2.txt", "cd"), ("in/3.text", "x"), ("other/1.txt", "y")):
+        s3.put_object(Bucket=bucket, Key=key, Body="".join(f"s3://b/{name}\n" for name in names).encode())
+    aws = Aws.from_environment()
+    assert keys(f"s3://{bucket}/in/*.txt", aws=aws) == ["a", "b", "c", "d"]
+    with pytest.raises(SourceError, match="no object fits"):
+        read(f"s3://{bucket}/in/9*.txt", aws=aws)
