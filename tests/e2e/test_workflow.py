@@ -33,6 +33,8 @@ _MASKS = [
         (r"[\d.]+ minutes of training are billed, \$[\d.]+", "BILL"),
         (r"(training_seconds +)\d+", r"\1N"),
         (r"TIME [\d,]+/[\d,]+ images .*\n", ""),  # the log's line every ten seconds
+        # which states a wait happens to see depends on the machine's speed
+        (r"(?m)^batchcl: \S+ is (?:\w+_IN_PROGRESS|STARTING|STOPPING|DELETING)\n", ""),
     )
 ]
 
