@@ -20,6 +20,9 @@ _LOOK_AGAIN_S: Final = 5.0
 
 Botocore's providers fetch new keys 15 minutes before the old ones expire, so seconds make no difference to that."""
 
+_LOOK_UP_S: Final = 60.0
+"""No provider takes longer; a role, SSO or a process of the user's own may ask a service."""
+
 
 class KeyRing:
     """The session's keys for one service. Safe for many concurrent callers.
@@ -71,7 +74,7 @@ class KeyRing:
             return self._keys or await self._look_up()
 
     async def _look_up(self) -> Keys:
-        with _told():
+        with _told(), anyio.fail_after(_LOOK_UP_S):
             self._provider = await self._aws.credentials(self._service)
         if self._provider is None:
             raise FatalCallError(
@@ -83,9 +86,15 @@ class KeyRing:
         return await self._ask()
 
     async def _ask(self) -> Keys:
-        with _told():
+        with _told(), anyio.fail_after(_LOOK_UP_S):
             frozen = await self._provider.get_frozen_credentials()
         fresh = Keys(frozen.access_key, frozen.secret_key, frozen.token or None)
+        if not all(map(_sendable, (fresh.access_key, fresh.token or "-"))):
+            raise FatalCallError(
+                "the AWS access key or session token holds a blank, a line break or no ASCII, so it can't be sent; "
+                "check how it was set",
+                code="Credentials",
+            )
         if self._keys is None or fresh != self._keys:
             self._keys = fresh
         return self._keys
@@ -97,6 +106,9 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError, RuntimeError, OSError) as error:
-        raise FatalCallError(
-            f"the AWS credentials can't be loaded: {error}; log in again", code="Credentials"
-        ) from error
+        why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+        raise FatalCallError(f"the AWS credentials can't be loaded: {why}; log in again", code="Credentials") from error
+
+
+def _sendable(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text

@@ -61,7 +61,7 @@ async def find_endpoint(aws: Aws, service: str, *, region: str, bucket: str | No
 
     Raises:
         CredentialsError: there are none.
-        RefusedError: botocore knows no endpoint for it.
+        RefusedError: botocore knows no endpoint for it, or the proxy's address is none.
     """
     try:
         url, authorization = await _prepared(aws, service, region, bucket)
@@ -113,7 +113,13 @@ def _proxy_for(origin: str) -> tuple[str | None, str | None]:
     proxy = ProxyConfiguration(get_environ_proxies(origin)).proxy_url_for(origin)
     if not proxy:
         return None, None
-    parts = urlsplit(proxy)
+    try:
+        parts = urlsplit(proxy)
+        usable = bool(parts.hostname) and parts.port != 0 and parts.path in {"", "/"}
+    except ValueError:
+        usable = False
+    if not usable:
+        raise RefusedError("HTTPS_PROXY or HTTP_PROXY is no proxy's address; write it like http://host:3128")
     user, at, place = parts.netloc.rpartition("@")
     if not at:
         return proxy, None

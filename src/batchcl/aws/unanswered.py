@@ -7,6 +7,8 @@ from typing import Final
 
 import aiohttp
 
+from batchcl.aws.connections import NotConnectedError, ProxyRefusedError, TlsError
+from batchcl.aws.http1 import NoHttpError
 from batchcl.errors import CallError, FatalCallError, TransientError
 
 __all__ = ["MALFORMED", "malformed", "redirected", "unanswered"]
@@ -15,38 +17,51 @@ MALFORMED: Final = "MalformedAnswer"
 """The code of an answer that is none of the API's: it was cut on its way, or somebody else gave it."""
 
 _PROXY_AUTHENTICATION: Final = 407
+_GONE: Final = (
+    ssl.SSLEOFError,
+    ssl.SSLZeroReturnError,
+    ssl.SSLSyscallError,
+    ConnectionResetError,
+    ConnectionAbortedError,
+)
 
 
 def unanswered(error: Exception, *, where: str) -> CallError:
-    """What aiohttp's `error` means for a call to `where`: fatal for a certificate, else worth another attempt.
+    """What an `error` of the wire or of aiohttp means for a call to `where`: fatal, or else worth another attempt.
 
-    `code` is `Tls`, `Proxy`, `Timeout`, `Unreachable`, `ConnectionLost`, `MalformedAnswer`, or else the error's name.
+    Fatal are a certificate that isn't trusted, TLS that can't be agreed on, and a proxy that wants credentials. `code`
+    is `Tls`, `Proxy`, `Timeout`, `Unreachable`, `ConnectionLost`, `MalformedAnswer`, or else the error's name.
     """
     said = " ".join(str(error).split()) or type(error).__name__
     match error:
-        case aiohttp.ClientSSLError() | ssl.SSLCertVerificationError() if not _cut(error):
+        case ProxyRefusedError() | aiohttp.ClientHttpProxyError():
+            return _proxy_refused(error.status, where)
+        case TlsError() | aiohttp.ClientSSLError() | ssl.SSLCertVerificationError() if not _cut(error):
             return FatalCallError(
                 f"the TLS connection to {where} failed: {said}; set AWS_CA_BUNDLE to your CA's file", code="Tls"
             )
-        case aiohttp.ClientHttpProxyError(status=407):
-            return FatalCallError(
-                f"the proxy wants other credentials before it lets {where} through; check HTTPS_PROXY and HTTP_PROXY",
-                code="Proxy",
-                status=_PROXY_AUTHENTICATION,
-            )
-        case aiohttp.ClientHttpProxyError():
-            why = f"the proxy doesn't let {where} through: it answered {error.status} {error.message}"
-            return TransientError(why.rstrip(), code="Proxy", status=error.status)
         case TimeoutError():
             return TransientError(f"no answer in time from {where}", code="Timeout")
+        case NotConnectedError():
+            return TransientError(f"{where} can't be reached: {said}", code="Unreachable")
         case aiohttp.ClientConnectorError() if not _cut(error):
             return TransientError(f"{where} can't be reached: {said}", code="Unreachable")
-        case aiohttp.ClientResponseError():
+        case NoHttpError() | aiohttp.ClientResponseError():
             return TransientError(f"what {where} answered is no HTTP: {said}", code=MALFORMED)
         case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError() | OSError():
             return TransientError(f"the connection to {where} was lost: {said}", code="ConnectionLost")
         case _:
             return TransientError(f"the call to {where} failed: {said}", code=type(error).__name__)
+
+
+def _proxy_refused(status: int, where: str) -> CallError:
+    if status == _PROXY_AUTHENTICATION:
+        return FatalCallError(
+            f"the proxy wants other credentials before it lets {where} through; check HTTPS_PROXY and HTTP_PROXY",
+            code="Proxy",
+            status=status,
+        )
+    return TransientError(f"the proxy doesn't let {where} through: it answered {status}", code="Proxy", status=status)
 
 
 def malformed() -> TransientError:
@@ -67,8 +82,4 @@ def redirected(where: str, status: int, location: str | None) -> FatalCallError:
 
 def _cut(error: Exception) -> bool:
     """Whether connecting ended because the other side went away, rather than for what it said or as it isn't there."""
-    cause = getattr(error, "os_error", None)
-    return isinstance(
-        cause,
-        ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError | ConnectionResetError | ConnectionAbortedError,
-    )
+    return isinstance(getattr(error, "os_error", None), _GONE)

@@ -1,4 +1,4 @@
-"""Signed requests by aiohttp: the way of the two hot paths, DetectCustomLabels and ListObjectsV2.
+"""Signed requests without the SDK: the way of the two hot paths, DetectCustomLabels and ListObjectsV2.
 
 Botocore still says where requests go, whom to trust and what signs them (`endpoint`, `credentials`); what it does
 again for each call, and needn't, is done once here.
@@ -7,20 +7,18 @@ again for each call, and needn't, is done once here.
 from __future__ import annotations
 
 import email.utils
-import io
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
-
-import aiohttp
-from yarl import URL
+from typing import Final
 
 from batchcl.__about__ import __version__
 from batchcl.aws.classify import EXPIRED_CODES, blames_clock
+from batchcl.aws.connections import ConnectionPool, NotConnectedError, ProxyRefusedError, Route, TlsError, open_pool
 from batchcl.aws.credentials import KeyRing
 from batchcl.aws.endpoint import Endpoint, find_endpoint, trust
+from batchcl.aws.http1 import Answer, NoHttpError
 from batchcl.aws.refusal import read_refusal
 from batchcl.aws.session import Aws
 from batchcl.aws.sigv4 import Headers, Keys, Signer, canonical_path, canonical_query
@@ -32,17 +30,12 @@ DEADLINE_S: Final = 60.0
 """No request takes longer than this, from the wait for a connection to the last byte of the answer."""
 
 _CONNECT_TIMEOUT_S: Final = 5.0
-_KEEP_ALIVE_S: Final = 12.0
-_LARGEST_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _ERROR: Final = 300
 _LEAST_SKEW_S: Final = 60.0
 """A refusal for its time with a clock closer than this is about something else."""
 
-_INLINE_BYTES: Final = 512 * 1024
-"""aiohttp writes a body of bytes in one go, which is for small ones."""
-
+_PATHS: Final = 64
 _USER_AGENT: Final = f"batchcl/{__version__}"
-_SKIPPED: Final = ("Accept", "Accept-Encoding", "Content-Type")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +57,6 @@ class Request:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back, whatever its status. `headers` are found in any case of their names."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
 class Wire:
     """Sends requests to one service, or to one bucket of S3. Safe for many concurrent callers.
 
@@ -82,24 +66,30 @@ class Wire:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        pool: ConnectionPool,
         endpoint: Endpoint,
         keys: KeyRing,
         *,
+        deadline_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._session = session
+        self._pool = pool
         self._endpoint = endpoint
         self._keys = keys
+        self._deadline_s = deadline_s
         self._clock = clock
         self._ahead_s = 0.0
         self._is_s3 = endpoint.signing_name.startswith("s3")
         self._signer = Signer(
             service=endpoint.signing_name, region=endpoint.region, host=endpoint.host, names_content=self._is_s3
         )
-        self._urls: dict[str, tuple[URL, str]] = {}
-        told = endpoint.proxy_authorization
-        self._to_proxy = None if told is None else {"Proxy-Authorization": told}
+        self._paths: dict[str, tuple[str, str]] = {}
+        self._common = f"User-Agent: {_USER_AGENT}\r\n"
+        self._origin = ""
+        if endpoint.proxy is not None and endpoint.url.startswith("http:"):  # no tunnel: the proxy reads the request
+            self._origin = endpoint.url
+            if endpoint.proxy_authorization is not None:
+                self._common += f"Proxy-Authorization: {endpoint.proxy_authorization}\r\n"
 
     @property
     def endpoint(self) -> Endpoint:
@@ -142,42 +132,34 @@ class Wire:
         return True
 
     async def _send(self, request: Request, keys: Keys) -> Answer:
+        sent, signed = self._paths.get(request.path) or self._prepare(request.path)
         query = canonical_query(request.query) if request.query else ""
-        url, path = self._urls.get(request.path) or self._prepare(request.path)
         headers = self._signer.sign(
             keys,
             at_s=self._clock() + self._ahead_s,
             method=request.method,
-            path=path,
+            path=signed,
             query=query,
             headers=request.headers,
             body=request.body,
         )
-        if self._to_proxy is not None and url.scheme == "http":
-            headers |= self._to_proxy  # there is no tunnel, whose request would carry it
-        if query:
-            url = URL(f"{url}?{query}", encoded=True)
+        target = f"{sent}?{query}" if query else sent
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        length = f"Content-Length: {len(request.body)}\r\n" if request.body else ""
+        head = f"{request.method} {target} HTTP/1.1\r\n{self._common}{lines}{length}\r\n"
         try:
-            return await self._exchange(request.method, url, headers, request.body)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            lost = unanswered(error, where=self._endpoint.url)
-        raise lost  # not from aiohttp's error, which holds all headers that were sent, the session token among them
+            return await self._pool.exchange(head.encode() + request.body, deadline_s=self._deadline_s)
+        except (OSError, NoHttpError, NotConnectedError, ProxyRefusedError, TlsError) as error:
+            raise unanswered(error, where=self._endpoint.url) from error
 
-    async def _exchange(self, method: str, url: URL, headers: dict[str, str], body: bytes) -> Answer:
-        data: Any = body if len(body) <= _INLINE_BYTES else io.BytesIO(body)
-        async with self._session.request(
-            method, url, headers=headers, data=data or None, allow_redirects=False, proxy_headers=self._to_proxy
-        ) as got:
-            if (got.content_length or 0) > _LARGEST_ANSWER_BYTES:
-                raise aiohttp.ClientPayloadError(f"an answer of {got.content_length:,} bytes is none of AWS's")
-            return Answer(got.status, got.headers, await got.read())
-
-    def _prepare(self, path: str) -> tuple[URL, str]:
-        """The URL to send to, and the path to sign."""
+    def _prepare(self, path: str) -> tuple[str, str]:
+        """What the request line names, and what is signed."""
+        if not path.isascii() or any(character.isspace() for character in path):
+            raise ValueError(f"the path {path!r} isn't encoded")
         sent = self._endpoint.root + path
-        prepared = URL(self._endpoint.url + sent, encoded=True), sent if self._is_s3 else canonical_path(sent)
-        if len(self._urls) < 64:  # noqa: PLR2004 - a bound is enough; hot paths have one path
-            self._urls[path] = prepared
+        prepared = self._origin + sent, sent if self._is_s3 else canonical_path(sent)
+        if len(self._paths) < _PATHS:
+            self._paths[path] = prepared
         return prepared
 
 
@@ -211,18 +193,12 @@ async def open_wire(
         RefusedError: there are no credentials, no endpoint is known, or the CA bundle can't be read.
     """
     endpoint = await find_endpoint(aws, service, region=region, bucket=bucket)
-    connector = aiohttp.TCPConnector(
-        limit=connections,
-        ssl=trust(aws) if endpoint.url.startswith("https:") else False,
-        keepalive_timeout=_KEEP_ALIVE_S,
-    )
-    async with aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        skip_auto_headers=_SKIPPED,
-        headers={"User-Agent": _USER_AGENT},
-        timeout=aiohttp.ClientTimeout(total=deadline_s, sock_connect=connect_timeout_s),
+    route = Route(
+        url=endpoint.url,
         proxy=endpoint.proxy,
-    ) as session:
-        yield Wire(session, endpoint, KeyRing(aws, service, monotonic=monotonic), clock=clock)
+        proxy_authorization=endpoint.proxy_authorization,
+        tls=trust(aws) if "https:" in {endpoint.url[:6], (endpoint.proxy or "")[:6]} else None,
+    )
+    async with open_pool(route, limit=connections, connect_timeout_s=connect_timeout_s) as pool:
+        keys = KeyRing(aws, service, monotonic=monotonic)
+        yield Wire(pool, endpoint, keys, deadline_s=deadline_s, clock=clock)

@@ -1,0 +1,190 @@
+"""What does a call cost the client? Calls per CPU-second of batchcl's wire, aioboto3 and boto3 threads, on one core.
+
+    python benchmarks/client_cost.py [--calls 8000] [--rounds 5] [--concurrency 64] [--json]
+
+Every contender is a process of its own, tied to one core, that makes the same calls to the same stub, which runs on
+another core and answers at once. A round runs all of them one after the other. Images lie in S3, so a call is small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import anyio
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.detect import Detector, open_detector
+from batchcl.aws.session import Aws, AwsSettings
+from batchcl.aws.transport import Transport
+from batchcl.images import ImageRef
+
+HERE = Path(__file__).parent
+MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "stub",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+CONTENDERS = {
+    "batchcl, wire": [str(HERE / "client_cost.py"), "--one", "wire"],
+    "batchcl, aioboto3": [str(HERE / "client_cost.py"), "--one", "aioboto3"],
+    "aioboto3, gather": [str(HERE / "peers" / "calls_aioboto3.py")],
+    "boto3, threads": [str(HERE / "peers" / "calls_boto3.py")],
+}
+TARGETS = {"aioboto3, gather": 4, "boto3, threads": 6}
+
+
+def conditions(arguments: argparse.Namespace) -> dict[str, object]:
+    """Where the figures come from."""
+    names = ("batchcl", "aiohttp", "yarl", "orjson", "aioboto3", "aiobotocore", "boto3", "botocore", "urllib3")
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_1m": round(os.getloadavg()[0], 2),
+        "versions": {name: version(name) for name in names},
+        "calls": arguments.calls,
+        "concurrency": arguments.concurrency,
+        "rounds": arguments.rounds,
+    }
+
+
+async def call(transport: Transport, endpoint: str, calls: int, concurrency: int) -> dict[str, float]:
+    """As batchcl's own detector calls; the engine around it is another benchmark's."""
+    aws = Aws(AwsSettings(region="us-east-1", rekognition_endpoint_url=endpoint))
+    async with open_detector(aws, ModelArn.parse(MODEL), transport=transport, connections=concurrency) as detector:
+        assert await _call_all(detector, concurrency * 2, concurrency) == concurrency * 4
+        wall, cpu = time.perf_counter(), time.process_time()
+        labels = await _call_all(detector, calls, concurrency)
+        return {"labels": labels, "wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+
+
+async def _call_all(detector: Detector, calls: int, concurrency: int) -> int:
+    semaphore = asyncio.Semaphore(concurrency)
+
+    async def detect(number: int) -> int:
+        key = f"2026/frame-{number:09}.jpg"
+        image = ImageRef(uri=f"s3://photos/{key}", bucket="photos", key=key)
+        async with semaphore:
+            found = await detector.detect(image)
+        return len([(label.name, label.confidence) for label in found.labels])
+
+    return sum(await asyncio.gather(*(detect(number) for number in range(calls))))
+
+
+@contextmanager
+def stub(core: int, spent: dict[str, float]) -> Iterator[str]:
+    """The endpoint of a stub on `core`; `spent` gets its answers and CPU time when it has ended."""
+    with subprocess.Popen(
+        [sys.executable, HERE / "stubs" / "server.py", "--core", str(core)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["endpoint"]
+        process.stdin.close()
+        spent.update(json.loads(process.stdout.readline()))
+
+
+def measured(script: list[str], endpoint: str, arguments: argparse.Namespace, core: int) -> dict[str, float]:
+    """One contender in a fresh process on `core`."""
+    asked = [
+        "--endpoint",
+        endpoint,
+        "--calls",
+        arguments.calls,
+        "--concurrency",
+        arguments.concurrency,
+        "--model",
+        MODEL,
+    ]
+    done = subprocess.run(
+        [sys.executable, *script, *map(str, asked)],
+        env=os.environ | KEYS,
+        check=True,
+        stdout=subprocess.PIPE,
+        preexec_fn=partial(os.sched_setaffinity, 0, {core}),
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    assert found["labels"] == 2 * arguments.calls
+    return found
+
+
+def compared(arguments: argparse.Namespace) -> tuple[list[dict[str, object]], int]:
+    """All rounds: a row a contender, and the stub's CPU time an answer in µs."""
+    spent: dict[str, float] = {}
+    cores = sorted(os.sched_getaffinity(0))
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    with stub(cores[-1], spent) as endpoint:
+        for _ in range(arguments.rounds):
+            for name, script in CONTENDERS.items():
+                rounds[name].append(measured(script, endpoint, arguments, cores[0]))
+    rows: list[dict[str, object]] = []
+    for name, found in rounds.items():
+        rates = [arguments.calls / each["cpu_s"] for each in found]
+        ours = [arguments.calls / each["cpu_s"] for each in rounds["batchcl, wire"]]
+        ratios = [mine / theirs for mine, theirs in zip(ours, rates, strict=True)]
+        rows.append(
+            {
+                "client": name,
+                "calls_per_cpu_second": round(statistics.median(rates)),
+                "lowest": round(min(rates)),
+                "highest": round(max(rates)),
+                "cpu_us_per_call": round(1e6 / statistics.median(rates)),
+                "calls_per_second": round(statistics.median(arguments.calls / each["wall_s"] for each in found)),
+                "wire_is_times": round(statistics.median(ratios), 2),
+                "to_reach": TARGETS.get(name),
+            }
+        )
+    return rows, round(spent["cpu_s"] / spent["answers"] * 1e6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=8000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--json", action="store_true")
+    for hidden in ("--one", "--endpoint", "--model"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        transport = Transport(arguments.one)
+        found = anyio.run(partial(call, transport, arguments.endpoint, arguments.calls, arguments.concurrency))
+        print(json.dumps(found))
+        return
+    rows, stub_us = compared(arguments)
+    if arguments.json:
+        print(json.dumps(conditions(arguments) | {"clients": rows, "stub_cpu_us": stub_us}))
+        return
+    for name, value in conditions(arguments).items():
+        print(f"{name:12} {value}")
+    print(
+        "conditions   client on one core, stub on another, plain HTTP on the loopback, S3 images; medians of the rounds"
+    )
+    for row in rows:
+        target = "" if row["to_reach"] is None else f" (to reach: {row['to_reach']})"
+        rates = f"{row['calls_per_cpu_second']:>6,} calls/CPU-s ({row['lowest']:,} to {row['highest']:,})"
+        costs = f"{row['cpu_us_per_call']:>4,} µs CPU a call, {row['calls_per_second']:>6,} calls/s"
+        print(f"{row['client']:18} {rates}, {costs}; the wire does {row['wire_is_times']} times as many{target}")
+    print(f"the stub takes {stub_us} µs CPU an answer")
+    print(
+        "not claimed: the speed of AWS or over TLS, calls with the bytes of images, or a run with its list and tables"
+    )
+
+
+if __name__ == "__main__":
+    main()
