@@ -1,8 +1,8 @@
 """A stub of DetectCustomLabels and ListObjectsV2 that costs less than any client of it.
 
 It prints one JSON line with its `endpoint`, serves until its stdin ends, and then prints one with its `answers` and
-`cpu_s`. DetectCustomLabels gets the same canned labels for each call; ListObjectsV2 gets pages of a bucket with `--keys` keys, which exist nowhere. Signatures are not
-looked at, and headers only for the body's length.
+`cpu_s`. DetectCustomLabels gets the same canned labels for each call; ListObjectsV2 gets pages of a bucket with
+`--keys` keys, which exist nowhere. Signatures are not looked at, and headers only for the body's length.
 """
 
 from __future__ import annotations

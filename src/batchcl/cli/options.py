@@ -84,7 +84,7 @@ MaxInFlight = Annotated[
 TransportOption = Annotated[
     Transport | None,
     typer.Option(
-        "--transport", help="How calls and listings go: the SDK takes 5 times the CPU (wire).", show_default=False
+        "--transport", help="How calls and listings go (wire); the SDK takes many times the CPU.", show_default=False
     ),
 ]
 Include = Annotated[
