@@ -98,6 +98,14 @@ def client(service: str, endpoint: str) -> Any:
     )
 
 
+def make_bucket(s3: Any, name: str) -> None:
+    """Have a bucket of this name, which an earlier set-up of the same fixture may have made."""
+    try:
+        s3.create_bucket(Bucket=name)
+    except s3.exceptions.BucketAlreadyOwnedByYou:
+        return
+
+
 def start_model(endpoint: str, arn: str, units: int = 5) -> None:
     """Have the model RUNNING."""
     rekognition = client("rekognition", endpoint)
@@ -122,9 +130,12 @@ def wait_for(there: Callable[[], bool], timeout_s: float = 30) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports whose neighbour 10,000 above is free too, as SeaweedFS takes both."""
+    """Free ports whose neighbour 10,000 above is free too, as SeaweedFS takes both.
+
+    Each process searches a range of its own: a port is free until the server that it is meant for has started.
+    """
     found: list[int] = []
-    candidate = 20_000 + os.getpid() % 10_000
+    candidate = 20_000 + os.getpid() * 16 % 10_000
     while len(found) < count:
         candidate += 1
         if all(_free(port) for port in (candidate, candidate + 10_000)):

@@ -26,7 +26,7 @@ from batchcl.cli.app import app
 from batchcl.errors import ExitCode
 from batchcl.job import Job, load_job
 from batchcl.runs.schema import FAILURES, RESULTS
-from servers import aws_env, client
+from servers import aws_env, client, make_bucket
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -154,7 +154,7 @@ def aws(service, seaweed, demo) -> dict[str, str]:
     """The environment of somebody who has the buckets that the documentation speaks of."""
     s3 = client("s3", seaweed)
     for bucket in BUCKETS:
-        s3.create_bucket(Bucket=bucket)
+        make_bucket(s3, bucket)
     for picture in sorted(demo.data.images.iterdir())[:6]:
         s3.put_object(Bucket=BUCKETS[0], Key=f"2026/{picture.name}", Body=picture.read_bytes())
     return aws_env(service, seaweed) | FEW

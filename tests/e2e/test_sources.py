@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from servers import aws_env, client
+from servers import aws_env, client, make_bucket
 from unit.sources.lists import inventory, row
 
 BUCKET = "list-photos"
@@ -22,7 +22,7 @@ NAMES = ("a b.png", "a+b.png", "a%2Bb.png", "100%.png", "cafe\u0301.png", "æ—¥æœ
 @pytest.fixture(scope="module")
 def aws(service, seaweed, demo) -> dict[str, str]:
     s3 = client("s3", seaweed)
-    s3.create_bucket(Bucket=BUCKET)
+    make_bucket(s3, BUCKET)
     pictures = sorted(demo.data.images.iterdir())
     for name, picture in zip(NAMES, pictures, strict=False):
         s3.put_object(Bucket=BUCKET, Key=name, Body=picture.read_bytes())
@@ -44,7 +44,7 @@ def lists(seaweed, tmp_path_factory) -> str:
     lines = [{"source-ref": f"s3://{BUCKET}/{name}"} for name in NAMES] + [{"source-ref": "/etc/passwd"}]
     (folder / "some.manifest").write_text("".join(json.dumps(line) + "\n" for line in lines))
     s3 = client("s3", seaweed)
-    s3.create_bucket(Bucket=LISTS)
+    make_bucket(s3, LISTS)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             s3.put_object(Bucket=LISTS, Key=f"in/{path.relative_to(folder)}", Body=path.read_bytes())

@@ -17,7 +17,7 @@ from batchcl.aws.transport import Transport
 from batchcl.aws.wire import open_wire
 from batchcl.errors import FatalCallError, ImageError
 from batchcl.images import ImageRef
-from servers import KEY, SECRET, aws_env, client
+from servers import KEY, SECRET, aws_env, client, make_bucket
 
 HOUR_S = 3600
 
@@ -30,7 +30,7 @@ def aws(service: str, *, secret: str = SECRET) -> Aws:
 def images(demo, seaweed) -> list[ImageRef]:
     """The same pictures as files, which travel as bytes, and in a bucket under odd names."""
     s3 = client("s3", seaweed)
-    s3.create_bucket(Bucket="transports")
+    make_bucket(s3, "transports")
     found = []
     for number, path in enumerate(sorted(demo.data.images.iterdir())[:4]):
         key = f"a b+c%2F é'{number}{path.suffix}"
