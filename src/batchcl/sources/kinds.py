@@ -66,10 +66,10 @@ def kind_of(name: str, path: Path, *, folder: Path | None, wants_table: bool, wa
         raise SourceError(
             f"{name} is neither text nor a table, nor a PNG or JPEG image; name a list of images or a directory"
         )
-    if wants_table:
-        return SourceKind.TABLE
     if lines[0].lstrip().startswith(b"{"):
         return _json_kind(name, start, lines, wants_field=wants_field)
+    if wants_table:
+        return SourceKind.TABLE
     return _text_kind(name, [line.decode(errors="replace") for line in lines], folder)
 
 

@@ -149,7 +149,7 @@ class _Opener:
             return await self._lists(label, [_ListFile(label, path, Path.cwd())])
         what = await anyio.to_thread.run_sync(_look, name)
         if what is _What.FOLDER:
-            if await anyio.to_thread.run_sync(_holds_inventories, name):
+            if self._options.as_of is not None or await anyio.to_thread.run_sync(_holds_inventories, name):
                 return await self._inventory(name, LocalPlace())
             return DirectorySource(name, leave_out=self._leave_out)
         if what is _What.GLOB:

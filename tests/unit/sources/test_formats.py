@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import tempfile
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import cast
 import anyio
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,3 +206,60 @@ def test_labels_of_files_beside_the_list_need_no_word(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     (tmp_path / "list").write_bytes(b"a.jpg,cat\n")
     assert keys(tmp_path / "list") == [str(tmp_path / "a.jpg")]
+
+
+def test_columns_that_are_named_leave_json_lists_alone(tmp_path: Path) -> None:
+    (tmp_path / "1.list").write_bytes(b'{"source-ref":"s3://b/1"}\n')
+    (tmp_path / "2.list").write_bytes(b"n,where\n1,s3://b/2\n")
+    assert keys(tmp_path / "*.list", columns=columns(uri="where")) == ["1", "2"]
+
+
+@pytest.mark.parametrize("repeated", [0, 1, 1500])
+def test_long_tables_go_on_at_any_row(repeated: int, tmp_path: Path) -> None:
+    uris = [f"s3://b/{number}" for number in range(2500)]
+    pq.write_table(pa.table({"uri": uris[:2000] + uris[:repeated] + uris[2000:]}), tmp_path / "list")
+    for count in (0, 1, 999, 1000, 1001, 2000, 2499, 2500):
+        assert [image.uri for image in read(tmp_path / "list", after=Position(count, "")).images] == uris[count:]
+
+
+def test_typed_columns_tell_of_the_image_and_binary_ones_stay_behind(tmp_path: Path) -> None:
+    moment = dt.datetime(2026, 11, 1, 2, 3, 4, tzinfo=dt.UTC)
+    table = pa.table(
+        {
+            "bucket": ["acme-photos"],
+            "key": ["k"],
+            "size_bytes": pa.array([7], pa.int32()),
+            "last_modified": pa.array([moment], pa.timestamp("ms", "UTC")),
+            "etag": pa.array([5]),
+            "pixels": pa.array([b"\xff"]),
+            "score": pa.array([0.5]),
+        }
+    )
+    pq.write_table(table, tmp_path / "list")
+    (image,) = read(tmp_path / "list").images
+    assert (image.size_bytes, image.last_modified, image.etag) == (7, moment, None)
+    assert image.extra is not None
+    assert orjson.loads(image.extra) == {"etag": 5, "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"uri": "nothing"}, "has no column nothing, but a, b; name the one"),
+        ({}, "has no column bucket and no column key"),
+        ({"uri": "b"}, "its column b holds Int64, not text"),
+    ],
+)
+def test_columns_that_are_not_there_are_named_beside_those_that_are(
+    given: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"a": ["s3://b/k"], "b": [1]}), tmp_path / "list")
+    with pytest.raises(SourceError, match=words):
+        read(tmp_path / "list", columns=columns(**given))
+
+
+def test_two_images_with_a_comma_are_no_image_with_its_label(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "list").write_bytes(b"a.jpg,b.jpg\n")
+    with pytest.raises(SourceError, match="several kinds of list"):
+        read(tmp_path / "list")

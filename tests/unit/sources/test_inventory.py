@@ -90,7 +90,7 @@ def test_a_folder_means_its_newest_complete_inventory_or_that_of_a_day(tmp_path:
 def test_a_prefix_above_is_searched_and_several_inventories_are_named(tmp_path: Path) -> None:
     (tmp_path / "b" / "daily").mkdir(parents=True)
     inventory(tmp_path / "b" / "daily", [row("a")])
-    assert keys(tmp_path, kind="inventory") == ["a"]
+    assert keys(tmp_path, kind="inventory") == keys(tmp_path, as_of="2026-11-20") == ["a"]
     (tmp_path / "b" / "weekly").mkdir()
     inventory(tmp_path / "b" / "weekly", [row("b")])
     with pytest.raises(SourceError, match=r"holds several inventories: .*/b/daily, .*/b/weekly; name one"):

@@ -151,3 +151,17 @@ def test_filters_and_limit_take_a_prefix_of_the_same_order_and_any_bookmark_goes
         rest, repeated_then = select(sources, one.bookmark, **filters)
         assert [other for part in rest for other in part] == found[number:]
         assert repeated_then == repeated
+
+
+def test_what_the_filters_take_away_is_counted_and_goes_on_behind_a_bookmark() -> None:
+    async def filtered(after: Bookmark | None) -> tuple[list[Selected], int]:
+        selection = Selection(
+            [FakeSource(["a.png", "x", "b.png"]), FakeSource(["y", "c.png", "z"])], Filters(include=("*.png",))
+        )
+        taken = [one async for page in selection.pages(after) for one in page]
+        return taken, selection.filtered
+
+    taken, count = anyio.run(filtered, None)
+    assert ([one.bookmark.filtered for one in taken], count) == ([0, 1, 2], 3)
+    for one in taken:
+        assert anyio.run(filtered, one.bookmark)[1] == 3
