@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import anyio.to_thread
 
@@ -19,9 +20,11 @@ from batchcl.scoring.events import Notice, Observer
 from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Checked, Source
 from batchcl.sources.recognise import open_sources
-from batchcl.sources.select import Filters, Selected, Selection
+from batchcl.sources.select import Filters, Selection
 
 __all__ = ["Listing", "check_sources", "first_page"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def _total(lines: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(lines) else None
 
 
-async def first_page(pages: AsyncIterator[list[Selected]], job: Job) -> AsyncIterator[list[Selected]]:
+async def first_page(pages: AsyncIterator[list[T]], job: Job) -> AsyncIterator[list[T]]:
     """`pages` unchanged, but read up to the first image: `SourceError` if there is none."""
     async for first in pages:
         return _chained(first, pages)
@@ -105,7 +108,7 @@ async def first_page(pages: AsyncIterator[list[Selected]], job: Job) -> AsyncIte
     raise SourceError(f"there is no image in {named}{why}; check the prefix or path, or run `batchcl plan`")
 
 
-async def _chained(first: list[Selected], rest: AsyncIterator[list[Selected]]) -> AsyncIterator[list[Selected]]:
+async def _chained(first: list[T], rest: AsyncIterator[list[T]]) -> AsyncIterator[list[T]]:
     yield first
     async for page in rest:
         yield page

@@ -91,12 +91,11 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
         async with service_of(job) as (aws, model):
             listing = await check_sources(job, aws, model, files, observer or SilentObserver())
             known = await _known(job, aws, model)
-            async for page in await first_page(listing.selection.pages(), job):
-                listed = [each.image for each in page]
+            async for listed in await first_page(listing.selection.images(), job):
                 if known is not None:
                     fresh = await known.fresh(listed)
-                    listed = [image for image, needed in zip(listed, fresh, strict=True) if needed]
-                    left_out += len(page) - len(listed)
+                    left_out += fresh.count(False)
+                    listed = [image for image, needed in zip(listed, fresh, strict=True) if needed]  # noqa: PLW2901
                 images += len(listed)
                 for image in listed:
                     if (reason := unfit(image)) is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from batchcl.images import ImageRef
 from batchcl.sources.base import Position, Source
@@ -55,6 +56,42 @@ class Selected:
     bookmark: Bookmark
 
 
+_Pick: TypeAlias = tuple[int, int, int]
+"""Which image of a page, and how many were repeated and filtered up to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is taken of one page of a source.
+
+    Attributes:
+        source: its number.
+        count: images of the source before the page.
+        taken: images of the selection before the page.
+        images: of the page.
+        picked: those that are taken; None: all.
+        repeated: before the page.
+        filtered: before the page.
+    """
+
+    source: int
+    count: int
+    taken: int
+    images: list[ImageRef]
+    picked: list[_Pick] | None
+    repeated: int
+    filtered: int
+
+    @property
+    def size(self) -> int:
+        return len(self.images) if self.picked is None else len(self.picked)
+
+    def picks(self) -> Iterable[_Pick]:
+        if self.picked is not None:
+            return self.picked
+        return ((at, self.repeated, self.filtered) for at in range(len(self.images)))
+
+
 class Selection:
     """The images of several sources that pass the filters, one source after the other.
 
@@ -81,6 +118,24 @@ class Selection:
 
     async def pages(self, after: Bookmark | None = None) -> AsyncIterator[list[Selected]]:
         """The images from behind `after`, in pages of which none is empty, up to the limit."""
+        async for part in self._parts(after):
+            number, count, taken = part.source, part.count, part.taken
+            yield [
+                Selected(
+                    part.images[at],
+                    Bookmark(
+                        number, Position(count + at + 1, part.images[at].key), taken + n, repeated, filtered=filtered
+                    ),
+                )
+                for n, (at, repeated, filtered) in enumerate(part.picks(), 1)
+            ]
+
+    async def images(self) -> AsyncIterator[list[ImageRef]]:
+        """All images as `pages` has them, without bookmarks: for who won't go on where this was cut."""
+        async for part in self._parts(None):
+            yield part.images if part.picked is None else [part.images[at] for at, _, _ in part.picked]
+
+    async def _parts(self, after: Bookmark | None) -> AsyncIterator[_Part]:
         taken = 0 if after is None else after.taken
         self._repeated = 0 if after is None else after.repeated
         self._filtered = 0 if after is None else after.filtered
@@ -90,20 +145,27 @@ class Selection:
             position = after.position if after is not None and number == after.source else None
             count = 0 if position is None else position.count
             async for images in source.pages(position):
-                page: list[Selected] = []
-                for image in images:
-                    if self._limit is not None and taken >= self._limit:
-                        break
-                    count += 1
-                    if await self._takes(image, self._sources[:number]):
-                        taken += 1
-                        position = Position(count, image.key)
-                        behind = Bookmark(number, position, taken, self._repeated, filtered=self._filtered)
-                        page.append(Selected(image, behind))
-                if page:
-                    yield page
+                room = None if self._limit is None else self._limit - taken
+                part = await self._part(number, images, room, count=count, taken=taken)
+                count += len(images)
+                if part.size:
+                    taken += part.size
+                    yield part
                 if self._limit is not None and taken >= self._limit:
                     return
+
+    async def _part(self, number: int, images: list[ImageRef], room: int | None, *, count: int, taken: int) -> _Part:
+        """What is taken of a page of a source, where there is room for so many images."""
+        begun = self._repeated, self._filtered
+        if not number and not self._included and not self._excluded:
+            return _Part(number, count, taken, images[:room], None, *begun)
+        picked: list[_Pick] = []
+        for at, image in enumerate(images):
+            if len(picked) == room:
+                break
+            if await self._takes(image, self._sources[:number]):
+                picked.append((at, self._repeated, self._filtered))
+        return _Part(number, count, taken, images, picked, *begun)
 
     async def _takes(self, image: ImageRef, earlier: Sequence[Source]) -> bool:
         included = not self._included or any(glob.fits(image.key) for glob in self._included)
