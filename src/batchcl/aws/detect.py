@@ -13,6 +13,7 @@ from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.aws.wire import open_wire
 from batchcl.images import ImageRef
+from batchcl.reading.base import ImageReader
 from batchcl.scoring.outcome import Detection
 
 __all__ = ["Detector", "open_detector"]
@@ -35,17 +36,19 @@ async def open_detector(
     min_confidence: float | None = None,
     max_results: int | None = None,
     connections: int = 256,
+    reader: ImageReader | None = None,
 ) -> AsyncIterator[Detector]:
     """A detector for `model`; its connections are closed at the end of the block.
 
-    Credentials that expire are looked up anew once per expiry, whatever the transport; a second refusal is fatal.
+    `reader` reads the images that travel as bytes: without one, local files. Credentials that expire are looked up
+    anew once per expiry, whatever the transport; a second refusal is fatal.
 
     Raises:
         RefusedError: there are no credentials, no endpoint, or no readable CA bundle.
     """
     if transport is Transport.WIRE:
         async with open_wire(aws, "rekognition", region=model.region, connections=connections) as wire:
-            yield WireDetector(wire, model, min_confidence=min_confidence, max_results=max_results)
+            yield WireDetector(wire, model, min_confidence=min_confidence, max_results=max_results, reader=reader)
         return
     async with AsyncExitStack() as stack:
         detector = RenewingDetector(
@@ -55,6 +58,7 @@ async def open_detector(
             connections=connections,
             min_confidence=min_confidence,
             max_results=max_results,
+            reader=reader,
         )
         await detector.open()
         yield detector

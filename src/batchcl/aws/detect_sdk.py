@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import aiohttp
 import anyio
-import anyio.to_thread
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -26,11 +25,13 @@ from botocore.exceptions import (
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.classify import EXPIRED_CODES, classify
-from batchcl.aws.detection import detection_of, read_file, s3_object
+from batchcl.aws.detection import detection_of, s3_object
 from batchcl.aws.session import Aws
 from batchcl.aws.unanswered import malformed, unanswered
 from batchcl.errors import CallError, FatalCallError, ImageError
 from batchcl.images import ImageRef
+from batchcl.reading.base import ImageReader
+from batchcl.reading.files import FileReader
 from batchcl.scoring.outcome import Detection
 
 __all__ = ["RenewingDetector", "SdkDetector"]
@@ -51,7 +52,7 @@ _FATAL_ERRORS: Final = (
 class SdkDetector:
     """DetectCustomLabels through aioboto3 with the SDK's retries off.
 
-    Local images travel as bytes, S3 images as S3Object (with the version where the list named one).
+    Images that `reader` carries travel as bytes, the others as S3Object (with the version where the list named one).
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class SdkDetector:
         *,
         min_confidence: float | None = None,
         max_results: int | None = None,
+        reader: ImageReader | None = None,
     ) -> None:
         self._client = client
+        self._reader = reader or FileReader()
         self._arguments: dict[str, Any] = {"ProjectVersionArn": model.text}
         if min_confidence is not None:
             self._arguments["MinConfidence"] = min_confidence
@@ -73,7 +76,7 @@ class SdkDetector:
         """The labels of `image`; raises a `CallError` subclass within `CALL_DEADLINE_S`."""
         try:
             with anyio.fail_after(CALL_DEADLINE_S):
-                payload = await _payload(image)
+                payload = await self._payload(image)
                 answer = await self._client.detect_custom_labels(Image=payload, **self._arguments)
         except ClientError as error:
             raise _from_client_error(error) from error
@@ -89,6 +92,11 @@ class SdkDetector:
             raise malformed() from error  # botocore's parser met JSON of another shape
         request_id = answer.get("ResponseMetadata", {}).get("RequestId", "") if isinstance(answer, dict) else ""
         return detection_of(answer, str(request_id))
+
+    async def _payload(self, image: ImageRef) -> dict[str, Any]:
+        if not self._reader.carries(image):
+            return s3_object(image)
+        return {"Bytes": await self._reader.read(image)}
 
     def _lost(self, error: Exception) -> CallError:
         """Aiobotocore wraps what aiohttp raised; that is what tells what happened."""
@@ -136,12 +144,6 @@ class RenewingDetector:
             renewed = self._current
         assert renewed is not None
         return await renewed.detect(image)
-
-
-async def _payload(image: ImageRef) -> dict[str, Any]:
-    if not image.local:
-        return s3_object(image)
-    return {"Bytes": await anyio.to_thread.run_sync(read_file, image.key, abandon_on_cancel=True)}
 
 
 def _from_client_error(error: ClientError) -> CallError:

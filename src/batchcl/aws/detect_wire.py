@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import base64
 from typing import Any, Final
 
 import anyio
@@ -11,12 +11,14 @@ import orjson
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.classify import classify
-from batchcl.aws.detection import detection_of, encoded_file, s3_object
+from batchcl.aws.detection import detection_of, s3_object
 from batchcl.aws.refusal import read_refusal
 from batchcl.aws.unanswered import malformed, redirected, unanswered
 from batchcl.aws.wire import DEADLINE_S, Answer, Request, Wire
 from batchcl.errors import CallError, ImageError
 from batchcl.images import ImageRef
+from batchcl.reading.base import ImageReader
+from batchcl.reading.files import FileReader
 from batchcl.scoring.outcome import Detection
 
 __all__ = ["WireDetector"]
@@ -26,6 +28,7 @@ _HEADERS: Final = (
     ("X-Amz-Target", "RekognitionService.DetectCustomLabels"),
 )
 _REFUSED: Final = 300
+_ENCODED_ASIDE_BYTES: Final = 64 * 1024
 _ELSEWHERE: Final = range(300, 400)
 _REQUEST_ID: Final = "x-amzn-RequestId"
 
@@ -33,7 +36,7 @@ _REQUEST_ID: Final = "x-amzn-RequestId"
 class WireDetector:
     """DetectCustomLabels through a `Wire`.
 
-    Local images travel as bytes, S3 images as S3Object (with the version where the list named one).
+    Images that `reader` carries travel as bytes, the others as S3Object (with the version where the list named one).
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class WireDetector:
         *,
         min_confidence: float | None = None,
         max_results: int | None = None,
+        reader: ImageReader | None = None,
     ) -> None:
         self._wire = wire
+        self._reader = reader or FileReader()
         self._arguments: dict[str, Any] = {"ProjectVersionArn": model.text}
         if min_confidence is not None:
             self._arguments["MinConfidence"] = min_confidence
@@ -53,7 +58,7 @@ class WireDetector:
 
     async def detect(self, image: ImageRef) -> Detection:
         """The labels of `image`; raises a `CallError` subclass, within the wire's deadline."""
-        body = await self._local(image) if image.local else self._body(s3_object(image))
+        body = await self._inline(image) if self._reader.carries(image) else self._body(s3_object(image))
         answer = await self._wire.send(Request(method="POST", headers=_HEADERS, body=body))
         if answer.status >= _REFUSED:
             raise self._refused(answer)
@@ -69,17 +74,19 @@ class WireDetector:
         except TypeError as error:
             raise ImageError("the key is no Unicode text", code="InvalidParameterException") from error
 
-    async def _local(self, image: ImageRef) -> bytes:
-        """Read and encoded aside, as megabytes would hold all other calls up."""
-
-        def build() -> bytes:
-            return self._body({"Bytes": encoded_file(image.key)})
-
+    async def _inline(self, image: ImageRef) -> bytes:
+        """Megabytes are encoded aside, as they would hold all other calls up."""
         try:
             with anyio.fail_after(DEADLINE_S):
-                return await anyio.to_thread.run_sync(partial(build), abandon_on_cancel=True)
+                data = await self._reader.read(image)
+                if len(data) < _ENCODED_ASIDE_BYTES:
+                    return self._with_bytes(data)
+                return await anyio.to_thread.run_sync(self._with_bytes, data, abandon_on_cancel=True)
         except TimeoutError as error:
-            raise unanswered(error, where=f"the disk for {image.key}") from error
+            raise unanswered(error, where=image.uri) from error
+
+    def _with_bytes(self, data: bytes) -> bytes:
+        return self._body({"Bytes": base64.b64encode(data).decode()})
 
     def _refused(self, answer: Answer) -> CallError:
         if answer.status in _ELSEWHERE:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-from pathlib import Path
 from typing import Any
 
 from batchcl.aws.unanswered import malformed
-from batchcl.errors import ImageError
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Detection, Label
 
-__all__ = ["detection_of", "encoded_file", "read_file", "s3_object"]
+__all__ = ["detection_of", "s3_object"]
 
 
 def s3_object(image: ImageRef) -> dict[str, Any]:
@@ -20,23 +17,6 @@ def s3_object(image: ImageRef) -> dict[str, Any]:
     if image.version_id is not None:
         named["Version"] = image.version_id
     return {"S3Object": named}
-
-
-def read_file(path: str) -> bytes:
-    """The bytes of a local image. Blocks.
-
-    Raises:
-        ImageError: it can't be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"the file can't be read: {error.strerror}", code="UnreadableFile") from error
-
-
-def encoded_file(path: str) -> str:
-    """`read_file` in base64, as JSON carries bytes."""
-    return base64.b64encode(read_file(path)).decode()
 
 
 def detection_of(answer: Any, request_id: str) -> Detection:

@@ -24,6 +24,7 @@ from batchcl.aws.lifecycle import Units
 from batchcl.aws.session import Aws
 from batchcl.errors import UsageError
 from batchcl.job import Job, fingerprint
+from batchcl.reading.readers import open_reader
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import LeaseKeeper
@@ -170,6 +171,7 @@ async def open_model(
     """The model's keeper and detector, with their connections open during the block."""
     async with (
         aws.rekognition(region=model.region) as control,
+        open_reader() as reader,
         open_detector(
             aws,
             model,
@@ -177,6 +179,7 @@ async def open_model(
             min_confidence=job.min_confidence,
             max_results=job.max_results,
             connections=job.max_in_flight,
+            reader=reader,
         ) as detector,
     ):
         units = job.units or (_EMULATED_UNITS if job.emulator else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -284,4 +285,38 @@ def test_a_file_that_can_not_be_read_fails_alone_and_spends_no_call(both: Both, 
     for found in both.outcomes(ok([]), image=image).values():
         assert isinstance(found, ImageError)
         assert found.code == "UnreadableFile"
+    assert both.server.asked == []
+
+
+class Carrier:
+    """Carries what lies in S3, and can't read what has no version."""
+
+    def carries(self, image: ImageRef) -> bool:
+        return bool(image.bucket)
+
+    async def read(self, image: ImageRef) -> bytes:
+        if image.version_id is None:
+            raise ImageError("it is nowhere", code="Nowhere")
+        return bytes(range(256)) * 400
+
+
+@pytest.mark.parametrize("transport", list(Transport))
+def test_what_a_reader_carries_travels_as_bytes_and_what_it_can_not_read_spends_no_call(
+    both: Both, transport: Transport
+) -> None:
+    keys = StaticCredentials("AKID", "secret")
+    aws = Aws(AwsSettings(rekognition_endpoint_url=both.server.url, rekognition_credentials=keys))
+
+    async def detect(image: ImageRef) -> Detection:
+        async with open_detector(aws, MODEL, transport=transport, reader=Carrier()) as detector:
+            return await detector.detect(image)
+
+    both.server.asked.clear()
+    both.server.answers = in_turn([ok([])])
+    both.portal.call(detect, IMAGE)
+    (asked,) = both.server.asked
+    assert b64decode(orjson.loads(asked.body)["Image"]["Bytes"]) == bytes(range(256)) * 400
+    both.server.asked.clear()
+    with pytest.raises(ImageError, match="nowhere"):
+        both.portal.call(detect, ImageRef(uri="x", bucket="pics", key="k"))
     assert both.server.asked == []
