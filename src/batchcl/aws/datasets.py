@@ -105,11 +105,11 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetLabel:
-    """A label of a dataset: how many images have it, and how many boxes."""
+    """A label of a dataset: how many images have it, and on how many of them it has a box."""
 
     label: str
     entries: int
-    boxes: int
+    boxed: int
 
 
 async def create_dataset(
@@ -214,7 +214,7 @@ async def dataset_labels(client: Any, arn: DatasetArn) -> list[DatasetLabel]:
                     DatasetLabel(
                         label=each["LabelName"],
                         entries=stats.get("EntryCount", 0),
-                        boxes=stats.get("BoundingBoxCount", 0),
+                        boxed=stats.get("BoundingBoxCount", 0),
                     )
                 )
     return found

@@ -228,7 +228,7 @@ def entries(
 
 @app.command()
 def labels(dataset: Name, profile: Profile = None, region: Region = None, json: Json = False) -> None:
-    """The labels of a dataset: how many images and boxes have each.
+    """The labels of a dataset: how many images have each, and on how many it has a box.
 
     Examples:
 
@@ -244,7 +244,7 @@ def labels(dataset: Name, profile: Profile = None, region: Region = None, json: 
         return await workflow.dataset_labels(service.rekognition, arn)
 
     found = with_service(work, profile=profile, region=_region(dataset, region))
-    schema = {"label": pl.String, "entries": pl.Int64, "boxes": pl.Int64}
+    schema = {"label": pl.String, "entries": pl.Int64, "boxed": pl.Int64}
     emit(pl.DataFrame([asdict(each) for each in found], schema=schema), json=json)
 
 

@@ -110,7 +110,7 @@ def test_a_dataset_is_made_changed_listed_split_and_deleted(run, project, monkey
     again = run(lambda client: workflow.update_entries(client, train, [line(3, "dog")]))
     assert again.entries == 20, "replaced, not added"
     labels = run(lambda client: workflow.dataset_labels(client, train))
-    assert [(each.label, each.entries, each.boxes) for each in labels] == [("cat", 9, 0), ("dog", 11, 0)]
+    assert [(each.label, each.entries, each.boxed) for each in labels] == [("cat", 9, 0), ("dog", 11, 0)]
     assert len(run(lambda client: collected(client, train, labels=["dog"]))) == 11
     assert run(lambda client: collected(client, train, source_contains="/7.")) == ["7.png"]
     assert run(lambda client: collected(client, train, labeled=False)) == []
