@@ -1,7 +1,7 @@
 """docs/workflow.md is a real session: its commands are run in their order, and what they say is compared with the page.
 
-Times, ids and speeds differ from day to day and are masked on both sides; nothing else is. With UPDATE_DOCS=1 in the
-environment the page is written instead: read what has changed in it.
+Times, ids, speeds and states on the way differ from day to day and are masked on both sides; nothing else is. With
+UPDATE_DOCS=1 in the environment the page is written instead: read what has changed in it.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 import io
 import os
 import re
-import shlex
-import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
-from unittest.mock import patch
 
 import pytest
 
-from batchcl.cli.app import _run
 from servers import aws_env, client, serving
+from typed import typed
 
 PAGE = Path(__file__).parents[2] / "docs" / "workflow.md"
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
@@ -64,15 +61,6 @@ def masked(text: str, here: Path) -> str:
     return text
 
 
-def typed(command: str) -> tuple[int, str]:
-    """Run a command in this process, which has everything imported already; its exit code and all that it says."""
-    said = io.StringIO()
-    argv = ["batchcl", *shlex.split(command)]
-    with patch.object(sys, "argv", argv), redirect_stdout(said), redirect_stderr(said):
-        code = _run()
-    return code, said.getvalue()
-
-
 def executed(script: str) -> str:
     said = io.StringIO()
     with redirect_stdout(said):
@@ -108,8 +96,9 @@ def test_the_page_is_a_real_session(here):
             assert executed(script) == expected
             continue
         line = command.replace("$ARN", arn_of("digits@v1", endpoint)) if "$ARN" in command else command
-        code, said = typed(line)
-        assert code == 0, f"$ batchcl {command}\n{said}"
+        ended = typed(line)
+        said = ended.both
+        assert ended.code == 0, f"$ batchcl {command}\n{said}"
         if os.environ.get("UPDATE_DOCS"):
             before = f"$ batchcl {command}\n"
             page = page.replace(f"{before}{expected}", before + said.replace(f"{here}/", ""), 1)

@@ -1,0 +1,314 @@
+"""`batchcl project`, `dataset` and `model`: what they refuse, ask, leave out and say when they are cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import typer.main
+from PIL import Image
+from typer.core import TyperGroup
+
+from batchcl.aws import versions, waiting
+from batchcl.cli.app import app
+from batchcl.emulator.digits import write_digits
+from servers import aws_env, client, make_bucket
+from typed import typed
+from unit.emulator.harness import Server, running_server
+
+
+@pytest.fixture(scope="module")
+def server(seaweed) -> Iterator[Server]:
+    """An emulator that reads from SeaweedFS, with the keys of its environment."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in aws_env().items():
+            environment.setenv(name, value)
+        with running_server(s3_endpoint_url=seaweed, train_seconds=0) as running:
+            yield running
+
+
+@pytest.fixture(autouse=True)
+def aws(server, seaweed, monkeypatch, tmp_path) -> None:
+    """Somebody's AWS, which is quick to look at, and an empty directory."""
+    for name, value in aws_env(server.endpoint, seaweed).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
+    monkeypatch.setattr(versions, "LONG_PAUSES_S", (0.02,))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def empty(server, seaweed) -> str:
+    """A project that stays empty, and a bucket that is there."""
+    server.client().create_project(ProjectName="empty")
+    make_bucket(client("s3", seaweed), "cmd-there")
+    return "empty"
+
+
+@pytest.fixture
+def project(request) -> str:
+    """A new project's name."""
+    name = request.node.name.removeprefix("test_").partition("[")[0][:60].replace("_", "-")
+    made = typed(f"project create {name} --json")
+    assert made.json["name"] == name, made.err
+    return str(name)
+
+
+def pictures(folder: Path, labels: str = "ab", number: int = 3) -> Path:
+    """A folder for each label with pictures of one colour."""
+    for shade, label in enumerate(labels):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for n in range(number):
+            Image.new("RGB", (64, 64), (shade * 99, n, 0)).save(folder / label / f"{n}.png")
+    return folder
+
+
+def leaves(group: TyperGroup, before: str = "") -> Iterator[tuple[str, Any]]:
+    for verb, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from leaves(command, f"{before}{verb} ")
+        else:
+            yield f"{before}{verb}", command
+
+
+def test_every_command_has_json_and_examples():
+    top = typer.main.get_command(app)
+    assert isinstance(top, TyperGroup)
+    found = {name: command for name, command in leaves(top) if name.split()[0] in {"project", "dataset", "model"}}
+    assert len(found) == 24
+    for name, command in found.items():
+        flags = {flag for parameter in command.params for flag in parameter.opts}
+        assert {"--json", "--profile", "--region"} <= flags, name
+        assert f"batchcl {name} " in (command.help or ""), name
+
+
+def test_a_deletion_is_named_and_needs_a_yes(project):
+    typed(f"dataset create {project}/train")
+    nobody = typed(f"project delete {project}")
+    assert nobody.code == 2
+    assert f"this deletes the project {project} with the train dataset" in nobody.err
+    assert "say --yes" in nobody.err
+    no = typed(f"dataset delete {project}/train", answer="n")
+    assert (no.code, "nothing was deleted" in no.err) == (5, True)
+    assert typed(f"dataset show {project}/train").code == 0
+    yes = typed(f"dataset delete {project}/train --json", answer="y")
+    assert (yes.code, yes.json["dataset"]) == (0, f"{project}/train")
+    assert "with 0 entries. Go on?" in yes.err
+    assert typed(f"dataset show {project}/train").code == 5
+    assert typed(f"project delete {project} --yes").code == 0
+    assert typed(f"project show {project}").code == 5
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("project show nope", 5, "there is no project nope in this account and region; see `batchcl project list`"),
+        ("project create 'a b'", 5, "creating the project a b failed: InvalidParameterException"),
+        ("dataset show nope", 2, "write PROJECT/train, PROJECT/test, or an ARN"),
+        ("dataset create P/train photos", 2, "photos lies on this machine; say where in S3 its images go"),
+        ("dataset create P/train nowhere --upload-to s3://cmd-none/x", 2, "there is no directory or manifest nowhere"),
+        ("dataset create P/train photos --upload-to cmd", 2, "it looks like s3://bucket/prefix"),
+        ("dataset create P photos --upload-to s3://cmd-none/x", 2, "write PROJECT/train, PROJECT/test, or an ARN"),
+        ("dataset create P photos --test-share 2 --upload-to s3://cmd-there/x", 2, "a test share of 2 is out of range"),
+        ("dataset create P/train photos --upload-to s3://cmd-none/x", 2, "there is no bucket cmd-none"),
+        ("dataset create P/train s3://cmd-there/no.manifest", 5, "its bucket policy let Custom Labels read it"),
+        (
+            "dataset create P/train s3://b/k --upload-to s3://b",
+            2,
+            "for images on this machine, and s3://b/k has none",
+        ),
+        ("dataset entries P/train --manifest --json", 2, "--manifest and --json exclude each other"),
+        ("dataset distribute P", 5, "has no training dataset to distribute"),
+        ("model train P --output s3://b", 2, "names no new model; write PROJECT@VERSION"),
+        ("model train P@v1 --output b", 2, "it looks like s3://bucket/prefix"),
+        ("model train P@v1 --output s3://b --test-manifest s3://b/k", 2, "--test-manifest needs --train-manifest"),
+        ("model train P@v1 --output s3://b --tag x", 2, "'x' is no tag; write KEY=VALUE"),
+        ("model evaluate P@v1", 5, "has no model v1; see `batchcl model list --project"),
+        ("model wait P@v1 --until HAPPY", 2, "wait for RUNNING, STOPPED, TRAINING_COMPLETED, COPYING_COMPLETED"),
+        ("model copy P@v1 P --output s3://b", 2, "names no copy; write PROJECT@VERSION"),
+        ("project policy put P p nowhere.json", 2, "reading the policy nowhere.json failed"),
+    ],
+)
+def test_refusals_are_one_sentence_with_what_to_do(empty, tmp_path, command, code, says):
+    pictures(tmp_path / "photos")
+    ended = typed(re.sub(r"\bP\b", empty, command))
+    assert ended.code == code, ended.err
+    assert says in ended.err
+    assert "Traceback" not in ended.err
+    last = ended.err.strip().splitlines()[-1]
+    assert last.startswith("batchcl: ")
+
+
+def test_unfit_files_are_refused_before_the_upload_or_left_out(seaweed, project, tmp_path):
+    photos = pictures(tmp_path / "photos")
+    (photos / "a" / "notes.txt").write_text("x")
+    (photos / "b" / "small.png").write_bytes(b"")
+    create = f"dataset create {project}/train photos --upload-to s3://cmd-unfit/x --create-bucket"
+    refused = typed(create)
+    assert refused.code == 2
+    assert "2 files can't be used: photos/a/notes.txt: .txt is not a PNG or JPEG name" in refused.err
+    assert "cmd-unfit" not in [each["Name"] for each in client("s3", seaweed).list_buckets()["Buckets"]]
+    made = typed(f"{create} --skip-unfit --json")
+    assert made.code == 0, made.err
+    assert made.json["uploaded"] == {
+        "total": 6,
+        "there": 0,
+        "sent": 6,
+        "sent_bytes": sum(path.stat().st_size for path in photos.glob("*/[0-9].png")),
+    }
+    assert [each["code"] for each in made.json["skipped"]] == ["UnsupportedExtension", "EmptyFile"]
+    assert made.json["manifests"] == ["s3://cmd-unfit/x/train.manifest"]
+    assert [each["entries"] for each in made.json["datasets"]] == [6]
+    assert "photos/a/notes.txt is left out" in made.err
+    again = typed(f"{create} --skip-unfit")
+    assert again.code == 5
+    assert f"has a train dataset already; add to it with `batchcl dataset update {project}/train`" in again.err
+    assert "uploaded" not in again.err
+
+
+def test_an_upload_goes_on_where_it_was_cut(project, tmp_path):
+    photos = pictures(tmp_path / "photos")
+    to = "--upload-to s3://cmd-resume/x --create-bucket"
+    typed(f"dataset create {project}/test photos {to}")
+    pictures(tmp_path / "photos", number=5)
+    made = typed(f"dataset create {project}/train {photos} {to}")
+    assert "4 images to upload, 6 of 10 are in S3 already" in made.err
+    assert "4 images uploaded" in made.err
+
+
+def test_a_dataset_can_be_made_of_another_and_distributed(project, tmp_path):
+    pictures(tmp_path / "photos", number=5)
+    typed(f"dataset create {project}/train photos --upload-to s3://cmd-copy/x --create-bucket")
+    other = f"{project}-2"
+    typed(f"project create {other}")
+    copied = typed(f"dataset create {other}/train {project}/train --json")
+    assert (copied.code, copied.json["datasets"][0]["entries"]) == (0, 10)
+    shared = typed(f"dataset distribute {other} --json")
+    assert shared.code == 0, shared.err
+    assert [(each["kind"], each["entries"]) for each in shared.json] == [("train", 8), ("test", 2)]
+    manifest = typed(f"dataset entries {other}/test --manifest").out
+    assert len(manifest.splitlines()) == 2
+    (tmp_path / "corrected.manifest").write_text(manifest.replace('"class-name":"a"', '"class-name":"c"'))
+    changed = typed(f"dataset update {other}/test corrected.manifest")
+    assert changed.code == 0, changed.err
+    assert "2 of 2 entries are in" in changed.err
+    labels = {each["label"]: each["entries"] for each in typed(f"dataset labels {other}/test --json").json}
+    assert sum(labels.values()) == 2
+    assert "a" not in labels
+
+
+def test_policies_come_from_a_file_or_stdin(project, tmp_path):
+    arn = typed(f"project show {project} --json").json["arn"]
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": "arn:aws:iam::210987654321:root"},
+        "Action": "rekognition:CopyProjectVersion",
+        "Resource": f"{arn.rpartition('/')[0]}/version/*/*",
+    }
+    (tmp_path / "policy.json").write_text(json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+    put = typed(f"project policy put {project} sharing policy.json --json")
+    assert put.code == 0, put.err
+    (found,) = typed(f"project policy list {arn} --json").json
+    assert (found["name"], found["revision"]) == ("sharing", put.json["revision"])
+    assert json.loads(found["document"])["Statement"] == [statement]
+    assert put.json["revision"] in typed(f"project policy list {project}").out
+    assert typed(f"project policy delete {project} sharing").code == 2
+    assert typed(f"project policy delete {project} sharing --yes --json").json["policy"] == "sharing"
+    assert typed(f"project policy list {project} --json").json == []
+
+
+def test_boxes_pass_through_and_a_model_that_locates_is_evaluated(project, tmp_path):
+    data = write_digits(tmp_path / "digits", bucket="all", train=50, test=20, seed=5, objects=True)
+    parts = (("train", data.train_manifest, data.train), ("test", data.test_manifest, data.test))
+    for kind, manifest, shown in parts:
+        lines = [orjson.loads(line) for line in manifest.read_bytes().splitlines()]
+        local = [
+            orjson.dumps(line | {"source-ref": f"{kind}/{picture.path.name}"})
+            for line, picture in zip(lines, shown, strict=True)
+        ]
+        manifest.write_bytes(b"\n".join(local))
+        made = typed(f"dataset create {project}/{kind}", manifest, "--upload-to=s3://cmd-boxes/x", "--create-bucket")
+        assert made.code == 0, made.err
+    boxed = sum(len(picture.labels) for picture in data.test)
+    assert sum(each["boxed"] for each in typed(f"dataset labels {project}/test --json").json) == boxed
+    (entry,) = typed(f"dataset entries {project}/test --containing 00003 --json").json
+    assert entry["source-ref"] == "s3://cmd-boxes/x/test/00003.jpg"
+    assert [(box["left"], box["top"]) for box in entry["digits"]["annotations"]] == [
+        (box.left, box.top) for box in data.test[3].boxes
+    ]
+    trained = typed(f"model train {project}@v1 --output s3://cmd-boxes/out --description 'a b'")
+    assert trained.code == 0, trained.err
+    evaluation = typed(f"model evaluate {project}@v1 --json --mistakes 1").json
+    assert evaluation["confusion"] is None
+    assert 0 < evaluation["average_precision"] <= 1
+    assert len(evaluation["mistakes"]) == min(1, evaluation["wrong"])
+    for each in evaluation["labels"]:
+        right, wrong, missed = (each[f"{kind}s"] for kind in ("true_positive", "false_positive", "false_negative"))
+        assert each["recall"] == pytest.approx(right / max(1, right + missed))
+        assert each["precision"] == pytest.approx(right / max(1, right + wrong))
+    table = typed(f"model evaluate {project}@v1").out
+    assert "average_precision" in table
+    assert "surest label" not in table
+    refused = typed(f"project delete {project} --yes")
+    assert (refused.code, f"still has the models {project}@v1" in refused.err) == (5, True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 4)])
+def test_a_signal_says_what_goes_on_and_what_it_costs(seaweed, tmp_path, monkeypatch, number, code):
+    pictures(tmp_path / "photos", number=5)
+    with running_server(s3_endpoint_url=seaweed, train_seconds=3600) as slow:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_REKOGNITION", slow.endpoint)
+        typed("project create long")
+        made = typed("dataset create long photos --test-share 0.4 --upload-to s3://cmd-long/x --create-bucket")
+        assert made.code == 0, made.err
+
+        def interrupt() -> None:
+            rekognition = slow.client()
+            (found,) = rekognition.describe_projects(ProjectNames=["long"])["ProjectDescriptions"]
+            arn = found["ProjectArn"]
+            while not rekognition.describe_project_versions(ProjectArn=arn)["ProjectVersionDescriptions"]:
+                time.sleep(0.02)
+            time.sleep(0.2)
+            os.kill(os.getpid(), number)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        ended = typed("model train long@v1 --output s3://cmd-long/out")
+        thread.join()
+        assert ended.code == code, ended.err
+        last = ended.err.strip().splitlines()[-1]
+        assert "the training of long@v1 goes on in AWS at $1.00 an hour" in last
+        assert "`batchcl model wait long@v1 --until TRAINING_COMPLETED`" in last
+        late = typed("model wait long@v1 --until TRAINING_COMPLETED --timeout 0")
+        assert (late.code, "was still TRAINING_IN_PROGRESS" in late.err) == (4, True)
+        assert "only the wait has ended" in late.err
+        refused = typed("project delete long --everything --yes")
+        assert (refused.code, "long@v1 is TRAINING_IN_PROGRESS and can't be deleted" in refused.err) == (5, True)
+
+
+def test_a_failed_training_is_told_with_its_reason(seaweed, project, tmp_path):
+    photos = pictures(tmp_path / "photos", number=5)
+    typed(f"dataset create {project} photos --test-share 0.4 --upload-to s3://cmd-fail/x --create-bucket")
+    server = client("s3", seaweed)
+    for path in photos.glob("*/*"):
+        server.delete_object(Bucket="cmd-fail", Key=f"x/{path.relative_to(photos)}")
+    failed = typed(f"model train {project}@v1 --output s3://cmd-fail/out")
+    assert failed.code == 5
+    last = failed.err.strip().splitlines()[-1]
+    assert f"{project}@v1 is TRAINING_FAILED" in last
+    assert "what is wrong with which entry stands in s3://cmd-fail/out/" in last
+    assert "goes on in AWS" not in last
+    evaluated = typed(f"model evaluate {project}@v1")
+    assert (evaluated.code, "has no evaluation, as it is TRAINING_FAILED" in evaluated.err) == (5, True)
+    shutil.rmtree(photos)
+    assert typed(f"model delete {project}@v1 --yes --json").json["model"] == f"{project}@v1"
