@@ -1,11 +1,13 @@
-"""What the emulator tells and takes beside the API: its meter and its faults, below `/_emulator/`."""
+"""What the emulator tells and takes beside the API: its meter, its faults and its clock, below `/_emulator/`."""
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchcl.emulator.injection import Faults, parse_faults
 from batchcl.errors import UsageError
@@ -19,7 +21,7 @@ _HOUR_S: Final = 3600
 
 
 def add_routes(application: web.Application, service: Service) -> None:
-    """Serve `/_emulator/usage` and `/_emulator/faults`. No signature is asked for: the emulator is on loopback."""
+    """Serve `/_emulator/usage`, `faults` and `clock`. No signature is asked for: the emulator is on loopback."""
 
     async def show_usage(request: web.Request) -> web.Response:
         _refuse_browsers(request)
@@ -43,6 +45,24 @@ def add_routes(application: web.Application, service: Service) -> None:
         service.injector.replace(Faults(), now=service.clock.monotonic())
         return _json(service.injector.report())
 
+    async def show_clock(request: web.Request) -> web.Response:
+        _refuse_browsers(request)
+        return _json(_clock(service))
+
+    async def set_clock(request: web.Request) -> web.Response:
+        _refuse_browsers(request)
+        try:
+            wanted = _Forward.model_validate_json(await request.read())
+        except ValidationError as error:
+            return _json({"error": f"the request can't be used: {error.errors()[0]['msg']}"}, status=400)
+        if wanted.ahead_seconds < service.clock.ahead_s:
+            ahead_s = service.clock.ahead_s
+            return _json({"error": f"time doesn't go back: the clock is {ahead_s:g} s ahead already"}, status=400)
+        service.clock.ahead_s = wanted.ahead_seconds
+        return _json(_clock(service))
+
+    application.router.add_get("/_emulator/clock", show_clock)
+    application.router.add_put("/_emulator/clock", set_clock)
     application.router.add_get("/_emulator/usage", show_usage)
     application.router.add_get("/_emulator/faults", show_faults)
     application.router.add_put("/_emulator/faults", set_faults)
@@ -75,6 +95,19 @@ def usage(service: Service, *, now: float) -> dict[str, Any]:
         for name in ("inference_unit_hours", "training_hours")
     }
     return {"versions": versions, **totals}
+
+
+class _Forward(BaseModel):
+    """The body of a request to `/_emulator/clock`; at most a year."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ahead_seconds: float = Field(ge=0, le=365 * 24 * _HOUR_S, allow_inf_nan=False)
+
+
+def _clock(service: Service) -> dict[str, Any]:
+    now = dt.datetime.fromtimestamp(service.clock.time(), dt.UTC)
+    return {"ahead_seconds": service.clock.ahead_s, "now": now.isoformat(timespec="seconds")}
 
 
 def _refuse_browsers(request: web.Request) -> None:

@@ -87,7 +87,7 @@ class Front:
             query=request.rel_url.raw_query_string,
             headers=list(request.headers.items()),
             body=body,
-            now=service.clock.time() + met.skew_s,
+            now=service.clock.signed_time() + met.skew_s,
         )
         operation = OPERATIONS.get(name)
         if request.method != "POST" or operation is None:

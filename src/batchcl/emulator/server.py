@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from batchcl.emulator.admin import add_routes, usage
 from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
 from batchcl.emulator.capacity import Capacity
-from batchcl.emulator.clock import SystemClock
+from batchcl.emulator.clock import ForwardClock, SystemClock
 from batchcl.emulator.dataset_files import DatasetFiles
 from batchcl.emulator.front import Front
 from batchcl.emulator.injection import load_faults
@@ -71,7 +71,7 @@ async def serve(
         RefusedError: the port is taken, or the state folder can't be had.
         UsageError: --buckets is not a folder, or the environment's credentials are malformed.
     """
-    clock = clock or SystemClock()
+    forward = ForwardClock(clock or SystemClock())
     verifier = Verifier(known_credentials(environment))
     async with AsyncExitStack() as stack:
         directory = settings.state
@@ -86,7 +86,7 @@ async def serve(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         service = Service(
             settings=settings,
-            clock=clock,
+            clock=forward,
             state=state,
             dataset_files=DatasetFiles(state),
             buckets=buckets,
@@ -102,7 +102,7 @@ async def serve(
             ),
         )
         if settings.faults is not None:
-            service.injector.replace(load_faults(settings.faults), now=clock.monotonic())
+            service.injector.replace(load_faults(settings.faults), now=forward.monotonic())
         stack.callback(_settle_bill, service)
         stack.callback(tasks.cancel_scope.cancel)
         await _listen(Front(service, verifier), service, listener, stack)

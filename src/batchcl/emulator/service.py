@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from batchcl.emulator.buckets import Buckets
     from batchcl.emulator.capacity import Capacity
-    from batchcl.emulator.clock import Clock
+    from batchcl.emulator.clock import ForwardClock
     from batchcl.emulator.dataset_files import DatasetFiles
     from batchcl.emulator.latency import Latency
     from batchcl.emulator.learning.model import Detection, Model
@@ -54,7 +54,7 @@ class Service:
     """
 
     settings: EmulatorSettings
-    clock: Clock
+    clock: ForwardClock
     state: State
     dataset_files: DatasetFiles
     buckets: Buckets

@@ -1,0 +1,64 @@
+"""The emulator's clock put forward: what takes hours is over, and clients stay where they are."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from batchcl.emulator.digits import DigitsDataset
+    from unit.emulator.harness import Server, running_server, train
+else:  # pytest finds it from the folder `tests`, mypy from the root
+    from unit.emulator.harness import Server, running_server, train
+
+HOUR_S = 3600.0
+
+
+def clock(server: Server, ahead_seconds: Any = None) -> tuple[int, Any]:
+    """What the emulator says of its clock, after it was put forward if `ahead_seconds` is given."""
+    connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"), timeout=10)
+    body = None if ahead_seconds is None else json.dumps({"ahead_seconds": ahead_seconds})
+    connection.request("GET" if body is None else "PUT", "/_emulator/clock", body=body)
+    answer = connection.getresponse()
+    found = json.loads(answer.read())
+    connection.close()
+    return answer.status, found
+
+
+def test_what_takes_hours_is_over_and_billed(small_digits: DigitsDataset) -> None:
+    with running_server(buckets=small_digits.directory, train_seconds=0, start_seconds=HOUR_S) as server:
+        client = server.client()
+        trained = train(client, bucket=small_digits.bucket)
+        arn = trained["ProjectVersionArn"]
+        client.start_project_version(ProjectVersionArn=arn, MinInferenceUnits=2)
+
+        def version() -> dict[str, Any]:
+            found: dict[str, Any] = client.describe_project_versions(ProjectArn=trained["ProjectArn"])
+            return found
+
+        assert version()["ProjectVersionDescriptions"][0]["Status"] == "STARTING"
+        assert clock(server, 2 * HOUR_S)[0] == 200
+        described = version()
+        assert described["ProjectVersionDescriptions"][0]["Status"] == "RUNNING"
+        date = email.utils.parsedate_to_datetime(described["ResponseMetadata"]["HTTPHeaders"]["date"])
+        assert date.timestamp() == pytest.approx(time.time() + 2 * HOUR_S, abs=30)
+        connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"), timeout=10)
+        connection.request("GET", "/_emulator/usage")
+        assert json.loads(connection.getresponse().read())["inference_unit_hours"] == pytest.approx(2, abs=0.1)
+        connection.close()
+
+
+def test_it_goes_forward_only(empty: Server) -> None:
+    assert clock(empty)[1]["ahead_seconds"] == 0
+    assert clock(empty, 60)[1]["ahead_seconds"] == 60
+    status, answer = clock(empty, 30)
+    assert status == 400
+    assert "doesn't go back" in answer["error"]
+    for wrong in (-1, "soon", 1e12):
+        assert clock(empty, wrong)[0] == 400, wrong
+    assert clock(empty)[1]["ahead_seconds"] == 60
