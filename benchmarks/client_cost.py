@@ -11,19 +11,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import anyio
+from common import MODEL, conditions, cores, environment, spend, stub
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector, open_detector
@@ -32,33 +26,14 @@ from batchcl.aws.transport import Transport
 from batchcl.images import ImageRef
 
 HERE = Path(__file__).parent
-MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
-KEYS = {
-    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
-    "AWS_SECRET_ACCESS_KEY": "stub",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 CONTENDERS = {
     "batchcl, wire": [str(HERE / "client_cost.py"), "--one", "wire"],
     "batchcl, aioboto3": [str(HERE / "client_cost.py"), "--one", "aioboto3"],
     "aioboto3, gather": [str(HERE / "peers" / "calls_aioboto3.py")],
     "boto3, threads": [str(HERE / "peers" / "calls_boto3.py")],
 }
+LIBRARIES = ("aiohttp", "yarl", "orjson", "aioboto3", "aiobotocore", "boto3", "botocore", "urllib3")
 TARGETS = {"aioboto3, gather": 4, "boto3, threads": 6}
-
-
-def conditions(arguments: argparse.Namespace) -> dict[str, object]:
-    """Where the figures come from."""
-    names = ("batchcl", "aiohttp", "yarl", "orjson", "aioboto3", "aiobotocore", "boto3", "botocore", "urllib3")
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "load_1m": round(os.getloadavg()[0], 2),
-        "versions": {name: version(name) for name in names},
-        "calls": arguments.calls,
-        "concurrency": arguments.concurrency,
-        "rounds": arguments.rounds,
-    }
 
 
 async def call(transport: Transport, endpoint: str, calls: int, concurrency: int) -> dict[str, float]:
@@ -84,41 +59,12 @@ async def _call_all(detector: Detector, calls: int, concurrency: int) -> int:
     return sum(await asyncio.gather(*(detect(number) for number in range(calls))))
 
 
-@contextmanager
-def stub(core: int, spent: dict[str, float]) -> Iterator[str]:
-    """The endpoint of a stub on `core`; `spent` gets its answers and CPU time when it has ended."""
-    with subprocess.Popen(
-        [sys.executable, HERE / "stubs" / "server.py", "--core", str(core)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["endpoint"]
-        process.stdin.close()
-        spent.update(json.loads(process.stdout.readline()))
-
-
 def measured(script: list[str], endpoint: str, arguments: argparse.Namespace, core: int) -> dict[str, float]:
     """One contender in a fresh process on `core`."""
-    asked = [
-        "--endpoint",
-        endpoint,
-        "--calls",
-        arguments.calls,
-        "--concurrency",
-        arguments.concurrency,
-        "--model",
-        MODEL,
-    ]
-    done = subprocess.run(
-        [sys.executable, *script, *map(str, asked)],
-        env=os.environ | KEYS,
-        check=True,
-        stdout=subprocess.PIPE,
-        preexec_fn=partial(os.sched_setaffinity, 0, {core}),
-    )
-    found: dict[str, float] = json.loads(done.stdout)
+    asked = ["--endpoint", endpoint, "--model", MODEL]
+    asked += ["--calls", str(arguments.calls), "--concurrency", str(arguments.concurrency)]
+    done = spend([*script, *asked], env=environment(endpoint), core=core)
+    found: dict[str, float] = json.loads(done.out)
     assert found["labels"] == 2 * arguments.calls
     return found
 
@@ -126,12 +72,12 @@ def measured(script: list[str], endpoint: str, arguments: argparse.Namespace, co
 def compared(arguments: argparse.Namespace) -> tuple[list[dict[str, object]], int]:
     """All rounds: a row a contender, and the stub's CPU time an answer in µs."""
     spent: dict[str, float] = {}
-    cores = sorted(os.sched_getaffinity(0))
+    client, server = cores()
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    with stub(cores[-1], spent) as endpoint:
+    with stub(core=server, ended=spent) as endpoint:
         for _ in range(arguments.rounds):
             for name, script in CONTENDERS.items():
-                rounds[name].append(measured(script, endpoint, arguments, cores[0]))
+                rounds[name].append(measured(script, endpoint, arguments, client))
     rows: list[dict[str, object]] = []
     for name, found in rounds.items():
         rates = [arguments.calls / each["cpu_s"] for each in found]
@@ -166,11 +112,13 @@ def main() -> None:
         found = anyio.run(partial(call, transport, arguments.endpoint, arguments.calls, arguments.concurrency))
         print(json.dumps(found))
         return
+    sizes = {"calls": arguments.calls, "concurrency": arguments.concurrency, "rounds": arguments.rounds}
+    about = conditions(*LIBRARIES) | sizes
     rows, stub_us = compared(arguments)
     if arguments.json:
-        print(json.dumps(conditions(arguments) | {"clients": rows, "stub_cpu_us": stub_us}))
+        print(json.dumps(about | {"clients": rows, "stub_cpu_us": stub_us}))
         return
-    for name, value in conditions(arguments).items():
+    for name, value in about.items():
         print(f"{name:12} {value}")
     print(
         "conditions   client on one core, stub on another, plain HTTP on the loopback, S3 images; medians of the rounds"

@@ -1,8 +1,9 @@
 """A stub of DetectCustomLabels and ListObjectsV2 that costs less than any client of it.
 
-It prints one JSON line with its `endpoint`, serves until its stdin ends, and then prints one with its `answers` and
-`cpu_s`. DetectCustomLabels gets the same canned labels for each call; ListObjectsV2 gets pages of a bucket with
-`--keys` keys, which exist nowhere. Signatures are not looked at, and headers only for the body's length.
+It prints one JSON line with its `endpoint`, serves until its stdin ends, and then prints one with its `answers`,
+`cpu_s`, and the time of its last answer to a call. DetectCustomLabels gets the same canned labels for each call;
+ListObjectsV2 gets pages of a bucket with `--keys` keys, which exist nowhere; whoever looks the bucket or the model up
+finds it, RUNNING. Signatures are not looked at, and headers only for the body's length.
 """
 
 from __future__ import annotations
@@ -16,16 +17,27 @@ import socket
 import sys
 import time
 from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
 
+MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
 LABELS = b'{"CustomLabels":[{"Name":"crack","Confidence":97.53611755371094},{"Name":"dent","Confidence":61.25}]}'
-DETECTED = (
+_JSON = (
     b"HTTP/1.1 200 OK\r\nx-amzn-RequestId: 0a8a0ce8-3c7f-4ee1-a2a5-6a9dcd2c2f5b\r\n"
     b"Content-Type: application/x-amz-json-1.1\r\nContent-Length: %d\r\nDate: Sat, 21 Nov 2026 12:00:00 GMT\r\n\r\n%s"
-) % (len(LABELS), LABELS)
+)
+DETECTED = _JSON % (len(LABELS), LABELS)
+PROJECT = json.dumps({"ProjectDescriptions": [{"ProjectArn": MODEL.partition("/version")[0] + "/1600000000000"}]})
+VERSION = json.dumps({"ProjectVersionDescriptions": [{"ProjectVersionArn": MODEL, "Status": "RUNNING"}]})
+CONTROL = {
+    target: _JSON % (len(said), said.encode())
+    for target, said in ((b"DescribeProjects", PROJECT), (b"DescribeProjectVersions", VERSION))
+}
+S3 = "HTTP/1.1 200 OK\r\nServer: AmazonS3\r\nx-amz-bucket-region: us-east-1\r\n"
+FOUND = f"{S3}Content-Length: 0\r\n\r\n".encode()
 PAGE = 1000
 _PER_FOLDER = 10_000
 
@@ -67,8 +79,7 @@ def page(count: int, prefix: str, after: str, start: int, size: int) -> bytes:
         f"<EncodingType>url</EncodingType><IsTruncated>{str(more).lower()}</IsTruncated>{token}{''.join(entries)}"
         "</ListBucketResult>"
     ).encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    return f"{S3}Content-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def listed(target: str, count: int) -> bytes:
@@ -81,14 +92,30 @@ def listed(target: str, count: int) -> bytes:
     )
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How to answer.
+
+    Attributes:
+        keys: in the bucket.
+        delay_s: before each answer.
+        hang: the first call for this image is never answered.
+    """
+
+    keys: int
+    delay_s: float
+    hang: bytes | None
+
+
 class Stub(asyncio.Protocol):
     """One connection."""
 
     answers = 0
+    answered_at = 0.0
+    hung = False
 
-    def __init__(self, keys: int, delay_s: float) -> None:
-        self._keys = keys
-        self._delay_s = delay_s
+    def __init__(self, manner: Manner) -> None:
+        self._manner = manner
         self._buffer = b""
         self._transport: Any = None
 
@@ -105,24 +132,40 @@ class Stub(asyncio.Protocol):
                 size = int(data[at + 15 : data.find(b"\r\n", at)])
                 if len(data) < end + 4 + size:
                     break
-                self._answer(DETECTED)
+                self._post(data[: end + 4 + size], end)
                 data = data[end + 4 + size :]
             else:
-                self._answer(listed(data[: data.find(b"\r\n")].split(b" ")[1].decode(), self._keys))
+                method, target, _ = data[: data.find(b"\r\n")].split(b" ")
+                self._answer(FOUND if method == b"HEAD" else listed(target.decode(), self._manner.keys))
                 data = data[end + 4 :]
         self._buffer = data
 
-    def _answer(self, answer: bytes) -> None:
-        Stub.answers += 1
-        if self._delay_s:
-            asyncio.get_running_loop().call_later(self._delay_s, self._transport.write, answer)
+    def _post(self, request: bytes, end: int) -> None:
+        at = request.find(b"RekognitionService.", 0, end) + len(b"RekognitionService.")
+        answer = CONTROL.get(request[at : request.find(b"\r\n", at)])
+        if answer is not None:
+            self._answer(answer)
+        elif self._manner.hang is not None and not Stub.hung and self._manner.hang in request:
+            Stub.hung = True
         else:
-            self._transport.write(answer)
+            self._answer(DETECTED)
+
+    def _answer(self, answer: bytes) -> None:
+        if self._manner.delay_s:
+            asyncio.get_running_loop().call_later(self._manner.delay_s, self._send, answer)
+        else:
+            self._send(answer)
+
+    def _send(self, answer: bytes) -> None:
+        Stub.answers += 1
+        if answer is DETECTED:
+            Stub.answered_at = time.time()
+        self._transport.write(answer)
 
 
-async def serve(listener: socket.socket, keys: int, delay_s: float, until: asyncio.Event) -> None:
+async def serve(listener: socket.socket, manner: Manner, until: asyncio.Event) -> None:
     """Serve until `until` is set."""
-    server = await asyncio.get_running_loop().create_server(lambda: Stub(keys, delay_s), sock=listener, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(lambda: Stub(manner), sock=listener, backlog=1024)
     await until.wait()
     server.close()
 
@@ -132,7 +175,8 @@ async def _main(listener: socket.socket, arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, until.set)
     loop.add_reader(sys.stdin.fileno(), until.set)
-    await serve(listener, arguments.keys, arguments.delay_ms / 1000, until)
+    hang = None if arguments.hang is None else Keys(arguments.keys)[arguments.hang].encode()
+    await serve(listener, Manner(arguments.keys, arguments.delay_ms / 1000, hang), until)
 
 
 def _bound(port: int) -> socket.socket:
@@ -146,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=200_000, help="keys in the bucket")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before each answer")
+    parser.add_argument("--hang", type=int, help="never answer the first call for the image of this number")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the port")
     parser.add_argument("--core", type=int, help="the core to run on")
     arguments = parser.parse_args()
@@ -159,7 +204,8 @@ def main() -> None:
             return
     print(json.dumps({"endpoint": f"http://127.0.0.1:{port}"}), flush=True)
     asyncio.run(_main(listener, arguments))
-    print(json.dumps({"answers": Stub.answers, "cpu_s": time.process_time()}), flush=True)
+    ended = {"answers": Stub.answers, "cpu_s": time.process_time(), "answered_at": Stub.answered_at}
+    print(json.dumps(ended), flush=True)
 
 
 if __name__ == "__main__":
