@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import re
 import tomllib
@@ -10,24 +11,36 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.lifecycle import Units
 from batchcl.aws.transport import Transport
 from batchcl.errors import UsageError
+from batchcl.quantities import moment_of, seconds_of
 from batchcl.runs.layout import valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
+from batchcl.sources.filters import Filters
 from batchcl.sources.inventory import parse_as_of
 from batchcl.sources.recognise import ListOptions, SourceKind
+from batchcl.sources.sample import Sample
 from batchcl.sources.tables import Columns
 
-__all__ = ["Job", "Tolerance", "fingerprint", "job_of", "load_job", "seconds_of"]
+__all__ = ["Job", "Tolerance", "fingerprint", "job_of", "load_job"]
 
 SHARD_SIZE: Final = 10_000
-_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _LIST_KEYS: Final = ("uri_column", "bucket_column", "key_column", "uri_field", "attribute", "all_versions", "as_of")
+_FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "sample")
 _TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 
 
@@ -76,6 +89,12 @@ class Job(BaseModel):
         transport: how calls travel: `wire`, or `aioboto3` for set-ups that only the SDK understands.
         include: globs; an image must fit one of them, if any is given.
         exclude: globs; an image that fits one of them is left out.
+        newer_than: images that were modified so long ago at most, such as `24h`, or since a day or time in UTC.
+        older_than: images that were modified before.
+        min_size: images of so many bytes or more, such as `10KB` (10,000) or `4MiB` (4 x 1024 x 1024).
+        max_size: images of so many bytes or fewer.
+        sample: of those, so many, or such a share, such as `2%`: always the same ones.
+        sample_seed: another one gives another sample.
         limit: score the first so many images only.
         source_kind: what the sources are, where their content doesn't tell.
         uri_column: of tables: the column with `s3://bucket/key`.
@@ -114,6 +133,12 @@ class Job(BaseModel):
     transport: Transport = Transport.WIRE
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    newer_than: str | None = None
+    older_than: str | None = None
+    min_size: Annotated[ByteSize, Field(ge=0)] | None = None
+    max_size: Annotated[ByteSize, Field(ge=0)] | None = None
+    sample: str | None = None
+    sample_seed: int = 0
     limit: Annotated[int, Field(ge=1)] | None = None
     source_kind: SourceKind | None = None
     uri_column: str | None = None
@@ -147,7 +172,15 @@ class Job(BaseModel):
         Tolerance.parse(value)
         return str(value)
 
-    @field_validator("model", "start_model", "run_id", "deadline", "as_of")
+    @field_validator("newer_than", "older_than", "sample", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """TOML has days, times and numbers of its own."""
+        if isinstance(value, dt.date):
+            return value.isoformat()
+        return str(value) if isinstance(value, int) else value
+
+    @field_validator("model", "start_model", "run_id", "deadline", "as_of", "newer_than", "older_than", "sample")
     @classmethod
     def _readable(cls, value: str | None, info: Any) -> str | None:
         checks = {
@@ -156,6 +189,9 @@ class Job(BaseModel):
             "run_id": valid_run_id,
             "deadline": seconds_of,
             "as_of": parse_as_of,
+            "newer_than": _moment_before_now,
+            "older_than": _moment_before_now,
+            "sample": Sample.parse,
         }
         if value is not None:
             try:
@@ -170,6 +206,12 @@ class Job(BaseModel):
             raise ValueError("--bucket-column and --key-column go together")
         if self.uri_column is not None and self.bucket_column is not None:
             raise ValueError("--uri-column and --bucket-column with --key-column exclude each other")
+        if self.min_size is not None and self.max_size is not None and self.min_size > self.max_size:
+            raise ValueError(f"--min-size {self.min_size} is more than --max-size {self.max_size}: no image is both")
+        if self.include and "*" in self.exclude:
+            raise ValueError(
+                "--exclude '*' leaves every image out, whatever --include says; --include alone takes what fits it only"
+            )
         if self.model is None and not self.emulator:
             raise ValueError("name the model with --model ARN (`batchcl model list` shows yours), or use --emulator")
         return self
@@ -202,6 +244,26 @@ class Job(BaseModel):
             skip_bad_lines=self.skip_bad_lines,
         )
 
+    def filters(self, at: dt.datetime) -> Filters:
+        """Which images of the sources are taken, by a run that begins, or began, `at`. Raises `UsageError`."""
+        newer_than, older_than = (
+            None if text is None else moment_of(text, now=at) for text in (self.newer_than, self.older_than)
+        )
+        if newer_than is not None and older_than is not None and newer_than >= older_than:
+            raise UsageError(
+                f"--newer-than {self.newer_than} is not before --older-than {self.older_than}: no image is both"
+            )
+        return Filters(
+            include=self.include,
+            exclude=self.exclude,
+            newer_than=newer_than,
+            older_than=older_than,
+            min_size_bytes=self.min_size,
+            max_size_bytes=self.max_size,
+            sample=None if self.sample is None else Sample.parse(self.sample, seed=self.sample_seed),
+            limit=self.limit,
+        )
+
     def scored_as(self, model: ModelArn) -> dict[str, Any]:
         """What decides about the rows of a run: the same under the same run id, or the run is another one."""
         return {
@@ -210,6 +272,8 @@ class Job(BaseModel):
             **{name: value for name in _LIST_KEYS if (value := getattr(self, name))},
             "include": list(self.include),
             "exclude": list(self.exclude),
+            **{name: value for name in _FILTER_KEYS if (value := getattr(self, name)) is not None},
+            **({} if self.sample is None else {"sample_seed": self.sample_seed}),
             "limit": self.limit,
             "incremental": self.incremental,
             "model": model.text,
@@ -219,18 +283,13 @@ class Job(BaseModel):
         }
 
 
-def seconds_of(duration: str) -> float:
-    """The seconds of `6h`, `90m`, `45s` or `1h30m`. Raises `UsageError`."""
-    found = _DURATION.fullmatch(duration)
-    if found is None or not any(found.groups()):
-        raise UsageError(f"{duration!r} is no duration; write it like 6h, 90m, 45s or 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    return hours * 3600 + minutes * 60 + seconds
-
-
 def fingerprint(scored_as: Mapping[str, Any]) -> str:
     """A short digest of `Job.scored_as`."""
     return hashlib.sha256(orjson.dumps(scored_as, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def _moment_before_now(text: str) -> dt.datetime:
+    return moment_of(text, now=dt.datetime.now(dt.UTC))
 
 
 def _environment() -> dict[str, Any]:

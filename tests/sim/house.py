@@ -41,7 +41,8 @@ from batchcl.scoring.retry import conduct_round
 from batchcl.scoring.score import conduct, find
 from batchcl.scoring.stopper import Stopper
 from batchcl.sources.base import Checked, Position
-from batchcl.sources.select import Filters, Selection
+from batchcl.sources.filters import Filters
+from batchcl.sources.select import Selection
 from sim.service import Service
 from virtual import run_virtual
 
@@ -360,7 +361,7 @@ class House:
         model, observer, store = ModelArn.parse(MODEL), SilentObserver(), self.store(trouble)
         await store.check_writable()
 
-        async def check() -> Listing:
+        async def check(_: dt.datetime) -> Listing:
             return Listing(Selection([HouseSource(self.images, trouble, page=self.page)], Filters()), 0, {})
 
         found = await find(job, model, store, check=check, observer=observer)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import os
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import UsageError
-from batchcl.job import Job, Tolerance, fingerprint, job_of, load_job, seconds_of
+from batchcl.job import Job, Tolerance, fingerprint, job_of, load_job
+from batchcl.quantities import seconds_of
+from batchcl.sources.sample import Sample
 
 ARN = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000"
 OTHER_ARN = ARN.replace("/v1/", "/v2/")
+NOW = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
 BASE: dict[str, Any] = {"sources": ["s3://b/"], "model": ARN, "out": "out"}
 
 
@@ -113,6 +117,16 @@ def test_an_unknown_key_is_refused_by_name_and_the_known_ones_are_told(tmp_path:
         ("max_tps", float("inf")),
         ("max_in_flight", 0),
         ("max_in_flight", 10_001),
+        ("newer_than", "yesterday"),
+        ("newer_than", 24),
+        ("older_than", ""),
+        ("min_size", "10 elephants"),
+        ("min_size", -1),
+        ("max_size", "big"),
+        ("sample", "0"),
+        ("sample", "101%"),
+        ("sample", 0.5),
+        ("sample_seed", "a"),
         ("limit", 0),
         ("source_kind", "csv"),
         ("max_failures", "some"),
@@ -223,6 +237,12 @@ def scored_as(**changes: Any) -> str:
         {"model": OTHER_ARN},
         {"min_confidence": 0},
         {"max_results": 0},
+        {"newer_than": "24h"},
+        {"older_than": "2026-11-20"},
+        {"min_size": "10KB"},
+        {"max_size": "10KB"},
+        {"sample": "10"},
+        {"sample": "10", "sample_seed": 1},
     ],
 )
 def test_another_list_or_another_scoring_is_another_run(change: dict[str, Any]) -> None:
@@ -260,8 +280,54 @@ def test_a_fingerprint_is_the_same_in_every_process_and_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": [None, "é"]}) == fingerprint({"b": [None, "é"], "a": 1}) == "0d0af69a31cfe64c"
 
 
+def test_the_seed_counts_with_a_sample_only() -> None:
+    assert scored_as(sample_seed=1) == scored_as()
+    assert scored_as(sample="5%", sample_seed=1) != scored_as(sample="5%")
+
+
+@pytest.mark.parametrize(
+    ("written", "size"), [("10KB", 10_000), ("4MiB", 4 * 1024 * 1024), ("1.5 kb", 1500), (300, 300), ("300", 300)]
+)
+def test_sizes_have_units_of_1000_and_of_1024(written: object, size: int) -> None:
+    assert load_job(flags=BASE | {"min_size": written}).filters(NOW).min_size_bytes == size
+
+
+def test_toml_may_say_days_times_and_counts_in_its_own_way(tmp_path: Path) -> None:
+    job = load_job(
+        file(tmp_path, "newer_than = 2026-11-20\nolder_than = 2026-11-20T06:00:00Z\nsample = 1000\nsample_seed = 7")
+    )
+    filters = job.filters(NOW)
+    assert filters.newer_than == dt.datetime(2026, 11, 20, tzinfo=dt.UTC)
+    assert filters.older_than == dt.datetime(2026, 11, 20, 6, tzinfo=dt.UTC)
+    assert filters.sample == Sample(count=1000, seed=7)
+
+
+def test_a_duration_counts_back_from_the_runs_start() -> None:
+    job = load_job(flags=BASE | {"newer_than": "24h", "older_than": "1h"})
+    filters = job.filters(NOW)
+    assert (filters.newer_than, filters.older_than) == (NOW - dt.timedelta(hours=24), NOW - dt.timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"min_size": "2KB", "max_size": 1999}, "--min-size 2000 is more than --max-size 1999"),
+        ({"include": ("*.jpg",), "exclude": ("*",)}, "--include alone takes what fits it only"),
+    ],
+)
+def test_filters_that_let_nothing_through_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_job(flags=BASE | values)
+
+
+def test_times_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(UsageError, match="--newer-than 1h is not before --older-than 2d"):
+        load_job(flags=BASE | {"newer_than": "1h", "older_than": "2d"}).filters(NOW)
+
+
 def test_a_recorded_job_is_read_back_with_its_changes() -> None:
-    job = load_job(flags=BASE | {"limit": 3, "source_kind": "keys", "max_tps": 2.0})
+    filters = {"min_size": "10KB", "newer_than": "24h", "sample": "2%", "sample_seed": 3}
+    job = load_job(flags=BASE | filters | {"limit": 3, "source_kind": "keys", "max_tps": 2.0})
     settings = orjson.loads(orjson.dumps(job.model_dump(mode="json")))
     recorded = orjson.loads(orjson.dumps(job.scored_as(ModelArn.parse(ARN))))
     assert job_of(recorded, settings, {}) == job

@@ -42,7 +42,7 @@ def compact(
 
     from batchcl.cli.output import emit  # noqa: PLC0415
     from batchcl.cli.status import with_store  # noqa: PLC0415
-    from batchcl.job import seconds_of  # noqa: PLC0415
+    from batchcl.quantities import seconds_of  # noqa: PLC0415
     from batchcl.runs.compact import compact as merge  # noqa: PLC0415
 
     work = partial(

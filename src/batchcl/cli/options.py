@@ -31,13 +31,19 @@ __all__ = [
     "MaxFailures",
     "MaxInFlight",
     "MaxResults",
+    "MaxSize",
     "MaxTps",
     "MinConfidence",
+    "MinSize",
     "ModelArnOption",
+    "NewerThan",
+    "OlderThan",
     "Out",
     "Profile",
     "Region",
     "RunId",
+    "Sample",
+    "SampleSeed",
     "ShardSize",
     "SingleWriter",
     "SkipBadLines",
@@ -92,6 +98,28 @@ Include = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Leave these out.", show_default=False)
+]
+NewerThan = Annotated[
+    str | None,
+    typer.Option("--newer-than", metavar="24h|DATE", help="Modified since then; UTC.", show_default=False),
+]
+OlderThan = Annotated[
+    str | None, typer.Option("--older-than", metavar="7d|DATE", help="Modified before; UTC.", show_default=False)
+]
+MinSize = Annotated[
+    str | None, typer.Option("--min-size", metavar="SIZE", help="At least so large: 10KB, 4MiB.", show_default=False)
+]
+MaxSize = Annotated[
+    str | None, typer.Option("--max-size", metavar="SIZE", help="At most so large.", show_default=False)
+]
+Sample = Annotated[
+    str | None,
+    typer.Option(
+        "--sample", metavar="N|P%", help="So many of them, or such a share; ever the same.", show_default=False
+    ),
+]
+SampleSeed = Annotated[
+    int | None, typer.Option("--sample-seed", metavar="N", help="Another sample (0).", show_default=False)
 ]
 Limit = Annotated[int | None, typer.Option("--limit", help="The first N images only.", show_default=False)]
 Kind = Annotated[

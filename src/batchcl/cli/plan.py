@@ -36,6 +36,7 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
     from batchcl.job import load_job  # noqa: PLC0415
     from batchcl.scoring.plan import Plan  # noqa: PLC0415
     from batchcl.scoring.plan import plan as planned  # noqa: PLC0415
+    from batchcl.sources.filters import filter_words  # noqa: PLC0415
 
     job = load_job(given.pop("config", None), {"out": "unused"} | flags(**given))
 
@@ -59,6 +60,7 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
         "named more than once": found.repeated,
         "known already": found.known,
         "filtered": found.filtered,
+        **{f"  {filter_words(name)}": count for name, count in found.filtered_by.items()},
         **found.left_out,
     }
     if found.lines is not None:

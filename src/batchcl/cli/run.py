@@ -29,13 +29,19 @@ from batchcl.cli.options import (
     MaxFailures,
     MaxInFlight,
     MaxResults,
+    MaxSize,
     MaxTps,
     MinConfidence,
+    MinSize,
     ModelArnOption,
+    NewerThan,
+    OlderThan,
     Out,
     Profile,
     Region,
     RunId,
+    Sample,
+    SampleSeed,
     ShardSize,
     SingleWriter,
     SkipBadLines,
@@ -50,6 +56,7 @@ from batchcl.cli.talk import LogFormat, LogFormatOption, talking
 from batchcl.errors import BatchclError, ExitCode
 from batchcl.runs.record import Summary
 from batchcl.scoring.tally import Tally
+from batchcl.sources.filters import filter_words
 
 __all__ = ["finish", "run", "tell"]
 
@@ -68,6 +75,12 @@ def run(
     transport: TransportOption = None,
     include: Include = None,
     exclude: Exclude = None,
+    newer_than: NewerThan = None,
+    older_than: OlderThan = None,
+    min_size: MinSize = None,
+    max_size: MaxSize = None,
+    sample: Sample = None,
+    sample_seed: SampleSeed = None,
     limit: Limit = None,
     source_kind: Kind = None,
     uri_column: UriColumn = None,
@@ -128,6 +141,12 @@ def run(
             transport=transport,
             include=include,
             exclude=exclude,
+            newer_than=newer_than,
+            older_than=older_than,
+            min_size=min_size,
+            max_size=max_size,
+            sample=sample,
+            sample_seed=sample_seed,
             limit=limit,
             source_kind=source_kind,
             uri_column=uri_column,
@@ -211,6 +230,8 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     )
     if tally.lines is not None or tally.leaves_out:
         tell(f"the lists: {tally}")
+    for name, count in summary.filtered_by.items():
+        tell(f"  {filter_words(name)} left {count:,} out")
     if left:
         tell(f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest")
         tell(f"see `batchcl status {summary.out} {summary.run_id}`")

@@ -76,7 +76,8 @@ class Summary:
         bad_lines: lines of the lists that name no image and were left out.
         repeated: images that the sources named more than once, beyond the first time.
         known: images left out by `--incremental`.
-        filtered: images left out by `--include` and `--exclude`.
+        filtered: images left out by the filters.
+        filtered_by: which filter → how many of them.
         left_out: lines of lists that name something that is no image to score: what → how many.
         lines: lines and rows of all lists; None where a source is no list, or the list isn't complete.
         round: 0, or the number of the retry that this is the summary of.
@@ -102,6 +103,7 @@ class Summary:
     repeated: int = 0
     known: int = 0
     filtered: int = 0
+    filtered_by: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     lines: int | None = None
     round: int = 0

@@ -40,7 +40,8 @@ class WorkListTotals:
         repeated: images that the sources named more than once, beyond the first time.
         known: images left out by `--incremental`, as their version has a result already.
         bad_lines: lines that name no image and were left out.
-        filtered: images left out by `--include` and `--exclude`.
+        filtered: images left out by the filters.
+        filtered_by: which filter → how many of them.
         left_out: lines that name something that is no image to score: what → how many.
         lines: of all lists; None where a source is no list.
     """
@@ -51,6 +52,7 @@ class WorkListTotals:
     known: int = 0
     bad_lines: int = 0
     filtered: int = 0
+    filtered_by: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     lines: int | None = None
 

@@ -64,6 +64,7 @@ async def freeze_all(
             known=known,
             bad_lines=counted.bad,
             filtered=counted.filtered,
+            filtered_by=dict(counted.filtered_by),
             left_out=dict(counted.left_out),
             lines=counted.lines,
         )

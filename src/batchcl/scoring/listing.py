@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,8 +20,9 @@ from batchcl.job import Job
 from batchcl.scoring.events import Notice, Observer
 from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Checked, Source
+from batchcl.sources.filters import filter_words
 from batchcl.sources.recognise import open_sources
-from batchcl.sources.select import Filters, Selection
+from batchcl.sources.select import Selection
 
 __all__ = ["Listing", "check_sources", "first_page"]
 
@@ -55,14 +57,18 @@ class Listing:
             bad=self.bad_lines,
             left_out=self.left_out,
             repeated=selection.repeated,
-            filtered=selection.filtered,
+            filtered=sum(selection.filtered.values()),
+            filtered_by=selection.filtered,
             known=known,
             planned=planned,
         )
 
 
-async def check_sources(job: Job, aws: Aws, model: ModelArn, files: ExitStack, observer: Observer) -> Listing:
-    """Look at the job's sources and at their buckets before a call is spent."""
+async def check_sources(
+    job: Job, aws: Aws, model: ModelArn, files: ExitStack, at: dt.datetime, *, observer: Observer
+) -> Listing:
+    """Look at the job's sources and at their buckets before a call is spent; the run began, or begins, `at`."""
+    filters = job.filters(at)
     out = None if "://" in job.out else await anyio.to_thread.run_sync(Path(job.out).absolute)
     sources = await open_sources(
         job.sources,
@@ -79,7 +85,6 @@ async def check_sources(job: Job, aws: Aws, model: ModelArn, files: ExitStack, o
     buckets = frozenset[str]().union(*(checked.buckets for checked in found))
     if buckets:
         await check_buckets(aws, buckets, region=model.region)
-    filters = Filters(include=job.include, exclude=job.exclude, limit=job.limit)
     return Listing(
         Selection(sources, filters),
         sum(checked.bad_count for checked in found),
@@ -99,12 +104,13 @@ def _total(lines: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(lines) else None
 
 
-async def first_page(pages: AsyncIterator[list[T]], job: Job) -> AsyncIterator[list[T]]:
-    """`pages` unchanged, but read up to the first image: `SourceError` if there is none."""
+async def first_page(pages: AsyncIterator[list[T]], listing: Listing, job: Job) -> AsyncIterator[list[T]]:
+    """`pages` of the listing unchanged, but read up to the first image: `SourceError` if there is none."""
     async for first in pages:
         return _chained(first, pages)
+    away = [f"{count:,} by {filter_words(name)}" for name, count in listing.selection.filtered.items()]
+    why = f" that the filters let through (taken away: {', '.join(away)})" if away else ""
     named = ", ".join(job.sources)
-    why = " that --include and --exclude let through" if job.include or job.exclude else ""
     raise SourceError(f"there is no image in {named}{why}; check the prefix or path, or run `batchcl plan`")
 
 

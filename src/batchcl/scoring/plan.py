@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -52,7 +53,8 @@ class Plan:
         repeated: images that the sources name more than once, beyond the first time.
         known: images left out by `incremental`, as their version has a result.
         lines: lines and rows of all lists; None where a source is no list.
-        filtered: images left out by `--include` and `--exclude`.
+        filtered: images left out by the filters.
+        filtered_by: which filter → how many of them; `size_unknown` where no list told what `min_size` asks, and so on.
         left_out: lines that name something that is no image to score: what → how many.
         unread: lines behind those that `--limit` asked for.
         estimates: at 1 to 5 inference units.
@@ -69,6 +71,7 @@ class Plan:
     known: int
     lines: int | None
     filtered: int
+    filtered_by: dict[str, int]
     left_out: dict[str, int]
     unread: int
     estimates: tuple[Estimate, ...]
@@ -89,9 +92,10 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
     skipped: Counter[str] = Counter()
     with ExitStack() as files:
         async with service_of(job) as (aws, model):
-            listing = await check_sources(job, aws, model, files, observer or SilentObserver())
+            now = dt.datetime.now(dt.UTC)
+            listing = await check_sources(job, aws, model, files, now, observer=observer or SilentObserver())
             known = await _known(job, aws, model)
-            async for listed in await first_page(listing.selection.images(), job):
+            async for listed in await first_page(listing.selection.images(), listing, job):
                 if known is not None:
                     fresh = await known.fresh(listed)
                     left_out += fresh.count(False)
@@ -117,6 +121,7 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
         known=left_out,
         lines=tally.lines,
         filtered=tally.filtered,
+        filtered_by=listing.selection.filtered,
         left_out=dict(tally.left_out),
         unread=tally.unread,
         estimates=tuple(_estimate(calls, units) for units in range(1, MAX_UNITS + 1)),

@@ -84,7 +84,7 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
             with stopper.interruptible():
                 await aws.check_credentials()
                 store = await open_store(job, aws)
-                check = partial(check_sources, job, aws, model, files, observer)
+                check = partial(check_sources, job, aws, model, files, observer=observer)
                 found = await find(job, model, store, check=check, observer=observer)
                 if found.summary is not None:
                     observer.notice(Notice("already-done", f"run {found.record.run_id} is done already; nothing to do"))
@@ -209,9 +209,9 @@ class Found:
 
 
 async def find(
-    job: Job, model: ModelArn, store: Store, *, check: Callable[[], Awaitable[Listing]], observer: Observer
+    job: Job, model: ModelArn, store: Store, *, check: Callable[[dt.datetime], Awaitable[Listing]], observer: Observer
 ) -> Found:
-    """Look for the run in `store`, and at its sources, with `check`, where they are still needed."""
+    """Look for the run in `store`, and at its sources where they are needed: `check` is given the run's start."""
     record = _record(job, model)
     paths = RunPaths(record.run_id)
     worklist = WorkList(store, paths)
@@ -226,7 +226,7 @@ async def find(
     finished = summary is not None and summary.status == "done"
     listing = None
     if worklist.totals is None and not finished:
-        listing = await check()
+        listing = await check((old or record).started_at)
         if old is None:
             record = replace(record, lists=listing.digests, bad_lines=dict(listing.bad))
         _check_lists(old or record, listing)
@@ -251,7 +251,7 @@ async def _begin(
     record, worklist = found.record, found.worklist
     first = None
     if found.listing is not None and not worklist.shards:
-        first = await first_page(_closed_by(lists, found.listing.selection.pages()), job)
+        first = await first_page(_closed_by(lists, found.listing.selection.pages()), found.listing, job)
     if not found.old and not await record.create(found.store):
         record = await _same(found.store, record) or record
     await take()

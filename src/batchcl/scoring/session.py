@@ -236,6 +236,7 @@ class Session:
             repeated=totals.repeated if totals else 0,
             known=totals.known if totals else 0,
             filtered=totals.filtered if totals else 0,
+            filtered_by=totals.filtered_by if totals else {},
             left_out=totals.left_out if totals else {},
             lines=totals.lines if totals else None,
             round=self.targets.round,

@@ -17,7 +17,8 @@ class Tally:
         bad: lines that name no image.
         left_out: lines that name something that is no image to score: what → how many.
         repeated: images that are named more than once, beyond the first time.
-        filtered: images that `--include` and `--exclude` leave out.
+        filtered: images that the filters leave out.
+        filtered_by: which filter → how many of them.
         known: images left out by `--incremental`.
         planned: images on the work list.
     """
@@ -27,6 +28,7 @@ class Tally:
     left_out: Mapping[str, int] = field(default_factory=dict)
     repeated: int = 0
     filtered: int = 0
+    filtered_by: Mapping[str, int] = field(default_factory=dict)
     known: int = 0
     planned: int = 0
 

@@ -1,30 +1,19 @@
-"""Which images of the sources a run takes: globs and a limit, over all sources in order, each image once."""
+"""Which images of the sources a run takes: over all sources in order, each image once, those that pass the filters."""
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from batchcl.images import ImageRef
 from batchcl.sources.base import Position, Source
+from batchcl.sources.filters import Filters, Sieve
+from batchcl.sources.sample import SmallestRanks
 
-__all__ = ["Bookmark", "Filters", "Selected", "Selection"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """An image is taken when it fits any `include` (or there is none) and no `exclude`.
-
-    Globs know `*`, `?` and `[…]`, tell upper from lower case, and `*` crosses `/`. One without `/` is held against the
-    last part of the key, one with `/` against the whole key (for a local file: its path).
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    limit: int | None = None
+__all__ = ["Bookmark", "Selected", "Selection"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +26,8 @@ class Bookmark:
         taken: images that passed the filters so far.
         repeated: images left out so far because an earlier source names them too.
         known: images left out so far because their version has a result.
-        filtered: images left out so far by the filters.
+        filtered: images left out so far by the filters: the filter's name → how many.
+        cut: the largest rank of the sample, which was found before the first image; None without a sample.
     """
 
     source: int
@@ -45,7 +35,8 @@ class Bookmark:
     taken: int
     repeated: int = 0
     known: int = 0
-    filtered: int = 0
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    cut: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +47,7 @@ class Selected:
     bookmark: Bookmark
 
 
-_Pick: TypeAlias = tuple[int, int, int]
+_Pick: TypeAlias = tuple[int, int, Mapping[str, int]]
 """Which image of a page, and how many were repeated and filtered up to it."""
 
 
@@ -80,7 +71,7 @@ class _Part:
     images: list[ImageRef]
     picked: list[_Pick] | None
     repeated: int
-    filtered: int
+    filtered: Mapping[str, int]
 
     @property
     def size(self) -> int:
@@ -100,16 +91,17 @@ class Selection:
 
     def __init__(self, sources: Sequence[Source], filters: Filters) -> None:
         self._sources = sources
-        self._included = [_Glob(pattern) for pattern in filters.include]
-        self._excluded = [_Glob(pattern) for pattern in filters.exclude]
+        self._sieve = Sieve(filters)
+        self._sample = filters.sample
+        self._rank = None if filters.sample is None else filters.sample.ranker()
         self._limit = filters.limit
         self._repeated = 0
-        self._filtered = 0
+        self._filtered: Counter[str] = Counter()
 
     @property
-    def filtered(self) -> int:
-        """Images left out by the filters so far."""
-        return self._filtered
+    def filtered(self) -> dict[str, int]:
+        """Images left out so far: by which filter, in the order in which they are asked → how many."""
+        return dict(self._filtered)
 
     @property
     def repeated(self) -> int:
@@ -117,72 +109,100 @@ class Selection:
         return self._repeated + sum(source.repeated for source in self._sources)
 
     async def pages(self, after: Bookmark | None = None) -> AsyncIterator[list[Selected]]:
-        """The images from behind `after`, in pages of which none is empty, up to the limit."""
-        async for part in self._parts(after):
-            number, count, taken = part.source, part.count, part.taken
-            yield [
-                Selected(
-                    part.images[at],
-                    Bookmark(
-                        number, Position(count + at + 1, part.images[at].key), taken + n, repeated, filtered=filtered
-                    ),
-                )
-                for n, (at, repeated, filtered) in enumerate(part.picks(), 1)
-            ]
+        """The images from behind `after`, in pages of which none is empty, up to the limit.
+
+        A sample of so many images takes the lists to be read to their end once more, before the first page.
+        """
+        cut = await self._cut() if after is None else after.cut
+        async with aclosing(self._parts(after, cut=cut, limit=self._limit)) as parts:
+            async for part in parts:
+                number, count, taken = part.source, part.count, part.taken
+                yield [
+                    Selected(
+                        part.images[at],
+                        Bookmark(
+                            number,
+                            Position(count + at + 1, part.images[at].key),
+                            taken + n,
+                            repeated,
+                            filtered=filtered,
+                            cut=cut,
+                        ),
+                    )
+                    for n, (at, repeated, filtered) in enumerate(part.picks(), 1)
+                ]
 
     async def images(self) -> AsyncIterator[list[ImageRef]]:
         """All images as `pages` has them, without bookmarks: for who won't go on where this was cut."""
-        async for part in self._parts(None):
-            yield part.images if part.picked is None else [part.images[at] for at, _, _ in part.picked]
+        async with aclosing(self._parts(None, cut=await self._cut(), limit=self._limit)) as parts:
+            async for part in parts:
+                yield part.images if part.picked is None else [part.images[at] for at, _, _ in part.picked]
 
-    async def _parts(self, after: Bookmark | None) -> AsyncIterator[_Part]:
+    async def _cut(self) -> int | None:
+        """The largest rank that is in the sample."""
+        if self._sample is None or self._rank is None:
+            return None
+        if self._sample.count is None:
+            return self._sample.cut()
+        smallest = SmallestRanks(self._sample.count)
+        async for part in self._parts(None, cut=None, limit=None):
+            smallest.add([self._rank(part.images[at]) for at, _, _ in part.picks()])
+        return smallest.largest()
+
+    async def _parts(
+        self, after: Bookmark | None, *, cut: int | None, limit: int | None
+    ) -> AsyncGenerator[_Part, None]:
         taken = 0 if after is None else after.taken
         self._repeated = 0 if after is None else after.repeated
-        self._filtered = 0 if after is None else after.filtered
+        self._filtered = Counter() if after is None else Counter(after.filtered)
         for number, source in enumerate(self._sources):
             if after is not None and number < after.source:
                 continue
             position = after.position if after is not None and number == after.source else None
             count = 0 if position is None else position.count
             async for images in source.pages(position):
-                room = None if self._limit is None else self._limit - taken
-                part = await self._part(number, images, room, count=count, taken=taken)
+                room = None if limit is None else limit - taken
+                part = await self._part(number, images, room, count=count, taken=taken, cut=cut)
                 count += len(images)
                 if part.size:
                     taken += part.size
                     yield part
-                if self._limit is not None and taken >= self._limit:
+                if limit is not None and taken >= limit:
                     return
 
-    async def _part(self, number: int, images: list[ImageRef], room: int | None, *, count: int, taken: int) -> _Part:
+    async def _part(
+        self, number: int, images: list[ImageRef], room: int | None, *, count: int, taken: int, cut: int | None
+    ) -> _Part:
         """What is taken of a page of a source, where there is room for so many images."""
-        begun = self._repeated, self._filtered
-        if not number and not self._included and not self._excluded:
+        begun = self._repeated, dict(self._filtered)
+        if not number and self._sieve.takes_all and cut is None:
             return _Part(number, count, taken, images[:room], None, *begun)
         picked: list[_Pick] = []
-        for at, image in enumerate(images):
+        filtered = begun[1]
+        reasons = self._sieve.reasons(images)
+        for at, (image, reason) in enumerate(zip(images, reasons, strict=True)):
             if len(picked) == room:
                 break
-            if await self._takes(image, self._sources[:number]):
-                picked.append((at, self._repeated, self._filtered))
+            if reason is None and await self._is_named_before(image, number):
+                self._repeated += 1
+                continue
+            if reason is not None or not self._is_sampled(image, cut, taken + len(picked)):
+                self._filtered[reason or "sample"] += 1
+                continue
+            if filtered != self._filtered:
+                filtered = dict(self._filtered)
+            picked.append((at, self._repeated, filtered))
         return _Part(number, count, taken, images, picked, *begun)
 
-    async def _takes(self, image: ImageRef, earlier: Sequence[Source]) -> bool:
-        included = not self._included or any(glob.fits(image.key) for glob in self._included)
-        if not included or any(glob.fits(image.key) for glob in self._excluded):
-            self._filtered += 1
-            return False
-        for source in earlier:
+    async def _is_named_before(self, image: ImageRef, number: int) -> bool:
+        for source in self._sources[:number]:
             if await source.contains(image):
-                self._repeated += 1
-                return False
-        return True
+                return True
+        return False
 
-
-class _Glob:
-    def __init__(self, pattern: str) -> None:
-        self._whole = "/" in pattern
-        self._match = re.compile(fnmatch.translate(pattern)).match
-
-    def fits(self, key: str) -> bool:
-        return self._match(key if self._whole else key.rpartition("/")[2]) is not None
+    def _is_sampled(self, image: ImageRef, cut: int | None, taken: int) -> bool:
+        """Whether `image` is in the sample; objects that came since it was measured don't make it larger."""
+        if cut is None or self._sample is None or self._rank is None:
+            return True
+        most = self._sample.count
+        return (most is None or taken < most) and self._rank(image) <= cut

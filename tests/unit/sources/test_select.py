@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position, Source
-from batchcl.sources.select import Bookmark, Filters, Selected, Selection
+from batchcl.sources.filters import Filters
+from batchcl.sources.select import Bookmark, Selected, Selection
 
 
 class FakeSource:
@@ -159,9 +160,9 @@ def test_what_the_filters_take_away_is_counted_and_goes_on_behind_a_bookmark() -
             [FakeSource(["a.png", "x", "b.png"]), FakeSource(["y", "c.png", "z"])], Filters(include=("*.png",))
         )
         taken = [one async for page in selection.pages(after) for one in page]
-        return taken, selection.filtered
+        return taken, sum(selection.filtered.values())
 
     taken, count = anyio.run(filtered, None)
-    assert ([one.bookmark.filtered for one in taken], count) == ([0, 1, 2], 3)
+    assert ([sum(one.bookmark.filtered.values()) for one in taken], count) == ([0, 1, 2], 3)
     for one in taken:
         assert anyio.run(filtered, one.bookmark)[1] == 3

@@ -1,0 +1,39 @@
+"""Times and durations as people write them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Final
+
+from batchcl.errors import UsageError
+
+__all__ = ["moment_of", "seconds_of"]
+
+_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_UNIT_SECONDS: Final = (86_400, 3600, 60, 1)
+
+
+def seconds_of(duration: str) -> float:
+    """The seconds of `6h`, `90m`, `45s`, `7d` or `1h30m`. Raises `UsageError`."""
+    found = _DURATION.fullmatch(duration)
+    if found is None or not any(found.groups()):
+        raise UsageError(f"{duration!r} is no duration; write it like 6h, 90m, 45s or 1h30m")
+    return sum(float(part or 0) * unit for part, unit in zip(found.groups(), _UNIT_SECONDS, strict=True))
+
+
+def moment_of(text: str, *, now: dt.datetime) -> dt.datetime:
+    """The moment, in UTC, of a duration before `now` (`24h`), a day (its midnight), or a day and time.
+
+    What names no zone is UTC. Raises `UsageError`.
+    """
+    try:
+        if _DURATION.fullmatch(text) is not None:
+            return now - dt.timedelta(seconds=seconds_of(text))
+        moment = dt.datetime.fromisoformat(text)
+        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+    except (UsageError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{text!r} is neither a duration before now, such as 24h or 7d, nor a day or time in UTC, such as "
+            "2026-11-20 or 2026-11-20T06:00"
+        ) from error

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchcl.errors import UsageError
+from batchcl.images import ImageRef
+from batchcl.sources.filters import Filters
+from batchcl.sources.sample import ALL_RANKS, Sample, SmallestRanks
+from batchcl.sources.select import Bookmark, Selected, Selection
+from unit.sources.test_select import FakeSource
+
+KEYS = [f"{n}.png" for n in range(500)]
+
+
+def selected(lists: Sequence[Sequence[str]], filters: Filters, after: Bookmark | None = None) -> list[Selected]:
+    async def main() -> list[Selected]:
+        selection = Selection([FakeSource(keys, page=7) for keys in lists], filters)
+        return [one async for page in selection.pages(after) for one in page]
+
+    return anyio.run(main)
+
+
+def sampled(text: str, keys: Sequence[str] = KEYS, *, seed: int = 0) -> list[str]:
+    found = selected([keys], Filters(sample=Sample.parse(text, seed=seed)))
+    return [one.image.key for one in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "sample"),
+    [
+        ("1000", Sample(count=1000)),
+        ("2%", Sample(share=0.02)),
+        ("0.5%", Sample(share=0.005)),
+        ("100%", Sample(share=1)),
+    ],
+)
+def test_a_sample_is_a_count_or_a_share(text: str, sample: Sample) -> None:
+    assert Sample.parse(text) == sample
+
+
+@pytest.mark.parametrize("text", ["", "0", "0%", "101%", "1.5", "-1", "half", "5 %"])
+def test_what_is_neither_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no sample; write a count such as 1000"):
+        Sample.parse(text)
+
+
+def test_ranks_stay_the_same_from_version_to_version() -> None:
+    image = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png")
+    versioned = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png", version_id="1")
+    ranks = [Sample(count=1, seed=seed).ranker()(image) for seed in (0, 1)]
+    assert ranks == [14_474_395_792_146_423_856, 1_000_509_231_851_854_692]
+    assert Sample(count=1).ranker()(versioned) not in ranks
+
+
+def test_a_count_is_exact_in_the_order_of_the_list_and_independent_of_it() -> None:
+    found = sampled("50")
+    assert len(found) == 50
+    assert found == [key for key in KEYS if key in set(found)]
+    assert set(sampled("50", KEYS[::-1])) == set(found)
+    assert sampled("500") == sampled("501") == KEYS
+
+
+def test_a_share_is_about_that_share_and_doesnt_depend_on_other_images() -> None:
+    found = sampled("20%")
+    assert 60 < len(found) < 140
+    assert sampled("20%", KEYS[:250]) == [key for key in found if key in set(KEYS[:250])]
+    assert sampled("100%") == KEYS
+
+
+def test_larger_samples_hold_smaller_ones_and_other_seeds_give_others() -> None:
+    for texts in (("10", "50", "200"), ("1%", "5%", "50%")):
+        for smaller, larger in pairwise(map(sampled, texts)):
+            assert set(smaller) <= set(larger)
+    assert sampled("50", seed=1) != sampled("50")
+    assert sampled("50", seed=1) == sampled("50", seed=1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 3), st.none() | st.integers(1, 10))
+def test_any_bookmark_goes_on_with_the_same_sample(count: int, seed: int, limit: int | None) -> None:
+    lists = [KEYS[:20], KEYS[10:25], KEYS[5:35]]
+    filters = Filters(sample=Sample(count=count, seed=seed), exclude=("1*",), limit=limit)
+    found = selected(lists, filters)
+    fitting = {key for key in KEYS[:35] if not key.startswith("1")}
+    assert len(found) == min(count, len(fitting), limit or count)
+    assert len({one.image.key for one in found}) == len(found)
+    for number, one in list(enumerate(found, 1))[::4]:
+        assert selected(lists, filters, one.bookmark) == found[number:]
+
+
+def test_images_that_came_since_the_sample_was_measured_dont_make_it_larger() -> None:
+    filters = Filters(sample=Sample(count=10))
+    first = selected([KEYS[:100]], filters)[3]
+    assert len(selected([KEYS], filters, first.bookmark)) == 6
+
+
+def test_what_the_sample_leaves_out_is_counted() -> None:
+    async def main() -> dict[str, int]:
+        selection = Selection([FakeSource(KEYS, page=7)], Filters(sample=Sample(count=10), exclude=("1.png",)))
+        async for _ in selection.pages():
+            pass
+        return selection.filtered
+
+    assert anyio.run(main) == {"sample": 489, "exclude": 1}
+
+
+@given(st.lists(st.integers(0, ALL_RANKS), min_size=1, max_size=50), st.integers(1, 60))
+def test_the_smallest_ranks_are_those_of_a_sort(ranks: list[int], count: int) -> None:
+    smallest = SmallestRanks(count)
+    smallest._room = 8  # several rounds with few ranks
+    for rank in ranks:
+        smallest.add([rank])
+    assert smallest.largest() == (sorted(ranks)[count - 1] if len(ranks) >= count else ALL_RANKS)
