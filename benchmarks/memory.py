@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,7 @@ class StubSource:
 
     description = "stub"
     repeated = 0
+    exhaustive = False
 
     def __init__(self, images: int) -> None:
         self._images = images
@@ -55,9 +56,9 @@ class StubSource:
         """Nothing to look at."""
         return Checked()
 
-    async def contains(self, image: ImageRef) -> bool:  # noqa: ARG002
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
         """There is no other source."""
-        return False
+        return [False] * len(images)
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """Names, a page at a time."""

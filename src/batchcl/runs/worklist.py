@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
 from batchcl.images import ImageRef
-from batchcl.runs.image_table import IMAGES, image_table
+from batchcl.runs.image_table import IMAGES, ImageRows, image_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.sources.base import Position
@@ -28,6 +28,7 @@ from batchcl.sources.select import Bookmark
 __all__ = ["WorkList", "WorkListTotals"]
 
 _BOOKMARK: Final = b"batchcl.bookmark"
+_SLICE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +135,17 @@ class WorkList:
         """The images of a frozen shard, in order, with the columns of `IMAGES`."""
         data = await self._read(shard)
         return await anyio.to_thread.run_sync(lambda: pq.read_table(io.BytesIO(data), schema=IMAGES))
+
+    async def frozen_images(self) -> AsyncIterator[tuple[int, list[ImageRef]]]:
+        """The images that are frozen by now, in order, some at a time and with the first source that they may be of."""
+        source = 0
+        for shard in range(self._shards):
+            data = await self._read(shard)
+            table = await anyio.to_thread.run_sync(lambda data: pq.read_table(io.BytesIO(data)), data)
+            for begin in range(0, len(table), _SLICE):
+                positions = range(begin, min(begin + _SLICE, len(table)))
+                yield source, await anyio.to_thread.run_sync(list[ImageRef], ImageRows(table, positions))
+            source = _bookmark(orjson.loads(table.schema.metadata[_BOOKMARK])).source
 
     async def _read(self, shard: int) -> bytes:
         path = self._paths.frozen(shard)

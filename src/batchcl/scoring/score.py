@@ -260,7 +260,7 @@ async def _begin(
         return record, first
     if found.listing is None:
         return record, _no_pages()
-    return record, _closed_by(lists, found.listing.selection.pages(worklist.bookmark))
+    return record, _closed_by(lists, found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images()))
 
 
 def _closed_by(lists: AsyncExitStack, pages: AsyncIterator[list[Selected]]) -> AsyncIterator[list[Selected]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
@@ -100,8 +100,19 @@ class Source(Protocol):
         """
         ...
 
-    async def contains(self, image: ImageRef) -> bool:
-        """Whether the source names `image` too, so that a later source need not."""
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        """For each of `images`, whether the source may name it too, judged by its name alone.
+
+        A no is certain, and stays true while the source is read; a yes need not be. Versions aren't looked at.
+        """
+        ...
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether the source names every image that there is of those that it may name.
+
+        So does a prefix: what another listing brings and this one may name, this one has named.
+        """
         ...
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import dropwhile, islice
 from pathlib import Path
 
@@ -22,6 +22,9 @@ class DirectorySource:
     Links to files are followed, links to directories are not, as they may lead in circles. Files below `leave_out`
     (the output root, when it lies inside) don't belong to the source.
     """
+
+    exhaustive = False
+    """Links to directories are passed over, and so is the output root."""
 
     def __init__(self, path: str, *, leave_out: Path | None = None) -> None:
         self.description = path
@@ -42,22 +45,15 @@ class DirectorySource:
         while page := await anyio.to_thread.run_sync(lambda: list(islice(files, PAGE))):
             yield page
 
-    async def contains(self, image: ImageRef) -> bool:
-        """Whether `image` is one of the files: what the walk passes over must come from the source that names it."""
-        if not image.local or not Path(image.key).is_relative_to(self._root):
-            return False
-        return await anyio.to_thread.run_sync(self._walks_by, Path(image.key))
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        """Whether their paths lie below; that the walk passes over some of those does no harm."""
+        root = os.fspath(self._root).rstrip("/") + "/"
+        return [image.local and image.key.startswith(root) for image in images]
 
     @property
     def repeated(self) -> int:
         """A directory has each path once."""
         return 0
-
-    def _walks_by(self, path: Path) -> bool:
-        if not os.path.lexists(path) or path.is_dir():
-            return False
-        folders = path.parents[: len(path.relative_to(self._root).parts) - 1]
-        return not any(folder.is_symlink() or self._is_left_out(folder) for folder in folders)
 
     def _is_left_out(self, folder: Path) -> bool:
         """Whether `folder` is the output root, by whichever name."""

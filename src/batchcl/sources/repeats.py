@@ -2,7 +2,8 @@
 
 Names are told apart by a 64-bit hash first: 8 bytes each, in blocks that are sorted and written to a temporary file
 once there are many. Only names whose hash comes twice are candidates, and those are told apart by 128 bits of BLAKE2,
-which don't collide in practice.
+which don't collide in practice. Sets of names are kept by the same two measures: `HashSet` where a false yes does no
+harm, `Seen` where it would lose an image.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import tempfile
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import IO, Final
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 from batchcl.errors import SourceError
 
-__all__ = ["MAX_REPEATED", "Candidates", "HashLog", "Members", "digest"]
+__all__ = ["MAX_REPEATED", "HashLog", "HashSet", "Seen", "digest"]
 
 MAX_REPEATED: Final = 2_000_000
 """Different images that a list may name more than once: each costs a hundred bytes while the list is read."""
@@ -29,6 +30,7 @@ _BLOCK: Final = 1_000_000
 _PARTITIONS: Final = 64
 _HASH_BYTES: Final = 8
 _SEED: Final = 7
+_UNSORTED: Final = 65_536
 
 
 def digest(name: str) -> bytes:
@@ -36,17 +38,24 @@ def digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-class Candidates:
-    """Names whose hash comes more than once: all that are repeated, and hardly any other."""
+class HashSet:
+    """Names by a hash of 64 bits: has all that are in it, and hardly any other."""
 
     def __init__(self, hashes: pl.Series) -> None:
+        """Of sorted hashes."""
         self._hashes = hashes
+
+    @classmethod
+    def of(cls, batches: Iterable[pl.Series]) -> HashSet:
+        """The set of all names in `batches`, which are read to their end. Blocks."""
+        hashes = [names.hash(_SEED) for names in batches]
+        return cls(pl.concat(hashes).unique().sort() if hashes else pl.Series(dtype=pl.UInt64))
 
     def __bool__(self) -> bool:
         return len(self._hashes) > 0
 
     def among(self, names: pl.Series) -> list[int]:
-        """The positions of candidates in `names`."""
+        """The positions in `names` of those that are in the set."""
         if not self:
             return []
         hashes = names.hash(_SEED)
@@ -74,7 +83,7 @@ class HashLog:
             if self._waiting_count >= self._block:
                 self._spill()
 
-    def candidates(self) -> Candidates:
+    def candidates(self) -> HashSet:
         """What was added more than once, and the end of the log. Raises `SourceError` where it is too much. Blocks."""
         with self._lock:
             if self._file is None:
@@ -96,7 +105,7 @@ class HashLog:
                     f"more than {MAX_REPEATED:,} images are named more than once; remove repeated lines first, for "
                     "instance with `sort -u`"
                 )
-            return Candidates(hashes.sort())
+            return HashSet(hashes.sort())
 
     def _take(self) -> pl.Series:
         taken = pl.concat(self._waiting) if self._waiting else pl.Series(dtype=pl.UInt64)
@@ -112,7 +121,7 @@ class HashLog:
         bounds = pl.Series([part << 58 for part in range(_PARTITIONS)], dtype=pl.UInt64)
         starts = [*hashes.search_sorted(bounds, side="left").to_list(), len(hashes)]
         self._runs.append([begin + start * _HASH_BYTES for start in starts])
-        self._file.write(_buffer(hashes))
+        self._file.write(_numbers(hashes))
 
     def _partition(self, number: int) -> pl.Series:
         assert self._file is not None
@@ -124,25 +133,51 @@ class HashLog:
         return pl.concat(parts)
 
 
-class Members:
-    """A set of names in 16 bytes each."""
+class Seen:
+    """A growing set of names in 16 bytes each."""
 
-    def __init__(self, batches: Iterable[Sequence[str]]) -> None:
-        """Read `batches` to their end. Blocks."""
-        digests = bytearray()
-        for names in batches:
-            for name in names:
-                digests += digest(name)
-        halves = _series(bytes(digests))
-        table = pl.DataFrame({"high": halves.gather_every(2), "low": halves.gather_every(2, 1)}).sort("high", "low")
-        self._high = memoryview(_buffer(table["high"])).cast("Q")
-        self._low = memoryview(_buffer(table["low"])).cast("Q")
+    def __init__(self, *, unsorted: int = _UNSORTED) -> None:
+        self._unsorted = unsorted
+        self._fresh: set[bytes] = set()
+        self._runs: list[_Run] = []
+
+    def update(self, names: Iterable[str]) -> None:
+        """Take note of `names`. Blocks."""
+        for name in names:
+            self._fresh.add(digest(name))
+            if len(self._fresh) >= self._unsorted:
+                self._sort()
 
     def __contains__(self, name: str) -> bool:
-        wanted = memoryview(digest(name)).cast("Q")
-        at = bisect_left(self._high, wanted[0])
-        while at < len(self._high) and self._high[at] == wanted[0]:
-            if self._low[at] == wanted[1]:
+        wanted = digest(name)
+        return wanted in self._fresh or any(wanted in run for run in self._runs)
+
+    def _sort(self) -> None:
+        """Make a run of the fresh ones, and one of two runs while the earlier is no longer than the later."""
+        halves = _series(b"".join(self._fresh))
+        self._fresh = set()
+        run = _Run(pl.DataFrame({"high": halves.gather_every(2), "low": halves.gather_every(2, 1)}))
+        while self._runs and len(self._runs[-1]) <= len(run):
+            run = _Run(pl.concat([self._runs.pop().table, run.table]))
+        self._runs.append(run)
+
+
+class _Run:
+    """Sorted digests."""
+
+    def __init__(self, table: pl.DataFrame) -> None:
+        self.table = table.sort("high", "low")
+        self._high = _numbers(self.table["high"])
+        self._low = _numbers(self.table["low"])
+
+    def __len__(self) -> int:
+        return len(self._high)
+
+    def __contains__(self, wanted: bytes) -> bool:
+        high, low = memoryview(wanted).cast("Q")
+        at = bisect_left(self._high, high)
+        while at < len(self._high) and self._high[at] == high:
+            if self._low[at] == low:
                 return True
             at += 1
         return False
@@ -160,10 +195,10 @@ def _series(data: bytes) -> pl.Series:
     return found
 
 
-def _buffer(series: pl.Series) -> bytes:
+def _numbers(series: pl.Series) -> memoryview:
     """The values as they lie in memory."""
     column = pa.array(series.rechunk().to_arrow())
     if not len(column):
-        return b""
-    begin = column.offset * _HASH_BYTES
-    return bytes(column.buffers()[1][begin : begin + len(column) * _HASH_BYTES])
+        return memoryview(b"").cast("Q")
+    begin = column.offset
+    return memoryview(column.buffers()[1]).cast("B").cast("Q")[begin : begin + len(column)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
 import anyio
@@ -38,6 +38,8 @@ class S3PrefixSource:
     of the transport `aioboto3`.
     """
 
+    exhaustive = True
+
     def __init__(self, uri: str, aws: Aws, *, region: str, transport: Transport = Transport.WIRE) -> None:
         self.description = uri
         self._bucket, _, self._prefix = uri.removeprefix("s3://").partition("/")
@@ -53,9 +55,9 @@ class S3PrefixSource:
             raise SourceError(f"{self.description!r} is no UTF-8, as S3's keys are; check the prefix") from error
         return Checked(buckets=frozenset({self._bucket}))
 
-    async def contains(self, image: ImageRef) -> bool:
-        """Whether `image` has the prefix. One that names a version is another thing than the latest one."""
-        return image.bucket == self._bucket and image.key.startswith(self._prefix) and image.version_id is None
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        """Whether they have the prefix."""
+        return [image.bucket == self._bucket and image.key.startswith(self._prefix) for image in images]
 
     @property
     def repeated(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -11,6 +11,7 @@ from typing import TypeAlias
 from batchcl.images import ImageRef
 from batchcl.sources.base import Position, Source
 from batchcl.sources.filters import Filters, Sieve
+from batchcl.sources.overlap import Overlap
 from batchcl.sources.sample import SmallestRanks
 
 __all__ = ["Bookmark", "Selected", "Selection"]
@@ -24,7 +25,7 @@ class Bookmark:
         source: number of the source, from 0.
         position: of the last image in it.
         taken: images that passed the filters so far.
-        repeated: images left out so far because an earlier source names them too.
+        repeated: images left out so far because an earlier source has brought them.
         known: images left out so far because their version has a result.
         filtered: images left out so far by the filters: the filter's name → how many.
         cut: the largest rank of the sample, which was found before the first image; None without a sample.
@@ -46,6 +47,9 @@ class Selected:
     image: ImageRef
     bookmark: Bookmark
 
+
+Earlier: TypeAlias = AsyncIterable[tuple[int, Sequence[ImageRef]]]
+"""Images that were taken already, in order, each with the number of the first source that it may be of."""
 
 _Pick: TypeAlias = tuple[int, int, Mapping[str, int]]
 """Which image of a page, and how many were repeated and filtered up to it."""
@@ -86,7 +90,7 @@ class _Part:
 class Selection:
     """The images of several sources that pass the filters, one source after the other.
 
-    An image that an earlier source names already is left out and counted in `repeated`.
+    An image that an earlier source has brought already is left out and counted in `repeated`.
     """
 
     def __init__(self, sources: Sequence[Source], filters: Filters) -> None:
@@ -95,6 +99,7 @@ class Selection:
         self._sample = filters.sample
         self._rank = None if filters.sample is None else filters.sample.ranker()
         self._limit = filters.limit
+        self._overlap = Overlap(sources)
         self._repeated = 0
         self._filtered: Counter[str] = Counter()
 
@@ -108,13 +113,19 @@ class Selection:
         """Images named more than once so far, beyond the first time."""
         return self._repeated + sum(source.repeated for source in self._sources)
 
-    async def pages(self, after: Bookmark | None = None) -> AsyncIterator[list[Selected]]:
+    async def pages(
+        self, after: Bookmark | None = None, *, earlier: Earlier | None = None
+    ) -> AsyncIterator[list[Selected]]:
         """The images from behind `after`, in pages of which none is empty, up to the limit.
 
         A sample of so many images takes the lists to be read to their end once more, before the first page.
+
+        Args:
+            after: a bookmark of an earlier reading of the same sources.
+            earlier: the images up to there, which are needed where there are several sources.
         """
         cut = await self._cut() if after is None else after.cut
-        async with aclosing(self._parts(after, cut=cut, limit=self._limit)) as parts:
+        async with aclosing(self._parts(after, earlier, cut=cut, limit=self._limit)) as parts:
             async for part in parts:
                 number, count, taken = part.source, part.count, part.taken
                 yield [
@@ -134,7 +145,7 @@ class Selection:
 
     async def images(self) -> AsyncIterator[list[ImageRef]]:
         """All images as `pages` has them, without bookmarks: for who won't go on where this was cut."""
-        async with aclosing(self._parts(None, cut=await self._cut(), limit=self._limit)) as parts:
+        async with aclosing(self._parts(None, None, cut=await self._cut(), limit=self._limit)) as parts:
             async for part in parts:
                 yield part.images if part.picked is None else [part.images[at] for at, _, _ in part.picked]
 
@@ -145,13 +156,17 @@ class Selection:
         if self._sample.count is None:
             return self._sample.cut()
         smallest = SmallestRanks(self._sample.count)
-        async for part in self._parts(None, cut=None, limit=None):
+        async for part in self._parts(None, None, cut=None, limit=None):
             smallest.add([self._rank(part.images[at]) for at, _, _ in part.picks()])
         return smallest.largest()
 
     async def _parts(
-        self, after: Bookmark | None, *, cut: int | None, limit: int | None
+        self, after: Bookmark | None, earlier: Earlier | None, *, cut: int | None, limit: int | None
     ) -> AsyncGenerator[_Part, None]:
+        self._overlap = Overlap(self._sources)
+        if after is not None and self._overlap.possible:
+            assert earlier is not None, "several sources go on by what was taken of them"
+            await self._overlap.restore(after.source, earlier)
         taken = 0 if after is None else after.taken
         self._repeated = 0 if after is None else after.repeated
         self._filtered = Counter() if after is None else Counter(after.filtered)
@@ -175,18 +190,21 @@ class Selection:
     ) -> _Part:
         """What is taken of a page of a source, where there is room for so many images."""
         begun = self._repeated, dict(self._filtered)
-        if not number and self._sieve.takes_all and cut is None:
+        if self._sieve.takes_all and cut is None and not self._overlap.possible:
             return _Part(number, count, taken, images[:room], None, *begun)
+        reasons = self._reasons(images, cut)
+        fitting = [image for image, reason in zip(images, reasons, strict=True) if reason is None]
+        fresh = iter(await self._overlap.fresh(number, fitting))
+        most = None if cut is None or self._sample is None else self._sample.count
         picked: list[_Pick] = []
         filtered = begun[1]
-        reasons = self._sieve.reasons(images)
-        for at, (image, reason) in enumerate(zip(images, reasons, strict=True)):
+        for at, reason in enumerate(reasons):
             if len(picked) == room:
                 break
-            if reason is None and await self._is_named_before(image, number):
+            if reason is None and not next(fresh):
                 self._repeated += 1
                 continue
-            if reason is not None or not self._is_sampled(image, cut, taken + len(picked)):
+            if reason is not None or taken + len(picked) == most:  # what came since the sample was measured
                 self._filtered[reason or "sample"] += 1
                 continue
             if filtered != self._filtered:
@@ -194,15 +212,12 @@ class Selection:
             picked.append((at, self._repeated, filtered))
         return _Part(number, count, taken, images, picked, *begun)
 
-    async def _is_named_before(self, image: ImageRef, number: int) -> bool:
-        for source in self._sources[:number]:
-            if await source.contains(image):
-                return True
-        return False
-
-    def _is_sampled(self, image: ImageRef, cut: int | None, taken: int) -> bool:
-        """Whether `image` is in the sample; objects that came since it was measured don't make it larger."""
-        if cut is None or self._sample is None or self._rank is None:
-            return True
-        most = self._sample.count
-        return (most is None or taken < most) and self._rank(image) <= cut
+    def _reasons(self, images: Sequence[ImageRef], cut: int | None) -> list[str | None]:
+        """For each image what takes it away, the sample last."""
+        reasons, rank = self._sieve.reasons(images), self._rank
+        if cut is None or rank is None:
+            return reasons
+        return [
+            "sample" if reason is None and rank(image) > cut else reason
+            for image, reason in zip(images, reasons, strict=True)
+        ]

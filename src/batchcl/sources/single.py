@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import anyio.to_thread
 
@@ -14,6 +14,8 @@ __all__ = ["ImageSource"]
 
 class ImageSource:
     """One image, named by itself."""
+
+    exhaustive = False
 
     def __init__(self, name: str) -> None:
         self.description = name
@@ -27,10 +29,10 @@ class ImageSource:
         if after is None:
             yield [await anyio.to_thread.run_sync(self._image)]
 
-    async def contains(self, image: ImageRef) -> bool:
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
         """Whether it is this one."""
         own = self._image()
-        return (image.bucket, image.key, image.version_id) == (own.bucket, own.key, None)
+        return [(image.bucket, image.key) == (own.bucket, own.key) for image in images]
 
     def _image(self) -> ImageRef:
         return s3_image(self.description) if self.description.startswith("s3://") else local_image(self.description)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -69,6 +70,19 @@ def test_a_list_that_was_cut_short_says_where_to_go_on():
         last = WorkList(store, PATHS)
         await last.open()
         assert (last.shards, last.images, last.totals) == (2, 3, WorkListTotals(shards=2, images=3, known=1))
+
+    anyio.run(main)
+
+
+def test_frozen_images_come_with_the_first_source_that_they_may_be_of():
+    async def main() -> None:
+        worklist = WorkList(Store.memory(), PATHS)
+        await worklist.freeze([image(0), image(1)], replace(bookmark(2), source=1))
+        await worklist.freeze([image(2)], replace(bookmark(3), source=1))
+        await worklist.freeze([image(3)], replace(bookmark(4), source=3))
+        await worklist.freeze([image(4)], replace(bookmark(5), source=3))
+        found = [(source, [each.key for each in images]) async for source, images in worklist.frozen_images()]
+        assert found == [(0, ["0.jpg", "1.jpg"]), (1, ["2.jpg"]), (1, ["3.jpg"]), (3, ["4.jpg"])]
 
     anyio.run(main)
 

@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcl.errors import SourceError
 from batchcl.sources import repeats
-from batchcl.sources.repeats import Candidates, HashLog, Members
+from batchcl.sources.repeats import HashLog, HashSet, Seen
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=60)
 
@@ -19,10 +19,11 @@ def series(names: list[str]) -> pl.Series:
     return pl.Series(names, dtype=pl.String)
 
 
-def found(candidates: Candidates, names: list[str]) -> set[str]:
+def found(candidates: HashSet, names: list[str]) -> set[str]:
     return {names[at] for at in candidates.among(series(names))}
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=6), max_size=10), st.integers(1, 9))
 def test_what_comes_twice_is_found_in_memory_and_on_disk(batches: list[list[str]], block: int) -> None:
     every = [name for batch in batches for name in batch]
@@ -59,20 +60,25 @@ def test_too_many_repeated_names_are_refused(block: int, monkeypatch: pytest.Mon
             assert log.candidates()
 
 
-@given(NAMES, NAMES)
-def test_a_set_of_names_holds_exactly_those(inside: list[str], asked: list[str]) -> None:
-    members = Members([inside[:5], inside[5:]])
-    assert all(name in members for name in inside)
-    assert {name for name in asked if name in members} == set(asked) & set(inside)
+@settings(deadline=None)
+@given(NAMES, NAMES, st.integers(1, 9))
+def test_a_set_of_names_holds_exactly_those(inside: list[str], asked: list[str], unsorted: int) -> None:
+    seen = Seen(unsorted=unsorted)
+    seen.update(inside[:5])
+    seen.update(inside[5:])
+    assert all(name in seen for name in inside)
+    assert {name for name in asked if name in seen} == set(asked) & set(inside)
+    assert found(HashSet.of([series(inside[:5]), series(inside[5:])]), asked) == set(asked) & set(inside)
 
 
 def test_a_set_tells_names_apart_whose_digests_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     digests = {"a": b"\1" * 8 + b"\2" * 8, "b": b"\1" * 8 + b"\3" * 8, "c": b"\1" * 8 + b"\4" * 8}
     monkeypatch.setattr(repeats, "digest", digests.__getitem__)
-    members = Members([["c", "a"]])
-    assert [name in members for name in "abc"] == [True, False, True]
+    seen = Seen(unsorted=1)
+    seen.update("ca")
+    assert [name in seen for name in "abc"] == [True, False, True]
 
 
 def test_candidates_that_only_look_alike_are_told_apart_by_those_who_use_them() -> None:
     names = [str(random.Random(7).random()) for _ in range(3)]
-    assert Candidates(series(names).hash(7).sort()).among(series(["x", names[0]])) == [1]
+    assert HashSet(series(names).hash(7).sort()).among(series(["x", names[0]])) == [1]

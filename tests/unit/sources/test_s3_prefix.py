@@ -102,7 +102,7 @@ def test_a_listing_that_breaks_off_is_never_taken_for_complete(
     assert words in str(caught.value)
 
 
-def test_it_names_its_bucket_and_contains_the_latest_versions_below_its_prefix() -> None:
+def test_it_tells_its_bucket_and_may_name_whatever_has_its_prefix() -> None:
     source = S3PrefixSource("s3://b/p/", cast("Aws", None), region="eu-west-1")
     assert anyio.run(source.check).buckets == {"b"}
     for bucket, key, version_id, expected in [
@@ -110,11 +110,11 @@ def test_it_names_its_bucket_and_contains_the_latest_versions_below_its_prefix()
         ("b", "p", None, False),
         ("b", "q/x", None, False),
         ("c", "p/x", None, False),
-        ("b", "p/x", "v1", False),
+        ("b", "p/x", "v1", True),
         ("", "p/x", None, False),
     ]:
         image = ImageRef(uri="x", bucket=bucket, key=key, version_id=version_id)
-        assert anyio.run(source.contains, image) is expected
+        assert anyio.run(source.may_name, [image]) == [expected]
 
 
 def test_a_prefix_that_no_key_can_have_is_refused_in_words() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 
 import anyio
@@ -18,10 +18,16 @@ from unit.sources.test_select import FakeSource
 KEYS = [f"{n}.png" for n in range(500)]
 
 
-def selected(lists: Sequence[Sequence[str]], filters: Filters, after: Bookmark | None = None) -> list[Selected]:
+def selected(
+    lists: Sequence[Sequence[str]], filters: Filters, after: Bookmark | None = None, taken: Sequence[Selected] = ()
+) -> list[Selected]:
+    async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
+        for one in taken:
+            yield one.bookmark.source, [one.image]
+
     async def main() -> list[Selected]:
         selection = Selection([FakeSource(keys, page=7) for keys in lists], filters)
-        return [one async for page in selection.pages(after) for one in page]
+        return [one async for page in selection.pages(after, earlier=earlier()) for one in page]
 
     return anyio.run(main)
 
@@ -91,7 +97,7 @@ def test_any_bookmark_goes_on_with_the_same_sample(count: int, seed: int, limit:
     assert len(found) == min(count, len(fitting), limit or count)
     assert len({one.image.key for one in found}) == len(found)
     for number, one in list(enumerate(found, 1))[::4]:
-        assert selected(lists, filters, one.bookmark) == found[number:]
+        assert selected(lists, filters, one.bookmark, found[:number]) == found[number:]
 
 
 def test_images_that_came_since_the_sample_was_measured_dont_make_it_larger() -> None:

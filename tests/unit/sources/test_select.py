@@ -18,6 +18,8 @@ from batchcl.sources.select import Bookmark, Selected, Selection
 class FakeSource:
     """Names keys of one bucket, some a page."""
 
+    exhaustive = False
+
     def __init__(self, keys: Sequence[str], *, page: int = 2, local: bool = False) -> None:
         self.description = "fake"
         self.repeated = 0
@@ -35,23 +37,27 @@ class FakeSource:
             self.pages_read += 1
             yield images[begin : begin + self._page]
 
-    async def contains(self, image: ImageRef) -> bool:
-        return image in self.images
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        named = {image.uri for image in self.images}
+        return [image.uri in named for image in images]
 
 
 def select(
-    sources: Sequence[Source], after: Bookmark | None = None, **filters: object
+    sources: Sequence[Source], after: Bookmark | None = None, taken: Sequence[ImageRef] = (), **filters: Any
 ) -> tuple[list[list[Selected]], int]:
     """(the pages, how many images were left out as repeated)."""
 
+    async def before() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
+        yield 0, taken
+
     async def main() -> tuple[list[list[Selected]], int]:
-        selection = Selection(sources, Filters(**filters))  # type: ignore[arg-type]
-        return [page async for page in selection.pages(after)], selection.repeated
+        selection = Selection(sources, Filters(**filters))
+        return [page async for page in selection.pages(after, earlier=before())], selection.repeated
 
     return anyio.run(main)
 
 
-def keys(sources: Sequence[Source], after: Bookmark | None = None, **filters: object) -> list[str]:
+def keys(sources: Sequence[Source], after: Bookmark | None = None, **filters: Any) -> list[str]:
     return [one.image.key for page in select(sources, after, **filters)[0] for one in page]
 
 
@@ -149,17 +155,20 @@ def test_filters_and_limit_take_a_prefix_of_the_same_order_and_any_bookmark_goes
     assert [one.image.key for one in found] == expected
     for number, one in enumerate(found, 1):
         assert one.bookmark.taken == number
-        rest, repeated_then = select(sources, one.bookmark, **filters)
+        rest, repeated_then = select(sources, one.bookmark, [each.image for each in found[:number]], **filters)
         assert [other for part in rest for other in part] == found[number:]
         assert repeated_then == repeated
 
 
 def test_what_the_filters_take_away_is_counted_and_goes_on_behind_a_bookmark() -> None:
+    async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
+        yield 0, []  # the sources share nothing
+
     async def filtered(after: Bookmark | None) -> tuple[list[Selected], int]:
         selection = Selection(
             [FakeSource(["a.png", "x", "b.png"]), FakeSource(["y", "c.png", "z"])], Filters(include=("*.png",))
         )
-        taken = [one async for page in selection.pages(after) for one in page]
+        taken = [one async for page in selection.pages(after, earlier=earlier()) for one in page]
         return taken, sum(selection.filtered.values())
 
     taken, count = anyio.run(filtered, None)
