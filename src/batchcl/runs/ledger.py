@@ -36,6 +36,9 @@ SEGMENT_AGE_S: Final = 15.0
 BEHIND_ENTRIES: Final = 4 * SEGMENT_ENTRIES
 """With so many outcomes in memory the journal is behind, and no more calls should be sent."""
 
+BEHIND_SHARDS: Final = 2
+"""With so many complete shards that aren't published, no further one is opened."""
+
 _LOOK_EVERY_S: Final = 1.0
 _GIVE_WAY_S: Final = 30.0
 
@@ -139,10 +142,13 @@ class Ledger:
         self._publishing = anyio.Lock()
         self._recorded = _Bell()
         self._journalled = _Bell()
+        self._published = _Bell()
 
     async def batches(self) -> AsyncIterator[Batch]:
         """The images of each shard that are still to be called for."""
         async for shard in self._targets.shards():
+            while sum(opened.complete for opened in self._open.values()) >= BEHIND_SHARDS:
+                await self._published.wait()
             images = await self._worklist.load(shard)
             wanted, earlier = await self._targets.positions(shard, images.num_rows)
             journal = Journal(self._store, self._paths, shard, round_=self._targets.round, writer=self._writer)
@@ -219,6 +225,7 @@ class Ledger:
                 if opened.complete:
                     await self._publish(shard, opened)
                     del self._open[shard]
+                    self._published.ring()
 
     async def _publish(self, shard: int, opened: _Open) -> None:
         """Read the journal back, which is what counts, and write parts and marker."""
