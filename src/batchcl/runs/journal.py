@@ -10,13 +10,13 @@ import io
 from collections.abc import Sequence
 from typing import Final
 
-import anyio.to_thread
 import pyarrow as pa
 
 from batchcl.runs.entries import ENTRIES, Entry, entry_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
+from batchcl.runs.turns import in_turn
 
 __all__ = ["Journal"]
 
@@ -49,13 +49,13 @@ class Journal:
         files = await self._store.list_all(self._paths.journal(self._shard, self._round))
         self._next = len(files)
         segments = await together(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
-        return await anyio.to_thread.run_sync(_decode, [data for data in segments if data])
+        return await in_turn(_decode, [data for data in segments if data])
 
     async def stage(self, entries: Sequence[Entry]) -> int:
         """Take over `entries` for the next segment, which `settle` writes; returns how many."""
         await self.settle()
         taken = list(entries)
-        self._unsettled = await anyio.to_thread.run_sync(_encode, taken, self._round, self._writer)
+        self._unsettled = await in_turn(_encode, taken, self._round, self._writer)
         return len(taken)
 
     async def settle(self) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import anyio
-import anyio.to_thread
 import pyarrow as pa
 
 from batchcl.errors import BatchclError
@@ -25,6 +24,7 @@ from batchcl.runs.markers import write_marker
 from batchcl.runs.parts import PartSpec, shard_parts
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
+from batchcl.runs.turns import in_turn
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.outcome import Counts, Outcome
 from batchcl.scoring.shards import Batch
@@ -268,9 +268,7 @@ class Ledger:
 
     async def _put_parts(self, shard: int, round_: int, new: pa.Table, state: pa.Table) -> None:
         images = self._open[shard].images
-        parts = await anyio.to_thread.run_sync(
-            lambda: shard_parts(self._spec, shard, round_=round_, images=images, new=new, state=state)
-        )
+        parts = await in_turn(shard_parts, self._spec, shard, round_=round_, images=images, new=new, state=state)
         for part in parts:
             if part.data is None:
                 await self._store.delete(part.path)

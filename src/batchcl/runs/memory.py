@@ -1,16 +1,29 @@
-"""How Arrow takes memory in a process that runs for hours."""
+"""How a process that runs for hours takes memory."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Final
 
 import pyarrow as pa
 
 __all__ = ["give_back_memory"]
 
+_M_ARENA_MAX: Final = -8
+"""`mallopt`'s parameter in glibc's malloc.h."""
+
 
 def give_back_memory() -> None:
-    """Have Arrow use the system's allocator, which gives freed memory back sooner than Arrow's own pool.
+    """Have Arrow use the system's allocator, which gives freed memory back, and keep that one from spreading out.
 
-    A run makes and frees a shard's columns again and again; with the pool, which keeps them, its peak was some 60 MB
-    higher (`benchmarks/memory.py`). For the whole process, so a program that uses batchcl decides for itself.
+    A run makes and frees a shard's columns again and again, each time in another thread. Arrow's own pool keeps what is
+    freed, and glibc has an arena for each thread: with both, the peak of long runs was up to 60 MB higher
+    (`benchmarks/memory.py`). For the whole process, so a program that uses batchcl decides for itself. Call it early:
+    arenas that there are stay.
     """
     pa.set_memory_pool(pa.system_memory_pool())
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(_M_ARENA_MAX, 1)

@@ -22,6 +22,7 @@ from batchcl.images import ImageRef
 from batchcl.runs.image_table import IMAGES, ImageRows, image_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
+from batchcl.runs.turns import in_turn
 from batchcl.sources.base import Position
 from batchcl.sources.select import Bookmark
 
@@ -107,7 +108,7 @@ class WorkList:
 
     async def freeze(self, images: Sequence[ImageRef], bookmark: Bookmark) -> None:
         """Add the next shard. Raises `StoppedError` where somebody else has written another one."""
-        data = await anyio.to_thread.run_sync(_encode, images, bookmark)
+        data = await in_turn(_encode, images, bookmark)
         await self._store.put_mine(self._paths.frozen(self._shards), data, what="the work list")
         self._shards += 1
         self._images += len(images)
@@ -134,7 +135,7 @@ class WorkList:
     async def load(self, shard: int) -> pa.Table:
         """The images of a frozen shard, in order, with the columns of `IMAGES`."""
         data = await self._read(shard)
-        return await anyio.to_thread.run_sync(lambda: pq.read_table(io.BytesIO(data), schema=IMAGES))
+        return await in_turn(pq.read_table, io.BytesIO(data), schema=IMAGES)
 
     async def frozen_images(self) -> AsyncIterator[tuple[int, list[ImageRef]]]:
         """The images that are frozen by now, in order, some at a time and with the first source that they may be of."""

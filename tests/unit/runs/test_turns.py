@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import anyio
+import pytest
+
+from batchcl.runs.turns import in_turn
+
+
+def test_work_on_columns_is_never_done_beside_other_such_work() -> None:
+    now, most = 0, 0
+    lock = threading.Lock()
+
+    def work(number: int, *, add: int) -> int:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.002)
+        with lock:
+            now -= 1
+        return number + add
+
+    async def act() -> list[int]:
+        results: dict[int, int] = {}
+
+        async def one(number: int) -> None:
+            results[number] = await in_turn(work, number, add=10)
+
+        async with anyio.create_task_group() as group:
+            for number in range(8):
+                group.start_soon(one, number)
+        return [results[number] for number in range(8)]
+
+    assert anyio.run(act) == list(range(10, 18))
+    assert most == 1
+
+
+def test_an_error_of_the_work_is_its_callers() -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("no columns")
+
+    async def act() -> None:
+        with pytest.raises(ValueError, match="no columns"):
+            await in_turn(fail)
+        assert await in_turn(int, "7") == 7
+
+    anyio.run(act)
