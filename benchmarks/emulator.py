@@ -64,7 +64,7 @@ async def _run(calls: int, concurrency: int) -> dict[str, float]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         data = write_digits(Path(folder), bucket="digits", train=300, test=200, seed=1)
-        kinds = {
+        kinds: dict[str, list[dict[str, Any]]] = {
             "bytes": [{"Bytes": base64.b64encode(p.path.read_bytes()).decode()} for p in data.test],
             "s3": [{"S3Object": {"Bucket": "digits", "Name": p.uri.split("/", 3)[3]}} for p in data.test],
         }

@@ -185,7 +185,7 @@ def plan_figures(keys: int, latency_ms: float) -> list[dict[str, object]]:
             figures = {"wall_s": time.monotonic() - begun_at, "cpu_s": children_cpu_s() - cpu_before}
         assert json.loads(done.stdout)["images"] == keys
         rows.append(
-            {"images": keys, "latency_ms": latency} | {name: round(value, 1) for name, value in figures.items()}
+            {"images": keys, "latency_ms": latency, **{name: round(value, 1) for name, value in figures.items()}}
         )
     return rows
 

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import anyio
 
@@ -31,11 +32,13 @@ from batchcl.job import Job
 from batchcl.runs.memory import give_back_memory
 from batchcl.runs.store import Store
 from batchcl.scoring.events import SilentObserver
+from batchcl.scoring.listing import Listing
 from batchcl.scoring.outcome import Detection, Label
-from batchcl.scoring.score import Listing, conduct, find
+from batchcl.scoring.score import conduct, find
 from batchcl.scoring.stopper import Stopper
 from batchcl.sources.base import PAGE, Checked, Position
-from batchcl.sources.select import Filters, Selection
+from batchcl.sources.filters import Filters
+from batchcl.sources.select import Selection
 
 MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
 LISTED_AT = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
@@ -110,7 +113,7 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
     observer, stopper, model = SilentObserver(), Stopper(), ModelArn.parse(MODEL)
     keeper = ModelKeeper(StubControl(), model, units=None, keep=False, observer=observer, stopper=stopper)
 
-    async def check() -> Listing:
+    async def check(_: dt.datetime) -> Listing:
         return Listing(Selection([StubSource(images)], Filters()), 0, {})
 
     store = Store.open(out, create=True)
@@ -139,7 +142,7 @@ def conditions() -> dict[str, object]:
     }
 
 
-def _measured(images: int) -> dict[str, object]:
+def _measured(images: int) -> dict[str, Any]:
     """A run in a fresh process."""
     with tempfile.TemporaryDirectory() as out:
         done = subprocess.run(

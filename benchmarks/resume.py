@@ -36,7 +36,8 @@ def _prepare(out: str, images: int) -> None:
     from batchcl.runs.worklist import WorkList  # noqa: PLC0415
     from batchcl.scoring.lister import freeze_all  # noqa: PLC0415
     from batchcl.scoring.tally import Tally  # noqa: PLC0415
-    from batchcl.sources.select import Filters, Selection  # noqa: PLC0415
+    from batchcl.sources.filters import Filters  # noqa: PLC0415
+    from batchcl.sources.select import Selection  # noqa: PLC0415
 
     anyio.run(partial(score, out, SHARD))
     paths = RunPaths("r")
@@ -72,9 +73,9 @@ def _resume(out: str, images: int, started_at: float) -> None:
     """Go on with the run up to its first call, and print how long that took."""
     import os  # noqa: PLC0415
 
-    from memory import ImageRef, StubDetector, score  # noqa: PLC0415
+    from memory import StubDetector, score  # noqa: PLC0415
 
-    import batchcl.cli.app  # noqa: F401, PLC0415 - as the command does
+    from batchcl.images import ImageRef  # noqa: PLC0415
 
     def tell(image: ImageRef) -> None:
         assert int(image.key[-13:-4]) >= images - SHARD, f"{image.key} is done already"

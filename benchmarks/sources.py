@@ -40,8 +40,9 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.lister import freeze_all
 from batchcl.scoring.tally import Tally
+from batchcl.sources.filters import Filters
 from batchcl.sources.recognise import open_sources
-from batchcl.sources.select import Filters, Selection
+from batchcl.sources.select import Selection
 
 FIELDS = (
     "Bucket",
