@@ -35,12 +35,13 @@ from batchcl.sources.inventory import parse_as_of
 from batchcl.sources.recognise import ListOptions, SourceKind
 from batchcl.sources.sample import Sample
 from batchcl.sources.tables import Columns
+from batchcl.sources.where import Condition
 
 __all__ = ["Job", "Tolerance", "fingerprint", "job_of", "load_job"]
 
 SHARD_SIZE: Final = 10_000
 _LIST_KEYS: Final = ("uri_column", "bucket_column", "key_column", "uri_field", "attribute", "all_versions", "as_of")
-_FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "sample")
+_FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "where", "sample")
 _TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 
 
@@ -79,6 +80,7 @@ class Job(BaseModel):
 
     Attributes:
         sources: `s3://bucket/prefix`, directories, list files or `-`; scored in this order.
+        from_results: instead of `sources`: an output root, whose images are scored again, those that fit `where`.
         model: ARN of the trained model. May be left out with `emulator`, which then trains a demo model.
         out: output root, a directory or `s3://bucket/prefix`.
         run_id: names the run; made from the time when left out.
@@ -93,6 +95,7 @@ class Job(BaseModel):
         older_than: images that were modified before.
         min_size: images of so many bytes or more, such as `10KB` (10,000) or `4MiB` (4 x 1024 x 1024).
         max_size: images of so many bytes or fewer.
+        where: images that fit this SQL condition on the columns of their list, such as `size > 10000`.
         sample: of those, so many, or such a share, such as `2%`: always the same ones.
         sample_seed: another one gives another sample.
         limit: score the first so many images only.
@@ -122,7 +125,8 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False)
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ()
+    from_results: Annotated[str, Field(min_length=1)] | None = None
     model: str | None = None
     out: Annotated[str, Field(min_length=1)]
     run_id: str | None = None
@@ -137,6 +141,7 @@ class Job(BaseModel):
     older_than: str | None = None
     min_size: Annotated[ByteSize, Field(ge=0)] | None = None
     max_size: Annotated[ByteSize, Field(ge=0)] | None = None
+    where: str | None = None
     sample: str | None = None
     sample_seed: int = 0
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -180,7 +185,9 @@ class Job(BaseModel):
             return value.isoformat()
         return str(value) if isinstance(value, int) else value
 
-    @field_validator("model", "start_model", "run_id", "deadline", "as_of", "newer_than", "older_than", "sample")
+    @field_validator(
+        "model", "start_model", "run_id", "deadline", "as_of", "newer_than", "older_than", "where", "sample"
+    )
     @classmethod
     def _readable(cls, value: str | None, info: Any) -> str | None:
         checks = {
@@ -191,6 +198,7 @@ class Job(BaseModel):
             "as_of": parse_as_of,
             "newer_than": _moment_before_now,
             "older_than": _moment_before_now,
+            "where": Condition,
             "sample": Sample.parse,
         }
         if value is not None:
@@ -202,6 +210,10 @@ class Job(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Job:
+        if not self.sources and self.from_results is None:
+            raise ValueError("sources is missing: give SOURCE, or --from-results ROOT, or the key in the job file")
+        if self.sources and self.from_results is not None:
+            raise ValueError("SOURCE and --from-results exclude each other: a run reads lists or earlier results")
         if (self.bucket_column is None) != (self.key_column is None):
             raise ValueError("--bucket-column and --key-column go together")
         if self.uri_column is not None and self.bucket_column is not None:
@@ -268,6 +280,7 @@ class Job(BaseModel):
         """What decides about the rows of a run: the same under the same run id, or the run is another one."""
         return {
             "sources": list(self.sources),
+            **({} if self.from_results is None else {"from_results": self.from_results}),
             "source_kind": self.source_kind,
             **{name: value for name in _LIST_KEYS if (value := getattr(self, name))},
             "include": list(self.include),
@@ -353,8 +366,7 @@ def _sentence(error: ValidationError, config: Path | None) -> str:
         if finding["type"] == "extra_forbidden":
             parts.append(f"the key {field!r} is unknown; known are {', '.join(Job.model_fields)}")
         elif finding["type"] == "missing":
-            how = "SOURCE" if field == "sources" else f"--{field.replace('_', '-')}"
-            parts.append(f"{field} is missing: give {how} or the key in the job file")
+            parts.append(f"{field} is missing: give --{field.replace('_', '-')} or the key in the job file")
         elif field:
             flag = f"--{field.replace('_', '-')}"
             parts.append(f"{flag} {finding['input']!r}: {message[0].lower()}{message[1:]}")

@@ -6,18 +6,16 @@ Nothing is read before a frame is collected, and then only the columns, partitio
 from __future__ import annotations
 
 import datetime as dt
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from batchcl.errors import OutputError, UsageError
-from batchcl.runs.compact import hidden_parts
+from batchcl.errors import UsageError
 from batchcl.runs.layout import COMPACTED
+from batchcl.runs.published import PublishedPart, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
 
@@ -30,10 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["DETECTIONS", "Results", "open_results"]
 
 _HIVE: Final[dict[str, Any]] = {"model": pl.String(), "date": pl.Date()}
-_PART: Final = re.compile(
-    r"(?P<table>results|failures)/model=(?P<model>[^/]+)/date=(?P<date>\d{4}-\d\d-\d\d)/(?P<name>[^/]+\.parquet)"
-)
-
 DETECTIONS: Final = (
     "uri",
     "version_id",
@@ -50,17 +44,6 @@ DETECTIONS: Final = (
 """The columns of `Results.detections()`."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One published file with what its path says of it."""
-
-    table: str
-    model: str
-    date: str
-    name: str
-    uri: str
-
-
 class Results:
     """What the runs of one output root have published; made by `open_results`.
 
@@ -68,7 +51,7 @@ class Results:
     those given to `open_results`.
     """
 
-    def __init__(self, store: Store, parts: Iterable[_Part], *, narrowing: _Narrowing) -> None:
+    def __init__(self, store: Store, parts: Iterable[PublishedPart], *, narrowing: _Narrowing) -> None:
         self._store = store
         self._parts = tuple(parts)
         self._narrowing = narrowing
@@ -129,12 +112,12 @@ class Results:
         frame = read(parts, empty.schema)
         return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
 
-    def _read_hive(self, parts: Sequence[_Part], schema: pl.Schema) -> pl.LazyFrame:
+    def _read_hive(self, parts: Sequence[PublishedPart], schema: pl.Schema) -> pl.LazyFrame:
         return self._read(parts, {**schema, **_HIVE}, hive_partitioning=True, hive_schema=_HIVE)
 
-    def _read_partitions(self, parts: Sequence[_Part], schema: pl.Schema) -> pl.LazyFrame:
+    def _read_partitions(self, parts: Sequence[PublishedPart], schema: pl.Schema) -> pl.LazyFrame:
         """Each partition by itself: polars would take `env=prod` in the root's own path for a partition too."""
-        partitions: defaultdict[tuple[str, str], list[_Part]] = defaultdict(list)
+        partitions: defaultdict[tuple[str, str], list[PublishedPart]] = defaultdict(list)
         for part in parts:
             partitions[part.model, part.date].append(part)
         return pl.concat(
@@ -144,7 +127,7 @@ class Results:
             for (model, date), files in partitions.items()
         )
 
-    def _read(self, parts: Sequence[_Part], schema: SchemaDict, **hive: Any) -> pl.LazyFrame:
+    def _read(self, parts: Sequence[PublishedPart], schema: SchemaDict, **hive: Any) -> pl.LazyFrame:
         return pl.scan_parquet(
             [part.uri for part in parts],
             glob=False,
@@ -175,7 +158,7 @@ class _Narrowing:
             nothing=self.nothing or any(None not in pair and len(set(pair)) > 1 for pair in pairs),
         )
 
-    def keeps(self, part: _Part) -> bool:
+    def keeps(self, part: PublishedPart) -> bool:
         return (
             not self.nothing
             and self.model in (None, part.model)
@@ -183,11 +166,11 @@ class _Narrowing:
             and self._may_hold_run(part)
         )
 
-    def _may_hold_run(self, part: _Part) -> bool:
+    def _may_hold_run(self, part: PublishedPart) -> bool:
         """A part is named `<run_id>-<shard>`, run ids may hold dashes, and merged parts have many: the rows decide."""
         return self.run_id is None or part.name.startswith((f"{self.run_id}-", COMPACTED))
 
-    def check(self, store: Store, parts: Iterable[_Part]) -> None:
+    def check(self, store: Store, parts: Iterable[PublishedPart]) -> None:
         """Raise `UsageError` for a model or run that nobody knows: a slip of the pen, not an empty answer."""
         parts = tuple(parts)
         if not parts:
@@ -239,30 +222,10 @@ def open_results(
 
         aws = Session.from_environment(profile=profile, region=region)
     store = Store.open(root, aws=aws)
-    parts = _parts(store)
-    if not parts and not _is_root(store):
-        raise OutputError(
-            f"{store.root} is not an output root: it has neither results/ nor failures/ nor runs/; "
-            "give the directory or prefix that --out named"
-        )
+    parts = published_parts(store)
     narrowing = _Narrowing().and_also(model, run_id, date)
     narrowing.check(store, parts)
     return Results(store, parts, narrowing=narrowing)
-
-
-def _parts(store: Store) -> list[_Part]:
-    files = [*store.list_now("results"), *store.list_now("failures")]
-    hidden = hidden_parts(store, {file.path for file in files})
-    files = [file for file in files if file.path not in hidden]
-    found = ((file, _PART.fullmatch(file.path)) for file in files)
-    return [_Part(**match.groupdict(), uri=store.uri(file.path)) for file, match in found if match is not None]
-
-
-def _is_root(store: Store) -> bool:
-    names = ("results", "failures", "runs")
-    if not store.is_s3 and any((Path(store.root) / name).is_dir() for name in names):
-        return True
-    return any(store.list_now(name) for name in names)
 
 
 def _iso(date: dt.date | str) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "Emulator",
     "EmulatorState",
     "Exclude",
+    "FromResults",
     "Include",
     "Incremental",
     "Json",
@@ -52,6 +53,7 @@ __all__ = [
     "TransportOption",
     "UriColumn",
     "UriField",
+    "Where",
     "flags",
 ]
 
@@ -61,6 +63,15 @@ Sources = Annotated[
         metavar="SOURCE...",
         help="s3://bucket/prefix, a directory, an image, a list of images (keys, Ground Truth manifest, S3 Inventory, "
         "Batch Operations CSV, JSON Lines, table, or a glob of such), or - for a list on stdin.",
+        show_default=False,
+    ),
+]
+FromResults = Annotated[
+    str | None,
+    typer.Option(
+        "--from-results",
+        metavar="ROOT",
+        help="Instead of SOURCE: what earlier runs scored or failed on; see --where.",
         show_default=False,
     ),
 ]
@@ -111,6 +122,12 @@ MinSize = Annotated[
 ]
 MaxSize = Annotated[
     str | None, typer.Option("--max-size", metavar="SIZE", help="At most so large.", show_default=False)
+]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where", metavar="SQL", help="A condition on the list's columns: 'size > 10000'.", show_default=False
+    ),
 ]
 Sample = Annotated[
     str | None,

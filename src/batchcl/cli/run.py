@@ -18,6 +18,7 @@ from batchcl.cli.options import (
     Emulator,
     EmulatorState,
     Exclude,
+    FromResults,
     Include,
     Incremental,
     Json,
@@ -50,6 +51,7 @@ from batchcl.cli.options import (
     TransportOption,
     UriColumn,
     UriField,
+    Where,
     flags,
 )
 from batchcl.cli.talk import LogFormat, LogFormatOption, talking
@@ -64,6 +66,7 @@ __all__ = ["finish", "run", "tell"]
 def run(
     sources: Sources = None,
     *,
+    from_results: FromResults = None,
     config: Config = None,
     model: ModelArnOption = None,
     out: Out = None,
@@ -79,6 +82,7 @@ def run(
     older_than: OlderThan = None,
     min_size: MinSize = None,
     max_size: MaxSize = None,
+    where: Where = None,
     sample: Sample = None,
     sample_seed: SampleSeed = None,
     limit: Limit = None,
@@ -120,6 +124,8 @@ def run(
 
       aws s3 ls ... | make-keys | batchcl run - --model ARN --out out --run-id 2026-11-21
 
+      batchcl run --from-results s3://tables/labels --where "top_confidence < 60" --model ARN --out s3://tables/second
+
       batchcl run --config configs/nightly.toml --max-failures 0.5%
     """  # noqa: D412 - Typer shows the examples as they stand
     from batchcl.cli.signals import run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
@@ -131,6 +137,7 @@ def run(
         config,
         flags(
             sources=sources,
+            from_results=from_results,
             model=model,
             out=out,
             run_id=run_id,
@@ -145,6 +152,7 @@ def run(
             older_than=older_than,
             min_size=min_size,
             max_size=max_size,
+            where=where,
             sample=sample,
             sample_seed=sample_seed,
             limit=limit,

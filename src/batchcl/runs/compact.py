@@ -16,7 +16,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import io
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
-from batchcl.runs.layout import COMPACTED, RUNS, RunPaths
+from batchcl.runs.layout import COMPACTED, RUNS, RunPaths, run_of
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.record import read_summary
 from batchcl.runs.schema import RESULTS, parquet_bytes
@@ -42,7 +41,6 @@ MIN_AGE: Final = dt.timedelta(minutes=10)
 
 _PATHS: Final = RunPaths(".compact")
 _INTENTS: Final = f"{RUNS}/.compact/intents"
-_PART: Final = re.compile(r"(?P<run>.+)-\d{5,}(?:-r\d+)?\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +125,9 @@ class _Finished:
         name = path.rpartition("/")[2]
         if name.startswith(COMPACTED):
             return True
-        part = _PART.fullmatch(name)
-        if part is None:
+        run_id = run_of(name)
+        if run_id is None:
             return False
-        run_id = part["run"]
         if run_id not in self._known:
             self._known[run_id] = await self._over(run_id)
         return self._known[run_id]

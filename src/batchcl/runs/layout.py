@@ -10,7 +10,7 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["COMPACTED", "RUNS", "RunPaths", "new_run_id", "pace_path", "valid_run_id"]
+__all__ = ["COMPACTED", "RUNS", "RunPaths", "new_run_id", "pace_path", "run_of", "valid_run_id"]
 
 RUNS: Final = "runs"
 COMPACTED: Final = "compact-"
@@ -19,6 +19,7 @@ COMPACTED: Final = "compact-"
 _PACE: Final = f"{RUNS}/.pace"
 """Not a run: the name of a run begins with a letter or a digit."""
 
+_PART: Final = re.compile(r"(?P<run>.+)-\d{5,}(?:-r\d+)?\.parquet")
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
 
 
@@ -35,6 +36,12 @@ def valid_run_id(run_id: str) -> str:
             "digit and not with compact-, such as 2026-11-21"
         )
     return run_id
+
+
+def run_of(part: str) -> str | None:
+    """The run that published the file of this name; None for merged files, which may have rows of several."""
+    found = None if part.startswith(COMPACTED) else _PART.fullmatch(part)
+    return None if found is None else found["run"]
 
 
 def pace_path(model: str) -> str:

@@ -6,7 +6,7 @@ import datetime as dt
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +21,11 @@ from batchcl.scoring.events import Notice, Observer
 from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Checked, Source
 from batchcl.sources.filters import filter_words
+from batchcl.sources.image_columns import condition_on
+from batchcl.sources.outcomes import NOT_FITTING, open_outcomes
 from batchcl.sources.recognise import open_sources
 from batchcl.sources.select import Selection
+from batchcl.sources.where import Condition
 
 __all__ = ["Listing", "check_sources", "first_page"]
 
@@ -38,6 +41,7 @@ class Listing:
         bad_lines: how many lines name no image.
         digests: list file → digest of its images.
         lines: of all lists; None where a source is no list.
+        not_fitting: rows of earlier results that `where` passes over.
         left_out: what lists name that is no image to score, and how many.
         bad: list file → its first bad lines, in words.
     """
@@ -46,8 +50,14 @@ class Listing:
     bad_lines: int
     digests: dict[str, str]
     lines: int | None = None
+    not_fitting: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     bad: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def filtered(self) -> dict[str, int]:
+        """Images left out so far: by which filter → how many."""
+        return ({"where": self.not_fitting} if self.not_fitting else {}) | self.selection.filtered
 
     def tally(self, *, planned: int, known: int) -> Tally:
         """How the lines add up, now that the selection was read."""
@@ -57,8 +67,8 @@ class Listing:
             bad=self.bad_lines,
             left_out=self.left_out,
             repeated=selection.repeated,
-            filtered=sum(selection.filtered.values()),
-            filtered_by=selection.filtered,
+            filtered=sum(self.filtered.values()),
+            filtered_by=self.filtered,
             known=known,
             planned=planned,
         )
@@ -70,27 +80,35 @@ async def check_sources(
     """Look at the job's sources and at their buckets before a call is spent; the run began, or begins, `at`."""
     filters = job.filters(at)
     out = None if "://" in job.out else await anyio.to_thread.run_sync(Path(job.out).absolute)
-    sources = await open_sources(
-        job.sources,
-        files,
-        aws=aws,
-        region=model.region,
-        options=job.lists,
-        transport=job.transport,
-        leave_out=out,
-    )
+    if job.from_results is not None:
+        where = None if job.where is None else Condition(job.where)
+        sources: list[Source] = [await open_outcomes(job.from_results, aws=aws, where=where, leave_out_run=job.run_id)]
+    else:
+        sources = await open_sources(
+            job.sources,
+            files,
+            aws=aws,
+            region=model.region,
+            options=job.lists,
+            transport=job.transport,
+            leave_out=out,
+        )
     found = [await source.check() for source in sources]
     for source, checked in zip(sources, found, strict=True):
         _tell_bad_lines(source, checked, observer)
     buckets = frozenset[str]().union(*(checked.buckets for checked in found))
     if buckets:
         await check_buckets(aws, buckets, region=model.region)
+    if job.where is not None and job.from_results is None:
+        filters = replace(filters, where=await condition_on(Condition(job.where), sources))
+    left_out = sum((Counter(checked.left_out) for checked in found), Counter[str]())
     return Listing(
         Selection(sources, filters),
         sum(checked.bad_count for checked in found),
         {source.description: checked.digest for source, checked in zip(sources, found, strict=True) if checked.digest},
         lines=_total([checked.lines for checked in found]),
-        left_out=dict(sum((Counter(checked.left_out) for checked in found), Counter())),
+        not_fitting=left_out.pop(NOT_FITTING, 0),
+        left_out=dict(left_out),
         bad={
             source.description: [f"{line.place(source.description)}: {line.reason}" for line in checked.bad_lines]
             for source, checked in zip(sources, found, strict=True)
@@ -108,9 +126,9 @@ async def first_page(pages: AsyncIterator[list[T]], listing: Listing, job: Job) 
     """`pages` of the listing unchanged, but read up to the first image: `SourceError` if there is none."""
     async for first in pages:
         return _chained(first, pages)
-    away = [f"{count:,} by {filter_words(name)}" for name, count in listing.selection.filtered.items()]
+    away = [f"{count:,} by {filter_words(name)}" for name, count in listing.filtered.items()]
     why = f" that the filters let through (taken away: {', '.join(away)})" if away else ""
-    named = ", ".join(job.sources)
+    named = job.from_results or ", ".join(job.sources)
     raise SourceError(f"there is no image in {named}{why}; check the prefix or path, or run `batchcl plan`")
 
 

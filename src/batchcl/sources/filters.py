@@ -31,6 +31,7 @@ class Filters:
         older_than: it was modified before.
         min_size_bytes: it has as many bytes or more.
         max_size_bytes: it has as many bytes or fewer.
+        where: says of images whether each fits a condition.
         sample: of those that are left, these.
         limit: of those, the first so many.
 
@@ -45,6 +46,7 @@ class Filters:
     older_than: dt.datetime | None = None
     min_size_bytes: int | None = None
     max_size_bytes: int | None = None
+    where: Callable[[Sequence[ImageRef]], Sequence[bool]] | None = None
     sample: Sample | None = None
     limit: int | None = None
 
@@ -58,6 +60,7 @@ class Sieve:
     """The filters that judge each image by itself: all but the sample and the limit."""
 
     def __init__(self, filters: Filters) -> None:
+        self._where = filters.where
         self._judges: list[_Judge] = []
         if filters.include:
             self._judges.append(_included([_Glob(pattern) for pattern in filters.include]))
@@ -71,14 +74,20 @@ class Sieve:
     @property
     def takes_all(self) -> bool:
         """Whether there is no such filter."""
-        return not self._judges
+        return not self._judges and self._where is None
 
     def reasons(self, images: Sequence[ImageRef]) -> list[str | None]:
         """For each image the first filter that takes it away, by its name among `Job`'s fields; None where it stays.
 
         Where the list doesn't tell what a filter asks for, it is `size_unknown` or `time_unknown`.
         """
-        return [self._reason(image) for image in images]
+        found = [self._reason(image) for image in images]
+        if self._where is not None:
+            left = [at for at, reason in enumerate(found) if reason is None]
+            for at, fits in zip(left, self._where([images[at] for at in left]), strict=True):
+                if not fits:
+                    found[at] = "where"
+        return found
 
     def _reason(self, image: ImageRef) -> str | None:
         for judge in self._judges:

@@ -1,0 +1,154 @@
+"""The images that earlier runs have scored or failed on, as a source: the tables of an output root.
+
+A condition is asked of rows: one for each label of a scored image, one for a scored image without labels, one for a
+failed or skipped image. An image is taken when any of its rows fits. Newer dates come first, so where several nights
+know an image, its facts are those of the latest one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Final
+
+import anyio.to_thread
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchcl.aws.session import Aws
+from batchcl.errors import SourceError
+from batchcl.images import ImageRef
+from batchcl.runs.layout import run_of
+from batchcl.runs.published import PublishedPart, published_parts
+from batchcl.runs.schema import FAILURES, RESULTS
+from batchcl.runs.store import Store
+from batchcl.sources.base import local_image
+from batchcl.sources.listed import Chunk, FrameChunk, ImageChunk, ListSource
+from batchcl.sources.where import Condition
+
+__all__ = ["NOT_FITTING", "open_outcomes"]
+
+NOT_FITTING: Final = "where"
+"""What the rows are counted as that the condition passes over."""
+
+_BATCH_ROWS: Final = 16_384
+_FACTS: Final = ("bucket", "key", "version_id", "etag", "size_bytes", "last_modified", "extra")
+_TABLES: Final = {
+    name: pl.DataFrame(schema.empty_table()).schema for name, schema in (("results", RESULTS), ("failures", FAILURES))
+}
+_OF_A_LABEL: Final = {"label": "name"} | {name: name for name in ("confidence", "left", "top", "width", "height")}
+_SAME: Final = {"code": "error_code", "message": "error_message", "size": "size_bytes"}
+_MODEL_AND_DATE: Final[dict[str, pl.DataType]] = {"model": pl.String(), "date": pl.Date()}
+_ROW: Final = "row of the file"
+
+
+def _columns() -> dict[str, pl.DataType]:
+    """What a condition may name."""
+    label = {"label": pl.String()} | {name: pl.Float32() for name in _OF_A_LABEL if name != "label"}
+    of_labels = {"top_confidence": pl.Float32(), "label_count": pl.UInt32()}
+    both = {name: kind for table in _TABLES.values() for name, kind in table.items() if name != "labels"}
+    both |= {"status": pl.String(), **label, **of_labels, **_MODEL_AND_DATE}
+    return both | {name: both[known] for name, known in _SAME.items()}
+
+
+COLUMNS: Final = _columns()
+
+
+async def open_outcomes(root: str, *, aws: Aws, where: Condition | None, leave_out_run: str | None) -> ListSource:
+    """The images below the output root that fit `where`, each once.
+
+    Args:
+        root: a directory or `s3://bucket/prefix`.
+        aws: for S3.
+        where: a condition; None for all.
+        leave_out_run: a run whose own rows don't count, as it is the one that asks.
+
+    Raises:
+        UsageError: the condition is none, or names no column of the tables.
+        OutputError: there is no output root, or it can't be read.
+    """
+    if where is not None:
+        where.check(COLUMNS)
+
+    def find() -> list[_OutcomesPart]:
+        store = Store.open(root, aws=aws)
+        parts = [part for part in published_parts(store) if run_of(part.name) != leave_out_run]
+        newest_first = sorted(parts, key=lambda part: (part.date, part.name, part.table), reverse=True)
+        return [_OutcomesPart(store, part, where) for part in newest_first]
+
+    return ListSource(root, await anyio.to_thread.run_sync(find))
+
+
+class _OutcomesPart:
+    """One published file. See `Part`."""
+
+    def __init__(self, store: Store, part: PublishedPart, condition: Condition | None) -> None:
+        self.name = part.uri
+        self._store = store
+        self._part = part
+        self._condition = condition
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The rows that fit, some thousand read at a time. Blocks."""
+        try:
+            with pq.ParquetFile(self._store.open_file(self._part.path)) as file:
+                wanted = [name for name in self._wanted() if name in file.schema_arrow.names]
+                for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
+                    frame = pl.from_arrow(pa.table(batch))
+                    assert isinstance(frame, pl.DataFrame)
+                    yield self._chunk(frame)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            raise SourceError(f"can't read {self.name}: {reason}; restore it, or leave it out") from error
+
+    def _wanted(self) -> list[str]:
+        """The columns of the file to read."""
+        asked = frozenset() if self._condition is None else self._condition.names
+        asked |= {_SAME[name] for name in asked & _SAME.keys()}
+        if asked & {*_OF_A_LABEL, "top_confidence", "label_count"}:
+            asked |= {"labels"}
+        return [name for name in _TABLES[self._part.table] if name in asked or name in _FACTS]
+
+    def _chunk(self, frame: pl.DataFrame) -> Chunk:
+        fitting = frame if self._condition is None else _fitting(frame, self._condition, self._part)
+        left_out = {NOT_FITTING: frame.height - fitting.height} if fitting.height < frame.height else {}
+        facts = fitting.select(_FACTS)
+        if (facts["bucket"] == "").any():
+            images = [
+                local_image(row["key"], extra=row["extra"]) if not row["bucket"] else _in_s3(row)
+                for row in facts.iter_rows(named=True)
+            ]
+            return ImageChunk(images, left_out=left_out)
+        return FrameChunk(facts, frame.height, left_out=left_out)
+
+
+def _fitting(frame: pl.DataFrame, condition: Condition, part: PublishedPart) -> pl.DataFrame:
+    """The images of which any row fits."""
+    asked = frame.with_row_index(_ROW)
+    if "labels" in frame.columns:
+        confidences = pl.col("labels").list.eval(pl.element().struct.field("confidence"))
+        asked = asked.with_columns(
+            confidences.list.max().alias("top_confidence"), pl.col("labels").list.len().alias("label_count")
+        )
+        if condition.names & _OF_A_LABEL.keys():
+            asked = asked.explode("labels", empty_as_null=True, keep_nulls=True).with_columns(
+                pl.col("labels").struct.field(field).alias(name) for name, field in _OF_A_LABEL.items()
+            )
+        asked = asked.drop("labels")
+    given = {
+        "model": pl.lit(part.model),
+        "date": pl.lit(dt.date.fromisoformat(part.date)),
+    }
+    if part.table == "results":
+        given["status"] = pl.lit("scored")
+    asked = asked.with_columns(**given)
+    asked = asked.with_columns(pl.col(known).alias(name) for name, known in _SAME.items() if known in asked.columns)
+    missing = [name for name in COLUMNS if name in condition.names and name not in asked.columns]
+    asked = asked.with_columns(pl.lit(None, COLUMNS[name]).alias(name) for name in missing)
+    rows = asked.filter(condition.holds(asked))[_ROW].unique(maintain_order=True)
+    return frame[rows]
+
+
+def _in_s3(row: dict[str, object]) -> ImageRef:
+    return ImageRef(uri=f"s3://{row['bucket']}/{row['key']}", **row)  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""Conditions in SQL, as `--where` says them.
+
+Polars evaluates them. It also reads files and counts over rows where SQL says so, so only what judges a row by itself
+gets to it: a list of words and functions decides, before polars sees the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import polars as pl
+
+from batchcl.errors import UsageError
+
+__all__ = ["Condition"]
+
+_TOKEN: Final = re.compile(
+    r"(?P<text>'(?:[^']|'')*')"
+    r'|(?P<quoted>"(?:[^"]|"")+")'
+    r"|(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
+    r"|(?P<word>[^\W\d]\w*)"
+    r"|(?P<space>\s+)"
+    r"|(?P<operator>--|/\*|[-<>=!+*/%|~().,:])"
+)
+_REFUSED: Final = (
+    "select from with table values union intersect except over partition exists any all some explain show describe "
+    "create drop insert update delete truncate filter within columns current_date current_time current_timestamp "
+    "localtime localtimestamp"
+)
+_FUNCTIONS: Final = (
+    "abs bit_length cbrt ceil ceiling char_length coalesce concat concat_ws date date_part div ends_with exp floor "
+    "greatest if ifnull initcap least left length ln log log10 log1p log2 lower ltrim mod normalize nullif "
+    "octet_length pow power regexp_like replace reverse right round rtrim sign split_part sqrt starts_with strftime "
+    "strpos substr substring trim upper"
+)
+_BEFORE_PARENTHESIS: Final = (
+    "and or not in is like ilike rlike regexp between case when then else xor as decimal numeric varchar char cast "
+    "try_cast"
+)
+_USUAL: Final = "use AND, OR, NOT, comparisons, IN, LIKE, BETWEEN, IS NULL, CASE and CAST on its columns"
+
+
+class Condition:
+    """A condition on the columns of a row, such as `size > 10000 AND key LIKE '%.jpg'`."""
+
+    def __init__(self, text: str) -> None:
+        """Raises `UsageError` where the text is more than a condition on one row."""
+        self.text = text
+        self.names = frozenset(_names(text))
+
+    def __repr__(self) -> str:
+        return f"Condition({self.text!r})"
+
+    def check(self, schema: Mapping[str, pl.DataType], *, known: Iterable[str] | None = None) -> None:
+        """Raise `UsageError` where it can't be asked of rows with such columns; `known` are told to the user."""
+        empty = pl.DataFrame(schema=dict(schema))
+        try:
+            kind = self._asked(empty).dtype
+        except pl.exceptions.PolarsError as error:
+            columns = ", ".join(schema if known is None else known)
+            raise UsageError(f"--where {self.text!r}: {_reason(error)}; the columns are {columns}") from error
+        if kind not in (pl.Boolean, pl.Null):
+            raise UsageError(
+                f"--where {self.text!r} is {kind} rather than true or false; compare it, as in size > 10000"
+            )
+
+    def holds(self, frame: pl.DataFrame) -> pl.Series:
+        """For each row whether it fits; one of which that can't be said, as a value is missing, doesn't.
+
+        Raises:
+            UsageError: polars can't tell for these values, as where text is cast to a number that it isn't.
+        """
+        try:
+            return self._asked(frame).cast(pl.Boolean).fill_null(value=False)
+        except pl.exceptions.PolarsError as error:
+            raise UsageError(
+                f"--where {self.text!r}: {_reason(error)}; TRY_CAST makes null of what can't be cast"
+            ) from error
+
+    def _asked(self, frame: pl.DataFrame) -> pl.Series:
+        context = pl.SQLContext({"images": frame})
+        sql = f"SELECT ({self.text}) AS fits FROM images"  # noqa: S608 - `_names` has let it pass
+        return context.execute(sql, eager=True)["fits"]
+
+
+def _names(text: str) -> Iterator[str]:
+    """The words in `text` that may be columns, and others."""
+    tokens = list(_tokens(text))
+    if not tokens:
+        raise UsageError("--where is empty; write a condition such as size > 10000")
+    if not _is_balanced([token for _, token in tokens]):
+        raise UsageError(f"--where {text!r}: its parentheses don't match")
+    for (kind, token), (_, following) in zip(tokens, [*tokens[1:], ("", "")], strict=True):
+        word = token.lower()
+        if kind == "quoted":
+            yield token[1:-1].replace('""', '"')
+            word = ""
+        if kind not in {"word", "quoted"}:
+            continue
+        if word in _REFUSED.split():
+            raise UsageError(f"--where {text!r}: {token} is not for a condition on one row; {_USUAL}")
+        if following == "(" and word not in f"{_FUNCTIONS} {_BEFORE_PARENTHESIS}".split():
+            known = ", ".join(_FUNCTIONS.split())
+            raise UsageError(f"--where {text!r}: there is no function {token} for conditions, but {known}")
+        if kind == "word":
+            yield token
+
+
+def _tokens(text: str) -> Iterator[tuple[str, str]]:
+    """Kind and text of each token but spaces. Raises `UsageError` for what is none, and for what hides others."""
+    at = 0
+    before = "space"
+    while at < len(text):
+        found = _TOKEN.match(text, at)
+        if found is None or found["operator"] in {"--", "/*"}:
+            raise UsageError(f"--where {text!r}: {text[at : at + 10]!r} is no part of a condition; {_USUAL}")
+        kind = found.lastgroup or ""
+        if kind == "text" and before in {"word", "text", "quoted", "number"}:
+            raise UsageError(f"--where {text!r}: there is no space before {found[0][:20]}")
+        if kind != "space":
+            yield kind, found[0]
+        before = kind
+        at = found.end()
+
+
+def _is_balanced(tokens: Iterable[str]) -> bool:
+    depth = 0
+    for each in tokens:
+        depth += (each == "(") - (each == ")")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _reason(error: Exception) -> str:
+    """Polars' own words without its plan."""
+    text = str(error).split("\n\nResolved plan", 1)[0].split("; valid columns", 1)[0]
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
