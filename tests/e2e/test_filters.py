@@ -10,7 +10,7 @@ import time
 import pytest
 
 import batchcl
-from servers import aws_env
+from servers import aws_env, client, make_bucket
 
 HOUR_S = 3600
 
@@ -67,9 +67,9 @@ def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(cl
         assert summary["filtered_by"] == {"include": 1, "min_size": 1, "sample": left}
         assert summary["filtered"] == 2 + left
         assert f"--sample left {left} out" in done.err
-        other = cli(*job, "--sample", "25%", "--run-id", "r", env=env)
-        assert other.code == 2
-        assert "sample_seed was 3 and is 0" in other.err
+    other = cli(*job, "--sample", "25%", "--run-id", "r", env=env)
+    assert other.code == 2
+    assert "sample_seed was 3 and is 0" in other.err
     assert scored[0] == scored[1]
     assert 0 < len(scored[0]) < 20
 
@@ -78,3 +78,57 @@ def test_a_list_that_tells_no_size_has_no_image_of_known_size(cli, demo, env):
     done = cli("plan", "-", "--min-size", "10KB", "--model", demo.arn, env=env, stdin=b"gone.jpg\nlost.jpg\n")
     assert done.code == 2
     assert "there is no image in - that the filters let through (taken away: 2 by size not known)" in done.err
+
+
+def test_a_condition_is_asked_of_the_columns_of_a_table(cli, demo, env, pictures, tmp_path):
+    names = sorted(path.name for path in pictures.glob("0*"))
+    rows = [f"{name},{number},{'left' if number % 2 else 'right'}" for number, name in enumerate(names)]
+    table = pictures / "table.csv"
+    table.write_text("\n".join(["image,shot,camera", *rows]) + "\n")
+    job = (table, "--uri-column", "image", "--model", demo.arn)
+    where = ("--where", "camera = 'left' AND CAST(shot AS INT) < 10 AND size > 0")
+    done = cli("run", *job, *where, "--out", tmp_path / "out", "--run-id", "r", "--json", env=env)
+    assert done.code == 0, done.err
+    assert (done.json["scored"], done.json["lines"], done.json["filtered_by"]) == (5, 20, {"where": 15})
+    found = batchcl.open_results(str(tmp_path / "out")).images().collect()
+    assert {json.loads(extra)["camera"] for extra in found["extra"]} == {"left"}
+    other = cli("run", *job, "--where", "true", "--out", tmp_path / "out", "--run-id", "r", env=env)
+    assert (other.code, "where was" in other.err) == (2, True)
+    unknown = cli("run", *job, "--where", "lens = 'x'", "--out", tmp_path / "new", env=env)
+    assert unknown.code == 2
+    assert 'unable to find column "lens"; the columns are uri, bucket, key' in unknown.err
+    assert unknown.err.rstrip().endswith("extra, shot, camera")
+    assert not list((tmp_path / "new" / "runs").glob("[!.]*"))
+
+
+def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(cli, demo, env, pictures, tmp_path):
+    out = tmp_path / "out"
+    (pictures / "broken.png").write_bytes(b"\x89PNG but not for long")
+    first = cli("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "first", env=env)
+    assert first.code == 3, first.err
+    results = batchcl.open_results(str(out)).images().collect()
+    tops = sorted(max(label["confidence"] for label in labels) for labels in results["labels"].to_list())
+    again = ("run", "--from-results", out, "--model", demo.arn, "--out", out, "--json")
+    unsure = cli(*again, "--where", f"top_confidence < {tops[7]}", "--run-id", "unsure", env=env)
+    assert unsure.code == 0, unsure.err
+    assert (unsure.json["scored"], unsure.json["filtered_by"]) == (7, {"where": 16})
+    failures = ("--where", "status = 'failed' AND run_id = 'first'")
+    failed = cli(*again, *failures, "--run-id", "failed", env=env)
+    assert failed.code == 3, failed.err
+    assert (failed.json["planned"], failed.json["failed"]) == (1, 1)
+    nothing = cli("plan", "--from-results", out, "--where", "confidence > 100", "--model", demo.arn, env=env)
+    assert nothing.code == 2
+    assert "that the filters let through (taken away: 31 by --where)" in nothing.err
+    both = cli("plan", pictures, "--from-results", out, "--model", demo.arn, env=env)
+    assert (both.code, "exclude each other" in both.err) == (2, True)
+
+
+def test_results_in_s3_are_a_list_too(cli, demo, service, seaweed, pictures):
+    root, env = "s3://filters-results/out", aws_env(service, seaweed)
+    make_bucket(client("s3", seaweed), "filters-results")
+    run = cli("run", pictures, "--model", demo.arn, "--out", root, "--limit", "8", "--json", env=env)
+    assert run.code == 0, run.err
+    flags = ("--from-results", root, "--where", "status = 'scored' AND size > 0", "--model", demo.arn, "--json")
+    plan = cli("plan", *flags, env=env)
+    assert plan.code == 0, plan.err
+    assert (plan.json["images"], plan.json["lines"]) == (run.json["scored"], 8)

@@ -91,7 +91,9 @@ def test_an_image_counts_once_whatever_many_of_its_rows_fit(tmp_path: Path) -> N
 def test_the_facts_of_an_image_are_those_of_the_latest_night(tmp_path: Path) -> None:
     root = Root(tmp_path)
     for date, etag in (("2026-11-19", "old"), ("2026-11-21", "new"), ("2026-11-20", "between")):
-        image = ImageRef(uri="s3://b/x", bucket="b", key="x", etag=etag, size_bytes=3, last_modified=NOON, extra='{"a":1}')
+        image = ImageRef(
+            uri="s3://b/x", bucket="b", key="x", etag=etag, size_bytes=3, last_modified=NOON, extra='{"a":1}'
+        )
         root.results(
             Scored(image=image, labels=(), attempts=1, latency_ms=1, request_id="r", scored_at=NOON),
             date=date,
