@@ -22,6 +22,9 @@ __all__ = ["SourceKind", "kind_of"]
 _IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG")
 _TABLE_MAGIC: Final = (b"PAR1", b"ORC")
 _LOOKED_AT: Final = 100
+_HEADING: Final = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
+_SCHEME: Final = re.compile(r"[a-z0-9]+://")
+_BATCH_HEADINGS: Final = frozenset({"bucket", "key", "versionid", "version_id"})
 
 
 class SourceKind(StrEnum):
@@ -37,6 +40,9 @@ class SourceKind(StrEnum):
     LABEL_CSV = "label-csv"
     JSON_LINES = "json-lines"
     TABLE = "table"
+
+
+_COMMA_KINDS: Final = (SourceKind.KEYS, SourceKind.BATCH_CSV, SourceKind.LABEL_CSV)
 
 
 def kind_of(name: str, path: Path, *, folder: Path | None, wants_table: bool, wants_field: bool) -> SourceKind:
@@ -106,9 +112,22 @@ def _json_kind(name: str, start: bytes, lines: Sequence[bytes], *, wants_field: 
 
 def _text_kind(name: str, lines: Sequence[str], folder: Path | None) -> SourceKind:
     """A key list, unless its lines have commas: then what each kind would make of them decides."""
-    if not all("," in line for line in lines):
-        return SourceKind.KEYS
     rows = [_row(line) for line in lines]
+    if all("," in line for line in lines):
+        candidates = _comma_kinds(lines, rows, folder)
+        if len(candidates) == 1 and not _is_header(rows[0]):
+            return candidates[0]
+        raise _ambiguous(name, "commas", candidates or _COMMA_KINDS)
+    if any("," in line and _like_labels(row) for line, row in zip(lines, rows, strict=True)):
+        raise _ambiguous(name, "commas", [SourceKind.KEYS, SourceKind.LABEL_CSV])
+    if all("\t" in line for line in lines):
+        raise _ambiguous(name, "tabs", [SourceKind.KEYS])
+    _refuse_other_text(name, lines)
+    return SourceKind.KEYS
+
+
+def _comma_kinds(lines: Sequence[str], rows: Sequence[Sequence[str]], folder: Path | None) -> list[SourceKind]:
+    """What a list with commas in all of its lines may be."""
     as_keys = all(line.startswith("s3://") for line in lines) or any(_is_file(Path(line)) for line in lines)
     candidates = []
     if as_keys or not all(rows):
@@ -117,14 +136,30 @@ def _text_kind(name: str, lines: Sequence[str], folder: Path | None) -> SourceKi
         candidates.append(SourceKind.BATCH_CSV)
     if all(_like_labels(row) for row in rows) and (as_keys or all(_is_file(_below(folder, row[0])) for row in rows)):
         candidates.append(SourceKind.LABEL_CSV)
-    if len(candidates) == 1:
-        return candidates[0]
-    possible = candidates or [SourceKind.KEYS, SourceKind.BATCH_CSV, SourceKind.LABEL_CSV]
-    listed = " or ".join(f"--source-kind {kind}" for kind in possible)
-    raise SourceError(
-        f"{name} has commas in its lines, so it could be several kinds of list; say which with {listed}, or, for a "
-        "table with a header, name its columns by --uri-column, or --bucket-column and --key-column"
+    return candidates
+
+
+def _ambiguous(name: str, what: str, kinds: Sequence[SourceKind]) -> SourceError:
+    listed = " or ".join(f"--source-kind {kind}" for kind in kinds)
+    return SourceError(
+        f"{name} has {what} in its lines, so it could be several kinds of list; say which with {listed}, or, for a "
+        "CSV table with a header, name its columns by --uri-column, or --bucket-column and --key-column"
     )
+
+
+def _refuse_other_text(name: str, lines: Sequence[str]) -> None:
+    """Any text could be a list of paths: one that names nothing, or begins with a heading, is taken for none."""
+    names_image = [_SCHEME.match(line) is not None or _is_file(Path(line)) for line in lines]
+    if not any(names_image):
+        raise SourceError(
+            f"{name} is no list that batchcl knows: of its first lines, such as {lines[0][:80]!r}, none is "
+            "s3://bucket/key or a file that is there; check the working directory, or say --source-kind keys"
+        )
+    if not names_image[0] and all(names_image[1:]) and _HEADING.fullmatch(lines[0]):
+        raise SourceError(
+            f"{name} has a first line {lines[0]!r} that may be a header; name the column by --uri-column, or say "
+            "--source-kind keys where it is a file"
+        )
 
 
 def _row(line: str) -> list[str]:
@@ -142,6 +177,11 @@ def _like_batch(row: Sequence[str]) -> bool:
         and not row[0].lower().endswith(tuple(EXTENSIONS))
         and re.search(r"%(?![0-9A-Fa-f]{2})| ", row[1]) is None
     )
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    """Whether a line that could be of S3 Batch Operations is the header of a table."""
+    return bool(row) and all(heading.strip().lower() in _BATCH_HEADINGS for heading in row)
 
 
 def _like_labels(row: Sequence[str]) -> bool:

@@ -169,6 +169,14 @@ def test_a_list_that_changes_while_it_is_read_loses_no_image_silently(tmp_path: 
         (b"a.jpg,cat\nb.jpg,dog\n", ["keys", "batch-csv", "label-csv"]),
         (b"id,where\n1,s3://b/k\n", ["batch-csv", "--uri-column"]),
         (b'{"image": "s3://b/k"}\n', ["--uri-field", "manifest", "keys"]),
+        (b"bucket,key\nacme-photos,a+b.jpg\n", ["batch-csv", "--bucket-column"]),
+        (b"Bucket,Key,VersionId\nacme-photos,a.jpg,v1\n", ["batch-csv", "--bucket-column"]),
+        (b"s3://b/a.jpg\ns3://b/b.jpg,cat\n", ["keys", "label-csv"]),
+        (b"s3://b/a.jpg\tcat\ns3://b/b.jpg\tdog\n", ["tabs", "keys"]),
+        (b"uri\ns3://b/a.jpg\ns3://b/b.jpg\n", ["first line 'uri'", "--uri-column", "keys"]),
+        (b'[\n{"source-ref": "s3://b/1"}\n]\n', ["'['", "keys"]),
+        (b"2026-11-01 02:03:04   12345 a.jpg\n", ["none is s3://bucket/key or a file that is there", "keys"]),
+        (b"# Photos\n\nof the day\n", ["none is s3://bucket/key or a file that is there", "keys"]),
     ],
 )
 def test_what_could_be_several_kinds_is_refused_with_their_names(data: bytes, kinds: list[str], tmp_path: Path) -> None:
@@ -185,6 +193,8 @@ def test_what_could_be_several_kinds_is_refused_with_their_names(data: bytes, ki
         (b'"acme-photos","a.jpg","v1"\n', ["a.jpg"]),
         (b"s3://b/a,b.jpg\ns3://b/c.jpg\n", ["a,b.jpg", "c.jpg"]),
         (b"s3://b/a,b.jpg\ns3://b/c,d.jpg\n", ["a,b.jpg", "c,d.jpg"]),
+        (b's3://b/a",b.jpg\ns3://b/c",d.jpg\n', ['a",b.jpg', 'c",d.jpg']),
+        (b"s3://b/a\tb.jpg\ns3://b/c.jpg\n", ["a\tb.jpg", "c.jpg"]),
     ],
 )
 def test_lines_with_commas_are_recognised_where_only_one_kind_fits(
