@@ -76,8 +76,18 @@ class SdkDetector:
         """The labels of `image`; raises a `CallError` subclass within `CALL_DEADLINE_S`."""
         try:
             with anyio.fail_after(CALL_DEADLINE_S):
-                payload = await self._payload(image)
-                answer = await self._client.detect_custom_labels(Image=payload, **self._arguments)
+                answer, request_id = await self.ask(await self._payload(image))
+        except TimeoutError as error:
+            raise self._lost(error) from error
+        return detection_of(answer, request_id)
+
+    async def ask(self, image: dict[str, Any]) -> tuple[Any, str]:
+        """The service's whole answer about `image`, as the API has its input, and the request's id.
+
+        Raises a `CallError` subclass. The caller sets a deadline.
+        """
+        try:
+            answer = await self._client.detect_custom_labels(Image=image, **self._arguments)
         except ClientError as error:
             raise _from_client_error(error) from error
         except ParamValidationError as error:
@@ -90,8 +100,12 @@ class SdkDetector:
             raise self._lost(error) from error
         except (AttributeError, TypeError, KeyError) as error:
             raise malformed() from error  # botocore's parser met JSON of another shape
-        request_id = answer.get("ResponseMetadata", {}).get("RequestId", "") if isinstance(answer, dict) else ""
-        return detection_of(answer, str(request_id))
+        if not isinstance(answer, dict):
+            return answer, ""
+        metadata = answer.get("ResponseMetadata", {})
+        return {name: said for name, said in answer.items() if name != "ResponseMetadata"}, metadata.get(
+            "RequestId", ""
+        )
 
     async def _payload(self, image: ImageRef) -> dict[str, Any]:
         if not self._reader.carries(image):

@@ -95,6 +95,11 @@ def trust(aws: Aws) -> ssl.SSLContext:
     Raises:
         RefusedError: the bundle can't be read.
     """
+    if not aws.settings.connection.is_verified:
+        unchecked = ssl.create_default_context()
+        unchecked.check_hostname = False
+        unchecked.verify_mode = ssl.CERT_NONE
+        return unchecked
     bundle = aws.ca_bundle
     path = Path(str(get_cert_path(True))) if bundle is None else Path(bundle).expanduser()  # noqa: FBT003 - botocore's
     try:

@@ -19,15 +19,14 @@ import boto3
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentials
 from aiobotocore.session import get_session
+from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.errors import CredentialsError
 
-__all__ = ["Aws", "AwsSettings", "S3Access", "StaticCredentials"]
+__all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
-_CONNECT_TIMEOUT_S: Final = 5
-_READ_TIMEOUT_S: Final = 30
 _CREDENTIALS_TTL: Final = dt.timedelta(minutes=5)
 
 
@@ -37,6 +36,27 @@ class StaticCredentials:
 
     access_key: str
     secret_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How clients connect.
+
+    Attributes:
+        is_verified: certificates are checked; without, anybody may listen.
+        ca_bundle: file or directory of certificates to trust; None for what the environment says.
+        is_signed: requests of clients are signed, which needs credentials. The wire's always are.
+        connect_timeout_s: for one connection of a client; None to wait for ever.
+        read_timeout_s: for the next bytes of an answer to a client; None likewise.
+        max_attempts: of a client that retries by itself.
+    """
+
+    is_verified: bool = True
+    ca_bundle: str | None = None
+    is_signed: bool = True
+    connect_timeout_s: float | None = 5
+    read_timeout_s: float | None = 30
+    max_attempts: int = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +70,7 @@ class AwsSettings:
     region: str | None = None
     rekognition_endpoint_url: str | None = None
     rekognition_credentials: StaticCredentials | None = None
+    connection: Connection = Connection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +131,8 @@ class Aws:
     @property
     def ca_bundle(self) -> str | None:
         """File or directory of the certificates to trust; None for the usual ones."""
-        configured = self._core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        given = self.settings.connection.ca_bundle
+        configured = given or self._core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
         return str(configured) if configured else None
 
     async def credentials(self, service: str) -> Any:
@@ -125,7 +147,7 @@ class Aws:
 
     async def check_credentials(self) -> None:
         """Raise `CredentialsError` where Rekognition has none to sign with. Asks nobody whether they are good."""
-        if self.settings.rekognition_credentials is not None:
+        if self.settings.rekognition_credentials is not None or not self.settings.connection.is_signed:
             return
         try:
             found = await self._session.get_credentials()
@@ -143,17 +165,12 @@ class Aws:
         self, *, region: str | None = None, retries: bool = True, connections: int = 10
     ) -> AsyncIterator[Any]:
         """A Rekognition client. `retries=False` for the scoring path, which owns them."""
-        config = AioConfig(
-            retries={"total_max_attempts": 6, "mode": "standard"} if retries else {"total_max_attempts": 1},
-            max_pool_connections=connections,
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
-        )
         async with self._session.client(
             "rekognition",
             region_name=region or self.region,
             endpoint_url=self.settings.rekognition_endpoint_url,
-            config=config,
+            config=self._config(retries=retries, max_pool_connections=connections),
+            verify=self._verify,
             **self._rekognition_keys(),
         ) as client:
             yield client
@@ -165,13 +182,28 @@ class Aws:
     @asynccontextmanager
     async def s3(self, *, region: str | None = None) -> AsyncIterator[Any]:
         """An S3 client with the SDK's standard retries."""
-        config = AioConfig(
-            retries={"total_max_attempts": 6, "mode": "standard"},
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
-        )
-        async with self._session.client("s3", region_name=region or self.region, config=config) as client:
+        config = self._config(retries=True)
+        async with self._session.client(
+            "s3", region_name=region or self.region, config=config, verify=self._verify
+        ) as client:
             yield client
+
+    def _config(self, *, retries: bool, **more: Any) -> AioConfig:
+        connection = self.settings.connection
+        if not connection.is_signed:
+            more["signature_version"] = UNSIGNED
+        return AioConfig(
+            retries={"total_max_attempts": connection.max_attempts if retries else 1, "mode": "standard"},
+            connect_timeout=connection.connect_timeout_s,
+            read_timeout=connection.read_timeout_s,
+            **more,
+        )
+
+    @property
+    def _verify(self) -> bool | str | None:
+        """As botocore takes it: False, the bundle, or None for the environment's."""
+        connection = self.settings.connection
+        return connection.ca_bundle if connection.is_verified else False
 
     def s3_access(self, bucket: str) -> S3Access:
         """How other S3 clients reach `bucket`. Blocks for one HeadBucket, which tells the bucket's region.
