@@ -11,16 +11,32 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["EXTENSIONS", "MAX_BYTES_INLINE", "MAX_BYTES_S3", "ImageRef", "Unfit", "unfit"]
+__all__ = [
+    "EXTENSIONS",
+    "FITTABLE_EXTENSIONS",
+    "MAX_BYTES_FITTABLE",
+    "MAX_BYTES_INLINE",
+    "MAX_BYTES_S3",
+    "ImageRef",
+    "Unfit",
+    "suffix_of",
+    "unfit",
+]
 
 EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png"})
 """Names that may hold a JPEG or PNG. A name without any extension is let through: only the bytes can tell."""
+
+FITTABLE_EXTENSIONS: Final = frozenset({".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"})
+"""Names of what can be made a PNG or JPEG."""
 
 MAX_BYTES_S3: Final = 15 * 1024 * 1024
 """Largest image read from S3."""
 
 MAX_BYTES_INLINE: Final = 4 * 1024 * 1024
 """Largest image sent as bytes."""
+
+MAX_BYTES_FITTABLE: Final = 100 * 1024 * 1024
+"""Largest file that is read in order to shrink it: a guard for memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,35 +77,39 @@ class Unfit:
     message: str
 
 
-def unfit(image: ImageRef) -> Unfit | None:
+def unfit(image: ImageRef, *, fit: bool = False) -> Unfit | None:
     """Why the service would surely refuse `image`, told from its listing alone, or None.
 
-    Raises nothing and reads nothing; pixels, formats behind a wrong name and truncation are not seen here.
+    Raises nothing and reads nothing; pixels, formats behind a wrong name and truncation are not seen here. With `fit`,
+    what can be shrunk or converted is let through.
     """
     if not image.key.isascii() and not _encodable(image.key):
         return Unfit("UndecodableName", "the file's name is not valid UTF-8; rename it")
     if image.key.endswith("/"):
         return Unfit("FolderMarker", "a folder's placeholder, not an image")
     name = image.key.rpartition("/")[2]  # pathlib would intern each key, and costs ten times as much
-    suffix = _suffix(name)
+    suffix = suffix_of(name)
     if not suffix and name.startswith("."):
         return Unfit("UnsupportedExtension", f"{name} is a hidden file, not a PNG or JPEG name")
-    if suffix and suffix not in EXTENSIONS and _looks_like_extension(suffix):
+    if suffix and suffix not in EXTENSIONS and not (fit and suffix in FITTABLE_EXTENSIONS) and _is_extension(suffix):
         return Unfit("UnsupportedExtension", f"{suffix} is not a PNG or JPEG name")
-    size = image.size_bytes
-    if size is None:
-        return None
+    return None if image.size_bytes is None else _unfit_size(image, image.size_bytes, fit=fit)
+
+
+def _unfit_size(image: ImageRef, size: int, *, fit: bool) -> Unfit | None:
     if size == 0:
         return Unfit("EmptyFile", "the file is empty")
     limit = MAX_BYTES_INLINE if image.local else MAX_BYTES_S3
-    if size > limit:
+    if fit and size > MAX_BYTES_FITTABLE:
+        return Unfit("TooLarge", f"{size:,} bytes, and files of up to {MAX_BYTES_FITTABLE:,} are shrunk")
+    if size > limit and not fit:
         way = "sent as bytes" if image.local else "read from S3"
         return Unfit("TooLarge", f"{size:,} bytes, and an image {way} may have {limit:,}")
     return None
 
 
-def _suffix(name: str) -> str:
-    """The name's ending from its last dot on, in lower case; none where the dot is its first or last character."""
+def suffix_of(name: str) -> str:
+    """A file name's ending from its last dot on, in lower case; none where the dot is its first or last character."""
     dot = name.rfind(".")
     return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
@@ -102,6 +122,6 @@ def _encodable(name: str) -> bool:
     return True
 
 
-def _looks_like_extension(suffix: str) -> bool:
+def _is_extension(suffix: str) -> bool:
     """Whether `suffix` is a file type rather than the tail of a dotted name such as `scan 12.05.2026`."""
     return suffix[1:].isascii() and suffix[1:].isalnum() and any(c.isalpha() for c in suffix)

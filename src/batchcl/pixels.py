@@ -1,4 +1,4 @@
-"""What the first bytes of an image tell: whether it is a PNG or JPEG, and its size in pixels.
+"""What the first bytes of an image tell: whether it is a PNG or JPEG, its size in pixels, and how pixels are stored.
 
 Rules: Custom Labels guide, "Guidelines and quotas". Nothing is decoded, so a small file that claims to be huge costs
 nothing, and a file that is cut behind its header passes.
@@ -7,11 +7,12 @@ nothing, and a file that is cut behind its header passes.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from batchcl.images import MAX_BYTES_S3, Unfit
 
-__all__ = ["MAX_ASPECT", "MAX_SIDE", "MIN_SIDE", "pixel_size", "unfit_bytes"]
+__all__ = ["MAX_ASPECT", "MAX_SIDE", "MIN_SIDE", "Header", "header", "pixel_size", "unfit_bytes"]
 
 MIN_SIDE: Final = 64
 MAX_SIDE: Final = 4096
@@ -21,12 +22,37 @@ _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _JPEG: Final = b"\xff\xd8\xff"
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header of a PNG or JPEG states.
+
+    Attributes:
+        kind: which of them it is.
+        width: in pixels, before any turn that EXIF asks for.
+        height: likewise.
+        bits: of one sample of one pixel.
+        is_cmyk: the colours are those of ink, as printers want them.
+    """
+
+    kind: Literal["PNG", "JPEG"]
+    width: int
+    height: int
+    bits: int = 8
+    is_cmyk: bool = False
+
+
+def header(data: bytes) -> Header | None:
+    """The header of a PNG or JPEG; None for anything else, and where the bytes end before it does."""
+    if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 25:  # noqa: PLR2004 - up to the bit depth
+        width, height, bits = struct.unpack(">IIB", data[16:25])
+        return Header("PNG", width, height, bits)
+    return _jpeg_header(data) if data.startswith(_JPEG) else None
+
+
 def pixel_size(data: bytes) -> tuple[int, int] | None:
     """Width and height as the header of a PNG or JPEG states them, before any turn; None for anything else."""
-    if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 24:  # noqa: PLR2004 - the IHDR's end
-        width, height = struct.unpack(">II", data[16:24])
-        return width, height
-    return _jpeg_size(data) if data.startswith(_JPEG) else None
+    found = header(data)
+    return None if found is None else (found.width, found.height)
 
 
 def unfit_bytes(data: bytes, *, limit_bytes: int = MAX_BYTES_S3) -> Unfit | None:
@@ -53,10 +79,10 @@ def unfit_bytes(data: bytes, *, limit_bytes: int = MAX_BYTES_S3) -> Unfit | None
     return None
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+def _jpeg_header(data: bytes) -> Header | None:
     """Walk the segments to the first start of frame (ITU T.81, B.1.1.3 and B.2.2)."""
     at = 2
-    while at + 9 <= len(data):
+    while at + 10 <= len(data):
         if data[at] != 0xFF:  # noqa: PLR2004 - every marker starts so
             return None
         marker = data[at + 1]
@@ -64,8 +90,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
             at += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:  # noqa: PLR2004 - SOF0 to SOF15
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return width, height
+            bits, height, width, components = struct.unpack(">BHHB", data[at + 4 : at + 10])
+            return Header("JPEG", width, height, bits, is_cmyk=components == 4)  # noqa: PLR2004 - C, M, Y and K
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # noqa: PLR2004 - markers without a length
             at += 2
             continue
