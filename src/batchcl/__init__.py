@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     )
     from batchcl.job import Job, load_job
     from batchcl.runs.record import Summary
+    from batchcl.scoring.few import Answered, detect
     from batchcl.scoring.plan import Plan, plan
     from batchcl.scoring.retry import retry
     from batchcl.scoring.score import run, run_sync
     from batchcl.scoring.stopper import Stopper
 
 __all__ = [
+    "Answered",
     "BatchclError",
     "CallError",
     "CredentialsError",
@@ -55,6 +57,7 @@ __all__ = [
     "Summary",
     "UsageError",
     "__version__",
+    "detect",
     "load_job",
     "open_results",
     "plan",
@@ -64,11 +67,13 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "Answered": "batchcl.scoring.few",
     "Job": "batchcl.job",
     "Plan": "batchcl.scoring.plan",
     "Results": "batchcl.analysis.results",
     "Stopper": "batchcl.scoring.stopper",
     "Summary": "batchcl.runs.record",
+    "detect": "batchcl.scoring.few",
     "load_job": "batchcl.job",
     "open_results": "batchcl.analysis.results",
     "plan": "batchcl.scoring.plan",

@@ -15,6 +15,7 @@ from batchcl.cli import (
     confidence,
     dataset,
     demo,
+    detect,
     emulator,
     evaluate,
     failures,
@@ -46,6 +47,7 @@ _SCORE, _ASK, _MODELS, _AROUND = "Score", "Ask the results", "Models and what th
 app.command("run", rich_help_panel=_SCORE)(run.run)
 app.command("plan", rich_help_panel=_SCORE)(plan.plan)
 app.command("retry", rich_help_panel=_SCORE)(retry.retry)
+app.command("detect", rich_help_panel=_SCORE)(detect.detect)
 app.command("status", rich_help_panel=_SCORE)(status.status)
 app.command("runs", rich_help_panel=_SCORE)(status.runs)
 app.command("labels", rich_help_panel=_ASK)(labels.labels)

@@ -29,6 +29,7 @@ __all__ = [
     "Run",
     "emit",
     "emit_object",
+    "printable",
 ]
 
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="What --out was: a directory or s3://bucket/prefix.")]
@@ -75,7 +76,7 @@ def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | No
         return
     width = max(map(_width, value), default=0)
     lines = [f"{_padded(name, width)}  {cell(item, decimals=_decimals([item]))}\n" for name, item in value.items()]
-    sys.stdout.writelines([*([f"{_printable(title)}\n"] if title else []), *lines])
+    sys.stdout.writelines([*([f"{printable(title)}\n"] if title else []), *lines])
 
 
 def check_format(*, json: bool, csv: bool) -> None:
@@ -93,7 +94,7 @@ def cell(value: Any, *, decimals: int = 2) -> str:
     if isinstance(value, float):
         return f"{value:,.{decimals}f}"
     if isinstance(value, bool) or not isinstance(value, int):
-        return _printable(_text(value))
+        return printable(_text(value))
     return f"{value:,}"
 
 
@@ -113,8 +114,8 @@ def _text(value: Any) -> str:
     return _json_text(value) if isinstance(value, list | dict) else str(value)
 
 
-def _printable(text: str) -> str:
-    """Labels and keys may hold anything; a terminal must not act on it."""
+def printable(text: str) -> str:
+    """`text` without control characters: labels and keys may hold anything, and a terminal must not act on it."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each == "\u00a0" else repr(each)[1:-1] for each in text)
@@ -150,9 +151,9 @@ def _rich_table(frame: pl.DataFrame, title: str | None) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(title=None if title is None else Text(_printable(title)), title_justify="left")
+    table = Table(title=None if title is None else Text(printable(title)), title_justify="left")
     for name, right in zip(frame.columns, _numbers(frame), strict=True):
-        table.add_column(Text(_printable(name)), justify="right" if right else "left", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right" if right else "left", overflow="fold")
     for row in _cells(frame):
         table.add_row(*map(Text, row))
     width = max(shutil.get_terminal_size().columns, _NARROWEST)
@@ -160,10 +161,10 @@ def _rich_table(frame: pl.DataFrame, title: str | None) -> None:
 
 
 def _plain_table(frame: pl.DataFrame, title: str | None) -> Iterable[str]:
-    rows = [list(map(_printable, frame.columns)), *_cells(frame)]
+    rows = [list(map(printable, frame.columns)), *_cells(frame)]
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     if title:
-        yield f"{_printable(title)}\n"
+        yield f"{printable(title)}\n"
     for row in rows:
         yield _aligned(row, widths, _numbers(frame)) + "\n"
 

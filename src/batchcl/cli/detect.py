@@ -1,0 +1,269 @@
+"""`batchcl detect`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from batchcl.cli.drawing import Drawing
+from batchcl.cli.options import MaxResults, MinConfidence, Profile, Region
+from batchcl.cli.rendering import Form, Query, show
+from batchcl.cli.run import tell
+from batchcl.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from batchcl.cli.request import Request
+    from batchcl.scoring.few import Answered, Given
+
+__all__ = ["detect"]
+
+_BOX: Final = ("left", "top", "width", "height")
+_ATTEMPTS: Final = 3
+"""As somebody waits for the answer."""
+
+_FIT_HELPS: Final = frozenset({"ImageTooLargeException", "InvalidImageFormatException"})
+
+Images = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="IMAGE...", help="Files, s3://bucket/key, or - for one image on stdin.", show_default=False),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="PROJECT@VERSION or an ARN.", show_default=False)
+]
+VersionId = Annotated[
+    str | None, typer.Option("--version-id", metavar="ID", help="Of the one image in S3.", show_default=False)
+]
+Fit = Annotated[
+    bool, typer.Option("--fit", help="Shrink or convert what the service would refuse; boxes stay where they are.")
+]
+Annotate = Annotated[
+    Path | None,
+    typer.Option(
+        "--annotate",
+        metavar="OUT",
+        help="Draw boxes and labels: OUT.png or OUT.jpg, for several images a directory.",
+        show_default=False,
+    ),
+]
+Output = Annotated[Form | None, typer.Option("--output", help="How the answer is written (table).", show_default=False)]
+QueryOption = Annotated[
+    str | None,
+    typer.Option("--query", metavar="JMESPATH", help="What to take of the answer; as JSON.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="The same as --output json.")]
+InputJson = Annotated[
+    str | None,
+    typer.Option(
+        "--input-json",
+        metavar="FILE",
+        help="A whole request, or - for stdin; flags win.",
+        show_default=False,
+    ),
+]
+Skeleton = Annotated[bool, typer.Option("--skeleton", help="Print an empty --input-json, and end.")]
+EndpointUrl = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", metavar="URL", help="Rekognition's, instead of the region's.", show_default=False),
+]
+NoVerifySsl = Annotated[bool, typer.Option("--no-verify-ssl", help="Don't check certificates.")]
+CaBundle = Annotated[
+    str | None,
+    typer.Option("--ca-bundle", metavar="FILE", help="The certificates to trust.", show_default=False),
+]
+NoSignRequest = Annotated[bool, typer.Option("--no-sign-request", help="Without credentials.")]
+ReadTimeout = Annotated[
+    float, typer.Option("--read-timeout", metavar="S", min=0, help="Seconds for an answer; 0 waits for ever.")
+]
+ConnectTimeout = Annotated[
+    float, typer.Option("--connect-timeout", metavar="S", min=0, help="Seconds for a connection; 0 waits for ever.")
+]
+
+
+def detect(
+    images: Images = None,
+    *,
+    model: Model = None,
+    min_confidence: MinConfidence = None,
+    max_results: MaxResults = None,
+    version_id: VersionId = None,
+    fit: Fit = False,
+    annotate: Annotate = None,
+    output: Output = None,
+    query: QueryOption = None,
+    json: Json = False,
+    input_json: InputJson = None,
+    skeleton: Skeleton = False,
+    profile: Profile = None,
+    region: Region = None,
+    endpoint_url: EndpointUrl = None,
+    no_verify_ssl: NoVerifySsl = False,
+    ca_bundle: CaBundle = None,
+    no_sign_request: NoSignRequest = False,
+    read_timeout: ReadTimeout = 60,
+    connect_timeout: ConnectTimeout = 60,
+) -> None:
+    """Look at one or a few images with a running model, and show the service's answer.
+
+    For one image, JSON, YAML and text are those of `aws rekognition detect-custom-labels`; for several there is one
+    list, Images. Files and stdin travel as bytes, up to 4 MB.
+
+    Examples:
+
+      batchcl detect photo.jpg --model cats@v2
+
+      batchcl detect s3://photos/a.jpg --model ARN --min-confidence 50 --annotate boxes.png
+
+      batchcl detect *.webp --model cats@v2 --fit --query 'Images[].CustomLabels[0].Name' --output text
+
+      curl -s URL | batchcl detect - --model cats@v2 --json
+    """  # noqa: D412 - Typer shows the examples as they stand
+    if ca_bundle is not None and not Path(ca_bundle).exists():
+        raise UsageError(f"--ca-bundle {ca_bundle}: there is no such file; check the path")
+    form = _form(output, json=json, has_query=query is not None)
+    wanted = None if query is None else Query(query)
+    if skeleton:
+        from batchcl.cli.request import skeleton as empty  # noqa: PLC0415 - `batchcl --help` goes without
+
+        show(empty(), Form.JSON if output is None else output)
+        return
+    asked = _asked(images or [], input_json, version_id)
+    request = asked.request
+    named = model or (request.model if request else None)
+    if not named:
+        raise UsageError("name the model with --model PROJECT@VERSION or ARN; `batchcl model list` shows yours")
+    drawing = None if annotate is None else Drawing(annotate, asked.images)
+    found = _detected(
+        asked.images,
+        model=named,
+        min_confidence=min_confidence if min_confidence is not None or not request else request.min_confidence,
+        max_results=max_results if max_results is not None or not request else request.max_results,
+        fit=fit,
+        on_read=None if drawing is None else drawing.keep,
+        settings={"profile": profile, "region": region, "rekognition_endpoint_url": endpoint_url},
+        connection={
+            "is_verified": not no_verify_ssl,
+            "ca_bundle": ca_bundle,
+            "is_signed": not no_sign_request,
+            "connect_timeout_s": connect_timeout or None,
+            "read_timeout_s": read_timeout or None,
+            "max_attempts": _ATTEMPTS,
+        },
+    )
+    failed = _tell(found, fit=fit)
+    _show(found, form, wanted)
+    if drawing is not None:
+        drawing.draw(found)
+    if failed:
+        raise typer.Exit(ExitCode.FAILURES)
+
+
+def _form(output: Form | None, *, json: bool, has_query: bool) -> Form:
+    if json and output not in (None, Form.JSON):
+        raise UsageError(f"--json and --output {output} exclude each other; choose one")
+    if output is not None:
+        return output
+    return Form.JSON if json or has_query else Form.TABLE
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked about, and the request that says more."""
+
+    images: list[Given]
+    request: Request | None
+
+
+def _asked(images: Sequence[str], input_json: str | None, version_id: str | None) -> _Asked:
+    """The images of the command line; without any, that of the request."""
+    from batchcl.cli.request import read_request  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.scoring.few import given  # noqa: PLC0415
+
+    if input_json == "-" and "-" in images:
+        raise UsageError("stdin can't be both the image and --input-json; put one of them into a file")
+    if images.count("-") > 1:
+        raise UsageError("stdin is one image; name - once")
+    if version_id is not None and len(images) > 1:
+        raise UsageError("--version-id is that of one image; name one")
+    request = None if input_json is None else read_request(input_json)
+    found = [_stdin() if each == "-" else given(each, version_id=version_id) for each in images]
+    if not found and request is not None and (requested := request.given()) is not None:
+        found = [requested]
+    if not found:
+        raise UsageError("name an image: a file, s3://bucket/key, or - for one on stdin")
+    return _Asked(found, request)
+
+
+def _stdin() -> Given:
+    from batchcl.images import MAX_BYTES_FITTABLE  # noqa: PLC0415
+    from batchcl.scoring.few import Given  # noqa: PLC0415
+
+    data = sys.stdin.buffer.read(MAX_BYTES_FITTABLE + 1)
+    if not data:
+        raise UsageError("stdin is empty; an image is expected there")
+    return Given(name="-", data=data)
+
+
+def _detected(
+    images: list[Given], *, settings: dict[str, Any], connection: dict[str, Any], **asked: Any
+) -> list[Answered]:
+    import anyio  # noqa: PLC0415 - `batchcl --help` goes without
+
+    from batchcl.aws.session import Aws, AwsSettings, Connection  # noqa: PLC0415
+    from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
+    from batchcl.scoring.few import detect as looked_at  # noqa: PLC0415
+
+    aws = Aws(AwsSettings(**settings, connection=Connection(**connection)))
+    return anyio.run(run_until_first_signal, partial(looked_at, images, aws=aws, **asked))
+
+
+def _tell(found: Sequence[Answered], *, fit: bool) -> bool:
+    """Say what was changed and what failed; whether anything did."""
+    for each in found:
+        if each.fitted is not None:
+            tell(f"{each.name} was sent changed: {each.fitted}")
+        if each.error is not None:
+            may_help = not fit and each.error.code in _FIT_HELPS
+            tell(f"{each.name}: {each.error.code}: {each.error}{'; --fit may mend that' if may_help else ''}")
+    return any(each.error is not None for each in found)
+
+
+def _show(found: Sequence[Answered], form: Form, query: Query | None) -> None:
+    """One image's answer as it is, or all of them as a list."""
+    if len(found) == 1 and found[0].answer is None:
+        return
+    if form is Form.TABLE and query is None:
+        _show_labels(found)
+        return
+    answer = found[0].answer if len(found) == 1 else {"Images": [_entry(each) for each in found]}
+    show(answer if query is None else query.of(answer), form)
+
+
+def _entry(each: Answered) -> dict[str, Any]:
+    changed = {} if each.fitted is None else {"Fitted": each.fitted}
+    if each.error is not None:
+        return {"Image": each.name, **changed, "Error": {"Code": each.error.code, "Message": str(each.error)}}
+    assert each.answer is not None
+    return {"Image": each.name, **changed, **each.answer}
+
+
+def _show_labels(found: Sequence[Answered]) -> None:
+    """A row a label; boxes only where there are any."""
+    rows = [
+        ({"image": each.name} if len(found) > 1 else {})
+        | {"label": label.name, "confidence": label.confidence}
+        | dict(zip(_BOX, label.box or (None,) * 4, strict=True))
+        for each in found
+        for label in each.labels
+    ]
+    if not any(row[_BOX[0]] is not None for row in rows):
+        rows = [{name: value for name, value in row.items() if name not in _BOX} for row in rows]
+    if rows:
+        show(rows, Form.TABLE)
+    elif any(each.answer is not None for each in found):
+        tell("no label is sure enough; --min-confidence 0 shows all")

@@ -1,0 +1,89 @@
+"""Images in S3, where this machine needs the bytes rather than the service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aiohttp
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from batchcl.aws.classify import INVALID_S3_OBJECT
+from batchcl.aws.session import Aws
+from batchcl.errors import CallError, FatalCallError, ImageError, TransientError
+from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
+
+__all__ = ["ObjectReader", "open_object_reader"]
+
+_CHUNK_BYTES: Final = 1024 * 1024
+_GONE: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404"})
+_FORBIDDEN: Final = frozenset({"AccessDenied", "403", "Forbidden"})
+_SERVER_ERROR: Final = 500
+
+
+class ObjectReader:
+    """Reads S3 objects with an open client that retries by itself. See `ImageReader`."""
+
+    def __init__(self, client: Any, *, most_bytes: int = MAX_BYTES_FITTABLE) -> None:
+        self._client = client
+        self._most_bytes = most_bytes
+
+    def carries(self, image: ImageRef) -> bool:
+        """Whatever lies in a bucket."""
+        return bool(image.bucket)
+
+    async def read(self, image: ImageRef) -> bytes:
+        """The object's bytes, of the version that the list named; at most so many as the reader was made for."""
+        named = {"Bucket": image.bucket, "Key": image.key}
+        if image.version_id is not None:
+            named["VersionId"] = image.version_id
+        try:
+            answer = await self._client.get_object(**named)
+            return await self._bounded(answer["Body"], answer.get("ContentLength", 0))
+        except ClientError as error:
+            raise _refused(error) from error
+        except NoCredentialsError as error:
+            raise FatalCallError(
+                "no AWS credentials found; set AWS_PROFILE or run `aws configure`", code="Credentials"
+            ) from error
+        except (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise TransientError(f"S3 didn't give the object: {error}", code="S3Unreachable") from error
+
+    async def _bounded(self, body: Any, size: int) -> bytes:
+        """The whole body, unless it is or grows too large."""
+        chunks: list[bytes] = []
+        got = 0
+        try:
+            while size <= self._most_bytes and (chunk := await body.read(_CHUNK_BYTES)):
+                chunks.append(chunk)
+                got += len(chunk)
+                size = max(size, got)
+        finally:
+            body.close()
+        if size > self._most_bytes:
+            raise self._too_large(size)
+        return b"".join(chunks)
+
+    def _too_large(self, size: int) -> ImageError:
+        return ImageError(f"{size:,} bytes, and objects of up to {self._most_bytes:,} are read", code="TooLarge")
+
+
+@asynccontextmanager
+async def open_object_reader(aws: Aws, *, region: str) -> AsyncIterator[ObjectReader]:
+    """A reader of the region's buckets, whose connections are closed at the end of the block."""
+    async with aws.s3(region=region) as client:
+        yield ObjectReader(client)
+
+
+def _refused(error: ClientError) -> CallError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    said = str(error.response.get("Error", {}).get("Message", "")) or code
+    if code in _GONE:
+        return ImageError(f"S3 has no such object: {said}", code=INVALID_S3_OBJECT)
+    if code in _FORBIDDEN:
+        return ImageError("S3 denies access to the object; allow s3:GetObject on it", code=INVALID_S3_OBJECT)
+    if status >= _SERVER_ERROR or code in {"SlowDown", "RequestTimeout"}:
+        return TransientError(f"S3 didn't give the object: {said}", code=code, status=status)
+    return ImageError(f"S3 doesn't give the object: {code}: {said}", code=INVALID_S3_OBJECT)

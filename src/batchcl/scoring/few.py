@@ -1,0 +1,263 @@
+"""A few images, each with one call, and their answers as the service gave them: what `batchcl detect` does.
+
+No list, no table, no pace: calls go through the SDK, which retries a few times by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.detect_sdk import SdkDetector
+from batchcl.aws.detection import detection_of, s3_object
+from batchcl.aws.names import find_model, region_in
+from batchcl.aws.session import Aws
+from batchcl.errors import (
+    CallError,
+    FatalCallError,
+    ImageError,
+    ModelError,
+    ModelNotReadyError,
+    RefusedError,
+    ThrottledError,
+    TransientError,
+    UsageError,
+)
+from batchcl.images import EXTENSIONS, ImageRef, suffix_of
+from batchcl.pictures.decode import need_pillow
+from batchcl.pictures.fit import fit as fitted
+from batchcl.reading.base import ImageReader
+from batchcl.reading.files import FileReader
+from batchcl.reading.objects import ObjectReader
+from batchcl.scoring.outcome import Label
+from batchcl.sources.base import local_image, s3_image
+
+__all__ = ["FIT_MAY_HELP", "Answered", "Given", "detect", "given"]
+
+FIT_MAY_HELP: Final = frozenset(
+    {"ImageTooLargeException", "InvalidImageFormatException", "InvalidParameterException", "ValidationException"}
+)
+"""Refusals that may be about the picture's format, bytes or pixels."""
+
+_AT_ONCE: Final = 4
+_SLACK_S: Final = 60.0
+"""For the SDK's pauses between attempts, and for reading and fitting the image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """One image to look at: bytes that are there, or the place that they lie in."""
+
+    name: str
+    image: ImageRef | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What became of one image.
+
+    Attributes:
+        name: as it was given.
+        answer: the service's whole answer, `{"CustomLabels": […]}`; None where there is an error.
+        error: why there is none.
+        request_id: of the call, for AWS Support.
+        fitted: what was changed before the image was sent; None where it went as it was.
+    """
+
+    name: str
+    answer: dict[str, Any] | None = None
+    error: CallError | None = None
+    request_id: str = ""
+    fitted: str | None = None
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The answer's labels, as the service ordered them; none where there is an error."""
+        return () if self.answer is None else detection_of(self.answer, self.request_id).labels
+
+
+def given(image: str | os.PathLike[str] | bytes, *, version_id: str | None = None) -> Given:
+    """`s3://bucket/key`, a path, or the bytes themselves. Blocks for a look at the file.
+
+    Raises:
+        UsageError: a version is named of what isn't in S3, or the S3 URI is none.
+    """
+    name = "bytes" if isinstance(image, bytes) else os.fspath(image)
+    if version_id is not None and not name.startswith("s3://"):
+        raise UsageError(f"{name} isn't in S3, so it has no version; leave the version out")
+    if isinstance(image, bytes):
+        return Given(name=name, data=image)
+    if name.startswith("s3://"):
+        return Given(name=name, image=replace(s3_image(name), version_id=version_id))
+    return Given(name=name, image=local_image(name))
+
+
+async def detect(
+    images: Sequence[Given | str | os.PathLike[str] | bytes],
+    *,
+    model: str,
+    aws: Aws | None = None,
+    min_confidence: float | None = None,
+    max_results: int | None = None,
+    fit: bool = False,
+    on_read: Callable[[Given, bytes], None] | None = None,
+) -> list[Answered]:
+    """Look at each image once; what became of them, in their order.
+
+    Args:
+        images: `s3://bucket/key`, paths or bytes; see `given`. Files and bytes travel, up to 4 MB; the service itself
+            reads S3 objects.
+        model: its ARN, or `project@version`. It must be RUNNING.
+        aws: as the environment has it when left out.
+        min_confidence: 0 to 100; left out, each label's assumed threshold decides.
+        max_results: labels an image, highest confidence first.
+        fit: shrink or convert what the service would refuse. Boxes stay ratios of the image as people see it.
+        on_read: is told the bytes of each image, which are read for it where they needn't be otherwise.
+
+    Raises:
+        UsageError: an argument is wrong.
+        CredentialsError: there are none, or AWS refuses them.
+        ModelError: there is no such model, or it isn't RUNNING.
+        RefusedError: the service refuses all calls.
+    """
+    if min_confidence is not None and not 0 <= min_confidence <= 100:  # noqa: PLR2004 - per cent
+        raise UsageError(f"--min-confidence {min_confidence:g} is outside of 0 to 100")
+    if max_results is not None and max_results < 0:
+        raise UsageError(f"--max-results {max_results} is below 0")
+    if fit:
+        need_pillow("--fit")
+    asked = [each if isinstance(each, Given) else await anyio.to_thread.run_sync(given, each) for each in images]
+    async with _opened(
+        aws or Aws(), model, min_confidence=min_confidence, max_results=max_results, fit=fit, on_read=on_read
+    ) as looker:
+        return await looker.look(asked)
+
+
+@asynccontextmanager
+async def _opened(
+    aws: Aws, model: str, *, fit: bool, on_read: Callable[[Given, bytes], None] | None, **options: Any
+) -> AsyncIterator[_Looker]:
+    await aws.check_credentials()
+    region = region_in(model) or aws.region
+    async with aws.rekognition(region=region) as client, aws.s3(region=region) as s3:
+        arn = await find_model(client, model)
+        yield _Looker(
+            SdkDetector(client, arn, **options),
+            arn,
+            ObjectReader(s3),
+            fit=fit,
+            on_read=on_read,
+            deadline_s=_deadline(aws),
+        )
+
+
+def _deadline(aws: Aws) -> float | None:
+    """For one image: what the user's timeouts come to. None where one of them is for ever, as that was asked for."""
+    connection = aws.settings.connection
+    if connection.connect_timeout_s is None or connection.read_timeout_s is None:
+        return None
+    return connection.max_attempts * (connection.connect_timeout_s + connection.read_timeout_s) + _SLACK_S
+
+
+class _Looker:
+    """Asks for each image; the first error that concerns them all ends it."""
+
+    def __init__(
+        self,
+        detector: SdkDetector,
+        model: ModelArn,
+        objects: ObjectReader,
+        *,
+        fit: bool,
+        on_read: Callable[[Given, bytes], None] | None,
+        deadline_s: float | None,
+    ) -> None:
+        self._detector = detector
+        self._model = model
+        self._readers: tuple[ImageReader, ...] = (objects, FileReader())
+        self._fit = fit
+        self._on_read = on_read
+        self._deadline_s = deadline_s
+        self._slots = anyio.Semaphore(_AT_ONCE)
+        self._failure: CallError | None = None
+
+    async def look(self, images: Sequence[Given]) -> list[Answered]:
+        found: dict[int, Answered] = {}
+
+        async def one(number: int, each: Given) -> None:
+            async with self._slots:
+                try:
+                    with anyio.fail_after(self._deadline_s):
+                        found[number] = await self._answered(each)
+                except TimeoutError:
+                    late = TransientError("no answer in time", code="Timeout")
+                    found[number] = Answered(name=each.name, error=late)
+                except (FatalCallError, ModelNotReadyError) as error:
+                    self._failure = self._failure or error
+                    group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for number, each in enumerate(images):
+                group.start_soon(one, number, each)
+        if self._failure is not None:
+            raise self._as_refusal(self._failure) from self._failure
+        return [found[number] for number in range(len(images))]
+
+    async def _answered(self, each: Given) -> Answered:
+        try:
+            if each.image is not None and each.image.bucket:
+                return await self._of_object(each, each.image)
+            return await self._of_bytes(each, await self._read(each))
+        except (ImageError, ThrottledError, TransientError) as error:
+            return Answered(name=each.name, error=error)
+
+    async def _of_object(self, each: Given, image: ImageRef) -> Answered:
+        """The service reads the object; where it must be fitted, it travels from here."""
+        data = None if self._on_read is None else await self._read(each)
+        suffix = suffix_of(image.key.rpartition("/")[2])
+        if not self._fit or suffix in EXTENSIONS or not suffix:
+            try:
+                answer, request_id = await self._detector.ask(s3_object(image))
+            except ImageError as refusal:
+                if not self._fit or refusal.code not in FIT_MAY_HELP:
+                    raise
+                return await self._of_bytes(each, data or await self._read(each), after=refusal)
+            return _answered(each, answer, request_id)
+        return await self._of_bytes(each, data or await self._read(each))
+
+    async def _of_bytes(self, each: Given, data: bytes, *, after: ImageError | None = None) -> Answered:
+        changed = await anyio.to_thread.run_sync(fitted, data) if self._fit else None
+        if changed is None and after is not None:
+            raise after  # the picture is as it should be: the refusal was about something else
+        answer, request_id = await self._detector.ask({"Bytes": data if changed is None else changed.data})
+        return _answered(each, answer, request_id, fitted=None if changed is None else changed.note)
+
+    async def _read(self, each: Given) -> bytes:
+        data = each.data
+        if data is None:
+            assert each.image is not None
+            reader = next(reader for reader in self._readers if reader.carries(each.image))
+            data = await reader.read(each.image)
+        if self._on_read is not None:
+            self._on_read(each, data)
+        return data
+
+    def _as_refusal(self, error: CallError) -> RefusedError:
+        name = self._model.name
+        if isinstance(error, ModelNotReadyError):
+            return ModelError(f"{error}; start {name} with `batchcl model start {name}`, and wait until it is RUNNING")
+        return RefusedError(f"asking {name} failed: {error.code}: {error}")
+
+
+def _answered(each: Given, answer: Any, request_id: str, *, fitted: str | None = None) -> Answered:
+    """Raises `TransientError` where the answer is none of the API's."""
+    detection_of(answer, request_id)
+    return Answered(name=each.name, answer=answer, request_id=request_id, fitted=fitted)

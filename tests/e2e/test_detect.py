@@ -1,0 +1,370 @@
+"""`batchcl detect` against the emulator and a local S3, beside the AWS CLI."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import patch
+
+import anyio
+import pytest
+import yaml
+from PIL import Image
+
+import batchcl
+from batchcl.cli.app import _run
+from batchcl.images import MAX_BYTES_INLINE
+from certificates import certificates
+from servers import REGION, Ended, aws_env, client, make_bucket
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly")  # how aiobotocore sends any body
+AWS = Path(sys.executable).with_name("aws")
+BUCKET = "detected"
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def env(clean_env, service, seaweed, monkeypatch, tmp_path) -> dict[str, str]:
+    """AWS is the emulator and a local S3; the working directory is empty."""
+    found: dict[str, str] = clean_env | aws_env(service, seaweed) | {"AWS_DEFAULT_REGION": REGION}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+@pytest.fixture
+def detect(env) -> Run:
+    """`batchcl detect` in this process, which has everything imported already."""
+    assert env
+
+    def run(*words: object, stdin: bytes = b"") -> Ended:
+        out, err = io.StringIO(), io.StringIO()
+        given = io.TextIOWrapper(io.BytesIO(stdin))
+        argv = ["batchcl", "detect", *map(str, words)]
+        patched = patch.object(sys, "argv", argv), patch.object(sys, "stdin", given)
+        with patched[0], patched[1], redirect_stdout(out), redirect_stderr(err):
+            code = _run()
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def aws(env) -> Callable[..., str]:
+    """`aws rekognition detect-custom-labels`; what it writes."""
+
+    def run(*words: object) -> str:
+        done = subprocess.run(
+            [AWS, "rekognition", "detect-custom-labels", *map(str, words)],
+            env=env,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+    return run
+
+
+@pytest.fixture
+def picture(demo, env) -> Path:
+    """One that the model hasn't seen."""
+    assert env
+    found = min(demo.data.images.rglob("*.png"))
+    return Path(shutil.copy(found, "picture.png"))
+
+
+def upload(seaweed: str, key: str, data: bytes) -> str:
+    s3 = client("s3", seaweed)
+    make_bucket(s3, BUCKET)
+    s3.put_object(Bucket=BUCKET, Key=key, Body=data)
+    return f"s3://{BUCKET}/{key}"
+
+
+def enlarged(picture: Path, kind: str, side: int) -> bytes:
+    out = io.BytesIO()
+    Image.open(picture).convert("RGB").resize((side, side)).save(out, kind)
+    return out.getvalue()
+
+
+def names(answer: Any) -> list[str]:
+    return [label["Name"] for label in answer["CustomLabels"]]
+
+
+@pytest.mark.parametrize("options", [(), ("--min-confidence", 0.01, "--max-results", 3)], ids=["plain", "options"])
+def test_a_file_is_answered_as_the_aws_cli_answers_it(detect, aws, demo, picture, options):
+    ours = detect(picture, "--model", demo.arn, *options, "--json")
+    assert (ours.code, ours.err) == (0, "")
+    theirs = json.loads(aws("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", *options))
+    assert ours.json == theirs
+    assert theirs["CustomLabels"]
+
+
+def test_an_object_is_answered_as_the_aws_cli_answers_it_by_any_name_of_the_model(detect, aws, demo, picture, seaweed):
+    key = "a b+c/ü.png"
+    uri = upload(seaweed, key, picture.read_bytes())
+    where = json.dumps({"S3Object": {"Bucket": BUCKET, "Name": key}})
+    theirs = aws("--project-version-arn", demo.arn, "--image", where, "--min-confidence", 0)
+    ours = detect(uri, "--model", "digits@v1", "--min-confidence", 0, "--json")
+    assert ours.json == json.loads(theirs)
+
+
+_EDGE = {"Width": 1, "Height": 0.5, "Left": 0.0, "Top": 0}
+POLYGONS = {
+    "CustomLabels": [
+        {
+            "Name": "Café №1",
+            "Confidence": 99.10000228881836,
+            "Geometry": {
+                "BoundingBox": {"Width": 0.25, "Height": 1e-07, "Left": 0.5, "Top": 0.125},
+                "Polygon": [{"X": 0.1, "Y": 0.2}, {"X": 0.3, "Y": 0.4}, {"X": 0.5, "Y": 0.6}],
+            },
+        },
+        {"Name": "no", "Confidence": 50.0, "Geometry": {"BoundingBox": _EDGE, "Polygon": []}},
+        {"Name": "whole image", "Confidence": 12.5},
+    ]
+}
+
+
+class _Canned(BaseHTTPRequestHandler):
+    """Answers every call with `POLYGONS`, which no model of the emulator gives, and keeps what it was asked."""
+
+    asked: ClassVar[list[tuple[dict[str, str], Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(({name.lower(): value for name, value in self.headers.items()}, body))
+        said = json.dumps(POLYGONS).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-amz-json-1.1")
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def answering(tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Canned)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    _Canned.asked.clear()
+    try:
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def canned() -> Iterator[str]:
+    with answering() as endpoint:
+        yield endpoint
+
+
+def test_boxes_and_polygons_are_written_as_the_aws_cli_writes_them(detect, aws, demo, picture, canned):
+    ours = {
+        form: detect(picture, "--model", demo.arn, "--endpoint-url", canned, "--output", form)
+        for form in ("json", "yaml", "text", "table")
+    }
+    assert [each.code for each in ours.values()] == [0] * 4
+    for form in ("json", "text"):
+        theirs = aws(
+            *("--endpoint-url", canned, "--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}"),
+            *("--output", form),
+        )
+        assert ours[form].out == theirs if form == "text" else ours[form].json == json.loads(theirs)
+    assert ours["json"].json == POLYGONS
+    assert yaml.safe_load(ours["yaml"].out) == POLYGONS
+    table = ours["table"].out.splitlines()
+    assert table[0].split() == ["label", "confidence", "left", "top", "width", "height"]
+    assert "12.50" in table[3]
+    bodies = [body for _, body in _Canned.asked]
+    assert bodies == bodies[:1] * 6, "the AWS CLI and we ask the same"
+
+
+def test_a_query_takes_its_part_of_the_answer(detect, aws, demo, picture):
+    query = "CustomLabels[].[Name, Confidence]"
+    asked = ("--min-confidence", 0, "--query", query)
+    ours = detect(picture, "--model", demo.arn, *asked)
+    theirs = aws("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", *asked, "--output", "text")
+    assert [name for name, _ in ours.json] == [line.split("\t")[0] for line in theirs.splitlines()]
+    assert detect(picture, "--model", demo.arn, *asked, "--output", "text").out == theirs
+    bad = detect(picture, "--model", demo.arn, "--query", "[")
+    assert (bad.code, bad.out) == (2, "")
+
+
+def test_several_images_come_as_one_list_and_one_that_fails_leaves_the_others_alone(detect, demo, picture, seaweed):
+    uri = upload(seaweed, "there.png", picture.read_bytes())
+    Path("text.png").write_text("no picture")
+    done = detect(picture, "text.png", uri, f"s3://{BUCKET}/missing.png", "--model", demo.arn, "--json")
+    assert done.code == 3
+    first, second, third, fourth = done.json["Images"]
+    assert [each["Image"] for each in done.json["Images"]] == [
+        str(picture),
+        "text.png",
+        uri,
+        f"s3://{BUCKET}/missing.png",
+    ]
+    assert first["CustomLabels"] == third["CustomLabels"]
+    assert second["Error"]["Code"] == "InvalidImageFormatException"
+    assert fourth["Error"]["Code"] == "InvalidS3ObjectException"
+    assert "text.png: InvalidImageFormatException" in done.err
+    assert "--fit may mend that" in done.err
+    table = detect(picture, uri, "--model", demo.arn)
+    assert table.out.splitlines()[0].split()[0] == "image"
+
+
+def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
+    plain = detect(picture, "--model", demo.arn, "--min-confidence", 0, "--json").json
+    assert detect("-", "--model", demo.arn, "--min-confidence", 0, "--json", stdin=picture.read_bytes()).json == plain
+    request = detect("--skeleton").json
+    request["ProjectVersionArn"] = demo.arn
+    request["Image"]["Bytes"] = base64.b64encode(picture.read_bytes()).decode()
+    del request["MaxResults"]
+    Path("request.json").write_text(json.dumps(request))
+    assert detect("--input-json", "request.json", "--json").json == plain
+    few_labels = detect("--input-json", "-", "--max-results", 2, "--json", stdin=Path("request.json").read_bytes())
+    assert few_labels.json["CustomLabels"] == plain["CustomLabels"][:2], "flags win over the request"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "name an image"),
+        (("picture.png",), "--model PROJECT@VERSION"),
+        (("picture.png", "--model", "digits"), "names no model"),
+        (("picture.png", "--model", "ARN", "--min-confidence", 101), "outside of 0 to 100"),
+        (("picture.png", "--model", "ARN", "--max-results", -1), "below 0"),
+        (("picture.png", "--model", "ARN", "--version-id", "x"), "isn't in S3"),
+        (("s3://bucket", "--model", "ARN"), "is not s3://bucket/key"),
+        (("-", "-", "--model", "ARN"), "name - once"),
+        (("-", "--model", "ARN"), "stdin is empty"),
+        (("-", "--input-json", "-"), "can't be both"),
+        (("--input-json", "bad.json"), "Imagine: Extra inputs are not permitted"),
+        (("--input-json", "nowhere.json"), "No such file"),
+        (("picture.png", "--model", "ARN", "--json", "--output", "text"), "exclude each other"),
+        (("picture.png", "--model", "ARN", "--annotate", "boxes.gif"), "write OUT.png or OUT.jpg"),
+        (("picture.png", "picture.png", "--model", "ARN", "--annotate", "bad.json"), "it has to be a directory"),
+    ],
+)
+def test_slips_of_the_pen_are_refused_in_one_sentence_without_a_call(detect, demo, picture, words, says):
+    assert picture.exists()
+    Path("bad.json").write_text('{"Imagine": 1}')
+    done = detect(*(demo.arn if word == "ARN" else word for word in words))
+    assert (done.code, done.out) == (2, ""), done.err
+    assert says in done.err
+    assert done.err.count("batchcl: ") == 1
+
+
+def test_a_model_that_is_not_there_and_a_file_that_is_not(detect, demo, picture):
+    other = demo.arn.replace("/v1/", "/v9/")
+    assert (detect(picture, "--model", other).code, detect(picture, "--model", "digits@v9").code) == (5, 5)
+    missing = detect("nowhere.png", "--model", demo.arn, "--json")
+    assert (missing.code, missing.out) == (3, "")
+    assert "nowhere.png: UnreadableFile: the file can't be read" in missing.err
+
+
+def test_connection_flags_reach_the_service(detect, demo, picture, canned, monkeypatch):
+    unsigned = detect(picture, "--model", demo.arn, "--no-sign-request", "--json", "--endpoint-url", canned)
+    assert unsigned.code == 0, unsigned.err
+    detect(picture, "--model", demo.arn, "--json", "--endpoint-url", canned)
+    (first, _), (second, _) = _Canned.asked
+    assert "authorization" not in first
+    assert second["authorization"].startswith("AWS4-HMAC-SHA256")
+    refused = detect(picture, "--model", demo.arn, "--no-sign-request")
+    assert refused.code == 5
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    nobody = detect(picture, "--model", demo.arn)
+    assert nobody.code == 5
+    assert "no AWS credentials found" in nobody.err
+
+
+def test_certificates_are_checked_by_the_given_bundle_or_not_at_all(detect, demo, picture, tmp_path):
+    tls, bundle = certificates(tmp_path)
+    with answering(tls) as endpoint:
+        asked = (picture, "--model", demo.arn, "--endpoint-url", endpoint, "--json")
+        assert detect(*asked, "--ca-bundle", bundle).json == POLYGONS
+        assert detect(*asked, "--no-verify-ssl").json == POLYGONS
+        refused = detect(*asked)
+    assert (refused.code, refused.out) == (5, "")
+    assert "Tls" in refused.err
+    assert detect(*asked, "--ca-bundle", "nowhere.pem").code == 2
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF", "BMP"])
+def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, demo, picture, seaweed, kind):
+    Path("other").write_bytes(enlarged(picture, kind, 300))
+    uri = upload(seaweed, f"other.{kind.lower()}", Path("other").read_bytes())
+    plain = detect("other", "--model", demo.arn, "--json")
+    assert (plain.code, plain.out) == (3, "")
+    done = detect("other", uri, "--model", demo.arn, "--fit", "--json")
+    assert done.code == 0, done.err
+    local, remote = done.json["Images"]
+    assert local["CustomLabels"] == remote["CustomLabels"]
+    assert names(local) == names(detect(picture, "--model", demo.arn, "--json").json)
+    assert local["Fitted"] == remote["Fitted"]
+    assert f"other was sent changed: {kind} to " in done.err
+
+
+def test_fit_shrinks_what_is_too_large_wherever_it_lies_and_leaves_the_rest_alone(detect, demo, picture, seaweed):
+    wide = enlarged(picture, "PNG", 4500)
+    uri = upload(seaweed, "wide.png", wide)
+    done = detect(uri, picture, "--model", demo.arn, "--fit", "--json")
+    assert done.code == 0, done.err
+    assert "4500 x 4500 to 4096 x 4096 pixels" in done.err
+    assert "Fitted" not in done.json["Images"][1]
+    assert len(wide) < MAX_BYTES_INLINE
+    broken = upload(seaweed, "broken.jpg", b"\xff\xd8\xff" + bytes(1000))
+    failed = detect(broken, "--model", demo.arn, "--fit", "--json")
+    assert (failed.code, failed.out) == (3, "")
+
+
+def test_a_refusal_that_fitting_does_not_mend_stands(detect, demo, seaweed):
+    uri = upload(seaweed, "empty.png", b"")
+    done = detect(uri, "--model", demo.arn, "--fit")
+    assert done.code == 3
+    assert "EmptyFile" in done.err or "InvalidImageFormat" in done.err
+
+
+def test_annotate_draws_each_image_with_an_answer(detect, demo, picture, seaweed):
+    uri = upload(seaweed, "picture.png", picture.read_bytes())
+    done = detect(picture, "--model", demo.arn, "--annotate", "one.jpg", "--json")
+    assert done.code == 0, done.err
+    assert Path("one.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+    assert names(done.json), "what is drawn doesn't come in the way of the answer"
+    many = detect(picture, uri, "-", "--model", demo.arn, "--annotate", "drawn", stdin=picture.read_bytes())
+    assert many.code == 0, many.err
+    assert sorted(path.name for path in Path("drawn").iterdir()) == ["picture-2.png", "picture.png", "stdin.png"]
+
+
+def test_from_python(demo, picture):
+    bytes_, path, missing = anyio.run(
+        partial(batchcl.detect, [picture.read_bytes(), picture, "nowhere.png"], model=demo.arn, min_confidence=0)
+    )
+    assert bytes_.answer == path.answer
+    assert [label.name for label in path.labels] == names(path.answer)
+    assert isinstance(missing.error, batchcl.CallError)
+    assert (missing.answer, missing.error.code, missing.labels) == (None, "UnreadableFile", ())
+    with pytest.raises(batchcl.ModelError):
+        anyio.run(partial(batchcl.detect, [picture], model="digits@v9"))

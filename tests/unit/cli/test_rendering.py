@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchcl.cli.rendering import Form, Query, show, text_lines, yaml_lines
+from batchcl.errors import UsageError
+
+scalars = st.none() | st.booleans() | st.integers(-(10**15), 10**15) | st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+values = st.recursive(
+    scalars | texts, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3)
+)
+
+ANSWER: Any = {
+    "CustomLabels": [
+        {"Name": "cat", "Confidence": 99.5, "Geometry": {"BoundingBox": {"Width": 0.1, "Height": 0.2}}},
+        {"Name": "dog", "Confidence": 50},
+    ]
+}
+
+
+@settings(deadline=None)
+@given(values)
+def test_yaml_reads_back_as_what_it_was(value: Any) -> None:
+    assert yaml.safe_load("\n".join(yaml_lines(value))) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "No", "null", "1", "1e3", "0x10", "a: b", "- a", "", " a", "#", "2026-11-21", "=", "~"]
+)
+def test_text_that_looks_like_something_else_is_quoted(text: str) -> None:
+    assert yaml.safe_load("\n".join(yaml_lines({"Name": text}))) == {"Name": text}
+
+
+def test_plain_text_stays_plain() -> None:
+    assert list(yaml_lines({"Name": "black cat", "Box": [], "Nested": [[1], {"a": None}]})) == [
+        "Name: black cat",
+        "Box: []",
+        "Nested:",
+        "  - - 1",
+        "  - a: null",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        (ANSWER, ["CUSTOMLABELS\t99.5\tcat", "BOUNDINGBOX\t0.2\t0.1", "CUSTOMLABELS\t50\tdog"]),
+        ([["cat", 1], ["dog", None]], ["cat\t1", "dog\tNone"]),
+        (["a", "b"], ["a\tb"]),
+        ({"Names": ["a", "b"]}, ["NAMES\ta", "NAMES\tb"]),
+        ([{"a": 1}, {"b": True}], ["1\t", "\tTrue"]),
+        ([], []),
+        ("x", ["x"]),
+        (None, ["None"]),
+    ],
+)
+def test_text_is_a_line_an_object_with_its_scalars_by_name(value: Any, lines: list[str]) -> None:
+    assert list(text_lines(value)) == lines
+
+
+def test_a_query_takes_its_part_and_a_bad_one_is_refused() -> None:
+    assert Query("CustomLabels[?Confidence > `60`].Name").of(ANSWER) == ["cat"]
+    assert Query("Nothing").of(ANSWER) is None
+    with pytest.raises(UsageError, match="is no JMESPath"):
+        Query("CustomLabels[")
+    with pytest.raises(UsageError, match="doesn't fit the answer"):
+        Query("length(Nothing)").of(ANSWER)
+
+
+@pytest.mark.parametrize("form", list(Form))
+@settings(max_examples=40, deadline=None)
+@given(value=values)
+def test_every_value_can_be_written(form: Form, value: Any) -> None:
+    show(value, form)
+
+
+def test_json_keeps_letters_and_a_table_has_a_row_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"Name": "Café"}, Form.JSON)
+    assert capsys.readouterr().out == '{\n  "Name": "Café"\n}\n'
+    show([{"label": "cat", "n": 1}, {"label": "dog", "more": {"a": 1}}], Form.TABLE)
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["label", "n", "more"]
+    assert [line.split()[0] for line in table[1:]] == ["cat", "dog"]
+    assert json.loads(table[2].split(maxsplit=2)[-1]) == {"a": 1}
