@@ -16,7 +16,6 @@ from typing import Final, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream
 
 from batchcl.aws.classify import INVALID_S3_OBJECT
 from batchcl.aws.detect import Detector
@@ -32,6 +31,7 @@ from batchcl.errors import (
 )
 from batchcl.images import unfit
 from batchcl.pacing.pacer import Pacer
+from batchcl.scoring.callers import Callers
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.outages import Outages
 from batchcl.scoring.outcome import Detection, Failed, Outcome, Scored
@@ -127,8 +127,8 @@ class Engine:
         self._listing = anyio.CancelScope()
         self._recovering = anyio.CancelScope()
         self._calling = anyio.CancelScope()
-        self._callers: TaskGroup
-        self._slots = anyio.Semaphore(self._settings.max_in_flight)
+        self._tasks: TaskGroup
+        self._callers = Callers(self._score, limit=self._settings.max_in_flight)
         self._open = anyio.Event()
         self._open.set()
         self._resumed_at = float("-inf")
@@ -161,13 +161,14 @@ class Engine:
         Raises:
             BatchclError: what stopped the engine early. All outcomes up to then are kept, unless it was the sink.
         """
+        self._progress.pace = lambda: self._pacer.statistics().rate_tps
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._keep_sink)
             with self._calling:
-                async with anyio.create_task_group() as self._callers:
-                    self._callers.start_soon(self._list, batches)
-                    self._callers.start_soon(self._feed)
-                    self._callers.start_soon(self._help_stragglers)
+                async with anyio.create_task_group() as self._tasks:
+                    self._tasks.start_soon(self._list, batches)
+                    self._tasks.start_soon(self._feed)
+                    self._tasks.start_soon(self._help_stragglers)
             beside.cancel_scope.cancel()
         if not self._sink_failed:
             try:
@@ -209,18 +210,17 @@ class Engine:
 
     async def _feed(self) -> None:
         """Hand images to callers, one at a time and each at its turn."""
-        hand_over, taken = anyio.create_memory_object_stream[WorkItem](0)
-        async with hand_over, taken:
+        try:
             with self._feeding:
                 while await self._queue.ready():
-                    await self._open.wait()
+                    if not self._open.is_set():
+                        await self._open.wait()
                     await self._sink.room()
-                    await self._slots.acquire()
+                    await self._callers.free()
                     await self._pacer.acquire()
-                    item = self._queue.take()
-                    if not hand_over.statistics().tasks_waiting_receive:
-                        self._callers.start_soon(self._call_all, taken.clone())
-                    await hand_over.send(item)
+                    self._callers.hand(self._queue.take(), self._tasks)
+        finally:
+            self._callers.close()
         if not self._queue.stopped:
             self._calling.cancel()  # all have their outcome: what is still open are the slower ones of two calls
 
@@ -232,30 +232,19 @@ class Engine:
             for item, sent_at in tuple(self._in_flight.values()):
                 if sent_at <= sent_before and not item.is_doubled:
                     item.is_doubled = True
-                    self._callers.start_soon(self._call_beside, item)
+                    self._tasks.start_soon(self._call_beside, item)
             await anyio.sleep(_LOOK_FOR_STRAGGLERS_S)
 
     async def _call_beside(self, item: WorkItem) -> None:
-        if item.open_calls != 1:
-            return  # the other call has ended just now
+        if item.open_calls == 1:  # or the other call has ended just now
+            await self._score(item)
+
+    async def _score(self, item: WorkItem) -> None:
+        """One call, and what follows from it."""
         outcome = await self._call(item)
         if outcome is not None:
             self._keep(item.shard, item.position, outcome)
             self._queue.settle()
-
-    async def _call_all(self, items: MemoryObjectReceiveStream[WorkItem]) -> None:
-        """One caller: call for each image that it is handed."""
-        async with items:
-            async for item in items:
-                self._progress.in_flight += 1
-                try:
-                    outcome = await self._call(item)
-                finally:
-                    self._progress.in_flight -= 1
-                    self._slots.release()
-                if outcome is not None:
-                    self._keep(item.shard, item.position, outcome)
-                    self._queue.settle()
 
     def _keep(self, shard: int, position: int, outcome: Outcome) -> None:
         if not self._sink_failed:
@@ -266,7 +255,7 @@ class Engine:
         """One call; None where the image went back to the queue, or another call for it decides."""
         sent_at = anyio.current_time()
         self._progress.calls += 1
-        self._progress.rate_tps = self._pacer.statistics().rate_tps
+        self._progress.in_flight += 1
         item.open_calls += 1
         self._in_flight.setdefault(id(item), (item, sent_at))
         try:
@@ -274,6 +263,7 @@ class Engine:
         except CallError as error:
             return self._unanswered(item, error, sent_at)
         finally:
+            self._progress.in_flight -= 1
             item.open_calls -= 1
             if not item.open_calls:
                 del self._in_flight[id(item)]
@@ -366,7 +356,7 @@ class Engine:
         self._open = anyio.Event()
         self._pauses += 1
         self._observer.notice(Notice("paused", f"calls pause: {error}", {"code": error.code}))
-        self._callers.start_soon(self._recover, error)
+        self._tasks.start_soon(self._recover, error)
 
     async def _recover(self, error: ModelNotReadyError | TransientError) -> None:
         try:

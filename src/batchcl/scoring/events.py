@@ -85,7 +85,11 @@ class SilentObserver:
 
 
 class Progress:
-    """The counters of a run. Whoever owns a number adds to it; `snapshot` shows them together."""
+    """The counters of a run. Whoever owns a number adds to it; `snapshot` shows them together.
+
+    Attributes:
+        pace: calls a second that the pacer lets go out just now; asked when a snapshot is taken.
+    """
 
     def __init__(self, *, dollars: Callable[[], float | None] = lambda: None) -> None:
         self.planned = 0
@@ -96,7 +100,7 @@ class Progress:
         self.calls = 0
         self.throttled = 0
         self.in_flight = 0
-        self.rate_tps = 0.0
+        self.pace: Callable[[], float] = lambda: 0.0
         self._called = 0
         self._dollars = dollars
         self._started_at: float | None = None
@@ -156,7 +160,7 @@ class Progress:
             in_flight=self.in_flight,
             elapsed_s=(now if self._ended_at is None else self._ended_at) - started_at,
             images_per_second=rate,
-            rate_tps=self.rate_tps,
+            rate_tps=self.pace(),
             eta_s=left / rate if self.listed and rate > 0 else None,
             dollars=self.dollars,
         )

@@ -1,7 +1,7 @@
 """Images that wait for a call: fresh ones from the list, throttled ones at the front, transient ones after a delay.
 
-A non-blocking core with one event to wait on. An image counts as outstanding from `take` until `settle`, so the end is
-known: no list, nothing waiting, nothing outstanding.
+A non-blocking core with a bell for each who waits, rung when what he waits for may have come. An image counts as
+outstanding from `take` until `settle`, so the end is known: no list, nothing waiting, nothing outstanding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
+from batchcl.bell import Bell
 from batchcl.images import ImageRef
 
 __all__ = ["WorkItem", "WorkQueue"]
@@ -58,7 +59,7 @@ class WorkQueue:
     """One producer puts, one consumer takes, and any task gives images back.
 
     Args:
-        capacity: fresh images that may wait; the producer waits at more.
+        capacity: fresh images that may wait; the producer waits at more, until half of them are taken.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -70,28 +71,32 @@ class WorkQueue:
         self._outstanding = 0
         self._closed = False
         self._stopped = False
-        self._changed = anyio.Event()
-        self._waiters = 0
+        self._room = Bell()
+        self._work = Bell()
+        self._end = Bell()
 
     async def put(self, item: WorkItem) -> bool:
         """Add a fresh image, waiting for room. False once the queue is stopped: the image was not taken over."""
         while len(self._fresh) >= self._capacity and not self._stopped:
-            await self._wait()
+            await self._room.wait()
         if self._stopped:
             return False
         self._fresh.append(item)
-        self._notify()
+        self._work.ring()
         return True
 
     def close(self) -> None:
         """No fresh images will come."""
         self._closed = True
-        self._notify()
+        self._work.ring()
+        self._end.ring()
 
     def stop(self) -> None:
         """Hand out no more images, whether or not some wait."""
         self._stopped = True
-        self._notify()
+        self._room.ring()
+        self._work.ring()
+        self._end.ring()
 
     @property
     def stopped(self) -> bool:
@@ -101,63 +106,65 @@ class WorkQueue:
     async def ready(self) -> bool:
         """Wait until an image can be taken; False when all are settled or the queue is stopped."""
         while not self._stopped:
-            now = anyio.current_time()
-            if self._front or self._fresh or (self._delayed and self._delayed[0].due_at <= now):
+            if self._front or self._fresh:
                 return True
-            if self._closed and not self._delayed and not self._outstanding:
+            if self._delayed:
+                left_s = self._delayed[0].due_at - anyio.current_time()
+                if left_s <= 0:
+                    return True
+                await self._work.wait(at_most_s=left_s)
+            elif self._closed and not self._outstanding:
                 return False
-            with anyio.move_on_after(self._delayed[0].due_at - now if self._delayed else None):
-                await self._wait()
+            else:
+                await self._work.wait()
         return False
 
     async def only_outstanding(self) -> bool:
         """Wait until all there is are images that were taken and have no outcome; False when there will be none."""
         while not self._stopped:
-            if self._closed and not self._front and not self._fresh and not self._delayed:
+            if self._all_taken:
                 return self._outstanding > 0
-            await self._wait()
+            await self._end.wait()
         return False
+
+    @property
+    def _all_taken(self) -> bool:
+        return self._closed and not self._front and not self._fresh and not self._delayed
 
     def take(self) -> WorkItem:
         """The image whose turn it is, after `ready` said that there is one: one that was given back goes first."""
         self._outstanding += 1
         if self._front:
-            return self._front.popleft()
-        if self._delayed and self._delayed[0].due_at <= anyio.current_time():
-            return heapq.heappop(self._delayed).item
-        item = self._fresh.popleft()
-        if len(self._fresh) == self._capacity - 1:
-            self._notify()
+            item = self._front.popleft()
+        elif self._delayed and self._delayed[0].due_at <= anyio.current_time():
+            item = heapq.heappop(self._delayed).item
+        else:
+            item = self._fresh.popleft()
+            if len(self._fresh) == self._capacity // 2:
+                self._room.ring()
+        if self._all_taken:
+            self._end.ring()
         return item
 
     def settle(self) -> None:
         """An image that was taken has its outcome."""
         self._outstanding -= 1
-        self._notify()
+        if not self._outstanding:
+            self._work.ring()
+            self._end.ring()
 
     def give_back(self, item: WorkItem) -> None:
         """An image that was taken goes back to the front."""
         self._front.append(item)
-        self.settle()
+        self._outstanding -= 1
+        self._work.ring()
 
     def give_back_later(self, item: WorkItem, due_at: float) -> None:
         """An image that was taken waits until `due_at`, on the loop's clock."""
         heapq.heappush(self._delayed, _Delayed(due_at, next(self._numbers), item))
-        self.settle()
+        self._outstanding -= 1
+        self._work.ring()
 
     def statistics(self) -> QueueStatistics:
         """How many images are where."""
         return QueueStatistics(len(self._front) + len(self._fresh), len(self._delayed), self._outstanding)
-
-    async def _wait(self) -> None:
-        self._waiters += 1
-        try:
-            await self._changed.wait()
-        finally:
-            self._waiters -= 1
-
-    def _notify(self) -> None:
-        """Wake whoever waits; a new event for those to come."""
-        if self._waiters:
-            self._changed.set()
-            self._changed = anyio.Event()
