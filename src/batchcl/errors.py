@@ -113,7 +113,11 @@ class CredentialsError(RefusedError):
 
 
 class RegionError(RefusedError):
-    """A bucket lies in another region than the model; the service can't read it from there."""
+    """A bucket lies in another region than the model, in `found` if S3 says so; the service can't read it there."""
+
+    def __init__(self, message: str, *, found: str | None = None) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class ModelError(RefusedError):

@@ -52,6 +52,7 @@ class ImageRef:
         size_bytes: None where the list doesn't tell.
         last_modified: in UTC; None where the list doesn't tell.
         extra: what a manifest said of this image, as JSON.
+        region: of the bucket, where that isn't the model's; None where it is.
     """
 
     uri: str
@@ -62,11 +63,17 @@ class ImageRef:
     size_bytes: int | None = None
     last_modified: dt.datetime | None = None
     extra: str | None = None
+    region: str | None = None
 
     @property
     def local(self) -> bool:
-        """Whether the image is a local file, which travels as bytes."""
+        """Whether the image lies on this machine."""
         return not self.bucket
+
+    @property
+    def inline(self) -> bool:
+        """Whether the image travels as bytes, as the service can't fetch it."""
+        return not self.bucket or self.region is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +106,11 @@ def unfit(image: ImageRef, *, fit: bool = False) -> Unfit | None:
 def _unfit_size(image: ImageRef, size: int, *, fit: bool) -> Unfit | None:
     if size == 0:
         return Unfit("EmptyFile", "the file is empty")
-    limit = MAX_BYTES_INLINE if image.local else MAX_BYTES_S3
+    limit = MAX_BYTES_INLINE if image.inline else MAX_BYTES_S3
     if fit and size > MAX_BYTES_FITTABLE:
         return Unfit("TooLarge", f"{size:,} bytes, and files of up to {MAX_BYTES_FITTABLE:,} are shrunk")
     if size > limit and not fit:
-        way = "sent as bytes" if image.local else "read from S3"
+        way = "sent as bytes" if image.inline else "read from S3"
         return Unfit("TooLarge", f"{size:,} bytes, and an image {way} may have {limit:,}")
     return None
 

@@ -117,6 +117,7 @@ class Job(BaseModel):
         shard_size: images a published part.
         start_model: `MIN[:MAX]` inference units: start the model if it isn't running, and stop what was started.
         keep_model: leave the model running that this run started.
+        cross_region: fetch images of buckets in other regions than the model's and send them as bytes.
         emulator: score with the local emulator instead of AWS.
         emulator_state: directory of the emulator's projects and models.
         profile: of the AWS configuration.
@@ -162,6 +163,7 @@ class Job(BaseModel):
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
     start_model: str | None = None
     keep_model: bool = False
+    cross_region: bool = False
     emulator: bool = False
     emulator_state: str | None = None
     profile: str | None = None
@@ -289,6 +291,7 @@ class Job(BaseModel):
             **({} if self.sample is None else {"sample_seed": self.sample_seed}),
             "limit": self.limit,
             "incremental": self.incremental,
+            **({"cross_region": True} if self.cross_region else {}),
             "model": model.text,
             "min_confidence": self.min_confidence,
             "max_results": self.max_results,

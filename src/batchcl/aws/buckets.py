@@ -9,9 +9,11 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
+from batchcl.runs.together import together
 
 __all__ = ["check_bucket", "check_buckets", "explain", "explain_code"]
 
+_AT_ONCE: Final = 16
 _UNKNOWN_KEYS: Final = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
 )
@@ -20,18 +22,42 @@ _MISSING: Final = frozenset({"NoSuchBucket", "404", "NotFound"})
 _ELSEWHERE: Final = frozenset({"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"})
 
 
-async def check_buckets(aws: Aws, buckets: Iterable[str], *, region: str) -> None:
+async def check_buckets(aws: Aws, buckets: Iterable[str], *, region: str, cross_region: bool = False) -> dict[str, str]:
     """Look each bucket up once; DetectCustomLabels reads only buckets of its own region.
 
+    Args:
+        aws: to look them up with.
+        buckets: their names.
+        region: the model's.
+        cross_region: whether they may lie elsewhere.
+
+    Returns:
+        Each bucket that lies elsewhere → its region.
+
     Raises:
-        RegionError: a bucket lies in another region than `region`.
+        RegionError: a bucket lies in another region, and may not.
         SourceError: a bucket doesn't exist.
         CredentialsError: the credentials don't reach it.
         UnreachableError: S3 doesn't answer.
     """
     async with aws.s3(region=region) as client:
-        for bucket in sorted(buckets):
-            await check_bucket(client, bucket, region=region)
+
+        async def look(bucket: str) -> tuple[str, str]:
+            try:
+                await check_bucket(client, bucket, region=region)
+            except RegionError as error:
+                if error.found is None:
+                    raise
+                if not cross_region:
+                    words = f"{error}, or send the images as bytes with --cross-region"
+                    raise RegionError(words, found=error.found) from error
+                async with aws.s3(region=error.found) as there:
+                    await check_bucket(there, bucket, region=error.found)
+                return bucket, error.found
+            return bucket, region
+
+        found = await together(look, sorted(buckets), at_once=_AT_ONCE)
+    return {bucket: where for bucket, where in found if where != region}
 
 
 async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
@@ -79,5 +105,6 @@ def _check_region(bucket: str, found: str | None, wanted: str) -> None:
     if found is not None and found != wanted:
         raise RegionError(
             f"bucket {bucket} lies in {found} and the model in {wanted}; Custom Labels reads only buckets of its own "
-            f"region: copy the images to {wanted}, or copy the model to {found}"
+            f"region: copy the images to {wanted}, or copy the model to {found}",
+            found=found,
         )

@@ -16,6 +16,7 @@ __all__ = [
     "Attribute",
     "BucketColumn",
     "Config",
+    "CrossRegion",
     "Deadline",
     "Emulator",
     "EmulatorState",
@@ -190,6 +191,12 @@ MaxCost = Annotated[
 Incremental = Annotated[
     bool | None,
     typer.Option("--incremental", help="Leave out images whose version has a result already.", show_default=False),
+]
+CrossRegion = Annotated[
+    bool | None,
+    typer.Option(
+        "--cross-region", help="Fetch images from other regions' buckets and send them as bytes.", show_default=False
+    ),
 ]
 SingleWriter = Annotated[
     bool | None,

@@ -22,6 +22,7 @@ IMAGES: Final = pa.schema(
         pa.field("size_bytes", pa.int64()),
         pa.field("last_modified", pa.timestamp("us", tz="UTC")),
         pa.field("extra", pa.string()),
+        pa.field("region", pa.string()),
     ]
 )
 _SLICE: Final = 512
@@ -39,6 +40,7 @@ def image_table(images: Sequence[ImageRef]) -> pa.Table:
         "size_bytes": [image.size_bytes for image in images],
         "last_modified": [image.last_modified for image in images],
         "extra": [image.extra for image in images],
+        "region": [image.region for image in images],
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in IMAGES], schema=IMAGES)
 
@@ -54,7 +56,9 @@ class ImageRows:
         for start in range(0, len(self._positions), _SLICE):
             rows = self._table.take(pa.array(self._positions[start : start + _SLICE], pa.int32()))
             columns = [rows[field.name].to_pylist() for field in IMAGES]
-            for uri, bucket, key, version_id, etag, size_bytes, last_modified, extra in zip(*columns, strict=True):
+            for uri, bucket, key, version_id, etag, size_bytes, last_modified, extra, region in zip(
+                *columns, strict=True
+            ):
                 yield ImageRef(
                     uri=uri,
                     bucket=bucket,
@@ -64,4 +68,5 @@ class ImageRows:
                     size_bytes=size_bytes,
                     last_modified=last_modified,
                     extra=extra,
+                    region=region,
                 )

@@ -92,18 +92,23 @@ async def check_sources(
             options=job.lists,
             transport=job.transport,
             leave_out=out,
+            cross_region=job.cross_region,
         )
     found = [await source.check() for source in sources]
     for source, checked in zip(sources, found, strict=True):
         _tell_bad_lines(source, checked, observer)
     buckets = frozenset[str]().union(*(checked.buckets for checked in found))
+    elsewhere: dict[str, str] = {}
     if buckets:
-        await check_buckets(aws, buckets, region=model.region)
+        elsewhere = await check_buckets(aws, buckets, region=model.region, cross_region=job.cross_region)
+    for bucket, region in elsewhere.items():
+        text = f"bucket {bucket} lies in {region}: its images are fetched from there and sent as bytes"
+        observer.notice(Notice("cross-region", text, {"bucket": bucket, "region": region}))
     if job.where is not None and job.from_results is None:
         filters = replace(filters, where=await condition_on(Condition(job.where), sources))
     left_out = sum((Counter(checked.left_out) for checked in found), Counter[str]())
     return Listing(
-        Selection(sources, filters),
+        Selection(sources, filters, elsewhere=elsewhere),
         sum(checked.bad_count for checked in found),
         {source.description: checked.digest for source, checked in zip(sources, found, strict=True) if checked.digest},
         lines=_total([checked.lines for checked in found]),

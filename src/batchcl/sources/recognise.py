@@ -16,6 +16,7 @@ from typing import Final
 
 import anyio.to_thread
 
+from batchcl.aws.buckets import check_buckets
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
@@ -85,6 +86,7 @@ async def open_sources(
     options: ListOptions | None = None,
     leave_out: Path | None = None,
     transport: Transport = Transport.WIRE,
+    cross_region: bool = False,
 ) -> list[Source]:
     """The source behind each name, in order.
 
@@ -96,6 +98,7 @@ async def open_sources(
         options: how lists are read.
         leave_out: a directory whose files belong to no source: the output root.
         transport: how listings of prefixes travel.
+        cross_region: whether a prefix may lie in another region.
 
     Raises:
         SourceError: a name leads nowhere or to something that isn't a list of images.
@@ -103,7 +106,13 @@ async def open_sources(
     if list(names).count("-") > 1:
         raise SourceError("standard input can be read once: name - only once")
     opener = _Opener(
-        stack, aws=aws, region=region, options=options or ListOptions(), leave_out=leave_out, transport=transport
+        stack,
+        aws=aws,
+        region=region,
+        options=options or ListOptions(),
+        leave_out=leave_out,
+        transport=transport,
+        cross_region=cross_region,
     )
     return [await opener.open(name) for name in names]
 
@@ -118,6 +127,7 @@ class _Opener:
         options: ListOptions,
         leave_out: Path | None,
         transport: Transport,
+        cross_region: bool,
     ) -> None:
         self._stack = stack
         self._aws = aws
@@ -125,6 +135,7 @@ class _Opener:
         self._options = options
         self._leave_out = leave_out
         self._transport = transport
+        self._cross_region = cross_region
 
     async def open(self, name: str) -> Source:
         kind = self._options.kind
@@ -167,7 +178,7 @@ class _Opener:
             return await self._inventory(name, place)
         listed = _LIST_NAME.search(name) is not None
         if kind is SourceKind.PREFIX or (kind is None and not listed):
-            return S3PrefixSource(name, self._aws, region=self._region, transport=self._transport)
+            return await self._prefix(name)
         if kind is SourceKind.DIRECTORY:
             raise SourceError(f"{name} is no local directory; leave --source-kind out for a prefix")
         if _GLOB.search(name):
@@ -178,9 +189,16 @@ class _Opener:
         else:
             found = await place.fetch(name)
             if found is None:
-                return S3PrefixSource(name, self._aws, region=self._region, transport=self._transport)
+                return await self._prefix(name)
             path = found
         return await self._lists(name, [_ListFile(name, path, None)])
+
+    async def _prefix(self, name: str) -> Source:
+        region = self._region
+        if self._cross_region:
+            bucket = name.removeprefix("s3://").partition("/")[0]
+            region = (await check_buckets(self._aws, [bucket], region=region, cross_region=True)).get(bucket, region)
+        return S3PrefixSource(name, self._aws, region=region, transport=self._transport)
 
     async def _fetched(self, pattern: str, place: S3Place) -> list[_ListFile]:
         literal = _GLOB.split(pattern, maxsplit=1)[0]

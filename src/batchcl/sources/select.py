@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from batchcl.images import ImageRef
@@ -90,11 +90,15 @@ class _Part:
 class Selection:
     """The images of several sources that pass the filters, one source after the other.
 
-    An image that an earlier source has brought already is left out and counted in `repeated`.
+    An image that an earlier source has brought already is left out and counted in `repeated`. `elsewhere` are the
+    buckets in other regions than the model's, with their region, which their images are told.
     """
 
-    def __init__(self, sources: Sequence[Source], filters: Filters) -> None:
+    def __init__(
+        self, sources: Sequence[Source], filters: Filters, *, elsewhere: Mapping[str, str] | None = None
+    ) -> None:
         self._sources = sources
+        self._elsewhere = elsewhere or {}
         self._sieve = Sieve(filters)
         self._sample = filters.sample
         self._rank = None if filters.sample is None else filters.sample.ranker()
@@ -177,7 +181,7 @@ class Selection:
             count = 0 if position is None else position.count
             async for images in source.pages(position):
                 room = None if limit is None else limit - taken
-                part = await self._part(number, images, room, count=count, taken=taken, cut=cut)
+                part = await self._part(number, self._placed(images), room, count=count, taken=taken, cut=cut)
                 count += len(images)
                 if part.size:
                     taken += part.size
@@ -211,6 +215,15 @@ class Selection:
                 filtered = dict(self._filtered)
             picked.append((at, self._repeated, filtered))
         return _Part(number, count, taken, images, picked, *begun)
+
+    def _placed(self, images: list[ImageRef]) -> list[ImageRef]:
+        if not self._elsewhere:
+            return images
+        regions = [self._elsewhere.get(image.bucket) for image in images]
+        return [
+            image if region is None else replace(image, region=region)
+            for image, region in zip(images, regions, strict=True)
+        ]
 
     def _reasons(self, images: Sequence[ImageRef], cut: int | None) -> list[str | None]:
         """For each image what takes it away, the sample last."""
