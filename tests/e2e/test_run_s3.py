@@ -10,7 +10,7 @@ import pytest
 import batchcl
 from batchcl.analysis.results import open_results
 from batchcl.aws.session import Aws
-from servers import aws_env, client, serving, start_model
+from servers import aws_env, client, make_bucket, serving, start_model
 
 HARD_KEY = "a b+c%2F é.jpg"
 
@@ -108,18 +108,52 @@ def test_a_bucket_in_another_region_is_refused_before_a_call(cli, demo, service,
     client("s3", moto).create_bucket(
         Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
     )
+    make_bucket(client("s3", moto), "near-by")
+    lines = [*(f"s3://near-by/{n}.jpg" for n in range(30_000)), "s3://far-away/x.jpg"]
     for source in ("s3://far-away/", "-"):
         done = cli(
             "run",
             source,
             *("--model", demo.arn, "--out", tmp_path / "out"),
             env=aws_env(service, moto),
-            stdin=b"s3://far-away/x.jpg\n",
+            stdin="\n".join(lines).encode(),
         )
         assert done.code == 5, done.err
         assert "far-away lies in eu-central-1 and the model in us-east-1" in done.err
+        assert "send the images as bytes with --cross-region" in done.err
         assert "Traceback" not in done.err
         assert not (tmp_path / "out" / "runs").exists() or not any((tmp_path / "out" / "runs").iterdir())
+
+
+def test_images_of_other_regions_are_fetched_and_sent_as_bytes(cli, demo, service, moto, tmp_path):
+    s3 = client("s3", moto)
+    picture = (demo.data.images / "00001.jpg").read_bytes()
+    for region in ("eu-west-1", "ap-south-1"):
+        s3.create_bucket(Bucket=f"in-{region}", CreateBucketConfiguration={"LocationConstraint": region})
+        s3.put_object(Bucket=f"in-{region}", Key=f"x/{HARD_KEY}", Body=picture)
+    s3.put_object(Bucket="in-eu-west-1", Key="x/large.png", Body=b"\x89PNG" + bytes(4 * 1024 * 1024))
+    keys = tmp_path / "keys.txt"
+    keys.write_text(f"s3://in-ap-south-1/x/{HARD_KEY}\ns3://in-ap-south-1/late.jpg\n")
+    out, env = tmp_path / "out", aws_env(service, moto)
+    job = ("s3://in-eu-west-1/x/", keys, "--model", demo.arn, "--cross-region", "--json")
+    plan = cli("plan", *job, env=env)
+    assert plan.code == 0, plan.err
+    assert (plan.json["calls"], plan.json["skipped"]) == (3, {"TooLarge": 1})
+    done = cli("run", *job, "--out", out, "--run-id", "r", env=env)
+    assert done.code == 3, done.err
+    assert done.json | {"scored": 2, "failed": 1, "skipped": 1} == done.json
+    assert "in-ap-south-1 lies in ap-south-1: its images are fetched from there and sent as bytes" in done.err
+    rows = batchcl.open_results(str(out)).images().collect()
+    assert set(rows["uri"]) == {f"s3://in-{region}/x/{HARD_KEY}" for region in ("eu-west-1", "ap-south-1")}
+    assert all(len(labels) == 1 for labels in rows["labels"].to_list())
+    failures = batchcl.open_results(str(out)).failures().collect()
+    reasons = dict(failures.select("error_code", "error_message").iter_rows())
+    assert reasons.keys() == {"TooLarge", "InvalidS3ObjectException"}
+    assert "an image sent as bytes may have 4,194,304" in reasons["TooLarge"]
+    s3.put_object(Bucket="in-ap-south-1", Key="late.jpg", Body=picture)
+    again = cli("retry", out, "r", "--json", env=env)
+    assert again.code == 0, again.err
+    assert (again.json["scored"], again.json["failed"]) == (3, 0)
 
 
 def test_keys_that_few_servers_list_come_through_exactly(cli, demo, clean_env, moto, tmp_path):

@@ -123,6 +123,8 @@ def test_an_unknown_key_is_refused_by_name_and_the_known_ones_are_told(tmp_path:
         ("min_size", "10 elephants"),
         ("min_size", -1),
         ("max_size", "big"),
+        ("where", "size > (SELECT 1)"),
+        ("from_results", ""),
         ("sample", "0"),
         ("sample", "101%"),
         ("sample", 0.5),
@@ -243,6 +245,9 @@ def scored_as(**changes: Any) -> str:
         {"max_size": "10KB"},
         {"sample": "10"},
         {"sample": "10", "sample_seed": 1},
+        {"where": "size > 3"},
+        {"sources": (), "from_results": "out"},
+        {"cross_region": True},
     ],
 )
 def test_another_list_or_another_scoring_is_another_run(change: dict[str, Any]) -> None:

@@ -171,7 +171,7 @@ async def open_model(
     """The model's keeper and detector, with their connections open during the block."""
     async with (
         aws.rekognition(region=model.region) as control,
-        open_reader() as reader,
+        open_reader(aws, connections=job.max_in_flight) as reader,
         open_detector(
             aws,
             model,

@@ -43,11 +43,11 @@ class FakeS3:
         yield self
 
 
-def check(fake: FakeS3, *, region: str = "eu-west-1") -> None:
-    async def main() -> None:
-        await check_buckets(cast("Aws", fake), fake.buckets, region=region)
+def check(fake: FakeS3, *, region: str = "eu-west-1", cross_region: bool = False) -> dict[str, str]:
+    async def main() -> dict[str, str]:
+        return await check_buckets(cast("Aws", fake), fake.buckets, region=region, cross_region=cross_region)
 
-    anyio.run(main)
+    return anyio.run(main)
 
 
 def test_each_bucket_is_looked_up_once_in_the_models_region() -> None:
@@ -83,6 +83,26 @@ def test_each_refusal_has_its_class_and_says_what_was_done(error: Exception, kin
         check(FakeS3({"pics": error}))
     assert type(caught.value) is kind
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [said("us-east-1"), refused("301", "us-east-1"), refused("403", "us-east-1")])
+def test_a_bucket_of_another_region_may_be_looked_up_there(answer: dict[str, Any] | Exception) -> None:
+    class Elsewhere(FakeS3):
+        async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:  # noqa: N803 -- boto's name
+            if Bucket == "far" and self.regions[-1] == "us-east-1":
+                return said("us-east-1")
+            return await super().head_bucket(Bucket=Bucket)
+
+    fake = Elsewhere({"near": said("eu-west-1"), "far": answer})
+    assert check(fake, cross_region=True) == {"far": "us-east-1"}
+    assert fake.regions == ["eu-west-1", "us-east-1"]
+
+
+def test_a_bucket_of_another_region_that_cant_be_read_is_refused_all_the_same() -> None:
+    with pytest.raises(CredentialsError, match="s3:ListBucket and s3:GetObject on far"):
+        check(FakeS3({"far": refused("403", "us-east-1")}), cross_region=True)
+    with pytest.raises(RegionError, match="another region"):
+        check(FakeS3({"far": refused("PermanentRedirect")}), cross_region=True)
 
 
 def test_an_answer_without_any_words_is_explained_too() -> None:

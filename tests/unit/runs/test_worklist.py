@@ -42,6 +42,7 @@ def test_images_come_back_exactly():
             size_bytes=2**40,
             last_modified=dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC),
             extra='{"a": 1}',
+            region="eu-west-1",
         ),
     ]
 

@@ -109,6 +109,15 @@ def test_nothing_is_read_beyond_the_limit() -> None:
     assert (first.pages_read, second.pages_read) == (1, 0)
 
 
+def test_images_are_told_the_region_of_a_bucket_that_lies_elsewhere() -> None:
+    async def main(**elsewhere: str) -> list[str | None]:
+        selection = Selection([FakeSource("ab")], Filters(), elsewhere=elsewhere)
+        return [one.image.region async for page in selection.pages() for one in page]
+
+    assert anyio.run(lambda: main(b="eu-west-1")) == ["eu-west-1", "eu-west-1"]
+    assert anyio.run(lambda: main(c="eu-west-1")) == [None, None]
+
+
 def test_no_page_is_empty() -> None:
     pages, _ = select([FakeSource(["a", "b", "c.png", "d"], page=1)], include=("*.png",))
     assert [[one.image.key for one in page] for page in pages] == [["c.png"]]
