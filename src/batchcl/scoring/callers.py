@@ -1,7 +1,7 @@
 """A bounded pool of tasks that work on what they are handed, one item each at a time.
 
-Waking a task that is there takes 8 µs of CPU an item; a new task for each takes 18, a memory stream 16 (20,000 items that
-yield once, 64 at a time, CPython 3.11).
+Waking a task that is there takes 8 µs of CPU an item; a new task for each takes 18, a memory stream 16 (20,000 items
+that yield once, 64 at a time, CPython 3.11).
 """
 
 from __future__ import annotations
