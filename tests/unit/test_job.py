@@ -246,7 +246,6 @@ def scored_as(**changes: Any) -> str:
         {"sample": "10"},
         {"sample": "10", "sample_seed": 1},
         {"where": "size > 3"},
-        {"sources": (), "from_results": "out"},
         {"cross_region": True},
     ],
 )
@@ -283,6 +282,14 @@ def test_the_order_of_sources_counts_and_the_way_a_number_is_written_does_not() 
 
 def test_a_fingerprint_is_the_same_in_every_process_and_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": [None, "é"]}) == fingerprint({"b": [None, "é"], "a": 1}) == "0d0af69a31cfe64c"
+
+
+def test_earlier_results_take_the_place_of_sources() -> None:
+    without = {key: value for key, value in BASE.items() if key != "sources"}
+    job = load_job(flags=without | {"from_results": "out"})
+    assert job.scored_as(ModelArn.parse(ARN))["from_results"] == "out"
+    with pytest.raises(UsageError, match="SOURCE and --from-results exclude each other"):
+        load_job(flags=BASE | {"from_results": "out"})
 
 
 def test_the_seed_counts_with_a_sample_only() -> None:
