@@ -27,6 +27,7 @@ from batchcl.errors import CredentialsError
 __all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
+_BYSTANDER_TIMEOUT_S: Final = 3
 _CREDENTIALS_TTL: Final = dt.timedelta(minutes=5)
 
 
@@ -105,7 +106,8 @@ class Aws:
 
     def __init__(self, settings: AwsSettings | None = None) -> None:
         self.settings = settings or AwsSettings()
-        self._arguments = {"profile_name": self.settings.profile, "region_name": self.settings.region}
+        region = self.settings.region or os.environ.get("AWS_REGION")  # which botocore leaves to each SDK
+        self._arguments = {"profile_name": self.settings.profile, "region_name": region or None}
         self._core = get_session()
         try:
             self._session = aioboto3.Session(**self._arguments, botocore_session=self._core)
@@ -127,6 +129,11 @@ class Aws:
     def region(self) -> str:
         """The session's region, or us-east-1 where none is set."""
         return self._session.region_name or DEFAULT_REGION
+
+    @property
+    def names_region(self) -> bool:
+        """Whether the AWS settings name a region."""
+        return self._session.region_name is not None
 
     @property
     def ca_bundle(self) -> str | None:
@@ -185,6 +192,27 @@ class Aws:
         config = self._config(retries=True, max_pool_connections=connections)
         async with self._session.client(
             "s3", region_name=region or self.region, config=config, verify=self._verify
+        ) as client:
+            yield client
+
+    @asynccontextmanager
+    async def bystander(self, service: str, *, region: str | None = None) -> AsyncIterator[Any]:
+        """A client of a service that a run can do without, such as `sts`: it answers quickly or is given up.
+
+        Where Rekognition is the run's own emulator, that is asked instead, as it answers for these services too.
+        """
+        config = AioConfig(
+            retries={"total_max_attempts": 2, "mode": "standard"},
+            connect_timeout=_BYSTANDER_TIMEOUT_S,
+            read_timeout=2 * _BYSTANDER_TIMEOUT_S,
+        )
+        async with self._session.client(
+            service,
+            region_name=region or self.region,
+            endpoint_url=self.settings.rekognition_endpoint_url,
+            config=config,
+            verify=self._verify,
+            **self._rekognition_keys(),
         ) as client:
             yield client
 

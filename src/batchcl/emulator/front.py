@@ -16,13 +16,14 @@ from aiohttp import web
 
 from batchcl.emulator import protocol
 from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.neighbours import STS, answer_quotas, answer_sts, neighbour, sts_error
 from batchcl.emulator.operations import OPERATIONS
 from batchcl.emulator.service import Call
 
 if TYPE_CHECKING:
     from batchcl.emulator.injection import Injection
     from batchcl.emulator.service import Service
-    from batchcl.emulator.signature import Verifier
+    from batchcl.emulator.signature import Caller, Verifier
 
 __all__ = ["Front"]
 
@@ -41,6 +42,8 @@ class Front:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request, whatever it is."""
         request_id = str(uuid.uuid4())
+        if (other := neighbour(request)) is not None:
+            return await self._answer_neighbour(request, other, request_id)
         name = request.headers.get("X-Amz-Target", "").removeprefix(protocol.TARGET_PREFIX)
         met = self._service.injector.draw(name, now=self._service.clock.monotonic())
         if met.latency_s:
@@ -78,17 +81,37 @@ class Front:
             what = "Amazon Rekognition experienced a service issue."
             return _error(ServiceError("InternalServerError", what)), _INTERNAL_ERROR
 
-    async def _answer(self, request: web.Request, name: str, met: Injection) -> bytes:
-        service = self._service
-        body = await request.read()
-        caller = self._verifier.verify(
+    async def _answer_neighbour(self, request: web.Request, name: str, request_id: str) -> web.Response:
+        """STS or Service Quotas; faults on demand are Rekognition's alone."""
+        try:
+            body = await request.read()
+            caller = self._caller(request, body, skew_s=0.0, service=name)
+            if name == STS:
+                answer = answer_sts(body, caller, request_id)
+            else:
+                found = answer_quotas(request.headers["X-Amz-Target"], body, caller, self._service.settings)
+                answer = web.Response(body=found)
+        except ServiceError as error:
+            answer = sts_error(error, request_id) if name == STS else web.Response(body=_error(error), status=400)
+        answer.headers["x-amzn-RequestId"] = request_id
+        answer.headers["Date"] = formatdate(self._service.clock.time(), usegmt=True)
+        return answer
+
+    def _caller(self, request: web.Request, body: bytes, *, skew_s: float, service: str) -> Caller:
+        return self._verifier.verify(
             method=request.method,
             path=request.rel_url.raw_path,
             query=request.rel_url.raw_query_string,
             headers=list(request.headers.items()),
             body=body,
-            now=service.clock.signed_time() + met.skew_s,
+            now=self._service.clock.signed_time() + skew_s,
+            service=service,
         )
+
+    async def _answer(self, request: web.Request, name: str, met: Injection) -> bytes:
+        service = self._service
+        body = await request.read()
+        caller = self._caller(request, body, skew_s=met.skew_s, service="rekognition")
         operation = OPERATIONS.get(name)
         if request.method != "POST" or operation is None:
             why = "is not one of Custom Labels" if name in protocol.operation_names() else "is unknown"

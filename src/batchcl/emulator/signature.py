@@ -90,6 +90,7 @@ class Verifier:
         headers: Sequence[tuple[str, str]],
         body: bytes,
         now: float,
+        service: str = _SERVICE,
     ) -> Caller:
         """The caller of one request.
 
@@ -100,6 +101,7 @@ class Verifier:
             headers: every header line in the order in which it came.
             body: the whole body.
             now: seconds since the epoch.
+            service: that it must be signed for.
 
         Raises:
             ServiceError: MissingAuthenticationTokenException, IncompleteSignatureException,
@@ -123,7 +125,7 @@ class Verifier:
         credential = self._known.get(match["id"])
         if credential is None:
             raise ServiceError("UnrecognizedClientException", "The security token included in the request is invalid.")
-        _check_scope(match["date"], match["service"], timestamp)
+        _check_scope(match["date"], match["service"], timestamp, wanted=service)
         _check_skew(timestamp, now)
         scope = f"{match['date']}/{match['region']}/{match['service']}/aws4_request"
         request = (method, path, _canonical_query(query))
@@ -161,11 +163,9 @@ def _request_time(received: Mapping[str, list[str]], signed: Sequence[str]) -> s
     return received["x-amz-date"][0]
 
 
-def _check_scope(date: str, service: str, timestamp: str) -> None:
-    if service != _SERVICE:
-        raise ServiceError(
-            "InvalidSignatureException", f"Credential should be scoped to correct service: '{_SERVICE}'."
-        )
+def _check_scope(date: str, service: str, timestamp: str, *, wanted: str) -> None:
+    if service != wanted:
+        raise ServiceError("InvalidSignatureException", f"Credential should be scoped to correct service: '{wanted}'.")
     if not timestamp.startswith(date):
         raise ServiceError(
             "InvalidSignatureException",

@@ -53,6 +53,8 @@ def test_the_region_is_that_of_the_settings_then_the_environment_then_us_east_1(
     assert Aws().region == "us-east-1"
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     assert Aws().region == "eu-west-1"
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    assert Aws().region == "eu-north-1", "as the AWS CLI has it, though botocore alone doesn't"
     assert Aws.from_environment(region="ap-south-1").region == "ap-south-1"
 
 
