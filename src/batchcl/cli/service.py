@@ -57,12 +57,13 @@ def with_service(
 ) -> _T:
     """Run `work` with an open service and return its result.
 
-    ^C and SIGTERM end it at once. Their sentence then also says what goes on in AWS, as that of any error does.
+    ^C and SIGTERM end it at once. Their sentence then also says what goes on in AWS, as that of any error does but for
+    the one that tells that it has failed there.
     """
     import anyio  # noqa: PLC0415 - `batchcl --help` goes without
 
     from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
-    from batchcl.errors import BatchclError  # noqa: PLC0415
+    from batchcl.errors import BatchclError, ModelError  # noqa: PLC0415
     from batchcl.workflow import connect  # noqa: PLC0415
 
     afterwards = Afterwards()
@@ -74,7 +75,7 @@ def with_service(
     try:
         return anyio.run(run_until_first_signal, main)
     except BatchclError as error:
-        if afterwards.text:
+        if afterwards.text and not isinstance(error, ModelError):  # which has come to its end in AWS
             error.args = (f"{error}; {afterwards.text}",)
         raise
 

@@ -62,7 +62,7 @@ def train(
       batchcl model train cats@v2 --output s3://acme-photos/models --no-wait
     """  # noqa: D412 - Typer shows the examples as they stand
     from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.errors import ModelError, UsageError  # noqa: PLC0415
+    from batchcl.errors import UsageError  # noqa: PLC0415
 
     project, at, version = model.partition("@")
     if not at or not version:
@@ -90,11 +90,7 @@ def train(
             f"the training of {arn.name} goes on in AWS at $1.00 an hour, and nothing stops it; follow it with "
             f"`batchcl model wait {arn.name} --until TRAINING_COMPLETED`"
         )
-        try:
-            trained = await workflow.wait_trained(client, arn, timeout_s=timeout * 60, on_state=tell_state)
-        except ModelError:
-            afterwards.is_("")  # it has failed, so nothing goes on
-            raise
+        trained = await workflow.wait_trained(client, arn, timeout_s=timeout * 60, on_state=tell_state)
         _tell_bill(trained)
         return trained
 
