@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +15,10 @@ import anyio.to_thread
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.buckets import check_buckets
+from batchcl.aws.readable import look_at, refuse_unreadable, sample_of
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
+from batchcl.images import ImageRef
 from batchcl.job import Job
 from batchcl.scoring.events import Notice, Observer
 from batchcl.scoring.tally import Tally
@@ -27,9 +30,13 @@ from batchcl.sources.recognise import open_sources
 from batchcl.sources.select import Selection
 from batchcl.sources.where import Condition
 
-__all__ = ["Listing", "check_sources", "first_page"]
+__all__ = ["Listing", "check_sources", "closed_by", "first_page"]
 
 T = TypeVar("T")
+
+
+async def _trust(_: Sequence[ImageRef]) -> None:
+    """Nothing is read of images that a test makes up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class Listing:
         not_fitting: rows of earlier results that `where` passes over.
         left_out: what lists name that is no image to score, and how many.
         bad: list file → its first bad lines, in words.
+        try_reading: raises where images like these, the first ones, can't be read at all.
     """
 
     selection: Selection
@@ -53,6 +61,7 @@ class Listing:
     not_fitting: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     bad: Mapping[str, list[str]] = field(default_factory=dict)
+    try_reading: Callable[[Sequence[ImageRef]], Awaitable[None]] = _trust
 
     @property
     def filtered(self) -> dict[str, int]:
@@ -119,7 +128,12 @@ async def check_sources(
             for source, checked in zip(sources, found, strict=True)
             if checked.bad_lines
         },
+        try_reading=partial(_try_reading, aws, model.region),
     )
+
+
+async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef]) -> None:
+    refuse_unreadable(await look_at(aws, sample_of(images), region=region))
 
 
 def _total(lines: Sequence[int | None]) -> int | None:
@@ -127,9 +141,27 @@ def _total(lines: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(lines) else None
 
 
-async def first_page(pages: AsyncIterator[list[T]], listing: Listing, job: Job) -> AsyncIterator[list[T]]:
-    """`pages` of the listing unchanged, but read up to the first image: `SourceError` if there is none."""
+def closed_by(lists: AsyncExitStack, pages: AsyncIterator[T]) -> AsyncIterator[T]:
+    """`pages`, whose connections close with `lists` rather than when nobody can wait for them any more."""
+    if isinstance(pages, AsyncGenerator):
+        lists.push_async_callback(pages.aclose)
+    return pages
+
+
+async def first_page(
+    pages: AsyncIterator[list[T]],
+    listing: Listing,
+    job: Job,
+    *,
+    look: Callable[[list[T]], Awaitable[None]] | None = None,
+) -> AsyncIterator[list[T]]:
+    """`pages` of the listing unchanged, but read up to the first image: `SourceError` if there is none.
+
+    `look` is awaited with the first page, and may raise.
+    """
     async for first in pages:
+        if look is not None:
+            await look(first)
         return _chained(first, pages)
     away = [f"{count:,} by {filter_words(name)}" for name, count in listing.filtered.items()]
     why = f" that the filters let through (taken away: {', '.join(away)})" if away else ""

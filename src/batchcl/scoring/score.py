@@ -8,7 +8,7 @@ when there is an image to call for.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +35,7 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.lister import freeze_all
-from batchcl.scoring.listing import Listing, check_sources, first_page
+from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
 from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Session, heartbeat, take_lease
@@ -43,6 +43,7 @@ from batchcl.scoring.stopper import Stopper
 from batchcl.sources.select import Selected
 
 __all__ = [
+    "EMULATED_UNITS",
     "Found",
     "conduct",
     "find",
@@ -52,7 +53,7 @@ __all__ = [
     "run_sync",
 ]
 
-_EMULATED_UNITS = Units(5)
+EMULATED_UNITS = Units(5)
 """The run's own emulator costs nothing, so it gets all there are."""
 
 
@@ -182,7 +183,7 @@ async def open_model(
             reader=reader,
         ) as detector,
     ):
-        units = job.units or (_EMULATED_UNITS if job.emulator else None)
+        units = job.units or (EMULATED_UNITS if job.emulator else None)
         keeper = ModelKeeper(
             control,
             model,
@@ -250,8 +251,14 @@ async def _begin(
     """
     record, worklist = found.record, found.worklist
     first = None
-    if found.listing is not None and not worklist.shards:
-        first = await first_page(_closed_by(lists, found.listing.selection.pages()), found.listing, job)
+    listing = found.listing
+    if listing is not None and not worklist.shards:
+        first = await first_page(
+            closed_by(lists, listing.selection.pages()),
+            listing,
+            job,
+            look=lambda page: listing.try_reading([each.image for each in page]),
+        )
     if not found.old and not await record.create(found.store):
         record = await _same(found.store, record) or record
     await take()
@@ -260,14 +267,7 @@ async def _begin(
         return record, first
     if found.listing is None:
         return record, _no_pages()
-    return record, _closed_by(lists, found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images()))
-
-
-def _closed_by(lists: AsyncExitStack, pages: AsyncIterator[list[Selected]]) -> AsyncIterator[list[Selected]]:
-    """`pages`, whose connections close with `lists` rather than when nobody can wait for them any more."""
-    if isinstance(pages, AsyncGenerator):
-        lists.push_async_callback(pages.aclose)
-    return pages
+    return record, closed_by(lists, found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images()))
 
 
 async def _no_pages() -> AsyncIterator[list[Selected]]:

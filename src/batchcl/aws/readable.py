@@ -1,0 +1,145 @@
+"""Whether images can be read, tried on a few of them before anything is paid for.
+
+DetectCustomLabels reads S3 images with its caller's permissions, so what the caller may not read it refuses, one paid
+second after the other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import anyio
+from botocore.exceptions import BotoCoreError, ClientError
+
+from batchcl.aws.buckets import explain
+from batchcl.aws.session import Aws
+from batchcl.errors import CredentialsError, RefusedError
+from batchcl.images import ImageRef, unfit
+from batchcl.runs.together import together
+
+__all__ = ["HEAD_BYTES", "SAMPLE", "Looked", "look_at", "refusals", "refuse_unreadable", "sample_of"]
+
+SAMPLE: Final = 20
+"""So many images tell whether the others can be read; as many as a run calls for before it gives a bucket up."""
+
+HEAD_BYTES: Final = 64 * 1024
+"""Enough for the size in pixels, behind the EXIF data that cameras put first."""
+
+_DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden"})
+_MISSING: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404", "NotFound"})
+_EMPTY: Final = frozenset({"InvalidRange", "416"})
+_GONE: Final = "NoSuchFile"
+_UNREADABLE: Final = "UnreadableFile"
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What became of the attempt to read an image.
+
+    Attributes:
+        image: which one.
+        code: S3's word for its refusal; empty where the image could be read.
+        said: the refusal in words.
+        head: the first 64 KiB of what could be read.
+    """
+
+    image: ImageRef
+    code: str = ""
+    said: str = ""
+    head: bytes = b""
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether a permission is missing."""
+        return self.code in _DENIED
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such image."""
+        return self.code in _MISSING or self.code == _GONE
+
+
+def sample_of(images: Sequence[ImageRef], *, most: int = SAMPLE) -> list[ImageRef]:
+    """Images from all over `images` that a call would be made for, at most so many."""
+    fit = [image for image in images if unfit(image) is None]
+    count = min(most, len(fit))
+    return [fit[n * len(fit) // count] for n in range(count)]
+
+
+async def look_at(aws: Aws, images: Sequence[ImageRef], *, region: str) -> list[Looked]:
+    """Read the beginning of each image, from S3 or this machine.
+
+    Raises:
+        UnreachableError: S3 doesn't answer.
+        CredentialsError: there are none.
+    """
+    if all(image.local for image in images):
+        return await together(_look_at_file, images, at_once=SAMPLE)
+    async with aws.s3(region=region) as client:
+
+        async def look(image: ImageRef) -> Looked:
+            return await (_look_at_file(image) if image.local else _look_at_object(client, image))
+
+        return await together(look, images, at_once=SAMPLE)
+
+
+def refuse_unreadable(looked: Sequence[Looked]) -> None:
+    """Raise where the images of a whole sample can't be read for the same reason, so that no call could succeed.
+
+    A few missing images are no reason: they end as failures of the run. Twenty of twenty are.
+
+    Raises:
+        CredentialsError: reading isn't allowed.
+        RefusedError: none of them is there.
+    """
+    if not looked:
+        return
+    example = looked[0]
+    count = "the image" if len(looked) == 1 else f"{len(looked)} of {len(looked)} sampled images"
+    if all(each.is_denied for each in looked):
+        version = " and s3:GetObjectVersion" if example.image.version_id else ""
+        raise CredentialsError(
+            f"{count} can't be read, such as {example.image.uri}: {example.said}; Custom Labels reads with the "
+            f"permissions of who calls it: allow s3:GetObject{version} on them, and kms:Decrypt where a KMS key "
+            "encrypts them",
+            is_access_denied=True,
+        )
+    if len(looked) >= SAMPLE and all(each.is_missing for each in looked):
+        raise RefusedError(
+            f"{count} are not there, such as {example.image.uri}; check the keys of the list, which are taken as "
+            "they are"
+        )
+
+
+def refusals(looked: Sequence[Looked]) -> Counter[str]:
+    """How many could not be read, by the reason's code."""
+    return Counter(each.code for each in looked if each.code)
+
+
+async def _look_at_object(client: Any, image: ImageRef) -> Looked:
+    named = {"Bucket": image.bucket, "Key": image.key}
+    if image.version_id is not None:
+        named["VersionId"] = image.version_id
+    try:
+        answer = await client.get_object(**named, Range=f"bytes=0-{HEAD_BYTES - 1}")
+        return Looked(image, head=await answer["Body"].read(HEAD_BYTES))
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _EMPTY:
+            return Looked(image)
+        return Looked(image, code, f"{code}: {error.response.get('Error', {}).get('Message', '')}")
+    except BotoCoreError as error:
+        raise explain(error, f"reading {image.uri}", image.bucket) from error
+
+
+async def _look_at_file(image: ImageRef) -> Looked:
+    try:
+        async with await anyio.open_file(image.key, "rb") as file:
+            return Looked(image, head=await file.read(HEAD_BYTES))
+    except FileNotFoundError:
+        return Looked(image, _GONE, "there is no such file")
+    except OSError as error:
+        return Looked(image, _UNREADABLE, error.strerror or str(error))
