@@ -17,6 +17,7 @@ from batchcl.__about__ import __version__
 
 if TYPE_CHECKING:
     from batchcl.analysis.results import Results, open_results
+    from batchcl.doctor import Examination, Finding, examine
     from batchcl.errors import (
         BatchclError,
         CallError,
@@ -43,7 +44,9 @@ __all__ = [
     "BatchclError",
     "CallError",
     "CredentialsError",
+    "Examination",
     "ExitCode",
+    "Finding",
     "Job",
     "ModelError",
     "OutputError",
@@ -58,6 +61,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "detect",
+    "examine",
     "load_job",
     "open_results",
     "plan",
@@ -68,12 +72,15 @@ __all__ = [
 
 _ROOMS = {
     "Answered": "batchcl.scoring.few",
+    "Examination": "batchcl.doctor",
+    "Finding": "batchcl.doctor",
     "Job": "batchcl.job",
     "Plan": "batchcl.scoring.plan",
     "Results": "batchcl.analysis.results",
     "Stopper": "batchcl.scoring.stopper",
     "Summary": "batchcl.runs.record",
     "detect": "batchcl.scoring.few",
+    "examine": "batchcl.doctor",
     "load_job": "batchcl.job",
     "open_results": "batchcl.analysis.results",
     "plan": "batchcl.scoring.plan",

@@ -319,10 +319,16 @@ class _Prefixed(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BATCHCL_", extra="ignore")
 
 
-def load_job(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Job:
+def load_job(
+    config: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> Job:
     """The job of a TOML file, the environment (`BATCHCL_MODEL` and so on) and flags; each wins over those before.
 
-    Paths in the file are relative to the working directory, as on the command line.
+    Paths in the file are relative to the working directory, as on the command line. `defaults` are for keys that none
+    of them has.
 
     Raises:
         UsageError: the file is missing or no TOML, a key is unknown, or a value doesn't fit, named with its place.
@@ -331,11 +337,18 @@ def load_job(config: Path | None = None, flags: Mapping[str, Any] | None = None)
     try:
         values |= _environment()
         values |= {name: value for name, value in (flags or {}).items() if value is not None}
+        values = _filled(values, defaults or {})
         return Job.model_validate(values)
     except ValidationError as error:
         raise UsageError(_sentence(error, config)) from error
     except SettingsError as error:
         raise UsageError(f'reading the environment: {error}; lists are JSON, such as ["s3://bucket/"]') from error
+
+
+def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `defaults` for what is missing; `from_results` stands for sources."""
+    taken = {*values, "sources"} if "from_results" in values else {*values}
+    return {**values, **{name: value for name, value in defaults.items() if name not in taken}}
 
 
 def job_of(scored_as: Mapping[str, Any], settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Job:

@@ -53,7 +53,7 @@ def test_an_empty_directory(refused, demo, tmp_path):
 
 
 def test_filters_that_let_nothing_through(refused, demo):
-    refused(demo.data.images, "--model", demo.arn, "--include", "*.tiff", code=2, says="--include and --exclude")
+    refused(demo.data.images, "--model", demo.arn, "--include", "*.tiff", code=2, says="by --include")
 
 
 def test_a_missing_directory(refused, demo, tmp_path):

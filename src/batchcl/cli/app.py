@@ -16,6 +16,7 @@ from batchcl.cli import (
     dataset,
     demo,
     detect,
+    doctor,
     emulator,
     evaluate,
     failures,
@@ -59,6 +60,7 @@ app.command("compact", rich_help_panel=_AROUND)(compact.compact)
 app.add_typer(project.app, name="project", rich_help_panel=_MODELS)
 app.add_typer(dataset.app, name="dataset", rich_help_panel=_MODELS)
 app.add_typer(model.app, name="model", rich_help_panel=_MODELS)
+app.command("doctor", rich_help_panel=_AROUND)(doctor.doctor)
 app.command("emulator", rich_help_panel=_AROUND)(emulator.emulator)
 app.command("demo", rich_help_panel=_AROUND)(demo.demo)
 

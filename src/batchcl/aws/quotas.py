@@ -1,0 +1,72 @@
+"""What the account may use of Custom Labels at a time.
+
+Codes: Service Quotas of `rekognition`, where they are called "Transactions per second per account for individual Amazon
+Rekognition Custom Labels data plane operation DetectCustomLabels", "Maximum inference units per running Amazon
+Rekognition Custom Labels model." and "Concurrently running Amazon Rekognition Custom Labels models per account".
+Defaults: AWS general reference, "Amazon Rekognition endpoints and quotas".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from batchcl.aws.explain import code_of, explained
+from batchcl.aws.lifecycle import MAX_UNITS
+from batchcl.errors import RefusedError
+
+__all__ = ["DEFAULTS", "Quotas", "read_quotas"]
+
+_SERVICE: Final = "rekognition"
+_CALLS: Final = "L-EA71C84A"
+_UNITS: Final = "L-4FA65ECB"
+_RUNNING: Final = "L-5E225387"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quotas:
+    """Upper bounds in an account and region.
+
+    Attributes:
+        calls_tps: DetectCustomLabels calls a second, over all models.
+        units: inference units of one running model.
+        running: models that run at the same time.
+    """
+
+    calls_tps: float
+    units: int
+    running: int
+
+    def __str__(self) -> str:
+        return f"{self.calls_tps:g} calls a second, {self.units} units a model, {self.running} running models"
+
+
+DEFAULTS: Final = Quotas(calls_tps=50, units=MAX_UNITS, running=2)
+"""Those of an account that never asked for more."""
+
+
+async def read_quotas(client: Any) -> Quotas:
+    """The account's own quotas, by an open Service Quotas client.
+
+    Raises:
+        CredentialsError: the identity may not ask, or isn't known.
+        UnreachableError: Service Quotas doesn't answer.
+    """
+    return Quotas(
+        calls_tps=await _value(client, _CALLS),
+        units=int(await _value(client, _UNITS)),
+        running=int(await _value(client, _RUNNING)),
+    )
+
+
+async def _value(client: Any, code: str) -> float:
+    """The applied value, or AWS's default where none was ever applied."""
+    try:
+        with explained("reading the quotas"):
+            answer = await client.get_service_quota(ServiceCode=_SERVICE, QuotaCode=code)
+    except RefusedError as error:
+        if code_of(error) != "NoSuchResourceException":
+            raise
+        with explained("reading the default quotas"):
+            answer = await client.get_aws_default_service_quota(ServiceCode=_SERVICE, QuotaCode=code)
+    return float(answer["Quota"]["Value"])

@@ -1,0 +1,121 @@
+"""The images: their lists and buckets, whether they can be read, and one real call for one of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import Final
+
+from batchcl.aws.classify import INVALID_S3_OBJECT
+from batchcl.aws.detect import open_detector
+from batchcl.aws.readable import HEAD_BYTES, Looked, look_at, refusals, refuse_unreadable, sample_of
+from batchcl.doctor.case import Answer, Case
+from batchcl.doctor.findings import Verdict
+from batchcl.errors import CallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
+from batchcl.images import Unfit, unfit
+from batchcl.pixels import unfit_bytes
+from batchcl.scoring.events import Notice, SilentObserver
+from batchcl.scoring.listing import check_sources, closed_by, first_page
+
+__all__ = ["check_call", "check_images", "check_sources_of"]
+
+_JPEG: Final = b"\xff\xd8\xff"
+_NO_SIZE: Final = "NoPngOrJpeg"
+_LABELS: Final = 3
+
+
+class _Counting(SilentObserver):
+    def __init__(self) -> None:
+        self.bad_lines: list[str] = []
+
+    def notice(self, notice: Notice) -> None:
+        if notice.kind == "bad-line":
+            self.bad_lines.append(notice.text)
+
+
+async def check_sources_of(case: Case) -> Answer:
+    """The job's lists to their end, and the buckets that they name."""
+    observer = _Counting()
+    listing = await check_sources(case.job, case.aws, case.model, case.files, case.begun_at, observer=observer)
+    async with AsyncExitStack() as lists:
+        images = await first_page(closed_by(lists, listing.selection.images()), listing, case.job)
+        case.page = await anext(images)
+    names = [case.job.from_results] if case.job.from_results is not None else case.job.sources
+    named = f"{len(names)} sources" if len(names) > 1 else names[0]
+    lines = "" if listing.lines is None else f", {listing.lines:,} lines"
+    where = f", in S3 in {case.region}" if any(image.bucket for image in case.page) else ""
+    if observer.bad_lines:
+        return (
+            Verdict.WARN,
+            f"{named}{lines}{where}; {listing.bad_lines:,} lines name no image: {observer.bad_lines[0]}",
+        )
+    return Verdict.OK, f"{named}{lines}{where}"
+
+
+async def check_images(case: Case) -> Answer:
+    """A sample of the first images, from all over their page, read as far as their sizes in pixels."""
+    sample = sample_of(case.page)
+    if not sample:
+        reasons = Counter(reason.code for image in case.page if (reason := unfit(image)) is not None)
+        return Verdict.WARN, f"none of the first {len(case.page):,} images costs a call: {_listed(reasons)}"
+    case.looked = await look_at(case.aws, sample, region=case.region)
+    refuse_unreadable(case.looked)
+    bad = refusals(case.looked) + Counter(
+        reason.code for each in case.looked if not each.code and (reason := unfit_head(each)) is not None
+    )
+    if bad:
+        worst = next(each for each in case.looked if each.code or unfit_head(each) is not None)
+        return Verdict.WARN, (
+            f"{bad.total()} of {len(sample)} sampled images will fail: {_listed(bad)}, such as {worst.image.uri}; a "
+            "run goes on without them"
+        )
+    return Verdict.OK, f"{_counted(len(sample))} can be read and fit the service's limits"
+
+
+async def check_call(case: Case) -> Answer:
+    """One call for one image, where the model is RUNNING and so costs nothing more; a run's first call, in fact."""
+    image = next((each.image for each in case.looked if not each.code and unfit_head(each) is None), None)
+    if image is None:
+        return Verdict.WARN, "no call was tried, as there is no image to try it with"
+    if case.described is not None and case.described.status != "RUNNING":
+        return Verdict.OK, f"no call was tried, as the model is {case.described.status}"
+    job = case.job
+    try:
+        async with open_detector(
+            case.aws,
+            case.model,
+            transport=job.transport,
+            min_confidence=job.min_confidence,
+            max_results=job.max_results,
+            connections=1,
+        ) as detector:
+            found = await detector.detect(image)
+    except (ThrottledError, TransientError, ModelNotReadyError) as error:
+        return Verdict.WARN, f"the call for {image.uri} was not answered this time: {error.code}: {error}"
+    except ImageError as error:
+        if error.code == INVALID_S3_OBJECT:
+            return Verdict.FAIL, (
+                f"the service can't read {image.uri}, which this identity can: {error}; look for a condition in its "
+                "policies or the bucket's"
+            )
+        return Verdict.WARN, f"the service refuses {image.uri}: {error.code}: {error}"
+    except CallError as error:
+        return Verdict.FAIL, f"DetectCustomLabels refuses: {error.code}: {error}"
+    labels = ", ".join(f"{label.name} {label.confidence:.1f}" for label in found.labels[:_LABELS]) or "no label"
+    return Verdict.OK, f"DetectCustomLabels answers: {labels} for {image.uri}"
+
+
+def unfit_head(looked: Looked) -> Unfit | None:
+    """Why the service would refuse the image, as far as its first bytes tell."""
+    head = looked.head
+    found = unfit_bytes(head)
+    cut = len(head) == HEAD_BYTES and head.startswith(_JPEG)  # before its size, behind long EXIF data
+    return None if cut and found is not None and found.code == _NO_SIZE else found
+
+
+def _listed(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} {code}" for code, count in reasons.most_common())
+
+
+def _counted(number: int) -> str:
+    return "the image" if number == 1 else f"{number} sampled images"

@@ -1,0 +1,95 @@
+"""The model: who may look at it, what state it is in, and what the account's quotas leave for it."""
+
+from __future__ import annotations
+
+from batchcl.aws.keeper import ModelKeeper
+from batchcl.aws.lifecycle import Units, describe, list_models
+from batchcl.aws.quotas import DEFAULTS, Quotas, read_quotas
+from batchcl.doctor.case import Answer, Case
+from batchcl.doctor.findings import Verdict
+from batchcl.errors import CredentialsError, RefusedError
+from batchcl.scoring.events import SilentObserver
+from batchcl.scoring.score import EMULATED_UNITS
+from batchcl.scoring.stopper import Stopper
+
+__all__ = ["check_control", "check_model", "check_quotas"]
+
+_BUSY = frozenset({"STARTING", "RUNNING", "STOPPING"})
+_UNTRIED = "starting and stopping can't be tried without being done"
+
+
+async def check_control(case: Case) -> Answer:
+    """The calls around a run that may be made without changing anything."""
+    try:
+        models = await list_models(case.rekognition, project=case.model.project if case.subject.has_model else None)
+    except CredentialsError as error:
+        if case.job.units is not None or not error.is_access_denied:
+            raise
+        return Verdict.WARN, f"{error}; a model that is RUNNING can be used all the same"
+    said = "DescribeProjects and DescribeProjectVersions answer"
+    if not case.subject.has_model:
+        return Verdict.OK, f"{said}: {len(models)} models in {case.region}"
+    if case.job.units is None:
+        return Verdict.OK, said
+    return Verdict.OK, f"{said}; {_UNTRIED}"
+
+
+async def check_model(case: Case) -> Answer:
+    """What a run would say of it, and its state."""
+    keeper = ModelKeeper(
+        case.rekognition,
+        case.model,
+        units=_units(case),
+        keep=True,
+        observer=SilentObserver(),
+        stopper=Stopper(),
+    )
+    await keeper.check()
+    try:
+        found = await describe(case.rekognition, case.model)
+    except CredentialsError as error:
+        return Verdict.WARN, f"the state of {case.model.name} can't be seen: {error}"
+    case.described = found
+    quality = "" if found.f1 is None else f", F1 {found.f1:.4f}"
+    if found.status == "RUNNING":
+        units = "" if found.min_units is None else f" with {Units(found.min_units, found.max_units)} inference units"
+        return Verdict.OK, f"{found.name} is RUNNING{units}{quality}"
+    if found.status == "STARTING":
+        return Verdict.OK, f"{found.name} is STARTING{quality}; a run waits for it"
+    return Verdict.OK, f"{found.name} is {found.status}{quality}; a run starts it with {_units(case)} inference units"
+
+
+async def check_quotas(case: Case) -> Answer:
+    """What the account may use at a time, against what the job wants."""
+    try:
+        async with case.aws.bystander("service-quotas", region=case.region) as client:
+            case.clock.watch(client)
+            quotas = await read_quotas(client)
+    except RefusedError as error:
+        problem = await _problem(case, DEFAULTS)
+        return Verdict.WARN, (
+            f"the quotas aren't known: {error}; AWS's defaults are {DEFAULTS}" + (f", and {problem}" if problem else "")
+        )
+    if (problem := await _problem(case, quotas)) is not None:
+        return Verdict.FAIL, f"the quotas are {quotas}, and {problem}, or ask for more in Service Quotas"
+    if case.job.max_tps is not None and case.job.max_tps > quotas.calls_tps:
+        return Verdict.WARN, f"the quotas are {quotas}; --max-tps {case.job.max_tps:g} is more than will be let through"
+    return Verdict.OK, str(quotas)
+
+
+async def _problem(case: Case, quotas: Quotas) -> str | None:
+    """Why a model can't be started within `quotas`; None where nothing is to be started, or nothing is in the way."""
+    units = _units(case)
+    if units is None or case.described is None or case.described.status in _BUSY:
+        return None
+    most = units.minimum if units.maximum is None else units.maximum
+    if most > quotas.units:
+        return f"--start-model {units} asks for {most}; ask for fewer"
+    others = [each.name for each in await list_models(case.rekognition) if each.status in _BUSY]
+    if others and len(others) >= quotas.running:
+        return f"so many are running already ({', '.join(others)}); stop one with `batchcl model stop {others[0]}`"
+    return None
+
+
+def _units(case: Case) -> Units | None:
+    return case.job.units or (EMULATED_UNITS if case.job.emulator else None)

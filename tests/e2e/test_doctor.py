@@ -1,0 +1,250 @@
+"""`batchcl doctor`: a line for each thing that a run depends on, and what to do where one is wrong."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from PIL import Image
+
+from batchcl.aws import waiting
+from batchcl.doctor import examine, subject_of
+from batchcl.emulator import limits
+from servers import aws_env, client, make_bucket, model_status, start_model
+from typed import Said, typed
+from unit.emulator.harness import Server, running_server
+
+OTHER = "210987654321"
+NOBODY = "http://127.0.0.1:1"
+BEFORE = ["credentials", "account", "region", "control"]
+NAMES = [*BEFORE, "model", "quotas", "clock", "sources", "images", "call", "output"]
+
+
+@pytest.fixture(scope="module")
+def server(seaweed, demo, tmp_path_factory) -> Iterator[Server]:
+    """An emulator with the demo's model, which isn't running; keys of a second account are known."""
+    state = tmp_path_factory.mktemp("doctor") / "state"
+    shutil.copytree(demo.state, state, ignore=shutil.ignore_patterns("buckets"))
+    others = {"BATCHCL_EMULATOR_CREDENTIALS": f"AKIAOTHER:secret:{OTHER}"}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in aws_env().items():
+            environment.setenv(name, value)
+        with running_server(others, s3_endpoint_url=seaweed, state=state, start_seconds=0, stop_seconds=0) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def pictures(seaweed, demo) -> str:
+    """A prefix with a few pictures."""
+    s3 = client("s3", seaweed)
+    make_bucket(s3, "doctor")
+    for path in sorted(demo.data.images.iterdir())[:5]:
+        s3.put_object(Bucket="doctor", Key=f"in/{path.name}", Body=path.read_bytes())
+    return "s3://doctor/in/"
+
+
+@pytest.fixture(autouse=True)
+def aws(server, seaweed, monkeypatch, tmp_path) -> None:
+    """Somebody's AWS, all of it, and an empty directory."""
+    for service in ("REKOGNITION", "STS", "SERVICE_QUOTAS"):
+        monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", server.endpoint)
+    for name, value in aws_env(server.endpoint, seaweed).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
+    monkeypatch.chdir(tmp_path)
+
+
+def found(said: Said) -> dict[str, tuple[str, str]]:
+    """Check → verdict and text, of the lines."""
+    rows = (line.split(maxsplit=2) for line in said.out.splitlines())
+    return {check: (verdict, text) for verdict, check, text in rows}
+
+
+def test_all_is_well_with_a_model_that_runs(server, seaweed, demo, pictures):
+    start_model(server.endpoint, demo.arn)
+    said = typed("doctor", pictures, "--model", demo.arn, "--out", "s3://doctor/out")
+    assert said.code == 0, said.out
+    lines = found(said)
+    assert list(lines) == NAMES
+    assert {verdict for verdict, _ in lines.values()} == {"ok"}, said.out
+    assert "123456789012, as arn:aws:iam::123456789012:user/emulator" in lines["account"][1]
+    assert "digits@v1 is RUNNING with 5 inference units, F1 0." in lines["model"][1]
+    assert "5 sampled images can be read" in lines["images"][1]
+    assert lines["call"][1].startswith("DetectCustomLabels answers: ")
+    assert not client("s3", seaweed).list_objects_v2(Bucket="doctor", Prefix="out").get("Contents"), "nothing is left"
+    in_json = typed("doctor", pictures, "--model", demo.arn, "--out", "s3://doctor/out", "--json")
+    assert (in_json.code, in_json.json["verdict"]) == (0, "ok")
+    assert [each["check"] for each in in_json.json["findings"]] == NAMES
+    server.client().stop_project_version(ProjectVersionArn=demo.arn)
+
+
+def test_without_arguments_it_looks_at_what_there_is():
+    lines = found(typed("doctor"))
+    assert list(lines) == [*BEFORE, "quotas", "clock"]
+    assert {verdict for verdict, _ in lines.values()} == {"ok"}
+    assert lines["region"][1] == "us-east-1, by the AWS settings"
+    assert lines["control"][1].endswith("1 models in us-east-1")
+    assert lines["quotas"][1] == "1e+06 calls a second, 5 units a model, 2 running models"
+
+
+def test_a_job_file_is_examined_and_nothing_is_started_or_left(server, demo, pictures, tmp_path):
+    config = tmp_path / "job.toml"
+    config.write_text(f'sources = ["{pictures}"]\nmodel = "{demo.arn}"\nout = "new/out"\nstart_model = "1:2"\n')
+    said = typed("doctor", "--config", config)
+    assert said.code == 0, said.out
+    lines = found(said)
+    assert "a run starts it with 1:2 inference units" in lines["model"][1]
+    assert "starting and stopping can't be tried" in lines["control"][1]
+    assert lines["call"][1].startswith("no call was tried, as the model is ")
+    assert lines["output"][0] == "ok"
+    assert not (tmp_path / "new").exists()
+    assert model_status(server.endpoint, demo.arn) != "RUNNING"
+
+
+def test_what_would_refuse_a_run_fails_with_what_to_do(demo, pictures, tmp_path):
+    (tmp_path / "file").touch()
+    said = typed("doctor", f"{pictures}none/", "--model", demo.arn, "--out", tmp_path / "file")
+    assert said.code == 5
+    lines = found(said)
+    assert lines["model"][0] == "fail"
+    assert "start it with --start-model" in lines["model"][1]
+    assert lines["sources"][0] == "fail"
+    assert "check the prefix" in lines["sources"][1]
+    assert lines["output"][0] == "fail"
+    assert "it is a file; name a directory" in lines["output"][1]
+    assert "images" not in lines
+    run = typed("run", pictures, "--model", demo.arn, "--out", tmp_path / "out")
+    assert run.code == 5, "the run agrees"
+
+
+def test_no_credentials_is_all_there_is_to_say(monkeypatch, demo):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    said = typed("doctor", "--model", demo.arn)
+    assert said.code == 5
+    assert list(found(said)) == ["credentials"]
+    assert "set AWS_PROFILE" in said.out
+
+
+def test_another_account_than_the_models(monkeypatch, demo):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOTHER")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    said = typed("doctor", "--model", demo.arn)
+    assert said.code == 5
+    lines = found(said)
+    assert lines["account"][0] == "fail"
+    assert f"of account {OTHER}, and the model is account 123456789012's; take a role there" in lines["account"][1]
+    assert "secret" not in said.out
+
+
+def test_unknown_credentials_fail_where_they_are_needed(monkeypatch, demo):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAUNKNOWN")
+    said = typed("doctor", "--model", demo.arn)
+    assert said.code == 5
+    lines = found(said)
+    assert lines["account"][0] == "warn", "an emulator's keys mean nothing to STS"
+    assert "InvalidClientTokenId" in lines["account"][1]
+    assert lines["control"][0] == "fail"
+    assert "check the profile and its keys" in lines["control"][1]
+
+
+def test_what_cannot_be_asked_is_a_warning(monkeypatch, demo, pictures):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", NOBODY)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SERVICE_QUOTAS", NOBODY)
+    said = typed("doctor", pictures, "--model", demo.arn, "--start-model", "1")
+    assert said.code == 0
+    lines = found(said)
+    assert {check for check, (verdict, _) in lines.items() if verdict == "warn"} == {"account", "quotas"}
+    assert "AWS's defaults are 50 calls a second, 5 units a model, 2 running models" in lines["quotas"][1]
+
+
+def test_quotas_that_are_too_small(demo, monkeypatch):
+    monkeypatch.setattr(limits, "MOST_UNITS", 2)
+    lines = found(typed("doctor", "--model", demo.arn, "--start-model", "1:3"))
+    assert lines["quotas"][0] == "fail"
+    assert "--start-model 1:3 asks for 3; ask for fewer, or ask for more in Service Quotas" in lines["quotas"][1]
+    lines = found(typed("doctor", "--model", demo.arn, "--start-model", "1:2", "--max-tps", "2000000"))
+    assert lines["quotas"][0] == "warn"
+    assert "--max-tps 2e+06 is more than will be let through" in lines["quotas"][1]
+
+
+def test_models_that_are_in_the_way(server, demo, tmp_path, monkeypatch):
+    for label, colour in (("red", "#f00"), ("blue", "#00f")):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for n in range(4):
+            Image.new("RGB", (64, 64 + n), colour).save(tmp_path / "photos" / label / f"{n}.png")
+    typed("project create second")
+    typed("dataset create second photos --test-share 0.5 --upload-to s3://doctor-second --create-bucket")
+    trained = typed("model train second@v1 --output s3://doctor-second/out --json")
+    assert trained.code == 0, trained.err
+    start_model(server.endpoint, demo.arn, 1)
+    monkeypatch.setattr(limits, "MOST_RUNNING", 1)
+    said = typed("doctor", "--model", trained.json["arn"], "--start-model", "1")
+    server.client().stop_project_version(ProjectVersionArn=demo.arn)
+    typed("project delete second --everything --yes")
+    assert said.code == 5
+    verdict, text = found(said)["quotas"]
+    assert verdict == "fail"
+    assert "(digits@v1); stop one with `batchcl model stop digits@v1`" in text
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(30, "ok"), (-100, "warn"), (400, "fail")])
+def test_a_clock_that_is_off(seconds, verdict):
+    found = anyio.run(
+        lambda: examine(subject_of(), utcnow=lambda: dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds))
+    )
+    (finding,) = (each for each in found.findings if each.check == "clock")
+    assert finding.verdict == verdict
+    if verdict != "ok":
+        assert f" s {'ahead of' if seconds > 0 else 'behind'} the service's" in finding.text
+        assert "set it" in finding.text
+
+
+def test_some_images_and_lines_that_will_fail_are_warnings(demo, tmp_path):
+    good = min(demo.data.images.iterdir())
+    shutil.copy(good, tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "list.manifest").write_text(
+        '{"source-ref": "good.png"}\n{"source-ref": "bad.png"}\n{"source-ref": "gone.png"}\n{"oops": 1}\n'
+    )
+    refused = found(typed("doctor", tmp_path / "list.manifest", "--model", demo.arn, "--start-model", "1"))
+    assert refused["sources"][0] == "fail"
+    assert "list.manifest line 4" in refused["sources"][1]
+    said = typed("doctor", tmp_path / "list.manifest", "--model", demo.arn, "--start-model", "1", "--skip-bad-lines")
+    assert said.code == 0, said.out
+    lines = found(said)
+    assert lines["sources"][0] == "warn"
+    assert "1 lines name no image" in lines["sources"][1]
+    assert lines["images"][0] == "warn"
+    assert "2 of 3 sampled images will fail: " in lines["images"][1]
+    assert "1 NoPngOrJpeg" in lines["images"][1]
+    assert "1 NoSuchFile" in lines["images"][1]
+
+
+def test_a_run_starts_no_model_for_images_that_are_not_there(demo, pictures, tmp_path):
+    (tmp_path / "keys.txt").write_text("".join(f"{pictures}gone-{n}.png\n" for n in range(25)))
+    arguments = ("keys.txt", "--model", demo.arn, "--out", "out", "--start-model", "1")
+    run = typed("run", *arguments)
+    assert run.code == 5, run.err
+    assert "sampled images are not there, such as s3://doctor/in/gone-0.png; check the keys" in run.err
+    assert "STARTING" not in run.err
+    assert not list(tmp_path.rglob("run.json")), "a refused run leaves no record"
+    assert found(typed("doctor", *arguments))["images"][0] == "fail"
+
+
+def test_the_page_names_every_check():
+    rows = re.findall(r"^\| `(\w+)` \|", (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(), re.MULTILINE)
+    assert rows == NAMES
+
+
+def test_a_wrong_argument_is_the_users_mistake():
+    said = typed("doctor --model digits")
+    assert said.code == 2
+    assert "it looks like arn:aws:rekognition" in said.err
