@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from servers import aws_env, client, make_bucket
-from unit.sources.lists import inventory, row
+from unit.sources.lists import HARD_KEYS, inventory, row
 
 BUCKET = "list-photos"
 LISTS = "list-lists"
@@ -69,6 +69,26 @@ def test_an_inventory_in_s3_is_scored_with_its_keys_letter_by_letter(cli, aws, d
             env=aws,
         ).err
     )
+
+
+def test_every_row_has_the_key_of_its_line_letter_by_letter_whether_it_is_there_or_not(cli, aws, demo, tmp_path: Path):
+    keys = [*NAMES, *HARD_KEYS]
+    listed, tabled = keys[::2], keys[1::2]
+    (tmp_path / "inventory").mkdir()
+    manifest = inventory(tmp_path / "inventory", [row(key, Bucket=BUCKET) for key in listed])
+    pq.write_table(pa.table({"uri": [f"s3://{BUCKET}/{key}" for key in tabled]}), tmp_path / "table.parquet")
+    out = tmp_path / "out"
+    done = cli(
+        *("run", manifest, tmp_path / "table.parquet", "--model", demo.arn, "--out", out),
+        *("--max-failures", "100%", "--json"),
+        env=aws,
+    )
+    assert done.code == 0, done.err
+    assert done.json | {"planned": len(keys), "lines": len(keys)} == done.json
+    rows = [pl.read_parquet(out / table / "**" / "*.parquet") for table in ("results", "failures")]
+    assert sorted(key for table in rows for key in table["key"]) == sorted(keys)
+    assert {uri for table in rows for uri in table["uri"]} == {f"s3://{BUCKET}/{key}" for key in keys}
+    assert set(NAMES) <= set(rows[0]["key"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""Whatever the kind of list: each of its lines is planned, or told why it isn't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from batchcl.errors import SourceError
+from batchcl.job import Job
+from batchcl.scoring.plan import Plan, plan
+from servers import REGION, aws_env, client, make_bucket
+from unit.sources.lists import BUCKET, FORMATS, read
+
+MODEL = f"arn:aws:rekognition:{REGION}:123456789012:project/p/version/v/1700000000000"
+NO_KEY = ""
+NAMES = ("a.jpg", "b.jpg", "a.jpg", NO_KEY, "notes.txt", "x/c.png", "a.jpg", "d.jpg", NO_KEY, "e.jpg")
+
+
+@pytest.fixture
+def in_s3(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in aws_env(s3=moto).items():
+        monkeypatch.setenv(name, value)
+    make_bucket(client("s3", moto), BUCKET)
+
+
+def planned(name: str, path: Path, **more: Any) -> Plan:
+    options = FORMATS[name](path, NAMES)
+    named = options.pop("columns", None)
+    fields = {"source_kind": options.pop("kind", None), **options, **more}
+    if named is not None:
+        fields |= {"uri_column": named.uri, "bucket_column": named.bucket, "key_column": named.key}
+    return anyio.run(plan, Job(sources=(str(path),), model=MODEL, out=str(path.parent / "out"), **fields))
+
+
+@pytest.mark.usefixtures("in_s3")
+@pytest.mark.parametrize("name", FORMATS)
+def test_lines_read_are_planned_filtered_repeated_bad_or_behind_the_limit(name: str, tmp_path: Path) -> None:
+    found = planned(name, tmp_path / "list", exclude=("*.png",), skip_bad_lines=True)
+    assert (found.lines, found.images, found.filtered, found.repeated, found.bad_lines) == (10, 5, 1, 2, 2)
+    assert found.images == found.calls + sum(found.skipped.values()) == 4 + 1
+
+
+@pytest.mark.usefixtures("in_s3")
+@pytest.mark.parametrize("name", ["key list", "ORC table", "CSV inventory"])
+def test_what_lies_behind_the_limit_is_told(name: str, tmp_path: Path) -> None:
+    found = planned(name, tmp_path / "list", limit=2, skip_bad_lines=True)
+    assert (found.lines, found.images, found.repeated, found.bad_lines, found.unread) == (10, 2, 2, 2, 4)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_bad_lines_refuse_the_list_with_their_place(name: str, tmp_path: Path) -> None:
+    options = FORMATS[name](tmp_path / "list", NAMES)
+    with pytest.raises(SourceError, match=r" line \d+: .*; mend the line, or leave such lines out with --skip-bad"):
+        read(tmp_path / "list", **options)
