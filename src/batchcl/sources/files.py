@@ -26,7 +26,7 @@ from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.sources.base import parse_s3_uri
 
-__all__ = ["copy_object", "fetch", "is_gone", "open_list", "spool_pipe", "spool_stdin", "start_of"]
+__all__ = ["MAX_EXPANSION", "copy_object", "fetch", "is_gone", "open_list", "spool_pipe", "spool_stdin", "start_of"]
 
 START_BYTES: Final = 256 * 1024
 """What is looked at to tell what a file is."""

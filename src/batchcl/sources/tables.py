@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import orc
 
@@ -19,11 +20,16 @@ from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import BadLine, referred_image
 from batchcl.sources.csv_rows import BUCKET, Row
+from batchcl.sources.files import MAX_EXPANSION
 from batchcl.sources.listed import Chunk, FrameChunk, ImageChunk
 
 __all__ = ["Columns", "TablePart", "batches", "columns_of", "csv_header", "sound_rows"]
 
 BATCH_ROWS: Final = 16_384
+MAX_VALUE_BYTES: Final = 64 * 1024
+"""What an image is called takes 3 KB at most, and what a table tells of one hardly more."""
+
+_BATCH_BYTES: Final = 64 * 1024 * 1024
 _S3_URI: Final = r"(?s)^s3://([^/]+)/(.+)$"
 _FACTS: Final = ("version_id", "etag", "size_bytes", "last_modified")
 
@@ -174,16 +180,40 @@ def batches(path: Path, name: str, columns: Sequence[str] | None = None) -> Iter
     wanted = None if columns is None else list(columns)
     try:
         if _is_orc(path):
-            file = orc.ORCFile(path)
-            for stripe in range(file.nstripes):
-                whole = _frame(pa.table(file.read_stripe(stripe, wanted)))
-                yield from whole.iter_slices(BATCH_ROWS)
+            # orc.ORCFile reads whole stripes, in which a value that is repeated a billion times has some bytes
+            rows = ds.dataset(path, format="orc").scanner(
+                columns=wanted, batch_size=BATCH_ROWS, batch_readahead=0, fragment_readahead=0, use_threads=False
+            )
+            for batch in rows.to_batches():
+                yield _frame(pa.table(batch))
         else:
             with pq.ParquetFile(path) as parquet:
-                for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
+                _refuse_bomb(parquet.metadata, name)
+                for batch in parquet.iter_batches(_batch_rows(parquet.metadata), columns=wanted, use_threads=False):
                     yield _frame(pa.table(batch))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(name, error) from error
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """Fewer rows where they are large."""
+    size = sum(int(metadata.row_group(number).total_byte_size) for number in range(metadata.num_row_groups))
+    return max(min(BATCH_ROWS, _BATCH_BYTES * int(metadata.num_rows) // max(size, 1)), 1)
+
+
+def _refuse_bomb(metadata: pq.FileMetaData, name: str) -> None:
+    """Raise `SourceError` for values that take more memory than the name of any image, or what is told of one."""
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(column)
+            size = chunk.total_uncompressed_size
+            if size > _BATCH_BYTES + MAX_VALUE_BYTES * chunk.num_values and size > MAX_EXPANSION * (
+                chunk.total_compressed_size
+            ):
+                raise SourceError(
+                    f"{name} grows to more than {MAX_EXPANSION} times its size in its column {chunk.path_in_schema}, "
+                    "as no table of images does; leave that column out if it is meant"
+                )
 
 
 def sound_rows(frame: pl.DataFrame, first: int) -> tuple[pl.DataFrame, int, list[BadLine]]:

@@ -12,8 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import orc
 
 from batchcl.errors import SourceError
+from batchcl.sources.tables import batches
 from unit.sources.lists import inventory, keys, read, row
 
 MB = 1024 * 1024
@@ -30,10 +32,11 @@ def peak():
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
     return int(status["VmHWM"].split()[0]) / 1024
 
+kinds = {"keys": "keys", "batch": "batch-csv"}
 before, said = peak(), []
 for name in sys.argv[3:]:
     try:
-        found = read(name, kind="keys" if name.endswith(".keys") else None)
+        found = read(name, kind=kinds.get(name.rpartition(".")[2]))
         said.append(f"{len(found.images)} images, {found.source.repeated} repeated")
     except SourceError as error:
         said.append(str(error))
@@ -49,32 +52,56 @@ def bomb(path: Path, codec: str, size: int) -> Path:
     return path
 
 
+def endless_line(path: Path, start: bytes, size: int = GB) -> Path:
+    """A sparse file: it has a gigabyte and takes no room."""
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(size)
+    return path
+
+
 def test_lists_that_would_fill_memory_are_refused_in_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "good").write_bytes(b"s3://b/1\n")
-    with (tmp_path / "line.keys").open("wb") as file:  # a sparse file: it has a gigabyte and takes no room
-        file.write(b"s3://b/1\ns3://b/")
-        file.truncate(GB)
-    rows = pa.table({"uri": pa.array(["s3://b/the same"]).take(pa.array([0] * 1_000_000))})
-    pq.write_table(rows, tmp_path / "same.parquet")
-    names = [
-        tmp_path / "line.keys",
-        bomb(tmp_path / "bomb.zst", "zstd", GB),
-        bomb(tmp_path / "bomb.gz", "gzip", 96 * MB),
-        tmp_path / "same.parquet",
-    ]
+    (tmp_path / "deep.manifest").write_bytes(
+        b'{"source-ref":"s3://b/1"}\n{"source-ref":"s3://b/2","x":' + b"[" * 3 * MB + b"]}\n"
+    )
+    pq.write_table(pa.table({"uri": same("s3://b/the same", 1_000_000)}), tmp_path / "same.parquet")
+    pq.write_table(pa.table({"uri": ["s3://b/" + "k" * 96 * MB]}), tmp_path / "value.parquet", compression="zstd")
+    expected = {
+        endless_line(tmp_path / "line.keys", b"s3://b/1\ns3://b/"): "line 2: it is longer than 4,194,304 bytes",
+        endless_line(tmp_path / "line.batch", b"acme-photos,1\nacme-photos,", 300 * MB): "line 2: it is no CSV: ",
+        bomb(tmp_path / "bomb.zst", "zstd", GB): "bomb.zst grows to more than 250 times its size",
+        bomb(tmp_path / "bomb.gz", "gzip", 96 * MB): "bomb.gz grows to more than 250 times its size",
+        tmp_path / "deep.manifest": "line 2: reading a manifest line failed: it is not JSON: depth limit",
+        tmp_path / "same.parquet": "1 images, 999999 repeated",
+        tmp_path / "value.parquet": "grows to more than 250 times its size in its column uri",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", _READ, str(Path(__file__).parents[2]), str(tmp_path / "good"), *map(str, names)],
+        [sys.executable, "-c", _READ, str(Path(__file__).parents[2]), str(tmp_path / "good"), *map(str, expected)],
         stdout=subprocess.PIPE,
         timeout=120,
         check=True,
     )
     told = json.loads(done.stdout)
-    line, by_zstd, by_gzip, same = told["said"]
-    assert "line.keys line 2: it is longer than 4,194,304 bytes" in line
-    assert "bomb.zst grows to more than 250 times its size" in by_zstd
-    assert "bomb.gz grows to more than 250 times its size" in by_gzip
-    assert same == "1 images, 999999 repeated"
-    assert told["grown_mb"] < 300
+    for words, said in zip(expected.values(), told["said"], strict=True):
+        assert words in said
+    assert told["grown_mb"] < 250
+
+
+def test_an_orc_file_whose_rows_take_no_room_is_not_held_whole(tmp_path: Path) -> None:
+    orc.write_table(pa.table({"uri": same("k" * 1000, 200_000)}), tmp_path / "same.orc", compression="zstd")
+    assert (tmp_path / "same.orc").stat().st_size < MB
+    assert orc.ORCFile(tmp_path / "same.orc").nstripes == 1
+    before, rows, most = pa.total_allocated_bytes(), 0, 0
+    for frame in batches(tmp_path / "same.orc", "same.orc"):
+        rows += frame.height
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert rows == 200_000
+    assert most < 100 * MB
+
+
+def same(text: str, rows: int) -> pa.Array:
+    return pa.array([text]).take(pa.array([0] * rows))
 
 
 @pytest.mark.parametrize("ref", ["file:///etc/passwd", "/etc/passwd", "../../etc/passwd", "http://169.254.169.254/"])
