@@ -23,7 +23,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from batchcl.aws.arn import ModelArn
+from batchcl.aws.arn import ModelArn, valid_role
+from batchcl.aws.leases import lease_seconds
 from batchcl.aws.lifecycle import Units
 from batchcl.aws.transport import Transport
 from batchcl.errors import UsageError
@@ -117,6 +118,9 @@ class Job(BaseModel):
         shard_size: images a published part.
         start_model: `MIN[:MAX]` inference units: start the model if it isn't running, and stop what was started.
         keep_model: leave the model running that this run started.
+        lease: `15m`: `batchcl model reap` stops the model that this run started so long after the run's last sign of
+            life; `none` starts it without.
+        dead_man_role: ARN of an IAM role with which EventBridge Scheduler stops the model after the deadline.
         cross_region: fetch images of buckets in other regions than the model's and send them as bytes.
         emulator: score with the local emulator instead of AWS.
         emulator_state: directory of the emulator's projects and models.
@@ -163,6 +167,8 @@ class Job(BaseModel):
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
     start_model: str | None = None
     keep_model: bool = False
+    lease: str = "15m"
+    dead_man_role: str | None = None
     cross_region: bool = False
     emulator: bool = False
     emulator_state: str | None = None
@@ -188,7 +194,8 @@ class Job(BaseModel):
         return str(value) if isinstance(value, int) else value
 
     @field_validator(
-        "model", "start_model", "run_id", "deadline", "as_of", "newer_than", "older_than", "where", "sample"
+        *("model", "start_model", "run_id", "deadline", "lease", "dead_man_role"),
+        *("as_of", "newer_than", "older_than", "where", "sample"),
     )
     @classmethod
     def _readable(cls, value: str | None, info: Any) -> str | None:
@@ -202,6 +209,8 @@ class Job(BaseModel):
             "older_than": _moment_before_now,
             "where": Condition,
             "sample": Sample.parse,
+            "lease": lease_seconds,
+            "dead_man_role": valid_role,
         }
         if value is not None:
             try:
@@ -228,6 +237,11 @@ class Job(BaseModel):
             )
         if self.model is None and not self.emulator:
             raise ValueError("name the model with --model ARN (`batchcl model list` shows yours), or use --emulator")
+        if self.dead_man_role is not None and (self.start_model is None or self.deadline is None):
+            raise ValueError(
+                "--dead-man-role stops a model that the run started once its deadline has passed: "
+                "give --start-model and --deadline too"
+            )
         return self
 
     @property
@@ -239,6 +253,11 @@ class Job(BaseModel):
     def deadline_s(self) -> float | None:
         """`deadline` in seconds."""
         return None if self.deadline is None else seconds_of(self.deadline)
+
+    @property
+    def lease_s(self) -> float | None:
+        """`lease` in seconds; None where the model has none."""
+        return lease_seconds(self.lease)
 
     @property
     def units(self) -> Units | None:

@@ -30,6 +30,7 @@ from servers import aws_env, client, make_bucket
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+SCHEDULES = [ROOT / "configs" / "crontab", *sorted((ROOT / "configs" / "systemd").iterdir())]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 BUCKETS = ("acme-photos", "acme-tables")
 FEW = {"BATCHCL_LIMIT": "5"}
@@ -75,6 +76,8 @@ def mentioned(page: Path) -> Iterator[Mentioned]:
         fenced = [line for found in _FENCE.finditer(text) for line in found["code"].splitlines()]
         code = [line for line in fenced if not line.startswith("batchcl: ")]
         code += _SPAN.findall(_FENCE.sub("", text).replace("\n", " "))
+    elif page in SCHEDULES:
+        code = [line.replace("=/srv/labels/", " ") for line in text.splitlines() if "bin/batchcl " in line]
     else:
         code = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
         code += [span for line in code for span in _SPAN.findall(line)]
@@ -204,7 +207,7 @@ def test_job_files_load_as_they_are(config, monkeypatch):
     assert load_job(config).sources
 
 
-@pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *CONFIGS, *SCHEDULES], ids=lambda page: page.name)
 def test_commands_and_flags_exist(page):
     known = commands()
     for where, words in mentioned(page):
@@ -229,6 +232,11 @@ def test_links_lead_somewhere(page):
         assert target.exists(), found[0]
         if found["anchor"]:
             assert found["anchor"] in anchors(target), found[0]
+
+
+def test_schedules_call_what_they_are_for():
+    called = {" ".join(words[:2]) for page in SCHEDULES for _, words in mentioned(page)}
+    assert called == {"run --config", "model reap"}
 
 
 def test_every_command_is_mentioned():
@@ -280,6 +288,7 @@ def test_every_job_key_is_explained_and_shown():
 
 def test_the_policy_is_json():
     (policy,) = (json.loads(code) for code in blocks(ROOT / "README.md", "json") if "Statement" in code)
+    assert all(json.loads(code) for code in blocks(ROOT / "docs" / "never-left-running.md", "json"))
     actions = {
         action
         for each in policy["Statement"]

@@ -11,7 +11,7 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["DatasetArn", "ModelArn", "ProjectArn"]
+__all__ = ["DatasetArn", "ModelArn", "ProjectArn", "valid_role"]
 
 _PROJECT: Final = (
     r"arn:[a-z\d-]+:rekognition:(?P<region>[a-z\d-]+):(?P<account>\d{12}):project/(?P<project>[a-zA-Z0-9_.\-]{1,255})"
@@ -19,6 +19,7 @@ _PROJECT: Final = (
 _PATTERN: Final = re.compile(_PROJECT + r"/version/(?P<version>[a-zA-Z0-9_.\-]{1,255})/(?P<stamp>[0-9]+)")
 _PROJECT_PATTERN: Final = re.compile(_PROJECT + r"/(?P<stamp>[0-9]+)")
 _DATASET_PATTERN: Final = re.compile(_PROJECT + r"/dataset/(?P<kind>train|test)/(?P<stamp>[0-9]+)")
+_ROLE: Final = re.compile(r"arn:aws(-[a-z]+)*:iam::\d{12}:role/[\w+=,.@/-]+")
 _EXAMPLE: Final = "arn:aws:rekognition:us-east-1:123456789012:project/NAME/version/VERSION/1700000000000"
 
 
@@ -109,3 +110,10 @@ class DatasetArn:
 
     def __str__(self) -> str:
         return self.text
+
+
+def valid_role(text: str) -> str:
+    """`text` itself, which is the ARN of an IAM role; raises `UsageError` where it isn't."""
+    if not _ROLE.fullmatch(text):
+        raise UsageError(f"{text!r} is not the ARN of a role; it looks like arn:aws:iam::123456789012:role/NAME")
+    return text

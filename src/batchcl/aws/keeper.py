@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
 
 from batchcl.aws.arn import ModelArn
+from batchcl.aws.guards import Guard
 from batchcl.aws.lifecycle import START_TIMEOUT_S, Model, Units, describe, start, stop, wait
 from batchcl.errors import (
     CredentialsError,
@@ -45,6 +46,7 @@ class ModelKeeper:
         units: start the model with these when it isn't running; None never starts it.
         keep: leave the model running that was started.
         free: it costs nothing, being emulated.
+        guards: stop the model if this process can't: armed before it is started, disarmed when it is stopped.
         observer: told of every change of the model's state.
         stopper: ends waits early.
         rng: for jitter.
@@ -58,6 +60,7 @@ class ModelKeeper:
         units: Units | None,
         keep: bool,
         free: bool = False,
+        guards: Sequence[Guard] = (),
         observer: Observer,
         stopper: Stopper,
         rng: random.Random | None = None,
@@ -67,6 +70,7 @@ class ModelKeeper:
         self._units = units
         self._keep = keep
         self._free = free
+        self._guards = tuple(guards)
         self._observer = observer
         self._stopper = stopper
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
@@ -147,6 +151,14 @@ class ModelKeeper:
         finally:
             if self._owned:
                 await self._end()
+            else:
+                await self._disarm()
+
+    async def keep_guarded(self) -> None:
+        """What the guards do beside the run, until cancelled."""
+        async with anyio.create_task_group() as group:
+            for guard in self._guards:
+                group.start_soon(guard.keep)
 
     async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
         """Wait for the model, restart it if the run owns it, or raise `ModelGoneError`."""
@@ -185,27 +197,59 @@ class ModelKeeper:
             )
 
     async def _ensure_running(self) -> None:
-        model = await describe(self._client, self._arn)
-        if model.status == "RUNNING":
-            self._start_billing()
-            return
+        try:
+            model = await describe(self._client, self._arn)
+        except CredentialsError as error:
+            if self._units is not None or not error.is_access_denied:
+                raise
+            return  # `check` has said so: who may not see the model may still call it
         if model.status == "STOPPING" and self._units is not None:
             self._note(model)
             model = await wait(self._client, self._arn, until="STOPPED", passing={"STOPPING"})
         if model.status in _STARTABLE and self._units is not None:
-            self._owned = True  # before the call: if its answer is lost, the model may be starting all the same
-            if self._on_owning is not None:
-                await self._on_owning()
-            try:
-                await start(self._client, self._arn, self._units)
-            except ModelError:
-                # Refused, perhaps because somebody else started it in between; theirs isn't ours to stop.
-                self._owned = False
-                model = await describe(self._client, self._arn)
-                if model.status not in {"STARTING", "RUNNING"}:
-                    raise
-        await wait(self._client, self._arn, until="RUNNING", passing={"STARTING"} | self._lag(), on_state=self._note)
+            await self._start(self._units)
+        elif self._owned:  # an earlier session started it, and died
+            await self._arm()
+        else:
+            await self._share()
+        if model.status != "RUNNING":
+            passing = {"STARTING"} | self._lag()
+            await wait(self._client, self._arn, until="RUNNING", passing=passing, on_state=self._note)
         self._start_billing()
+
+    async def _start(self, units: Units) -> None:
+        owned = self._owned
+        self._owned = True  # before the call: if its answer is lost, the model may be starting all the same
+        if self._on_owning is not None:
+            await self._on_owning()
+        try:
+            await self._arm()
+        except RefusedError:
+            self._owned = owned
+            await self._disarm()
+            raise
+        try:
+            await start(self._client, self._arn, units)
+        except ModelError:
+            # Refused, perhaps because somebody else started it in between; theirs isn't ours to stop.
+            self._owned = False
+            await self._disarm()
+            model = await describe(self._client, self._arn)
+            if model.status not in {"STARTING", "RUNNING"}:
+                raise
+            await self._share()
+
+    async def _arm(self) -> None:
+        for guard in self._guards:
+            await guard.arm()
+
+    async def _share(self) -> None:
+        for guard in self._guards:
+            await guard.share()
+
+    async def _disarm(self) -> None:
+        for guard in reversed(self._guards):
+            await guard.disarm()
 
     def _lag(self) -> frozenset[str]:
         """States that a description may still show right after the start."""
@@ -215,12 +259,15 @@ class ModelKeeper:
         """Stop the model even when the run is being cancelled, and say so loudly if that fails."""
         if self._keep:
             self._observer.notice(Notice("model-kept", f"{self._arn.name} stays RUNNING, as --keep-model says"))
+            await self._disarm()
             return
         with (
             anyio.CancelScope(shield=True) as scope,
             self._stopper.calling_in_hurry(lambda: _shorten(scope, _HURRIED_STOP_S)),
         ):
             await self._stop_with_retries()
+            if not self._owned:
+                await self._disarm()
         if self._owned:
             raise StoppedError(self._left_running())
 

@@ -187,6 +187,15 @@ class Aws:
         return {} if keys is None else {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
 
     @asynccontextmanager
+    async def scheduler(self, *, region: str | None = None) -> AsyncIterator[Any]:
+        """An EventBridge Scheduler client with the SDK's standard retries."""
+        config = self._config(retries=True)
+        async with self._session.client(
+            "scheduler", region_name=region or self.region, config=config, verify=self._verify
+        ) as client:
+            yield client
+
+    @asynccontextmanager
     async def s3(self, *, region: str | None = None, connections: int = 10) -> AsyncIterator[Any]:
         """An S3 client with the SDK's standard retries."""
         config = self._config(retries=True, max_pool_connections=connections)

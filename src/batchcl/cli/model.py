@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchcl.cli import training, versions
+from batchcl.cli import reap, training, versions
 from batchcl.cli.options import Json, Profile, Region
+from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, tell_state, with_service
 from batchcl.cli.versions import Name, Timeout, emit_model, model_region
 
@@ -94,6 +96,12 @@ def start(
     model: Name,
     *,
     units: Annotated[str, typer.Option("--units", metavar="MIN[:MAX]", help="Inference units, 1 to 5.")] = "1",
+    for_: Annotated[
+        str | None,
+        typer.Option(
+            "--for", metavar="2h", help="Let `model reap` stop it so long after this command.", show_default=False
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is RUNNING.")] = True,
     timeout: Timeout = 45,
     profile: Profile = None,
@@ -105,14 +113,35 @@ def start(
     Examples:
 
       batchcl model start cats@v2 --units 1:3
+
+      batchcl model start cats@v2 --for 2h
     """  # noqa: D412
     from batchcl import workflow  # noqa: PLC0415
+    from batchcl.errors import RefusedError  # noqa: PLC0415
+    from batchcl.quantities import seconds_of  # noqa: PLC0415
 
     wanted = workflow.Units.parse(units)
+    seconds = None if for_ is None else seconds_of(for_)
 
     async def work(service: Service, afterwards: Afterwards) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
-        await workflow.start(service.rekognition, arn, wanted)
+        if seconds is None:
+            await workflow.start(service.rekognition, arn, wanted)
+            try:
+                await workflow.clear_leases(service.rekognition, arn, remove_schedule=service.remove_schedule)
+            except RefusedError as error:
+                tell(f"`batchcl model reap` will stop {arn.name} if an old lease is left on it: {error}")
+        else:
+            lease = await workflow.start_for(
+                service.rekognition,
+                arn,
+                wanted,
+                seconds=seconds,
+                holder=f"batchcl model start on {socket.gethostname()}",
+                now=service.clock.now,
+                remove_schedule=service.remove_schedule,
+            )
+            tell(f"`batchcl model reap` stops {arn.name} after {lease.until:%Y-%m-%dT%H:%M:%SZ}")
         if not wait:
             return await workflow.describe(service.rekognition, arn)
         afterwards.is_(
@@ -190,12 +219,17 @@ def stop(
       batchcl model stop cats@v2
     """  # noqa: D412
     from batchcl import workflow  # noqa: PLC0415
+    from batchcl.errors import RefusedError  # noqa: PLC0415
 
     async def work(service: Service, afterwards: Afterwards) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
         found = await workflow.describe(service.rekognition, arn)
         if found.status not in {"STOPPED", "STOPPING", "TRAINING_COMPLETED", "COPYING_COMPLETED"}:
             await workflow.stop(service.rekognition, arn)
+            try:
+                await workflow.end_lease(service.rekognition, arn)
+            except RefusedError as error:
+                tell(f"the lease of `batchcl model start --for`, if there is one, stays on {arn.name}: {error}")
         elif found.status != "STOPPING":
             return found
         if not wait:
@@ -213,6 +247,7 @@ def stop(
     emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json, brief=True)
 
 
+app.command("reap")(reap.reap)
 app.command("tag")(versions.tag)
 app.command("delete")(versions.delete)
 

@@ -17,6 +17,7 @@ __all__ = [
     "BucketColumn",
     "Config",
     "CrossRegion",
+    "DeadManRole",
     "Deadline",
     "Emulator",
     "EmulatorState",
@@ -28,6 +29,7 @@ __all__ = [
     "KeepModel",
     "KeyColumn",
     "Kind",
+    "Lease",
     "Limit",
     "MaxCost",
     "MaxFailures",
@@ -218,6 +220,24 @@ StartModel = Annotated[
 ]
 KeepModel = Annotated[
     bool | None, typer.Option("--keep-model", help="Leave a started model running.", show_default=False)
+]
+Lease = Annotated[
+    str | None,
+    typer.Option(
+        "--lease",
+        metavar="15m",
+        help="Let `model reap` stop a started model so long after this run's last sign of life; none: never.",
+        show_default=False,
+    ),
+]
+DeadManRole = Annotated[
+    str | None,
+    typer.Option(
+        "--dead-man-role",
+        metavar="ARN",
+        help="Let EventBridge Scheduler stop a started model by this role, 5 minutes after the deadline.",
+        show_default=False,
+    ),
 ]
 Emulator = Annotated[
     bool | None,

@@ -75,7 +75,13 @@ async def retry(
         raise UsageError(f"run {run_id} is not done yet; end it first with `batchcl run` and the same --run-id")
     job = job_of(record.scored_as, record.settings, {"out": root, "run_id": run_id} | changes)
     await store.check_writable(single_writer=job.single_writer)
-    async with service_of(job) as (aws, model), open_model(job, aws, model, observer, stopper) as (keeper, detector):
+    async with (
+        service_of(job) as (aws, model),
+        open_model(job, aws, model, observer, stopper, run_id=run_id, root=store.root, begun_at=begun_at) as (
+            keeper,
+            detector,
+        ),
+    ):
         with stopper.interruptible():
             await aws.check_credentials()
         return await conduct_round(

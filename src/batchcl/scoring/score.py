@@ -34,6 +34,7 @@ from batchcl.runs.record import RunRecord, Summary, differences, read_record, re
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
+from batchcl.scoring.guards import guards_of
 from batchcl.scoring.lister import freeze_all
 from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
 from batchcl.scoring.pace import learning_pacer
@@ -90,7 +91,11 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
                 if found.summary is not None:
                     observer.notice(Notice("already-done", f"run {found.record.run_id} is done already; nothing to do"))
                     return _judged(found.summary, job)
-            async with open_model(job, aws, model, observer, stopper) as (keeper, detector):
+            run_id, root = found.record.run_id, store.root
+            async with open_model(job, aws, model, observer, stopper, run_id=run_id, root=root, begun_at=begun_at) as (
+                keeper,
+                detector,
+            ):
                 return await conduct(
                     job, found, keeper=keeper, detector=detector, observer=observer, stopper=stopper, begun_at=begun_at
                 )
@@ -167,11 +172,20 @@ async def open_store(job: Job, aws: Aws) -> Store:
 
 @asynccontextmanager
 async def open_model(
-    job: Job, aws: Aws, model: ModelArn, observer: Observer, stopper: Stopper
+    job: Job,
+    aws: Aws,
+    model: ModelArn,
+    observer: Observer,
+    stopper: Stopper,
+    *,
+    run_id: str,
+    root: str,
+    begun_at: float,
 ) -> AsyncIterator[tuple[ModelKeeper, Detector]]:
     """The model's keeper and detector, with their connections open during the block."""
     async with (
         aws.rekognition(region=model.region) as control,
+        guards_of(job, aws, model, control, run_id=run_id, root=root, observer=observer, begun_at=begun_at) as guards,
         open_reader(aws, connections=job.max_in_flight) as reader,
         open_detector(
             aws,
@@ -190,6 +204,7 @@ async def open_model(
             units=units,
             keep=job.keep_model,
             free=job.emulator,
+            guards=guards,
             observer=observer,
             stopper=stopper,
         )

@@ -127,6 +127,7 @@ class Session:
         failure: BatchclError | None = None
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._guarded, self.lease.keep)
+            beside.start_soon(self.keeper.keep_guarded)
             beside.start_soon(self._guarded, self._count_published)
             if self.listing is not None:
                 beside.start_soon(self._guarded, self.listing)

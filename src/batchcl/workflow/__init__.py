@@ -27,6 +27,8 @@ from batchcl.aws.datasets import (
     distribute_entries,
     update_entries,
 )
+from batchcl.aws.leases import Lease
+from batchcl.aws.leasing import clear_leases, end_lease, start_for
 from batchcl.aws.lifecycle import Model, Units, describe, list_models, start, stop, wait
 from batchcl.aws.names import find_dataset, find_model, find_project
 from batchcl.aws.policies import Policy, delete_policy, list_policies, put_policy
@@ -38,6 +40,7 @@ from batchcl.aws.projects import (
     describe_project,
     list_projects,
 )
+from batchcl.aws.reaping import Done, Reaped, reap
 from batchcl.aws.tags import list_tags, tag, untag
 from batchcl.aws.versions import copy_model, delete_model, train_model, wait_copied, wait_trained
 from batchcl.workflow.connection import Service, connect
@@ -54,7 +57,9 @@ __all__ = [
     "Dataset",
     "DatasetArn",
     "DatasetLabel",
+    "Done",
     "LabelScore",
+    "Lease",
     "LocalDataset",
     "Mistake",
     "Model",
@@ -64,6 +69,7 @@ __all__ = [
     "Project",
     "ProjectArn",
     "ProjectDataset",
+    "Reaped",
     "S3Folder",
     "S3Location",
     "Service",
@@ -71,6 +77,7 @@ __all__ = [
     "Units",
     "Uploaded",
     "add_local",
+    "clear_leases",
     "connect",
     "copy_model",
     "create_dataset",
@@ -86,6 +93,7 @@ __all__ = [
     "describe_dataset",
     "describe_project",
     "distribute_entries",
+    "end_lease",
     "evaluate_model",
     "evaluation_of",
     "find_dataset",
@@ -98,7 +106,9 @@ __all__ = [
     "list_tags",
     "put_policy",
     "read_local",
+    "reap",
     "start",
+    "start_for",
     "stop",
     "tag",
     "train_model",

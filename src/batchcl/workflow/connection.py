@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from batchcl.aws.dead_man import remove_schedule
+from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws, AwsSettings
 
 __all__ = ["Service", "connect"]
@@ -14,15 +16,21 @@ __all__ = ["Service", "connect"]
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An open Rekognition client, and S3 clients of the same region and credentials."""
+    """An open Rekognition client with its clock, and S3 clients of the same region and credentials."""
 
     rekognition: Any
     region: str
     aws: Aws
+    clock: ServiceClock
 
     def s3(self) -> AbstractAsyncContextManager[Any]:
         """An S3 client, open for the time of the block."""
         return self.aws.s3(region=self.region)
+
+    async def remove_schedule(self, name: str) -> bool:
+        """Delete the dead man's switch of this name; False where there is none. Raises `RefusedError`."""
+        async with self.aws.scheduler(region=self.region) as client:
+            return await remove_schedule(client, name)
 
 
 @asynccontextmanager
@@ -35,4 +43,4 @@ async def connect(*, profile: str | None = None, region: str | None = None) -> A
     aws = Aws(AwsSettings(profile=profile, region=region))
     await aws.check_credentials()
     async with aws.rekognition() as client:
-        yield Service(client, aws.region, aws)
+        yield Service(client, aws.region, aws, ServiceClock(client))

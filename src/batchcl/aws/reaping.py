@@ -1,0 +1,145 @@
+"""Stop the models that nobody is left to stop: what `batchcl model reap` does."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.leases import Action, Verdict, judge, leases_in
+from batchcl.aws.leasing import RemoveSchedule, drop_leases
+from batchcl.aws.lifecycle import Model, describe, list_models, stop
+from batchcl.aws.tags import list_tags
+from batchcl.errors import CredentialsError, ModelError, RefusedError
+
+__all__ = ["Done", "Reaped", "reap"]
+
+_RUNNING: Final = frozenset({"STARTING", "RUNNING"})
+_EVER_STARTED: Final = frozenset({"STOPPED", "FAILED", "TRAINING_COMPLETED", "COPYING_COMPLETED"})
+
+
+class Done(StrEnum):
+    """What was done with a model."""
+
+    STOPPED = "stopped"
+    WOULD_STOP = "would stop"
+    CLEARED = "cleared"
+    WOULD_CLEAR = "would clear"
+    LEFT = "left"
+    WAITING = "waiting"
+    """Its lease has ended, but it is STARTING: the next one stops it."""
+    FAILED = "failed"
+    """It could not be looked at or stopped."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something left to do, for the next one."""
+        return self in {Done.WAITING, Done.FAILED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaped:
+    """What became of a model, and why.
+
+    Attributes:
+        model: `<project>@<version>`.
+        arn: its ARN.
+        status: the service's own word, before anything was done.
+        done: what was done.
+        reason: why, in words.
+    """
+
+    model: str
+    arn: str
+    status: str
+    done: Done
+    reason: str
+
+
+async def reap(
+    client: Any,
+    *,
+    project: str | None = None,
+    dry_run: bool = False,
+    now: Callable[[], dt.datetime],
+    remove_schedule: RemoveSchedule | None = None,
+) -> list[Reaped]:
+    """Stop each RUNNING model whose leases have all ended, and leave all others alone.
+
+    A model without a lease of somebody who started it is left alone, whoever runs it. Leases that have ended are
+    removed, from models that don't run, too: they would have a model stopped that is started by other means later.
+
+    Args:
+        client: an open Rekognition client.
+        project: of this project's name only; all of the account and region if None.
+        dry_run: change nothing.
+        now: the service's clock.
+        remove_schedule: deletes the schedule of this name, a dead run's dead man's switch; None leaves it.
+
+    Returns:
+        What became of every model that runs or was changed. One failing model doesn't keep the others from being
+        stopped; see `Done.unfinished`.
+
+    Raises:
+        CredentialsError: AWS refuses the credentials, or that models are listed.
+        RefusedError: models can't be listed.
+    """
+    found = []
+    for model in await list_models(client, project=project):
+        if model.status not in _RUNNING | _EVER_STARTED:
+            continue
+        reaped = await _reap_one(client, model, dry_run=dry_run, now=now, remove_schedule=remove_schedule)
+        if model.status in _RUNNING or reaped.done is not Done.LEFT:
+            found.append(reaped)
+    return found
+
+
+async def _reap_one(
+    client: Any,
+    model: Model,
+    *,
+    dry_run: bool,
+    now: Callable[[], dt.datetime],
+    remove_schedule: RemoveSchedule | None,
+) -> Reaped:
+    try:
+        verdict = judge(model.status, leases_in(await list_tags(client, model.arn)), now())
+        done, reason = _as_told(verdict, dry_run=dry_run)
+        if done is Done.STOPPED and (faster := await _stop(client, model)):
+            done, reason = Done.LEFT, faster
+        if done in {Done.STOPPED, Done.CLEARED}:
+            try:
+                await drop_leases(client, ModelArn.parse(model.arn), verdict.ended, remove_schedule=remove_schedule)
+            except RefusedError as error:  # the next one clears it up
+                done, reason = Done.FAILED, f"it is {done}, but its lease could not be removed: {error}"
+    except RefusedError as error:
+        if isinstance(error, CredentialsError) and not error.is_access_denied:
+            raise
+        done = Done.FAILED if model.status in _RUNNING else Done.LEFT  # what doesn't run costs nothing
+        reason = str(error)
+    return Reaped(model=model.name, arn=model.arn, status=model.status, done=done, reason=reason)
+
+
+def _as_told(verdict: Verdict, *, dry_run: bool) -> tuple[Done, str]:
+    doing = {
+        Action.LEAVE: Done.LEFT,
+        Action.WAIT: Done.WAITING,
+        Action.CLEAR: Done.WOULD_CLEAR if dry_run else Done.CLEARED,
+        Action.STOP: Done.WOULD_STOP if dry_run else Done.STOPPED,
+    }
+    return doing[verdict.action], verdict.reason
+
+
+async def _stop(client: Any, model: Model) -> str:
+    """Stop the model; why that wasn't needed any more, where somebody else was faster."""
+    arn = ModelArn.parse(model.arn)
+    try:
+        await stop(client, arn)
+    except ModelError:
+        if (status := (await describe(client, arn)).status) == "RUNNING":
+            raise
+        return f"somebody else was faster: it is {status}"
+    return ""
