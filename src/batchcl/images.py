@@ -17,6 +17,7 @@ __all__ = [
     "MAX_BYTES_FITTABLE",
     "MAX_BYTES_INLINE",
     "MAX_BYTES_S3",
+    "ArchiveMember",
     "ImageRef",
     "Unfit",
     "suffix_of",
@@ -39,20 +40,35 @@ MAX_BYTES_FITTABLE: Final = 100 * 1024 * 1024
 """Largest file that is read in order to shrink it: a guard for memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class ArchiveMember:
+    """Where in an archive an image lies.
+
+    Attributes:
+        archive: the archive's key, or its path.
+        offset: of the image's first byte in the archive, decompressed where it is compressed.
+    """
+
+    archive: str
+    offset: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRef:
     """Where one image lies and what its listing said of it.
 
     Attributes:
-        uri: `s3://bucket/key`, or the path of a local file.
+        uri: `s3://bucket/key`, the path of a local file, or either with `#` and a name for an archive's member.
         bucket: the S3 bucket; empty for a local file.
-        key: the S3 key exactly as it is, never decoded or normalised; for a local file its path.
+        key: the S3 key exactly as it is, never decoded or normalised; for a local file its path; for an archive's
+            member that of the archive, `#` and the member's name.
         version_id: the S3 version, when the list named one.
-        etag: the S3 entity tag without quotes, when the list named one.
+        etag: the S3 entity tag without quotes, when the list named one; for a member its archive's.
         size_bytes: None where the list doesn't tell.
-        last_modified: in UTC; None where the list doesn't tell.
+        last_modified: in UTC; None where the list doesn't tell; for a member its archive's.
         extra: what a manifest said of this image, as JSON.
         region: of the bucket, where that isn't the model's; None where it is.
+        member: where in an archive it lies; None for an image that is a file or object of its own.
     """
 
     uri: str
@@ -64,6 +80,7 @@ class ImageRef:
     last_modified: dt.datetime | None = None
     extra: str | None = None
     region: str | None = None
+    member: ArchiveMember | None = None
 
     @property
     def local(self) -> bool:
@@ -73,7 +90,7 @@ class ImageRef:
     @property
     def inline(self) -> bool:
         """Whether the image travels as bytes, as the service can't fetch it."""
-        return not self.bucket or self.region is not None
+        return not self.bucket or self.region is not None or self.member is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +112,8 @@ def unfit(image: ImageRef, *, fit: bool = False) -> Unfit | None:
     if image.key.endswith("/"):
         return Unfit("FolderMarker", "a folder's placeholder, not an image")
     name = image.key.rpartition("/")[2]  # pathlib would intern each key, and costs ten times as much
+    if image.member is not None:
+        name = image.key[len(image.member.archive) + 1 :].rpartition("/")[2]
     suffix = suffix_of(name)
     if not suffix and name.startswith("."):
         return Unfit("UnsupportedExtension", f"{name} is a hidden file, not a PNG or JPEG name")

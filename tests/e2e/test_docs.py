@@ -140,6 +140,7 @@ def place(demo, aws, clean_env, tmp_path_factory) -> Path:
     shutil.copytree(demo.state, here / "demo" / "emulator")
     shutil.copytree(demo.data.images, here / "demo" / "images")
     shutil.copy(demo.data.truth, here / "demo" / "truth.manifest")
+    shutil.make_archive(str(here / "demo" / "shard-0001"), "tar", demo.data.images)
     shutil.copytree(ROOT / "configs", here / "configs")
     subprocess.run(
         [sys.executable, "-m", "batchcl", "run", "demo/images", "--model", demo.arn, "--out", "demo/out"],

@@ -20,6 +20,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentials
 from aiobotocore.session import get_session
 from botocore import UNSIGNED
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.errors import CredentialsError
@@ -28,6 +29,7 @@ __all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
 _BYSTANDER_TIMEOUT_S: Final = 3
+_BLOCKING_CONNECTIONS: Final = 16
 _CREDENTIALS_TTL: Final = dt.timedelta(minutes=5)
 
 
@@ -225,16 +227,26 @@ class Aws:
         ) as client:
             yield client
 
+    def blocking_s3(self, *, region: str | None = None) -> Any:
+        """A client of boto3's, for threads that read what can only be read piece after piece. Blocks."""
+        options = self._options(retries=True, max_pool_connections=_BLOCKING_CONNECTIONS)
+        session = boto3.Session(**self._arguments)
+        return session.client("s3", region_name=region or self.region, config=Config(**options), verify=self._verify)
+
     def _config(self, *, retries: bool, **more: Any) -> AioConfig:
+        return AioConfig(**self._options(retries=retries, **more))
+
+    def _options(self, *, retries: bool, **more: Any) -> dict[str, Any]:
+        """What a client's configuration is made of."""
         connection = self.settings.connection
         if not connection.is_signed:
             more["signature_version"] = UNSIGNED
-        return AioConfig(
-            retries={"total_max_attempts": connection.max_attempts if retries else 1, "mode": "standard"},
-            connect_timeout=connection.connect_timeout_s,
-            read_timeout=connection.read_timeout_s,
+        return {
+            "retries": {"total_max_attempts": connection.max_attempts if retries else 1, "mode": "standard"},
+            "connect_timeout": connection.connect_timeout_s,
+            "read_timeout": connection.read_timeout_s,
             **more,
-        )
+        }
 
     @property
     def _verify(self) -> bool | str | None:

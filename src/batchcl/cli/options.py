@@ -64,8 +64,8 @@ Sources = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SOURCE...",
-        help="s3://bucket/prefix, a directory, an image, a list of images (keys, Ground Truth manifest, S3 Inventory, "
-        "Batch Operations CSV, JSON Lines, table, or a glob of such), or - for a list on stdin.",
+        help="s3://bucket/prefix, a directory, an image, a tar archive, a list of images (keys, Ground Truth manifest, "
+        "S3 Inventory, Batch Operations CSV, JSON Lines, table), a glob of such, or - for a list on stdin.",
         show_default=False,
     ),
 ]

@@ -14,7 +14,7 @@ from batchcl.aws.session import Aws
 from batchcl.errors import CallError, FatalCallError, ImageError, TransientError
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
 
-__all__ = ["ObjectReader", "open_object_reader"]
+__all__ = ["ObjectReader", "open_object_reader", "refused"]
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _GONE: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404"})
@@ -42,7 +42,7 @@ class ObjectReader:
             answer = await self._client.get_object(**named)
             return await self._bounded(answer["Body"], answer.get("ContentLength", 0))
         except ClientError as error:
-            raise _refused(error) from error
+            raise refused(error) from error
         except NoCredentialsError as error:
             raise FatalCallError(
                 "no AWS credentials found; set AWS_PROFILE or run `aws configure`", code="Credentials"
@@ -76,14 +76,15 @@ async def open_object_reader(aws: Aws, *, region: str) -> AsyncIterator[ObjectRe
         yield ObjectReader(client)
 
 
-def _refused(error: ClientError) -> CallError:
+def refused(error: ClientError, *, what: str = "object") -> CallError:
+    """What S3's refusal to give an object means for the image that it is, or lies in."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     said = str(error.response.get("Error", {}).get("Message", "")) or code
     if code in _GONE:
-        return ImageError(f"S3 has no such object: {said}", code=INVALID_S3_OBJECT)
+        return ImageError(f"S3 has no such {what}: {said}", code=INVALID_S3_OBJECT)
     if code in _FORBIDDEN:
-        return ImageError("S3 denies access to the object; allow s3:GetObject on it", code=INVALID_S3_OBJECT)
+        return ImageError(f"S3 denies access to the {what}; allow s3:GetObject on it", code=INVALID_S3_OBJECT)
     if status >= _SERVER_ERROR or code in {"SlowDown", "RequestTimeout"}:
-        return TransientError(f"S3 didn't give the object: {said}", code=code, status=status)
-    return ImageError(f"S3 doesn't give the object: {code}: {said}", code=INVALID_S3_OBJECT)
+        return TransientError(f"S3 didn't give the {what}: {said}", code=code, status=status)
+    return ImageError(f"S3 doesn't give the {what}: {code}: {said}", code=INVALID_S3_OBJECT)

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from batchcl.aws.session import Aws
 from batchcl.images import ImageRef
+from batchcl.reading.archives import ArchiveReader
 from batchcl.reading.base import ImageReader
 from batchcl.reading.elsewhere import ElsewhereReader
 from batchcl.reading.files import FileReader
@@ -30,12 +31,14 @@ class FirstReader:
 
 
 @asynccontextmanager
-async def open_reader(aws: Aws, *, connections: int) -> AsyncIterator[ImageReader]:
+async def open_reader(aws: Aws, *, region: str, connections: int) -> AsyncIterator[ImageReader]:
     """A reader of every image that travels as bytes; what it opened is closed at the end of the block.
 
     Args:
         aws: for what lies in S3.
+        region: of the model's buckets.
         connections: to any place, at most.
     """
     async with AsyncExitStack() as stack:
-        yield FirstReader([ElsewhereReader(stack, aws, connections=connections), FileReader()])
+        elsewhere = ElsewhereReader(stack, aws, connections=connections)
+        yield FirstReader([ArchiveReader(aws, region=region), elsewhere, FileReader()])

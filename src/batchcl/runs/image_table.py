@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from batchcl.images import ImageRef
+from batchcl.images import ArchiveMember, ImageRef
 from batchcl.runs.schema import utf8
 
 __all__ = ["IMAGES", "ImageRows", "image_table"]
@@ -23,6 +23,8 @@ IMAGES: Final = pa.schema(
         pa.field("last_modified", pa.timestamp("us", tz="UTC")),
         pa.field("extra", pa.string()),
         pa.field("region", pa.string()),
+        pa.field("archive", pa.binary()),
+        pa.field("offset", pa.int64()),
     ]
 )
 _SLICE: Final = 512
@@ -41,6 +43,8 @@ def image_table(images: Sequence[ImageRef]) -> pa.Table:
         "last_modified": [image.last_modified for image in images],
         "extra": [image.extra for image in images],
         "region": [image.region for image in images],
+        "archive": [None if image.member is None else utf8(image.member.archive) for image in images],
+        "offset": [None if image.member is None else image.member.offset for image in images],
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in IMAGES], schema=IMAGES)
 
@@ -56,17 +60,22 @@ class ImageRows:
         for start in range(0, len(self._positions), _SLICE):
             rows = self._table.take(pa.array(self._positions[start : start + _SLICE], pa.int32()))
             columns = [rows[field.name].to_pylist() for field in IMAGES]
-            for uri, bucket, key, version_id, etag, size_bytes, last_modified, extra, region in zip(
+            for uri, bucket, key, version_id, etag, size_bytes, last_modified, extra, region, archive, offset in zip(
                 *columns, strict=True
             ):
                 yield ImageRef(
                     uri=uri,
                     bucket=bucket,
-                    key=key.decode("utf-8", "surrogateescape"),
+                    key=_text(key),
                     version_id=version_id,
                     etag=etag,
                     size_bytes=size_bytes,
                     last_modified=last_modified,
                     extra=extra,
                     region=region,
+                    member=None if archive is None else ArchiveMember(_text(archive), offset),
                 )
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")

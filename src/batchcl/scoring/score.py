@@ -186,7 +186,7 @@ async def open_model(
     async with (
         aws.rekognition(region=model.region) as control,
         guards_of(job, aws, model, control, run_id=run_id, root=root, observer=observer, begun_at=begun_at) as guards,
-        open_reader(aws, connections=job.max_in_flight) as reader,
+        open_reader(aws, region=model.region, connections=job.max_in_flight) as reader,
         open_detector(
             aws,
             model,

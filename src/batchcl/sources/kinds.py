@@ -13,6 +13,7 @@ import orjson
 
 from batchcl.errors import SourceError
 from batchcl.images import EXTENSIONS
+from batchcl.reading.tar import is_tar
 from batchcl.sources.csv_rows import BUCKET
 from batchcl.sources.files import START_BYTES, start_of
 from batchcl.sources.inventory import is_inventory_manifest
@@ -40,6 +41,7 @@ class SourceKind(StrEnum):
     LABEL_CSV = "label-csv"
     JSON_LINES = "json-lines"
     TABLE = "table"
+    TAR = "tar"
 
 
 _COMMA_KINDS: Final = (SourceKind.KEYS, SourceKind.BATCH_CSV, SourceKind.LABEL_CSV)
@@ -65,6 +67,8 @@ def kind_of(name: str, path: Path, *, folder: Path | None, wants_table: bool, wa
     if magic.startswith(_TABLE_MAGIC):
         return SourceKind.TABLE
     start = start_of(path, name)
+    if is_tar(start):
+        return SourceKind.TAR
     lines = _lines(start)
     if not lines:
         raise SourceError(f"{name} is empty; it names no image")

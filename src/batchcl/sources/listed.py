@@ -250,10 +250,8 @@ class ListSource:
         for chunk in part.chunks():
             if chunk.bad and not self._skip_bad_lines:
                 bad = replace(chunk.bad[0], file=several)
-                raise SourceError(
-                    f"{bad.place(self.description)}: {bad.reason}; mend the line, or leave such lines out with "
-                    "--skip-bad-lines"
-                )
+                what = "the line, or leave such lines" if bad.number else "the file, or leave what can't be read"
+                raise SourceError(f"{bad.place(self.description)}: {bad.reason}; mend {what} out with --skip-bad-lines")
             names = chunk.names()
             log.add(names)
             content.update(orjson.dumps(names.to_list())[1:-1] + b",")

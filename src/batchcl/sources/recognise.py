@@ -20,6 +20,7 @@ from batchcl.aws.buckets import check_buckets
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
+from batchcl.sources.archive import archive_in_s3, local_archive
 from batchcl.sources.base import Source
 from batchcl.sources.csv_rows import CsvPart, LabelRows, batch_row
 from batchcl.sources.directory import DirectorySource
@@ -40,7 +41,9 @@ __all__ = ["ListOptions", "SourceKind", "open_sources"]
 _LIST_NAME: Final = re.compile(
     r"\.(txt|csv|tsv|json|jsonl|ndjson|manifest|parquet|orc|list|lst)(\.(gz|zst))?$|/symlink\.txt$", re.IGNORECASE
 )
-"""Names of S3 objects that are looked at as lists; any other name in S3 is a prefix."""
+"""Names of S3 objects that are looked at as lists; any other name in S3 is a prefix, but for archives."""
+
+_ARCHIVE_NAME: Final = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 
 _GLOB: Final = re.compile(r"[*?\[]")
 
@@ -91,7 +94,8 @@ async def open_sources(
     """The source behind each name, in order.
 
     Args:
-        names: `s3://bucket/prefix`, directories, files, globs of list files, or `-` for a list on standard input.
+        names: `s3://bucket/prefix`, directories, files, globs of list files or archives, or `-` for a list on
+            standard input.
         stack: removes temporary copies when it closes.
         aws: for S3.
         region: where buckets are expected: the model's.
@@ -176,6 +180,8 @@ class _Opener:
         place = S3Place(self._aws, self._stack, region=self._region)
         if kind is SourceKind.INVENTORY or (kind is None and options.as_of is not None):
             return await self._inventory(name, place)
+        if kind is SourceKind.TAR or (kind is None and _ARCHIVE_NAME.search(name)):
+            return await self._archives(name, place)
         listed = _LIST_NAME.search(name) is not None
         if kind is SourceKind.PREFIX or (kind is None and not listed):
             return await self._prefix(name)
@@ -194,20 +200,46 @@ class _Opener:
         return await self._lists(name, [_ListFile(name, path, None)])
 
     async def _prefix(self, name: str) -> Source:
-        region = self._region
-        if self._cross_region:
-            bucket = name.removeprefix("s3://").partition("/")[0]
-            region = (await check_buckets(self._aws, [bucket], region=region, cross_region=True)).get(bucket, region)
-        return S3PrefixSource(name, self._aws, region=region, transport=self._transport)
+        return S3PrefixSource(name, self._aws, region=await self._region_of(name), transport=self._transport)
+
+    async def _region_of(self, name: str) -> str:
+        """The region of the bucket that `name` begins with: asked for only where it may be another one."""
+        if not self._cross_region:
+            return self._region
+        bucket = name.removeprefix("s3://").partition("/")[0]
+        found = await check_buckets(self._aws, [bucket], region=self._region, cross_region=True)
+        return found.get(bucket, self._region)
+
+    async def _archives(self, name: str, place: S3Place) -> Source:
+        """The archive in S3, or the archives that fit a pattern; objects below such a name where there is none."""
+        uris = await self._fitting(name, place) if _GLOB.search(name) else [name]
+        region = await self._region_of(name)
+        client = await anyio.to_thread.run_sync(lambda: self._aws.blocking_s3(region=region))
+        parts = []
+        for uri in uris:
+            part = await anyio.to_thread.run_sync(archive_in_s3, client, uri, self._stack)
+            if part is not None:
+                parts.append(part)
+        if not parts and self._options.kind is None:
+            return await self._prefix(name)
+        if not parts:
+            raise SourceError(f"there is no {name}; check the key")
+        return ListSource(name, parts, skip_bad_lines=self._options.skip_bad_lines)
 
     async def _fetched(self, pattern: str, place: S3Place) -> list[_ListFile]:
-        literal = _GLOB.split(pattern, maxsplit=1)[0]
-        fits = re.compile(translate(pattern)).match
-        fitting = [uri for uri in await place.objects(literal, fits) if not uri.endswith("/")]
+        fitting = await self._fitting(pattern, place)
         files = [_ListFile(uri, path, None) for uri in fitting if (path := await place.fetch(uri)) is not None]
         if not files:
             raise SourceError(f"no object fits {pattern}; check the pattern")
         return files
+
+    async def _fitting(self, pattern: str, place: S3Place) -> list[str]:
+        literal = _GLOB.split(pattern, maxsplit=1)[0]
+        fits = re.compile(translate(pattern)).match
+        fitting = [uri for uri in await place.objects(literal, fits) if not uri.endswith("/")]
+        if not fitting:
+            raise SourceError(f"no object fits {pattern}; check the pattern")
+        return fitting
 
     async def _inventory(self, name: str, place: Place) -> Source:
         options = self._options
@@ -259,6 +291,13 @@ class _Opener:
         options = self._options
         label, path, folder = file.label, file.path, file.folder
         match kind:
+            case SourceKind.TAR:
+                if Path(label) != path:
+                    raise SourceError(
+                        f"{label} is a tar archive, and its images are read from it when it is their turn: name the "
+                        "file itself, or with --source-kind tar the object"
+                    )
+                return local_archive(path, self._stack)
             case SourceKind.MANIFEST:
                 return LinePart(label, path, ManifestParser(folder, attribute=options.attribute))
             case SourceKind.KEYS:

@@ -62,7 +62,10 @@ def test_each_region_has_one_client_of_its_own_that_closes_at_the_end() -> None:
     read: list[bytes] = []
 
     async def main() -> None:
-        async with open_reader(cast("Aws", aws), connections=7) as reader, anyio.create_task_group() as group:
+        async with (
+            open_reader(cast("Aws", aws), region="us-east-1", connections=7) as reader,
+            anyio.create_task_group() as group,
+        ):
 
             async def one(wanted: ImageRef) -> None:
                 assert reader.carries(wanted)
@@ -80,7 +83,7 @@ def test_each_region_has_one_client_of_its_own_that_closes_at_the_end() -> None:
 
 def test_images_of_the_models_region_stay_names() -> None:
     async def main() -> tuple[bool, bool, bool]:
-        async with open_reader(cast("Aws", FakeAws({})), connections=1) as reader:
+        async with open_reader(cast("Aws", FakeAws({})), region="us-east-1", connections=1) as reader:
             local = ImageRef(uri="/x.png", bucket="", key="/x.png")
             return reader.carries(image(None)), reader.carries(image("eu-west-1")), reader.carries(local)
 
@@ -97,7 +100,7 @@ def test_what_may_not_be_sent_is_not_read_whole() -> None:
     aws = FakeAws({("eu-west-1", "b/x.png"): bytes(MAX_BYTES_INLINE + 1)})
 
     async def main() -> None:
-        async with open_reader(cast("Aws", aws), connections=1) as reader:
+        async with open_reader(cast("Aws", aws), region="us-east-1", connections=1) as reader:
             await reader.read(image("eu-west-1"))
 
     with pytest.raises(ImageError) as caught:

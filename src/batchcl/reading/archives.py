@@ -1,0 +1,107 @@
+"""Images in tar archives, on this machine or in S3, plain or gzip: read from where the list found them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import zlib
+from collections import OrderedDict
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+from batchcl.aws.session import Aws
+from batchcl.errors import CallError, FatalCallError, ImageError, TransientError
+from batchcl.images import ImageRef
+from batchcl.reading.blobs import Blob, ChangedError, FileBlob, ObjectBlob
+from batchcl.reading.gunzip import CutError, GrowsError, Gunzipped, is_gzip
+from batchcl.reading.objects import refused
+
+__all__ = ["ArchiveReader", "content_of"]
+
+_OPEN_ARCHIVES: Final = 4
+"""A gzip archive that is open takes some 20 MB; images come in the archives' order."""
+
+_THREADS: Final = 16
+
+
+class ArchiveReader:
+    """Reads archives' members. See `ImageReader`.
+
+    A member of a plain archive costs one read of its bytes. Of a gzip archive everything up to it is decompressed,
+    once, if the images are asked for in about the archive's order.
+    """
+
+    def __init__(self, aws: Aws, *, region: str) -> None:
+        self._aws = aws
+        self._region = region
+        self._clients: dict[str, Any] = {}
+        self._contents: OrderedDict[tuple[object, ...], Blob] = OrderedDict()
+        self._lock = threading.Lock()
+        self._limiter = anyio.CapacityLimiter(_THREADS)
+
+    def carries(self, image: ImageRef) -> bool:
+        """Members of archives do."""
+        return image.member is not None
+
+    async def read(self, image: ImageRef) -> bytes:
+        """The member's bytes."""
+        try:
+            return await anyio.to_thread.run_sync(self._read, image, abandon_on_cancel=True, limiter=self._limiter)
+        except ChangedError as error:
+            raise ImageError(str(error), code="ArchiveChanged") from error
+        except (CutError, GrowsError, zlib.error) as error:
+            raise ImageError(f"the archive can't be read: {error}", code="UnreadableArchive") from error
+        except OSError as error:
+            raise ImageError(f"the archive can't be read: {error.strerror}", code="UnreadableFile") from error
+        except (ClientError, BotoCoreError) as error:
+            raise _from_s3(error) from error
+
+    def _read(self, image: ImageRef) -> bytes:
+        assert image.member is not None
+        size = image.size_bytes or 0
+        data = self._content(image).read(image.member.offset, size)
+        if len(data) < size:
+            raise CutError(f"it ends {size - len(data):,} bytes before the image does")
+        return data
+
+    def _content(self, image: ImageRef) -> Blob:
+        assert image.member is not None
+        key = (image.bucket, image.member.archive, image.version_id, image.etag, image.last_modified)
+        with self._lock:
+            content = self._contents.pop(key, None)
+        if content is None:
+            content = content_of(self._blob(image, image.member.archive, image.last_modified))
+        with self._lock:
+            content = self._contents.setdefault(key, content)
+            self._contents.move_to_end(key)
+            while len(self._contents) > _OPEN_ARCHIVES:
+                self._contents.popitem(last=False)
+        return content
+
+    def _blob(self, image: ImageRef, archive: str, last_modified: dt.datetime | None) -> Blob:
+        if not image.bucket:
+            return FileBlob(archive, last_modified=last_modified)
+        with self._lock:
+            region = image.region or self._region
+            if region not in self._clients:
+                self._clients[region] = self._aws.blocking_s3(region=region)
+        return ObjectBlob(
+            self._clients[region], bucket=image.bucket, key=archive, etag=image.etag, version_id=image.version_id
+        )
+
+
+def content_of(blob: Blob) -> Blob:
+    """What `blob` holds, decompressed if it is a gzip file. Blocks."""
+    return Gunzipped(blob) if is_gzip(blob.read(0, 2)) else blob
+
+
+def _from_s3(error: ClientError | BotoCoreError) -> CallError:
+    """S3's refusal of an archive, as that of the image in it."""
+    if isinstance(error, ClientError):
+        return refused(error, what="archive")
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return FatalCallError("no AWS credentials found; set AWS_PROFILE or run `aws configure`", code="Credentials")
+    return TransientError(f"S3 didn't give the archive: {error}", code="S3Unreachable")

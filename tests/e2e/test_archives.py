@@ -1,0 +1,96 @@
+"""Tar archives through the command line: members are scored as bytes, and a run of them goes on where it stopped."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import signal
+import tarfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from crash.harness import Place, started, wait_for_rows
+from servers import aws_env, client, make_bucket
+
+BUCKET = "archives"
+
+
+@pytest.fixture(scope="module")
+def shard(demo) -> bytes:
+    """Thirty pictures as WebDataset has them, each with its class beside it, and some things that lead nowhere."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        pictures = sorted(demo.data.images.iterdir())[:30]
+        for number, picture in enumerate(pictures):
+            stem = ("../../../tmp/up", "/abs/olute")[number] if number < 2 else f"{number:04}"
+            for name, data in ((f"{stem}.jpg", picture.read_bytes()), (f"{stem}.cls", b"7")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
+@pytest.fixture
+def env(service, seaweed):
+    return aws_env(service, seaweed)
+
+
+def test_a_shard_on_disk_is_scored_and_resumed_without_paying_twice(
+    cli, env, demo, shard, clean_env, seaweed, tmp_path
+):
+    path = tmp_path / "in" / "x.tar"
+    path.parent.mkdir()
+    path.write_bytes(shard)
+    out = Place(str(tmp_path / "out"), seaweed)
+    job = ("run", path, "--model", demo.arn, "--out", out.root, "--run-id", "r", "--shard-size", 10, "--json")
+    with started(*job, "--max-tps", 10, env=clean_env | env) as process:
+        wait_for_rows(out, 5)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    first = json.loads(out.files("runs/r", "summary.json")["runs/r/summary.json"])
+    assert first["status"] == "stopped"
+    second = cli(*job, env=env)
+    assert second.code == 0, second.err
+    assert second.json["calls"] == 30 - first["scored"]
+    assert second.json | {"planned": 60, "scored": 30, "skipped": 30, "failed": 0} == second.json
+    assert second.json["left_out"] == {"links": 1}
+    rows = pl.read_parquet(f"{out.root}/results/**/*.parquet")
+    assert len(rows) == rows["uri"].n_unique() == 30
+    assert {f"{path}#../../../tmp/up.jpg", f"{path}#/abs/olute.jpg"} <= set(rows["key"])
+    assert set(rows["bucket"]) == {""}
+    assert sorted(each.name for each in path.parent.iterdir()) == ["x.tar"]
+    asked = ("--out", out.root, "--incremental", "--include", "*.jpg", "--json")
+    again = cli("run", path, "--model", demo.arn, *asked, env=env)
+    assert (again.code, again.json["calls"], again.json["known"]) == (0, 0, 30), again.err
+
+
+def test_a_compressed_shard_in_s3_is_scored_from_there(cli, env, demo, shard, seaweed, tmp_path: Path):
+    s3 = client("s3", seaweed)
+    make_bucket(s3, BUCKET)
+    s3.put_object(Bucket=BUCKET, Key="shards/x.tar.gz", Body=gzip.compress(shard))
+    uri = f"s3://{BUCKET}/shards/x.tar.gz"
+    shown = cli("plan", uri, "--model", demo.arn, "--out", tmp_path / "out", "--include", "*.jpg", "--json", env=env)
+    assert shown.code == 0, shown.err
+    assert (shown.json["images"], shown.json["calls"], shown.json["left_out"]) == (30, 30, {"links": 1})
+    done = cli("run", uri, "--model", demo.arn, "--out", tmp_path / "out", "--include", "*.jpg", "--json", env=env)
+    assert done.code == 0, done.err
+    assert done.json["scored"] == 30
+    rows = pl.read_parquet(f"{tmp_path}/out/results/**/*.parquet")
+    assert set(rows["bucket"]) == {BUCKET}
+    assert "shards/x.tar.gz#0007.jpg" in set(rows["key"])
+    assert rows["etag"].n_unique() == 1
+
+
+def test_a_cut_shard_is_refused_before_a_call_is_spent(cli, env, demo, shard, tmp_path: Path):
+    path = tmp_path / "cut.tar"
+    path.write_bytes(shard[: len(shard) // 2])
+    done = cli("run", path, "--model", demo.arn, "--out", tmp_path / "out", env=env)
+    assert done.code == 2
+    assert "cut.tar: it is cut in the middle of" in done.err
+    assert not list((tmp_path / "out").rglob("run.json"))

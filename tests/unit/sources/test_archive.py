@@ -1,0 +1,234 @@
+"""Tar archives as lists, and their images read again from what the list says of them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from batchcl.aws.session import Aws
+from batchcl.errors import CallError, ImageError, SourceError
+from batchcl.images import ImageRef, unfit
+from batchcl.reading.readers import open_reader
+from batchcl.runs.image_table import ImageRows, image_table
+from batchcl.sources.base import Position
+from servers import REGION, aws_env, client, make_bucket
+from unit.sources.lists import read
+
+NAMES = ("a.png", "deep/b c+%2F.jpg", "../../up.png", "/etc/passwd", "new\nline.png", "日本.png", "\udcff.png", "#.png")
+FILES = {name: f"bytes of {number}".encode() * 100 for number, name in enumerate(NAMES)}
+
+
+def tar(files: dict[str, bytes] | list[tuple[str, bytes]], *more: tarfile.TarInfo) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as archive:
+        for member in more:
+            archive.addfile(member)
+        for name, data in files.items() if isinstance(files, dict) else files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def link(name: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info
+
+
+def bytes_of(images: list[ImageRef], aws: Aws | None = None) -> list[bytes | CallError]:
+    """As a run reads them: the images come out of the work list."""
+    frozen = list(ImageRows(image_table(images), range(len(images))))
+    assert frozen == images
+
+    async def main() -> list[bytes | CallError]:
+        found: list[bytes | CallError] = []
+        async with open_reader(aws or Aws(), region=REGION, connections=4) as reader:
+            for image in frozen:
+                assert reader.carries(image)
+                try:
+                    found.append(await reader.read(image))
+                except CallError as error:
+                    found.append(error)
+        return found
+
+    return anyio.run(main)
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "no ending"])
+def test_every_file_of_an_archive_is_an_image_whose_bytes_are_found_again(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    data = tar(FILES)
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    found = read(str(path))
+    assert [image.key for image in found.images] == [f"{path}#{name}" for name in NAMES]
+    assert [image.uri for image in found.images[:7:6]] == [f"{path}#a.png", f"{path}#\\udcff.png"]
+    assert {image.size_bytes for image in found.images} == {1000}
+    assert found.images[0].last_modified is not None
+    assert found.images[0].last_modified.timestamp() == pytest.approx(path.stat().st_mtime)
+    assert bytes_of(found.images) == list(FILES.values())
+    assert bytes_of(found.images[::-1]) == list(FILES.values())[::-1]
+    assert set(tmp_path.iterdir()) == {path}, "names are only names"
+
+
+def test_reading_goes_on_behind_any_image(tmp_path: Path) -> None:
+    (tmp_path / "1.tar").write_bytes(tar(FILES))
+    (tmp_path / "2.tar.gz").write_bytes(gzip.compress(tar(FILES)))
+    whole = read(f"{tmp_path}/*.tar*")
+    assert len(whole.images) == 2 * len(FILES)
+    for count in range(len(whole.images) + 1):
+        rest = read(f"{tmp_path}/*.tar*", after=Position(count, whole.images[count - 1].key))
+        assert rest.images == whole.images[count:]
+        assert rest.checked.digest == whole.checked.digest
+
+
+def test_what_is_no_file_is_counted_and_a_name_that_comes_again_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    folder = tarfile.TarInfo("dir")
+    folder.type = tarfile.DIRTYPE
+    others = [link("s"), link("h", tarfile.LNKTYPE), link("c", tarfile.CHRTYPE), folder]
+    path.write_bytes(tar([("a.png", b"first"), ("b.png", b"b"), ("a.png", b"second")], *others))
+    found = read(str(path))
+    assert [image.key.rpartition("#")[2] for image in found.images] == ["a.png", "b.png"]
+    assert bytes_of(found.images) == [b"first", b"b"]
+    assert found.checked.left_out == {"links": 2, "devices and pipes": 1}
+    assert (found.checked.lines, found.source.repeated) == (6, 1)
+
+
+def test_a_member_is_judged_by_its_own_name_and_the_limit_of_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar({".hidden": b"x", "a.cls": b"1", "b.png": bytes(4 << 20), "c.png": bytes((4 << 20) + 1)}))
+    reasons = [unfit(image) for image in read(str(path)).images]
+    assert [reason and reason.code for reason in reasons] == [
+        "UnsupportedExtension",
+        "UnsupportedExtension",
+        None,
+        "TooLarge",
+    ]
+    assert "sent as bytes" in ((reasons[3] and reasons[3].message) or "")
+
+
+@pytest.mark.parametrize("is_gzip", [False, True])
+def test_an_archive_that_is_cut_or_damaged_is_refused_or_read_up_to_there(tmp_path: Path, is_gzip: bool) -> None:
+    path = tmp_path / "x.tar"
+    data = tar(FILES)
+    for broken, words in ((data[:6000], "cut"), (data[:4608] + b"?" + data[4609:], "damaged")):
+        path.write_bytes(gzip.compress(broken) if is_gzip else broken)
+        with pytest.raises(SourceError, match=rf"x\.tar: it is {words} .*mend the file, .* --skip-bad-lines"):
+            read(str(path))
+        found = read(str(path), skip_bad_lines=True)
+        assert len(found.images) == 3
+        (bad,) = found.checked.bad_lines
+        assert bad.reason.startswith(f"it is {words}")
+    if is_gzip:
+        path.write_bytes(gzip.compress(data)[:-40])
+        with pytest.raises(SourceError, match=r"its gzip stream ends in the middle"):
+            read(str(path), kind="tar")
+
+
+def test_an_archive_that_has_changed_since_it_was_listed_gives_no_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar(FILES))
+    images = read(str(path)).images
+    os.utime(path, (1, 1))
+    (changed,) = bytes_of(images[:1])
+    assert isinstance(changed, ImageError)
+    assert (changed.code, "changed since it was listed" in str(changed)) == ("ArchiveChanged", True)
+    path.unlink()
+    (gone,) = bytes_of(images[:1])
+    assert isinstance(gone, ImageError)
+    assert gone.code == "UnreadableFile"
+
+
+def test_a_pipe_and_a_zstd_archive_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa  # noqa: PLC0415
+
+    (tmp_path / "x.tar.zst").write_bytes(pa.compress(tar(FILES), "zstd", asbytes=True))
+    with pytest.raises(SourceError, match="tar archive in zstd; plain and gzip ones are read"):
+        read(str(tmp_path / "x.tar.zst"))
+    (tmp_path / "list.txt").write_bytes(b"s3://b/k\n" * 100)
+    with pytest.raises(SourceError, match="damaged at byte 0"):
+        read(str(tmp_path / "list.txt"), kind="tar")
+    stdin = tmp_path / "stdin"
+    stdin.write_bytes(tar(FILES))
+    with stdin.open() as piped:
+        monkeypatch.setattr("sys.stdin", piped)
+        with pytest.raises(SourceError, match=r"standard input is a tar archive, .* name the file"):
+            read("-")
+
+
+def test_gigabytes_that_nobody_wants_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    info = tarfile.TarInfo("huge.png")
+    info.size = 3 << 30
+    with path.open("wb") as sink:
+        sink.write(info.tobuf(tarfile.GNU_FORMAT))
+        sink.seek(3 << 30, os.SEEK_CUR)
+        sink.write(tar({"a.png": b"A"}))
+    tracemalloc.start()
+    found = read(str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
+    assert [(reason := unfit(image)) and reason.code for image in found.images] == ["TooLarge", None]
+    assert bytes_of(found.images[1:]) == [b"A"]
+
+
+# --- in S3 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def s3(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name, value in aws_env(s3=moto).items():
+        monkeypatch.setenv(name, value)
+    found = client("s3", moto)
+    make_bucket(found, "shards")
+    return found
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "X.TGZ"])
+def test_an_archive_in_s3_is_read_by_ranges(s3: Any, name: str) -> None:
+    data = tar(FILES | {"last.png": os.urandom(5 << 20)})
+    s3.put_object(Bucket="shards", Key=f"in/{name}", Body=data if name.endswith("r") else gzip.compress(data, 1))
+    found = read(f"s3://shards/in/{name}", aws=Aws())
+    assert [image.uri for image in found.images[:2]] == [f"s3://shards/in/{name}#{each}" for each in NAMES[:2]]
+    assert found.checked.buckets == {"shards"}
+    assert bytes_of(found.images[:-1]) == list(FILES.values())
+    etag = s3.head_object(Bucket="shards", Key=f"in/{name}")["ETag"].strip('"')
+    assert {image.etag for image in found.images} == {etag}
+    s3.put_object(Bucket="shards", Key=f"in/{name}", Body=tar({}))
+    (changed,) = bytes_of(found.images[:1])
+    assert isinstance(changed, ImageError)
+    assert changed.code == "ArchiveChanged"
+    s3.delete_object(Bucket="shards", Key=f"in/{name}")
+    (gone,) = bytes_of(found.images[:1])
+    assert isinstance(gone, ImageError)
+    assert gone.code == "InvalidS3ObjectException"
+
+
+def test_a_glob_in_s3_takes_the_archives_in_the_order_of_their_names(s3: Any) -> None:
+    for number in (2, 1):
+        s3.put_object(Bucket="shards", Key=f"glob/{number}.tar", Body=tar({f"{number}.png": b"x"}))
+    found = read("s3://shards/glob/*.tar", aws=Aws())
+    assert [image.uri for image in found.images] == [
+        "s3://shards/glob/1.tar#1.png",
+        "s3://shards/glob/2.tar#2.png",
+    ]
+
+
+def test_what_is_called_an_archive_and_is_none_is_not_guessed_at(s3: Any) -> None:
+    s3.put_object(Bucket="shards", Key="none/x.tar", Body=b"no archive")
+    with pytest.raises(SourceError, match=r"none/x\.tar is no tar archive by its bytes; .* --source-kind prefix"):
+        read("s3://shards/none/x.tar", aws=Aws())
+    with pytest.raises(SourceError, match=r"there is no s3://shards/none/y\.tar"):
+        read("s3://shards/none/y.tar", aws=Aws(), kind="tar")
+    s3.put_object(Bucket="shards", Key="folder.tar/a.png", Body=b"x")
+    assert [image.key for image in read("s3://shards/folder.tar", aws=Aws()).images] == ["folder.tar/a.png"]
