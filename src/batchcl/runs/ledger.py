@@ -167,7 +167,8 @@ class Ledger:
         opened = self._open[shard]
         opened.missing.remove(position)
         opened.buffer.append(Entry(position, outcome))
-        opened.buffered_at = min(opened.buffered_at, anyio.current_time())
+        if opened.buffered_at == math.inf:
+            opened.buffered_at = anyio.current_time()
         self._buffered += 1
         if _is_due(opened):
             self._recorded.ring()

@@ -19,6 +19,7 @@ from anyio.abc import TaskGroup
 
 from batchcl.aws.classify import INVALID_S3_OBJECT
 from batchcl.aws.detect import Detector
+from batchcl.clock import loop_clock
 from batchcl.errors import (
     BatchclError,
     CallError,
@@ -128,6 +129,7 @@ class Engine:
         self._recovering = anyio.CancelScope()
         self._calling = anyio.CancelScope()
         self._tasks: TaskGroup
+        self._now: Callable[[], float] = anyio.current_time
         self._callers = Callers(self._score, limit=self._settings.max_in_flight)
         self._open = anyio.Event()
         self._open.set()
@@ -161,6 +163,7 @@ class Engine:
         Raises:
             BatchclError: what stopped the engine early. All outcomes up to then are kept, unless it was the sink.
         """
+        self._now = loop_clock()
         self._progress.pace = lambda: self._pacer.statistics().rate_tps
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._keep_sink)
@@ -253,7 +256,7 @@ class Engine:
 
     async def _call(self, item: WorkItem) -> Outcome | None:
         """One call; None where the image went back to the queue, or another call for it decides."""
-        sent_at = anyio.current_time()
+        sent_at = self._now()
         self._progress.calls += 1
         self._progress.in_flight += 1
         item.open_calls += 1
@@ -277,7 +280,7 @@ class Engine:
         self._answered = True
         self._outages.answered()
         self._pauses = 0
-        latency_s = anyio.current_time() - sent_at
+        latency_s = self._now() - sent_at
         usual_s = self._usual_latency_s or latency_s
         self._usual_latency_s = usual_s + _LATENCY_WEIGHT * (latency_s - usual_s)
         return Scored(
