@@ -3,9 +3,10 @@
     python benchmarks/end_to_end.py [--images 30000] [--rounds 3] [--json]
 
 Every contender is a process of its own, tied to one core: it lists a prefix, has each image scored and writes the same
-Parquet table. S3 and the model are one stub on another core, which answers at once. batchcl is the command itself, with
-its work list, journal and markers. A round runs all of them one after the other, on all images and on a handful: what
-the handful takes is start-up, and told apart.
+Parquet table. S3 and the model are one stub on another core, which answers after 100 ms as a fast model does: batchcl
+would take it for overload if its own work made answers come three times as late as at first. batchcl is the command
+itself, with its work list, journal and markers. A round runs all of them one after the other, on all images and on a
+handful: what the handful takes is start-up, and told apart.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ CONTENDERS: dict[str, Sequence[object]] = {
 }
 TARGETS = {"aioboto3, gather": 3, "boto3, threads": 5}
 FEW = 100
+DELAY_MS = 100
 SOURCE = "s3://photos/camera-"
 OF_THE_RUN = {"run_id", "latency_ms", "request_id", "scored_at"}
 LIBRARIES = ("aioboto3", "aiobotocore", "boto3", "botocore", "aiohttp", "anyio", "orjson", "obstore", "pyarrow")
@@ -59,8 +61,8 @@ def compared(images: int, rounds: int) -> tuple[list[dict[str, Any]], int]:
     many: dict[str, list[Ended]] = {name: [] for name in CONTENDERS}
     few: dict[str, list[Ended]] = {name: [] for name in CONTENDERS}
     with (
-        stub("--keys", images, core=server, ended=counted) as endpoint,
-        stub("--keys", FEW, core=server) as small,
+        stub("--keys", images, "--delay-ms", DELAY_MS, core=server, ended=counted) as endpoint,
+        stub("--keys", FEW, "--delay-ms", DELAY_MS, core=server) as small,
     ):
         for _ in range(rounds):
             tables = []
@@ -104,7 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    about = conditions(*LIBRARIES) | {"images": arguments.images, "rounds": arguments.rounds}
+    about = conditions(*LIBRARIES) | {"images": arguments.images, "rounds": arguments.rounds, "delay_ms": DELAY_MS}
     rows, stub_us = compared(arguments.images, arguments.rounds)
     if arguments.json:
         print(json.dumps(about | {"clients": rows, "stub_cpu_us": stub_us}))

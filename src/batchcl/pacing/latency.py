@@ -17,6 +17,9 @@ DRAIN_SHARE: Final = 0.7
 """The share of the capacity that is used while a queue drains."""
 
 _WINDOW_CALLS: Final = 30
+_WINDOW_S: Final = 1.0
+"""A window is no shorter, however many answers it has: after a client's own hiccup hundreds come at once, and late."""
+
 _QUEUED: Final = math.log(3.0)
 _FORGET_A_WINDOW: Final = 0.005
 _DRAINED: Final = 0.9
@@ -60,11 +63,12 @@ class LatencyWatch:
             return None
         self._sum += math.log(max(_LEAST_S, now - sent_at))
         self._count += 1
-        if self._count < _WINDOW_CALLS:
+        seconds = now - self._since
+        if self._count < _WINDOW_CALLS or seconds < _WINDOW_S:
             return None
-        mean, seconds = self._sum / self._count, now - self._since
+        mean, answers_tps = self._sum / self._count, self._count / seconds
         self._since, self._sum, self._count = now, 0.0, 0
-        return self._judge(now, mean, answers_tps=_WINDOW_CALLS / max(seconds, _LEAST_S), in_flight=in_flight)
+        return self._judge(now, mean, answers_tps=answers_tps, in_flight=in_flight)
 
     def _judge(self, now: float, mean: float, *, answers_tps: float, in_flight: int) -> float | None:
         """What a window with this mean of the logarithm, and so many answers a second, says."""
