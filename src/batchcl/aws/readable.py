@@ -63,8 +63,11 @@ class Looked:
 
 
 def sample_of(images: Sequence[ImageRef], *, most: int = SAMPLE) -> list[ImageRef]:
-    """Images from all over `images` that a call would be made for, at most so many."""
-    fit = [image for image in images if unfit(image) is None]
+    """Images from all over `images` that a call would be made for, at most so many.
+
+    Members of archives aren't among them: listing them has read their archive.
+    """
+    fit = [image for image in images if image.member is None and unfit(image) is None]
     count = min(most, len(fit))
     return [fit[n * len(fit) // count] for n in range(count)]
 
