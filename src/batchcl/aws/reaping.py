@@ -112,7 +112,9 @@ async def _reap_one(
             done, reason = Done.LEFT, faster
         if done in {Done.STOPPED, Done.CLEARED}:
             try:
-                await drop_leases(client, ModelArn.parse(model.arn), verdict.ended, remove_schedule=remove_schedule)
+                arn = ModelArn.parse(model.arn)
+                gone = await drop_leases(client, arn, verdict.ended, remove_schedule=remove_schedule)
+                done = Done.LEFT if done is Done.CLEARED and not gone else done
             except RefusedError as error:  # the next one clears it up
                 done, reason = Done.FAILED, f"it is {done}, but its lease could not be removed: {error}"
     except RefusedError as error:
