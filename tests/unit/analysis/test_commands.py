@@ -15,8 +15,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from batchcl.cli import confidence, evaluate, failures, labels, output, query
-from batchcl.errors import UsageError
+from batchcl.errors import SourceError, UsageError
 from batchcl.scoring.outcome import Label
+from unit.analysis.test_evaluate import boxes, carrying
 
 if TYPE_CHECKING:
     from unit.analysis.conftest import Make, Root
@@ -177,3 +178,14 @@ def test_importing_the_commands_does_not_import_polars() -> None:
         "sys.exit('polars' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_of_chained_attributes_that_results_carry_one_is_named(root: Root) -> None:
+    truth = boxes("s3://b/1", ("cat", 10, 20, 30, 40))
+    chained = truth | {"C": truth["B"], "C-metadata": truth["B-metadata"]}
+    root.results(carrying("s3://b/1", chained, Label("cat", 90, (0.05, 0.2, 0.15, 0.4))))
+    refused = run("evaluate", root)
+    assert isinstance(refused.exception, SourceError)
+    assert "say which with --attribute" in str(refused.exception)
+    found = orjson.loads(good("evaluate", root, "--attribute", "C", "--json"))
+    assert found["summary"]["mean_average_precision"] == 1.0

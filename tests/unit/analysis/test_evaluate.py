@@ -257,3 +257,70 @@ def test_carried_boxes_are_evaluated_and_chained_attributes_have_to_be_named(roo
     assert carried_truth(images, attribute="C").boxes.height == 1
     with pytest.raises(SourceError, match="none of the 1 results carries labels"):
         carried_truth(images, skip_bad_lines=True)
+
+
+def snapshot(uri: str, true: str, *predicted: str) -> dict[str, Any]:
+    """A line of the testing snapshot that a training leaves: the truth, and beside it what the model said."""
+    entry = line(uri)
+    del entry["M"], entry["M-metadata"]
+    name = "rekognition-custom-labels-training-0"
+    entry |= {name: 1, f"{name}-metadata": {"class-name": true, "type": SINGLE, "job-name": name}}
+    for at, label in enumerate(predicted):
+        details = {
+            "version": 1,
+            "is-true-positive": label == true,
+            "is-true-negative": False,
+            "is-false-positive": label != true,
+            "is-false-negative": False,
+            "is-present-in-ground-truth": label == true,
+            "ground-truth-labelling-jobs": ["rekognition-custom-labels-training-job"],
+        }
+        name = f"rekognition-custom-labels-evaluation-{at}"
+        metadata = {"class-name": label, "confidence": 0.6, "type": SINGLE, "job-name": "evaluation"}
+        entry |= {name: 1, f"{name}-metadata": metadata | {"rekognition-custom-labels-evaluation-details": details}}
+    return entry
+
+
+def test_a_training_s_snapshot_is_truth_without_what_the_model_said(root: Root, manifest: Path) -> None:
+    truths = [
+        snapshot("s3://b/1", "cat", "dog", "owl"),
+        snapshot("s3://b/2", "dog", "dog"),
+        snapshot("s3://b/3", "owl"),
+    ]
+    root.results(*(carrying(each["source-ref"], each, Label("cat", 90)) for each in truths))
+    images = open_results(str(root)).images()
+    for truth in (read_truth(write(manifest, *truths)), carried_truth(images)):
+        assert sorted(truth.images.select("uri", "labels").rows()) == [
+            ("s3://b/1", ["cat"]),
+            ("s3://b/2", ["dog"]),
+            ("s3://b/3", ["owl"]),
+        ]
+        assert evaluate(images, truth).labels.select("label", "true_positives").rows() == [
+            ("cat", 1),
+            ("dog", 0),
+            ("owl", 0),
+        ]
+
+
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_of_a_chain_the_adjusted_attribute_counts_and_of_two_adjusted_ones_the_named(
+    root: Root, manifest: Path, task: str
+) -> None:
+    def attribute(name: str, label: str, *, adjusted: bool) -> dict[str, Any]:
+        made = boxes("x", (label, 0, 0, 10, 10)) if task == "detection" else line("x", label)
+        old = "B" if task == "detection" else "A0"
+        metadata = made[f"{old}-metadata"] | ({"adjustment-status": "adjusted"} if adjusted else {})
+        return {name: made[old], f"{name}-metadata": metadata}
+
+    chain = {"source-ref": "s3://b/1"} | attribute("first", "cat", adjusted=False)
+    chain |= attribute("second", "dog", adjusted=True)
+    write(manifest, chain)
+    root.results(carrying("s3://b/1", chain, Label("dog", 90)))
+    images = open_results(str(root)).images()
+    for read in (lambda **named: read_truth(manifest, **named), lambda **named: carried_truth(images, **named)):
+        assert read().images["labels"].to_list() == [["dog"]]
+        assert read(attribute="first").images["labels"].to_list() == [["cat"]]
+    write(manifest, chain | attribute("third", "owl", adjusted=True))
+    with pytest.raises(SourceError, match="'second', 'third', of which one counts; say which with --attribute"):
+        read_truth(manifest)
+    assert read_truth(manifest, attribute="third").images["labels"].to_list() == [["owl"]]

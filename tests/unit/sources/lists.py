@@ -168,6 +168,23 @@ def write_orc_inventory(path: Path, names: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
+def write_labelled_manifest(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    metadata = {"class-name": "cat", "type": "groundtruth/image-classification"}
+    lines = ({"A": 0, "A-metadata": metadata, "source-ref": f"s3://{BUCKET}/{name}"} for name in names)
+    path.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    return {}
+
+
+def write_csv_table_of_keys(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    path.write_bytes(csv_text([["k", "note", "b"], *([name, "x", BUCKET] for name in names)]))
+    return {"kind": "table", "columns": columns(bucket="b", key="k")}
+
+
+def write_parquet_of_keys(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    pq.write_table(pa.table({"key": pa.array(list(names), pa.string()), "bucket": [BUCKET] * len(names)}), path)
+    return {}
+
+
 FORMATS = {
     "key list": write_keys,
     "manifest": write_manifest,
@@ -182,6 +199,13 @@ FORMATS = {
     "Parquet inventory": write_parquet_inventory,
     "ORC inventory": write_orc_inventory,
 }
+
+VARIANTS = {
+    "labelled manifest": write_labelled_manifest,
+    "CSV table of keys": write_csv_table_of_keys,
+    "Parquet table of keys": write_parquet_of_keys,
+}
+"""Other forms of the same formats."""
 
 
 def row(key: str, **more: Any) -> dict[str, Any]:

@@ -21,22 +21,25 @@ from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.sources.base import Position
 from batchcl.sources.recognise import open_sources
-from unit.sources.lists import BUCKET, FORMATS, HARD_KEYS, columns, csv_text, keys, read
+from unit.sources.lists import BUCKET, FORMATS, HARD_KEYS, VARIANTS, columns, csv_text, keys, read
 
+ALL = FORMATS | VARIANTS
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
 ONE_LINE = frozenset({"key list"})
-COMPRESSED_INSIDE = frozenset({"CSV inventory", "Parquet inventory", "ORC inventory", "Parquet table", "ORC table"})
+COMPRESSED_INSIDE = frozenset(
+    {"CSV inventory", "Parquet inventory", "ORC inventory", "Parquet table", "ORC table", "Parquet table of keys"}
+)
 
 
 def fits(name: str, key: str) -> bool:
     return name not in ONE_LINE or not ("\n" in key or key.endswith("\r"))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ALL)
 def test_hard_keys_come_back_letter_by_letter(name: str, tmp_path: Path) -> None:
     wanted = [key for key in HARD_KEYS if fits(name, key)]
     path = tmp_path / "list"
-    options = FORMATS[name](path, wanted)
+    options = ALL[name](path, wanted)
     images, checked, _ = read(path, **options)
     assert sorted(image.key for image in images) == sorted(wanted)
     assert {(image.bucket, image.uri) for image in images} == {(BUCKET, f"s3://{BUCKET}/{key}") for key in wanted}
@@ -44,33 +47,33 @@ def test_hard_keys_come_back_letter_by_letter(name: str, tmp_path: Path) -> None
     assert (checked.lines, checked.bad_count) == (len(wanted), 0)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ALL)
 @settings(max_examples=25, deadline=None)
 @given(wanted=st.lists(KEYS, min_size=1, max_size=8))
 def test_any_keys_that_are_written_by_the_rule_are_read_back_each_once(name: str, wanted: list[str]) -> None:
     wanted = [key for key in wanted if fits(name, key)] or ["x"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "list"
-        options = FORMATS[name](path, wanted)
+        options = ALL[name](path, wanted)
         images, _, source = read(path, **options)
         assert sorted(image.key for image in images) == sorted(set(wanted))
         assert source.repeated == len(wanted) - len(set(wanted))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ALL)
 def test_reading_goes_on_behind_any_image(name: str, tmp_path: Path) -> None:
     path = tmp_path / "list"
-    options = FORMATS[name](path, ["a", "b", "a", "c", "d", "b", "e"])
+    options = ALL[name](path, ["a", "b", "a", "c", "d", "b", "e"])
     images = read(path, **options).images
     assert len(images) == 5
     for count in range(6):
         assert read(path, after=Position(count, ""), **options).images == images[count:]
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in COMPRESSED_INSIDE])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in COMPRESSED_INSIDE])
 def test_lists_may_be_compressed_whatever_their_name(name: str, tmp_path: Path) -> None:
     path = tmp_path / "list"
-    options = FORMATS[name](path, ["a b", "c+d"])
+    options = ALL[name](path, ["a b", "c+d"])
     plain = path.read_bytes()
     halves = plain[: len(plain) // 2], plain[len(plain) // 2 :]
     for packed in (
