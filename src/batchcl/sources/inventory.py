@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import anyio
 import orjson
 
 from batchcl.errors import SourceError
+from batchcl.runs.together import together
 from batchcl.sources.inventory_rows import InventoryPart
 from batchcl.sources.places import Place
 
@@ -176,26 +176,10 @@ async def _fetched(
     files: Sequence[_File], name: str, folder: str, place: Place, *, schema: Sequence[str] | None, all_versions: bool
 ) -> list[InventoryPart]:
     """The data files on this machine, a few fetched at a time."""
-    paths: dict[int, Path] = {}
-    failures: list[Exception] = []
-    limit = anyio.Semaphore(_AT_ONCE)
-
-    async def one(number: int, file: _File) -> None:
-        async with limit:
-            try:
-                paths[number] = await _fetch_file(file, name, folder, place)
-            except Exception as error:  # noqa: BLE001 - raised below: the group would wrap it
-                failures.append(error)
-                group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        for number, file in enumerate(files):
-            group.start_soon(one, number, file)
-    if failures:
-        raise failures[0]
+    paths = await together(lambda file: _fetch_file(file, name, folder, place), files, at_once=_AT_ONCE)
     return [
-        InventoryPart(name=posixpath.basename(file.key), path=paths[at], schema=schema, all_versions=all_versions)
-        for at, file in enumerate(files)
+        InventoryPart(name=posixpath.basename(file.key), path=path, schema=schema, all_versions=all_versions)
+        for file, path in zip(files, paths, strict=True)
     ]
 
 

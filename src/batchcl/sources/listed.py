@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-import anyio
 import anyio.to_thread
 import orjson
 import polars as pl
 
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
+from batchcl.runs.together import together
 from batchcl.sources.base import PAGE, BadLine, Checked, Position
 from batchcl.sources.repeats import HashLog, HashSet, digest
 
@@ -198,28 +198,20 @@ class ListSource:
         Of several files with bad lines, the one is told that was found first.
         """
         log = HashLog()
-        failures: list[tuple[int, SourceError]] = []
-        limit = anyio.CapacityLimiter(min(_MOST_WORKERS, os.cpu_count() or 1))
 
-        async def look(number: int) -> None:
-            try:
-                self._facts[number] = await anyio.to_thread.run_sync(self._look, number, log, limiter=limit)
-            except SourceError as error:  # in a task group it would come out wrapped in a group
-                failures.append((number, error))
-                group.cancel_scope.cancel()
+        async def look(number: int) -> _Facts:
+            return await anyio.to_thread.run_sync(self._look, number, log)
 
-        async with anyio.create_task_group() as group:
-            for number in range(len(self._parts)):
-                group.start_soon(look, number)
-        if failures:
-            raise min(failures, key=lambda failure: failure[0])[1]
+        workers = min(_MOST_WORKERS, os.cpu_count() or 1)
+        facts = await together(look, range(len(self._parts)), at_once=workers)
+        self._facts[:] = facts
         try:
             self._candidates = await anyio.to_thread.run_sync(log.candidates)
         except SourceError as error:
             raise SourceError(f"{self.description}: {error}") from error
         if self._candidates:
             self.repeated = await anyio.to_thread.run_sync(self._count_repeated)
-        return self._checked()
+        return self._checked(facts)
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """The images in pages; bad lines and repeated images are left out, having been counted by `check`."""
@@ -267,8 +259,7 @@ class ListSource:
             )
         return replace(total, digest=content.hexdigest())
 
-    def _checked(self) -> Checked:
-        facts = [each for each in self._facts if each is not None]
+    def _checked(self, facts: Sequence[_Facts]) -> Checked:
         digests = "".join(each.digest for each in facts)
         left_out: Counter[str] = Counter()
         for each in facts:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from enum import Enum
 from fnmatch import translate
 from functools import partial
 from pathlib import Path
@@ -320,10 +321,12 @@ class _Opener:
                 raise SourceError(f"{label} is no list of images but {kind}; name it by itself")
 
 
-class _What:
-    FOLDER: Final = "folder"
-    FILE: Final = "file"
-    GLOB: Final = "glob"
+class _What(Enum):
+    """What lies on this machine under a name."""
+
+    FOLDER = "folder"
+    FILE = "file"
+    GLOB = "glob"
 
 
 def _local(name: str) -> _ListFile:
@@ -342,7 +345,7 @@ def _globbed(pattern: str) -> list[_ListFile]:
     return files
 
 
-def _look(name: str) -> str:
+def _look(name: str) -> _What:
     """What lies on this machine under `name`. Blocks."""
     if "://" in name:
         raise SourceError(f"can't read {name}: a source is s3://bucket/prefix, a directory, a file, or - for stdin")
