@@ -12,8 +12,11 @@ from batchcl.sources.base import local_image, s3_image
 __all__ = ["parse_key_line"]
 
 
-def parse_key_line(line: bytes) -> ImageRef:
-    """The image that `line` names; paths are relative to the working directory. Raises `SourceError`. Blocks."""
+def parse_key_line(line: bytes, *, may_be_local: bool = True) -> ImageRef:
+    """The image that `line` names; paths are relative to the working directory. Raises `SourceError`. Blocks.
+
+    A list that isn't on this machine names no files on it: there, `may_be_local` is false.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -24,4 +27,6 @@ def parse_key_line(line: bytes) -> ImageRef:
         raise SourceError("it holds a NUL byte, so it is neither a key nor a path")
     if "://" in text:
         raise SourceError(f"{text!r} is neither s3://bucket/key nor a path")
+    if not may_be_local:
+        raise SourceError(f"{text!r} is not s3://bucket/key, and a list in S3 names no files of this machine")
     return local_image(text)

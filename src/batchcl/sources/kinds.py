@@ -53,7 +53,7 @@ def kind_of(name: str, path: Path, *, folder: Path | None, wants_table: bool, wa
     Args:
         name: as messages call it.
         path: of the file or its copy.
-        folder: what paths in a labelled CSV are relative to.
+        folder: what paths in a labelled CSV are relative to; None where the list can't name files of this machine.
         wants_table: columns are named, so that text is a table with a header.
         wants_field: a field is named, so that JSON is JSON Lines with it.
 
@@ -126,19 +126,21 @@ def _text_kind(name: str, lines: Sequence[str], folder: Path | None) -> SourceKi
         raise _ambiguous(name, "commas", [SourceKind.KEYS, SourceKind.LABEL_CSV])
     if all("\t" in line for line in lines):
         raise _ambiguous(name, "tabs", [SourceKind.KEYS])
-    _refuse_other_text(name, lines)
+    _refuse_other_text(name, lines, folder)
     return SourceKind.KEYS
 
 
 def _comma_kinds(lines: Sequence[str], rows: Sequence[Sequence[str]], folder: Path | None) -> list[SourceKind]:
     """What a list with commas in all of its lines may be."""
-    as_keys = all(line.startswith("s3://") for line in lines) or any(_is_file(Path(line)) for line in lines)
+    as_keys = all(line.startswith("s3://") for line in lines) or any(_is_file(folder, line) for line in lines)
     candidates = []
     if as_keys or not all(rows):
         candidates.append(SourceKind.KEYS)
     if all(_like_batch(row) for row in rows):
         candidates.append(SourceKind.BATCH_CSV)
-    if all(_like_labels(row) for row in rows) and (as_keys or all(_is_file(_below(folder, row[0])) for row in rows)):
+    if all(_like_labels(row) for row in rows) and (
+        as_keys or all(_is_file(folder, row[0], below=True) for row in rows)
+    ):
         candidates.append(SourceKind.LABEL_CSV)
     return candidates
 
@@ -151,9 +153,9 @@ def _ambiguous(name: str, what: str, kinds: Sequence[SourceKind]) -> SourceError
     )
 
 
-def _refuse_other_text(name: str, lines: Sequence[str]) -> None:
+def _refuse_other_text(name: str, lines: Sequence[str], folder: Path | None) -> None:
     """Any text could be a list of paths: one that names nothing, or begins with a heading, is taken for none."""
-    names_image = [_SCHEME.match(line) is not None or _is_file(Path(line)) for line in lines]
+    names_image = [_SCHEME.match(line) is not None or _is_file(folder, line) for line in lines]
     if not any(names_image):
         raise SourceError(
             f"{name} is no list that batchcl knows: of its first lines, such as {lines[0][:80]!r}, none is "
@@ -194,12 +196,9 @@ def _like_labels(row: Sequence[str]) -> bool:
     return len(row) > 1 and row[0].lower().endswith(endings) and not row[-1].lower().endswith(endings)
 
 
-def _below(folder: Path | None, name: str) -> Path:
-    return (folder or Path()) / name
-
-
-def _is_file(path: Path) -> bool:
+def _is_file(folder: Path | None, name: str, *, below: bool = False) -> bool:
+    """Whether a list may name a file of this machine so: from the working directory, or `below` the folder."""
     try:
-        return path.is_file()
+        return folder is not None and (folder / name if below else Path(name)).is_file()
     except (OSError, ValueError):
         return False

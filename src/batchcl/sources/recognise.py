@@ -302,7 +302,7 @@ class _Opener:
             case SourceKind.MANIFEST:
                 return LinePart(label, path, ManifestParser(folder, attribute=options.attribute))
             case SourceKind.KEYS:
-                return LinePart(label, path, parse_key_line)
+                return LinePart(label, path, partial(parse_key_line, may_be_local=folder is not None))
             case SourceKind.JSON_LINES:
                 if options.uri_field is None:
                     raise SourceError(f"which field of {label} names the image? say it with --uri-field")

@@ -59,3 +59,9 @@ def test_paths_are_relative_to_the_working_directory(tmp_path: Path, monkeypatch
 def test_a_missing_file_is_an_image_that_fails_later() -> None:
     image = parse_key_line(b"/nowhere/a.png")
     assert (image.key, image.size_bytes, image.last_modified) == ("/nowhere/a.png", None, None)
+
+
+def test_a_list_that_is_not_on_this_machine_names_no_files_on_it() -> None:
+    with pytest.raises(SourceError, match="'/etc/passwd' is not s3://bucket/key, and a list in S3 names no files"):
+        parse_key_line(b"/etc/passwd", may_be_local=False)
+    assert parse_key_line(b"s3://b/k", may_be_local=False).key == "k"

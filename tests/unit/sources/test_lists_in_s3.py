@@ -11,7 +11,7 @@ import pytest
 from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, SourceError
 from servers import aws_env, client
-from unit.sources.lists import inventory, keys, read, row
+from unit.sources.lists import columns, inventory, keys, read, row
 
 
 @pytest.fixture
@@ -83,3 +83,23 @@ def test_a_glob_fits_keys_and_not_what_lies_beside(s3: Any, bucket: str) -> None
     assert keys(f"s3://{bucket}/in/*.txt", aws=aws) == ["a", "b", "c", "d"]
     with pytest.raises(SourceError, match="no object fits"):
         read(f"s3://{bucket}/in/9*.txt", aws=aws)
+
+
+def test_no_kind_of_list_in_s3_names_files_of_this_machine(s3: Any, bucket: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"x")
+    lists = {
+        "a.txt": (f"s3://b/k\n{secret}\n", {}),
+        "b.txt": (f"{secret}\n", {"kind": "keys"}),
+        "c.manifest": (f'{{"source-ref":"{secret}"}}\n', {}),
+        "d.csv": (f"{secret},cat\n", {"kind": "label-csv"}),
+        "e.jsonl": (f'{{"image":"{secret}"}}\n', {"uri_field": "image"}),
+        "f.csv": (f"uri\n{secret}\n", {"columns": columns(uri="uri")}),
+    }
+    for key, (text, options) in lists.items():
+        s3.put_object(Bucket=bucket, Key=key, Body=text.encode())
+        with pytest.raises(SourceError, match=r" line \d: .*(names no files|is neither s3://bucket/key nor a path)"):
+            read(f"s3://{bucket}/{key}", aws=Aws.from_environment(), **options)
+    s3.put_object(Bucket=bucket, Key="g.txt", Body=f"{secret}\n".encode())
+    with pytest.raises(SourceError, match="none is s3://bucket/key or a file that is there"):
+        read(f"s3://{bucket}/g.txt", aws=Aws.from_environment())
