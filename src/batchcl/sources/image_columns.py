@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import orjson
 import polars as pl
 
+from batchcl.errors import UsageError
 from batchcl.images import ImageRef
 from batchcl.sources.base import Source
 from batchcl.sources.where import Condition
@@ -60,10 +62,14 @@ class ImageCondition:
 async def condition_on(condition: Condition, sources: Iterable[Source]) -> ImageCondition:
     """`condition` for the images of `sources`, whose first pages tell which columns there are beside the image's own.
 
+    Where it names none of those, no page is read.
+
     Raises:
         UsageError: there is no such column, or the condition is none for such columns.
         BatchclError: a source can't be read.
     """
+    with suppress(UsageError):
+        return ImageCondition(condition, {})
     values: dict[str, list[Any]] = {}
     for source in sources:
         for image in await _first_page(source):

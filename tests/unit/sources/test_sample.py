@@ -100,10 +100,15 @@ def test_any_bookmark_goes_on_with_the_same_sample(count: int, seed: int, limit:
         assert selected(lists, filters, one.bookmark, found[:number]) == found[number:]
 
 
-def test_images_that_came_since_the_sample_was_measured_dont_make_it_larger() -> None:
-    filters = Filters(sample=Sample(count=10))
-    first = selected([KEYS[:100]], filters)[3]
-    assert len(selected([KEYS], filters, first.bookmark)) == 6
+def test_a_list_that_has_grown_goes_on_with_the_cut_that_its_sample_began_with() -> None:
+    sample = Sample(count=10)
+    found = selected([KEYS[:100]], Filters(sample=sample))
+    rank = sample.ranker()
+    cut = max(rank(one.image) for one in found)
+    behind = [image for image in FakeSource(KEYS).images if int(image.key[:-4]) > int(found[3].image.key[:-4])]
+    expected = [image.key for image in behind if rank(image) <= cut][:6]
+    assert [one.image.key for one in selected([KEYS], Filters(sample=sample), found[3].bookmark)] == expected
+    assert len(expected) == 6, "images that came since don't make the sample larger"
 
 
 def test_what_the_sample_leaves_out_is_counted() -> None:

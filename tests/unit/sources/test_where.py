@@ -88,7 +88,10 @@ def test_a_condition_is_sql_and_what_cant_be_said_doesnt_fit(condition: str, fit
         "ROW_NUMBER() OVER (ORDER BY key) < 10",
         "COUNT(*) > 1",
         "last_modified < NOW()",
-        "last_modified < CURRENT_TIMESTAMP",
+        "CAST(last_modified AS DATE) < CURRENT_DATE",
+        "key = E'a'",
+        "size > 1 /* x */",
+        "size > 1 -- x",
         "COLUMNS('.*') = 1",
         "size > 1; DROP TABLE images",
         "size > 1) OR (true",
@@ -149,6 +152,14 @@ def test_other_columns_of_the_list_are_numbers_truths_or_text(condition: str, fi
         None,
     )
     assert bound(condition, source)(source.images) == fits
+
+
+def test_no_page_is_read_for_a_condition_on_the_images_own_columns() -> None:
+    source = listing({"camera": "left"})
+    bound("size > 3 AND key LIKE 'a%'", source)
+    assert source.pages_read == 0
+    bound("camera = 'left'", source)
+    assert source.pages_read == 1
 
 
 def test_a_column_that_only_one_of_the_sources_has_is_null_in_the_others() -> None:
