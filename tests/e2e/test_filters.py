@@ -75,7 +75,18 @@ def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(cl
 
 
 def test_a_list_that_tells_no_size_has_no_image_of_known_size(cli, demo, env):
-    done = cli("plan", "-", "--min-size", "10KB", "--model", demo.arn, env=env, stdin=b"gone.jpg\nlost.jpg\n")
+    done = cli(
+        "plan",
+        "-",
+        "--source-kind",
+        "keys",
+        "--min-size",
+        "10KB",
+        "--model",
+        demo.arn,
+        env=env,
+        stdin=b"gone.jpg\nlost.jpg\n",
+    )
     assert done.code == 2
     assert "there is no image in - that the filters let through (taken away: 2 by size not known)" in done.err
 
