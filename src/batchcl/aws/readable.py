@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,18 +74,20 @@ def sample_of(images: Sequence[ImageRef], *, most: int = SAMPLE) -> list[ImageRe
 
 
 async def look_at(aws: Aws, images: Sequence[ImageRef], *, region: str) -> list[Looked]:
-    """Read the beginning of each image, from S3 or this machine.
+    """Read the beginning of each image, from this machine or from S3: in `region`, or in the image's own.
 
     Raises:
         UnreachableError: S3 doesn't answer.
         CredentialsError: there are none.
     """
-    if all(image.local for image in images):
-        return await together(_look_at_file, images, at_once=SAMPLE)
-    async with aws.s3(region=region) as client:
+    async with AsyncExitStack() as stack:
+        regions = {image.region or region for image in images if not image.local}
+        clients = {each: await stack.enter_async_context(aws.s3(region=each)) for each in sorted(regions)}
 
         async def look(image: ImageRef) -> Looked:
-            return await (_look_at_file(image) if image.local else _look_at_object(client, image))
+            if image.local:
+                return await _look_at_file(image)
+            return await _look_at_object(clients[image.region or region], image)
 
         return await together(look, images, at_once=SAMPLE)
 

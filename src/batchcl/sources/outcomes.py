@@ -40,6 +40,10 @@ _TABLES: Final = {
 _OF_A_LABEL: Final = {"label": "name"} | {name: name for name in ("confidence", "left", "top", "width", "height")}
 _SAME: Final = {"code": "error_code", "message": "error_message", "size": "size_bytes"}
 _MODEL_AND_DATE: Final[dict[str, pl.DataType]] = {"model": pl.String(), "date": pl.Date()}
+_MEMBER: Final = r"(?i)\.(tar|tar\.gz|tgz)#"
+_MEMBERS: Final = "members of archives"
+"""Where in its archive one lies is not in the tables, so they are left out and told."""
+
 _ROW: Final = "row of the file"
 
 
@@ -112,8 +116,9 @@ class _OutcomesPart:
 
     def _chunk(self, frame: pl.DataFrame) -> Chunk:
         fitting = frame if self._condition is None else _fitting(frame, self._condition, self._part)
-        left_out = {NOT_FITTING: frame.height - fitting.height} if fitting.height < frame.height else {}
-        facts = fitting.select(_FACTS)
+        facts = fitting.select(_FACTS).filter(~pl.col("key").str.contains(_MEMBER))
+        counts = {NOT_FITTING: frame.height - fitting.height, _MEMBERS: fitting.height - facts.height}
+        left_out = {what: count for what, count in counts.items() if count}
         if (facts["bucket"] == "").any():
             images = [
                 local_image(row["key"], extra=row["extra"]) if not row["bucket"] else _in_s3(row)
