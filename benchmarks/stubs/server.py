@@ -1,9 +1,9 @@
 """A stub of DetectCustomLabels and ListObjectsV2 that costs less than any client of it.
 
 It prints one JSON line with its `endpoint`, serves until its stdin ends, and then prints one with its `answers`,
-`cpu_s`, and the time of its last answer to a call. DetectCustomLabels gets the same canned labels for each call;
-ListObjectsV2 gets pages of a bucket with `--keys` keys, which exist nowhere; whoever looks the bucket or the model up
-finds it, RUNNING. Signatures are not looked at, and headers only for the body's length.
+`cpu_s`, and the times of its last answer to a call and of the call that it let hang. DetectCustomLabels gets the same
+canned labels for each call; ListObjectsV2 gets pages of a bucket with `--keys` keys, which exist nowhere; whoever looks
+the bucket or the model up finds it, RUNNING. Signatures are not looked at, and headers only for the body's length.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Stub(asyncio.Protocol):
 
     answers = 0
     answered_at = 0.0
-    hung = False
+    hung_at = 0.0
 
     def __init__(self, manner: Manner) -> None:
         self._manner = manner
@@ -145,8 +145,8 @@ class Stub(asyncio.Protocol):
         answer = CONTROL.get(request[at : request.find(b"\r\n", at)])
         if answer is not None:
             self._answer(answer)
-        elif self._manner.hang is not None and not Stub.hung and self._manner.hang in request:
-            Stub.hung = True
+        elif self._manner.hang is not None and not Stub.hung_at and self._manner.hang in request:
+            Stub.hung_at = time.time()
         else:
             self._answer(DETECTED)
 
@@ -205,7 +205,7 @@ def main() -> None:
     print(json.dumps({"endpoint": f"http://127.0.0.1:{port}"}), flush=True)
     asyncio.run(_main(listener, arguments))
     ended = {"answers": Stub.answers, "cpu_s": time.process_time(), "answered_at": Stub.answered_at}
-    print(json.dumps(ended), flush=True)
+    print(json.dumps(ended | {"hung_at": Stub.hung_at}), flush=True)
 
 
 if __name__ == "__main__":
