@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
+from batchcl.runs.damage import intact
 from batchcl.runs.layout import COMPACTED, RUNS, RunPaths, run_of
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.record import read_summary
@@ -94,7 +95,7 @@ def hidden_parts(store: Store, parts: Collection[str]) -> frozenset[str]:
     for file in store.list_now(_INTENTS):
         intent = store.get_now(file.path)
         if intent is not None:
-            inputs, output = _read_intent(intent)
+            inputs, output = _read_intent(store.uri(file.path), intent)
             if output in parts:
                 hidden.update(inputs)
     return frozenset(hidden)
@@ -106,7 +107,7 @@ async def _recover(store: Store) -> None:
         intent = await store.get(file.path)
         if intent is None:
             continue
-        inputs, output = _read_intent(intent)
+        inputs, output = _read_intent(store.uri(file.path), intent)
         if await store.exists(output):
             for path in inputs:
                 await store.delete(path)
@@ -197,6 +198,7 @@ def _merged(parts: Sequence[bytes]) -> tuple[int, bytes]:
     return rows.num_rows, parquet_bytes(rows, run_id=None)
 
 
-def _read_intent(data: bytes) -> tuple[list[str], str]:
-    intent = orjson.loads(data)
-    return intent["inputs"], intent["output"]
+def _read_intent(where: str, data: bytes) -> tuple[list[str], str]:
+    with intact(where):
+        intent = orjson.loads(data)
+        return intent["inputs"], intent["output"]

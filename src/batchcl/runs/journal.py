@@ -7,11 +7,12 @@ what a segment holds was recorded by somebody who had read all segments before i
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import pyarrow as pa
 
+from batchcl.runs.damage import intact
 from batchcl.runs.entries import ENTRIES, Entry, entry_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
@@ -49,7 +50,8 @@ class Journal:
         files = await self._store.list_all(self._paths.journal(self._shard, self._round))
         self._next = len(files)
         segments = await together(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
-        return await in_turn(_decode, [data for data in segments if data])
+        where = [self._store.uri(file.path) for file in files]
+        return await in_turn(_decode, zip(where, segments, strict=True))
 
     async def stage(self, entries: Sequence[Entry]) -> int:
         """Take over `entries` for the next segment, which `settle` writes; returns how many."""
@@ -78,9 +80,14 @@ def _encode(entries: Sequence[Entry], round_: int, writer: str) -> bytes:
     return sink.getvalue()
 
 
-def _decode(segments: Sequence[bytes]) -> pa.Table:
+def _decode(segments: Iterable[tuple[str, bytes | None]]) -> pa.Table:
     tables = [ENTRIES.empty_table()]
-    for segment in segments:
-        with pa.ipc.open_file(pa.py_buffer(segment)) as file:
+    for where, segment in segments:
+        if not segment:
+            continue  # its name was there before the power went: nobody was told that it is durable
+        with (
+            intact(where, remedy="delete it, and its images are scored again"),
+            pa.ipc.open_file(pa.py_buffer(segment)) as file,
+        ):
             tables.append(file.read_all().replace_schema_metadata(None))
     return pa.concat_tables(tables)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import orjson
 
-from batchcl.errors import OutputError
+from batchcl.runs.damage import intact
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
@@ -39,11 +39,8 @@ async def read_counts(store: Store, paths: RunPaths, rounds: Iterable[tuple[int,
     async def read(marker: tuple[int, int]) -> tuple[int, Counts]:
         shard, round_ = marker
         data = await store.get(paths.marker(shard, round_))
-        try:
+        with intact(store.uri(paths.marker(shard, round_))):
             return shard, Counts(**orjson.loads(data or b""))
-        except (ValueError, TypeError) as error:
-            where = store.uri(paths.marker(shard, round_))
-            raise OutputError(f"{where} is damaged: {error}; restore it") from error
 
     return dict(await together(read, rounds, at_once=_AT_ONCE))
 

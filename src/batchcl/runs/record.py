@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import orjson
 
 from batchcl.aws.arn import ModelArn
-from batchcl.errors import OutputError
+from batchcl.runs.damage import intact
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 
@@ -149,12 +149,10 @@ def _load(kind: type[_Document], data: bytes | None, where: str) -> _Document | 
     """The document in `data`; keys that a newer batchcl added are passed over."""
     if data is None:
         return None
-    try:
+    with intact(where, remedy="restore it or use another output root"):
         values = orjson.loads(data)
         known = {name: values[name] for name in (one.name for one in fields(kind)) if name in values}
         for name in ("started_at", "ended_at"):
             if name in known:
                 known[name] = dt.datetime.fromisoformat(known[name])
         return kind(**known)
-    except (ValueError, TypeError) as error:
-        raise OutputError(f"{where} is damaged: {error}; restore it or use another output root") from error

@@ -13,6 +13,7 @@ import orjson
 import pyarrow as pa
 
 from batchcl.errors import StoppedError
+from batchcl.runs.damage import intact
 from batchcl.runs.entries import ENTRIES, replaced, to_retry
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
@@ -34,7 +35,9 @@ async def open_round(store: Store, paths: RunPaths, codes: tuple[str, ...]) -> R
     """The unfinished round of the run if there is one, with its own codes; else a new one."""
     last, is_open = await _last_round(store, paths)
     if is_open:
-        return Round(last, tuple(orjson.loads(await store.get(paths.round(last)) or b"[]")))
+        data = await store.get(paths.round(last)) or b"[]"
+        with intact(store.uri(paths.round(last))):
+            return Round(last, tuple(orjson.loads(data)))
     if not await store.put_new(paths.round(last + 1), orjson.dumps(list(codes))):
         raise StoppedError(f"another runner has just begun to retry run {paths.run_id}; wait for it")
     return Round(last + 1, codes)

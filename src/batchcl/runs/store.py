@@ -1,7 +1,8 @@
 """The output root: one store over a local directory, an S3 prefix, or memory (in tests).
 
 batchcl names every path below the root itself, so obstore's normalised paths are safe here; users' keys never pass
-through it. A put is atomic: readers see the whole object or none.
+through it. A put is atomic: readers see the whole object or none. When a put returns, the object outlives a power cut:
+obstore leaves local files to the system's cache, so they are forced to the disk here.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import anyio.to_thread
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, S3Store
 
 from batchcl.errors import OutputError, StoppedError, UsageError
+from batchcl.runs.disk import force_to_disk
 from batchcl.runs.layout import RUNS
 
 if TYPE_CHECKING:
@@ -50,10 +53,12 @@ class Store:
         root: str,
         backend: ObjectStore,
         *,
+        folder: Path | None = None,
         scan_options: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         self.root = root
         self._backend = backend
+        self._folder = folder
         self._scan_options = scan_options
 
     @classmethod
@@ -79,7 +84,7 @@ class Store:
             raise OutputError(f"there is no output root {path}; check the path, or run batchcl run first")
         with _explained("making the output root", str(path)):
             path.mkdir(parents=True, exist_ok=True)
-        return cls(str(path), LocalStore(str(path)))
+        return cls(str(path), LocalStore(str(path)), folder=path)
 
     @classmethod
     def memory(cls) -> Store:
@@ -103,6 +108,7 @@ class Store:
         """Write the object, replacing an older one."""
         with _explained("writing", self.uri(path)):
             await obstore.put_async(self._backend, path, data, use_multipart=False)
+            await self._settle(path)
 
     async def put_new(self, path: str, data: bytes) -> bool:
         """Write the object only if none is there; False if one was. Exactly one of several callers gets True."""
@@ -111,7 +117,12 @@ class Store:
                 await obstore.put_async(self._backend, path, data, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 return False
+            await self._settle(path)
             return True
+
+    async def _settle(self, path: str) -> None:
+        if self._folder is not None:
+            await anyio.to_thread.run_sync(force_to_disk, self._folder / path, self._folder)
 
     async def put_mine(self, path: str, data: bytes, *, what: str) -> None:
         """Write the object that only one runner may write.
@@ -128,6 +139,8 @@ class Store:
             raise StoppedError(
                 f"another runner is at work on this run: it has written {what} ({self.uri(path)}); this one stops"
             )
+        with _explained("writing", self.uri(path)):
+            await self._settle(path)  # the write may have failed here
 
     async def get(self, path: str) -> bytes | None:
         """The object's bytes, or None where there is none."""

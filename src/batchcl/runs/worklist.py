@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
 from batchcl.images import ImageRef
+from batchcl.runs.damage import intact
 from batchcl.runs.image_table import IMAGES, ImageRows, image_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
@@ -75,15 +77,18 @@ class WorkList:
         """Find out what is frozen already. Reads one shard at most, however long the list."""
         totals = await self._store.get(self._paths.totals)
         if totals is not None:
-            self._totals = WorkListTotals(**orjson.loads(totals))
+            where = self._store.uri(self._paths.totals)
+            with intact(where, remedy="delete it, and the rest of the list is listed again"):
+                self._totals = WorkListTotals(**orjson.loads(totals))
             self._shards, self._images = self._totals.shards, self._totals.images
             return
         frozen = await self._store.list_all(self._paths.worklist)
         self._shards = len(frozen)
         if frozen:
-            data = await self._read(self._shards - 1)
-            metadata = await anyio.to_thread.run_sync(lambda: pq.read_schema(io.BytesIO(data)).metadata)
-            self._bookmark = _bookmark(orjson.loads(metadata[_BOOKMARK]))
+            data = await self._read(last := self._shards - 1)
+            with self._intact(last):
+                metadata = await anyio.to_thread.run_sync(lambda: pq.read_schema(io.BytesIO(data)).metadata)
+                self._bookmark = _bookmark(orjson.loads(metadata[_BOOKMARK]))
             self._images = self._bookmark.taken - self._bookmark.known
 
     @property
@@ -135,14 +140,16 @@ class WorkList:
     async def load(self, shard: int) -> pa.Table:
         """The images of a frozen shard, in order, with the columns of `IMAGES`."""
         data = await self._read(shard)
-        return await in_turn(pq.read_table, io.BytesIO(data), schema=IMAGES)
+        with self._intact(shard):
+            return await in_turn(pq.read_table, io.BytesIO(data), schema=IMAGES)
 
     async def frozen_images(self) -> AsyncIterator[tuple[int, list[ImageRef]]]:
         """The images that are frozen by now, in order, some at a time and with the first source that they may be of."""
         source = 0
         for shard in range(self._shards):
             data = await self._read(shard)
-            table = await anyio.to_thread.run_sync(lambda data: pq.read_table(io.BytesIO(data)), data)
+            with self._intact(shard):
+                table = await anyio.to_thread.run_sync(lambda data: pq.read_table(io.BytesIO(data)), data)
             for begin in range(0, len(table), _SLICE):
                 positions = range(begin, min(begin + _SLICE, len(table)))
                 yield source, await anyio.to_thread.run_sync(list[ImageRef], ImageRows(table, positions))
@@ -154,6 +161,10 @@ class WorkList:
         if data is None:
             raise OutputError(f"{self._store.uri(path)} is missing: the run's work list is damaged; restore it")
         return data
+
+    def _intact(self, shard: int) -> AbstractContextManager[None]:
+        where = self._store.uri(self._paths.frozen(shard))
+        return intact(where, remedy="restore it, or score what is left under another run id with --incremental")
 
     def _notify(self) -> None:
         self._changed.set()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -23,6 +25,45 @@ def test_what_is_put_is_read_back_and_replaced(store: Store) -> None:
         assert await store.get("runs/r/run.json") == b"one"
         await store.put("runs/r/run.json", b"")
         assert await store.get("runs/r/run.json") == b""
+
+    anyio.run(main)
+
+
+def test_what_a_put_returned_from_is_on_the_disk_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[Path] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        forced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    root = tmp_path / "out"
+
+    async def main() -> None:
+        store = Store.open(str(root), create=True)
+        for put in (store.put, store.put_new, partial(store.put_mine, what="it")):
+            forced.clear()
+            await put(f"runs/r/model=birds@v1/{len(forced)}", b"x")
+            name = root / "runs/r/model=birds@v1/0"
+            assert forced == [name, *list(name.parents)[: forced.index(root)]]
+            await store.delete("runs/r/model=birds@v1/0")
+
+    anyio.run(main)
+
+
+def test_a_disk_that_refuses_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+    async def main() -> None:
+        store = Store.open(str(tmp_path), create=True)
+        mine = partial(store.put_mine, what="it")
+        for put, path in ((store.put, "a/1"), (store.put_new, "a/2"), (mine, "a/3"), (mine, "a/3")):
+            with pytest.raises(OutputError, match=rf"{path} failed: .*Input/output error"):
+                await put(path, b"x")
 
     anyio.run(main)
 

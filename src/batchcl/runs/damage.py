@@ -1,0 +1,23 @@
+"""Files of a run that don't hold what was written: a disk that lost power, a copy that was cut, an editor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from batchcl.errors import OutputError
+
+__all__ = ["intact"]
+
+
+@contextmanager
+def intact(where: str, *, remedy: str = "restore it") -> Iterator[None]:
+    """Decode what was read from `where` within. Raises `OutputError`, with what to do, if that fails.
+
+    Arrow's errors are ValueErrors and OSErrors, so no reading may happen within.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise OutputError(f"{where} is damaged: {reason}; {remedy}") from error

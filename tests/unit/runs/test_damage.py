@@ -1,0 +1,112 @@
+"""A run's files that a power cut or a cut copy has damaged: one sentence each, with the file and what to do."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import anyio
+import pytest
+
+from batchcl.errors import OutputError
+from batchcl.images import ImageRef
+from batchcl.runs.compact import hidden_parts
+from batchcl.runs.entries import Entry, positions
+from batchcl.runs.journal import Journal
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.rounds import open_round
+from batchcl.runs.store import Store
+from batchcl.runs.worklist import WorkList, WorkListTotals
+from batchcl.scoring.outcome import Scored
+from batchcl.sources.base import Position
+from batchcl.sources.select import Bookmark
+
+PATHS = RunPaths("r")
+IMAGES = [ImageRef(uri=f"s3://b/{n}.jpg", bucket="b", key=f"{n}.jpg") for n in range(4)]
+NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+
+
+def entry(position: int) -> Entry:
+    image = IMAGES[position]
+    return Entry(position, Scored(image=image, labels=(), attempts=1, latency_ms=1, request_id="q", scored_at=NOW))
+
+
+async def begun(root: Path) -> Store:
+    """A run of four images, two of which are journalled in a segment each."""
+    store = Store.open(str(root), create=True)
+    worklist = WorkList(store, PATHS)
+    await worklist.freeze(IMAGES, Bookmark(source=0, position=Position(0, "3.jpg"), taken=4))
+    await worklist.complete(WorkListTotals(shards=1, images=4))
+    journal = Journal(store, PATHS, 0, round_=0, writer="a")
+    for position in (0, 1):
+        await journal.stage([entry(position)])
+    await journal.settle()
+    return store
+
+
+async def go_on(store: Store) -> list[int]:
+    """What a resume reads: the list, its totals, the journal."""
+    worklist = WorkList(store, PATHS)
+    await worklist.open()
+    await worklist.load(0)
+    return positions(await Journal(store, PATHS, 0, round_=0, writer="b").read())
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        (PATHS.segment(0, 0, 1), "delete it, and its images are scored again"),
+        (PATHS.frozen(0), "restore it, or score what is left under another run id"),
+        (PATHS.totals, "delete it, and the rest of the list is listed again"),
+    ],
+)
+def test_a_file_that_was_cut_is_named_with_its_remedy(path: str, remedy: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await begun(tmp_path)
+        whole = (tmp_path / path).read_bytes()
+        (tmp_path / path).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(OutputError, match=rf"{tmp_path / path} is damaged: [^\n]+; {remedy}"):
+            await go_on(store)
+        (tmp_path / path).write_bytes(whole)
+        assert await go_on(store) == [0, 1]
+
+    anyio.run(main)
+
+
+def test_the_remedies_work(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await begun(tmp_path)
+        (tmp_path / PATHS.segment(0, 0, 1)).unlink()
+        assert await go_on(store) == [0]
+        (tmp_path / PATHS.totals).unlink()
+        worklist = WorkList(store, PATHS)
+        await worklist.open()
+        assert worklist.totals is None
+        assert worklist.bookmark is not None
+        assert worklist.bookmark.taken == 4, "the listing goes on behind the last shard"
+
+    anyio.run(main)
+
+
+def test_a_segment_that_never_became_durable_holds_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await begun(tmp_path)
+        (tmp_path / PATHS.segment(0, 0, 1)).write_bytes(b"")
+        assert await go_on(store) == [0]
+
+    anyio.run(main)
+
+
+def test_retries_and_compactions_whose_notes_are_cut_say_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await begun(tmp_path)
+        await store.put(PATHS.round(1), b'["Throt')
+        with pytest.raises(OutputError, match=r"is damaged: .*; restore it"):
+            await open_round(store, PATHS, ())
+
+    anyio.run(main)
+    intents = tmp_path / "runs" / ".compact" / "intents"
+    intents.mkdir(parents=True)
+    (intents / "x.json").write_bytes(b'{"inputs"')
+    with pytest.raises(OutputError, match=r"x\.json is damaged: .*; restore it"):
+        hidden_parts(Store.open(str(tmp_path)), [])
