@@ -7,7 +7,7 @@ number of images up to its end. `worklist.json` says that the list is complete; 
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from batchcl.errors import OutputError
 from batchcl.images import ImageRef
 from batchcl.runs.damage import intact
-from batchcl.runs.image_table import IMAGES, ImageRows, image_table
+from batchcl.runs.image_table import IMAGES, ImageRows
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.turns import in_turn
@@ -111,12 +111,16 @@ class WorkList:
         """Where the listing goes on; None at its beginning."""
         return self._bookmark
 
-    async def freeze(self, images: Sequence[ImageRef], bookmark: Bookmark) -> None:
-        """Add the next shard. Raises `StoppedError` where somebody else has written another one."""
+    async def freeze(self, images: pa.Table, bookmark: Bookmark) -> None:
+        """Add the next shard: `images` has the columns of `IMAGES`, and `bookmark` lies behind its last image.
+
+        Raises:
+            StoppedError: somebody else has written another one.
+        """
         data = await in_turn(_encode, images, bookmark)
         await self._store.put_mine(self._paths.frozen(self._shards), data, what="the work list")
         self._shards += 1
-        self._images += len(images)
+        self._images += images.num_rows
         self._bookmark = bookmark
         self._notify()
 
@@ -171,10 +175,10 @@ class WorkList:
         self._changed = anyio.Event()
 
 
-def _encode(images: Sequence[ImageRef], bookmark: Bookmark) -> bytes:
+def _encode(images: pa.Table, bookmark: Bookmark) -> bytes:
     sink = io.BytesIO()
     metadata = {_BOOKMARK: orjson.dumps(asdict(bookmark))}
-    pq.write_table(image_table(images).replace_schema_metadata(metadata), sink, compression="zstd")
+    pq.write_table(images.combine_chunks().replace_schema_metadata(metadata), sink, compression="zstd")
     return sink.getvalue()
 
 

@@ -6,10 +6,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import pyarrow as pa
+
 from batchcl.images import ImageRef
+from batchcl.runs.image_table import image_table
+from batchcl.runs.turns import in_turn
 from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.tally import Tally
-from batchcl.sources.select import Selected
+from batchcl.sources.select import Bookmark, Selected
 
 __all__ = ["Freshness", "freeze_all"]
 
@@ -38,7 +42,7 @@ async def freeze_all(
     Raises what the sources raise, and `StoppedError` where another runner freezes the same list.
     """
     known = 0 if worklist.bookmark is None else worklist.bookmark.known
-    waiting: list[Selected] = []
+    shard = _Shard(shard_size)
     async for page in pages:
         kept = page
         if freshness is not None:
@@ -48,13 +52,13 @@ async def freeze_all(
                 known += not need
                 if need:
                     kept.append(replace(each, bookmark=replace(each.bookmark, known=known)))
-        waiting += kept
-        while len(waiting) >= shard_size:
-            await _freeze(worklist, waiting[:shard_size])
-            del waiting[:shard_size]
-            on_frozen()
-    if waiting:
-        await _freeze(worklist, waiting)
+        while kept:
+            kept = await shard.take(kept)
+            if shard.full:
+                await shard.freeze(worklist)
+                on_frozen()
+    if shard.images:
+        await shard.freeze(worklist)
     counted = tally(planned=worklist.images, known=known)
     await worklist.complete(
         WorkListTotals(
@@ -72,5 +76,30 @@ async def freeze_all(
     on_frozen()
 
 
-async def _freeze(worklist: WorkList, selected: Sequence[Selected]) -> None:
-    await worklist.freeze([each.image for each in selected], selected[-1].bookmark)
+class _Shard:
+    """The images of the next shard so far, as columns: as objects they would be most of what a run has in memory."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._columns: list[pa.Table] = []
+        self._bookmark: Bookmark | None = None
+        self.images = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether it takes no more."""
+        return self.images == self._size
+
+    async def take(self, selected: list[Selected]) -> list[Selected]:
+        """Add as many as there is room for; returns the others."""
+        taken, others = selected[: self._size - self.images], selected[self._size - self.images :]
+        self._columns.append(await in_turn(image_table, [each.image for each in taken]))
+        self._bookmark = taken[-1].bookmark
+        self.images += len(taken)
+        return others
+
+    async def freeze(self, worklist: WorkList) -> None:
+        """Hand it over, and begin the next one."""
+        assert self._bookmark is not None
+        await worklist.freeze(pa.concat_tables(self._columns), self._bookmark)
+        self._columns, self._bookmark, self.images = [], None, 0

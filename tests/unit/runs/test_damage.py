@@ -12,6 +12,7 @@ from batchcl.errors import OutputError
 from batchcl.images import ImageRef
 from batchcl.runs.compact import hidden_parts
 from batchcl.runs.entries import Entry, positions
+from batchcl.runs.image_table import image_table
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.rounds import open_round
@@ -35,7 +36,7 @@ async def begun(root: Path) -> Store:
     """A run of four images, two of which are journalled in a segment each."""
     store = Store.open(str(root), create=True)
     worklist = WorkList(store, PATHS)
-    await worklist.freeze(IMAGES, Bookmark(source=0, position=Position(0, "3.jpg"), taken=4))
+    await worklist.freeze(image_table(IMAGES), Bookmark(source=0, position=Position(0, "3.jpg"), taken=4))
     await worklist.complete(WorkListTotals(shards=1, images=4))
     journal = Journal(store, PATHS, 0, round_=0, writer="a")
     for position in (0, 1):

@@ -11,7 +11,7 @@ import pytest
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.images import ImageRef
-from batchcl.runs.image_table import ImageRows
+from batchcl.runs.image_table import ImageRows, image_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, WorkListTotals
@@ -49,7 +49,7 @@ def test_images_come_back_exactly():
     async def main() -> None:
         store = Store.memory()
         worklist = WorkList(store, PATHS)
-        await worklist.freeze(odd, bookmark(2))
+        await worklist.freeze(image_table(odd), bookmark(2))
         table = await worklist.load(0)
         for positions in ([0, 1], [1]):
             rows = ImageRows(table, positions)
@@ -62,8 +62,8 @@ def test_a_list_that_was_cut_short_says_where_to_go_on():
     async def main() -> None:
         store = Store.memory()
         first = WorkList(store, PATHS)
-        await first.freeze([image(0), image(1)], bookmark(2))
-        await first.freeze([image(3)], bookmark(4, known=1))
+        await first.freeze(image_table([image(0), image(1)]), bookmark(2))
+        await first.freeze(image_table([image(3)]), bookmark(4, known=1))
         again = WorkList(store, PATHS)
         await again.open()
         assert (again.shards, again.images, again.bookmark, again.totals) == (2, 3, bookmark(4, known=1), None)
@@ -78,10 +78,10 @@ def test_a_list_that_was_cut_short_says_where_to_go_on():
 def test_frozen_images_come_with_the_first_source_that_they_may_be_of():
     async def main() -> None:
         worklist = WorkList(Store.memory(), PATHS)
-        await worklist.freeze([image(0), image(1)], replace(bookmark(2), source=1))
-        await worklist.freeze([image(2)], replace(bookmark(3), source=1))
-        await worklist.freeze([image(3)], replace(bookmark(4), source=3))
-        await worklist.freeze([image(4)], replace(bookmark(5), source=3))
+        await worklist.freeze(image_table([image(0), image(1)]), replace(bookmark(2), source=1))
+        await worklist.freeze(image_table([image(2)]), replace(bookmark(3), source=1))
+        await worklist.freeze(image_table([image(3)]), replace(bookmark(4), source=3))
+        await worklist.freeze(image_table([image(4)]), replace(bookmark(5), source=3))
         found = [(source, [each.key for each in images]) async for source, images in worklist.frozen_images()]
         assert found == [(0, ["0.jpg", "1.jpg"]), (1, ["2.jpg"]), (1, ["3.jpg"]), (3, ["4.jpg"])]
 
@@ -101,10 +101,10 @@ def test_shards_are_handed_out_as_they_are_frozen_and_end_with_the_list():
             group.start_soon(read, worklist)
             await anyio.wait_all_tasks_blocked()
             assert seen == []
-            await worklist.freeze([image(0)], bookmark(1))
+            await worklist.freeze(image_table([image(0)]), bookmark(1))
             await anyio.wait_all_tasks_blocked()
             assert seen == [0]
-            await worklist.freeze([image(1)], bookmark(2))
+            await worklist.freeze(image_table([image(1)]), bookmark(2))
             await worklist.complete(WorkListTotals(shards=2, images=2))
         assert seen == [0, 1]
 
@@ -115,11 +115,11 @@ def test_two_runners_that_freeze_different_lists_are_told_apart():
     async def main() -> None:
         store = Store.memory()
         first, second = WorkList(store, PATHS), WorkList(store, PATHS)
-        await first.freeze([image(0)], bookmark(1))
-        await second.freeze([image(0)], bookmark(1))
-        await first.freeze([image(1)], bookmark(2))
+        await first.freeze(image_table([image(0)]), bookmark(1))
+        await second.freeze(image_table([image(0)]), bookmark(1))
+        await first.freeze(image_table([image(1)]), bookmark(2))
         with pytest.raises(StoppedError, match="another runner"):
-            await second.freeze([image(2)], bookmark(2))
+            await second.freeze(image_table([image(2)]), bookmark(2))
 
     anyio.run(main)
 
