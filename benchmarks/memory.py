@@ -29,7 +29,7 @@ from batchcl.aws.arn import ModelArn
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.images import ImageRef
 from batchcl.job import Job
-from batchcl.runs.memory import give_back_memory
+from batchcl.memory import ARROW_POOL, give_back_memory
 from batchcl.runs.store import Store
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.listing import Listing
@@ -146,7 +146,10 @@ def _measured(images: int) -> dict[str, Any]:
     """A run in a fresh process."""
     with tempfile.TemporaryDirectory() as out:
         done = subprocess.run(
-            [sys.executable, __file__, "--one", str(images), "--out", out], check=True, stdout=subprocess.PIPE
+            [sys.executable, __file__, "--one", str(images), "--out", out],
+            env=os.environ | dict([ARROW_POOL]),  # read before this file could set it
+            check=True,
+            stdout=subprocess.PIPE,
         )
     return dict(json.loads(done.stdout))
 

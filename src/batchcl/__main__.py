@@ -1,5 +1,15 @@
-"""`python -m batchcl` is the `batchcl` command."""
+"""The `batchcl` command, also as `python -m batchcl`."""
 
-from batchcl.cli.app import main
+from batchcl.memory import give_back_memory
 
-main()
+
+def main() -> None:
+    """Settle how the process takes memory, then load and run the command line."""
+    give_back_memory()
+    from batchcl.cli.app import main as run  # noqa: PLC0415 - loads pyarrow
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,6 @@ from batchcl.cli import (
     status,
 )
 from batchcl.errors import BatchclError, ExitCode
-from batchcl.runs.memory import give_back_memory
 
 __all__ = ["app", "main"]
 
@@ -80,7 +79,6 @@ def main() -> None:
     The process ends without the interpreter's own shutdown, during which threads of the object store's runtime were
     seen to abort it (exit code 134) after everything was done.
     """
-    give_back_memory()
     try:
         code = _run()
         sys.stdout.flush()
