@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from batchcl.__about__ import __version__
+
 COMMAND = """
 import os, sys
 end = os._exit
@@ -21,20 +23,20 @@ main()
 LOADED = "import sys, batchcl, batchcl.__main__; print('pyarrow' in sys.modules)"
 
 
-def said(script: str, **env: str) -> str:
+def said(script: str, **env: str) -> list[str]:
     clean = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=clean | env, check=True, stdout=subprocess.PIPE, text=True
     )
-    return done.stdout.splitlines()[-1]
+    return done.stdout.splitlines()
 
 
 def test_nothing_loads_arrow_before_its_pool_is_chosen() -> None:
-    assert said(LOADED) == "False"
+    assert said(LOADED) == ["False"]
 
 
 @pytest.mark.parametrize(("chosen", "pool"), [({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")])
 def test_the_command_has_arrow_use_the_systems_allocator_unless_the_user_chose_another(
     chosen: dict[str, str], pool: str
 ) -> None:
-    assert said(COMMAND, **chosen) == pool
+    assert said(COMMAND, **chosen) == [f"batchcl {__version__}", pool]
