@@ -12,6 +12,8 @@ import polars as pl
 
 from batchcl.errors import SourceError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
+from batchcl.sources.files import open_list
+from batchcl.sources.lines import check_length, numbered_lines
 
 __all__ = ["Truth", "carried_truth", "read_truth"]
 
@@ -47,31 +49,31 @@ class Truth:
     bad: tuple[str, ...] = ()
 
 
-def read_truth(path: str | os.PathLike[str], *, attribute: str | None = None, skip_bad_lines: bool = False) -> Truth:
-    """Read the manifest at `path`, JSON Lines of the Ground Truth format.
+def read_truth(
+    path: str | os.PathLike[str], *, name: str | None = None, attribute: str | None = None, skip_bad_lines: bool = False
+) -> Truth:
+    """Read the manifest at `path`, JSON Lines of the Ground Truth format, which may be compressed with gzip or zstd.
 
     A source-ref that is no `s3://` URI is a path relative to the manifest's directory.
 
     Args:
         path: a local file.
+        name: as messages call it, where the file is a copy.
         attribute: the label attribute to read; by default as `groundtruth.parse_line` chooses.
         skip_bad_lines: leave out lines that can't be read and say which, rather than raise.
 
     Raises:
         SourceError: the file can't be read, a line can't be, or no line has labels.
     """
-    manifest = Path(path)
+    manifest, name = Path(path), name or str(path)
     bad: list[str] = []
-    try:
-        with manifest.open("rb") as lines:
-            truths = _truths(lines, str(path), attribute=attribute, bad=bad if skip_bad_lines else None)
-            truth = _collect(truths, manifest.absolute().parent, bad)
-    except OSError as error:
-        raise SourceError(f"reading the truth {path} failed: {error.strerror or error}") from error
+    with open_list(manifest, f"the truth {name}") as file:
+        truths = _truths(numbered_lines(file), name, attribute=attribute, bad=bad if skip_bad_lines else None)
+        truth = _collect(truths, manifest.absolute().parent, bad)
     if truth.images.is_empty():
         left_out = f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
         raise SourceError(
-            f"the truth {path} has no image with labels: {truth.unlabelled} lines have none{left_out}; "
+            f"the truth {name} has no image with labels: {truth.unlabelled} lines have none{left_out}; "
             "evaluate needs a Ground Truth manifest with a label attribute"
         )
     return truth
@@ -110,16 +112,17 @@ def carried_truth(images: pl.LazyFrame, *, attribute: str | None = None, skip_ba
 
 
 def _truths(
-    lines: Iterable[bytes], path: str, *, attribute: str | None, bad: list[str] | None
+    lines: Iterable[tuple[int, bytes]], name: str, *, attribute: str | None, bad: list[str] | None
 ) -> Iterator[GroundTruth]:
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         if not line.strip():
             continue
         try:
+            check_length(line)
             yield parse_line(line, attribute=attribute, strict=True)
         except SourceError as error:
             if bad is None:
-                raise SourceError(f"{path}, line {number}: {error}; --skip-bad-lines leaves it out") from error
+                raise SourceError(f"{name}, line {number}: {error}; --skip-bad-lines leaves it out") from error
             bad.append(f"line {number}: {error}")
 
 

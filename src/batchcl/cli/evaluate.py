@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
+import anyio
 import typer
 
 from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit, emit_object
@@ -28,7 +33,7 @@ def evaluate(
         typer.Option(
             "--truth",
             metavar="MANIFEST",
-            help="A local Ground Truth manifest; left out, the labels of the one that was scored.",
+            help="A Ground Truth manifest, s3:// or local; left out, the labels of the one that was scored.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +81,8 @@ def evaluate(
     if truth is None:
         labels = carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
     else:
-        labels = read_truth(truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
+        with _on_this_machine(truth, profile=profile, region=region) as path:
+            labels = read_truth(path, name=truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
     evaluation = evaluated(results.images(), labels, min_confidence=min_confidence, failures=results.failures())
     if json:
         emit_object(_as_object(evaluation), json=True)
@@ -84,6 +90,23 @@ def evaluate(
         emit(evaluation.labels, csv=True)
     else:
         _show(evaluation, root)
+
+
+@contextmanager
+def _on_this_machine(manifest: str, *, profile: str | None, region: str | None) -> Iterator[Path]:
+    """The manifest, or a copy where it lies in S3, as the snapshots of trainings do."""
+    if not manifest.startswith("s3://"):
+        yield Path(manifest)
+        return
+    from batchcl.aws.session import Aws  # noqa: PLC0415 - only when it is needed
+    from batchcl.sources.files import fetch  # noqa: PLC0415
+
+    aws = Aws.from_environment(profile=profile, region=region)
+    copy = anyio.run(partial(fetch, manifest, aws, region=aws.region))
+    try:
+        yield copy
+    finally:
+        copy.unlink()
 
 
 def _as_object(evaluation: Evaluation) -> dict[str, object]:

@@ -14,7 +14,7 @@ from batchcl.sources.base import BadLine
 from batchcl.sources.files import open_list
 from batchcl.sources.listed import Chunk, ImageChunk
 
-__all__ = ["CHUNK", "MAX_LINE_BYTES", "LinePart", "chunked", "numbered_lines", "skip_line", "skip_mark"]
+__all__ = ["CHUNK", "MAX_LINE_BYTES", "LinePart", "check_length", "chunked", "numbered_lines", "skip_line", "skip_mark"]
 
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 """A manifest line with ten thousand boxes has about 1 MB; a longer line than this isn't one."""
@@ -43,9 +43,8 @@ class LinePart:
             yield from chunked(self._entry(number, line) for number, line in numbered_lines(file))
 
     def _entry(self, number: int, line: bytes) -> Entry:
-        if len(line) > MAX_LINE_BYTES:
-            return BadLine(number, f"it is longer than {MAX_LINE_BYTES:,} bytes")
         try:
+            check_length(line)
             return self._parse(line)
         except SourceError as error:
             return BadLine(number, str(error))
@@ -80,6 +79,12 @@ def numbered_lines(file: BufferedReader) -> Iterator[tuple[int, bytes]]:
             skip_line(file)
         if stripped := line.removesuffix(b"\n").removesuffix(b"\r"):
             yield number, stripped
+
+
+def check_length(line: bytes) -> None:
+    """Raise `SourceError` where `line` is only the beginning of an overlong one."""
+    if len(line) > MAX_LINE_BYTES:
+        raise SourceError(f"it is longer than {MAX_LINE_BYTES:,} bytes")
 
 
 def skip_line(file: BufferedReader) -> None:

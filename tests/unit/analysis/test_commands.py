@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,8 @@ from typer.testing import CliRunner, Result
 from batchcl.cli import confidence, evaluate, failures, labels, output, query
 from batchcl.errors import SourceError, UsageError
 from batchcl.scoring.outcome import Label
-from unit.analysis.test_evaluate import boxes, carrying
+from servers import aws_env, client, make_bucket
+from unit.analysis.test_evaluate import boxes, carrying, line
 
 if TYPE_CHECKING:
     from unit.analysis.conftest import Make, Root
@@ -189,3 +192,24 @@ def test_of_chained_attributes_that_results_carry_one_is_named(root: Root) -> No
     assert "say which with --attribute" in str(refused.exception)
     found = orjson.loads(good("evaluate", root, "--attribute", "C", "--json"))
     assert found["summary"]["mean_average_precision"] == 1.0
+
+
+def test_the_truth_may_lie_in_s3_and_be_compressed(
+    root: Root, make: type[Make], moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in aws_env(s3=moto).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    there = set(tmp_path.iterdir())
+    s3 = client("s3", moto)
+    make_bucket(s3, "trainings")
+    truth = orjson.dumps(line("s3://b/1", "cat")) + b"\n"
+    s3.put_object(Bucket="trainings", Key="a/../snapshot.manifest", Body=gzip.compress(truth))
+    s3.put_object(Bucket="trainings", Key="bad.manifest", Body=truth + b"{}\n")
+    root.results(make.scored("s3://b/1", Label("cat", 90)))
+    found = orjson.loads(good("evaluate", root, "--truth", "s3://trainings/a/../snapshot.manifest", "--json"))
+    assert (found["summary"]["images"], found["summary"]["macro_f1"]) == (1, 1.0)
+    refused = run("evaluate", root, "--truth", "s3://trainings/bad.manifest")
+    assert "s3://trainings/bad.manifest, line 2: " in str(refused.exception)
+    assert "there is no s3://trainings/none" in str(run("evaluate", root, "--truth", "s3://trainings/none").exception)
+    assert set(tmp_path.iterdir()) == there

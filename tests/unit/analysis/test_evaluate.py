@@ -19,6 +19,7 @@ from batchcl.analysis.truth import carried_truth, read_truth
 from batchcl.errors import SourceError, UsageError
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Label, Scored
+from batchcl.sources.lines import MAX_LINE_BYTES
 
 if TYPE_CHECKING:
     from unit.analysis.conftest import Make, Root
@@ -214,6 +215,12 @@ def test_a_bad_line_stops_the_evaluation_unless_it_may_be_skipped(manifest: Path
     assert truth.images.height == 2
     assert len(truth.bad) == 1
     assert truth.bad[0].startswith("line 3: ")
+
+
+def test_a_line_without_end_is_a_bad_one_and_is_not_held(manifest: Path) -> None:
+    write(manifest, line("s3://b/1", "cat"), b"x" * (MAX_LINE_BYTES + 1), line("s3://b/2", "dog"))
+    truth = read_truth(manifest, skip_bad_lines=True)
+    assert (truth.images.height, truth.bad) == (2, ("line 2: it is longer than 4,194,304 bytes",))
 
 
 def test_a_truth_without_labels_or_file_is_refused(manifest: Path) -> None:
