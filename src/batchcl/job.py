@@ -87,6 +87,7 @@ class Job(BaseModel):
         run_id: names the run; made from the time when left out.
         min_confidence: 0 to 100; left out, each label's assumed threshold decides; 0 returns all.
         max_results: labels an image at most, highest confidence first.
+        fit: shrink or convert images that the service would refuse; boxes stay ratios of the original.
         max_tps: hard ceiling of calls a second.
         max_in_flight: calls at once at most, a guard for memory.
         transport: how calls travel: `wire`, or `aioboto3` for set-ups that only the SDK understands.
@@ -137,6 +138,7 @@ class Job(BaseModel):
     run_id: str | None = None
     min_confidence: Annotated[float, Field(ge=0, le=100)] | None = None
     max_results: Annotated[int, Field(ge=0)] | None = None
+    fit: bool = False
     max_tps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
     transport: Transport = Transport.WIRE
@@ -314,6 +316,7 @@ class Job(BaseModel):
             "model": model.text,
             "min_confidence": self.min_confidence,
             "max_results": self.max_results,
+            **({"fit": True} if self.fit else {}),
             "schema": SCHEMA_VERSION,
         }
 

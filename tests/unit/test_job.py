@@ -247,6 +247,7 @@ def scored_as(**changes: Any) -> str:
         {"sample": "10", "sample_seed": 1},
         {"where": "size > 3"},
         {"cross_region": True},
+        {"fit": True},
     ],
 )
 def test_another_list_or_another_scoring_is_another_run(change: dict[str, Any]) -> None:
@@ -260,6 +261,7 @@ def test_another_list_or_another_scoring_is_another_run(change: dict[str, Any]) 
         {"run_id": "r"},
         {"max_tps": 1.0},
         {"max_in_flight": 3},
+        {"fit": False},
         {"skip_bad_lines": True},
         {"max_failures": "5%"},
         {"deadline": "6h"},

@@ -63,14 +63,14 @@ class Looked:
         return self.code in _MISSING or self.code == _GONE
 
 
-def sample_of(images: Sequence[ImageRef], *, most: int = SAMPLE) -> list[ImageRef]:
-    """Images from all over `images` that a call would be made for, at most so many.
+def sample_of(images: Sequence[ImageRef], *, most: int = SAMPLE, fit: bool = False) -> list[ImageRef]:
+    """Images from all over `images` that a call would be made for, at most so many; see `unfit` for `fit`.
 
     Members of archives aren't among them: listing them has read their archive.
     """
-    fit = [image for image in images if image.member is None and unfit(image) is None]
-    count = min(most, len(fit))
-    return [fit[n * len(fit) // count] for n in range(count)]
+    called = [image for image in images if image.member is None and unfit(image, fit=fit) is None]
+    count = min(most, len(called))
+    return [called[n * len(called) // count] for n in range(count)]
 
 
 async def look_at(aws: Aws, images: Sequence[ImageRef], *, region: str) -> list[Looked]:

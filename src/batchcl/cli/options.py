@@ -22,6 +22,7 @@ __all__ = [
     "Emulator",
     "EmulatorState",
     "Exclude",
+    "Fit",
     "FromResults",
     "Include",
     "Incremental",
@@ -95,6 +96,10 @@ MinConfidence = Annotated[
     typer.Option("--min-confidence", help="0-100; left out, each label's own threshold decides.", show_default=False),
 ]
 MaxResults = Annotated[int | None, typer.Option("--max-results", help="Labels an image.", show_default=False)]
+Fit = Annotated[
+    bool | None,
+    typer.Option("--fit", help="Shrink or convert what the service would refuse; boxes stay.", show_default=False),
+]
 MaxTps = Annotated[
     float | None, typer.Option("--max-tps", help="Never more calls a second than this.", show_default=False)
 ]

@@ -54,17 +54,18 @@ async def check_sources_of(case: Case) -> Answer:
 
 async def check_images(case: Case) -> Answer:
     """A sample of the first images, from all over their page, read as far as their sizes in pixels."""
-    sample = sample_of(case.page)
+    fit = case.job.fit
+    sample = sample_of(case.page, fit=fit)
     if not sample:
-        reasons = Counter(reason.code for image in case.page if (reason := unfit(image)) is not None)
-        return Verdict.WARN, f"none of the first {len(case.page):,} images costs a call: {_listed(reasons)}"
+        why = Counter(reason.code for image in case.page if (reason := unfit(image, fit=fit)) is not None)
+        return Verdict.WARN, f"none of the first {len(case.page):,} images costs a call: {_listed(why)}"
     case.looked = await look_at(case.aws, sample, region=case.region)
     refuse_unreadable(case.looked)
-    bad = refusals(case.looked) + Counter(
-        reason.code for each in case.looked if not each.code and (reason := unfit_head(each)) is not None
-    )
+    unreadable = refusals(case.looked)
+    reasons = [None if each.code or fit else unfit_head(each) for each in case.looked]
+    bad = unreadable + Counter(reason.code for reason in reasons if reason is not None)
     if bad:
-        worst = next(each for each in case.looked if each.code or unfit_head(each) is not None)
+        worst = next(each for each, reason in zip(case.looked, reasons, strict=True) if each.code or reason is not None)
         return Verdict.WARN, (
             f"{bad.total()} of {len(sample)} sampled images will fail: {_listed(bad)}, such as {worst.image.uri}; a "
             "run goes on without them"

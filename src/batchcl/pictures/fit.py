@@ -20,7 +20,10 @@ from batchcl.pixels import MAX_ASPECT, MAX_SIDE, MIN_SIDE, header, unfit_bytes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Fitted", "fit"]
+__all__ = ["FIT_MAY_HELP", "Fitted", "fit", "is_fine"]
+
+FIT_MAY_HELP: Final = frozenset({"ImageTooLargeException", "InvalidImageFormatException", "InvalidParameterException"})
+"""Codes of the service's refusals that may be about the picture's format, bytes or pixels."""
 
 _LOSSLESS: Final = frozenset({"PNG", "BMP", "GIF", "TIFF"})
 _LOSSLESS_PIXELS: Final = 2_000_000
@@ -53,7 +56,7 @@ def fit(data: bytes, *, limit_bytes: int = MAX_BYTES_INLINE) -> Fitted | None:
     Raises:
         ImageError: it can't be decoded, or is longer than 20:1, which nothing mends without cutting or distorting.
     """
-    if _is_fine(data, limit_bytes):
+    if is_fine(data, limit_bytes=limit_bytes):
         return None
     if not data:
         raise ImageError("the file is empty", code="EmptyFile")
@@ -74,7 +77,8 @@ def fit(data: bytes, *, limit_bytes: int = MAX_BYTES_INLINE) -> Fitted | None:
     return Fitted(encoded, "; ".join(parts) or f"{kind} written anew")
 
 
-def _is_fine(data: bytes, limit_bytes: int) -> bool:
+def is_fine(data: bytes, *, limit_bytes: int) -> bool:
+    """Whether the service takes `data`, as far as the header tells."""
     found = header(data)
     return (
         unfit_bytes(data, limit_bytes=limit_bytes) is None

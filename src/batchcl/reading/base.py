@@ -1,12 +1,14 @@
-"""What reads the bytes of an image."""
+"""What reads the bytes of an image, and what makes images ready for their call."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-from batchcl.images import ImageRef
+from batchcl.errors import ImageError
+from batchcl.images import ImageRef, Unfit
 
-__all__ = ["ImageReader"]
+__all__ = ["ImageReader", "Prepared", "Preparer"]
 
 
 class ImageReader(Protocol):
@@ -24,4 +26,39 @@ class ImageReader(Protocol):
             TransientError: the next attempt may get them.
             FatalCallError: nor can those of any other image, until somebody changes something.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image can be called for. `note` says what was changed; None where it goes as it is."""
+
+    note: str | None = None
+
+
+class Preparer(Protocol):
+    """Makes images ready for their call, and holds what that takes until they are released."""
+
+    def wants(self, image: ImageRef) -> bool:
+        """Whether `image` has to be looked at before its first call."""
+        ...
+
+    def may_mend(self, error: ImageError) -> bool:
+        """Whether what the service refused an image for may be mended."""
+        ...
+
+    def has_room(self) -> bool:
+        """Whether another image may be made ready ahead of its turn; asked again after each release."""
+        ...
+
+    async def prepare(self, image: ImageRef) -> Prepared | Unfit:
+        """Make `image` ready for its next call, or say why it can't be.
+
+        Raises:
+            CallError: its bytes can't be had.
+        """
+        ...
+
+    def release(self, image: ImageRef) -> None:
+        """`image` has its outcome."""
         ...

@@ -20,12 +20,16 @@ class ElsewhereReader:
         stack: closes the connections.
         aws: to reach S3 with.
         connections: to a region, at most.
+        most_bytes: of an image; a larger one fails.
     """
 
-    def __init__(self, stack: AsyncExitStack, aws: Aws, *, connections: int) -> None:
+    def __init__(
+        self, stack: AsyncExitStack, aws: Aws, *, connections: int, most_bytes: int = MAX_BYTES_INLINE
+    ) -> None:
         self._stack = stack
         self._aws = aws
         self._connections = connections
+        self._most_bytes = most_bytes
         self._lock = anyio.Lock()
         self._readers: dict[str, ObjectReader] = {}
 
@@ -45,5 +49,5 @@ class ElsewhereReader:
                 client = await self._stack.enter_async_context(
                     self._aws.s3(region=region, connections=self._connections)
                 )
-                self._readers[region] = ObjectReader(client, most_bytes=MAX_BYTES_INLINE)
+                self._readers[region] = ObjectReader(client, most_bytes=self._most_bytes)
         return self._readers[region]

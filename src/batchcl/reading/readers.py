@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from batchcl.aws.session import Aws
-from batchcl.images import ImageRef
+from batchcl.images import MAX_BYTES_INLINE, ImageRef
 from batchcl.reading.archives import ArchiveReader
 from batchcl.reading.base import ImageReader
 from batchcl.reading.elsewhere import ElsewhereReader
@@ -31,14 +31,17 @@ class FirstReader:
 
 
 @asynccontextmanager
-async def open_reader(aws: Aws, *, region: str, connections: int) -> AsyncIterator[ImageReader]:
+async def open_reader(
+    aws: Aws, *, region: str, connections: int, most_bytes: int = MAX_BYTES_INLINE
+) -> AsyncIterator[ImageReader]:
     """A reader of every image that travels as bytes; what it opened is closed at the end of the block.
 
     Args:
         aws: for what lies in S3.
         region: of the model's buckets.
         connections: to any place, at most.
+        most_bytes: of an image in a bucket of another region.
     """
     async with AsyncExitStack() as stack:
-        elsewhere = ElsewhereReader(stack, aws, connections=connections)
+        elsewhere = ElsewhereReader(stack, aws, connections=connections, most_bytes=most_bytes)
         yield FirstReader([ArchiveReader(aws, region=region), elsewhere, FileReader()])

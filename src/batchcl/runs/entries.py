@@ -32,6 +32,7 @@ ENTRIES: Final = pa.schema(
         pa.field("code", pa.string()),
         pa.field("message", pa.string()),
         pa.field("round", pa.int16(), nullable=False),
+        pa.field("fitted", pa.string()),
     ]
 )
 _BOX: Final = ("left", "top", "width", "height")
@@ -60,6 +61,7 @@ def entry_table(entries: Sequence[Entry], *, round_: int) -> pa.Table:
         "code": [None if one is None else one.code for one in failed],
         "message": [None if one is None else one.message for one in failed],
         "round": [round_] * len(entries),
+        "fitted": [None if one is None else one.fitted for one in scored],
     }
     arrays = [
         column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)

@@ -90,4 +90,4 @@ def _decode(segments: Iterable[tuple[str, bytes | None]]) -> pa.Table:
             pa.ipc.open_file(pa.py_buffer(segment)) as file,
         ):
             tables.append(file.read_all().replace_schema_metadata(None))
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables, promote_options="default")  # an older version's segments may lack a column

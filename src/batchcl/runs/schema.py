@@ -69,6 +69,7 @@ RESULTS: Final = pa.schema(
         pa.field("request_id", pa.string(), nullable=False),
         pa.field("scored_at", UTC_US, nullable=False),
         pa.field("extra", pa.string()),
+        pa.field("fitted", pa.string()),
     ]
 )
 """One row an image that was scored; an image without any label above the threshold has an empty `labels`."""

@@ -12,7 +12,7 @@ import datetime as dt
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -30,16 +30,19 @@ from batchcl.errors import (
     TransientError,
     UnreachableError,
 )
-from batchcl.images import unfit
+from batchcl.images import Unfit, unfit
 from batchcl.pacing.pacer import Pacer
+from batchcl.reading.base import Preparer
 from batchcl.scoring.callers import Callers
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.outages import Outages
-from batchcl.scoring.outcome import Detection, Failed, Outcome, Scored
+from batchcl.scoring.outcome import Detection, Outcome, Scored, failed, skipped
+from batchcl.scoring.preparing import Preparing
 from batchcl.scoring.queue import WorkItem, WorkQueue
+from batchcl.scoring.seams import Recovery, Sink
 from batchcl.scoring.shards import Batch
 
-__all__ = ["Engine", "EngineSettings", "Recovery", "Sink"]
+__all__ = ["Engine", "EngineSettings"]
 
 _BACKOFF_S: Final = 0.25
 _BACKOFF_MAX_S: Final = 20.0
@@ -70,34 +73,6 @@ class EngineSettings:
     max_attempts: int = 8
 
 
-class Sink(Protocol):
-    """Where outcomes go."""
-
-    def record(self, shard: int, position: int, outcome: Outcome) -> None:
-        """Take over the outcome of one image. Never waits and never fails: `keep` and `close` do."""
-        ...
-
-    async def room(self) -> None:
-        """Wait while more is taken over than kept."""
-        ...
-
-    async def keep(self) -> None:
-        """Run beside the calls until cancelled: keep what was recorded. Raises `BatchclError` where that can't be."""
-        ...
-
-    async def close(self) -> None:
-        """Keep all that was recorded; nothing follows. Raises as `keep` does."""
-        ...
-
-
-class Recovery(Protocol):
-    """What to do when the service says that the model isn't ready."""
-
-    async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
-        """Return when calls may go on, raise when they can't; `pauses` in a row since the last good answer."""
-        ...
-
-
 class Engine:
     """Scores one stream of images. Used once."""
 
@@ -111,6 +86,7 @@ class Engine:
         progress: Progress,
         settings: EngineSettings | None = None,
         observer: Observer | None = None,
+        preparer: Preparer | None = None,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
         rng: random.Random | None = None,
     ) -> None:
@@ -142,6 +118,15 @@ class Engine:
         self._sink_failed = False
         self._in_flight: dict[int, tuple[WorkItem, float]] = {}
         self._usual_latency_s = 0.0
+        self._preparing = None
+        if preparer is not None:
+            self._preparing = Preparing(
+                preparer,
+                self._queue,
+                most_ready=2 * self._settings.max_in_flight,
+                on_failed=self._unprepared,
+                on_fatal=self.fail,
+            )
 
     @property
     def answered(self) -> bool:
@@ -167,12 +152,17 @@ class Engine:
         self._progress.pace = lambda: self._pacer.statistics().rate_tps
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._keep_sink)
+            if self._preparing is not None:
+                beside.start_soon(self._preparing.run)
             with self._calling:
                 async with anyio.create_task_group() as self._tasks:
                     self._tasks.start_soon(self._list, batches)
                     self._tasks.start_soon(self._feed)
                     self._tasks.start_soon(self._help_stragglers)
             beside.cancel_scope.cancel()
+        if self._preparing is not None and self._preparing.changed:
+            text = f"{self._preparing.changed:,} images were changed to fit; the column `fitted` says how"
+            self._observer.notice(Notice("fitted", text, {"images": self._preparing.changed}))
         if not self._sink_failed:
             try:
                 await self._sink.close()
@@ -193,19 +183,16 @@ class Engine:
             with self._listing:
                 async for batch in batches:
                     for image, position in zip(batch.images, batch.positions, strict=True):
-                        if (reason := unfit(image)) is not None:
-                            skipped = Failed(
-                                image=image,
-                                status="skipped",
-                                code=reason.code,
-                                message=reason.message,
-                                attempts=0,
-                                failed_at=self._utcnow(),
-                            )
+                        item = WorkItem(image, batch.shard, position)
+                        if (reason := unfit(image, fit=self._preparing is not None)) is not None:
                             await self._sink.room()
-                            self._keep(batch.shard, position, skipped)
-                        elif not await self._queue.put(WorkItem(image, batch.shard, position)):
+                            self._keep(item, skipped(item.image, reason, at=self._utcnow()))
+                        elif self._preparing is not None and await self._preparing.take(item):
+                            continue
+                        elif not await self._queue.put(item):
                             return
+                if self._preparing is not None:
+                    await self._preparing.finish()
         except BatchclError as error:
             self.fail(error)
         finally:
@@ -219,6 +206,8 @@ class Engine:
                     if not self._open.is_set():
                         await self._open.wait()
                     await self._sink.room()
+                    if self._preparing is not None:
+                        await self._preparing.room()
                     await self._callers.free()
                     await self._pacer.acquire()
                     self._callers.hand(self._queue.take(), self._tasks)
@@ -246,13 +235,28 @@ class Engine:
         """One call, and what follows from it."""
         outcome = await self._call(item)
         if outcome is not None:
-            self._keep(item.shard, item.position, outcome)
+            self._keep(item, outcome)
             self._queue.settle()
 
-    def _keep(self, shard: int, position: int, outcome: Outcome) -> None:
+    def _keep(self, item: WorkItem, outcome: Outcome) -> None:
+        if self._preparing is not None:
+            self._preparing.settled(item)
         if not self._sink_failed:
-            self._sink.record(shard, position, outcome)
+            self._sink.record(item.shard, item.position, outcome)
             self._progress.count(outcome)
+
+    def _unprepared(self, item: WorkItem, reason: Unfit | CallError, refusal: ImageError | None) -> None:
+        """Give an image that can't be made ready its outcome; after a `refusal` it was outstanding until now."""
+        if isinstance(reason, CallError):
+            self._keep(item, failed(item.image, reason, attempts=item.attempts, at=self._utcnow()))
+        elif refusal is None:
+            self._keep(item, skipped(item.image, reason, at=self._utcnow()))
+        else:
+            hopeless = ImageError(f"{refusal}; --fit can't mend it: {reason.message}", code=refusal.code)
+            self._keep(item, failed(item.image, hopeless, attempts=item.attempts, at=self._utcnow()))
+        if refusal is not None:
+            item.is_settled = True
+            self._queue.settle()
 
     async def _call(self, item: WorkItem) -> Outcome | None:
         """One call; None where the image went back to the queue, or another call for it decides."""
@@ -290,6 +294,7 @@ class Engine:
             latency_ms=latency_s * 1000,
             request_id=detection.request_id,
             scored_at=self._utcnow(),
+            fitted=item.fitted,
         )
 
     def _unanswered(self, item: WorkItem, error: CallError, sent_at: float) -> Outcome | None:
@@ -323,15 +328,14 @@ class Engine:
                 self._pacer.succeeded(sent_at=sent_at)
                 self._outages.answered()
                 self._judge_bucket(error)
+                if self._preparing is not None and self._preparing.may_mend(item, error):
+                    if item.open_calls == 1:  # or the other call brings the refusal too
+                        item.attempts += 1
+                        self._preparing.mend(item, error)
+                    return None
+        item.attempts += 1
         item.is_settled = True
-        return Failed(
-            image=item.image,
-            status="failed",
-            code=error.code,
-            message=str(error),
-            attempts=item.attempts + 1,
-            failed_at=self._utcnow(),
-        )
+        return failed(item.image, error, attempts=item.attempts, at=self._utcnow())
 
     def _judge_bucket(self, error: ImageError) -> None:
         """When the first images are all unreadable from S3, so will the rest be: stop rather than pay for refusals."""

@@ -32,6 +32,7 @@ from batchcl.errors import (
 )
 from batchcl.images import EXTENSIONS, ImageRef, suffix_of
 from batchcl.pictures.decode import need_pillow
+from batchcl.pictures.fit import FIT_MAY_HELP
 from batchcl.pictures.fit import fit as fitted
 from batchcl.reading.base import ImageReader
 from batchcl.reading.files import FileReader
@@ -39,12 +40,7 @@ from batchcl.reading.objects import ObjectReader
 from batchcl.scoring.outcome import Label
 from batchcl.sources.base import local_image, s3_image
 
-__all__ = ["FIT_MAY_HELP", "Answered", "Given", "detect", "given"]
-
-FIT_MAY_HELP: Final = frozenset(
-    {"ImageTooLargeException", "InvalidImageFormatException", "InvalidParameterException", "ValidationException"}
-)
-"""Refusals that may be about the picture's format, bytes or pixels."""
+__all__ = ["Answered", "Given", "detect", "given"]
 
 _AT_ONCE: Final = 4
 _SLACK_S: Final = 60.0

@@ -128,12 +128,12 @@ async def check_sources(
             for source, checked in zip(sources, found, strict=True)
             if checked.bad_lines
         },
-        try_reading=partial(_try_reading, aws, model.region),
+        try_reading=partial(_try_reading, aws, model.region, fit=job.fit),
     )
 
 
-async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef]) -> None:
-    refuse_unreadable(await look_at(aws, sample_of(images), region=region))
+async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef], *, fit: bool) -> None:
+    refuse_unreadable(await look_at(aws, sample_of(images, fit=fit), region=region))
 
 
 def _total(lines: Sequence[int | None]) -> int | None:

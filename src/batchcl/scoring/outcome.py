@@ -6,9 +6,10 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Literal
 
-from batchcl.images import ImageRef
+from batchcl.errors import CallError
+from batchcl.images import ImageRef, Unfit
 
-__all__ = ["Counts", "Detection", "Failed", "Label", "Outcome", "Scored"]
+__all__ = ["Counts", "Detection", "Failed", "Label", "Outcome", "Scored", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,10 @@ class Detection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """The service answered. `latency_ms` is that of the call that did, `attempts` counts the failed ones too."""
+    """The service answered. `latency_ms` is that of the call that did, `attempts` counts the failed ones too.
+
+    `fitted` says what was changed before the image was sent; None where it went as it was.
+    """
 
     image: ImageRef
     labels: tuple[Label, ...]
@@ -46,6 +50,7 @@ class Scored:
     latency_ms: float
     request_id: str
     scored_at: dt.datetime
+    fitted: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,16 @@ class Failed:
 
 
 Outcome = Scored | Failed
+
+
+def failed(image: ImageRef, error: CallError, *, attempts: int, at: dt.datetime) -> Failed:
+    """`error` ended the image after so many attempts."""
+    return Failed(image=image, status="failed", code=error.code, message=str(error), attempts=attempts, failed_at=at)
+
+
+def skipped(image: ImageRef, reason: Unfit, *, at: dt.datetime) -> Failed:
+    """The image wasn't called for."""
+    return Failed(image=image, status="skipped", code=reason.code, message=reason.message, attempts=0, failed_at=at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
                     listed = [image for image, needed in zip(listed, fresh, strict=True) if needed]  # noqa: PLW2901
                 images += len(listed)
                 for image in listed:
-                    if (reason := unfit(image)) is not None:
+                    if (reason := unfit(image, fit=job.fit)) is not None:
                         skipped[reason.code] += 1
                     else:
                         calls += 1

@@ -28,6 +28,8 @@ class WorkItem:
         open_calls: calls without an answer yet.
         is_doubled: a second call was sent beside one that hangs.
         is_settled: it has its outcome.
+        is_prepared: it was looked at, and changed if need be, before its next call.
+        fitted: what was changed; None where it goes as it is.
     """
 
     image: ImageRef
@@ -37,6 +39,8 @@ class WorkItem:
     open_calls: int = 0
     is_doubled: bool = False
     is_settled: bool = False
+    is_prepared: bool = False
+    fitted: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,11 @@ class WorkQueue:
         self._fresh.append(item)
         self._work.ring()
         return True
+
+    def put_now(self, item: WorkItem) -> None:
+        """Add a fresh image, room or not, for a producer who is bounded by something else."""
+        self._fresh.append(item)
+        self._work.ring()
 
     def close(self) -> None:
         """No fresh images will come."""

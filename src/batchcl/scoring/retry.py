@@ -13,6 +13,7 @@ from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import OutputError, StoppedError, UsageError
 from batchcl.job import Job, job_of
+from batchcl.reading.base import Preparer
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.markers import published, read_counts, total
@@ -77,10 +78,7 @@ async def retry(
     await store.check_writable(single_writer=job.single_writer)
     async with (
         service_of(job) as (aws, model),
-        open_model(job, aws, model, observer, stopper, run_id=run_id, root=store.root, begun_at=begun_at) as (
-            keeper,
-            detector,
-        ),
+        open_model(job, aws, model, observer, stopper, run_id=run_id, root=store.root, begun_at=begun_at) as opened,
     ):
         with stopper.interruptible():
             await aws.check_credentials()
@@ -90,8 +88,9 @@ async def retry(
             record,
             earlier,
             codes=codes,
-            keeper=keeper,
-            detector=detector,
+            keeper=opened.keeper,
+            detector=opened.detector,
+            preparer=opened.preparer,
             observer=observer,
             stopper=stopper,
             begun_at=begun_at,
@@ -110,6 +109,7 @@ async def conduct_round(
     observer: Observer,
     stopper: Stopper,
     begun_at: float,
+    preparer: Preparer | None = None,
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> Summary:
     """Open the round and score its images; `retry` without AWS around it."""
@@ -146,6 +146,7 @@ async def conduct_round(
             observer=observer,
             stopper=stopper,
             begun_at=begun_at,
+            preparer=preparer,
         )
         summary = await session.run()
     try:

@@ -23,7 +23,11 @@ from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.lifecycle import Units
 from batchcl.aws.session import Aws
 from batchcl.errors import UsageError
+from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE
 from batchcl.job import Job, fingerprint
+from batchcl.pictures.decode import need_pillow
+from batchcl.reading.base import Preparer
+from batchcl.reading.fitted import open_fitting_reader
 from batchcl.reading.readers import open_reader
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.layout import RunPaths, new_run_id
@@ -92,12 +96,18 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
                     observer.notice(Notice("already-done", f"run {found.record.run_id} is done already; nothing to do"))
                     return _judged(found.summary, job)
             run_id, root = found.record.run_id, store.root
-            async with open_model(job, aws, model, observer, stopper, run_id=run_id, root=root, begun_at=begun_at) as (
-                keeper,
-                detector,
-            ):
+            async with open_model(
+                job, aws, model, observer, stopper, run_id=run_id, root=root, begun_at=begun_at
+            ) as opened:
                 return await conduct(
-                    job, found, keeper=keeper, detector=detector, observer=observer, stopper=stopper, begun_at=begun_at
+                    job,
+                    found,
+                    keeper=opened.keeper,
+                    detector=opened.detector,
+                    preparer=opened.preparer,
+                    observer=observer,
+                    stopper=stopper,
+                    begun_at=begun_at,
                 )
 
 
@@ -110,6 +120,7 @@ async def conduct(
     observer: Observer,
     stopper: Stopper,
     begun_at: float,
+    preparer: Preparer | None = None,
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> Summary:
     """Take the lease of the run that was found and score what is left of it; `run` without AWS around it."""
@@ -154,6 +165,7 @@ async def conduct(
                 stopper=stopper,
                 begun_at=begun_at,
                 listing=freeze,
+                preparer=preparer,
             )
             return await session.run()
 
@@ -170,6 +182,15 @@ async def open_store(job: Job, aws: Aws) -> Store:
     return store
 
 
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """What calls to a model need. Without `preparer` images go as they are."""
+
+    keeper: ModelKeeper
+    detector: Detector
+    preparer: Preparer | None
+
+
 @asynccontextmanager
 async def open_model(
     job: Job,
@@ -181,22 +202,37 @@ async def open_model(
     run_id: str,
     root: str,
     begun_at: float,
-) -> AsyncIterator[tuple[ModelKeeper, Detector]]:
+) -> AsyncIterator[OpenModel]:
     """The model's keeper and detector, with their connections open during the block."""
-    async with (
-        aws.rekognition(region=model.region) as control,
-        guards_of(job, aws, model, control, run_id=run_id, root=root, observer=observer, begun_at=begun_at) as guards,
-        open_reader(aws, region=model.region, connections=job.max_in_flight) as reader,
-        open_detector(
-            aws,
-            model,
-            transport=job.transport,
-            min_confidence=job.min_confidence,
-            max_results=job.max_results,
-            connections=job.max_in_flight,
-            reader=reader,
-        ) as detector,
-    ):
+    if job.fit:
+        need_pillow("--fit")
+    async with AsyncExitStack() as stack:
+        control = await stack.enter_async_context(aws.rekognition(region=model.region))
+        guards = await stack.enter_async_context(
+            guards_of(job, aws, model, control, run_id=run_id, root=root, observer=observer, begun_at=begun_at)
+        )
+        reader = await stack.enter_async_context(
+            open_reader(
+                aws,
+                region=model.region,
+                connections=job.max_in_flight,
+                most_bytes=MAX_BYTES_FITTABLE if job.fit else MAX_BYTES_INLINE,
+            )
+        )
+        fitting = None
+        if job.fit:
+            fitting = await stack.enter_async_context(open_fitting_reader(reader, aws, region=model.region))
+        detector = await stack.enter_async_context(
+            open_detector(
+                aws,
+                model,
+                transport=job.transport,
+                min_confidence=job.min_confidence,
+                max_results=job.max_results,
+                connections=job.max_in_flight,
+                reader=fitting or reader,
+            )
+        )
         units = job.units or (EMULATED_UNITS if job.emulator else None)
         keeper = ModelKeeper(
             control,
@@ -208,7 +244,7 @@ async def open_model(
             observer=observer,
             stopper=stopper,
         )
-        yield keeper, detector
+        yield OpenModel(keeper, detector, fitting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from batchcl.errors import (
 from batchcl.images import unfit
 from batchcl.job import Job
 from batchcl.pacing.pacer import Pacer
+from batchcl.reading.base import Preparer
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import Ledger, Targets
@@ -52,6 +53,7 @@ class Session:
         published: shard → the last round in which it was published, when the session began.
         listing: freezes the rest of the work list; None when it is complete.
         begun_at: on the loop's clock, from which the deadline counts.
+        preparer: makes images fit the service's rules; None where they go as they are.
     """
 
     job: Job
@@ -69,6 +71,7 @@ class Session:
     stopper: Stopper
     begun_at: float
     listing: Callable[[], Awaitable[None]] | None = None
+    preparer: Preparer | None = None
     _engine: Engine = field(init=False)
     _ledger: Ledger = field(init=False)
     _counted: bool = field(init=False, default=False)
@@ -95,6 +98,7 @@ class Session:
             progress=self.progress,
             settings=EngineSettings(max_in_flight=self.job.max_in_flight),
             observer=self.observer,
+            preparer=self.preparer,
         )
         failure: BatchclError | None = None
         try:
@@ -147,7 +151,7 @@ class Session:
         """`batches`, with the model RUNNING from the first one that costs a call: none is started for nothing."""
         running = False
         async for batch in batches:
-            if not running and any(unfit(image) is None for image in batch.images):
+            if not running and any(unfit(image, fit=self.job.fit) is None for image in batch.images):
                 await self.keeper.have_running()
                 self.progress.begin(anyio.current_time())
                 running = True

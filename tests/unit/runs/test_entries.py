@@ -15,8 +15,10 @@ NOW = dt.datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=dt.UTC)
 IMAGE = ImageRef(uri="s3://b/a.jpg", bucket="b", key="a.jpg")
 
 
-def scored(position: int, labels: tuple[Label, ...] = ()) -> Entry:
-    outcome = Scored(image=IMAGE, labels=labels, attempts=2, latency_ms=1.5, request_id="q", scored_at=NOW)
+def scored(position: int, labels: tuple[Label, ...] = (), *, fitted: str | None = None) -> Entry:
+    outcome = Scored(
+        image=IMAGE, labels=labels, attempts=2, latency_ms=1.5, request_id="q", scored_at=NOW, fitted=fitted
+    )
     return Entry(position, outcome)
 
 
@@ -27,17 +29,17 @@ def failed(position: int, code: str = "X", status: str = "failed") -> Entry:
 
 def test_all_of_an_outcome_becomes_columns() -> None:
     box = Label("é\n", 12.5, (0.25, 0.5, 0.125, 1.0), ((0.0, 0.5), (1.0, 0.25)))
-    entries = [scored(4, (box, Label("plain", 99.5))), scored(1), failed(2, status="skipped")]
+    entries = [scored(4, (box, Label("plain", 99.5))), scored(1, fitted="BMP to PNG"), failed(2, status="skipped")]
     nothing = dict.fromkeys(("left", "top", "width", "height", "polygon"))
     sides = {"left": 0.25, "top": 0.5, "width": 0.125, "height": 1.0}
     whole = {"name": "é\n", "confidence": 12.5, **sides, "polygon": [{"x": 0.0, "y": 0.5}, {"x": 1.0, "y": 0.25}]}
     good = {"status": "scored", "attempts": 2, "at": NOW, "latency_ms": 1.5, "request_id": "q", "round": 3}
     good |= {"code": None, "message": None}
     assert entry_table(entries, round_=3).to_pylist() == [
-        {"position": 4, "labels": [whole, {"name": "plain", "confidence": 99.5, **nothing}], **good},
-        {"position": 1, "labels": [], **good},
+        {"position": 4, "labels": [whole, {"name": "plain", "confidence": 99.5, **nothing}], "fitted": None, **good},
+        {"position": 1, "labels": [], "fitted": "BMP to PNG", **good},
         {
-            **dict.fromkeys(("labels", "latency_ms", "request_id")),
+            **dict.fromkeys(("labels", "latency_ms", "request_id", "fitted")),
             "position": 2,
             "status": "skipped",
             "attempts": 8,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 
 import anyio
+import pyarrow as pa
 import pytest
 
 from batchcl.errors import OutputError, StoppedError
@@ -53,6 +55,23 @@ def test_outcomes_come_back_as_they_were():
         await writer.settle()
         assert await journal(store, "b", round_=3).read() == entry_table(entries, round_=3)
         assert (await journal(store, "b", round_=0).read()).num_rows == 0, "rounds are apart"
+
+    anyio.run(main)
+
+
+def test_segments_of_an_older_version_that_lack_a_column_are_read():
+    async def main() -> None:
+        store = Store.memory()
+        old = entry_table([scored(0)], round_=0).drop_columns(["fitted"])
+        sink = io.BytesIO()
+        with pa.ipc.new_file(sink, old.schema) as out:
+            out.write_table(old)
+        await store.put(PATHS.segment(0, 0, 0), sink.getvalue())
+        writer = journal(store, "a")
+        assert (await writer.read()).to_pylist() == entry_table([scored(0)], round_=0).to_pylist()
+        await writer.stage([scored(1)])
+        await writer.settle()
+        assert await journal(store, "b").read() == entry_table([scored(0), scored(1)], round_=0)
 
     anyio.run(main)
 

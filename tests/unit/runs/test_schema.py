@@ -86,6 +86,7 @@ def test_results_have_exactly_the_columns_of_schema_v1() -> None:
         ("request_id", "string", False),
         ("scored_at", "timestamp[us, tz=UTC]", False),
         ("extra", "string", True),
+        ("fitted", "string", True),
     ]
     assert results().schema == RESULTS
 
@@ -138,6 +139,7 @@ def test_a_scored_image_comes_back_as_it_was() -> None:
             "request_id": "r-1",
             "scored_at": AT,
             "extra": '{"patient":"Ł"}',
+            "fitted": None,
         }
     ]
 
