@@ -99,7 +99,7 @@ def test_a_job_file_is_examined_and_nothing_is_started_or_left(server, demo, pic
     assert said.code == 0, said.out
     lines = found(said)
     assert "a run starts it with 1:2 inference units" in lines["model"][1]
-    assert "starting and stopping can't be tried" in lines["control"][1]
+    assert "tagging, starting and stopping can't be tried" in lines["control"][1]
     assert lines["call"][1].startswith("no call was tried, as the model is ")
     assert lines["output"][0] == "ok"
     assert not (tmp_path / "new").exists()

@@ -26,7 +26,7 @@ async def check_account(case: Case) -> Answer:
     """The model's account, as DetectCustomLabels works in no other."""
     try:
         async with case.aws.bystander("sts", region=case.region) as client:
-            case.clock.watch(client)
+            case.clock.listen(client)
             who = await caller_identity(client)
     except UnreachableError as error:
         return Verdict.WARN, f"whose credentials these are isn't known: {error}"

@@ -10,8 +10,8 @@ from typing import Any
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.lifecycle import Model
 from batchcl.aws.readable import Looked
+from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws
-from batchcl.doctor.clock import ClockWatch
 from batchcl.doctor.findings import Verdict
 from batchcl.doctor.subject import Subject
 from batchcl.images import ImageRef
@@ -33,7 +33,7 @@ class Case:
         model: its model; a placeholder where none was given.
         region: in which everything is looked at.
         rekognition: an open client for the control plane.
-        clock: watches the answers of all clients.
+        clock: hears the answers to all clients.
         begun_at: when the examination began; filters that count back from a run's start count from here.
         files: removes temporary copies of lists in the end.
         described: the model as it is; None until that is known.
@@ -46,7 +46,7 @@ class Case:
     model: ModelArn
     region: str
     rekognition: Any
-    clock: ClockWatch
+    clock: ServiceClock
     begun_at: dt.datetime
     files: ExitStack
     described: Model | None = None

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchcl.aws.arn import ModelArn
+from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws
 from batchcl.doctor.account import check_account, check_credentials, check_region
 from batchcl.doctor.case import Answer, Case
-from batchcl.doctor.clock import ClockWatch
+from batchcl.doctor.clock import check_clock
 from batchcl.doctor.findings import Examination, Finding, Verdict
 from batchcl.doctor.images import check_call, check_images, check_sources_of
 from batchcl.doctor.model import check_control, check_model, check_quotas
@@ -34,10 +35,6 @@ class _Check:
     applies: Callable[[Case], bool] = lambda _: True
 
 
-async def _check_clock(case: Case) -> Answer:
-    return case.clock.verdict()
-
-
 _CHECKS: Final = (
     _Check("credentials", check_credentials),
     _Check("account", check_account),
@@ -45,7 +42,7 @@ _CHECKS: Final = (
     _Check("control", check_control),
     _Check("model", check_model, lambda case: case.subject.has_model),
     _Check("quotas", check_quotas),
-    _Check("clock", _check_clock),
+    _Check("clock", check_clock),
     _Check("sources", check_sources_of, lambda case: case.subject.has_sources),
     _Check("images", check_images, lambda case: bool(case.page)),
     _Check("call", check_call, lambda case: bool(case.looked) and case.subject.has_model),
@@ -87,11 +84,10 @@ async def examine(
                     model=model if subject.has_model else _placed(model, aws),
                     region=region,
                     rekognition=rekognition,
-                    clock=ClockWatch(utcnow),
+                    clock=ServiceClock(rekognition, utcnow=utcnow),
                     begun_at=utcnow(),
                     files=files,
                 )
-                case.clock.watch(rekognition)
                 for check in _CHECKS:
                     if not check.applies(case):
                         continue

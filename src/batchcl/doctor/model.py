@@ -5,6 +5,7 @@ from __future__ import annotations
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.lifecycle import Units, describe, list_models
 from batchcl.aws.quotas import DEFAULTS, Quotas, read_quotas
+from batchcl.aws.tags import list_tags
 from batchcl.doctor.case import Answer, Case
 from batchcl.doctor.findings import Verdict
 from batchcl.errors import CredentialsError, RefusedError
@@ -15,7 +16,7 @@ from batchcl.scoring.stopper import Stopper
 __all__ = ["check_control", "check_model", "check_quotas"]
 
 _BUSY = frozenset({"STARTING", "RUNNING", "STOPPING"})
-_UNTRIED = "starting and stopping can't be tried without being done"
+_UNTRIED = "tagging, starting and stopping can't be tried without being done"
 
 
 async def check_control(case: Case) -> Answer:
@@ -26,12 +27,14 @@ async def check_control(case: Case) -> Answer:
         if case.job.units is not None or not error.is_access_denied:
             raise
         return Verdict.WARN, f"{error}; a model that is RUNNING can be used all the same"
-    said = "DescribeProjects and DescribeProjectVersions answer"
     if not case.subject.has_model:
-        return Verdict.OK, f"{said}: {len(models)} models in {case.region}"
+        return Verdict.OK, f"DescribeProjects and DescribeProjectVersions answer: {len(models)} models in {case.region}"
     if case.job.units is None:
-        return Verdict.OK, said
-    return Verdict.OK, f"{said}; {_UNTRIED}"
+        return Verdict.OK, "DescribeProjects and DescribeProjectVersions answer"
+    if case.job.lease_s is not None and case.model.text in [each.arn for each in models]:
+        await list_tags(case.rekognition, case.model.text)
+        return Verdict.OK, f"DescribeProjects, DescribeProjectVersions and ListTagsForResource answer; {_UNTRIED}"
+    return Verdict.OK, f"DescribeProjects and DescribeProjectVersions answer; {_UNTRIED}"
 
 
 async def check_model(case: Case) -> Answer:
@@ -63,7 +66,7 @@ async def check_quotas(case: Case) -> Answer:
     """What the account may use at a time, against what the job wants."""
     try:
         async with case.aws.bystander("service-quotas", region=case.region) as client:
-            case.clock.watch(client)
+            case.clock.listen(client)
             quotas = await read_quotas(client)
     except RefusedError as error:
         problem = await _problem(case, DEFAULTS)
