@@ -285,15 +285,3 @@ def test_job_keys_are_those_of_the_job():
 def test_every_job_key_is_explained_and_shown():
     meanings = (ROOT / "docs" / "job-files.md").read_text().split("## What they mean")[1]
     assert {key for key in Job.model_fields if f"`{key}`" not in meanings} == set()
-
-
-def test_the_policy_is_json():
-    (policy,) = (json.loads(code) for code in blocks(ROOT / "README.md", "json") if "Statement" in code)
-    assert all(json.loads(code) for code in blocks(ROOT / "docs" / "never-left-running.md", "json"))
-    actions = {
-        action
-        for each in policy["Statement"]
-        for action in [*([each["Action"]] if isinstance(each["Action"], str) else each["Action"])]
-    }
-    assert "rekognition:DetectCustomLabels" in actions
-    assert not [action for action in actions if "*" in action]

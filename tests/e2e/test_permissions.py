@@ -1,0 +1,323 @@
+"""configs/iam/ allows what the commands ask AWS for, and nothing else.
+
+Commands go through a gate that denies what a policy doesn't allow, and notes what was asked for: what a policy has too
+little fails them, and what it has too much nobody asked for. A new operation in the code must be in a policy.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime as dt
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import boto3
+import pytest
+from PIL import Image
+
+from batchcl import workflow
+from batchcl.aws import versions, waiting
+from batchcl.aws.leases import Lease, Role, lease_key, schedule_name_of
+from batchcl.scoring.guards import holder_name
+from gate import Gate, Need, Policy, gated, listed
+from servers import aws_env, client, make_bucket, start_model
+from typed import typed
+from unit.emulator.harness import running_server
+
+ROOT = Path(__file__).parents[2]
+IAM = ROOT / "configs" / "iam"
+SOURCE = ROOT / "src" / "batchcl"
+UNTRIED = {
+    "s3:GetObjectVersion": "no server here lists versions and checks permissions too",
+    "servicequotas:GetAWSDefaultServiceQuota": "asked for where no quota of the account's own is applied",
+    "s3:GetBucketAcl": "the service asks for it when it trains; source: AmazonRekognitionCustomLabelsFullAccess",
+    "s3:GetBucketLocation": "likewise",
+    "s3:GetObjectAcl": "likewise",
+    "s3:GetObjectTagging": "likewise",
+}
+CALLED = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "HeadObject": "GetObject"}
+"""Operations of S3 that policies call by another name."""
+
+PREFIXES = {"rekognition": "rekognition", "s3": "s3", "scheduler": "scheduler", "service-quotas": "servicequotas"}
+TABLES = "s3://acme-tables/labels/permissions"
+STOP_ROLE = "arn:aws:iam::123456789012:role/batchcl-stop"
+SWITCH = ("--deadline", "1h", "--dead-man-role", STOP_ROLE)
+IMAGES = "s3://acme-photos/2026/permissions/"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A gate before an emulator in which a model was trained under lifecycle.json, and what that took."""
+
+    gate: Gate
+    emulator: str
+    arn: str
+    trained_by: frozenset[Need]
+    trained_denied: tuple[Need, ...]
+
+
+def policy(name: str) -> Policy:
+    return Policy.read((IAM / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def place(seaweed, moto, tmp_path_factory) -> Iterator[Place]:
+    s3 = client("s3", seaweed)
+    for bucket in ("acme-photos", "acme-tables"):
+        make_bucket(s3, bucket)
+    pictures = tmp_path_factory.mktemp("permissions")
+    for label, colour in (("red", "#f00"), ("blue", "#00f")):
+        (pictures / label).mkdir()
+        for n in range(5):
+            Image.new("RGB", (64, 64 + n), colour).save(pictures / label / f"{n}.png")
+            body = (pictures / label / f"{n}.png").read_bytes()
+            s3.put_object(Bucket="acme-photos", Key=f"2026/permissions/{label}{n}.png", Body=body)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in aws_env().items():
+            patch.setenv(name, value)
+        patch.setattr(waiting, "_PAUSES_S", (0.02,))
+        patch.setattr(versions, "LONG_PAUSES_S", (0.02,))
+        with (
+            running_server(s3_endpoint_url=seaweed, train_seconds=0, start_seconds=0, stop_seconds=0) as server,
+            gated(
+                policy("lifecycle"),
+                rekognition=server.endpoint,
+                sts=server.endpoint,
+                service_quotas=server.endpoint,
+                s3=seaweed,
+                scheduler=moto,
+            ) as gate,
+        ):
+            for name, value in gate.env().items():
+                patch.setenv(name, value)
+            arn = anyio.run(live, pictures)
+            yield Place(gate, server.endpoint, arn, frozenset(gate.asked), tuple(gate.denied))
+
+
+@pytest.fixture
+def gate(place, monkeypatch, tmp_path) -> Gate:
+    """The gate, with nothing asked for yet, and the environment that leads to it."""
+    found: Gate = place.gate
+    found.asked.clear()
+    found.denied.clear()
+    for name, value in (aws_env() | found.env()).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+async def live(pictures: Path) -> str:
+    """A model's life from pictures on, by every verb of the workflow; the model that is left to score with."""
+    now = dt.datetime.now(dt.UTC)
+    folder = workflow.S3Folder.parse("s3://acme-training/pictures")
+    async with workflow.connect() as service, service.s3() as s3:
+        rekognition = service.rekognition
+        await workflow.have_bucket(s3, "acme-training", region=service.region, create=True)
+        arns = {}
+        for name in ("products", "products-dev"):
+            arns[name] = workflow.ProjectArn.parse((await workflow.create_project(rekognition, name)).arn)
+        main, other = arns.values()
+        local = workflow.read_local(pictures)
+        await workflow.create_from_local(rekognition, s3, main, local, folder, test_share=0.4, created=now)
+        train = await workflow.find_dataset(rekognition, "products/train")
+        await workflow.describe_dataset(rekognition, train)
+        await workflow.dataset_labels(rekognition, train)
+        assert [entry async for entry in workflow.dataset_entries(rekognition, train)]
+        await workflow.add_local(rekognition, s3, train, local, folder, created=now)
+        copy = workflow.DatasetArn.parse((await workflow.create_dataset(rekognition, other, "train", train)).arn)
+        test = workflow.DatasetArn.parse((await workflow.create_dataset(rekognition, other, "test")).arn)
+        await workflow.distribute_entries(rekognition, copy, test)
+        await workflow.delete_dataset(rekognition, test)
+        output = "s3://acme-training/models"
+        model = await workflow.train_model(rekognition, main, version="v1", output=output)
+        trained = await workflow.wait_trained(rekognition, model)
+        await workflow.evaluate_model(s3, trained)
+        await workflow.tag(rekognition, model.text, {"stage": "trial"})
+        await workflow.list_tags(rekognition, model.text)
+        await workflow.untag(rekognition, model.text, ["stage"])
+        copied = await workflow.copy_model(
+            rekognition, model, source_project=main, project=other, version="v1", output=output
+        )
+        await workflow.wait_copied(rekognition, copied)
+        await workflow.start(rekognition, copied, workflow.Units(1))
+        await workflow.wait(rekognition, copied, until="RUNNING", passing={"STARTING"})
+        await workflow.stop(rekognition, copied)
+        await workflow.wait(rekognition, copied, until="STOPPED", passing={"RUNNING", "STOPPING"})
+        document = {"Effect": "Allow", "Principal": "*", "Action": "rekognition:CopyProjectVersion", "Resource": "*"}
+        text = json.dumps({"Version": "2012-10-17", "Statement": [document]})
+        await workflow.put_policy(rekognition, main, "sharing", text)
+        await workflow.list_policies(rekognition, main)
+        await workflow.delete_policy(rekognition, main, "sharing")
+        await workflow.delete_model(rekognition, other, copied)
+        await workflow.delete_dataset(rekognition, copy)
+        await workflow.delete_project(rekognition, other)
+        assert len(await workflow.list_projects(rekognition)) == 1
+        assert [each.name for each in await workflow.list_models(rekognition)] == ["products@v1"]
+        return model.text
+
+
+def everything() -> Policy:
+    """What no file allows."""
+    services = ("rekognition:*", "s3:*", "scheduler:*", "iam:PassRole")
+    return Policy(tuple({"Sid": each, "Effect": "Allow", "Action": each, "Resource": "*"} for each in services))
+
+
+def unused(granted: Policy, asked: frozenset[Need] | set[Need]) -> list[str]:
+    """Statements' actions and resources that nothing was asked of."""
+    found = []
+    for statement in granted.statements:
+        for action in listed(statement["Action"]):
+            tried = any(Policy((statement,)).allows(need) for need in asked if need.action == action)
+            if not tried and action not in UNTRIED:
+                found.append(f"{statement['Sid']}: {action}")
+        for resource in listed(statement["Resource"]):
+            alone = Policy(({**statement, "Resource": resource},))
+            tried = any(alone.allows(need) for need in asked)
+            if not tried and not set(listed(statement["Action"])) <= set(UNTRIED):
+                found.append(f"{statement['Sid']}: {resource}")
+    return found
+
+
+def test_a_models_life_needs_what_lifecycle_allows_and_nothing_else(place):
+    assert not place.trained_denied
+    assert unused(policy("lifecycle"), place.trained_by) == []
+
+
+def test_a_run_needs_what_run_allows_and_nothing_else(place, gate):
+    schedule = schedule_name_of(lease_key(holder_name("one", TABLES)))
+    gate.policy = everything()
+    client("scheduler", gate.endpoints["scheduler"]).create_schedule(
+        Name=schedule,  # of an earlier session, so that this one has to change it
+        ScheduleExpression="at(2036-01-01T00:00:00)",
+        FlexibleTimeWindow={"Mode": "OFF"},
+        Target={"Arn": "arn:aws:scheduler:::aws-sdk:rekognition:stopProjectVersion", "RoleArn": STOP_ROLE},
+    )
+    gate.policy = policy("run")
+    gate.asked.clear()
+    scored = ("--model", place.arn, "--out", TABLES)
+    examined = typed("doctor", IMAGES, *scored, "--start-model", "1")
+    assert examined.code == 0, examined.out
+    run = typed("run", IMAGES, *scored, "--run-id", "one", "--start-model", "1", *SWITCH, "--json")
+    assert run.code == 0, run.err
+    assert (run.json["scored"], run.json["failed"]) == (10, 0)
+    again = typed("run", IMAGES, *scored, "--run-id", "two", "--incremental", "--start-model", "1")
+    assert again.code in {0, 2}, again.err
+    for reading in ("labels", "runs", "failures"):
+        assert typed(reading, TABLES).code == 0
+    assert typed("compact", TABLES).code == 0
+    assert gate.denied == []
+    assert unused(gate.policy, gate.asked) == []
+
+
+def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, gate):
+    gate.policy = policy("run").without(
+        "OnlyWithStartModel", "OnlyWithDeadManRole", "OnlyWithDeadManRoleToo", "OnlyForDoctor"
+    )
+    start_model(place.emulator, place.arn, 1)
+    run = typed("run", IMAGES, "--model", place.arn, "--out", TABLES, "--run-id", "three", "--json")
+    client("rekognition", place.emulator).stop_project_version(ProjectVersionArn=place.arn)
+    assert run.code == 0, run.err
+    assert run.json["scored"] == 10
+
+
+def test_reaping_needs_what_reap_allows_and_nothing_else(place, gate):
+    key = lease_key("run of the dead")
+    ended = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+    lease = Lease(key=key, role=Role.SCHEDULED, until=ended, holder="run of the dead")
+    rekognition = client("rekognition", place.emulator)
+    rekognition.tag_resource(ResourceArn=place.arn, Tags={key: lease.value})
+    start_model(place.emulator, place.arn, 1)
+    gate.policy = policy("reap")
+    reaped = typed("model reap --json")
+    assert reaped.code == 0, reaped.err
+    assert [each["done"] for each in reaped.json] == ["stopped"]
+    assert rekognition.list_tags_for_resource(ResourceArn=place.arn)["Tags"] == {}
+    assert gate.denied == []
+    assert unused(gate.policy, gate.asked) == []
+
+
+def test_the_scheduler_may_stop_what_a_run_may_start():
+    (stop,) = policy("stop-role").statements
+    (start,) = (each for each in policy("run").statements if each["Sid"] == "OnlyWithStartModel")
+    assert stop["Action"] == "rekognition:StopProjectVersion"
+    assert stop["Resource"] == start["Resource"]
+    (trust,) = json.loads((IAM / "stop-role-trust.json").read_text())["Statement"]
+    (passed,) = (each for each in policy("run").statements if each["Action"] == "iam:PassRole")
+    assert trust["Principal"] == {"Service": passed["Condition"]["StringEquals"]["iam:PassedToService"]}
+    assert trust["Action"] == "sts:AssumeRole"
+
+
+def test_images_that_may_not_be_read_start_no_model(place, gate):
+    gate.policy = policy("run").without("ReadImages", "OnlyForListsWithVersions")
+    arguments = (IMAGES, "--model", place.arn, "--out", TABLES, "--start-model", "1")
+    run = typed("run", *arguments, "--run-id", "four")
+    assert run.code == 5, run.err
+    assert "10 of 10 sampled images can't be read" in run.err
+    assert "allow s3:GetObject on them" in run.err
+    assert "rekognition:StartProjectVersion" not in gate.actions
+    examined = typed("doctor", *arguments)
+    assert examined.code == 5
+    assert "fail  images       10 of 10 sampled images can't be read" in examined.out
+
+
+@pytest.mark.parametrize(
+    ("sid", "says"),
+    [
+        ("FindTheModel", "DescribeProjectVersions"),
+        ("OnlyWithStartModel", "rekognition:TagResource"),
+        ("ListImagesAndTables", "s3:ListBucket"),
+        ("WriteTables", "403"),
+        ("OnlyWithDeadManRoleToo", "iam:PassRole"),
+    ],
+)
+def test_a_missing_permission_is_named(place, gate, sid, says):
+    gate.policy = policy("run").without(sid)
+    run = typed(
+        "run", IMAGES, "--model", place.arn, "--out", TABLES, "--run-id", f"no-{sid}", "--start-model", "1", *SWITCH
+    )
+    assert run.code == 5, run.err
+    assert says in run.err
+    assert "Traceback" not in run.err
+
+
+def test_every_operation_of_the_code_is_in_a_policy():
+    allowed = set().union(*(policy(path.stem).actions for path in IAM.glob("*.json") if "trust" not in path.stem))
+    assert {action for action in operations() if action not in allowed} == set()
+
+
+def test_no_policy_has_a_wildcard_among_its_actions():
+    for path in IAM.glob("*.json"):
+        assert not [action for action in Policy.read(path.read_text()).actions if "*" in action], path
+
+
+def operations() -> set[str]:
+    """What the code calls of boto's clients, as policies call it."""
+    named: dict[str, list[str]] = {}
+    for service, prefix in PREFIXES.items():
+        methods = boto3.client(service, region_name="us-east-1").meta.method_to_api_mapping
+        for method, operation in methods.items():
+            named.setdefault(method, []).append(f"{prefix}:{CALLED.get(operation, operation)}")
+    found: set[str] = set()
+    for path in SOURCE.rglob("*.py"):
+        if "emulator" in path.parts or path.name == "endpoint.py":  # which prepares requests that it doesn't send
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ""
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                name = node.func.attr
+                if name == "get_paginator" and isinstance(node.args[0], ast.Constant):
+                    name = str(node.args[0].value)
+            candidates = named.get(name, [])
+            if len(candidates) == 1 or (candidates and candidates[0].startswith("rekognition:")):
+                found.add(candidates[0])
+    return found
+
+
+def test_the_policies_are_those_of_the_page():
+    page = (ROOT / "docs" / "permissions.md").read_text()
+    assert {path.name for path in IAM.glob("*.json")} == set(re.findall(r"configs/iam/([\w-]+\.json)", page))
