@@ -12,21 +12,32 @@ import io
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
+import aiohttp
 import anyio
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
-from batchcl.errors import SourceError
+from batchcl.errors import SourceError, UnreachableError
 from batchcl.sources.base import parse_s3_uri
 
-__all__ = ["MAX_EXPANSION", "copy_object", "fetch", "is_gone", "open_list", "spool_pipe", "spool_stdin", "start_of"]
+__all__ = [
+    "MAX_EXPANSION",
+    "copy_object",
+    "fetch",
+    "is_gone",
+    "object_chunks",
+    "open_list",
+    "spool_pipe",
+    "spool_stdin",
+    "start_of",
+]
 
 START_BYTES: Final = 256 * 1024
 """What is looked at to tell what a file is."""
@@ -35,6 +46,7 @@ MAX_EXPANSION: Final = 250
 """Key lists shrink to a tenth or a thirtieth; a file that grows more than this is made to fill disks and memory."""
 
 _EXPANSION_FROM_BYTES: Final = 64 * 1024 * 1024
+_MOST_CUTS: Final = 5
 _COPY_BYTES: Final = 1024 * 1024
 _BUFFER_BYTES: Final = 256 * 1024
 _CODECS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -66,13 +78,12 @@ async def copy_object(client: Any, uri: str, *, md5: str | None = None) -> Path 
 
     Raises `SourceError` where the bytes haven't the checksum `md5`.
     """
-    bucket, key = parse_s3_uri(uri)
+    bucket, _ = parse_s3_uri(uri)
     path = _spool(lambda _: None)
     seen = hashlib.md5(usedforsecurity=False)
     try:
         async with await anyio.open_file(path, "wb") as sink:
-            answer = await client.get_object(Bucket=bucket, Key=key)
-            while chunk := await answer["Body"].read(_COPY_BYTES):
+            async for chunk in object_chunks(client, uri):
                 if md5 is not None:
                     seen.update(chunk)
                 await sink.write(chunk)
@@ -91,6 +102,37 @@ async def copy_object(client: Any, uri: str, *, md5: str | None = None) -> Path 
         path.unlink()
         raise SourceError(f"{uri} has the MD5 {seen.hexdigest()}, and {md5} is due: it is damaged; fetch it anew")
     return path
+
+
+async def object_chunks(client: Any, uri: str) -> AsyncGenerator[bytes, None]:
+    """The bytes of the S3 object at `uri`, some at a time; where an answer is cut, it goes on behind the last byte.
+
+    Raises:
+        ClientError, BotoCoreError: there was no answer, or one that the caller explains.
+        SourceError: the object was changed in between.
+        UnreachableError: the answers are cut again and again.
+    """
+    bucket, key = parse_s3_uri(uri)
+    behind: dict[str, str] = {}
+    count = cuts = 0
+    while True:
+        try:
+            answer = await client.get_object(Bucket=bucket, Key=key, **behind)
+        except ClientError as error:
+            if behind and error.response.get("Error", {}).get("Code") == "PreconditionFailed":
+                raise SourceError(f"{uri} was changed while it was copied; leave it alone, and try again") from error
+            raise
+        try:
+            while chunk := await answer["Body"].read(_COPY_BYTES):
+                count += len(chunk)
+                yield chunk
+        except (BotoCoreError, aiohttp.ClientError) as error:
+            cuts += 1
+            if cuts > _MOST_CUTS:
+                raise UnreachableError(f"reading {uri} failed: {error}; check the endpoint and the network") from error
+            behind = {"IfMatch": answer["ETag"]} | ({"Range": f"bytes={count}-"} if count else {})
+        else:
+            return
 
 
 def is_gone(error: Exception) -> bool:

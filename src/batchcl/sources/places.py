@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +16,9 @@ from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.sources.base import parse_s3_uri
-from batchcl.sources.files import copy_object, is_gone
+from batchcl.sources.files import copy_object, is_gone, object_chunks
 
 __all__ = ["LocalPlace", "Place", "S3Place"]
-
-_COPY_BYTES = 1024 * 1024
 
 
 class Place(Protocol):
@@ -98,13 +96,14 @@ class S3Place:
 
     async def read(self, name: str, *, most_bytes: int) -> bytes | None:
         """As `Place` has it."""
-        bucket, key = parse_s3_uri(name)
+        bucket, _ = parse_s3_uri(name)
+        data = b""
         try:
-            async with self._aws.s3(region=self._region) as client:
-                answer = await client.get_object(Bucket=bucket, Key=key)
-                data = b""
-                while len(data) <= most_bytes and (chunk := await answer["Body"].read(_COPY_BYTES)):
+            async with self._aws.s3(region=self._region) as client, aclosing(object_chunks(client, name)) as chunks:
+                async for chunk in chunks:
                     data += chunk
+                    if len(data) > most_bytes:
+                        break
         except (ClientError, BotoCoreError) as error:
             if is_gone(error):
                 return None

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import anyio
 import pytest
 
 from batchcl.aws.session import Aws
-from batchcl.errors import CredentialsError, SourceError
+from batchcl.errors import CredentialsError, SourceError, UnreachableError
+from batchcl.sources.files import copy_object
 from servers import aws_env, client
 from unit.sources.lists import columns, inventory, keys, read, row
 
@@ -103,3 +109,72 @@ def test_no_kind_of_list_in_s3_names_files_of_this_machine(s3: Any, bucket: str,
     s3.put_object(Bucket=bucket, Key="g.txt", Body=f"{secret}\n".encode())
     with pytest.raises(SourceError, match="none is s3://bucket/key or a file that is there"):
         read(f"s3://{bucket}/g.txt", aws=Aws.from_environment())
+
+
+class Cutting:
+    """A client whose answers are cut after some bytes, so many times."""
+
+    def __init__(self, client: Any, *, times: int, at: int, between: Callable[[], object] = lambda: None) -> None:
+        self._client = client
+        self._times = times
+        self._at = at
+        self._between = between
+
+    async def get_object(self, **arguments: str) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._client.get_object(**arguments)
+        if self._times:
+            self._times -= 1
+            return answer | {"Body": self._body(answer["Body"])}
+        return answer
+
+    def _body(self, body: Any) -> Any:
+        class Cut:
+            left = self._at
+
+            async def read(cut, size: int) -> bytes:  # noqa: N805 - self is the client
+                if not cut.left:
+                    self._between()
+                    raise aiohttp.ClientPayloadError("Response payload is not completed")
+                data: bytes = await body.read(min(size, cut.left))
+                cut.left -= len(data)
+                return data
+
+        return Cut()
+
+
+@pytest.mark.parametrize(("times", "at"), [(1, 7), (5, 3), (2, 0)])
+def test_a_list_whose_answer_is_cut_goes_on_behind_the_last_byte(s3: Any, bucket: str, times: int, at: int) -> None:
+    text = b"".join(b"s3://b/%d\n" % number for number in range(100))
+    s3.put_object(Bucket=bucket, Key="a.txt", Body=text)
+
+    async def main() -> None:
+        async with Aws.from_environment().s3(region="us-east-1") as client:
+            path = await copy_object(Cutting(client, times=times, at=at), f"s3://{bucket}/a.txt", md5=_md5(text))
+            assert path is not None
+            assert path.read_bytes() == text
+            path.unlink()
+
+    anyio.run(main)
+
+
+def test_a_list_that_is_cut_again_and_again_or_changes_between_is_refused(s3: Any, bucket: str, tmp_path: Path) -> None:
+    s3.put_object(Bucket=bucket, Key="a.txt", Body=b"s3://b/1\n" * 100)
+
+    def change() -> None:
+        s3.put_object(Bucket=bucket, Key="a.txt", Body=b"s3://b/2\n" * 100)
+
+    async def copied(**cuts: Any) -> None:
+        async with Aws.from_environment().s3(region="us-east-1") as client:
+            await copy_object(Cutting(client, **cuts), f"s3://{bucket}/a.txt")
+
+    for cuts, kind, words in (
+        ({"times": 6, "at": 9}, UnreachableError, "payload is not completed; check the endpoint"),
+        ({"times": 1, "at": 9, "between": change}, SourceError, "was changed while it was copied"),
+    ):
+        with pytest.raises(kind, match=words):
+            anyio.run(partial(copied, **cuts))
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
