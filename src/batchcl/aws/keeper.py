@@ -75,6 +75,7 @@ class ModelKeeper:
         self._stopper = stopper
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._owned = False
+        self._in_doubt = False
         self._on_owning: Callable[[], Awaitable[None]] | None = None
         self._running_since: float | None = None
         self._billed_s = 0.0
@@ -228,16 +229,21 @@ class ModelKeeper:
             self._owned = owned
             await self._disarm()
             raise
+        self._in_doubt = True  # until there is an answer: a description may lag behind a start
         try:
             await start(self._client, self._arn, units)
+        except CredentialsError:
+            self._in_doubt = False
+            raise
         except ModelError:
             # Refused, perhaps because somebody else started it in between; theirs isn't ours to stop.
-            self._owned = False
+            self._owned = self._in_doubt = False
             await self._disarm()
             model = await describe(self._client, self._arn)
             if model.status not in {"STARTING", "RUNNING"}:
                 raise
             await self._share()
+        self._in_doubt = False
 
     async def _arm(self) -> None:
         for guard in self._guards:
@@ -266,7 +272,7 @@ class ModelKeeper:
             self._stopper.calling_in_hurry(lambda: _shorten(scope, _HURRIED_STOP_S)),
         ):
             await self._stop_with_retries()
-            if not self._owned:
+            if not self._owned and not self._in_doubt:
                 await self._disarm()
         if self._owned:
             raise StoppedError(self._left_running())
@@ -301,6 +307,7 @@ class ModelKeeper:
             )
         if model.status == "RUNNING":
             await stop(self._client, self._arn)
+            self._in_doubt = False
         self._observer.notice(
             Notice("model-stopped", f"{self._arn.name} is stopped" + ("" if self._free else "; its billing has ended"))
         )
