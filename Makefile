@@ -36,7 +36,7 @@ types: $(STAMP)  ## mypy, strict
 unit: $(STAMP)   ## all tests
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-crash: $(STAMP)  ## 200 kills and 40 races of two runners, about ten minutes
+crash: $(STAMP)  ## 200 kills, 100 between a model's start and stop, 40 races of two runners: a quarter of an hour
 	@BATCHCL_CRASH_CYCLES=200 $(BIN)/python -m pytest tests/crash
 
 format: $(STAMP) ## let ruff format and fix what it can

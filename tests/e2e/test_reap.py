@@ -1,0 +1,211 @@
+"""Leases, reaping and the dead man's switch from the command line, against an emulator whose clock is put forward."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from servers import aws_env, client, model_status, serving, start_model, wait_for
+
+ROLE = "arn:aws:iam::123456789012:role/batchcl-stop"
+
+
+class Place:
+    """An emulator with the demo's model, and a scheduler."""
+
+    def __init__(self, endpoint: str, arn: str, scheduler: str) -> None:
+        self.endpoint = endpoint
+        self.arn = arn
+        self.scheduler = scheduler
+        self.env = aws_env(endpoint) | {"AWS_ENDPOINT_URL_SCHEDULER": scheduler}
+        self._ahead_s = 0.0
+
+    @property
+    def status(self) -> str:
+        return model_status(self.endpoint, self.arn)
+
+    def leases(self) -> list[str]:
+        tags = client("rekognition", self.endpoint).list_tags_for_resource(ResourceArn=self.arn)["Tags"]
+        return [value for key, value in tags.items() if key.startswith("batchcl:lease/")]
+
+    def schedules(self) -> list[str]:
+        return [each["Name"] for each in client("scheduler", self.scheduler).list_schedules()["Schedules"]]
+
+    def pass_minutes(self, minutes: float) -> None:
+        self._ahead_s += 60 * minutes
+        self._put("clock", {"ahead_seconds": self._ahead_s})
+
+    def refuse(self, *operations: str) -> None:
+        rule = {"kind": "error", "code": "AccessDeniedException", "message": "not for you"}
+        self._put("faults", {"faults": [rule | {"operation": name} for name in operations]})
+
+    def clean_up(self) -> None:
+        self.refuse()
+        rekognition = client("rekognition", self.endpoint)
+        wait_for(lambda: self.status not in {"STARTING", "STOPPING"})
+        if self.status == "RUNNING":
+            rekognition.stop_project_version(ProjectVersionArn=self.arn)
+            wait_for(lambda: self.status == "STOPPED")
+        tags = rekognition.list_tags_for_resource(ResourceArn=self.arn)["Tags"]
+        rekognition.untag_resource(ResourceArn=self.arn, TagKeys=list(tags))
+        for name in self.schedules():
+            client("scheduler", self.scheduler).delete_schedule(Name=name)
+
+    def _put(self, route: str, what: dict[str, Any]) -> None:
+        url = f"{self.endpoint}/_emulator/{route}"
+        request = urllib.request.Request(url, data=json.dumps(what).encode(), method="PUT")
+        urllib.request.urlopen(request, timeout=10).close()
+
+
+@pytest.fixture(scope="module")
+def only_place(demo, clean_env, moto) -> Iterator[Place]:
+    flags = ("--start-seconds", 0.3, "--control-tps", 1000, "--tps-per-unit", 50)
+    with serving(clean_env, *flags, state=demo.state) as endpoint:
+        yield Place(endpoint, demo.arn, moto)
+
+
+@pytest.fixture
+def place(only_place) -> Place:
+    """As if nobody had been here before."""
+    only_place.clean_up()
+    found: Place = only_place
+    return found
+
+
+@pytest.fixture
+def running(clean_env, place):
+    """`batchcl run` beside the test; it does not outlive the block."""
+
+    @contextmanager
+    def start(*args: object) -> Iterator[subprocess.Popen[bytes]]:
+        command = [sys.executable, "-m", "batchcl", "run", *map(str, args)]
+        process = subprocess.Popen(command, env=clean_env | place.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    return start
+
+
+def test_a_run_with_a_dead_mans_switch_from_start_to_end(cli, demo, place, running, tmp_path):
+    job = (demo.data.images, "--model", place.arn, "--out", tmp_path, "--run-id", "r", "--shard-size", 4, "--limit", 12)
+    flags = ("--start-model", 1, "--deadline", "2h", "--dead-man-role", ROLE)
+    with running(*job, *flags, "--max-tps", 4) as process:
+        wait_for(lambda: any((tmp_path / "results").rglob("*.parquet")))
+        (name,) = place.schedules()
+        assert name.startswith("batchcl-stop-")
+        (lease,) = place.leases()
+        assert " started+schedule run r in " in lease
+        process.kill()
+    assert place.status == "RUNNING"
+    done = cli("run", *job, *flags, "--json", env=place.env)
+    assert done.code == 0, done.err
+    assert f"unless this run has (schedule {name})" in done.err
+    assert (place.schedules(), place.leases()) == ([], [])
+    assert place.status in {"STOPPING", "STOPPED"}
+
+
+def test_reaping_takes_the_dead_runs_schedule_along(cli, demo, place, running, tmp_path):
+    job = (demo.data.images, "--model", place.arn, "--out", tmp_path, "--start-model", 1, "--max-tps", 4)
+    with running(*job, "--deadline", "6h", "--dead-man-role", ROLE, "--lease", "30m") as process:
+        wait_for(lambda: place.status == "RUNNING")
+        process.kill()
+    assert len(place.schedules()) == 1
+    place.pass_minutes(29)
+    early = cli("model", "reap", "--json", env=place.env)
+    assert (early.code, [each["done"] for each in early.json]) == (0, ["left"])
+    place.pass_minutes(2)
+    assert [each["done"] for each in cli("model", "reap", "--dry-run", "--json", env=place.env).json] == ["would stop"]
+    assert place.status == "RUNNING"
+    done = cli("model", "reap", env=place.env)
+    assert done.code == 0, done.err
+    assert "stopped" in done.out
+    assert (place.schedules(), place.leases()) == ([], [])
+    assert place.status in {"STOPPING", "STOPPED"}
+
+
+@pytest.mark.parametrize(
+    ("operation", "flags", "why"),
+    [
+        ("TagResource", (), "the model isn't started without its lease"),
+        ("none", ("--dead-man-role", ROLE, "--deadline", "1h"), "scheduling the stop of digits@v1"),
+    ],
+)
+def test_what_cannot_be_guarded_is_refused_before_it_is_started(cli, demo, place, tmp_path, operation, flags, why):
+    place.refuse(operation)
+    env = place.env | {"AWS_ENDPOINT_URL_SCHEDULER": "http://127.0.0.1:1"}
+    job = ("run", demo.data.images, "--model", place.arn, "--out", tmp_path, "--start-model", 1, "--limit", 2)
+    done = cli(*job, *flags, env=env)
+    assert done.code == 5, done.err
+    assert why in done.err
+    assert place.status in {"TRAINING_COMPLETED", "STOPPED"}
+    assert place.leases() == []
+    if operation == "TagResource":
+        without = cli(*job, "--lease", "none", env=env)
+        assert without.code == 0, without.err
+
+
+def test_a_second_run_keeps_the_model_of_a_dead_one_alive_while_it_needs_it(cli, demo, place, running, tmp_path):
+    job = (demo.data.images, "--model", place.arn, "--max-tps", 4)
+    with running(*job, "--out", tmp_path / "a", "--start-model", 1) as first:
+        wait_for(lambda: place.status == "RUNNING")
+        first.kill()
+    place.pass_minutes(10)
+    with running(*job, "--out", tmp_path / "b") as second:
+        wait_for(lambda: len(place.leases()) == 2)
+        place.pass_minutes(10)
+        (row,) = cli("model", "reap", "--json", env=place.env).json
+        assert row["done"] == "left"
+        assert row["reason"].startswith("in use until")
+        second.terminate()
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 4, err
+    assert cli("model", "reap", "--json", env=place.env).json[0]["done"] == "stopped"
+    assert place.status in {"STOPPING", "STOPPED"}
+
+
+def test_models_started_by_hand(cli, place):
+    start_model(place.endpoint, place.arn, units=1)
+    (row,) = cli("model", "reap", "--json", env=place.env).json
+    assert (row["done"], row["reason"]) == ("left", "no lease: started by other means")
+    assert cli("model", "start", "digits@v1", "--for", "2h", env=place.env).code == 5
+    assert place.leases() == []
+    assert cli("model", "stop", "digits@v1", env=place.env).code == 0
+    started = cli("model", "start", "digits@v1", "--for", "2h", env=place.env)
+    assert started.code == 0, started.err
+    assert "`batchcl model reap` stops digits@v1 after " in started.err
+    assert len(place.leases()) == 1
+    assert cli("model", "stop", "digits@v1", env=place.env).code == 0
+    assert place.leases() == []
+
+
+def test_a_stop_that_is_refused_is_told_and_tried_by_the_next_one(cli, place):
+    rekognition = client("rekognition", place.endpoint)
+    rekognition.tag_resource(
+        ResourceArn=place.arn, Tags={"batchcl:lease/x": "2026-01-01T00:00:00Z started run x in s3://b"}
+    )
+    place.refuse("StopProjectVersion")
+    start_model(place.endpoint, place.arn, units=1)
+    failed = cli("model", "reap", "--json", env=place.env)
+    assert (failed.code, [each["done"] for each in failed.json]) == (4, ["failed"])
+    assert "not for you" in failed.err
+    place.refuse()
+    assert cli("model", "reap", env=place.env).code == 0
+
+
+def test_who_may_not_describe_models_scores_with_one_that_runs(cli, demo, place, tmp_path):
+    start_model(place.endpoint, place.arn, units=1)
+    place.refuse("DescribeProjects", "DescribeProjectVersions", "ListTagsForResource", "TagResource")
+    done = cli("run", demo.data.images, "--model", place.arn, "--out", tmp_path, "--limit", 2, "--json", env=place.env)
+    assert done.code == 0, done.err
+    assert done.json["scored"] == 2
+    assert "the model's state can't be seen" in done.err
