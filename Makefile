@@ -5,7 +5,7 @@ WORKERS ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types unit crash format clean
+.PHONY: help setup demo test lint types unit crash bench format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -38,6 +38,9 @@ unit: $(STAMP)   ## all tests
 
 crash: $(STAMP)  ## 200 kills, 100 between a model's start and stop, 40 races of two runners: a quarter of an hour
 	@BATCHCL_CRASH_CYCLES=200 $(BIN)/python -m pytest tests/crash
+
+bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
+	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
 format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/ruff check --fix .
