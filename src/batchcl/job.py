@@ -131,7 +131,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False)
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ()
+    sources: tuple[str, ...] = ()
     from_results: Annotated[str, Field(min_length=1)] | None = None
     model: str | None = None
     out: Annotated[str, Field(min_length=1)]

@@ -127,6 +127,8 @@ def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(cli, demo
     failed = cli(*again, *failures, "--run-id", "failed", env=env)
     assert failed.code == 3, failed.err
     assert (failed.json["planned"], failed.json["failed"]) == (1, 1)
+    retried = cli("retry", out, "failed", "--json", env=env)
+    assert (retried.code, retried.json["planned"], retried.json["failed"]) == (3, 1, 1), retried.err
     nothing = cli("plan", "--from-results", out, "--where", "confidence > 100", "--model", demo.arn, env=env)
     assert nothing.code == 2
     assert "that the filters let through (taken away: 31 by --where)" in nothing.err

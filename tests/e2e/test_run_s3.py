@@ -139,6 +139,8 @@ def test_images_of_other_regions_are_fetched_and_sent_as_bytes(cli, demo, servic
     plan = cli("plan", *job, env=env)
     assert plan.code == 0, plan.err
     assert (plan.json["calls"], plan.json["skipped"]) == (3, {"TooLarge": 1})
+    checks = {each["check"]: each for each in cli("doctor", *job, "--out", out, env=env).json["findings"]}
+    assert checks["call"]["verdict"] == "ok", checks["call"]
     done = cli("run", *job, "--out", out, "--run-id", "r", env=env)
     assert done.code == 3, done.err
     assert done.json | {"scored": 2, "failed": 1, "skipped": 1} == done.json

@@ -101,7 +101,6 @@ def test_an_unknown_key_is_refused_by_name_and_the_known_ones_are_told(tmp_path:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("sources", []),
         ("sources", "s3://b/"),
         ("out", ""),
         ("model", "dogs"),
@@ -287,9 +286,12 @@ def test_a_fingerprint_is_the_same_in_every_process_and_order_of_keys() -> None:
 
 
 def test_earlier_results_take_the_place_of_sources() -> None:
-    without = {key: value for key, value in BASE.items() if key != "sources"}
-    job = load_job(flags=without | {"from_results": "out"})
-    assert job.scored_as(ModelArn.parse(ARN))["from_results"] == "out"
+    job = load_job(flags=BASE | {"sources": [], "from_results": "out", "where": "confidence < 60"})
+    recorded = orjson.loads(orjson.dumps(job.scored_as(ModelArn.parse(ARN))))
+    assert recorded["from_results"] == "out"
+    assert job_of(recorded, orjson.loads(orjson.dumps(job.model_dump(mode="json"))), {}) == job
+    with pytest.raises(UsageError, match="sources is missing: give SOURCE, or --from-results ROOT"):
+        load_job(flags=BASE | {"sources": []})
     with pytest.raises(UsageError, match="SOURCE and --from-results exclude each other"):
         load_job(flags=BASE | {"from_results": "out"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -11,7 +12,7 @@ from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 from batchcl.runs.together import together
 
-__all__ = ["check_bucket", "check_buckets", "explain", "explain_code"]
+__all__ = ["Buckets", "check_bucket", "explain", "explain_code"]
 
 _AT_ONCE: Final = 16
 _UNKNOWN_KEYS: Final = frozenset(
@@ -22,46 +23,66 @@ _MISSING: Final = frozenset({"NoSuchBucket", "404", "NotFound"})
 _ELSEWHERE: Final = frozenset({"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"})
 
 
-async def check_buckets(aws: Aws, buckets: Iterable[str], *, region: str, cross_region: bool = False) -> dict[str, str]:
-    """Look each bucket up once; DetectCustomLabels reads only buckets of its own region.
+class Buckets:
+    """The buckets of a run, each of which is looked up once; DetectCustomLabels reads only those of its own region.
 
     Args:
         aws: to look them up with.
-        buckets: their names.
         region: the model's.
         cross_region: whether they may lie elsewhere.
-
-    Returns:
-        Each bucket that lies elsewhere → its region.
-
-    Raises:
-        RegionError: a bucket lies in another region, and may not.
-        SourceError: a bucket doesn't exist.
-        CredentialsError: the credentials don't reach it.
-        UnreachableError: S3 doesn't answer.
     """
-    async with aws.s3(region=region) as client:
 
-        async def look(bucket: str) -> tuple[str, str]:
-            try:
-                await check_bucket(client, bucket, region=region)
-            except RegionError as error:
-                if error.found is None:
-                    raise
-                if not cross_region:
-                    words = f"{error}, or send the images as bytes with --cross-region"
-                    raise RegionError(words, found=error.found) from error
-                async with aws.s3(region=error.found) as there:
-                    await check_bucket(there, bucket, region=error.found)
-                return bucket, error.found
-            return bucket, region
+    def __init__(self, aws: Aws, *, region: str, cross_region: bool = False) -> None:
+        self._aws = aws
+        self._region = region
+        self._cross_region = cross_region
+        self._found: dict[str, str] = {}
 
-        found = await together(look, sorted(buckets), at_once=_AT_ONCE)
-    return {bucket: where for bucket, where in found if where != region}
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        """Each bucket that was found elsewhere → its region."""
+        return {bucket: region for bucket, region in self._found.items() if region != self._region}
+
+    async def check(self, names: Iterable[str]) -> None:
+        """Look up what wasn't looked up yet.
+
+        Raises:
+            RegionError: a bucket lies in another region, and may not.
+            SourceError: a bucket doesn't exist.
+            CredentialsError: the credentials don't reach it.
+            UnreachableError: S3 doesn't answer.
+        """
+        wanted = sorted(set(names) - self._found.keys())
+        if not wanted:
+            return
+        async with self._aws.s3(region=self._region) as client:
+            regions = await together(partial(self._look_up, client), wanted, at_once=_AT_ONCE)
+        self._found |= dict(zip(wanted, regions, strict=True))
+
+    async def region_of(self, name: str) -> str:
+        """A bucket's region: the model's, and nobody is asked, where none may lie elsewhere. Raises as `check`."""
+        if not self._cross_region:
+            return self._region
+        await self.check([name])
+        return self._found[name]
+
+    async def _look_up(self, client: Any, bucket: str) -> str:
+        try:
+            await check_bucket(client, bucket, region=self._region)
+        except RegionError as error:
+            if error.found is None:
+                raise
+            if not self._cross_region:
+                words = f"{error}, or send the images as bytes with --cross-region"
+                raise RegionError(words, found=error.found) from error
+            async with self._aws.s3(region=error.found) as there:
+                await check_bucket(there, bucket, region=error.found)
+            return error.found
+        return self._region
 
 
 async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
-    """Look one bucket up with an open S3 client; raises as `check_buckets` does."""
+    """Look one bucket up with an open S3 client; raises as `Buckets.check` does."""
     try:
         answer = await client.head_bucket(Bucket=bucket)
     except ClientError as error:

@@ -14,6 +14,7 @@ from batchcl.doctor.findings import Verdict
 from batchcl.errors import CallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
 from batchcl.images import Unfit, unfit
 from batchcl.pixels import unfit_bytes
+from batchcl.reading.readers import open_reader
 from batchcl.scoring.events import Notice, SilentObserver
 from batchcl.scoring.listing import check_sources, closed_by, first_page
 
@@ -43,7 +44,8 @@ async def check_sources_of(case: Case) -> Answer:
     names = [case.job.from_results] if case.job.from_results is not None else case.job.sources
     named = f"{len(names)} sources" if len(names) > 1 else names[0]
     lines = "" if listing.lines is None else f", {listing.lines:,} lines"
-    where = f", in S3 in {case.region}" if any(image.bucket for image in case.page) else ""
+    regions = sorted({image.region or case.region for image in case.page if image.bucket})
+    where = f", in S3 in {', '.join(regions)}" if regions else ""
     if observer.bad_lines:
         return (
             Verdict.WARN,
@@ -82,14 +84,18 @@ async def check_call(case: Case) -> Answer:
         return Verdict.OK, f"no call was tried, as the model is {case.described.status}"
     job = case.job
     try:
-        async with open_detector(
-            case.aws,
-            case.model,
-            transport=job.transport,
-            min_confidence=job.min_confidence,
-            max_results=job.max_results,
-            connections=1,
-        ) as detector:
+        async with (
+            open_reader(case.aws, region=case.region, connections=1) as reader,
+            open_detector(
+                case.aws,
+                case.model,
+                transport=job.transport,
+                min_confidence=job.min_confidence,
+                max_results=job.max_results,
+                connections=1,
+                reader=reader,
+            ) as detector,
+        ):
             found = await detector.detect(image)
     except (ThrottledError, TransientError, ModelNotReadyError) as error:
         return Verdict.WARN, f"the call for {image.uri} was not answered this time: {error.code}: {error}"

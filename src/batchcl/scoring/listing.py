@@ -14,7 +14,7 @@ from typing import TypeVar
 import anyio.to_thread
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.buckets import check_buckets
+from batchcl.aws.buckets import Buckets
 from batchcl.aws.readable import look_at, refuse_unreadable, sample_of
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
@@ -89,6 +89,7 @@ async def check_sources(
     """Look at the job's sources and at their buckets before a call is spent; the run began, or begins, `at`."""
     filters = job.filters(at)
     out = None if "://" in job.out else await anyio.to_thread.run_sync(Path(job.out).absolute)
+    buckets = Buckets(aws, region=model.region, cross_region=job.cross_region)
     if job.from_results is not None:
         where = None if job.where is None else Condition(job.where)
         sources: list[Source] = [await open_outcomes(job.from_results, aws=aws, where=where, leave_out_run=job.run_id)]
@@ -101,23 +102,20 @@ async def check_sources(
             options=job.lists,
             transport=job.transport,
             leave_out=out,
-            cross_region=job.cross_region,
+            buckets=buckets,
         )
     found = [await source.check() for source in sources]
     for source, checked in zip(sources, found, strict=True):
         _tell_bad_lines(source, checked, observer)
-    buckets = frozenset[str]().union(*(checked.buckets for checked in found))
-    elsewhere: dict[str, str] = {}
-    if buckets:
-        elsewhere = await check_buckets(aws, buckets, region=model.region, cross_region=job.cross_region)
-    for bucket, region in elsewhere.items():
+    await buckets.check(name for checked in found for name in checked.buckets)
+    for bucket, region in buckets.elsewhere.items():
         text = f"bucket {bucket} lies in {region}: its images are fetched from there and sent as bytes"
         observer.notice(Notice("cross-region", text, {"bucket": bucket, "region": region}))
     if job.where is not None and job.from_results is None:
         filters = replace(filters, where=await condition_on(Condition(job.where), sources))
     left_out = sum((Counter(checked.left_out) for checked in found), Counter[str]())
     return Listing(
-        Selection(sources, filters, elsewhere=elsewhere),
+        Selection(sources, filters, elsewhere=buckets.elsewhere),
         sum(checked.bad_count for checked in found),
         {source.description: checked.digest for source, checked in zip(sources, found, strict=True) if checked.digest},
         lines=_total([checked.lines for checked in found]),

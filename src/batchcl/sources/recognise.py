@@ -17,7 +17,7 @@ from typing import Final
 
 import anyio.to_thread
 
-from batchcl.aws.buckets import check_buckets
+from batchcl.aws.buckets import Buckets
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
@@ -90,7 +90,7 @@ async def open_sources(
     options: ListOptions | None = None,
     leave_out: Path | None = None,
     transport: Transport = Transport.WIRE,
-    cross_region: bool = False,
+    buckets: Buckets | None = None,
 ) -> list[Source]:
     """The source behind each name, in order.
 
@@ -103,7 +103,7 @@ async def open_sources(
         options: how lists are read.
         leave_out: a directory whose files belong to no source: the output root.
         transport: how listings of prefixes travel.
-        cross_region: whether a prefix may lie in another region.
+        buckets: says where they lie; in `region` without it.
 
     Raises:
         SourceError: a name leads nowhere or to something that isn't a list of images.
@@ -117,7 +117,7 @@ async def open_sources(
         options=options or ListOptions(),
         leave_out=leave_out,
         transport=transport,
-        cross_region=cross_region,
+        buckets=buckets or Buckets(aws, region=region),
     )
     return [await opener.open(name) for name in names]
 
@@ -132,7 +132,7 @@ class _Opener:
         options: ListOptions,
         leave_out: Path | None,
         transport: Transport,
-        cross_region: bool,
+        buckets: Buckets,
     ) -> None:
         self._stack = stack
         self._aws = aws
@@ -140,7 +140,7 @@ class _Opener:
         self._options = options
         self._leave_out = leave_out
         self._transport = transport
-        self._cross_region = cross_region
+        self._buckets = buckets
 
     async def open(self, name: str) -> Source:
         kind = self._options.kind
@@ -204,12 +204,8 @@ class _Opener:
         return S3PrefixSource(name, self._aws, region=await self._region_of(name), transport=self._transport)
 
     async def _region_of(self, name: str) -> str:
-        """The region of the bucket that `name` begins with: asked for only where it may be another one."""
-        if not self._cross_region:
-            return self._region
-        bucket = name.removeprefix("s3://").partition("/")[0]
-        found = await check_buckets(self._aws, [bucket], region=self._region, cross_region=True)
-        return found.get(bucket, self._region)
+        """The region of the bucket that `name` begins with."""
+        return await self._buckets.region_of(name.removeprefix("s3://").partition("/")[0])
 
     async def _archives(self, name: str, place: S3Place) -> Source:
         """The archive in S3, or the archives that fit a pattern; objects below such a name where there is none."""

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
 
-from batchcl.aws.buckets import check_buckets, explain
+from batchcl.aws.buckets import Buckets, explain
 from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 
@@ -45,7 +45,10 @@ class FakeS3:
 
 def check(fake: FakeS3, *, region: str = "eu-west-1", cross_region: bool = False) -> dict[str, str]:
     async def main() -> dict[str, str]:
-        return await check_buckets(cast("Aws", fake), fake.buckets, region=region, cross_region=cross_region)
+        buckets = Buckets(cast("Aws", fake), region=region, cross_region=cross_region)
+        for _ in range(2):
+            await buckets.check(fake.buckets)
+        return buckets.elsewhere
 
     return anyio.run(main)
 
@@ -96,6 +99,26 @@ def test_a_bucket_of_another_region_may_be_looked_up_there(answer: dict[str, Any
     fake = Elsewhere({"near": said("eu-west-1"), "far": answer})
     assert check(fake, cross_region=True) == {"far": "us-east-1"}
     assert fake.regions == ["eu-west-1", "us-east-1"]
+    assert fake.asked.count("near") == 1
+
+
+@pytest.mark.parametrize(("cross_region", "regions"), [(True, ["eu-west-1", "us-east-1"]), (False, ["eu-west-1"] * 2)])
+def test_a_listing_asks_for_regions_only_where_they_may_differ(*, cross_region: bool, regions: list[str]) -> None:
+    class Elsewhere(FakeS3):
+        async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:  # noqa: N803 -- boto's name
+            self.asked.append(Bucket)
+            return said("us-east-1" if Bucket == "far" else "eu-west-1")
+
+    fake = Elsewhere({})
+
+    async def main() -> list[str]:
+        buckets = Buckets(cast("Aws", fake), region="eu-west-1", cross_region=cross_region)
+        found = [await buckets.region_of(name) for name in ("near", "far")]
+        assert [await buckets.region_of(name) for name in ("near", "far")] == found
+        return found
+
+    assert anyio.run(main) == regions
+    assert fake.asked == (["near", "far", "far"] if cross_region else []), "the far one in its own region, too"
 
 
 def test_a_bucket_of_another_region_that_cant_be_read_is_refused_all_the_same() -> None:
