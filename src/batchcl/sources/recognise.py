@@ -184,10 +184,10 @@ class _Opener:
         if kind is SourceKind.TAR or (kind is None and _ARCHIVE_NAME.search(name)):
             return await self._archives(name, place)
         listed = _LIST_NAME.search(name) is not None
-        if kind is SourceKind.PREFIX or (kind is None and not listed):
-            return await self._prefix(name)
         if kind is SourceKind.DIRECTORY:
             raise SourceError(f"{name} is no local directory; leave --source-kind out for a prefix")
+        if kind is SourceKind.PREFIX or (kind is None and not listed) or name.endswith("/"):
+            return await self._prefix(name)
         if _GLOB.search(name):
             return await self._lists(name, await self._fetched(name, place))
         if kind is not None:

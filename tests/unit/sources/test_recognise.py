@@ -16,6 +16,7 @@ from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import Source
 from batchcl.sources.directory import DirectorySource
+from batchcl.sources.listed import ListSource
 from batchcl.sources.recognise import ListOptions, SourceKind, open_sources
 from batchcl.sources.s3_prefix import S3PrefixSource
 
@@ -158,6 +159,13 @@ def test_a_name_that_leads_nowhere_is_refused_with_advice(name: str, words: str)
     with pytest.raises(SourceError) as caught:
         opened(name)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [SourceKind.LABEL_CSV, SourceKind.KEYS, SourceKind.TABLE])
+def test_folders_stay_what_they_are_beside_a_list_whose_kind_is_named(tmp_path: Path, kind: SourceKind) -> None:
+    listed = file(tmp_path, b"s3://b/a.jpg,cat\n", "list.csv")
+    found = opened("s3://b/2026/", str(tmp_path), listed, kind=kind)
+    assert [type(one) for one in found] == [S3PrefixSource, DirectorySource, ListSource]
 
 
 def test_a_local_name_is_no_prefix(tmp_path: Path) -> None:
