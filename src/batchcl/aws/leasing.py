@@ -17,7 +17,7 @@ from batchcl.aws.tags import list_tags, tag, untag
 from batchcl.errors import BatchclError, ModelError, RefusedError, UnreachableError
 from batchcl.scoring.events import Notice, Observer
 
-__all__ = ["LeaseGuard", "RemoveSchedule", "clear_leases", "drop_leases", "end_lease", "start_for"]
+__all__ = ["LeaseGuard", "NoLease", "RemoveSchedule", "clear_leases", "drop_leases", "end_lease", "start_for"]
 
 RemoveSchedule: TypeAlias = Callable[[str], Awaitable[object]]
 """Deletes the dead man's switch of this name, or finds that it is gone."""
@@ -43,6 +43,7 @@ class LeaseGuard:
         holder: the run, in words that tell it from all others of the account.
         length_s: the model may run so long after the last sign of life.
         scheduled: whether a schedule named after the lease stops the model too.
+        remove_schedule: deletes the schedule of this name, which a run that died has left; see `drop_leases`.
         now: the service's clock.
         observer: told when the lease can't be renewed.
         rng: for jitter.
@@ -56,6 +57,7 @@ class LeaseGuard:
         holder: str,
         length_s: float,
         scheduled: bool = False,
+        remove_schedule: RemoveSchedule | None = None,
         now: Callable[[], dt.datetime],
         observer: Observer,
         rng: random.Random | None = None,
@@ -66,6 +68,7 @@ class LeaseGuard:
         self._key = lease_key(holder)
         self._length_s = length_s
         self._scheduled = scheduled
+        self._remove_schedule = remove_schedule
         self._now = now
         self._observer = observer
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
@@ -82,7 +85,7 @@ class LeaseGuard:
         self._orphan = False
         self._role = Role.SCHEDULED if self._scheduled else Role.STARTED
         with suppress(RefusedError):  # what dead runs left here does no harm until it is more than a resource can have
-            await clear_leases(self._client, self._arn, ended_at=self._now())
+            await clear_leases(self._client, self._arn, ended_at=self._now(), remove_schedule=self._remove_schedule)
         try:
             await self._renew()
         except RefusedError as error:
@@ -157,6 +160,47 @@ class LeaseGuard:
 
     def _say(self, kind: str, text: str) -> None:
         self._observer.notice(Notice(kind, text))
+
+
+class NoLease:
+    """A run that wants no lease; a `Guard` that sees to it that there is none.
+
+    Args:
+        client: an open Rekognition client for the control plane.
+        arn: the model.
+        holder: the run, whose earlier sessions may have had one.
+        now: the service's clock.
+        observer: told when an old lease may be left.
+    """
+
+    def __init__(
+        self, client: Any, arn: ModelArn, *, holder: str, now: Callable[[], dt.datetime], observer: Observer
+    ) -> None:
+        self._client = client
+        self._arn = arn
+        self._key = lease_key(holder)
+        self._now = now
+        self._observer = observer
+
+    async def arm(self) -> None:
+        """Remove what would have the model stopped: leases that have ended, and the run's own."""
+        try:
+            leases = leases_in(await list_tags(self._client, self._arn.text))
+            now = self._now()
+            unwanted = [lease for lease in leases if lease.key == self._key or lease.ended(now)]
+            await drop_leases(self._client, self._arn, unwanted, remove_schedule=None)
+        except BatchclError as error:
+            text = f"`batchcl model reap` will stop {self._arn.name} if an old lease is left on it: {error}"
+            self._observer.notice(Notice("lease-unknown", text))
+
+    async def share(self) -> None:
+        """Whoever runs the model may have it stopped."""
+
+    async def keep(self) -> None:
+        """Nothing is to be kept."""
+
+    async def disarm(self) -> None:
+        """Nothing is to be given back."""
 
 
 async def start_for(

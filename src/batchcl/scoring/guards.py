@@ -5,14 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.dead_man import DeadMansSwitch
+from batchcl.aws.dead_man import DeadMansSwitch, remove_schedule
 from batchcl.aws.guards import Guard
-from batchcl.aws.leasing import LeaseGuard
+from batchcl.aws.leasing import LeaseGuard, NoLease, RemoveSchedule
 from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws
 from batchcl.job import Job
@@ -45,22 +46,13 @@ async def guards_of(
     deadline_s, role = job.deadline_s, job.dead_man_role
     guards: list[Guard] = []
     async with AsyncExitStack() as stack:
-        if job.lease_s is not None:
-            guards.append(
-                LeaseGuard(
-                    control,
-                    model,
-                    holder=holder,
-                    length_s=job.lease_s,
-                    scheduled=role is not None,
-                    now=clock.now,
-                    observer=observer,
-                )
-            )
+        remove: RemoveSchedule | None = None
         if role is not None and deadline_s is not None:
+            scheduler = await stack.enter_async_context(aws.scheduler(region=model.region))
+            remove = partial(remove_schedule, scheduler)
             guards.append(
                 DeadMansSwitch(
-                    await stack.enter_async_context(aws.scheduler(region=model.region)),
+                    scheduler,
                     model,
                     role=role,
                     holder=holder,
@@ -69,6 +61,20 @@ async def guards_of(
                     observer=observer,
                 )
             )
+        if job.lease_s is None:
+            guards.insert(0, NoLease(control, model, holder=holder, now=clock.now, observer=observer))
+        else:  # first, as it tells whoever stops the model that there is a schedule
+            lease = LeaseGuard(
+                control,
+                model,
+                holder=holder,
+                length_s=job.lease_s,
+                scheduled=role is not None,
+                remove_schedule=remove,
+                now=clock.now,
+                observer=observer,
+            )
+            guards.insert(0, lease)
         yield tuple(guards)
 
 

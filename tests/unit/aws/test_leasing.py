@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.leases import MANUAL_KEY, Action, Lease, Role, judge, lease_key, leases_in
-from batchcl.aws.leasing import LeaseGuard, clear_leases, end_lease, start_for
+from batchcl.aws.leases import MANUAL_KEY, Action, Lease, Role, judge, lease_key, leases_in, schedule_name_of
+from batchcl.aws.leasing import LeaseGuard, NoLease, clear_leases, end_lease, start_for
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import CredentialsError, ModelError, RefusedError, UnreachableError
 from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused
@@ -144,6 +144,44 @@ def test_arming_removes_what_the_dead_left_but_for_what_tells_of_a_schedule() ->
         assert service.tags[NAME]["stage"] == "production"
 
     run_virtual(main)
+
+
+def test_arming_takes_the_schedules_of_the_dead_along_where_it_can() -> None:
+    service = Models({NAME: "STOPPED"})
+    removed: list[str] = []
+
+    async def remove(name: str) -> None:
+        removed.append(name)
+
+    async def main() -> None:
+        await anyio.sleep(100)
+        dead = put(service, until_s=50, role=Role.SCHEDULED, holder="dead with schedule")
+        put(service, until_s=200, role=Role.SCHEDULED, holder="alive with schedule")
+        await guard(service, scheduled=True, remove_schedule=remove).arm()
+        assert dead.key not in leases(service)
+        assert removed == [schedule_name_of(dead.key)]
+
+    run_virtual(main)
+
+
+def test_a_run_without_a_lease_is_not_stopped_by_an_old_one() -> None:
+    service, listener = Models({NAME: "STOPPED"}), Listener()
+
+    async def main() -> None:
+        await anyio.sleep(100)
+        put(service, until_s=50, holder="dead")
+        put(service, until_s=900, holder=HOLDER)
+        alive = put(service, until_s=900, holder="alive")
+        bare = NoLease(service, CATS, holder=HOLDER, now=now, observer=listener)
+        await bare.arm()
+        assert set(leases(service)) == {alive.key}
+        service.errors["list"] = refused("AccessDeniedException")
+        await bare.arm()
+        for act in (bare.share, bare.keep, bare.disarm):
+            await act()
+
+    run_virtual(main)
+    assert listener.kinds == ["lease-unknown"]
 
 
 def test_who_may_not_list_tags_can_still_start() -> None:
