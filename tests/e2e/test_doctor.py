@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def found(said: Said) -> dict[str, tuple[str, str]]:
     return {check: (verdict, text) for verdict, check, text in rows}
 
 
-def test_all_is_well_with_a_model_that_runs(server, seaweed, demo, pictures):
+def test_all_is_well_with_a_model_that_runs(server, seaweed, demo, pictures, tmp_path):
     start_model(server.endpoint, demo.arn)
     said = typed("doctor", pictures, "--model", demo.arn, "--out", "s3://doctor/out")
     assert said.code == 0, said.out
@@ -80,6 +81,12 @@ def test_all_is_well_with_a_model_that_runs(server, seaweed, demo, pictures):
     in_json = typed("doctor", pictures, "--model", demo.arn, "--out", "s3://doctor/out", "--json")
     assert (in_json.code, in_json.json["verdict"]) == (0, "ok")
     assert [each["check"] for each in in_json.json["findings"]] == NAMES
+    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
+        archive.add(min(demo.data.images.iterdir()), "a.png")
+    packed = found(typed("doctor", "pictures.tar.gz", "--model", demo.arn))
+    assert packed["images"] == ("ok", "they lie in archives, which were read to list them")
+    assert packed["call"][1].startswith("DetectCustomLabels answers: ")
+    assert "pictures.tar.gz#a.png" in packed["call"][1]
     server.client().stop_project_version(ProjectVersionArn=demo.arn)
 
 

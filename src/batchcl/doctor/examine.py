@@ -45,7 +45,7 @@ _CHECKS: Final = (
     _Check("clock", check_clock),
     _Check("sources", check_sources_of, lambda case: case.subject.has_sources),
     _Check("images", check_images, lambda case: bool(case.page)),
-    _Check("call", check_call, lambda case: bool(case.looked) and case.subject.has_model),
+    _Check("call", check_call, lambda case: bool(case.page) and case.subject.has_model),
     _Check("output", check_output, lambda case: case.subject.has_out),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Final
@@ -12,7 +13,7 @@ from batchcl.aws.readable import HEAD_BYTES, Looked, look_at, refusals, refuse_u
 from batchcl.doctor.case import Answer, Case
 from batchcl.doctor.findings import Verdict
 from batchcl.errors import CallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
-from batchcl.images import Unfit, unfit
+from batchcl.images import ImageRef, Unfit, unfit
 from batchcl.pixels import unfit_bytes
 from batchcl.reading.readers import open_reader
 from batchcl.scoring.events import Notice, SilentObserver
@@ -58,6 +59,8 @@ async def check_images(case: Case) -> Answer:
     """A sample of the first images, from all over their page, read as far as their sizes in pixels."""
     fit = case.job.fit
     sample = sample_of(case.page, fit=fit)
+    if not sample and any(image.member is not None for image in case.page):
+        return Verdict.OK, "they lie in archives, which were read to list them"
     if not sample:
         why = Counter(reason.code for image in case.page if (reason := unfit(image, fit=fit)) is not None)
         return Verdict.WARN, f"none of the first {len(case.page):,} images costs a call: {_listed(why)}"
@@ -77,7 +80,7 @@ async def check_images(case: Case) -> Answer:
 
 async def check_call(case: Case) -> Answer:
     """One call for one image, where the model is RUNNING and so costs nothing more; a run's first call, in fact."""
-    image = next((each.image for each in case.looked if not each.code and unfit_head(each) is None), None)
+    image = _to_try(case)
     if image is None:
         return Verdict.WARN, "no call was tried, as there is no image to try it with"
     if case.described is not None and case.described.status != "RUNNING":
@@ -110,6 +113,13 @@ async def check_call(case: Case) -> Answer:
         return Verdict.FAIL, f"DetectCustomLabels refuses: {error.code}: {error}"
     labels = ", ".join(f"{label.name} {label.confidence:.1f}" for label in found.labels[:_LABELS]) or "no label"
     return Verdict.OK, f"DetectCustomLabels answers: {labels} for {image.uri}"
+
+
+def _to_try(case: Case) -> ImageRef | None:
+    """An image that the service should take as it is."""
+    members = (image for image in case.page if image.member is not None and unfit(image) is None)
+    read = (each.image for each in case.looked if not each.code and unfit_head(each) is None)
+    return next(itertools.chain(read, members), None)
 
 
 def unfit_head(looked: Looked) -> Unfit | None:
