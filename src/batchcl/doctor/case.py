@@ -39,6 +39,7 @@ class Case:
         described: the model as it is; None until that is known.
         page: the first images of the sources.
         looked: those of them that were read, or not.
+        failed: names of checks that have failed so far.
     """
 
     subject: Subject
@@ -52,6 +53,7 @@ class Case:
     described: Model | None = None
     page: list[ImageRef] = field(default_factory=list)
     looked: list[Looked] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
 
     @property
     def job(self) -> Job:

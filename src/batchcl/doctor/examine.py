@@ -45,7 +45,7 @@ _CHECKS: Final = (
     _Check("clock", check_clock),
     _Check("sources", check_sources_of, lambda case: case.subject.has_sources),
     _Check("images", check_images, lambda case: bool(case.page)),
-    _Check("call", check_call, lambda case: bool(case.page) and case.subject.has_model),
+    _Check("call", check_call, lambda case: bool(case.page) and case.subject.has_model and "model" not in case.failed),
     _Check("output", check_output, lambda case: case.subject.has_out),
 )
 
@@ -94,7 +94,10 @@ async def examine(
                     finding = await _made(check, case)
                     findings.append(finding)
                     on_finding(finding)
-                    if finding.verdict is Verdict.FAIL and check.name in _VITAL:
+                    if finding.verdict is not Verdict.FAIL:
+                        continue
+                    case.failed.add(check.name)
+                    if check.name in _VITAL:
                         break
     return Examination(tuple(findings))
 
