@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from batchcl.aws.session import Aws
 from batchcl.errors import ImageError, TransientError
-from batchcl.images import EXTENSIONS, MAX_BYTES_S3, ArchiveMember, ImageRef, Unfit, suffix_of
+from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_S3, ArchiveMember, ImageRef, Unfit, suffix_of
 from batchcl.pictures.fit import FIT_MAY_HELP, fit, is_fine
 from batchcl.reading.base import ImageReader, Prepared
 from batchcl.reading.objects import open_object_reader
@@ -58,8 +58,8 @@ class FittingReader:
         """As `Preparer` has it."""
         if self._inner.carries(image):
             return True
-        suffix = suffix_of(image.key.rpartition("/")[2])
-        return (suffix != "" and suffix not in EXTENSIONS) or (image.size_bytes or 0) > MAX_BYTES_S3
+        is_fittable = suffix_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS
+        return is_fittable or (image.size_bytes or 0) > MAX_BYTES_S3
 
     def may_mend(self, error: ImageError) -> bool:
         """Where it may be about the picture."""

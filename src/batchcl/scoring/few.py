@@ -30,7 +30,7 @@ from batchcl.errors import (
     TransientError,
     UsageError,
 )
-from batchcl.images import EXTENSIONS, ImageRef, suffix_of
+from batchcl.images import FITTABLE_EXTENSIONS, ImageRef, suffix_of
 from batchcl.pictures.decode import need_pillow
 from batchcl.pictures.fit import FIT_MAY_HELP
 from batchcl.pictures.fit import fit as fitted
@@ -218,8 +218,8 @@ class _Looker:
     async def _of_object(self, each: Given, image: ImageRef) -> Answered:
         """The service reads the object; where it must be fitted, it travels from here."""
         data = None if self._on_read is None else await self._read(each)
-        suffix = suffix_of(image.key.rpartition("/")[2])
-        if not self._fit or suffix in EXTENSIONS or not suffix:
+        is_fittable = suffix_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS
+        if not self._fit or not is_fittable:
             try:
                 answer, request_id = await self._detector.ask(s3_object(image))
             except ImageError as refusal:

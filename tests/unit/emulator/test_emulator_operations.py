@@ -19,6 +19,7 @@ from PIL import Image
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.operations import OPERATIONS
 from batchcl.emulator.protocol import decode, operation_names
+from batchcl.pictures.fit import fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -430,6 +431,26 @@ def test_boxes_are_those_of_the_upright_image(locator: Trained) -> None:
     turned = locator.detect({"Bytes": out.getvalue()}, MaxResults=1)[0]
     assert turned["Name"] == plain["Name"]
     assert turned["Geometry"]["BoundingBox"] == pytest.approx(plain["Geometry"]["BoundingBox"], abs=0.02)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("TIFF", (192, 144)), ("WEBP", (1000, 750)), ("JPEG", (4800, 3600))])
+def test_boxes_of_an_image_that_was_made_to_fit_are_those_of_the_original(
+    locator: Trained, kind: str, size: tuple[int, int]
+) -> None:
+    picture = next(p for p in locator.data.test if len(p.boxes) == 1 and locator.detect(s3(p), MaxResults=1))
+    plain = locator.detect({"Bytes": picture.path.read_bytes()}, MaxResults=1)[0]
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(picture.path) as image:
+        image.convert("RGB").resize(size).transpose(Image.Transpose.ROTATE_90).save(out, kind, exif=exif)
+    with pytest.raises(botocore.exceptions.ClientError):
+        locator.detect({"Bytes": out.getvalue()})
+    fitted = fit(out.getvalue())
+    assert fitted is not None
+    seen = locator.detect({"Bytes": fitted.data}, MaxResults=1)[0]
+    assert seen["Name"] == plain["Name"]
+    assert seen["Geometry"]["BoundingBox"] == pytest.approx(plain["Geometry"]["BoundingBox"], abs=0.05)
 
 
 def test_images_that_the_service_refuses(classifier: Trained) -> None:

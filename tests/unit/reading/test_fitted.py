@@ -62,6 +62,7 @@ def run(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
         (local("a.webp"), True),
         (remote("a.jpg"), False),
         (remote("folder.x/a"), False),
+        (remote("scan 12.05.2026"), False),
         (remote("a.tiff"), True),
         (remote("a.jpg", size_bytes=MAX_BYTES_S3), False),
         (remote("a.jpg", size_bytes=MAX_BYTES_S3 + 1), True),
