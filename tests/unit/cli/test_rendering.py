@@ -56,6 +56,7 @@ def test_plain_text_stays_plain() -> None:
         (["a", "b"], ["a\tb"]),
         ({"Names": ["a", "b"]}, ["NAMES\ta", "NAMES\tb"]),
         ([{"a": 1}, {"b": True}], ["1\t", "\tTrue"]),
+        ({"d": {"x": 1}, "c": [2], "b": {"y": 3}, "a": 4}, ["4", "B\t3", "C\t2", "D\t1"]),
         ([], []),
         ("x", ["x"]),
         (None, ["None"]),

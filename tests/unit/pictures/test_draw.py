@@ -32,7 +32,9 @@ def test_a_box_is_drawn_where_the_answer_says_in_ratios() -> None:
     lit = seen.sum(axis=2) > 60
     assert lit[250, 195:206].any(), "the left edge, at a quarter of the width"
     assert lit[250, 590:601].any(), "the right edge"
+    assert lit[199:205, 400].any(), "the upper edge"
     assert lit[295:301, 400].any(), "the lower edge"
+    assert not lit[:175].any()
     assert not lit[230:280, 220:580].any(), "nothing is drawn inside"
     assert not lit[310:, :].any()
     assert lit[180:199, 202:260].any(), "its name stands above"
