@@ -17,8 +17,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
-from batchcl.errors import CredentialsError, RefusedError
+from batchcl.errors import CallError, CredentialsError, RefusedError
 from batchcl.images import ImageRef, unfit
+from batchcl.reading.base import ImageReader
+from batchcl.reading.readers import open_reader
 from batchcl.runs.together import together
 
 __all__ = ["HEAD_BYTES", "SAMPLE", "Looked", "look_at", "refusals", "refuse_unreadable", "sample_of"]
@@ -34,6 +36,7 @@ _MISSING: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404", "NotFound"})
 _EMPTY: Final = frozenset({"InvalidRange", "416"})
 _GONE: Final = "NoSuchFile"
 _UNREADABLE: Final = "UnreadableFile"
+_DEADLINE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,32 +67,46 @@ class Looked:
 
 
 def sample_of(images: Sequence[ImageRef], *, most: int = SAMPLE, fit: bool = False) -> list[ImageRef]:
-    """Images from all over `images` that a call would be made for, at most so many; see `unfit` for `fit`.
-
-    Members of archives aren't among them: listing them has read their archive.
-    """
-    called = [image for image in images if image.member is None and unfit(image, fit=fit) is None]
+    """Images from all over `images` that a call would be made for, at most so many; see `unfit` for `fit`."""
+    called = [image for image in images if unfit(image, fit=fit) is None]
     count = min(most, len(called))
     return [called[n * len(called) // count] for n in range(count)]
 
 
 async def look_at(aws: Aws, images: Sequence[ImageRef], *, region: str) -> list[Looked]:
-    """Read the beginning of each image, from this machine or from S3: in `region`, or in the image's own.
+    """Read the beginning of each image where it lies: of S3's objects in `region`, or in the image's own.
 
     Raises:
         UnreachableError: S3 doesn't answer.
         CredentialsError: there are none.
     """
     async with AsyncExitStack() as stack:
-        regions = {image.region or region for image in images if not image.local}
+        regions = {image.region or region for image in images if _is_object(image)}
         clients = {each: await stack.enter_async_context(aws.s3(region=each)) for each in sorted(regions)}
+        reader = await stack.enter_async_context(open_reader(aws, region=region, connections=SAMPLE))
 
         async def look(image: ImageRef) -> Looked:
-            if image.local:
+            if _is_object(image):
+                return await _look_at_object(clients[image.region or region], image)
+            if image.local and image.member is None:
                 return await _look_at_file(image)
-            return await _look_at_object(clients[image.region or region], image)
+            return await _look_by(reader, image)
 
         return await together(look, images, at_once=SAMPLE)
+
+
+def _is_object(image: ImageRef) -> bool:
+    return bool(image.bucket) and image.member is None
+
+
+async def _look_by(reader: ImageReader, image: ImageRef) -> Looked:
+    try:
+        with anyio.fail_after(_DEADLINE_S):
+            return Looked(image, head=(await reader.read(image))[:HEAD_BYTES])
+    except CallError as error:
+        return Looked(image, error.code, str(error))
+    except TimeoutError:
+        return Looked(image, _UNREADABLE, f"{image.uri} gave no answer in time")
 
 
 def refuse_unreadable(looked: Sequence[Looked]) -> None:
