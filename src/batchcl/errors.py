@@ -17,6 +17,7 @@ BatchclError
 └── CallError               what one DetectCustomLabels call came back with
     ├── ThrottledError      over capacity: the image goes back to the front
     ├── TransientError      worth another attempt
+    │   └── HostError       so it is, but it tells nothing of the service: a web host doesn't give an image
     ├── ImageError          this image fails, the others go on
     ├── ModelNotReadyError  no calls until the model is back
     └── FatalCallError      no call can succeed: the run stops
@@ -39,6 +40,7 @@ __all__ = [
     "CredentialsError",
     "ExitCode",
     "FatalCallError",
+    "HostError",
     "ImageError",
     "InterruptedRunError",
     "ModelError",
@@ -192,6 +194,10 @@ class ThrottledError(CallError):
 
 class TransientError(CallError):
     """The next attempt may well succeed."""
+
+
+class HostError(TransientError):
+    """The host that an image lies on doesn't give it just now; the service was not asked."""
 
 
 class ImageError(CallError):

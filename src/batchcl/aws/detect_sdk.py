@@ -76,10 +76,13 @@ class SdkDetector:
         """The labels of `image`; raises a `CallError` subclass within `CALL_DEADLINE_S`."""
         try:
             with anyio.fail_after(CALL_DEADLINE_S):
-                answer, request_id = await self.ask(await self._payload(image))
+                begun_at = anyio.current_time()
+                payload = await self._payload(image)
+                read_s = anyio.current_time() - begun_at
+                answer, request_id = await self.ask(payload)
         except TimeoutError as error:
             raise self._lost(error) from error
-        return detection_of(answer, request_id)
+        return detection_of(answer, request_id, read_s=read_s)
 
     async def ask(self, image: dict[str, Any]) -> tuple[Any, str]:
         """The service's whole answer about `image`, as the API has its input, and the request's id.

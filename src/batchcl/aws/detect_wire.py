@@ -58,7 +58,13 @@ class WireDetector:
 
     async def detect(self, image: ImageRef) -> Detection:
         """The labels of `image`; raises a `CallError` subclass, within the wire's deadline."""
-        body = await self._inline(image) if self._reader.carries(image) else self._body(s3_object(image))
+        read_s = 0.0
+        if self._reader.carries(image):
+            begun_at = anyio.current_time()
+            body = await self._inline(image)
+            read_s = anyio.current_time() - begun_at
+        else:
+            body = self._body(s3_object(image))
         answer = await self._wire.send(Request(method="POST", headers=_HEADERS, body=body))
         if answer.status >= _REFUSED:
             raise self._refused(answer)
@@ -66,7 +72,7 @@ class WireDetector:
             said = orjson.loads(answer.body)
         except orjson.JSONDecodeError as error:
             raise malformed() from error
-        return detection_of(said, answer.headers.get(_REQUEST_ID, ""))
+        return detection_of(said, answer.headers.get(_REQUEST_ID, ""), read_s=read_s)
 
     def _body(self, image: dict[str, Any]) -> bytes:
         try:

@@ -19,14 +19,14 @@ def s3_object(image: ImageRef) -> dict[str, Any]:
     return {"S3Object": named}
 
 
-def detection_of(answer: Any, request_id: str) -> Detection:
-    """The labels of a good answer's body.
+def detection_of(answer: Any, request_id: str, *, read_s: float = 0.0) -> Detection:
+    """The labels of a good answer's body, for which the image was read for so many seconds.
 
     Raises:
         TransientError: it lacks what the API promises, as it was cut on its way.
     """
     try:
-        return Detection(tuple([_label(entry) for entry in answer["CustomLabels"]]), request_id)
+        return Detection(tuple([_label(entry) for entry in answer["CustomLabels"]]), request_id, read_s)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise malformed() from error
 

@@ -12,6 +12,7 @@ from batchcl.sources.recognise import SourceKind
 
 __all__ = [
     "AllVersions",
+    "AllowHttpSources",
     "AsOf",
     "Attribute",
     "BucketColumn",
@@ -198,6 +199,10 @@ MaxCost = Annotated[
 Incremental = Annotated[
     bool | None,
     typer.Option("--incremental", help="Leave out images whose version has a result already.", show_default=False),
+]
+AllowHttpSources = Annotated[
+    bool | None,
+    typer.Option("--allow-http-sources", help="Lists may name images on the web, sent as bytes.", show_default=False),
 ]
 CrossRegion = Annotated[
     bool | None,

@@ -24,6 +24,7 @@ from batchcl.errors import (
     BatchclError,
     CallError,
     FatalCallError,
+    HostError,
     ImageError,
     ModelNotReadyError,
     ThrottledError,
@@ -279,7 +280,8 @@ class Engine:
         item.is_settled = True
         return self._scored(item, detection, sent_at)
 
-    def _scored(self, item: WorkItem, detection: Detection, sent_at: float) -> Scored:
+    def _scored(self, item: WorkItem, detection: Detection, begun_at: float) -> Scored:
+        sent_at = begun_at + detection.read_s
         self._pacer.succeeded(sent_at=sent_at)
         self._answered = True
         self._outages.answered()
@@ -315,7 +317,9 @@ class Engine:
                 self._queue.give_back(item)
                 self.fail(error)
                 return None
-            case TransientError() if self._outages.unanswered(item.image.uri, anyio.current_time()):
+            case TransientError() if not isinstance(error, HostError) and self._outages.unanswered(
+                item.image.uri, anyio.current_time()
+            ):
                 self._queue.give_back(item)
                 self._pause(error, sent_at)
                 return None
@@ -325,8 +329,9 @@ class Engine:
                 self._queue.give_back_later(item, anyio.current_time() + self._rng.uniform(0, longest))
                 return None
             case ImageError():
-                self._pacer.succeeded(sent_at=sent_at)
-                self._outages.answered()
+                if error.status is not None:  # otherwise the service wasn't asked
+                    self._pacer.succeeded(sent_at=sent_at)
+                    self._outages.answered()
                 self._judge_bucket(error)
                 if self._preparing is not None and self._preparing.may_mend(item, error):
                     if item.open_calls == 1:  # or the other call brings the refusal too

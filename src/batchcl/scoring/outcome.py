@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from batchcl.errors import CallError
@@ -31,10 +31,14 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """A good answer to one call: the labels as the service ordered them."""
+    """A good answer to one call: the labels as the service ordered them.
+
+    `read_s` went by before the call went out, as the image's bytes had to be read.
+    """
 
     labels: tuple[Label, ...]
     request_id: str
+    read_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

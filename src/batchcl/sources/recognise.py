@@ -61,6 +61,7 @@ class ListOptions:
         all_versions: of inventories: keep versions that aren't the latest.
         as_of: of inventories: the newest one of this day or earlier.
         skip_bad_lines: leave lines out that name no image.
+        allow_http_sources: lists may name images on the web.
     """
 
     kind: SourceKind | None = None
@@ -70,6 +71,7 @@ class ListOptions:
     all_versions: bool = False
     as_of: str | None = None
     skip_bad_lines: bool = False
+    allow_http_sources: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +289,7 @@ class _Opener:
     def _part(self, kind: SourceKind, file: _ListFile) -> Part:
         options = self._options
         label, path, folder = file.label, file.path, file.folder
+        web = options.allow_http_sources
         match kind:
             case SourceKind.TAR:
                 if Path(label) != path:
@@ -296,23 +299,23 @@ class _Opener:
                     )
                 return local_archive(path, self._stack)
             case SourceKind.MANIFEST:
-                return LinePart(label, path, ManifestParser(folder, attribute=options.attribute))
+                return LinePart(label, path, ManifestParser(folder, attribute=options.attribute, web=web))
             case SourceKind.KEYS:
-                return LinePart(label, path, partial(parse_key_line, may_be_local=folder is not None))
+                return LinePart(label, path, partial(parse_key_line, may_be_local=folder is not None, web=web))
             case SourceKind.JSON_LINES:
                 if options.uri_field is None:
                     raise SourceError(f"which field of {label} names the image? say it with --uri-field")
-                return LinePart(label, path, FieldParser(options.uri_field, folder))
+                return LinePart(label, path, FieldParser(options.uri_field, folder, web=web))
             case SourceKind.BATCH_CSV:
                 return CsvPart(label, path, batch_row)
             case SourceKind.LABEL_CSV:
-                return CsvPart(label, path, LabelRows(folder))
+                return CsvPart(label, path, LabelRows(folder, web=web))
             case SourceKind.TABLE:
                 with path.open("rb") as start:
                     is_binary = start.read(4).startswith((b"PAR1", b"ORC"))
                 if is_binary:
-                    return TablePart(label, path, options.columns, folder)
-                return CsvPart(label, path, header=csv_header(options.columns, folder))
+                    return TablePart(label, path, options.columns, folder, web=web)
+                return CsvPart(label, path, header=csv_header(options.columns, folder, web=web))
             case _:
                 raise SourceError(f"{label} is no list of images but {kind}; name it by itself")
 

@@ -38,7 +38,7 @@ def test_a_relative_reference_is_a_path_beside_the_manifest(tmp_path: Path) -> N
         "/etc/passwd",
         "//etc/passwd",
         "file:///etc/passwd",
-        "http://h/x.png",
+        "ftp://h/x.png",
         "a\0b",
     ],
 )
