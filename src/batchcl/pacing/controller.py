@@ -20,6 +20,7 @@ __all__ = ["FLOOR_TPS", "START_TPS", "RateController"]
 START_TPS: Final = 5.0
 """Where a run begins that knows nothing: a little less than two inference units take (pricing page example)."""
 
+_SHARED_JITTER: Final = 0.5
 _WINDOW_S: Final = 1.0
 _USED_SHARE: Final = 0.8
 _MAX_STEP_S: Final = 1.0
@@ -58,6 +59,15 @@ class RateController:
         if self._downloads is not None:
             rate_tps = min(rate_tps, self._downloads.rate_tps)
         return rate_tps * DRAIN_SHARE if self._latency.draining else rate_tps
+
+    @property
+    def jitter_share(self) -> float:
+        """By which share the gap between two calls should vary, at random: others' calls then meet the same chances.
+
+        Evenly spaced calls at the edge of a limit take each token as it comes, and leave none to a client that calls
+        now and then.
+        """
+        return _SHARED_JITTER if self._model.shared else 0.0
 
     @property
     def learned_tps(self) -> float | None:

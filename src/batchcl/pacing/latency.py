@@ -2,8 +2,8 @@
 
 Compares windows of calls by the mean of the logarithm, which a few slow images don't move much, with the best window
 so far (the shortest round trip of BBR and TCP Vegas). A queue's length follows from the calls in flight, and so does
-the time that it takes to drain. If the calls in flight don't become fewer by that, there was no queue: the images are
-larger, and their latency is the new normal.
+the time that it takes to drain. If the calls in flight only follow the calls sent, and stay there in the second half
+of that time, there was no queue: the images are larger, and their latency is the new normal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _WINDOW_S: Final = 1.0
 _QUEUED: Final = math.log(3.0)
 _FORGET_A_WINDOW: Final = 0.005
 _DRAINED: Final = 0.9
-_STILL_THERE: Final = 0.6
+_STILL_THERE: Final = (0.6, 0.85)  # of the calls that were in flight, around DRAIN_SHARE
+_STEADY: Final = 0.9
 _LEAST_S: Final = 1e-3
 
 
@@ -38,6 +39,8 @@ class LatencyWatch:
         self._drain_until: float | None = None
         self._look_from = -math.inf
         self._queued_in_flight = 0
+        self._half_at = math.inf
+        self._in_flight_at_half: int | None = None
         self._no_queue = False
 
     @property
@@ -55,7 +58,9 @@ class LatencyWatch:
         """
         if self._drain_until is not None and now >= self._drain_until:
             self._drain_until, self._since = None, None
-            self._look_from, self._no_queue = now, in_flight > _STILL_THERE * self._queued_in_flight
+            self._look_from, self._no_queue = now, self._stays(in_flight)
+        if self._drain_until is not None and self._in_flight_at_half is None and now >= self._half_at:
+            self._in_flight_at_half = in_flight
         if self._drain_until is not None or sent_at < self._look_from:
             return None
         if self._since is None:
@@ -70,6 +75,12 @@ class LatencyWatch:
         self._since, self._sum, self._count = now, 0.0, 0
         return self._judge(now, mean, answers_tps=answers_tps, in_flight=in_flight)
 
+    def _stays(self, in_flight: int) -> bool:
+        """Whether fewer calls are in flight only as fewer were sent: a queue becomes shorter and shorter, or grows."""
+        least, most = _STILL_THERE
+        as_sent = least * self._queued_in_flight < in_flight < most * self._queued_in_flight
+        return as_sent and in_flight > _STEADY * (self._in_flight_at_half or 0)
+
     def _judge(self, now: float, mean: float, *, answers_tps: float, in_flight: int) -> float | None:
         """What a window with this mean of the logarithm, and so many answers a second, says."""
         if self._normal is None or mean < self._normal:
@@ -83,5 +94,6 @@ class LatencyWatch:
             return None
         queued = max(0.0, in_flight - answers_tps * math.exp(self._normal))
         self._drain_until = now + _DRAINED * queued / (answers_tps * (1 - DRAIN_SHARE))
+        self._half_at, self._in_flight_at_half = (now + self._drain_until) / 2, None
         self._queued_in_flight = in_flight
         return answers_tps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -47,13 +48,17 @@ class Pacer(Protocol):
 
 
 class AdaptivePacer:
-    """Spaces calls evenly at the rate that a `RateController` finds, never above `max_tps`.
+    """Spaces calls at the rate that a `RateController` finds, never above `max_tps`: evenly, unless others call too.
 
     The ceiling is an aiolimiter of one call a period, which has no burst to spend.
     """
 
-    def __init__(self, controller: RateController, *, max_tps: float | None = None) -> None:
+    def __init__(
+        self, controller: RateController, *, max_tps: float | None = None, rng: random.Random | None = None
+    ) -> None:
         self._controller = controller
+        self._rng = rng or random.Random()  # noqa: S311 - spacing, no secret
+        self._gap = 1.0
         self._ceiling = None if max_tps is None else AsyncLimiter(1, 1 / max_tps)
         self._next_at = 0.0
 
@@ -62,13 +67,14 @@ class AdaptivePacer:
         last_at = self._next_at
         while True:
             now = anyio.current_time()
-            due_at = max(last_at + 1 / self._controller.rate_tps, now - _CATCH_UP_S)
+            due_at = max(last_at + self._gap / self._controller.rate_tps, now - _CATCH_UP_S)
             if due_at <= now:
                 break
             await anyio.sleep(min(due_at - now, _LOOK_AGAIN_S))
         if self._ceiling is not None:
             await self._ceiling.acquire()
         self._next_at = due_at
+        self._gap = 1 + self._controller.jitter_share * self._rng.uniform(-1, 1)
         self._controller.sent(anyio.current_time())
 
     def succeeded(self, *, sent_at: float | None = None) -> None:

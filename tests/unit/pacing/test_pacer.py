@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import pairwise
 
 import anyio
@@ -47,6 +48,19 @@ def test_calls_are_spaced_evenly_at_the_rate(rate_tps: float) -> None:
     gaps = [later - earlier for earlier, later in pairwise(found)]
     assert min(gaps) == pytest.approx(1 / rate_tps, rel=0.01)
     assert max(gaps) == pytest.approx(1 / rate_tps, rel=0.01)
+
+
+def test_gaps_vary_where_others_call_too_but_the_rate_holds() -> None:
+    class Shared(FixedRate):
+        @property
+        def jitter_share(self) -> float:
+            return 0.5
+
+    found = times(AdaptivePacer(Shared(10), rng=random.Random(7)), 401, start_s=1000)[1:]
+    gaps = [later - earlier for earlier, later in pairwise(found)]
+    assert min(gaps) < 0.06
+    assert max(gaps) > 0.14
+    assert 399 / (found[-1] - found[0]) == pytest.approx(10, rel=0.05)
 
 
 def test_small_delays_are_caught_up_so_that_the_rate_holds_on_average() -> None:
