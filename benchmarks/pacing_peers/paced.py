@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -20,6 +21,11 @@ class Pace(Protocol):
         """Calls a second that may be sent now."""
         ...
 
+    @property
+    def jitter_share(self) -> float:
+        """By which share a gap varies."""
+        return 0.0
+
     def sent(self, now: float) -> None:
         """A call went out."""
         ...
@@ -36,10 +42,12 @@ class Pace(Protocol):
 class Paced:
     """Sends evenly spaced calls at a pace, at most `most_in_flight` at once; what is refused is sent again."""
 
-    def __init__(self, loop: Loop, line: Line, pace: Pace, *, most_in_flight: int = 256) -> None:
+    def __init__(self, loop: Loop, line: Line, pace: Pace, rng: random.Random, *, most_in_flight: int = 256) -> None:
         self._loop = loop
         self._line = line
         self._pace = pace
+        self._rng = rng
+        self._gap = 1.0
         self._most = most_in_flight
         self._in_flight = 0
         self._last_at = loop.now
@@ -48,13 +56,14 @@ class Paced:
 
     def _turn(self) -> None:
         now, pace = self._loop.now, self._pace
-        due_at = max(self._last_at + 1 / pace.rate_tps, now - 0.05)
+        due_at = max(self._last_at + self._gap / pace.rate_tps, now - 0.05)
         if due_at > now:
             self._loop.at(min(due_at, now + _LOOK_AGAIN_S), self._turn)
         elif self._in_flight >= self._most:
             self._waits = True
         else:
             self._last_at = due_at
+            self._gap = 1 + pace.jitter_share * self._rng.uniform(-1, 1)
             self._in_flight += 1
             pace.sent(now)
             self._line.call(self._answered)
@@ -71,7 +80,7 @@ class Paced:
             self._turn()
 
 
-class Oracle:
+class Oracle(Pace):
     """Knows the capacity, and sends just that."""
 
     def __init__(self, loop: Loop, capacity: Capacity) -> None:
@@ -93,14 +102,19 @@ class Oracle:
         """Nothing to learn."""
 
 
-class AimdRate:
+class AimdRate(Pace):
     """AIMD on the rate (Chiu and Jain, 1989): doubling a second up to the first refusal, 3 % later, times 0.85."""
 
     def __init__(self) -> None:
-        self.rate_tps = 5.0
+        self._tps = 5.0
         self._slow_start = True
         self._grown_at = 0.0
         self._cut_at = -1.0
+
+    @property
+    def rate_tps(self) -> float:
+        """Calls a second that may be sent now."""
+        return self._tps
 
     def sent(self, now: float) -> None:
         """Nothing to learn."""
@@ -110,11 +124,11 @@ class AimdRate:
         since = min(now - self._grown_at, 1.0)
         self._grown_at = now
         share = 1.0 if self._slow_start else 0.03
-        self.rate_tps += max(0.1, share * self.rate_tps) * since
+        self._tps += max(0.1, share * self._tps) * since
 
     def throttled(self, now: float, *, sent_at: float) -> None:
         """Fall, unless the call is older than the last fall."""
         if sent_at > self._cut_at:
             self._slow_start = False
             self._cut_at = self._grown_at = now
-            self.rate_tps = max(0.2, self.rate_tps * 0.85)
+            self._tps = max(0.2, self._tps * 0.85)

@@ -9,7 +9,7 @@ from typing import Final
 
 from pacing_peers.world import BucketService, Capacity, QueueService, Service, lognormal
 
-__all__ = ["TRACES", "Trace", "World"]
+__all__ = ["TRACES", "Trace", "World", "constant"]
 
 _VARIED: Final = 0.2
 
@@ -34,11 +34,16 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A named capacity over time. `make(seed, seconds)` gives its world."""
+    """A named capacity over time. `make(seed, seconds)` gives its world.
+
+    Attributes:
+        counted: whether it goes into the means: not where even one who knows the capacity can't use it.
+    """
 
     name: str
     about: str
     make: Callable[[int, float], World]
+    counted: bool = True
 
 
 def _varied(rng: random.Random, value: float) -> float:
@@ -83,7 +88,7 @@ def _sawtooth(rng: random.Random, seconds: float) -> Capacity:
 def _bucket(
     shape: Callable[[random.Random, float], Capacity],
     *,
-    near_zero: bool = False,
+    least_calls: tuple[float, float] | None = None,
     long_latency: bool = False,
     rival_workers: int = 0,
 ) -> Callable[[int, float], World]:
@@ -92,8 +97,8 @@ def _bucket(
         capacity = shape(rng, seconds)
         median_s = rng.uniform(0.15, 0.4)
         latency_s = lognormal(rng, 0.5, 0.8, most=2.0) if long_latency else lognormal(rng, median_s, 0.3)
-        burst_s = 0.0 if near_zero else rng.uniform(0.5, 2.0)
-        burst_calls = rng.uniform(1.0, 2.0) if near_zero else 1.0
+        burst_s = rng.uniform(0.5, 2.0) if least_calls is None else 0.0
+        burst_calls = 1.0 if least_calls is None else rng.uniform(*least_calls)
         return World(
             capacity,
             BucketService(capacity, latency_s=latency_s, burst_s=burst_s, burst_calls=burst_calls),
@@ -115,6 +120,14 @@ def _queue(seed: int, seconds: float) -> World:
     return World(capacity, service, _delay(rng))
 
 
+def constant(tps: float, seed: int) -> World:
+    """A bucket of one second whose rate is just `tps`."""
+    rng = random.Random(seed)
+    capacity = Capacity([(0.0, tps)])
+    service = BucketService(capacity, latency_s=lognormal(rng, rng.uniform(0.15, 0.4), 0.3), burst_s=1.0)
+    return World(capacity, service, _delay(rng))
+
+
 TRACES: Final = [
     Trace("constant 3", "3 TPS, about one inference unit", _bucket(_steps([3]))),
     Trace("constant 14", "14 TPS, about five units", _bucket(_steps([14]))),
@@ -122,8 +135,16 @@ TRACES: Final = [
     Trace("steps", "10, then 40, then 5 TPS: auto-scaling", _bucket(_steps([10, 40, 5]))),
     Trace("ramp", "from 5 to 45 TPS in a line", _bucket(_ramp)),
     Trace("sawtooth", "from 10 to 40 TPS in ten minutes, then back at once", _bucket(_sawtooth)),
-    Trace("no burst", "the steps, with a bucket of 1 to 2 calls", _bucket(_steps([10, 40, 5]), near_zero=True)),
+    Trace(
+        "no burst", "the steps, with a bucket of 1.2 to 2 calls", _bucket(_steps([10, 40, 5]), least_calls=(1.2, 2.0))
+    ),
     Trace("queue", "14, then 28, then 9 TPS; calls wait rather than being refused", _queue),
     Trace("rival", "20 TPS, shared with 6 workers in full-jitter backoff", _bucket(_steps([20]), rival_workers=6)),
     Trace("slow calls", "14 TPS, latency lognormal up to 2 s", _bucket(_steps([14]), long_latency=True)),
+    Trace(
+        "one token",
+        "the steps, with a bucket of 1 to 1.05 calls: each call that the network delays wastes some",
+        _bucket(_steps([10, 40, 5]), least_calls=(1.0, 1.05)),
+        counted=False,
+    ),
 ]

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 __all__ = ["BucketService", "Capacity", "Line", "Loop", "Meter", "QueueService", "Service", "lognormal"]
 
-Act = Callable[..., None]
+Act = Callable[..., object]
 
 _TOKEN: Final = 1.0 - 1e-9
 """The sum of many small refills must not lose the token that it should have made."""
