@@ -1,0 +1,103 @@
+"""What the pace promises: the capacity is used, few calls are throttled, and a shared model is shared.
+
+The benchmark's simulation on a short share of its traces, with seeds that it doesn't use, and the real pacer and
+engine in virtual time. `benchmarks/pacing.py` gives the full figures.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from statistics import mean, median
+
+import pytest
+from pacing_peers.run import BATCHCL, ORACLE, measure, share, start
+from pacing_peers.traces import TRACES
+
+from batchcl.pacing.controller import RateController
+from batchcl.pacing.pacer import AdaptivePacer
+from sim.service import Service, image
+from sim.test_engine import Run
+
+NAMED = {trace.name: trace for trace in TRACES}
+SEEDS = (201, 202)
+
+
+@pytest.mark.parametrize(
+    ("trace", "seconds", "used", "throttled"),
+    [
+        ("constant 3", 1200, 0.98, 0.03),
+        ("constant 14", 900, 0.985, 0.015),
+        ("constant 50", 400, 0.985, 0.01),
+        ("steps", 1200, 0.97, 0.025),
+        ("ramp", 600, 0.985, 0.025),
+        ("sawtooth", 900, 0.975, 0.035),
+        ("no burst", 1200, 0.93, 0.015),
+        ("queue", 1200, 0.95, 0.005),
+        ("rival", 1200, 0.95, 0.04),
+        ("slow calls", 900, 0.985, 0.03),
+    ],
+)
+def test_an_unknown_capacity_is_used_with_few_throttles(
+    trace: str, seconds: int, used: float, throttled: float
+) -> None:
+    results = [measure(NAMED[trace], BATCHCL, seed, seconds) for seed in SEEDS]
+    assert mean(result.utilisation for result in results) > used
+    assert mean(result.throttled_share for result in results) < throttled
+    assert all(result.lost == 0 for result in results)
+
+
+def test_a_queue_stays_short() -> None:
+    assert all(measure(NAMED["queue"], BATCHCL, seed, 1200).latency_s < 4 for seed in SEEDS)
+
+
+def test_a_rival_gets_its_share() -> None:
+    """Half of the capacity, or what its six workers ask for."""
+    assert all((measure(NAMED["rival"], BATCHCL, seed, 1200).rival_share or 0) > 0.8 for seed in SEEDS)
+
+
+@pytest.mark.parametrize(("trace", "later_s"), [("constant 3", 200.0), ("constant 14", 0.0), ("constant 14", 200.0)])
+def test_two_runs_share_a_model(trace: str, later_s: float) -> None:
+    shares = [share(NAMED[trace], seed, 2400, later_s=later_s) for seed in range(201, 206)]
+    assert median(each.larger for each in shares) < 0.6
+    assert all(each.larger < 0.8 for each in shares)
+    assert mean(each.utilisation for each in shares) > 0.88
+
+
+@pytest.mark.parametrize(
+    ("tps", "learned_tps", "most_s"),
+    [(50.0, None, 4), (14.0, None, 2), (50.0, 50.0, 1), (50.0, 25.0, 6), (14.0, 28.0, 1)],
+)
+def test_a_run_is_at_capacity_within_seconds(tps: float, learned_tps: float | None, most_s: int) -> None:
+    """From 5 calls a second, from what the last run has learned, and from what is wrong by a factor of two."""
+    starts = [start(tps, seed, learned_tps=learned_tps) for seed in SEEDS]
+    assert all(one.found_s <= most_s for one in starts)
+    assert all(one.throttled < 0.05 * 60 * tps for one in starts)
+
+
+def test_the_simulation_gives_one_who_knows_the_capacity_all_of_it() -> None:
+    """Else the bounds above would say nothing."""
+    for name in ("constant 14", "steps", "sawtooth"):
+        oracle = measure(NAMED[name], ORACLE, SEEDS[0], 600)
+        assert oracle.utilisation == pytest.approx(1, abs=0.02)
+        assert oracle.throttled_share < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "tps", "seconds"),
+    [
+        ("constant", lambda _: 14.0, 400.0),
+        ("steps", lambda now: 10.0 if now < 150 else 25.0 if now < 400 else 5.0, 500.0),
+    ],
+)
+def test_the_real_pacer_and_engine_use_it_too(name: str, tps: Callable[[float], float], seconds: float) -> None:
+    room = math.ceil(sum(tps(second) for second in range(int(seconds))))
+    service = Service(tps=tps, latency_s=lambda rng: rng.lognormvariate(math.log(0.3), 0.4), seed=3)
+    pacer = AdaptivePacer(RateController(), rng=random.Random(3))
+    run = Run(service, max_in_flight=256, pacer=pacer).over(map(image, range(room)))
+    run.assert_each_once(room)
+    throttled = run.progress.throttled / run.progress.calls
+    late_s = run.ended_at - seconds
+    assert late_s * tps(seconds) < 0.05 * room, f"{name}: {late_s:.0f} s after one who knows the capacity"
+    assert throttled < 0.02
