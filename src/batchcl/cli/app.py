@@ -38,7 +38,7 @@ app = typer.Typer(
     help="Score every image of a dataset with an Amazon Rekognition Custom Labels model, into Parquet tables.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +63,15 @@ __all__ = [
     "flags",
 ]
 
+_option = partial(typer.Option, show_default=False)
+_lists = partial(_option, rich_help_panel="Reading lists")
+_choice = partial(_option, rich_help_panel="Choosing images")
+_scoring = partial(_option, rich_help_panel="Scoring")
+_bounds = partial(_option, rich_help_panel="Bounds of time, money and failures")
+_running = partial(_option, rich_help_panel="Starting and stopping the model")
+_output = partial(_option, rich_help_panel="Output")
+_local = partial(_option, rich_help_panel="Offline")
+
 Sources = Annotated[
     list[str] | None,
     typer.Argument(
@@ -73,132 +83,81 @@ Sources = Annotated[
 ]
 FromResults = Annotated[
     str | None,
-    typer.Option(
-        "--from-results",
-        metavar="ROOT",
-        help="Instead of SOURCE: what earlier runs scored or failed on; see --where.",
-        show_default=False,
+    _lists(
+        "--from-results", metavar="ROOT", help="Instead of SOURCE: what earlier runs scored or failed on; see --where."
     ),
 ]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="Job file (TOML); flags win over it.", show_default=False)
-]
-ModelArnOption = Annotated[
-    str | None, typer.Option("--model", metavar="ARN", help="The trained model's ARN.", show_default=False)
-]
-Out = Annotated[
-    str | None, typer.Option("--out", metavar="ROOT", help="Directory or s3://bucket/prefix.", show_default=False)
-]
-RunId = Annotated[
-    str | None, typer.Option("--run-id", help="Names the run, e.g. the date; made when left out.", show_default=False)
-]
+Config = Annotated[Path | None, _option("--config", help="Job file (TOML); flags win over it.")]
+ModelArnOption = Annotated[str | None, _option("--model", metavar="ARN", help="The trained model's ARN.")]
+Out = Annotated[str | None, _option("--out", metavar="ROOT", help="Directory or s3://bucket/prefix.")]
+RunId = Annotated[str | None, _option("--run-id", help="Names the run, e.g. the date; made when left out.")]
 MinConfidence = Annotated[
     float | None,
-    typer.Option("--min-confidence", help="0-100; left out, each label's own threshold decides.", show_default=False),
+    _scoring("--min-confidence", help="0-100; left out, each label's own threshold decides."),
 ]
-MaxResults = Annotated[int | None, typer.Option("--max-results", help="Labels an image.", show_default=False)]
+MaxResults = Annotated[int | None, _scoring("--max-results", help="Labels an image.")]
 Fit = Annotated[
     bool | None,
-    typer.Option("--fit", help="Shrink or convert what the service would refuse; boxes stay.", show_default=False),
+    _scoring("--fit", help="Shrink or convert what the service would refuse; boxes stay."),
 ]
-MaxTps = Annotated[
-    float | None, typer.Option("--max-tps", help="Never more calls a second than this.", show_default=False)
-]
-MaxInFlight = Annotated[
-    int | None, typer.Option("--max-in-flight", help="Calls at once (256): a guard for memory.", show_default=False)
-]
+MaxTps = Annotated[float | None, _scoring("--max-tps", help="Never more calls a second than this.")]
+MaxInFlight = Annotated[int | None, _scoring("--max-in-flight", help="Calls at once (256): a guard for memory.")]
 TransportOption = Annotated[
     Transport | None,
-    typer.Option(
-        "--transport", help="How calls and listings go (wire); the SDK takes many times the CPU.", show_default=False
-    ),
+    _scoring("--transport", help="How calls and listings go (wire); the SDK takes many times the CPU."),
 ]
-Include = Annotated[
-    list[str] | None, typer.Option("--include", metavar="GLOB", help="Take these only.", show_default=False)
-]
-Exclude = Annotated[
-    list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Leave these out.", show_default=False)
-]
+Include = Annotated[list[str] | None, _choice("--include", metavar="GLOB", help="Take these only.")]
+Exclude = Annotated[list[str] | None, _choice("--exclude", metavar="GLOB", help="Leave these out.")]
 NewerThan = Annotated[
     str | None,
-    typer.Option("--newer-than", metavar="24h|DATE", help="Modified since then; UTC.", show_default=False),
+    _choice("--newer-than", metavar="24h|DATE", help="Modified since then; UTC."),
 ]
-OlderThan = Annotated[
-    str | None, typer.Option("--older-than", metavar="7d|DATE", help="Modified before; UTC.", show_default=False)
-]
-MinSize = Annotated[
-    str | None, typer.Option("--min-size", metavar="SIZE", help="At least so large: 10KB, 4MiB.", show_default=False)
-]
-MaxSize = Annotated[
-    str | None, typer.Option("--max-size", metavar="SIZE", help="At most so large.", show_default=False)
-]
+OlderThan = Annotated[str | None, _choice("--older-than", metavar="7d|DATE", help="Modified before; UTC.")]
+MinSize = Annotated[str | None, _choice("--min-size", metavar="SIZE", help="At least so large: 10KB, 4MiB.")]
+MaxSize = Annotated[str | None, _choice("--max-size", metavar="SIZE", help="At most so large.")]
 Where = Annotated[
     str | None,
-    typer.Option(
-        "--where", metavar="SQL", help="A condition on the list's columns: 'size > 10000'.", show_default=False
-    ),
+    _choice("--where", metavar="SQL", help="A condition on the list's columns: 'size > 10000'."),
 ]
 Sample = Annotated[
     str | None,
-    typer.Option(
-        "--sample", metavar="N|P%", help="So many of them, or such a share; ever the same.", show_default=False
-    ),
+    _choice("--sample", metavar="N|P%", help="So many of them, or such a share; ever the same."),
 ]
-SampleSeed = Annotated[
-    int | None, typer.Option("--sample-seed", metavar="N", help="Another sample (0).", show_default=False)
-]
-Limit = Annotated[int | None, typer.Option("--limit", help="The first N images only.", show_default=False)]
+SampleSeed = Annotated[int | None, _choice("--sample-seed", metavar="N", help="Another sample (0).")]
+Limit = Annotated[int | None, _choice("--limit", help="The first N images only.")]
 Kind = Annotated[
     SourceKind | None,
-    typer.Option("--source-kind", help="What the sources are, if their content doesn't tell.", show_default=False),
+    _lists("--source-kind", help="What the sources are, if their content doesn't tell."),
 ]
-UriColumn = Annotated[
-    str | None, typer.Option("--uri-column", help="Of a table: it holds s3://bucket/key.", show_default=False)
-]
-BucketColumn = Annotated[
-    str | None, typer.Option("--bucket-column", help="Of a table, with --key-column.", show_default=False)
-]
-KeyColumn = Annotated[
-    str | None, typer.Option("--key-column", help="Of a table, with --bucket-column.", show_default=False)
-]
-UriField = Annotated[
-    str | None, typer.Option("--uri-field", help="Of JSON Lines: it holds s3://bucket/key.", show_default=False)
-]
-Attribute = Annotated[
-    str | None, typer.Option("--attribute", help="Of a manifest: the labels that count.", show_default=False)
-]
+UriColumn = Annotated[str | None, _lists("--uri-column", help="Of a table: it holds s3://bucket/key.")]
+BucketColumn = Annotated[str | None, _lists("--bucket-column", help="Of a table, with --key-column.")]
+KeyColumn = Annotated[str | None, _lists("--key-column", help="Of a table, with --bucket-column.")]
+UriField = Annotated[str | None, _lists("--uri-field", help="Of JSON Lines: it holds s3://bucket/key.")]
+Attribute = Annotated[str | None, _lists("--attribute", help="Of a manifest: the labels that count.")]
 AllVersions = Annotated[
     bool | None,
-    typer.Option("--all-versions", help="Of an S3 Inventory: older versions too.", show_default=False),
+    _lists("--all-versions", help="Of an S3 Inventory: older versions too."),
 ]
 AsOf = Annotated[
     str | None,
-    typer.Option(
-        "--as-of", metavar="DATE", help="Of S3 Inventories: the newest of this day or earlier.", show_default=False
-    ),
+    _lists("--as-of", metavar="DATE", help="Of S3 Inventories: the newest of this day or earlier."),
 ]
-SkipBadLines = Annotated[
-    bool | None, typer.Option("--skip-bad-lines", help="Leave lines out that name no image.", show_default=False)
-]
+SkipBadLines = Annotated[bool | None, _lists("--skip-bad-lines", help="Leave lines out that name no image.")]
 MaxFailures = Annotated[
     str | None,
-    typer.Option(
-        "--max-failures", metavar="N|P%", help="More than this ends with exit code 3 (0).", show_default=False
-    ),
+    _bounds("--max-failures", metavar="N|P%", help="More than this ends with exit code 3 (0)."),
 ]
 Deadline = Annotated[
     str | None,
-    typer.Option("--deadline", metavar="6h", help="End, resumably, after so much time.", show_default=False),
+    _bounds("--deadline", metavar="6h", help="End, resumably, after so much time."),
 ]
 MaxCost = Annotated[
     float | None,
-    typer.Option(
-        "--max-cost", metavar="USD", help="End, resumably, when the model has cost so much.", show_default=False
-    ),
+    _bounds("--max-cost", metavar="USD", help="End, resumably, when the model has cost so much."),
 ]
 Incremental = Annotated[
     bool | None,
-    typer.Option("--incremental", help="Leave out images whose version has a result already.", show_default=False),
+    _choice("--incremental", help="Leave out images whose version has a result already."),
 ]
 AllowHttpSources = Annotated[
     bool | None,
@@ -206,59 +165,48 @@ AllowHttpSources = Annotated[
 ]
 CrossRegion = Annotated[
     bool | None,
-    typer.Option(
-        "--cross-region", help="Fetch images from other regions' buckets and send them as bytes.", show_default=False
-    ),
+    _scoring("--cross-region", help="Fetch images from other regions' buckets and send them as bytes."),
 ]
 SingleWriter = Annotated[
     bool | None,
-    typer.Option(
-        "--single-writer", help="Nobody else writes to ROOT: for stores without conditional writes.", show_default=False
-    ),
+    _output("--single-writer", help="Nobody else writes to ROOT: for stores without conditional writes."),
 ]
-ShardSize = Annotated[
-    int | None, typer.Option("--shard-size", help="Images a published file (10,000).", show_default=False)
-]
+ShardSize = Annotated[int | None, _output("--shard-size", help="Images a published file (10,000).")]
 StartModel = Annotated[
     str | None,
-    typer.Option(
+    _running(
         "--start-model",
         metavar="MIN[:MAX]",
         help="Start the model with these inference units if it isn't running, and stop it at the end.",
-        show_default=False,
     ),
 ]
-KeepModel = Annotated[
-    bool | None, typer.Option("--keep-model", help="Leave a started model running.", show_default=False)
-]
+KeepModel = Annotated[bool | None, _running("--keep-model", help="Leave a started model running.")]
 Lease = Annotated[
     str | None,
-    typer.Option(
+    _running(
         "--lease",
         metavar="15m",
         help="Let `model reap` stop a started model so long after this run's last sign of life; none: never.",
-        show_default=False,
     ),
 ]
 DeadManRole = Annotated[
     str | None,
-    typer.Option(
+    _running(
         "--dead-man-role",
         metavar="ARN",
         help="Let EventBridge Scheduler stop a started model by this role, 5 minutes after the deadline.",
-        show_default=False,
     ),
 ]
 Emulator = Annotated[
     bool | None,
-    typer.Option("--emulator", help="Score with the local emulator, offline and for nothing.", show_default=False),
+    _local("--emulator", help="Score with the local emulator, offline and for nothing."),
 ]
 EmulatorState = Annotated[
     str | None,
-    typer.Option("--emulator-state", metavar="DIR", help="The emulator's projects and models.", show_default=False),
+    _local("--emulator-state", metavar="DIR", help="The emulator's projects and models."),
 ]
-Profile = Annotated[str | None, typer.Option("--profile", help="AWS profile.", show_default=False)]
-Region = Annotated[str | None, typer.Option("--region", help="AWS region.", show_default=False)]
+Profile = Annotated[str | None, _option("--profile", help="AWS profile.")]
+Region = Annotated[str | None, _option("--region", help="AWS region.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.")]
 
 
