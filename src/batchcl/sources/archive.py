@@ -149,10 +149,15 @@ class TarPart:
         if self._noted is not None:
             yield from _noted(self._noted)
             return
-        with self._explained():
-            content = content_of(self._blob())
-            if content.read(0, len(_ZSTD)) == _ZSTD:
-                raise SourceError(f"{self.name} is a tar archive in zstd; plain and gzip ones are read: recompress it")
+        try:
+            with self._explained():
+                content = content_of(self._blob())
+                start = content.read(0, len(_ZSTD))
+        except _Broken as error:
+            yield BadLine(0, str(error))
+            return
+        if start == _ZSTD:
+            raise SourceError(f"{self.name} is a tar archive in zstd; plain and gzip ones are read: recompress it")
         with tempfile.NamedTemporaryFile("w", prefix="batchcl-", suffix=".members", delete=False) as notes:
             path = Path(notes.name)
             self._stack.callback(path.unlink, missing_ok=True)

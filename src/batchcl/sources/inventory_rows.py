@@ -117,7 +117,10 @@ class InventoryPart:
                 reader = pacsv.open_csv(
                     file,
                     read_options=pacsv.ReadOptions(
-                        column_names=list(self.schema), block_size=_BLOCK_BYTES, use_threads=False
+                        column_names=list(self.schema),
+                        block_size=_BLOCK_BYTES,
+                        use_threads=False,
+                        encoding="latin-1",  # bytes that are no UTF-8 would end the file rather than their row
                     ),
                     parse_options=pacsv.ParseOptions(invalid_row_handler=refuse),
                     convert_options=pacsv.ConvertOptions(
@@ -175,9 +178,17 @@ def _without(frame: pl.DataFrame, unwanted: pl.Expr, what: str, left_out: dict[s
     return kept
 
 
+def _utf8(text: str) -> str:
+    """`text`, whose bytes were taken for Latin-1 characters, as what they are."""
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeDecodeError as error:
+        raise SourceError("it is not UTF-8 text") from error
+
+
 def _decoded(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[BadLine]]:
     """`frame` with its keys decoded, and the rows whose keys can't be."""
-    encoded = frame["key"].str.contains("[%+]").arg_true()
+    encoded = frame["key"].str.contains(r"[%+]|[^\x00-\x7f]").arg_true()
     if not len(encoded):
         return frame, []
     keys: list[str | None] = []
@@ -185,7 +196,7 @@ def _decoded(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[BadLine]]:
     rows = frame["row"].gather(encoded).to_list()
     for row, text in zip(rows, frame["key"].gather(encoded).to_list(), strict=True):
         try:
-            keys.append(decoded_key(text))
+            keys.append(decoded_key(_utf8(text)))
         except SourceError as error:
             bad.append(BadLine(row, str(error)))
             keys.append(None)

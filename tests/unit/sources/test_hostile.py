@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import orc
 
 from batchcl.errors import SourceError
 from batchcl.sources.tables import batches
-from unit.sources.lists import inventory, keys, read, row
+from unit.sources.lists import columns, inventory, keys, read, row
 
 MB = 1024 * 1024
 GB = 1024 * MB
@@ -140,8 +144,6 @@ def test_json_that_is_too_deep_is_a_bad_line(depth: int, tmp_path: Path) -> None
 
 
 def test_a_row_without_end_in_an_inventory_is_refused(tmp_path: Path) -> None:
-    import hashlib  # noqa: PLC0415 - for this file alone
-
     manifest = inventory(tmp_path, [row("a")], files=1)
     (data,) = (tmp_path / "data").iterdir()
     old = hashlib.md5(data.read_bytes()).hexdigest()
@@ -169,3 +171,65 @@ def test_a_damaged_table_is_refused_with_a_sentence(data: bytes, tmp_path: Path)
 def test_a_key_of_any_length_is_kept_for_the_service_to_refuse(tmp_path: Path) -> None:
     (tmp_path / "list").write_bytes(b"s3://b/" + b"k" * 5000)
     assert keys(tmp_path / "list") == ["k" * 5000]
+
+
+MAGIC = [
+    b"",
+    b"PAR1",
+    b"ORC",
+    b"\x1f\x8b\x08",
+    b"\x28\xb5\x2f\xfd",
+    b"\x89PNG",
+    b'{"source-ref":',
+    b"\xef\xbb\xbf",
+    b"s3://b/",
+]
+WAYS: list[dict[str, Any]] = [
+    {},
+    *({"kind": kind} for kind in ("keys", "manifest", "batch-csv", "label-csv", "tar", "inventory")),
+    {"kind": "json-lines", "uri_field": "a.b"},
+    {"kind": "table", "columns": columns(uri="uri")},
+    {"columns": columns(bucket="b", key="k")},
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(MAGIC),
+    st.binary(max_size=200) | st.text("abk,\"'\\\n\r\t {}[]:%+s3/0\0é", max_size=60).map(str.encode),
+    st.sampled_from(WAYS),
+    st.booleans(),
+)
+def test_whatever_a_list_holds_it_is_read_or_refused_in_a_sentence(
+    start: bytes, rest: bytes, way: dict[str, Any], skip: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "list")
+        path.write_bytes(start + rest)
+        try:
+            found = read(path, skip_bad_lines=skip, **way)
+        except SourceError:
+            return
+        if found.checked.lines is not None:
+            left_out = sum(found.checked.left_out.values())
+            assert found.checked.lines == (
+                len(found.images) + found.source.repeated + found.checked.bad_count + left_out
+            )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(["CSV", "Parquet", "ORC"]), st.binary(max_size=120), st.booleans())
+def test_whatever_an_inventory_s_data_file_holds_it_is_read_or_refused(kind: str, data: bytes, skip: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = inventory(Path(folder), [row("a")], kind, files=1)
+        (path,) = (Path(folder) / "data").iterdir()
+        old = hashlib.md5(path.read_bytes()).hexdigest()
+        path.write_bytes(gzip.compress(data) if kind == "CSV" else data)
+        text = manifest.read_text().replace(old, hashlib.md5(path.read_bytes()).hexdigest())
+        manifest.write_text(text)
+        manifest.with_name("manifest.checksum").write_text(hashlib.md5(text.encode()).hexdigest())
+        try:
+            found = read(manifest, skip_bad_lines=skip)
+        except SourceError:
+            return
+        assert found.checked.lines == len(found.images) + found.source.repeated + found.checked.bad_count

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import hashlib
 import shutil
 from pathlib import Path
@@ -189,3 +190,19 @@ def test_the_digest_is_that_of_the_list(tmp_path: Path) -> None:
 def test_a_day_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(SourceError, match="is no day; write it like 2026-11-20"):
         parse_as_of(text)
+
+
+def test_bytes_that_are_no_utf8_cost_their_row_alone(tmp_path: Path) -> None:
+    manifest = inventory(tmp_path, [row("a")], fields=("Bucket", "Key"), files=1)
+    (data,) = (tmp_path / "data").iterdir()
+    old = hashlib.md5(data.read_bytes()).hexdigest()
+    good = '"acme-photos","caf\u00e9"\n"acme-photos","caf%C3%A9+2"\n'.encode()
+    data.write_bytes(gzip.compress(b'"acme-photos","\xff"\n' + good + b'"acme-photos"\n\xe9,1,2\n"acme-photos","z"\n'))
+    text = manifest.read_text().replace(old, hashlib.md5(data.read_bytes()).hexdigest())
+    manifest.write_text(text)
+    manifest.with_name("manifest.checksum").write_text(hashlib.md5(text.encode()).hexdigest())
+    with pytest.raises(SourceError, match="line 1: it is not UTF-8 text"):
+        read(manifest)
+    found = read(manifest, skip_bad_lines=True)
+    assert [image.key for image in found.images] == ["caf\u00e9", "caf\u00e9 2", "z"]
+    assert (found.checked.lines, found.checked.bad_count) == (6, 3)
