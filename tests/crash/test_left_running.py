@@ -100,7 +100,7 @@ def test_no_killed_run_leaves_its_model_running(model, pictures, clean_env, tmp_
 def kill_somewhen(process, way: str, out: Path, model: Model, rng: random.Random) -> None:
     """At a random time, or as soon as something of a kind is to be seen."""
     if way == "start":
-        ends_within(process, rng.uniform(0.5, 2.0))
+        ends_within(process, rng.uniform(0.5, 4.0))
     elif way == "lease":
         poll(process, lambda: bool(model.leases()))
     elif way in {"STARTING", "RUNNING"}:
