@@ -58,6 +58,20 @@ def test_images_come_back_exactly():
     anyio.run(main)
 
 
+def test_what_filters_and_a_sample_left_behind_comes_back_with_the_bookmark():
+    cut = (1 << 64) - 1
+    left = Bookmark(1, Position(3, "k"), 2, repeated=1, filtered={"exclude": 4, "sample": 5}, cut=cut)
+
+    async def main() -> Bookmark | None:
+        store = Store.memory()
+        await WorkList(store, PATHS).freeze(image_table([image(1)]), left)
+        again = WorkList(store, PATHS)
+        await again.open()
+        return again.bookmark
+
+    assert anyio.run(main) == left
+
+
 def test_a_list_that_was_cut_short_says_where_to_go_on():
     async def main() -> None:
         store = Store.memory()
