@@ -10,6 +10,7 @@ from batchcl.errors import CallError, FatalCallError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.runs.layout import pace_path
 from batchcl.runs.record import Summary
+from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.pace import learning_pacer
 from sim.house import FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
@@ -67,7 +68,7 @@ def test_a_run_that_is_stopped_keeps_what_it_learned() -> None:
 def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None:
     async def main() -> None:
         store = FaultyStore({}, Trouble(failing=lambda: True))
-        async with learning_pacer(store, "birds@v1", max_tps=None, utcnow=utcnow) as pacer:
+        async with learning_pacer(store, "birds@v1", max_tps=None, observer=SilentObserver(), utcnow=utcnow) as pacer:
             await pacer.acquire()
             pacer.throttled(sent_at=anyio.current_time(), sudden=False)
             assert pacer.learned_tps is not None
@@ -78,7 +79,9 @@ def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None
 def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_writes_nothing() -> None:
     async def main(files: dict[str, bytes], learns: list[bool]) -> None:
         with anyio.move_on_after(5):
-            async with learning_pacer(FaultyStore(files), "birds@v1", max_tps=None, utcnow=utcnow) as pacer:
+            async with learning_pacer(
+                FaultyStore(files), "birds@v1", max_tps=None, observer=SilentObserver(), utcnow=utcnow
+            ) as pacer:
                 await pacer.acquire()
                 if learns:
                     pacer.throttled(sent_at=anyio.current_time(), sudden=False)

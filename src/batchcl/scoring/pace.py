@@ -15,6 +15,7 @@ from batchcl.pacing.controller import START_TPS, RateController
 from batchcl.pacing.pacer import AdaptivePacer
 from batchcl.runs.learned import LearnedRate, read_learned, write_learned
 from batchcl.runs.store import Store
+from batchcl.scoring.events import Notice, Observer
 
 __all__ = ["learning_pacer"]
 
@@ -24,16 +25,18 @@ _KEEP_S: Final = 5.0
 
 @asynccontextmanager
 async def learning_pacer(
-    store: Store, model: str, *, max_tps: float | None, utcnow: Callable[[], dt.datetime]
+    store: Store, model: str, *, max_tps: float | None, observer: Observer, utcnow: Callable[[], dt.datetime]
 ) -> AsyncIterator[AdaptivePacer]:
     """A pacer for `model` (`<project>@<version>`) during the block; what it has learned is kept however that ends.
 
-    A store that can't read or keep the rate costs some seconds of finding it again, and never the run.
+    A store that can't read or keep the rate costs some seconds of finding it again, and never the run. The notices
+    `pace` and `pace-learned` tell where it begins and what is kept.
 
     Args:
         store: the output root.
         model: its name.
         max_tps: never faster than this.
+        observer: hears of it.
         utcnow: tells the age of what was learned.
     """
     learned = None
@@ -46,9 +49,23 @@ async def learning_pacer(
         ceiling_tps=math.inf if max_tps is None else max_tps,
     )
     pacer = AdaptivePacer(controller, max_tps=max_tps)
+    observer.notice(_begins(pacer.statistics().rate_tps, learned))
     try:
         yield pacer
     finally:
         if pacer.learned_tps is not None:
             with anyio.move_on_after(_KEEP_S, shield=True), suppress(OutputError):
                 await write_learned(store, model, LearnedRate(pacer.learned_tps, utcnow()))
+                tps = round(pacer.learned_tps, 1)
+                text = f"the model took {tps} images a second; the next run begins there"
+                observer.notice(Notice("pace-learned", text, {"tps": tps}))
+
+
+def _begins(rate_tps: float, learned: LearnedRate | None) -> Notice:
+    rate_tps = round(rate_tps, 1)
+    fields: dict[str, str | int | float | None] = {"rate_tps": rate_tps, "learned_tps": None, "learned_at": None}
+    if learned is None:
+        return Notice("pace", f"calls begin at {rate_tps} a second; what the model takes is not known yet", fields)
+    moment = f"{learned.learned_at.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+    text = f"calls begin at {rate_tps} a second; the model took {learned.tps:.1f} on {moment}"
+    return Notice("pace", text, fields | {"learned_tps": round(learned.tps, 1), "learned_at": moment})

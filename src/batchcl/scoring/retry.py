@@ -130,7 +130,7 @@ async def conduct_round(
         await worklist.open()
     observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {failed:,} failures"))
     progress.planned, progress.listed = failed, True
-    async with learning_pacer(store, record.model_name, max_tps=job.max_tps, utcnow=utcnow) as pacer:
+    async with learning_pacer(store, record.model_name, max_tps=job.max_tps, observer=observer, utcnow=utcnow) as pacer:
         session = Session(
             job=job,
             store=store,

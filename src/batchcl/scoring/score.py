@@ -148,7 +148,9 @@ async def conduct(
                 tally=listing.tally,
                 on_frozen=partial(_show_list, worklist, progress),
             )
-        async with learning_pacer(store, record.model_name, max_tps=job.max_tps, utcnow=utcnow) as pacer:
+        async with learning_pacer(
+            store, record.model_name, max_tps=job.max_tps, observer=observer, utcnow=utcnow
+        ) as pacer:
             session = Session(
                 job=job,
                 store=store,

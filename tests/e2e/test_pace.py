@@ -1,0 +1,40 @@
+"""The pace of a run, and what the next one makes of it, as a user sees both."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+
+import pytest
+
+from servers import aws_env, serving, start_model
+
+TPS = 15
+
+
+@pytest.fixture
+def env(demo, clean_env, tmp_path):
+    """A model that takes `TPS` images a second."""
+    with ExitStack() as stack:
+        flags = ("--buckets", tmp_path, "--control-tps", 100, "--tps-per-unit", TPS)
+        endpoint = stack.enter_context(serving(clean_env | aws_env(), *flags, state=demo.state))
+        start_model(endpoint, demo.arn, units=1)
+        yield aws_env(endpoint)
+
+
+def test_a_second_run_begins_at_the_rate_that_the_first_one_found(cli, demo, env, tmp_path):
+    def run(limit: int) -> dict[str, dict[str, float]]:
+        flags = ("--out", tmp_path / "out", "--limit", limit, "--log-format", "json", "--json")
+        done = cli("run", demo.data.images, "--model", demo.arn, *flags, env=env)
+        assert done.code == 0, done.err
+        assert done.json["scored"] == limit
+        return {said["event"]: said for said in map(json.loads, done.err.splitlines())}
+
+    first = run(110)
+    assert first["pace"]["rate_tps"] == 5
+    assert first["pace"]["learned_tps"] is None
+    found = first["pace-learned"]["tps"]
+    assert 0.4 * TPS < found < 2 * TPS
+    second = run(20)
+    assert second["pace"]["learned_tps"] == found
+    assert second["pace"]["rate_tps"] == pytest.approx(found, abs=0.2)
