@@ -13,7 +13,8 @@ Figure = tuple[str, str] | tuple[str, str, str, bool]
 """What was measured, what was found, and where there is a target: what to reach, and whether that is met."""
 
 
-USED, WORST, THROTTLED = 0.985, 0.95, 0.015
+USED, WORST, THROTTLED, SHARED = 0.985, 0.95, 0.015, 0.6
+QUOTA_TPS = 50
 KEYS_TIMES = 12
 PLANNED, PLAN_S = 1_000_000, 10
 SOURCES_MB = 500
@@ -37,7 +38,7 @@ class Row:
 
 def pacing(said: dict[str, Any]) -> Iterator[Figure]:
     """By client: means over all traces and seeds, the worst trace, and dollars times throttles beside batchcl's."""
-    results = said["results"]
+    results = [each for each in said["results"] if each["counted"]]
     ours = [each for each in results if each["client"] == "batchcl"]
     traces = {
         trace: statistics.mean(each["utilisation"] for each in ours if each["trace"] == trace)
@@ -70,6 +71,13 @@ def pacing(said: dict[str, Any]) -> Iterator[Figure]:
     for client, score in scores.items():
         figure = f"dollars x (1 + throttled) a million images, batchcl and {client}"
         yield figure, f"{mine:.1f} and {score:.1f}", "less", mine < score
+    shares = [each["larger"] for each in said["shares"]]
+    if shares:
+        larger, largest = statistics.median(shares), max(shares)
+        found = f"{100 * larger:.1f} % (at most {100 * largest:.1f})"
+        yield "larger share of two runs on one model", found, f"{100 * SHARED:g} %", larger <= SHARED
+    firsts = [each["found_s"] for each in said["starts"] if each["tps"] == QUOTA_TPS and each["learned_tps"] is None]
+    yield f"from 5 to {QUOTA_TPS} TPS in a first run", f"{statistics.median(firsts):.0f} s"
 
 
 def client_cost(said: dict[str, Any]) -> Iterator[Figure]:

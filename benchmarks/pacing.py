@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from importlib.metadata import version
 
+from common import conditions
 from pacing_peers.run import (
     BATCHCL,
     CLIENTS,
@@ -53,14 +52,6 @@ def measure(task: tuple[str, str, int, int]) -> Result:
 def share(task: tuple[str, int, int, float]) -> tuple[str, float, Shares]:
     trace, seed, seconds, later_s = task
     return trace, later_s, share_one(NAMES[trace], seed, seconds, later_s=later_s)
-
-
-def conditions() -> dict[str, str]:
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "libraries": f"batchcl {version('batchcl')}, botocore {version('botocore')}",
-    }
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -158,13 +149,13 @@ def main() -> None:
         shares = list(pool.map(share, pairs))
     starts = [start(tps, seed, learned_tps=learned_tps) for tps, learned_tps in STARTS for seed in seeds]
     if arguments.json:
-        found = [asdict(result) | {"score": result.score} for result in results]
+        found = [asdict(result) | {"score": result.score, "counted": NAMES[result.trace].counted} for result in results]
         fair = [asdict(each) | {"trace": trace, "later_s": later_s} for trace, later_s, each in shares]
         ramps = [asdict(each) for each in starts]
-        said = {"conditions": conditions(), "seconds": arguments.seconds}
+        said = {"conditions": conditions("botocore"), "seconds": arguments.seconds}
         print(json.dumps(said | {"results": found, "shares": fair, "starts": ramps}))
         return
-    for name, value in conditions().items():
+    for name, value in conditions("botocore").items():
         print(f"{name:10} {value}")
     print(
         f"conditions {arguments.seconds} virtual seconds a trace; peers that have workers have {WORKERS}; "
