@@ -95,9 +95,9 @@ def upload(seaweed: str, key: str, data: bytes) -> str:
     return f"s3://{BUCKET}/{key}"
 
 
-def enlarged(picture: Path, kind: str, side: int) -> bytes:
+def encoded(picture: Path, kind: str, size: tuple[int, int]) -> bytes:
     out = io.BytesIO()
-    Image.open(picture).convert("RGB").resize((side, side)).save(out, kind)
+    Image.open(picture).convert("RGB").resize(size).save(out, kind)
     return out.getvalue()
 
 
@@ -314,7 +314,7 @@ def test_certificates_are_checked_by_the_given_bundle_or_not_at_all(detect, demo
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF", "BMP"])
 def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, demo, picture, seaweed, kind):
-    Path("other").write_bytes(enlarged(picture, kind, 300))
+    Path("other").write_bytes(encoded(picture, kind, (300, 300)))
     uri = upload(seaweed, f"other.{kind.lower()}", Path("other").read_bytes())
     plain = detect("other", "--model", demo.arn, "--json")
     assert (plain.code, plain.out) == (3, "")
@@ -328,11 +328,11 @@ def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, d
 
 
 def test_fit_shrinks_what_is_too_large_wherever_it_lies_and_leaves_the_rest_alone(detect, demo, picture, seaweed):
-    wide = enlarged(picture, "PNG", 4500)
+    wide = encoded(picture, "PNG", (4500, 450))
     uri = upload(seaweed, "wide.png", wide)
     done = detect(uri, picture, "--model", demo.arn, "--fit", "--json")
     assert done.code == 0, done.err
-    assert "4500 x 4500 to 4096 x 4096 pixels" in done.err
+    assert "4500 x 450 to 4096 x 410 pixels" in done.err
     assert "Fitted" not in done.json["Images"][1]
     assert len(wide) < MAX_BYTES_INLINE
     broken = upload(seaweed, "broken.jpg", b"\xff\xd8\xff" + bytes(1000))

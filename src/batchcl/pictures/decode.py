@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +15,7 @@ from batchcl.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "Upright", "need_pillow", "upright"]
+__all__ = ["FORMATS", "Upright", "need_pillow", "pixels_in", "upright"]
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 """As Pillow names them; its rarer decoders stay shut."""
@@ -67,34 +69,49 @@ def upright(data: bytes, *, side: int | None = None) -> Upright:
     Raises:
         ImageError: it is none of `FORMATS`, broken, or so large that decoding it could fill the memory.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415 - an extra, and slow to import
+    from PIL import ImageOps  # noqa: PLC0415 - an extra, and slow to import
+
+    with _explained(), _opened(data) as image:
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
+        changes = ["the first frame"] if getattr(image, "is_animated", False) else []
+        size = image.size
+        if side is not None:
+            shrink = min(1.0, side / max(size))
+            image.draft(image.mode, (round(size[0] * shrink), round(size[1] * shrink)))
+        image.load()  # which turns a TIFF already
+        is_turned = image.getexif().get(_ORIENTATION) in _TURNED
+        rgb, profile, more = _rgb(ImageOps.exif_transpose(image), kind)
+    width, height = reversed(size) if is_turned else size
+    rgb.info = {}
+    return Upright(rgb, kind, width, height, (*changes, *more), profile)
+
+
+def pixels_in(data: bytes) -> int:
+    """How many pixels the picture in `data` says that it has; raises as `upright` does."""
+    with _explained(), _opened(data) as image:
+        return image.width * image.height
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what decoders raise into errors of the image."""
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
 
     try:
-        with _opened(data) as image:
-            kind = "JPEG" if image.format == "MPO" else str(image.format)
-            changes = ["the first frame"] if getattr(image, "is_animated", False) else []
-            size = image.size
-            if side is not None:
-                shrink = min(1.0, side / max(size))
-                image.draft(image.mode, (round(size[0] * shrink), round(size[1] * shrink)))
-            image.load()  # which turns a TIFF already
-            is_turned = image.getexif().get(_ORIENTATION) in _TURNED
-            rgb, profile, more = _rgb(ImageOps.exif_transpose(image), kind)
+        yield
     except UnidentifiedImageError as error:
         named = ", ".join(FORMATS)
         raise ImageError(f"the bytes are none of {named}, or broken", code="UnknownFormat") from error
-    except Image.DecompressionBombError as error:
-        raise _bomb() from error
-    except Image.DecompressionBombWarning as error:
-        raise _bomb() from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            "the picture has more pixels than are safe to decode here (89 million); shrink it yourself",
+            code="TooManyPixels",
+        ) from error
     except ImageError:
         raise
     except Exception as error:  # decoders meet hostile bytes with errors of any kind
         said = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"the picture can't be decoded: {said}", code="BrokenImage") from error
-    width, height = reversed(size) if is_turned else size
-    rgb.info = {}
-    return Upright(rgb, kind, width, height, (*changes, *more), profile)
 
 
 def _opened(data: bytes) -> Image:
@@ -104,13 +121,6 @@ def _opened(data: bytes) -> Image:
     with _FILTERS, warnings.catch_warnings():  # the filters are the whole process's
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(io.BytesIO(data), formats=FORMATS)
-
-
-def _bomb() -> ImageError:
-    return ImageError(
-        "the picture has more pixels than are safe to decode here (89 million); shrink it yourself",
-        code="TooManyPixels",
-    )
 
 
 def _rgb(image: Image, kind: str) -> tuple[Image, bytes | None, list[str]]:

@@ -9,12 +9,14 @@ service knows them.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from batchcl.errors import ImageError
 from batchcl.images import MAX_BYTES_INLINE
-from batchcl.pictures.decode import Upright, upright
+from batchcl.pictures.decode import Upright, pixels_in, upright
 from batchcl.pixels import MAX_ASPECT, MAX_SIDE, MIN_SIDE, header, unfit_bytes
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ __all__ = ["FIT_MAY_HELP", "Fitted", "fit", "is_fine"]
 
 FIT_MAY_HELP: Final = frozenset({"ImageTooLargeException", "InvalidImageFormatException", "InvalidParameterException"})
 """Codes of the service's refusals that may be about the picture's format, bytes or pixels."""
+
+_LARGE_PIXELS: Final = 30_000_000
+_LARGE: Final = threading.Lock()
+"""Pictures that take hundreds of megabytes while they are decoded do so in turn."""
 
 _LOSSLESS: Final = frozenset({"PNG", "BMP", "GIF", "TIFF"})
 _LOSSLESS_PIXELS: Final = 2_000_000
@@ -60,12 +66,12 @@ def fit(data: bytes, *, limit_bytes: int = MAX_BYTES_INLINE) -> Fitted | None:
         return None
     if not data:
         raise ImageError("the file is empty", code="EmptyFile")
-    picture = upright(data, side=MAX_SIDE)
-    size = _target(picture.width, picture.height)
-    image = picture.image
-    if image.size != size:
-        image = _resized(image, size)
-    encoded, kind = _encoded(image, picture, limit_bytes)
+    with _LARGE if pixels_in(data) > _LARGE_PIXELS else nullcontext():
+        picture = upright(data, side=MAX_SIDE)
+        size = _target(picture.width, picture.height)
+        if picture.image.size != size:
+            picture = replace(picture, image=_resized(picture.image, size))
+    encoded, kind = _encoded(picture, limit_bytes)
     parts = [] if picture.kind == kind else [f"{picture.kind} to {kind}"]
     parts += picture.changes
     found = header(encoded)
@@ -100,8 +106,9 @@ def _target(width: int, height: int) -> tuple[int, int]:
     return max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
 
 
-def _encoded(image: Image, picture: Upright, limit_bytes: int) -> tuple[bytes, str]:
-    """`image` as a file within the limit, and its format; with fewer pixels where quality alone doesn't do."""
+def _encoded(picture: Upright, limit_bytes: int) -> tuple[bytes, str]:
+    """The picture as a file within the limit, and its format; with fewer pixels where quality alone doesn't do."""
+    image = picture.image
     if picture.kind in _LOSSLESS and image.width * image.height <= _LOSSLESS_PIXELS:
         png = _saved(image, "PNG", icc_profile=picture.icc_profile)
         if len(png) <= limit_bytes:
