@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import threading
 import zlib
 from collections import OrderedDict
@@ -70,24 +69,21 @@ class ArchiveReader:
     def _content(self, image: ImageRef) -> Blob:
         assert image.member is not None
         key = (image.bucket, image.member.archive, image.version_id, image.etag, image.last_modified)
-        with self._lock:
-            content = self._contents.pop(key, None)
-        if content is None:
-            content = content_of(self._blob(image, image.member.archive, image.last_modified))
-        with self._lock:
-            content = self._contents.setdefault(key, content)
+        with self._lock:  # also while it is opened, as all that wait want the same one
+            content = self._contents.get(key)
+            if content is None:
+                content = self._contents[key] = content_of(self._blob(image, image.member.archive))
+                while len(self._contents) > _OPEN_ARCHIVES:
+                    self._contents.popitem(last=False)
             self._contents.move_to_end(key)
-            while len(self._contents) > _OPEN_ARCHIVES:
-                self._contents.popitem(last=False)
-        return content
+            return content
 
-    def _blob(self, image: ImageRef, archive: str, last_modified: dt.datetime | None) -> Blob:
+    def _blob(self, image: ImageRef, archive: str) -> Blob:
         if not image.bucket:
-            return FileBlob(archive, last_modified=last_modified)
-        with self._lock:
-            region = image.region or self._region
-            if region not in self._clients:
-                self._clients[region] = self._aws.blocking_s3(region=region)
+            return FileBlob(archive, last_modified=image.last_modified)
+        region = image.region or self._region
+        if region not in self._clients:
+            self._clients[region] = self._aws.blocking_s3(region=region)
         return ObjectBlob(
             self._clients[region], bucket=image.bucket, key=archive, etag=image.etag, version_id=image.version_id
         )

@@ -232,3 +232,28 @@ def test_what_is_called_an_archive_and_is_none_is_not_guessed_at(s3: Any) -> Non
         read("s3://shards/none/y.tar", aws=Aws(), kind="tar")
     s3.put_object(Bucket="shards", Key="folder.tar/a.png", Body=b"x")
     assert [image.key for image in read("s3://shards/folder.tar", aws=Aws()).images] == ["folder.tar/a.png"]
+
+
+@pytest.mark.parametrize("is_gzip", [False, True])
+def test_many_archives_are_read_at_a_time_in_any_order(tmp_path: Path, is_gzip: bool) -> None:
+    """More than are kept open, by more callers than threads."""
+    files = {f"{number}.png": bytes([number]) * 3000 for number in range(30)}
+    for number in range(6):
+        data = tar(files)
+        (tmp_path / f"{number}.tar").write_bytes(gzip.compress(data) if is_gzip else data)
+    images = read(f"{tmp_path}/*.tar").images
+    wrong: list[str] = []
+
+    async def main() -> None:
+        async with open_reader(Aws(), region=REGION, connections=4) as reader, anyio.create_task_group() as group:
+
+            async def one(image: ImageRef) -> None:
+                if await reader.read(image) != files[image.key.rpartition("#")[2]]:
+                    wrong.append(image.uri)
+
+            for image in sorted(images, key=lambda image: image.key[::-1]):
+                group.start_soon(one, image)
+
+    anyio.run(main)
+    assert len(images) == 180
+    assert wrong == []
