@@ -17,6 +17,7 @@ from batchcl.errors import (
     BatchclError,
     CallError,
     FatalCallError,
+    HostError,
     ImageError,
     ModelGoneError,
     ModelNotReadyError,
@@ -396,3 +397,34 @@ def test_a_service_that_stays_away_ends_the_run_instead_of_failing_the_images():
     assert isinstance(run.error, UnreachableError)
     assert 900 < run.ended_at < 1000
     assert run.sink.failed == []
+
+
+def test_a_host_that_gives_no_images_fails_them_and_pauses_nobody():
+    def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
+        return HostError("its host answered 503", code="Http503") if each in lost else None
+
+    lost = set(map(image, range(100, 150)))
+    run = Run(Service(fault=fault), pacer=UnpacedPacer(), max_in_flight=8).over(map(image, range(2000)))
+    run.assert_each_once(2000)
+    assert {each.image for each in run.sink.failed} == lost
+    assert {(each.code, each.attempts) for each in run.sink.failed} == {("Http503", 8)}
+    assert run.error is None
+
+
+def test_an_image_that_can_not_be_read_says_nothing_of_the_service():
+    """Where nobody was asked, nothing was delivered: the pace must not rise by it."""
+
+    class Told(UnpacedPacer):
+        succeeded_calls = 0
+
+        def succeeded(self, *, sent_at: float | None = None) -> None:
+            self.succeeded_calls += 1
+            super().succeeded(sent_at=sent_at)
+
+    def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
+        return ImageError("it is gone", code="UnreadableFile") if each == image(3) else None
+
+    pacer = Told()
+    run = Run(Service(fault=fault), pacer=pacer).over(map(image, range(10)))
+    assert [each.code for each in run.sink.failed] == ["UnreadableFile"]
+    assert pacer.succeeded_calls == 9

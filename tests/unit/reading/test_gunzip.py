@@ -48,7 +48,7 @@ def test_any_reads_in_any_order_give_the_decompressed_bytes(
     members: list[bytes], padding: int, reads: list[tuple[int, int]]
 ) -> None:
     whole = b"".join(members)
-    content = Gunzipped(Bytes(b"".join(map(gzip.compress, members)) + b"\0" * padding))
+    content = Gunzipped(Bytes(b"".join(gzip.compress(member) + b"\0" * padding for member in members)))
     for offset, size in reads:
         assert content.read(offset, size) == whole[offset : offset + size]
     assert len(content._states) <= 5
