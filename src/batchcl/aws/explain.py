@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError, SSLError
 
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, UnreachableError, UsageError
 
@@ -45,7 +46,7 @@ def explained(doing: str, *, refusal: type[RefusedError] = RefusedError) -> Iter
 
     Raises:
         CredentialsError: there are no credentials, or AWS refuses them or the action.
-        UnreachableError: the service doesn't answer, or is too busy to.
+        UnreachableError: the service doesn't answer, or is too busy to, or somebody else answers.
         UsageError: an argument breaks the service's own rules, so that nothing was sent.
         RefusedError: the service refuses, with its own words.
     """
@@ -60,14 +61,28 @@ def explained(doing: str, *, refusal: type[RefusedError] = RefusedError) -> Iter
     except ParamValidationError as error:
         why = str(error).partition("\n")[2].replace("\n", "; ") or str(error)
         raise UsageError(f"{doing} failed: {why}") from error
+    except SSLError as error:
+        raise UnreachableError(f"{doing} failed: {error}; set AWS_CA_BUNDLE to your CA's file") from error
     except BotoCoreError as error:
         raise UnreachableError(f"{doing} failed: {error}; check the region, the endpoint and the network") from error
+    except Exception as error:
+        if not _was_parsing(error):
+            raise
+        raise UnreachableError(
+            f"{doing} failed: the answer has another shape than the API's; check the endpoint and the proxy"
+        ) from error
 
 
 def code_of(error: BaseException | None) -> str:
     """The service's own word for the refusal that `error` was made of; empty where it has none."""
     cause = error.__cause__ if error is not None else None
     return str(cause.response.get("Error", {}).get("Code", "")) if isinstance(cause, ClientError) else ""
+
+
+def _was_parsing(error: Exception) -> bool:
+    """Whether botocore was reading an answer: it does so without looking whether the JSON is what it expects."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").endswith("botocore.parsers") for frame, _ in frames)
 
 
 def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedError]) -> BatchclError:

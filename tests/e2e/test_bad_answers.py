@@ -1,0 +1,140 @@
+"""Networks and servers that misbehave, met by the real command: outcomes or one clear sentence, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import polars as pl
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from servers import Ended, aws_env
+from unit.aws.raw_server import CUT, HANG, Answers, Asked, RawServer, answering, http
+from unit.aws.test_wire import certificates
+
+MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/digits/version/v1/1700000000000"
+GOOD = b'{"CustomLabels":[{"Name":"seven","Confidence":97.5}]}'
+CONTROL = {
+    "DescribeProjects": {"ProjectDescriptions": [{"ProjectArn": MODEL.partition("/version")[0] + "/1600000000000"}]},
+    "DescribeProjectVersions": {
+        "ProjectVersionDescriptions": [{"ProjectVersionArn": MODEL, "Status": "RUNNING"}],
+    },
+}
+ELSEWHERE = "https://rekognition.eu-west-1.amazonaws.com/"
+MISFORTUNES = (
+    CUT,
+    http(200, GOOD, length=len(GOOD) + 100) + CUT,
+    http(200, b'["no", "labels"]'),
+    http(200, b"<html>log in to the guests' network</html>", ("Content-Type", "text/html")),
+    http(200, b"\x1f\x8b nonsense", ("Content-Encoding", "gzip")),
+    http(503, b"busy"),
+    HANG,
+)
+
+
+@contextmanager
+def service(detect: Answers, *, version: str = "HTTP/1.1", **how: Any) -> Iterator[RawServer]:
+    """A service whose control plane is fine, and that answers the nth call to the model with `detect`."""
+    calls = 0
+
+    def answer(_: int, asked: Asked) -> bytes:
+        nonlocal calls
+        operation = asked.headers["x-amz-target"].rpartition(".")[2]
+        if operation != "DetectCustomLabels":
+            said = http(200, json.dumps(CONTROL.get(operation, {})).encode(), version=version)
+            return said + CUT if version == "HTTP/1.0" else said
+        calls += 1
+        return detect(calls - 1, asked)
+
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(answering(**how)) as server:
+        server.answers = answer
+        yield server
+
+
+@pytest.fixture
+def score(demo, cli, tmp_path) -> Callable[..., Ended]:
+    """Run over ten pictures, and check what every end has in common."""
+
+    def run(env: dict[str, str]) -> Ended:
+        done: Ended = cli(
+            *("run", demo.data.images, "--limit", 10, "--model", MODEL, "--out", tmp_path / "out", "--json"),
+            env=env,
+        )
+        assert "Traceback" not in done.err, done.err[-4000:]
+        assert done.err.count("batchcl: ") <= 1 or done.code == 0, done.err
+        return done
+
+    return run
+
+
+@pytest.fixture
+def detect(demo, cli) -> Callable[[dict[str, str]], Ended]:
+    """Ask for one picture: as `run` does, but the first to say so where nothing can be reached."""
+
+    def one(env: dict[str, str]) -> Ended:
+        done: Ended = cli("detect", next(demo.data.images.iterdir()), "--model", MODEL, env=env)
+        assert "Traceback" not in done.err, done.err[-4000:]
+        return done
+
+    return one
+
+
+def test_each_misfortune_costs_a_call_and_no_image(score, tmp_path):
+    def detect(number: int, _: Asked) -> bytes:
+        return MISFORTUNES[number] if number < len(MISFORTUNES) else http(200, GOOD)
+
+    with service(detect) as server:
+        done = score(aws_env(server.url))
+    assert done.code == 0, done.err
+    assert (done.json["scored"], done.json["calls"]) == (10, 10 + len(MISFORTUNES))
+    rows = pl.read_parquet(f"{tmp_path}/out/results/**/*.parquet")
+    assert rows["uri"].n_unique() == rows.height == 10
+    assert rows["labels"].list.len().to_list() == [1] * 10
+
+
+def test_a_server_of_http_1_0_that_closes_after_each_answer(score):
+    with service(lambda *_: http(200, GOOD, version="HTTP/1.0") + CUT, version="HTTP/1.0") as server:
+        done = score(aws_env(server.url))
+    assert done.code == 0, done.err
+    assert (done.json["scored"], done.json["calls"]) == (10, 10)
+
+
+def test_a_redirect_to_another_region_ends_the_run_with_what_to_check(score):
+    with service(lambda *_: http(307, b"", ("Location", ELSEWHERE))) as server:
+        done = score(aws_env(server.url))
+    assert done.code == 5, done.err
+    assert re.search(rf"answered 307 and redirects to {ELSEWHERE}; check the region", done.err)
+    assert done.json["status"] == "stopped"
+
+
+def test_a_certificate_that_is_not_trusted_is_named_with_what_to_set(detect, tmp_path):
+    tls, _ = certificates(tmp_path)
+    with service(lambda *_: http(200, GOOD), tls=tls) as server:
+        https = server.url.replace("http:", "https:")
+        refused = detect(aws_env(https))
+        trusted = detect(aws_env(https) | {"AWS_CA_BUNDLE": str(tmp_path / "ca.pem")})
+    assert refused.code == 5
+    assert "certificate" in refused.err
+    assert "AWS_CA_BUNDLE" in refused.err
+    assert trusted.code == 0, trusted.err
+
+
+def test_a_control_plane_of_another_shape_is_one_sentence(score):
+    with service(lambda *_: http(200, GOOD)) as server:
+        server.answers = lambda *_: http(200, b'["no", "projects"]')
+        done = score(aws_env(server.url))
+    assert done.code == 5, done.err
+    assert "the answer has another shape than the API's; check the endpoint and the proxy" in done.err
+
+
+def test_a_proxy_that_cuts_connections_is_named(detect):
+    with service(lambda *_: CUT) as proxy:
+        proxy.answers = lambda *_: CUT
+        done = detect(aws_env("http://rekognition.invalid") | {"HTTP_PROXY": proxy.url, "http_proxy": proxy.url})
+        assert proxy.asked
+    assert done.code == 3, done.err
+    assert "ConnectionLost: the connection to http://rekognition.invalid was lost" in done.err
