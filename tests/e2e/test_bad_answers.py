@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from certificates import certificates
 from servers import Ended, aws_env
 from unit.aws.raw_server import CUT, HANG, Answers, Asked, RawServer, answering, http
-from unit.aws.test_wire import certificates
 
 MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/digits/version/v1/1700000000000"
 GOOD = b'{"CustomLabels":[{"Name":"seven","Confidence":97.5}]}'
