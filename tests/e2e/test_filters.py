@@ -11,13 +11,16 @@ import pytest
 
 import batchcl
 from servers import aws_env, client, make_bucket
+from typed import typed
 
 HOUR_S = 3600
 
 
-@pytest.fixture
-def env(service):
-    return aws_env(service)
+@pytest.fixture(autouse=True)
+def aws(service, seaweed, monkeypatch):
+    """Somebody's AWS."""
+    for name, value in aws_env(service, seaweed).items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -36,13 +39,13 @@ def pictures(demo, tmp_path):
     return folder
 
 
-def test_plan_tells_what_each_filter_takes_away_one_a_line(cli, demo, env, pictures):
+def test_plan_tells_what_each_filter_takes_away_one_a_line(demo, pictures):
     flags = ("--exclude", "*.txt", "--newer-than", "1h", "--min-size", "1", "--max-size", "4MiB", "--sample", "4")
-    done = cli("plan", pictures, *flags, "--model", demo.arn, "--json", env=env)
+    done = typed("plan", pictures, *flags, "--model", demo.arn, "--json")
     assert done.code == 0, done.err
     assert done.json["filtered_by"] == {"exclude": 1, "newer_than": 10, "min_size": 1, "sample": 6}
     assert (done.json["images"], done.json["filtered"]) == (4, 18)
-    shown = cli("plan", pictures, *flags, "--model", demo.arn, env=env)
+    shown = typed("plan", pictures, *flags, "--model", demo.arn)
     lines = [line.split() for line in shown.out.splitlines()]
     for line in (
         ["filtered", "18"],
@@ -54,12 +57,12 @@ def test_plan_tells_what_each_filter_takes_away_one_a_line(cli, demo, env, pictu
         assert line in lines
 
 
-def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(cli, demo, env, pictures, tmp_path):
+def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(demo, pictures, tmp_path):
     scored = []
     for name in ("one", "two"):
         out = tmp_path / name
         job = ("run", pictures, "--model", demo.arn, "--out", out, "--include", "*.[jp]*", "--min-size", "1")
-        done = cli(*job, "--sample", "25%", "--sample-seed", "3", "--run-id", "r", env=env)
+        done = typed(*job, "--sample", "25%", "--sample-seed", "3", "--run-id", "r")
         assert done.code == 0, done.err
         scored.append(batchcl.open_results(str(out)).images().collect()["key"].to_list())
         summary = json.loads((out / "runs" / "r" / "summary.json").read_text())
@@ -67,81 +70,72 @@ def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(cl
         assert summary["filtered_by"] == {"include": 1, "min_size": 1, "sample": left}
         assert summary["filtered"] == 2 + left
         assert f"--sample left {left} out" in done.err
-    other = cli(*job, "--sample", "25%", "--run-id", "r", env=env)
+    other = typed(*job, "--sample", "25%", "--run-id", "r")
     assert other.code == 2
     assert "sample_seed was 3 and is 0" in other.err
     assert scored[0] == scored[1]
     assert 0 < len(scored[0]) < 20
 
 
-def test_a_list_that_tells_no_size_has_no_image_of_known_size(cli, demo, env):
-    done = cli(
-        "plan",
-        "-",
-        "--source-kind",
-        "keys",
-        "--min-size",
-        "10KB",
-        "--model",
-        demo.arn,
-        env=env,
-        stdin=b"gone.jpg\nlost.jpg\n",
-    )
+def test_a_list_that_tells_no_size_has_no_image_of_known_size(demo, tmp_path):
+    keys = tmp_path / "keys.txt"
+    keys.write_text("gone.jpg\nlost.jpg\n")
+    done = typed("plan --source-kind keys --min-size 10KB", keys, "--model", demo.arn)
     assert done.code == 2
-    assert "there is no image in - that the filters let through (taken away: 2 by size not known)" in done.err
+    assert f"there is no image in {keys} that the filters let through (taken away: 2 by size not known)" in done.err
 
 
-def test_a_condition_is_asked_of_the_columns_of_a_table(cli, demo, env, pictures, tmp_path):
+def test_a_condition_is_asked_of_the_columns_of_a_table(demo, pictures, tmp_path):
     names = sorted(path.name for path in pictures.glob("0*"))
     rows = [f"{name},{number},{'left' if number % 2 else 'right'}" for number, name in enumerate(names)]
     table = pictures / "table.csv"
     table.write_text("\n".join(["image,shot,camera", *rows]) + "\n")
     job = (table, "--uri-column", "image", "--model", demo.arn)
     where = ("--where", "camera = 'left' AND CAST(shot AS INT) < 10 AND size > 0")
-    done = cli("run", *job, *where, "--out", tmp_path / "out", "--run-id", "r", "--json", env=env)
+    done = typed("run", *job, *where, "--out", tmp_path / "out", "--run-id", "r", "--json")
     assert done.code == 0, done.err
     assert (done.json["scored"], done.json["lines"], done.json["filtered_by"]) == (5, 20, {"where": 15})
     found = batchcl.open_results(str(tmp_path / "out")).images().collect()
     assert {json.loads(extra)["camera"] for extra in found["extra"]} == {"left"}
-    other = cli("run", *job, "--where", "true", "--out", tmp_path / "out", "--run-id", "r", env=env)
+    other = typed("run", *job, "--where", "true", "--out", tmp_path / "out", "--run-id", "r")
     assert (other.code, "where was" in other.err) == (2, True)
-    unknown = cli("run", *job, "--where", "lens = 'x'", "--out", tmp_path / "new", env=env)
+    unknown = typed("run", *job, "--where", "lens = 'x'", "--out", tmp_path / "new")
     assert unknown.code == 2
     assert 'unable to find column "lens"; the columns are uri, bucket, key' in unknown.err
     assert unknown.err.rstrip().endswith("extra, shot, camera")
     assert not list((tmp_path / "new" / "runs").glob("[!.]*"))
 
 
-def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(cli, demo, env, pictures, tmp_path):
+def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(demo, pictures, tmp_path):
     out = tmp_path / "out"
     (pictures / "broken.png").write_bytes(b"\x89PNG but not for long")
-    first = cli("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "first", env=env)
+    first = typed("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "first")
     assert first.code == 3, first.err
     results = batchcl.open_results(str(out)).images().collect()
     tops = sorted(max(label["confidence"] for label in labels) for labels in results["labels"].to_list())
     again = ("run", "--from-results", out, "--model", demo.arn, "--out", out, "--json")
-    unsure = cli(*again, "--where", f"top_confidence < {tops[7]}", "--run-id", "unsure", env=env)
+    unsure = typed(*again, "--where", f"top_confidence < {tops[7]}", "--run-id", "unsure")
     assert unsure.code == 0, unsure.err
     assert (unsure.json["scored"], unsure.json["filtered_by"]) == (7, {"where": 16})
     failures = ("--where", "status = 'failed' AND run_id = 'first'")
-    failed = cli(*again, *failures, "--run-id", "failed", env=env)
+    failed = typed(*again, *failures, "--run-id", "failed")
     assert failed.code == 3, failed.err
     assert (failed.json["planned"], failed.json["failed"]) == (1, 1)
-    retried = cli("retry", out, "failed", "--json", env=env)
+    retried = typed("retry", out, "failed", "--json")
     assert (retried.code, retried.json["planned"], retried.json["failed"]) == (3, 1, 1), retried.err
-    nothing = cli("plan", "--from-results", out, "--where", "confidence > 100", "--model", demo.arn, env=env)
+    nothing = typed("plan", "--from-results", out, "--where", "confidence > 100", "--model", demo.arn)
     assert nothing.code == 2
     assert "that the filters let through (taken away: 31 by --where)" in nothing.err
-    both = cli("plan", pictures, "--from-results", out, "--model", demo.arn, env=env)
+    both = typed("plan", pictures, "--from-results", out, "--model", demo.arn)
     assert (both.code, "exclude each other" in both.err) == (2, True)
 
 
-def test_results_in_s3_are_a_list_too(cli, demo, service, seaweed, pictures):
-    root, env = "s3://filters-results/out", aws_env(service, seaweed)
+def test_results_in_s3_are_a_list_too(demo, seaweed, pictures):
+    root = "s3://filters-results/out"
     make_bucket(client("s3", seaweed), "filters-results")
-    run = cli("run", pictures, "--model", demo.arn, "--out", root, "--limit", "8", "--json", env=env)
+    run = typed("run", pictures, "--model", demo.arn, "--out", root, "--limit", "8", "--json")
     assert run.code == 0, run.err
     flags = ("--from-results", root, "--where", "status = 'scored' AND size > 0", "--model", demo.arn, "--json")
-    plan = cli("plan", *flags, env=env)
+    plan = typed("plan", *flags)
     assert plan.code == 0, plan.err
     assert (plan.json["images"], plan.json["lines"]) == (run.json["scored"], 8)
