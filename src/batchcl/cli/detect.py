@@ -206,6 +206,8 @@ def _stdin() -> Given:
     data = sys.stdin.buffer.read(MAX_BYTES_FITTABLE + 1)
     if not data:
         raise UsageError("stdin is empty; an image is expected there")
+    if len(data) > MAX_BYTES_FITTABLE:
+        raise UsageError(f"stdin has more than {MAX_BYTES_FITTABLE:,} bytes, and no image may; shrink it")
     return Given(name="-", data=data)
 
 
@@ -266,4 +268,4 @@ def _show_labels(found: Sequence[Answered]) -> None:
     if rows:
         show(rows, Form.TABLE)
     elif any(each.answer is not None for each in found):
-        tell("no label is sure enough; --min-confidence 0 shows all")
+        tell("the answer has no label; --min-confidence 0 shows even the least likely")

@@ -30,7 +30,7 @@ from batchcl.errors import (
     TransientError,
     UsageError,
 )
-from batchcl.images import FITTABLE_EXTENSIONS, ImageRef, suffix_of
+from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_FITTABLE, ImageRef, suffix_of
 from batchcl.pictures.decode import need_pillow
 from batchcl.pictures.fit import FIT_MAY_HELP
 from batchcl.pictures.fit import fit as fitted
@@ -240,6 +240,9 @@ class _Looker:
         data = each.data
         if data is None:
             assert each.image is not None
+            if (each.image.size_bytes or 0) > MAX_BYTES_FITTABLE:
+                text = f"{each.image.size_bytes:,} bytes, and files of up to {MAX_BYTES_FITTABLE:,} are read"
+                raise ImageError(text, code="TooLarge")
             reader = next(reader for reader in self._readers if reader.carries(each.image))
             data = await reader.read(each.image)
         if self._on_read is not None:
