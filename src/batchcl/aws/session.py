@@ -28,7 +28,7 @@ from batchcl.errors import CredentialsError
 __all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
-_BYSTANDER_TIMEOUT_S: Final = 3
+_BYSTANDER_TIMEOUT_S: Final = 5
 _BLOCKING_CONNECTIONS: Final = 16
 _CREDENTIALS_TTL: Final = dt.timedelta(minutes=5)
 
