@@ -76,6 +76,7 @@ def test_status_tells_what_a_run_is_doing(cli, job, env, out, stopped):
         return cli("status", out.root, "r", "--json", env=env).json
 
     with stopped(signal.SIGKILL) as process:
+        process.send_signal(signal.SIGSTOP)  # or it may be done before a busy machine has looked at it
         running = status()
     assert (running["state"], running["resumable"]) == ("running", False)
     assert running["held_by"].endswith(f"process {process.pid}")
