@@ -15,6 +15,9 @@ import pytest
 from pacing_peers.run import BATCHCL, ORACLE, measure, share, start
 from pacing_peers.traces import TRACES
 
+from batchcl.aws.classify import classify
+from batchcl.errors import CallError
+from batchcl.images import ImageRef
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer
 from sim.service import Service, image
@@ -101,3 +104,76 @@ def test_the_real_pacer_and_engine_use_it_too(name: str, tps: Callable[[float], 
     late_s = run.ended_at - seconds
     assert late_s * tps(seconds) < 0.05 * room, f"{name}: {late_s:.0f} s after one who knows the capacity"
     assert throttled < 0.02
+
+
+class Bucket:
+    """So many calls a second, and one second's worth at once."""
+
+    def __init__(self, tps: float) -> None:
+        self._tps = self._tokens = tps
+        self._at = 0.0
+
+    def takes(self, now: float) -> bool:
+        self._tokens = min(self._tps, self._tokens + (now - self._at) * self._tps)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def refused(message: str, *, code: str = "ProvisionedThroughputExceededException") -> CallError:
+    return classify(code, message, status=400)
+
+
+def calls_a_second(run: Run, begin: float, end: float) -> float:
+    return sum(begin <= at < end for at in run.service.sent_at) / (end - begin)
+
+
+def test_s3s_download_limit_slows_calls_while_it_lasts_and_is_not_learned_as_the_models() -> None:
+    bucket = Bucket(8)
+
+    def slow_s3(_image: ImageRef, _call: int, now: float) -> CallError | None:
+        if 60 <= now < 130 and not bucket.takes(now):
+            return refused("S3 download limit exceeded")
+        return None
+
+    pacer = AdaptivePacer(RateController())
+    service = Service(tps=lambda _: 20.0, fault=slow_s3)
+    run = Run(service, max_in_flight=256, pacer=pacer).over(map(image, range(3000)))
+    run.assert_each_once(3000)
+    assert calls_a_second(run, 45, 60) == pytest.approx(20, rel=0.05)
+    assert calls_a_second(run, 80, 130) == pytest.approx(8, rel=0.1)
+    assert calls_a_second(run, 150, 180) == pytest.approx(20, rel=0.05)
+    assert pacer.learned_tps == pytest.approx(20, rel=0.05)
+    assert run.progress.throttled < 0.02 * run.progress.calls
+
+
+class Ramp:
+    """Takes at most twice as many calls a second as it took on average in the last five or so."""
+
+    def __init__(self) -> None:
+        self._now_tps = self._usual_tps = 10.0
+        self._at = 0.0
+
+    def takes(self, now: float) -> bool:
+        gap_s, self._at = now - self._at, now
+        self._now_tps = self._now_tps * math.exp(-gap_s) + 1
+        self._usual_tps = self._usual_tps * math.exp(-gap_s / 5) + 1 / 5
+        return self._now_tps <= 2 * self._usual_tps
+
+
+@pytest.mark.parametrize("message", ["Slow down; sudden increase in rate of requests", "Rate exceeded"])
+def test_only_a_sudden_increase_says_nothing_of_the_capacity(message: str) -> None:
+    ramp = Ramp()
+
+    def too_fast(_image: ImageRef, _call: int, now: float) -> CallError | None:
+        return None if ramp.takes(now) else refused(message, code="ThrottlingException")
+
+    pacer = AdaptivePacer(RateController(start_tps=10))
+    run = Run(Service(fault=too_fast), max_in_flight=256, pacer=pacer).over(map(image, range(2500)))
+    run.assert_each_once(2500)
+    assert run.progress.throttled > 0
+    assert (pacer.learned_tps is None) == (message != "Rate exceeded")
+    if message != "Rate exceeded":
+        assert calls_a_second(run, run.ended_at - 3, run.ended_at) > 60, "it goes on growing"

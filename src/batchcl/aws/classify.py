@@ -29,6 +29,7 @@ _SERVER_ERROR: Final = 500
 _ABOUT_THE_ARN: Final = re.compile(r"versionarn|\barn\b", re.IGNORECASE)
 
 _ABOUT_S3: Final = re.compile(r"\bs3\b", re.IGNORECASE)
+_ABOUT_THE_RAMP: Final = re.compile(r"slow down|sudden|increase in rate", re.IGNORECASE)
 
 _IMAGE: Final = frozenset(
     {"ImageTooLargeException", "InvalidImageFormatException", INVALID_S3_OBJECT, "InvalidParameterException"}
@@ -60,7 +61,8 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
         downloads = _ABOUT_S3.search(message) is not None
         return ThrottledError(message, code=code, status=status, request_id=request_id, downloads=downloads)
     if code == "ThrottlingException" and (status or 0) < _SERVER_ERROR:
-        return ThrottledError(message, code=code, status=status, request_id=request_id, sudden=True)
+        sudden = _ABOUT_THE_RAMP.search(message) is not None
+        return ThrottledError(message, code=code, status=status, request_id=request_id, sudden=sudden)
     if code in _PAUSE:
         kind = ModelNotReadyError
     elif blames_clock(code, message):
