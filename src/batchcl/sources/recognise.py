@@ -21,6 +21,7 @@ from batchcl.aws.buckets import Buckets
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
+from batchcl.images import WEB
 from batchcl.sources.archive import archive_in_s3, local_archive
 from batchcl.sources.base import Source
 from batchcl.sources.csv_rows import CsvPart, LabelRows, batch_row
@@ -346,6 +347,8 @@ def _globbed(pattern: str) -> list[_ListFile]:
 
 def _look(name: str) -> _What:
     """What lies on this machine under `name`. Blocks."""
+    if name.startswith(WEB):
+        raise SourceError(f"{name} is on the web: write such addresses into a list, and allow --allow-http-sources")
     if "://" in name:
         raise SourceError(f"can't read {name}: a source is s3://bucket/prefix, a directory, a file, or - for stdin")
     try:

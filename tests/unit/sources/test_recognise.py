@@ -149,7 +149,7 @@ def test_a_file_that_names_nothing_is_refused(tmp_path: Path, data: bytes, words
     ("name", "words"),
     [
         ("missing.txt", "there is no missing.txt; check the path, or write s3://bucket/prefix"),
-        ("http://host/list", "a source is s3://bucket/prefix, a directory, a file, or -"),
+        ("ftp://host/list", "a source is s3://bucket/prefix, a directory, a file, or -"),
         ("s3://", "names no bucket"),
         ("s3:///key", "names no bucket"),
         ("x" * 300, "File name too long"),

@@ -76,3 +76,8 @@ def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path
     with pytest.raises(SourceError, match="holds a user or password") as caught:
         read(path, **options)
     assert "secret" not in str(caught.value)
+
+
+def test_an_address_is_no_source_by_itself() -> None:
+    with pytest.raises(SourceError, match="is on the web: write such addresses into a list"):
+        read("https://example.com/a.png", allow_http_sources=True)
