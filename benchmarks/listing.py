@@ -4,7 +4,8 @@
 
 The server is `stubs/s3_listing.py`, a process of its own on another core, whose pages are rendered beforehand. Each
 listing runs in a fresh process that is held to one core and counts its CPU time from behind the imports to the last
-key, its client's making included. Every client gives what it gives its users: batchcl `ImageRef`s, boto3 and aioboto3 dictionaries with datetimes.
+key, the making of its client included. Every client gives what it gives its users: batchcl `ImageRef`s, boto3 and
+aioboto3 dictionaries with datetimes.
 """
 
 from __future__ import annotations
