@@ -35,6 +35,9 @@ class Place:
         tags = client("rekognition", self.endpoint).list_tags_for_resource(ResourceArn=self.arn)["Tags"]
         return [value for key, value in tags.items() if key.startswith("batchcl:lease/")]
 
+    def lease(self, value: str) -> None:
+        client("rekognition", self.endpoint).tag_resource(ResourceArn=self.arn, Tags={"batchcl:lease/x": value})
+
     def schedules(self) -> list[str]:
         return [each["Name"] for each in client("scheduler", self.scheduler).list_schedules()["Schedules"]]
 
@@ -174,7 +177,9 @@ def test_a_second_run_keeps_the_model_of_a_dead_one_alive_while_it_needs_it(cli,
 
 
 def test_models_started_by_hand(cli, place):
-    start_model(place.endpoint, place.arn, units=1)
+    place.lease("2026-01-01T00:00:00Z started run x in s3://b")
+    assert cli("model", "start", "digits@v1", env=place.env).code == 0
+    assert place.leases() == [], "what the dead have left would have it stopped"
     (row,) = cli("model", "reap", "--json", env=place.env).json
     assert (row["done"], row["reason"]) == ("left", "no lease: started by other means")
     assert cli("model", "start", "digits@v1", "--for", "2h", env=place.env).code == 5
@@ -189,10 +194,7 @@ def test_models_started_by_hand(cli, place):
 
 
 def test_a_stop_that_is_refused_is_told_and_tried_by_the_next_one(cli, place):
-    rekognition = client("rekognition", place.endpoint)
-    rekognition.tag_resource(
-        ResourceArn=place.arn, Tags={"batchcl:lease/x": "2026-01-01T00:00:00Z started run x in s3://b"}
-    )
+    place.lease("2026-01-01T00:00:00Z started run x in s3://b")
     place.refuse("StopProjectVersion")
     start_model(place.endpoint, place.arn, units=1)
     failed = cli("model", "reap", "--json", env=place.env)
