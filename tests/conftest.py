@@ -115,8 +115,8 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:  # on a busy machine; its data go away with it
+            process.wait(5)
+        except subprocess.TimeoutExpired:  # it waits for clients to hang up; its data go away with it
             process.kill()
             process.wait()
         log.close()
