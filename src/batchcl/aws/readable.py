@@ -12,8 +12,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
+import aiohttp
 import anyio
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
@@ -36,6 +37,7 @@ _MISSING: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404", "NotFound"})
 _EMPTY: Final = frozenset({"InvalidRange", "416"})
 _GONE: Final = "NoSuchFile"
 _UNREADABLE: Final = "UnreadableFile"
+_UNANSWERED: Final = "Unanswered"
 _DEADLINE_S: Final = 60.0
 
 
@@ -79,7 +81,6 @@ async def look_at(aws: Aws, images: Sequence[ImageRef], *, region: str, web: boo
     Those on the web are read with `web` only.
 
     Raises:
-        UnreachableError: S3 doesn't answer.
         CredentialsError: there are none.
     """
     async with AsyncExitStack() as stack:
@@ -149,15 +150,18 @@ async def _look_at_object(client: Any, image: ImageRef) -> Looked:
     if image.version_id is not None:
         named["VersionId"] = image.version_id
     try:
-        answer = await client.get_object(**named, Range=f"bytes=0-{HEAD_BYTES - 1}")
-        return Looked(image, head=await answer["Body"].read(HEAD_BYTES))
+        with anyio.fail_after(_DEADLINE_S):
+            answer = await client.get_object(**named, Range=f"bytes=0-{HEAD_BYTES - 1}")
+            return Looked(image, head=await answer["Body"].read(HEAD_BYTES))
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _EMPTY:
             return Looked(image)
         return Looked(image, code, f"{code}: {error.response.get('Error', {}).get('Message', '')}")
-    except BotoCoreError as error:
+    except NoCredentialsError as error:
         raise explain(error, f"reading {image.uri}", image.bucket) from error
+    except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # a hiccup ends no run
+        return Looked(image, _UNANSWERED, str(error) or type(error).__name__)
 
 
 async def _look_at_file(image: ImageRef) -> Looked:
