@@ -122,6 +122,12 @@ def end_to_end(said: dict[str, Any]) -> Iterator[Figure]:
             yield f"batchcl run beside {row['client']}, start-up included", f"{row['batchcl_is_times']} times"
 
 
+def image_cost(said: dict[str, Any]) -> Iterator[Figure]:
+    """µs an image, by part."""
+    for part, us in said["cpu_us_per_image"].items():
+        yield f"µs CPU an image, {part} (less is better)", f"{us:g}"
+
+
 def tail(said: dict[str, Any]) -> Iterator[Figure]:
     """Seconds after the last answer."""
     committed = statistics.median(each["committed_s"] for each in said["plain"])
@@ -168,5 +174,17 @@ def emulator(said: dict[str, Any]) -> Iterator[Figure]:
 
 READERS: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
     reader.__name__: reader
-    for reader in (pacing, client_cost, listing, end_to_end, tail, memory, resume, sources, filters, emulator)
+    for reader in (
+        pacing,
+        client_cost,
+        listing,
+        end_to_end,
+        image_cost,
+        tail,
+        memory,
+        resume,
+        sources,
+        filters,
+        emulator,
+    )
 }

@@ -4,6 +4,12 @@ One task lists, one feeds, a pool of callers calls; the sink keeps outcomes besi
 bounded queue, and the sink says when it is behind, so memory doesn't grow with the number of images. Tasks keep their
 errors to themselves: the first one drains the engine (calls in flight end, their outcomes are kept), and `run` raises
 it at the end.
+
+What one image costs, in CPU time on one core (CPython 3.11, x86-64, November 2026): here 15 µs, most of it for three
+turns of the event loop: a caller is handed the image, its answer comes, the feeder hears that the caller is free. The
+pacer adds 6 µs, and about 20 more where each call has to wait for its turn, which no run does that is short of CPU; work
+list, journal and tables add 29 (`benchmarks/image_cost.py`). The call takes 55 to 65 (`benchmarks/client_cost.py`).
+Images have no task of their own; an outcome is an object until it is journalled, some 2,000 a shard, and then columns.
 """
 
 from __future__ import annotations
