@@ -5,11 +5,9 @@ bounded queue, and the sink says when it is behind, so memory doesn't grow with 
 errors to themselves: the first one drains the engine (calls in flight end, their outcomes are kept), and `run` raises
 it at the end.
 
-What one image costs, in CPU time on one core (CPython 3.11, x86-64, November 2026): here 15 µs, most of it for three
-turns of the event loop: a caller is handed the image, its answer comes, the feeder hears that the caller is free. The
-pacer adds 6 µs, and about 20 more where each call has to wait for its turn, which no run does that is short of CPU; work
-list, journal and tables add 29 (`benchmarks/image_cost.py`). The call takes 55 to 65 (`benchmarks/client_cost.py`).
-Images have no task of their own; an outcome is an object until it is journalled, some 2,000 a shard, and then columns.
+An image costs 16 µs of CPU here, 7 in the pacer and 70 more where it waits for its turn alone (at 500 a second), 28 for
+work list, journal and tables (`benchmarks/image_cost.py`; x86-64, CPython 3.11), and 55 to 65 for the call
+(`benchmarks/client_cost.py`). It has no task of its own; its outcome is an object until it is journalled as columns.
 """
 
 from __future__ import annotations

@@ -42,7 +42,15 @@ def times(pacer: AdaptivePacer, calls: int, *, start_s: float = 0.0, busy_s: flo
     return run_virtual(main, start_s=start_s)
 
 
-@pytest.mark.parametrize("rate_tps", [0.2, 3.0, 50.0, 400.0])
+@pytest.mark.parametrize("rate_tps", [400.0, 3000.0])
+def test_at_high_rates_the_calls_of_some_milliseconds_go_out_together(rate_tps: float) -> None:
+    found = times(AdaptivePacer(FixedRate(rate_tps)), 3001, start_s=1000)
+    settled = found[1000:]
+    assert (len(settled) - 1) / (settled[-1] - settled[0]) == pytest.approx(rate_tps, rel=0.01)
+    assert max(later - earlier for earlier, later in pairwise(settled)) < 0.0075
+
+
+@pytest.mark.parametrize("rate_tps", [0.2, 3.0, 50.0, 150.0])
 def test_calls_are_spaced_evenly_at_the_rate(rate_tps: float) -> None:
     found = times(AdaptivePacer(FixedRate(rate_tps)), 101, start_s=1000)[20:]  # after the start's catching up
     gaps = [later - earlier for earlier, later in pairwise(found)]
