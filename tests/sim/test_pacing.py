@@ -134,17 +134,17 @@ def test_s3s_download_limit_slows_calls_while_it_lasts_and_is_not_learned_as_the
     bucket = Bucket(8)
 
     def slow_s3(_image: ImageRef, _call: int, now: float) -> CallError | None:
-        if 60 <= now < 130 and not bucket.takes(now):
+        if 120 <= now < 240 and not bucket.takes(now):
             return refused("S3 download limit exceeded")
         return None
 
     pacer = AdaptivePacer(RateController())
     service = Service(tps=lambda _: 20.0, fault=slow_s3)
-    run = Run(service, max_in_flight=256, pacer=pacer).over(map(image, range(3000)))
-    run.assert_each_once(3000)
-    assert calls_a_second(run, 45, 60) == pytest.approx(20, rel=0.05)
-    assert calls_a_second(run, 80, 130) == pytest.approx(8, rel=0.1)
-    assert calls_a_second(run, 150, 180) == pytest.approx(20, rel=0.05)
+    run = Run(service, max_in_flight=256, pacer=pacer).over(map(image, range(6000)))
+    run.assert_each_once(6000)
+    assert calls_a_second(run, 100, 120) == pytest.approx(20, rel=0.05)
+    assert calls_a_second(run, 150, 240) == pytest.approx(8, rel=0.1)
+    assert calls_a_second(run, 260, 300) == pytest.approx(20, rel=0.05)
     assert pacer.learned_tps == pytest.approx(20, rel=0.05)
     assert run.progress.throttled < 0.02 * run.progress.calls
 
