@@ -19,8 +19,11 @@ SILENCE = ConnectTimeoutError(endpoint_url="http://s3")
 
 
 class FakeBody:
+    def __init__(self, data: bytes = b"x" * 10) -> None:
+        self._data = data
+
     async def read(self, size: int) -> bytes:
-        return b"x" * min(size, 10)
+        return self._data[:size]
 
 
 class FakeS3:
@@ -40,6 +43,27 @@ class FakeS3:
     async def s3(self, *, region: str | None = None) -> AsyncIterator[FakeS3]:
         assert region == "us-east-1"
         yield self
+
+
+class RegionalS3:
+    """Answers with the region that is asked, and the key."""
+
+    def __init__(self) -> None:
+        self.regions: list[str] = []
+
+    @asynccontextmanager
+    async def s3(self, *, region: str) -> AsyncIterator[RegionalClient]:
+        self.regions.append(region)
+        yield RegionalClient(region)
+
+
+class RegionalClient:
+    def __init__(self, region: str) -> None:
+        self._region = region
+
+    async def get_object(self, *, Bucket: str, Key: str, Range: str) -> dict[str, Any]:  # noqa: N803 -- boto's names
+        assert (Bucket, Range) == ("b", "bytes=0-65535")
+        return {"Body": FakeBody(f"{self._region} {Key}".encode())}
 
 
 def s3_error(code: str) -> ClientError:
@@ -104,6 +128,21 @@ def test_files_are_read_where_they_lie(tmp_path: Path) -> None:
     assert [each.head for each in found] == [b"abc", b""]
     assert refusals(found) == {"NoSuchFile": 1}
     refuse_unreadable(found)
+
+
+def test_each_image_is_read_in_its_buckets_own_region(tmp_path: Path) -> None:
+    local = tmp_path / "x.png"
+    local.write_bytes(b"here")
+    images = [
+        image("1"),
+        image("2", region="eu-west-1"),
+        ImageRef(uri=str(local), bucket="", key=str(local)),
+        image("3", region="eu-west-1"),
+    ]
+    aws = RegionalS3()
+    found = anyio.run(lambda: look_at(cast("Aws", aws), images, region="us-east-1"))
+    assert [each.head for each in found] == [b"us-east-1 1", b"eu-west-1 2", b"here", b"eu-west-1 3"]
+    assert aws.regions == ["eu-west-1", "us-east-1"]
 
 
 def test_only_a_whole_sample_is_a_reason_to_refuse() -> None:
