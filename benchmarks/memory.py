@@ -38,6 +38,7 @@ from batchcl.scoring.score import conduct, find
 from batchcl.scoring.stopper import Stopper
 from batchcl.sources.base import PAGE, Checked, Position
 from batchcl.sources.filters import Filters
+from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Selection
 
 MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
@@ -49,7 +50,7 @@ class StubSource:
     """So many local images that have a name, a size and a time, but no file."""
 
     description = "stub"
-    repeated = 0
+    repeats = NO_NAMES
     exhaustive = False
 
     def __init__(self, images: int) -> None:

@@ -42,6 +42,7 @@ from batchcl.scoring.score import conduct, find
 from batchcl.scoring.stopper import Stopper
 from batchcl.sources.base import Checked, Position
 from batchcl.sources.filters import Filters
+from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Selection
 from sim.service import Service
 from virtual import run_virtual
@@ -286,7 +287,7 @@ class HouseSource:
     """A list in pages, each under the session's trouble."""
 
     description = "the house's images"
-    repeated = 0
+    repeats = NO_NAMES
     exhaustive = False
 
     def __init__(self, images: Sequence[ImageRef], trouble: Trouble, *, page: int) -> None:

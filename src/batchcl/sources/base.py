@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from batchcl.errors import SourceError
 from batchcl.images import WEB, ImageRef
+from batchcl.sources.repeats import HashSet
 
 __all__ = [
     "PAGE",
@@ -20,6 +21,7 @@ __all__ = [
     "Position",
     "Source",
     "local_image",
+    "name_of",
     "parse_s3_uri",
     "referred_image",
     "s3_image",
@@ -98,7 +100,7 @@ class Source(Protocol):
     def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """The images in pages of about a thousand, from behind `after`; memory stays that of a page.
 
-        No image comes twice within a source.
+        An image comes as often as the source names it, which is once where it isn't among `repeats`.
         """
         ...
 
@@ -118,9 +120,14 @@ class Source(Protocol):
         ...
 
     @property
-    def repeated(self) -> int:
-        """Images that the source names more than once, beyond the first time; known after `check`."""
+    def repeats(self) -> HashSet:
+        """The images that come more than once, by `name_of`, and perhaps some that don't; known after `check`."""
         ...
+
+
+def name_of(image: ImageRef) -> str:
+    """What makes an image the same image within a source."""
+    return image.uri if image.version_id is None else f"{image.uri}\0{image.version_id}"
 
 
 def parse_s3_uri(uri: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import anyio.to_thread
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import PAGE, Checked, Position, local_image
+from batchcl.sources.repeats import NO_NAMES
 
 __all__ = ["DirectorySource"]
 
@@ -23,6 +24,7 @@ class DirectorySource:
     (the output root, when it lies inside) don't belong to the source.
     """
 
+    repeats = NO_NAMES
     exhaustive = False
     """Links to directories are passed over, and so is the output root."""
 
@@ -49,11 +51,6 @@ class DirectorySource:
         """Whether their paths lie below; that the walk passes over some of those does no harm."""
         root = os.fspath(self._root).rstrip("/") + "/"
         return [image.local and image.key.startswith(root) for image in images]
-
-    @property
-    def repeated(self) -> int:
-        """A directory has each path once."""
-        return 0
 
     def _is_left_out(self, folder: Path) -> bool:
         """Whether `folder` is the output root, by whichever name."""

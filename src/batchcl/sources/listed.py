@@ -20,8 +20,8 @@ import polars as pl
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.runs.together import together
-from batchcl.sources.base import PAGE, BadLine, Checked, Position
-from batchcl.sources.repeats import HashLog, HashSet, digest
+from batchcl.sources.base import PAGE, BadLine, Checked, Position, name_of
+from batchcl.sources.repeats import NO_NAMES, HashLog, HashSet
 
 __all__ = ["Chunk", "FrameChunk", "ImageChunk", "ListSource", "Part"]
 
@@ -177,8 +177,8 @@ class _Facts:
 class ListSource:
     """The images that list files name, file by file.
 
-    A bad line refuses the source, or is left out and reported with `skip_bad_lines`. An image that comes again is left
-    out and counted. Memory is that of a chunk for each file that is read at once, however long the list.
+    A bad line refuses the source, or is left out and reported with `skip_bad_lines`. Memory is that of a chunk for each
+    file that is read at once, however long the list.
     """
 
     exhaustive = False
@@ -188,9 +188,8 @@ class ListSource:
         self._parts = parts
         self._skip_bad_lines = skip_bad_lines
         self._facts: list[_Facts | None] = [None] * len(parts)
-        self._candidates = HashSet(pl.Series(dtype=pl.UInt64))
+        self.repeats = NO_NAMES
         self._names: HashSet | None = None
-        self.repeated = 0
 
     async def check(self) -> Checked:
         """Read the whole list once, several files at a time; raises `SourceError` for a bad line to be mended.
@@ -206,15 +205,13 @@ class ListSource:
         facts = await together(look, range(len(self._parts)), at_once=workers)
         self._facts[:] = facts
         try:
-            self._candidates = await anyio.to_thread.run_sync(log.candidates)
+            self.repeats = await anyio.to_thread.run_sync(log.repeats)
         except SourceError as error:
             raise SourceError(f"{self.description}: {error}") from error
-        if self._candidates:
-            self.repeated = await anyio.to_thread.run_sync(self._count_repeated)
         return self._checked(facts)
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
-        """The images in pages; bad lines and repeated images are left out, having been counted by `check`."""
+        """The images in pages; bad lines are left out, having been counted by `check`."""
         pages = self._pages(0 if after is None else after.count)
         while page := await anyio.to_thread.run_sync(lambda: next(pages, None)):
             yield page
@@ -273,66 +270,25 @@ class ListSource:
             left_out=dict(left_out),
         )
 
-    def _count_repeated(self) -> int:
-        """How many candidates have been there before. Reads the list once more."""
-        seen: set[bytes] = set()
-        count = 0
-        for part in self._parts:
-            for chunk in part.chunks():
-                count += len(self._repeated_in(chunk, seen))
-        return count
-
     def _pages(self, skip: int) -> Iterator[list[ImageRef]]:
         """Pages of the images behind the first `skip`; files that lie before it whole are not opened."""
-        due = None if None in self._facts else sum(facts.images for facts in self._facts if facts) - self.repeated
+        due = None if None in self._facts else sum(facts.images for facts in self._facts if facts)
+        count = skip
         for page in self._pages_read(skip):
-            skip += len(page)
+            count += len(page)
             yield page
-        if due is not None and skip != due:
+        if due is not None and count != due:
             raise SourceError(
-                f"{self.description} has changed while it was read: it named {due:,} images and has {skip:,} now; "
+                f"{self.description} has changed while it was read: it named {due:,} images and has {count:,} now; "
                 "leave it alone during a run, and begin another one"
             )
 
     def _pages_read(self, skip: int) -> Iterator[list[ImageRef]]:
-        seen: set[bytes] = set()
         for part, facts in zip(self._parts, self._facts, strict=True):
-            if facts is not None and not self._candidates and skip >= facts.images:
+            if facts is not None and skip >= facts.images:
                 skip -= facts.images
                 continue
             for chunk in part.chunks():
-                repeated = self._repeated_in(chunk, seen)
-                if skip >= len(chunk) - len(repeated):
-                    skip -= len(chunk) - len(repeated)
-                    continue
-                for begin in range(0, len(chunk), PAGE):
-                    end = min(begin + PAGE, len(chunk))
-                    if repeated and repeated.issuperset(range(begin, end)):
-                        continue
-                    images = chunk.images(begin, end)
-                    if repeated:
-                        images = [image for at, image in enumerate(images, begin) if at not in repeated]
-                    if images[skip:]:
-                        yield images[skip:]
-                    skip = max(skip - len(images), 0)
-
-    def _repeated_in(self, chunk: Chunk, seen: set[bytes]) -> set[int]:
-        """Positions of images that came before, in this chunk or an earlier one."""
-        if not self._candidates:
-            return set()
-        names = chunk.names()
-        places = pl.Series(self._candidates.among(names), dtype=pl.UInt32)
-        found = names.gather(places)
-        is_first = found.is_first_distinct()
-        repeated = set(places.filter(~is_first).to_list())
-        for place, name in zip(places.filter(is_first), found.filter(is_first), strict=True):
-            before = len(seen)
-            seen.add(digest(name))
-            if len(seen) == before:
-                repeated.add(place)
-        return repeated
-
-
-def name_of(image: ImageRef) -> str:
-    """What makes an image the same image."""
-    return image.uri if image.version_id is None else f"{image.uri}\0{image.version_id}"
+                for begin in range(min(skip, len(chunk)), len(chunk), PAGE):
+                    yield chunk.images(begin, min(begin + PAGE, len(chunk)))
+                skip = max(skip - len(chunk), 0)

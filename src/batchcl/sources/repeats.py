@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from batchcl.errors import SourceError
 
-__all__ = ["MAX_REPEATED", "HashLog", "HashSet", "Seen", "digest"]
+__all__ = ["MAX_REPEATED", "NO_NAMES", "HashLog", "HashSet", "Seen", "digest"]
 
 MAX_REPEATED: Final = 2_000_000
 """Different images that a list may name more than once: each costs a hundred bytes while the list is read."""
@@ -63,6 +63,10 @@ class HashSet:
         return (self._hashes.gather(at) == hashes).arg_true().to_list()
 
 
+NO_NAMES: Final = HashSet(pl.Series(dtype=pl.UInt64))
+"""Of a source that names nothing twice."""
+
+
 class HashLog:
     """Collects names, in any order and from several threads, and tells which come more than once."""
 
@@ -83,7 +87,7 @@ class HashLog:
             if self._waiting_count >= self._block:
                 self._spill()
 
-    def candidates(self) -> HashSet:
+    def repeats(self) -> HashSet:
         """What was added more than once, and the end of the log. Raises `SourceError` where it is too much. Blocks."""
         with self._lock:
             if self._file is None:

@@ -15,6 +15,7 @@ from batchcl.errors import BatchclError, SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position
 from batchcl.sources.key_ranges import KeyRanges
+from batchcl.sources.repeats import NO_NAMES
 
 __all__ = ["S3PrefixSource", "read_in_order"]
 
@@ -39,6 +40,7 @@ class S3PrefixSource:
     """
 
     exhaustive = True
+    repeats = NO_NAMES
 
     def __init__(self, uri: str, aws: Aws, *, region: str, transport: Transport = Transport.WIRE) -> None:
         self.description = uri
@@ -58,11 +60,6 @@ class S3PrefixSource:
     async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
         """Whether they have the prefix."""
         return [image.bucket == self._bucket and image.key.startswith(self._prefix) for image in images]
-
-    @property
-    def repeated(self) -> int:
-        """A bucket lists each key once."""
-        return 0
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """The objects in pages of at most a thousand; raises `RefusedError` or `SourceError` as the bucket has it."""

@@ -17,7 +17,7 @@ import polars as pl
 
 from batchcl.errors import UsageError
 from batchcl.images import ImageRef
-from batchcl.sources.listed import name_of
+from batchcl.sources.base import name_of
 
 __all__ = ["ALL_RANKS", "Sample", "SmallestRanks"]
 

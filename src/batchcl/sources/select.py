@@ -25,7 +25,7 @@ class Bookmark:
         source: number of the source, from 0.
         position: of the last image in it.
         taken: images that passed the filters so far.
-        repeated: images left out so far because an earlier source has brought them.
+        repeated: images left out so far because they were taken already.
         known: images left out so far because their version has a result.
         filtered: images left out so far by the filters: the filter's name → how many.
         cut: the largest rank of the sample, which was found before the first image; None without a sample.
@@ -90,8 +90,8 @@ class _Part:
 class Selection:
     """The images of several sources that pass the filters, one source after the other.
 
-    An image that an earlier source has brought already is left out and counted in `repeated`. `elsewhere` are the
-    buckets in other regions than the model's, with their region, which their images are told.
+    An image that was taken already, of the same source or an earlier one, is left out and counted in `repeated`.
+    `elsewhere` are the buckets in other regions than the model's, with their region, which their images are told.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Selection:
     @property
     def repeated(self) -> int:
         """Images named more than once so far, beyond the first time."""
-        return self._repeated + sum(source.repeated for source in self._sources)
+        return self._repeated
 
     async def pages(
         self, after: Bookmark | None = None, *, earlier: Earlier | None = None
@@ -126,7 +126,7 @@ class Selection:
 
         Args:
             after: a bookmark of an earlier reading of the same sources.
-            earlier: the images up to there, which are needed where there are several sources.
+            earlier: the images up to there, which are needed where some may come again.
         """
         cut = await self._cut() if after is None else after.cut
         async with aclosing(self._parts(after, earlier, cut=cut, limit=self._limit)) as parts:
@@ -169,7 +169,7 @@ class Selection:
     ) -> AsyncGenerator[_Part, None]:
         self._overlap = Overlap(self._sources)
         if after is not None and self._overlap.possible:
-            assert earlier is not None, "several sources go on by what was taken of them"
+            assert earlier is not None, "images may come again that were taken"
             await self._overlap.restore(after.source, earlier)
         taken = 0 if after is None else after.taken
         self._repeated = 0 if after is None else after.repeated

@@ -8,6 +8,7 @@ import anyio.to_thread
 
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position, local_image, s3_image
+from batchcl.sources.repeats import NO_NAMES
 
 __all__ = ["ImageSource"]
 
@@ -16,6 +17,7 @@ class ImageSource:
     """One image, named by itself."""
 
     exhaustive = False
+    repeats = NO_NAMES
 
     def __init__(self, name: str) -> None:
         self.description = name
@@ -36,8 +38,3 @@ class ImageSource:
 
     def _image(self) -> ImageRef:
         return s3_image(self.description) if self.description.startswith("s3://") else local_image(self.description)
-
-    @property
-    def repeated(self) -> int:
-        """One image is named once."""
-        return 0

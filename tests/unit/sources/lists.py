@@ -6,7 +6,7 @@ import csv
 import gzip
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -20,8 +20,10 @@ from pyarrow import orc
 
 from batchcl.aws.session import Aws
 from batchcl.images import ImageRef
-from batchcl.sources.base import Checked, Position, Source
+from batchcl.sources.base import Checked, Source
+from batchcl.sources.filters import Filters
 from batchcl.sources.recognise import ListOptions, SourceKind, open_sources
+from batchcl.sources.select import Selection
 
 BUCKET = "acme-photos"
 
@@ -60,11 +62,11 @@ class Read(NamedTuple):
 
     images: list[ImageRef]
     checked: Checked
-    source: Source
+    repeated: int
 
 
-def read(*names: str | Path, aws: object = None, after: Position | None = None, **options: Any) -> Read:
-    """All images of one source, checked first."""
+def read(*names: str | Path, aws: object = None, behind: int = 0, **options: Any) -> Read:
+    """The images of one source behind the first so many, where it was cut and is taken up again; checked first."""
     if options.get("kind") is not None:
         options["kind"] = SourceKind(options["kind"])
 
@@ -77,13 +79,25 @@ def read(*names: str | Path, aws: object = None, after: Position | None = None, 
                 region="us-east-1",
                 options=ListOptions(**options),
             )
-            images: list[ImageRef] = []
-            for source in sources:
-                checked = await source.check()
-                images += [image async for page in source.pages(after) for image in page]
-            return Read(images, checked, source)
+            (checked,) = [await source.check() for source in sources]
+            images, repeated = await selected(sources[0], behind=behind)
+            return Read(images, checked, repeated)
 
     return anyio.run(main)
+
+
+async def selected(source: Source, *, behind: int = 0) -> tuple[list[ImageRef], int]:
+    """(each image of `source` once, behind the first so many; how many were repeated in all)."""
+    selection = Selection([source], Filters())
+    if not behind:
+        return [image async for page in selection.images() for image in page], selection.repeated
+    before = [one async for page in selection.pages() for one in page][:behind]
+
+    async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
+        yield 0, [one.image for one in before]
+
+    rest = selection.pages(before[-1].bookmark, earlier=earlier())
+    return [one.image async for page in rest for one in page], selection.repeated
 
 
 def keys(*names: str | Path, **options: Any) -> list[str]:

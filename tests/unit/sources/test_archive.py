@@ -18,7 +18,6 @@ from batchcl.errors import CallError, ImageError, SourceError
 from batchcl.images import ImageRef, unfit
 from batchcl.reading.readers import open_reader
 from batchcl.runs.image_table import ImageRows, image_table
-from batchcl.sources.base import Position
 from servers import REGION, aws_env, client, make_bucket
 from unit.sources.lists import read
 
@@ -85,7 +84,7 @@ def test_reading_goes_on_behind_any_image(tmp_path: Path) -> None:
     whole = read(f"{tmp_path}/*.tar*")
     assert len(whole.images) == 2 * len(FILES)
     for count in range(len(whole.images) + 1):
-        rest = read(f"{tmp_path}/*.tar*", after=Position(count, whole.images[count - 1].key))
+        rest = read(f"{tmp_path}/*.tar*", behind=count)
         assert rest.images == whole.images[count:]
         assert rest.checked.digest == whole.checked.digest
 
@@ -100,7 +99,7 @@ def test_what_is_no_file_is_counted_and_a_name_that_comes_again_counts_once(tmp_
     assert [image.key.rpartition("#")[2] for image in found.images] == ["a.png", "b.png"]
     assert bytes_of(found.images) == [b"first", b"b"]
     assert found.checked.left_out == {"links": 2, "devices and pipes": 1}
-    assert (found.checked.lines, found.source.repeated) == (6, 1)
+    assert (found.checked.lines, found.repeated) == (6, 1)
 
 
 def test_a_member_is_judged_by_its_own_name_and_the_limit_of_bytes(tmp_path: Path) -> None:

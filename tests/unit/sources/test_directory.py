@@ -157,4 +157,3 @@ def test_it_may_name_what_lies_below_and_nothing_else(tmp_path: Path) -> None:
         assert anyio.run(source.may_name, [local_image(str(tmp_path / name))]) == [expected], name
     assert anyio.run(source.may_name, [ImageRef(uri="s3://b/k", bucket="b", key=f"{tmp_path}/in/a.png")]) == [False]
     assert anyio.run(DirectorySource("/").may_name, [local_image("/a.png")]) == [True]
-    assert source.repeated == 0

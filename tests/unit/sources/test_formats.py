@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
-from batchcl.sources.base import Position
 from batchcl.sources.recognise import open_sources
 from unit.sources.lists import BUCKET, FORMATS, HARD_KEYS, VARIANTS, columns, csv_text, keys, read
 
@@ -55,9 +54,9 @@ def test_any_keys_that_are_written_by_the_rule_are_read_back_each_once(name: str
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "list"
         options = ALL[name](path, wanted)
-        images, _, source = read(path, **options)
+        images, _, repeated = read(path, **options)
         assert sorted(image.key for image in images) == sorted(set(wanted))
-        assert source.repeated == len(wanted) - len(set(wanted))
+        assert repeated == len(wanted) - len(set(wanted))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -67,7 +66,7 @@ def test_reading_goes_on_behind_any_image(name: str, tmp_path: Path) -> None:
     images = read(path, **options).images
     assert len(images) == 5
     for count in range(6):
-        assert read(path, after=Position(count, ""), **options).images == images[count:]
+        assert read(path, behind=count, **options).images == images[count:]
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in COMPRESSED_INSIDE])
@@ -100,8 +99,8 @@ def test_a_glob_is_one_list_of_many_files_each_recognised_by_itself(tmp_path: Pa
     (tmp_path / "3.other").write_bytes(b"s3://b/9\n")
     found = read(tmp_path / "*.list")
     assert [image.key for image in found.images] == ["1", "2", "3"]
-    assert (found.source.repeated, found.checked.lines) == (1, 4)
-    assert keys(tmp_path / "*.list", after=Position(2, "")) == ["3"]
+    assert (found.repeated, found.checked.lines) == (1, 4)
+    assert keys(tmp_path / "*.list", behind=2) == ["3"]
     (tmp_path / "2.list").write_bytes(b"s3://b/3\nhttp://x\n")
     with pytest.raises(SourceError, match=r"2\.list line 2: 'http://x' is neither"):
         read(tmp_path / "*.list")
@@ -232,7 +231,7 @@ def test_long_tables_go_on_at_any_row(repeated: int, tmp_path: Path) -> None:
     uris = [f"s3://b/{number}" for number in range(2500)]
     pq.write_table(pa.table({"uri": uris[:2000] + uris[:repeated] + uris[2000:]}), tmp_path / "list")
     for count in (0, 1, 999, 1000, 1001, 2000, 2499, 2500):
-        assert [image.uri for image in read(tmp_path / "list", after=Position(count, "")).images] == uris[count:]
+        assert [image.uri for image in read(tmp_path / "list", behind=count).images] == uris[count:]
 
 
 def test_typed_columns_tell_of_the_image_and_binary_ones_stay_behind(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ before, said = peak(), []
 for name in sys.argv[3:]:
     try:
         found = read(name, kind=kinds.get(name.rpartition(".")[2]))
-        said.append(f"{len(found.images)} images, {found.source.repeated} repeated")
+        said.append(f"{len(found.images)} images, {found.repeated} repeated")
     except SourceError as error:
         said.append(str(error))
 print(json.dumps({"grown_mb": peak() - before, "said": said}))
@@ -212,9 +212,7 @@ def test_whatever_a_list_holds_it_is_read_or_refused_in_a_sentence(
             return
         if found.checked.lines is not None:
             left_out = sum(found.checked.left_out.values())
-            assert found.checked.lines == (
-                len(found.images) + found.source.repeated + found.checked.bad_count + left_out
-            )
+            assert found.checked.lines == (len(found.images) + found.repeated + found.checked.bad_count + left_out)
 
 
 @settings(max_examples=25, deadline=None)
@@ -232,4 +230,4 @@ def test_whatever_an_inventory_s_data_file_holds_it_is_read_or_refused(kind: str
             found = read(manifest, skip_bad_lines=skip)
         except SourceError:
             return
-        assert found.checked.lines == len(found.images) + found.source.repeated + found.checked.bad_count
+        assert found.checked.lines == len(found.images) + found.repeated + found.checked.bad_count

@@ -20,7 +20,7 @@ KINDS = ["CSV", "Parquet", "ORC"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_an_inventory_tells_of_an_object_is_kept(kind: str, tmp_path: Path) -> None:
     rows = [row("a.jpg", VersionId="v1", ETag='"e1"'), row("b.jpg", VersionId="null"), row("c.jpg", Size=0)]
-    images, checked, source = read(inventory(tmp_path, rows, kind, files=1))
+    images, checked, repeated = read(inventory(tmp_path, rows, kind, files=1))
     assert [(image.key, image.version_id, image.size_bytes) for image in images] == [
         ("a.jpg", "v1", 1234),
         ("b.jpg", None, 1234),
@@ -28,7 +28,7 @@ def test_what_an_inventory_tells_of_an_object_is_kept(kind: str, tmp_path: Path)
     ]
     assert images[0].etag == "e1"
     assert {image.last_modified for image in images} == {dt.datetime(2026, 11, 1, 2, 3, 4, tzinfo=dt.UTC)}
-    assert (checked.lines, source.repeated, checked.left_out) == (3, 0, {})
+    assert (checked.lines, repeated, checked.left_out) == (3, 0, {})
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,7 @@ import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, SourceError
 from batchcl.images import ImageRef
-from batchcl.sources.base import BadLine, Checked, Position, s3_image
+from batchcl.sources.base import BadLine, Checked, s3_image
 from batchcl.sources.files import fetch as fetch_text
 from batchcl.sources.files import spool_stdin
 from batchcl.sources.key_list import parse_key_line
 from batchcl.sources.lines import MAX_LINE_BYTES, LinePart
 from batchcl.sources.listed import ListSource
+from unit.sources.lists import selected
 
 NAMES = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), min_size=1)
 
@@ -38,11 +40,8 @@ def checked(lines: ListSource) -> Checked:
     return anyio.run(lines.check)
 
 
-def keys(lines: ListSource, after: Position | None = None) -> list[str]:
-    async def main() -> list[str]:
-        return [image.key async for page in lines.pages(after) for image in page]
-
-    return anyio.run(main)
+def keys(lines: ListSource, *, behind: int = 0) -> list[str]:
+    return [image.key for image in anyio.run(partial(selected, lines, behind=behind))[0]]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_the_longest_line_is_whole(tmp_path: Path, more: int, bad: int, end: byt
 def test_an_image_that_a_list_names_twice_comes_once_at_its_first_place(tmp_path: Path) -> None:
     lines = source(tmp_path, b"s3://b/2\ns3://b/1\ns3://b/2\ns3://b/3\ns3://b/2\ns3://b/1\n")
     checked(lines)
-    assert lines.repeated == 3
+    assert anyio.run(selected, lines)[1] == 3
     assert keys(lines) == ["2", "1", "3"]
     assert keys(lines) == ["2", "1", "3"]
 
@@ -137,7 +136,7 @@ def test_reading_goes_on_by_the_count_of_images(tmp_path: Path) -> None:
     lines = source(tmp_path, data, skip_bad_lines=True)
     checked(lines)
     for count in range(4):
-        assert keys(lines, Position(count, "")) == ["1", "2", "3"][count:]
+        assert keys(lines, behind=count) == ["1", "2", "3"][count:]
 
 
 def test_a_list_may_name_what_it_names_in_any_version(tmp_path: Path) -> None:
@@ -179,7 +178,7 @@ def test_any_list_of_keys_is_read_back_each_key_once(names: list[str]) -> None:
         lines = source(Path(folder), "".join(f"s3://b/{name}\n" for name in names).encode())
         checked(lines)
         assert keys(lines) == list(dict.fromkeys(names))
-        assert lines.repeated == len(names) - len(set(names))
+        assert anyio.run(selected, lines)[1] == len(names) - len(set(names))
 
 
 def test_standard_input_is_kept_to_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from batchcl.scoring.outcome import Label, Scored
 from batchcl.sources.outcomes import open_outcomes
 from batchcl.sources.where import Condition
 from unit.analysis.conftest import NOON, Root, failed, scored
-from unit.sources.lists import HARD_KEYS
+from unit.sources.lists import HARD_KEYS, selected
 
 CAT, DOG, UNSURE = Label("cat", 95), Label("dog", 80, (0, 0, 0.5, 0.5)), Label("cat", 40)
 
@@ -27,10 +27,10 @@ def read(root: object, where: str | None = None, *, run: str | None = None) -> t
         condition = None if where is None else Condition(where)
         source = await open_outcomes(str(root), aws=Aws(), where=condition, leave_out_run=run)
         checked = await source.check()
-        images = [image async for page in source.pages() for image in page]
+        images, repeated = await selected(source)
         passed_over = sum(checked.left_out.values())
-        assert checked.lines == len(images) + passed_over + source.repeated
-        return images, passed_over, source.repeated
+        assert checked.lines == len(images) + passed_over + repeated
+        return images, passed_over, repeated
 
     return anyio.run(main)
 

@@ -21,7 +21,7 @@ from batchcl.sources.base import Checked, Position, Source
 from batchcl.sources.filters import Filters
 from batchcl.sources.overlap import Overlap
 from batchcl.sources.recognise import ListOptions, SourceKind, open_sources
-from batchcl.sources.repeats import Seen
+from batchcl.sources.repeats import NO_NAMES, Seen
 from batchcl.sources.select import Bookmark, Selection
 from servers import aws_env, client, make_bucket
 from unit.sources.lists import BUCKET, FORMATS
@@ -37,7 +37,7 @@ class Named:
     """A source of these images; an exhaustive one may name all that start with `prefix`."""
 
     description = "named"
-    repeated = 0
+    repeats = NO_NAMES
 
     def __init__(self, images: Sequence[ImageRef], *, prefix: str | None = None) -> None:
         self.images = images

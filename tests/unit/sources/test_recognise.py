@@ -226,4 +226,3 @@ def test_an_image_names_itself_alone(tmp_path: Path) -> None:
     (source,) = opened(name)
     (image,) = read(name)
     assert anyio.run(source.may_name, [image, ImageRef(uri="x", bucket="", key=name + "x")]) == [True, False]
-    assert source.repeated == 0

@@ -32,7 +32,7 @@ def test_what_comes_twice_is_found_in_memory_and_on_disk(batches: list[list[str]
         log = HashLog(block=size)
         for batch in batches:
             log.add(series(batch))
-        candidates = log.candidates()
+        candidates = log.repeats()
         assert found(candidates, [*every, "never added"]) == wanted
         assert bool(candidates) == bool(wanted)
 
@@ -43,7 +43,7 @@ def test_threads_may_add_at_once() -> None:
     batches = [names[at : at + 50] for at in range(0, 4000, 50)] + [names[:10]]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda batch: log.add(series(batch)), batches))
-    assert found(log.candidates(), names) == set(names[:10])
+    assert found(log.repeats(), names) == set(names[:10])
 
 
 @pytest.mark.parametrize("block", [7, 1_000_000])
@@ -55,9 +55,9 @@ def test_too_many_repeated_names_are_refused(block: int, monkeypatch: pytest.Mon
             log.add(series([str(number) for number in range(count)]))
         if refused:
             with pytest.raises(SourceError, match="more than 10 images are named more than once"):
-                log.candidates()
+                log.repeats()
         else:
-            assert log.candidates()
+            assert log.repeats()
 
 
 @settings(deadline=None)

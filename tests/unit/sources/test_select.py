@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import anyio
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position, Source
 from batchcl.sources.filters import Filters
+from batchcl.sources.repeats import NO_NAMES, HashSet
 from batchcl.sources.select import Bookmark, Selected, Selection
 
 
@@ -22,7 +25,7 @@ class FakeSource:
 
     def __init__(self, keys: Sequence[str], *, page: int = 2, local: bool = False) -> None:
         self.description = "fake"
-        self.repeated = 0
+        self.repeats = NO_NAMES
         self.pages_read = 0
         self._page = page
         bucket = "" if local else "b"
@@ -135,9 +138,22 @@ def test_an_image_that_does_not_pass_the_filters_is_not_repeated() -> None:
 
 
 def test_images_that_a_source_itself_repeats_count_too() -> None:
-    source = FakeSource("ab")
-    source.repeated = 3
-    assert select([source])[1] == 3
+    source = FakeSource("abacab")
+    source.repeats = HashSet.of([pl.Series(["s3://b/a", "s3://b/b"])])
+    pages, repeated = select([source])
+    assert ([one.image.key for page in pages for one in page], repeated) == (["a", "b", "c"], 3)
+    for number, one in enumerate(found := [one for page in pages for one in page], 1):
+        rest, again = select([source], one.bookmark, [each.image for each in found[:number]])
+        assert ([other for page in rest for other in page], again) == (found[number:], 3)
+
+
+def test_of_two_rows_about_an_image_the_one_that_passes_the_filters_counts() -> None:
+    source = FakeSource("aba")
+    source.repeats = HashSet.of([pl.Series(["s3://b/a"])])
+    source.images = [replace(image, size_bytes=size) for image, size in zip(source.images, (None, 5, 7), strict=True)]
+    pages, repeated = select([source], min_size_bytes=1)
+    assert [(one.image.key, one.image.size_bytes) for page in pages for one in page] == [("b", 5), ("a", 7)]
+    assert repeated == 0
 
 
 @given(
