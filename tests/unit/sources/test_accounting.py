@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batchcl.errors import SourceError
@@ -56,3 +58,14 @@ def test_bad_lines_refuse_the_list_with_their_place(name: str, tmp_path: Path) -
     options = FORMATS[name](tmp_path / "list", NAMES)
     with pytest.raises(SourceError, match=r" line \d+: .*; mend the line, or leave such lines out with --skip-bad"):
         read(tmp_path / "list", **options)
+
+
+@pytest.mark.usefixtures("in_s3")
+def test_of_several_rows_about_an_image_any_that_passes_the_filters_brings_it(tmp_path: Path) -> None:
+    rows = {"a.jpg": (0.2, 0.9, 0.8), "b.jpg": (0.1, 0.3), "c.jpg": (0.7,)}
+    uris = [f"s3://{BUCKET}/{key}" for key, scores in rows.items() for _ in scores]
+    scores = [score for each in rows.values() for score in each]
+    pq.write_table(pa.table({"uri": uris, "score": scores}), tmp_path / "list.parquet")
+    job = Job(sources=(str(tmp_path / "list.parquet"),), model=MODEL, out=str(tmp_path / "out"), where="score > 0.5")
+    found = anyio.run(plan, job)
+    assert (found.lines, found.images, found.filtered, found.repeated) == (6, 2, 3, 1)
