@@ -84,7 +84,7 @@ def test_all_is_well_with_a_model_that_runs(server, seaweed, demo, pictures, tmp
     with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
         archive.add(min(demo.data.images.iterdir()), "a.png")
     packed = found(typed("doctor", "pictures.tar.gz", "--model", demo.arn))
-    assert packed["images"] == ("ok", "they lie in archives, which were read to list them")
+    assert packed["images"] == ("ok", "the image can be read and fit the service's limits")
     assert packed["call"][1].startswith("DetectCustomLabels answers: ")
     assert "pictures.tar.gz#a.png" in packed["call"][1]
     server.client().stop_project_version(ProjectVersionArn=demo.arn)

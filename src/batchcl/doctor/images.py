@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Final
@@ -59,8 +58,6 @@ async def check_images(case: Case) -> Answer:
     """A sample of the first images, from all over their page, read as far as their sizes in pixels."""
     fit = case.job.fit
     sample = sample_of(case.page, fit=fit)
-    if not sample and any(image.member is not None for image in case.page):
-        return Verdict.OK, "they lie in archives, which were read to list them"
     if not sample:
         why = Counter(reason.code for image in case.page if (reason := unfit(image, fit=fit)) is not None)
         return Verdict.WARN, f"none of the first {len(case.page):,} images costs a call: {_listed(why)}"
@@ -117,9 +114,7 @@ async def check_call(case: Case) -> Answer:
 
 def _to_try(case: Case) -> ImageRef | None:
     """An image that the service should take as it is."""
-    members = (image for image in case.page if image.member is not None and unfit(image) is None)
-    read = (each.image for each in case.looked if not each.code and unfit_head(each) is None)
-    return next(itertools.chain(read, members), None)
+    return next((each.image for each in case.looked if not each.code and unfit_head(each) is None), None)
 
 
 def unfit_head(looked: Looked) -> Unfit | None:
