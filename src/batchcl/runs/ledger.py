@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import anyio
 import pyarrow as pa
 
+from batchcl.bell import Bell
 from batchcl.errors import BatchclError
 from batchcl.runs.entries import ENTRIES, Entry, counts, entry_table, positions, replaced
 from batchcl.runs.image_table import ImageRows
@@ -98,22 +99,6 @@ class _Open:
         return not self.missing and not self.buffer and not self.staged
 
 
-class _Bell:
-    """Wakes who waits for it; rings that nobody waited for are forgotten."""
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-
-    def ring(self) -> None:
-        if self._event.statistics().tasks_waiting:
-            self._event.set()
-            self._event = anyio.Event()
-
-    async def wait(self, at_most_s: float = math.inf) -> None:
-        with anyio.move_on_after(at_most_s):
-            await self._event.wait()
-
-
 class Ledger:
     """The engine's source of batches and its sink. Raises `StoppedError` where another runner was faster."""
 
@@ -140,9 +125,9 @@ class Ledger:
         self._buffered = 0
         self._journalling = anyio.Lock()
         self._publishing = anyio.Lock()
-        self._recorded = _Bell()
-        self._journalled = _Bell()
-        self._published = _Bell()
+        self._recorded = Bell()
+        self._journalled = Bell()
+        self._published = Bell()
 
     async def batches(self) -> AsyncIterator[Batch]:
         """The images of each shard that are still to be called for."""
@@ -195,13 +180,13 @@ class Ledger:
 
     async def _keep_journal(self) -> None:
         while True:
-            await self._recorded.wait(_LOOK_EVERY_S)
+            await self._recorded.wait(at_most_s=_LOOK_EVERY_S)
             await self._flush(older_than=anyio.current_time() - SEGMENT_AGE_S)
 
     async def _keep_publishing(self) -> None:
         while True:
             await self._publish_complete()
-            await self._journalled.wait(_LOOK_EVERY_S)
+            await self._journalled.wait(at_most_s=_LOOK_EVERY_S)
 
     async def _flush(self, *, older_than: float) -> None:
         async with self._journalling:
