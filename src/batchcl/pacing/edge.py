@@ -9,7 +9,7 @@ the convex growth of CUBIC (RFC 9438).
 That holds for who is alone. One who is refused again and again before he has probed shares the limit with others, and
 then everybody's exact estimate would only keep the shares as they are. So for half a minute at a time the rate climbs
 and yields by AIMD (Chiu and Jain, 1989), small rates faster than large ones, which ends in equal shares. A rate that
-is refused all the time yields little: others who don't yield at all must not drive it away.
+is refused all the time yields little: others who don't yield at all must not drive it away altogether.
 """
 
 from __future__ import annotations
