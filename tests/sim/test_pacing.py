@@ -68,6 +68,12 @@ def test_two_runs_share_a_model(trace: str, later_s: float) -> None:
     assert mean(each.utilisation for each in shares) > 0.88
 
 
+def test_one_that_joins_a_fast_model_later_gets_its_share() -> None:
+    """Were it not for the yielding of who has much, it would get a twentieth for an hour."""
+    shares = [share(NAMED["constant 50"], seed, 1200, later_s=200) for seed in (3, 4)]
+    assert all(each.larger < 0.65 for each in shares)
+
+
 @pytest.mark.parametrize(
     ("tps", "learned_tps", "most_s"),
     [(50.0, None, 4), (14.0, None, 2), (50.0, 50.0, 1), (50.0, 25.0, 6), (14.0, 28.0, 1)],
