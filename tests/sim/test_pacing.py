@@ -112,6 +112,15 @@ def test_the_real_pacer_and_engine_use_it_too(name: str, tps: Callable[[float], 
     assert throttled < 0.02
 
 
+@pytest.mark.parametrize(("learned_tps", "most_s"), [(None, 5), (50.0, 1)])
+def test_the_real_engine_is_at_50_tps_within_seconds(learned_tps: float | None, most_s: int) -> None:
+    controller = RateController() if learned_tps is None else RateController(start_tps=learned_tps, learned=True)
+    service = Service(tps=lambda _: 50.0, latency_s=lambda rng: rng.lognormvariate(math.log(0.3), 0.4))
+    run = Run(service, max_in_flight=256, pacer=AdaptivePacer(controller)).over(map(image, range(800)))
+    run.assert_each_once(800)
+    assert calls_a_second(run, most_s, most_s + 5) > 0.95 * 50
+
+
 class Bucket:
     """So many calls a second, and one second's worth at once."""
 
