@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from pathlib import Path
+from unittest.mock import patch
 
 import anyio
 import pytest
@@ -16,7 +17,20 @@ from botocore.exceptions import BotoCoreError, ClientError
 from moto.server import ThreadedMotoServer
 
 from batchcl.demo import demo_data, demo_model
-from servers import KEY, SECRET, Demo, Ended, aws_env, client, free_ports, serving, start_model, wait_for
+from servers import (
+    KEY,
+    SECRET,
+    Demo,
+    Ended,
+    aws_env,
+    client,
+    free_ports,
+    run_process,
+    serving,
+    start_model,
+    wait_for,
+)
+from typed import typed
 
 
 @pytest.fixture(scope="session")
@@ -36,19 +50,25 @@ def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def cli(clean_env: dict[str, str]) -> Callable[..., Ended]:
-    """Run a command to its end."""
+    """Run a command to its end, in the test's own process unless it reads stdin: half of a process is its imports."""
 
     def run(*args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None) -> Ended:
-        done = subprocess.run(
-            [sys.executable, "-m", "batchcl", *map(str, args)],
-            env=clean_env | dict(env or {}),
-            input=stdin,
-            capture_output=True,
-            timeout=120,
-            check=False,
-            cwd=cwd,
-        )
-        return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+        environment = clean_env | dict(env or {})
+        if stdin:
+            return run_process(*args, env=environment, stdin=stdin, cwd=cwd)
+        with patch.dict(os.environ, environment, clear=True), chdir(cwd or Path.cwd()):
+            said = typed("", *args)
+        return Ended(said.code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def cli_process(clean_env: dict[str, str]) -> Callable[..., Ended]:
+    """Run a command to its end in a process of its own, as a shell does."""
+
+    def run(*args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None) -> Ended:
+        return run_process(*args, env=clean_env | dict(env or {}), stdin=stdin, cwd=cwd)
 
     return run
 

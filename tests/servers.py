@@ -39,6 +39,20 @@ class Ended:
         return json.loads(self.out)
 
 
+def run_process(*args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None) -> Ended:
+    """A command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "batchcl", *map(str, args)],
+        env=dict(env),
+        input=stdin,
+        capture_output=True,
+        timeout=120,
+        check=False,
+        cwd=cwd,
+    )
+    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
 @dataclass(frozen=True)
 class Demo:
     """A trained model and pictures that it hasn't seen."""

@@ -7,16 +7,16 @@ import shutil
 import batchcl
 
 
-def test_the_demo_scores_unseen_digits_well_and_shows_what_came_out(cli, demo, tmp_path):
+def test_the_demo_scores_unseen_digits_well_and_shows_what_came_out(cli_process, demo, tmp_path):
     directory = tmp_path / "demo"
     shutil.copytree(demo.state, directory / "emulator")  # trained already, as at the second `make demo`
-    done = cli("demo", directory)
+    done = cli_process("demo", directory)
     assert done.code == 0, done.err
     for heading in ("Labels", "top_label_accuracy", "surest label", "A few rows"):
         assert heading in done.out
     commands = [line.removeprefix("batchcl:   ") for line in done.err.splitlines() if "batchcl:   " in line][1:]
     assert [command.split()[1] for command in commands] == ["confidence", "query", "run"]
-    judged = cli("evaluate", directory / "out", "--truth", directory / "truth.manifest", "--json")
+    judged = cli_process("evaluate", directory / "out", "--truth", directory / "truth.manifest", "--json")
     assert judged.code == 0, judged.err
     assert judged.json["summary"]["images"] == 300
     assert judged.json["summary"]["missing"] == 0
@@ -33,11 +33,11 @@ def test_the_pictures_that_are_scored_were_not_learned_from(demo):
     assert not learned & scored
 
 
-def test_a_run_with_the_emulator_needs_no_model_no_credentials_and_no_network(cli, demo, tmp_path):
+def test_a_run_with_the_emulator_needs_no_model_no_credentials_and_no_network(cli_process, demo, tmp_path):
     state = tmp_path / "state"
     shutil.copytree(demo.state, state)
     job = ("run", demo.data.images, "--emulator", "--emulator-state", state, "--out", tmp_path / "out")
-    done = cli(*job, "--limit", 5, "--json")
+    done = cli_process(*job, "--limit", 5, "--json")
     assert done.code == 0, done.err
     assert done.json["scored"] == 5
     assert done.json["model"] == demo.arn

@@ -8,7 +8,6 @@ docs/analysis.md are run too. Every `batchcl …` in code anywhere must be a com
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -28,7 +27,6 @@ from batchcl.errors import ExitCode
 from batchcl.job import Job, load_job
 from batchcl.runs.schema import FAILURES, RESULTS
 from servers import aws_env, client, make_bucket
-from typed import typed
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -170,15 +168,10 @@ def aws(service, seaweed, demo) -> dict[str, str]:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if runnable(page) and page.name not in TYPED_ELSEWHERE], ids=lambda page: page.name
 )
-def test_console_commands_end_well(page, demo, place, aws, clean_env, monkeypatch):
-    for name in set(os.environ) - set(clean_env):
-        monkeypatch.delenv(name)
-    for name, value in (clean_env | aws).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(place)
+def test_console_commands_end_well(page, cli, demo, place, aws):
     for line in runnable(page):
         words = [word.replace("$ARN", demo.arn) for word in shlex.split(line, comments=True)]
-        done = typed("", *words)
+        done = cli(*words, env=aws, cwd=place)
         assert done.code == 0, f"batchcl {line}\n{done.err}"
         assert done.out or words[0] in {"run", "retry"}, line
 
