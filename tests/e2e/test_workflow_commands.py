@@ -85,7 +85,7 @@ def test_every_command_has_json_and_examples():
     top = typer.main.get_command(app)
     assert isinstance(top, TyperGroup)
     found = {name: command for name, command in leaves(top) if name.split()[0] in {"project", "dataset", "model"}}
-    assert len(found) == 24
+    assert len(found) == 25
     for name, command in found.items():
         flags = {flag for parameter in command.params for flag in parameter.opts}
         assert {"--json", "--profile", "--region"} <= flags, name
