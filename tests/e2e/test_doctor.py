@@ -66,8 +66,16 @@ def found(said: Said) -> dict[str, tuple[str, str]]:
     return {check: (verdict, text) for verdict, check, text in rows}
 
 
-def test_all_is_well_with_a_model_that_runs(server, seaweed, demo, pictures, tmp_path):
+@pytest.fixture
+def running(server, demo) -> Iterator[None]:
+    """The model is RUNNING, for the time of a test."""
     start_model(server.endpoint, demo.arn)
+    yield
+    server.client().stop_project_version(ProjectVersionArn=demo.arn)
+
+
+@pytest.mark.usefixtures("running")
+def test_all_is_well_with_a_model_that_runs(seaweed, demo, pictures, tmp_path):
     said = typed("doctor", pictures, "--model", demo.arn, "--out", "s3://doctor/out")
     assert said.code == 0, said.out
     lines = found(said)
@@ -87,7 +95,6 @@ def test_all_is_well_with_a_model_that_runs(server, seaweed, demo, pictures, tmp
     assert packed["images"] == ("ok", "the image can be read and fit the service's limits")
     assert packed["call"][1].startswith("DetectCustomLabels answers: ")
     assert "pictures.tar.gz#a.png" in packed["call"][1]
-    server.client().stop_project_version(ProjectVersionArn=demo.arn)
 
 
 def test_without_arguments_it_looks_at_what_there_is():
