@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import boto3
@@ -69,6 +70,7 @@ def place(seaweed, moto, tmp_path_factory) -> Iterator[Place]:
     s3 = client("s3", seaweed)
     for bucket in ("acme-photos", "acme-tables"):
         make_bucket(s3, bucket)
+    remove_bucket(s3, "acme-training")  # which an earlier set-up may have made
     pictures = tmp_path_factory.mktemp("permissions")
     for label, colour in (("red", "#f00"), ("blue", "#00f")):
         (pictures / label).mkdir()
@@ -96,6 +98,14 @@ def place(seaweed, moto, tmp_path_factory) -> Iterator[Place]:
                 patch.setenv(name, value)
             arn = anyio.run(live, pictures)
             yield Place(gate, server.endpoint, arn, frozenset(gate.asked), tuple(gate.denied))
+
+
+def remove_bucket(s3: Any, bucket: str) -> None:
+    make_bucket(s3, bucket)
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for each in page.get("Contents", ()):
+            s3.delete_object(Bucket=bucket, Key=each["Key"])
+    s3.delete_bucket(Bucket=bucket)
 
 
 @pytest.fixture
