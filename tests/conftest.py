@@ -14,6 +14,7 @@ from unittest.mock import patch
 import anyio
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from batchcl.demo import demo_data, demo_model
@@ -31,6 +32,9 @@ from servers import (
     wait_for,
 )
 from typed import typed
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from contextlib import ExitStack
 
 import pytest
@@ -45,8 +46,11 @@ def test_a_runner_whose_lease_was_lost_stops_where_another_one_is_faster(where, 
         job = job_of(out, *FLAGS, "--max-tps", 8)
         with started(*job, env=works[where].env) as first:
             until_begun(first)
+            first.send_signal(signal.SIGSTOP)
             out.remove("runs/r/lease.json")
             with started(*job, env=works[where].env) as second:
+                until_begun(second)
+                first.send_signal(signal.SIGCONT)
                 ends = [(process, *process.communicate(timeout=60)) for process in (first, second)]
         codes = sorted(judged(ends))
         print(f"race {number}: {codes}")  # noqa: T201

@@ -301,7 +301,7 @@ def test_memory_does_not_grow_with_the_number_of_images():
     assert peak(8_000) < 1.1 * peak(2_000)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_the_service_does_each_image_ends_once(data):
     count = data.draw(st.integers(1, 60))

@@ -229,7 +229,7 @@ def test_a_drain_ends_at_once_whatever_is_being_prepared(drain_at: float):
     assert len(run.sink.places) == len(set(run.sink.places))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.randoms(use_true_random=False), st.integers(1, 60), st.integers(1, 12))
 def test_whatever_goes_wrong_every_image_ends_once(rng: random.Random, count: int, max_in_flight: int):
     kinds = {n: rng.choice(["plain", "ahead", "refused", "broken", "lost"]) for n in range(count)}

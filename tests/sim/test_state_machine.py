@@ -175,6 +175,5 @@ TestNights = Nights.TestCase
 TestNights.settings = settings(
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
     stateful_step_count=int(os.environ.get("HYPOTHESIS_STEPS", "8")),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -25,7 +25,6 @@ ANSWER: Any = {
 }
 
 
-@settings(deadline=None)
 @given(values)
 def test_yaml_reads_back_as_what_it_was(value: Any) -> None:
     assert yaml.safe_load("\n".join(yaml_lines(value))) == value
@@ -76,7 +75,7 @@ def test_a_query_takes_its_part_and_a_bad_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize("form", list(Form))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(value=values)
 def test_every_value_can_be_written(form: Form, value: Any) -> None:
     show(value, form)

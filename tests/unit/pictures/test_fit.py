@@ -121,7 +121,7 @@ def test_a_turned_picture_comes_out_upright_so_that_boxes_are_those_of_the_pictu
     assert "30 x 60 to 64 x 128 pixels" in found.note
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["BMP", "PNG", "WEBP"]))
 def test_every_picture_that_is_not_too_long_ends_up_as_one_that_the_service_takes(
     width: int, height: int, kind: str
@@ -194,7 +194,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     assert code(encoded(Image.new("1", (10_000, 9_500)), "TIFF", compression="group4")) == "TooManyPixels"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_hostile_bytes_end_as_an_error_of_the_image_or_as_a_good_picture(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["WEBP", "TIFF", "BMP", "GIF", "PNG", "JPEG"]))

@@ -16,6 +16,7 @@ from batchcl.errors import StoppedError
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper, _started, read_lease
 from batchcl.runs.store import Store
+from sim.house import FaultyStore
 from virtual import run_virtual
 
 PATHS = RunPaths("r")
@@ -34,18 +35,18 @@ async def pretend(store: Store, **changes: object) -> None:
 
 def test_a_second_runner_is_told_who_has_the_run():
     async def main() -> None:
-        store = Store.memory()
+        store = FaultyStore({})
         await pretend(store)
         await anyio.sleep(30)
         with pytest.raises(StoppedError, match=r"elsewhere, process 1, last seen 30 s ago"):
             await keeper(store).acquire()
 
-    run_virtual(main, grace_s=0.02)  # obstore works in threads of its own
+    run_virtual(main)
 
 
 def test_a_holder_that_beats_keeps_the_run_and_one_that_died_loses_it_within_a_minute():
     async def main() -> None:
-        store = Store.memory()
+        store = FaultyStore({})
         first = keeper(store)
         await first.acquire()
         await pretend(store, holder=first.holder)  # as seen from another machine
@@ -59,7 +60,7 @@ def test_a_holder_that_beats_keeps_the_run_and_one_that_died_loses_it_within_a_m
         await anyio.sleep(60)
         await keeper(store).acquire()
 
-    run_virtual(main, grace_s=0.02)  # obstore works in threads of its own
+    run_virtual(main)
 
 
 def test_a_process_of_this_machine_that_is_gone_is_known_to_be_dead():
@@ -67,19 +68,19 @@ def test_a_process_of_this_machine_that_is_gone_is_known_to_be_dead():
     gone.wait()
 
     async def main() -> None:
-        store = Store.memory()
+        store = FaultyStore({})
         await pretend(store, host=socket.gethostname(), process=f"{gone.pid}-123")
         await keeper(store).acquire()
         await pretend(store, host=socket.gethostname(), process=f"{os.getpid()}-{_started(os.getpid())}")
         with pytest.raises(StoppedError):
             await keeper(store).acquire()
 
-    run_virtual(main, grace_s=0.02)  # obstore works in threads of its own
+    run_virtual(main)
 
 
 def test_a_runner_whose_lease_was_taken_over_stops():
     async def main() -> None:
-        store = Store.memory()
+        store = FaultyStore({})
         first = keeper(store)
         await first.acquire()
         await pretend(store)
@@ -88,12 +89,12 @@ def test_a_runner_whose_lease_was_taken_over_stops():
         await first.release()
         assert await read_lease(store, PATHS) is not None, "another's lease isn't ours to release"
 
-    run_virtual(main, grace_s=0.02)  # obstore works in threads of its own
+    run_virtual(main)
 
 
 def test_a_released_or_damaged_lease_keeps_nobody_away():
     async def main() -> None:
-        store = Store.memory()
+        store = FaultyStore({})
         first = keeper(store)
         await first.acquire()
         await first.release()
@@ -101,4 +102,4 @@ def test_a_released_or_damaged_lease_keeps_nobody_away():
         await store.put(PATHS.lease, b'{"holder": ')
         await keeper(store).acquire()
 
-    run_virtual(main, grace_s=0.02)  # obstore works in threads of its own
+    run_virtual(main)

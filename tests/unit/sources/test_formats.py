@@ -47,7 +47,7 @@ def test_hard_keys_come_back_letter_by_letter(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(wanted=st.lists(KEYS, min_size=1, max_size=8))
 def test_any_keys_that_are_written_by_the_rule_are_read_back_each_once(name: str, wanted: list[str]) -> None:
     wanted = [key for key in wanted if fits(name, key)] or ["x"]

@@ -193,7 +193,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(MAGIC),
     st.binary(max_size=200) | st.text("abk,\"'\\\n\r\t {}[]:%+s3/0\0é", max_size=60).map(str.encode),
@@ -215,7 +215,7 @@ def test_whatever_a_list_holds_it_is_read_or_refused_in_a_sentence(
             assert found.checked.lines == (len(found.images) + found.repeated + found.checked.bad_count + left_out)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(["CSV", "Parquet", "ORC"]), st.binary(max_size=120), st.booleans())
 def test_whatever_an_inventory_s_data_file_holds_it_is_read_or_refused(kind: str, data: bytes, skip: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:

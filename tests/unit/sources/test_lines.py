@@ -13,7 +13,7 @@ from typing import Any, cast
 import anyio
 import pytest
 from botocore.exceptions import ClientError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
@@ -171,7 +171,6 @@ def test_a_list_that_can_not_be_read_is_refused_with_its_name(tmp_path: Path) ->
             checked(ListSource("my list", [LinePart("my list", path, parse_key_line)]))
 
 
-@settings(deadline=None)
 @given(st.lists(NAMES, max_size=30))
 def test_any_list_of_keys_is_read_back_each_key_once(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from typing import cast
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
@@ -183,7 +183,6 @@ def test_one_source_alone_is_left_as_it_is() -> None:
     assert anyio.run(overlap.fresh, 0, [ref("a"), ref("a")]) == [True, True]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.lists(st.sampled_from("abcdef"), unique=True), st.booleans()), min_size=1, max_size=4))
 def test_any_sources_bring_each_image_once_at_its_first_place_from_anywhere(
     sources: list[tuple[list[str], bool]],

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.errors import SourceError
@@ -23,7 +23,6 @@ def found(candidates: HashSet, names: list[str]) -> set[str]:
     return {names[at] for at in candidates.among(series(names))}
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=6), max_size=10), st.integers(1, 9))
 def test_what_comes_twice_is_found_in_memory_and_on_disk(batches: list[list[str]], block: int) -> None:
     every = [name for batch in batches for name in batch]
@@ -60,7 +59,6 @@ def test_too_many_repeated_names_are_refused(block: int, monkeypatch: pytest.Mon
             assert log.repeats()
 
 
-@settings(deadline=None)
 @given(NAMES, NAMES, st.integers(1, 9))
 def test_a_set_of_names_holds_exactly_those(inside: list[str], asked: list[str], unsorted: int) -> None:
     seen = Seen(unsorted=unsorted)

@@ -87,7 +87,7 @@ def test_larger_samples_hold_smaller_ones_and_other_seeds_give_others() -> None:
     assert sampled("50", seed=1) == sampled("50", seed=1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(0, 3), st.none() | st.integers(1, 10))
 def test_any_bookmark_goes_on_with_the_same_sample(count: int, seed: int, limit: int | None) -> None:
     lists = [KEYS[:20], KEYS[10:25], KEYS[5:35]]

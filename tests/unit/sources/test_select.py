@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.images import ImageRef
@@ -156,7 +156,6 @@ def test_of_two_rows_about_an_image_the_one_that_passes_the_filters_counts() -> 
     assert repeated == 0
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.sampled_from(["a.png", "b.png", "c/a.png", "c/b.jpg", "d", "e.jpg"]), unique=True), max_size=4
