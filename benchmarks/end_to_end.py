@@ -71,7 +71,9 @@ def compared(images: int, rounds: int) -> tuple[list[dict[str, Any]], int]:
                 ended, table = scored(name, endpoint, images, client)
                 many[name].append(ended)
                 tables.append(table)
-            assert all(table.equals(tables[0]) for table in tables), "the tables differ"
+            for name, table in zip(CONTENDERS, tables, strict=True):
+                assert table.schema.equals(tables[0].schema), f"{name} writes other columns:\n{table.schema}"
+                assert table.equals(tables[0]), f"{name} writes other rows"
     rates = {name: [images / each.cpu_s for each in many[name]] for name in CONTENDERS}
     costs = {
         name: [(all_.cpu_s - start.cpu_s) / (images - FEW) for all_, start in zip(many[name], few[name], strict=True)]

@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         pa.field("request_id", pa.string(), nullable=False),
         pa.field("scored_at", UTC, nullable=False),
         pa.field("extra", pa.string()),
+        pa.field("fitted", pa.string()),
     ]
 )
 
