@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -276,10 +276,10 @@ class Aws:
                 "expires_at": dt.datetime.now(dt.UTC) + _CREDENTIALS_TTL,
             }
 
-        client = session.client("s3", region_name=self.region)
-        configured = client.meta.endpoint_url
-        standard = configured.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-        return S3Access(_bucket_region(client, bucket) or self.region, None if standard else configured, provide)
+        with closing(session.client("s3", region_name=self.region)) as client:
+            configured = client.meta.endpoint_url
+            standard = configured.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+            return S3Access(_bucket_region(client, bucket) or self.region, None if standard else configured, provide)
 
 
 def _bucket_region(client: Any, bucket: str) -> str | None:

@@ -45,6 +45,11 @@ class ArchiveReader:
         """Members of archives do."""
         return image.member is not None
 
+    def close(self) -> None:
+        """Hang up."""
+        for client in self._clients.values():
+            client.close()
+
     async def read(self, image: ImageRef) -> bytes:
         """The member's bytes."""
         try:

@@ -50,4 +50,6 @@ async def open_reader(
         if web:
             opened = open_web_reader(connections=connections, most_bytes=most_bytes)
             on_web = await stack.enter_async_context(opened)
-        yield FirstReader([ArchiveReader(aws, region=region), elsewhere, on_web, FileReader()])
+        archives = ArchiveReader(aws, region=region)
+        stack.callback(archives.close)
+        yield FirstReader([archives, elsewhere, on_web, FileReader()])

@@ -215,6 +215,7 @@ class _Opener:
         uris = await self._fitting(name, place) if _GLOB.search(name) else [name]
         region = await self._region_of(name)
         client = await anyio.to_thread.run_sync(lambda: self._aws.blocking_s3(region=region))
+        self._stack.callback(client.close)
         parts = []
         for uri in uris:
             part = await anyio.to_thread.run_sync(archive_in_s3, client, uri, self._stack)
