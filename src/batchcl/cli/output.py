@@ -1,11 +1,12 @@
 """What the commands that read results share: their options, and how a table reaches stdout.
 
-stdout is data. A terminal gets a table that fits it; a pipe gets the same in aligned plain text with every value
-whole; `--json` and `--csv` are for programs.
+stdout is data. People get an aligned table with every value whole, and a terminal that is too narrow for it one block
+of lines a row, so that ids and URIs can be copied; `--json` and `--csv` are for programs.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import shutil
 import sys
@@ -45,13 +46,14 @@ Profile = Annotated[str | None, typer.Option("--profile", help="AWS profile, for
 Region = Annotated[str | None, typer.Option("--region", help="AWS region, for a root in S3.", show_default=False)]
 
 _SLICE: Final = 10_000
-_NARROWEST: Final = 80
+_GAP: Final = "  "
 
 
 def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: str | None = None) -> None:
     """Write `frame` to stdout: a table, one JSON array of objects (`json`), or CSV with a header (`csv`).
 
-    Times are ISO 8601. Lists and structs are JSON inside CSV. `title` stands above a table only.
+    Times are ISO 8601, to the second in a table. Lists and structs are JSON inside CSV. `title` stands above a table only.
+    On a terminal too narrow for the table each row is a block of lines; a pipe always gets the table.
 
     Raises:
         UsageError: both `json` and `csv` are asked for.
@@ -61,10 +63,17 @@ def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: s
         _write_json(frame)
     elif csv:
         _nested_as_json(frame).write_csv(sys.stdout, datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z")
-    elif sys.stdout.isatty():
-        _rich_table(frame, title)
     else:
-        sys.stdout.writelines(_plain_table(frame, title))
+        if title:
+            sys.stdout.write(f"{printable(title)}\n")
+        rows = [list(map(printable, frame.columns)), *_cells(frame)]
+        widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+        wide = sum(widths) + len(_GAP) * (len(widths) - 1) > shutil.get_terminal_size().columns
+        if wide and len(rows) > 1 and sys.stdout.isatty():
+            sys.stdout.writelines(_blocks(*rows))
+        else:
+            right = _numbers(frame)
+            sys.stdout.writelines(_aligned(row, widths, right) + "\n" for row in rows)
 
 
 def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | None = None) -> None:
@@ -107,6 +116,8 @@ def _decimals(values: Iterable[Any]) -> int:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dt.datetime):
+        return value.isoformat(timespec="seconds").replace("+00:00", "Z")
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -146,27 +157,12 @@ def _nested_as_json(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _rich_table(frame: pl.DataFrame, title: str | None) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(title=None if title is None else Text(printable(title)), title_justify="left")
-    for name, right in zip(frame.columns, _numbers(frame), strict=True):
-        table.add_column(Text(printable(name)), justify="right" if right else "left", overflow="fold")
-    for row in _cells(frame):
-        table.add_row(*map(Text, row))
-    width = max(shutil.get_terminal_size().columns, _NARROWEST)
-    Console(file=sys.stdout, width=width).print(table)
-
-
-def _plain_table(frame: pl.DataFrame, title: str | None) -> Iterable[str]:
-    rows = [list(map(printable, frame.columns)), *_cells(frame)]
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    if title:
-        yield f"{printable(title)}\n"
-    for row in rows:
-        yield _aligned(row, widths, _numbers(frame)) + "\n"
+def _blocks(names: Sequence[str], *rows: Sequence[str]) -> Iterable[str]:
+    """One block of `name  value` lines for each row, as psql has it with `\\x auto`."""
+    width = max(map(_width, names))
+    for number, row in enumerate(rows, 1):
+        yield f"-- {number:,} of {len(rows):,}\n"
+        yield from (f"{_padded(name, width)}{_GAP}{text}\n" for name, text in zip(names, row, strict=True))
 
 
 def _cells(frame: pl.DataFrame) -> list[tuple[str, ...]]:
@@ -180,7 +176,7 @@ def _cells(frame: pl.DataFrame) -> list[tuple[str, ...]]:
 
 def _aligned(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
     cells = (_padded(text, width, right=r) for text, width, r in zip(row, widths, right, strict=True))
-    return "  ".join(cells).rstrip()
+    return _GAP.join(cells).rstrip()
 
 
 def _numbers(frame: pl.DataFrame) -> list[bool]:

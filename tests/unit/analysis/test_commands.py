@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import gzip
 import io
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
+import polars as pl
 import pytest
 import typer
 from typer.testing import CliRunner, Result
@@ -153,20 +155,39 @@ def test_a_confusion_with_a_label_called_truth_is_shown(root: Root, make: type[M
     assert "surest" in good("evaluate", root, "--truth", truth, "--skip-bad-lines")
 
 
-def test_a_terminal_gets_a_rich_table(full: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    from batchcl.analysis.labels import label_table  # noqa: PLC0415
-    from batchcl.analysis.results import open_results  # noqa: PLC0415
 
+def at_a_terminal(frame: pl.DataFrame, columns: int, monkeypatch: pytest.MonkeyPatch) -> str:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    output.emit(label_table(open_results(str(full)).detections()), title="[bold]T")
-    assert "┃" in terminal.getvalue()
-    assert "[bold]T" in terminal.getvalue()
-    assert r"\x1b[31mcat\n[red]" in terminal.getvalue()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    output.emit(frame, title="[bold]T")
+    return terminal.getvalue()
+
+
+def test_a_terminal_gets_the_table_of_a_pipe_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = "[bold]T\nlabel               n\n\\x1b[31mcat\\n[red]  5\n"
+    assert at_a_terminal(pl.DataFrame({"label": [HOSTILE], "n": [5]}), 21, monkeypatch) == table
+
+
+def test_a_narrow_terminal_gets_a_block_a_row_and_no_value_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored_at = dt.datetime(2026, 11, 21, 17, 58, 38, 269488, tzinfo=dt.UTC)
+    frame = pl.DataFrame({"uri": [URI, "s3://b/2"], "n": [5, 1200], "scored_at": [scored_at, None]})
+    assert at_a_terminal(frame, 80, monkeypatch).splitlines() == [
+        "[bold]T",
+        "-- 1 of 2",
+        f"uri        {URI}",
+        "n          5",
+        "scored_at  2026-11-21T17:58:38Z",
+        "-- 2 of 2",
+        "uri        s3://b/2",
+        "n          1,200",
+        "scored_at  -",
+    ]
+    assert at_a_terminal(frame.clear(), 5, monkeypatch) == "[bold]T\nuri  n  scored_at\n"
 
 
 def test_wide_characters_stay_aligned() -> None:
