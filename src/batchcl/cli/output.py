@@ -52,8 +52,8 @@ _GAP: Final = "  "
 def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: str | None = None) -> None:
     """Write `frame` to stdout: a table, one JSON array of objects (`json`), or CSV with a header (`csv`).
 
-    Times are ISO 8601, to the second in a table. Lists and structs are JSON inside CSV. `title` stands above a table only.
-    On a terminal too narrow for the table each row is a block of lines; a pipe always gets the table.
+    Times are ISO 8601, to the second in a table. Lists and structs are JSON inside CSV. `title` stands above a
+    table only. On a terminal too narrow for the table each row is a block of lines; a pipe always gets the table.
 
     Raises:
         UsageError: both `json` and `csv` are asked for.
@@ -158,7 +158,7 @@ def _nested_as_json(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _blocks(names: Sequence[str], *rows: Sequence[str]) -> Iterable[str]:
-    """One block of `name  value` lines for each row, as psql has it with `\\x auto`."""
+    """One block of `name  value` lines for each row, as psql's expanded display has it."""
     width = max(map(_width, names))
     for number, row in enumerate(rows, 1):
         yield f"-- {number:,} of {len(rows):,}\n"
