@@ -3,6 +3,9 @@
 For each group of parts: an intent names inputs and output; the output is written whole; the inputs are deleted; the
 intent is deleted. A compaction that died is finished or undone from its intent by the next one.
 
+A lease keeps compactions apart. Should one be taken for dead that only slept, nothing is lost either: a partition has
+one intent at a time, inputs are deleted only under one's own, and no two attempts write an output of the same name.
+
 What a reader sees meanwhile: batchcl's own commands read the intents and so see every row once. A reader of the bare
 files, such as Athena, may see the rows of a group twice, from when the output is written until the inputs are gone;
 it never misses one. A query that has listed files before they are deleted may fail to open one, and is to be repeated.
@@ -16,12 +19,12 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import io
+import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-import anyio.to_thread
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +36,7 @@ from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.record import read_summary
 from batchcl.runs.schema import RESULTS, parquet_bytes
 from batchcl.runs.store import Store, StoredFile
+from batchcl.runs.turns import in_turn
 
 __all__ = ["Compaction", "compact", "hidden_parts"]
 
@@ -76,17 +80,20 @@ async def compact(
         StoppedError: another compaction is at work.
         OutputError: the root can't be read or written, or somebody changed its parts meanwhile; nothing is lost.
     """
-    lease = LeaseKeeper(store, _PATHS, utcnow=utcnow)
-    if not dry_run:
-        await lease.acquire()
+    finished = _Finished(store, before=utcnow() - min_age)
+    if dry_run:
+        return [_planned(group) for group in await _groups(store, finished, target_bytes)]
+
+    async def merge() -> list[Compaction]:
         await _recover(store)
+        return [await _merge(store, group) for group in await _groups(store, finished, target_bytes)]
+
+    lease = LeaseKeeper(store, _PATHS, utcnow=utcnow)
+    await lease.acquire()
     try:
-        finished = _Finished(store, before=utcnow() - min_age)
-        groups = await _groups(store, finished, target_bytes)
-        return [_planned(group) if dry_run else await _merge(store, group) for group in groups]
+        return await lease.kept_during(merge)
     finally:
-        if not dry_run:
-            await lease.release()
+        await lease.release()
 
 
 def hidden_parts(store: Store, parts: Collection[str]) -> frozenset[str]:
@@ -162,38 +169,49 @@ async def _groups(store: Store, finished: _Finished, target_bytes: int) -> list[
     return [group for group in groups if len(group) > 1]
 
 
-def _planned(group: Sequence[StoredFile]) -> Compaction:
+def _planned(group: Sequence[StoredFile], *, attempt: str = "") -> Compaction:
     inputs = tuple(file.path for file in group)
     folder = inputs[0].rpartition("/")[0]
-    digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join((*inputs, attempt)).encode()).hexdigest()[:16]
     output = f"{folder}/{COMPACTED}{digest}.parquet"
     return Compaction(inputs, output, None, sum(file.size_bytes for file in group), None)
 
 
 async def _merge(store: Store, group: Sequence[StoredFile]) -> Compaction:
-    plan = _planned(group)
-    intent = f"{_INTENTS}/{plan.output.rpartition('/')[2]}.json"
+    plan = _planned(group, attempt=secrets.token_hex(8))
     parts = []
     for path in plan.inputs:
         data = await store.get(path)
         if data is None:
-            raise OutputError(f"{store.uri(path)} went away while it was being merged; nothing is lost, run it again")
-        parts.append(data)
-    rows, merged = await anyio.to_thread.run_sync(_merged, parts)
-    await store.put(intent, orjson.dumps({"inputs": plan.inputs, "output": plan.output}))
+            raise _taken_over(store)
+        parts.append((store.uri(path), data))
+    rows, merged = await in_turn(_merged, parts)
+    partition = hashlib.sha256(plan.output.rpartition("/")[0].encode()).hexdigest()[:16]
+    intent, said = f"{_INTENTS}/{partition}.json", orjson.dumps({"inputs": plan.inputs, "output": plan.output})
+    await store.put_mine(intent, said, what="what it merges")
+    if not all([await store.exists(path) for path in plan.inputs]):
+        await store.delete(intent)  # another compaction was done with them before ours could begin
+        raise _taken_over(store)
     await store.put(plan.output, merged)
-    if not await store.exists(intent):
-        # Somebody took us for dead and undid the intent; their compaction has these rows.
+    if await store.get(intent) != said:
+        # Somebody took us for dead and undid the intent: the inputs, or another output, have these rows.
         await store.delete(plan.output)
-        raise OutputError(f"another compaction took over {store.root}; nothing is lost, run it again")
+        raise _taken_over(store)
     for path in plan.inputs:
         await store.delete(path)
     await store.delete(intent)
     return Compaction(plan.inputs, plan.output, rows, plan.bytes_before, len(merged))
 
 
-def _merged(parts: Sequence[bytes]) -> tuple[int, bytes]:
-    tables = [pq.read_table(io.BytesIO(data), schema=RESULTS) for data in parts]
+def _taken_over(store: Store) -> OutputError:
+    return OutputError(f"another compaction took over {store.root}; nothing is lost, run it again")
+
+
+def _merged(parts: Sequence[tuple[str, bytes]]) -> tuple[int, bytes]:
+    tables = []
+    for where, data in parts:
+        with intact(where):
+            tables.append(pq.read_table(io.BytesIO(data), schema=RESULTS))
     rows = pa.concat_tables(tables).sort_by([("uri", "ascending"), ("run_id", "ascending")])
     return rows.num_rows, parquet_bytes(rows, run_id=None)
 

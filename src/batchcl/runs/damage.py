@@ -11,13 +11,18 @@ __all__ = ["intact"]
 
 
 @contextmanager
-def intact(where: str, *, remedy: str = "restore it") -> Iterator[None]:
+def intact(
+    where: str,
+    *,
+    remedy: str = "restore it",
+    errors: tuple[type[Exception], ...] = (ValueError, TypeError, KeyError, OSError),
+) -> Iterator[None]:
     """Decode what was read from `where` within. Raises `OutputError`, with what to do, if that fails.
 
-    Arrow's errors are ValueErrors and OSErrors, so no reading may happen within.
+    Arrow's errors are ValueErrors and OSErrors, so with the usual `errors` no reading may happen within.
     """
     try:
         yield
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except errors as error:
         reason = str(error).split("\n", 1)[0]
         raise OutputError(f"{where} is damaged: {reason}; {remedy}") from error

@@ -10,10 +10,10 @@ import datetime as dt
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import orjson
@@ -21,11 +21,14 @@ import orjson
 from batchcl.errors import OutputError, StoppedError
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
+from batchcl.runs.together import together
 
 __all__ = ["Lease", "LeaseKeeper", "read_lease"]
 
 HEARTBEAT_S: Final = 10.0
 EXPIRES_S: Final = 45.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,24 @@ class LeaseKeeper:
                 await self.beat()
             except OutputError:
                 continue
+
+    async def kept_during(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, with the lease renewed beside it. Raises what `work` and `keep` raise."""
+        keeping = anyio.CancelScope()
+        results: list[T] = []
+
+        async def keep() -> None:
+            with keeping:
+                await self.keep()
+
+        async def do() -> None:
+            try:
+                results.append(await work())
+            finally:
+                keeping.cancel()
+
+        await together(lambda part: part(), (keep, do), at_once=2)
+        return results[0]
 
     async def release(self) -> None:
         """Give the lease back, unless it is another's by now."""

@@ -11,16 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcl.analysis.results import open_results
-from batchcl.errors import StoppedError
+from batchcl.errors import BatchclError, StoppedError
 from batchcl.images import ImageRef
-from batchcl.runs.compact import compact, hidden_parts
+from batchcl.runs.compact import _merge, compact, hidden_parts
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.lease import EXPIRES_S, LeaseKeeper
 from batchcl.runs.parts import PartSpec, shard_parts
 from batchcl.runs.record import Summary, write_summary
 from batchcl.runs.store import Store
 from batchcl.scoring.outcome import Label, Scored
 from tables import columns
+from virtual import run_virtual
 
 NOW = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 AGE = dt.timedelta(minutes=10)
@@ -136,6 +137,78 @@ def test_two_compactions_at_once_are_kept_apart():
     anyio.run(main)
 
 
+class Slow(Store):
+    """Each operation takes a while before it takes effect."""
+
+    async def get(self, path):
+        await anyio.sleep(1)
+        return await super().get(path)
+
+    async def put(self, path, data):
+        await anyio.sleep(1)
+        await super().put(path, data)
+
+    async def put_new(self, path, data):
+        await anyio.sleep(1)
+        return await super().put_new(path, data)
+
+    async def delete(self, path):
+        await anyio.sleep(1)
+        await super().delete(path)
+
+
+def test_of_two_compactions_that_overlap_after_all_neither_loses_or_repeats_a_row():
+    """As where one slept, lost its lease and woke up again: whenever the other one began."""
+
+    async def one(lag_s: float) -> None:
+        store = Slow("memory:", Store.memory()._backend)
+        await add_run(store, "a")
+        group = await store.list_all("results")
+        ends: list[str] = []
+
+        async def merge(wait_s: float) -> None:
+            await anyio.sleep(wait_s)
+            try:
+                await _merge(store, group)
+                ends.append("done")
+            except BatchclError:
+                ends.append("gave way")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(merge, 0.0)
+            tasks.start_soon(merge, lag_s)
+        assert await uris(store) == once("a"), (lag_s, ends)
+        assert ends.count("done") == 1
+        assert not await store.list_all("runs/.compact")
+
+    for lag_s in range(14):
+        run_virtual(one, lag_s + 0.5, grace_s=0.005)
+
+
+def test_a_compaction_that_takes_long_keeps_its_lease():
+    async def main() -> None:
+        store = Slow("memory:", Store.memory()._backend)
+        for n in range(40):
+            await add_run(store, f"r{n:02}", shards=1)
+        refused: list[str] = []
+
+        async def second() -> None:
+            await anyio.sleep(EXPIRES_S + 5)
+            with pytest.raises(StoppedError) as caught:
+                await compact(store, min_age=AGE, utcnow=utcnow)
+            refused.append(str(caught.value))
+
+        def utcnow() -> dt.datetime:
+            return NOW + dt.timedelta(seconds=anyio.current_time())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(second)
+            assert len(await compact(store, min_age=AGE, utcnow=utcnow)) == 1
+        assert "held by another runner" in refused[0]
+
+    run_virtual(main, grace_s=0.005)
+
+
 class Killed(BaseException):
     """The process is gone."""
 
@@ -175,12 +248,11 @@ def test_killed_at_any_change_no_row_is_lost_and_the_next_one_finishes(after):
         await add_run(steady, "b")
         fragile = Fragile("memory:", steady._backend)
         fragile.at, fragile.after = at, after
+        alive = False
         try:
             await compact(fragile, min_age=AGE, utcnow=lambda: NOW)
-        except Killed:
+        except* Killed:
             alive = True
-        else:
-            alive = False
         every = once("a", "b")
         seen = await uris(steady)
         assert set(seen) == set(every), "a reader misses nothing"
