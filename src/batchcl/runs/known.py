@@ -8,21 +8,28 @@ sorted by uri, so over a prefix that is scored every night that is about one row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
 import anyio
 import anyio.to_thread
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchcl.errors import OutputError
 from batchcl.images import ImageRef
+from batchcl.runs.damage import intact
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
 
 __all__ = ["KnownVersions"]
 
 _AT_ONCE: Final = 16
+_LAST: Final = "\U0010ffff"
+"""Behind any name."""
+
 _SCHEMA: Final[dict[str, pl.DataType]] = {
     "uri": pl.String(),
     "version_id": pl.String(),
@@ -63,8 +70,14 @@ class KnownVersions:
         self._cached = {group: frame for group, frame in self._cached.items() if group in set(wanted)}
         frames = []
         for group in wanted:
-            if group not in self._cached:
-                self._cached[group] = await self._read(group)
+            try:
+                if group not in self._cached:
+                    self._cached[group] = await self._read(group)
+            except OutputError:
+                if await self._store.exists(group.path):
+                    raise
+                self._groups = None  # merged into another file meanwhile
+                return await self.fresh(images)
             frames.append(self._cached[group])
         if not frames:
             return [True] * len(images)
@@ -81,23 +94,31 @@ class KnownVersions:
         return [group for part in await together(look, parts, at_once=_AT_ONCE) for group in part]
 
     def _row_groups(self, path: str) -> list[_RowGroup]:
-        metadata = pq.read_metadata(self._store.open_file(path))
+        with self._intact(path):
+            metadata = pq.read_metadata(self._store.open_file(path))
         column = metadata.schema.to_arrow_schema().get_field_index("uri")
         found = []
         for number in range(metadata.num_row_groups):
             statistics = metadata.row_group(number).column(column).statistics
-            found.append(_RowGroup(path, number, statistics.min, statistics.max))
+            if statistics is None or not statistics.has_min_max:  # as of names that are too long
+                found.append(_RowGroup(path, number, "", _LAST))
+            else:
+                found.append(_RowGroup(path, number, statistics.min, statistics.max))
         return found
 
     async def _read(self, group: _RowGroup) -> pl.DataFrame:
         return await anyio.to_thread.run_sync(self._read_now, group)
 
     def _read_now(self, group: _RowGroup) -> pl.DataFrame:
-        with pq.ParquetFile(self._store.open_file(group.path)) as file:
+        with self._intact(group.path), pq.ParquetFile(self._store.open_file(group.path)) as file:
             table = file.read_row_group(group.number, columns=list(_SCHEMA))
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         return frame
+
+    def _intact(self, path: str) -> AbstractContextManager[None]:
+        remedy = "restore it, or run without --incremental"
+        return intact(self._store.uri(path), remedy=remedy, errors=(pa.ArrowInvalid,))
 
 
 def _fresh(images: Sequence[ImageRef], frames: Sequence[pl.DataFrame]) -> list[bool]:

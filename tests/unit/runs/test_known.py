@@ -6,7 +6,9 @@ import datetime as dt
 from dataclasses import replace
 
 import anyio
+import pytest
 
+from batchcl.errors import OutputError
 from batchcl.images import ImageRef
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.parts import PartSpec, shard_parts
@@ -88,3 +90,39 @@ def test_every_night_and_every_part_counts_and_only_what_can_match_is_read():
         assert known._cached == {}
 
     anyio.run(main)
+
+
+def test_results_that_are_merged_while_the_list_is_read_are_found_again():
+    async def main() -> None:
+        store = Store.memory()
+        for run, key in (("r1", "a"), ("r2", "b")):
+            await publish(store, run, [image(key)])
+        known = KnownVersions(store, "m@1")
+        assert await known.fresh([image("a")]) == [False]
+        (last,) = [file.path for file in await store.list_all("results") if "r2" in file.path]
+        data = await store.get(last)
+        assert data is not None
+        await store.put(last.replace("r2-00000", "compact-0123456789abcdef"), data)
+        await store.delete(last)
+        assert await known.fresh([image("b"), image("c")]) == [False, True]
+
+    anyio.run(main)
+
+
+def test_a_damaged_part_is_named_with_what_to_do():
+    async def main() -> None:
+        store = Store.memory()
+        await publish(store, "r1", [image("a")])
+        (part,) = [file.path for file in await store.list_all("results")]
+        data = await store.get(part)
+        assert data is not None
+        await store.put(part, data[:-20])
+        with pytest.raises(OutputError, match=r"r1-00000.parquet is damaged: .*; restore it, or run without --incr"):
+            await KnownVersions(store, "m@1").fresh([image("a")])
+
+    anyio.run(main)
+
+
+def test_names_that_are_too_long_for_statistics_are_known_too():
+    long = "x" * 5000
+    assert fresh([image(long)], [image(long), image("y")]) == [False, True]
