@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from batchcl.runs.damage import intact
 from batchcl.runs.entries import ENTRIES, Entry, entry_table
-from batchcl.runs.layout import RunPaths
+from batchcl.runs.layout import RunPaths, sequence
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
 from batchcl.runs.turns import in_turn
@@ -48,7 +48,7 @@ class Journal:
     async def read(self) -> pa.Table:
         """All entries so far, in the order in which they were written, with the columns of `ENTRIES`."""
         files = await self._store.list_all(self._paths.journal(self._shard, self._round))
-        self._next = len(files)
+        self._next = 1 + max((sequence(file.path) for file in files), default=-1)
         segments = await together(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
         where = [self._store.uri(file.path) for file in files]
         return await in_turn(_decode, zip(where, segments, strict=True))

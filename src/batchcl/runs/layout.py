@@ -125,6 +125,11 @@ class RunPaths:
         return f"{table}/model={model}/date={date.isoformat()}/{name}.parquet"
 
 
+def sequence(name: str) -> int:
+    """The number in the file name of a segment."""
+    return int(name.rpartition("/")[2].removesuffix(".arrow"))
+
+
 def shard_and_round(name: str) -> tuple[int, int]:
     """The numbers in the file name of a marker."""
     shard, _, round_ = name.rpartition("/")[2].removesuffix(".json").partition("-r")

@@ -77,8 +77,13 @@ def test_a_file_that_was_cut_is_named_with_its_remedy(path: str, remedy: str, tm
 def test_the_remedies_work(tmp_path: Path) -> None:
     async def main() -> None:
         store = await begun(tmp_path)
-        (tmp_path / PATHS.segment(0, 0, 1)).unlink()
-        assert await go_on(store) == [0]
+        (tmp_path / PATHS.segment(0, 0, 0)).unlink()
+        assert await go_on(store) == [1]
+        journal = Journal(store, PATHS, 0, round_=0, writer="b")
+        await journal.read()
+        await journal.stage([entry(0)])
+        await journal.settle()
+        assert await go_on(store) == [1, 0], "written behind what there is"
         (tmp_path / PATHS.totals).unlink()
         worklist = WorkList(store, PATHS)
         await worklist.open()
