@@ -66,7 +66,7 @@ class WebReader:
             if isinstance(error, aiohttp.ClientSSLError):
                 raise ImageError(f"its certificate isn't trusted: {error}", code="Tls") from error
             raise HostError(f"its host can't be reached: {error}", code="Unreachable") from error
-        except aiohttp.InvalidURL as error:
+        except ValueError as error:  # aiohttp's InvalidURL, yarl's own, and what is no host name
             raise ImageError(f"it is no address: {error}", code="InvalidUrl") from error
         except (aiohttp.ClientError, OSError) as error:
             raise HostError(f"its host gave no whole answer: {error}", code="ConnectionLost") from error

@@ -77,7 +77,7 @@ async def open_outcomes(root: str, *, aws: Aws, where: Condition | None, leave_o
 
     def find() -> list[_OutcomesPart]:
         store = Store.open(root, aws=aws)
-        parts = [part for part in published_parts(store) if run_of(part.name) != leave_out_run]
+        parts = [part for part in published_parts(store) if leave_out_run is None or run_of(part.name) != leave_out_run]
         newest_first = sorted(parts, key=lambda part: (part.date, part.name, part.table), reverse=True)
         return [_OutcomesPart(store, part, where) for part in newest_first]
 

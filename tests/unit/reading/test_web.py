@@ -127,6 +127,10 @@ def test_an_image_comes_from_its_address_letter_by_letter_and_over_redirects() -
         ("/cut", HostError, "ConnectionLost"),
         ("http://127.0.0.1:1/x.png", HostError, "Unreachable"),
         ("http://nobody.invalid/x.png", HostError, "Unreachable"),
+        ("http://a..b/x.png", ImageError, "InvalidUrl"),
+        (f"http://{'a' * 64}.invalid/x.png", ImageError, "InvalidUrl"),
+        ("http://a\\b/x.png", ImageError, "InvalidUrl"),
+        ("/to?where=http://a..b/x.png", ImageError, "InvalidUrl"),
     ],
 )
 def test_what_a_host_does_wrong_is_that_images_outcome(path: str, kind: type[CallError], code: str) -> None:

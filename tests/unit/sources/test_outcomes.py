@@ -48,6 +48,14 @@ def filled(tmp_path: Path) -> Root:
     return root
 
 
+@pytest.mark.parametrize("run", [None, "another"])
+def test_rows_that_were_merged_count_like_others(filled: Root, run: str | None) -> None:
+    folder = next((filled.path / "results" / "model=dogs@v2").iterdir())
+    (part,) = folder.iterdir()
+    part.rename(folder / "compact-0123456789abcdef.parquet")
+    assert "old" in [image.key for image in read(filled, run=run)[0]]
+
+
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
