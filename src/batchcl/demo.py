@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +21,7 @@ from batchcl.emulator.bootstrap import ensure_model
 from batchcl.emulator.digits import write_digits
 from batchcl.emulator.process import running_emulator
 from batchcl.emulator.settings import EmulatorSettings
+from batchcl.errors import RefusedError
 
 __all__ = ["DemoData", "demo_data", "demo_folders", "demo_model"]
 
@@ -44,7 +47,11 @@ class DemoData:
 
 
 async def demo_model(state: Path) -> str:
-    """The ARN of the demo's model in the emulator's `state`; it is trained there if it isn't yet."""
+    """The ARN of the demo's model in the emulator's `state`; it is trained there if it isn't yet.
+
+    Raises:
+        RefusedError: `state` can't be written, or the emulator doesn't start.
+    """
     buckets = await anyio.to_thread.run_sync(_pictures, state)
     settings = EmulatorSettings(state=state, buckets=buckets, exit_with_parent=True)
     async with running_emulator(settings) as emulator:
@@ -52,14 +59,19 @@ async def demo_model(state: Path) -> str:
 
 
 def demo_data(directory: Path, state: Path) -> DemoData:
-    """Lay the unseen pictures and their truth into `directory`, the same ones each time. Blocks."""
+    """Lay the unseen pictures and their truth into `directory`, the same ones each time. Blocks.
+
+    Raises:
+        RefusedError: `directory` or `state` can't be written.
+    """
     bucket = _pictures(state) / _BUCKET
     images = directory / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    for path in (bucket / "test").iterdir():
-        shutil.copyfile(path, images / path.name)
     truth = directory / "truth.manifest"
-    truth.write_bytes(_relative(bucket / "test.manifest", images.name))
+    with _writing(directory):
+        images.mkdir(parents=True, exist_ok=True)
+        for path in (bucket / "test").iterdir():
+            shutil.copyfile(path, images / path.name)
+        truth.write_bytes(_relative(bucket / "test.manifest", images.name))
     return DemoData(images, truth)
 
 
@@ -68,8 +80,11 @@ def demo_folders(directory: Path) -> DemoData:
 
     `directory/labelled` has a folder for each digit, to learn from and test with; `directory/unseen` has other
     pictures to score, with their truth beside it.
+
+    Raises:
+        RefusedError: `directory` can't be written.
     """
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, _writing(directory):
         data = write_digits(Path(temporary), bucket=_BUCKET, train=_LABELLED, test=_UNSEEN, seed=_SEED)
         for picture in data.train:
             folder = directory / "labelled" / picture.labels[0]
@@ -98,7 +113,18 @@ def _pictures(state: Path) -> Path:
     buckets = state / "buckets"
     if not (buckets / _BUCKET / "test.manifest").exists():
         being_made = state / f"buckets-{os.getpid()}"
-        write_digits(being_made, bucket=_BUCKET, train=_TRAIN, test=_TEST, seed=_SEED)
-        shutil.rmtree(buckets, ignore_errors=True)
-        being_made.rename(buckets)
+        with _writing(state):
+            write_digits(being_made, bucket=_BUCKET, train=_TRAIN, test=_TEST, seed=_SEED)
+            shutil.rmtree(buckets, ignore_errors=True)
+            being_made.rename(buckets)
     return buckets
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """What the system refuses in the block is a refusal that names `directory`."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise RefusedError(f"can't write the demo's pictures to {directory}: {why}; give another folder") from error

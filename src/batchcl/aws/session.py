@@ -166,7 +166,7 @@ class Aws:
         if frozen is None or not frozen.access_key:
             raise CredentialsError(
                 "no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                "run `aws configure`, or try offline with --emulator"
+                "or run `aws configure`; `batchcl demo` shows batchcl without any"
             )
 
     @asynccontextmanager

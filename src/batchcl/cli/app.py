@@ -99,17 +99,23 @@ def _run() -> int:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else ExitCode.DONE if end.code is None else ExitCode.BUG
-    except BatchclError as error:
-        if error.exit_code is ExitCode.BUG:
-            traceback.print_exc()
-        else:
-            run.tell(str(error))
-        return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         raise
-    except BaseException:  # noqa: BLE001 - whatever it is, the process must end with its traceback and as a bug
-        traceback.print_exc()
-        return ExitCode.BUG
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with its traceback and as a bug
+        foreseen = _foreseen(error)
+        if foreseen is None:
+            traceback.print_exc()
+            return ExitCode.BUG
+        run.tell(str(foreseen))
+        return foreseen.exit_code
     return ExitCode.DONE
+
+
+def _foreseen(error: BaseException) -> BatchclError | None:
+    """What to tell of `error`, which a task group may have wrapped; None where it, or a part of it, is a bug."""
+    if isinstance(error, BaseExceptionGroup):
+        parts = [_foreseen(part) for part in error.exceptions]
+        return None if None in parts else parts[0]
+    return error if isinstance(error, BatchclError) and error.exit_code is not ExitCode.BUG else None

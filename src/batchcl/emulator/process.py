@@ -68,7 +68,8 @@ async def running_emulator(
             if not said:
                 size = os.fstat(talk.fileno()).st_size
                 tail = os.pread(talk.fileno(), _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace")
-                raise RefusedError(f"the emulator did not start: {tail.strip() or 'it said nothing'}")
+                why = tail.strip().removeprefix("batchcl: ") or "it said nothing"
+                raise RefusedError(f"the emulator did not start: {why}")
             yield Emulator(
                 endpoint=said["endpoint"], pid=said["pid"], account=said["account"], state=Path(said["state"])
             )

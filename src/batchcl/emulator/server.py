@@ -69,8 +69,9 @@ async def serve(
 
     Raises:
         RefusedError: the port is taken, or the state folder can't be had.
-        UsageError: --buckets is not a folder, or the environment's credentials are malformed.
+        UsageError: --buckets is not a folder, the faults can't be used, or the environment's credentials are malformed.
     """
+    faults = None if settings.faults is None else load_faults(settings.faults)
     forward = ForwardClock(clock or SystemClock())
     verifier = Verifier(known_credentials(environment))
     async with AsyncExitStack() as stack:
@@ -101,8 +102,8 @@ async def serve(
                 median_s=settings.latency_ms / 1000, p99_s=settings.latency_p99_ms / 1000, seed=settings.seed
             ),
         )
-        if settings.faults is not None:
-            service.injector.replace(load_faults(settings.faults), now=forward.monotonic())
+        if faults is not None:
+            service.injector.replace(faults, now=forward.monotonic())
         stack.callback(_settle_bill, service)
         stack.callback(tasks.cancel_scope.cancel)
         await _listen(Front(service, verifier), service, listener, stack)

@@ -60,13 +60,15 @@ class State:
             directory.mkdir(parents=True, exist_ok=True)
             lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise RefusedError(f"can't keep the emulator's state in {directory}: {error.strerror}") from error
+            raise RefusedError(
+                f"can't keep the emulator's state in {directory}: {error.strerror}; give another folder"
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
             raise RefusedError(
-                f"another emulator keeps its state in {directory}; end it or give another --state"
+                f"another emulator keeps its state in {directory}; end it, or give this one another folder"
             ) from None
         state = cls(directory, _lock=lock)
         try:
