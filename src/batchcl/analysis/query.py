@@ -41,7 +41,8 @@ def query(results: Results, sql: str) -> pl.DataFrame:
     try:
         return pl.SQLContext(tables).execute(sql, eager=True)
     except pl.exceptions.PolarsError as error:
-        raise UsageError(f"the query failed: {error}\n{_catalogue(tables)}") from error
+        reason = str(error).partition("\n\n")[0]  # what follows is polars' own plan of the query
+        raise UsageError(f"the query failed: {reason}\n{_catalogue(tables)}") from error
 
 
 def _catalogue(tables: dict[str, pl.LazyFrame]) -> str:

@@ -25,7 +25,7 @@ from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Checked, Source
 from batchcl.sources.filters import filter_words
 from batchcl.sources.image_columns import condition_on
-from batchcl.sources.outcomes import NOT_FITTING, open_outcomes
+from batchcl.sources.outcomes import MEMBERS, NOT_FITTING, open_outcomes
 from batchcl.sources.recognise import open_sources
 from batchcl.sources.select import Selection
 from batchcl.sources.where import Condition
@@ -161,10 +161,32 @@ async def first_page(
         if look is not None:
             await look(first)
         return _chained(first, pages)
-    away = [f"{count:,} by {filter_words(name)}" for name, count in listing.filtered.items()]
-    why = f" that the filters let through (taken away: {', '.join(away)})" if away else ""
+    raise SourceError(_without_image(listing, job))
+
+
+def _without_image(listing: Listing, job: Job) -> str:
+    """Why there is none, and what to do."""
     named = job.from_results or ", ".join(job.sources)
-    raise SourceError(f"there is no image in {named}{why}; check the prefix or path, or run `batchcl plan`")
+    raise SourceError(f"there is no image in {named}{_why_none(listing)}; {_what_to_check(listing, job)}")
+
+
+def _why_none(listing: Listing) -> str:
+    away = [f"{count:,} by {filter_words(name)}" for name, count in listing.filtered.items()]
+    left_out = listing.left_out | ({"bad lines": listing.bad_lines} if listing.bad_lines else {})
+    others = [f"{count:,} {what}" for what, count in left_out.items()]
+    why = f" that the filters let through (taken away: {', '.join(away)})" if away else ""
+    return why + (f" that can be scored (left out: {', '.join(others)})" if others else "")
+
+
+def _what_to_check(listing: Listing, job: Job) -> str:
+    if job.from_results is None:
+        return "check the filters" if listing.filtered else "check the prefix or path"
+    if not listing.lines:
+        return (
+            "no run has published a row there yet, and a run that was stopped does so when it goes on: "
+            f"see `batchcl runs {job.from_results}`"
+        )
+    return "give the archives themselves as SOURCE" if MEMBERS in listing.left_out else "check the filters"
 
 
 async def _chained(first: list[T], rest: AsyncIterator[list[T]]) -> AsyncIterator[list[T]]:

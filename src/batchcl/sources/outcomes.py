@@ -27,10 +27,13 @@ from batchcl.sources.base import local_image, web_image
 from batchcl.sources.listed import Chunk, FrameChunk, ImageChunk, ListSource
 from batchcl.sources.where import Condition
 
-__all__ = ["NOT_FITTING", "open_outcomes"]
+__all__ = ["MEMBERS", "NOT_FITTING", "open_outcomes"]
 
 NOT_FITTING: Final = "where"
 """What the rows are counted as that the condition passes over."""
+
+MEMBERS: Final = "members of archives"
+"""Where in its archive one lies is not in the tables, so they are left out and told."""
 
 _BATCH_ROWS: Final = 16_384
 _FACTS: Final = ("bucket", "key", "version_id", "etag", "size_bytes", "last_modified", "extra")
@@ -41,8 +44,6 @@ _OF_A_LABEL: Final = {"label": "name"} | {name: name for name in ("confidence", 
 _SAME: Final = {"code": "error_code", "message": "error_message", "size": "size_bytes"}
 _MODEL_AND_DATE: Final[dict[str, pl.DataType]] = {"model": pl.String(), "date": pl.Date()}
 _MEMBER: Final = r"(?i)\.(tar|tar\.gz|tgz)#"
-_MEMBERS: Final = "members of archives"
-"""Where in its archive one lies is not in the tables, so they are left out and told."""
 
 _ROW: Final = "row of the file"
 
@@ -117,7 +118,7 @@ class _OutcomesPart:
     def _chunk(self, frame: pl.DataFrame) -> Chunk:
         fitting = frame if self._condition is None else _fitting(frame, self._condition, self._part)
         facts = fitting.select(_FACTS).filter(~pl.col("key").str.contains(_MEMBER))
-        counts = {NOT_FITTING: frame.height - fitting.height, _MEMBERS: fitting.height - facts.height}
+        counts = {NOT_FITTING: frame.height - fitting.height, MEMBERS: fitting.height - facts.height}
         left_out = {what: count for what, count in counts.items() if count}
         if (facts["bucket"] == "").any():
             images = [

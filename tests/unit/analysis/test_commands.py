@@ -62,6 +62,16 @@ def test_a_pipe_gets_whole_values_on_aligned_lines(full: Root) -> None:
     assert len({line.index("s3://") for line in lines[1:]}) == 1
 
 
+@pytest.mark.parametrize("column", ["bucket", "nosuch(uri)"])
+def test_a_refused_query_tells_the_reason_and_the_columns_and_nothing_of_polars(full: Root, column: str) -> None:
+    refused = run("query", full, f"SELECT uri, {column} FROM detections").exception
+    assert isinstance(refused, UsageError)
+    reason, heading, *tables = str(refused).splitlines()
+    assert reason.startswith("the query failed: un")
+    assert heading == "The tables and their columns are"
+    assert len(tables) == 3
+
+
 def test_control_characters_of_labels_never_reach_the_terminal(full: Root) -> None:
     shown = good("labels", full)
     assert r"\x1b[31mcat\n[red]" in shown
