@@ -172,8 +172,8 @@ def _without_image(listing: Listing, job: Job) -> str:
 
 def _why_none(listing: Listing) -> str:
     away = [f"{count:,} by {filter_words(name)}" for name, count in listing.filtered.items()]
-    left_out = listing.left_out | ({"bad lines": listing.bad_lines} if listing.bad_lines else {})
-    others = [f"{count:,} {what}" for what, count in left_out.items()]
+    left_out = {**listing.left_out, "bad lines": listing.bad_lines}
+    others = [f"{count:,} {what}" for what, count in left_out.items() if count]
     why = f" that the filters let through (taken away: {', '.join(away)})" if away else ""
     return why + (f" that can be scored (left out: {', '.join(others)})" if others else "")
 
