@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -39,10 +40,16 @@ settings.load_profile("busy machine")
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    root = tmp_path_factory.mktemp("demo")
-    state = root / "state"
-    arn = anyio.run(demo_model, state)
-    return Demo(state, arn, demo_data(root, state))
+    """The demo's model, trained once for all workers of the suite: nobody writes to its state, servers have copies."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
+    shared.mkdir(exist_ok=True)
+    state, arn = shared / "state", shared / "arn"
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not arn.exists():
+            arn.write_text(anyio.run(demo_model, state))
+    return Demo(state, arn.read_text(), demo_data(tmp_path_factory.mktemp("demo"), state))
 
 
 @pytest.fixture(scope="session")
