@@ -265,6 +265,8 @@ def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
         (("picture.png", "--model", "ARN", "--json", "--output", "text"), "exclude each other"),
         (("picture.png", "--model", "ARN", "--annotate", "boxes.gif"), "write OUT.png or OUT.jpg"),
         (("picture.png", "picture.png", "--model", "ARN", "--annotate", "bad.json"), "it has to be a directory"),
+        (("picture.png", "picture.png", "--model", "ARN", "--annotate", "b.png"), "it has to be a directory"),
+        (("picture.png", "--model", "ARN", "--annotate", "bad.json"), "OUT.png or OUT.jpg"),
     ],
 )
 def test_slips_of_the_pen_are_refused_in_one_sentence_without_a_call(detect, demo, picture, words, says):
@@ -356,6 +358,8 @@ def test_annotate_draws_each_image_with_an_answer(detect, demo, picture, seaweed
     many = detect(picture, uri, "-", "--model", demo.arn, "--annotate", "drawn", stdin=picture.read_bytes())
     assert many.code == 0, many.err
     assert sorted(path.name for path in Path("drawn").iterdir()) == ["picture-2.png", "picture.png", "stdin.png"]
+    assert detect(picture, "--model", demo.arn, "--annotate", "made").code == 0
+    assert Path("made/picture.png").exists(), "the rule for several images holds for one"
 
 
 def test_from_python(demo, picture):

@@ -21,7 +21,7 @@ class Drawing:
     """Keeps the bytes of the images until their labels are known, and draws them then.
 
     Args:
-        out: a file for one image; a directory, which is made where there is none, for several.
+        out: a file for one image, OUT.png or OUT.jpg; or a directory, which is made where there is none.
         images: that will be drawn.
 
     Raises:
@@ -62,12 +62,17 @@ class Drawing:
 
 def _files(out: Path, images: Sequence[Given]) -> list[Path]:
     """A file an image, each another one."""
-    if len(images) == 1 and drawing_format(out.name) is not None and not out.is_dir():
-        return [out]
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--annotate {out}: for {len(images)} images it has to be a directory")
-    if len(images) == 1 and not out.is_dir():
-        raise UsageError(f"--annotate {out}: write OUT.png or OUT.jpg, or name a directory that is there")
+    if not out.is_dir():
+        if drawing_format(out.name) is not None and len(images) == 1:
+            return [out]
+        if drawing_format(out.name) is not None or out.exists():
+            raise UsageError(
+                f"--annotate {out}: for one image it is OUT.png or OUT.jpg; for {len(images)} it has to be a directory"
+                if len(images) > 1
+                else f"--annotate {out}: it is there, and neither a directory nor OUT.png or OUT.jpg; name one of these"
+            )
+        if out.suffix:
+            raise UsageError(f"--annotate {out}: write OUT.png or OUT.jpg, or name a directory")
     names: list[str] = []
     for each in images:
         stem = "stdin" if each.name == "-" else Path(each.name.rpartition("/")[2]).stem or "image"
