@@ -31,6 +31,32 @@ def refused(cli, service, tmp_path):
     return check
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("run --nope", "no such option: --nope (Possible options: --model); see batchcl run --help"),
+        ("labels", "missing argument 'ROOT'; see batchcl labels --help"),
+        ("run x --source-kind foo", "invalid value for '--source-kind': 'foo' is not one of 'prefix', "),
+        ("run x --min-confidence abc", "invalid value for '--min-confidence': Input should be a valid number"),
+        ("detect x --output xml", "; see batchcl detect --help"),
+        ("model nope", "no such command 'nope'; see batchcl model --help"),
+    ],
+)
+def test_a_command_line_that_is_not_understood_is_one_sentence(cli, words, says):
+    done = cli(*words.split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("batchcl: ")
+    assert done.err.count("\n") == 1
+    assert says in done.err
+
+
+def test_a_group_without_a_command_shows_its_help(cli):
+    done = cli("model")
+    assert done.code == 2
+    assert "batchcl: " not in done.err
+    assert "Usage: batchcl model" in done.out + done.err
+
+
 def test_an_unknown_model(refused, demo):
     refused(demo.data.images, "--model", UNKNOWN, code=5, says="batchcl model list")
 

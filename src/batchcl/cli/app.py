@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -41,6 +41,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_Misused: Final = typer.BadParameter.__mro__[1]
+"""What all errors of Typer's parser are; its own name is in click or in Typer, as Typer's version has it."""
 
 _SCORE, _ASK, _MODELS, _AROUND = "Score", "Ask the results", "Models and what they learn from", "Around it"
 
@@ -96,7 +99,11 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        app()
+        code = app(prog_name="batchcl", standalone_mode=False)
+    except _Misused as error:
+        if words := _words(error):
+            run.tell(words)
+        return ExitCode.USAGE
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else ExitCode.DONE if end.code is None else ExitCode.BUG
     except KeyboardInterrupt:
@@ -110,7 +117,7 @@ def _run() -> int:
             return ExitCode.BUG
         run.tell(str(foreseen))
         return foreseen.exit_code
-    return ExitCode.DONE
+    return code if isinstance(code, int) else ExitCode.DONE
 
 
 def _foreseen(error: BaseException) -> BatchclError | None:
@@ -119,3 +126,12 @@ def _foreseen(error: BaseException) -> BatchclError | None:
         parts = [_foreseen(part) for part in error.exceptions]
         return None if None in parts else parts[0]
     return error if isinstance(error, BatchclError) and error.exit_code is not ExitCode.BUG else None
+
+
+def _words(error: Any) -> str:
+    """A command line that isn't understood, in one sentence; empty where the help has been shown instead."""
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    if not text:
+        return ""
+    command = error.ctx.command_path if error.ctx else "batchcl"
+    return f"{text[0].lower()}{text[1:]}; see {command} --help"
