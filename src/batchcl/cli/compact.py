@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Final
 
 import typer
 
 from batchcl.cli.output import Csv, Json, Profile, Region, Root
 
 __all__ = ["compact"]
+
+_NAMED: Final = 3
 
 
 def compact(
@@ -24,7 +27,7 @@ def compact(
     profile: Profile = None,
     region: Region = None,
 ) -> None:
-    """Merge small result files of finished runs into large ones, within each model and date.
+    """Merge small files of results/ of finished runs into large ones, within each model and date.
 
     batchcl's own commands see every row once all the time. Other readers may see the rows of a group twice for a
     moment, and never miss one. Killed at any point it loses nothing; run it again.
@@ -41,15 +44,18 @@ def compact(
     import polars as pl  # noqa: PLC0415
 
     from batchcl.cli.output import emit  # noqa: PLC0415
+    from batchcl.cli.run import tell  # noqa: PLC0415
     from batchcl.cli.status import with_store  # noqa: PLC0415
     from batchcl.quantities import seconds_of  # noqa: PLC0415
     from batchcl.runs.compact import compact as merge  # noqa: PLC0415
 
+    left: list[str] = []
     work = partial(
         merge,
         target_bytes=int(target_mb * 1024 * 1024),
         min_age=dt.timedelta(seconds=seconds_of(min_age)),
         dry_run=dry_run,
+        on_left=lambda run_id, reason: left.append(f"run {run_id} {reason}"),
     )
     done = with_store(work, root, profile=profile, region=region)
     rows = [
@@ -62,6 +68,11 @@ def compact(
         }
         for each in done
     ]
+    if not rows:
+        alone = f"; left alone: {_few(left)}" if left else ""
+        tell(f"nothing to merge: no model and date has two small files of finished runs in {root}/results{alone}")
+        if not json and not csv:
+            return
     schema: dict[str, pl.DataType | type[pl.DataType]] = {
         "output": pl.String,
         "files": pl.Int64,
@@ -71,3 +82,8 @@ def compact(
     }
     title = f"{'Would be merged' if dry_run else 'Merged'} in {root}"
     emit(pl.DataFrame(rows, schema=schema), json=json, csv=csv, title=title)
+
+
+def _few(reasons: Sequence[str]) -> str:
+    more = len(reasons) - _NAMED
+    return ", ".join(reasons[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")

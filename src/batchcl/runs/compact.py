@@ -65,6 +65,7 @@ async def compact(
     target_bytes: int = TARGET_BYTES,
     min_age: dt.timedelta = MIN_AGE,
     dry_run: bool = False,
+    on_left: Callable[[str, str], None] | None = None,
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> list[Compaction]:
     """Merge the small parts of each partition of `results/` into files of about `target_bytes`.
@@ -74,13 +75,14 @@ async def compact(
         target_bytes: compressed; a part of half that size or more is left alone. Memory is some ten times that.
         min_age: leave runs alone that ended more recently.
         dry_run: only tell.
+        on_left: is told of each run whose small parts are left alone, and why.
         utcnow: the time.
 
     Raises:
         StoppedError: another compaction is at work.
         OutputError: the root can't be read or written, or somebody changed its parts meanwhile; nothing is lost.
     """
-    finished = _Finished(store, before=utcnow() - min_age)
+    finished = _Finished(store, before=utcnow() - min_age, on_left=on_left)
     if dry_run:
         return [_planned(group) for group in await _groups(store, finished, target_bytes)]
 
@@ -124,9 +126,10 @@ async def _recover(store: Store) -> None:
 class _Finished:
     """Knows which runs are over, and asks for each once."""
 
-    def __init__(self, store: Store, *, before: dt.datetime) -> None:
+    def __init__(self, store: Store, *, before: dt.datetime, on_left: Callable[[str, str], None] | None = None) -> None:
         self._store = store
         self._before = before
+        self._on_left = on_left
         self._known: dict[str, bool] = {}
 
     async def may_be_merged(self, path: str) -> bool:
@@ -137,15 +140,22 @@ class _Finished:
         if run_id is None:
             return False
         if run_id not in self._known:
-            self._known[run_id] = await self._over(run_id)
+            reason = await self._left_for(run_id)
+            self._known[run_id] = reason is None
+            if reason is not None and self._on_left is not None:
+                self._on_left(run_id, reason)
         return self._known[run_id]
 
-    async def _over(self, run_id: str) -> bool:
+    async def _left_for(self, run_id: str) -> str | None:
+        """Why the run's parts stay as they are; None where they may be merged."""
         summary = await read_summary(self._store, run_id)
-        if summary is None or summary.status != "done" or summary.ended_at > self._before:
-            return False
+        if summary is None or summary.status != "done":
+            return "isn't done"
+        if summary.ended_at > self._before:
+            return f"ended at {summary.ended_at:%Y-%m-%dT%H:%M:%SZ}, too recently for --min-age"
         names = {file.path.rpartition("/")[2] for file in await self._store.list_all(RunPaths(run_id).rounds)}
-        return all(name.removesuffix(".json") + ".done" in names for name in names if name.endswith(".json"))
+        over = all(name.removesuffix(".json") + ".done" in names for name in names if name.endswith(".json"))
+        return None if over else "has a retry that isn't over"
 
 
 async def _groups(store: Store, finished: _Finished, target_bytes: int) -> list[list[StoredFile]]:

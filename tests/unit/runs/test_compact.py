@@ -106,8 +106,13 @@ def test_what_is_not_over_or_large_enough_is_left_alone():
         await add_run(store, "retried", day=18)
         await store.put_new(RunPaths("retried").round(1), b"[]")
         before = await names(store)
-        assert await compact(store, min_age=AGE, utcnow=lambda: NOW) == []
+        left: dict[str, str] = {}
+        assert await compact(store, min_age=AGE, utcnow=lambda: NOW, on_left=left.setdefault) == []
         assert await names(store) == before
+        assert left.keys() == {"stopped", "fresh", "retried"}
+        assert left["stopped"] == "isn't done"
+        assert left["fresh"].endswith("too recently for --min-age")
+        assert left["retried"] == "has a retry that isn't over"
         await add_run(store, "large", day=17)
         assert await compact(store, min_age=AGE, utcnow=lambda: NOW, target_bytes=100) == []
 
