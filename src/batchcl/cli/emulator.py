@@ -69,6 +69,7 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
     BATCHCL_EMULATOR_CREDENTIALS (ID:SECRET, comma separated; an account may follow as a third part).
 
     Examples:
+
       batchcl emulator --buckets ./buckets
 
       batchcl emulator --port 9999 --state ./models --buckets ./buckets --tps-per-unit 20
@@ -76,7 +77,7 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
       batchcl emulator --s3-endpoint-url http://127.0.0.1:8333
 
       aws rekognition describe-projects --endpoint-url http://127.0.0.1:9999
-    """
+    """  # noqa: D412 - Typer shows the examples as they stand
     settings = EmulatorSettings(
         host=host,
         port=port,
