@@ -11,15 +11,17 @@ import random
 from collections.abc import Callable
 from statistics import mean, median
 
+import anyio
 import pytest
 from pacing_peers.run import BATCHCL, ORACLE, measure, share, start
 from pacing_peers.traces import TRACES
 
 from batchcl.aws.classify import classify
-from batchcl.errors import CallError
+from batchcl.errors import CallError, HostError, ImageError, ModelNotReadyError, TransientError
 from batchcl.images import ImageRef
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer
+from batchcl.scoring.outcome import Detection
 from sim.service import Service, image
 from sim.test_engine import Run
 
@@ -192,3 +194,72 @@ def test_only_a_sudden_increase_says_nothing_of_the_capacity(message: str) -> No
     assert (pacer.learned_tps is None) == (message != "Rate exceeded")
     if message != "Rate exceeded":
         assert calls_a_second(run, run.ended_at - 3, run.ended_at) > 60, "it goes on growing"
+
+
+UNREADABLE = ImageError("the file can't be read", code="UnreadableFile")
+
+
+class Unreadable(Service):
+    """Asks the service about what can be read."""
+
+    def __init__(self, share: float, *, error: CallError = UNREADABLE, tps: float = 14.0) -> None:
+        chance = random.Random(7)
+        super().__init__(
+            tps=lambda _: tps, latency_s=lambda rng: (0.25 if self.sent_at[-1] < 200 else 1.0) * rng.uniform(0.8, 1.25)
+        )
+        self._lost = {image(n).uri for n in range(100_000) if chance.random() < share}
+        self._error = error
+
+    async def detect(self, image: ImageRef) -> Detection:
+        if image.uri in self._lost:
+            await anyio.sleep(0.05)
+            raise self._error
+        return await super().detect(image)
+
+
+@pytest.mark.parametrize("tps", [8.0, 14.0])
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_images_that_can_not_be_read_take_no_turns_and_make_no_queue(share: float, tps: float) -> None:
+    """Then come larger ones, which take four times as long."""
+    count = round(500 * tps / (1 - share))
+    pacer = AdaptivePacer(RateController(start_tps=tps, learned=True), rng=random.Random(3))
+    run = Run(Unreadable(share, tps=tps), max_in_flight=256, pacer=pacer).over(map(image, range(count)))
+    run.assert_each_once(count)
+    assert calls_a_second(run, 20, 200) > 0.9 * tps
+    assert calls_a_second(run, 220, 480) > 0.9 * tps
+    assert run.progress.throttled < 0.04 * run.progress.calls
+
+
+def test_every_way_in_which_a_call_ends_is_an_end_for_the_pace() -> None:
+    ends = [
+        UNREADABLE,
+        HostError("its host answered 503", code="Http503"),
+        ImageError("larger than 4096 pixels", code="ImageTooLargeException", status=400),
+        TransientError("Service Unavailable", code="ThrottlingException", status=500),
+        ModelNotReadyError("not RUNNING", code="ResourceNotReadyException", status=400),
+        refused("Provisioned Rate exceeded"),
+        refused("S3 download limit exceeded"),
+        refused("Slow down; sudden increase in rate of requests", code="ThrottlingException"),
+    ]
+    slow = {image(n).uri for n in range(390, 400)}
+    first: set[str] = set()
+
+    def ending(each: ImageRef, call: int, _now: float) -> CallError | None:
+        return ends[int(each.key[:6]) % 10] if call == 1 and int(each.key[:6]) % 10 < len(ends) else None
+
+    class Slow(Service):
+        async def detect(self, image: ImageRef) -> Detection:
+            if image.uri in slow and image.uri not in first:
+                first.add(image.uri)
+                await anyio.sleep(40.0)
+            return await super().detect(image)
+
+    for drain_at in (None, 3.0):
+        controller = RateController(start_tps=50, learned=True)
+        run = Run(Slow(fault=ending, latency_s=lambda _: 0.5), pacer=AdaptivePacer(controller), max_in_flight=64)
+        first.clear()
+        run.over(map(image, range(400)), drain_at=drain_at)
+        if drain_at is None:
+            run.assert_each_once(400)
+            assert len(first) == len(slow), "each had a second call beside it"
+        assert controller.in_flight == 0

@@ -45,6 +45,7 @@ class RateController:
         self._sent_at: deque[float] = deque(maxlen=_REMEMBERED_CALLS)
         self._sent = 0
         self._resolved = 0
+        self._numbered_at = -math.inf
         self._grown_at: float | None = None
         self._window_at: float | None = None
         self._window_sent = 0
@@ -70,6 +71,11 @@ class RateController:
         return _SHARED_JITTER if self._model.shared else 0.0
 
     @property
+    def in_flight(self) -> int:
+        """Calls that went out and have not ended."""
+        return self._sent - self._resolved
+
+    @property
     def learned_tps(self) -> float | None:
         """What the model takes, once it was found in this run; None before."""
         return self._model.limit_tps if self._refused else None
@@ -92,7 +98,7 @@ class RateController:
         self._grow(now)
         if sent_at is None:
             return
-        answers_tps = self._latency.answered(now, sent_at=sent_at, in_flight=self._sent - self._resolved)
+        answers_tps = self._latency.answered(now, sent_at=sent_at, in_flight=self.in_flight)
         if answers_tps is not None:
             self._refused = True
             self._model.overrun(now, taken_tps=answers_tps)
@@ -120,6 +126,23 @@ class RateController:
             self._refused = True
         edge.refused(now, sent_at=sent_at, number=self._number(sent_at))
 
+    def lost(self) -> None:
+        """A call ended in a way that says nothing of the capacity: without an answer, or given up."""
+        self._resolved += 1
+
+    def unsent(self, *, sent_at: float) -> None:
+        """What went out at `sent_at` never reached the service: it counts as if it hadn't been sent.
+
+        Unless a refusal has been counted since, whose number must stay as it was for those that follow.
+        """
+        if sent_at > self._numbered_at:
+            for index in range(len(self._sent_at) - 1, -1, -1):
+                if self._sent_at[index] <= sent_at:
+                    del self._sent_at[index]
+                    self._sent -= 1
+                    return
+        self._resolved += 1
+
     def _grow(self, now: float) -> None:
         """Let the limit that holds be probed for the time that has passed."""
         seconds = 0.0 if self._grown_at is None else min(now - self._grown_at, _MAX_STEP_S)
@@ -134,6 +157,7 @@ class RateController:
 
     def _number(self, sent_at: float) -> int:
         """How many calls had gone out up to `sent_at`."""
+        self._numbered_at = max(self._numbered_at, sent_at)
         later = 0
         for at in reversed(self._sent_at):
             if at <= sent_at:

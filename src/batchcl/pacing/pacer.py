@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -9,6 +10,7 @@ from typing import Final, Protocol
 import anyio
 from aiolimiter import AsyncLimiter
 
+from batchcl.bell import Bell
 from batchcl.pacing.controller import RateController
 
 __all__ = ["AdaptivePacer", "Pacer", "PacerStatistics", "UnpacedPacer"]
@@ -31,7 +33,10 @@ class PacerStatistics:
 
 
 class Pacer(Protocol):
-    """Decides when the next call may go out. One task acquires; any may tell."""
+    """Decides when the next call may go out. One task acquires; any may tell.
+
+    Each call that goes out ends in one of `succeeded`, `throttled`, `lost` and `unsent`.
+    """
 
     async def acquire(self) -> None:
         """Return when the next call may be sent. Being cancelled while waiting costs no turn."""
@@ -43,6 +48,18 @@ class Pacer(Protocol):
 
     def throttled(self, *, sent_at: float, sudden: bool, downloads: bool = False) -> None:
         """A call that went out at `sent_at` was refused: for its rate, a `sudden` ramp, or S3's `downloads`."""
+        ...
+
+    def sent(self) -> None:
+        """A call goes out without waiting for its turn."""
+        ...
+
+    def lost(self) -> None:
+        """A call ended in a way that says nothing of the capacity: without an answer, or given up."""
+        ...
+
+    def unsent(self, *, sent_at: float, give_back: bool) -> None:
+        """The service was never asked in the turn taken at `sent_at`; `give_back` lets another call have it."""
         ...
 
     def statistics(self) -> PacerStatistics:
@@ -64,19 +81,22 @@ class AdaptivePacer:
         self._gap = 1.0
         self._ceiling = None if max_tps is None else AsyncLimiter(1, 1 / max_tps)
         self._next_at = 0.0
+        self._turns_back = 0
+        self._given_back = Bell()
 
     async def acquire(self) -> None:
         """Return when the next call may be sent."""
-        last_at = self._next_at
-        while True:
+        while not self._turns_back:
             now = anyio.current_time()
-            due_at = max(last_at + self._gap / self._controller.rate_tps, now - _CATCH_UP_S)
+            due_at = max(self._next_at + self._gap / self._controller.rate_tps, now - _CATCH_UP_S)
             if due_at <= now:
+                self._next_at = due_at
                 break
-            await anyio.sleep(max(_TICK_S, min(due_at - now, _LOOK_AGAIN_S)))
+            await self._given_back.wait(at_most_s=max(_TICK_S, min(due_at - now, _LOOK_AGAIN_S)))
+        else:
+            self._turns_back -= 1
         if self._ceiling is not None:
             await self._ceiling.acquire()
-        self._next_at = due_at
         self._gap = 1 + self._controller.jitter_share * self._rng.uniform(-1, 1)
         self._controller.sent(anyio.current_time())
 
@@ -87,6 +107,22 @@ class AdaptivePacer:
     def throttled(self, *, sent_at: float, sudden: bool, downloads: bool = False) -> None:
         """Let the rate fall."""
         self._controller.throttled(anyio.current_time(), sent_at=sent_at, sudden=sudden, downloads=downloads)
+
+    def sent(self) -> None:
+        """Count it."""
+        self._controller.sent(anyio.current_time())
+
+    def lost(self) -> None:
+        """Count it."""
+        self._controller.lost()
+
+    def unsent(self, *, sent_at: float, give_back: bool) -> None:
+        """Forget that it was sent; what is given back may be used at once, but never many at a time."""
+        self._controller.unsent(sent_at=sent_at)
+        if give_back:
+            most = max(1, math.floor(_CATCH_UP_S * self._controller.rate_tps))
+            self._turns_back = min(self._turns_back + 1, most)
+            self._given_back.ring()
 
     @property
     def learned_tps(self) -> float | None:
@@ -110,6 +146,15 @@ class UnpacedPacer:
 
     def throttled(self, *, sent_at: float, sudden: bool, downloads: bool = False) -> None:
         """Nothing to learn."""
+
+    def sent(self) -> None:
+        """Nothing to count."""
+
+    def lost(self) -> None:
+        """Nothing to count."""
+
+    def unsent(self, *, sent_at: float, give_back: bool) -> None:
+        """Nothing to give back."""
 
     def statistics(self) -> PacerStatistics:
         """No limit."""

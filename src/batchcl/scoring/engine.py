@@ -46,6 +46,7 @@ from batchcl.scoring.preparing import Preparing
 from batchcl.scoring.queue import WorkItem, WorkQueue
 from batchcl.scoring.seams import Recovery, Sink
 from batchcl.scoring.shards import Batch
+from batchcl.scoring.telling import tell
 
 __all__ = ["Engine", "EngineSettings"]
 
@@ -234,6 +235,7 @@ class Engine:
 
     async def _call_beside(self, item: WorkItem) -> None:
         if item.open_calls == 1:  # or the other call has ended just now
+            self._pacer.sent()
             await self._score(item)
 
     async def _score(self, item: WorkItem) -> None:
@@ -273,13 +275,18 @@ class Engine:
         try:
             detection = await self._detector.detect(item.image)
         except CallError as error:
+            tell(self._pacer, error, sent_at=sent_at)
             return self._unanswered(item, error, sent_at)
+        except anyio.get_cancelled_exc_class():
+            self._pacer.lost()
+            raise
         finally:
             self._progress.in_flight -= 1
             item.open_calls -= 1
             if not item.open_calls:
                 del self._in_flight[id(item)]
         if item.is_settled:
+            self._pacer.lost()
             return None
         item.is_settled = True
         return self._scored(item, detection, sent_at)
@@ -305,12 +312,11 @@ class Engine:
 
     def _unanswered(self, item: WorkItem, error: CallError, sent_at: float) -> Outcome | None:
         """What the class of `error` asks for: go back to the queue, or end as a failure."""
+        self._progress.throttled += isinstance(error, ThrottledError)
         if item.is_settled or (item.open_calls > 1 and not isinstance(error, ImageError)):
             return None  # the other call for this image decides
         match error:
             case ThrottledError():
-                self._progress.throttled += 1
-                self._pacer.throttled(sent_at=sent_at, sudden=error.sudden, downloads=error.downloads)
                 self._queue.give_back(item)
                 return None
             case ModelNotReadyError():
@@ -334,7 +340,6 @@ class Engine:
                 return None
             case ImageError():
                 if error.status is not None:  # otherwise the service wasn't asked
-                    self._pacer.succeeded(sent_at=sent_at)
                     self._outages.answered()
                 self._judge_bucket(error)
                 if self._preparing is not None and self._preparing.may_mend(item, error):

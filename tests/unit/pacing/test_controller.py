@@ -221,6 +221,27 @@ def test_refusals_that_never_end_do_not_drive_it_away() -> None:
     assert drive.taken / 600 > 0.6
 
 
+@given(st.lists(st.sampled_from(["succeeded", "throttled", "downloads", "lost", "unsent"]), max_size=60), st.randoms())
+def test_what_has_ended_is_not_in_flight(ends: list[str], rng: random.Random) -> None:
+    controller = RateController()
+    for number in range(len(ends)):
+        controller.sent(float(number))
+    assert controller.in_flight == len(ends)
+    order = list(enumerate(ends))
+    rng.shuffle(order)
+    for left, (number, end) in zip(reversed(range(len(order))), order, strict=True):
+        sent_at = number + 0.5
+        if end == "succeeded":
+            controller.succeeded(100.0, sent_at=sent_at)
+        elif end == "lost":
+            controller.lost()
+        elif end == "unsent":
+            controller.unsent(sent_at=sent_at)
+        else:
+            controller.throttled(100.0, sent_at=sent_at, downloads=end == "downloads")
+        assert controller.in_flight == left
+
+
 class Queue:
     """Answers `tps` calls a second, one after the other; each waits for those before it."""
 

@@ -203,3 +203,34 @@ def test_without_a_limit_nothing_waits_but_others_may_run() -> None:
     now, others_ran = run_virtual(main)
     assert now < 0.01
     assert others_ran
+
+
+def test_a_turn_that_is_given_back_is_the_next_ones_and_many_are_no_burst() -> None:
+    async def main() -> tuple[float, float, int]:
+        pacer = AdaptivePacer(FixedRate(1.0))
+        await pacer.acquire()
+        begun_at = anyio.current_time()
+
+        async def gives_back() -> None:
+            await anyio.sleep(0.3)
+            pacer.unsent(sent_at=begun_at, give_back=True)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(gives_back)
+            await pacer.acquire()
+        one_s = anyio.current_time() - begun_at
+        await pacer.acquire()
+        next_s = anyio.current_time() - begun_at
+        for _ in range(100):
+            pacer.unsent(sent_at=anyio.current_time(), give_back=True)
+        at_once = 0
+        with anyio.move_on_after(0.5):
+            while True:
+                await pacer.acquire()
+                at_once += 1
+        return one_s, next_s, at_once
+
+    one_s, next_s, at_once = run_virtual(main)
+    assert one_s == pytest.approx(0.3, abs=0.02)
+    assert next_s == pytest.approx(1.0, abs=0.1)
+    assert at_once == 1

@@ -1,0 +1,27 @@
+"""What the pacer is told of a call that brought no labels."""
+
+from __future__ import annotations
+
+from batchcl.errors import CallError, HostError, ImageError, ThrottledError
+from batchcl.pacing.pacer import Pacer
+
+__all__ = ["tell"]
+
+
+def tell(pacer: Pacer, error: CallError, *, sent_at: float) -> None:
+    """Tell `pacer` that the call that began at `sent_at` ended in `error`.
+
+    A turn whose image couldn't be read is another image's, so that the service gets as many calls as it takes. It
+    isn't where that may pass: what waits for its next attempt must not become more and more.
+    """
+    match error:
+        case ThrottledError():
+            pacer.throttled(sent_at=sent_at, sudden=error.sudden, downloads=error.downloads)
+        case HostError():
+            pacer.unsent(sent_at=sent_at, give_back=False)
+        case ImageError(status=None):
+            pacer.unsent(sent_at=sent_at, give_back=True)
+        case ImageError():
+            pacer.succeeded(sent_at=sent_at)
+        case _:
+            pacer.lost()
