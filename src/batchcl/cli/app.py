@@ -42,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_Misused: Final = typer.BadParameter.__mro__[1]
+_Misused: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 """What all errors of Typer's parser are; its own name is in click or in Typer, as Typer's version has it."""
 
 _SCORE, _ASK, _MODELS, _AROUND = "Score", "Ask the results", "Models and what they learn from", "Around it"

@@ -107,7 +107,7 @@ def test_what_is_not_over_or_large_enough_is_left_alone():
         await store.put_new(RunPaths("retried").round(1), b"[]")
         before = await names(store)
         left: dict[str, str] = {}
-        assert await compact(store, min_age=AGE, utcnow=lambda: NOW, on_left=left.setdefault) == []
+        assert await compact(store, min_age=AGE, utcnow=lambda: NOW, on_left=left.__setitem__) == []
         assert await names(store) == before
         assert left.keys() == {"stopped", "fresh", "retried"}
         assert left["stopped"] == "isn't done"
