@@ -331,6 +331,10 @@ class House:
         """How a session reaches the service."""
         yield self.service
 
+    def keeper(self, trouble: Trouble) -> ModelKeeper:
+        """Who looks after the model in a session."""
+        return HouseKeeper(trouble, back_after_s=self.back_after_s)
+
     async def run(self, trouble: Trouble | None = None) -> Summary | BatchclError | None:
         """One session of `batchcl run`: its summary, its error, or None when it was killed or cancelled."""
         return await _outcome(self._run, trouble or Trouble())
@@ -374,7 +378,7 @@ class House:
             return await conduct(
                 job,
                 found,
-                keeper=HouseKeeper(trouble, back_after_s=self.back_after_s),
+                keeper=self.keeper(trouble),
                 detector=HouseDetector(service, trouble),
                 observer=observer,
                 stopper=Stopper(),
@@ -400,7 +404,7 @@ class House:
                 record,
                 earlier,
                 codes=codes,
-                keeper=HouseKeeper(trouble, back_after_s=self.back_after_s),
+                keeper=self.keeper(trouble),
                 detector=HouseDetector(service, trouble),
                 observer=SilentObserver(),
                 stopper=Stopper(),

@@ -27,7 +27,7 @@ SEEDS = range(40)
 def no_leases() -> Iterator[None]:
     """Both hold the lease, for all they know; and journals grow by small segments, so that they meet often."""
 
-    async def granted(_self: LeaseKeeper) -> None:
+    async def granted(_self: LeaseKeeper, **_: object) -> None:
         await anyio.lowlevel.checkpoint()
 
     async def kept(_self: LeaseKeeper) -> None:

@@ -75,6 +75,7 @@ class ModelKeeper:
         self._stopper = stopper
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._owned = False
+        self._left = False
         self._in_doubt = False
         self._on_owning: Callable[[], Awaitable[None]] | None = None
         self._running_since: float | None = None
@@ -110,16 +111,28 @@ class ModelKeeper:
 
     @property
     def owned(self) -> bool:
-        """Whether this run has started the model, and so will stop it."""
-        return self._owned
+        """Whether this run, in any session, has started a model that it is still to stop."""
+        return self._owned or self._left
 
     def remember(self, on_owning: Callable[[], Awaitable[None]]) -> None:
         """Await `on_owning` before the model is started, so that somebody else can stop it if this process dies."""
         self._on_owning = on_owning
 
     def adopt(self) -> None:
-        """Take over a model that an earlier session of this run started and, having died, could not stop."""
-        if self._units is not None:
+        """Take over a model that an earlier session of this run started and could not stop.
+
+        One that starts no models stops none: it leaves that one to the next session that does.
+        """
+        if self._units is None:
+            self._left = True
+            self._observer.notice(
+                Notice(
+                    "model-left",
+                    f"an earlier session of this run started {self._arn.name} and could not stop it; this one "
+                    f"won't: add --start-model, or stop it with `batchcl model stop {self._arn}`",
+                )
+            )
+        else:
             self._owned = True
 
     def dollars(self) -> float | None:
@@ -266,6 +279,8 @@ class ModelKeeper:
         if self._keep:
             self._observer.notice(Notice("model-kept", f"{self._arn.name} stays RUNNING, as --keep-model says"))
             await self._disarm()
+            self._stop_billing()
+            self._owned = False
             return
         with (
             anyio.CancelScope(shield=True) as scope,
@@ -278,13 +293,16 @@ class ModelKeeper:
             raise StoppedError(self._left_running())
 
     async def _stop_with_retries(self) -> None:
-        give_up_at = anyio.current_time() + _STOP_TRIES_FOR_S
+        give_up_at: float | None = None
         delay_s = 1.0
         while True:
             try:
                 await self._stop_once()
-            except RefusedError as error:
-                if anyio.current_time() >= give_up_at:
+            except (RefusedError, StoppedError) as error:
+                now = anyio.current_time()
+                if give_up_at is None:  # a model may have been STARTING for long before its first stop could fail
+                    give_up_at = now + _STOP_TRIES_FOR_S
+                if now >= give_up_at:
                     return
                 self._observer.notice(Notice("model-stop-failed", f"{error}; trying again"))
                 await anyio.sleep(delay_s)

@@ -41,6 +41,7 @@ class Lease:
         process: its process id and start, by which a process on the same machine knows that it has died.
         beat_at: when it last said that it lives, by its own clock.
         progress: its counters at that time.
+        ended: it works no more, and has left something behind that the next holder takes over.
     """
 
     holder: str
@@ -48,10 +49,11 @@ class Lease:
     process: str
     beat_at: dt.datetime
     progress: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
 
     def lives(self, now: dt.datetime) -> bool:
         """Whether its holder may still be at work."""
-        if self.host == _host() and not _runs(self.process):
+        if self.ended or (self.host == _host() and not _runs(self.process)):
             return False
         return (now - self.beat_at).total_seconds() < EXPIRES_S
 
@@ -90,13 +92,14 @@ class LeaseKeeper:
         """This runner's name, which its journal segments carry."""
         return self._lease.holder
 
-    async def acquire(self) -> Lease | None:
+    async def acquire(self, *, on_left: Callable[[Lease], None] = lambda _: None) -> None:
         """Take the lease, or raise `StoppedError` that says who has it.
 
-        Returns the lease of a holder that died without giving it back, which tells what it left behind.
+        `on_left` is given the lease of a holder that didn't give it back, which tells what it left behind. It is called
+        before that lease is overwritten, so that `progress` can tell it on: dying here forgets nothing.
         """
         if await self._store.put_new(self._paths.lease, self._beat()):
-            return None
+            return
         other = await read_lease(self._store, self._paths)
         if other is not None and other.holder != self.holder and other.lives(self._utcnow()):
             ago = (self._utcnow() - other.beat_at).total_seconds()
@@ -105,8 +108,9 @@ class LeaseKeeper:
                 f"{other.process.partition('-')[0]}, last seen {ago:.0f} s ago); wait for it, or for {EXPIRES_S:.0f} s "
                 "after it died"
             )
+        if other is not None:
+            on_left(other)
         await self.beat()
-        return other
 
     async def beat(self) -> None:
         """Say now, rather than at the next heartbeat, how things stand."""
@@ -148,14 +152,21 @@ class LeaseKeeper:
         await together(lambda part: part(), (keep, do), at_once=2)
         return results[0]
 
-    async def release(self) -> None:
-        """Give the lease back, unless it is another's by now."""
+    async def release(self, *, leaving: bool = False) -> None:
+        """Give the lease back, unless it is another's by now.
+
+        When this runner is `leaving` something behind, the lease stays to tell of it; it keeps nobody away.
+        """
         other = await read_lease(self._store, self._paths)
-        if other is not None and other.holder == self.holder:
+        if other is None or other.holder != self.holder:
+            return
+        if leaving:
+            await self._store.put(self._paths.lease, self._beat(ended=True))
+        else:
             await self._store.delete(self._paths.lease)
 
-    def _beat(self) -> bytes:
-        lease = replace(self._lease, beat_at=self._utcnow(), progress=self._progress())
+    def _beat(self, *, ended: bool = False) -> bytes:
+        lease = replace(self._lease, beat_at=self._utcnow(), progress=self._progress(), ended=ended)
         return orjson.dumps(asdict(lease), option=orjson.OPT_UTC_Z)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -25,8 +26,9 @@ from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.score import open_model
 from batchcl.scoring.service import service_of
-from batchcl.scoring.session import Session, heartbeat, take_lease
+from batchcl.scoring.session import Session
 from batchcl.scoring.stopper import Stopper
+from batchcl.scoring.tenure import heartbeat, tenure
 
 __all__ = ["conduct_round", "retry"]
 
@@ -116,39 +118,43 @@ async def conduct_round(
     paths = RunPaths(record.run_id)
     progress = Progress(dollars=keeper.dollars)
     lease = LeaseKeeper(store, paths, progress=lambda: heartbeat(progress, keeper), utcnow=utcnow)
-    with stopper.interruptible():
-        rounds = await published(store, paths)
-        counts = await read_counts(store, paths, rounds.items())
-        failed = total(counts.values()).failed
-        if not failed and not await is_round_open(store, paths):
-            observer.notice(Notice("nothing-failed", f"run {record.run_id} has no failures; nothing to do"))
-            return earlier
-        await keeper.check()
-        await take_lease(lease, keeper)
-        about = await open_round(store, paths, tuple(codes))
-        worklist = WorkList(store, paths)
-        await worklist.open()
-    observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {failed:,} failures"))
-    progress.planned, progress.listed = failed, True
-    async with learning_pacer(store, record.model_name, max_tps=job.max_tps, observer=observer, utcnow=utcnow) as pacer:
-        session = Session(
-            job=job,
-            store=store,
-            record=record,
-            worklist=worklist,
-            targets=FailedImages(store, paths, about, published=rounds, counts=counts),
-            published=rounds,
-            detector=detector,
-            pacer=pacer,
-            keeper=keeper,
-            lease=lease,
-            progress=progress,
-            observer=observer,
-            stopper=stopper,
-            begun_at=begun_at,
-            preparer=preparer,
-        )
-        summary = await session.run()
+    async with AsyncExitStack() as held:
+        with stopper.interruptible():
+            rounds = await published(store, paths)
+            counts = await read_counts(store, paths, rounds.items())
+            failed = total(counts.values()).failed
+            if not failed and not await is_round_open(store, paths):
+                observer.notice(Notice("nothing-failed", f"run {record.run_id} has no failures; nothing to do"))
+                return earlier
+            await keeper.check()
+            await held.enter_async_context(tenure(lease, keeper))
+            about = await open_round(store, paths, tuple(codes))
+            worklist = WorkList(store, paths)
+            await worklist.open()
+        observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {failed:,} failures"))
+        progress.planned, progress.listed = failed, True
+        async with learning_pacer(
+            store, record.model_name, max_tps=job.max_tps, observer=observer, utcnow=utcnow
+        ) as pacer:
+            session = Session(
+                job=job,
+                store=store,
+                record=record,
+                worklist=worklist,
+                targets=FailedImages(store, paths, about, published=rounds, counts=counts),
+                published=rounds,
+                detector=detector,
+                pacer=pacer,
+                keeper=keeper,
+                lease=lease,
+                held=held,
+                progress=progress,
+                observer=observer,
+                stopper=stopper,
+                begun_at=begun_at,
+                preparer=preparer,
+            )
+            summary = await session.run()
     try:
         await end_round(store, paths, about.number)
     except OutputError as error:

@@ -43,8 +43,9 @@ from batchcl.scoring.lister import freeze_all
 from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
 from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.service import service_of
-from batchcl.scoring.session import Session, heartbeat, take_lease
+from batchcl.scoring.session import Session
 from batchcl.scoring.stopper import Stopper
+from batchcl.scoring.tenure import heartbeat, tenure
 from batchcl.sources.select import Selected
 
 __all__ = [
@@ -129,11 +130,12 @@ async def conduct(
     lease = LeaseKeeper(
         store, RunPaths(found.record.run_id), progress=lambda: heartbeat(progress, keeper), utcnow=utcnow
     )
-    async with AsyncExitStack() as lists:
+    async with AsyncExitStack() as lists, AsyncExitStack() as held:
         with stopper.interruptible():
             if found.calls_left:
                 await keeper.check()
-            record, pages = await _begin(job, found, partial(take_lease, lease, keeper), lists)
+            take = partial(held.enter_async_context, tenure(lease, keeper))
+            record, pages = await _begin(job, found, take, lists)
             done = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
         _show_list(worklist, progress)
@@ -162,6 +164,7 @@ async def conduct(
                 pacer=pacer,
                 keeper=keeper,
                 lease=lease,
+                held=held,
                 progress=progress,
                 observer=observer,
                 stopper=stopper,

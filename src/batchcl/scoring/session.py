@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,10 +39,7 @@ from batchcl.scoring.outcome import Counts
 from batchcl.scoring.shards import Batch
 from batchcl.scoring.stopper import Stopper
 
-__all__ = ["Session", "heartbeat", "take_lease"]
-
-_OWNS_MODEL = "owns_model"
-_RELEASE_S = 10.0
+__all__ = ["Session"]
 
 
 @dataclass(kw_only=True)
@@ -52,6 +49,7 @@ class Session:
     Attributes:
         published: shard → the last round in which it was published, when the session began.
         listing: freezes the rest of the work list; None when it is complete.
+        held: the run's tenure, given up as soon as there are no more calls to make.
         begun_at: on the loop's clock, from which the deadline counts.
         preparer: makes images fit the service's rules; None where they go as they are.
     """
@@ -66,6 +64,7 @@ class Session:
     pacer: Pacer
     keeper: ModelKeeper
     lease: LeaseKeeper
+    held: AsyncExitStack
     progress: Progress
     observer: Observer
     stopper: Stopper
@@ -102,12 +101,10 @@ class Session:
         )
         failure: BatchclError | None = None
         try:
-            async with self.keeper.stopping():
+            async with self.held:
                 failure = await self._score(ledger)
         except BatchclError as error:
             failure = error
-        finally:
-            await self._release()
         counts: Counts | None = None
         if failure is None:
             try:
@@ -169,10 +166,6 @@ class Session:
     def _drain(self) -> None:
         self.observer.notice(Notice("drain", f"{self.stopper.error}: no more calls; those in flight end and are kept"))
         self._engine.drain()
-
-    async def _release(self) -> None:
-        with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
-            await self.lease.release()
 
     async def _count_published(self) -> None:
         """Count what earlier sessions have published; beside the calls, as a long run has many markers."""
@@ -261,28 +254,6 @@ class Session:
             min_confidence=scored_as["min_confidence"],
             max_results=scored_as["max_results"],
         )
-
-
-def heartbeat(progress: Progress, keeper: ModelKeeper) -> dict[str, int | float]:
-    """What a lease tells of the run: how far it is, and whether its model is this run's to stop."""
-    now = progress.snapshot(anyio.current_time())
-    names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
-    return {name: getattr(now, name) for name in names} | {
-        "images_per_second": round(now.images_per_second, 2),
-        _OWNS_MODEL: keeper.owned,
-    }
-
-
-async def take_lease(lease: LeaseKeeper, keeper: ModelKeeper) -> None:
-    """Acquire the lease; what a dead holder started is from now on this run's to stop, and the other way round.
-
-    Raises:
-        StoppedError: another runner holds it.
-    """
-    dead = await lease.acquire()
-    if dead is not None and dead.progress.get(_OWNS_MODEL):
-        keeper.adopt()
-    keeper.remember(lease.beat)
 
 
 def _as_end(failure: BatchclError, *, spent: bool, summary: Summary) -> BatchclError:

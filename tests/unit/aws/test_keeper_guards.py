@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
@@ -150,3 +151,39 @@ def test_who_may_not_see_the_model_can_use_it_all_the_same() -> None:
     assert (done, end) == (["KEEP", "SCORE", "DISARM"], None)
     done, end = session(Models({NAME: "RUNNING"}, errors=errors))
     assert isinstance(end, CredentialsError)
+
+
+def test_a_stop_that_fails_after_a_long_start_is_tried_again() -> None:
+    service = Models({NAME: "RUNNING"})
+    describe, looks, stop, stops = service.describe_projects, count(), service.stop_project_version, count()
+
+    async def slowly(**arguments: Any) -> dict[str, Any]:
+        service.statuses[NAME] = "STARTING" if next(looks) in range(1, 100) else "RUNNING"
+        return await describe(**arguments)
+
+    async def at_the_second_try(**arguments: Any) -> None:
+        if not next(stops):
+            raise refused("InternalServerError", 500)
+        await stop(**arguments)
+
+    service.describe_projects = slowly  # type: ignore[method-assign]
+    service.stop_project_version = at_the_second_try  # type: ignore[method-assign]
+    done, end = session(service, adopted=True)
+    assert done == ["ARM", "KEEP", "SCORE", "stop", "DISARM"]
+    assert end is None
+
+
+def test_a_model_that_never_gets_to_run_is_waited_for_again_and_then_named() -> None:
+    service = Models({NAME: "RUNNING"})
+    describe, looks = service.describe_projects, count()
+
+    async def stuck(**arguments: Any) -> dict[str, Any]:
+        service.statuses[NAME] = "STARTING" if next(looks) else "RUNNING"
+        return await describe(**arguments)
+
+    service.describe_projects = stuck  # type: ignore[method-assign]
+    done, end = session(service, adopted=True)
+    assert "DISARM" not in done
+    assert isinstance(end, StoppedError)
+    assert f"batchcl model stop {arn_of(NAME)}" in str(end)
+    assert next(looks) > 2 * 45 * 60 / 15, "a first wait of 45 minutes, and another try"

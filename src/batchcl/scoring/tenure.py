@@ -1,0 +1,54 @@
+"""What a session holds of its run: the lease, and the model that the run started, from the first moment to the last."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import anyio
+
+from batchcl.aws.keeper import ModelKeeper
+from batchcl.errors import OutputError
+from batchcl.runs.lease import Lease, LeaseKeeper
+from batchcl.scoring.events import Progress
+
+__all__ = ["heartbeat", "tenure"]
+
+_OWNS_MODEL: Final = "owns_model"
+_RELEASE_S: Final = 10.0
+
+
+def heartbeat(progress: Progress, keeper: ModelKeeper) -> dict[str, int | float]:
+    """What a lease tells of the run: how far it is, and whether its model is this run's to stop."""
+    now = progress.snapshot(anyio.current_time())
+    names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
+    return {name: getattr(now, name) for name in names} | {
+        "images_per_second": round(now.images_per_second, 2),
+        _OWNS_MODEL: keeper.owned,
+    }
+
+
+@asynccontextmanager
+async def tenure(lease: LeaseKeeper, keeper: ModelKeeper) -> AsyncIterator[None]:
+    """Hold the lease during the block; stop the model and give the lease back at its end, whatever the end.
+
+    A model that an earlier session started and could not stop is from now on this one's to stop. Where that fails the
+    lease stays, and tells the next session.
+
+    Raises:
+        StoppedError: another runner holds the lease, or the model could not be stopped.
+    """
+
+    def inherit(left: Lease) -> None:
+        if left.progress.get(_OWNS_MODEL):
+            keeper.adopt()
+
+    try:
+        async with keeper.stopping():
+            await lease.acquire(on_left=inherit)
+            keeper.remember(lease.beat)
+            yield
+    finally:
+        with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
+            await lease.release(leaving=keeper.owned)

@@ -1,0 +1,165 @@
+"""A model that a run started and could not stop: every later session knows of it until one has stopped it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import anyio
+import orjson
+import pytest
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.keeper import ModelKeeper
+from batchcl.aws.lifecycle import Units
+from batchcl.errors import FatalCallError, OutputError, RefusedError, StoppedError
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.lease import read_lease
+from batchcl.runs.record import Summary
+from batchcl.scoring.events import SilentObserver
+from batchcl.scoring.stopper import Stopper
+from sim.house import EPOCH, RUN, House, Kind, Sort, Trouble, in_house
+from sim.service import Service, image
+from sim.test_faults import strike_everywhere
+from unit.aws.models_service import Models, arn_of, refused
+
+NAME: Final = "cats@v1"
+PATHS: Final = RunPaths(RUN)
+ONE: Final = Units(1)
+
+
+@dataclass
+class TroubledModels(Models):
+    """The control plane, out of reach for a session that was killed."""
+
+    trouble: Trouble = field(default_factory=Trouble)
+
+    async def _called(self, operation: str, name: str = "") -> None:
+        await self.trouble.around(Sort.MODEL, partial(super()._called, operation, name))
+
+
+@dataclass
+class ModelHouse(House):
+    """A house whose sessions look after a model of their own."""
+
+    models: TroubledModels = field(default_factory=lambda: TroubledModels({NAME: "STOPPED"}))
+    units: Units | None = ONE
+    keep: bool = False
+
+    def keeper(self, trouble: Trouble) -> ModelKeeper:
+        self.models.trouble = trouble
+        arn = ModelArn.parse(arn_of(NAME))
+        return ModelKeeper(
+            self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stopper=Stopper()
+        )
+
+    @property
+    def status(self) -> str:
+        return self.models.statuses[NAME]
+
+    async def owns_model(self) -> bool | None:
+        """What the run's lease tells; None when there is none."""
+        lease = await read_lease(self.store(), PATHS)
+        return None if lease is None else lease.progress["owns_model"]
+
+
+def house() -> ModelHouse:
+    return ModelHouse(images=[image(n) for n in range(12)], service=Service(latency_s=lambda _: 1.0), page=6)
+
+
+async def orphaned() -> ModelHouse:
+    """A run whose first session was killed while it scored, an hour ago."""
+    left = house()
+    died = await left.run(Trouble(Sort.CALL, 8, Kind.CRASH_BEFORE))
+    assert died is None
+    assert (left.status, await left.owns_model()) == ("RUNNING", True)
+    await anyio.sleep(3600)
+    return left
+
+
+@pytest.mark.parametrize("kind", [Kind.ERROR_BEFORE, Kind.CRASH_BEFORE, Kind.CRASH_AFTER], ids=lambda kind: kind.value)
+def test_whatever_becomes_of_the_second_session_the_model_is_stopped_or_remembered(kind):
+    def scene(n: int) -> bool:
+        async def main() -> bool:
+            left, trouble = await orphaned(), Trouble(Sort.STORE, n, kind)
+            await left.run(trouble)
+            assert left.status == "STOPPED" or await left.owns_model()
+            await left.run_to_end()
+            assert left.status == "STOPPED"
+            return trouble.struck
+
+        return in_house(main)
+
+    assert strike_everywhere(scene) > 20
+
+
+def test_a_session_that_ends_between_taking_the_lease_and_scoring_stops_the_model():
+    async def main() -> None:
+        left = await orphaned()
+        lease = left.files[PATHS.lease]
+        end = await left.run(Trouble(failing=lambda: left.files[PATHS.lease] != lease))
+        assert isinstance(end, OutputError)
+        assert left.status == "STOPPED"
+
+    in_house(main)
+
+
+def test_a_session_that_starts_no_model_leaves_it_to_one_that_does():
+    async def main() -> None:
+        left = await orphaned()
+        left.units = None
+        assert await left.run(Trouble(Sort.CALL, 0, Kind.CRASH_BEFORE)) is None
+        assert (left.status, await left.owns_model()) == ("RUNNING", True)
+        await anyio.sleep(3600)
+        denied = FatalCallError("not any more", code="AccessDeniedException")
+        assert isinstance(await left.run(Trouble(Sort.CALL, 0, error=lambda: denied)), RefusedError)
+        assert (left.status, await left.owns_model()) == ("RUNNING", True)
+        left.units = ONE
+        assert isinstance(await left.run(), Summary), "at once, as nobody is at work"
+        assert (left.status, await left.owns_model()) == ("STOPPED", None)
+
+    in_house(main)
+
+
+def test_a_stop_that_failed_is_the_next_sessions_to_make():
+    async def main() -> None:
+        left = house()
+        left.models.errors["stop"] = refused("InternalServerError", 500)
+        end = await left.run()
+        assert isinstance(end, StoppedError)
+        assert "could not be stopped" in str(end)
+        assert (left.status, await left.owns_model()) == ("RUNNING", True)
+        left.models.errors.clear()
+        assert isinstance(await left.run(), Summary), "at once, as nobody is at work"
+        assert (left.status, await left.owns_model()) == ("STOPPED", None)
+
+    in_house(main)
+
+
+def test_a_model_that_is_kept_is_nobodys_to_stop():
+    async def main() -> None:
+        left = house()
+        left.keep = True
+        end = await left.run()
+        assert isinstance(end, Summary)
+        assert end.cost_usd is not None
+        assert end.cost_usd > 0
+        assert (left.status, await left.owns_model()) == ("RUNNING", None)
+
+    in_house(main)
+
+
+def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
+    async def main() -> None:
+        left = await orphaned()
+        lease = orjson.loads(left.files[PATHS.lease])
+        seen = EPOCH + dt.timedelta(seconds=anyio.current_time())
+        left.files[PATHS.lease] = orjson.dumps(lease | {"host": "elsewhere", "beat_at": seen})
+        end = await left.run()
+        assert isinstance(end, StoppedError)
+        assert "held by another runner" in str(end)
+        assert (left.status, await left.owns_model()) == ("RUNNING", True)
+
+    in_house(main)
