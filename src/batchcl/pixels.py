@@ -68,7 +68,7 @@ def unfit_bytes(data: bytes, *, limit_bytes: int = MAX_BYTES_S3) -> Unfit | None
         return Unfit("TooLarge", f"{len(data):,} bytes, and the limit is {limit_bytes:,}")
     size = pixel_size(data)
     if size is None:
-        return Unfit("NoPngOrJpeg", "the bytes are no PNG or JPEG")
+        return Unfit("InvalidImageFormatException", "the bytes are no PNG or JPEG")
     width, height = size
     if max(size) > MAX_SIDE:
         return Unfit("TooManyPixels", f"{width} x {height} pixels, and the limit is {MAX_SIDE} a side")

@@ -239,7 +239,7 @@ def test_some_images_and_lines_that_will_fail_are_warnings(demo, tmp_path):
     assert "1 lines name no image" in lines["sources"][1]
     assert lines["images"][0] == "warn"
     assert "2 of 3 sampled images will fail: " in lines["images"][1]
-    assert "1 NoPngOrJpeg" in lines["images"][1]
+    assert "1 InvalidImageFormatException" in lines["images"][1]
     assert "1 NoSuchFile" in lines["images"][1]
 
 

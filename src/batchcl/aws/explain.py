@@ -37,12 +37,13 @@ _ADVICE: Final = {
 
 
 @contextmanager
-def explained(doing: str, *, refusal: type[RefusedError] = RefusedError) -> Iterator[None]:
+def explained(doing: str, *, refusal: type[RefusedError] = RefusedError, in_use: str | None = None) -> Iterator[None]:
     """Turn the SDK's errors inside the block into ours.
 
     Args:
         doing: what the block does to what, such as "creating the project cats".
         refusal: the class of an error for which there is no better one; `ModelError` where a model is to blame.
+        in_use: what to do where the service says ResourceInUseException, which means something else for each action.
 
     Raises:
         CredentialsError: there are no credentials, or AWS refuses them or the action.
@@ -57,7 +58,7 @@ def explained(doing: str, *, refusal: type[RefusedError] = RefusedError) -> Iter
             f"{doing} failed: no AWS credentials found; set AWS_PROFILE or run `aws configure`"
         ) from error
     except ClientError as error:
-        raise _from_client_error(doing, error, refusal) from error
+        raise _from_client_error(doing, error, refusal, in_use) from error
     except ParamValidationError as error:
         why = str(error).partition("\n")[2].replace("\n", "; ") or str(error)
         raise UsageError(f"{doing} failed: {why}") from error
@@ -85,7 +86,7 @@ def _was_parsing(error: Exception) -> bool:
     return any(frame.f_globals.get("__name__", "").endswith("botocore.parsers") for frame, _ in frames)
 
 
-def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedError]) -> BatchclError:
+def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedError], in_use: str | None) -> BatchclError:
     code = error.response.get("Error", {}).get("Code", "")
     message = error.response.get("Error", {}).get("Message", "")
     what = f"{doing} failed: {code}: {message}"
@@ -95,6 +96,5 @@ def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedErro
         return CredentialsError(f"{what}; check the profile and its keys, or log in again")
     if code in _BUSY_CODES or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
         return UnreachableError(f"{what}; try again later")
-    if code in _ADVICE:
-        return refusal(f"{what.rstrip('.')}; {_ADVICE[code]}")
-    return refusal(what)
+    advice = in_use if code == "ResourceInUseException" else _ADVICE.get(code)
+    return refusal(what if advice is None else f"{what.rstrip('.')}; {advice}")

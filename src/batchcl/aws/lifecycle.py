@@ -143,7 +143,8 @@ async def start(client: Any, arn: ModelArn, units: Units) -> None:
     arguments: dict[str, Any] = {"ProjectVersionArn": arn.text, "MinInferenceUnits": units.minimum}
     if units.maximum is not None:
         arguments["MaxInferenceUnits"] = units.maximum
-    with explained(f"starting {arn.name} with {units} inference units", refusal=ModelError):
+    in_use = f"see what it does with `batchcl model show {arn.name}`; other units need `batchcl model stop` first"
+    with explained(f"starting {arn.name} with {units} inference units", refusal=ModelError, in_use=in_use):
         await client.start_project_version(**arguments)
 
 

@@ -56,7 +56,8 @@ async def create_project(client: Any, name: str, *, tags: Mapping[str, str] | No
     if name.startswith("arn:"):
         raise UsageError(f"{name!r} is an ARN; a new project has a name")
     arguments: dict[str, Any] = {"ProjectName": name} | ({"Tags": dict(tags)} if tags else {})
-    with explained(f"creating the project {name}"):
+    in_use = "if there is one of this name (`batchcl project list`), go on with it or choose another name"
+    with explained(f"creating the project {name}", in_use=in_use):
         made = await client.create_project(**arguments)
     return await describe_project(client, ProjectArn.parse(made["ProjectArn"]))
 

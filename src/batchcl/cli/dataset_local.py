@@ -62,6 +62,11 @@ def create(
     if upload_to is None:
         raise UsageError(f"{source} lies on this machine; say where in S3 its images go with --upload-to")
     to = workflow.S3Folder.parse(upload_to)
+    if test_share is None and "/" not in dataset:
+        raise UsageError(
+            f"{dataset!r} names no dataset; write {dataset}/train or {dataset}/test, "
+            "or have the images divided between them with --test-share 0.2"
+        )
     project, kind = dataset_name(dataset) if test_share is None else (dataset, None)
 
     async def work(service: Service, afterwards: Afterwards) -> Created:

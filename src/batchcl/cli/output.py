@@ -100,9 +100,11 @@ def cell(value: Any, *, decimals: int = 2) -> str:
     """`value` as a person reads it, on one line and without control characters."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.{decimals}f}"
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not isinstance(value, int):
         return printable(_text(value))
     return f"{value:,}"
 

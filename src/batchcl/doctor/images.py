@@ -21,7 +21,7 @@ from batchcl.scoring.listing import check_sources, closed_by, first_page
 __all__ = ["check_call", "check_images", "check_sources_of"]
 
 _JPEG: Final = b"\xff\xd8\xff"
-_NO_SIZE: Final = "NoPngOrJpeg"
+_NO_SIZE: Final = "InvalidImageFormatException"
 _LABELS: Final = 3
 
 

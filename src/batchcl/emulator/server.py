@@ -124,7 +124,9 @@ def _settle_bill(service: Service) -> None:
 async def _buckets(settings: EmulatorSettings, stack: AsyncExitStack) -> Buckets:
     if settings.buckets is not None:
         if not settings.buckets.is_dir():
-            raise UsageError(f"--buckets {settings.buckets} is not a folder")
+            raise UsageError(
+                f"--buckets {settings.buckets} is not a folder; make it, with a folder in it for each bucket"
+            )
         return DirectoryBuckets(settings.buckets)
     if settings.s3_endpoint_url is not None:
         return await S3Buckets.open(settings.s3_endpoint_url, stack)

@@ -200,6 +200,13 @@ def test_a_narrow_terminal_gets_a_block_a_row_and_no_value_is_folded(monkeypatch
     assert at_a_terminal(frame.clear(), 5, monkeypatch) == "[bold]T\nuri  n  scored_at\n"
 
 
+def test_people_read_yes_and_no_and_programs_true_and_false(capsys: pytest.CaptureFixture[str]) -> None:
+    output.emit_object({"listed": True, "resumable": False})
+    assert capsys.readouterr().out == "listed     yes\nresumable  no\n"
+    output.emit_object({"listed": True}, json=True)
+    assert orjson.loads(capsys.readouterr().out) == {"listed": True}
+
+
 def test_wide_characters_stay_aligned() -> None:
     assert output._width("日本") == 4
     assert output._width("e\u0301") == 1
