@@ -56,6 +56,9 @@ class Forgetful:
     async def close(self) -> None:
         """Nothing to close."""
 
+    async def save(self) -> None:
+        """Nothing to save."""
+
 
 class Absent:
     """No model stops here."""

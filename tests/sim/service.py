@@ -87,14 +87,15 @@ class MemorySink:
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     closed: bool = False
+    saved: bool = False
     fail_at: int | None = None
     error: BatchclError | None = None
+    save_error: BatchclError | None = None
     failed_now: anyio.Event = field(default_factory=anyio.Event)
 
     def record(self, shard: int, position: int, outcome: Outcome) -> None:
         if self.error is not None and len(self.outcomes) == self.fail_at:
             self.failed_now.set()
-            return
         self.outcomes.append((shard, outcome))
         self.places.append((shard, position))
 
@@ -108,6 +109,11 @@ class MemorySink:
 
     async def close(self) -> None:
         self.closed = True
+
+    async def save(self) -> None:
+        self.saved = True
+        if self.save_error is not None:
+            raise self.save_error
 
     @property
     def scored(self) -> list[Scored]:

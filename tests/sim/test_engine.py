@@ -251,11 +251,12 @@ def test_draining_while_the_model_is_awaited_does_not_wait_for_it():
 
 
 def test_a_sink_that_cannot_keep_outcomes_ends_the_run():
-    sink = MemorySink(fail_at=7, error=OutputError("disk full"))
+    sink = MemorySink(fail_at=7, error=OutputError("disk full"), save_error=OutputError("still full"))
     run = Run(Service(), sink=sink).over(map(image, range(5000)))
-    assert isinstance(run.error, OutputError)
-    assert len(sink.outcomes) == 7
-    assert not sink.closed, "nothing more is tried"
+    assert run.error is sink.error, "the first error is the one that is told"
+    assert sink.saved
+    assert not sink.closed
+    assert len(sink.outcomes) == sum(run.service.answered.values()), "what was in flight is handed over to be saved"
     assert run.progress.calls < 200
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -15,12 +16,13 @@ from batchcl.errors import (
     CallError,
     FatalCallError,
     ImageError,
+    OutputError,
     RefusedError,
     StoppedError,
 )
 from batchcl.images import ImageRef
 from batchcl.runs.record import Summary, read_summary
-from sim.house import RUN, House, Kind, Sort, Trouble, in_house
+from sim.house import RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 
 IMAGES = 60
@@ -286,6 +288,28 @@ def test_a_store_that_goes_away_ends_the_session_and_the_next_one_goes_on():
         end = await troubled.run(Trouble(failing=lambda: len(troubled.journalled()) > IMAGES / 3))
         assert isinstance(end, StoppedError), "calls were spent, so the run was not refused"
         assert "503" in str(end)
+        await assert_heals(troubled)
+
+    in_house(main)
+
+
+def test_where_nothing_can_be_published_every_outcome_is_journalled_all_the_same():
+    class Unpublishable(FaultyStore):
+        async def put(self, path: str, data: bytes) -> None:
+            if path.startswith("results/"):
+                raise OutputError("503 Slow Down")
+            await super().put(path, data)
+
+    async def main() -> None:
+        troubled = house()
+        troubled.service = Service(fault=refused, latency_s=lambda _: 2.0)
+        with mock.patch.object(troubled, "store", lambda trouble: Unpublishable(troubled.files, trouble)):
+            end = await troubled.run()
+        assert isinstance(end, StoppedError)
+        assert "503" in str(end)
+        called_for = {uri for uri, answers in troubled.service.answered.items() if answers}
+        assert called_for <= troubled.journalled()
+        assert any(each.uri in called_for for each in troubled.images[troubled.shard_size :]), "of other shards too"
         await assert_heals(troubled)
 
     in_house(main)

@@ -178,6 +178,10 @@ class Ledger:
         await self._flush(older_than=math.inf)
         await self._publish_complete()
 
+    async def save(self) -> None:
+        """Journal everything that was recorded, and leave publishing to the next session."""
+        await self._flush(older_than=math.inf)
+
     async def _keep_journal(self) -> None:
         while True:
             await self._recorded.wait(at_most_s=_LOOK_EVERY_S)

@@ -152,7 +152,7 @@ class Engine:
         """Score until the list ends, or `drain`.
 
         Raises:
-            BatchclError: what stopped the engine early. All outcomes up to then are kept, unless it was the sink.
+            BatchclError: what stopped the engine early. All outcomes up to then are kept, if the sink can.
         """
         self._now = loop_clock()
         self._progress.pace = lambda: self._pacer.statistics().rate_tps
@@ -169,11 +169,10 @@ class Engine:
         if self._preparing is not None and self._preparing.changed:
             text = f"{self._preparing.changed:,} images were changed to fit; the column `fitted` says how"
             self._observer.notice(Notice("fitted", text, {"images": self._preparing.changed}))
-        if not self._sink_failed:
-            try:
-                await self._sink.close()
-            except BatchclError as error:
-                self.fail(error)
+        try:
+            await (self._sink.save() if self._sink_failed else self._sink.close())
+        except BatchclError as error:
+            self.fail(error)
         if self._failure is not None:
             raise self._failure
 
@@ -248,9 +247,8 @@ class Engine:
     def _keep(self, item: WorkItem, outcome: Outcome) -> None:
         if self._preparing is not None:
             self._preparing.settled(item)
-        if not self._sink_failed:
-            self._sink.record(item.shard, item.position, outcome)
-            self._progress.count(outcome)
+        self._sink.record(item.shard, item.position, outcome)
+        self._progress.count(outcome)
 
     def _unprepared(self, item: WorkItem, reason: Unfit | CallError, refusal: ImageError | None) -> None:
         """Give an image that can't be made ready its outcome; after a `refusal` it was outstanding until now."""

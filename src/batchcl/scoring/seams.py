@@ -29,6 +29,10 @@ class Sink(Protocol):
         """Keep all that was recorded; nothing follows. Raises as `keep` does."""
         ...
 
+    async def save(self) -> None:
+        """Instead of `close` after `keep` has raised: keep what still can be. Raises as `keep` does."""
+        ...
+
 
 class Recovery(Protocol):
     """What to do when the service says that the model isn't ready."""
