@@ -313,3 +313,42 @@ def test_where_nothing_can_be_published_every_outcome_is_journalled_all_the_same
         await assert_heals(troubled)
 
     in_house(main)
+
+
+def missing(each: ImageRef, _call: int, _now: float) -> CallError | None:
+    """All but the first ten."""
+    if int(each.key[:6]) < 10:
+        return None
+    return ImageError("Unable to get object metadata", code="InvalidS3ObjectException", status=400)
+
+
+@pytest.mark.parametrize("shard_size", [5, 60])
+def test_missing_images_do_not_end_a_run_that_has_scored_others_before(shard_size):
+    """Whether those are published or only journalled."""
+
+    async def main() -> None:
+        images = [image(n) for n in range(60)]
+        troubled = House(images, Service(fault=missing), shard_size=shard_size, max_in_flight=2)
+        denied = FatalCallError("not just now", code="AccessDeniedException")
+        assert isinstance(await troubled.run(Trouble(Sort.CALL, 12, error=lambda: denied)), StoppedError)
+        assert bool(troubled.published()) == (shard_size == 5)
+        summary = await troubled.run()
+        assert isinstance(summary, Summary)
+        assert (summary.scored, summary.failed) == (10, 50)
+        retried = await troubled.retry()
+        assert isinstance(retried, Summary), "nor does a round of them"
+        assert (retried.scored, retried.failed) == (10, 50)
+
+    in_house(main)
+
+
+def test_a_run_that_has_scored_nothing_is_judged_again_by_its_next_images():
+    async def main() -> None:
+        troubled = House([image(n) for n in range(100, 200)], Service(fault=missing), max_in_flight=2)
+        for session in (1, 2):
+            end = await troubled.run()
+            assert isinstance(end, RefusedError)
+            assert "bucket" in str(end)
+            assert sum(troubled.service.calls.values()) < 30 * session
+
+    in_house(main)

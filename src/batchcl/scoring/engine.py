@@ -80,7 +80,10 @@ class EngineSettings:
 
 
 class Engine:
-    """Scores one stream of images. Used once."""
+    """Scores one stream of images. Used once.
+
+    `is_beginning` tells whether nothing of the run was scored before, so that its first images speak for the rest.
+    """
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class Engine:
         settings: EngineSettings | None = None,
         observer: Observer | None = None,
         preparer: Preparer | None = None,
+        is_beginning: Callable[[], bool] = lambda: True,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
         rng: random.Random | None = None,
     ) -> None:
@@ -103,6 +107,7 @@ class Engine:
         self._progress = progress
         self._settings = settings or EngineSettings()
         self._observer = observer or SilentObserver()
+        self._is_beginning = is_beginning
         self._utcnow = utcnow
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._queue = WorkQueue(capacity=2 * self._settings.max_in_flight)
@@ -357,7 +362,7 @@ class Engine:
             self._answered = error.status is not None
             return
         self._invalid_first += 1
-        if self._invalid_first >= _ALL_INVALID:
+        if self._invalid_first >= _ALL_INVALID and self._is_beginning():
             self.fail(
                 FatalCallError(
                     f"the first {_ALL_INVALID} images all came back as {INVALID_S3_OBJECT} ({error}); check that the "

@@ -98,6 +98,7 @@ class Session:
             settings=EngineSettings(max_in_flight=self.job.max_in_flight),
             observer=self.observer,
             preparer=self.preparer,
+            is_beginning=self._is_beginning,
         )
         failure: BatchclError | None = None
         try:
@@ -174,6 +175,10 @@ class Session:
         if not self.targets.round:
             self.progress.add_earlier(earlier)
         self._counted = True
+
+    def _is_beginning(self) -> bool:
+        """Whether nothing of the run was scored before; False until that is known."""
+        return self._counted and not self.targets.round and not self.progress.scored
 
     async def _complete(self) -> Counts:
         """What the run comes to when every image has its row; raises the stop that was asked for, or the bug."""
