@@ -108,8 +108,10 @@ def parse_line(line: bytes | str, *, attribute: str | None = None, strict: bool 
             or `attribute` isn't one of the line's. The message holds no line number: the caller knows it.
     """
     entry = _load(line)
-    source_ref = entry.pop(_SOURCE, None)
-    if not isinstance(source_ref, str) or not source_ref:
+    source_ref = entry.pop(_SOURCE, "")
+    if not isinstance(source_ref, str):
+        raise SourceError(f'reading a manifest line failed: its "source-ref" is no text: {repr(source_ref)[:80]}')
+    if not source_ref:
         raise SourceError(
             'reading a manifest line failed: it has no "source-ref" with the image\'s S3 URI or path; '
             f"its keys are {_listed(entry)}"

@@ -6,7 +6,7 @@ import datetime as dt
 import hashlib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -43,6 +43,8 @@ __all__ = ["Job", "Tolerance", "fingerprint", "job_of", "load_job"]
 SHARD_SIZE: Final = 10_000
 _LIST_KEYS: Final = ("uri_column", "bucket_column", "key_column", "uri_field", "attribute", "all_versions", "as_of")
 _FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "where", "sample")
+_MOST: Final = 2**63 - 1
+"""The largest whole number that a run's record can hold."""
 _TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 
 
@@ -138,7 +140,7 @@ class Job(BaseModel):
     out: Annotated[str, Field(min_length=1)]
     run_id: str | None = None
     min_confidence: Annotated[float, Field(ge=0, le=100)] | None = None
-    max_results: Annotated[int, Field(ge=0)] | None = None
+    max_results: Annotated[int, Field(ge=0, le=_MOST)] | None = None
     fit: bool = False
     max_tps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
@@ -147,12 +149,12 @@ class Job(BaseModel):
     exclude: tuple[str, ...] = ()
     newer_than: str | None = None
     older_than: str | None = None
-    min_size: Annotated[ByteSize, Field(ge=0)] | None = None
-    max_size: Annotated[ByteSize, Field(ge=0)] | None = None
+    min_size: Annotated[ByteSize, Field(ge=0, le=_MOST)] | None = None
+    max_size: Annotated[ByteSize, Field(ge=0, le=_MOST)] | None = None
     where: str | None = None
     sample: str | None = None
-    sample_seed: int = 0
-    limit: Annotated[int, Field(ge=1)] | None = None
+    sample_seed: Annotated[int, Field(ge=-_MOST, le=_MOST)] = 0
+    limit: Annotated[int, Field(ge=1, le=_MOST)] | None = None
     source_kind: SourceKind | None = None
     uri_column: str | None = None
     bucket_column: str | None = None
@@ -359,13 +361,14 @@ def load_job(
         UsageError: the file is missing or no TOML, a key is unknown, or a value doesn't fit, named with its place.
     """
     values: dict[str, Any] = {} if config is None else _read(config)
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    variables: Collection[str] = Job.model_fields
     try:
-        values |= _environment()
-        values |= {name: value for name, value in (flags or {}).items() if value is not None}
-        values = _filled(values, defaults or {})
-        return Job.model_validate(values)
+        values |= (environment := _environment())
+        variables = environment.keys() - given.keys()
+        return Job.model_validate(_filled(values | given, defaults or {}))
     except ValidationError as error:
-        raise UsageError(_sentence(error, config)) from error
+        raise UsageError(_sentence(error, config, variables=variables)) from error
     except SettingsError as error:
         raise UsageError(f'reading the environment: {error}; lists are JSON, such as ["s3://bucket/"]') from error
 
@@ -396,8 +399,8 @@ def _read(config: Path) -> dict[str, Any]:
         raise UsageError(f"the job file {config} is no valid TOML: {error}") from error
 
 
-def _sentence(error: ValidationError, config: Path | None) -> str:
-    """Pydantic's findings as one sentence that names flag or key."""
+def _sentence(error: ValidationError, config: Path | None, *, variables: Collection[str] = ()) -> str:
+    """Pydantic's findings as one sentence that names flag or key, or variable for those that the environment set."""
     parts = []
     for finding in error.errors():
         field = str(finding["loc"][0]) if finding["loc"] else ""
@@ -409,8 +412,8 @@ def _sentence(error: ValidationError, config: Path | None) -> str:
         elif finding["type"] == "missing":
             parts.append(f"{field} is missing: give --{field.replace('_', '-')} or the key in the job file")
         elif field:
-            flag = f"--{field.replace('_', '-')}"
-            parts.append(f"{flag} {finding['input']!r}: {message[0].lower()}{message[1:]}")
+            name = f"BATCHCL_{field.upper()}" if field in variables else f"--{field.replace('_', '-')}"
+            parts.append(f"{name} {finding['input']!r}: {message[0].lower()}{message[1:]}")
         else:
             parts.append(message)
     where = f" (job file {config})" if config is not None else ""

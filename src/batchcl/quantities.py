@@ -1,4 +1,4 @@
-"""Times and durations as people write them."""
+"""Times, durations and counts as people write them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["moment_of", "seconds_of"]
+__all__ = ["counted", "moment_of", "seconds_of"]
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _UNIT_SECONDS: Final = (86_400, 3600, 60, 1)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def seconds_of(duration: str) -> float:

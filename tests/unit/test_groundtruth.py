@@ -152,7 +152,7 @@ def test_a_named_attribute_must_be_there_once_the_line_has_labels() -> None:
         (b'{"source-ref":"a","x":' + b"[" * 500 + b"]" * 500 + b"}", "a failed"),
         (b'{"source":"text"}', "source-ref.*'source'"),
         (b'{"source-ref":""}', "source-ref"),
-        (b'{"source-ref":7}', "source-ref"),
+        (b'{"source-ref":7}', 'its "source-ref" is no text: 7'),
     ],
 )
 def test_a_line_that_is_no_manifest_line_says_so(text: bytes | str, why: str) -> None:

@@ -83,14 +83,27 @@ def test_the_environment_gives_lists_as_json_and_numbers_and_truths_as_words(mon
 
 def test_a_list_of_the_environment_that_is_no_json_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHCL_SOURCES", "s3://b/")
-    with pytest.raises(UsageError, match=r"--sources 's3://b/': write a list, .* in the environment it is JSON"):
+    with pytest.raises(UsageError, match=r"BATCHCL_SOURCES 's3://b/': write a list, .* in the environment it is JSON"):
         load_job(flags=BASE)
 
 
 def test_a_bad_value_of_the_environment_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHCL_LIMIT", "many")
-    with pytest.raises(UsageError, match="--limit 'many'"):
+    with pytest.raises(UsageError, match=r"^BATCHCL_LIMIT 'many': "):
         load_job(flags=BASE)
+    monkeypatch.setenv("BATCHCL_LIMIT", "-3")
+    with pytest.raises(UsageError, match=r"^BATCHCL_LIMIT '-3': "):
+        load_job(flags=BASE)
+    monkeypatch.setenv("BATCHCL_LIMIT", "3")
+    with pytest.raises(UsageError, match=r"^--limit 0: "):
+        load_job(flags=BASE | {"limit": 0})
+
+
+@pytest.mark.parametrize("key", ["limit", "max_results", "sample_seed", "min_size", "max_size"])
+def test_a_number_that_no_record_can_hold_is_refused(key: str) -> None:
+    with pytest.raises(UsageError, match=f"^--{key.replace('_', '-')} 18446744073709551616: .* 9223372036854775807"):
+        load_job(flags=BASE | {key: 2**64})
+    assert fingerprint(load_job(flags=BASE | {key: 2**63 - 1}).scored_as(ModelArn.parse(ARN)))
 
 
 def test_an_unknown_key_is_refused_by_name_and_the_known_ones_are_told(tmp_path: Path) -> None:

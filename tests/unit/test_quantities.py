@@ -5,9 +5,13 @@ import datetime as dt
 import pytest
 
 from batchcl.errors import UsageError
-from batchcl.quantities import moment_of, seconds_of
+from batchcl.quantities import counted, moment_of, seconds_of
 
 NOW = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "image") for number in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from batchcl.errors import UsageError
 __all__ = ["confidence_histogram"]
 
 _MOST_BINS = 1000
+_LABELS_NAMED = 10
 
 
 def confidence_histogram(
@@ -28,7 +29,7 @@ def confidence_histogram(
         in front.
 
     Raises:
-        UsageError: `bins` is out of range.
+        UsageError: `bins` is out of range, or no detection has the `label`.
     """
     if not 1 <= bins <= _MOST_BINS:
         raise UsageError(f"a histogram can't have {bins} bins; choose 1 to {_MOST_BINS}")
@@ -36,6 +37,8 @@ def confidence_histogram(
     kept = detections if label is None else detections.filter(pl.col("label") == label)
     bin_of = (pl.col("confidence").cast(pl.Float64) * bins / 100).floor().clip(0, bins - 1).cast(pl.Int32)
     counts = kept.group_by(*keys, bin_of.alias("bin")).agg(pl.len().alias("detections")).collect()
+    if label is not None and counts.is_empty():
+        raise UsageError(f"no detection has the label {label!r}; {_labels(detections)}")
     every_bin = pl.DataFrame({"bin": pl.Series(range(bins), dtype=pl.Int32)})
     grid = counts.select(keys).unique().join(every_bin, how="cross") if per_label else every_bin
     share = pl.col("detections") / pl.col("detections").sum()
@@ -51,3 +54,10 @@ def confidence_histogram(
             (share.over(keys) if per_label else share).fill_nan(None).alias("share"),
         )
     )
+
+
+def _labels(detections: pl.LazyFrame) -> str:
+    """Those that are found most often."""
+    found = detections.group_by("label").len().sort("len", "label", descending=[True, False]).collect()["label"]
+    named = ", ".join(map(repr, found.head(_LABELS_NAMED)))
+    return f"there are {named}{', …' if len(found) > _LABELS_NAMED else ''}" if named else "there are no detections"

@@ -56,6 +56,7 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
         request_id: of the call, for support cases.
     """
     code = code.rpartition("#")[2]
+    said = message.rstrip(".")
     kind: type[CallError]
     if code == "ProvisionedThroughputExceededException":
         downloads = _ABOUT_S3.search(message) is not None
@@ -66,15 +67,15 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
     if code in _PAUSE:
         kind = ModelNotReadyError
     elif blames_clock(code, message):
-        kind, message = FatalCallError, f"{message}; this machine's clock is off: set it (ntpdate, chrony)"
+        kind, message = FatalCallError, f"{said}; this machine's clock is off: set it (ntpdate, chrony)"
     elif code in _SIGNATURE:
-        kind, message = FatalCallError, f"{message}; the secret key does not fit the access key"
+        kind, message = FatalCallError, f"{said}; the secret key does not fit the access key"
     elif code in EXPIRED_CODES:
-        kind, message = FatalCallError, f"{message}; the credentials have expired: log in again"
+        kind, message = FatalCallError, f"{said}; the credentials have expired: log in again"
     elif code in _ADVICE:
-        kind, message = FatalCallError, f"{message}; {_ADVICE[code]}"
+        kind, message = FatalCallError, f"{said}; {_ADVICE[code]}"
     elif code == "InvalidParameterException" and _ABOUT_THE_ARN.search(message):
-        kind, message = FatalCallError, f"{message}; {_ADVICE['ResourceNotFoundException']}"
+        kind, message = FatalCallError, f"{said}; {_ADVICE['ResourceNotFoundException']}"
     elif code in _IMAGE:
         kind = ImageError
     elif (

@@ -90,11 +90,12 @@ def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedErro
     code = error.response.get("Error", {}).get("Code", "")
     message = error.response.get("Error", {}).get("Message", "")
     what = f"{doing} failed: {code}: {message}"
+    said = what.rstrip(".")
     if code == "AccessDeniedException":
-        return CredentialsError(f"{what}; allow the action in this identity's IAM policy", is_access_denied=True)
+        return CredentialsError(f"{said}; allow the action in this identity's IAM policy", is_access_denied=True)
     if code in _CREDENTIAL_CODES:
-        return CredentialsError(f"{what}; check the profile and its keys, or log in again")
+        return CredentialsError(f"{said}; check the profile and its keys, or log in again")
     if code in _BUSY_CODES or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
-        return UnreachableError(f"{what}; try again later")
+        return UnreachableError(f"{said}; try again later")
     advice = in_use if code == "ResourceInUseException" else _ADVICE.get(code)
-    return refusal(what if advice is None else f"{what.rstrip('.')}; {advice}")
+    return refusal(what if advice is None else f"{said}; {advice}")

@@ -101,6 +101,11 @@ class Units:
     def __str__(self) -> str:
         return str(self.minimum) if self.maximum is None else f"{self.minimum}:{self.maximum}"
 
+    @property
+    def words(self) -> str:
+        """`1 inference unit`, `2 inference units`, `1:3 inference units`."""
+        return f"{self} inference unit{'' if str(self) == '1' else 's'}"
+
 
 async def describe(client: Any, arn: ModelArn) -> Model:
     """The model as it is now.
@@ -144,7 +149,7 @@ async def start(client: Any, arn: ModelArn, units: Units) -> None:
     if units.maximum is not None:
         arguments["MaxInferenceUnits"] = units.maximum
     in_use = f"see what it does with `batchcl model show {arn.name}`; other units need `batchcl model stop` first"
-    with explained(f"starting {arn.name} with {units} inference units", refusal=ModelError, in_use=in_use):
+    with explained(f"starting {arn.name} with {units.words}", refusal=ModelError, in_use=in_use):
         await client.start_project_version(**arguments)
 
 

@@ -61,6 +61,7 @@ from batchcl.cli.options import (
 )
 from batchcl.cli.talk import LogFormat, LogFormatOption, talking
 from batchcl.errors import BatchclError, ExitCode
+from batchcl.quantities import counted
 from batchcl.runs.record import Summary
 from batchcl.scoring.tally import Tally
 from batchcl.sources.filters import filter_words
@@ -213,8 +214,8 @@ def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | N
     _end(summary, json=json, log_format=log_format)
     if not summary.tolerated:
         tell(
-            f"{summary.failed} images failed, more than --max-failures allows; see `batchcl failures {summary.out}`, "
-            f"and `batchcl retry {summary.out} {summary.run_id}` to score them again"
+            f"{counted(summary.failed, 'image')} failed, more than --max-failures allows; see "
+            f"`batchcl failures {summary.out}`, and `batchcl retry {summary.out} {summary.run_id}` to score them again"
         )
         raise typer.Exit(ExitCode.FAILURES)
 
@@ -259,4 +260,7 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         tell(f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest")
         tell(f"see `batchcl status {summary.out} {summary.run_id}`")
         return
-    tell(f"the table lies in {summary.out}/results; ask it with `batchcl labels {summary.out}`")
+    if summary.scored:
+        tell(f"the table lies in {summary.out}/results; ask it with `batchcl labels {summary.out}`")
+    elif summary.failed or summary.skipped:
+        tell(f"no image was scored; see `batchcl failures {summary.out} --run {summary.run_id}` for why")

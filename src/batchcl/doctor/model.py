@@ -9,6 +9,7 @@ from batchcl.aws.tags import list_tags
 from batchcl.doctor.case import Answer, Case
 from batchcl.doctor.findings import Verdict
 from batchcl.errors import CredentialsError, RefusedError
+from batchcl.quantities import counted
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.score import EMULATED_UNITS
 from batchcl.scoring.stopper import Stopper
@@ -28,7 +29,10 @@ async def check_control(case: Case) -> Answer:
             raise
         return Verdict.WARN, f"{error}; a model that is RUNNING can be used all the same"
     if not case.subject.has_model:
-        return Verdict.OK, f"DescribeProjects and DescribeProjectVersions answer: {len(models)} models in {case.region}"
+        return (
+            Verdict.OK,
+            f"DescribeProjects and DescribeProjectVersions answer: {counted(len(models), 'model')} in {case.region}",
+        )
     if case.job.units is None:
         return Verdict.OK, "DescribeProjects and DescribeProjectVersions answer"
     if case.job.lease_s is not None and case.model.text in [each.arn for each in models]:
@@ -55,11 +59,13 @@ async def check_model(case: Case) -> Answer:
     case.described = found
     quality = "" if found.f1 is None else f", F1 {found.f1:.4f}"
     if found.status == "RUNNING":
-        units = "" if found.min_units is None else f" with {Units(found.min_units, found.max_units)} inference units"
+        units = "" if found.min_units is None else f" with {Units(found.min_units, found.max_units).words}"
         return Verdict.OK, f"{found.name} is RUNNING{units}{quality}"
     if found.status == "STARTING":
         return Verdict.OK, f"{found.name} is STARTING{quality}; a run waits for it"
-    return Verdict.OK, f"{found.name} is {found.status}{quality}; a run starts it with {_units(case)} inference units"
+    to_start = _units(case)
+    how = "" if to_start is None else f" with {to_start.words}"
+    return Verdict.OK, f"{found.name} is {found.status}{quality}; a run starts it{how}"
 
 
 async def check_quotas(case: Case) -> Answer:

@@ -7,6 +7,7 @@ entries has the columns of `ENTRIES`.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +17,17 @@ import pyarrow.compute as pc
 from batchcl.runs.schema import LABEL, POINT, UTC_US
 from batchcl.scoring.outcome import Counts, Label, Outcome, Scored
 
-__all__ = ["ENTRIES", "Entry", "counts", "entry_table", "of_status", "positions", "replaced", "to_retry"]
+__all__ = [
+    "ENTRIES",
+    "Entry",
+    "counts",
+    "entry_table",
+    "failed_by_code",
+    "of_status",
+    "positions",
+    "replaced",
+    "to_retry",
+]
 
 SCORED: Final = "scored"
 
@@ -94,6 +105,12 @@ def replaced(earlier: pa.Table, later: pa.Table) -> pa.Table:
         return later
     still = pc.invert(pc.is_in(earlier["position"], value_set=later["position"].combine_chunks()))
     return pa.concat_tables([earlier.filter(still), later])
+
+
+def failed_by_code(entries: pa.Table) -> Counter[str]:
+    """Error code → how many images failed with it."""
+    codes = entries.filter(pc.equal(entries["status"], "failed"))["code"]
+    return Counter({each["values"]: each["counts"] for each in codes.value_counts().to_pylist()})
 
 
 def to_retry(entries: pa.Table, codes: Collection[str]) -> list[int]:

@@ -135,10 +135,15 @@ async def write_summary(store: Store, summary: Summary) -> None:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What sets two `scored_as` apart, in words."""
     return ", ".join(
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        f"{name} was {_value(old, name)} and is {_value(new, name)}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     )
+
+
+def _value(scored_as: Mapping[str, Any], name: str) -> str:
+    value = scored_as.get(name)
+    return "left out" if value is None else repr(value)
 
 
 def _dump(document: dict[str, Any]) -> bytes:

@@ -6,7 +6,8 @@ A round adds parts of its own to `results/`. It is described by `rounds/<n>.json
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -14,13 +15,13 @@ import pyarrow as pa
 
 from batchcl.errors import StoppedError
 from batchcl.runs.damage import intact
-from batchcl.runs.entries import ENTRIES, replaced, to_retry
+from batchcl.runs.entries import ENTRIES, failed_by_code, replaced, to_retry
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.scoring.outcome import Counts
 
-__all__ = ["FailedImages", "Round", "end_round", "is_round_open", "open_round"]
+__all__ = ["FailedImages", "Round", "count_codes", "end_round", "is_round_open", "open_round"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,21 @@ async def open_round(store: Store, paths: RunPaths, codes: tuple[str, ...]) -> R
 async def is_round_open(store: Store, paths: RunPaths) -> bool:
     """Whether a retry was begun and is not over: it may have scored everything and died before it could say so."""
     return (await _last_round(store, paths))[1]
+
+
+async def count_codes(store: Store, paths: RunPaths, shards: Iterable[int]) -> dict[int, Counter[str]]:
+    """Shard → error code → how many of its images failed with it before the round that is open, or that comes next."""
+    last, is_open = await _last_round(store, paths)
+    number = last if is_open else last + 1
+    return {shard: failed_by_code(await _entries_before(store, paths, shard, number)) for shard in shards}
+
+
+async def _entries_before(store: Store, paths: RunPaths, shard: int, round_: int) -> pa.Table:
+    """The last entry of every image of the shard before a round."""
+    last = ENTRIES.empty_table()
+    for number in range(round_):
+        last = replaced(last, await Journal(store, paths, shard, round_=number, writer="").read())
+    return last
 
 
 async def _last_round(store: Store, paths: RunPaths) -> tuple[int, bool]:
@@ -95,8 +111,5 @@ class FailedImages:
 
     async def positions(self, shard: int, images: int) -> tuple[Sequence[int], pa.Table]:  # noqa: ARG002
         """The failed ones; and the last entry of every image, which a new one replaces."""
-        last = ENTRIES.empty_table()
-        for number in range(self.round):
-            journal = Journal(self._store, self._paths, shard, round_=number, writer="")
-            last = replaced(last, await journal.read())
+        last = await _entries_before(self._store, self._paths, shard, self.round)
         return to_retry(last, self._codes), last

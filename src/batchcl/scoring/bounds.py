@@ -9,6 +9,7 @@ import anyio
 
 from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
 from batchcl.job import Job
+from batchcl.quantities import counted
 from batchcl.scoring.events import Progress
 
 __all__ = ["watch_bounds"]
@@ -41,7 +42,7 @@ def reached(job: Job, progress: Progress, *, elapsed_s: float) -> StoppedError |
     enough = job.tolerance.percent is None or progress.scored + progress.failed >= _ENOUGH_TO_JUDGE
     if enough and job.tolerance.exceeded(failed=progress.failed, scored=progress.scored):
         return TooManyFailuresError(
-            f"{progress.failed} images failed, and --max-failures is {job.max_failures}; see `batchcl failures` for "
-            "why, and raise it to go on"
+            f"{counted(progress.failed, 'image')} failed, and --max-failures is {job.max_failures}; see "
+            "`batchcl failures` for why, and raise it to go on"
         )
     return None

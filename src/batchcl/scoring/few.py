@@ -252,7 +252,8 @@ class _Looker:
     def _as_refusal(self, error: CallError) -> RefusedError:
         name = self._model.name
         if isinstance(error, ModelNotReadyError):
-            return ModelError(f"{error}; start {name} with `batchcl model start {name}`, and wait until it is RUNNING")
+            why = str(error).rstrip(".")
+            return ModelError(f"{why}; start {name} with `batchcl model start {name}`, and wait until it is RUNNING")
         return RefusedError(f"asking {name} failed: {error.code}: {error}")
 
 

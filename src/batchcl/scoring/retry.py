@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -14,12 +15,13 @@ from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import OutputError, StoppedError, UsageError
 from batchcl.job import Job, job_of
+from batchcl.quantities import counted
 from batchcl.reading.base import Preparer
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
-from batchcl.runs.rounds import FailedImages, end_round, is_round_open, open_round
+from batchcl.runs.rounds import FailedImages, count_codes, end_round, is_round_open, open_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
@@ -60,7 +62,7 @@ async def retry(
         The summary of the whole run after the round.
 
     Raises:
-        UsageError: there is no such run, or it is not done yet.
+        UsageError: there is no such run, it is not done yet, or no image failed with any of `codes`.
         RefusedError: nothing was spent.
         StoppedError: it ended early; `retry` goes on.
     """
@@ -123,15 +125,24 @@ async def conduct_round(
             rounds = await published(store, paths)
             counts = await read_counts(store, paths, rounds.items())
             failed = total(counts.values()).failed
-            if not failed and not await is_round_open(store, paths):
+            is_open = await is_round_open(store, paths)
+            if not failed and not is_open:
                 observer.notice(Notice("nothing-failed", f"run {record.run_id} has no failures; nothing to do"))
                 return earlier
+            with_failures = [shard for shard, count in counts.items() if count.failed]
+            by_code = await count_codes(store, paths, with_failures) if codes or is_open else {}
+            if not is_open:
+                _refuse_unknown(codes, sum(by_code.values(), Counter[str]()), record.run_id)
             await keeper.check()
             await held.enter_async_context(tenure(lease, keeper))
             about = await open_round(store, paths, tuple(codes))
             worklist = WorkList(store, paths)
             await worklist.open()
-        observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {failed:,} failures"))
+        if about.codes and by_code:
+            left = [by_code[shard] for shard in by_code if rounds[shard] < about.number]
+            failed = sum(count[code] for count in left for code in set(about.codes))
+        over = counted(failed, "failure")
+        observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {over}"))
         progress.planned, progress.listed = failed, True
         async with learning_pacer(
             store, record.model_name, max_tps=job.max_tps, observer=observer, utcnow=utcnow
@@ -162,3 +173,10 @@ async def conduct_round(
         end.summary = summary
         raise end from error
     return summary
+
+
+def _refuse_unknown(codes: Sequence[str], known: Counter[str], run_id: str) -> None:
+    """Raise `UsageError` where no image failed with any of `codes`: such a round would have nothing to do."""
+    if codes and not any(known[code] for code in codes):
+        named = ", ".join(f"{code} ({count:,})" for code, count in known.most_common())
+        raise UsageError(f"no image of run {run_id} failed with --code {' or '.join(codes)}; the codes are {named}")

@@ -72,6 +72,16 @@ def test_a_histogram_of_one_label_and_of_each(root: Root, make: type[Make]) -> N
     ]
 
 
+def test_a_label_that_nothing_has_is_refused_with_those_that_there_are(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1", Label("dog", 90), Label("dog", 20), Label("cat", 10)))
+    with pytest.raises(UsageError, match=r"no detection has the label 'cta'; there are 'dog', 'cat'$"):
+        confidence_histogram(open_results(str(root)).detections(), label="cta")
+    many = [Label(f"label {number:02}", 50) for number in range(11)]
+    root.results(make.scored("s3://b/2", *many), run_id="r2", model="many@v1")
+    with pytest.raises(UsageError, match=r"there are 'label 00', .*'label 09', …$"):
+        confidence_histogram(open_results(str(root)).detections(model="many@v1"), label="cta")
+
+
 def test_a_histogram_of_nothing_has_no_shares(root: Root, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1"))
     table = confidence_histogram(open_results(str(root)).detections(), bins=3)

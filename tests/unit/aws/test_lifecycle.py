@@ -195,6 +195,7 @@ def test_stop_names_the_model() -> None:
     [
         (lambda client: describe(client, ARN), "describing dogs@v1"),
         (list_models, "listing models"),
+        (lambda client: start(client, ARN, Units(1)), "starting dogs@v1 with 1 inference unit"),
         (lambda client: start(client, ARN, Units(1, 2)), "starting dogs@v1 with 1:2 inference units"),
         (lambda client: stop(client, ARN), "stopping dogs@v1"),
     ],

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.images import ImageRef
-from batchcl.runs.entries import ENTRIES, Entry, counts, entry_table, positions, replaced, to_retry
+from batchcl.runs.entries import ENTRIES, Entry, counts, entry_table, failed_by_code, positions, replaced, to_retry
 from batchcl.scoring.outcome import Counts, Failed, Label, Scored
 
 NOW = dt.datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=dt.UTC)
@@ -65,6 +65,7 @@ def test_a_retry_is_about_failures_of_its_codes() -> None:
     table = entry_table([scored(0), failed(1, "A"), failed(2, "B"), failed(3, "A", "skipped")], round_=0)
     assert to_retry(table, ()) == [1, 2]
     assert to_retry(table, ["A", "C"]) == [1]
+    assert failed_by_code(table) == {"A": 1, "B": 1}
 
 
 @given(st.sets(st.integers(0, 20)), st.sets(st.integers(0, 20)))

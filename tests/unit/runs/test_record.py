@@ -119,6 +119,7 @@ def test_differences_name_each_key_that_changed_and_no_other() -> None:
     old = {"limit": None, "sources": ["a"], "gone": 1, "same": 2}
     new = {"limit": 5, "sources": ["a", "b"], "same": 2, "new": 0}
     assert differences(old, new) == (
-        "gone was 1 and is None, limit was None and is 5, new was None and is 0, sources was ['a'] and is ['a', 'b']"
+        "gone was 1 and is left out, limit was left out and is 5, new was left out and is 0, "
+        "sources was ['a'] and is ['a', 'b']"
     )
     assert differences(old, dict(old)) == ""

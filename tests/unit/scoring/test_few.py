@@ -41,7 +41,7 @@ class Client:
                 metadata = {"RequestId": f"r-{name}"}
                 return {"CustomLabels": [{"Name": name, "Confidence": 50.0}], "ResponseMetadata": metadata}
             metadata = {"HTTPStatusCode": said[1]}
-            response: Any = {"Error": {"Code": said[0], "Message": "as it said"}, "ResponseMetadata": metadata}
+            response: Any = {"Error": {"Code": said[0], "Message": "as it said."}, "ResponseMetadata": metadata}
             raise ClientError(response, "DetectCustomLabels")
         finally:
             self.at_once -= 1
@@ -83,7 +83,7 @@ def test_an_image_that_fails_leaves_the_others_alone() -> None:
 @pytest.mark.parametrize(
     ("code", "kind", "says"),
     [
-        ("ResourceNotReadyException", ModelError, "start dogs@v1 with `batchcl model start dogs@v1`"),
+        ("ResourceNotReadyException", ModelError, "as it said; start dogs@v1 with `batchcl model start dogs@v1`"),
         (
             "AccessDeniedException",
             RefusedError,

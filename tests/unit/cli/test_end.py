@@ -1,0 +1,58 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+import typer
+
+from batchcl.cli.run import finish
+from batchcl.errors import ExitCode
+from batchcl.runs.record import Summary
+
+NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
+
+
+def said(capsys: pytest.CaptureFixture[str], *, scored: int, failed: int, tolerated: bool = True) -> tuple[int, str]:
+    """The exit code, and the lines on stderr behind the first one."""
+    summary = Summary(
+        run_id="r",
+        status="done",
+        planned=scored + failed,
+        scored=scored,
+        failed=failed,
+        skipped=0,
+        calls=scored + failed,
+        throttled=0,
+        seconds=1.0,
+        images_per_second=1.0,
+        out="/out",
+        model="cats@v1",
+        started_at=NOON,
+        ended_at=NOON,
+        tolerated=tolerated,
+    )
+    code = 0
+    try:
+        finish(lambda: summary, json=False, log_format=None)
+    except typer.Exit as end:
+        code = end.exit_code
+    return code, capsys.readouterr().err.partition("\n")[2]
+
+
+def test_the_table_is_named_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    code, end = said(capsys, scored=1, failed=0)
+    assert (code, end) == (0, "batchcl: the table lies in /out/results; ask it with `batchcl labels /out`\n")
+
+
+def test_without_a_scored_image_the_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    code, end = said(capsys, scored=0, failed=1, tolerated=False)
+    assert code == ExitCode.FAILURES
+    assert end.startswith(
+        "batchcl: no image was scored; see `batchcl failures /out --run r` for why\nbatchcl: 1 image fa"
+    )
+
+
+def test_a_run_without_images_names_no_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, scored=0, failed=0) == (0, "")
