@@ -226,14 +226,17 @@ def tell(text: str) -> None:
 
 
 def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
+    left = summary.planned - summary.scored - summary.failed - summary.skipped
+    goes_on = f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest"
     if json:
         sys.stdout.write(orjson.dumps(summary.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
+        if left:
+            tell(goes_on)
         return
     if log_format is LogFormat.JSON:
         fields = {"event": "summary"} | summary.as_dict()
         print(orjson.dumps(fields, option=orjson.OPT_UTC_Z).decode(), file=sys.stderr)  # noqa: T201
         return
-    left = summary.planned - summary.scored - summary.failed - summary.skipped
     parts = [f"{summary.scored:,} scored", f"{summary.failed:,} failed", f"{summary.skipped:,} skipped"]
     if left:
         parts.append(f"{left:,} not done")
@@ -257,7 +260,7 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     for name, count in summary.filtered_by.items():
         tell(f"  {filter_words(name)} left {count:,} out")
     if left:
-        tell(f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest")
+        tell(goes_on)
         tell(f"see `batchcl status {summary.out} {summary.run_id}`")
         return
     if summary.scored:
