@@ -102,7 +102,7 @@ def test_without_arguments_it_looks_at_what_there_is():
     assert list(lines) == [*BEFORE, "quotas", "clock"]
     assert {verdict for verdict, _ in lines.values()} == {"ok"}
     assert lines["region"][1] == "us-east-1, by the AWS settings"
-    assert lines["control"][1].endswith("1 models in us-east-1")
+    assert lines["control"][1].endswith("1 model in us-east-1")
     assert lines["quotas"][1] == "1e+06 calls a second, 5 units a model, 2 running models"
 
 

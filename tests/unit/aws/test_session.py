@@ -89,7 +89,7 @@ def test_an_unknown_profile_is_refused_with_its_name() -> None:
 
 
 def test_missing_credentials_are_found_before_anything_is_spent() -> None:
-    with pytest.raises(CredentialsError, match=r"no AWS credentials found; set AWS_PROFILE .*--emulator"):
+    with pytest.raises(CredentialsError, match=r"no AWS credentials found; set AWS_PROFILE .*`batchcl demo`"):
         anyio.run(Aws().check_credentials)
 
 
