@@ -37,7 +37,7 @@ SEGMENT_AGE_S: Final = 15.0
 BEHIND_ENTRIES: Final = 4 * SEGMENT_ENTRIES
 """With so many outcomes in memory the journal is behind, and no more calls should be sent."""
 
-BEHIND_SHARDS: Final = 2
+BEHIND_SHARDS: Final = 1
 """With so many complete shards that aren't published, no further one is opened."""
 
 _LOOK_EVERY_S: Final = 1.0
