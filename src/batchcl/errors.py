@@ -17,7 +17,7 @@ BatchclError
 └── CallError               what one DetectCustomLabels call came back with
     ├── ThrottledError      over capacity: the image goes back to the front
     ├── TransientError      worth another attempt
-    │   └── HostError       so it is, but it tells nothing of the service: a web host doesn't give an image
+    │   └── HostError       so it is, but it tells nothing of the service: a host, or S3, doesn't give an image
     ├── ImageError          this image fails, the others go on
     ├── ModelNotReadyError  no calls until the model is back
     └── FatalCallError      no call can succeed: the run stops

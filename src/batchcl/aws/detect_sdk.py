@@ -73,12 +73,12 @@ class SdkDetector:
             self._arguments["MaxResults"] = max_results
 
     async def detect(self, image: ImageRef) -> Detection:
-        """The labels of `image`; raises a `CallError` subclass within `CALL_DEADLINE_S`."""
+        """The labels of `image`; raises a `CallError` subclass within the reader's deadline and `CALL_DEADLINE_S`."""
+        begun_at = anyio.current_time()
+        payload = await self._payload(image)
+        read_s = anyio.current_time() - begun_at
         try:
             with anyio.fail_after(CALL_DEADLINE_S):
-                begun_at = anyio.current_time()
-                payload = await self._payload(image)
-                read_s = anyio.current_time() - begun_at
                 answer, request_id = await self.ask(payload)
         except TimeoutError as error:
             raise self._lost(error) from error

@@ -13,8 +13,8 @@ from batchcl.aws.arn import ModelArn
 from batchcl.aws.classify import classify
 from batchcl.aws.detection import detection_of, s3_object
 from batchcl.aws.refusal import read_refusal
-from batchcl.aws.unanswered import malformed, redirected, unanswered
-from batchcl.aws.wire import DEADLINE_S, Answer, Request, Wire
+from batchcl.aws.unanswered import malformed, redirected
+from batchcl.aws.wire import Answer, Request, Wire
 from batchcl.errors import CallError, ImageError
 from batchcl.images import ImageRef
 from batchcl.reading.base import ImageReader
@@ -57,7 +57,7 @@ class WireDetector:
             self._arguments["MaxResults"] = max_results
 
     async def detect(self, image: ImageRef) -> Detection:
-        """The labels of `image`; raises a `CallError` subclass, within the wire's deadline."""
+        """The labels of `image`; raises a `CallError` subclass, within the reader's and the wire's deadlines."""
         read_s = 0.0
         if self._reader.carries(image):
             begun_at = anyio.current_time()
@@ -82,14 +82,10 @@ class WireDetector:
 
     async def _inline(self, image: ImageRef) -> bytes:
         """Megabytes are encoded aside, as they would hold all other calls up."""
-        try:
-            with anyio.fail_after(DEADLINE_S):
-                data = await self._reader.read(image)
-                if len(data) < _ENCODED_ASIDE_BYTES:
-                    return self._with_bytes(data)
-                return await anyio.to_thread.run_sync(self._with_bytes, data, abandon_on_cancel=True)
-        except TimeoutError as error:
-            raise unanswered(error, where=image.uri) from error
+        data = await self._reader.read(image)
+        if len(data) < _ENCODED_ASIDE_BYTES:
+            return self._with_bytes(data)
+        return await anyio.to_thread.run_sync(self._with_bytes, data, abandon_on_cancel=True)
 
     def _with_bytes(self, data: bytes) -> bytes:
         return self._body({"Bytes": base64.b64encode(data).decode()})

@@ -12,7 +12,7 @@ import anyio.to_thread
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from batchcl.aws.session import Aws
-from batchcl.errors import CallError, FatalCallError, ImageError, TransientError
+from batchcl.errors import CallError, FatalCallError, HostError, ImageError
 from batchcl.images import ImageRef
 from batchcl.reading.blobs import Blob, ChangedError, FileBlob, ObjectBlob
 from batchcl.reading.gunzip import CutError, GrowsError, Gunzipped, is_gzip
@@ -24,6 +24,9 @@ _OPEN_ARCHIVES: Final = 4
 """A gzip archive that is open takes some 20 MB; images come in the archives' order."""
 
 _THREADS: Final = 16
+
+_DEADLINE_S: Final = 15 * 60.0
+"""From an image's turn on: all that lies before it may have to be decompressed. S3's client has its own for a read."""
 
 
 class ArchiveReader:
@@ -39,6 +42,7 @@ class ArchiveReader:
         self._clients: dict[str, Any] = {}
         self._contents: OrderedDict[tuple[object, ...], Blob] = OrderedDict()
         self._lock = threading.Lock()
+        self._turns = anyio.Semaphore(_THREADS)
         self._limiter = anyio.CapacityLimiter(_THREADS)
 
     def carries(self, image: ImageRef) -> bool:
@@ -53,7 +57,13 @@ class ArchiveReader:
     async def read(self, image: ImageRef) -> bytes:
         """The member's bytes."""
         try:
-            return await anyio.to_thread.run_sync(self._read, image, abandon_on_cancel=True, limiter=self._limiter)
+            async with self._turns:
+                with anyio.fail_after(_DEADLINE_S):
+                    return await anyio.to_thread.run_sync(
+                        self._read, image, abandon_on_cancel=True, limiter=self._limiter
+                    )
+        except TimeoutError as error:
+            raise HostError(f"the archive couldn't be read within {_DEADLINE_S:.0f} s", code="Timeout") from error
         except ChangedError as error:
             raise ImageError(str(error), code="ArchiveChanged") from error
         except (CutError, GrowsError, zlib.error) as error:
@@ -105,4 +115,4 @@ def _from_s3(error: ClientError | BotoCoreError) -> CallError:
         return refused(error, what="archive")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return FatalCallError("no AWS credentials found; set AWS_PROFILE or run `aws configure`", code="Credentials")
-    return TransientError(f"S3 didn't give the archive: {error}", code="S3Unreachable")
+    return HostError(f"S3 didn't give the archive: {error}", code="S3Unreachable")

@@ -19,11 +19,11 @@ class ImageReader(Protocol):
         ...
 
     async def read(self, image: ImageRef) -> bytes:
-        """The whole bytes of an `image` that it carries. The caller sets a deadline.
+        """The whole bytes of an `image` that it carries, within a deadline that starts when it is the image's turn.
 
         Raises:
             ImageError: they can't be had, whatever the attempt; `code` is a stable word for the tables.
-            TransientError: the next attempt may get them.
+            HostError: the next attempt may get them. It tells nothing of the service, as that isn't asked.
             FatalCallError: nor can those of any other image, until somebody changes something.
         """
         ...

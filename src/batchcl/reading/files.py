@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
+import anyio
 import anyio.to_thread
 
-from batchcl.errors import ImageError
+from batchcl.errors import HostError, ImageError
 from batchcl.images import ImageRef
 
 __all__ = ["FileReader"]
+
+_DEADLINE_S: Final = 60.0
 
 
 class FileReader:
@@ -21,7 +25,11 @@ class FileReader:
 
     async def read(self, image: ImageRef) -> bytes:
         """The file's bytes."""
-        return await anyio.to_thread.run_sync(_read_file, image.key, abandon_on_cancel=True)
+        try:
+            with anyio.fail_after(_DEADLINE_S):
+                return await anyio.to_thread.run_sync(_read_file, image.key, abandon_on_cancel=True)
+        except TimeoutError as error:
+            raise HostError(f"{image.key} couldn't be read within {_DEADLINE_S:.0f} s", code="Timeout") from error
 
 
 def _read_file(path: str) -> bytes:

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 
 from batchcl.aws.session import Aws
-from batchcl.errors import ImageError, TransientError
+from batchcl.errors import ImageError
 from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_S3, ArchiveMember, ImageRef, Unfit, suffix_of
 from batchcl.pictures.fit import FIT_MAY_HELP, fit, is_fine
 from batchcl.reading.base import ImageReader, Prepared
@@ -19,7 +19,6 @@ from batchcl.reading.objects import open_object_reader
 
 __all__ = ["FittingReader", "open_fitting_reader"]
 
-_READ_DEADLINE_S: Final = 120.0
 _Key = tuple[str, str | None, ArchiveMember | None]
 
 _HELD_BYTES: Final = 256 * 1024 * 1024
@@ -72,11 +71,7 @@ class FittingReader:
     async def prepare(self, image: ImageRef) -> Prepared | Unfit:
         """Read the image and change it where that is needed; see `Preparer`."""
         inner = self._inner.carries(image)
-        try:
-            with anyio.fail_after(_READ_DEADLINE_S):
-                data = await (self._inner if inner else self._objects).read(image)
-        except TimeoutError as error:
-            raise TransientError(f"{image.uri} couldn't be read in time", code="Timeout") from error
+        data = await (self._inner if inner else self._objects).read(image)
         if not inner and is_fine(data, limit_bytes=MAX_BYTES_S3):
             return Prepared()
         try:

@@ -7,15 +7,17 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import aiohttp
+import anyio
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from batchcl.aws.classify import INVALID_S3_OBJECT
 from batchcl.aws.session import Aws
-from batchcl.errors import CallError, FatalCallError, ImageError, TransientError
+from batchcl.errors import CallError, FatalCallError, HostError, ImageError
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
 
 __all__ = ["ObjectReader", "open_object_reader", "refused"]
 
+_DEADLINE_S: Final = 120.0
 _CHUNK_BYTES: Final = 1024 * 1024
 _GONE: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404"})
 _FORBIDDEN: Final = frozenset({"AccessDenied", "403", "Forbidden"})
@@ -39,16 +41,19 @@ class ObjectReader:
         if image.version_id is not None:
             named["VersionId"] = image.version_id
         try:
-            answer = await self._client.get_object(**named)
-            return await self._bounded(answer["Body"], answer.get("ContentLength", 0))
+            with anyio.fail_after(_DEADLINE_S):
+                answer = await self._client.get_object(**named)
+                return await self._bounded(answer["Body"], answer.get("ContentLength", 0))
         except ClientError as error:
             raise refused(error) from error
         except NoCredentialsError as error:
             raise FatalCallError(
                 "no AWS credentials found; set AWS_PROFILE or run `aws configure`", code="Credentials"
             ) from error
-        except (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TransientError(f"S3 didn't give the object: {error}", code="S3Unreachable") from error
+        except TimeoutError as error:
+            raise HostError(f"S3 didn't give the object within {_DEADLINE_S:.0f} s", code="Timeout") from error
+        except (BotoCoreError, aiohttp.ClientError, OSError) as error:
+            raise HostError(f"S3 didn't give the object: {error}", code="S3Unreachable") from error
 
     async def _bounded(self, body: Any, size: int) -> bytes:
         """The whole body, unless it is or grows too large."""
@@ -86,5 +91,5 @@ def refused(error: ClientError, *, what: str = "object") -> CallError:
     if code in _FORBIDDEN:
         return ImageError(f"S3 denies access to the {what}; allow s3:GetObject on it", code=INVALID_S3_OBJECT)
     if status >= _SERVER_ERROR or code in {"SlowDown", "RequestTimeout"}:
-        return TransientError(f"S3 didn't give the {what}: {said}", code=code, status=status)
+        return HostError(f"S3 didn't give the {what}: {said}", code=code, status=status)
     return ImageError(f"S3 doesn't give the {what}: {code}: {said}", code=INVALID_S3_OBJECT)

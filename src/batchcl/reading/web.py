@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import aiohttp
 from yarl import URL
@@ -18,7 +19,7 @@ from batchcl.reading.addresses import PrivateAddressError, public_socket
 __all__ = ["WebReader", "open_web_reader"]
 
 DEADLINE_S: Final = 30.0
-"""For one image, redirects included."""
+"""For one image, redirects included, but not the wait until its host may be asked."""
 
 MAX_REDIRECTS: Final = 5
 
@@ -43,21 +44,22 @@ class WebReader:
     def __init__(self, session: aiohttp.ClientSession | None, *, most_bytes: int = MAX_BYTES_INLINE) -> None:
         self._session = session
         self._most_bytes = most_bytes
+        self._turns: WeakValueDictionary[tuple[str | None, int | None], asyncio.Semaphore] = WeakValueDictionary()
 
     def carries(self, image: ImageRef) -> bool:
         """Images on the web do."""
         return image.web
 
     async def read(self, image: ImageRef) -> bytes:
-        """What the address gives, within `DEADLINE_S`.
+        """What the address gives, within `DEADLINE_S` of its turn.
 
         Raises `HostError` for what may pass: an outage of a host isn't one of the service.
         """
         if self._session is None:
             raise FatalCallError(f"{image.uri} is on the web; take it with --allow-http-sources", code="NotAllowed")
         try:
-            async with asyncio.timeout(DEADLINE_S):
-                return await self._fetched(self._session, _url(image.key))
+            async with asyncio.timeout(DEADLINE_S) as deadline:
+                return await self._fetched(self._session, _url(image.key), deadline)
         except TimeoutError as error:
             raise HostError(f"no whole answer within {DEADLINE_S:.0f} s", code="Timeout") from error
         except aiohttp.ClientConnectorError as error:
@@ -71,15 +73,30 @@ class WebReader:
         except (aiohttp.ClientError, OSError) as error:
             raise HostError(f"its host gave no whole answer: {error}", code="ConnectionLost") from error
 
-    async def _fetched(self, session: aiohttp.ClientSession, url: URL) -> bytes:
+    async def _fetched(self, session: aiohttp.ClientSession, url: URL, deadline: asyncio.Timeout) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
-            async with session.get(url, allow_redirects=False) as answer:
+            async with self._turn(url, deadline), session.get(url, allow_redirects=False) as answer:
                 if answer.status in _REDIRECTS and "Location" in answer.headers:
                     url = _followed(url, answer.headers["Location"])
                     continue
                 _check_status(answer)
                 return await self._body(answer)
         raise ImageError(f"it redirects more than {MAX_REDIRECTS} times", code="TooManyRedirects")
+
+    @asynccontextmanager
+    async def _turn(self, url: URL, deadline: asyncio.Timeout) -> AsyncIterator[None]:
+        """Wait while others keep the host of `url` busy; the deadline stands still meanwhile."""
+        host = (url.host, url.port)
+        turns = self._turns.get(host)
+        if turns is None:
+            turns = self._turns[host] = asyncio.Semaphore(_CONNECTIONS_PER_HOST)
+        loop, due_at = asyncio.get_running_loop(), deadline.when()
+        assert due_at is not None
+        left_s = due_at - loop.time()
+        deadline.reschedule(None)
+        async with turns:
+            deadline.reschedule(loop.time() + left_s)
+            yield
 
     async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
         coding = answer.headers.get("Content-Encoding", "identity")

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from PIL import Image
 
-from batchcl.errors import ImageError, TransientError
+from batchcl.errors import HostError, ImageError
 from batchcl.images import MAX_BYTES_S3, ImageRef, Unfit
 from batchcl.reading import fitted
 from batchcl.reading.base import Prepared
@@ -29,7 +29,7 @@ class Shelf:
     async def read(self, image: ImageRef) -> bytes:
         self.asked += 1
         if image.key not in self.images:
-            await anyio.sleep_forever()
+            raise HostError("S3 didn't give the object within 120 s", code="Timeout")
         return self.images[image.key]
 
 
@@ -98,15 +98,13 @@ def test_what_is_fine_is_not_held() -> None:
     run(act)
 
 
-def test_what_can_not_be_mended_is_unfit_and_a_reader_that_hangs_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitted, "_READ_DEADLINE_S", 0.01)
-
+def test_what_can_not_be_mended_is_unfit_and_what_a_host_does_not_give_is_its_error() -> None:
     async def act() -> None:
         shelf = reader({"a.gif": b"GIF89a nonsense"})
         found = await shelf.prepare(remote("a.gif"))
         assert isinstance(found, Unfit)
         assert found.code in {"BrokenImage", "UnknownFormat"}
-        with pytest.raises(TransientError):
+        with pytest.raises(HostError):
             await shelf.prepare(remote("slow.gif"))
 
     run(act)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from batchcl.aws.session import Aws
-from batchcl.errors import CallError, FatalCallError, ImageError, TransientError
+from batchcl.errors import CallError, FatalCallError, HostError, ImageError
 from batchcl.images import ImageRef
 from batchcl.reading.objects import ObjectReader, open_object_reader
 from servers import aws_env, client
@@ -83,8 +83,8 @@ class Refusing:
     ("code", "status", "kind"),
     [
         ("AccessDenied", 403, ImageError),
-        ("SlowDown", 503, TransientError),
-        ("InternalError", 500, TransientError),
+        ("SlowDown", 503, HostError),
+        ("InternalError", 500, HostError),
         ("InvalidObjectState", 403, ImageError),
         ("none", 0, FatalCallError),
     ],

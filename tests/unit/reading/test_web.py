@@ -40,6 +40,8 @@ async def answer(request: web.Request) -> web.StreamResponse:
                 await stream.write(bytes(100))
         case ["slow"]:
             await anyio.sleep(60)
+        case ["a-moment"]:
+            await anyio.sleep(0.05)
         case ["packed"]:
             return web.Response(body=b"x", headers={"Content-Encoding": "gzip"})
         case ["cut"]:
@@ -150,6 +152,21 @@ def test_a_host_that_keeps_us_waiting_is_left(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(reading, "DEADLINE_S", 0.2)
     error = failing("/slow")
     assert (type(error), error.code) == (HostError, "Timeout")
+
+
+def test_who_waits_for_a_host_that_others_keep_busy_does_not_run_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty images, two at a time, take twice the deadline of one."""
+    monkeypatch.setattr(reading, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(reading, "_CONNECTIONS_PER_HOST", 2)
+
+    async def work(root: str, reader: WebReader) -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(40):
+                group.start_soon(reader.read, image(f"{root}/a-moment?{number}"))
+        assert len(ASKED) == 40
+        assert not reader._turns, "hosts that nobody waits for are forgotten"
+
+    run(work)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"])
