@@ -115,7 +115,7 @@ class Nights(RuleBasedStateMachine):
         async def pause() -> None:
             await anyio.sleep(rng.expovariate(20.0))
 
-        async def granted(_self: LeaseKeeper) -> None:
+        async def granted(_self: LeaseKeeper, **_: object) -> None:
             await anyio.lowlevel.checkpoint()
 
         async def kept(_self: LeaseKeeper) -> None:
