@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcl.errors import BatchclError, CallError, FatalCallError, ImageError, TransientError
+from batchcl.errors import BatchclError, CallError, FatalCallError, HostError, ImageError, TransientError
 from batchcl.images import ImageRef, Unfit
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer, Pacer, UnpacedPacer
@@ -201,11 +201,47 @@ def test_what_can_not_be_changed_is_skipped_without_a_call_or_fails_with_the_ser
 
 def test_bytes_that_can_not_be_had_just_now_are_left_to_the_call_and_looked_at_again_after_its_refusal():
     lost = TransientError("S3 didn't give the object", code="SlowDown")
-    studio = Studio(needs=lambda _: True, error=lambda n, time: lost if time == 1 or n == 3 else None)
+    studio = Studio(needs=lambda _: True, error=lambda _, time: lost if time == 1 else None)
     run = Run(studio, refusing(studio, lambda _: True)).over(map(image, range(5)))
     run.assert_each_once(5)
-    assert [(number(each.image), each.code) for each in run.sink.failed] == [(3, "SlowDown")]
+    assert run.sink.failed == []
     assert {each.attempts for each in run.sink.scored} == {2}
+
+
+def test_bytes_that_can_not_be_had_after_a_refusal_are_read_again_within_the_images_attempts():
+    """One read fails, then six, which is the last that counts, then all: no call is spent on what isn't mended."""
+    lost = HostError("S3 gave no whole answer", code="ConnectionLost")
+    failing = {0: 0, 1: 1, 2: 6, 3: 7, 4: 1_000}
+    studio = Studio(error=lambda n, time: lost if time <= failing[n] else None)
+    run = Run(studio, refusing(studio, lambda _: True)).over(map(image, range(5)))
+    run.assert_each_once(5)
+    assert {number(each.image): each.attempts for each in run.sink.scored} == {0: 2, 1: 3, 2: 8}
+    assert {(number(each.image), each.code, each.attempts) for each in run.sink.failed} == {
+        (3, "ConnectionLost", 8),
+        (4, "ConnectionLost", 8),
+    }
+    assert studio.asked == {image(0).uri: 1, image(1).uri: 2, image(2).uri: 7, image(3).uri: 7, image(4).uri: 7}
+    assert run.progress.calls == 5 + 3
+    assert run.error is None, "it isn't the service that gives nothing"
+
+
+def test_images_that_wait_to_be_read_again_hold_no_others_back():
+    """For some seconds no refused image's bytes can be had, which are more than are read ahead: the pace stays."""
+    lost = HostError("slow down", code="SlowDown")
+    studio = Studio(prepare_s=0.05, error=lambda *_: lost if anyio.current_time() < 6.0 else None)
+    run = Run(studio, refusing(studio, lambda n: n < 100 and n % 2 == 0), max_in_flight=16, pacer=UnpacedPacer())
+    run.over(map(image, range(1000)))
+    run.assert_each_once(1000)
+    assert run.sink.failed == []
+    assert len([1 for at in run.service.sent_at if at < 8.0]) >= 1000, "0.1 s a call, sixteen at a time"
+
+
+def test_a_drain_does_not_wait_for_images_that_are_to_be_read_again():
+    studio = Studio(error=lambda *_: HostError("slow down", code="SlowDown"))
+    run = Run(studio, refusing(studio, lambda n: n == 0)).over(map(image, range(1000)), drain_at=8.0)
+    assert run.error is None
+    assert run.ended_at < 9.0
+    assert image(0).uri not in {outcome.image.uri for _, outcome in run.sink.outcomes}, "the next session does it"
 
 
 def test_bytes_that_can_not_be_had_ever_fail_their_image_and_credentials_all_of_them():

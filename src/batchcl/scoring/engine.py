@@ -135,6 +135,7 @@ class Engine:
                 preparer,
                 self._queue,
                 most_ready=2 * self._settings.max_in_flight,
+                retry_in_s=self._retry_in_s,
                 on_failed=self._unprepared,
                 on_fatal=self.fail,
             )
@@ -338,8 +339,7 @@ class Engine:
                 return None
             case TransientError() if item.attempts + 1 < self._settings.max_attempts:
                 item.attempts += 1
-                longest = min(_BACKOFF_MAX_S, _BACKOFF_S * 2**item.attempts)
-                self._queue.give_back_later(item, anyio.current_time() + self._rng.uniform(0, longest))
+                self._queue.give_back_later(item, anyio.current_time() + self._backoff_s(item))
                 return None
             case ImageError():
                 if error.status is not None:  # otherwise the service wasn't asked
@@ -353,6 +353,14 @@ class Engine:
         item.attempts += 1
         item.is_settled = True
         return failed(item.image, error, attempts=item.attempts, at=self._utcnow())
+
+    def _retry_in_s(self, item: WorkItem) -> float | None:
+        """Count an attempt at the bytes of an image; None where it was the last."""
+        item.attempts += 1
+        return self._backoff_s(item) if item.attempts < self._settings.max_attempts else None
+
+    def _backoff_s(self, item: WorkItem) -> float:
+        return self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**item.attempts))
 
     def _judge_bucket(self, error: ImageError) -> None:
         """When the first images are all unreadable from S3, so will the rest be: stop rather than pay for refusals."""

@@ -1,7 +1,8 @@
 """Images that have to be changed before the service takes them are made ready beside the calls, ahead of their turn.
 
-What the listing shows is prepared before its first call; what only the service's refusal shows, after it. Either way
-the pace and the slots for calls belong to images that are ready: preparing takes none of them. Memory is bounded: only
+What the listing shows is prepared before its first call; what only the service's refusal shows, after it, and again
+after a wait where its bytes can't be had. Either way the pace and the slots for calls belong to images that are ready:
+preparing takes none of them. Memory is bounded: only
 so many images are ready ahead of their call, and when too many refused ones wait no further call goes out.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import anyio
+from anyio.abc import TaskGroup
 
 from batchcl.bell import Bell
 from batchcl.errors import BatchclError, CallError, FatalCallError, ImageError, TransientError
@@ -27,6 +29,8 @@ _WORKERS: Final = min(16, 1 + (os.cpu_count() or 1))
 
 _AHEAD: Final = 256
 _REFUSED: Final = 32
+_PUT_OFF: Final = 1024
+"""Refused images whose bytes couldn't be had, and that wait to be read again: each holds no more than its name."""
 
 
 class Unprepared(Protocol):
@@ -44,6 +48,8 @@ class Preparing:
         preparer: does the work.
         queue: takes what is ready.
         most_ready: images that may be ready and without their outcome; they stand in the queue, whatever its room.
+        retry_in_s: counts an attempt of an image whose bytes couldn't be had, and says after how long the next one may
+            be made; None where that was the last.
         on_failed: gives images that can't be made ready their outcome.
         on_fatal: is told of what concerns all images.
     """
@@ -54,21 +60,25 @@ class Preparing:
         queue: WorkQueue,
         *,
         most_ready: int,
+        retry_in_s: Callable[[WorkItem], float | None],
         on_failed: Unprepared,
         on_fatal: Callable[[BatchclError], None],
     ) -> None:
         self._preparer = preparer
         self._queue = queue
         self._most_ready = most_ready
+        self._retry_in_s = retry_in_s
         self._on_failed = on_failed
         self._on_fatal = on_fatal
         self._ahead: deque[WorkItem] = deque()
         self._refused: deque[tuple[WorkItem, ImageError]] = deque()
+        self._put_off = 0
         self._open_ahead = 0
         self._ready: set[int] = set()
         self._work = Bell()
         self._moved = Bell()
         self._changed = 0
+        self._tasks: TaskGroup
 
     @property
     def changed(self) -> int:
@@ -102,7 +112,7 @@ class Preparing:
 
     async def room(self) -> None:
         """Wait while so many refused images wait that further calls would only bring more of them."""
-        while len(self._refused) >= _REFUSED:
+        while len(self._refused) >= _REFUSED or self._put_off >= _PUT_OFF:
             await self._moved.wait()
 
     def settled(self, item: WorkItem) -> None:
@@ -114,9 +124,9 @@ class Preparing:
 
     async def run(self) -> None:
         """Prepare images until cancelled."""
-        async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as self._tasks:
             for _ in range(_WORKERS):
-                group.start_soon(self._go_on)
+                self._tasks.start_soon(self._go_on)
 
     async def _go_on(self) -> None:
         while True:
@@ -148,8 +158,16 @@ class Preparing:
             self._queue.give_back(item)
         elif isinstance(found, Prepared):
             self._on_failed(item, refusal, refusal)  # it is as it should be: the refusal was about something else
+        elif isinstance(found, TransientError) and (wait_s := self._retry_in_s(item)) is not None:
+            self._put_off += 1
+            self._tasks.start_soon(self._mend_later, item, refusal, wait_s)
         elif found is not None:
             self._on_failed(item, found, refusal)
+
+    async def _mend_later(self, item: WorkItem, refusal: ImageError, wait_s: float) -> None:
+        await anyio.sleep(wait_s)
+        self._put_off -= 1
+        self.mend(item, refusal)
 
     async def _prepared(self, item: WorkItem) -> Prepared | Unfit | CallError | None:
         """What came of it; None where the run is over."""
