@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from batchcl.aws.arguments import given
 from batchcl.aws.arn import DatasetArn, ProjectArn
 from batchcl.aws.explain import code_of, explained
 from batchcl.aws.moments import utc
@@ -190,15 +191,11 @@ async def dataset_entries(
         source_contains: entries whose image's URI contains this.
         has_errors: entries that the service can't use, or those that it can.
     """
-    filters: dict[str, Any] = {
-        "ContainsLabels": list(labels) or None,
-        "Labeled": labeled,
-        "SourceRefContains": source_contains,
-        "HasErrors": has_errors,
-    }
-    given = {name: value for name, value in filters.items() if value is not None}
+    filters = given(
+        ContainsLabels=list(labels) or None, Labeled=labeled, SourceRefContains=source_contains, HasErrors=has_errors
+    )
     with explained(f"listing the entries of the dataset {arn.name}"):
-        async for page in client.get_paginator("list_dataset_entries").paginate(DatasetArn=arn.text, **given):
+        async for page in client.get_paginator("list_dataset_entries").paginate(DatasetArn=arn.text, **filters):
             for entry in page["DatasetEntries"]:
                 yield entry
 

@@ -25,7 +25,7 @@ from botocore.exceptions import (
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.classify import EXPIRED_CODES, classify
-from batchcl.aws.detection import detection_of, s3_object
+from batchcl.aws.detection import asked_of, detection_of, s3_object
 from batchcl.aws.session import Aws
 from batchcl.aws.unanswered import malformed, unanswered
 from batchcl.errors import CallError, FatalCallError, ImageError
@@ -66,11 +66,7 @@ class SdkDetector:
     ) -> None:
         self._client = client
         self._reader = reader or FileReader()
-        self._arguments: dict[str, Any] = {"ProjectVersionArn": model.text}
-        if min_confidence is not None:
-            self._arguments["MinConfidence"] = min_confidence
-        if max_results is not None:
-            self._arguments["MaxResults"] = max_results
+        self._arguments = asked_of(model, min_confidence=min_confidence, max_results=max_results)
 
     async def detect(self, image: ImageRef) -> Detection:
         """The labels of `image`; raises a `CallError` subclass within the reader's deadline and `CALL_DEADLINE_S`."""

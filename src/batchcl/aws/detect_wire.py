@@ -11,7 +11,7 @@ import orjson
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.classify import classify
-from batchcl.aws.detection import detection_of, s3_object
+from batchcl.aws.detection import asked_of, detection_of, s3_object
 from batchcl.aws.refusal import read_refusal
 from batchcl.aws.unanswered import malformed, redirected
 from batchcl.aws.wire import Answer, Request, Wire
@@ -50,11 +50,7 @@ class WireDetector:
     ) -> None:
         self._wire = wire
         self._reader = reader or FileReader()
-        self._arguments: dict[str, Any] = {"ProjectVersionArn": model.text}
-        if min_confidence is not None:
-            self._arguments["MinConfidence"] = min_confidence
-        if max_results is not None:
-            self._arguments["MaxResults"] = max_results
+        self._arguments = asked_of(model, min_confidence=min_confidence, max_results=max_results)
 
     async def detect(self, image: ImageRef) -> Detection:
         """The labels of `image`; raises a `CallError` subclass, within the reader's and the wire's deadlines."""

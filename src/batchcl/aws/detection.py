@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from batchcl.aws.arguments import given
+from batchcl.aws.arn import ModelArn
 from batchcl.aws.unanswered import malformed
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Detection, Label
 
-__all__ = ["detection_of", "s3_object"]
+__all__ = ["asked_of", "detection_of", "s3_object"]
+
+
+def asked_of(model: ModelArn, *, min_confidence: float | None, max_results: int | None) -> dict[str, Any]:
+    """What all calls for a model have in common: everything but the `Image`."""
+    return {"ProjectVersionArn": model.text} | given(MinConfidence=min_confidence, MaxResults=max_results)
 
 
 def s3_object(image: ImageRef) -> dict[str, Any]:

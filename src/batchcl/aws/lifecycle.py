@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
+from batchcl.aws.arguments import given
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.explain import explained
 from batchcl.aws.moments import utc
@@ -145,12 +146,11 @@ async def list_models(client: Any, *, project: str | None = None) -> list[Model]
 
 async def start(client: Any, arn: ModelArn, units: Units) -> None:
     """Ask the service to start the model; billing begins when it is RUNNING. Returns at once: see `wait`."""
-    arguments: dict[str, Any] = {"ProjectVersionArn": arn.text, "MinInferenceUnits": units.minimum}
-    if units.maximum is not None:
-        arguments["MaxInferenceUnits"] = units.maximum
     in_use = f"see what it does with `batchcl model show {arn.name}`; other units need `batchcl model stop` first"
     with explained(f"starting {arn.name} with {units.words}", refusal=ModelError, in_use=in_use):
-        await client.start_project_version(**arguments)
+        await client.start_project_version(
+            ProjectVersionArn=arn.text, MinInferenceUnits=units.minimum, **given(MaxInferenceUnits=units.maximum)
+        )
 
 
 async def stop(client: Any, arn: ModelArn) -> None:

@@ -6,6 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
+from batchcl.aws.arguments import given
 from batchcl.aws.arn import ProjectArn
 from batchcl.aws.explain import explained
 from batchcl.aws.moments import utc
@@ -38,11 +39,10 @@ async def put_policy(client: Any, project: ProjectArn, name: str, document: str,
     Raises:
         RefusedError: the document is malformed, the revision isn't the newest, or the project has five policies.
     """
-    arguments = {"ProjectArn": project.text, "PolicyName": name, "PolicyDocument": document}
-    if revision is not None:
-        arguments["PolicyRevisionId"] = revision
     with explained(f"attaching the policy {name} to the project {project.project}"):
-        answer = await client.put_project_policy(**arguments)
+        answer = await client.put_project_policy(
+            ProjectArn=project.text, PolicyName=name, PolicyDocument=document, **given(PolicyRevisionId=revision)
+        )
     return str(answer["PolicyRevisionId"])
 
 
@@ -67,8 +67,5 @@ async def list_policies(client: Any, project: ProjectArn) -> list[Policy]:
 
 async def delete_policy(client: Any, project: ProjectArn, name: str, *, revision: str | None = None) -> None:
     """Detach a policy; with `revision` only if that is the newest."""
-    arguments = {"ProjectArn": project.text, "PolicyName": name}
-    if revision is not None:
-        arguments["PolicyRevisionId"] = revision
     with explained(f"deleting the policy {name} of the project {project.project}"):
-        await client.delete_project_policy(**arguments)
+        await client.delete_project_policy(ProjectArn=project.text, PolicyName=name, **given(PolicyRevisionId=revision))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from batchcl.aws.arguments import given
 from batchcl.aws.arn import ModelArn, ProjectArn
 from batchcl.aws.datasets import S3Location
 from batchcl.aws.explain import explained
@@ -82,8 +83,7 @@ async def train_model(
         arguments["TestingData"] = {"Assets": [each.manifest for each in testing_manifests]}
     elif split_test_set:
         arguments["TestingData"] = {"AutoCreate": True}
-    optional = {"VersionDescription": description, "KmsKeyId": kms_key, "Tags": dict(tags) if tags else None}
-    arguments |= {name: value for name, value in optional.items() if value is not None}
+    arguments |= given(VersionDescription=description, KmsKeyId=kms_key, Tags=dict(tags) if tags else None)
     with explained(f"training {project.project}@{version}", refusal=ModelError):
         answer = await client.create_project_version(**arguments)
     return ModelArn.parse(answer["ProjectVersionArn"])
@@ -151,8 +151,7 @@ async def copy_model(
         "VersionName": version,
         "OutputConfig": output_config(output),
     }
-    arguments |= {"KmsKeyId": kms_key} if kms_key else {}
-    arguments |= {"Tags": dict(tags)} if tags else {}
+    arguments |= given(KmsKeyId=kms_key or None, Tags=dict(tags) if tags else None)
     with explained(f"copying {source.name} to {project.project}@{version}", refusal=ModelError):
         answer = await client.copy_project_version(**arguments)
     return ModelArn.parse(answer["ProjectVersionArn"])
