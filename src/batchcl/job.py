@@ -33,8 +33,9 @@ from batchcl.runs.layout import valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
 from batchcl.sources.filters import Filters
 from batchcl.sources.inventory import parse_as_of
-from batchcl.sources.recognise import ListOptions, SourceKind
+from batchcl.sources.recognise import ListOptions
 from batchcl.sources.sample import Sample
+from batchcl.sources.source_kind import SourceKind
 from batchcl.sources.tables import Columns
 from batchcl.sources.where import Condition
 

@@ -48,5 +48,9 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     assert not modules_after("import batchcl; batchcl.UsageError") & set(HEAVY)
 
 
+def test_the_command_line_loads_no_heavy_library_before_a_command_needs_it() -> None:
+    assert not modules_after("import batchcl.cli.app") & set(HEAVY)
+
+
 def test_what_is_used_is_loaded() -> None:
     assert "pydantic" in modules_after("import batchcl; batchcl.Job")

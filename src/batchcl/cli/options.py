@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from batchcl.aws.transport import Transport
-from batchcl.sources.recognise import SourceKind
+from batchcl.sources.source_kind import SourceKind
 
 __all__ = [
     "AllVersions",
@@ -34,6 +35,8 @@ __all__ = [
     "Kind",
     "Lease",
     "Limit",
+    "LogFormat",
+    "LogFormatOption",
     "MaxCost",
     "MaxFailures",
     "MaxInFlight",
@@ -208,6 +211,19 @@ EmulatorState = Annotated[
 Profile = Annotated[str | None, _option("--profile", help="AWS profile.")]
 Region = Annotated[str | None, _option("--region", help="AWS region.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout at the end.")]
+
+
+class LogFormat(StrEnum):
+    """How log lines look where stderr is no terminal."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+LogFormatOption = Annotated[
+    LogFormat | None,
+    _option("--log-format", help="Log lines instead of the live line; JSON for log collectors."),
+]
 
 
 def flags(**given: Any) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from typing import Any, get_type_hints
 import orjson
 
 from batchcl.cli import run
-from batchcl.cli.options import flags
-from batchcl.cli.talk import LogFormat, talking
+from batchcl.cli.options import LogFormat, flags
 
 __all__ = ["plan"]
 
@@ -33,6 +32,7 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
     import polars as pl  # noqa: PLC0415
 
     from batchcl.cli.output import emit, emit_object  # noqa: PLC0415
+    from batchcl.cli.talk import talking  # noqa: PLC0415
     from batchcl.job import load_job  # noqa: PLC0415
     from batchcl.scoring.plan import Plan  # noqa: PLC0415
     from batchcl.scoring.plan import plan as planned  # noqa: PLC0415

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from batchcl.cli.options import (
     Json,
     KeepModel,
     Lease,
+    LogFormatOption,
     MaxCost,
     MaxInFlight,
     MaxTps,
@@ -25,8 +26,9 @@ from batchcl.cli.options import (
 )
 from batchcl.cli.output import Root
 from batchcl.cli.run import finish
-from batchcl.cli.talk import LogFormatOption, talking
-from batchcl.runs.record import Summary
+
+if TYPE_CHECKING:
+    from batchcl.runs.record import Summary
 
 __all__ = ["retry"]
 
@@ -68,6 +70,7 @@ def retry(
       batchcl retry out 2026-11-21 --code InternalServerError --code Timeout
     """  # noqa: D412 - Typer shows the examples as they stand
     from batchcl.cli.signals import run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.cli.talk import talking  # noqa: PLC0415
     from batchcl.scoring.retry import retry as score_again  # noqa: PLC0415
     from batchcl.scoring.stopper import Stopper  # noqa: PLC0415
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import orjson
 import typer
@@ -31,6 +32,8 @@ from batchcl.cli.options import (
     Kind,
     Lease,
     Limit,
+    LogFormat,
+    LogFormatOption,
     MaxCost,
     MaxFailures,
     MaxInFlight,
@@ -59,12 +62,11 @@ from batchcl.cli.options import (
     Where,
     flags,
 )
-from batchcl.cli.talk import LogFormat, LogFormatOption, talking
 from batchcl.errors import BatchclError, ExitCode
 from batchcl.quantities import counted
-from batchcl.runs.record import Summary
-from batchcl.scoring.tally import Tally
-from batchcl.sources.filters import filter_words
+
+if TYPE_CHECKING:
+    from batchcl.runs.record import Summary
 
 __all__ = ["finish", "run", "tell"]
 
@@ -140,6 +142,7 @@ def run(
       batchcl run --config configs/nightly.toml --max-failures 0.5%
     """  # noqa: D412 - Typer shows the examples as they stand
     from batchcl.cli.signals import run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.cli.talk import talking  # noqa: PLC0415
     from batchcl.job import load_job  # noqa: PLC0415
     from batchcl.scoring.score import run as score  # noqa: PLC0415
     from batchcl.scoring.stopper import Stopper  # noqa: PLC0415
@@ -226,6 +229,9 @@ def tell(text: str) -> None:
 
 
 def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
+    from batchcl.scoring.tally import Tally  # noqa: PLC0415
+    from batchcl.sources.filters import filter_words  # noqa: PLC0415
+
     left = summary.planned - summary.scored - summary.failed - summary.skipped
     goes_on = f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest"
     if json:

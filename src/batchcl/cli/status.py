@@ -92,9 +92,12 @@ def with_store(work: Callable[[Store], Awaitable[_T]], root: str, *, profile: st
     """Do `work` with the output root `root`, which exists."""
     import anyio  # noqa: PLC0415
 
-    from batchcl.aws.session import Aws  # noqa: PLC0415
     from batchcl.runs.store import Store  # noqa: PLC0415
 
-    aws = Aws.from_environment(profile=profile, region=region) if root.startswith("s3://") else None
+    aws = None
+    if root.startswith("s3://"):
+        from batchcl.aws.session import Aws  # noqa: PLC0415
+
+        aws = Aws.from_environment(profile=profile, region=region)
     store = Store.open(root, aws=aws)
     return anyio.run(work, store)

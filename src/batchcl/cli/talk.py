@@ -6,37 +6,21 @@ import datetime as dt
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from enum import StrEnum
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import anyio
 import orjson
-import typer
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from batchcl.cli.options import LogFormat
 from batchcl.scoring.events import Notice, Observer, Progress, Snapshot
 
-__all__ = ["LogFormat", "LogFormatOption", "talking"]
+__all__ = ["talking"]
 
 _LOG_EVERY_S = 10.0
 _DRAW_EVERY_S = 0.25
-
-
-class LogFormat(StrEnum):
-    """How log lines look where stderr is no terminal."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-LogFormatOption = Annotated[
-    LogFormat | None,
-    typer.Option(
-        "--log-format", help="Log lines instead of the live line; JSON for log collectors.", show_default=False
-    ),
-]
 
 
 @asynccontextmanager

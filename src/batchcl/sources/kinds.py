@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +16,9 @@ from batchcl.reading.tar import is_tar
 from batchcl.sources.csv_rows import BUCKET
 from batchcl.sources.files import START_BYTES, start_of
 from batchcl.sources.inventory import is_inventory_manifest
+from batchcl.sources.source_kind import SourceKind
 
-__all__ = ["SourceKind", "kind_of"]
+__all__ = ["kind_of"]
 
 _IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG")
 _TABLE_MAGIC: Final = (b"PAR1", b"ORC")
@@ -26,24 +26,6 @@ _LOOKED_AT: Final = 100
 _HEADING: Final = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
 _SCHEME: Final = re.compile(r"[a-z0-9]+://")
 _BATCH_HEADINGS: Final = frozenset({"bucket", "key", "versionid", "version_id"})
-
-
-class SourceKind(StrEnum):
-    """What `--source-kind` may say."""
-
-    PREFIX = "prefix"
-    DIRECTORY = "directory"
-    KEYS = "keys"
-    MANIFEST = "manifest"
-    IMAGE = "image"
-    INVENTORY = "inventory"
-    BATCH_CSV = "batch-csv"
-    LABEL_CSV = "label-csv"
-    JSON_LINES = "json-lines"
-    TABLE = "table"
-    TAR = "tar"
-
-
 _COMMA_KINDS: Final = (SourceKind.KEYS, SourceKind.BATCH_CSV, SourceKind.LABEL_CSV)
 
 

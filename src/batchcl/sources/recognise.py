@@ -29,16 +29,17 @@ from batchcl.sources.directory import DirectorySource
 from batchcl.sources.files import fetch, spool_pipe, spool_stdin
 from batchcl.sources.inventory import MANIFEST, open_inventory
 from batchcl.sources.key_list import parse_key_line
-from batchcl.sources.kinds import SourceKind, kind_of
+from batchcl.sources.kinds import kind_of
 from batchcl.sources.lines import LinePart
 from batchcl.sources.listed import ListSource, Part
 from batchcl.sources.manifest import FieldParser, ManifestParser
 from batchcl.sources.places import LocalPlace, Place, S3Place
 from batchcl.sources.s3_prefix import S3PrefixSource
 from batchcl.sources.single import ImageSource
+from batchcl.sources.source_kind import SourceKind
 from batchcl.sources.tables import Columns, TablePart, csv_header
 
-__all__ = ["ListOptions", "SourceKind", "open_sources"]
+__all__ = ["ListOptions", "open_sources"]
 
 _LIST_NAME: Final = re.compile(
     r"\.(txt|csv|tsv|json|jsonl|ndjson|manifest|parquet|orc|list|lst)(\.(gz|zst))?$|/symlink\.txt$", re.IGNORECASE

@@ -22,8 +22,9 @@ from batchcl.aws.session import Aws
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Source
 from batchcl.sources.filters import Filters
-from batchcl.sources.recognise import ListOptions, SourceKind, open_sources
+from batchcl.sources.recognise import ListOptions, open_sources
 from batchcl.sources.select import Selection
+from batchcl.sources.source_kind import SourceKind
 
 BUCKET = "acme-photos"
 

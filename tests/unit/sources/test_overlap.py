@@ -20,9 +20,10 @@ from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position, Source
 from batchcl.sources.filters import Filters
 from batchcl.sources.overlap import Overlap
-from batchcl.sources.recognise import ListOptions, SourceKind, open_sources
+from batchcl.sources.recognise import ListOptions, open_sources
 from batchcl.sources.repeats import NO_NAMES, Seen
 from batchcl.sources.select import Bookmark, Selection
+from batchcl.sources.source_kind import SourceKind
 from servers import aws_env, client, make_bucket
 from unit.sources.lists import BUCKET, FORMATS
 

@@ -17,8 +17,9 @@ from batchcl.images import ImageRef
 from batchcl.sources.base import Source
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.listed import ListSource
-from batchcl.sources.recognise import ListOptions, SourceKind, open_sources
+from batchcl.sources.recognise import ListOptions, open_sources
 from batchcl.sources.s3_prefix import S3PrefixSource
+from batchcl.sources.source_kind import SourceKind
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff\xe0"
