@@ -169,11 +169,13 @@ class Session:
         self._engine.drain()
 
     async def _count_published(self) -> None:
-        """Count what earlier sessions have published; beside the calls, as a long run has many markers."""
-        counts = await read_counts(self.store, self._paths, self.published.items())
-        earlier = total(counts.values())
+        """Count what earlier sessions have published; beside the calls, as a long run has many markers.
+
+        A retry tells of its own images alone, so it reads none.
+        """
         if not self.targets.round:
-            self.progress.add_earlier(earlier)
+            counts = await read_counts(self.store, self._paths, self.published.items())
+            self.progress.add_earlier(total(counts.values()))
         self._counted = True
 
     def _is_beginning(self) -> bool:
