@@ -167,7 +167,7 @@ async def first_page(
 def _without_image(listing: Listing, job: Job) -> str:
     """Why there is none, and what to do."""
     named = job.from_results or ", ".join(job.sources)
-    raise SourceError(f"there is no image in {named}{_why_none(listing)}; {_what_to_check(listing, job)}")
+    return f"there is no image in {named}{_why_none(listing)}; {_what_to_check(listing, job)}"
 
 
 def _why_none(listing: Listing) -> str:
