@@ -117,8 +117,13 @@ class Progress:
 
     def count(self, outcome: Outcome) -> None:
         """Add an outcome that is kept."""
-        self._add(outcome)
         self._called += outcome.attempts > 0
+        if not isinstance(outcome, Failed):
+            self.scored += 1
+        elif outcome.status == "skipped":
+            self.skipped += 1
+        else:
+            self.failed += 1
 
     def add_earlier(self, counts: Counts) -> None:
         """Add outcomes of an earlier session, which say nothing about the speed of this one."""
@@ -135,14 +140,6 @@ class Progress:
     def called(self) -> int:
         """Images of this session that cost a call and have their outcome."""
         return self._called
-
-    def _add(self, outcome: Outcome) -> None:
-        if not isinstance(outcome, Failed):
-            self.scored += 1
-        elif outcome.status == "skipped":
-            self.skipped += 1
-        else:
-            self.failed += 1
 
     def snapshot(self, now: float) -> Snapshot:
         """The counters at `now`, on the clock of `begin`."""
