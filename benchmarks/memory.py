@@ -35,6 +35,7 @@ from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.listing import Listing
 from batchcl.scoring.outcome import Detection, Label
 from batchcl.scoring.score import conduct, find
+from batchcl.scoring.session import Means
 from batchcl.scoring.stopper import Stopper
 from batchcl.sources.base import PAGE, Checked, Position
 from batchcl.sources.filters import Filters
@@ -120,15 +121,10 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
     store = Store.open(out, create=True)
     await store.check_writable()
     found = await find(job, model, store, check=check, observer=observer)
-    summary = await conduct(
-        job,
-        found,
-        keeper=keeper,
-        detector=detector or StubDetector(),
-        observer=observer,
-        stopper=stopper,
-        begun_at=begun_at,
+    means = Means(
+        keeper=keeper, detector=detector or StubDetector(), observer=observer, stopper=stopper, begun_at=begun_at
     )
+    summary = await conduct(job, found, means)
     return summary.as_dict()
 
 

@@ -39,6 +39,7 @@ from batchcl.scoring.listing import Listing
 from batchcl.scoring.outcome import Detection
 from batchcl.scoring.retry import conduct_round
 from batchcl.scoring.score import conduct, find
+from batchcl.scoring.session import Means
 from batchcl.scoring.stopper import Stopper
 from batchcl.sources.base import Checked, Position
 from batchcl.sources.filters import Filters
@@ -375,16 +376,7 @@ class House:
         if found.summary is not None:
             return found.summary
         async with self.detector() as service:
-            return await conduct(
-                job,
-                found,
-                keeper=self.keeper(trouble),
-                detector=HouseDetector(service, trouble),
-                observer=observer,
-                stopper=Stopper(),
-                begun_at=begun_at,
-                utcnow=utcnow,
-            )
+            return await conduct(job, found, self._means(trouble, service, begun_at), utcnow=utcnow)
 
     def _sources(self, trouble: Trouble) -> list[HouseSource]:
         """Two, of which each names a third of the images that the other one names too."""
@@ -403,14 +395,19 @@ class House:
                 store,
                 record,
                 earlier,
+                self._means(trouble, service, anyio.current_time()),
                 codes=codes,
-                keeper=self.keeper(trouble),
-                detector=HouseDetector(service, trouble),
-                observer=SilentObserver(),
-                stopper=Stopper(),
-                begun_at=anyio.current_time(),
                 utcnow=utcnow,
             )
+
+    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> Means:
+        return Means(
+            keeper=self.keeper(trouble),
+            detector=HouseDetector(service, trouble),
+            observer=SilentObserver(),
+            stopper=Stopper(),
+            begun_at=begun_at,
+        )
 
     def _job(self) -> Job:
         return Job(

@@ -10,15 +10,11 @@ from typing import Any
 
 import anyio
 
-from batchcl.aws.detect import Detector
-from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import OutputError, StoppedError, UsageError
 from batchcl.job import Job, job_of
 from batchcl.quantities import counted
-from batchcl.reading.base import Preparer
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
 from batchcl.runs.rounds import FailedImages, count_codes, end_round, is_round_open, open_round
@@ -28,9 +24,9 @@ from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.score import open_model
 from batchcl.scoring.service import service_of
-from batchcl.scoring.session import Session
+from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
-from batchcl.scoring.tenure import heartbeat, tenure
+from batchcl.scoring.tenure import lease_of, tenure
 
 __all__ = ["conduct_round", "retry"]
 
@@ -82,23 +78,11 @@ async def retry(
     await store.check_writable(single_writer=job.single_writer)
     async with (
         service_of(job) as (aws, model),
-        open_model(job, aws, model, observer, stopper, run_id=run_id, root=store.root, begun_at=begun_at) as opened,
+        open_model(job, aws, model, observer, stopper, run_id=run_id, root=store.root, begun_at=begun_at) as means,
     ):
         with stopper.interruptible():
             await aws.check_credentials()
-        return await conduct_round(
-            job,
-            store,
-            record,
-            earlier,
-            codes=codes,
-            keeper=opened.keeper,
-            detector=opened.detector,
-            preparer=opened.preparer,
-            observer=observer,
-            stopper=stopper,
-            begun_at=begun_at,
-        )
+        return await conduct_round(job, store, record, earlier, means, codes=codes)
 
 
 async def conduct_round(
@@ -106,22 +90,18 @@ async def conduct_round(
     store: Store,
     record: RunRecord,
     earlier: Summary,
+    means: Means,
     *,
     codes: Sequence[str],
-    keeper: ModelKeeper,
-    detector: Detector,
-    observer: Observer,
-    stopper: Stopper,
-    begun_at: float,
-    preparer: Preparer | None = None,
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> Summary:
     """Open the round and score its images; `retry` without AWS around it."""
     paths = RunPaths(record.run_id)
+    keeper, observer = means.keeper, means.observer
     progress = Progress(dollars=keeper.dollars)
-    lease = LeaseKeeper(store, paths, progress=lambda: heartbeat(progress, keeper), utcnow=utcnow)
+    lease = lease_of(store, paths, progress, keeper, utcnow=utcnow)
     async with AsyncExitStack() as held:
-        with stopper.interruptible():
+        with means.stopper.interruptible():
             rounds = await published(store, paths)
             counts = await read_counts(store, paths, rounds.items())
             failed = total(counts.values()).failed
@@ -154,16 +134,11 @@ async def conduct_round(
                 worklist=worklist,
                 targets=FailedImages(store, paths, about, published=rounds, counts=counts),
                 published=rounds,
-                detector=detector,
+                means=means,
                 pacer=pacer,
-                keeper=keeper,
                 lease=lease,
                 held=held,
                 progress=progress,
-                observer=observer,
-                stopper=stopper,
-                begun_at=begun_at,
-                preparer=preparer,
             )
             summary = await session.run()
     try:

@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from batchcl.__about__ import __version__
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.detect import Detector, open_detector
+from batchcl.aws.detect import open_detector
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.lifecycle import Units
 from batchcl.aws.session import Aws
@@ -26,12 +26,10 @@ from batchcl.errors import UsageError
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE
 from batchcl.job import Job, fingerprint
 from batchcl.pictures.decode import need_pillow
-from batchcl.reading.base import Preparer
 from batchcl.reading.fitted import open_fitting_reader
 from batchcl.reading.readers import open_reader
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.layout import RunPaths, new_run_id
-from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import AllImages
 from batchcl.runs.markers import published
 from batchcl.runs.record import RunRecord, Summary, differences, read_record, read_summary
@@ -43,9 +41,9 @@ from batchcl.scoring.lister import freeze_all
 from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
 from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.service import service_of
-from batchcl.scoring.session import Session
+from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
-from batchcl.scoring.tenure import heartbeat, tenure
+from batchcl.scoring.tenure import lease_of, tenure
 from batchcl.sources.select import Selected
 
 __all__ = [
@@ -99,39 +97,20 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
             run_id, root = found.record.run_id, store.root
             async with open_model(
                 job, aws, model, observer, stopper, run_id=run_id, root=root, begun_at=begun_at
-            ) as opened:
-                return await conduct(
-                    job,
-                    found,
-                    keeper=opened.keeper,
-                    detector=opened.detector,
-                    preparer=opened.preparer,
-                    observer=observer,
-                    stopper=stopper,
-                    begun_at=begun_at,
-                )
+            ) as means:
+                return await conduct(job, found, means)
 
 
 async def conduct(
-    job: Job,
-    found: Found,
-    *,
-    keeper: ModelKeeper,
-    detector: Detector,
-    observer: Observer,
-    stopper: Stopper,
-    begun_at: float,
-    preparer: Preparer | None = None,
-    utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    job: Job, found: Found, means: Means, *, utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
 ) -> Summary:
     """Take the lease of the run that was found and score what is left of it; `run` without AWS around it."""
     store, worklist, listing = found.store, found.worklist, found.listing
+    keeper, observer = means.keeper, means.observer
     progress = Progress(dollars=keeper.dollars)
-    lease = LeaseKeeper(
-        store, RunPaths(found.record.run_id), progress=lambda: heartbeat(progress, keeper), utcnow=utcnow
-    )
+    lease = lease_of(store, RunPaths(found.record.run_id), progress, keeper, utcnow=utcnow)
     async with AsyncExitStack() as lists, AsyncExitStack() as held:
-        with stopper.interruptible():
+        with means.stopper.interruptible():
             if found.calls_left:
                 await keeper.check()
             take = partial(held.enter_async_context, tenure(lease, keeper))
@@ -160,17 +139,12 @@ async def conduct(
                 worklist=worklist,
                 targets=AllImages(worklist, done),
                 published=done,
-                detector=detector,
+                means=means,
                 pacer=pacer,
-                keeper=keeper,
                 lease=lease,
                 held=held,
                 progress=progress,
-                observer=observer,
-                stopper=stopper,
-                begun_at=begun_at,
                 listing=freeze,
-                preparer=preparer,
             )
             return await session.run()
 
@@ -187,15 +161,6 @@ async def open_store(job: Job, aws: Aws) -> Store:
     return store
 
 
-@dataclass(frozen=True, slots=True)
-class OpenModel:
-    """What calls to a model need. Without `preparer` images go as they are."""
-
-    keeper: ModelKeeper
-    detector: Detector
-    preparer: Preparer | None
-
-
 @asynccontextmanager
 async def open_model(
     job: Job,
@@ -207,8 +172,8 @@ async def open_model(
     run_id: str,
     root: str,
     begun_at: float,
-) -> AsyncIterator[OpenModel]:
-    """The model's keeper and detector, with their connections open during the block."""
+) -> AsyncIterator[Means]:
+    """What a session that calls the model works with; connections are open during the block."""
     if job.fit:
         need_pillow("--fit")
     async with AsyncExitStack() as stack:
@@ -250,7 +215,14 @@ async def open_model(
             observer=observer,
             stopper=stopper,
         )
-        yield OpenModel(keeper, detector, fitting)
+        yield Means(
+            keeper=keeper,
+            detector=detector,
+            observer=observer,
+            stopper=stopper,
+            begun_at=begun_at,
+            preparer=fitting,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

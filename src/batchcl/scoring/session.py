@@ -39,7 +39,24 @@ from batchcl.scoring.outcome import Counts
 from batchcl.scoring.shards import Batch
 from batchcl.scoring.stopper import Stopper
 
-__all__ = ["Session"]
+__all__ = ["Means", "Session"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What a session works with, whatever the round.
+
+    Attributes:
+        begun_at: on the loop's clock, from which the deadline counts.
+        preparer: makes images fit the service's rules; None where they go as they are.
+    """
+
+    keeper: ModelKeeper
+    detector: Detector
+    observer: Observer
+    stopper: Stopper
+    begun_at: float
+    preparer: Preparer | None = None
 
 
 @dataclass(kw_only=True)
@@ -50,8 +67,6 @@ class Session:
         published: shard → the last round in which it was published, when the session began.
         listing: freezes the rest of the work list; None when it is complete.
         held: the run's tenure, given up as soon as there are no more calls to make.
-        begun_at: on the loop's clock, from which the deadline counts.
-        preparer: makes images fit the service's rules; None where they go as they are.
     """
 
     job: Job
@@ -60,17 +75,12 @@ class Session:
     worklist: WorkList
     targets: Targets
     published: Mapping[int, int]
-    detector: Detector
+    means: Means
     pacer: Pacer
-    keeper: ModelKeeper
     lease: LeaseKeeper
     held: AsyncExitStack
     progress: Progress
-    observer: Observer
-    stopper: Stopper
-    begun_at: float
     listing: Callable[[], Awaitable[None]] | None = None
-    preparer: Preparer | None = None
     _engine: Engine = field(init=False)
     _ledger: Ledger = field(init=False)
     _counted: bool = field(init=False, default=False)
@@ -90,14 +100,14 @@ class Session:
             on_taken_up=self.progress.add_earlier,
         )
         self._engine = Engine(
-            self.detector,
+            self.means.detector,
             self.pacer,
             ledger,
-            self.keeper,
+            self.means.keeper,
             progress=self.progress,
             settings=EngineSettings(max_in_flight=self.job.max_in_flight),
-            observer=self.observer,
-            preparer=self.preparer,
+            observer=self.means.observer,
+            preparer=self.means.preparer,
             is_beginning=self._is_beginning,
         )
         failure: BatchclError | None = None
@@ -129,15 +139,15 @@ class Session:
         failure: BatchclError | None = None
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._guarded, self.lease.keep)
-            beside.start_soon(self.keeper.keep_guarded)
+            beside.start_soon(self.means.keeper.keep_guarded)
             beside.start_soon(self._guarded, self._count_published)
             if self.listing is not None:
                 beside.start_soon(self._guarded, self.listing)
             beside.start_soon(self._watch_bounds)
             self.progress.begin(anyio.current_time())
-            self.observer.started(self.progress)
+            self.means.observer.started(self.progress)
             try:
-                with self.stopper.calling(self._drain):
+                with self.means.stopper.calling(self._drain):
                     await self._engine.run(self._with_model(ledger.batches()))
             except BatchclError as error:
                 failure = error
@@ -150,7 +160,7 @@ class Session:
         running = False
         async for batch in batches:
             if not running and any(unfit(image, fit=self.job.fit) is None for image in batch.images):
-                await self.keeper.have_running()
+                await self.means.keeper.have_running()
                 self.progress.begin(anyio.current_time())
                 running = True
             yield batch
@@ -162,10 +172,12 @@ class Session:
             self._engine.fail(error)
 
     async def _watch_bounds(self) -> None:
-        await watch_bounds(self.job, self.progress, begun_at=self.begun_at, stop=self._engine.fail)
+        await watch_bounds(self.job, self.progress, begun_at=self.means.begun_at, stop=self._engine.fail)
 
     def _drain(self) -> None:
-        self.observer.notice(Notice("drain", f"{self.stopper.error}: no more calls; those in flight end and are kept"))
+        self.means.observer.notice(
+            Notice("drain", f"{self.means.stopper.error}: no more calls; those in flight end and are kept")
+        )
         self._engine.drain()
 
     async def _count_published(self) -> None:
@@ -188,8 +200,8 @@ class Session:
         totals = self.worklist.totals
         if counts is not None and totals is not None and counts.done == totals.images:
             return counts
-        if self.stopper.error is not None:
-            raise self.stopper.error
+        if self.means.stopper.error is not None:
+            raise self.means.stopper.error
         raise BatchclError(
             f"the engine ended, but {self.store.uri(self._paths.folder)} has {counts} for {totals}; a bug in batchcl"
         )
@@ -236,7 +248,7 @@ class Session:
             started_at=self.record.started_at,
             ended_at=dt.datetime.now(dt.UTC),
             tolerated=not self.job.tolerance.exceeded(failed=counts.failed, scored=counts.scored),
-            cost_usd=self.keeper.dollars(),
+            cost_usd=self.means.keeper.dollars(),
             bad_lines=totals.bad_lines if totals else 0,
             repeated=totals.repeated if totals else 0,
             known=totals.known if totals else 0,

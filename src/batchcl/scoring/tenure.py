@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import datetime as dt
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -10,17 +11,25 @@ import anyio
 
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.errors import OutputError
+from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import Lease, LeaseKeeper
+from batchcl.runs.store import Store
 from batchcl.scoring.events import Progress
 
-__all__ = ["heartbeat", "tenure"]
+__all__ = ["lease_of", "tenure"]
 
 _OWNS_MODEL: Final = "owns_model"
 _RELEASE_S: Final = 10.0
 
 
-def heartbeat(progress: Progress, keeper: ModelKeeper) -> dict[str, int | float]:
-    """What a lease tells of the run: how far it is, and whether its model is this run's to stop."""
+def lease_of(
+    store: Store, paths: RunPaths, progress: Progress, keeper: ModelKeeper, *, utcnow: Callable[[], dt.datetime]
+) -> LeaseKeeper:
+    """The run's lease, which tells how far it is, and whether its model is this run's to stop."""
+    return LeaseKeeper(store, paths, progress=lambda: _heartbeat(progress, keeper), utcnow=utcnow)
+
+
+def _heartbeat(progress: Progress, keeper: ModelKeeper) -> dict[str, int | float]:
     now = progress.snapshot(anyio.current_time())
     names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
     return {name: getattr(now, name) for name in names} | {
