@@ -33,14 +33,13 @@ from batchcl.errors import (
     ModelNotReadyError,
     ThrottledError,
     TransientError,
-    UnreachableError,
 )
 from batchcl.images import Unfit, unfit
 from batchcl.pacing.pacer import Pacer
 from batchcl.reading.base import Preparer
 from batchcl.scoring.callers import Callers
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
-from batchcl.scoring.outages import Outages
+from batchcl.scoring.gate import Gate
 from batchcl.scoring.outcome import Detection, Outcome, Scored, failed, skipped
 from batchcl.scoring.preparing import Preparing
 from batchcl.scoring.queue import WorkItem, WorkQueue
@@ -52,7 +51,6 @@ __all__ = ["Engine", "EngineSettings"]
 
 _BACKOFF_S: Final = 0.25
 _BACKOFF_MAX_S: Final = 20.0
-_OUTAGE_PAUSE_MAX_S: Final = 30.0
 _DRAIN_S: Final = 20.0
 """Calls that are still open so long after a drain are given up; the next session repeats them."""
 
@@ -103,7 +101,6 @@ class Engine:
         self._detector = detector
         self._pacer = pacer
         self._sink = sink
-        self._recovery = recovery
         self._progress = progress
         self._settings = settings or EngineSettings()
         self._observer = observer or SilentObserver()
@@ -113,18 +110,13 @@ class Engine:
         self._queue = WorkQueue(capacity=2 * self._settings.max_in_flight)
         self._feeding = anyio.CancelScope()
         self._listing = anyio.CancelScope()
-        self._recovering = anyio.CancelScope()
         self._calling = anyio.CancelScope()
         self._tasks: TaskGroup
         self._now: Callable[[], float] = anyio.current_time
         self._callers = Callers(self._score, limit=self._settings.max_in_flight)
-        self._open = anyio.Event()
-        self._open.set()
-        self._resumed_at = float("-inf")
-        self._pauses = 0
+        self._gate = Gate(recovery, observer=self._observer, rng=self._rng, on_vain=self.fail)
         self._invalid_first = 0
         self._answered = False
-        self._outages = Outages()
         self._failure: BatchclError | None = None
         self._sink_failed = False
         self._in_flight: dict[int, tuple[WorkItem, float]] = {}
@@ -152,7 +144,7 @@ class Engine:
         self._queue.stop()
         self._feeding.cancel()
         self._listing.cancel()
-        self._recovering.cancel()
+        self._gate.stop()
 
     async def run(self, batches: AsyncIterator[Batch]) -> None:
         """Score until the list ends, or `drain`.
@@ -214,8 +206,7 @@ class Engine:
         try:
             with self._feeding:
                 while await self._queue.ready():
-                    if not self._open.is_set():
-                        await self._open.wait()
+                    await self._gate.passed()
                     await self._sink.room()
                     if self._preparing is not None:
                         await self._preparing.room()
@@ -299,8 +290,7 @@ class Engine:
         sent_at = begun_at + detection.read_s
         self._pacer.succeeded(sent_at=sent_at)
         self._answered = True
-        self._outages.answered()
-        self._pauses = 0
+        self._gate.succeeded()
         latency_s = self._now() - sent_at
         usual_s = self._usual_latency_s or latency_s
         self._usual_latency_s = usual_s + _LATENCY_WEIGHT * (latency_s - usual_s)
@@ -325,17 +315,15 @@ class Engine:
                 return None
             case ModelNotReadyError():
                 self._queue.give_back(item)
-                self._pause(error, sent_at)
+                self._gate.close(error, sent_at=sent_at, tasks=self._tasks)
                 return None
             case FatalCallError():
                 self._queue.give_back(item)
                 self.fail(error)
                 return None
-            case TransientError() if not isinstance(error, HostError) and self._outages.unanswered(
-                item.image.uri, anyio.current_time()
-            ):
+            case TransientError() if not isinstance(error, HostError) and self._gate.blames_service(item.image.uri):
                 self._queue.give_back(item)
-                self._pause(error, sent_at)
+                self._gate.close(error, sent_at=sent_at, tasks=self._tasks)
                 return None
             case TransientError() if item.attempts + 1 < self._settings.max_attempts:
                 item.attempts += 1
@@ -343,7 +331,7 @@ class Engine:
                 return None
             case ImageError():
                 if error.status is not None:  # otherwise the service wasn't asked
-                    self._outages.answered()
+                    self._gate.heard()
                 self._judge_bucket(error)
                 if self._preparing is not None and self._preparing.may_mend(item, error):
                     if item.open_calls == 1:  # or the other call brings the refusal too
@@ -380,38 +368,6 @@ class Engine:
                     status=error.status,
                 )
             )
-
-    def _pause(self, error: ModelNotReadyError | TransientError, sent_at: float) -> None:
-        """Close the gate, and let the recovery open it; calls from before the last recovery say nothing new."""
-        if not self._open.is_set() or sent_at < self._resumed_at or self._queue.stopped:
-            return
-        self._open = anyio.Event()
-        self._pauses += 1
-        self._observer.notice(Notice("paused", f"calls pause: {error}", {"code": error.code}))
-        self._tasks.start_soon(self._recover, error)
-
-    async def _recover(self, error: ModelNotReadyError | TransientError) -> None:
-        try:
-            with self._recovering:
-                if isinstance(error, TransientError):
-                    await self._sit_out(error)
-                else:
-                    await self._recovery.recover(error, pauses=self._pauses)
-                self._observer.notice(Notice("resumed", "calls go on"))
-        except BatchclError as refusal:
-            self.fail(refusal)
-        self._resumed_at = anyio.current_time()
-        self._open.set()
-
-    async def _sit_out(self, error: TransientError) -> None:
-        """Wait a little longer each time; no image pays with an attempt for an outage of the service."""
-        now = anyio.current_time()
-        if self._outages.is_hopeless(now):
-            raise UnreachableError(
-                f"the service has answered no call for {self._outages.lasted_s(now):.0f} s, the last error was: "
-                f"{error}; check the endpoint and the network, and run again to continue"
-            )
-        await anyio.sleep(self._rng.uniform(0.5, 1.0) * min(_OUTAGE_PAUSE_MAX_S, 2.0 ** (self._pauses - 1)))
 
     async def _keep_sink(self) -> None:
         try:
