@@ -12,6 +12,7 @@ import anyio
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.guards import Guard
 from batchcl.aws.lifecycle import START_TIMEOUT_S, Model, Units, describe, start, stop, wait
+from batchcl.aws.statuses import STARTABLE, UP
 from batchcl.errors import (
     CredentialsError,
     ModelError,
@@ -29,7 +30,6 @@ __all__ = ["DOLLARS_PER_UNIT_HOUR", "ModelKeeper"]
 DOLLARS_PER_UNIT_HOUR: Final = 4.0
 """Price of an inference unit while the model is RUNNING, idle or not; source: the service's pricing page."""
 
-_STARTABLE: Final = frozenset({"TRAINING_COMPLETED", "STOPPED", "FAILED", "COPYING_COMPLETED"})
 _STOP_TRIES_FOR_S: Final = 300.0
 _HURRIED_STOP_S: Final = 10.0
 _MAX_PAUSES: Final = 12
@@ -98,13 +98,12 @@ class ModelKeeper:
                 raise
             self._observer.notice(Notice("model-unknown", f"the model's state can't be seen: {error}"))
             return
-        if model.status == "RUNNING" or (self._units is not None and model.status in _STARTABLE | {"STOPPING"}):
-            return
-        if model.status == "STARTING":
+        may_be_started = model.status in STARTABLE | {"STOPPING"}
+        if model.status in UP or (may_be_started and self._units is not None):
             return
         hint = (
             f"start it with --start-model 1, or `batchcl model start {self._arn}`"
-            if model.status in _STARTABLE | {"STOPPING"}
+            if may_be_started
             else "it can't be started in this state"
         )
         raise ModelError(f"the model {self._arn.name} is {model.status}, not RUNNING; {hint}")
@@ -220,7 +219,7 @@ class ModelKeeper:
         if model.status == "STOPPING" and self._units is not None:
             self._note(model)
             model = await wait(self._client, self._arn, until="STOPPED", passing={"STOPPING"})
-        if model.status in _STARTABLE and self._units is not None:
+        if model.status in STARTABLE and self._units is not None:
             await self._start(self._units)
         elif self._owned:  # an earlier session started it, and died
             await self._arm()
@@ -253,7 +252,7 @@ class ModelKeeper:
             self._owned = self._in_doubt = False
             await self._disarm()
             model = await describe(self._client, self._arn)
-            if model.status not in {"STARTING", "RUNNING"}:
+            if model.status not in UP:
                 raise
             await self._share()
         self._in_doubt = False
@@ -272,7 +271,7 @@ class ModelKeeper:
 
     def _lag(self) -> frozenset[str]:
         """States that a description may still show right after the start."""
-        return _STARTABLE - {"FAILED"} if self._owned else frozenset()
+        return STARTABLE - {"FAILED"} if self._owned else frozenset()
 
     async def _end(self) -> None:
         """Stop the model even when the run is being cancelled, and say so loudly if that fails."""

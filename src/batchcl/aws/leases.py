@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from batchcl.aws.statuses import UP
 from batchcl.errors import UsageError
 from batchcl.quantities import seconds_of
 
@@ -44,7 +45,6 @@ _SHORTEST_S: Final = 60.0
 _LONGEST_S: Final = 24 * 3600.0
 _LONGEST_VALUE: Final = 256
 _UNFIT: Final = re.compile(r"[^\w .:/=+@-]")
-_RUNNING: Final = frozenset({"STARTING", "RUNNING"})
 
 
 class Role(StrEnum):
@@ -142,7 +142,7 @@ def leases_in(tags: Mapping[str, str]) -> tuple[Lease, ...]:
 def judge(status: str, leases: Collection[Lease], now: dt.datetime) -> Verdict:
     """What is to be done with a model of this status that carries these leases, at `now` by the service's clock."""
     ended = tuple(lease for lease in leases if lease.ended(now))
-    if status not in _RUNNING:
+    if status not in UP:
         if ended:
             return Verdict(action=Action.CLEAR, reason="it doesn't run, and the lease has ended", ended=ended)
         return Verdict(action=Action.LEAVE, reason="it doesn't run")

@@ -13,6 +13,7 @@ import anyio
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.leases import MANUAL_KEY, Lease, Role, lease_key, leases_in, schedule_name_of
 from batchcl.aws.lifecycle import Units, describe, start
+from batchcl.aws.statuses import IN_USE
 from batchcl.aws.tags import list_tags, tag, untag
 from batchcl.errors import BatchclError, ModelError, RefusedError, UnreachableError
 from batchcl.scoring.events import Notice, Observer
@@ -229,7 +230,7 @@ async def start_for(
         RefusedError: it can't be tagged; it isn't started then.
     """
     found = await describe(client, arn)  # before the tag: a model that somebody else started gets no lease of ours
-    if found.status in {"STARTING", "RUNNING", "STOPPING"}:
+    if found.status in IN_USE:
         raise ModelError(f"{arn.name} is {found.status} already; a lease is given to a model that is started")
     await clear_leases(client, arn, remove_schedule=remove_schedule)
     until = now() + dt.timedelta(seconds=seconds)

@@ -6,19 +6,17 @@ import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.leases import Action, Verdict, judge, leases_in
 from batchcl.aws.leasing import RemoveSchedule, drop_leases
 from batchcl.aws.lifecycle import Model, describe, list_models, stop
+from batchcl.aws.statuses import STARTABLE, UP
 from batchcl.aws.tags import list_tags
 from batchcl.errors import CredentialsError, ModelError, RefusedError
 
 __all__ = ["Done", "Reaped", "reap"]
-
-_RUNNING: Final = frozenset({"STARTING", "RUNNING"})
-_EVER_STARTED: Final = frozenset({"STOPPED", "FAILED", "TRAINING_COMPLETED", "COPYING_COMPLETED"})
 
 
 class Done(StrEnum):
@@ -89,10 +87,10 @@ async def reap(
     """
     found = []
     for model in await list_models(client, project=project):
-        if model.status not in _RUNNING | _EVER_STARTED:
+        if model.status not in UP | STARTABLE:
             continue
         reaped = await _reap_one(client, model, dry_run=dry_run, now=now, remove_schedule=remove_schedule)
-        if model.status in _RUNNING or reaped.done is not Done.LEFT:
+        if model.status in UP or reaped.done is not Done.LEFT:
             found.append(reaped)
     return found
 
@@ -120,7 +118,7 @@ async def _reap_one(
     except RefusedError as error:
         if isinstance(error, CredentialsError) and not error.is_access_denied:
             raise
-        done = Done.FAILED if model.status in _RUNNING else Done.LEFT  # what doesn't run costs nothing
+        done = Done.FAILED if model.status in UP else Done.LEFT  # what doesn't run costs nothing
         reason = str(error)
     return Reaped(model=model.name, arn=model.arn, status=model.status, done=done, reason=reason)
 

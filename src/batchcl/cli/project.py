@@ -190,10 +190,11 @@ def _looked_up(name: str, *, profile: str | None, region: str | None) -> tuple[P
 
 def _refuse_busy(models: list[Model]) -> None:
     """Before anything is deleted, as a half-deleted project would be the worst end."""
+    from batchcl.aws.statuses import IN_USE  # noqa: PLC0415
     from batchcl.errors import ModelError  # noqa: PLC0415
 
     for model in models:
-        if model.status in {"STARTING", "RUNNING", "STOPPING", "TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"}:
+        if model.status in IN_USE | {"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"}:
             raise ModelError(
                 f"{model.name} is {model.status} and can't be deleted; stop it with `batchcl model stop {model.name}`, "
                 "or wait until it is done"

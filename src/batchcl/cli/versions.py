@@ -142,6 +142,7 @@ def delete(
       batchcl model delete cats@v1 --yes
     """  # noqa: D412
     from batchcl import workflow  # noqa: PLC0415
+    from batchcl.aws.statuses import IN_USE  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
     from batchcl.errors import ModelError  # noqa: PLC0415
 
@@ -149,7 +150,7 @@ def delete(
         return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
 
     found = with_service(look, profile=profile, region=model_region(model, region))
-    if found.status in {"STARTING", "RUNNING", "STOPPING"}:
+    if found.status in IN_USE:
         raise ModelError(
             f"{found.name} is {found.status} and can't be deleted; stop it with `batchcl model stop {found.name}`"
         )

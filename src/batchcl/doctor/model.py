@@ -5,6 +5,7 @@ from __future__ import annotations
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.lifecycle import Units, describe, list_models
 from batchcl.aws.quotas import DEFAULTS, Quotas, read_quotas
+from batchcl.aws.statuses import IN_USE
 from batchcl.aws.tags import list_tags
 from batchcl.doctor.case import Answer, Case
 from batchcl.doctor.findings import Verdict
@@ -16,7 +17,6 @@ from batchcl.scoring.stopper import Stopper
 
 __all__ = ["check_control", "check_model", "check_quotas"]
 
-_BUSY = frozenset({"STARTING", "RUNNING", "STOPPING"})
 _UNTRIED = "tagging, starting and stopping can't be tried without being done"
 
 
@@ -89,12 +89,12 @@ async def check_quotas(case: Case) -> Answer:
 async def _problem(case: Case, quotas: Quotas) -> str | None:
     """Why a model can't be started within `quotas`; None where nothing is to be started, or nothing is in the way."""
     units = _units(case)
-    if units is None or case.described is None or case.described.status in _BUSY:
+    if units is None or case.described is None or case.described.status in IN_USE:
         return None
     most = units.minimum if units.maximum is None else units.maximum
     if most > quotas.units:
         return f"--start-model {units} asks for {most}; ask for fewer"
-    others = [each.name for each in await list_models(case.rekognition) if each.status in _BUSY]
+    others = [each.name for each in await list_models(case.rekognition) if each.status in IN_USE]
     if others and len(others) >= quotas.running:
         return f"so many are running already ({', '.join(others)}); stop one with `batchcl model stop {others[0]}`"
     return None
