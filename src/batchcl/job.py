@@ -413,8 +413,15 @@ def _sentence(error: ValidationError, config: Path | None, *, variables: Collect
         elif finding["type"] == "missing":
             parts.append(f"{field} is missing: give --{field.replace('_', '-')} or the key in the job file")
         elif field:
-            name = f"BATCHCL_{field.upper()}" if field in variables else f"--{field.replace('_', '-')}"
-            parts.append(f"{name} {finding['input']!r}: {message[0].lower()}{message[1:]}")
+            flag = f"--{field.replace('_', '-')}"
+            name = f"BATCHCL_{field.upper()}" if field in variables else flag
+            if finding["type"].startswith("byte_size"):
+                message = "it is no size; write bytes, or a number with a unit such as 10KB or 4MiB"
+            if message.startswith(f"{flag} {finding['input']!r}: "):
+                message = message.removeprefix(f"{flag} {finding['input']!r}: ")
+            else:
+                message = message[0].lower() + message[1:]
+            parts.append(f"{name} {finding['input']!r}: {message}")
         else:
             parts.append(message)
     where = f" (job file {config})" if config is not None else ""

@@ -171,6 +171,21 @@ def test_each_bad_value_is_named_by_its_flag_and_shown(key: str, value: object) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("where", "size > (SELECT 1)", "--where 'size > (SELECT 1)': SELECT is not for a condition on one row; use AND"),
+        ("min_size", "5XB", "--min-size '5XB': it is no size; write bytes, or a number with a unit such as 10KB"),
+        ("max_size", "big", "--max-size 'big': it is no size; write bytes"),
+    ],
+)
+def test_the_flag_is_named_once_and_what_to_write_instead(key: str, value: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_job(flags=BASE | {key: value})
+    assert str(caught.value).startswith(sentence)
+    assert str(caught.value).count(f"--{key.replace('_', '-')}") == 1
+
+
 def test_all_findings_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_job(file(tmp_path, "limit = 0\nmax_tps = 0\nnope = 1"))
