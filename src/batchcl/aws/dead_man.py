@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
-import anyio
 import orjson
 from botocore.exceptions import ClientError
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.explain import code_of, explained
+from batchcl.aws.guards import undone
 from batchcl.aws.leases import lease_key, schedule_name_of
-from batchcl.errors import BatchclError, RefusedError, UnreachableError
+from batchcl.errors import RefusedError, UnreachableError
 from batchcl.scoring.events import Notice, Observer
 
 __all__ = ["GRACE_S", "DeadMansSwitch", "remove_schedule"]
@@ -31,7 +32,6 @@ _KEEPS_TRYING_S: Final = 2700
 that go on for the service's default of a day would stop the model of the next night's run."""
 
 _TRIES: Final = 30
-_DISARM_S: Final = 10.0
 _GONE: Final = "ResourceNotFoundException"
 _TAKEN: Final = "ConflictException"
 
@@ -103,14 +103,9 @@ class DeadMansSwitch:
         if not self._armed:
             return
         self._armed = False
-        why = "no answer in time"
-        with anyio.move_on_after(_DISARM_S, shield=True):
-            try:
-                await remove_schedule(self._client, self._name)
-            except BatchclError as error:
-                why = str(error)
-            else:
-                return
+        why = await undone(partial(remove_schedule, self._client, self._name))
+        if why is None:
+            return
         self._observer.notice(
             Notice(
                 "switch-left",

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
 
-__all__ = ["Guard"]
+import anyio
+
+from batchcl.errors import BatchclError
+
+__all__ = ["Guard", "undone"]
+
+_UNDO_S: Final = 10.0
 
 
 class Guard(Protocol):
@@ -29,3 +36,14 @@ class Guard(Protocol):
     async def disarm(self) -> None:
         """The model is stopped, kept on purpose or somebody else's: undo what was done. Never raises."""
         ...
+
+
+async def undone(undo: Callable[[], Awaitable[object]]) -> str | None:
+    """Undo something within ten seconds, even when the run is being cancelled; None, or why it couldn't be undone."""
+    with anyio.move_on_after(_UNDO_S, shield=True):
+        try:
+            await undo()
+        except BatchclError as error:
+            return str(error)
+        return None
+    return "no answer in time"

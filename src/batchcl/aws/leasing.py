@@ -6,11 +6,13 @@ import datetime as dt
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import anyio
 
 from batchcl.aws.arn import ModelArn
+from batchcl.aws.guards import undone
 from batchcl.aws.leases import MANUAL_KEY, Lease, Role, lease_key, leases_in, schedule_name_of
 from batchcl.aws.lifecycle import Units, describe, start
 from batchcl.aws.statuses import IN_USE
@@ -31,8 +33,6 @@ _JITTER: Final = 0.2
 
 _HURRY: Final = 4
 """After a renewal that failed the next one comes so much sooner."""
-
-_DISARM_S: Final = 10.0
 
 
 class LeaseGuard:
@@ -142,15 +142,9 @@ class LeaseGuard:
         if self._role is None or self._orphan:
             return
         self._role = None
-        with anyio.move_on_after(_DISARM_S, shield=True) as scope:
-            try:
-                await untag(self._client, self._arn.text, [self._key])
-            except BatchclError as error:
-                self._say("lease-left", f"the lease of {self._arn.name} stays until `batchcl model reap`: {error}")
-        if scope.cancelled_caught:
-            self._say(
-                "lease-left", f"the lease of {self._arn.name} stays until `batchcl model reap`: no answer in time"
-            )
+        why = await undone(partial(untag, self._client, self._arn.text, [self._key]))
+        if why is not None:
+            self._say("lease-left", f"the lease of {self._arn.name} stays until `batchcl model reap`: {why}")
 
     async def _renew(self) -> None:
         assert self._role is not None
