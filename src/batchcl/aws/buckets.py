@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
+from batchcl.aws.answers import S3_DENIED, error_code, error_words, named_region
 from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 from batchcl.runs.together import together
@@ -18,7 +19,6 @@ _AT_ONCE: Final = 16
 _UNKNOWN_KEYS: Final = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
 )
-_FORBIDDEN: Final = frozenset({"AccessDenied", "403", "Forbidden"})
 _MISSING: Final = frozenset({"NoSuchBucket", "404", "NotFound"})
 _ELSEWHERE: Final = frozenset({"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"})
 
@@ -86,11 +86,11 @@ async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
     try:
         answer = await client.head_bucket(Bucket=bucket)
     except ClientError as error:
-        _check_region(bucket, _named_region(error.response), region)
+        _check_region(bucket, named_region(error.response), region)
         raise explain(error, f"looking up s3://{bucket}", bucket) from error
     except BotoCoreError as error:
         raise explain(error, f"looking up s3://{bucket}", bucket) from error
-    _check_region(bucket, _named_region(answer), region)
+    _check_region(bucket, named_region(answer), region)
 
 
 def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:
@@ -99,9 +99,8 @@ def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> Batc
         return CredentialsError(f"{doing} failed: no AWS credentials found; set AWS_PROFILE or run `aws configure`")
     if isinstance(error, BotoCoreError):
         return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    said = str(error.response.get("Error", {}).get("Message", "")) or code
-    return explain_code(code, said, doing=doing, bucket=bucket)
+    code = error_code(error)
+    return explain_code(code, error_words(error) or code, doing=doing, bucket=bucket)
 
 
 def explain_code(code: str, said: str, *, doing: str, bucket: str) -> BatchclError:
@@ -110,16 +109,11 @@ def explain_code(code: str, said: str, *, doing: str, bucket: str) -> BatchclErr
         return SourceError(f"{doing} failed: there is no bucket {bucket}; check its name")
     if code in _ELSEWHERE:
         return RegionError(f"{doing} failed: bucket {bucket} lies in another region ({said})")
-    if code in _FORBIDDEN:
+    if code in S3_DENIED:
         return CredentialsError(f"{doing} failed: access denied; allow s3:ListBucket and s3:GetObject on {bucket}")
     if code in _UNKNOWN_KEYS:
         return CredentialsError(f"{doing} failed: {code}: {said}; check the profile and its keys, or log in again")
     return RefusedError(f"{doing} failed: {code}: {said}")
-
-
-def _named_region(answer: dict[str, Any]) -> str | None:
-    region = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
-    return str(region) if region else None
 
 
 def _check_region(bucket: str, found: str | None, wanted: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import orjson
 from botocore.exceptions import ClientError
 
+from batchcl.aws.answers import error_code
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.explain import code_of, explained
 from batchcl.aws.guards import undone
@@ -120,7 +121,7 @@ class DeadMansSwitch:
             try:
                 await verb(**arguments)
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") != in_vain:
+                if error_code(error) != in_vain:
                     raise
             else:
                 return

@@ -23,6 +23,7 @@ from botocore.exceptions import (
     UnknownEndpointError,
 )
 
+from batchcl.aws.answers import error_code, error_words
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.classify import EXPIRED_CODES, classify
 from batchcl.aws.detection import asked_of, detection_of, s3_object
@@ -160,11 +161,10 @@ class RenewingDetector:
 
 
 def _from_client_error(error: ClientError) -> CallError:
-    body = error.response.get("Error", {})
     metadata = error.response.get("ResponseMetadata", {})
     return classify(
-        str(body.get("Code") or metadata.get("HTTPStatusCode") or "Unknown"),
-        str(body.get("Message", "")),
+        str(error_code(error) or metadata.get("HTTPStatusCode") or "Unknown"),
+        error_words(error),
         status=metadata.get("HTTPStatusCode"),
         request_id=str(metadata.get("RequestId", "")),
     )

@@ -9,6 +9,7 @@ from typing import Final
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError, SSLError
 
+from batchcl.aws.answers import error_code, error_words
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, UnreachableError, UsageError
 
 __all__ = ["code_of", "explained"]
@@ -77,7 +78,7 @@ def explained(doing: str, *, refusal: type[RefusedError] = RefusedError, in_use:
 def code_of(error: BaseException | None) -> str:
     """The service's own word for the refusal that `error` was made of; empty where it has none."""
     cause = error.__cause__ if error is not None else None
-    return str(cause.response.get("Error", {}).get("Code", "")) if isinstance(cause, ClientError) else ""
+    return error_code(cause) if isinstance(cause, ClientError) else ""
 
 
 def _was_parsing(error: Exception) -> bool:
@@ -87,9 +88,8 @@ def _was_parsing(error: Exception) -> bool:
 
 
 def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedError], in_use: str | None) -> BatchclError:
-    code = error.response.get("Error", {}).get("Code", "")
-    message = error.response.get("Error", {}).get("Message", "")
-    what = f"{doing} failed: {code}: {message}"
+    code = error_code(error)
+    what = f"{doing} failed: {code}: {error_words(error)}"
     said = what.rstrip(".")
     if code == "AccessDeniedException":
         return CredentialsError(f"{said}; allow the action in this identity's IAM policy", is_access_denied=True)

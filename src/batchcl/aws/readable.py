@@ -16,6 +16,7 @@ import aiohttp
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
+from batchcl.aws.answers import S3_DENIED, error_code, error_words
 from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, CredentialsError, RefusedError
@@ -32,7 +33,6 @@ SAMPLE: Final = 20
 HEAD_BYTES: Final = 64 * 1024
 """Enough for the size in pixels, behind the EXIF data that cameras put first."""
 
-_DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden"})
 _MISSING: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404", "NotFound"})
 _EMPTY: Final = frozenset({"InvalidRange", "416"})
 _GONE: Final = "NoSuchFile"
@@ -60,7 +60,7 @@ class Looked:
     @property
     def is_denied(self) -> bool:
         """Whether a permission is missing."""
-        return self.code in _DENIED
+        return self.code in S3_DENIED
 
     @property
     def is_missing(self) -> bool:
@@ -154,10 +154,10 @@ async def _look_at_object(client: Any, image: ImageRef) -> Looked:
             answer = await client.get_object(**named, Range=f"bytes=0-{HEAD_BYTES - 1}")
             return Looked(image, head=await answer["Body"].read(HEAD_BYTES))
     except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
+        code = error_code(error)
         if code in _EMPTY:
             return Looked(image)
-        return Looked(image, code, f"{code}: {error.response.get('Error', {}).get('Message', '')}")
+        return Looked(image, code, f"{code}: {error_words(error)}")
     except NoCredentialsError as error:
         raise explain(error, f"reading {image.uri}", image.bucket) from error
     except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # a hiccup ends no run

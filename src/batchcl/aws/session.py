@@ -23,6 +23,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from batchcl.aws.answers import named_region
 from batchcl.errors import CredentialsError
 
 __all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
@@ -283,13 +284,11 @@ class Aws:
 
 
 def _bucket_region(client: Any, bucket: str) -> str | None:
-    """The region that S3 names in its answer, which it does for refusals too; None where it names none."""
+    """The bucket's region; None where S3 doesn't say."""
     try:
         answer = client.head_bucket(Bucket=bucket)
     except ClientError as error:
         answer = error.response
     except BotoCoreError:
         return None  # the first real request says what is wrong, with its own words
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    region = headers.get("x-amz-bucket-region")
-    return str(region) if region else None
+    return named_region(answer)

@@ -9,6 +9,8 @@ from typing import Any, Final, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from batchcl.aws.answers import error_code
+
 __all__ = ["Blob", "ChangedError", "FileBlob", "ObjectBlob"]
 
 _OBJECT_BLOCK_BYTES: Final = 4 * 1024 * 1024
@@ -92,7 +94,7 @@ class ObjectBlob:
                 with answer["Body"] as body:
                     data: bytes = body.read(size)  # a server that knows no ranges would send all of it
             except ClientError as error:
-                code = error.response.get("Error", {}).get("Code")
+                code = error_code(error)
                 if code in _BEHIND_THE_END:
                     return b""
                 if code in _CHANGED:

@@ -10,6 +10,7 @@ import aiohttp
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
+from batchcl.aws.answers import S3_DENIED, error_code, error_words
 from batchcl.aws.classify import INVALID_S3_OBJECT
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, FatalCallError, HostError, ImageError
@@ -20,7 +21,6 @@ __all__ = ["ObjectReader", "open_object_reader", "refused"]
 _DEADLINE_S: Final = 120.0
 _CHUNK_BYTES: Final = 1024 * 1024
 _GONE: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404"})
-_FORBIDDEN: Final = frozenset({"AccessDenied", "403", "Forbidden"})
 _SERVER_ERROR: Final = 500
 
 
@@ -83,12 +83,12 @@ async def open_object_reader(aws: Aws, *, region: str) -> AsyncIterator[ObjectRe
 
 def refused(error: ClientError, *, what: str = "object") -> CallError:
     """What S3's refusal to give an object means for the image that it is, or lies in."""
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    code = error_code(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    said = str(error.response.get("Error", {}).get("Message", "")) or code
+    said = error_words(error) or code
     if code in _GONE:
         return ImageError(f"S3 has no such {what}: {said}", code=INVALID_S3_OBJECT)
-    if code in _FORBIDDEN:
+    if code in S3_DENIED:
         return ImageError(f"S3 denies access to the {what}; allow s3:GetObject on it", code=INVALID_S3_OBJECT)
     if status >= _SERVER_ERROR or code in {"SlowDown", "RequestTimeout"}:
         return HostError(f"S3 didn't give the {what}: {said}", code=code, status=status)

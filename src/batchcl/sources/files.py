@@ -22,6 +22,7 @@ import anyio
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
 
+from batchcl.aws.answers import error_code
 from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError, UnreachableError
@@ -119,7 +120,7 @@ async def object_chunks(client: Any, uri: str) -> AsyncGenerator[bytes, None]:
         try:
             answer = await client.get_object(Bucket=bucket, Key=key, **behind)
         except ClientError as error:
-            if behind and error.response.get("Error", {}).get("Code") == "PreconditionFailed":
+            if behind and error_code(error) == "PreconditionFailed":
                 raise SourceError(f"{uri} was changed while it was copied; leave it alone, and try again") from error
             raise
         try:
@@ -137,7 +138,7 @@ async def object_chunks(client: Any, uri: str) -> AsyncGenerator[bytes, None]:
 
 def is_gone(error: Exception) -> bool:
     """Whether S3 says that there is no such object."""
-    return isinstance(error, ClientError) and error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}
+    return isinstance(error, ClientError) and error_code(error) in {"NoSuchKey", "404"}
 
 
 @contextmanager

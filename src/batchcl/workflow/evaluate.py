@@ -6,6 +6,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from batchcl.aws.answers import error_code
 from batchcl.aws.buckets import explain
 from batchcl.aws.datasets import S3Location
 from batchcl.aws.lifecycle import Model
@@ -44,7 +45,7 @@ async def _read(s3: Any, uri: str) -> bytes:
         async with answer["Body"] as body:
             data: bytes = await body.read()
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
+        if error_code(error) in {"NoSuchKey", "404"}:
             raise SourceError(f"reading {uri} failed: there is no such object; it was deleted or moved") from error
         raise explain(error, f"reading {uri}", where.bucket) from error
     except BotoCoreError as error:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError
 
+from batchcl.aws.answers import S3_DENIED, error_code
 from batchcl.aws.buckets import check_bucket, explain
 from batchcl.errors import BatchclError, CredentialsError, SourceError
 from batchcl.runs.together import together
@@ -20,7 +21,6 @@ _AT_ONCE: Final = 16
 """Uploads at a time; at 15 MB an image they take at most 240 MB of memory."""
 
 _BATCH: Final = 512
-_DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden"})
 _DEFAULT_REGION: Final = "us-east-1"
 
 
@@ -155,6 +155,6 @@ def _type(data: bytes) -> str:
 
 
 def _explained(error: ClientError | BotoCoreError, doing: str, bucket: str, action: str) -> BatchclError:
-    if isinstance(error, ClientError) and error.response.get("Error", {}).get("Code") in _DENIED:
+    if isinstance(error, ClientError) and error_code(error) in S3_DENIED:
         return CredentialsError(f"{doing} failed: access denied; allow {action} on {bucket}", is_access_denied=True)
     return explain(error, doing, bucket)
