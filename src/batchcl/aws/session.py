@@ -175,36 +175,21 @@ class Aws:
         self, *, region: str | None = None, retries: bool = True, connections: int = 10
     ) -> AsyncIterator[Any]:
         """A Rekognition client. `retries=False` for the scoring path, which owns them."""
-        async with self._session.client(
-            "rekognition",
-            region_name=region or self.region,
-            endpoint_url=self.settings.rekognition_endpoint_url,
-            config=self._config(retries=retries, max_pool_connections=connections),
-            verify=self._verify,
-            **self._rekognition_keys(),
-        ) as client:
+        config = self._config(retries=retries, max_pool_connections=connections)
+        async with self._client("rekognition", region, config, **self._rekognition_place()) as client:
             yield client
-
-    def _rekognition_keys(self) -> dict[str, str]:
-        keys = self.settings.rekognition_credentials
-        return {} if keys is None else {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
 
     @asynccontextmanager
     async def scheduler(self, *, region: str | None = None) -> AsyncIterator[Any]:
         """An EventBridge Scheduler client with the SDK's standard retries."""
-        config = self._config(retries=True)
-        async with self._session.client(
-            "scheduler", region_name=region or self.region, config=config, verify=self._verify
-        ) as client:
+        async with self._client("scheduler", region, self._config(retries=True)) as client:
             yield client
 
     @asynccontextmanager
     async def s3(self, *, region: str | None = None, connections: int = 10) -> AsyncIterator[Any]:
         """An S3 client with the SDK's standard retries."""
         config = self._config(retries=True, max_pool_connections=connections)
-        async with self._session.client(
-            "s3", region_name=region or self.region, config=config, verify=self._verify
-        ) as client:
+        async with self._client("s3", region, config) as client:
             yield client
 
     @asynccontextmanager
@@ -218,14 +203,7 @@ class Aws:
             connect_timeout=_BYSTANDER_TIMEOUT_S,
             read_timeout=2 * _BYSTANDER_TIMEOUT_S,
         )
-        async with self._session.client(
-            service,
-            region_name=region or self.region,
-            endpoint_url=self.settings.rekognition_endpoint_url,
-            config=config,
-            verify=self._verify,
-            **self._rekognition_keys(),
-        ) as client:
+        async with self._client(service, region, config, **self._rekognition_place()) as client:
             yield client
 
     def blocking_s3(self, *, region: str | None = None) -> Any:
@@ -233,6 +211,18 @@ class Aws:
         options = self._options(retries=True, max_pool_connections=_BLOCKING_CONNECTIONS)
         session = boto3.Session(**self._arguments)
         return session.client("s3", region_name=region or self.region, config=Config(**options), verify=self._verify)
+
+    def _client(self, service: str, region: str | None, config: AioConfig, **more: Any) -> Any:
+        """A client to be opened; what holds for all of them is said here."""
+        return self._session.client(
+            service, region_name=region or self.region, config=config, verify=self._verify, **more
+        )
+
+    def _rekognition_place(self) -> dict[str, str | None]:
+        """Where Rekognition is and what signs for it, where the settings say so."""
+        keys = self.settings.rekognition_credentials
+        signs = {} if keys is None else {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
+        return {"endpoint_url": self.settings.rekognition_endpoint_url, **signs}
 
     def _config(self, *, retries: bool, **more: Any) -> AioConfig:
         return AioConfig(**self._options(retries=retries, **more))
