@@ -218,16 +218,15 @@ class _Looker:
     async def _of_object(self, each: Given, image: ImageRef) -> Answered:
         """The service reads the object; where it must be fitted, it travels from here."""
         data = None if self._on_read is None else await self._read(each)
-        is_fittable = suffix_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS
-        if not self._fit or not is_fittable:
-            try:
-                answer, request_id = await self._detector.ask(s3_object(image))
-            except ImageError as refusal:
-                if not self._fit or refusal.code not in FIT_MAY_HELP:
-                    raise
-                return await self._of_bytes(each, data or await self._read(each), after=refusal)
-            return _answered(each, answer, request_id)
-        return await self._of_bytes(each, data or await self._read(each))
+        if self._fit and suffix_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS:
+            return await self._of_bytes(each, data or await self._read(each))
+        try:
+            answer, request_id = await self._detector.ask(s3_object(image))
+        except ImageError as refusal:
+            if not self._fit or refusal.code not in FIT_MAY_HELP:
+                raise
+            return await self._of_bytes(each, data or await self._read(each), after=refusal)
+        return _answered(each, answer, request_id)
 
     async def _of_bytes(self, each: Given, data: bytes, *, after: ImageError | None = None) -> Answered:
         changed = await anyio.to_thread.run_sync(fitted, data) if self._fit else None
