@@ -104,7 +104,7 @@ async def _selected(folder: Path, name: str) -> int:
             if condition is not None:
                 filters = replace(filters, where=await condition_on(Condition(condition), [source]))
         await source.check()
-        return sum([len(page) async for page in Selection([source], filters).images()])
+        return sum([len(page.images) async for page in Selection([source], filters).pages()])
 
 
 def _by_polars(folder: Path, name: str) -> int:

@@ -39,8 +39,8 @@ async def check_sources_of(case: Case) -> Answer:
     observer = _Counting()
     listing = await check_sources(case.job, case.aws, case.model, case.files, case.begun_at, observer=observer)
     async with AsyncExitStack() as lists:
-        images = await first_page(closed_by(lists, listing.selection.images()), listing, case.job)
-        case.page = await anext(images)
+        pages = await first_page(closed_by(lists, listing.selection.pages()), listing, case.job)
+        case.page = (await anext(pages)).images
     names = [case.job.from_results] if case.job.from_results is not None else case.job.sources
     named = f"{len(names)} sources" if len(names) > 1 else names[0]
     lines = "" if listing.lines is None else f", {listing.lines:,} lines"

@@ -13,7 +13,7 @@ from batchcl.runs.image_table import image_table
 from batchcl.runs.turns import in_turn
 from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.tally import Tally
-from batchcl.sources.select import Bookmark, Selected
+from batchcl.sources.select import Bookmark, Page
 
 __all__ = ["Freshness", "freeze_all"]
 
@@ -28,7 +28,7 @@ class Freshness(Protocol):
 
 async def freeze_all(
     worklist: WorkList,
-    pages: AsyncIterator[list[Selected]],
+    pages: AsyncIterator[Page],
     *,
     shard_size: int,
     freshness: Freshness | None,
@@ -44,19 +44,19 @@ async def freeze_all(
     known = 0 if worklist.bookmark is None else worklist.bookmark.known
     shard = _Shard(shard_size)
     async for page in pages:
-        kept = page
-        if freshness is not None:
-            needed = await freshness.fresh([each.image for each in page])
-            kept = []
-            for each, need in zip(page, needed, strict=True):
-                known += not need
-                if need:
-                    kept.append(replace(each, bookmark=replace(each.bookmark, known=known)))
-        while kept:
-            kept = await shard.take(kept)
-            if shard.full:
+        needed = [True] * len(page.images) if freshness is None else await freshness.fresh(page.images)
+        fresh = [at for at, need in enumerate(needed) if need]
+        done = 0
+        while done < len(fresh):
+            taken = fresh[done : done + shard.room]
+            done += len(taken)
+            behind = taken[-1] + 1
+            bookmark = replace(page.behind(behind), known=known + behind - done)
+            await shard.take([page.images[at] for at in taken], bookmark)
+            if not shard.room:
                 await shard.freeze(worklist)
                 on_frozen()
+        known += len(needed) - len(fresh)
     if shard.images:
         await shard.freeze(worklist)
     counted = tally(planned=worklist.images, known=known)
@@ -86,17 +86,15 @@ class _Shard:
         self.images = 0
 
     @property
-    def full(self) -> bool:
-        """Whether it takes no more."""
-        return self.images == self._size
+    def room(self) -> int:
+        """How many images it takes yet."""
+        return self._size - self.images
 
-    async def take(self, selected: list[Selected]) -> list[Selected]:
-        """Add as many as there is room for; returns the others."""
-        taken, others = selected[: self._size - self.images], selected[self._size - self.images :]
-        self._columns.append(await in_turn(image_table, [each.image for each in taken]))
-        self._bookmark = taken[-1].bookmark
-        self.images += len(taken)
-        return others
+    async def take(self, images: list[ImageRef], bookmark: Bookmark) -> None:
+        """Add the next images, for which there is room; `bookmark` is the one behind them."""
+        self._columns.append(await in_turn(image_table, images))
+        self._bookmark = bookmark
+        self.images += len(images)
 
     async def freeze(self, worklist: WorkList) -> None:
         """Hand it over, and begin the next one."""

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import anyio.to_thread
 
@@ -27,12 +26,10 @@ from batchcl.sources.filters import filter_words
 from batchcl.sources.image_columns import condition_on
 from batchcl.sources.outcomes import MEMBERS, NOT_FITTING, open_outcomes
 from batchcl.sources.recognise import open_sources
-from batchcl.sources.select import Selection
+from batchcl.sources.select import Page, Selection
 from batchcl.sources.where import Condition
 
 __all__ = ["Listing", "check_sources", "closed_by", "first_page"]
-
-T = TypeVar("T")
 
 
 async def _trust(_: Sequence[ImageRef]) -> None:
@@ -139,7 +136,7 @@ def _total(lines: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(lines) else None
 
 
-def closed_by(lists: AsyncExitStack, pages: AsyncIterator[T]) -> AsyncIterator[T]:
+def closed_by(lists: AsyncExitStack, pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
     """`pages`, whose connections close with `lists` rather than when nobody can wait for them any more."""
     if isinstance(pages, AsyncGenerator):
         lists.push_async_callback(pages.aclose)
@@ -147,12 +144,12 @@ def closed_by(lists: AsyncExitStack, pages: AsyncIterator[T]) -> AsyncIterator[T
 
 
 async def first_page(
-    pages: AsyncIterator[list[T]],
+    pages: AsyncIterator[Page],
     listing: Listing,
     job: Job,
     *,
-    look: Callable[[list[T]], Awaitable[None]] | None = None,
-) -> AsyncIterator[list[T]]:
+    look: Callable[[Page], Awaitable[None]] | None = None,
+) -> AsyncIterator[Page]:
     """`pages` of the listing unchanged, but read up to the first image: `SourceError` if there is none.
 
     `look` is awaited with the first page, and may raise.
@@ -189,7 +186,7 @@ def _what_to_check(listing: Listing, job: Job) -> str:
     return "give the archives themselves as SOURCE" if MEMBERS in listing.left_out else "check the filters"
 
 
-async def _chained(first: list[T], rest: AsyncIterator[list[T]]) -> AsyncIterator[list[T]]:
+async def _chained(first: Page, rest: AsyncIterator[Page]) -> AsyncIterator[Page]:
     yield first
     async for page in rest:
         yield page

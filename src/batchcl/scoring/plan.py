@@ -95,11 +95,12 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
             now = dt.datetime.now(dt.UTC)
             listing = await check_sources(job, aws, model, files, now, observer=observer or SilentObserver())
             known = await _known(job, aws, model)
-            async for listed in await first_page(listing.selection.images(), listing, job):
+            async for page in await first_page(listing.selection.pages(), listing, job):
+                listed = page.images
                 if known is not None:
                     fresh = await known.fresh(listed)
                     left_out += fresh.count(False)
-                    listed = [image for image, needed in zip(listed, fresh, strict=True) if needed]  # noqa: PLW2901
+                    listed = [image for image, needed in zip(listed, fresh, strict=True) if needed]
                 images += len(listed)
                 for image in listed:
                     if (reason := unfit(image, fit=job.fit)) is not None:

@@ -44,7 +44,7 @@ from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
 from batchcl.scoring.tenure import lease_of, tenure
-from batchcl.sources.select import Selected
+from batchcl.sources.select import Page
 
 __all__ = [
     "EMULATED_UNITS",
@@ -273,7 +273,7 @@ async def find(
 
 async def _begin(
     job: Job, found: Found, take: Callable[[], Awaitable[None]], lists: AsyncExitStack
-) -> tuple[RunRecord, AsyncIterator[list[Selected]]]:
+) -> tuple[RunRecord, AsyncIterator[Page]]:
     """Record the run and take its lease; the record that counts, and the images that are not on the work list yet.
 
     Lists that are not read to their end are closed with `lists`.
@@ -286,7 +286,7 @@ async def _begin(
             closed_by(lists, listing.selection.pages()),
             listing,
             job,
-            look=lambda page: listing.try_reading([each.image for each in page]),
+            look=lambda page: listing.try_reading(page.images),
         )
     if not found.old and not await record.create(found.store):
         record = await _same(found.store, record) or record
@@ -299,8 +299,8 @@ async def _begin(
     return record, closed_by(lists, found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images()))
 
 
-async def _no_pages() -> AsyncIterator[list[Selected]]:
-    none: tuple[list[Selected], ...] = ()
+async def _no_pages() -> AsyncIterator[Page]:
+    none: tuple[Page, ...] = ()
     for page in none:
         yield page
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeAlias
 
 from batchcl.images import ImageRef
@@ -14,7 +15,7 @@ from batchcl.sources.filters import Filters, Sieve
 from batchcl.sources.overlap import Overlap
 from batchcl.sources.sample import SmallestRanks
 
-__all__ = ["Bookmark", "Selected", "Selection"]
+__all__ = ["Bookmark", "Page", "Selection"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,6 @@ class Bookmark:
     cut: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """An image that the run takes, and the bookmark behind it."""
-
-    image: ImageRef
-    bookmark: Bookmark
-
-
 Earlier: TypeAlias = AsyncIterable[tuple[int, Sequence[ImageRef]]]
 """Images that were taken already, in order, each with the number of the first source that it may be of."""
 
@@ -55,36 +48,37 @@ _Pick: TypeAlias = tuple[int, int, Mapping[str, int]]
 """Which image of a page, and how many were repeated and filtered up to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+@dataclass(frozen=True, slots=True, eq=False)
+class Page:
     """What is taken of one page of a source.
 
     Attributes:
+        images: those that are taken, at least one.
         source: its number.
         count: images of the source before the page.
         taken: images of the selection before the page.
-        images: of the page.
-        picked: those that are taken; None: all.
         repeated: before the page.
         filtered: before the page.
+        picked: where in the source's page the images were; None: its first ones, up to the last taken.
+        cut: as in the bookmarks.
     """
 
+    images: list[ImageRef]
     source: int
     count: int
     taken: int
-    images: list[ImageRef]
-    picked: list[_Pick] | None
     repeated: int
     filtered: Mapping[str, int]
+    picked: Sequence[_Pick] | None
+    cut: int | None
 
-    @property
-    def size(self) -> int:
-        return len(self.images) if self.picked is None else len(self.picked)
-
-    def picks(self) -> Iterable[_Pick]:
+    def behind(self, number: int) -> Bookmark:
+        """The bookmark behind the first `number` images, which are one at least."""
+        at, repeated, filtered = number - 1, self.repeated, self.filtered
         if self.picked is not None:
-            return self.picked
-        return ((at, self.repeated, self.filtered) for at in range(len(self.images)))
+            at, repeated, filtered = self.picked[at]
+        position = Position(self.count + at + 1, self.images[number - 1].key)
+        return Bookmark(self.source, position, self.taken + number, repeated, filtered=filtered, cut=self.cut)
 
 
 class Selection:
@@ -117,9 +111,7 @@ class Selection:
         """Images named more than once so far, beyond the first time."""
         return self._repeated
 
-    async def pages(
-        self, after: Bookmark | None = None, *, earlier: Earlier | None = None
-    ) -> AsyncIterator[list[Selected]]:
+    async def pages(self, after: Bookmark | None = None, *, earlier: Earlier | None = None) -> AsyncIterator[Page]:
         """The images from behind `after`, in pages of which none is empty, up to the limit.
 
         A sample of so many images takes the lists to be read to their end once more, before the first page.
@@ -129,29 +121,9 @@ class Selection:
             earlier: the images up to there, which are needed where some may come again.
         """
         cut = await self._cut() if after is None else after.cut
-        async with aclosing(self._parts(after, earlier, cut=cut, limit=self._limit)) as parts:
-            async for part in parts:
-                number, count, taken = part.source, part.count, part.taken
-                yield [
-                    Selected(
-                        part.images[at],
-                        Bookmark(
-                            number,
-                            Position(count + at + 1, part.images[at].key),
-                            taken + n,
-                            repeated,
-                            filtered=filtered,
-                            cut=cut,
-                        ),
-                    )
-                    for n, (at, repeated, filtered) in enumerate(part.picks(), 1)
-                ]
-
-    async def images(self) -> AsyncIterator[list[ImageRef]]:
-        """All images as `pages` has them, without bookmarks: for who won't go on where this was cut."""
-        async with aclosing(self._parts(None, None, cut=await self._cut(), limit=self._limit)) as parts:
-            async for part in parts:
-                yield part.images if part.picked is None else [part.images[at] for at, _, _ in part.picked]
+        async with aclosing(self._pages(after, earlier, cut=cut, limit=self._limit)) as pages:
+            async for page in pages:
+                yield page
 
     async def _cut(self) -> int | None:
         """The largest rank that is in the sample."""
@@ -160,13 +132,13 @@ class Selection:
         if self._sample.count is None:
             return self._sample.cut()
         smallest = SmallestRanks(self._sample.count)
-        async for part in self._parts(None, None, cut=None, limit=None):
-            smallest.add([self._rank(part.images[at]) for at, _, _ in part.picks()])
+        async for page in self._pages(None, None, cut=None, limit=None):
+            smallest.add([self._rank(image) for image in page.images])
         return smallest.largest()
 
-    async def _parts(
+    async def _pages(
         self, after: Bookmark | None, earlier: Earlier | None, *, cut: int | None, limit: int | None
-    ) -> AsyncGenerator[_Part, None]:
+    ) -> AsyncGenerator[Page, None]:
         self._overlap = Overlap(self._sources)
         if after is not None and self._overlap.possible:
             assert earlier is not None, "images may come again that were taken"
@@ -181,27 +153,27 @@ class Selection:
             count = 0 if position is None else position.count
             async for images in source.pages(position):
                 room = None if limit is None else limit - taken
-                part = await self._part(number, self._placed(images), room, count=count, taken=taken, cut=cut)
+                page = await self._page(number, self._placed(images), room, count=count, taken=taken, cut=cut)
                 count += len(images)
-                if part.size:
-                    taken += part.size
-                    yield part
+                if page.images:
+                    taken += len(page.images)
+                    yield page
                 if limit is not None and taken >= limit:
                     return
 
-    async def _part(
+    async def _page(
         self, number: int, images: list[ImageRef], room: int | None, *, count: int, taken: int, cut: int | None
-    ) -> _Part:
+    ) -> Page:
         """What is taken of a page of a source, where there is room for so many images."""
-        begun = self._repeated, dict(self._filtered)
+        repeated, filtered = self._repeated, dict(self._filtered)
+        page = partial(Page, source=number, count=count, taken=taken, repeated=repeated, filtered=filtered, cut=cut)
         if self._sieve.takes_all and cut is None and not self._overlap.possible:
-            return _Part(number, count, taken, images[:room], None, *begun)
+            return page(images[:room], picked=None)
         reasons = self._reasons(images, cut)
         fitting = [image for image, reason in zip(images, reasons, strict=True) if reason is None]
         fresh = iter(await self._overlap.fresh(number, fitting))
         most = None if cut is None or self._sample is None else self._sample.count
         picked: list[_Pick] = []
-        filtered = begun[1]
         for at, reason in enumerate(reasons):
             if len(picked) == room:
                 break
@@ -214,7 +186,7 @@ class Selection:
             if filtered != self._filtered:
                 filtered = dict(self._filtered)
             picked.append((at, self._repeated, filtered))
-        return _Part(number, count, taken, images, picked, *begun)
+        return page([images[at] for at, _, _ in picked], picked=picked)
 
     def _placed(self, images: list[ImageRef]) -> list[ImageRef]:
         if not self._elsewhere:

@@ -30,7 +30,7 @@ def refusal(**job: object) -> str:
             at = dt.datetime.now(dt.UTC)
             listing = await check_sources(asked, Aws(), ModelArn.parse(ARN), files, at, observer=SilentObserver())
             with pytest.raises(SourceError) as refused:
-                await first_page(listing.selection.images(), listing, asked)
+                await first_page(listing.selection.pages(), listing, asked)
         return str(refused.value)
 
     return anyio.run(look)

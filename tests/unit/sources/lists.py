@@ -23,7 +23,7 @@ from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Source
 from batchcl.sources.filters import Filters
 from batchcl.sources.recognise import ListOptions, open_sources
-from batchcl.sources.select import Selection
+from batchcl.sources.select import Bookmark, Page, Selection
 from batchcl.sources.source_kind import SourceKind
 
 BUCKET = "acme-photos"
@@ -56,6 +56,18 @@ HARD_KEYS = (
 )
 
 FIELDS = ("Bucket", "Key", "VersionId", "IsLatest", "IsDeleteMarker", "Size", "LastModifiedDate", "ETag")
+
+
+class Selected(NamedTuple):
+    """An image that a run takes, and the bookmark behind it."""
+
+    image: ImageRef
+    bookmark: Bookmark
+
+
+def one_by_one(page: Page) -> list[Selected]:
+    """The images of a page, each with its bookmark."""
+    return [Selected(image, page.behind(number)) for number, image in enumerate(page.images, 1)]
 
 
 class Read(NamedTuple):
@@ -91,14 +103,14 @@ async def selected(source: Source, *, behind: int = 0) -> tuple[list[ImageRef], 
     """(each image of `source` once, behind the first so many; how many were repeated in all)."""
     selection = Selection([source], Filters())
     if not behind:
-        return [image async for page in selection.images() for image in page], selection.repeated
-    before = [one async for page in selection.pages() for one in page][:behind]
+        return [image async for page in selection.pages() for image in page.images], selection.repeated
+    before = [one async for page in selection.pages() for one in one_by_one(page)][:behind]
 
     async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
         yield 0, [one.image for one in before]
 
     rest = selection.pages(before[-1].bookmark, earlier=earlier())
-    return [one.image async for page in rest for one in page], selection.repeated
+    return [image async for page in rest for image in page.images], selection.repeated
 
 
 def keys(*names: str | Path, **options: Any) -> list[str]:

@@ -25,7 +25,7 @@ from batchcl.sources.repeats import NO_NAMES, Seen
 from batchcl.sources.select import Bookmark, Selection
 from batchcl.sources.source_kind import SourceKind
 from servers import aws_env, client, make_bucket
-from unit.sources.lists import BUCKET, FORMATS
+from unit.sources.lists import BUCKET, FORMATS, one_by_one
 
 THERE = ("a/1.png", "a/2.png", "a/3.png", "c.png")
 FIRST = ("a/1.png", "a/2.png", "a/missing.png", "c.png")
@@ -67,7 +67,7 @@ def ref(key: str, version: str | None = None, etag: str | None = None, at: dt.da
 async def selected(sources: Sequence[Source]) -> tuple[list[ImageRef], list[Bookmark], int]:
     """(images, their bookmarks, how many were repeated)."""
     selection = Selection(sources, Filters())
-    found = [one async for page in selection.pages() for one in page]
+    found = [one async for page in selection.pages() for one in one_by_one(page)]
     return [one.image for one in found], [one.bookmark for one in found], selection.repeated
 
 
@@ -82,7 +82,7 @@ async def going_on(
 
     selection = Selection(sources, Filters())
     pages = selection.pages(bookmarks[-1], earlier=earlier())
-    return [one.image async for page in pages for one in page], selection.repeated
+    return [image async for page in pages for image in page.images], selection.repeated
 
 
 def identities(images: Sequence[ImageRef]) -> list[tuple[str, str | None]]:

@@ -12,7 +12,8 @@ from batchcl.errors import UsageError
 from batchcl.images import ImageRef
 from batchcl.sources.filters import Filters
 from batchcl.sources.sample import ALL_RANKS, Sample, SmallestRanks
-from batchcl.sources.select import Bookmark, Selected, Selection
+from batchcl.sources.select import Bookmark, Selection
+from unit.sources.lists import Selected, one_by_one
 from unit.sources.test_select import FakeSource
 
 KEYS = [f"{n}.png" for n in range(500)]
@@ -27,7 +28,7 @@ def selected(
 
     async def main() -> list[Selected]:
         selection = Selection([FakeSource(keys, page=7) for keys in lists], filters)
-        return [one async for page in selection.pages(after, earlier=earlier()) for one in page]
+        return [one async for page in selection.pages(after, earlier=earlier()) for one in one_by_one(page)]
 
     return anyio.run(main)
 

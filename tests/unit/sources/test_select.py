@@ -15,7 +15,8 @@ from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position, Source
 from batchcl.sources.filters import Filters
 from batchcl.sources.repeats import NO_NAMES, HashSet
-from batchcl.sources.select import Bookmark, Selected, Selection
+from batchcl.sources.select import Bookmark, Selection
+from unit.sources.lists import Selected, one_by_one
 
 
 class FakeSource:
@@ -55,7 +56,7 @@ def select(
 
     async def main() -> tuple[list[list[Selected]], int]:
         selection = Selection(sources, Filters(**filters))
-        return [page async for page in selection.pages(after, earlier=before())], selection.repeated
+        return [one_by_one(page) async for page in selection.pages(after, earlier=before())], selection.repeated
 
     return anyio.run(main)
 
@@ -115,7 +116,7 @@ def test_nothing_is_read_beyond_the_limit() -> None:
 def test_images_are_told_the_region_of_a_bucket_that_lies_elsewhere() -> None:
     async def main(**elsewhere: str) -> list[str | None]:
         selection = Selection([FakeSource("ab")], Filters(), elsewhere=elsewhere)
-        return [one.image.region async for page in selection.pages() for one in page]
+        return [image.region async for page in selection.pages() for image in page.images]
 
     assert anyio.run(lambda: main(b="eu-west-1")) == ["eu-west-1", "eu-west-1"]
     assert anyio.run(lambda: main(c="eu-west-1")) == [None, None]
@@ -193,7 +194,7 @@ def test_what_the_filters_take_away_is_counted_and_goes_on_behind_a_bookmark() -
         selection = Selection(
             [FakeSource(["a.png", "x", "b.png"]), FakeSource(["y", "c.png", "z"])], Filters(include=("*.png",))
         )
-        taken = [one async for page in selection.pages(after, earlier=earlier()) for one in page]
+        taken = [one async for page in selection.pages(after, earlier=earlier()) for one in one_by_one(page)]
         return taken, sum(selection.filtered.values())
 
     taken, count = anyio.run(filtered, None)

@@ -195,6 +195,6 @@ def test_the_condition_is_asked_of_what_the_filters_before_it_leave_and_is_count
     async def main() -> tuple[list[str], dict[str, int]]:
         where = await condition_on(Condition("key > '6'"), [source])
         selection = Selection([source], Filters(include=("*.png",), where=where))
-        return [one.image.key async for page in selection.pages() for one in page], selection.filtered
+        return [image.key async for page in selection.pages() for image in page.images], selection.filtered
 
     assert anyio.run(main) == (["6.png", "7.png", "8.png", "9.png"], {"where": 6, "include": 1})
