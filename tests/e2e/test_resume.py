@@ -80,6 +80,8 @@ def test_status_tells_what_a_run_is_doing(cli, job, env, out, stopped):
         running = status()
     assert (running["state"], running["resumable"]) == ("running", False)
     assert running["held_by"].endswith(f"process {process.pid}")
+    rate = running["images_per_second"]
+    assert rate is None or rate > 0, "unknown until the lease tells of calls"
     killed = status()
     assert (killed["state"], killed["resumable"], killed["held_by"]) == ("interrupted", True, None)
     assert killed["planned"] == IMAGES == killed["scored"] + killed["left"]
@@ -199,6 +201,26 @@ def test_a_retry_that_is_cut_off_goes_on(cli, job, env, out, broken, clean_env):
     assert done.code == 0, done.err
     assert (done.json["scored"], done.json["failed"]) == (IMAGES - 1, 0)
     assert len(out.table()) == IMAGES
+
+
+def test_a_retry_that_is_ended_early_tells_of_the_whole_run_and_how_it_goes_on(cli, job, env, out, broken):
+    assert cli(*job, env=env).code == 3
+    early = cli("retry", out.root, "r", "--max-tps", 1, "--max-failures", 0, "--json", env=env)
+    assert early.code == 3, early.err
+    assert "--max-failures is 0" in early.json["reason"]
+    assert (early.json["scored"], early.json["failed"], early.json["skipped"]) == (IMAGES - 4, 3, 1)
+    assert early.json["calls"] < 3
+    assert f"`batchcl retry {out.root} r` goes on" in early.err
+    state = cli("status", out.root, "r", "--json", env=env).json
+    assert (state["state"], state["resumable"], state["unfinished_round"]) == ("done", False, 1)
+    assert state["reason"] == early.json["reason"]
+    again = cli(*job, env=env)
+    assert (again.code, again.json["calls"]) == (3, 0), "the run itself has nothing left to do"
+    broken()
+    done = cli("retry", out.root, "r", "--max-failures", 3, "--json", env=env)
+    assert (done.code, done.json["failed"], done.json["round"]) == (0, 3 - done.json["calls"], 1), done.err
+    state = cli("status", out.root, "r", "--json", env=env).json
+    assert (state["unfinished_round"], state["reason"], state["unresolved"]) == (None, None, done.json["failed"])
 
 
 def test_retry_needs_a_run_that_is_done(cli, env, out, stopped):

@@ -125,6 +125,9 @@ def assert_honest(end: Summary | BatchclError | None, troubled: House, trouble: 
         troubled.assert_exactly_once(end)
     elif troubled.service.answered:
         assert not isinstance(end, RefusedError), f"{end!r} after {trouble.counts}"
+    if isinstance(end, BatchclError) and end.summary is not None and end.summary.round:
+        told = end.summary
+        assert told.planned == told.scored + told.failed + told.skipped, "of the whole run, however the retry ended"
 
 
 @pytest.mark.parametrize("kind", ENDS, ids=lambda kind: kind.value)

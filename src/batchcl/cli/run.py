@@ -233,10 +233,10 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     from batchcl.sources.filters import filter_words  # noqa: PLC0415
 
     left = summary.planned - summary.scored - summary.failed - summary.skipped
-    goes_on = f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest"
+    goes_on = _goes_on(summary, left=left)
     if json:
         sys.stdout.write(orjson.dumps(summary.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
-        if left:
+        if goes_on:
             tell(goes_on)
         return
     if log_format is LogFormat.JSON:
@@ -247,8 +247,9 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     if left:
         parts.append(f"{left:,} not done")
     cost = "" if summary.cost_usd is None else f", at least ${summary.cost_usd:.2f} for the model"
+    retry = f"round {summary.round} of " if summary.round and summary.status == "stopped" else ""
     tell(
-        f"run {summary.run_id} is {summary.status}: {summary.planned:,} planned = {' + '.join(parts)}, in "
+        f"{retry}run {summary.run_id} is {summary.status}: {summary.planned:,} planned = {' + '.join(parts)}, in "
         f"{summary.seconds:.1f} s ({summary.images_per_second:.1f} images/s, {summary.throttled:,} of "
         f"{summary.calls:,} calls throttled{cost})"
     )
@@ -265,7 +266,7 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         tell(f"the lists: {tally}")
     for name, count in summary.filtered_by.items():
         tell(f"  {filter_words(name)} left {count:,} out")
-    if left:
+    if goes_on:
         tell(goes_on)
         tell(f"see `batchcl status {summary.out} {summary.run_id}`")
         return
@@ -273,3 +274,14 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         tell(f"the table lies in {summary.out}/results; ask it with `batchcl labels {summary.out}`")
     elif summary.failed or summary.skipped:
         tell(f"no image was scored; see `batchcl failures {summary.out} --run {summary.run_id}` for why")
+
+
+def _goes_on(summary: Summary, *, left: int) -> str:
+    """Which command goes on with what was ended early; empty where there is nothing left."""
+    if summary.round and summary.status == "stopped":
+        return (
+            f"what is done is kept; `batchcl retry {summary.out} {summary.run_id}` goes on with the rest of the retry"
+        )
+    if left:
+        return f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest"
+    return ""

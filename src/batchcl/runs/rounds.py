@@ -21,7 +21,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.scoring.outcome import Counts
 
-__all__ = ["FailedImages", "Round", "count_codes", "end_round", "is_round_open", "open_round"]
+__all__ = ["FailedImages", "Round", "count_codes", "end_round", "open_round", "unfinished_round"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,10 @@ async def open_round(store: Store, paths: RunPaths, codes: tuple[str, ...]) -> R
     return Round(last + 1, codes)
 
 
-async def is_round_open(store: Store, paths: RunPaths) -> bool:
-    """Whether a retry was begun and is not over: it may have scored everything and died before it could say so."""
-    return (await _last_round(store, paths))[1]
+async def unfinished_round(store: Store, paths: RunPaths) -> int | None:
+    """The retry that was begun and is not over: it may have scored everything and died before it could say so."""
+    last, is_open = await _last_round(store, paths)
+    return last if is_open else None
 
 
 async def count_codes(store: Store, paths: RunPaths, shards: Iterable[int]) -> dict[int, Counter[str]]:

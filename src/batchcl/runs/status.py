@@ -12,6 +12,7 @@ from batchcl.runs.layout import RUNS, RunPaths
 from batchcl.runs.lease import Lease, read_lease
 from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
+from batchcl.runs.rounds import unfinished_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.outcome import Counts
@@ -31,8 +32,10 @@ class RunState:
         journalled: images with a durable outcome whose shard is not published yet.
         unresolved: failed images, which `batchcl retry` can score again.
         left: images without an outcome.
+        rounds: retries that have put rows into the table.
+        unfinished_round: the retry that was begun and isn't over, or None; `batchcl retry` goes on with it.
         held_by: who works on it, or None.
-        images_per_second: of the runner that holds it, else of the last session that ended.
+        images_per_second: of the runner that holds it, else of the last session that ended; None where it made no call.
         resumable: whether the same `batchcl run` would go on with it.
     """
 
@@ -50,6 +53,7 @@ class RunState:
     unresolved: int
     left: int
     rounds: int
+    unfinished_round: int | None
     images_per_second: float | None
     held_by: str | None
     resumable: bool
@@ -68,11 +72,11 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
     paths = RunPaths(run_id)
     summary = await read_summary(store, run_id)
     lease = await read_lease(store, paths)
-    worklist = WorkList(store, paths)
-    await worklist.open()
     rounds = await published(store, paths)
     in_parts = total((await read_counts(store, paths, rounds.items())).values())
     journalled = await _journalled(store, paths, rounds)
+    worklist = WorkList(store, paths)
+    await worklist.open()  # last, as it grows: what has its outcome stands on it
     return _state(
         record,
         summary,
@@ -81,6 +85,7 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
         in_parts=in_parts,
         journalled=journalled,
         rounds=max(rounds.values(), default=0),
+        unfinished=await unfinished_round(store, paths),
     )
 
 
@@ -109,17 +114,18 @@ def _state(
     in_parts: Counts,
     journalled: Counts,
     rounds: int,
+    unfinished: int | None,
 ) -> RunState:
     both = in_parts + journalled
     listed = worklist.totals is not None
-    finished = listed and in_parts.done == worklist.images and summary is not None and summary.status == "done"
+    was_done = summary is not None and (summary.status == "done" or summary.round > 0)  # only what is done is retried
+    finished = was_done and listed and in_parts.done == worklist.images
     if lease is not None:
         state = "running"
     elif finished:
         state = "done"
     else:
         state = "stopped" if summary is not None and summary.status == "stopped" else "interrupted"
-    rate = summary.images_per_second if summary is not None else None
     return RunState(
         run_id=record.run_id,
         model=record.model_name,
@@ -135,8 +141,15 @@ def _state(
         unresolved=both.failed,
         left=worklist.images - both.done,
         rounds=rounds,
-        images_per_second=lease.progress.get("images_per_second", rate) if lease is not None else rate,
+        unfinished_round=unfinished,
+        images_per_second=_rate(summary, lease),
         held_by=None if lease is None else f"{lease.host}, process {lease.process.partition('-')[0]}",
         resumable=lease is None and not finished,
-        reason=summary.reason if summary is not None and not finished else None,
+        reason=None if summary is None else summary.reason,
     )
+
+
+def _rate(summary: Summary | None, lease: Lease | None) -> float | None:
+    if lease is not None:
+        return lease.progress.get("images_per_second") if lease.progress.get("calls") else None
+    return summary.images_per_second if summary is not None and summary.calls else None

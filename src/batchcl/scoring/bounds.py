@@ -19,16 +19,27 @@ _ENOUGH_TO_JUDGE: Final = 100
 """A share of failures says nothing before so many images have their outcome."""
 
 
-async def watch_bounds(job: Job, progress: Progress, *, begun_at: float, stop: Callable[[BatchclError], None]) -> None:
-    """Look every second, and call `stop` with the reason once a bound is reached."""
+async def watch_bounds(
+    job: Job,
+    progress: Progress,
+    *,
+    begun_at: float,
+    stop: Callable[[BatchclError], None],
+    called_for: Callable[[], int],
+) -> None:
+    """Look every second, and call `stop` with the reason once a bound is reached.
+
+    `called_for` tells how many images of the whole run have been called for: a share of failures is one of these.
+    """
     while True:
         await anyio.sleep(_LOOK_EVERY_S)
-        if (reason := reached(job, progress, elapsed_s=anyio.current_time() - begun_at)) is not None:
+        elapsed_s = anyio.current_time() - begun_at
+        if (reason := reached(job, progress, elapsed_s=elapsed_s, called_for=called_for())) is not None:
             stop(reason)
             return
 
 
-def reached(job: Job, progress: Progress, *, elapsed_s: float) -> StoppedError | None:
+def reached(job: Job, progress: Progress, *, elapsed_s: float, called_for: int) -> StoppedError | None:
     """The bound that is reached, or None."""
     if job.deadline_s is not None and elapsed_s >= job.deadline_s:
         return StoppedError(f"the deadline of {job.deadline} has passed; run again to continue")
@@ -39,8 +50,8 @@ def reached(job: Job, progress: Progress, *, elapsed_s: float) -> StoppedError |
         )
     if job.max_failures is None:
         return None
-    enough = job.tolerance.percent is None or progress.scored + progress.failed >= _ENOUGH_TO_JUDGE
-    if enough and job.tolerance.exceeded(failed=progress.failed, scored=progress.scored):
+    enough = job.tolerance.percent is None or called_for >= _ENOUGH_TO_JUDGE
+    if enough and job.tolerance.exceeded(failed=progress.failed, scored=called_for - progress.failed):
         return TooManyFailuresError(
             f"{counted(progress.failed, 'image')} failed, and --max-failures is {job.max_failures}; see "
             "`batchcl failures` for why, and raise it to go on"

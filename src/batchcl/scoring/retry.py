@@ -17,7 +17,7 @@ from batchcl.quantities import counted
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
-from batchcl.runs.rounds import FailedImages, count_codes, end_round, is_round_open, open_round
+from batchcl.runs.rounds import FailedImages, count_codes, end_round, open_round, unfinished_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
@@ -105,7 +105,7 @@ async def conduct_round(
             rounds = await published(store, paths)
             counts = await read_counts(store, paths, rounds.items())
             failed = total(counts.values()).failed
-            is_open = await is_round_open(store, paths)
+            is_open = await unfinished_round(store, paths) is not None
             if not failed and not is_open:
                 observer.notice(Notice("nothing-failed", f"run {record.run_id} has no failures; nothing to do"))
                 return earlier
@@ -139,6 +139,7 @@ async def conduct_round(
                 lease=lease,
                 held=held,
                 progress=progress,
+                earlier=total(counts.values()),
             )
             summary = await session.run()
     try:

@@ -67,6 +67,7 @@ class Session:
         published: shard → the last round in which it was published, when the session began.
         listing: freezes the rest of the work list; None when it is complete.
         held: the run's tenure, given up as soon as there are no more calls to make.
+        earlier: what the markers came to when the session began; None where they are still to be read.
     """
 
     job: Job
@@ -81,9 +82,9 @@ class Session:
     held: AsyncExitStack
     progress: Progress
     listing: Callable[[], Awaitable[None]] | None = None
+    earlier: Counts | None = None
     _engine: Engine = field(init=False)
     _ledger: Ledger = field(init=False)
-    _counted: bool = field(init=False, default=False)
 
     async def run(self) -> Summary:
         """Score what is left of the round, and write the summary.
@@ -140,7 +141,8 @@ class Session:
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._guarded, self.lease.keep)
             beside.start_soon(self.means.keeper.keep_guarded)
-            beside.start_soon(self._guarded, self._count_published)
+            if self.earlier is None:
+                beside.start_soon(self._guarded, self._count_published)
             if self.listing is not None:
                 beside.start_soon(self._guarded, self.listing)
             beside.start_soon(self._watch_bounds)
@@ -172,7 +174,15 @@ class Session:
             self._engine.fail(error)
 
     async def _watch_bounds(self) -> None:
-        await watch_bounds(self.job, self.progress, begun_at=self.means.begun_at, stop=self._engine.fail)
+        await watch_bounds(
+            self.job, self.progress, begun_at=self.means.begun_at, stop=self._engine.fail, called_for=self._called_for
+        )
+
+    def _called_for(self) -> int:
+        """Images of the whole run that have been called for, as far as that is known."""
+        if not self.targets.round:
+            return self.progress.scored + self.progress.failed
+        return 0 if self.earlier is None else self.earlier.scored + self.earlier.failed
 
     def _drain(self) -> None:
         self.means.observer.notice(
@@ -181,18 +191,14 @@ class Session:
         self._engine.drain()
 
     async def _count_published(self) -> None:
-        """Count what earlier sessions have published; beside the calls, as a long run has many markers.
-
-        A retry tells of its own images alone, so it reads none.
-        """
-        if not self.targets.round:
-            counts = await read_counts(self.store, self._paths, self.published.items())
-            self.progress.add_earlier(total(counts.values()))
-        self._counted = True
+        """Count what earlier sessions have published; beside the calls, as a long run has many markers."""
+        counts = await read_counts(self.store, self._paths, self.published.items())
+        self.earlier = total(counts.values())
+        self.progress.add_earlier(self.earlier)
 
     def _is_beginning(self) -> bool:
         """Whether nothing of the run was scored before; False until that is known."""
-        return self._counted and not self.targets.round and not self.progress.scored
+        return self.earlier is not None and not self.targets.round and not self.progress.scored
 
     async def _complete(self) -> Counts:
         """What the run comes to when every image has its row; raises the stop that was asked for, or the bug."""
@@ -223,13 +229,21 @@ class Session:
                 return None
         return total((await read_counts(self.store, self._paths, rounds.items())).values())
 
+    async def _counts_so_far(self) -> Counts:
+        """What the whole run comes to by now; markers that can't be read are left out."""
+        if self.earlier is None:
+            with suppress(OutputError):
+                await self._count_published()
+        progress = self.progress
+        kept = Counts(progress.scored, progress.failed, progress.skipped) - self._ledger.unkept()
+        if not self.targets.round or self.earlier is None:
+            return kept
+        return Counts(self.earlier.scored + kept.scored, self.earlier.failed - kept.scored, self.earlier.skipped)
+
     async def _summary(self, counts: Counts | None, failure: BatchclError | None) -> Summary:
         progress = self.progress
         if counts is None:
-            if not self._counted:
-                with suppress(OutputError):
-                    await self._count_published()
-            counts = Counts(progress.scored, progress.failed, progress.skipped) - self._ledger.unkept()
+            counts = await self._counts_so_far()
         now = progress.snapshot(anyio.current_time())
         totals = self.worklist.totals
         return Summary(

@@ -22,19 +22,24 @@ def progress(*, scored: int = 0, failed: int = 0, dollars: float | None = None) 
     return made
 
 
+def look(job: Job, progress: Progress, *, elapsed_s: float = 0.0) -> StoppedError | None:
+    """The bound that a run has reached which has called for no image before."""
+    return reached(job, progress, elapsed_s=elapsed_s, called_for=progress.scored + progress.failed)
+
+
 def test_without_bounds_nothing_is_ever_reached():
-    assert reached(job(), progress(failed=10**6, dollars=1e6), elapsed_s=1e9) is None
+    assert look(job(), progress(failed=10**6, dollars=1e6), elapsed_s=1e9) is None
 
 
 def test_the_deadline_is_reached_on_time():
-    assert reached(job(deadline="1h30m"), progress(), elapsed_s=5399) is None
-    assert isinstance(reached(job(deadline="1h30m"), progress(), elapsed_s=5400), StoppedError)
+    assert look(job(deadline="1h30m"), progress(), elapsed_s=5399) is None
+    assert isinstance(look(job(deadline="1h30m"), progress(), elapsed_s=5400), StoppedError)
 
 
 def test_the_cost_is_that_of_the_model():
-    assert reached(job(max_cost=5), progress(dollars=None), elapsed_s=1e9) is None
-    assert reached(job(max_cost=5), progress(dollars=4.99), elapsed_s=0) is None
-    assert "$5.00" in str(reached(job(max_cost=5), progress(dollars=5.0), elapsed_s=0))
+    assert look(job(max_cost=5), progress(dollars=None), elapsed_s=1e9) is None
+    assert look(job(max_cost=5), progress(dollars=4.99), elapsed_s=0) is None
+    assert "$5.00" in str(look(job(max_cost=5), progress(dollars=5.0), elapsed_s=0))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +47,16 @@ def test_the_cost_is_that_of_the_model():
     [("3", 0, 3, False), ("3", 0, 4, True), ("10%", 80, 19, False), ("10%", 85, 15, True), ("10%", 95, 10, False)],
 )
 def test_failures_end_the_run_when_tolerance_was_named(tolerance, scored, failed, ends):
-    found = reached(job(max_failures=tolerance), progress(scored=scored, failed=failed), elapsed_s=0)
+    found = look(job(max_failures=tolerance), progress(scored=scored, failed=failed))
+    assert isinstance(found, TooManyFailuresError) is ends
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "failed", "ends"), [("3", 3, False), ("3", 4, True), ("1%", 9, False), ("1%", 11, True)]
+)
+def test_a_retry_is_judged_by_all_images_of_its_run(tolerance, failed, ends):
+    """All of those that it scores have failed before, so most may fail again: of its own they would be too many."""
+    found = reached(job(max_failures=tolerance), progress(failed=failed), elapsed_s=0, called_for=1000)
     assert isinstance(found, TooManyFailuresError) is ends
 
 
@@ -50,7 +64,7 @@ def test_the_watch_looks_every_second_and_stops_once():
     stops: list[BatchclError] = []
 
     async def main() -> None:
-        await watch_bounds(job(deadline="1h"), progress(), begun_at=0.0, stop=stops.append)
+        await watch_bounds(job(deadline="1h"), progress(), begun_at=0.0, stop=stops.append, called_for=lambda: 0)
 
     run_virtual(main)
     assert len(stops) == 1
