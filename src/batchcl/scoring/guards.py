@@ -44,13 +44,13 @@ async def guards_of(
     clock = ServiceClock(control)
     holder = holder_name(run_id, root)
     deadline_s, role = job.deadline_s, job.dead_man_role
-    guards: list[Guard] = []
     async with AsyncExitStack() as stack:
         remove: RemoveSchedule | None = None
+        switches: list[Guard] = []
         if role is not None and deadline_s is not None:
             scheduler = await stack.enter_async_context(aws.scheduler(region=model.region))
             remove = partial(remove_schedule, scheduler)
-            guards.append(
+            switches.append(
                 DeadMansSwitch(
                     scheduler,
                     model,
@@ -61,9 +61,10 @@ async def guards_of(
                     observer=observer,
                 )
             )
+        lease: Guard
         if job.lease_s is None:
-            guards.insert(0, NoLease(control, model, holder=holder, now=clock.now, observer=observer))
-        else:  # first, as it tells whoever stops the model that there is a schedule
+            lease = NoLease(control, model, holder=holder, now=clock.now, observer=observer)
+        else:
             lease = LeaseGuard(
                 control,
                 model,
@@ -74,8 +75,7 @@ async def guards_of(
                 now=clock.now,
                 observer=observer,
             )
-            guards.insert(0, lease)
-        yield tuple(guards)
+        yield (lease, *switches)  # the lease first: it tells whoever stops the model that there is a schedule
 
 
 def holder_name(run_id: str, root: str) -> str:
