@@ -157,7 +157,7 @@ class ConnectionPool:
         if first.scheme == "https":
             await connection.start_tls(self._route.tls, first.hostname or "")
         if first is not origin and origin.scheme == "https":
-            await self._tunnel(connection, f"{origin.netloc.rpartition('@')[2]}", origin.port)
+            await self._tunnel(connection, origin.netloc.rpartition("@")[2], origin.port)
             await connection.start_tls(self._route.tls, origin.hostname or "")
 
     async def _tunnel(self, connection: _Connection, host: str, port: int | None) -> None:

@@ -20,7 +20,7 @@ from batchcl.pixels import MAX_ASPECT, MAX_SIDE, MIN_SIDE
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_ASPECT", "MAX_SIDE", "MIN_SIDE", "Picture", "check_bytes", "open_picture", "pixel_size"]
+__all__ = ["Picture", "check_bytes", "open_picture", "pixel_size"]
 
 _ORIENTATION: Final = 0x0112
 _TURNED: Final = frozenset({5, 6, 7, 8})

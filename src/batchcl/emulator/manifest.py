@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
-from batchcl.emulator.image_rules import MAX_SIDE, MIN_SIDE
 from batchcl.errors import SourceError
 from batchcl.groundtruth import parse_line
+from batchcl.pixels import MAX_SIDE, MIN_SIDE
 
 if TYPE_CHECKING:
     from batchcl.groundtruth import GroundTruth
