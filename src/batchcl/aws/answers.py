@@ -7,7 +7,10 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
-__all__ = ["S3_DENIED", "error_code", "error_words", "named_region"]
+__all__ = ["NO_CREDENTIALS", "S3_DENIED", "error_code", "error_words", "named_region"]
+
+NO_CREDENTIALS: Final = "no AWS credentials found; set AWS_PROFILE or run `aws configure`"
+"""What NoCredentialsError means, in our words."""
 
 S3_DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden"})
 """S3's codes for a missing permission. Its answer to a HEAD has no body, so the status stands for the code there."""

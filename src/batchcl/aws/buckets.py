@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from batchcl.aws.answers import S3_DENIED, error_code, error_words, named_region
+from batchcl.aws.answers import NO_CREDENTIALS, S3_DENIED, error_code, error_words, named_region
 from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 from batchcl.runs.together import together
@@ -96,7 +96,7 @@ async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
 def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:
     """S3's error as ours, with what to do."""
     if isinstance(error, NoCredentialsError):
-        return CredentialsError(f"{doing} failed: no AWS credentials found; set AWS_PROFILE or run `aws configure`")
+        return CredentialsError(f"{doing} failed: {NO_CREDENTIALS}")
     if isinstance(error, BotoCoreError):
         return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
     code = error_code(error)

@@ -9,7 +9,7 @@ from typing import Final
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError, SSLError
 
-from batchcl.aws.answers import error_code, error_words
+from batchcl.aws.answers import NO_CREDENTIALS, error_code, error_words
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, UnreachableError, UsageError
 
 __all__ = ["code_of", "explained"]
@@ -55,9 +55,7 @@ def explained(doing: str, *, refusal: type[RefusedError] = RefusedError, in_use:
     try:
         yield
     except NoCredentialsError as error:
-        raise CredentialsError(
-            f"{doing} failed: no AWS credentials found; set AWS_PROFILE or run `aws configure`"
-        ) from error
+        raise CredentialsError(f"{doing} failed: {NO_CREDENTIALS}") from error
     except ClientError as error:
         raise _from_client_error(doing, error, refusal, in_use) from error
     except ParamValidationError as error:

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
+from batchcl.aws.answers import NO_CREDENTIALS
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, FatalCallError, HostError, ImageError
 from batchcl.images import ImageRef
@@ -114,5 +115,5 @@ def _from_s3(error: ClientError | BotoCoreError) -> CallError:
     if isinstance(error, ClientError):
         return refused(error, what="archive")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return FatalCallError("no AWS credentials found; set AWS_PROFILE or run `aws configure`", code="Credentials")
+        return FatalCallError(NO_CREDENTIALS, code="Credentials")
     return HostError(f"S3 didn't give the archive: {error}", code="S3Unreachable")

@@ -10,7 +10,7 @@ import aiohttp
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from batchcl.aws.answers import S3_DENIED, error_code, error_words
+from batchcl.aws.answers import NO_CREDENTIALS, S3_DENIED, error_code, error_words
 from batchcl.aws.classify import INVALID_S3_OBJECT
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, FatalCallError, HostError, ImageError
@@ -47,9 +47,7 @@ class ObjectReader:
         except ClientError as error:
             raise refused(error) from error
         except NoCredentialsError as error:
-            raise FatalCallError(
-                "no AWS credentials found; set AWS_PROFILE or run `aws configure`", code="Credentials"
-            ) from error
+            raise FatalCallError(NO_CREDENTIALS, code="Credentials") from error
         except TimeoutError as error:
             raise HostError(f"S3 didn't give the object within {_DEADLINE_S:.0f} s", code="Timeout") from error
         except (BotoCoreError, aiohttp.ClientError, OSError) as error:
