@@ -18,14 +18,10 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9_.\-]{1,255}")
 _KINDS: Final = ("train", "test")
 
 
-def region_in(*texts: str | None) -> str | None:
-    """The region that the first ARN among `texts` names; None where they are all names."""
-    for text in texts:
-        if text is not None and text.startswith("arn:"):
-            parts = text.split(":")
-            if len(parts) > 3:  # noqa: PLR2004 - arn:partition:service:region
-                return parts[3]
-    return None
+def region_in(text: str) -> str | None:
+    """The region that `text` names if it is an ARN; None where it is a name."""
+    parts = text.split(":") if text.startswith("arn:") else []
+    return parts[3] if len(parts) > 3 else None  # noqa: PLR2004 - arn:partition:service:region
 
 
 async def find_project(client: Any, text: str) -> ProjectArn:

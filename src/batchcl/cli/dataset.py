@@ -97,7 +97,7 @@ def create(
         )
         return
     from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.aws.names import dataset_name, region_in  # noqa: PLC0415
+    from batchcl.aws.names import dataset_name  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
     from batchcl.errors import UsageError  # noqa: PLC0415
 
@@ -126,7 +126,7 @@ def create(
             on_state=tell_state,
         )
 
-    made = with_service(work, profile=profile, region=region_in(source) or region)
+    made = with_service(work, profile=profile, region=region, named=source)
     if json:
         emit_object({"datasets": [asdict(made)], "manifests": [], "uploaded": None, "skipped": []}, json=True)
     else:
@@ -148,7 +148,7 @@ def show(dataset: Name, profile: Profile = None, region: Region = None, json: Js
         arn = await workflow.find_dataset(service.rekognition, dataset)
         return await workflow.describe_dataset(service.rekognition, arn)
 
-    found = with_service(work, profile=profile, region=_region(dataset, region))
+    found = with_service(work, profile=profile, region=region, named=dataset)
     emit_object(shown({"dataset": found.name} | asdict(found), json=json), json=json)
 
 
@@ -213,7 +213,7 @@ def entries(
             found.append(line.strip())
         return found
 
-    lines = with_service(work, profile=profile, region=_region(dataset, region))
+    lines = with_service(work, profile=profile, region=region, named=dataset)
     if manifest:
         sys.stdout.writelines(f"{line}\n" for line in lines)
         return
@@ -243,7 +243,7 @@ def labels(dataset: Name, profile: Profile = None, region: Region = None, json: 
         arn = await workflow.find_dataset(service.rekognition, dataset)
         return await workflow.dataset_labels(service.rekognition, arn)
 
-    found = with_service(work, profile=profile, region=_region(dataset, region))
+    found = with_service(work, profile=profile, region=region, named=dataset)
     schema = {"label": pl.String, "entries": pl.Int64, "boxed": pl.Int64}
     emit(pl.DataFrame([asdict(each) for each in found], schema=schema), json=json)
 
@@ -281,7 +281,7 @@ def distribute(
             await workflow.distribute_entries(service.rekognition, arns["train"], arns["test"], timeout_s=timeout * 60)
         )
 
-    emit_datasets(with_service(work, profile=profile, region=_region(project, region)), json=json)
+    emit_datasets(with_service(work, profile=profile, region=region, named=project), json=json)
 
 
 @app.command()
@@ -301,13 +301,13 @@ def delete(
         arn = await workflow.find_dataset(service.rekognition, dataset)
         return await workflow.describe_dataset(service.rekognition, arn)
 
-    found = with_service(look, profile=profile, region=_region(dataset, region))
+    found = with_service(look, profile=profile, region=region, named=dataset)
     confirm(f"this deletes the dataset {found.name} with {found.entries:,} entries", yes=yes)
 
     async def work(service: Service, _: Afterwards) -> None:
         await workflow.delete_dataset(service.rekognition, workflow.DatasetArn.parse(found.arn))
 
-    with_service(work, profile=profile, region=_region(found.arn, region))
+    with_service(work, profile=profile, region=region, named=found.arn)
     tell(f"{found.name} is deleted")
     if json:
         emit_object({"dataset": found.name, "arn": found.arn}, json=True)
@@ -323,9 +323,3 @@ def emit_datasets(datasets: Sequence[Dataset], *, json: bool) -> None:
         emit(pl.DataFrame([asdict(each) for each in datasets], infer_schema_length=None), json=True)
     else:
         emit(dataset_local.table(datasets))
-
-
-def _region(text: str, region: str | None) -> str | None:
-    from batchcl.aws.names import region_in  # noqa: PLC0415
-
-    return region_in(text) or region

@@ -54,7 +54,7 @@ def create(
 ) -> None:
     """Make one or two datasets from images on this machine, and show them."""
     from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.aws.names import dataset_name, region_in  # noqa: PLC0415
+    from batchcl.aws.names import dataset_name  # noqa: PLC0415
     from batchcl.cli.output import emit, emit_object  # noqa: PLC0415
     from batchcl.errors import UsageError  # noqa: PLC0415
     from batchcl.workflow.create import check_labels  # noqa: PLC0415
@@ -102,7 +102,7 @@ def create(
                 on_state=changed,
             )
 
-    made = with_service(work, profile=profile, region=region_in(project) or region)
+    made = with_service(work, profile=profile, region=region, named=project)
     if json:
         emit_object(asdict(made), json=True)
     else:
@@ -136,7 +136,6 @@ def update(
       batchcl dataset update cats/train corrected.manifest
     """  # noqa: D412 - Typer shows the examples as they stand
     from batchcl import workflow  # noqa: PLC0415
-    from batchcl.aws.names import region_in  # noqa: PLC0415
     from batchcl.cli.output import emit, emit_object  # noqa: PLC0415
 
     to = None if upload_to is None else workflow.S3Folder.parse(upload_to)
@@ -160,7 +159,7 @@ def update(
                 on_batch=lambda done: tell(f"{done:,} of {len(local.entries):,} entries are in {arn.name}"),
             )
 
-    added = with_service(work, profile=profile, region=region_in(dataset) or region)
+    added = with_service(work, profile=profile, region=region, named=dataset)
     if json:
         emit_object(asdict(added), json=True)
     else:

@@ -12,7 +12,7 @@ from batchcl.cli import reap, training, versions
 from batchcl.cli.options import Json, Profile, Region
 from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, tell_state, with_service
-from batchcl.cli.versions import Name, Timeout, emit_model, model_region
+from batchcl.cli.versions import Name, Timeout, emit_model
 
 if TYPE_CHECKING:
     from batchcl.workflow import Model, Service
@@ -53,14 +53,13 @@ def list_models(
     import polars as pl  # noqa: PLC0415 - `batchcl --help` goes without
 
     from batchcl import workflow  # noqa: PLC0415
-    from batchcl.aws.names import region_in  # noqa: PLC0415
     from batchcl.cli.output import emit  # noqa: PLC0415
 
     async def work(service: Service, _: Afterwards) -> list[Model]:
         name = None if project is None else (await workflow.find_project(service.rekognition, project)).project
         return await workflow.list_models(service.rekognition, project=name)
 
-    models = with_service(work, profile=profile, region=region_in(project) or region)
+    models = with_service(work, profile=profile, region=region, named=project)
     if json:
         rows = [{"model": model.name} | asdict(model) for model in models]
         emit(pl.DataFrame(rows, infer_schema_length=None), json=True)
@@ -88,7 +87,7 @@ def show(model: Name, profile: Profile = None, region: Region = None, json: Json
     async def work(service: Service, _: Afterwards) -> Model:
         return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
 
-    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=region, named=model), json=json)
 
 
 @app.command()
@@ -153,7 +152,7 @@ def start(
             service.rekognition, arn, until="RUNNING", passing=passing, timeout_s=timeout * 60, on_state=tell_state
         )
 
-    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json, brief=True)
+    emit_model(with_service(work, profile=profile, region=region, named=model), json=json, brief=True)
 
 
 @app.command()
@@ -199,7 +198,7 @@ def wait(
             service.rekognition, arn, until=until, passing=passing, timeout_s=timeout_s, on_state=tell_state
         )
 
-    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json, brief=True)
+    emit_model(with_service(work, profile=profile, region=region, named=model), json=json, brief=True)
 
 
 @app.command()
@@ -244,7 +243,7 @@ def stop(
             on_state=tell_state,
         )
 
-    emit_model(with_service(work, profile=profile, region=model_region(model, region)), json=json, brief=True)
+    emit_model(with_service(work, profile=profile, region=region, named=model), json=json, brief=True)
 
 
 app.command("reap")(reap.reap)

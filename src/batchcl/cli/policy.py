@@ -46,7 +46,6 @@ def put(
       batchcl project policy put cats copy-to-production policy.json
     """  # noqa: D412 - Typer shows the examples as they stand
     from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.aws.names import region_in  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
     from batchcl.errors import UsageError  # noqa: PLC0415
 
@@ -59,7 +58,7 @@ def put(
         arn = await workflow.find_project(service.rekognition, project)
         return await workflow.put_policy(service.rekognition, arn, name, text, revision=revision)
 
-    made = with_service(work, profile=profile, region=region_in(project) or region)
+    made = with_service(work, profile=profile, region=region, named=project)
     emit_object({"policy": name, "revision": made}, json=json)
 
 
@@ -74,14 +73,13 @@ def list_policies(project: Project, profile: Profile = None, region: Region = No
     import polars as pl  # noqa: PLC0415
 
     from batchcl import workflow  # noqa: PLC0415
-    from batchcl.aws.names import region_in  # noqa: PLC0415
     from batchcl.cli.output import emit  # noqa: PLC0415
 
     async def work(service: Service, _: Afterwards) -> list[Policy]:
         arn = await workflow.find_project(service.rekognition, project)
         return await workflow.list_policies(service.rekognition, arn)
 
-    found = with_service(work, profile=profile, region=region_in(project) or region)
+    found = with_service(work, profile=profile, region=region, named=project)
     if json:
         emit(pl.DataFrame([asdict(each) for each in found], infer_schema_length=None), json=True)
         return
@@ -107,7 +105,6 @@ def delete(
       batchcl project policy delete cats copy-to-production --yes
     """  # noqa: D412
     from batchcl import workflow  # noqa: PLC0415
-    from batchcl.aws.names import region_in  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
 
     confirm(f"this deletes the policy {name} of the project {project}", yes=yes)
@@ -116,7 +113,7 @@ def delete(
         arn = await workflow.find_project(service.rekognition, project)
         await workflow.delete_policy(service.rekognition, arn, name, revision=revision)
 
-    with_service(work, profile=profile, region=region_in(project) or region)
+    with_service(work, profile=profile, region=region, named=project)
     tell(f"the policy {name} of the project {project} is deleted")
     if json:
         emit_object({"policy": name, "project": project}, json=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -165,7 +165,7 @@ def delete(
         await workflow.delete_project(service.rekognition, arn)
         tell(f"the project {found.name} is deleted")
 
-    with_service(work, profile=profile, region=_region(found.arn))
+    with_service(work, profile=profile, region=region, named=found.arn)
     if json:
         emit_object(
             {
@@ -185,7 +185,7 @@ def _looked_up(name: str, *, profile: str | None, region: str | None) -> tuple[P
         found = await workflow.describe_project(service.rekognition, arn)
         return found, await workflow.list_models(service.rekognition, project=arn.project)
 
-    return with_service(work, profile=profile, region=_region(name) or region)
+    return with_service(work, profile=profile, region=region, named=name)
 
 
 def _refuse_busy(models: list[Model]) -> None:
@@ -199,9 +199,3 @@ def _refuse_busy(models: list[Model]) -> None:
                 f"{model.name} is {model.status} and can't be deleted; stop it with `batchcl model stop {model.name}`, "
                 "or wait until it is done"
             )
-
-
-def _region(text: str) -> Any:
-    from batchcl.aws.names import region_in  # noqa: PLC0415
-
-    return region_in(text)

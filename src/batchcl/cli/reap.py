@@ -41,7 +41,6 @@ def reap(
     import polars as pl  # noqa: PLC0415 - `batchcl --help` goes without
 
     from batchcl import workflow  # noqa: PLC0415
-    from batchcl.aws.names import region_in  # noqa: PLC0415
     from batchcl.cli.output import emit  # noqa: PLC0415
     from batchcl.errors import StoppedError  # noqa: PLC0415
 
@@ -54,7 +53,7 @@ def reap(
             remove_schedule=service.remove_schedule,
         )
 
-    found = with_service(work, profile=profile, region=region_in(project) or region)
+    found = with_service(work, profile=profile, region=region, named=project)
     columns = ("model", "status", "done", "reason", "arn") if json else ("model", "status", "done", "reason")
     rows = [{name: str(asdict(each)[name]) for name in columns} for each in found]
     if rows or json:

@@ -53,15 +53,23 @@ class _Named(Protocol):
 
 
 def with_service(
-    work: Callable[[Service, Afterwards], Awaitable[_T]], *, profile: str | None, region: str | None
+    work: Callable[[Service, Afterwards], Awaitable[_T]],
+    *,
+    profile: str | None,
+    region: str | None,
+    named: str | None = None,
 ) -> _T:
     """Run `work` with an open service and return its result.
+
+    The region is the one that `named`, what the user named, tells as an ARN, as another one can't have it; else
+    `region`.
 
     ^C and SIGTERM end it at once. Their sentence then also says what goes on in AWS, as that of any error does but for
     the one that tells that it has failed there.
     """
     import anyio  # noqa: PLC0415 - `batchcl --help` goes without
 
+    from batchcl.aws.names import region_in  # noqa: PLC0415
     from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
     from batchcl.errors import BatchclError, ModelError  # noqa: PLC0415
     from batchcl.workflow import connect  # noqa: PLC0415
@@ -69,7 +77,8 @@ def with_service(
     afterwards = Afterwards()
 
     async def main() -> _T:
-        async with connect(profile=profile, region=region) as service:
+        told = None if named is None else region_in(named)
+        async with connect(profile=profile, region=told or region) as service:
             return await work(service, afterwards)
 
     try:

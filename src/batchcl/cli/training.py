@@ -12,7 +12,7 @@ from batchcl.cli.evaluate import show_confusion
 from batchcl.cli.options import Json, Profile, Region
 from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, Tags, parsed_tags, shown, tell_state, with_service
-from batchcl.cli.versions import KmsKey, Name, Output, Timeout, emit_model, model_region
+from batchcl.cli.versions import KmsKey, Name, Output, Timeout, emit_model
 
 if TYPE_CHECKING:
     from batchcl.workflow import Model, ModelEvaluation, Service
@@ -94,7 +94,7 @@ def train(
         _tell_bill(trained)
         return trained
 
-    emit_model(with_service(work, profile=profile, region=model_region(project, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=region, named=project), json=json)
 
 
 def evaluate(
@@ -126,7 +126,7 @@ def evaluate(
         async with service.s3() as s3:
             return found, await workflow.evaluate_model(s3, found)
 
-    found, evaluation = with_service(work, profile=profile, region=model_region(model, region))
+    found, evaluation = with_service(work, profile=profile, region=region, named=model)
     fields = asdict(evaluation) | {"mistakes": [asdict(each) for each in evaluation.mistakes[:mistakes]]}
     if json:
         emit_object({"model": found.name, "arn": found.arn, "wrong": len(evaluation.mistakes)} | fields, json=True)

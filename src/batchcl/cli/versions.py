@@ -14,7 +14,7 @@ from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, sho
 if TYPE_CHECKING:
     from batchcl.workflow import Model, Service
 
-__all__ = ["KmsKey", "Name", "Output", "Timeout", "copy", "delete", "emit_model", "model_region", "tag"]
+__all__ = ["KmsKey", "Name", "Output", "Timeout", "copy", "delete", "emit_model", "tag"]
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="PROJECT@VERSION or an ARN.", show_default=False)]
 Timeout = Annotated[float, typer.Option("--timeout", help="Minutes to wait at most.")]
@@ -90,7 +90,7 @@ def copy(
         )
         return await workflow.wait_copied(client, arn, timeout_s=timeout * 60, on_state=tell_state)
 
-    emit_model(with_service(work, profile=profile, region=model_region(source, region)), json=json)
+    emit_model(with_service(work, profile=profile, region=region, named=source), json=json)
 
 
 def tag(
@@ -125,7 +125,7 @@ def tag(
             await workflow.untag(service.rekognition, arn, remove)
         return await workflow.list_tags(service.rekognition, arn)
 
-    found = with_service(work, profile=profile, region=model_region(model, region))
+    found = with_service(work, profile=profile, region=region, named=model)
     if found or json:
         emit_object(dict(sorted(found.items())), json=json)
     else:
@@ -149,7 +149,7 @@ def delete(
     async def look(service: Service, _: Afterwards) -> Model:
         return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
 
-    found = with_service(look, profile=profile, region=model_region(model, region))
+    found = with_service(look, profile=profile, region=region, named=model)
     if found.status in IN_USE:
         raise ModelError(
             f"{found.name} is {found.status} and can't be deleted; stop it with `batchcl model stop {found.name}`"
@@ -161,7 +161,7 @@ def delete(
         project = await workflow.find_project(service.rekognition, found.project)
         await workflow.delete_model(service.rekognition, project, workflow.ModelArn.parse(found.arn))
 
-    with_service(work, profile=profile, region=model_region(found.arn, region))
+    with_service(work, profile=profile, region=region, named=found.arn)
     tell(f"{found.name} is deleted")
     if json:
         emit_object({"model": found.name, "arn": found.arn}, json=True)
@@ -178,10 +178,3 @@ def emit_model(model: Model, *, json: bool, brief: bool = False) -> None:
     if brief and not json:
         fields = {name: fields[name] for name in ("model", "arn", "status", "message", "min_units", "max_units")}
     emit_object(shown(fields, json=json), json=json)
-
-
-def model_region(model: str, region: str | None) -> str | None:
-    """The region that the ARN names, as another one can't have it; else the one that is asked for."""
-    from batchcl.aws.names import region_in  # noqa: PLC0415
-
-    return region_in(model) or region
