@@ -12,7 +12,7 @@ from batchcl.cli.evaluate import show_confusion
 from batchcl.cli.options import Json, Profile, Region
 from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, Tags, parsed_tags, shown, tell_state, with_service
-from batchcl.cli.versions import KmsKey, Name, Output, Timeout, emit_model
+from batchcl.cli.versions import KmsKey, Name, Output, Timeout, emit_model, new_version
 
 if TYPE_CHECKING:
     from batchcl.workflow import Model, ModelEvaluation, Service
@@ -64,9 +64,7 @@ def train(
     from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
     from batchcl.errors import UsageError  # noqa: PLC0415
 
-    project, at, version = model.partition("@")
-    if not at or not version:
-        raise UsageError(f"{model!r} names no new model; write PROJECT@VERSION")
+    project, version = new_version(model, what="new model")
     if test_manifest and not train_manifest:
         raise UsageError("--test-manifest needs --train-manifest; a project's datasets are trained with by themselves")
 

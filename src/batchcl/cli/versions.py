@@ -14,7 +14,7 @@ from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, sho
 if TYPE_CHECKING:
     from batchcl.workflow import Model, Service
 
-__all__ = ["KmsKey", "Name", "Output", "Timeout", "copy", "delete", "emit_model", "tag"]
+__all__ = ["KmsKey", "Name", "Output", "Timeout", "copy", "delete", "emit_model", "new_version", "tag"]
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="PROJECT@VERSION or an ARN.", show_default=False)]
 Timeout = Annotated[float, typer.Option("--timeout", help="Minutes to wait at most.")]
@@ -62,11 +62,8 @@ def copy(
       batchcl model copy ARN cats@v3 --source-project PROJECT-ARN --output s3://acme-photos/models
     """  # noqa: D412 - Typer shows the examples as they stand
     from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.errors import UsageError  # noqa: PLC0415
 
-    project, at, version = to.partition("@")
-    if not at or not version:
-        raise UsageError(f"{to!r} names no copy; write PROJECT@VERSION")
+    project, version = new_version(to, what="copy")
 
     async def work(service: Service, afterwards: Afterwards) -> Model:
         client = service.rekognition
@@ -165,6 +162,16 @@ def delete(
     tell(f"{found.name} is deleted")
     if json:
         emit_object({"model": found.name, "arn": found.arn}, json=True)
+
+
+def new_version(text: str, *, what: str) -> tuple[str, str]:
+    """Project and version of the model that `PROJECT@VERSION` is to name; raises `UsageError`."""
+    from batchcl.errors import UsageError  # noqa: PLC0415
+
+    project, at, version = text.partition("@")
+    if not at or not version:
+        raise UsageError(f"{text!r} names no {what}; write PROJECT@VERSION")
+    return project, version
 
 
 def emit_model(model: Model, *, json: bool, brief: bool = False) -> None:
