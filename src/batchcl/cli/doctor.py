@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
 
-from batchcl.cli import run
 from batchcl.cli.options import flags
+from batchcl.cli.run import takes_arguments_of_run
 
 if TYPE_CHECKING:
     from batchcl.doctor import Examination, Finding
@@ -21,6 +20,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _LONGEST = len("credentials")
 
 
+@takes_arguments_of_run(without={"log_format"})
 def doctor(*, json: bool = False, **given: Any) -> None:
     """Tell whether `run` would work, a line for each thing that it depends on, and what to do where it wouldn't.
 
@@ -70,14 +70,3 @@ def _show(finding: Finding) -> None:
     row.add_column(overflow="fold")
     row.add_row(Text(finding.verdict, style=_COLOURS[finding.verdict]), finding.check, Text(finding.text))
     Console(file=sys.stdout).print(Padding(row, 0))
-
-
-def _arguments_of_run() -> inspect.Signature:
-    """All but how a run talks."""
-    signature = inspect.signature(run.run, eval_str=True)
-    return signature.replace(parameters=[each for each in signature.parameters.values() if each.name != "log_format"])
-
-
-# The same arguments as `run`, by taking its signature: Typer reads them from here.
-doctor.__signature__ = _arguments_of_run()  # type: ignore[attr-defined]
-doctor.__annotations__ = get_type_hints(run.run, include_extras=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any
 
 import orjson
 
-from batchcl.cli import run
 from batchcl.cli.options import LogFormat, flags
+from batchcl.cli.run import takes_arguments_of_run
 
 __all__ = ["plan"]
 
 
+@takes_arguments_of_run()
 def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: Any) -> None:
     """Tell what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.
 
@@ -77,8 +77,3 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
         for each in found.estimates
     ]
     emit(pl.DataFrame(rows), title="At 2.8 images/s and unit, $4 per unit and hour; start-up not counted")
-
-
-# The same arguments as `run`, by taking its signature: Typer reads them from here.
-plan.__signature__ = inspect.signature(run.run, eval_str=True)  # type: ignore[attr-defined]
-plan.__annotations__ = get_type_hints(run.run, include_extras=True)

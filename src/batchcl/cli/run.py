@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 import orjson
 import typer
@@ -68,7 +69,9 @@ from batchcl.quantities import counted
 if TYPE_CHECKING:
     from batchcl.runs.record import Summary
 
-__all__ = ["finish", "run", "tell"]
+__all__ = ["finish", "run", "takes_arguments_of_run", "tell"]
+
+_F = TypeVar("_F", bound=Callable[..., None])
 
 
 def run(
@@ -204,6 +207,19 @@ def run(
             return await score(job, observer=observer, stopper=stopper)
 
     finish(lambda: run_until_signalled(work), json=json, log_format=log_format)
+
+
+def takes_arguments_of_run(*, without: Collection[str] = ()) -> Callable[[_F], _F]:
+    """The decorated command takes the arguments of `run`, but for those named: Typer reads them from its signature."""
+
+    def give(command: _F) -> _F:
+        signature = inspect.signature(run, eval_str=True)
+        taken = [each for each in signature.parameters.values() if each.name not in without]
+        command.__signature__ = signature.replace(parameters=taken)  # type: ignore[attr-defined]
+        command.__annotations__ = get_type_hints(run, include_extras=True)
+        return command
+
+    return give
 
 
 def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | None) -> None:
