@@ -194,9 +194,14 @@ def test_a_dataset_can_be_made_of_another_and_distributed(project, tmp_path):
     typed(f"project create {other}")
     copied = typed(f"dataset create {other}/train {project}/train --json")
     assert (copied.code, copied.json["datasets"][0]["entries"]) == (0, 10)
+    twice = typed(f"dataset create {other}/train {project}/train")
+    assert (twice.code, f"add to it with `batchcl dataset update {other}/train`" in twice.err) == (5, True)
     shared = typed(f"dataset distribute {other} --json")
     assert shared.code == 0, shared.err
     assert [(each["kind"], each["entries"]) for each in shared.json] == [("train", 8), ("test", 2)]
+    again = typed(f"dataset distribute {other}")
+    assert (again.code, "is not empty" in again.err) == (5, True)
+    assert "may still be" not in twice.err + again.err, "they were refused"
     manifest = typed(f"dataset entries {other}/test --manifest").out
     assert len(manifest.splitlines()) == 2
     (tmp_path / "corrected.manifest").write_text(manifest.replace('"class-name":"a"', '"class-name":"c"'))
@@ -309,6 +314,8 @@ def test_a_failed_training_is_told_with_its_reason(seaweed, project, tmp_path):
     assert f"{project}@v1 is TRAINING_FAILED" in last
     assert "what is wrong with which entry stands in s3://cmd-fail/out/" in last
     assert "goes on in AWS" not in last
+    again = typed(f"model train {project}@v1 --output s3://cmd-fail/out")
+    assert (again.code, f"(`batchcl model list --project {project}`), choose another name" in again.err) == (5, True)
     evaluated = typed(f"model evaluate {project}@v1")
     assert (evaluated.code, "has no evaluation, as it is TRAINING_FAILED" in evaluated.err) == (5, True)
     shutil.rmtree(photos)

@@ -146,7 +146,9 @@ async def create_dataset(
     if tags:
         arguments["Tags"] = dict(tags)
     of = "" if source is None else f" from {source}"
-    with explained(f"creating the dataset {project.project}/{kind}{of}"):
+    name = f"{project.project}/{kind}"
+    in_use = f"add to it with `batchcl dataset update {name}`, or delete it first"
+    with explained(f"creating the dataset {name}{of}", in_use=in_use):
         made = await client.create_dataset(**arguments)
     return await _ready(client, DatasetArn.parse(made["DatasetArn"]), timeout_s=timeout_s, on_state=on_state)
 

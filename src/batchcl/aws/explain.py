@@ -23,6 +23,7 @@ _CREDENTIAL_CODES: Final = frozenset(
     }
 )
 _BUSY_CODES: Final = frozenset({"ThrottlingException", "ProvisionedThroughputExceededException"})
+_TAKEN_CODES: Final = frozenset({"ResourceInUseException", "ResourceAlreadyExistsException"})
 _SERVER_ERROR: Final = 500
 
 _ADVICE: Final = {
@@ -44,7 +45,8 @@ def explained(doing: str, *, refusal: type[RefusedError] = RefusedError, in_use:
     Args:
         doing: what the block does to what, such as "creating the project cats".
         refusal: the class of an error for which there is no better one; `ModelError` where a model is to blame.
-        in_use: what to do where the service says ResourceInUseException, which means something else for each action.
+        in_use: what to do where the service says ResourceInUseException or ResourceAlreadyExistsException, which mean
+            something else for each action.
 
     Raises:
         CredentialsError: there are no credentials, or AWS refuses them or the action.
@@ -95,5 +97,5 @@ def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedErro
         return CredentialsError(f"{said}; check the profile and its keys, or log in again")
     if code in _BUSY_CODES or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
         return UnreachableError(f"{said}; try again later")
-    advice = in_use if code == "ResourceInUseException" else _ADVICE.get(code)
+    advice = in_use if code in _TAKEN_CODES else _ADVICE.get(code)
     return refusal(what if advice is None else f"{said}; {advice}")

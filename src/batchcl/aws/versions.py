@@ -84,7 +84,7 @@ async def train_model(
     elif split_test_set:
         arguments["TestingData"] = {"AutoCreate": True}
     arguments |= given(VersionDescription=description, KmsKeyId=kms_key, Tags=dict(tags) if tags else None)
-    with explained(f"training {project.project}@{version}", refusal=ModelError):
+    with explained(f"training {project.project}@{version}", refusal=ModelError, in_use=_in_use(project)):
         answer = await client.create_project_version(**arguments)
     return ModelArn.parse(answer["ProjectVersionArn"])
 
@@ -152,7 +152,8 @@ async def copy_model(
         "OutputConfig": output_config(output),
     }
     arguments |= given(KmsKeyId=kms_key or None, Tags=dict(tags) if tags else None)
-    with explained(f"copying {source.name} to {project.project}@{version}", refusal=ModelError):
+    doing = f"copying {source.name} to {project.project}@{version}"
+    with explained(doing, refusal=ModelError, in_use=_in_use(project)):
         answer = await client.copy_project_version(**arguments)
     return ModelArn.parse(answer["ProjectVersionArn"])
 
@@ -231,3 +232,7 @@ def _gone(arn: ModelArn) -> Model:
         f1=None,
         created=None,
     )
+
+
+def _in_use(project: ProjectArn) -> str:
+    return f"if there is one of this name (`batchcl model list --project {project.project}`), choose another name"

@@ -110,7 +110,8 @@ def create(
 
     async def work(service: Service, afterwards: Afterwards) -> Dataset:
         arn = await workflow.find_project(service.rekognition, project)
-        afterwards.is_(f"the dataset may still be made in AWS; see `batchcl dataset show {dataset}`")
+        text = f"the dataset may still be made in AWS; see `batchcl dataset show {dataset}`"
+        afterwards.is_(text, unless_refused=True)
         origin: Any = None
         if source is not None and source.startswith("s3://"):
             origin = workflow.S3Location.parse(source)
@@ -276,7 +277,8 @@ def distribute(
             made = await workflow.create_dataset(service.rekognition, arn, "test", timeout_s=timeout * 60)
             arns["test"] = workflow.DatasetArn.parse(made.arn)
             tell(f"{made.name} is made")
-        afterwards.is_(f"the entries may still be moved in AWS; see `batchcl dataset show {found.name}/test`")
+        text = f"the entries may still be moved in AWS; see `batchcl dataset show {found.name}/test`"
+        afterwards.is_(text, unless_refused=True)
         return list(
             await workflow.distribute_entries(service.rekognition, arns["train"], arns["test"], timeout_s=timeout * 60)
         )

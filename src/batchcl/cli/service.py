@@ -38,10 +38,12 @@ class Afterwards:
 
     def __init__(self) -> None:
         self.text = ""
+        self.unless_refused = False
 
-    def is_(self, text: str) -> None:
-        """From here on, `text` is what there is to say."""
+    def is_(self, text: str, *, unless_refused: bool = False) -> None:
+        """From here on, `text` is what there is to say; nothing where AWS has refused and so does nothing, if so."""
         self.text = text
+        self.unless_refused = unless_refused
 
 
 class _Named(Protocol):
@@ -71,7 +73,7 @@ def with_service(
 
     from batchcl.aws.names import region_in  # noqa: PLC0415
     from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
-    from batchcl.errors import BatchclError, ModelError  # noqa: PLC0415
+    from batchcl.errors import BatchclError, ModelError, RefusedError, UnreachableError, UsageError  # noqa: PLC0415
     from batchcl.workflow import connect  # noqa: PLC0415
 
     afterwards = Afterwards()
@@ -84,7 +86,9 @@ def with_service(
     try:
         return anyio.run(run_until_first_signal, main)
     except BatchclError as error:
-        if afterwards.text and not isinstance(error, ModelError):  # which has come to its end in AWS
+        refused = isinstance(error, RefusedError | UsageError) and not isinstance(error, UnreachableError)
+        over = isinstance(error, ModelError) or (refused and afterwards.unless_refused)  # it has ended in AWS too
+        if afterwards.text and not over:
             error.args = (f"{error}; {afterwards.text}",)
         raise
 
