@@ -376,7 +376,7 @@ class House:
         if found.summary is not None:
             return found.summary
         async with self.detector() as service:
-            return await conduct(job, found, self._means(trouble, service, begun_at), utcnow=utcnow)
+            return await conduct(job, found, self._means(trouble, service, begun_at))
 
     def _sources(self, trouble: Trouble) -> list[HouseSource]:
         """Two, of which each names a third of the images that the other one names too."""
@@ -397,7 +397,6 @@ class House:
                 earlier,
                 self._means(trouble, service, anyio.current_time()),
                 codes=codes,
-                utcnow=utcnow,
             )
 
     def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> Means:
@@ -407,6 +406,7 @@ class House:
             observer=SilentObserver(),
             stopper=Stopper(),
             begun_at=begun_at,
+            utcnow=utcnow,
         )
 
     def _job(self) -> Job:

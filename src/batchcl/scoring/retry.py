@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -21,7 +20,6 @@ from batchcl.runs.rounds import FailedImages, count_codes, end_round, open_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
-from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.score import open_model
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
@@ -93,13 +91,12 @@ async def conduct_round(
     means: Means,
     *,
     codes: Sequence[str],
-    utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> Summary:
     """Open the round and score its images; `retry` without AWS around it."""
     paths = RunPaths(record.run_id)
     keeper, observer = means.keeper, means.observer
     progress = Progress(dollars=keeper.dollars)
-    lease = lease_of(store, paths, progress, keeper, utcnow=utcnow)
+    lease = lease_of(store, paths, progress, keeper, utcnow=means.utcnow)
     async with AsyncExitStack() as held:
         with means.stopper.interruptible():
             rounds = await published(store, paths)
@@ -124,24 +121,20 @@ async def conduct_round(
         over = counted(failed, "failure")
         observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {over}"))
         progress.planned, progress.listed = failed, True
-        async with learning_pacer(
-            store, record.model_name, max_tps=job.max_tps, observer=observer, utcnow=utcnow
-        ) as pacer:
-            session = Session(
-                job=job,
-                store=store,
-                record=record,
-                worklist=worklist,
-                targets=FailedImages(store, paths, about, published=rounds, counts=counts),
-                published=rounds,
-                means=means,
-                pacer=pacer,
-                lease=lease,
-                held=held,
-                progress=progress,
-                earlier=total(counts.values()),
-            )
-            summary = await session.run()
+        session = Session(
+            job=job,
+            store=store,
+            record=record,
+            worklist=worklist,
+            targets=FailedImages(store, paths, about, published=rounds, counts=counts),
+            published=rounds,
+            means=means,
+            lease=lease,
+            held=held,
+            progress=progress,
+            earlier=total(counts.values()),
+        )
+        summary = await session.run()
     try:
         await end_round(store, paths, about.number)
     except OutputError as error:

@@ -39,7 +39,6 @@ from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.guards import guards_of
 from batchcl.scoring.lister import freeze_all
 from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
-from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
@@ -101,14 +100,12 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
                 return await conduct(job, found, means)
 
 
-async def conduct(
-    job: Job, found: Found, means: Means, *, utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
-) -> Summary:
+async def conduct(job: Job, found: Found, means: Means) -> Summary:
     """Take the lease of the run that was found and score what is left of it; `run` without AWS around it."""
     store, worklist, listing = found.store, found.worklist, found.listing
     keeper, observer = means.keeper, means.observer
     progress = Progress(dollars=keeper.dollars)
-    lease = lease_of(store, RunPaths(found.record.run_id), progress, keeper, utcnow=utcnow)
+    lease = lease_of(store, RunPaths(found.record.run_id), progress, keeper, utcnow=means.utcnow)
     async with AsyncExitStack() as lists, AsyncExitStack() as held:
         with means.stopper.interruptible():
             if found.calls_left:
@@ -129,24 +126,20 @@ async def conduct(
                 tally=listing.tally,
                 on_frozen=partial(_show_list, worklist, progress),
             )
-        async with learning_pacer(
-            store, record.model_name, max_tps=job.max_tps, observer=observer, utcnow=utcnow
-        ) as pacer:
-            session = Session(
-                job=job,
-                store=store,
-                record=record,
-                worklist=worklist,
-                targets=AllImages(worklist, done),
-                published=done,
-                means=means,
-                pacer=pacer,
-                lease=lease,
-                held=held,
-                progress=progress,
-                listing=freeze,
-            )
-            return await session.run()
+        session = Session(
+            job=job,
+            store=store,
+            record=record,
+            worklist=worklist,
+            targets=AllImages(worklist, done),
+            published=done,
+            means=means,
+            lease=lease,
+            held=held,
+            progress=progress,
+            listing=freeze,
+        )
+        return await session.run()
 
 
 def run_sync(job: Job, *, observer: Observer | None = None) -> Summary:

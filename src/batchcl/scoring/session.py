@@ -36,6 +36,7 @@ from batchcl.scoring.bounds import watch_bounds
 from batchcl.scoring.engine import Engine, EngineSettings
 from batchcl.scoring.events import Notice, Observer, Progress
 from batchcl.scoring.outcome import Counts
+from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.shards import Batch
 from batchcl.scoring.stopper import Stopper
 
@@ -49,6 +50,7 @@ class Means:
     Attributes:
         begun_at: on the loop's clock, from which the deadline counts.
         preparer: makes images fit the service's rules; None where they go as they are.
+        utcnow: the time of day.
     """
 
     keeper: ModelKeeper
@@ -57,6 +59,7 @@ class Means:
     stopper: Stopper
     begun_at: float
     preparer: Preparer | None = None
+    utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
 
 
 @dataclass(kw_only=True)
@@ -77,7 +80,6 @@ class Session:
     targets: Targets
     published: Mapping[int, int]
     means: Means
-    pacer: Pacer
     lease: LeaseKeeper
     held: AsyncExitStack
     progress: Progress
@@ -92,6 +94,13 @@ class Session:
         Raises:
             BatchclError: what ended the session early, with `summary`.
         """
+        max_tps, observer, utcnow = self.job.max_tps, self.means.observer, self.means.utcnow
+        async with learning_pacer(
+            self.store, self.record.model_name, max_tps=max_tps, observer=observer, utcnow=utcnow
+        ) as pacer:
+            return await self._run(pacer)
+
+    async def _run(self, pacer: Pacer) -> Summary:
         self._ledger = ledger = Ledger(
             self.store,
             self._spec(),
@@ -102,7 +111,7 @@ class Session:
         )
         self._engine = Engine(
             self.means.detector,
-            self.pacer,
+            pacer,
             ledger,
             self.means.keeper,
             progress=self.progress,
@@ -110,6 +119,7 @@ class Session:
             observer=self.means.observer,
             preparer=self.means.preparer,
             is_beginning=self._is_beginning,
+            utcnow=self.means.utcnow,
         )
         failure: BatchclError | None = None
         try:
@@ -260,7 +270,7 @@ class Session:
             out=self.store.root,
             model=self.record.model,
             started_at=self.record.started_at,
-            ended_at=dt.datetime.now(dt.UTC),
+            ended_at=self.means.utcnow(),
             tolerated=not self.job.tolerance.exceeded(failed=counts.failed, scored=counts.scored),
             cost_usd=self.means.keeper.dollars(),
             bad_lines=totals.bad_lines if totals else 0,
