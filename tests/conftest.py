@@ -61,15 +61,11 @@ def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def cli(clean_env: dict[str, str]) -> Callable[..., Ended]:
-    """Run a command to its end, in the test's own process unless it reads stdin: half of a process is its imports."""
+    """Run a command to its end, in the test's own process: half of a process is its imports."""
 
     def run(*args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None) -> Ended:
-        environment = clean_env | dict(env or {})
-        if stdin:
-            return run_process(*args, env=environment, stdin=stdin, cwd=cwd)
-        with patch.dict(os.environ, environment, clear=True), chdir(cwd or Path.cwd()):
-            said = typed("", *args)
-        return Ended(said.code, said.out, said.err)
+        with patch.dict(os.environ, clean_env | dict(env or {}), clear=True), chdir(cwd or Path.cwd()):
+            return typed("", *args, stdin=stdin)
 
     return run
 

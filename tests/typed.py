@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import io
-import json
 import shlex
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 from unittest.mock import patch
 
 import typer.main
 
 from batchcl.cli.app import _run
+from servers import Ended
 
 _COMMAND = cache(typer.main.get_command)
 """Made of the functions' signatures once, rather than for each command."""
 
 
 @dataclass(frozen=True)
-class Said:
+class Said(Ended):
     """What a command ended with; `both` is stdout and stderr in the order in which they were written."""
 
-    code: int
-    out: str
-    err: str
     both: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 class _Tee(io.StringIO):
@@ -49,15 +41,15 @@ class _Terminal(io.StringIO):
         return True
 
 
-def typed(line: str, *words: object, answer: str | None = None) -> Said:
-    """Run `batchcl LINE WORDS…`; with an `answer` stdin is a terminal at which somebody types it."""
+def typed(line: str, *words: object, answer: str | None = None, stdin: bytes = b"") -> Said:
+    """Run `batchcl LINE WORDS…` with `stdin`; with an `answer` that is a terminal at which somebody types it."""
     both = io.StringIO()
     out, err = _Tee(both), _Tee(both)
-    stdin = io.StringIO() if answer is None else _Terminal(f"{answer}\n")
+    given = io.TextIOWrapper(io.BytesIO(stdin)) if answer is None else _Terminal(f"{answer}\n")
     argv = ["batchcl", *shlex.split(line), *map(str, words)]
     with (
         patch.object(sys, "argv", argv),
-        patch.object(sys, "stdin", stdin),
+        patch.object(sys, "stdin", given),
         patch.object(typer.main, "get_command", _COMMAND),
         redirect_stdout(out),
         redirect_stderr(err),

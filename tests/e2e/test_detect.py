@@ -11,12 +11,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import anyio
 import pytest
@@ -24,10 +23,10 @@ import yaml
 from PIL import Image
 
 import batchcl
-from batchcl.cli.app import _run
 from batchcl.images import MAX_BYTES_INLINE
 from certificates import certificates
 from servers import REGION, Ended, aws_env, client, make_bucket
+from typed import typed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly")  # how aiobotocore sends any body
 AWS = Path(sys.executable).with_name("aws")
@@ -50,16 +49,7 @@ def detect(env) -> Run:
     """`batchcl detect` in this process, which has everything imported already."""
     assert env
 
-    def run(*words: object, stdin: bytes = b"") -> Ended:
-        out, err = io.StringIO(), io.StringIO()
-        given = io.TextIOWrapper(io.BytesIO(stdin))
-        argv = ["batchcl", "detect", *map(str, words)]
-        patched = patch.object(sys, "argv", argv), patch.object(sys, "stdin", given)
-        with patched[0], patched[1], redirect_stdout(out), redirect_stderr(err):
-            code = _run()
-        return Ended(code, out.getvalue(), err.getvalue())
-
-    return run
+    return partial(typed, "detect")
 
 
 @pytest.fixture

@@ -123,11 +123,11 @@ def test_exif_orientation_is_undone_before_the_model_looks(cli, demo, env, tmp_p
     assert answers[0] == pytest.approx(answers[1], abs=2.0)
 
 
-def test_a_key_list_on_stdin_is_taken_literally(cli, demo, env, tmp_path):
+def test_a_key_list_on_stdin_is_taken_literally(cli_process, demo, env, tmp_path):
     odd = tmp_path / "a b+c%2F é.png"
     shutil.copy(demo.data.images / "00000.png", odd)
     keys = f"{odd}\n\n{demo.data.images / '00001.jpg'}\r\n".encode()
-    done = cli("run", "-", "--model", demo.arn, "--out", tmp_path / "out", "--json", env=env, stdin=keys)
+    done = cli_process("run", "-", "--model", demo.arn, "--out", tmp_path / "out", "--json", env=env, stdin=keys)
     assert done.code == 0, done.err
     uris = batchcl.open_results(str(tmp_path / "out")).images().collect()["uri"].to_list()
     assert uris == sorted([str(odd), str(demo.data.images / "00001.jpg")])
