@@ -15,7 +15,7 @@ import pytest
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.dead_man import GRACE_S, DeadMansSwitch, remove_schedule
 from batchcl.aws.leases import lease_key, schedule_name_of
-from batchcl.aws.session import Aws, AwsSettings
+from batchcl.aws.session import Aws, AwsSettings, Connection
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
 from servers import aws_env, client
 from unit.aws.models_service import EPOCH, Listener, arn_of, refused
@@ -45,9 +45,9 @@ def scheduling(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SCHEDULER", moto)
 
-    def run(work: Callable[[Any], Awaitable[None]]) -> None:
+    def run(work: Callable[[Any], Awaitable[None]], **settings: Any) -> None:
         async def main() -> None:
-            async with Aws(AwsSettings(region="us-east-1")).scheduler() as scheduler:
+            async with Aws(AwsSettings(region="us-east-1", **settings)).scheduler() as scheduler:
                 await work(scheduler)
 
         anyio.run(main)
@@ -108,13 +108,12 @@ def test_what_the_scheduler_would_send_is_a_stop_of_this_model(scheduling: Any, 
 
 def test_a_scheduler_that_does_not_answer_is_a_refusal(scheduling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SCHEDULER", "http://127.0.0.1:1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
 
     async def arm(scheduler: Any) -> None:
         with pytest.raises(UnreachableError, match=f"scheduling the stop of cats@v1 by the role {ROLE} failed"):
             await switch(scheduler).arm()
 
-    scheduling(arm)
+    scheduling(arm, connection=Connection(max_attempts=1))
 
 
 class Scripted:
