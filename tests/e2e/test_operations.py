@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
 
 import botocore.exceptions
 import pytest
@@ -17,16 +19,8 @@ from botocore import xform_name
 from batchcl.emulator.digits import write_digits
 from batchcl.emulator.operations import OPERATIONS
 from batchcl.emulator.protocol import errors_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from unit.emulator.harness import Server, running_server, train, wait_for
-    from unit.emulator.test_emulator_datasets import jsonl, labelled
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.harness import Server, running_server, train, wait_for
-    from unit.emulator.test_emulator_datasets import jsonl, labelled
+from unit.emulator.harness import Server, running_server, train, wait_for
+from unit.emulator.test_emulator_datasets import jsonl, labelled
 
 OTHER: Final = "210987654321"
 GONE: Final = "1700000000000"

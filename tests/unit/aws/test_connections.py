@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
 
 from batchcl.aws import connections
 from batchcl.aws.connections import ConnectionPool, NotConnectedError, Route, open_pool
-
-if TYPE_CHECKING:
-    from unit.aws.raw_server import CUT, HANG, RawServer, answering, http
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.aws.raw_server import CUT, HANG, RawServer, answering, http
+from unit.aws.raw_server import CUT, HANG, RawServer, answering, http
 
 OK = http(200, b"{}")
 CALL = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"

@@ -6,23 +6,19 @@ from typing import Any
 
 import anyio
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.lifecycle import Model, Units, describe, list_models, start, stop, wait
 from batchcl.errors import CredentialsError, ModelError, StoppedError, UnreachableError, UsageError
+from unit.aws.models_service import refused
 from virtual import run_virtual
 
 ARN = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000")
 CREATED = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
 SILENT = EndpointConnectionError(endpoint_url="https://x")
-
-
-def refused(code: str, status: int = 400) -> ClientError:
-    response: Any = {"Error": {"Code": code, "Message": "said so"}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return ClientError(response, "Some")
 
 
 def version(name: str, status: str = "RUNNING", project: str = "dogs", **more: Any) -> dict[str, Any]:

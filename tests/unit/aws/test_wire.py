@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from email.utils import format_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
@@ -19,11 +19,7 @@ from batchcl.aws.wire import Answer, Request, Wire, open_wire
 from batchcl.errors import CallError, CredentialsError, FatalCallError, RefusedError, TransientError
 from certificates import certificates
 from servers import KEY, SECRET, client
-
-if TYPE_CHECKING:
-    from unit.aws.raw_server import CUT, HANG, Asked, RawServer, answering, error, http
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.aws.raw_server import CUT, HANG, Asked, RawServer, answering, error, http
+from unit.aws.raw_server import CUT, HANG, Asked, RawServer, answering, error, http
 
 OK = http(200, b"{}")
 CALL = Request(method="POST", headers=(("X-Amz-Target", "RekognitionService.DetectCustomLabels"),), body=b'{"a":1}')

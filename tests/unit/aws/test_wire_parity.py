@@ -7,7 +7,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio.from_thread
 import orjson
@@ -21,11 +21,7 @@ from batchcl.aws.transport import Transport
 from batchcl.errors import CallError, FatalCallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Detection
-
-if TYPE_CHECKING:
-    from unit.aws.raw_server import CUT, RawServer, answering, error, http, in_turn
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.aws.raw_server import CUT, RawServer, answering, error, http, in_turn
+from unit.aws.raw_server import CUT, RawServer, answering, error, http, in_turn
 
 MODEL = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000")
 IMAGE = ImageRef(uri="s3://b/a", bucket="pics", key="a b+c%2F é.jpg", version_id="v1")

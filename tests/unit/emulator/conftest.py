@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from batchcl.emulator.digits import DigitsDataset, write_digits
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from unit.emulator.harness import Server, Trained, running_model, running_server
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.harness import Server, Trained, running_model, running_server
+from unit.emulator.harness import Server, Trained, running_model, running_server
 
 
 @pytest.fixture(scope="session")

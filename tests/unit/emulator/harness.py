@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.from_thread
 import boto3
+import botocore.exceptions
+import pytest
 from botocore.config import Config
 
 from batchcl.emulator import EmulatorSettings
@@ -82,6 +84,14 @@ def running_server(environment: dict[str, str] | None = None, **settings: Any) -
         finally:
             portal.call(until.set)
             done.result(timeout=30)
+
+
+def refused(call: Any, **arguments: Any) -> str:
+    """The error's code."""
+    with pytest.raises(botocore.exceptions.ClientError) as caught:
+        call(**arguments)
+    code: str = caught.value.response["Error"]["Code"]
+    return code
 
 
 def wait_for(client: Any, project_arn: str, *, not_status: str, seconds: float = 60) -> dict[str, Any]:

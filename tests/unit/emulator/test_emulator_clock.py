@@ -6,15 +6,12 @@ import email.utils
 import http.client
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from batchcl.emulator.digits import DigitsDataset
-    from unit.emulator.harness import Server, running_server, train
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.harness import Server, running_server, train
+from batchcl.emulator.digits import DigitsDataset
+from unit.emulator.harness import Server, running_server, train
 
 HOUR_S = 3600.0
 

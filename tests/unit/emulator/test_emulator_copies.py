@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-import botocore.exceptions
 import pytest
 
+from batchcl.emulator.digits import DigitsDataset
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.policies import check_document, may_copy
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from batchcl.emulator.digits import DigitsDataset
-    from unit.emulator.harness import Server, running_server, train, wait_for
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.harness import Server, running_server, train, wait_for
+from unit.emulator.harness import Server, refused, running_server, train, wait_for
 
 OTHER = "210987654321"
 PROJECT = "arn:aws:rekognition:us-east-1:123456789012:project/p/1700000000000"
@@ -78,13 +72,6 @@ def test_whom_a_policy_lets_copy(statements: list[Any], verdict: bool | None) ->
     text = document(*statements)
     check_document(text, project_arn=PROJECT)
     assert may_copy([text], version_arn=VERSION, account=OTHER) is verdict
-
-
-def refused(call: Any, **arguments: Any) -> str:
-    with pytest.raises(botocore.exceptions.ClientError) as caught:
-        call(**arguments)
-    code: str = caught.value.response["Error"]["Code"]
-    return code
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-import botocore.exceptions
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from unit.emulator.harness import Server, running_server
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.harness import Server, running_server
+from unit.emulator.harness import Server, refused, running_server
 
 COMMON = {"confidence": 1, "human-annotated": "yes", "creation-date": "2026-11-21T00:00:00", "job-name": "j"}
 
@@ -51,13 +46,6 @@ def boxed(number: int, *boxes: tuple[str, int]) -> dict[str, Any]:
 
 def jsonl(lines: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-
-
-def refused(call: Any, **arguments: Any) -> str:
-    with pytest.raises(botocore.exceptions.ClientError) as caught:
-        call(**arguments)
-    code: str = caught.value.response["Error"]["Code"]
-    return code
 
 
 class Shop:

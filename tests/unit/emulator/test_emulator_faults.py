@@ -6,24 +6,19 @@ import http.client
 import json
 import math
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import botocore.exceptions
 import pytest
 
+from batchcl.emulator.digits import DigitsDataset
 from batchcl.emulator.injection import Injector, load_faults, parse_faults
 from batchcl.emulator.latency import Latency
 from batchcl.emulator.scaling import AutoScaler
 from batchcl.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from batchcl.emulator.digits import DigitsDataset
-    from unit.emulator.harness import Server, Trained, running_model, running_server, train
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.harness import Server, Trained, running_model, running_server, train
+from unit.emulator.harness import Server, Trained, running_model, running_server, train
 
 IMAGE = {"S3Object": {"Bucket": "small", "Name": "test/00000.png"}}
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from batchcl.emulator.manifest import DATASET, VALIDATION, marked, review
-
-if TYPE_CHECKING:
-    from unit.emulator.test_emulator_datasets import boxed, labelled
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.test_emulator_datasets import boxed, labelled
+from unit.emulator.test_emulator_datasets import boxed, labelled
 
 
 def changed(line: dict[str, Any], *path: Any, to: Any) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import json
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import botocore.exceptions
 import pytest
@@ -16,27 +18,12 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from PIL import Image
 
+from batchcl.emulator.digits import DigitBox, DigitPicture, DigitsDataset
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.operations import OPERATIONS
 from batchcl.emulator.protocol import decode, operation_names
 from batchcl.pictures.fit import fit
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from batchcl.emulator.digits import DigitBox, DigitPicture, DigitsDataset
-    from unit.emulator.harness import Server, Trained, running_server, train, wait_for
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.harness import Server, Trained, running_server, train, wait_for
-
-
-def refused(call: Any, **arguments: Any) -> str:
-    """The error's code."""
-    with pytest.raises(botocore.exceptions.ClientError) as caught:
-        call(**arguments)
-    code: str = caught.value.response["Error"]["Code"]
-    return code
+from unit.emulator.harness import Server, Trained, refused, running_server, train, wait_for
 
 
 def s3(picture: DigitPicture) -> dict[str, Any]:

@@ -1,27 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import boto3
 import pytest
 
 from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
+from batchcl.emulator.digits import DigitsDataset
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.records import Version
 from batchcl.emulator.settings import EmulatorSettings
 from batchcl.emulator.state import State
 from batchcl.errors import RefusedError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from batchcl.emulator.digits import DigitsDataset
-    from unit.emulator.harness import running_server, train
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.harness import running_server, train
+from unit.emulator.harness import running_server, train
 
 
 def test_projects_and_models_outlive_a_restart_and_running_models_are_stopped(

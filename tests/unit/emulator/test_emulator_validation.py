@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from batchcl.emulator.digits import DigitsDataset
 from batchcl.emulator.validation import Checked, examine, use_case
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from batchcl.emulator.digits import DigitsDataset
-    from unit.emulator.harness import running_server, wait_for
-    from unit.emulator.test_emulator_datasets import boxed, jsonl, labelled
-else:  # pytest finds it from the folder `tests`, mypy from the root
-    from unit.emulator.harness import running_server, wait_for
-    from unit.emulator.test_emulator_datasets import boxed, jsonl, labelled
+from unit.emulator.harness import running_server, wait_for
+from unit.emulator.test_emulator_datasets import boxed, jsonl, labelled
 
 CATS = [labelled(n, "cat" if n % 2 else "dog") for n in range(20)]
 NO_LINE = {"source-ref": "nonsense"}
