@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from unittest import mock
 
@@ -62,6 +63,7 @@ def slow_store(rng: random.Random) -> Trouble:
     return Trouble(pause=pause)
 
 
+@cache
 def race(seed: int) -> tuple[House, list[Summary | BatchclError | None]]:
     """Two sessions that start within seconds of each other, and then one to end the run if they have not."""
     contested = house()
