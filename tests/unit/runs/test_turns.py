@@ -1,27 +1,32 @@
 from __future__ import annotations
 
-import threading
-import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from batchcl.runs.turns import in_turn
 
+T = TypeVar("T")
 
-def test_work_on_columns_is_never_done_beside_other_such_work() -> None:
+
+def test_work_on_columns_is_never_done_beside_other_such_work(monkeypatch: pytest.MonkeyPatch) -> None:
     now, most = 0, 0
-    lock = threading.Lock()
+
+    async def in_a_thread(work: Callable[[], T]) -> T:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await anyio.lowlevel.checkpoint()  # whoever need not wait for a turn begins here
+        now -= 1
+        return work()
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", in_a_thread)
 
     def work(number: int, *, add: int) -> int:
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
-        time.sleep(0.002)
-        with lock:
-            now -= 1
         return number + add
 
     async def act() -> list[int]:
