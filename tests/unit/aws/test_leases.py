@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from typing import Any
 
 import pytest
 from botocore.session import get_session
@@ -42,9 +43,14 @@ def test_a_lease_is_read_as_it_was_written() -> None:
     assert lease(SOON).value == "2026-11-21T03:05:00Z started run a in s3://b"
 
 
+@pytest.fixture(scope="module")
+def shapes() -> Any:
+    """What botocore knows of Rekognition."""
+    return get_session().get_service_model("rekognition")
+
+
 @given(holder=st.text(max_size=400), seconds=st.integers(-(10**9), 10**9))
-def test_any_holder_makes_a_tag_that_the_service_takes(holder: str, seconds: int) -> None:
-    shapes = get_session().get_service_model("rekognition")
+def test_any_holder_makes_a_tag_that_the_service_takes(shapes: Any, holder: str, seconds: int) -> None:
     key_shape, value_shape = shapes.shape_for("TagKey").metadata, shapes.shape_for("TagValue").metadata
     written = lease(NOW + dt.timedelta(seconds=seconds), holder=holder)
     assert key_shape["min"] <= len(written.key) <= key_shape["max"]
