@@ -6,10 +6,12 @@ import io
 import re
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,11 +38,11 @@ class Place:
             found = sorted((Path(self.root) / prefix).rglob(f"*{suffix}"))
             return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in found}
         bucket, _, folder = self.root.removeprefix("s3://").partition("/")
-        s3 = client("s3", self.s3)
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{folder}/{prefix}/")
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{folder}/{prefix}/")
         keys = [each["Key"] for page in pages for each in page.get("Contents", []) if each["Key"].endswith(suffix)]
         return {
-            key.removeprefix(f"{folder}/"): s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in sorted(keys)
+            key.removeprefix(f"{folder}/"): self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            for key in sorted(keys)
         }
 
     def names(self, prefix: str, suffix: str) -> list[str]:
@@ -48,7 +50,7 @@ class Place:
         if not self.root.startswith("s3://"):
             return [str(path) for path in (Path(self.root) / prefix).rglob(f"*{suffix}")]
         bucket, _, folder = self.root.removeprefix("s3://").partition("/")
-        found = client("s3", self.s3).list_objects_v2(Bucket=bucket, Prefix=f"{folder}/{prefix}/")
+        found = self._client.list_objects_v2(Bucket=bucket, Prefix=f"{folder}/{prefix}/")
         return [each["Key"] for each in found.get("Contents", []) if each["Key"].endswith(suffix)]
 
     def remove(self, name: str) -> None:
@@ -57,7 +59,7 @@ class Place:
             (Path(self.root) / name).unlink()
             return
         bucket, _, folder = self.root.removeprefix("s3://").partition("/")
-        client("s3", self.s3).delete_object(Bucket=bucket, Key=f"{folder}/{name}")
+        self._client.delete_object(Bucket=bucket, Key=f"{folder}/{name}")
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of `results` or `failures` as any reader sees them now."""
@@ -79,6 +81,10 @@ class Place:
                     kept["error_message"] = _FAILED.sub("", kept["error_message"])
                 found[row["uri"]] = kept | {"table": table}
         return found
+
+    @cached_property
+    def _client(self) -> Any:
+        return client("s3", self.s3)
 
 
 def new_bucket(s3: str) -> str:
@@ -122,6 +128,12 @@ def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
+
+
+def until_seen(process: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
+    """Wait until it is there, or the process has ended by itself; what is to be hit may be over in milliseconds."""
+    while process.poll() is None and not there():
+        time.sleep(0.002)
 
 
 def wait_for_rows(place: Place, count: int) -> None:

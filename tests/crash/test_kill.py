@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from crash.conftest import cycles
-from crash.harness import ends_within, started, until_begun
+from crash.harness import ends_within, started, until_begun, until_seen
 
 KILLS_A_RUN = 10
 KILLED, STOPPED = -9, 4
@@ -70,7 +70,6 @@ def kill_somewhen(process, out, rng) -> None:
         folder = way if way == "results" else f"runs/r/{way}"
         before = len(out.names(folder, ""))
         wanted = before + rng.randint(1, 2)
-        while len(out.names(folder, "")) < wanted and process.poll() is None:
-            pass
+        until_seen(process, lambda: len(out.names(folder, "")) >= wanted)
         ends_within(process, rng.choice([0.0, 0.005, 0.02]))
     process.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from batchcl import workflow
 from crash.conftest import cycles
-from crash.harness import ends_within, started
+from crash.harness import ends_within, started, until_seen
 from servers import REGION, aws_env, client, serving
 
 LEASE_S = 15 * 60
@@ -102,22 +101,16 @@ def kill_somewhen(process, way: str, out: Path, model: Model, rng: random.Random
     if way == "start":
         ends_within(process, rng.uniform(0.5, 4.0))
     elif way == "lease":
-        poll(process, lambda: bool(model.leases()))
+        until_seen(process, lambda: bool(model.leases()))
     elif way in {"STARTING", "RUNNING"}:
-        poll(process, lambda: model.status == way)
+        until_seen(process, lambda: model.status == way)
         ends_within(process, rng.choice([0.0, 0.01, 0.1, 0.5]))
     else:
-        poll(process, lambda: any(out.rglob("*.arrow")))
+        until_seen(process, lambda: any(out.rglob("*.arrow")))
         if way != "journal":
             process.terminate()
             if way == "STOPPING":
-                poll(process, lambda: model.status not in ALIVE)
+                until_seen(process, lambda: model.status not in ALIVE)
             ends_within(process, rng.uniform(0, 0.1))
     process.kill()
     process.wait()
-
-
-def poll(process, there) -> None:
-    """Until it is there, or the process has ended by itself."""
-    while process.poll() is None and not there():
-        time.sleep(0.002)
