@@ -36,7 +36,9 @@ class _Tee(io.StringIO):
         return super().write(text)
 
 
-class _Terminal(io.StringIO):
+class Terminal(io.StringIO):
+    """Passes for a terminal."""
+
     def isatty(self) -> bool:
         return True
 
@@ -45,7 +47,7 @@ def typed(line: str, *words: object, answer: str | None = None, stdin: bytes = b
     """Run `batchcl LINE WORDS…` with `stdin`; with an `answer` that is a terminal at which somebody types it."""
     both = io.StringIO()
     out, err = _Tee(both), _Tee(both)
-    given = io.TextIOWrapper(io.BytesIO(stdin)) if answer is None else _Terminal(f"{answer}\n")
+    given = io.TextIOWrapper(io.BytesIO(stdin)) if answer is None else Terminal(f"{answer}\n")
     argv = ["batchcl", *shlex.split(line), *map(str, words)]
     with (
         patch.object(sys, "argv", argv),

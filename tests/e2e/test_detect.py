@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import shutil
 import ssl
@@ -20,11 +19,11 @@ from typing import Any, ClassVar
 import anyio
 import pytest
 import yaml
-from PIL import Image
 
 import batchcl
 from batchcl.images import MAX_BYTES_INLINE
 from certificates import certificates
+from pixels import resized
 from servers import REGION, Ended, aws_env, client, make_bucket
 from typed import typed
 
@@ -83,12 +82,6 @@ def upload(seaweed: str, key: str, data: bytes) -> str:
     make_bucket(s3, BUCKET)
     s3.put_object(Bucket=BUCKET, Key=key, Body=data)
     return f"s3://{BUCKET}/{key}"
-
-
-def encoded(picture: Path, kind: str, size: tuple[int, int]) -> bytes:
-    out = io.BytesIO()
-    Image.open(picture).convert("RGB").resize(size).save(out, kind)
-    return out.getvalue()
 
 
 def names(answer: Any) -> list[str]:
@@ -306,7 +299,7 @@ def test_certificates_are_checked_by_the_given_bundle_or_not_at_all(detect, demo
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF", "BMP"])
 def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, demo, picture, seaweed, kind):
-    Path("other").write_bytes(encoded(picture, kind, (300, 300)))
+    Path("other").write_bytes(resized(picture, kind, (300, 300)))
     uri = upload(seaweed, f"other.{kind.lower()}", Path("other").read_bytes())
     plain = detect("other", "--model", demo.arn, "--json")
     assert (plain.code, plain.out) == (3, "")
@@ -320,7 +313,7 @@ def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, d
 
 
 def test_fit_shrinks_what_is_too_large_wherever_it_lies_and_leaves_the_rest_alone(detect, demo, picture, seaweed):
-    wide = encoded(picture, "PNG", (4500, 450))
+    wide = resized(picture, "PNG", (4500, 450))
     uri = upload(seaweed, "wide.png", wide)
     done = detect(uri, picture, "--model", demo.arn, "--fit", "--json")
     assert done.code == 0, done.err

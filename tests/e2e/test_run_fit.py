@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import polars as pl
 import pytest
-from PIL import Image
 
 from batchcl.analysis.results import open_results
+from pixels import resized
 from servers import aws_env, client, make_bucket
 
 BUCKET = "to-fit"
-
-
-def encoded(picture: Path, kind: str, size: tuple[int, int]) -> bytes:
-    out = io.BytesIO()
-    with Image.open(picture) as image:
-        image.convert("RGB").resize(size).save(out, kind)
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +22,13 @@ def pictures(demo, tmp_path_factory) -> Path:
     fine = min(demo.data.images.rglob("*.png"))
     made = {
         "fine.png": fine.read_bytes(),
-        "photo.webp": encoded(fine, "WEBP", (200, 200)),
-        "scan.tif": encoded(fine, "TIFF", (100, 100)),
-        "old.bmp": encoded(fine, "BMP", (80, 80)),
-        "wide.jpg": encoded(fine, "JPEG", (4200, 1000)),
-        "tiny.png": encoded(fine, "PNG", (20, 20)),
-        "long.png": encoded(fine, "PNG", (2000, 64)),
-        "cut.webp": encoded(fine, "WEBP", (200, 200))[:200],
+        "photo.webp": resized(fine, "WEBP", (200, 200)),
+        "scan.tif": resized(fine, "TIFF", (100, 100)),
+        "old.bmp": resized(fine, "BMP", (80, 80)),
+        "wide.jpg": resized(fine, "JPEG", (4200, 1000)),
+        "tiny.png": resized(fine, "PNG", (20, 20)),
+        "long.png": resized(fine, "PNG", (2000, 64)),
+        "cut.webp": resized(fine, "WEBP", (200, 200))[:200],
         "notes.txt": b"nothing to see",
         "text.jpg": b"no picture at all",
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from PIL import Image
 
 import batchcl
 from batchcl.runs.schema import FAILURES, RESULTS
+from pixels import encoded
 from servers import aws_env, client
 
 
@@ -79,8 +79,8 @@ def test_unfit_and_refused_images_are_rows_with_their_reason(cli, demo, env, tmp
         "empty.jpg": b"",
         "sub/no-extension": good,
         "large.png": b"\x89PNG" + bytes(4 * 1024 * 1024),
-        "tiny.png": _png(32, 32),
-        "wide.png": _png(2000, 64),
+        "tiny.png": encoded(Image.new("RGB", (32, 32), "white")),
+        "wide.png": encoded(Image.new("RGB", (2000, 64), "white")),
     }
     for name, data in names.items():
         (pictures / name).write_bytes(data)
@@ -204,9 +204,3 @@ def test_plan_counts_without_a_call(cli, demo, tmp_path):
     assert plan["bytes"] == (tmp_path / "00000.png").stat().st_size
     assert [each["units"] for each in plan["estimates"]] == [1, 2, 3, 4, 5]
     assert plan["estimates"][0]["dollars"] == pytest.approx(1 / 2.8 / 3600 * 4)
-
-
-def _png(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), "white").save(buffer, "PNG")
-    return buffer.getvalue()

@@ -22,6 +22,7 @@ from batchcl.cli import confidence, evaluate, failures, labels, output, query
 from batchcl.errors import SourceError, UsageError
 from batchcl.scoring.outcome import Label
 from servers import aws_env, client, make_bucket
+from typed import Terminal
 from unit.analysis.test_evaluate import boxes, carrying, line
 
 if TYPE_CHECKING:
@@ -163,11 +164,6 @@ def test_a_confusion_with_a_label_called_truth_is_shown(root: Root, make: type[M
     root.results(make.scored("s3://bucket/0", Label("truth", 90)))
     truth = write_truth(tmp_path / "t.manifest", "truth")
     assert "surest" in good("evaluate", root, "--truth", truth, "--skip-bad-lines")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def at_a_terminal(frame: pl.DataFrame, columns: int, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import io
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,17 +9,7 @@ from PIL import Image
 
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.image_rules import check_bytes, open_picture, pixel_size
-
-
-def noise(width: int, height: int) -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    return Image.fromarray(values)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
+from pixels import encoded, noise
 
 
 def code(data: bytes) -> str:

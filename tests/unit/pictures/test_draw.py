@@ -10,6 +10,7 @@ from batchcl.errors import ImageError
 from batchcl.pictures import draw
 from batchcl.pictures.draw import annotated, drawing_format
 from batchcl.scoring.outcome import Label
+from pixels import encoded
 
 BOX = (0.25, 0.5, 0.5, 0.25)
 
@@ -17,9 +18,7 @@ BOX = (0.25, 0.5, 0.5, 0.25)
 def black(width: int, height: int, *, orientation: int = 1) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    out = io.BytesIO()
-    Image.new("RGB", (width, height)).save(out, "JPEG", exif=exif)
-    return out.getvalue()
+    return encoded(Image.new("RGB", (width, height)), "JPEG", exif=exif)
 
 
 def drawn(data: bytes, *labels: Label) -> np.ndarray:

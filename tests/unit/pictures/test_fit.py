@@ -15,14 +15,10 @@ from batchcl.emulator.image_rules import check_bytes, open_picture
 from batchcl.errors import ImageError
 from batchcl.images import MAX_BYTES_INLINE
 from batchcl.pictures.fit import Fitted, fit
+from pixels import encoded, noise
 
 TURNED = 6
 ORIENTATION = 0x0112
-
-
-def noise(width: int, height: int) -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    return Image.fromarray(values)
 
 
 def marked(width: int, height: int) -> Image.Image:
@@ -30,12 +26,6 @@ def marked(width: int, height: int) -> Image.Image:
     image = Image.new("RGB", (width, height), "grey")
     ImageDraw.Draw(image).rectangle([0, 0, width // 2 - 1, height // 2 - 1], fill="red")
     return image
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def changed(data: bytes, **options: Any) -> Fitted:

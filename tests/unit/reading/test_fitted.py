@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,6 +12,7 @@ from batchcl.images import MAX_BYTES_S3, ImageRef, Unfit
 from batchcl.reading import fitted
 from batchcl.reading.base import Prepared
 from batchcl.reading.fitted import FittingReader
+from pixels import encoded
 
 
 class Shelf:
@@ -34,9 +34,7 @@ class Shelf:
 
 
 def picture(kind: str, side: int = 100) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), "red").save(out, kind)
-    return out.getvalue()
+    return encoded(Image.new("RGB", (side, side), "red"), kind)
 
 
 def local(key: str) -> ImageRef:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +14,11 @@ from batchcl.errors import SourceError
 from batchcl.images import MAX_BYTES_S3
 from batchcl.workflow.create import check_labels, refuse_skipped
 from batchcl.workflow.local import Entry, LocalDataset, LocalImage, read_local, split_entries
+from pixels import encoded
 
 
 def picture(width: int = 64, height: int = 64, kind: str = "PNG", shade: int = 0) -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (width, height), (shade, shade, shade)).save(data, kind)
-    return data.getvalue()
+    return encoded(Image.new("RGB", (width, height), (shade, shade, shade)), kind)
 
 
 @pytest.fixture
