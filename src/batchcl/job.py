@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -38,45 +37,15 @@ from batchcl.sources.sample import Sample
 from batchcl.sources.source_kind import SourceKind
 from batchcl.sources.tables import Columns
 from batchcl.sources.where import Condition
+from batchcl.tolerance import Tolerance
 
-__all__ = ["Job", "Tolerance", "fingerprint", "job_of", "load_job"]
+__all__ = ["Job", "fingerprint", "job_of", "load_job"]
 
 SHARD_SIZE: Final = 10_000
 _LIST_KEYS: Final = ("uri_column", "bucket_column", "key_column", "uri_field", "attribute", "all_versions", "as_of")
 _FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "where", "sample")
 _MOST: Final = 2**63 - 1
 """The largest whole number that a run's record can hold."""
-_TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
-
-
-class Tolerance(BaseModel):
-    """How many images may fail before the run's exit code says so: a count, or a share of the images called for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    count: int | None = None
-    percent: float | None = None
-
-    @classmethod
-    def parse(cls, text: str | int) -> Tolerance:
-        """Read `20` or `0.5%`. Raises ValueError."""
-        found = _TOLERANCE.fullmatch(str(text))
-        if found is None:
-            raise ValueError(f"{text!r} is no tolerance; write a count such as 20 or a share such as 0.5%")
-        if found["percent"]:
-            percent = float(found["number"])
-            if percent > 100:  # noqa: PLR2004
-                raise ValueError(f"{text!r} is more than 100%")
-            return cls(percent=percent)
-        if not found["number"].isdigit():
-            raise ValueError(f"{text!r} is no count; write a whole number, or a share such as 0.5%")
-        return cls(count=int(found["number"]))
-
-    def exceeded(self, *, failed: int, scored: int) -> bool:
-        """Whether `failed` images are too many; skipped ones cost no call and don't count."""
-        if self.percent is not None:
-            return failed > (failed + scored) * self.percent / 100
-        return failed > (self.count or 0)
 
 
 class Job(BaseModel):

@@ -11,9 +11,10 @@ import pytest
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import UsageError
-from batchcl.job import Job, Tolerance, fingerprint, job_of, load_job
+from batchcl.job import Job, fingerprint, job_of, load_job
 from batchcl.quantities import seconds_of
 from batchcl.sources.sample import Sample
+from batchcl.tolerance import Tolerance
 
 ARN = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000"
 OTHER_ARN = ARN.replace("/v1/", "/v2/")
