@@ -18,7 +18,7 @@ from batchcl.sources.files import START_BYTES, start_of
 from batchcl.sources.inventory import is_inventory_manifest
 from batchcl.sources.source_kind import SourceKind
 
-__all__ = ["kind_of"]
+__all__ = ["is_columnar", "kind_of"]
 
 _IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG")
 _TABLE_MAGIC: Final = (b"PAR1", b"ORC")
@@ -42,8 +42,7 @@ def kind_of(name: str, path: Path, *, folder: Path | None, wants_table: bool, wa
     Raises:
         SourceError: the file is no list, or could be several kinds: it names them.
     """
-    with path.open("rb") as file:
-        magic = file.read(4)
+    magic = _magic(path)
     if magic.startswith(_IMAGE_MAGIC):
         return SourceKind.IMAGE
     if magic.startswith(_TABLE_MAGIC):
@@ -63,6 +62,16 @@ def kind_of(name: str, path: Path, *, folder: Path | None, wants_table: bool, wa
     if wants_table:
         return SourceKind.TABLE
     return _text_kind(name, [line.decode(errors="replace") for line in lines], folder)
+
+
+def is_columnar(path: Path) -> bool:
+    """Whether the table at `path` is Parquet or ORC rather than text. Blocks."""
+    return _magic(path).startswith(_TABLE_MAGIC)
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 def _lines(start: bytes) -> list[bytes]:

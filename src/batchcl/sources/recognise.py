@@ -26,14 +26,14 @@ from batchcl.sources.archive import archive_in_s3, local_archive
 from batchcl.sources.base import Source
 from batchcl.sources.csv_rows import CsvPart, LabelRows, batch_row
 from batchcl.sources.directory import DirectorySource
-from batchcl.sources.files import fetch, spool_pipe, spool_stdin
+from batchcl.sources.files import spool_pipe, spool_stdin
 from batchcl.sources.inventory import MANIFEST, open_inventory
 from batchcl.sources.key_list import parse_key_line
-from batchcl.sources.kinds import kind_of
+from batchcl.sources.kinds import is_columnar, kind_of
 from batchcl.sources.lines import LinePart
 from batchcl.sources.listed import ListSource, Part
 from batchcl.sources.manifest import FieldParser, ManifestParser
-from batchcl.sources.places import LocalPlace, Place, S3Place
+from batchcl.sources.places import LocalPlace, S3Place
 from batchcl.sources.s3_prefix import S3PrefixSource
 from batchcl.sources.single import ImageSource
 from batchcl.sources.source_kind import SourceKind
@@ -140,7 +140,7 @@ class _Opener:
     ) -> None:
         self._stack = stack
         self._aws = aws
-        self._region = region
+        self._s3 = S3Place(aws, stack, region=region)
         self._options = options
         self._leave_out = leave_out
         self._transport = transport
@@ -157,7 +157,7 @@ class _Opener:
         if kind is SourceKind.IMAGE:
             return ImageSource(name)
         if kind is SourceKind.INVENTORY:
-            return await self._inventory(name, LocalPlace())
+            return await self._inventory(name)
         return await self._open_local(name)
 
     async def _open_local(self, name: str) -> Source:
@@ -170,7 +170,7 @@ class _Opener:
         what = await anyio.to_thread.run_sync(_look, name)
         if what is _What.FOLDER:
             if self._options.as_of is not None or await anyio.to_thread.run_sync(_holds_inventories, name):
-                return await self._inventory(name, LocalPlace())
+                return await self._inventory(name)
             return DirectorySource(name, leave_out=self._leave_out)
         if what is _What.GLOB:
             return await self._lists(name, await anyio.to_thread.run_sync(_globbed, name))
@@ -182,26 +182,22 @@ class _Opener:
             raise SourceError(f"{name} names no bucket; write s3://bucket/prefix")
         if kind is SourceKind.IMAGE:
             return ImageSource(name)
-        place = S3Place(self._aws, self._stack, region=self._region)
         if kind is SourceKind.INVENTORY or (kind is None and options.as_of is not None):
-            return await self._inventory(name, place)
+            return await self._inventory(name)
         if kind is SourceKind.TAR or (kind is None and _ARCHIVE_NAME.search(name)):
-            return await self._archives(name, place)
+            return await self._archives(name)
         listed = _LIST_NAME.search(name) is not None
         if kind is SourceKind.DIRECTORY:
             raise SourceError(f"{name} is no local directory; leave --source-kind out for a prefix")
         if kind is SourceKind.PREFIX or (kind is None and not listed) or name.endswith("/"):
             return await self._prefix(name)
         if _GLOB.search(name):
-            return await self._lists(name, await self._fetched(name, place))
-        if kind is not None:
-            path = await fetch(name, self._aws, region=self._region)
-            self._stack.callback(path.unlink, missing_ok=True)
-        else:
-            found = await place.fetch(name)
-            if found is None:
-                return await self._prefix(name)
-            path = found
+            return await self._lists(name, await self._fetched(name))
+        path = await self._s3.fetch(name)
+        if path is None and kind is None:
+            return await self._prefix(name)
+        if path is None:
+            raise SourceError(f"there is no {name}; check the key")
         return await self._lists(name, [_ListFile(name, path, None)])
 
     async def _prefix(self, name: str) -> Source:
@@ -211,9 +207,9 @@ class _Opener:
         """The region of the bucket that `name` begins with."""
         return await self._buckets.region_of(name.removeprefix("s3://").partition("/")[0])
 
-    async def _archives(self, name: str, place: S3Place) -> Source:
+    async def _archives(self, name: str) -> Source:
         """The archive in S3, or the archives that fit a pattern; objects below such a name where there is none."""
-        uris = await self._fitting(name, place) if _GLOB.search(name) else [name]
+        uris = await self._fitting(name) if _GLOB.search(name) else [name]
         region = await self._region_of(name)
         client = await anyio.to_thread.run_sync(lambda: self._aws.blocking_s3(region=region))
         self._stack.callback(client.close)
@@ -228,26 +224,27 @@ class _Opener:
             raise SourceError(f"there is no {name}; check the key")
         return ListSource(name, parts, skip_bad_lines=self._options.skip_bad_lines)
 
-    async def _fetched(self, pattern: str, place: S3Place) -> list[_ListFile]:
-        fitting = await self._fitting(pattern, place)
-        files = [_ListFile(uri, path, None) for uri in fitting if (path := await place.fetch(uri)) is not None]
+    async def _fetched(self, pattern: str) -> list[_ListFile]:
+        fitting = await self._fitting(pattern)
+        files = [_ListFile(uri, path, None) for uri in fitting if (path := await self._s3.fetch(uri)) is not None]
         if not files:
             raise SourceError(f"no object fits {pattern}; check the pattern")
         return files
 
-    async def _fitting(self, pattern: str, place: S3Place) -> list[str]:
+    async def _fitting(self, pattern: str) -> list[str]:
         literal = _GLOB.split(pattern, maxsplit=1)[0]
         fits = re.compile(translate(pattern)).match
-        fitting = [uri for uri in await place.objects(literal, fits) if not uri.endswith("/")]
+        fitting = [uri for uri in await self._s3.objects(literal, fits) if not uri.endswith("/")]
         if not fitting:
             raise SourceError(f"no object fits {pattern}; check the pattern")
         return fitting
 
-    async def _inventory(self, name: str, place: Place) -> Source:
+    async def _inventory(self, name: str) -> Source:
         options = self._options
+        in_s3 = name.startswith("s3://")
         parts = await open_inventory(
-            name if name.startswith("s3://") else _absolute(name),
-            place,
+            name if in_s3 else _absolute(name),
+            self._s3 if in_s3 else LocalPlace(),
             all_versions=options.all_versions,
             as_of=options.as_of,
         )
@@ -264,10 +261,7 @@ class _Opener:
                 )
             return ImageSource(name)
         if kinds == [SourceKind.INVENTORY]:
-            in_s3 = name.startswith("s3://")
-            return await self._inventory(
-                name, S3Place(self._aws, self._stack, region=self._region) if in_s3 else LocalPlace()
-            )
+            return await self._inventory(name)
         parts = [
             await anyio.to_thread.run_sync(self._part, kind, file) for kind, file in zip(kinds, files, strict=True)
         ]
@@ -314,9 +308,7 @@ class _Opener:
             case SourceKind.LABEL_CSV:
                 return CsvPart(label, path, LabelRows(folder, web=web))
             case SourceKind.TABLE:
-                with path.open("rb") as start:
-                    is_binary = start.read(4).startswith((b"PAR1", b"ORC"))
-                if is_binary:
+                if is_columnar(path):
                     return TablePart(label, path, options.columns, folder, web=web)
                 return CsvPart(label, path, header=csv_header(options.columns, folder, web=web))
             case _:
