@@ -87,7 +87,7 @@ def test_status_tells_what_a_run_is_doing(cli, job, env, out, stopped):
     assert killed["planned"] == IMAGES == killed["scored"] + killed["left"]
     assert killed["left"] > 0
     assert cli(*job, env=env).code == 0
-    done = status()
+    assert cli("status", out.root, "--json", env=env).json == (done := status()), "the newest run if none is named"
     assert (done["state"], done["resumable"], done["held_by"], done["left"]) == ("done", False, None, 0)
     assert done["scored"] == done["published"] == IMAGES
 

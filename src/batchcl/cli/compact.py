@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from batchcl.cli.output import Csv, Json, Profile, Region, Root
+
+if TYPE_CHECKING:
+    from batchcl.runs.compact import Compaction
+    from batchcl.runs.store import Store
 
 __all__ = ["compact"]
 
@@ -39,24 +43,34 @@ def compact(
       batchcl compact s3://tables/labels --target-mb 256
     """  # noqa: D412 - Typer shows the examples as they stand
     import datetime as dt  # noqa: PLC0415 - `batchcl --help` goes without
-    from functools import partial  # noqa: PLC0415
 
+    import anyio.to_thread  # noqa: PLC0415
     import polars as pl  # noqa: PLC0415
 
     from batchcl.cli.output import emit  # noqa: PLC0415
     from batchcl.cli.run import tell  # noqa: PLC0415
     from batchcl.cli.status import with_store  # noqa: PLC0415
+    from batchcl.errors import UsageError  # noqa: PLC0415
     from batchcl.quantities import seconds_of  # noqa: PLC0415
     from batchcl.runs.compact import compact as merge  # noqa: PLC0415
+    from batchcl.runs.published import check_root  # noqa: PLC0415
 
     left: list[str] = []
-    work = partial(
-        merge,
-        target_bytes=int(target_mb * 1024 * 1024),
-        min_age=dt.timedelta(seconds=seconds_of(min_age)),
-        dry_run=dry_run,
-        on_left=lambda run_id, reason: left.append(f"run {run_id} {reason}"),
-    )
+    try:
+        age = dt.timedelta(seconds=seconds_of(min_age))
+    except UsageError as error:
+        raise UsageError(f"--min-age: {error}") from error
+
+    async def work(store: Store) -> list[Compaction]:
+        await anyio.to_thread.run_sync(check_root, store)
+        return await merge(
+            store,
+            target_bytes=int(target_mb * 1024 * 1024),
+            min_age=age,
+            dry_run=dry_run,
+            on_left=lambda run_id, reason: left.append(f"run {run_id} {reason}"),
+        )
+
     done = with_store(work, root, profile=profile, region=region)
     rows = [
         {

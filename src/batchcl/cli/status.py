@@ -47,7 +47,10 @@ def runs(root: Root, *, json: Json = False, csv: Csv = False, profile: Profile =
     from batchcl.runs.status import list_runs  # noqa: PLC0415
 
     async def work(store: Store) -> list[RunState]:
-        return await list_runs(store, now=dt.datetime.now(dt.UTC))
+        states = await list_runs(store, now=dt.datetime.now(dt.UTC))
+        if not states:
+            await _check_root(store)
+        return states
 
     states = with_store(work, root, profile=profile, region=region)
     rows = [state.as_dict() for state in states]
@@ -73,19 +76,30 @@ def status(
     """  # noqa: D412
     from batchcl.cli.output import emit_object  # noqa: PLC0415
     from batchcl.errors import UsageError  # noqa: PLC0415
-    from batchcl.runs.status import list_runs, look  # noqa: PLC0415
+    from batchcl.runs.status import look, newest_run  # noqa: PLC0415
 
     async def find(store: Store) -> RunState | None:
-        now = dt.datetime.now(dt.UTC)
-        if run is not None:
-            return await look(store, run, now=now)
-        states = await list_runs(store, now=now)
-        return states[-1] if states else None
+        name = await newest_run(store) if run is None else run
+        state = None if name is None else await look(store, name, now=dt.datetime.now(dt.UTC))
+        if state is None:
+            await _check_root(store)
+        return state
 
     state = with_store(find, root, profile=profile, region=region)
     if state is None:
-        raise UsageError(f"there is no run {run or ''} in {root}; `batchcl runs {root}` lists them")
+        if run is None:
+            raise UsageError(f"there is no run in {root} yet")
+        raise UsageError(f"there is no run {run} in {root}; `batchcl runs {root}` lists them")
     emit_object(state.as_dict(), json=json)
+
+
+async def _check_root(store: Store) -> None:
+    """Raise `OutputError` where the root is none: its name was mistyped."""
+    import anyio.to_thread  # noqa: PLC0415
+
+    from batchcl.runs.published import check_root  # noqa: PLC0415
+
+    await anyio.to_thread.run_sync(check_root, store)
 
 
 def with_store(work: Callable[[Store], Awaitable[_T]], root: str, *, profile: str | None, region: str | None) -> _T:

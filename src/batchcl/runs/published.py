@@ -11,7 +11,7 @@ from batchcl.errors import OutputError
 from batchcl.runs.compact import hidden_parts
 from batchcl.runs.store import Store
 
-__all__ = ["PublishedPart", "published_parts"]
+__all__ = ["PublishedPart", "check_root", "published_parts"]
 
 _PATH: Final = re.compile(
     r"(?P<table>results|failures)/model=(?P<model>[^/]+)/date=(?P<date>\d{4}-\d\d-\d\d)/(?P<name>[^/]+\.parquet)"
@@ -42,12 +42,18 @@ def published_parts(store: Store) -> list[PublishedPart]:
     parts = [
         PublishedPart(**match.groupdict(), path=path, uri=store.uri(path)) for path, match in found if match is not None
     ]
-    if not parts and not _is_root(store):
+    if not parts:
+        check_root(store)
+    return parts
+
+
+def check_root(store: Store) -> None:
+    """Raise `OutputError` where no run can ever have written: a name that was mistyped. Blocks."""
+    if not _is_root(store):
         raise OutputError(
             f"{store.root} is not an output root: it has neither results/ nor failures/ nor runs/; "
             "give the directory or prefix that --out named"
         )
-    return parts
 
 
 def _is_root(store: Store) -> bool:

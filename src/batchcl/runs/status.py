@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from batchcl.runs.entries import counts
 from batchcl.runs.journal import Journal
@@ -14,10 +14,13 @@ from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
 from batchcl.runs.rounds import unfinished_round
 from batchcl.runs.store import Store
+from batchcl.runs.together import together
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.outcome import Counts
 
-__all__ = ["RunState", "list_runs", "look"]
+__all__ = ["RunState", "list_runs", "look", "newest_run"]
+
+_AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +94,17 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
 
 async def list_runs(store: Store, *, now: dt.datetime) -> list[RunState]:
     """All runs of the root, the oldest first."""
-    states = [await look(store, run_id, now=now) for run_id in await store.children(RUNS)]
+    states = await together(lambda run_id: look(store, run_id, now=now), await store.children(RUNS), at_once=_AT_ONCE)
     return sorted((state for state in states if state is not None), key=lambda each: (each.started_at, each.run_id))
+
+
+async def newest_run(store: Store) -> str | None:
+    """The id of the run that began last, or None where there is none. Reads the runs' records alone."""
+    records = await together(lambda run_id: read_record(store, run_id), await store.children(RUNS), at_once=_AT_ONCE)
+    newest = max(
+        (each for each in records if each is not None), key=lambda each: (each.started_at, each.run_id), default=None
+    )
+    return None if newest is None else newest.run_id
 
 
 async def _journalled(store: Store, paths: RunPaths, rounds: dict[int, int]) -> Counts:

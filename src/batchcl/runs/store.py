@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -275,5 +276,14 @@ def _explained(doing: str, what: str) -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError) as error:
-        reason = str(error).split("\n\nDebug source", 1)[0].strip().replace("\n", " ")
+        reason = _reason(str(error).split("\n\nDebug source", 1)[0].strip().replace("\n", " "))
         raise OutputError(f"{doing} {what} failed: {reason}; check that it exists and may be written") from error
+
+
+def _reason(said: str) -> str:
+    """What the store said, with the code and message of S3's answer in place of its whole XML."""
+    begin, answer, document = said.partition(": <")
+    if not answer:
+        return said
+    words = [found[1] for tag in ("Code", "Message") if (found := re.search(f"<{tag}>(.*?)</{tag}>", f"<{document}"))]
+    return ": ".join([begin, *words])

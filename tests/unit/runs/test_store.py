@@ -262,3 +262,14 @@ def test_an_error_of_many_lines_becomes_one() -> None:
         _explained("writing", "s3://b/x"),
     ):
         raise OSError("refused\nbecause of this\n\nDebug source:\nError { .. }")
+
+
+def test_of_s3s_answer_its_words_are_told_and_not_its_xml() -> None:
+    document = '<?xml version="1.0"?> <Error><Code>NoSuchBucket</Code><Message>It is not there</Message></Error>'
+    with (
+        pytest.raises(
+            OutputError, match=r"^listing s3://b/x failed: 404 Not Found: NoSuchBucket: It is not there; check"
+        ),
+        _explained("listing", "s3://b/x"),
+    ):
+        raise OSError(f"404 Not Found: {document}")
