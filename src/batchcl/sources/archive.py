@@ -208,7 +208,11 @@ def _buffered(content: Blob) -> Read:
     def read(offset: int, size: int) -> bytes:
         nonlocal held, begin
         if not begin <= offset <= offset + size <= begin + len(held):
-            held, begin = content.read(offset, max(size, content.block_bytes)), offset
+            try:
+                held = content.read(offset, max(size, content.block_bytes))
+            except (CutError, GrowsError, zlib.error):
+                held = content.read(offset, size)  # it may be broken behind what is asked for
+            begin = offset
         return held[offset - begin : offset - begin + size]
 
     return read

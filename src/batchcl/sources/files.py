@@ -26,6 +26,7 @@ from batchcl.aws.answers import error_code
 from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError, UnreachableError
+from batchcl.reading.tar import BLOCK, is_tar
 from batchcl.sources.base import parse_s3_uri
 
 __all__ = [
@@ -48,6 +49,7 @@ MAX_EXPANSION: Final = 250
 
 _EXPANSION_FROM_BYTES: Final = 64 * 1024 * 1024
 _MOST_CUTS: Final = 5
+_BROKEN: Final = "the file is cut or damaged; fetch or write it anew"
 _COPY_BYTES: Final = 1024 * 1024
 _BUFFER_BYTES: Final = 256 * 1024
 _CODECS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -157,14 +159,24 @@ def open_list(path: Path, name: str) -> Iterator[io.BufferedReader[Any]]:
                 inner = pa.CompressedInputStream(pa.PythonFile(file, "r"), codec)
                 yield io.BufferedReader(_Bounded(inner, file, name), _BUFFER_BYTES)
     except OSError as error:
-        reason = error.strerror or f"{error}: the file is cut or damaged"
-        raise SourceError(f"can't read {name}: {reason}; check the path") from error
+        reason = f"{error.strerror}; check the path" if error.strerror else f"{error}: {_BROKEN}"
+        raise SourceError(f"can't read {name}: {reason}") from error
 
 
 def start_of(path: Path, name: str) -> bytes:
-    """The first part of the file, decompressed and without the byte order mark of Windows' editors. Blocks."""
+    """The first part of the file, decompressed and without the byte order mark of Windows' editors. Blocks.
+
+    What is there of an archive that is cut or damaged is enough: it is read up to that place, which is told then.
+    """
+    start = bytearray()
     with open_list(path, name) as file:
-        return file.read(START_BYTES).removeprefix(codecs.BOM_UTF8)
+        try:
+            while len(start) < START_BYTES and (data := file.read1(BLOCK)):
+                start += data
+        except OSError:
+            if not is_tar(bytes(start)):
+                raise
+    return bytes(start).removeprefix(codecs.BOM_UTF8)
 
 
 class _Bounded(io.RawIOBase):
