@@ -18,6 +18,7 @@ QUOTA_TPS = 50
 KEYS_TIMES = 12
 PLANNED, PLAN_S = 1_000_000, 10
 SOURCES_MB = 500
+RUN_MB, RUN_TIMES, RESUME_S = 300, 1.1, 3
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,19 @@ def tail(said: dict[str, Any]) -> Iterator[Figure]:
 
 
 def memory(said: dict[str, Any]) -> Iterator[Figure]:
-    """Peaks, smallest run first."""
+    """Peaks, smallest run first, and the last one beside it."""
     for run in said["runs"]:
-        yield f"peak RSS of a run over {run['images']:,} images", f"{run['peak_rss_mb']} MB"
+        peak_mb = run["peak_rss_mb"]
+        yield f"peak RSS of a run over {run['images']:,} images", f"{peak_mb} MB", f"{RUN_MB} MB", peak_mb < RUN_MB
+    times = said["runs"][-1]["peak_rss_mb"] / said["runs"][0]["peak_rss_mb"]
+    yield "the last of them beside the first (less is better)", f"{times:.3f} x", f"{RUN_TIMES:g} x", times <= RUN_TIMES
 
 
 def resume(said: dict[str, Any]) -> Iterator[Figure]:
     """Seconds to the first call."""
-    yield f"first call of a resumed run of {said['images']:,} images", f"{said['median_s']:.2f} s"
+    median_s = said["median_s"]
+    figure = f"first call of a resumed run of {said['images']:,} images"
+    yield figure, f"{median_s:.2f} s", f"{RESUME_S:g} s", median_s < RESUME_S
 
 
 def sources(said: dict[str, Any]) -> Iterator[Figure]:

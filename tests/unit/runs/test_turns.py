@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -11,6 +13,7 @@ import pytest
 from batchcl.runs.turns import in_turn
 
 T = TypeVar("T")
+BLOCK_BYTES, BLOCKS = 4096, 16_384
 
 
 def test_work_on_columns_is_never_done_beside_other_such_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +57,34 @@ def test_an_error_of_the_work_is_its_callers() -> None:
         assert await in_turn(int, "7") == 7
 
     anyio.run(act)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc can be asked to give memory back")
+def test_what_work_has_freed_goes_back_to_the_system_even_where_something_small_lies_behind_it() -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    behind: list[ctypes.c_void_p] = []
+
+    def work() -> int:
+        blocks = [ctypes.c_void_p(libc.malloc(BLOCK_BYTES)) for _ in range(BLOCKS)]
+        for block in blocks:
+            ctypes.memset(block, 1, BLOCK_BYTES)
+        at_most = _resident_bytes()
+        behind.append(blocks.pop())
+        for block in blocks:
+            libc.free(block)
+        return at_most
+
+    before = _resident_bytes()
+    at_most = anyio.run(in_turn, work)
+    after = _resident_bytes()
+    libc.free(behind.pop())
+
+    assert at_most - before > BLOCKS * BLOCK_BYTES * 0.8
+    assert after - before < BLOCKS * BLOCK_BYTES * 0.2
+
+
+def _resident_bytes() -> int:
+    """Of this process, as Linux counts them."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
