@@ -21,6 +21,7 @@ __all__ = [
     "ArchiveMember",
     "ImageRef",
     "Unfit",
+    "escaped",
     "suffix_of",
     "unfit",
 ]
@@ -144,6 +145,11 @@ def _unfit_size(image: ImageRef, size: int, *, fit: bool) -> Unfit | None:
         way = "sent as bytes" if image.inline else "read from S3"
         return Unfit("TooLarge", f"{size:,} bytes, and an image {way} may have {limit:,}")
     return None
+
+
+def escaped(name: str) -> str:
+    """`name` as text; one that isn't UTF-8, as a local name may be, in an escaped form."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def suffix_of(name: str) -> str:

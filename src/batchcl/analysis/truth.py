@@ -12,6 +12,7 @@ import polars as pl
 
 from batchcl.errors import SourceError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
+from batchcl.images import escaped
 from batchcl.sources.files import open_list
 from batchcl.sources.lines import check_length, numbered_lines
 
@@ -164,8 +165,7 @@ def _uri(source_ref: str, folder: Path) -> str:
     """As `uri` stands in results: S3 URIs exactly, local files by absolute path."""
     if source_ref.startswith("s3://"):
         return source_ref
-    path = os.path.abspath(folder / source_ref)  # noqa: PTH100 - resolve() would follow links, and names are exact
-    return path.encode("utf-8", "backslashreplace").decode()
+    return escaped(os.path.abspath(folder / source_ref))  # noqa: PTH100 - resolve() would follow links, names are exact
 
 
 def _ratios(uri: str, truth: GroundTruth) -> Iterator[tuple[str, str, float, float, float, float]]:

@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import explain
 from batchcl.errors import SourceError
-from batchcl.images import ArchiveMember, ImageRef
+from batchcl.images import ArchiveMember, ImageRef, escaped
 from batchcl.reading.archives import content_of
 from batchcl.reading.blobs import Blob, ChangedError, FileBlob, ObjectBlob
 from batchcl.reading.gunzip import CutError, GrowsError
@@ -61,7 +61,7 @@ class Archive:
         key = f"{self.key}#{member.name}"
         uri = f"s3://{self.bucket}/{key}" if self.bucket else key
         return ImageRef(
-            uri=uri.encode("utf-8", "backslashreplace").decode(),
+            uri=escaped(uri),
             bucket=self.bucket,
             key=key,
             etag=self.etag,

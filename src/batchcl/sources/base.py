@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from batchcl.errors import SourceError
-from batchcl.images import WEB, ImageRef
+from batchcl.images import WEB, ImageRef, escaped
 from batchcl.sources.repeats import HashSet
 
 __all__ = [
@@ -147,7 +147,7 @@ def s3_image(uri: str, *, extra: str | None = None) -> ImageRef:
 def local_image(path: str, *, extra: str | None = None) -> ImageRef:
     """The local file at `path` with its size and time; a file that isn't there fails when it is read. Blocks."""
     absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links, and names are exact
-    uri = absolute.encode("utf-8", "backslashreplace").decode()
+    uri = escaped(absolute)
     try:
         facts = os.stat(absolute)  # noqa: PTH116 - a Path per file costs more than the rest
     except OSError:

@@ -10,16 +10,16 @@ import orjson
 import polars as pl
 
 from batchcl.errors import UsageError
-from batchcl.images import ImageRef
+from batchcl.images import ImageRef, escaped
 from batchcl.sources.base import Source
 from batchcl.sources.where import Condition
 
 __all__ = ["ImageCondition", "condition_on"]
 
 _OWN: Final[Mapping[str, tuple[pl.DataType, Callable[[ImageRef], Any]]]] = {
-    "uri": (pl.String(), lambda image: _text(image.uri)),
+    "uri": (pl.String(), lambda image: escaped(image.uri)),
     "bucket": (pl.String(), lambda image: image.bucket),
-    "key": (pl.String(), lambda image: _text(image.key)),
+    "key": (pl.String(), lambda image: escaped(image.key)),
     "version_id": (pl.String(), lambda image: image.version_id),
     "etag": (pl.String(), lambda image: image.etag),
     "size": (pl.Int64(), lambda image: image.size_bytes),
@@ -106,9 +106,4 @@ def _cast(value: Any, kind: pl.DataType) -> Any:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
     if kind == pl.Boolean():
         return value if isinstance(value, bool) else None
-    return _text(value) if isinstance(value, str) else orjson.dumps(value).decode()
-
-
-def _text(name: str) -> str:
-    """A local name need not be UTF-8."""
-    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+    return escaped(value) if isinstance(value, str) else orjson.dumps(value).decode()

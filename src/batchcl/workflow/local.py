@@ -18,7 +18,7 @@ import orjson
 
 from batchcl.errors import SourceError
 from batchcl.groundtruth import parse_line
-from batchcl.images import MAX_BYTES_S3, ImageRef, Unfit, unfit
+from batchcl.images import MAX_BYTES_S3, ImageRef, Unfit, escaped, unfit
 from batchcl.pixels import unfit_bytes
 
 __all__ = ["Entry", "LocalDataset", "LocalImage", "Skipped", "read_local", "split_entries"]
@@ -203,7 +203,7 @@ def _image(path: Path, key: str) -> LocalImage | Unfit:
 
 
 def _shown(path: Path) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    return escaped(str(path))
 
 
 def _refuse(error: OSError) -> None:
