@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-__all__ = ["Scale", "common_length"]
+__all__ = ["Scale"]
 
 _TARGET_PAGES: Final = 4.0
 """A range of so many pages is worth its overlap with the next one, and small enough to be read beside fifteen."""
@@ -40,7 +40,7 @@ class Scale:
         """Rising names behind the last of `keys`, which are those of one page; there need not be such keys."""
         last = keys[-1]
         earlier = keys[max(0, min(len(keys) * 3 // 4, len(keys) - 2))]
-        place = common_length(earlier, last)
+        place = _common_length(earlier, last)
         if place >= min(len(earlier), len(last)):
             return
         digits = _digits(keys, place)
@@ -78,7 +78,7 @@ class Scale:
 
     def _raise(self, last: str, first_behind: str) -> None:
         """Cut farther ahead: at once past what the keys on both sides have in common."""
-        shared = common_length(last, first_behind)
+        shared = _common_length(last, first_behind)
         if shared < self._place:
             self._lift += self._place - shared
             self._steps = 1
@@ -89,7 +89,7 @@ class Scale:
             self._steps = 1
 
 
-def common_length(one: str, other: str) -> int:
+def _common_length(one: str, other: str) -> int:
     """How many characters both begin with."""
     for place, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:

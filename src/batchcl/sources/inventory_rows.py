@@ -19,7 +19,7 @@ from batchcl.sources.base import BadLine
 from batchcl.sources.csv_rows import decoded_key
 from batchcl.sources.files import open_list
 from batchcl.sources.listed import Chunk, FrameChunk
-from batchcl.sources.tables import batches, columns_of, sound_rows
+from batchcl.sources.tables import batches, columns_of, frame_of, in_short, sound_rows
 
 __all__ = ["InventoryPart"]
 
@@ -128,15 +128,14 @@ class InventoryPart:
                     ),
                 )
                 for batch in reader:
-                    frame = pl.from_arrow(pa.table(batch))
-                    assert isinstance(frame, pl.DataFrame)
                     told, bad[:] = list(bad), []
-                    yield _typed(frame.rename({name: _CSV_NAMES[name] for name in known})), told
+                    yield _typed(frame_of(batch).rename({name: _CSV_NAMES[name] for name in known})), told
         except pa.ArrowException as error:
             if "Empty CSV file" in str(error):
                 return
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise SourceError(f"can't read {self.name}: {reason}; it is no CSV as an S3 Inventory has it") from error
+            raise SourceError(
+                f"can't read {self.name}: {in_short(error)}; it is no CSV as an S3 Inventory has it"
+            ) from error
 
 
 def _typed(frame: pl.DataFrame) -> pl.DataFrame:

@@ -25,6 +25,7 @@ from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
 from batchcl.sources.base import local_image, web_image
 from batchcl.sources.listed import Chunk, FrameChunk, ImageChunk, ListSource
+from batchcl.sources.tables import frame_of, in_short
 from batchcl.sources.where import Condition
 
 __all__ = ["MEMBERS", "NOT_FITTING", "open_outcomes"]
@@ -100,12 +101,9 @@ class _OutcomesPart:
             with pq.ParquetFile(self._store.open_file(self._part.path)) as file:
                 wanted = [name for name in self._wanted() if name in file.schema_arrow.names]
                 for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
-                    frame = pl.from_arrow(pa.table(batch))
-                    assert isinstance(frame, pl.DataFrame)
-                    yield self._chunk(frame)
+                    yield self._chunk(frame_of(batch))
         except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-            raise SourceError(f"can't read {self.name}: {reason}; restore it, or leave it out") from error
+            raise SourceError(f"can't read {self.name}: {in_short(error)}; restore it, or leave it out") from error
 
     def _wanted(self) -> list[str]:
         """The columns of the file to read."""

@@ -13,7 +13,6 @@ import tempfile
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import IO, Final
 
 import polars as pl
@@ -119,7 +118,7 @@ class HashLog:
     def _spill(self) -> None:
         """Write what waits, sorted, and remember where each partition of it begins."""
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="batchcl-")  # noqa: SIM115 - closed by `candidates`
+            self._file = tempfile.TemporaryFile(prefix="batchcl-")  # noqa: SIM115 - closed by `repeats`
         hashes = self._take().sort()
         begin = self._file.seek(0, 2)
         bounds = pl.Series([part << 58 for part in range(_PARTITIONS)], dtype=pl.UInt64)
@@ -131,7 +130,7 @@ class HashLog:
         assert self._file is not None
         parts = []
         for starts in self._runs:
-            begin, end = list(pairwise(starts))[number]
+            begin, end = starts[number : number + 2]
             self._file.seek(begin)
             parts.append(_series(self._file.read(end - begin)))
         return pl.concat(parts)

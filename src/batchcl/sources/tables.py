@@ -23,7 +23,7 @@ from batchcl.sources.csv_rows import BUCKET, Row
 from batchcl.sources.files import MAX_EXPANSION
 from batchcl.sources.listed import Chunk, FrameChunk, ImageChunk
 
-__all__ = ["Columns", "TablePart", "batches", "columns_of", "csv_header", "sound_rows"]
+__all__ = ["Columns", "TablePart", "batches", "columns_of", "csv_header", "frame_of", "in_short", "sound_rows"]
 
 BATCH_ROWS: Final = 16_384
 MAX_VALUE_BYTES: Final = 64 * 1024
@@ -188,12 +188,12 @@ def batches(path: Path, name: str, columns: Sequence[str] | None = None) -> Iter
                 columns=wanted, batch_size=BATCH_ROWS, batch_readahead=0, fragment_readahead=0, use_threads=False
             )
             for batch in rows.to_batches():
-                yield _frame(pa.table(batch))
+                yield frame_of(batch)
         else:
             with pq.ParquetFile(path) as parquet:
                 _refuse_bomb(parquet.metadata, name)
                 for batch in parquet.iter_batches(_batch_rows(parquet.metadata), columns=wanted, use_threads=False):
-                    yield _frame(pa.table(batch))
+                    yield frame_of(batch)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(name, error) from error
 
@@ -252,8 +252,9 @@ def _is_fact(name: str, kind: pl.DataType | None) -> bool:
     return isinstance(kind, pl.String)
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
+def frame_of(batch: pa.RecordBatch) -> pl.DataFrame:
+    """The rows for polars."""
+    frame = pl.from_arrow(pa.table(batch))
     assert isinstance(frame, pl.DataFrame)
     return frame
 
@@ -264,5 +265,9 @@ def _is_orc(path: Path) -> bool:
 
 
 def _unreadable(name: str, error: Exception) -> SourceError:
-    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-    return SourceError(f"can't read {name}: {reason}; the file is damaged or no table, so write it anew")
+    return SourceError(f"can't read {name}: {in_short(error)}; the file is damaged or no table, so write it anew")
+
+
+def in_short(error: Exception) -> str:
+    """The first line of Arrow's words, to go on behind."""
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
