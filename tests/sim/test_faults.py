@@ -25,10 +25,13 @@ from batchcl.runs.record import Summary, read_summary
 from sim.house import RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 
-IMAGES = 40
+IMAGES = 60
+SHARD_SIZE = 15
+"""Four shards meet a fault at any point as six do, at less than half of the cost."""
+
 ERRORS = [Kind.ERROR_BEFORE, Kind.ERROR_AFTER]
 ENDS = [*ERRORS, Kind.CANCEL_AFTER]
-"""Crashes are tried otherwise: what one leaves are the files as they were."""
+"""Crashes at the store are tried otherwise: what one leaves are the files as they were."""
 
 FEWER = 20
 """Images of the runs that are retried: a round does as much for a shard as the run did."""
@@ -47,7 +50,7 @@ def refused(each: ImageRef, _call: int, _now: float) -> CallError | None:
 
 
 def house() -> House:
-    return House([picture(n) for n in range(IMAGES)], Service(fault=refused))
+    return House([picture(n) for n in range(IMAGES)], Service(fault=refused), shard_size=SHARD_SIZE)
 
 
 def slow_house() -> House:
@@ -61,7 +64,7 @@ def undisturbed() -> dict[str, dict[str, Any]]:
     async def main() -> dict[str, dict[str, Any]]:
         calm = house()
         calm.assert_exactly_once(await calm.run_to_end())
-        assert Counter(row["table"] for row in calm.table().values()) == {"results": 27, "failures": 13}
+        assert Counter(row["table"] for row in calm.table().values()) == {"results": 41, "failures": 19}
         return calm.table()
 
     return in_house(main)
@@ -130,7 +133,7 @@ def assert_honest(end: Summary | BatchclError | None, troubled: House, trouble: 
         assert told.planned == told.scored + told.failed + told.skipped, "of the whole run, however the retry ended"
 
 
-@pytest.mark.parametrize("kind", ENDS, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", [*ENDS, Kind.CANCEL_BEFORE], ids=lambda kind: kind.value)
 def test_the_output_root_fails_at_any_operation(kind):
     assert points(Sort.STORE, kind) > IMAGES
 
@@ -159,19 +162,19 @@ def test_the_process_is_killed_between_any_two_operations():
         await assert_heals(killed)
 
     in_house(watch)
-    assert len({frozenset(journalled) for _, journalled in moments}) > IMAGES / 10, "a journal grew in between"
+    assert len({frozenset(journalled) for _, journalled in moments}) > IMAGES / SHARD_SIZE, "a journal grew in between"
     for files, _ in moments:
         in_house(resume, files)
-    assert len(moments) > IMAGES / 2
+    assert len(moments) > 5 * IMAGES / SHARD_SIZE, "its list, its journal, two parts and the marker"
 
 
 def test_the_process_is_killed_at_any_call():
     assert points(Sort.CALL, Kind.CRASH_AFTER, start=slow_house) == 17
 
 
-@pytest.mark.parametrize("kind", [Kind.ERROR_AFTER, Kind.CANCEL_AFTER], ids=lambda kind: kind.value)
-def test_any_call_loses_its_answer(kind):
-    assert points(Sort.CALL, kind) >= 34
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
+def test_any_call_fails_or_loses_its_answer(kind):
+    assert points(Sort.CALL, kind) >= 51
 
 
 def test_any_call_is_the_last_that_the_service_takes():
