@@ -168,7 +168,7 @@ def service(demo: Demo, clean_env: dict[str, str], seaweed: str) -> Iterator[str
             serving(
                 env,
                 *("--s3-endpoint-url", seaweed, "--control-tps", 100),
-                *("--tps-per-unit", 1000, "--account-tps", 1000),
+                *("--tps-per-unit", 1000, "--account-tps", 1000, "--cached-inference"),
                 state=demo.state,
             )
         )
