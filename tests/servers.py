@@ -63,14 +63,18 @@ class Demo:
 
 
 @contextmanager
+def copied(state: Path) -> Iterator[Path]:
+    """An emulator's state for the time of the block, without its buckets."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(shutil.copytree(state, Path(folder) / "state", ignore=shutil.ignore_patterns("buckets")))
+
+
+@contextmanager
 def serving(env: Mapping[str, str], *flags: object, state: Path | None = None) -> Iterator[str]:
-    """The endpoint of an emulator that runs during the block, on a copy of `state`."""
+    """The endpoint of an emulator that runs during the block in a process of its own, on a copy of `state`."""
     if state is not None:
-        copy = Path(tempfile.mkdtemp()) / "state"
-        shutil.copytree(state, copy, ignore=shutil.ignore_patterns("buckets"))
-        with serving(env, *flags, "--state", copy) as endpoint:
+        with copied(state) as copy, serving(env, *flags, "--state", copy) as endpoint:
             yield endpoint
-        shutil.rmtree(copy.parent)
         return
     process = subprocess.Popen(
         [sys.executable, "-m", "batchcl", "emulator", *map(str, flags)],

@@ -15,7 +15,8 @@ import pytest
 from batchcl import workflow
 from crash.conftest import cycles
 from crash.harness import ends_within, started, until_seen
-from servers import REGION, aws_env, client, serving
+from servers import REGION, aws_env, client
+from unit.emulator.harness import serving_here
 
 LEASE_S = 15 * 60
 ALIVE = {"STARTING", "RUNNING"}
@@ -59,9 +60,8 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def model(demo, clean_env):
-    flags = ("--start-seconds", 0.6, "--stop-seconds", 0.2, "--control-tps", 1000, "--tps-per-unit", 30)
-    with serving(clean_env, *flags, state=demo.state) as endpoint:
+def model(demo):
+    with serving_here(demo.state, start_seconds=0.6, stop_seconds=0.2, tps_per_unit=30) as endpoint:
         rekognition = client("rekognition", endpoint)
         (project,) = rekognition.describe_projects()["ProjectDescriptions"]
         found = Model(endpoint, demo.arn, rekognition, project["ProjectArn"])

@@ -16,7 +16,7 @@ from PIL import Image
 from batchcl.aws import waiting
 from batchcl.doctor import examine, subject_of
 from batchcl.emulator import limits
-from servers import aws_env, client, make_bucket, model_status, start_model
+from servers import aws_env, client, copied, make_bucket, model_status, start_model
 from typed import Said, typed
 from unit.emulator.harness import Server, running_server
 
@@ -27,12 +27,10 @@ NAMES = [*BEFORE, "model", "quotas", "clock", "sources", "images", "call", "outp
 
 
 @pytest.fixture(scope="module")
-def server(seaweed, demo, tmp_path_factory) -> Iterator[Server]:
+def server(seaweed, demo) -> Iterator[Server]:
     """An emulator with the demo's model, which isn't running; keys of a second account are known."""
-    state = tmp_path_factory.mktemp("doctor") / "state"
-    shutil.copytree(demo.state, state, ignore=shutil.ignore_patterns("buckets"))
     others = {"BATCHCL_EMULATOR_CREDENTIALS": f"AKIAOTHER:secret:{OTHER}"}
-    with pytest.MonkeyPatch.context() as environment:
+    with pytest.MonkeyPatch.context() as environment, copied(demo.state) as state:
         for name, value in aws_env().items():
             environment.setenv(name, value)
         with running_server(others, s3_endpoint_url=seaweed, state=state, start_seconds=0, stop_seconds=0) as running:

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pytest
 
 import batchcl
-from servers import REGION, aws_env, client, model_status, serving, start_model, wait_for
+from servers import REGION, aws_env, client, model_status, start_model, wait_for
+from unit.emulator.harness import serving_here
 
 
 @pytest.fixture
-def slow(demo, clean_env):
+def slow(demo):
     """An emulator as slow as a real unit, with the model not running."""
-    with serving(clean_env, "--start-seconds", 1, "--control-tps", 100, state=demo.state) as endpoint:
+    with serving_here(demo.state, start_seconds=1) as endpoint:
         yield endpoint
 
 
@@ -110,9 +111,8 @@ def test_a_signal_while_the_model_starts_waits_to_stop_it(demo, slow, running, t
     assert not list((tmp_path / "results").rglob("*"))
 
 
-def test_the_second_signal_ends_at_once_but_for_the_stop(demo, clean_env, running, tmp_path):
-    flags = ("--latency-ms", 20_000, "--control-tps", 100)
-    with serving(clean_env, *flags, state=demo.state) as endpoint:
+def test_the_second_signal_ends_at_once_but_for_the_stop(demo, running, tmp_path):
+    with serving_here(demo.state, latency_ms=20_000) as endpoint:
         job = (demo.data.images, "--model", demo.arn, "--out", tmp_path, "--start-model", 1)
         with running(*job, env=aws_env(endpoint)) as process:
             assert process.stderr is not None

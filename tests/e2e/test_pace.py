@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 
 import pytest
 
-from servers import aws_env, serving, start_model
+from servers import aws_env, start_model
+from unit.emulator.harness import serving_here
 
 TPS = 15
 
 
 @pytest.fixture
-def env(demo, clean_env, tmp_path):
+def env(demo, tmp_path):
     """A model that takes `TPS` images a second."""
-    with ExitStack() as stack:
-        flags = ("--buckets", tmp_path, "--control-tps", 100, "--tps-per-unit", TPS)
-        endpoint = stack.enter_context(serving(clean_env | aws_env(), *flags, state=demo.state))
+    with serving_here(demo.state, buckets=tmp_path, tps_per_unit=TPS) as endpoint:
         start_model(endpoint, demo.arn, units=1)
         yield aws_env(endpoint)
 

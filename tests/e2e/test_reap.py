@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from servers import aws_env, client, model_status, serving, start_model, wait_for
+from servers import aws_env, client, model_status, start_model, wait_for
+from unit.emulator.harness import serving_here
 
 ROLE = "arn:aws:iam::123456789012:role/batchcl-stop"
 
@@ -68,9 +69,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def only_place(demo, clean_env, moto) -> Iterator[Place]:
-    flags = ("--start-seconds", 0.3, "--control-tps", 1000, "--tps-per-unit", 50)
-    with serving(clean_env, *flags, state=demo.state) as endpoint:
+def only_place(demo, moto) -> Iterator[Place]:
+    with serving_here(demo.state, start_seconds=0.3, tps_per_unit=50) as endpoint:
         yield Place(endpoint, demo.arn, moto)
 
 

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from batchcl.errors import ExitCode
-from servers import aws_env, serving
+from servers import aws_env
+from unit.emulator.harness import serving_here
 
 UNKNOWN = "arn:aws:rekognition:us-east-1:123456789012:project/digits/version/other/1700000000000"
 
@@ -156,8 +157,8 @@ def test_a_job_file_that_is_missing_no_toml_or_has_unknown_keys(refused, demo, t
     refused("--config", config, "--model", demo.arn, code=2, says="the key 'modle' is unknown")
 
 
-def test_a_model_that_is_not_running_is_not_started_unasked(cli, demo, clean_env, tmp_path):
-    with serving(clean_env, state=demo.state) as endpoint:
+def test_a_model_that_is_not_running_is_not_started_unasked(cli, demo, tmp_path):
+    with serving_here(demo.state) as endpoint:
         done = cli("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, env=aws_env(endpoint))
     assert done.code == 5
     assert "not RUNNING; start it with --start-model" in done.err

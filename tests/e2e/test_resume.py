@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from crash.harness import Place, ends_within, new_bucket, started, until_begun, wait_for_rows
-from servers import aws_env, client, model_status, serving, wait_for
+from servers import aws_env, client, model_status, wait_for
+from unit.emulator.harness import serving_here
 
 IMAGES = 30
 
@@ -112,10 +113,10 @@ def test_a_run_id_of_another_job_is_refused_with_the_difference(cli, job, env, o
     assert len(out.uris()) == IMAGES
 
 
-def test_a_finished_run_starts_no_model_and_makes_no_call(cli, job, demo, clean_env, out, env):
+def test_a_finished_run_starts_no_model_and_makes_no_call(cli, job, demo, out, env):
     first = cli(*job, env=env)
     assert first.code == 0, first.err
-    with serving(clean_env, "--control-tps", 100, state=demo.state) as idle:
+    with serving_here(demo.state) as idle:
         again = cli(*job, "--start-model", 1, env=aws_env(idle))
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
     assert again.code == 0, again.err
@@ -277,8 +278,8 @@ def test_a_deadline_ends_the_run_resumably(cli, job, env, out):
     assert len(out.table()) == IMAGES
 
 
-def test_a_cost_ends_the_run_resumably(cli, job, demo, clean_env, out):
-    with serving(clean_env, "--control-tps", 100, state=demo.state) as endpoint:
+def test_a_cost_ends_the_run_resumably(cli, job, demo, out):
+    with serving_here(demo.state) as endpoint:
         env = aws_env(endpoint)
         dear = cli(*job, "--max-tps", 5, "--start-model", 1, "--max-cost", 0.001, env=env)
         assert dear.code == 4, dear.err
