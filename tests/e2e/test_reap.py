@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from botocore.retries.standard import ExponentialBackoff
 
 from servers import aws_env, client, model_status, start_model, wait_for
 from unit.emulator.harness import serving_here
@@ -143,7 +144,10 @@ def test_reaping_takes_the_dead_runs_schedule_along(cli, demo, place, running, t
         ("none", ("--dead-man-role", ROLE, "--deadline", "1h"), "scheduling the stop of digits@v1"),
     ],
 )
-def test_what_cannot_be_guarded_is_refused_before_it_is_started(cli, demo, place, tmp_path, operation, flags, why):
+def test_what_cannot_be_guarded_is_refused_before_it_is_started(
+    cli, demo, place, tmp_path, monkeypatch, operation, flags, why
+):
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)  # a scheduler that is away is tried often
     place.refuse(operation)
     env = place.env | {"AWS_ENDPOINT_URL_SCHEDULER": "http://127.0.0.1:1"}
     job = ("run", demo.data.images, "--model", place.arn, "--out", tmp_path, "--start-model", 1, "--limit", 2)
