@@ -409,11 +409,12 @@ def test_a_host_that_gives_no_images_fails_them_and_pauses_nobody():
     run.assert_each_once(2000)
     assert {each.image for each in run.sink.failed} == lost
     assert {(each.code, each.attempts) for each in run.sink.failed} == {("Http503", 8)}
+    assert run.progress.calls == 2000 - len(lost), "the service wasn't asked about the others"
     assert run.error is None
 
 
 def test_an_image_that_can_not_be_read_says_nothing_of_the_service():
-    """Where nobody was asked, nothing was delivered: the pace must not rise by it."""
+    """Where nobody was asked, nothing was delivered: the pace must not rise by it, nor is it a call."""
 
     class Told(UnpacedPacer):
         succeeded_calls = 0
@@ -428,4 +429,4 @@ def test_an_image_that_can_not_be_read_says_nothing_of_the_service():
     pacer = Told()
     run = Run(Service(fault=fault), pacer=pacer).over(map(image, range(10)))
     assert [each.code for each in run.sink.failed] == ["UnreadableFile"]
-    assert pacer.succeeded_calls == 9
+    assert (pacer.succeeded_calls, run.progress.calls) == (9, 9)

@@ -45,7 +45,7 @@ from batchcl.scoring.preparing import Preparing
 from batchcl.scoring.queue import WorkItem, WorkQueue
 from batchcl.scoring.seams import Recovery, Sink
 from batchcl.scoring.shards import Batch
-from batchcl.scoring.telling import tell
+from batchcl.scoring.telling import tell, was_sent
 
 __all__ = ["Engine", "EngineSettings"]
 
@@ -271,6 +271,7 @@ class Engine:
             detection = await self._detector.detect(item.image)
         except CallError as error:
             tell(self._pacer, error, sent_at=sent_at)
+            self._progress.calls -= not was_sent(error)
             return self._unanswered(item, error, sent_at)
         except anyio.get_cancelled_exc_class():
             self._pacer.lost()

@@ -1,11 +1,16 @@
-"""What the pacer is told of a call that brought no labels."""
+"""What a call that brought no labels was, and what the pacer is told of it."""
 
 from __future__ import annotations
 
 from batchcl.errors import CallError, HostError, ImageError, ThrottledError
 from batchcl.pacing.pacer import Pacer
 
-__all__ = ["tell"]
+__all__ = ["tell", "was_sent"]
+
+
+def was_sent(error: CallError) -> bool:
+    """Whether the service was asked at all; it isn't for an image whose bytes can't be had."""
+    return not (isinstance(error, HostError) or (isinstance(error, ImageError) and error.status is None))
 
 
 def tell(pacer: Pacer, error: CallError, *, sent_at: float) -> None:
