@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
@@ -33,25 +34,14 @@ async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
         InterruptedRunError: ^C.
         StoppedError: SIGTERM.
     """
-    result: list[_T] = []
     error: BatchclError | None = None
-    async with anyio.create_task_group() as group:
 
-        async def listen(*, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-            nonlocal error
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                task_status.started()
-                async for number in signals:
-                    by_user = number == signal.SIGINT
-                    error = InterruptedRunError("interrupted by ^C") if by_user else StoppedError("ended by SIGTERM")
-                    group.cancel_scope.cancel()
+    def on_signal(scope: anyio.CancelScope, *, by_user: bool) -> None:
+        nonlocal error
+        error = InterruptedRunError("interrupted by ^C") if by_user else StoppedError("ended by SIGTERM")
+        scope.cancel()
 
-        await group.start(listen)
-        try:
-            result.append(await work())
-        except BatchclError as raised:
-            error = raised
-        group.cancel_scope.cancel()
+    result = await _listening(work, on_signal)
     if error is not None:
         raise error
     return result[0]
@@ -59,31 +49,44 @@ async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
 
 async def _run(work: Callable[[Stopper], Awaitable[_T]]) -> _T:
     stopper = Stopper()
-    result: list[_T] = []
-    error: BatchclError | None = None
-    async with anyio.create_task_group() as group:
-        await group.start(_listen, stopper, group.cancel_scope)
-        try:
-            result.append(await work(stopper))
-        except BatchclError as raised:
-            error = raised
-        group.cancel_scope.cancel()
-    if error is None and not result:
-        error = stopper.error
-    if error is not None:
-        raise error
+
+    def on_signal(scope: anyio.CancelScope, *, by_user: bool) -> None:
+        if stopper.error is None:
+            stopper.request("interrupted by ^C" if by_user else "ended by SIGTERM", by_user=by_user)
+        else:
+            stopper.hurry()
+            scope.cancel()
+
+    result = await _listening(partial(work, stopper), on_signal)
+    if not result and stopper.error is not None:
+        raise stopper.error
     return result[0]
 
 
+class _OnSignal(Protocol):
+    def __call__(self, scope: anyio.CancelScope, *, by_user: bool) -> None: ...
+
+
+async def _listening(work: Callable[[], Awaitable[_T]], on_signal: _OnSignal) -> list[_T]:
+    """Await `work` while each signal goes to `on_signal`; its result, or nothing where it was cancelled."""
+    result: list[_T] = []
+    error: BatchclError | None = None
+    async with anyio.create_task_group() as group:
+        await group.start(_listen, on_signal, group.cancel_scope)
+        try:
+            result.append(await work())
+        except BatchclError as raised:
+            error = raised
+        group.cancel_scope.cancel()
+    if error is not None:
+        raise error
+    return result
+
+
 async def _listen(
-    stopper: Stopper, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    on_signal: _OnSignal, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
         async for number in signals:
-            by_user = number == signal.SIGINT
-            if stopper.error is None:
-                stopper.request("interrupted by ^C" if by_user else "ended by SIGTERM", by_user=by_user)
-            else:
-                stopper.hurry()
-                scope.cancel()
+            on_signal(scope, by_user=number == signal.SIGINT)
