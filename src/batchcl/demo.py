@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,14 +65,10 @@ def demo_data(directory: Path, state: Path) -> DemoData:
         RefusedError: `directory` or `state` can't be written.
     """
     bucket = _pictures(state) / _BUCKET
-    images = directory / "images"
-    truth = directory / "truth.manifest"
+    laid = DemoData(directory / "images", directory / "truth.manifest")
     with _writing(directory):
-        images.mkdir(parents=True, exist_ok=True)
-        for path in (bucket / "test").iterdir():
-            shutil.copyfile(path, images / path.name)
-        truth.write_bytes(_relative(bucket / "test.manifest", images.name))
-    return DemoData(images, truth)
+        _lay(laid, (bucket / "test").iterdir(), bucket / "test.manifest")
+    return laid
 
 
 def demo_folders(directory: Path) -> DemoData:
@@ -90,13 +86,17 @@ def demo_folders(directory: Path) -> DemoData:
             folder = directory / "labelled" / picture.labels[0]
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture.path, folder / picture.path.name)
-        images = directory / "unseen"
-        images.mkdir(parents=True, exist_ok=True)
-        for picture in data.test:
-            shutil.copyfile(picture.path, images / picture.path.name)
-        truth = directory / "unseen.manifest"
-        truth.write_bytes(_relative(data.test_manifest, images.name))
-    return DemoData(images, truth)
+        laid = DemoData(directory / "unseen", directory / "unseen.manifest")
+        _lay(laid, (picture.path for picture in data.test), data.test_manifest)
+    return laid
+
+
+def _lay(data: DemoData, pictures: Iterable[Path], manifest: Path) -> None:
+    """Copy the pictures, and their manifest with paths instead of S3 URIs, to where `data` says."""
+    data.images.mkdir(parents=True, exist_ok=True)
+    for path in pictures:
+        shutil.copyfile(path, data.images / path.name)
+    data.truth.write_bytes(_relative(manifest, data.images.name))
 
 
 def _relative(manifest: Path, folder: str) -> bytes:

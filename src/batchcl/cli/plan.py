@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import Any
 
 import orjson
@@ -44,7 +43,7 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
         async with talking(log_format or LogFormat.TEXT) as observer:
             return await planned(job, observer=observer)
 
-    found = anyio.run(partial(work))
+    found = anyio.run(work)
     if json:
         sys.stdout.write(orjson.dumps(found.as_dict()).decode() + "\n")
         return
