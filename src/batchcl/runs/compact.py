@@ -10,6 +10,9 @@ What a reader sees meanwhile: batchcl's own commands read the intents and so see
 files, such as Athena, may see the rows of a group twice, from when the output is written until the inputs are gone;
 it never misses one. A query that has listed files before they are deleted may fail to open one, and is to be repeated.
 
+A part that is back after it was merged, as a runner was frozen while it wrote it, is removed by the next compaction
+(`returned.py`); until then its rows are there twice.
+
 Only `results/` of finished runs are touched: a run that goes on, or a retry that is open, keeps its parts. Partitions
 stay as they are, so parts of different dates are not merged.
 """
@@ -34,6 +37,7 @@ from batchcl.runs.damage import intact
 from batchcl.runs.layout import COMPACTED, RUNS, RunPaths, run_of
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.record import read_summary
+from batchcl.runs.returned import merged_from, names_of, returned_parts
 from batchcl.runs.schema import RESULTS, parquet_bytes
 from batchcl.runs.store import Store, StoredFile
 from batchcl.runs.turns import in_turn
@@ -84,11 +88,17 @@ async def compact(
     """
     finished = _Finished(store, before=utcnow() - min_age, on_left=on_left)
     if dry_run:
-        return [_planned(group) for group in await _groups(store, finished, target_bytes)]
+        files = await _parts(store)
+        back = await returned_parts(store, files)
+        return [_planned(group) for group in await _groups(_without(files, back), finished, target_bytes)]
 
     async def merge() -> list[Compaction]:
         await _recover(store)
-        return [await _merge(store, group) for group in await _groups(store, finished, target_bytes)]
+        files = await _parts(store)
+        back = await returned_parts(store, files)
+        for path in back:
+            await store.delete(path)
+        return [await _merge(store, group) for group in await _groups(_without(files, back), finished, target_bytes)]
 
     lease = LeaseKeeper(store, _PATHS, utcnow=utcnow)
     await lease.acquire()
@@ -158,19 +168,21 @@ class _Finished:
         return None if over else "has a retry that isn't over"
 
 
-async def _groups(store: Store, finished: _Finished, target_bytes: int) -> list[list[StoredFile]]:
+async def _parts(store: Store) -> list[StoredFile]:
+    return [file for file in await store.list_all("results") if file.path.endswith(".parquet")]
+
+
+def _without(files: Sequence[StoredFile], paths: Collection[str]) -> list[StoredFile]:
+    return [file for file in files if file.path not in paths]
+
+
+async def _groups(files: Sequence[StoredFile], finished: _Finished, target_bytes: int) -> list[list[StoredFile]]:
     """Parts of one partition each that are worth merging, at most about the target together."""
-    small = [
-        file
-        for file in await store.list_all("results")
-        if file.path.endswith(".parquet")
-        and file.size_bytes < target_bytes / 2
-        and await finished.may_be_merged(file.path)
-    ]
+    small = [file for file in files if file.size_bytes < target_bytes / 2 and await finished.may_be_merged(file.path)]
     groups: list[list[StoredFile]] = []
-    for _, files in groupby(small, key=lambda file: file.path.rpartition("/")[0]):
+    for _, partition in groupby(small, key=lambda file: file.path.rpartition("/")[0]):
         group: list[StoredFile] = []
-        for file in files:
+        for file in partition:
             if group and sum(each.size_bytes for each in group) + file.size_bytes > target_bytes:
                 groups.append(group)
                 group = []
@@ -218,12 +230,13 @@ def _taken_over(store: Store) -> OutputError:
 
 
 def _merged(parts: Sequence[tuple[str, bytes]]) -> tuple[int, bytes]:
-    tables = []
+    tables, earlier = [], []
     for where, data in parts:
         with intact(where):
             tables.append(pq.read_table(io.BytesIO(data), schema=RESULTS))
+            earlier.append(names_of(pq.read_metadata(io.BytesIO(data)).metadata))
     rows = pa.concat_tables(tables).sort_by([("uri", "ascending"), ("run_id", "ascending")])
-    return rows.num_rows, parquet_bytes(rows, run_id=None)
+    return rows.num_rows, parquet_bytes(rows, run_id=None, merged=merged_from([where for where, _ in parts], earlier))
 
 
 def _read_intent(where: str, data: bytes) -> tuple[list[str], str]:

@@ -1,12 +1,14 @@
 """The tables that users read: schema v1 of `results/` and `failures/`, and how outcomes become rows.
 
-Version and run stand in the file's key-value metadata (`batchcl.schema`, `batchcl.version`, `batchcl.run_id`). A new
-column may come at the end within v1; a change of meaning makes v2.
+Version and run stand in the file's key-value metadata (`batchcl.schema`, `batchcl.version`, `batchcl.run_id`; in a
+merged file `batchcl.merged`, the names of those that it was made from). A new column may come at the end within v1; a
+change of meaning makes v2.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -19,6 +21,7 @@ from batchcl.images import escaped
 __all__ = [
     "FAILURES",
     "LABEL",
+    "MERGED",
     "POINT",
     "RESULTS",
     "SCHEMA_VERSION",
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = "1"
+MERGED: Final = "batchcl.merged"
 ROW_GROUP_ROWS: Final = 128 * 1024
 
 UTC_US: Final = pa.timestamp("us", tz="UTC")
@@ -131,11 +135,16 @@ def failures_table(images: pa.Table, entries: pa.Table, *, run_id: str) -> pa.Ta
     )
 
 
-def parquet_bytes(table: pa.Table, *, run_id: str | None) -> bytes:
-    """`table` as one zstd Parquet file; the same rows make the same bytes. No `run_id` for rows of several runs."""
+def parquet_bytes(table: pa.Table, *, run_id: str | None, merged: Sequence[str] = ()) -> bytes:
+    """`table` as one zstd Parquet file; the same rows make the same bytes.
+
+    No `run_id` for rows of several runs: such a file tells from which ones it was `merged`.
+    """
     metadata = {"batchcl.schema": SCHEMA_VERSION, "batchcl.version": __version__}
     if run_id is not None:
         metadata["batchcl.run_id"] = run_id
+    if merged:
+        metadata[MERGED] = "\n".join(merged)
     sink = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata(metadata),

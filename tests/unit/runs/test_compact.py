@@ -279,6 +279,51 @@ def test_killed_at_any_change_no_row_is_lost_and_the_next_one_finishes(after):
     assert anyio.run(main) > 10
 
 
+@pytest.mark.parametrize("later", [(), ("b",)], ids=["merged once", "merged again"])
+def test_a_part_that_a_frozen_runner_writes_after_it_was_merged_is_removed(later):
+    async def main() -> None:
+        store = Store.memory()
+        await add_run(store, "a")
+        parts = {file.path: await store.get(file.path) for file in await store.list_all("results")}
+        await compact(store, min_age=AGE, utcnow=lambda: NOW)
+        for run in later:
+            await add_run(store, run)
+            await compact(store, min_age=AGE, utcnow=lambda: NOW)
+        (path, data), *_ = parts.items()
+        assert data is not None
+        await store.put(path, data)
+        await add_run(store, "c")
+        assert max((await uris(store)).values()) == 2
+        planned = await compact(store, min_age=AGE, utcnow=lambda: NOW, dry_run=True)
+        assert path not in planned[0].inputs
+        assert await store.exists(path), "a dry run removes nothing"
+        await compact(store, min_age=AGE, utcnow=lambda: NOW)
+        assert await uris(store) == once("a", "c", *later)
+
+    anyio.run(main)
+
+
+def test_a_part_of_a_merged_ones_name_with_other_rows_is_never_removed():
+    """As of a run that somebody has deleted by hand and made again under its id."""
+
+    async def main() -> None:
+        store = Store.memory()
+        await add_run(store, "a", shards=2)
+        await compact(store, min_age=AGE, utcnow=lambda: NOW)
+        await add_run(store, "a", shards=3)
+        first, second, third = [name for name in await names(store) if name.startswith("a-")]
+        spare = await store.get(f"results/model=m@1/date=2026-11-20/{third}")
+        assert spare is not None
+        await store.put(f"results/model=m@1/date=2026-11-20/{second}", spare)
+        await store.delete(f"results/model=m@1/date=2026-11-20/{third}")
+        done = await compact(store, min_age=AGE, utcnow=lambda: NOW)
+        assert [path.rpartition("/")[2] for each in done for path in each.inputs][:1] == [second]
+        assert first not in await names(store)
+        assert await uris(store) == once("a", shards=3)
+
+    anyio.run(main)
+
+
 def test_readers_follow_merged_parts_to_their_runs(tmp_path):
     async def main() -> None:
         store = Store.open(str(tmp_path))
