@@ -285,11 +285,18 @@ def test_a_cost_ends_the_run_resumably(cli, job, demo, out):
         assert dear.code == 4, dear.err
         assert "--max-cost" in dear.json["reason"]
         assert dear.json["cost_usd"] >= 0.001
+        assert "bounds nothing" not in dear.err
         assert 0 < dear.json["scored"] < IMAGES
         assert model_status(endpoint, demo.arn) in {"STOPPING", "STOPPED"}
         done = cli(*job, "--start-model", 5, env=env)
     assert (done.code, done.json["calls"] - done.json["throttled"]) == (0, IMAGES - dear.json["scored"])
     assert len(out.table()) == IMAGES
+
+
+def test_a_cost_that_nothing_counts_is_said_to_bound_nothing(cli, job, env):
+    done = cli(*job, "--max-cost", 0.001, env=env)
+    assert (done.code, done.json["cost_usd"]) == (0, None)
+    assert "--max-cost bounds nothing: the model was running already" in done.err
 
 
 @pytest.mark.usefixtures("broken")

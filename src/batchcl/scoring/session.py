@@ -175,7 +175,13 @@ class Session:
                 await self.means.keeper.have_running()
                 self.progress.begin(anyio.current_time())
                 running = True
+                self._say_what_bounds_nothing()
             yield batch
+
+    def _say_what_bounds_nothing(self) -> None:
+        if self.job.max_cost is not None and self.means.keeper.dollars() is None and not self.job.emulator:
+            text = "--max-cost bounds nothing: the model was running already, so its cost isn't this run's"
+            self.means.observer.notice(Notice("max-cost-idle", text))
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
