@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, chdir
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import anyio
+import botocore.session
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import Loader
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
@@ -36,6 +39,20 @@ from typed import typed
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def services() -> Iterator[None]:
+    """What botocore knows of AWS is read from its files once: each session of each command would do so anew."""
+    known: dict[Any, Any] = {}
+
+    def loader(_paths: str | None) -> Loader:
+        made = Loader()
+        made._cache = known  # its argument `cache` is not looked at
+        return made
+
+    with patch.object(botocore.session, "create_loader", loader):
+        yield
 
 
 @pytest.fixture(scope="session")
