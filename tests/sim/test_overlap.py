@@ -1,0 +1,78 @@
+"""The model waits for no list and at no boundary of a shard: what has to be written goes on beside the calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from typing import TypeVar
+
+import anyio
+
+from batchcl.runs.record import Summary
+from sim.house import House, Sort, Trouble, in_house
+from sim.service import Service, image
+
+T = TypeVar("T")
+
+SHARD_SIZE = 40
+IN_FLIGHT = 8
+LATENCY_S = 10.0
+PAGE_S = 60.0
+
+
+async def slow_store() -> None:
+    await anyio.sleep(0.25)  # before each operation, and again behind it
+
+
+class SlowList(Trouble):
+    """Each page takes a minute; `pages` are the times at which they came, and the first shard was `published_at`."""
+
+    def __init__(self, house: House) -> None:
+        super().__init__()
+        self.pages: list[float] = []
+        self.published_at = math.inf
+        self._house = house
+
+    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
+        if sort is Sort.PAGE:
+            await anyio.sleep(PAGE_S)
+            self.pages.append(anyio.current_time())
+        result = await super().around(sort, act)
+        if self._house.published():
+            self.published_at = min(self.published_at, anyio.current_time())
+        return result
+
+
+def test_all_call_slots_are_used_across_the_boundaries_of_shards_though_the_store_is_slow():
+    async def main() -> None:
+        images = [image(n) for n in range(10 * SHARD_SIZE)]
+        service = Service(latency_s=lambda rng: rng.uniform(0.5, 1.5) * LATENCY_S)
+        house = House(images, service, shard_size=SHARD_SIZE, page=1000, max_in_flight=IN_FLIGHT)
+        house.assert_exactly_once(summary := await ended(house, Trouble(pause=slow_store)))
+        assert summary.calls == len(images)
+        warm, last = service.sent_at[IN_FLIGHT * 4], service.sent_at[-1]
+        calls = len(images) - IN_FLIGHT * 4
+        assert last - warm < 1.03 * calls * LATENCY_S / IN_FLIGHT, "a slot was idle"
+        assert max(after - before for before, after in pairwise(service.sent_at)) < LATENCY_S
+
+    in_house(main)
+
+
+def test_shards_are_frozen_and_scored_while_the_list_is_read():
+    async def main() -> None:
+        images = [image(n) for n in range(5 * SHARD_SIZE)]
+        house = House(images, Service(), shard_size=SHARD_SIZE, page=SHARD_SIZE)
+        slow = SlowList(house)
+        house.assert_exactly_once(await ended(house, slow))
+        assert len(slow.pages) > 5
+        assert slow.published_at < slow.pages[2], "the first shard is in the table while others are listed"
+        assert house.service.sent_at[-1] < slow.pages[-1] + PAGE_S
+
+    in_house(main)
+
+
+async def ended(house: House, trouble: Trouble) -> Summary:
+    end = await house.run(trouble)
+    assert isinstance(end, Summary), repr(end)
+    return end
