@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,8 +21,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
+
+from common import conditions
 
 STUB = Path(__file__).with_name("stubs") / "s3_listing.py"
 MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
@@ -202,17 +202,6 @@ def children_cpu_s() -> float:
     return spent.ru_utime + spent.ru_stime
 
 
-def conditions() -> dict[str, object]:
-    """Where the figures come from."""
-    names = ("batchcl", "boto3", "aioboto3", "aiohttp", "obstore")
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "load_1m": round(os.getloadavg()[0], 2),
-        "versions": {name: version(name) for name in names},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=100_000)
@@ -225,7 +214,7 @@ def main() -> None:
     if arguments.one is not None:
         one(arguments.one)
         return
-    about = conditions()
+    about = conditions("boto3", "aioboto3", "aiohttp", "obstore")
     cpu = cpu_figures(arguments.keys, arguments.rounds)
     wall = wall_figures(2 * arguments.keys, arguments.latency_ms)
     plans = plan_figures(arguments.planned, arguments.latency_ms)

@@ -15,8 +15,6 @@ import datetime as dt
 import gzip
 import hashlib
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,7 +22,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +30,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from common import conditions
 
 from batchcl.aws.session import Aws
 from batchcl.runs.layout import RunPaths
@@ -190,16 +188,6 @@ def _measured(way: str, folder: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def conditions() -> dict[str, object]:
-    """Where the figures come from."""
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "load_1m": round(os.getloadavg()[0], 2),
-        "versions": {name: version(name) for name in ("batchcl", "polars", "pyarrow")},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000)
@@ -232,10 +220,11 @@ def main() -> None:
                         "peak_rss_mb": round(max(each["peak_rss_mb"] for each in rounds), 1),
                     }
                 )
+    where = conditions("polars", "pyarrow")
     if arguments.json:
-        print(json.dumps(conditions() | {"runs": found}))
+        print(json.dumps(where | {"runs": found}))
         return
-    for name, value in conditions().items():
+    for name, value in where.items():
         print(f"{name:10} {value}")
     print(
         f"conditions {arguments.rows:,} rows in {FILES} files on local disk, every tenth key with a space; Linux VmHWM"
