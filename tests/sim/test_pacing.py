@@ -149,19 +149,23 @@ def calls_a_second(run: Run, begin: float, end: float) -> float:
 
 def test_s3s_download_limit_slows_calls_while_it_lasts_and_is_not_learned_as_the_models() -> None:
     bucket = Bucket(8)
+    pacer = AdaptivePacer(RateController(), rng=random.Random(3))
+    learned_meanwhile = []
 
     def slow_s3(_image: ImageRef, _call: int, now: float) -> CallError | None:
+        if 200 <= now < 240:
+            learned_meanwhile.append(pacer.learned_tps or 0.0)
         if 120 <= now < 240 and not bucket.takes(now):
             return refused("S3 download limit exceeded")
         return None
 
-    pacer = AdaptivePacer(RateController())
     service = Service(tps=lambda _: 20.0, fault=slow_s3)
     run = Run(service, max_in_flight=256, pacer=pacer).over(map(image, range(6000)))
     run.assert_each_once(6000)
     assert calls_a_second(run, 100, 120) == pytest.approx(20, rel=0.05)
     assert calls_a_second(run, 150, 240) == pytest.approx(8, rel=0.1)
     assert calls_a_second(run, 260, 300) == pytest.approx(20, rel=0.05)
+    assert min(learned_meanwhile) > 15
     assert pacer.learned_tps == pytest.approx(20, rel=0.05)
     assert run.progress.throttled < 0.02 * run.progress.calls
 

@@ -236,6 +236,18 @@ def test_images_that_wait_to_be_read_again_hold_no_others_back():
     assert len([1 for at in run.service.sent_at if at < 8.0]) >= 1000, "0.1 s a call, sixteen at a time"
 
 
+def test_so_many_images_that_wait_to_be_read_again_hold_further_calls_back(monkeypatch):
+    """S3 gives nothing for a while, and all are refused: what waits stays bounded, whatever the length of the list."""
+    monkeypatch.setattr(preparing, "_PUT_OFF", 20)
+    lost = HostError("slow down", code="SlowDown")
+    studio = Studio(prepare_s=0.01, error=lambda *_: lost if anyio.current_time() < 4.0 else None)
+    run = Run(studio, refusing(studio, lambda _: True), max_in_flight=16, pacer=UnpacedPacer())
+    run.over(map(image, range(1000)))
+    run.assert_each_once(1000)
+    assert run.sink.failed == []
+    assert len([1 for at in run.service.sent_at if at < 4.0]) <= 20 + 32 + 16 + preparing._WORKERS
+
+
 def test_a_drain_does_not_wait_for_images_that_are_to_be_read_again():
     studio = Studio(error=lambda *_: HostError("slow down", code="SlowDown"))
     run = Run(studio, refusing(studio, lambda n: n == 0)).over(map(image, range(1000)), drain_at=8.0)
