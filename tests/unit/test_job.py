@@ -187,6 +187,11 @@ def test_the_flag_is_named_once_and_what_to_write_instead(key: str, value: str, 
     assert str(caught.value).count(f"--{key.replace('_', '-')}") == 1
 
 
+def test_a_job_made_in_python_refuses_a_wrong_value_as_pydantic_does() -> None:
+    with pytest.raises(ValueError, match="SELECT is not for a condition on one row"):
+        Job(**BASE | {"where": "size > (SELECT 1)"})
+
+
 def test_all_findings_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_job(file(tmp_path, "limit = 0\nmax_tps = 0\nnope = 1"))
