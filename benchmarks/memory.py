@@ -12,18 +12,17 @@ import argparse
 import datetime as dt
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import anyio
+from common import conditions
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.keeper import ModelKeeper
@@ -44,6 +43,7 @@ from batchcl.sources.select import Selection
 
 MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
 LISTED_AT = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
+LIBRARIES = ("anyio", "obstore", "polars", "pyarrow")
 LABELS = (Label("crack", 97.5), Label("dent", 61.25))
 
 
@@ -128,17 +128,6 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
     return summary.as_dict()
 
 
-def conditions() -> dict[str, object]:
-    """Where the figures come from."""
-    names = ("batchcl", "anyio", "obstore", "polars", "pyarrow")
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "load_1m": round(os.getloadavg()[0], 2),
-        "versions": {name: version(name) for name in names},
-    }
-
-
 def _measured(images: int) -> dict[str, Any]:
     """A run in a fresh process."""
     with tempfile.TemporaryDirectory() as out:
@@ -178,9 +167,9 @@ def main() -> None:
         return
     runs = [_measured(images) for images in arguments.images]
     if arguments.json:
-        print(json.dumps(conditions() | {"runs": runs}))
+        print(json.dumps(conditions(*LIBRARIES) | {"runs": runs}))
         return
-    for name, value in conditions().items():
+    for name, value in conditions(*LIBRARIES).items():
         print(f"{name:10} {value}")
     print("conditions stub images and detector, no model; shards of 10,000, output root on local disk; Linux VmHWM")
     for each in runs:

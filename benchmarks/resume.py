@@ -95,7 +95,8 @@ def main() -> None:
     if arguments.resume is not None:
         _resume(arguments.resume[0], arguments.images, float(arguments.resume[1]))
         return
-    from memory import conditions  # noqa: PLC0415
+    from common import conditions  # noqa: PLC0415
+    from memory import LIBRARIES  # noqa: PLC0415
 
     command = [sys.executable, __file__, "--images", str(arguments.images), "--resume"]
     with tempfile.TemporaryDirectory() as out:
@@ -108,9 +109,9 @@ def main() -> None:
     median = statistics.median(seconds)
     if arguments.json:
         figures = {"images": arguments.images, "files": files, "seconds": seconds, "median_s": median}
-        print(json.dumps(conditions() | figures))
+        print(json.dumps(conditions(*LIBRARIES) | figures))
         return
-    for name, value in conditions().items():
+    for name, value in conditions(*LIBRARIES).items():
         print(f"{name:10} {value}")
     print(f"conditions local disk, warm cache; {files:,} files below the root; stub detector, no model to look at")
     print(
