@@ -26,6 +26,10 @@ def compact(
         str, typer.Option("--min-age", metavar="10m", help="Leave runs alone that ended more recently.")
     ] = "10m",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be merged.")] = False,
+    single_writer: Annotated[
+        bool,
+        typer.Option("--single-writer", help="Nobody else writes to ROOT: for stores without conditional writes."),
+    ] = False,
     json: Json = False,
     csv: Csv = False,
     profile: Profile = None,
@@ -63,6 +67,8 @@ def compact(
 
     async def work(store: Store) -> list[Compaction]:
         await anyio.to_thread.run_sync(check_root, store)
+        if not dry_run:
+            await store.check_writable(single_writer=single_writer)
         return await merge(
             store,
             target_bytes=int(target_mb * 1024 * 1024),

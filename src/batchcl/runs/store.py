@@ -219,7 +219,7 @@ class Store:
         await self.delete(probe)
         if not exclusive and not single_writer:
             raise OutputError(
-                f"{self.root} lies on a store without conditional writes, so two runners could repeat images; make "
+                f"{self.root} lies on a store without conditional writes, so two writers could repeat images; make "
                 "sure that there is only one and say so with --single-writer, or use another root"
             )
 
