@@ -132,6 +132,27 @@ def test_a_control_plane_of_another_shape_is_one_sentence(score):
     assert "the answer has another shape than the API's; check the endpoint and the proxy" in done.err
 
 
+def test_another_program_at_the_endpoint_is_one_sentence(score, cli):
+    """Such as an S3 server: its page is not the API's, and not shown whole."""
+    page = http(403, b"<Error>\n  <Code>AccessDenied</Code>\n" + b"<!-- more -->\n" * 100 + b"</Error>\n")
+    with service(lambda *_: page) as server:
+        server.answers = lambda *_: page
+        control = score(aws_env(server.url))
+        bucket = cli("plan", "s3://photos/", "--model", MODEL, env=aws_env(s3=server.url))
+    assert control.code == 5
+    assert len(control.err.splitlines()) == 1, control.err
+    assert "it isn't AWS that answers; check the endpoint and the proxy" in control.err
+    assert len(control.err) < 800
+    assert (bucket.code, len(bucket.err.splitlines())) == (5, 1), bucket.err
+
+
+def test_certificates_that_are_not_there_are_named(score):
+    with service(lambda *_: http(200, GOOD)) as server:
+        done = score(aws_env(server.url) | {"AWS_CA_BUNDLE": "/no/such.pem"})
+    assert done.code == 5
+    assert "there are no CA certificates at /no/such.pem; check AWS_CA_BUNDLE" in done.err
+
+
 def test_a_proxy_that_cuts_connections_is_named(detect):
     with service(lambda *_: CUT) as proxy:
         proxy.answers = lambda *_: CUT

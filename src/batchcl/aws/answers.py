@@ -15,6 +15,8 @@ NO_CREDENTIALS: Final = "no AWS credentials found; set AWS_PROFILE or run `aws c
 S3_DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden"})
 """S3's codes for a missing permission. Its answer to a HEAD has no body, so the status stands for the code there."""
 
+_MOST_WORDS: Final = 500
+
 
 def error_code(error: ClientError) -> str:
     """The service's code for its refusal; empty where it gave none."""
@@ -22,8 +24,9 @@ def error_code(error: ClientError) -> str:
 
 
 def error_words(error: ClientError) -> str:
-    """The service's own words; empty where it gave none."""
-    return str(error.response.get("Error", {}).get("Message", ""))
+    """The service's own words, on one line; empty where it gave none. Of another program's page it is the beginning."""
+    words = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
+    return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}…"
 
 
 def named_region(answer: Mapping[str, Any]) -> str | None:

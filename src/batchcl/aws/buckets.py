@@ -113,7 +113,8 @@ def explain_code(code: str, said: str, *, doing: str, bucket: str) -> BatchclErr
         return CredentialsError(f"{doing} failed: access denied; allow s3:ListBucket and s3:GetObject on {bucket}")
     if code in _UNKNOWN_KEYS:
         return CredentialsError(f"{doing} failed: {code}: {said}; check the profile and its keys, or log in again")
-    return RefusedError(f"{doing} failed: {code}: {said}")
+    advice = "; check the endpoint and the proxy" if code.isdigit() else ""  # S3's codes are words, but for 403
+    return RefusedError(f"{doing} failed: {code}: {said}{advice}")
 
 
 def _check_region(bucket: str, found: str | None, wanted: str) -> None:

@@ -98,4 +98,6 @@ def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedErro
     if code in _BUSY_CODES or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
         return UnreachableError(f"{said}; try again later")
     advice = in_use if code in _TAKEN_CODES else _ADVICE.get(code)
+    if code.isdigit():  # the API's codes are words
+        advice = "it isn't AWS that answers; check the endpoint and the proxy"
     return refusal(what if advice is None else f"{said}; {advice}")

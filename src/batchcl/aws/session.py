@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import aioboto3
@@ -24,7 +25,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.answers import named_region
-from batchcl.errors import CredentialsError
+from batchcl.errors import CredentialsError, RefusedError
 
 __all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
 
@@ -241,9 +242,19 @@ class Aws:
 
     @property
     def _verify(self) -> bool | str | None:
-        """As botocore takes it: False, the bundle, or None for the environment's."""
+        """As botocore takes it: False, the bundle, or None for the environment's.
+
+        Raises `RefusedError` where there is no such bundle, which the SDK would tell without its name.
+        """
         connection = self.settings.connection
-        return connection.ca_bundle if connection.is_verified else False
+        if not connection.is_verified:
+            return False
+        if self.ca_bundle is not None and not Path(self.ca_bundle).expanduser().exists():
+            raise RefusedError(
+                f"there are no CA certificates at {self.ca_bundle}; check AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and "
+                "ca_bundle in the AWS config"
+            )
+        return connection.ca_bundle
 
     def s3_access(self, bucket: str) -> S3Access:
         """How other S3 clients reach `bucket`. Blocks for one HeadBucket, which tells the bucket's region.

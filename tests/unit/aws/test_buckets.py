@@ -128,6 +128,11 @@ def test_a_bucket_of_another_region_that_cant_be_read_is_refused_all_the_same() 
         check(FakeS3({"far": refused("PermanentRedirect")}), cross_region=True)
 
 
+def test_a_status_without_a_code_is_no_answer_of_s3s() -> None:
+    said = str(explain(refused("400"), "looking up s3://b", "b"))
+    assert said.endswith("; check the endpoint and the proxy")
+
+
 def test_an_answer_without_any_words_is_explained_too() -> None:
     assert "failed" in str(explain(ClientError(cast("Any", {}), "HeadBucket"), "listing s3://b", "b"))
     assert isinstance(explain(BotoCoreError(), "listing s3://b", "b"), UnreachableError)
