@@ -150,7 +150,7 @@ def test_certificates_that_are_not_there_are_named(score):
     with service(lambda *_: http(200, GOOD)) as server:
         done = score(aws_env(server.url) | {"AWS_CA_BUNDLE": "/no/such.pem"})
     assert done.code == 5
-    assert "there are no CA certificates at /no/such.pem; check AWS_CA_BUNDLE" in done.err
+    assert "the CA certificates in /no/such.pem can't be read: there is no such file; check AWS_CA_BUNDLE" in done.err
 
 
 def test_a_proxy_that_cuts_connections_is_named(detect):

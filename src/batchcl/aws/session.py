@@ -251,8 +251,8 @@ class Aws:
             return False
         if self.ca_bundle is not None and not Path(self.ca_bundle).expanduser().exists():
             raise RefusedError(
-                f"there are no CA certificates at {self.ca_bundle}; check AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and "
-                "ca_bundle in the AWS config"
+                f"the CA certificates in {self.ca_bundle} can't be read: there is no such file; check AWS_CA_BUNDLE "
+                "and ca_bundle in the AWS config"
             )
         return connection.ca_bundle
 
