@@ -11,9 +11,9 @@ from collections.abc import AsyncIterable, Iterator, Sequence
 import anyio.to_thread
 import polars as pl
 
+from batchcl.digests import Seen
 from batchcl.images import ImageRef
 from batchcl.sources.base import Source, name_of
-from batchcl.sources.repeats import Seen
 
 __all__ = ["Overlap"]
 

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
+from batchcl.digests import Seen
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position, Source
 from batchcl.sources.filters import Filters
 from batchcl.sources.overlap import Overlap
 from batchcl.sources.recognise import ListOptions, open_sources
-from batchcl.sources.repeats import NO_NAMES, Seen
+from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Bookmark, Selection
 from batchcl.sources.source_kind import SourceKind
 from servers import aws_env, client, make_bucket
