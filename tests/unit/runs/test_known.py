@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchcl.errors import OutputError
 from batchcl.images import ImageRef
@@ -36,11 +39,15 @@ async def publish(store: Store, run: str, images: list[ImageRef], *, model: str 
 
 
 def fresh(published: list[ImageRef], asked: list[ImageRef], *, model: str = "m@1") -> list[bool]:
+    """What is known of the same results in memory, and on disk."""
+
     async def main() -> list[bool]:
         store = Store.memory()
         if published:
             await publish(store, "r", published)
-        return await KnownVersions(store, model).fresh(asked)
+        found = await KnownVersions(store, model).fresh(asked)
+        assert await KnownVersions(store, model, most_rows=0).fresh(asked) == found
+        return found
 
     return anyio.run(main)
 
@@ -92,13 +99,64 @@ def test_every_night_and_every_part_counts_and_only_what_can_match_is_read():
     anyio.run(main)
 
 
-def test_results_that_are_merged_while_the_list_is_read_are_found_again():
+def test_a_list_in_no_order_has_all_versions_read_once_and_none_kept_in_memory(monkeypatch: pytest.MonkeyPatch):
+    reads = []
+    read = KnownVersions._read_now
+
+    def counted(known: KnownVersions, group: Any) -> Any:
+        reads.append(group.path)
+        return read(known, group)
+
+    monkeypatch.setattr(KnownVersions, "_read_now", counted)
+
+    async def main() -> None:
+        store = Store.memory()
+        for night in range(1, 4):
+            await publish(store, f"n{night}", [image(f"{night}/{n:03}") for n in range(50)], day=night)
+        known = KnownVersions(store, "m@1", most_rows=149)
+        assert await known.fresh([image("1/000"), image("2/000")]) == [False, False]
+        assert (len(reads), len(known._cached)) == (2, 2)
+        reads.clear()
+        for n in range(50):
+            across = [image(f"{night}/{n:03}") for night in (1, 3, 4)]
+            assert await known.fresh([*across, image("2/000", etag="e2")]) == [False, False, True, True]
+        assert (len(reads), known._cached) == (3, {})
+
+    anyio.run(main)
+
+
+@given(st.data())
+def test_memory_and_disk_know_the_same(data: st.DataObject):
+    texts = st.sampled_from(["a", "b", None])
+    uris = ("s3://b/x", "s3://b/y", "/x/x", "https://h/x")
+
+    def drawn() -> ImageRef:
+        uri = data.draw(st.sampled_from(uris))
+        bucket, key = ("b", uri[-1]) if uri.startswith("s3") else ("", uri)
+        times = st.sampled_from([NOW, NOW + dt.timedelta(microseconds=1), None])
+        return ImageRef(
+            uri=uri,
+            bucket=bucket,
+            key=key,
+            version_id=data.draw(texts),
+            etag=data.draw(texts),
+            size_bytes=data.draw(st.sampled_from([1, 12, None])),
+            last_modified=data.draw(times),
+        )
+
+    published = [drawn() for _ in range(data.draw(st.integers(1, 6)))]
+    fresh(published, [*published, *(drawn() for _ in range(6))])
+
+
+@pytest.mark.parametrize("most_rows", [10, 0])
+def test_results_that_are_merged_while_the_list_is_read_are_found_again(most_rows: int):
     async def main() -> None:
         store = Store.memory()
         for run, key in (("r1", "a"), ("r2", "b")):
             await publish(store, run, [image(key)])
-        known = KnownVersions(store, "m@1")
+        known = KnownVersions(store, "m@1", most_rows=10)
         assert await known.fresh([image("a")]) == [False]
+        known._most_rows = most_rows
         (last,) = [file.path for file in await store.list_all("results") if "r2" in file.path]
         data = await store.get(last)
         assert data is not None
