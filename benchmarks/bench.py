@@ -52,6 +52,7 @@ BENCHMARKS = (
     Benchmark("resume", ("--images", 200_000, "--repeat", 3)),
     Benchmark("sources", ("--rows", 500_000, "--rounds", 1)),
     Benchmark("filters", ("--rows", 200_000, "--rounds", 1)),
+    Benchmark("incremental", ("--known", 1_000_000, "--images", 50_000, "--rounds", 1)),
     Benchmark("emulator", ("--calls", 1000)),
 )
 

@@ -172,6 +172,13 @@ def filters(said: dict[str, Any]) -> Iterator[Figure]:
         yield f"rows filtered a second, {run['filter']}, {run['way']}", found
 
 
+def incremental(said: dict[str, Any]) -> Iterator[Figure]:
+    """CPU seconds of a whole list and the peak, by way and order."""
+    for run in said["runs"]:
+        figure = f"{said['images']:,} images beside {said['known']:,} known versions, {run['order']}, {run['way']}"
+        yield figure, f"{run['cpu_seconds']} s CPU, peak RSS {run['peak_rss_mb']:.0f} MB"
+
+
 def emulator(said: dict[str, Any]) -> Iterator[Figure]:
     """Answers a second."""
     for name, rate in said["images_per_second"].items():
@@ -191,6 +198,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
         resume,
         sources,
         filters,
+        incremental,
         emulator,
     )
 }
