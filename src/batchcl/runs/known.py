@@ -33,7 +33,7 @@ __all__ = ["KnownVersions"]
 
 _AT_ONCE: Final = 16
 _GROUPS_AT_ONCE: Final = 2
-_MOST_ROWS: Final = 1_000_000
+_MOST_ROWS: Final = 500_000
 """Known versions that a page of the list may meet, before all go to disk: some 110 bytes each while they are needed."""
 
 _LAST: Final = "\U0010ffff"
