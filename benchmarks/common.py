@@ -10,12 +10,15 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
 STUB = Path(__file__).parent / "stubs" / "server.py"
@@ -30,6 +33,26 @@ def conditions(*libraries: str) -> dict[str, object]:
         "load_1m": round(os.getloadavg()[0], 2),
         "versions": {name: version(name) for name in ("batchcl", *libraries)},
     }
+
+
+def status_mb(field: str) -> float:
+    """What Linux says of this process's memory, such as `VmHWM`, its peak so far."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) / 1024
+
+
+def cost_of(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """The result of `work`; the seconds and CPU seconds that it took, and this process's peak of memory."""
+    begun_at, cpu_before = time.perf_counter(), time.process_time()
+    result = work()
+    seconds, cpu_seconds = time.perf_counter() - begun_at, time.process_time() - cpu_before
+    return result, {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_rss_mb": status_mb("VmHWM")}
+
+
+def said_by(command: Sequence[object], *, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a Python `command` prints as JSON, in a process of its own."""
+    done = subprocess.run([sys.executable, *map(str, command)], env=env, check=True, stdout=subprocess.PIPE)
+    return dict(json.loads(done.stdout))
 
 
 def cores() -> tuple[int, int]:

@@ -13,12 +13,10 @@ import argparse
 import datetime as dt
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +24,7 @@ import anyio
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import conditions
+from common import conditions, cost_of, said_by
 
 from batchcl.aws.session import Aws
 from batchcl.runs.schema import RESULTS
@@ -120,17 +118,9 @@ def _by_polars(folder: Path, name: str) -> int:
 
 
 def _one(way: str, name: str, folder: Path) -> dict[str, Any]:
-    begun_at, cpu_before = time.perf_counter(), time.process_time()
-    taken = anyio.run(_selected, folder, name) if way == "batchcl" else _by_polars(folder, name)
-    seconds, cpu = time.perf_counter() - begun_at, time.process_time() - cpu_before
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak_mb = int(status["VmHWM"].split()[0]) / 1024
-    return {"taken": taken, "seconds": seconds, "cpu_seconds": cpu, "peak_rss_mb": peak_mb}
-
-
-def _measured(way: str, name: str, folder: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", way, f"--filter={name}", "--folder", folder]
-    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    by_batchcl = partial(anyio.run, _selected, folder, name)
+    taken, cost = cost_of(by_batchcl if way == "batchcl" else partial(_by_polars, folder, name))
+    return {"taken": taken, **cost}
 
 
 def main() -> None:
@@ -150,7 +140,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), arguments.rows)
         for way, name in ways:
-            rounds = [_measured(way, name, folder) for _ in range(arguments.rounds)]
+            one = (__file__, "--one", way, f"--filter={name}", "--folder", folder)
+            rounds = [said_by(one) for _ in range(arguments.rounds)]
             seconds = sorted(each["seconds"] for each in rounds)
             found.append(
                 {

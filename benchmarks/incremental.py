@@ -14,16 +14,14 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import polars as pl
-from common import conditions
+from common import conditions, cost_of, said_by, status_mb
 
 from batchcl.images import ImageRef
 from batchcl.memory import give_back_memory
@@ -90,23 +88,11 @@ def _by_polars(root: str, numbers: list[int]) -> int:
 def _one(way: str, order: str, root: str, known: int, images: int) -> dict[str, Any]:
     give_back_memory()
     numbers = _asked(order, known, images)
-    begun_at, cpu_before = time.perf_counter(), time.process_time()
-    fresh = anyio.run(_by_batchcl, root, numbers) if way == BATCHCL else _by_polars(root, numbers)
-    seconds, cpu = time.perf_counter() - begun_at, time.process_time() - cpu_before
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    by_batchcl = partial(anyio.run, _by_batchcl, root, numbers)
+    fresh, cost = cost_of(by_batchcl if way == BATCHCL else partial(_by_polars, root, numbers))
     wrong = fresh - sum(number % 2 == 0 for number in numbers)
     assert not wrong, f"{way} takes {wrong} images too many for fresh"
-    return {
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "peak_rss_mb": int(status["VmHWM"].split()[0]) / 1024,
-        "anonymous_mb": int(status["RssAnon"].split()[0]) / 1024,
-    }
-
-
-def _measured(way: str, order: str, root: str, known: int, images: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", way, order, root, "--known", str(known), "--images", str(images)]
-    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    return cost | {"anonymous_mb": status_mb("RssAnon")}
 
 
 def main() -> None:
@@ -125,7 +111,10 @@ def main() -> None:
     about = conditions("anyio", "polars", "pyarrow") | {"known": known, "images": images, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory() as root:
         make(Path(root), known)
-        found = {way: [_measured(*way, root, known, images) for _ in range(arguments.rounds)] for way in WAYS}
+        sizes = ("--known", known, "--images", images)
+        found = {
+            way: [said_by([__file__, "--one", *way, root, *sizes]) for _ in range(arguments.rounds)] for way in WAYS
+        }
     rows = [
         {"way": way, "order": order}
         | {name: round(statistics.median(each[name] for each in measured), 1) for name in measured[0]}

@@ -12,17 +12,13 @@ import argparse
 import datetime as dt
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
-from common import conditions
+from common import conditions, cost_of, said_by
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.keeper import ModelKeeper
@@ -131,25 +127,18 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
 def _measured(images: int) -> dict[str, Any]:
     """A run in a fresh process."""
     with tempfile.TemporaryDirectory() as out:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", str(images), "--out", out],
-            env=os.environ | dict([ARROW_POOL]),  # read before this file could set it
-            check=True,
-            stdout=subprocess.PIPE,
-        )
-    return dict(json.loads(done.stdout))
+        environment = os.environ | dict([ARROW_POOL])  # read before this file could set it
+        return said_by([__file__, "--one", images, "--out", out], env=environment)
 
 
 def _one(images: int, out: str) -> None:
-    begun_at = time.monotonic()
     give_back_memory()
-    summary = anyio.run(partial(score, out, images))
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    summary, cost = cost_of(partial(anyio.run, partial(score, out, images)))
     figures = {
         "images": images,
         "scored": summary["scored"],
-        "peak_rss_mb": round(int(status["VmHWM"].split()[0]) / 1024, 1),
-        "seconds": round(time.monotonic() - begun_at, 1),
+        "peak_rss_mb": round(cost["peak_rss_mb"], 1),
+        "seconds": round(cost["seconds"], 1),
         "images_per_second": summary["images_per_second"],
     }
     print(json.dumps(figures))

@@ -16,10 +16,8 @@ import gzip
 import hashlib
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
-from common import conditions
+from common import conditions, cost_of, said_by
 
 from batchcl.aws.session import Aws
 from batchcl.runs.layout import RunPaths
@@ -166,26 +164,19 @@ def _by_pyarrow(folder: Path) -> int:
 
 
 def _one(way: str, folder: Path, out: Path) -> dict[str, Any]:
-    begun_at, cpu_before = time.perf_counter(), time.process_time()
-    match way:
-        case "batchcl":
-            rows = anyio.run(_to_work_list, folder, out)
-        case "batchcl check":
-            rows = anyio.run(_to_check, folder)
-        case "polars":
-            rows = _by_polars(folder)
-        case _:
-            rows = _by_pyarrow(folder)
-    seconds, cpu = time.perf_counter() - begun_at, time.process_time() - cpu_before
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {"rows": rows, "seconds": seconds, "cpu_seconds": cpu, "peak_rss_mb": int(status["VmHWM"].split()[0]) / 1024}
+    ways: dict[str, Callable[[], int]] = {
+        "batchcl": partial(anyio.run, _to_work_list, folder, out),
+        "batchcl check": partial(anyio.run, _to_check, folder),
+        "polars": partial(_by_polars, folder),
+        "pyarrow": partial(_by_pyarrow, folder),
+    }
+    rows, cost = cost_of(ways[way])
+    return {"rows": rows, **cost}
 
 
 def _measured(way: str, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, __file__, "--one", way, "--folder", str(folder), "--out", out]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return dict(json.loads(done.stdout))
+        return said_by([__file__, "--one", way, "--folder", folder, "--out", out])
 
 
 def main() -> None:
