@@ -27,6 +27,8 @@ __all__ = ["Lease", "LeaseKeeper", "read_lease"]
 
 HEARTBEAT_S: Final = 10.0
 EXPIRES_S: Final = 45.0
+SETTLES_S: Final = 0.5
+"""Of two that find the same dead lease, both have written theirs within less; the later one has it."""
 
 T = TypeVar("T")
 
@@ -102,15 +104,20 @@ class LeaseKeeper:
             return
         other = await read_lease(self._store, self._paths)
         if other is not None and other.holder != self.holder and other.lives(self._utcnow()):
-            ago = (self._utcnow() - other.beat_at).total_seconds()
-            raise StoppedError(
-                f"run {self._paths.run_id} is held by another runner ({other.host}, process "
-                f"{other.process.partition('-')[0]}, last seen {ago:.0f} s ago); wait for it, or for {EXPIRES_S:.0f} s "
-                "after it died"
-            )
+            raise self._held_by(other)
         if other is not None:
             on_left(other)
         await self.beat()
+        await anyio.sleep(SETTLES_S)
+        if (faster := await self.successor()) is not None:
+            raise self._held_by(faster)
+
+    async def successor(self) -> Lease | None:
+        """The lease of another runner that is at work, after this one had it; None where there is none."""
+        other = await read_lease(self._store, self._paths)
+        if other is None or other.holder == self.holder or not other.lives(self._utcnow()):
+            return None
+        return other
 
     async def beat(self) -> None:
         """Say now, rather than at the next heartbeat, how things stand."""
@@ -164,6 +171,14 @@ class LeaseKeeper:
             await self._store.put(self._paths.lease, self._beat(ended=True))
         else:
             await self._store.delete(self._paths.lease)
+
+    def _held_by(self, other: Lease) -> StoppedError:
+        ago = (self._utcnow() - other.beat_at).total_seconds()
+        return StoppedError(
+            f"run {self._paths.run_id} is held by another runner ({other.host}, process "
+            f"{other.process.partition('-')[0]}, last seen {ago:.0f} s ago); wait for it, or for {EXPIRES_S:.0f} s "
+            "after it died"
+        )
 
     def _beat(self, *, ended: bool = False) -> bytes:
         lease = replace(self._lease, beat_at=self._utcnow(), progress=self._progress(), ended=ended)

@@ -16,7 +16,7 @@ from batchcl.errors import StoppedError
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper, _started, read_lease
 from batchcl.runs.store import Store
-from sim.house import FaultyStore
+from sim.house import FaultyStore, Trouble
 from virtual import run_virtual
 
 PATHS = RunPaths("r")
@@ -101,5 +101,32 @@ def test_a_released_or_damaged_lease_keeps_nobody_away():
         assert await read_lease(store, PATHS) is None
         await store.put(PATHS.lease, b'{"holder": ')
         await keeper(store).acquire()
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("slower_s", [0.2, 0.3])
+def test_of_two_that_find_the_same_dead_lease_one_has_it(slower_s: float) -> None:
+    async def main() -> None:
+        files: dict[str, bytes] = {}
+        await pretend(FaultyStore(files))
+        await anyio.sleep(60)
+        ends: list[str] = []
+
+        async def take(pause_s: float) -> None:
+            store = FaultyStore(files, Trouble(pause=lambda: anyio.sleep(pause_s)))
+            try:
+                await keeper(store).acquire()
+            except StoppedError as error:
+                ends.append(str(error))
+            else:
+                ends.append("has it")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(take, 0.2)
+            group.start_soon(take, slower_s)
+        refused, has_it = sorted(ends, key=lambda end: end == "has it")
+        assert has_it == "has it"
+        assert "is held by another runner" in refused
 
     run_virtual(main)
