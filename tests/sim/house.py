@@ -245,6 +245,10 @@ class HouseKeeper(ModelKeeper):
     def owned(self) -> bool:
         return False
 
+    @property
+    def stops(self) -> bool:
+        return False
+
     def remember(self, on_owning: Callable[[], Awaitable[None]]) -> None:
         """It starts nothing."""
 

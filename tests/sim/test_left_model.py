@@ -163,3 +163,37 @@ def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
         assert (left.status, await left.owns_model()) == ("RUNNING", True)
 
     in_house(main)
+
+
+@pytest.mark.parametrize(
+    ("told", "ended", "status"),
+    [
+        pytest.param({"owns_model": True, "stops_model": True}, False, "RUNNING", id="will-stop-it"),
+        pytest.param({"owns_model": True, "stops_model": False}, False, "STOPPED", id="starts-no-model"),
+        pytest.param({}, False, "STOPPED", id="of-an-older-version"),
+        pytest.param({"owns_model": True, "stops_model": True}, True, "STOPPED", id="is-over-already"),
+    ],
+)
+def test_a_runner_that_was_taken_for_dead_leaves_the_model_to_one_that_will_stop_it(told, ended, status):
+    async def main() -> None:
+        contested = house()
+        contested.service = Service(latency_s=lambda _: 40.0)
+        ends: list[object] = []
+
+        async def first() -> None:
+            ends.append(await contested.run())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(first)
+            await anyio.sleep(15)
+            lease = orjson.loads(contested.files[PATHS.lease])
+            assert (lease["progress"]["stops_model"], contested.status) == (True, "RUNNING")
+            seen = EPOCH + dt.timedelta(seconds=anyio.current_time())
+            other = {"holder": "another", "host": "elsewhere", "beat_at": seen, "progress": told, "ended": ended}
+            contested.files[PATHS.lease] = orjson.dumps(lease | other)
+        (end,) = ends
+        assert isinstance(end, StoppedError)
+        assert "was taken over by another runner" in str(end)
+        assert contested.status == status
+
+    in_house(main)

@@ -76,6 +76,7 @@ class ModelKeeper:
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._owned = False
         self._left = False
+        self._is_handed_over = False
         self._in_doubt = False
         self._on_owning: Callable[[], Awaitable[None]] | None = None
         self._running_since: float | None = None
@@ -113,6 +114,11 @@ class ModelKeeper:
         """Whether this run, in any session, has started a model that it is still to stop."""
         return self._owned or self._left
 
+    @property
+    def stops(self) -> bool:
+        """Whether this session will stop the model, or keep it as it was told to."""
+        return self._owned
+
     def remember(self, on_owning: Callable[[], Awaitable[None]]) -> None:
         """Await `on_owning` before the model is started, so that somebody else can stop it if this process dies."""
         self._on_owning = on_owning
@@ -133,6 +139,15 @@ class ModelKeeper:
             )
         else:
             self._owned = True
+
+    def hand_over(self) -> None:
+        """Leave the model and its guards to another session of this run, which is at work with it and will stop it."""
+        self._observer.notice(
+            Notice("model-handed-over", f"{self._arn.name} is left to the runner that has taken this run over")
+        )
+        self._stop_billing()
+        self._owned = False
+        self._is_handed_over = True
 
     def dollars(self) -> float | None:
         """What the model has cost so far at its minimum of units; None unless this run started it and pays for it."""
@@ -164,7 +179,7 @@ class ModelKeeper:
         finally:
             if self._owned:
                 await self._end()
-            else:
+            elif not self._is_handed_over:
                 await self._disarm()
 
     async def keep_guarded(self) -> None:

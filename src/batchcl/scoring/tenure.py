@@ -19,6 +19,7 @@ from batchcl.scoring.events import Progress
 __all__ = ["lease_of", "tenure"]
 
 _OWNS_MODEL: Final = "owns_model"
+_STOPS_MODEL: Final = "stops_model"
 _RELEASE_S: Final = 10.0
 
 
@@ -35,6 +36,7 @@ def _heartbeat(progress: Progress, keeper: ModelKeeper) -> dict[str, int | float
     return {name: getattr(now, name) for name in names} | {
         "images_per_second": round(now.images_per_second, 2),
         _OWNS_MODEL: keeper.owned,
+        _STOPS_MODEL: keeper.stops,
     }
 
 
@@ -43,7 +45,7 @@ async def tenure(lease: LeaseKeeper, keeper: ModelKeeper) -> AsyncIterator[None]
     """Hold the lease during the block; stop the model and give the lease back at its end, whatever the end.
 
     A model that an earlier session started and could not stop is from now on this one's to stop. Where that fails the
-    lease stays, and tells the next session.
+    lease stays, and tells the next session. Where another runner has taken the run over, it is that one's to stop.
 
     Raises:
         StoppedError: another runner holds the lease, or the model could not be stopped.
@@ -55,9 +57,21 @@ async def tenure(lease: LeaseKeeper, keeper: ModelKeeper) -> AsyncIterator[None]
 
     try:
         async with keeper.stopping():
-            await lease.acquire(on_left=inherit)
-            keeper.remember(lease.beat)
-            yield
+            try:
+                await lease.acquire(on_left=inherit)
+                keeper.remember(lease.beat)
+                yield
+            finally:
+                await _hand_over(lease, keeper)
     finally:
         with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
             await lease.release(leaving=keeper.owned)
+
+
+async def _hand_over(lease: LeaseKeeper, keeper: ModelKeeper) -> None:
+    """Don't stop the model under a runner that has taken this one for dead, and will stop it itself."""
+    if keeper.stops:
+        with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
+            other = await lease.successor()
+            if other is not None and other.progress.get(_STOPS_MODEL):
+                keeper.hand_over()

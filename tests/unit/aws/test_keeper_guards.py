@@ -46,6 +46,7 @@ def session(
     units: Units | None = Units(1),  # noqa: B008 - frozen
     keep: bool = False,
     adopted: bool = False,
+    handed_over: bool = False,
     refuses: BatchclError | None = None,
 ) -> tuple[list[str], BatchclError | None]:
     """What was done in its order, and how it ended."""
@@ -67,6 +68,8 @@ def session(
                 await keeper.have_running()
                 await keeper.keep_guarded()
                 service.calls.append("SCORE")
+                if handed_over:
+                    keeper.hand_over()
         except BatchclError as error:
             return error
         return None
@@ -187,3 +190,9 @@ def test_a_model_that_never_gets_to_run_is_waited_for_again_and_then_named() -> 
     assert isinstance(end, StoppedError)
     assert f"batchcl model stop {arn_of(NAME)}" in str(end)
     assert next(looks) > 2 * 45 * 60 / 15, "a first wait of 45 minutes, and another try"
+
+
+def test_a_model_that_is_handed_over_stays_as_it_is_with_its_guards() -> None:
+    service = Models({NAME: "STOPPED"})
+    assert session(service, handed_over=True) == (["ARM", "start", "KEEP", "SCORE"], None)
+    assert service.statuses[NAME] == "RUNNING"
