@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, chdir
+from contextlib import AbstractContextManager, ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -95,6 +95,27 @@ def cli_process(clean_env: dict[str, str]) -> Callable[..., Ended]:
         return run_process(*args, env=clean_env | dict(env or {}), stdin=stdin, cwd=cwd)
 
     return run
+
+
+@pytest.fixture
+def running(clean_env: dict[str, str]) -> Callable[..., AbstractContextManager[subprocess.Popen[bytes]]]:
+    """Start `batchcl run` beside the test, and end it with the block if it hasn't ended."""
+
+    @contextmanager
+    def start(*args: object, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "batchcl", "run", *map(str, args)],
+            env=clean_env | dict(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,27 +19,6 @@ def slow(demo):
     """An emulator as slow as a real unit, with the model not running."""
     with serving_here(demo.state, start_seconds=1) as endpoint:
         yield endpoint
-
-
-@pytest.fixture
-def running(clean_env):
-    """Start `batchcl run`, and end it if the test doesn't."""
-
-    @contextmanager
-    def start(*args: object, env):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "batchcl", "run", *map(str, args)],
-            env=clean_env | env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
-
-    return start
 
 
 def journalled(root: Path) -> list[int]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -83,27 +80,10 @@ def place(only_place) -> Place:
     return found
 
 
-@pytest.fixture
-def running(clean_env, place):
-    """`batchcl run` beside the test; it does not outlive the block."""
-
-    @contextmanager
-    def start(*args: object) -> Iterator[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "batchcl", "run", *map(str, args)]
-        process = subprocess.Popen(command, env=clean_env | place.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
-
-    return start
-
-
 def test_a_run_with_a_dead_mans_switch_from_start_to_end(cli, demo, place, running, tmp_path):
     job = (demo.data.images, "--model", place.arn, "--out", tmp_path, "--run-id", "r", "--shard-size", 4, "--limit", 12)
     flags = ("--start-model", 1, "--deadline", "2h", "--dead-man-role", ROLE)
-    with running(*job, *flags, "--max-tps", 4) as process:
+    with running(*job, *flags, "--max-tps", 4, env=place.env) as process:
         wait_for(lambda: any((tmp_path / "results").rglob("*.parquet")))
         (name,) = place.schedules()
         assert name.startswith("batchcl-stop-")
@@ -120,7 +100,7 @@ def test_a_run_with_a_dead_mans_switch_from_start_to_end(cli, demo, place, runni
 
 def test_reaping_takes_the_dead_runs_schedule_along(cli, demo, place, running, tmp_path):
     job = (demo.data.images, "--model", place.arn, "--out", tmp_path, "--start-model", 1, "--max-tps", 4)
-    with running(*job, "--deadline", "6h", "--dead-man-role", ROLE, "--lease", "30m") as process:
+    with running(*job, "--deadline", "6h", "--dead-man-role", ROLE, "--lease", "30m", env=place.env) as process:
         wait_for(lambda: place.status == "RUNNING")
         process.kill()
     assert len(place.schedules()) == 1
@@ -163,11 +143,11 @@ def test_what_cannot_be_guarded_is_refused_before_it_is_started(
 
 def test_a_second_run_keeps_the_model_of_a_dead_one_alive_while_it_needs_it(cli, demo, place, running, tmp_path):
     job = (demo.data.images, "--model", place.arn, "--max-tps", 4)
-    with running(*job, "--out", tmp_path / "a", "--start-model", 1) as first:
+    with running(*job, "--out", tmp_path / "a", "--start-model", 1, env=place.env) as first:
         wait_for(lambda: place.status == "RUNNING")
         first.kill()
     place.pass_minutes(10)
-    with running(*job, "--out", tmp_path / "b") as second:
+    with running(*job, "--out", tmp_path / "b", env=place.env) as second:
         wait_for(lambda: len(place.leases()) == 2)
         place.pass_minutes(10)
         (row,) = cli("model", "reap", "--json", env=place.env).json
