@@ -14,7 +14,7 @@ import polars as pl
 
 from batchcl.spill import Spill, numbers, room_for_temporary_files, series
 
-__all__ = ["Seen", "SeenOnDisk", "digest"]
+__all__ = ["Seen", "SeenOnDisk"]
 
 _UNSORTED: Final = 65_536
 _BLOCK: Final = 250_000

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from batchcl.errors import OutputError
 
-__all__ = ["NUMBER_BYTES", "Spill", "numbers", "room_for_temporary_files", "series"]
+__all__ = ["Spill", "numbers", "room_for_temporary_files", "series"]
 
-NUMBER_BYTES: Final = 8
+_NUMBER_BYTES: Final = 8
 _PARTITIONS: Final = 64
 
 
@@ -64,13 +64,13 @@ class Spill:
             )
 
     def _read(self, begin: int, first: int, end: int) -> pl.Series:
-        self._file.seek(begin + first * NUMBER_BYTES)
-        return series(self._file.read((end - first) * NUMBER_BYTES))
+        self._file.seek(begin + first * _NUMBER_BYTES)
+        return series(self._file.read((end - first) * _NUMBER_BYTES))
 
 
 def series(data: bytes) -> pl.Series:
     """The numbers that `data` holds, as this machine writes them, without a copy."""
-    count = len(data) // NUMBER_BYTES
+    count = len(data) // _NUMBER_BYTES
     found = pl.from_arrow(pa.Array.from_buffers(pa.uint64(), count, [None, pa.py_buffer(data)]))
     assert isinstance(found, pl.Series)
     return found
