@@ -31,7 +31,7 @@ def _prepare(out: str, images: int) -> None:
     """Score the first shard, and make the run look as if it had been killed in the middle of its last one."""
     from memory import StubSource, score  # noqa: PLC0415 - the measured process counts its imports
 
-    from batchcl.runs.layout import RunPaths  # noqa: PLC0415
+    from batchcl.runs.layout import PartName, RunPaths  # noqa: PLC0415
     from batchcl.runs.store import Store  # noqa: PLC0415
     from batchcl.runs.worklist import WorkList  # noqa: PLC0415
     from batchcl.scoring.lister import freeze_all  # noqa: PLC0415
@@ -56,16 +56,16 @@ def _prepare(out: str, images: int) -> None:
         )
 
     anyio.run(freeze)
-    segments = sorted((root / paths.journal(0, 0)).iterdir())
+    segments = sorted((root / paths.journal(0)).iterdir())
     part = next((root / "results").rglob("*.parquet"))
     last = images // SHARD - 1
     for shard in range(1, last + 1):
-        folder = root / paths.journal(shard, 0)
+        folder = root / paths.journal(shard)
         folder.mkdir(parents=True)
         for segment in segments if shard < last else segments[:KEPT]:
             shutil.copyfile(segment, folder / segment.name)
         if shard < last:
-            shutil.copyfile(part, part.with_name(f"r-{shard:05d}.parquet"))
+            shutil.copyfile(part, part.with_name(str(PartName("r", shard, 0))))
             shutil.copyfile(root / paths.marker(0, 0), root / paths.marker(shard, 0))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from batchcl.__about__ import __version__
 
 if TYPE_CHECKING:
+    from batchcl.analysis.export import Export, ExportedFile, export_parquet
     from batchcl.analysis.results import Results, open_results
     from batchcl.doctor import Examination, Finding, examine
     from batchcl.errors import (
@@ -46,6 +47,8 @@ __all__ = [
     "CredentialsError",
     "Examination",
     "ExitCode",
+    "Export",
+    "ExportedFile",
     "Finding",
     "Job",
     "ModelError",
@@ -62,6 +65,7 @@ __all__ = [
     "__version__",
     "detect",
     "examine",
+    "export_parquet",
     "load_job",
     "open_results",
     "plan",
@@ -73,6 +77,8 @@ __all__ = [
 _ROOMS = {
     "Answered": "batchcl.scoring.few",
     "Examination": "batchcl.doctor",
+    "Export": "batchcl.analysis.export",
+    "ExportedFile": "batchcl.analysis.export",
     "Finding": "batchcl.doctor",
     "Job": "batchcl.job",
     "Plan": "batchcl.scoring.plan",
@@ -81,6 +87,7 @@ _ROOMS = {
     "Summary": "batchcl.runs.record",
     "detect": "batchcl.scoring.few",
     "examine": "batchcl.doctor",
+    "export_parquet": "batchcl.analysis.export",
     "load_job": "batchcl.job",
     "open_results": "batchcl.analysis.results",
     "plan": "batchcl.scoring.plan",

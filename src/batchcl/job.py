@@ -87,6 +87,7 @@ class Job(BaseModel):
         deadline: `6h`, `90m` or `45s`: the run ends when so much time has passed.
         max_cost: dollars: the run ends when its model has cost so much.
         incremental: leave out image versions that have a result of this model already, from whichever run.
+        allow_overlap: start even if another incremental run or a retry may be scoring the same images.
         single_writer: nobody else writes to `out`: needed where the store has no conditional writes.
         shard_size: images a published part.
         start_model: `MIN[:MAX]` inference units: start the model if it isn't running, and stop what was started.
@@ -138,6 +139,7 @@ class Job(BaseModel):
     deadline: str | None = None
     max_cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     incremental: bool = False
+    allow_overlap: bool = False
     single_writer: bool = False
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
     start_model: str | None = None

@@ -199,14 +199,4 @@ def test_a_store_without_conditional_writes_needs_single_writer(works, place, se
         with started(*work.args(out, *FLAGS, "--single-writer"), env=env) as process:
             _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err.decode()
-        merge = ("compact", out.root, "--min-age", "0s")
-        with started(*merge, env=env) as process:
-            _, err = process.communicate(timeout=60)
-        assert process.returncode == 5, err.decode()
-        assert "--single-writer" in one_sentence(err)
-        before = len(out.files("results", ".parquet"))
-        with started(*merge, "--single-writer", env=env) as process:
-            _, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err.decode()
-        assert len(out.files("results", ".parquet")) == 1 < before
     assert out.table() == undisturbed["local"]

@@ -140,6 +140,7 @@ def place(demo, aws, clean_env, tmp_path_factory) -> Path:
     here: Path = tmp_path_factory.mktemp("docs")
     shutil.copytree(demo.state, here / "demo" / "emulator")
     shutil.copytree(demo.data.images, here / "demo" / "images")
+    (here / "demo" / "images" / "00000-empty.png").touch()  # so that there are rows in failures/
     shutil.copy(demo.data.truth, here / "demo" / "truth.manifest")
     shutil.make_archive(str(here / "demo" / "shard-0001"), "tar", demo.data.images)
     shutil.copytree(ROOT / "configs", here / "configs")
@@ -174,7 +175,7 @@ def test_console_commands_end_well(page, cli, demo, place, aws):
         words = [word.replace("$ARN", demo.arn) for word in shlex.split(line, comments=True)]
         done = cli(*words, env=aws, cwd=place)
         assert done.code == 0, f"batchcl {line}\n{done.err}"
-        assert done.out or words[0] in {"run", "retry"} or "nothing to merge" in done.err, line
+        assert done.out or words[0] in {"run", "retry"}, line
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/analysis.md"])

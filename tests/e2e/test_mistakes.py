@@ -74,7 +74,9 @@ def test_errors_in_a_group_are_told_unless_one_of_them_is_a_bug():
     assert "KeyError" in bug.err
 
 
-@pytest.mark.parametrize("command", ["runs pictures", "status pictures", "status pictures night", "compact pictures"])
+@pytest.mark.parametrize(
+    "command", ["runs pictures", "status pictures", "status pictures night", "export parquet pictures --out copy"]
+)
 def test_a_folder_that_is_no_output_root(told, tmp_path, command):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "1.jpg").touch()
@@ -86,7 +88,3 @@ def test_a_run_that_is_not_there(told, tmp_path):
     (tmp_path / "out" / "runs").mkdir(parents=True)
     assert told("status", "out", code=2) == "batchcl: there is no run in out yet"
     assert "there is no run night in out; `batchcl runs out` lists them" in told("status", "out", "night", code=2)
-
-
-def test_an_age_that_is_no_duration(told):
-    assert "--min-age: 'soon' is no duration" in told("compact", "out", "--min-age", "soon", code=2)

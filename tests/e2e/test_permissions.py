@@ -219,7 +219,6 @@ def test_a_run_needs_what_run_allows_and_nothing_else(place, gate):
     assert again.code in {0, 2}, again.err
     for reading in ("labels", "runs", "failures"):
         assert typed(reading, TABLES).code == 0
-    assert typed("compact", TABLES).code == 0
     assert gate.denied == []
     assert unused(gate.policy, gate.asked) == []
 

@@ -51,8 +51,8 @@ def test_parts_have_schema_v1_and_lie_where_the_design_says(cli, demo, env, tmp_
     (result,) = (out / "results").rglob("*.parquet")
     (failure,) = (out / "failures").rglob("*.parquet")
     day = done.json["started_at"][:10]
-    assert result.relative_to(out).as_posix() == f"results/model=digits@v1/date={day}/r1-00000.parquet"
-    assert failure.relative_to(out).as_posix() == f"failures/model=digits@v1/date={day}/r1-00000.parquet"
+    assert result.relative_to(out).as_posix() == f"results/model=digits@v1/date={day}/r1-00000-00000.parquet"
+    assert failure.relative_to(out).as_posix() == f"failures/model=digits@v1/date={day}/r1-00000-00000.parquet"
     assert pq.ParquetFile(result).schema_arrow.remove_metadata().equals(RESULTS)
     assert pq.ParquetFile(failure).schema_arrow.remove_metadata().equals(FAILURES)
     assert pq.ParquetFile(result).schema_arrow.metadata[b"batchcl.run_id"] == b"r1"
@@ -62,6 +62,8 @@ def test_parts_have_schema_v1_and_lie_where_the_design_says(cli, demo, env, tmp_
         "worklist/00000.parquet",
         "worklist.json",
         "journal/00000/00000.arrow",
+        "journal/00000/00001.arrow",  # the cut
+        "sessions/00000.json",
         "shards/00000.json",
         "summary.json",
     }

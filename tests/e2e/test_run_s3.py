@@ -51,12 +51,14 @@ def test_a_prefix_is_scored_into_an_s3_root_with_exact_keys(cli, demo, env, seaw
     listed = {each["Key"] for each in s3.list_objects_v2(Bucket=bucket, Prefix="out/")["Contents"]}
     day = done.json["started_at"][:10]
     assert listed == {
-        f"out/results/model=digits@v1/date={day}/r-00000.parquet",
-        f"out/failures/model=digits@v1/date={day}/r-00000.parquet",
+        f"out/results/model=digits@v1/date={day}/r-00000-00000.parquet",
+        f"out/failures/model=digits@v1/date={day}/r-00000-00000.parquet",
         "out/runs/r/run.json",
         "out/runs/r/worklist/00000.parquet",
         "out/runs/r/worklist.json",
         "out/runs/r/journal/00000/00000.arrow",
+        "out/runs/r/journal/00000/00001.arrow",  # the cut
+        "out/runs/r/sessions/00000.json",
         "out/runs/r/shards/00000.json",
         "out/runs/r/summary.json",
     }

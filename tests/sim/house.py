@@ -30,8 +30,8 @@ from batchcl.aws.keeper import ModelKeeper
 from batchcl.errors import BatchclError, ModelNotReadyError, OutputError, SourceError, TransientError, UnreachableError
 from batchcl.images import ImageRef, unfit
 from batchcl.job import Job, job_of
-from batchcl.runs.compact import hidden_parts
-from batchcl.runs.layout import shard_and_round
+from batchcl.runs.layout import RunPaths, shard_and_round
+from batchcl.runs.lease import Lease, read_lease
 from batchcl.runs.record import Summary, read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
 from batchcl.scoring.events import SilentObserver
@@ -179,8 +179,8 @@ class FaultyStore(Store):
     `test_house.py` holds the two against each other.
     """
 
-    def __init__(self, files: dict[str, bytes], trouble: Trouble | None = None) -> None:
-        super().__init__("memory:", MemoryStore())
+    def __init__(self, files: dict[str, bytes], trouble: Trouble | None = None, *, root: str = "memory:") -> None:
+        super().__init__(root, MemoryStore())
         self._files = files
         self._trouble = trouble or Trouble()
 
@@ -225,7 +225,7 @@ class FaultyStore(Store):
 
     def _folders(self, prefix: str) -> list[str]:
         rests = [path.removeprefix(f"{prefix}/") for path in self._files if _below(prefix, path)]
-        return sorted({rest.partition("/")[0] for rest in rests if "/" in rest})
+        return sorted({rest.partition("/")[0] for rest in rests if "/" in rest and not rest.startswith(".")})
 
 
 def _below(prefix: str, path: str) -> bool:
@@ -424,31 +424,32 @@ class House:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of both tables, as batchcl's own commands read them now."""
+        """All rows of both tables, as any reader sees them now."""
         paths = [path for path in self.files if path.startswith(("results/", "failures/"))]
-        hidden = hidden_parts(self.store(), paths)
-        return [
-            row | {"table": path.partition("/")[0]}
-            for path in sorted(paths)
-            if path not in hidden
-            for row in _rows(self.files[path])
-        ]
+        return [row | {"table": path.partition("/")[0]} for path in sorted(paths) for row in _rows(self.files[path])]
 
     def table(self) -> dict[str, dict[str, Any]]:
-        """Each uri with its row, without what chance decides. An image with two rows fails the test."""
+        """Each uri with its row in `results/`, else its latest failure, without what chance decides.
+
+        An image with two results, or two failures in one round, fails the test.
+        """
         rows = self.rows()
-        twice = [uri for uri, times in Counter(row["uri"] for row in rows).items() if times > 1]
-        assert not twice, f"images with more than one row: {twice}"
-        return {row["uri"]: {name: value for name, value in row.items() if name not in CHANCE} for row in rows}
+        times = Counter((row["uri"], row["table"], row.get("round")) for row in rows)
+        assert not (twice := [each for each, count in times.items() if count > 1]), f"more than one row: {twice}"
+        newest = sorted(rows, key=lambda row: (row["table"] == "results", row.get("round") or 0))
+        return {row["uri"]: {name: value for name, value in row.items() if name not in CHANCE} for row in newest}
+
+    async def lease(self) -> Lease | None:
+        """The newest session of the run."""
+        return await read_lease(self.store(), RunPaths(RUN).sessions)
 
     def journalled(self, round_: int = 0) -> set[str]:
         """Images with a durable outcome in the round."""
         found: set[str] = set()
         for path, data in self.files.items():
             if path.startswith(f"runs/{RUN}/journal/"):
-                shard, number = shard_and_round(path.rpartition("/")[0])
-                if number == round_:
-                    found.update(self.images[shard * self.shard_size + at].uri for at in _positions(data))
+                shard = int(path.split("/")[3])
+                found.update(self.images[shard * self.shard_size + at].uri for at in _positions(data, round_))
         return found
 
     def published(self) -> set[str]:
@@ -510,6 +511,7 @@ def _rows(part: bytes) -> list[dict[str, Any]]:
 
 
 @lru_cache(maxsize=64)
-def _positions(segment: bytes) -> list[int]:
+def _positions(segment: bytes, round_: int) -> list[int]:
     with pa.ipc.open_file(pa.py_buffer(segment)) as file:
-        return [int(position) for position in file.read_all()["position"].to_pylist()]
+        rows = file.read_all().select(["position", "round"]).to_pylist()
+    return [int(row["position"]) for row in rows if row["round"] == round_]

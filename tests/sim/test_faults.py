@@ -273,7 +273,7 @@ def test_a_retry_is_killed_between_any_two_operations(resolved):
         calm = retried(first_round(), resolved=resolved)
 
         async def remember() -> None:
-            assert {row["uri"] for row in calm.rows()} == {each.uri for each in calm.images}, "never no row of an image"
+            assert set(calm.table()) == {each.uri for each in calm.images}, "never no row of an image"
             if not moments or moments[-1] != calm.files:
                 moments.append(dict(calm.files))
 
@@ -301,10 +301,10 @@ def test_a_store_that_goes_away_ends_the_session_and_the_next_one_goes_on():
 
 def test_where_nothing_can_be_published_every_outcome_is_journalled_all_the_same():
     class Unpublishable(FaultyStore):
-        async def put(self, path: str, data: bytes) -> None:
+        async def put_new(self, path: str, data: bytes) -> bool:
             if path.startswith("results/"):
                 raise OutputError("503 Slow Down")
-            await super().put(path, data)
+            return await super().put_new(path, data)
 
     async def main() -> None:
         troubled = house()

@@ -12,7 +12,7 @@ from batchcl.errors import OutputError
 from batchcl.runs.store import Store
 from sim.house import Crash, FaultyStore, Kind, Sort, Trouble
 
-PATHS = ["a/b", "a/b/c", "a/bc", "a/b-c/d", "a/b/c/e", "z"]
+PATHS = ["a/b", "a/.b/c", "a/b/c", "a/bc", "a/b-c/d", "a/b/c/e", "z"]
 PREFIXES = ["a", "a/b", "z", "none", "a/b/c"]
 
 

@@ -16,7 +16,6 @@ from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import FatalCallError, OutputError, RefusedError, StoppedError
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import read_lease
 from batchcl.runs.record import Summary
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.stopper import Stopper
@@ -60,8 +59,8 @@ class ModelHouse(House):
         return self.models.statuses[NAME]
 
     async def owns_model(self) -> bool | None:
-        """What the run's lease tells; None when there is none."""
-        lease = await read_lease(self.store(), PATHS)
+        """What the newest session of the run has recorded."""
+        lease = await self.lease()
         return None if lease is None else lease.progress["owns_model"]
 
 
@@ -98,8 +97,7 @@ def test_whatever_becomes_of_the_second_session_the_model_is_stopped_or_remember
 def test_a_session_that_ends_between_taking_the_lease_and_scoring_stops_the_model():
     async def main() -> None:
         left = await orphaned()
-        lease = left.files[PATHS.lease]
-        end = await left.run(Trouble(failing=lambda: left.files[PATHS.lease] != lease))
+        end = await left.run(Trouble(failing=lambda: f"{PATHS.sessions}/00001.json" in left.files))
         assert isinstance(end, OutputError)
         assert left.status == "STOPPED"
 
@@ -118,7 +116,7 @@ def test_a_session_that_starts_no_model_leaves_it_to_one_that_does():
         assert (left.status, await left.owns_model()) == ("RUNNING", True)
         left.units = ONE
         assert isinstance(await left.run(), Summary), "at once, as nobody is at work"
-        assert (left.status, await left.owns_model()) == ("STOPPED", None)
+        assert (left.status, await left.owns_model()) == ("STOPPED", False)
 
     in_house(main)
 
@@ -133,7 +131,7 @@ def test_a_stop_that_failed_is_the_next_sessions_to_make():
         assert (left.status, await left.owns_model()) == ("RUNNING", True)
         left.models.errors.clear()
         assert isinstance(await left.run(), Summary), "at once, as nobody is at work"
-        assert (left.status, await left.owns_model()) == ("STOPPED", None)
+        assert (left.status, await left.owns_model()) == ("STOPPED", False)
 
     in_house(main)
 
@@ -146,7 +144,7 @@ def test_a_model_that_is_kept_is_nobodys_to_stop():
         assert isinstance(end, Summary)
         assert end.cost_usd is not None
         assert end.cost_usd > 0
-        assert (left.status, await left.owns_model()) == ("RUNNING", None)
+        assert (left.status, await left.owns_model()) == ("RUNNING", False)
 
     in_house(main)
 
@@ -154,9 +152,10 @@ def test_a_model_that_is_kept_is_nobodys_to_stop():
 def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
     async def main() -> None:
         left = await orphaned()
-        lease = orjson.loads(left.files[PATHS.lease])
+        path = f"{PATHS.sessions}/00000.json"
+        lease = orjson.loads(left.files[path])
         seen = EPOCH + dt.timedelta(seconds=anyio.current_time())
-        left.files[PATHS.lease] = orjson.dumps(lease | {"host": "elsewhere", "beat_at": seen})
+        left.files[path] = orjson.dumps(lease | {"host": "elsewhere", "beat_at": seen})
         end = await left.run()
         assert isinstance(end, StoppedError)
         assert "held by another runner" in str(end)
@@ -186,11 +185,11 @@ def test_a_runner_that_was_taken_for_dead_leaves_the_model_to_one_that_will_stop
         async with anyio.create_task_group() as group:
             group.start_soon(first)
             await anyio.sleep(15)
-            lease = orjson.loads(contested.files[PATHS.lease])
+            lease = orjson.loads(contested.files[f"{PATHS.sessions}/00000.json"])
             assert (lease["progress"]["stops_model"], contested.status) == (True, "RUNNING")
             seen = EPOCH + dt.timedelta(seconds=anyio.current_time())
             other = {"holder": "another", "host": "elsewhere", "beat_at": seen, "progress": told, "ended": ended}
-            contested.files[PATHS.lease] = orjson.dumps(lease | other)
+            contested.files[f"{PATHS.sessions}/00001.json"] = orjson.dumps(lease | other)
         (end,) = ends
         assert isinstance(end, StoppedError)
         assert "was taken over by another runner" in str(end)

@@ -1,14 +1,12 @@
-"""Any order of sessions, retries, compactions, crashes and races: no step loses or repeats a row.
+"""Any order of sessions, retries, exports, crashes and races: no step loses, repeats or changes a row.
 
 To look longer, say for a night: HYPOTHESIS_STEPS=40 HYPOTHESIS_EXAMPLES=5000 pytest tests/sim/test_state_machine.py
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import random
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -20,18 +18,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from batchcl.errors import BatchclError, CallError, ImageError
+from batchcl.analysis.export import copy_tables
+from batchcl.errors import CallError, ImageError
 from batchcl.images import ImageRef
-from batchcl.runs.compact import compact
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.record import Summary, read_summary
-from sim.house import RUN, Crash, House, Kind, Sort, Trouble, in_house
+from sim.house import EPOCH, RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 
 T = TypeVar("T")
 
 IMAGES = 15
-LATER = dt.timedelta(days=1)
 
 
 def troubles(most: int) -> st.SearchStrategy[tuple[Sort, int, Kind] | None]:
@@ -58,7 +55,7 @@ class Nights(RuleBasedStateMachine):
         self.refused = {4, 5, 9}
         self.house = House(images, Service(fault=self._fault), shard_size=5, page=4, max_in_flight=3)
         self.clock_s = 0.0
-        self.seen: set[str] = set()
+        self.tables: dict[str, bytes] = {}
 
     def _fault(self, each: ImageRef, _call: int, _now: float) -> CallError | None:
         n = int(each.key[:6])
@@ -97,7 +94,7 @@ class Nights(RuleBasedStateMachine):
 
     @initialize(drawn=troubles(60))
     def begin(self, drawn: tuple[Sort, int, Kind] | None) -> None:
-        """Most nights have a run that came to its end, so that there is something to retry and to compact."""
+        """Most nights have a run that came to its end, so that there is something to retry and to export."""
         self.run(drawn)
 
     @rule(n=st.sampled_from([4, 5, 9]))
@@ -127,33 +124,30 @@ class Nights(RuleBasedStateMachine):
                 await anyio.sleep(rng.uniform(0, 2))
                 group.start_soon(session, _trouble(drawn, pause=pause))
 
-        with mock.patch.multiple(LeaseKeeper, acquire=granted, keep=kept):
+        with mock.patch.multiple(LeaseKeeper, acquire=granted, keep=kept, check=granted):
             self._play(scene)
 
-    @rule(drawn=st.tuples(st.just(Sort.STORE), st.integers(5, 25), st.sampled_from(Kind)))
-    def compact(self, drawn: tuple[Sort, int, Kind]) -> None:
-        self._play(lambda: self._compact(_trouble(drawn)))
-
-    async def _compact(self, trouble: Trouble) -> None:
-        with anyio.CancelScope() as trouble.scope:
-            try:
-                await compact(
-                    self.house.store(trouble),
-                    min_age=dt.timedelta(0),
-                    utcnow=lambda: dt.datetime.now(dt.UTC) + LATER + dt.timedelta(seconds=anyio.current_time()),
-                )
-            except (BatchclError, Crash):
-                return
+    @rule(before=st.booleans())
+    @precondition(lambda self: self.house.files)
+    def export(self, before: bool) -> None:
+        """A copy has the rows that a reader sees, and leaves the root alone."""
+        files = dict(self.house.files)
+        copied: dict[str, bytes] = {}
+        day = EPOCH.date() if before else None
+        self._play(lambda: copy_tables(self.house.store(), FaultyStore(copied, root="copy:"), before=day))
+        assert self.house.files == files
+        rows = House(self.house.images, self.house.service, files=copied).rows()
+        assert sorted(map(repr, rows)) == sorted(map(repr, [] if before else self.house.rows()))
 
     @invariant()
-    def no_row_is_twice_in_a_table_and_none_that_was_published_is_lost(self) -> None:
-        rows = self.house.rows()
-        times = Counter((row["table"], row["uri"]) for row in rows)
-        assert not [each for each, n in times.items() if n > 1]
-        uris = {row["uri"] for row in rows}
-        assert uris >= self.house.published()
-        assert uris >= self.seen, "a row that a reader saw stays, in one table or the other"
-        self.seen = uris
+    def files_of_the_tables_are_never_changed_or_deleted(self) -> None:
+        tables = {path: data for path, data in self.house.files.items() if path.startswith(("results/", "failures/"))}
+        assert self.tables.items() <= tables.items()
+        self.tables = tables
+
+    @invariant()
+    def no_row_is_twice_and_none_that_was_published_is_lost(self) -> None:
+        assert set(self.house.table()) >= self.house.published()
 
     def teardown(self) -> None:
         """All troubles end: one session ends the run, another the retry, and each image has one row."""
@@ -164,9 +158,6 @@ class Nights(RuleBasedStateMachine):
             summary = await self.house.retry_to_end()
             self.house.assert_exactly_once(summary)
             assert summary.failed == len(self.refused)
-            await anyio.sleep(60)
-            await self._compact(Trouble())
-            self.house.assert_exactly_once(summary)
 
         self._play(scene)
 

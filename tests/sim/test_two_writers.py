@@ -35,7 +35,7 @@ def no_leases() -> Iterator[None]:
         await anyio.sleep_forever()
 
     with (
-        mock.patch.multiple(LeaseKeeper, acquire=granted, keep=kept),
+        mock.patch.multiple(LeaseKeeper, acquire=granted, keep=kept, check=granted),
         mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 3),
     ):
         yield

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from batchcl.errors import UsageError
-from batchcl.runs.layout import COMPACTED
-from batchcl.runs.published import PublishedPart, published_parts
+from batchcl.runs.published import PublishedPart, later_parts, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
-from batchcl.runs.store import Store
+from batchcl.runs.store import Store, open_root
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from batchcl.aws.session import Aws
 
-__all__ = ["DETECTIONS", "Results", "open_results"]
+__all__ = ["DETECTIONS", "Results", "day_of", "open_results"]
 
 _HIVE: Final[dict[str, Any]] = {"model": pl.String(), "date": pl.Date()}
 DETECTIONS: Final = (
@@ -42,6 +41,9 @@ DETECTIONS: Final = (
     "run_id",
 )
 """The columns of `Results.detections()`."""
+
+_IMAGE: Final = ("run_id", "uri", "version_id")
+"""An image of a run."""
 
 
 class Results:
@@ -78,8 +80,22 @@ class Results:
     def failures(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
     ) -> pl.LazyFrame:
-        """One row an image that failed or was skipped, in the columns of schema v1 and `model`, `date`."""
-        return self._scan("failures", FAILURES, self._narrowing.and_also(model, run_id, date))
+        """One row an image that failed or was skipped and that its run has not scored since: its latest failure.
+
+        The columns are those of schema v1 and `model`, `date`.
+        """
+        narrowing = self._narrowing.and_also(model, run_id, date)
+        failures = self._scan("failures", FAILURES, narrowing)
+        later = {part: others for part, others in later_parts(self._parts).items() if narrowing.keeps(part)}
+        if not later:
+            return failures
+        resolving = {other for others in later.values() for other in others if other.table == "results"}
+        scored = self._scan_parts(sorted(resolving, key=lambda part: part.path), RESULTS).select(_IMAGE)
+        return (
+            failures.sort("round")
+            .unique(_IMAGE, keep="last", maintain_order=True)
+            .join(scored, on=_IMAGE, how="anti", nulls_equal=True)
+        )
 
     def detections(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
@@ -104,13 +120,17 @@ class Results:
 
     def _scan(self, table: str, schema: pa.Schema, narrowing: _Narrowing) -> pl.LazyFrame:
         narrowing.check(self._store, self._parts)
+        frame = self._scan_parts(
+            [part for part in self._parts if part.table == table and narrowing.keeps(part)], schema
+        )
+        return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
+
+    def _scan_parts(self, parts: Sequence[PublishedPart], schema: pa.Schema) -> pl.LazyFrame:
         empty = pl.DataFrame(schema.empty_table())
-        parts = [part for part in self._parts if part.table == table and narrowing.keeps(part)]
         if not parts:
             return empty.with_columns(pl.lit(None, kind).alias(name) for name, kind in _HIVE.items()).lazy()
         read = self._read_partitions if "=" in self.root else self._read_hive
-        frame = read(parts, empty.schema)
-        return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
+        return read(parts, empty.schema)
 
     def _read_hive(self, parts: Sequence[PublishedPart], schema: pl.Schema) -> pl.LazyFrame:
         return self._read(parts, {**schema, **_HIVE}, hive_partitioning=True, hive_schema=_HIVE)
@@ -163,12 +183,8 @@ class _Narrowing:
             not self.nothing
             and self.model in (None, part.model)
             and self.date in (None, part.date)
-            and self._may_hold_run(part)
+            and (self.run_id is None or part.may_hold(self.run_id))
         )
-
-    def _may_hold_run(self, part: PublishedPart) -> bool:
-        """A part is named `<run_id>-<shard>`, run ids may hold dashes, and merged parts have many: the rows decide."""
-        return self.run_id is None or part.name.startswith((f"{self.run_id}-", COMPACTED))
 
     def check(self, store: Store, parts: Iterable[PublishedPart]) -> None:
         """Raise `UsageError` for a model or run that nobody knows: a slip of the pen, not an empty answer."""
@@ -178,7 +194,7 @@ class _Narrowing:
         models = sorted({part.model for part in parts})
         if self.model is not None and self.model not in models:
             raise UsageError(f"{store.root} has nothing published of the model {self.model!r}; it has {_some(models)}")
-        if self.run_id is None or any(map(self._may_hold_run, parts)):
+        if self.run_id is None or any(part.may_hold(self.run_id) for part in parts):
             return
         if not store.list_now(f"runs/{self.run_id}"):
             raise UsageError(f"{store.root} has no run {self.run_id!r}; `batchcl runs {store.root}` lists its runs")
@@ -217,11 +233,7 @@ def open_results(
         UsageError: `root` is neither, `date` is no day, or nothing is known of `model` or `run_id`.
         CredentialsError: there are none for an S3 root.
     """
-    if aws is None and root.startswith("s3://"):
-        from batchcl.aws.session import Aws as Session  # noqa: PLC0415  local roots go without AWS's import
-
-        aws = Session.from_environment(profile=profile, region=region)
-    store = Store.open(root, aws=aws)
+    store = open_root(root, profile=profile, region=region) if aws is None else Store.open(root, aws=aws)
     parts = published_parts(store)
     narrowing = _Narrowing().and_also(model, run_id, date)
     narrowing.check(store, parts)
@@ -233,8 +245,13 @@ def _iso(date: dt.date | str) -> str:
         return date.date().isoformat()
     if isinstance(date, dt.date):
         return date.isoformat()
+    return day_of(date).isoformat()
+
+
+def day_of(date: str) -> dt.date:
+    """The day that `date` names, such as 2026-11-21. Raises `UsageError`."""
     try:
-        return dt.date.fromisoformat(date).isoformat()
+        return dt.date.fromisoformat(date)
     except ValueError as error:
         raise UsageError(f"{date!r} is not a day; write it as 2026-11-21") from error
 

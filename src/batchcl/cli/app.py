@@ -11,7 +11,6 @@ import typer
 
 from batchcl.__about__ import __version__
 from batchcl.cli import (
-    compact,
     confidence,
     dataset,
     demo,
@@ -19,6 +18,7 @@ from batchcl.cli import (
     doctor,
     emulator,
     evaluate,
+    export,
     failures,
     labels,
     model,
@@ -58,7 +58,7 @@ app.command("confidence", rich_help_panel=_ASK)(confidence.confidence)
 app.command("failures", rich_help_panel=_ASK)(failures.failures)
 app.command("evaluate", rich_help_panel=_ASK)(evaluate.evaluate)
 app.command("query", rich_help_panel=_ASK)(query.query)
-app.command("compact", rich_help_panel=_AROUND)(compact.compact)
+app.add_typer(export.app, name="export", rich_help_panel=_ASK)
 app.add_typer(project.app, name="project", rich_help_panel=_MODELS)
 app.add_typer(dataset.app, name="dataset", rich_help_panel=_MODELS)
 app.add_typer(model.app, name="model", rich_help_panel=_MODELS)

@@ -15,6 +15,7 @@ from batchcl.sources.source_kind import SourceKind
 __all__ = [
     "AllVersions",
     "AllowHttpSources",
+    "AllowOverlap",
     "AsOf",
     "Attribute",
     "BucketColumn",
@@ -161,6 +162,10 @@ MaxCost = Annotated[
 Incremental = Annotated[
     bool | None,
     _choice("--incremental", help="Leave out images whose version has a result already."),
+]
+AllowOverlap = Annotated[
+    bool | None,
+    _choice("--allow-overlap", help="Start even if another run may be scoring the same images."),
 ]
 AllowHttpSources = Annotated[
     bool | None,

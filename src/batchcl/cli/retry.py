@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.cli.options import (
+    AllowOverlap,
     Deadline,
     DeadManRole,
     Emulator,
@@ -47,6 +48,7 @@ def retry(
     max_failures: MaxFailures = None,
     deadline: Deadline = None,
     max_cost: MaxCost = None,
+    allow_overlap: AllowOverlap = None,
     start_model: StartModel = None,
     keep_model: KeepModel = None,
     lease: Lease = None,
@@ -58,10 +60,11 @@ def retry(
     json: Json = False,
     log_format: LogFormatOption = None,
 ) -> None:
-    """Score again what failed in a run; what succeeds now moves from failures/ to results/.
+    """Score the failed images of a run again.
 
-    Model, confidence and everything else that decides about the rows stay those of the run. A retry that is cut off is
-    taken up by the next one.
+    Images that succeed now get a row in results/; batchcl's commands no longer show their failure. Model, confidence
+    and everything else that decides about the rows stay those of the run. The next retry continues one that was
+    interrupted.
 
     Examples:
 
@@ -83,6 +86,7 @@ def retry(
         max_failures=max_failures,
         deadline=deadline,
         max_cost=max_cost,
+        allow_overlap=allow_overlap,
         start_model=start_model,
         keep_model=keep_model,
         lease=lease,

@@ -12,6 +12,7 @@ import typer
 
 from batchcl.cli.options import (
     AllowHttpSources,
+    AllowOverlap,
     AllVersions,
     AsOf,
     Attribute,
@@ -111,6 +112,7 @@ def run(
     deadline: Deadline = None,
     max_cost: MaxCost = None,
     incremental: Incremental = None,
+    allow_overlap: AllowOverlap = None,
     shard_size: ShardSize = None,
     single_writer: SingleWriter = None,
     start_model: StartModel = None,
@@ -187,6 +189,7 @@ def run(
             deadline=deadline,
             max_cost=max_cost,
             incremental=incremental,
+            allow_overlap=allow_overlap,
             single_writer=single_writer,
             shard_size=shard_size,
             start_model=start_model,

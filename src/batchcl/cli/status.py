@@ -106,12 +106,6 @@ def with_store(work: Callable[[Store], Awaitable[_T]], root: str, *, profile: st
     """Do `work` with the output root `root`, which exists."""
     import anyio  # noqa: PLC0415
 
-    from batchcl.runs.store import Store  # noqa: PLC0415
+    from batchcl.runs.store import open_root  # noqa: PLC0415
 
-    aws = None
-    if root.startswith("s3://"):
-        from batchcl.aws.session import Aws  # noqa: PLC0415
-
-        aws = Aws.from_environment(profile=profile, region=region)
-    store = Store.open(root, aws=aws)
-    return anyio.run(work, store)
+    return anyio.run(work, open_root(root, profile=profile, region=region))

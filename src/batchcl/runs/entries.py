@@ -1,4 +1,4 @@
-"""Outcomes as columns: what a journal holds, and what publishing makes parts from, without an object an image.
+"""Outcomes as columns: what a journal holds, and what publishing makes files from, without an object per image.
 
 An entry is an outcome and the position of its image in the shard; the image itself stands in the work list. A table of
 entries has the columns of `ENTRIES`.
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchcl.runs.schema import LABEL, POINT, UTC_US
-from batchcl.scoring.outcome import Counts, Label, Outcome, Scored
+from batchcl.scoring.outcome import Counts, Failed, Label, Outcome, Scored
 
 __all__ = [
     "ENTRIES",
@@ -23,13 +23,15 @@ __all__ = [
     "counts",
     "entry_table",
     "failed_by_code",
+    "latest",
+    "of_round",
     "of_status",
     "positions",
-    "replaced",
     "to_retry",
 ]
 
 SCORED: Final = "scored"
+_UNSCORED: Final = pa.array(["failed", "skipped"])
 
 ENTRIES: Final = pa.schema(
     [
@@ -60,12 +62,12 @@ def entry_table(entries: Sequence[Entry], *, round_: int) -> pa.Table:
     """`entries` of one round as columns, in their order."""
     outcomes = [entry.outcome for entry in entries]
     scored = [outcome if isinstance(outcome, Scored) else None for outcome in outcomes]
-    failed = [None if isinstance(outcome, Scored) else outcome for outcome in outcomes]
+    failed = [outcome if isinstance(outcome, Failed) else None for outcome in outcomes]
     columns: dict[str, Any] = {
         "position": [entry.position for entry in entries],
-        "status": [SCORED if one is None else one.status for one in failed],
+        "status": [outcome.status for outcome in outcomes],
         "attempts": [outcome.attempts for outcome in outcomes],
-        "at": [outcome.scored_at if isinstance(outcome, Scored) else outcome.failed_at for outcome in outcomes],
+        "at": [outcome.at for outcome in outcomes],
         "labels": _label_lists([None if one is None else one.labels for one in scored]),
         "latency_ms": [None if one is None else one.latency_ms for one in scored],
         "request_id": [None if one is None else one.request_id for one in scored],
@@ -90,21 +92,25 @@ def positions(entries: pa.Table) -> list[int]:
 def counts(entries: pa.Table) -> Counts:
     """How many of each status there are."""
     found = {each["values"]: each["counts"] for each in entries["status"].value_counts().to_pylist()}
-    return Counts(found.get(SCORED, 0), found.get("failed", 0), found.get("skipped", 0))
+    return Counts(**found)
 
 
 def of_status(entries: pa.Table, *, scored: bool) -> pa.Table:
-    """The entries of images that were scored, or of those that were not."""
-    is_scored = pc.equal(entries["status"], SCORED)
-    return entries.filter(is_scored if scored else pc.invert(is_scored))
+    """The entries of images that were scored, or of those that failed or were skipped."""
+    status = entries["status"]
+    return entries.filter(pc.equal(status, SCORED) if scored else pc.is_in(status, value_set=_UNSCORED))
 
 
-def replaced(earlier: pa.Table, later: pa.Table) -> pa.Table:
-    """One entry an image: that of `later` where there is one."""
-    if not earlier.num_rows:
-        return later
-    still = pc.invert(pc.is_in(earlier["position"], value_set=later["position"].combine_chunks()))
-    return pa.concat_tables([earlier.filter(still), later])
+def of_round(entries: pa.Table, round_: int) -> tuple[pa.Table, pa.Table]:
+    """The entries of a round, and those before it."""
+    return entries.filter(pc.equal(entries["round"], round_)), entries.filter(pc.less(entries["round"], round_))
+
+
+def latest(entries: pa.Table) -> pa.Table:
+    """One entry an image: its last one."""
+    rows = pa.table({"position": entries["position"], "row": pa.array(range(entries.num_rows), pa.int64())})
+    last = rows.group_by("position").aggregate([("row", "max")])["row_max"]
+    return entries.take(last.take(pc.sort_indices(last)))
 
 
 def failed_by_code(entries: pa.Table) -> Counter[str]:

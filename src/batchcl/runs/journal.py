@@ -1,93 +1,149 @@
-"""The durable outcomes of a shard so far: Arrow segments, each created exclusively under the next number.
+"""The journal of a shard: numbered Arrow segments, each created exclusively under the next number.
 
-Whoever creates a number first goes on; the other one stops. So a shard has one writer at a time without any lock, and
-what a segment holds was recorded by somebody who had read all segments before it.
+A segment holds either entries (outcomes) or nothing: then it is a cut. The entries between two cuts, a chunk, become
+one published file a table. Whoever creates a number first owns the shard; another process fails to create it and stops.
+So a shard has one writer at a time, and a process that was suspended while another one took the shard over can't add to
+it.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+import anyio.to_thread
 import pyarrow as pa
 
 from batchcl.runs.damage import intact
 from batchcl.runs.entries import ENTRIES, Entry, entry_table
-from batchcl.runs.layout import RunPaths, sequence
+from batchcl.runs.layout import RunPaths, segment_number
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
-from batchcl.runs.turns import in_turn
 
-__all__ = ["Journal"]
+__all__ = ["Chunk", "Journal", "JournalContent"]
 
 _WRITER: Final = b"batchcl.writer"
+_CUT: Final = b"batchcl.cut"
 _AT_ONCE: Final = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The entries between two cuts, with the columns of `ENTRIES`; `first` is the number of their first segment."""
+
+    first: int
+    entries: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class JournalContent:
+    """Everything in a journal.
+
+    Attributes:
+        chunks: those that a cut has closed, without the empty ones.
+        uncut: what follows the last cut; None where nothing does.
+    """
+
+    chunks: tuple[Chunk, ...]
+    uncut: Chunk | None
+
+    @property
+    def entries(self) -> pa.Table:
+        """All entries, in the order in which they were written."""
+        chunks = self.chunks if self.uncut is None else (*self.chunks, self.uncut)
+        return pa.concat_tables([ENTRIES.empty_table(), *(chunk.entries for chunk in chunks)])
+
+
 class Journal:
-    """The journal of one shard in one round.
+    """The journal of one shard, over all rounds of its run.
 
     Args:
         store: the output root.
         paths: the run's.
         shard: number of the shard.
-        round_: 0, or the number of the retry.
-        writer: tells this runner's segments from another's.
+        writer: distinguishes this process's segments from another's.
     """
 
-    def __init__(self, store: Store, paths: RunPaths, shard: int, *, round_: int, writer: str) -> None:
+    def __init__(self, store: Store, paths: RunPaths, shard: int, *, writer: str) -> None:
         self._store = store
         self._paths = paths
         self._shard = shard
-        self._round = round_
         self._writer = writer
         self._next = 0
         self._unsettled: bytes | None = None
 
-    async def read(self) -> pa.Table:
-        """All entries so far, in the order in which they were written, with the columns of `ENTRIES`."""
-        files = await self._store.list_all(self._paths.journal(self._shard, self._round))
-        self._next = 1 + max((sequence(file.path) for file in files), default=-1)
+    async def read(self) -> JournalContent:
+        """All segments so far; the next one will be created behind them."""
+        files = await self._store.list_all(self._paths.journal(self._shard))
+        numbers = [segment_number(file.path) for file in files]
+        self._next = 1 + max(numbers, default=-1)
         segments = await together(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
         where = [self._store.uri(file.path) for file in files]
-        return await in_turn(_decode, zip(where, segments, strict=True))
+        return await anyio.to_thread.run_sync(_decode, list(zip(numbers, where, segments, strict=True)))
 
-    async def stage(self, entries: Sequence[Entry]) -> int:
+    async def stage(self, entries: Sequence[Entry], *, round_: int) -> int:
         """Take over `entries` for the next segment, which `settle` writes; returns how many."""
         await self.settle()
         taken = list(entries)
-        self._unsettled = await in_turn(_encode, taken, self._round, self._writer)
+        self._unsettled = await anyio.to_thread.run_sync(
+            lambda: _encode(entry_table(taken, round_=round_), self._writer)
+        )
         return len(taken)
 
     async def settle(self) -> None:
-        """Make what was staged durable. Raises `StoppedError` if another runner has written the segment.
+        """Make what was staged durable. Raises `StoppedError` if another process has written the segment.
 
         A write that fails or is cancelled may have happened all the same; calling again writes the same bytes.
         """
         if self._unsettled is not None:
-            path = self._paths.segment(self._shard, self._round, self._next)
+            path = self._paths.segment(self._shard, self._next)
             await self._store.put_mine(path, self._unsettled, what=f"the journal of shard {self._shard}")
             self._next += 1
             self._unsettled = None
 
+    async def cut(self) -> None:
+        """Close the chunk that was written so far. Raises as `settle` does."""
+        await self.settle()
+        self._unsettled = _encode(ENTRIES.empty_table(), self._writer, is_cut=True)
+        await self.settle()
 
-def _encode(entries: Sequence[Entry], round_: int, writer: str) -> bytes:
-    table = entry_table(entries, round_=round_).replace_schema_metadata({_WRITER: writer})
+
+def _encode_entries(entries: Sequence[Entry], round_: int, writer: str) -> bytes:
+    return _encode(entry_table(entries, round_=round_), writer)
+
+
+def _encode(entries: pa.Table, writer: str, *, is_cut: bool = False) -> bytes:
+    metadata: dict[bytes | str, bytes | str] = {_WRITER: writer, **({_CUT: b"1"} if is_cut else {})}
+    table = entries.replace_schema_metadata(metadata)
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as out:
         out.write_table(table)
     return sink.getvalue()
 
 
-def _decode(segments: Iterable[tuple[str, bytes | None]]) -> pa.Table:
-    tables = [ENTRIES.empty_table()]
-    for where, segment in segments:
+def _decode(segments: Iterable[tuple[int, str, bytes | None]]) -> JournalContent:
+    chunks: list[Chunk] = []
+    tables: list[pa.Table] = []
+    first = 0
+    for number, where, segment in segments:
         if not segment:
-            continue  # its name was there before the power went: nobody was told that it is durable
+            continue  # its name was there before the power went: no caller was told that it is durable
         with (
             intact(where, remedy="delete it, and its images are scored again"),
             pa.ipc.open_file(pa.py_buffer(segment)) as file,
         ):
-            tables.append(file.read_all().replace_schema_metadata(None))
-    return pa.concat_tables(tables, promote_options="default")  # an older version's segments may lack a column
+            is_cut = _CUT in (file.schema.metadata or {})
+            table = file.read_all().replace_schema_metadata(None)
+        if not is_cut:
+            first = first if tables else number
+            tables.append(table)
+        elif tables:
+            chunks.append(_chunk(first, tables))
+            tables = []
+    return JournalContent(tuple(chunks), _chunk(first, tables) if tables else None)
+
+
+def _chunk(first: int, tables: Sequence[pa.Table]) -> Chunk:
+    return Chunk(first, pa.concat_tables([ENTRIES.empty_table(), *tables], promote_options="default"))

@@ -10,16 +10,14 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["COMPACTED", "RUNS", "RunPaths", "new_run_id", "pace_path", "run_of", "valid_run_id"]
+__all__ = ["RUNS", "STAGING", "PartName", "RunPaths", "admission_path", "new_run_id", "pace_path", "valid_run_id"]
 
 RUNS: Final = "runs"
-COMPACTED: Final = "compact-"
-"""How the names of merged parts begin."""
+STAGING: Final = f"{RUNS}/.staging"
+"""Where local files are written before they are renamed. Not a run: a run id begins with a letter or a digit."""
 
 _PACE: Final = f"{RUNS}/.pace"
-"""Not a run: the name of a run begins with a letter or a digit."""
-
-_PART: Final = re.compile(r"(?P<run>.+)-\d{5,}(?:-r\d+)?\.parquet")
+_PART: Final = re.compile(r"(?P<run>.+)-(?P<shard>\d{5,})-(?P<first>\d{5,})\.parquet")
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
 
 
@@ -30,18 +28,12 @@ def new_run_id(now: dt.datetime) -> str:
 
 def valid_run_id(run_id: str) -> str:
     """`run_id` itself, or `UsageError`: it becomes part of file names."""
-    if not _RUN_ID.fullmatch(run_id) or run_id.startswith(COMPACTED):
+    if not _RUN_ID.fullmatch(run_id):
         raise UsageError(
             f"{run_id!r} can't be a run id: use at most 128 letters, digits and . _ : + @ -, starting with a letter or "
-            "digit and not with compact-, such as 2026-11-21"
+            "digit, such as 2026-11-21"
         )
     return run_id
-
-
-def run_of(part: str) -> str | None:
-    """The run that published the file of this name; None for merged files, which may have rows of several."""
-    found = None if part.startswith(COMPACTED) else _PART.fullmatch(part)
-    return None if found is None else found["run"]
 
 
 def pace_path(model: str) -> str:
@@ -49,9 +41,32 @@ def pace_path(model: str) -> str:
     return f"{_PACE}/{model}.json"
 
 
+def admission_path(model: str) -> str:
+    """Folder of the lock under which runs of a model start, by its name `<project>@<version>`."""
+    return f"{RUNS}/.admission/{model}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PartName:
+    """What the name of a published file says: its run, its shard and the first journal segment of its rows."""
+
+    run_id: str
+    shard: int
+    first: int
+
+    def __str__(self) -> str:
+        return f"{self.run_id}-{self.shard:05d}-{self.first:05d}.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> PartName | None:
+        """Read a file name; None for files that no run has written, such as those of an export."""
+        found = _PART.fullmatch(name)
+        return None if found is None else cls(found["run"], int(found["shard"]), int(found["first"]))
+
+
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """The names of one run. A round is 0 for the run itself, and counts its retries from 1."""
+    """The paths of one run. Round 0 is the run itself; its retries are numbered from 1."""
 
     run_id: str
 
@@ -71,9 +86,9 @@ class RunPaths:
         return f"{self.folder}/summary.json"
 
     @property
-    def lease(self) -> str:
-        """Who is working on the run."""
-        return f"{self.folder}/lease.json"
+    def sessions(self) -> str:
+        """Folder of the sessions; the newest one holds the run."""
+        return f"{self.folder}/sessions"
 
     @property
     def totals(self) -> str:
@@ -99,42 +114,42 @@ class RunPaths:
         """A frozen shard of the work list."""
         return f"{self.worklist}/{shard:05d}.parquet"
 
-    def journal(self, shard: int, round_: int) -> str:
-        """Folder of a shard's journal in a round."""
-        return f"{self.folder}/journal/{_in_round(shard, round_)}"
+    @property
+    def journals(self) -> str:
+        """Folder of the journals, one a shard."""
+        return f"{self.folder}/journal"
 
-    def segment(self, shard: int, round_: int, sequence: int) -> str:
+    def journal(self, shard: int) -> str:
+        """Folder of a shard's journal, over all rounds."""
+        return f"{self.journals}/{shard:05d}"
+
+    def segment(self, shard: int, number: int) -> str:
         """One segment of a journal."""
-        return f"{self.journal(shard, round_)}/{sequence:05d}.arrow"
+        return f"{self.journal(shard)}/{number:05d}.arrow"
 
     def marker(self, shard: int, round_: int) -> str:
-        """Says that the shard is published."""
-        return f"{self.markers}/{_in_round(shard, round_)}.json"
+        """Says that the shard is complete and published in the round."""
+        return f"{self.markers}/{shard:05d}.json" if not round_ else f"{self.markers}/{shard:05d}-r{round_}.json"
 
     def round(self, number: int) -> str:
-        """What a retry re-scores."""
+        """What a retry scores again."""
         return f"{self.rounds}/{number:03d}.json"
 
     def round_end(self, number: int) -> str:
         """Says that a retry is over."""
         return f"{self.rounds}/{number:03d}.done"
 
-    def part(self, table: str, *, model: str, date: dt.date, shard: int, round_: int = 0) -> str:
-        """The Parquet file of one shard in `table` (`results` or `failures`)."""
-        name = f"{self.run_id}-{_in_round(shard, round_)}"
-        return f"{table}/model={model}/date={date.isoformat()}/{name}.parquet"
+    def part(self, table: str, *, model: str, date: dt.date, shard: int, first: int) -> str:
+        """The Parquet file in `table` (`results` or `failures`) of the segments from number `first` to the next cut."""
+        return f"{table}/model={model}/date={date.isoformat()}/{PartName(self.run_id, shard, first)}"
 
 
-def sequence(name: str) -> int:
+def segment_number(path: str) -> int:
     """The number in the file name of a segment."""
-    return int(name.rpartition("/")[2].removesuffix(".arrow"))
+    return int(path.rpartition("/")[2].removesuffix(".arrow"))
 
 
-def shard_and_round(name: str) -> tuple[int, int]:
+def shard_and_round(path: str) -> tuple[int, int]:
     """The numbers in the file name of a marker."""
-    shard, _, round_ = name.rpartition("/")[2].removesuffix(".json").partition("-r")
+    shard, _, round_ = path.rpartition("/")[2].removesuffix(".json").partition("-r")
     return int(shard), int(round_ or 0)
-
-
-def _in_round(shard: int, round_: int) -> str:
-    return f"{shard:05d}" if not round_ else f"{shard:05d}-r{round_}"

@@ -1,7 +1,11 @@
-"""Who is working on a run: a small object with a heartbeat.
+"""Which process works on a run: numbered session files with a heartbeat.
 
-It gives the early, friendly refusal to a second runner, and lets a run whose holder died be taken over within a minute.
-It is no lock and needs none: the journal's exclusive creation decides.
+A session holds the run from the creation of `<number>.json` until a higher number exists, or its file says that it has
+ended. The file is created exclusively, so of two processes that take a dead session over, one succeeds. A holder
+overwrites its own file only: a late heartbeat can't hide a takeover.
+
+This keeps a second process out early and with a clear message, and lets a run whose process died be taken over within a
+minute. What protects the rows is the journal.
 """
 
 from __future__ import annotations
@@ -10,178 +14,189 @@ import datetime as dt
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import anyio
 import orjson
 
 from batchcl.errors import OutputError, StoppedError
-from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
-from batchcl.runs.together import together
 
-__all__ = ["Lease", "LeaseKeeper", "read_lease"]
+__all__ = ["Lease", "LeaseKeeper", "read_lease", "read_session"]
 
 HEARTBEAT_S: Final = 10.0
 EXPIRES_S: Final = 45.0
-SETTLES_S: Final = 0.5
-"""Of two that find the same dead lease, both have written theirs within less; the later one has it."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """A holder and its last sign of life.
+    """A session and its last heartbeat.
 
     Attributes:
-        holder: a random name of the runner.
+        number: of the session, from 0.
+        holder: a random name of the process.
         host: its machine.
-        process: its process id and start, by which a process on the same machine knows that it has died.
-        beat_at: when it last said that it lives, by its own clock.
+        process: its process id and start, by which a process on the same machine can tell that it has died.
+        beat_at: the time of its last heartbeat, by its own clock.
         progress: its counters at that time.
-        ended: it works no more, and has left something behind that the next holder takes over.
+        ended: it doesn't work any more.
+        settled: everything that it had to write is written; it left no outcome that isn't published.
     """
 
+    number: int
     holder: str
     host: str
     process: str
     beat_at: dt.datetime
     progress: dict[str, Any] = field(default_factory=dict)
     ended: bool = False
+    settled: bool = False
 
     def lives(self, now: dt.datetime) -> bool:
-        """Whether its holder may still be at work."""
+        """Whether its process may still be at work."""
         if self.ended or (self.host == _host() and not _runs(self.process)):
             return False
         return (now - self.beat_at).total_seconds() < EXPIRES_S
 
 
-async def read_lease(store: Store, paths: RunPaths) -> Lease | None:
-    """The lease of a run, or None when nobody works on it."""
-    data = await store.get(paths.lease)
-    if data is None:
-        return None
+async def read_lease(store: Store, folder: str) -> Lease | None:
+    """The newest session below `folder`, or None where there was none."""
+    files = [file.path for file in await store.list_all(folder)]
+    return await read_session(store, files[-1]) if files else None
+
+
+async def read_session(store: Store, path: str) -> Lease:
+    """The session in the file `path`; a damaged one keeps nobody out."""
+    number = int(path.rpartition("/")[2].removesuffix(".json"))
     try:
-        values = orjson.loads(data)
-        return Lease(**values | {"beat_at": dt.datetime.fromisoformat(values["beat_at"])})
+        values = orjson.loads(await store.get(path) or b"")
+        return Lease(**values | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
     except (ValueError, TypeError, KeyError):
-        return None  # cut off or of another version: it keeps nobody away
+        never = dt.datetime.fromtimestamp(0, dt.UTC)
+        return Lease(number=number, holder="", host="unknown", process="0-", beat_at=never, ended=True)
 
 
 class LeaseKeeper:
-    """Holds the lease of one run while this runner works on it."""
+    """Holds a lease for this process.
+
+    Args:
+        store: the output root.
+        folder: of the sessions.
+        what: is held, for messages: `run 2026-11-21`.
+        progress: returns the counters for the heartbeat.
+        utcnow: the time of day.
+
+    Attributes:
+        settled: to be set once nothing is left to write; `release` records it.
+    """
 
     def __init__(
         self,
         store: Store,
-        paths: RunPaths,
+        folder: str,
         *,
+        what: str,
         progress: Callable[[], dict[str, Any]] = dict,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._store = store
-        self._paths = paths
+        self._folder = folder
+        self._what = what
         self._progress = progress
         self._utcnow = utcnow
-        self._lease = Lease(holder=secrets.token_hex(8), host=_host(), process=_this_process(), beat_at=utcnow())
+        self.settled = False
+        self._lease = Lease(
+            number=0, holder=secrets.token_hex(8), host=_host(), process=_this_process(), beat_at=utcnow()
+        )
 
     @property
     def holder(self) -> str:
-        """This runner's name, which its journal segments carry."""
+        """This process's name, which its journal segments carry."""
         return self._lease.holder
+
+    @property
+    def number(self) -> int:
+        """Of this session; 0 for the first one."""
+        return self._lease.number
 
     async def acquire(self, *, on_left: Callable[[Lease], None] = lambda _: None) -> None:
         """Take the lease, or raise `StoppedError` that says who has it.
 
-        `on_left` is given the lease of a holder that didn't give it back, which tells what it left behind. It is called
-        before that lease is overwritten, so that `progress` can tell it on: dying here forgets nothing.
+        `on_left` receives the previous session's lease. It is called before this session's file is created, so that
+        `progress` can pass on what that session left behind.
         """
-        if await self._store.put_new(self._paths.lease, self._beat()):
-            return
-        other = await read_lease(self._store, self._paths)
-        if other is not None and other.holder != self.holder and other.lives(self._utcnow()):
-            raise self._held_by(other)
-        if other is not None:
-            on_left(other)
-        await self.beat()
-        await anyio.sleep(SETTLES_S)
-        if (faster := await self.successor()) is not None:
-            raise self._held_by(faster)
+        last = await read_lease(self._store, self._folder)
+        if last is not None:
+            if last.lives(self._utcnow()):
+                raise self._held_by(last)
+            on_left(last)
+            self._lease = replace(self._lease, number=last.number + 1)
+        path = self._path(self._lease.number)
+        if not await self._store.put_new(path, self._beat()):
+            other = await read_session(self._store, path)
+            if other.holder != self.holder:  # else only the answer to the first attempt was lost
+                raise self._held_by(other)
+
+    async def check(self) -> None:
+        """Raise `StoppedError` when another process has taken over."""
+        if await self._store.exists(self._path(self.number + 1)):
+            other = await read_session(self._store, self._path(self.number + 1))
+            raise StoppedError(
+                f"{self._what} was taken over by another runner ({other.host}): it had no heartbeat of this one for "
+                f"{EXPIRES_S:.0f} s; this one stops"
+            )
 
     async def successor(self) -> Lease | None:
-        """The lease of another runner that is at work, after this one had it; None where there is none."""
-        other = await read_lease(self._store, self._paths)
-        if other is None or other.holder == self.holder or not other.lives(self._utcnow()):
+        """The lease of another process that has taken over and is at work; None where there is none."""
+        other = await read_lease(self._store, self._folder)
+        if other is None or other.number <= self.number or not other.lives(self._utcnow()):
             return None
         return other
 
     async def beat(self) -> None:
-        """Say now, rather than at the next heartbeat, how things stand."""
-        await self._store.put(self._paths.lease, self._beat())
+        """Write the heartbeat now."""
+        await self._store.put(self._path(self.number), self._beat())
 
     async def keep(self) -> None:
-        """Renew until cancelled. Raises `StoppedError` when another runner has taken over.
+        """Write heartbeats until cancelled. Raises `StoppedError` when another process has taken over.
 
-        A store that fails for a while is left to those who write results to complain about.
+        A store that fails for a while is left to those who write results to report.
         """
         while True:
             await anyio.sleep(HEARTBEAT_S)
             try:
-                other = await read_lease(self._store, self._paths)
-                if other is not None and other.holder != self.holder:
-                    raise StoppedError(
-                        f"run {self._paths.run_id} was taken over by another runner ({other.host}), which had not "
-                        f"heard of this one for {EXPIRES_S:.0f} s"
-                    )
+                await self.check()
                 await self.beat()
             except OutputError:
                 continue
 
-    async def kept_during(self, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, with the lease renewed beside it. Raises what `work` and `keep` raise."""
-        keeping = anyio.CancelScope()
-        results: list[T] = []
+    async def release(self) -> None:
+        """End the session, if this process has it; its last counters stay in its file."""
+        path = self._path(self.number)
+        if (await read_session(self._store, path)).holder == self.holder:
+            await self._store.put(path, self._beat(ended=True))
 
-        async def keep() -> None:
-            with keeping:
-                await self.keep()
-
-        async def do() -> None:
-            try:
-                results.append(await work())
-            finally:
-                keeping.cancel()
-
-        await together(lambda part: part(), (keep, do), at_once=2)
-        return results[0]
-
-    async def release(self, *, leaving: bool = False) -> None:
-        """Give the lease back, unless it is another's by now.
-
-        When this runner is `leaving` something behind, the lease stays to tell of it; it keeps nobody away.
-        """
-        other = await read_lease(self._store, self._paths)
-        if other is None or other.holder != self.holder:
-            return
-        if leaving:
-            await self._store.put(self._paths.lease, self._beat(ended=True))
-        else:
-            await self._store.delete(self._paths.lease)
+    def _path(self, number: int) -> str:
+        return f"{self._folder}/{number:05d}.json"
 
     def _held_by(self, other: Lease) -> StoppedError:
         ago = (self._utcnow() - other.beat_at).total_seconds()
         return StoppedError(
-            f"run {self._paths.run_id} is held by another runner ({other.host}, process "
-            f"{other.process.partition('-')[0]}, last seen {ago:.0f} s ago); wait for it, or for {EXPIRES_S:.0f} s "
-            "after it died"
+            f"{self._what} is held by another runner ({other.host}, process {other.process.partition('-')[0]}, last "
+            f"heartbeat {ago:.0f} s ago); wait for it, or for {EXPIRES_S:.0f} s after it died"
         )
 
     def _beat(self, *, ended: bool = False) -> bytes:
-        lease = replace(self._lease, beat_at=self._utcnow(), progress=self._progress(), ended=ended)
+        lease = replace(
+            self._lease,
+            beat_at=self._utcnow(),
+            progress=self._progress(),
+            ended=ended,
+            settled=ended and self.settled,
+        )
         return orjson.dumps(asdict(lease), option=orjson.OPT_UTC_Z)
 
 

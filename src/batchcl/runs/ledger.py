@@ -1,33 +1,36 @@
-"""The ledger of one round of a run: which images are to be called for, and where their outcomes go.
+"""The ledger of one round of a run: which images need a call, and where their outcomes go.
 
-It hands out the work list shard by shard, less what is journalled; takes outcomes, journals them at most 2,000 or 15 s
-at a time; and publishes a shard as soon as it is complete. Journalling and publishing go on beside the calls and beside
-each other. A round that was cut off at any point is taken up by a new ledger, from what the store holds.
+It hands out the work list shard by shard, less what is journalled; takes outcomes, and journals them at the latest
+after 2,000 or 15 s. A complete shard is cut and published; so is what a session has when it ends early. Journalling and
+publishing run beside the calls and beside each other. A round that ended at any point is continued by a new ledger,
+from what the store holds.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import anyio
+import anyio.lowlevel
 import pyarrow as pa
 
 from batchcl.bell import Bell
 from batchcl.errors import BatchclError
-from batchcl.runs.entries import ENTRIES, Entry, counts, entry_table, positions, replaced
+from batchcl.images import ImageRef
+from batchcl.runs.entries import Entry, counts, entry_table, latest, of_round, positions
 from batchcl.runs.image_table import ImageRows
-from batchcl.runs.journal import Journal
+from batchcl.runs.journal import Journal, JournalContent
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.markers import write_marker
-from batchcl.runs.parts import PartSpec, shard_parts
+from batchcl.runs.parts import PartSpec, publish_journal
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
-from batchcl.runs.turns import in_turn
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.outcome import Counts, Outcome
+from batchcl.scoring.outcome import AlreadyScored, Counts, Outcome
 from batchcl.scoring.shards import Batch
 
 __all__ = ["AllImages", "Ledger", "Targets"]
@@ -41,7 +44,6 @@ BEHIND_SHARDS: Final = 1
 """With so many complete shards that aren't published, no further one is opened."""
 
 _LOOK_EVERY_S: Final = 1.0
-_GIVE_WAY_S: Final = 30.0
 
 
 class Targets(Protocol):
@@ -56,8 +58,8 @@ class Targets(Protocol):
         """Numbers of the shards that have any, in order."""
         ...
 
-    async def positions(self, shard: int, images: int) -> tuple[Sequence[int], pa.Table]:
-        """The positions to score in `shard`, which has so many images, and the last entries of the others."""
+    def positions(self, images: int, earlier: pa.Table) -> Sequence[int]:
+        """The positions to score in a shard of `images` images, with the `earlier` entries of previous rounds."""
         ...
 
 
@@ -76,19 +78,24 @@ class AllImages:
             if shard not in self._published:
                 yield shard
 
-    async def positions(self, shard: int, images: int) -> tuple[Sequence[int], pa.Table]:  # noqa: ARG002
+    def positions(self, images: int, earlier: pa.Table) -> Sequence[int]:  # noqa: ARG002 - nothing precedes round 0
         """All of them."""
-        return range(images), ENTRIES.empty_table()
+        return range(images)
 
 
 @dataclass(slots=True)
 class _Open:
-    """A shard that is being scored. `missing` are the positions without an outcome in the journal or the buffer."""
+    """A shard that is being scored.
+
+    Attributes:
+        missing: the positions without an outcome in the journal or the buffer.
+        is_cut: whether the journal ends with a cut, or is empty.
+    """
 
     images: pa.Table
     journal: Journal
     missing: set[int]
-    earlier: pa.Table
+    is_cut: bool
     buffer: list[Entry] = field(default_factory=list)
     staged: list[Entry] = field(default_factory=list)
     buffered_at: float = math.inf
@@ -100,7 +107,24 @@ class _Open:
 
 
 class Ledger:
-    """The engine's source of batches and its sink. Raises `StoppedError` where another runner was faster."""
+    """The engine's source of batches and its sink. Raises `StoppedError` where another process owns a shard.
+
+    Args:
+        store: the output root.
+        spec: the run's.
+        worklist: the run's.
+        targets: what the round is about.
+        writer: distinguishes this process's segments from another's.
+        check_owner: raises `StoppedError` when another process has taken the run over.
+        needs_call: for each image, whether it has no result yet; None where that needs no look.
+        on_taken_up: receives the counts of what earlier sessions have journalled in a shard.
+        on_already_scored: receives each outcome that needs no call.
+        on_published: receives each complete shard and its counts.
+        utcnow: the time of day.
+
+    Attributes:
+        settled: `close` has published everything.
+    """
 
     def __init__(
         self,
@@ -110,7 +134,11 @@ class Ledger:
         targets: Targets,
         *,
         writer: str,
+        check_owner: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint,
+        needs_call: Callable[[Sequence[ImageRef]], Awaitable[list[bool]]] | None = None,
         on_taken_up: Callable[[Counts], None] = lambda _: None,
+        on_already_scored: Callable[[Outcome], None] = lambda _: None,
+        utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
         on_published: Callable[[int, Counts], None] = lambda _shard, _counts: None,
     ) -> None:
         self._store = store
@@ -119,8 +147,13 @@ class Ledger:
         self._worklist = worklist
         self._targets = targets
         self._writer = writer
+        self._check_owner = check_owner
+        self._needs_call = needs_call
+        self._utcnow = utcnow
         self._on_taken_up = on_taken_up
+        self._on_already_scored = on_already_scored
         self._on_published = on_published
+        self.settled = False
         self._open: dict[int, _Open] = {}
         self._buffered = 0
         self._journalling = anyio.Lock()
@@ -135,17 +168,33 @@ class Ledger:
             while sum(opened.complete for opened in self._open.values()) >= BEHIND_SHARDS:
                 await self._published.wait()
             images = await self._worklist.load(shard)
-            wanted, earlier = await self._targets.positions(shard, images.num_rows)
-            journal = Journal(self._store, self._paths, shard, round_=self._targets.round, writer=self._writer)
-            written = await journal.read()
+            journal = Journal(self._store, self._paths, shard, writer=self._writer)
+            content = await journal.read()
+            await self._check_owner()  # after reading: a later takeover cuts the journal behind what was read
+            written, earlier = of_round(content.entries, self._targets.round)
             self._on_taken_up(counts(written))
-            missing = set(wanted).difference(positions(written))
-            self._open[shard] = _Open(images, journal, missing, earlier)
+            missing = set(self._targets.positions(images.num_rows, earlier)).difference(positions(written))
+            self._open[shard] = _Open(images, journal, missing, is_cut=content.uncut is None)
+            if missing and self._needs_call is not None:
+                await self._leave_out(shard, images, self._needs_call)
             if missing:
                 left = sorted(missing)
                 yield Batch(shard, ImageRows(images, left), left)
             else:
+                self._recorded.ring()
                 self._journalled.ring()
+
+    async def _leave_out(
+        self, shard: int, images: pa.Table, needs_call: Callable[[Sequence[ImageRef]], Awaitable[list[bool]]]
+    ) -> None:
+        """Record the images that another run has scored since the list was made."""
+        left = sorted(self._open[shard].missing)
+        candidates = list(ImageRows(images, left))
+        for position, image, needed in zip(left, candidates, await needs_call(candidates), strict=True):
+            if not needed:
+                outcome = AlreadyScored(image=image, at=self._utcnow())
+                self.record(shard, position, outcome)
+                self._on_already_scored(outcome)
 
     def record(self, shard: int, position: int, outcome: Outcome) -> None:
         """Take over one outcome; it is durable some time later."""
@@ -174,12 +223,17 @@ class Ledger:
         await together(lambda part: part(), parts, at_once=len(parts))
 
     async def close(self) -> None:
-        """Journal everything that was recorded, and publish what is complete."""
+        """Journal everything that was recorded, and publish it, incomplete shards too."""
         await self._flush(older_than=math.inf)
         await self._publish_complete()
+        async with self._publishing:
+            for shard, opened in self._open.items():
+                if not opened.is_cut:
+                    await self._cut_and_publish(shard, opened)
+        self.settled = True
 
     async def save(self) -> None:
-        """Journal everything that was recorded, and leave publishing to the next session."""
+        """Journal everything that was recorded, and leave publishing to whoever recovers the run."""
         await self._flush(older_than=math.inf)
 
     async def _keep_journal(self) -> None:
@@ -197,7 +251,8 @@ class Ledger:
             for opened in tuple(self._open.values()):
                 if opened.buffer and (_is_due(opened) or opened.buffered_at <= older_than):
                     await self._settle(opened)
-                    staged = await opened.journal.stage(opened.buffer)
+                    staged = await opened.journal.stage(opened.buffer, round_=self._targets.round)
+                    opened.is_cut = False
                     opened.staged = opened.buffer[:staged]
                     del opened.buffer[:staged]
                     opened.buffered_at = anyio.current_time() if opened.buffer else math.inf
@@ -218,52 +273,22 @@ class Ledger:
                     self._published.ring()
 
     async def _publish(self, shard: int, opened: _Open) -> None:
-        """Read the journal back, which is what counts, and write parts and marker."""
-        round_ = self._targets.round
-        new = await self._read_back(shard, round_)
-        state = replaced(opened.earlier, new)
+        content = await self._cut_and_publish(shard, opened)
+        state = latest(content.entries)
         if state.num_rows != opened.images.num_rows:
             raise BatchclError(
                 f"shard {shard} has {state.num_rows} outcomes of {opened.images.num_rows}: a bug in batchcl"
             )
         done = counts(state)
-        try:
-            if not await self._store.exists(self._paths.marker(shard, round_)):
-                await self._put_parts(shard, round_, new, state)
-                await write_marker(self._store, self._paths, shard, round_=round_, counts=done)
-        finally:
-            with anyio.move_on_after(_GIVE_WAY_S, shield=True):
-                await self._give_way(shard, state)
+        await write_marker(self._store, self._paths, shard, round_=self._targets.round, counts=done)
         self._on_published(shard, done)
 
-    async def _give_way(self, shard: int, state: pa.Table) -> None:
-        """Put back what later rounds left in `failures/`, had this runner slept until after them while it published.
-
-        Another runner took over then, ended the round and retried it, and the failures of this round, which it
-        resolved, have just been written anew.
-        """
-        last = self._targets.round
-        while await self._store.exists(self._paths.marker(shard, last + 1)):
-            while await self._store.exists(self._paths.marker(shard, last + 1)):
-                last += 1
-                state = replaced(state, await self._read_back(shard, last))
-            await self._put_parts(shard, last, ENTRIES.empty_table(), state)
-
-    async def _read_back(self, shard: int, round_: int) -> pa.Table:
-        journal = Journal(self._store, self._paths, shard, round_=round_, writer=self._writer)
-        found = await journal.read()
-        if len(set(positions(found))) != found.num_rows:
-            raise BatchclError(f"shard {shard} has two outcomes for one image: a bug in batchcl")
-        return found
-
-    async def _put_parts(self, shard: int, round_: int, new: pa.Table, state: pa.Table) -> None:
-        images = self._open[shard].images
-        parts = await in_turn(shard_parts, self._spec, shard, round_=round_, images=images, new=new, state=state)
-        for part in parts:
-            if part.data is None:
-                await self._store.delete(part.path)
-            else:
-                await self._store.put(part.path, part.data)
+    async def _cut_and_publish(self, shard: int, opened: _Open) -> JournalContent:
+        """Close what is journalled, and publish it as it is read back, which is what counts."""
+        if not opened.is_cut:
+            await opened.journal.cut()
+            opened.is_cut = True
+        return await publish_journal(self._store, self._spec, shard, opened.journal, opened.images)
 
 
 def _is_due(opened: _Open) -> bool:

@@ -1,17 +1,25 @@
-"""From the outcomes of a complete shard to its published parts: the same names and rows, whoever makes them."""
+"""From a chunk of a shard's journal to its published files: the same names and rows, whoever writes them.
+
+The files are created exclusively, and nothing overwrites or deletes them. A process that repeats a publication, however
+late, finds them there and changes nothing.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
 
+import anyio.to_thread
 import pyarrow as pa
 
-from batchcl.runs.entries import of_status
+from batchcl.errors import BatchclError
+from batchcl.runs.entries import counts, of_status
+from batchcl.runs.journal import Chunk, Journal, JournalContent
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.schema import failures_table, parquet_bytes, results_table
+from batchcl.runs.store import Store
 
-__all__ = ["Part", "PartSpec", "shard_parts"]
+__all__ = ["PartSpec", "publish_chunk", "publish_journal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,41 +32,53 @@ class PartSpec:
     min_confidence: float | None = None
     max_results: int | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A file to put; `data` is None for one that must not be there, as it would have no rows."""
-
-    path: str
-    data: bytes | None
+    def path(self, table: str, shard: int, first: int) -> str:
+        """Of the part in `table` with the rows of the chunk that begins at segment `first`."""
+        return RunPaths(self.run_id).part(table, model=self.model, date=self.date, shard=shard, first=first)
 
 
-def shard_parts(
-    spec: PartSpec, shard: int, *, round_: int, images: pa.Table, new: pa.Table, state: pa.Table
-) -> list[Part]:
-    """The shard's parts for a round, in the order in which they must be put. Takes CPU, not I/O.
+async def publish_journal(
+    store: Store, spec: PartSpec, shard: int, journal: Journal, images: pa.Table
+) -> JournalContent:
+    """Create the files of all chunks that a cut has closed, those that aren't there; returns what the journal holds.
 
     Args:
+        store: the output root.
         spec: the run's.
         shard: its number.
-        round_: 0 for the run, n for its n-th retry, which adds a part of its own to `results/`.
+        journal: the shard's.
         images: of the shard, with the columns of `IMAGES`.
-        new: entries of this round; those that were scored make the part in `results/`.
-        state: the last entry of each image; the others make the part in `failures/`.
+
+    Raises:
+        BatchclError: two entries of one round are about the same image, which is a bug.
     """
-    paths = RunPaths(spec.run_id)
-    scored, left = of_status(new, scored=True), of_status(state, scored=False)
-    parts = []
-    if scored.num_rows:
+    content = await journal.read()
+    pairs = content.entries.select(["position", "round"]).group_by(["position", "round"]).aggregate([])
+    if pairs.num_rows != content.entries.num_rows:
+        raise BatchclError(f"shard {shard} has two outcomes for one image: a bug in batchcl")
+    for chunk in content.chunks:
+        await publish_chunk(store, spec, shard, chunk, images)
+    return content
+
+
+async def publish_chunk(store: Store, spec: PartSpec, shard: int, chunk: Chunk, images: pa.Table) -> None:
+    """Create the chunk's files in `results/` and `failures/`, those that have rows and aren't there."""
+    outcomes = counts(chunk.entries)
+    for table, rows in (("results", outcomes.scored), ("failures", outcomes.failed + outcomes.skipped)):
+        path = spec.path(table, shard, chunk.first)
+        if rows and not await store.exists(path):
+            await store.put_new(path, await anyio.to_thread.run_sync(_part, spec, table, chunk.entries, images))
+
+
+def _part(spec: PartSpec, table: str, entries: pa.Table, images: pa.Table) -> bytes:
+    if table == "results":
         rows = results_table(
-            images, scored, run_id=spec.run_id, min_confidence=spec.min_confidence, max_results=spec.max_results
+            images,
+            of_status(entries, scored=True),
+            run_id=spec.run_id,
+            min_confidence=spec.min_confidence,
+            max_results=spec.max_results,
         )
-        path = paths.part("results", model=spec.model, date=spec.date, shard=shard, round_=round_)
-        parts.append(Part(path, parquet_bytes(rows, run_id=spec.run_id)))
-    path = paths.part("failures", model=spec.model, date=spec.date, shard=shard)
-    if left.num_rows:
-        rows = failures_table(images, left, run_id=spec.run_id)
-        parts.append(Part(path, parquet_bytes(rows, run_id=spec.run_id)))
-    elif round_:
-        parts.append(Part(path, None))
-    return parts
+    else:
+        rows = failures_table(images, of_status(entries, scored=False), run_id=spec.run_id)
+    return parquet_bytes(rows, run_id=spec.run_id)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from batchcl.errors import OutputError
-from batchcl.runs.compact import hidden_parts
+from batchcl.runs.layout import PartName
 from batchcl.runs.store import Store
 
-__all__ = ["PublishedPart", "check_root", "published_parts"]
+__all__ = ["PublishedPart", "check_root", "later_parts", "published_parts"]
 
 _PATH: Final = re.compile(
     r"(?P<table>results|failures)/model=(?P<model>[^/]+)/date=(?P<date>\d{4}-\d\d-\d\d)/(?P<name>[^/]+\.parquet)"
@@ -29,22 +31,49 @@ class PublishedPart:
     path: str
     uri: str
 
+    def may_hold(self, run_id: str) -> bool:
+        """Whether it may have rows of the run; files of an export have rows of several."""
+        written = PartName.parse(self.name)
+        return written is None or written.run_id == run_id
+
 
 def published_parts(store: Store) -> list[PublishedPart]:
-    """All files whose rows count, in no order. Blocks.
+    """All files of the tables, in no order. Blocks.
 
     Raises:
-        OutputError: the store is no output root, or can't be read.
+        OutputError: the store is not an output root, or can't be read.
     """
     files = [*store.list_now("results"), *store.list_now("failures")]
-    hidden = hidden_parts(store, {file.path for file in files})
-    found = ((file.path, _PATH.fullmatch(file.path)) for file in files if file.path not in hidden)
+    found = ((file.path, _PATH.fullmatch(file.path)) for file in files)
     parts = [
         PublishedPart(**match.groupdict(), path=path, uri=store.uri(path)) for path, match in found if match is not None
     ]
     if not parts:
         check_root(store)
     return parts
+
+
+def later_parts(parts: Iterable[PublishedPart]) -> dict[PublishedPart, list[PublishedPart]]:
+    """For each file of `failures/`, the files that may resolve or repeat its rows, where there are any.
+
+    These are the later ones of the same run and shard: a run may have called for an image again only there. A file of
+    an export may be resolved by any file of its partition.
+    """
+    groups: defaultdict[tuple[str, ...], list[tuple[int, PublishedPart]]] = defaultdict(list)
+    exported = {(part.model, part.date) for part in parts if PartName.parse(part.name) is None}
+    for part in parts:
+        written = PartName.parse(part.name)
+        if written is None or (part.model, part.date) in exported:
+            groups[part.model, part.date].append((1 if part.table == "results" else 0, part))
+        else:
+            groups[part.model, part.date, written.run_id, str(written.shard)].append((written.first, part))
+    found = {
+        part: [other for later, other in group if later > first]
+        for group in groups.values()
+        for first, part in group
+        if part.table == "failures"
+    }
+    return {part: others for part, others in found.items() if others}
 
 
 def check_root(store: Store) -> None:

@@ -12,6 +12,7 @@ import orjson
 from batchcl.aws.arn import ModelArn
 from batchcl.runs.damage import intact
 from batchcl.runs.layout import RunPaths
+from batchcl.runs.parts import PartSpec
 from batchcl.runs.store import Store
 
 __all__ = [
@@ -55,6 +56,16 @@ class RunRecord:
     def model_name(self) -> str:
         """`<project>@<version>`, which names its partition."""
         return ModelArn.parse(self.model).name
+
+    def part_spec(self) -> PartSpec:
+        """What all its published files have in common."""
+        return PartSpec(
+            run_id=self.run_id,
+            model=self.model_name,
+            date=self.date,
+            min_confidence=self.scored_as["min_confidence"],
+            max_results=self.scored_as["max_results"],
+        )
 
     async def create(self, store: Store) -> bool:
         """Write the record; False if the run id is taken."""

@@ -1,7 +1,7 @@
-"""Retries: a round re-scores images that failed, and leaves in `failures/` only what is still unresolved.
+"""Retries: a round scores images that failed again, and appends what it finds to both tables.
 
-A round adds parts of its own to `results/`. It is described by `rounds/<n>.json`, created exclusively, and over when
-`rounds/<n>.done` is there; until then the next retry takes it up again.
+It is described by `rounds/<n>.json`, created exclusively, and over when `rounds/<n>.done` exists; until then the next
+retry continues it.
 """
 
 from __future__ import annotations
@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import orjson
 import pyarrow as pa
 
 from batchcl.errors import StoppedError
 from batchcl.runs.damage import intact
-from batchcl.runs.entries import ENTRIES, failed_by_code, replaced, to_retry
+from batchcl.runs.entries import failed_by_code, latest, of_round, to_retry
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
+from batchcl.runs.together import together
 from batchcl.scoring.outcome import Counts
 
-__all__ = ["FailedImages", "Round", "count_codes", "end_round", "open_round", "unfinished_round"]
+__all__ = ["FailedImages", "Round", "count_codes", "end_round", "last_round", "open_round", "unfinished_round"]
+
+
+_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class Round:
 
 async def open_round(store: Store, paths: RunPaths, codes: tuple[str, ...]) -> Round:
     """The unfinished round of the run if there is one, with its own codes; else a new one."""
-    last, is_open = await _last_round(store, paths)
+    last, is_open = await last_round(store, paths)
     if is_open:
         data = await store.get(paths.round(last)) or b"[]"
         with intact(store.uri(paths.round(last))):
@@ -46,26 +51,24 @@ async def open_round(store: Store, paths: RunPaths, codes: tuple[str, ...]) -> R
 
 async def unfinished_round(store: Store, paths: RunPaths) -> int | None:
     """The retry that was begun and is not over: it may have scored everything and died before it could say so."""
-    last, is_open = await _last_round(store, paths)
+    last, is_open = await last_round(store, paths)
     return last if is_open else None
 
 
 async def count_codes(store: Store, paths: RunPaths, shards: Iterable[int]) -> dict[int, Counter[str]]:
     """Shard → error code → how many of its images failed with it before the round that is open, or that comes next."""
-    last, is_open = await _last_round(store, paths)
+    last, is_open = await last_round(store, paths)
     number = last if is_open else last + 1
-    return {shard: failed_by_code(await _entries_before(store, paths, shard, number)) for shard in shards}
+
+    async def count(shard: int) -> tuple[int, Counter[str]]:
+        content = await Journal(store, paths, shard, writer="").read()
+        _, earlier = of_round(content.entries, number)
+        return shard, failed_by_code(latest(earlier))
+
+    return dict(await together(count, shards, at_once=_AT_ONCE))
 
 
-async def _entries_before(store: Store, paths: RunPaths, shard: int, round_: int) -> pa.Table:
-    """The last entry of every image of the shard before a round."""
-    last = ENTRIES.empty_table()
-    for number in range(round_):
-        last = replaced(last, await Journal(store, paths, shard, round_=number, writer="").read())
-    return last
-
-
-async def _last_round(store: Store, paths: RunPaths) -> tuple[int, bool]:
+async def last_round(store: Store, paths: RunPaths) -> tuple[int, bool]:
     """The number of the last round, 0 when there was none, and whether it is open."""
     names = {file.path.rpartition("/")[2] for file in await store.list_all(paths.rounds)}
     last = max((int(name.partition(".")[0]) for name in names if name.endswith(".json")), default=0)
@@ -81,25 +84,13 @@ class FailedImages:
     """The images of a round: those whose last outcome is a failure with one of the round's codes.
 
     Args:
-        store: the output root.
-        paths: the run's.
         about: the round.
         published: shard → the last round in which it was published.
         counts: shard → its counts since then.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        paths: RunPaths,
-        about: Round,
-        *,
-        published: Mapping[int, int],
-        counts: Mapping[int, Counts],
-    ) -> None:
+    def __init__(self, about: Round, *, published: Mapping[int, int], counts: Mapping[int, Counts]) -> None:
         self.round = about.number
-        self._store = store
-        self._paths = paths
         self._codes = about.codes
         self._published = published
         self._counts = counts
@@ -110,7 +101,6 @@ class FailedImages:
             if self._counts[shard].failed and self._published[shard] < self.round:
                 yield shard
 
-    async def positions(self, shard: int, images: int) -> tuple[Sequence[int], pa.Table]:  # noqa: ARG002
-        """The failed ones; and the last entry of every image, which a new one replaces."""
-        last = await _entries_before(self._store, self._paths, shard, self.round)
-        return to_retry(last, self._codes), last
+    def positions(self, images: int, earlier: pa.Table) -> Sequence[int]:  # noqa: ARG002 - the other rounds need it
+        """The failed ones."""
+        return to_retry(latest(earlier), self._codes)

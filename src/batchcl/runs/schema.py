@@ -1,14 +1,12 @@
 """The tables that users read: schema v1 of `results/` and `failures/`, and how outcomes become rows.
 
-Version and run stand in the file's key-value metadata (`batchcl.schema`, `batchcl.version`, `batchcl.run_id`; in a
-merged file `batchcl.merged`, the names of those that it was made from). A new column may come at the end within v1; a
-change of meaning makes v2.
+The file's key-value metadata has `batchcl.schema`, `batchcl.version` and, in the files of a run, `batchcl.run_id`. A
+new column may come at the end within v1; a change of meaning makes v2.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -21,7 +19,6 @@ from batchcl.images import escaped
 __all__ = [
     "FAILURES",
     "LABEL",
-    "MERGED",
     "POINT",
     "RESULTS",
     "SCHEMA_VERSION",
@@ -33,7 +30,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = "1"
-MERGED: Final = "batchcl.merged"
 ROW_GROUP_ROWS: Final = 128 * 1024
 
 UTC_US: Final = pa.timestamp("us", tz="UTC")
@@ -91,7 +87,10 @@ FAILURES: Final = pa.schema(
         pa.field("extra", pa.string()),
     ]
 )
-"""One row an image that failed or was skipped, with the reason."""
+"""One row an image that failed or was skipped, with the reason, in each round that called for it.
+
+It has been resolved where the same run has a row of the image in `results/`.
+"""
 
 
 def results_table(
@@ -135,16 +134,11 @@ def failures_table(images: pa.Table, entries: pa.Table, *, run_id: str) -> pa.Ta
     )
 
 
-def parquet_bytes(table: pa.Table, *, run_id: str | None, merged: Sequence[str] = ()) -> bytes:
-    """`table` as one zstd Parquet file; the same rows make the same bytes.
-
-    No `run_id` for rows of several runs: such a file tells from which ones it was `merged`.
-    """
+def parquet_bytes(table: pa.Table, *, run_id: str | None) -> bytes:
+    """`table` as one zstd Parquet file; the same rows make the same bytes. No `run_id` for rows of several runs."""
     metadata = {"batchcl.schema": SCHEMA_VERSION, "batchcl.version": __version__}
     if run_id is not None:
         metadata["batchcl.run_id"] = run_id
-    if merged:
-        metadata[MERGED] = "\n".join(merged)
     sink = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata(metadata),

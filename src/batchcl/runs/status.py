@@ -31,8 +31,8 @@ class RunState:
         state: `done`; `running` while a runner holds it; `stopped` when it ended early; `interrupted` when its runner
             died without a word.
         planned: images on the list so far; all of them once `listed`.
-        published: images whose row is in the table.
-        journalled: images with a durable outcome whose shard is not published yet.
+        published: images whose outcome is in the tables.
+        journalled: images with a durable outcome that is not in the tables yet.
         unresolved: failed images, which `batchcl retry` can score again.
         left: images without an outcome.
         rounds: retries that have put rows into the table.
@@ -74,10 +74,10 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
         return None
     paths = RunPaths(run_id)
     summary = await read_summary(store, run_id)
-    lease = await read_lease(store, paths)
+    lease = await read_lease(store, paths.sessions)
     rounds = await published(store, paths)
-    in_parts = total((await read_counts(store, paths, rounds.items())).values())
-    journalled = await _journalled(store, paths, rounds)
+    complete = total((await read_counts(store, paths, rounds.items())).values())
+    in_tables, journalled = await _of_incomplete(store, paths, rounds)
     worklist = WorkList(store, paths)
     await worklist.open()  # last, as it grows: what has its outcome stands on it
     return _state(
@@ -85,7 +85,7 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
         summary,
         lease=lease if lease is not None and lease.lives(now) else None,
         worklist=worklist,
-        in_parts=in_parts,
+        in_parts=complete + in_tables,
         journalled=journalled,
         rounds=max(rounds.values(), default=0),
         unfinished=await unfinished_round(store, paths),
@@ -107,14 +107,15 @@ async def newest_run(store: Store) -> str | None:
     return None if newest is None else newest.run_id
 
 
-async def _journalled(store: Store, paths: RunPaths, rounds: dict[int, int]) -> Counts:
-    """Outcomes of round 0 that are durable, but not in the table yet."""
-    names = await store.children(f"{paths.folder}/journal")
-    found = Counts()
+async def _of_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) -> tuple[Counts, Counts]:
+    """Outcomes in shards that no round has completed: those in the tables, and those that are only journalled."""
+    names = await store.children(paths.journals)
+    in_tables, journalled = Counts(), Counts()
     for shard in (int(name) for name in names if name.isdigit() and int(name) not in rounds):
-        journal = Journal(store, paths, shard, round_=0, writer="")
-        found += counts(await journal.read())
-    return found
+        content = await Journal(store, paths, shard, writer="").read()
+        in_tables += total(counts(chunk.entries) for chunk in content.chunks)
+        journalled += Counts() if content.uncut is None else counts(content.uncut.entries)
+    return in_tables, journalled
 
 
 def _state(
@@ -144,7 +145,7 @@ def _state(
         started_at=record.started_at,
         state=state,
         listed=listed,
-        planned=worklist.images,
+        planned=worklist.images - both.already_scored,
         scored=both.scored,
         failed=both.failed,
         skipped=both.skipped,

@@ -1,8 +1,9 @@
 """The output root: one store over a local directory, an S3 prefix, or memory (in tests).
 
 batchcl names every path below the root itself, so obstore's normalised paths are safe here; users' keys never pass
-through it. A put is atomic: readers see the whole object or none. When a put returns, the object outlives a power cut:
-obstore leaves local files to the system's cache, so they are forced to the disk here.
+through it. A put is atomic: readers see the whole object or none. When a put returns, the object survives a power cut.
+A local file is written below `runs/.staging`, forced to the disk and then renamed, so that no folder of the tables ever
+shows a temporary name.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import secrets
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,19 +26,19 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, S3Store
 
 from batchcl.errors import OutputError, StoppedError, UsageError
-from batchcl.runs.disk import force_to_disk
-from batchcl.runs.layout import RUNS
+from batchcl.runs.layout import RUNS, STAGING
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
     from batchcl.aws.session import Aws
 
-__all__ = ["Store", "StoredFile"]
+__all__ = ["Store", "StoredFile", "open_root"]
 
 _READ_AHEAD_BYTES = 64 * 1024
 _OP_TIMEOUT = timedelta(seconds=60)
 _RETRY_FOR = timedelta(minutes=3)
+_STALE_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,24 +109,41 @@ class Store:
         return self._scan_options()
 
     async def put(self, path: str, data: bytes) -> None:
-        """Write the object, replacing an older one."""
+        """Write the object, replacing an older one. Never used below `results/` and `failures/`."""
         with _explained("writing", self.uri(path)):
-            await obstore.put_async(self._backend, path, data, use_multipart=False)
-            await self._settle(path)
+            if self._folder is None:
+                await obstore.put_async(self._backend, path, data, use_multipart=False)
+            else:
+                await self._rename(await self._stage(data, self._folder), path, self._folder, overwrite=True)
 
     async def put_new(self, path: str, data: bytes) -> bool:
         """Write the object only if none is there; False if one was. Exactly one of several callers gets True."""
         with _explained("creating", self.uri(path)):
             try:
-                await obstore.put_async(self._backend, path, data, mode="create", use_multipart=False)
+                if self._folder is None:
+                    await obstore.put_async(self._backend, path, data, mode="create", use_multipart=False)
+                elif (self._folder / path).exists():
+                    return False
+                else:
+                    await self._rename(await self._stage(data, self._folder), path, self._folder, overwrite=False)
             except AlreadyExistsError:
                 return False
-            await self._settle(path)
             return True
 
-    async def _settle(self, path: str) -> None:
-        if self._folder is not None:
-            await anyio.to_thread.run_sync(force_to_disk, self._folder / path, self._folder)
+    async def _stage(self, data: bytes, folder: Path) -> str:
+        """Write a temporary file, and force its content to the disk."""
+        staged = f"{STAGING}/{secrets.token_hex(8)}"
+        await obstore.put_async(self._backend, staged, data, use_multipart=False)
+        await anyio.to_thread.run_sync(_fsync, folder / staged)
+        return staged
+
+    async def _rename(self, staged: str, path: str, folder: Path, *, overwrite: bool) -> None:
+        try:
+            await obstore.rename_async(self._backend, staged, path, overwrite=overwrite)
+        except BaseError:
+            await obstore.delete_async(self._backend, staged)
+            raise
+        await anyio.to_thread.run_sync(_fsync_names, folder / path, folder)
 
     async def put_mine(self, path: str, data: bytes, *, what: str) -> None:
         """Write the object that only one runner may write.
@@ -140,8 +160,11 @@ class Store:
             raise StoppedError(
                 f"another runner is at work on this run: it has written {what} ({self.uri(path)}); this one stops"
             )
-        with _explained("writing", self.uri(path)):
-            await self._settle(path)  # the write may have failed here
+        if self._folder is not None:
+            with _explained(
+                "writing", self.uri(path)
+            ):  # the first attempt may have failed to force the name to the disk
+                await anyio.to_thread.run_sync(_fsync_names, self._folder / path, self._folder)
 
     async def get(self, path: str) -> bytes | None:
         """The object's bytes, or None where there is none."""
@@ -201,10 +224,11 @@ class Store:
         return sorted(found, key=lambda file: file.path)
 
     async def children(self, prefix: str) -> list[str]:
-        """Names of the folders directly below `prefix`, sorted."""
+        """Names of the folders directly below `prefix`, sorted, without those that begin with a dot."""
         with _explained("listing", self.uri(prefix)):
             answer = await obstore.list_with_delimiter_async(self._backend, prefix)
-        return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in answer["common_prefixes"])
+        names = (folder.rstrip("/").rsplit("/", 1)[-1] for folder in answer["common_prefixes"])
+        return sorted(name for name in names if not name.startswith("."))
 
     async def check_writable(self, *, single_writer: bool = False) -> None:
         """Write and remove a small object, so that a root without access is found before a call is spent.
@@ -217,11 +241,48 @@ class Store:
         await self.put_new(probe, b"1")
         exclusive = not await self.put_new(probe, b"2")
         await self.delete(probe)
+        if self._folder is not None:
+            await anyio.to_thread.run_sync(_tidy, self._folder / STAGING)
         if not exclusive and not single_writer:
             raise OutputError(
                 f"{self.root} lies on a store without conditional writes, so two writers could repeat images; make "
                 "sure that there is only one and say so with --single-writer, or use another root"
             )
+
+
+def _tidy(staging: Path) -> None:
+    """Remove what killed processes have left in the staging folder, and the folder when it is empty."""
+    with suppress(OSError):  # another process may be at work in it
+        for staged in staging.iterdir():
+            if time.time() - staged.stat().st_mtime > _STALE_S:
+                staged.unlink(missing_ok=True)
+        staging.rmdir()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_names(file: Path, root: Path) -> None:
+    """Force the name of `file` to the disk, in each folder up to `root`."""
+    for folder in file.parents:
+        _fsync(folder)
+        if folder == root:
+            break
+
+
+def open_root(root: str, *, profile: str | None = None, region: str | None = None, create: bool = False) -> Store:
+    """`Store.open`, for S3 with the credentials that the AWS CLI would use. Raises `CredentialsError` too."""
+    aws = None
+    if root.startswith("s3://"):
+        from batchcl.aws.session import Aws as Session  # noqa: PLC0415 - local roots do without the SDK's import
+
+        aws = Session.from_environment(profile=profile, region=region)
+    return Store.open(root, aws=aws, create=create)
 
 
 class _Readable(io.RawIOBase):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from batchcl.scoring.outcome import Counts, Failed, Outcome
+from batchcl.scoring.outcome import Counts, Outcome
 
 __all__ = ["Notice", "Observer", "Progress", "SilentObserver", "Snapshot"]
 
@@ -28,7 +28,7 @@ class Snapshot:
     """The counters of a run at one moment.
 
     Attributes:
-        planned: images on the list so far; all of them once `listed`.
+        planned: images on the list so far, less those that another run has scored since; all of them once `listed`.
         listed: whether the list is complete.
         calls: calls that were sent, the throttled ones included.
         throttled: calls that were refused for capacity.
@@ -97,6 +97,7 @@ class Progress:
         self.scored = 0
         self.failed = 0
         self.skipped = 0
+        self.already_scored = 0
         self.calls = 0
         self.throttled = 0
         self.in_flight = 0
@@ -118,18 +119,27 @@ class Progress:
     def count(self, outcome: Outcome) -> None:
         """Add an outcome that is kept."""
         self._called += outcome.attempts > 0
-        if not isinstance(outcome, Failed):
-            self.scored += 1
-        elif outcome.status == "skipped":
-            self.skipped += 1
-        else:
-            self.failed += 1
+        match outcome.status:
+            case "scored":
+                self.scored += 1
+            case "failed":
+                self.failed += 1
+            case "skipped":
+                self.skipped += 1
+            case "already_scored":
+                self.already_scored += 1
 
     def add_earlier(self, counts: Counts) -> None:
         """Add outcomes of an earlier session, which say nothing about the speed of this one."""
         self.scored += counts.scored
         self.failed += counts.failed
         self.skipped += counts.skipped
+        self.already_scored += counts.already_scored
+
+    @property
+    def counts(self) -> Counts:
+        """The outcomes so far."""
+        return Counts(self.scored, self.failed, self.skipped, self.already_scored)
 
     @property
     def dollars(self) -> float | None:
@@ -145,9 +155,9 @@ class Progress:
         """The counters at `now`, on the clock of `begin`."""
         started_at = now if self._started_at is None else self._started_at
         rate = self._rate(now, started_at)
-        left = self.planned - self.scored - self.failed - self.skipped
+        left = self.planned - self.counts.done
         return Snapshot(
-            planned=self.planned,
+            planned=self.planned - self.already_scored,
             listed=self.listed,
             scored=self.scored,
             failed=self.failed,

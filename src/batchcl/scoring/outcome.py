@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import astuple, dataclass, field
+from typing import ClassVar, Literal
 
 from batchcl.errors import CallError
 from batchcl.images import ImageRef, Unfit
 
-__all__ = ["Counts", "Detection", "Failed", "Label", "Outcome", "Scored", "failed", "skipped"]
+__all__ = ["AlreadyScored", "Counts", "Detection", "Failed", "Label", "Outcome", "Scored", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Scored:
     `fitted` says what was changed before the image was sent; None where it went as it was.
     """
 
+    status: ClassVar[Literal["scored"]] = "scored"
+
     image: ImageRef
     labels: tuple[Label, ...]
     attempts: int
@@ -55,6 +57,11 @@ class Scored:
     request_id: str
     scored_at: dt.datetime
     fitted: str | None = None
+
+    @property
+    def at(self) -> dt.datetime:
+        """When the answer came."""
+        return self.scored_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +75,24 @@ class Failed:
     attempts: int
     failed_at: dt.datetime
 
+    @property
+    def at(self) -> dt.datetime:
+        """When the image was given up."""
+        return self.failed_at
 
-Outcome = Scored | Failed
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlreadyScored:
+    """Another run scored this version of the image since the list was made; an incremental run doesn't repeat it."""
+
+    status: ClassVar[Literal["already_scored"]] = "already_scored"
+    attempts: ClassVar[int] = 0
+
+    image: ImageRef
+    at: dt.datetime
+
+
+Outcome = Scored | Failed | AlreadyScored
 
 
 def failed(image: ImageRef, error: CallError, *, attempts: int, at: dt.datetime) -> Failed:
@@ -84,19 +107,20 @@ def skipped(image: ImageRef, reason: Unfit, *, at: dt.datetime) -> Failed:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of so many images."""
+    """How many images ended in each way; `already_scored` have no row of this run."""
 
     scored: int = 0
     failed: int = 0
     skipped: int = 0
+    already_scored: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.scored + other.scored, self.failed + other.failed, self.skipped + other.skipped)
+        return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def __sub__(self, other: Counts) -> Counts:
-        return Counts(self.scored - other.scored, self.failed - other.failed, self.skipped - other.skipped)
+        return Counts(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def done(self) -> int:
         """All of them."""
-        return self.scored + self.failed + self.skipped
+        return sum(astuple(self))

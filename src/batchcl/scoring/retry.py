@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,14 +14,16 @@ from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import OutputError, StoppedError, UsageError
 from batchcl.job import Job, job_of
 from batchcl.quantities import counted
+from batchcl.runs.known import KnownVersions
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
-from batchcl.runs.rounds import FailedImages, count_codes, end_round, open_round, unfinished_round
+from batchcl.runs.recovery import publish_leftovers
+from batchcl.runs.rounds import FailedImages, count_codes, end_round, last_round, open_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
-from batchcl.scoring.score import open_model
+from batchcl.scoring.score import admitted, open_model
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
@@ -40,9 +43,9 @@ async def retry(
 ) -> Summary:
     """Score the failed images of a finished run again, as a new round of it.
 
-    Images that are scored now get rows in `results/` and lose theirs in `failures/`, which keeps what is still
-    unresolved. For a moment a reader may see both rows of an image, never none. A round that was cut off is taken up
-    again, with its own codes. Skipped images are left alone: they would be skipped again.
+    Images that are scored now get rows in `results/`; those that fail again get another row in `failures/`. A round
+    that was interrupted is continued, with its own codes. Skipped images are left alone: they would be skipped again.
+    Images of an incremental run that another run has scored meanwhile are not scored again.
 
     Args:
         root: the output root.
@@ -96,13 +99,14 @@ async def conduct_round(
     paths = RunPaths(record.run_id)
     keeper, observer = means.keeper, means.observer
     progress = Progress(dollars=keeper.dollars)
-    lease = lease_of(store, paths, progress, keeper, utcnow=means.utcnow)
+    last, is_open = await last_round(store, paths)
+    number = last if is_open else last + 1
+    lease = lease_of(store, paths, progress, keeper, round_=number, utcnow=means.utcnow)
     async with AsyncExitStack() as held:
         with means.stopper.interruptible():
             rounds = await published(store, paths)
             counts = await read_counts(store, paths, rounds.items())
             failed = total(counts.values()).failed
-            is_open = await unfinished_round(store, paths) is not None
             if not failed and not is_open:
                 observer.notice(Notice("nothing-failed", f"run {record.run_id} has no failures; nothing to do"))
                 return earlier
@@ -111,8 +115,11 @@ async def conduct_round(
             if not is_open:
                 _refuse_unknown(codes, sum(by_code.values(), Counter[str]()), record.run_id)
             await keeper.check()
-            await held.enter_async_context(tenure(lease, keeper))
+            await admitted(job, store, record, partial(held.enter_async_context, tenure(lease, keeper)), means)
             about = await open_round(store, paths, tuple(codes))
+            await publish_leftovers(store, record, writer=lease.holder)
+            rounds = await published(store, paths)
+            counts = await read_counts(store, paths, rounds.items())
             worklist = WorkList(store, paths)
             await worklist.open()
         if about.codes and by_code:
@@ -126,12 +133,13 @@ async def conduct_round(
             store=store,
             record=record,
             worklist=worklist,
-            targets=FailedImages(store, paths, about, published=rounds, counts=counts),
+            targets=FailedImages(about, published=rounds, counts=counts),
             published=rounds,
             means=means,
             lease=lease,
             held=held,
             progress=progress,
+            needs_call=KnownVersions(store, record.model_name).fresh if job.incremental else None,
             earlier=total(counts.values()),
         )
         summary = await session.run()

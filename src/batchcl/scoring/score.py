@@ -26,13 +26,16 @@ from batchcl.errors import UsageError
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE
 from batchcl.job import Job, fingerprint
 from batchcl.pictures.decode import need_pillow
+from batchcl.quantities import counted
 from batchcl.reading.fitted import open_fitting_reader
 from batchcl.reading.readers import open_reader
+from batchcl.runs.admission import admit
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.ledger import AllImages
 from batchcl.runs.markers import published
 from batchcl.runs.record import RunRecord, Summary, differences, read_record, read_summary
+from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
@@ -48,6 +51,7 @@ from batchcl.sources.select import Page
 __all__ = [
     "EMULATED_UNITS",
     "Found",
+    "admitted",
     "conduct",
     "find",
     "open_model",
@@ -110,11 +114,21 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
         with means.stopper.interruptible():
             if found.calls_left:
                 await keeper.check()
-            take = partial(held.enter_async_context, tenure(lease, keeper))
+
+            async def take(record: RunRecord) -> None:
+                hold = partial(held.enter_async_context, tenure(lease, keeper))
+                if job.incremental:
+                    await admitted(job, store, record, hold, means)
+                else:
+                    await hold()
+                if lease.number:
+                    await publish_leftovers(store, record, writer=lease.holder)
+
             record, pages = await _begin(job, found, take, lists)
             done = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
         _show_list(worklist, progress)
+        known = KnownVersions(store, record.model_name) if job.incremental else None
         freeze = None
         if listing is not None and worklist.totals is None:
             freeze = partial(
@@ -122,7 +136,7 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
                 worklist,
                 pages,
                 shard_size=job.shard_size,
-                freshness=KnownVersions(store, record.model_name) if job.incremental else None,
+                freshness=known,
                 tally=listing.tally,
                 on_frozen=partial(_show_list, worklist, progress),
             )
@@ -137,9 +151,20 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
             lease=lease,
             held=held,
             progress=progress,
+            needs_call=known.fresh if known is not None and lease.number else None,
             listing=freeze,
         )
         return await session.run()
+
+
+async def admitted(
+    job: Job, store: Store, record: RunRecord, take: Callable[[], Awaitable[None]], means: Means
+) -> None:
+    """Take the run's lease unless another run may be scoring the same images; say which dead runs were recovered."""
+    recovered = await admit(store, record, take=take, allow_overlap=job.allow_overlap, utcnow=means.utcnow)
+    if recovered:
+        text = f"published what was left of {counted(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
+        means.observer.notice(Notice("recovered", text, {"runs": len(recovered)}))
 
 
 def run_sync(job: Job, *, observer: Observer | None = None) -> Summary:
@@ -265,7 +290,7 @@ async def find(
 
 
 async def _begin(
-    job: Job, found: Found, take: Callable[[], Awaitable[None]], lists: AsyncExitStack
+    job: Job, found: Found, take: Callable[[RunRecord], Awaitable[None]], lists: AsyncExitStack
 ) -> tuple[RunRecord, AsyncIterator[Page]]:
     """Record the run and take its lease; the record that counts, and the images that are not on the work list yet.
 
@@ -283,7 +308,7 @@ async def _begin(
         )
     if not found.old and not await record.create(found.store):
         record = await _same(found.store, record) or record
-    await take()
+    await take(record)
     await worklist.open()  # as the last holder left it
     if first is not None and worklist.bookmark is None:
         return record, first

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import anyio
 
@@ -20,7 +19,7 @@ from batchcl.errors import (
     StoppedError,
     UsageError,
 )
-from batchcl.images import unfit
+from batchcl.images import ImageRef, unfit
 from batchcl.job import Job
 from batchcl.pacing.pacer import Pacer
 from batchcl.reading.base import Preparer
@@ -28,7 +27,6 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import Ledger, Targets
 from batchcl.runs.markers import published, read_counts, total
-from batchcl.runs.parts import PartSpec
 from batchcl.runs.record import RunRecord, Summary, read_summary, write_summary
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
@@ -68,6 +66,7 @@ class Session:
 
     Attributes:
         published: shard → the last round in which it was published, when the session began.
+        needs_call: for each image, whether no run has scored it since the list was made; None where that needs no look.
         listing: freezes the rest of the work list; None when it is complete.
         held: the run's tenure, given up as soon as there are no more calls to make.
         earlier: what the markers came to when the session began; None where they are still to be read.
@@ -83,6 +82,7 @@ class Session:
     lease: LeaseKeeper
     held: AsyncExitStack
     progress: Progress
+    needs_call: Callable[[Sequence[ImageRef]], Awaitable[list[bool]]] | None = None
     listing: Callable[[], Awaitable[None]] | None = None
     earlier: Counts | None = None
     _engine: Engine = field(init=False)
@@ -103,11 +103,15 @@ class Session:
     async def _run(self, pacer: Pacer) -> Summary:
         self._ledger = ledger = Ledger(
             self.store,
-            self._spec(),
+            self.record.part_spec(),
             self.worklist,
             self.targets,
             writer=self.lease.holder,
+            check_owner=self.lease.check,
+            needs_call=self.needs_call,
             on_taken_up=self.progress.add_earlier,
+            on_already_scored=self.progress.count,
+            utcnow=self.means.utcnow,
         )
         self._engine = Engine(
             self.means.detector,
@@ -163,6 +167,7 @@ class Session:
                     await self._engine.run(self._with_model(ledger.batches()))
             except BatchclError as error:
                 failure = error
+            self.lease.settled = ledger.settled
             self.progress.end(anyio.current_time())
             beside.cancel_scope.cancel()
         return failure
@@ -251,10 +256,11 @@ class Session:
             with suppress(OutputError):
                 await self._count_published()
         progress = self.progress
-        kept = Counts(progress.scored, progress.failed, progress.skipped) - self._ledger.unkept()
+        kept = progress.counts - self._ledger.unkept()
         if not self.targets.round or self.earlier is None:
             return kept
-        return Counts(self.earlier.scored + kept.scored, self.earlier.failed - kept.scored, self.earlier.skipped)
+        resolved = Counts(scored=kept.scored, failed=-kept.scored - kept.already_scored)
+        return self.earlier + resolved + Counts(already_scored=kept.already_scored)
 
     async def _summary(self, counts: Counts | None, failure: BatchclError | None) -> Summary:
         progress = self.progress
@@ -265,7 +271,7 @@ class Session:
         return Summary(
             run_id=self.record.run_id,
             status="done" if failure is None else "stopped",
-            planned=self.worklist.images,
+            planned=self.worklist.images - counts.already_scored,
             scored=counts.scored,
             failed=counts.failed,
             skipped=counts.skipped,
@@ -281,7 +287,7 @@ class Session:
             cost_usd=self.means.keeper.dollars(),
             bad_lines=totals.bad_lines if totals else 0,
             repeated=totals.repeated if totals else 0,
-            known=totals.known if totals else 0,
+            known=(totals.known if totals else 0) + counts.already_scored,
             filtered=totals.filtered if totals else 0,
             filtered_by=totals.filtered_by if totals else {},
             left_out=totals.left_out if totals else {},
@@ -293,16 +299,6 @@ class Session:
     @property
     def _paths(self) -> RunPaths:
         return RunPaths(self.record.run_id)
-
-    def _spec(self) -> PartSpec:
-        scored_as: dict[str, Any] = self.record.scored_as
-        return PartSpec(
-            run_id=self.record.run_id,
-            model=self.record.model_name,
-            date=self.record.date,
-            min_confidence=scored_as["min_confidence"],
-            max_results=scored_as["max_results"],
-        )
 
 
 def _as_end(failure: BatchclError, *, spent: bool, summary: Summary) -> BatchclError:

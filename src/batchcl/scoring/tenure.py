@@ -24,17 +24,30 @@ _RELEASE_S: Final = 10.0
 
 
 def lease_of(
-    store: Store, paths: RunPaths, progress: Progress, keeper: ModelKeeper, *, utcnow: Callable[[], dt.datetime]
+    store: Store,
+    paths: RunPaths,
+    progress: Progress,
+    keeper: ModelKeeper,
+    *,
+    round_: int = 0,
+    utcnow: Callable[[], dt.datetime],
 ) -> LeaseKeeper:
-    """The run's lease, which tells how far it is, and whether its model is this run's to stop."""
-    return LeaseKeeper(store, paths, progress=lambda: _heartbeat(progress, keeper), utcnow=utcnow)
+    """The run's lease; its heartbeat says how far the round is, and whether its model is this run's to stop."""
+    return LeaseKeeper(
+        store,
+        paths.sessions,
+        what=f"run {paths.run_id}",
+        progress=lambda: _heartbeat(progress, keeper, round_),
+        utcnow=utcnow,
+    )
 
 
-def _heartbeat(progress: Progress, keeper: ModelKeeper) -> dict[str, int | float]:
+def _heartbeat(progress: Progress, keeper: ModelKeeper, round_: int) -> dict[str, int | float]:
     now = progress.snapshot(anyio.current_time())
     names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
     return {name: getattr(now, name) for name in names} | {
         "images_per_second": round(now.images_per_second, 2),
+        "round": round_,
         _OWNS_MODEL: keeper.owned,
         _STOPS_MODEL: keeper.stops,
     }
@@ -45,7 +58,7 @@ async def tenure(lease: LeaseKeeper, keeper: ModelKeeper) -> AsyncIterator[None]
     """Hold the lease during the block; stop the model and give the lease back at its end, whatever the end.
 
     A model that an earlier session started and could not stop is from now on this one's to stop. Where that fails the
-    lease stays, and tells the next session. Where another runner has taken the run over, it is that one's to stop.
+    session's file says so to the next session. Where another process has taken the run over, that one stops it.
 
     Raises:
         StoppedError: another runner holds the lease, or the model could not be stopped.
@@ -65,7 +78,7 @@ async def tenure(lease: LeaseKeeper, keeper: ModelKeeper) -> AsyncIterator[None]
                 await _hand_over(lease, keeper)
     finally:
         with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
-            await lease.release(leaving=keeper.owned)
+            await lease.release()
 
 
 async def _hand_over(lease: LeaseKeeper, keeper: ModelKeeper) -> None:

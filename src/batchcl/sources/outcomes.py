@@ -8,7 +8,7 @@ know an image, its facts are those of the latest one.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import anyio.to_thread
@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import WEB, ImageRef
-from batchcl.runs.layout import run_of
-from batchcl.runs.published import PublishedPart, published_parts
+from batchcl.runs.layout import PartName
+from batchcl.runs.published import PublishedPart, later_parts, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
 from batchcl.sources.base import local_image, web_image
@@ -28,7 +28,10 @@ from batchcl.sources.listed import Chunk, FrameChunk, ImageChunk, ListSource
 from batchcl.sources.tables import frame_of, in_short
 from batchcl.sources.where import Condition
 
-__all__ = ["MEMBERS", "NOT_FITTING", "open_outcomes"]
+__all__ = ["MEMBERS", "NOT_FITTING", "RESOLVED", "open_outcomes"]
+
+RESOLVED: Final = "earlier failures"
+"""Failures of images that the same run has called for again since."""
 
 NOT_FITTING: Final = "where"
 """What the rows are counted as that the condition passes over."""
@@ -37,6 +40,7 @@ MEMBERS: Final = "members of archives"
 """Where in its archive one lies is not in the tables, so they are left out and told."""
 
 _BATCH_ROWS: Final = 16_384
+_IMAGE: Final = ("run_id", "uri", "version_id")
 _FACTS: Final = ("bucket", "key", "version_id", "etag", "size_bytes", "last_modified", "extra")
 _TABLES: Final = {
     name: pl.DataFrame(schema.empty_table()).schema for name, schema in (("results", RESULTS), ("failures", FAILURES))
@@ -79,31 +83,48 @@ async def open_outcomes(root: str, *, aws: Aws, where: Condition | None, leave_o
 
     def find() -> list[_OutcomesPart]:
         store = Store.open(root, aws=aws)
-        parts = [part for part in published_parts(store) if leave_out_run is None or run_of(part.name) != leave_out_run]
+        parts = [part for part in published_parts(store) if not _is_of(part, leave_out_run)]
         newest_first = sorted(parts, key=lambda part: (part.date, part.name, part.table), reverse=True)
-        return [_OutcomesPart(store, part, where) for part in newest_first]
+        later = later_parts(parts)
+        return [_OutcomesPart(store, part, where, later.get(part, ())) for part in newest_first]
 
     return ListSource(root, await anyio.to_thread.run_sync(find))
 
 
-class _OutcomesPart:
-    """One published file. See `Part`."""
+def _is_of(part: PublishedPart, run_id: str | None) -> bool:
+    written = PartName.parse(part.name)
+    return written is not None and written.run_id == run_id
 
-    def __init__(self, store: Store, part: PublishedPart, condition: Condition | None) -> None:
+
+class _OutcomesPart:
+    """One published file. Failures that one of the `later` files resolves or repeats don't count. See `Part`."""
+
+    def __init__(
+        self, store: Store, part: PublishedPart, condition: Condition | None, later: Sequence[PublishedPart]
+    ) -> None:
         self.name = part.uri
         self._store = store
         self._part = part
         self._condition = condition
+        self._later = later
 
     def chunks(self) -> Iterator[Chunk]:
         """The rows that fit, some thousand read at a time. Blocks."""
         try:
+            resolved = self._resolved()
             with pq.ParquetFile(self._store.open_file(self._part.path)) as file:
                 wanted = [name for name in self._wanted() if name in file.schema_arrow.names]
                 for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
-                    yield self._chunk(frame_of(batch))
+                    yield self._chunk(frame_of(batch), resolved)
         except (pa.ArrowException, OSError) as error:
             raise SourceError(f"can't read {self.name}: {in_short(error)}; restore it, or leave it out") from error
+
+    def _resolved(self) -> pl.DataFrame | None:
+        """The images of the later files; None where there are none. Memory is that of one shard's names."""
+        if not self._later:
+            return None
+        tables = [pq.read_table(self._store.open_file(part.path), columns=list(_IMAGE)) for part in self._later]
+        return pl.DataFrame(pa.concat_tables(tables))
 
     def _wanted(self) -> list[str]:
         """The columns of the file to read."""
@@ -111,12 +132,19 @@ class _OutcomesPart:
         asked |= {_SAME[name] for name in asked & _SAME.keys()}
         if asked & {*_OF_A_LABEL, "top_confidence", "label_count"}:
             asked |= {"labels"}
+        if self._later:
+            asked |= {*_IMAGE}
         return [name for name in _TABLES[self._part.table] if name in asked or name in _FACTS]
 
-    def _chunk(self, frame: pl.DataFrame) -> Chunk:
+    def _chunk(self, rows: pl.DataFrame, resolved: pl.DataFrame | None) -> Chunk:
+        frame = rows if resolved is None else rows.join(resolved, on=_IMAGE, how="anti", nulls_equal=True)
         fitting = frame if self._condition is None else _fitting(frame, self._condition, self._part)
         facts = fitting.select(_FACTS).filter(~pl.col("key").str.contains(_MEMBER))
-        counts = {NOT_FITTING: frame.height - fitting.height, MEMBERS: fitting.height - facts.height}
+        counts = {
+            RESOLVED: rows.height - frame.height,
+            NOT_FITTING: frame.height - fitting.height,
+            MEMBERS: fitting.height - facts.height,
+        }
         left_out = {what: count for what, count in counts.items() if count}
         if (facts["bucket"] == "").any():
             images = [
@@ -124,7 +152,7 @@ class _OutcomesPart:
                 for row in facts.iter_rows(named=True)
             ]
             return ImageChunk(images, left_out=left_out)
-        return FrameChunk(facts, frame.height, left_out=left_out)
+        return FrameChunk(facts, rows.height, left_out=left_out)
 
 
 def _fitting(frame: pl.DataFrame, condition: Condition, part: PublishedPart) -> pl.DataFrame:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchcl.images import ImageRef
+from batchcl.runs.layout import PartName
 from batchcl.runs.schema import failures_table, parquet_bytes, results_table
 from batchcl.scoring.outcome import Failed, Label, Scored
 from tables import columns
@@ -56,22 +57,30 @@ class Root:
         date: str | None = None,
         run_id: str | None = None,
         shard: int = 0,
+        first: int = 0,
     ) -> None:
         run_id = run_id or self.run_id
         table = results_table(*columns(rows), run_id=run_id, min_confidence=None, max_results=None)
-        self._write("results", parquet_bytes(table, run_id=run_id), model, date, f"{run_id}-{shard:05}")
+        self._write("results", parquet_bytes(table, run_id=run_id), model, date, PartName(run_id, shard, first))
 
     def failures(
-        self, rows: Sequence[Failed], *, model: str | None = None, date: str | None = None, run_id: str | None = None
+        self,
+        rows: Sequence[Failed],
+        *,
+        model: str | None = None,
+        date: str | None = None,
+        run_id: str | None = None,
+        first: int = 0,
+        round_: int = 0,
     ) -> None:
         run_id = run_id or self.run_id
-        table = failures_table(*columns(rows), run_id=run_id)
-        self._write("failures", parquet_bytes(table, run_id=run_id), model, date, f"{run_id}-00000")
+        table = failures_table(*columns(rows, round_=round_), run_id=run_id)
+        self._write("failures", parquet_bytes(table, run_id=run_id), model, date, PartName(run_id, 0, first))
 
-    def _write(self, table: str, data: bytes, model: str | None, date: str | None, name: str) -> None:
+    def _write(self, table: str, data: bytes, model: str | None, date: str | None, name: PartName) -> None:
         folder = self.path / table / f"model={model or self.model}" / f"date={date or self.date}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.parquet").write_bytes(data)
+        (folder / str(name)).write_bytes(data)
 
 
 @pytest.fixture(params=["out", "env=prod", "model=m@9", "[x] %41 łódź*"])

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.images import ImageRef
-from batchcl.runs.entries import ENTRIES, Entry, counts, entry_table, failed_by_code, positions, replaced, to_retry
-from batchcl.scoring.outcome import Counts, Failed, Label, Scored
+from batchcl.runs.entries import (
+    ENTRIES,
+    Entry,
+    counts,
+    entry_table,
+    failed_by_code,
+    latest,
+    of_round,
+    of_status,
+    positions,
+    to_retry,
+)
+from batchcl.scoring.outcome import AlreadyScored, Counts, Failed, Label, Scored
 
 NOW = dt.datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=dt.UTC)
 IMAGE = ImageRef(uri="s3://b/a.jpg", bucket="b", key="a.jpg")
@@ -57,8 +69,11 @@ def test_no_outcome_is_an_empty_table_of_the_same_columns() -> None:
 
 
 def test_counts_are_by_status() -> None:
-    table = entry_table([scored(0), failed(1), failed(2, status="skipped"), scored(3)], round_=0)
-    assert counts(table) == Counts(2, 1, 1)
+    known = Entry(4, AlreadyScored(image=IMAGE, at=NOW))
+    table = entry_table([scored(0), failed(1), failed(2, status="skipped"), scored(3), known], round_=0)
+    assert counts(table) == Counts(2, 1, 1, 1)
+    assert positions(of_status(table, scored=True)) == [0, 3]
+    assert positions(of_status(table, scored=False)) == [1, 2]
 
 
 def test_a_retry_is_about_failures_of_its_codes() -> None:
@@ -72,6 +87,8 @@ def test_a_retry_is_about_failures_of_its_codes() -> None:
 def test_the_later_entry_of_an_image_counts(first: set[int], second: set[int]) -> None:
     earlier = entry_table([failed(position) for position in sorted(first)], round_=0)
     later = entry_table([scored(position) for position in sorted(second)], round_=1)
-    state = replaced(earlier, later)
+    both = pa.concat_tables([earlier, later])
+    assert of_round(both, 1) == (later, earlier)
+    state = latest(both)
     assert sorted(positions(state)) == sorted(first | second)
     assert counts(state) == Counts(len(second), len(first - second))

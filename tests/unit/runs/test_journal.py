@@ -11,7 +11,7 @@ import pytest
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.images import ImageRef
-from batchcl.runs.entries import Entry, entry_table, positions
+from batchcl.runs.entries import Entry, entry_table, of_round, positions
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
@@ -39,8 +39,20 @@ def failed(n: int, status: str = "failed") -> Entry:
     return Entry(n, outcome)
 
 
-def journal(store: Store, writer: str, round_: int = 0) -> Journal:
-    return Journal(store, PATHS, 0, round_=round_, writer=writer)
+class RoundZero(Journal):
+    """A journal whose entries are of round 0."""
+
+    async def write(self, *entries: Entry) -> None:
+        await self.stage(entries, round_=0)
+        await self.settle()
+
+
+def journal(store: Store, writer: str) -> RoundZero:
+    return RoundZero(store, PATHS, 0, writer=writer)
+
+
+async def read(store: Store) -> pa.Table:
+    return (await journal(store, "reader").read()).entries
 
 
 def test_outcomes_come_back_as_they_were():
@@ -49,12 +61,32 @@ def test_outcomes_come_back_as_they_were():
 
     async def main() -> None:
         store = Store.memory()
-        writer = journal(store, "a", round_=3)
+        writer = journal(store, "a")
         for entry in entries:
-            await writer.stage([entry])
+            await writer.stage([entry], round_=3)
         await writer.settle()
-        assert await journal(store, "b", round_=3).read() == entry_table(entries, round_=3)
-        assert (await journal(store, "b", round_=0).read()).num_rows == 0, "rounds are apart"
+        assert await read(store) == entry_table(entries, round_=3)
+
+    anyio.run(main)
+
+
+def test_cuts_divide_a_journal_into_chunks_over_sessions_and_rounds():
+    async def main() -> None:
+        store = Store.memory()
+        first = journal(store, "a")
+        await first.write(scored(0))
+        await first.write(failed(1))
+        await first.cut()
+        await first.cut()
+        second = journal(store, "b")
+        assert (await second.read()).uncut is None
+        await second.stage([scored(1)], round_=1)
+        await second.settle()
+        content = await journal(store, "c").read()
+        assert [(chunk.first, positions(chunk.entries)) for chunk in content.chunks] == [(0, [0, 1])]
+        assert content.uncut is not None
+        assert (content.uncut.first, positions(content.uncut.entries)) == (4, [1])
+        assert [positions(entries) for entries in of_round(content.entries, 1)] == [[1], [0, 1]]
 
     anyio.run(main)
 
@@ -66,12 +98,11 @@ def test_segments_of_an_older_version_that_lack_a_column_are_read():
         sink = io.BytesIO()
         with pa.ipc.new_file(sink, old.schema) as out:
             out.write_table(old)
-        await store.put(PATHS.segment(0, 0, 0), sink.getvalue())
+        await store.put(PATHS.segment(0, 0), sink.getvalue())
         writer = journal(store, "a")
-        assert (await writer.read()).to_pylist() == entry_table([scored(0)], round_=0).to_pylist()
-        await writer.stage([scored(1)])
-        await writer.settle()
-        assert await journal(store, "b").read() == entry_table([scored(0), scored(1)], round_=0)
+        assert (await writer.read()).entries.to_pylist() == entry_table([scored(0)], round_=0).to_pylist()
+        await writer.write(scored(1))
+        assert await read(store) == entry_table([scored(0), scored(1)], round_=0)
 
     anyio.run(main)
 
@@ -82,14 +113,26 @@ def test_of_two_writers_one_goes_on_and_nothing_is_mixed():
         first, second = journal(store, "a"), journal(store, "b")
         await first.read()
         await second.read()
-        await first.stage([scored(0)])
-        await first.settle()
-        await second.stage([scored(0), scored(1)])
+        await first.write(scored(0))
         with pytest.raises(StoppedError, match="another runner"):
-            await second.settle()
-        await first.stage([scored(1)])
-        await first.settle()
-        assert positions(await journal(store, "c").read()) == [0, 1]
+            await second.write(scored(0), scored(1))
+        await first.write(scored(1))
+        assert positions(await read(store)) == [0, 1]
+
+    anyio.run(main)
+
+
+def test_a_cut_of_another_process_ends_the_shard_for_a_writer_that_was_suspended():
+    async def main() -> None:
+        store = Store.memory()
+        suspended, other = journal(store, "a"), journal(store, "b")
+        await suspended.write(scored(0))
+        await other.read()
+        await other.cut()
+        for act in (suspended.write(scored(1)), suspended.cut()):
+            with pytest.raises(StoppedError, match="another runner"):
+                await act
+        assert positions(await read(store)) == [0]
 
     anyio.run(main)
 
@@ -97,14 +140,9 @@ def test_of_two_writers_one_goes_on_and_nothing_is_mixed():
 def test_two_runners_that_recorded_the_very_same_are_still_two():
     async def main() -> None:
         store = Store.memory()
-        for writer, stopped in (("a", False), ("b", True)):
-            one = journal(store, writer)
-            await one.stage([scored(0)])
-            if stopped:
-                with pytest.raises(StoppedError):
-                    await one.settle()
-            else:
-                await one.settle()
+        await journal(store, "a").write(scored(0))
+        with pytest.raises(StoppedError):
+            await journal(store, "b").write(scored(0))
 
     anyio.run(main)
 
@@ -126,11 +164,9 @@ def test_a_write_whose_answer_was_lost_is_no_other_runner_and_is_not_repeated():
     async def main() -> None:
         store = LosesAnswers("memory:", Store.memory()._backend)
         writer = journal(store, "a")
-        await writer.stage([scored(0)])
         with pytest.raises(OutputError):
-            await writer.settle()
-        await writer.stage([scored(1)])
-        await writer.settle()
-        assert positions(await journal(store, "b").read()) == [0, 1]
+            await writer.write(scored(0))
+        await writer.write(scored(1))
+        assert positions(await read(store)) == [0, 1]
 
     anyio.run(main)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from batchcl.errors import OutputError
 from batchcl.images import ImageRef
+from batchcl.runs.journal import Chunk
 from batchcl.runs.known import KnownVersions
-from batchcl.runs.parts import PartSpec, shard_parts
+from batchcl.runs.parts import PartSpec, publish_chunk
 from batchcl.runs.store import Store
 from batchcl.scoring.outcome import Scored
 from tables import columns
@@ -33,9 +34,7 @@ async def publish(store: Store, run: str, images: list[ImageRef], *, model: str 
         Scored(image=each, labels=(), attempts=1, latency_ms=1.0, request_id="", scored_at=NOW) for each in images
     ]
     rows, entries = columns(outcomes)
-    for part in shard_parts(spec, 0, round_=0, images=rows, new=entries, state=entries):
-        assert part.data is not None
-        await store.put(part.path, part.data)
+    await publish_chunk(store, spec, 0, Chunk(0, entries), rows)
 
 
 def fresh(published: list[ImageRef], asked: list[ImageRef], *, model: str = "m@1") -> list[bool]:
@@ -148,25 +147,6 @@ def test_memory_and_disk_know_the_same(data: st.DataObject):
     fresh(published, [*published, *(drawn() for _ in range(6))])
 
 
-@pytest.mark.parametrize("most_rows", [10, 0])
-def test_results_that_are_merged_while_the_list_is_read_are_found_again(most_rows: int):
-    async def main() -> None:
-        store = Store.memory()
-        for run, key in (("r1", "a"), ("r2", "b")):
-            await publish(store, run, [image(key)])
-        known = KnownVersions(store, "m@1", most_rows=10)
-        assert await known.fresh([image("a")]) == [False]
-        known._most_rows = most_rows
-        (last,) = [file.path for file in await store.list_all("results") if "r2" in file.path]
-        data = await store.get(last)
-        assert data is not None
-        await store.put(last.replace("r2-00000", "compact-0123456789abcdef"), data)
-        await store.delete(last)
-        assert await known.fresh([image("b"), image("c")]) == [False, True]
-
-    anyio.run(main)
-
-
 def test_a_damaged_part_is_named_with_what_to_do():
     async def main() -> None:
         store = Store.memory()
@@ -175,7 +155,9 @@ def test_a_damaged_part_is_named_with_what_to_do():
         data = await store.get(part)
         assert data is not None
         await store.put(part, data[:-20])
-        with pytest.raises(OutputError, match=r"r1-00000.parquet is damaged: .*; restore it, or run without --incr"):
+        with pytest.raises(
+            OutputError, match=r"r1-00000-00000.parquet is damaged: .*; restore it, or run without --incr"
+        ):
             await KnownVersions(store, "m@1").fresh([image("a")])
 
     anyio.run(main)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.errors import UsageError
-from batchcl.runs.layout import RunPaths, new_run_id, shard_and_round, valid_run_id
+from batchcl.runs.layout import PartName, RunPaths, new_run_id, shard_and_round, valid_run_id
 
 NOW = dt.datetime(2026, 11, 21, 9, 5, 7, tzinfo=dt.UTC)
 DATE = dt.date(2026, 11, 21)
@@ -42,15 +42,27 @@ def test_everything_of_a_run_lies_where_the_design_has_it() -> None:
     assert paths.summary == "runs/r-1/summary.json"
     assert paths.totals == "runs/r-1/worklist.json"
     assert paths.frozen(3) == "runs/r-1/worklist/00003.parquet"
-    assert paths.segment(3, 0, 7) == "runs/r-1/journal/00003/00007.arrow"
+    assert paths.segment(3, 7) == "runs/r-1/journal/00003/00007.arrow"
+    assert paths.sessions == "runs/r-1/sessions"
     assert paths.marker(3, 0) == "runs/r-1/shards/00003.json"
 
 
-def test_parts_are_hive_partitions_named_by_run_and_shard() -> None:
-    part = RunPaths("r-1").part("results", model="dogs@v1", date=DATE, shard=12)
-    assert part == "results/model=dogs@v1/date=2026-11-21/r-1-00012.parquet"
-    retried = RunPaths("r-1").part("failures", model="dogs@v1", date=DATE, shard=12, round_=2)
-    assert retried == "failures/model=dogs@v1/date=2026-11-21/r-1-00012-r2.parquet"
+def test_parts_are_hive_partitions_named_by_run_shard_and_segment() -> None:
+    part = RunPaths("r-1").part("results", model="dogs@v1", date=DATE, shard=12, first=3)
+    assert part == "results/model=dogs@v1/date=2026-11-21/r-1-00012-00003.parquet"
+
+
+@given(
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,30}", fullmatch=True), st.integers(0, 10**7), st.integers(0, 10**7)
+)
+def test_the_name_of_a_part_is_read_back(run_id: str, shard: int, first: int) -> None:
+    name = PartName(run_id, shard, first)
+    assert PartName.parse(str(name)) == name
+
+
+@pytest.mark.parametrize("name", ["part-00000.parquet", "r-00000.parquet", "00000-00000.parquet", "r-1-2.parquet"])
+def test_a_name_that_no_run_has_written_names_no_run(name: str) -> None:
+    assert PartName.parse(name) is None
 
 
 @given(st.integers(min_value=0, max_value=10**7), st.integers(min_value=0, max_value=1000))
@@ -61,9 +73,9 @@ def test_the_name_of_a_marker_tells_shard_and_round(shard: int, round_: int) -> 
 @given(st.lists(st.tuples(st.integers(0, 200_000), st.integers(0, 12), st.integers(0, 99)), unique=True, max_size=50))
 def test_no_two_things_share_a_name(things: list[tuple[int, int, int]]) -> None:
     paths = RunPaths("r")
-    names = {paths.segment(shard, round_, sequence) for shard, round_, sequence in things}
-    assert len(names) == len(things)
+    names = {paths.segment(shard, number) for shard, _, number in things}
+    assert len(names) == len({(shard, number) for shard, _, number in things})
     pairs = {(shard, round_) for shard, round_, _ in things}
     assert len({paths.marker(shard, round_) for shard, round_ in pairs}) == len(pairs)
-    parts = {paths.part("results", model="m", date=DATE, shard=shard, round_=round_) for shard, round_ in pairs}
+    parts = {paths.part("results", model="m", date=DATE, shard=shard, first=first) for shard, first in pairs}
     assert len(parts) == len(pairs)

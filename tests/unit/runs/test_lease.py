@@ -14,23 +14,27 @@ import pytest
 
 from batchcl.errors import StoppedError
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import LeaseKeeper, _started, read_lease
+from batchcl.runs.lease import Lease, LeaseKeeper, _started, read_lease
 from batchcl.runs.store import Store
 from sim.house import FaultyStore, Trouble
 from virtual import run_virtual
 
-PATHS = RunPaths("r")
+FOLDER = RunPaths("r").sessions
 START = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 
 
+def utcnow() -> dt.datetime:
+    return START + dt.timedelta(seconds=anyio.current_time())
+
+
 def keeper(store: Store) -> LeaseKeeper:
-    return LeaseKeeper(store, PATHS, utcnow=lambda: START + dt.timedelta(seconds=anyio.current_time()))
+    return LeaseKeeper(store, FOLDER, what="run r", utcnow=utcnow)
 
 
-async def pretend(store: Store, **changes: object) -> None:
-    """Somebody else's lease."""
+async def pretend(store: Store, number: int = 0, **changes: object) -> None:
+    """Another process's session."""
     values = {"holder": "x", "host": "elsewhere", "process": "1-1", "beat_at": START, "progress": {}} | changes
-    await store.put(PATHS.lease, orjson.dumps(values))
+    await store.put(f"{FOLDER}/{number:05d}.json", orjson.dumps(values))
 
 
 def test_a_second_runner_is_told_who_has_the_run():
@@ -38,7 +42,7 @@ def test_a_second_runner_is_told_who_has_the_run():
         store = FaultyStore({})
         await pretend(store)
         await anyio.sleep(30)
-        with pytest.raises(StoppedError, match=r"elsewhere, process 1, last seen 30 s ago"):
+        with pytest.raises(StoppedError, match=r"elsewhere, process 1, last heartbeat 30 s ago"):
             await keeper(store).acquire()
 
     run_virtual(main)
@@ -52,7 +56,7 @@ def test_a_holder_that_beats_keeps_the_run_and_one_that_died_loses_it_within_a_m
         await pretend(store, holder=first.holder)  # as seen from another machine
         with anyio.move_on_after(300):
             await first.keep()
-        lease = await read_lease(store, PATHS)
+        lease = await read_lease(store, FOLDER)
         assert lease is not None
         assert lease.holder == first.holder
         assert (START + dt.timedelta(seconds=300) - lease.beat_at).total_seconds() <= 10
@@ -71,42 +75,72 @@ def test_a_process_of_this_machine_that_is_gone_is_known_to_be_dead():
         store = FaultyStore({})
         await pretend(store, host=socket.gethostname(), process=f"{gone.pid}-123")
         await keeper(store).acquire()
-        await pretend(store, host=socket.gethostname(), process=f"{os.getpid()}-{_started(os.getpid())}")
+        await pretend(store, 2, host=socket.gethostname(), process=f"{os.getpid()}-{_started(os.getpid())}")
         with pytest.raises(StoppedError):
             await keeper(store).acquire()
 
     run_virtual(main)
 
 
-def test_a_runner_whose_lease_was_taken_over_stops():
+def test_a_runner_whose_lease_was_taken_over_stops_and_changes_nothing_of_its_successor():
     async def main() -> None:
         store = FaultyStore({})
         first = keeper(store)
         await first.acquire()
-        await pretend(store)
-        with pytest.raises(StoppedError, match="taken over by another runner"):
-            await first.keep()
+        await first.check()
+        await pretend(store, 1)
+        for act in (first.check, first.keep):
+            with pytest.raises(StoppedError, match="run r was taken over by another runner"):
+                await act()
+        await first.beat()
         await first.release()
-        assert await read_lease(store, PATHS) is not None, "another's lease isn't ours to release"
+        lease = await read_lease(store, FOLDER)
+        assert lease is not None
+        assert (lease.number, lease.holder, lease.ended) == (1, "x", False)
 
     run_virtual(main)
 
 
-def test_a_released_or_damaged_lease_keeps_nobody_away():
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_session_that_ended_or_is_damaged_keeps_nobody_out(settled):
     async def main() -> None:
         store = FaultyStore({})
         first = keeper(store)
         await first.acquire()
+        first.settled = settled
         await first.release()
-        assert await read_lease(store, PATHS) is None
-        await store.put(PATHS.lease, b'{"holder": ')
-        await keeper(store).acquire()
+        lease = await read_lease(store, FOLDER)
+        assert lease is not None
+        assert (lease.number, lease.ended, lease.settled) == (0, True, settled)
+        second = keeper(store)
+        await second.acquire()
+        assert second.number == 1
+        await store.put(f"{FOLDER}/00002.json", b'{"holder": ')
+        third = keeper(store)
+        await third.acquire()
+        assert third.number == 3
+
+    run_virtual(main)
+
+
+def test_what_a_dead_session_left_is_passed_on_before_the_next_one_is_visible():
+    async def main() -> None:
+        store = FaultyStore({})
+        await pretend(store, progress={"owns_model": True})
+        await anyio.sleep(60)
+        left: list[Lease] = []
+        heir = LeaseKeeper(store, FOLDER, what="run r", progress=lambda: {"left": len(left)}, utcnow=utcnow)
+        await heir.acquire(on_left=left.append)
+        assert [lease.progress for lease in left] == [{"owns_model": True}]
+        lease = await read_lease(store, FOLDER)
+        assert lease is not None
+        assert (lease.number, lease.progress) == (1, {"left": 1})
 
     run_virtual(main)
 
 
 @pytest.mark.parametrize("slower_s", [0.2, 0.3])
-def test_of_two_that_find_the_same_dead_lease_one_has_it(slower_s: float) -> None:
+def test_of_two_that_find_the_same_dead_session_one_takes_over(slower_s: float) -> None:
     async def main() -> None:
         files: dict[str, bytes] = {}
         await pretend(FaultyStore(files))
@@ -128,5 +162,17 @@ def test_of_two_that_find_the_same_dead_lease_one_has_it(slower_s: float) -> Non
         refused, has_it = sorted(ends, key=lambda end: end == "has it")
         assert has_it == "has it"
         assert "is held by another runner" in refused
+
+    run_virtual(main)
+
+
+def test_a_lease_whose_creation_was_not_answered_is_held():
+    class LosesAnswers(FaultyStore):
+        async def put_new(self, path: str, data: bytes) -> bool:
+            await super().put_new(path, data)
+            return await super().put_new(path, data)  # as the second attempt of a client that retries
+
+    async def main() -> None:
+        await keeper(LosesAnswers({})).acquire()
 
     run_virtual(main)

@@ -1,3 +1,5 @@
+"""From a chunk of a journal to its files: the same names and rows, created once and never changed."""
+
 from __future__ import annotations
 
 import datetime as dt
@@ -5,83 +7,132 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import anyio
 import pyarrow.parquet as pq
 import pytest
 
+from batchcl.errors import BatchclError
 from batchcl.images import ImageRef
-from batchcl.runs.entries import Entry, entry_table, replaced
-from batchcl.runs.parts import Part, PartSpec, shard_parts
-from batchcl.scoring.outcome import Failed, Label, Outcome, Scored
+from batchcl.runs.entries import Entry
+from batchcl.runs.image_table import image_table
+from batchcl.runs.journal import Chunk, Journal
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.parts import PartSpec, publish_chunk, publish_journal
+from batchcl.runs.store import Store
+from batchcl.scoring.outcome import AlreadyScored, Failed, Label, Outcome, Scored
 from tables import columns
 
 AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 SPEC = PartSpec(run_id="r", model="dogs@v1", date=AT.date(), min_confidence=5.0, max_results=2)
-RESULTS = "results/model=dogs@v1/date=2026-11-21/r-00004"
-FAILURES = "failures/model=dogs@v1/date=2026-11-21/r-00004.parquet"
+RESULTS = "results/model=dogs@v1/date=2026-11-21/r-00004-00007.parquet"
+FAILURES = "failures/model=dogs@v1/date=2026-11-21/r-00004-00007.parquet"
+
+
+def image(name: str) -> ImageRef:
+    return ImageRef(uri=f"s3://b/{name}", bucket="b", key=name)
 
 
 def scored(name: str) -> Scored:
-    image = ImageRef(uri=f"s3://b/{name}", bucket="b", key=name)
     labels = (Label("cat", 50.0),)
-    return Scored(image=image, labels=labels, attempts=1, latency_ms=1, request_id="", scored_at=AT)
+    return Scored(image=image(name), labels=labels, attempts=1, latency_ms=1, request_id="", scored_at=AT)
 
 
 def failed(name: str) -> Failed:
-    image = ImageRef(uri=f"s3://b/{name}", bucket="b", key=name)
-    return Failed(image=image, status="failed", code="C", message="m", attempts=1, failed_at=AT)
+    return Failed(image=image(name), status="failed", code="C", message="m", attempts=1, failed_at=AT)
 
 
-def rows(part: Part) -> list[dict[str, Any]]:
-    assert part.data is not None
-    found: list[dict[str, Any]] = pq.read_table(io.BytesIO(part.data)).to_pylist()
+def files(store: Store) -> dict[str, bytes]:
+    return {file.path: store.get_now(file.path) or b"" for file in store.list_now("")}
+
+
+def rows(data: bytes) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
     return found
 
 
-def parts(new: Sequence[Outcome], *, round_: int = 0) -> list[Part]:
-    images, entries = columns(new, round_=round_)
-    return shard_parts(SPEC, 4, round_=round_, images=images, new=entries, state=entries)
+def published(outcomes: Sequence[Outcome], *, round_: int = 0, store: Store | None = None) -> dict[str, bytes]:
+    images, entries = columns(outcomes, round_=round_)
+    into = store or Store.memory()
+    anyio.run(publish_chunk, into, SPEC, 4, Chunk(7, entries), images)
+    return files(into)
 
 
-def test_a_shard_becomes_one_file_of_results_and_one_of_failures() -> None:
-    results, failures = parts([scored("d"), failed("c"), failed("b"), scored("a")])
-    assert (results.path, failures.path) == (f"{RESULTS}.parquet", FAILURES)
-    assert [row["key"] for row in rows(results)] == ["a", "d"]
-    assert {(row["min_confidence"], row["max_results"], row["run_id"]) for row in rows(results)} == {(5.0, 2, "r")}
-    assert [row["key"] for row in rows(failures)] == ["b", "c"]
+def test_a_chunk_becomes_one_file_of_results_and_one_of_failures() -> None:
+    found = published([scored("d"), failed("c"), failed("b"), scored("a")])
+    assert found.keys() == {RESULTS, FAILURES}
+    assert [row["key"] for row in rows(found[RESULTS])] == ["a", "d"]
+    settings = {(row["min_confidence"], row["max_results"], row["run_id"]) for row in rows(found[RESULTS])}
+    assert settings == {(5.0, 2, "r")}
+    assert [row["key"] for row in rows(found[FAILURES])] == ["b", "c"]
 
 
 def test_no_file_is_made_without_rows() -> None:
-    assert [part.path for part in parts([scored("a")])] == [f"{RESULTS}.parquet"]
-    assert [part.path for part in parts([failed("a")])] == [FAILURES]
-    assert parts([]) == []
+    assert published([scored("a")]).keys() == {RESULTS}
+    assert published([failed("a")]).keys() == {FAILURES}
+    assert published([]) == {}
+    assert published([AlreadyScored(image=image("a"), at=AT)]) == {}, "its row is that of another run"
 
 
-def test_a_retry_adds_its_own_results_before_it_takes_failures_away() -> None:
-    images, first = columns([failed("a"), failed("b"), scored("c")])
-    new = entry_table([Entry(0, scored("a")), Entry(1, failed("b"))], round_=2)
-    added, left = shard_parts(SPEC, 4, round_=2, images=images, new=new, state=replaced(first, new))
-    assert (added.path, left.path) == (f"{RESULTS}-r2.parquet", FAILURES)
-    assert [row["key"] for row in rows(added)] == ["a"]
-    assert [(row["key"], row["round"]) for row in rows(left)] == [("b", 2)]
-
-
-def test_a_failure_that_was_not_retried_keeps_its_round() -> None:
-    images, first = columns([failed("a"), failed("b")])
-    new = entry_table([Entry(1, failed("b"))], round_=1)
-    (left,) = shard_parts(SPEC, 4, round_=1, images=images, new=new, state=replaced(first, new))
-    assert [(row["key"], row["round"]) for row in rows(left)] == [("a", 0), ("b", 1)]
-
-
-def test_a_retry_that_leaves_no_failure_takes_the_file_away() -> None:
-    added, left = parts([scored("a")], round_=1)
-    assert added.data is not None
-    assert left == Part(FAILURES, None)
+def test_a_failure_has_the_round_that_called_for_it() -> None:
+    assert [row["round"] for row in rows(published([failed("a")], round_=2)[FAILURES])] == [2]
 
 
 @pytest.mark.parametrize("round_", [0, 1])
-def test_publishing_again_writes_the_same_bytes_to_the_same_names(round_: int) -> None:
+def test_the_same_outcomes_make_the_same_bytes(round_: int) -> None:
     outcomes = [scored(f"{number}") for number in range(30)] + [failed("x"), failed("y")]
-    first = parts(outcomes, round_=round_)
-    again = parts(list(reversed(outcomes)), round_=round_)
-    assert first == again
-    assert len({part.path for part in first}) == 2
+    first = published(outcomes, round_=round_)
+    assert first == published(list(reversed(outcomes)), round_=round_)
+    assert len(first) == 2
+
+
+def test_a_file_that_is_there_is_not_changed() -> None:
+    store = Store.memory()
+    before = published([scored("a"), failed("b")], store=store)
+    assert published([scored("c"), failed("d")], store=store) == before
+
+
+def journal(store: Store, writer: str = "w") -> Journal:
+    return Journal(store, RunPaths("r"), 4, writer=writer)
+
+
+def test_each_chunk_that_a_cut_closes_is_published_under_its_first_segment() -> None:
+    outcomes: list[Outcome] = [scored("a"), failed("b"), scored("c"), scored("d")]
+    images = image_table([outcome.image for outcome in outcomes])
+
+    async def main() -> dict[str, bytes]:
+        store = Store.memory()
+        writer = journal(store)
+        for position, outcome in enumerate(outcomes):
+            await writer.stage([Entry(position, outcome)], round_=0)
+            if position in {1, 2}:
+                await writer.cut()
+        await writer.settle()
+        content = await publish_journal(store, SPEC, 4, journal(store, "another"), images)
+        assert [chunk.first for chunk in content.chunks] == [0, 3]
+        assert content.uncut is not None
+        assert content.uncut.first == 5
+        return {path: data for path, data in files(store).items() if not path.startswith("runs/")}
+
+    folder = "model=dogs@v1/date=2026-11-21"
+    found = {path: [row["key"] for row in rows(data)] for path, data in anyio.run(main).items()}
+    assert found == {
+        f"results/{folder}/r-00004-00000.parquet": ["a"],
+        f"failures/{folder}/r-00004-00000.parquet": ["b"],
+        f"results/{folder}/r-00004-00003.parquet": ["c"],
+    }
+
+
+def test_two_outcomes_of_one_image_in_a_round_are_not_published() -> None:
+    images = image_table([image("a")])
+
+    async def main() -> None:
+        store = Store.memory()
+        writer = journal(store)
+        for _ in range(2):
+            await writer.stage([Entry(0, scored("a"))], round_=0)
+        await writer.cut()
+        with pytest.raises(BatchclError, match="two outcomes for one image"):
+            await publish_journal(store, SPEC, 4, writer, images)
+        assert not store.list_now("results")
+
+    anyio.run(main)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import obstore
 import pytest
 
 from batchcl.errors import OutputError, StoppedError, UsageError
@@ -44,9 +45,12 @@ def test_what_a_put_returned_from_is_on_the_disk_with_its_name(tmp_path: Path, m
         store = Store.open(str(root), create=True)
         for put in (store.put, store.put_new, partial(store.put_mine, what="it")):
             forced.clear()
-            await put(f"runs/r/model=birds@v1/{len(forced)}", b"x")
+            await put("runs/r/model=birds@v1/0", b"x")
             name = root / "runs/r/model=birds@v1/0"
-            assert forced == [name, *list(name.parents)[: forced.index(root)]]
+            staged, *folders = forced
+            assert staged.parent == root / "runs/.staging", "the content is forced before the name is there"
+            assert folders == list(name.parents)[: len(folders)]
+            assert folders[-1] == root
             await store.delete("runs/r/model=birds@v1/0")
 
     anyio.run(main)
@@ -84,6 +88,24 @@ def test_exactly_one_of_many_callers_creates_an_object(store: Store) -> None:
             assert await store.get(f"runs/race-{race}") == str(won[0]).encode()
 
     anyio.run(main)
+
+
+@pytest.mark.parametrize("put", ["put", "put_new"])
+def test_a_write_that_is_interrupted_leaves_nothing_where_readers_look(
+    put: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill does at any moment before the rename."""
+
+    async def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(obstore, "rename_async", killed)
+    store = Store.open(str(tmp_path), create=True)
+    with pytest.raises(KeyboardInterrupt):
+        anyio.run(getattr(store, put), "results/model=m/a.parquet", b"1")
+    assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*") if path.is_file()] == [
+        ("runs", ".staging")
+    ]
 
 
 def test_an_object_that_is_there_is_not_created_again_and_not_changed(store: Store) -> None:

@@ -49,10 +49,10 @@ def filled(tmp_path: Path) -> Root:
 
 
 @pytest.mark.parametrize("run", [None, "another"])
-def test_rows_that_were_merged_count_like_others(filled: Root, run: str | None) -> None:
+def test_rows_of_an_exported_copy_count_like_others(filled: Root, run: str | None) -> None:
     folder = next((filled.path / "results" / "model=dogs@v2").iterdir())
     (part,) = folder.iterdir()
-    part.rename(folder / "compact-0123456789abcdef.parquet")
+    part.rename(folder / "part-00000.parquet")
     assert "old" in [image.key for image in read(filled, run=run)[0]]
 
 

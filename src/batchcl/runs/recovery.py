@@ -1,0 +1,140 @@
+"""Runs whose process died: publish what they have journalled, and keep a suspended process from adding to it.
+
+A recovery takes the run's lease over, then cuts the journal of every shard that is not complete, also of those without
+an entry. A process that was only suspended either sees the new lease before it opens a shard, or fails to create the
+next segment of one that was cut. It doesn't complete the run: the same command resumes it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from batchcl.runs.entries import counts, latest, of_round, positions
+from batchcl.runs.journal import Journal
+from batchcl.runs.layout import RUNS, RunPaths
+from batchcl.runs.lease import Lease, LeaseKeeper, read_session
+from batchcl.runs.ledger import AllImages, Targets
+from batchcl.runs.markers import published, read_counts, write_marker
+from batchcl.runs.parts import PartSpec, publish_journal
+from batchcl.runs.record import RunRecord, read_record
+from batchcl.runs.rounds import FailedImages, open_round, unfinished_round
+from batchcl.runs.store import Store
+from batchcl.runs.together import together
+from batchcl.runs.worklist import WorkList
+
+__all__ = ["publish_leftovers", "recover_runs"]
+
+_SHARDS_AT_ONCE: Final = 4
+_READS_AT_ONCE: Final = 32
+_SESSION: Final = re.compile(rf"{RUNS}/[^/.][^/]*/sessions/\d+\.json")
+
+
+async def recover_runs(
+    store: Store,
+    model: str,
+    *,
+    besides: str,
+    utcnow: Callable[[], dt.datetime],
+    on_alive: Callable[[RunRecord, Lease], None],
+) -> list[str]:
+    """Publish what the other runs of `model` have journalled whose process died; returns their ids.
+
+    Args:
+        store: the output root.
+        model: ARN.
+        besides: the run id of the caller.
+        utcnow: the time of day.
+        on_alive: receives each run that a process works on; raises where that may not be.
+
+    Raises:
+        StoppedError: a process turned out to work on one of them.
+    """
+    sessions = [file.path for file in await store.list_all(RUNS) if _SESSION.fullmatch(file.path)]
+    newest = {path.split("/")[1]: path for path in sessions}  # of each run the last one, as they are sorted
+    newest.pop(besides, None)
+
+    async def look(run_id: str) -> tuple[RunRecord, Lease] | None:
+        lease = await read_session(store, newest[run_id])
+        record = None if lease.ended and lease.settled else await read_record(store, run_id)
+        return None if record is None or record.model != model else (record, lease)
+
+    recovered = []
+    for one in await together(look, sorted(newest), at_once=_READS_AT_ONCE):
+        if one is None:
+            continue
+        record, lease = one
+        if lease.lives(utcnow()):
+            on_alive(record, lease)
+        else:
+            await _recover(store, record, utcnow=utcnow)
+            recovered.append(record.run_id)
+    return recovered
+
+
+async def _recover(store: Store, record: RunRecord, *, utcnow: Callable[[], dt.datetime]) -> None:
+    left: list[Lease] = []
+    lease = LeaseKeeper(
+        store,
+        RunPaths(record.run_id).sessions,
+        what=f"run {record.run_id}",
+        progress=lambda: left[0].progress if left else {},  # whether a model is still to be stopped
+        utcnow=utcnow,
+    )
+    await lease.acquire(on_left=left.append)
+    await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
+    lease.settled = True
+    await lease.release()
+
+
+async def publish_leftovers(store: Store, record: RunRecord, *, writer: str, cut_all: bool = False) -> None:
+    """Cut and publish what earlier sessions of a run have journalled in shards that aren't complete.
+
+    Args:
+        store: the output root.
+        record: the run's.
+        writer: this process's name in the journal.
+        cut_all: cut the shards without entries too.
+
+    Raises:
+        StoppedError: another process works on the run.
+    """
+    paths, spec = RunPaths(record.run_id), record.part_spec()
+    worklist = WorkList(store, paths)
+    await worklist.open()
+    targets, shards = await _incomplete(store, paths, worklist)
+    journalled = {int(name) for name in await store.children(paths.journals)}
+    wanted = [shard for shard in shards if cut_all or shard in journalled]
+    finish = partial(_finish, store, spec, worklist, targets, writer=writer, cut_all=cut_all)
+    await together(finish, wanted, at_once=_SHARDS_AT_ONCE)
+
+
+async def _incomplete(store: Store, paths: RunPaths, worklist: WorkList) -> tuple[Targets, list[int]]:
+    """What the round that is under way is about, and its shards that aren't complete."""
+    done = await published(store, paths)
+    if await unfinished_round(store, paths) is None:
+        return AllImages(worklist, done), [shard for shard in range(worklist.shards) if shard not in done]
+    about = await open_round(store, paths, ())
+    targets = FailedImages(about, published=done, counts=await read_counts(store, paths, done.items()))
+    return targets, [shard async for shard in targets.shards()]
+
+
+async def _finish(
+    store: Store, spec: PartSpec, worklist: WorkList, targets: Targets, shard: int, *, writer: str, cut_all: bool
+) -> None:
+    paths = RunPaths(spec.run_id)
+    journal = Journal(store, paths, shard, writer=writer)
+    content = await journal.read()
+    if content.uncut is not None or cut_all:
+        await journal.cut()
+    if not content.entries.num_rows:
+        return
+    images = await worklist.load(shard)
+    content = await publish_journal(store, spec, shard, journal, images)
+    written, earlier = of_round(content.entries, targets.round)
+    if set(targets.positions(images.num_rows, earlier)) <= set(positions(written)):
+        done = counts(latest(content.entries))
+        await write_marker(store, paths, shard, round_=targets.round, counts=done)
