@@ -36,8 +36,9 @@ types: $(STAMP)  ## mypy, strict
 unit: $(STAMP)   ## all tests
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-crash: $(STAMP)  ## 200 kills, 100 between a model's start and stop, 40 races of two runners: a quarter of an hour
+crash: $(STAMP)  ## 200 kills, 100 between a model's start and stop, 40 races, 2,000 seeds of processes at once: half an hour
 	@BATCHCL_CRASH_CYCLES=200 $(BIN)/python -m pytest tests/crash
+	@BATCHCL_CONCURRENT_SEEDS=2000 $(BIN)/python -m pytest --numprocesses $(WORKERS) tests/sim/test_concurrent.py
 
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/bench.py $(BENCH)

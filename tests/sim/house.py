@@ -326,6 +326,8 @@ class House:
     page: int = 13
     max_in_flight: int = 8
     back_after_s: float = 60.0
+    run_id: str = RUN
+    incremental: bool = False
 
     def store(self, trouble: Trouble | None = None) -> FaultyStore:
         """The output root as a session sees it."""
@@ -390,12 +392,12 @@ class House:
 
     async def _retry(self, trouble: Trouble, codes: Sequence[str]) -> Summary:
         store = self.store(trouble)
-        record, earlier = await read_record(store, RUN), await read_summary(store, RUN)
+        record, earlier = await read_record(store, self.run_id), await read_summary(store, self.run_id)
         assert record is not None
         assert earlier is not None
         async with self.detector() as service:
             return await conduct_round(
-                job_of(record.scored_as, record.settings, {"out": "memory:", "run_id": RUN}),
+                job_of(record.scored_as, record.settings, {"out": "memory:", "run_id": self.run_id}),
                 store,
                 record,
                 earlier,
@@ -418,9 +420,10 @@ class House:
             sources=("the house's images",),
             model=MODEL,
             out="memory:",
-            run_id=RUN,
+            run_id=self.run_id,
             shard_size=self.shard_size,
             max_in_flight=self.max_in_flight,
+            incremental=self.incremental,
         )
 
     def rows(self) -> list[dict[str, Any]]:
@@ -441,20 +444,20 @@ class House:
 
     async def lease(self) -> Lease | None:
         """The newest session of the run."""
-        return await read_lease(self.store(), RunPaths(RUN).sessions)
+        return await read_lease(self.store(), RunPaths(self.run_id).sessions)
 
     def journalled(self, round_: int = 0) -> set[str]:
         """Images with a durable outcome in the round."""
         found: set[str] = set()
         for path, data in self.files.items():
-            if path.startswith(f"runs/{RUN}/journal/"):
+            if path.startswith(f"runs/{self.run_id}/journal/"):
                 shard = int(path.split("/")[3])
                 found.update(self.images[shard * self.shard_size + at].uri for at in _positions(data, round_))
         return found
 
     def published(self) -> set[str]:
         """Images that a marker says are in the tables."""
-        shards = {shard_and_round(path)[0] for path in self.files if path.startswith(f"runs/{RUN}/shards/")}
+        shards = {shard_and_round(path)[0] for path in self.files if path.startswith(f"runs/{self.run_id}/shards/")}
         size = self.shard_size
         return {image.uri for shard in shards for image in self.images[shard * size : (shard + 1) * size]}
 

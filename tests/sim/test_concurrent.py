@@ -1,0 +1,216 @@
+"""Several processes on one output root at once, each suspended, killed or refused at any operation.
+
+A run, its resumption, its retry, an incremental run under another id, an export and a reader share the root. At no
+moment does a glob over `results/` show an image twice, no file there is ever changed or removed, and when everything
+has ended each image is there once.
+
+`BATCHCL_CONCURRENT_SEEDS=2000 pytest tests/sim/test_concurrent.py` looks longer.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+from unittest import mock
+
+import anyio
+import pytest
+
+from batchcl.analysis.export import copy_tables
+from batchcl.errors import BatchclError, CallError, ImageError, StoppedError
+from batchcl.images import ImageRef
+from batchcl.runs.record import Summary, read_summary
+from sim.house import FaultyStore, House, Kind, Sort, Trouble, in_house
+from sim.service import Service, image
+
+T = TypeVar("T")
+
+SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "40"))
+IMAGES = 21
+BROKEN = {4, 9, 16}
+"""Images that are refused at first, and accepted later."""
+
+HOPELESS = {12}
+"""Images that are always refused."""
+
+
+class Suspended(Trouble):
+    """A process that is suspended: at the given operations on the store nothing of it reaches the outside for a while.
+
+    Args:
+        naps: number of the operation on the store, from 0 → seconds.
+        late: it is suspended after the operation's effect, so that only the answer is late.
+        crash: number of the operation at which it is killed.
+        rng: for the time that an operation takes.
+    """
+
+    def __init__(self, naps: dict[int, float], *, late: bool, crash: int | None, rng: random.Random) -> None:
+        super().__init__(
+            *(() if crash is None else (Sort.STORE, crash, rng.choice([Kind.CRASH_BEFORE, Kind.CRASH_AFTER])))
+        )
+        self._naps = naps
+        self._late = late
+        self._rng = rng
+        self._until = 0.0
+        self._operations = 0
+
+    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
+        nap = 0.0
+        if sort is Sort.STORE:
+            nap = self._naps.get(self._operations, 0.0)
+            self._operations += 1
+            await anyio.sleep(self._rng.expovariate(20.0))
+        if nap and not self._late:
+            self._until = anyio.current_time() + nap
+        await self._awake()
+        result = await super().around(sort, act)
+        if nap and self._late:
+            self._until = anyio.current_time() + nap
+        await self._awake()
+        return result
+
+    async def _awake(self) -> None:
+        await anyio.sleep_until(self._until)
+        if self._until > anyio.current_time():  # it was suspended again meanwhile
+            await self._awake()
+
+
+@dataclass
+class World:
+    """One output root, the service, and what a reader has seen."""
+
+    rng: random.Random
+    files: dict[str, bytes] = field(default_factory=dict)
+    mended: bool = False
+    seen: dict[str, bytes] = field(default_factory=dict)
+    ends: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.images = [replace(image(n), etag=f"e{n}") for n in range(IMAGES)]
+        self.service = Service(fault=self._fault, latency_s=lambda rng: rng.uniform(0.1, 4))
+
+    def _fault(self, each: ImageRef, _call: int, _now: float) -> CallError | None:
+        n = int(each.key[:6])
+        if n in HOPELESS or (n in BROKEN and not self.mended):
+            return ImageError("no", code="InvalidImageFormatException", status=400)
+        return None
+
+    def house(self, run_id: str) -> House:
+        return House(
+            self.images,
+            self.service,
+            files=self.files,
+            shard_size=5,
+            page=7,
+            max_in_flight=3,
+            run_id=run_id,
+            incremental=True,
+        )
+
+    def trouble(self) -> Suspended:
+        """A process that is suspended once or twice, killed, or neither."""
+        rng = random.Random(self.rng.random())
+        naps = {rng.randrange(90): rng.choice([20.0, 50.0, 100.0, 400.0]) for _ in range(rng.choice([0, 1, 1, 2]))}
+        crash = rng.randrange(90) if rng.random() < 0.25 else None
+        return Suspended(naps, late=rng.random() < 0.5, crash=crash, rng=rng)
+
+    def results(self) -> Counter[str]:
+        """How often each image is in `results/`, as a glob over it shows."""
+        return Counter(row["uri"] for row in self._rows() if row["table"] == "results")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.house("any").rows()
+
+    def look(self) -> None:
+        """What any reader may rely on at any moment."""
+        tables = {path: data for path, data in self.files.items() if path.startswith(("results/", "failures/"))}
+        assert self.seen.items() <= tables.items(), "a file was changed or removed"
+        if len(tables) > len(self.seen):
+            twice = [uri for uri, times in self.results().items() if times > 1]
+            assert not twice, f"in results/ twice: {twice}"
+        self.seen = tables
+
+    async def act(self, name: str, run_id: str, after_s: float) -> None:
+        await anyio.sleep(after_s)
+        house, trouble = self.house(run_id), self.trouble()
+        if name == "retry":
+            summary = await read_summary(house.store(), run_id)
+            if summary is None or summary.status != "done":
+                return
+            end = await house.retry(trouble)
+        else:
+            end = await house.run(trouble)
+        assert end is None or isinstance(end, Summary | StoppedError), repr(end)
+        self.ends.append(f"{name} {run_id}: {end if isinstance(end, BatchclError) else type(end).__name__}")
+
+    async def export(self, after_s: float) -> None:
+        await anyio.sleep(after_s)
+        if not any(path.startswith("results/") for path in self.files):
+            return
+        copied: dict[str, bytes] = {}
+        await copy_tables(self.house("any").store(), FaultyStore(copied, root="copy:"))
+        rows = Counter(row["uri"] for row in House(self.images, self.service, files=copied).rows() if "labels" in row)
+        assert max(rows.values(), default=1) == 1
+
+
+async def play(world: World) -> None:
+    rng = world.rng
+
+    async def read() -> None:
+        while True:
+            world.look()
+            await anyio.sleep(0.5)
+
+    async with anyio.create_task_group() as reader:
+        reader.start_soon(read)
+        async with anyio.create_task_group() as actors:
+            for name, run_id, latest_s in (
+                ("run", "night-1", 5),
+                ("run", "night-1", 300),
+                ("run", "night-2", 300),
+                ("run", "night-3", 300),
+                ("retry", "night-1", 500),
+                ("retry", "night-2", 500),
+            ):
+                actors.start_soon(world.act, name, run_id, rng.uniform(0, latest_s))
+            actors.start_soon(world.export, rng.uniform(20, 500))
+            actors.start_soon(mend, world, rng.uniform(20, 500))
+        world.look()
+        await settle(world)
+        world.look()
+        reader.cancel_scope.cancel()
+    expected = {each.uri for n, each in enumerate(world.images) if n not in HOPELESS}
+    assert world.results() == dict.fromkeys(expected, 1)
+
+
+async def mend(world: World, after_s: float) -> None:
+    await anyio.sleep(after_s)
+    world.mended = True
+
+
+async def settle(world: World) -> None:
+    """All troubles end: each run is resumed to its end, and one more incremental run scores what is left."""
+    world.mended = True
+    begun = sorted({path.split("/")[1] for path in world.files if path.endswith("/run.json")})
+    for run_id in begun:
+        await world.house(run_id).run_to_end()
+        world.look()
+    for run_id in begun:
+        await world.house(run_id).retry_to_end()
+        world.look()
+    await world.house("night-9").run_to_end()
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_no_image_is_in_the_results_twice_whatever_happens(seed):
+    world = World(random.Random(seed))
+    try:
+        with mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 2):
+            in_house(play, world)
+    except BaseException as error:
+        error.add_note("; ".join(world.ends))
+        raise
