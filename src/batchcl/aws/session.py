@@ -12,27 +12,39 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import aioboto3
 import boto3
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentials
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import get_session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from yarl import URL
 
-from batchcl.aws.answers import named_region
+from batchcl.aws.errors import REDIRECTS, RedirectedError, bucket_region
 from batchcl.errors import CredentialsError, RefusedError
 
-__all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
+__all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials", "Transport"]
 
 DEFAULT_REGION: Final = "us-east-1"
 _BYSTANDER_TIMEOUT_S: Final = 5
 _BLOCKING_CONNECTIONS: Final = 16
 _CREDENTIALS_TTL: Final = dt.timedelta(minutes=5)
+
+
+class Transport(StrEnum):
+    """How DetectCustomLabels and ListObjectsV2 travel: signed and sent by `http`, or by the SDK."""
+
+    WIRE = "wire"
+    AIOBOTO3 = "aioboto3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +62,7 @@ class Connection:
     Attributes:
         is_verified: certificates are checked; without, anybody may listen.
         ca_bundle: file or directory of certificates to trust; None for what the environment says.
-        is_signed: requests of clients are signed, which needs credentials. The wire's always are.
+        is_signed: requests of the SDK are signed, which needs credentials. Those of `http` always are.
         connect_timeout_s: for one connection of a client; None to wait for ever.
         read_timeout_s: for the next bytes of an answer to a client; None likewise.
         max_attempts: of a client that retries by itself.
@@ -103,6 +115,24 @@ class S3Access:
                 "aws_virtual_hosted_style_request": "false",
             }
         return options
+
+
+class _DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
+    """The SDK's HTTP session, which would follow redirects and send X-Amz-Security-Token to any host that they name.
+
+    Those of S3 that name a bucket's region are left to botocore, which signs a new request for that region's endpoint.
+    """
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        return SimpleNamespace(request=partial(session.request, allow_redirects=False))
+
+    async def send(self, request: Any) -> Any:
+        response = await super().send(request)
+        if response.status_code in REDIRECTS and "x-amz-bucket-region" not in response.headers:
+            where = URL(request.url).origin()
+            raise RedirectedError(where=where, status=response.status_code, location=response.headers.get("location"))
+        return response
 
 
 class Aws:
@@ -200,6 +230,7 @@ class Aws:
         Where Rekognition is the run's own emulator, that is asked instead, as it answers for these services too.
         """
         config = AioConfig(
+            http_session_cls=_DirectSession,
             retries={"total_max_attempts": 2, "mode": "standard"},
             connect_timeout=_BYSTANDER_TIMEOUT_S,
             read_timeout=2 * _BYSTANDER_TIMEOUT_S,
@@ -226,7 +257,7 @@ class Aws:
         return {"endpoint_url": self.settings.rekognition_endpoint_url, **signs}
 
     def _config(self, *, retries: bool, **more: Any) -> AioConfig:
-        return AioConfig(**self._options(retries=retries, **more))
+        return AioConfig(http_session_cls=_DirectSession, **self._options(retries=retries, **more))
 
     def _options(self, *, retries: bool, **more: Any) -> dict[str, Any]:
         """What a client's configuration is made of."""
@@ -292,4 +323,4 @@ def _bucket_region(client: Any, bucket: str) -> str | None:
         answer = error.response
     except BotoCoreError:
         return None  # the first real request says what is wrong, with its own words
-    return named_region(answer)
+    return bucket_region(answer)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.aws.classify import EXPIRED_CODES, classify
+from batchcl.aws.errors import EXPIRED_CODES, classify
 from batchcl.errors import (
     CallError,
     FatalCallError,
@@ -34,8 +34,7 @@ TABLE: list[tuple[str, str, int | None, type[CallError]]] = [
     ("InvalidImageFormatException", "Request has invalid image format", 400, ImageError),
     ("InvalidS3ObjectException", "Unable to get object metadata from S3", 400, ImageError),
     ("InvalidParameterException", "Request has invalid parameters", 400, ImageError),
-    ("InvalidParameterException", "projectVersionArn is not valid", 400, FatalCallError),
-    ("InvalidParameterException", "Invalid ARN", 400, FatalCallError),
+    ("InvalidParameterException", "arn:aws:s3:::pics/projectVersionArn.jpg is not valid", 400, ImageError),
     ("AccessDeniedException", "not authorized", 400, FatalCallError),
     ("ResourceNotFoundException", "no such model", 400, FatalCallError),
     ("UnrecognizedClientException", "the security token is invalid", 400, FatalCallError),
@@ -82,7 +81,6 @@ def test_the_limit_of_s3_is_told_from_the_models() -> None:
         ("AccessDeniedException", "no", "allow rekognition:DetectCustomLabels"),
         ("ResourceNotFoundException", "no", "batchcl model list"),
         ("UnrecognizedClientException", "no", "check the profile"),
-        ("InvalidParameterException", "bad ARN", "batchcl model list"),
     ],
 )
 def test_what_is_fatal_says_what_to_do(code: str, message: str, advice: str) -> None:
@@ -108,13 +106,3 @@ def test_any_answer_gets_a_class_and_keeps_the_services_words(code: str, message
 
 def test_a_body_that_was_cut_is_worth_another_attempt():
     assert isinstance(classify("400", "Bad Request", status=400), TransientError)
-
-
-@pytest.mark.parametrize("message", ["Invalid ProjectVersionArn", "bad 'projectVersionArn'", "The ARN is bad"])
-def test_an_invalid_parameter_about_the_arn_is_fatal(message):
-    assert isinstance(classify("InvalidParameterException", message, status=400), FatalCallError)
-
-
-@pytest.mark.parametrize("message", ["Warning: the image is odd", "learn more", "Request has an invalid parameter"])
-def test_an_invalid_parameter_about_anything_else_is_the_images(message):
-    assert isinstance(classify("InvalidParameterException", message, status=400), ImageError)
