@@ -5,6 +5,7 @@ Botocore says where requests go, which certificates to trust and what signs them
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import io
 import time
@@ -152,7 +153,7 @@ class SignedClient:
             body=body,
         )
         try:
-            with anyio.fail_after(self._deadline_s):
+            async with asyncio.timeout(self._deadline_s):
                 async with self._session.request(
                     request.method,
                     URL(url, encoded=True),
