@@ -129,10 +129,20 @@ class _DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
 
     async def send(self, request: Any) -> Any:
         response = await super().send(request)
-        if response.status_code in REDIRECTS and "x-amz-bucket-region" not in response.headers:
-            where = URL(request.url).origin()
-            raise RedirectedError(where=where, status=response.status_code, location=response.headers.get("location"))
+        _refuse_redirect((response, None))
         return response
+
+
+def _refuse_redirect(response: tuple[Any, Any] | None, **_: Any) -> None:
+    """Raise `RedirectedError` for a redirect that names no region.
+
+    As a handler of boto3's `needs-retry` event it is called before botocore's own, which would look the bucket up, be
+    redirected again, and so on without end.
+    """
+    answer = None if response is None else response[0]
+    if answer is not None and answer.status_code in REDIRECTS and "x-amz-bucket-region" not in answer.headers:
+        where = URL(answer.url).origin()
+        raise RedirectedError(where=where, status=answer.status_code, location=answer.headers.get("location"))
 
 
 class Aws:
@@ -242,7 +252,9 @@ class Aws:
         """A client of boto3's, for threads that read what can only be read piece after piece. Blocks."""
         options = self._options(retries=True, max_pool_connections=_BLOCKING_CONNECTIONS)
         session = boto3.Session(**self._arguments)
-        return session.client("s3", region_name=region or self.region, config=Config(**options), verify=self._verify)
+        client = session.client("s3", region_name=region or self.region, config=Config(**options), verify=self._verify)
+        client.meta.events.register_first("needs-retry.s3", _refuse_redirect)
+        return client
 
     def _client(self, service: str, region: str | None, config: AioConfig, **more: Any) -> Any:
         """A client to be opened; what holds for all of them is said here."""
@@ -310,6 +322,7 @@ class Aws:
             }
 
         with closing(session.client("s3", region_name=self.region)) as client:
+            client.meta.events.register_first("needs-retry.s3", _refuse_redirect)
             configured = client.meta.endpoint_url
             standard = configured.endswith((".amazonaws.com", ".amazonaws.com.cn"))
             return S3Access(_bucket_region(client, bucket) or self.region, None if standard else configured, provide)
