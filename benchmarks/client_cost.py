@@ -21,7 +21,8 @@ from common import MODEL, conditions, cores, environment, spend, stub
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector, open_detector
-from batchcl.aws.session import Aws, AwsSettings, Transport
+from batchcl.aws.session import Aws, AwsSettings
+from batchcl.aws.transport import Transport
 from batchcl.images import ImageRef
 
 HERE = Path(__file__).parent

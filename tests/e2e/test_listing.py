@@ -11,7 +11,8 @@ import pytest
 
 from batchcl.aws.listing import PageReader, open_pages
 from batchcl.aws.listing_page import Page
-from batchcl.aws.session import Aws, Transport
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.sources.base import Position
 from batchcl.sources.s3_prefix import S3PrefixSource, read_in_order
 from servers import REGION, aws_env, client, make_bucket

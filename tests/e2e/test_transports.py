@@ -12,7 +12,8 @@ import pytest
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import SignedDetector, open_detector
 from batchcl.aws.http import open_signed_client
-from batchcl.aws.session import Aws, AwsSettings, StaticCredentials, Transport
+from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
+from batchcl.aws.transport import Transport
 from batchcl.errors import FatalCallError, ImageError
 from batchcl.images import ImageRef
 from servers import KEY, SECRET, aws_env, client, make_bucket

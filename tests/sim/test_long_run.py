@@ -14,7 +14,8 @@ from botocore.exceptions import ClientError
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector, open_detector
-from batchcl.aws.session import Aws, Transport
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import (
     BatchclError,
     CallError,

@@ -45,7 +45,8 @@ from batchcl.aws.errors import (
     redirect_error,
 )
 from batchcl.aws.http import DEADLINE_S, Request, Response, SignedClient, open_signed_client
-from batchcl.aws.session import Aws, Transport
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import CallError, FatalCallError, ImageError
 from batchcl.images import ImageRef
 from batchcl.reading.base import ImageReader

@@ -15,7 +15,8 @@ from batchcl.aws.buckets import explain, explain_code
 from batchcl.aws.errors import ServiceError, read_error
 from batchcl.aws.http import Request, Response, SignedClient, open_signed_client
 from batchcl.aws.listing_page import MalformedPageError, Page, parse_page
-from batchcl.aws.session import Aws, Transport
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import BatchclError, CallError, CredentialsError, FatalCallError, TransientError, UnreachableError
 
 __all__ = ["PageReader", "SdkPages", "SignedPages", "open_pages"]

@@ -12,7 +12,6 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,19 +31,12 @@ from yarl import URL
 from batchcl.aws.errors import REDIRECTS, RedirectedError, bucket_region
 from batchcl.errors import CredentialsError, RefusedError
 
-__all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials", "Transport"]
+__all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
 _BYSTANDER_TIMEOUT_S: Final = 5
 _BLOCKING_CONNECTIONS: Final = 16
 _CREDENTIALS_TTL: Final = dt.timedelta(minutes=5)
-
-
-class Transport(StrEnum):
-    """How DetectCustomLabels and ListObjectsV2 travel: signed and sent by `http`, or by the SDK."""
-
-    WIRE = "wire"
-    AIOBOTO3 = "aioboto3"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchcl.aws.session import Transport
+from batchcl.aws.transport import Transport
 from batchcl.sources.source_kind import SourceKind
 
 __all__ = [

@@ -18,7 +18,8 @@ from typing import Final
 import anyio.to_thread
 
 from batchcl.aws.buckets import Buckets
-from batchcl.aws.session import Aws, Transport
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
 from batchcl.images import WEB
 from batchcl.sources.archive import archive_in_s3, local_archive

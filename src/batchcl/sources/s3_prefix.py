@@ -9,7 +9,8 @@ import anyio
 
 from batchcl.aws.listing import PageReader, open_pages
 from batchcl.aws.listing_page import Page
-from batchcl.aws.session import Aws, Transport
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import BatchclError, SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position

@@ -32,7 +32,8 @@ from botocore.exceptions import (
 from batchcl.aws import detect as module
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import SdkDetector, open_detector
-from batchcl.aws.session import Aws, Transport
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import CallError, FatalCallError, ImageError, ThrottledError, TransientError
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Detection, Label

@@ -22,7 +22,8 @@ from batchcl.aws.errors import REDIRECTS, RedirectedError
 from batchcl.aws.http import Request, Response, SignedClient, open_signed_client
 from batchcl.aws.listing import open_pages
 from batchcl.aws.names import find_model
-from batchcl.aws.session import Aws, AwsSettings, StaticCredentials, Transport
+from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
+from batchcl.aws.transport import Transport
 from batchcl.errors import (
     CallError,
     CredentialsError,

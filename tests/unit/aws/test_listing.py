@@ -10,7 +10,8 @@ import pytest
 from batchcl.aws.http import Request, Response, SignedClient
 from batchcl.aws.listing import SignedPages, open_pages
 from batchcl.aws.listing_page import Page
-from batchcl.aws.session import Aws, Transport
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import (
     BatchclError,
     CredentialsError,

@@ -16,7 +16,8 @@ from anyio.from_thread import BlockingPortal
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector, open_detector
-from batchcl.aws.session import Aws, AwsSettings, StaticCredentials, Transport
+from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
+from batchcl.aws.transport import Transport
 from batchcl.errors import CallError, FatalCallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Detection

@@ -11,7 +11,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.aws.session import Aws, Transport
+from batchcl.aws.session import Aws
+from batchcl.aws.transport import Transport
 from batchcl.errors import CredentialsError, SourceError, UnreachableError
 from batchcl.images import ImageRef
 from batchcl.sources.base import Position
