@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.aws.errors import EXPIRED_CODES, classify
+from batchcl.aws.errors import EXPIRED_CODES, classify, read_error
 from batchcl.errors import (
     CallError,
     FatalCallError,
@@ -106,3 +106,31 @@ def test_any_answer_gets_a_class_and_keeps_the_services_words(code: str, message
 
 def test_a_body_that_was_cut_is_worth_another_attempt():
     assert isinstance(classify("400", "Bad Request", status=400), TransientError)
+
+
+MOVED = b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>no</Message><Region>eu-west-1</Region></Error>"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "region"),
+    [
+        ({}, MOVED, "eu-west-1"),
+        ({"x-amz-bucket-region": "eu-west-3"}, MOVED, "eu-west-3"),
+        ({"x-amz-bucket-region": "eu-west-3"}, b"", "eu-west-3"),
+        ({}, b"<html><Region>mars</Region></html>", None),
+        ({}, b'{"__type": "ThrottlingException"}', None),
+    ],
+)
+def test_the_region_that_s3_names_is_read(headers: dict[str, str], body: bytes, region: str | None) -> None:
+    assert read_error(400, headers, body).region == region
+
+
+def test_a_text_with_a_user_s_key_decides_nothing() -> None:
+    """Whatever a key is called, its image fails alone."""
+    for key in ("arn:aws:rekognition", "versionArn", "signature expired", "slow down", "s3"):
+        error = classify(
+            "InvalidParameterException", f"1 validation error detected: Value '{key}' at 'name'", status=400
+        )
+        assert type(error) is ImageError
+        wrong_key = classify("SignatureDoesNotMatch", f"no match for {key}", status=403)
+        assert "secret key does not fit" in str(wrong_key)

@@ -142,6 +142,21 @@ def test_a_refusal_is_told_at_once_as_the_sdk_tells_it(
     assert waits == []
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refusal(301, "PermanentRedirect", **{"x-amz-bucket-region": "eu-west-3"}),
+        refusal(307, "TemporaryRedirect", **{"x-amz-bucket-region": "eu-west-3"}),
+        Response(307, {"x-amz-bucket-region": "eu-west-3"}, b""),
+        Response(400, {}, b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-3</Region></Error>"),
+    ],
+)
+def test_a_bucket_in_another_region_is_told_with_its_region(answer: Response) -> None:
+    with pytest.raises(RegionError, match=r"bucket b is in eu-west-3; check the region") as caught:
+        read(FakeClient(answer))
+    assert caught.value.found == "eu-west-3"
+
+
 BUSY = [
     refusal(503, "SlowDown", "Please reduce your request rate."),
     refusal(500, "InternalError"),
