@@ -31,7 +31,7 @@ from yarl import URL
 from batchcl.aws.errors import REDIRECTS, RedirectedError, bucket_region
 from batchcl.errors import CredentialsError, RefusedError
 
-__all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
+__all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "S3Access", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
 _BYSTANDER_TIMEOUT_S: Final = 5
@@ -109,7 +109,7 @@ class S3Access:
         return options
 
 
-class _DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
+class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
     """The SDK's HTTP session, which would follow redirects and send X-Amz-Security-Token to any host that they name.
 
     Those of S3 that name a bucket's region are left to botocore, which signs a new request for that region's endpoint.
@@ -120,6 +120,7 @@ class _DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
         return SimpleNamespace(request=partial(session.request, allow_redirects=False))
 
     async def send(self, request: Any) -> Any:
+        """The response to `request`; raises `RedirectedError` for a redirect that names no region of S3's."""
         response = await super().send(request)
         _refuse_redirect((response, None))
         return response
@@ -232,7 +233,7 @@ class Aws:
         Where Rekognition is the run's own emulator, that is asked instead, as it answers for these services too.
         """
         config = AioConfig(
-            http_session_cls=_DirectSession,
+            http_session_cls=DirectSession,
             retries={"total_max_attempts": 2, "mode": "standard"},
             connect_timeout=_BYSTANDER_TIMEOUT_S,
             read_timeout=2 * _BYSTANDER_TIMEOUT_S,
@@ -261,7 +262,7 @@ class Aws:
         return {"endpoint_url": self.settings.rekognition_endpoint_url, **signs}
 
     def _config(self, *, retries: bool, **more: Any) -> AioConfig:
-        return AioConfig(http_session_cls=_DirectSession, **self._options(retries=retries, **more))
+        return AioConfig(http_session_cls=DirectSession, **self._options(retries=retries, **more))
 
     def _options(self, *, retries: bool, **more: Any) -> dict[str, Any]:
         """What a client's configuration is made of."""
