@@ -33,7 +33,7 @@ CONTENDERS = {
     "boto3, threads": [str(HERE / "peers" / "calls_boto3.py")],
 }
 LIBRARIES = ("aiohttp", "yarl", "orjson", "aioboto3", "aiobotocore", "boto3", "botocore", "urllib3")
-TARGETS = {"aioboto3, gather": 3.5, "boto3, threads": 4.5}
+TARGETS = {"aioboto3, gather": 3.5, "boto3, threads": 4}
 
 
 async def call(transport: Transport, endpoint: str, calls: int, concurrency: int) -> dict[str, float]:
