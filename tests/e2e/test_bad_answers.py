@@ -129,7 +129,7 @@ def test_a_control_plane_of_another_shape_is_one_sentence(score):
         server.answers = lambda *_: http(200, b'["no", "projects"]')
         done = score(aws_env(server.url))
     assert done.code == 5, done.err
-    assert "the answer has another shape than the API's; check the endpoint and the proxy" in done.err
+    assert "malformed response; check the endpoint and the proxy" in done.err
 
 
 def test_another_program_at_the_endpoint_is_one_sentence(score, cli):

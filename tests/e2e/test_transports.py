@@ -10,11 +10,10 @@ import polars as pl
 import pytest
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.detect import open_detector
-from batchcl.aws.detect_wire import WireDetector
+from batchcl.aws.detect import SignedDetector, open_detector
+from batchcl.aws.http import open_signed_client
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
 from batchcl.aws.transport import Transport
-from batchcl.aws.wire import open_wire
 from batchcl.errors import FatalCallError, ImageError
 from batchcl.images import ImageRef
 from servers import KEY, SECRET, aws_env, client, make_bucket
@@ -77,8 +76,10 @@ def test_a_machine_whose_clock_is_off_scores_all_the_same(service, demo, images,
     async def main() -> None:
         session = aws(service)
         region = ModelArn.parse(demo.arn).region
-        async with open_wire(session, "rekognition", region=region, clock=lambda: time.time() + ahead_s) as wire:
-            detector = WireDetector(wire, ModelArn.parse(demo.arn), min_confidence=0)
+        async with open_signed_client(
+            session, "rekognition", region=region, clock=lambda: time.time() + ahead_s
+        ) as client:
+            detector = SignedDetector(client, ModelArn.parse(demo.arn), min_confidence=0)
             for image in images[:3]:
                 assert (await detector.detect(image)).labels
 

@@ -16,7 +16,7 @@ import pytest
 from pacing_peers.run import BATCHCL, ORACLE, measure, share, start
 from pacing_peers.traces import TRACES
 
-from batchcl.aws.classify import classify
+from batchcl.aws.errors import classify
 from batchcl.errors import CallError, HostError, ImageError, ModelNotReadyError, TransientError
 from batchcl.images import ImageRef
 from batchcl.pacing.controller import RateController

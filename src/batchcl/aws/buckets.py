@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from batchcl.aws.answers import NO_CREDENTIALS, S3_DENIED, error_code, error_words, named_region
+from batchcl.aws.errors import NO_CREDENTIALS, S3_DENIED, bucket_region, error_code, error_message
 from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 from batchcl.runs.together import together
@@ -20,7 +20,16 @@ _UNKNOWN_KEYS: Final = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
 )
 _MISSING: Final = frozenset({"NoSuchBucket", "404", "NotFound"})
-_ELSEWHERE: Final = frozenset({"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"})
+_OTHER_REGION: Final = frozenset(
+    {
+        "PermanentRedirect",
+        "TemporaryRedirect",
+        "301",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraint",
+        "IllegalLocationConstraintException",
+    }
+)
 
 
 class Buckets:
@@ -86,11 +95,11 @@ async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
     try:
         answer = await client.head_bucket(Bucket=bucket)
     except ClientError as error:
-        _check_region(bucket, named_region(error.response), region)
+        _check_region(bucket, bucket_region(error.response), region)
         raise explain(error, f"looking up s3://{bucket}", bucket) from error
     except BotoCoreError as error:
         raise explain(error, f"looking up s3://{bucket}", bucket) from error
-    _check_region(bucket, named_region(answer), region)
+    _check_region(bucket, bucket_region(answer), region)
 
 
 def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:
@@ -100,15 +109,17 @@ def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> Batc
     if isinstance(error, BotoCoreError):
         return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
     code = error_code(error)
-    return explain_code(code, error_words(error) or code, doing=doing, bucket=bucket)
+    region = bucket_region(error.response)
+    return explain_code(code, error_message(error) or code, doing=doing, bucket=bucket, region=region)
 
 
-def explain_code(code: str, said: str, *, doing: str, bucket: str) -> BatchclError:
-    """S3's refusal, by its code and its own words, as ours."""
+def explain_code(code: str, said: str, *, doing: str, bucket: str, region: str | None) -> BatchclError:
+    """S3's refusal, by its code, its own words, and the region that it says the bucket is in, as ours."""
     if code in _MISSING:
         return SourceError(f"{doing} failed: there is no bucket {bucket}; check its name")
-    if code in _ELSEWHERE:
-        return RegionError(f"{doing} failed: bucket {bucket} lies in another region ({said})")
+    if code in _OTHER_REGION or (code == "307" and region):
+        where = f"is in {region}" if region else f"lies in another region ({said})"
+        return RegionError(f"{doing} failed: bucket {bucket} {where}; check the region and the endpoint", found=region)
     if code in S3_DENIED:
         return CredentialsError(f"{doing} failed: access denied; allow s3:ListBucket and s3:GetObject on {bucket}")
     if code in _UNKNOWN_KEYS:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from batchcl.aws.arguments import given
 from batchcl.aws.arn import DatasetArn, ProjectArn
-from batchcl.aws.explain import code_of, explained
+from batchcl.aws.errors import cause_code, translate_errors
 from batchcl.aws.moments import utc
 from batchcl.aws.waiting import GONE, wait_until
 from batchcl.errors import RefusedError, UsageError
@@ -148,14 +148,14 @@ async def create_dataset(
     of = "" if source is None else f" from {source}"
     name = f"{project.project}/{kind}"
     in_use = f"add to it with `batchcl dataset update {name}`, or delete it first"
-    with explained(f"creating the dataset {name}{of}", in_use=in_use):
+    with translate_errors(f"creating the dataset {name}{of}", in_use=in_use):
         made = await client.create_dataset(**arguments)
     return await _ready(client, DatasetArn.parse(made["DatasetArn"]), timeout_s=timeout_s, on_state=on_state)
 
 
 async def describe_dataset(client: Any, arn: DatasetArn) -> Dataset:
     """The dataset as it is now; raises `RefusedError` where there is none."""
-    with explained(f"describing the dataset {arn.name}"):
+    with translate_errors(f"describing the dataset {arn.name}"):
         answer = await client.describe_dataset(DatasetArn=arn.text)
     described = answer["DatasetDescription"]
     stats = described.get("DatasetStats", {})
@@ -196,7 +196,7 @@ async def dataset_entries(
     filters = given(
         ContainsLabels=list(labels) or None, Labeled=labeled, SourceRefContains=source_contains, HasErrors=has_errors
     )
-    with explained(f"listing the entries of the dataset {arn.name}"):
+    with translate_errors(f"listing the entries of the dataset {arn.name}"):
         async for page in client.get_paginator("list_dataset_entries").paginate(DatasetArn=arn.text, **filters):
             for entry in page["DatasetEntries"]:
                 yield entry
@@ -205,7 +205,7 @@ async def dataset_entries(
 async def dataset_labels(client: Any, arn: DatasetArn) -> list[DatasetLabel]:
     """The dataset's labels with their counts."""
     found: list[DatasetLabel] = []
-    with explained(f"listing the labels of the dataset {arn.name}"):
+    with translate_errors(f"listing the labels of the dataset {arn.name}"):
         async for page in client.get_paginator("list_dataset_labels").paginate(DatasetArn=arn.text):
             for each in page["DatasetLabelDescriptions"]:
                 stats = each.get("LabelStats", {})
@@ -246,7 +246,7 @@ async def update_entries(
     done = 0
     dataset = await _ready(client, arn, timeout_s=timeout_s)
     for batch in _batches(lines):
-        with explained(f"updating the dataset {arn.name}"):
+        with translate_errors(f"updating the dataset {arn.name}"):
             await client.update_dataset_entries(
                 DatasetArn=arn.text, Changes={"GroundTruth": b"".join(line + b"\n" for line in batch)}
             )
@@ -264,7 +264,7 @@ async def distribute_entries(
     Raises:
         RefusedError: the test dataset isn't empty, or one of them isn't ready.
     """
-    with explained(f"distributing the entries of the dataset {train.name}"):
+    with translate_errors(f"distributing the entries of the dataset {train.name}"):
         await client.distribute_dataset_entries(Datasets=[{"Arn": train.text}, {"Arn": test.text}])
     return (
         await _ready(client, train, timeout_s=timeout_s),
@@ -278,14 +278,14 @@ async def delete_dataset(client: Any, arn: DatasetArn, *, timeout_s: float = TIM
     Raises:
         RefusedError: it is being made, changed or trained with.
     """
-    with explained(f"deleting the dataset {arn.name}"):
+    with translate_errors(f"deleting the dataset {arn.name}"):
         await client.delete_dataset(DatasetArn=arn.text)
 
     async def look() -> Dataset:
         try:
             return await describe_dataset(client, arn)
         except RefusedError as error:
-            if code_of(error) != "ResourceNotFoundException":
+            if cause_code(error) != "ResourceNotFoundException":
                 raise
             return Dataset(arn=arn.text, project=arn.project, kind=arn.kind, status=GONE, message="")
 

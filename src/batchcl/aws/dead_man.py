@@ -15,9 +15,8 @@ from typing import Any, Final
 import orjson
 from botocore.exceptions import ClientError
 
-from batchcl.aws.answers import error_code
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.explain import code_of, explained
+from batchcl.aws.errors import cause_code, error_code, translate_errors
 from batchcl.aws.guards import undone
 from batchcl.aws.leases import lease_key, schedule_name_of
 from batchcl.errors import RefusedError, UnreachableError
@@ -80,7 +79,7 @@ class DeadMansSwitch:
         at = self._now() + dt.timedelta(seconds=max(0.0, self._left_s()) + GRACE_S)
         was_armed, self._armed = self._armed, True  # before the call: if its answer is lost, the schedule may be there
         try:
-            with explained(f"scheduling the stop of {self._arn.name} by the role {self._role}"):
+            with translate_errors(f"scheduling the stop of {self._arn.name} by the role {self._role}"):
                 await self._set(self._arguments(at))
         except RefusedError as error:
             self._armed = was_armed or isinstance(error, UnreachableError)
@@ -152,10 +151,10 @@ async def remove_schedule(client: Any, name: str) -> bool:
         RefusedError: the scheduler refuses, or doesn't answer.
     """
     try:
-        with explained(f"removing the schedule {name}"):
+        with translate_errors(f"removing the schedule {name}"):
             await client.delete_schedule(Name=name)
     except RefusedError as error:
-        if code_of(error) != _GONE:
+        if cause_code(error) != _GONE:
             raise
         return False
     return True

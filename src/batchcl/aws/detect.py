@@ -1,22 +1,75 @@
-"""The call: one image in, its labels or a classified error out."""
+"""DetectCustomLabels: one image in, its labels or a classified error out.
+
+Calls are signed and sent by `http`, or go through aioboto3 (`--transport`); outcomes are the same.
+"""
 
 from __future__ import annotations
 
+import base64
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol
+from typing import Any, Final, Protocol
 
+import aiohttp
+import anyio
+import anyio.to_thread
+import orjson
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+    SSLError,
+    TokenRetrievalError,
+    UnknownEndpointError,
+)
+
+from batchcl.aws.arguments import given
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.detect_sdk import RenewingDetector
-from batchcl.aws.detect_wire import WireDetector
+from batchcl.aws.errors import (
+    EXPIRED_CODES,
+    REDIRECTS,
+    RedirectedError,
+    classify,
+    connection_error,
+    error_code,
+    error_message,
+    malformed_response,
+    read_error,
+    redirect_error,
+)
+from batchcl.aws.http import DEADLINE_S, Request, Response, SignedClient, open_signed_client
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
-from batchcl.aws.wire import open_wire
+from batchcl.errors import CallError, FatalCallError, ImageError
 from batchcl.images import ImageRef
 from batchcl.reading.base import ImageReader
-from batchcl.scoring.outcome import Detection
+from batchcl.reading.files import FileReader
+from batchcl.scoring.outcome import Detection, Label
 
-__all__ = ["Detector", "open_detector"]
+__all__ = ["Detector", "SdkDetector", "SignedDetector", "open_detector", "parse_labels", "s3_object"]
+
+_HEADERS: Final = (
+    ("Content-Type", "application/x-amz-json-1.1"),
+    ("X-Amz-Target", "RekognitionService.DetectCustomLabels"),
+)
+_REQUEST_ID: Final = "x-amzn-RequestId"
+_ERROR: Final = 300
+_LARGE_IMAGE_BYTES: Final = 64 * 1024
+_FATAL_ERRORS: Final = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    CredentialRetrievalError,
+    TokenRetrievalError,
+    NoRegionError,
+    UnknownEndpointError,
+)
 
 
 class Detector(Protocol):
@@ -47,11 +100,11 @@ async def open_detector(
         RefusedError: there are no credentials, no endpoint, or no readable CA bundle.
     """
     if transport is Transport.WIRE:
-        async with open_wire(aws, "rekognition", region=model.region, connections=connections) as wire:
-            yield WireDetector(wire, model, min_confidence=min_confidence, max_results=max_results, reader=reader)
+        async with open_signed_client(aws, "rekognition", region=model.region, connections=connections) as client:
+            yield SignedDetector(client, model, min_confidence=min_confidence, max_results=max_results, reader=reader)
         return
     async with AsyncExitStack() as stack:
-        detector = RenewingDetector(
+        detector = _RenewingDetector(
             stack,
             aws,
             model,
@@ -62,3 +115,228 @@ async def open_detector(
         )
         await detector.open()
         yield detector
+
+
+class SignedDetector:
+    """DetectCustomLabels through a `SignedClient`.
+
+    Images that `reader` carries travel as bytes, the others as S3Object (with the version where the list named one).
+    """
+
+    def __init__(
+        self,
+        client: SignedClient,
+        model: ModelArn,
+        *,
+        min_confidence: float | None = None,
+        max_results: int | None = None,
+        reader: ImageReader | None = None,
+    ) -> None:
+        self._client = client
+        self._reader = reader or FileReader()
+        self._arguments = _arguments(model, min_confidence, max_results)
+
+    async def detect(self, image: ImageRef) -> Detection:
+        """The labels of `image`; raises a `CallError` subclass, within the deadlines of the reader and the client."""
+        read_s = 0.0
+        if self._reader.carries(image):
+            begun_at = anyio.current_time()
+            body = await self._inline(image)
+            read_s = anyio.current_time() - begun_at
+        else:
+            body = self._body(s3_object(image))
+        response = await self._client.send(Request(method="POST", headers=_HEADERS, body=body))
+        if response.status >= _ERROR:
+            raise self._error(response)
+        try:
+            answer = orjson.loads(response.body)
+        except orjson.JSONDecodeError as error:
+            raise malformed_response() from error
+        return parse_labels(answer, response.headers.get(_REQUEST_ID, ""), read_s=read_s)
+
+    def _body(self, image: dict[str, Any]) -> bytes:
+        try:
+            return orjson.dumps({**self._arguments, "Image": image})
+        except TypeError as error:
+            raise ImageError("the key is not Unicode text", code="InvalidParameterException") from error
+
+    async def _inline(self, image: ImageRef) -> bytes:
+        """Megabytes are encoded in a thread, as they would hold all other calls up."""
+        data = await self._reader.read(image)
+        if len(data) < _LARGE_IMAGE_BYTES:
+            return self._with_bytes(data)
+        return await anyio.to_thread.run_sync(self._with_bytes, data, abandon_on_cancel=True)
+
+    def _with_bytes(self, data: bytes) -> bytes:
+        return self._body({"Bytes": base64.b64encode(data).decode()})
+
+    def _error(self, response: Response) -> CallError:
+        if response.status in REDIRECTS:
+            location = response.headers.get("Location")
+            return redirect_error(
+                RedirectedError(where=self._client.endpoint.url, status=response.status, location=location)
+            )
+        error = read_error(response.status, response.headers, response.body)
+        request_id = response.headers.get(_REQUEST_ID, "")
+        return classify(error.code, error.message, status=response.status, request_id=request_id)
+
+
+class SdkDetector:
+    """DetectCustomLabels through aioboto3 with the SDK's retries off.
+
+    Images that `reader` carries travel as bytes, the others as S3Object (with the version where the list named one).
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        model: ModelArn,
+        *,
+        min_confidence: float | None = None,
+        max_results: int | None = None,
+        reader: ImageReader | None = None,
+    ) -> None:
+        self._client = client
+        self._reader = reader or FileReader()
+        self._arguments = _arguments(model, min_confidence, max_results)
+
+    async def detect(self, image: ImageRef) -> Detection:
+        """The labels of `image`; raises a `CallError` subclass within the reader's deadline and `DEADLINE_S`."""
+        begun_at = anyio.current_time()
+        payload = await self._payload(image)
+        read_s = anyio.current_time() - begun_at
+        try:
+            with anyio.fail_after(DEADLINE_S):
+                answer, request_id = await self.ask(payload)
+        except TimeoutError as error:
+            raise self._lost(error) from error
+        return parse_labels(answer, request_id, read_s=read_s)
+
+    async def ask(self, image: dict[str, Any]) -> tuple[Any, str]:
+        """The service's whole answer about `image`, as the API has its input, and the request's id.
+
+        Raises a `CallError` subclass. The caller sets a deadline.
+        """
+        try:
+            answer = await self._client.detect_custom_labels(Image=image, **self._arguments)
+        except ClientError as error:
+            raise _from_client_error(error) from error
+        except ParamValidationError as error:
+            raise ImageError(" ".join(str(error).split()), code="InvalidParameterException") from error
+        except UnicodeDecodeError as error:
+            raise malformed_response() from error
+        except _FATAL_ERRORS as error:
+            raise FatalCallError(f"{error}; log in again", code="Credentials") from error
+        except (BotoCoreError, aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
+            raise self._lost(error) from error
+        except (AttributeError, TypeError, KeyError) as error:
+            raise malformed_response() from error  # botocore's parser met JSON of another shape
+        if not isinstance(answer, dict):
+            return answer, ""
+        metadata = answer.get("ResponseMetadata", {})
+        return {name: said for name, said in answer.items() if name != "ResponseMetadata"}, metadata.get(
+            "RequestId", ""
+        )
+
+    async def _payload(self, image: ImageRef) -> dict[str, Any]:
+        if not self._reader.carries(image):
+            return s3_object(image)
+        return {"Bytes": await self._reader.read(image)}
+
+    def _lost(self, error: Exception) -> CallError:
+        """Aiobotocore wraps what aiohttp raised; that is what tells what happened."""
+        where = str(self._client.meta.endpoint_url)
+        if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
+            return connection_error(TimeoutError(), where=where)
+        inner = error.kwargs.get("error") if isinstance(error, BotoCoreError) else None
+        if isinstance(error, SSLError) and not isinstance(inner, aiohttp.ClientSSLError):
+            inner = ssl.SSLCertVerificationError(str(error))
+        return connection_error(inner if isinstance(inner, Exception) else error, where=where)
+
+
+class _RenewingDetector:
+    """An `SdkDetector` that opens a new session once when its credentials have expired; a second refusal is fatal."""
+
+    def __init__(self, stack: AsyncExitStack, aws: Aws, model: ModelArn, *, connections: int, **options: Any) -> None:
+        self._stack = stack
+        self._aws = aws
+        self._model = model
+        self._connections = connections
+        self._options = options
+        self._lock = anyio.Lock()
+        self._current: SdkDetector | None = None
+
+    async def open(self) -> None:
+        """Open the client."""
+        client = await self._stack.enter_async_context(
+            self._aws.rekognition(region=self._model.region, retries=False, connections=self._connections)
+        )
+        self._current = SdkDetector(client, self._model, **self._options)
+
+    async def detect(self, image: ImageRef) -> Detection:
+        """The labels of `image`; raises a `CallError` subclass that says what to do."""
+        used = self._current
+        assert used is not None
+        try:
+            return await used.detect(image)
+        except FatalCallError as error:
+            if error.code not in EXPIRED_CODES:
+                raise
+        async with self._lock:
+            if self._current is used:
+                self._aws = self._aws.renewed()
+                await self.open()
+            renewed = self._current
+        assert renewed is not None
+        return await renewed.detect(image)
+
+
+def _from_client_error(error: ClientError) -> CallError:
+    metadata = error.response.get("ResponseMetadata", {})
+    status = metadata.get("HTTPStatusCode")
+    return classify(
+        str(error_code(error) or status or "Unknown"),
+        error_message(error),
+        status=status,
+        request_id=str(metadata.get("RequestId", "")),
+    )
+
+
+def s3_object(image: ImageRef) -> dict[str, Any]:
+    """The `Image` of a call for an object: by its exact name, with the version where the list named one."""
+    named = {"Bucket": image.bucket, "Name": image.key}
+    if image.version_id is not None:
+        named["Version"] = image.version_id
+    return {"S3Object": named}
+
+
+def parse_labels(answer: Any, request_id: str, *, read_s: float = 0.0) -> Detection:
+    """The labels of a good response's JSON, for which the image was read for so many seconds.
+
+    Raises:
+        TransientError: it lacks what the API promises, as it was cut on its way.
+    """
+    try:
+        return Detection(tuple([_label(entry) for entry in answer["CustomLabels"]]), request_id, read_s)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise malformed_response() from error
+
+
+def _arguments(model: ModelArn, min_confidence: float | None, max_results: int | None) -> dict[str, Any]:
+    """What all calls for a model have in common: everything but the `Image`."""
+    return {"ProjectVersionArn": model.text} | given(MinConfidence=min_confidence, MaxResults=max_results)
+
+
+def _label(entry: dict[str, Any]) -> Label:
+    geometry = entry.get("Geometry") or {}
+    box = geometry.get("BoundingBox")
+    polygon = geometry.get("Polygon")
+    name = entry["Name"]
+    if not isinstance(name, str):
+        raise TypeError("a label's name is text")
+    return Label(
+        name,
+        float(entry["Confidence"]),
+        None if not box else (float(box["Left"]), float(box["Top"]), float(box["Width"]), float(box["Height"])),
+        None if not polygon else tuple((float(point["X"]), float(point["Y"])) for point in polygon),
+    )

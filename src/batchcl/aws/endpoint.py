@@ -13,7 +13,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -24,11 +23,12 @@ from botocore.exceptions import (
 )
 from botocore.httpsession import ProxyConfiguration, get_cert_path
 from botocore.utils import get_environ_proxies
+from yarl import URL
 
 from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, RefusedError
 
-__all__ = ["Endpoint", "find_endpoint", "trust"]
+__all__ = ["Endpoint", "find_endpoint", "tls_context"]
 
 _SCOPE: Final = re.compile(r"Credential=[^,]*/\d{8}/([^/,]+)/([^/,]+)/aws4_request")
 
@@ -44,7 +44,7 @@ class Endpoint:
         region: of the signature's scope.
         signing_name: the service in the signature's scope.
         proxy: to connect through, without its user and password.
-        proxy_authorization: the Proxy-Authorization header, where the proxy has a user.
+        proxy_headers: for the proxy alone: its credentials, where it has a user.
     """
 
     url: str
@@ -52,8 +52,13 @@ class Endpoint:
     host: str
     region: str
     signing_name: str
-    proxy: str | None
-    proxy_authorization: str | None = field(repr=False)
+    proxy: URL | None
+    proxy_headers: dict[str, str] = field(repr=False)
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether requests are encrypted, through a tunnel where there is a proxy."""
+        return self.url.startswith("https:")
 
 
 async def find_endpoint(aws: Aws, service: str, *, region: str, bucket: str | None = None) -> Endpoint:
@@ -64,32 +69,30 @@ async def find_endpoint(aws: Aws, service: str, *, region: str, bucket: str | No
         RefusedError: botocore knows no endpoint for it, or the proxy's address is none.
     """
     try:
-        url, authorization = await _prepared(aws, service, region, bucket)
+        prepared, authorization = await _prepared(aws, service, region, bucket)
+        url = URL(prepared, encoded=True)
     except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ClientError) as error:
         raise CredentialsError(f"{service} needs AWS credentials: {error}; log in, or check the profile") from error
     except (BotoCoreError, ValueError) as error:
         raise RefusedError(
-            f"where {service} is can't be told from the AWS settings: {error}; check the profile and the region"
+            f"finding the endpoint of {service} failed: {error}; check the AWS_ENDPOINT_URL settings, the profile and "
+            "the region"
         ) from error
     scope = _SCOPE.search(authorization)
-    parts = urlsplit(url)
-    standard = parts.port is None or parts.port == {"http": 80, "https": 443}.get(parts.scheme)
-    name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else str(parts.hostname)
-    host = name if standard else f"{name}:{parts.port}"
-    origin = f"{parts.scheme}://{host}"
-    proxy, proxy_authorization = _proxy_for(origin)
+    origin = f"{url.scheme}://{url.host_port_subcomponent}"
+    proxy, proxy_headers = _proxy_for(origin)
     return Endpoint(
         url=origin,
-        root=parts.path.rstrip("/"),
-        host=host,
+        root=url.raw_path.rstrip("/"),
+        host=url.host_port_subcomponent or "",
         region=scope[1] if scope else region,
         signing_name=scope[2] if scope else service,
         proxy=proxy,
-        proxy_authorization=proxy_authorization,
+        proxy_headers=proxy_headers,
     )
 
 
-def trust(aws: Aws) -> ssl.SSLContext:
+def tls_context(aws: Aws) -> ssl.SSLContext:
     """The certificates that `AWS_CA_BUNDLE`, the config file's `ca_bundle` or botocore's own list trust.
 
     Raises:
@@ -113,24 +116,23 @@ def trust(aws: Aws) -> ssl.SSLContext:
         ) from error
 
 
-def _proxy_for(origin: str) -> tuple[str | None, str | None]:
-    """The proxy of the environment, and what it is told to let us through: apart, as errors name the proxy."""
-    proxy = ProxyConfiguration(get_environ_proxies(origin)).proxy_url_for(origin)
-    if not proxy:
-        return None, None
+def _proxy_for(origin: str) -> tuple[URL | None, dict[str, str]]:
+    """The proxy of the environment, as botocore finds it, and its credentials: apart, as errors name the proxy."""
+    found = ProxyConfiguration(get_environ_proxies(origin)).proxy_url_for(origin)
+    if not found:
+        return None, {}
     try:
-        parts = urlsplit(proxy)
-        usable = bool(parts.hostname) and parts.port != 0 and parts.path in {"", "/"}
+        proxy = URL(found)
     except ValueError:
-        usable = False
-    if not usable:
-        raise RefusedError("HTTPS_PROXY or HTTP_PROXY is no proxy's address; write it like http://host:3128")
-    user, at, place = parts.netloc.rpartition("@")
-    if not at:
-        return proxy, None
-    name, _, password = user.partition(":")
-    encoded = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
-    return urlunsplit(parts._replace(netloc=place)), f"Basic {encoded}"
+        proxy = URL()
+    if not proxy.host or not proxy.port or proxy.path not in {"", "/"}:
+        raise RefusedError(
+            "HTTPS_PROXY or HTTP_PROXY is not the address of a proxy; write it like http://host:3128"
+        ) from None
+    if proxy.user is None:
+        return proxy, {}
+    credentials = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
+    return proxy.with_user(None), {"Proxy-Authorization": f"Basic {credentials}"}
 
 
 class _ReadOff(Exception):  # noqa: N818 - not an error: it ends a request that was only to be prepared

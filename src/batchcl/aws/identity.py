@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from batchcl.aws.explain import explained
+from batchcl.aws.errors import translate_errors
 
 __all__ = ["Identity", "caller_identity"]
 
@@ -25,6 +25,6 @@ async def caller_identity(client: Any) -> Identity:
         CredentialsError: AWS doesn't know the credentials, or they have expired.
         UnreachableError: STS doesn't answer.
     """
-    with explained("asking whose credentials these are"):
+    with translate_errors("asking whose credentials these are"):
         answer = await client.get_caller_identity()
     return Identity(answer["Account"], answer["Arn"])

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from batchcl.aws.arguments import given
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.explain import explained
+from batchcl.aws.errors import translate_errors
 from batchcl.aws.moments import utc
 from batchcl.aws.waiting import wait_until
 from batchcl.errors import ModelError, UsageError
@@ -115,7 +115,7 @@ async def describe(client: Any, arn: ModelArn) -> Model:
         ModelError: there is none of this ARN in its account and region.
         CredentialsError: AWS doesn't know the credentials, or they may not describe models.
     """
-    with explained(f"describing {arn.name}", refusal=ModelError):
+    with translate_errors(f"describing {arn.name}", refusal=ModelError):
         projects = await client.describe_projects(ProjectNames=[arn.project])
         for project in projects["ProjectDescriptions"]:
             pages = client.get_paginator("describe_project_versions").paginate(
@@ -135,7 +135,7 @@ async def list_models(client: Any, *, project: str | None = None) -> list[Model]
     """All models of the account and region, or of one project; the newest of a project first."""
     found: list[Model] = []
     names = {} if project is None else {"ProjectNames": [project]}
-    with explained("listing models", refusal=ModelError):
+    with translate_errors("listing models", refusal=ModelError):
         async for page in client.get_paginator("describe_projects").paginate(**names):
             for entry in page["ProjectDescriptions"]:
                 versions = client.get_paginator("describe_project_versions").paginate(ProjectArn=entry["ProjectArn"])
@@ -147,7 +147,7 @@ async def list_models(client: Any, *, project: str | None = None) -> list[Model]
 async def start(client: Any, arn: ModelArn, units: Units) -> None:
     """Ask the service to start the model; billing begins when it is RUNNING. Returns at once: see `wait`."""
     in_use = f"see what it does with `batchcl model show {arn.name}`; other units need `batchcl model stop` first"
-    with explained(f"starting {arn.name} with {units.words}", refusal=ModelError, in_use=in_use):
+    with translate_errors(f"starting {arn.name} with {units.words}", refusal=ModelError, in_use=in_use):
         await client.start_project_version(
             ProjectVersionArn=arn.text, MinInferenceUnits=units.minimum, **given(MaxInferenceUnits=units.maximum)
         )
@@ -159,7 +159,7 @@ async def stop(client: Any, arn: ModelArn) -> None:
     Raises:
         ModelError: the model is not RUNNING. One that is STARTING can't be stopped before it runs.
     """
-    with explained(f"stopping {arn.name}", refusal=ModelError):
+    with translate_errors(f"stopping {arn.name}", refusal=ModelError):
         await client.stop_project_version(ProjectVersionArn=arn.text)
 
 

@@ -1,4 +1,4 @@
-"""ListObjectsV2, a page a request: over the wire, or by the SDK."""
+"""ListObjectsV2, a page a request: signed and sent by `http`, or by the SDK."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import anyio
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import explain, explain_code
+from batchcl.aws.errors import ServiceError, read_error
+from batchcl.aws.http import Request, Response, SignedClient, open_signed_client
 from batchcl.aws.listing_page import MalformedPageError, Page, parse_page
-from batchcl.aws.refusal import Refusal, read_refusal
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
-from batchcl.aws.wire import Answer, Request, Wire, open_wire
 from batchcl.errors import BatchclError, CallError, CredentialsError, FatalCallError, TransientError, UnreachableError
 
-__all__ = ["PageReader", "SdkPages", "WirePages", "open_pages"]
+__all__ = ["PageReader", "SdkPages", "SignedPages", "open_pages"]
 
 ATTEMPTS: Final = 6
 """At one page, as the SDK's standard retries are set for everything else that batchcl asks of S3."""
@@ -47,13 +47,13 @@ class PageReader(Protocol):
         ...
 
 
-class WirePages:
-    """Over the wire. Any number of pages may be asked for at a time.
+class SignedPages:
+    """Pages through a `SignedClient`. Any number of them may be asked for at a time.
 
     What may pass (a busy server, a cut connection or answer) is tried six times with full jitter, up to 20 s apart.
 
     Args:
-        wire: to the bucket.
+        client: of the bucket.
         bucket: its name.
         prefix: that keys begin with.
         uniform: a random number between two.
@@ -62,14 +62,14 @@ class WirePages:
 
     def __init__(
         self,
-        wire: Wire,
+        client: SignedClient,
         *,
         bucket: str,
         prefix: str,
         uniform: Callable[[float, float], float] = random.uniform,
         sleep: Callable[[float], Any] = anyio.sleep,
     ) -> None:
-        self._wire = wire
+        self._client = client
         self._bucket = bucket
         self._doing = f"listing s3://{bucket}/{prefix}"
         self._fixed = (("list-type", "2"), ("encoding-type", "url"), ("prefix", prefix))
@@ -82,7 +82,7 @@ class WirePages:
         request = Request(query=self._fixed + where)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._read(await self._wire.send(request))
+                return self._read(await self._client.send(request))
             except (TransientError, MalformedPageError) as error:
                 if attempt == ATTEMPTS:
                     raise self._given_up(error) from error
@@ -92,18 +92,17 @@ class WirePages:
             await self._sleep(self._uniform(0, longest_s))
         raise AssertionError("the last attempt returns or raises")
 
-    def _read(self, answer: Answer) -> Page:
+    def _read(self, answer: Response) -> Page:
         """The page of an answer; raises `TransientError` for what may pass."""
         if answer.status == _OK:
             # S3 alone is known to list in UTF-8 binary order (API reference, ListObjectsV2), but not directory buckets
             is_sorted = answer.headers.get("Server") == _S3 and not self._bucket.endswith(_DIRECTORY_BUCKET)
             return parse_page(answer.body, is_sorted=is_sorted)
-        refusal = read_refusal(answer.status, answer.headers, answer.body)
-        if answer.status >= _SERVER_ERROR or refusal.code in _BUSY:
-            raise TransientError(_words(refusal), code=refusal.code, status=answer.status)
-        region = answer.headers.get("x-amz-bucket-region")
-        said = f"it is in {region}" if region else refusal.message or refusal.code
-        raise explain_code(refusal.code, said, doing=self._doing, bucket=self._bucket)
+        error = read_error(answer.status, answer.headers, answer.body)
+        if answer.status >= _SERVER_ERROR or error.code in _BUSY:
+            raise TransientError(_words(error), code=error.code, status=answer.status)
+        said = error.message or error.code
+        raise explain_code(error.code, said, doing=self._doing, bucket=self._bucket, region=error.region)
 
     def _given_up(self, error: Exception) -> UnreachableError:
         return UnreachableError(
@@ -152,12 +151,12 @@ async def open_pages(
         return
     async with AsyncExitStack() as stack:
         try:
-            wire = await stack.enter_async_context(
-                open_wire(aws, "s3", region=region, bucket=bucket, connections=connections)
+            client = await stack.enter_async_context(
+                open_signed_client(aws, "s3", region=region, bucket=bucket, connections=connections)
             )
         except FatalCallError as error:
             raise _fatal(error, f"listing s3://{bucket}/{prefix}") from error
-        yield WirePages(wire, bucket=bucket, prefix=prefix)
+        yield SignedPages(client, bucket=bucket, prefix=prefix)
 
 
 def _fatal(error: CallError, doing: str) -> BatchclError:
@@ -166,5 +165,5 @@ def _fatal(error: CallError, doing: str) -> BatchclError:
     return kind(f"{doing} failed: {error}")
 
 
-def _words(refusal: Refusal) -> str:
-    return f"{refusal.code}: {refusal.message}" if refusal.message else f"HTTP status {refusal.code}"
+def _words(error: ServiceError) -> str:
+    return f"{error.code}: {error.message}" if error.message else f"HTTP status {error.code}"

@@ -9,7 +9,7 @@ import re
 from typing import Any, Final
 
 from batchcl.aws.arn import DatasetArn, ModelArn, ProjectArn
-from batchcl.aws.explain import explained
+from batchcl.aws.errors import translate_errors
 from batchcl.errors import ModelError, RefusedError, UsageError
 
 __all__ = ["dataset_name", "described_project", "find_dataset", "find_model", "find_project", "region_in"]
@@ -49,7 +49,7 @@ async def find_model(client: Any, text: str) -> ModelArn:
     if not at or not version:
         raise UsageError(f"{text!r} names no model; write PROJECT@VERSION or an ARN, see `batchcl model list`")
     described = await described_project(client, _checked(project, text))
-    with explained(f"looking up the model {text}", refusal=ModelError):
+    with translate_errors(f"looking up the model {text}", refusal=ModelError):
         pages = client.get_paginator("describe_project_versions").paginate(
             ProjectArn=described["ProjectArn"], VersionNames=[_checked(version, text)]
         )
@@ -92,7 +92,7 @@ async def described_project(client: Any, name: str) -> dict[str, Any]:
     Raises:
         RefusedError: there is none, or (while an older one is being deleted) more than one.
     """
-    with explained(f"looking up the project {name}"):
+    with translate_errors(f"looking up the project {name}"):
         answer = await client.describe_projects(ProjectNames=[name])
     found: list[dict[str, Any]] = answer["ProjectDescriptions"]
     alive = [each for each in found if each.get("Status") != "DELETING"] or found

@@ -8,7 +8,7 @@ from typing import Any
 
 from batchcl.aws.arguments import given
 from batchcl.aws.arn import ProjectArn
-from batchcl.aws.explain import explained
+from batchcl.aws.errors import translate_errors
 from batchcl.aws.moments import utc
 
 __all__ = ["Policy", "delete_policy", "list_policies", "put_policy"]
@@ -39,7 +39,7 @@ async def put_policy(client: Any, project: ProjectArn, name: str, document: str,
     Raises:
         RefusedError: the document is malformed, the revision isn't the newest, or the project has five policies.
     """
-    with explained(f"attaching the policy {name} to the project {project.project}"):
+    with translate_errors(f"attaching the policy {name} to the project {project.project}"):
         answer = await client.put_project_policy(
             ProjectArn=project.text, PolicyName=name, PolicyDocument=document, **given(PolicyRevisionId=revision)
         )
@@ -49,7 +49,7 @@ async def put_policy(client: Any, project: ProjectArn, name: str, document: str,
 async def list_policies(client: Any, project: ProjectArn) -> list[Policy]:
     """The project's policies."""
     found: list[Policy] = []
-    with explained(f"listing the policies of the project {project.project}"):
+    with translate_errors(f"listing the policies of the project {project.project}"):
         async for page in client.get_paginator("list_project_policies").paginate(ProjectArn=project.text):
             found.extend(
                 Policy(
@@ -67,5 +67,5 @@ async def list_policies(client: Any, project: ProjectArn) -> list[Policy]:
 
 async def delete_policy(client: Any, project: ProjectArn, name: str, *, revision: str | None = None) -> None:
     """Detach a policy; with `revision` only if that is the newest."""
-    with explained(f"deleting the policy {name} of the project {project.project}"):
+    with translate_errors(f"deleting the policy {name} of the project {project.project}"):
         await client.delete_project_policy(ProjectArn=project.text, PolicyName=name, **given(PolicyRevisionId=revision))

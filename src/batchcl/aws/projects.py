@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from batchcl.aws.arn import DatasetArn, ProjectArn
-from batchcl.aws.explain import explained
+from batchcl.aws.errors import translate_errors
 from batchcl.aws.moments import utc
 from batchcl.aws.names import described_project
 from batchcl.aws.waiting import GONE, wait_until
@@ -57,7 +57,7 @@ async def create_project(client: Any, name: str, *, tags: Mapping[str, str] | No
         raise UsageError(f"{name!r} is an ARN; a new project has a name")
     arguments: dict[str, Any] = {"ProjectName": name} | ({"Tags": dict(tags)} if tags else {})
     in_use = "if there is one of this name (`batchcl project list`), go on with it or choose another name"
-    with explained(f"creating the project {name}", in_use=in_use):
+    with translate_errors(f"creating the project {name}", in_use=in_use):
         made = await client.create_project(**arguments)
     return await describe_project(client, ProjectArn.parse(made["ProjectArn"]))
 
@@ -65,7 +65,7 @@ async def create_project(client: Any, name: str, *, tags: Mapping[str, str] | No
 async def list_projects(client: Any) -> list[Project]:
     """All Custom Labels projects of the account and region, the newest first."""
     found: list[Project] = []
-    with explained("listing projects"):
+    with translate_errors("listing projects"):
         async for page in client.get_paginator("describe_projects").paginate():
             found.extend(_project(each) for each in page["ProjectDescriptions"])
     return found
@@ -96,11 +96,11 @@ async def delete_project(
         RefusedError: it still has models, or the service refuses for another reason.
         StoppedError: it wasn't gone after `timeout_s`.
     """
-    with explained(f"deleting the project {arn.project}"):
+    with translate_errors(f"deleting the project {arn.project}"):
         await client.delete_project(ProjectArn=arn.text)
 
     async def look() -> Project:
-        with explained(f"looking up the project {arn.project}"):
+        with translate_errors(f"looking up the project {arn.project}"):
             answer = await client.describe_projects(ProjectNames=[arn.project])
         for each in answer["ProjectDescriptions"]:
             if each["ProjectArn"] == arn.text:

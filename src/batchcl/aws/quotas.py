@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from batchcl.aws.explain import code_of, explained
+from batchcl.aws.errors import cause_code, translate_errors
 from batchcl.aws.lifecycle import MAX_UNITS
 from batchcl.errors import RefusedError
 
@@ -62,11 +62,11 @@ async def read_quotas(client: Any) -> Quotas:
 async def _value(client: Any, code: str) -> float:
     """The applied value, or AWS's default where none was ever applied."""
     try:
-        with explained("reading the quotas"):
+        with translate_errors("reading the quotas"):
             answer = await client.get_service_quota(ServiceCode=_SERVICE, QuotaCode=code)
     except RefusedError as error:
-        if code_of(error) != "NoSuchResourceException":
+        if cause_code(error) != "NoSuchResourceException":
             raise
-        with explained("reading the default quotas"):
+        with translate_errors("reading the default quotas"):
             answer = await client.get_aws_default_service_quota(ServiceCode=_SERVICE, QuotaCode=code)
     return float(answer["Quota"]["Value"])

@@ -16,8 +16,8 @@ import aiohttp
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from batchcl.aws.answers import S3_DENIED, error_code, error_words
 from batchcl.aws.buckets import explain
+from batchcl.aws.errors import S3_DENIED, error_code, error_message
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, CredentialsError, RefusedError
 from batchcl.images import ImageRef, unfit
@@ -157,7 +157,7 @@ async def _look_at_object(client: Any, image: ImageRef) -> Looked:
         code = error_code(error)
         if code in _EMPTY:
             return Looked(image)
-        return Looked(image, code, f"{code}: {error_words(error)}")
+        return Looked(image, code, f"{code}: {error_message(error)}")
     except NoCredentialsError as error:
         raise explain(error, f"reading {image.uri}", image.bucket) from error
     except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # a hiccup ends no run

@@ -12,22 +12,26 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import aioboto3
 import boto3
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentials
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import get_session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from yarl import URL
 
-from batchcl.aws.answers import named_region
+from batchcl.aws.errors import REDIRECTS, RedirectedError, bucket_region
 from batchcl.errors import CredentialsError, RefusedError
 
-__all__ = ["Aws", "AwsSettings", "Connection", "S3Access", "StaticCredentials"]
+__all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "S3Access", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
 _BYSTANDER_TIMEOUT_S: Final = 5
@@ -50,7 +54,7 @@ class Connection:
     Attributes:
         is_verified: certificates are checked; without, anybody may listen.
         ca_bundle: file or directory of certificates to trust; None for what the environment says.
-        is_signed: requests of clients are signed, which needs credentials. The wire's always are.
+        is_signed: requests of the SDK are signed, which needs credentials. Those of `http` always are.
         connect_timeout_s: for one connection of a client; None to wait for ever.
         read_timeout_s: for the next bytes of an answer to a client; None likewise.
         max_attempts: of a client that retries by itself.
@@ -103,6 +107,35 @@ class S3Access:
                 "aws_virtual_hosted_style_request": "false",
             }
         return options
+
+
+class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
+    """The SDK's HTTP session, which would follow redirects and send X-Amz-Security-Token to any host that they name.
+
+    Those of S3 that name a bucket's region are left to botocore, which signs a new request for that region's endpoint.
+    """
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        return SimpleNamespace(request=partial(session.request, allow_redirects=False))
+
+    async def send(self, request: Any) -> Any:
+        """The response to `request`; raises `RedirectedError` for a redirect that names no region of S3's."""
+        response = await super().send(request)
+        _refuse_redirect((response, None))
+        return response
+
+
+def _refuse_redirect(response: tuple[Any, Any] | None, **_: Any) -> None:
+    """Raise `RedirectedError` for a redirect that names no region.
+
+    As a handler of boto3's `needs-retry` event it is called before botocore's own, which would look the bucket up, be
+    redirected again, and so on without end.
+    """
+    answer = None if response is None else response[0]
+    if answer is not None and answer.status_code in REDIRECTS and "x-amz-bucket-region" not in answer.headers:
+        where = URL(answer.url).origin()
+        raise RedirectedError(where=where, status=answer.status_code, location=answer.headers.get("location"))
 
 
 class Aws:
@@ -200,6 +233,7 @@ class Aws:
         Where Rekognition is the run's own emulator, that is asked instead, as it answers for these services too.
         """
         config = AioConfig(
+            http_session_cls=DirectSession,
             retries={"total_max_attempts": 2, "mode": "standard"},
             connect_timeout=_BYSTANDER_TIMEOUT_S,
             read_timeout=2 * _BYSTANDER_TIMEOUT_S,
@@ -211,7 +245,9 @@ class Aws:
         """A client of boto3's, for threads that read what can only be read piece after piece. Blocks."""
         options = self._options(retries=True, max_pool_connections=_BLOCKING_CONNECTIONS)
         session = boto3.Session(**self._arguments)
-        return session.client("s3", region_name=region or self.region, config=Config(**options), verify=self._verify)
+        client = session.client("s3", region_name=region or self.region, config=Config(**options), verify=self._verify)
+        client.meta.events.register_first("needs-retry.s3", _refuse_redirect)
+        return client
 
     def _client(self, service: str, region: str | None, config: AioConfig, **more: Any) -> Any:
         """A client to be opened; what holds for all of them is said here."""
@@ -226,7 +262,7 @@ class Aws:
         return {"endpoint_url": self.settings.rekognition_endpoint_url, **signs}
 
     def _config(self, *, retries: bool, **more: Any) -> AioConfig:
-        return AioConfig(**self._options(retries=retries, **more))
+        return AioConfig(http_session_cls=DirectSession, **self._options(retries=retries, **more))
 
     def _options(self, *, retries: bool, **more: Any) -> dict[str, Any]:
         """What a client's configuration is made of."""
@@ -279,6 +315,7 @@ class Aws:
             }
 
         with closing(session.client("s3", region_name=self.region)) as client:
+            client.meta.events.register_first("needs-retry.s3", _refuse_redirect)
             configured = client.meta.endpoint_url
             standard = configured.endswith((".amazonaws.com", ".amazonaws.com.cn"))
             return S3Access(_bucket_region(client, bucket) or self.region, None if standard else configured, provide)
@@ -292,4 +329,4 @@ def _bucket_region(client: Any, bucket: str) -> str | None:
         answer = error.response
     except BotoCoreError:
         return None  # the first real request says what is wrong, with its own words
-    return named_region(answer)
+    return bucket_region(answer)

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from batchcl.aws.explain import explained
+from batchcl.aws.errors import translate_errors
 
 __all__ = ["list_tags", "tag", "untag"]
 
 
 async def list_tags(client: Any, arn: str) -> dict[str, str]:
     """The resource's tags."""
-    with explained(f"listing the tags of {arn}"):
+    with translate_errors(f"listing the tags of {arn}"):
         answer = await client.list_tags_for_resource(ResourceArn=arn)
     return dict(answer.get("Tags", {}))
 
 
 async def tag(client: Any, arn: str, tags: Mapping[str, str]) -> None:
     """Set `tags`; others stay. A key that is there gets the new value."""
-    with explained(f"tagging {arn}"):
+    with translate_errors(f"tagging {arn}"):
         await client.tag_resource(ResourceArn=arn, Tags=dict(tags))
 
 
 async def untag(client: Any, arn: str, keys: Collection[str]) -> None:
     """Remove the tags of these keys; keys that aren't there don't matter."""
-    with explained(f"untagging {arn}"):
+    with translate_errors(f"untagging {arn}"):
         await client.untag_resource(ResourceArn=arn, TagKeys=list(keys))

@@ -1,4 +1,4 @@
-"""The ways in which calls travel."""
+"""How calls travel. A module of its own, as the command line offers the choice before it loads the SDK."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Transport"]
 
 
 class Transport(StrEnum):
-    """How DetectCustomLabels and ListObjectsV2 travel."""
+    """How DetectCustomLabels and ListObjectsV2 travel: signed and sent by `http`, or by the SDK."""
 
     WIRE = "wire"
     AIOBOTO3 = "aioboto3"

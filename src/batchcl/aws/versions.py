@@ -14,7 +14,7 @@ from typing import Any, Final
 from batchcl.aws.arguments import given
 from batchcl.aws.arn import ModelArn, ProjectArn
 from batchcl.aws.datasets import S3Location
-from batchcl.aws.explain import explained
+from batchcl.aws.errors import translate_errors
 from batchcl.aws.lifecycle import Model, describe, model_of
 from batchcl.aws.waiting import GONE, LONG_PAUSES_S, wait_until
 from batchcl.errors import ModelError, UsageError
@@ -84,7 +84,7 @@ async def train_model(
     elif split_test_set:
         arguments["TestingData"] = {"AutoCreate": True}
     arguments |= given(VersionDescription=description, KmsKeyId=kms_key, Tags=dict(tags) if tags else None)
-    with explained(f"training {project.project}@{version}", refusal=ModelError, in_use=_in_use(project)):
+    with translate_errors(f"training {project.project}@{version}", refusal=ModelError, in_use=_in_use(project)):
         answer = await client.create_project_version(**arguments)
     return ModelArn.parse(answer["ProjectVersionArn"])
 
@@ -153,7 +153,7 @@ async def copy_model(
     }
     arguments |= given(KmsKeyId=kms_key or None, Tags=dict(tags) if tags else None)
     doing = f"copying {source.name} to {project.project}@{version}"
-    with explained(doing, refusal=ModelError, in_use=_in_use(project)):
+    with translate_errors(doing, refusal=ModelError, in_use=_in_use(project)):
         answer = await client.copy_project_version(**arguments)
     return ModelArn.parse(answer["ProjectVersionArn"])
 
@@ -186,7 +186,7 @@ async def delete_model(
         ModelError: it trains or runs.
         StoppedError: it wasn't gone after `timeout_s`.
     """
-    with explained(f"deleting {arn.name}", refusal=ModelError):
+    with translate_errors(f"deleting {arn.name}", refusal=ModelError):
         await client.delete_project_version(ProjectVersionArn=arn.text)
     passing = {
         *("DELETING", "TRAINING_COMPLETED", "TRAINING_FAILED", "STOPPED", "FAILED"),
@@ -194,7 +194,7 @@ async def delete_model(
     }
 
     async def look() -> Model:
-        with explained(f"looking up {arn.name}", refusal=ModelError):
+        with translate_errors(f"looking up {arn.name}", refusal=ModelError):
             answer = await client.describe_project_versions(ProjectArn=project.text, VersionNames=[arn.version])
         for each in answer["ProjectVersionDescriptions"]:
             if each["ProjectVersionArn"] == arn.text:

@@ -108,7 +108,7 @@ MaxTps = Annotated[float | None, _scoring("--max-tps", help="Never more calls a 
 MaxInFlight = Annotated[int | None, _scoring("--max-in-flight", help="Calls at once (256): a guard for memory.")]
 TransportOption = Annotated[
     Transport | None,
-    _scoring("--transport", help="How calls and listings go (wire); the SDK takes many times the CPU."),
+    _scoring("--transport", help="How calls and listings go (wire); the SDK takes about four times the CPU."),
 ]
 Include = Annotated[list[str] | None, _choice("--include", metavar="GLOB", help="Take these only.")]
 Exclude = Annotated[list[str] | None, _choice("--exclude", metavar="GLOB", help="Leave these out.")]

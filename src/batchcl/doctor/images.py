@@ -6,8 +6,8 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Final
 
-from batchcl.aws.classify import INVALID_S3_OBJECT
 from batchcl.aws.detect import open_detector
+from batchcl.aws.errors import INVALID_S3_OBJECT
 from batchcl.aws.readable import HEAD_BYTES, Looked, look_at, refusals, refuse_unreadable, sample_of
 from batchcl.doctor.case import Answer, Case
 from batchcl.doctor.findings import Verdict

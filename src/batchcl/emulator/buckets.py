@@ -127,14 +127,17 @@ class S3Buckets:
     async def open(cls, endpoint_url: str, stack: AsyncExitStack) -> S3Buckets:
         """Connect to `endpoint_url` with the process's ordinary AWS credentials; `stack` closes the client."""
         import aioboto3  # noqa: PLC0415 - slow to import, and only needed here
-        from botocore.config import Config  # noqa: PLC0415
+        from aiobotocore.config import AioConfig  # noqa: PLC0415
+
+        from batchcl.aws.session import DirectSession  # noqa: PLC0415
 
         session = aioboto3.Session()
         client = session.client(
             "s3",
             endpoint_url=endpoint_url,
             region_name=session.region_name or "us-east-1",
-            config=Config(
+            config=AioConfig(
+                http_session_cls=DirectSession,
                 s3={"addressing_style": "path"},
                 retries={"mode": "standard", "total_max_attempts": 3},
                 max_pool_connections=64,

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from batchcl.aws.answers import NO_CREDENTIALS
+from batchcl.aws.errors import NO_CREDENTIALS
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, FatalCallError, HostError, ImageError
 from batchcl.images import ImageRef

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.answers import error_code
+from batchcl.aws.errors import error_code
 
 __all__ = ["Blob", "ChangedError", "FileBlob", "ObjectBlob"]
 

@@ -10,8 +10,7 @@ import aiohttp
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from batchcl.aws.answers import NO_CREDENTIALS, S3_DENIED, error_code, error_words
-from batchcl.aws.classify import INVALID_S3_OBJECT
+from batchcl.aws.errors import INVALID_S3_OBJECT, NO_CREDENTIALS, S3_DENIED, error_code, error_message
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, FatalCallError, HostError, ImageError
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
@@ -83,7 +82,7 @@ def refused(error: ClientError, *, what: str = "object") -> CallError:
     """What S3's refusal to give an object means for the image that it is, or lies in."""
     code = error_code(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    said = error_words(error) or code
+    said = error_message(error) or code
     if code in _GONE:
         return ImageError(f"S3 has no such {what}: {said}", code=INVALID_S3_OBJECT)
     if code in S3_DENIED:

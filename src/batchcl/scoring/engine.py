@@ -21,8 +21,8 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
-from batchcl.aws.classify import INVALID_S3_OBJECT
 from batchcl.aws.detect import Detector
+from batchcl.aws.errors import INVALID_S3_OBJECT
 from batchcl.clock import loop_clock
 from batchcl.errors import (
     BatchclError,

@@ -15,8 +15,7 @@ import anyio
 import anyio.to_thread
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.detect_sdk import SdkDetector
-from batchcl.aws.detection import detection_of, s3_object
+from batchcl.aws.detect import SdkDetector, parse_labels, s3_object
 from batchcl.aws.names import find_model, region_in
 from batchcl.aws.session import Aws
 from batchcl.errors import (
@@ -77,7 +76,7 @@ class Answered:
     @property
     def labels(self) -> tuple[Label, ...]:
         """The answer's labels, as the service ordered them; none where there is an error."""
-        return () if self.answer is None else detection_of(self.answer, self.request_id).labels
+        return () if self.answer is None else parse_labels(self.answer, self.request_id).labels
 
 
 def given(image: str | os.PathLike[str] | bytes, *, version_id: str | None = None) -> Given:
@@ -258,5 +257,5 @@ class _Looker:
 
 def _answered(each: Given, answer: Any, request_id: str, *, fitted: str | None = None) -> Answered:
     """Raises `TransientError` where the answer is none of the API's."""
-    detection_of(answer, request_id)
+    parse_labels(answer, request_id)
     return Answered(name=each.name, answer=answer, request_id=request_id, fitted=fitted)

@@ -22,8 +22,8 @@ import anyio
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.answers import error_code
 from batchcl.aws.buckets import explain
+from batchcl.aws.errors import error_code
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError, UnreachableError
 from batchcl.reading.tar import BLOCK, is_tar

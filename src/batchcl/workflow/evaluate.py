@@ -6,9 +6,9 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.answers import error_code
 from batchcl.aws.buckets import explain
 from batchcl.aws.datasets import S3Location
+from batchcl.aws.errors import error_code
 from batchcl.aws.lifecycle import Model
 from batchcl.errors import ModelError, SourceError
 from batchcl.workflow.evaluation import ModelEvaluation, evaluation_of

@@ -9,8 +9,8 @@ from typing import Any, Final
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.answers import S3_DENIED, error_code
 from batchcl.aws.buckets import check_bucket, explain
+from batchcl.aws.errors import S3_DENIED, error_code
 from batchcl.errors import BatchclError, CredentialsError, SourceError
 from batchcl.runs.together import together
 from batchcl.workflow.local import LocalImage

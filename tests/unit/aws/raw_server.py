@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -108,6 +109,35 @@ async def answering(*answers: bytes, tls: ssl.SSLContext | None = None) -> Async
         for writer in list(open_now):
             writer.transport.abort()
         await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def tunnelling() -> AsyncIterator[RawServer]:
+    """A proxy on the loopback that opens the tunnels that it is asked for, for the time of the block."""
+    proxy = RawServer(0, in_turn([b""]))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (asked := await _read(reader)) is None:
+            return
+        proxy.asked.append(asked)
+        host, _, port = asked.line.split()[1].rpartition(":")
+        there, back = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(copy(reader, back), copy(there, writer))
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    proxy.port = listener.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        listener.close()
 
 
 async def _read(reader: asyncio.StreamReader) -> Asked | None:

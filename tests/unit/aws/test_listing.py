@@ -7,11 +7,11 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from batchcl.aws.listing import WirePages, open_pages
+from batchcl.aws.http import Request, Response, SignedClient
+from batchcl.aws.listing import SignedPages, open_pages
 from batchcl.aws.listing_page import Page
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
-from batchcl.aws.wire import Answer, Request, Wire
 from batchcl.errors import (
     BatchclError,
     CredentialsError,
@@ -29,19 +29,19 @@ PAGE = (
 )
 
 
-def refusal(status: int, code: str, message: str = "so", **headers: str) -> Answer:
+def refusal(status: int, code: str, message: str = "so", **headers: str) -> Response:
     body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
-    return Answer(status, headers, body)
+    return Response(status, headers, body)
 
 
-class FakeWire:
+class FakeClient:
     """Answers as it is told, the last answer again and again."""
 
-    def __init__(self, *answers: Answer | Exception) -> None:
+    def __init__(self, *answers: Response | Exception) -> None:
         self.answers = list(answers)
         self.requests: list[Request] = []
 
-    async def send(self, request: Request) -> Answer:
+    async def send(self, request: Request) -> Response:
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
@@ -50,14 +50,18 @@ class FakeWire:
 
 
 def read(
-    wire: FakeWire, *, waits: list[float] | None = None, bucket: str = "b", where: Mapping[str, str] | None = None
+    client: FakeClient, *, waits: list[float] | None = None, bucket: str = "b", where: Mapping[str, str] | None = None
 ) -> Page:
     async def sleep(seconds: float) -> None:
         if waits is not None:
             waits.append(seconds)
 
-    pages = WirePages(
-        cast("Wire", wire), bucket=bucket, prefix="p +/é", uniform=lambda low, high: (low + high) / 2, sleep=sleep
+    pages = SignedPages(
+        cast("SignedClient", client),
+        bucket=bucket,
+        prefix="p +/é",
+        uniform=lambda low, high: (low + high) / 2,
+        sleep=sleep,
     )
 
     async def main() -> Page:
@@ -66,8 +70,8 @@ def read(
     return anyio.run(main)
 
 
-def ok(headers: Mapping[str, str] | None = None) -> Answer:
-    return Answer(200, headers or {}, PAGE)
+def ok(headers: Mapping[str, str] | None = None) -> Response:
+    return Response(200, headers or {}, PAGE)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +85,12 @@ def ok(headers: Mapping[str, str] | None = None) -> Answer:
     ],
 )
 def test_a_page_is_asked_for_with_encoded_keys(where: dict[str, str], expected: dict[str, str]) -> None:
-    wire = FakeWire(ok())
-    page = read(wire, where=where)
+    client = FakeClient(ok())
+    page = read(client, where=where)
     assert (page.keys, page.etags, page.sizes) == (["k"], ["e"], [1])
     assert page.modified == [dt.datetime(2026, 11, 21, tzinfo=dt.UTC)]
-    assert [(each.method, each.path) for each in wire.requests] == [("GET", "/")]
-    assert dict(wire.requests[0].query) == {"list-type": "2", "encoding-type": "url", "prefix": "p +/é"} | expected
+    assert [(each.method, each.path) for each in client.requests] == [("GET", "/")]
+    assert dict(client.requests[0].query) == {"list-type": "2", "encoding-type": "url", "prefix": "p +/é"} | expected
 
 
 @pytest.mark.parametrize(
@@ -101,8 +105,8 @@ def test_a_page_is_asked_for_with_encoded_keys(where: dict[str, str], expected: 
 def test_only_s3_itself_is_trusted_to_list_in_order_and_not_its_directory_buckets(
     server: str | None, bucket: str, expected: bool
 ) -> None:
-    wire = FakeWire(ok({} if server is None else {"Server": server}))
-    assert read(wire, bucket=bucket).is_sorted is expected
+    client = FakeClient(ok({} if server is None else {"Server": server}))
+    assert read(client, bucket=bucket).is_sorted is expected
 
 
 @pytest.mark.parametrize(
@@ -110,11 +114,15 @@ def test_only_s3_itself_is_trusted_to_list_in_order_and_not_its_directory_bucket
     [
         (refusal(404, "NoSuchBucket"), SourceError, "there is no bucket b"),
         (refusal(403, "AccessDenied"), CredentialsError, "s3:ListBucket"),
-        (Answer(403, {}, b""), CredentialsError, "access denied"),
-        (Answer(404, {}, b""), SourceError, "there is no bucket b"),
-        (refusal(301, "PermanentRedirect", **{"x-amz-bucket-region": "eu-west-3"}), RegionError, "it is in eu-west-3"),
-        (Answer(301, {}, b""), RegionError, "another region"),
-        (refusal(307, "TemporaryRedirect", "try eu"), RefusedError, "TemporaryRedirect: try eu"),
+        (Response(403, {}, b""), CredentialsError, "access denied"),
+        (Response(404, {}, b""), SourceError, "there is no bucket b"),
+        (
+            refusal(301, "PermanentRedirect", **{"x-amz-bucket-region": "eu-west-3"}),
+            RegionError,
+            "bucket b is in eu-west-3",
+        ),
+        (Response(301, {}, b""), RegionError, "another region"),
+        (refusal(307, "TemporaryRedirect", "try eu"), RegionError, "another region (try eu)"),
         (refusal(400, "AuthorizationHeaderMalformed", "expecting eu-west-1"), RegionError, "expecting eu-west-1"),
         (refusal(400, "ExpiredToken"), CredentialsError, "log in again"),
         (refusal(403, "SignatureDoesNotMatch"), CredentialsError, "check the profile"),
@@ -124,42 +132,57 @@ def test_only_s3_itself_is_trusted_to_list_in_order_and_not_its_directory_bucket
     ],
 )
 def test_a_refusal_is_told_at_once_as_the_sdk_tells_it(
-    answer: Answer | Exception, kind: type[BatchclError], words: str
+    answer: Response | Exception, kind: type[BatchclError], words: str
 ) -> None:
     waits: list[float] = []
     with pytest.raises(kind, match=r"^listing s3://b/p \+/é failed: ") as caught:
-        read(FakeWire(answer), waits=waits)
+        read(FakeClient(answer), waits=waits)
     assert type(caught.value) is kind
     assert words in str(caught.value)
     assert waits == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refusal(301, "PermanentRedirect", **{"x-amz-bucket-region": "eu-west-3"}),
+        refusal(307, "TemporaryRedirect", **{"x-amz-bucket-region": "eu-west-3"}),
+        Response(307, {"x-amz-bucket-region": "eu-west-3"}, b""),
+        Response(400, {}, b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-3</Region></Error>"),
+    ],
+)
+def test_a_bucket_in_another_region_is_told_with_its_region(answer: Response) -> None:
+    with pytest.raises(RegionError, match=r"bucket b is in eu-west-3; check the region") as caught:
+        read(FakeClient(answer))
+    assert caught.value.found == "eu-west-3"
 
 
 BUSY = [
     refusal(503, "SlowDown", "Please reduce your request rate."),
     refusal(500, "InternalError"),
     refusal(400, "RequestTimeout"),
-    Answer(502, {}, b"<html>"),
-    Answer(429, {}, b""),
-    Answer(200, {}, PAGE[:-10]),
-    Answer(200, {}, b"<html>sign in</html>"),
+    Response(502, {}, b"<html>"),
+    Response(429, {}, b""),
+    Response(200, {}, PAGE[:-10]),
+    Response(200, {}, b"<html>sign in</html>"),
     TransientError("the connection was cut", code="ServerDisconnectedError"),
 ]
 
 
 @pytest.mark.parametrize("answer", BUSY)
-def test_what_may_pass_is_tried_again_with_jitter(answer: Answer | Exception) -> None:
+def test_what_may_pass_is_tried_again_with_jitter(answer: Response | Exception) -> None:
     waits: list[float] = []
-    assert read(FakeWire(answer, answer, ok()), waits=waits).keys == ["k"]
+    assert read(FakeClient(answer, answer, ok()), waits=waits).keys == ["k"]
     assert waits == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("answer", BUSY)
-def test_it_gives_up_after_six_attempts_in_words(answer: Answer | Exception) -> None:
+def test_it_gives_up_after_six_attempts_in_words(answer: Response | Exception) -> None:
     waits: list[float] = []
-    wire = FakeWire(answer)
+    client = FakeClient(answer)
     with pytest.raises(UnreachableError, match=r"^listing s3://b/p \+/é failed 6 times: .*try again later$"):
-        read(wire, waits=waits)
-    assert len(wire.requests) == 6
+        read(client, waits=waits)
+    assert len(client.requests) == 6
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0]
 
 

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.detect_sdk import SdkDetector
+from batchcl.aws.detect import SdkDetector
 from batchcl.errors import BatchclError, CallError, ModelError, RefusedError, ThrottledError, TransientError
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
 from batchcl.reading.objects import ObjectReader

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.aws.classify import EXPIRED_CODES, classify
+from batchcl.aws.errors import EXPIRED_CODES, classify, read_error
 from batchcl.errors import (
     CallError,
     FatalCallError,
@@ -34,8 +34,7 @@ TABLE: list[tuple[str, str, int | None, type[CallError]]] = [
     ("InvalidImageFormatException", "Request has invalid image format", 400, ImageError),
     ("InvalidS3ObjectException", "Unable to get object metadata from S3", 400, ImageError),
     ("InvalidParameterException", "Request has invalid parameters", 400, ImageError),
-    ("InvalidParameterException", "projectVersionArn is not valid", 400, FatalCallError),
-    ("InvalidParameterException", "Invalid ARN", 400, FatalCallError),
+    ("InvalidParameterException", "arn:aws:s3:::pics/projectVersionArn.jpg is not valid", 400, ImageError),
     ("AccessDeniedException", "not authorized", 400, FatalCallError),
     ("ResourceNotFoundException", "no such model", 400, FatalCallError),
     ("UnrecognizedClientException", "the security token is invalid", 400, FatalCallError),
@@ -82,7 +81,6 @@ def test_the_limit_of_s3_is_told_from_the_models() -> None:
         ("AccessDeniedException", "no", "allow rekognition:DetectCustomLabels"),
         ("ResourceNotFoundException", "no", "batchcl model list"),
         ("UnrecognizedClientException", "no", "check the profile"),
-        ("InvalidParameterException", "bad ARN", "batchcl model list"),
     ],
 )
 def test_what_is_fatal_says_what_to_do(code: str, message: str, advice: str) -> None:
@@ -110,11 +108,29 @@ def test_a_body_that_was_cut_is_worth_another_attempt():
     assert isinstance(classify("400", "Bad Request", status=400), TransientError)
 
 
-@pytest.mark.parametrize("message", ["Invalid ProjectVersionArn", "bad 'projectVersionArn'", "The ARN is bad"])
-def test_an_invalid_parameter_about_the_arn_is_fatal(message):
-    assert isinstance(classify("InvalidParameterException", message, status=400), FatalCallError)
+MOVED = b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>no</Message><Region>eu-west-1</Region></Error>"
 
 
-@pytest.mark.parametrize("message", ["Warning: the image is odd", "learn more", "Request has an invalid parameter"])
-def test_an_invalid_parameter_about_anything_else_is_the_images(message):
-    assert isinstance(classify("InvalidParameterException", message, status=400), ImageError)
+@pytest.mark.parametrize(
+    ("headers", "body", "region"),
+    [
+        ({}, MOVED, "eu-west-1"),
+        ({"x-amz-bucket-region": "eu-west-3"}, MOVED, "eu-west-3"),
+        ({"x-amz-bucket-region": "eu-west-3"}, b"", "eu-west-3"),
+        ({}, b"<html><Region>mars</Region></html>", None),
+        ({}, b'{"__type": "ThrottlingException"}', None),
+    ],
+)
+def test_the_region_that_s3_names_is_read(headers: dict[str, str], body: bytes, region: str | None) -> None:
+    assert read_error(400, headers, body).region == region
+
+
+def test_a_text_with_a_user_s_key_decides_nothing() -> None:
+    """Whatever a key is called, its image fails alone."""
+    for key in ("arn:aws:rekognition", "versionArn", "signature expired", "slow down", "s3"):
+        error = classify(
+            "InvalidParameterException", f"1 validation error detected: Value '{key}' at 'name'", status=400
+        )
+        assert type(error) is ImageError
+        wrong_key = classify("SignatureDoesNotMatch", f"no match for {key}", status=403)
+        assert "secret key does not fit" in str(wrong_key)

@@ -29,10 +29,9 @@ from botocore.exceptions import (
     UnknownEndpointError,
 )
 
-from batchcl.aws import detect_sdk as module
+from batchcl.aws import detect as module
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.detect import open_detector
-from batchcl.aws.detect_sdk import SdkDetector
+from batchcl.aws.detect import SdkDetector, open_detector
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import CallError, FatalCallError, ImageError, ThrottledError, TransientError
@@ -246,7 +245,7 @@ def test_no_call_outlives_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
         async def detect_custom_labels(self, **_arguments: Any) -> Any:
             await anyio.sleep_forever()
 
-    monkeypatch.setattr(module, "CALL_DEADLINE_S", 0.01)
+    monkeypatch.setattr(module, "DEADLINE_S", 0.01)
     with pytest.raises(TransientError) as caught:
         detect(Stuck())
     assert caught.value.code == "Timeout"

@@ -121,11 +121,8 @@ def test_both_ask_for_the_same(both: Both, tmp_path: Any) -> None:
         ours, theirs = asked[Transport.WIRE], asked[Transport.AIOBOTO3]
         assert ours.line == theirs.line == "POST / HTTP/1.1"
         assert orjson.loads(ours.body) == orjson.loads(theirs.body)
-        for name in ("content-type", "x-amz-target", "host", "content-length"):
-            assert (name, ours.headers[name].lower()) == (
-                name,
-                theirs.headers[name].lower(),
-            ) or name == "content-length"
+        for name in ("content-type", "x-amz-target", "host"):
+            assert (name, ours.headers[name]) == (name, theirs.headers[name])
         assert ours.headers["user-agent"].startswith("batchcl/")
         assert "content-encoding" not in ours.headers
 
@@ -142,7 +139,6 @@ REFUSALS: list[tuple[bytes, type[CallError], str]] = [
     (error(400, "InvalidImageFormatException"), ImageError, ""),
     (error(400, "InvalidS3ObjectException"), ImageError, ""),
     (error(400, "InvalidParameterException", "1 validation error"), ImageError, ""),
-    (error(400, "InvalidParameterException", "Invalid ProjectVersionArn"), FatalCallError, ""),
     (error(400, "AccessDeniedException", "User is not authorized"), FatalCallError, ""),
     (error(400, "ResourceNotFoundException"), FatalCallError, ""),
     (error(400, "UnrecognizedClientException"), FatalCallError, ""),
@@ -221,7 +217,7 @@ BROKEN: list[bytes] = [
 def test_answers_of_another_shape_are_tried_again(both: Both, answer: bytes) -> None:
     for found in both.outcomes(answer).values():
         assert isinstance(found, TransientError)
-        assert (found.code, str(found)) == ("MalformedAnswer", "the answer has another shape than the API's")
+        assert (found.code, str(found)) == ("MalformedAnswer", "malformed response")
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'{"__type":3}', b'{"__type":"","message":[1]}'])
@@ -264,15 +260,15 @@ def test_the_wire_reads_the_code_where_the_sdk_reads_only_the_type(both: Both) -
         assert isinstance(found[Transport.AIOBOTO3], TransientError)
 
 
-def test_a_redirect_is_one_clear_sentence_on_the_wire(both: Both) -> None:
+def test_a_redirect_is_the_same_clear_sentence(both: Both) -> None:
     moved = http(307, b"", ("Location", "https://rekognition.us-west-2.amazonaws.com/"))
-    both.server.asked.clear()
-    both.server.answers = in_turn([moved])
-    with pytest.raises(
-        FatalCallError, match=r"redirects to https://rekognition\.us-west-2\..*check the region"
-    ) as caught:
-        both.portal.call(both.detectors[Transport.WIRE].detect, IMAGE)
-    assert (caught.value.code, len(both.server.asked)) == ("307", 1)
+    for found in both.outcomes(moved).values():
+        assert isinstance(found, FatalCallError)
+        assert (found.code, found.status) == ("307", 307)
+        assert str(found) == (
+            f"{both.server.url} answered 307 and redirects to https://rekognition.us-west-2.amazonaws.com/; check the "
+            "region, the AWS_ENDPOINT_URL settings and the proxy"
+        )
 
 
 @pytest.mark.parametrize("name", ["missing.png", "."])
