@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import anyio.to_thread
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import LocalStore, MemoryStore, S3Store
 
 from batchcl.errors import OutputError, StoppedError, UsageError
@@ -39,6 +40,10 @@ _READ_AHEAD_BYTES = 64 * 1024
 _OP_TIMEOUT = timedelta(seconds=60)
 _RETRY_FOR = timedelta(minutes=3)
 _STALE_S = 86_400.0
+_ATTEMPTS = 8
+_BACKOFF_S = 0.25
+_BACKOFF_MAX_S = 20.0
+_TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,30 @@ class StoredFile:
 
     path: str
     size_bytes: int
+
+
+class _Attempt(NamedTuple):
+    """One attempt at a write, from 0."""
+
+    number: int
+
+    def failed(self, error: BaseError) -> None:
+        """Raise `error`, unless another attempt may succeed."""
+        if self.number + 1 == _ATTEMPTS or not _may_pass(error):
+            raise error
+
+
+def _may_pass(error: BaseError) -> bool:
+    """Whether a write that failed this way may succeed the next time.
+
+    obstore doesn't repeat a conditional PUT whose connection broke, nor any on 400 RequestTimeout or 409. It says which
+    it was in words only, behind the URL, in which a user's prefix is URL-encoded: no " - " and no tag can be in it.
+    """
+    if isinstance(error, AlreadyExistsError):
+        return True
+    reason = str(error).partition(" - ")[2]
+    code = re.search(r"<Code>(\w+)</Code>", reason)
+    return reason.startswith("HTTP error") or (code is not None and code[1] in _TRANSIENT_CODES)
 
 
 class Store:
@@ -59,7 +88,10 @@ class Store:
         *,
         folder: Path | None = None,
         scan_options: Callable[[], dict[str, Any] | None] = lambda: None,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
+        self._sleep = sleep
+        self._rng = random.Random()  # noqa: S311 - jitter, no secret
         self.root = root
         self._backend = backend
         self._folder = folder
@@ -111,24 +143,54 @@ class Store:
     async def put(self, path: str, data: bytes) -> None:
         """Write the object, replacing an older one. Never used below `results/` and `failures/`."""
         with _explained("writing", self.uri(path)):
-            if self._folder is None:
-                await obstore.put_async(self._backend, path, data, use_multipart=False)
-            else:
+            if self._folder is not None:
                 await self._rename(await self._stage(data, self._folder), path, self._folder, overwrite=True)
+                return
+            async for attempt in self._attempts():
+                try:
+                    await obstore.put_async(self._backend, path, data, use_multipart=False)
+                except (GenericError, AlreadyExistsError) as error:
+                    attempt.failed(error)
+                else:
+                    return
 
     async def put_new(self, path: str, data: bytes) -> bool:
-        """Write the object only if none is there; False if one was. Exactly one of several callers gets True."""
+        """Write the object only if none is there; False if one was. Exactly one of several callers gets True.
+
+        Where the answer to an attempt was lost, what is stored then decides: `data` must tell its writer, or be the
+        same whoever writes it.
+        """
         with _explained("creating", self.uri(path)):
-            try:
-                if self._folder is None:
+            if self._folder is not None:
+                return await self._create_file(path, data, self._folder)
+            async for attempt in self._attempts():
+                try:
                     await obstore.put_async(self._backend, path, data, mode="create", use_multipart=False)
-                elif (self._folder / path).exists():
-                    return False
+                except AlreadyExistsError as error:
+                    stored = await self._get(path)
+                    if stored is not None:
+                        return attempt.number > 0 and stored == data
+                    attempt.failed(error)  # a conflict with another writer, of which nothing came
+                except GenericError as error:
+                    attempt.failed(error)
                 else:
-                    await self._rename(await self._stage(data, self._folder), path, self._folder, overwrite=False)
-            except AlreadyExistsError:
-                return False
-            return True
+                    return True
+            raise AssertionError  # the last attempt raises
+
+    async def _create_file(self, path: str, data: bytes, folder: Path) -> bool:
+        if await anyio.to_thread.run_sync((folder / path).exists):
+            return False
+        try:
+            await self._rename(await self._stage(data, folder), path, folder, overwrite=False)
+        except AlreadyExistsError:
+            return False
+        return True
+
+    async def _attempts(self) -> AsyncIterator[_Attempt]:
+        """Attempts at a write, with random pauses between them. obstore itself repeats those that 5xx answers."""
+        for number in range(_ATTEMPTS):
+            yield _Attempt(number)
+            await self._sleep(self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**number)))
 
     async def _stage(self, data: bytes, folder: Path) -> str:
         """Write a temporary file, and force its content to the disk."""
@@ -169,11 +231,14 @@ class Store:
     async def get(self, path: str) -> bytes | None:
         """The object's bytes, or None where there is none."""
         with _explained("reading", self.uri(path)):
-            try:
-                answer = await obstore.get_async(self._backend, path)
-                return bytes(await answer.bytes_async())
-            except FileNotFoundError:
-                return None
+            return await self._get(path)
+
+    async def _get(self, path: str) -> bytes | None:
+        try:
+            answer = await obstore.get_async(self._backend, path)
+            return bytes(await answer.bytes_async())
+        except FileNotFoundError:
+            return None
 
     async def exists(self, path: str) -> bool:
         """Whether the object is there."""
