@@ -24,7 +24,6 @@ import polars as pl
 from common import conditions, cost_of, said_by, status_mb
 
 from batchcl.images import ImageRef
-from batchcl.memory import give_back_memory
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.schema import ROW_GROUP_ROWS
 from batchcl.runs.store import Store
@@ -86,7 +85,6 @@ def _by_polars(root: str, numbers: list[int]) -> int:
 
 
 def _one(way: str, order: str, root: str, known: int, images: int) -> dict[str, Any]:
-    give_back_memory()
     numbers = _asked(order, known, images)
     by_batchcl = partial(anyio.run, _by_batchcl, root, numbers)
     fresh, cost = cost_of(by_batchcl if way == BATCHCL else partial(_by_polars, root, numbers))

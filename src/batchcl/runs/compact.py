@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
+import anyio.to_thread
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +41,6 @@ from batchcl.runs.record import read_summary
 from batchcl.runs.returned import merged_from, names_of, returned_parts
 from batchcl.runs.schema import RESULTS, parquet_bytes
 from batchcl.runs.store import Store, StoredFile
-from batchcl.runs.turns import in_turn
 
 __all__ = ["Compaction", "compact", "hidden_parts"]
 
@@ -207,7 +207,7 @@ async def _merge(store: Store, group: Sequence[StoredFile]) -> Compaction:
         if data is None:
             raise _taken_over(store)
         parts.append((store.uri(path), data))
-    rows, merged = await in_turn(_merged, parts)
+    rows, merged = await anyio.to_thread.run_sync(_merged, parts)
     partition = hashlib.sha256(plan.output.rpartition("/")[0].encode()).hexdigest()[:16]
     intent, said = f"{_INTENTS}/{partition}.json", orjson.dumps({"inputs": plan.inputs, "output": plan.output})
     await store.put_mine(intent, said, what="what it merges")

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import anyio.to_thread
 import pyarrow as pa
 
 from batchcl.runs.damage import intact
@@ -17,7 +18,6 @@ from batchcl.runs.entries import ENTRIES, Entry, entry_table
 from batchcl.runs.layout import RunPaths, sequence
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
-from batchcl.runs.turns import in_turn
 
 __all__ = ["Journal"]
 
@@ -51,13 +51,13 @@ class Journal:
         self._next = 1 + max((sequence(file.path) for file in files), default=-1)
         segments = await together(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
         where = [self._store.uri(file.path) for file in files]
-        return await in_turn(_decode, zip(where, segments, strict=True))
+        return await anyio.to_thread.run_sync(_decode, zip(where, segments, strict=True))
 
     async def stage(self, entries: Sequence[Entry]) -> int:
         """Take over `entries` for the next segment, which `settle` writes; returns how many."""
         await self.settle()
         taken = list(entries)
-        self._unsettled = await in_turn(_encode, taken, self._round, self._writer)
+        self._unsettled = await anyio.to_thread.run_sync(_encode, taken, self._round, self._writer)
         return len(taken)
 
     async def settle(self) -> None:

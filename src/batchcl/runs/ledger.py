@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 import anyio
+import anyio.to_thread
 import pyarrow as pa
 
 from batchcl.bell import Bell
@@ -25,7 +27,6 @@ from batchcl.runs.markers import write_marker
 from batchcl.runs.parts import PartSpec, shard_parts
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
-from batchcl.runs.turns import in_turn
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.outcome import Counts, Outcome
 from batchcl.scoring.shards import Batch
@@ -258,7 +259,8 @@ class Ledger:
 
     async def _put_parts(self, shard: int, round_: int, new: pa.Table, state: pa.Table) -> None:
         images = self._open[shard].images
-        parts = await in_turn(shard_parts, self._spec, shard, round_=round_, images=images, new=new, state=state)
+        make = partial(shard_parts, self._spec, shard, round_=round_, images=images, new=new, state=state)
+        parts = await anyio.to_thread.run_sync(make)
         for part in parts:
             if part.data is None:
                 await self._store.delete(part.path)

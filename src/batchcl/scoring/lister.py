@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import anyio.to_thread
 import pyarrow as pa
 
 from batchcl.images import ImageRef
 from batchcl.runs.image_table import image_table
-from batchcl.runs.turns import in_turn
 from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.tally import Tally
 from batchcl.sources.select import Bookmark, Page
@@ -92,7 +92,7 @@ class _Shard:
 
     async def take(self, images: list[ImageRef], bookmark: Bookmark) -> None:
         """Add the next images, for which there is room; `bookmark` is the one behind them."""
-        self._columns.append(await in_turn(image_table, images))
+        self._columns.append(await anyio.to_thread.run_sync(image_table, images))
         self._bookmark = bookmark
         self.images += len(images)
 
