@@ -138,6 +138,16 @@ def tail(said: dict[str, Any]) -> Iterator[Figure]:
     yield "an image whose call hangs at the end is answered after", f"{hung:.2f} s"
 
 
+def listing_beside_scoring(said: dict[str, Any]) -> Iterator[Figure]:
+    """Calls a second beside nothing and beside a list, and their ratio."""
+    for run in said["runs"]:
+        found = f"{run['calls_per_second']:.1f}, event loop late by {run['late_p99_ms']:.1f} ms (p99)"
+        yield f"calls a second of {said['max_tps']:g}, beside {run['beside']}", found
+    share, target = said["share"], said["to_reach"]
+    figure = f"calls beside a list of {said['keys']:,} images, of those beside nothing"
+    yield figure, f"{share:.3f} x", f"{target:g} x", share >= target
+
+
 def memory(said: dict[str, Any]) -> Iterator[Figure]:
     """Peaks, smallest run first, and the last one beside it."""
     for run in said["runs"]:
@@ -194,6 +204,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
         end_to_end,
         image_cost,
         tail,
+        listing_beside_scoring,
         memory,
         resume,
         sources,

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Protocol
 
 import anyio
+import anyio.lowlevel
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import explain, explain_code
@@ -75,6 +76,7 @@ class WirePages:
         self._fixed = (("list-type", "2"), ("encoding-type", "url"), ("prefix", prefix))
         self._uniform = uniform
         self._sleep = sleep
+        self._parsing = anyio.Lock()
 
     async def page(self, *, after: str | None = None, token: str | None = None) -> Page:
         """See `PageReader.page`."""
@@ -82,7 +84,10 @@ class WirePages:
         request = Request(query=self._fixed + where)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._read(await self._wire.send(request))
+                answer = await self._wire.send(request)
+                async with self._parsing:  # answers come together, and calls beside them need the event loop
+                    await anyio.lowlevel.checkpoint()
+                    return self._read(answer)
             except (TransientError, MalformedPageError) as error:
                 if attempt == ATTEMPTS:
                     raise self._given_up(error) from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
+import anyio
 import anyio.to_thread
 import pyarrow as pa
 
@@ -15,7 +16,15 @@ from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.tally import Tally
 from batchcl.sources.select import Bookmark, Page
 
-__all__ = ["Freshness", "freeze_all"]
+__all__ = ["LISTED_PER_S", "Freshness", "freeze_all", "leave_room_for_calls"]
+
+LISTED_PER_S: Final = 25_000
+"""Images that are listed a second at most while calls are made.
+
+An image costs some 10 µs to list and freeze, most of it under the interpreter's lock: at full speed that is a core, and
+calls fall behind (`benchmarks/listing_beside_scoring.py`). At this rate it is a quarter of one, and still a hundred
+times as fast as any model scores.
+"""
 
 
 class Freshness(Protocol):
@@ -24,6 +33,12 @@ class Freshness(Protocol):
     async def fresh(self, images: Sequence[ImageRef]) -> list[bool]:
         """For each image, whether it needs a call."""
         ...
+
+
+async def leave_room_for_calls(worklist: WorkList, images: int) -> None:
+    """Wait after so many images were listed, so that calls get the processor; until there is a shard, none are made."""
+    if worklist.shards:
+        await anyio.sleep(images / LISTED_PER_S)
 
 
 async def freeze_all(

@@ -37,7 +37,7 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.guards import guards_of
-from batchcl.scoring.lister import freeze_all
+from batchcl.scoring.lister import freeze_all, leave_room_for_calls
 from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
@@ -274,9 +274,10 @@ async def _begin(
     record, worklist = found.record, found.worklist
     first = None
     listing = found.listing
+    pause = partial(leave_room_for_calls, worklist)
     if listing is not None and not worklist.shards:
         first = await first_page(
-            closed_by(lists, listing.selection.pages()),
+            closed_by(lists, listing.selection.pages(pause=pause)),
             listing,
             job,
             look=lambda page: listing.try_reading(page.images),
@@ -289,7 +290,8 @@ async def _begin(
         return record, first
     if found.listing is None:
         return record, _no_pages()
-    return record, closed_by(lists, found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images()))
+    rest = found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images(), pause=pause)
+    return record, closed_by(lists, rest)
 
 
 async def _no_pages() -> AsyncIterator[Page]:

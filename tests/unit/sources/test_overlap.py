@@ -201,3 +201,23 @@ def test_any_sources_bring_each_image_once_at_its_first_place_from_anywhere(
     for at in range(1, len(images)):
         rest, again = anyio.run(going_on, made, images[:at], bookmarks[:at])
         assert (rest, again) == (images[at:], repeated)
+
+
+def test_images_that_were_taken_already_are_remembered_with_a_pause_after_each_page() -> None:
+    sources = [Named([ref("a"), ref("b")]), Named([ref("b"), ref("c")])]
+    pauses: list[int] = []
+
+    async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
+        yield 0, [ref("a")]
+        yield 0, [ref("b")]
+
+    async def pause(images: int) -> None:
+        pauses.append(images)
+
+    async def main() -> list[str]:
+        after = Bookmark(0, Position(2, "b"), 2)
+        pages = Selection(sources, Filters()).pages(after, earlier=earlier(), pause=pause)
+        return [image.key async for page in pages for image in page.images]
+
+    assert anyio.run(main) == ["c"]
+    assert pauses == [1, 1, 2]
