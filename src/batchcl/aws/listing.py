@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Protocol
 
 import anyio
-import anyio.lowlevel
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import explain, explain_code
@@ -85,8 +84,7 @@ class WirePages:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 answer = await self._wire.send(request)
-                async with self._parsing:  # answers come together, and calls beside them need the event loop
-                    await anyio.lowlevel.checkpoint()
+                async with self._parsing:  # one in a turn of the event loop, which calls need too
                     return self._read(answer)
             except (TransientError, MalformedPageError) as error:
                 if attempt == ATTEMPTS:
