@@ -117,12 +117,13 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
         _show_list(worklist, progress)
         freeze = None
         if listing is not None and worklist.totals is None:
+            pause = partial(leave_room_for_calls, worklist)
             freeze = partial(
                 freeze_all,
                 worklist,
                 pages,
                 shard_size=job.shard_size,
-                freshness=KnownVersions(store, record.model_name) if job.incremental else None,
+                freshness=KnownVersions(store, record.model_name, pause=pause) if job.incremental else None,
                 tally=listing.tally,
                 on_frozen=partial(_show_list, worklist, progress),
             )

@@ -15,7 +15,7 @@ from batchcl.sources.filters import Filters, Sieve
 from batchcl.sources.overlap import Overlap
 from batchcl.sources.sample import SmallestRanks
 
-__all__ = ["Bookmark", "Page", "Pause", "Selection"]
+__all__ = ["Bookmark", "Page", "Pause", "Selection", "no_pause"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ _Pick: TypeAlias = tuple[int, int, Mapping[str, int]]
 """Which image of a page, and how many were repeated and filtered up to it."""
 
 
-async def _no_pause(_: int) -> None:
+async def no_pause(_: int) -> None:
     """Read on at once."""
 
 
@@ -125,7 +125,7 @@ class Selection:
         return self._repeated
 
     async def pages(
-        self, after: Bookmark | None = None, *, earlier: Earlier | None = None, pause: Pause = _no_pause
+        self, after: Bookmark | None = None, *, earlier: Earlier | None = None, pause: Pause = no_pause
     ) -> AsyncIterator[Page]:
         """The images from behind `after`, in pages of which none is empty, up to the limit.
 
@@ -159,7 +159,7 @@ class Selection:
         *,
         cut: int | None,
         limit: int | None,
-        pause: Pause = _no_pause,
+        pause: Pause = no_pause,
     ) -> AsyncGenerator[Page, None]:
         self._overlap = Overlap(self._sources)
         if after is not None and self._overlap.possible:

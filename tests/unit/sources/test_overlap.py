@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
-from batchcl.digests import Seen
+from batchcl.digests import NameSet
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position, Source
 from batchcl.sources.filters import Filters
@@ -167,7 +167,7 @@ def test_two_versions_with_the_same_bytes_are_two() -> None:
 
 def test_nothing_is_kept_of_what_two_prefixes_share(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
-    monkeypatch.setattr(Seen, "update", lambda _, names: kept.extend(names))
+    monkeypatch.setattr(NameSet, "update", lambda _, names: kept.extend(names))
     wide = [ref(f"{folder}/{number}") for folder in "ab" for number in range(5)]
     for sources in (
         [Named(wide, prefix=""), Named(wide[:5], prefix="a/")],
