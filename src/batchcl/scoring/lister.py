@@ -13,13 +13,17 @@ import pyarrow as pa
 from batchcl.images import ImageRef
 from batchcl.runs.image_table import image_table
 from batchcl.runs.worklist import WorkList, WorkListTotals
+from batchcl.scoring.events import Progress
 from batchcl.scoring.tally import Tally
 from batchcl.sources.select import Bookmark, Page
 
-__all__ = ["LISTED_PER_S", "Freshness", "freeze_all", "leave_room_for_calls"]
+__all__ = ["AHEAD_IMAGES", "LISTED_PER_S", "Freshness", "freeze_all", "leave_room_for_calls"]
+
+AHEAD_IMAGES: Final = 20_000
+"""With so many images on the work list that have no outcome yet, calls come before listing."""
 
 LISTED_PER_S: Final = 25_000
-"""Images that are listed a second at most while calls are made.
+"""Images that are listed a second at most from then on.
 
 An image costs some 10 µs to list and freeze, most of it under the interpreter's lock: at full speed that is a core, and
 calls fall behind (`benchmarks/listing_beside_scoring.py`). At this rate it is a quarter of one, and still a hundred
@@ -35,9 +39,9 @@ class Freshness(Protocol):
         ...
 
 
-async def leave_room_for_calls(worklist: WorkList, images: int) -> None:
-    """Wait after so many images were listed, so that calls get the processor; until there is a shard, none are made."""
-    if worklist.shards:
+async def leave_room_for_calls(worklist: WorkList, progress: Progress, images: int) -> None:
+    """Wait after so many images were listed, so that calls get the processor, unless they need the list to go on."""
+    if worklist.images - progress.done >= AHEAD_IMAGES:
         await anyio.sleep(images / LISTED_PER_S)
 
 

@@ -43,7 +43,7 @@ from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
 from batchcl.scoring.tenure import lease_of, tenure
-from batchcl.sources.select import Page
+from batchcl.sources.select import Page, Pause
 
 __all__ = [
     "EMULATED_UNITS",
@@ -105,19 +105,19 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
     store, worklist, listing = found.store, found.worklist, found.listing
     keeper, observer = means.keeper, means.observer
     progress = Progress(dollars=keeper.dollars)
+    pause = partial(leave_room_for_calls, worklist, progress)
     lease = lease_of(store, RunPaths(found.record.run_id), progress, keeper, utcnow=means.utcnow)
     async with AsyncExitStack() as lists, AsyncExitStack() as held:
         with means.stopper.interruptible():
             if found.calls_left:
                 await keeper.check()
             take = partial(held.enter_async_context, tenure(lease, keeper))
-            record, pages = await _begin(job, found, take, lists)
+            record, pages = await _begin(job, found, take, lists, pause=pause)
             done = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
         _show_list(worklist, progress)
         freeze = None
         if listing is not None and worklist.totals is None:
-            pause = partial(leave_room_for_calls, worklist)
             freeze = partial(
                 freeze_all,
                 worklist,
@@ -266,7 +266,7 @@ async def find(
 
 
 async def _begin(
-    job: Job, found: Found, take: Callable[[], Awaitable[None]], lists: AsyncExitStack
+    job: Job, found: Found, take: Callable[[], Awaitable[None]], lists: AsyncExitStack, *, pause: Pause
 ) -> tuple[RunRecord, AsyncIterator[Page]]:
     """Record the run and take its lease; the record that counts, and the images that are not on the work list yet.
 
@@ -275,7 +275,6 @@ async def _begin(
     record, worklist = found.record, found.worklist
     first = None
     listing = found.listing
-    pause = partial(leave_room_for_calls, worklist)
     if listing is not None and not worklist.shards:
         first = await first_page(
             closed_by(lists, listing.selection.pages(pause=pause)),

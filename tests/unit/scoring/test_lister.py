@@ -14,7 +14,8 @@ from batchcl.runs.image_table import image_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.lister import LISTED_PER_S, freeze_all, leave_room_for_calls
+from batchcl.scoring.events import Progress
+from batchcl.scoring.lister import AHEAD_IMAGES, LISTED_PER_S, freeze_all, leave_room_for_calls
 from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Position
 from batchcl.sources.filters import Filters
@@ -95,12 +96,12 @@ def test_calls_come_between_any_two_pages_of_a_list_of_which_all_or_nothing_is_t
             read_at.append((anyio.current_time(), source.pages_read))
 
     async def main() -> None:
-        await worklist.freeze(image_table(source.images[:1]), Bookmark(0, Position(1, "000000"), 1))
+        await worklist.freeze(image_table(source.images[:1] * AHEAD_IMAGES), Bookmark(0, Position(1, "000000"), 1))
         async with anyio.create_task_group() as group:
             group.start_soon(call)
             await freeze_all(
                 worklist,
-                selection.pages(pause=partial(leave_room_for_calls, worklist)),
+                selection.pages(pause=partial(leave_room_for_calls, worklist, Progress())),
                 shard_size=shard,
                 freshness=None,
                 tally=partial(Tally, lines=None),
@@ -114,9 +115,18 @@ def test_calls_come_between_any_two_pages_of_a_list_of_which_all_or_nothing_is_t
     assert read_at[-1][0] >= page * (pages - 1) / LISTED_PER_S
 
 
-def test_before_the_first_shard_nothing_waits_for_calls() -> None:
-    async def main() -> float:
-        await leave_room_for_calls(WorkList(Store.memory(), RunPaths("r")), 1_000_000)
-        return anyio.current_time()
+def test_listing_waits_for_calls_only_while_enough_images_wait_for_them() -> None:
+    async def main() -> list[bool]:
+        worklist, progress = WorkList(Store.memory(), RunPaths("r")), Progress()
+        source = FakeSource(["k"])
+        waited = []
+        for frozen, done in ((0, 0), (AHEAD_IMAGES, 0), (0, 1), (1, 0)):
+            if frozen:
+                await worklist.freeze(image_table(source.images * frozen), Bookmark(0, Position(1, "k"), 1))
+            progress.scored += done
+            before_s = anyio.current_time()
+            await leave_room_for_calls(worklist, progress, LISTED_PER_S)
+            waited.append(anyio.current_time() - before_s > 0.5)
+        return waited
 
-    assert run_virtual(main) < 1e-6
+    assert run_virtual(main) == [False, True, False, True]
