@@ -48,6 +48,7 @@ BENCHMARKS = (
     Benchmark("end_to_end", ("--images", 15_000, "--rounds", 2), ("--images", 60_000, "--rounds", 3)),
     Benchmark("image_cost", ("--rounds", 2)),
     Benchmark("tail", ("--rounds", 1)),
+    Benchmark("listing_beside_scoring", ("--rounds", 1)),
     Benchmark("memory", ("--images", 10_000, 200_000)),
     Benchmark("resume", ("--images", 200_000, "--repeat", 3)),
     Benchmark("sources", ("--rows", 500_000, "--rounds", 1)),

@@ -1,10 +1,10 @@
-"""What does `--incremental` cost an image, and in how much memory, beside lists in order and in no order?
+"""What does `--incremental` cost, and in how much memory, beside lists in order and in no order?
 
     python benchmarks/incremental.py [--known 5000000] [--images 200000] [--rounds 3] [--json]
 
-The known versions are Parquet parts of a million rows on local disk, sorted by uri as published parts are, with the
-columns that tell a version. A list asks a thousand images at a time: neighbours, as a prefix lists them, or any, as an
-inventory does, for which all versions are read first. Half of the images have changed since. Each list has a process of
+The known versions are Parquet files of 10,000 rows on local disk, as a run publishes them, with the columns that tell a
+version; all are read before the first answer. A list asks a thousand images at a time: neighbours, as a prefix lists
+them, or any, as an inventory does. Half of the images have changed since. Each list has a process of
 its own. The peer is polars, which has the whole list in memory and joins it with the parts at once.
 """
 
@@ -24,12 +24,11 @@ import polars as pl
 from common import conditions, cost_of, said_by, status_mb
 
 from batchcl.images import ImageRef
-from batchcl.memory import give_back_memory
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.schema import ROW_GROUP_ROWS
 from batchcl.runs.store import Store
 
-PART_ROWS = 1_000_000
+PART_ROWS = 10_000
 PAGE = 1000
 BATCHCL, POLARS = "batchcl", "polars"
 IN_ORDER, ANY = "in order", "in no order"
@@ -86,7 +85,6 @@ def _by_polars(root: str, numbers: list[int]) -> int:
 
 
 def _one(way: str, order: str, root: str, known: int, images: int) -> dict[str, Any]:
-    give_back_memory()
     numbers = _asked(order, known, images)
     by_batchcl = partial(anyio.run, _by_batchcl, root, numbers)
     fresh, cost = cost_of(by_batchcl if way == BATCHCL else partial(_by_polars, root, numbers))
@@ -125,7 +123,7 @@ def main() -> None:
         return
     for name, value in about.items():
         print(f"{name:10} {value}")
-    print("conditions local disk, warm cache; medians of the rounds; what is mapped from a file counts for the peak")
+    print("conditions local disk, warm cache; medians of the rounds")
     for row in rows:
         print(
             f"{row['way']:8} {row['order']:12} {row['seconds']:6.1f} s, {row['cpu_seconds']:6.1f} s CPU, peak RSS "

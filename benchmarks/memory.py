@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -24,7 +23,6 @@ from batchcl.aws.arn import ModelArn
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.images import ImageRef
 from batchcl.job import Job
-from batchcl.memory import ARROW_POOL, give_back_memory
 from batchcl.runs.store import Store
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.listing import Listing
@@ -127,12 +125,10 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
 def _measured(images: int) -> dict[str, Any]:
     """A run in a fresh process."""
     with tempfile.TemporaryDirectory() as out:
-        environment = os.environ | dict([ARROW_POOL])  # read before this file could set it
-        return said_by([__file__, "--one", images, "--out", out], env=environment)
+        return said_by([__file__, "--one", images, "--out", out])
 
 
 def _one(images: int, out: str) -> None:
-    give_back_memory()
     summary, cost = cost_of(partial(anyio.run, partial(score, out, images)))
     figures = {
         "images": images,
@@ -166,7 +162,8 @@ def main() -> None:
             f"{each['images']:>9,} images: peak RSS {each['peak_rss_mb']:.1f} MB, {each['scored']:,} scored in "
             f"{each['seconds']:.1f} s; the last run took {runs[-1]['peak_rss_mb'] / each['peak_rss_mb']:.3f} of that"
         )
-    print("10,000 images are one shard, which is published when nothing else is left to do; more overlap")
+    print("10,000 images are one shard, which is published when nothing else is left to do; with more images, listing,")
+    print("journalling and publishing overlap, so that smaller runs say little of larger ones")
     print("not claimed: the memory of TLS, of image bytes in flight (up to 4 MB a call), or the speed against AWS")
 
 

@@ -1,52 +1,43 @@
 from __future__ import annotations
 
-import tempfile
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl import digests
-from batchcl.digests import Seen, SeenOnDisk
-from batchcl.errors import OutputError
+from batchcl.digests import NameSet
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=60)
-ALIKE = {"a": b"\1" * 8 + b"\2" * 8, "b": b"\1" * 8 + b"\3" * 8, "c": b"\1" * 8 + b"\4" * 8}
-"""Digests that begin alike."""
+A, B, AB = (b"\0\0aaaaaa\0\0bbbbbb", b"\0\0cccccc\0\0dddddd", b"\0\0bbbbbb\0\0cccccc")
+"""Digests of one bucket, of which the third is found between the first two."""
 
 
-def on_disk(names: list[str], *, block: int) -> SeenOnDisk:
-    seen = SeenOnDisk(block=block)
-    for at in range(0, len(names), 5):
-        seen.update(names[at : at + 5])
-    seen.seal()
-    return seen
+@given(NAMES, NAMES)
+def test_a_set_of_names_holds_exactly_those(inside: list[str], asked: list[str]) -> None:
+    names = NameSet()
+    names.update(inside[:5])
+    names.update(name.encode() for name in inside[3:])
+    assert len(names) == len(set(inside))
+    assert all(name in names and name.encode() in names for name in inside)
+    assert {name for name in asked if name in names} == set(asked) & set(inside)
 
 
-@given(NAMES, NAMES, st.integers(1, 9))
-def test_a_set_of_names_holds_exactly_those(inside: list[str], asked: list[str], size: int) -> None:
-    in_memory = Seen(unsorted=size)
-    in_memory.update(inside[:5])
-    in_memory.update(inside[5:])
-    for seen in (in_memory, on_disk(inside, block=size)):
-        assert all(name in seen for name in inside)
-        assert {name for name in asked if name in seen} == set(asked) & set(inside)
+def test_names_are_told_apart_whose_digests_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "_digest", {"a": A, "b": B, "ab": AB}.__getitem__)
+    names = NameSet()
+    names.update(["a", "b"])
+    assert ["ab" in names, "b" in names] == [False, True]
+    names.update(["ab", "a"])
+    assert ["ab" in names, len(names)] == [True, 3]
 
 
-def test_a_set_tells_names_apart_whose_digests_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "digest", ALIKE.__getitem__)
-    in_memory = Seen(unsorted=1)
-    in_memory.update("ca")
-    for seen in (in_memory, on_disk(list("ca"), block=1)):
-        assert [name in seen for name in "abc"] == [True, False, True]
+def test_a_local_name_need_not_be_utf_8() -> None:
+    names = NameSet()
+    names.update(["\udcff"])
+    assert ["\udcff" in names, "\udcfe" in names] == [True, False]
 
 
-@given(NAMES)
-def test_a_set_on_disk_has_each_name_once(names: list[str]) -> None:
-    assert len(on_disk([*names, *names], block=7)) == len(set(names))
-
-
-def test_a_disk_without_room_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", "/no/such/directory")
-    with pytest.raises(OutputError, match=r"temporary file below /no/such/directory failed: No such .*; .* by TMPDIR$"):
-        SeenOnDisk()
+def test_a_name_takes_16_bytes() -> None:
+    names = NameSet()
+    names.update(str(number) for number in range(1000))
+    assert sum(map(len, names._buckets)) == 16_000

@@ -75,6 +75,7 @@ class SignedPages:
         self._fixed = (("list-type", "2"), ("encoding-type", "url"), ("prefix", prefix))
         self._uniform = uniform
         self._sleep = sleep
+        self._parsing = anyio.Lock()
 
     async def page(self, *, after: str | None = None, token: str | None = None) -> Page:
         """See `PageReader.page`."""
@@ -82,7 +83,9 @@ class SignedPages:
         request = Request(query=self._fixed + where)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._read(await self._client.send(request))
+                response = await self._client.send(request)
+                async with self._parsing:  # one in a turn of the event loop, which calls need too
+                    return self._read(response)
             except (TransientError, MalformedPageError) as error:
                 if attempt == ATTEMPTS:
                     raise self._given_up(error) from error

@@ -24,7 +24,6 @@ from batchcl.runs.damage import intact
 from batchcl.runs.image_table import IMAGES, ImageRows
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
-from batchcl.runs.turns import in_turn
 from batchcl.sources.base import Position
 from batchcl.sources.select import Bookmark
 
@@ -117,7 +116,7 @@ class WorkList:
         Raises:
             StoppedError: somebody else has written another one.
         """
-        data = await in_turn(_encode, images, bookmark)
+        data = await anyio.to_thread.run_sync(_encode, images, bookmark)
         await self._store.put_mine(self._paths.frozen(self._shards), data, what="the work list")
         self._shards += 1
         self._images += images.num_rows
@@ -145,7 +144,7 @@ class WorkList:
         """The images of a frozen shard, in order, with the columns of `IMAGES`."""
         data = await self._read(shard)
         with self._intact(shard):
-            return await in_turn(pq.read_table, io.BytesIO(data), schema=IMAGES)
+            return await anyio.to_thread.run_sync(lambda: pq.read_table(io.BytesIO(data), schema=IMAGES))
 
     async def frozen_images(self) -> AsyncIterator[tuple[int, list[ImageRef]]]:
         """The images that are frozen by now, in order, some at a time and with the first source that they may be of."""

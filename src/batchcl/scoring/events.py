@@ -147,6 +147,11 @@ class Progress:
         return self._dollars()
 
     @property
+    def done(self) -> int:
+        """Images of the run with an outcome."""
+        return self.counts.done
+
+    @property
     def called(self) -> int:
         """Images of this session that cost a call and have their outcome."""
         return self._called
@@ -155,7 +160,7 @@ class Progress:
         """The counters at `now`, on the clock of `begin`."""
         started_at = now if self._started_at is None else self._started_at
         rate = self._rate(now, started_at)
-        left = self.planned - self.counts.done
+        left = self.planned - self.done
         return Snapshot(
             planned=self.planned - self.already_scored,
             listed=self.listed,

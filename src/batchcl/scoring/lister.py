@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
+import anyio
+import anyio.to_thread
 import pyarrow as pa
 
 from batchcl.images import ImageRef
 from batchcl.runs.image_table import image_table
-from batchcl.runs.turns import in_turn
 from batchcl.runs.worklist import WorkList, WorkListTotals
+from batchcl.scoring.events import Progress
 from batchcl.scoring.tally import Tally
 from batchcl.sources.select import Bookmark, Page
 
-__all__ = ["Freshness", "freeze_all"]
+__all__ = ["AHEAD_IMAGES", "LISTED_PER_S", "Freshness", "freeze_all", "leave_room_for_calls"]
+
+AHEAD_IMAGES: Final = 20_000
+"""With so many images on the work list that have no outcome yet, calls come before listing."""
+
+LISTED_PER_S: Final = 25_000
+"""Images that are listed a second at most from then on.
+
+An image costs some 10 µs to list and freeze, most of it under the interpreter's lock: at full speed that is a core, and
+calls fall behind (`benchmarks/listing_beside_scoring.py`). At this rate it is a quarter of one, and still a hundred
+times as fast as any model scores.
+"""
 
 
 class Freshness(Protocol):
@@ -24,6 +37,12 @@ class Freshness(Protocol):
     async def fresh(self, images: Sequence[ImageRef]) -> list[bool]:
         """For each image, whether it needs a call."""
         ...
+
+
+async def leave_room_for_calls(worklist: WorkList, progress: Progress, images: int) -> None:
+    """Wait after so many images were listed, so that calls get the processor, unless they need the list to go on."""
+    if worklist.images - progress.done >= AHEAD_IMAGES:
+        await anyio.sleep(images / LISTED_PER_S)
 
 
 async def freeze_all(
@@ -92,7 +111,7 @@ class _Shard:
 
     async def take(self, images: list[ImageRef], bookmark: Bookmark) -> None:
         """Add the next images, for which there is room; `bookmark` is the one behind them."""
-        self._columns.append(await in_turn(image_table, images))
+        self._columns.append(await anyio.to_thread.run_sync(image_table, images))
         self._bookmark = bookmark
         self.images += len(images)
 

@@ -40,13 +40,13 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.guards import guards_of
-from batchcl.scoring.lister import freeze_all
+from batchcl.scoring.lister import freeze_all, leave_room_for_calls
 from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
 from batchcl.scoring.tenure import lease_of, tenure
-from batchcl.sources.select import Page
+from batchcl.sources.select import Page, Pause
 
 __all__ = [
     "EMULATED_UNITS",
@@ -109,6 +109,7 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
     store, worklist, listing = found.store, found.worklist, found.listing
     keeper, observer = means.keeper, means.observer
     progress = Progress(dollars=keeper.dollars)
+    pause = partial(leave_room_for_calls, worklist, progress)
     lease = lease_of(store, RunPaths(found.record.run_id), progress, keeper, utcnow=means.utcnow)
     async with AsyncExitStack() as lists, AsyncExitStack() as held:
         with means.stopper.interruptible():
@@ -124,11 +125,11 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
                 if lease.number:
                     await publish_leftovers(store, record, writer=lease.holder)
 
-            record, pages = await _begin(job, found, take, lists)
+            record, pages = await _begin(job, found, take, lists, pause=pause)
             done = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
         _show_list(worklist, progress)
-        known = KnownVersions(store, record.model_name) if job.incremental else None
+        known = KnownVersions(store, record.model_name, pause=pause) if job.incremental else None
         freeze = None
         if listing is not None and worklist.totals is None:
             freeze = partial(
@@ -290,7 +291,12 @@ async def find(
 
 
 async def _begin(
-    job: Job, found: Found, take: Callable[[RunRecord], Awaitable[None]], lists: AsyncExitStack
+    job: Job,
+    found: Found,
+    take: Callable[[RunRecord], Awaitable[None]],
+    lists: AsyncExitStack,
+    *,
+    pause: Pause,
 ) -> tuple[RunRecord, AsyncIterator[Page]]:
     """Record the run and take its lease; the record that counts, and the images that are not on the work list yet.
 
@@ -301,7 +307,7 @@ async def _begin(
     listing = found.listing
     if listing is not None and not worklist.shards:
         first = await first_page(
-            closed_by(lists, listing.selection.pages()),
+            closed_by(lists, listing.selection.pages(pause=pause)),
             listing,
             job,
             look=lambda page: listing.try_reading(page.images),
@@ -314,7 +320,8 @@ async def _begin(
         return record, first
     if found.listing is None:
         return record, _no_pages()
-    return record, closed_by(lists, found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images()))
+    rest = found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images(), pause=pause)
+    return record, closed_by(lists, rest)
 
 
 async def _no_pages() -> AsyncIterator[Page]:

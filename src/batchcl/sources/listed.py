@@ -204,10 +204,7 @@ class ListSource:
         workers = min(_MOST_WORKERS, os.cpu_count() or 1)
         facts = await together(look, range(len(self._parts)), at_once=workers)
         self._facts[:] = facts
-        try:
-            self.repeats = await anyio.to_thread.run_sync(log.repeats)
-        except SourceError as error:
-            raise SourceError(f"{self.description}: {error}") from error
+        self.repeats = await anyio.to_thread.run_sync(log.repeats)
         return self._checked(facts)
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:

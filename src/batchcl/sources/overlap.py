@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, Iterator, Sequence
 import anyio.to_thread
 import polars as pl
 
-from batchcl.digests import Seen
+from batchcl.digests import NameSet
 from batchcl.images import ImageRef
 from batchcl.sources.base import Source, name_of
 
@@ -30,7 +30,7 @@ class Overlap:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
-        self._seen = Seen()
+        self._seen = NameSet()
 
     @property
     def possible(self) -> bool:

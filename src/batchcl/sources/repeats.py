@@ -1,31 +1,20 @@
-"""Which names of a long list come more than once, in memory that doesn't grow with the list.
+"""Which names of a long list come more than once.
 
-Names are told apart by a 64-bit hash first: 8 bytes each, in blocks that are sorted and written to a temporary file
-once there are many. Only names whose hash comes twice are candidates, and those are told apart by 128 bits of BLAKE2,
-which don't collide in practice. Sets of names are kept by the same two measures: `HashSet` where a false yes does no
-harm, `batchcl.digests.Seen` where it would lose an image.
+Names are told apart by a 64-bit hash first, in 8 bytes each. Only names whose hash comes twice are candidates, which
+are told apart for certain by `batchcl.digests`: a set of hashes serves where a false yes does no harm.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from contextlib import closing
 from typing import Final
 
 import polars as pl
 
-from batchcl.errors import SourceError
-from batchcl.spill import Spill
+__all__ = ["NO_NAMES", "HashLog", "HashSet"]
 
-__all__ = ["MAX_REPEATED", "NO_NAMES", "HashLog", "HashSet"]
-
-MAX_REPEATED: Final = 2_000_000
-"""Different images that a list may name more than once: each costs a hundred bytes while the list is read."""
-
-_BLOCK: Final = 1_000_000
 _SEED: Final = 7
-_COLUMN: Final = "hash"
 
 
 class HashSet:
@@ -60,60 +49,18 @@ NO_NAMES: Final = HashSet(pl.Series(dtype=pl.UInt64))
 class HashLog:
     """Collects names, in any order and from several threads, and tells which come more than once."""
 
-    def __init__(self, *, block: int = _BLOCK) -> None:
-        self._block = block
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[pl.Series] = []
-        self._waiting_count = 0
-        self._spill: Spill | None = None
+        self._hashes = pl.Series(dtype=pl.UInt64)
 
     def add(self, names: pl.Series) -> None:
-        """Take note of `names`. Blocks."""
+        """Add `names`. Blocks."""
         hashes = names.hash(_SEED)
         with self._lock:
-            self._waiting.append(hashes)
-            self._waiting_count += len(hashes)
-            if self._waiting_count >= self._block:
-                self._write()
+            self._hashes.append(hashes)
 
     def repeats(self) -> HashSet:
-        """What was added more than once, and the end of the log. Raises `SourceError` where it is too much. Blocks."""
+        """What was added more than once, and the end of the log. Blocks; takes another 8 bytes a name meanwhile."""
         with self._lock:
-            found = [_repeated(self._take())] if self._spill is None else self._repeated_on_disk(self._write())
-            hashes = pl.concat(found)
-            if len(hashes) > MAX_REPEATED:
-                raise SourceError(
-                    f"more than {MAX_REPEATED:,} images are named more than once; remove repeated lines first, for "
-                    "instance with `sort -u`"
-                )
-            return HashSet(hashes.sort())
-
-    def _take(self) -> pl.Series:
-        taken = pl.concat(self._waiting) if self._waiting else pl.Series(dtype=pl.UInt64)
-        self._waiting, self._waiting_count = [], 0
-        return taken
-
-    def _write(self) -> Spill:
-        """Write what waits."""
-        if self._spill is None:
-            self._spill = Spill(_COLUMN)
-        self._spill.add(self._take().to_frame(_COLUMN))
-        return self._spill
-
-    def _repeated_on_disk(self, spill: Spill) -> list[pl.Series]:
-        """By range, until they are too many."""
-        found = []
-        total = 0
-        with closing(spill):
-            for hashes in spill.ranges():
-                found.append(_repeated(hashes[_COLUMN]))
-                total += len(found[-1])
-                if total > MAX_REPEATED:
-                    break
-        self._spill = None
-        return found
-
-
-def _repeated(hashes: pl.Series) -> pl.Series:
-    ordered = hashes.sort()
-    return ordered.filter(ordered == ordered.shift(1)).unique()
+            ordered, self._hashes = self._hashes.sort(), pl.Series(dtype=pl.UInt64)
+        return HashSet(ordered.filter(ordered == ordered.shift(1)).unique().sort())

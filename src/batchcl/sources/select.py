@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +15,7 @@ from batchcl.sources.filters import Filters, Sieve
 from batchcl.sources.overlap import Overlap
 from batchcl.sources.sample import SmallestRanks
 
-__all__ = ["Bookmark", "Page", "Selection"]
+__all__ = ["Bookmark", "Page", "Pause", "Selection", "no_pause"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,21 @@ class Bookmark:
 Earlier: TypeAlias = AsyncIterable[tuple[int, Sequence[ImageRef]]]
 """Images that were taken already, in order, each with the number of the first source that it may be of."""
 
+Pause: TypeAlias = Callable[[int], Awaitable[None]]
+"""Awaited after so many images of a source were read, before the next ones are."""
+
 _Pick: TypeAlias = tuple[int, int, Mapping[str, int]]
 """Which image of a page, and how many were repeated and filtered up to it."""
+
+
+async def no_pause(_: int) -> None:
+    """Read on at once."""
+
+
+async def _paused(earlier: Earlier, pause: Pause) -> Earlier:
+    async for number, images in earlier:
+        yield number, images
+        await pause(len(images))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +124,9 @@ class Selection:
         """Images named more than once so far, beyond the first time."""
         return self._repeated
 
-    async def pages(self, after: Bookmark | None = None, *, earlier: Earlier | None = None) -> AsyncIterator[Page]:
+    async def pages(
+        self, after: Bookmark | None = None, *, earlier: Earlier | None = None, pause: Pause = no_pause
+    ) -> AsyncIterator[Page]:
         """The images from behind `after`, in pages of which none is empty, up to the limit.
 
         A sample of so many images takes the lists to be read to their end once more, before the first page.
@@ -119,9 +134,10 @@ class Selection:
         Args:
             after: a bookmark of an earlier reading of the same sources.
             earlier: the images up to there, which are needed where some may come again.
+            pause: awaited with the number of images after each page of a source, also one of which none is taken.
         """
         cut = await self._cut() if after is None else after.cut
-        async with aclosing(self._pages(after, earlier, cut=cut, limit=self._limit)) as pages:
+        async with aclosing(self._pages(after, earlier, cut=cut, limit=self._limit, pause=pause)) as pages:
             async for page in pages:
                 yield page
 
@@ -137,12 +153,18 @@ class Selection:
         return smallest.largest()
 
     async def _pages(
-        self, after: Bookmark | None, earlier: Earlier | None, *, cut: int | None, limit: int | None
+        self,
+        after: Bookmark | None,
+        earlier: Earlier | None,
+        *,
+        cut: int | None,
+        limit: int | None,
+        pause: Pause = no_pause,
     ) -> AsyncGenerator[Page, None]:
         self._overlap = Overlap(self._sources)
         if after is not None and self._overlap.possible:
             assert earlier is not None, "images may come again that were taken"
-            await self._overlap.restore(after.source, earlier)
+            await self._overlap.restore(after.source, _paused(earlier, pause))
         taken = 0 if after is None else after.taken
         self._repeated = 0 if after is None else after.repeated
         self._filtered = Counter() if after is None else Counter(after.filtered)
@@ -160,6 +182,7 @@ class Selection:
                     yield page
                 if limit is not None and taken >= limit:
                     return
+                await pause(len(images))
 
     async def _page(
         self, number: int, images: list[ImageRef], room: int | None, *, count: int, taken: int, cut: int | None

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from batchcl.aws.http import Request, Response, SignedClient
@@ -91,6 +92,34 @@ def test_a_page_is_asked_for_with_encoded_keys(where: dict[str, str], expected: 
     assert page.modified == [dt.datetime(2026, 11, 21, tzinfo=dt.UTC)]
     assert [(each.method, each.path) for each in client.requests] == [("GET", "/")]
     assert dict(client.requests[0].query) == {"list-type": "2", "encoding-type": "url", "prefix": "p +/é"} | expected
+
+
+def test_of_pages_that_arrive_together_one_is_read_in_a_turn_of_the_loop() -> None:
+    turns: list[int] = []
+    turn = 0
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await anyio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        pages = WirePages(cast("Wire", FakeWire(ok())), bucket="b", prefix="")
+
+        async def one() -> None:
+            await pages.page()
+            turns.append(turn)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(count)
+            async with anyio.create_task_group() as reading:
+                for _ in range(16):
+                    reading.start_soon(one)
+            group.cancel_scope.cancel()
+
+    anyio.run(main)
+    assert len(set(turns)) == len(turns) == 16
 
 
 @pytest.mark.parametrize(

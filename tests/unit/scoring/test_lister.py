@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import anyio
 import pytest
 
 from batchcl.images import ImageRef
+from batchcl.runs.image_table import image_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.lister import freeze_all
+from batchcl.scoring.events import Progress
+from batchcl.scoring.lister import AHEAD_IMAGES, LISTED_PER_S, freeze_all, leave_room_for_calls
 from batchcl.scoring.tally import Tally
+from batchcl.sources.base import Position
 from batchcl.sources.filters import Filters
-from batchcl.sources.select import Selection
+from batchcl.sources.select import Bookmark, Selection
 from unit.sources.test_select import FakeSource
+from virtual import run_virtual
 
 IMAGES = 31
 SHARD = 4
@@ -75,3 +80,53 @@ def test_shards_are_full_and_a_listing_that_was_cut_behind_any_makes_the_same(pa
             assert await listed(store, page=page, incremental=incremental) == expected
 
     anyio.run(main)
+
+
+@pytest.mark.parametrize("include", [(), ("0000*",)])
+def test_calls_come_between_any_two_pages_of_a_list_of_which_all_or_nothing_is_taken(include: tuple[str, ...]) -> None:
+    page, pages, shard = 1000, 50, 4000
+    source = FakeSource([f"{number:06}" for number in range(page * pages)], page=page)
+    worklist = WorkList(Store.memory(), RunPaths("r"))
+    selection = Selection([source], Filters(include=include))
+    read_at: list[tuple[float, int]] = []
+
+    async def call() -> None:
+        while True:
+            await anyio.sleep(0.001)
+            read_at.append((anyio.current_time(), source.pages_read))
+
+    async def main() -> None:
+        await worklist.freeze(image_table(source.images[:1] * AHEAD_IMAGES), Bookmark(0, Position(1, "000000"), 1))
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await freeze_all(
+                worklist,
+                selection.pages(pause=partial(leave_room_for_calls, worklist, Progress())),
+                shard_size=shard,
+                freshness=None,
+                tally=partial(Tally, lines=None),
+                on_frozen=lambda: None,
+            )
+            group.cancel_scope.cancel()
+
+    run_virtual(main)
+    assert worklist.totals is not None
+    assert max(later - earlier for (_, earlier), (_, later) in pairwise(read_at)) == 1
+    assert read_at[-1][0] >= page * (pages - 1) / LISTED_PER_S
+
+
+def test_listing_waits_for_calls_only_while_enough_images_wait_for_them() -> None:
+    async def main() -> list[bool]:
+        worklist, progress = WorkList(Store.memory(), RunPaths("r")), Progress()
+        source = FakeSource(["k"])
+        waited = []
+        for frozen, done in ((0, 0), (AHEAD_IMAGES, 0), (0, 1), (1, 0)):
+            if frozen:
+                await worklist.freeze(image_table(source.images * frozen), Bookmark(0, Position(1, "k"), 1))
+            progress.scored += done
+            before_s = anyio.current_time()
+            await leave_room_for_calls(worklist, progress, LISTED_PER_S)
+            waited.append(anyio.current_time() - before_s > 0.5)
+        return waited
+
+    assert run_virtual(main) == [False, True, False, True]

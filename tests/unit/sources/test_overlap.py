@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
-from batchcl.digests import Seen
+from batchcl.digests import NameSet
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position, Source
 from batchcl.sources.filters import Filters
@@ -167,7 +167,7 @@ def test_two_versions_with_the_same_bytes_are_two() -> None:
 
 def test_nothing_is_kept_of_what_two_prefixes_share(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
-    monkeypatch.setattr(Seen, "update", lambda _, names: kept.extend(names))
+    monkeypatch.setattr(NameSet, "update", lambda _, names: kept.extend(names))
     wide = [ref(f"{folder}/{number}") for folder in "ab" for number in range(5)]
     for sources in (
         [Named(wide, prefix=""), Named(wide[:5], prefix="a/")],
@@ -201,3 +201,23 @@ def test_any_sources_bring_each_image_once_at_its_first_place_from_anywhere(
     for at in range(1, len(images)):
         rest, again = anyio.run(going_on, made, images[:at], bookmarks[:at])
         assert (rest, again) == (images[at:], repeated)
+
+
+def test_images_that_were_taken_already_are_remembered_with_a_pause_after_each_page() -> None:
+    sources = [Named([ref("a"), ref("b")]), Named([ref("b"), ref("c")])]
+    pauses: list[int] = []
+
+    async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
+        yield 0, [ref("a")]
+        yield 0, [ref("b")]
+
+    async def pause(images: int) -> None:
+        pauses.append(images)
+
+    async def main() -> list[str]:
+        after = Bookmark(0, Position(2, "b"), 2)
+        pages = Selection(sources, Filters()).pages(after, earlier=earlier(), pause=pause)
+        return [image.key async for page in pages for image in page.images]
+
+    assert anyio.run(main) == ["c"]
+    assert pauses == [1, 1, 2]

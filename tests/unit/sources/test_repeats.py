@@ -4,12 +4,9 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.errors import SourceError
-from batchcl.sources import repeats
 from batchcl.sources.repeats import HashLog, HashSet
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=60)
@@ -23,40 +20,25 @@ def found(candidates: HashSet, names: list[str]) -> set[str]:
     return {names[at] for at in candidates.among(series(names))}
 
 
-@given(st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=6), max_size=10), st.integers(1, 9))
-def test_what_comes_twice_is_found_in_memory_and_on_disk(batches: list[list[str]], block: int) -> None:
+@given(st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=6), max_size=10))
+def test_what_comes_twice_is_found(batches: list[list[str]]) -> None:
     every = [name for batch in batches for name in batch]
     wanted = {name for name in every if every.count(name) > 1}
-    for size in (block, 1_000_000):
-        log = HashLog(block=size)
-        for batch in batches:
-            log.add(series(batch))
-        candidates = log.repeats()
-        assert found(candidates, [*every, "never added"]) == wanted
-        assert bool(candidates) == bool(wanted)
+    log = HashLog()
+    for batch in batches:
+        log.add(series(batch))
+    candidates = log.repeats()
+    assert found(candidates, [*every, "never added"]) == wanted
+    assert bool(candidates) == bool(wanted)
 
 
 def test_threads_may_add_at_once() -> None:
-    log = HashLog(block=100)
+    log = HashLog()
     names = [str(number) for number in range(4000)]
     batches = [names[at : at + 50] for at in range(0, 4000, 50)] + [names[:10]]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda batch: log.add(series(batch)), batches))
     assert found(log.repeats(), names) == set(names[:10])
-
-
-@pytest.mark.parametrize("block", [7, 1_000_000])
-def test_too_many_repeated_names_are_refused(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "MAX_REPEATED", 10)
-    for count, refused in ((10, False), (11, True)):
-        log = HashLog(block=block)
-        for _ in range(2):
-            log.add(series([str(number) for number in range(count)]))
-        if refused:
-            with pytest.raises(SourceError, match="more than 10 images are named more than once"):
-                log.repeats()
-        else:
-            assert log.repeats()
 
 
 @given(NAMES, NAMES)
