@@ -14,7 +14,6 @@ from batchcl.sources.source_kind import SourceKind
 
 __all__ = [
     "AllVersions",
-    "AllowHttpSources",
     "AsOf",
     "Attribute",
     "BucketColumn",
@@ -161,10 +160,6 @@ MaxCost = Annotated[
 Incremental = Annotated[
     bool | None,
     _choice("--incremental", help="Leave out images whose version has a result already."),
-]
-AllowHttpSources = Annotated[
-    bool | None,
-    typer.Option("--allow-http-sources", help="Lists may name images on the web, sent as bytes.", show_default=False),
 ]
 CrossRegion = Annotated[
     bool | None,

@@ -11,7 +11,6 @@ from batchcl.reading.archives import ArchiveReader
 from batchcl.reading.base import ImageReader
 from batchcl.reading.elsewhere import ElsewhereReader
 from batchcl.reading.files import FileReader
-from batchcl.reading.web import WebReader, open_web_reader
 
 __all__ = ["FirstReader", "open_reader"]
 
@@ -33,7 +32,7 @@ class FirstReader:
 
 @asynccontextmanager
 async def open_reader(
-    aws: Aws, *, region: str, connections: int, web: bool = False, most_bytes: int = MAX_BYTES_INLINE
+    aws: Aws, *, region: str, connections: int, most_bytes: int = MAX_BYTES_INLINE
 ) -> AsyncIterator[ImageReader]:
     """A reader of every image that travels as bytes; what it opened is closed at the end of the block.
 
@@ -41,15 +40,10 @@ async def open_reader(
         aws: for what lies in S3.
         region: of the model's buckets.
         connections: to any place, at most.
-        web: whether images on the web are fetched; reading one is a `FatalCallError` otherwise.
-        most_bytes: of an image on the web or in a bucket of another region.
+        most_bytes: of an image in a bucket of another region.
     """
     async with AsyncExitStack() as stack:
         elsewhere = ElsewhereReader(stack, aws, connections=connections, most_bytes=most_bytes)
-        on_web = WebReader(None)
-        if web:
-            opened = open_web_reader(connections=connections, most_bytes=most_bytes)
-            on_web = await stack.enter_async_context(opened)
         archives = ArchiveReader(aws, region=region)
         stack.callback(archives.close)
-        yield FirstReader([archives, elsewhere, on_web, FileReader()])
+        yield FirstReader([archives, elsewhere, FileReader()])
