@@ -44,7 +44,7 @@ _TABLES: Final = {
 _OF_A_LABEL: Final = {"label": "name"} | {name: name for name in ("confidence", "left", "top", "width", "height")}
 _SAME: Final = {"code": "error_code", "message": "error_message", "size": "size_bytes"}
 _MODEL_AND_DATE: Final[dict[str, pl.DataType]] = {"model": pl.String(), "date": pl.Date()}
-_MEMBER: Final = r"(?i)\.(tar|tar\.gz|tgz)#"
+_MEMBER: Final = r"(?i)\.tar#"
 
 _ROW: Final = "row of the file"
 

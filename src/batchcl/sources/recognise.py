@@ -45,7 +45,7 @@ _LIST_NAME: Final = re.compile(
 )
 """Names of S3 objects that are looked at as lists; any other name in S3 is a prefix, but for archives."""
 
-_ARCHIVE_NAME: Final = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
+_ARCHIVE_NAME: Final = re.compile(r"\.(tar(\.(gz|zst))?|tgz)$", re.IGNORECASE)
 
 _GLOB: Final = re.compile(r"[*?\[]")
 
