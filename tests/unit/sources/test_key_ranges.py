@@ -24,7 +24,13 @@ hard = st.text(
 )
 counted = st.integers(0, 300).map(lambda number: f"p/{number:03}")
 alike = st.integers(0, 120).map(lambda number: "x" * 200 + chr(number + 33))
-names = st.one_of(st.sets(hard, max_size=60), st.sets(counted, max_size=200), st.sets(alike, max_size=80))
+nested = st.text("012", min_size=1, max_size=4)
+names = st.one_of(
+    st.sets(nested, max_size=120),
+    st.sets(hard, max_size=60),
+    st.sets(counted, max_size=200),
+    st.sets(alike, max_size=80),
+)
 
 
 def listed(
@@ -188,6 +194,7 @@ SHAPES = {
         for number in range(20_000)
     ],
     "one hot folder": ["a/1", "b/2", *(f"hot/{number:07}" for number in range(20_000)), "y", "z"],
+    "each a prefix": [f"{number:0{digits}}" for digits in range(1, 5) for number in range(10**digits)],
     "alike to the end": ["x" * 900 + f"{number:05}" for number in range(20_000)],
     "kanji": ["".join(chr(CHANCE.randint(0x4E00, 0x9FFF)) for _ in range(4)) for _ in range(20_000)],
 }
