@@ -17,7 +17,7 @@ BatchclError
 └── CallError               what one DetectCustomLabels call came back with
     ├── ThrottledError      over capacity: the image goes back to the front
     ├── TransientError      worth another attempt
-    │   └── HostError       so it is, but it tells nothing of the service: a host, or S3, doesn't give an image
+    │   └── HostError       so it is, but it tells nothing of the service: a disk, or S3, doesn't give an image
     ├── ImageError          this image fails, the others go on
     ├── ModelNotReadyError  no calls until the model is back
     └── FatalCallError      no call can succeed: the run stops
@@ -197,7 +197,7 @@ class TransientError(CallError):
 
 
 class HostError(TransientError):
-    """The host that an image lies on doesn't give it just now; the service was not asked."""
+    """A disk or S3 doesn't give an image just now; the service was not asked."""
 
 
 class ImageError(CallError):

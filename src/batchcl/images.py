@@ -17,7 +17,6 @@ __all__ = [
     "MAX_BYTES_FITTABLE",
     "MAX_BYTES_INLINE",
     "MAX_BYTES_S3",
-    "WEB",
     "ArchiveMember",
     "ImageRef",
     "Unfit",
@@ -31,9 +30,6 @@ EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png"})
 
 FITTABLE_EXTENSIONS: Final = frozenset({".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"})
 """Names of what can be made a PNG or JPEG."""
-
-WEB: Final = ("https://", "http://")
-"""What an address on the web begins with; a local path begins with `/`."""
 
 MAX_BYTES_S3: Final = 15 * 1024 * 1024
 """Largest image read from S3."""
@@ -63,11 +59,10 @@ class ImageRef:
     """Where one image lies and what its listing said of it.
 
     Attributes:
-        uri: `s3://bucket/key`, the path of a local file, either with `#` and a name for an archive's member, or an
-            address on the web.
-        bucket: the S3 bucket; empty for all others.
+        uri: `s3://bucket/key` or the path of a local file, either with `#` and a name for an archive's member.
+        bucket: the S3 bucket; empty for a local file.
         key: the S3 key exactly as it is, never decoded or normalised; for a local file its path; for an archive's
-            member that of the archive, `#` and the member's name; on the web the address.
+            member that of the archive, `#` and the member's name.
         version_id: the S3 version, when the list named one.
         etag: the S3 entity tag without quotes, when the list named one; for a member its archive's.
         size_bytes: None where the list doesn't tell.
@@ -91,12 +86,7 @@ class ImageRef:
     @property
     def local(self) -> bool:
         """Whether the image lies on this machine."""
-        return not self.bucket and not self.key.startswith(WEB)
-
-    @property
-    def web(self) -> bool:
-        """Whether the image lies at an address on the web."""
-        return not self.bucket and self.key.startswith(WEB)
+        return not self.bucket
 
     @property
     def inline(self) -> bool:
@@ -120,8 +110,6 @@ def unfit(image: ImageRef, *, fit: bool = False) -> Unfit | None:
     """
     if not image.key.isascii() and not _encodable(image.key):
         return Unfit("UndecodableName", "the file's name is not valid UTF-8; rename it")
-    if image.web:  # what an address ends with tells nothing
-        return None
     if image.key.endswith("/"):
         return Unfit("FolderMarker", "a folder's placeholder, not an image")
     name = image.key.rpartition("/")[2]  # pathlib would intern each key, and costs ten times as much

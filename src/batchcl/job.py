@@ -96,7 +96,6 @@ class Job(BaseModel):
             life; `none` starts it without.
         dead_man_role: ARN of an IAM role with which EventBridge Scheduler stops the model after the deadline.
         cross_region: fetch images of buckets in other regions than the model's and send them as bytes.
-        allow_http_sources: lists may name images on the web, `https://…` and `http://…`, which are sent as bytes.
         emulator: score with the local emulator instead of AWS.
         emulator_state: directory of the emulator's projects and models.
         profile: of the AWS configuration.
@@ -147,7 +146,6 @@ class Job(BaseModel):
     lease: str = "15m"
     dead_man_role: str | None = None
     cross_region: bool = False
-    allow_http_sources: bool = False
     emulator: bool = False
     emulator_state: str | None = None
     profile: str | None = None
@@ -253,7 +251,6 @@ class Job(BaseModel):
             all_versions=self.all_versions,
             as_of=self.as_of,
             skip_bad_lines=self.skip_bad_lines,
-            allow_http_sources=self.allow_http_sources,
         )
 
     def filters(self, at: dt.datetime) -> Filters:

@@ -142,3 +142,16 @@ def test_an_object_that_has_no_list_name_is_a_prefix(cli, aws, demo, lists):
     assert "there is no image in" in done.err
     done = cli("plan", f"s3://{BUCKET}/a", "--model", demo.arn, "--json", env=aws)
     assert done.json["images"] == 3
+
+
+def test_images_on_the_web_are_refused_before_a_call_is_spent(cli, aws, demo, tmp_path: Path):
+    url = "https://me:secret@example.com/a.png"
+    path = tmp_path / "addresses.txt"
+    path.write_text(f"{url}\n")
+    for source, place in ((path, f"{path} line 1: it"), (url, "a source")):
+        done = cli("run", source, "--model", demo.arn, "--out", tmp_path / "out", env=aws)
+        assert done.code == 2
+        assert f"{place} is a web address, and images on the web are not read; copy them to S3 first" in done.err
+        assert "secret" not in done.err
+    asked = cli("detect", url, "--model", demo.arn, env=aws)
+    assert (asked.code, "the image is a web address" in asked.err) == (2, True)

@@ -75,10 +75,8 @@ def sample_of(images: Sequence[ImageRef], *, most: int = SAMPLE, fit: bool = Fal
     return [called[n * len(called) // count] for n in range(count)]
 
 
-async def look_at(aws: Aws, images: Sequence[ImageRef], *, region: str, web: bool = False) -> list[Looked]:
+async def look_at(aws: Aws, images: Sequence[ImageRef], *, region: str) -> list[Looked]:
     """Read the beginning of each image where it lies: of S3's objects in `region`, or in the image's own.
-
-    Those on the web are read with `web` only.
 
     Raises:
         CredentialsError: there are none.
@@ -86,7 +84,7 @@ async def look_at(aws: Aws, images: Sequence[ImageRef], *, region: str, web: boo
     async with AsyncExitStack() as stack:
         regions = {image.region or region for image in images if _is_object(image)}
         clients = {each: await stack.enter_async_context(aws.s3(region=each)) for each in sorted(regions)}
-        reader = await stack.enter_async_context(open_reader(aws, region=region, connections=SAMPLE, web=web))
+        reader = await stack.enter_async_context(open_reader(aws, region=region, connections=SAMPLE))
 
         async def look(image: ImageRef) -> Looked:
             if _is_object(image):

@@ -14,7 +14,6 @@ from batchcl.sources.source_kind import SourceKind
 
 __all__ = [
     "AllVersions",
-    "AllowHttpSources",
     "AllowOverlap",
     "AsOf",
     "Attribute",
@@ -166,10 +165,6 @@ Incremental = Annotated[
 AllowOverlap = Annotated[
     bool | None,
     _choice("--allow-overlap", help="Start even if another run may be scoring the same images."),
-]
-AllowHttpSources = Annotated[
-    bool | None,
-    typer.Option("--allow-http-sources", help="Lists may name images on the web, sent as bytes.", show_default=False),
 ]
 CrossRegion = Annotated[
     bool | None,

@@ -11,7 +11,6 @@ import orjson
 import typer
 
 from batchcl.cli.options import (
-    AllowHttpSources,
     AllowOverlap,
     AllVersions,
     AsOf,
@@ -120,7 +119,6 @@ def run(
     lease: Lease = None,
     dead_man_role: DeadManRole = None,
     cross_region: CrossRegion = None,
-    allow_http_sources: AllowHttpSources = None,
     emulator: Emulator = None,
     emulator_state: EmulatorState = None,
     profile: Profile = None,
@@ -197,7 +195,6 @@ def run(
             lease=lease,
             dead_man_role=dead_man_role,
             cross_region=cross_region,
-            allow_http_sources=allow_http_sources,
             emulator=emulator,
             emulator_state=emulator_state,
             profile=profile,

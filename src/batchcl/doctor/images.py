@@ -61,7 +61,7 @@ async def check_images(case: Case) -> Answer:
     if not sample:
         why = Counter(reason.code for image in case.page if (reason := unfit(image, fit=fit)) is not None)
         return Verdict.WARN, f"none of the first {len(case.page):,} images costs a call: {_listed(why)}"
-    case.looked = await look_at(case.aws, sample, region=case.region, web=case.job.allow_http_sources)
+    case.looked = await look_at(case.aws, sample, region=case.region)
     refuse_unreadable(case.looked)
     unreadable = refusals(case.looked)
     reasons = [None if each.code or fit else unfit_head(each) for each in case.looked]

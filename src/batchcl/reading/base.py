@@ -8,7 +8,7 @@ from typing import Protocol
 from batchcl.errors import ImageError
 from batchcl.images import ImageRef, Unfit
 
-__all__ = ["ImageReader", "Prepared", "Preparer"]
+__all__ = ["ImageReader", "Prepared", "Preparer", "changed_archive", "whole_member"]
 
 
 class ImageReader(Protocol):
@@ -62,3 +62,16 @@ class Preparer(Protocol):
     def release(self, image: ImageRef) -> None:
         """`image` has its outcome."""
         ...
+
+
+def changed_archive(archive: str) -> ImageError:
+    """What the images of an archive fail with that isn't the one that was listed."""
+    return ImageError(f"the archive {archive} has changed since it was listed", code="ArchiveChanged")
+
+
+def whole_member(image: ImageRef, data: bytes) -> bytes:
+    """`data`, if that is all of the archive's member `image`; raises `ImageError`."""
+    size = image.size_bytes or 0
+    if len(data) != size:
+        raise ImageError(f"the archive gave {len(data):,} of the image's {size:,} bytes", code="UnreadableArchive")
+    return data

@@ -1,7 +1,9 @@
-"""Images on this machine's disks."""
+"""Images on this machine's disks: files, and members of tar archives."""
 
 from __future__ import annotations
 
+import datetime as dt
+import os
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +12,7 @@ import anyio.to_thread
 
 from batchcl.errors import HostError, ImageError
 from batchcl.images import ImageRef
+from batchcl.reading.base import changed_archive, whole_member
 
 __all__ = ["FileReader"]
 
@@ -17,23 +20,29 @@ _DEADLINE_S: Final = 60.0
 
 
 class FileReader:
-    """Reads local files. See `ImageReader`."""
+    """Reads local files and archives' members. See `ImageReader`."""
 
     def carries(self, image: ImageRef) -> bool:
         """Local images do."""
         return image.local
 
     async def read(self, image: ImageRef) -> bytes:
-        """The file's bytes."""
+        """The bytes of the file, or of the member of an archive that hasn't changed since it was listed."""
         try:
             with anyio.fail_after(_DEADLINE_S):
-                return await anyio.to_thread.run_sync(_read_file, image.key, abandon_on_cancel=True)
+                return await anyio.to_thread.run_sync(_read, image, abandon_on_cancel=True)
         except TimeoutError as error:
             raise HostError(f"{image.key} couldn't be read within {_DEADLINE_S:.0f} s", code="Timeout") from error
 
 
-def _read_file(path: str) -> bytes:
+def _read(image: ImageRef) -> bytes:
     try:
-        return Path(path).read_bytes()
+        if image.member is None:
+            return Path(image.key).read_bytes()
+        with Path(image.member.archive).open("rb") as file:
+            if image.last_modified not in {None, dt.datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, dt.UTC)}:
+                raise changed_archive(image.member.archive)
+            file.seek(image.member.offset)
+            return whole_member(image, file.read(image.size_bytes or 0))
     except OSError as error:
         raise ImageError(f"the file can't be read: {error.strerror}", code="UnreadableFile") from error

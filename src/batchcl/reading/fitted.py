@@ -80,7 +80,7 @@ class FittingReader:
             return Unfit(error.code, str(error))
         if fitted is not None:
             self._hold(image, fitted.data)
-        elif image.bucket or image.member is not None:
+        elif image.bucket:
             self._hold(image, data)  # a file can be read again instead
         return Prepared(None if fitted is None else fitted.note)
 

@@ -14,11 +14,13 @@ from batchcl.aws.errors import INVALID_S3_OBJECT, NO_CREDENTIALS, S3_DENIED, err
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, FatalCallError, HostError, ImageError
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
+from batchcl.reading.base import changed_archive, whole_member
 
-__all__ = ["ObjectReader", "open_object_reader", "refused"]
+__all__ = ["ObjectReader", "open_object_reader"]
 
 _DEADLINE_S: Final = 120.0
 _CHUNK_BYTES: Final = 1024 * 1024
+_CHANGED: Final = frozenset({"PreconditionFailed", "412"})
 _GONE: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404"})
 _SERVER_ERROR: Final = 500
 
@@ -35,16 +37,18 @@ class ObjectReader:
         return bool(image.bucket)
 
     async def read(self, image: ImageRef) -> bytes:
-        """The object's bytes, of the version that the list named; at most so many as the reader was made for."""
-        named = {"Bucket": image.bucket, "Key": image.key}
-        if image.version_id is not None:
-            named["VersionId"] = image.version_id
+        """The object's bytes, of the version that the list named; at most so many as the reader was made for.
+
+        Of an archive's member those are a range of the archive, as long as that has the entity tag that it was listed
+        with.
+        """
         try:
             with anyio.fail_after(_DEADLINE_S):
-                answer = await self._client.get_object(**named)
-                return await self._bounded(answer["Body"], answer.get("ContentLength", 0))
+                answer = await self._client.get_object(**_named(image))
+                data = await self._bounded(answer["Body"], answer.get("ContentLength", 0))
+                return data if image.member is None else whole_member(image, data)
         except ClientError as error:
-            raise refused(error) from error
+            raise _refused(error, image) from error
         except NoCredentialsError as error:
             raise FatalCallError(NO_CREDENTIALS, code="Credentials") from error
         except TimeoutError as error:
@@ -78,9 +82,25 @@ async def open_object_reader(aws: Aws, *, region: str) -> AsyncIterator[ObjectRe
         yield ObjectReader(client)
 
 
-def refused(error: ClientError, *, what: str = "object") -> CallError:
+def _named(image: ImageRef) -> dict[str, str]:
+    """The arguments of GetObject."""
+    named = {"Bucket": image.bucket, "Key": image.key}
+    if image.member is not None:
+        begin = image.member.offset
+        named |= {"Key": image.member.archive, "Range": f"bytes={begin}-{begin + (image.size_bytes or 0) - 1}"}
+        if image.etag is not None:
+            named["IfMatch"] = f'"{image.etag}"'
+    if image.version_id is not None:
+        named["VersionId"] = image.version_id
+    return named
+
+
+def _refused(error: ClientError, image: ImageRef) -> CallError:
     """What S3's refusal to give an object means for the image that it is, or lies in."""
+    what = "object" if image.member is None else "archive"
     code = error_code(error)
+    if image.member is not None and code in _CHANGED:
+        return changed_archive(f"s3://{image.bucket}/{image.member.archive}")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     said = error_message(error) or code
     if code in _GONE:

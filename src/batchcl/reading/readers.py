@@ -1,55 +1,67 @@
-"""The reader of a run: one for all kinds of places."""
+"""The reader of a run: every image that travels as bytes, wherever it lies."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
 
 from batchcl.aws.session import Aws
 from batchcl.images import MAX_BYTES_INLINE, ImageRef
-from batchcl.reading.archives import ArchiveReader
 from batchcl.reading.base import ImageReader
-from batchcl.reading.elsewhere import ElsewhereReader
 from batchcl.reading.files import FileReader
-from batchcl.reading.web import WebReader, open_web_reader
+from batchcl.reading.objects import ObjectReader
 
-__all__ = ["FirstReader", "open_reader"]
+__all__ = ["open_reader"]
 
 
-class FirstReader:
-    """Has each image read by the first of several readers that carries it. See `ImageReader`."""
+class _InlineReader:
+    """Reads local files, archives' members, and objects of other regions. See `ImageReader`."""
 
-    def __init__(self, readers: Sequence[ImageReader]) -> None:
-        self._readers = readers
+    def __init__(self, stack: AsyncExitStack, aws: Aws, *, region: str, connections: int, most_bytes: int) -> None:
+        self._stack = stack
+        self._aws = aws
+        self._region = region
+        self._connections = connections
+        self._most_bytes = most_bytes
+        self._files = FileReader()
+        self._lock = anyio.Lock()
+        self._objects: dict[str, ObjectReader] = {}
 
     def carries(self, image: ImageRef) -> bool:
-        """Whether one of them does."""
-        return any(reader.carries(image) for reader in self._readers)
+        """All that the service can't fetch itself."""
+        return image.inline
 
     async def read(self, image: ImageRef) -> bytes:
-        """What that one reads."""
-        return await next(reader for reader in self._readers if reader.carries(image)).read(image)
+        """The image's bytes, from its disk or from the region of its bucket."""
+        if not image.bucket:
+            return await self._files.read(image)
+        region = image.region or self._region
+        reader = self._objects.get(region)
+        return await (reader or await self._open(region)).read(image)
+
+    async def _open(self, region: str) -> ObjectReader:
+        async with self._lock:
+            if region not in self._objects:
+                client = self._aws.s3(region=region, connections=self._connections)
+                self._objects[region] = ObjectReader(
+                    await self._stack.enter_async_context(client), most_bytes=self._most_bytes
+                )
+        return self._objects[region]
 
 
 @asynccontextmanager
 async def open_reader(
-    aws: Aws, *, region: str, connections: int, web: bool = False, most_bytes: int = MAX_BYTES_INLINE
+    aws: Aws, *, region: str, connections: int, most_bytes: int = MAX_BYTES_INLINE
 ) -> AsyncIterator[ImageReader]:
     """A reader of every image that travels as bytes; what it opened is closed at the end of the block.
 
     Args:
         aws: for what lies in S3.
-        region: of the model's buckets.
-        connections: to any place, at most.
-        web: whether images on the web are fetched; reading one is a `FatalCallError` otherwise.
-        most_bytes: of an image on the web or in a bucket of another region.
+        region: of buckets of which nothing else is known: the model's.
+        connections: to a region's S3, at most.
+        most_bytes: of an image in S3; a larger one fails.
     """
     async with AsyncExitStack() as stack:
-        elsewhere = ElsewhereReader(stack, aws, connections=connections, most_bytes=most_bytes)
-        on_web = WebReader(None)
-        if web:
-            opened = open_web_reader(connections=connections, most_bytes=most_bytes)
-            on_web = await stack.enter_async_context(opened)
-        archives = ArchiveReader(aws, region=region)
-        stack.callback(archives.close)
-        yield FirstReader([archives, elsewhere, on_web, FileReader()])
+        yield _InlineReader(stack, aws, region=region, connections=connections, most_bytes=most_bytes)

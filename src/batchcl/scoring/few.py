@@ -37,7 +37,7 @@ from batchcl.reading.base import ImageReader
 from batchcl.reading.files import FileReader
 from batchcl.reading.objects import ObjectReader
 from batchcl.scoring.outcome import Label
-from batchcl.sources.base import local_image, s3_image
+from batchcl.sources.base import local_image, refuse_url, s3_image
 
 __all__ = ["Answered", "Given", "detect", "given"]
 
@@ -83,7 +83,8 @@ def given(image: str | os.PathLike[str] | bytes, *, version_id: str | None = Non
     """`s3://bucket/key`, a path, or the bytes themselves. Blocks for a look at the file.
 
     Raises:
-        UsageError: a version is named of what isn't in S3, or the S3 URI is none.
+        UsageError: a version is named of what isn't in S3.
+        SourceError: the S3 URI is none, or the image is on the web.
     """
     name = "bytes" if isinstance(image, bytes) else os.fspath(image)
     if version_id is not None and not name.startswith("s3://"):
@@ -92,6 +93,7 @@ def given(image: str | os.PathLike[str] | bytes, *, version_id: str | None = Non
         return Given(name=name, data=image)
     if name.startswith("s3://"):
         return Given(name=name, image=replace(s3_image(name), version_id=version_id))
+    refuse_url(name, what="the image")
     return Given(name=name, image=local_image(name))
 
 

@@ -123,12 +123,12 @@ async def check_sources(
             for source, checked in zip(sources, found, strict=True)
             if checked.bad_lines
         },
-        try_reading=partial(_try_reading, aws, model.region, fit=job.fit, web=job.allow_http_sources),
+        try_reading=partial(_try_reading, aws, model.region, fit=job.fit),
     )
 
 
-async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef], *, fit: bool, web: bool) -> None:
-    refuse_unreadable(await look_at(aws, sample_of(images, fit=fit), region=region, web=web))
+async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef], *, fit: bool) -> None:
+    refuse_unreadable(await look_at(aws, sample_of(images, fit=fit), region=region))
 
 
 def _total(lines: Sequence[int | None]) -> int | None:

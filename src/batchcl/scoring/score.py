@@ -205,7 +205,6 @@ async def open_model(
                 aws,
                 region=model.region,
                 connections=job.max_in_flight,
-                web=job.allow_http_sources,
                 most_bytes=MAX_BYTES_FITTABLE if job.fit else MAX_BYTES_INLINE,
             )
         )

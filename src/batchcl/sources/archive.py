@@ -8,10 +8,11 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
+import shlex
 import tempfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +21,26 @@ from typing import Any, Final
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import explain
+from batchcl.aws.errors import error_code
 from batchcl.errors import SourceError
 from batchcl.images import ArchiveMember, ImageRef, escaped
-from batchcl.reading.archives import content_of
-from batchcl.reading.blobs import Blob, ChangedError, FileBlob, ObjectBlob
-from batchcl.reading.gunzip import CutError, GrowsError
-from batchcl.reading.tar import BLOCK, Member, MemberKind, Read, TarError, is_tar, walk
 from batchcl.sources.base import BadLine, parse_s3_uri
 from batchcl.sources.files import is_gone
 from batchcl.sources.lines import CHUNK
 from batchcl.sources.listed import Chunk, ImageChunk
+from batchcl.sources.tar import BLOCK, Member, MemberKind, Read, TarError, is_tar, walk
 
 __all__ = ["Archive", "TarPart", "archive_in_s3", "local_archive"]
 
-_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_DECOMPRESSORS: Final = {b"\x1f\x8b": "gunzip", b"\x28\xb5\x2f\xfd": "zstd -d"}
+_ENDING: Final = re.compile(r"\.(tar|tgz|tar\.gz|tar\.zst|gz|zst)$", re.IGNORECASE)
+_FILE_BLOCK_BYTES: Final = 4 * 1024
+_OBJECT_BLOCK_BYTES: Final = 4 * 1024 * 1024
+"""A request to S3 takes as long as some megabytes do."""
+
+_ATTEMPTS: Final = 3
+_CHANGED: Final = frozenset({"PreconditionFailed", "412"})
+_BEHIND_THE_END: Final = frozenset({"InvalidRange", "416"})
 _UNCOUNTED: Final = MemberKind.FOLDER
 """A folder holds images and is none, as that of a directory."""
 
@@ -72,40 +79,40 @@ class Archive:
 
 
 def local_archive(path: Path, stack: ExitStack) -> TarPart:
-    """The archive at `path`. Blocks. Raises `SourceError` where it can't be looked at."""
+    """The archive at `path`. Blocks. Raises `SourceError` where it can't be read, or is compressed."""
     absolute = os.path.abspath(path)  # noqa: PTH100 - links stay as they are
     try:
         modified = dt.datetime.fromtimestamp(os.stat(absolute).st_mtime, dt.UTC)  # noqa: PTH116 - beside abspath
     except OSError as error:
         raise SourceError(f"can't read {path}: {error.strerror}; check the path") from error
     archive = Archive(name=str(path), bucket="", key=absolute, etag=None, last_modified=modified)
-    return TarPart(archive, lambda: FileBlob(absolute, last_modified=modified), stack)
+    part = TarPart(archive, _file_reader(absolute, modified), stack, block_bytes=_FILE_BLOCK_BYTES)
+    part.refuse_compressed()
+    return part
 
 
 def archive_in_s3(client: Any, uri: str, stack: ExitStack) -> TarPart | None:
     """The archive at `uri`, or None where there is no such object. Blocks.
 
     Raises:
-        SourceError: it is none by its bytes.
+        SourceError: by its bytes it is compressed, or no archive.
         RefusedError: S3 refuses to tell.
     """
     bucket, key = parse_s3_uri(uri)
     try:
         found = client.head_object(Bucket=bucket, Key=key)
-        etag = found["ETag"].strip('"')
-        start = content_of(ObjectBlob(client, bucket=bucket, key=key, etag=etag)).read(0, BLOCK)
     except (ClientError, BotoCoreError) as error:
         if is_gone(error):
             return None
         raise explain(error, f"reading {uri}", bucket) from error
-    except (CutError, zlib.error):
-        start = b""
-    if not is_tar(start):
-        raise SourceError(f"{uri} is no tar archive by its bytes; for the objects below it say --source-kind prefix")
+    etag = found["ETag"].strip('"')
     archive = Archive(
         name=uri, bucket=bucket, key=key, etag=etag, last_modified=found["LastModified"].astimezone(dt.UTC)
     )
-    return TarPart(archive, lambda: ObjectBlob(client, bucket=bucket, key=key, etag=etag), stack)
+    part = TarPart(archive, _object_reader(client, archive), stack, block_bytes=_OBJECT_BLOCK_BYTES)
+    if not is_tar(part.refuse_compressed()):
+        raise SourceError(f"{uri} is no tar archive by its bytes; for the objects below it say --source-kind prefix")
+    return part
 
 
 class TarPart:
@@ -115,16 +122,36 @@ class TarPart:
 
     Args:
         archive: which one.
-        blob: opens its bytes, which have to be those of `archive`.
-        stack: removes what was noted down.
+        read: reads its bytes; raises `SourceError` once they aren't those of `archive` any more.
+        stack: removes the temporary list of its members.
+        block_bytes: to read at a time, where so many cost as much as one does.
     """
 
-    def __init__(self, archive: Archive, blob: Callable[[], Blob], stack: ExitStack) -> None:
+    def __init__(self, archive: Archive, read: Read, stack: ExitStack, *, block_bytes: int) -> None:
         self.name = archive.name
         self._archive = archive
-        self._blob = blob
+        self._read = read
         self._stack = stack
+        self._block_bytes = block_bytes
         self._noted: Path | None = None
+
+    def refuse_compressed(self) -> bytes:
+        """The first bytes of the archive. Blocks. Raises `SourceError` with the command that decompresses it."""
+        with self._explained():
+            start = self._read(0, BLOCK)
+        tool = next((tool for magic, tool in _DECOMPRESSORS.items() if start.startswith(magic)), None)
+        if tool is None:
+            return start
+        stem = _ENDING.sub("", self.name)
+        plain = f"{stem}.tar" if f"{stem}.tar" != self.name else f"{stem}-plain.tar"
+        name, new = shlex.quote(self.name), shlex.quote(plain)
+        command = f"{tool} < {name} > {new}"
+        if self._archive.bucket:
+            command = f"aws s3 cp {name} - | {tool} | aws s3 cp - {new}"
+        raise SourceError(
+            f"{self.name} is compressed, and only plain tar archives are read; decompress it with `{command}`, and "
+            f"name {plain}"
+        )
 
     def chunks(self) -> Iterator[Chunk]:
         """The members, some at a time."""
@@ -145,34 +172,25 @@ class TarPart:
             yield ImageChunk(images, (), dict(left_out))
 
     def _entries(self) -> Iterator[Member | BadLine]:
-        """The members, read in the archive once and from then on in notes, as it may be gigabytes long."""
+        """The members, read in the archive once and from then on in a temporary file: it may be gigabytes long."""
         if self._noted is not None:
             yield from _noted(self._noted)
             return
-        try:
-            with self._explained():
-                content = content_of(self._blob())
-                start = content.read(0, len(_ZSTD))
-        except _Broken as error:
-            yield BadLine(0, str(error))
-            return
-        if start == _ZSTD:
-            raise SourceError(f"{self.name} is a tar archive in zstd; plain and gzip ones are read: recompress it")
         with tempfile.NamedTemporaryFile("w", prefix="batchcl-", suffix=".members", delete=False) as notes:
             path = Path(notes.name)
             self._stack.callback(path.unlink, missing_ok=True)
-            for entry in self._walked(content):
+            for entry in self._walked():
                 notes.write(_note(entry))
                 yield entry
         self._noted = path
 
-    def _walked(self, content: Blob) -> Iterator[Member | BadLine]:
-        members = walk(_buffered(content))
+    def _walked(self) -> Iterator[Member | BadLine]:
+        members = walk(_buffered(self._read, self._block_bytes))
         while True:
             try:
                 with self._explained():
                     member = next(members, None)
-            except _Broken as error:
+            except TarError as error:
                 yield BadLine(0, str(error))
                 return
             if member is None:
@@ -181,38 +199,64 @@ class TarPart:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Errors in words; `_Broken` for those that leave what came before as it is."""
-        name, bucket = self.name, self._archive.bucket
+        """Errors of reading in words."""
         try:
             yield
-        except (TarError, CutError, GrowsError) as error:
-            raise _Broken(str(error)) from error
-        except zlib.error as error:
-            raise _Broken(f"its gzip stream is damaged: {error}") from error
-        except ChangedError as error:
-            raise SourceError(f"{error}; leave it alone during a run, and begin another one") from error
         except OSError as error:
-            raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
+            raise SourceError(f"can't read {self.name}: {error.strerror}; check its permissions") from error
         except (ClientError, BotoCoreError) as error:
-            raise explain(error, f"reading {name}", bucket) from error
+            raise explain(error, f"reading {self.name}", self._archive.bucket) from error
 
 
-class _Broken(Exception):  # noqa: N818 - it is told as a bad line
-    """From here on the archive can't be read."""
+def _file_reader(path: str, last_modified: dt.datetime) -> Read:
+    def read(offset: int, size: int) -> bytes:
+        with Path(path).open("rb") as file:  # each time, as that costs less than keeping it open would
+            if dt.datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, dt.UTC) != last_modified:
+                raise _changed(path)
+            file.seek(offset)
+            return file.read(size)
+
+    return read
 
 
-def _buffered(content: Blob) -> Read:
+def _object_reader(client: Any, archive: Archive) -> Read:
+    """Reads ranges by boto3's `client`, which retries by itself but for a body that is cut."""
+    named = {"Bucket": archive.bucket, "Key": archive.key, "IfMatch": f'"{archive.etag}"'}
+
+    def read(offset: int, size: int) -> bytes:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                answer = client.get_object(**named, Range=f"bytes={offset}-{offset + size - 1}")
+                with answer["Body"] as body:
+                    data: bytes = body.read(size)  # a server that knows no ranges would send all of it
+            except ClientError as error:
+                if error_code(error) in _BEHIND_THE_END:
+                    return b""
+                if error_code(error) in _CHANGED:
+                    raise _changed(archive.name) from error
+                raise
+            except BotoCoreError:
+                if attempt == _ATTEMPTS:
+                    raise
+            else:
+                return data
+        raise AssertionError("the last attempt returns or raises")
+
+    return read
+
+
+def _changed(name: str) -> SourceError:
+    return SourceError(f"{name} has changed since it was listed; leave it alone during a run, and begin another one")
+
+
+def _buffered(content: Read, block_bytes: int) -> Read:
     """Reads of a few bytes, of which those that lie close together cost one."""
     held, begin = b"", 0
 
     def read(offset: int, size: int) -> bytes:
         nonlocal held, begin
         if not begin <= offset <= offset + size <= begin + len(held):
-            try:
-                held = content.read(offset, max(size, content.block_bytes))
-            except (CutError, GrowsError, zlib.error):
-                held = content.read(offset, size)  # it may be broken behind what is asked for
-            begin = offset
+            held, begin = content(offset, max(size, block_bytes)), offset
         return held[offset - begin : offset - begin + size]
 
     return read

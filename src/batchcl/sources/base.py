@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 from batchcl.errors import SourceError
-from batchcl.images import WEB, ImageRef, escaped
+from batchcl.images import ImageRef, escaped
 from batchcl.sources.repeats import HashSet
 
 __all__ = [
@@ -24,8 +23,8 @@ __all__ = [
     "name_of",
     "parse_s3_uri",
     "referred_image",
+    "refuse_url",
     "s3_image",
-    "web_image",
 ]
 
 PAGE: Final = 1000
@@ -162,33 +161,24 @@ def local_image(path: str, *, extra: str | None = None) -> ImageRef:
     )
 
 
-def web_image(address: str, *, web: bool, extra: str | None = None) -> ImageRef:
-    """The image at an address, of which only that is known, where `web` allows it. Raises `SourceError`."""
-    try:
-        parts = urlsplit(address)
-        is_good = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        raise SourceError(f"{address[:200]!r} is no address on the web") from None
-    if parts.username is not None or parts.password is not None:
-        raise SourceError(f"the address on {parts.hostname} holds a user or password, which the tables would show")
-    if not web:
-        said = f"{address!r} is neither s3://bucket/key nor a path"
-        raise SourceError(f"{said}; images on the web need --allow-http-sources")
-    if not is_good or any(character.isspace() or not character.isprintable() for character in address):
-        raise SourceError(f"{address!r} is no address on the web")
-    return ImageRef(uri=address, bucket="", key=address, extra=extra)
+def refuse_url(reference: str, *, what: str = "it") -> None:
+    """Raise `SourceError` for a web address. The address is not shown, as it may hold a password or a signature."""
+    if reference[:8].lower().startswith(("https://", "http://")):
+        raise SourceError(
+            f"{what} is a web address, and images on the web are not read; copy them to S3 first (aws s3 cp) and "
+            "name them as s3://bucket/key"
+        )
 
 
-def referred_image(reference: str, folder: Path | None, *, web: bool = False, extra: str | None = None) -> ImageRef:
+def referred_image(reference: str, folder: Path | None, *, extra: str | None = None) -> ImageRef:
     """The image that a list refers to which may come from somebody else: `s3://bucket/key`, or a path below `folder`.
 
     A path that leads out of the folder is refused, and so is any path where there is no folder, and an address on the
-    web without `web`. Raises `SourceError`. Blocks.
+    web. Raises `SourceError`. Blocks.
     """
     if reference.startswith("s3://"):
         return s3_image(reference, extra=extra)
-    if reference.startswith(WEB):
-        return web_image(reference, web=web, extra=extra)
+    refuse_url(reference)
     path = PurePosixPath(reference)
     if (
         folder is None

@@ -71,9 +71,8 @@ class LabelRows:
     Its labels go to `extra` as Ground Truth writes several labels of an image, so `batchcl evaluate` reads them.
     """
 
-    def __init__(self, folder: Path | None, *, web: bool = False) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._web = web
 
     def __call__(self, row: Row) -> ImageRef:
         """The image of `row`. Raises `SourceError`. Blocks."""
@@ -82,7 +81,7 @@ class LabelRows:
             raise SourceError("it names no image")
         named = [label for label in labels if label]
         extra = orjson.dumps(multilabel("labels", named)).decode() if named else None
-        return referred_image(image, self._folder, web=self._web, extra=extra)
+        return referred_image(image, self._folder, extra=extra)
 
 
 class CsvPart:

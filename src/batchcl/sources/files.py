@@ -26,7 +26,6 @@ from batchcl.aws.buckets import explain
 from batchcl.aws.errors import error_code
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError, UnreachableError
-from batchcl.reading.tar import BLOCK, is_tar
 from batchcl.sources.base import parse_s3_uri
 
 __all__ = [
@@ -164,19 +163,9 @@ def open_list(path: Path, name: str) -> Iterator[io.BufferedReader[Any]]:
 
 
 def start_of(path: Path, name: str) -> bytes:
-    """The first part of the file, decompressed and without the byte order mark of Windows' editors. Blocks.
-
-    What is there of an archive that is cut or damaged is enough: it is read up to that place, which is told then.
-    """
-    start = bytearray()
+    """The first part of the file, decompressed and without the byte order mark of Windows' editors. Blocks."""
     with open_list(path, name) as file:
-        try:
-            while len(start) < START_BYTES and (data := file.read1(BLOCK)):
-                start += data
-        except OSError:
-            if not is_tar(bytes(start)):
-                raise
-    return bytes(start).removeprefix(codecs.BOM_UTF8)
+        return file.read(START_BYTES).removeprefix(codecs.BOM_UTF8)
 
 
 class _Bounded(io.RawIOBase):

@@ -1,4 +1,4 @@
-"""Key lists: one `s3://bucket/key`, local path or address on the web a line, taken literally.
+"""Key lists: one `s3://bucket/key` or local path a line, taken literally.
 
 Nothing is decoded, as `+` and `%20` are good parts of a key; nothing is trimmed but the line end.
 """
@@ -6,17 +6,16 @@ Nothing is decoded, as `+` and `%20` are good parts of a key; nothing is trimmed
 from __future__ import annotations
 
 from batchcl.errors import SourceError
-from batchcl.images import WEB, ImageRef
-from batchcl.sources.base import local_image, s3_image, web_image
+from batchcl.images import ImageRef
+from batchcl.sources.base import local_image, refuse_url, s3_image
 
 __all__ = ["parse_key_line"]
 
 
-def parse_key_line(line: bytes, *, may_be_local: bool = True, web: bool = False) -> ImageRef:
+def parse_key_line(line: bytes, *, may_be_local: bool = True) -> ImageRef:
     """The image that `line` names; paths are relative to the working directory. Raises `SourceError`. Blocks.
 
-    A list that isn't on this machine names no files on it: there, `may_be_local` is false. `web` allows
-    addresses on the web.
+    A list that isn't on this machine names no files on it: there, `may_be_local` is false.
     """
     try:
         text = line.decode()
@@ -24,8 +23,7 @@ def parse_key_line(line: bytes, *, may_be_local: bool = True, web: bool = False)
         raise SourceError("it is not UTF-8 text") from error
     if text.startswith("s3://"):
         return s3_image(text)
-    if text.startswith(WEB):
-        return web_image(text, web=web)
+    refuse_url(text)
     if "\0" in text:
         raise SourceError("it holds a NUL byte, so it is neither a key nor a path")
     if "://" in text:

@@ -1,105 +1,166 @@
-"""Which parts of a long listing to read next, so that many requests at a time read it in order and without gaps.
+"""Lists a prefix by many requests at a time, in the order of a serial listing.
 
-The keys ahead are cut into ranges, each of which is read by itself. Where to cut is guessed (`batchcl.sources.cuts`);
-nothing but speed depends on the guesses, as ranges are disjoint by key and together cover everything.
+The keys ahead are split into ranges `low < key <= high`, each of which is listed by itself from `start-after` on. Where
+to split is extrapolated: if a page moves on by so much, five pages move on by five times as much. Keys don't count so
+evenly, but nothing except speed depends on the split points, as the ranges are disjoint and cover everything: a range
+that turns out empty costs a request, and one that turns out long is split again.
 
-Memory is bounded by pages. Where there is no room, the range that lies farthest ahead is forgotten, to be read again
-later, for the sake of one that is wanted earlier. So a listing takes at most about twice the requests of a serial one,
-and a page more for each range.
+Memory is bounded by pages. Where there is no room, the range farthest ahead is dropped, to be listed again later, in
+favor of an earlier one.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from operator import lt
 from typing import Final
 
+import anyio
+
+from batchcl.aws.listing import PageReader
 from batchcl.aws.listing_page import Page
-from batchcl.errors import SourceError
-from batchcl.sources.cuts import Scale
+from batchcl.errors import BatchclError, SourceError
 
-__all__ = ["KeyRange", "KeyRanges"]
+__all__ = ["MAX_REQUESTS", "KeyRange", "KeyRanges", "read_in_order", "split_points"]
 
-_BEFORE_CUTS: Final = 2
-"""Pages that are read one by one: a prefix this small never costs a request more than a serial listing."""
-_CUTS_AT_ONCE: Final = 4
-_LONG_PAGES: Final = 8
-"""A range that no guess has cut for so many pages is cut closer."""
+_SERIAL_PAGES: Final = 2
+"""Listed one by one before any range: a prefix this small costs no request more than a serial listing."""
+MAX_REQUESTS: Final = 16
+_ROUND_PAGES: Final = 48
+_MAX_PAGES: Final = 160
+"""Kept ahead: at about 300 bytes an object, some 50 MB."""
+
+_PAGES_APART: Final = 5
+_SPLIT_POINTS: Final = 4
+_SAMPLES: Final = 24
+_SURROGATES: Final = range(0xD800, 0xE000)
+_CHARACTERS: Final = 0x110000
+
+
+async def read_in_order(
+    reader: PageReader, *, prefix: str = "", after: str | None = None
+) -> AsyncGenerator[Page, None]:
+    """All pages behind the key `after`, none of them empty, in the order of a serial listing.
+
+    Where the server doesn't list in a known order, that is what it is. Otherwise it becomes one of up to 16 requests at
+    a time, in rounds that grow, so that a caller who wants only the first images doesn't wait for others. No request is
+    in flight while the caller has a page: it may leave at any time, in any task.
+
+    Raises:
+        BatchclError: the first one that a request ended with.
+    """
+    cursor, token, count = after, None, 0
+    while True:
+        page = await reader.page(after=cursor, token=token)
+        _check(page, cursor, token, is_sorted=page.is_sorted)
+        if page.keys:
+            yield page
+            cursor = page.keys[-1]
+        if page.is_last:
+            return
+        token = page.token
+        count += 1
+        if page.is_sorted and page.keys and count >= _SERIAL_PAGES:
+            break
+    ranges = KeyRanges(prefix, page, max_pages=_MAX_PAGES)
+    wanted = 2 * _SERIAL_PAGES
+    while not ranges.is_done:
+        await _read_round(reader, ranges, wanted)
+        for page in ranges.take():
+            yield page
+        wanted = min(2 * wanted, _ROUND_PAGES)
+
+
+async def _read_round(reader: PageReader, ranges: KeyRanges, wanted: int) -> None:
+    """Read until so many pages can be taken, or all there are."""
+    errors: list[BatchclError] = []
+    in_flight = 0
+
+    def start_requests() -> None:
+        nonlocal in_flight
+        while in_flight < MAX_REQUESTS and ranges.ready_pages < wanted and (part := ranges.next_range()) is not None:
+            in_flight += 1
+            group.start_soon(read, part)
+
+    async def read(part: KeyRange) -> None:
+        nonlocal in_flight
+        try:
+            page = await reader.page(after=part.cursor, token=part.token)
+            _check(page, part.cursor, part.token, is_sorted=True)
+        except BatchclError as error:
+            errors.append(error)
+            group.cancel_scope.cancel()
+            return
+        ranges.add(part, page)
+        in_flight -= 1
+        start_requests()
+
+    async with anyio.create_task_group() as group:
+        start_requests()
+    if errors:
+        raise errors[0]
 
 
 @dataclass(slots=True, eq=False)
 class KeyRange:
-    """The keys behind `low` up to and with `high`; None: from the beginning, to the end.
+    """The keys behind `low` up to and with `high`; None: to the end.
 
     Attributes:
         low: not part of it.
         high: part of it.
-        cursor: what was read reaches to here.
-        token: the server's own word for where to go on; else the cursor is.
+        cursor: its keys up to here have been read.
+        token: where the server says that the listing continues behind the cursor; None: behind the cursor.
         pages: read, and not taken yet.
-        is_read: whether all of it is.
-        is_busy: whether a request for it is under way.
-        newest: the keys of its last page, until they have served to cut it.
-        pages_since_cut: how long it is so far, behind where it was cut last.
+        newest: the keys of its last page, until it has been split by them.
+        is_read: whether all of it has been.
+        in_flight: whether a request for it is.
     """
 
-    low: str | None
+    low: str
     high: str | None
-    cursor: str | None
+    cursor: str
     token: str | None = None
     pages: list[Page] = field(default_factory=list)
-    is_read: bool = False
-    is_busy: bool = False
     newest: Sequence[str] = ()
-    pages_since_cut: int = 0
+    is_read: bool = False
+    in_flight: bool = False
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nothing of it was ever read, or all of that was forgotten."""
-        return self.cursor == self.low and self.token is None and not (self.is_busy or self.is_read)
-
-    def forget(self) -> None:
-        """Read it anew some other time."""
-        self.cursor, self.token, self.is_read = self.low, None, False
-        self.pages.clear()
-        self.newest, self.pages_since_cut = (), 0
+        """Whether nothing of it has been read or requested."""
+        return self.cursor == self.low and self.token is None and not (self.in_flight or self.is_read)
 
 
 class KeyRanges:
-    """The state of one listing: says what to read, takes what was read, gives pages in order. Awaits nothing.
+    """The state of one listing: says which range to read next, takes pages, and returns them in order. Does no I/O.
 
     Args:
-        prefix: that all keys have.
-        after: the listing begins behind this key.
-        room_pages: to keep at most, but for those of the first range and those under way.
-
-    Attributes:
-        forgotten_pages: read and dropped so far, because there was no room.
+        prefix: of all keys.
+        behind: the page, not an empty one, behind which the listing continues.
+        max_pages: to keep, apart from those of the first range and those in flight.
     """
 
-    def __init__(self, prefix: str = "", *, after: str | None = None, room_pages: int = 96) -> None:
-        self._ranges = [KeyRange(low=after, high=None, cursor=after)]
-        self._scale = Scale(prefix)
-        self._room = room_pages
-        self._kept = 0
-        self._arrived = 0
-        self._is_sorted = False
-        self.forgotten_pages = 0
+    def __init__(self, prefix: str, behind: Page, *, max_pages: int) -> None:
+        last = behind.keys[-1]
+        self._prefix = prefix
+        self._ranges = [KeyRange(last, None, last, behind.token, newest=behind.keys)]
+        self._max_pages = max_pages
+        self._kept_pages = 0
 
     @property
-    def is_over(self) -> bool:
-        """Whether everything was read and taken."""
+    def is_done(self) -> bool:
+        """Whether everything has been read and taken."""
         return not self._ranges
 
     @property
     def ready_pages(self) -> int:
         """Pages that can be taken now."""
         count = 0
-        for each in self._ranges:
-            count += len(each.pages)
-            if not each.is_read:
+        for part in self._ranges:
+            count += len(part.pages)
+            if not part.is_read:
                 break
         return count
 
@@ -113,105 +174,119 @@ class KeyRanges:
             if not first.is_read:
                 break
             del self._ranges[0]
-        self._kept -= len(taken)
+        self._kept_pages -= len(taken)
         return taken
 
     def next_range(self) -> KeyRange | None:
-        """The range to read a page of now, marked busy; None where nothing is to be read until a page has arrived.
-
-        What is wanted earliest comes first.
-        """
-        place = 0
-        while place < len(self._ranges):
-            each = self._ranges[place]
-            if not each.is_read:
-                if not each.is_busy:
-                    if place and not self._make_room(place):
-                        return None
-                    each.is_busy = True
-                    return each
-                self._cut(place)
-            place += 1
+        """The earliest range to read a page of, marked as in flight; None until another page has been added."""
+        for place, part in enumerate(self._ranges):  # a split inserts ranges behind this one, which come next
+            if part.is_read:
+                continue
+            if not part.in_flight:
+                if place and not self._make_room(place):
+                    return None
+                part.in_flight = True
+                return part
+            self._split(place)
         return None
 
-    def arrived(self, part: KeyRange, page: Page) -> None:
-        """Take a page that was read for `part`, behind its token or cursor.
+    def add(self, part: KeyRange, page: Page) -> None:
+        """Take the page behind the cursor of `part`. What lies behind its end goes to the ranges that follow."""
+        part.in_flight = False
+        place, rest = self._ranges.index(part), page
+        while True:
+            count = len(rest.keys) if part.high is None else bisect_right(rest.keys, part.high)
+            own, rest = rest.cut(count)
+            if own.keys:
+                part.pages.append(own)
+                part.cursor, part.newest = own.keys[-1], own.keys
+                self._kept_pages += 1
+            part.token = page.token
+            part.is_read = page.is_last or bool(rest.keys)
+            place += 1
+            if not part.is_read or place == len(self._ranges) or not self._ranges[place].is_untouched:
+                return
+            part = self._ranges[place]
 
-        Raises:
-            SourceError: the page is out of order, of a server that lists in order, or doesn't lead on.
-        """
-        if page.is_sorted:
-            _check_order(part.cursor, page.keys)
-        if not page.is_last and not _leads_on(part, page):
-            raise SourceError("the server lists the same page again and again: it has no end; check the endpoint")
-        part.is_busy = False
-        self._arrived += 1
-        self._is_sorted = page.is_sorted
-        self._put(part, page)
-
-    def _put(self, part: KeyRange, page: Page) -> None:
-        """Add to `part` what is its own of `page`, and give what lies behind to the ranges that follow."""
-        own, behind = page, None
-        if part.high is not None and (page.is_last or (page.keys and page.keys[-1] > part.high)):
-            own, behind = page.cut(bisect_right(page.keys, part.high))
-        if own.keys:
-            part.pages.append(own)
-            part.newest = own.keys
-            part.cursor = own.keys[-1]
-            self._kept += 1
-        part.pages_since_cut += 1
-        part.token = page.token
-        part.is_read = page.is_last or behind is not None
-        if behind is not None:
-            if behind.keys:
-                self._scale.learn(part.pages_since_cut, last=part.cursor or "", first_behind=behind.keys[0])
-            self._hand_on(part, behind)
-
-    def _hand_on(self, part: KeyRange, behind: Page) -> None:
-        following = self._ranges[self._ranges.index(part) + 1]
-        if following.is_untouched:
-            self._put(following, behind)
-
-    def _cut(self, place: int) -> None:
-        """Cut what lies ahead in a range that is being read: once for each page of it."""
+    def _split(self, place: int) -> None:
+        """Split what lies ahead in a range that is in flight: once for each page of it."""
         part = self._ranges[place]
-        if not (part.newest and self._is_sorted and self._arrived >= _BEFORE_CUTS):
-            return
-        names = [
-            name
-            for name in self._scale.cuts(part.newest, at_most=_CUTS_AT_ONCE)
-            if part.high is None or name < part.high
-        ]
+        names = split_points(part.newest, floor=len(self._prefix)) if part.newest else []
         part.newest = ()
+        names = [name for name in names if part.high is None or name < part.high]
         if names:
-            bounds = zip(names, [*names[1:], part.high], strict=True)
-            self._ranges[place + 1 : place + 1] = [KeyRange(low=low, high=high, cursor=low) for low, high in bounds]
-            part.high, part.pages_since_cut = names[0], 0
-        elif part.pages_since_cut >= _LONG_PAGES:
-            self._scale.lower()
+            ends = [*names[1:], part.high]
+            self._ranges[place + 1 : place + 1] = [
+                KeyRange(low, high, low) for low, high in zip(names, ends, strict=True)
+            ]
+            part.high = names[0]
 
     def _make_room(self, place: int) -> bool:
-        """Whether a page more can be kept for the range at `place`, if need be at the expense of later ones."""
-        if self._kept < self._room:
+        """Whether a page more can be kept for the range at `place`, if need be instead of later ones."""
+        if self._kept_pages < self._max_pages:
             return True
         for later in reversed(self._ranges[place + 1 :]):
-            if later.pages and not later.is_busy:
-                self._kept -= len(later.pages)
-                self.forgotten_pages += len(later.pages)
-                later.forget()
+            if later.pages and not later.in_flight:
+                self._kept_pages -= len(later.pages)
+                later.pages.clear()
+                later.cursor, later.token, later.newest, later.is_read = later.low, None, (), False
                 return True
         return False
 
 
-def _leads_on(part: KeyRange, page: Page) -> bool:
-    if page.token is not None:
-        return page.token != part.token
-    return bool(page.keys) and (part.cursor is None or page.keys[-1] != part.cursor)
+def split_points(keys: Sequence[str], *, floor: int) -> list[str]:
+    """Rising names behind the last of `keys`, which are those of one page; there need not be such keys.
+
+    The first and last key differ from some place on: there a page counts on by a distance, with carry to the left, but
+    not into the first `floor` characters. The digits are the ASCII characters that vary from that place on.
+    """
+    first, last = keys[0], keys[-1]
+    place = next((at for at, (left, right) in enumerate(zip(first, last, strict=False)) if left != right), None)
+    if place is None:
+        return []
+    columns = zip(*(key[place:] for key in keys[:: max(1, len(keys) // _SAMPLES)]), strict=False)
+    varying = set[str]().union(*(values for values in map(set, columns) if len(values) > 1))
+    digits = "".join(sorted(filter(str.isascii, varying)))
+    if first[place] in digits and last[place] in digits:
+        distance = digits.index(last[place]) - digits.index(first[place])
+    else:
+        distance = ord(last[place]) - ord(first[place])
+    found = [last]
+    for number in range(1, _SPLIT_POINTS + 1):
+        name = _count_on(last, place, number * _PAGES_APART * distance, digits, floor=floor)
+        if name is not None and name > found[-1]:
+            found.append(name)
+    return found[1:]
 
 
-def _check_order(cursor: str | None, keys: Sequence[str]) -> None:
-    if keys and ((cursor is not None and keys[0] <= cursor) or not all(map(lt, keys, keys[1:]))):
+def _count_on(key: str, place: int, distance: int, digits: str, *, floor: int) -> str | None:
+    """`key` up to `place`, so far on, with carry; None where that is behind all keys with the same first `floor`."""
+    counted = ""
+    for here in range(place, floor - 1, -1):
+        value = digits.find(key[here])
+        if value >= 0:
+            distance, rest = divmod(value + distance, len(digits))
+            counted = digits[rest] + counted
+            if not distance:
+                return key[:here] + counted
+        elif here == place:
+            code = ord(key[here]) + distance
+            code = _SURROGATES.stop if code in _SURROGATES else code
+            return key[:here] + chr(code) if code < _CHARACTERS else None
+        else:
+            counted = key[here] + counted
+    return None
+
+
+def _check(page: Page, cursor: str | None, token: str | None, *, is_sorted: bool) -> None:
+    """Raise `SourceError` for a page that is out of order, where it has to be sorted, or doesn't lead on."""
+    keys = page.keys
+    in_order = not keys or ((cursor is None or cursor < keys[0]) and all(map(lt, keys, keys[1:])))
+    if is_sorted and not in_order:
         raise SourceError(
             f"the server, which says that it is S3, lists {keys[0]!r} and what follows out of order; list it with "
             "--transport aioboto3, which reads one page after the other"
         )
+    leads_on = page.token != token if page.token is not None else bool(keys) and keys[-1] != cursor
+    if not page.is_last and not leads_on:
+        raise SourceError("the server lists the same page again and again: it has no end; check the endpoint")

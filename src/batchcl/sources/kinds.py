@@ -12,11 +12,11 @@ import orjson
 
 from batchcl.errors import SourceError
 from batchcl.images import EXTENSIONS
-from batchcl.reading.tar import is_tar
 from batchcl.sources.csv_rows import BUCKET
 from batchcl.sources.files import START_BYTES, start_of
 from batchcl.sources.inventory import is_inventory_manifest
 from batchcl.sources.source_kind import SourceKind
+from batchcl.sources.tar import is_tar
 
 __all__ = ["is_columnar", "kind_of"]
 

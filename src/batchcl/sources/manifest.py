@@ -22,16 +22,15 @@ class ManifestParser:
     manifest's directory is refused, as a manifest may come from somebody else.
     """
 
-    def __init__(self, folder: Path | None, *, attribute: str | None = None, web: bool = False) -> None:
+    def __init__(self, folder: Path | None, *, attribute: str | None = None) -> None:
         self._folder = folder
-        self._web = web
         self._attribute = attribute
 
     def __call__(self, line: bytes) -> ImageRef:
         """The image of `line`, with the line's labels in `extra`. Raises `SourceError`. Blocks."""
         truth = parse_line(line, attribute=self._attribute, strict=True)
         try:
-            return referred_image(truth.source_ref, self._folder, web=self._web, extra=truth.extra)
+            return referred_image(truth.source_ref, self._folder, extra=truth.extra)
         except SourceError as error:
             raise SourceError(f"its source-ref: {error}") from error
 
@@ -42,8 +41,7 @@ class FieldParser:
     `field` is the name of a key of the object, or, where there is no such key, a path into it: `image.uri`.
     """
 
-    def __init__(self, field: str, folder: Path | None, *, web: bool = False) -> None:
-        self._web = web
+    def __init__(self, field: str, folder: Path | None) -> None:
         self._field = field
         self._folder = folder
 
@@ -62,7 +60,7 @@ class FieldParser:
             extra = orjson.dumps(entry).decode() if entry else None
         except TypeError as error:  # orjson writes fewer levels than it reads
             raise SourceError(f"it can't be kept: {error}") from error
-        return referred_image(reference, self._folder, web=self._web, extra=extra)
+        return referred_image(reference, self._folder, extra=extra)
 
     def _taken(self, entry: dict[str, Any]) -> Any:
         """The field's value, which leaves the entry."""

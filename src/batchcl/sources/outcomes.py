@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
-from batchcl.images import WEB, ImageRef
+from batchcl.images import ImageRef
 from batchcl.runs.layout import PartName
 from batchcl.runs.published import PublishedPart, later_parts, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
-from batchcl.sources.base import local_image, web_image
+from batchcl.sources.base import local_image
 from batchcl.sources.listed import Chunk, FrameChunk, ImageChunk, ListSource
 from batchcl.sources.tables import frame_of, in_short
 from batchcl.sources.where import Condition
@@ -48,7 +48,7 @@ _TABLES: Final = {
 _OF_A_LABEL: Final = {"label": "name"} | {name: name for name in ("confidence", "left", "top", "width", "height")}
 _SAME: Final = {"code": "error_code", "message": "error_message", "size": "size_bytes"}
 _MODEL_AND_DATE: Final[dict[str, pl.DataType]] = {"model": pl.String(), "date": pl.Date()}
-_MEMBER: Final = r"(?i)\.(tar|tar\.gz|tgz)#"
+_MEMBER: Final = r"(?i)\.tar#"
 
 _ROW: Final = "row of the file"
 
@@ -148,7 +148,7 @@ class _OutcomesPart:
         left_out = {what: count for what, count in counts.items() if count}
         if (facts["bucket"] == "").any():
             images = [
-                _in_s3(row) if row["bucket"] else _elsewhere(row["key"], row["extra"])
+                _in_s3(row) if row["bucket"] else local_image(row["key"], extra=row["extra"])
                 for row in facts.iter_rows(named=True)
             ]
             return ImageChunk(images, left_out=left_out)
@@ -180,12 +180,6 @@ def _fitting(frame: pl.DataFrame, condition: Condition, part: PublishedPart) -> 
     asked = asked.with_columns(pl.lit(None, COLUMNS[name]).alias(name) for name in missing)
     rows = asked.filter(condition.holds(asked))[_ROW].unique(maintain_order=True)
     return frame[rows]
-
-
-def _elsewhere(key: str, extra: str | None) -> ImageRef:
-    if key.startswith(WEB):
-        return web_image(key, web=True, extra=extra)  # reading it asks whether that is allowed
-    return local_image(key, extra=extra)
 
 
 def _in_s3(row: dict[str, object]) -> ImageRef:

@@ -21,9 +21,8 @@ from batchcl.aws.buckets import Buckets
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
-from batchcl.images import WEB
 from batchcl.sources.archive import archive_in_s3, local_archive
-from batchcl.sources.base import Source
+from batchcl.sources.base import Source, refuse_url
 from batchcl.sources.csv_rows import CsvPart, LabelRows, batch_row
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.files import spool_pipe, spool_stdin
@@ -46,7 +45,7 @@ _LIST_NAME: Final = re.compile(
 )
 """Names of S3 objects that are looked at as lists; any other name in S3 is a prefix, but for archives."""
 
-_ARCHIVE_NAME: Final = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
+_ARCHIVE_NAME: Final = re.compile(r"\.(tar(\.(gz|zst))?|tgz)$", re.IGNORECASE)
 
 _GLOB: Final = re.compile(r"[*?\[]")
 
@@ -63,7 +62,6 @@ class ListOptions:
         all_versions: of inventories: keep versions that aren't the latest.
         as_of: of inventories: the newest one of this day or earlier.
         skip_bad_lines: leave lines out that name no image.
-        allow_http_sources: lists may name images on the web.
     """
 
     kind: SourceKind | None = None
@@ -73,7 +71,6 @@ class ListOptions:
     all_versions: bool = False
     as_of: str | None = None
     skip_bad_lines: bool = False
-    allow_http_sources: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +147,7 @@ class _Opener:
         kind = self._options.kind
         if name.startswith("s3://"):
             return await self._open_s3(name)
+        refuse_url(name, what="a source")
         if kind is SourceKind.PREFIX:
             raise SourceError(f"{name} is no S3 prefix; write s3://bucket/prefix")
         if kind is SourceKind.DIRECTORY:
@@ -286,7 +284,6 @@ class _Opener:
     def _part(self, kind: SourceKind, file: _ListFile) -> Part:
         options = self._options
         label, path, folder = file.label, file.path, file.folder
-        web = options.allow_http_sources
         match kind:
             case SourceKind.TAR:
                 if Path(label) != path:
@@ -296,21 +293,21 @@ class _Opener:
                     )
                 return local_archive(path, self._stack)
             case SourceKind.MANIFEST:
-                return LinePart(label, path, ManifestParser(folder, attribute=options.attribute, web=web))
+                return LinePart(label, path, ManifestParser(folder, attribute=options.attribute))
             case SourceKind.KEYS:
-                return LinePart(label, path, partial(parse_key_line, may_be_local=folder is not None, web=web))
+                return LinePart(label, path, partial(parse_key_line, may_be_local=folder is not None))
             case SourceKind.JSON_LINES:
                 if options.uri_field is None:
                     raise SourceError(f"which field of {label} names the image? say it with --uri-field")
-                return LinePart(label, path, FieldParser(options.uri_field, folder, web=web))
+                return LinePart(label, path, FieldParser(options.uri_field, folder))
             case SourceKind.BATCH_CSV:
                 return CsvPart(label, path, batch_row)
             case SourceKind.LABEL_CSV:
-                return CsvPart(label, path, LabelRows(folder, web=web))
+                return CsvPart(label, path, LabelRows(folder))
             case SourceKind.TABLE:
                 if is_columnar(path):
-                    return TablePart(label, path, options.columns, folder, web=web)
-                return CsvPart(label, path, header=csv_header(options.columns, folder, web=web))
+                    return TablePart(label, path, options.columns, folder)
+                return CsvPart(label, path, header=csv_header(options.columns, folder))
             case _:
                 raise SourceError(f"{label} is no list of images but {kind}; name it by itself")
 
@@ -341,8 +338,6 @@ def _globbed(pattern: str) -> list[_ListFile]:
 
 def _look(name: str) -> _What:
     """What lies on this machine under `name`. Blocks."""
-    if name.startswith(WEB):
-        raise SourceError(f"{name} is on the web: write such addresses into a list, and allow --allow-http-sources")
     if "://" in name:
         raise SourceError(f"can't read {name}: a source is s3://bucket/prefix, a directory, a file, or - for stdin")
     try:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Sequence
 
-import anyio
-
-from batchcl.aws.listing import PageReader, open_pages
+from batchcl.aws.listing import open_pages
 from batchcl.aws.listing_page import Page
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
-from batchcl.errors import BatchclError, SourceError
+from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import Checked, Position
-from batchcl.sources.key_ranges import KeyRanges
+from batchcl.sources.key_ranges import MAX_REQUESTS, read_in_order
 from batchcl.sources.repeats import NO_NAMES
 
-__all__ = ["S3PrefixSource", "read_in_order"]
-
-_REQUESTS_AT_ONCE: Final = 16
-_ROUND_PAGES: Final = 48
-_ROOM_PAGES: Final = 160
-"""At about 300 bytes an object, some 50 MB at the worst."""
+__all__ = ["S3PrefixSource"]
 
 
 class S3PrefixSource:
@@ -69,7 +61,7 @@ class S3PrefixSource:
             prefix=self._prefix,
             region=self._region,
             transport=self._transport,
-            connections=_REQUESTS_AT_ONCE,
+            connections=MAX_REQUESTS,
         )
         async with opened as reader:
             async for page in read_in_order(reader, prefix=self._prefix, after=None if after is None else after.key):
@@ -82,55 +74,3 @@ class S3PrefixSource:
             ImageRef(uri=root + key, bucket=bucket, key=key, etag=etag, size_bytes=size, last_modified=modified)
             for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True)
         ]
-
-
-async def read_in_order(
-    reader: PageReader, *, prefix: str = "", after: str | None = None
-) -> AsyncGenerator[Page, None]:
-    """All pages behind `after`, none of them empty, in the order of a serial listing.
-
-    It begins with one request and goes on with more and more, so that a reader of the first few images doesn't wait,
-    or pay, for others. No request is under way while a page is looked at: a caller may leave at any time, in any task.
-
-    Raises:
-        BatchclError: the first one that a request ended with.
-    """
-    ranges = KeyRanges(prefix, after=after, room_pages=_ROOM_PAGES)
-    wanted = 1
-    while not ranges.is_over:
-        await _read_round(reader, ranges, wanted)
-        for page in ranges.take():
-            yield page
-        wanted = min(2 * wanted, _ROUND_PAGES)
-
-
-async def _read_round(reader: PageReader, ranges: KeyRanges, wanted: int) -> None:
-    """Read until so many pages can be taken, or all there are."""
-    errors: list[BatchclError] = []
-    arrived = anyio.Event()
-    busy = 0
-
-    async def work() -> None:
-        nonlocal arrived, busy
-        while ranges.ready_pages < wanted:
-            part = ranges.next_range()
-            if part is None:
-                if not busy:
-                    return
-                await arrived.wait()
-                continue
-            busy += 1
-            try:
-                ranges.arrived(part, await reader.page(after=part.cursor, token=part.token))
-            except BatchclError as error:
-                errors.append(error)
-                group.cancel_scope.cancel()
-            busy -= 1
-            arrived.set()
-            arrived = anyio.Event()
-
-    async with anyio.create_task_group() as group:
-        for _ in range(_REQUESTS_AT_ONCE):
-            group.start_soon(work)
-    if errors:
-        raise errors[0]

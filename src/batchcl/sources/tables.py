@@ -71,8 +71,7 @@ class TablePart:
     others go to `extra` as JSON, but for binary ones, which are left behind.
     """
 
-    def __init__(self, name: str, path: Path, columns: Columns, folder: Path | None, *, web: bool = False) -> None:
-        self._web = web
+    def __init__(self, name: str, path: Path, columns: Columns, folder: Path | None) -> None:
         self.name = name
         self._path = path
         self._columns = columns
@@ -130,25 +129,23 @@ class TablePart:
         facts = rows.iter_rows(named=True) if rows.width else iter([{}] * references.len())
         for number, reference, row in zip(count(first), references, facts, strict=False):
             try:
-                image = referred_image(reference or "", self._folder, web=self._web, extra=row.pop("extra", None))
+                image = referred_image(reference or "", self._folder, extra=row.pop("extra", None))
                 images.append(_with(image, row) if image.bucket else image)
             except SourceError as error:
                 bad.append(BadLine(number, str(error)))
         return ImageChunk(images, bad)
 
 
-def csv_header(
-    columns: Columns, folder: Path | None, *, web: bool = False
-) -> Callable[[Row], Callable[[Row], ImageRef]]:
+def csv_header(columns: Columns, folder: Path | None) -> Callable[[Row], Callable[[Row], ImageRef]]:
     """For `CsvPart`: from a header to what reads the rows below it; other columns than the named ones go to `extra`."""
 
     def begin(header: Row) -> Callable[[Row], ImageRef]:
-        return partial(_csv_row, header, columns.among(header), folder, web=web)
+        return partial(_csv_row, header, columns.among(header), folder)
 
     return begin
 
 
-def _csv_row(header: Row, chosen: Columns, folder: Path | None, row: Row, *, web: bool) -> ImageRef:
+def _csv_row(header: Row, chosen: Columns, folder: Path | None, row: Row) -> ImageRef:
     if len(row) != len(header):
         raise SourceError(f"it has {len(row)} fields, and the header {len(header)}")
     entry = dict(zip(header, row, strict=True))
@@ -160,7 +157,7 @@ def _csv_row(header: Row, chosen: Columns, folder: Path | None, row: Row, *, web
             raise SourceError(f"{bucket!r} and {key!r} are no bucket and key")
         reference = f"s3://{bucket}/{key}"
     facts: dict[str, Any] = {name: entry.pop(name) or None for name in ("version_id", "etag") if name in entry}
-    image = referred_image(reference, folder, web=web, extra=orjson.dumps(entry).decode() if entry else None)
+    image = referred_image(reference, folder, extra=orjson.dumps(entry).decode() if entry else None)
     return _with(image, facts) if image.bucket else image
 
 

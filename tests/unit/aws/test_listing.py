@@ -105,7 +105,7 @@ def test_of_pages_that_arrive_together_one_is_read_in_a_turn_of_the_loop() -> No
             await anyio.lowlevel.checkpoint()
 
     async def main() -> None:
-        pages = WirePages(cast("Wire", FakeWire(ok())), bucket="b", prefix="")
+        pages = SignedPages(cast("SignedClient", FakeClient(ok())), bucket="b", prefix="")
 
         async def one() -> None:
             await pages.page()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -11,7 +12,7 @@ import pytest
 
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, FatalCallError, HostError, ImageError
-from batchcl.images import ImageRef
+from batchcl.images import ArchiveMember, ImageRef
 from batchcl.reading.objects import ObjectReader, open_object_reader
 from servers import aws_env, client
 
@@ -91,5 +92,14 @@ class Refusing:
 )
 def test_refusals_say_whether_another_attempt_may_help(code: str, status: int, kind: type[CallError]) -> None:
     reading: Callable[[ImageRef], Awaitable[bytes]] = ObjectReader(Refusing(code, status)).read
-    with pytest.raises(kind):
-        anyio.run(reading, ref("b", "k"))
+    member = ArchiveMember("x.tar", 512)
+    for image in (ref("b", "k"), replace(ref("b", "x.tar#k"), size_bytes=3, member=member)):
+        with pytest.raises(kind):
+            anyio.run(reading, image)
+
+
+def test_a_member_that_does_not_come_whole_fails_alone(bucket: str, seaweed: str) -> None:
+    client("s3", seaweed).put_object(Bucket=bucket, Key="x.tar", Body=bytes(1000))
+    image = replace(ref(bucket, "x.tar#k"), size_bytes=600, member=ArchiveMember("x.tar", 512))
+    with pytest.raises(ImageError, match="the archive gave 488 of the image's 600 bytes"):
+        read(image)

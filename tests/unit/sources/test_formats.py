@@ -102,7 +102,7 @@ def test_a_glob_is_one_list_of_many_files_each_recognised_by_itself(tmp_path: Pa
     assert (found.repeated, found.checked.lines) == (1, 4)
     assert keys(tmp_path / "*.list", behind=2) == ["3"]
     (tmp_path / "2.list").write_bytes(b"s3://b/3\nhttp://x\n")
-    with pytest.raises(SourceError, match=r"2\.list line 2: 'http://x' is neither"):
+    with pytest.raises(SourceError, match=r"2\.list line 2: it is a web address"):
         read(tmp_path / "*.list")
     with pytest.raises(SourceError, match="no file fits"):
         read(tmp_path / "*.nothing")

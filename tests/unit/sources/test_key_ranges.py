@@ -3,7 +3,9 @@ from __future__ import annotations
 import datetime as dt
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 
 from batchcl.aws.listing_page import Page
 from batchcl.errors import SourceError
-from batchcl.sources.key_ranges import KeyRange, KeyRanges
+from batchcl.sources.key_ranges import KeyRange, KeyRanges, read_in_order, split_points
 from listings import FakeBucket
+from virtual import run_virtual
 
 WORKERS = 16
 
@@ -21,28 +24,30 @@ hard = st.text(
 )
 counted = st.integers(0, 300).map(lambda number: f"p/{number:03}")
 alike = st.integers(0, 120).map(lambda number: "x" * 200 + chr(number + 33))
-names = st.one_of(st.sets(hard, max_size=60), st.sets(counted, max_size=200), st.sets(alike, max_size=80))
+nested = st.text("012", min_size=1, max_size=4)
+names = st.one_of(
+    st.sets(nested, max_size=120),
+    st.sets(hard, max_size=60),
+    st.sets(counted, max_size=200),
+    st.sets(alike, max_size=80),
+)
 
 
 def listed(
-    bucket: FakeBucket,
-    ranges: KeyRanges,
-    chance: random.Random,
-    *,
-    wanted: int = 4,
-    each: Callable[[], None] = lambda: None,
+    bucket: FakeBucket, chance: random.Random, *, prefix: str = "", after: str | None = None, max_pages: int = 160
 ) -> list[str]:
-    """Everything, where answers come in any order and pages are taken now and then."""
-    keys: list[str] = []
-    under_way: list[KeyRange] = []
-    while not ranges.is_over:
-        while len(under_way) < WORKERS and ranges.ready_pages < wanted and (part := ranges.next_range()) is not None:
-            under_way.append(part)
-        if under_way:
-            part = under_way.pop(chance.randrange(len(under_way)))
-            ranges.arrived(part, bucket.read(part.cursor, part.token))
-        each()
-        if not under_way or chance.random() < 0.2:
+    """Everything behind a key, where answers come in any order and pages are taken now and then."""
+    page = bucket.read(after)
+    keys = list(page.keys)
+    ranges = None if page.is_last else KeyRanges(prefix, page, max_pages=max_pages)
+    in_flight: list[KeyRange] = []
+    while ranges is not None and not ranges.is_done:
+        while len(in_flight) < WORKERS and ranges.ready_pages < 4 and (part := ranges.next_range()) is not None:
+            in_flight.append(part)
+        if in_flight:
+            part = in_flight.pop(chance.randrange(len(in_flight)))
+            ranges.add(part, bucket.read(part.cursor, part.token))
+        if not in_flight or chance.random() < 0.2:
             for page in ranges.take():
                 assert page.keys
                 assert page.etags == [f"e-{key}" for key in page.keys]
@@ -53,43 +58,77 @@ def listed(
 
 @given(names, st.none() | hard, st.integers(1, 5), st.integers(1, 30), st.booleans(), st.randoms(use_true_random=False))
 def test_any_keys_come_exactly_as_a_serial_listing_gives_them_from_any_key_on(
-    keys: set[str], after: str | None, page_size: int, room: int, has_tokens: bool, chance: random.Random
+    keys: set[str], after: str | None, page_size: int, max_pages: int, has_tokens: bool, chance: random.Random
 ) -> None:
     bucket = FakeBucket(keys, page_size=page_size, has_tokens=has_tokens)
-    ranges = KeyRanges(after=after, room_pages=room)
-    assert listed(bucket, ranges, chance) == bucket.behind(after)
+    assert listed(bucket, chance, after=after, max_pages=max_pages) == bucket.behind(after)
 
 
 @given(st.sets(counted, min_size=1, max_size=100), st.randoms(use_true_random=False))
 def test_a_listing_goes_on_behind_every_key_of_it(keys: set[str], chance: random.Random) -> None:
     bucket = FakeBucket(keys)
     for key in keys:
-        assert listed(bucket, KeyRanges("p/", after=key), chance) == bucket.behind(key)
+        assert listed(bucket, chance, prefix="p/", after=key) == bucket.behind(key)
+
+
+@given(names, names, names, st.integers(1, 5), st.randoms(use_true_random=False))
+def test_what_comes_or_goes_during_a_listing_may_be_missing_and_is_never_there_twice(
+    stay: set[str], come: set[str], go: set[str], page_size: int, chance: random.Random
+) -> None:
+    come, go = come - stay - go, go - stay
+
+    class Changing(FakeBucket):
+        def read(self, after: str | None, token: str | None = None) -> Page:
+            present = stay | {key for key in come | go if chance.random() < 0.5}
+            self.sorted = sorted(key.encode() for key in present)
+            return super().read(after, token)
+
+    found = listed(Changing(stay | go, page_size=page_size), chance)
+    assert found == sorted(set(found))
+    assert stay - set(found) == set()
+    assert set(found) <= stay | come | go
+
+
+@dataclass
+class Answers:
+    """A server with prepared answers, and what it was asked."""
+
+    pages: list[Page]
+    asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+
+    async def page(self, *, after: str | None = None, token: str | None = None) -> Page:
+        self.asked.append((after, token))
+        return self.pages.pop(0)
+
+
+def read(server: Answers | FakeBucket, after: str | None = None) -> list[list[str]]:
+    async def main() -> list[list[str]]:
+        pages: AsyncGenerator[Page, None] = read_in_order(server, after=after)
+        async with aclosing(pages):
+            return [page.keys async for page in pages]
+
+    return run_virtual(main)
 
 
 @given(names)
 def test_a_server_without_a_known_order_is_read_page_by_page(keys: set[str]) -> None:
-    bucket = FakeBucket(keys, is_sorted=False, has_tokens=True)
-    ranges = KeyRanges()
-    first = ranges.next_range()
-    while first is not None:
-        assert ranges.next_range() is None
-        ranges.arrived(first, bucket.read(first.cursor, first.token))
-        first = ranges.next_range()
-    assert [key for page in ranges.take() for key in page.keys] == bucket.behind(None)
-    assert ranges.is_over
+    bucket = FakeBucket(keys, is_sorted=False, has_tokens=True, latency_s=1)
+    assert [key for page in read(bucket) for key in page] == bucket.behind(None)
+    assert bucket.most_at_once == 1
 
 
 @pytest.mark.parametrize("is_sorted", [True, False])
 def test_pages_without_keys_are_not_the_end(is_sorted: bool) -> None:
-    ranges = KeyRanges()
-    for number, (keys, token) in enumerate([([], "t1"), (["a"], "t2"), ([], "t3"), (["b"], None)]):
-        part = ranges.next_range()
-        assert part is not None
-        assert part.token == (f"t{number}" if number else None)
-        ranges.arrived(part, page_of(keys, token=token, is_last=token is None, is_sorted=is_sorted))
-    assert [page.keys for page in ranges.take()] == [["a"], ["b"]]
-    assert ranges.is_over
+    keys: list[list[str]] = [[], ["a"], ["b"], [], ["c"]]
+    tokens = ["t1", "t2", "t3", "t4", None]
+    server = Answers(
+        [
+            page_of(some, token=token, is_last=token is None, is_sorted=is_sorted)
+            for some, token in zip(keys, tokens, strict=True)
+        ]
+    )
+    assert read(server) == [["a"], ["b"], ["c"]]
+    assert [token for _, token in server.asked] == [None, *tokens[:-1]]
 
 
 def page_of(keys: list[str], *, token: str | None = None, is_last: bool = False, is_sorted: bool = True) -> Page:
@@ -98,39 +137,48 @@ def page_of(keys: list[str], *, token: str | None = None, is_last: bool = False,
 
 
 @pytest.mark.parametrize(("cursor", "keys"), [(None, ["b", "a"]), (None, ["a", "a"]), ("m", ["m"]), ("m", ["a", "z"])])
-def test_a_page_out_of_order_ends_the_listing_rather_than_losing_keys(cursor: str | None, keys: list[str]) -> None:
-    ranges = KeyRanges(after=cursor)
-    part = ranges.next_range()
-    assert part is not None
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_page_out_of_order_ends_the_listing_rather_than_losing_keys(
+    cursor: str | None, keys: list[str], before: int
+) -> None:
+    if before and cursor is None:
+        cursor = "0"
+    good = [page_of([f"{cursor}{number}"]) for number in range(before)]
+    bad = [f"{cursor}{before - 1}", "z"] if before and keys[0] == "m" else keys
     with pytest.raises(SourceError, match="out of order; list it with --transport aioboto3"):
-        ranges.arrived(part, page_of(keys))
+        read(Answers([*good, page_of(bad, is_sorted=before < 2)]), after=cursor)
 
 
 def test_a_server_that_repeats_its_token_or_its_page_ends_the_listing() -> None:
-    ranges = KeyRanges()
-    part = ranges.next_range()
-    assert part is not None
-    ranges.arrived(part, page_of(["a"], token="t", is_sorted=False))
-    ranges.next_range()
+    again = page_of(["a"], token="t", is_sorted=False)
     with pytest.raises(SourceError, match="again and again"):
-        ranges.arrived(part, page_of(["a"], token="t", is_sorted=False))
+        read(Answers([again, again]))
     for answer in (page_of(["a"], is_sorted=False), page_of([], is_sorted=False)):
-        stuck = KeyRanges(after="a")
-        part = stuck.next_range()
-        assert part is not None
         with pytest.raises(SourceError, match="again and again"):
-            stuck.arrived(part, answer)
+            read(Answers([answer]), after="a")
 
 
 def test_a_small_prefix_takes_the_requests_of_a_serial_listing() -> None:
-    for count in (0, 1, 999, 1000, 1001, 1999):
-        bucket = FakeBucket((f"{number:06}" for number in range(count)), page_size=1000)
-        ranges, requests = KeyRanges(), 0
-        while (part := ranges.next_range()) is not None:
-            assert ranges.next_range() is None
-            ranges.arrived(part, bucket.read(part.cursor))
-            requests += 1
-        assert requests == max(1, -(-count // 1000))
+    for count in (0, 1, 999, 1000, 1001, 1999, 2000):
+        bucket = FakeBucket((f"{number:06}" for number in range(count)), page_size=1000, latency_s=1)
+        assert sum(map(len, read(bucket))) == count
+        assert bucket.requests == max(1, -(-count // 1000))
+        assert bucket.most_at_once == 1
+
+
+def test_split_points_count_on_from_the_page_with_carry_and_stay_within_the_prefix() -> None:
+    page = [f"p/{number:04}.jpg" for number in range(100)]
+    assert split_points(page, floor=2) == ["p/054", "p/099", "p/144", "p/189"]
+    assert split_points([f"p/{number}.jpg" for number in range(10, 100)], floor=2) == []
+    assert split_points(["a"], floor=0) == split_points(["a", "ab"], floor=0) == []
+    assert split_points(["\u4e00", "\u4e01"], floor=0) == ["\u4e06", "\u4e0b", "\u4e10", "\u4e15"]
+
+
+@given(names.filter(bool), st.integers(0, 3))
+def test_split_points_rise_and_can_be_sent(keys: set[str], floor: int) -> None:
+    found = split_points(sorted(keys), floor=floor)
+    assert [max(keys), *found] == sorted({max(keys), *found})
+    assert all(name.encode() and len(name.encode()) <= 1024 for name in found)
 
 
 CHANCE = random.Random(5)
@@ -146,6 +194,7 @@ SHAPES = {
         for number in range(20_000)
     ],
     "one hot folder": ["a/1", "b/2", *(f"hot/{number:07}" for number in range(20_000)), "y", "z"],
+    "each a prefix": [f"{number:0{digits}}" for digits in range(1, 5) for number in range(10**digits)],
     "alike to the end": ["x" * 900 + f"{number:05}" for number in range(20_000)],
     "kanji": ["".join(chr(CHANCE.randint(0x4E00, 0x9FFF)) for _ in range(4)) for _ in range(20_000)],
 }
@@ -156,19 +205,20 @@ def test_keys_of_any_shape_are_listed_many_ranges_at_a_time_within_bounds(shape:
     bucket = FakeBucket(SHAPES[shape], page_size=50)
     pages = len(bucket.sorted) / bucket.page_size
     room, wanted = 160, 48
-    ranges = KeyRanges(room_pages=room)
-    keys: list[str] = []
-    rounds = requests = 0
-    while not ranges.is_over:
-        under_way: list[KeyRange] = []
-        while len(under_way) < WORKERS and (part := ranges.next_range()) is not None:
-            under_way.append(part)
+    page = bucket.read(None)
+    keys = list(page.keys)
+    ranges = KeyRanges("", page, max_pages=room)
+    rounds = requests = 1
+    while not ranges.is_done:
+        in_flight: list[KeyRange] = []
+        while len(in_flight) < WORKERS and (part := ranges.next_range()) is not None:
+            in_flight.append(part)
         rounds += 1
-        requests += len(under_way)
-        for part in under_way:
-            ranges.arrived(part, bucket.read(part.cursor))
-        assert ranges._kept <= room + WORKERS + wanted
-        if ranges.ready_pages >= wanted or not under_way or all(each.is_read for each in ranges._ranges):
+        requests += len(in_flight)
+        for part in in_flight:
+            ranges.add(part, bucket.read(part.cursor))
+        assert ranges._kept_pages <= room + WORKERS + wanted
+        if ranges.ready_pages >= wanted or not in_flight or all(each.is_read for each in ranges._ranges):
             keys += [key for page in ranges.take() for key in page.keys]
     assert keys == bucket.behind(None)
     assert pages / rounds > 4, f"{pages / rounds:.1f} times the speed of a serial listing"

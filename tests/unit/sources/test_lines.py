@@ -73,7 +73,7 @@ def test_a_check_tells_the_buckets_and_leaves_local_files_out(tmp_path: Path) ->
 
 def test_the_first_bad_line_refuses_the_list_with_its_number(tmp_path: Path) -> None:
     lines = source(tmp_path, b"s3://b/1\n\n\r\nhttp://x/2\ns3://b\n")
-    with pytest.raises(SourceError, match=r"^list\.txt line 4: 'http://x/2' is neither .*--skip-bad-lines$"):
+    with pytest.raises(SourceError, match=r"^list\.txt line 4: it is a web address, .*--skip-bad-lines$"):
         checked(lines)
 
 

@@ -142,7 +142,7 @@ def test_local_images_have_the_facts_of_today(tmp_path: Path) -> None:
 
 def test_members_of_archives_are_left_out_and_counted(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    root.results(scored("s3://b/x#1.png"), scored("s3://b/shard.tar#1.png"), scored("s3://b/shard.TGZ#a/b.png"))
+    root.results(scored("s3://b/x#1.png"), scored("s3://b/shard.tar#1.png"), scored("s3://b/shard.TAR#a/b.png"))
     images, passed_over, _ = read(root)
     assert ([image.key for image in images], passed_over) == (["x#1.png"], 2)
 

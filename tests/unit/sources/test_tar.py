@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batchcl.reading.tar import Member, MemberKind, TarError, is_tar, walk
+from batchcl.sources.tar import Member, MemberKind, TarError, is_tar, walk
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 
