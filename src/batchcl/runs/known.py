@@ -117,7 +117,7 @@ _BY_TIME: Final = pl.concat_str(
 
 def _names(known: pl.DataFrame) -> Iterator[bytes]:
     """All names by which the versions in `known`, which has the columns of `_SCHEMA`, may be asked for."""
-    local = ~pl.col("uri").str.contains("^(s3|https?)://")
+    local = ~pl.col("uri").str.contains("^s3://")
     for column in known.select(version=_BY_VERSION, etag=_BY_ETAG, time=pl.when(local).then(_BY_TIME)):
         yield from column.drop_nulls().to_list()
 
