@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -10,7 +9,7 @@ from pacing_peers.world import Capacity, Line, Loop
 
 __all__ = ["AimdRate", "Oracle", "Pace", "Paced"]
 
-_LOOK_AGAIN_S: Final = 0.25
+_LOOK_AGAIN_S: Final = 0.1
 
 
 class Pace(Protocol):
@@ -20,11 +19,6 @@ class Pace(Protocol):
     def rate_tps(self) -> float:
         """Calls a second that may be sent now."""
         ...
-
-    @property
-    def jitter_share(self) -> float:
-        """By which share a gap varies."""
-        return 0.0
 
     def sent(self, now: float) -> None:
         """A call went out."""
@@ -42,12 +36,10 @@ class Pace(Protocol):
 class Paced:
     """Sends evenly spaced calls at a pace, at most `most_in_flight` at once; what is refused is sent again."""
 
-    def __init__(self, loop: Loop, line: Line, pace: Pace, rng: random.Random, *, most_in_flight: int = 256) -> None:
+    def __init__(self, loop: Loop, line: Line, pace: Pace, *, most_in_flight: int = 256) -> None:
         self._loop = loop
         self._line = line
         self._pace = pace
-        self._rng = rng
-        self._gap = 1.0
         self._most = most_in_flight
         self._in_flight = 0
         self._last_at = loop.now
@@ -56,14 +48,13 @@ class Paced:
 
     def _turn(self) -> None:
         now, pace = self._loop.now, self._pace
-        due_at = max(self._last_at + self._gap / pace.rate_tps, now - 0.05)
+        due_at = max(self._last_at + 1 / pace.rate_tps, now - 0.05)
         if due_at > now:
             self._loop.at(min(due_at, now + _LOOK_AGAIN_S), self._turn)
         elif self._in_flight >= self._most:
             self._waits = True
         else:
             self._last_at = due_at
-            self._gap = 1 + pace.jitter_share * self._rng.uniform(-1, 1)
             self._in_flight += 1
             pace.sent(now)
             self._line.call(self._answered)

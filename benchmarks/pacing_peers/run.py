@@ -32,7 +32,7 @@ Client = Callable[[Loop, Line, Meter, World, random.Random], object]
 BATCHCL: Final = "batchcl"
 ORACLE: Final = "oracle"
 CLIENTS: Final[dict[str, Client]] = {
-    BATCHCL: lambda loop, line, _meter, _world, rng: Paced(loop, line, RateController(), rng),
+    BATCHCL: lambda loop, line, _meter, _world, _rng: Paced(loop, line, RateController()),
     "botocore adaptive": lambda loop, line, meter, _world, rng: Workers(
         loop, line, meter, Adaptive(rng, loop), count=WORKERS
     ),
@@ -42,8 +42,8 @@ CLIENTS: Final[dict[str, Client]] = {
     "botocore legacy": lambda loop, line, meter, _world, rng: Workers(loop, line, meter, Legacy(rng), count=WORKERS),
     "full jitter": lambda loop, line, meter, _world, rng: Workers(loop, line, meter, FullJitter(rng), count=WORKERS),
     "AIMD concurrency": lambda loop, line, _meter, _world, _rng: AimdConcurrency(loop, line),
-    "AIMD rate": lambda loop, line, _meter, _world, rng: Paced(loop, line, AimdRate(), rng),
-    ORACLE: lambda loop, line, _meter, world, rng: Paced(loop, line, Oracle(loop, world.capacity), rng),
+    "AIMD rate": lambda loop, line, _meter, _world, _rng: Paced(loop, line, AimdRate()),
+    ORACLE: lambda loop, line, _meter, world, _rng: Paced(loop, line, Oracle(loop, world.capacity)),
 }
 
 
@@ -152,8 +152,8 @@ def share(trace: Trace, seed: int, seconds: int, *, later_s: float) -> Shares:
     world, loop = trace.make(seed, seconds), Loop()
     meters = [Meter(seconds), Meter(seconds)]
     lines = [Line(loop, world.service, meter, world.delay_s) for meter in meters]
-    loop.at(0.0, lambda: Paced(loop, lines[0], RateController(), random.Random(seed)))
-    loop.at(later_s, lambda: Paced(loop, lines[1], RateController(), random.Random(-seed)))
+    loop.at(0.0, lambda: Paced(loop, lines[0], RateController()))
+    loop.at(later_s, lambda: Paced(loop, lines[1], RateController()))
     loop.run(seconds)
     last = seconds * 2 // 3
     got = [sum(meter.scored_in[last:]) for meter in meters]
@@ -181,7 +181,7 @@ def start(tps: float, seed: int, *, learned_tps: float | None = None, seconds: i
     """One run on a constant capacity that knows nothing, or what an earlier one has learned."""
     world, loop, meter = constant(tps, seed), Loop(), Meter(seconds)
     controller = RateController() if learned_tps is None else RateController(start_tps=learned_tps, learned=True)
-    Paced(loop, Line(loop, world.service, meter, world.delay_s), controller, random.Random(seed))
+    Paced(loop, Line(loop, world.service, meter, world.delay_s), controller)
     loop.run(seconds)
     found_s = _one_step(meter, 0, seconds, before=0, after=tps)
     return Start(tps=tps, learned_tps=learned_tps, seed=seed, found_s=found_s, throttled=meter.throttled)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pacing_peers.world import BucketService, Capacity, QueueService, Service, lognormal
+from pacing_peers.world import BucketService, Capacity, QueueService, RandomRefusals, Service, lognormal
 
 __all__ = ["TRACES", "Trace", "World", "constant"]
 
@@ -37,7 +37,8 @@ class Trace:
     """A named capacity over time. `make(seed, seconds)` gives its world.
 
     Attributes:
-        counted: whether it goes into the means: not where even one who knows the capacity can't use it.
+        counted: whether it goes into the means: not where even one who knows the capacity can't use it, or is
+            throttled all the same.
     """
 
     name: str
@@ -120,6 +121,18 @@ def _queue(seed: int, seconds: float) -> World:
     return World(capacity, service, _delay(rng))
 
 
+def _random_refusals(share: float, tps: float) -> Callable[[int, float], World]:
+    """A bucket of one second, and refusals at random."""
+
+    def make(seed: int, seconds: float) -> World:
+        rng = random.Random(seed)
+        capacity = _steps([tps])(rng, seconds)
+        service = BucketService(capacity, latency_s=lognormal(rng, 12 / max(tps, 48.0), 0.1))
+        return World(capacity, RandomRefusals(service, share, rng), _delay(rng))
+
+    return make
+
+
 def constant(tps: float, seed: int) -> World:
     """A bucket of one second whose rate is just `tps`."""
     rng = random.Random(seed)
@@ -141,6 +154,30 @@ TRACES: Final = [
     Trace("queue", "14, then 28, then 9 TPS; calls wait rather than being refused", _queue),
     Trace("rival", "20 TPS, shared with 6 workers in full-jitter backoff", _bucket(_steps([20]), rival_workers=6)),
     Trace("slow calls", "14 TPS, latency lognormal up to 2 s", _bucket(_steps([14]), long_latency=True)),
+    Trace(
+        "0.5 % at random",
+        "14 TPS, and 0.5 % of all calls refused whatever their rate",
+        _random_refusals(0.005, 14),
+        counted=False,
+    ),
+    Trace(
+        "5 % at random",
+        "14 TPS, and 5 % of all calls refused whatever their rate",
+        _random_refusals(0.05, 14),
+        counted=False,
+    ),
+    Trace(
+        "0.5 %, 800 TPS",
+        "800 TPS, and 0.5 % of all calls refused whatever their rate",
+        _random_refusals(0.005, 800),
+        counted=False,
+    ),
+    Trace(
+        "5 %, 800 TPS",
+        "800 TPS, and 5 % of all calls refused whatever their rate",
+        _random_refusals(0.05, 800),
+        counted=False,
+    ),
     Trace(
         "one token",
         "the steps, with a bucket of 1 to 1.05 calls: each call that the network delays wastes some",

@@ -15,7 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-__all__ = ["BucketService", "Capacity", "Line", "Loop", "Meter", "QueueService", "Service", "lognormal"]
+__all__ = [
+    "BucketService",
+    "Capacity",
+    "Line",
+    "Loop",
+    "Meter",
+    "QueueService",
+    "RandomRefusals",
+    "Service",
+    "lognormal",
+]
 
 Act = Callable[..., object]
 
@@ -140,6 +150,19 @@ class QueueService:
             return None
         self._free_at = begin + self._work() / self._capacity.tps(begin)
         return self._free_at - now + self._latency_s()
+
+
+class RandomRefusals:
+    """Refuses a share of all calls at random, whatever their rate, and passes the others on to `service`."""
+
+    def __init__(self, service: Service, share: float, rng: random.Random) -> None:
+        self._service = service
+        self._share = share
+        self._rng = rng
+
+    def arrive(self, now: float) -> float | None:
+        """Refuse by chance, or ask the service."""
+        return None if self._rng.random() < self._share else self._service.arrive(now)
 
 
 @dataclass(slots=True)

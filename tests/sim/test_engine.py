@@ -419,7 +419,7 @@ def test_an_image_that_can_not_be_read_says_nothing_of_the_service():
     class Told(UnpacedPacer):
         succeeded_calls = 0
 
-        def succeeded(self, *, sent_at: float | None = None) -> None:
+        def succeeded(self, *, sent_at: float) -> None:
             self.succeeded_calls += 1
             super().succeeded(sent_at=sent_at)
 

@@ -8,6 +8,7 @@ import anyio
 
 from batchcl.errors import CallError, FatalCallError, StoppedError
 from batchcl.images import ImageRef
+from batchcl.pacing.pacer import Pacer
 from batchcl.runs.layout import pace_path
 from batchcl.runs.record import Summary
 from batchcl.scoring.events import SilentObserver
@@ -27,6 +28,15 @@ def house(tps: float, *, images: int = 1500) -> House:
         page=500,
         max_in_flight=64,
     )
+
+
+async def throttled(pacer: Pacer) -> None:
+    """One call is answered, then so many are refused that the rate is cut."""
+    await pacer.acquire()
+    pacer.succeeded(sent_at=anyio.current_time())
+    for _ in range(30):
+        await pacer.acquire()
+        pacer.throttled(sent_at=anyio.current_time(), by_model=True)
 
 
 def learned(files: dict[str, bytes]) -> float:
@@ -69,9 +79,7 @@ def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None
     async def main() -> None:
         store = FaultyStore({}, Trouble(failing=lambda: True))
         async with learning_pacer(store, "birds@v1", max_tps=None, observer=SilentObserver(), utcnow=utcnow) as pacer:
-            await pacer.acquire()
-            pacer.throttled(sent_at=anyio.current_time(), sudden=False)
-            assert pacer.learned_tps is not None
+            await throttled(pacer)
 
     run_virtual(main)
 
@@ -82,9 +90,8 @@ def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_
             async with learning_pacer(
                 FaultyStore(files), "birds@v1", max_tps=None, observer=SilentObserver(), utcnow=utcnow
             ) as pacer:
-                await pacer.acquire()
                 if learns:
-                    pacer.throttled(sent_at=anyio.current_time(), sudden=False)
+                    await throttled(pacer)
                 await anyio.sleep_forever()
 
     for learns in ([True], []):
@@ -101,3 +108,37 @@ def test_a_rate_that_is_wrong_by_a_factor_of_ten_is_only_a_beginning() -> None:
         assert isinstance(summary, Summary)
         assert summary.throttled < 0.08 * summary.calls
         assert summary.seconds < 1500 / 30 * 1.6
+
+
+def test_a_run_that_was_never_throttled_keeps_what_it_sustained_as_a_lower_bound() -> None:
+    """The next one begins there and grows; a slower one does not lower the bound, a measured one replaces it."""
+    files: dict[str, bytes] = {}
+
+    async def session(max_tps: float, *, throttled_at_s: float = 1e9) -> float:
+        """Send for 20 s; returns the rate after three."""
+        store, rate_tps = FaultyStore(files), 0.0
+        async with learning_pacer(
+            store, "birds@v1", max_tps=max_tps, observer=SilentObserver(), utcnow=utcnow
+        ) as pacer:
+            begin = anyio.current_time()
+            while (age_s := anyio.current_time() - begin) < 20:
+                await pacer.acquire()
+                if age_s < throttled_at_s:
+                    pacer.succeeded(sent_at=anyio.current_time())
+                else:
+                    pacer.throttled(sent_at=anyio.current_time(), by_model=True)
+                if age_s < 3:
+                    rate_tps = pacer.statistics().rate_tps
+        return rate_tps
+
+    run_virtual(session, 20.0)
+    assert abs(learned(files) - 20) < 1
+    assert b'"is_lower_bound":true' in files[PACE]
+    first = files[PACE]
+    run_virtual(session, 10.0)
+    assert files[PACE] == first
+    assert run_virtual(session, 1000.0) > 2 * 20
+    assert learned(files) > 100
+    run_virtual(lambda: session(30.0, throttled_at_s=10.0))
+    assert learned(files) < 30
+    assert b'"is_lower_bound":false' in files[PACE]

@@ -24,10 +24,14 @@ _MOST_TPS: Final = 10_000.0
 
 @dataclass(frozen=True, slots=True)
 class LearnedRate:
-    """Calls a second that a model took, as found by the run that ended at `learned_at`."""
+    """Calls a second that a model took, as found by the run that ended at `learned_at`.
+
+    `is_lower_bound` where that run was never throttled, so that the model may take more.
+    """
 
     tps: float
     learned_at: dt.datetime
+    is_lower_bound: bool = False
 
     def weight(self, now: dt.datetime) -> float:
         """How much it counts, 1 when new and half as much every week; nothing when it comes from the future."""
@@ -50,7 +54,8 @@ async def read_learned(store: Store, model: str) -> LearnedRate | None:
         return None
     try:
         document = orjson.loads(data)
-        learned = LearnedRate(float(document["tps"]), dt.datetime.fromisoformat(document["learned_at"]))
+        learned_at = dt.datetime.fromisoformat(document["learned_at"])
+        learned = LearnedRate(float(document["tps"]), learned_at, bool(document.get("is_lower_bound")))
     except (ValueError, TypeError, KeyError):
         return None
     return learned if 0 < learned.tps <= _MOST_TPS and learned.learned_at.tzinfo is not None else None
@@ -62,5 +67,9 @@ async def write_learned(store: Store, model: str, learned: LearnedRate) -> None:
     Raises:
         OutputError: the output root can't be written.
     """
-    document = {"tps": round(learned.tps, 3), "learned_at": learned.learned_at}
+    document = {
+        "tps": round(learned.tps, 3),
+        "learned_at": learned.learned_at,
+        "is_lower_bound": learned.is_lower_bound,
+    }
     await store.put(pace_path(model), orjson.dumps(document, option=orjson.OPT_UTC_Z))

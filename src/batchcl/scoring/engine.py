@@ -273,16 +273,12 @@ class Engine:
             tell(self._pacer, error, sent_at=sent_at)
             self._progress.calls -= not was_sent(error)
             return self._unanswered(item, error, sent_at)
-        except anyio.get_cancelled_exc_class():
-            self._pacer.lost()
-            raise
         finally:
             self._progress.in_flight -= 1
             item.open_calls -= 1
             if not item.open_calls:
                 del self._in_flight[id(item)]
         if item.is_settled:
-            self._pacer.lost()
             return None
         item.is_settled = True
         return self._scored(item, detection, sent_at)

@@ -45,7 +45,7 @@ async def learning_pacer(
     now = utcnow()
     controller = RateController(
         start_tps=START_TPS if learned is None else learned.start_tps(now, otherwise_tps=START_TPS),
-        learned=learned is not None and learned.weight(now) >= _KNOWN_WEIGHT,
+        learned=learned is not None and not learned.is_lower_bound and learned.weight(now) >= _KNOWN_WEIGHT,
         ceiling_tps=math.inf if max_tps is None else max_tps,
     )
     pacer = AdaptivePacer(controller, max_tps=max_tps)
@@ -53,12 +53,23 @@ async def learning_pacer(
     try:
         yield pacer
     finally:
-        if pacer.learned_tps is not None:
+        if (found := _found(controller, learned, utcnow())) is not None:
             with anyio.move_on_after(_KEEP_S, shield=True), suppress(OutputError):
-                await write_learned(store, model, LearnedRate(pacer.learned_tps, utcnow()))
-                tps = round(pacer.learned_tps, 1)
-                text = f"the model took {tps} images a second; the next run begins there"
-                observer.notice(Notice("pace-learned", text, {"tps": tps}))
+                await write_learned(store, model, found)
+                tps = round(found.tps, 1)
+                at_least = "at least " if found.is_lower_bound else ""
+                text = f"the model took {at_least}{tps} images a second; the next run begins there"
+                fields: dict[str, str | int | float | None] = {"tps": tps, "is_lower_bound": found.is_lower_bound}
+                observer.notice(Notice("pace-learned", text, fields))
+
+
+def _found(controller: RateController, before: LearnedRate | None, now: dt.datetime) -> LearnedRate | None:
+    """What this session has found; None where that is nothing, or a lower bound below what is known already."""
+    if controller.found_tps is not None:
+        return LearnedRate(round(controller.found_tps, 3), now)
+    if controller.sustained_tps is None or (before is not None and before.tps >= controller.sustained_tps):
+        return None
+    return LearnedRate(round(controller.sustained_tps, 3), now, is_lower_bound=True)
 
 
 def _begins(rate_tps: float, learned: LearnedRate | None) -> Notice:
@@ -67,5 +78,6 @@ def _begins(rate_tps: float, learned: LearnedRate | None) -> Notice:
     if learned is None:
         return Notice("pace", f"calls begin at {rate_tps} a second; what the model takes is not known yet", fields)
     moment = f"{learned.learned_at.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
-    text = f"calls begin at {rate_tps} a second; the model took {learned.tps:.1f} on {moment}"
+    at_least = "at least " if learned.is_lower_bound else ""
+    text = f"calls begin at {rate_tps} a second; the model took {at_least}{learned.tps:.1f} on {moment}"
     return Notice("pace", text, fields | {"learned_tps": round(learned.tps, 1), "learned_at": moment})

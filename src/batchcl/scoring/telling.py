@@ -1,4 +1,4 @@
-"""What a call that brought no labels was, and what the pacer is told of it."""
+"""What a call that brought no labels was, and what of it is reported to the pacer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ def was_sent(error: CallError) -> bool:
 
 
 def tell(pacer: Pacer, error: CallError, *, sent_at: float) -> None:
-    """Tell `pacer` that the call that began at `sent_at` ended in `error`.
+    """Report to `pacer` that the call that began at `sent_at` ended in `error`.
 
-    A turn whose image couldn't be read is another image's, so that the service gets as many calls as it takes. It
-    isn't where that may pass: what waits for its next attempt must not become more and more.
+    The turn of an image that can't be read is given back, so that the service gets as many calls as it takes. It is
+    not where reading may succeed later: what waits for its next attempt must not become more and more.
     """
     match error:
         case ThrottledError():
-            pacer.throttled(sent_at=sent_at, sudden=error.sudden, downloads=error.downloads)
+            pacer.throttled(sent_at=sent_at, by_model=not (error.sudden or error.downloads))
         case HostError():
             pacer.unsent(sent_at=sent_at, give_back=False)
         case ImageError(status=None):
             pacer.unsent(sent_at=sent_at, give_back=True)
         case ImageError():
             pacer.succeeded(sent_at=sent_at)
-        case _:
-            pacer.lost()

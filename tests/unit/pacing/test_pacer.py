@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+from collections.abc import Callable
+from contextvars import Context
 from itertools import pairwise
+from typing import TypeVarTuple
 
 import anyio
 import pytest
 
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer, UnpacedPacer
-from virtual import run_virtual
+from virtual import VirtualLoop, run_virtual
+
+Ts = TypeVarTuple("Ts")
 
 
 class FixedRate(RateController):
@@ -58,19 +64,6 @@ def test_calls_are_spaced_evenly_at_the_rate(rate_tps: float) -> None:
     assert max(gaps) == pytest.approx(1 / rate_tps, rel=0.01)
 
 
-def test_gaps_vary_where_others_call_too_but_the_rate_holds() -> None:
-    class Shared(FixedRate):
-        @property
-        def jitter_share(self) -> float:
-            return 0.5
-
-    found = times(AdaptivePacer(Shared(10), rng=random.Random(7)), 401, start_s=1000)[1:]
-    gaps = [later - earlier for earlier, later in pairwise(found)]
-    assert min(gaps) < 0.06
-    assert max(gaps) > 0.14
-    assert 399 / (found[-1] - found[0]) == pytest.approx(10, rel=0.05)
-
-
 def test_small_delays_are_caught_up_so_that_the_rate_holds_on_average() -> None:
     found = times(AdaptivePacer(FixedRate(20)), 401, busy_s=0.07)
     assert 400 / (found[-1] - found[0]) == pytest.approx(20, rel=0.01)
@@ -98,13 +91,45 @@ def test_the_first_seconds_hold_no_burst(start_s: float) -> None:
     assert found[-1] - found[0] >= 49 / 100 - 0.06
 
 
-@pytest.mark.parametrize("max_tps", [0.5, 2.0, 7.0])
-def test_no_second_ever_sees_more_calls_than_the_ceiling(max_tps: float) -> None:
-    found = times(AdaptivePacer(FixedRate(1000), max_tps=max_tps), 60)
+def most_in(window_s: float, found: list[float]) -> int:
+    """The most calls in any window of that length, its end left out."""
+    return max(sum(begin <= one < begin + window_s - 1e-6 for one in found) for begin in found)
+
+
+@pytest.mark.parametrize("max_tps", [0.5, 2.0, 7.0, 50.0, 200.0])
+def test_no_second_sees_more_calls_than_the_ceiling_and_its_allowance(max_tps: float) -> None:
+    found = times(AdaptivePacer(FixedRate(1000), max_tps=max_tps), round(60 + 3 * max_tps))
     window_s = max(1.0, 1 / max_tps)
-    for begin in found:
-        assert sum(begin <= one < begin + window_s - 1e-6 for one in found) <= math.ceil(max_tps * window_s)
-    assert 59 / (found[-1] - found[0]) == pytest.approx(max_tps, rel=0.02)
+    assert most_in(window_s, found) <= max_tps * (window_s + 0.05) + 1
+    assert (len(found) - 1) / (found[-1] - found[0]) == pytest.approx(max_tps, rel=0.03)
+
+
+class LateLoop(VirtualLoop):
+    """Timers fire up to 20 ms late, as on a machine that is busy."""
+
+    def __init__(self) -> None:
+        super().__init__(max_turns=500_000, max_s=1e6, grace_s=0.0, start_s=0.0)
+        self._rng = random.Random(3)
+
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return super().call_at(when + self._rng.uniform(0, 0.02), callback, *args, context=context)
+
+
+@pytest.mark.parametrize("max_tps", [5.0, 50.0, 100.0, 200.0])
+def test_the_ceiling_is_reached_although_every_wake_up_is_late(max_tps: float) -> None:
+    async def main() -> list[float]:
+        pacer = AdaptivePacer(RateController(start_tps=max_tps, learned=True, ceiling_tps=max_tps), max_tps=max_tps)
+        found = []
+        while anyio.current_time() < 62:
+            await pacer.acquire()
+            found.append(anyio.current_time())
+        return found
+
+    found = [at for at in anyio.run(main, backend_options={"loop_factory": LateLoop}) if 2 <= at < 62]
+    assert len(found) >= 0.99 * 60 * max_tps
+    assert most_in(1.0, found) <= 1.05 * max_tps + 1
 
 
 def test_a_ceiling_above_the_rate_changes_nothing() -> None:
@@ -149,37 +174,20 @@ def test_cancelled_waits_cost_no_turn(max_tps: float | None) -> None:
 
 
 def test_what_became_of_calls_moves_the_rate() -> None:
-    async def main() -> tuple[float, float, float]:
+    async def main() -> tuple[float, float]:
         pacer = AdaptivePacer(RateController(start_tps=10))
-        for _ in range(20):
+        for _ in range(30):
             await pacer.acquire()
             pacer.succeeded(sent_at=anyio.current_time())
         grown = pacer.statistics().rate_tps
-        pacer.throttled(sent_at=anyio.current_time(), sudden=False)
-        fallen = pacer.statistics().rate_tps
-        await anyio.sleep(1)
-        pacer.throttled(sent_at=anyio.current_time(), sudden=True)
-        return grown, fallen, pacer.statistics().rate_tps
+        for _ in range(30):
+            await pacer.acquire()
+            pacer.throttled(sent_at=anyio.current_time(), by_model=True)
+        return grown, pacer.statistics().rate_tps
 
-    grown, fallen, fallen_suddenly = run_virtual(main)
+    grown, fallen = run_virtual(main)
     assert grown > 15
     assert fallen < 0.95 * grown
-    assert fallen_suddenly < 0.8 * fallen
-
-
-def test_the_limit_of_downloads_holds_but_is_not_what_was_learned_of_the_model() -> None:
-    async def main() -> None:
-        pacer = AdaptivePacer(RateController(start_tps=40))
-        await pacer.acquire()
-        assert pacer.learned_tps is None
-        pacer.throttled(sent_at=anyio.current_time(), sudden=False, downloads=True)
-        assert pacer.statistics().rate_tps < 40
-        assert pacer.learned_tps is None
-        await anyio.sleep(1)
-        pacer.throttled(sent_at=anyio.current_time(), sudden=False)
-        assert pacer.learned_tps is not None
-
-    run_virtual(main)
 
 
 def test_without_a_limit_nothing_waits_but_others_may_run() -> None:
@@ -195,8 +203,8 @@ def test_without_a_limit_nothing_waits_but_others_may_run() -> None:
             for _ in range(1000):
                 await pacer.acquire()
             seen = bool(ran)
-        pacer.succeeded()
-        pacer.throttled(sent_at=0, sudden=True)
+        pacer.succeeded(sent_at=0)
+        pacer.throttled(sent_at=0, by_model=False)
         assert pacer.statistics().rate_tps == math.inf
         return anyio.current_time(), seen
 
@@ -231,6 +239,6 @@ def test_a_turn_that_is_given_back_is_the_next_ones_and_many_are_no_burst() -> N
         return one_s, next_s, at_once
 
     one_s, next_s, at_once = run_virtual(main)
-    assert one_s == pytest.approx(0.3, abs=0.02)
-    assert next_s == pytest.approx(1.0, abs=0.1)
+    assert 0.3 <= one_s <= 0.41, "at the next look"
+    assert next_s == pytest.approx(one_s + 1.0, abs=0.1)
     assert at_once == 1
