@@ -56,10 +56,10 @@ class Place:
         return [each["Key"] for each in found.get("Contents", []) if each["Key"].endswith(suffix)]
 
     def expire(self, run_id: str) -> None:
-        """Make the run's first session look as if its machine had died long ago."""
+        """Make the run's first session look as if its process had died."""
         name = f"runs/{run_id}/sessions/00000.json"
         (data,) = self.files(f"runs/{run_id}/sessions", "00000.json").values()
-        data = json.dumps(json.loads(data) | {"host": "elsewhere", "beat_at": "2026-01-01T00:00:00Z"}).encode()
+        data = json.dumps(json.loads(data) | {"process": "1-0"}).encode()
         if not self.root.startswith("s3://"):
             (Path(self.root) / name).write_bytes(data)
             return

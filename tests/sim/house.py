@@ -328,6 +328,7 @@ class House:
     back_after_s: float = 60.0
     run_id: str = RUN
     incremental: bool = False
+    skew_s: float = 0.0
 
     def store(self, trouble: Trouble | None = None) -> FaultyStore:
         """The output root as a session sees it."""
@@ -412,7 +413,7 @@ class House:
             observer=SilentObserver(),
             stopper=Stopper(),
             begun_at=begun_at,
-            utcnow=utcnow,
+            utcnow=lambda: utcnow() + dt.timedelta(seconds=self.skew_s),
         )
 
     def _job(self) -> Job:

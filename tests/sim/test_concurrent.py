@@ -21,7 +21,7 @@ import anyio
 import pytest
 
 from batchcl.analysis.export import copy_tables
-from batchcl.errors import BatchclError, CallError, ImageError, StoppedError
+from batchcl.errors import BatchclError, CallError, ImageError, OutputError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.runs.record import Summary, read_summary
 from sim.house import FaultyStore, House, Kind, Sort, Trouble, in_house
@@ -34,6 +34,7 @@ IMAGES = 21
 BROKEN = {4, 9, 16}
 """Images that are refused at first, and accepted later."""
 
+FAULTS = (Kind.CRASH_BEFORE, Kind.CRASH_AFTER, Kind.ERROR_BEFORE, Kind.ERROR_AFTER)
 HOPELESS = {12}
 """Images that are always refused."""
 
@@ -44,14 +45,12 @@ class Suspended(Trouble):
     Args:
         naps: number of the operation on the store, from 0 → seconds.
         late: it is suspended after the operation's effect, so that only the answer is late.
-        crash: number of the operation at which it is killed.
+        fault: number of the operation at which it is killed, or fails, or at which the answer is lost.
         rng: for the time that an operation takes.
     """
 
-    def __init__(self, naps: dict[int, float], *, late: bool, crash: int | None, rng: random.Random) -> None:
-        super().__init__(
-            *(() if crash is None else (Sort.STORE, crash, rng.choice([Kind.CRASH_BEFORE, Kind.CRASH_AFTER])))
-        )
+    def __init__(self, naps: dict[int, float], *, late: bool, fault: int | None, rng: random.Random) -> None:
+        super().__init__(None if fault is None else Sort.STORE, fault or 0, rng.choice(FAULTS))
         self._naps = naps
         self._late = late
         self._rng = rng
@@ -109,14 +108,15 @@ class World:
             max_in_flight=3,
             run_id=run_id,
             incremental=True,
+            skew_s=self.rng.choice([-300.0, 0.0, 300.0]),
         )
 
     def trouble(self) -> Suspended:
-        """A process that is suspended once or twice, killed, or neither."""
+        """A process that is suspended once or twice, killed, refused, or none of it; its clock may be wrong."""
         rng = random.Random(self.rng.random())
         naps = {rng.randrange(90): rng.choice([20.0, 50.0, 100.0, 400.0]) for _ in range(rng.choice([0, 1, 1, 2]))}
-        crash = rng.randrange(90) if rng.random() < 0.25 else None
-        return Suspended(naps, late=rng.random() < 0.5, crash=crash, rng=rng)
+        fault = rng.randrange(90) if rng.random() < 0.4 else None
+        return Suspended(naps, late=rng.random() < 0.5, fault=fault, rng=rng)
 
     def results(self) -> Counter[str]:
         """How often each image is in `results/`, as a glob over it shows."""
@@ -144,7 +144,7 @@ class World:
             end = await house.retry(trouble)
         else:
             end = await house.run(trouble)
-        assert end is None or isinstance(end, Summary | StoppedError), repr(end)
+        assert end is None or isinstance(end, Summary | StoppedError | OutputError), repr(end)
         self.ends.append(f"{name} {run_id}: {end if isinstance(end, BatchclError) else type(end).__name__}")
 
     async def export(self, after_s: float) -> None:

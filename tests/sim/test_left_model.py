@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Final
 
 import anyio
@@ -153,10 +154,16 @@ def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
     async def main() -> None:
         left = await orphaned()
         path = f"{PATHS.sessions}/00000.json"
-        lease = orjson.loads(left.files[path])
-        seen = EPOCH + dt.timedelta(seconds=anyio.current_time())
-        left.files[path] = orjson.dumps(lease | {"host": "elsewhere", "beat_at": seen})
-        end = await left.run()
+
+        async def beat() -> None:
+            for number in count(1000):
+                left.files[path] = orjson.dumps(orjson.loads(left.files[path]) | {"beat": number})
+                await anyio.sleep(10)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(beat)
+            end = await left.run()
+            group.cancel_scope.cancel()
         assert isinstance(end, StoppedError)
         assert "held by another runner" in str(end)
         assert (left.status, await left.owns_model()) == ("RUNNING", True)
@@ -188,7 +195,7 @@ def test_a_runner_that_was_taken_for_dead_leaves_the_model_to_one_that_will_stop
             lease = orjson.loads(contested.files[f"{PATHS.sessions}/00000.json"])
             assert (lease["progress"]["stops_model"], contested.status) == (True, "RUNNING")
             seen = EPOCH + dt.timedelta(seconds=anyio.current_time())
-            other = {"holder": "another", "host": "elsewhere", "beat_at": seen, "progress": told, "ended": ended}
+            other = {"holder": "another", "place": "elsewhere", "beat_at": seen, "progress": told, "ended": ended}
             contested.files[f"{PATHS.sessions}/00001.json"] = orjson.dumps(lease | other)
         (end,) = ends
         assert isinstance(end, StoppedError)

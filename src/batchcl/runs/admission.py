@@ -24,7 +24,7 @@ from batchcl.runs.store import Store
 __all__ = ["admit", "may_overlap"]
 
 _WAIT_S: Final = 60.0
-"""For the lock, which is held for seconds; longer than a dead holder keeps it."""
+"""For the lock, which is held for seconds; a dead holder is waited for besides."""
 
 _LOOK_EVERY_S: Final = 1.0
 _RELEASE_S: Final = 10.0

@@ -4,6 +4,10 @@ A session holds the run from the creation of `<number>.json` until a higher numb
 ended. The file is created exclusively, so of two processes that take a dead session over, one succeeds. A holder
 overwrites its own file only: a late heartbeat can't hide a takeover.
 
+A session is dead when its counter has not changed for 45 s of the observer's own monotonic clock: clocks of different
+machines are never compared. Where boot id and PID namespace are those of the observer, its process is looked at
+instead, and one that is gone is replaced at once. A host name says nothing: containers of one host may share it.
+
 This keeps a second process out early and with a clear message, and lets a run whose process died be taken over within a
 minute. What protects the rows is the journal.
 """
@@ -17,7 +21,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 import orjson
@@ -25,10 +29,11 @@ import orjson
 from batchcl.errors import OutputError, StoppedError
 from batchcl.runs.store import Store
 
-__all__ = ["Lease", "LeaseKeeper", "read_lease", "read_session"]
+__all__ = ["Lease", "LeaseKeeper", "is_alive", "read_lease", "read_session"]
 
 HEARTBEAT_S: Final = 10.0
 EXPIRES_S: Final = 45.0
+_LOOK_EVERY_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +43,11 @@ class Lease:
     Attributes:
         number: of the session, from 0.
         holder: a random name of the process.
-        host: its machine.
-        process: its process id and start, by which a process on the same machine can tell that it has died.
-        beat_at: the time of its last heartbeat, by its own clock.
+        host: its machine, for messages.
+        place: boot id and PID namespace, in which `process` means something; empty where they can't be known.
+        process: its process id and start.
+        beat: counts its heartbeats.
+        beat_at: the time of the last one by its own clock, for messages.
         progress: its counters at that time.
         ended: it doesn't work any more.
         settled: everything that it had to write is written; it left no outcome that isn't published.
@@ -49,17 +56,49 @@ class Lease:
     number: int
     holder: str
     host: str
+    place: str
     process: str
+    beat: int
     beat_at: dt.datetime
     progress: dict[str, Any] = field(default_factory=dict)
     ended: bool = False
     settled: bool = False
 
-    def lives(self, now: dt.datetime) -> bool:
-        """Whether its process may still be at work."""
-        if self.ended or (self.host == _host() and not _runs(self.process)):
+    @property
+    def runs(self) -> bool | None:
+        """Whether its process runs; None where only its heartbeats can tell.
+
+        They alone do for a process elsewhere, one that is suspended, and this one, which may have given a session up.
+        """
+        if self.ended:
             return False
-        return (now - self.beat_at).total_seconds() < EXPIRES_S
+        pid, _, started = self.process.partition("-")
+        if not self.place or self.place != _place() or not started or int(pid) == os.getpid():
+            return None
+        state = _state(int(pid))
+        if state is None or state.started != started:
+            return False
+        return None if state.code in {"T", "t"} else True
+
+    def seems_alive(self, now: dt.datetime) -> bool:
+        """Whether its process may work, without waiting for a heartbeat: by the clocks of both machines."""
+        runs = self.runs
+        return (now - self.beat_at).total_seconds() < EXPIRES_S if runs is None else runs
+
+
+async def is_alive(store: Store, folder: str, lease: Lease) -> bool:
+    """Whether the session's process works. Waits until its counter changes, or for 45 s where it doesn't."""
+    if lease.runs is not None:
+        return lease.runs
+    since = anyio.current_time()
+    while True:
+        await anyio.sleep(_LOOK_EVERY_S)
+        asked_at = anyio.current_time()  # before the answer: this process may be suspended while it waits for that
+        seen = await read_session(store, _path(folder, lease.number))
+        if seen.ended or seen.beat != lease.beat:
+            return not seen.ended
+        if asked_at - since >= EXPIRES_S:
+            return False
 
 
 async def read_lease(store: Store, folder: str) -> Lease | None:
@@ -76,7 +115,9 @@ async def read_session(store: Store, path: str) -> Lease:
         return Lease(**values | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
     except (ValueError, TypeError, KeyError):
         never = dt.datetime.fromtimestamp(0, dt.UTC)
-        return Lease(number=number, holder="", host="unknown", process="0-", beat_at=never, ended=True)
+        return Lease(
+            number=number, holder="", host="unknown", place="", process="0-", beat=0, beat_at=never, ended=True
+        )
 
 
 class LeaseKeeper:
@@ -87,6 +128,7 @@ class LeaseKeeper:
         folder: of the sessions.
         what: is held, for messages: `run 2026-11-21`.
         progress: returns the counters for the heartbeat.
+        on_wait: receives the session whose next heartbeat is waited for.
         utcnow: the time of day.
 
     Attributes:
@@ -100,16 +142,24 @@ class LeaseKeeper:
         *,
         what: str,
         progress: Callable[[], dict[str, Any]] = dict,
+        on_wait: Callable[[Lease], None] = lambda _: None,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._store = store
         self._folder = folder
         self._what = what
         self._progress = progress
+        self._on_wait = on_wait
         self._utcnow = utcnow
         self.settled = False
         self._lease = Lease(
-            number=0, holder=secrets.token_hex(8), host=_host(), process=_this_process(), beat_at=utcnow()
+            number=0,
+            holder=secrets.token_hex(8),
+            host=socket.gethostname(),
+            place=_place(),
+            process=_this_process(),
+            beat=0,
+            beat_at=utcnow(),
         )
 
     @property
@@ -123,14 +173,16 @@ class LeaseKeeper:
         return self._lease.number
 
     async def acquire(self, *, on_left: Callable[[Lease], None] = lambda _: None) -> None:
-        """Take the lease, or raise `StoppedError` that says who has it.
+        """Take the lease, or raise `StoppedError` that says who has it. Waits for a sign of life from that process.
 
         `on_left` receives the previous session's lease. It is called before this session's file is created, so that
         `progress` can pass on what that session left behind.
         """
         last = await read_lease(self._store, self._folder)
         if last is not None:
-            if last.lives(self._utcnow()):
+            if last.runs is None:
+                self._on_wait(last)
+            if await is_alive(self._store, self._folder, last):
                 raise self._held_by(last)
             on_left(last)
             self._lease = replace(self._lease, number=last.number + 1)
@@ -150,9 +202,9 @@ class LeaseKeeper:
             )
 
     async def successor(self) -> Lease | None:
-        """The lease of another process that has taken over and is at work; None where there is none."""
+        """The lease of another process that has taken over and may be at work; None where there is none."""
         other = await read_lease(self._store, self._folder)
-        if other is None or other.number <= self.number or not other.lives(self._utcnow()):
+        if other is None or other.number <= self.number or other.runs is False:
             return None
         return other
 
@@ -180,16 +232,16 @@ class LeaseKeeper:
             await self._store.put(path, self._beat(ended=True))
 
     def _path(self, number: int) -> str:
-        return f"{self._folder}/{number:05d}.json"
+        return _path(self._folder, number)
 
     def _held_by(self, other: Lease) -> StoppedError:
-        ago = (self._utcnow() - other.beat_at).total_seconds()
         return StoppedError(
-            f"{self._what} is held by another runner ({other.host}, process {other.process.partition('-')[0]}, last "
-            f"heartbeat {ago:.0f} s ago); wait for it, or for {EXPIRES_S:.0f} s after it died"
+            f"{self._what} is held by another runner ({other.host}, process {other.process.partition('-')[0]}); wait "
+            f"for it, or for {EXPIRES_S:.0f} s after it died"
         )
 
     def _beat(self, *, ended: bool = False) -> bytes:
+        self._lease = replace(self._lease, beat=self._lease.beat + 1)
         lease = replace(
             self._lease,
             beat_at=self._utcnow(),
@@ -200,27 +252,36 @@ class LeaseKeeper:
         return orjson.dumps(asdict(lease), option=orjson.OPT_UTC_Z)
 
 
-def _host() -> str:
-    return socket.gethostname()
+def _path(folder: str, number: int) -> str:
+    return f"{folder}/{number:05d}.json"
+
+
+class _State(NamedTuple):
+    """Of a process: the letter that the kernel gives its state, and its start, in ticks since the boot."""
+
+    code: str
+    started: str
+
+
+def _place() -> str:
+    """Where a process id means something: this boot, and this PID namespace. Empty where that can't be known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def _this_process() -> str:
-    return f"{os.getpid()}-{_started(os.getpid())}"
+    state = _state(os.getpid())
+    return f"{os.getpid()}-{'' if state is None else state.started}"
 
 
-def _runs(process: str) -> bool:
-    """Whether the process lives on this machine; True where that can't be told."""
-    pid, _, started = process.partition("-")
-    if not started or not Path("/proc/self/stat").exists():
-        return True
-    return _started(int(pid)) == started
-
-
-def _started(pid: int) -> str:
-    """The kernel's start time of a process, which tells it from a later one of the same id; empty if there is none."""
+def _state(pid: int) -> _State | None:
+    """The state of a process; None where there is none, or only what is left of a dead one."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return ""
-    state, *rest = stat.rpartition(")")[2].split()
-    return "" if state in {"Z", "X"} else rest[18]
+        return None
+    code, *rest = stat.rpartition(")")[2].split()
+    return None if code in {"Z", "X"} else _State(code, rest[18])

@@ -16,7 +16,7 @@ from typing import Final
 from batchcl.runs.entries import counts, latest, of_round, positions
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RUNS, RunPaths
-from batchcl.runs.lease import Lease, LeaseKeeper, read_session
+from batchcl.runs.lease import Lease, LeaseKeeper, is_alive, read_session
 from batchcl.runs.ledger import AllImages, Targets
 from batchcl.runs.markers import published, read_counts, write_marker
 from batchcl.runs.parts import PartSpec, publish_journal
@@ -57,17 +57,19 @@ async def recover_runs(
     newest = {path.split("/")[1]: path for path in sessions}  # of each run the last one, as they are sorted
     newest.pop(besides, None)
 
-    async def look(run_id: str) -> tuple[RunRecord, Lease] | None:
+    async def look(run_id: str) -> tuple[RunRecord, Lease, bool] | None:
         lease = await read_session(store, newest[run_id])
         record = None if lease.ended and lease.settled else await read_record(store, run_id)
-        return None if record is None or record.model != model else (record, lease)
+        if record is None or record.model != model:
+            return None
+        return record, lease, await is_alive(store, RunPaths(run_id).sessions, lease)
 
     recovered = []
     for one in await together(look, sorted(newest), at_once=_READS_AT_ONCE):
         if one is None:
             continue
-        record, lease = one
-        if lease.lives(utcnow()):
+        record, lease, alive = one
+        if alive:
             on_alive(record, lease)
         else:
             await _recover(store, record, utcnow=utcnow)

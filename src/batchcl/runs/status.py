@@ -83,7 +83,7 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
     return _state(
         record,
         summary,
-        lease=lease if lease is not None and lease.lives(now) else None,
+        lease=lease if lease is not None and lease.seems_alive(now) else None,
         worklist=worklist,
         in_parts=complete + in_tables,
         journalled=journalled,

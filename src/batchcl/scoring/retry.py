@@ -101,7 +101,7 @@ async def conduct_round(
     progress = Progress(dollars=keeper.dollars)
     last, is_open = await last_round(store, paths)
     number = last if is_open else last + 1
-    lease = lease_of(store, paths, progress, keeper, round_=number, utcnow=means.utcnow)
+    lease = lease_of(store, paths, progress, keeper, round_=number, observer=observer, utcnow=means.utcnow)
     async with AsyncExitStack() as held:
         with means.stopper.interruptible():
             rounds = await published(store, paths)

@@ -110,7 +110,7 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
     keeper, observer = means.keeper, means.observer
     progress = Progress(dollars=keeper.dollars)
     pause = partial(leave_room_for_calls, worklist, progress)
-    lease = lease_of(store, RunPaths(found.record.run_id), progress, keeper, utcnow=means.utcnow)
+    lease = lease_of(store, RunPaths(found.record.run_id), progress, keeper, observer=observer, utcnow=means.utcnow)
     async with AsyncExitStack() as lists, AsyncExitStack() as held:
         with means.stopper.interruptible():
             if found.calls_left:

@@ -12,9 +12,9 @@ import anyio
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.errors import OutputError
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import Lease, LeaseKeeper
+from batchcl.runs.lease import EXPIRES_S, Lease, LeaseKeeper
 from batchcl.runs.store import Store
-from batchcl.scoring.events import Progress
+from batchcl.scoring.events import Notice, Observer, Progress
 
 __all__ = ["lease_of", "tenure"]
 
@@ -30,14 +30,24 @@ def lease_of(
     keeper: ModelKeeper,
     *,
     round_: int = 0,
+    observer: Observer,
     utcnow: Callable[[], dt.datetime],
 ) -> LeaseKeeper:
     """The run's lease; its heartbeat says how far the round is, and whether its model is this run's to stop."""
+
+    def on_wait(other: Lease) -> None:
+        text = (
+            f"run {paths.run_id} was not ended by its last runner ({other.host}); waiting up to {EXPIRES_S:.0f} s for "
+            "its heartbeat"
+        )
+        observer.notice(Notice("lease-wait", text))
+
     return LeaseKeeper(
         store,
         paths.sessions,
         what=f"run {paths.run_id}",
         progress=lambda: _heartbeat(progress, keeper, round_),
+        on_wait=on_wait,
         utcnow=utcnow,
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
+import signal
 import socket
 import subprocess
 import sys
+from itertools import count
 
 import anyio
 import orjson
@@ -14,8 +15,9 @@ import pytest
 
 from batchcl.errors import StoppedError
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import Lease, LeaseKeeper, _started, read_lease
+from batchcl.runs.lease import Lease, LeaseKeeper, _place, _state, read_lease
 from batchcl.runs.store import Store
+from servers import wait_for
 from sim.house import FaultyStore, Trouble
 from virtual import run_virtual
 
@@ -32,52 +34,128 @@ def keeper(store: Store) -> LeaseKeeper:
 
 
 async def pretend(store: Store, number: int = 0, **changes: object) -> None:
-    """Another process's session."""
-    values = {"holder": "x", "host": "elsewhere", "process": "1-1", "beat_at": START, "progress": {}} | changes
+    """A session of another process, on another machine."""
+    values = {"holder": "x", "host": "elsewhere", "place": "boot pid:[1]", "process": "1-1", "beat": 1}
+    values |= {"beat_at": START, "progress": {}} | changes
     await store.put(f"{FOLDER}/{number:05d}.json", orjson.dumps(values))
 
 
-def test_a_second_runner_is_told_who_has_the_run():
+async def beating(store: Store) -> None:
+    """Its heartbeat, until cancelled."""
+    for beat in count(2):
+        await anyio.sleep(10)
+        await pretend(store, beat=beat)
+
+
+@pytest.mark.parametrize("clock_is_off_s", [-300, 0, 300])
+def test_a_session_whose_counter_changes_is_alive_whatever_the_clocks_say(clock_is_off_s):
     async def main() -> None:
         store = FaultyStore({})
-        await pretend(store)
-        await anyio.sleep(30)
-        with pytest.raises(StoppedError, match=r"elsewhere, process 1, last heartbeat 30 s ago"):
-            await keeper(store).acquire()
+        await pretend(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
+        waits: list[str] = []
+        second = LeaseKeeper(store, FOLDER, what="run r", on_wait=lambda other: waits.append(other.host), utcnow=utcnow)
+        async with anyio.create_task_group() as group:
+            group.start_soon(beating, store)
+            with pytest.raises(StoppedError, match=r"run r is held by another runner \(elsewhere, process 1\)"):
+                await second.acquire()
+            group.cancel_scope.cancel()
+        assert anyio.current_time() <= 12, "at its next heartbeat"
+        assert waits == ["elsewhere"]
 
     run_virtual(main)
 
 
-def test_a_holder_that_beats_keeps_the_run_and_one_that_died_loses_it_within_a_minute():
+@pytest.mark.parametrize("clock_is_off_s", [-300, 0, 300])
+def test_a_session_whose_counter_stands_still_is_taken_over_within_a_minute(clock_is_off_s):
+    async def main() -> None:
+        store = FaultyStore({})
+        await pretend(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
+        second = keeper(store)
+        await second.acquire()
+        assert second.number == 1
+        assert 45 <= anyio.current_time() <= 60
+
+    run_virtual(main)
+
+
+def test_a_holder_keeps_its_counter_going():
     async def main() -> None:
         store = FaultyStore({})
         first = keeper(store)
         await first.acquire()
-        await pretend(store, holder=first.holder)  # as seen from another machine
-        with anyio.move_on_after(300):
+        before = await read_lease(store, FOLDER)
+        with anyio.move_on_after(25):
             await first.keep()
-        lease = await read_lease(store, FOLDER)
-        assert lease is not None
-        assert lease.holder == first.holder
-        assert (START + dt.timedelta(seconds=300) - lease.beat_at).total_seconds() <= 10
-        await pretend(store, beat_at=lease.beat_at)
-        await anyio.sleep(60)
-        await keeper(store).acquire()
+        after = await read_lease(store, FOLDER)
+        assert before is not None
+        assert after is not None
+        assert after.beat == before.beat + 2
 
     run_virtual(main)
 
 
-def test_a_process_of_this_machine_that_is_gone_is_known_to_be_dead():
+def test_an_observer_that_was_suspended_looks_again_before_it_judges():
+    """Between its question and the answer a minute goes by for it, in which the holder beats on."""
+
+    class Slow(FaultyStore):
+        async def get(self, path: str) -> bytes | None:
+            found = await super().get(path)
+            await anyio.sleep(60)
+            return found
+
+    async def main() -> None:
+        files: dict[str, bytes] = {}
+        await pretend(FaultyStore(files))
+        async with anyio.create_task_group() as group:
+            group.start_soon(beating, FaultyStore(files))
+            with pytest.raises(StoppedError, match="held by another runner"):
+                await keeper(Slow(files)).acquire()
+            group.cancel_scope.cancel()
+
+    run_virtual(main)
+
+
+def test_a_process_of_this_boot_and_namespace_is_looked_at():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    runs = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    state = _state(runs.pid)
+    assert state is not None
+
+    async def main() -> None:
+        store = FaultyStore({})
+        await pretend(store, place=_place(), process=f"{gone.pid}-123")
+        await keeper(store).acquire()
+        assert anyio.current_time() < 1, "one that is gone is replaced at once"
+        await pretend(store, 2, place=_place(), process=f"{runs.pid}-{state.started}")
+        with pytest.raises(StoppedError):
+            await keeper(store).acquire()
+        assert anyio.current_time() < 1, "one that runs keeps it"
+        runs.send_signal(signal.SIGSTOP)
+        wait_for(lambda: (state := _state(runs.pid)) is not None and state.code == "T")
+        await keeper(store).acquire()
+        assert anyio.current_time() > 45, "one that is suspended is judged by its heartbeat"
+
+    try:
+        run_virtual(main)
+    finally:
+        runs.kill()
+        runs.communicate()
+
+
+def test_the_same_host_name_and_process_in_another_namespace_mean_nothing():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
 
     async def main() -> None:
         store = FaultyStore({})
-        await pretend(store, host=socket.gethostname(), process=f"{gone.pid}-123")
-        await keeper(store).acquire()
-        await pretend(store, 2, host=socket.gethostname(), process=f"{os.getpid()}-{_started(os.getpid())}")
-        with pytest.raises(StoppedError):
+        boot = _place().partition(" ")[0]
+        await pretend(store, host=socket.gethostname(), place=f"{boot} pid:[1]", process=f"{gone.pid}-123")
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep, 100)
             await keeper(store).acquire()
+            assert anyio.current_time() >= 45
+            group.cancel_scope.cancel()
 
     run_virtual(main)
 
