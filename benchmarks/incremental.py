@@ -23,6 +23,7 @@ import anyio
 import polars as pl
 from common import conditions, cost_of, said_by, status_mb
 
+from batchcl.aws.arn import ModelArn
 from batchcl.images import ImageRef
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.schema import ROW_GROUP_ROWS
@@ -33,6 +34,7 @@ PAGE = 1000
 BATCHCL, POLARS = "batchcl", "polars"
 IN_ORDER, ANY = "in order", "in no order"
 WAYS = ((BATCHCL, IN_ORDER), (BATCHCL, ANY), (POLARS, ANY))
+MODEL = "arn:aws:rekognition:eu-west-1:123456789012:project/cats/version/v1/1700000000000"
 PARTS = "results/model=cats@v1/date=2026-11-20"
 
 
@@ -51,6 +53,7 @@ def make(root: Path, known: int) -> None:
         numbers = range(first, min(first + PART_ROWS, known))
         frame = pl.DataFrame(
             {
+                "model_arn": MODEL,
                 "uri": [_uri(number) for number in numbers],
                 "version_id": None,
                 "etag": [_etag(number) for number in numbers],
@@ -72,7 +75,7 @@ def _image(number: int) -> ImageRef:
 
 
 async def _by_batchcl(root: str, numbers: list[int]) -> int:
-    known = KnownVersions(Store.open(root), "cats@v1")
+    known = KnownVersions(Store.open(root), ModelArn.parse(MODEL))
     pages = [numbers[at : at + PAGE] for at in range(0, len(numbers), PAGE)]
     return sum([sum(await known.fresh([_image(number) for number in page])) for page in pages])
 

@@ -13,11 +13,11 @@ from batchcl.runs.layout import pace_path
 from batchcl.runs.record import Summary
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.pace import learning_pacer
-from sim.house import FaultyStore, House, Trouble, utcnow
+from sim.house import MODEL, FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
 from virtual import run_virtual
 
-PACE = pace_path("birds@v1")
+PACE = pace_path(MODEL)
 
 
 def house(tps: float, *, images: int = 1500) -> House:
@@ -78,7 +78,7 @@ def test_a_run_that_is_stopped_keeps_what_it_learned() -> None:
 def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None:
     async def main() -> None:
         store = FaultyStore({}, Trouble(failing=lambda: True))
-        async with learning_pacer(store, "birds@v1", max_tps=None, observer=SilentObserver(), utcnow=utcnow) as pacer:
+        async with learning_pacer(store, MODEL, max_tps=None, observer=SilentObserver(), utcnow=utcnow) as pacer:
             await throttled(pacer)
 
     run_virtual(main)
@@ -88,7 +88,7 @@ def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_
     async def main(files: dict[str, bytes], learns: list[bool]) -> None:
         with anyio.move_on_after(5):
             async with learning_pacer(
-                FaultyStore(files), "birds@v1", max_tps=None, observer=SilentObserver(), utcnow=utcnow
+                FaultyStore(files), MODEL, max_tps=None, observer=SilentObserver(), utcnow=utcnow
             ) as pacer:
                 if learns:
                     await throttled(pacer)
@@ -117,9 +117,7 @@ def test_a_run_that_was_never_throttled_keeps_what_it_sustained_as_a_lower_bound
     async def session(max_tps: float, *, throttled_at_s: float = 1e9) -> float:
         """Send for 20 s; returns the rate after three."""
         store, rate_tps = FaultyStore(files), 0.0
-        async with learning_pacer(
-            store, "birds@v1", max_tps=max_tps, observer=SilentObserver(), utcnow=utcnow
-        ) as pacer:
+        async with learning_pacer(store, MODEL, max_tps=max_tps, observer=SilentObserver(), utcnow=utcnow) as pacer:
             begin = anyio.current_time()
             while (age_s := anyio.current_time() - begin) < 20:
                 await pacer.acquire()

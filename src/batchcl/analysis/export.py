@@ -212,4 +212,4 @@ def _sorted(store: Store, group: Sequence[PublishedPart]) -> bytes:
         file = store.open_file(part.path)
         with intact(part.uri, errors=(pa.ArrowInvalid,)):
             tables.append(pq.read_table(file, schema=schema))
-    return parquet_bytes(pa.concat_tables(tables).sort_by(_ORDER), run_id=None)
+    return parquet_bytes(pa.concat_tables(tables).sort_by(_ORDER))

@@ -51,7 +51,7 @@ async def admit(
         StoppedError: another one may be, and is named.
     """
     lock = LeaseKeeper(
-        store, admission_path(record.model_name), what=f"the start of a run of {record.model_name}", utcnow=utcnow
+        store, admission_path(record.model), what=f"the start of a run of {record.model_name}", utcnow=utcnow
     )
 
     def refuse(other: RunRecord, lease: Lease) -> None:

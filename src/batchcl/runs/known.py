@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchcl.aws.arn import ModelArn
 from batchcl.digests import NameSet
 from batchcl.images import ImageRef
 from batchcl.runs.damage import intact
@@ -49,11 +50,11 @@ class KnownVersions:
 
     Args:
         store: the output root.
-        model: `<project>@<version>`.
+        model: which results count. A retrained model of the same name is another one, with another ARN.
         pause: awaited while results are read, with the number of images that could have been listed meanwhile.
     """
 
-    def __init__(self, store: Store, model: str, *, pause: Pause = no_pause) -> None:
+    def __init__(self, store: Store, model: ModelArn, *, pause: Pause = no_pause) -> None:
         self._store = store
         self._model = model
         self._pause = pause
@@ -78,7 +79,7 @@ class KnownVersions:
                     await anyio.to_thread.run_sync(known.update, _names(rows))
                     await self._pause(len(rows) // _ROWS_PER_IMAGE)
 
-        files = await self._store.list_all(f"results/model={self._model}")
+        files = await self._store.list_all(f"results/model={self._model.name}")
         paths = [file.path for file in files if file.path.endswith(".parquet")]
         await together(read, paths, at_once=_FILES_AT_ONCE)
         return known
@@ -86,7 +87,7 @@ class KnownVersions:
     def _open(self, path: str) -> Iterator[pa.RecordBatch]:
         with self._intact(path):
             file = pq.ParquetFile(self._store.open_file(path))
-            return file.iter_batches(_BATCH_ROWS, columns=list(_SCHEMA))  # type: ignore[no-any-return]
+            return file.iter_batches(_BATCH_ROWS, columns=["model_arn", *_SCHEMA])  # type: ignore[no-any-return]
 
     def _next(self, path: str, batches: Iterator[pa.RecordBatch]) -> pl.DataFrame | None:
         with self._intact(path):
@@ -95,7 +96,9 @@ class KnownVersions:
             return None
         frame = pl.from_arrow(batch)
         assert isinstance(frame, pl.DataFrame)
-        return frame.select(pl.col(name).cast(kind) for name, kind in _SCHEMA.items())
+        return frame.filter(pl.col("model_arn") == self._model.text).select(
+            pl.col(name).cast(kind) for name, kind in _SCHEMA.items()
+        )
 
     def _intact(self, path: str) -> AbstractContextManager[None]:
         remedy = "restore it, or run without --incremental"

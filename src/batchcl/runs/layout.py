@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -36,14 +37,20 @@ def valid_run_id(run_id: str) -> str:
     return run_id
 
 
-def pace_path(model: str) -> str:
-    """What runs have learned of the pace of a model, by its name `<project>@<version>`."""
-    return f"{_PACE}/{model}.json"
+def pace_path(model_arn: str) -> str:
+    """What runs have learned of the pace of a model."""
+    return f"{_PACE}/{_file_name(model_arn)}.json"
 
 
-def admission_path(model: str) -> str:
-    """Folder of the lock under which runs of a model start, by its name `<project>@<version>`."""
-    return f"{RUNS}/.admission/{model}"
+def admission_path(model_arn: str) -> str:
+    """Folder of the lock under which runs of a model start."""
+    return f"{RUNS}/.admission/{_file_name(model_arn)}"
+
+
+def _file_name(model_arn: str) -> str:
+    """The end of an ARN in characters that any file name may have, and a digest of all of it."""
+    digest = hashlib.sha256(model_arn.encode()).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9._@-]+', '-', model_arn)[-80:]}-{digest}"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -44,7 +44,7 @@ class LearnedRate:
 
 
 async def read_learned(store: Store, model: str) -> LearnedRate | None:
-    """What was learned of `model` (`<project>@<version>`); None where that is nothing, or nothing that makes sense.
+    """What was learned of `model`, an ARN; None where that is nothing, or nothing that makes sense.
 
     Raises:
         OutputError: the output root can't be read.

@@ -24,10 +24,11 @@ __all__ = ["PartSpec", "publish_chunk", "publish_journal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartSpec:
-    """What all parts of a run have in common."""
+    """What all parts of a run have in common. `model` is `<project>@<version>`, which names their partition."""
 
     run_id: str
     model: str
+    model_arn: str
     date: dt.date
     min_confidence: float | None = None
     max_results: int | None = None
@@ -76,9 +77,10 @@ def _part(spec: PartSpec, table: str, entries: pa.Table, images: pa.Table) -> by
             images,
             of_status(entries, scored=True),
             run_id=spec.run_id,
+            model_arn=spec.model_arn,
             min_confidence=spec.min_confidence,
             max_results=spec.max_results,
         )
     else:
-        rows = failures_table(images, of_status(entries, scored=False), run_id=spec.run_id)
-    return parquet_bytes(rows, run_id=spec.run_id)
+        rows = failures_table(images, of_status(entries, scored=False), run_id=spec.run_id, model_arn=spec.model_arn)
+    return parquet_bytes(rows, run_id=spec.run_id, model_arn=spec.model_arn)

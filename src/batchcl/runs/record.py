@@ -62,6 +62,7 @@ class RunRecord:
         return PartSpec(
             run_id=self.run_id,
             model=self.model_name,
+            model_arn=self.model,
             date=self.date,
             min_confidence=self.scored_as["min_confidence"],
             max_results=self.scored_as["max_results"],

@@ -1,7 +1,7 @@
 """The tables that users read: schema v1 of `results/` and `failures/`, and how outcomes become rows.
 
-The file's key-value metadata has `batchcl.schema`, `batchcl.version` and, in the files of a run, `batchcl.run_id`. A
-new column may come at the end within v1; a change of meaning makes v2.
+The file's key-value metadata has `batchcl.schema`, `batchcl.version` and, in the files of a run, `batchcl.run_id` and
+`batchcl.model_arn`. A new column may come at the end within v1; a change of meaning makes v2.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ UTC_US: Final = pa.timestamp("us", tz="UTC")
 
 _IDENTITY: Final[list[pa.Field]] = [
     pa.field("run_id", pa.string(), nullable=False),
+    pa.field("model_arn", pa.string(), nullable=False),
     pa.field("uri", pa.string(), nullable=False),
     pa.field("bucket", pa.string(), nullable=False),
     pa.field("key", pa.string(), nullable=False),
@@ -94,7 +95,13 @@ It has been resolved where the same run has a row of the image in `results/`.
 
 
 def results_table(
-    images: pa.Table, entries: pa.Table, *, run_id: str, min_confidence: float | None, max_results: int | None
+    images: pa.Table,
+    entries: pa.Table,
+    *,
+    run_id: str,
+    model_arn: str,
+    min_confidence: float | None,
+    max_results: int | None,
 ) -> pa.Table:
     """Rows of `results/`, sorted by uri and version.
 
@@ -102,6 +109,7 @@ def results_table(
         images: those of the shard, with the columns of `IMAGES`.
         entries: of images that were scored, with the columns of `ENTRIES`.
         run_id: of all rows.
+        model_arn: of all rows.
         min_confidence: that was asked for; None where it was left to the model.
         max_results: that was asked for; None for all.
     """
@@ -112,6 +120,7 @@ def results_table(
         entries,
         {
             "run_id": pa.repeat(pa.scalar(run_id), rows),
+            "model_arn": pa.repeat(pa.scalar(model_arn), rows),
             "min_confidence": pa.repeat(pa.scalar(min_confidence, pa.float32()), rows),
             "max_results": pa.repeat(pa.scalar(max_results, pa.int32()), rows),
             "scored_at": entries["at"],
@@ -119,7 +128,7 @@ def results_table(
     )
 
 
-def failures_table(images: pa.Table, entries: pa.Table, *, run_id: str) -> pa.Table:
+def failures_table(images: pa.Table, entries: pa.Table, *, run_id: str, model_arn: str) -> pa.Table:
     """Rows of `failures/`, sorted by uri and version; `entries` are of images that were not scored."""
     return _table(
         FAILURES,
@@ -127,6 +136,7 @@ def failures_table(images: pa.Table, entries: pa.Table, *, run_id: str) -> pa.Ta
         entries,
         {
             "run_id": pa.repeat(pa.scalar(run_id), entries.num_rows),
+            "model_arn": pa.repeat(pa.scalar(model_arn), entries.num_rows),
             "error_code": entries["code"],
             "error_message": entries["message"],
             "failed_at": entries["at"],
@@ -134,11 +144,11 @@ def failures_table(images: pa.Table, entries: pa.Table, *, run_id: str) -> pa.Ta
     )
 
 
-def parquet_bytes(table: pa.Table, *, run_id: str | None) -> bytes:
+def parquet_bytes(table: pa.Table, *, run_id: str | None = None, model_arn: str | None = None) -> bytes:
     """`table` as one zstd Parquet file; the same rows make the same bytes. No `run_id` for rows of several runs."""
     metadata = {"batchcl.schema": SCHEMA_VERSION, "batchcl.version": __version__}
-    if run_id is not None:
-        metadata["batchcl.run_id"] = run_id
+    if run_id is not None and model_arn is not None:
+        metadata |= {"batchcl.run_id": run_id, "batchcl.model_arn": model_arn}
     sink = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata(metadata),

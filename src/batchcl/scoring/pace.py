@@ -27,14 +27,14 @@ _KEEP_S: Final = 5.0
 async def learning_pacer(
     store: Store, model: str, *, max_tps: float | None, observer: Observer, utcnow: Callable[[], dt.datetime]
 ) -> AsyncIterator[AdaptivePacer]:
-    """A pacer for `model` (`<project>@<version>`) during the block; what it has learned is kept however that ends.
+    """A pacer for `model`, an ARN, during the block; what it has learned is kept however that ends.
 
     A store that can't read or keep the rate costs some seconds of finding it again, and never the run. The notices
     `pace` and `pace-learned` tell where it begins and what is kept.
 
     Args:
         store: the output root.
-        model: its name.
+        model: its ARN; a retrained model of the same name has another one.
         max_tps: never faster than this.
         observer: hears of it.
         utcnow: tells the age of what was learned.

@@ -137,7 +137,7 @@ async def _known(job: Job, aws: Aws, model: ModelArn) -> KnownVersions | None:
         store = await anyio.to_thread.run_sync(lambda: Store.open(job.out, aws=aws))
     except OutputError:
         return None
-    return KnownVersions(store, model.name)
+    return KnownVersions(store, model)
 
 
 def _estimate(calls: int, units: int) -> Estimate:

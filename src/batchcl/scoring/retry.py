@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from batchcl.aws.arn import ModelArn
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import OutputError, StoppedError, UsageError
 from batchcl.job import Job, job_of
@@ -139,7 +140,7 @@ async def conduct_round(
             lease=lease,
             held=held,
             progress=progress,
-            needs_call=KnownVersions(store, record.model_name).fresh if job.incremental else None,
+            needs_call=KnownVersions(store, ModelArn.parse(record.model)).fresh if job.incremental else None,
             earlier=total(counts.values()),
         )
         summary = await session.run()

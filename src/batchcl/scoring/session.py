@@ -96,7 +96,7 @@ class Session:
         """
         max_tps, observer, utcnow = self.job.max_tps, self.means.observer, self.means.utcnow
         async with learning_pacer(
-            self.store, self.record.model_name, max_tps=max_tps, observer=observer, utcnow=utcnow
+            self.store, self.record.model, max_tps=max_tps, observer=observer, utcnow=utcnow
         ) as pacer:
             return await self._run(pacer)
 

@@ -18,6 +18,11 @@ from tables import columns
 NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 
 
+def arn_of(model: str) -> str:
+    project, _, version = model.partition("@")
+    return f"arn:aws:rekognition:eu-west-1:123456789012:project/{project}/version/{version}/1700000000000"
+
+
 def image(uri: str, version_id: str | None = None) -> ImageRef:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return ImageRef(uri=uri, bucket=bucket, key=key, version_id=version_id, extra='{"a":1}')
@@ -60,8 +65,16 @@ class Root:
         first: int = 0,
     ) -> None:
         run_id = run_id or self.run_id
-        table = results_table(*columns(rows), run_id=run_id, min_confidence=None, max_results=None)
-        self._write("results", parquet_bytes(table, run_id=run_id), model, date, PartName(run_id, shard, first))
+        table = results_table(
+            *columns(rows), run_id=run_id, model_arn=arn_of(model or self.model), min_confidence=None, max_results=None
+        )
+        self._write(
+            "results",
+            parquet_bytes(table, run_id=run_id, model_arn=arn_of(model or self.model)),
+            model,
+            date,
+            PartName(run_id, shard, first),
+        )
 
     def failures(
         self,
@@ -74,8 +87,14 @@ class Root:
         round_: int = 0,
     ) -> None:
         run_id = run_id or self.run_id
-        table = failures_table(*columns(rows, round_=round_), run_id=run_id)
-        self._write("failures", parquet_bytes(table, run_id=run_id), model, date, PartName(run_id, 0, first))
+        table = failures_table(*columns(rows, round_=round_), run_id=run_id, model_arn=arn_of(model or self.model))
+        self._write(
+            "failures",
+            parquet_bytes(table, run_id=run_id, model_arn=arn_of(model or self.model)),
+            model,
+            date,
+            PartName(run_id, 0, first),
+        )
 
     def _write(self, table: str, data: bytes, model: str | None, date: str | None, name: PartName) -> None:
         folder = self.path / table / f"model={model or self.model}" / f"date={date or self.date}"

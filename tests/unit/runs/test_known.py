@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
 from batchcl.images import ImageRef
 from batchcl.runs.journal import Chunk
@@ -28,8 +29,18 @@ def image(key: str, **more: object) -> ImageRef:
     return ImageRef(**values)  # type: ignore[arg-type]
 
 
+def arn_of(model: str) -> ModelArn:
+    """Of `project@version`, or of `project@version/stamp` for one that was trained again under the same name."""
+    project, _, version = model.partition("@")
+    version, _, stamp = version.partition("/")
+    return ModelArn.parse(
+        f"arn:aws:rekognition:eu-west-1:123456789012:project/{project}/version/{version}/{stamp or 1700000000000}"
+    )
+
+
 async def publish(store: Store, run: str, images: list[ImageRef], *, model: str = "m@1", day: int = 20) -> None:
-    spec = PartSpec(run_id=run, model=model, date=dt.date(2026, 11, day))
+    arn = arn_of(model)
+    spec = PartSpec(run_id=run, model=arn.name, model_arn=arn.text, date=dt.date(2026, 11, day))
     outcomes = [
         Scored(image=each, labels=(), attempts=1, latency_ms=1.0, request_id="", scored_at=NOW) for each in images
     ]
@@ -42,7 +53,7 @@ def fresh(published: list[ImageRef], asked: list[ImageRef], *, model: str = "m@1
         store = Store.memory()
         if published:
             await publish(store, "r", published)
-        return await KnownVersions(store, model).fresh(asked)
+        return await KnownVersions(store, arn_of(model)).fresh(asked)
 
     return anyio.run(main)
 
@@ -75,8 +86,9 @@ def test_an_image_of_which_nothing_is_told_is_never_known():
     assert fresh([untold], [untold]) == [True]
 
 
-def test_another_model_knows_nothing():
-    assert fresh([image("a")], [image("a")], model="m@2") == [True]
+@pytest.mark.parametrize("model", ["m@2", "m@1/1800000000000"], ids=["another-version", "trained-again"])
+def test_another_model_knows_nothing(model):
+    assert fresh([image("a")], [image("a")], model=model) == [True]
 
 
 def test_every_night_counts_and_all_are_read_once_with_pauses(monkeypatch: pytest.MonkeyPatch):
@@ -97,7 +109,7 @@ def test_every_night_counts_and_all_are_read_once_with_pauses(monkeypatch: pytes
         store = Store.memory()
         for night in range(1, 4):
             await publish(store, f"n{night}", [image(f"{night}/{n:03}") for n in range(48)], day=night)
-        known = KnownVersions(store, "m@1", pause=pause)
+        known = KnownVersions(store, arn_of("m@1"), pause=pause)
         for n in range(48):
             across = [image(f"{night}/{n:03}") for night in (1, 3, 4)]
             assert await known.fresh([*across, image("2/000", etag="e2")]) == [False, False, True, True]
@@ -154,6 +166,6 @@ def test_a_damaged_part_is_named_with_what_to_do():
         with pytest.raises(
             OutputError, match=r"r1-00000-00000.parquet is damaged: .*; restore it, or run without --incr"
         ):
-            await KnownVersions(store, "m@1").fresh([image("a")])
+            await KnownVersions(store, arn_of("m@1")).fresh([image("a")])
 
     anyio.run(main)

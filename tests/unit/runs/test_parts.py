@@ -23,7 +23,8 @@ from batchcl.scoring.outcome import AlreadyScored, Failed, Label, Outcome, Score
 from tables import columns
 
 AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
-SPEC = PartSpec(run_id="r", model="dogs@v1", date=AT.date(), min_confidence=5.0, max_results=2)
+ARN = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000"
+SPEC = PartSpec(run_id="r", model="dogs@v1", model_arn=ARN, date=AT.date(), min_confidence=5.0, max_results=2)
 RESULTS = "results/model=dogs@v1/date=2026-11-21/r-00004-00007.parquet"
 FAILURES = "failures/model=dogs@v1/date=2026-11-21/r-00004-00007.parquet"
 
@@ -63,6 +64,7 @@ def test_a_chunk_becomes_one_file_of_results_and_one_of_failures() -> None:
     assert [row["key"] for row in rows(found[RESULTS])] == ["a", "d"]
     settings = {(row["min_confidence"], row["max_results"], row["run_id"]) for row in rows(found[RESULTS])}
     assert settings == {(5.0, 2, "r")}
+    assert {row["model_arn"] for data in found.values() for row in rows(data)} == {ARN}
     assert [row["key"] for row in rows(found[FAILURES])] == ["b", "c"]
 
 

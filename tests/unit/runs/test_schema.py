@@ -30,6 +30,7 @@ FULL = ImageRef(
 )
 IDENTITY = [
     ("run_id", "string", False),
+    ("model_arn", "string", False),
     ("uri", "string", False),
     ("bucket", "string", False),
     ("key", "string", False),
@@ -53,20 +54,25 @@ def failed(ref: ImageRef, **more: Any) -> Failed:
     return Failed(image=ref, **values)
 
 
+ARN = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000"
+
+
 def rows(table: pa.Table, run_id: str = "run-1") -> list[dict[str, Any]]:
     """Through a file and back."""
-    found: list[dict[str, Any]] = pq.read_table(io.BytesIO(parquet_bytes(table, run_id=run_id))).to_pylist()
+    found: list[dict[str, Any]] = pq.read_table(
+        io.BytesIO(parquet_bytes(table, run_id=run_id, model_arn=ARN))
+    ).to_pylist()
     return found
 
 
 def results(*outcomes: Scored, min_confidence: float | None = None, max_results: int | None = None) -> pa.Table:
     return results_table(
-        *tables.columns(outcomes), run_id="run-1", min_confidence=min_confidence, max_results=max_results
+        *tables.columns(outcomes), run_id="run-1", model_arn=ARN, min_confidence=min_confidence, max_results=max_results
     )
 
 
 def failures(*outcomes: Failed, round_: int = 0) -> pa.Table:
-    return failures_table(*tables.columns(outcomes, round_=round_), run_id="run-1")
+    return failures_table(*tables.columns(outcomes, round_=round_), run_id="run-1", model_arn=ARN)
 
 
 def columns(schema: pa.Schema) -> list[tuple[str, str, bool]]:
@@ -113,6 +119,7 @@ def test_a_scored_image_comes_back_as_it_was() -> None:
     assert rows(table) == [
         {
             "run_id": "run-1",
+            "model_arn": ARN,
             "uri": "s3://b/a b+c%2F é.jpg",
             "bucket": "b",
             "key": "a b+c%2F é.jpg",
@@ -155,6 +162,7 @@ def test_a_failure_comes_back_with_its_reason() -> None:
     (row,) = rows(failures(failed(FULL, status="skipped", attempts=0), round_=3))
     assert row == {
         "run_id": "run-1",
+        "model_arn": ARN,
         "uri": FULL.uri,
         "bucket": "b",
         "key": FULL.key,
@@ -190,11 +198,12 @@ def test_rows_are_sorted_by_uri_and_keep_their_own_values() -> None:
 
 def test_a_file_says_its_schema_its_maker_and_its_run() -> None:
     for table in (results(), failures()):
-        file = pq.ParquetFile(io.BytesIO(parquet_bytes(table, run_id="run-1")))
+        file = pq.ParquetFile(io.BytesIO(parquet_bytes(table, run_id="run-1", model_arn=ARN)))
         metadata = file.schema_arrow.metadata
         assert metadata[b"batchcl.schema"] == b"1"
         assert metadata[b"batchcl.version"] == __version__.encode()
         assert metadata[b"batchcl.run_id"] == b"run-1"
+        assert metadata[b"batchcl.model_arn"] == ARN.encode()
 
 
 def test_files_are_zstd_in_row_groups_of_128k_rows() -> None:

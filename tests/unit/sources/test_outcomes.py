@@ -158,7 +158,7 @@ def test_what_is_no_root_and_what_is_no_condition_is_refused(filled: Root, tmp_p
     (tmp_path / "photos").mkdir()
     with pytest.raises(OutputError, match="is not an output root"):
         read(tmp_path / "photos")
-    with pytest.raises(UsageError, match=r'column "score"; the columns are run_id, uri, bucket, .* top_confidence'):
+    with pytest.raises(UsageError, match=r'column "score"; the columns are run_id, model_arn, .* top_confidence'):
         read(filled, "score < 3")
 
 
