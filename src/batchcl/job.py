@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from batchcl.aws.arn import ModelArn, valid_role
 from batchcl.aws.leases import lease_seconds
 from batchcl.aws.lifecycle import Units
+from batchcl.aws.names import valid_model
 from batchcl.aws.transport import Transport
 from batchcl.errors import UsageError
 from batchcl.quantities import moment_of, seconds_of
@@ -54,7 +55,8 @@ class Job(BaseModel):
     Attributes:
         sources: `s3://bucket/prefix`, directories, list files or `-`; scored in this order.
         from_results: instead of `sources`: an output root, whose images are scored again, those that fit `where`.
-        model: ARN of the trained model. May be left out with `emulator`, which then trains a demo model.
+        model: `project@version`, `project` (its newest trained version) or the ARN of the trained model. May be left
+            out with `emulator`, which then trains a demo model.
         out: output root, a directory or `s3://bucket/prefix`.
         run_id: names the run; made from the time when left out.
         min_confidence: 0 to 100; left out, each label's assumed threshold decides; 0 returns all.
@@ -176,7 +178,7 @@ class Job(BaseModel):
     @classmethod
     def _readable(cls, value: str | None, info: Any) -> str | None:
         checks = {
-            "model": ModelArn.parse,
+            "model": valid_model,
             "start_model": Units.parse,
             "run_id": valid_run_id,
             "deadline": seconds_of,
@@ -212,7 +214,9 @@ class Job(BaseModel):
                 "--exclude '*' leaves every image out, whatever --include says; --include alone takes what fits it only"
             )
         if self.model is None and not self.emulator:
-            raise ValueError("name the model with --model ARN (`batchcl model list` shows yours), or use --emulator")
+            raise ValueError(
+                "name the model with --model PROJECT@VERSION (`batchcl model list` shows yours), or use --emulator"
+            )
         if self.dead_man_role is not None and (self.start_model is None or self.deadline is None):
             raise ValueError(
                 "--dead-man-role stops a model that the run started once its deadline has passed: "

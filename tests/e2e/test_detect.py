@@ -235,7 +235,7 @@ def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
     [
         ((), "name an image"),
         (("picture.png",), "--model PROJECT@VERSION"),
-        (("picture.png", "--model", "digits"), "names no model"),
+        (("picture.png", "--model", "digits@"), "names no model"),
         (("picture.png", "--model", "ARN", "--min-confidence", 101), "outside of 0 to 100"),
         (("picture.png", "--model", "ARN", "--max-results", -1), "below 0"),
         (("picture.png", "--model", "ARN", "--version-id", "x"), "isn't in S3"),

@@ -258,6 +258,6 @@ def test_the_page_names_every_check():
 
 
 def test_a_wrong_argument_is_the_users_mistake():
-    said = typed("doctor --model digits")
+    said = typed("doctor --model digits@")
     assert said.code == 2
-    assert "it looks like arn:aws:rekognition" in said.err
+    assert "write PROJECT@VERSION, PROJECT or an ARN" in said.err

@@ -37,6 +37,45 @@ def test_a_run_starts_the_model_waits_scores_and_stops_it(cli, demo, slow, tmp_p
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
 
 
+@pytest.mark.parametrize("named", ["digits@v1", "digits"])
+def test_a_model_is_named_as_people_name_it(cli, demo, slow, tmp_path, named):
+    start_model(slow, demo.arn)
+    env = aws_env(slow)
+    job = ("run", demo.data.images, "--model", named, "--out", tmp_path, "--limit", 2, "--run-id", "r")
+    done = cli(*job, "--json", env=env)
+    assert done.code == 0, done.err
+    assert f"{named} is {demo.arn}" in done.err
+    assert done.json["model"] == demo.arn
+    for command in (("plan", demo.data.images, "--limit", 2), ("detect", demo.data.images / "00000.png")):
+        answer = cli(*command, "--model", named, "--json", env=env)
+        assert answer.code == 0, answer.err
+    assert cli("labels", tmp_path, "--model", demo.arn, "--json", env=env).json
+    unknown = cli("run", demo.data.images, "--model", f"{named}x", "--out", tmp_path, env=env)
+    assert unknown.code == 5
+    assert "model list" in unknown.err or "project list" in unknown.err
+
+
+def test_a_resumed_run_keeps_the_model_that_it_began_with(cli, demo, slow, tmp_path):
+    """A version that was trained since is another model, though the project's name now means that one."""
+    rekognition = client("rekognition", slow)
+    project = rekognition.describe_projects(ProjectNames=["digits"])["ProjectDescriptions"][0]["ProjectArn"]
+    start_model(slow, demo.arn)
+    env = aws_env(slow)
+    job = ("run", demo.data.images, "--model", "digits", "--out", tmp_path, "--limit", 3, "--run-id", "r", "--json")
+    assert cli(*job, env=env).json["model"] == demo.arn
+    copied = rekognition.copy_project_version(
+        SourceProjectArn=project,
+        SourceProjectVersionArn=demo.arn,
+        DestinationProjectArn=project,
+        VersionName="v2",
+        OutputConfig={"S3Bucket": "models", "S3KeyPrefix": "p"},
+    )["ProjectVersionArn"]
+    assert copied != demo.arn
+    again = cli(*job, env=env)
+    assert (again.code, again.json["model"]) == (0, demo.arn)
+    assert "is done already" in again.err
+
+
 def test_keep_model_leaves_it_running(cli, demo, slow, tmp_path):
     job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 2)
     done = cli(*job, "--start-model", "1", "--keep-model", env=aws_env(slow))

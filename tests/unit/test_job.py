@@ -117,7 +117,9 @@ def test_an_unknown_key_is_refused_by_name_and_the_known_ones_are_told(tmp_path:
     [
         ("sources", "s3://b/"),
         ("out", ""),
-        ("model", "dogs"),
+        ("model", "dogs@"),
+        ("model", "dogs/v1"),
+        ("model", "arn:aws:rekognition:eu-west-1:123456789012:project/dogs"),
         ("run_id", "a/b"),
         ("run_id", ""),
         ("min_confidence", -1),
@@ -207,7 +209,7 @@ def test_what_is_missing_is_asked_for(left_out: str, words: str) -> None:
 
 def test_without_a_model_it_must_be_the_emulator() -> None:
     flags = {"sources": ["a"], "out": "out"}
-    with pytest.raises(UsageError, match=r"--model ARN .* or use --emulator"):
+    with pytest.raises(UsageError, match=r"--model PROJECT@VERSION .* or use --emulator"):
         load_job(flags=flags)
     assert load_job(flags=flags | {"emulator": True}).model is None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
+from batchcl.aws.arn import ModelArn
 from batchcl.errors import UsageError
 from batchcl.runs.published import PublishedPart, later_parts, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
@@ -120,10 +121,12 @@ class Results:
 
     def _scan(self, table: str, schema: pa.Schema, narrowing: _Narrowing) -> pl.LazyFrame:
         narrowing.check(self._store, self._parts)
-        frame = self._scan_parts(
-            [part for part in self._parts if part.table == table and narrowing.keeps(part)], schema
-        )
-        return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
+        parts = [part for part in self._parts if part.table == table and narrowing.keeps(part)]
+        frame = self._scan_parts(parts, schema)
+        for column, value in (("model_arn", narrowing.model_arn), ("run_id", narrowing.run_id)):
+            if value is not None:
+                frame = frame.filter(pl.col(column) == value)
+        return frame
 
     def _scan_parts(self, parts: Sequence[PublishedPart], schema: pa.Schema) -> pl.LazyFrame:
         empty = pl.DataFrame(schema.empty_table())
@@ -161,18 +164,26 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class _Narrowing:
-    """Which parts are wanted; None leaves a matter open. `nothing` where two filters exclude each other."""
+    """Which parts are wanted; None leaves a matter open. `nothing` where two filters exclude each other.
+
+    `model` names the folder, in which models of equal names are distinguished by `model_arn`.
+    """
 
     model: str | None = None
+    model_arn: str | None = None
     run_id: str | None = None
     date: str | None = None
     nothing: bool = False
 
     def and_also(self, model: str | None, run_id: str | None, date: dt.date | str | None) -> _Narrowing:
         day = None if date is None else _iso(date)
-        pairs = ((self.model, model), (self.run_id, run_id), (self.date, day))
+        arn = model if model is not None and model.startswith("arn:") else None
+        if arn is not None:
+            model = ModelArn.parse(arn).name
+        pairs = ((self.model, model), (self.model_arn, arn), (self.run_id, run_id), (self.date, day))
         return _Narrowing(
             model=model or self.model,
+            model_arn=arn or self.model_arn,
             run_id=run_id or self.run_id,
             date=day or self.date,
             nothing=self.nothing or any(None not in pair and len(set(pair)) > 1 for pair in pairs),
@@ -221,7 +232,7 @@ def open_results(
 
     Args:
         root: what `--out` was.
-        model: rows of this model only, `<project>@<version>`.
+        model: rows of this model only, `<project>@<version>` or its ARN.
         run_id: rows of this run only.
         date: rows of the runs that started on this UTC day only.
         aws: for an S3 root; as the AWS CLI would by default.

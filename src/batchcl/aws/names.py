@@ -10,9 +10,20 @@ from typing import Any, Final
 
 from batchcl.aws.arn import DatasetArn, ModelArn, ProjectArn
 from batchcl.aws.errors import translate_errors
+from batchcl.aws.statuses import IN_USE, STARTABLE
 from batchcl.errors import ModelError, RefusedError, UsageError
 
-__all__ = ["dataset_name", "described_project", "find_dataset", "find_model", "find_project", "region_in"]
+__all__ = [
+    "dataset_name",
+    "described_project",
+    "find_dataset",
+    "find_model",
+    "find_project",
+    "find_trained_model",
+    "is_named",
+    "region_in",
+    "valid_model",
+]
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_.\-]{1,255}")
 _KINDS: Final = ("train", "test")
@@ -34,6 +45,41 @@ async def find_project(client: Any, text: str) -> ProjectArn:
     if text.startswith("arn:"):
         return ProjectArn.parse(text)
     return ProjectArn.parse((await described_project(client, _checked(text, text)))["ProjectArn"])
+
+
+def valid_model(text: str) -> str:
+    """`text`, which has the form of an ARN, of `project@version` or of `project`. Raises `UsageError`."""
+    if text.startswith("arn:"):
+        return ModelArn.parse(text).text
+    project, at, version = text.partition("@")
+    if not _NAME.fullmatch(project) or (at and not _NAME.fullmatch(version)):
+        raise UsageError(f"{text!r} is not a model; write PROJECT@VERSION, PROJECT or an ARN, see `batchcl model list`")
+    return text
+
+
+def is_named(arn: ModelArn, text: str) -> bool:
+    """Whether `text`, an ARN, `project@version` or `project`, may mean this model."""
+    return text in (arn.text, arn.name, arn.project)
+
+
+async def find_trained_model(client: Any, text: str) -> ModelArn:
+    """The model to score with: as `find_model`, and for `project` its newest trained version.
+
+    Raises:
+        UsageError: `text` is none of them.
+        ModelError: there is no such model.
+    """
+    if text.startswith("arn:") or "@" in text:
+        return await find_model(client, text)
+    described = await described_project(client, _checked(text, text))
+    trained: list[dict[str, Any]] = []
+    with translate_errors(f"looking up the models of project {text}", refusal=ModelError):
+        pages = client.get_paginator("describe_project_versions").paginate(ProjectArn=described["ProjectArn"])
+        async for page in pages:
+            trained += [each for each in page["ProjectVersionDescriptions"] if each["Status"] in STARTABLE | IN_USE]
+    if not trained:
+        raise ModelError(f"project {text} has no trained model; see `batchcl model list --project {text}`")
+    return ModelArn.parse(max(trained, key=lambda each: each["CreationTimestamp"])["ProjectVersionArn"])
 
 
 async def find_model(client: Any, text: str) -> ModelArn:

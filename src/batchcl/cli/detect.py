@@ -34,7 +34,7 @@ Images = Annotated[
     typer.Argument(metavar="IMAGE...", help="Files, s3://bucket/key, or - for one image on stdin.", show_default=False),
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", metavar="MODEL", help="PROJECT@VERSION or an ARN.", show_default=False)
+    str | None, typer.Option("--model", metavar="MODEL", help="PROJECT@VERSION, PROJECT or an ARN.", show_default=False)
 ]
 VersionId = Annotated[
     str | None, typer.Option("--version-id", metavar="ID", help="Of the one image in S3.", show_default=False)

@@ -91,7 +91,10 @@ FromResults = Annotated[
     ),
 ]
 Config = Annotated[Path | None, _option("--config", help="Job file (TOML); flags win over it.")]
-ModelArnOption = Annotated[str | None, _option("--model", metavar="ARN", help="The trained model's ARN.")]
+ModelArnOption = Annotated[
+    str | None,
+    _option("--model", metavar="MODEL", help="PROJECT@VERSION, PROJECT (its newest trained version) or an ARN."),
+]
 Out = Annotated[str | None, _option("--out", metavar="ROOT", help="Directory or s3://bucket/prefix.")]
 RunId = Annotated[str | None, _option("--run-id", help="Names the run, e.g. the date; made when left out.")]
 MinConfidence = Annotated[

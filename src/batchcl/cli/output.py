@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="What --out was: a directory or s3://bucket/prefix.")]
-Model = Annotated[str | None, typer.Option("--model", help="Only this model, PROJECT@VERSION.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Only this model: PROJECT@VERSION or an ARN.", show_default=False)
+]
 Run = Annotated[str | None, typer.Option("--run", help="Only this run.", show_default=False)]
 Date = Annotated[
     str | None,

@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import SdkDetector, parse_labels, s3_object
-from batchcl.aws.names import find_model, region_in
+from batchcl.aws.names import find_trained_model, region_in
 from batchcl.aws.session import Aws
 from batchcl.errors import (
     CallError,
@@ -145,7 +145,7 @@ async def _opened(
     await aws.check_credentials()
     region = region_in(model) or aws.region
     async with aws.rekognition(region=region) as client, aws.s3(region=region) as s3:
-        arn = await find_model(client, model)
+        arn = await find_trained_model(client, model)
         yield _Looker(
             SdkDetector(client, arn, **options),
             arn,

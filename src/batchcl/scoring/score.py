@@ -21,6 +21,7 @@ from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import open_detector
 from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.lifecycle import Units
+from batchcl.aws.names import is_named
 from batchcl.aws.session import Aws
 from batchcl.errors import UsageError
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE
@@ -88,10 +89,13 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
     observer = observer or SilentObserver()
     stopper = stopper or Stopper()
     with ExitStack() as files:
-        async with service_of(job) as (aws, model):
+        async with service_of(job) as (aws, named):
             with stopper.interruptible():
                 await aws.check_credentials()
                 store = await open_store(job, aws)
+                model = await _recorded(store, job, named)
+                if job.model not in (None, model.text):
+                    observer.notice(Notice("model-found", f"{job.model} is {model.text}"))
                 check = partial(check_sources, job, aws, model, files, observer=observer)
                 found = await find(job, model, store, check=check, observer=observer)
                 if found.summary is not None:
@@ -102,6 +106,15 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
                 job, aws, model, observer, stopper, run_id=run_id, root=root, begun_at=begun_at
             ) as means:
                 return await conduct(job, found, means)
+
+
+async def _recorded(store: Store, job: Job, model: ModelArn) -> ModelArn:
+    """The model of the run that is resumed, where the job names it: a newer one of the name is another model."""
+    record = None if job.run_id is None or job.model is None else await read_record(store, job.run_id)
+    if record is None or job.model is None:
+        return model
+    recorded = ModelArn.parse(record.model)
+    return recorded if is_named(recorded, job.model) else model
 
 
 async def conduct(job: Job, found: Found, means: Means) -> Summary:

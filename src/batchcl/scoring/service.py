@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from batchcl.aws.arn import ModelArn
+from batchcl.aws.names import find_trained_model, region_in
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
 from batchcl.errors import UsageError
 from batchcl.job import Job
@@ -31,10 +32,13 @@ async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
 
     Raises:
         UsageError: the emulator's extra packages are missing.
+        ModelError: there is no model of the given name.
+        CredentialsError: there are none to look it up with, or AWS refuses them.
     """
     if not job.emulator:
         assert job.model is not None
-        yield Aws(AwsSettings(profile=job.profile, region=job.region)), ModelArn.parse(job.model)
+        aws = Aws(AwsSettings(profile=job.profile, region=job.region))
+        yield aws, await _found(aws, job.model)
         return
     state = Path(os.path.abspath(os.path.expanduser(job.emulator_state or DEFAULT_STATE)))  # noqa: ASYNC240, PTH100, PTH111
     try:
@@ -43,15 +47,26 @@ async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
         from batchcl.emulator.settings import EmulatorSettings  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(f"--emulator needs {error.name}; pip install 'batchcl[emulator]'") from error
-    model = ModelArn.parse(job.model or await demo_model(state))
+    named = job.model or await demo_model(state)
+    region = region_in(named) or Aws(AwsSettings(region=job.region, profile=job.profile)).region
     settings = EmulatorSettings(
         state=state,
-        s3_endpoint_url=_s3_endpoint_url(model.region),
+        s3_endpoint_url=_s3_endpoint_url(region),
         tps_per_unit=EMULATED_TPS_PER_UNIT,
         exit_with_parent=True,
     )
     async with running_emulator(settings) as emulator:
-        yield _emulated(job, emulator.endpoint), model
+        aws = _emulated(job, emulator.endpoint)
+        yield aws, await _found(aws, named)
+
+
+async def _found(aws: Aws, named: str) -> ModelArn:
+    """The model of an ARN, which isn't looked up, or of a name."""
+    if named.startswith("arn:"):
+        return ModelArn.parse(named)
+    await aws.check_credentials()
+    async with aws.rekognition() as client:
+        return await find_trained_model(client, named)
 
 
 def _emulated(job: Job, endpoint: str) -> Aws:

@@ -59,22 +59,16 @@ class Root:
         self,
         *rows: Scored,
         model: str | None = None,
+        model_arn: str | None = None,
         date: str | None = None,
         run_id: str | None = None,
         shard: int = 0,
         first: int = 0,
     ) -> None:
-        run_id = run_id or self.run_id
-        table = results_table(
-            *columns(rows), run_id=run_id, model_arn=arn_of(model or self.model), min_confidence=None, max_results=None
-        )
-        self._write(
-            "results",
-            parquet_bytes(table, run_id=run_id, model_arn=arn_of(model or self.model)),
-            model,
-            date,
-            PartName(run_id, shard, first),
-        )
+        run_id, arn = run_id or self.run_id, model_arn or arn_of(model or self.model)
+        table = results_table(*columns(rows), run_id=run_id, model_arn=arn, min_confidence=None, max_results=None)
+        data = parquet_bytes(table, run_id=run_id, model_arn=arn)
+        self._write("results", data, model, date, PartName(run_id, shard, first))
 
     def failures(
         self,
@@ -86,15 +80,10 @@ class Root:
         first: int = 0,
         round_: int = 0,
     ) -> None:
-        run_id = run_id or self.run_id
-        table = failures_table(*columns(rows, round_=round_), run_id=run_id, model_arn=arn_of(model or self.model))
-        self._write(
-            "failures",
-            parquet_bytes(table, run_id=run_id, model_arn=arn_of(model or self.model)),
-            model,
-            date,
-            PartName(run_id, 0, first),
-        )
+        run_id, arn = run_id or self.run_id, arn_of(model or self.model)
+        table = failures_table(*columns(rows, round_=round_), run_id=run_id, model_arn=arn)
+        data = parquet_bytes(table, run_id=run_id, model_arn=arn)
+        self._write("failures", data, model, date, PartName(run_id, 0, first))
 
     def _write(self, table: str, data: bytes, model: str | None, date: str | None, name: PartName) -> None:
         folder = self.path / table / f"model={model or self.model}" / f"date={date or self.date}"

@@ -116,6 +116,16 @@ def test_filters_narrow_every_table_wherever_they_are_given(
             assert sorted(frame.collect()["uri"]) == expected
 
 
+def test_models_of_one_name_are_told_apart_by_their_arn(root: Root, make: type[Make]) -> None:
+    old, new = (f"arn:aws:rekognition:eu-west-1:123456789012:project/cats/version/v1/{stamp}" for stamp in (1, 2))
+    for run_id, arn in (("a", old), ("b", new)):
+        root.results(make.scored(f"s3://b/{run_id}"), run_id=run_id, model_arn=arn)
+    results = open_results(str(root))
+    assert results.images(model="cats@v1").collect().height == 2
+    assert results.images(model=new).collect()["uri"].to_list() == ["s3://b/b"]
+    assert open_results(str(root), model=old).images().collect()["uri"].to_list() == ["s3://b/a"]
+
+
 def test_filters_that_exclude_each_other_leave_nothing(four_runs: Root) -> None:
     results = open_results(str(four_runs), model="m@1", date="2026-11-01")
     assert results.images(model="m@2").collect().height == 0
