@@ -50,7 +50,8 @@ def admission_path(model_arn: str) -> str:
 def _file_name(model_arn: str) -> str:
     """The end of an ARN in characters that any file name may have, and a digest of all of it."""
     digest = hashlib.sha256(model_arn.encode()).hexdigest()[:12]
-    return f"{re.sub(r'[^A-Za-z0-9._@-]+', '-', model_arn)[-80:]}-{digest}"
+    resource = model_arn.rpartition(":")[2]
+    return f"{re.sub(r'[^A-Za-z0-9._@-]+', '-', resource)[-80:]}-{digest}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
