@@ -63,11 +63,19 @@ def test_an_unknown_model(refused, demo):
 
 
 def test_a_malformed_arn(refused, demo):
-    refused(demo.data.images, "--model", "digits", code=2, says="it looks like arn:aws:rekognition")
+    refused(demo.data.images, "--model", "arn:aws:x", code=2, says="it looks like arn:aws:rekognition")
+
+
+def test_a_model_that_is_not_a_name(refused, demo):
+    refused(demo.data.images, "--model", "digits@", code=2, says="write PROJECT@VERSION, PROJECT or an ARN")
+
+
+def test_a_name_that_no_model_has(refused, demo):
+    refused(demo.data.images, "--model", "nothing", code=5, says="there is no project nothing")
 
 
 def test_no_model(refused, demo):
-    refused(demo.data.images, code=2, says="--model ARN")
+    refused(demo.data.images, code=2, says="--model PROJECT@VERSION")
 
 
 def test_a_confidence_over_100(refused, demo):
