@@ -209,7 +209,11 @@ class FaultyStore(Store):
         return self._files.get(path)
 
     def list_now(self, prefix: str) -> list[StoredFile]:
-        return [StoredFile(path, len(data)) for path, data in sorted(self._files.items()) if _below(prefix, path)]
+        return [
+            StoredFile(path, len(data))
+            for path, data in sorted(self._files.items())
+            if _below(prefix, path) and not path.rpartition("/")[2].startswith(".")
+        ]
 
     def open_file(self, path: str) -> BinaryIO:
         return io.BytesIO(self._files[path])

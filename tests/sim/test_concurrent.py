@@ -21,7 +21,15 @@ import anyio
 import pytest
 
 from batchcl.analysis.export import copy_tables
-from batchcl.errors import BatchclError, CallError, ImageError, OutputError, StoppedError
+from batchcl.errors import (
+    BatchclError,
+    CallError,
+    FatalCallError,
+    ImageError,
+    OutputError,
+    StoppedError,
+    TransientError,
+)
 from batchcl.images import ImageRef
 from batchcl.runs.record import Summary, read_summary
 from sim.house import FaultyStore, House, Kind, Sort, Trouble, in_house
@@ -203,6 +211,43 @@ async def settle(world: World) -> None:
         await world.house(run_id).retry_to_end()
         world.look()
     await world.house("night-9").run_to_end()
+
+
+def test_a_process_that_was_suspended_adds_nothing_after_a_resumption_that_ended_early():
+    """It has outcomes in its memory and no segment yet; the resumption ends before it opens that shard."""
+    files: dict[str, bytes] = {}
+    images = [replace(image(n), etag=f"e{n}") for n in range(40)]
+
+    def fault(each: ImageRef, _call: int, now: float) -> CallError | None:
+        if 55 <= now < 66:
+            return FatalCallError("denied", code="AccessDeniedException", status=400)
+        slow = each.key.startswith("000000") and now < 30
+        return TransientError("later", code="InternalServerError", status=500) if slow else None
+
+    service = Service(fault=fault, latency_s=lambda rng: rng.uniform(0.5, 1))
+
+    async def session(run_id: str, after_s: float, trouble: Trouble | None = None) -> None:
+        await anyio.sleep(after_s)
+        house = House(images, service, files=files, shard_size=8, page=40, max_in_flight=2, run_id=run_id)
+        house.incremental = True
+        await house.run(trouble)
+
+    class Asleep(Trouble):
+        async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
+            if 12 <= anyio.current_time() < 75:
+                await anyio.sleep_until(75)
+            return await super().around(sort, act)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(session, "night-1", 0.0, Asleep())
+            group.start_soon(session, "night-1", 14.0)
+            group.start_soon(session, "night-2", 70.0)
+        rows = House(images, service, files=files).rows()
+        times = Counter(row["uri"] for row in rows if row["table"] == "results")
+        assert not [uri for uri, count in times.items() if count > 1]
+
+    in_house(main)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -128,6 +128,7 @@ async def copy_tables(
     Raises:
         UsageError: `target` is not empty.
         OutputError: a root can't be read or written, or a file of the copy has other rows than its sources.
+        StoppedError: another export writes to `target`.
     """
     if await target.list_all(""):
         raise UsageError(
@@ -146,8 +147,7 @@ async def copy_tables(
         source=source.root, out=target.root, before=before, created_at=utcnow(), rows=rows, files=tuple(files)
     )
     document = orjson.dumps(export.as_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z)
-    if not await target.put_new(MANIFEST, document):
-        raise OutputError(f"another export has written to {target.root} meanwhile; use another location")
+    await target.put_mine(MANIFEST, document, what="another export")
     return export
 
 
@@ -193,8 +193,7 @@ def _metadata(store: Store, part: PublishedPart) -> pq.FileMetaData:
 
 async def _copy(source: Store, target: Store, path: str, group: Sequence[PublishedPart]) -> ExportedFile:
     data = await anyio.to_thread.run_sync(_sorted, source, group)
-    if not await target.put_new(path, data):
-        raise OutputError(f"{target.uri(path)} exists: another export writes there; use another location")
+    await target.put_mine(path, data, what="a file of another export")
     expected = await anyio.to_thread.run_sync(lambda: sum(_metadata(source, part).num_rows for part in group))
     rows = await anyio.to_thread.run_sync(lambda: pq.read_metadata(target.open_file(path)).num_rows)
     if rows != expected:

@@ -33,6 +33,7 @@ _RELEASE_S: Final = 10.0
 async def admit(
     store: Store,
     record: RunRecord,
+    lease: LeaseKeeper,
     *,
     take: Callable[[], Awaitable[None]],
     allow_overlap: bool,
@@ -43,7 +44,8 @@ async def admit(
     Args:
         store: the output root.
         record: of the run.
-        take: takes its lease.
+        lease: its lease.
+        take: takes it.
         allow_overlap: take it even if another one may be scoring the same images.
         utcnow: the time of day.
 
@@ -54,19 +56,21 @@ async def admit(
         store, admission_path(record.model), what=f"the start of a run of {record.model_name}", utcnow=utcnow
     )
 
-    def refuse(other: RunRecord, lease: Lease) -> None:
-        adds_rows = other.scored_as.get("incremental") or lease.progress.get("round")
+    def refuse(other: RunRecord, held: Lease) -> None:
+        adds_rows = other.scored_as.get("incremental") or held.progress.get("round")
         if adds_rows and not allow_overlap and may_overlap(record.scored_as, other.scored_as):
             raise StoppedError(
-                f"run {other.run_id} ({lease.host}) may be scoring the same images with the same model just now; wait "
+                f"run {other.run_id} ({held.host}) may be scoring the same images with the same model just now; wait "
                 "for it, or pass --allow-overlap to score them twice"
             )
 
     await _acquire(lock)
     try:
-        await take()
-        await lock.check()
-        return await recover_runs(store, record.model, besides=record.run_id, utcnow=utcnow, on_alive=refuse)
+        async with lock.beating():
+            await take()
+            await lock.check()
+            async with lease.beating():
+                return await recover_runs(store, record.model, besides=record.run_id, utcnow=utcnow, on_alive=refuse)
     finally:
         with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
             await lock.release()

@@ -16,6 +16,7 @@ from typing import Final
 import anyio.to_thread
 import pyarrow as pa
 
+from batchcl.errors import OutputError
 from batchcl.runs.damage import intact
 from batchcl.runs.entries import ENTRIES, Entry, entry_table
 from batchcl.runs.layout import RunPaths, segment_number
@@ -27,6 +28,7 @@ __all__ = ["Chunk", "Journal", "JournalContent"]
 _WRITER: Final = b"batchcl.writer"
 _CUT: Final = b"batchcl.cut"
 _AT_ONCE: Final = 16
+_REMEDY: Final = "the journal is damaged; restore it, or score what is left under another run id with --incremental"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,11 @@ def _decode(segments: Iterable[tuple[int, str, bytes | None]]) -> JournalContent
     chunks: list[Chunk] = []
     tables: list[pa.Table] = []
     first = 0
-    for number, where, segment in segments:
-        if not segment:
-            continue  # its name was there before the power went: no caller was told that it is durable
+    for expected, (number, where, segment) in enumerate(segments):
+        if number != expected or not segment:
+            raise OutputError(f"{where} is {'empty' if number == expected else 'not the next segment'}: {_REMEDY}")
         with (
-            intact(where, remedy="delete it, and its images are scored again"),
+            intact(where, remedy=_REMEDY),
             pa.ipc.open_file(pa.py_buffer(segment)) as file,
         ):
             is_cut = _CUT in (file.schema.metadata or {})

@@ -18,15 +18,16 @@ import datetime as dt
 import os
 import secrets
 import socket
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anyio
 import orjson
 
-from batchcl.errors import OutputError, StoppedError
+from batchcl.errors import BatchclError, OutputError, StoppedError
 from batchcl.runs.store import Store
 
 __all__ = ["Lease", "LeaseKeeper", "is_alive", "read_lease", "read_session"]
@@ -76,7 +77,9 @@ class Lease:
         if not self.place or self.place != _place() or not started or int(pid) == os.getpid():
             return None
         state = _state(int(pid))
-        if state is None or state.started != started:
+        if state is None:
+            return False if Path("/proc/1/stat").exists() else None  # elsewhere /proc may hide others' processes
+        if state.started != started:
             return False
         return None if state.code in {"T", "t"} else True
 
@@ -112,7 +115,8 @@ async def read_session(store: Store, path: str) -> Lease:
     number = int(path.rpartition("/")[2].removesuffix(".json"))
     try:
         values = orjson.loads(await store.get(path) or b"")
-        return Lease(**values | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
+        known = {each.name: values[each.name] for each in fields(Lease) if each.name in values}
+        return Lease(**known | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
     except (ValueError, TypeError, KeyError):
         never = dt.datetime.fromtimestamp(0, dt.UTC)
         return Lease(
@@ -133,6 +137,7 @@ class LeaseKeeper:
 
     Attributes:
         settled: to be set once nothing is left to write; `release` records it.
+        follows_unsettled: the previous session did not end properly: its process may only be suspended.
     """
 
     def __init__(
@@ -152,6 +157,7 @@ class LeaseKeeper:
         self._on_wait = on_wait
         self._utcnow = utcnow
         self.settled = False
+        self.follows_unsettled = False
         self._lease = Lease(
             number=0,
             holder=secrets.token_hex(8),
@@ -172,18 +178,20 @@ class LeaseKeeper:
         """Of this session; 0 for the first one."""
         return self._lease.number
 
-    async def acquire(self, *, on_left: Callable[[Lease], None] = lambda _: None) -> None:
-        """Take the lease, or raise `StoppedError` that says who has it. Waits for a sign of life from that process.
+    async def acquire(self, *, on_left: Callable[[Lease], None] = lambda _: None, dead: Lease | None = None) -> None:
+        """Take the lease, or raise `StoppedError` that says who has it. Waits for a heartbeat of that process.
 
         `on_left` receives the previous session's lease. It is called before this session's file is created, so that
-        `progress` can pass on what that session left behind.
+        `progress` can pass on what that session left behind. `dead` is a session that was found dead just now.
         """
         last = await read_lease(self._store, self._folder)
         if last is not None:
-            if last.runs is None:
-                self._on_wait(last)
-            if await is_alive(self._store, self._folder, last):
-                raise self._held_by(last)
+            if last != dead:
+                if last.runs is None:
+                    self._on_wait(last)
+                if await is_alive(self._store, self._folder, last):
+                    raise self._held_by(last)
+            self.follows_unsettled = not (last.ended and last.settled)
             on_left(last)
             self._lease = replace(self._lease, number=last.number + 1)
         path = self._path(self._lease.number)
@@ -224,6 +232,26 @@ class LeaseKeeper:
                 await self.beat()
             except OutputError:
                 continue
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Write heartbeats during the block; a takeover is found by `check`."""
+        error: BatchclError | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._beat_on)
+            try:
+                yield
+            except BatchclError as raised:
+                error = raised  # by itself rather than in a group
+            group.cancel_scope.cancel()
+        if error is not None:
+            raise error
+
+    async def _beat_on(self) -> None:
+        while True:
+            await anyio.sleep(HEARTBEAT_S)
+            with suppress(OutputError):
+                await self.beat()
 
     async def release(self) -> None:
         """End the session, if this process has it; its last counters stay in its file."""

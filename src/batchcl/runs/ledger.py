@@ -227,9 +227,7 @@ class Ledger:
         await self._flush(older_than=math.inf)
         await self._publish_complete()
         async with self._publishing:
-            for shard, opened in self._open.items():
-                if not opened.is_cut:
-                    await self._cut_and_publish(shard, opened)
+            await self._of_each(self._cut_and_publish)
         self.settled = True
 
     async def save(self) -> None:
@@ -247,17 +245,31 @@ class Ledger:
             await self._journalled.wait(at_most_s=_LOOK_EVERY_S)
 
     async def _flush(self, *, older_than: float) -> None:
+        """Journal what is due in every shard, also where another one fails: its outcomes were paid for."""
         async with self._journalling:
-            for opened in tuple(self._open.values()):
-                if opened.buffer and (_is_due(opened) or opened.buffered_at <= older_than):
-                    await self._settle(opened)
-                    staged = await opened.journal.stage(opened.buffer, round_=self._targets.round)
-                    opened.is_cut = False
-                    opened.staged = opened.buffer[:staged]
-                    del opened.buffer[:staged]
-                    opened.buffered_at = anyio.current_time() if opened.buffer else math.inf
-                await self._settle(opened)
+            await self._of_each(lambda _, opened: self._flush_shard(opened, older_than=older_than))
             self._journalled.ring()
+
+    async def _flush_shard(self, opened: _Open, *, older_than: float) -> None:
+        if opened.buffer and (_is_due(opened) or opened.buffered_at <= older_than):
+            await self._settle(opened)
+            staged = await opened.journal.stage(opened.buffer, round_=self._targets.round)
+            opened.is_cut = False
+            opened.staged = opened.buffer[:staged]
+            del opened.buffer[:staged]
+            opened.buffered_at = anyio.current_time() if opened.buffer else math.inf
+        await self._settle(opened)
+
+    async def _of_each(self, act: Callable[[int, _Open], Awaitable[object]]) -> None:
+        """Act on every open shard; raises the first error at the end."""
+        failures: list[BatchclError] = []
+        for shard, opened in tuple(self._open.items()):
+            try:
+                await act(shard, opened)
+            except BatchclError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     async def _settle(self, opened: _Open) -> None:
         await opened.journal.settle()

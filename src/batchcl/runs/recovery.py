@@ -10,9 +10,11 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from batchcl.errors import StoppedError
 from batchcl.runs.entries import counts, latest, of_round, positions
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RUNS, RunPaths
@@ -21,14 +23,15 @@ from batchcl.runs.ledger import AllImages, Targets
 from batchcl.runs.markers import published, read_counts, write_marker
 from batchcl.runs.parts import PartSpec, publish_journal
 from batchcl.runs.record import RunRecord, read_record
-from batchcl.runs.rounds import FailedImages, open_round, unfinished_round
+from batchcl.runs.rounds import FailedImages, read_round, unfinished_round
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
 from batchcl.runs.worklist import WorkList
 
 __all__ = ["publish_leftovers", "recover_runs"]
 
-_SHARDS_AT_ONCE: Final = 4
+_SHARDS_AT_ONCE: Final = 8
+_RUNS_AT_ONCE: Final = 4
 _READS_AT_ONCE: Final = 32
 _SESSION: Final = re.compile(rf"{RUNS}/[^/.][^/]*/sessions/\d+\.json")
 
@@ -50,8 +53,6 @@ async def recover_runs(
         utcnow: the time of day.
         on_alive: receives each run that a process works on; raises where that may not be.
 
-    Raises:
-        StoppedError: a process turned out to work on one of them.
     """
     sessions = [file.path for file in await store.list_all(RUNS) if _SESSION.fullmatch(file.path)]
     newest = {path.split("/")[1]: path for path in sessions}  # of each run the last one, as they are sorted
@@ -64,30 +65,28 @@ async def recover_runs(
             return None
         return record, lease, await is_alive(store, RunPaths(run_id).sessions, lease)
 
-    recovered = []
-    for one in await together(look, sorted(newest), at_once=_READS_AT_ONCE):
-        if one is None:
-            continue
-        record, lease, alive = one
-        if alive:
-            on_alive(record, lease)
-        else:
-            await _recover(store, record, utcnow=utcnow)
-            recovered.append(record.run_id)
-    return recovered
+    async def settle(found: tuple[RunRecord, Lease, bool] | None) -> str | None:
+        if found is None:
+            return None
+        record, lease, alive = found
+        if not alive:
+            with suppress(StoppedError):  # another process has taken it over meanwhile
+                await _recover(store, record, lease, utcnow=utcnow)
+                return record.run_id
+        on_alive(record, lease)
+        return None
+
+    found = await together(look, sorted(newest), at_once=_READS_AT_ONCE)
+    return [run_id for run_id in await together(settle, found, at_once=_RUNS_AT_ONCE) if run_id is not None]
 
 
-async def _recover(store: Store, record: RunRecord, *, utcnow: Callable[[], dt.datetime]) -> None:
-    left: list[Lease] = []
-    lease = LeaseKeeper(
-        store,
-        RunPaths(record.run_id).sessions,
-        what=f"run {record.run_id}",
-        progress=lambda: left[0].progress if left else {},  # whether a model is still to be stopped
-        utcnow=utcnow,
-    )
-    await lease.acquire(on_left=left.append)
-    await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
+async def _recover(store: Store, record: RunRecord, dead: Lease, *, utcnow: Callable[[], dt.datetime]) -> None:
+    left = dead.progress | {"stops_model": False}  # whether a model is still to be stopped; a recovery stops none
+    sessions = RunPaths(record.run_id).sessions
+    lease = LeaseKeeper(store, sessions, what=f"run {record.run_id}", progress=lambda: left, utcnow=utcnow)
+    await lease.acquire(dead=dead)
+    async with lease.beating():
+        await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
     lease.settled = True
     await lease.release()
 
@@ -117,9 +116,10 @@ async def publish_leftovers(store: Store, record: RunRecord, *, writer: str, cut
 async def _incomplete(store: Store, paths: RunPaths, worklist: WorkList) -> tuple[Targets, list[int]]:
     """What the round that is under way is about, and its shards that aren't complete."""
     done = await published(store, paths)
-    if await unfinished_round(store, paths) is None:
+    number = await unfinished_round(store, paths)
+    if number is None:
         return AllImages(worklist, done), [shard for shard in range(worklist.shards) if shard not in done]
-    about = await open_round(store, paths, ())
+    about = await read_round(store, paths, number)
     targets = FailedImages(about, published=done, counts=await read_counts(store, paths, done.items()))
     return targets, [shard async for shard in targets.shards()]
 

@@ -14,7 +14,6 @@ from typing import Final
 import orjson
 import pyarrow as pa
 
-from batchcl.errors import StoppedError
 from batchcl.runs.damage import intact
 from batchcl.runs.entries import failed_by_code, latest, of_round, to_retry
 from batchcl.runs.journal import Journal
@@ -23,7 +22,16 @@ from batchcl.runs.store import Store
 from batchcl.runs.together import together
 from batchcl.scoring.outcome import Counts
 
-__all__ = ["FailedImages", "Round", "count_codes", "end_round", "last_round", "open_round", "unfinished_round"]
+__all__ = [
+    "FailedImages",
+    "Round",
+    "count_codes",
+    "end_round",
+    "last_round",
+    "open_round",
+    "read_round",
+    "unfinished_round",
+]
 
 
 _AT_ONCE: Final = 16
@@ -41,12 +49,16 @@ async def open_round(store: Store, paths: RunPaths, codes: tuple[str, ...]) -> R
     """The unfinished round of the run if there is one, with its own codes; else a new one."""
     last, is_open = await last_round(store, paths)
     if is_open:
-        data = await store.get(paths.round(last)) or b"[]"
-        with intact(store.uri(paths.round(last))):
-            return Round(last, tuple(orjson.loads(data)))
-    if not await store.put_new(paths.round(last + 1), orjson.dumps(list(codes))):
-        raise StoppedError(f"another runner has just begun to retry run {paths.run_id}; wait for it")
+        return await read_round(store, paths, last)
+    await store.put_mine(paths.round(last + 1), orjson.dumps(list(codes)), what=f"the codes of round {last + 1}")
     return Round(last + 1, codes)
+
+
+async def read_round(store: Store, paths: RunPaths, number: int) -> Round:
+    """A round that was opened."""
+    data = await store.get(paths.round(number)) or b"[]"
+    with intact(store.uri(paths.round(number))):
+        return Round(number, tuple(orjson.loads(data)))
 
 
 async def unfinished_round(store: Store, paths: RunPaths) -> int | None:

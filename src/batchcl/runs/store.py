@@ -14,7 +14,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -179,6 +179,7 @@ class Store:
 
     async def _create_file(self, path: str, data: bytes, folder: Path) -> bool:
         if await anyio.to_thread.run_sync((folder / path).exists):
+            await anyio.to_thread.run_sync(_fsync_names, folder / path, folder)  # its writer may have died before that
             return False
         try:
             await self._rename(await self._stage(data, folder), path, folder, overwrite=False)
@@ -266,26 +267,24 @@ class Store:
                 return
 
     async def list_all(self, prefix: str) -> list[StoredFile]:
-        """All files below `prefix`, sorted by path."""
+        """All files below `prefix`, sorted by path, without those whose name begins with a dot."""
         found: list[StoredFile] = []
         with _explained("listing", self.uri(prefix)):
             async for page in obstore.list(self._backend, prefix):
-                found.extend(StoredFile(entry["path"], entry["size"]) for entry in page)
+                found.extend(_files(page))
         return sorted(found, key=lambda file: file.path)
 
     def open_file(self, path: str) -> BinaryIO:
         """The object as a seekable file that reads only what is asked for. Blocks; used in worker threads."""
         with _explained("reading", self.uri(path)):
-            return io.BufferedReader(_Readable(obstore.open_reader(self._backend, path)), _READ_AHEAD_BYTES)
+            return io.BufferedReader(
+                _Readable(obstore.open_reader(self._backend, path), self.uri(path)), _READ_AHEAD_BYTES
+            )
 
     def list_now(self, prefix: str) -> list[StoredFile]:
         """`list_all` for synchronous callers."""
         with _explained("listing", self.uri(prefix)):
-            found = [
-                StoredFile(entry["path"], entry["size"])
-                for page in obstore.list(self._backend, prefix)
-                for entry in page
-            ]
+            found = [file for page in obstore.list(self._backend, prefix) for file in _files(page)]
         return sorted(found, key=lambda file: file.path)
 
     async def children(self, prefix: str) -> list[str]:
@@ -313,6 +312,13 @@ class Store:
                 f"{self.root} lies on a store without conditional writes, so two writers could repeat images; make "
                 "sure that there is only one and say so with --single-writer, or use another root"
             )
+
+
+def _files(page: Iterable[Any]) -> Iterator[StoredFile]:
+    """Those of a page that batchcl may have written; desktops leave hidden files of their own everywhere."""
+    for entry in page:
+        if not entry["path"].rpartition("/")[2].startswith("."):
+            yield StoredFile(entry["path"], entry["size"])
 
 
 def _tidy(staging: Path) -> None:
@@ -353,8 +359,9 @@ def open_root(root: str, *, profile: str | None = None, region: str | None = Non
 class _Readable(io.RawIOBase):
     """Obstore's reader with the parts of Python's file protocol that pyarrow asks for."""
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: Any, where: str) -> None:
         self._reader = reader
+        self._where = where
 
     def readable(self) -> bool:
         return True
@@ -363,13 +370,15 @@ class _Readable(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return int(self._reader.seek(offset, whence))
+        with _explained("reading", self._where):
+            return int(self._reader.seek(offset, whence))
 
     def tell(self) -> int:
         return int(self._reader.tell())
 
     def readinto(self, buffer: Any) -> int:
-        data = memoryview(self._reader.read(len(buffer)))
+        with _explained("reading", self._where):
+            data = memoryview(self._reader.read(len(buffer)))
         buffer[: len(data)] = data
         return len(data)
 

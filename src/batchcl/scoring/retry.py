@@ -116,9 +116,13 @@ async def conduct_round(
             if not is_open:
                 _refuse_unknown(codes, sum(by_code.values(), Counter[str]()), record.run_id)
             await keeper.check()
-            await admitted(job, store, record, partial(held.enter_async_context, tenure(lease, keeper)), means)
+            hold = partial(held.enter_async_context, tenure(lease, keeper))
+            await admitted(job, store, record, means, lease=lease, take=hold)
+            await lease.check()
             about = await open_round(store, paths, tuple(codes))
-            await publish_leftovers(store, record, writer=lease.holder)
+            if lease.follows_unsettled:
+                async with lease.beating():
+                    await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
             rounds = await published(store, paths)
             counts = await read_counts(store, paths, rounds.items())
             worklist = WorkList(store, paths)

@@ -33,6 +33,7 @@ from batchcl.reading.readers import open_reader
 from batchcl.runs.admission import admit
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.layout import RunPaths, new_run_id
+from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import AllImages
 from batchcl.runs.markers import published
 from batchcl.runs.record import RunRecord, Summary, differences, read_record, read_summary
@@ -132,11 +133,12 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
             async def take(record: RunRecord) -> None:
                 hold = partial(held.enter_async_context, tenure(lease, keeper))
                 if job.incremental:
-                    await admitted(job, store, record, hold, means)
+                    await admitted(job, store, record, means, lease=lease, take=hold)
                 else:
                     await hold()
-                if lease.number:
-                    await publish_leftovers(store, record, writer=lease.holder)
+                if lease.follows_unsettled:
+                    async with lease.beating():
+                        await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
 
             record, pages = await _begin(job, found, take, lists, pause=pause)
             done = await published(store, RunPaths(record.run_id))
@@ -172,10 +174,16 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
 
 
 async def admitted(
-    job: Job, store: Store, record: RunRecord, take: Callable[[], Awaitable[None]], means: Means
+    job: Job,
+    store: Store,
+    record: RunRecord,
+    means: Means,
+    *,
+    lease: LeaseKeeper,
+    take: Callable[[], Awaitable[None]],
 ) -> None:
     """Take the run's lease unless another run may be scoring the same images; say which dead runs were recovered."""
-    recovered = await admit(store, record, take=take, allow_overlap=job.allow_overlap, utcnow=means.utcnow)
+    recovered = await admit(store, record, lease, take=take, allow_overlap=job.allow_overlap, utcnow=means.utcnow)
     if recovered:
         text = f"published what was left of {counted(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
         means.observer.notice(Notice("recovered", text, {"runs": len(recovered)}))

@@ -13,7 +13,7 @@ import anyio
 import orjson
 import pytest
 
-from batchcl.errors import StoppedError
+from batchcl.errors import OutputError, StoppedError
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import Lease, LeaseKeeper, _place, _state, read_lease
 from batchcl.runs.store import Store
@@ -197,6 +197,38 @@ def test_a_session_that_ended_or_is_damaged_keeps_nobody_out(settled):
         third = keeper(store)
         await third.acquire()
         assert third.number == 3
+
+    run_virtual(main)
+
+
+def test_a_session_of_a_newer_version_is_alive_too():
+    async def main() -> None:
+        store = FaultyStore({})
+        await pretend(store, something="new")
+        async with anyio.create_task_group() as group:
+            group.start_soon(beating, store)
+            with pytest.raises(StoppedError, match="held by another runner"):
+                await keeper(store).acquire()
+            group.cancel_scope.cancel()
+
+    run_virtual(main)
+
+
+def test_a_lease_beats_while_its_holder_prepares():
+    async def main() -> None:
+        store = FaultyStore({})
+        first = keeper(store)
+        await first.acquire()
+        before = await read_lease(store, FOLDER)
+        async with first.beating():
+            await anyio.sleep(25)
+        after = await read_lease(store, FOLDER)
+        assert before is not None
+        assert after is not None
+        assert after.beat == before.beat + 2
+        with pytest.raises(OutputError, match="by itself"):
+            async with first.beating():
+                raise OutputError("by itself")
 
     run_virtual(main)
 
