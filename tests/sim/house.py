@@ -26,10 +26,10 @@ from obstore.store import MemoryStore
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector
-from batchcl.aws.keeper import ModelKeeper
 from batchcl.errors import BatchclError, ModelNotReadyError, OutputError, SourceError, TransientError, UnreachableError
 from batchcl.images import ImageRef, unfit
 from batchcl.job import Job, job_of
+from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.lease import Lease, read_lease
 from batchcl.runs.record import Summary, read_record, read_summary
@@ -232,7 +232,7 @@ def _below(prefix: str, path: str) -> bool:
     return not prefix or path.startswith(f"{prefix}/")
 
 
-class HouseKeeper(ModelKeeper):
+class HouseKeeper(ModelManager):
     """The model's keeper: the model runs, and is back `back_after_s` after it said that it is not ready."""
 
     def __init__(self, trouble: Trouble, *, back_after_s: float = 60.0) -> None:
@@ -338,7 +338,7 @@ class House:
         """How a session reaches the service."""
         yield self.service
 
-    def keeper(self, trouble: Trouble) -> ModelKeeper:
+    def keeper(self, trouble: Trouble) -> ModelManager:
         """Who looks after the model in a session."""
         return HouseKeeper(trouble, back_after_s=self.back_after_s)
 

@@ -19,12 +19,11 @@ import anyio.to_thread
 from batchcl.__about__ import __version__
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import open_detector
-from batchcl.aws.keeper import ModelKeeper
-from batchcl.aws.lifecycle import Units
 from batchcl.aws.session import Aws
 from batchcl.errors import UsageError
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE
 from batchcl.job import Job, fingerprint
+from batchcl.lifetime.opening import open_manager
 from batchcl.pictures.decode import need_pillow
 from batchcl.quantities import counted
 from batchcl.reading.fitted import open_fitting_reader
@@ -38,8 +37,7 @@ from batchcl.runs.record import RunRecord, Summary, differences, read_record, re
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
-from batchcl.scoring.guards import guards_of
+from batchcl.scoring.events import Contained, Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.lister import freeze_all
 from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
 from batchcl.scoring.service import service_of
@@ -49,7 +47,6 @@ from batchcl.scoring.tenure import lease_of, tenure
 from batchcl.sources.select import Page
 
 __all__ = [
-    "EMULATED_UNITS",
     "Found",
     "admitted",
     "conduct",
@@ -59,9 +56,6 @@ __all__ = [
     "run",
     "run_sync",
 ]
-
-EMULATED_UNITS = Units(5)
-"""The run's own emulator costs nothing, so it gets all there are."""
 
 
 async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | None = None) -> Summary:
@@ -85,7 +79,7 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
         StoppedError: it ended early; what is done is kept, and `summary` of the error tells how far it came.
     """
     begun_at = anyio.current_time()
-    observer = observer or SilentObserver()
+    observer = Contained(observer or SilentObserver())
     stopper = stopper or Stopper()
     with ExitStack() as files:
         async with service_of(job) as (aws, model):
@@ -195,9 +189,17 @@ async def open_model(
     if job.fit:
         need_pillow("--fit")
     async with AsyncExitStack() as stack:
-        control = await stack.enter_async_context(aws.rekognition(region=model.region))
-        guards = await stack.enter_async_context(
-            guards_of(job, aws, model, control, run_id=run_id, root=root, observer=observer, begun_at=begun_at)
+        keeper = await stack.enter_async_context(
+            open_manager(
+                job,
+                aws,
+                model,
+                run_id=run_id,
+                root=root,
+                observer=observer,
+                stopper=stopper,
+                begun_at=begun_at,
+            )
         )
         reader = await stack.enter_async_context(
             open_reader(
@@ -221,17 +223,6 @@ async def open_model(
                 connections=job.max_in_flight,
                 reader=fitting or reader,
             )
-        )
-        units = job.units or (EMULATED_UNITS if job.emulator else None)
-        keeper = ModelKeeper(
-            control,
-            model,
-            units=units,
-            keep=job.keep_model,
-            free=job.emulator,
-            guards=guards,
-            observer=observer,
-            stopper=stopper,
         )
         yield Means(
             keeper=keeper,

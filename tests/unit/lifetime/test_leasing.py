@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.leases import MANUAL_KEY, Action, Lease, Role, judge, lease_key, leases_in, schedule_name_of
-from batchcl.aws.leasing import LeaseGuard, NoLease, clear_leases, end_lease, start_for
+from batchcl.lifetime.leases import MANUAL_KEY, Action, Lease, Role, judge, lease_key, leases_in, schedule_name_of
+from batchcl.lifetime.leasing import LeaseGuard, NoLease, clear_leases, end_lease, start_for
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import CredentialsError, ModelError, RefusedError, UnreachableError
 from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused

@@ -9,7 +9,7 @@ from botocore.session import get_session
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.aws.leases import (
+from batchcl.lifetime.leases import (
     MANUAL_KEY,
     Action,
     Lease,

@@ -13,8 +13,8 @@ import botocore.validate
 import pytest
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.dead_man import GRACE_S, DeadMansSwitch, remove_schedule
-from batchcl.aws.leases import lease_key, schedule_name_of
+from batchcl.lifetime.scheduled_stop import GRACE_S, ScheduledStop, remove_schedule
+from batchcl.lifetime.leases import lease_key, schedule_name_of
 from batchcl.aws.session import Aws, AwsSettings, Connection
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
 from servers import aws_env, client
@@ -26,8 +26,8 @@ HOLDER = "run a in s3://b"
 NAME = schedule_name_of(lease_key(HOLDER))
 
 
-def switch(scheduler: Any, listener: Listener | None = None, *, left_s: float = 3600.0) -> DeadMansSwitch:
-    return DeadMansSwitch(
+def switch(scheduler: Any, listener: Listener | None = None, *, left_s: float = 3600.0) -> ScheduledStop:
+    return ScheduledStop(
         scheduler,
         CATS,
         role=ROLE,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.keeper import ModelKeeper
+from batchcl.lifetime.manager import ModelManager
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import BatchclError, CredentialsError, ModelError, RefusedError, StoppedError, UnreachableError
 from batchcl.scoring.stopper import Stopper
@@ -52,7 +52,7 @@ def session(
     """What was done in its order, and how it ended."""
 
     async def main() -> BatchclError | None:
-        keeper = ModelKeeper(
+        keeper = ModelManager(
             service,
             ModelArn.parse(arn_of(NAME)),
             units=units,
