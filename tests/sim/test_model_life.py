@@ -39,6 +39,9 @@ T = TypeVar("T")
 NAME: Final = "cats@v1"
 HOLDER: Final = "run night in memory"
 LEASE_S: Final = 900.0
+SIGNATURE_S: Final = 300.0
+"""A request that was signed so long ago is refused."""
+
 SEEDS: Final = int(os.environ.get("BATCHCL_MODEL_SEEDS", "150"))
 BATCH: Final = 25
 
@@ -91,8 +94,7 @@ class Fault(Trouble):
 
     async def model(self, operation: str, act: Callable[[], Awaitable[T]]) -> T:
         """Let the operation on the model take place, or what the fault makes of it."""
-        if self._woken is not None:
-            await self._woken.wait()
+        await self._sleep_through()
         self._alive()
         number = self._seen[operation]
         self._seen[operation] += 1
@@ -101,11 +103,26 @@ class Fault(Trouble):
         self.struck = True
         how, _, when = self.how.partition(" ")
         if when != "after":
+            begun_at = anyio.current_time()
             await self._hit(how)
+            self._refuse_late(begun_at)
         result = await act()
         if when == "after":
             await self._hit(how)
         return result
+
+    async def _sleep_through(self) -> None:
+        """What was to be sent when the process was suspended is sent when it wakes."""
+        if self._woken is not None:
+            begun_at = anyio.current_time()
+            await self._woken.wait()
+            self._refuse_late(begun_at)
+
+    def _refuse_late(self, begun_at: float) -> None:
+        if anyio.current_time() - begun_at > SIGNATURE_S:
+            raise refused(
+                "InvalidSignatureException", message="Signature expired: 20261121T000000Z is now earlier than"
+            )
 
     async def _hit(self, how: str) -> None:
         match how:

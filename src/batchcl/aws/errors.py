@@ -56,6 +56,7 @@ __all__ = [
     "read_error",
     "redirect_error",
     "translate_errors",
+    "was_too_late",
 ]
 
 NO_CREDENTIALS: Final = "no AWS credentials found; set AWS_PROFILE or run `aws configure`"
@@ -348,6 +349,12 @@ def cause_status(error: BaseException | None) -> int:
     cause = error.__cause__ if error is not None else None
     response = cause.response if isinstance(cause, ClientError) else {}
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def was_too_late(error: BaseException) -> bool:
+    """Whether a request was refused for its time, as it is when its process was suspended: it took no effect."""
+    cause = error.__cause__
+    return isinstance(cause, ClientError) and is_clock_error(error_code(cause), error_message(cause))
 
 
 def _was_parsing(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -221,15 +221,18 @@ class Aws:
 
     @asynccontextmanager
     async def rekognition(
-        self, *, region: str | None = None, retries: bool = True, connections: int = 10
+        self,
+        *,
+        region: str | None = None,
+        retries: bool = True,
+        once: Collection[str] = ("StartProjectVersion",),
+        connections: int = 10,
     ) -> AsyncIterator[Any]:
-        """A Rekognition client. `retries=False` for the scoring path, which owns them.
-
-        StartProjectVersion is never retried by the SDK.
-        """
+        """A Rekognition client. `retries=False` for the scoring path, which owns them; `once`: what isn't retried."""
         config = self._config(retries=retries, max_pool_connections=connections)
         async with self._client("rekognition", region, config, **self._rekognition_place()) as client:
-            client.meta.events.register_first("needs-retry.rekognition.StartProjectVersion", _end_attempts)
+            for operation in once:
+                client.meta.events.register_first(f"needs-retry.rekognition.{operation}", _end_attempts)
             yield client
 
     @asynccontextmanager

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import anyio
 
 from batchcl.aws.arn import ModelArn
+from batchcl.aws.errors import was_too_late
 from batchcl.aws.tags import list_tags, tag, untag
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
 from batchcl.lifetime.leases import Lease, Role, leases_in, schedule_name_of
@@ -26,6 +27,9 @@ _JITTER: Final = 0.2
 
 _RETRY_FACTOR: Final = 4
 """After a failed renewal the next one comes this many times sooner."""
+
+_WRITE_PAUSES_S: Final = (0.5, 1.0)
+"""Between attempts to write a tag, which the SDK doesn't repeat: each one looks first whether the lease has lapsed."""
 
 _ROLES: Final = {False: (Role.STARTED, Role.LEAVING), True: (Role.SCHEDULED, Role.LEAVING_SCHEDULED)}
 
@@ -87,7 +91,6 @@ class ModelLease:
         self._until: dt.datetime | None = None
         self._inherited: tuple[str, ...] = ()
         self._stays = False
-        self._writing = anyio.Lock()
 
     @property
     def is_enabled(self) -> bool:
@@ -138,7 +141,7 @@ class ModelLease:
         if self.is_enabled:
             before = self._role
             try:
-                await self._write(_ROLES[self._schedule is not None][0])
+                await self._write(_ROLES[self._schedule is not None][0], is_new=True)
                 await self._check_written()
             except RefusedError as error:
                 if not isinstance(error, UnreachableError):  # a definite answer: nothing was written
@@ -162,12 +165,12 @@ class ModelLease:
         own = next((lease for lease in leases if lease.key == self._key and lease.started), None)
         if own is not None:
             assert own.role is not None
-            await self._write(own.role)
+            await self._write(own.role, is_new=True)
             self._stays = True
             return Event.SHARE_NONE  # it still says that a run started the model, and stays
         if not any(lease.started for lease in leases):
             return Event.SHARE_NONE
-        await self._write(Role.USING)
+        await self._write(Role.USING, is_new=True)
         return Event.SHARE_TAKEN
 
     async def renew(self) -> bool:
@@ -181,11 +184,7 @@ class ModelLease:
         """
         if self._role is None:
             return True
-        if self.has_lapsed and await self._read_own() is None:
-            self._role = None
-            return False
-        await self._write(self._role)
-        return True
+        return await self._write(self._role)
 
     async def leave(self) -> Event:
         """Change the tag to `leaving` and read all tags: who sees no other live lease stops the model.
@@ -197,13 +196,10 @@ class ModelLease:
         """
         if self._role is None:
             return Event.ALONE
-        if self.has_lapsed and await self._read_own() is None:
-            self._role = None
+        is_user = self._role is Role.USING
+        leaving = _ROLES[self._role in {Role.SCHEDULED, Role.LEAVING_SCHEDULED}][1]
+        if not await self._write(leaving, as_role=Role.USING if is_user else leaving):
             return Event.TAG_GONE
-        if self._role is not Role.USING:
-            await self._write(_ROLES[self._role in {Role.SCHEDULED, Role.LEAVING_SCHEDULED}][1])
-        else:
-            await self._write(Role.LEAVING, as_role=Role.USING)
         try:
             others = [lease for lease in await self._read() if lease.key != self._key]
         except CredentialsError as error:
@@ -274,20 +270,36 @@ class ModelLease:
         if own is None:
             raise UnreachableError(f"tagging {self._arn.text} failed: the tag {self._key} is not there after it")
 
-    async def _write(self, role: Role, *, as_role: Role | None = None) -> None:
-        """Write the tag with `role` and a new end; `as_role` is what the holder stays for itself."""
+    async def _write(self, role: Role, *, as_role: Role | None = None, is_new: bool = False) -> bool:
+        """Write the tag with `role` and a new end; False where the lease had lapsed and its tag is gone.
+
+        Args:
+            role: that the tag tells.
+            as_role: what the holder stays for itself; `role` if None.
+            is_new: take the lease, whatever became of an earlier one.
+        """
         assert self._length_s is not None
-        async with self._writing:
+        for pause_s in (*_WRITE_PAUSES_S, None):
+            if not is_new and self.has_lapsed and await self._read_own() is None:
+                self._role = None
+                return False
             self._role = as_role or role  # before the call: without an answer, the tag may be there all the same
             until = self._now() + dt.timedelta(seconds=self._length_s)
             lease = Lease(key=self._key, role=role, until=until, holder=self._holder)
-            await tag(self._client, self._arn.text, {lease.key: lease.value})
-            self._until = until
+            try:
+                await tag(self._client, self._arn.text, {lease.key: lease.value})
+            except RefusedError as error:
+                if pause_s is None or not (isinstance(error, UnreachableError) or was_too_late(error)):
+                    raise
+                await anyio.sleep(pause_s)
+            else:
+                self._until = until
+                break
+        return True
 
     async def _remove(self, keys: Sequence[str]) -> None:
-        async with self._writing:
-            await untag(self._client, self._arn.text, keys)
-            self._role = None
+        await untag(self._client, self._arn.text, keys)
+        self._role = None
 
     async def _clear_ended(self) -> None:
         """Remove what would have the model stopped: leases that have ended and, without a lease, the own one."""

@@ -92,6 +92,8 @@ class Event(StrEnum):
     """Another live lease: its holder stops the model."""
     TAKEN_OVER = "taken over"
     """Another session of the same run is at work under the same tag, and stops the model."""
+    LAPSED = "lapsed"
+    """The own lease has ended before the stop was sent, as the process was suspended: the tags decide again."""
     STOP_SENT = "stop sent"
     """Whatever was answered: only a description shows what came of it."""
     TIME_UP = "time up"
@@ -207,6 +209,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, tuple[Action, ...]]]] 
     (_S.RUNNING, _E.TIME_UP): (_S.LEFT, (_A.FAIL,)),
     # stopping: a description decides
     (_S.STOPPING, _E.END): (_S.STOPPING, (_A.LOOK,)),
+    (_S.STOPPING, _E.LAPSED): (_S.RUNNING, (_A.LEAVE,)),
     (_S.STOPPING, _E.STOP_SENT): (_S.STOPPING, (_A.LOOK,)),
     (_S.STOPPING, _E.SEEN_RUNNING): (_S.STOPPING, (_A.STOP,)),
     (_S.STOPPING, _E.SEEN_STARTING): (_S.STOPPING, (_A.LOOK,)),

@@ -15,7 +15,7 @@ from typing import Any, Final
 import anyio
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.errors import cause_code, cause_status
+from batchcl.aws.errors import cause_code, cause_status, was_too_late
 from batchcl.aws.lifecycle import START_TIMEOUT_S, Model, Units, describe, start, stop, wait
 from batchcl.aws.statuses import STARTABLE, UP
 from batchcl.errors import (
@@ -485,6 +485,8 @@ class ModelManager:
         return Event.TIME_UP if self._lease.has_lapsed else Event.ALONE
 
     async def _stop(self) -> Event:
+        if self._lease.has_lapsed:
+            return Event.LAPSED
         try:
             await stop(self._client, self._arn)
         except Exception as error:  # noqa: BLE001 - a description shows what came of it
@@ -628,7 +630,7 @@ def _answered(error: Exception) -> Event:
     """What the error of a start means: a definite answer, or one that leaves open whether it took effect."""
     code, status = cause_code(error), cause_status(error)
     is_definite = _CLIENT_ERROR <= status < _SERVER_ERROR and code not in _TIMEOUTS and not code.isdigit() and code
-    if is_definite and code in _THROTTLING:
+    if is_definite and (code in _THROTTLING or was_too_late(error)):
         return Event.START_THROTTLED
     if is_definite and code == "ResourceInUseException":
         return Event.START_IN_USE

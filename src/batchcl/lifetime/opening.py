@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Final
 
 import anyio
 
@@ -25,6 +26,10 @@ __all__ = ["EMULATED_UNITS", "holder_name", "open_manager"]
 
 EMULATED_UNITS = Units(5)
 """The run's own emulator costs nothing, so it gets all there are."""
+
+
+_ONCE: Final = ("StartProjectVersion", "StopProjectVersion", "TagResource")
+"""What the manager and the lease repeat themselves: before each attempt they look whether it is still to be made."""
 
 
 @asynccontextmanager
@@ -54,7 +59,7 @@ async def open_manager(
     holder, observer = holder_name(run_id, root), Contained(observer)
     deadline_s, role = job.deadline_s, job.dead_man_role
     async with AsyncExitStack() as stack:
-        control = await stack.enter_async_context(aws.rekognition(region=model.region))
+        control = await stack.enter_async_context(aws.rekognition(region=model.region, once=_ONCE))
         clock = ServiceClock(control)
         remove: RemoveSchedule | None = None
         schedule: ScheduledStop | None = None

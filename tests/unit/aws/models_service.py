@@ -30,8 +30,8 @@ def arn_of(name: str) -> str:
     return ARN.format(*name.split("@"))
 
 
-def refused(code: str, status: int = 400) -> ClientError:
-    response: Any = {"Error": {"Code": code, "Message": "said so"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+def refused(code: str, status: int = 400, *, message: str = "said so") -> ClientError:
+    response: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return ClientError(response, "Some")
 
 
