@@ -439,8 +439,6 @@ class ModelManager:
         try:
             with anyio.CancelScope(shield=True):
                 await start(self._client, self._arn, self._units)
-                if self._lease.has_lapsed:  # likewise, and the answer leaves no doubt whose model it is
-                    await self._claim()
         except Exception as error:  # noqa: BLE001 - whatever it is: it decides whether a start may have taken effect
             event = _answered(error)
             self._why = error if isinstance(error, BatchclError) else UnreachableError(f"starting failed: {error}")
