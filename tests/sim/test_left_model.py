@@ -13,9 +13,9 @@ import orjson
 import pytest
 
 from batchcl.aws.arn import ModelArn
-from batchcl.lifetime.manager import ModelManager
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import FatalCallError, OutputError, RefusedError, StoppedError
+from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.record import Summary
 from batchcl.scoring.events import SilentObserver

@@ -1,5 +1,4 @@
-"""Faults around a model's start and stop: after `model reap` no model runs that batchcl started, and none is down that
-it did not start.
+"""Faults around a model's start and stop: what batchcl started is stopped in the end, and nothing else is.
 
 A world has one model, a run whose sessions follow each other, the reaper, and somebody who starts the model by hand
 when it is down and has no tag. Each session has one fault; what it is, and what happens between two sessions, follows
@@ -66,10 +65,10 @@ FAULTS: Final = (
 class Watcher:
     """An observer whose stream is closed."""
 
-    def started(self, progress: Progress) -> None:
+    def started(self, progress: Progress) -> None:  # noqa: ARG002 - an observer's signature
         raise BrokenPipeError
 
-    def notice(self, notice: Notice) -> None:
+    def notice(self, notice: Notice) -> None:  # noqa: ARG002
         raise BrokenPipeError
 
 
@@ -199,8 +198,7 @@ class ModelWorld(House):
         """`model reap`, as often as cron calls it until a start is over."""
         reaper = replace(self.models, who="reaper")
         await reap(reaper, now=now)
-        while self.status in {"STARTING", "STOPPING"}:
-            await anyio.sleep(60)
+        await anyio.sleep(500 if self.status in {"STARTING", "STOPPING"} else 0)
         await reap(reaper, now=now)
 
     async def start_by_hand(self) -> None:

@@ -9,12 +9,13 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import anyio.to_thread
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.buckets import Buckets
-from batchcl.aws.readable import look_at, refuse_unreadable, sample_of
+from batchcl.aws.readable import SAMPLE, look_at, refuse_unreadable, sample_of
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
@@ -32,7 +33,15 @@ from batchcl.sources.where import Condition
 __all__ = ["Listing", "check_sources", "closed_by", "first_page"]
 
 
-async def _trust(_: Sequence[ImageRef]) -> None:
+class TryReading(Protocol):
+    """Raises `RefusedError` where images like these can't be read, so that no call could succeed."""
+
+    async def __call__(self, images: Sequence[ImageRef], /, *, is_all: bool) -> None:
+        """`is_all`: there are no others."""
+        ...
+
+
+async def _trust(_: Sequence[ImageRef], *, is_all: bool) -> None:
     """Nothing is read of images that a test makes up."""
 
 
@@ -48,7 +57,7 @@ class Listing:
         not_fitting: rows of earlier results that `where` passes over.
         left_out: what lists name that is no image to score, and how many.
         bad: list file → its first bad lines, in words.
-        try_reading: raises where images like these, the first ones, can't be read at all.
+        try_reading: raises where images like these, the first ones or all, can't be read at all.
     """
 
     selection: Selection
@@ -58,7 +67,7 @@ class Listing:
     not_fitting: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     bad: Mapping[str, list[str]] = field(default_factory=dict)
-    try_reading: Callable[[Sequence[ImageRef]], Awaitable[None]] = _trust
+    try_reading: TryReading = _trust
 
     @property
     def filtered(self) -> dict[str, int]:
@@ -127,8 +136,11 @@ async def check_sources(
     )
 
 
-async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef], *, fit: bool, web: bool) -> None:
-    refuse_unreadable(await look_at(aws, sample_of(images, fit=fit), region=region, web=web))
+async def _try_reading(
+    aws: Aws, region: str, images: Sequence[ImageRef], *, is_all: bool, fit: bool, web: bool
+) -> None:
+    sample = sample_of(images, fit=fit)
+    refuse_unreadable(await look_at(aws, sample, region=region, web=web), is_all=is_all)
 
 
 def _total(lines: Sequence[int | None]) -> int | None:
@@ -148,16 +160,19 @@ async def first_page(
     listing: Listing,
     job: Job,
     *,
-    look: Callable[[Page], Awaitable[None]] | None = None,
+    look: Callable[[Page, bool], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Page]:
     """`pages` of the listing unchanged, but read up to the first image: `SourceError` if there is none.
 
-    `look` is awaited with the first page, and may raise.
+    `look` is awaited with the first page and whether it has all images, and may raise.
     """
     async for first in pages:
+        second = None
         if look is not None:
-            await look(first)
-        return _chained(first, pages)
+            if len(first.images) < SAMPLE:
+                second = await anext(pages, None)
+            await look(first, second is None and len(first.images) < SAMPLE)
+        return _chained([first] if second is None else [first, second], pages)
     raise SourceError(_without_image(listing, job))
 
 
@@ -186,8 +201,9 @@ def _what_to_check(listing: Listing, job: Job) -> str:
     return "give the archives themselves as SOURCE" if MEMBERS in listing.left_out else "check the filters"
 
 
-async def _chained(first: Page, rest: AsyncIterator[Page]) -> AsyncIterator[Page]:
-    yield first
+async def _chained(first: Sequence[Page], rest: AsyncIterator[Page]) -> AsyncIterator[Page]:
+    for page in first:
+        yield page
     async for page in rest:
         yield page
 

@@ -20,7 +20,7 @@ from batchcl.__about__ import __version__
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import open_detector
 from batchcl.aws.session import Aws
-from batchcl.errors import UsageError
+from batchcl.errors import RefusedError, UsageError
 from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE
 from batchcl.job import Job, fingerprint
 from batchcl.lifetime.opening import open_manager
@@ -291,12 +291,10 @@ async def _begin(
     first = None
     listing = found.listing
     if listing is not None and not worklist.shards:
-        first = await first_page(
-            closed_by(lists, listing.selection.pages()),
-            listing,
-            job,
-            look=lambda page: listing.try_reading(page.images),
+        look = partial(
+            _try_reading, listing, KnownVersions(found.store, record.model_name) if job.incremental else None
         )
+        first = await first_page(closed_by(lists, listing.selection.pages()), listing, job, look=look)
     if not found.old and not await record.create(found.store):
         record = await _same(found.store, record) or record
     await take(record)
@@ -306,6 +304,15 @@ async def _begin(
     if found.listing is None:
         return record, _no_pages()
     return record, closed_by(lists, found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images()))
+
+
+async def _try_reading(listing: Listing, known: KnownVersions | None, page: Page, is_all: bool) -> None:
+    """Refuse images that can't be read, but for missing ones that are scored already: they cost no call."""
+    try:
+        await listing.try_reading(page.images, is_all=is_all)
+    except RefusedError:
+        if known is None or not is_all or any(await known.fresh(page.images)):
+            raise
 
 
 async def _no_pages() -> AsyncIterator[Page]:
