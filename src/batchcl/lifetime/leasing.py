@@ -232,10 +232,12 @@ class ModelLease:
         Raises:
             RefusedError: something could not be removed, and stays.
         """
-        if self._schedule is not None:
-            await self._schedule.disarm()
-        if self._role is not None and not self._stays:
-            await self._remove([self._key, *self._inherited])
+        try:
+            if self._schedule is not None:
+                await self._schedule.disarm()
+        finally:
+            if self._role is not None and not self._stays:
+                await self._remove([self._key, *self._inherited])
 
     async def drop_own(self) -> None:
         """Remove the tag that an earlier session has left on a model that is down, and its schedule.

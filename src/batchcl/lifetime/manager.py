@@ -533,6 +533,10 @@ class ModelManager:
             return
         if self._life.state is State.NOT_OURS:
             await self._drive(Event.END, ending=True)
+        if self._life.state in {State.UNKNOWN, State.STARTING}:
+            text = f"{self._arn.name} is still STARTING and can't be stopped before it runs: waiting"
+            self._say("model-starting", text)
+            self._emit()
         while self._life.is_ours or self._life.state is State.SHARED:
             await self._drive(Event.END, ending=True)
         if self._life.state is State.STOPPED:

@@ -312,7 +312,7 @@ def _ended_at(
 ) -> tuple[list[str], BatchclError | None]:
     each = Session(service, stopper=stopper or Stopper(), **options)
 
-    async def main() -> BatchclError | None:
+    async def main() -> None:
         async def ask() -> None:
             await anyio.sleep(seconds)
             each.stopper.request("ended by SIGTERM")
@@ -322,9 +322,11 @@ def _ended_at(
 
         async with anyio.create_task_group() as group:
             group.start_soon(ask)
-            return await each.run()
+            ends.append(await each.run())
 
-    end = run_virtual(main)
+    ends: list[BatchclError | None] = []
+    run_virtual(main)
+    (end,) = ends
     telling = {"SCORE", *(f"{verb} {NAME}" for verb in ("start", "stop", "tag", "untag"))}
     return [call.removesuffix(f" {NAME}") for call in service.calls if call in telling], end
 
