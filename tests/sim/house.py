@@ -35,7 +35,7 @@ from batchcl.runs.lease import Lease, read_lease
 from batchcl.runs.record import Summary, read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
 from batchcl.scoring.events import SilentObserver
-from batchcl.scoring.listing import Listing
+from batchcl.scoring.listing import Listing, TryReading, trust
 from batchcl.scoring.outcome import Detection
 from batchcl.scoring.retry import conduct_round
 from batchcl.scoring.score import conduct, find
@@ -328,6 +328,7 @@ class House:
     back_after_s: float = 60.0
     run_id: str = RUN
     incremental: bool = False
+    try_reading: TryReading = trust
 
     def store(self, trouble: Trouble | None = None) -> FaultyStore:
         """The output root as a session sees it."""
@@ -376,7 +377,8 @@ class House:
         await store.check_writable()
 
         async def check(_: dt.datetime) -> Listing:
-            return Listing(Selection(self._sources(trouble), Filters()), 0, {})
+            selection = Selection(self._sources(trouble), Filters())
+            return Listing(selection, 0, {}, try_reading=self.try_reading)
 
         found = await find(job, model, store, check=check, observer=observer)
         if found.summary is not None:

@@ -30,7 +30,7 @@ from batchcl.sources.recognise import open_sources
 from batchcl.sources.select import Page, Selection
 from batchcl.sources.where import Condition
 
-__all__ = ["Listing", "check_sources", "closed_by", "first_page"]
+__all__ = ["Listing", "TryReading", "check_sources", "closed_by", "first_page", "trust"]
 
 
 class TryReading(Protocol):
@@ -41,7 +41,7 @@ class TryReading(Protocol):
         ...
 
 
-async def _trust(_: Sequence[ImageRef], *, is_all: bool) -> None:
+async def trust(_: Sequence[ImageRef], *, is_all: bool) -> None:
     """Nothing is read of images that a test makes up."""
 
 
@@ -67,7 +67,7 @@ class Listing:
     not_fitting: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     bad: Mapping[str, list[str]] = field(default_factory=dict)
-    try_reading: TryReading = _trust
+    try_reading: TryReading = trust
 
     @property
     def filtered(self) -> dict[str, int]:
