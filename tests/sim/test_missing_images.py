@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from batchcl.errors import RefusedError
 from batchcl.images import ImageRef
@@ -17,7 +18,8 @@ async def gone(images: Sequence[ImageRef], *, is_all: bool) -> None:
 
 
 def house(count: int) -> House:
-    return House(images=[image(n) for n in range(count)], service=Service(), incremental=True)
+    images = [replace(image(n), etag=f"e{n}") for n in range(count)]
+    return House(images=images, service=Service(), incremental=True)
 
 
 def test_a_short_list_of_missing_images_is_refused_before_a_call() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -160,19 +160,23 @@ async def first_page(
     listing: Listing,
     job: Job,
     *,
-    look: Callable[[Page, bool], Awaitable[None]] | None = None,
+    look: TryReading | None = None,
 ) -> AsyncIterator[Page]:
     """`pages` of the listing unchanged, but read up to the first image: `SourceError` if there is none.
 
-    `look` is awaited with the first page and whether it has all images, and may raise.
+    `look` is awaited with the first images, twenty or more where there are as many, and may raise.
     """
-    async for first in pages:
-        second = None
+    first: list[Page] = []
+    images: list[ImageRef] = []
+    async for page in pages:
+        first.append(page)
+        images += page.images
+        if look is None or len(images) >= SAMPLE:
+            break
+    if first:
         if look is not None:
-            if len(first.images) < SAMPLE:
-                second = await anext(pages, None)
-            await look(first, second is None and len(first.images) < SAMPLE)
-        return _chained([first] if second is None else [first, second], pages)
+            await look(images, is_all=len(images) < SAMPLE)
+        return _chained(first, pages)
     raise SourceError(_without_image(listing, job))
 
 

@@ -8,7 +8,7 @@ when there is an image to call for.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import open_detector
 from batchcl.aws.session import Aws
 from batchcl.errors import RefusedError, UsageError
-from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE
+from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef
 from batchcl.job import Job, fingerprint
 from batchcl.lifetime.opening import open_manager
 from batchcl.pictures.decode import need_pillow
@@ -306,12 +306,14 @@ async def _begin(
     return record, closed_by(lists, found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images()))
 
 
-async def _try_reading(listing: Listing, known: KnownVersions | None, page: Page, is_all: bool) -> None:
+async def _try_reading(
+    listing: Listing, known: KnownVersions | None, images: Sequence[ImageRef], /, *, is_all: bool
+) -> None:
     """Refuse images that can't be read, but for missing ones that are scored already: they cost no call."""
     try:
-        await listing.try_reading(page.images, is_all=is_all)
+        await listing.try_reading(images, is_all=is_all)
     except RefusedError:
-        if known is None or not is_all or any(await known.fresh(page.images)):
+        if known is None or not is_all or any(await known.fresh(images)):
             raise
 
 
