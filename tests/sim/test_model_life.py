@@ -1,8 +1,8 @@
 """Faults around a model's start and stop: what batchcl started is stopped in the end, and nothing else is.
 
-A world has one model, a run whose sessions follow each other, the reaper, and somebody who starts the model by hand
-when it is down and has no tag. Each session has one fault; what it is, and what happens between two sessions, follows
-from the seed.
+A world has one model, a run whose sessions follow each other or two runs at once, the reaper, and somebody who starts
+the model by hand when it is down and has no tag. Each session has one fault; what it is, and what happens between two
+sessions, follows from the seed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ from unit.aws.models_service import Models, arn_of, now, refused
 T = TypeVar("T")
 
 NAME: Final = "cats@v1"
-HOLDER: Final = "run night in memory"
 LEASE_S: Final = 900.0
 SIGNATURE_S: Final = 300.0
 """A request that was signed so long ago is refused."""
 
-SEEDS: Final = int(os.environ.get("BATCHCL_MODEL_SEEDS", "150"))
+SEEDS: Final = int(os.environ.get("BATCHCL_MODEL_SEEDS", "100"))
 BATCH: Final = 25
 
 OPERATIONS: Final = ("start", "stop", "tag", "untag", "list", "describe")
@@ -166,20 +165,16 @@ class ModelWorld(House):
     """What outlives every process, the model included."""
 
     models: Models = field(default_factory=lambda: Models({NAME: "STOPPED"}))
-    leased: bool = True
-    keep: bool = False
-    is_watched: bool = False
+    holder: str = "run night in memory"
 
     def keeper(self, trouble: Trouble) -> ModelManager:
         assert isinstance(trouble, Fault)
         shared = {name: getattr(self.models, name) for name in vars(self.models) if name != "who"}
         client = RunModels(**shared, who="run", fault=trouble)
         arn = ModelArn.parse(arn_of(NAME))
-        lease = ModelLease(
-            client, arn, key=lease_key(HOLDER), holder=HOLDER, length_s=LEASE_S if self.leased else None, now=now
-        )
+        lease = ModelLease(client, arn, key=lease_key(self.holder), holder=self.holder, length_s=LEASE_S, now=now)
         return ModelManager(
-            client, arn, units=Units(1), keep=self.keep, lease=lease, observer=Watcher(), stopper=trouble.stopper
+            client, arn, units=Units(1), keep=False, lease=lease, observer=Watcher(), stopper=trouble.stopper
         )
 
     def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> Means:
@@ -211,14 +206,13 @@ class ModelWorld(House):
         assert not wrong, f"{wrong} stopped a model that was started by hand"
 
 
-def world(rng: random.Random, **more: Any) -> ModelWorld:
+def world(rng: random.Random) -> ModelWorld:
     models = Models({NAME: "STOPPED"}, start_s=rng.choice([0.0, 5.0, 400.0]), stop_s=rng.choice([0.0, 20.0]))
     return ModelWorld(
         images=[image(n) for n in range(6)],
         service=Service(latency_s=lambda _: rng.choice([1.0, 60.0])),
         page=6,
         models=models,
-        **more,
     )
 
 
@@ -267,12 +261,42 @@ async def live_through(seed: int) -> bool:
     return struck
 
 
+async def share(seed: int) -> bool:
+    """Two runs on one model, each with a fault; whether one struck."""
+    rng = random.Random(f"shared {seed}")
+    first = world(rng)
+    second = replace(first, holder="run other in memory", files={})
+    faults = [fault(rng), fault(rng)]
+
+    async def while_suspended() -> None:
+        await anyio.sleep(rng.choice([60.0, LEASE_S + 60]))
+        await first.reap()
+        await first.start_by_hand()
+        await anyio.sleep(rng.choice([0.0, 600.0]))
+
+    async with anyio.create_task_group() as group:
+        for house, trouble in zip([first, second], faults, strict=True):
+            trouble.while_suspended = while_suspended
+            group.start_soon(house.run, trouble)
+            await anyio.sleep(rng.choice([0.0, 1.0, 30.0, 400.0]))
+    first.assert_nothing_wrong()
+    await anyio.sleep(LEASE_S + 60)
+    await first.reap()
+    first.assert_nothing_wrong()
+    if first.status != "STOPPED":
+        assert first.models.started_by[NAME] == "hand", "a model that batchcl started still runs"
+    return any(trouble.struck for trouble in faults)
+
+
+@pytest.mark.parametrize("scene", [live_through, share])
 @pytest.mark.parametrize("batch", range(0, SEEDS, BATCH))
-def test_faults_around_start_and_stop_leave_nothing_running(batch: int) -> None:
+def test_faults_around_start_and_stop_leave_nothing_running(
+    scene: Callable[[int], Awaitable[bool]], batch: int
+) -> None:
     struck = 0
     for seed in range(batch, min(batch + BATCH, SEEDS)):
         try:
-            struck += in_house(live_through, seed)
+            struck += in_house(scene, seed)
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise

@@ -213,17 +213,16 @@ class ModelLease:
         return Event.INHERITED if self._inherited else Event.ALONE
 
     async def hand_over(self) -> None:
-        """Leave the model to the others: the schedule goes, and the tag stays where nobody else's says `started`.
+        """Leave the model to the others: the schedule goes, the tag stays `leaving` until the last one out removes it.
+
+        Another tag that says `started` may be that of a run which has not sent its start yet, and then finds the model
+        running.
 
         Raises:
-            RefusedError: something could not be removed.
+            RefusedError: the schedule could not be removed.
         """
         if self._schedule is not None:
             await self._schedule.disarm()
-        now = self._now()
-        if any(each.started and each.holds(now) for each in await self._read() if each.key != self._key):
-            await self._remove([self._key])
-        else:
             await self._write(Role.LEAVING)
 
     async def release(self) -> None:

@@ -292,31 +292,30 @@ def test_a_session_that_stops_no_model_leaves_the_own_tag_for_the_reaper() -> No
 
 
 @pytest.mark.parametrize(
-    ("others", "event", "stays"),
+    ("others", "event"),
     [
-        ([], Event.ALONE, True),
-        ([(Role.STARTED, 500.0)], Event.OTHERS, False),
-        ([(Role.USING, 500.0)], Event.OTHERS, True),
-        ([(Role.STARTED, 50.0)], Event.ALONE, True),
-        ([(Role.LEAVING, 500.0)], Event.INHERITED, True),
-        ([(Role.LEAVING_SCHEDULED, 500.0), (Role.USING, 500.0)], Event.OTHERS, True),
+        ([], Event.ALONE),
+        ([(Role.STARTED, 500.0)], Event.OTHERS),
+        ([(Role.USING, 500.0)], Event.OTHERS),
+        ([(Role.STARTED, 50.0)], Event.ALONE),
+        ([(Role.LEAVING, 500.0)], Event.INHERITED),
+        ([(Role.LEAVING_SCHEDULED, 500.0), (Role.USING, 500.0)], Event.OTHERS),
     ],
 )
-def test_the_last_one_out_is_told_by_the_tags(others: list[tuple[Role, float]], event: Event, *, stays: bool) -> None:
-    """`stays`: the own tag says that a run started the model, where no other tag does."""
+def test_the_last_one_out_is_told_by_the_tags(others: list[tuple[Role, float]], event: Event) -> None:
     service = Models({NAME: "RUNNING"})
 
     async def main() -> None:
         await anyio.sleep(100)
-        lease = lease_of(service)
+        lease = lease_of(service, schedule=Schedule())
         await lease.claim()
         for number, (role, until_s) in enumerate(others):
             put(service, until_s=until_s, role=role, holder=f"other {number}")
         assert await lease.leave() is event
-        assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING
+        assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING_SCHEDULED
         if event is Event.OTHERS:
             await lease.hand_over()
-            assert (lease_key(HOLDER) in leases(service)) is stays
+            assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING, "a run started it, and has no schedule"
 
     run_virtual(main)
 
