@@ -22,7 +22,7 @@ from unit.emulator.harness import serving_here
 
 LEASE_S = 15 * 60
 ALIVE = {"STARTING", "RUNNING"}
-FAULTS = ("SIGHUP", "no reader", "truncated", "SIGQUIT", "SIGTERM", "two signals", "malformed")
+FAULTS = ("SIGHUP", "no reader", "truncated", "SIGQUIT", "SIGTERM", "two signals", "malformed", "in the call")
 WAYS = ("STARTING", "lease", "journal", "STOPPING", "RUNNING", "drain", "start")
 
 
@@ -115,6 +115,9 @@ def test_no_fault_leaves_a_model_running_or_stops_anothers(model, pictures, clea
         job = ("run", pictures, "--model", model.arn, "--out", out, "--run-id", "r", "--shard-size", 5, "--limit", 30)
         if fault in {"truncated", "malformed"}:
             model.fail({"kind": fault, "operation": "StartProjectVersion", "times": 1})
+        elif fault == "in the call":
+            moment = "lease"
+            model.fail({"kind": "latency", "milliseconds": 600, "operation": "StartProjectVersion"})
         code = until_hit(job, fault, moment, model, env)
         model.fail()
         what = f"cycle {number}: {fault} at {moment}, exit code {code}, {model.status}, {model.leases()}"
@@ -147,8 +150,10 @@ def until_hit(job: tuple[object, ...], fault: str, moment: str, model: Model, en
             os.close(reader)
             return process.wait(60)
     with started(*job, *flags, env=env) as process:
-        until_seen(process, lambda: model.status == moment)
-        for name in {"two signals": ["SIGTERM", "SIGINT"], "truncated": [], "malformed": []}.get(fault, [fault]):
+        until_seen(process, lambda: bool(model.leases()) if moment == "lease" else model.status == moment)
+        ends_within(process, 0.4 if moment == "lease" else 0)
+        names = {"two signals": ["SIGTERM", "SIGINT"], "truncated": [], "malformed": [], "in the call": ["SIGTERM"]}
+        for name in names.get(fault, [fault]):
             process.send_signal(getattr(signal, name))
         process.communicate(timeout=60)
         return process.returncode
