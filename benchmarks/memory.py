@@ -20,9 +20,9 @@ import anyio
 from common import conditions, cost_of, said_by
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.keeper import ModelKeeper
 from batchcl.images import ImageRef
 from batchcl.job import Job
+from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.store import Store
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.listing import Listing
@@ -107,7 +107,7 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
     begun_at = anyio.current_time()
     job = Job(sources=("stub",), model=MODEL, out=out, run_id=run_id)
     observer, stopper, model = SilentObserver(), Stopper(), ModelArn.parse(MODEL)
-    keeper = ModelKeeper(StubControl(), model, units=None, keep=False, observer=observer, stopper=stopper)
+    keeper = ModelManager(StubControl(), model, units=None, keep=False, observer=observer, stopper=stopper)
 
     async def check(_: dt.datetime) -> Listing:
         return Listing(Selection([StubSource(images)], Filters()), 0, {})

@@ -23,11 +23,11 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from batchcl.aws.arn import ModelArn, valid_role
-from batchcl.aws.leases import lease_seconds
 from batchcl.aws.lifecycle import Units
 from batchcl.aws.names import valid_model
 from batchcl.aws.transport import Transport
 from batchcl.errors import UsageError
+from batchcl.lifetime.leases import lease_seconds
 from batchcl.quantities import moment_of, seconds_of
 from batchcl.runs.layout import valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION

@@ -24,6 +24,13 @@ from servers import client, wait_for
 CHANCE: Final = {"run_id", "attempts", "latency_ms", "request_id", "scored_at", "failed_at", "round"}
 """Columns in which two runs over the same images may differ."""
 
+_HEARING_HANGUPS: Final = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "batchcl", *sys.argv[1:]])
+"""
+"""Runs batchcl as a terminal does, also where the tests run under `nohup`."""
+
 _FAILED: Final = re.compile(r"in request [0-9a-f-]+|\([0-9a-f-]{36}\)")
 
 
@@ -104,13 +111,12 @@ def new_bucket(s3: str) -> str:
 
 
 @contextmanager
-def started(*args: object, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A `batchcl` process, which does not outlive the block."""
+def started(
+    *args: object, env: Mapping[str, str], stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A `batchcl` process, which does not outlive the block, and is not under `nohup`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "batchcl", *map(str, args)],
-        env=dict(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [sys.executable, "-c", _HEARING_HANGUPS, *map(str, args)], env=dict(env), stdout=stdout, stderr=stderr
     )
     try:
         yield process

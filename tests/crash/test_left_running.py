@@ -1,9 +1,11 @@
-"""kill -9 at random moments between the start of a model and its stop: `model reap` leaves no model running."""
+"""Faults of a process between the start of a model and its stop: `model reap` leaves no model running."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from unit.emulator.harness import serving_here
 
 LEASE_S = 15 * 60
 ALIVE = {"STARTING", "RUNNING"}
+FAULTS = ("SIGHUP", "no reader", "truncated", "SIGQUIT", "SIGTERM", "two signals", "malformed", "in the call")
 WAYS = ("STARTING", "lease", "journal", "STOPPING", "RUNNING", "drain", "start")
 
 
@@ -52,6 +55,12 @@ class Model:
         self.ahead_s += seconds
         self.tell("clock", {"ahead_seconds": self.ahead_s})
 
+    def fail(self, *faults: dict[str, Any]) -> None:
+        """Inject `faults`; the moments around a tag are the ones that matter, and long enough to be hit."""
+        slow = {"kind": "latency", "milliseconds": 200}
+        tags = [slow | {"operation": name} for name in ("TagResource", "UntagResource")]
+        self.tell("faults", {"faults": [*tags, *faults]})
+
     def tell(self, route: str, what: dict[str, Any]) -> None:
         request = urllib.request.Request(
             f"{self.endpoint}/_emulator/{route}", data=json.dumps(what).encode(), method="PUT"
@@ -65,9 +74,7 @@ def model(demo):
         rekognition = client("rekognition", endpoint)
         (project,) = rekognition.describe_projects()["ProjectDescriptions"]
         found = Model(endpoint, demo.arn, rekognition, project["ProjectArn"])
-        # the moments around the tag are the ones that matter: make them long enough to be hit
-        slow = {"kind": "latency", "milliseconds": 200}
-        found.tell("faults", {"faults": [slow | {"operation": name} for name in ("TagResource", "UntagResource")]})
+        found.fail()
         yield found
 
 
@@ -94,6 +101,62 @@ def test_no_killed_run_leaves_its_model_running(model, pictures, clean_env, tmp_
         assert model.leases() == {}
         model.pass_time(60)
     assert {status for _, status in met} & ALIVE, f"no cycle killed a run between start and stop: {met}"
+
+
+def test_no_fault_leaves_a_model_running_or_stops_anothers(model, pictures, clean_env, tmp_path, monkeypatch):
+    env = clean_env | aws_env(model.endpoint)
+    for name, value in aws_env(model.endpoint).items():
+        monkeypatch.setenv(name, value)
+    for number in range(cycles(default=len(FAULTS), at_most=50)):
+        fault, moment = FAULTS[number % len(FAULTS)], random.Random(number).choice(["STARTING", "RUNNING"])
+        if number < len(FAULTS):
+            moment = "STARTING"
+        out = tmp_path / f"faulty-{number}"
+        job = ("run", pictures, "--model", model.arn, "--out", out, "--run-id", "r", "--shard-size", 5, "--limit", 30)
+        if fault in {"truncated", "malformed"}:
+            model.fail({"kind": fault, "operation": "StartProjectVersion", "times": 1})
+        elif fault == "in the call":
+            moment = "lease"
+            model.fail({"kind": "latency", "milliseconds": 600, "operation": "StartProjectVersion"})
+        code = until_hit(job, fault, moment, model, env)
+        model.fail()
+        what = f"cycle {number}: {fault} at {moment}, exit code {code}, {model.status}, {model.leases()}"
+        assert code == {"truncated": 0, "malformed": 0, "no reader": code}.get(fault, 4), what
+        if fault == "two signals":
+            assert model.status not in ALIVE or model.leases(), what
+            model.pass_time(LEASE_S + 60)
+            anyio.run(model.reap)
+        assert model.status not in ALIVE, what
+        assert model.leases() == {}, what
+        model.pass_time(60)
+        if number % 7 == 0:  # somebody starts it, and the same run goes on with it
+            model.rekognition.start_project_version(ProjectVersionArn=model.arn, MinInferenceUnits=1)
+            with started(*job, "--start-model", 1, "--max-failures", 1, env=env) as process:
+                process.communicate(timeout=60)
+            assert process.returncode == 0, what
+            assert model.status == "RUNNING", what
+            model.rekognition.stop_project_version(ProjectVersionArn=model.arn)
+            model.pass_time(60)
+
+
+def until_hit(job: tuple[object, ...], fault: str, moment: str, model: Model, env: dict[str, str]) -> int:
+    """The exit code of a run that the fault hits at a moment of the model's life."""
+    flags = ("--start-model", 1, "--max-failures", 1)
+    if fault == "no reader":
+        reader, writer = os.pipe()
+        with started(*job, *flags, env=env, stdout=writer, stderr=writer) as process:
+            os.close(writer)
+            until_seen(process, lambda: model.status == moment)
+            os.close(reader)
+            return process.wait(60)
+    with started(*job, *flags, env=env) as process:
+        until_seen(process, lambda: bool(model.leases()) if moment == "lease" else model.status == moment)
+        ends_within(process, 0.4 if moment == "lease" else 0)
+        names = {"two signals": ["SIGTERM", "SIGINT"], "truncated": [], "malformed": [], "in the call": ["SIGTERM"]}
+        for name in names.get(fault, [fault]):
+            process.send_signal(getattr(signal, name))
+        process.communicate(timeout=60)
+        return process.returncode
 
 
 def kill_somewhen(process, way: str, out: Path, model: Model, rng: random.Random) -> None:

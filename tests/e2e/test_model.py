@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import urllib.request
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 import batchcl
+from crash.harness import started
 from servers import REGION, aws_env, client, model_status, start_model, wait_for
 from unit.emulator.harness import serving_here
 
@@ -19,6 +21,12 @@ def slow(demo):
     """An emulator as slow as a real unit, with the model not running."""
     with serving_here(demo.state, start_seconds=1) as endpoint:
         yield endpoint
+
+
+def inject(endpoint: str, *faults: dict[str, object]) -> None:
+    """Have the emulator fail so."""
+    body = json.dumps({"faults": faults}).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/_emulator/faults", data=body, method="PUT")).close()
 
 
 def journalled(root: Path) -> list[int]:
@@ -186,6 +194,53 @@ def test_a_model_that_a_killed_run_left_behind_is_stopped_by_the_run_that_takes_
     assert done.json["scored"] == 12
     assert done.json["calls"] - done.json["throttled"] <= 8, "what was journalled is not called for again"
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
+
+
+@pytest.mark.parametrize("kind", ["truncated", "malformed"])
+def test_a_start_whose_answer_is_cut_is_the_runs_own(cli, demo, slow, tmp_path, kind):
+    inject(slow, {"kind": kind, "operation": "StartProjectVersion", "times": 1})
+    job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 2)
+    done = cli(*job, "--start-model", "1", "--json", env=aws_env(slow))
+    assert done.code == 0, done.err
+    assert done.json["cost_usd"] > 0
+    assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
+
+
+@pytest.mark.parametrize("flags", [(), ("--for", "2h")])
+def test_a_start_by_hand_whose_answer_is_cut_is_one(cli, demo, slow, flags):
+    inject(slow, {"kind": "truncated", "operation": "StartProjectVersion", "times": 1})
+    done = cli("model", "start", demo.arn, *flags, "--json", env=aws_env(slow))
+    assert (done.code, done.json["status"]) == (0, "RUNNING"), done.err
+    tags = client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]
+    assert len(tags) == bool(flags), "the lease stays, so that the model is stopped after it"
+
+
+def test_a_closed_terminal_ends_a_start_by_hand_with_what_goes_on(demo, slow, clean_env):
+    inject(slow, {"kind": "latency", "milliseconds": 800, "operation": "StartProjectVersion"})
+    with started("model", "start", demo.arn, "--for", "2h", env=clean_env | aws_env(slow)) as process:
+        wait_for(lambda: bool(client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]))
+        process.send_signal(signal.SIGHUP)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 4, err
+    assert b"ended by SIGHUP" in err
+    assert b"or until `batchcl model reap` after 2h" in err
+    tags = client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]
+    assert bool(tags) == (model_status(slow, demo.arn) in {"STARTING", "RUNNING"}), "what runs has its lease"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_model_is_started_for_images_that_are_all_missing(cli, demo, slow, tmp_path, count):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{tmp_path}/{number}.jpg\n" for number in range(count)))
+    job = ("run", names, "--source-kind", "keys", "--model", demo.arn, "--out", tmp_path / "out", "--start-model", "1")
+    done = cli(*job, env=aws_env(slow))
+    assert done.code == 5, done.err
+    assert "not there, such as" in done.err
+    assert model_status(slow, demo.arn) == "TRAINING_COMPLETED"
+    good = next(iter(sorted(demo.data.images.iterdir())))
+    names.write_text(f"{good}\n{names.read_text()}")
+    done = cli(*job, "--max-failures", count, "--json", env=aws_env(slow))
+    assert (done.code, done.json["scored"], done.json["failed"]) == (0, 1, count), done.err
 
 
 def test_model_commands_go_through_a_models_life(cli, demo, slow):

@@ -22,8 +22,8 @@ from PIL import Image
 
 from batchcl import workflow
 from batchcl.aws import versions, waiting
-from batchcl.aws.leases import Lease, Role, lease_key, schedule_name_of
-from batchcl.scoring.guards import holder_name
+from batchcl.lifetime.leases import Lease, Role, lease_key, schedule_name_of
+from batchcl.lifetime.opening import holder_name
 from gate import Gate, Need, Policy, gated, listed
 from servers import aws_env, client, make_bucket, start_model
 from typed import typed

@@ -26,16 +26,16 @@ from obstore.store import MemoryStore
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector
-from batchcl.aws.keeper import ModelKeeper
 from batchcl.errors import BatchclError, ModelNotReadyError, OutputError, SourceError, TransientError, UnreachableError
 from batchcl.images import ImageRef, unfit
 from batchcl.job import Job, job_of
+from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.lease import Lease, read_lease
 from batchcl.runs.record import Summary, read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
 from batchcl.scoring.events import SilentObserver
-from batchcl.scoring.listing import Listing
+from batchcl.scoring.listing import Listing, TryReading, trust
 from batchcl.scoring.outcome import Detection
 from batchcl.scoring.retry import conduct_round
 from batchcl.scoring.score import conduct, find
@@ -236,7 +236,7 @@ def _below(prefix: str, path: str) -> bool:
     return not prefix or path.startswith(f"{prefix}/")
 
 
-class HouseKeeper(ModelKeeper):
+class HouseKeeper(ModelManager):
     """The model's keeper: the model runs, and is back `back_after_s` after it said that it is not ready."""
 
     def __init__(self, trouble: Trouble, *, back_after_s: float = 60.0) -> None:
@@ -333,6 +333,7 @@ class House:
     run_id: str = RUN
     incremental: bool = False
     skew_s: float = 0.0
+    try_reading: TryReading = trust
 
     def store(self, trouble: Trouble | None = None) -> FaultyStore:
         """The output root as a session sees it."""
@@ -343,7 +344,7 @@ class House:
         """How a session reaches the service."""
         yield self.service
 
-    def keeper(self, trouble: Trouble) -> ModelKeeper:
+    def keeper(self, trouble: Trouble) -> ModelManager:
         """Who looks after the model in a session."""
         return HouseKeeper(trouble, back_after_s=self.back_after_s)
 
@@ -381,7 +382,8 @@ class House:
         await store.check_writable()
 
         async def check(_: dt.datetime) -> Listing:
-            return Listing(Selection(self._sources(trouble), Filters()), 0, {})
+            selection = Selection(self._sources(trouble), Filters())
+            return Listing(selection, 0, {}, try_reading=self.try_reading)
 
         found = await find(job, model, store, check=check, observer=observer)
         if found.summary is not None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import orjson
 import pytest
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import FatalCallError, OutputError, RefusedError, StoppedError
+from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.record import Summary
 from batchcl.scoring.events import SilentObserver
@@ -24,6 +25,8 @@ from sim.house import EPOCH, RUN, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 from sim.test_faults import strike_everywhere
 from unit.aws.models_service import Models, arn_of, refused
+
+T = TypeVar("T")
 
 NAME: Final = "cats@v1"
 PATHS: Final = RunPaths(RUN)
@@ -36,8 +39,8 @@ class TroubledModels(Models):
 
     trouble: Trouble = field(default_factory=Trouble)
 
-    async def _called(self, operation: str, name: str = "") -> None:
-        await self.trouble.around(Sort.MODEL, partial(super()._called, operation, name))
+    async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
+        return await self.trouble.around(Sort.MODEL, partial(super()._do, operation, name, effect))
 
 
 @dataclass
@@ -48,10 +51,10 @@ class ModelHouse(House):
     units: Units | None = ONE
     keep: bool = False
 
-    def keeper(self, trouble: Trouble) -> ModelKeeper:
+    def keeper(self, trouble: Trouble) -> ModelManager:
         self.models.trouble = trouble
         arn = ModelArn.parse(arn_of(NAME))
-        return ModelKeeper(
+        return ModelManager(
             self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stopper=Stopper()
         )
 

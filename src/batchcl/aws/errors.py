@@ -46,6 +46,7 @@ __all__ = [
     "ServiceError",
     "bucket_region",
     "cause_code",
+    "cause_status",
     "classify",
     "connection_error",
     "error_code",
@@ -55,6 +56,7 @@ __all__ = [
     "read_error",
     "redirect_error",
     "translate_errors",
+    "was_too_late",
 ]
 
 NO_CREDENTIALS: Final = "no AWS credentials found; set AWS_PROFILE or run `aws configure`"
@@ -340,6 +342,19 @@ def cause_code(error: BaseException | None) -> str:
     """The service's code for the refusal that `error` was made of; empty where it has none."""
     cause = error.__cause__ if error is not None else None
     return error_code(cause) if isinstance(cause, ClientError) else ""
+
+
+def cause_status(error: BaseException | None) -> int:
+    """The HTTP status of the refusal that `error` was made of; 0 where there was no answer."""
+    cause = error.__cause__ if error is not None else None
+    response = cause.response if isinstance(cause, ClientError) else {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def was_too_late(error: BaseException) -> bool:
+    """Whether a request was refused for its time, as it is when its process was suspended: it took no effect."""
+    cause = error.__cause__
+    return isinstance(cause, ClientError) and is_clock_error(error_code(cause), error_message(cause))
 
 
 def _was_parsing(error: Exception) -> bool:

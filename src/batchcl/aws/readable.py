@@ -110,10 +110,11 @@ async def _look_by(reader: ImageReader, image: ImageRef) -> Looked:
         return Looked(image, _UNREADABLE, f"{image.uri} gave no answer in time")
 
 
-def refuse_unreadable(looked: Sequence[Looked]) -> None:
+def refuse_unreadable(looked: Sequence[Looked], *, is_all: bool = False) -> None:
     """Raise where the images of a whole sample can't be read for the same reason, so that no call could succeed.
 
-    A few missing images are no reason: they end as failures of the run. Twenty of twenty are.
+    A few missing images are no reason: they end as failures of the run. Twenty of twenty are, and so are fewer where
+    there are no others (`is_all`): the model would be started for nothing.
 
     Raises:
         CredentialsError: reading isn't allowed.
@@ -131,10 +132,10 @@ def refuse_unreadable(looked: Sequence[Looked]) -> None:
             "encrypts them",
             is_access_denied=True,
         )
-    if len(looked) >= SAMPLE and all(each.is_missing for each in looked):
+    if (is_all or len(looked) >= SAMPLE) and all(each.is_missing for each in looked):
+        which = "the image is" if len(looked) == 1 else f"all {len(looked)} images are" if is_all else f"{count} are"
         raise RefusedError(
-            f"{count} are not there, such as {example.image.uri}; check the keys of the list, which are taken as "
-            "they are"
+            f"{which} not there, such as {example.image.uri}; check the keys of the list, which are taken as they are"
         )
 
 

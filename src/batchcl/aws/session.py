@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,7 @@ __all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "S3Access", "Sta
 DEFAULT_REGION: Final = "us-east-1"
 _BYSTANDER_TIMEOUT_S: Final = 5
 _BLOCKING_CONNECTIONS: Final = 16
+_LOWEST_ERROR: Final = 300
 _CREDENTIALS_TTL: Final = dt.timedelta(minutes=5)
 
 
@@ -138,6 +139,20 @@ def _refuse_redirect(response: tuple[Any, Any] | None, **_: Any) -> None:
         raise RedirectedError(where=where, status=answer.status_code, location=answer.headers.get("location"))
 
 
+def _end_attempts(
+    response: tuple[Any, Any] | None, caught_exception: Exception | None, operation: Any, **_: Any
+) -> None:
+    """Raise what one attempt came to, before the SDK's own handler of `needs-retry` makes another one.
+
+    The attempt after a StartProjectVersion whose answer was lost is refused as the model is starting, which reads as if
+    somebody else had started it.
+    """
+    if caught_exception is not None:
+        raise caught_exception
+    if response is not None and response[0].status_code >= _LOWEST_ERROR:
+        raise ClientError(response[1], operation.name)
+
+
 class Aws:
     """A source of clients. Cheap to make; connects to nothing until a client is opened."""
 
@@ -206,11 +221,18 @@ class Aws:
 
     @asynccontextmanager
     async def rekognition(
-        self, *, region: str | None = None, retries: bool = True, connections: int = 10
+        self,
+        *,
+        region: str | None = None,
+        retries: bool = True,
+        once: Collection[str] = ("StartProjectVersion",),
+        connections: int = 10,
     ) -> AsyncIterator[Any]:
-        """A Rekognition client. `retries=False` for the scoring path, which owns them."""
+        """A Rekognition client. `retries=False` for the scoring path, which owns them; `once`: what isn't retried."""
         config = self._config(retries=retries, max_pool_connections=connections)
         async with self._client("rekognition", region, config, **self._rekognition_place()) as client:
+            for operation in once:
+                client.meta.events.register_first(f"needs-retry.rekognition.{operation}", _end_attempts)
             yield client
 
     @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import typer
@@ -93,7 +94,8 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         code = ExitCode.BUG  # the reader of stdout has gone, as `| head` does: nobody is left to tell
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
     os._exit(code)
 
 

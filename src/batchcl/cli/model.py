@@ -124,6 +124,12 @@ def start(
 
     async def work(service: Service, afterwards: Afterwards) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
+        by_whom = "" if seconds is None else f", or until `batchcl model reap` after {for_}"
+        afterwards.is_(
+            f"{arn.name} may be starting in AWS; from RUNNING on it costs ${4 * wanted.minimum:.2f} an hour or more, "
+            f"until `batchcl model stop {arn.name}`{by_whom}",
+            unless_refused=True,
+        )
         if seconds is None:
             await workflow.start(service.rekognition, arn, wanted)
             try:
@@ -145,7 +151,7 @@ def start(
             return await workflow.describe(service.rekognition, arn)
         afterwards.is_(
             f"{arn.name} goes on starting in AWS; from RUNNING on it costs ${4 * wanted.minimum:.2f} an hour or more, "
-            f"until `batchcl model stop {arn.name}`"
+            f"until `batchcl model stop {arn.name}`{by_whom}"
         )
         passing = {"STARTING", "STOPPED", "TRAINING_COMPLETED", "COPYING_COMPLETED"}
         return await workflow.wait(

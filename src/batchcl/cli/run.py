@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 import orjson
@@ -129,7 +130,7 @@ def run(
     """Score every image of the sources and publish the results as partitioned Parquet.
 
     Each image ends as one row below ROOT/results or ROOT/failures. The same run id again goes on with what is left, and
-    does nothing when the run is done. The first ^C or SIGTERM ends calls in flight, keeps
+    does nothing when the run is done. The first ^C, SIGTERM, SIGHUP or SIGQUIT ends calls in flight, keeps
     what is done and stops a model that this run started; the second one gives that stop ten seconds.
 
     Examples:
@@ -240,8 +241,9 @@ def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | N
 
 
 def tell(text: str) -> None:
-    """One line of talk."""
-    print(f"batchcl: {text}", file=sys.stderr)  # noqa: T201
+    """Write one line to stderr, if that can be written."""
+    with suppress(OSError, ValueError):
+        print(f"batchcl: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:

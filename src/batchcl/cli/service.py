@@ -66,8 +66,8 @@ def with_service(
     The region is the one that `named`, what the user named, tells as an ARN, as another one can't have it; else
     `region`.
 
-    ^C and SIGTERM end it at once. Their sentence then also says what goes on in AWS, as that of any error does but for
-    the one that tells that it has failed there.
+    ^C, SIGTERM, SIGHUP and SIGQUIT end it at once. Their sentence then also says what goes on in AWS, as that of any
+    error does but for the one that tells that it has failed there.
     """
     import anyio  # noqa: PLC0415 - `batchcl --help` goes without
 

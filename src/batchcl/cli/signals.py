@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
@@ -13,7 +13,10 @@ from anyio.abc import TaskStatus
 from batchcl.errors import BatchclError, InterruptedRunError, StoppedError
 from batchcl.scoring.stopper import Stopper
 
-__all__ = ["run_until_first_signal", "run_until_signalled"]
+__all__ = ["SIGNALS", "run_until_first_signal", "run_until_signalled"]
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""What ends a command in an orderly way; SIGHUP, of a closed terminal, unless `nohup` has it ignored."""
 
 _T = TypeVar("_T")
 
@@ -21,24 +24,25 @@ _T = TypeVar("_T")
 def run_until_signalled(work: Callable[[Stopper], Awaitable[_T]]) -> _T:
     """Run `work` in a new event loop and return its result, or raise its error.
 
-    The first SIGTERM or ^C drains. The second cancels at once, but for the stop of the model, which gets ten
-    seconds. From the third on signals mean what they mean to any process.
+    The first of `SIGNALS` drains. The second cancels at once, but for the stop of the model, which gets ten seconds.
+    A closed terminal may send SIGHUP twice, which counts once.
     """
     return anyio.run(_run, work)
 
 
 async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
-    """Await `work` and return its result; the first SIGTERM or ^C cancels it.
+    """Await `work` and return its result; the first of `SIGNALS` cancels it.
 
     Raises:
         InterruptedRunError: ^C.
-        StoppedError: SIGTERM.
+        StoppedError: another signal.
     """
     error: BatchclError | None = None
 
-    def on_signal(scope: anyio.CancelScope, *, by_user: bool) -> None:
+    def on_signal(scope: anyio.CancelScope, number: signal.Signals) -> None:
         nonlocal error
-        error = InterruptedRunError("interrupted by ^C") if by_user else StoppedError("ended by SIGTERM")
+        kind = InterruptedRunError if number is signal.SIGINT else StoppedError
+        error = error or kind(_reason(number))
         scope.cancel()
 
     result = await _listening(work, on_signal)
@@ -49,11 +53,14 @@ async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
 
 async def _run(work: Callable[[Stopper], Awaitable[_T]]) -> _T:
     stopper = Stopper()
+    seen: set[signal.Signals] = set()
 
-    def on_signal(scope: anyio.CancelScope, *, by_user: bool) -> None:
+    def on_signal(scope: anyio.CancelScope, number: signal.Signals) -> None:
+        is_repeated = number is signal.SIGHUP and number in seen
+        seen.add(number)
         if stopper.error is None:
-            stopper.request("interrupted by ^C" if by_user else "ended by SIGTERM", by_user=by_user)
-        else:
+            stopper.request(_reason(number), by_user=number is signal.SIGINT)
+        elif not is_repeated:
             stopper.hurry()
             scope.cancel()
 
@@ -64,7 +71,7 @@ async def _run(work: Callable[[Stopper], Awaitable[_T]]) -> _T:
 
 
 class _OnSignal(Protocol):
-    def __call__(self, scope: anyio.CancelScope, *, by_user: bool) -> None: ...
+    def __call__(self, scope: anyio.CancelScope, number: signal.Signals, /) -> None: ...
 
 
 async def _listening(work: Callable[[], Awaitable[_T]], on_signal: _OnSignal) -> list[_T]:
@@ -86,7 +93,13 @@ async def _listening(work: Callable[[], Awaitable[_T]], on_signal: _OnSignal) ->
 async def _listen(
     on_signal: _OnSignal, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in SIGNALS if not (is_nohup and number is signal.SIGHUP)]
+    with anyio.open_signal_receiver(*heard) as signals:
         task_status.started()
         async for number in signals:
-            on_signal(scope, by_user=number == signal.SIGINT)
+            on_signal(scope, number)
+
+
+def _reason(number: signal.Signals) -> str:
+    return "interrupted by ^C" if number is signal.SIGINT else f"ended by {number.name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 import anyio
@@ -31,7 +31,8 @@ async def talking(log_format: LogFormat | None) -> AsyncIterator[Observer]:
     async def go_on() -> None:
         while True:
             await anyio.sleep(voice.every_s)
-            voice.tick(anyio.current_time())
+            with suppress(Exception):  # a stream that fails never ends a run
+                voice.tick(anyio.current_time())
 
     error: Exception | None = None
     async with anyio.create_task_group() as group:
@@ -40,7 +41,8 @@ async def talking(log_format: LogFormat | None) -> AsyncIterator[Observer]:
             yield voice
         except Exception as raised:  # noqa: BLE001 - raised again below, outside the group that would wrap it
             error = raised
-        voice.close()
+        with suppress(Exception):
+            voice.close()
         group.cancel_scope.cancel()
     if error is not None:
         raise error

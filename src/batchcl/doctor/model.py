@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from batchcl.aws.keeper import ModelKeeper
 from batchcl.aws.lifecycle import Units, describe, list_models
 from batchcl.aws.quotas import DEFAULTS, Quotas, read_quotas
 from batchcl.aws.statuses import IN_USE
@@ -10,9 +9,10 @@ from batchcl.aws.tags import list_tags
 from batchcl.doctor.case import Answer, Case
 from batchcl.doctor.findings import Verdict
 from batchcl.errors import CredentialsError, RefusedError
+from batchcl.lifetime.manager import ModelManager
+from batchcl.lifetime.opening import EMULATED_UNITS
 from batchcl.quantities import counted
 from batchcl.scoring.events import SilentObserver
-from batchcl.scoring.score import EMULATED_UNITS
 from batchcl.scoring.stopper import Stopper
 
 __all__ = ["check_control", "check_model", "check_quotas"]
@@ -43,7 +43,7 @@ async def check_control(case: Case) -> Answer:
 
 async def check_model(case: Case) -> Answer:
     """What a run would say of it, and its state."""
-    keeper = ModelKeeper(
+    keeper = ModelManager(
         case.rekognition,
         case.model,
         units=_units(case),

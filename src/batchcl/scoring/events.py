@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from batchcl.scoring.outcome import Counts, Outcome
 
-__all__ = ["Notice", "Observer", "Progress", "SilentObserver", "Snapshot"]
+__all__ = ["Contained", "Notice", "Observer", "Progress", "SilentObserver", "Snapshot"]
 
 _RATE_WINDOW_S: Final = 15.0
 
@@ -82,6 +83,23 @@ class SilentObserver:
 
     def notice(self, notice: Notice) -> None:
         """Look away."""
+
+
+class Contained:
+    """Passes everything on to another observer, and drops what that raises, so that it never ends or changes a run."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def started(self, progress: Progress) -> None:
+        """See `Observer`."""
+        with suppress(Exception):
+            self._observer.started(progress)
+
+    def notice(self, notice: Notice) -> None:
+        """See `Observer`."""
+        with suppress(Exception):
+            self._observer.notice(notice)
 
 
 class Progress:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import anyio.to_thread
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.buckets import Buckets
-from batchcl.aws.readable import look_at, refuse_unreadable, sample_of
+from batchcl.aws.readable import SAMPLE, look_at, refuse_unreadable, sample_of
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
@@ -29,10 +30,18 @@ from batchcl.sources.recognise import open_sources
 from batchcl.sources.select import Page, Selection
 from batchcl.sources.where import Condition
 
-__all__ = ["Listing", "check_sources", "closed_by", "first_page"]
+__all__ = ["Listing", "TryReading", "check_sources", "closed_by", "first_page", "trust"]
 
 
-async def _trust(_: Sequence[ImageRef]) -> None:
+class TryReading(Protocol):
+    """Raises `RefusedError` where images like these can't be read, so that no call could succeed."""
+
+    async def __call__(self, images: Sequence[ImageRef], /, *, is_all: bool) -> None:
+        """`is_all`: there are no others."""
+        ...
+
+
+async def trust(_: Sequence[ImageRef], *, is_all: bool) -> None:
     """Nothing is read of images that a test makes up."""
 
 
@@ -48,7 +57,7 @@ class Listing:
         not_fitting: rows of earlier results that `where` passes over.
         left_out: what lists name that is no image to score, and how many.
         bad: list file → its first bad lines, in words.
-        try_reading: raises where images like these, the first ones, can't be read at all.
+        try_reading: raises where images like these, the first ones or all, can't be read at all.
     """
 
     selection: Selection
@@ -58,7 +67,7 @@ class Listing:
     not_fitting: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     bad: Mapping[str, list[str]] = field(default_factory=dict)
-    try_reading: Callable[[Sequence[ImageRef]], Awaitable[None]] = _trust
+    try_reading: TryReading = trust
 
     @property
     def filtered(self) -> dict[str, int]:
@@ -127,8 +136,9 @@ async def check_sources(
     )
 
 
-async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef], *, fit: bool) -> None:
-    refuse_unreadable(await look_at(aws, sample_of(images, fit=fit), region=region))
+async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef], *, is_all: bool, fit: bool) -> None:
+    sample = sample_of(images, fit=fit)
+    refuse_unreadable(await look_at(aws, sample, region=region), is_all=is_all)
 
 
 def _total(lines: Sequence[int | None]) -> int | None:
@@ -148,15 +158,22 @@ async def first_page(
     listing: Listing,
     job: Job,
     *,
-    look: Callable[[Page], Awaitable[None]] | None = None,
+    look: TryReading | None = None,
 ) -> AsyncIterator[Page]:
     """`pages` of the listing unchanged, but read up to the first image: `SourceError` if there is none.
 
-    `look` is awaited with the first page, and may raise.
+    `look` is awaited with the first images, twenty or more where there are as many, and may raise.
     """
-    async for first in pages:
+    first: list[Page] = []
+    images: list[ImageRef] = []
+    async for page in pages:
+        first.append(page)
+        images += page.images
+        if look is None or len(images) >= SAMPLE:
+            break
+    if first:
         if look is not None:
-            await look(first)
+            await look(images, is_all=len(images) < SAMPLE)
         return _chained(first, pages)
     raise SourceError(_without_image(listing, job))
 
@@ -186,8 +203,9 @@ def _what_to_check(listing: Listing, job: Job) -> str:
     return "give the archives themselves as SOURCE" if MEMBERS in listing.left_out else "check the filters"
 
 
-async def _chained(first: Page, rest: AsyncIterator[Page]) -> AsyncIterator[Page]:
-    yield first
+async def _chained(first: Sequence[Page], rest: AsyncIterator[Page]) -> AsyncIterator[Page]:
+    for page in first:
+        yield page
     async for page in rest:
         yield page
 

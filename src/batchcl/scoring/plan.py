@@ -11,12 +11,12 @@ from typing import Any, Final
 import anyio.to_thread
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.keeper import DOLLARS_PER_UNIT_HOUR
 from batchcl.aws.lifecycle import MAX_UNITS
 from batchcl.aws.session import Aws
 from batchcl.errors import OutputError
 from batchcl.images import unfit
 from batchcl.job import Job
+from batchcl.lifetime.manager import DOLLARS_PER_UNIT_HOUR
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.store import Store
 from batchcl.scoring.events import Observer, SilentObserver

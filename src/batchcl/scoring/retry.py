@@ -23,7 +23,7 @@ from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.rounds import FailedImages, count_codes, end_round, last_round, open_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
+from batchcl.scoring.events import Contained, Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.score import admitted, open_model
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
@@ -65,7 +65,7 @@ async def retry(
         StoppedError: it ended early; `retry` goes on.
     """
     begun_at = anyio.current_time()
-    observer = observer or SilentObserver()
+    observer = Contained(observer or SilentObserver())
     stopper = stopper or Stopper()
     changes = dict(changes or {})
     aws = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))

@@ -8,7 +8,7 @@ when there is an image to call for.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,13 +19,12 @@ import anyio.to_thread
 from batchcl.__about__ import __version__
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import open_detector
-from batchcl.aws.keeper import ModelKeeper
-from batchcl.aws.lifecycle import Units
 from batchcl.aws.names import is_named
 from batchcl.aws.session import Aws
-from batchcl.errors import UsageError
-from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE
+from batchcl.errors import RefusedError, UsageError
+from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef
 from batchcl.job import Job, fingerprint
+from batchcl.lifetime.opening import open_manager
 from batchcl.pictures.decode import need_pillow
 from batchcl.quantities import counted
 from batchcl.reading.fitted import open_fitting_reader
@@ -40,8 +39,7 @@ from batchcl.runs.record import RunRecord, Summary, differences, read_record, re
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
-from batchcl.scoring.guards import guards_of
+from batchcl.scoring.events import Contained, Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.lister import freeze_all, leave_room_for_calls
 from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
 from batchcl.scoring.service import service_of
@@ -51,7 +49,6 @@ from batchcl.scoring.tenure import lease_of, tenure
 from batchcl.sources.select import Page, Pause
 
 __all__ = [
-    "EMULATED_UNITS",
     "Found",
     "admitted",
     "conduct",
@@ -61,9 +58,6 @@ __all__ = [
     "run",
     "run_sync",
 ]
-
-EMULATED_UNITS = Units(5)
-"""The run's own emulator costs nothing, so it gets all there are."""
 
 
 async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | None = None) -> Summary:
@@ -87,7 +81,7 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
         StoppedError: it ended early; what is done is kept, and `summary` of the error tells how far it came.
     """
     begun_at = anyio.current_time()
-    observer = observer or SilentObserver()
+    observer = Contained(observer or SilentObserver())
     stopper = stopper or Stopper()
     with ExitStack() as files:
         async with service_of(job) as (aws, named):
@@ -217,9 +211,17 @@ async def open_model(
     if job.fit:
         need_pillow("--fit")
     async with AsyncExitStack() as stack:
-        control = await stack.enter_async_context(aws.rekognition(region=model.region))
-        guards = await stack.enter_async_context(
-            guards_of(job, aws, model, control, run_id=run_id, root=root, observer=observer, begun_at=begun_at)
+        keeper = await stack.enter_async_context(
+            open_manager(
+                job,
+                aws,
+                model,
+                run_id=run_id,
+                root=root,
+                observer=observer,
+                stopper=stopper,
+                begun_at=begun_at,
+            )
         )
         reader = await stack.enter_async_context(
             open_reader(
@@ -242,17 +244,6 @@ async def open_model(
                 connections=job.max_in_flight,
                 reader=fitting or reader,
             )
-        )
-        units = job.units or (EMULATED_UNITS if job.emulator else None)
-        keeper = ModelKeeper(
-            control,
-            model,
-            units=units,
-            keep=job.keep_model,
-            free=job.emulator,
-            guards=guards,
-            observer=observer,
-            stopper=stopper,
         )
         yield Means(
             keeper=keeper,
@@ -326,12 +317,9 @@ async def _begin(
     first = None
     listing = found.listing
     if listing is not None and not worklist.shards:
-        first = await first_page(
-            closed_by(lists, listing.selection.pages(pause=pause)),
-            listing,
-            job,
-            look=lambda page: listing.try_reading(page.images),
-        )
+        known = KnownVersions(found.store, ModelArn.parse(record.model)) if job.incremental else None
+        look = partial(_try_reading, listing, known)
+        first = await first_page(closed_by(lists, listing.selection.pages(pause=pause)), listing, job, look=look)
     if not found.old and not await record.create(found.store):
         record = await _same(found.store, record) or record
     await take(record)
@@ -342,6 +330,17 @@ async def _begin(
         return record, _no_pages()
     rest = found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images(), pause=pause)
     return record, closed_by(lists, rest)
+
+
+async def _try_reading(
+    listing: Listing, known: KnownVersions | None, images: Sequence[ImageRef], /, *, is_all: bool
+) -> None:
+    """Refuse images that can't be read, but for missing ones that are scored already: they cost no call."""
+    try:
+        await listing.try_reading(images, is_all=is_all)
+    except RefusedError:
+        if known is None or not is_all or any(await known.fresh(images)):
+            raise
 
 
 async def _no_pages() -> AsyncIterator[Page]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from batchcl.aws.detect import Detector
-from batchcl.aws.keeper import ModelKeeper
 from batchcl.errors import (
     BatchclError,
     FatalCallError,
@@ -21,6 +20,7 @@ from batchcl.errors import (
 )
 from batchcl.images import ImageRef, unfit
 from batchcl.job import Job
+from batchcl.lifetime.manager import ModelManager
 from batchcl.pacing.pacer import Pacer
 from batchcl.reading.base import Preparer
 from batchcl.runs.layout import RunPaths
@@ -51,7 +51,7 @@ class Means:
         utcnow: the time of day.
     """
 
-    keeper: ModelKeeper
+    keeper: ModelManager
     detector: Detector
     observer: Observer
     stopper: Stopper

@@ -9,8 +9,8 @@ from typing import Final
 
 import anyio
 
-from batchcl.aws.keeper import ModelKeeper
 from batchcl.errors import OutputError
+from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import EXPIRES_S, Lease, LeaseKeeper
 from batchcl.runs.store import Store
@@ -27,7 +27,7 @@ def lease_of(
     store: Store,
     paths: RunPaths,
     progress: Progress,
-    keeper: ModelKeeper,
+    keeper: ModelManager,
     *,
     round_: int = 0,
     observer: Observer,
@@ -52,7 +52,7 @@ def lease_of(
     )
 
 
-def _heartbeat(progress: Progress, keeper: ModelKeeper, round_: int) -> dict[str, int | float]:
+def _heartbeat(progress: Progress, keeper: ModelManager, round_: int) -> dict[str, int | float]:
     now = progress.snapshot(anyio.current_time())
     names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
     return {name: getattr(now, name) for name in names} | {
@@ -64,11 +64,12 @@ def _heartbeat(progress: Progress, keeper: ModelKeeper, round_: int) -> dict[str
 
 
 @asynccontextmanager
-async def tenure(lease: LeaseKeeper, keeper: ModelKeeper) -> AsyncIterator[None]:
+async def tenure(lease: LeaseKeeper, keeper: ModelManager) -> AsyncIterator[None]:
     """Hold the lease during the block; stop the model and give the lease back at its end, whatever the end.
 
-    A model that an earlier session started and could not stop is from now on this one's to stop. Where that fails the
-    session's file says so to the next session. Where another process has taken the run over, that one stops it.
+    A model that an earlier session started and could not stop is this one's to stop if that session's tag is still on
+    it. Where that fails the session's file says so to the next session. Where another process has taken the run over,
+    that one stops it.
 
     Raises:
         StoppedError: another runner holds the lease, or the model could not be stopped.
@@ -91,7 +92,7 @@ async def tenure(lease: LeaseKeeper, keeper: ModelKeeper) -> AsyncIterator[None]
             await lease.release()
 
 
-async def _hand_over(lease: LeaseKeeper, keeper: ModelKeeper) -> None:
+async def _hand_over(lease: LeaseKeeper, keeper: ModelManager) -> None:
     """Don't stop the model under a runner that has taken this one for dead, and will stop it itself."""
     if keeper.stops:
         with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):

@@ -27,9 +27,7 @@ from batchcl.aws.datasets import (
     distribute_entries,
     update_entries,
 )
-from batchcl.aws.leases import Lease
-from batchcl.aws.leasing import clear_leases, end_lease, start_for
-from batchcl.aws.lifecycle import Model, Units, describe, list_models, start, stop, wait
+from batchcl.aws.lifecycle import Model, Units, describe, list_models, stop, wait
 from batchcl.aws.names import find_dataset, find_model, find_project
 from batchcl.aws.policies import Policy, delete_policy, list_policies, put_policy
 from batchcl.aws.projects import (
@@ -40,9 +38,12 @@ from batchcl.aws.projects import (
     describe_project,
     list_projects,
 )
-from batchcl.aws.reaping import Done, Reaped, reap
 from batchcl.aws.tags import list_tags, tag, untag
 from batchcl.aws.versions import copy_model, delete_model, train_model, wait_copied, wait_trained
+from batchcl.lifetime.by_hand import end_lease, start, start_for
+from batchcl.lifetime.leases import Lease
+from batchcl.lifetime.leasing import clear_leases
+from batchcl.lifetime.reaper import Done, Reaped, reap
 from batchcl.workflow.connection import Service, connect
 from batchcl.workflow.create import Added, Created, add_local, create_from_local
 from batchcl.workflow.evaluate import evaluate_model

@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from batchcl.aws.dead_man import remove_schedule
 from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws, AwsSettings
+from batchcl.lifetime.scheduled_stop import remove_schedule
 
 __all__ = ["Service", "connect"]
 
@@ -28,7 +28,7 @@ class Service:
         return self.aws.s3(region=self.region)
 
     async def remove_schedule(self, name: str) -> bool:
-        """Delete the dead man's switch of this name; False where there is none. Raises `RefusedError`."""
+        """Delete the schedule of this name; False where there is none. Raises `RefusedError`."""
         async with self.aws.scheduler(region=self.region) as client:
             return await remove_schedule(client, name)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
 from botocore.exceptions import ClientError
 
 from batchcl.scoring.events import Notice, Progress
+
+T = TypeVar("T")
 
 EPOCH = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 ARN = "arn:aws:rekognition:eu-west-1:123456789012:project/{}/version/{}/1700000000000"
@@ -28,64 +30,97 @@ def arn_of(name: str) -> str:
     return ARN.format(*name.split("@"))
 
 
-def refused(code: str, status: int = 400) -> ClientError:
-    response: Any = {"Error": {"Code": code, "Message": "said so"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+def refused(code: str, status: int = 400, *, message: str = "said so") -> ClientError:
+    response: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return ClientError(response, "Some")
 
 
 @dataclass
 class Models:
-    """Statuses and tags by `project@version`. `errors` has what an operation fails with; `calls` what was asked."""
+    """Statuses and tags by `project@version`. `errors` has what an operation fails with; `calls` what was asked.
+
+    Attributes:
+        start_s: a start takes this long, during which the model is STARTING.
+        stop_s: likewise for a stop.
+        who: makes the calls; `started_by` has who started each model, and `stops` who stopped whose.
+    """
 
     statuses: dict[str, str]
     tags: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     errors: dict[str, Exception] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    start_s: float = 0.0
+    stop_s: float = 0.0
+    who: str = "run"
+    started_by: dict[str, str] = field(default_factory=dict)
+    stops: list[tuple[str, str]] = field(default_factory=list)
+    due: dict[str, tuple[float, str]] = field(default_factory=dict)
 
-    async def _called(self, operation: str, name: str = "") -> None:
+    async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
         await anyio.lowlevel.checkpoint()
         self.calls.append(f"{operation} {name}".rstrip())
         error = self.errors.get(f"{operation} {name}") or self.errors.get(operation)
         if error is not None:
             raise error
+        return effect()
 
     def _name(self, arn: str) -> str:
         return next(name for name in self.statuses if arn_of(name) == arn)
 
+    def status(self, name: str) -> str:
+        """As of now."""
+        if name in self.due and self.due[name][0] <= anyio.current_time():
+            self.statuses[name] = self.due.pop(name)[1]
+        return self.statuses[name]
+
+    def _become(self, name: str, passing: str, status: str, seconds: float) -> None:
+        self.statuses[name] = passing if seconds else status
+        if seconds:
+            self.due[name] = (anyio.current_time() + seconds, status)
+
     async def tag_resource(self, **arguments: Any) -> None:
         name = self._name(arguments["ResourceArn"])
-        await self._called("tag", name)
-        self.tags[name].update(arguments["Tags"])
+        await self._do("tag", name, lambda: self.tags[name].update(arguments["Tags"]))
 
     async def untag_resource(self, **arguments: Any) -> None:
         name = self._name(arguments["ResourceArn"])
-        await self._called("untag", name)
-        for key in arguments["TagKeys"]:
-            self.tags[name].pop(key, None)
+
+        def remove() -> None:
+            for key in arguments["TagKeys"]:
+                self.tags[name].pop(key, None)
+
+        await self._do("untag", name, remove)
 
     async def list_tags_for_resource(self, **arguments: Any) -> dict[str, Any]:
         name = self._name(arguments["ResourceArn"])
-        await self._called("list", name)
-        return {"Tags": dict(self.tags[name])}
+        return await self._do("list", name, lambda: {"Tags": dict(self.tags[name])})
 
     async def start_project_version(self, **arguments: Any) -> None:
         name = self._name(arguments["ProjectVersionArn"])
-        await self._called("start", name)
-        if self.statuses[name] in {"STARTING", "RUNNING", "STOPPING"}:
-            raise refused("ResourceInUseException")
-        self.statuses[name] = "RUNNING"
+
+        def begin() -> None:
+            if self.status(name) in {"STARTING", "RUNNING", "STOPPING"}:
+                raise refused("ResourceInUseException")
+            self._become(name, "STARTING", "RUNNING", self.start_s)
+            self.started_by[name] = self.who
+
+        await self._do("start", name, begin)
 
     async def stop_project_version(self, **arguments: Any) -> None:
         name = self._name(arguments["ProjectVersionArn"])
-        await self._called("stop", name)
-        if self.statuses[name] != "RUNNING":
-            raise refused("ResourceInUseException")
-        self.statuses[name] = "STOPPED"
+
+        def end() -> None:
+            if self.status(name) != "RUNNING":
+                raise refused("ResourceInUseException")
+            self._become(name, "STOPPING", "STOPPED", self.stop_s)
+            self.stops.append((self.who, self.started_by.get(name, "")))
+
+        await self._do("stop", name, end)
 
     async def describe_projects(self, **arguments: Any) -> dict[str, Any]:
-        await self._called("describe")
         names = arguments.get("ProjectNames") or list(dict.fromkeys(name.partition("@")[0] for name in self.statuses))
-        return {"ProjectDescriptions": [{"ProjectArn": f"arn:project/{name}/1"} for name in names]}
+        found = {"ProjectDescriptions": [{"ProjectArn": f"arn:project/{name}/1"} for name in names]}
+        return await self._do("describe", "", lambda: found)
 
     def get_paginator(self, operation: str) -> Any:
         return _Pages(self, operation)
@@ -104,8 +139,8 @@ class _Pages:
         versions = arguments.get("VersionNames")
         yield {
             "ProjectVersionDescriptions": [
-                {"ProjectVersionArn": arn_of(name), "Status": status}
-                for name, status in self._models.statuses.items()
+                {"ProjectVersionArn": arn_of(name), "Status": self._models.status(name)}
+                for name in self._models.statuses
                 if name.startswith(f"{project}@") and (versions is None or name.partition("@")[2] in versions)
             ]
         }

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 import os
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from botocore.exceptions import ClientError
 
 from batchcl.aws import session
 from batchcl.aws.session import Aws, AwsSettings, S3Access, StaticCredentials
 from batchcl.errors import CredentialsError
+from unit.emulator.harness import running_server
 
 SECRET = "s3cr3t/Key+Value"
 
@@ -29,6 +33,31 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDTEST")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token-" + SECRET)
+
+
+def test_a_start_is_sent_once_and_what_else_is_asked_for() -> None:
+    """A second StartProjectVersion is refused as the first one has taken effect."""
+    faults = {"faults": [{"kind": "internal", "operation": name} for name in ("StartProjectVersion", "TagResource")]}
+    arn = "arn:aws:rekognition:us-east-1:123456789012:project/cats/version/v1/1700000000000"
+    with running_server() as server:
+        request = urllib.request.Request(
+            f"{server.endpoint}/_emulator/faults", json.dumps(faults).encode(), method="PUT"
+        )
+        urllib.request.urlopen(request).close()
+
+        async def main() -> None:
+            keys = StaticCredentials("emulator", "emulator")
+            aws = Aws(AwsSettings(rekognition_endpoint_url=server.endpoint, rekognition_credentials=keys))
+            async with aws.rekognition() as client:
+                with pytest.raises(ClientError, match="InternalServerError"):
+                    await client.start_project_version(ProjectVersionArn=arn, MinInferenceUnits=1)
+            async with aws.rekognition(once=["TagResource"]) as client:
+                with pytest.raises(ClientError, match="InternalServerError"):
+                    await client.tag_resource(ResourceArn=arn, Tags={"a": "b"})
+
+        anyio.run(main)
+        with urllib.request.urlopen(f"{server.endpoint}/_emulator/faults") as response:
+            assert [each["met"] for each in json.load(response)["faults"]] == [1, 1]
 
 
 def meta(aws: Aws, service: str, **options: Any) -> Any:

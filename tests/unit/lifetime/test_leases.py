@@ -9,7 +9,8 @@ from botocore.session import get_session
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.aws.leases import (
+from batchcl.errors import UsageError
+from batchcl.lifetime.leases import (
     MANUAL_KEY,
     Action,
     Lease,
@@ -20,7 +21,6 @@ from batchcl.aws.leases import (
     leases_in,
     schedule_name_of,
 )
-from batchcl.errors import UsageError
 
 NOW = dt.datetime(2026, 11, 21, 3, 0, tzinfo=dt.UTC)
 SOON, LATE = NOW + dt.timedelta(minutes=5), NOW - dt.timedelta(seconds=1)

@@ -54,6 +54,10 @@ class Role(StrEnum):
     """It started the model, and stops it at its end."""
     SCHEDULED = "started+schedule"
     """Likewise, and a schedule named after the lease stops the model at the holder's deadline."""
+    LEAVING = "leaving"
+    """It is at its end: it stops the model unless somebody else holds it, who then does."""
+    LEAVING_SCHEDULED = "leaving+schedule"
+    """Likewise, and its schedule is still there."""
     USING = "using"
     """It found the model running by another one's lease, and needs it for some time yet."""
 
@@ -84,8 +88,22 @@ class Lease:
 
     @property
     def started(self) -> bool:
-        """Whether its holder started the model."""
-        return self.role in {Role.STARTED, Role.SCHEDULED}
+        """Whether it tells that a run of batchcl started the model."""
+        return self.role is not None and self.role is not Role.USING
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its holder is at its end."""
+        return self.role in {Role.LEAVING, Role.LEAVING_SCHEDULED}
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether a schedule named after the lease stops the model."""
+        return self.role in {Role.SCHEDULED, Role.LEAVING_SCHEDULED}
+
+    def holds(self, now: dt.datetime) -> bool:
+        """Whether its holder is alive at `now`, needs the model, and will see to its end."""
+        return self.role is not None and not self.is_leaving and not self.ended(now)
 
     def ended(self, now: dt.datetime) -> bool:
         """Whether it is over at `now`, by the service's clock."""

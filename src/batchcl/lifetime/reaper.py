@@ -9,12 +9,12 @@ from enum import StrEnum
 from typing import Any
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.leases import Action, Verdict, judge, leases_in
-from batchcl.aws.leasing import RemoveSchedule, drop_leases
 from batchcl.aws.lifecycle import Model, describe, list_models, stop
 from batchcl.aws.statuses import STARTABLE, UP
 from batchcl.aws.tags import list_tags
-from batchcl.errors import CredentialsError, ModelError, RefusedError
+from batchcl.errors import CredentialsError, ModelError, RefusedError, UnreachableError
+from batchcl.lifetime.leases import Action, Verdict, judge, leases_in
+from batchcl.lifetime.leasing import RemoveSchedule, drop_leases
 
 __all__ = ["Done", "Reaped", "reap"]
 
@@ -75,7 +75,7 @@ async def reap(
         project: of this project's name only; all of the account and region if None.
         dry_run: change nothing.
         now: the service's clock.
-        remove_schedule: deletes the schedule of this name, a dead run's dead man's switch; None leaves it.
+        remove_schedule: deletes the schedule of this name, a dead run's scheduled stop; None leaves it.
 
     Returns:
         What became of every model that runs or was changed. One failing model doesn't keep the others from being
@@ -138,8 +138,10 @@ async def _stop(client: Any, model: Model) -> str:
     arn = ModelArn.parse(model.arn)
     try:
         await stop(client, arn)
-    except ModelError:
+    except (ModelError, UnreachableError) as error:
         if (status := (await describe(client, arn)).status) == "RUNNING":
             raise
+        if isinstance(error, UnreachableError) and status not in UP:  # only the answer was lost
+            return ""
         return f"somebody else was faster: it is {status}"
     return ""

@@ -11,10 +11,14 @@ import anyio
 import pytest
 
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.leases import MANUAL_KEY, Action, Lease, Role, judge, lease_key, leases_in, schedule_name_of
-from batchcl.aws.leasing import LeaseGuard, NoLease, clear_leases, end_lease, start_for
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import CredentialsError, ModelError, RefusedError, UnreachableError
+from batchcl.lifetime.by_hand import end_lease, start, start_for
+from batchcl.lifetime.leases import MANUAL_KEY, Action, Lease, Role, judge, lease_key, leases_in, schedule_name_of
+from batchcl.lifetime.leasing import ModelLease, clear_leases
+from batchcl.lifetime.machine import Event
+from batchcl.lifetime.manager import ModelManager
+from batchcl.scoring.stopper import Stopper
 from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused
 from virtual import run_virtual
 
@@ -24,9 +28,32 @@ LENGTH_S = 900.0
 HOLDER = "run a in s3://b"
 
 
-def guard(service: Models, listener: Listener | None = None, *, holder: str = HOLDER, **more: Any) -> LeaseGuard:
-    options: dict[str, Any] = {"length_s": LENGTH_S, "now": now, "rng": random.Random(1), **more}
-    return LeaseGuard(service, CATS, holder=holder, observer=listener or Listener(), **options)
+def lease_of(service: Models, *, holder: str = HOLDER, length_s: float | None = LENGTH_S, **more: Any) -> ModelLease:
+    options: dict[str, Any] = {"now": now, "rng": random.Random(1), **more}
+    return ModelLease(service, CATS, key=lease_key(holder), holder=holder, length_s=length_s, **options)
+
+
+def manager_of(service: Models, lease: ModelLease, listener: Listener | None = None) -> ModelManager:
+    return ModelManager(
+        service,
+        CATS,
+        units=Units(1),
+        keep=False,
+        lease=lease,
+        observer=listener or Listener(),
+        stopper=Stopper(),
+        rng=random.Random(1),
+    )
+
+
+class Schedule:
+    """A scheduled stop that does nothing."""
+
+    async def arm(self) -> None:
+        pass
+
+    async def disarm(self) -> None:
+        pass
 
 
 def put(service: Models, *, until_s: float, role: Role = Role.STARTED, holder: str = "run z in s3://b") -> Lease:
@@ -44,9 +71,9 @@ def verdict(service: Models) -> Action:
     return judge(service.statuses[NAME], list(leases(service).values()), now()).action
 
 
-async def beside(keeping: LeaseGuard, work: Callable[[], Awaitable[None]]) -> None:
+async def beside(keeping: ModelManager, work: Callable[[], Awaitable[None]]) -> None:
     async with anyio.create_task_group() as group:
-        group.start_soon(keeping.keep)
+        group.start_soon(keeping.keep_guarded)
         await work()
         group.cancel_scope.cancel()
 
@@ -55,8 +82,8 @@ def test_a_lease_that_is_kept_never_ends_and_one_that_is_not_does() -> None:
     service = Models({NAME: "STOPPED"})
 
     async def main() -> None:
-        found = guard(service)
-        await found.arm()
+        lease = lease_of(service)
+        await lease.claim()
         service.statuses[NAME] = "RUNNING"
 
         async def ten_hours() -> None:
@@ -64,7 +91,7 @@ def test_a_lease_that_is_kept_never_ends_and_one_that_is_not_does() -> None:
                 await anyio.sleep(60)
                 assert verdict(service) is Action.LEAVE
 
-        await beside(found, ten_hours)
+        await beside(manager_of(service, lease), ten_hours)
         last = leases(service)[lease_key(HOLDER)].until
         assert last is not None
         await anyio.sleep((last - now()).total_seconds() - 1)
@@ -80,8 +107,8 @@ def test_it_lives_through_failing_renewals_and_says_so_once() -> None:
     service, listener = Models({NAME: "RUNNING"}), Listener()
 
     async def main() -> None:
-        found = guard(service, listener)
-        await found.arm()
+        lease = lease_of(service)
+        await lease.claim()
 
         async def outage() -> None:
             await anyio.sleep(600)
@@ -98,7 +125,7 @@ def test_it_lives_through_failing_renewals_and_says_so_once() -> None:
                 await anyio.sleep(60)
                 assert verdict(service) is Action.LEAVE
 
-        await beside(found, outage)
+        await beside(manager_of(service, lease, listener), outage)
 
     run_virtual(main)
 
@@ -108,7 +135,7 @@ def test_without_a_tag_there_is_no_start() -> None:
 
     async def main() -> None:
         with pytest.raises(CredentialsError, match=r"the model isn't started without its lease.*--lease none"):
-            await guard(service).arm()
+            await lease_of(service).claim()
 
     run_virtual(main)
     assert service.tags[NAME] == {}
@@ -118,10 +145,10 @@ def test_a_tag_whose_answer_was_lost_is_taken_back() -> None:
     service = Models({NAME: "STOPPED"}, errors={"tag": refused("InternalServerError", 500)})
 
     async def main() -> None:
-        found = guard(service)
+        lease = lease_of(service)
         with pytest.raises(UnreachableError):
-            await found.arm()
-        await found.disarm()
+            await lease.claim()
+        await lease.release()
 
     run_virtual(main)
     assert service.calls[-1] == f"untag {NAME}"
@@ -138,7 +165,7 @@ def test_arming_removes_what_the_dead_left_but_for_what_tells_of_a_schedule() ->
             put(service, until_s=200, holder="alive"),
             put(service, until_s=50, role=Role.SCHEDULED, holder="dead with schedule"),
         ]
-        await guard(service, scheduled=True).arm()
+        await lease_of(service, schedule=Schedule()).claim()
         assert set(leases(service)) == {lease_key(HOLDER), *(each.key for each in kept)}
         assert leases(service)[lease_key(HOLDER)].role is Role.SCHEDULED
         assert service.tags[NAME]["stage"] == "production"
@@ -157,7 +184,7 @@ def test_arming_takes_the_schedules_of_the_dead_along_where_it_can() -> None:
         await anyio.sleep(100)
         dead = put(service, until_s=50, role=Role.SCHEDULED, holder="dead with schedule")
         put(service, until_s=200, role=Role.SCHEDULED, holder="alive with schedule")
-        await guard(service, scheduled=True, remove_schedule=remove).arm()
+        await lease_of(service, schedule=Schedule(), remove_schedule=remove).claim()
         assert dead.key not in leases(service)
         assert removed == [schedule_name_of(dead.key)]
 
@@ -165,28 +192,29 @@ def test_arming_takes_the_schedules_of_the_dead_along_where_it_can() -> None:
 
 
 def test_a_run_without_a_lease_is_not_stopped_by_an_old_one() -> None:
-    service, listener = Models({NAME: "STOPPED"}), Listener()
+    service = Models({NAME: "STOPPED"})
 
     async def main() -> None:
         await anyio.sleep(100)
         put(service, until_s=50, holder="dead")
         put(service, until_s=900, holder=HOLDER)
         alive = put(service, until_s=900, holder="alive")
-        bare = NoLease(service, CATS, holder=HOLDER, now=now, observer=listener)
-        await bare.arm()
+        bare = lease_of(service, length_s=None)
+        await bare.claim()
         assert set(leases(service)) == {alive.key}
         service.errors["list"] = refused("AccessDeniedException")
-        await bare.arm()
-        for act in (bare.share, bare.keep, bare.disarm):
-            await act()
+        await bare.claim()
+        assert await bare.share() is Event.SHARE_NONE
+        assert await bare.leave() is Event.ALONE
+        await bare.release()
+        assert set(leases(service)) == {alive.key}
 
     run_virtual(main)
-    assert listener.kinds == ["lease-unknown"]
 
 
 def test_who_may_not_list_tags_can_still_start() -> None:
     service = Models({NAME: "STOPPED"}, errors={"list": refused("AccessDeniedException")})
-    run_virtual(guard(service).arm)
+    run_virtual(lease_of(service).claim)
     assert lease_key(HOLDER) in leases(service)
 
 
@@ -195,41 +223,23 @@ def test_giving_it_back_leaves_other_tags() -> None:
 
     async def main() -> None:
         other = put(service, until_s=200)
-        found = guard(service)
-        await found.arm()
-        await found.disarm()
-        await found.disarm()
+        lease = lease_of(service)
+        await lease.claim()
+        await lease.release()
+        await lease.release()
         assert set(leases(service)) == {other.key}
 
     run_virtual(main)
     assert service.calls.count(f"untag {NAME}") == 1
 
 
-def test_a_lease_that_cannot_be_given_back_is_said_to_stay() -> None:
-    for error in (refused("AccessDeniedException"), None):
-        service, listener = Models({NAME: "STOPPED"}), Listener()
-
-        async def main(service: Models = service, listener: Listener = listener, error: Any = error) -> None:
-            found = guard(service, listener)
-            await found.arm()
-            if error is not None:
-                service.errors["untag"] = error
-            else:
-                service.untag_resource = lambda **_: anyio.sleep_forever()  # type: ignore[method-assign]
-            await found.disarm()
-            assert anyio.current_time() < 60
-
-        run_virtual(main)
-        assert listener.kinds == ["lease-left"]
-
-
-def test_a_user_of_a_leased_model_keeps_it_from_being_reaped_until_it_is_done() -> None:
+def test_a_user_of_a_leased_model_keeps_it_from_being_reaped() -> None:
     service = Models({NAME: "RUNNING"})
 
     async def main() -> None:
         put(service, until_s=300, holder="starter")
-        user = guard(service)
-        await user.share()
+        lease = lease_of(service)
+        assert await lease.share() is Event.SHARE_TAKEN
         assert leases(service)[lease_key(HOLDER)].role is Role.USING
 
         async def two_hours() -> None:
@@ -237,8 +247,9 @@ def test_a_user_of_a_leased_model_keeps_it_from_being_reaped_until_it_is_done() 
                 await anyio.sleep(60)
                 assert verdict(service) is Action.LEAVE
 
-        await beside(user, two_hours)
-        await user.disarm()
+        await beside(manager_of(service, lease), two_hours)
+        assert await lease.leave() is Event.ALONE
+        await lease.release()
         assert verdict(service) is Action.STOP, "its starter died long ago"
 
     run_virtual(main)
@@ -249,30 +260,30 @@ def test_a_user_of_a_model_without_lease_takes_none() -> None:
 
     async def main() -> None:
         put(service, until_s=9e9, role=Role.USING, holder="another user")
-        user = guard(service)
-        await user.share()
-        await beside(user, lambda: anyio.sleep(7200))
-        await user.disarm()
+        lease = lease_of(service)
+        assert await lease.share() is Event.SHARE_NONE
+        await beside(manager_of(service, lease), lambda: anyio.sleep(7200))
+        await lease.release()
 
     run_virtual(main)
     assert [call for call in service.calls if not call.startswith("list")] == []
 
 
-def test_a_session_that_does_not_stop_the_model_of_a_dead_one_leaves_it_to_be_reaped() -> None:
+def test_a_session_that_stops_no_model_leaves_the_own_tag_for_the_reaper() -> None:
     service = Models({NAME: "RUNNING"})
 
     async def main() -> None:
         put(service, until_s=300, holder=HOLDER)
-        later = guard(service)
-        await later.share()
+        later = lease_of(service)
+        assert await later.share() is Event.SHARE_NONE
 
         async def an_hour() -> None:
             for _ in range(60):
                 await anyio.sleep(60)
                 assert verdict(service) is Action.LEAVE
 
-        await beside(later, an_hour)
-        await later.disarm()
+        await beside(manager_of(service, later), an_hour)
+        await later.release()
         assert leases(service)[lease_key(HOLDER)].started, "or it would run for ever"
         await anyio.sleep(LENGTH_S)
         assert verdict(service) is Action.STOP
@@ -280,10 +291,90 @@ def test_a_session_that_does_not_stop_the_model_of_a_dead_one_leaves_it_to_be_re
     run_virtual(main)
 
 
-def test_who_cannot_see_leases_is_told_and_goes_on() -> None:
-    service, listener = Models({NAME: "RUNNING"}, errors={"list": refused("AccessDeniedException")}), Listener()
-    run_virtual(guard(service, listener).share)
-    assert listener.kinds == ["lease-unknown"]
+@pytest.mark.parametrize(
+    ("others", "event"),
+    [
+        ([], Event.ALONE),
+        ([(Role.STARTED, 500.0)], Event.OTHERS),
+        ([(Role.USING, 500.0)], Event.OTHERS),
+        ([(Role.STARTED, 50.0)], Event.ALONE),
+        ([(Role.LEAVING, 500.0)], Event.INHERITED),
+        ([(Role.LEAVING_SCHEDULED, 500.0), (Role.USING, 500.0)], Event.OTHERS),
+    ],
+)
+def test_the_last_one_out_is_told_by_the_tags(others: list[tuple[Role, float]], event: Event) -> None:
+    service = Models({NAME: "RUNNING"})
+
+    async def main() -> None:
+        await anyio.sleep(100)
+        lease = lease_of(service, schedule=Schedule())
+        await lease.claim()
+        for number, (role, until_s) in enumerate(others):
+            put(service, until_s=until_s, role=role, holder=f"other {number}")
+        assert await lease.leave() is event
+        assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING_SCHEDULED
+        if event is Event.OTHERS:
+            await lease.hand_over()
+            assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING, "a run started it, and has no schedule"
+
+    run_virtual(main)
+
+
+def test_of_two_that_leave_at_once_one_is_the_last() -> None:
+    for gap in range(6):
+        service = Models({NAME: "RUNNING"})
+        events: list[Event] = []
+
+        async def main(service: Models = service, events: list[Event] = events, gap: int = gap) -> None:
+            first, second = lease_of(service, holder="a"), lease_of(service, holder="b")
+            await first.claim()
+            await second.claim()
+
+            async def leave(lease: ModelLease, turns: int) -> None:
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                events.append(await lease.leave())
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(leave, first, 0)
+                group.start_soon(leave, second, gap)
+
+        run_virtual(main)
+        assert set(events) & {Event.ALONE, Event.INHERITED}, f"{gap}: {events}"
+
+
+@pytest.mark.parametrize(
+    ("slept_s", "is_removed", "kept"),
+    [(60.0, True, True), (60.0, False, True), (LENGTH_S + 1, False, True), (LENGTH_S + 1, True, False)],
+)
+def test_a_tag_that_is_gone_after_a_lapse_is_not_rewritten(slept_s: float, *, is_removed: bool, kept: bool) -> None:
+    service = Models({NAME: "RUNNING"})
+
+    async def main() -> None:
+        lease = lease_of(service)
+        await lease.claim()
+        if is_removed:
+            service.tags[NAME].clear()
+        await anyio.sleep(slept_s)
+        assert await lease.renew() is kept
+        assert bool(leases(service)) is kept
+        assert await lease.leave() is Event.ALONE, "what isn't held is nobody else's business"
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("error", [refused("InternalServerError", 500), refused("ThrottlingException")])
+def test_a_tag_is_written_again_where_one_attempt_fails(error: Exception) -> None:
+    service = Models({NAME: "STOPPED"}, errors={"tag": error})
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lease_of(service).claim)
+            await anyio.sleep(0.2)
+            service.errors.clear()
+
+    run_virtual(main)
+    assert lease_key(HOLDER) in leases(service)
 
 
 def test_a_start_by_hand_has_a_lease_before_it_starts() -> None:
@@ -302,7 +393,7 @@ def test_a_start_by_hand_has_a_lease_before_it_starts() -> None:
     assert leases(service) == {MANUAL_KEY: lease}
     assert lease.until is not None
     assert (lease.until - EPOCH).total_seconds() == pytest.approx(7300, abs=1)
-    assert service.calls[-2:] == [f"tag {NAME}", f"start {NAME}"]
+    assert [call for call in service.calls if not call.startswith("list")][-2:] == [f"tag {NAME}", f"start {NAME}"]
     assert len(schedules) == 1, "the dead one's schedule would stop this one"
 
 
@@ -327,6 +418,59 @@ def test_a_start_by_hand_that_is_refused_leaves_no_lease() -> None:
 
     run_virtual(main)
     assert service.tags[NAME] == {}
+
+
+@pytest.mark.parametrize("leased", [True, False])
+def test_a_start_by_hand_whose_answer_was_lost_is_decided_by_a_look(*, leased: bool) -> None:
+    service = Models({NAME: "STOPPED"}, start_s=300)
+    begin = service.start_project_version
+
+    async def lost(**arguments: Any) -> None:
+        await begin(**arguments)
+        raise refused("InternalServerError", 500)
+
+    service.start_project_version = lost  # type: ignore[method-assign]
+
+    async def main() -> None:
+        if leased:
+            await start_for(service, CATS, Units(1), seconds=7200, holder="me", now=now)
+        else:
+            await start(service, CATS, Units(1))
+        assert service.status(NAME) == "STARTING"
+        assert bool(leases(service)) is leased
+
+    run_virtual(main)
+    assert service.calls.count(f"start {NAME}") == 1
+
+
+def test_a_start_by_hand_that_is_never_answered_keeps_its_lease() -> None:
+    service = Models({NAME: "STOPPED"}, errors={"start": refused("InternalServerError", 500)})
+
+    async def main() -> None:
+        with pytest.raises(UnreachableError, match="whether cats@v1 was started can't be told"):
+            await start_for(service, CATS, Units(1), seconds=7200, holder="me", now=now)
+        assert MANUAL_KEY in leases(service)
+
+    run_virtual(main)
+    assert service.calls.count(f"start {NAME}") == 3
+
+
+def test_a_start_by_hand_that_is_cancelled_before_it_leaves_no_lease() -> None:
+    service = Models({NAME: "STOPPED"})
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            write = service.tag_resource
+
+            async def cancelled(**arguments: Any) -> None:
+                await write(**arguments)
+                scope.cancel()
+
+            service.tag_resource = cancelled  # type: ignore[method-assign]
+            await start_for(service, CATS, Units(1), seconds=60, holder="me", now=now)
+
+    run_virtual(main)
+    assert (service.tags[NAME], service.calls.count(f"start {NAME}")) == ({}, 0)
 
 
 def test_clearing_removes_leases_only() -> None:

@@ -1,6 +1,6 @@
-"""A dead man's switch in AWS itself: EventBridge Scheduler stops the model at the run's deadline, if nobody else has.
+"""A scheduled stop in AWS itself: EventBridge Scheduler stops the model at the run's deadline, if nobody else has.
 
-It needs no machine of the user's to be alive, as a lease does for its reaping; but it knows only the deadline.
+It needs no machine of the user's, as a lease does for its reaping; but it knows only the deadline.
 
 Source: EventBridge Scheduler's user guide, "Using universal targets" and "Deleting a schedule", and its service model.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -17,12 +16,11 @@ from botocore.exceptions import ClientError
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.errors import cause_code, error_code, translate_errors
-from batchcl.aws.guards import undone
-from batchcl.aws.leases import lease_key, schedule_name_of
 from batchcl.errors import RefusedError, UnreachableError
+from batchcl.lifetime.leases import lease_key, schedule_name_of
 from batchcl.scoring.events import Notice, Observer
 
-__all__ = ["GRACE_S", "DeadMansSwitch", "remove_schedule"]
+__all__ = ["GRACE_S", "ScheduledStop", "remove_schedule"]
 
 GRACE_S: Final = 300.0
 """A run that reaches its deadline has so long to end its calls and stop the model itself."""
@@ -36,8 +34,8 @@ _GONE: Final = "ResourceNotFoundException"
 _TAKEN: Final = "ConflictException"
 
 
-class DeadMansSwitch:
-    """The one-time schedule of one run; a `Guard`.
+class ScheduledStop:
+    """The one-time schedule of one run.
 
     Args:
         client: an open EventBridge Scheduler client in the model's region.
@@ -91,28 +89,22 @@ class DeadMansSwitch:
             )
             self._observer.notice(Notice("switch", text, {"schedule": self._name, "at": moment}))
 
-    async def share(self) -> None:
-        """It is not this run's to stop."""
-        await self.disarm()
-
-    async def keep(self) -> None:
-        """Nothing is to be done beside the run: the deadline stays."""
-
     async def disarm(self) -> None:
-        """Remove the schedule."""
+        """Remove the schedule, if this session has made it.
+
+        Raises:
+            RefusedError: it stays, and will stop the model, whoever runs it then.
+        """
         if not self._armed:
             return
-        self._armed = False
-        why = await undone(partial(remove_schedule, self._client, self._name))
-        if why is None:
-            return
-        self._observer.notice(
-            Notice(
-                "switch-left",
+        try:
+            await remove_schedule(self._client, self._name)
+        except RefusedError as error:
+            raise type(error)(
                 f"the schedule {self._name} could not be removed and will stop {self._arn.name}, whoever runs it then: "
-                f"{why}; remove it with `aws scheduler delete-schedule --name {self._name}`",
-            )
-        )
+                f"{error}; remove it with `aws scheduler delete-schedule --name {self._name}`"
+            ) from error
+        self._armed = False
 
     async def _set(self, arguments: dict[str, Any]) -> None:
         """Create the schedule, or change the one that is there; it may strike, and be gone, in between."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from batchcl.aws.leases import Lease, Role, lease_key, schedule_name_of
-from batchcl.aws.reaping import Done, Reaped, reap
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
+from batchcl.lifetime.leases import Lease, Role, lease_key, schedule_name_of
+from batchcl.lifetime.reaper import Done, Reaped, reap
 from unit.aws.models_service import EPOCH, Models, now, refused
 from virtual import run_virtual
 

@@ -1,0 +1,303 @@
+"""Faults around a model's start and stop: what batchcl started is stopped in the end, and nothing else is.
+
+A world has one model, a run whose sessions follow each other or two runs at once, the reaper, and somebody who starts
+the model by hand when it is down and has no tag. Each session has one fault; what it is, and what happens between two
+sessions, follows from the seed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import anyio
+import pytest
+from botocore.exceptions import ConnectionClosedError, HTTPClientError
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.detect import Detector
+from batchcl.aws.lifecycle import Units
+from batchcl.lifetime.leases import lease_key
+from batchcl.lifetime.leasing import ModelLease
+from batchcl.lifetime.manager import ModelManager
+from batchcl.lifetime.reaper import reap
+from batchcl.scoring.events import Notice, Progress
+from batchcl.scoring.session import Means
+from batchcl.scoring.stopper import Stopper
+from sim.house import Crash, House, Kind, Sort, Trouble, in_house
+from sim.service import Service, image
+from unit.aws.models_service import Models, arn_of, now, refused
+
+T = TypeVar("T")
+
+NAME: Final = "cats@v1"
+LEASE_S: Final = 900.0
+SIGNATURE_S: Final = 300.0
+"""A request that was signed so long ago is refused."""
+
+SEEDS: Final = int(os.environ.get("BATCHCL_MODEL_SEEDS", "100"))
+BATCH: Final = 25
+
+OPERATIONS: Final = ("start", "stop", "tag", "untag", "list", "describe")
+FAULTS: Final = (
+    "reset before",
+    "reset after",
+    "500 before",
+    "500 after",
+    "503 after",
+    "throttled",
+    "killed before",
+    "killed after",
+    "SIGTERM before",
+    "SIGTERM after",
+    "two signals",
+    "suspended before",
+    "suspended after",
+)
+
+
+class Watcher:
+    """An observer whose stream is closed."""
+
+    def started(self, progress: Progress) -> None:  # noqa: ARG002 - an observer's signature
+        raise BrokenPipeError
+
+    def notice(self, notice: Notice) -> None:  # noqa: ARG002
+        raise BrokenPipeError
+
+
+class Fault(Trouble):
+    """Strikes at the `nth` model operation of one kind, or as `Trouble` does."""
+
+    def __init__(self, how: str, operation: str, nth: int, **more: Any) -> None:
+        super().__init__(**more)
+        self.how = how
+        self.operation = operation
+        self.nth = nth
+        self.stopper = Stopper()
+        self.while_suspended: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
+        self._seen: Counter[str] = Counter()
+        self._woken: anyio.Event | None = None
+
+    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
+        """A suspended process does nothing, whatever it does it to."""
+        if self._woken is not None:
+            await self._woken.wait()
+        return await super().around(sort, act)
+
+    async def model(self, operation: str, act: Callable[[], Awaitable[T]]) -> T:
+        """Let the operation on the model take place, or what the fault makes of it."""
+        await self._sleep_through()
+        self._alive()
+        number = self._seen[operation]
+        self._seen[operation] += 1
+        if (operation, number) != (self.operation, self.nth):
+            return await act()
+        self.struck = True
+        how, _, when = self.how.partition(" ")
+        if when != "after":
+            begun_at = anyio.current_time()
+            await self._hit(how)
+            self._refuse_late(begun_at)
+        result = await act()
+        if when == "after":
+            await self._hit(how)
+        return result
+
+    async def _sleep_through(self) -> None:
+        """What was to be sent when the process was suspended is sent when it wakes."""
+        if self._woken is not None:
+            begun_at = anyio.current_time()
+            await self._woken.wait()
+            self._refuse_late(begun_at)
+
+    def _refuse_late(self, begun_at: float) -> None:
+        if anyio.current_time() - begun_at > SIGNATURE_S:
+            raise refused(
+                "InvalidSignatureException", message="Signature expired: 20261121T000000Z is now earlier than"
+            )
+
+    async def _hit(self, how: str) -> None:
+        match how:
+            case "reset":
+                raise ConnectionClosedError(endpoint_url="https://x", request=None, error=HTTPClientError)
+            case "500":
+                raise refused("InternalServerError", 500)
+            case "503":
+                raise refused("503", 503)
+            case "throttled":
+                raise refused("ThrottlingException")
+            case "killed":
+                self.dead = True
+                raise Crash
+            case "SIGTERM":
+                self.stopper.request("ended by SIGTERM")
+            case "two":
+                self.stopper.request("ended by SIGTERM")
+                self.stopper.hurry()
+                assert self.scope is not None
+                self.scope.cancel()
+            case "suspended":
+                self._woken = anyio.Event()
+                with anyio.CancelScope(shield=True):
+                    await self.while_suspended()
+                self._woken.set()
+                self._woken = None
+
+
+@dataclass
+class RunModels(Models):
+    """The control plane as one session sees it."""
+
+    fault: Fault = field(default_factory=lambda: Fault("", "", 0))
+
+    async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
+        return await self.fault.model(operation, partial(super()._do, operation, name, effect))
+
+
+@dataclass
+class ModelWorld(House):
+    """What outlives every process, the model included."""
+
+    models: Models = field(default_factory=lambda: Models({NAME: "STOPPED"}))
+    holder: str = "run night in memory"
+
+    def keeper(self, trouble: Trouble) -> ModelManager:
+        assert isinstance(trouble, Fault)
+        shared = {name: getattr(self.models, name) for name in vars(self.models) if name != "who"}
+        client = RunModels(**shared, who="run", fault=trouble)
+        arn = ModelArn.parse(arn_of(NAME))
+        lease = ModelLease(client, arn, key=lease_key(self.holder), holder=self.holder, length_s=LEASE_S, now=now)
+        return ModelManager(
+            client, arn, units=Units(1), keep=False, lease=lease, observer=Watcher(), stopper=trouble.stopper
+        )
+
+    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> Means:
+        assert isinstance(trouble, Fault)
+        return replace(super()._means(trouble, service, begun_at), stopper=trouble.stopper)
+
+    @property
+    def status(self) -> str:
+        return self.models.status(NAME)
+
+    @property
+    def is_tagged(self) -> bool:
+        return bool(self.models.tags[NAME])
+
+    async def reap(self) -> None:
+        """`model reap`, as often as cron calls it until a start is over."""
+        reaper = replace(self.models, who="reaper")
+        await reap(reaper, now=now)
+        await anyio.sleep(500 if self.status in {"STARTING", "STOPPING"} else 0)
+        await reap(reaper, now=now)
+
+    async def start_by_hand(self) -> None:
+        """Somebody starts the model, if it is down and nobody's."""
+        if self.status == "STOPPED" and not self.is_tagged:
+            await replace(self.models, who="hand").start_project_version(ProjectVersionArn=arn_of(NAME))
+
+    def assert_nothing_wrong(self) -> None:
+        wrong = [who for who, started_by in self.models.stops if started_by == "hand"]
+        assert not wrong, f"{wrong} stopped a model that was started by hand"
+
+
+def world(rng: random.Random) -> ModelWorld:
+    models = Models({NAME: "STOPPED"}, start_s=rng.choice([0.0, 5.0, 400.0]), stop_s=rng.choice([0.0, 20.0]))
+    return ModelWorld(
+        images=[image(n) for n in range(6)],
+        service=Service(latency_s=lambda _: rng.choice([1.0, 60.0])),
+        page=6,
+        models=models,
+    )
+
+
+def fault(rng: random.Random) -> Fault:
+    if rng.random() < 0.1:  # at a call or a write to the output root
+        kind = rng.choice([Kind.CRASH_BEFORE, Kind.CRASH_AFTER])
+        return Fault("", "", 0, sort=rng.choice([Sort.STORE, Sort.CALL]), at=rng.randrange(12), kind=kind)
+    operation = rng.choice(OPERATIONS)
+    return Fault(rng.choice(FAULTS), operation, rng.choice([0, 0, 0, 1, 1, 2, 4]))
+
+
+async def live_through(seed: int) -> bool:
+    """One world of a seed; whether a fault struck."""
+    rng = random.Random(seed)
+    house = world(rng)
+    struck = False
+
+    async def while_suspended() -> None:
+        await anyio.sleep(rng.choice([60.0, LEASE_S + 60]))
+        if rng.random() < 0.7:
+            await house.reap()
+            if rng.random() < 0.7:
+                await house.start_by_hand()
+        await anyio.sleep(rng.choice([0.0, 60.0, 600.0]))
+
+    for _ in range(rng.choice([1, 2, 3])):
+        trouble = fault(rng)
+        trouble.while_suspended = while_suspended
+        end = await house.run(trouble)
+        struck = struck or trouble.struck
+        house.assert_nothing_wrong()
+        assert trouble.dead or "SIGTERM" not in str(end) or trouble.stopper.error is not None
+        between = rng.choice(["at once", "soon", "reaped", "reaped and started", "later"])
+        await anyio.sleep({"at once": 0.0, "soon": 60.0}.get(between, LEASE_S + 60))
+        if between.startswith("reaped"):
+            await house.reap()
+            assert house.status != "RUNNING" or house.models.started_by[NAME] == "hand"
+        if between == "reaped and started":
+            await house.start_by_hand()
+        house.assert_nothing_wrong()
+    await anyio.sleep(LEASE_S + 60)
+    await house.reap()
+    house.assert_nothing_wrong()
+    if house.status != "STOPPED":
+        assert house.models.started_by[NAME] == "hand", "a model that batchcl started still runs"
+    return struck
+
+
+async def share(seed: int) -> bool:
+    """Two runs on one model, each with a fault; whether one struck."""
+    rng = random.Random(f"shared {seed}")
+    first = world(rng)
+    second = replace(first, holder="run other in memory", files={})
+    faults = [fault(rng), fault(rng)]
+
+    async def while_suspended() -> None:
+        await anyio.sleep(rng.choice([60.0, LEASE_S + 60]))
+        await first.reap()
+        await first.start_by_hand()
+        await anyio.sleep(rng.choice([0.0, 600.0]))
+
+    async with anyio.create_task_group() as group:
+        for house, trouble in zip([first, second], faults, strict=True):
+            trouble.while_suspended = while_suspended
+            group.start_soon(house.run, trouble)
+            await anyio.sleep(rng.choice([0.0, 1.0, 30.0, 400.0]))
+    first.assert_nothing_wrong()
+    await anyio.sleep(LEASE_S + 60)
+    await first.reap()
+    first.assert_nothing_wrong()
+    if first.status != "STOPPED":
+        assert first.models.started_by[NAME] == "hand", "a model that batchcl started still runs"
+    return any(trouble.struck for trouble in faults)
+
+
+@pytest.mark.parametrize("scene", [live_through, share])
+@pytest.mark.parametrize("batch", range(0, SEEDS, BATCH))
+def test_faults_around_start_and_stop_leave_nothing_running(
+    scene: Callable[[int], Awaitable[bool]], batch: int
+) -> None:
+    struck = 0
+    for seed in range(batch, min(batch + BATCH, SEEDS)):
+        try:
+            struck += in_house(scene, seed)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+    assert struck > BATCH // 4

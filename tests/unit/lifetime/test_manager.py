@@ -1,0 +1,439 @@
+"""When the manager starts, tags, hands over and stops, over a service in memory."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import anyio
+import pytest
+from botocore.exceptions import ConnectionClosedError
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.lifecycle import Units
+from batchcl.errors import BatchclError, CredentialsError, ModelError, RefusedError, StoppedError
+from batchcl.lifetime.leases import Lease, Role, lease_key
+from batchcl.lifetime.leasing import ModelLease
+from batchcl.lifetime.machine import State
+from batchcl.lifetime.manager import ModelManager
+from batchcl.scoring.events import Notice, Progress
+from batchcl.scoring.stopper import Stopper
+from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused
+from virtual import run_virtual
+
+NAME = "cats@v1"
+CATS = ModelArn.parse(arn_of(NAME))
+HOLDER = "run a in s3://b"
+KEY = lease_key(HOLDER)
+LENGTH_S = 900.0
+LOST = ConnectionClosedError(endpoint_url="https://x", request=None, error=OSError("reset"))
+
+
+@dataclass
+class Session:
+    """One session of a run over the service."""
+
+    service: Models
+    units: Units | None = Units(1)  # noqa: RUF009 - frozen
+    keep: bool = False
+    leased: bool = True
+    adopts: bool = False
+    observer: Any = field(default_factory=Listener)
+    stopper: Stopper = field(default_factory=Stopper)
+    work: Callable[[Session], Awaitable[None]] | None = None
+    manager: ModelManager = field(init=False)
+
+    async def run(self) -> BatchclError | None:
+        """How it ended."""
+        lease = ModelLease(
+            self.service, CATS, key=KEY, holder=HOLDER, length_s=LENGTH_S if self.leased else None, now=now
+        )
+        self.manager = ModelManager(
+            self.service,
+            CATS,
+            units=self.units,
+            keep=self.keep,
+            lease=lease,
+            observer=self.observer,
+            stopper=self.stopper,
+        )
+        if self.adopts:
+            self.manager.adopt()
+        try:
+            async with self.manager.stopping():
+                await self.manager.have_running()
+                self.service.calls.append("SCORE")
+                if self.work is not None:
+                    await self.work(self)
+        except BatchclError as error:
+            return error
+        return None
+
+
+def session(service: Models, **options: Any) -> tuple[list[str], BatchclError | None]:
+    """What was done in its order, and how it ended."""
+    end = run_virtual(Session(service, **options).run)
+    telling = {"SCORE", *(f"{verb} {NAME}" for verb in ("start", "stop", "tag", "untag"))}
+    return [call.removesuffix(f" {NAME}") for call in service.calls if call in telling], end
+
+
+def put(service: Models, role: Role, *, until_s: float, holder: str = HOLDER) -> None:
+    until = EPOCH + dt.timedelta(seconds=until_s)
+    lease = Lease(key=lease_key(holder), role=role, until=until, holder=holder)
+    service.tags[NAME][lease.key] = lease.value
+
+
+def losing(service: Models, operation: str, error: Exception, *, times: int, takes_effect: bool) -> None:
+    """The first answers of an operation are lost, after it took effect or before."""
+    act, calls = getattr(service, operation), count()
+
+    async def lossy(**arguments: Any) -> None:
+        is_lost = next(calls) < times
+        if takes_effect or not is_lost:
+            await act(**arguments)
+        else:
+            service.calls.append(f"{operation.partition('_')[0]} {NAME}")
+        if is_lost:
+            raise error
+
+    setattr(service, operation, lossy)
+
+
+def test_the_model_is_tagged_before_the_start_and_untagged_after_the_stop() -> None:
+    service = Models({NAME: "STOPPED"}, start_s=300, stop_s=60)
+    done, end = session(service)
+    assert done == ["tag", "start", "SCORE", "tag", "stop", "untag"]
+    assert (end, service.tags[NAME]) == (None, {})
+
+
+def test_a_model_that_cannot_be_tagged_is_not_started() -> None:
+    service = Models({NAME: "STOPPED"}, errors={"tag": refused("AccessDeniedException")})
+    done, end = session(service)
+    assert done == ["tag"]
+    assert isinstance(end, CredentialsError)
+    assert "isn't started without its lease" in str(end)
+    assert service.statuses[NAME] == "STOPPED"
+
+
+def test_a_kept_model_loses_its_tag() -> None:
+    service = Models({NAME: "STOPPED"})
+    assert session(service, keep=True)[0] == ["tag", "start", "SCORE", "untag"]
+    assert service.statuses[NAME] == "RUNNING"
+
+
+@pytest.mark.parametrize("units", [None, Units(1)])
+@pytest.mark.parametrize("status", ["RUNNING", "STARTING"])
+def test_a_model_that_somebody_else_runs_is_left_alone(units: Units | None, status: str) -> None:
+    service = Models({NAME: status}, due={NAME: (100.0, "RUNNING")})
+    assert session(service, units=units) == (["SCORE"], None)
+    assert service.statuses[NAME] == "RUNNING"
+
+
+@pytest.mark.parametrize("until_s", [-1.0, 500.0])
+def test_a_session_adopts_a_model_under_the_tag_of_an_earlier_one(until_s: float) -> None:
+    service = Models({NAME: "RUNNING"})
+    put(service, Role.STARTED, until_s=until_s)
+    assert session(service)[0] == ["tag", "SCORE", "tag", "stop", "untag"]
+
+
+def test_a_session_does_not_adopt_a_model_whose_tag_is_gone() -> None:
+    """The run was killed, the reaper stopped its model, and somebody started it by hand."""
+    service = Models({NAME: "RUNNING"})
+    assert session(service, adopts=True) == (["SCORE"], None)
+    assert service.statuses[NAME] == "RUNNING"
+
+
+def test_without_a_lease_the_record_of_the_run_decides() -> None:
+    service = Models({NAME: "RUNNING"})
+    assert session(service, adopts=True, leased=False)[0] == ["SCORE", "stop"]
+    service = Models({NAME: "STOPPED"})
+    assert session(service, leased=False)[0] == ["start", "SCORE", "stop"]
+
+
+@pytest.mark.parametrize("slept_s", [60.0, LENGTH_S + 60])
+def test_after_a_suspension_beyond_the_lease_the_tag_decides(slept_s: float) -> None:
+    async def suspended(each: Session) -> None:
+        await anyio.sleep(slept_s)
+        if slept_s > LENGTH_S:  # reaped, and started by hand
+            each.service.tags[NAME].clear()
+
+    service, listener = Models({NAME: "STOPPED"}), Listener()
+    _, end = session(service, work=suspended, observer=listener)
+    assert end is None
+    is_stopped = slept_s < LENGTH_S
+    assert (service.statuses[NAME] == "STOPPED") is is_stopped
+    assert ("model-not-ours" in listener.kinds) is not is_stopped
+    assert ("model-stopped" in listener.kinds) is is_stopped
+
+
+@pytest.mark.parametrize("value", [None, "mine", "2030-01-01T00:00:00Z using somebody"])
+def test_a_tag_that_somebody_removes_or_replaces_changes_nothing(value: str | None) -> None:
+    async def untagged(each: Session) -> None:
+        each.service.tags[NAME].clear()
+        if value is not None:
+            each.service.tags[NAME][KEY] = value
+
+    service = Models({NAME: "STOPPED"})
+    assert session(service, work=untagged)[1] is None
+    assert (service.statuses[NAME], service.tags[NAME]) == ("STOPPED", {})
+
+
+@pytest.mark.parametrize("error", [LOST, refused("InternalServerError", 500), refused("503", 503), ValueError("cut")])
+@pytest.mark.parametrize("takes_effect", [True, False])
+def test_a_start_whose_answer_is_lost_is_decided_by_looking(error: Exception, *, takes_effect: bool) -> None:
+    service = Models({NAME: "STOPPED"}, start_s=300)
+    losing(service, "start_project_version", error, times=1, takes_effect=takes_effect)
+    done, end = session(service)
+    assert end is None
+    assert done == ["tag", *["start"] * (1 if takes_effect else 2), "SCORE", "tag", "stop", "untag"]
+    assert service.status(NAME) == "STOPPED"
+
+
+def test_a_start_that_is_never_answered_is_sent_three_times_and_left_with_its_tag() -> None:
+    service = Models({NAME: "STOPPED"}, errors={"start": refused("InternalServerError", 500)})
+    done, end = session(service)
+    assert done == ["tag", "start", "start", "start"]
+    assert isinstance(end, StoppedError)
+    assert "`batchcl model reap` does after 2026-11-21T" in str(end)
+    assert KEY in service.tags[NAME]
+
+
+def test_a_throttled_start_is_sent_again() -> None:
+    service = Models({NAME: "STOPPED"})
+    losing(service, "start_project_version", refused("ThrottlingException"), times=3, takes_effect=False)
+    done, end = session(service)
+    assert (done.count("start"), end) == (4, None)
+
+
+def test_when_somebody_was_faster_the_tag_goes_and_the_model_stays() -> None:
+    service = Models({NAME: "STOPPED"})
+
+    async def too_late(**_: Any) -> None:
+        service.calls.append(f"start {NAME}")
+        service.statuses[NAME] = "RUNNING"
+        raise refused("ResourceInUseException")
+
+    service.start_project_version = too_late  # type: ignore[method-assign]
+    assert session(service) == (["tag", "start", "untag", "SCORE"], None)
+    assert service.statuses[NAME] == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [("LimitExceededException", ModelError), ("AccessDeniedException", CredentialsError)]
+)
+def test_a_start_that_is_refused_leaves_no_tag(code: str, kind: type[RefusedError]) -> None:
+    done, end = session(Models({NAME: "STOPPED"}, errors={"start": refused(code)}))
+    assert done == ["tag", "start", "untag"]
+    assert isinstance(end, kind)
+
+
+def test_a_model_that_fails_to_start_is_refused_with_its_reason() -> None:
+    service = Models({NAME: "STOPPED"}, start_s=60)
+    begin = service.start_project_version
+
+    async def failing(**arguments: Any) -> None:
+        await begin(**arguments)
+        service.due[NAME] = (service.due[NAME][0], "FAILED")
+
+    service.start_project_version = failing  # type: ignore[method-assign]
+    done, end = session(service)
+    assert done == ["tag", "start", "untag"]
+    assert isinstance(end, ModelError)
+    assert "is FAILED and will not become RUNNING" in str(end)
+
+
+@pytest.mark.parametrize("error", [LOST, refused("InternalServerError", 500), refused("ThrottlingException")])
+@pytest.mark.parametrize("takes_effect", [True, False])
+def test_a_stop_whose_answer_is_lost_is_decided_by_looking(error: Exception, *, takes_effect: bool) -> None:
+    service, listener = Models({NAME: "STOPPED"}, stop_s=60), Listener()
+    losing(service, "stop_project_version", error, times=1, takes_effect=takes_effect)
+    done, end = session(service, observer=listener)
+    assert (done[-1], end) == ("untag", None)
+    assert done.count("stop") == (1 if takes_effect else 2)
+    assert "its billing has ended" in listener.notices[-1].text
+
+
+def test_a_model_that_cannot_be_stopped_keeps_its_tag_and_is_named() -> None:
+    service, listener = Models({NAME: "STOPPED"}, errors={"stop": refused("InternalServerError", 500)}), Listener()
+    done, end = session(service, observer=listener)
+    assert "untag" not in done
+    assert isinstance(end, StoppedError)
+    assert "could not be stopped" in str(end)
+    assert "the same command stops it, or `batchcl model reap` does after" in str(end)
+    assert "model-stopped" not in listener.kinds
+    assert " leaving " in service.tags[NAME][KEY]
+
+
+def test_who_may_not_see_the_model_can_use_it_all_the_same() -> None:
+    errors: dict[str, Exception] = {"describe": refused("AccessDeniedException")}
+    assert session(Models({NAME: "RUNNING"}, errors=errors), units=None) == (["SCORE"], None)
+    assert isinstance(session(Models({NAME: "RUNNING"}, errors=errors))[1], CredentialsError)
+
+
+@pytest.mark.parametrize("start_s", [300.0, 40 * 60.0])
+def test_a_stop_that_is_asked_for_during_the_start_waits_for_it(start_s: float) -> None:
+    service, stopper, listener = Models({NAME: "STOPPED"}, start_s=start_s), Stopper(), Listener()
+    done, end = _ended_at(service, 100.0, stopper=stopper, observer=listener)
+    assert end is stopper.error
+    assert done == ["tag", "start", *["tag"] * (len(done) - 4), "stop", "untag"]
+    assert listener.kinds[-1] == "model-stopped"
+
+
+def test_a_model_that_is_still_starting_when_time_is_up_is_left_with_its_tag() -> None:
+    """Its stop is named; nothing says that billing has ended."""
+    service, listener = Models({NAME: "STOPPED"}, start_s=1800.0), Listener()
+    done, end = _ended_at(service, 100.0, observer=listener, hurry_s=5.0)
+    assert done == ["tag", "start"]
+    assert isinstance(end, StoppedError)
+    assert "is still STARTING, which can't be stopped" in str(end)
+    assert "`batchcl model reap` does after" in str(end)
+    assert "model-stopped" not in listener.kinds
+    assert KEY in service.tags[NAME]
+
+
+def test_a_stop_that_is_asked_for_within_the_start_call_is_not_taken_for_a_stopped_model() -> None:
+    """The description still says STOPPED for a while after the start."""
+    service, stopper, listener = Models({NAME: "STOPPED"}), Stopper(), Listener()
+
+    async def slowly(**_: Any) -> None:
+        service.calls.append(f"start {NAME}")
+        stopper.request("ended by SIGTERM")
+        await anyio.sleep(2)
+        service.due[NAME] = (anyio.current_time() + 20, "RUNNING")
+
+    service.start_project_version = slowly  # type: ignore[method-assign]
+    done, end = session(service, stopper=stopper, observer=listener)
+    assert end is stopper.error
+    assert done == ["tag", "start", "tag", "stop", "untag"]
+
+
+def _ended_at(
+    service: Models, seconds: float, *, hurry_s: float | None = None, stopper: Stopper | None = None, **options: Any
+) -> tuple[list[str], BatchclError | None]:
+    each = Session(service, stopper=stopper or Stopper(), **options)
+
+    async def main() -> None:
+        async def ask() -> None:
+            await anyio.sleep(seconds)
+            each.stopper.request("ended by SIGTERM")
+            if hurry_s is not None:
+                await anyio.sleep(hurry_s)
+                each.stopper.hurry()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            ends.append(await each.run())
+
+    ends: list[BatchclError | None] = []
+    run_virtual(main)
+    (end,) = ends
+    telling = {"SCORE", *(f"{verb} {NAME}" for verb in ("start", "stop", "tag", "untag"))}
+    return [call.removesuffix(f" {NAME}") for call in service.calls if call in telling], end
+
+
+def test_a_model_that_never_gets_to_run_is_waited_for_and_then_named() -> None:
+    service = Models({NAME: "STARTING"})
+    put(service, Role.STARTED, until_s=500)
+    done, end = session(service, adopts=True)
+    assert "untag" not in done
+    assert isinstance(end, StoppedError)
+    assert f"batchcl model stop {CATS}" in str(end)
+
+
+def test_a_model_that_is_taken_over_stays_as_it_is_with_its_tag() -> None:
+    async def taken_over(each: Session) -> None:
+        each.manager.hand_over()
+        assert not each.manager.owned
+
+    service = Models({NAME: "STOPPED"})
+    assert session(service, work=taken_over) == (["tag", "start", "SCORE"], None)
+    assert (service.statuses[NAME], list(service.tags[NAME])) == ("RUNNING", [KEY])
+
+
+@pytest.mark.parametrize("role", [Role.STARTED, Role.USING])
+def test_the_starter_leaves_a_shared_model_to_the_others(role: Role) -> None:
+    async def shared(each: Session) -> None:
+        put(each.service, role, until_s=5000, holder="other")
+
+    service, listener = Models({NAME: "STOPPED"}), Listener()
+    _, end = session(service, work=shared, observer=listener)
+    assert (end, service.statuses[NAME], listener.kinds[-1]) == (None, "RUNNING", "model-handed-over")
+    assert " leaving " in service.tags[NAME][KEY], "the other's tag may be that of a run that has not started it"
+
+
+@pytest.mark.parametrize(("role", "is_stopped"), [(Role.STARTED, False), (Role.LEAVING, True)])
+def test_the_last_user_of_a_model_that_was_left_to_it_stops_it(role: Role, *, is_stopped: bool) -> None:
+    async def left(each: Session) -> None:
+        put(each.service, role, until_s=5000, holder="starter")
+
+    service = Models({NAME: "RUNNING"})
+    put(service, Role.STARTED, until_s=5000, holder="starter")
+    _, end = session(service, work=left)
+    assert end is None
+    assert (service.statuses[NAME] == "STOPPED") is is_stopped
+    assert bool(service.tags[NAME]) is not is_stopped
+
+
+class Broken:
+    """An observer whose stream is closed, or whose disk is full."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.told = 0
+
+    def started(self, progress: Progress) -> None:  # noqa: ARG002 - an observer's signature
+        raise self.error
+
+    def notice(self, notice: Notice) -> None:  # noqa: ARG002
+        self.told += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device"), ValueError("closed")])
+def test_an_observer_that_raises_keeps_no_model_from_being_stopped(error: Exception) -> None:
+    observer = Broken(error)
+    service = Models({NAME: "STOPPED"}, start_s=300)
+    assert session(service, observer=observer)[1] is None
+    assert service.status(NAME) == "STOPPED"
+    assert observer.told > 2
+
+
+def test_tags_that_cannot_be_read_keep_no_model_from_being_stopped() -> None:
+    async def away(each: Session) -> None:
+        each.service.errors["list"] = refused("InternalServerError", 500)
+
+    service = Models({NAME: "STOPPED"})
+    assert session(service, work=away)[1] is None
+    assert service.statuses[NAME] == "STOPPED"
+
+
+def test_an_unreachable_model_is_not_said_to_be_stopped() -> None:
+    async def away(each: Session) -> None:
+        each.service.errors["describe"] = LOST
+
+    service, listener = Models({NAME: "STOPPED"}), Listener()
+    _, end = session(service, work=away, observer=listener)
+    assert isinstance(end, StoppedError)
+    assert "model-stopped" not in listener.kinds
+    assert KEY in service.tags[NAME]
+
+
+def test_a_stop_is_not_sent_after_the_lease_has_lapsed_before_the_tags_are_read_again() -> None:
+    async def asleep(each: Session) -> None:
+        describe = each.service.describe_projects
+
+        async def slept(**arguments: Any) -> Any:
+            if each.manager.state is State.STOPPING and not each.service.calls.count("SLEPT"):
+                each.service.calls.append("SLEPT")
+                await anyio.sleep(LENGTH_S + 60)
+                each.service.tags[NAME].clear()
+            return await describe(**arguments)
+
+        each.service.describe_projects = slept  # type: ignore[method-assign]
+
+    service = Models({NAME: "STOPPED"})
+    done, end = session(service, work=asleep)
+    assert ("stop" in done, end, service.statuses[NAME]) == (False, None, "RUNNING")
