@@ -37,7 +37,7 @@ from sim.service import Service, image
 
 T = TypeVar("T")
 
-SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "40"))
+SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "25"))
 IMAGES = 21
 BROKEN = {4, 9, 16}
 """Images that are refused at first, and accepted later."""

@@ -25,8 +25,8 @@ from batchcl.runs.record import Summary, read_summary
 from sim.house import RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 
-IMAGES = 60
-SHARD_SIZE = 15
+IMAGES = 40
+SHARD_SIZE = 10
 """Four shards meet a fault at any point as six do, at less than half of the cost."""
 
 ERRORS = [Kind.ERROR_BEFORE, Kind.ERROR_AFTER]
@@ -64,7 +64,7 @@ def undisturbed() -> dict[str, dict[str, Any]]:
     async def main() -> dict[str, dict[str, Any]]:
         calm = house()
         calm.assert_exactly_once(await calm.run_to_end())
-        assert Counter(row["table"] for row in calm.table().values()) == {"results": 41, "failures": 19}
+        assert Counter(row["table"] for row in calm.table().values()) == {"results": 27, "failures": 13}
         return calm.table()
 
     return in_house(main)
@@ -174,7 +174,7 @@ def test_the_process_is_killed_at_any_call():
 
 @pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
 def test_any_call_fails_or_loses_its_answer(kind):
-    assert points(Sort.CALL, kind) >= 51
+    assert points(Sort.CALL, kind) >= 34
 
 
 def test_any_call_is_the_last_that_the_service_takes():
