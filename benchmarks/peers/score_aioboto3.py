@@ -23,7 +23,7 @@ async def main() -> None:
             async with semaphore:
                 sent_at = time.perf_counter()
                 answer = await rekognition.detect_custom_labels(ProjectVersionArn=arguments.model, Image=image)
-            return row(arguments.bucket, entry, answer, time.perf_counter() - sent_at)
+            return row(arguments.model, arguments.bucket, entry, answer, time.perf_counter() - sent_at)
 
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=arguments.bucket, Prefix=arguments.prefix)
         entries = [entry async for page in pages for entry in page.get("Contents", [])]

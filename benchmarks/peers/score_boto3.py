@@ -20,7 +20,7 @@ def score(config: Config) -> None:
         image = {"S3Object": {"Bucket": arguments.bucket, "Name": entry["Key"]}}
         sent_at = time.perf_counter()
         answer = rekognition.detect_custom_labels(ProjectVersionArn=arguments.model, Image=image)
-        return row(arguments.bucket, entry, answer, time.perf_counter() - sent_at)
+        return row(arguments.model, arguments.bucket, entry, answer, time.perf_counter() - sent_at)
 
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=arguments.bucket, Prefix=arguments.prefix)
     with ThreadPoolExecutor(arguments.concurrency) as pool:

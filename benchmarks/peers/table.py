@@ -27,6 +27,7 @@ LABEL = pa.struct(
 SCHEMA = pa.schema(
     [
         pa.field("run_id", pa.string(), nullable=False),
+        pa.field("model_arn", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
         pa.field("bucket", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
@@ -60,10 +61,11 @@ def asked() -> argparse.Namespace:
     return arguments
 
 
-def row(bucket: str, entry: dict[str, Any], answer: dict[str, Any], latency_s: float) -> dict[str, Any]:
+def row(model: str, bucket: str, entry: dict[str, Any], answer: dict[str, Any], latency_s: float) -> dict[str, Any]:
     """What is kept of one image, from its entry in the listing and the service's answer."""
     return {
         "run_id": RUN_ID,
+        "model_arn": model,
         "uri": f"s3://{bucket}/{entry['Key']}",
         "bucket": bucket,
         "key": entry["Key"],
