@@ -119,7 +119,6 @@ class Ledger:
         needs_call: for each image, whether it has no result yet; None where that needs no look.
         on_taken_up: receives the counts of what earlier sessions have journalled in a shard.
         on_already_scored: receives each outcome that needs no call.
-        on_published: receives each complete shard and its counts.
         utcnow: the time of day.
 
     Attributes:
@@ -139,7 +138,6 @@ class Ledger:
         on_taken_up: Callable[[Counts], None] = lambda _: None,
         on_already_scored: Callable[[Outcome], None] = lambda _: None,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
-        on_published: Callable[[int, Counts], None] = lambda _shard, _counts: None,
     ) -> None:
         self._store = store
         self._spec = spec
@@ -152,7 +150,6 @@ class Ledger:
         self._utcnow = utcnow
         self._on_taken_up = on_taken_up
         self._on_already_scored = on_already_scored
-        self._on_published = on_published
         self.settled = False
         self._open: dict[int, _Open] = {}
         self._buffered = 0
@@ -293,7 +290,6 @@ class Ledger:
             )
         done = counts(state)
         await write_marker(self._store, self._paths, shard, round_=self._targets.round, counts=done)
-        self._on_published(shard, done)
 
     async def _cut_and_publish(self, shard: int, opened: _Open) -> JournalContent:
         """Close what is journalled, and publish it as it is read back, which is what counts."""
