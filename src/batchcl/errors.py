@@ -152,6 +152,10 @@ class TooManyFailuresError(StoppedError):
     exit_code = ExitCode.FAILURES
 
 
+class StalledError(StoppedError):
+    """Calls were due and the model was running, but no image got an outcome for 15 minutes."""
+
+
 class ModelGoneError(StoppedError):
     """The model stopped running in the middle of the run."""
 

@@ -23,9 +23,9 @@ from batchcl.errors import (
     ModelNotReadyError,
     OutputError,
     SourceError,
+    StalledError,
     ThrottledError,
     TransientError,
-    UnreachableError,
 )
 from batchcl.images import ImageRef
 from batchcl.pacing.controller import RateController
@@ -395,7 +395,7 @@ def test_a_service_that_stays_away_ends_the_run_instead_of_failing_the_images():
         return TransientError("reset", code="ConnectionClosedError") if now > 5 else None
 
     run = Run(Service(fault=fault), pacer=UnpacedPacer(), max_in_flight=8).over(map(image, range(2000)))
-    assert isinstance(run.error, UnreachableError)
+    assert isinstance(run.error, StalledError)
     assert 900 < run.ended_at < 1000
     assert run.sink.failed == []
 

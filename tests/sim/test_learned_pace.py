@@ -6,6 +6,7 @@ import datetime as dt
 
 import anyio
 
+from batchcl.aws.lifecycle import Units
 from batchcl.errors import CallError, FatalCallError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.pacing.pacer import Pacer
@@ -17,7 +18,11 @@ from sim.house import MODEL, FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
 from virtual import run_virtual
 
-PACE = pace_path(MODEL)
+PACE = pace_path(MODEL, "")
+
+
+def no_units() -> None:
+    """What an identity that may not describe the model knows."""
 
 
 def house(tps: float, *, images: int = 1500) -> House:
@@ -75,10 +80,58 @@ def test_a_run_that_is_stopped_keeps_what_it_learned() -> None:
     assert abs(learned(stopped.files) - 30) < 1.5
 
 
+def throttled_from(at_s: float, *, images: int = 10_000) -> House:
+    one = house(30, images=images)
+    one.service = Service(
+        tps=lambda now: 30.0 if now < at_s else 0.0,
+        latency_s=lambda rng: rng.uniform(0.1, 0.3),
+    )
+    return one
+
+
+def test_a_run_of_which_every_call_is_throttled_ends_after_fifteen_minutes() -> None:
+    end = run_virtual(throttled_from(0.0).run)
+    assert isinstance(end, StoppedError)
+    assert "15 minutes" in str(end)
+    assert "Provisioned Rate exceeded" in str(end)
+    assert end.summary is not None
+    assert end.summary.scored == 0
+    assert 900 <= end.summary.seconds < 930
+
+
+def test_a_run_that_ended_in_trouble_does_not_lower_what_was_learned() -> None:
+    first = house(30)
+    run_virtual(first.run)
+    second = throttled_from(20.0)
+    second.files[PACE] = first.files[PACE]
+    assert isinstance(run_virtual(second.run), StoppedError)
+    assert learned(second.files) >= learned(first.files)
+    third = throttled_from(60.0)
+    assert isinstance(run_virtual(third.run), StoppedError)
+    assert learned(third.files) > 20, "what was refused in the end is no capacity"
+
+
+def test_each_number_of_units_has_its_own_rate() -> None:
+    files: dict[str, bytes] = {}
+
+    async def session(units: Units) -> None:
+        store = FaultyStore(files)
+        async with learning_pacer(
+            store, MODEL, units=lambda: units, max_tps=None, observer=SilentObserver(), utcnow=utcnow
+        ) as pacer:
+            await throttled(pacer)
+
+    run_virtual(session, Units(1))
+    run_virtual(session, Units(1, 3))
+    assert set(files) == {pace_path(MODEL, "1"), pace_path(MODEL, "1:3")}
+
+
 def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None:
     async def main() -> None:
         store = FaultyStore({}, Trouble(failing=lambda: True))
-        async with learning_pacer(store, MODEL, max_tps=None, observer=SilentObserver(), utcnow=utcnow) as pacer:
+        async with learning_pacer(
+            store, MODEL, units=no_units, max_tps=None, observer=SilentObserver(), utcnow=utcnow
+        ) as pacer:
             await throttled(pacer)
 
     run_virtual(main)
@@ -88,7 +141,12 @@ def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_
     async def main(files: dict[str, bytes], learns: list[bool]) -> None:
         with anyio.move_on_after(5):
             async with learning_pacer(
-                FaultyStore(files), MODEL, max_tps=None, observer=SilentObserver(), utcnow=utcnow
+                FaultyStore(files),
+                MODEL,
+                units=no_units,
+                max_tps=None,
+                observer=SilentObserver(),
+                utcnow=utcnow,
             ) as pacer:
                 if learns:
                     await throttled(pacer)
@@ -117,7 +175,9 @@ def test_a_run_that_was_never_throttled_keeps_what_it_sustained_as_a_lower_bound
     async def session(max_tps: float, *, throttled_at_s: float = 1e9) -> float:
         """Send for 20 s; returns the rate after three."""
         store, rate_tps = FaultyStore(files), 0.0
-        async with learning_pacer(store, MODEL, max_tps=max_tps, observer=SilentObserver(), utcnow=utcnow) as pacer:
+        async with learning_pacer(
+            store, MODEL, units=no_units, max_tps=max_tps, observer=SilentObserver(), utcnow=utcnow
+        ) as pacer:
             begin = anyio.current_time()
             while (age_s := anyio.current_time() - begin) < 20:
                 await pacer.acquire()

@@ -101,6 +101,7 @@ class ModelManager:
         self._looks = 0
         self._answered_at: float | None = None
         self._status = ""
+        self._running_units: Units | None = None
         self._why: BatchclError | None = None
         self._notices: list[Notice] = []
         self._inherits = False
@@ -118,6 +119,11 @@ class ModelManager:
     def state(self) -> State:
         """What the run has to do with the model."""
         return self._life.state
+
+    @property
+    def units(self) -> Units | None:
+        """Those that the model runs with, or would be started with; None where neither is known."""
+        return self._running_units or self._units
 
     @property
     def owned(self) -> bool:
@@ -146,6 +152,7 @@ class ModelManager:
                 raise
             self._observer.notice(Notice("model-unknown", f"the model's state can't be seen: {error}"))
             return
+        self._note_units(model)
         may_be_started = model.status in STARTABLE | {"STOPPING"}
         if model.status in UP or (may_be_started and self._units is not None):
             return
@@ -608,7 +615,12 @@ class ModelManager:
         )
         self._say("lease-not-renewed", text)
 
+    def _note_units(self, model: Model) -> None:
+        if model.status in UP and model.min_units is not None:
+            self._running_units = Units(model.min_units, model.max_units)
+
     def _note(self, model: Model) -> None:
+        self._note_units(model)
         if model.status == self._status:
             return
         self._status = model.status

@@ -109,7 +109,7 @@ class RateController:
     def succeeded(self, now: float, *, sent_at: float) -> None:
         """A call that went out at `sent_at` has an answer that is not about capacity."""
         self._answered.append(now)
-        self._answered_since_cut = True
+        self._answered_since_cut |= sent_at > self._cut_at
         self._late = now - sent_at > _LATE_S
         self._trim(now)
         if self._answered[0] < now - 0.9 * _WINDOW_S:

@@ -37,9 +37,9 @@ def valid_run_id(run_id: str) -> str:
     return run_id
 
 
-def pace_path(model_arn: str) -> str:
-    """What runs have learned of the pace of a model."""
-    return f"{_PACE}/{_file_name(model_arn)}.json"
+def pace_path(model_arn: str, units: str) -> str:
+    """What runs have learned of the pace of a model with so many inference units: `2`, `1:3`, empty if unknown."""
+    return f"{_PACE}/{_file_name(model_arn)}/{units.replace(':', '-') or 'unknown'}.json"
 
 
 def admission_path(model_arn: str) -> str:

@@ -1,7 +1,7 @@
 """The rate that earlier runs have found for a model, kept in the output root so that the next run starts with it.
 
-A hint, never the truth: another number of inference units makes it wrong, so a run only starts there and goes on
-learning. It counts less with age, and a file that can't be read counts nothing.
+It is kept for each number of inference units. It is only a start: the run goes on measuring. It counts less with age,
+and a file that can't be read counts nothing.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class LearnedRate:
         return otherwise_tps * math.exp(self.weight(now) * math.log(self.tps / otherwise_tps))
 
 
-async def read_learned(store: Store, model: str) -> LearnedRate | None:
-    """What was learned of `model`, an ARN; None where that is nothing, or nothing that makes sense.
+async def read_learned(store: Store, model: str, units: str) -> LearnedRate | None:
+    """What was learned of `model`, an ARN, with these units; None where that is nothing, or nothing valid.
 
     Raises:
         OutputError: the output root can't be read.
     """
-    data = await store.get(pace_path(model))
+    data = await store.get(pace_path(model, units))
     if data is None:
         return None
     try:
@@ -61,7 +61,7 @@ async def read_learned(store: Store, model: str) -> LearnedRate | None:
     return learned if 0 < learned.tps <= _MOST_TPS and learned.learned_at.tzinfo is not None else None
 
 
-async def write_learned(store: Store, model: str, learned: LearnedRate) -> None:
+async def write_learned(store: Store, model: str, units: str, learned: LearnedRate) -> None:
     """Keep it for the next run; the last writer wins.
 
     Raises:
@@ -72,4 +72,4 @@ async def write_learned(store: Store, model: str, learned: LearnedRate) -> None:
         "learned_at": learned.learned_at,
         "is_lower_bound": learned.is_lower_bound,
     }
-    await store.put(pace_path(model), orjson.dumps(document, option=orjson.OPT_UTC_Z))
+    await store.put(pace_path(model, units), orjson.dumps(document, option=orjson.OPT_UTC_Z))

@@ -38,8 +38,8 @@ from batchcl.images import Unfit, unfit
 from batchcl.pacing.pacer import Pacer
 from batchcl.reading.base import Preparer
 from batchcl.scoring.callers import Callers
+from batchcl.scoring.circuit_breaker import CircuitBreaker
 from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
-from batchcl.scoring.gate import Gate
 from batchcl.scoring.outcome import Detection, Outcome, Scored, failed, skipped
 from batchcl.scoring.preparing import Preparing
 from batchcl.scoring.queue import WorkItem, WorkQueue
@@ -114,9 +114,10 @@ class Engine:
         self._tasks: TaskGroup
         self._now: Callable[[], float] = anyio.current_time
         self._callers = Callers(self._score, limit=self._settings.max_in_flight)
-        self._gate = Gate(recovery, observer=self._observer, rng=self._rng, on_vain=self.fail)
+        self._breaker = CircuitBreaker(recovery, observer=self._observer, rng=self._rng, on_failure=self.fail)
         self._invalid_first = 0
         self._answered = False
+        self._outcomes = 0
         self._failure: BatchclError | None = None
         self._sink_failed = False
         self._in_flight: dict[int, tuple[WorkItem, float]] = {}
@@ -144,7 +145,7 @@ class Engine:
         self._queue.stop()
         self._feeding.cancel()
         self._listing.cancel()
-        self._gate.stop()
+        self._breaker.stop()
 
     async def run(self, batches: AsyncIterator[Batch]) -> None:
         """Score until the list ends, or `drain`.
@@ -158,6 +159,7 @@ class Engine:
             beside.start_soon(self._keep_sink)
             if self._preparing is not None:
                 beside.start_soon(self._preparing.run)
+            beside.start_soon(self._watch_for_stalls)
             with self._calling:
                 async with anyio.create_task_group() as self._tasks:
                     self._tasks.start_soon(self._list, batches)
@@ -206,7 +208,7 @@ class Engine:
         try:
             with self._feeding:
                 while await self._queue.ready():
-                    await self._gate.passed()
+                    await self._breaker.wait_closed()
                     await self._sink.room()
                     if self._preparing is not None:
                         await self._preparing.room()
@@ -217,6 +219,17 @@ class Engine:
             self._callers.close()
         if not self._queue.stopped:
             self._calling.cancel()  # all have their outcome: what is still open are the slower ones of two calls
+
+    async def _watch_for_stalls(self) -> None:
+        def is_due() -> bool:
+            images = self._queue.statistics()
+            return images.waiting + images.delayed + images.outstanding > 0
+
+        await self._breaker.watch(
+            outcomes=lambda: self._outcomes,
+            is_due=is_due,
+            rate_tps=lambda: self._pacer.statistics().rate_tps,
+        )
 
     async def _help_stragglers(self) -> None:
         """At the end of the list, call again beside a call that hangs: no model should wait for one connection."""
@@ -245,6 +258,7 @@ class Engine:
         if self._preparing is not None:
             self._preparing.settled(item)
         self._sink.record(item.shard, item.position, outcome)
+        self._outcomes += outcome.attempts > 0
         self._progress.count(outcome)
 
     def _unprepared(self, item: WorkItem, reason: Unfit | CallError, refusal: ImageError | None) -> None:
@@ -287,7 +301,7 @@ class Engine:
         sent_at = begun_at + detection.read_s
         self._pacer.succeeded(sent_at=sent_at)
         self._answered = True
-        self._gate.succeeded()
+        self._breaker.answered(scored=True)
         latency_s = self._now() - sent_at
         usual_s = self._usual_latency_s or latency_s
         self._usual_latency_s = usual_s + _LATENCY_WEIGHT * (latency_s - usual_s)
@@ -304,6 +318,7 @@ class Engine:
     def _unanswered(self, item: WorkItem, error: CallError, sent_at: float) -> Outcome | None:
         """What the class of `error` asks for: go back to the queue, or end as a failure."""
         self._progress.throttled += isinstance(error, ThrottledError)
+        self._breaker.failed(error)
         if item.is_settled or (item.open_calls > 1 and not isinstance(error, ImageError)):
             return None  # the other call for this image decides
         match error:
@@ -312,15 +327,15 @@ class Engine:
                 return None
             case ModelNotReadyError():
                 self._queue.give_back(item)
-                self._gate.close(error, sent_at=sent_at, tasks=self._tasks)
+                self._breaker.open(error, sent_at=sent_at, tasks=self._tasks)
                 return None
             case FatalCallError():
                 self._queue.give_back(item)
                 self.fail(error)
                 return None
-            case TransientError() if not isinstance(error, HostError) and self._gate.blames_service(item.image.uri):
+            case TransientError() if not isinstance(error, HostError) and self._breaker.blames_service(item.image.uri):
                 self._queue.give_back(item)
-                self._gate.close(error, sent_at=sent_at, tasks=self._tasks)
+                self._breaker.open(error, sent_at=sent_at, tasks=self._tasks)
                 return None
             case TransientError() if item.attempts + 1 < self._settings.max_attempts:
                 item.attempts += 1
@@ -328,7 +343,7 @@ class Engine:
                 return None
             case ImageError():
                 if error.status is not None:  # otherwise the service wasn't asked
-                    self._gate.heard()
+                    self._breaker.answered(scored=False)
                 self._judge_bucket(error)
                 if self._preparing is not None and self._preparing.may_mend(item, error):
                     if item.open_calls == 1:  # or the other call brings the refusal too

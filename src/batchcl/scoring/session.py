@@ -94,9 +94,13 @@ class Session:
         Raises:
             BatchclError: what ended the session early, with `summary`.
         """
-        max_tps, observer, utcnow = self.job.max_tps, self.means.observer, self.means.utcnow
         async with learning_pacer(
-            self.store, self.record.model, max_tps=max_tps, observer=observer, utcnow=utcnow
+            self.store,
+            self.record.model,
+            units=lambda: self.means.keeper.units,
+            max_tps=self.job.max_tps,
+            observer=self.means.observer,
+            utcnow=self.means.utcnow,
         ) as pacer:
             return await self._run(pacer)
 

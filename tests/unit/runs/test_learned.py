@@ -16,19 +16,19 @@ NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 
 def read(data: bytes | None) -> LearnedRate | None:
     async def main() -> LearnedRate | None:
-        store: Store = FaultyStore({} if data is None else {pace_path("p@v"): data})
-        return await read_learned(store, "p@v")
+        store: Store = FaultyStore({} if data is None else {pace_path("p@v", "2"): data})
+        return await read_learned(store, "p@v", "2")
 
     return run_virtual(main)
 
 
 def test_what_one_run_keeps_the_next_one_reads() -> None:
-    async def main() -> tuple[LearnedRate | None, LearnedRate | None]:
+    async def main() -> list[LearnedRate | None]:
         store = FaultyStore({})
-        await write_learned(store, "p@v", LearnedRate(13.9, NOW))
-        return await read_learned(store, "p@v"), await read_learned(store, "p@other")
+        await write_learned(store, "p@v", "2", LearnedRate(13.9, NOW))
+        return [await read_learned(store, *key) for key in (("p@v", "2"), ("p@other", "2"), ("p@v", "1"), ("p@v", ""))]
 
-    assert run_virtual(main) == (LearnedRate(13.9, NOW), None)
+    assert run_virtual(main) == [LearnedRate(13.9, NOW), None, None, None]
 
 
 def test_it_counts_less_with_age_and_starts_between_the_guess_and_what_was_learned() -> None:

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import anyio
+
+from batchcl.errors import BatchclError, StalledError, ThrottledError
+from batchcl.scoring.circuit_breaker import DISTINCT_IMAGES, STALL_ENDS_S, STALL_WARNS_S, CircuitBreaker
+from batchcl.scoring.events import Notice, SilentObserver
+from sim.service import WaitingRecovery
+from virtual import run_virtual
+
+
+class Notices(SilentObserver):
+    def __init__(self) -> None:
+        self.at: list[tuple[float, Notice]] = []
+
+    def notice(self, notice: Notice) -> None:
+        self.at.append((anyio.current_time(), notice))
+
+
+def breaker(
+    observer: SilentObserver | None = None, on_failure: Callable[[BatchclError], None] = lambda _: None
+) -> CircuitBreaker:
+    return CircuitBreaker(
+        WaitingRecovery(), observer=observer or SilentObserver(), rng=random.Random(1), on_failure=on_failure
+    )
+
+
+def test_one_image_that_fails_again_and_again_is_no_outage() -> None:
+    async def main() -> None:
+        one = breaker()
+        assert not any(one.blames_service("a") for _ in range(100))
+
+    run_virtual(main)
+
+
+def test_many_images_without_any_answer_are_one_until_the_next_answer() -> None:
+    async def main() -> None:
+        one = breaker()
+        found = [one.blames_service(f"{number}") for number in range(DISTINCT_IMAGES + 1)]
+        assert found == [False] * (DISTINCT_IMAGES - 1) + [True, True]
+        one.answered(scored=True)
+        assert not one.blames_service("0")
+
+    run_virtual(main)
+
+
+def test_answers_between_errors_are_no_outage() -> None:
+    async def main() -> None:
+        one = breaker()
+        for number in range(100):
+            assert not one.blames_service(f"{number}")
+            if number % 5 == 0:
+                one.answered(scored=False)
+
+    run_virtual(main)
+
+
+async def stalled_for(*, rate_tps: float = 5.0, outcome_at: float | None = None) -> tuple[Notices, list[float]]:
+    """Watch for an hour in which calls are due and nothing has an outcome, but for one; the times of the ends."""
+    notices, ends, ended = Notices(), list[float](), anyio.Event()
+
+    def end(_error: BatchclError) -> None:
+        ends.append(anyio.current_time())
+        ended.set()
+        one.stop()
+
+    one = breaker(notices, end)
+    one.failed(ThrottledError("Provisioned Rate exceeded", code="ProvisionedThroughputExceededException"))
+    outcomes = 0
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            await one.watch(outcomes=lambda: outcomes, is_due=lambda: True, rate_tps=lambda: rate_tps)
+
+        tasks.start_soon(watch)
+        if outcome_at is not None:
+            await anyio.sleep(outcome_at)
+            outcomes += 1
+        with anyio.move_on_after(3600):
+            await ended.wait()
+        one.stop()
+    return notices, ends
+
+
+def test_a_stall_is_reported_once_after_a_minute_and_ends_after_fifteen() -> None:
+    notices, ends = run_virtual(stalled_for)
+    [(at, notice)] = notices.at
+    assert STALL_WARNS_S <= at <= STALL_WARNS_S + 6
+    assert "Provisioned Rate exceeded" in notice.text
+    assert STALL_ENDS_S <= ends[0] <= STALL_ENDS_S + 6
+
+
+def test_an_outcome_begins_the_fifteen_minutes_again() -> None:
+    notices, ends = run_virtual(lambda: stalled_for(outcome_at=800.0))
+    assert 800 + STALL_ENDS_S <= ends[0] <= 800 + STALL_ENDS_S + 12
+    assert len(notices.at) == 2
+
+
+def test_a_ceiling_below_a_call_a_minute_is_no_stall() -> None:
+    notices, ends = run_virtual(lambda: stalled_for(rate_tps=0.0001))
+    assert (notices.at, ends) == ([], [])
+
+
+def test_the_end_says_what_happened_and_what_to_do() -> None:
+    async def main() -> BatchclError:
+        errors: list[BatchclError] = []
+        one = breaker(on_failure=errors.append)
+        with anyio.move_on_after(STALL_ENDS_S + 10):
+            await one.watch(outcomes=lambda: 0, is_due=lambda: True, rate_tps=lambda: 5.0)
+        return errors[0]
+
+    error = run_virtual(main)
+    assert isinstance(error, StalledError)
+    assert "15 minutes" in str(error)
+    assert "run the same command again" in str(error)
