@@ -29,7 +29,7 @@ from batchcl.aws.transport import Transport
 from batchcl.errors import UsageError
 from batchcl.lifetime.leases import lease_seconds
 from batchcl.quantities import moment_of, seconds_of
-from batchcl.runs.layout import valid_run_id
+from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
 from batchcl.sources.filters import Filters
 from batchcl.sources.inventory import parse_as_of
@@ -170,6 +170,24 @@ class Job(BaseModel):
         if isinstance(value, dt.date):
             return value.isoformat()
         return str(value) if isinstance(value, int) else value
+
+    @field_validator("sources")
+    @classmethod
+    def _with_home(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(expand_home(source) for source in value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("out", "from_results")
+    @classmethod
+    def _clearly_a_root(cls, value: str | None) -> str | None:
+        try:
+            if value is None or not output_root(value):
+                return value
+            return value if value.startswith("s3://") else expand_home(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
 
     @field_validator(
         *("model", "start_model", "run_id", "deadline", "lease", "dead_man_role"),

@@ -51,6 +51,20 @@ def test_a_command_line_that_is_not_understood_is_one_sentence(cli, words, says)
     assert says in done.err
 
 
+@pytest.mark.parametrize(
+    "out", ["s3:/b/p", "arn:aws:s3:::b/p", "file:/x", "C:\\x", "s3://b//p", "s3://b/../p", "s3://b b/p"]
+)
+def test_what_is_not_clearly_an_output_root_is_refused_everywhere(cli, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = ("run", "x", "--emulator", "--out", out)
+    for arguments in (run, ("plan", *run[1:]), ("status", out), ("labels", out), ("retry", out, "night")):
+        done = cli(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.count("\n") == 1
+        assert "the output root" in done.err
+        assert not list(tmp_path.iterdir())
+
+
 def test_a_group_without_a_command_shows_its_help(cli):
     done = cli("model")
     assert done.code == 2

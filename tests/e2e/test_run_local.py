@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,42 @@ def test_parts_have_schema_v1_and_lie_where_the_design_says(cli, demo, env, tmp_
         "shards/00000.json",
         "summary.json",
     }
+
+
+@pytest.mark.parametrize("run_id", ["scheduled__2026-11-21T00:00:00+00:00", "night of the 21st / photos é"])
+def test_a_run_id_of_any_form_is_kept_and_its_files_have_safe_names(cli, demo, env, tmp_path, run_id):
+    out = tmp_path / "out"
+    options = ("--model", demo.arn, "--out", out, "--run-id", run_id)
+    done = cli("run", demo.data.images, *options, "--limit", 3, "--json", env=env)
+    assert done.code == 0, done.err
+    assert done.json["run_id"] == run_id
+    files = [path.relative_to(out).as_posix() for path in out.rglob("*")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._=@/-]+", path) for path in files), files
+    assert not [path for path in files if re.search(r"/[._][^/]*$", path) and not path.startswith("runs/.")]
+    assert batchcl.open_results(str(out), run_id=run_id).images().collect()["run_id"].to_list() == [run_id] * 3
+    assert cli("status", out, run_id, "--json").json["run_id"] == run_id
+    assert [run["run_id"] for run in cli("runs", out, "--json").json] == [run_id]
+    again = cli("run", demo.data.images, *options, "--limit", 3, "--json", env=env)
+    assert (again.code, again.json["calls"]) == (0, done.json["calls"])
+    assert "nothing to do" in again.err or "is done" in again.err
+    (folder,) = [path.name for path in (out / "runs").iterdir() if not path.name.startswith(".")]
+    other = cli("run", demo.data.images, "--model", demo.arn, "--out", out, "--run-id", folder, env=env)
+    assert other.code == 2
+    assert "is the name of run" in other.err
+
+
+def test_a_directory_that_holds_the_output_root_gives_no_image_twice(cli, demo, env, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        shutil.copy(demo.data.images / "00000.png", photos / f"{number}.png")
+    (photos / "runs").mkdir()
+    shutil.copy(demo.data.images / "00000.png", photos / "runs/not-an-input.png")
+    done = cli("run", photos, "--model", demo.arn, "--out", photos, "--json", env=env)
+    assert (done.code, done.json["planned"]) == (0, 3)
+    assert f"left out of {photos}" in done.err
+    inside = cli("run", photos / "results", "--model", demo.arn, "--out", photos, env=env)
+    assert (inside.code, inside.err.count("\n")) == (2, 1)
 
 
 def test_unfit_and_refused_images_are_rows_with_their_reason(cli, demo, env, tmp_path):

@@ -179,7 +179,7 @@ class FaultyStore(Store):
     `test_house.py` holds the two against each other.
     """
 
-    def __init__(self, files: dict[str, bytes], trouble: Trouble | None = None, *, root: str = "memory:") -> None:
+    def __init__(self, files: dict[str, bytes], trouble: Trouble | None = None, *, root: str = "memory") -> None:
         super().__init__(root, MemoryStore())
         self._files = files
         self._trouble = trouble or Trouble()
@@ -404,7 +404,7 @@ class House:
         assert earlier is not None
         async with self.detector() as service:
             return await conduct_round(
-                job_of(record.scored_as, record.settings, {"out": "memory:", "run_id": self.run_id}),
+                job_of(record.scored_as, record.settings, {"out": "memory", "run_id": self.run_id}),
                 store,
                 record,
                 earlier,
@@ -426,7 +426,7 @@ class House:
         return Job(
             sources=("the house's images",),
             model=MODEL,
-            out="memory:",
+            out="memory",
             run_id=self.run_id,
             shard_size=self.shard_size,
             max_in_flight=self.max_in_flight,

@@ -15,6 +15,7 @@ import polars as pl
 
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import UsageError
+from batchcl.runs.layout import RunPaths
 from batchcl.runs.published import PublishedPart, later_parts, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store, open_root
@@ -207,7 +208,7 @@ class _Narrowing:
             raise UsageError(f"{store.root} has nothing published of the model {self.model!r}; it has {_some(models)}")
         if self.run_id is None or any(part.may_hold(self.run_id) for part in parts):
             return
-        if not store.list_now(f"runs/{self.run_id}"):
+        if not store.list_now(RunPaths(self.run_id).folder):
             raise UsageError(f"{store.root} has no run {self.run_id!r}; `batchcl runs {store.root}` lists its runs")
 
 

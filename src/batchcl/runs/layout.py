@@ -7,19 +7,74 @@ import hashlib
 import re
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["RUNS", "STAGING", "PartName", "RunPaths", "admission_path", "new_run_id", "pace_path", "valid_run_id"]
+__all__ = [
+    "FOLDERS",
+    "RUNS",
+    "STAGING",
+    "PartName",
+    "RunPaths",
+    "admission_path",
+    "expand_home",
+    "new_run_id",
+    "output_root",
+    "pace_path",
+    "run_name",
+    "valid_run_id",
+]
 
 RUNS: Final = "runs"
+FOLDERS: Final = ("results", "failures", RUNS)
+"""Of an output root."""
+
 STAGING: Final = f"{RUNS}/.staging"
-"""Where local files are written before they are renamed. Not a run: a run id begins with a letter or a digit."""
+"""Where local files are written before they are renamed. Not a run: a run's name does not begin with a dot."""
 
 _PACE: Final = f"{RUNS}/.pace"
 _PART: Final = re.compile(r"(?P<run>.+)-(?P<shard>\d{5,})-(?P<first>\d{5,})\.parquet")
-_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
+_BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{3,255}")
+_MOST_ID_BYTES: Final = 255
+_MOST_NAME_BYTES: Final = 100
+_DIGEST_CHARACTERS: Final = 12
+
+
+def output_root(text: str) -> str:
+    """The output root that a user names, as it is used and printed: an absolute path, or `s3://bucket[/prefix]`.
+
+    Raises:
+        UsageError: it is neither, or too much like something else to be taken for a directory.
+    """
+    if any(not character.isprintable() for character in text):
+        raise UsageError(f"the output root {text!r} contains control characters or is not valid UTF-8")
+    if text.startswith("s3://"):
+        bucket, _, prefix = text.removeprefix("s3://").partition("/")
+        if not _BUCKET.fullmatch(bucket):
+            hint = "use the alias of the access point" if bucket.startswith("arn:") else "write s3://bucket/prefix"
+            raise UsageError(f"the output root {text!r} has no valid bucket name; {hint}")
+        folders = prefix.removesuffix("/").split("/") if prefix else []
+        if not {"", ".", ".."}.isdisjoint(folders):
+            raise UsageError(f"the output root {text!r} has an empty folder name, . or .. in its prefix; remove it")
+        return "/".join([f"s3://{bucket}", *folders])
+    if ":" in text.partition("/")[0]:
+        raise UsageError(
+            f"the output root {text!r} is neither s3://bucket/prefix nor clearly a directory; write ./{text} if it is"
+        )
+    return str(Path(expand_home(text)).absolute())
+
+
+def expand_home(path: str) -> str:
+    """`path` with `~` and `~user` at its start replaced, as a shell does. Raises `UsageError` where that is unknown."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        name = path.partition("/")[0]
+        raise UsageError(
+            f"the home directory {name} in {path!r} is unknown; set HOME or write the whole path"
+        ) from error
 
 
 def new_run_id(now: dt.datetime) -> str:
@@ -28,13 +83,23 @@ def new_run_id(now: dt.datetime) -> str:
 
 
 def valid_run_id(run_id: str) -> str:
-    """`run_id` itself, or `UsageError`: it becomes part of file names."""
-    if not _RUN_ID.fullmatch(run_id):
-        raise UsageError(
-            f"{run_id!r} can't be a run id: use at most 128 letters, digits and . _ : + @ -, starting with a letter or "
-            "digit, such as 2026-11-21"
-        )
+    """`run_id` itself, or `UsageError`: any printable text of 1 to 255 bytes, such as those of schedulers."""
+    if not run_id.isprintable() or not 0 < len(run_id.encode(errors="replace")) <= _MOST_ID_BYTES:
+        raise UsageError(f"{run_id!r} can't be a run id: use 1 to {_MOST_ID_BYTES} bytes of printable text")
     return run_id
+
+
+def run_name(run_id: str) -> str:
+    """The run in file names: at most 100 letters, digits, `.`, `_` and `-`, not beginning with `.` or `_`.
+
+    An id of this form is its own name. Otherwise the other characters are replaced and a digest of the id is appended,
+    so that two ids have two names. Spark reads no names with `:`, and none that begin with `.` or `_`.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id).lstrip("._")
+    if safe == run_id and len(safe) <= _MOST_NAME_BYTES:
+        return run_id
+    digest = hashlib.sha256(run_id.encode(errors="surrogatepass")).hexdigest()[:_DIGEST_CHARACTERS]
+    return f"{safe[: _MOST_NAME_BYTES - len(digest) - 1]}-{digest}"
 
 
 def pace_path(model_arn: str, units: str) -> str:
@@ -56,14 +121,14 @@ def _file_name(model_arn: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class PartName:
-    """What the name of a published file says: its run, its shard and the first journal segment of its rows."""
+    """What the name of a published file says: the `run_name`, the shard and the first journal segment of its rows."""
 
-    run_id: str
+    run: str
     shard: int
     first: int
 
     def __str__(self) -> str:
-        return f"{self.run_id}-{self.shard:05d}-{self.first:05d}.parquet"
+        return f"{self.run}-{self.shard:05d}-{self.first:05d}.parquet"
 
     @classmethod
     def parse(cls, name: str) -> PartName | None:
@@ -74,14 +139,14 @@ class PartName:
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """The paths of one run. Round 0 is the run itself; its retries are numbered from 1."""
+    """The paths of one run, by its id or its name. Round 0 is the run itself; its retries are numbered from 1."""
 
     run_id: str
 
     @property
     def folder(self) -> str:
         """Everything but the parts."""
-        return f"{RUNS}/{self.run_id}"
+        return f"{RUNS}/{run_name(self.run_id)}"
 
     @property
     def record(self) -> str:
@@ -149,7 +214,7 @@ class RunPaths:
 
     def part(self, table: str, *, model: str, date: dt.date, shard: int, first: int) -> str:
         """The Parquet file in `table` (`results` or `failures`) of the segments from number `first` to the next cut."""
-        return f"{table}/model={model}/date={date.isoformat()}/{PartName(self.run_id, shard, first)}"
+        return f"{table}/model={model}/date={date.isoformat()}/{PartName(run_name(self.run_id), shard, first)}"
 
 
 def segment_number(path: str) -> int:

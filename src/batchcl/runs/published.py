@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from batchcl.errors import OutputError
-from batchcl.runs.layout import PartName
+from batchcl.runs.layout import PartName, run_name
 from batchcl.runs.store import Store
 
 __all__ = ["PublishedPart", "check_root", "later_parts", "published_parts"]
@@ -34,7 +34,7 @@ class PublishedPart:
     def may_hold(self, run_id: str) -> bool:
         """Whether it may have rows of the run; files of an export have rows of several."""
         written = PartName.parse(self.name)
-        return written is None or written.run_id == run_id
+        return written is None or written.run == run_name(run_id)
 
 
 def published_parts(store: Store) -> list[PublishedPart]:
@@ -66,7 +66,7 @@ def later_parts(parts: Iterable[PublishedPart]) -> dict[PublishedPart, list[Publ
         if written is None or (part.model, part.date) in exported:
             groups[part.model, part.date].append((1 if part.table == "results" else 0, part))
         else:
-            groups[part.model, part.date, written.run_id, str(written.shard)].append((written.first, part))
+            groups[part.model, part.date, written.run, str(written.shard)].append((written.first, part))
     found = {
         part: [other for later, other in group if later > first]
         for group in groups.values()

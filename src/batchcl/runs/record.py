@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeVar
 import orjson
 
 from batchcl.aws.arn import ModelArn
+from batchcl.errors import UsageError
 from batchcl.runs.damage import intact
-from batchcl.runs.layout import RunPaths
+from batchcl.runs.layout import RunPaths, run_name
 from batchcl.runs.parts import PartSpec
 from batchcl.runs.store import Store
 
@@ -130,8 +131,17 @@ _Document = TypeVar("_Document", RunRecord, Summary)
 
 
 async def read_record(store: Store, run_id: str) -> RunRecord | None:
-    """The run's record, or None if there is no such run."""
-    return _load(RunRecord, await store.get(RunPaths(run_id).record), store.uri(RunPaths(run_id).record))
+    """The record of the run with this id or name, or None if there is no such run.
+
+    Raises:
+        UsageError: another run has this name: file systems may not distinguish `a` from `A`.
+        OutputError: it can't be read.
+    """
+    path = RunPaths(run_id).record
+    record = _load(RunRecord, await store.get(path), store.uri(path))
+    if record is not None and run_name(record.run_id) != run_name(run_id):
+        raise UsageError(f"{store.uri(path)} is of run {record.run_id!r}, not {run_id!r}; use another --run-id")
+    return record
 
 
 async def read_summary(store: Store, run_id: str) -> Summary | None:

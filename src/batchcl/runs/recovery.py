@@ -17,7 +17,7 @@ from typing import Final
 from batchcl.errors import StoppedError
 from batchcl.runs.entries import counts, latest, of_round, positions
 from batchcl.runs.journal import Journal
-from batchcl.runs.layout import RUNS, RunPaths
+from batchcl.runs.layout import RUNS, RunPaths, run_name
 from batchcl.runs.lease import Lease, LeaseKeeper, is_alive, read_session
 from batchcl.runs.ledger import AllImages, Targets
 from batchcl.runs.markers import published, read_counts, write_marker
@@ -56,7 +56,7 @@ async def recover_runs(
     """
     sessions = [file.path for file in await store.list_all(RUNS) if _SESSION.fullmatch(file.path)]
     newest = {path.split("/")[1]: path for path in sessions}  # of each run the last one, as they are sorted
-    newest.pop(besides, None)
+    newest.pop(run_name(besides), None)
 
     async def look(run_id: str) -> tuple[RunRecord, Lease, bool] | None:
         lease = await read_session(store, newest[run_id])

@@ -27,7 +27,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import LocalStore, MemoryStore, S3Store
 
 from batchcl.errors import OutputError, StoppedError, UsageError
-from batchcl.runs.layout import RUNS, STAGING
+from batchcl.runs.layout import RUNS, STAGING, output_root
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -102,16 +102,15 @@ class Store:
         """The store at `root`: a directory, or `s3://bucket/prefix`, which needs `aws`.
 
         Raises:
-            UsageError: `root` is neither.
+            UsageError: `root` is neither; see `output_root`.
             OutputError: the directory does not exist, or can't be made with `create`.
         """
+        root = output_root(root)
         if root.startswith("s3://"):
             if aws is None:
                 raise UsageError(f"{root} needs an AWS session")
-            return _open_s3(root.rstrip("/"), aws)
-        if "://" in root:
-            raise UsageError(f"the output root {root} is neither a directory nor s3://bucket/prefix")
-        path = Path(root).absolute()
+            return _open_s3(root, aws)
+        path = Path(root)
         with _explained("opening the output root", str(path)):
             is_there, is_folder = path.exists(), path.is_dir()
         if is_there and not is_folder:
@@ -125,7 +124,7 @@ class Store:
     @classmethod
     def memory(cls) -> Store:
         """A store that lives in this process."""
-        return cls("memory:", MemoryStore())
+        return cls("memory", MemoryStore())
 
     @property
     def is_s3(self) -> bool:
@@ -385,8 +384,6 @@ class _Readable(io.RawIOBase):
 
 def _open_s3(root: str, aws: Aws) -> Store:
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise UsageError(f"{root} names no bucket; write s3://bucket/prefix")
     s3 = aws.s3_access(bucket)
     config: dict[str, Any] = {"region": s3.region}
     if s3.endpoint_url is not None:

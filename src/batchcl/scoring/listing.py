@@ -8,10 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Protocol
-
-import anyio.to_thread
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.buckets import Buckets
@@ -20,6 +17,7 @@ from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.job import Job
+from batchcl.runs.layout import output_root
 from batchcl.scoring.events import Notice, Observer
 from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Checked, Source
@@ -94,7 +92,6 @@ async def check_sources(
 ) -> Listing:
     """Look at the job's sources and at their buckets before a call is spent; the run began, or begins, `at`."""
     filters = job.filters(at)
-    out = None if "://" in job.out else await anyio.to_thread.run_sync(Path(job.out).absolute)
     buckets = Buckets(aws, region=model.region, cross_region=job.cross_region)
     if job.from_results is not None:
         where = None if job.where is None else Condition(job.where)
@@ -107,12 +104,16 @@ async def check_sources(
             region=model.region,
             options=job.lists,
             transport=job.transport,
-            leave_out=out,
+            out=output_root(job.out),
             buckets=buckets,
         )
     found = [await source.check() for source in sources]
     for source, checked in zip(sources, found, strict=True):
         _tell_bad_lines(source, checked, observer)
+        if checked.left_out_folders:
+            folders = " and ".join(checked.left_out_folders)
+            text = f"left out of {source.description}, as they are the output root's: {folders}"
+            observer.notice(Notice("output-left-out", text))
     await buckets.check(name for checked in found for name in checked.buckets)
     for bucket, region in buckets.elsewhere.items():
         text = f"bucket {bucket} lies in {region}: its images are fetched from there and sent as bytes"

@@ -371,6 +371,8 @@ def _record(job: Job, model: ModelArn) -> RunRecord:
 async def _same(store: Store, record: RunRecord) -> RunRecord | None:
     """The record of an earlier session of the same run; None when the id is new, `UsageError` when it is another's."""
     old = await read_record(store, record.run_id)
+    if old is not None and old.run_id != record.run_id:
+        raise UsageError(f"{record.run_id} in {store.root} is the name of run {old.run_id!r}; use that as --run-id")
     if old is not None and old.fingerprint != record.fingerprint:
         raise UsageError(
             f"run {record.run_id} in {store.root} scored something else: "

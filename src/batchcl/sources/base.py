@@ -63,6 +63,7 @@ class Checked:
         lines: lines or rows of a list that aren't blank: its images, each as often as it is named, the bad lines, and
             what is left out. None where the source is no list.
         left_out: what the list names that is no image to score, such as an inventory's delete markers: kind → count.
+        left_out_folders: folders that don't belong to the source, being the output root's.
     """
 
     buckets: frozenset[str] = frozenset()
@@ -71,6 +72,7 @@ class Checked:
     digest: str | None = None
     lines: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out_folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,15 @@ __all__ = ["DirectorySource"]
 class DirectorySource:
     """Every file below a directory: a folder's files by name, then its folders by name.
 
-    Links to files are followed, links to directories are not, as they may lead in circles. Files below `leave_out`
-    (the output root, when it lies inside) don't belong to the source.
+    Links to files are followed, links to directories are not, as they may lead in circles. Files below one of
+    `leave_out` don't belong to the source: they are the output root's.
     """
 
     repeats = NO_NAMES
     exhaustive = False
     """Links to directories are passed over, and so is the output root."""
 
-    def __init__(self, path: str, *, leave_out: Path | None = None) -> None:
+    def __init__(self, path: str, *, leave_out: Sequence[Path] = ()) -> None:
         self.description = path
         self._root = Path(os.path.abspath(path))  # noqa: PTH100 - without .. as the images' paths, and links as they are
         self._leave_out = leave_out
@@ -37,7 +37,8 @@ class DirectorySource:
         """Raises `SourceError` where the directory is missing or may not be read."""
         try:
             with os.scandir(self._root):
-                return Checked()
+                folders = tuple(f"{folder}/" for folder in self._leave_out if self._is_inside(folder))
+                return Checked(left_out_folders=folders)
         except OSError as error:
             raise SourceError(f"can't read the directory {self._root}: {error.strerror}; check the path") from error
 
@@ -53,11 +54,11 @@ class DirectorySource:
         return [image.local and image.key.startswith(root) for image in images]
 
     def _is_left_out(self, folder: Path) -> bool:
-        """Whether `folder` is the output root, by whichever name."""
-        try:
-            return self._leave_out is not None and self._leave_out.samefile(folder)
-        except OSError:
-            return False  # it isn't there, so nothing lies in it
+        """Whether `folder` is one of those left out, by whichever name."""
+        return any(_is_same(folder, each) for each in self._leave_out)
+
+    def _is_inside(self, folder: Path) -> bool:
+        return any(_is_same(each, self._root) for each in folder.parents)
 
     def _files_after(self, key: str) -> Iterator[ImageRef]:
         last = self._order(key)
@@ -73,6 +74,13 @@ class DirectorySource:
             folders[:] = sorted(name for name in folders if not self._is_left_out(Path(folder, name)))
             for name in sorted(names):
                 yield local_image(os.path.join(folder, name))  # noqa: PTH118 - a Path per file costs more than the rest
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False  # one isn't there
 
 
 def _refuse(error: OSError) -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
-from batchcl.runs.layout import PartName
+from batchcl.runs.layout import PartName, run_name
 from batchcl.runs.published import PublishedPart, later_parts, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
@@ -93,7 +93,7 @@ async def open_outcomes(root: str, *, aws: Aws, where: Condition | None, leave_o
 
 def _is_of(part: PublishedPart, run_id: str | None) -> bool:
     written = PartName.parse(part.name)
-    return written is not None and written.run_id == run_id
+    return run_id is not None and written is not None and written.run == run_name(run_id)
 
 
 class _OutcomesPart:

@@ -21,6 +21,7 @@ from batchcl.aws.buckets import Buckets
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
+from batchcl.runs.layout import FOLDERS
 from batchcl.sources.archive import archive_in_s3, local_archive
 from batchcl.sources.base import Source, refuse_url
 from batchcl.sources.csv_rows import CsvPart, LabelRows, batch_row
@@ -89,7 +90,7 @@ async def open_sources(
     aws: Aws,
     region: str,
     options: ListOptions | None = None,
-    leave_out: Path | None = None,
+    out: str | None = None,
     transport: Transport = Transport.WIRE,
     buckets: Buckets | None = None,
 ) -> list[Source]:
@@ -102,7 +103,7 @@ async def open_sources(
         aws: for S3.
         region: where buckets are expected: the model's.
         options: how lists are read.
-        leave_out: a directory whose files belong to no source: the output root.
+        out: the output root, an absolute path or `s3://bucket[/prefix]`: its files belong to no source.
         transport: how listings of prefixes travel.
         buckets: says where they lie; in `region` without it.
 
@@ -116,7 +117,7 @@ async def open_sources(
         aws=aws,
         region=region,
         options=options or ListOptions(),
-        leave_out=leave_out,
+        out=out,
         transport=transport,
         buckets=buckets or Buckets(aws, region=region),
     )
@@ -131,7 +132,7 @@ class _Opener:
         aws: Aws,
         region: str,
         options: ListOptions,
-        leave_out: Path | None,
+        out: str | None,
         transport: Transport,
         buckets: Buckets,
     ) -> None:
@@ -139,7 +140,7 @@ class _Opener:
         self._aws = aws
         self._s3 = S3Place(aws, stack, region=region)
         self._options = options
-        self._leave_out = leave_out
+        self._out = out
         self._transport = transport
         self._buckets = buckets
 
@@ -151,7 +152,7 @@ class _Opener:
         if kind is SourceKind.PREFIX:
             raise SourceError(f"{name} is no S3 prefix; write s3://bucket/prefix")
         if kind is SourceKind.DIRECTORY:
-            return DirectorySource(name, leave_out=self._leave_out)
+            return await anyio.to_thread.run_sync(self._directory, name)
         if kind is SourceKind.IMAGE:
             return ImageSource(name)
         if kind is SourceKind.INVENTORY:
@@ -169,7 +170,7 @@ class _Opener:
         if what is _What.FOLDER:
             if self._options.as_of is not None or await anyio.to_thread.run_sync(_holds_inventories, name):
                 return await self._inventory(name)
-            return DirectorySource(name, leave_out=self._leave_out)
+            return await anyio.to_thread.run_sync(self._directory, name)
         if what is _What.GLOB:
             return await self._lists(name, await anyio.to_thread.run_sync(_globbed, name))
         return await self._lists(name, [_local(name)])
@@ -198,8 +199,40 @@ class _Opener:
             raise SourceError(f"there is no {name}; check the key")
         return await self._lists(name, [_ListFile(name, path, None)])
 
+    def _directory(self, name: str) -> Source:
+        """Blocks."""
+        if self._out is None or self._out.startswith("s3://"):
+            return DirectorySource(name)
+        root, source = Path(self._out).resolve(), Path(name).resolve()
+        for folder in FOLDERS:
+            if source.is_relative_to(root / folder):
+                raise SourceError(f"{name} is inside {folder}/ of the output root {root}; name another folder")
+        is_root = source == root
+        return DirectorySource(name, leave_out=[root / folder for folder in FOLDERS] if is_root else [root])
+
     async def _prefix(self, name: str) -> Source:
-        return S3PrefixSource(name, self._aws, region=await self._region_of(name), transport=self._transport)
+        return S3PrefixSource(
+            name,
+            self._aws,
+            region=await self._region_of(name),
+            transport=self._transport,
+            leave_out=self._outputs_below(name),
+        )
+
+    def _outputs_below(self, name: str) -> tuple[str, ...]:
+        """Prefixes of keys that start with the S3 prefix `name`, and that are the output root's."""
+        bucket, _, prefix = name.removeprefix("s3://").partition("/")
+        if self._out is None or f"{self._out}/".partition(f"s3://{bucket}/")[0]:
+            return ()
+        root = f"{self._out}/".removeprefix(f"s3://{bucket}/")
+        folders = tuple(f"{root}{folder}/" for folder in FOLDERS)
+        if prefix.startswith(folders):
+            raise SourceError(
+                f"{name} is inside results/, failures/ or runs/ of the output root {self._out}; name another prefix"
+            )
+        if root.startswith(prefix) and prefix.rstrip("/") != root.rstrip("/"):
+            return (root,)
+        return tuple(folder for folder in folders if folder.startswith(prefix))
 
     async def _region_of(self, name: str) -> str:
         """The region of the bucket that `name` begins with."""

@@ -29,17 +29,28 @@ class S3PrefixSource:
     A long prefix is listed by 16 requests at a time where the server is S3 itself, which lists in UTF-8 binary order;
     other servers don't promise an order, so their pages are read one after the other, and so are those
     of the transport `aioboto3`.
+
+    Keys that start with one of `leave_out` don't belong to the source: they are the output root's.
     """
 
     exhaustive = True
     repeats = NO_NAMES
 
-    def __init__(self, uri: str, aws: Aws, *, region: str, transport: Transport = Transport.WIRE) -> None:
+    def __init__(
+        self,
+        uri: str,
+        aws: Aws,
+        *,
+        region: str,
+        transport: Transport = Transport.WIRE,
+        leave_out: tuple[str, ...] = (),
+    ) -> None:
         self.description = uri
         self._bucket, _, self._prefix = uri.removeprefix("s3://").partition("/")
         self._aws = aws
         self._region = region
         self._transport = transport
+        self._leave_out = leave_out
 
     async def check(self) -> Checked:
         """Names the bucket; whether it can be reached is checked for all buckets of a run together."""
@@ -47,11 +58,17 @@ class S3PrefixSource:
             self._prefix.encode()
         except UnicodeEncodeError as error:
             raise SourceError(f"{self.description!r} is no UTF-8, as S3's keys are; check the prefix") from error
-        return Checked(buckets=frozenset({self._bucket}))
+        folders = tuple(f"s3://{self._bucket}/{prefix}" for prefix in self._leave_out)
+        return Checked(buckets=frozenset({self._bucket}), left_out_folders=folders)
 
     async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
-        """Whether they have the prefix."""
-        return [image.bucket == self._bucket and image.key.startswith(self._prefix) for image in images]
+        """Whether they have the prefix, and are not left out."""
+        return [
+            image.bucket == self._bucket
+            and image.key.startswith(self._prefix)
+            and not image.key.startswith(self._leave_out)
+            for image in images
+        ]
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """The objects in pages of at most a thousand; raises `RefusedError` or `SourceError` as the bucket has it."""
@@ -68,9 +85,10 @@ class S3PrefixSource:
                 yield self._images(page)
 
     def _images(self, page: Page) -> list[ImageRef]:
-        bucket = self._bucket
+        bucket, leave_out = self._bucket, self._leave_out
         root = f"s3://{bucket}/"
         return [
             ImageRef(uri=root + key, bucket=bucket, key=key, etag=etag, size_bytes=size, last_modified=modified)
             for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True)
+            if not key.startswith(leave_out)
         ]

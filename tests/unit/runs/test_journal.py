@@ -162,7 +162,7 @@ class LosesAnswers(Store):
 
 def test_a_write_whose_answer_was_lost_is_no_other_runner_and_is_not_repeated():
     async def main() -> None:
-        store = LosesAnswers("memory:", Store.memory()._backend)
+        store = LosesAnswers("memory", Store.memory()._backend)
         writer = journal(store, "a")
         with pytest.raises(OutputError):
             await writer.write(scored(0))

@@ -110,7 +110,7 @@ def test_keys_of_a_newer_version_are_passed_over_and_those_of_an_older_one_have_
     [b"", b"{", b"\xff", b"5", b"null", b"[]", b'"x"', b"{}", as_json(started_at="soon"), as_json(started_at=5)],
 )
 def test_a_damaged_document_is_refused_with_its_place(document: bytes) -> None:
-    with pytest.raises(OutputError, match=r"^memory:/runs/r/run.json is damaged: .*restore it") as caught:
+    with pytest.raises(OutputError, match=r"^memory/runs/r/run.json is damaged: .*restore it") as caught:
         load(document)
     assert "\n" not in str(caught.value)
 

@@ -248,7 +248,7 @@ def test_a_root_that_the_system_refuses_is_an_output_error(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("root", ["gs://bucket/x", "http://host/x", "file:///tmp/x"])
 def test_other_kinds_of_roots_are_refused(root: str) -> None:
-    with pytest.raises(UsageError, match="neither a directory nor s3://bucket/prefix"):
+    with pytest.raises(UsageError, match="neither s3://bucket/prefix nor clearly a directory"):
         Store.open(root, create=True)
 
 

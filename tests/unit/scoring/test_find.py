@@ -27,7 +27,7 @@ def test_sources_are_looked_at_as_of_the_runs_own_start_however_often_it_is_take
 
     async def main() -> dt.datetime:
         store = Store.memory()
-        job = load_job(flags={"sources": ("s3://b/",), "out": "memory:", "model": MODEL.text, "run_id": "r"})
+        job = load_job(flags={"sources": ("s3://b/",), "out": "memory", "model": MODEL.text, "run_id": "r"})
         first = await find(job, MODEL, store, check=check, observer=SilentObserver())
         await first.record.create(store)
         await find(job, MODEL, store, check=check, observer=SilentObserver())

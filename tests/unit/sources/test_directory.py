@@ -106,7 +106,7 @@ def test_the_output_root_is_no_source_however_it_is_named(
     make(tmp_path / "photos", "a.png", "a/b.png", "outside/c.png")
     make(tmp_path / out, "results/x.parquet")
     monkeypatch.chdir(tmp_path)
-    source = DirectorySource(way, leave_out=Path(out).absolute())
+    source = DirectorySource(way, leave_out=[Path(out).absolute()])
     assert names(source, tmp_path / "photos") == ["a.png", "a/b.png", "outside/c.png"]
 
 
@@ -130,7 +130,7 @@ def test_a_missing_directory_is_refused_before_anything_is_spent(tmp_path: Path)
 def test_the_output_root_behind_a_link_is_no_source_either(tmp_path: Path) -> None:
     make(tmp_path / "photos", "a.png", "out/results/x.parquet")
     (tmp_path / "link").symlink_to(tmp_path / "photos")
-    source = DirectorySource(str(tmp_path / "photos"), leave_out=tmp_path / "link" / "out")
+    source = DirectorySource(str(tmp_path / "photos"), leave_out=[tmp_path / "link" / "out"])
     assert names(source, tmp_path / "photos") == ["a.png"]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import io
 import sys
 import tempfile
@@ -11,10 +12,11 @@ from typing import Any, cast
 import anyio
 import pytest
 
+from batchcl.aws.listing_page import Page
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
-from batchcl.sources.base import Source
+from batchcl.sources.base import Source, s3_image
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.listed import ListSource
 from batchcl.sources.recognise import ListOptions, open_sources
@@ -45,7 +47,7 @@ class FakeS3:
 NO_AWS = cast("Aws", None)
 
 
-def opened(*names: str, aws: object = NO_AWS, leave_out: Path | None = None, **options: Any) -> list[Source]:
+def opened(*names: str, aws: object = NO_AWS, out: Path | None = None, **options: Any) -> list[Source]:
     async def main() -> list[Source]:
         with ExitStack() as stack:
             return await open_sources(
@@ -54,13 +56,13 @@ def opened(*names: str, aws: object = NO_AWS, leave_out: Path | None = None, **o
                 aws=cast("Aws", aws),
                 region="eu-west-1",
                 options=ListOptions(**options),
-                leave_out=leave_out,
+                out=None if out is None else str(out),
             )
 
     return anyio.run(main)
 
 
-def read(*names: str, aws: object = NO_AWS, leave_out: Path | None = None, **options: Any) -> list[ImageRef]:
+def read(*names: str, aws: object = NO_AWS, out: Path | None = None, **options: Any) -> list[ImageRef]:
     """All images of the sources, read while their copies are there."""
 
     async def main() -> list[ImageRef]:
@@ -71,7 +73,7 @@ def read(*names: str, aws: object = NO_AWS, leave_out: Path | None = None, **opt
                 aws=cast("Aws", aws),
                 region="eu-west-1",
                 options=ListOptions(**options),
-                leave_out=leave_out,
+                out=None if out is None else str(out),
             )
             for source in sources:
                 await source.check()
@@ -97,11 +99,77 @@ def test_an_s3_name_is_a_prefix_and_a_folder_is_a_directory(tmp_path: Path) -> N
     assert (prefix.description, directory.description) == ("s3://b/2026", str(tmp_path))
 
 
-def test_the_output_root_is_handed_on_to_directories(tmp_path: Path) -> None:
+def test_the_output_root_is_left_out_of_directories(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     file(tmp_path, PNG, "a.png")
     file(tmp_path / "out", b"", "x.parquet")
-    assert uris(str(tmp_path), leave_out=tmp_path / "out") == [str(tmp_path / "a.png")]
+    assert uris(str(tmp_path), out=tmp_path / "out") == [str(tmp_path / "a.png")]
+
+
+def test_of_the_output_root_itself_only_its_own_folders_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    file(tmp_path, PNG, "a.png")
+    file(tmp_path / "results", b"", "x.parquet")
+    assert uris(str(tmp_path), out=tmp_path) == [str(tmp_path / "a.png")]
+
+
+@pytest.mark.parametrize("folder", ["results", "failures/model=p@v", "runs"])
+def test_a_directory_inside_the_tables_is_refused(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(SourceError, match=rf"is inside {folder[:4]}.* of the output root"):
+        opened(str(tmp_path / folder), out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "out", "left_out"),
+    [
+        ("s3://b/", "s3://b/out", ("s3://b/out/",)),
+        ("s3://b/o", "s3://b/out", ("s3://b/out/",)),
+        ("s3://b/out", "s3://b/out", ("s3://b/out/results/", "s3://b/out/failures/", "s3://b/out/runs/")),
+        ("s3://b", "s3://b", ("s3://b/results/", "s3://b/failures/", "s3://b/runs/")),
+        ("s3://b/out/re", "s3://b/out", ("s3://b/out/results/",)),
+        ("s3://b/out/photos/", "s3://b/out", ()),
+        ("s3://b/other", "s3://b/out", ()),
+        ("s3://bc/", "s3://b/out", ()),
+        ("s3://b/", "/out", ()),
+    ],
+)
+def test_a_prefix_leaves_out_what_is_the_output_roots(prefix: str, out: str, left_out: tuple[str, ...]) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            (source,) = await open_sources(
+                [prefix],
+                stack,
+                aws=NO_AWS,
+                region="eu-west-1",
+                options=ListOptions(kind=SourceKind.PREFIX),
+                out=out,
+            )
+            assert (await source.check()).left_out_folders == left_out
+            mine = [s3_image(f"{folder}x.jpg") for folder in left_out]
+            assert not any(await source.may_name(mine))
+            page = Page(
+                keys=[image.key for image in [*mine, s3_image("s3://b/z.jpg")]],
+                etags=[None] * (len(mine) + 1),
+                sizes=[1] * (len(mine) + 1),
+                modified=[dt.datetime.now(dt.UTC)] * (len(mine) + 1),
+                is_last=True,
+                token=None,
+                is_sorted=True,
+            )
+            assert [image.key for image in cast("S3PrefixSource", source)._images(page)] == ["z.jpg"]
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("folder", ["results", "failures/model=p@v/", "runs/night"])
+def test_a_prefix_inside_the_tables_is_refused(folder: str) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            await open_sources([f"s3://b/out/{folder}/"], stack, aws=NO_AWS, region="eu-west-1", out="s3://b/out")
+
+    with pytest.raises(SourceError, match="of the output root s3://b/out; name another prefix"):
+        anyio.run(main)
 
 
 @pytest.mark.parametrize("data", [PNG, JPEG])
