@@ -56,5 +56,5 @@ def typed(line: str, *words: object, answer: str | None = None, stdin: bytes = b
         redirect_stdout(out),
         redirect_stderr(err),
     ):
-        code = _run()
+        code = _run(argv[1:])
     return Said(code, out.getvalue(), err.getvalue(), both.getvalue())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from contextlib import suppress
+from itertools import pairwise
 from typing import Annotated, Any, Final
 
 import typer
@@ -29,8 +29,10 @@ from batchcl.cli import (
     retry,
     run,
     status,
+    streams,
 )
-from batchcl.errors import BatchclError, ExitCode
+from batchcl.cli.streams import StreamError, tell
+from batchcl.errors import BatchclError, ExitCode, UsageError
 
 __all__ = ["app", "main"]
 
@@ -89,37 +91,48 @@ def main() -> None:
     The process ends without the interpreter's own shutdown, during which threads of the object store's runtime were
     seen to abort it (exit code 134) after everything was done.
     """
+    arguments = sys.argv[1:]
+    streams.install()
+    code = _run(arguments)
     try:
-        code = _run()
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = ExitCode.BUG  # the reader of stdout has gone, as `| head` does: nobody is left to tell
-    with suppress(OSError, ValueError):
-        sys.stderr.flush()
+    except StreamError as error:
+        code = _ended(error, arguments)
+    sys.stderr.flush()
     os._exit(code)
 
 
-def _run() -> int:
+def _run(arguments: list[str]) -> int:
+    streams.log_as_json("--log-format=json" in arguments or ("--log-format", "json") in pairwise(arguments))
     try:
         code = app(prog_name="batchcl", standalone_mode=False)
     except _Misused as error:
         if words := _words(error):
-            run.tell(words)
+            return _ended(UsageError(words), arguments)
         return ExitCode.USAGE
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else ExitCode.DONE if end.code is None else ExitCode.BUG
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        raise
     except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with its traceback and as a bug
         foreseen = _foreseen(error)
         if foreseen is None:
-            traceback.print_exc()
+            streams.log_bug()
             return ExitCode.BUG
-        run.tell(str(foreseen))
-        return foreseen.exit_code
+        return _ended(foreseen, arguments)
     return code if isinstance(code, int) else ExitCode.DONE
+
+
+def _ended(error: BatchclError, arguments: list[str]) -> int:
+    """Write what ended the command; a run that was refused has its JSON object, too. Returns the exit code."""
+    tell(str(error), event="error", level="error")
+    if arguments[:1] in (["run"], ["retry"]) and "--json" in arguments and error.summary is None:
+        import orjson  # noqa: PLC0415 - `batchcl --help` goes without
+
+        document = {"status": "refused", "reason": str(error), "exit_code": int(error.exit_code)}
+        with suppress(StreamError):
+            sys.stdout.write(orjson.dumps(document).decode() + "\n")
+    return error.exit_code
 
 
 def _foreseen(error: BaseException) -> BatchclError | None:
@@ -127,7 +140,9 @@ def _foreseen(error: BaseException) -> BatchclError | None:
     if isinstance(error, BaseExceptionGroup):
         parts = [_foreseen(part) for part in error.exceptions]
         return None if None in parts else parts[0]
-    return error if isinstance(error, BatchclError) and error.exit_code is not ExitCode.BUG else None
+    if isinstance(error, BatchclError) and (error.exit_code is not ExitCode.BUG or isinstance(error, StreamError)):
+        return error
+    return None
 
 
 def _words(error: Any) -> str:

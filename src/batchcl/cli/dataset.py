@@ -10,8 +10,8 @@ import typer
 
 from batchcl.cli import dataset_local
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, shown, tell_state, with_service
+from batchcl.cli.streams import tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchcl.cli.run import tell
+from batchcl.cli.streams import tell
 
 if TYPE_CHECKING:
     import polars as pl

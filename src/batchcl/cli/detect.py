@@ -14,7 +14,7 @@ import typer
 from batchcl.cli.drawing import Drawing
 from batchcl.cli.options import MaxResults, MinConfidence, Profile, Region
 from batchcl.cli.rendering import Form, Query, show
-from batchcl.cli.run import tell
+from batchcl.cli.streams import tell
 from batchcl.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:

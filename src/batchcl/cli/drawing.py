@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchcl.cli.run import tell
+from batchcl.cli.streams import tell
 from batchcl.errors import ImageError, OutputError, UsageError
 from batchcl.pictures.decode import need_pillow
 from batchcl.pictures.draw import annotated, drawing_format

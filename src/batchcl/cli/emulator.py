@@ -142,8 +142,8 @@ def _announce(listening: Listening) -> None:
         "account": ACCOUNT,
         "state": str(listening.state),
     }
-    sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
-    sys.stdout.buffer.flush()
+    sys.stdout.write(orjson.dumps(line).decode() + "\n")
+    sys.stdout.flush()
 
 
 async def _end_on_signal(until: anyio.Event) -> None:

@@ -10,8 +10,8 @@ import typer
 
 from batchcl.cli import reap, training, versions
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, tell_state, with_service
+from batchcl.cli.streams import tell
 from batchcl.cli.versions import Name, Timeout, emit_model
 
 if TYPE_CHECKING:

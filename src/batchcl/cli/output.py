@@ -64,7 +64,10 @@ def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: s
     if json:
         _write_json(frame)
     elif csv:
-        _nested_as_json(frame).write_csv(sys.stdout, datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z")
+        flat = _nested_as_json(frame)
+        for number, part in enumerate([*flat.iter_slices(_SLICE)] or [flat]):
+            text = part.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z", include_header=not number)
+            sys.stdout.write(text)
     else:
         if title:
             sys.stdout.write(f"{printable(title)}\n")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, Yes, confirm, with_service
+from batchcl.cli.streams import tell
 
 if TYPE_CHECKING:
     from batchcl.workflow import Policy, Service

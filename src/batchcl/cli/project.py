@@ -9,8 +9,8 @@ import typer
 
 from batchcl.cli import policy
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, shown, with_service
+from batchcl.cli.streams import tell
 
 if TYPE_CHECKING:
     from batchcl.workflow import Model, Project, Service

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, with_service
+from batchcl.cli.streams import tell
 
 if TYPE_CHECKING:
     from batchcl.workflow import Reaped, Service

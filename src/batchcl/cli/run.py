@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 import orjson
@@ -64,13 +63,14 @@ from batchcl.cli.options import (
     Where,
     flags,
 )
+from batchcl.cli.streams import StreamError, log, tell
 from batchcl.errors import BatchclError, ExitCode
 from batchcl.quantities import counted
 
 if TYPE_CHECKING:
     from batchcl.runs.record import Summary
 
-__all__ = ["finish", "run", "takes_arguments_of_run", "tell"]
+__all__ = ["finish", "run", "takes_arguments_of_run"]
 
 _F = TypeVar("_F", bound=Callable[..., None])
 
@@ -235,42 +235,44 @@ def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | N
     if not summary.tolerated:
         tell(
             f"{counted(summary.failed, 'image')} failed, more than --max-failures allows; see "
-            f"`batchcl failures {summary.out}`, and `batchcl retry {summary.out} {summary.run_id}` to score them again"
+            f"`batchcl failures {summary.out}`, and `batchcl retry {summary.out} {summary.run_id}` to score them again",
+            level="error",
         )
         raise typer.Exit(ExitCode.FAILURES)
 
 
-def tell(text: str) -> None:
-    """Write one line to stderr, if that can be written."""
-    with suppress(OSError, ValueError):
-        print(f"batchcl: {text}", file=sys.stderr, flush=True)  # noqa: T201
-
-
 def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
+    from batchcl.runs.layout import RunPaths  # noqa: PLC0415 - `batchcl --help` goes without
     from batchcl.scoring.tally import Tally  # noqa: PLC0415
     from batchcl.sources.filters import filter_words  # noqa: PLC0415
 
     left = summary.planned - summary.scored - summary.failed - summary.skipped
     goes_on = _goes_on(summary, left=left)
     if json:
-        sys.stdout.write(orjson.dumps(summary.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
+        try:
+            sys.stdout.write(orjson.dumps(summary.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
+            sys.stdout.flush()
+        except StreamError as error:  # the run ends by its result
+            tell(f"{error}; the summary is in {summary.out}/{RunPaths(summary.run_id).summary}", level="warning")
         if goes_on:
             tell(goes_on)
-        return
-    if log_format is LogFormat.JSON:
-        fields = {"event": "summary"} | summary.as_dict()
-        print(orjson.dumps(fields, option=orjson.OPT_UTC_Z).decode(), file=sys.stderr)  # noqa: T201
         return
     parts = [f"{summary.scored:,} scored", f"{summary.failed:,} failed", f"{summary.skipped:,} skipped"]
     if left:
         parts.append(f"{left:,} not done")
     cost = "" if summary.cost_usd is None else f", at least ${summary.cost_usd:.2f} for the model"
     retry = f"round {summary.round} of " if summary.round and summary.status == "stopped" else ""
-    tell(
+    text = (
         f"{retry}run {summary.run_id} is {summary.status}: {summary.planned:,} planned = {' + '.join(parts)}, in "
         f"{summary.seconds:.1f} s ({summary.images_per_second:.1f} images/s, {summary.throttled:,} of "
         f"{summary.calls:,} calls throttled{cost})"
     )
+    if log_format is LogFormat.JSON:
+        log("summary", text, fields=summary.as_dict())
+        if goes_on:
+            tell(goes_on)
+        return
+    tell(text)
     tally = Tally(
         lines=summary.lines,
         bad=summary.bad_lines,

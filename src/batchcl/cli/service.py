@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from batchcl.cli.run import tell
+from batchcl.cli.streams import tell
 
 if TYPE_CHECKING:
     from batchcl.workflow import Service, Uploaded

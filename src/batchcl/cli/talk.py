@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 import anyio
-import orjson
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from batchcl.cli.options import LogFormat
+from batchcl.cli.streams import log
 from batchcl.scoring.events import Notice, Observer, Progress, Snapshot
 
 __all__ = ["talking"]
@@ -26,7 +26,7 @@ _DRAW_EVERY_S = 0.25
 @asynccontextmanager
 async def talking(log_format: LogFormat | None) -> AsyncIterator[Observer]:
     """An observer that talks while the block lasts."""
-    voice: _Voice = _LiveLine() if log_format is None and sys.stderr.isatty() else _Log(log_format or LogFormat.TEXT)
+    voice: _Voice = _LiveLine() if log_format is None and sys.stderr.isatty() else _Log()
 
     async def go_on() -> None:
         while True:
@@ -88,33 +88,22 @@ class _Log:
 
     every_s = _LOG_EVERY_S
 
-    def __init__(self, log_format: LogFormat) -> None:
-        self._json = log_format is LogFormat.JSON
+    def __init__(self) -> None:
         self._progress: Progress | None = None
 
     def started(self, progress: Progress) -> None:
         self._progress = progress
 
     def notice(self, notice: Notice) -> None:
-        self._write(notice.kind, notice.text, dict(notice.fields))
+        log(notice.kind, notice.text, level=notice.level, fields=notice.fields)
 
     def tick(self, now: float) -> None:
         if self._progress is not None:
             snapshot = self._progress.snapshot(now)
-            self._write("progress", _line(snapshot), _fields(snapshot))
+            log("progress", _line(snapshot), fields=_fields(snapshot))
 
     def close(self) -> None:
         """Nothing to put back."""
-
-    def _write(self, kind: str, text: str, fields: dict[str, Any]) -> None:
-        now = dt.datetime.now(dt.UTC)
-        if self._json:
-            line = orjson.dumps(
-                {"time": now, "event": kind, "message": text} | fields, option=orjson.OPT_UTC_Z
-            ).decode()
-        else:
-            line = f"{now:%Y-%m-%dT%H:%M:%SZ} {text}"
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is where the command line talks
 
 
 def _line(now: Snapshot) -> str:

@@ -10,8 +10,8 @@ import typer
 
 from batchcl.cli.evaluate import show_confusion
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.run import tell
 from batchcl.cli.service import Afterwards, Tags, parsed_tags, shown, tell_state, with_service
+from batchcl.cli.streams import tell
 from batchcl.cli.versions import KmsKey, Name, Output, Timeout, emit_model, new_version
 
 if TYPE_CHECKING:

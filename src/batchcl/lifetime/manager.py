@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import anyio
 
@@ -55,6 +55,9 @@ _LOOKS_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
+_WARNINGS: Final = frozenset(
+    {"lease-left", "lease-not-renewed", "lease-unknown", "model-kept", "model-not-ours", "model-stop-failed"}
+)
 _THROTTLING: Final = frozenset({"ThrottlingException", "ProvisionedThroughputExceededException", "Throttling"})
 _TIMEOUTS: Final = frozenset({"RequestTimeout", "RequestTimeoutException"})
 
@@ -150,7 +153,7 @@ class ModelManager:
         except CredentialsError as error:
             if self._units is not None or not error.is_access_denied:
                 raise
-            self._observer.notice(Notice("model-unknown", f"the model's state can't be seen: {error}"))
+            self._observer.notice(Notice("model-unknown", f"the model's state can't be seen: {error}", level="warning"))
             return
         self._note_units(model)
         may_be_started = model.status in STARTABLE | {"STOPPING"}
@@ -178,7 +181,7 @@ class ModelManager:
                 f"an earlier session of this run started {self._arn.name} and could not stop it; this one won't: add "
                 f"--start-model, or stop it with `batchcl model stop {self._arn}`"
             )
-            self._observer.notice(Notice("model-left", text))
+            self._observer.notice(Notice("model-left", text, level="warning"))
         else:
             self._inherits = True
 
@@ -592,7 +595,8 @@ class ModelManager:
     # --- notices and billing ----------------------------------------------------------------------------------------
 
     def _say(self, kind: str, text: str) -> None:
-        self._notices.append(Notice(kind, text))
+        level: Literal["info", "warning"] = "warning" if kind in _WARNINGS else "info"
+        self._notices.append(Notice(kind, text, level=level))
 
     def _emit(self) -> None:
         notices, self._notices = self._notices, []

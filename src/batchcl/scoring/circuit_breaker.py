@@ -97,7 +97,7 @@ class CircuitBreaker:
         self._closed = anyio.Event()
         self._model_is_ready = not isinstance(error, ModelNotReadyError)
         self._pauses += 1
-        self._observer.notice(Notice("paused", f"calls pause: {error}", {"code": error.code}))
+        self._observer.notice(Notice("paused", f"calls pause: {error}", {"code": error.code}, level="warning"))
         tasks.start_soon(self._recover, error)
 
     def stop(self) -> None:
@@ -134,7 +134,7 @@ class CircuitBreaker:
             elif lasted_s >= max(STALL_WARNS_S, interval_s) and not warned:
                 warned = True
                 text = f"no image got an outcome for {lasted_s:.0f} s{self._reason()}"
-                self._observer.notice(Notice("stalled", text, {"seconds": round(lasted_s)}))
+                self._observer.notice(Notice("stalled", text, {"seconds": round(lasted_s)}, level="warning"))
 
     def _reason(self) -> str:
         return "" if self._last_error is None else f" (the last error: {self._last_error})"

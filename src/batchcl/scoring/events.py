@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from batchcl.scoring.outcome import Counts, Outcome
 
@@ -17,11 +17,12 @@ _RATE_WINDOW_S: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something worth a line: `kind` for machines, `text` for people, `fields` for both."""
+    """Something worth a line: `kind` for machines, `text` for people, `fields` for both; `level` as logs have it."""
 
     kind: str
     text: str
     fields: dict[str, str | int | float | None] = field(default_factory=dict)
+    level: Literal["info", "warning"] = "info"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -214,6 +214,6 @@ async def _chained(first: Sequence[Page], rest: AsyncIterator[Page]) -> AsyncIte
 def _tell_bad_lines(source: Source, checked: Checked, observer: Observer) -> None:
     for line in checked.bad_lines:
         text = f"left out: {line.place(source.description)}: {line.reason}"
-        observer.notice(Notice("bad-line", text, {"line": line.number}))
+        observer.notice(Notice("bad-line", text, {"line": line.number}, level="warning"))
     if unseen := checked.bad_count - len(checked.bad_lines):
-        observer.notice(Notice("bad-line", f"left out: {unseen} more lines of {source.description}"))
+        observer.notice(Notice("bad-line", f"left out: {unseen} more lines of {source.description}", level="warning"))

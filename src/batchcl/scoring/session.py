@@ -190,7 +190,7 @@ class Session:
     def _say_what_bounds_nothing(self) -> None:
         if self.job.max_cost is not None and self.means.keeper.dollars() is None and not self.job.emulator:
             text = "--max-cost bounds nothing: the model was running already, so its cost isn't this run's"
-            self.means.observer.notice(Notice("max-cost-idle", text))
+            self.means.observer.notice(Notice("max-cost-idle", text, level="warning"))
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:

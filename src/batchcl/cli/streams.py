@@ -1,0 +1,216 @@
+"""stdout and stderr: data on one, lines about the work on the other, and what happens when they fail.
+
+A failing stderr never ends or changes anything. It is written by a thread, so that a reader that hangs holds nobody up.
+A failing stdout is one error, `StreamError`, whatever the cause.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import io
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TextIO
+
+from batchcl.errors import BatchclError, ExitCode
+
+__all__ = ["StreamError", "install", "log", "log_as_json", "log_bug", "tell"]
+
+_MOST_LINES: Final = 1000
+_FLUSH_S: Final = 0.5
+_STANDARD: Final = (0, 1, 2)
+
+_is_json = False
+
+
+class StreamError(BatchclError):
+    """Data can't be written to stdout."""
+
+    exit_code = ExitCode.BUG
+
+
+def install() -> None:
+    """Replace `sys.stdout` and `sys.stderr` for the rest of the process."""
+    for descriptor in _STANDARD:
+        _occupy(descriptor)
+    sys.stdout = _Stdout(sys.stdout)
+    sys.stderr = _Stderr(sys.stderr)
+
+
+def log_as_json(wanted: bool) -> None:
+    """Whether every line on stderr is a JSON object from now on, also those that libraries log."""
+    global _is_json  # noqa: PLW0603 - one setting of the process, like the streams themselves
+    _is_json = wanted
+    if wanted:
+        logging.basicConfig(handlers=[_JsonHandler()], level=logging.WARNING)
+
+
+def tell(text: str, *, event: str = "message", level: str = "info") -> None:
+    """Write one line about the command to stderr."""
+    if _is_json:
+        log(event, text, level=level)
+    else:
+        sys.stderr.write(f"batchcl: {text}\n")
+        sys.stderr.flush()
+
+
+def log(event: str, text: str, *, level: str = "info", fields: Mapping[str, Any] | None = None) -> None:
+    """Write one line with the time to stderr: as text, or as an object with `time`, `level`, `event`, `message`."""
+    now = dt.datetime.now(dt.UTC)
+    if _is_json:
+        import orjson  # noqa: PLC0415 - `batchcl --help` goes without
+
+        values = {"time": now, "level": level, "event": event, "message": text} | dict(fields or {})
+        line = orjson.dumps(values, default=str, option=orjson.OPT_UTC_Z).decode()
+    else:
+        line = f"{now:%Y-%m-%dT%H:%M:%SZ} {text}"
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def log_bug() -> None:
+    """Write the traceback of the error that is being handled to stderr."""
+    if _is_json:
+        text = str(sys.exception()) or type(sys.exception()).__name__
+        log("bug", text, level="error", fields={"traceback": traceback.format_exc()})
+    else:
+        sys.stderr.write(traceback.format_exc())
+
+
+def _occupy(descriptor: int) -> None:
+    """Keep a standard descriptor that is closed from being given to a file or socket that is opened later."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != descriptor:
+            os.dup2(opened, descriptor)
+            os.close(opened)
+
+
+class _Stdout(io.TextIOBase):
+    """Raises `StreamError` at the first write that fails, and drops what comes after it.
+
+    Args:
+        stream: None where stdout was closed when the process started.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._failed = False
+
+    def write(self, text: str) -> int:
+        if not self._failed:
+            with self._explained():
+                if self._stream is None:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None and not self._failed:
+            with self._explained():
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        return 1
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8" if self._stream is None else self._stream.encoding
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except UnicodeEncodeError as error:
+            self._failed = True
+            lacking = ascii(error.object[error.start])
+            raise StreamError(
+                f"writing to stdout failed: its encoding {error.encoding} lacks {lacking}; set PYTHONIOENCODING=utf-8"
+            ) from error
+        except (OSError, ValueError) as error:
+            self._failed = True
+            reason = getattr(error, "strerror", None) or str(error)
+            raise StreamError(f"writing to stdout failed: {reason}; check where it leads") from error
+
+
+class _Stderr(io.TextIOBase):
+    """Passes text to a thread that writes it; drops text when 1,000 pieces wait, and whatever fails to be written.
+
+    Args:
+        stream: None where stderr was closed when the process started.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._pending: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._is_idle = True
+        self._is_stuck = False
+        self._thread: threading.Thread | None = None
+
+    def write(self, text: str) -> int:
+        if self._stream is not None and text:
+            with self._changed:
+                if len(self._pending) < _MOST_LINES:
+                    self._pending.append(text)
+                    self._is_idle = False
+                    self._changed.notify_all()
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._pass_on, name="stderr", daemon=True)
+                    self._thread.start()
+        return len(text)
+
+    def flush(self) -> None:
+        """Wait until everything is written, but not for a stream that hangs."""
+        with self._changed:
+            if not self._is_stuck:
+                self._is_stuck = not self._changed.wait_for(lambda: self._is_idle, _FLUSH_S)
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        return 2
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8" if self._stream is None else self._stream.encoding
+
+    def _pass_on(self) -> None:
+        assert self._stream is not None
+        while True:
+            with self._changed:
+                if not self._pending:
+                    self._is_idle, self._is_stuck = True, False
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._pending)
+                text = "".join(self._pending)
+                self._pending.clear()
+            with suppress(OSError, ValueError):
+                self._stream.write(text)
+                self._stream.flush()
+
+
+class _JsonHandler(logging.Handler):
+    """What libraries log, as JSON."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log("library", record.getMessage(), level=record.levelname.lower(), fields={"logger": record.name})

@@ -1,0 +1,171 @@
+"""Streams that fail, hang or are closed: a run ends by its result, a reading command in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchcl
+from servers import aws_env
+
+BATCHCL = f"{sys.executable} -m batchcl"
+
+
+@pytest.fixture
+def env(service, clean_env):
+    return clean_env | aws_env(service)
+
+
+def shell(command: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `command`; `@pipe@` in it is the descriptor of a pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return _shell(command.replace("@pipe@", f"&{writer}"), env, writer)
+    finally:
+        os.close(writer)
+
+
+def _shell(command: str, env: dict[str, str], writer: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command], env=env, pass_fds=[writer], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def run(demo, tmp_path):
+    out = tmp_path / "out"
+    command = f"{BATCHCL} run {demo.data.images} --model {demo.arn} --out {out} --run-id night --limit 5 --json"
+    return command, out
+
+
+def rows(out: Path) -> int:
+    return batchcl.open_results(str(out)).images().collect().height
+
+
+@pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "2>@pipe@"])
+def test_a_failing_stderr_changes_nothing(run, env, stderr):
+    command, out = run
+    done = shell(f"{command} {stderr}", env)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["scored"] == rows(out) == 5
+
+
+@pytest.mark.parametrize("stdout", [">/dev/full", ">&-", ">@pipe@"])
+def test_a_run_whose_stdout_fails_ends_by_its_result(run, env, stdout):
+    command, out = run
+    done = shell(f"{command} {stdout}", env)
+    assert done.returncode == 0, done.stderr
+    assert rows(out) == 5
+    assert "Traceback" not in done.stderr
+    assert "writing to stdout failed: " in done.stderr
+    assert f"the summary is in {out}/runs/night/summary.json" in done.stderr
+
+
+def test_closed_streams_are_not_mistaken_for_files_that_are_opened_later(run, env):
+    command, out = run
+    assert shell(f"{command} <&- >&- 2>&-", env).returncode == 0
+    assert rows(out) == 5
+
+
+@pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("reader", ["labels", "status", "runs --json", "failures --csv", "query 'SELECT 1' --json"])
+def test_a_reading_command_whose_stdout_fails_ends_in_one_sentence(scored, env, reader, stdout):
+    name, _, rest = reader.partition(" ")
+    done = shell(f"{BATCHCL} {name} {scored} {rest} {stdout}", env)
+    assert done.returncode == 1
+    assert done.stderr.startswith("batchcl: writing to stdout failed: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_one_sentence(scored, env):
+    done = shell(f"{BATCHCL} labels {scored} >@pipe@", env)
+    assert done.returncode == 1
+    assert done.stderr == "batchcl: writing to stdout failed: Broken pipe; check where it leads\n"
+
+
+def test_a_character_that_the_encoding_lacks_is_one_sentence(scored, env):
+    for encoding in ("ascii", "latin-1"):
+        done = shell(f"{BATCHCL} confidence {scored}", env | {"PYTHONIOENCODING": encoding})
+        assert done.returncode == 1
+        assert done.stderr.startswith("batchcl: writing to stdout failed: its encoding ")
+        assert done.stderr.count("\n") == 1
+    assert shell(f"{BATCHCL} confidence {scored}", env | {"LC_ALL": "C"}).returncode == 0
+
+
+@pytest.fixture
+def scored(run, env):
+    command, out = run
+    assert shell(command, env).returncode == 0
+    return out
+
+
+def test_a_reader_of_stderr_that_hangs_holds_nobody_up(demo, env, tmp_path):
+    """The pipe holds 64 KB; more than that is written, and nothing is read until the process has ended."""
+    folder = tmp_path.joinpath(*["x" * 200] * 5)
+    folder.mkdir(parents=True)
+    keys = folder / "keys.txt"
+    keys.write_text("https://example.com/a.png\n" * 99 + str(demo.data.images / "00000.png"), encoding="utf-8")
+    words = f"run {keys} --source-kind keys --skip-bad-lines --model {demo.arn} --out {tmp_path}/out --json"
+    with subprocess.Popen(f"{BATCHCL} {words}".split(), env=env, stdout=-1, stderr=-1) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        summary = json.loads(process.stdout.read())
+        assert process.wait() == 0
+        assert process.stderr.read().count(b"left out: ") < 99, "the pipe was full"
+    assert summary["scored"] == 1
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("run /nowhere --emulator --out out", 2),
+        ("run --no-such-flag --out out", 2),
+        ("run", 2),
+        ("run x --out s3:/b/p --emulator", 2),
+        ("retry out night", 5),
+    ],
+)
+def test_refusals_are_json_on_both_streams(cli_process, words, code, tmp_path):
+    for log_format in (["--log-format", "json"], ["--log-format=json"]):
+        done = cli_process(*words.split(), *log_format, "--json", cwd=tmp_path)
+        assert done.code == code
+        told = lines_of(done.err)
+        assert told[-1]["event"] == "error"
+        assert all(line.keys() >= {"time", "level", "event", "message"} for line in told)
+        assert done.json == {"status": "refused", "reason": told[-1]["message"], "exit_code": code}
+
+
+def test_every_line_of_a_run_is_json_to_the_end(run, env):
+    command, _ = run
+    done = shell(f"{command.removesuffix(' --json')} --log-format json", env)
+    told = lines_of(done.stderr)
+    assert all(line.keys() >= {"time", "level", "event", "message"} for line in told)
+    assert (told[-1]["event"], told[-1]["scored"]) == ("summary", 5)
+    assert done.stdout == ""
+
+
+def test_a_signal_is_json_too(run, env):
+    command, _ = run
+    slow = command.replace("--limit 5 --json", "--max-tps 0.2 --log-format json")
+    with subprocess.Popen(slow.split(), env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        told = []
+        for line in process.stderr:
+            told.append(json.loads(line))
+            if told[-1]["event"] == "pace":
+                os.kill(process.pid, signal.SIGTERM)
+        assert process.wait() == 4
+    assert "summary" in [line["event"] for line in told]
+    assert told[-1] | {"event": "error", "level": "error", "message": "ended by SIGTERM"} == told[-1]
