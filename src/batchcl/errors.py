@@ -13,11 +13,13 @@ BatchclError
 ├── StoppedError            exit 4: stopped early with everything so far kept
 │   ├── InterruptedRunError exit 130: ^C
 │   ├── TooManyFailuresError exit 3: more images failed than tolerated
+│   ├── StalledError        no image got an outcome for 15 minutes
 │   └── ModelGoneError      the model stopped running in the middle
 └── CallError               what one DetectCustomLabels call came back with
     ├── ThrottledError      over capacity: the image goes back to the front
     ├── TransientError      worth another attempt
-    │   └── HostError       so it is, but it tells nothing of the service: a disk, or S3, doesn't give an image
+    │   └── HostError       the same, but not from the service: a disk or S3 does not return an image
+    │       └── ShortageError  this machine has no descriptor or memory to spare: wait, with fewer calls at a time
     ├── ImageError          this image fails, the others go on
     ├── ModelNotReadyError  no calls until the model is back
     └── FatalCallError      no call can succeed: the run stops
@@ -49,7 +51,9 @@ __all__ = [
     "OutputError",
     "RefusedError",
     "RegionError",
+    "ShortageError",
     "SourceError",
+    "StalledError",
     "StoppedError",
     "ThrottledError",
     "TooManyFailuresError",
@@ -202,6 +206,10 @@ class TransientError(CallError):
 
 class HostError(TransientError):
     """A disk or S3 doesn't give an image just now; the service was not asked."""
+
+
+class ShortageError(HostError):
+    """This machine has no file descriptor or memory to spare; with fewer calls at a time it will have."""
 
 
 class ImageError(CallError):

@@ -106,6 +106,20 @@ def test_a_directory_that_holds_the_output_root_gives_no_image_twice(cli, demo, 
     assert (inside.code, inside.err.count("\n")) == (2, 1)
 
 
+def test_a_process_that_may_open_few_files_makes_fewer_calls_at_a_time(demo, env, clean_env, tmp_path):
+    command = f"run {demo.data.images} --model {demo.arn} --out {tmp_path}/out --limit 150 --json"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -n 64; exec {sys.executable} -m batchcl {command}"],
+        env=clean_env | env,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    summary = json.loads(done.stdout)
+    assert (summary["scored"], summary["failed"]) == (150, 0)
+    assert b"at most 8 calls at a time rather than 256, as this process may open only 64 files" in done.stderr
+
+
 def test_unfit_and_refused_images_are_rows_with_their_reason(cli, demo, env, tmp_path):
     pictures = tmp_path / "pictures"
     (pictures / "sub").mkdir(parents=True)

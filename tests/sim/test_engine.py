@@ -22,6 +22,7 @@ from batchcl.errors import (
     ModelGoneError,
     ModelNotReadyError,
     OutputError,
+    ShortageError,
     SourceError,
     StalledError,
     ThrottledError,
@@ -398,6 +399,24 @@ def test_a_service_that_stays_away_ends_the_run_instead_of_failing_the_images():
     assert isinstance(run.error, StalledError)
     assert 900 < run.ended_at < 1000
     assert run.sink.failed == []
+
+
+def test_a_shortage_costs_no_attempt_and_reduces_concurrency_until_it_is_over():
+    """Only ten calls at a time find a descriptor, for a minute."""
+    service = Service(latency_s=lambda _: 0.5)
+
+    def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
+        return ShortageError("no descriptor", code="Shortage") if service.in_flight > 10 and now < 60 else None
+
+    service._fault = fault
+    run = Run(service, pacer=UnpacedPacer(), max_in_flight=64).over(map(image, range(4000)))
+    run.assert_each_once(4000)
+    assert {each.attempts for each in run.sink.scored} == {1}
+    assert run.sink.failed == []
+    first, later = ([at for at in service.sent_at if low < at <= high] for low, high in ((10, 60), (90, 100)))
+    assert len(first) < 2.5 * 50 * 10 / 0.5, "few calls are wasted"
+    assert len(later) > 10 * 40, "all slots are used again"
+    assert run.ended_at < 120
 
 
 def test_a_host_that_gives_no_images_fails_them_and_pauses_nobody():

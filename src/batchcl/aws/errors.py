@@ -9,6 +9,7 @@ handling. Codes decide; texts that can contain a user's key or path never do.
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 import traceback
@@ -30,6 +31,7 @@ from batchcl.errors import (
     ImageError,
     ModelNotReadyError,
     RefusedError,
+    ShortageError,
     ThrottledError,
     TransientError,
     UnreachableError,
@@ -52,9 +54,11 @@ __all__ = [
     "error_code",
     "error_message",
     "is_clock_error",
+    "is_shortage",
     "malformed_response",
     "read_error",
     "redirect_error",
+    "shortage",
     "translate_errors",
     "was_too_late",
 ]
@@ -79,6 +83,7 @@ _MALFORMED: Final = "MalformedAnswer"
 
 _SERVER_ERROR: Final = 500
 _PROXY_AUTHENTICATION: Final = 407
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _LONGEST_MESSAGE: Final = 500
 
 _CLOCK: Final = frozenset({"RequestTimeTooSkewed", "RequestTimeTooSkewedException", "RequestInTheFuture"})
@@ -243,6 +248,10 @@ def connection_error(error: Exception, *, where: str) -> CallError:
     is transient. `code` is `Tls`, `Proxy`, `Timeout`, `Unreachable`, `ConnectionLost`, `MalformedAnswer`, or the
     error's name.
     """
+    return shortage(error) if is_shortage(error) else _lost(error, where)
+
+
+def _lost(error: Exception, where: str) -> CallError:
     reason = " ".join(str(error).split()) or type(error).__name__
     match error:
         case RedirectedError():
@@ -263,6 +272,22 @@ def connection_error(error: Exception, *, where: str) -> CallError:
             return TransientError(f"the connection to {where} was lost: {reason}", code="ConnectionLost")
         case _:
             return TransientError(f"the call to {where} failed: {reason}", code=type(error).__name__)
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether `error`, or what caused it, is this machine's lack of file descriptors, buffers or memory."""
+    while error is not None:
+        inner = getattr(error, "os_error", None) or error
+        if isinstance(inner, MemoryError) or getattr(inner, "errno", None) in _SHORTAGES:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def shortage(error: Exception) -> ShortageError:
+    """The error for a call that this machine had no resources for."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ShortageError(f"this machine has no resources for another call: {reason}", code="Shortage")
 
 
 def malformed_response() -> TransientError:

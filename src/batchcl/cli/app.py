@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from contextlib import suppress
 from itertools import pairwise
@@ -93,6 +94,7 @@ def main() -> None:
     """
     arguments = sys.argv[1:]
     streams.install()
+    _raise_file_limit()
     code = _run(arguments)
     try:
         sys.stdout.flush()
@@ -100,6 +102,14 @@ def main() -> None:
         code = _ended(error, arguments)
     sys.stderr.flush()
     os._exit(code)
+
+
+def _raise_file_limit() -> None:
+    """Let this process open as many files as it may: the soft limit is for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        with suppress(OSError, ValueError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _run(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -10,13 +11,21 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from batchcl.errors import HostError, ImageError
+from batchcl.aws.errors import is_shortage, shortage
+from batchcl.errors import CallError, HostError, ImageError
 from batchcl.images import ImageRef
 from batchcl.reading.base import changed_archive, whole_member
 
 __all__ = ["FileReader"]
 
 _DEADLINE_S: Final = 60.0
+_OF_THE_FILE: Final = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
+        *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV),
+    }
+)
+"""The same the next time."""
 
 
 class FileReader:
@@ -44,5 +53,14 @@ def _read(image: ImageRef) -> bytes:
                 raise changed_archive(image.member.archive)
             file.seek(image.member.offset)
             return whole_member(image, file.read(image.size_bytes or 0))
-    except OSError as error:
-        raise ImageError(f"the file can't be read: {error.strerror}", code="UnreadableFile") from error
+    except (OSError, MemoryError) as error:
+        raise _as_call_error(error) from error
+
+
+def _as_call_error(error: OSError | MemoryError) -> CallError:
+    """What `error` says of the file: only some kinds are the file's own; network file systems know many others."""
+    if is_shortage(error):
+        return shortage(error)
+    reason = f"the file can't be read: {getattr(error, 'strerror', None) or error}"
+    kind = ImageError if getattr(error, "errno", None) in _OF_THE_FILE else HostError
+    return kind(reason, code="UnreadableFile")

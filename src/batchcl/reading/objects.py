@@ -10,7 +10,15 @@ import aiohttp
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from batchcl.aws.errors import INVALID_S3_OBJECT, NO_CREDENTIALS, S3_DENIED, error_code, error_message
+from batchcl.aws.errors import (
+    INVALID_S3_OBJECT,
+    NO_CREDENTIALS,
+    S3_DENIED,
+    error_code,
+    error_message,
+    is_shortage,
+    shortage,
+)
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, FatalCallError, HostError, ImageError
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
@@ -54,6 +62,8 @@ class ObjectReader:
         except TimeoutError as error:
             raise HostError(f"S3 didn't give the object within {_DEADLINE_S:.0f} s", code="Timeout") from error
         except (BotoCoreError, aiohttp.ClientError, OSError) as error:
+            if is_shortage(error):
+                raise shortage(error) from error
             raise HostError(f"S3 didn't give the object: {error}", code="S3Unreachable") from error
 
     async def _bounded(self, body: Any, size: int) -> bytes:

@@ -1,7 +1,8 @@
-"""Bounds of a run in time, money and failures: each ends it as a signal would, committed and resumable."""
+"""Bounds of a run in time, money, failures and file descriptors."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from typing import Final
 
@@ -10,13 +11,33 @@ import anyio
 from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
 from batchcl.job import Job
 from batchcl.quantities import counted
-from batchcl.scoring.events import Progress
+from batchcl.scoring.events import Notice, Observer, Progress
 
-__all__ = ["watch_bounds"]
+__all__ = ["watch_bounds", "within_descriptors"]
+
+_OTHER_DESCRIPTORS: Final = 48
+"""Of the interpreter, the event loop, the output root's connections and the control plane."""
+
+_DESCRIPTORS_PER_CALL: Final = 2
+"""A connection, and a file or a connection to S3."""
 
 _LOOK_EVERY_S: Final = 1.0
 _ENOUGH_TO_JUDGE: Final = 100
 """A share of failures says nothing before so many images have their outcome."""
+
+
+def within_descriptors(job: Job, observer: Observer) -> Job:
+    """`job` with no more calls at a time than this process has file descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    affordable = max(1, (soft - _OTHER_DESCRIPTORS) // _DESCRIPTORS_PER_CALL)
+    if soft == resource.RLIM_INFINITY or job.max_in_flight <= affordable:
+        return job
+    text = (
+        f"at most {counted(affordable, 'call')} at a time rather than {job.max_in_flight:,}, as this process may open "
+        f"only {soft:,} files; raise `ulimit -n`"
+    )
+    observer.notice(Notice("max-in-flight", text, {"max_in_flight": affordable}, level="warning"))
+    return job.model_copy(update={"max_in_flight": affordable})
 
 
 async def watch_bounds(
@@ -27,7 +48,7 @@ async def watch_bounds(
     stop: Callable[[BatchclError], None],
     called_for: Callable[[], int],
 ) -> None:
-    """Look every second, and call `stop` with the reason once a bound is reached.
+    """Look every second, and call `stop` with the reason once a bound in time, money or failures is reached.
 
     `called_for` tells how many images of the whole run have been called for: a share of failures is one of these.
     """

@@ -23,12 +23,12 @@ class Callers(Generic[Item]):
 
     Args:
         work: what is done with an item.
-        limit: items at once.
+        limit: items at once; fewer after `shrink`, until `grow` was called often enough.
     """
 
     def __init__(self, work: Callable[[Item], Awaitable[None]], *, limit: int) -> None:
         self._work = work
-        self._limit = limit
+        self._limit = self._allowed = float(limit)
         self._idle: list[_Caller[Item]] = []
         self._busy = 0
         self._freed = Bell()
@@ -41,8 +41,18 @@ class Callers(Generic[Item]):
 
     async def free(self) -> None:
         """Wait until an item can be handed over."""
-        while self._busy >= self._limit:
+        while self._busy >= int(self._allowed):
             await self._freed.wait()
+
+    def shrink(self) -> None:
+        """Allow half as many items at once as are worked on now."""
+        self._allowed = max(1.0, min(self._allowed, self._busy / 2))
+
+    def grow(self) -> None:
+        """Allow more again: one more after as many calls as are allowed at once."""
+        if self._allowed < self._limit:
+            self._allowed = min(self._limit, self._allowed + 1 / self._allowed)
+            self._freed.ring()
 
     def hand(self, item: Item, tasks: TaskGroup) -> None:
         """Have `item` worked on at once, by a task that is idle or by a new one of `tasks`. Only after `free`."""

@@ -31,6 +31,7 @@ from batchcl.errors import (
     HostError,
     ImageError,
     ModelNotReadyError,
+    ShortageError,
     ThrottledError,
     TransientError,
 )
@@ -51,6 +52,9 @@ __all__ = ["Engine", "EngineSettings"]
 
 _BACKOFF_S: Final = 0.25
 _BACKOFF_MAX_S: Final = 20.0
+_SHORTAGE_PAUSE_S: Final = (0.5, 2.0)
+"""Of an image for which this machine had no descriptor or memory; it costs no attempt."""
+
 _DRAIN_S: Final = 20.0
 """Calls that are still open so long after a drain are given up; the next session repeats them."""
 
@@ -264,7 +268,8 @@ class Engine:
     def _unprepared(self, item: WorkItem, reason: Unfit | CallError, refusal: ImageError | None) -> None:
         """Give an image that can't be made ready its outcome; after a `refusal` it was outstanding until now."""
         if isinstance(reason, CallError):
-            self._keep(item, failed(item.image, reason, attempts=item.attempts, at=self._utcnow()))
+            attempts = item.attempts + isinstance(reason, TransientError)
+            self._keep(item, failed(item.image, reason, attempts=attempts, at=self._utcnow()))
         elif refusal is None:
             self._keep(item, skipped(item.image, reason, at=self._utcnow()))
         else:
@@ -302,6 +307,7 @@ class Engine:
         self._pacer.succeeded(sent_at=sent_at)
         self._answered = True
         self._breaker.answered(scored=True)
+        self._callers.grow()
         latency_s = self._now() - sent_at
         usual_s = self._usual_latency_s or latency_s
         self._usual_latency_s = usual_s + _LATENCY_WEIGHT * (latency_s - usual_s)
@@ -337,9 +343,8 @@ class Engine:
                 self._queue.give_back(item)
                 self._breaker.open(error, sent_at=sent_at, tasks=self._tasks)
                 return None
-            case TransientError() if item.attempts + 1 < self._settings.max_attempts:
-                item.attempts += 1
-                self._queue.give_back_later(item, anyio.current_time() + self._backoff_s(item))
+            case TransientError() if (wait_s := self._retry_in_s(item, error)) is not None:
+                self._queue.give_back_later(item, anyio.current_time() + wait_s)
                 return None
             case ImageError():
                 if error.status is not None:  # otherwise the service wasn't asked
@@ -354,10 +359,15 @@ class Engine:
         item.is_settled = True
         return failed(item.image, error, attempts=item.attempts, at=self._utcnow())
 
-    def _retry_in_s(self, item: WorkItem) -> float | None:
-        """Count an attempt at the bytes of an image; None where it was the last."""
+    def _retry_in_s(self, item: WorkItem, error: TransientError) -> float | None:
+        """Count an attempt at an image, and return the wait before the next; None where there is none."""
+        if isinstance(error, ShortageError):
+            self._callers.shrink()
+            return self._rng.uniform(*_SHORTAGE_PAUSE_S)
+        if item.attempts + 1 >= self._settings.max_attempts:
+            return None
         item.attempts += 1
-        return self._backoff_s(item) if item.attempts < self._settings.max_attempts else None
+        return self._backoff_s(item)
 
     def _backoff_s(self, item: WorkItem) -> float:
         return self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**item.attempts))

@@ -60,7 +60,7 @@ class Preparing:
         queue: WorkQueue,
         *,
         most_ready: int,
-        retry_in_s: Callable[[WorkItem], float | None],
+        retry_in_s: Callable[[WorkItem, TransientError], float | None],
         on_failed: Unprepared,
         on_fatal: Callable[[BatchclError], None],
     ) -> None:
@@ -158,7 +158,7 @@ class Preparing:
             self._queue.give_back(item)
         elif isinstance(found, Prepared):
             self._on_failed(item, refusal, refusal)  # it is as it should be: the refusal was about something else
-        elif isinstance(found, TransientError) and (wait_s := self._retry_in_s(item)) is not None:
+        elif isinstance(found, TransientError) and (wait_s := self._retry_in_s(item, found)) is not None:
             self._put_off += 1
             self._tasks.start_soon(self._mend_later, item, refusal, wait_s)
         elif found is not None:

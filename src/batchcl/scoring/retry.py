@@ -23,6 +23,7 @@ from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.rounds import FailedImages, count_codes, end_round, last_round, open_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
+from batchcl.scoring.bounds import within_descriptors
 from batchcl.scoring.events import Contained, Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.score import admitted, open_model
 from batchcl.scoring.service import service_of
@@ -77,6 +78,7 @@ async def retry(
     if earlier is None or (earlier.status != "done" and earlier.round == 0):
         raise UsageError(f"run {run_id} is not done yet; end it first with `batchcl run` and the same --run-id")
     job = job_of(record.scored_as, record.settings, {"out": root, "run_id": run_id} | changes)
+    job = within_descriptors(job, observer)
     await store.check_writable(single_writer=job.single_writer)
     async with (
         service_of(job) as (aws, model),

@@ -39,6 +39,7 @@ from batchcl.runs.record import RunRecord, Summary, differences, read_record, re
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
+from batchcl.scoring.bounds import within_descriptors
 from batchcl.scoring.events import Contained, Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.lister import freeze_all, leave_room_for_calls
 from batchcl.scoring.listing import Listing, check_sources, closed_by, first_page
@@ -83,6 +84,7 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: Stopper | 
     begun_at = anyio.current_time()
     observer = Contained(observer or SilentObserver())
     stopper = stopper or Stopper()
+    job = within_descriptors(job, observer)
     with ExitStack() as files:
         async with service_of(job) as (aws, named):
             with stopper.interruptible():
