@@ -127,4 +127,4 @@ def _writing(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or error
-        raise RefusedError(f"can't write the demo's pictures to {directory}: {why}; give another folder") from error
+        raise RefusedError(f"can't write the demo's pictures to {directory}: {why}; name a writable one") from error

@@ -50,6 +50,7 @@ def log_as_json(wanted: bool) -> None:
     _is_json = wanted
     if wanted:
         logging.basicConfig(handlers=[_JsonHandler()], level=logging.WARNING)
+    logging.captureWarnings(wanted)
 
 
 def tell(text: str, *, event: str = "message", level: str = "info") -> None:

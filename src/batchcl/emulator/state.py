@@ -61,7 +61,7 @@ class State:
             lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise RefusedError(
-                f"can't keep the emulator's state in {directory}: {error.strerror}; give another folder"
+                f"can't keep the emulator's state in {directory}: {error.strerror}; name a writable one"
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,15 +8,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import anyio.to_thread
+
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.names import find_trained_model, region_in
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
 from batchcl.errors import UsageError
 from batchcl.job import Job
+from batchcl.runs.layout import expand_home
 
 __all__ = ["DEFAULT_STATE", "service_of"]
 
-DEFAULT_STATE: Final = Path("~/.cache/batchcl/emulator")
+DEFAULT_STATE: Final = "~/.cache/batchcl/emulator"
 """Where `--emulator` keeps its projects and models unless it is told otherwise."""
 
 EMULATED_TPS_PER_UNIT: Final = 10.0
@@ -40,7 +43,7 @@ async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
         aws = Aws(AwsSettings(profile=job.profile, region=job.region))
         yield aws, await _found(aws, job.model)
         return
-    state = Path(os.path.abspath(os.path.expanduser(job.emulator_state or DEFAULT_STATE)))  # noqa: ASYNC240, PTH100, PTH111
+    state = await anyio.to_thread.run_sync(_emulator_state, job.emulator_state or DEFAULT_STATE)
     try:
         from batchcl.demo import demo_model  # noqa: PLC0415 - an extra that most runs do without
         from batchcl.emulator.process import running_emulator  # noqa: PLC0415
@@ -79,6 +82,13 @@ def _emulated(job: Job, endpoint: str) -> Aws:
             rekognition_credentials=StaticCredentials("emulator", "emulator"),
         )
     )
+
+
+def _emulator_state(path: str) -> Path:
+    try:
+        return Path(expand_home(path)).absolute()
+    except UsageError as error:
+        raise UsageError(f"keeping the emulator's state failed: {error}; or pass --emulator-state DIR") from error
 
 
 def _s3_endpoint_url(region: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -176,13 +176,28 @@ class TarPart:
         if self._noted is not None:
             yield from _noted(self._noted)
             return
-        with tempfile.NamedTemporaryFile("w", prefix="batchcl-", suffix=".members", delete=False) as notes:
-            path = Path(notes.name)
-            self._stack.callback(path.unlink, missing_ok=True)
+        notes = _open_notes()
+        if notes is None:  # it is read again instead
+            yield from self._walked()
+            return
+        path = Path(notes.name)
+        self._stack.callback(path.unlink, missing_ok=True)
+        is_complete = True
+        try:
             for entry in self._walked():
-                notes.write(_note(entry))
+                if is_complete:
+                    try:
+                        notes.write(_note(entry))
+                    except OSError:  # the directory is full
+                        is_complete = False
                 yield entry
-        self._noted = path
+        finally:
+            try:
+                notes.close()
+            except OSError:
+                is_complete = False
+        if is_complete:
+            self._noted = path
 
     def _walked(self) -> Iterator[Member | BadLine]:
         members = walk(_buffered(self._read, self._block_bytes))
@@ -260,6 +275,14 @@ def _buffered(content: Read, block_bytes: int) -> Read:
         return held[offset - begin : offset - begin + size]
 
     return read
+
+
+def _open_notes() -> IO[str] | None:
+    """A temporary file; None where none can be made."""
+    try:
+        return tempfile.NamedTemporaryFile("w", prefix="batchcl-", suffix=".members", delete=False)
+    except OSError:
+        return None
 
 
 def _note(entry: Member | BadLine) -> str:

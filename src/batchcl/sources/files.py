@@ -200,6 +200,20 @@ def _codec(start: bytes, name: str) -> str | None:
 
 
 def _spool(fill: Callable[[IO[bytes]], object]) -> Path:
-    with tempfile.NamedTemporaryFile(prefix="batchcl-", delete=False) as sink:
-        fill(sink)
-    return Path(sink.name)
+    """A temporary file with what `fill` writes; nothing is left behind where that fails. Raises `SourceError`."""
+    path: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(prefix="batchcl-", delete=False) as sink:
+            path = Path(sink.name)
+            fill(sink)
+    except BaseException as error:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        where = "a temporary directory" if path is None else str(path.parent)
+        raise SourceError(
+            f"copying the list to {where} failed: {error.strerror or error}; make room there, or set TMPDIR to a "
+            "directory that can be written"
+        ) from error
+    return path

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import io
+import os
 import sys
+import tarfile
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -295,3 +298,30 @@ def test_an_image_names_itself_alone(tmp_path: Path) -> None:
     (source,) = opened(name)
     (image,) = read(name)
     assert anyio.run(source.may_name, [image, ImageRef(uri="x", bucket="", key=name + "x")]) == [True, False]
+
+
+def test_without_a_temporary_directory_a_list_on_stdin_is_refused_in_one_sentence(monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"s3://b/a.jpg\n")))
+    with pytest.raises(SourceError, match=r"copying the list to a temporary directory failed: .*set TMPDIR"):
+        opened("-")
+
+
+def test_a_temporary_directory_that_is_full_keeps_nothing(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"s3://b/a.jpg\n")))
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(SourceError, match=f"copying the list to {tmp_path} failed: No space left on device"):
+        opened("-")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_needs_no_temporary_directory(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(file(tmp_path, PNG, "x.png"), "x.png")
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert uris(str(path)) == [f"{path}#x.png"]
