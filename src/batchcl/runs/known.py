@@ -158,12 +158,12 @@ def _look_up(known: Mapping[str, NameSet], images: Sequence[ImageRef]) -> list[K
         etag=pl.when(pl.col("version_id").is_null()).then(_BY_ETAG),
         time=pl.when("local").then(_BY_TIME),
     )
-    none = NameSet()
+    scored, failed = known["results"], known.get("failures")
 
     def of(names: Sequence[bytes | None]) -> Known | None:
         given = [name for name in names if name is not None]
-        if any(name in known["results"] for name in given):
+        if any(name in scored for name in given):
             return "already_scored"
-        return "already_failed" if any(name in known.get("failures", none) for name in given) else None
+        return "already_failed" if failed and any(name in failed for name in given) else None
 
     return [of(names) for names in asked.iter_rows()]

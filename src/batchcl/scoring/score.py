@@ -138,7 +138,7 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
             record, pages = await _begin(job, found, take, lists, pause=pause)
             done = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
-        _show_list(worklist, progress)
+        _show_list(worklist, progress, observer)
         known = known_versions(store, record, job, pause=pause)
         freeze = None
         if listing is not None and worklist.totals is None:
@@ -149,7 +149,7 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
                 shard_size=job.shard_size,
                 incremental=known,
                 tally=listing.tally,
-                on_frozen=partial(_show_list, worklist, progress),
+                on_frozen=partial(_show_list, worklist, progress, observer),
             )
         session = Session(
             job=job,
@@ -358,9 +358,13 @@ async def _no_pages() -> AsyncIterator[Page]:
         yield page
 
 
-def _show_list(worklist: WorkList, progress: Progress) -> None:
+def _show_list(worklist: WorkList, progress: Progress, observer: Observer) -> None:
     progress.planned = worklist.images
     progress.listed = worklist.totals is not None
+    if worklist.totals is not None and (worklist.totals.known or worklist.totals.known_failed):
+        known, failed = worklist.totals.known, worklist.totals.known_failed
+        text = f"left out: {counted(known, 'image')} already scored, {failed:,} failed permanently before"
+        observer.notice(Notice("known", text, {"known": known, "known_failed": failed}))
 
 
 def _record(job: Job, model: ModelArn) -> RunRecord:
