@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import anyio
 import pytest
 
 from batchcl.errors import CallError, FatalCallError, ImageError, TooManyFailuresError, TransientError, UsageError
@@ -309,6 +311,26 @@ def test_a_retry_with_fit_that_was_cut_off_goes_on_with_it(calls: int):
         went_on = (await nights.retry("n1")).summary
         assert (went_on.round, went_on.scored, went_on.failed, went_on.skipped) == (1, IMAGES, 1, 1)
         assert nights.table("n1") == {"scored": IMAGES, "BrokenImage": 1, "UnsupportedExtension": 1}
+
+    in_house(main)
+
+
+def test_a_retry_does_not_go_on_with_a_round_of_another_fit_setting_that_was_begun_beside_it():
+    async def main() -> None:
+        nights = Nights()
+        nights.failing = {picture(7).uri}
+        await nights.run("n1")
+        nights.failing = set()
+        ends: list[Ended] = []
+
+        async def without_fit() -> None:
+            ends.append(await nights.retry("n1"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(nights.retry, "n1", Trouble(Sort.CALL, 0, Kind.CRASH_BEFORE), fit=True))
+            group.start_soon(without_fit)
+        assert "another retry of run n1 was begun meanwhile; repeat the command" in str(ends[0].end)
+        assert nights.corrupt <= (await nights.retry("n1")).called, "with --fit, as the round was begun"
 
     in_house(main)
 
