@@ -61,7 +61,7 @@ max_tps = 20
     return run
 
 
-def test_corrupt_images_end_one_night_and_are_left_out_of_the_next_ones(cli, night, bucket, seaweed):
+def test_corrupt_images_end_one_night_and_no_later_one(cli, night, bucket, seaweed):
     env, out = aws_env(s3=seaweed), f"s3://{bucket}/out"
     first, started = night("n1", "--max-tps", 2)
     assert (first.code, started) == (3, True), first.err

@@ -210,7 +210,7 @@ def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
     assert cli(*job, env=env).json["scored"] == IMAGES - 1, "the run itself is done"
 
 
-def test_retry_leaves_permanent_failures_alone_and_starts_no_model(cli, job, demo, env, out, broken):
+def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, broken):
     run = cli(*job, env=env)
     assert (run.code, run.json["failed"], run.json["retryable"], run.json["fittable"]) == (3, 3, 0, 3)
     assert f"see `batchcl failures {out.root}`, and `batchcl retry {out.root} r --fit` to score 3 again" in run.err

@@ -145,7 +145,7 @@ class Nights:
         return Counter(row.get("error_code", "scored") for row in rows)
 
 
-def test_corrupt_images_end_one_night_and_cost_the_next_ones_nothing():
+def test_corrupt_images_cost_later_nights_nothing():
     async def main() -> None:
         nights = Nights(max_failures=3)
         first = await nights.run("n1")
@@ -163,7 +163,7 @@ def test_corrupt_images_end_one_night_and_cost_the_next_ones_nothing():
     in_house(main)
 
 
-def test_a_changed_image_and_one_of_unknown_version_are_called_for_again():
+def test_changed_images_and_unknown_versions_are_called_again():
     async def main() -> None:
         nights = Nights()
         nights.images[1] = replace(picture(1), etag=None)
@@ -178,7 +178,7 @@ def test_a_changed_image_and_one_of_unknown_version_are_called_for_again():
 
 
 @pytest.mark.parametrize("settings", [{"retry_failed": True}, {"incremental": False}, {"fit": True}])
-def test_permanent_failures_are_tried_again_where_that_is_asked_for(settings: dict[str, Any]):
+def test_permanent_failures_are_tried_again_on_request(settings: dict[str, Any]):
     async def main() -> None:
         nights = Nights()
         await nights.run("n1")
@@ -202,7 +202,7 @@ def test_skipped_images_are_known_too():
     in_house(main)
 
 
-def test_a_resumed_run_leaves_out_what_another_one_has_found_to_fail():
+def test_a_resumed_run_leaves_out_failures_of_another_run():
     async def main() -> None:
         nights = Nights()
         begun = await nights.run("n1", Trouble(Sort.CALL, 9, Kind.CRASH_BEFORE))
@@ -221,7 +221,7 @@ def test_a_resumed_run_leaves_out_what_another_one_has_found_to_fail():
 
 
 @pytest.mark.parametrize("incremental", [False, True])
-def test_a_retry_of_permanent_failures_alone_starts_nothing_and_says_why(incremental: bool):
+def test_a_retry_of_permanent_failures_alone_says_why_not(incremental: bool):
     async def main() -> None:
         nights = Nights(incremental=incremental)
         nights.images.append(NOTES)
@@ -258,7 +258,7 @@ def test_a_retry_scores_what_may_succeed_and_is_judged_by_that():
     in_house(main)
 
 
-def test_a_failure_that_a_retry_finds_permanent_counts_against_it():
+def test_a_failure_that_a_retry_finds_permanent_counts():
     async def main() -> None:
         nights = Nights()
         nights.failing = {picture(0).uri}
@@ -272,7 +272,7 @@ def test_a_failure_that_a_retry_finds_permanent_counts_against_it():
     in_house(main)
 
 
-def test_a_retry_with_fit_scores_what_that_helps_skipped_images_included():
+def test_a_retry_with_fit_scores_skipped_images_too():
     async def main() -> None:
         nights = Nights()
         nights.images += [WEBP, NOTES]
@@ -315,7 +315,7 @@ def test_a_retry_with_fit_that_was_cut_off_goes_on_with_it(calls: int):
     in_house(main)
 
 
-def test_a_retry_does_not_go_on_with_a_round_of_another_fit_setting_that_was_begun_beside_it():
+def test_a_retry_refuses_a_round_begun_with_another_fit_setting():
     async def main() -> None:
         nights = Nights()
         nights.failing = {picture(7).uri}
@@ -335,7 +335,7 @@ def test_a_retry_does_not_go_on_with_a_round_of_another_fit_setting_that_was_beg
     in_house(main)
 
 
-def test_a_retry_leaves_out_what_another_run_has_found_to_fail_since():
+def test_a_retry_leaves_out_failures_that_another_run_found():
     async def main() -> None:
         nights = Nights()
         nights.failing = {picture(0).uri, picture(9).uri}

@@ -184,7 +184,7 @@ def test_only_so_many_are_ready_ahead_of_their_calls():
     assert counted.peak <= 2 * 4
 
 
-def test_what_can_not_be_changed_is_skipped_without_a_call_or_fails_and_says_why():
+def test_what_can_not_be_changed_is_skipped_or_fails_and_says_why():
     studio = Studio(needs=lambda n: n < 10, broken=lambda n: n % 2 == 0, fine=lambda n: n == 11)
     run = Run(studio, refusing(studio, lambda n: 10 <= n < 20)).over(map(image, range(30)))
     run.assert_each_once(30)

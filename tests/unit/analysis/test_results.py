@@ -88,7 +88,7 @@ def test_failures_alone_are_a_root(root: Root, make: type[Make]) -> None:
 HOUR = dt.timedelta(hours=1)
 
 
-def test_an_image_without_result_counts_once_whichever_runs_it_failed_in(root: Root, make: type[Make]) -> None:
+def test_an_image_that_failed_in_several_runs_counts_once(root: Root, make: type[Make]) -> None:
     for hours, run_id in enumerate(("b", "a")):
         rows = [make.failed("s3://b/1", at=NOON - hours * HOUR), make.failed("s3://b/1", version_id="v1")]
         root.failures(rows, run_id=run_id)

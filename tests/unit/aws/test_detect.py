@@ -380,7 +380,7 @@ def test_no_message_holds_the_secret_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ("InvalidImageFormatException", (32, 80), "InvalidImageFormatException"),
     ],
 )
-def test_a_refused_parameter_is_explained_by_the_limit_that_the_image_violates(
+def test_a_refused_parameter_names_the_limit_that_is_violated(
     tmp_path: Path, refusal: str, size: tuple[int, int] | None, code: str
 ) -> None:
     class InS3(FileReader):

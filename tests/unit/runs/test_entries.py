@@ -108,7 +108,7 @@ def test_a_failure_is_permanent_only_of_a_version_that_is_known(image: ImageRef,
 
 @pytest.mark.parametrize("fit", [False, True])
 @pytest.mark.parametrize("code", ["X", "InvalidS3ObjectException", "AccessDeniedException", *FAILURE_CODES])
-def test_failures_are_grouped_by_what_their_code_and_the_fit_setting_say(code: str, fit: bool) -> None:
+def test_failures_are_grouped_by_code_and_fit_setting(code: str, fit: bool) -> None:
     table = entry_table([scored(0), failed(1, code), failed(2, code)], round_=4, fit=fit)
     about = FAILURE_CODES.get(code, FailureCode("", permanent=False))
     expected = FailureGroup("failed", code, 4, about.permanent, about.fit_may_help and not fit)

@@ -166,7 +166,7 @@ def test_a_permanent_failure_of_an_unknown_version_is_not_known():
 
 
 @pytest.mark.parametrize("failed_with", [False, True])
-def test_a_permanent_failure_counts_for_the_same_fit_setting_alone(failed_with):
+def test_a_permanent_failure_counts_for_the_same_fit_setting(failed_with):
     outcomes = [failed(image("a"))]
     assert known(outcomes, image("a"), failed_with=failed_with, fit=failed_with) == "already_failed"
     assert known(outcomes, image("a"), failed_with=failed_with, fit=not failed_with) is None
