@@ -50,7 +50,7 @@ def _prepare(out: str, images: int) -> None:
             WorkList(Store.open(out), paths),
             Selection([StubSource(images)], Filters()).pages(),
             shard_size=SHARD,
-            freshness=None,
+            incremental=None,
             tally=partial(Tally, lines=None),
             on_frozen=lambda: None,
         )

@@ -124,7 +124,7 @@ async def _to_work_list(folder: Path, out: Path) -> int:
             worklist,
             Selection(sources, Filters()).pages(),
             shard_size=10_000,
-            freshness=None,
+            incremental=None,
             tally=partial(Tally, lines=None),
             on_frozen=lambda: None,
         )

@@ -11,7 +11,7 @@ from batchcl.runs.image_table import image_table
 from batchcl.scoring.outcome import Outcome
 
 
-def columns(outcomes: Sequence[Outcome], *, round_: int = 0) -> tuple[pa.Table, pa.Table]:
+def columns(outcomes: Sequence[Outcome], *, round_: int = 0, fit: bool = False) -> tuple[pa.Table, pa.Table]:
     """The images of `outcomes`, and their entries in a round."""
     entries = [Entry(number, outcome) for number, outcome in enumerate(outcomes)]
-    return image_table([outcome.image for outcome in outcomes]), entry_table(entries, round_=round_)
+    return image_table([outcome.image for outcome in outcomes]), entry_table(entries, round_=round_, fit=fit)

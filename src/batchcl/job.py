@@ -88,7 +88,9 @@ class Job(BaseModel):
             does, but only when everything is done.
         deadline: `6h`, `90m` or `45s`: the run ends when so much time has passed.
         max_cost: dollars: the run ends when its model has cost so much.
-        incremental: leave out image versions that have a result of this model already, from whichever run.
+        incremental: leave out image versions that have a result of this model already, or a permanent failure, from
+            whichever run.
+        retry_failed: with `incremental`, try versions again that have a permanent failure.
         allow_overlap: start even if another incremental run or a retry may be scoring the same images.
         single_writer: nobody else writes to `out`: needed where the store has no conditional writes.
         shard_size: images a published part.
@@ -140,6 +142,7 @@ class Job(BaseModel):
     deadline: str | None = None
     max_cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     incremental: bool = False
+    retry_failed: bool = False
     allow_overlap: bool = False
     single_writer: bool = False
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
@@ -308,6 +311,7 @@ class Job(BaseModel):
             **({} if self.sample is None else {"sample_seed": self.sample_seed}),
             "limit": self.limit,
             "incremental": self.incremental,
+            **({"retry_failed": True} if self.retry_failed else {}),
             **({"cross_region": True} if self.cross_region else {}),
             "model": model.text,
             "min_confidence": self.min_confidence,

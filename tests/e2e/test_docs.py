@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from batchcl.cli.app import app
 from batchcl.errors import ExitCode
+from batchcl.failure_codes import FAILURE_CODES
 from batchcl.job import Job, load_job
 from batchcl.runs.schema import FAILURES, RESULTS
 from servers import aws_env, client, make_bucket
@@ -271,6 +272,12 @@ def test_columns_are_those_of_the_schema(heading, fields):
 def _type(field: pa.Field) -> str:
     name = "list" if pa.types.is_list(field.type) else str(field.type).replace("tz=", "")
     return f"{name} or null" if field.nullable else name
+
+
+def test_permanent_failures_are_those_of_the_table():
+    yes = {True: "yes", False: "no"}
+    rows = [[f"`{code}`", yes[each.permanent], yes[each.fit_may_help]] for code, each in FAILURE_CODES.items()]
+    assert table(ROOT / "docs" / "runs.md", "Permanent failures") == [*rows, ["any other", "no", "no"]]
 
 
 def test_job_keys_are_those_of_the_job():

@@ -161,17 +161,38 @@ def broken(pictures):
     return mend
 
 
-def test_retry_scores_what_failed_and_nothing_else(cli, job, env, out, broken):
+@pytest.fixture
+def missing(job, pictures, seaweed):
+    """A job over a list of objects of which three are not there, and one that is a text; put them there by calling."""
+    s3 = client("s3", seaweed)
+    bucket = new_bucket(seaweed)
+    paths = sorted(pictures.iterdir())
+    later = [*paths[:2], paths[7]]
+    keys = pictures.with_name("keys.txt")
+    names = [f"in/{'notes.txt' if path == paths[3] else path.name}" for path in paths]
+    keys.write_text("".join(f"s3://{bucket}/{name}\n" for name in names))
+
+    def put(some) -> None:
+        for path in some:
+            s3.put_object(Bucket=bucket, Key=f"in/{path.name}", Body=path.read_bytes())
+
+    put(path for path in paths if path not in later)
+    return [job[0], keys, *job[2:]], lambda: put(later)
+
+
+def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
+    job, put = missing
     run = cli(*job, env=env)
     assert run.code == 3, run.err
     assert (run.json["failed"], run.json["skipped"], run.json["scored"]) == (3, 1, IMAGES - 4)
+    assert f"and `batchcl retry {out.root} r` to score 3 again" in run.err
     useless = cli("retry", out.root, "r", "--json", env=env)
     assert (useless.code, useless.json["failed"], useless.json["calls"]) == (3, 3, 3)
     other = cli("retry", out.root, "r", "--code", "InternalServerError", "--json", env=env)
     assert (other.code, other.out) == (2, "")
-    assert "failed with --code InternalServerError; the codes are InvalidImageFormatException (3)" in other.err
+    assert "failed with --code InternalServerError; the codes are InvalidS3ObjectException (3)" in other.err
     assert cli("status", out.root, "r", "--json", env=env).json["rounds"] == 1, "a refusal takes no round"
-    broken()
+    put()
     codes = {row["error_code"] for row in out.rows("failures") if row["status"] == "failed"}
     mended = cli("retry", out.root, "r", *(part for code in codes for part in ("--code", code)), "--json", env=env)
     assert mended.code == 0, mended.err
@@ -180,18 +201,43 @@ def test_retry_scores_what_failed_and_nothing_else(cli, job, env, out, broken):
     rounds = Counter((row["status"], row["round"]) for row in out.rows("failures"))
     assert rounds == {("skipped", 0): 1, ("failed", 0): 3, ("failed", 1): 3}, "nothing is taken out of the tables"
     (unresolved,) = cli("failures", out.root, "--json", env=env).json
-    assert (unresolved["error_code"], unresolved["count"]) == ("EmptyFile", 1), "skipped ones are left alone"
+    assert (unresolved["error_code"], unresolved["count"]) == ("UnsupportedExtension", 1), "it is left alone"
     assert Counter(row["table"] for row in out.table().values()) == {"results": IMAGES - 1, "failures": 1}
     again = cli("retry", out.root, "r", "--json", env=env)
     assert again.code == 0
-    assert "no failures; nothing to do" in again.err
+    assert "nothing to retry in run r" in again.err
     assert cli("status", out.root, "r", "--json", env=env).json["unresolved"] == 0
     assert cli(*job, env=env).json["scored"] == IMAGES - 1, "the run itself is done"
 
 
-def test_a_retry_that_is_cut_off_goes_on(cli, job, env, out, broken, clean_env):
-    assert cli(*job, env=env).code == 3
+def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, broken):
+    run = cli(*job, env=env)
+    assert (run.code, run.json["failed"], run.json["retryable"], run.json["fittable"]) == (3, 3, 0, 3)
+    assert f"see `batchcl failures {out.root}`, and `batchcl retry {out.root} r --fit` to score 3 again" in run.err
+    with serving_here(demo.state) as idle:
+        useless = cli("retry", out.root, "r", "--start-model", 1, "--json", env=aws_env(idle))
+        assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
+    assert (useless.code, useless.json) == (0, run.json | {"tolerated": True})
+    assert (
+        "not retried: 3 images failed with InvalidImageFormatException (not a PNG or JPEG, or broken); " in useless.err
+    )
+    assert "not retried: 1 image skipped with EmptyFile (empty)\n" in useless.err
+    assert "nothing to retry in run r: none of its failures can succeed" in useless.err
+    refused = cli("retry", out.root, "r", "--code", "InvalidImageFormatException", "--json", env=env)
+    assert (refused.code, refused.out) == (2, "")
+    assert "add --fit, or replace the images, and score them with `batchcl run --incremental`" in refused.err
     broken()
+    mended = cli(*job[:6], "--run-id", "again", "--incremental", "--json", env=env)
+    assert (mended.code, mended.json["calls"], mended.json["known"]) == (0, 4, IMAGES - 4), mended.err
+    assert cli("failures", out.root, "--json", env=env).json == []
+    status = cli("status", out.root, "r", "--json", env=env).json
+    assert (status["unresolved"], status["retryable"], status["fittable"]) == (3, 0, 3)
+
+
+def test_a_retry_that_is_cut_off_goes_on(cli, env, out, missing, clean_env):
+    job, put = missing
+    assert cli(*job, env=env).code == 3
+    put()
     with started("retry", out.root, "r", "--max-tps", 0.5, env=clean_env | env) as process:
         wait_for(lambda: any(row["status"] == "failed" for row in out.rows("failures")))
         wait_for(lambda: out.files("runs/r/rounds", ".json"))
@@ -207,7 +253,8 @@ def test_a_retry_that_is_cut_off_goes_on(cli, job, env, out, broken, clean_env):
     assert len(out.table()) == IMAGES
 
 
-def test_a_retry_that_is_ended_early_tells_of_the_whole_run_and_how_it_goes_on(cli, job, env, out, broken):
+def test_a_retry_that_is_ended_early_tells_of_the_whole_run_and_how_it_goes_on(cli, env, out, missing):
+    job, put = missing
     assert cli(*job, env=env).code == 3
     early = cli("retry", out.root, "r", "--max-tps", 1, "--max-failures", 0, "--json", env=env)
     assert early.code == 3, early.err
@@ -220,7 +267,7 @@ def test_a_retry_that_is_ended_early_tells_of_the_whole_run_and_how_it_goes_on(c
     assert state["reason"] == early.json["reason"]
     again = cli(*job, env=env)
     assert (again.code, again.json["calls"]) == (3, 0), "the run itself has nothing left to do"
-    broken()
+    put()
     done = cli("retry", out.root, "r", "--max-failures", 3, "--json", env=env)
     assert (done.code, done.json["failed"], done.json["round"]) == (0, 3 - done.json["calls"], 1), done.err
     state = cli("status", out.root, "r", "--json", env=env).json

@@ -103,10 +103,29 @@ def test_objects_in_s3_travel_from_here_where_they_have_to(cli, demo, service, s
     failures = by_name(results.failures(), "status", "error_code", "error_message")
     assert failures["notes.txt"][:2] == ("skipped", "UnsupportedExtension")
     assert failures["cut.webp"][:2] == ("skipped", "BrokenImage")
-    assert failures["long.png"][:2] == ("failed", "InvalidParameterException")
-    assert failures["text.jpg"][:2] == ("failed", "InvalidImageFormatException")
-    assert "--fit can't mend it" in str(failures["text.jpg"][2])
+    assert failures["long.png"][:2] == ("failed", "TooLong")
+    assert failures["text.jpg"][:2] == ("failed", "UnknownFormat")
+    assert "InvalidImageFormatException: " in str(failures["text.jpg"][2])
     again = cli("retry", out, done.json["run_id"], "--json", env=env)
-    assert again.json | {"scored": 6, "failed": 2} == again.json, again.err
+    assert (again.code, again.json) == (0, done.json | {"tolerated": True}), "nothing of it can succeed"
     summary = json.loads((out / "runs" / done.json["run_id"] / "run.json").read_text())
     assert summary["scored_as"]["fit"] is True
+
+
+def test_a_retry_with_fit_scores_what_a_run_without_it_could_not(cli, demo, service, pictures, tmp_path):
+    env, out = aws_env(service), tmp_path / "out"
+    run = cli("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "r", "--json", env=env)
+    assert run.code == 3, run.err
+    assert f"and `batchcl retry {out} r --fit` to score {run.json['fittable']} again" in run.err
+    fitted = cli("retry", out, "r", "--fit", "--json", env=env)
+    assert fitted.json | {"planned": 10, "scored": 6, "retryable": 0, "fittable": 0} == fitted.json, fitted.err
+    codes = {key: row for key, (row, _) in by_name(open_results(str(out)).failures(), "error_code", "fit").items()}
+    assert codes == {
+        "notes.txt": "UnsupportedExtension",
+        "long.png": "TooLong",
+        "cut.webp": "BrokenImage",
+        "text.jpg": "UnknownFormat",
+    }
+    again = cli("retry", out, "r", "--fit", env=env)
+    assert (again.code, "nothing to retry" in again.err) == (0, True), again.err
+    assert "not retried: 1 image failed with TooLong (an aspect ratio over 20:1)\n" in again.err

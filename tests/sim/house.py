@@ -12,7 +12,7 @@ import io
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache, partial
 from typing import Any, BinaryIO, Final, TypeVar, TypeVarTuple
@@ -28,16 +28,17 @@ from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector
 from batchcl.errors import BatchclError, ModelNotReadyError, OutputError, SourceError, TransientError, UnreachableError
 from batchcl.images import ImageRef, unfit
-from batchcl.job import Job, job_of
+from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
+from batchcl.reading.base import Preparer
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.lease import Lease, read_lease
 from batchcl.runs.record import Summary, read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
-from batchcl.scoring.events import SilentObserver
+from batchcl.scoring.events import Observer, SilentObserver
 from batchcl.scoring.listing import Listing, TryReading, trust
 from batchcl.scoring.outcome import Detection
-from batchcl.scoring.retry import conduct_round
+from batchcl.scoring.retry import conduct_round, job_of_round
 from batchcl.scoring.score import conduct, find
 from batchcl.scoring.session import Means
 from batchcl.scoring.stopper import Stopper
@@ -333,6 +334,11 @@ class House:
     run_id: str = RUN
     incremental: bool = False
     skew_s: float = 0.0
+    retry_failed: bool = False
+    fit: bool = False
+    preparer: Preparer | None = None
+    max_failures: int | None = None
+    observer: Observer = field(default_factory=SilentObserver)
     try_reading: TryReading = trust
 
     def store(self, trouble: Trouble | None = None) -> FaultyStore:
@@ -353,10 +359,10 @@ class House:
         return await _outcome(self._run, trouble or Trouble())
 
     async def retry(
-        self, trouble: Trouble | None = None, *, codes: Sequence[str] = ()
+        self, trouble: Trouble | None = None, *, codes: Sequence[str] = (), fit: bool = False
     ) -> Summary | BatchclError | None:
         """One session of `batchcl retry`, likewise."""
-        return await _outcome(partial(self._retry, codes=codes), trouble or Trouble())
+        return await _outcome(partial(self._retry, codes=codes, fit=fit), trouble or Trouble())
 
     async def run_to_end(self, *, tries: int = 3) -> Summary:
         """`batchcl run` as cron would: again, when the lease of the last session is over, until it is done."""
@@ -389,7 +395,8 @@ class House:
         if found.summary is not None:
             return found.summary
         async with self.detector() as service:
-            return await conduct(job, found, self._means(trouble, service, begun_at))
+            means = self._prepared(self._means(trouble, service, begun_at), job)
+            return await conduct(job, found, means)
 
     def _sources(self, trouble: Trouble) -> list[HouseSource]:
         """Two, of which each names a third of the images that the other one names too."""
@@ -397,26 +404,24 @@ class House:
         parts = self.images[: 2 * third], self.images[third:]
         return [HouseSource(part, trouble, page=self.page) for part in parts]
 
-    async def _retry(self, trouble: Trouble, codes: Sequence[str]) -> Summary:
+    async def _retry(self, trouble: Trouble, codes: Sequence[str], fit: bool) -> Summary:
         store = self.store(trouble)
         record, earlier = await read_record(store, self.run_id), await read_summary(store, self.run_id)
         assert record is not None
         assert earlier is not None
+        job = await job_of_round(store, record, {"out": "memory"} | ({"fit": True} if fit else {}))
         async with self.detector() as service:
-            return await conduct_round(
-                job_of(record.scored_as, record.settings, {"out": "memory", "run_id": self.run_id}),
-                store,
-                record,
-                earlier,
-                self._means(trouble, service, anyio.current_time()),
-                codes=codes,
-            )
+            means = self._prepared(self._means(trouble, service, anyio.current_time()), job)
+            return await conduct_round(job, store, record, earlier, means, codes=codes)
+
+    def _prepared(self, means: Means, job: Job) -> Means:
+        return replace(means, preparer=self.preparer) if job.fit else means
 
     def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> Means:
         return Means(
             keeper=self.keeper(trouble),
             detector=HouseDetector(service, trouble),
-            observer=SilentObserver(),
+            observer=self.observer,
             stopper=Stopper(),
             begun_at=begun_at,
             utcnow=lambda: utcnow() + dt.timedelta(seconds=self.skew_s),
@@ -431,6 +436,9 @@ class House:
             shard_size=self.shard_size,
             max_in_flight=self.max_in_flight,
             incremental=self.incremental,
+            retry_failed=self.retry_failed,
+            fit=self.fit,
+            max_failures=None if self.max_failures is None else str(self.max_failures),
         )
 
     def rows(self) -> list[dict[str, Any]]:

@@ -40,11 +40,11 @@ T = TypeVar("T")
 SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "25"))
 IMAGES = 21
 BROKEN = {4, 9, 16}
-"""Images that are refused at first, and accepted later."""
+"""Images that are missing at first, and found later."""
 
 FAULTS = (Kind.CRASH_BEFORE, Kind.CRASH_AFTER, Kind.ERROR_BEFORE, Kind.ERROR_AFTER)
 HOPELESS = {12}
-"""Images that are always refused."""
+"""Images that are refused for what they are: once that is in the tables, no run calls for them again."""
 
 
 class Suspended(Trouble):
@@ -102,9 +102,9 @@ class World:
 
     def _fault(self, each: ImageRef, _call: int, _now: float) -> CallError | None:
         n = int(each.key[:6])
-        if n in HOPELESS or (n in BROKEN and not self.mended):
+        if n in HOPELESS:
             return ImageError("no", code="InvalidImageFormatException", status=400)
-        return None
+        return ImageError("no", code="InvalidS3ObjectException") if n in BROKEN and not self.mended else None
 
     def house(self, run_id: str) -> House:
         return House(
@@ -211,6 +211,10 @@ async def settle(world: World) -> None:
         await world.house(run_id).retry_to_end()
         world.look()
     await world.house("night-9").run_to_end()
+    calls = world.service.calls.copy()
+    summary = await world.house("night-10").run_to_end()
+    assert (summary.known, summary.known_failed) == (IMAGES - len(HOPELESS), len(HOPELESS))
+    assert world.service.calls == calls, "a permanent failure was called for again"
 
 
 def test_a_process_that_was_suspended_adds_nothing_after_a_resumption_that_ended_early():

@@ -184,7 +184,7 @@ def test_only_so_many_are_ready_ahead_of_their_calls():
     assert counted.peak <= 2 * 4
 
 
-def test_what_can_not_be_changed_is_skipped_without_a_call_or_fails_with_the_services_word():
+def test_what_can_not_be_changed_is_skipped_or_fails_and_says_why():
     studio = Studio(needs=lambda n: n < 10, broken=lambda n: n % 2 == 0, fine=lambda n: n == 11)
     run = Run(studio, refusing(studio, lambda n: 10 <= n < 20)).over(map(image, range(30)))
     run.assert_each_once(30)
@@ -193,9 +193,13 @@ def test_what_can_not_be_changed_is_skipped_without_a_call_or_fails_with_the_ser
     assert sorted(number(each.image) for each in skipped) == [0, 2, 4, 6, 8]
     failed = {number(each.image): each for each in run.sink.failed if each.status == "failed"}
     assert sorted(failed) == [10, 11, 12, 14, 16, 18]
-    assert {each.code for each in failed.values()} == {REFUSAL.code}
+    assert {n: each.code for n, each in failed.items()} == {
+        n: REFUSAL.code if n == 11 else "BrokenImage" for n in failed
+    }
     assert {each.attempts for each in failed.values()} == {1}
-    assert failed[10].message == "Request has invalid image format; --fit can't mend it: the picture can't be decoded"
+    assert failed[10].message == (
+        "InvalidImageFormatException: Request has invalid image format; --fit can't help: the picture can't be decoded"
+    )
     assert failed[11].message == "Request has invalid image format"
 
 

@@ -285,6 +285,7 @@ def scored_as(**changes: Any) -> str:
         {"where": "size > 3"},
         {"cross_region": True},
         {"fit": True},
+        {"retry_failed": True},
     ],
 )
 def test_another_list_or_another_scoring_is_another_run(change: dict[str, Any]) -> None:

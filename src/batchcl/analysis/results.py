@@ -16,7 +16,7 @@ import polars as pl
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import UsageError
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.published import PublishedPart, later_parts, published_parts
+from batchcl.runs.published import PublishedPart, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store, open_root
 
@@ -44,8 +44,8 @@ DETECTIONS: Final = (
 )
 """The columns of `Results.detections()`."""
 
-_IMAGE: Final = ("run_id", "uri", "version_id")
-"""An image of a run."""
+_IMAGE: Final = ("model_arn", "uri", "version_id")
+"""What distinguishes an image."""
 
 
 class Results:
@@ -82,21 +82,35 @@ class Results:
     def failures(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
     ) -> pl.LazyFrame:
-        """One row an image that failed or was skipped and that its run has not scored since: its latest failure.
+        """One row an image without a result: its newest failure, unless any run of the model has scored it since.
 
-        The columns are those of schema v1 and `model`, `date`.
+        An image is a uri, in one version where the list named versions, and a model. With a run id the run's own rows
+        decide: its latest failure, unless the run has scored the image. The columns are those of schema v1 and
+        `model`, `date`.
         """
         narrowing = self._narrowing.and_also(model, run_id, date)
         failures = self._scan("failures", FAILURES, narrowing)
-        later = {part: others for part, others in later_parts(self._parts).items() if narrowing.keeps(part)}
-        if not later:
-            return failures
-        resolving = {other for others in later.values() for other in others if other.table == "results"}
-        scored = self._scan_parts(sorted(resolving, key=lambda part: part.path), RESULTS).select(_IMAGE)
+        models = {part.model for part in self._parts if part.table == "failures" and narrowing.keeps(part)}
+        resolving = [
+            part
+            for part in self._parts
+            if part.table == "results"
+            and part.model in models
+            and (narrowing.run_id is None or part.may_hold(narrowing.run_id))
+        ]
+        of_run = failures.sort("round").unique([*_IMAGE, "run_id"], keep="last", maintain_order=True)
+        scored = self._scan_parts(resolving, RESULTS).select(*_IMAGE, "scored_at", scored_by="run_id")
+        same_run = pl.col("scored_by") == pl.col("run_id")
+        since = pl.lit(narrowing.run_id is None) & (pl.col("scored_at") > pl.col("failed_at"))
+        resolved = (
+            scored.join(of_run.select(*_IMAGE, "run_id", "failed_at"), on=_IMAGE, nulls_equal=True)
+            .filter(same_run | since)
+            .select(*_IMAGE, "run_id")
+        )
         return (
-            failures.sort("round")
+            of_run.join(resolved, on=[*_IMAGE, "run_id"], how="anti", nulls_equal=True)
+            .sort("failed_at")
             .unique(_IMAGE, keep="last", maintain_order=True)
-            .join(scored, on=_IMAGE, how="anti", nulls_equal=True)
         )
 
     def detections(

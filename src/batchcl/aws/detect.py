@@ -48,18 +48,20 @@ from batchcl.aws.http import DEADLINE_S, Request, Response, SignedClient, open_s
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import CallError, FatalCallError, ImageError
-from batchcl.images import ImageRef
+from batchcl.images import ImageRef, Unfit
+from batchcl.pixels import unfit_bytes
 from batchcl.reading.base import ImageReader
 from batchcl.reading.files import FileReader
 from batchcl.scoring.outcome import Detection, Label
 
-__all__ = ["Detector", "SdkDetector", "SignedDetector", "open_detector", "parse_labels", "s3_object"]
+__all__ = ["Detector", "LimitsDetector", "SdkDetector", "SignedDetector", "open_detector", "parse_labels", "s3_object"]
 
 _HEADERS: Final = (
     ("Content-Type", "application/x-amz-json-1.1"),
     ("X-Amz-Target", "RekognitionService.DetectCustomLabels"),
 )
 _REQUEST_ID: Final = "x-amzn-RequestId"
+_INVALID_PARAMETER: Final = "InvalidParameterException"
 _ERROR: Final = 300
 _LARGE_IMAGE_BYTES: Final = 64 * 1024
 _FATAL_ERRORS: Final = (
@@ -158,7 +160,7 @@ class SignedDetector:
         try:
             return orjson.dumps({**self._arguments, "Image": image})
         except TypeError as error:
-            raise ImageError("the key is not Unicode text", code="InvalidParameterException") from error
+            raise ImageError("the key is not Unicode text", code=_INVALID_PARAMETER) from error
 
     async def _inline(self, image: ImageRef) -> bytes:
         """Megabytes are encoded in a thread, as they would hold all other calls up."""
@@ -222,7 +224,7 @@ class SdkDetector:
         except ClientError as error:
             raise _from_client_error(error) from error
         except ParamValidationError as error:
-            raise ImageError(" ".join(str(error).split()), code="InvalidParameterException") from error
+            raise ImageError(" ".join(str(error).split()), code=_INVALID_PARAMETER) from error
         except UnicodeDecodeError as error:
             raise malformed_response() from error
         except _FATAL_ERRORS as error:
@@ -252,6 +254,39 @@ class SdkDetector:
         if isinstance(error, SSLError) and not isinstance(inner, aiohttp.ClientSSLError):
             inner = ssl.SSLCertVerificationError(str(error))
         return connection_error(inner if isinstance(inner, Exception) else error, where=where)
+
+
+class LimitsDetector:
+    """A detector that says which documented limit an image violates where the service says InvalidParameterException.
+
+    That is its word for too few pixels and for more than 20:1, but not for these alone; so the image is read and looked
+    at.
+    """
+
+    def __init__(self, inner: Detector, reader: ImageReader) -> None:
+        self._inner = inner
+        self._reader = reader
+
+    async def detect(self, image: ImageRef) -> Detection:
+        """The labels of `image`; raises a `CallError` subclass that says what to do."""
+        try:
+            return await self._inner.detect(image)
+        except ImageError as error:
+            violation = await self._violation(image) if error.code == _INVALID_PARAMETER else None
+            if violation is None:
+                raise
+            raise ImageError(
+                f"{violation.message} ({error.code}: {error})",
+                code=violation.code,
+                status=error.status,
+                request_id=error.request_id,
+            ) from error
+
+    async def _violation(self, image: ImageRef) -> Unfit | None:
+        try:
+            return unfit_bytes(await self._reader.read(image))
+        except CallError:  # the service's word has to do
+            return None
 
 
 class _RenewingDetector:

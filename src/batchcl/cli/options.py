@@ -51,6 +51,7 @@ __all__ = [
     "Out",
     "Profile",
     "Region",
+    "RetryFailed",
     "RunId",
     "Sample",
     "SampleSeed",
@@ -163,7 +164,11 @@ MaxCost = Annotated[
 ]
 Incremental = Annotated[
     bool | None,
-    _choice("--incremental", help="Leave out images whose version has a result already."),
+    _choice("--incremental", help="Leave out images whose version has a result or a permanent failure already."),
+]
+RetryFailed = Annotated[
+    bool | None,
+    _choice("--retry-failed", help="With --incremental: try permanent failures again."),
 ]
 AllowOverlap = Annotated[
     bool | None,

@@ -12,6 +12,7 @@ from batchcl.cli.options import (
     DeadManRole,
     Emulator,
     EmulatorState,
+    Fit,
     Json,
     KeepModel,
     Lease,
@@ -42,6 +43,7 @@ def retry(
     code: Annotated[
         list[str] | None, typer.Option("--code", help="Only failures with this error code.", show_default=False)
     ] = None,
+    fit: Fit = None,
     max_tps: MaxTps = None,
     max_in_flight: MaxInFlight = None,
     transport: TransportOption = None,
@@ -60,11 +62,12 @@ def retry(
     json: Json = False,
     log_format: LogFormatOption = None,
 ) -> None:
-    """Score the failed images of a run again.
+    """Score the failed images of a run again that may succeed.
 
-    Images that succeed now get a row in results/; batchcl's commands no longer show their failure. Model, confidence
-    and everything else that decides about the rows stay those of the run. The next retry continues one that was
-    interrupted.
+    Images that succeed now get a row in results/; batchcl's commands no longer show their failure. Failures that would
+    repeat are reported and left as they are: with --fit, those are scored that it may help, skipped images included.
+    Model, confidence and everything else that decides about the rows stay those of the run. The next retry continues
+    one that was interrupted. Nothing to score ends with exit code 0, and starts no model.
 
     Examples:
 
@@ -73,6 +76,8 @@ def retry(
       batchcl retry out 2026-11-21 --start-model 1
 
       batchcl retry out 2026-11-21 --code InternalServerError --code Timeout
+
+      batchcl retry out 2026-11-21 --fit
     """  # noqa: D412 - Typer shows the examples as they stand
     from batchcl.cli.signals import run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
     from batchcl.cli.talk import talking  # noqa: PLC0415
@@ -80,6 +85,7 @@ def retry(
     from batchcl.scoring.stopper import Stopper  # noqa: PLC0415
 
     changes = flags(
+        fit=fit,
         max_tps=max_tps,
         max_in_flight=max_in_flight,
         transport=transport,

@@ -49,6 +49,7 @@ from batchcl.cli.options import (
     Out,
     Profile,
     Region,
+    RetryFailed,
     RunId,
     Sample,
     SampleSeed,
@@ -112,6 +113,7 @@ def run(
     deadline: Deadline = None,
     max_cost: MaxCost = None,
     incremental: Incremental = None,
+    retry_failed: RetryFailed = None,
     allow_overlap: AllowOverlap = None,
     shard_size: ShardSize = None,
     single_writer: SingleWriter = None,
@@ -188,6 +190,7 @@ def run(
             deadline=deadline,
             max_cost=max_cost,
             incremental=incremental,
+            retry_failed=retry_failed,
             allow_overlap=allow_overlap,
             single_writer=single_writer,
             shard_size=shard_size,
@@ -235,10 +238,23 @@ def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | N
     if not summary.tolerated:
         tell(
             f"{counted(summary.failed, 'image')} failed, more than --max-failures allows; see "
-            f"`batchcl failures {summary.out}`, and `batchcl retry {summary.out} {summary.run_id}` to score them again",
+            f"`batchcl failures {summary.out}`{_what_helps(summary)}",
             level="error",
         )
         raise typer.Exit(ExitCode.FAILURES)
+
+
+def _what_helps(summary: Summary) -> str:
+    """Which command scores failed images again, for those that can succeed."""
+    if summary.retryable is None:
+        return ""
+    helps = {"": summary.retryable, " --fit": summary.fittable}
+    commands = [
+        f"`batchcl retry {summary.out} {summary.run_id}{flag}` to score {images:,} again"
+        for flag, images in helps.items()
+        if images
+    ]
+    return f", and {' or '.join(commands)}" if commands else "; a retry would not change that"
 
 
 def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
@@ -280,6 +296,7 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         repeated=summary.repeated,
         filtered=summary.filtered,
         known=summary.known,
+        known_failed=summary.known_failed,
         planned=summary.planned,
     )
     if tally.lines is not None or tally.leaves_out:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from batchcl.errors import ImageError, UsageError
+from batchcl.errors import HostError, ImageError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,6 +109,8 @@ def _explained() -> Iterator[None]:
         ) from error
     except ImageError:
         raise
+    except MemoryError as error:
+        raise HostError("the memory is too short to decode the picture", code="OutOfMemory") from error
     except Exception as error:  # decoders meet hostile bytes with errors of any kind
         said = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"the picture can't be decoded: {said}", code="BrokenImage") from error

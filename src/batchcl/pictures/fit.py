@@ -22,10 +22,7 @@ from batchcl.pixels import MAX_ASPECT, MAX_SIDE, MIN_SIDE, header, unfit_bytes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FIT_MAY_HELP", "Fitted", "fit", "is_fine"]
-
-FIT_MAY_HELP: Final = frozenset({"ImageTooLargeException", "InvalidImageFormatException", "InvalidParameterException"})
-"""Codes of the service's refusals that may be about the picture's format, bytes or pixels."""
+__all__ = ["Fitted", "fit", "is_fine"]
 
 _LARGE_PIXELS: Final = 30_000_000
 _LARGE: Final = threading.Lock()

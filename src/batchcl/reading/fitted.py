@@ -12,8 +12,9 @@ import anyio.to_thread
 
 from batchcl.aws.session import Aws
 from batchcl.errors import ImageError
+from batchcl.failure_codes import fit_may_help
 from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_S3, ArchiveMember, ImageRef, Unfit, suffix_of
-from batchcl.pictures.fit import FIT_MAY_HELP, fit, is_fine
+from batchcl.pictures.fit import fit, is_fine
 from batchcl.reading.base import ImageReader, Prepared
 from batchcl.reading.objects import open_object_reader
 
@@ -62,7 +63,7 @@ class FittingReader:
 
     def may_mend(self, error: ImageError) -> bool:
         """Where it may be about the picture."""
-        return error.code in FIT_MAY_HELP
+        return fit_may_help(error.code)
 
     def has_room(self) -> bool:
         """Whether more bytes may be held."""

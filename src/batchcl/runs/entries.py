@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchcl.failure_codes import FAILURE_CODES, PERMANENT_CODES
+from batchcl.images import unfit
+from batchcl.runs.image_table import ImageRows
 from batchcl.runs.schema import LABEL, POINT, UTC_US
 from batchcl.scoring.outcome import Counts, Failed, Label, Outcome, Scored
 
 __all__ = [
     "ENTRIES",
     "Entry",
+    "FailureGroup",
     "counts",
     "entry_table",
-    "failed_by_code",
+    "failure_groups",
     "latest",
     "of_round",
     "of_status",
     "positions",
-    "to_retry",
+    "statuses",
+    "unresolved",
 ]
 
 SCORED: Final = "scored"
@@ -46,6 +52,7 @@ ENTRIES: Final = pa.schema(
         pa.field("message", pa.string()),
         pa.field("round", pa.int16(), nullable=False),
         pa.field("fitted", pa.string()),
+        pa.field("fit", pa.bool_(), nullable=False),
     ]
 )
 _BOX: Final = ("left", "top", "width", "height")
@@ -58,8 +65,26 @@ class Entry(NamedTuple):
     outcome: Outcome
 
 
-def entry_table(entries: Sequence[Entry], *, round_: int) -> pa.Table:
-    """`entries` of one round as columns, in their order."""
+class FailureGroup(NamedTuple):
+    """What failed and skipped images have in common.
+
+    Attributes:
+        status: `failed` or `skipped`.
+        code: the error code.
+        round: in which they failed last.
+        permanent: it would fail again, with the `--fit` setting that it has failed with.
+        fit_may_help: it was tried without `--fit`, and may be scored with it.
+    """
+
+    status: str
+    code: str
+    round: int
+    permanent: bool
+    fit_may_help: bool
+
+
+def entry_table(entries: Sequence[Entry], *, round_: int, fit: bool = False) -> pa.Table:
+    """`entries` of one round, which has this `--fit` setting, as columns, in their order."""
     outcomes = [entry.outcome for entry in entries]
     scored = [outcome if isinstance(outcome, Scored) else None for outcome in outcomes]
     failed = [outcome if isinstance(outcome, Failed) else None for outcome in outcomes]
@@ -75,6 +100,7 @@ def entry_table(entries: Sequence[Entry], *, round_: int) -> pa.Table:
         "message": [None if one is None else one.message for one in failed],
         "round": [round_] * len(entries),
         "fitted": [None if one is None else one.fitted for one in scored],
+        "fit": [fit] * len(entries),
     }
     arrays = [
         column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
@@ -87,6 +113,11 @@ def positions(entries: pa.Table) -> list[int]:
     """Of the images that have an entry."""
     found: list[int] = entries["position"].to_pylist()
     return found
+
+
+def statuses(entries: pa.Table) -> dict[int, str]:
+    """Position → status."""
+    return dict(zip(positions(entries), entries["status"].to_pylist(), strict=True))
 
 
 def counts(entries: pa.Table) -> Counts:
@@ -113,18 +144,44 @@ def latest(entries: pa.Table) -> pa.Table:
     return entries.take(last.take(pc.sort_indices(last)))
 
 
-def failed_by_code(entries: pa.Table) -> Counter[str]:
-    """Error code → how many images failed with it."""
-    codes = entries.filter(pc.equal(entries["status"], "failed"))["code"]
-    return Counter({each["values"]: each["counts"] for each in codes.value_counts().to_pylist()})
+def unresolved(entries: pa.Table, images: pa.Table) -> list[tuple[int, FailureGroup]]:
+    """The position and group of each failed or skipped image of a shard.
+
+    Args:
+        entries: one an image, as from `latest`.
+        images: of the shard, with the columns of `IMAGES`.
+    """
+    rows = of_status(entries, scored=False)
+    known = _has_version(images.take(rows["position"]))
+    frame = pl.DataFrame(rows.select(["position", "status", "code", "round", "fit"])).with_columns(
+        pl.Series("permanent", known.to_numpy(zero_copy_only=False), pl.Boolean())
+        & pl.col("code").is_in(PERMANENT_CODES)
+    )
+    of_name = frame.filter(pl.col("status") == "skipped", ~pl.col("fit"))["position"].to_list()
+    fitting = {at for at, image in zip(of_name, ImageRows(images, of_name), strict=True) if not unfit(image, fit=True)}
+    helped = [code for code, about in FAILURE_CODES.items() if about.fit_may_help]
+    failed = (pl.col("status") == "failed") & pl.col("code").is_in(helped)
+    groups = frame.select(
+        "position",
+        "status",
+        "code",
+        "round",
+        "permanent",
+        ~pl.col("fit") & (failed | pl.col("position").is_in(fitting)),
+    )
+    return [(position, FailureGroup(*group)) for position, *group in groups.iter_rows()]
 
 
-def to_retry(entries: pa.Table, codes: Collection[str]) -> list[int]:
-    """Positions of the failed images, those with one of `codes` only if there are any."""
-    failed = pc.equal(entries["status"], "failed")
-    if codes:
-        failed = pc.and_(failed, pc.is_in(entries["code"], value_set=pa.array(sorted(codes), pa.string())))
-    return positions(entries.filter(failed))
+def failure_groups(entries: pa.Table, images: pa.Table) -> Counter[FailureGroup]:
+    """How many images of a shard have failed or were skipped, by what they have in common; as `unresolved`."""
+    return Counter(group for _, group in unresolved(entries, images))
+
+
+def _has_version(images: pa.Table) -> pa.ChunkedArray:
+    """For each image, whether the list tells its version: what is known of it is then known of no other one."""
+    by_time = pc.and_(pc.is_valid(images["size_bytes"]), pc.is_valid(images["last_modified"]))
+    named = pc.or_(pc.is_valid(images["version_id"]), pc.is_valid(images["etag"]))
+    return pc.or_(named, pc.and_(pc.equal(images["bucket"], ""), by_time))
 
 
 def _label_lists(lists: Sequence[tuple[Label, ...] | None]) -> pa.Array:

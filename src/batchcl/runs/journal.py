@@ -85,12 +85,12 @@ class Journal:
         where = [self._store.uri(file.path) for file in files]
         return await anyio.to_thread.run_sync(_decode, list(zip(numbers, where, segments, strict=True)))
 
-    async def stage(self, entries: Sequence[Entry], *, round_: int) -> int:
+    async def stage(self, entries: Sequence[Entry], *, round_: int, fit: bool = False) -> int:
         """Take over `entries` for the next segment, which `settle` writes; returns how many."""
         await self.settle()
         taken = list(entries)
         self._unsettled = await anyio.to_thread.run_sync(
-            lambda: _encode(entry_table(taken, round_=round_), self._writer)
+            lambda: _encode(entry_table(taken, round_=round_, fit=fit), self._writer)
         )
         return len(taken)
 
@@ -110,10 +110,6 @@ class Journal:
         await self.settle()
         self._unsettled = _encode(ENTRIES.empty_table(), self._writer, is_cut=True)
         await self.settle()
-
-
-def _encode_entries(entries: Sequence[Entry], round_: int, writer: str) -> bytes:
-    return _encode(entry_table(entries, round_=round_), writer)
 
 
 def _encode(entries: pa.Table, writer: str, *, is_cut: bool = False) -> bytes:

@@ -1,4 +1,4 @@
-"""Image versions that have a result already, for `--incremental`.
+"""Image versions that have a result or a permanent failure already, for `--incremental`.
 
 A version is told from another by its S3 version id; without one by its entity tag; of a local file by size and time.
 All versions in the tables of a model are read once, into a set of 16 bytes for each: 32 where S3 keeps versions, as the
@@ -7,7 +7,7 @@ list may tell an image's version or its entity tag alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 
 from batchcl.aws.arn import ModelArn
 from batchcl.digests import NameSet
+from batchcl.failure_codes import PERMANENT_CODES
 from batchcl.images import ImageRef
 from batchcl.runs.damage import intact
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
+from batchcl.scoring.outcome import Known
 from batchcl.sources.select import Pause, no_pause
 
 __all__ = ["KnownVersions"]
@@ -43,51 +45,60 @@ _SCHEMA: Final[dict[str, pl.DataType]] = {
 
 
 class KnownVersions:
-    """Answers for one model's results below one root, as they were at the first question.
+    """Answers for one model's tables below one root, as they were at the first question.
 
     An image of which the list tells neither version id nor entity tag, nor size and time of a local file, is never
     known.
 
     Args:
         store: the output root.
-        model: which results count. A retrained model of the same name is another one, with another ARN.
+        model: whose rows count. A retrained model of the same name is another one, with another ARN.
+        fit: the `--fit` setting: failures count that are permanent with the same one.
+        retry_failed: no failure counts.
         pause: awaited while results are read, with the number of images that could have been listed meanwhile.
     """
 
-    def __init__(self, store: Store, model: ModelArn, *, pause: Pause = no_pause) -> None:
+    def __init__(
+        self, store: Store, model: ModelArn, *, fit: bool = False, retry_failed: bool = False, pause: Pause = no_pause
+    ) -> None:
         self._store = store
         self._model = model
         self._pause = pause
-        self._known: NameSet | None = None
+        self._wanted = {"results": pl.col("model_arn") == model.text}
+        if not retry_failed:
+            permanent = pl.col("error_code").is_in(PERMANENT_CODES) & (pl.col("fit") == fit)
+            self._wanted["failures"] = self._wanted["results"] & permanent
+        self._known: dict[str, NameSet] | None = None
         self._reading = anyio.Lock()
 
-    async def fresh(self, images: Sequence[ImageRef]) -> list[bool]:
-        """For each image, whether this version of it has no result yet. Raises `OutputError` for a corrupt file."""
+    async def known(self, images: Sequence[ImageRef]) -> list[Known | None]:
+        """For each image, what the tables say of this version of it. Raises `OutputError` for a corrupt file."""
         async with self._reading:  # both the listing and a resumed shard may ask first
             if self._known is None:
                 self._known = await self._read_all()
-        return await anyio.to_thread.run_sync(_not_in, self._known, images)
+        return await anyio.to_thread.run_sync(_look_up, self._known, images)
 
-    async def _read_all(self) -> NameSet:
-        known = NameSet()
+    async def _read_all(self) -> dict[str, NameSet]:
+        known = {table: NameSet() for table in self._wanted}
         filling = anyio.Lock()
 
         async def read(path: str) -> None:
             batches = await anyio.to_thread.run_sync(self._open, path)
             while (rows := await anyio.to_thread.run_sync(self._next, path, batches)) is not None:
                 async with filling:
-                    await anyio.to_thread.run_sync(known.update, _names(rows))
+                    await anyio.to_thread.run_sync(known[_table(path)].update, _names(rows))
                     await self._pause(len(rows) // _ROWS_PER_IMAGE)
 
-        files = await self._store.list_all(f"results/model={self._model.name}")
+        files = [file for table in known for file in await self._store.list_all(f"{table}/model={self._model.name}")]
         paths = [file.path for file in files if file.path.endswith(".parquet")]
         await together(read, paths, at_once=_FILES_AT_ONCE)
         return known
 
     def _open(self, path: str) -> Iterator[pa.RecordBatch]:
+        columns = {*_SCHEMA, *self._wanted[_table(path)].meta.root_names()}
         with self._intact(path):
             file = pq.ParquetFile(self._store.open_file(path))
-            return file.iter_batches(_BATCH_ROWS, columns=["model_arn", *_SCHEMA])  # type: ignore[no-any-return]
+            return file.iter_batches(_BATCH_ROWS, columns=sorted(columns))  # type: ignore[no-any-return]
 
     def _next(self, path: str, batches: Iterator[pa.RecordBatch]) -> pl.DataFrame | None:
         with self._intact(path):
@@ -96,13 +107,17 @@ class KnownVersions:
             return None
         frame = pl.from_arrow(batch)
         assert isinstance(frame, pl.DataFrame)
-        return frame.filter(pl.col("model_arn") == self._model.text).select(
+        return frame.filter(self._wanted[_table(path)]).select(
             pl.col(name).cast(kind) for name, kind in _SCHEMA.items()
         )
 
     def _intact(self, path: str) -> AbstractContextManager[None]:
         remedy = "restore it, or run without --incremental"
         return intact(self._store.uri(path), remedy=remedy, errors=(pa.ArrowInvalid,))
+
+
+def _table(path: str) -> str:
+    return path.partition("/")[0]
 
 
 # what a version may be asked for by; null where that isn't known
@@ -125,8 +140,8 @@ def _names(known: pl.DataFrame) -> Iterator[bytes]:
         yield from column.drop_nulls().to_list()
 
 
-def _not_in(known: NameSet, images: Sequence[ImageRef]) -> list[bool]:
-    """For each image, whether none of its names is in `known`."""
+def _look_up(known: Mapping[str, NameSet], images: Sequence[ImageRef]) -> list[Known | None]:
+    """For each image, in which table one of its names is known; a result counts before a failure."""
     listed = pl.DataFrame(
         {
             "uri": [image.uri for image in images],
@@ -143,4 +158,12 @@ def _not_in(known: NameSet, images: Sequence[ImageRef]) -> list[bool]:
         etag=pl.when(pl.col("version_id").is_null()).then(_BY_ETAG),
         time=pl.when("local").then(_BY_TIME),
     )
-    return [not any(name is not None and name in known for name in names) for names in asked.iter_rows()]
+    scored, failed = known["results"], known.get("failures")
+
+    def of(names: Sequence[bytes | None]) -> Known | None:
+        given = [name for name in names if name is not None]
+        if any(name in scored for name in given):
+            return "already_scored"
+        return "already_failed" if failed and any(name in failed for name in given) else None
+
+    return [of(names) for names in asked.iter_rows()]

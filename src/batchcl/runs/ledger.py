@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -21,7 +22,7 @@ import pyarrow as pa
 from batchcl.bell import Bell
 from batchcl.errors import BatchclError
 from batchcl.images import ImageRef
-from batchcl.runs.entries import Entry, counts, entry_table, latest, of_round, positions
+from batchcl.runs.entries import Entry, counts, latest, of_round, positions, statuses
 from batchcl.runs.image_table import ImageRows
 from batchcl.runs.journal import Journal, JournalContent
 from batchcl.runs.layout import RunPaths
@@ -30,7 +31,7 @@ from batchcl.runs.parts import PartSpec, publish_journal
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.outcome import AlreadyScored, Counts, Outcome
+from batchcl.scoring.outcome import AlreadyKnown, Counts, Known, Outcome
 from batchcl.scoring.shards import Batch
 
 __all__ = ["AllImages", "Ledger", "Targets"]
@@ -45,6 +46,8 @@ BEHIND_SHARDS: Final = 1
 
 _LOOK_EVERY_S: Final = 1.0
 
+_LookUp: TypeAlias = Callable[[Sequence[ImageRef]], Awaitable[list[Known | None]]]
+
 
 class Targets(Protocol):
     """Which images a round is about."""
@@ -58,8 +61,8 @@ class Targets(Protocol):
         """Numbers of the shards that have any, in order."""
         ...
 
-    def positions(self, images: int, earlier: pa.Table) -> Sequence[int]:
-        """The positions to score in a shard of `images` images, with the `earlier` entries of previous rounds."""
+    def positions(self, images: pa.Table, earlier: pa.Table) -> Sequence[int]:
+        """The positions to score in a shard of these `images`, with the `earlier` entries of previous rounds."""
         ...
 
 
@@ -78,9 +81,9 @@ class AllImages:
             if shard not in self._published:
                 yield shard
 
-    def positions(self, images: int, earlier: pa.Table) -> Sequence[int]:  # noqa: ARG002 - nothing precedes round 0
+    def positions(self, images: pa.Table, earlier: pa.Table) -> Sequence[int]:  # noqa: ARG002 - nothing precedes round 0
         """All of them."""
-        return range(images)
+        return range(images.num_rows)
 
 
 @dataclass(slots=True)
@@ -89,12 +92,14 @@ class _Open:
 
     Attributes:
         missing: the positions without an outcome in the journal or the buffer.
+        before: the status that each image of a retry had in earlier rounds, by position.
         is_cut: whether the journal ends with a cut, or is empty.
     """
 
     images: pa.Table
     journal: Journal
     missing: set[int]
+    before: Mapping[int, str]
     is_cut: bool
     buffer: list[Entry] = field(default_factory=list)
     staged: list[Entry] = field(default_factory=list)
@@ -115,10 +120,11 @@ class Ledger:
         worklist: the run's.
         targets: what the round is about.
         writer: distinguishes this process's segments from another's.
+        fit: the round's `--fit` setting, which rows of failures state.
         check_owner: raises `StoppedError` when another process has taken the run over.
-        needs_call: for each image, whether it has no result yet; None where that needs no look.
+        known: for each image, what another run has made of it; None where that needs no look.
         on_taken_up: receives the counts of what earlier sessions have journalled in a shard.
-        on_already_scored: receives each outcome that needs no call.
+        on_known: receives each outcome that needs no call.
         utcnow: the time of day.
 
     Attributes:
@@ -133,10 +139,11 @@ class Ledger:
         targets: Targets,
         *,
         writer: str,
+        fit: bool = False,
         check_owner: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint,
-        needs_call: Callable[[Sequence[ImageRef]], Awaitable[list[bool]]] | None = None,
+        known: _LookUp | None = None,
         on_taken_up: Callable[[Counts], None] = lambda _: None,
-        on_already_scored: Callable[[Outcome], None] = lambda _: None,
+        on_known: Callable[[Outcome], None] = lambda _: None,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._store = store
@@ -146,13 +153,15 @@ class Ledger:
         self._targets = targets
         self._writer = writer
         self._check_owner = check_owner
-        self._needs_call = needs_call
+        self._fit = fit
+        self._known = known
         self._utcnow = utcnow
         self._on_taken_up = on_taken_up
-        self._on_already_scored = on_already_scored
+        self._on_known = on_known
         self.settled = False
         self._open: dict[int, _Open] = {}
         self._buffered = 0
+        self._replaced: Counter[str] = Counter()
         self._journalling = anyio.Lock()
         self._publishing = anyio.Lock()
         self._recorded = Bell()
@@ -170,10 +179,12 @@ class Ledger:
             await self._check_owner()  # after reading: a later takeover cuts the journal behind what was read
             written, earlier = of_round(content.entries, self._targets.round)
             self._on_taken_up(counts(written))
-            missing = set(self._targets.positions(images.num_rows, earlier)).difference(positions(written))
-            self._open[shard] = _Open(images, journal, missing, is_cut=content.uncut is None)
-            if missing and self._needs_call is not None:
-                await self._leave_out(shard, images, self._needs_call)
+            missing = set(self._targets.positions(images, earlier)).difference(positions(written))
+            before = statuses(latest(earlier))
+            self._replaced.update(before[position] for position in positions(written) if before)
+            self._open[shard] = _Open(images, journal, missing, before, is_cut=content.uncut is None)
+            if missing and self._known is not None:
+                await self._leave_out(shard, images, self._known)
             if missing:
                 left = sorted(missing)
                 yield Batch(shard, ImageRows(images, left), left)
@@ -181,22 +192,22 @@ class Ledger:
                 self._recorded.ring()
                 self._journalled.ring()
 
-    async def _leave_out(
-        self, shard: int, images: pa.Table, needs_call: Callable[[Sequence[ImageRef]], Awaitable[list[bool]]]
-    ) -> None:
-        """Record the images that another run has scored since the list was made."""
+    async def _leave_out(self, shard: int, images: pa.Table, look_up: _LookUp) -> None:
+        """Record the images that another run has dealt with since the list was made."""
         left = sorted(self._open[shard].missing)
         candidates = list(ImageRows(images, left))
-        for position, image, needed in zip(left, candidates, await needs_call(candidates), strict=True):
-            if not needed:
-                outcome = AlreadyScored(image=image, at=self._utcnow())
+        for position, image, known in zip(left, candidates, await look_up(candidates), strict=True):
+            if known is not None:
+                outcome = AlreadyKnown(image=image, status=known, at=self._utcnow())
                 self.record(shard, position, outcome)
-                self._on_already_scored(outcome)
+                self._on_known(outcome)
 
     def record(self, shard: int, position: int, outcome: Outcome) -> None:
         """Take over one outcome; it is durable some time later."""
         opened = self._open[shard]
         opened.missing.remove(position)
+        if opened.before:
+            self._replaced[opened.before[position]] += 1
         opened.buffer.append(Entry(position, outcome))
         if opened.buffered_at == math.inf:
             opened.buffered_at = anyio.current_time()
@@ -206,8 +217,17 @@ class Ledger:
 
     def unkept(self) -> Counts:
         """What was recorded and isn't durable: all that is lost if nothing more can be written."""
-        entries = [entry for opened in self._open.values() for entry in (*opened.staged, *opened.buffer)]
-        return counts(entry_table(entries, round_=self._targets.round))
+        return Counts(**Counter[str](entry.outcome.status for _, entry in self._unkept()))
+
+    def replaced(self) -> Counts:
+        """What the images of a retry that have a durable outcome of its round had come to before."""
+        unkept = Counter(opened.before[entry.position] for opened, entry in self._unkept() if opened.before)
+        return Counts(**(self._replaced - unkept))
+
+    def _unkept(self) -> Iterator[tuple[_Open, Entry]]:
+        for opened in self._open.values():
+            for entry in (*opened.staged, *opened.buffer):
+                yield opened, entry
 
     async def room(self) -> None:
         """Wait while the journal is behind, so that memory doesn't grow where the store is slower than the model."""
@@ -250,7 +270,7 @@ class Ledger:
     async def _flush_shard(self, opened: _Open, *, older_than: float) -> None:
         if opened.buffer and (_is_due(opened) or opened.buffered_at <= older_than):
             await self._settle(opened)
-            staged = await opened.journal.stage(opened.buffer, round_=self._targets.round)
+            staged = await opened.journal.stage(opened.buffer, round_=self._targets.round, fit=self._fit)
             opened.is_cut = False
             opened.staged = opened.buffer[:staged]
             del opened.buffer[:staged]
@@ -288,8 +308,9 @@ class Ledger:
             raise BatchclError(
                 f"shard {shard} has {state.num_rows} outcomes of {opened.images.num_rows}: a bug in batchcl"
             )
-        done = counts(state)
-        await write_marker(self._store, self._paths, shard, round_=self._targets.round, counts=done)
+        await write_marker(
+            self._store, self._paths, shard, round_=self._targets.round, entries=state, images=opened.images
+        )
 
     async def _cut_and_publish(self, shard: int, opened: _Open) -> JournalContent:
         """Close what is journalled, and publish it as it is read back, which is what counts."""

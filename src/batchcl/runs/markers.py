@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 
+import anyio.to_thread
 import orjson
+import pyarrow as pa
 
 from batchcl.runs.damage import intact
+from batchcl.runs.entries import FailureGroup, counts, failure_groups
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
 from batchcl.scoring.outcome import Counts
 
-__all__ = ["published", "read_counts", "total", "write_marker"]
+__all__ = ["Totals", "published", "read_totals", "total", "write_marker"]
 
 _AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What shards come to: the outcomes of their images, and those without a result by what they have in common."""
+
+    counts: Counts = field(default_factory=Counts)
+    failures: Counter[FailureGroup] = field(default_factory=Counter)
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.counts + other.counts, self.failures + other.failures)
 
 
 async def published(store: Store, paths: RunPaths) -> dict[int, int]:
@@ -27,24 +42,42 @@ async def published(store: Store, paths: RunPaths) -> dict[int, int]:
     return rounds
 
 
-async def write_marker(store: Store, paths: RunPaths, shard: int, *, round_: int, counts: Counts) -> None:
-    """Close the shard for the round; the same marker twice is fine. Raises `StoppedError` if another one is there."""
-    data = orjson.dumps(asdict(counts), option=orjson.OPT_SORT_KEYS)
+async def write_marker(
+    store: Store, paths: RunPaths, shard: int, *, round_: int, entries: pa.Table, images: pa.Table
+) -> None:
+    """Close the shard for the round; the same marker twice is fine. Raises `StoppedError` if another one is there.
+
+    Args:
+        store: the output root.
+        paths: the run's.
+        shard: its number.
+        round_: the round.
+        entries: the last one of each image.
+        images: of the shard.
+    """
+    groups = await anyio.to_thread.run_sync(failure_groups, entries, images)
+    document = {
+        "counts": asdict(counts(entries)),
+        "failures": [[*group, number] for group, number in sorted(groups.items())],
+    }
+    data = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
     await store.put_mine(paths.marker(shard, round_), data, what=f"the end of shard {shard}")
 
 
-async def read_counts(store: Store, paths: RunPaths, rounds: Iterable[tuple[int, int]]) -> dict[int, Counts]:
-    """Shard → its counts, of the given (shard, round) markers."""
+async def read_totals(store: Store, paths: RunPaths, rounds: Iterable[tuple[int, int]]) -> dict[int, Totals]:
+    """Shard → its totals, of the given (shard, round) markers."""
 
-    async def read(marker: tuple[int, int]) -> tuple[int, Counts]:
+    async def read(marker: tuple[int, int]) -> tuple[int, Totals]:
         shard, round_ = marker
         data = await store.get(paths.marker(shard, round_))
         with intact(store.uri(paths.marker(shard, round_))):
-            return shard, Counts(**orjson.loads(data or b""))
+            document = orjson.loads(data or b"")
+            failures = Counter({FailureGroup(*group): number for *group, number in document["failures"]})
+            return shard, Totals(Counts(**document["counts"]), failures)
 
     return dict(await together(read, rounds, at_once=_AT_ONCE))
 
 
-def total(counts: Iterable[Counts]) -> Counts:
+def total(totals: Iterable[Totals]) -> Totals:
     """The sum."""
-    return sum(counts, Counts())
+    return sum(totals, Totals())

@@ -88,7 +88,11 @@ class Summary:
         tolerated: whether failures stayed within `max_failures`.
         bad_lines: lines of the lists that name no image and were left out.
         repeated: images that the sources named more than once, beyond the first time.
-        known: images left out by `--incremental`.
+        known: images left out by `--incremental`, as their version has a result.
+        known_failed: images left out by `--incremental`, as their version has a permanent failure.
+        retryable: failed images that `batchcl retry` scores again, as they may succeed; None while the run, or its
+            retry, isn't done.
+        fittable: failed and skipped images that may be scored with `--fit`; likewise.
         filtered: images left out by the filters.
         filtered_by: which filter → how many of them.
         left_out: lines of lists that name something that is no image to score: what → how many.
@@ -115,6 +119,9 @@ class Summary:
     bad_lines: int = 0
     repeated: int = 0
     known: int = 0
+    known_failed: int = 0
+    retryable: int | None = None
+    fittable: int | None = None
     filtered: int = 0
     filtered_by: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)

@@ -15,12 +15,12 @@ from functools import partial
 from typing import Final
 
 from batchcl.errors import StoppedError
-from batchcl.runs.entries import counts, latest, of_round, positions
+from batchcl.runs.entries import latest, of_round, positions
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RUNS, RunPaths, run_name
 from batchcl.runs.lease import Lease, LeaseKeeper, is_alive, read_session
 from batchcl.runs.ledger import AllImages, Targets
-from batchcl.runs.markers import published, read_counts, write_marker
+from batchcl.runs.markers import published, read_totals, write_marker
 from batchcl.runs.parts import PartSpec, publish_journal
 from batchcl.runs.record import RunRecord, read_record
 from batchcl.runs.rounds import FailedImages, read_round, unfinished_round
@@ -120,7 +120,7 @@ async def _incomplete(store: Store, paths: RunPaths, worklist: WorkList) -> tupl
     if number is None:
         return AllImages(worklist, done), [shard for shard in range(worklist.shards) if shard not in done]
     about = await read_round(store, paths, number)
-    targets = FailedImages(about, published=done, counts=await read_counts(store, paths, done.items()))
+    targets = FailedImages(about, published=done, totals=await read_totals(store, paths, done.items()))
     return targets, [shard async for shard in targets.shards()]
 
 
@@ -137,6 +137,6 @@ async def _finish(
     images = await worklist.load(shard)
     content = await publish_journal(store, spec, shard, journal, images)
     written, earlier = of_round(content.entries, targets.round)
-    if set(targets.positions(images.num_rows, earlier)) <= set(positions(written)):
-        done = counts(latest(content.entries))
-        await write_marker(store, paths, shard, round_=targets.round, counts=done)
+    if set(targets.positions(images, earlier)) <= set(positions(written)):
+        state = latest(content.entries)
+        await write_marker(store, paths, shard, round_=targets.round, entries=state, images=images)

@@ -6,26 +6,21 @@ retry continues it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import orjson
 import pyarrow as pa
 
 from batchcl.runs.damage import intact
-from batchcl.runs.entries import failed_by_code, latest, of_round, to_retry
-from batchcl.runs.journal import Journal
+from batchcl.runs.entries import FailureGroup, latest, unresolved
 from batchcl.runs.layout import RunPaths
+from batchcl.runs.markers import Totals
 from batchcl.runs.store import Store
-from batchcl.runs.together import together
-from batchcl.scoring.outcome import Counts
 
 __all__ = [
     "FailedImages",
     "Round",
-    "count_codes",
     "end_round",
     "last_round",
     "open_round",
@@ -34,50 +29,58 @@ __all__ = [
 ]
 
 
-_AT_ONCE: Final = 16
-
-
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One retry: its number from 1, and the error codes that it is about; none means all failures."""
+    """One retry.
+
+    Attributes:
+        number: from 1.
+        codes: the error codes that it is about; none means all.
+        fit: its `--fit` setting.
+    """
 
     number: int
-    codes: tuple[str, ...]
+    codes: tuple[str, ...] = ()
+    fit: bool = False
+
+    def names(self, group: FailureGroup) -> bool:
+        """Whether it is about images of `group`, be it to leave them as they are."""
+        return not self.codes or group.code in self.codes
+
+    def selects(self, group: FailureGroup) -> bool:
+        """Whether it scores images of `group` again: those that may succeed."""
+        may_succeed = (group.status == "failed" and not group.permanent) or (self.fit and group.fit_may_help)
+        return may_succeed and self.names(group)
+
+    def selected(self, failures: Mapping[FailureGroup, int]) -> int:
+        """How many of these images it scores again."""
+        return sum(number for group, number in failures.items() if self.selects(group))
 
 
-async def open_round(store: Store, paths: RunPaths, codes: tuple[str, ...]) -> Round:
-    """The unfinished round of the run if there is one, with its own codes; else a new one."""
+async def open_round(store: Store, paths: RunPaths, wanted: Round) -> Round:
+    """The unfinished round of the run if there is one, as it was begun; else `wanted`, under the next number."""
     last, is_open = await last_round(store, paths)
     if is_open:
         return await read_round(store, paths, last)
-    await store.put_mine(paths.round(last + 1), orjson.dumps(list(codes)), what=f"the codes of round {last + 1}")
-    return Round(last + 1, codes)
+    about = Round(last + 1, wanted.codes, wanted.fit)
+    await store.put_mine(
+        paths.round(about.number), orjson.dumps(asdict(about)), what=f"the start of round {about.number}"
+    )
+    return about
 
 
 async def read_round(store: Store, paths: RunPaths, number: int) -> Round:
     """A round that was opened."""
-    data = await store.get(paths.round(number)) or b"[]"
+    data = await store.get(paths.round(number))
     with intact(store.uri(paths.round(number))):
-        return Round(number, tuple(orjson.loads(data)))
+        values = orjson.loads(data or b"")
+        return Round(number, tuple(values["codes"]), values["fit"])
 
 
 async def unfinished_round(store: Store, paths: RunPaths) -> int | None:
     """The retry that was begun and is not over: it may have scored everything and died before it could say so."""
     last, is_open = await last_round(store, paths)
     return last if is_open else None
-
-
-async def count_codes(store: Store, paths: RunPaths, shards: Iterable[int]) -> dict[int, Counter[str]]:
-    """Shard → error code → how many of its images failed with it before the round that is open, or that comes next."""
-    last, is_open = await last_round(store, paths)
-    number = last if is_open else last + 1
-
-    async def count(shard: int) -> tuple[int, Counter[str]]:
-        content = await Journal(store, paths, shard, writer="").read()
-        _, earlier = of_round(content.entries, number)
-        return shard, failed_by_code(latest(earlier))
-
-    return dict(await together(count, shards, at_once=_AT_ONCE))
 
 
 async def last_round(store: Store, paths: RunPaths) -> tuple[int, bool]:
@@ -93,26 +96,38 @@ async def end_round(store: Store, paths: RunPaths, number: int) -> None:
 
 
 class FailedImages:
-    """The images of a round: those whose last outcome is a failure with one of the round's codes.
+    """The images of a round: those without a result that it selects.
 
     Args:
         about: the round.
         published: shard → the last round in which it was published.
-        counts: shard → its counts since then.
+        totals: shard → its totals since then.
     """
 
-    def __init__(self, about: Round, *, published: Mapping[int, int], counts: Mapping[int, Counts]) -> None:
+    def __init__(self, about: Round, *, published: Mapping[int, int], totals: Mapping[int, Totals]) -> None:
         self.round = about.number
-        self._codes = about.codes
+        self._about = about
         self._published = published
-        self._counts = counts
+        self._totals = totals
+
+    @property
+    def planned(self) -> int:
+        """How many images they are, in the shards that this round has not published yet."""
+        return sum(self._about.selected(self._totals[shard].failures) for shard in self._shards())
 
     async def shards(self) -> AsyncIterator[int]:
-        """Those with failures that this round has not published yet."""
-        for shard in sorted(self._counts):
-            if self._counts[shard].failed and self._published[shard] < self.round:
-                yield shard
+        """Those with such images that this round has not published yet."""
+        for shard in self._shards():
+            yield shard
 
-    def positions(self, images: int, earlier: pa.Table) -> Sequence[int]:  # noqa: ARG002 - the other rounds need it
-        """The failed ones."""
-        return to_retry(latest(earlier), self._codes)
+    def positions(self, images: pa.Table, earlier: pa.Table) -> Sequence[int]:
+        """Of the images that may succeed now."""
+        groups = unresolved(latest(earlier), images)
+        return [position for position, group in groups if self._about.selects(group)]
+
+    def _shards(self) -> list[int]:
+        return [
+            shard
+            for shard, totals in sorted(self._totals.items())
+            if self._published[shard] < self.round and self._about.selected(totals.failures)
+        ]

@@ -86,6 +86,7 @@ FAILURES: Final = pa.schema(
         pa.field("round", pa.int16(), nullable=False),
         pa.field("failed_at", UTC_US, nullable=False),
         pa.field("extra", pa.string()),
+        pa.field("fit", pa.bool_(), nullable=False),
     ]
 )
 """One row an image that failed or was skipped, with the reason, in each round that called for it.

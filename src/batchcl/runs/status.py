@@ -10,9 +10,9 @@ from batchcl.runs.entries import counts
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RUNS, RunPaths
 from batchcl.runs.lease import Lease, read_lease
-from batchcl.runs.markers import published, read_counts, total
+from batchcl.runs.markers import Totals, published, read_totals, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
-from batchcl.runs.rounds import unfinished_round
+from batchcl.runs.rounds import Round, unfinished_round
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
 from batchcl.runs.worklist import WorkList
@@ -33,7 +33,9 @@ class RunState:
         planned: images on the list so far; all of them once `listed`.
         published: images whose outcome is in the tables.
         journalled: images with a durable outcome that is not in the tables yet.
-        unresolved: failed images, which `batchcl retry` can score again.
+        unresolved: failed images.
+        retryable: of those, images that `batchcl retry` scores again, as they may succeed.
+        fittable: failed and skipped images that may be scored with `batchcl retry --fit`.
         left: images without an outcome.
         rounds: retries that have put rows into the table.
         unfinished_round: the retry that was begun and isn't over, or None; `batchcl retry` goes on with it.
@@ -54,6 +56,8 @@ class RunState:
     published: int
     journalled: int
     unresolved: int
+    retryable: int
+    fittable: int
     left: int
     rounds: int
     unfinished_round: int | None
@@ -76,7 +80,7 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
     summary = await read_summary(store, run_id)
     lease = await read_lease(store, paths.sessions)
     rounds = await published(store, paths)
-    complete = total((await read_counts(store, paths, rounds.items())).values())
+    complete = total((await read_totals(store, paths, rounds.items())).values())
     in_tables, journalled = await _of_incomplete(store, paths, rounds)
     worklist = WorkList(store, paths)
     await worklist.open()  # last, as it grows: what has its outcome stands on it
@@ -85,7 +89,8 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
         summary,
         lease=lease if lease is not None and lease.seems_alive(now) else None,
         worklist=worklist,
-        in_parts=complete + in_tables,
+        complete=complete,
+        in_tables=in_tables,
         journalled=journalled,
         rounds=max(rounds.values(), default=0),
         unfinished=await unfinished_round(store, paths),
@@ -113,7 +118,7 @@ async def _of_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) 
     in_tables, journalled = Counts(), Counts()
     for shard in (int(name) for name in names if name.isdigit() and int(name) not in rounds):
         content = await Journal(store, paths, shard, writer="").read()
-        in_tables += total(counts(chunk.entries) for chunk in content.chunks)
+        in_tables += sum((counts(chunk.entries) for chunk in content.chunks), Counts())
         journalled += Counts() if content.uncut is None else counts(content.uncut.entries)
     return in_tables, journalled
 
@@ -124,11 +129,13 @@ def _state(
     *,
     lease: Lease | None,
     worklist: WorkList,
-    in_parts: Counts,
+    complete: Totals,
+    in_tables: Counts,
     journalled: Counts,
     rounds: int,
     unfinished: int | None,
 ) -> RunState:
+    in_parts = complete.counts + in_tables
     both = in_parts + journalled
     listed = worklist.totals is not None
     was_done = summary is not None and (summary.status == "done" or summary.round > 0)  # only what is done is retried
@@ -145,13 +152,15 @@ def _state(
         started_at=record.started_at,
         state=state,
         listed=listed,
-        planned=worklist.images - both.already_scored,
+        planned=worklist.images - both.already_scored - both.already_failed,
         scored=both.scored,
         failed=both.failed,
         skipped=both.skipped,
         published=in_parts.done,
         journalled=journalled.done,
         unresolved=both.failed,
+        retryable=Round(0).selected(complete.failures),
+        fittable=sum(number for group, number in complete.failures.items() if group.fit_may_help),
         left=worklist.images - both.done,
         rounds=rounds,
         unfinished_round=unfinished,

@@ -42,6 +42,7 @@ class WorkListTotals:
         images: on the list.
         repeated: images that the sources named more than once, beyond the first time.
         known: images left out by `--incremental`, as their version has a result already.
+        known_failed: images left out by `--incremental`, as their version has a permanent failure already.
         bad_lines: lines that name no image and were left out.
         filtered: images left out by the filters.
         filtered_by: which filter → how many of them.
@@ -53,6 +54,7 @@ class WorkListTotals:
     images: int
     repeated: int = 0
     known: int = 0
+    known_failed: int = 0
     bad_lines: int = 0
     filtered: int = 0
     filtered_by: dict[str, int] = field(default_factory=dict)
@@ -88,7 +90,7 @@ class WorkList:
             with self._intact(last):
                 metadata = await anyio.to_thread.run_sync(lambda: pq.read_schema(io.BytesIO(data)).metadata)
                 self._bookmark = _bookmark(orjson.loads(metadata[_BOOKMARK]))
-            self._images = self._bookmark.taken - self._bookmark.known
+            self._images = self._bookmark.taken - self._bookmark.known - self._bookmark.known_failed
 
     @property
     def totals(self) -> WorkListTotals | None:

@@ -273,7 +273,8 @@ class Engine:
         elif refusal is None:
             self._keep(item, skipped(item.image, reason, at=self._utcnow()))
         else:
-            hopeless = ImageError(f"{refusal}; --fit can't mend it: {reason.message}", code=refusal.code)
+            text = f"{refusal.code}: {refusal}; --fit can't help: {reason.message}"
+            hopeless = ImageError(text, code=reason.code)
             self._keep(item, failed(item.image, hopeless, attempts=item.attempts, at=self._utcnow()))
         if refusal is not None:
             item.is_settled = True

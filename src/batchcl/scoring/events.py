@@ -30,7 +30,7 @@ class Snapshot:
     """The counters of a run at one moment.
 
     Attributes:
-        planned: images on the list so far, less those that another run has scored since; all of them once `listed`.
+        planned: images on the list so far, less those that another run has dealt with since; all of them once `listed`.
         listed: whether the list is complete.
         calls: calls that were sent, the throttled ones included.
         throttled: calls that were refused for capacity.
@@ -117,6 +117,7 @@ class Progress:
         self.failed = 0
         self.skipped = 0
         self.already_scored = 0
+        self.already_failed = 0
         self.calls = 0
         self.throttled = 0
         self.in_flight = 0
@@ -147,6 +148,8 @@ class Progress:
                 self.skipped += 1
             case "already_scored":
                 self.already_scored += 1
+            case "already_failed":
+                self.already_failed += 1
 
     def add_earlier(self, counts: Counts) -> None:
         """Add outcomes of an earlier session, which say nothing about the speed of this one."""
@@ -154,11 +157,12 @@ class Progress:
         self.failed += counts.failed
         self.skipped += counts.skipped
         self.already_scored += counts.already_scored
+        self.already_failed += counts.already_failed
 
     @property
     def counts(self) -> Counts:
         """The outcomes so far."""
-        return Counts(self.scored, self.failed, self.skipped, self.already_scored)
+        return Counts(self.scored, self.failed, self.skipped, self.already_scored, self.already_failed)
 
     @property
     def dollars(self) -> float | None:
@@ -181,7 +185,7 @@ class Progress:
         rate = self._rate(now, started_at)
         left = self.planned - self.done
         return Snapshot(
-            planned=self.planned - self.already_scored,
+            planned=self.planned - self.already_scored - self.already_failed,
             listed=self.listed,
             scored=self.scored,
             failed=self.failed,

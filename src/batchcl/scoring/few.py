@@ -29,9 +29,9 @@ from batchcl.errors import (
     TransientError,
     UsageError,
 )
+from batchcl.failure_codes import fit_may_help
 from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_FITTABLE, ImageRef, suffix_of
 from batchcl.pictures.decode import need_pillow
-from batchcl.pictures.fit import FIT_MAY_HELP
 from batchcl.pictures.fit import fit as fitted
 from batchcl.reading.base import ImageReader
 from batchcl.reading.files import FileReader
@@ -224,7 +224,7 @@ class _Looker:
         try:
             answer, request_id = await self._detector.ask(s3_object(image))
         except ImageError as refusal:
-            if not self._fit or refusal.code not in FIT_MAY_HELP:
+            if not self._fit or not fit_may_help(refusal.code):
                 raise
             return await self._of_bytes(each, data or await self._read(each), after=refusal)
         return _answered(each, answer, request_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Final, Protocol
 
 import anyio
@@ -14,10 +15,11 @@ from batchcl.images import ImageRef
 from batchcl.runs.image_table import image_table
 from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.events import Progress
+from batchcl.scoring.outcome import Known
 from batchcl.scoring.tally import Tally
 from batchcl.sources.select import Bookmark, Page
 
-__all__ = ["AHEAD_IMAGES", "LISTED_PER_S", "Freshness", "freeze_all", "leave_room_for_calls"]
+__all__ = ["AHEAD_IMAGES", "LISTED_PER_S", "IncrementalFilter", "freeze_all", "leave_room_for_calls"]
 
 AHEAD_IMAGES: Final = 20_000
 """With so many images on the work list that have no outcome yet, calls come before listing."""
@@ -31,11 +33,11 @@ times as fast as any model scores.
 """
 
 
-class Freshness(Protocol):
-    """Tells image versions that need a call from those that have a result."""
+class IncrementalFilter(Protocol):
+    """Finds the image versions that earlier runs have dealt with."""
 
-    async def fresh(self, images: Sequence[ImageRef]) -> list[bool]:
-        """For each image, whether it needs a call."""
+    async def known(self, images: Sequence[ImageRef]) -> list[Known | None]:
+        """For each image, what an earlier run made of it; None where it needs a call."""
         ...
 
 
@@ -50,41 +52,48 @@ async def freeze_all(
     pages: AsyncIterator[Page],
     *,
     shard_size: int,
-    freshness: Freshness | None,
+    incremental: IncrementalFilter | None,
     tally: Callable[..., Tally],
     on_frozen: Callable[[], None],
 ) -> None:
     """Read `pages` to their end and freeze them as shards of `shard_size`; the last one may be smaller.
 
-    `tally` tells what became of the lines, given `planned` and `known`.
+    `tally` tells what became of the lines, given `planned`, `known` and `known_failed`.
 
     Raises what the sources raise, and `StoppedError` where another runner freezes the same list.
     """
-    known = 0 if worklist.bookmark is None else worklist.bookmark.known
+    known, failed = (0, 0) if (last := worklist.bookmark) is None else (last.known, last.known_failed)
     shard = _Shard(shard_size)
     async for page in pages:
-        needed = [True] * len(page.images) if freshness is None else await freshness.fresh(page.images)
-        fresh = [at for at, need in enumerate(needed) if need]
+        nothing: list[Known | None] = [None] * len(page.images)
+        found = nothing if incremental is None else await incremental.known(page.images)
+        failed_up_to = list(accumulate((each == "already_failed" for each in found), initial=failed))
+        fresh = [at for at, each in enumerate(found) if each is None]
         done = 0
         while done < len(fresh):
             taken = fresh[done : done + shard.room]
             done += len(taken)
             behind = taken[-1] + 1
-            bookmark = replace(page.behind(behind), known=known + behind - done)
+            left_out = known + failed + behind - done
+            bookmark = replace(
+                page.behind(behind), known=left_out - failed_up_to[behind], known_failed=failed_up_to[behind]
+            )
             await shard.take([page.images[at] for at in taken], bookmark)
             if not shard.room:
                 await shard.freeze(worklist)
                 on_frozen()
-        known += len(needed) - len(fresh)
+        known += found.count("already_scored")
+        failed = failed_up_to[-1]
     if shard.images:
         await shard.freeze(worklist)
-    counted = tally(planned=worklist.images, known=known)
+    counted = tally(planned=worklist.images, known=known, known_failed=failed)
     await worklist.complete(
         WorkListTotals(
             shards=worklist.shards,
             images=worklist.images,
             repeated=counted.repeated,
             known=known,
+            known_failed=failed,
             bad_lines=counted.bad,
             filtered=counted.filtered,
             filtered_by=dict(counted.filtered_by),

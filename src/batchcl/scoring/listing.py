@@ -72,7 +72,7 @@ class Listing:
         """Images left out so far: by which filter → how many."""
         return ({"where": self.not_fitting} if self.not_fitting else {}) | self.selection.filtered
 
-    def tally(self, *, planned: int, known: int) -> Tally:
+    def tally(self, *, planned: int, known: int, known_failed: int) -> Tally:
         """How the lines add up, now that the selection was read."""
         selection = self.selection
         return Tally(
@@ -83,6 +83,7 @@ class Listing:
             filtered=sum(self.filtered.values()),
             filtered_by=self.filtered,
             known=known,
+            known_failed=known_failed,
             planned=planned,
         )
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import astuple, dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from batchcl.errors import CallError
 from batchcl.images import ImageRef, Unfit
 
-__all__ = ["AlreadyScored", "Counts", "Detection", "Failed", "Label", "Outcome", "Scored", "failed", "skipped"]
+__all__ = [
+    "AlreadyKnown",
+    "Counts",
+    "Detection",
+    "Failed",
+    "Known",
+    "Label",
+    "Outcome",
+    "Scored",
+    "failed",
+    "skipped",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +92,22 @@ class Failed:
         return self.failed_at
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlreadyScored:
-    """Another run scored this version of the image since the list was made; an incremental run doesn't repeat it."""
+Known: TypeAlias = Literal["already_scored", "already_failed"]
+"""What another run made of a version of an image: it has a result, or a failure that is permanent."""
 
-    status: ClassVar[Literal["already_scored"]] = "already_scored"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlreadyKnown:
+    """Another run has dealt with this version of the image since the list was made: an incremental run leaves it."""
+
     attempts: ClassVar[int] = 0
 
     image: ImageRef
+    status: Known
     at: dt.datetime
 
 
-Outcome = Scored | Failed | AlreadyScored
+Outcome = Scored | Failed | AlreadyKnown
 
 
 def failed(image: ImageRef, error: CallError, *, attempts: int, at: dt.datetime) -> Failed:
@@ -107,12 +122,13 @@ def skipped(image: ImageRef, reason: Unfit, *, at: dt.datetime) -> Failed:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many images ended in each way; `already_scored` have no row of this run."""
+    """How many images ended in each way; those that another run has dealt with have no row of this run."""
 
     scored: int = 0
     failed: int = 0
     skipped: int = 0
     already_scored: int = 0
+    already_failed: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))

@@ -52,6 +52,7 @@ class Plan:
         bad_lines: lines of the lists that name no image.
         repeated: images that the sources name more than once, beyond the first time.
         known: images left out by `incremental`, as their version has a result.
+        known_failed: images left out by `incremental`, as their version has a permanent failure.
         lines: lines and rows of all lists; None where a source is no list.
         filtered: images left out by the filters.
         filtered_by: which filter → how many of them; `size_unknown` where no list told what `min_size` asks, and so on.
@@ -69,6 +70,7 @@ class Plan:
     bad_lines: int
     repeated: int
     known: int
+    known_failed: int
     lines: int | None
     filtered: int
     filtered_by: dict[str, int]
@@ -88,7 +90,7 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
         UsageError: the job or a source is wrong.
         RefusedError: a bucket can't be read or lies in another region than the model.
     """
-    images = calls = size = unknown = left_out = 0
+    images = calls = size = unknown = scored = failed = 0
     skipped: Counter[str] = Counter()
     with ExitStack() as files:
         async with service_of(job) as (aws, model):
@@ -98,9 +100,10 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
             async for page in await first_page(listing.selection.pages(), listing, job):
                 listed = page.images
                 if known is not None:
-                    fresh = await known.fresh(listed)
-                    left_out += fresh.count(False)
-                    listed = [image for image, needed in zip(listed, fresh, strict=True) if needed]
+                    found = await known.known(listed)
+                    scored += found.count("already_scored")
+                    failed += found.count("already_failed")
+                    listed = [image for image, each in zip(listed, found, strict=True) if each is None]
                 images += len(listed)
                 for image in listed:
                     if (reason := unfit(image, fit=job.fit)) is not None:
@@ -109,7 +112,7 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
                         calls += 1
                         size += image.size_bytes or 0
                         unknown += image.size_bytes is None
-    tally = listing.tally(planned=images, known=left_out)
+    tally = listing.tally(planned=images, known=scored, known_failed=failed)
     return Plan(
         model=model.text,
         images=images,
@@ -119,7 +122,8 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
         unknown_bytes=unknown,
         bad_lines=listing.bad_lines,
         repeated=listing.selection.repeated,
-        known=left_out,
+        known=scored,
+        known_failed=failed,
         lines=tally.lines,
         filtered=tally.filtered,
         filtered_by=listing.filtered,
@@ -137,7 +141,7 @@ async def _known(job: Job, aws: Aws, model: ModelArn) -> KnownVersions | None:
         store = await anyio.to_thread.run_sync(lambda: Store.open(job.out, aws=aws))
     except OutputError:
         return None
-    return KnownVersions(store, model)
+    return KnownVersions(store, model, fit=job.fit, retry_failed=job.retry_failed)
 
 
 def _estimate(calls: int, units: int) -> Estimate:

@@ -5,33 +5,34 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import anyio
 
-from batchcl.aws.arn import ModelArn
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import OutputError, StoppedError, UsageError
+from batchcl.failure_codes import FAILURE_CODES
 from batchcl.job import Job, job_of
 from batchcl.quantities import counted
-from batchcl.runs.known import KnownVersions
+from batchcl.runs.entries import FailureGroup
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.markers import published, read_counts, total
+from batchcl.runs.markers import published, read_totals, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
 from batchcl.runs.recovery import publish_leftovers
-from batchcl.runs.rounds import FailedImages, count_codes, end_round, last_round, open_round
+from batchcl.runs.rounds import FailedImages, Round, end_round, last_round, open_round, read_round, unfinished_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import within_descriptors
 from batchcl.scoring.events import Contained, Notice, Observer, Progress, SilentObserver
-from batchcl.scoring.score import admitted, open_model
+from batchcl.scoring.score import admitted, known_versions, open_model
 from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
 from batchcl.scoring.tenure import lease_of, tenure
 
-__all__ = ["conduct_round", "retry"]
+__all__ = ["conduct_round", "job_of_round", "retry"]
 
 
 async def retry(
@@ -43,25 +44,27 @@ async def retry(
     observer: Observer | None = None,
     stopper: Stopper | None = None,
 ) -> Summary:
-    """Score the failed images of a finished run again, as a new round of it.
+    """Score the failed images of a finished run again that may succeed, as a new round of it.
 
-    Images that are scored now get rows in `results/`; those that fail again get another row in `failures/`. A round
-    that was interrupted is continued, with its own codes. Skipped images are left alone: they would be skipped again.
-    Images of an incremental run that another run has scored meanwhile are not scored again.
+    Images that are scored now get rows in `results/`; those that fail again get another row in `failures/`. Permanent
+    failures are reported and left as they are, and so are skipped images. With `fit` among the changes, those of both
+    are scored too that it may help. A round that was interrupted is continued, with its own codes and `fit`. Images of
+    an incremental run that another run has dealt with meanwhile are not scored again.
 
     Args:
         root: the output root.
         run_id: a run that is done.
         codes: error codes to retry, such as `InternalServerError`; all if empty.
-        changes: fields of `Job` to change: how the model is started, paced or reached, not what is scored.
+        changes: fields of `Job` to change: how the model is started, paced or reached, and `fit`.
         observer: watches.
         stopper: ask it to end the round early.
 
     Returns:
-        The summary of the whole run after the round.
+        The summary of the whole run after the round. `tolerated` leaves out failures that the round did not retry, as
+        the run itself has counted them.
 
     Raises:
-        UsageError: there is no such run, it is not done yet, or no image failed with any of `codes`.
+        UsageError: there is no such run, it is not done yet, or no image that failed with any of `codes` may succeed.
         RefusedError: nothing was spent.
         StoppedError: it ended early; `retry` goes on.
     """
@@ -77,8 +80,7 @@ async def retry(
     earlier = await read_summary(store, run_id)
     if earlier is None or (earlier.status != "done" and earlier.round == 0):
         raise UsageError(f"run {run_id} is not done yet; end it first with `batchcl run` and the same --run-id")
-    job = job_of(record.scored_as, record.settings, {"out": root, "run_id": run_id} | changes)
-    job = within_descriptors(job, observer)
+    job = within_descriptors(await job_of_round(store, record, {"out": root} | changes), observer)
     await store.check_writable(single_writer=job.single_writer)
     async with (
         service_of(job) as (aws, model),
@@ -87,6 +89,14 @@ async def retry(
         with stopper.interruptible():
             await aws.check_credentials()
         return await conduct_round(job, store, record, earlier, means, codes=codes)
+
+
+async def job_of_round(store: Store, record: RunRecord, changes: Mapping[str, Any]) -> Job:
+    """The job of the next round: the run's with `changes`, and the `fit` setting of a round that was interrupted."""
+    job = job_of(record.scored_as, record.settings, {"run_id": record.run_id, **changes})
+    paths = RunPaths(record.run_id)
+    number = await unfinished_round(store, paths)
+    return job if number is None else job.model_copy(update={"fit": (await read_round(store, paths, number)).fit})
 
 
 async def conduct_round(
@@ -103,51 +113,53 @@ async def conduct_round(
     keeper, observer = means.keeper, means.observer
     progress = Progress(dollars=keeper.dollars)
     last, is_open = await last_round(store, paths)
-    number = last if is_open else last + 1
-    lease = lease_of(store, paths, progress, keeper, round_=number, observer=observer, utcnow=means.utcnow)
+    about = await read_round(store, paths, last) if is_open else Round(last + 1, tuple(codes), job.fit)
+    lease = lease_of(store, paths, progress, keeper, round_=about.number, observer=observer, utcnow=means.utcnow)
     async with AsyncExitStack() as held:
         with means.stopper.interruptible():
             rounds = await published(store, paths)
-            counts = await read_counts(store, paths, rounds.items())
-            failed = total(counts.values()).failed
-            if not failed and not is_open:
-                observer.notice(Notice("nothing-failed", f"run {record.run_id} has no failures; nothing to do"))
-                return earlier
-            with_failures = [shard for shard, count in counts.items() if count.failed]
-            by_code = await count_codes(store, paths, with_failures) if codes or is_open else {}
-            if not is_open:
-                _refuse_unknown(codes, sum(by_code.values(), Counter[str]()), record.run_id)
+            totals = await read_totals(store, paths, rounds.items())
+            failures = total(totals.values()).failures
+            _report_rest(failures, about, observer)
+            if not is_open and not about.selected(failures):
+                any_failed = any(group.status == "failed" for group in failures)
+                if any_failed:
+                    _refuse_codes(failures, about, record.run_id)
+                why = "none of its failures can succeed" if any_failed else "it has no failures"
+                observer.notice(Notice("nothing-failed", f"nothing to retry in run {record.run_id}: {why}"))
+                return replace(earlier, tolerated=True)
             await keeper.check()
             hold = partial(held.enter_async_context, tenure(lease, keeper))
             await admitted(job, store, record, means, lease=lease, take=hold)
             await lease.check()
-            about = await open_round(store, paths, tuple(codes))
+            about = await open_round(store, paths, about)
+            if about.fit != job.fit:
+                raise StoppedError(f"another retry of run {record.run_id} was begun meanwhile; repeat the command")
             if lease.follows_unsettled:
                 async with lease.beating():
                     await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
             rounds = await published(store, paths)
-            counts = await read_counts(store, paths, rounds.items())
+            totals = await read_totals(store, paths, rounds.items())
             worklist = WorkList(store, paths)
             await worklist.open()
-        if about.codes and by_code:
-            left = [by_code[shard] for shard in by_code if rounds[shard] < about.number]
-            failed = sum(count[code] for count in left for code in set(about.codes))
-        over = counted(failed, "failure")
+        targets = FailedImages(about, published=rounds, totals=totals)
+        over = f"{counted(targets.planned, 'image')} without result{' with --fit' if about.fit else ''}"
         observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {over}"))
-        progress.planned, progress.listed = failed, True
+        progress.planned, progress.listed = targets.planned, True
+        known = known_versions(store, record, job)
         session = Session(
             job=job,
             store=store,
             record=record,
             worklist=worklist,
-            targets=FailedImages(about, published=rounds, counts=counts),
+            targets=targets,
             published=rounds,
             means=means,
             lease=lease,
             held=held,
             progress=progress,
-            needs_call=KnownVersions(store, ModelArn.parse(record.model)).fresh if job.incremental else None,
-            earlier=total(counts.values()),
+            known=None if known is None else known.known,
+            earlier=total(totals.values()).counts,
         )
         summary = await session.run()
     try:
@@ -159,8 +171,40 @@ async def conduct_round(
     return summary
 
 
-def _refuse_unknown(codes: Sequence[str], known: Counter[str], run_id: str) -> None:
-    """Raise `UsageError` where no image failed with any of `codes`: such a round would have nothing to do."""
-    if codes and not any(known[code] for code in codes):
-        named = ", ".join(f"{code} ({count:,})" for code, count in known.most_common())
-        raise UsageError(f"no image of run {run_id} failed with --code {' or '.join(codes)}; the codes are {named}")
+def _report_rest(failures: Counter[FailureGroup], about: Round, observer: Observer) -> None:
+    """Say which images without a result the round leaves as they are, by status and code, and why."""
+    rest = {group: number for group, number in failures.items() if about.names(group) and not about.selects(group)}
+    for status, code in sorted({(group.status, group.code) for group in rest}):
+        of_code = {group: number for group, number in rest.items() if (group.status, group.code) == (status, code)}
+        images = sum(of_code.values())
+        fixable = sum(number for group, number in of_code.items() if group.fit_may_help)
+        text = f"not retried: {counted(images, 'image')} {status} with {code}{_reason(code)}"
+        if fixable:
+            text += f"; `batchcl retry --fit` may help {fixable:,} of them"
+        fields: dict[str, str | int | float | None] = {"code": code, "images": images, "fit_may_help": fixable}
+        observer.notice(Notice("not-retried", text, fields))
+
+
+def _reason(code: str) -> str:
+    about = FAILURE_CODES.get(code)
+    return "" if about is None else f" ({about.reason})"
+
+
+def _refuse_codes(failures: Counter[FailureGroup], about: Round, run_id: str) -> None:
+    """Raise `UsageError` where no image that failed with one of the codes may succeed: there is nothing to do."""
+    if not about.codes:
+        return
+    named = " or ".join(about.codes)
+    of_codes = [group for group in failures if about.names(group)]
+    if of_codes:
+        fit = "add --fit, or " if any(group.fit_may_help for group in of_codes) else ""
+        raise UsageError(
+            f"no image of run {run_id} that failed with --code {named} can succeed now: the same version of it fails "
+            f"again; {fit}replace the images, and score them with `batchcl run --incremental`"
+        )
+    by_code: Counter[str] = Counter()
+    for group, number in failures.items():
+        if about.fit or group.status == "failed":
+            by_code[group.code] += number
+    known = ", ".join(f"{code} ({number:,})" for code, number in by_code.most_common()) or "none"
+    raise UsageError(f"no image of run {run_id} failed with --code {named}; the codes are {known}")

@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from batchcl.__about__ import __version__
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.detect import open_detector
+from batchcl.aws.detect import LimitsDetector, open_detector
 from batchcl.aws.names import is_named
 from batchcl.aws.session import Aws
 from batchcl.errors import RefusedError, UsageError
@@ -47,13 +47,14 @@ from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
 from batchcl.scoring.tenure import lease_of, tenure
-from batchcl.sources.select import Page, Pause
+from batchcl.sources.select import Page, Pause, no_pause
 
 __all__ = [
     "Found",
     "admitted",
     "conduct",
     "find",
+    "known_versions",
     "open_model",
     "open_store",
     "run",
@@ -139,8 +140,8 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
             record, pages = await _begin(job, found, take, lists, pause=pause)
             done = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
-        _show_list(worklist, progress)
-        known = KnownVersions(store, ModelArn.parse(record.model), pause=pause) if job.incremental else None
+        _show_list(worklist, progress, observer)
+        known = known_versions(store, record, job, pause=pause)
         freeze = None
         if listing is not None and worklist.totals is None:
             freeze = partial(
@@ -148,9 +149,9 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
                 worklist,
                 pages,
                 shard_size=job.shard_size,
-                freshness=known,
+                incremental=known,
                 tally=listing.tally,
-                on_frozen=partial(_show_list, worklist, progress),
+                on_frozen=partial(_show_list, worklist, progress, observer),
             )
         session = Session(
             job=job,
@@ -163,7 +164,7 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
             lease=lease,
             held=held,
             progress=progress,
-            needs_call=known.fresh if known is not None and lease.number else None,
+            known=known.known if known is not None and lease.number else None,
             listing=freeze,
         )
         return await session.run()
@@ -249,7 +250,7 @@ async def open_model(
         )
         yield Means(
             keeper=keeper,
-            detector=detector,
+            detector=detector if job.fit else LimitsDetector(detector, reader),
             observer=observer,
             stopper=stopper,
             begun_at=begun_at,
@@ -319,7 +320,7 @@ async def _begin(
     first = None
     listing = found.listing
     if listing is not None and not worklist.shards:
-        known = KnownVersions(found.store, ModelArn.parse(record.model)) if job.incremental else None
+        known = known_versions(found.store, record, job)
         look = partial(_try_reading, listing, known)
         first = await first_page(closed_by(lists, listing.selection.pages(pause=pause)), listing, job, look=look)
     if not found.old and not await record.create(found.store):
@@ -337,12 +338,20 @@ async def _begin(
 async def _try_reading(
     listing: Listing, known: KnownVersions | None, images: Sequence[ImageRef], /, *, is_all: bool
 ) -> None:
-    """Refuse images that can't be read, but for missing ones that are scored already: they cost no call."""
+    """Refuse images that can't be read, but for missing ones that are known already: they cost no call."""
     try:
         await listing.try_reading(images, is_all=is_all)
     except RefusedError:
-        if known is None or not is_all or any(await known.fresh(images)):
+        if known is None or not is_all or None in await known.known(images):
             raise
+
+
+def known_versions(store: Store, record: RunRecord, job: Job, *, pause: Pause = no_pause) -> KnownVersions | None:
+    """What an incremental run leaves out; None for another one."""
+    if not job.incremental:
+        return None
+    model = ModelArn.parse(record.model)
+    return KnownVersions(store, model, fit=job.fit, retry_failed=job.retry_failed, pause=pause)
 
 
 async def _no_pages() -> AsyncIterator[Page]:
@@ -351,9 +360,13 @@ async def _no_pages() -> AsyncIterator[Page]:
         yield page
 
 
-def _show_list(worklist: WorkList, progress: Progress) -> None:
+def _show_list(worklist: WorkList, progress: Progress, observer: Observer) -> None:
     progress.planned = worklist.images
     progress.listed = worklist.totals is not None
+    if worklist.totals is not None and (worklist.totals.known or worklist.totals.known_failed):
+        known, failed = worklist.totals.known, worklist.totals.known_failed
+        text = f"left out: {counted(known, 'image')} already scored, {failed:,} failed permanently before"
+        observer.notice(Notice("known", text, {"known": known, "known_failed": failed}))
 
 
 def _record(job: Job, model: ModelArn) -> RunRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -23,17 +24,19 @@ from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
 from batchcl.pacing.pacer import Pacer
 from batchcl.reading.base import Preparer
+from batchcl.runs.entries import FailureGroup
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import Ledger, Targets
-from batchcl.runs.markers import published, read_counts, total
+from batchcl.runs.markers import Totals, published, read_totals, total
 from batchcl.runs.record import RunRecord, Summary, read_summary, write_summary
+from batchcl.runs.rounds import Round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import watch_bounds
 from batchcl.scoring.engine import Engine, EngineSettings
 from batchcl.scoring.events import Notice, Observer, Progress
-from batchcl.scoring.outcome import Counts
+from batchcl.scoring.outcome import Counts, Known
 from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.shards import Batch
 from batchcl.scoring.stopper import Stopper
@@ -66,7 +69,7 @@ class Session:
 
     Attributes:
         published: shard → the last round in which it was published, when the session began.
-        needs_call: for each image, whether no run has scored it since the list was made; None where that needs no look.
+        known: for each image, what another run has made of it since the list was made; None where that needs no look.
         listing: freezes the rest of the work list; None when it is complete.
         held: the run's tenure, given up as soon as there are no more calls to make.
         earlier: what the markers came to when the session began; None where they are still to be read.
@@ -82,7 +85,7 @@ class Session:
     lease: LeaseKeeper
     held: AsyncExitStack
     progress: Progress
-    needs_call: Callable[[Sequence[ImageRef]], Awaitable[list[bool]]] | None = None
+    known: Callable[[Sequence[ImageRef]], Awaitable[list[Known | None]]] | None = None
     listing: Callable[[], Awaitable[None]] | None = None
     earlier: Counts | None = None
     _engine: Engine = field(init=False)
@@ -112,9 +115,10 @@ class Session:
             self.targets,
             writer=self.lease.holder,
             check_owner=self.lease.check,
-            needs_call=self.needs_call,
+            fit=self.job.fit,
+            known=self.known,
             on_taken_up=self.progress.add_earlier,
-            on_already_scored=self.progress.count,
+            on_known=self.progress.count,
             utcnow=self.means.utcnow,
         )
         self._engine = Engine(
@@ -135,13 +139,13 @@ class Session:
                 failure = await self._score(ledger)
         except BatchclError as error:
             failure = error
-        counts: Counts | None = None
+        totals: Totals | None = None
         if failure is None:
             try:
-                counts = await self._complete()
+                totals = await self._complete()
             except BatchclError as error:
                 failure = error
-        summary = await self._summary(counts, failure)
+        summary = await self._summary(totals, failure)
         try:
             if not await self._is_outdated(summary):
                 await write_summary(self.store, summary)
@@ -217,24 +221,24 @@ class Session:
 
     async def _count_published(self) -> None:
         """Count what earlier sessions have published; beside the calls, as a long run has many markers."""
-        counts = await read_counts(self.store, self._paths, self.published.items())
-        self.earlier = total(counts.values())
+        totals = await read_totals(self.store, self._paths, self.published.items())
+        self.earlier = total(totals.values()).counts
         self.progress.add_earlier(self.earlier)
 
     def _is_beginning(self) -> bool:
         """Whether nothing of the run was scored before; False until that is known."""
         return self.earlier is not None and not self.targets.round and not self.progress.scored
 
-    async def _complete(self) -> Counts:
+    async def _complete(self) -> Totals:
         """What the run comes to when every image has its row; raises the stop that was asked for, or the bug."""
-        counts = await self._final_counts()
-        totals = self.worklist.totals
-        if counts is not None and totals is not None and counts.done == totals.images:
-            return counts
+        found = await self._final_totals()
+        listed = self.worklist.totals
+        if found is not None and listed is not None and found.counts.done == listed.images:
+            return found
         if self.means.stopper.error is not None:
             raise self.means.stopper.error
         raise BatchclError(
-            f"the engine ended, but {self.store.uri(self._paths.folder)} has {counts} for {totals}; a bug in batchcl"
+            f"the engine ended, but {self.store.uri(self._paths.folder)} has {found} for {listed}; a bug in batchcl"
         )
 
     async def _is_outdated(self, summary: Summary) -> bool:
@@ -244,7 +248,7 @@ class Session:
             return False
         return other.round > summary.round or (other.round == summary.round and summary.status != "done")
 
-    async def _final_counts(self) -> Counts | None:
+    async def _final_totals(self) -> Totals | None:
         """What the markers add up to; None while the list or a shard is not complete."""
         if self.worklist.totals is None:
             return None
@@ -252,30 +256,29 @@ class Session:
         async for shard in self.targets.shards():
             if rounds.get(shard, -1) < self.targets.round:
                 return None
-        return total((await read_counts(self.store, self._paths, rounds.items())).values())
+        return total((await read_totals(self.store, self._paths, rounds.items())).values())
 
     async def _counts_so_far(self) -> Counts:
         """What the whole run comes to by now; markers that can't be read are left out."""
         if self.earlier is None:
             with suppress(OutputError):
                 await self._count_published()
-        progress = self.progress
-        kept = progress.counts - self._ledger.unkept()
+        kept = self.progress.counts - self._ledger.unkept()
         if not self.targets.round or self.earlier is None:
             return kept
-        resolved = Counts(scored=kept.scored, failed=-kept.scored - kept.already_scored)
-        return self.earlier + resolved + Counts(already_scored=kept.already_scored)
+        return self.earlier + kept - self._ledger.replaced()
 
-    async def _summary(self, counts: Counts | None, failure: BatchclError | None) -> Summary:
+    async def _summary(self, final: Totals | None, failure: BatchclError | None) -> Summary:
         progress = self.progress
-        if counts is None:
-            counts = await self._counts_so_far()
+        counts = await self._counts_so_far() if final is None else final.counts
+        failures = Counter[FailureGroup]() if final is None else final.failures
+        counted_before = sum(n for group, n in failures.items() if _is_counted(group, before=self.targets.round))
         now = progress.snapshot(anyio.current_time())
         totals = self.worklist.totals
         return Summary(
             run_id=self.record.run_id,
             status="done" if failure is None else "stopped",
-            planned=self.worklist.images - counts.already_scored,
+            planned=self.worklist.images - counts.already_scored - counts.already_failed,
             scored=counts.scored,
             failed=counts.failed,
             skipped=counts.skipped,
@@ -287,11 +290,14 @@ class Session:
             model=self.record.model,
             started_at=self.record.started_at,
             ended_at=self.means.utcnow(),
-            tolerated=not self.job.tolerance.exceeded(failed=counts.failed, scored=counts.scored),
+            tolerated=not self.job.tolerance.exceeded(failed=counts.failed - counted_before, scored=counts.scored),
             cost_usd=self.means.keeper.dollars(),
             bad_lines=totals.bad_lines if totals else 0,
             repeated=totals.repeated if totals else 0,
             known=(totals.known if totals else 0) + counts.already_scored,
+            known_failed=(totals.known_failed if totals else 0) + counts.already_failed,
+            retryable=None if final is None else Round(0).selected(failures),
+            fittable=None if final is None else sum(n for group, n in failures.items() if group.fit_may_help),
             filtered=totals.filtered if totals else 0,
             filtered_by=totals.filtered_by if totals else {},
             left_out=totals.left_out if totals else {},
@@ -303,6 +309,11 @@ class Session:
     @property
     def _paths(self) -> RunPaths:
         return RunPaths(self.record.run_id)
+
+
+def _is_counted(group: FailureGroup, *, before: int) -> bool:
+    """Whether an earlier round than `before` has counted these failures against the tolerance, once and for all."""
+    return group.status == "failed" and group.permanent and group.round < before
 
 
 def _as_end(failure: BatchclError, *, spent: bool, summary: Summary) -> BatchclError:

@@ -19,7 +19,8 @@ class Tally:
         repeated: images that are named more than once, beyond the first time.
         filtered: images that the filters leave out.
         filtered_by: which filter → how many of them.
-        known: images left out by `--incremental`.
+        known: images left out by `--incremental`, as they are scored already.
+        known_failed: images left out by `--incremental`, as they failed permanently before.
         planned: images on the work list.
     """
 
@@ -30,18 +31,20 @@ class Tally:
     filtered: int = 0
     filtered_by: Mapping[str, int] = field(default_factory=dict)
     known: int = 0
+    known_failed: int = 0
     planned: int = 0
 
     @property
     def unread(self) -> int:
         """Lines behind those that `--limit` asked for."""
-        told = self.planned + self.filtered + self.repeated + self.known + self.bad + sum(self.left_out.values())
+        known = self.known + self.known_failed
+        told = self.planned + self.filtered + self.repeated + known + self.bad + sum(self.left_out.values())
         return 0 if self.lines is None else max(self.lines - told, 0)
 
     @property
     def leaves_out(self) -> bool:
         """Whether anything that the sources name is not on the list."""
-        return any((self.bad, *self.left_out.values(), self.repeated, self.filtered, self.known))
+        return any((self.bad, *self.left_out.values(), self.repeated, self.filtered, self.known, self.known_failed))
 
     def __str__(self) -> str:
         """One line: `1,000 lines read = 990 planned + 10 bad`; without lines, what was left out."""
@@ -49,7 +52,8 @@ class Tally:
             "planned": self.planned,
             "filtered": self.filtered,
             "repeated": self.repeated,
-            "known already": self.known,
+            "already scored": self.known,
+            "failed permanently before": self.known_failed,
             "bad": self.bad,
             **self.left_out,
             "behind the limit": self.unread,

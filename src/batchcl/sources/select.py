@@ -28,6 +28,7 @@ class Bookmark:
         taken: images that passed the filters so far.
         repeated: images left out so far because they were taken already.
         known: images left out so far because their version has a result.
+        known_failed: images left out so far because their version has a permanent failure.
         filtered: images left out so far by the filters: the filter's name → how many.
         cut: the largest rank of the sample, which was found before the first image; None without a sample.
     """
@@ -37,6 +38,7 @@ class Bookmark:
     taken: int
     repeated: int = 0
     known: int = 0
+    known_failed: int = 0
     filtered: Mapping[str, int] = field(default_factory=dict)
     cut: int | None = None
 

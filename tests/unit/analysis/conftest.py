@@ -32,14 +32,21 @@ def scored(uri: str, *labels: Label, at: dt.datetime = NOON, version_id: str | N
     return Scored(image=image(uri, version_id), labels=labels, attempts=1, latency_ms=80, request_id="r", scored_at=at)
 
 
-def failed(uri: str, code: str = "InvalidImageFormatException", *, skipped: bool = False) -> Failed:
+def failed(
+    uri: str,
+    code: str = "InvalidImageFormatException",
+    *,
+    skipped: bool = False,
+    at: dt.datetime = NOON,
+    version_id: str | None = None,
+) -> Failed:
     return Failed(
-        image=image(uri),
+        image=image(uri, version_id),
         status="skipped" if skipped else "failed",
         code=code,
         message=f"{code} of {uri}",
         attempts=1,
-        failed_at=NOON,
+        failed_at=at,
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from unit.analysis.conftest import Make, Root
 
 
+NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 CAT = Label("cat", 90.0, (0.1, 0.2, 0.3, 0.4), ((0.0, 1.0),))
 DOG = Label("dog", 55.5)
 
@@ -84,13 +85,55 @@ def test_failures_alone_are_a_root(root: Root, make: type[Make]) -> None:
     assert results.models == ["cats@v1"]
 
 
+HOUR = dt.timedelta(hours=1)
+
+
+def test_an_image_that_failed_in_several_runs_counts_once(root: Root, make: type[Make]) -> None:
+    for hours, run_id in enumerate(("b", "a")):
+        rows = [make.failed("s3://b/1", at=NOON - hours * HOUR), make.failed("s3://b/1", version_id="v1")]
+        root.failures(rows, run_id=run_id)
+    root.failures([make.failed("s3://b/1")], run_id="c", model="dogs@v1")
+    found = open_results(str(root)).failures().sort("model", "version_id").collect()
+    assert found["run_id"].to_list()[::2] == ["b", "c"], "the newest row of each image"
+    assert found["version_id"].to_list() == [None, "v1", None]
+
+
+@pytest.mark.parametrize(
+    ("scored", "unresolved"),
+    [
+        ({"run_id": "a", "hours": -1}, False),
+        ({"run_id": "b", "hours": 1}, False),
+        ({"run_id": "b", "hours": -1}, True),
+        ({"run_id": "b", "hours": 1, "version_id": "v1"}, True),
+        ({"run_id": "b", "hours": 1, "model": "dogs@v1"}, True),
+    ],
+    ids=["same-run", "since", "before", "other-version", "other-model"],
+)
+def test_a_failure_is_resolved_by_its_own_run_or_one_since(
+    root: Root, make: type[Make], scored: dict[str, Any], unresolved: bool
+) -> None:
+    root.failures([make.failed("s3://b/1")], run_id="a")
+    row = make.scored("s3://b/1", at=NOON + scored["hours"] * HOUR, version_id=scored.get("version_id"))
+    root.results(row, first=9, run_id=scored["run_id"], model=scored.get("model"))
+    results = open_results(str(root))
+    assert results.failures().collect().height == unresolved
+    of_run = results.failures(run_id="a").collect().height
+    assert of_run == (scored["run_id"] != "a"), "of a run its own rows decide"
+
+
+def test_of_several_rounds_the_last_failure_counts(root: Root, make: type[Make]) -> None:
+    for round_, code in enumerate(("Timeout", "InternalServerError")):
+        root.failures([make.failed("s3://b/1", code)], first=round_, round_=round_)
+    assert open_results(str(root)).failures().collect()["error_code"].to_list() == ["InternalServerError"]
+
+
 @pytest.fixture
 def four_runs(root: Root, make: type[Make]) -> Root:
     """Each image is named for its model, day and run; the run id `a` is the beginning of another."""
     for model, date, run in (("m@1", "01", "a"), ("m@1", "02", "a-b"), ("m@2", "01", "c"), ("m@2", "02", "d")):
         full = f"2026-11-{date}"
         root.results(make.scored(f"{model}/{date}/{run}", DOG), model=model, date=full, run_id=run)
-        root.failures([make.failed(f"{model}/{date}/{run}")], model=model, date=full, run_id=run)
+        root.failures([make.failed(f"{model}/{date}/{run}.bad")], model=model, date=full, run_id=run)
     return root
 
 
@@ -113,7 +156,7 @@ def test_filters_narrow_every_table_wherever_they_are_given(
     later = open_results(str(four_runs))
     for name in ("images", "detections", "failures"):
         for frame in (getattr(at_once, name)(), getattr(later, name)(**filters)):
-            assert sorted(frame.collect()["uri"]) == expected
+            assert sorted(uri.removesuffix(".bad") for uri in frame.collect()["uri"]) == expected
 
 
 def test_models_of_one_name_are_told_apart_by_their_arn(root: Root, make: type[Make]) -> None:

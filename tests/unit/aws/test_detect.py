@@ -31,12 +31,14 @@ from botocore.exceptions import (
 
 from batchcl.aws import detect as module
 from batchcl.aws.arn import ModelArn
-from batchcl.aws.detect import SdkDetector, open_detector
+from batchcl.aws.detect import LimitsDetector, SdkDetector, open_detector
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import CallError, FatalCallError, ImageError, ThrottledError, TransientError
 from batchcl.images import ImageRef
+from batchcl.reading.files import FileReader
 from batchcl.scoring.outcome import Detection, Label
+from pixels import encoded, noise
 
 MODEL = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000")
 IMAGE = ImageRef(uri="s3://b/a b+c%2F é.jpg", bucket="b", key="a b+c%2F é.jpg")
@@ -366,3 +368,29 @@ def test_no_message_holds_the_secret_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "127.0.0.1:1" in str(caught.value)
     for error in (caught.value, caught.value.__cause__):
         assert secret not in f"{error!r} {error} {vars(error)}"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "size", "code"),
+    [
+        ("InvalidParameterException", (32, 80), "TooFewPixels"),
+        ("InvalidParameterException", (1500, 70), "TooLong"),
+        ("InvalidParameterException", (80, 80), "InvalidParameterException"),
+        ("InvalidParameterException", None, "InvalidParameterException"),
+        ("InvalidImageFormatException", (32, 80), "InvalidImageFormatException"),
+    ],
+)
+def test_a_refused_parameter_names_the_limit_that_is_violated(
+    tmp_path: Path, refusal: str, size: tuple[int, int] | None, code: str
+) -> None:
+    class InS3(FileReader):
+        def carries(self, image: ImageRef) -> bool:
+            return image.key == ""
+
+    if size is not None:
+        (tmp_path / "a.png").write_bytes(encoded(noise(*size)))
+    image = ImageRef(uri="a", bucket="", key=str(tmp_path / "a.png"))
+    inner = SdkDetector(FakeClient(refused(refusal, "Request has invalid parameters")), MODEL, reader=InS3())
+    with pytest.raises(ImageError, match="Request has invalid parameters") as caught:
+        anyio.run(LimitsDetector(inner, FileReader()).detect, image)
+    assert (caught.value.code, caught.value.status, caught.value.request_id) == (code, 400, "r-9")

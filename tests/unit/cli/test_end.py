@@ -14,7 +14,15 @@ from batchcl.runs.record import Summary
 NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 
 
-def said(capsys: pytest.CaptureFixture[str], *, scored: int, failed: int, tolerated: bool = True) -> tuple[int, str]:
+def said(
+    capsys: pytest.CaptureFixture[str],
+    *,
+    scored: int,
+    failed: int,
+    tolerated: bool = True,
+    retryable: int | None = 0,
+    fittable: int | None = 0,
+) -> tuple[int, str]:
     """The exit code, and the lines on stderr behind the first one."""
     summary = Summary(
         run_id="r",
@@ -32,6 +40,8 @@ def said(capsys: pytest.CaptureFixture[str], *, scored: int, failed: int, tolera
         started_at=NOON,
         ended_at=NOON,
         tolerated=tolerated,
+        retryable=retryable,
+        fittable=fittable,
     )
     code = 0
     try:
@@ -56,3 +66,21 @@ def test_without_a_scored_image_the_failures_are_named(capsys: pytest.CaptureFix
 
 def test_a_run_without_images_names_no_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, scored=0, failed=0) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("retryable", "fittable", "advice"),
+    [
+        (0, 0, "; a retry would not change that"),
+        (2, 0, ", and `batchcl retry /out r` to score 2 again"),
+        (0, 3, ", and `batchcl retry /out r --fit` to score 3 again"),
+        (2, 3, ", and `batchcl retry /out r` to score 2 again or `batchcl retry /out r --fit` to score 3 again"),
+        (None, None, ""),
+    ],
+)
+def test_a_retry_is_recommended_only_where_images_may_succeed(
+    capsys: pytest.CaptureFixture[str], retryable: int | None, fittable: int | None, advice: str
+) -> None:
+    code, end = said(capsys, scored=1, failed=5, tolerated=False, retryable=retryable, fittable=fittable)
+    assert code == ExitCode.FAILURES
+    assert end.endswith(f"5 images failed, more than --max-failures allows; see `batchcl failures /out`{advice}\n")

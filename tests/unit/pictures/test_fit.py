@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw
 
 from batchcl.emulator.image_rules import check_bytes, open_picture
-from batchcl.errors import ImageError
+from batchcl.errors import HostError, ImageError
 from batchcl.images import MAX_BYTES_INLINE
 from batchcl.pictures.fit import Fitted, fit
 from pixels import encoded, noise
@@ -175,6 +175,15 @@ def test_bytes_that_are_no_picture() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # as everywhere but in these tests
+def test_a_lack_of_memory_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", load)
+    with pytest.raises(HostError, match="memory"):
+        fit(encoded(noise(80, 80), "BMP"))
+
+
 def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))

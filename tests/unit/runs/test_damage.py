@@ -14,7 +14,7 @@ from batchcl.runs.entries import Entry, positions
 from batchcl.runs.image_table import image_table
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.rounds import open_round
+from batchcl.runs.rounds import Round, open_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.outcome import Scored
@@ -108,6 +108,6 @@ def test_a_retry_whose_description_was_cut_is_named(tmp_path: Path) -> None:
         store = await begun(tmp_path)
         await store.put(PATHS.round(1), b'["Throt')
         with pytest.raises(OutputError, match=r"is damaged: .*; restore it"):
-            await open_round(store, PATHS, ())
+            await open_round(store, PATHS, Round(0))
 
     anyio.run(main)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.images import ImageRef
+from batchcl.failure_codes import FAILURE_CODES, FailureCode
+from batchcl.images import ImageRef, unfit
 from batchcl.runs.entries import (
     ENTRIES,
     Entry,
+    FailureGroup,
     counts,
     entry_table,
-    failed_by_code,
+    failure_groups,
     latest,
     of_round,
     of_status,
     positions,
-    to_retry,
+    unresolved,
 )
-from batchcl.scoring.outcome import AlreadyScored, Counts, Failed, Label, Scored
+from batchcl.runs.image_table import image_table
+from batchcl.scoring.outcome import AlreadyKnown, Counts, Failed, Label, Scored
 
 NOW = dt.datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=dt.UTC)
 IMAGE = ImageRef(uri="s3://b/a.jpg", bucket="b", key="a.jpg")
@@ -45,9 +50,9 @@ def test_all_of_an_outcome_becomes_columns() -> None:
     nothing = dict.fromkeys(("left", "top", "width", "height", "polygon"))
     sides = {"left": 0.25, "top": 0.5, "width": 0.125, "height": 1.0}
     whole = {"name": "é\n", "confidence": 12.5, **sides, "polygon": [{"x": 0.0, "y": 0.5}, {"x": 1.0, "y": 0.25}]}
-    good = {"status": "scored", "attempts": 2, "at": NOW, "latency_ms": 1.5, "request_id": "q", "round": 3}
+    good = {"status": "scored", "attempts": 2, "at": NOW, "latency_ms": 1.5, "request_id": "q", "round": 3, "fit": True}
     good |= {"code": None, "message": None}
-    assert entry_table(entries, round_=3).to_pylist() == [
+    assert entry_table(entries, round_=3, fit=True).to_pylist() == [
         {"position": 4, "labels": [whole, {"name": "plain", "confidence": 99.5, **nothing}], "fitted": None, **good},
         {"position": 1, "labels": [], "fitted": "BMP to PNG", **good},
         {
@@ -59,6 +64,7 @@ def test_all_of_an_outcome_becomes_columns() -> None:
             "code": "X",
             "message": "m",
             "round": 3,
+            "fit": True,
         },
     ]
 
@@ -69,18 +75,58 @@ def test_no_outcome_is_an_empty_table_of_the_same_columns() -> None:
 
 
 def test_counts_are_by_status() -> None:
-    known = Entry(4, AlreadyScored(image=IMAGE, at=NOW))
-    table = entry_table([scored(0), failed(1), failed(2, status="skipped"), scored(3), known], round_=0)
-    assert counts(table) == Counts(2, 1, 1, 1)
+    known = [Entry(4, AlreadyKnown(image=IMAGE, status="already_scored", at=NOW))]
+    known += [Entry(at, AlreadyKnown(image=IMAGE, status="already_failed", at=NOW)) for at in (5, 6)]
+    table = entry_table([scored(0), failed(1), failed(2, status="skipped"), scored(3), *known], round_=0)
+    assert counts(table) == Counts(2, 1, 1, 1, 2)
     assert positions(of_status(table, scored=True)) == [0, 3]
     assert positions(of_status(table, scored=False)) == [1, 2]
 
 
-def test_a_retry_is_about_failures_of_its_codes() -> None:
-    table = entry_table([scored(0), failed(1, "A"), failed(2, "B"), failed(3, "A", "skipped")], round_=0)
-    assert to_retry(table, ()) == [1, 2]
-    assert to_retry(table, ["A", "C"]) == [1]
-    assert failed_by_code(table) == {"A": 1, "B": 1}
+LISTED = replace(IMAGE, etag="e1")
+LOCAL = replace(IMAGE, uri="/d/a.jpg", bucket="", key="/d/a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("image", "permanent"),
+    [
+        (LISTED, True),
+        (replace(IMAGE, version_id="v1"), True),
+        (replace(IMAGE, size_bytes=5, last_modified=NOW), False),
+        (replace(LOCAL, size_bytes=5, last_modified=NOW), True),
+        (replace(LOCAL, size_bytes=5), False),
+        (replace(LOCAL, last_modified=NOW), False),
+        (IMAGE, False),
+    ],
+)
+def test_a_failure_is_permanent_only_of_a_version_that_is_known(image: ImageRef, permanent: bool) -> None:
+    table = entry_table([failed(0, "InvalidImageFormatException")], round_=0)
+    assert unresolved(table, image_table([image])) == [
+        (0, FailureGroup("failed", "InvalidImageFormatException", 0, permanent, fit_may_help=True))
+    ]
+
+
+@pytest.mark.parametrize("fit", [False, True])
+@pytest.mark.parametrize("code", ["X", "InvalidS3ObjectException", "AccessDeniedException", *FAILURE_CODES])
+def test_failures_are_grouped_by_code_and_fit_setting(code: str, fit: bool) -> None:
+    table = entry_table([scored(0), failed(1, code), failed(2, code)], round_=4, fit=fit)
+    about = FAILURE_CODES.get(code, FailureCode("", permanent=False))
+    expected = FailureGroup("failed", code, 4, about.permanent, about.fit_may_help and not fit)
+    assert failure_groups(table, image_table([LISTED] * 3)) == {expected: 2}
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "helps"),
+    [("a.webp", 5, True), ("a.txt", 5, False), ("a.png", 0, False), ("a.png", 16 << 20, True), ("a/", 0, False)],
+)
+def test_fit_helps_skipped_images_that_it_lets_through(key: str, size: int, helps: bool) -> None:
+    image = replace(LISTED, key=key, uri=f"s3://b/{key}", size_bytes=size)
+    reason = unfit(image)
+    assert reason is not None
+    for fit in (False, True):
+        table = entry_table([failed(0, reason.code, "skipped")], round_=0, fit=fit)
+        expected = FailureGroup("skipped", reason.code, 0, permanent=True, fit_may_help=helps and not fit)
+        assert failure_groups(table, image_table([image])) == {expected: 1}
 
 
 @given(st.sets(st.integers(0, 20)), st.sets(st.integers(0, 20)))

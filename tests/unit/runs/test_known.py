@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
+from batchcl.failure_codes import FAILURE_CODES
 from batchcl.images import ImageRef
 from batchcl.runs.journal import Chunk
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.parts import PartSpec, publish_chunk
 from batchcl.runs.store import Store
-from batchcl.scoring.outcome import Scored
+from batchcl.scoring.outcome import Failed, Outcome, Scored
 from tables import columns
 
 NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
@@ -38,13 +40,26 @@ def arn_of(model: str) -> ModelArn:
     )
 
 
-async def publish(store: Store, run: str, images: list[ImageRef], *, model: str = "m@1", day: int = 20) -> None:
+def scored(each: ImageRef) -> Scored:
+    return Scored(image=each, labels=(), attempts=1, latency_ms=1.0, request_id="", scored_at=NOW)
+
+
+def failed(each: ImageRef, code: str = "InvalidImageFormatException") -> Failed:
+    return Failed(image=each, status="failed", code=code, message="no", attempts=1, failed_at=NOW)
+
+
+async def publish(
+    store: Store,
+    run: str,
+    outcomes: Sequence[Outcome],
+    *,
+    model: str = "m@1",
+    day: int = 20,
+    fit: bool = False,
+) -> None:
     arn = arn_of(model)
     spec = PartSpec(run_id=run, model=arn.name, model_arn=arn.text, date=dt.date(2026, 11, day))
-    outcomes = [
-        Scored(image=each, labels=(), attempts=1, latency_ms=1.0, request_id="", scored_at=NOW) for each in images
-    ]
-    rows, entries = columns(outcomes)
+    rows, entries = columns(outcomes, fit=fit)
     await publish_chunk(store, spec, 0, Chunk(0, entries), rows)
 
 
@@ -52,8 +67,8 @@ def fresh(published: list[ImageRef], asked: list[ImageRef], *, model: str = "m@1
     async def main() -> list[bool]:
         store = Store.memory()
         if published:
-            await publish(store, "r", published)
-        return await KnownVersions(store, arn_of(model)).fresh(asked)
+            await publish(store, "r", [scored(each) for each in published])
+        return [each is None for each in await KnownVersions(store, arn_of(model)).known(asked)]
 
     return anyio.run(main)
 
@@ -108,15 +123,57 @@ def test_every_night_counts_and_all_are_read_once_with_pauses(monkeypatch: pytes
     async def main() -> None:
         store = Store.memory()
         for night in range(1, 4):
-            await publish(store, f"n{night}", [image(f"{night}/{n:03}") for n in range(48)], day=night)
+            outcomes = [scored(image(f"{night}/{n:03}")) for n in range(48)]
+            await publish(store, f"n{night}", outcomes, day=night)
         known = KnownVersions(store, arn_of("m@1"), pause=pause)
         for n in range(48):
             across = [image(f"{night}/{n:03}") for night in (1, 3, 4)]
-            assert await known.fresh([*across, image("2/000", etag="e2")]) == [False, False, True, True]
+            found = await known.known([*across, image("2/000", etag="e2")])
+            assert found == ["already_scored", "already_scored", None, None]
 
     anyio.run(main)
     assert len(set(opened)) == len(opened) == 3
     assert pauses == [6, 6, 6]
+
+
+def known(
+    outcomes: Sequence[Outcome], asked: ImageRef, *, failed_with: bool = False, fit: bool = False, again: bool = False
+) -> str | None:
+    """What a job with `fit` and `retry_failed` knows of `asked` after a run that had the `--fit` of `failed_with`."""
+
+    async def main() -> str | None:
+        store = Store.memory()
+        await publish(store, "r", outcomes, fit=failed_with)
+        (found,) = await KnownVersions(store, arn_of("m@1"), fit=fit, retry_failed=again).known([asked])
+        return found
+
+    return anyio.run(main)
+
+
+@pytest.mark.parametrize("code", ["InternalServerError", "InvalidS3ObjectException", *FAILURE_CODES])
+def test_a_permanent_failure_of_a_version_is_known(code):
+    outcomes = [failed(image("a"), code)]
+    about = FAILURE_CODES.get(code)
+    expected = "already_failed" if about is not None and about.permanent else None
+    assert known(outcomes, image("a")) == expected
+    assert known(outcomes, image("a", etag="e2")) is None
+    assert known(outcomes, image("a"), again=True) is None
+
+
+def test_a_permanent_failure_of_an_unknown_version_is_not_known():
+    untold = image("a", etag=None)
+    assert known([failed(untold)], untold) is None
+
+
+@pytest.mark.parametrize("failed_with", [False, True])
+def test_a_permanent_failure_counts_for_the_same_fit_setting(failed_with):
+    outcomes = [failed(image("a"))]
+    assert known(outcomes, image("a"), failed_with=failed_with, fit=failed_with) == "already_failed"
+    assert known(outcomes, image("a"), failed_with=failed_with, fit=not failed_with) is None
+
+
+def test_a_version_that_failed_and_was_scored_is_scored():
+    assert known([failed(image("a")), scored(image("a"))], image("a")) == "already_scored"
 
 
 def is_known(old: ImageRef, new: ImageRef) -> bool:
@@ -158,7 +215,7 @@ def test_a_version_is_known_by_its_id_else_its_tag_else_size_and_time(data: st.D
 def test_a_damaged_part_is_named_with_what_to_do():
     async def main() -> None:
         store = Store.memory()
-        await publish(store, "r1", [image("a")])
+        await publish(store, "r1", [scored(image("a"))])
         (part,) = [file.path for file in await store.list_all("results")]
         data = await store.get(part)
         assert data is not None
@@ -166,6 +223,6 @@ def test_a_damaged_part_is_named_with_what_to_do():
         with pytest.raises(
             OutputError, match=r"r1-00000-00000.parquet is damaged: .*; restore it, or run without --incr"
         ):
-            await KnownVersions(store, arn_of("m@1")).fresh([image("a")])
+            await KnownVersions(store, arn_of("m@1")).known([image("a")])
 
     anyio.run(main)

@@ -19,7 +19,7 @@ from batchcl.runs.journal import Chunk, Journal
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.parts import PartSpec, publish_chunk, publish_journal
 from batchcl.runs.store import Store
-from batchcl.scoring.outcome import AlreadyScored, Failed, Label, Outcome, Scored
+from batchcl.scoring.outcome import AlreadyKnown, Failed, Label, Outcome, Scored
 from tables import columns
 
 AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
@@ -72,7 +72,9 @@ def test_no_file_is_made_without_rows() -> None:
     assert published([scored("a")]).keys() == {RESULTS}
     assert published([failed("a")]).keys() == {FAILURES}
     assert published([]) == {}
-    assert published([AlreadyScored(image=image("a"), at=AT)]) == {}, "its row is that of another run"
+    assert published([AlreadyKnown(image=image("a"), status="already_scored", at=AT)]) == {}, (
+        "its row is that of another run"
+    )
 
 
 def test_a_failure_has_the_round_that_called_for_it() -> None:

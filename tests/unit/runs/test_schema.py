@@ -71,8 +71,8 @@ def results(*outcomes: Scored, min_confidence: float | None = None, max_results:
     )
 
 
-def failures(*outcomes: Failed, round_: int = 0) -> pa.Table:
-    return failures_table(*tables.columns(outcomes, round_=round_), run_id="run-1", model_arn=ARN)
+def failures(*outcomes: Failed, round_: int = 0, fit: bool = False) -> pa.Table:
+    return failures_table(*tables.columns(outcomes, round_=round_, fit=fit), run_id="run-1", model_arn=ARN)
 
 
 def columns(schema: pa.Schema) -> list[tuple[str, str, bool]]:
@@ -107,6 +107,7 @@ def test_failures_have_exactly_the_columns_of_schema_v1() -> None:
         ("round", "int16", False),
         ("failed_at", "timestamp[us, tz=UTC]", False),
         ("extra", "string", True),
+        ("fit", "bool", False),
     ]
     assert failures().schema == FAILURES
 
@@ -159,7 +160,7 @@ def test_an_image_without_labels_is_a_row_and_unknown_things_are_null() -> None:
 
 
 def test_a_failure_comes_back_with_its_reason() -> None:
-    (row,) = rows(failures(failed(FULL, status="skipped", attempts=0), round_=3))
+    (row,) = rows(failures(failed(FULL, status="skipped", attempts=0), round_=3, fit=True))
     assert row == {
         "run_id": "run-1",
         "model_arn": ARN,
@@ -177,6 +178,7 @@ def test_a_failure_comes_back_with_its_reason() -> None:
         "round": 3,
         "failed_at": AT,
         "extra": '{"patient":"Ł"}',
+        "fit": True,
     }
 
 

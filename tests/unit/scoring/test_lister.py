@@ -16,6 +16,7 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.events import Progress
 from batchcl.scoring.lister import AHEAD_IMAGES, LISTED_PER_S, freeze_all, leave_room_for_calls
+from batchcl.scoring.outcome import Known
 from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Position
 from batchcl.sources.filters import Filters
@@ -32,10 +33,16 @@ class CutError(Exception):
 
 
 class ButThirds:
-    """Every third image of the source has a result."""
+    """Every third image of the source has a result, but for every ninth, which has failed permanently."""
 
-    async def fresh(self, images: Sequence[ImageRef]) -> list[bool]:
-        return [int(image.key) % 3 != 0 for image in images]
+    async def known(self, images: Sequence[ImageRef]) -> list[Known | None]:
+        return [_known(int(image.key)) for image in images]
+
+
+def _known(number: int) -> Known | None:
+    if number % 3:
+        return None
+    return "already_scored" if number % 9 else "already_failed"
 
 
 async def listed(store: Store, *, page: int, incremental: bool, shards: int | None = None) -> list[list[str]]:
@@ -47,7 +54,7 @@ async def listed(store: Store, *, page: int, incremental: bool, shards: int | No
     def on_frozen() -> None:
         bookmark = worklist.bookmark
         assert bookmark is not None
-        assert bookmark.taken - bookmark.known == worklist.images
+        assert bookmark.taken - bookmark.known - bookmark.known_failed == worklist.images
         if worklist.shards == shards:
             raise CutError
 
@@ -56,12 +63,12 @@ async def listed(store: Store, *, page: int, incremental: bool, shards: int | No
         worklist,
         pages,
         shard_size=SHARD,
-        freshness=ButThirds() if incremental else None,
+        incremental=ButThirds() if incremental else None,
         tally=partial(Tally, lines=None),
         on_frozen=on_frozen,
     )
     assert worklist.totals is not None
-    assert worklist.totals.known == (11 if incremental else 0)
+    assert (worklist.totals.known, worklist.totals.known_failed) == ((7, 4) if incremental else (0, 0))
     return [(await worklist.load(shard))["key"].cast("string").to_pylist() for shard in range(worklist.shards)]
 
 
@@ -103,7 +110,7 @@ def test_calls_come_between_any_two_pages_of_a_list_of_which_all_or_nothing_is_t
                 worklist,
                 selection.pages(pause=partial(leave_room_for_calls, worklist, Progress())),
                 shard_size=shard,
-                freshness=None,
+                incremental=None,
                 tally=partial(Tally, lines=None),
                 on_frozen=lambda: None,
             )

@@ -4,9 +4,11 @@ from batchcl.scoring.tally import Tally
 
 
 def test_lines_add_up_and_what_is_zero_is_not_shown() -> None:
-    tally = Tally(lines=1000, planned=900, bad=5, repeated=4, filtered=3, known=2, left_out={"delete markers": 86})
+    left_out = {"delete markers": 85}
+    tally = Tally(lines=1000, planned=900, bad=5, repeated=4, filtered=3, known=2, known_failed=1, left_out=left_out)
     assert str(tally) == (
-        "1,000 lines read = 900 planned + 3 filtered + 4 repeated + 2 known already + 5 bad + 86 delete markers"
+        "1,000 lines read = 900 planned + 3 filtered + 4 repeated + 2 already scored + 1 failed permanently before"
+        " + 5 bad + 85 delete markers"
     )
     assert tally.unread == 0
     assert str(Tally(lines=7, planned=7)) == "7 lines read = 7 planned"
