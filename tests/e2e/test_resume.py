@@ -189,7 +189,7 @@ def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
     useless = cli("retry", out.root, "r", "--json", env=env)
     assert (useless.code, useless.json["failed"], useless.json["calls"]) == (3, 3, 3)
     other = cli("retry", out.root, "r", "--code", "InternalServerError", "--json", env=env)
-    assert (other.code, other.out) == (2, "")
+    assert (other.code, other.json["status"]) == (2, "refused")
     assert "failed with --code InternalServerError; the codes are InvalidS3ObjectException (3)" in other.err
     assert cli("status", out.root, "r", "--json", env=env).json["rounds"] == 1, "a refusal takes no round"
     put()
@@ -224,7 +224,7 @@ def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, b
     assert "not retried: 1 image skipped with EmptyFile (empty)\n" in useless.err
     assert "nothing to retry in run r: none of its failures can succeed" in useless.err
     refused = cli("retry", out.root, "r", "--code", "InvalidImageFormatException", "--json", env=env)
-    assert (refused.code, refused.out) == (2, "")
+    assert (refused.code, refused.json["status"]) == (2, "refused")
     assert "add --fit, or replace the images, and score them with `batchcl run --incremental`" in refused.err
     broken()
     mended = cli(*job[:6], "--run-id", "again", "--incremental", "--json", env=env)
