@@ -12,6 +12,7 @@ import anyio
 from batchcl.aws.detect import Detector
 from batchcl.errors import (
     BatchclError,
+    CredentialsError,
     FatalCallError,
     OutputError,
     RefusedError,
@@ -305,7 +306,8 @@ def _as_end(failure: BatchclError, *, spent: bool, summary: Summary) -> BatchclE
     """`failure` as the end of a session: refused when nothing was scored, stopped when something was."""
     end = failure
     if isinstance(failure, FatalCallError):
-        end = StoppedError(str(failure)) if spent else RefusedError(str(failure))
+        refusal = failure.__cause__ if isinstance(failure.__cause__, CredentialsError) else RefusedError(str(failure))
+        end = StoppedError(str(failure)) if spent else refusal
     elif isinstance(failure, RefusedError | UsageError) and spent:
         end = StoppedError(str(failure))
     end.summary = summary
