@@ -54,6 +54,7 @@ class SignedHouse(House):
     """A house whose keys expire when they are gone, and whose provider fails then."""
 
     gone_s: float = 0.0
+    gone_at_s: float = GONE_AT_S
     models: SignedModels = field(default_factory=lambda: SignedModels({NAME: "STOPPED"}))
     listener: Listener = field(default_factory=Listener)
 
@@ -63,7 +64,7 @@ class SignedHouse(House):
 
     @property
     def is_gone(self) -> bool:
-        return GONE_AT_S <= anyio.current_time() < GONE_AT_S + self.gone_s
+        return self.gone_at_s <= anyio.current_time() < self.gone_at_s + self.gone_s
 
     def _look_up(self) -> str:
         if self.is_gone:
@@ -96,12 +97,21 @@ class SignedHouse(House):
         return replace(super()._means(trouble, service, begun_at), observer=self.listener)
 
 
-def night(gone_s: float, *, images: int = 60) -> tuple[Any, SignedHouse, float]:
+def night(
+    gone_s: float, *, images: int = 60, gone_at_s: float = GONE_AT_S, start_s: float = 0.0
+) -> tuple[Any, SignedHouse, float]:
     """How a run ends whose keys are gone for so long, the house after it, and when."""
 
     async def main() -> tuple[Summary | BatchclError | None, SignedHouse, float]:
         service = Service(latency_s=lambda _: 1.0)
-        house = SignedHouse(images=[image(n) for n in range(images)], service=service, max_in_flight=1, gone_s=gone_s)
+        house = SignedHouse(
+            images=[image(n) for n in range(images)],
+            service=service,
+            max_in_flight=1,
+            gone_s=gone_s,
+            gone_at_s=gone_at_s,
+            models=SignedModels({NAME: "STOPPED"}, start_s=start_s),
+        )
         end = await house.run()
         return end, house, anyio.current_time()
 
@@ -126,12 +136,23 @@ def test_after_five_minutes_the_run_ends_resumably_and_the_model_is_stopped() ->
     assert isinstance(end, BatchclError)
     assert end.exit_code is ExitCode.STOPPED
     assert str(end).startswith("no valid AWS credentials for 5 minutes: loading the AWS credentials of profile ")
+    assert str(end).endswith("; the model is stopped")
     assert end.summary is not None
     assert 10 < end.summary.scored < 30
     assert end.summary.failed == 0
     assert now_s < GONE_AT_S + 400 + 60
     assert house.models.status(NAME) == "STOPPED"
     assert "cats@v1 is stopped; its billing has ended" in house.listener.notices[-1].text
+
+
+def test_a_run_that_still_waits_for_its_model_ends_likewise() -> None:
+    end, _, now_s = night(1e9, gone_at_s=10.0, start_s=60.0)
+    assert isinstance(end, BatchclError)
+    assert end.exit_code is ExitCode.STOPPED
+    assert "the model cats@v1 is still STARTING, which can't be stopped, and will be RUNNING" in str(end)
+    assert "token expired" in str(end)
+    assert "the same command stops it, or `batchcl model reap` does after " in str(end)
+    assert 310 < now_s < 660
 
 
 def test_a_model_that_can_not_be_stopped_for_lack_of_credentials_is_named_with_who_will() -> None:

@@ -12,7 +12,7 @@ import anyio
 from batchcl.aws.detect import Detector
 from batchcl.errors import (
     BatchclError,
-    CredentialsError,
+    ExitCode,
     FatalCallError,
     OutputError,
     RefusedError,
@@ -21,6 +21,7 @@ from batchcl.errors import (
 )
 from batchcl.images import ImageRef, unfit
 from batchcl.job import Job
+from batchcl.lifetime.machine import State
 from batchcl.lifetime.manager import ModelManager
 from batchcl.pacing.pacer import Pacer
 from batchcl.reading.base import Preparer
@@ -147,7 +148,8 @@ class Session:
                 failure = error
                 summary = replace(summary, status="stopped", reason=str(error))
         if failure is not None:
-            raise _as_end(failure, spent=self._engine.answered, summary=summary)
+            is_stopped = self.means.keeper.state is State.STOPPED
+            raise _as_end(failure, spent=self._engine.answered, is_model_stopped=is_stopped, summary=summary)
         return summary
 
     async def _score(self, ledger: Ledger) -> BatchclError | None:
@@ -302,12 +304,13 @@ class Session:
         return RunPaths(self.record.run_id)
 
 
-def _as_end(failure: BatchclError, *, spent: bool, summary: Summary) -> BatchclError:
+def _as_end(failure: BatchclError, *, spent: bool, is_model_stopped: bool, summary: Summary) -> BatchclError:
     """`failure` as the end of a session: refused when nothing was scored, stopped when something was."""
     end = failure
     if isinstance(failure, FatalCallError):
-        refusal = failure.__cause__ if isinstance(failure.__cause__, CredentialsError) else RefusedError(str(failure))
-        end = StoppedError(str(failure)) if spent else refusal
+        text = f"{failure}; the model is stopped" if is_model_stopped else str(failure)
+        were_valid = getattr(failure.__cause__, "exit_code", None) is ExitCode.STOPPED
+        end = StoppedError(text) if spent or were_valid else RefusedError(text)
     elif isinstance(failure, RefusedError | UsageError) and spent:
         end = StoppedError(str(failure))
     end.summary = summary

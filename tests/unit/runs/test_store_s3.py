@@ -282,6 +282,6 @@ def test_a_provider_that_fails_in_a_thread_says_so_in_its_own_words(rotated, tmp
     with pytest.raises(OutputCredentialsError) as caught:
         store.get_now("x")
     assert str(caught.value) == (
-        "reading s3://b/x failed: loading the AWS credentials of profile default with credential_process failed: No such "
-        "file or directory: /opt/none; run that command by hand and correct it"
+        "reading s3://b/x failed: loading the AWS credentials of profile default with credential_process failed: No "
+        "such file or directory: /opt/none; run that command by hand and correct it"
     )
