@@ -391,7 +391,7 @@ def _reported(error: Exception, method: str) -> str:
         case ClientError():
             said = f"{error_code(error)}: {error_message(error)}"
         case CredentialRetrievalError():  # with what a credential_process wrote to its stderr
-            said = _SECRET.sub("***", _NAMED_SECRET.sub(r"\1***", str(error.kwargs.get("error_msg", error))))
+            said = _without_secrets(str(error.kwargs.get("error_msg", error)))
         case BotoCoreError() | RuntimeError():
             said = str(error)
         case OSError():
@@ -400,11 +400,15 @@ def _reported(error: Exception, method: str) -> str:
             said = "the saved login can't be read"
         case KeyError():
             said = f"{error} is missing"
-        case ValueError() if method != "custom-process":
-            said = str(error)
+        case ValueError():  # such as a quotation without its end
+            said = _without_secrets(str(error))
         case _:
             said = f"its output is not as expected ({type(error).__name__})"
     return " ".join(said.split())[:_LONGEST_REASON].rstrip(". ") or type(error).__name__
+
+
+def _without_secrets(text: str) -> str:
+    return _SECRET.sub("***", _NAMED_SECRET.sub(r"\1***", text))
 
 
 def _sendable(text: str) -> bool:

@@ -223,7 +223,7 @@ class Aws:
         self._rekognition_keys = FixedCredentials(given.access_key, given.secret_key) if given else self.credentials
         try:
             self._session = aioboto3.Session(**self._arguments, botocore_session=self._core)
-        except BotoCoreError as error:
+        except (BotoCoreError, OSError) as error:
             raise CredentialsError(
                 f"the AWS settings can't be read: {error}; check --profile and AWS_PROFILE, or run `aws configure`"
             ) from error

@@ -110,6 +110,8 @@ PROFILES = {
         SSO,
         "with SSO failed: Error loading SSO Token: Token for corp does not exist; log in again with `aws sso login",
     ),
+    "quotation": ("credential_process = /bin/echo 'open\n", "credential_process failed: No closing quotation; run"),
+    "half the keys": (printing(r"{\"Version\": 1}"), "Missing required key in response: 'AccessKeyId'; run"),
     "no source": (f"role_arn = {ROLE}\nsource_profile = gone\n", 'The source_profile "gone" referenced'),
     "half a pair": ("aws_access_key_id = AKID\n", "config and credentials files failed: Partial credentials"),
 }
