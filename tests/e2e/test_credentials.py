@@ -60,7 +60,7 @@ COMMANDS = [
     "export parquet s3://out/x --out {out}",
 ]
 REPORTED = {
-    "sentence": "it printed something else than JSON",
+    "sentence": "its output is not JSON",
     "missing": "No such file or directory: /opt/corp/bin/get-aws-creds",
     "sso": "Token for corp does not exist",
 }
@@ -146,7 +146,7 @@ def test_a_credential_process_that_fails_for_seconds_costs_seconds(demo, running
             (tmp_path / "broken").touch()
             inject(endpoint, kind="expired-credentials", times=1)
             paused = next(line for line in lines if b"calls pause" in line).decode()
-            assert "of profile default with credential_process failed: it printed something else than JSON" in paused
+            assert "of profile default with credential_process failed: its output is not JSON" in paused
             assert SECRET not in paused
             assert any(b"calls pause" in line for line in lines), "and again"
             (tmp_path / "broken").unlink()

@@ -79,7 +79,7 @@ _PROVIDERS: Final = {
 }
 """Botocore's name of a provider → ours, and what to do where it fails."""
 
-_ANYBODYS: Final = frozenset({"env", "container-role", "iam-role"})
+_WITHOUT_PROFILE: Final = frozenset({"env", "container-role", "iam-role"})
 """Providers for which the profile means nothing."""
 
 _ANY_PROVIDER: Final = ("the AWS config and credentials files", "check the profile in ~/.aws/config and credentials")
@@ -353,8 +353,10 @@ def _seen(name: str) -> tuple[int, int, int]:
 
 
 def _ask_for_code(prompt: str, *, may_ask: bool) -> str:
-    if not may_ask or sys.stdin is None or not sys.stdin.isatty():
-        raise EOFError
+    if not may_ask:
+        raise EOFError("the session that an MFA code began has expired")
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise EOFError("it needs an MFA code, and stdin is not a terminal")
     return getpass.getpass(prompt)
 
 
@@ -367,7 +369,7 @@ def _explained(profile: str, method: str) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 - providers raise anything
         by, advice = _PROVIDERS.get(method, _ANY_PROVIDER)
-        whose = "" if method in _ANYBODYS or not profile else f" of profile {profile}"
+        whose = "" if method in _WITHOUT_PROFILE or not profile else f" of profile {profile}"
         if isinstance(error, EOFError):
             advice = "use a profile without mfa_serial, or temporary keys from `aws sts get-session-token`"
         if method == "sso" and whose:
@@ -381,11 +383,11 @@ def _reported(error: Exception, method: str) -> str:
     """What a provider's error says, in one line and without secrets."""
     match error:
         case EOFError():
-            said = "it asks for an MFA code, and nobody is at a terminal to type one"
+            said = str(error) or "it asks for input, and there is none"
         case TimeoutError():
             said = f"no answer within {_LOOK_UP_S:.0f} s"
         case json.JSONDecodeError() | UnicodeError():
-            said = "it printed something else than JSON" if method == "custom-process" else "its answer is not JSON"
+            said = "its output is not JSON" if method == "custom-process" else "its response is not JSON"
         case ValueError() if type(error).__module__.startswith("dateutil"):
             said = "its Expiration is not a time"
         case ClientError():

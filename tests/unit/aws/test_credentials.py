@@ -81,7 +81,7 @@ def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 PROFILES = {
     "sentence": (
         printing(f"Please log in at https://corp/login with {SECRET}"),
-        "of profile x with credential_process failed: it printed something else than JSON; run that command by hand",
+        "of profile x with credential_process failed: its output is not JSON; run that command by hand",
     ),
     "a list": (printing("[1]"), "with credential_process failed: its output is not as expected (AttributeError); run"),
     "missing": (
@@ -104,7 +104,7 @@ PROFILES = {
     ),
     "mfa": (
         f"{ASSUMED}mfa_serial = arn:aws:iam::123456789012:mfa/me\n",
-        "failed: it asks for an MFA code, and nobody is at a terminal to type one; use a profile without mfa_serial",
+        "failed: it needs an MFA code, and stdin is not a terminal; use a profile without mfa_serial",
     ),
     "no login": (
         SSO,
