@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import getpass
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -207,6 +209,42 @@ def test_so_is_a_login_that_is_of_no_use(
 
     assert says in (text := str(anyio.run(main)))
     assert SECRET not in text
+
+
+ASSUMED_ROLE = http(
+    200,
+    b"<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>ASIA</AccessKeyId><SecretAccessKey>s"
+    b"</SecretAccessKey><SessionToken>t</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>"
+    b"</AssumeRoleResult></AssumeRoleResponse>",
+    ("Content-Type", "text/xml"),
+)
+
+
+def test_an_mfa_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its session has expired, hours later, nobody is there, and a prompt would hold everything up."""
+    mfa = "mfa_serial = arn:aws:iam::123456789012:mfa/me\n"
+    (tmp_path / "config").write_text(f"[profile x]\nregion = us-east-1\n{ASSUMED}{mfa}{BASE}")
+    asked: list[str] = []
+
+    def code(prompt: str) -> str:
+        asked.append(prompt)
+        return "123456"
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(getpass, "getpass", code)
+
+    async def main() -> None:
+        async with answering(ASSUMED_ROLE) as server:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+            cache = Aws(AwsSettings(profile="x")).credentials
+            keys = await cache.current()
+            assert keys.access_key == "ASIA"
+            assert b"TokenCode=123456" in server.asked[0].body
+            with pytest.raises(CredentialsError, match="failed: the session that an MFA code began has expired; use"):
+                await cache.renew(keys)
+
+    anyio.run(main)
+    assert len(asked) == 1
 
 
 # --- five minutes ---------------------------------------------------------------------------------------------------
