@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pytest
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.demo import DemoData
 
@@ -114,6 +117,85 @@ def client(service: str, endpoint: str) -> Any:
             connect_timeout=2, read_timeout=30, retries={"total_max_attempts": 3}, s3={"addressing_style": "path"}
         ),
     )
+
+
+@dataclass(frozen=True)
+class Seaweed:
+    """A real S3 server, which verifies signatures."""
+
+    endpoint: str
+    config: Path
+    process: subprocess.Popen[bytes]
+
+    def accept(self, key: str, secret: str) -> None:
+        """Take these keys, and no others any more."""
+        _write_identity(self.config, key, secret)
+        self.process.send_signal(signal.SIGHUP)
+
+
+def _write_identity(config: Path, key: str, secret: str) -> None:
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config.write_text(json.dumps({"identities": [identity]}))
+
+
+@contextmanager
+def running_seaweed(root: Path) -> Iterator[Seaweed]:
+    """SeaweedFS for the time of the block, with its data below `root`."""
+    config = root / "s3.json"
+    _write_identity(config, KEY, SECRET)
+    s3, master, volume, filer, admin = free_ports(5)
+    (root / "data").mkdir()
+    log = (root / "log").open("wb")
+    process = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("weed"),
+            "mini",
+            f"-dir={root / 'data'}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-master.telemetry=false",
+            f"-s3.port={s3}",
+            "-s3.port.lance=0",
+            "-s3.port.iceberg=0",
+            f"-s3.config={config}",
+            f"-master.port={master}",
+            f"-volume.port={volume}",
+            f"-filer.port={filer}",
+            f"-admin.port={admin}",
+        ],
+        stdout=log,
+        stderr=log,
+    )
+    endpoint = f"http://127.0.0.1:{s3}"
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            pytest.fail(f"SeaweedFS ended: {(root / 'log').read_text()[-2000:]}")
+        try:
+            probe = client("s3", endpoint)
+            probe.create_bucket(Bucket="probe")
+            probe.put_object(Bucket="probe", Key="x", Body=b"x")
+        except (BotoCoreError, ClientError) as error:
+            return isinstance(error, ClientError) and "BucketAlready" in str(error)
+        return True
+
+    try:
+        wait_for(answers, 60)
+        yield Seaweed(endpoint, config, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:  # it waits for clients to hang up; its data go away with it
+            process.kill()
+            process.wait()
+        log.close()
 
 
 def make_bucket(s3: Any, name: str) -> None:

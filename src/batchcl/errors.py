@@ -9,6 +9,7 @@ BatchclError
 │   ├── RegionError         a bucket lies in another region than the model
 │   ├── ModelError          the model is unknown, not trained, or not running
 │   ├── OutputError         the output root can't be written
+│   │   └── OutputCredentialsError  for lack of credentials; a CredentialsError too
 │   └── UnreachableError    a service doesn't answer
 ├── StoppedError            exit 4: stopped early with everything so far kept
 │   ├── InterruptedRunError exit 130: ^C
@@ -18,6 +19,7 @@ BatchclError
 └── CallError               what one DetectCustomLabels call came back with
     ├── ThrottledError      over capacity: the image goes back to the front
     ├── TransientError      worth another attempt
+    │   ├── CredentialsFailingError  nothing can be signed just now, for whatever image
     │   └── HostError       the same, but not from the service: a disk or S3 does not return an image
     │       └── ShortageError  this machine has no descriptor or memory to spare: wait, with fewer calls at a time
     ├── ImageError          this image fails, the others go on
@@ -40,6 +42,7 @@ __all__ = [
     "BatchclError",
     "CallError",
     "CredentialsError",
+    "CredentialsFailingError",
     "ExitCode",
     "FatalCallError",
     "HostError",
@@ -48,6 +51,7 @@ __all__ = [
     "ModelError",
     "ModelGoneError",
     "ModelNotReadyError",
+    "OutputCredentialsError",
     "OutputError",
     "RefusedError",
     "RegionError",
@@ -111,11 +115,22 @@ class RefusedError(BatchclError):
 
 
 class CredentialsError(RefusedError):
-    """There are no credentials, or AWS refuses them; `is_access_denied` when it knows them, but not for this."""
+    """There are no credentials, or AWS refuses them.
 
-    def __init__(self, message: str, *, is_access_denied: bool = False) -> None:
+    Attributes:
+        is_access_denied: AWS knows them, but doesn't let them do this.
+        may_pass: they were valid before, and have failed for less than five minutes.
+        exit_code: that of a stop where they were valid before, and have failed for longer (`has_lasted`).
+    """
+
+    def __init__(
+        self, message: str, *, is_access_denied: bool = False, may_pass: bool = False, has_lasted: bool = False
+    ) -> None:
         super().__init__(message)
         self.is_access_denied = is_access_denied
+        self.may_pass = may_pass
+        if has_lasted:
+            self.exit_code = ExitCode.STOPPED
 
 
 class RegionError(RefusedError):
@@ -132,6 +147,10 @@ class ModelError(RefusedError):
 
 class OutputError(RefusedError):
     """The output root can't be written or read."""
+
+
+class OutputCredentialsError(CredentialsError, OutputError):
+    """The output root can't be written or read for lack of credentials."""
 
 
 class UnreachableError(RefusedError):
@@ -202,6 +221,10 @@ class ThrottledError(CallError):
 
 class TransientError(CallError):
     """The next attempt may well succeed."""
+
+
+class CredentialsFailingError(TransientError):
+    """Credentials that were valid fail, for less than five minutes: no call can be signed just now."""
 
 
 class HostError(TransientError):

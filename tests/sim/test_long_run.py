@@ -13,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from batchcl.aws.arn import ModelArn
+from batchcl.aws.credentials import CredentialCache
 from batchcl.aws.detect import Detector, open_detector
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
@@ -29,6 +30,7 @@ from batchcl.errors import (
 )
 from batchcl.images import ImageRef
 from batchcl.runs.record import Summary
+from keys import cache_of
 from sim.house import MODEL, House, Trouble, in_house
 from sim.service import Service, image
 
@@ -37,28 +39,36 @@ CRON_S = 300.0
 
 
 class Session:
-    """An Aws session whose credentials are good for an hour, and whose client answers as the service does."""
+    """An Aws session whose keys are good for an hour, and whose client answers as the service does."""
 
     def __init__(self, house: NightHouse) -> None:
         self._house = house
+        self._keys = cache_of(self._look_up)
 
-    def renewed(self) -> Session:
-        self._house.renewals += 1
-        return Session(self._house)
+    def _look_up(self) -> str:
+        self._house.look_ups += 1
+        return str(anyio.current_time())
+
+    def keys_of(self, _service: str) -> CredentialCache:
+        return self._keys
 
     @asynccontextmanager
     async def rekognition(self, **_options: object) -> AsyncIterator[Client]:
-        yield Client(self._house, good_until=anyio.current_time() + HOUR_S)
+        yield Client(self._house, self._keys)
 
 
 class Client:
-    def __init__(self, house: NightHouse, *, good_until: float) -> None:
+    """It looks its keys up anew when they are refused, as those of `Aws` do."""
+
+    def __init__(self, house: NightHouse, keys: CredentialCache) -> None:
         self._house = house
-        self._good_until = good_until
+        self._keys = keys
 
     async def detect_custom_labels(self, **request: Any) -> dict[str, Any]:
-        if anyio.current_time() > self._good_until:
-            raise _client_error("ExpiredTokenException", "The security token included in the request is expired", 400)
+        keys = await self._keys.current()
+        if anyio.current_time() > float(keys.access_key) + HOUR_S:
+            keys = await self._keys.renew(keys)
+        assert anyio.current_time() <= float(keys.access_key) + HOUR_S
         try:
             detection = await self._house.service.detect(self._house.by_key[request["Image"]["S3Object"]["Name"]])
         except CallError as error:
@@ -75,7 +85,7 @@ def _client_error(code: str, message: str, status: int) -> ClientError:
 class NightHouse(House):
     """A house that is reached as AWS is."""
 
-    renewals = 0
+    look_ups = 0
 
     @cached_property
     def by_key(self) -> dict[str, ImageRef]:
@@ -130,7 +140,7 @@ def test_twenty_hours_with_every_trouble_end_exactly_once():
         assert 19 * HOUR_S < anyio.current_time() < 23 * HOUR_S
         assert len(ends) == 2, "once when the store went away, once when cron came too early"
         assert all("503" in str(end) for end in ends)
-        assert night.renewals >= 18
+        assert night.look_ups >= 18
         answered_twice = [uri for uri, times in service.answered.items() if times > 1]
         assert len(answered_twice) < 10, "what was not journalled when the store went away"
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.errors import NO_CREDENTIALS, S3_DENIED, bucket_region, error_code, error_message
+from batchcl.aws.errors import S3_DENIED, bucket_region, error_code, error_message
 from batchcl.aws.session import Aws
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 from batchcl.runs.together import together
@@ -104,8 +104,6 @@ async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
 
 def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:
     """S3's error as ours, with what to do."""
-    if isinstance(error, NoCredentialsError):
-        return CredentialsError(f"{doing} failed: {NO_CREDENTIALS}")
     if isinstance(error, BotoCoreError):
         return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
     code = error_code(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 import aiohttp
@@ -19,27 +19,24 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
-    CredentialRetrievalError,
-    NoCredentialsError,
     NoRegionError,
     ParamValidationError,
-    PartialCredentialsError,
     ReadTimeoutError,
     SSLError,
-    TokenRetrievalError,
     UnknownEndpointError,
 )
 
 from batchcl.aws.arguments import given
 from batchcl.aws.arn import ModelArn
+from batchcl.aws.credentials import CredentialCache, call_error
 from batchcl.aws.errors import (
-    EXPIRED_CODES,
     REDIRECTS,
     RedirectedError,
     classify,
     connection_error,
     error_code,
     error_message,
+    is_keys_error,
     malformed_response,
     read_error,
     redirect_error,
@@ -47,7 +44,7 @@ from batchcl.aws.errors import (
 from batchcl.aws.http import DEADLINE_S, Request, Response, SignedClient, open_signed_client
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
-from batchcl.errors import CallError, FatalCallError, ImageError
+from batchcl.errors import CallError, CredentialsError, FatalCallError, ImageError
 from batchcl.images import ImageRef, Unfit
 from batchcl.pixels import unfit_bytes
 from batchcl.reading.base import ImageReader
@@ -65,10 +62,6 @@ _INVALID_PARAMETER: Final = "InvalidParameterException"
 _ERROR: Final = 300
 _LARGE_IMAGE_BYTES: Final = 64 * 1024
 _FATAL_ERRORS: Final = (
-    NoCredentialsError,
-    PartialCredentialsError,
-    CredentialRetrievalError,
-    TokenRetrievalError,
     NoRegionError,
     UnknownEndpointError,
 )
@@ -95,8 +88,8 @@ async def open_detector(
 ) -> AsyncIterator[Detector]:
     """A detector for `model`; its connections are closed at the end of the block.
 
-    `reader` reads the images that travel as bytes: without one, local files. Credentials that expire are looked up
-    anew once per expiry, whatever the transport; a second refusal is fatal.
+    `reader` reads the images that travel as bytes: without one, local files. Keys that the service refuses are looked
+    up anew, whatever the transport.
 
     Raises:
         RefusedError: there are no credentials, no endpoint, or no readable CA bundle.
@@ -105,18 +98,15 @@ async def open_detector(
         async with open_signed_client(aws, "rekognition", region=model.region, connections=connections) as client:
             yield SignedDetector(client, model, min_confidence=min_confidence, max_results=max_results, reader=reader)
         return
-    async with AsyncExitStack() as stack:
-        detector = _RenewingDetector(
-            stack,
-            aws,
+    async with aws.rekognition(region=model.region, retries=False, connections=connections) as opened:
+        yield SdkDetector(
+            opened,
             model,
-            connections=connections,
+            keys=aws.keys_of("rekognition"),
             min_confidence=min_confidence,
             max_results=max_results,
             reader=reader,
         )
-        await detector.open()
-        yield detector
 
 
 class SignedDetector:
@@ -194,11 +184,13 @@ class SdkDetector:
         client: Any,
         model: ModelArn,
         *,
+        keys: CredentialCache | None = None,
         min_confidence: float | None = None,
         max_results: int | None = None,
         reader: ImageReader | None = None,
     ) -> None:
         self._client = client
+        self._keys = keys
         self._reader = reader or FileReader()
         self._arguments = _arguments(model, min_confidence, max_results)
 
@@ -220,8 +212,17 @@ class SdkDetector:
         Raises a `CallError` subclass. The caller sets a deadline.
         """
         try:
+            if self._keys is not None:
+                await self._keys.current()  # the client would wait for them
             answer = await self._client.detect_custom_labels(Image=image, **self._arguments)
+        except CredentialsError as error:
+            raise call_error(error) from error
         except ClientError as error:
+            code, said = error_code(error), error_message(error)
+            if self._keys is not None and is_keys_error(code, said):
+                lost = self._keys.refused("rekognition", f"{code}: {said}")
+                if lost is not None:
+                    raise call_error(lost) from lost
             raise _from_client_error(error) from error
         except ParamValidationError as error:
             raise ImageError(" ".join(str(error).split()), code=_INVALID_PARAMETER) from error
@@ -287,43 +288,6 @@ class LimitsDetector:
             return unfit_bytes(await self._reader.read(image))
         except CallError:  # the service's word has to do
             return None
-
-
-class _RenewingDetector:
-    """An `SdkDetector` that opens a new session once when its credentials have expired; a second refusal is fatal."""
-
-    def __init__(self, stack: AsyncExitStack, aws: Aws, model: ModelArn, *, connections: int, **options: Any) -> None:
-        self._stack = stack
-        self._aws = aws
-        self._model = model
-        self._connections = connections
-        self._options = options
-        self._lock = anyio.Lock()
-        self._current: SdkDetector | None = None
-
-    async def open(self) -> None:
-        """Open the client."""
-        client = await self._stack.enter_async_context(
-            self._aws.rekognition(region=self._model.region, retries=False, connections=self._connections)
-        )
-        self._current = SdkDetector(client, self._model, **self._options)
-
-    async def detect(self, image: ImageRef) -> Detection:
-        """The labels of `image`; raises a `CallError` subclass that says what to do."""
-        used = self._current
-        assert used is not None
-        try:
-            return await used.detect(image)
-        except FatalCallError as error:
-            if error.code not in EXPIRED_CODES:
-                raise
-        async with self._lock:
-            if self._current is used:
-                self._aws = self._aws.renewed()
-                await self.open()
-            renewed = self._current
-        assert renewed is not None
-        return await renewed.detect(image)
 
 
 def _from_client_error(error: ClientError) -> CallError:

@@ -14,19 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import BotoCoreError
 from botocore.httpsession import ProxyConfiguration, get_cert_path
 from botocore.utils import get_environ_proxies
 from yarl import URL
 
 from batchcl.aws.session import Aws
-from batchcl.errors import CredentialsError, RefusedError
+from batchcl.errors import RefusedError
 
 __all__ = ["Endpoint", "find_endpoint", "tls_context"]
 
@@ -71,8 +65,6 @@ async def find_endpoint(aws: Aws, service: str, *, region: str, bucket: str | No
     try:
         prepared, authorization = await _prepared(aws, service, region, bucket)
         url = URL(prepared, encoded=True)
-    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ClientError) as error:
-        raise CredentialsError(f"{service} needs AWS credentials: {error}; log in, or check the profile") from error
     except (BotoCoreError, ValueError) as error:
         raise RefusedError(
             f"finding the endpoint of {service} failed: {error}; check the AWS_ENDPOINT_URL settings, the profile and "

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError, SSLError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError, SSLError
 
 from batchcl.errors import (
     BatchclError,
@@ -39,7 +39,6 @@ from batchcl.errors import (
 )
 
 __all__ = [
-    "EXPIRED_CODES",
     "INVALID_S3_OBJECT",
     "NO_CREDENTIALS",
     "REDIRECTS",
@@ -54,6 +53,7 @@ __all__ = [
     "error_code",
     "error_message",
     "is_clock_error",
+    "is_keys_error",
     "is_shortage",
     "malformed_response",
     "read_error",
@@ -63,8 +63,11 @@ __all__ = [
     "was_too_late",
 ]
 
-NO_CREDENTIALS: Final = "no AWS credentials found; set AWS_PROFILE or run `aws configure`"
-"""What NoCredentialsError means, in our words."""
+NO_CREDENTIALS: Final = (
+    "no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`; "
+    "`batchcl demo` shows batchcl without any"
+)
+"""What is to be done where no provider finds any."""
 
 INVALID_S3_OBJECT: Final = "InvalidS3ObjectException"
 """Missing key, wrong region and no permission look the same to the caller."""
@@ -72,8 +75,7 @@ INVALID_S3_OBJECT: Final = "InvalidS3ObjectException"
 S3_DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden"})
 """S3's codes for a missing permission. A response to HEAD has no body, so the status stands for the code there."""
 
-EXPIRED_CODES: Final = frozenset({"ExpiredTokenException", "ExpiredToken", "RequestExpired"})
-"""Credentials that were valid once: worth one look-up of fresh ones."""
+_EXPIRED: Final = frozenset({"ExpiredTokenException", "ExpiredToken", "RequestExpired"})
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 """Statuses of responses that send a request elsewhere, which would need another signature."""
@@ -88,6 +90,11 @@ _LONGEST_MESSAGE: Final = 500
 
 _CLOCK: Final = frozenset({"RequestTimeTooSkewed", "RequestTimeTooSkewedException", "RequestInTheFuture"})
 _SIGNATURE: Final = frozenset({"SignatureDoesNotMatch", "InvalidSignatureException", "IncompleteSignature"})
+_REFUSED_KEYS: Final = (
+    _EXPIRED
+    | _SIGNATURE
+    | {"UnrecognizedClientException", "InvalidClientTokenId", "InvalidAccessKeyId", "InvalidToken"}
+)
 _THROUGHPUT: Final = "ProvisionedThroughputExceededException"
 _THROTTLING: Final = "ThrottlingException"
 _ABOUT_S3: Final = re.compile(r"\bs3\b", re.IGNORECASE)
@@ -101,7 +108,7 @@ _CALL_ADVICE: Final = {
     "MissingAuthenticationTokenException": "the request was not signed: check the profile",
     **dict.fromkeys(_CLOCK, "this machine's clock is off: set it (ntpdate, chrony)"),
     **dict.fromkeys(_SIGNATURE, "the secret key does not fit the access key"),
-    **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: log in again"),
+    **dict.fromkeys(_EXPIRED, "the credentials have expired: log in again"),
 }
 """What to do about the codes that end a run."""
 
@@ -241,6 +248,11 @@ def is_clock_error(code: str, message: str) -> bool:
     return code in _CLOCK or (code in _SIGNATURE and about_time)
 
 
+def is_keys_error(code: str, message: str) -> bool:
+    """Whether a service refuses the keys, which may have expired or been rotated: worth a look-up of newer ones."""
+    return code in _REFUSED_KEYS and not is_clock_error(code, message)
+
+
 def connection_error(error: Exception, *, where: str) -> CallError:
     """The error for a call to `where` that got no response, for what aiohttp or a socket raised.
 
@@ -346,8 +358,6 @@ def translate_errors(
     """
     try:
         yield
-    except NoCredentialsError as error:
-        raise CredentialsError(f"{doing} failed: {NO_CREDENTIALS}") from error
     except ClientError as error:
         raise _from_client_error(doing, error, refusal, in_use) from error
     except ParamValidationError as error:

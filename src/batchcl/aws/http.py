@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import aiohttp
@@ -19,11 +20,12 @@ import anyio
 from yarl import URL
 
 from batchcl.__about__ import __version__
-from batchcl.aws.credentials import KeyRing
+from batchcl.aws.credentials import CredentialCache, call_error
 from batchcl.aws.endpoint import Endpoint, find_endpoint, tls_context
-from batchcl.aws.errors import EXPIRED_CODES, connection_error, is_clock_error, read_error
+from batchcl.aws.errors import connection_error, is_clock_error, is_keys_error, read_error
 from batchcl.aws.session import Aws
 from batchcl.aws.sigv4 import Headers, Keys, Signer, canonical_path, canonical_query
+from batchcl.errors import CredentialsError
 
 __all__ = ["Request", "Response", "SignedClient", "open_signed_client"]
 
@@ -73,15 +75,16 @@ class Response:
 class SignedClient:
     """Sends requests to one service, or to one bucket of S3. Safe for many concurrent callers.
 
-    Two refusals are corrected once a request: credentials that the service calls expired are looked up anew, and a
-    clock that it calls wrong is corrected by the Date of its response, for all later requests too.
+    Two refusals are corrected once a request: keys that the service refuses are looked up anew, and a clock that it
+    calls wrong is corrected by the Date of its response, for all later requests too. For S3 it waits for credentials
+    that may come back; a call to Rekognition reports them, so that no more calls are sent meanwhile.
     """
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
         endpoint: Endpoint,
-        keys: KeyRing,
+        keys: CredentialCache,
         *,
         deadline_s: float,
         clock: Callable[[], float],
@@ -92,6 +95,7 @@ class SignedClient:
         self._deadline_s = deadline_s
         self._clock = clock
         self._ahead_s = 0.0
+        self._service = endpoint.signing_name
         self._is_s3 = endpoint.signing_name.startswith("s3")
         self._signer = Signer(
             service=endpoint.signing_name, region=endpoint.region, host=endpoint.host, names_content=self._is_s3
@@ -108,23 +112,36 @@ class SignedClient:
 
         Raises:
             TransientError: no whole response came in time; see `connection_error` for its `code`.
-            FatalCallError: no credentials (`code` is `Credentials`), a certificate that isn't trusted (`Tls`), or a
-                proxy that wants credentials (`Proxy`).
+            CredentialsFailingError: there are no valid credentials just now.
+            FatalCallError: nor will there be any (`code` is `Credentials`), a certificate that isn't trusted (`Tls`),
+                or a proxy that wants credentials (`Proxy`).
         """
+        try:
+            return await (self._keys.patiently(partial(self._try, request)) if self._is_s3 else self._try(request))
+        except CredentialsError as error:
+            raise call_error(error) from error
+
+    async def _try(self, request: Request) -> Response:
         keys = await self._keys.current()
         response = await self._send(request, keys)
-        if response.status < _ERROR or not (corrected := await self._corrected(response, keys)):
+        if response.status >= _ERROR and (corrected := await self._corrected(response, keys)):
+            response = await self._send(request, corrected)
+        if response.status < _ERROR:
+            self._keys.accepted(self._service)
             return response
-        return await self._send(request, corrected)
+        error = read_error(response.status, response.headers, response.body)
+        if is_keys_error(error.code, error.message):
+            lost = self._keys.refused(self._service, f"{error.code}: {error.message}")
+            if lost is not None:
+                raise lost
+        return response
 
     async def _corrected(self, response: Response, keys: Keys) -> Keys | None:
         """What to sign the request with again; None where that wouldn't help."""
         error = read_error(response.status, response.headers, response.body)
-        if error.code in EXPIRED_CODES:
-            return await self._keys.renew(keys)
-        if is_clock_error(error.code, error.message) and self._correct_clock(response):
-            return keys
-        return None
+        if is_clock_error(error.code, error.message):
+            return keys if self._correct_clock(response) else None
+        return await self._keys.renew(keys) if is_keys_error(error.code, error.message) else None
 
     def _correct_clock(self, response: Response) -> bool:
         """Go by the service's clock from now on; False where the clock is right."""
@@ -179,7 +196,6 @@ async def open_signed_client(
     connections: int = 64,
     deadline_s: float = DEADLINE_S,
     clock: Callable[[], float] = time.time,
-    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[SignedClient]:
     """A client of `service`, whose connections are closed at the end of the block.
 
@@ -191,7 +207,6 @@ async def open_signed_client(
         connections: at once at most; further requests wait for one.
         deadline_s: for one request and its whole response.
         clock: seconds since the epoch.
-        monotonic: seconds on a clock that only goes on.
 
     Raises:
         RefusedError: there are no credentials, no endpoint is known, or the CA bundle can't be read.
@@ -212,8 +227,7 @@ async def open_signed_client(
         trust_env=False,  # an entry in ~/.netrc would replace the signature; the endpoint has the proxy
     )
     try:
-        keys = KeyRing(aws, service, monotonic=monotonic)
-        yield SignedClient(session, endpoint, keys, deadline_s=deadline_s, clock=clock)
+        yield SignedClient(session, endpoint, aws.keys_of(service), deadline_s=deadline_s, clock=clock)
     finally:
         with anyio.CancelScope(shield=True):
             await session.close()

@@ -14,9 +14,8 @@ from typing import Any, Final
 
 import aiohttp
 import anyio
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.buckets import explain
 from batchcl.aws.errors import S3_DENIED, error_code, error_message
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, CredentialsError, RefusedError
@@ -157,8 +156,6 @@ async def _look_at_object(client: Any, image: ImageRef) -> Looked:
         if code in _EMPTY:
             return Looked(image)
         return Looked(image, code, f"{code}: {error_message(error)}")
-    except NoCredentialsError as error:
-        raise explain(error, f"reading {image.uri}", image.bucket) from error
     except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # a hiccup ends no run
         return Looked(image, _UNANSWERED, str(error) or type(error).__name__)
 

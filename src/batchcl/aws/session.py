@@ -9,27 +9,38 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aioboto3
 import boto3
 from aiobotocore.config import AioConfig
-from aiobotocore.credentials import AioCredentials
 from aiobotocore.httpsession import AIOHTTPSession
-from aiobotocore.session import get_session
+from aiobotocore.session import AioSession
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import Session
 from yarl import URL
 
-from batchcl.aws.errors import REDIRECTS, RedirectedError, bucket_region
+from batchcl.aws.credentials import (
+    BlockingCredentials,
+    CredentialCache,
+    FixedCredentials,
+    SharedCredentials,
+    signed_with,
+)
+from batchcl.aws.errors import REDIRECTS, RedirectedError, bucket_region, error_code, error_message, is_keys_error
+from batchcl.aws.sigv4 import Keys
 from batchcl.errors import CredentialsError, RefusedError
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential
 
 __all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "S3Access", "StaticCredentials"]
 
@@ -37,7 +48,7 @@ DEFAULT_REGION: Final = "us-east-1"
 _BYSTANDER_TIMEOUT_S: Final = 5
 _BLOCKING_CONNECTIONS: Final = 16
 _LOWEST_ERROR: Final = 300
-_CREDENTIALS_TTL: Final = dt.timedelta(minutes=5)
+_RENEW_MAX_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +96,30 @@ class AwsSettings:
 
 @dataclass(frozen=True, slots=True)
 class S3Access:
-    """What an S3 client other than boto's needs. `credential_provider` gives fresh credentials at each call."""
+    """What an S3 client other than boto's needs."""
 
     region: str
     endpoint_url: str | None
-    credential_provider: Callable[[], Any] = field(repr=False)
+    credentials: CredentialCache = field(repr=False)
+
+    async def provide(self) -> S3Credential:
+        """The keys, as obstore takes them from a `credential_provider` of its asynchronous functions."""
+        return _provided(await self.credentials.current())
+
+    def provide_now(self) -> S3Credential:
+        """The keys, for obstore's blocking functions."""
+        return _provided(self.credentials.current_now())
 
     def scan_options(self) -> dict[str, Any]:
-        """Polars' `storage_options`. They hold secrets: never log them."""
-        credentials = self.credential_provider()
+        """Polars' `storage_options`. They hold secrets: never log them. Raises `CredentialsError`."""
+        keys = self.credentials.current_now()
         options: dict[str, Any] = {
             "aws_region": self.region,
-            "aws_access_key_id": credentials["access_key_id"],
-            "aws_secret_access_key": credentials["secret_access_key"],
+            "aws_access_key_id": keys.access_key,
+            "aws_secret_access_key": keys.secret_key,
         }
-        if credentials.get("token"):
-            options["aws_session_token"] = credentials["token"]
+        if keys.token:
+            options["aws_session_token"] = keys.token
         if self.endpoint_url is not None:
             options |= {
                 "aws_endpoint_url": self.endpoint_url,
@@ -108,6 +127,15 @@ class S3Access:
                 "aws_virtual_hosted_style_request": "false",
             }
         return options
+
+
+def _provided(keys: Keys) -> S3Credential:
+    return {
+        "access_key_id": keys.access_key,
+        "secret_access_key": keys.secret_key,
+        "token": keys.token,
+        "expires_at": dt.datetime.now(dt.UTC),  # so that it asks again for each request, which costs microseconds
+    }
 
 
 class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
@@ -145,12 +173,41 @@ def _end_attempts(
     """Raise what one attempt came to, before the SDK's own handler of `needs-retry` makes another one.
 
     The attempt after a StartProjectVersion whose answer was lost is refused as the model is starting, which reads as if
-    somebody else had started it.
+    somebody else had started it. One that is refused for its keys took no effect.
     """
     if caught_exception is not None:
         raise caught_exception
-    if response is not None and response[0].status_code >= _LOWEST_ERROR:
+    if response is not None and response[0].status_code >= _LOWEST_ERROR and _keys_error(response) is None:
         raise ClientError(response[1], operation.name)
+
+
+def _keys_error(response: tuple[Any, Any]) -> str | None:
+    """What a service says when it refuses the keys of a request; None where it doesn't."""
+    refusal = ClientError(response[1], "")
+    code, said = error_code(refusal), error_message(refusal)
+    return f"{code}: {said}" if response[0].status_code >= _LOWEST_ERROR and is_keys_error(code, said) else None
+
+
+class _SharedSession(AioSession):  # type: ignore[misc]  # it has no types
+    """The SDK's session, whose clients sign with the keys of a cache."""
+
+    def __init__(self, cache: CredentialCache) -> None:
+        super().__init__()
+        self._cache = cache
+
+    async def get_credentials(self) -> SharedCredentials:
+        return SharedCredentials(self._cache)
+
+
+class _BlockingSession(Session):  # type: ignore[misc]  # it has no types
+    """Likewise for boto3."""
+
+    def __init__(self, cache: CredentialCache) -> None:
+        super().__init__()
+        self._cache = cache
+
+    def get_credentials(self) -> BlockingCredentials:
+        return BlockingCredentials(self._cache)
 
 
 class Aws:
@@ -160,22 +217,29 @@ class Aws:
         self.settings = settings or AwsSettings()
         region = self.settings.region or os.environ.get("AWS_REGION")  # which botocore leaves to each SDK
         self._arguments = {"profile_name": self.settings.profile, "region_name": region or None}
-        self._core = get_session()
+        self.credentials = CredentialCache(self._open_session)
+        self._core = _SharedSession(self.credentials)
+        given = self.settings.rekognition_credentials
+        self._rekognition_keys = FixedCredentials(given.access_key, given.secret_key) if given else self.credentials
         try:
             self._session = aioboto3.Session(**self._arguments, botocore_session=self._core)
-        except BotoCoreError as error:
+        except (BotoCoreError, OSError) as error:
             raise CredentialsError(
                 f"the AWS settings can't be read: {error}; check --profile and AWS_PROFILE, or run `aws configure`"
             ) from error
+
+    def _open_session(self) -> AioSession:
+        """A session of the SDK that finds credentials by itself, for the cache."""
+        session = AioSession()
+        for name, value in zip(("profile", "region"), self._arguments.values(), strict=True):
+            if value is not None:
+                session.set_config_variable(name, value)
+        return session
 
     @classmethod
     def from_environment(cls, *, profile: str | None = None, region: str | None = None) -> Aws:
         """The session that the AWS CLI would use."""
         return cls(AwsSettings(profile=profile, region=region))
-
-    def renewed(self) -> Aws:
-        """A session that looks its credentials up anew."""
-        return Aws(self.settings)
 
     @property
     def region(self) -> str:
@@ -194,30 +258,14 @@ class Aws:
         configured = given or self._core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
         return str(configured) if configured else None
 
-    async def credentials(self, service: str) -> Any:
-        """What gives the keys for `service`, by `get_frozen_credentials`; None where there are none.
-
-        Raises what botocore's providers raise.
-        """
-        given = self.settings.rekognition_credentials
-        if service == "rekognition" and given is not None:
-            return AioCredentials(given.access_key, given.secret_key)
-        return await self._session.get_credentials()
+    def keys_of(self, service: str) -> CredentialCache:
+        """What signs requests to `service`."""
+        return self._rekognition_keys if service == "rekognition" else self.credentials
 
     async def check_credentials(self) -> None:
         """Raise `CredentialsError` where Rekognition has none to sign with. Asks nobody whether they are good."""
-        if self.settings.rekognition_credentials is not None or not self.settings.connection.is_signed:
-            return
-        try:
-            found = await self._session.get_credentials()
-            frozen = None if found is None else await found.get_frozen_credentials()
-        except BotoCoreError as error:
-            raise CredentialsError(f"the AWS credentials can't be loaded: {error}; log in again") from error
-        if frozen is None or not frozen.access_key:
-            raise CredentialsError(
-                "no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                "or run `aws configure`; `batchcl demo` shows batchcl without any"
-            )
+        if self.settings.connection.is_signed:
+            await self.keys_of("rekognition").current()
 
     @asynccontextmanager
     async def rekognition(
@@ -230,7 +278,8 @@ class Aws:
     ) -> AsyncIterator[Any]:
         """A Rekognition client. `retries=False` for the scoring path, which owns them; `once`: what isn't retried."""
         config = self._config(retries=retries, max_pool_connections=connections)
-        async with self._client("rekognition", region, config, **self._rekognition_place()) as client:
+        place = self._rekognition_place()
+        async with self._client("rekognition", region, config, is_patient=retries, place=place) as client:
             for operation in once:
                 client.meta.events.register_first(f"needs-retry.rekognition.{operation}", _end_attempts)
             yield client
@@ -260,22 +309,40 @@ class Aws:
             connect_timeout=_BYSTANDER_TIMEOUT_S,
             read_timeout=2 * _BYSTANDER_TIMEOUT_S,
         )
-        async with self._client(service, region, config, **self._rekognition_place()) as client:
+        async with self._client(service, region, config, place=self._rekognition_place()) as client:
             yield client
 
     def blocking_s3(self, *, region: str | None = None) -> Any:
         """A client of boto3's, for threads that read what can only be read piece after piece. Blocks."""
         options = self._options(retries=True, max_pool_connections=_BLOCKING_CONNECTIONS)
-        session = boto3.Session(**self._arguments)
-        client = session.client("s3", region_name=region or self.region, config=Config(**options), verify=self._verify)
+        return self._blocking("s3", region, config=Config(**options), verify=self._verify)
+
+    def _blocking(self, service: str, region: str | None, **more: Any) -> Any:
+        session = boto3.Session(**self._arguments, botocore_session=_BlockingSession(self.credentials))
+        client = session.client(service, region_name=region or self.region, **more)
         client.meta.events.register_first("needs-retry.s3", _refuse_redirect)
         return client
 
-    def _client(self, service: str, region: str | None, config: AioConfig, **more: Any) -> Any:
-        """A client to be opened; what holds for all of them is said here."""
-        return self._session.client(
+    @asynccontextmanager
+    async def _client(
+        self,
+        service: str,
+        region: str | None,
+        config: AioConfig,
+        *,
+        is_patient: bool = True,
+        place: Mapping[str, str | None] | None = None,
+    ) -> AsyncIterator[Any]:
+        """An open client; what holds for all of them is said here."""
+        more = dict(place or {})
+        opened = self._session.client(
             service, region_name=region or self.region, config=config, verify=self._verify, **more
         )
+        async with opened as client:
+            if self.settings.connection.is_signed and "aws_access_key_id" not in more:
+                renew = partial(_renew_keys, self.credentials, service, is_patient=is_patient)
+                client.meta.events.register_first(f"needs-retry.{service}", renew)
+            yield client
 
     def _rekognition_place(self) -> dict[str, str | None]:
         """Where Rekognition is and what signs for it, where the settings say so."""
@@ -320,27 +387,37 @@ class Aws:
         Raises:
             CredentialsError: there are none.
         """
-        session = boto3.Session(**self._arguments)
-        credentials = session.get_credentials()
-        if credentials is None:
-            raise CredentialsError(
-                f"no AWS credentials found to reach s3://{bucket}; set AWS_PROFILE or run `aws configure`"
-            )
-
-        def provide() -> dict[str, Any]:
-            frozen = credentials.get_frozen_credentials()
-            return {
-                "access_key_id": frozen.access_key,
-                "secret_access_key": frozen.secret_key,
-                "token": frozen.token,
-                "expires_at": dt.datetime.now(dt.UTC) + _CREDENTIALS_TTL,
-            }
-
-        with closing(session.client("s3", region_name=self.region)) as client:
-            client.meta.events.register_first("needs-retry.s3", _refuse_redirect)
+        self.credentials.current_now()
+        with closing(self._blocking("s3", None)) as client:
             configured = client.meta.endpoint_url
             standard = configured.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-            return S3Access(_bucket_region(client, bucket) or self.region, None if standard else configured, provide)
+            region = _bucket_region(client, bucket) or self.region
+        return S3Access(region, None if standard else configured, self.credentials)
+
+
+async def _renew_keys(
+    cache: CredentialCache, service: str, *, response: tuple[Any, Any] | None, attempts: int, is_patient: bool, **_: Any
+) -> float | None:
+    """Have an attempt that is refused for its keys followed by one with others: a handler of `needs-retry`.
+
+    It returns the pause before the next attempt; None where this handler asks for none. The first one follows at once.
+    Later ones, where the service has accepted such keys before, follow for five minutes, unless the caller has no
+    patience.
+    """
+    said = None if response is None else _keys_error(response)
+    if said is None:
+        if response is not None and response[0].status_code < _LOWEST_ERROR:
+            cache.accepted(service)
+        return None
+    if attempts > 1:
+        error = cache.refused(service, said)
+        if error is None or not is_patient:
+            return None
+        if not error.may_pass:
+            raise error
+    renew = partial(cache.renew, signed_with.get())
+    await (cache.patiently(renew) if is_patient else renew())
+    return min(_RENEW_MAX_S, attempts - 1.0)
 
 
 def _bucket_region(client: Any, bucket: str) -> str | None:

@@ -14,12 +14,11 @@ _TAIL = 4
 
 async def check_credentials(case: Case) -> Answer:
     """There are some; who they belong to is the next question."""
-    await case.aws.check_credentials()
-    found = await case.aws.credentials("rekognition")
-    frozen = await found.get_frozen_credentials()
+    found = case.aws.keys_of("rekognition")
+    keys = await found.current()
     how = {"env": "the environment", "explicit": "the emulator"}.get(found.method, found.method)
     profile = f", profile {case.job.profile}" if case.job.profile else ""
-    return Verdict.OK, f"access key …{frozen.access_key[-_TAIL:]}, found by {how}{profile}"
+    return Verdict.OK, f"access key …{keys.access_key[-_TAIL:]}, found by {how}{profile}"
 
 
 async def check_account(case: Case) -> Answer:

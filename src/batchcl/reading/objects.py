@@ -8,19 +8,12 @@ from typing import Any, Final
 
 import aiohttp
 import anyio
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.errors import (
-    INVALID_S3_OBJECT,
-    NO_CREDENTIALS,
-    S3_DENIED,
-    error_code,
-    error_message,
-    is_shortage,
-    shortage,
-)
+from batchcl.aws.credentials import call_error
+from batchcl.aws.errors import INVALID_S3_OBJECT, S3_DENIED, error_code, error_message, is_shortage, shortage
 from batchcl.aws.session import Aws
-from batchcl.errors import CallError, FatalCallError, HostError, ImageError
+from batchcl.errors import CallError, CredentialsError, HostError, ImageError
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
 from batchcl.reading.base import changed_archive, whole_member
 
@@ -57,8 +50,8 @@ class ObjectReader:
                 return data if image.member is None else whole_member(image, data)
         except ClientError as error:
             raise _refused(error, image) from error
-        except NoCredentialsError as error:
-            raise FatalCallError(NO_CREDENTIALS, code="Credentials") from error
+        except CredentialsError as error:
+            raise call_error(error) from error
         except TimeoutError as error:
             raise HostError(f"S3 didn't give the object within {_DEADLINE_S:.0f} s", code="Timeout") from error
         except (BotoCoreError, aiohttp.ClientError, OSError) as error:

@@ -19,22 +19,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import anyio.to_thread
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    GenericError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, MemoryStore, S3Store
 
-from batchcl.errors import OutputError, StoppedError, UsageError
+from batchcl.errors import CredentialsError, ExitCode, OutputCredentialsError, OutputError, StoppedError, UsageError
 from batchcl.runs.layout import RUNS, STAGING, output_root
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ObjectStore, S3CredentialProvider
 
+    from batchcl.aws.credentials import CredentialCache
     from batchcl.aws.session import Aws
 
 __all__ = ["Store", "StoredFile", "open_root"]
+
+T = TypeVar("T")
 
 _READ_AHEAD_BYTES = 64 * 1024
 _OP_TIMEOUT = timedelta(seconds=60)
@@ -79,7 +88,19 @@ def _may_pass(error: BaseError) -> bool:
 
 
 class Store:
-    """Reads and writes below one output root. Raises `OutputError` with the path and the reason."""
+    """Reads and writes below one output root. Raises `OutputError` with the path and the reason.
+
+    In S3 it waits for credentials that may come back, and raises `CredentialsError` for those that don't.
+
+    Args:
+        root: as a user knows it.
+        backend: obstore's store for it.
+        folder: the directory, of a local root.
+        blocking: what synchronous functions use instead of `backend`.
+        keys: what signs the requests of both; None where they take care of that.
+        scan_options: see the function of this name.
+        sleep: waits so many seconds.
+    """
 
     def __init__(
         self,
@@ -87,6 +108,8 @@ class Store:
         backend: ObjectStore,
         *,
         folder: Path | None = None,
+        blocking: ObjectStore | None = None,
+        keys: CredentialCache | None = None,
         scan_options: Callable[[], dict[str, Any] | None] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
@@ -94,6 +117,8 @@ class Store:
         self._rng = random.Random()  # noqa: S311 - jitter, no secret
         self.root = root
         self._backend = backend
+        self._blocking = blocking or backend
+        self._keys = keys
         self._folder = folder
         self._scan_options = scan_options
 
@@ -147,7 +172,7 @@ class Store:
                 return
             async for attempt in self._attempts():
                 try:
-                    await obstore.put_async(self._backend, path, data, use_multipart=False)
+                    await self._signed(lambda: obstore.put_async(self._backend, path, data, use_multipart=False))
                 except (GenericError, AlreadyExistsError) as error:
                     attempt.failed(error)
                 else:
@@ -164,7 +189,9 @@ class Store:
                 return await self._create_file(path, data, self._folder)
             async for attempt in self._attempts():
                 try:
-                    await obstore.put_async(self._backend, path, data, mode="create", use_multipart=False)
+                    await self._signed(
+                        lambda: obstore.put_async(self._backend, path, data, mode="create", use_multipart=False)
+                    )
                 except AlreadyExistsError as error:
                     stored = await self._get(path)
                     if stored is not None:
@@ -185,6 +212,28 @@ class Store:
         except AlreadyExistsError:
             return False
         return True
+
+    async def _signed(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """What `operation` returns; again with other keys where S3 refuses those that it was signed with."""
+        keys = self._keys
+        if keys is None:
+            return await operation()
+
+        async def attempt() -> T:
+            used = await keys.current()
+            try:
+                found = await operation()
+            except (PermissionDeniedError, UnauthenticatedError, GenericError) as error:
+                if (said := _keys_error(error)) is None:
+                    raise
+                await keys.renew(used)
+                if lost := keys.refused("s3", said):
+                    raise lost from error
+                raise
+            keys.accepted("s3")
+            return found
+
+        return await keys.patiently(attempt)
 
     async def _attempts(self) -> AsyncIterator[_Attempt]:
         """Attempts at a write, with random pauses between them. obstore itself repeats those that 5xx answers."""
@@ -235,7 +284,7 @@ class Store:
 
     async def _get(self, path: str) -> bytes | None:
         try:
-            answer = await obstore.get_async(self._backend, path)
+            answer = await self._signed(lambda: obstore.get_async(self._backend, path))
             return bytes(await answer.bytes_async())
         except FileNotFoundError:
             return None
@@ -244,7 +293,7 @@ class Store:
         """Whether the object is there."""
         with _explained("looking for", self.uri(path)):
             try:
-                await obstore.head_async(self._backend, path)
+                await self._signed(lambda: obstore.get_async(self._backend, path))  # a refused HEAD says no reason
             except FileNotFoundError:
                 return False
             return True
@@ -253,7 +302,7 @@ class Store:
         """`get` for synchronous callers."""
         with _explained("reading", self.uri(path)):
             try:
-                return bytes(obstore.get(self._backend, path).bytes())
+                return bytes(obstore.get(self._blocking, path).bytes())
             except FileNotFoundError:
                 return None
 
@@ -261,35 +310,37 @@ class Store:
         """Remove the object; none being there is fine."""
         with _explained("deleting", self.uri(path)):
             try:
-                await obstore.delete_async(self._backend, path)
+                await self._signed(lambda: obstore.delete_async(self._backend, path))
             except FileNotFoundError:
                 return
 
     async def list_all(self, prefix: str) -> list[StoredFile]:
         """All files below `prefix`, sorted by path, without those whose name begins with a dot."""
-        found: list[StoredFile] = []
+
+        async def listed() -> list[StoredFile]:
+            return [file async for page in obstore.list(self._backend, prefix) for file in _files(page)]
+
         with _explained("listing", self.uri(prefix)):
-            async for page in obstore.list(self._backend, prefix):
-                found.extend(_files(page))
+            found = await self._signed(listed)
         return sorted(found, key=lambda file: file.path)
 
     def open_file(self, path: str) -> BinaryIO:
         """The object as a seekable file that reads only what is asked for. Blocks; used in worker threads."""
         with _explained("reading", self.uri(path)):
             return io.BufferedReader(
-                _Readable(obstore.open_reader(self._backend, path), self.uri(path)), _READ_AHEAD_BYTES
+                _Readable(obstore.open_reader(self._blocking, path), self.uri(path)), _READ_AHEAD_BYTES
             )
 
     def list_now(self, prefix: str) -> list[StoredFile]:
         """`list_all` for synchronous callers."""
         with _explained("listing", self.uri(prefix)):
-            found = [file for page in obstore.list(self._backend, prefix) for file in _files(page)]
+            found = [file for page in obstore.list(self._blocking, prefix) for file in _files(page)]
         return sorted(found, key=lambda file: file.path)
 
     async def children(self, prefix: str) -> list[str]:
         """Names of the folders directly below `prefix`, sorted, without those that begin with a dot."""
         with _explained("listing", self.uri(prefix)):
-            answer = await obstore.list_with_delimiter_async(self._backend, prefix)
+            answer = await self._signed(lambda: obstore.list_with_delimiter_async(self._backend, prefix))
         names = (folder.rstrip("/").rsplit("/", 1)[-1] for folder in answer["common_prefixes"])
         return sorted(name for name in names if not name.startswith("."))
 
@@ -388,18 +439,27 @@ def _open_s3(root: str, aws: Aws) -> Store:
     config: dict[str, Any] = {"region": s3.region}
     if s3.endpoint_url is not None:
         config |= {"endpoint": s3.endpoint_url, "virtual_hosted_style_request": False}
-    backend = S3Store(
-        bucket,
-        prefix=prefix or None,
-        config=config,  # type: ignore[arg-type]
-        credential_provider=s3.credential_provider,
-        client_options={
-            "allow_http": bool(s3.endpoint_url and s3.endpoint_url.startswith("http://")),
-            "timeout": _OP_TIMEOUT,
-        },
-        retry_config={"retry_timeout": _RETRY_FOR},
+
+    def backend(provide: S3CredentialProvider) -> S3Store:
+        return S3Store(
+            bucket,
+            prefix=prefix or None,
+            config=config,  # type: ignore[arg-type]
+            credential_provider=provide,
+            client_options={
+                "allow_http": bool(s3.endpoint_url and s3.endpoint_url.startswith("http://")),
+                "timeout": _OP_TIMEOUT,
+            },
+            retry_config={"retry_timeout": _RETRY_FOR},
+        )
+
+    return Store(
+        root,
+        backend(s3.provide),
+        blocking=backend(s3.provide_now),  # an asynchronous provider needs a loop that runs in the calling thread
+        keys=s3.credentials,
+        scan_options=s3.scan_options,
     )
-    return Store(root, backend, scan_options=s3.scan_options)
 
 
 @contextmanager
@@ -407,15 +467,40 @@ def _explained(doing: str, what: str) -> Iterator[None]:
     """Turn the store's errors into ours, without its debug dump."""
     try:
         yield
+    except CredentialsError as error:
+        lasted = error.exit_code is ExitCode.STOPPED
+        raise OutputCredentialsError(f"{doing} {what} failed: {error}", has_lasted=lasted) from error
     except (BaseError, OSError) as error:
-        reason = _reason(str(error).split("\n\nDebug source", 1)[0].strip().replace("\n", " "))
+        began, document = _said(error)
+        _, _, raised = began.partition("credential provider: CredentialsError: ")
+        if raised:
+            raise OutputCredentialsError(f"{doing} {what} failed: {raised}") from error
+        if (refusal := _keys_error(error)) is not None:
+            raise OutputCredentialsError(
+                f"{doing} {what} failed: {refusal}; check the profile and its keys, or log in again"
+            ) from error
+        reason = ": ".join(filter(None, [began, *_answer(document)]))
         raise OutputError(f"{doing} {what} failed: {reason}; check that it exists and may be written") from error
 
 
-def _reason(said: str) -> str:
-    """What the store said, with the code and message of S3's answer in place of its whole XML."""
-    begin, answer, document = said.partition(": <")
-    if not answer:
-        return said
-    words = [found[1] for tag in ("Code", "Message") if (found := re.search(f"<{tag}>(.*?)</{tag}>", f"<{document}"))]
-    return ": ".join([begin, *words])
+def _said(error: Exception) -> tuple[str, str]:
+    """What the store says, without its debug dump, and the XML that S3 has answered."""
+    text = str(error).split("\n\nDebug source", 1)[0].strip().replace("\n", " ")
+    began, _, document = text.partition(": <")
+    return began, document
+
+
+def _answer(document: str) -> tuple[str, str]:
+    """Code and message of S3's answer; empty where it has none."""
+    code, message = (re.search(f"<{tag}>(.*?)</{tag}>", f"<{document}") for tag in ("Code", "Message"))
+    return code[1] if code else "", message[1] if message else ""
+
+
+def _keys_error(error: Exception) -> str | None:
+    """What S3 says when it refuses the keys of a request; None where it doesn't."""
+    code, message = _answer(_said(error)[1])
+    if not code:
+        return None
+    from batchcl.aws.errors import is_keys_error  # noqa: PLC0415 - local roots do without the SDK's import
+
+    return f"{code}: {message}" if is_keys_error(code, message) else None

@@ -27,6 +27,7 @@ from batchcl.clock import loop_clock
 from batchcl.errors import (
     BatchclError,
     CallError,
+    CredentialsFailingError,
     FatalCallError,
     HostError,
     ImageError,
@@ -332,7 +333,7 @@ class Engine:
             case ThrottledError():
                 self._queue.give_back(item)
                 return None
-            case ModelNotReadyError():
+            case ModelNotReadyError() | CredentialsFailingError():
                 self._queue.give_back(item)
                 self._breaker.open(error, sent_at=sent_at, tasks=self._tasks)
                 return None

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import OutputError, StoppedError, UsageError
@@ -72,8 +73,8 @@ async def retry(
     observer = Contained(observer or SilentObserver())
     stopper = stopper or Stopper()
     changes = dict(changes or {})
-    aws = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
-    store = Store.open(root, aws=aws)
+    session = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
+    store = await anyio.to_thread.run_sync(lambda: Store.open(root, aws=session))
     record = await read_record(store, run_id)
     if record is None:
         raise UsageError(f"there is no run {run_id} in {root}; `batchcl runs {root}` lists them")

@@ -213,6 +213,7 @@ async def open_model(
     """What a session that calls the model works with; connections are open during the block."""
     if job.fit:
         need_pillow("--fit")
+    aws.credentials.on_wait = lambda why: observer.notice(Notice("credentials-failing", f"{why}; trying again"))
     async with AsyncExitStack() as stack:
         keeper = await stack.enter_async_context(
             open_manager(

@@ -13,6 +13,7 @@ import anyio
 from batchcl.aws.detect import Detector
 from batchcl.errors import (
     BatchclError,
+    ExitCode,
     FatalCallError,
     OutputError,
     RefusedError,
@@ -21,6 +22,7 @@ from batchcl.errors import (
 )
 from batchcl.images import ImageRef, unfit
 from batchcl.job import Job
+from batchcl.lifetime.machine import State
 from batchcl.lifetime.manager import ModelManager
 from batchcl.pacing.pacer import Pacer
 from batchcl.reading.base import Preparer
@@ -154,7 +156,8 @@ class Session:
                 failure = error
                 summary = replace(summary, status="stopped", reason=str(error))
         if failure is not None:
-            raise _as_end(failure, spent=self._engine.answered, summary=summary)
+            is_stopped = self.means.keeper.state is State.STOPPED
+            raise _as_end(failure, spent=self._engine.answered, is_model_stopped=is_stopped, summary=summary)
         return summary
 
     async def _score(self, ledger: Ledger) -> BatchclError | None:
@@ -316,11 +319,13 @@ def _is_counted(group: FailureGroup, *, before: int) -> bool:
     return group.status == "failed" and group.permanent and group.round < before
 
 
-def _as_end(failure: BatchclError, *, spent: bool, summary: Summary) -> BatchclError:
+def _as_end(failure: BatchclError, *, spent: bool, is_model_stopped: bool, summary: Summary) -> BatchclError:
     """`failure` as the end of a session: refused when nothing was scored, stopped when something was."""
     end = failure
     if isinstance(failure, FatalCallError):
-        end = StoppedError(str(failure)) if spent else RefusedError(str(failure))
+        text = f"{failure}; the model is stopped" if is_model_stopped else str(failure)
+        were_valid = getattr(failure.__cause__, "exit_code", None) is ExitCode.STOPPED
+        end = StoppedError(text) if spent or were_valid else RefusedError(text)
     elif isinstance(failure, RefusedError | UsageError) and spent:
         end = StoppedError(str(failure))
     end.summary = summary

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
 from batchcl.aws.buckets import Buckets, explain
 from batchcl.aws.session import Aws
@@ -77,7 +77,6 @@ def test_a_bucket_of_another_region_is_refused_with_both_regions_named(answer: d
         (refused("InvalidAccessKeyId", message="unknown key"), CredentialsError, "unknown key"),
         (refused("ExpiredToken"), CredentialsError, "log in again"),
         (refused("Odd", message="why"), RefusedError, "Odd: why"),
-        (NoCredentialsError(), CredentialsError, "AWS_PROFILE"),
         (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), UnreachableError, "127.0.0.1:1"),
     ],
 )

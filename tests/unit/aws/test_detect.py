@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,26 +15,31 @@ from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
     ConnectTimeoutError,
-    CredentialRetrievalError,
     EndpointConnectionError,
     HTTPClientError,
-    NoCredentialsError,
     NoRegionError,
     ParamValidationError,
-    PartialCredentialsError,
     ProxyConnectionError,
     ReadTimeoutError,
     SSLError,
-    TokenRetrievalError,
     UnknownEndpointError,
 )
 
 from batchcl.aws import detect as module
 from batchcl.aws.arn import ModelArn
+from batchcl.aws.credentials import CredentialCache, FixedCredentials
 from batchcl.aws.detect import LimitsDetector, SdkDetector, open_detector
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
-from batchcl.errors import CallError, FatalCallError, ImageError, ThrottledError, TransientError
+from batchcl.errors import (
+    CallError,
+    CredentialsError,
+    CredentialsFailingError,
+    FatalCallError,
+    ImageError,
+    ThrottledError,
+    TransientError,
+)
 from batchcl.images import ImageRef
 from batchcl.reading.files import FileReader
 from batchcl.scoring.outcome import Detection, Label
@@ -177,10 +182,8 @@ def test_an_answer_of_another_shape_was_cut_on_its_way_and_is_tried_again(answer
         (refused("InternalServerError", status=500), TransientError, "InternalServerError"),
         (ParamValidationError(report="too long"), ImageError, "InvalidParameterException"),
         (SSLError(endpoint_url="https://x", error="self-signed"), FatalCallError, "Tls"),
-        (NoCredentialsError(), FatalCallError, "Credentials"),
-        (PartialCredentialsError(provider="env", cred_var="secret"), FatalCallError, "Credentials"),
-        (CredentialRetrievalError(provider="sso", error_msg="gone"), FatalCallError, "Credentials"),
-        (TokenRetrievalError(provider="sso", error_msg="gone"), FatalCallError, "Credentials"),
+        (CredentialsError("gone"), FatalCallError, "Credentials"),
+        (CredentialsError("gone", may_pass=True), CredentialsFailingError, "Credentials"),
         (NoRegionError(), FatalCallError, "Credentials"),
         (UnknownEndpointError(service_name="r", region_name="mars"), FatalCallError, "Credentials"),
         (EndpointConnectionError(endpoint_url="https://x", error=DNS), TransientError, "Unreachable"),
@@ -253,101 +256,28 @@ def test_no_call_outlives_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == "Timeout"
 
 
-class FakeAws:
-    """Sessions one after the other; `answers[n]` is what the client of session n answers with."""
-
-    def __init__(self, answers: list[object], opened: list[FakeClient] | None = None) -> None:
-        self.answers = answers
-        self.opened = [] if opened is None else opened
-        self.closed = 0
-        self.options: dict[str, Any] = {}
-
-    def renewed(self) -> FakeAws:
-        return FakeAws(self.answers, self.opened)
-
-    @asynccontextmanager
-    async def rekognition(self, **options: Any) -> AsyncIterator[FakeClient]:
-        self.options = options
-        client = FakeClient(self.answers[len(self.opened)])
-        self.opened.append(client)
-        yield client
-        self.closed += 1
-
-
-def with_detector(aws: FakeAws, act: Callable[[Any], Any], **options: Any) -> Any:
-    async def main() -> Any:
-        async with open_detector(cast("Aws", aws), MODEL, transport=Transport.AIOBOTO3, **options) as detector:
-            return await act(detector)
-
-    return anyio.run(main)
-
-
 def test_the_scoring_client_has_the_models_region_no_retries_and_the_jobs_options() -> None:
-    aws = FakeAws([EMPTY])
+    opened: list[dict[str, Any]] = []
+    client = FakeClient(EMPTY)
 
-    async def act(detector: Any) -> Detection:
-        return cast("Detection", await detector.detect(IMAGE))
+    class FakeAws:
+        def keys_of(self, _service: str) -> CredentialCache:
+            return FixedCredentials("AKID", "secret")
 
-    assert with_detector(aws, act, min_confidence=12.5, max_results=3, connections=7).request_id == "r-1"
-    assert aws.options == {"region": "eu-west-1", "retries": False, "connections": 7}
-    asked = aws.opened[0].asked[0]
-    assert (asked["MinConfidence"], asked["MaxResults"]) == (12.5, 3)
-    assert aws.closed == 1
+        @asynccontextmanager
+        async def rekognition(self, **options: Any) -> AsyncIterator[FakeClient]:
+            opened.append(options)
+            yield client
 
+    async def main() -> Detection:
+        options: dict[str, Any] = {"min_confidence": 12.5, "max_results": 3, "connections": 7}
+        aws = cast("Aws", FakeAws())
+        async with open_detector(aws, MODEL, transport=Transport.AIOBOTO3, **options) as detector:
+            return await detector.detect(IMAGE)
 
-@pytest.mark.parametrize("code", ["ExpiredTokenException", "ExpiredToken", "RequestExpired"])
-def test_expired_credentials_are_looked_up_anew_once_for_all_callers(code: str) -> None:
-    aws = FakeAws([refused(code), EMPTY, EMPTY])
-    found: list[Detection] = []
-
-    async def act(detector: Any) -> None:
-        async def one() -> None:
-            found.append(await detector.detect(IMAGE))
-
-        async with anyio.create_task_group() as group:
-            for _ in range(50):
-                group.start_soon(one)
-
-    with_detector(aws, act, max_results=3)
-    assert len(found) == 50
-    assert len(aws.opened) == 2
-    assert aws.opened[1].asked[0]["MaxResults"] == 3
-
-
-def test_credentials_that_expire_again_later_are_renewed_again() -> None:
-    aws = FakeAws([EMPTY, EMPTY, EMPTY])
-
-    async def act(detector: Any) -> None:
-        for number in range(2):
-            await detector.detect(IMAGE)
-            aws.opened[number].answer = refused("ExpiredTokenException")
-            await detector.detect(IMAGE)
-
-    with_detector(aws, act)
-    assert len(aws.opened) == 3
-
-
-def test_a_second_refusal_is_fatal() -> None:
-    aws = FakeAws([refused("ExpiredTokenException"), refused("ExpiredTokenException"), EMPTY])
-
-    async def act(detector: Any) -> None:
-        await detector.detect(IMAGE)
-
-    with pytest.raises(FatalCallError, match="log in again"):
-        with_detector(aws, act)
-    assert len(aws.opened) == 2
-
-
-@pytest.mark.parametrize("code", ["AccessDeniedException", "UnrecognizedClientException", "SignatureDoesNotMatch"])
-def test_other_fatal_refusals_renew_nothing(code: str) -> None:
-    aws = FakeAws([refused(code), EMPTY])
-
-    async def act(detector: Any) -> None:
-        await detector.detect(IMAGE)
-
-    with pytest.raises(FatalCallError):
-        with_detector(aws, act)
-    assert len(aws.opened) == 1
+    assert anyio.run(main).request_id == "r-1"
+    assert opened == [{"region": "eu-west-1", "retries": False, "connections": 7}]
+    assert (client.asked[0]["MinConfidence"], client.asked[0]["MaxResults"]) == (12.5, 3)
 
 
 def test_no_message_holds_the_secret_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import EndpointConnectionError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,7 +199,6 @@ def test_stop_names_the_model() -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "advice"),
     [
-        (NoCredentialsError(), CredentialsError, "AWS_PROFILE"),
         (refused("AccessDeniedException"), CredentialsError, "IAM policy"),
         (refused("UnrecognizedClientException"), CredentialsError, "log in again"),
         (refused("ExpiredTokenException"), CredentialsError, "log in again"),

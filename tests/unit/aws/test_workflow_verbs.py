@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio.from_thread
 import pytest
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import EndpointConnectionError
 
 from batchcl import workflow
 from batchcl.aws import datasets, versions, waiting
@@ -259,7 +259,7 @@ def test_a_deletion_that_takes_too_long_ends_with_its_status():
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(EndpointConnectionError(endpoint_url="x"), UnreachableError), (NoCredentialsError(), CredentialsError)],
+    [(EndpointConnectionError(endpoint_url="x"), UnreachableError), (CredentialsError("none"), CredentialsError)],
 )
 def test_a_wait_ends_when_the_service_stays_silent_or_forgets_who_asks(error, kind):
     arn = workflow.ProjectArn.parse(f"{ARN}/dogs/1")

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from batchcl.aws.session import Aws
-from batchcl.errors import CallError, FatalCallError, HostError, ImageError
+from batchcl.errors import CallError, CredentialsError, CredentialsFailingError, FatalCallError, HostError, ImageError
 from batchcl.images import ArchiveMember, ImageRef
 from batchcl.reading.objects import ObjectReader, open_object_reader
 from servers import aws_env, client
@@ -72,10 +72,10 @@ class Refusing:
         self.code, self.status = code, status
 
     async def get_object(self, **_: Any) -> Awaitable[Any]:
-        from botocore.exceptions import ClientError, NoCredentialsError  # noqa: PLC0415
+        from botocore.exceptions import ClientError  # noqa: PLC0415
 
-        if self.code == "none":
-            raise NoCredentialsError
+        if self.code in {"none", "none yet"}:
+            raise CredentialsError("no AWS credentials found", may_pass=self.code == "none yet")
         said: Any = {"Error": {"Code": self.code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": self.status}}
         raise ClientError(said, "GetObject")
 
@@ -88,6 +88,7 @@ class Refusing:
         ("InternalError", 500, HostError),
         ("InvalidObjectState", 403, ImageError),
         ("none", 0, FatalCallError),
+        ("none yet", 0, CredentialsFailingError),
     ],
 )
 def test_refusals_say_whether_another_attempt_may_help(code: str, status: int, kind: type[CallError]) -> None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from obstore.store import S3Store
 
-from batchcl.errors import OutputError, StoppedError
+from batchcl.aws.session import Aws
+from batchcl.errors import ExitCode, OutputCredentialsError, OutputError, StoppedError
 from batchcl.runs.store import Store
+from virtual import run_virtual
 
 RESET = "reset"
+LISTED = (
+    b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>runs/r/run.json</Key><Size>3</Size>"
+    b"<LastModified>2026-11-21T00:00:00.000Z</LastModified></Contents></ListBucketResult>"
+)
 CODES = {400: "RequestTimeout", 403: "AccessDenied", 409: "ConditionalRequestConflict", 501: "NotImplemented"}
 
 
@@ -25,6 +33,8 @@ class Handler(BaseHTTPRequestHandler):
     """A bucket. `faults` are what the next writes end with: (before or after they take effect, how)."""
 
     protocol_version = "HTTP/1.1"
+    accepts = ""  # this access key alone, or any
+    refusal = "InvalidAccessKeyId"
     objects: ClassVar[dict[str, bytes]]
     faults: ClassVar[list[tuple[str, Any]]]
     writes: ClassVar[int]
@@ -32,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
         bucket = type(self)
+        if self._is_refused():
+            return
         bucket.writes += 1
         when, how = bucket.faults.pop(0) if bucket.faults else ("after", 200)
         taken = self.headers.get("If-None-Match") == "*" and self.path in bucket.objects
@@ -48,10 +60,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         data = type(self).objects.get(self.path)
-        if data is None:
+        if self._is_refused():
+            return
+        if "list-type" in self.path:
+            self._answer(200, body=LISTED)
+        elif data is None:
             self._answer(404, "NoSuchKey")
         else:
             self._answer(200, body=data)
+
+    def do_HEAD(self) -> None:
+        if not self._is_refused():
+            self._answer(200)
+
+    def _is_refused(self) -> bool:
+        key = self.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
+        if type(self).accepts in {"", key}:
+            return False
+        self._answer(403, type(self).refusal)
+        return True
 
     def _answer(self, status: int, code: str = "", *, body: bytes = b"") -> None:
         data = f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode() if status >= 300 else body
@@ -151,3 +178,111 @@ def test_a_refusal_is_reported_at_once(bucket):
     with pytest.raises(OutputError, match="AccessDenied"):
         anyio.run(store.put_new, "x/HTTP error - <Code>RequestTimeout</Code>", b"1")
     assert handler.writes == 1
+
+
+# --- credentials ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rotated(bucket, monkeypatch, tmp_path):
+    """The bucket as `Store.open` reaches it, and what writes the keys of ~/.aws/credentials."""
+    handler, plain = bucket
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", plain._backend.config["endpoint"])
+
+    def write(key: str) -> None:
+        (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=hush\n")
+
+    write("OLD")
+    return handler, Store.open("s3://b", aws=Aws()), write
+
+
+OPERATIONS: dict[str, Callable[[Store], Any]] = {
+    "put": lambda store: store.put("x", b"2"),
+    "put_new": lambda store: store.put_new("y", b"2"),
+    "get": lambda store: store.get("x"),
+    "exists": lambda store: store.exists("x"),
+    "list_all": lambda store: store.list_all("runs"),
+    "children": lambda store: store.children("runs"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_takes_the_keys_that_are_in_the_file_now(rotated, name):
+    handler, store, write = rotated
+
+    async def main() -> None:
+        await store.put("x", b"1")
+        write("NEW")
+        handler.accepts = "NEW"
+        with anyio.fail_after(10):
+            await OPERATIONS[name](store)
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_keys_that_were_never_good_are_said_to_be_refused(rotated, name):
+    handler, store, _ = rotated
+    handler.accepts = "NEW"
+    with pytest.raises(
+        OutputCredentialsError, match=r"InvalidAccessKeyId: m; check the profile and its keys"
+    ) as caught:
+        anyio.run(OPERATIONS[name], store)
+    assert caught.value.exit_code is ExitCode.REFUSED
+    assert "hush" not in str(caught.value)
+
+
+def test_a_run_waits_five_minutes_for_keys_that_s3_takes(rotated):
+    handler, store, write = rotated
+
+    async def main() -> None:
+        await store.put("x", b"1")
+        handler.accepts = "NEW"
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.put, "x", b"2")
+            await anyio.sleep(290)
+            assert handler.objects["/b/x"] == b"1"
+            write("NEW")
+        assert handler.objects["/b/x"] == b"2"
+        handler.accepts = "NEWER"
+        with pytest.raises(
+            OutputCredentialsError, match=r"writing s3://b/x failed: no valid AWS cred.* 5 min"
+        ) as caught:
+            await store.put("x", b"3")
+        assert caught.value.exit_code is ExitCode.STOPPED
+
+    run_virtual(main, grace_s=0.05)
+
+
+def test_synchronous_reading_has_the_keys_of_the_cache_too(rotated):
+    handler, store, write = rotated
+    handler.objects["/b/x"] = b"1"
+    handler.accepts = "OLD"
+    assert store.get_now("x") == b"1"
+    assert [file.path for file in store.list_now("runs")] == ["runs/r/run.json"]
+    assert store.open_file("x").seekable()
+    handler.accepts = "NEW"
+    with pytest.raises(OutputCredentialsError, match="InvalidAccessKeyId"):
+        store.get_now("x")
+    write("NEW")
+    reopened = Store.open("s3://b", aws=Aws())
+    assert anyio.run(anyio.to_thread.run_sync, reopened.get_now, "x") == b"1"
+
+
+def test_a_provider_that_fails_in_a_thread_says_so_in_its_own_words(rotated, tmp_path):
+    _, store, _ = rotated
+    (tmp_path / "credentials").unlink()
+    (tmp_path / "config").write_text("[default]\ncredential_process = /opt/none\n")
+    store._keys._keys = None
+    with pytest.raises(OutputCredentialsError) as caught:
+        store.get_now("x")
+    assert str(caught.value) == (
+        "reading s3://b/x failed: loading the AWS credentials of profile default with credential_process failed: No "
+        "such file or directory: /opt/none; run that command by hand and correct it"
+    )

@@ -1,0 +1,166 @@
+"""Credentials that go while a run is at work: five minutes of patience, then a stop that can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+
+from batchcl.aws.arn import ModelArn
+from batchcl.aws.credentials import CredentialCache, call_error
+from batchcl.aws.detect import Detector
+from batchcl.aws.lifecycle import Units
+from batchcl.errors import BatchclError, CredentialsError, ExitCode
+from batchcl.images import ImageRef
+from batchcl.lifetime.leases import lease_key
+from batchcl.lifetime.leasing import ModelLease
+from batchcl.lifetime.manager import ModelManager
+from batchcl.runs.record import Summary
+from batchcl.scoring.outcome import Detection
+from batchcl.scoring.session import Means
+from batchcl.scoring.stopper import Stopper
+from keys import cache_of
+from sim.house import House, Trouble, in_house
+from sim.service import Service, image
+from unit.aws.models_service import Listener, Models, arn_of, now
+
+T = TypeVar("T")
+
+NAME = "cats@v1"
+ARN = ModelArn.parse(arn_of(NAME))
+HOLDER = "run night in memory"
+GONE_AT_S = 20.0
+"""While images are scored, one a second."""
+
+
+@dataclass
+class SignedModels(Models):
+    """The control plane, which waits for keys as aioboto3's clients do."""
+
+    sign: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
+
+    async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
+        await self.sign()
+        return await super()._do(operation, name, effect)
+
+
+@dataclass
+class SignedHouse(House):
+    """A house whose keys expire when they are gone, and whose provider fails then."""
+
+    gone_s: float = 0.0
+    gone_at_s: float = GONE_AT_S
+    models: SignedModels = field(default_factory=lambda: SignedModels({NAME: "STOPPED"}))
+    listener: Listener = field(default_factory=Listener)
+
+    def __post_init__(self) -> None:
+        self.cache: CredentialCache = cache_of(self._look_up)
+        self.models.sign = partial(self.cache.patiently, self.sign)
+
+    @property
+    def is_gone(self) -> bool:
+        return self.gone_at_s <= anyio.current_time() < self.gone_at_s + self.gone_s
+
+    def _look_up(self) -> str:
+        if self.is_gone:
+            raise RuntimeError("token expired")
+        return "KEY"
+
+    async def sign(self) -> None:
+        keys = await self.cache.current()
+        if self.is_gone:
+            await self.cache.renew(keys)
+
+    @asynccontextmanager
+    async def detector(self) -> AsyncIterator[Detector]:
+        yield self
+
+    async def detect(self, each: ImageRef) -> Detection:
+        try:
+            await self.sign()
+        except CredentialsError as error:
+            raise call_error(error) from error
+        return await self.service.detect(each)
+
+    def keeper(self, trouble: Trouble) -> ModelManager:  # noqa: ARG002 - a house's signature
+        lease = ModelLease(self.models, ARN, key=lease_key(HOLDER), holder=HOLDER, length_s=900.0, now=now)
+        return ModelManager(
+            self.models, ARN, units=Units(1), keep=False, lease=lease, observer=self.listener, stopper=Stopper()
+        )
+
+    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> Means:
+        return replace(super()._means(trouble, service, begun_at), observer=self.listener)
+
+
+def night(
+    gone_s: float, *, images: int = 60, gone_at_s: float = GONE_AT_S, start_s: float = 0.0
+) -> tuple[Any, SignedHouse, float]:
+    """How a run ends whose keys are gone for so long, the house after it, and when."""
+
+    async def main() -> tuple[Summary | BatchclError | None, SignedHouse, float]:
+        service = Service(latency_s=lambda _: 1.0)
+        house = SignedHouse(
+            images=[image(n) for n in range(images)],
+            service=service,
+            max_in_flight=1,
+            gone_s=gone_s,
+            gone_at_s=gone_at_s,
+            models=SignedModels({NAME: "STOPPED"}, start_s=start_s),
+        )
+        end = await house.run()
+        return end, house, anyio.current_time()
+
+    return in_house(main)
+
+
+@pytest.mark.parametrize("images", [24, 60])
+def test_five_minutes_without_credentials_cost_time_and_no_image(images: int) -> None:
+    """Also where so few images are left that their attempts would be used up before."""
+    end, house, now_s = night(290.0, images=images)
+    assert isinstance(end, Summary)
+    assert (end.scored, end.failed, end.status) == (images, 0, "done")
+    assert {row["attempts"] for row in house.rows()} == {1}
+    assert now_s < GONE_AT_S + 290 + images + 60
+    assert house.models.status(NAME) == "STOPPED"
+    (paused,) = {notice.text for notice in house.listener.notices if notice.kind == "paused"}
+    assert "loading the AWS credentials of profile no profile with credential_process failed: token expired" in paused
+
+
+def test_after_five_minutes_the_run_ends_resumably_and_the_model_is_stopped() -> None:
+    end, house, now_s = night(400.0)
+    assert isinstance(end, BatchclError)
+    assert end.exit_code is ExitCode.STOPPED
+    assert str(end).startswith("no valid AWS credentials for 5 minutes: loading the AWS credentials of profile ")
+    assert str(end).endswith("; the model is stopped")
+    assert end.summary is not None
+    assert 10 < end.summary.scored < 30
+    assert end.summary.failed == 0
+    assert now_s < GONE_AT_S + 400 + 60
+    assert house.models.status(NAME) == "STOPPED"
+    assert "cats@v1 is stopped; its billing has ended" in house.listener.notices[-1].text
+
+
+def test_a_run_that_still_waits_for_its_model_ends_likewise() -> None:
+    end, _, now_s = night(1e9, gone_at_s=10.0, start_s=60.0)
+    assert isinstance(end, BatchclError)
+    assert end.exit_code is ExitCode.STOPPED
+    assert "the model cats@v1 is still STARTING, which can't be stopped, and will be RUNNING" in str(end)
+    assert "token expired" in str(end)
+    assert "the same command stops it, or `batchcl model reap` does after " in str(end)
+    assert 310 < now_s < 660
+
+
+def test_a_model_that_can_not_be_stopped_for_lack_of_credentials_is_named_with_who_will() -> None:
+    end, house, _ = night(1e9)
+    assert isinstance(end, BatchclError)
+    assert end.exit_code is ExitCode.STOPPED
+    assert house.models.status(NAME) == "RUNNING"
+    assert "the model cats@v1 could not be stopped and may be RUNNING, which costs $4.00 per unit and hour" in str(end)
+    assert "loading the AWS credentials of profile no profile with credential_process failed: token expired" in str(end)
+    assert "the same command stops it, or `batchcl model reap` does after 2026-11-21T00:1" in str(end)
+    assert "network" not in str(end)
