@@ -36,7 +36,7 @@ STAGING: Final = f"{RUNS}/.staging"
 
 _PACE: Final = f"{RUNS}/.pace"
 _PART: Final = re.compile(r"(?P<run>.+)-(?P<shard>\d{5,})-(?P<first>\d{5,})\.parquet")
-_BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{3,255}")
+_BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _MOST_ID_BYTES: Final = 255
 _MOST_NAME_BYTES: Final = 100
 _DIGEST_CHARACTERS: Final = 12
