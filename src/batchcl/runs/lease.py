@@ -29,12 +29,14 @@ import orjson
 
 from batchcl.errors import BatchclError, OutputError, StoppedError
 from batchcl.runs.store import Store
+from batchcl.runs.together import together
 
-__all__ = ["Lease", "LeaseKeeper", "is_alive", "read_lease", "read_session"]
+__all__ = ["Lease", "LeaseKeeper", "is_alive", "read_lease", "read_leases", "read_session"]
 
 HEARTBEAT_S: Final = 10.0
 EXPIRES_S: Final = 45.0
 _LOOK_EVERY_S: Final = 2.0
+_READS_AT_ONCE: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +112,19 @@ async def read_lease(store: Store, folder: str) -> Lease | None:
     return await read_session(store, files[-1]) if files else None
 
 
+async def read_leases(store: Store, folder: str) -> list[Lease]:
+    """All sessions below `folder`, the first one first."""
+    paths = [file.path for file in await store.list_all(folder)]
+    return await together(lambda path: read_session(store, path), paths, at_once=_READS_AT_ONCE)
+
+
 async def read_session(store: Store, path: str) -> Lease:
     """The session in the file `path`; a damaged one keeps nobody out."""
     number = int(path.rpartition("/")[2].removesuffix(".json"))
     try:
         values = orjson.loads(await store.get(path) or b"")
         known = {each.name: values[each.name] for each in fields(Lease) if each.name in values}
+        known["progress"] = dict(known.get("progress", {}))
         return Lease(**known | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
     except (ValueError, TypeError, KeyError):
         never = dt.datetime.fromtimestamp(0, dt.UTC)
@@ -177,6 +186,10 @@ class LeaseKeeper:
     def number(self) -> int:
         """Of this session; 0 for the first one."""
         return self._lease.number
+
+    def counters(self) -> dict[str, Any]:
+        """What the next heartbeat would say of the progress."""
+        return self._progress()
 
     async def acquire(self, *, on_left: Callable[[Lease], None] = lambda _: None, dead: Lease | None = None) -> None:
         """Take the lease, or raise `StoppedError` that says who has it. Waits for a heartbeat of that process.

@@ -33,6 +33,9 @@ __all__ = ["publish_leftovers", "recover_runs"]
 _SHARDS_AT_ONCE: Final = 8
 _RUNS_AT_ONCE: Final = 4
 _READS_AT_ONCE: Final = 32
+_KEPT: Final = ("round", "owns_model")
+"""Counters of a dead session that pass to its recovery: not what it spent, which stays in its own file."""
+
 _SESSION: Final = re.compile(rf"{RUNS}/[^/.][^/]*/sessions/\d+\.json")
 
 
@@ -81,7 +84,8 @@ async def recover_runs(
 
 
 async def _recover(store: Store, record: RunRecord, dead: Lease, *, utcnow: Callable[[], dt.datetime]) -> None:
-    left = dead.progress | {"stops_model": False}  # whether a model is still to be stopped; a recovery stops none
+    kept = {name: value for name, value in dead.progress.items() if name in _KEPT}
+    left = kept | {"stops_model": False}  # a recovery stops no model
     sessions = RunPaths(record.run_id).sessions
     lease = LeaseKeeper(store, sessions, what=f"run {record.run_id}", progress=lambda: left, utcnow=utcnow)
     await lease.acquire(dead=dead)
