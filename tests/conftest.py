@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -16,25 +15,13 @@ from unittest.mock import patch
 import anyio
 import botocore.session
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import Loader
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
+import servers
 from batchcl.demo import demo_data, demo_model
-from servers import (
-    KEY,
-    SECRET,
-    Demo,
-    Ended,
-    aws_env,
-    client,
-    free_ports,
-    run_process,
-    serving,
-    start_model,
-    wait_for,
-)
+from servers import Demo, Ended, aws_env, run_process, serving, start_model
 from typed import typed
 
 settings.register_profile("busy machine", deadline=None)
@@ -121,70 +108,8 @@ def running(clean_env: dict[str, str]) -> Callable[..., AbstractContextManager[s
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The endpoint of a real S3 server."""
-    root = tmp_path_factory.mktemp("seaweed")
-    config = root / "s3.json"
-    config.write_text(
-        json.dumps(
-            {
-                "identities": [
-                    {
-                        "name": "test",
-                        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-                        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-                    }
-                ]
-            }
-        )
-    )
-    s3, master, volume, filer, admin = free_ports(5)
-    (root / "data").mkdir()
-    log = (root / "log").open("wb")
-    process = subprocess.Popen(
-        [
-            Path(sys.executable).with_name("weed"),
-            "mini",
-            f"-dir={root / 'data'}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-            "-admin.ui=false",
-            "-webdav=false",
-            "-master.telemetry=false",
-            f"-s3.port={s3}",
-            "-s3.port.lance=0",
-            "-s3.port.iceberg=0",
-            f"-s3.config={config}",
-            f"-master.port={master}",
-            f"-volume.port={volume}",
-            f"-filer.port={filer}",
-            f"-admin.port={admin}",
-        ],
-        stdout=log,
-        stderr=log,
-    )
-    endpoint = f"http://127.0.0.1:{s3}"
-
-    def answers() -> bool:
-        if process.poll() is not None:
-            pytest.fail(f"SeaweedFS ended: {(root / 'log').read_text()[-2000:]}")
-        try:
-            probe = client("s3", endpoint)
-            probe.create_bucket(Bucket="probe")
-            probe.put_object(Bucket="probe", Key="x", Body=b"x")
-        except (BotoCoreError, ClientError) as error:
-            return isinstance(error, ClientError) and "BucketAlready" in str(error)
-        return True
-
-    try:
-        wait_for(answers, 60)
+    with servers.seaweed(tmp_path_factory.mktemp("seaweed")) as endpoint:
         yield endpoint
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:  # it waits for clients to hang up; its data go away with it
-            process.kill()
-            process.wait()
-        log.close()
 
 
 @pytest.fixture(scope="session")

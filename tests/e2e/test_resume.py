@@ -180,7 +180,11 @@ def test_retry_scores_what_failed_and_nothing_else(cli, job, env, out, broken):
     codes = {row["error_code"] for row in out.rows("failures") if row["status"] == "failed"}
     mended = cli("retry", out.root, "r", *(part for code in codes for part in ("--code", code)), "--json", env=env)
     assert mended.code == 0, mended.err
-    assert (mended.json["calls"], mended.json["failed"], mended.json["scored"]) == (run.json["calls"] + 6, 0, IMAGES - 1)
+    assert (mended.json["calls"], mended.json["failed"], mended.json["scored"]) == (
+        run.json["calls"] + 6,
+        0,
+        IMAGES - 1,
+    )
     assert [(each["round"], each["calls"]) for each in mended.json["sessions"]] == [
         (0, run.json["calls"]),
         (1, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -81,7 +82,8 @@ def test_a_session_with_nothing_to_do_and_a_repeated_command_add_nothing():
 def test_dollars_add_up_over_the_sessions_that_had_the_model_running():
     async def main() -> None:
         house = model_house()
-        stopped = await house.run(Trouble(Sort.CALL, 8, Kind.ERROR_BEFORE, error=lambda: FatalCallError("the bill is not paid", code="X")))
+        unpaid = partial(FatalCallError, "the bill is not paid", code="X")
+        stopped = await house.run(Trouble(Sort.CALL, 8, Kind.ERROR_BEFORE, error=unpaid))
         assert isinstance(stopped, StoppedError)
         first = stopped.summary
         assert isinstance(first, Summary)
@@ -108,5 +110,3 @@ def test_a_damaged_session_counts_nothing_and_ends_nothing():
         assert summary.sessions[0] == SessionRecord(number=0)
 
     in_house(main)
-
-
