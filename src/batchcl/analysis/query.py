@@ -19,7 +19,7 @@ _COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 def query(results: Results, sql: str) -> pl.DataFrame:
-    """The answer to one SQL statement over the tables `results`, `detections` and `failures`.
+    """The answer to one SQL statement over the tables `results`, `detections`, `failures` and `runs`.
 
     ```python
     query(open_results("out"), "SELECT label, COUNT(*) AS n FROM detections GROUP BY label ORDER BY n DESC")
@@ -35,6 +35,8 @@ def query(results: Results, sql: str) -> pl.DataFrame:
         "detections": results.detections(),
         "failures": results.failures(),
     }
+    if re.search(r"\bruns\b", sql, re.IGNORECASE):  # they are read whole
+        tables["runs"] = results.runs()
     first = re.match(r"\s*(\w+|\()", _COMMENT.sub(" ", sql))
     if first is None or first[1].lower() not in _READS:
         raise UsageError(f"not a query: {sql.strip()[:80]!r}; results are read only, so begin with SELECT or WITH")

@@ -9,14 +9,18 @@ import datetime as dt
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
+from anyio.from_thread import start_blocking_portal
 
+from batchcl.analysis.runs import run_table
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import UsageError
 from batchcl.runs.published import PublishedPart, later_parts, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
+from batchcl.runs.status import RunState, list_runs
 from batchcl.runs.store import Store, open_root
 
 if TYPE_CHECKING:
@@ -98,6 +102,12 @@ class Results:
             .unique(_IMAGE, keep="last", maintain_order=True)
             .join(scored, on=_IMAGE, how="anti", nulls_equal=True)
         )
+
+    def runs(self) -> pl.LazyFrame:
+        """One row a run, also of one without a published file: what `batchcl runs --json` shows. Blocks and reads."""
+        with start_blocking_portal() as portal:
+            states = portal.call(partial(list_runs, self._store, now=dt.datetime.now(dt.UTC)))
+        return run_table(state for state in states if self._narrowing.keeps_run(state)).lazy()
 
     def detections(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
@@ -197,6 +207,15 @@ class _Narrowing:
             and all(_may_be(part.model, model) for model in self.models)
             and self.date in (None, part.date)
             and (self.run_id is None or part.may_hold(self.run_id))
+        )
+
+    def keeps_run(self, state: RunState) -> bool:
+        return (
+            not self.nothing
+            and all(_may_be(state.model or "", model) for model in self.models)
+            and all(state.model_arn == arn for arn in self.arns)
+            and self.run_id in (None, state.run_id)
+            and self.date in (None, state.started_at and state.started_at.date().isoformat())
         )
 
     def check(self, store: Store, parts: Iterable[PublishedPart]) -> None:

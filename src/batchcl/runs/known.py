@@ -2,14 +2,16 @@
 
 A version is told from another by its S3 version id; without one by its entity tag; of a local file by size and time.
 All versions in the tables of a model are read once, into a set of 16 bytes for each: 32 where S3 keeps versions, as the
-list may tell an image's version or its entity tag alone.
+list may tell an image's version or its entity tag alone. A large file is read by columns, a small one by one request,
+or not at all where the index has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Final
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import BinaryIO, Final
 
 import anyio
 import anyio.to_thread
@@ -18,16 +20,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcl.aws.arn import ModelArn
-from batchcl.digests import NameSet
+from batchcl.digests import DIGEST_BYTES, NameSet, digests_of
+from batchcl.errors import OutputError
 from batchcl.images import ImageRef
 from batchcl.runs.damage import intact
-from batchcl.runs.store import Store
+from batchcl.runs.known_index import read_index, write_index
+from batchcl.runs.store import Store, StoredFile
 from batchcl.runs.together import together
 from batchcl.sources.select import Pause, no_pause
 
 __all__ = ["KnownVersions"]
 
 _FILES_AT_ONCE: Final = 8
+_SMALL_BYTES: Final = 128 * 1024
+_SMALL_AT_ONCE: Final = 64
+_READERS: Final = 3
+"""Of so many small files each: while one waits for its requests another decodes."""
+
+_INDEX_FROM: Final = 50
+"""So many small files that had to be read are worth a new index."""
+
 _BATCH_ROWS: Final = 10_000
 _ROWS_PER_IMAGE: Final = 8
 """Rows that are read here in the time in which one image is listed and frozen."""
@@ -52,14 +64,17 @@ class KnownVersions:
         store: the output root.
         model: which results count. A retrained model of the same name is another one, with another ARN.
         pause: awaited while results are read, with the number of images that could have been listed meanwhile.
+        keep_index: write a new index below `runs/` where the next run would have much to read.
     """
 
-    def __init__(self, store: Store, model: ModelArn, *, pause: Pause = no_pause) -> None:
+    def __init__(self, store: Store, model: ModelArn, *, pause: Pause = no_pause, keep_index: bool = False) -> None:
         self._store = store
         self._model = model
         self._pause = pause
+        self._keep_index = keep_index
         self._known: NameSet | None = None
         self._reading = anyio.Lock()
+        self._filling = anyio.Lock()
 
     async def fresh(self, images: Sequence[ImageRef]) -> list[bool]:
         """For each image, whether this version of it has no result yet. Raises `OutputError` for a corrupt file."""
@@ -70,23 +85,67 @@ class KnownVersions:
 
     async def _read_all(self) -> NameSet:
         known = NameSet()
-        filling = anyio.Lock()
-
-        async def read(path: str) -> None:
-            batches = await anyio.to_thread.run_sync(self._open, path)
-            while (rows := await anyio.to_thread.run_sync(self._next, path, batches)) is not None:
-                async with filling:
-                    await anyio.to_thread.run_sync(known.update, _names(rows))
-                    await self._pause(len(rows) // _ROWS_PER_IMAGE)
-
         files = await self._store.list_all(f"results/model={self._model.name}")
-        paths = [file.path for file in files if file.path.endswith(".parquet")]
-        await together(read, paths, at_once=_FILES_AT_ONCE)
+        files = [file for file in files if file.path.endswith(".parquet")]
+        small = [file for file in files if file.size_bytes <= _SMALL_BYTES]
+        await self._read_small(small, known)
+        large = [file for file in files if file.size_bytes > _SMALL_BYTES]
+        await together(lambda file: self._read_large(file, known), large, at_once=_FILES_AT_ONCE)
         return known
 
-    def _open(self, path: str) -> Iterator[pa.RecordBatch]:
+    async def _read_small(self, files: Sequence[StoredFile], known: NameSet) -> None:
+        """Add the rows of `files` to `known`: by the index, else by a request each."""
+        about = f"results {self._model.text}"
+        indexed = await read_index(self._store, about) if files else {}
+        found = {file: indexed[file] for file in files if file in indexed}
+        await self._add(known, b"".join(found.values()))
+        unread = [file for file in files if file not in found]
+
+        async def read(some: Sequence[StoredFile]) -> None:
+            contents = await together(lambda file: self._store.get(file.path), some, at_once=len(some))
+            there = {file: data for file, data in zip(some, contents, strict=True) if data is not None}
+            digests = await anyio.to_thread.run_sync(self._digests, there)
+            found.update(digests)
+            await self._add(known, b"".join(digests.values()))
+
+        parts = [unread[at : at + _SMALL_AT_ONCE] for at in range(0, len(unread), _SMALL_AT_ONCE)]
+        await together(read, parts, at_once=_READERS)
+        if self._keep_index and len(unread) >= _INDEX_FROM:
+            with suppress(OutputError):  # the next run reads them again
+                await write_index(self._store, about, found)
+
+    async def _add(self, known: NameSet, digests: bytes) -> None:
+        size = _BATCH_ROWS * DIGEST_BYTES
+        for at in range(0, len(digests), size):
+            some = digests[at : at + size]
+            async with self._filling:
+                await anyio.to_thread.run_sync(known.add, some)
+                await self._pause(len(some) // DIGEST_BYTES // _ROWS_PER_IMAGE)
+
+    def _digests(self, files: Mapping[StoredFile, bytes]) -> dict[StoredFile, bytes]:
+        """For each of `files`, with its content, the digests of its rows."""
+        return {file: b"".join(self._decoded(file.path, data)) for file, data in files.items()}
+
+    def _decoded(self, path: str, data: bytes) -> Iterator[bytes]:
+        batches = self._open(path, io.BytesIO(data))
+        while (rows := self._next(path, batches)) is not None:
+            yield digests_of(_names(rows))
+
+    async def _read_large(self, file: StoredFile, known: NameSet) -> None:
+        def opened() -> Iterator[pa.RecordBatch]:
+            return self._open(file.path, self._store.open_file(file.path, size_bytes=file.size_bytes))
+
+        def next_digests() -> bytes | None:
+            rows = self._next(file.path, batches)
+            return None if rows is None else digests_of(_names(rows))
+
+        batches = await anyio.to_thread.run_sync(opened)
+        while (digests := await anyio.to_thread.run_sync(next_digests)) is not None:
+            await self._add(known, digests)
+
+    def _open(self, path: str, content: BinaryIO) -> Iterator[pa.RecordBatch]:
         with self._intact(path):
-            file = pq.ParquetFile(self._store.open_file(path))
+            file = pq.ParquetFile(content)
             return file.iter_batches(_BATCH_ROWS, columns=["model_arn", *_SCHEMA])  # type: ignore[no-any-return]
 
     def _next(self, path: str, batches: Iterator[pa.RecordBatch]) -> pl.DataFrame | None:

@@ -15,7 +15,7 @@ import orjson
 
 from batchcl.aws.arn import ModelArn
 from batchcl.runs.damage import intact
-from batchcl.runs.layout import RunPaths
+from batchcl.runs.layout import RunPaths, start_path
 from batchcl.runs.lease import read_leases
 from batchcl.runs.parts import PartSpec
 from batchcl.runs.store import Store
@@ -78,6 +78,7 @@ class RunRecord:
 
     async def create(self, store: Store) -> bool:
         """Write the record; False if the run id is taken."""
+        await store.put(start_path(self.run_id, self.started_at), b"")
         return await store.put_new(RunPaths(self.run_id).record, _dump(asdict(self)))
 
 
@@ -134,6 +135,7 @@ class Summary:
         seconds: each session's from its first call to its last row.
         cost_usd: what the model cost while this run had it running, at least; None where no session started it.
         sessions: what each session spent, in order. One that was killed counts up to its last heartbeat.
+        min_confidence: that was asked for; None where it was left to the model.
         tolerated: whether failures stayed within `max_failures`.
         bad_lines: lines of the lists that name no image and were left out.
         repeated: images that the sources named more than once, beyond the first time.
@@ -160,6 +162,7 @@ class Summary:
     started_at: dt.datetime
     ended_at: dt.datetime
     tolerated: bool = True
+    min_confidence: float | None = None
     cost_usd: float | None = None
     bad_lines: int = 0
     repeated: int = 0

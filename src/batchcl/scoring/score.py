@@ -138,7 +138,9 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
             done = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
         _show_list(worklist, progress)
-        known = KnownVersions(store, ModelArn.parse(record.model), pause=pause) if job.incremental else None
+        known = None
+        if job.incremental:
+            known = KnownVersions(store, ModelArn.parse(record.model), pause=pause, keep_index=True)
         freeze = None
         if listing is not None and worklist.totals is None:
             freeze = partial(

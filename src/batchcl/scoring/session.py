@@ -294,6 +294,7 @@ class Session:
             **total_spent([own]),
             out=self.store.root,
             model=self.record.model,
+            min_confidence=self.record.scored_as["min_confidence"],
             started_at=self.record.started_at,
             ended_at=self.means.utcnow(),
             tolerated=not self.job.tolerance.exceeded(failed=counts.failed, scored=counts.scored),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -10,6 +12,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
@@ -91,32 +94,190 @@ def test_another_model_knows_nothing(model):
     assert fresh([image("a")], [image("a")], model=model) == [True]
 
 
-def test_every_night_counts_and_all_are_read_once_with_pauses(monkeypatch: pytest.MonkeyPatch):
-    opened: list[str] = []
+class Counting(Store):
+    """A store in memory that notes which published files are read."""
+
+    def __init__(self) -> None:
+        super().__init__("memory:", MemoryStore())
+        self.read: list[str] = []
+
+    async def get(self, path: str) -> bytes | None:
+        if path.endswith(".parquet"):
+            self.read.append(path)
+        return await super().get(path)
+
+    def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:
+        assert size_bytes is not None, "the listing has told it"
+        self.read.append(path)
+        return super().open_file(path, size_bytes=size_bytes)
+
+    def taken(self) -> list[str]:
+        """What was read since the last time."""
+        read, self.read = sorted(self.read), []
+        return read
+
+
+async def nights(store: Store, numbers: Iterable[int]) -> None:
+    for night in numbers:
+        await publish(store, f"n{night:03}", [image(f"{night}/{n:03}") for n in range(4)])
+
+
+async def whole(store: Store, numbers: Iterable[int]) -> bool:
+    """Whether an incremental run knows exactly the images of these nights, of 100."""
+    known = KnownVersions(store, arn_of("m@1"), keep_index=True)
+    asked = [image(f"{night}/{n:03}") for night in range(100) for n in range(4)]
+    there = set(numbers)
+    return await known.fresh(asked) == [night not in there for night in range(100) for _ in range(4)]
+
+
+async def index_of(store: Store) -> str:
+    (path,) = [file.path for file in await store.list_all("runs/.known")]
+    return path
+
+
+def test_every_night_counts_and_all_are_read_once_with_pauses():
     pauses: list[int] = []
-    open_file = Store.open_file
-
-    def counted(store: Store, path: str) -> BinaryIO:
-        opened.append(path)
-        return open_file(store, path)
-
-    monkeypatch.setattr(Store, "open_file", counted)
 
     async def pause(images: int) -> None:
         pauses.append(images)
 
     async def main() -> None:
-        store = Store.memory()
+        store = Counting()
         for night in range(1, 4):
             await publish(store, f"n{night}", [image(f"{night}/{n:03}") for n in range(48)], day=night)
         known = KnownVersions(store, arn_of("m@1"), pause=pause)
         for n in range(48):
             across = [image(f"{night}/{n:03}") for night in (1, 3, 4)]
             assert await known.fresh([*across, image("2/000", etag="e2")]) == [False, False, True, True]
+        assert len(set(read := store.taken())) == len(read) == 3
 
     anyio.run(main)
-    assert len(set(opened)) == len(opened) == 3
-    assert pauses == [6, 6, 6]
+    assert sum(pauses) == 18
+
+
+def test_large_files_are_read_by_columns_and_never_indexed():
+    async def main() -> None:
+        store = Counting()
+        many = [image(f"{n:05}", etag=hashlib.sha256(b"%d" % n).hexdigest()) for n in range(8000)]
+        await publish(store, "large", many)
+        (file,) = await store.list_all("results")
+        assert file.size_bytes > 128 * 1024
+        for _ in range(2):
+            known = KnownVersions(store, arn_of("m@1"), keep_index=True)
+            assert not any(await known.fresh(many))
+            assert store.taken() == [file.path]
+        assert await store.list_all("runs/.known") == []
+
+    anyio.run(main)
+
+
+def test_an_index_spares_the_next_night_the_small_files():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        assert len(store.taken()) == 60
+        await nights(store, range(60, 63))
+        assert await whole(store, range(63))
+        assert [path[-24:-20] for path in store.taken()] == ["n060", "n061", "n062"], "only what came since"
+
+    anyio.run(main)
+
+
+def test_few_files_make_no_index_and_a_look_writes_none():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(49))
+        assert await whole(store, range(49))
+        await nights(store, range(49, 60))
+        assert not any(await KnownVersions(store, arn_of("m@1")).fresh([image("0/000")]))
+        assert await store.list_all("runs/.known") == []
+
+    anyio.run(main)
+
+
+def test_files_that_a_user_removed_are_known_no_more():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        for file in await store.list_all("results"):
+            if "/n007-" in file.path:
+                await store.delete(file.path)
+        assert await whole(store, set(range(60)) - {7})
+
+    anyio.run(main)
+
+
+def test_a_file_with_other_content_under_its_name_is_read_again():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        first, second, *_ = [file.path for file in await store.list_all("results")]
+        data = await store.get(second)
+        assert data is not None
+        await store.put(first, data)
+        assert await whole(store, range(1, 60))
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "another model's", "empty"])
+def test_an_index_that_is_not_whole_counts_nothing(damage):
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        store.taken()
+        path = await index_of(store)
+        data = await store.get(path)
+        assert data is not None
+        if damage == "gone":
+            await store.delete(path)
+        elif damage == "another model's":
+            await KnownVersions(store, arn_of("m@1/1800000000000"), keep_index=True).fresh([image("0/000")])
+            (other,) = {file.path for file in await store.list_all("runs/.known")} - {path}
+            await store.put(path, await store.get(other) or b"")
+            store.taken()
+        else:
+            middle = len(data) // 2
+            flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+            await store.put(path, {"cut": data[:middle], "flipped": flipped, "empty": b""}[damage])
+        assert await whole(store, range(60))
+        assert len(store.taken()) == 60, "all are read again"
+        assert await whole(store, range(60))
+        assert store.taken() == [], "and there is a new index"
+
+    anyio.run(main)
+
+
+def test_an_index_that_cannot_be_written_ends_nothing():
+    class Full(Counting):
+        async def put(self, path: str, data: bytes) -> None:
+            if ".known" in path:
+                raise OutputError("no space left")
+            await super().put(path, data)
+
+    async def main() -> None:
+        store = Full()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+
+    anyio.run(main)
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_not_known():
+    class Vanishing(Counting):
+        async def get(self, path: str) -> bytes | None:
+            return None if "/n003-" in path else await super().get(path)
+
+    async def main() -> None:
+        store = Vanishing()
+        await nights(store, range(60))
+        assert await whole(store, set(range(60)) - {3})
+
+    anyio.run(main)
 
 
 def is_known(old: ImageRef, new: ImageRef) -> bool:
