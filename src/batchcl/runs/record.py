@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import orjson
 
@@ -17,8 +17,10 @@ from batchcl.aws.arn import ModelArn
 from batchcl.runs.damage import intact
 from batchcl.runs.layout import RunPaths, start_path
 from batchcl.runs.lease import read_leases
-from batchcl.runs.parts import PartSpec
 from batchcl.runs.store import Store
+
+if TYPE_CHECKING:
+    from batchcl.runs.parts import PartSpec
 
 __all__ = [
     "RunRecord",
@@ -67,6 +69,8 @@ class RunRecord:
 
     def part_spec(self) -> PartSpec:
         """What all its published files have in common."""
+        from batchcl.runs.parts import PartSpec  # noqa: PLC0415 - pyarrow, only when it is needed
+
         return PartSpec(
             run_id=self.run_id,
             model=self.model_name,

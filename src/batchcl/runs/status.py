@@ -14,7 +14,6 @@ from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
 from batchcl.runs.layout import RUNS, STARTS, RunPaths, run_of_start, start_path
 from batchcl.runs.lease import Lease, read_lease, session_numbers
-from batchcl.runs.markers import published, read_counts, total
 from batchcl.runs.record import (
     RunRecord,
     SessionRecord,
@@ -24,7 +23,6 @@ from batchcl.runs.record import (
     read_summary,
     total_spent,
 )
-from batchcl.runs.rounds import unfinished_round
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
 from batchcl.scoring.outcome import Counts
@@ -115,12 +113,18 @@ async def _is_over(store: Store, paths: RunPaths, summary: Summary, numbers: Seq
     """Whether the run is done, and the session that wrote the summary was the last one to work on it."""
     if summary.status != "done" or not summary.sessions or [each.number for each in summary.sessions] != [*numbers]:
         return False
-    return not any(each.round for each in summary.sessions) or await unfinished_round(store, paths) is None
+    if not any(each.round for each in summary.sessions):
+        return True
+    from batchcl.runs.rounds import unfinished_round  # noqa: PLC0415 - pyarrow, only when it is needed
+
+    return await unfinished_round(store, paths) is None
 
 
 async def _look_closely(store: Store, record: RunRecord, summary: Summary | None, *, now: dt.datetime) -> RunState:
     """Read the markers, and the journals of shards that aren't complete."""
-    from batchcl.runs.worklist import WorkList  # noqa: PLC0415 - pyarrow, only when it is needed
+    from batchcl.runs.markers import published, read_counts, total  # noqa: PLC0415 - pyarrow, only when it is needed
+    from batchcl.runs.rounds import unfinished_round  # noqa: PLC0415
+    from batchcl.runs.worklist import WorkList  # noqa: PLC0415
 
     paths = RunPaths(record.run_id)
     lease = await read_lease(store, paths.sessions)
@@ -188,8 +192,9 @@ async def newest_run(store: Store) -> str | None:
 
 async def _of_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) -> tuple[Counts, Counts]:
     """Outcomes in shards that no round has completed: those in the tables, and those that are only journalled."""
-    from batchcl.runs.entries import counts  # noqa: PLC0415 - pyarrow, only when it is needed
+    from batchcl.runs.entries import counts  # noqa: PLC0415
     from batchcl.runs.journal import Journal  # noqa: PLC0415
+    from batchcl.runs.markers import total  # noqa: PLC0415
 
     names = await store.children(paths.journals)
     in_tables, journalled = Counts(), Counts()
