@@ -32,10 +32,12 @@ from batchcl.sources.select import Pause, no_pause
 __all__ = ["KnownVersions"]
 
 _FILES_AT_ONCE: Final = 8
-_SMALL_BYTES: Final = 128 * 1024
-_SMALL_AT_ONCE: Final = 64
+_SMALL_BYTES: Final = 32 * 1024
+_TOGETHER_BYTES: Final = 256 * 1024
+"""Small files that are decoded together."""
+
 _READERS: Final = 3
-"""Of so many small files each: while one waits for its requests another decodes."""
+"""Of such groups: while one waits for its requests another decodes."""
 
 _INDEX_FROM: Final = 50
 """So many small files that had to be read are worth a new index."""
@@ -52,6 +54,9 @@ _SCHEMA: Final[dict[str, pl.DataType]] = {
     "last_modified": pl.Datetime("us", "UTC"),
 }
 """The columns that tell a version, of images and of results alike."""
+
+_COLUMNS: Final = ("model_arn", *_SCHEMA)
+_NUMBER: Final = "file"
 
 
 class KnownVersions:
@@ -104,12 +109,12 @@ class KnownVersions:
         async def read(some: Sequence[StoredFile]) -> None:
             contents = await together(lambda file: self._store.get(file.path), some, at_once=len(some))
             there = {file: data for file, data in zip(some, contents, strict=True) if data is not None}
-            digests = await anyio.to_thread.run_sync(self._digests, there)
-            found.update(digests)
-            await self._add(known, b"".join(digests.values()))
+            async with self._filling:
+                digests = await anyio.to_thread.run_sync(self._digests, there)
+                found.update(digests)
+                await self._add(known, b"".join(digests.values()))
 
-        parts = [unread[at : at + _SMALL_AT_ONCE] for at in range(0, len(unread), _SMALL_AT_ONCE)]
-        await together(read, parts, at_once=_READERS)
+        await together(read, _grouped(unread), at_once=_READERS)
         if self._keep_index and len(unread) >= _INDEX_FROM:
             with suppress(OutputError):  # the next run reads them again
                 await write_index(self._store, about, found)
@@ -118,46 +123,69 @@ class KnownVersions:
         size = _BATCH_ROWS * DIGEST_BYTES
         for at in range(0, len(digests), size):
             some = digests[at : at + size]
-            async with self._filling:
-                await anyio.to_thread.run_sync(known.add, some)
-                await self._pause(len(some) // DIGEST_BYTES // _ROWS_PER_IMAGE)
+            await anyio.to_thread.run_sync(known.add, some)
+            await self._pause(len(some) // DIGEST_BYTES // _ROWS_PER_IMAGE)
 
     def _digests(self, files: Mapping[StoredFile, bytes]) -> dict[StoredFile, bytes]:
-        """For each of `files`, with its content, the digests of its rows."""
-        return {file: b"".join(self._decoded(file.path, data)) for file, data in files.items()}
+        """For each of `files`, with its content, the digests of its rows. Decoded together: three times as fast."""
+        tables = [self._table(file.path, data, number) for number, (file, data) in enumerate(files.items())]
+        try:
+            rows = self._wanted(pa.concat_tables(tables, promote_options="permissive")) if tables else None
+        except pa.ArrowException:  # files that something else has written, with types of its own
+            rows = pl.concat(self._wanted(table) for table in tables)
+        found: list[list[bytes]] = [[] for _ in files]
+        for names in [] if rows is None else _names(rows):
+            for number, name in names.drop_nulls().iter_rows():
+                found[number].append(name)
+        return {file: digests_of(names) for file, names in zip(files, found, strict=True)}
 
-    def _decoded(self, path: str, data: bytes) -> Iterator[bytes]:
-        batches = self._open(path, io.BytesIO(data))
-        while (rows := self._next(path, batches)) is not None:
-            yield digests_of(_names(rows))
+    def _table(self, path: str, data: bytes, number: int) -> pa.Table:
+        with self._intact(path):
+            table = pq.ParquetFile(io.BytesIO(data)).read(columns=list(_COLUMNS), use_threads=False)
+        self._check_columns(path, table)
+        return table.append_column(_NUMBER, pa.repeat(pa.scalar(number, pa.int32()), len(table)))
 
     async def _read_large(self, file: StoredFile, known: NameSet) -> None:
         def opened() -> Iterator[pa.RecordBatch]:
             return self._open(file.path, self._store.open_file(file.path, size_bytes=file.size_bytes))
 
-        def next_digests() -> bytes | None:
-            rows = self._next(file.path, batches)
-            return None if rows is None else digests_of(_names(rows))
+        def digests(rows: pl.DataFrame) -> bytes:
+            return b"".join(digests_of(names.to_series(1).drop_nulls().to_list()) for names in _names(rows))
 
         batches = await anyio.to_thread.run_sync(opened)
-        while (digests := await anyio.to_thread.run_sync(next_digests)) is not None:
-            await self._add(known, digests)
+        while (rows := await anyio.to_thread.run_sync(self._next, file.path, batches)) is not None:
+            async with self._filling:
+                await self._add(known, await anyio.to_thread.run_sync(digests, rows))
 
     def _open(self, path: str, content: BinaryIO) -> Iterator[pa.RecordBatch]:
         with self._intact(path):
             file = pq.ParquetFile(content)
-            return file.iter_batches(_BATCH_ROWS, columns=["model_arn", *_SCHEMA])  # type: ignore[no-any-return]
+            return file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS))  # type: ignore[no-any-return]
 
     def _next(self, path: str, batches: Iterator[pa.RecordBatch]) -> pl.DataFrame | None:
         with self._intact(path):
             batch = next(batches, None)
         if batch is None:
             return None
-        frame = pl.from_arrow(batch)
+        self._check_columns(path, batch)
+        return self._wanted(pa.Table.from_batches([batch]).append_column(_NUMBER, pa.repeat(0, len(batch))))
+
+    def _wanted(self, table: pa.Table) -> pl.DataFrame:
+        """The rows of `table` that count, with the columns of `_SCHEMA` and the number of their file."""
+        frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
+        columns = {**_SCHEMA, _NUMBER: pl.Int32()}
         return frame.filter(pl.col("model_arn") == self._model.text).select(
-            pl.col(name).cast(kind) for name, kind in _SCHEMA.items()
+            pl.col(name).cast(kind) for name, kind in columns.items()
         )
+
+    def _check_columns(self, path: str, table: pa.Table | pa.RecordBatch) -> None:
+        missing = [name for name in _COLUMNS if name not in table.schema.names]
+        if missing:
+            raise OutputError(
+                f"{self._store.uri(path)} is not a file of results: it has no column {missing[0]}; move it elsewhere, "
+                "or run without --incremental"
+            )
 
     def _intact(self, path: str) -> AbstractContextManager[None]:
         remedy = "restore it, or run without --incremental"
@@ -177,11 +205,29 @@ _BY_TIME: Final = pl.concat_str(
 ).cast(pl.Binary)
 
 
-def _names(known: pl.DataFrame) -> Iterator[bytes]:
-    """All names by which the versions in `known`, which has the columns of `_SCHEMA`, may be asked for."""
+def _names(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """All names by which the versions in `rows`, as from `_wanted`, may be asked for, beside the number of their file.
+
+    A frame for each way to ask, with null where that isn't known.
+    """
     local = ~pl.col("uri").str.contains("^s3://")
-    for column in known.select(version=_BY_VERSION, etag=_BY_ETAG, time=pl.when(local).then(_BY_TIME)):
-        yield from column.drop_nulls().to_list()
+    names = rows.select(_NUMBER, version=_BY_VERSION, etag=_BY_ETAG, time=pl.when(local).then(_BY_TIME))
+    for column in ("version", "etag", "time"):
+        yield names.select(_NUMBER, column)
+
+
+def _grouped(files: Sequence[StoredFile]) -> Iterator[list[StoredFile]]:
+    """`files` in groups of so many bytes."""
+    group: list[StoredFile] = []
+    size_bytes = 0
+    for file in files:
+        if group and size_bytes + file.size_bytes > _TOGETHER_BYTES:
+            yield group
+            group, size_bytes = [], 0
+        group.append(file)
+        size_bytes += file.size_bytes
+    if group:
+        yield group
 
 
 def _not_in(known: NameSet, images: Sequence[ImageRef]) -> list[bool]:
