@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
 from batchcl.runs.layout import RUNS, STARTS, RunPaths, run_of_start, start_path
-from batchcl.runs.lease import Lease, read_lease, session_numbers
+from batchcl.runs.lease import Lease, read_leases, session_numbers
 from batchcl.runs.record import (
     RunRecord,
     SessionRecord,
     Summary,
     read_record,
-    read_sessions,
     read_summary,
     total_spent,
 )
@@ -127,8 +126,13 @@ async def _look_closely(store: Store, record: RunRecord, summary: Summary | None
     from batchcl.runs.worklist import WorkList  # noqa: PLC0415
 
     paths = RunPaths(record.run_id)
-    lease = await read_lease(store, paths.sessions)
-    rounds = await published(store, paths)
+    reads: Sequence[Callable[[], Any]] = (
+        lambda: read_leases(store, paths.sessions),
+        lambda: published(store, paths),
+        lambda: unfinished_round(store, paths),
+    )
+    leases, rounds, unfinished = await together(lambda read: read(), reads, at_once=len(reads))
+    lease = leases[-1] if leases else None
     complete = total((await read_counts(store, paths, rounds.items())).values())
     in_tables, journalled = await _of_incomplete(store, paths, rounds)
     worklist = WorkList(store, paths)
@@ -141,8 +145,8 @@ async def _look_closely(store: Store, record: RunRecord, summary: Summary | None
         in_parts=complete + in_tables,
         journalled=journalled,
         rounds=max(rounds.values(), default=0),
-        unfinished=await unfinished_round(store, paths),
-        sessions=await read_sessions(store, record.run_id),
+        unfinished=unfinished,
+        sessions=[SessionRecord.of(each.number, each.progress) for each in leases],
     )
 
 
