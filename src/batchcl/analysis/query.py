@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from batchcl.analysis.runs import run_table
 from batchcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ def query(results: Results, sql: str) -> pl.DataFrame:
         "results": results.images(),
         "detections": results.detections(),
         "failures": results.failures(),
+        # runs are read whole, and only for a statement that may be about them
+        "runs": results.runs() if re.search(r"\bruns\b", sql, re.IGNORECASE) else run_table([]).lazy(),
     }
-    if re.search(r"\bruns\b", sql, re.IGNORECASE):  # they are read whole
-        tables["runs"] = results.runs()
     first = re.match(r"\s*(\w+|\()", _COMMENT.sub(" ", sql))
     if first is None or first[1].lower() not in _READS:
         raise UsageError(f"not a query: {sql.strip()[:80]!r}; results are read only, so begin with SELECT or WITH")
