@@ -42,6 +42,9 @@ _READERS: Final = 3
 _INDEX_FROM: Final = 50
 """So many small files that had to be read are worth a new index."""
 
+_INDEX_BYTES: Final = 64 * 1024 * 1024
+"""An index has no more digests; files with many rows are left out first."""
+
 _BATCH_ROWS: Final = 10_000
 _ROWS_PER_IMAGE: Final = 8
 """Rows that are read here in the time in which one image is listed and frozen."""
@@ -55,7 +58,6 @@ _SCHEMA: Final[dict[str, pl.DataType]] = {
 }
 """The columns that tell a version, of images and of results alike."""
 
-_COLUMNS: Final = ("model_arn", *_SCHEMA)
 _NUMBER: Final = "file"
 
 
@@ -77,6 +79,7 @@ class KnownVersions:
         self._model = model
         self._pause = pause
         self._keep_index = keep_index
+        self._wanted = {"results": pl.col("model_arn") == model.text}
         self._known: NameSet | None = None
         self._reading = anyio.Lock()
         self._filling = anyio.Lock()
@@ -90,17 +93,23 @@ class KnownVersions:
 
     async def _read_all(self) -> NameSet:
         known = NameSet()
-        files = await self._store.list_all(f"results/model={self._model.name}")
-        files = [file for file in files if file.path.endswith(".parquet")]
-        small = [file for file in files if file.size_bytes <= _SMALL_BYTES]
-        await self._read_small(small, known)
-        large = [file for file in files if file.size_bytes > _SMALL_BYTES]
-        await together(lambda file: self._read_large(file, known), large, at_once=_FILES_AT_ONCE)
+        for table in self._wanted:
+            await self._read_table(table, known)
         return known
 
-    async def _read_small(self, files: Sequence[StoredFile], known: NameSet) -> None:
-        """Add the rows of `files` to `known`: by the index, else by a request each."""
-        about = f"results {self._model.text}"
+    async def _read_table(self, table: str, known: NameSet) -> None:
+        files = await self._store.list_all(f"{table}/model={self._model.name}")
+        files = [file for file in files if file.path.endswith(".parquet")]
+        small = [file for file in files if file.size_bytes <= _SMALL_BYTES]
+        await self._read_small(small, known, about=f"{table} {self._model.text}")
+        large = [file for file in files if file.size_bytes > _SMALL_BYTES]
+        await together(lambda file: self._read_large(file, known), large, at_once=_FILES_AT_ONCE)
+
+    async def _read_small(self, files: Sequence[StoredFile], known: NameSet, *, about: str) -> None:
+        """Add the rows of `files` to `known`: by the index, else by a request each.
+
+        `about` says which rows count. Whatever changes them has to change it, and makes an index of its own.
+        """
         indexed = await read_index(self._store, about) if files else {}
         found = {file: indexed[file] for file in files if file in indexed}
         await self._add(known, b"".join(found.values()))
@@ -115,9 +124,10 @@ class KnownVersions:
                 await self._add(known, b"".join(digests.values()))
 
         await together(read, _grouped(unread), at_once=_READERS)
-        if self._keep_index and len(unread) >= _INDEX_FROM:
+        kept = _smallest(found) if self._keep_index and len(unread) >= _INDEX_FROM else {}
+        if len(kept.keys() - indexed.keys()) >= _INDEX_FROM:
             with suppress(OutputError):  # the next run reads them again
-                await write_index(self._store, about, found)
+                await write_index(self._store, about, kept)
 
     async def _add(self, known: NameSet, digests: bytes) -> None:
         size = _BATCH_ROWS * DIGEST_BYTES
@@ -128,20 +138,23 @@ class KnownVersions:
 
     def _digests(self, files: Mapping[StoredFile, bytes]) -> dict[StoredFile, bytes]:
         """For each of `files`, with its content, the digests of its rows. Decoded together: three times as fast."""
-        tables = [self._table(file.path, data, number) for number, (file, data) in enumerate(files.items())]
-        try:
-            rows = self._wanted(pa.concat_tables(tables, promote_options="permissive")) if tables else None
-        except pa.ArrowException:  # files that something else has written, with types of its own
-            rows = pl.concat(self._wanted(table) for table in tables)
         found: list[list[bytes]] = [[] for _ in files]
-        for names in [] if rows is None else _names(rows):
+        if not files:
+            return {}
+        tables = [self._table(file.path, data, number) for number, (file, data) in enumerate(files.items())]
+        path = next(iter(files)).path
+        try:
+            rows = self._rows(path, pa.concat_tables(tables, promote_options="permissive"))
+        except pa.ArrowException:  # files that something else has written, with types of its own
+            rows = pl.concat(self._rows(path, table) for table in tables)
+        for names in _names(rows):
             for number, name in names.drop_nulls().iter_rows():
                 found[number].append(name)
         return {file: digests_of(names) for file, names in zip(files, found, strict=True)}
 
     def _table(self, path: str, data: bytes, number: int) -> pa.Table:
         with self._intact(path):
-            table = pq.ParquetFile(io.BytesIO(data)).read(columns=list(_COLUMNS), use_threads=False)
+            table = pq.ParquetFile(io.BytesIO(data)).read(columns=self._columns(path), use_threads=False)
         self._check_columns(path, table)
         return table.append_column(_NUMBER, pa.repeat(pa.scalar(number, pa.int32()), len(table)))
 
@@ -160,7 +173,7 @@ class KnownVersions:
     def _open(self, path: str, content: BinaryIO) -> Iterator[pa.RecordBatch]:
         with self._intact(path):
             file = pq.ParquetFile(content)
-            return file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS))  # type: ignore[no-any-return]
+            return file.iter_batches(_BATCH_ROWS, columns=self._columns(path))  # type: ignore[no-any-return]
 
     def _next(self, path: str, batches: Iterator[pa.RecordBatch]) -> pl.DataFrame | None:
         with self._intact(path):
@@ -168,28 +181,35 @@ class KnownVersions:
         if batch is None:
             return None
         self._check_columns(path, batch)
-        return self._wanted(pa.Table.from_batches([batch]).append_column(_NUMBER, pa.repeat(0, len(batch))))
+        return self._rows(path, pa.Table.from_batches([batch]).append_column(_NUMBER, pa.repeat(0, len(batch))))
 
-    def _wanted(self, table: pa.Table) -> pl.DataFrame:
+    def _columns(self, path: str) -> list[str]:
+        return sorted({*_SCHEMA, *self._wanted[_table_of(path)].meta.root_names()})
+
+    def _rows(self, path: str, table: pa.Table) -> pl.DataFrame:
         """The rows of `table` that count, with the columns of `_SCHEMA` and the number of their file."""
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         columns = {**_SCHEMA, _NUMBER: pl.Int32()}
-        return frame.filter(pl.col("model_arn") == self._model.text).select(
+        return frame.filter(self._wanted[_table_of(path)]).select(
             pl.col(name).cast(kind) for name, kind in columns.items()
         )
 
     def _check_columns(self, path: str, table: pa.Table | pa.RecordBatch) -> None:
-        missing = [name for name in _COLUMNS if name not in table.schema.names]
+        missing = [name for name in self._columns(path) if name not in table.schema.names]
         if missing:
             raise OutputError(
-                f"{self._store.uri(path)} is not a file of results: it has no column {missing[0]}; move it elsewhere, "
-                "or run without --incremental"
+                f"{self._store.uri(path)} is not a file of {_table_of(path)}: it has no column {missing[0]}; move it "
+                "elsewhere, or run without --incremental"
             )
 
     def _intact(self, path: str) -> AbstractContextManager[None]:
         remedy = "restore it, or run without --incremental"
         return intact(self._store.uri(path), remedy=remedy, errors=(pa.ArrowInvalid,))
+
+
+def _table_of(path: str) -> str:
+    return path.partition("/")[0]
 
 
 # what a version may be asked for by; null where that isn't known
@@ -214,6 +234,18 @@ def _names(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
     names = rows.select(_NUMBER, version=_BY_VERSION, etag=_BY_ETAG, time=pl.when(local).then(_BY_TIME))
     for column in ("version", "etag", "time"):
         yield names.select(_NUMBER, column)
+
+
+def _smallest(digests: Mapping[StoredFile, bytes]) -> dict[StoredFile, bytes]:
+    """As many of them as an index may have."""
+    kept: dict[StoredFile, bytes] = {}
+    left_bytes = _INDEX_BYTES
+    for file, found in sorted(digests.items(), key=lambda item: len(item[1])):
+        left_bytes -= len(found)
+        if left_bytes < 0:
+            break
+        kept[file] = found
+    return kept
 
 
 def _grouped(files: Sequence[StoredFile]) -> Iterator[list[StoredFile]]:

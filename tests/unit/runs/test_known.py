@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import io
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import BinaryIO
 
 import anyio
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from obstore.store import MemoryStore
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
 from batchcl.images import ImageRef
+from batchcl.runs import known
 from batchcl.runs.journal import Chunk
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.parts import PartSpec, publish_chunk
@@ -196,6 +199,23 @@ def test_few_files_make_no_index_and_a_look_writes_none():
     anyio.run(main)
 
 
+def test_an_index_has_a_limit_and_is_written_where_it_gains(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(known, "_INDEX_BYTES", 16 * 4 * 55)
+
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        index = await store.get(await index_of(store))
+        store.taken()
+        await nights(store, range(60, 100))
+        assert await whole(store, range(100))
+        assert len(store.taken()) == 45, "what the index has no room for"
+        assert await store.get(await index_of(store)) == index
+
+    anyio.run(main)
+
+
 def test_files_that_a_user_removed_are_known_no_more():
     async def main() -> None:
         store = Counting()
@@ -328,5 +348,27 @@ def test_a_damaged_part_is_named_with_what_to_do():
             OutputError, match=r"r1-00000-00000.parquet is damaged: .*; restore it, or run without --incr"
         ):
             await KnownVersions(store, arn_of("m@1")).fresh([image("a")])
+
+    anyio.run(main)
+
+
+def test_a_file_that_is_not_a_run_s_is_named_and_other_types_do():
+    async def main() -> None:
+        store = Store.memory()
+        await nights(store, range(2))
+        (first, _) = [file.path for file in await store.list_all("results")]
+        table = pl.read_parquet(io.BytesIO(await store.get(first) or b""))
+        rewritten, foreign = io.BytesIO(), io.BytesIO()
+        table.with_columns(pl.col("uri").cast(pl.Categorical), pl.col("size_bytes").cast(pl.String)).write_parquet(
+            rewritten
+        )
+        await store.put(first, rewritten.getvalue())
+        assert await whole(store, range(2))
+        table.drop("etag").write_parquet(foreign)
+        await store.put(first, foreign.getvalue())
+        with pytest.raises(
+            OutputError, match=r"n000.*is not a file of results: it has no column etag; .*--incremental"
+        ):
+            await whole(store, range(2))
 
     anyio.run(main)
