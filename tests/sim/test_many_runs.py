@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import anyio
 import pytest
 
-from batchcl.errors import BatchclError, ImageError, OutputError
+from batchcl.errors import BatchclError, FatalCallError, ImageError, OutputError
 from batchcl.images import ImageRef
 from batchcl.runs.record import Summary, read_record, read_summary
 from batchcl.runs.status import RunState, _look_closely, list_runs, look, newest_run
@@ -159,6 +160,32 @@ def test_a_name_whose_run_never_came_to_be_is_passed_over():
         await replace(root, run_id="n9").run()
         removed(root, "runs/n9/")
         assert await newest_run(root.store()) == "n1"
+
+    in_house(main)
+
+
+def test_a_name_of_an_attempt_at_a_run_id_that_was_taken_is_passed_over():
+    async def main() -> None:
+        root = await nights(2)
+        record = await read_record(root.store(), "n0")
+        assert record is not None
+        assert not await replace(record, started_at=utcnow()).create(root.store())
+        assert await newest_run(root.store()) == "n1"
+
+    in_house(main)
+
+
+def test_a_retry_that_is_still_open_is_shown_after_another_session_of_the_run():
+    async def main() -> None:
+        root = await nights(1)
+        retried = replace(root, run_id="n0")
+        denied = partial(FatalCallError, "not any more", code="AccessDeniedException", status=400)
+        assert isinstance(await retried.retry(Trouble(Sort.CALL, 1, error=denied)), BatchclError)
+        assert isinstance(await retried.run(), Summary), "the run itself is done"
+        summary = await read_summary(root.store(), "n0")
+        assert summary is not None
+        assert (summary.status, summary.round) == ("done", 0)
+        assert (await shown(root, "n0")).unfinished_round == 1
 
     in_house(main)
 
