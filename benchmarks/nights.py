@@ -5,7 +5,8 @@
 The root lies in SeaweedFS, behind a proxy that holds each request up. A night has 100 images in two shards, of which
 one in ten failed: four small files in `results/` and `failures/`, and thirteen below `runs/`, as a run writes them. A
 start is `batchcl run --incremental` over 1,000 new images in S3, from the start of the process to its first call; the
-first one finds no index of the root, the others do. Each command is a process of its own.
+first one finds no index of the root, the others do. Each command is a process of its own; its CPU seconds are those to
+its end.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import datetime as dt
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -269,6 +271,7 @@ async def _put_new_images(endpoint: str, round_: int) -> None:
 def started(counted: Counted, env: Mapping[str, str], round_: int) -> dict[str, float]:
     """Seconds and requests of an incremental run until its first call; then it is stopped."""
     counted.reset()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     source, began = f"s3://{BUCKET}/new/{round_:03}/", time.perf_counter()
     command = ("run", source, "--model", MODEL, "--out", ROOT, "--incremental", "--run-id", f"new-{round_:03}")
     with subprocess.Popen(_command(*command), env=dict(env), stderr=subprocess.PIPE) as process:
@@ -279,17 +282,20 @@ def started(counted: Counted, env: Mapping[str, str], round_: int) -> dict[str, 
         process.terminate()
         process.communicate()
     assert process.returncode == 4  # noqa: PLR2004 - stopped early
-    return {"seconds": counted.called_at - began, "requests": requests}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": counted.called_at - began, "requests": requests, "cpu_seconds": cpu_s}
 
 
 def asked(counted: Counted, env: Mapping[str, str], command: str) -> dict[str, float]:
     """Seconds and requests of `batchcl runs` or `batchcl status`."""
     counted.reset()
-    began = time.perf_counter()
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(_command(command, ROOT, "--json"), env=dict(env), check=True, capture_output=True)
-    seconds = time.perf_counter() - began
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     assert json.loads(done.stdout)
-    return {"seconds": seconds, "requests": counted.requests}
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "requests": counted.requests, "cpu_seconds": cpu_s}
 
 
 def _command(*arguments: str) -> list[str]:
@@ -313,15 +319,15 @@ def measured(nights: int, rounds: int, delay_s: float) -> tuple[float, list[dict
         made_s = time.perf_counter() - began
         with between(int(s3.rpartition(":")[2]), delay_s, counted) as endpoints:
             env = _environment(*endpoints)
-            found = {"first start": [started(counted, env, 0)]}
+            found = {name: [asked(counted, env, name) for _ in range(rounds)] for name in ("status", "runs")}
+            found["first start"] = [started(counted, env, 0)]
             found["start"] = [started(counted, env, 1 + number) for number in range(rounds)]
-            for command in ("runs", "status"):
-                found[command] = [asked(counted, env, command) for _ in range(rounds)]
     rows = [
         {
             "command": name,
             "seconds": round(statistics.median(each["seconds"] for each in many), 2),
             "slowest": round(max(each["seconds"] for each in many), 2),
+            "cpu_seconds": round(statistics.median(each["cpu_seconds"] for each in many), 2),
             "requests": round(statistics.median(each["requests"] for each in many)),
             "target_s": TARGETS_S[name],
         }
@@ -352,8 +358,8 @@ def main() -> None:
     for row in rows:
         target = "" if row["target_s"] is None else f", target < {row['target_s']:.0f} s"
         print(
-            f"{row['command']:12} {row['seconds']:6.2f} s (slowest {row['slowest']:.2f}), {row['requests']:,} requests"
-            + target
+            f"{row['command']:12} {row['seconds']:6.2f} s (slowest {row['slowest']:.2f}), {row['cpu_seconds']} s CPU, "
+            f"{row['requests']:,} requests{target}"
         )
     print("not claimed: AWS's own latency, which is higher for lists; nights with many files")
 
