@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 import sys
 from dataclasses import replace
@@ -169,7 +170,7 @@ def test_a_name_of_an_attempt_at_a_run_id_that_was_taken_is_passed_over():
         root = await nights(2)
         record = await read_record(root.store(), "n0")
         assert record is not None
-        assert not await replace(record, started_at=utcnow()).create(root.store())
+        assert not await replace(record, started_at=record.started_at + dt.timedelta(days=1)).create(root.store())
         assert await newest_run(root.store()) == "n1"
 
     in_house(main)
