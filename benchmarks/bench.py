@@ -54,6 +54,7 @@ BENCHMARKS = (
     Benchmark("sources", ("--rows", 500_000, "--rounds", 1)),
     Benchmark("filters", ("--rows", 200_000, "--rounds", 1)),
     Benchmark("incremental", ("--known", 1_000_000, "--images", 50_000, "--rounds", 1)),
+    Benchmark("nights", ("--nights", 200, "--rounds", 1), ("--nights", 1000, "--rounds", 3)),
     Benchmark("emulator", ("--calls", 1000)),
 )
 

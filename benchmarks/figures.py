@@ -189,6 +189,17 @@ def incremental(said: dict[str, Any]) -> Iterator[Figure]:
         yield figure, f"{run['cpu_seconds']} s CPU, peak RSS {run['peak_rss_mb']:.0f} MB"
 
 
+def nights(said: dict[str, Any]) -> Iterator[Figure]:
+    """Seconds and requests of each command, against the target for a thousand nights."""
+    for run in said["commands"]:
+        found = f"{run['seconds']} s, {run['requests']:,} requests"
+        figure = f"{run['command']} beside {said['nights']:,} nights on S3"
+        if run["target_s"] is None:
+            yield figure, found
+        else:
+            yield figure, found, f"{run['target_s']:.0f} s", run["seconds"] < run["target_s"]
+
+
 def emulator(said: dict[str, Any]) -> Iterator[Figure]:
     """Answers a second."""
     for name, rate in said["images_per_second"].items():
@@ -210,6 +221,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
         sources,
         filters,
         incremental,
+        nights,
         emulator,
     )
 }

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["NameSet"]
+__all__ = ["DIGEST_BYTES", "NameSet", "digests_of"]
 
-_DIGEST_BYTES: Final = 16
+DIGEST_BYTES: Final = 16
 _BUCKETS: Final = 65_536
 
 
@@ -27,8 +27,12 @@ class NameSet:
 
     def update(self, names: Iterable[str | bytes]) -> None:
         """Add `names`; bytes are a name's UTF-8. Blocks for about a microsecond each."""
-        for name in names:
-            digest = _digest(name)
+        self.add(digests_of(names))
+
+    def add(self, digests: bytes) -> None:
+        """Add the names that have these digests, as from `digests_of`."""
+        for at in range(0, len(digests), DIGEST_BYTES):
+            digest = digests[at : at + DIGEST_BYTES]
             bucket = digest[0] << 8 | digest[1]
             if not _holds(self._buckets[bucket], digest):
                 self._buckets[bucket] += digest
@@ -42,13 +46,18 @@ class NameSet:
         return self._count
 
 
+def digests_of(names: Iterable[str | bytes]) -> bytes:
+    """16 bytes for each of `names`, one after the other."""
+    return b"".join(map(_digest, names))
+
+
 def _digest(name: str | bytes) -> bytes:
     data = name.encode("utf-8", "surrogatepass") if isinstance(name, str) else name
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def _holds(bucket: bytes, digest: bytes) -> bool:
     at = bucket.find(digest)
-    while at % _DIGEST_BYTES and at >= 0:  # the end of one digest and the beginning of the next
+    while at % DIGEST_BYTES and at >= 0:  # the end of one digest and the beginning of the next
         at = bucket.find(digest, at + 1)
     return at >= 0

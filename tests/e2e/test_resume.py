@@ -68,7 +68,11 @@ def test_a_stopped_run_calls_for_the_rest_only(cli, job, env, out, stopped):
     second = cli(*job, env=env)
     assert second.code == 0, second.err
     assert "was begun before" in second.err
-    assert second.json["calls"] == IMAGES - first["scored"], "no image is paid for twice"
+    assert second.json["sessions"][-1]["calls"] == IMAGES - first["scored"], "no image is paid for twice"
+    assert [each["calls"] for each in second.json["sessions"]] == [first["calls"], IMAGES - first["scored"]]
+    assert second.json["calls"] == IMAGES, "the summary adds the sessions up"
+    assert second.json["seconds"] == pytest.approx(sum(each["seconds"] for each in second.json["sessions"]))
+    assert second.json["images_per_second"] == pytest.approx(IMAGES / second.json["seconds"], abs=0.001)
     assert second.json["scored"] == second.json["planned"] == IMAGES
     assert len(set(out.uris())) == len(out.uris()) == IMAGES
 
@@ -187,7 +191,8 @@ def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
     assert (run.json["failed"], run.json["skipped"], run.json["scored"]) == (3, 1, IMAGES - 4)
     assert f"and `batchcl retry {out.root} r` to score 3 again" in run.err
     useless = cli("retry", out.root, "r", "--json", env=env)
-    assert (useless.code, useless.json["failed"], useless.json["calls"]) == (3, 3, 3)
+    assert (useless.code, useless.json["failed"], useless.json["sessions"][-1]["calls"]) == (3, 3, 3)
+    assert useless.json["calls"] == run.json["calls"] + 3
     other = cli("retry", out.root, "r", "--code", "InternalServerError", "--json", env=env)
     assert (other.code, other.json["status"]) == (2, "refused")
     assert "failed with --code InternalServerError; the codes are InvalidS3ObjectException (3)" in other.err
@@ -196,7 +201,16 @@ def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
     codes = {row["error_code"] for row in out.rows("failures") if row["status"] == "failed"}
     mended = cli("retry", out.root, "r", *(part for code in codes for part in ("--code", code)), "--json", env=env)
     assert mended.code == 0, mended.err
-    assert (mended.json["calls"], mended.json["failed"], mended.json["scored"]) == (3, 0, IMAGES - 1)
+    assert (mended.json["calls"], mended.json["failed"], mended.json["scored"]) == (
+        run.json["calls"] + 6,
+        0,
+        IMAGES - 1,
+    )
+    assert [(each["round"], each["calls"]) for each in mended.json["sessions"]] == [
+        (0, run.json["calls"]),
+        (1, 3),
+        (2, 3),
+    ]
     assert mended.json["planned"] == IMAGES
     rounds = Counter((row["status"], row["round"]) for row in out.rows("failures"))
     assert rounds == {("skipped", 0): 1, ("failed", 0): 3, ("failed", 1): 3}, "nothing is taken out of the tables"
@@ -260,16 +274,18 @@ def test_a_retry_that_is_ended_early_tells_of_the_whole_run_and_how_it_goes_on(c
     assert early.code == 3, early.err
     assert "--max-failures is 0" in early.json["reason"]
     assert (early.json["scored"], early.json["failed"], early.json["skipped"]) == (IMAGES - 4, 3, 1)
-    assert early.json["calls"] < 3
+    assert early.json["sessions"][-1]["calls"] < 3
     assert f"`batchcl retry {out.root} r` goes on" in early.err
     state = cli("status", out.root, "r", "--json", env=env).json
     assert (state["state"], state["resumable"], state["unfinished_round"]) == ("done", False, 1)
     assert state["reason"] == early.json["reason"]
     again = cli(*job, env=env)
-    assert (again.code, again.json["calls"]) == (3, 0), "the run itself has nothing left to do"
+    assert (again.code, again.json["sessions"][-1]["calls"]) == (3, 0), "the run itself has nothing left to do"
+    assert again.json["calls"] == early.json["calls"]
     put()
     done = cli("retry", out.root, "r", "--max-failures", 3, "--json", env=env)
-    assert (done.code, done.json["failed"], done.json["round"]) == (0, 3 - done.json["calls"], 1), done.err
+    called = done.json["sessions"][-1]["calls"]
+    assert (done.code, done.json["failed"], done.json["round"]) == (0, 3 - called, 1), done.err
     state = cli("status", out.root, "r", "--json", env=env).json
     assert (state["unfinished_round"], state["reason"], state["unresolved"]) == (None, None, done.json["failed"])
 
@@ -324,7 +340,7 @@ def test_a_deadline_ends_the_run_resumably(cli, job, env, out):
     assert "deadline of 2s" in late.json["reason"]
     assert late.json["scored"] < IMAGES
     done = cli(*job, env=env)
-    assert (done.code, done.json["calls"]) == (0, IMAGES - late.json["scored"])
+    assert (done.code, done.json["sessions"][-1]["calls"]) == (0, IMAGES - late.json["scored"])
     assert len(out.table()) == IMAGES
 
 
@@ -339,7 +355,9 @@ def test_a_cost_ends_the_run_resumably(cli, job, demo, out):
         assert 0 < dear.json["scored"] < IMAGES
         assert model_status(endpoint, demo.arn) in {"STOPPING", "STOPPED"}
         done = cli(*job, "--start-model", 5, env=env)
-    assert (done.code, done.json["calls"] - done.json["throttled"]) == (0, IMAGES - dear.json["scored"])
+    last = done.json["sessions"][-1]
+    assert (done.code, last["calls"] - last["throttled"]) == (0, IMAGES - dear.json["scored"])
+    assert done.json["cost_usd"] == pytest.approx(dear.json["cost_usd"] + last["cost_usd"]), "both have had it running"
     assert len(out.table()) == IMAGES
 
 
@@ -358,7 +376,8 @@ def test_too_many_failures_end_the_run_early_and_a_higher_bound_goes_on(cli, job
     done = cli(*job, "--max-failures", 3, env=env)
     assert done.code == 0, done.err
     assert (done.json["failed"], done.json["scored"]) == (3, IMAGES - 4)
-    assert done.json["calls"] == IMAGES - 1 - early.json["scored"] - early.json["failed"]
+    assert done.json["sessions"][-1]["calls"] == IMAGES - 1 - early.json["scored"] - early.json["failed"]
+    assert done.json["calls"] == IMAGES - 1
     assert len(out.table()) == IMAGES
 
 

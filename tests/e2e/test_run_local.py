@@ -65,6 +65,7 @@ def test_parts_have_schema_v1_and_lie_where_the_design_says(cli, demo, env, tmp_
         "journal/00000/00000.arrow",
         "journal/00000/00001.arrow",  # the cut
         "sessions/00000.json",
+        "sessions/00000.settled",
         "shards/00000.json",
         "summary.json",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import uuid
 
@@ -59,6 +60,8 @@ def test_a_prefix_is_scored_into_an_s3_root_with_exact_keys(cli, demo, env, seaw
         "out/runs/r/journal/00000/00000.arrow",
         "out/runs/r/journal/00000/00001.arrow",  # the cut
         "out/runs/r/sessions/00000.json",
+        "out/runs/r/sessions/00000.settled",
+        f"out/runs/.starts/{dt.datetime.fromisoformat(done.json['started_at']):%Y%m%dT%H%M%S.%fZ}~r",
         "out/runs/r/shards/00000.json",
         "out/runs/r/summary.json",
     }

@@ -211,12 +211,12 @@ class FaultyStore(Store):
 
     def list_now(self, prefix: str) -> list[StoredFile]:
         return [
-            StoredFile(path, len(data))
+            StoredFile(path, len(data), str(hash(data)))
             for path, data in sorted(self._files.items())
             if _below(prefix, path) and not path.rpartition("/")[2].startswith(".")
         ]
 
-    def open_file(self, path: str) -> BinaryIO:
+    def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:  # noqa: ARG002 - Store's signature
         return io.BytesIO(self._files[path])
 
     async def _do(self, act: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -21,7 +22,10 @@ def test_it_answers_as_the_real_store_does():
     faulty, real = FaultyStore({}), Store.memory()
 
     async def same(name: str, *args: Any) -> None:
-        assert await getattr(faulty, name)(*args) == await getattr(real, name)(*args), (name, args)
+        answers = [await getattr(store, name)(*args) for store in (faulty, real)]
+        if name == "list_all":  # each has entity tags of its own
+            answers = [[replace(file, etag=None) for file in files] for files in answers]
+        assert answers[0] == answers[1], (name, args)
 
     async def main() -> None:
         for n in range(400):

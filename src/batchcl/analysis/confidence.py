@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from batchcl.analysis.results import shown_model
 from batchcl.errors import UsageError
 
 __all__ = ["confidence_histogram"]
@@ -15,32 +16,34 @@ _LABELS_NAMED = 10
 def confidence_histogram(
     detections: pl.LazyFrame, *, bins: int = 20, label: str | None = None, per_label: bool = False
 ) -> pl.DataFrame:
-    """A histogram over 0 to 100 with `bins` bins of one width, empty ones included.
+    """A histogram over 0 to 100 with `bins` bins of one width, empty ones included; one for each model.
 
     Args:
         detections: as from `Results.detections()`.
         bins: 1 to 1000.
         label: count this label only.
-        per_label: one histogram for each label, in the order of their names.
+        per_label: one histogram for each label too, in the order of their names.
 
     Returns:
         `from` and `to` in percent (a bin holds its lower edge; the last holds 100 too), `detections`, and `share`, the
         part of all counted detections of the histogram (null where there are none); with `per_label` a column `label`
-        in front.
+        in front, and with several models a column `model` before it: the name, or the ARN where models share the name.
 
     Raises:
         UsageError: `bins` is out of range, or no detection has the `label`.
     """
     if not 1 <= bins <= _MOST_BINS:
         raise UsageError(f"a histogram can't have {bins} bins; choose 1 to {_MOST_BINS}")
-    keys = ["label"] if per_label else []
     kept = detections if label is None else detections.filter(pl.col("label") == label)
     bin_of = (pl.col("confidence").cast(pl.Float64) * bins / 100).floor().clip(0, bins - 1).cast(pl.Int32)
-    counts = kept.group_by(*keys, bin_of.alias("bin")).agg(pl.len().alias("detections")).collect()
+    by = ["model", "model_arn", *(["label"] if per_label else [])]
+    counts = kept.group_by(*by, bin_of.alias("bin")).agg(pl.len().alias("detections")).collect()
+    counts = counts.with_columns(shown_model())
+    keys = [*(["model"] if counts["model_arn"].n_unique() > 1 else []), *(["label"] if per_label else [])]
     if label is not None and counts.is_empty():
         raise UsageError(f"no detection has the label {label!r}; {_labels(detections)}")
     every_bin = pl.DataFrame({"bin": pl.Series(range(bins), dtype=pl.Int32)})
-    grid = counts.select(keys).unique().join(every_bin, how="cross") if per_label else every_bin
+    grid = counts.select(keys).unique().join(every_bin, how="cross") if keys else every_bin
     share = pl.col("detections") / pl.col("detections").sum()
     return (
         grid.join(counts, on=[*keys, "bin"], how="left")
@@ -51,7 +54,7 @@ def confidence_histogram(
             (pl.col("bin") * 100 / bins).alias("from"),
             ((pl.col("bin") + 1) * 100 / bins).alias("to"),
             "detections",
-            (share.over(keys) if per_label else share).fill_nan(None).alias("share"),
+            (share.over(keys) if keys else share).fill_nan(None).alias("share"),
         )
     )
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import polars as pl
 
 from batchcl.analysis.boxes import average_precision
+from batchcl.analysis.results import shown_model
 from batchcl.analysis.truth import Truth
 from batchcl.errors import UsageError
 
@@ -54,7 +55,7 @@ def evaluate(
     Raises:
         UsageError: the results are of several models, or none of their images is in the truth.
     """
-    scored = images.select("uri", "model", "scored_at", "labels").collect()
+    scored = images.select("uri", "model", "model_arn", "scored_at", "labels").collect()
     _one_model(scored)
     latest = scored.sort("scored_at").unique("uri", keep="last", maintain_order=True)
     known = latest.join(truth.images, on="uri", how="semi").sort("uri")
@@ -68,6 +69,7 @@ def evaluate(
     tops = _tops(expected, found)
     summary: dict[str, Any] = {
         "model": known["model"].first(),
+        "model_arn": known["model_arn"].first(),
         "min_confidence": min_confidence,
         "images": known.height,
         "missing": missing.height,
@@ -92,7 +94,7 @@ def evaluate(
 
 
 def _one_model(scored: pl.DataFrame) -> None:
-    models = scored["model"].unique().sort().to_list()
+    models = scored.select("model", "model_arn").unique().select(shown_model()).to_series().sort().to_list()
     if len(models) > 1:
         raise UsageError(
             f"the results are of {len(models)} models, {', '.join(models)}; "

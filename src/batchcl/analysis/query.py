@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from batchcl.analysis.runs import run_table
 from batchcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 def query(results: Results, sql: str) -> pl.DataFrame:
-    """The answer to one SQL statement over the tables `results`, `detections` and `failures`.
+    """The answer to one SQL statement over the tables `results`, `detections`, `failures` and `runs`.
 
     ```python
     query(open_results("out"), "SELECT label, COUNT(*) AS n FROM detections GROUP BY label ORDER BY n DESC")
@@ -34,6 +35,8 @@ def query(results: Results, sql: str) -> pl.DataFrame:
         "results": results.images(),
         "detections": results.detections(),
         "failures": results.failures(),
+        # runs are read whole, and only for a statement that may be about them
+        "runs": results.runs() if re.search(r"\bruns\b", sql, re.IGNORECASE) else run_table([]).lazy(),
     }
     first = re.match(r"\s*(\w+|\()", _COMMENT.sub(" ", sql))
     if first is None or first[1].lower() not in _READS:

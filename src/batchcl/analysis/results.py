@@ -9,15 +9,19 @@ import datetime as dt
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
+from anyio.from_thread import start_blocking_portal
 
+from batchcl.analysis.runs import run_table
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import UsageError
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.published import PublishedPart, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
+from batchcl.runs.status import RunState, list_runs
 from batchcl.runs.store import Store, open_root
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 
     from batchcl.aws.session import Aws
 
-__all__ = ["DETECTIONS", "Results", "day_of", "open_results"]
+__all__ = ["DETECTIONS", "Results", "day_of", "open_results", "shown_model"]
 
 _HIVE: Final[dict[str, Any]] = {"model": pl.String(), "date": pl.Date()}
 DETECTIONS: Final = (
@@ -41,6 +45,7 @@ DETECTIONS: Final = (
     "model",
     "date",
     "run_id",
+    "model_arn",
 )
 """The columns of `Results.detections()`."""
 
@@ -113,6 +118,12 @@ class Results:
             .unique(_IMAGE, keep="last", maintain_order=True)
         )
 
+    def runs(self) -> pl.LazyFrame:
+        """One row a run, also of one without a published file: what `batchcl runs --json` shows. Blocks and reads."""
+        with start_blocking_portal() as portal:
+            states = portal.call(partial(list_runs, self._store, now=dt.datetime.now(dt.UTC)))
+        return run_table(state for state in states if self._narrowing.keeps_run(state)).lazy()
+
     def detections(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
     ) -> pl.LazyFrame:
@@ -124,7 +135,7 @@ class Results:
         images = self.images(model=model, run_id=run_id, date=date)
         label = pl.col("labels").struct
         return (
-            images.select("uri", "version_id", "labels", "model", "date", "run_id")
+            images.select("uri", "version_id", "labels", "model", "date", "run_id", "model_arn")
             .filter(pl.col("labels").list.len() > 0)  # polars 1 makes a null row of an empty list
             .explode("labels")
             .with_columns(
@@ -138,10 +149,9 @@ class Results:
         narrowing.check(self._store, self._parts)
         parts = [part for part in self._parts if part.table == table and narrowing.keeps(part)]
         frame = self._scan_parts(parts, schema)
-        for column, value in (("model_arn", narrowing.model_arn), ("run_id", narrowing.run_id)):
-            if value is not None:
-                frame = frame.filter(pl.col(column) == value)
-        return frame
+        for arn in narrowing.arns:
+            frame = frame.filter(pl.col("model_arn") == arn)
+        return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
 
     def _scan_parts(self, parts: Sequence[PublishedPart], schema: pa.Schema) -> pl.LazyFrame:
         empty = pl.DataFrame(schema.empty_table())
@@ -181,35 +191,46 @@ class Results:
 class _Narrowing:
     """Which parts are wanted; None leaves a matter open. `nothing` where two filters exclude each other.
 
-    `model` names the folder, in which models of equal names are distinguished by `model_arn`.
+    Each of `models` is `project`, `project@version` or an ARN. All of them have to apply. A folder has the models of
+    one name, which are distinguished by their ARN in each row.
     """
 
-    model: str | None = None
-    model_arn: str | None = None
+    models: tuple[str, ...] = ()
     run_id: str | None = None
     date: str | None = None
     nothing: bool = False
 
     def and_also(self, model: str | None, run_id: str | None, date: dt.date | str | None) -> _Narrowing:
         day = None if date is None else _iso(date)
-        arn = model if model is not None and model.startswith("arn:") else None
-        if arn is not None:
-            model = ModelArn.parse(arn).name
-        pairs = ((self.model, model), (self.model_arn, arn), (self.run_id, run_id), (self.date, day))
+        if model is not None and model.startswith("arn:"):
+            ModelArn.parse(model)
+        pairs = ((self.run_id, run_id), (self.date, day))
         return _Narrowing(
-            model=model or self.model,
-            model_arn=arn or self.model_arn,
+            models=self.models if model is None else (*self.models, model),
             run_id=run_id or self.run_id,
             date=day or self.date,
             nothing=self.nothing or any(None not in pair and len(set(pair)) > 1 for pair in pairs),
         )
 
+    @property
+    def arns(self) -> list[str]:
+        return [model for model in self.models if model.startswith("arn:")]
+
     def keeps(self, part: PublishedPart) -> bool:
         return (
             not self.nothing
-            and self.model in (None, part.model)
+            and all(_may_be(part.model, model) for model in self.models)
             and self.date in (None, part.date)
             and (self.run_id is None or part.may_hold(self.run_id))
+        )
+
+    def keeps_run(self, state: RunState) -> bool:
+        return (
+            not self.nothing
+            and all(_may_be(state.model or "", model) for model in self.models)
+            and all(state.model_arn == arn for arn in self.arns)
+            and self.run_id in (None, state.run_id)
+            and self.date in (None, state.started_at and state.started_at.date().isoformat())
         )
 
     def check(self, store: Store, parts: Iterable[PublishedPart]) -> None:
@@ -218,8 +239,9 @@ class _Narrowing:
         if not parts:
             return
         models = sorted({part.model for part in parts})
-        if self.model is not None and self.model not in models:
-            raise UsageError(f"{store.root} has nothing published of the model {self.model!r}; it has {_some(models)}")
+        for wanted in self.models:
+            if not any(_may_be(model, wanted) for model in models):
+                raise UsageError(f"{store.root} has nothing published of the model {wanted!r}; it has {_some(models)}")
         if self.run_id is None or any(part.may_hold(self.run_id) for part in parts):
             return
         if not store.list_now(RunPaths(self.run_id).folder):
@@ -247,7 +269,7 @@ def open_results(
 
     Args:
         root: what `--out` was.
-        model: rows of this model only, `<project>@<version>` or its ARN.
+        model: rows of this model only, `<project>@<version>` or its ARN; `<project>` for all of its versions.
         run_id: rows of this run only.
         date: rows of the runs that started on this UTC day only.
         aws: for an S3 root; as the AWS CLI would by default.
@@ -264,6 +286,22 @@ def open_results(
     narrowing = _Narrowing().and_also(model, run_id, date)
     narrowing.check(store, parts)
     return Results(store, parts, narrowing=narrowing)
+
+
+def _may_be(name: str, model: str) -> bool:
+    """Whether `model`, which is `project`, `project@version` or an ARN, may be the one of this name."""
+    if model.startswith("arn:"):
+        model = ModelArn.parse(model).name
+    return model in (name, name.partition("@")[0])
+
+
+def shown_model() -> pl.Expr:
+    """The model of a row of any frame as people tell it from the others: its name, or its ARN where others share it.
+
+    Both are accepted as `model`.
+    """
+    shared = pl.col("model_arn").n_unique().over("model") > 1
+    return pl.when(shared).then("model_arn").otherwise("model").alias("model")
 
 
 def _iso(date: dt.date | str) -> str:

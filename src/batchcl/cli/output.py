@@ -35,7 +35,10 @@ __all__ = [
 
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="What --out was: a directory or s3://bucket/prefix.")]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Only this model: PROJECT@VERSION or an ARN.", show_default=False)
+    str | None,
+    typer.Option(
+        "--model", help="Only this model: PROJECT@VERSION, an ARN, or PROJECT for all versions.", show_default=False
+    ),
 ]
 Run = Annotated[str | None, typer.Option("--run", help="Only this run.", show_default=False)]
 Date = Annotated[

@@ -13,7 +13,7 @@ __all__ = ["query"]
 
 def query(
     root: Root,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over results, detections, failures.")],
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over results, detections, failures, runs.")],
     *,
     model: Model = None,
     run: Run = None,
@@ -23,13 +23,15 @@ def query(
     profile: Profile = None,
     region: Region = None,
 ) -> None:
-    """Ask the results in SQL: the tables are results, detections (one row a label) and failures.
+    """Query the results in SQL: the tables are results, detections (one row a label), failures and runs.
 
     Examples:
 
       batchcl query out "SELECT label, COUNT(*) AS n FROM detections GROUP BY label ORDER BY n DESC"
 
       batchcl query out "SELECT uri, confidence FROM detections WHERE label = 'cat' AND confidence < 60" --csv
+
+      batchcl query out "SELECT SUM(calls) AS calls, SUM(cost_usd) AS dollars FROM runs"
 
       batchcl query out "SELECT error_code, COUNT(*) AS n FROM failures GROUP BY error_code" --json
     """  # noqa: D412 - Typer shows the examples as they stand

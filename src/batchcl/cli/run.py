@@ -277,10 +277,12 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     if left:
         parts.append(f"{left:,} not done")
     cost = "" if summary.cost_usd is None else f", at least ${summary.cost_usd:.2f} for the model"
+    worked = sum(each.calls > 0 for each in summary.sessions)
+    over = f" of {worked:,} sessions" if worked > 1 else ""
     retry = f"round {summary.round} of " if summary.round and summary.status == "stopped" else ""
     text = (
         f"{retry}run {summary.run_id} is {summary.status}: {summary.planned:,} planned = {' + '.join(parts)}, in "
-        f"{summary.seconds:.1f} s ({summary.images_per_second:.1f} images/s, {summary.throttled:,} of "
+        f"{summary.seconds:.1f} s{over} ({summary.images_per_second:.1f} images/s, {summary.throttled:,} of "
         f"{summary.calls:,} calls throttled{cost})"
     )
     if log_format is LogFormat.JSON:

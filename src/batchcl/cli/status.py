@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from batchcl.cli.output import Csv, Json, Profile, Region, Root
+from batchcl.cli.streams import tell
 
 if TYPE_CHECKING:
     from batchcl.runs.status import RunState
@@ -27,24 +28,31 @@ _OVERVIEW = (
     "failed",
     "skipped",
     "left",
+    "min_confidence",
+    "calls",
+    "seconds",
     "images_per_second",
+    "cost_usd",
     "held_by",
 )
 
 
 def runs(root: Root, *, json: Json = False, csv: Csv = False, profile: Profile = None, region: Region = None) -> None:
-    """All runs of an output root, the oldest first.
+    """All runs of an output root, the oldest first, with what they have cost so far.
+
+    --json and --csv have all that `batchcl status` shows of a run, its model's ARN among it.
 
     Examples:
 
       batchcl runs out
 
-      batchcl runs s3://tables/labels --json
+      batchcl runs s3://tables/labels --csv > runs.csv
     """  # noqa: D412 - Typer shows the examples as they stand
-    import polars as pl  # noqa: PLC0415 - `batchcl --help` goes without
-
-    from batchcl.cli.output import emit  # noqa: PLC0415
+    from batchcl.analysis.runs import run_table  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.cli.output import check_format, emit  # noqa: PLC0415
     from batchcl.runs.status import list_runs  # noqa: PLC0415
+
+    check_format(json=json, csv=csv)
 
     async def work(store: Store) -> list[RunState]:
         states = await list_runs(store, now=dt.datetime.now(dt.UTC))
@@ -53,9 +61,11 @@ def runs(root: Root, *, json: Json = False, csv: Csv = False, profile: Profile =
         return states
 
     states = with_store(work, root, profile=profile, region=region)
-    rows = [state.as_dict() for state in states]
-    frame = pl.DataFrame([{name: row[name] for name in _OVERVIEW} for row in rows], infer_schema_length=None)
-    emit(frame, json=json, csv=csv, title=f"Runs in {root}")
+    frame = run_table(states)
+    emit(frame if json or csv else frame.select(_OVERVIEW), json=json, csv=csv, title=f"Runs in {root}")
+    for state in states:
+        if state.state == "damaged":
+            tell(f"run {state.run_id} can't be shown: {state.reason}")
 
 
 def status(

@@ -211,7 +211,10 @@ class _Stderr(io.TextIOBase):
 
 
 class _JsonHandler(logging.Handler):
-    """What libraries log, as JSON."""
+    """What libraries log, as JSON; but for the SDK, whose errors are reported where they are raised."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.name.partition(".")[0] not in {"aiobotocore", "botocore"}
 
     def emit(self, record: logging.LogRecord) -> None:
         log("library", record.getMessage(), level=record.levelname.lower(), fields={"logger": record.name})

@@ -70,7 +70,14 @@ async def admit(
             await take()
             await lock.check()
             async with lease.beating():
-                return await recover_runs(store, record.model, besides=record.run_id, utcnow=utcnow, on_alive=refuse)
+                return await recover_runs(
+                    store,
+                    record.model,
+                    besides=record.run_id,
+                    all_rows=bool(record.scored_as.get("incremental")),
+                    utcnow=utcnow,
+                    on_alive=refuse,
+                )
     finally:
         with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
             await lock.release()

@@ -16,14 +16,18 @@ __all__ = [
     "FOLDERS",
     "RUNS",
     "STAGING",
+    "STARTS",
     "PartName",
     "RunPaths",
     "admission_path",
     "expand_home",
+    "known_path",
     "new_run_id",
     "output_root",
     "pace_path",
     "run_name",
+    "run_of_start",
+    "start_path",
     "valid_run_id",
 ]
 
@@ -34,6 +38,10 @@ FOLDERS: Final = ("results", "failures", RUNS)
 STAGING: Final = f"{RUNS}/.staging"
 """Where local files are written before they are renamed. Not a run: a run's name does not begin with a dot."""
 
+STARTS: Final = f"{RUNS}/.starts"
+"""Folder of empty files whose names tell when each run started, so that the newest one is found by names alone."""
+
+_BETWEEN: Final = "~"  # the name of a run has none
 _PACE: Final = f"{RUNS}/.pace"
 _PART: Final = re.compile(r"(?P<run>.+)-(?P<shard>\d{5,})-(?P<first>\d{5,})\.parquet")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
@@ -110,6 +118,21 @@ def pace_path(model_arn: str, units: str) -> str:
 def admission_path(model_arn: str) -> str:
     """Folder of the lock under which runs of a model start."""
     return f"{RUNS}/.admission/{_file_name(model_arn)}"
+
+
+def known_path(about: str) -> str:
+    """What small files were read to, so that the next run need not read them; `about` says from which rows."""
+    return f"{RUNS}/.known/{hashlib.sha256(about.encode()).hexdigest()[:32]}"
+
+
+def start_path(run_id: str, started_at: dt.datetime) -> str:
+    """Created before the run's record."""
+    return f"{STARTS}/{started_at.astimezone(dt.UTC):%Y%m%dT%H%M%S.%fZ}{_BETWEEN}{run_name(run_id)}"
+
+
+def run_of_start(path: str) -> str:
+    """The run, by its name, in such a path."""
+    return path.rpartition("/")[2].partition(_BETWEEN)[2]
 
 
 def _file_name(model_arn: str) -> str:

@@ -29,12 +29,24 @@ import orjson
 
 from batchcl.errors import BatchclError, OutputError, StoppedError
 from batchcl.runs.store import Store
+from batchcl.runs.together import together
 
-__all__ = ["Lease", "LeaseKeeper", "is_alive", "read_lease", "read_session"]
+__all__ = [
+    "Lease",
+    "LeaseKeeper",
+    "is_alive",
+    "read_lease",
+    "read_leases",
+    "read_session",
+    "session_numbers",
+    "unsettled_lease",
+]
 
 HEARTBEAT_S: Final = 10.0
 EXPIRES_S: Final = 45.0
 _LOOK_EVERY_S: Final = 2.0
+_SESSION: Final = ".json"
+_READS_AT_ONCE: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,16 +118,47 @@ async def is_alive(store: Store, folder: str, lease: Lease) -> bool:
 
 async def read_lease(store: Store, folder: str) -> Lease | None:
     """The newest session below `folder`, or None where there was none."""
-    files = [file.path for file in await store.list_all(folder)]
+    files = await _session_files(store, folder)
     return await read_session(store, files[-1]) if files else None
+
+
+async def unsettled_lease(store: Store, folder: str) -> Lease | None:
+    """`read_lease`, but None where that session has settled. Then one list does, of names only."""
+    names = [file.path for file in await store.list_all(folder)]
+    files = [name for name in names if name.endswith(_SESSION)]
+    if not files or _settled(files[-1]) in names:
+        return None
+    lease = await read_session(store, files[-1])
+    return None if lease.ended and lease.settled else lease
+
+
+async def read_leases(store: Store, folder: str) -> list[Lease]:
+    """All sessions below `folder`, the first one first."""
+    paths = await _session_files(store, folder)
+    return await together(lambda path: read_session(store, path), paths, at_once=_READS_AT_ONCE)
+
+
+async def session_numbers(store: Store, folder: str) -> list[int]:
+    """Of all sessions below `folder`, from names alone."""
+    return [_number(path) for path in await _session_files(store, folder)]
+
+
+async def _session_files(store: Store, folder: str) -> list[str]:
+    return [file.path for file in await store.list_all(folder) if file.path.endswith(_SESSION)]
+
+
+def _settled(session: str) -> str:
+    """Beside a session's file: says in its name that the session has ended and settled, so that nobody reads it."""
+    return f"{session.removesuffix(_SESSION)}.settled"
 
 
 async def read_session(store: Store, path: str) -> Lease:
     """The session in the file `path`; a damaged one keeps nobody out."""
-    number = int(path.rpartition("/")[2].removesuffix(".json"))
+    number = _number(path)
     try:
         values = orjson.loads(await store.get(path) or b"")
         known = {each.name: values[each.name] for each in fields(Lease) if each.name in values}
+        known["progress"] = dict(known.get("progress", {}))
         return Lease(**known | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
     except (ValueError, TypeError, KeyError):
         never = dt.datetime.fromtimestamp(0, dt.UTC)
@@ -177,6 +220,10 @@ class LeaseKeeper:
     def number(self) -> int:
         """Of this session; 0 for the first one."""
         return self._lease.number
+
+    def counters(self) -> dict[str, Any]:
+        """What the next heartbeat would say of the progress."""
+        return self._progress()
 
     async def acquire(self, *, on_left: Callable[[Lease], None] = lambda _: None, dead: Lease | None = None) -> None:
         """Take the lease, or raise `StoppedError` that says who has it. Waits for a heartbeat of that process.
@@ -258,6 +305,8 @@ class LeaseKeeper:
         path = self._path(self.number)
         if (await read_session(self._store, path)).holder == self.holder:
             await self._store.put(path, self._beat(ended=True))
+            if self.settled:
+                await self._store.put_new(_settled(path), b"")
 
     def _path(self, number: int) -> str:
         return _path(self._folder, number)
@@ -280,8 +329,12 @@ class LeaseKeeper:
         return orjson.dumps(asdict(lease), option=orjson.OPT_UTC_Z)
 
 
+def _number(path: str) -> int:
+    return int(path.rpartition("/")[2].removesuffix(_SESSION))
+
+
 def _path(folder: str, number: int) -> str:
-    return f"{folder}/{number:05d}.json"
+    return f"{folder}/{number:05d}{_SESSION}"
 
 
 class _State(NamedTuple):

@@ -1,27 +1,37 @@
-"""A run's two documents: `run.json`, created exclusively when it starts, and `summary.json`, written when it ends."""
+"""A run's two documents, and what its sessions spent.
+
+`run.json` is created exclusively when the run starts, and `summary.json` written at the end of each session. A session
+keeps its own counters in its file below `sessions/`; the summary adds those of all sessions up.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import orjson
 
 from batchcl.aws.arn import ModelArn
-from batchcl.errors import UsageError
+from batchcl.errors import OutputError
 from batchcl.runs.damage import intact
-from batchcl.runs.layout import RunPaths, run_name
-from batchcl.runs.parts import PartSpec
+from batchcl.runs.layout import RunPaths, run_name, start_path
+from batchcl.runs.lease import read_leases
 from batchcl.runs.store import Store
+
+if TYPE_CHECKING:
+    from batchcl.runs.parts import PartSpec
 
 __all__ = [
     "RunRecord",
+    "SessionRecord",
     "Summary",
     "differences",
     "read_record",
+    "read_sessions",
     "read_summary",
+    "total_spent",
     "write_summary",
 ]
 
@@ -60,6 +70,8 @@ class RunRecord:
 
     def part_spec(self) -> PartSpec:
         """What all its published files have in common."""
+        from batchcl.runs.parts import PartSpec  # noqa: PLC0415 - pyarrow, only when it is needed
+
         return PartSpec(
             run_id=self.run_id,
             model=self.model_name,
@@ -71,7 +83,49 @@ class RunRecord:
 
     async def create(self, store: Store) -> bool:
         """Write the record; False if the run id is taken."""
+        await store.put(start_path(self.run_id, self.started_at), b"")
         return await store.put_new(RunPaths(self.run_id).record, _dump(asdict(self)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """What one session of a run spent: a process, from its start to its end.
+
+    Attributes:
+        number: of the session, from 0; resumptions, retries and recoveries by other runs each have the next one.
+        round: 0, or the number of the retry.
+        calls: DetectCustomLabels calls, the throttled ones included.
+        throttled: calls that were refused for capacity.
+        images: that cost a call and have their outcome.
+        seconds: from the first call to the last row; 0 without a call.
+        images_per_second: `images` in `seconds`.
+        cost_usd: what the model cost while this session had it running, at least; None where the session didn't start
+            it.
+    """
+
+    number: int
+    round: int = 0
+    calls: int = 0
+    throttled: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    cost_usd: float | None = None
+
+    @classmethod
+    def of(cls, number: int, progress: Mapping[str, Any]) -> SessionRecord:
+        """From the counters of a heartbeat."""
+        images, seconds = _number(progress, "images"), _number(progress, "seconds")
+        return cls(
+            number=number,
+            round=int(_number(progress, "round")),
+            calls=int(_number(progress, "calls")),
+            throttled=int(_number(progress, "throttled")),
+            images=int(images),
+            seconds=seconds,
+            images_per_second=_rate(images, seconds),
+            cost_usd=None if progress.get("cost_usd") is None else _number(progress, "cost_usd"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +135,12 @@ class Summary:
     Attributes:
         status: `done` when every image of the list has its row, `stopped` when not.
         reason: why it stopped.
-        calls: DetectCustomLabels calls of the last session, the throttled ones included; a run that was taken up
-            again has had several sessions.
-        seconds: of the last session, from the first call to the last row.
-        cost_usd: what the model cost while this run had it running, at least; None where the run didn't start it.
+        calls: DetectCustomLabels calls of all sessions, the throttled ones included.
+        throttled: of all sessions, as `seconds`, `images_per_second` and `cost_usd` are.
+        seconds: each session's from its first call to its last row.
+        cost_usd: what the model cost while this run had it running, at least; None where no session started it.
+        sessions: what each session spent, in order. One that was killed counts up to its last heartbeat.
+        min_confidence: that was asked for; None where it was left to the model.
         tolerated: whether failures stayed within `max_failures`.
         bad_lines: lines of the lists that name no image and were left out.
         repeated: images that the sources named more than once, beyond the first time.
@@ -115,6 +171,7 @@ class Summary:
     started_at: dt.datetime
     ended_at: dt.datetime
     tolerated: bool = True
+    min_confidence: float | None = None
     cost_usd: float | None = None
     bad_lines: int = 0
     repeated: int = 0
@@ -128,6 +185,7 @@ class Summary:
     lines: int | None = None
     round: int = 0
     reason: str | None = None
+    sessions: tuple[SessionRecord, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -141,19 +199,37 @@ async def read_record(store: Store, run_id: str) -> RunRecord | None:
     """The record of the run with this id or name, or None if there is no such run.
 
     Raises:
-        UsageError: another run has this name: file systems may not distinguish `a` from `A`.
-        OutputError: it can't be read.
+        OutputError: it can't be read, or another run has this name: file systems may not distinguish `a` from `A`.
     """
     path = RunPaths(run_id).record
     record = _load(RunRecord, await store.get(path), store.uri(path))
     if record is not None and run_name(record.run_id) != run_name(run_id):
-        raise UsageError(f"{store.uri(path)} is of run {record.run_id!r}, not {run_id!r}; use another --run-id")
+        raise OutputError(f"{store.uri(path)} is of run {record.run_id!r}, not {run_id!r}; use another --run-id")
     return record
 
 
 async def read_summary(store: Store, run_id: str) -> Summary | None:
     """The run's summary, or None if it has not ended."""
     return _load(Summary, await store.get(RunPaths(run_id).summary), store.uri(RunPaths(run_id).summary))
+
+
+async def read_sessions(store: Store, run_id: str) -> list[SessionRecord]:
+    """What each session of the run has spent by its last heartbeat, in order."""
+    leases = await read_leases(store, RunPaths(run_id).sessions)
+    return [SessionRecord.of(lease.number, lease.progress) for lease in leases]
+
+
+def total_spent(sessions: Sequence[SessionRecord]) -> dict[str, Any]:
+    """`calls`, `throttled`, `seconds`, `images_per_second` and `cost_usd` of all `sessions`."""
+    seconds = round(sum(each.seconds for each in sessions), 3)
+    costs = [each.cost_usd for each in sessions if each.cost_usd is not None]
+    return {
+        "calls": sum(each.calls for each in sessions),
+        "throttled": sum(each.throttled for each in sessions),
+        "seconds": seconds,
+        "images_per_second": _rate(sum(each.images for each in sessions), seconds),
+        "cost_usd": sum(costs) if costs else None,
+    }
 
 
 async def write_summary(store: Store, summary: Summary) -> None:
@@ -175,6 +251,15 @@ def _value(scored_as: Mapping[str, Any], name: str) -> str:
     return "left out" if value is None else repr(value)
 
 
+def _rate(images: float, seconds: float) -> float:
+    return round(images / seconds, 3) if seconds > 0 else 0.0
+
+
+def _number(progress: Mapping[str, Any], name: str) -> float:
+    value = progress.get(name)
+    return value if isinstance(value, int | float) else 0
+
+
 def _dump(document: dict[str, Any]) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z)
 
@@ -189,4 +274,10 @@ def _load(kind: type[_Document], data: bytes | None, where: str) -> _Document | 
         for name in ("started_at", "ended_at"):
             if name in known:
                 known[name] = dt.datetime.fromisoformat(known[name])
+        if "sessions" in known:
+            names = {one.name for one in fields(SessionRecord)}
+            known["sessions"] = tuple(
+                SessionRecord(**{name: value for name, value in each.items() if name in names})
+                for each in known["sessions"]
+            )
         return kind(**known)

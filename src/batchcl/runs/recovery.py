@@ -8,17 +8,15 @@ next segment of one that was cut. It doesn't complete the run: the same command 
 from __future__ import annotations
 
 import datetime as dt
-import re
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from batchcl.errors import StoppedError
+from batchcl.errors import OutputError, StoppedError
 from batchcl.runs.entries import latest, of_round, positions
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RUNS, RunPaths, run_name
-from batchcl.runs.lease import Lease, LeaseKeeper, is_alive, read_session
+from batchcl.runs.lease import Lease, LeaseKeeper, is_alive, unsettled_lease
 from batchcl.runs.ledger import AllImages, Targets
 from batchcl.runs.markers import published, read_totals, write_marker
 from batchcl.runs.parts import PartSpec, publish_journal
@@ -32,8 +30,9 @@ __all__ = ["publish_leftovers", "recover_runs"]
 
 _SHARDS_AT_ONCE: Final = 8
 _RUNS_AT_ONCE: Final = 4
-_READS_AT_ONCE: Final = 32
-_SESSION: Final = re.compile(rf"{RUNS}/[^/.][^/]*/sessions/\d+\.json")
+_READS_AT_ONCE: Final = 64
+_KEPT: Final = ("round", "owns_model")
+"""Counters of a dead session that pass to its recovery: not what it spent, which stays in its own file."""
 
 
 async def recover_runs(
@@ -41,47 +40,69 @@ async def recover_runs(
     model: str,
     *,
     besides: str,
+    all_rows: bool,
     utcnow: Callable[[], dt.datetime],
     on_alive: Callable[[RunRecord, Lease], None],
 ) -> list[str]:
     """Publish what the other runs of `model` have journalled whose process died; returns their ids.
 
+    A run whose last session has settled has nothing to publish, and is not read: a list of names says so.
+
     Args:
         store: the output root.
         model: ARN.
         besides: the run id of the caller.
+        all_rows: whether the caller relies on all of their rows; if not, runs that can't be recovered are passed over.
         utcnow: the time of day.
         on_alive: receives each run that a process works on; raises where that may not be.
 
+    Raises:
+        OutputError: a run may have rows that can't be published, as one of its files is damaged.
+        StoppedError: by `on_alive`.
     """
-    sessions = [file.path for file in await store.list_all(RUNS) if _SESSION.fullmatch(file.path)]
-    newest = {path.split("/")[1]: path for path in sessions}  # of each run the last one, as they are sorted
-    newest.pop(run_name(besides), None)
+
+    def pass_over(run_id: str, error: OutputError) -> None:
+        if all_rows:
+            raise OutputError(
+                f"run {run_id} may have scored images that are not in the tables, and can't be recovered: {error}; or "
+                "run without --incremental"
+            ) from error
 
     async def look(run_id: str) -> tuple[RunRecord, Lease, bool] | None:
-        lease = await read_session(store, newest[run_id])
-        record = None if lease.ended and lease.settled else await read_record(store, run_id)
-        if record is None or record.model != model:
-            return None
-        return record, lease, await is_alive(store, RunPaths(run_id).sessions, lease)
+        try:
+            lease = await unsettled_lease(store, RunPaths(run_id).sessions)
+            record = None if lease is None else await read_record(store, run_id)
+            if lease is not None and record is not None and record.model == model:
+                return record, lease, await is_alive(store, RunPaths(run_id).sessions, lease)
+        except OutputError as error:
+            pass_over(run_id, error)
+        return None
 
     async def settle(found: tuple[RunRecord, Lease, bool] | None) -> str | None:
         if found is None:
             return None
         record, lease, alive = found
         if not alive:
-            with suppress(StoppedError):  # another process has taken it over meanwhile
+            try:
                 await _recover(store, record, lease, utcnow=utcnow)
+            except OutputError as error:
+                pass_over(record.run_id, error)
+                return None
+            except StoppedError:
+                pass  # another process has taken it over meanwhile
+            else:
                 return record.run_id
         on_alive(record, lease)
         return None
 
-    found = await together(look, sorted(newest), at_once=_READS_AT_ONCE)
+    others = [run_id for run_id in await store.children(RUNS) if run_id != run_name(besides)]
+    found = await together(look, others, at_once=_READS_AT_ONCE)
     return [run_id for run_id in await together(settle, found, at_once=_RUNS_AT_ONCE) if run_id is not None]
 
 
 async def _recover(store: Store, record: RunRecord, dead: Lease, *, utcnow: Callable[[], dt.datetime]) -> None:
-    left = dead.progress | {"stops_model": False}  # whether a model is still to be stopped; a recovery stops none
+    kept = {name: value for name, value in dead.progress.items() if name in _KEPT}
+    left = kept | {"stops_model": False}  # a recovery stops no model
     sessions = RunPaths(record.run_id).sessions
     lease = LeaseKeeper(store, sessions, what=f"run {record.run_id}", progress=lambda: left, utcnow=utcnow)
     await lease.acquire(dead=dead)

@@ -1,26 +1,40 @@
-"""What became of a run, told from the output root alone, on any machine, while it goes on or after."""
+"""What became of a run, told from the output root alone, on any machine, while it goes on or after.
+
+Of a run that is done, and on which nobody has worked since, the summary is read alone. Of any other one, all that it
+takes to count its outcomes.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.runs.entries import counts
-from batchcl.runs.journal import Journal
-from batchcl.runs.layout import RUNS, RunPaths
-from batchcl.runs.lease import Lease, read_lease
-from batchcl.runs.markers import Totals, published, read_totals, total
-from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
-from batchcl.runs.rounds import Round, unfinished_round
+from batchcl.aws.arn import ModelArn
+from batchcl.errors import OutputError
+from batchcl.runs.layout import RUNS, STARTS, RunPaths, run_of_start, start_path
+from batchcl.runs.lease import Lease, read_leases, session_numbers
+from batchcl.runs.record import (
+    RunRecord,
+    SessionRecord,
+    Summary,
+    read_record,
+    read_summary,
+    total_spent,
+)
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
-from batchcl.runs.worklist import WorkList
 from batchcl.scoring.outcome import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batchcl.runs.markers import Totals
+    from batchcl.runs.worklist import WorkList
 
 __all__ = ["RunState", "list_runs", "look", "newest_run"]
 
-_AT_ONCE: Final = 8
+_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +42,10 @@ class RunState:
     """A run as the output root shows it.
 
     Attributes:
+        model: its name; `model_arn` is its ARN.
+        min_confidence: that was asked for; None where it was left to the model.
         state: `done`; `running` while a runner holds it; `stopped` when it ended early; `interrupted` when its runner
-            died without a word.
+            died without a word; `damaged` when its files can't be read, with the `reason`, and nothing else is known.
         planned: images on the list so far; all of them once `listed`.
         published: images whose outcome is in the tables.
         journalled: images with a durable outcome that is not in the tables yet.
@@ -39,32 +55,44 @@ class RunState:
         left: images without an outcome.
         rounds: retries that have put rows into the table.
         unfinished_round: the retry that was begun and isn't over, or None; `batchcl retry` goes on with it.
+        sessions: processes that have worked on it, or recovered it.
+        calls: DetectCustomLabels calls of all sessions, `throttled` ones included; of one at work or killed, as of its
+            last heartbeat.
+        seconds: of all sessions, each from its first call to its last row.
+        cost_usd: what the model cost while the run had it running, at least; None where no session started it.
+        images_per_second: of the runner that holds it, else of all sessions; None where they made no call.
         held_by: who works on it, or None.
-        images_per_second: of the runner that holds it, else of the last session that ended; None where it made no call.
         resumable: whether the same `batchcl run` would go on with it.
     """
 
     run_id: str
-    model: str
-    started_at: dt.datetime
+    model: str | None = None
+    model_arn: str | None = None
+    min_confidence: float | None = None
+    started_at: dt.datetime | None = None
     state: str
-    listed: bool
-    planned: int
-    scored: int
-    failed: int
-    skipped: int
-    published: int
-    journalled: int
-    unresolved: int
-    retryable: int
-    fittable: int
-    left: int
-    rounds: int
-    unfinished_round: int | None
-    images_per_second: float | None
-    held_by: str | None
-    resumable: bool
-    reason: str | None
+    listed: bool | None = None
+    planned: int | None = None
+    scored: int | None = None
+    failed: int | None = None
+    skipped: int | None = None
+    published: int | None = None
+    journalled: int | None = None
+    unresolved: int | None = None
+    retryable: int | None = None
+    fittable: int | None = None
+    left: int | None = None
+    rounds: int | None = None
+    unfinished_round: int | None = None
+    sessions: int | None = None
+    calls: int | None = None
+    throttled: int | None = None
+    seconds: float | None = None
+    cost_usd: float | None = None
+    images_per_second: float | None = None
+    held_by: str | None = None
+    resumable: bool | None = None
+    reason: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -72,14 +100,44 @@ class RunState:
 
 
 async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | None:
-    """The run's state, or None if there is no such run. Reads markers, and the journals of unpublished shards."""
-    record = await read_record(store, run_id)
-    if record is None:
-        return None
+    """The run's state, or None if there is no such run. Raises `OutputError` for a damaged one."""
     paths = RunPaths(run_id)
-    summary = await read_summary(store, run_id)
-    lease = await read_lease(store, paths.sessions)
-    rounds = await published(store, paths)
+    reads: Sequence[Callable[[], Any]] = (
+        lambda: read_summary(store, run_id),
+        lambda: session_numbers(store, paths.sessions),
+    )
+    summary, numbers = await together(lambda read: read(), reads, at_once=len(reads))
+    if summary is not None and await _is_over(store, paths, summary, numbers):
+        return _of_summary(summary)
+    record = await read_record(store, run_id)
+    return None if record is None else await _look_closely(store, record, summary, now=now)
+
+
+async def _is_over(store: Store, paths: RunPaths, summary: Summary, numbers: Sequence[int]) -> bool:
+    """Whether the run is done, and the session that wrote the summary was the last one to work on it."""
+    if summary.status != "done" or not summary.sessions or [each.number for each in summary.sessions] != [*numbers]:
+        return False
+    if not any(each.round for each in summary.sessions):
+        return True
+    from batchcl.runs.rounds import unfinished_round  # noqa: PLC0415 - pyarrow, only when it is needed
+
+    return await unfinished_round(store, paths) is None
+
+
+async def _look_closely(store: Store, record: RunRecord, summary: Summary | None, *, now: dt.datetime) -> RunState:
+    """Read the markers, and the journals of shards that aren't complete."""
+    from batchcl.runs.markers import published, read_totals, total  # noqa: PLC0415 - pyarrow, only when it is needed
+    from batchcl.runs.rounds import unfinished_round  # noqa: PLC0415
+    from batchcl.runs.worklist import WorkList  # noqa: PLC0415
+
+    paths = RunPaths(record.run_id)
+    reads: Sequence[Callable[[], Any]] = (
+        lambda: read_leases(store, paths.sessions),
+        lambda: published(store, paths),
+        lambda: unfinished_round(store, paths),
+    )
+    leases, rounds, unfinished = await together(lambda read: read(), reads, at_once=len(reads))
+    lease = leases[-1] if leases else None
     complete = total((await read_totals(store, paths, rounds.items())).values())
     in_tables, journalled = await _of_incomplete(store, paths, rounds)
     worklist = WorkList(store, paths)
@@ -93,27 +151,60 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
         in_tables=in_tables,
         journalled=journalled,
         rounds=max(rounds.values(), default=0),
-        unfinished=await unfinished_round(store, paths),
+        unfinished=unfinished,
+        sessions=[SessionRecord.of(each.number, each.progress) for each in leases],
     )
 
 
 async def list_runs(store: Store, *, now: dt.datetime) -> list[RunState]:
-    """All runs of the root, the oldest first."""
-    states = await together(lambda run_id: look(store, run_id, now=now), await store.children(RUNS), at_once=_AT_ONCE)
-    return sorted((state for state in states if state is not None), key=lambda each: (each.started_at, each.run_id))
+    """All runs of the root, the oldest first; damaged ones before all others, with the reason."""
+
+    async def one(run_id: str) -> RunState | None:
+        try:
+            return await look(store, run_id, now=now)
+        except OutputError as error:
+            return RunState(run_id=run_id, state="damaged", reason=str(error))
+
+    states = await together(one, await store.children(RUNS), at_once=_AT_ONCE)
+    first = dt.datetime.min.replace(tzinfo=dt.UTC)
+    return sorted(
+        (state for state in states if state is not None), key=lambda each: (each.started_at or first, each.run_id)
+    )
 
 
 async def newest_run(store: Store) -> str | None:
-    """The id of the run that began last, or None where there is none. Reads the runs' records alone."""
-    records = await together(lambda run_id: read_record(store, run_id), await store.children(RUNS), at_once=_AT_ONCE)
-    newest = max(
-        (each for each in records if each is not None), key=lambda each: (each.started_at, each.run_id), default=None
-    )
+    """The id of the run that began last, or None where there is none.
+
+    The names below `runs/.starts` tell when runs began. A run without one there is read; a name without a run that
+    began at that time is passed over. Raises `OutputError` where the newest one is damaged.
+    """
+
+    async def record_of(run_id: str) -> RunRecord | None:
+        try:
+            return await read_record(store, run_id)
+        except OutputError:
+            return None  # without a record and a name it isn't known to be a run
+
+    reads: Sequence[Callable[[], Any]] = (lambda: store.children(RUNS), lambda: store.list_all(STARTS))
+    runs, starts = await together(lambda read: read(), reads, at_once=len(reads))
+    named = {run_of_start(file.path) for file in starts}
+    unnamed = await together(record_of, [run_id for run_id in runs if run_id not in named], at_once=_AT_ONCE)
+    found = [record for record in unnamed if record is not None]
+    for file in reversed(starts):
+        run_id = run_of_start(file.path)
+        record = await read_record(store, run_id) if run_id in runs else None
+        if record is not None and start_path(run_id, record.started_at) == file.path:
+            found.append(record)
+            break
+    newest = max(found, key=lambda each: (each.started_at, each.run_id), default=None)
     return None if newest is None else newest.run_id
 
 
 async def _of_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) -> tuple[Counts, Counts]:
     """Outcomes in shards that no round has completed: those in the tables, and those that are only journalled."""
+    from batchcl.runs.entries import counts  # noqa: PLC0415
+    from batchcl.runs.journal import Journal  # noqa: PLC0415
+
     names = await store.children(paths.journals)
     in_tables, journalled = Counts(), Counts()
     for shard in (int(name) for name in names if name.isdigit() and int(name) not in rounds):
@@ -121,6 +212,40 @@ async def _of_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) 
         in_tables += sum((counts(chunk.entries) for chunk in content.chunks), Counts())
         journalled += Counts() if content.uncut is None else counts(content.uncut.entries)
     return in_tables, journalled
+
+
+def _of_summary(summary: Summary) -> RunState:
+    """The state of a run on which nobody has worked since it was done."""
+    return RunState(
+        run_id=summary.run_id,
+        model=ModelArn.parse(summary.model).name,
+        model_arn=summary.model,
+        min_confidence=summary.min_confidence,
+        started_at=summary.started_at,
+        state="done",
+        listed=True,
+        planned=summary.planned,
+        scored=summary.scored,
+        failed=summary.failed,
+        skipped=summary.skipped,
+        published=summary.planned,
+        journalled=0,
+        unresolved=summary.failed,
+        retryable=summary.retryable,
+        fittable=summary.fittable,
+        left=0,
+        rounds=summary.round,
+        unfinished_round=None,
+        resumable=False,
+        reason=summary.reason,
+        **_spent(summary.sessions),
+    )
+
+
+def _spent(sessions: Sequence[SessionRecord]) -> dict[str, Any]:
+    spent = total_spent(sessions)
+    rate = spent["images_per_second"] if spent["calls"] else None
+    return {"sessions": len(sessions)} | spent | {"images_per_second": rate}
 
 
 def _state(
@@ -134,7 +259,10 @@ def _state(
     journalled: Counts,
     rounds: int,
     unfinished: int | None,
+    sessions: Sequence[SessionRecord],
 ) -> RunState:
+    from batchcl.runs.rounds import Round  # noqa: PLC0415
+
     in_parts = complete.counts + in_tables
     both = in_parts + journalled
     listed = worklist.totals is not None
@@ -149,6 +277,8 @@ def _state(
     return RunState(
         run_id=record.run_id,
         model=record.model_name,
+        model_arn=record.model,
+        min_confidence=record.scored_as["min_confidence"],
         started_at=record.started_at,
         state=state,
         listed=listed,
@@ -156,22 +286,25 @@ def _state(
         scored=both.scored,
         failed=both.failed,
         skipped=both.skipped,
-        published=in_parts.done,
-        journalled=journalled.done,
+        published=_outcomes(in_parts),
+        journalled=_outcomes(journalled),
         unresolved=both.failed,
         retryable=Round(0).selected(complete.failures),
         fittable=sum(number for group, number in complete.failures.items() if group.fit_may_help),
         left=worklist.images - both.done,
         rounds=rounds,
         unfinished_round=unfinished,
-        images_per_second=_rate(summary, lease),
         held_by=None if lease is None else f"{lease.host}, process {lease.process.partition('-')[0]}",
         resumable=lease is None and not finished,
         reason=None if summary is None else summary.reason,
+        **_spent(sessions) | ({} if lease is None else {"images_per_second": _rate(lease)}),
     )
 
 
-def _rate(summary: Summary | None, lease: Lease | None) -> float | None:
-    if lease is not None:
-        return lease.progress.get("images_per_second") if lease.progress.get("calls") else None
-    return summary.images_per_second if summary is not None and summary.calls else None
+def _outcomes(counts: Counts) -> int:
+    """Images that this run has an outcome of its own of."""
+    return counts.scored + counts.failed + counts.skipped
+
+
+def _rate(lease: Lease) -> float | None:
+    return lease.progress.get("images_per_second") if lease.progress.get("calls") else None

@@ -45,7 +45,8 @@ __all__ = ["Store", "StoredFile", "open_root"]
 
 T = TypeVar("T")
 
-_READ_AHEAD_BYTES = 64 * 1024
+_READ_AHEAD_BYTES = 1024 * 1024
+_PAGE_FILES = 1000
 _OP_TIMEOUT = timedelta(seconds=60)
 _RETRY_FOR = timedelta(minutes=3)
 _STALE_S = 86_400.0
@@ -57,10 +58,11 @@ _TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "Se
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file below the root: `path` relative to it."""
+    """A file below the root: `path` relative to it; `etag` tells its content, None where the store has none."""
 
     path: str
     size_bytes: int
+    etag: str | None = None
 
 
 class _Attempt(NamedTuple):
@@ -318,18 +320,22 @@ class Store:
         """All files below `prefix`, sorted by path, without those whose name begins with a dot."""
 
         async def listed() -> list[StoredFile]:
-            return [file async for page in obstore.list(self._backend, prefix) for file in _files(page)]
+            pages = obstore.list(self._backend, prefix, chunk_size=_PAGE_FILES)
+            return [file async for page in pages for file in _files(page)]
 
         with _explained("listing", self.uri(prefix)):
             found = await self._signed(listed)
         return sorted(found, key=lambda file: file.path)
 
-    def open_file(self, path: str) -> BinaryIO:
-        """The object as a seekable file that reads only what is asked for. Blocks; used in worker threads."""
-        with _explained("reading", self.uri(path)):
-            return io.BufferedReader(
-                _Readable(obstore.open_reader(self._blocking, path), self.uri(path)), _READ_AHEAD_BYTES
-            )
+    def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:
+        """The object as a seekable file that reads only what is asked for. Blocks; used in worker threads.
+
+        One request less where the caller knows the size.
+        """
+        if size_bytes is None:
+            with _explained("reading", self.uri(path)):
+                size_bytes = obstore.head(self._blocking, path)["size"]
+        return io.BufferedReader(_Readable(self._blocking, path, size_bytes, self.uri(path)), _READ_AHEAD_BYTES)
 
     def list_now(self, prefix: str) -> list[StoredFile]:
         """`list_all` for synchronous callers."""
@@ -368,7 +374,7 @@ def _files(page: Iterable[Any]) -> Iterator[StoredFile]:
     """Those of a page that batchcl may have written; desktops leave hidden files of their own everywhere."""
     for entry in page:
         if not entry["path"].rpartition("/")[2].startswith("."):
-            yield StoredFile(entry["path"], entry["size"])
+            yield StoredFile(entry["path"], entry["size"], entry["e_tag"])
 
 
 def _tidy(staging: Path) -> None:
@@ -407,11 +413,14 @@ def open_root(root: str, *, profile: str | None = None, region: str | None = Non
 
 
 class _Readable(io.RawIOBase):
-    """Obstore's reader with the parts of Python's file protocol that pyarrow asks for."""
+    """An object of a known size with the parts of Python's file protocol that pyarrow asks for."""
 
-    def __init__(self, reader: Any, where: str) -> None:
-        self._reader = reader
+    def __init__(self, backend: ObjectStore, path: str, size_bytes: int, where: str) -> None:
+        self._backend = backend
+        self._path = path
+        self._size_bytes = size_bytes
         self._where = where
+        self._at = 0
 
     def readable(self) -> bool:
         return True
@@ -420,16 +429,20 @@ class _Readable(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _explained("reading", self._where):
-            return int(self._reader.seek(offset, whence))
+        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence] + offset
+        return self._at
 
     def tell(self) -> int:
-        return int(self._reader.tell())
+        return self._at
 
     def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size_bytes - self._at)
+        if length <= 0:
+            return 0
         with _explained("reading", self._where):
-            data = memoryview(self._reader.read(len(buffer)))
+            data = memoryview(obstore.get_range(self._backend, self._path, start=self._at, length=length))
         buffer[: len(data)] = data
+        self._at += len(data)
         return len(data)
 
 

@@ -141,7 +141,7 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
             done = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
         _show_list(worklist, progress, observer)
-        known = known_versions(store, record, job, pause=pause)
+        known = known_versions(store, record, job, pause=pause, keep_index=True)
         freeze = None
         if listing is not None and worklist.totals is None:
             freeze = partial(
@@ -347,12 +347,14 @@ async def _try_reading(
             raise
 
 
-def known_versions(store: Store, record: RunRecord, job: Job, *, pause: Pause = no_pause) -> KnownVersions | None:
+def known_versions(
+    store: Store, record: RunRecord, job: Job, *, pause: Pause = no_pause, keep_index: bool = False
+) -> KnownVersions | None:
     """What an incremental run leaves out; None for another one."""
     if not job.incremental:
         return None
     model = ModelArn.parse(record.model)
-    return KnownVersions(store, model, fit=job.fit, retry_failed=job.retry_failed, pause=pause)
+    return KnownVersions(store, model, fit=job.fit, retry_failed=job.retry_failed, pause=pause, keep_index=keep_index)
 
 
 async def _no_pages() -> AsyncIterator[Page]:

@@ -31,7 +31,15 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, total
-from batchcl.runs.record import RunRecord, Summary, read_summary, write_summary
+from batchcl.runs.record import (
+    RunRecord,
+    SessionRecord,
+    Summary,
+    read_sessions,
+    read_summary,
+    total_spent,
+    write_summary,
+)
 from batchcl.runs.rounds import Round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
@@ -149,6 +157,7 @@ class Session:
                 failure = error
         summary = await self._summary(totals, failure)
         try:
+            summary = await self._with_earlier_sessions(summary)
             if not await self._is_outdated(summary):
                 await write_summary(self.store, summary)
         except OutputError as error:
@@ -244,6 +253,14 @@ class Session:
             f"the engine ended, but {self.store.uri(self._paths.folder)} has {found} for {listed}; a bug in batchcl"
         )
 
+    async def _with_earlier_sessions(self, summary: Summary) -> Summary:
+        """`summary` over all sessions: the others by their files, this one by its final counters."""
+        others = await read_sessions(self.store, self.record.run_id)
+        own = {each.number: each for each in summary.sessions}
+        by_number = {each.number: each for each in others} | own
+        sessions = tuple(by_number[number] for number in sorted(by_number))
+        return replace(summary, sessions=sessions, **total_spent(sessions))
+
     async def _is_outdated(self, summary: Summary) -> bool:
         """Whether a faster runner has ended this round or a later one, so that its summary is the one that counts."""
         other = await read_summary(self.store, self.record.run_id)
@@ -272,11 +289,10 @@ class Session:
         return self.earlier + kept - self._ledger.replaced()
 
     async def _summary(self, final: Totals | None, failure: BatchclError | None) -> Summary:
-        progress = self.progress
         counts = await self._counts_so_far() if final is None else final.counts
         failures = Counter[FailureGroup]() if final is None else final.failures
         counted_before = sum(n for group, n in failures.items() if _is_counted(group, before=self.targets.round))
-        now = progress.snapshot(anyio.current_time())
+        own = SessionRecord.of(self.lease.number, self.lease.counters())
         totals = self.worklist.totals
         return Summary(
             run_id=self.record.run_id,
@@ -285,16 +301,13 @@ class Session:
             scored=counts.scored,
             failed=counts.failed,
             skipped=counts.skipped,
-            calls=now.calls,
-            throttled=now.throttled,
-            seconds=round(now.elapsed_s, 3),
-            images_per_second=round(progress.called / now.elapsed_s, 3) if now.elapsed_s > 0 else 0.0,
+            **total_spent([own]),
             out=self.store.root,
             model=self.record.model,
+            min_confidence=self.record.scored_as["min_confidence"],
             started_at=self.record.started_at,
             ended_at=self.means.utcnow(),
             tolerated=not self.job.tolerance.exceeded(failed=counts.failed - counted_before, scored=counts.scored),
-            cost_usd=self.means.keeper.dollars(),
             bad_lines=totals.bad_lines if totals else 0,
             repeated=totals.repeated if totals else 0,
             known=(totals.known if totals else 0) + counts.already_scored,
@@ -307,6 +320,7 @@ class Session:
             lines=totals.lines if totals else None,
             round=self.targets.round,
             reason=None if failure is None else str(failure),
+            sessions=(own,),
         )
 
     @property

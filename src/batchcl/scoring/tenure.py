@@ -52,11 +52,14 @@ def lease_of(
     )
 
 
-def _heartbeat(progress: Progress, keeper: ModelManager, round_: int) -> dict[str, int | float]:
+def _heartbeat(progress: Progress, keeper: ModelManager, round_: int) -> dict[str, int | float | None]:
     now = progress.snapshot(anyio.current_time())
     names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
     return {name: getattr(now, name) for name in names} | {
+        "images": progress.called,
         "images_per_second": round(now.images_per_second, 2),
+        "seconds": round(now.elapsed_s, 3) if now.calls else 0.0,
+        "cost_usd": now.dollars,
         "round": round_,
         _OWNS_MODEL: keeper.owned,
         _STOPS_MODEL: keeper.stops,

@@ -20,6 +20,7 @@ from batchcl.errors import SourceError, UsageError
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Label, Scored
 from batchcl.sources.lines import MAX_LINE_BYTES
+from unit.analysis.conftest import arn_of
 
 if TYPE_CHECKING:
     from unit.analysis.conftest import Make, Root
@@ -155,6 +156,17 @@ def test_models_are_never_mixed(root: Root, manifest: Path, make: type[Make]) ->
         evaluated(root, manifest)
     images = open_results(str(root), model="m@2").images()
     assert evaluate(images, read_truth(manifest)).summary["model"] == "m@2"
+
+
+def test_a_model_trained_again_under_its_name_is_another_one(root: Root, manifest: Path, make: type[Make]) -> None:
+    older, newer = (arn_of("m@1").replace("1700000000000", stamp) for stamp in ("1700000000000", "1800000000000"))
+    for run_id, arn in (("a", older), ("b", newer)):
+        root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@1", model_arn=arn, run_id=run_id)
+    write(manifest, line("s3://b/1", "cat"))
+    with pytest.raises(UsageError, match=rf"{older}, {newer}; choose one with --model"):
+        evaluate(open_results(str(root), model="m@1").images(), read_truth(manifest))
+    summary = evaluate(open_results(str(root), model=newer).images(), read_truth(manifest)).summary
+    assert (summary["model"], summary["model_arn"]) == ("m@1", newer)
 
 
 def test_the_latest_answer_of_a_model_counts(root: Root, manifest: Path, make: type[Make]) -> None:

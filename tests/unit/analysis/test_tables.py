@@ -13,6 +13,7 @@ from batchcl.analysis.labels import label_table
 from batchcl.analysis.results import open_results
 from batchcl.errors import UsageError
 from batchcl.scoring.outcome import Label
+from unit.analysis.conftest import arn_of
 
 if TYPE_CHECKING:
     from unit.analysis.conftest import Make, Root
@@ -47,6 +48,39 @@ def test_labels_of_two_models_stay_apart(root: Root, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@2")
     table = label_table(open_results(str(root)).detections())
     assert table.select("model", "mean").rows() == [("m@1", 50.0), ("m@2", 90.0)]
+
+
+@pytest.fixture
+def retrained(root: Root, make: type[Make]) -> tuple[str, str]:
+    """The ARNs of two models of one name, of which the first found cats at 50 and the second at 90; m@2 is another."""
+    older, newer = (arn_of("m@1").replace("1700000000000", stamp) for stamp in ("1700000000000", "1800000000000"))
+    root.results(make.scored("s3://b/1", Label("cat", 50)), model="m@1", model_arn=older, run_id="a")
+    root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@1", model_arn=newer, run_id="b")
+    root.results(make.scored("s3://b/1", Label("cat", 70)), model="m@2", run_id="c")
+    return older, newer
+
+
+def test_labels_of_a_model_trained_again_stay_apart_by_arn(root: Root, retrained: tuple[str, str]) -> None:
+    older, newer = retrained
+    table = label_table(open_results(str(root)).detections())
+    assert table.select("model", "mean").rows() == [(older, 50.0), (newer, 90.0), ("m@2", 70.0)]
+    assert "model_arn" not in table.columns
+    chosen = label_table(open_results(str(root), model=newer).detections())
+    assert chosen.select("model", "mean").rows() == [("m@1", 90.0)], "the name does where nothing shares it"
+
+
+def test_histograms_of_several_models_stay_apart(root: Root, retrained: tuple[str, str]) -> None:
+    older, newer = retrained
+    table = confidence_histogram(open_results(str(root)).detections(), bins=2)
+    assert table.select("model", "detections", "share").rows() == [
+        *((older, 0, 0.0), (older, 1, 1.0)),
+        *((newer, 0, 0.0), (newer, 1, 1.0)),
+        *(("m@2", 0, 0.0), ("m@2", 1, 1.0)),
+    ]
+    each = confidence_histogram(open_results(str(root), model="m@1").detections(), bins=1, per_label=True)
+    assert each.select("model", "label", "detections").rows() == [(older, "cat", 1), (newer, "cat", 1)]
+    one = confidence_histogram(open_results(str(root), model=older).detections(), bins=1)
+    assert one.columns == ["from", "to", "detections", "share"]
 
 
 def test_a_histogram_has_every_bin_and_its_edges_belong_somewhere(root: Root, make: type[Make]) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
 import anyio
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
 from batchcl.failure_codes import FAILURE_CODES
 from batchcl.images import ImageRef
+from batchcl.runs import known as module
 from batchcl.runs.journal import Chunk
 from batchcl.runs.known import KnownVersions
 from batchcl.runs.parts import PartSpec, publish_chunk
@@ -106,22 +111,57 @@ def test_another_model_knows_nothing(model):
     assert fresh([image("a")], [image("a")], model=model) == [True]
 
 
-def test_every_night_counts_and_all_are_read_once_with_pauses(monkeypatch: pytest.MonkeyPatch):
-    opened: list[str] = []
+class Counting(Store):
+    """A store in memory that notes which published files are read."""
+
+    def __init__(self) -> None:
+        super().__init__("memory", MemoryStore())
+        self.read: list[str] = []
+
+    async def get(self, path: str) -> bytes | None:
+        if path.endswith(".parquet"):
+            self.read.append(path)
+        return await super().get(path)
+
+    def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:
+        assert size_bytes is not None, "the listing has told it"
+        self.read.append(path)
+        return super().open_file(path, size_bytes=size_bytes)
+
+    def taken(self) -> list[str]:
+        """What was read since the last time."""
+        read, self.read = sorted(self.read), []
+        return read
+
+
+async def nights(store: Store, numbers: Iterable[int]) -> None:
+    for night in numbers:
+        await publish(store, f"n{night:03}", [scored(image(f"{night}/{n:03}")) for n in range(4)])
+
+
+async def whole(store: Store, numbers: Iterable[int]) -> bool:
+    """Whether an incremental run knows exactly the images of these nights, of 100."""
+    versions = KnownVersions(store, arn_of("m@1"), keep_index=True)
+    asked = [image(f"{night}/{n:03}") for night in range(100) for n in range(4)]
+    there = set(numbers)
+    return [one is None for one in await versions.known(asked)] == [
+        night not in there for night in range(100) for _ in range(4)
+    ]
+
+
+async def index_of(store: Store) -> str:
+    (path,) = [file.path for file in await store.list_all("runs/.known")]
+    return path
+
+
+def test_every_night_counts_and_all_are_read_once_with_pauses():
     pauses: list[int] = []
-    open_file = Store.open_file
-
-    def counted(store: Store, path: str) -> BinaryIO:
-        opened.append(path)
-        return open_file(store, path)
-
-    monkeypatch.setattr(Store, "open_file", counted)
 
     async def pause(images: int) -> None:
         pauses.append(images)
 
     async def main() -> None:
-        store = Store.memory()
+        store = Counting()
         for night in range(1, 4):
             outcomes = [scored(image(f"{night}/{n:03}")) for n in range(48)]
             await publish(store, f"n{night}", outcomes, day=night)
@@ -130,10 +170,170 @@ def test_every_night_counts_and_all_are_read_once_with_pauses(monkeypatch: pytes
             across = [image(f"{night}/{n:03}") for night in (1, 3, 4)]
             found = await known.known([*across, image("2/000", etag="e2")])
             assert found == ["already_scored", "already_scored", None, None]
+        assert len(set(read := store.taken())) == len(read) == 3
 
     anyio.run(main)
-    assert len(set(opened)) == len(opened) == 3
-    assert pauses == [6, 6, 6]
+    assert sum(pauses) == 18
+
+
+def test_large_files_are_read_by_columns_and_never_indexed():
+    async def main() -> None:
+        store = Counting()
+        many = [image(f"{n:05}", etag=hashlib.sha256(b"%d" % n).hexdigest()) for n in range(8000)]
+        await publish(store, "large", [scored(each) for each in many])
+        (file,) = await store.list_all("results")
+        assert file.size_bytes > 128 * 1024
+        for _ in range(2):
+            versions = KnownVersions(store, arn_of("m@1"), keep_index=True)
+            assert set(await versions.known(many)) == {"already_scored"}
+            assert store.taken() == [file.path]
+        assert await store.list_all("runs/.known") == []
+
+    anyio.run(main)
+
+
+def test_an_index_spares_the_next_night_the_small_files():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        assert len(store.taken()) == 60
+        await nights(store, range(60, 63))
+        assert await whole(store, range(63))
+        assert [path[-24:-20] for path in store.taken()] == ["n060", "n061", "n062"], "only what came since"
+
+    anyio.run(main)
+
+
+def test_few_files_make_no_index_and_a_look_writes_none():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(49))
+        assert await whole(store, range(49))
+        await nights(store, range(49, 60))
+        assert await KnownVersions(store, arn_of("m@1")).known([image("0/000")]) == ["already_scored"]
+        assert await store.list_all("runs/.known") == []
+
+    anyio.run(main)
+
+
+def test_an_index_has_a_limit_and_is_written_where_it_gains(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_INDEX_BYTES", 16 * 4 * 55)
+
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        index = await store.get(await index_of(store))
+        store.taken()
+        await nights(store, range(60, 100))
+        assert await whole(store, range(100))
+        assert len(store.taken()) == 45, "what the index has no room for"
+        assert await store.get(await index_of(store)) == index
+
+    anyio.run(main)
+
+
+def test_files_that_a_user_removed_are_known_no_more():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        for file in await store.list_all("results"):
+            if "/n007-" in file.path:
+                await store.delete(file.path)
+        assert await whole(store, set(range(60)) - {7})
+
+    anyio.run(main)
+
+
+def test_a_file_with_other_content_under_its_name_is_read_again():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        first, second, *_ = [file.path for file in await store.list_all("results")]
+        data = await store.get(second)
+        assert data is not None
+        await store.put(first, data)
+        assert await whole(store, range(1, 60))
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "another model's", "empty"])
+def test_an_index_that_is_not_whole_counts_nothing(damage):
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        store.taken()
+        path = await index_of(store)
+        data = await store.get(path)
+        assert data is not None
+        if damage == "gone":
+            await store.delete(path)
+        elif damage == "another model's":
+            await KnownVersions(store, arn_of("m@1/1800000000000"), keep_index=True).known([image("0/000")])
+            (other,) = {file.path for file in await store.list_all("runs/.known")} - {path}
+            await store.put(path, await store.get(other) or b"")
+            store.taken()
+        else:
+            middle = len(data) // 2
+            flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+            await store.put(path, {"cut": data[:middle], "flipped": flipped, "empty": b""}[damage])
+        assert await whole(store, range(60))
+        assert len(store.taken()) == 60, "all are read again"
+        assert await whole(store, range(60))
+        assert store.taken() == [], "and there is a new index"
+
+    anyio.run(main)
+
+
+def test_permanent_failures_have_an_index_of_their_own_for_each_fit_setting():
+    async def main() -> None:
+        store = Counting()
+        for night in range(60):
+            await publish(store, f"n{night:03}", [failed(image(f"{night}/000"))])
+        for fit, expected in ((False, "already_failed"), (True, None), (False, "already_failed")):
+            versions = KnownVersions(store, arn_of("m@1"), fit=fit, keep_index=True)
+            assert await versions.known([image("7/000")]) == [expected]
+        again = KnownVersions(store, arn_of("m@1"), retry_failed=True, keep_index=True)
+        assert await again.known([image("7/000")]) == [None]
+        store.taken()
+        for fit in (False, True):
+            await KnownVersions(store, arn_of("m@1"), fit=fit).known([image("7/000")])
+        assert [path for path in store.taken() if path.startswith("failures")] == []
+
+    anyio.run(main)
+
+
+def test_an_index_that_cannot_be_written_ends_nothing():
+    class Full(Counting):
+        async def put(self, path: str, data: bytes) -> None:
+            if ".known" in path:
+                raise OutputError("no space left")
+            await super().put(path, data)
+
+    async def main() -> None:
+        store = Full()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+
+    anyio.run(main)
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_not_known():
+    class Vanishing(Counting):
+        async def get(self, path: str) -> bytes | None:
+            return None if "/n003-" in path else await super().get(path)
+
+    async def main() -> None:
+        store = Vanishing()
+        await nights(store, range(60))
+        assert await whole(store, set(range(60)) - {3})
+
+    anyio.run(main)
 
 
 def known(
@@ -224,5 +424,27 @@ def test_a_damaged_part_is_named_with_what_to_do():
             OutputError, match=r"r1-00000-00000.parquet is damaged: .*; restore it, or run without --incr"
         ):
             await KnownVersions(store, arn_of("m@1")).known([image("a")])
+
+    anyio.run(main)
+
+
+def test_a_file_that_is_not_a_run_s_is_named_and_other_types_do():
+    async def main() -> None:
+        store = Store.memory()
+        await nights(store, range(2))
+        (first, _) = [file.path for file in await store.list_all("results")]
+        table = pl.read_parquet(io.BytesIO(await store.get(first) or b""))
+        rewritten, foreign = io.BytesIO(), io.BytesIO()
+        table.with_columns(pl.col("uri").cast(pl.Categorical), pl.col("size_bytes").cast(pl.String)).write_parquet(
+            rewritten
+        )
+        await store.put(first, rewritten.getvalue())
+        assert await whole(store, range(2))
+        table.drop("etag").write_parquet(foreign)
+        await store.put(first, foreign.getvalue())
+        with pytest.raises(
+            OutputError, match=r"n000.*is not a file of results: it has no column etag; .*--incremental"
+        ):
+            await whole(store, range(2))
 
     anyio.run(main)

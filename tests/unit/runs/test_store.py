@@ -148,7 +148,8 @@ def test_listings_are_sorted_and_whole(store: Store) -> None:
         return await store.list_all("results")
 
     files = anyio.run(main)
-    assert files == [StoredFile(f"results/m/{number:03d}", number) for number in range(120)]
+    assert [(file.path, file.size_bytes) for file in files] == [(f"results/m/{n:03d}", n) for n in range(120)]
+    assert len({file.etag for file in files} - {None}) == 120
     assert store.list_now("results") == files
     assert store.list_now("nothing") == []
 

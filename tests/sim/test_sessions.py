@@ -1,0 +1,112 @@
+"""What each session of a run spent is kept, whatever became of it, and the summary adds it up once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from batchcl.errors import FatalCallError, StoppedError
+from batchcl.runs.record import SessionRecord, Summary, read_sessions, read_summary
+from sim.house import RUN, House, Kind, Sort, Trouble, in_house
+from sim.service import Service, image
+from sim.test_left_model import house as model_house
+
+
+def night(**more: object) -> House:
+    """Two minutes of work."""
+    service = Service(latency_s=lambda _: 2.0)
+    return House([image(n) for n in range(120)], service, max_in_flight=2, **more)  # type: ignore[arg-type]
+
+
+async def spent(house: House) -> list[SessionRecord]:
+    return await read_sessions(house.store(), house.run_id)
+
+
+async def killed(house: House) -> int:
+    """Kill a session at its 40th call; how many calls its last heartbeat counted."""
+    assert await house.run(Trouble(Sort.CALL, 40, Kind.CRASH_BEFORE)) is None
+    (first,) = await spent(house)
+    assert 20 <= first.calls <= 42
+    assert 0 < first.images <= first.calls
+    return first.calls
+
+
+def test_a_killed_session_counts_up_to_its_last_heartbeat():
+    async def main() -> None:
+        house = night()
+        calls = await killed(house)
+        summary = await house.run_to_end()
+        house.assert_exactly_once(summary)
+        first, second = summary.sessions
+        assert first.calls == calls
+        assert (second.number, second.round, second.throttled) == (1, 0, 0)
+        assert summary.calls == first.calls + second.calls
+        assert summary.seconds == pytest.approx(first.seconds + second.seconds)
+        assert summary.images_per_second == pytest.approx((first.images + second.images) / summary.seconds, abs=1e-3)
+        assert await spent(house) == list(summary.sessions), "the files of the sessions say the same"
+
+    in_house(main)
+
+
+def test_a_recovery_by_another_run_spends_nothing():
+    async def main() -> None:
+        house = night(incremental=True)
+        calls = await killed(house)
+        other = replace(house, run_id="other", images=house.images[:3])
+        await other.run_to_end()
+        assert [each.calls for each in await spent(house)] == [calls, 0], "the second session is the recovery"
+        summary = await house.run_to_end()
+        assert [each.calls for each in summary.sessions[:2]] == [calls, 0]
+        assert (summary.calls, len(summary.sessions)) == (calls + summary.sessions[2].calls, 3)
+
+    in_house(main)
+
+
+def test_a_session_with_nothing_to_do_and_a_repeated_command_add_nothing():
+    async def main() -> None:
+        house = night()
+        first = await house.run_to_end()
+        assert await house.run() == first == await read_summary(house.store(), RUN)
+        house.files.pop(f"runs/{RUN}/summary.json")  # as if it had been killed before it could write it
+        again = await house.run_to_end()
+        idle = again.sessions[1]
+        assert (idle.calls, idle.images, idle.seconds, idle.cost_usd) == (0, 0, 0.0, None)
+        assert (again.calls, again.seconds) == (first.calls, first.seconds)
+        assert again.images_per_second == first.images_per_second
+
+    in_house(main)
+
+
+def test_dollars_add_up_over_the_sessions_that_had_the_model_running():
+    async def main() -> None:
+        house = model_house()
+        unpaid = partial(FatalCallError, "the bill is not paid", code="X")
+        stopped = await house.run(Trouble(Sort.CALL, 8, Kind.ERROR_BEFORE, error=unpaid))
+        assert isinstance(stopped, StoppedError)
+        first = stopped.summary
+        assert isinstance(first, Summary)
+        assert first.cost_usd is not None
+        summary = await house.run_to_end()
+        costs = [each.cost_usd for each in summary.sessions]
+        assert costs[0] == first.cost_usd
+        assert costs[1] is not None
+        assert summary.cost_usd == pytest.approx(costs[0] + costs[1])
+        house.files.pop(f"runs/{RUN}/summary.json")
+        again = await house.run_to_end()
+        assert again.sessions[2].cost_usd is None, "it has started no model"
+        assert again.cost_usd == summary.cost_usd
+
+    in_house(main)
+
+
+def test_a_damaged_session_counts_nothing_and_ends_nothing():
+    async def main() -> None:
+        house = night()
+        await killed(house)
+        house.files[f"runs/{RUN}/sessions/00000.json"] = b'{"progress": {"calls": "many", "seconds": null}}'
+        summary = await house.run_to_end()
+        assert summary.sessions[0] == SessionRecord(number=0)
+
+    in_house(main)
