@@ -19,6 +19,7 @@ BatchclError
     ├── TransientError      worth another attempt
     │   └── HostError       so it is, but it tells nothing of the service: a disk, or S3, doesn't give an image
     ├── ImageError          this image fails, the others go on
+    │   └── RejectedError   so it does, unless 20 calls in a row are rejected: then the run stops
     ├── ModelNotReadyError  no calls until the model is back
     └── FatalCallError      no call can succeed: the run stops
 ```
@@ -49,6 +50,7 @@ __all__ = [
     "OutputError",
     "RefusedError",
     "RegionError",
+    "RejectedError",
     "SourceError",
     "StoppedError",
     "ThrottledError",
@@ -206,6 +208,19 @@ class HostError(TransientError):
 
 class ImageError(CallError):
     """The service refuses this image, whatever the attempt."""
+
+
+class RejectedError(ImageError):
+    """The service rejects the call without a verdict on the picture: the reason may concern other images, too.
+
+    `is_general` where it usually concerns all of them, as a permission, the model or the identity does.
+    """
+
+    def __init__(
+        self, message: str, *, code: str, status: int | None = None, request_id: str = "", is_general: bool = False
+    ) -> None:
+        super().__init__(message, code=code, status=status, request_id=request_id)
+        self.is_general = is_general
 
 
 class ModelNotReadyError(CallError):

@@ -11,7 +11,7 @@ from batchcl.aws.errors import INVALID_S3_OBJECT
 from batchcl.aws.readable import HEAD_BYTES, Looked, look_at, refusals, refuse_unreadable, sample_of
 from batchcl.doctor.case import Answer, Case
 from batchcl.doctor.findings import Verdict
-from batchcl.errors import CallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
+from batchcl.errors import CallError, ImageError, ModelNotReadyError, RejectedError, ThrottledError, TransientError
 from batchcl.images import ImageRef, Unfit, unfit
 from batchcl.pixels import unfit_bytes
 from batchcl.reading.readers import open_reader
@@ -99,12 +99,15 @@ async def check_call(case: Case) -> Answer:
             found = await detector.detect(image)
     except (ThrottledError, TransientError, ModelNotReadyError) as error:
         return Verdict.WARN, f"the call for {image.uri} was not answered this time: {error.code}: {error}"
-    except ImageError as error:
+    except RejectedError as error:
         if error.code == INVALID_S3_OBJECT:
             return Verdict.FAIL, (
                 f"the service can't read {image.uri}, which this identity can: {error}; look for a condition in its "
                 "policies or the bucket's"
             )
+        verdict = Verdict.FAIL if error.is_general else Verdict.WARN
+        return verdict, f"the service rejects the call for {image.uri}: {error.code}: {error}"
+    except ImageError as error:
         return Verdict.WARN, f"the service refuses {image.uri}: {error.code}: {error}"
     except CallError as error:
         return Verdict.FAIL, f"DetectCustomLabels refuses: {error.code}: {error}"
