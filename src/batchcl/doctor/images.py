@@ -8,7 +8,7 @@ from typing import Final
 
 from batchcl.aws.detect import open_detector
 from batchcl.aws.errors import INVALID_S3_OBJECT
-from batchcl.aws.readable import HEAD_BYTES, Looked, look_at, refusals, refuse_unreadable, sample_of
+from batchcl.aws.readable import HEAD_BYTES, Looked, look_at, misspelled, refusals, refuse_unreadable, sample_of
 from batchcl.doctor.case import Answer, Case
 from batchcl.doctor.findings import Verdict
 from batchcl.errors import CallError, ImageError, ModelNotReadyError, RejectedError, ThrottledError, TransientError
@@ -62,7 +62,7 @@ async def check_images(case: Case) -> Answer:
         why = Counter(reason.code for image in case.page if (reason := unfit(image, fit=fit)) is not None)
         return Verdict.WARN, f"none of the first {len(case.page):,} images costs a call: {_listed(why)}"
     case.looked = await look_at(case.aws, sample, region=case.region)
-    refuse_unreadable(case.looked)
+    refuse_unreadable(case.looked, hint=await misspelled(case.aws, case.looked, region=case.region))
     unreadable = refusals(case.looked)
     reasons = [None if each.code or fit else unfit_head(each) for each in case.looked]
     bad = unreadable + Counter(reason.code for reason in reasons if reason is not None)

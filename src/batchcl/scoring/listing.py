@@ -15,11 +15,12 @@ import anyio.to_thread
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.buckets import Buckets
-from batchcl.aws.readable import SAMPLE, look_at, refuse_unreadable, sample_of
+from batchcl.aws.readable import SAMPLE, look_at, misspelled, refuse_unreadable, sample_of
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.job import Job
+from batchcl.quantities import counted
 from batchcl.scoring.events import Notice, Observer
 from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Checked, Source
@@ -112,7 +113,7 @@ async def check_sources(
         )
     found = [await source.check() for source in sources]
     for source, checked in zip(sources, found, strict=True):
-        _tell_bad_lines(source, checked, observer)
+        _report_bad_lines(source, checked, observer)
     await buckets.check(name for checked in found for name in checked.buckets)
     for bucket, region in buckets.elsewhere.items():
         text = f"bucket {bucket} lies in {region}: its images are fetched from there and sent as bytes"
@@ -132,13 +133,18 @@ async def check_sources(
             for source, checked in zip(sources, found, strict=True)
             if checked.bad_lines
         },
-        try_reading=partial(_try_reading, aws, model.region, fit=job.fit),
+        try_reading=partial(_try_reading, aws, model.region, fit=job.fit, observer=observer),
     )
 
 
-async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef], *, is_all: bool, fit: bool) -> None:
-    sample = sample_of(images, fit=fit)
-    refuse_unreadable(await look_at(aws, sample, region=region), is_all=is_all)
+async def _try_reading(
+    aws: Aws, region: str, images: Sequence[ImageRef], *, is_all: bool, fit: bool, observer: Observer
+) -> None:
+    looked = await look_at(aws, sample_of(images, fit=fit), region=region)
+    hint = await misspelled(aws, looked, region=region)
+    refuse_unreadable(looked, is_all=is_all, hint=hint)
+    if hint:
+        observer.notice(Notice("misspelled", hint))
 
 
 def _total(lines: Sequence[int | None]) -> int | None:
@@ -210,9 +216,15 @@ async def _chained(first: Sequence[Page], rest: AsyncIterator[Page]) -> AsyncIte
         yield page
 
 
-def _tell_bad_lines(source: Source, checked: Checked, observer: Observer) -> None:
+def _report_bad_lines(source: Source, checked: Checked, observer: Observer) -> None:
     for line in checked.bad_lines:
         text = f"left out: {line.place(source.description)}: {line.reason}"
         observer.notice(Notice("bad-line", text, {"line": line.number}))
     if unseen := checked.bad_count - len(checked.bad_lines):
         observer.notice(Notice("bad-line", f"left out: {unseen} more lines of {source.description}"))
+    if labels := checked.bad_labels.count:
+        text = (
+            f"{counted(labels, 'image')} of {source.description} will be scored without a label that can't be used "
+            f"for evaluate; the first: {checked.bad_labels.first}"
+        )
+        observer.notice(Notice("bad-label", text, {"images": labels}))

@@ -14,7 +14,10 @@ from batchcl.images import ImageRef, escaped
 from batchcl.sources.repeats import HashSet
 
 __all__ = [
+    "NO_BAD_LABELS",
     "PAGE",
+    "BadLabel",
+    "BadLabels",
     "BadLine",
     "Checked",
     "Position",
@@ -52,6 +55,29 @@ class BadLine:
 
 
 @dataclass(frozen=True, slots=True)
+class BadLabel:
+    """An image that can be scored, with a label that can't be used: `number` of its line from 1, and `reason`."""
+
+    image: ImageRef
+    reason: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BadLabels:
+    """How many images have a label that can't be used, and where and why the first one can't."""
+
+    count: int = 0
+    first: str = ""
+
+    def __add__(self, other: BadLabels) -> BadLabels:
+        return BadLabels(self.count + other.count, self.first or other.first)
+
+
+NO_BAD_LABELS: Final = BadLabels()
+
+
+@dataclass(frozen=True, slots=True)
 class Checked:
     """What a look at the source told before a call was spent.
 
@@ -63,6 +89,7 @@ class Checked:
         lines: lines or rows of a list that aren't blank: its images, each as often as it is named, the bad lines, and
             what is left out. None where the source is no list.
         left_out: what the list names that is no image to score, such as an inventory's delete markers: kind → count.
+        bad_labels: images of which a label can't be used, with the first reason; they are scored all the same.
     """
 
     buckets: frozenset[str] = frozenset()
@@ -71,6 +98,7 @@ class Checked:
     digest: str | None = None
     lines: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    bad_labels: BadLabels = NO_BAD_LABELS
 
 
 @dataclass(frozen=True, slots=True)

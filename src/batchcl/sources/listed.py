@@ -20,7 +20,7 @@ import polars as pl
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.runs.together import together
-from batchcl.sources.base import PAGE, BadLine, Checked, Position, name_of
+from batchcl.sources.base import NO_BAD_LABELS, PAGE, BadLabels, BadLine, Checked, Position, name_of
 from batchcl.sources.repeats import NO_NAMES, HashLog, HashSet
 
 __all__ = ["Chunk", "FrameChunk", "ImageChunk", "ListSource", "Part"]
@@ -37,6 +37,7 @@ class Chunk(Protocol):
         lines: how many that aren't blank.
         bad: those that name no image.
         left_out: those that name something that is no image to score.
+        bad_labels: those whose image can be scored, but a label of which can't be used.
     """
 
     @property
@@ -45,6 +46,8 @@ class Chunk(Protocol):
     def bad(self) -> Sequence[BadLine]: ...  # noqa: D102
     @property
     def left_out(self) -> Mapping[str, int]: ...  # noqa: D102
+    @property
+    def bad_labels(self) -> BadLabels: ...  # noqa: D102
 
     def __len__(self) -> int:
         """Images in the chunk."""
@@ -70,6 +73,7 @@ class ImageChunk:
     found: Sequence[ImageRef]
     bad: Sequence[BadLine] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    bad_labels: BadLabels = NO_BAD_LABELS
 
     @property
     def lines(self) -> int:
@@ -104,6 +108,7 @@ class FrameChunk:
     lines: int
     bad: Sequence[BadLine] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    bad_labels: BadLabels = NO_BAD_LABELS
 
     def __len__(self) -> int:
         return self.frame.height
@@ -172,6 +177,7 @@ class _Facts:
     bad_count: int
     left_out: Mapping[str, int]
     digest: str
+    bad_labels: BadLabels = NO_BAD_LABELS
 
 
 class ListSource:
@@ -250,6 +256,7 @@ class ListSource:
                 bad_count=total.bad_count + len(chunk.bad),
                 left_out=Counter(total.left_out) + Counter(chunk.left_out),
                 digest="",
+                bad_labels=total.bad_labels + chunk.bad_labels,
             )
         return replace(total, digest=content.hexdigest())
 
@@ -265,6 +272,7 @@ class ListSource:
             digest=hashlib.sha256(digests.encode()).hexdigest()[:16],
             lines=sum(each.lines for each in facts),
             left_out=dict(left_out),
+            bad_labels=sum((each.bad_labels for each in facts), NO_BAD_LABELS),
         )
 
     def _pages(self, skip: int) -> Iterator[list[ImageRef]]:
