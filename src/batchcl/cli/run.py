@@ -14,6 +14,7 @@ import typer
 from batchcl.cli.options import (
     AllowOverlap,
     AllVersions,
+    AnyName,
     AsOf,
     Attribute,
     BucketColumn,
@@ -107,6 +108,7 @@ def run(
     attribute: Attribute = None,
     all_versions: AllVersions = None,
     as_of: AsOf = None,
+    any_name: AnyName = None,
     skip_bad_lines: SkipBadLines = None,
     max_failures: MaxFailures = None,
     deadline: Deadline = None,
@@ -183,6 +185,7 @@ def run(
             attribute=attribute,
             all_versions=all_versions,
             as_of=as_of,
+            any_name=any_name,
             skip_bad_lines=skip_bad_lines,
             max_failures=max_failures,
             deadline=deadline,

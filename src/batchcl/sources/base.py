@@ -5,15 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
 from batchcl.errors import SourceError
-from batchcl.images import ImageRef, escaped
+from batchcl.images import APPLE_DOUBLE, ImageRef, escaped, unfit
 from batchcl.sources.repeats import HashSet
 
 __all__ = [
+    "IMAGE_STARTS",
     "NO_BAD_LABELS",
     "PAGE",
     "BadLabel",
@@ -24,11 +25,18 @@ __all__ = [
     "Source",
     "local_image",
     "name_of",
+    "named_images",
     "parse_s3_uri",
     "referred_image",
+    "refuse_arn",
     "refuse_url",
     "s3_image",
 ]
+
+IMAGE_STARTS: Final = (b"\xff\xd8\xff", b"\x89PNG")
+"""What JPEG and PNG files begin with."""
+
+_ARN_COLONS: Final = 5
 
 PAGE: Final = 1000
 """Images a page, as ListObjectsV2 has it."""
@@ -147,6 +155,11 @@ class Source(Protocol):
         ...
 
     @property
+    def is_explicit(self) -> bool:
+        """Whether the user wants each image that it names, so that a name excludes none."""
+        ...
+
+    @property
     def repeats(self) -> HashSet:
         """The images that come more than once, by `name_of`, and perhaps some that don't; known after `check`."""
         ...
@@ -159,6 +172,7 @@ def name_of(image: ImageRef) -> str:
 
 def parse_s3_uri(uri: str) -> tuple[str, str]:
     """(bucket, key) of `s3://bucket/key`; the key literally. Raises `SourceError`."""
+    refuse_arn(uri)
     bucket, slash, key = uri.removeprefix("s3://").partition("/")
     if not uri.startswith("s3://") or not bucket or not slash or not key:
         raise SourceError(f"{uri!r} is not s3://bucket/key")
@@ -187,6 +201,36 @@ def local_image(path: str, *, extra: str | None = None) -> ImageRef:
         last_modified=dt.datetime.fromtimestamp(facts.st_mtime, dt.UTC),
         extra=extra,
     )
+
+
+def named_images(images: list[ImageRef]) -> list[ImageRef]:
+    """`images` that were named explicitly, whose names exclude none: a file's bytes decide, and the service. Blocks."""
+    return [image if unfit(image) is None else replace(image, any_name=_may_be_image(image)) for image in images]
+
+
+def _may_be_image(image: ImageRef) -> bool:
+    """Whether the file begins like a PNG or JPEG; of what isn't a file of its own, the service knows."""
+    if not image.local or image.member is not None:
+        return not image.key.rpartition("/")[2].startswith(APPLE_DOUBLE)
+    try:
+        with open(image.key, "rb") as file:  # noqa: PTH123 - a Path per file costs more than the rest
+            return file.read(len(max(IMAGE_STARTS, key=len))).startswith(IMAGE_STARTS)
+    except (OSError, ValueError):
+        return True  # reading it tells why
+
+
+def refuse_arn(name: str) -> None:
+    """Raise `SourceError` for an ARN in place of a bucket, as an access point or a bucket has one."""
+    arn = name.removeprefix("s3://")
+    if not arn.startswith("arn:"):
+        return
+    kind, _, rest = arn.split(":", maxsplit=_ARN_COLONS)[-1].replace(":", "/").partition("/")
+    if kind == "accesspoint":
+        raise SourceError(
+            f"{name} is the ARN of an access point, and DetectCustomLabels takes buckets; write its alias instead, "
+            f"s3://ALIAS/prefix: aws s3control get-access-point --name {rest.partition('/')[0]} --account-id ACCOUNT"
+        )
+    raise SourceError(f"{name} is an ARN; write s3://bucket/prefix, for an access point with its alias as the bucket")
 
 
 def refuse_url(reference: str, *, what: str = "it") -> None:

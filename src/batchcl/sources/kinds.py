@@ -12,6 +12,7 @@ import orjson
 
 from batchcl.errors import SourceError
 from batchcl.images import EXTENSIONS
+from batchcl.sources.base import IMAGE_STARTS
 from batchcl.sources.csv_rows import BUCKET
 from batchcl.sources.files import START_BYTES, start_of
 from batchcl.sources.inventory import is_inventory_manifest
@@ -22,7 +23,6 @@ from batchcl.spellings import Spelling, spellings
 
 __all__ = ["is_columnar", "kind_of"]
 
-_IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG")
 _TABLE_MAGIC: Final = (b"PAR1", b"ORC")
 _LOOKED_AT: Final = 100
 _HEADING: Final = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
@@ -45,7 +45,7 @@ def kind_of(name: str, path: Path, *, folder: Path | None, wants_table: bool, wa
         SourceError: the file is no list, or could be several kinds: it names them.
     """
     magic = _magic(path)
-    if magic.startswith(_IMAGE_MAGIC):
+    if magic.startswith(IMAGE_STARTS):
         return SourceKind.IMAGE
     if magic.startswith(_TABLE_MAGIC):
         return SourceKind.TABLE

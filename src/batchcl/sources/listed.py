@@ -100,8 +100,8 @@ class ImageChunk:
 class FrameChunk:
     """Images in S3 of a list that is read by columns.
 
-    `frame` has the columns `bucket` and `key`, and may have `version_id`, `etag`, `size_bytes`, `last_modified` and
-    `extra`, under the names and types of `ImageRef`.
+    `frame` has the columns `bucket` and `key`, and may have `version_id`, `etag`, `size_bytes`, `last_modified`,
+    `extra` and `any_name`, under the names and types of `ImageRef`.
     """
 
     frame: pl.DataFrame
@@ -140,13 +140,14 @@ class FrameChunk:
                 size_bytes=size_bytes,
                 last_modified=last_modified,
                 extra=extra,
+                any_name=bool(any_name),
             )
-            for bucket, key, version_id, etag, size_bytes, last_modified, extra in zip(
+            for bucket, key, version_id, etag, size_bytes, last_modified, extra, any_name in zip(
                 columns["bucket"],
                 columns["key"],
                 *(
                     columns.get(name, nothing)
-                    for name in ("version_id", "etag", "size_bytes", "last_modified", "extra")
+                    for name in ("version_id", "etag", "size_bytes", "last_modified", "extra", "any_name")
                 ),
                 strict=True,
             )
@@ -189,7 +190,10 @@ class ListSource:
 
     exhaustive = False
 
-    def __init__(self, description: str, parts: Sequence[Part], *, skip_bad_lines: bool = False) -> None:
+    def __init__(
+        self, description: str, parts: Sequence[Part], *, skip_bad_lines: bool = False, is_explicit: bool = True
+    ) -> None:
+        self.is_explicit = is_explicit
         self.description = description
         self._parts = parts
         self._skip_bad_lines = skip_bad_lines

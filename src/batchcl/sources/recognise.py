@@ -22,7 +22,7 @@ from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
 from batchcl.sources.archive import archive_in_s3, local_archive
-from batchcl.sources.base import Source, refuse_url
+from batchcl.sources.base import Source, refuse_arn, refuse_url
 from batchcl.sources.csv_rows import CsvPart, LabelRows, batch_row
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.files import spool_pipe, spool_stdin
@@ -61,6 +61,7 @@ class ListOptions:
         attribute: of manifests, whose labels count.
         all_versions: of inventories: keep versions that aren't the latest.
         as_of: of inventories: the newest one of this day or earlier.
+        any_name: of prefixes, directories, archives and inventories: take images whatever their names.
         skip_bad_lines: leave lines out that name no image.
     """
 
@@ -70,6 +71,7 @@ class ListOptions:
     attribute: str | None = None
     all_versions: bool = False
     as_of: str | None = None
+    any_name: bool = False
     skip_bad_lines: bool = False
 
 
@@ -145,13 +147,14 @@ class _Opener:
 
     async def open(self, name: str) -> Source:
         kind = self._options.kind
+        refuse_arn(name)
         if name.startswith("s3://"):
             return await self._open_s3(name)
         refuse_url(name, what="a source")
         if kind is SourceKind.PREFIX:
             raise SourceError(f"{name} is no S3 prefix; write s3://bucket/prefix")
         if kind is SourceKind.DIRECTORY:
-            return DirectorySource(name, leave_out=self._leave_out)
+            return DirectorySource(name, leave_out=self._leave_out, is_explicit=self._options.any_name)
         if kind is SourceKind.IMAGE:
             return ImageSource(name)
         if kind is SourceKind.INVENTORY:
@@ -169,7 +172,7 @@ class _Opener:
         if what is _What.FOLDER:
             if self._options.as_of is not None or await anyio.to_thread.run_sync(_holds_inventories, name):
                 return await self._inventory(name)
-            return DirectorySource(name, leave_out=self._leave_out)
+            return DirectorySource(name, leave_out=self._leave_out, is_explicit=self._options.any_name)
         if what is _What.GLOB:
             return await self._lists(name, await anyio.to_thread.run_sync(_globbed, name))
         return await self._lists(name, [_local(name)])
@@ -199,7 +202,13 @@ class _Opener:
         return await self._lists(name, [_ListFile(name, path, None)])
 
     async def _prefix(self, name: str) -> Source:
-        return S3PrefixSource(name, self._aws, region=await self._region_of(name), transport=self._transport)
+        return S3PrefixSource(
+            name,
+            self._aws,
+            region=await self._region_of(name),
+            transport=self._transport,
+            is_explicit=self._options.any_name,
+        )
 
     async def _region_of(self, name: str) -> str:
         """The region of the bucket that `name` begins with."""
@@ -220,7 +229,7 @@ class _Opener:
             return await self._prefix(name)
         if not parts:
             raise SourceError(f"there is no {name}; check the key")
-        return ListSource(name, parts, skip_bad_lines=self._options.skip_bad_lines)
+        return self._list(name, parts, is_explicit=False)
 
     async def _fetched(self, pattern: str) -> list[_ListFile]:
         fitting = await self._fitting(pattern)
@@ -246,11 +255,16 @@ class _Opener:
             all_versions=options.all_versions,
             as_of=options.as_of,
         )
-        return ListSource(name, parts, skip_bad_lines=options.skip_bad_lines)
+        return self._list(name, parts, is_explicit=False)
+
+    def _list(self, name: str, parts: Sequence[Part], *, is_explicit: bool) -> ListSource:
+        options = self._options
+        return ListSource(
+            name, parts, skip_bad_lines=options.skip_bad_lines, is_explicit=is_explicit or options.any_name
+        )
 
     async def _lists(self, name: str, files: Sequence[_ListFile]) -> Source:
         """One source of several files; each is recognised by itself."""
-        options = self._options
         kinds = [await anyio.to_thread.run_sync(self._kind, file) for file in files]
         if kinds == [SourceKind.IMAGE]:
             if name.startswith("s3://"):
@@ -263,7 +277,7 @@ class _Opener:
         parts = [
             await anyio.to_thread.run_sync(self._part, kind, file) for kind, file in zip(kinds, files, strict=True)
         ]
-        return ListSource(name, parts, skip_bad_lines=options.skip_bad_lines)
+        return self._list(name, parts, is_explicit=SourceKind.TAR not in kinds)
 
     def _kind(self, file: _ListFile) -> SourceKind:
         if self._options.kind is not None:

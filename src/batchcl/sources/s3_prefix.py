@@ -34,7 +34,16 @@ class S3PrefixSource:
     exhaustive = True
     repeats = NO_NAMES
 
-    def __init__(self, uri: str, aws: Aws, *, region: str, transport: Transport = Transport.WIRE) -> None:
+    def __init__(
+        self,
+        uri: str,
+        aws: Aws,
+        *,
+        region: str,
+        transport: Transport = Transport.WIRE,
+        is_explicit: bool = False,
+    ) -> None:
+        self.is_explicit = is_explicit
         self.description = uri
         self._bucket, _, self._prefix = uri.removeprefix("s3://").partition("/")
         self._aws = aws
@@ -71,6 +80,14 @@ class S3PrefixSource:
         bucket = self._bucket
         root = f"s3://{bucket}/"
         return [
-            ImageRef(uri=root + key, bucket=bucket, key=key, etag=etag, size_bytes=size, last_modified=modified)
+            ImageRef(
+                uri=root + key,
+                bucket=bucket,
+                key=key,
+                etag=etag,
+                size_bytes=size,
+                last_modified=modified,
+                any_name=key == self._prefix,  # the user named the object itself
+            )
             for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True)
         ]
