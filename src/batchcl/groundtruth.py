@@ -20,17 +20,29 @@ from batchcl.errors import SourceError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["GroundTruth", "TruthBox", "multilabel", "parse_extra", "parse_line"]
+__all__ = [
+    "DETECTION",
+    "METADATA",
+    "MULTILABEL",
+    "SINGLE_LABEL",
+    "GroundTruth",
+    "TruthBox",
+    "chosen_attributes",
+    "kinds_of",
+    "multilabel",
+    "parse_extra",
+    "parse_line",
+]
 
-_METADATA: Final = "-metadata"
+METADATA: Final = "-metadata"
 _SOURCE: Final = "source-ref"
 _EVALUATION_DETAILS: Final = "rekognition-custom-labels-evaluation-details"
 _EVALUATION_JOB: Final = "rekognition-custom-labels-evaluation-job"
 
-_SINGLE: Final = "groundtruth/image-classification"
-_MULTI: Final = "groundtruth/image-classification-multilabel"
-_DETECTION: Final = "groundtruth/object-detection"
-_READ: Final = frozenset({_SINGLE, _MULTI, _DETECTION})
+SINGLE_LABEL: Final = "groundtruth/image-classification"
+MULTILABEL: Final = "groundtruth/image-classification-multilabel"
+DETECTION: Final = "groundtruth/object-detection"
+_READ: Final = frozenset({SINGLE_LABEL, MULTILABEL, DETECTION})
 
 Read = TypeVar("Read")
 
@@ -141,12 +153,12 @@ def _parse(entry: dict[str, Any], source_ref: str, attribute: str | None, *, str
     if attribute is not None:
         for other in _attributes(entry):
             if other.name != attribute:
-                del entry[other.name], entry[other.name + _METADATA]
+                del entry[other.name], entry[other.name + METADATA]
     extra = _dump(entry, source_ref) if entry else None
     if not attributes:
         return GroundTruth(source_ref=source_ref, extra=extra)
     bad: list[str] = []
-    if attributes[0].kind == _DETECTION:
+    if attributes[0].kind == DETECTION:
         boxes, size = _detection(attributes[0], source_ref, bad)
         labels = tuple(dict.fromkeys(box.label for box in boxes))
         return GroundTruth(
@@ -171,8 +183,23 @@ def _parse(entry: dict[str, Any], source_ref: str, attribute: str | None, *, str
 def multilabel(name: str, labels: Sequence[str]) -> dict[str, Any]:
     """The attribute `name` with its metadata, as Ground Truth writes several labels of an image."""
     numbered = {str(at): label for at, label in enumerate(dict.fromkeys(labels))}
-    metadata = {"class-map": numbered, "confidence-map": dict.fromkeys(numbered, 1), "type": _MULTI}
-    return {name: [int(at) for at in numbered], f"{name}{_METADATA}": metadata}
+    metadata = {"class-map": numbered, "confidence-map": dict.fromkeys(numbered, 1), "type": MULTILABEL}
+    return {name: [int(at) for at in numbered], f"{name}{METADATA}": metadata}
+
+
+def chosen_attributes(entry: Mapping[str, Any]) -> list[str]:
+    """The names of the label attributes that `parse_line` reads in a line."""
+    return [each.name for each in _chosen(entry, "", None, strict=False)]
+
+
+def kinds_of(entry: Mapping[str, Any]) -> dict[str, str]:
+    """The attributes with metadata, whether of labels that are read or of others: name → its metadata's type."""
+    kinds = {}
+    for key, metadata in entry.items():
+        name = key.removesuffix(METADATA)
+        if name != key and name in entry and isinstance(metadata, dict):
+            kinds[name] = str(metadata.get("type"))
+    return kinds
 
 
 def _load(line: bytes | str) -> dict[str, Any]:
@@ -199,7 +226,7 @@ def _chosen(entry: Mapping[str, Any], source_ref: str, attribute: str | None, *,
     if attribute is not None:
         return _named(entry, found, source_ref, attribute)
     candidates = [each for each in found if not _is_prediction(each)]
-    boxes = [each for each in candidates if each.kind == _DETECTION]
+    boxes = [each for each in candidates if each.kind == DETECTION]
     adjusted = [each for each in boxes or candidates if each.adjusted]
     if not boxes and not adjusted:
         return candidates
@@ -216,7 +243,7 @@ def _attributes(entry: Mapping[str, Any]) -> list[_Attribute]:
     """Those with value and metadata; a failed labelling job leaves metadata alone."""
     found = []
     for key, metadata in entry.items():
-        name = key.removesuffix(_METADATA)
+        name = key.removesuffix(METADATA)
         if name == key or name not in entry or not isinstance(metadata, dict):
             continue
         kind = metadata.get("type")
@@ -230,7 +257,7 @@ def _named(entry: Mapping[str, Any], found: list[_Attribute], source_ref: str, a
     if matching:
         return matching
     if attribute in entry:
-        metadata = entry.get(attribute + _METADATA)
+        metadata = entry.get(attribute + METADATA)
         kind = metadata.get("type") if isinstance(metadata, dict) else None
         raise SourceError(
             f"reading the label attribute {attribute!r} of {source_ref} failed: its metadata gives the type "
@@ -261,7 +288,7 @@ def _is_prediction(attribute: _Attribute) -> bool:
 
 def _classification(attribute: _Attribute, source_ref: str, bad: list[str]) -> list[str]:
     """The labels; what is wrong with the others goes to `bad`."""
-    if attribute.kind != _MULTI:
+    if attribute.kind != MULTILABEL:
         return _good([attribute.value], lambda _: _single(attribute, source_ref), bad)
     if not isinstance(attribute.value, list):
         bad.append(str(_broken(attribute, source_ref, f"expected a list of class ids, got a {_kind(attribute.value)}")))
