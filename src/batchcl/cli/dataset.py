@@ -100,6 +100,7 @@ def create(
     from batchcl.aws.names import dataset_name  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
     from batchcl.errors import UsageError  # noqa: PLC0415
+    from batchcl.workflow.create import check_manifest  # noqa: PLC0415
 
     if upload_to is not None or test_share is not None or create_bucket or skip_unfit:
         raise UsageError(
@@ -115,6 +116,8 @@ def create(
         origin: Any = None
         if source is not None and source.startswith("s3://"):
             origin = workflow.S3Location.parse(source)
+            async with service.s3() as s3:
+                await check_manifest(s3, origin)
         elif source is not None:
             origin = await workflow.find_dataset(service.rekognition, source)
         return await workflow.create_dataset(

@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import anyio.to_thread
+
 from batchcl.aws.arn import DatasetArn, ProjectArn
 from batchcl.aws.datasets import TIMEOUT_S, Dataset, S3Location, create_dataset, update_entries
-from batchcl.errors import SourceError, UsageError
+from batchcl.errors import BatchclError, SourceError, UsageError
 from batchcl.groundtruth import DETECTION, kinds_of
 from batchcl.sources.base import parse_s3_uri
-from batchcl.workflow.local import Entry, LocalDataset, Skipped, split_entries
+from batchcl.sources.files import copy_object
+from batchcl.workflow.local import Entry, LocalDataset, Skipped, check_file, split_entries
 from batchcl.workflow.manifest import manifest_line
 from batchcl.workflow.upload import S3Folder, Uploaded, put_object, upload_images
 
-__all__ = ["Added", "Created", "add_local", "check_labels", "create_from_local", "refuse_skipped"]
+__all__ = ["Added", "Created", "add_local", "check_labels", "check_manifest", "create_from_local", "refuse_skipped"]
 
 MAX_LABELS: Final = 250
 """Labels of one model; source: developer guide, "Guidelines and quotas"."""
@@ -53,9 +56,40 @@ def refuse_skipped(local: LocalDataset) -> None:
     shown = "; ".join(f"{each.path}: {each.reason}" for each in local.skipped[:_SHOWN])
     more = f"; and {len(local.skipped) - _SHOWN} more" if len(local.skipped) > _SHOWN else ""
     raise SourceError(
-        f"{len(local.skipped)} files can't be used: {shown}{more}; mend or remove them, or leave them out "
+        f"{len(local.skipped)} files or lines can't be used: {shown}{more}; mend or remove them, or leave them out "
         "with --skip-unfit"
     )
+
+
+async def check_manifest(s3: Any, manifest: S3Location) -> None:
+    """Look at a manifest in S3 before a dataset is made of it, which takes it as it is.
+
+    One that this identity can't read is left to the service, which may.
+
+    Raises:
+        SourceError: the service couldn't use lines of it, or wants them in another form.
+    """
+    try:
+        path = await copy_object(s3, str(manifest))
+    except BatchclError:
+        return
+    if path is None:
+        return
+    try:
+        bad, unfinished = await anyio.to_thread.run_sync(check_file, path, str(manifest))
+    finally:
+        path.unlink()
+    if bad:
+        raise SourceError(
+            f"{len(bad)} lines of {manifest} can't be used: {'; '.join(bad[:_SHOWN])}; correct them, or leave them "
+            "out: copy the manifest to this machine, and give it with --upload-to and --skip-unfit"
+        )
+    if unfinished:
+        raise SourceError(
+            f"{len(unfinished)} lines of {manifest}, such as {unfinished[0]}, have labels in a form that Custom Labels "
+            "doesn't take, as without confidence or several in one attribute; copy the manifest to this machine, and "
+            "give it with --upload-to, which converts them"
+        )
 
 
 def check_labels(local: LocalDataset) -> None:

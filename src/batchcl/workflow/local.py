@@ -26,9 +26,9 @@ from batchcl.pixels import unfit_bytes
 from batchcl.sources.base import parse_s3_uri
 from batchcl.sources.files import open_list
 from batchcl.sources.lines import check_length, numbered_lines, skip_mark
-from batchcl.workflow.manifest import MAX_LINES, check_line
+from batchcl.workflow.manifest import MAX_LINES, check_line, is_unfinished
 
-__all__ = ["Entry", "LocalDataset", "LocalImage", "Skipped", "read_local", "split_entries"]
+__all__ = ["Entry", "LocalDataset", "LocalImage", "Skipped", "check_file", "read_local", "split_entries"]
 
 _KINDS: Final = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 """Folders of a directory that is divided."""
@@ -175,6 +175,40 @@ def read_local(path: str | os.PathLike[str]) -> LocalDataset:
     return found
 
 
+def check_file(manifest: Path, name: str) -> tuple[list[str], list[str]]:
+    """What is wrong with lines of a manifest of which the service takes each as it is, and which it doesn't take so.
+
+    Raises:
+        SourceError: it can't be read, or its images are in several buckets.
+    """
+    bad: list[str] = []
+    unfinished: list[str] = []
+    buckets: set[str] = set()
+    with open_list(manifest, name) as file:
+        skip_mark(file, name)
+        for number, line in numbered_lines(file):
+            if not line.strip():
+                continue
+            try:
+                reference, _, attributes = _manifest_line(line)
+                buckets.add(parse_s3_uri(reference)[0])
+            except SourceError as error:
+                bad.append(f"line {number}: {error}")
+                continue
+            if is_unfinished(attributes):
+                unfinished.append(f"line {number}")
+    if len(buckets) > 1:
+        raise SourceError(_in_several_buckets(name, sorted(buckets)))
+    return bad, unfinished
+
+
+def _in_several_buckets(name: str, buckets: Sequence[str]) -> str:
+    return (
+        f"the images of {name} are in {len(buckets)} buckets: {', '.join(buckets)}; a dataset takes images of one "
+        "bucket: copy them into one"
+    )
+
+
 def split_entries(entries: tuple[Entry, ...], share: float) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
     """Put a share of each label's images aside for the test; return (the rest, the test set), in their order.
 
@@ -256,11 +290,8 @@ def _from_list(path: Path) -> LocalDataset:
         else:
             entries.append(Entry(image=image, uri=None, labels=labels, attributes=attributes))
     if len(buckets) > 1:
-        named = ", ".join(f"{bucket} ({count:,} images)" for bucket, count in buckets.most_common())
-        raise SourceError(
-            f"the images of {path} are in {len(buckets)} buckets: {named}; a dataset takes images of one bucket: copy "
-            "them into one"
-        )
+        named = [f"{bucket} ({count:,} images)" for bucket, count in buckets.most_common()]
+        raise SourceError(_in_several_buckets(str(path), named))
     if len(entries) > MAX_LINES:
         raise SourceError(f"{path} has {len(entries):,} images, and a dataset takes {MAX_LINES:,}; leave some out")
     return LocalDataset(tuple(entries), tuple(skipped))

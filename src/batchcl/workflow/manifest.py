@@ -17,7 +17,7 @@ from batchcl.errors import SourceError
 from batchcl.groundtruth import METADATA, MULTILABEL, SINGLE_LABEL, GroundTruth, chosen_attributes, kinds_of
 from batchcl.pixels import MAX_SIDE, MIN_SIDE
 
-__all__ = ["MAX_LINES", "check_line", "manifest_line"]
+__all__ = ["MAX_LINES", "check_line", "is_unfinished", "manifest_line"]
 
 MAX_LINES: Final = 250_000
 """Lines of a manifest; source: developer guide, "Guidelines and quotas"."""
@@ -26,6 +26,9 @@ _LONGEST_LABEL: Final = 255
 _LONGEST_LINE: Final = 100_000
 _MOST_BOXES: Final = 50
 _SLACK_PIXELS: Final = 1e-6
+_RESIZED_SIDE: Final = 1280
+"""The service shrinks larger images to this for training, and a box has to be larger than one pixel then."""
+
 _VIDEO: Final = "groundtruth/video-"
 
 
@@ -57,6 +60,17 @@ def check_line(truth: GroundTruth, attributes: Mapping[str, Any]) -> None:
     line = manifest_line("", labels=(), attributes=attributes, created=dt.datetime.now(dt.UTC))
     if len(line) + len(truth.source_ref) > _LONGEST_LINE:
         raise SourceError(f"it has more than {_LONGEST_LINE:,} characters")
+
+
+def is_unfinished(attributes: Mapping[str, Any]) -> bool:
+    """Whether `manifest_line` would change what the service needs of a line."""
+    line = orjson.loads(manifest_line("", labels=(), attributes=attributes, created=dt.datetime.now(dt.UTC)))
+    del line["source-ref"]
+    for name, value in line.items():
+        given = attributes.get(name)
+        if name.endswith(METADATA) and isinstance(given, dict) and "job-name" not in given:
+            del value["job-name"]  # the service needs none
+    return bool(line != attributes)
 
 
 def manifest_line(
@@ -153,6 +167,11 @@ def _check_boxes(truth: GroundTruth) -> None:
             raise SourceError(
                 f"a box of {box.label!r} from ({box.left:g}, {box.top:g}) to ({right:g}, {bottom:g}) lies outside of "
                 f"the image of {wide} by {high} pixels"
+            )
+        if min(box.width, box.height) * min(1.0, _RESIZED_SIDE / max(wide, high)) <= 1:
+            raise SourceError(
+                f"a box of {box.label!r} is {box.width:g} by {box.height:g} pixels of {wide} by {high}: too small to "
+                "learn from"
             )
 
 

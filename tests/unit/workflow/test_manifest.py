@@ -103,6 +103,8 @@ def test_what_is_converted_the_service_takes(attributes: dict[str, Any], labels:
     [
         (boxes({"width": 500, "height": 500}), r"from \(1, 2\) to \(501, 502\) lies outside of the image of 96 by 90"),
         (boxes({}, {"left": -1}), "lies outside"),
+        (boxes({"width": 1}), "too small to learn"),
+        (boxes({"width": 2, "height": 9}, size=({"width": 4000, "height": 90},)), "too small to learn"),
         (boxes({"left": "1"}), "not a number of pixels"),
         (boxes({"width": 0}), "0 by 40 pixels"),
         (boxes({"class_id": 4}), "no name for class id 4"),
