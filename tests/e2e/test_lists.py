@@ -158,4 +158,6 @@ def test_a_min_confidence_below_one_is_questioned(cli, aws, demo, tmp_path):
     run = ("run", f"s3://{BUCKET}/demo/0.png", "--model", demo.arn, "--out", tmp_path / "out")
     done = cli(*run, "--min-confidence", "0.8", env=aws)
     assert done.code == 0, done.err
-    assert "--min-confidence 0.8 is 0.8 %, as confidences are 0 to 100; for a share write 80" in done.err
+    detected = cli("detect", demo.data.images / "00000.png", "--model", demo.arn, "--min-confidence", "1", env=aws)
+    assert "was 100 intended?" in detected.err
+    assert "--min-confidence 0.8 is 0.8 %, as confidences are 0 to 100; was 80 intended?" in done.err

@@ -20,7 +20,7 @@ from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.job import Job
-from batchcl.quantities import counted
+from batchcl.quantities import confidence_hint, counted
 from batchcl.scoring.events import Notice, Observer
 from batchcl.scoring.tally import Tally
 from batchcl.sources.base import Checked, Source
@@ -118,9 +118,8 @@ async def check_sources(
     for bucket, region in buckets.elsewhere.items():
         text = f"bucket {bucket} lies in {region}: its images are fetched from there and sent as bytes"
         observer.notice(Notice("cross-region", text, {"bucket": bucket, "region": region}))
-    if job.min_confidence is not None and 0 < job.min_confidence <= 1:
-        text = f"--min-confidence {job.min_confidence:g} is {job.min_confidence:g} %, as confidences are 0 to 100; "
-        observer.notice(Notice("min-confidence", f"{text}for a share write {100 * job.min_confidence:g}"))
+    if (question := confidence_hint(job.min_confidence)) is not None:
+        observer.notice(Notice("min-confidence", question))
     if job.where is not None and job.from_results is None:
         filters = replace(filters, where=await condition_on(Condition(job.where), sources))
     left_out = sum((Counter(checked.left_out) for checked in found), Counter[str]())

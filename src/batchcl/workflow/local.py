@@ -171,7 +171,8 @@ def read_local(path: str | os.PathLike[str]) -> LocalDataset:
     if not found.entries:
         first = found.skipped[0] if found.skipped else None
         why = f" ({len(found.skipped)} can't: {first.path}: {first.reason})" if first else ""
-        raise SourceError(f"{place} has no image that can be used{why}; a directory needs a folder for each label")
+        advice = "; a directory needs a folder for each label" if place.is_dir() else ""
+        raise SourceError(f"{place} has no image that can be used{why}{advice}")
     return found
 
 
