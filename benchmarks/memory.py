@@ -47,6 +47,7 @@ class StubSource:
     description = "stub"
     repeats = NO_NAMES
     exhaustive = False
+    is_explicit = False
 
     def __init__(self, images: int) -> None:
         self._images = images

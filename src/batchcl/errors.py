@@ -23,6 +23,7 @@ BatchclError
     │   └── HostError       the same, but not from the service: a disk or S3 does not return an image
     │       └── ShortageError  this machine has no descriptor or memory to spare: wait, with fewer calls at a time
     ├── ImageError          this image fails, the others go on
+    │   └── RejectedError   so it does, unless 20 calls in a row are rejected: then the run stops
     ├── ModelNotReadyError  no calls until the model is back
     └── FatalCallError      no call can succeed: the run stops
 ```
@@ -55,6 +56,7 @@ __all__ = [
     "OutputError",
     "RefusedError",
     "RegionError",
+    "RejectedError",
     "ShortageError",
     "SourceError",
     "StalledError",
@@ -237,6 +239,19 @@ class ShortageError(HostError):
 
 class ImageError(CallError):
     """The service refuses this image, whatever the attempt."""
+
+
+class RejectedError(ImageError):
+    """The service rejects the call without a verdict on the picture: the reason may concern other images, too.
+
+    `is_general` where it usually concerns all of them, as a permission, the model or the identity does.
+    """
+
+    def __init__(
+        self, message: str, *, code: str, status: int | None = None, request_id: str = "", is_general: bool = False
+    ) -> None:
+        super().__init__(message, code=code, status=status, request_id=request_id)
+        self.is_general = is_general
 
 
 class ModelNotReadyError(CallError):

@@ -11,26 +11,40 @@ from __future__ import annotations
 import datetime as dt
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import orjson
 
 from batchcl.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["GroundTruth", "TruthBox", "multilabel", "parse_extra", "parse_line"]
+__all__ = [
+    "DETECTION",
+    "METADATA",
+    "MULTILABEL",
+    "SINGLE_LABEL",
+    "GroundTruth",
+    "TruthBox",
+    "chosen_attributes",
+    "kinds_of",
+    "multilabel",
+    "parse_extra",
+    "parse_line",
+]
 
-_METADATA: Final = "-metadata"
+METADATA: Final = "-metadata"
 _SOURCE: Final = "source-ref"
 _EVALUATION_DETAILS: Final = "rekognition-custom-labels-evaluation-details"
 _EVALUATION_JOB: Final = "rekognition-custom-labels-evaluation-job"
 
-_SINGLE: Final = "groundtruth/image-classification"
-_MULTI: Final = "groundtruth/image-classification-multilabel"
-_DETECTION: Final = "groundtruth/object-detection"
-_READ: Final = frozenset({_SINGLE, _MULTI, _DETECTION})
+SINGLE_LABEL: Final = "groundtruth/image-classification"
+MULTILABEL: Final = "groundtruth/image-classification-multilabel"
+DETECTION: Final = "groundtruth/object-detection"
+_READ: Final = frozenset({SINGLE_LABEL, MULTILABEL, DETECTION})
+
+Read = TypeVar("Read")
 
 _LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
 
@@ -57,6 +71,8 @@ class GroundTruth:
         image_size: (width, height) in pixels; None where the line doesn't tell.
         task: None for a line without labels, such as a bare `{"source-ref": …}`. An image that was looked at
             and has nothing on it has a task and no labels.
+        bad_labels: what is wrong with each label that can't be used; these are not among `labels` and `boxes`, and
+            where no other is left, `task` is None.
         extra: the line's keys other than `source-ref` as compact JSON; None when there are none.
     """
 
@@ -65,7 +81,13 @@ class GroundTruth:
     boxes: tuple[TruthBox, ...] = ()
     image_size: tuple[int, int] | None = None
     task: Literal["classification", "detection"] | None = None
+    bad_labels: tuple[str, ...] = ()
     extra: str | None = None
+
+    def require_good_labels(self) -> None:
+        """Raise `SourceError` where a label can't be used."""
+        if self.bad_labels:
+            raise SourceError(self.bad_labels[0])
 
 
 class _Attribute(NamedTuple):
@@ -98,14 +120,16 @@ def parse_line(line: bytes | str, *, attribute: str | None = None, strict: bool 
     others, then the one with the latest `creation-date`. A line with both kinds is object detection. The
     predictions in an evaluation snapshot are not truth and are passed over.
 
+    A label that breaks its own format is told in `bad_labels`; the image and its other labels are good.
+
     Args:
         line: JSON, UTF-8.
         attribute: read this attribute and no other; `extra` then holds no other one either.
         strict: refuse a line of which one of several chained attributes would have to be chosen by its date.
 
     Raises:
-        SourceError: the line isn't a JSON object with a `source-ref`, a label attribute breaks its own format,
-            or `attribute` isn't one of the line's. The message holds no line number: the caller knows it.
+        SourceError: the line isn't a JSON object with a `source-ref`, or `attribute` isn't one of the line's. The
+            message holds no line number: the caller knows it.
     """
     entry = _load(line)
     source_ref = entry.pop(_SOURCE, "")
@@ -129,25 +153,53 @@ def _parse(entry: dict[str, Any], source_ref: str, attribute: str | None, *, str
     if attribute is not None:
         for other in _attributes(entry):
             if other.name != attribute:
-                del entry[other.name], entry[other.name + _METADATA]
+                del entry[other.name], entry[other.name + METADATA]
     extra = _dump(entry, source_ref) if entry else None
     if not attributes:
         return GroundTruth(source_ref=source_ref, extra=extra)
-    if attributes[0].kind == _DETECTION:
-        boxes, size = _detection(attributes[0], source_ref)
+    bad: list[str] = []
+    if attributes[0].kind == DETECTION:
+        boxes, size = _detection(attributes[0], source_ref, bad)
         labels = tuple(dict.fromkeys(box.label for box in boxes))
         return GroundTruth(
-            source_ref=source_ref, labels=labels, boxes=boxes, image_size=size, task="detection", extra=extra
+            source_ref=source_ref,
+            labels=labels,
+            boxes=boxes,
+            image_size=size,
+            task=None if bad and not boxes else "detection",
+            bad_labels=tuple(bad),
+            extra=extra,
         )
-    named = [label for each in attributes for label in _classification(each, source_ref)]
-    return GroundTruth(source_ref=source_ref, labels=tuple(dict.fromkeys(named)), task="classification", extra=extra)
+    named = [label for each in attributes for label in _classification(each, source_ref, bad)]
+    return GroundTruth(
+        source_ref=source_ref,
+        labels=tuple(dict.fromkeys(named)),
+        task=None if bad and not named else "classification",
+        bad_labels=tuple(bad),
+        extra=extra,
+    )
 
 
 def multilabel(name: str, labels: Sequence[str]) -> dict[str, Any]:
     """The attribute `name` with its metadata, as Ground Truth writes several labels of an image."""
     numbered = {str(at): label for at, label in enumerate(dict.fromkeys(labels))}
-    metadata = {"class-map": numbered, "confidence-map": dict.fromkeys(numbered, 1), "type": _MULTI}
-    return {name: [int(at) for at in numbered], f"{name}{_METADATA}": metadata}
+    metadata = {"class-map": numbered, "confidence-map": dict.fromkeys(numbered, 1), "type": MULTILABEL}
+    return {name: [int(at) for at in numbered], f"{name}{METADATA}": metadata}
+
+
+def chosen_attributes(entry: Mapping[str, Any]) -> list[str]:
+    """The names of the label attributes that `parse_line` reads in a line."""
+    return [each.name for each in _chosen(entry, "", None, strict=False)]
+
+
+def kinds_of(entry: Mapping[str, Any]) -> dict[str, str]:
+    """The attributes with metadata, whether of labels that are read or of others: name → its metadata's type."""
+    kinds = {}
+    for key, metadata in entry.items():
+        name = key.removesuffix(METADATA)
+        if name != key and name in entry and isinstance(metadata, dict):
+            kinds[name] = str(metadata.get("type"))
+    return kinds
 
 
 def _load(line: bytes | str) -> dict[str, Any]:
@@ -174,7 +226,7 @@ def _chosen(entry: Mapping[str, Any], source_ref: str, attribute: str | None, *,
     if attribute is not None:
         return _named(entry, found, source_ref, attribute)
     candidates = [each for each in found if not _is_prediction(each)]
-    boxes = [each for each in candidates if each.kind == _DETECTION]
+    boxes = [each for each in candidates if each.kind == DETECTION]
     adjusted = [each for each in boxes or candidates if each.adjusted]
     if not boxes and not adjusted:
         return candidates
@@ -191,7 +243,7 @@ def _attributes(entry: Mapping[str, Any]) -> list[_Attribute]:
     """Those with value and metadata; a failed labelling job leaves metadata alone."""
     found = []
     for key, metadata in entry.items():
-        name = key.removesuffix(_METADATA)
+        name = key.removesuffix(METADATA)
         if name == key or name not in entry or not isinstance(metadata, dict):
             continue
         kind = metadata.get("type")
@@ -205,7 +257,7 @@ def _named(entry: Mapping[str, Any], found: list[_Attribute], source_ref: str, a
     if matching:
         return matching
     if attribute in entry:
-        metadata = entry.get(attribute + _METADATA)
+        metadata = entry.get(attribute + METADATA)
         kind = metadata.get("type") if isinstance(metadata, dict) else None
         raise SourceError(
             f"reading the label attribute {attribute!r} of {source_ref} failed: its metadata gives the type "
@@ -234,29 +286,51 @@ def _is_prediction(attribute: _Attribute) -> bool:
     return isinstance(objects, list) and any(isinstance(each, dict) and _EVALUATION_DETAILS in each for each in objects)
 
 
-def _classification(attribute: _Attribute, source_ref: str) -> list[str]:
-    if attribute.kind == _MULTI:
-        if not isinstance(attribute.value, list):
-            raise _broken(attribute, source_ref, f"a list of class ids is due, and it is a {_kind(attribute.value)}")
-        return [_class_name(attribute, source_ref, class_id) for class_id in attribute.value]
+def _classification(attribute: _Attribute, source_ref: str, bad: list[str]) -> list[str]:
+    """The labels; what is wrong with the others goes to `bad`."""
+    if attribute.kind != MULTILABEL:
+        return _good([attribute.value], lambda _: _single(attribute, source_ref), bad)
+    if not isinstance(attribute.value, list):
+        bad.append(str(_broken(attribute, source_ref, f"expected a list of class ids, got a {_kind(attribute.value)}")))
+        return []
+    return _good(attribute.value, lambda class_id: _class_name(attribute, source_ref, class_id), bad)
+
+
+def _good(values: Sequence[Any], read: Callable[[Any], Read], bad: list[str]) -> list[Read]:
+    """What `read` makes of the values; what it raises goes to `bad`."""
+    found = []
+    for value in values:
+        try:
+            found.append(read(value))
+        except SourceError as error:
+            bad.append(str(error))
+    return found
+
+
+def _single(attribute: _Attribute, source_ref: str) -> str:
     name = attribute.metadata.get("class-name")
     if isinstance(name, str) and name:
-        return [name]
+        return name
     if name is not None:
         raise _broken(attribute, source_ref, f'its "class-name" is {name!r}, not a name')
     if "class-map" in attribute.metadata:
-        return [_class_name(attribute, source_ref, attribute.value)]
+        return _class_name(attribute, source_ref, attribute.value)
     if isinstance(attribute.value, str) and attribute.value:
-        return [attribute.value]
+        return attribute.value
     raise _broken(attribute, source_ref, 'its metadata has no "class-name"')
 
 
-def _detection(attribute: _Attribute, source_ref: str) -> tuple[tuple[TruthBox, ...], tuple[int, int] | None]:
+def _detection(
+    attribute: _Attribute, source_ref: str, bad: list[str]
+) -> tuple[tuple[TruthBox, ...], tuple[int, int] | None]:
+    """The boxes and the image's size; what is wrong with the others goes to `bad`."""
     value = attribute.value
     if not isinstance(value, dict) or not isinstance(value.get("annotations"), list):
-        raise _broken(attribute, source_ref, 'an object with a list of "annotations" is due')
-    boxes = tuple(_box(attribute, source_ref, annotation) for annotation in value["annotations"])
-    return boxes, _image_size(attribute, source_ref, value.get("image_size"))
+        bad.append(str(_broken(attribute, source_ref, 'expected an object with a list of "annotations"')))
+        return (), None
+    boxes = _good(value["annotations"], lambda annotation: _box(attribute, source_ref, annotation), bad)
+    sizes = _good([value.get("image_size")], lambda size: _image_size(attribute, source_ref, size), bad)
+    return tuple(boxes), sizes[0] if sizes else None
 
 
 def _box(attribute: _Attribute, source_ref: str, annotation: object) -> TruthBox:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 __all__ = [
+    "APPLE_DOUBLE",
     "EXTENSIONS",
     "FITTABLE_EXTENSIONS",
     "MAX_BYTES_FITTABLE",
@@ -30,6 +31,9 @@ EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png"})
 
 FITTABLE_EXTENSIONS: Final = frozenset({".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"})
 """Names of what can be made a PNG or JPEG."""
+
+APPLE_DOUBLE: Final = "._"
+"""Begins the names of files in which macOS keeps attributes of the file of the same name."""
 
 MAX_BYTES_S3: Final = 15 * 1024 * 1024
 """Largest image read from S3."""
@@ -70,6 +74,7 @@ class ImageRef:
         extra: what a manifest said of this image, as JSON.
         region: of the bucket, where that isn't the model's; None where it is.
         member: where in an archive it lies; None for an image that is a file or object of its own.
+        any_name: whether it is an image whatever its name says, as a list names it or the user wants any.
     """
 
     uri: str
@@ -82,6 +87,7 @@ class ImageRef:
     extra: str | None = None
     region: str | None = None
     member: ArchiveMember | None = None
+    any_name: bool = False
 
     @property
     def local(self) -> bool:
@@ -106,7 +112,7 @@ def unfit(image: ImageRef, *, fit: bool = False) -> Unfit | None:
     """Why the service would surely refuse `image`, told from its listing alone, or None.
 
     Raises nothing and reads nothing; pixels, formats behind a wrong name and truncation are not seen here. With `fit`,
-    what can be shrunk or converted is let through.
+    what can be shrunk or converted is let through. A name excludes an image only where that isn't `any_name`.
     """
     if not image.key.isascii() and not _encodable(image.key):
         return Unfit("UndecodableName", "the file's name is not valid UTF-8; rename it")
@@ -115,12 +121,20 @@ def unfit(image: ImageRef, *, fit: bool = False) -> Unfit | None:
     name = image.key.rpartition("/")[2]  # pathlib would intern each key, and costs ten times as much
     if image.member is not None:
         name = image.key[len(image.member.archive) + 1 :].rpartition("/")[2]
+    if not image.any_name and (reason := _unfit_name(name, fit=fit)) is not None:
+        return reason
+    return None if image.size_bytes is None else _unfit_size(image, image.size_bytes, fit=fit)
+
+
+def _unfit_name(name: str, *, fit: bool) -> Unfit | None:
     suffix = suffix_of(name)
+    if name.startswith(APPLE_DOUBLE):
+        return Unfit("UnsupportedExtension", f"{name} is an AppleDouble file, in which macOS keeps attributes")
     if not suffix and name.startswith("."):
         return Unfit("UnsupportedExtension", f"{name} is a hidden file, not a PNG or JPEG name")
     if suffix and suffix not in EXTENSIONS and not (fit and suffix in FITTABLE_EXTENSIONS) and _is_extension(suffix):
         return Unfit("UnsupportedExtension", f"{suffix} is not a PNG or JPEG name")
-    return None if image.size_bytes is None else _unfit_size(image, image.size_bytes, fit=fit)
+    return None
 
 
 def _unfit_size(image: ImageRef, size: int, *, fit: bool) -> Unfit | None:

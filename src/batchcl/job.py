@@ -43,7 +43,16 @@ from batchcl.tolerance import Tolerance
 __all__ = ["Job", "fingerprint", "job_of", "load_job"]
 
 SHARD_SIZE: Final = 10_000
-_LIST_KEYS: Final = ("uri_column", "bucket_column", "key_column", "uri_field", "attribute", "all_versions", "as_of")
+_LIST_KEYS: Final = (
+    "uri_column",
+    "bucket_column",
+    "key_column",
+    "uri_field",
+    "attribute",
+    "all_versions",
+    "as_of",
+    "any_name",
+)
 _FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "where", "sample")
 _MOST: Final = 2**63 - 1
 """The largest whole number that a run's record can hold."""
@@ -83,6 +92,7 @@ class Job(BaseModel):
         attribute: of manifests: the label attribute that counts, where a line has several of a kind.
         all_versions: of S3 Inventories: score versions too that aren't the latest.
         as_of: of S3 Inventories: the newest one of this day, such as 2026-11-20, or earlier.
+        any_name: of prefixes, directories, archives and inventories: take images whose names don't end in .jpg or .png.
         skip_bad_lines: leave lines out that name no image, instead of refusing the list.
         max_failures: a count or a share; more failures than this end the run with exit code 3. Left out, any failure
             does, but only when everything is done.
@@ -137,6 +147,7 @@ class Job(BaseModel):
     attribute: str | None = None
     all_versions: bool = False
     as_of: str | None = None
+    any_name: bool = False
     skip_bad_lines: bool = False
     max_failures: str | None = None
     deadline: str | None = None
@@ -275,6 +286,7 @@ class Job(BaseModel):
             attribute=self.attribute,
             all_versions=self.all_versions,
             as_of=self.as_of,
+            any_name=self.any_name,
             skip_bad_lines=self.skip_bad_lines,
         )
 

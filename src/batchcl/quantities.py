@@ -8,15 +8,29 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["counted", "moment_of", "seconds_of"]
+__all__ = ["confidence_hint", "counted", "moment_of", "seconds_of"]
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _UNIT_SECONDS: Final = (86_400, 3600, 60, 1)
 
 
+_LEAST_SHARE: Final = 0.1
+"""A smaller one was hardly meant as a share of 1."""
+
+
 def counted(number: int, noun: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def confidence_hint(min_confidence: float | None) -> str | None:
+    """A question where a smallest confidence looks like a share, though confidences are 0 to 100; else None."""
+    if min_confidence is None or not _LEAST_SHARE <= min_confidence <= 1:
+        return None
+    return (
+        f"--min-confidence {min_confidence:g} is {min_confidence:g} %, as confidences are 0 to 100; "
+        f"was {100 * min_confidence:g} intended?"
+    )
 
 
 def seconds_of(duration: str) -> float:

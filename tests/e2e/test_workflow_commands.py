@@ -157,7 +157,7 @@ def test_unfit_files_are_refused_before_the_upload_or_left_out(seaweed, project,
     create = f"dataset create {project}/train photos --upload-to s3://cmd-unfit/x --create-bucket"
     refused = typed(create)
     assert refused.code == 2
-    assert "2 files can't be used: photos/a/notes.txt: .txt is not a PNG or JPEG name" in refused.err
+    assert "2 files or lines can't be used: photos/a/notes.txt: .txt is not a PNG or JPEG name" in refused.err
     assert "cmd-unfit" not in [each["Name"] for each in client("s3", seaweed).list_buckets()["Buckets"]]
     made = typed(f"{create} --skip-unfit --json")
     assert made.code == 0, made.err

@@ -299,6 +299,7 @@ class HouseSource:
     description = "the house's images"
     repeats = NO_NAMES
     exhaustive = False
+    is_explicit = False
 
     def __init__(self, images: Sequence[ImageRef], trouble: Trouble, *, page: int) -> None:
         self._images = images

@@ -213,26 +213,6 @@ def test_a_model_that_does_not_come_back_ends_the_run_with_all_rows_kept():
     assert run.sink.closed
 
 
-def test_a_bucket_that_nobody_may_read_ends_the_run_early():
-    def fault(_each: ImageRef, _call: int, _now: float) -> CallError | None:
-        return ImageError("Unable to get object metadata", code="InvalidS3ObjectException", status=400)
-
-    run = Run(Service(fault=fault), max_in_flight=4).over(map(image, range(5000)))
-    assert isinstance(run.error, FatalCallError)
-    assert "bucket" in str(run.error)
-    assert run.progress.calls < 30
-
-
-def test_missing_images_after_a_good_one_are_their_own_fault():
-    def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
-        good = each == image(0)
-        return None if good else ImageError("missing", code="InvalidS3ObjectException", status=400)
-
-    run = Run(Service(fault=fault), max_in_flight=1).over(map(image, range(100)))
-    assert run.error is None
-    run.assert_each_once(100)
-
-
 def test_draining_ends_calls_in_flight_and_keeps_their_outcomes():
     run = Run(Service(latency_s=lambda _: 2.0), max_in_flight=20, pacer=UnpacedPacer()).over(
         map(image, range(10_000)), drain_at=5.0

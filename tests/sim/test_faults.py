@@ -18,6 +18,7 @@ from batchcl.errors import (
     ImageError,
     OutputError,
     RefusedError,
+    RejectedError,
     StoppedError,
 )
 from batchcl.images import ImageRef
@@ -325,7 +326,7 @@ def missing(each: ImageRef, _call: int, _now: float) -> CallError | None:
     """All but the first ten."""
     if int(each.key[:6]) < 10:
         return None
-    return ImageError("Unable to get object metadata", code="InvalidS3ObjectException", status=400)
+    return RejectedError("Unable to get object metadata", code="InvalidS3ObjectException", status=400)
 
 
 @pytest.mark.parametrize("shard_size", [5, 60])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcl.errors import BatchclError, CallError, FatalCallError, HostError, ImageError, TransientError
+from batchcl.errors import BatchclError, CallError, FatalCallError, HostError, ImageError, RejectedError, TransientError
 from batchcl.images import ImageRef, Unfit
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer, Pacer, UnpacedPacer
@@ -269,6 +269,19 @@ def test_bytes_that_can_not_be_had_ever_fail_their_image_and_credentials_all_of_
     stopped = Run(Studio(needs=lambda n: n == 2, error=lambda *_: fatal), Service(tps=lambda _: 5.0))
     assert stopped.over(map(image, range(500))).error is fatal
     assert len(stopped.sink.outcomes) < 500
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+def test_objects_that_may_not_be_read_any_more_end_the_run_without_failures(revoked: bool):
+    def denied(n: int) -> CallError | None:
+        if n < 100 or (n > 100 and not revoked):
+            return None
+        return RejectedError("S3 denies access to the object", code="AccessDenied")
+
+    studio = Studio(needs=lambda n: n >= 50, error=lambda n, _: denied(n), prepare_s=0.01)
+    run = Run(studio, Service(fault=lambda each, *_: denied(number(each)))).over(map(image, range(150)))
+    assert len(run.sink.failed) == (0 if revoked else 1)
+    assert (run.error is not None) == revoked
 
 
 @pytest.mark.parametrize("drain_at", [0.5, 3.0, 9.0])

@@ -172,7 +172,7 @@ def broken_box(**change: Any) -> dict[str, Any]:
         ({"A": 1, "A-metadata": {"type": SINGLE}}, 'no "class-name"'),
         ({"A": 1, "A-metadata": {"type": SINGLE, "class-name": 3}}, "'A'.*class-name"),
         ({"A": 1, "A-metadata": {"type": SINGLE, "class-name": ""}}, "class-name"),
-        ({"M": 1, "M-metadata": {"type": MULTI}}, "list of class ids"),
+        ({"M": 1, "M-metadata": {"type": MULTI}}, "a list of class ids, got a number"),
         ({"M": [8], "M-metadata": {"type": MULTI, "class-map": {"1": "x"}}}, "no name for class id 8"),
         ({"M": [True], "M-metadata": {"type": MULTI, "class-map": {"True": "x"}}}, "class id is True"),
         ({"B": 1, "B-metadata": {"type": DETECTION}}, "annotations"),
@@ -184,18 +184,34 @@ def broken_box(**change: Any) -> dict[str, Any]:
         (broken_box(height=-1), "30 by -1"),
     ],
 )
-def test_a_broken_label_attribute_is_named_with_its_image(entry: dict[str, Any], why: str) -> None:
+def test_a_broken_label_is_told_with_its_image_which_is_good(entry: dict[str, Any], why: str) -> None:
+    truth = parse_line(line(**entry))
+    assert (truth.source_ref, truth.labels, truth.boxes, truth.task) == (URI, (), (), None)
     with pytest.raises(SourceError, match=why) as caught:
-        parse_line(line(**entry))
+        truth.require_good_labels()
     assert URI in str(caught.value)
 
 
+def test_the_good_labels_beside_a_broken_one_count() -> None:
+    boxes = detection("B", "x")
+    good = boxes["B"]["annotations"][0]
+    boxes["B"]["annotations"] = [good | {"width": 0}, good, good | {"class_id": 99}]
+    located = parse_line(line(**boxes))
+    assert (located.task, located.labels, len(located.boxes), len(located.bad_labels)) == ("detection", ("x",), 1, 2)
+    whole = parse_line(line(**single("A", "dog"), C=1, **{"C-metadata": {"type": SINGLE}}))
+    assert (whole.task, whole.labels, len(whole.bad_labels)) == ("classification", ("dog",), 1)
+    several = {"M": [1, 8], "M-metadata": {"type": MULTI, "class-map": {"1": "x"}}}
+    assert (parse_line(line(**several)).labels, len(parse_line(line(**several)).bad_labels)) == (("x",), 1)
+
+
 @pytest.mark.parametrize("size", [[{"width": 0, "height": 1}], [{}], "640x480", [5]])
-def test_a_broken_image_size_is_refused(size: Any) -> None:
+def test_a_broken_image_size_is_a_bad_label(size: Any) -> None:
     entry = detection("B", "x")
     entry["B"]["image_size"] = size
+    truth = parse_line(line(**entry))
+    assert (truth.labels, truth.image_size) == (("x",), None)
     with pytest.raises(SourceError, match="image_size"):
-        parse_line(line(**entry))
+        truth.require_good_labels()
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

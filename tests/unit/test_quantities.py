@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 from batchcl.errors import UsageError
-from batchcl.quantities import counted, moment_of, seconds_of
+from batchcl.quantities import confidence_hint, counted, moment_of, seconds_of
 
 NOW = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
 
@@ -39,3 +39,13 @@ def test_anything_else_is_refused_in_one_sentence(text: str) -> None:
 
 def test_durations_have_days() -> None:
     assert seconds_of("1d1h") == 25 * 3600
+
+
+@pytest.mark.parametrize(("given", "asked"), [(0.1, "10"), (0.8, "80"), (1, "100"), (0.995, "99.5")])
+def test_a_confidence_that_looks_like_a_share_is_questioned(given: float, asked: str) -> None:
+    assert f"was {asked} intended?" in str(confidence_hint(given))
+
+
+@pytest.mark.parametrize("given", [None, 0, 0.01, 1.5, 80, 100])
+def test_other_confidences_are_taken_as_they_are(given: float | None) -> None:
+    assert confidence_hint(given) is None

@@ -11,6 +11,7 @@ from batchcl.analysis.boxes import average_precision
 from batchcl.analysis.results import shown_model
 from batchcl.analysis.truth import Truth
 from batchcl.errors import UsageError
+from batchcl.spellings import spellings
 
 __all__ = ["NONE", "Evaluation", "evaluate"]
 
@@ -18,6 +19,8 @@ NONE: Final = "(none)"
 """Stands in the confusion matrix for an image without any label."""
 
 _EXAMPLES: Final = 3
+_TRIED: Final = 1000
+"""So many images without a result are looked for under other spellings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ def evaluate(
     """Hold scored images against their truth, joined on `uri`.
 
     Only images that both know are evaluated. The summary counts the others: `missing` (in the truth without a result),
-    `missing_failed` (those of them that have a row in `failures`) and `extra` (results without truth), each with a few
+    `missing_failed` (those of them that have a row in `failures`), `missing_hint` (where results have them in another
+    spelling) and `extra` (results without truth), each with a few
     example URIs. Where an image was scored several times, its latest answer counts, and `superseded` counts the older.
 
     Args:
@@ -75,6 +79,7 @@ def evaluate(
         "missing": missing.height,
         "missing_failed": None if failures is None else _failed(missing, failures),
         "missing_examples": missing["uri"].head(_EXAMPLES).to_list(),
+        "missing_hint": _other_spelling(missing["uri"], extra["uri"]) or None,
         "extra": extra.height,
         "extra_examples": extra["uri"].head(_EXAMPLES).to_list(),
         "superseded": scored.height - latest.height,
@@ -82,6 +87,8 @@ def evaluate(
         "repeated_lines": truth.repeated,
         "bad_lines": len(truth.bad),
         "bad_line_examples": list(truth.bad[:_EXAMPLES]),
+        "bad_labels": len(truth.bad_labels),
+        "bad_label_examples": list(truth.bad_labels[:_EXAMPLES]),
         "top_label_accuracy": tops["right"].mean(),
         "macro_f1": labels["f1"].mean(),
         "micro_f1": _micro_f1(labels),
@@ -104,10 +111,23 @@ def _one_model(scored: pl.DataFrame) -> None:
 
 def _nothing_in_common(truth: Truth, latest: pl.DataFrame) -> str:
     ours = str(latest["uri"].min()) if latest.height else "no image"
+    advice = _other_spelling(truth.images["uri"], latest["uri"]) or "the URIs must be equal"
     return (
         f"none of the {truth.images.height} images of the truth has a result: the truth has, for example, "
-        f"{truth.images['uri'].min()!s}, and the {latest.height} results have {ours}; the URIs must be equal"
+        f"{truth.images['uri'].min()!s}, and the {latest.height} results have {ours}; {advice}"
     )
+
+
+def _other_spelling(missing: pl.Series, extra: pl.Series) -> str:
+    """What is different about the truth's URIs, where results have them in another spelling; else empty."""
+    results = set(extra)
+    for uri in missing.head(_TRIED):
+        bucket, slash, key = uri.removeprefix("s3://").partition("/")
+        start, name = (f"s3://{bucket}{slash}", key) if uri.startswith("s3://") else ("", uri)
+        for other in spellings(name):
+            if start + other.name in results:
+                return f"the truth's names are {other.what}; {other.advice}"
+    return ""
 
 
 def _found(known: pl.DataFrame, min_confidence: float | None) -> pl.DataFrame:

@@ -17,6 +17,11 @@ __all__ = ["query"]
 
 _READS: Final = frozenset({"select", "with", "from", "values", "show", "explain", "("})
 _COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_READER: Final = re.compile(r"""\b((?:read|scan|sink|write)_\w*)["'`\]]*\s*(?:\(|/\*|--|\#)""", re.IGNORECASE)
+"""A call of one of polars' functions that read or write files or web addresses, all of which are named so.
+
+The text is searched as it stands, quoted parts and comments included: what may hide a call is refused with it.
+"""
 
 
 def query(results: Results, sql: str) -> pl.DataFrame:
@@ -29,7 +34,8 @@ def query(results: Results, sql: str) -> pl.DataFrame:
     Only the columns and partitions that the statement needs are read. The dialect is polars' `SQLContext`.
 
     Raises:
-        UsageError: the statement is not a query, or polars refuses it; with the tables and columns there are.
+        UsageError: the statement is not a query, calls a function that reads files, or is refused by polars; with the
+            tables and columns there are.
     """
     tables = {
         "results": results.images(),
@@ -41,6 +47,11 @@ def query(results: Results, sql: str) -> pl.DataFrame:
     first = re.match(r"\s*(\w+|\()", _COMMENT.sub(" ", sql))
     if first is None or first[1].lower() not in _READS:
         raise UsageError(f"not a query: {sql.strip()[:80]!r}; results are read only, so begin with SELECT or WITH")
+    if (reader := _READER.search(sql)) is not None:
+        raise UsageError(
+            f"the query failed: {reader[1]} is a function for files, and a query reads only the output root; use the "
+            f"tables {', '.join(tables)}"
+        )
     try:
         return pl.SQLContext(tables).execute(sql, eager=True)
     except pl.exceptions.PolarsError as error:

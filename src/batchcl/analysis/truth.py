@@ -14,7 +14,7 @@ from batchcl.errors import SourceError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
 from batchcl.images import escaped
 from batchcl.sources.files import open_list
-from batchcl.sources.lines import check_length, numbered_lines
+from batchcl.sources.lines import check_length, numbered_lines, skip_mark
 
 __all__ = ["Truth", "carried_truth", "read_truth"]
 
@@ -40,6 +40,7 @@ class Truth:
         unlabelled: lines without labels, which are no truth.
         repeated: lines about an image that an earlier line was about already; their labels are joined.
         bad: what was wrong with each line that was left out, with its number.
+        bad_labels: what was wrong with each label that was left out; an image without any other label is no truth.
     """
 
     images: pl.DataFrame
@@ -48,6 +49,7 @@ class Truth:
     unlabelled: int = 0
     repeated: int = 0
     bad: tuple[str, ...] = ()
+    bad_labels: tuple[str, ...] = ()
 
 
 def read_truth(
@@ -69,10 +71,12 @@ def read_truth(
     manifest, name = Path(path), name or str(path)
     bad: list[str] = []
     with open_list(manifest, f"the truth {name}") as file:
+        skip_mark(file, name)
         truths = _truths(numbered_lines(file), name, attribute=attribute, bad=bad if skip_bad_lines else None)
         truth = _collect(truths, manifest.absolute().parent, bad)
     if truth.images.is_empty():
         left_out = f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
+        left_out += _without(truth)
         raise SourceError(
             f"the truth {name} has no image with labels: {truth.unlabelled} lines have none{left_out}; "
             "evaluate needs a Ground Truth manifest with a label attribute"
@@ -107,9 +111,15 @@ def carried_truth(images: pl.LazyFrame, *, attribute: str | None = None, skip_ba
     truth = _collect(read(), Path("/"), bad)
     if truth.images.is_empty():
         raise SourceError(
-            f"none of the {latest.height} results carries labels, as only those of manifests do; name one with --truth"
+            f"none of the {latest.height} results carries labels that can be used{_without(truth)}; only results of "
+            "manifests carry labels: name one with --truth"
         )
     return truth
+
+
+def _without(truth: Truth) -> str:
+    bad = truth.bad_labels
+    return f", {len(bad)} labels can't be used, the first: {bad[0]}" if bad else ""
 
 
 def _truths(
@@ -132,10 +142,12 @@ def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Tru
     located: dict[str, bool] = {}
     boxes: dict[tuple[str, str, float, float, float, float], None] = {}
     unsized: set[str] = set()
+    bad_labels: list[str] = []
     unlabelled = repeated = 0
     for truth in truths:
+        bad_labels += truth.bad_labels
         if truth.task is None:
-            unlabelled += 1
+            unlabelled += not truth.bad_labels
             continue
         uri = _uri(truth.source_ref, folder)
         repeated += uri in labels
@@ -158,6 +170,7 @@ def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Tru
         unlabelled=unlabelled,
         repeated=repeated,
         bad=tuple(bad),
+        bad_labels=tuple(bad_labels),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from batchcl.aws.errors import S3_DENIED, bucket_region, error_code, error_message
 from batchcl.aws.session import Aws
@@ -104,6 +104,8 @@ async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
 
 def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:
     """S3's error as ours, with what to do."""
+    if isinstance(error, ParamValidationError):
+        return SourceError(f"{doing} failed: {bucket!r} is not a bucket's name; check it, as in s3://bucket/prefix")
     if isinstance(error, BotoCoreError):
         return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
     code = error_code(error)

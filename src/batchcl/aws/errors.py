@@ -10,7 +10,6 @@ handling. Codes decide; texts that can contain a user's key or path never do.
 from __future__ import annotations
 
 import errno
-import re
 import ssl
 import traceback
 import xml.etree.ElementTree as ET
@@ -31,6 +30,7 @@ from batchcl.errors import (
     ImageError,
     ModelNotReadyError,
     RefusedError,
+    RejectedError,
     ShortageError,
     ThrottledError,
     TransientError,
@@ -97,8 +97,16 @@ _REFUSED_KEYS: Final = (
 )
 _THROUGHPUT: Final = "ProvisionedThroughputExceededException"
 _THROTTLING: Final = "ThrottlingException"
-_ABOUT_S3: Final = re.compile(r"\bs3\b", re.IGNORECASE)
-_ABOUT_THE_RAMP: Final = re.compile(r"slow down|sudden|increase in rate", re.IGNORECASE)
+_ABOUT_S3: Final = "s3 download limit"
+_ABOUT_THE_RAMP: Final = "slow down"
+"""What the messages of throttled calls begin with; what comes later in a message may be a user's key."""
+
+_VERDICTS: Final = frozenset({"ImageTooLargeException", "InvalidImageFormatException"})
+"""Codes for which the service has read the picture."""
+
+_GENERAL: Final = frozenset({"AccessDeniedException", "ResourceNotFoundException"})
+"""Codes that name a permission or the model: all calls have these in common, but not always the objects that they
+name."""
 
 _CALL_ADVICE: Final = {
     "AccessDeniedException": "allow rekognition:DetectCustomLabels on this model and s3:GetObject on its images",
@@ -110,7 +118,7 @@ _CALL_ADVICE: Final = {
     **dict.fromkeys(_SIGNATURE, "the secret key does not fit the access key"),
     **dict.fromkeys(_EXPIRED, "the credentials have expired: log in again"),
 }
-"""What to do about the codes that end a run."""
+"""What to do about the codes that end a run, or may."""
 
 _ABORTED: Final = (
     ssl.SSLEOFError,
@@ -228,13 +236,17 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
             code=code,
             status=status,
             request_id=request_id,
-            sudden=code == _THROTTLING and _ABOUT_THE_RAMP.search(message) is not None,
-            downloads=code == _THROUGHPUT and _ABOUT_S3.search(message) is not None,
+            sudden=code == _THROTTLING and message.lower().startswith(_ABOUT_THE_RAMP),
+            downloads=code == _THROUGHPUT and message.lower().startswith(_ABOUT_S3),
         )
-    kind: type[CallError] = ImageError  # what is unknown would be the same the next time
+    kind: type[CallError] = ImageError if code in _VERDICTS else RejectedError
     advice = _CALL_ADVICE["RequestTimeTooSkewed"] if is_clock_error(code, message) else _CALL_ADVICE.get(code)
     if advice is not None:
-        kind, message = FatalCallError, f"{message.rstrip('.')}; {advice}"
+        message = f"{message.rstrip('.')}; {advice}"
+    if code in _GENERAL:
+        return RejectedError(message, code=code, status=status, request_id=request_id, is_general=True)
+    if advice is not None:
+        kind = FatalCallError
     elif code in {"ResourceNotReadyException", "LimitExceededException"}:
         kind = ModelNotReadyError
     elif is_server_error or code.isdigit() or code in {"InternalServerError", "RequestTimeout"}:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import aiohttp
@@ -23,8 +23,9 @@ from batchcl.images import ImageRef, unfit
 from batchcl.reading.base import ImageReader
 from batchcl.reading.readers import open_reader
 from batchcl.runs.together import together
+from batchcl.spellings import spellings
 
-__all__ = ["HEAD_BYTES", "SAMPLE", "Looked", "look_at", "refusals", "refuse_unreadable", "sample_of"]
+__all__ = ["HEAD_BYTES", "SAMPLE", "Looked", "look_at", "misspelled", "refusals", "refuse_unreadable", "sample_of"]
 
 SAMPLE: Final = 20
 """So many images tell whether the others can be read; as many as a run calls for before it gives a bucket up."""
@@ -38,6 +39,8 @@ _GONE: Final = "NoSuchFile"
 _UNREADABLE: Final = "UnreadableFile"
 _UNANSWERED: Final = "Unanswered"
 _DEADLINE_S: Final = 60.0
+_MISSPELLED: Final = 3
+"""So many missing images are looked for under other spellings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +112,26 @@ async def _look_by(reader: ImageReader, image: ImageRef) -> Looked:
         return Looked(image, _UNREADABLE, f"{image.uri} gave no answer in time")
 
 
-def refuse_unreadable(looked: Sequence[Looked], *, is_all: bool = False) -> None:
+async def misspelled(aws: Aws, looked: Sequence[Looked], *, region: str) -> str:
+    """What is wrong with the names of images that aren't there, where they are under another spelling; else empty."""
+    for each in [each for each in looked if each.is_missing or each.is_denied][:_MISSPELLED]:
+        image = each.image
+        if image.member is not None:
+            continue
+        others = list(spellings(image.key))
+        found = await look_at(aws, [replace(image, key=other.name) for other in others], region=region)
+        for other, there in zip(others, found, strict=True):
+            if not there.code:
+                name = f"s3://{image.bucket}/{other.name}" if image.bucket else other.name
+                return f"{image.uri} is not there, and {name} is: the names are {other.what}; {other.advice}"
+    return ""
+
+
+def refuse_unreadable(looked: Sequence[Looked], *, is_all: bool = False, hint: str = "") -> None:
     """Raise where the images of a whole sample can't be read for the same reason, so that no call could succeed.
 
     A few missing images are no reason: they end as failures of the run. Twenty of twenty are, and so are fewer where
-    there are no others (`is_all`): the model would be started for nothing.
+    there are no others (`is_all`): the model would be started for nothing. `hint` is what `misspelled` found.
 
     Raises:
         CredentialsError: reading isn't allowed.
@@ -123,6 +141,8 @@ def refuse_unreadable(looked: Sequence[Looked], *, is_all: bool = False) -> None
         return
     example = looked[0]
     count = "the image" if len(looked) == 1 else f"{len(looked)} of {len(looked)} sampled images"
+    if all(each.is_denied or each.is_missing for each in looked) and hint and (is_all or len(looked) >= SAMPLE):
+        raise RefusedError(f"{count} can't be read: {hint}")
     if all(each.is_denied for each in looked):
         version = " and s3:GetObjectVersion" if example.image.version_id else ""
         raise CredentialsError(

@@ -32,16 +32,14 @@ Name = Annotated[
 def create(
     dataset: Annotated[
         str,
-        typer.Argument(
-            metavar="DATASET", help="PROJECT/train or PROJECT/test; PROJECT with --test-share.", show_default=False
-        ),
+        typer.Argument(metavar="DATASET", help="PROJECT/train or PROJECT/test; PROJECT for both.", show_default=False),
     ],
     source: Annotated[
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="A directory with a folder for each label, a manifest (a file, or s3://bucket/key), or another "
-            "dataset; left out, it is empty.",
+            help="A directory with a folder for each label, or with such folders in train and test; a manifest (a "
+            "file, or s3://bucket/key); an image,label CSV; or another dataset. Left out, it is empty.",
             show_default=False,
         ),
     ] = None,
@@ -75,6 +73,8 @@ def create(
 
       batchcl dataset create cats photos/ --test-share 0.2 --upload-to s3://acme-photos/cats
 
+      batchcl dataset create cats divided/ --upload-to s3://acme-photos/cats
+
       batchcl dataset create cats/train s3://acme-photos/cats/train.manifest
 
       batchcl dataset create cats/train boxes.manifest --upload-to s3://acme-photos/cats --skip-unfit
@@ -100,6 +100,7 @@ def create(
     from batchcl.aws.names import dataset_name  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
     from batchcl.errors import UsageError  # noqa: PLC0415
+    from batchcl.workflow.create import check_manifest  # noqa: PLC0415
 
     if upload_to is not None or test_share is not None or create_bucket or skip_unfit:
         raise UsageError(
@@ -115,6 +116,8 @@ def create(
         origin: Any = None
         if source is not None and source.startswith("s3://"):
             origin = workflow.S3Location.parse(source)
+            async with service.s3() as s3:
+                await check_manifest(s3, origin)
         elif source is not None:
             origin = await workflow.find_dataset(service.rekognition, source)
         return await workflow.create_dataset(
@@ -129,9 +132,12 @@ def create(
 
     made = with_service(work, profile=profile, region=region, named=source)
     if json:
-        emit_object({"datasets": [asdict(made)], "manifests": [], "uploaded": None, "skipped": []}, json=True)
+        emit_object(
+            {"datasets": [asdict(made)], "manifests": [], "uploaded": None, "skipped": [], "remarks": []}, json=True
+        )
     else:
         emit_datasets([made], json=False)
+    dataset_local.fail_for_errors([made])
 
 
 @app.command()
@@ -283,7 +289,9 @@ def distribute(
             await workflow.distribute_entries(service.rekognition, arns["train"], arns["test"], timeout_s=timeout * 60)
         )
 
-    emit_datasets(with_service(work, profile=profile, region=region, named=project), json=json)
+    moved = with_service(work, profile=profile, region=region, named=project)
+    emit_datasets(moved, json=json)
+    dataset_local.fail_for_errors(moved)
 
 
 @app.command()

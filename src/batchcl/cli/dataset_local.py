@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from batchcl.workflow import Added, Created, Dataset, LocalDataset, ProjectArn, Service, Skipped
 
-__all__ = ["SkipUnfit", "Timeout", "UploadTo", "create", "is_local", "table", "update"]
+__all__ = ["SkipUnfit", "Timeout", "UploadTo", "create", "fail_for_errors", "is_local", "table", "update"]
 
 UploadTo = Annotated[
     str | None,
@@ -62,17 +62,17 @@ def create(
     if upload_to is None:
         raise UsageError(f"{source} lies on this machine; say where in S3 its images go with --upload-to")
     to = workflow.S3Folder.parse(upload_to)
-    if test_share is None and "/" not in dataset:
-        raise UsageError(
-            f"{dataset!r} names no dataset; write {dataset}/train or {dataset}/test, "
-            "or have the images divided between them with --test-share 0.2"
-        )
-    project, kind = dataset_name(dataset) if test_share is None else (dataset, None)
+    project, kind = (dataset, None) if "/" not in dataset or test_share is not None else dataset_name(dataset)
 
     async def work(service: Service, afterwards: Afterwards) -> Created:
         arn = await workflow.find_project(service.rekognition, project)
         await _refuse_second(service, arn, kind)
         local = await _read(source, skip_unfit=skip_unfit)
+        if not local.divided and kind is None and test_share is None:
+            raise UsageError(
+                f"{dataset!r} names no dataset; write {dataset}/train or {dataset}/test, or have the images divided "
+                "between them with --test-share 0.2"
+            )
         if kind != "test":
             check_labels(local)
         async with service.s3() as s3:
@@ -107,6 +107,7 @@ def create(
         emit_object(asdict(made), json=True)
     else:
         emit(table(made.datasets))
+    fail_for_errors(made.datasets)
 
 
 def update(
@@ -164,6 +165,21 @@ def update(
         emit_object(asdict(added), json=True)
     else:
         emit(table([added.dataset]))
+    fail_for_errors([added.dataset])
+
+
+def fail_for_errors(datasets: Sequence[Dataset]) -> None:
+    """End with exit code 3 where the service can't use entries, and say how many and how to see them."""
+    from batchcl.errors import ExitCode  # noqa: PLC0415 - `batchcl --help` goes without
+
+    for each in datasets:
+        if each.errors:
+            tell(
+                f"the service can't use {each.errors:,} of the {each.entries:,} entries of {each.name}; see why with "
+                f"`batchcl dataset entries {each.name} --errors --manifest`"
+            )
+    if any(each.errors for each in datasets):
+        raise typer.Exit(ExitCode.FAILURES)
 
 
 def table(datasets: Sequence[Dataset]) -> pl.DataFrame:
@@ -210,6 +226,8 @@ async def _read(source: str, *, skip_unfit: bool) -> LocalDataset:
         refuse_skipped(local)
     tell(f"{len(local.entries):,} images with {len(local.labels())} labels in {source}")
     _tell_skipped(local.skipped)
+    for remark in local.remarks():
+        tell(remark)
     return local
 
 

@@ -16,6 +16,7 @@ from batchcl.cli.options import MaxResults, MinConfidence, Profile, Region
 from batchcl.cli.rendering import Form, Query, show
 from batchcl.cli.streams import tell
 from batchcl.errors import ExitCode, UsageError
+from batchcl.quantities import confidence_hint
 
 if TYPE_CHECKING:
     from batchcl.cli.request import Request
@@ -137,6 +138,8 @@ def detect(
     named = model or (request.model if request else None)
     if not named:
         raise UsageError("name the model with --model PROJECT@VERSION or ARN; `batchcl model list` shows yours")
+    if (question := confidence_hint(min_confidence)) is not None:
+        tell(question)
     drawing = None if annotate is None else Drawing(annotate, asked.images)
     found = _detected(
         asked.images,

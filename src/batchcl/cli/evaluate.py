@@ -13,6 +13,8 @@ import anyio
 import typer
 
 from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit, emit_object
+from batchcl.cli.streams import tell
+from batchcl.quantities import confidence_hint
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,6 +75,8 @@ def evaluate(
       batchcl evaluate s3://bucket/out --truth test.manifest --json | jq .summary.macro_f1
     """  # noqa: D412 - Typer shows the examples as they stand
     check_format(json=json, csv=csv)
+    if (question := confidence_hint(min_confidence)) is not None:
+        tell(question)
     from batchcl.analysis.evaluate import evaluate as evaluated  # noqa: PLC0415 - polars, only when it is needed
     from batchcl.analysis.results import open_results  # noqa: PLC0415
     from batchcl.analysis.truth import carried_truth, read_truth  # noqa: PLC0415

@@ -15,6 +15,7 @@ from batchcl.sources.source_kind import SourceKind
 __all__ = [
     "AllVersions",
     "AllowOverlap",
+    "AnyName",
     "AsOf",
     "Attribute",
     "BucketColumn",
@@ -148,6 +149,10 @@ AllVersions = Annotated[
 AsOf = Annotated[
     str | None,
     _lists("--as-of", metavar="DATE", help="Of S3 Inventories: the newest of this day or earlier."),
+]
+AnyName = Annotated[
+    bool | None,
+    _lists("--any-name", help="Of a prefix, directory, archive or inventory: names without .jpg or .png too."),
 ]
 SkipBadLines = Annotated[bool | None, _lists("--skip-bad-lines", help="Leave lines out that name no image.")]
 MaxFailures = Annotated[

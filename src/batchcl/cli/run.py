@@ -13,6 +13,7 @@ import typer
 from batchcl.cli.options import (
     AllowOverlap,
     AllVersions,
+    AnyName,
     AsOf,
     Attribute,
     BucketColumn,
@@ -108,6 +109,7 @@ def run(
     attribute: Attribute = None,
     all_versions: AllVersions = None,
     as_of: AsOf = None,
+    any_name: AnyName = None,
     skip_bad_lines: SkipBadLines = None,
     max_failures: MaxFailures = None,
     deadline: Deadline = None,
@@ -185,6 +187,7 @@ def run(
             attribute=attribute,
             all_versions=all_versions,
             as_of=as_of,
+            any_name=any_name,
             skip_bad_lines=skip_bad_lines,
             max_failures=max_failures,
             deadline=deadline,

@@ -8,10 +8,10 @@ from typing import Final
 
 from batchcl.aws.detect import open_detector
 from batchcl.aws.errors import INVALID_S3_OBJECT
-from batchcl.aws.readable import HEAD_BYTES, Looked, look_at, refusals, refuse_unreadable, sample_of
+from batchcl.aws.readable import HEAD_BYTES, Looked, look_at, misspelled, refusals, refuse_unreadable, sample_of
 from batchcl.doctor.case import Answer, Case
 from batchcl.doctor.findings import Verdict
-from batchcl.errors import CallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
+from batchcl.errors import CallError, ImageError, ModelNotReadyError, RejectedError, ThrottledError, TransientError
 from batchcl.images import ImageRef, Unfit, unfit
 from batchcl.pixels import unfit_bytes
 from batchcl.reading.readers import open_reader
@@ -62,7 +62,7 @@ async def check_images(case: Case) -> Answer:
         why = Counter(reason.code for image in case.page if (reason := unfit(image, fit=fit)) is not None)
         return Verdict.WARN, f"none of the first {len(case.page):,} images costs a call: {_listed(why)}"
     case.looked = await look_at(case.aws, sample, region=case.region)
-    refuse_unreadable(case.looked)
+    refuse_unreadable(case.looked, hint=await misspelled(case.aws, case.looked, region=case.region))
     unreadable = refusals(case.looked)
     reasons = [None if each.code or fit else unfit_head(each) for each in case.looked]
     bad = unreadable + Counter(reason.code for reason in reasons if reason is not None)
@@ -99,12 +99,15 @@ async def check_call(case: Case) -> Answer:
             found = await detector.detect(image)
     except (ThrottledError, TransientError, ModelNotReadyError) as error:
         return Verdict.WARN, f"the call for {image.uri} was not answered this time: {error.code}: {error}"
-    except ImageError as error:
+    except RejectedError as error:
         if error.code == INVALID_S3_OBJECT:
             return Verdict.FAIL, (
                 f"the service can't read {image.uri}, which this identity can: {error}; look for a condition in its "
                 "policies or the bucket's"
             )
+        verdict = Verdict.FAIL if error.is_general else Verdict.WARN
+        return verdict, f"the service rejects the call for {image.uri}: {error.code}: {error}"
+    except ImageError as error:
         return Verdict.WARN, f"the service refuses {image.uri}: {error.code}: {error}"
     except CallError as error:
         return Verdict.FAIL, f"DetectCustomLabels refuses: {error.code}: {error}"

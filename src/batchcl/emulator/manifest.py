@@ -205,7 +205,9 @@ class _Review:
                 usable[name], usable[name + _METADATA] = attribute.value, attribute.metadata
         if len(usable) > 1:
             try:
-                self.truth = parse_line(orjson.dumps(usable))
+                truth = parse_line(orjson.dumps(usable))
+                truth.require_good_labels()
+                self.truth = truth
             except SourceError:
                 self.of_line.append(_attribute_format(names[0]))
         elif empty:

@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from batchcl.aws.credentials import call_error
 from batchcl.aws.errors import INVALID_S3_OBJECT, S3_DENIED, error_code, error_message, is_shortage, shortage
 from batchcl.aws.session import Aws
-from batchcl.errors import CallError, CredentialsError, HostError, ImageError
+from batchcl.errors import CallError, CredentialsError, HostError, ImageError, RejectedError
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
 from batchcl.reading.base import changed_archive, whole_member
 
@@ -107,9 +107,9 @@ def _refused(error: ClientError, image: ImageRef) -> CallError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     said = error_message(error) or code
     if code in _GONE:
-        return ImageError(f"S3 has no such {what}: {said}", code=INVALID_S3_OBJECT)
+        return RejectedError(f"S3 has no such {what}: {said}", code=INVALID_S3_OBJECT)
     if code in S3_DENIED:
-        return ImageError(f"S3 denies access to the {what}; allow s3:GetObject on it", code=INVALID_S3_OBJECT)
+        return RejectedError(f"S3 denies access to the {what}; allow s3:GetObject on it", code=INVALID_S3_OBJECT)
     if status >= _SERVER_ERROR or code in {"SlowDown", "RequestTimeout"}:
         return HostError(f"S3 didn't give the {what}: {said}", code=code, status=status)
-    return ImageError(f"S3 doesn't give the {what}: {code}: {said}", code=INVALID_S3_OBJECT)
+    return RejectedError(f"S3 doesn't give the {what}: {code}: {said}", code=INVALID_S3_OBJECT)

@@ -26,6 +26,7 @@ IMAGES: Final = pa.schema(
         pa.field("region", pa.string()),
         pa.field("archive", pa.binary()),
         pa.field("offset", pa.int64()),
+        pa.field("any_name", pa.bool_()),
     ]
 )
 _SLICE: Final = 512
@@ -46,6 +47,7 @@ def image_table(images: Sequence[ImageRef]) -> pa.Table:
         "region": [image.region for image in images],
         "archive": [None if image.member is None else utf8(image.member.archive) for image in images],
         "offset": [None if image.member is None else image.member.offset for image in images],
+        "any_name": [image.any_name for image in images],
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in IMAGES], schema=IMAGES)
 
@@ -62,9 +64,20 @@ class ImageRows:
             rows = self._table.take(pa.array(self._positions[start : start + _SLICE], pa.int32()))
             frame = pl.DataFrame(rows)  # of moments, pyarrow's own lists take seven times as long
             columns = [frame[field.name].to_list() for field in IMAGES]
-            for uri, bucket, key, version_id, etag, size_bytes, last_modified, extra, region, archive, offset in zip(
-                *columns, strict=True
-            ):
+            for (
+                uri,
+                bucket,
+                key,
+                version_id,
+                etag,
+                size_bytes,
+                last_modified,
+                extra,
+                region,
+                archive,
+                offset,
+                any_name,
+            ) in zip(*columns, strict=True):
                 yield ImageRef(
                     uri=uri,
                     bucket=bucket,
@@ -76,6 +89,7 @@ class ImageRows:
                     extra=extra,
                     region=region,
                     member=None if archive is None else ArchiveMember(_text(archive), offset),
+                    any_name=any_name,
                 )
 
 

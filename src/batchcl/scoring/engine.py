@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,11 +32,12 @@ from batchcl.errors import (
     HostError,
     ImageError,
     ModelNotReadyError,
+    RejectedError,
     ShortageError,
     ThrottledError,
     TransientError,
 )
-from batchcl.images import Unfit, unfit
+from batchcl.images import ImageRef, Unfit, unfit
 from batchcl.pacing.pacer import Pacer
 from batchcl.reading.base import Preparer
 from batchcl.scoring.callers import Callers
@@ -45,6 +46,7 @@ from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
 from batchcl.scoring.outcome import Detection, Outcome, Scored, failed, skipped
 from batchcl.scoring.preparing import Preparing
 from batchcl.scoring.queue import WorkItem, WorkQueue
+from batchcl.scoring.rejections import Rejection, Rejections
 from batchcl.scoring.seams import Recovery, Sink
 from batchcl.scoring.shards import Batch
 from batchcl.scoring.telling import tell, was_sent
@@ -65,8 +67,6 @@ _STRAGGLES_AFTER: Final = 4.0
 
 _LOOK_FOR_STRAGGLERS_S: Final = 0.25
 _LATENCY_WEIGHT: Final = 0.1
-_ALL_INVALID: Final = 20
-"""So many images refused as InvalidS3Object and none accepted: the bucket is at fault, not the images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,10 @@ class Engine:
         self._now: Callable[[], float] = anyio.current_time
         self._callers = Callers(self._score, limit=self._settings.max_in_flight)
         self._breaker = CircuitBreaker(recovery, observer=self._observer, rng=self._rng, on_failure=self.fail)
-        self._invalid_first = 0
+        self._rejections = Rejections()
+        self._scored_in: dict[str, ImageRef] = {}
+        self._checked = anyio.Event()
+        self._checked.set()
         self._answered = False
         self._outcomes = 0
         self._failure: BatchclError | None = None
@@ -214,6 +217,8 @@ class Engine:
             with self._feeding:
                 while await self._queue.ready():
                     await self._breaker.wait_closed()
+                    if not self._checked.is_set():
+                        await self._checked.wait()
                     await self._sink.room()
                     if self._preparing is not None:
                         await self._preparing.room()
@@ -228,7 +233,7 @@ class Engine:
     async def _watch_for_stalls(self) -> None:
         def is_due() -> bool:
             images = self._queue.statistics()
-            return images.waiting + images.delayed + images.outstanding > 0
+            return images.waiting + images.delayed + images.outstanding > len(self._rejections)
 
         await self._breaker.watch(
             outcomes=lambda: self._outcomes,
@@ -239,6 +244,8 @@ class Engine:
     async def _help_stragglers(self) -> None:
         """At the end of the list, call again beside a call that hangs: no model should wait for one connection."""
         while await self._queue.only_outstanding():
+            if len(self._rejections) == self._queue.statistics().outstanding:
+                self._judge_last()
             late = max(_STRAGGLES_AFTER_S, _STRAGGLES_AFTER * self._usual_latency_s)
             sent_before = anyio.current_time() - late
             for item, sent_at in tuple(self._in_flight.values()):
@@ -288,17 +295,21 @@ class Engine:
         self._progress.in_flight += 1
         item.open_calls += 1
         self._in_flight.setdefault(id(item), (item, sent_at))
+        number = self._rejections.sent()
         try:
             detection = await self._detector.detect(item.image)
         except CallError as error:
             tell(self._pacer, error, sent_at=sent_at)
             self._progress.calls -= not was_sent(error)
-            return self._unanswered(item, error, sent_at)
+            self._rejections.ended(number)
+            return self._unanswered(item, error, sent_at, number)
         finally:
+            self._rejections.ended(number)
             self._progress.in_flight -= 1
             item.open_calls -= 1
             if not item.open_calls:
                 del self._in_flight[id(item)]
+        self._accepted(number)
         if item.is_settled:
             return None
         item.is_settled = True
@@ -307,7 +318,8 @@ class Engine:
     def _scored(self, item: WorkItem, detection: Detection, begun_at: float) -> Scored:
         sent_at = begun_at + detection.read_s
         self._pacer.succeeded(sent_at=sent_at)
-        self._answered = True
+        if item.image.bucket:
+            self._scored_in[item.image.bucket] = item.image
         self._breaker.answered(scored=True)
         self._callers.grow()
         latency_s = self._now() - sent_at
@@ -323,7 +335,7 @@ class Engine:
             fitted=item.fitted,
         )
 
-    def _unanswered(self, item: WorkItem, error: CallError, sent_at: float) -> Outcome | None:
+    def _unanswered(self, item: WorkItem, error: CallError, sent_at: float, number: int) -> Outcome | None:
         """What the class of `error` asks for: go back to the queue, or end as a failure."""
         self._progress.throttled += isinstance(error, ThrottledError)
         self._breaker.failed(error)
@@ -348,15 +360,8 @@ class Engine:
             case TransientError() if (wait_s := self._retry_in_s(item, error)) is not None:
                 self._queue.give_back_later(item, anyio.current_time() + wait_s)
                 return None
-            case ImageError():
-                if error.status is not None:  # otherwise the service wasn't asked
-                    self._breaker.answered(scored=False)
-                self._judge_bucket(error)
-                if self._preparing is not None and self._preparing.may_mend(item, error):
-                    if item.open_calls == 1:  # or the other call brings the refusal too
-                        item.attempts += 1
-                        self._preparing.mend(item, error)
-                    return None
+            case ImageError() if not self._is_final(item, error, number):
+                return None
         item.attempts += 1
         item.is_settled = True
         return failed(item.image, error, attempts=item.attempts, at=self._utcnow())
@@ -371,27 +376,120 @@ class Engine:
         item.attempts += 1
         return self._backoff_s(item)
 
+    def _is_final(self, item: WorkItem, error: ImageError, number: int) -> bool:
+        """Whether `error` is the image's outcome by now, rather than prepared again or held as a rejection."""
+        if error.status is not None:  # otherwise the service wasn't asked
+            self._breaker.answered(scored=False)
+            if not isinstance(error, RejectedError):
+                self._accepted(number)
+        if self._preparing is not None and self._preparing.may_mend(item, error):
+            if item.open_calls == 1:  # or the other call brings the refusal too
+                item.attempts += 1
+                self._preparing.mend(item, error)
+            return False
+        if not isinstance(error, RejectedError) or not self._rejections.rejected(number, Rejection(item, error)):
+            return True
+        item.attempts += 1
+        item.is_settled = True
+        self._judge_row()
+        return False
+
     def _backoff_s(self, item: WorkItem) -> float:
         return self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**item.attempts))
 
-    def _judge_bucket(self, error: ImageError) -> None:
-        """When the first images are all unreadable from S3, so will the rest be: stop rather than pay for refusals."""
-        if self._answered:
+    def _accepted(self, number: int) -> None:
+        """The service has read an image: earlier rejections were about their own images."""
+        self._answered = True
+        released = self._rejections.accepted(number)
+        if self._failure is None:
+            self._fail_each(released)
+
+    def _fail_each(self, rejections: Sequence[Rejection]) -> None:
+        for each in rejections:
+            item = each.item
+            self._keep(item, failed(item.image, each.error, attempts=item.attempts, at=self._utcnow()))
+            self._queue.settle()
+
+    def _judge_row(self) -> None:
+        """After 20 rejections in a row end the run, or find out whether it can go on.
+
+        An object that is missing can't be told from one that may not be read. Many missing ones in a row are usual, so
+        an image of their bucket that was scored before decides.
+        """
+        row = self._rejections.in_a_row()
+        if not row or self._failure is not None or not self._checked.is_set():
             return
-        if error.code != INVALID_S3_OBJECT:
-            self._answered = error.status is not None
+        last = row[-1]
+        other = next((each.error for each in row if each.error.code != INVALID_S3_OBJECT), None)
+        scored = self._scored_in.get(last.item.image.bucket)
+        if other is not None:
+            self._end_for(other, row)
+        elif scored is not None:
+            self._checked = anyio.Event()
+            self._tasks.start_soon(self._check_again, scored, row)
+        elif self._answered or not self._is_beginning():
+            self._fail_each(self._rejections.release_all())
+        else:
+            self._end_for(last.error, row)
+
+    def _judge_last(self) -> None:
+        """At the end of the list nothing but rejections is left."""
+        if self._failure is not None or not self._checked.is_set():
             return
-        self._invalid_first += 1
-        if self._invalid_first >= _ALL_INVALID and self._is_beginning():
-            self.fail(
-                FatalCallError(
-                    f"the first {_ALL_INVALID} images all came back as {INVALID_S3_OBJECT} ({error}); check that the "
-                    "bucket lies in the model's region, that this identity may s3:GetObject from it, and that the "
-                    "keys exist",
-                    code=error.code,
-                    status=error.status,
-                )
+        if self._rejections.in_a_row():
+            self._judge_row()
+            return
+        general = next((each for each in self._rejections.held if each.error.is_general), None)
+        if general is not None and not self._answered and self._is_beginning():
+            self._end_for(general.error, [general])
+        else:
+            self._fail_each(self._rejections.release_all())
+
+    def _end_for(self, error: RejectedError, row: Sequence[Rejection]) -> None:
+        """End the run. Images whose rejections are held get no outcome, and are called again by the next session."""
+        which = "the first" if not self._answered and self._is_beginning() else "the last"
+        calls = f"{which} {len(row)} calls were" if len(row) > 1 else "no call was accepted, and the last one was"
+        advice = (
+            "; check that the bucket lies in the model's region, that this identity may s3:GetObject from it, and that "
+            "the keys exist"
+            if error.code == INVALID_S3_OBJECT
+            else ""
+        )
+        self.fail(
+            FatalCallError(
+                f"{calls} rejected with {error.code} ({error}); their images are not recorded as failures{advice}",
+                code=error.code,
+                status=error.status,
             )
+        )
+
+    async def _check_again(self, scored: ImageRef, row: Sequence[Rejection]) -> None:
+        """Call for an image that was scored before: if that is rejected too, access was lost, and the run ends."""
+        try:
+            for attempt in range(self._settings.max_attempts):
+                number, sent_at = self._rejections.sent(), self._now()
+                self._pacer.sent()
+                self._progress.calls += 1
+                try:
+                    await self._detector.detect(scored)
+                except RejectedError as error:
+                    tell(self._pacer, error, sent_at=sent_at)
+                    self._end_for(error, row)
+                    return
+                except (ThrottledError, TransientError) as error:
+                    tell(self._pacer, error, sent_at=sent_at)
+                    await anyio.sleep(self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**attempt)))
+                except CallError as error:
+                    tell(self._pacer, error, sent_at=sent_at)
+                    return
+                else:
+                    self._pacer.succeeded(sent_at=sent_at)
+                    self._accepted(number)
+                    return
+                finally:
+                    self._rejections.ended(number)
+        finally:
+            self._checked.set()
 
     async def _keep_sink(self) -> None:
         try:

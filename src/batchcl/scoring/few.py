@@ -25,6 +25,7 @@ from batchcl.errors import (
     ModelError,
     ModelNotReadyError,
     RefusedError,
+    RejectedError,
     ThrottledError,
     TransientError,
     UsageError,
@@ -206,7 +207,14 @@ class _Looker:
                 group.start_soon(one, number, each)
         if self._failure is not None:
             raise self._as_refusal(self._failure) from self._failure
+        self._refuse_general(list(found.values()))
         return [found[number] for number in range(len(images))]
+
+    def _refuse_general(self, found: Sequence[Answered]) -> None:
+        """Raise where no image was answered, and one of them for a reason that usually concerns all."""
+        general = [each.error for each in found if isinstance(each.error, RejectedError) and each.error.is_general]
+        if general and all(each.error is not None for each in found):
+            raise self._as_refusal(general[0]) from general[0]
 
     async def _answered(self, each: Given) -> Answered:
         try:

@@ -12,11 +12,12 @@ from typing import Protocol
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.buckets import Buckets
-from batchcl.aws.readable import SAMPLE, look_at, refuse_unreadable, sample_of
+from batchcl.aws.readable import SAMPLE, look_at, misspelled, refuse_unreadable, sample_of
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.job import Job
+from batchcl.quantities import confidence_hint, counted
 from batchcl.runs.layout import output_root
 from batchcl.scoring.events import Notice, Observer
 from batchcl.scoring.tally import Tally
@@ -110,15 +111,17 @@ async def check_sources(
         )
     found = [await source.check() for source in sources]
     for source, checked in zip(sources, found, strict=True):
-        _tell_bad_lines(source, checked, observer)
         if checked.left_out_folders:
             folders = " and ".join(checked.left_out_folders)
             text = f"left out of {source.description}, as they are the output root's: {folders}"
             observer.notice(Notice("output-left-out", text))
+        _report_bad_lines(source, checked, observer)
     await buckets.check(name for checked in found for name in checked.buckets)
     for bucket, region in buckets.elsewhere.items():
         text = f"bucket {bucket} lies in {region}: its images are fetched from there and sent as bytes"
         observer.notice(Notice("cross-region", text, {"bucket": bucket, "region": region}))
+    if (question := confidence_hint(job.min_confidence)) is not None:
+        observer.notice(Notice("min-confidence", question, level="warning"))
     if job.where is not None and job.from_results is None:
         filters = replace(filters, where=await condition_on(Condition(job.where), sources))
     left_out = sum((Counter(checked.left_out) for checked in found), Counter[str]())
@@ -134,13 +137,18 @@ async def check_sources(
             for source, checked in zip(sources, found, strict=True)
             if checked.bad_lines
         },
-        try_reading=partial(_try_reading, aws, model.region, fit=job.fit),
+        try_reading=partial(_try_reading, aws, model.region, fit=job.fit, observer=observer),
     )
 
 
-async def _try_reading(aws: Aws, region: str, images: Sequence[ImageRef], *, is_all: bool, fit: bool) -> None:
-    sample = sample_of(images, fit=fit)
-    refuse_unreadable(await look_at(aws, sample, region=region), is_all=is_all)
+async def _try_reading(
+    aws: Aws, region: str, images: Sequence[ImageRef], *, is_all: bool, fit: bool, observer: Observer
+) -> None:
+    looked = await look_at(aws, sample_of(images, fit=fit), region=region)
+    hint = await misspelled(aws, looked, region=region)
+    refuse_unreadable(looked, is_all=is_all, hint=hint)
+    if hint:
+        observer.notice(Notice("misspelled", hint))
 
 
 def _total(lines: Sequence[int | None]) -> int | None:
@@ -212,9 +220,15 @@ async def _chained(first: Sequence[Page], rest: AsyncIterator[Page]) -> AsyncIte
         yield page
 
 
-def _tell_bad_lines(source: Source, checked: Checked, observer: Observer) -> None:
+def _report_bad_lines(source: Source, checked: Checked, observer: Observer) -> None:
     for line in checked.bad_lines:
         text = f"left out: {line.place(source.description)}: {line.reason}"
         observer.notice(Notice("bad-line", text, {"line": line.number}, level="warning"))
     if unseen := checked.bad_count - len(checked.bad_lines):
         observer.notice(Notice("bad-line", f"left out: {unseen} more lines of {source.description}", level="warning"))
+    if labels := checked.bad_labels.count:
+        text = (
+            f"{counted(labels, 'image')} of {source.description} will be scored without a label that can't be used "
+            f"for evaluate; the first: {checked.bad_labels.first}"
+        )
+        observer.notice(Notice("bad-label", text, {"images": labels}, level="warning"))

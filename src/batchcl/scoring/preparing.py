@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from batchcl.bell import Bell
-from batchcl.errors import BatchclError, CallError, FatalCallError, ImageError, TransientError
+from batchcl.errors import BatchclError, CallError, FatalCallError, ImageError, RejectedError, TransientError
 from batchcl.images import Unfit
 from batchcl.reading.base import Prepared, Preparer
 from batchcl.scoring.queue import WorkItem, WorkQueue
@@ -145,9 +145,9 @@ class Preparing:
 
     async def _make_ready(self, item: WorkItem) -> None:
         found = await self._prepared(item)
-        if isinstance(found, TransientError):
+        if isinstance(found, TransientError | RejectedError):
             item.is_prepared = False  # its call will tell, and a refusal brings it back here
-        if isinstance(found, Prepared | TransientError):
+        if isinstance(found, Prepared | TransientError | RejectedError):
             self._queue.put_now(item)
         elif found is not None:
             self._on_failed(item, found, None)

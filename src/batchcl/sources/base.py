@@ -5,27 +5,38 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
 from batchcl.errors import SourceError
-from batchcl.images import ImageRef, escaped
+from batchcl.images import APPLE_DOUBLE, ImageRef, escaped, unfit
 from batchcl.sources.repeats import HashSet
 
 __all__ = [
+    "IMAGE_STARTS",
+    "NO_BAD_LABELS",
     "PAGE",
+    "BadLabel",
+    "BadLabels",
     "BadLine",
     "Checked",
     "Position",
     "Source",
     "local_image",
     "name_of",
+    "named_images",
     "parse_s3_uri",
     "referred_image",
+    "refuse_arn",
     "refuse_url",
     "s3_image",
 ]
+
+IMAGE_STARTS: Final = (b"\xff\xd8\xff", b"\x89PNG")
+"""What JPEG and PNG files begin with."""
+
+_ARN_COLONS: Final = 5
 
 PAGE: Final = 1000
 """Images a page, as ListObjectsV2 has it."""
@@ -52,6 +63,29 @@ class BadLine:
 
 
 @dataclass(frozen=True, slots=True)
+class BadLabel:
+    """An image that can be scored, with a label that can't be used: `number` of its line from 1, and `reason`."""
+
+    image: ImageRef
+    reason: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BadLabels:
+    """How many images have a label that can't be used, and where and why the first one can't."""
+
+    count: int = 0
+    first: str = ""
+
+    def __add__(self, other: BadLabels) -> BadLabels:
+        return BadLabels(self.count + other.count, self.first or other.first)
+
+
+NO_BAD_LABELS: Final = BadLabels()
+
+
+@dataclass(frozen=True, slots=True)
 class Checked:
     """What a look at the source told before a call was spent.
 
@@ -64,6 +98,7 @@ class Checked:
             what is left out. None where the source is no list.
         left_out: what the list names that is no image to score, such as an inventory's delete markers: kind → count.
         left_out_folders: folders that don't belong to the source, being the output root's.
+        bad_labels: images of which a label can't be used, with the first reason; they are scored all the same.
     """
 
     buckets: frozenset[str] = frozenset()
@@ -73,6 +108,7 @@ class Checked:
     lines: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     left_out_folders: tuple[str, ...] = ()
+    bad_labels: BadLabels = NO_BAD_LABELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +157,11 @@ class Source(Protocol):
         ...
 
     @property
+    def is_explicit(self) -> bool:
+        """Whether the user wants each image that it names, so that a name excludes none."""
+        ...
+
+    @property
     def repeats(self) -> HashSet:
         """The images that come more than once, by `name_of`, and perhaps some that don't; known after `check`."""
         ...
@@ -133,6 +174,7 @@ def name_of(image: ImageRef) -> str:
 
 def parse_s3_uri(uri: str) -> tuple[str, str]:
     """(bucket, key) of `s3://bucket/key`; the key literally. Raises `SourceError`."""
+    refuse_arn(uri)
     bucket, slash, key = uri.removeprefix("s3://").partition("/")
     if not uri.startswith("s3://") or not bucket or not slash or not key:
         raise SourceError(f"{uri!r} is not s3://bucket/key")
@@ -161,6 +203,36 @@ def local_image(path: str, *, extra: str | None = None) -> ImageRef:
         last_modified=dt.datetime.fromtimestamp(facts.st_mtime, dt.UTC),
         extra=extra,
     )
+
+
+def named_images(images: list[ImageRef]) -> list[ImageRef]:
+    """`images` that were named explicitly, whose names exclude none: a file's bytes decide, and the service. Blocks."""
+    return [image if unfit(image) is None else replace(image, any_name=_may_be_image(image)) for image in images]
+
+
+def _may_be_image(image: ImageRef) -> bool:
+    """Whether the file begins like a PNG or JPEG; of what isn't a file of its own, the service knows."""
+    if not image.local or image.member is not None:
+        return not image.key.rpartition("/")[2].startswith(APPLE_DOUBLE)
+    try:
+        with open(image.key, "rb") as file:  # noqa: PTH123 - a Path per file costs more than the rest
+            return file.read(len(max(IMAGE_STARTS, key=len))).startswith(IMAGE_STARTS)
+    except (OSError, ValueError):
+        return True  # reading it tells why
+
+
+def refuse_arn(name: str) -> None:
+    """Raise `SourceError` for an ARN in place of a bucket, as an access point or a bucket has one."""
+    arn = name.removeprefix("s3://")
+    if not arn.startswith("arn:"):
+        return
+    kind, _, rest = arn.split(":", maxsplit=_ARN_COLONS)[-1].replace(":", "/").partition("/")
+    if kind == "accesspoint":
+        raise SourceError(
+            f"{name} is the ARN of an access point, and DetectCustomLabels takes buckets; write its alias instead, "
+            f"s3://ALIAS/prefix: aws s3control get-access-point --name {rest.partition('/')[0]} --account-id ACCOUNT"
+        )
+    raise SourceError(f"{name} is an ARN; write s3://bucket/prefix, for an access point with its alias as the bucket")
 
 
 def refuse_url(reference: str, *, what: str = "it") -> None:

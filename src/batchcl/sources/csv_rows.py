@@ -107,7 +107,7 @@ class CsvPart:
     def chunks(self) -> Iterator[Chunk]:
         """The rows, some at a time."""
         with open_list(self._path, self.name) as file:
-            skip_mark(file)
+            skip_mark(file, self.name)
             yield from chunked(self._entries(file))
 
     def _entries(self, file: BufferedReader) -> Iterator[Entry]:

@@ -28,7 +28,8 @@ class DirectorySource:
     exhaustive = False
     """Links to directories are passed over, and so is the output root."""
 
-    def __init__(self, path: str, *, leave_out: Sequence[Path] = ()) -> None:
+    def __init__(self, path: str, *, leave_out: Sequence[Path] = (), is_explicit: bool = False) -> None:
+        self.is_explicit = is_explicit
         self.description = path
         self._root = Path(os.path.abspath(path))  # noqa: PTH100 - without .. as the images' paths, and links as they are
         self._leave_out = leave_out

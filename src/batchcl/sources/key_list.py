@@ -8,6 +8,7 @@ from __future__ import annotations
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import local_image, refuse_url, s3_image
+from batchcl.spellings import BYTE_ORDER_MARK
 
 __all__ = ["parse_key_line"]
 
@@ -23,6 +24,8 @@ def parse_key_line(line: bytes, *, may_be_local: bool = True) -> ImageRef:
         raise SourceError("it is not UTF-8 text") from error
     if text.startswith("s3://"):
         return s3_image(text)
+    if text.startswith(BYTE_ORDER_MARK):
+        raise SourceError("it begins with a byte order mark, as where two files were joined; remove the mark")
     refuse_url(text)
     if "\0" in text:
         raise SourceError("it holds a NUL byte, so it is neither a key nor a path")

@@ -12,15 +12,17 @@ import orjson
 
 from batchcl.errors import SourceError
 from batchcl.images import EXTENSIONS
+from batchcl.sources.base import IMAGE_STARTS
 from batchcl.sources.csv_rows import BUCKET
 from batchcl.sources.files import START_BYTES, start_of
 from batchcl.sources.inventory import is_inventory_manifest
+from batchcl.sources.lines import refuse_utf16
 from batchcl.sources.source_kind import SourceKind
 from batchcl.sources.tar import is_tar
+from batchcl.spellings import Spelling, spellings
 
 __all__ = ["is_columnar", "kind_of"]
 
-_IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG")
 _TABLE_MAGIC: Final = (b"PAR1", b"ORC")
 _LOOKED_AT: Final = 100
 _HEADING: Final = re.compile(r"[A-Za-z][A-Za-z0-9_ -]*")
@@ -43,13 +45,14 @@ def kind_of(name: str, path: Path, *, folder: Path | None, wants_table: bool, wa
         SourceError: the file is no list, or could be several kinds: it names them.
     """
     magic = _magic(path)
-    if magic.startswith(_IMAGE_MAGIC):
+    if magic.startswith(IMAGE_STARTS):
         return SourceKind.IMAGE
     if magic.startswith(_TABLE_MAGIC):
         return SourceKind.TABLE
     start = start_of(path, name)
     if is_tar(start):
         return SourceKind.TAR
+    refuse_utf16(start, name)
     lines = _lines(start)
     if not lines:
         raise SourceError(f"{name} is empty; it names no image")
@@ -148,6 +151,11 @@ def _refuse_other_text(name: str, lines: Sequence[str], folder: Path | None) -> 
     """Any text could be a list of paths: one that names nothing, or begins with a heading, is taken for none."""
     names_image = [_SCHEME.match(line) is not None or _is_file(folder, line) for line in lines]
     if not any(names_image):
+        if (other := _other_spelling(folder, lines[0])) is not None:
+            raise SourceError(
+                f"{name} names no file that is there: {lines[0][:80]!r} is not, and {other.name[:80]!r} is; its names "
+                f"are {other.what}; {other.advice}"
+            )
         raise SourceError(
             f"{name} is no list that batchcl knows: of its first lines, such as {lines[0][:80]!r}, none is "
             "s3://bucket/key or a file that is there; check the working directory, or say --source-kind keys"
@@ -157,6 +165,14 @@ def _refuse_other_text(name: str, lines: Sequence[str], folder: Path | None) -> 
             f"{name} has a first line {lines[0]!r} that may be a header; name the column by --uri-column, or say "
             "--source-kind keys where it is a file"
         )
+
+
+def _other_spelling(folder: Path | None, name: str) -> Spelling | None:
+    """Another spelling of a name, of which there is a file or which is an S3 URI."""
+    for other in spellings(name):
+        if _SCHEME.match(other.name) or _is_file(folder, other.name):
+            return other
+    return None
 
 
 def _row(line: str) -> list[str]:

@@ -20,7 +20,7 @@ import polars as pl
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.runs.together import together
-from batchcl.sources.base import PAGE, BadLine, Checked, Position, name_of
+from batchcl.sources.base import NO_BAD_LABELS, PAGE, BadLabels, BadLine, Checked, Position, name_of
 from batchcl.sources.repeats import NO_NAMES, HashLog, HashSet
 
 __all__ = ["Chunk", "FrameChunk", "ImageChunk", "ListSource", "Part"]
@@ -37,6 +37,7 @@ class Chunk(Protocol):
         lines: how many that aren't blank.
         bad: those that name no image.
         left_out: those that name something that is no image to score.
+        bad_labels: those whose image can be scored, but a label of which can't be used.
     """
 
     @property
@@ -45,6 +46,8 @@ class Chunk(Protocol):
     def bad(self) -> Sequence[BadLine]: ...  # noqa: D102
     @property
     def left_out(self) -> Mapping[str, int]: ...  # noqa: D102
+    @property
+    def bad_labels(self) -> BadLabels: ...  # noqa: D102
 
     def __len__(self) -> int:
         """Images in the chunk."""
@@ -70,6 +73,7 @@ class ImageChunk:
     found: Sequence[ImageRef]
     bad: Sequence[BadLine] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    bad_labels: BadLabels = NO_BAD_LABELS
 
     @property
     def lines(self) -> int:
@@ -96,14 +100,15 @@ class ImageChunk:
 class FrameChunk:
     """Images in S3 of a list that is read by columns.
 
-    `frame` has the columns `bucket` and `key`, and may have `version_id`, `etag`, `size_bytes`, `last_modified` and
-    `extra`, under the names and types of `ImageRef`.
+    `frame` has the columns `bucket` and `key`, and may have `version_id`, `etag`, `size_bytes`, `last_modified`,
+    `extra` and `any_name`, under the names and types of `ImageRef`.
     """
 
     frame: pl.DataFrame
     lines: int
     bad: Sequence[BadLine] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    bad_labels: BadLabels = NO_BAD_LABELS
 
     def __len__(self) -> int:
         return self.frame.height
@@ -135,13 +140,14 @@ class FrameChunk:
                 size_bytes=size_bytes,
                 last_modified=last_modified,
                 extra=extra,
+                any_name=bool(any_name),
             )
-            for bucket, key, version_id, etag, size_bytes, last_modified, extra in zip(
+            for bucket, key, version_id, etag, size_bytes, last_modified, extra, any_name in zip(
                 columns["bucket"],
                 columns["key"],
                 *(
                     columns.get(name, nothing)
-                    for name in ("version_id", "etag", "size_bytes", "last_modified", "extra")
+                    for name in ("version_id", "etag", "size_bytes", "last_modified", "extra", "any_name")
                 ),
                 strict=True,
             )
@@ -172,6 +178,7 @@ class _Facts:
     bad_count: int
     left_out: Mapping[str, int]
     digest: str
+    bad_labels: BadLabels = NO_BAD_LABELS
 
 
 class ListSource:
@@ -183,7 +190,10 @@ class ListSource:
 
     exhaustive = False
 
-    def __init__(self, description: str, parts: Sequence[Part], *, skip_bad_lines: bool = False) -> None:
+    def __init__(
+        self, description: str, parts: Sequence[Part], *, skip_bad_lines: bool = False, is_explicit: bool = True
+    ) -> None:
+        self.is_explicit = is_explicit
         self.description = description
         self._parts = parts
         self._skip_bad_lines = skip_bad_lines
@@ -250,6 +260,7 @@ class ListSource:
                 bad_count=total.bad_count + len(chunk.bad),
                 left_out=Counter(total.left_out) + Counter(chunk.left_out),
                 digest="",
+                bad_labels=total.bad_labels + chunk.bad_labels,
             )
         return replace(total, digest=content.hexdigest())
 
@@ -265,6 +276,7 @@ class ListSource:
             digest=hashlib.sha256(digests.encode()).hexdigest()[:16],
             lines=sum(each.lines for each in facts),
             left_out=dict(left_out),
+            bad_labels=sum((each.bad_labels for each in facts), NO_BAD_LABELS),
         )
 
     def _pages(self, skip: int) -> Iterator[list[ImageRef]]:

@@ -10,7 +10,7 @@ import orjson
 from batchcl.errors import SourceError
 from batchcl.groundtruth import parse_line
 from batchcl.images import ImageRef
-from batchcl.sources.base import referred_image
+from batchcl.sources.base import BadLabel, referred_image
 
 __all__ = ["FieldParser", "ManifestParser"]
 
@@ -26,13 +26,17 @@ class ManifestParser:
         self._folder = folder
         self._attribute = attribute
 
-    def __call__(self, line: bytes) -> ImageRef:
-        """The image of `line`, with the line's labels in `extra`. Raises `SourceError`. Blocks."""
-        truth = parse_line(line, attribute=self._attribute, strict=True)
+    def __call__(self, line: bytes) -> ImageRef | BadLabel:
+        """The image of `line`, with the line's labels in `extra`. Raises `SourceError`. Blocks.
+
+        Scoring needs the reference alone, so labels that can't be used make no line bad.
+        """
+        truth = parse_line(line, attribute=self._attribute)
         try:
-            return referred_image(truth.source_ref, self._folder, extra=truth.extra)
+            image = referred_image(truth.source_ref, self._folder, extra=truth.extra)
         except SourceError as error:
             raise SourceError(f"its source-ref: {error}") from error
+        return BadLabel(image, truth.bad_labels[0]) if truth.bad_labels else image
 
 
 class FieldParser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import anyio.to_thread
@@ -88,7 +89,7 @@ async def open_outcomes(root: str, *, aws: Aws, where: Condition | None, leave_o
         later = later_parts(parts)
         return [_OutcomesPart(store, part, where, later.get(part, ())) for part in newest_first]
 
-    return ListSource(root, await anyio.to_thread.run_sync(find))
+    return ListSource(root, await anyio.to_thread.run_sync(find), is_explicit=False)
 
 
 def _is_of(part: PublishedPart, run_id: str | None) -> bool:
@@ -139,7 +140,8 @@ class _OutcomesPart:
     def _chunk(self, rows: pl.DataFrame, resolved: pl.DataFrame | None) -> Chunk:
         frame = rows if resolved is None else rows.join(resolved, on=_IMAGE, how="anti", nulls_equal=True)
         fitting = frame if self._condition is None else _fitting(frame, self._condition, self._part)
-        facts = fitting.select(_FACTS).filter(~pl.col("key").str.contains(_MEMBER))
+        is_scored = pl.lit(self._part.table == "results").alias("any_name")
+        facts = fitting.select(*_FACTS, is_scored).filter(~pl.col("key").str.contains(_MEMBER))
         counts = {
             RESOLVED: rows.height - frame.height,
             NOT_FITTING: frame.height - fitting.height,
@@ -148,7 +150,9 @@ class _OutcomesPart:
         left_out = {what: count for what, count in counts.items() if count}
         if (facts["bucket"] == "").any():
             images = [
-                _in_s3(row) if row["bucket"] else local_image(row["key"], extra=row["extra"])
+                _in_s3(row)
+                if row["bucket"]
+                else replace(local_image(row["key"], extra=row["extra"]), any_name=row["any_name"])
                 for row in facts.iter_rows(named=True)
             ]
             return ImageChunk(images, left_out=left_out)

@@ -23,7 +23,7 @@ from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
 from batchcl.runs.layout import FOLDERS
 from batchcl.sources.archive import archive_in_s3, local_archive
-from batchcl.sources.base import Source, refuse_url
+from batchcl.sources.base import Source, refuse_arn, refuse_url
 from batchcl.sources.csv_rows import CsvPart, LabelRows, batch_row
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.files import spool_pipe, spool_stdin
@@ -62,6 +62,7 @@ class ListOptions:
         attribute: of manifests, whose labels count.
         all_versions: of inventories: keep versions that aren't the latest.
         as_of: of inventories: the newest one of this day or earlier.
+        any_name: of prefixes, directories, archives and inventories: take images whatever their names.
         skip_bad_lines: leave lines out that name no image.
     """
 
@@ -71,6 +72,7 @@ class ListOptions:
     attribute: str | None = None
     all_versions: bool = False
     as_of: str | None = None
+    any_name: bool = False
     skip_bad_lines: bool = False
 
 
@@ -146,6 +148,7 @@ class _Opener:
 
     async def open(self, name: str) -> Source:
         kind = self._options.kind
+        refuse_arn(name)
         if name.startswith("s3://"):
             return await self._open_s3(name)
         refuse_url(name, what="a source")
@@ -202,13 +205,17 @@ class _Opener:
     def _directory(self, name: str) -> Source:
         """Blocks."""
         if self._out is None or self._out.startswith("s3://"):
-            return DirectorySource(name)
+            return DirectorySource(name, is_explicit=self._options.any_name)
         root, source = Path(self._out).resolve(), Path(name).resolve()
         for folder in FOLDERS:
             if source.is_relative_to(root / folder):
                 raise SourceError(f"{name} is inside {folder}/ of the output root {root}; name another folder")
         is_root = source == root
-        return DirectorySource(name, leave_out=[root / folder for folder in FOLDERS] if is_root else [root])
+        return DirectorySource(
+            name,
+            leave_out=[root / folder for folder in FOLDERS] if is_root else [root],
+            is_explicit=self._options.any_name,
+        )
 
     async def _prefix(self, name: str) -> Source:
         return S3PrefixSource(
@@ -217,6 +224,7 @@ class _Opener:
             region=await self._region_of(name),
             transport=self._transport,
             leave_out=self._outputs_below(name),
+            is_explicit=self._options.any_name,
         )
 
     def _outputs_below(self, name: str) -> tuple[str, ...]:
@@ -253,7 +261,7 @@ class _Opener:
             return await self._prefix(name)
         if not parts:
             raise SourceError(f"there is no {name}; check the key")
-        return ListSource(name, parts, skip_bad_lines=self._options.skip_bad_lines)
+        return self._list(name, parts, is_explicit=False)
 
     async def _fetched(self, pattern: str) -> list[_ListFile]:
         fitting = await self._fitting(pattern)
@@ -279,11 +287,16 @@ class _Opener:
             all_versions=options.all_versions,
             as_of=options.as_of,
         )
-        return ListSource(name, parts, skip_bad_lines=options.skip_bad_lines)
+        return self._list(name, parts, is_explicit=False)
+
+    def _list(self, name: str, parts: Sequence[Part], *, is_explicit: bool) -> ListSource:
+        options = self._options
+        return ListSource(
+            name, parts, skip_bad_lines=options.skip_bad_lines, is_explicit=is_explicit or options.any_name
+        )
 
     async def _lists(self, name: str, files: Sequence[_ListFile]) -> Source:
         """One source of several files; each is recognised by itself."""
-        options = self._options
         kinds = [await anyio.to_thread.run_sync(self._kind, file) for file in files]
         if kinds == [SourceKind.IMAGE]:
             if name.startswith("s3://"):
@@ -296,7 +309,7 @@ class _Opener:
         parts = [
             await anyio.to_thread.run_sync(self._part, kind, file) for kind, file in zip(kinds, files, strict=True)
         ]
-        return ListSource(name, parts, skip_bad_lines=options.skip_bad_lines)
+        return self._list(name, parts, is_explicit=SourceKind.TAR not in kinds)
 
     def _kind(self, file: _ListFile) -> SourceKind:
         if self._options.kind is not None:

@@ -44,7 +44,9 @@ class S3PrefixSource:
         region: str,
         transport: Transport = Transport.WIRE,
         leave_out: tuple[str, ...] = (),
+        is_explicit: bool = False,
     ) -> None:
+        self.is_explicit = is_explicit
         self.description = uri
         self._bucket, _, self._prefix = uri.removeprefix("s3://").partition("/")
         self._aws = aws
@@ -88,7 +90,15 @@ class S3PrefixSource:
         bucket, leave_out = self._bucket, self._leave_out
         root = f"s3://{bucket}/"
         return [
-            ImageRef(uri=root + key, bucket=bucket, key=key, etag=etag, size_bytes=size, last_modified=modified)
+            ImageRef(
+                uri=root + key,
+                bucket=bucket,
+                key=key,
+                etag=etag,
+                size_bytes=size,
+                last_modified=modified,
+                any_name=key == self._prefix,  # the user named the object itself
+            )
             for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True)
             if not key.startswith(leave_out)
         ]

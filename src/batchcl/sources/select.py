@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
-from batchcl.images import ImageRef
-from batchcl.sources.base import Position, Source
+import anyio.to_thread
+
+from batchcl.images import ImageRef, unfit
+from batchcl.sources.base import Position, Source, named_images
 from batchcl.sources.filters import Filters, Sieve
 from batchcl.sources.overlap import Overlap
 from batchcl.sources.sample import SmallestRanks
@@ -175,7 +177,10 @@ class Selection:
                 continue
             position = after.position if after is not None and number == after.source else None
             count = 0 if position is None else position.count
-            async for images in source.pages(position):
+            async for listed in source.pages(position):
+                images = listed
+                if source.is_explicit and any(unfit(image) is not None for image in listed):
+                    images = await anyio.to_thread.run_sync(named_images, listed)
                 room = None if limit is None else limit - taken
                 page = await self._page(number, self._placed(images), room, count=count, taken=taken, cut=cut)
                 count += len(images)

@@ -17,6 +17,7 @@ class ImageSource:
     """One image, named by itself."""
 
     exhaustive = False
+    is_explicit = True
     repeats = NO_NAMES
 
     def __init__(self, name: str) -> None:

@@ -7,14 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import anyio.to_thread
+
 from batchcl.aws.arn import DatasetArn, ProjectArn
 from batchcl.aws.datasets import TIMEOUT_S, Dataset, S3Location, create_dataset, update_entries
-from batchcl.errors import SourceError, UsageError
-from batchcl.workflow.local import Entry, LocalDataset, Skipped, split_entries
+from batchcl.errors import BatchclError, SourceError, UsageError
+from batchcl.groundtruth import DETECTION, kinds_of
+from batchcl.sources.base import parse_s3_uri
+from batchcl.sources.files import copy_object
+from batchcl.workflow.local import Entry, LocalDataset, Skipped, check_file, split_entries
 from batchcl.workflow.manifest import manifest_line
 from batchcl.workflow.upload import S3Folder, Uploaded, put_object, upload_images
 
-__all__ = ["Added", "Created", "add_local", "check_labels", "create_from_local", "refuse_skipped"]
+__all__ = ["Added", "Created", "add_local", "check_labels", "check_manifest", "create_from_local", "refuse_skipped"]
 
 MAX_LABELS: Final = 250
 """Labels of one model; source: developer guide, "Guidelines and quotas"."""
@@ -30,6 +35,7 @@ class Created:
     manifests: tuple[str, ...]
     uploaded: Uploaded
     skipped: tuple[Skipped, ...]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +46,7 @@ class Added:
     entries: int
     uploaded: Uploaded
     skipped: tuple[Skipped, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def refuse_skipped(local: LocalDataset) -> None:
@@ -49,15 +56,46 @@ def refuse_skipped(local: LocalDataset) -> None:
     shown = "; ".join(f"{each.path}: {each.reason}" for each in local.skipped[:_SHOWN])
     more = f"; and {len(local.skipped) - _SHOWN} more" if len(local.skipped) > _SHOWN else ""
     raise SourceError(
-        f"{len(local.skipped)} files can't be used: {shown}{more}; mend or remove them, or leave them out "
+        f"{len(local.skipped)} files or lines can't be used: {shown}{more}; mend or remove them, or leave them out "
         "with --skip-unfit"
     )
 
 
+async def check_manifest(s3: Any, manifest: S3Location) -> None:
+    """Look at a manifest in S3 before a dataset is made of it, which takes it as it is.
+
+    One that this identity can't read is left to the service, which may.
+
+    Raises:
+        SourceError: the service couldn't use lines of it, or wants them in another form.
+    """
+    try:
+        path = await copy_object(s3, str(manifest))
+    except BatchclError:
+        return
+    if path is None:
+        return
+    try:
+        bad, unfinished = await anyio.to_thread.run_sync(check_file, path, str(manifest))
+    finally:
+        path.unlink()
+    if bad:
+        raise SourceError(
+            f"{len(bad)} lines of {manifest} can't be used: {'; '.join(bad[:_SHOWN])}; correct them, or leave them "
+            "out: copy the manifest to this machine, and give it with --upload-to and --skip-unfit"
+        )
+    if unfinished:
+        raise SourceError(
+            f"{len(unfinished)} lines of {manifest}, such as {unfinished[0]}, have labels in a form that Custom Labels "
+            "doesn't take, as without confidence or several in one attribute; copy the manifest to this machine, and "
+            "give it with --upload-to, which converts them"
+        )
+
+
 def check_labels(local: LocalDataset) -> None:
     """Raise `SourceError` where no model could be trained with these labels, as there are too few or too many."""
-    labels = local.labels()
-    located = any(entry.attributes is not None for entry in local.entries)
+    labels = local.labels("train" if local.divided else None)
+    located = any(DETECTION in kinds_of(entry.attributes or {}).values() for entry in local.entries)
     if len(labels) < (1 if located else 2):
         named = ", ".join(labels) or "none"
         raise SourceError(f"a model of whole images needs at least two labels, and there is {named}")
@@ -82,6 +120,8 @@ async def create_from_local(
 ) -> Created:
     """Upload images, write a manifest beside them, and make a dataset of it; or a training and a test dataset.
 
+    Images that are divided already need neither `kind` nor `test_share`.
+
     Args:
         client: an open Rekognition client.
         s3: an open S3 client of the project's region.
@@ -97,10 +137,11 @@ async def create_from_local(
         on_state: told of each change of a dataset's status.
 
     Raises:
-        UsageError: neither or both of `kind` and `test_share` are given.
+        UsageError: neither or both of `kind` and `test_share` are given, or one for images that are divided already.
         BatchclError: as `upload_images` and `create_dataset` raise.
     """
-    parts = _parts(local.entries, kind=kind, test_share=test_share)
+    _check_buckets(local, to)
+    parts = _parts(local, kind=kind, test_share=test_share)
     uploaded = await upload_images(s3, to, _images(local.entries), on_progress=on_progress)
     datasets, manifests = [], []
     for each, entries in parts.items():
@@ -119,7 +160,13 @@ async def create_from_local(
                 on_state=on_state,
             )
         )
-    return Created(datasets=tuple(datasets), manifests=tuple(manifests), uploaded=uploaded, skipped=local.skipped)
+    return Created(
+        datasets=tuple(datasets),
+        manifests=tuple(manifests),
+        uploaded=uploaded,
+        skipped=local.skipped,
+        remarks=tuple(local.remarks()),
+    )
 
 
 async def add_local(
@@ -154,13 +201,43 @@ async def add_local(
     images = _images(local.entries)
     if to is None and images:
         raise UsageError(f"{len(images)} images lie on this machine; say where in S3 they go with --upload-to")
+    if local.divided:
+        raise UsageError(
+            f"the images are divided into train and test; add each of the two folders to {dataset.project}"
+        )
+    if to is not None:
+        _check_buckets(local, to)
     uploaded = Uploaded(0, 0) if to is None else await upload_images(s3, to, images, on_progress=on_progress)
     lines = _lines(local.entries, to, created)
     updated = await update_entries(client, dataset, lines, timeout_s=timeout_s, on_batch=on_batch)
-    return Added(dataset=updated, entries=len(lines), uploaded=uploaded, skipped=local.skipped)
+    return Added(
+        dataset=updated,
+        entries=len(lines),
+        uploaded=uploaded,
+        skipped=local.skipped,
+        remarks=tuple(local.remarks()),
+    )
 
 
-def _parts(entries: tuple[Entry, ...], *, kind: str | None, test_share: float | None) -> dict[str, tuple[Entry, ...]]:
+def _check_buckets(local: LocalDataset, to: S3Folder) -> None:
+    """Raise `SourceError` where images of this machine would be in another bucket than those that are in S3."""
+    others = {parse_s3_uri(entry.uri)[0] for entry in local.entries if entry.uri is not None} - {to.bucket}
+    if others and _images(local.entries):
+        raise SourceError(
+            f"images of the manifest are in {', '.join(sorted(others))} and others would be uploaded to {to.bucket}; a "
+            "dataset takes images of one bucket: upload to that one"
+        )
+
+
+def _parts(local: LocalDataset, *, kind: str | None, test_share: float | None) -> dict[str, tuple[Entry, ...]]:
+    entries = local.entries
+    if local.divided:
+        if kind is not None or test_share is not None:
+            raise UsageError(
+                "the images are divided into train and test; name the project alone, without --test-share, or one of "
+                "the two folders"
+            )
+        return {each: tuple(entry for entry in entries if entry.kind == each) for each in ("train", "test")}
     if (kind is None) == (test_share is None):
         raise UsageError("name one dataset, or give the share of the images that is put aside for the test")
     if kind is not None:

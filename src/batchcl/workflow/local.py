@@ -6,24 +6,34 @@ there are. Blocking; call it from a worker thread.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
 from batchcl.errors import SourceError
-from batchcl.groundtruth import parse_line
-from batchcl.images import MAX_BYTES_S3, ImageRef, Unfit, escaped, unfit
+from batchcl.groundtruth import GroundTruth, parse_line
+from batchcl.images import EXTENSIONS, MAX_BYTES_S3, ImageRef, Unfit, escaped, suffix_of, unfit
 from batchcl.pixels import unfit_bytes
+from batchcl.sources.base import parse_s3_uri
+from batchcl.sources.files import open_list
+from batchcl.sources.lines import check_length, numbered_lines, skip_mark
+from batchcl.workflow.manifest import MAX_LINES, check_line, is_unfinished
 
-__all__ = ["Entry", "LocalDataset", "LocalImage", "Skipped", "read_local", "split_entries"]
+__all__ = ["Entry", "LocalDataset", "LocalImage", "Skipped", "check_file", "read_local", "split_entries"]
 
-_SOURCE: Final = "source-ref"
+_KINDS: Final = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+"""Folders of a directory that is divided."""
+
+_IN_A_LABEL: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +55,19 @@ class Entry:
         uri: where it lies in S3; None for a file.
         labels: what is on it, each once.
         attributes: the manifest line without its `source-ref`; None for a file in a folder, which has labels alone.
+        kind: `train` or `test`, where a directory is divided so.
     """
 
     image: LocalImage | None
     uri: str | None
     labels: tuple[str, ...]
     attributes: dict[str, Any] | None = None
+    kind: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's key, or the URI."""
+        return str(self.uri) if self.image is None else self.image.key
 
     @property
     def identity(self) -> str:
@@ -69,38 +86,128 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class LocalDataset:
-    """What a directory or manifest holds: entries in the order of their names or lines."""
+    """What a directory or manifest holds.
+
+    Attributes:
+        entries: in the order of their names or lines.
+        skipped: what the service would refuse.
+        hidden: hidden files and folders, which are left out.
+        divided: whether the entries are divided into a training and a test dataset, as their `kind` says.
+    """
 
     entries: tuple[Entry, ...]
     skipped: tuple[Skipped, ...] = ()
+    hidden: int = 0
+    divided: bool = False
 
-    def labels(self) -> dict[str, int]:
-        """How many images have each label, sorted by label."""
-        return dict(sorted(Counter(label for entry in self.entries for label in entry.labels).items()))
+    def labels(self, kind: str | None = None) -> dict[str, int]:
+        """How many images have each label, sorted by label; of the dataset `kind` alone where it is given."""
+        entries = [entry for entry in self.entries if kind in {None, entry.kind}]
+        return dict(sorted(Counter(label for entry in entries for label in entry.labels).items()))
+
+    def remarks(self) -> list[str]:
+        """What the service takes, but was hardly meant, a sentence each."""
+        return [*self._alike(), *self._copies(), *self._only_in_test(), *self._left_out()]
+
+    def _alike(self) -> Iterator[str]:
+        spellings: dict[str, list[str]] = {}
+        for label in self.labels():
+            plain = "".join(unicodedata.normalize("NFKC", label).casefold().split()).replace("_", "").replace("-", "")
+            spellings.setdefault(plain, []).append(label)
+        for labels in spellings.values():
+            if len(labels) > 1:
+                named = ", ".join(map(repr, labels))
+                yield f"the labels {named} differ only in case, spaces or Unicode form; they are {len(labels)} labels"
+
+    def _copies(self) -> Iterator[str]:
+        places: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            places.setdefault(entry.identity, []).append(entry)
+        labels = [same for same in places.values() if len({entry.labels for entry in same}) > 1]
+        if labels:
+            first = _pair(labels[0], lambda entry: entry.labels)
+            yield f"identical pictures under more than one label: {len(labels):,}, such as {first}"
+        kinds = [same for same in places.values() if len({entry.kind for entry in same}) > 1]
+        if kinds:
+            first = _pair(kinds[0], lambda entry: entry.kind)
+            yield f"identical pictures in both datasets: {len(kinds):,}, such as {first}"
+
+    def _only_in_test(self) -> Iterator[str]:
+        if self.divided:
+            train, test = self.labels("train"), self.labels("test")
+            for which, only in (("test", test.keys() - train.keys()), ("training", train.keys() - test.keys())):
+                if only:
+                    yield f"only the {which} dataset has {', '.join(map(repr, sorted(only)))}"
+
+    def _left_out(self) -> Iterator[str]:
+        if self.hidden:
+            yield f"hidden files and folders that are left out: {self.hidden:,}"
+
+
+def _pair(entries: Sequence[Entry], by: Callable[[Entry], object]) -> str:
+    """Two entries that differ."""
+    other = next(entry for entry in entries if by(entry) != by(entries[0]))
+    return f"{entries[0].name} and {other.name}"
 
 
 def read_local(path: str | os.PathLike[str]) -> LocalDataset:
-    """Read a directory with a folder for each label, or a Ground Truth manifest.
+    """Read a directory with a folder for each label, a Ground Truth manifest, or AWS's CSV `image,label,…`.
 
-    In a directory the first folder below it is the label, however deep a file lies in it. Hidden files and folders are
-    passed over. In a manifest a `source-ref` that is no `s3://` URI is a path relative to the manifest's directory;
-    its labels and boxes stay as they are.
+    In a directory the first folder below it is the label, however deep a file lies in it. Where there are only the
+    folders `train` and `test`, with such folders in them, these are the two datasets. Hidden files and folders are left
+    out and counted. In a manifest or CSV an image that is no `s3://` URI is a path relative to its directory. Labels
+    and boxes of a manifest stay as they are, in the form that Custom Labels takes.
 
     Raises:
-        SourceError: it can't be read, has no usable image, or a manifest line is broken.
+        SourceError: it can't be read or has no usable image.
     """
     place = Path(path)
     if place.is_dir():
         found = _from_folders(place)
     elif place.is_file():
-        found = _from_manifest(place)
+        found = _from_list(place)
     else:
         raise SourceError(f"there is no directory or manifest {place}; check the path")
     if not found.entries:
         first = found.skipped[0] if found.skipped else None
         why = f" ({len(found.skipped)} can't: {first.path}: {first.reason})" if first else ""
-        raise SourceError(f"{place} has no image that can be used{why}; a directory needs a folder for each label")
+        advice = "; a directory needs a folder for each label" if place.is_dir() else ""
+        raise SourceError(f"{place} has no image that can be used{why}{advice}")
     return found
+
+
+def check_file(manifest: Path, name: str) -> tuple[list[str], list[str]]:
+    """What is wrong with lines of a manifest of which the service takes each as it is, and which it doesn't take so.
+
+    Raises:
+        SourceError: it can't be read, or its images are in several buckets.
+    """
+    bad: list[str] = []
+    unfinished: list[str] = []
+    buckets: set[str] = set()
+    with open_list(manifest, name) as file:
+        skip_mark(file, name)
+        for number, line in numbered_lines(file):
+            if not line.strip():
+                continue
+            try:
+                reference, _, attributes = _manifest_line(line)
+                buckets.add(parse_s3_uri(reference)[0])
+            except SourceError as error:
+                bad.append(f"line {number}: {error}")
+                continue
+            if is_unfinished(attributes):
+                unfinished.append(f"line {number}")
+    if len(buckets) > 1:
+        raise SourceError(_in_several_buckets(name, sorted(buckets)))
+    return bad, unfinished
+
+
+def _in_several_buckets(name: str, buckets: Sequence[str]) -> str:
+    return (
+        f"the images of {name} are in {len(buckets)} buckets: {', '.join(buckets)}; a dataset takes images of one "
+        "bucket: copy them into one"
+    )
 
 
 def split_entries(entries: tuple[Entry, ...], share: float) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
@@ -131,44 +238,108 @@ def split_entries(entries: tuple[Entry, ...], share: float) -> tuple[tuple[Entry
 def _from_folders(root: Path) -> LocalDataset:
     entries: list[Entry] = []
     skipped: list[Skipped] = []
-    for path in _files(root):
-        parts = path.relative_to(root).parts
-        if len(parts) == 1:
+    files, hidden = _files(root)
+    places = [path.relative_to(root).parts for path in files]
+    divided = _is_divided(places)
+    for path, parts in zip(files, places, strict=True):
+        *folders, _ = parts
+        kind = _KINDS.get(folders.pop(0).lower()) if divided and folders else None
+        if divided and len(parts) > 1 and kind is None:
+            reason = "it lies beside train and test, which are all the datasets that a project has"
+            skipped.append(Skipped(_shown(path), "NoDataset", reason))
+            continue
+        if not folders:
             skipped.append(Skipped(_shown(path), "NoLabel", "it lies in no folder, whose name would be its label"))
             continue
         image = _image(path, "/".join(parts))
         if isinstance(image, Unfit):
             skipped.append(Skipped(_shown(path), image.code, image.message))
         else:
-            entries.append(Entry(image=image, uri=None, labels=(parts[0],)))
-    return LocalDataset(tuple(entries), tuple(skipped))
+            entries.append(Entry(image=image, uri=None, labels=(folders[0],), kind=kind))
+    return LocalDataset(tuple(entries), tuple(skipped), hidden, divided)
 
 
-def _from_manifest(manifest: Path) -> LocalDataset:
+def _is_divided(places: Sequence[tuple[str, ...]]) -> bool:
+    """Whether images lie in `train/<label>` and `test/<label>`, so that the first folder is no label."""
+    inside = [parts for parts in places if len(parts) > 1 and parts[0].lower() in _KINDS]
+    are_labels = any(len(parts) == _IN_A_LABEL and suffix_of(parts[1]) in EXTENSIONS for parts in inside)
+    return {_KINDS[parts[0].lower()] for parts in inside} == {"train", "test"} and not are_labels
+
+
+def _from_list(path: Path) -> LocalDataset:
     entries: list[Entry] = []
     skipped: list[Skipped] = []
-    try:
-        lines = manifest.read_bytes().splitlines()
-    except OSError as error:
-        raise SourceError(f"reading the manifest {manifest} failed: {error.strerror or error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    buckets: Counter[str] = Counter()
+    for number, line in _lines(path):
+        place = f"{_shown(path)}, line {number}"
         try:
-            truth = parse_line(line)
+            reference, labels, attributes = line()
+            bucket = None
+            if reference.startswith("s3://"):
+                bucket, _ = parse_s3_uri(reference)
         except SourceError as error:
-            raise SourceError(f"{manifest}, line {number}: {error}") from error
-        attributes = orjson.loads(truth.extra) if truth.extra else {}
-        if truth.source_ref.startswith("s3://"):
-            entries.append(Entry(image=None, uri=truth.source_ref, labels=truth.labels, attributes=attributes))
+            skipped.append(Skipped(place, "BadLine", str(error)))
             continue
-        path = manifest.parent / truth.source_ref
-        image = _image(path, _below(path, manifest.parent, number))
+        if bucket is not None:
+            buckets[bucket] += 1
+            entries.append(Entry(image=None, uri=reference, labels=labels, attributes=attributes))
+            continue
+        file = path.parent / reference
+        image = _image(file, _below(file, path.parent, number))
         if isinstance(image, Unfit):
-            skipped.append(Skipped(_shown(path), image.code, image.message))
+            skipped.append(Skipped(_shown(file), image.code, image.message))
         else:
-            entries.append(Entry(image=image, uri=None, labels=truth.labels, attributes=attributes))
+            entries.append(Entry(image=image, uri=None, labels=labels, attributes=attributes))
+    if len(buckets) > 1:
+        named = [f"{bucket} ({count:,} images)" for bucket, count in buckets.most_common()]
+        raise SourceError(_in_several_buckets(str(path), named))
+    if len(entries) > MAX_LINES:
+        raise SourceError(f"{path} has {len(entries):,} images, and a dataset takes {MAX_LINES:,}; leave some out")
     return LocalDataset(tuple(entries), tuple(skipped))
+
+
+_Line = Callable[[], tuple[str, tuple[str, ...], dict[str, Any] | None]]
+"""Gives the image, its labels and its attributes, or raises `SourceError`."""
+
+
+def _lines(path: Path) -> Iterator[tuple[int, _Line]]:
+    """The lines of a manifest, or the rows of a CSV."""
+    with open_list(path, str(path)) as file:
+        skip_mark(file, str(path))
+        is_manifest = file.peek(1).lstrip()[:1] in {b"{", b"["}
+        if is_manifest:
+            for number, line in numbered_lines(file):
+                if line.strip():
+                    yield number, partial(_manifest_line, line)
+        else:
+            reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in file)
+            try:
+                for row in reader:
+                    if row:
+                        yield reader.line_num, partial(_csv_row, row)
+            except csv.Error as error:
+                raise SourceError(f"{path}, line {reader.line_num}: {error}; correct it") from error
+
+
+def _manifest_line(line: bytes) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    check_length(line)
+    truth = parse_line(line)
+    attributes = orjson.loads(truth.extra) if truth.extra else {}
+    check_line(truth, attributes)
+    return truth.source_ref, truth.labels, attributes
+
+
+def _csv_row(row: Sequence[str]) -> tuple[str, tuple[str, ...], None]:
+    image, *labels = row
+    named = tuple(dict.fromkeys(label for label in labels if label))
+    try:
+        "".join(row).encode()
+    except UnicodeEncodeError as error:
+        raise SourceError("it is not UTF-8 text") from error
+    if not image or not named:
+        raise SourceError(f"{','.join(row)[:80]!r} is neither a manifest's JSON nor image,label")
+    check_line(GroundTruth(source_ref=image, labels=named, task="classification"), {})
+    return image, named, None
 
 
 def _below(path: Path, folder: Path, number: int) -> str:
@@ -179,10 +350,15 @@ def _below(path: Path, folder: Path, number: int) -> str:
     return f"{number:06}-{path.name}"
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Path) -> tuple[list[Path], int]:
+    """The files below, by their folders, and how many hidden files and folders are left out."""
+    found: list[Path] = []
+    hidden = 0
     for folder, folders, names in os.walk(root, onerror=_refuse):
+        hidden += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        found += (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+    return found, hidden
 
 
 def _image(path: Path, key: str) -> LocalImage | Unfit:

@@ -232,6 +232,65 @@ def test_sql_that_is_no_query_is_refused(four_runs: Root, sql: str) -> None:
         query(open_results(str(four_runs)), sql)
 
 
+READS = (
+    "SELECT * FROM {call}",
+    "select * from results, {call}",
+    "SELECT uri FROM results WHERE uri IN (SELECT a FROM {call})",
+    "SELECT (SELECT a FROM {call}) FROM results",
+    "SELECT * FROM results JOIN {call} AS r ON 1 = 1",
+    "WITH results AS (SELECT * FROM {call}) SELECT * FROM results",
+    "SELECT 1 UNION ALL SELECT * FROM {call}",
+    "EXPLAIN SELECT * FROM {call}",
+    "FROM {call}",
+    "(SELECT * FROM {call})",
+    "SELECT 'it''s', $$ it's $$ FROM {call}",
+)
+CALLS = (
+    "read_csv('{file}')",
+    "READ_CSV ('{file}')",
+    """"read_csv"('{file}')""",
+    "`Read_Csv`\n('{file}')",
+    "read_csv/* /* */ */('{file}')",
+    "read_csv -- x\n('{file}')",
+    "read_json('{file}')",
+    "read_ipc('{file}')",
+    "read_parquet('{file}')",
+    "read_csv('http://127.0.0.1:9/x.csv')",
+    "main.read_csv('{file}')",
+)
+
+
+@pytest.mark.parametrize("sql", READS)
+@pytest.mark.parametrize("call", CALLS)
+def test_sql_reads_no_file(four_runs: Root, tmp_path: Path, sql: str, call: str) -> None:
+    file = tmp_path / "secret.csv"
+    file.write_text("a\n1\n")
+    with pytest.raises(UsageError, match=r"a function for files, and a query reads only the output root"):
+        query(open_results(str(four_runs)), sql.format(call=call.format(file=file)))
+
+
+@pytest.mark.parametrize("kind", ["read", "scan", "sink", "write"])
+def test_no_function_of_polars_for_files_has_another_name(four_runs: Root, kind: str) -> None:
+    names = [name for name in (*dir(pl), *dir(pl.LazyFrame), *dir(pl.DataFrame)) if name.startswith(f"{kind}_")]
+    assert names
+    for name in names:
+        with pytest.raises(UsageError, match=name):
+            query(open_results(str(four_runs)), f"SELECT * FROM {name}('x')")
+
+
+@pytest.mark.parametrize("form", ["'{file}'", '"{file}"', "`{file}`", "main.'{file}'", "TABLE '{file}'"])
+def test_sql_takes_no_file_for_a_table(four_runs: Root, tmp_path: Path, form: str) -> None:
+    file = tmp_path / "secret.csv"
+    file.write_text("a\n1\n")
+    with pytest.raises(UsageError, match="query failed"):
+        query(open_results(str(four_runs)), "SELECT * FROM " + form.format(file=file))
+
+
+def test_names_like_those_of_readers_may_be_columns(four_runs: Root) -> None:
+    sql = "SELECT COUNT(*) AS read_count, 'read_me' AS scan_text FROM results"
+    assert query(open_results(str(four_runs)), sql).columns == ["read_count", "scan_text"]
+
+
 @pytest.mark.parametrize("sql", ["SELECT nope FROM results", "SELECT * FROM labels", "SELECT FROM WHERE", "SELECT 'a"])
 def test_sql_errors_name_the_tables_and_columns(four_runs: Root, sql: str) -> None:
     with pytest.raises(UsageError, match=r"(?s)query failed: .*detections: uri, version_id, label.*failures: run_id"):

@@ -10,6 +10,7 @@ from batchcl.errors import (
     FatalCallError,
     ImageError,
     ModelNotReadyError,
+    RejectedError,
     ThrottledError,
     TransientError,
 )
@@ -32,14 +33,14 @@ TABLE: list[tuple[str, str, int | None, type[CallError]]] = [
     ("LimitExceededException", "limit", 400, ModelNotReadyError),
     ("ImageTooLargeException", "Image dimensions: 63x64", 400, ImageError),
     ("InvalidImageFormatException", "Request has invalid image format", 400, ImageError),
-    ("InvalidS3ObjectException", "Unable to get object metadata from S3", 400, ImageError),
-    ("InvalidParameterException", "Request has invalid parameters", 400, ImageError),
-    ("InvalidParameterException", "arn:aws:s3:::pics/projectVersionArn.jpg is not valid", 400, ImageError),
-    ("AccessDeniedException", "not authorized", 400, FatalCallError),
-    ("ResourceNotFoundException", "no such model", 400, FatalCallError),
-    ("UnrecognizedClientException", "the security token is invalid", 400, FatalCallError),
+    ("InvalidS3ObjectException", "Unable to get object metadata from S3", 400, RejectedError),
+    ("InvalidParameterException", "Request has invalid parameters", 400, RejectedError),
+    ("InvalidParameterException", "arn:aws:s3:::pics/projectVersionArn.jpg is not valid", 400, RejectedError),
+    ("AccessDeniedException", "not authorized", 400, RejectedError),
+    ("ResourceNotFoundException", "no such model", 400, RejectedError),
+    ("UnrecognizedClientException", "the security token is invalid", 400, RejectedError),
     ("ResourceNotReadyException", "not RUNNING", 400, ModelNotReadyError),
-    ("SomethingNewException", "who knows", 400, ImageError),
+    ("SomethingNewException", "who knows", 400, RejectedError),
 ]
 
 
@@ -99,7 +100,14 @@ def test_expired_credentials_are_fatal_by_every_name(code: str) -> None:
 )
 def test_any_answer_gets_a_class_and_keeps_the_services_words(code: str, message: str, status: int | None) -> None:
     error = classify(code, message, status=status)
-    assert type(error) in {FatalCallError, ImageError, ModelNotReadyError, ThrottledError, TransientError}
+    assert type(error) in {
+        FatalCallError,
+        ImageError,
+        ModelNotReadyError,
+        RejectedError,
+        ThrottledError,
+        TransientError,
+    }
     assert message in str(error)
     assert "#" not in error.code
 
@@ -131,6 +139,12 @@ def test_a_text_with_a_user_s_key_decides_nothing() -> None:
         error = classify(
             "InvalidParameterException", f"1 validation error detected: Value '{key}' at 'name'", status=400
         )
-        assert type(error) is ImageError
+        assert type(error) is RejectedError
+        assert not error.is_general
         wrong_key = classify("SignatureDoesNotMatch", f"no match for {key}", status=403)
         assert "secret key does not fit" in str(wrong_key)
+        throttled = classify("ProvisionedThroughputExceededException", f"no room for {key}", status=400)
+        sudden = classify("ThrottlingException", f"no room for {key}", status=400)
+        assert isinstance(throttled, ThrottledError)
+        assert isinstance(sudden, ThrottledError)
+        assert (throttled.downloads, sudden.sudden) == (False, False)

@@ -18,7 +18,15 @@ from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector, open_detector
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
 from batchcl.aws.transport import Transport
-from batchcl.errors import CallError, FatalCallError, ImageError, ModelNotReadyError, ThrottledError, TransientError
+from batchcl.errors import (
+    CallError,
+    FatalCallError,
+    ImageError,
+    ModelNotReadyError,
+    RejectedError,
+    ThrottledError,
+    TransientError,
+)
 from batchcl.images import ImageRef
 from batchcl.scoring.outcome import Detection
 from unit.aws.raw_server import CUT, RawServer, answering, error, http, in_turn
@@ -137,12 +145,12 @@ REFUSALS: list[tuple[bytes, type[CallError], str]] = [
     (error(400, "LimitExceededException"), ModelNotReadyError, ""),
     (error(400, "ImageTooLargeException"), ImageError, ""),
     (error(400, "InvalidImageFormatException"), ImageError, ""),
-    (error(400, "InvalidS3ObjectException"), ImageError, ""),
-    (error(400, "InvalidParameterException", "1 validation error"), ImageError, ""),
-    (error(400, "AccessDeniedException", "User is not authorized"), FatalCallError, ""),
-    (error(400, "ResourceNotFoundException"), FatalCallError, ""),
-    (error(400, "UnrecognizedClientException"), FatalCallError, ""),
-    (error(400, "SomethingNewException"), ImageError, ""),
+    (error(400, "InvalidS3ObjectException"), RejectedError, ""),
+    (error(400, "InvalidParameterException", "1 validation error"), RejectedError, ""),
+    (error(400, "AccessDeniedException", "User is not authorized"), RejectedError, ""),
+    (error(400, "ResourceNotFoundException"), RejectedError, ""),
+    (error(400, "UnrecognizedClientException"), RejectedError, ""),
+    (error(400, "SomethingNewException"), RejectedError, ""),
     (error(403, "SignatureDoesNotMatch", "The request signature does not match"), FatalCallError, ""),
     (error(403, "RequestTimeTooSkewed"), FatalCallError, ""),
     (error(400, "InvalidSignatureException", "Signature expired: 20260101T000000Z is now"), FatalCallError, ""),

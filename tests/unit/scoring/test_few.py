@@ -13,7 +13,15 @@ from botocore.exceptions import ClientError
 
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import SdkDetector
-from batchcl.errors import BatchclError, CallError, ModelError, RefusedError, ThrottledError, TransientError
+from batchcl.errors import (
+    BatchclError,
+    CallError,
+    ModelError,
+    RefusedError,
+    RejectedError,
+    ThrottledError,
+    TransientError,
+)
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
 from batchcl.reading.objects import ObjectReader
 from batchcl.scoring.few import Answered, Given, _Looker, given
@@ -94,8 +102,15 @@ def test_an_image_that_fails_leaves_the_others_alone() -> None:
 )
 def test_what_concerns_all_images_ends_the_whole(code: str, kind: type[BatchclError], says: str) -> None:
     with pytest.raises(kind) as caught:
-        look(Client({b"b": (code, 400), b"c": 9.0}), bytes_of(*"abc"))
+        look(Client(dict.fromkeys((b"a", b"b", b"c"), (code, 400))), bytes_of(*"abc"))
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("code", ["AccessDeniedException", "ResourceNotFoundException", "InvalidParameterException"])
+def test_a_rejection_beside_an_answer_is_that_images_own(code: str) -> None:
+    answered, rejected = look(Client({b"b": (code, 400)}), bytes_of(*"ab"))
+    assert answered.error is None
+    assert isinstance(rejected.error, RejectedError)
 
 
 def test_a_file_that_is_no_image_by_its_size_is_not_read(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from batchcl.errors import SourceError
+from batchcl.images import ImageRef
 from batchcl.sources.manifest import ManifestParser
 
 
@@ -14,18 +15,24 @@ def line(ref: object, **more: Any) -> bytes:
     return orjson.dumps({"source-ref": ref, **more})
 
 
+def parsed(text: bytes, folder: Path | None = None) -> ImageRef:
+    image = ManifestParser(folder)(text)
+    assert isinstance(image, ImageRef)
+    return image
+
+
 def test_an_s3_reference_is_literal_and_the_rest_is_kept() -> None:
-    image = ManifestParser(None)(line("s3://b/a b+c%2F é.jpg", patient="Ł"))
+    image = parsed(line("s3://b/a b+c%2F é.jpg", patient="Ł"))
     assert (image.uri, image.bucket, image.key) == ("s3://b/a b+c%2F é.jpg", "b", "a b+c%2F é.jpg")
     assert image.extra is not None
     assert orjson.loads(image.extra)["patient"] == "Ł"
-    assert ManifestParser(None)(line("s3://b/k")).extra is None
+    assert parsed(line("s3://b/k")).extra is None
 
 
 def test_a_relative_reference_is_a_path_beside_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a b.png").write_bytes(b"123")
-    image = ManifestParser(tmp_path)(line("images/a b.png"))
+    image = parsed(line("images/a b.png"), tmp_path)
     assert (image.bucket, image.key, image.size_bytes) == ("", str(tmp_path / "images" / "a b.png"), 3)
 
 

@@ -44,6 +44,7 @@ class Named:
     def __init__(self, images: Sequence[ImageRef], *, prefix: str | None = None) -> None:
         self.images = images
         self.exhaustive = prefix is not None
+        self.is_explicit = False
         self._prefix = prefix
 
     async def check(self) -> Checked:

@@ -325,3 +325,24 @@ def test_an_archive_needs_no_temporary_directory(tmp_path: Path, monkeypatch) ->
         archive.add(file(tmp_path, PNG, "x.png"), "x.png")
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     assert uris(str(path)) == [f"{path}#x.png"]
+
+
+@pytest.mark.parametrize("start", ["", "s3://"])
+@pytest.mark.parametrize("resource", ["accesspoint/ap", "accesspoint/ap/object/photos", "accesspoint:ap"])
+@pytest.mark.parametrize("service", ["s3", "s3-object-lambda", "s3express"])
+def test_the_arn_of_an_access_point_is_refused_with_its_alias(start: str, resource: str, service: str) -> None:
+    with pytest.raises(SourceError, match=r"its alias instead, s3://ALIAS/prefix: .*--name ap ") as caught:
+        opened(f"{start}arn:aws:{service}:eu-west-1:123456789012:{resource}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["arn:aws:s3:::bucket", "s3://arn:aws:s3:::bucket/x", "arn:x", "s3://arn:"])
+def test_any_other_arn_is_refused_in_one_sentence(name: str) -> None:
+    with pytest.raises(SourceError, match="is an ARN; write s3://bucket/prefix"):
+        opened(name)
+
+
+def test_the_alias_of_an_access_point_is_a_bucket() -> None:
+    (source,) = opened("s3://ap-x7kz3q-s3alias/photos/", aws=cast("Aws", FakeS3(b"")))
+    assert isinstance(source, S3PrefixSource)
+    assert anyio.run(source.check).buckets == {"ap-x7kz3q-s3alias"}

@@ -23,6 +23,7 @@ class FakeSource:
     """Names keys of one bucket, some a page."""
 
     exhaustive = False
+    is_explicit = False
 
     def __init__(self, keys: Sequence[str], *, page: int = 2, local: bool = False) -> None:
         self.description = "fake"

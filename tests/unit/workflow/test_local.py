@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from batchcl.errors import SourceError
+from batchcl.groundtruth import DETECTION
 from batchcl.images import MAX_BYTES_S3
 from batchcl.workflow.create import check_labels, refuse_skipped
 from batchcl.workflow.local import Entry, LocalDataset, LocalImage, read_local, split_entries
@@ -54,11 +55,13 @@ def test_size_and_md5_are_those_of_the_bytes(tmp_path, put):
     assert entry.image.md5 == hashlib.md5(picture()).hexdigest()
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path, put):
+def test_hidden_files_and_folders_are_left_out_and_counted(tmp_path, put):
     for name in (".DS_Store", "cat/.a.png", ".git/cat.png"):
         put(name, b"x")
     put("cat/a.png", picture())
-    assert read_local(tmp_path) == LocalDataset(read_local(tmp_path).entries, ())
+    found = read_local(tmp_path)
+    assert ([each.name for each in found.entries], found.skipped, found.hidden) == (["cat/a.png"], (), 3)
+    assert found.remarks() == ["hidden files and folders that are left out: 3"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_what_the_service_would_refuse_is_told_with_its_reason(tmp_path, put, na
     found = read_local(tmp_path)
     (skipped,) = found.skipped
     assert (skipped.path, skipped.code) == (str(tmp_path / name), code)
-    with pytest.raises(SourceError, match=r"1 files can't be used: .*--skip-unfit"):
+    with pytest.raises(SourceError, match=r"1 files or lines can't be used: .*--skip-unfit"):
         refuse_skipped(found)
 
 
@@ -125,8 +128,8 @@ def test_an_image_outside_of_the_manifests_folder_gets_a_key_of_its_own(tmp_path
 
 def test_a_broken_manifest_line_is_named(tmp_path, put):
     put("a.manifest", b'{"source-ref": "s3://b/a"}\n{"source-ref": 1}\n')
-    with pytest.raises(SourceError, match=r"a\.manifest, line 2: "):
-        read_local(tmp_path / "a.manifest")
+    with pytest.raises(SourceError, match=r"1 files or lines can't be used: .*a\.manifest, line 2: .*--skip-unfit"):
+        refuse_skipped(read_local(tmp_path / "a.manifest"))
 
 
 def test_nothing_to_use_is_refused_with_the_first_reason(tmp_path, put):
@@ -141,7 +144,8 @@ def test_nothing_to_use_is_refused_with_the_first_reason(tmp_path, put):
 
 def entry(label: str, md5: str, *, located: bool = False) -> Entry:
     image = LocalImage(path=Path(label), key=md5, size_bytes=1, md5=md5)
-    return Entry(image=image, uri=None, labels=(label,), attributes={} if located else None)
+    boxes = {"b": {}, "b-metadata": {"type": DETECTION}}
+    return Entry(image=image, uri=None, labels=(label,), attributes=boxes if located else None)
 
 
 def test_one_label_is_enough_only_where_objects_are_located():
@@ -178,3 +182,79 @@ def test_a_split_follows_from_the_bytes_not_from_the_order(images: tuple[Entry, 
     random.shuffle(shuffled)
     sets = [{each.identity for each in split_entries(tuple(order), 0.3)[1]} for order in (images, shuffled)]
     assert sets[0] == sets[1]
+
+
+def test_train_and_test_folders_are_the_two_datasets(tmp_path, put):
+    for n, name in enumerate(("train/cat/a.png", "train/dog/b.png", "test/cat/a.png", "Test/dog/c.png")):
+        put(name, picture(shade=n))
+    put("README.md", b"x")
+    found = read_local(tmp_path)
+    assert found.divided
+    assert [(each.name, each.labels, each.kind) for each in found.entries] == [
+        ("Test/dog/c.png", ("dog",), "test"),
+        ("test/cat/a.png", ("cat",), "test"),
+        ("train/cat/a.png", ("cat",), "train"),
+        ("train/dog/b.png", ("dog",), "train"),
+    ]
+    assert (found.labels(), found.labels("train")) == ({"cat": 2, "dog": 2}, {"cat": 1, "dog": 1})
+    assert [each.code for each in found.skipped] == ["NoLabel"]
+    assert found.remarks() == []
+
+
+def test_what_lies_beside_train_and_test_is_no_label(tmp_path, put):
+    for n, name in enumerate(("train/cat/a.png", "test/cat/b.png", "validation/cat/c.png")):
+        put(name, picture(shade=n))
+    found = read_local(tmp_path)
+    assert found.divided
+    assert [each.code for each in found.skipped] == ["NoDataset"]
+
+
+@pytest.mark.parametrize("names", [("train/a.png", "test/b.png"), ("train/a/x.png", "bus/b.png"), ("train/a/x.png",)])
+def test_labels_may_be_called_train_and_test(tmp_path, put, names):
+    for n, name in enumerate(names):
+        put(name, picture(shade=n))
+    found = read_local(tmp_path)
+    assert not found.divided
+    assert {each.labels[0] for each in found.entries} == {name.partition("/")[0] for name in names}
+
+
+@pytest.mark.parametrize("labels", [("cat", "Cat"), ("cat", "cat "), ("café", "cafe\u0301"), ("big cat", "big  cat")])
+def test_labels_that_hardly_differ_are_told(tmp_path, put, labels):
+    for n, label in enumerate(labels):
+        put(f"{label}/a.png", picture(shade=n))
+    (remark,) = read_local(tmp_path).remarks()
+    assert "differ only in case, spaces or Unicode form" in remark
+    assert all(repr(label) in remark for label in labels)
+
+
+def test_identical_pictures_under_two_labels_or_in_both_datasets_are_told(tmp_path, put):
+    for name in ("cat/a.png", "dog/b.png", "dog/c.png"):
+        put(f"one/{name}", picture())
+    assert read_local(tmp_path / "one").remarks() == [
+        "identical pictures under more than one label: 1, such as cat/a.png and dog/b.png"
+    ]
+    for n, name in enumerate(("train/cat/a.png", "test/cat/a.png", "train/dog/a.png", "test/owl/a.png")):
+        put(f"two/{name}", picture(shade=n // 2 * (n + 1)))
+    assert read_local(tmp_path / "two").remarks() == [
+        "identical pictures in both datasets: 1, such as test/cat/a.png and train/cat/a.png",
+        "only the test dataset has 'owl'",
+        "only the training dataset has 'dog'",
+    ]
+
+
+def test_a_csv_gives_images_their_labels(tmp_path, put):
+    put("pictures/a b.png", picture())
+    put("all.csv", b'\xef\xbb\xbfpictures/a b.png,cat,"in, box"\r\n\r\ns3://b/k+%41.png,dog\nimage,label\nx\n')
+    found = read_local(tmp_path / "all.csv")
+    assert [(each.name, each.labels, each.attributes) for each in found.entries] == [
+        ("pictures/a b.png", ("cat", "in, box"), None),
+        ("s3://b/k+%41.png", ("dog",), None),
+    ]
+    assert [each.code for each in found.skipped] == ["Unreadable", "BadLine"]
+
+
+def test_images_in_two_buckets_are_refused(tmp_path, put):
+    lines = [json.dumps({"source-ref": f"s3://{bucket}/k{n}"}) for n, bucket in enumerate(("one", "two", "two"))]
+    put("all.manifest", "\n".join(lines).encode())
+    with pytest.raises(SourceError, match=r"are in 2 buckets: two \(2 images\), one \(1 images\)"):
+        read_local(tmp_path / "all.manifest")
