@@ -38,7 +38,7 @@ TABLE: list[tuple[str, str, int | None, type[CallError]]] = [
     ("InvalidParameterException", "arn:aws:s3:::pics/projectVersionArn.jpg is not valid", 400, RejectedError),
     ("AccessDeniedException", "not authorized", 400, RejectedError),
     ("ResourceNotFoundException", "no such model", 400, RejectedError),
-    ("UnrecognizedClientException", "the security token is invalid", 400, RejectedError),
+    ("UnrecognizedClientException", "the security token is invalid", 400, FatalCallError),
     ("ResourceNotReadyException", "not RUNNING", 400, ModelNotReadyError),
     ("SomethingNewException", "who knows", 400, RejectedError),
 ]

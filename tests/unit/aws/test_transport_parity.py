@@ -149,7 +149,7 @@ REFUSALS: list[tuple[bytes, type[CallError], str]] = [
     (error(400, "InvalidParameterException", "1 validation error"), RejectedError, ""),
     (error(400, "AccessDeniedException", "User is not authorized"), RejectedError, ""),
     (error(400, "ResourceNotFoundException"), RejectedError, ""),
-    (error(400, "UnrecognizedClientException"), RejectedError, ""),
+    (error(400, "UnrecognizedClientException"), FatalCallError, ""),
     (error(400, "SomethingNewException"), RejectedError, ""),
     (error(403, "SignatureDoesNotMatch", "The request signature does not match"), FatalCallError, ""),
     (error(403, "RequestTimeTooSkewed"), FatalCallError, ""),
