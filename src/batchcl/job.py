@@ -106,6 +106,7 @@ class Job(BaseModel):
         shard_size: images a published part.
         start_model: `MIN[:MAX]` inference units: start the model if it isn't running, and stop what was started.
         keep_model: leave the model running that this run started.
+        grace: from a signal to the end of the process, at most; a second ^C at a terminal ends it sooner.
         lease: `15m`: `batchcl model reap` stops the model that this run started so long after the run's last sign of
             life; `none` starts it without.
         dead_man_role: ARN of an IAM role with which EventBridge Scheduler stops the model after the deadline.
@@ -159,6 +160,7 @@ class Job(BaseModel):
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
     start_model: str | None = None
     keep_model: bool = False
+    grace: str = "25s"
     lease: str = "15m"
     dead_man_role: str | None = None
     cross_region: bool = False
@@ -204,7 +206,7 @@ class Job(BaseModel):
             raise ValueError(str(error)) from error
 
     @field_validator(
-        *("model", "start_model", "run_id", "deadline", "lease", "dead_man_role"),
+        *("model", "start_model", "run_id", "deadline", "grace", "lease", "dead_man_role"),
         *("as_of", "newer_than", "older_than", "where", "sample"),
     )
     @classmethod
@@ -214,6 +216,7 @@ class Job(BaseModel):
             "start_model": Units.parse,
             "run_id": valid_run_id,
             "deadline": seconds_of,
+            "grace": seconds_of,
             "as_of": parse_as_of,
             "newer_than": _moment_before_now,
             "older_than": _moment_before_now,
@@ -265,6 +268,11 @@ class Job(BaseModel):
     def deadline_s(self) -> float | None:
         """`deadline` in seconds."""
         return None if self.deadline is None else seconds_of(self.deadline)
+
+    @property
+    def grace_s(self) -> float:
+        """`grace` in seconds."""
+        return seconds_of(self.grace)
 
     @property
     def lease_s(self) -> float | None:

@@ -340,6 +340,7 @@ class House:
     preparer: Preparer | None = None
     max_failures: int | None = None
     observer: Observer = field(default_factory=SilentObserver)
+    stopper: Stopper | None = None
     try_reading: TryReading = trust
 
     def store(self, trouble: Trouble | None = None) -> FaultyStore:
@@ -423,7 +424,7 @@ class House:
             keeper=self.keeper(trouble),
             detector=HouseDetector(service, trouble),
             observer=self.observer,
-            stopper=Stopper(),
+            stopper=self.stopper or Stopper(),
             begun_at=begun_at,
             utcnow=lambda: utcnow() + dt.timedelta(seconds=self.skew_s),
         )

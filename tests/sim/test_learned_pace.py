@@ -14,6 +14,7 @@ from batchcl.runs.layout import pace_path
 from batchcl.runs.record import Summary
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.pace import learning_pacer
+from batchcl.scoring.stopper import Stopper
 from sim.house import MODEL, FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
 from virtual import run_virtual
@@ -117,7 +118,7 @@ def test_each_number_of_units_has_its_own_rate() -> None:
     async def session(units: Units) -> None:
         store = FaultyStore(files)
         async with learning_pacer(
-            store, MODEL, units=lambda: units, max_tps=None, observer=SilentObserver(), utcnow=utcnow
+            store, MODEL, units=lambda: units, max_tps=None, observer=SilentObserver(), stopper=Stopper(), utcnow=utcnow
         ) as pacer:
             await throttled(pacer)
 
@@ -130,7 +131,7 @@ def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None
     async def main() -> None:
         store = FaultyStore({}, Trouble(failing=lambda: True))
         async with learning_pacer(
-            store, MODEL, units=no_units, max_tps=None, observer=SilentObserver(), utcnow=utcnow
+            store, MODEL, units=no_units, max_tps=None, observer=SilentObserver(), stopper=Stopper(), utcnow=utcnow
         ) as pacer:
             await throttled(pacer)
 
@@ -146,6 +147,7 @@ def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_
                 units=no_units,
                 max_tps=None,
                 observer=SilentObserver(),
+                stopper=Stopper(),
                 utcnow=utcnow,
             ) as pacer:
                 if learns:
@@ -176,7 +178,7 @@ def test_a_run_that_was_never_throttled_keeps_what_it_sustained_as_a_lower_bound
         """Send for 20 s; returns the rate after three."""
         store, rate_tps = FaultyStore(files), 0.0
         async with learning_pacer(
-            store, MODEL, units=no_units, max_tps=max_tps, observer=SilentObserver(), utcnow=utcnow
+            store, MODEL, units=no_units, max_tps=max_tps, observer=SilentObserver(), stopper=Stopper(), utcnow=utcnow
         ) as pacer:
             begin = anyio.current_time()
             while (age_s := anyio.current_time() - begin) < 20:

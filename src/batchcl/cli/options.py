@@ -28,6 +28,7 @@ __all__ = [
     "Exclude",
     "Fit",
     "FromResults",
+    "Grace",
     "Include",
     "Incremental",
     "Json",
@@ -162,6 +163,10 @@ MaxFailures = Annotated[
 Deadline = Annotated[
     str | None,
     _bounds("--deadline", metavar="6h", help="End, resumably, after so much time."),
+]
+Grace = Annotated[
+    str | None,
+    _bounds("--grace", metavar="25s", help="From a signal to the end of the process, at most."),
 ]
 MaxCost = Annotated[
     float | None,

@@ -13,6 +13,7 @@ from batchcl.cli.options import (
     Emulator,
     EmulatorState,
     Fit,
+    Grace,
     Json,
     KeepModel,
     Lease,
@@ -49,6 +50,7 @@ def retry(
     transport: TransportOption = None,
     max_failures: MaxFailures = None,
     deadline: Deadline = None,
+    grace: Grace = None,
     max_cost: MaxCost = None,
     allow_overlap: AllowOverlap = None,
     start_model: StartModel = None,
@@ -79,8 +81,9 @@ def retry(
 
       batchcl retry out 2026-11-21 --fit
     """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl.cli.signals import run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.cli.signals import GRACE_S, run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
     from batchcl.cli.talk import talking  # noqa: PLC0415
+    from batchcl.quantities import seconds_of  # noqa: PLC0415
     from batchcl.scoring.retry import retry as score_again  # noqa: PLC0415
     from batchcl.scoring.stopper import Stopper  # noqa: PLC0415
 
@@ -91,6 +94,7 @@ def retry(
         transport=transport,
         max_failures=max_failures,
         deadline=deadline,
+        grace=grace,
         max_cost=max_cost,
         allow_overlap=allow_overlap,
         start_model=start_model,
@@ -103,8 +107,10 @@ def retry(
         region=region,
     )
 
+    grace_s = GRACE_S if grace is None else seconds_of(grace)
+
     async def work(stopper: Stopper) -> Summary:
         async with talking(log_format) as observer:
             return await score_again(root, run, codes=code or (), changes=changes, observer=observer, stopper=stopper)
 
-    finish(lambda: run_until_signalled(work), json=json, log_format=log_format)
+    finish(lambda: run_until_signalled(work, grace_s=grace_s), json=json, log_format=log_format)

@@ -26,6 +26,7 @@ from batchcl.cli.options import (
     Exclude,
     Fit,
     FromResults,
+    Grace,
     Include,
     Incremental,
     Json,
@@ -113,6 +114,7 @@ def run(
     skip_bad_lines: SkipBadLines = None,
     max_failures: MaxFailures = None,
     deadline: Deadline = None,
+    grace: Grace = None,
     max_cost: MaxCost = None,
     incremental: Incremental = None,
     retry_failed: RetryFailed = None,
@@ -191,6 +193,7 @@ def run(
             skip_bad_lines=skip_bad_lines,
             max_failures=max_failures,
             deadline=deadline,
+            grace=grace,
             max_cost=max_cost,
             incremental=incremental,
             retry_failed=retry_failed,
@@ -213,7 +216,7 @@ def run(
         async with talking(log_format) as observer:
             return await score(job, observer=observer, stopper=stopper)
 
-    finish(lambda: run_until_signalled(work), json=json, log_format=log_format)
+    finish(lambda: run_until_signalled(work, grace_s=job.grace_s), json=json, log_format=log_format)
 
 
 def takes_arguments_of_run(*, without: Collection[str] = ()) -> Callable[[_F], _F]:

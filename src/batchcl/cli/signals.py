@@ -1,8 +1,17 @@
-"""Run something async until its end, a signal, or a second one."""
+"""Run something async until its end, a signal, or a second one.
+
+A supervisor kills some time after its signal, so the first one starts a time limit, the grace. A process that has not
+ended by then, whatever hangs, is ended by a thread. ^C at a terminal has no limit: the user sees what is waited for,
+and may press it again.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 import signal
+import sys
+import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -10,24 +19,30 @@ from typing import Final, Protocol, TypeVar
 import anyio
 from anyio.abc import TaskStatus
 
-from batchcl.errors import BatchclError, InterruptedRunError, StoppedError
+from batchcl.cli.streams import tell
+from batchcl.errors import BatchclError, ExitCode, InterruptedRunError, StoppedError
 from batchcl.scoring.stopper import Stopper
 
-__all__ = ["SIGNALS", "run_until_first_signal", "run_until_signalled"]
+__all__ = ["GRACE_S", "SIGNALS", "run_until_first_signal", "run_until_signalled"]
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """What ends a command in an orderly way; SIGHUP, of a closed terminal, unless `nohup` has it ignored."""
 
+GRACE_S: Final = 25.0
+"""AWS Batch and Fargate kill after 30."""
+
+_EXIT_S: Final = 0.5
+
 _T = TypeVar("_T")
 
 
-def run_until_signalled(work: Callable[[Stopper], Awaitable[_T]]) -> _T:
+def run_until_signalled(work: Callable[[Stopper], Awaitable[_T]], *, grace_s: float) -> _T:
     """Run `work` in a new event loop and return its result, or raise its error.
 
-    The first of `SIGNALS` drains. The second cancels at once, but for the stop of the model, which gets ten seconds.
-    A closed terminal may send SIGHUP twice, which counts once.
+    The first of `SIGNALS` drains, within `grace_s`. The second cancels at once, but for the stop of the model, which
+    gets ten seconds. A closed terminal may send SIGHUP twice, which counts once.
     """
-    return anyio.run(_run, work)
+    return anyio.run(_run, work, grace_s)
 
 
 async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
@@ -42,7 +57,9 @@ async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
     def on_signal(scope: anyio.CancelScope, number: signal.Signals) -> None:
         nonlocal error
         kind = InterruptedRunError if number is signal.SIGINT else StoppedError
-        error = error or kind(_reason(number))
+        if error is None:
+            error = kind(_reason(number))
+            _end_process_after(GRACE_S, number)
         scope.cancel()
 
     result = await _listening(work, on_signal)
@@ -51,7 +68,7 @@ async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
     return result[0]
 
 
-async def _run(work: Callable[[Stopper], Awaitable[_T]]) -> _T:
+async def _run(work: Callable[[Stopper], Awaitable[_T]], grace_s: float) -> _T:
     stopper = Stopper()
     seen: set[signal.Signals] = set()
 
@@ -59,7 +76,10 @@ async def _run(work: Callable[[Stopper], Awaitable[_T]]) -> _T:
         is_repeated = number is signal.SIGHUP and number in seen
         seen.add(number)
         if stopper.error is None:
-            stopper.request(_reason(number), by_user=number is signal.SIGINT)
+            limit_s = math.inf if number is signal.SIGINT and sys.stderr.isatty() else grace_s
+            stopper.request(_reason(number), by_user=number is signal.SIGINT, limit_s=limit_s)
+            if limit_s != math.inf:
+                _end_process_after(limit_s, number, last_words=stopper.last_words)
         elif not is_repeated:
             stopper.hurry()
             scope.cancel()
@@ -99,6 +119,19 @@ async def _listen(
         task_status.started()
         async for number in signals:
             on_signal(scope, number)
+
+
+def _end_process_after(limit_s: float, number: signal.Signals, *, last_words: Callable[[], str] = str) -> None:
+    """End the process with a sentence when it is still there after `limit_s`."""
+
+    def end() -> None:
+        text = f"{_reason(number)}, but not over after {limit_s:.0f} s; what is not committed is called for again"
+        tell("; ".join(filter(None, [text, last_words()])), event="error", level="error")
+        os._exit(ExitCode.INTERRUPTED if number is signal.SIGINT else ExitCode.STOPPED)
+
+    timer = threading.Timer(limit_s - _EXIT_S, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _reason(number: signal.Signals) -> str:

@@ -32,7 +32,7 @@ from batchcl.errors import (
 from batchcl.lifetime.leasing import ModelLease
 from batchcl.lifetime.machine import Action, Event, Life, State, seen, step
 from batchcl.scoring.events import Contained, Notice, Observer
-from batchcl.scoring.stopper import Stopper
+from batchcl.scoring.stopper import MODEL, Stopper
 
 __all__ = ["DOLLARS_PER_UNIT_HOUR", "ModelManager"]
 
@@ -229,6 +229,7 @@ class ModelManager:
         Raises:
             StoppedError: the model could not be stopped.
         """
+        self._stopper.on_abandoned = lambda: self._left() if self.owned else ""
         try:
             yield
         finally:
@@ -522,7 +523,7 @@ class ModelManager:
     async def _end(self) -> None:
         """Stop the model even when the run is being cancelled; say so loudly if that fails."""
         with (
-            anyio.CancelScope(shield=True) as scope,
+            self._stopper.bounded(MODEL, shield=True) as scope,
             self._stopper.calling_in_hurry(lambda: _shorten(scope, _HURRIED_STOP_S)),
         ):
             await self._settle()

@@ -13,6 +13,7 @@ work list, journal and tables (`benchmarks/image_cost.py`; x86-64, CPython 3.11)
 from __future__ import annotations
 
 import datetime as dt
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -146,10 +147,10 @@ class Engine:
         """Whether the service has given a verdict on any image, so that money may have been well spent."""
         return self._answered
 
-    def drain(self) -> None:
-        """Send no more calls; those in flight end within 20 s and are kept. `run` then returns."""
+    def drain(self, *, until: float = math.inf) -> None:
+        """Send no more calls; those in flight end within 20 s, or `until` then, and are kept. `run` then returns."""
         if not self._queue.stopped:
-            self._calling.deadline = anyio.current_time() + _DRAIN_S
+            self._calling.deadline = min(until, anyio.current_time() + _DRAIN_S)
         self._queue.stop()
         self._feeding.cancel()
         self._listing.cancel()

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-import anyio
-
 from batchcl.aws.lifecycle import Units
 from batchcl.errors import BatchclError, OutputError, StalledError, UnreachableError
 from batchcl.pacing.controller import START_TPS, RateController
@@ -17,6 +15,7 @@ from batchcl.pacing.pacer import AdaptivePacer
 from batchcl.runs.learned import LearnedRate, read_learned, write_learned
 from batchcl.runs.store import Store
 from batchcl.scoring.events import Notice, Observer
+from batchcl.scoring.stopper import RECORDS, Stopper
 
 __all__ = ["learning_pacer"]
 
@@ -34,6 +33,7 @@ async def learning_pacer(
     units: Callable[[], Units | None],
     max_tps: float | None,
     observer: Observer,
+    stopper: Stopper,
     utcnow: Callable[[], dt.datetime],
 ) -> AsyncIterator[AdaptivePacer]:
     """A pacer for `model`, an ARN, during the block; what it has learned is kept however that ends.
@@ -49,6 +49,7 @@ async def learning_pacer(
         units: inference units that the model runs with; the rate is kept for each number.
         max_tps: never faster than this.
         observer: receives the notices.
+        stopper: bounds what is kept in time.
         utcnow: the time of day, for the age of what was learned.
     """
     learned = None
@@ -70,7 +71,7 @@ async def learning_pacer(
         raise
     finally:
         if (found := _found(controller, learned, utcnow(), is_in_trouble=is_in_trouble)) is not None:
-            with anyio.move_on_after(_KEEP_S, shield=True), suppress(OutputError):
+            with stopper.bounded(RECORDS, shield=True, most_s=_KEEP_S), suppress(OutputError):
                 await write_learned(store, model, _text(units()), found)
                 tps = round(found.tps, 1)
                 at_least = "at least " if found.is_lower_bound else ""

@@ -130,7 +130,7 @@ async def conduct_round(
                 observer.notice(Notice("nothing-failed", f"nothing to retry in run {record.run_id}: {why}"))
                 return replace(earlier, tolerated=True)
             await keeper.check()
-            hold = partial(held.enter_async_context, tenure(lease, keeper))
+            hold = partial(held.enter_async_context, tenure(lease, keeper, means.stopper))
             await admitted(job, store, record, means, lease=lease, take=hold)
             await lease.check()
             about = await open_round(store, paths, about)

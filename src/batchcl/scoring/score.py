@@ -128,7 +128,7 @@ async def conduct(job: Job, found: Found, means: Means) -> Summary:
                 await keeper.check()
 
             async def take(record: RunRecord) -> None:
-                hold = partial(held.enter_async_context, tenure(lease, keeper))
+                hold = partial(held.enter_async_context, tenure(lease, keeper, means.stopper))
                 if job.incremental:
                     await admitted(job, store, record, means, lease=lease, take=hold)
                 else:

@@ -25,6 +25,7 @@ from batchcl.job import Job
 from batchcl.lifetime.machine import State
 from batchcl.lifetime.manager import ModelManager
 from batchcl.pacing.pacer import Pacer
+from batchcl.quantities import counted
 from batchcl.reading.base import Preparer
 from batchcl.runs.entries import FailureGroup
 from batchcl.runs.layout import RunPaths
@@ -49,7 +50,7 @@ from batchcl.scoring.events import Notice, Observer, Progress
 from batchcl.scoring.outcome import Counts, Known
 from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.shards import Batch
-from batchcl.scoring.stopper import Stopper
+from batchcl.scoring.stopper import CALLS, RECORDS, STORE, Stopper
 
 __all__ = ["Means", "Session"]
 
@@ -113,6 +114,7 @@ class Session:
             units=lambda: self.means.keeper.units,
             max_tps=self.job.max_tps,
             observer=self.means.observer,
+            stopper=self.means.stopper,
             utcnow=self.means.utcnow,
         ) as pacer:
             return await self._run(pacer)
@@ -150,20 +152,27 @@ class Session:
         except BatchclError as error:
             failure = error
         totals: Totals | None = None
+        stopper = self.means.stopper
         if failure is None:
+            failure = stopper.error
+            with stopper.bounded(RECORDS):
+                try:
+                    totals = await self._complete()
+                    failure = None
+                except BatchclError as error:
+                    failure = error
+        with stopper.bounded(RECORDS):
+            await self._count_earlier()
+        summary = self._summary(totals, failure)
+        with stopper.bounded(RECORDS):
             try:
-                totals = await self._complete()
-            except BatchclError as error:
-                failure = error
-        summary = await self._summary(totals, failure)
-        try:
-            summary = await self._with_earlier_sessions(summary)
-            if not await self._is_outdated(summary):
-                await write_summary(self.store, summary)
-        except OutputError as error:
-            if failure is None:
-                failure = error
-                summary = replace(summary, status="stopped", reason=str(error))
+                summary = await self._with_earlier_sessions(summary)
+                if not await self._is_outdated(summary):
+                    await write_summary(self.store, summary)
+            except OutputError as error:
+                if failure is None:
+                    failure = error
+                    summary = replace(summary, status="stopped", reason=str(error))
         if failure is not None:
             is_stopped = self.means.keeper.state is State.STOPPED
             raise _as_end(failure, spent=self._engine.answered, is_model_stopped=is_stopped, summary=summary)
@@ -182,9 +191,12 @@ class Session:
             beside.start_soon(self._watch_bounds)
             self.progress.begin(anyio.current_time())
             self.means.observer.started(self.progress)
+            stopper = self.means.stopper
             try:
-                with self.means.stopper.calling(self._drain):
+                with stopper.bounded(STORE) as scope, stopper.calling(self._drain):
                     await self._engine.run(self._with_model(ledger.batches()))
+                if scope.cancelled_caught:
+                    failure = self._given_up(ledger)
             except BatchclError as error:
                 failure = error
             self.lease.settled = ledger.settled
@@ -225,11 +237,18 @@ class Session:
             return self.progress.scored + self.progress.failed
         return 0 if self.earlier is None else self.earlier.scored + self.earlier.failed
 
+    def _given_up(self, ledger: Ledger) -> BatchclError:
+        """The end of a session whose outcomes the output root did not take in time."""
+        error = self.means.stopper.error
+        assert error is not None
+        lost = counted(ledger.unkept().done, "outcome")
+        return type(error)(f"{error}; {self.store.root} did not take {lost} in time: these images are called for again")
+
     def _drain(self) -> None:
         self.means.observer.notice(
             Notice("drain", f"{self.means.stopper.error}: no more calls; those in flight end and are kept")
         )
-        self._engine.drain()
+        self._engine.drain(until=self.means.stopper.ends_at(CALLS))
 
     async def _count_published(self) -> None:
         """Count what earlier sessions have published; beside the calls, as a long run has many markers."""
@@ -278,18 +297,20 @@ class Session:
                 return None
         return total((await read_totals(self.store, self._paths, rounds.items())).values())
 
-    async def _counts_so_far(self) -> Counts:
-        """What the whole run comes to by now; markers that can't be read are left out."""
+    async def _count_earlier(self) -> None:
         if self.earlier is None:
             with suppress(OutputError):
                 await self._count_published()
+
+    def _counts_so_far(self) -> Counts:
+        """What the whole run comes to by now; markers that can't be read are left out."""
         kept = self.progress.counts - self._ledger.unkept()
         if not self.targets.round or self.earlier is None:
             return kept
         return self.earlier + kept - self._ledger.replaced()
 
-    async def _summary(self, final: Totals | None, failure: BatchclError | None) -> Summary:
-        counts = await self._counts_so_far() if final is None else final.counts
+    def _summary(self, final: Totals | None, failure: BatchclError | None) -> Summary:
+        counts = self._counts_so_far() if final is None else final.counts
         failures = Counter[FailureGroup]() if final is None else final.failures
         counted_before = sum(n for group, n in failures.items() if _is_counted(group, before=self.targets.round))
         own = SessionRecord.of(self.lease.number, self.lease.counters())

@@ -15,12 +15,14 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import EXPIRES_S, Lease, LeaseKeeper
 from batchcl.runs.store import Store
 from batchcl.scoring.events import Notice, Observer, Progress
+from batchcl.scoring.stopper import MODEL, RECORDS, STORE, Stopper
 
 __all__ = ["lease_of", "tenure"]
 
 _OWNS_MODEL: Final = "owns_model"
 _STOPS_MODEL: Final = "stops_model"
 _RELEASE_S: Final = 10.0
+_HAND_OVER: Final = (STORE + MODEL) / 2
 
 
 def lease_of(
@@ -67,7 +69,7 @@ def _heartbeat(progress: Progress, keeper: ModelManager, round_: int) -> dict[st
 
 
 @asynccontextmanager
-async def tenure(lease: LeaseKeeper, keeper: ModelManager) -> AsyncIterator[None]:
+async def tenure(lease: LeaseKeeper, keeper: ModelManager, stopper: Stopper) -> AsyncIterator[None]:
     """Hold the lease during the block; stop the model and give the lease back at its end, whatever the end.
 
     A model that an earlier session started and could not stop is this one's to stop if that session's tag is still on
@@ -89,16 +91,16 @@ async def tenure(lease: LeaseKeeper, keeper: ModelManager) -> AsyncIterator[None
                 keeper.remember(lease.beat)
                 yield
             finally:
-                await _hand_over(lease, keeper)
+                await _hand_over(lease, keeper, stopper)
     finally:
-        with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
+        with stopper.bounded(RECORDS, shield=True, most_s=_RELEASE_S), suppress(OutputError):
             await lease.release()
 
 
-async def _hand_over(lease: LeaseKeeper, keeper: ModelManager) -> None:
+async def _hand_over(lease: LeaseKeeper, keeper: ModelManager, stopper: Stopper) -> None:
     """Don't stop the model under a runner that has taken this one for dead, and will stop it itself."""
     if keeper.stops:
-        with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
+        with stopper.bounded(_HAND_OVER, shield=True, most_s=_RELEASE_S), suppress(OutputError):
             other = await lease.successor()
             if other is not None and other.progress.get(_STOPS_MODEL):
                 keeper.hand_over()

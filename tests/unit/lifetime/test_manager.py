@@ -294,6 +294,29 @@ def test_a_model_that_is_still_starting_when_time_is_up_is_left_with_its_tag() -
     assert KEY in service.tags[NAME]
 
 
+def test_a_model_that_is_still_starting_at_the_end_of_the_grace_is_left_with_its_tag() -> None:
+    service = Models({NAME: "STOPPED"}, start_s=1800.0)
+    begun: list[float] = []
+
+    class Limited(Stopper):
+        def request(self, reason: str, *, by_user: bool = False, limit_s: float = 25.0) -> None:
+            begun.append(anyio.current_time())
+            super().request(reason, by_user=by_user, limit_s=limit_s)
+
+    class Timed(Listener):
+        def notice(self, notice: Notice) -> None:
+            super().notice(notice)
+            begun.append(anyio.current_time())
+
+    done, end = _ended_at(service, 100.0, observer=Timed(), stopper=Limited())
+    assert done == ["tag", "start"]
+    assert isinstance(end, StoppedError)
+    assert "is still STARTING, which can't be stopped" in str(end)
+    assert "the same command stops it, or `batchcl model reap` does after" in str(end)
+    assert KEY in service.tags[NAME]
+    assert max(begun) <= 100 + 25
+
+
 def test_a_stop_that_is_asked_for_within_the_start_call_is_not_taken_for_a_stopped_model() -> None:
     """The description still says STOPPED for a while after the start."""
     service, stopper, listener = Models({NAME: "STOPPED"}), Stopper(), Listener()

@@ -1,0 +1,67 @@
+"""Signals to the real process while something hangs: it ends within its grace."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from servers import aws_env
+
+GRACE_S = 3
+
+
+@pytest.fixture
+def silent():
+    """The endpoint of a server that accepts connections and never answers; `accepted` is set by the first one."""
+    accepted, connections = threading.Event(), []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        while True:
+            try:
+                connections.append(server.accept())
+            except OSError:
+                return
+            accepted.set()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}", accepted
+    server.close()
+    for connection, _ in connections:
+        connection.close()
+
+
+def seconds_to_end(process, number) -> float:
+    begun = time.monotonic()
+    process.send_signal(number)
+    process.wait(GRACE_S + 20)
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_store_that_never_answers_delays_no_signal(running, demo, service, silent, number):
+    endpoint, accepted = silent
+    env = aws_env(service) | {"AWS_ENDPOINT_URL_S3": endpoint}
+    words = (demo.data.images, "--model", demo.arn, "--out", "s3://tables/labels", "--grace", f"{GRACE_S}s")
+    with running(*words, env=env) as process:
+        assert accepted.wait(60)
+        assert seconds_to_end(process, number) < GRACE_S + 2
+        assert process.returncode == (130 if number is signal.SIGINT else 4)
+        said = process.stderr.read().decode()
+    assert ("interrupted by ^C" if number is signal.SIGINT else number.name) in said
+    assert "Traceback" not in said
+
+
+def test_calls_that_never_end_are_given_up_within_the_grace(running, demo, service, silent, tmp_path):
+    endpoint, accepted = silent
+    env = aws_env(service) | {"AWS_ENDPOINT_URL_REKOGNITION": endpoint}
+    words = (demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", "--grace", f"{GRACE_S}s")
+    with running(*words, env=env) as process:
+        assert accepted.wait(60)
+        assert seconds_to_end(process, signal.SIGTERM) < GRACE_S + 2
+        assert process.returncode == 4
+        assert "Traceback" not in process.stderr.read().decode()
