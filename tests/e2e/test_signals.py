@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -65,3 +67,22 @@ def test_calls_that_never_end_are_given_up_within_the_grace(running, demo, servi
         assert seconds_to_end(process, signal.SIGTERM) < GRACE_S + 2
         assert process.returncode == 4
         assert "Traceback" not in process.stderr.read().decode()
+
+
+def test_a_list_on_stdin_that_does_not_end_delays_no_signal(demo, service, clean_env, tmp_path):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    words = f"run - --model {demo.arn} --out {tmp_path}/out".split()
+    env = clean_env | aws_env(service) | {"TMPDIR": str(temporary)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "batchcl", *words], env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        for _ in range(600):
+            if list(temporary.iterdir()):
+                break
+            time.sleep(0.1)  # until it reads
+        assert seconds_to_end(process, signal.SIGTERM) < 3
+        assert process.returncode == 4
+        assert process.stderr is not None
+        assert b"ended by SIGTERM" in process.stderr.read()
+    assert list(temporary.iterdir()) == []

@@ -46,7 +46,7 @@ class DirectorySource:
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """The files in pages."""
         files = self._files() if after is None else self._files_after(after.key)
-        while page := await anyio.to_thread.run_sync(lambda: list(islice(files, PAGE))):
+        while page := await anyio.to_thread.run_sync(lambda: list(islice(files, PAGE)), abandon_on_cancel=True):
             yield page
 
     async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -55,15 +55,15 @@ _CODECS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _OTHER_CODECS: Final = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x04\x22\x4d\x18": "lz4"}
 
 
-def spool_stdin() -> Path:
-    """Copy standard input to a temporary file. Blocks; the caller removes the file."""
-    return _spool(lambda sink: shutil.copyfileobj(sys.stdin.buffer, sink))
+def spool_stdin(stack: ExitStack) -> Path:
+    """Copy standard input to a temporary file, which `stack` removes even while it is written. Blocks."""
+    return _spool(lambda sink: shutil.copyfileobj(sys.stdin.buffer, sink), stack)
 
 
-def spool_pipe(path: Path) -> Path:
+def spool_pipe(path: Path, stack: ExitStack) -> Path:
     """Copy a named pipe, such as the shell's `<(…)`, which can be read once only. Blocks; likewise."""
     with path.open("rb") as pipe:
-        return _spool(lambda sink: shutil.copyfileobj(pipe, sink))
+        return _spool(lambda sink: shutil.copyfileobj(pipe, sink), stack)
 
 
 async def fetch(uri: str, aws: Aws, *, region: str) -> Path:
@@ -199,12 +199,14 @@ def _codec(start: bytes, name: str) -> str | None:
     return next((codec for magic, codec in _CODECS.items() if start.startswith(magic)), None)
 
 
-def _spool(fill: Callable[[IO[bytes]], object]) -> Path:
+def _spool(fill: Callable[[IO[bytes]], object], stack: ExitStack | None = None) -> Path:
     """A temporary file with what `fill` writes; nothing is left behind where that fails. Raises `SourceError`."""
     path: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(prefix="batchcl-", delete=False) as sink:
             path = Path(sink.name)
+            if stack is not None:
+                stack.callback(path.unlink, missing_ok=True)
             fill(sink)
     except BaseException as error:
         if path is not None:

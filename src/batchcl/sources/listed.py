@@ -209,7 +209,7 @@ class ListSource:
         log = HashLog()
 
         async def look(number: int) -> _Facts:
-            return await anyio.to_thread.run_sync(self._look, number, log)
+            return await anyio.to_thread.run_sync(self._look, number, log, abandon_on_cancel=True)
 
         workers = min(_MOST_WORKERS, os.cpu_count() or 1)
         facts = await together(look, range(len(self._parts)), at_once=workers)
@@ -220,7 +220,7 @@ class ListSource:
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """The images in pages; bad lines are left out, having been counted by `check`."""
         pages = self._pages(0 if after is None else after.count)
-        while page := await anyio.to_thread.run_sync(lambda: next(pages, None)):
+        while page := await anyio.to_thread.run_sync(lambda: next(pages, None), abandon_on_cancel=True):
             yield page
 
     async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:

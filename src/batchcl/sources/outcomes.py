@@ -89,7 +89,7 @@ async def open_outcomes(root: str, *, aws: Aws, where: Condition | None, leave_o
         later = later_parts(parts)
         return [_OutcomesPart(store, part, where, later.get(part, ())) for part in newest_first]
 
-    return ListSource(root, await anyio.to_thread.run_sync(find), is_explicit=False)
+    return ListSource(root, await anyio.to_thread.run_sync(find, abandon_on_cancel=True), is_explicit=False)
 
 
 def _is_of(part: PublishedPart, run_id: str | None) -> bool:

@@ -42,15 +42,15 @@ class LocalPlace:
 
     async def read(self, name: str, *, most_bytes: int) -> bytes | None:
         """As `Place` has it."""
-        return await anyio.to_thread.run_sync(self._read, name, most_bytes)
+        return await anyio.to_thread.run_sync(self._read, name, most_bytes, abandon_on_cancel=True)
 
     async def fetch(self, name: str, *, md5: str | None = None) -> Path | None:
         """The file itself, as `Place` has it."""
-        return await anyio.to_thread.run_sync(self._fetch, name, md5)
+        return await anyio.to_thread.run_sync(self._fetch, name, md5, abandon_on_cancel=True)
 
     async def folders(self, name: str) -> list[str]:
         """As `Place` has it."""
-        return await anyio.to_thread.run_sync(self._folders, name)
+        return await anyio.to_thread.run_sync(self._folders, name, abandon_on_cancel=True)
 
     @staticmethod
     def _read(name: str, most_bytes: int) -> bytes | None:

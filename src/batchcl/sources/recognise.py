@@ -155,7 +155,7 @@ class _Opener:
         if kind is SourceKind.PREFIX:
             raise SourceError(f"{name} is no S3 prefix; write s3://bucket/prefix")
         if kind is SourceKind.DIRECTORY:
-            return await anyio.to_thread.run_sync(self._directory, name)
+            return await anyio.to_thread.run_sync(self._directory, name, abandon_on_cancel=True)
         if kind is SourceKind.IMAGE:
             return ImageSource(name)
         if kind is SourceKind.INVENTORY:
@@ -164,18 +164,20 @@ class _Opener:
 
     async def _open_local(self, name: str) -> Source:
         """A name on this machine whose kind isn't told, or is that of a list file."""
-        if name == "-" or await anyio.to_thread.run_sync(_is_pipe, name):
-            path = await anyio.to_thread.run_sync(spool_stdin if name == "-" else partial(spool_pipe, Path(name)))
-            self._stack.callback(path.unlink, missing_ok=True)
+        if name == "-" or await anyio.to_thread.run_sync(_is_pipe, name, abandon_on_cancel=True):
+            spool = partial(spool_stdin, self._stack) if name == "-" else partial(spool_pipe, Path(name), self._stack)
+            path = await anyio.to_thread.run_sync(spool, abandon_on_cancel=True)
             label = "standard input" if name == "-" else name
             return await self._lists(label, [_ListFile(label, path, Path.cwd())])
-        what = await anyio.to_thread.run_sync(_look, name)
+        what = await anyio.to_thread.run_sync(_look, name, abandon_on_cancel=True)
         if what is _What.FOLDER:
-            if self._options.as_of is not None or await anyio.to_thread.run_sync(_holds_inventories, name):
+            if self._options.as_of is not None or await anyio.to_thread.run_sync(
+                _holds_inventories, name, abandon_on_cancel=True
+            ):
                 return await self._inventory(name)
-            return await anyio.to_thread.run_sync(self._directory, name)
+            return await anyio.to_thread.run_sync(self._directory, name, abandon_on_cancel=True)
         if what is _What.GLOB:
-            return await self._lists(name, await anyio.to_thread.run_sync(_globbed, name))
+            return await self._lists(name, await anyio.to_thread.run_sync(_globbed, name, abandon_on_cancel=True))
         return await self._lists(name, [_local(name)])
 
     async def _open_s3(self, name: str) -> Source:
@@ -254,7 +256,7 @@ class _Opener:
         self._stack.callback(client.close)
         parts = []
         for uri in uris:
-            part = await anyio.to_thread.run_sync(archive_in_s3, client, uri, self._stack)
+            part = await anyio.to_thread.run_sync(archive_in_s3, client, uri, self._stack, abandon_on_cancel=True)
             if part is not None:
                 parts.append(part)
         if not parts and self._options.kind is None:
@@ -297,7 +299,7 @@ class _Opener:
 
     async def _lists(self, name: str, files: Sequence[_ListFile]) -> Source:
         """One source of several files; each is recognised by itself."""
-        kinds = [await anyio.to_thread.run_sync(self._kind, file) for file in files]
+        kinds = [await anyio.to_thread.run_sync(self._kind, file, abandon_on_cancel=True) for file in files]
         if kinds == [SourceKind.IMAGE]:
             if name.startswith("s3://"):
                 raise SourceError(
@@ -307,7 +309,8 @@ class _Opener:
         if kinds == [SourceKind.INVENTORY]:
             return await self._inventory(name)
         parts = [
-            await anyio.to_thread.run_sync(self._part, kind, file) for kind, file in zip(kinds, files, strict=True)
+            await anyio.to_thread.run_sync(self._part, kind, file, abandon_on_cancel=True)
+            for kind, file in zip(kinds, files, strict=True)
         ]
         return self._list(name, parts, is_explicit=SourceKind.TAR not in kinds)
 

@@ -5,7 +5,7 @@ import sys
 import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -182,7 +182,7 @@ def test_any_list_of_keys_is_read_back_each_key_once(names: list[str]) -> None:
 
 def test_standard_input_is_kept_to_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"s3://b/1\r\n\xff")))
-    path = spool_stdin()
+    path = spool_stdin(ExitStack())
     assert path.read_bytes() == b"s3://b/1\r\n\xff"
     path.unlink()
 
