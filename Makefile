@@ -36,10 +36,10 @@ types: $(STAMP)  ## mypy, strict
 unit: $(STAMP)   ## all tests
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 races, 4,000 seeds in virtual time: 45 minutes
-	@BATCHCL_CRASH_CYCLES=200 $(BIN)/python -m pytest tests/crash
-	@BATCHCL_CONCURRENT_SEEDS=2000 BATCHCL_MODEL_SEEDS=1000 $(BIN)/python -m pytest --numprocesses $(WORKERS) \
-	  tests/sim/test_concurrent.py tests/sim/test_model_life.py
+crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 races, 4,000 seeds and 24 hours in virtual time: an hour
+	@BATCHCL_CRASH_CYCLES=200 BATCHCL_SOAK_S=600 $(BIN)/python -m pytest tests/crash
+	@BATCHCL_CONCURRENT_SEEDS=2000 BATCHCL_MODEL_SEEDS=1000 BATCHCL_SOAK_HOURS=24 $(BIN)/python -m pytest \
+	  --numprocesses $(WORKERS) --dist worksteal tests/sim/test_concurrent.py tests/sim/test_model_life.py tests/sim/test_soak.py
 
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/bench.py $(BENCH)

@@ -18,7 +18,7 @@ from sim.house import FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
 from virtual import run_virtual
 
-HOURS = float(os.environ.get("BATCHCL_SOAK_HOURS", "1.5"))
+HOURS = float(os.environ.get("BATCHCL_SOAK_HOURS", "0.75"))
 HOUR_S = 3600.0
 TPS = 6.0
 FAILURES = 10_000
