@@ -17,7 +17,7 @@ def failure_table(failures: pl.LazyFrame, *, examples: int = 3) -> pl.DataFrame:
         examples: how many URIs to name at most.
 
     Returns:
-        `status` (failed or skipped), `error_code`, `count` of images, `share` of all of them, `message` (that of the
+        `status` (failed or skipped), `error_code`, `count` of distinct images, whatever models failed on them, `share` of all of them, `message` (that of the
         first example), `examples` (list of URIs, the first in order).
 
     Raises:
@@ -26,11 +26,11 @@ def failure_table(failures: pl.LazyFrame, *, examples: int = 3) -> pl.DataFrame:
     if examples < 0:
         raise UsageError(f"can't show {examples} examples; choose 0 or more")
     return (
-        failures.select("status", "error_code", "error_message", "uri")
+        failures.select("status", "error_code", "error_message", "uri", "version_id")
         .sort("uri")
         .group_by("status", "error_code")
         .agg(
-            pl.len().alias("count"),
+            pl.struct("uri", "version_id").n_unique().alias("count"),
             pl.col("error_message").first().alias("message"),
             pl.col("uri").unique(maintain_order=True).head(examples).alias("examples"),
         )

@@ -161,3 +161,10 @@ def test_the_same_code_skipped_and_failed_is_two_reasons(root: Root, make: type[
     assert table.select("status", "count", "examples").rows() == [("failed", 1, []), ("skipped", 1, [])]
     with pytest.raises(UsageError):
         failure_table(open_results(str(root)).failures(), examples=-1)
+
+
+def test_an_image_that_two_models_fail_on_is_counted_once(root: Root, make: type[Make]) -> None:
+    for model in ("m@1", "m@2"):
+        root.failures([make.failed("s3://b/1")], model=model, run_id=model[-1])
+    (row,) = failure_table(open_results(str(root)).failures()).iter_rows(named=True)
+    assert (row["count"], row["examples"]) == (1, ["s3://b/1"])
