@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import time
 
 import pytest
 
-from servers import aws_env
+from servers import aws_env, copied
 
 GRACE_S = 3
 
@@ -86,3 +87,26 @@ def test_a_list_on_stdin_that_does_not_end_delays_no_signal(demo, service, clean
         assert process.stderr is not None
         assert b"ended by SIGTERM" in process.stderr.read()
     assert list(temporary.iterdir()) == []
+
+
+def test_an_emulator_outlives_the_interrupt_that_a_terminal_sends_to_both(demo, clean_env, tmp_path):
+    words = f"run {demo.data.images} --emulator --emulator-state {demo.state} --model {demo.arn} --out {tmp_path}/out"
+    with (
+        copied(demo.state) as state,
+        subprocess.Popen(
+            [sys.executable, "-m", "batchcl", *words.replace(str(demo.state), str(state)).split(), "--max-tps", "5"],
+            env=clean_env,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stderr is not None
+        for line in process.stderr:
+            if b"is RUNNING" in line:
+                break
+        begun = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 130
+    assert time.monotonic() - begun < 20
+    assert "is stopped" in said

@@ -17,8 +17,8 @@ def failure_table(failures: pl.LazyFrame, *, examples: int = 3) -> pl.DataFrame:
         examples: how many URIs to name at most.
 
     Returns:
-        `status` (failed or skipped), `error_code`, `count` of distinct images, whatever models failed on them, `share` of all of them, `message` (that of the
-        first example), `examples` (list of URIs, the first in order).
+        `status` (failed or skipped), `error_code`, `count` of distinct images, whatever models failed on them, `share`
+        of all of them, `message` (that of the first example), `examples` (list of URIs, the first in order).
 
     Raises:
         UsageError: `examples` is negative.

@@ -59,7 +59,12 @@ async def running_emulator(
         command.append("--exit-with-parent")
     with tempfile.TemporaryFile() as talk:
         process = await anyio.open_process(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=talk, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=talk,
+            env=environment,
+            start_new_session=True,  # a terminal sends ^C to the whole group, and the run still needs the emulator
         )
         try:
             said: dict[str, Any] = {}
