@@ -43,6 +43,7 @@ from batchcl.tolerance import Tolerance
 __all__ = ["Job", "fingerprint", "job_of", "load_job"]
 
 SHARD_SIZE: Final = 10_000
+_LEAST_GRACE_S: Final = 2.0
 _LIST_KEYS: Final = (
     "uri_column",
     "bucket_column",
@@ -216,7 +217,7 @@ class Job(BaseModel):
             "start_model": Units.parse,
             "run_id": valid_run_id,
             "deadline": seconds_of,
-            "grace": seconds_of,
+            "grace": grace_seconds,
             "as_of": parse_as_of,
             "newer_than": _moment_before_now,
             "older_than": _moment_before_now,
@@ -272,7 +273,7 @@ class Job(BaseModel):
     @property
     def grace_s(self) -> float:
         """`grace` in seconds."""
-        return seconds_of(self.grace)
+        return grace_seconds(self.grace)
 
     @property
     def lease_s(self) -> float | None:
@@ -339,6 +340,14 @@ class Job(BaseModel):
             **({"fit": True} if self.fit else {}),
             "schema": SCHEMA_VERSION,
         }
+
+
+def grace_seconds(text: str) -> float:
+    """The seconds of `grace`. Raises `UsageError`."""
+    seconds = seconds_of(text)
+    if seconds < _LEAST_GRACE_S:
+        raise UsageError(f"{text!r} is too short; give at least {_LEAST_GRACE_S:.0f}s")
+    return seconds
 
 
 def fingerprint(scored_as: Mapping[str, Any]) -> str:

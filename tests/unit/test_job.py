@@ -158,6 +158,8 @@ def test_an_unknown_key_is_refused_by_name_and_the_known_ones_are_told(tmp_path:
         ("deadline", "6"),
         ("deadline", "6x"),
         ("deadline", ""),
+        ("grace", "1s"),
+        ("grace", "soon"),
         ("deadline", "30s1h"),
         ("max_cost", 0),
         ("max_cost", float("inf")),

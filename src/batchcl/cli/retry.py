@@ -30,6 +30,7 @@ from batchcl.cli.options import (
 )
 from batchcl.cli.output import Root
 from batchcl.cli.run import finish
+from batchcl.errors import UsageError
 
 if TYPE_CHECKING:
     from batchcl.runs.record import Summary
@@ -83,7 +84,7 @@ def retry(
     """  # noqa: D412 - Typer shows the examples as they stand
     from batchcl.cli.signals import GRACE_S, run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
     from batchcl.cli.talk import talking  # noqa: PLC0415
-    from batchcl.quantities import seconds_of  # noqa: PLC0415
+    from batchcl.job import grace_seconds  # noqa: PLC0415
     from batchcl.scoring.retry import retry as score_again  # noqa: PLC0415
     from batchcl.scoring.stopper import Stopper  # noqa: PLC0415
 
@@ -107,7 +108,10 @@ def retry(
         region=region,
     )
 
-    grace_s = GRACE_S if grace is None else seconds_of(grace)
+    try:
+        grace_s = GRACE_S if grace is None else grace_seconds(grace)
+    except UsageError as error:
+        raise UsageError(f"--grace {grace}: {error}") from error
 
     async def work(stopper: Stopper) -> Summary:
         async with talking(log_format) as observer:
