@@ -9,7 +9,7 @@ from pathlib import Path
 from crash.harness import new_bucket
 from servers import aws_env
 
-SECONDS = float(os.environ.get("BATCHCL_SOAK_S", "10"))
+SECONDS = float(os.environ.get("BATCHCL_SOAK_S", "4"))
 TPS = 40
 SAMPLES = 12
 MOST_GROWTH_KB = 12 * 1024 if SECONDS >= 300 else 32 * 1024
