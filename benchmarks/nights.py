@@ -52,7 +52,7 @@ from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.outcome import Counts, Failed, Label, Scored
 from batchcl.sources.base import Position
 from batchcl.sources.select import Bookmark
-from servers import KEY, REGION, SECRET, aws_env, client, make_bucket, seaweed
+from servers import KEY, REGION, SECRET, aws_env, client, make_bucket, running_seaweed
 
 BUCKET = "nights"
 ROOT = f"s3://{BUCKET}/out"
@@ -310,7 +310,8 @@ def _environment(s3: str, rekognition: str) -> dict[str, str]:
 def measured(nights: int, rounds: int, delay_s: float) -> tuple[float, list[dict[str, Any]]]:
     """How long it took to write the root, and a row for each command."""
     counted = Counted()
-    with tempfile.TemporaryDirectory() as folder, seaweed(Path(folder)) as s3:
+    with tempfile.TemporaryDirectory() as folder, running_seaweed(Path(folder)) as seaweed:
+        s3 = seaweed.endpoint
         make_bucket(client("s3", s3), BUCKET)
         began = time.perf_counter()
         anyio.run(make, Store(ROOT, _store(s3, "out")), nights)

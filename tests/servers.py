@@ -229,63 +229,6 @@ def wait_for(there: Callable[[], bool], timeout_s: float = 30) -> None:
         time.sleep(0.05)
 
 
-@contextmanager
-def seaweed(folder: Path) -> Iterator[str]:
-    """The endpoint of a real S3 server that runs during the block, with its data in `folder`."""
-    config = folder / "s3.json"
-    may = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
-    may["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]
-    config.write_text(json.dumps({"identities": [may]}))
-    s3, master, volume, filer, admin = free_ports(5)
-    (folder / "data").mkdir()
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        [
-            Path(sys.executable).with_name("weed"),
-            "mini",
-            f"-dir={folder / 'data'}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-            "-admin.ui=false",
-            "-webdav=false",
-            "-master.telemetry=false",
-            f"-s3.port={s3}",
-            "-s3.port.lance=0",
-            "-s3.port.iceberg=0",
-            f"-s3.config={config}",
-            f"-master.port={master}",
-            f"-volume.port={volume}",
-            f"-filer.port={filer}",
-            f"-admin.port={admin}",
-        ],
-        stdout=log,
-        stderr=log,
-    )
-    endpoint = f"http://127.0.0.1:{s3}"
-
-    def answers() -> bool:
-        assert process.poll() is None, f"SeaweedFS ended: {(folder / 'log').read_text()[-2000:]}"
-        try:
-            probe = client("s3", endpoint)
-            probe.create_bucket(Bucket="probe")
-            probe.put_object(Bucket="probe", Key="x", Body=b"x")
-        except (BotoCoreError, ClientError) as error:
-            return isinstance(error, ClientError) and "BucketAlready" in str(error)
-        return True
-
-    try:
-        wait_for(answers, 60)
-        yield endpoint
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:  # it waits for clients to hang up; its data go away with it
-            process.kill()
-            process.wait()
-        log.close()
-
-
 def free_ports(count: int) -> list[int]:
     """Free ports whose neighbour 10,000 above is free too, as SeaweedFS takes both.
 
