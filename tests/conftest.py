@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import anyio
 import botocore.session
+import polars as pl
 import pytest
 from botocore.loaders import Loader
 from hypothesis import settings
@@ -33,6 +34,8 @@ from typed import typed
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+pl.Config.set_engine_affinity("in-memory")
+"""The default engine has native threads with known, rare races, and tests collect in hundreds of places."""
 
 
 @pytest.fixture(scope="session", autouse=True)

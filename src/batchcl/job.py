@@ -28,7 +28,7 @@ from batchcl.aws.names import valid_model
 from batchcl.aws.transport import Transport
 from batchcl.errors import UsageError
 from batchcl.lifetime.leases import lease_seconds
-from batchcl.quantities import moment_of, seconds_of
+from batchcl.quantities import MAX_INT32, moment_of, seconds_of
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
 from batchcl.sources.filters import Filters
@@ -115,7 +115,7 @@ class Job(BaseModel):
         emulator: score with the local emulator instead of AWS.
         emulator_state: directory of the emulator's projects and models.
         profile: of the AWS configuration.
-        region: of AWS; the model's ARN has its own.
+        region: of AWS; the one of the model's ARN, where `model` is one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False)
@@ -126,7 +126,7 @@ class Job(BaseModel):
     out: Annotated[str, Field(min_length=1)]
     run_id: str | None = None
     min_confidence: Annotated[float, Field(ge=0, le=100)] | None = None
-    max_results: Annotated[int, Field(ge=0, le=_MOST)] | None = None
+    max_results: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
     fit: bool = False
     max_tps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256

@@ -8,11 +8,14 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["confidence_hint", "counted", "moment_of", "seconds_of"]
+__all__ = ["MAX_INT32", "confidence_hint", "counted", "moment_of", "seconds_of"]
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _UNIT_SECONDS: Final = (86_400, 3600, 60, 1)
 
+
+MAX_INT32: Final = 2**31 - 1
+"""The largest integer of the API, in whose model integers have 32 bits."""
 
 _LEAST_SHARE: Final = 0.1
 """A smaller one was hardly meant as a share of 1."""

@@ -228,6 +228,49 @@ def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
     assert detect("--input-json", "request.json", "--json").json == plain
     few_labels = detect("--input-json", "-", "--max-results", 2, "--json", stdin=Path("request.json").read_bytes())
     assert few_labels.json["CustomLabels"] == plain["CustomLabels"][:2], "flags win over the request"
+    for form in (f" {json.dumps(request)}", f"file://{Path('request.json').absolute()}"):
+        assert detect("--input-json", form, "--json").json == plain
+
+
+def test_both_kinds_of_image_in_a_request_are_refused_by_us_and_by_the_service(detect, demo, service):
+    image = {"Bytes": "aGVsbG8=", "S3Object": {"Bucket": BUCKET, "Name": "k"}}
+    request = json.dumps({"ProjectVersionArn": demo.arn, "Image": image, "MinConfidence": 0})
+    done = detect("--input-json", request)
+    assert (done.code, "Image: expected Bytes or S3Object, got both" in done.err) == (2, True), done.err
+    rekognition = client("rekognition", service)
+    with pytest.raises(rekognition.exceptions.InvalidParameterException):
+        rekognition.detect_custom_labels(ProjectVersionArn=demo.arn, Image=image | {"Bytes": b"hello"})
+
+
+def test_the_version_of_a_requests_object_can_be_named(detect, demo, picture, seaweed):
+    s3 = client("s3", seaweed)
+    make_bucket(s3, "versions")
+    s3.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
+    older = s3.put_object(Bucket="versions", Key="a.png", Body=picture.read_bytes())["VersionId"]
+    s3.put_object(Bucket="versions", Key="a.png", Body=b"not an image")
+    image = {"S3Object": {"Bucket": "versions", "Name": "a.png"}}
+    words = ("--input-json", json.dumps({"ProjectVersionArn": demo.arn, "Image": image}))
+    assert detect(*words).code == 3
+    assert detect(*words, "--version-id", older).code == 0
+
+
+def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, picture, monkeypatch):
+    """As for the AWS CLI; the environment's does not."""
+    words = ("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", "--region", "eu-west-1")
+    with pytest.raises(AssertionError, match="ResourceNotFoundException"):
+        aws(*words)
+    done = detect(picture, "--model", demo.arn, "--region", "eu-west-1")
+    assert (done.code, "ResourceNotFoundException" in done.err) == (5, True), done.err
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert detect(picture, "--model", demo.arn).code == 0
+    assert typed("model", "show", demo.arn).code == 0
+    elsewhere = typed("model", "show", demo.arn, "--region", "eu-west-1")
+    assert (elsewhere.code, "there is no model" in elsewhere.err) == (5, True), elsewhere.err
+    for command in ("run", "plan", "doctor"):
+        done = typed(command, picture, "--model", demo.arn, "--out", "out", "--region", "eu-west-1")
+        assert (done.code, done.out) == (5, "")
+        assert f"there is no model {demo.arn} in eu-west-1, which --region names: it is in {REGION}" in done.err
+    assert "region       eu-west-1" in typed("doctor", "--region", "eu-west-1").out
 
 
 @pytest.mark.parametrize(
@@ -237,7 +280,8 @@ def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
         (("picture.png",), "--model PROJECT@VERSION"),
         (("picture.png", "--model", "digits@"), "names no model"),
         (("picture.png", "--model", "ARN", "--min-confidence", 101), "outside of 0 to 100"),
-        (("picture.png", "--model", "ARN", "--max-results", -1), "below 0"),
+        (("picture.png", "--model", "ARN", "--max-results", -1), "outside of 0 to 2147483647"),
+        (("picture.png", "--model", "ARN", "--max-results", 2**31), "outside of 0 to 2147483647"),
         (("picture.png", "--model", "ARN", "--version-id", "x"), "isn't in S3"),
         (("s3://bucket", "--model", "ARN"), "is not s3://bucket/key"),
         (("-", "-", "--model", "ARN"), "name - once"),
@@ -245,6 +289,12 @@ def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
         (("-", "--input-json", "-"), "can't be both"),
         (("--input-json", "bad.json"), "Imagine: Extra inputs are not permitted"),
         (("--input-json", "nowhere.json"), "No such file"),
+        (("--input-json", "{"), "--input-json is not a DetectCustomLabels request: JSON: Invalid JSON"),
+        (("--input-json", '{"Image": {"Bytes": "!!!!"}}'), "Image.Bytes: invalid base64"),
+        (("--input-json", '{"Image": {"Bytes": "aGVsbG"}}'), "Image.Bytes: invalid base64: Incorrect padding"),
+        (("--input-json", '{"Image": {"S3Object": {"Bucket": "b"}}}'), "Image: S3Object needs Bucket and Name"),
+        (("--input-json", '{"MaxResults": 2147483648}'), "MaxResults: Input should be less than or equal to"),
+        (("--input-json", '{"Image": {"Bytes": "aGk="}}', "--version-id", "x"), "the request's image is bytes"),
         (("picture.png", "--model", "ARN", "--json", "--output", "text"), "exclude each other"),
         (("picture.png", "--model", "ARN", "--annotate", "boxes.gif"), "write OUT.png or OUT.jpg"),
         (("picture.png", "picture.png", "--model", "ARN", "--annotate", "bad.json"), "it has to be a directory"),

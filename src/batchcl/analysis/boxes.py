@@ -15,34 +15,37 @@ def average_precision(found: pl.DataFrame, truth: pl.DataFrame, *, min_iou: floa
     """Average precision of each label, the area under its precision-recall curve.
 
     Found boxes are taken by descending confidence; each takes the free truth of its image and label that it overlaps
-    most, if the intersection over union is at least `min_iou`, and is a false positive otherwise. Precision is
-    interpolated at every recall (PASCAL VOC 2010 devkit §3.4; COCO samples the same curve at 101 recalls).
+    most, if the intersection over union is at least `min_iou`, and is a false positive otherwise. Of boxes with equal
+    confidence, the pair with the largest overlap is matched first, and all of them form one step of the curve, as in
+    scikit-learn's `precision_recall_curve`, wherever they lie. Precision is interpolated at every recall (PASCAL VOC
+    2010 devkit §3.4; COCO samples the same curve at 101 recalls).
 
     Args:
         found: `uri`, `label`, `confidence`, `left`, `top`, `width`, `height` in the unit of `truth`.
-        truth: `uri`, `label`, `left`, `top`, `width`, `height`.
+        truth: `uri`, `label`, `left`, `top`, `width`, `height`; identical boxes are that many objects.
         min_iou: above 0, at most 1.
 
     Returns:
         `label`, `truth_boxes`, `found_boxes`, `matched_boxes`, `average_precision` 0 to 1 (null without truth),
         sorted by label.
     """
-    ranked = found.select(*_KEYS, "confidence", "left", "top", "width", "height").sort(
-        "confidence", "uri", "label", "left", "top", "width", "height", descending=[True, *[False] * 6]
-    )
-    ranked = ranked.with_row_index("rank")
-    hits = _matches(ranked, truth.with_row_index("truth"), min_iou)
-    marked = ranked.select("label", pl.col("rank").is_in(pl.Series(hits, dtype=pl.UInt32).implode()).alias("hit"))
     boxes = truth.group_by("label").agg(pl.len().alias("truth_boxes"))
-    curves = marked.join(boxes, on="label", how="left", maintain_order="left").with_columns(
-        (pl.col("hit").cum_sum() / pl.int_range(1, pl.len() + 1)).over("label").alias("precision")
+    steps = (
+        found.with_columns(_matched(found, truth, min_iou).alias("hit"))
+        .group_by("label", "confidence")
+        .agg(pl.len().alias("found_boxes"), pl.col("hit").sum().cast(pl.Int64).alias("hits"))
+        .sort("confidence", descending=True)
+        .join(boxes, on="label", how="left", maintain_order="left")
+        .with_columns(
+            (pl.col("hits").cum_sum() / pl.col("found_boxes").cum_sum()).over("label").alias("precision"),
+        )
     )
-    # Recall rises by 1/truth at each hit, so the area is the sum of the interpolated precisions there.
+    # Recall rises by hits/truth at each step, so the area is the sum of the interpolated precisions there.
     best_from_here = pl.col("precision").reverse().cum_max().reverse()
-    scores = curves.group_by("label", maintain_order=True).agg(
-        pl.len().alias("found_boxes"),
-        pl.col("hit").sum().alias("matched_boxes"),
-        (best_from_here.filter(pl.col("hit")).sum() / pl.col("truth_boxes").first()).alias("average_precision"),
+    scores = steps.group_by("label", maintain_order=True).agg(
+        pl.col("found_boxes").sum(),
+        pl.col("hits").sum().alias("matched_boxes"),
+        ((best_from_here * pl.col("hits")).sum() / pl.col("truth_boxes").first()).alias("average_precision"),
     )
     return (
         boxes.join(scores, on="label", how="full", coalesce=True)
@@ -57,23 +60,20 @@ def average_precision(found: pl.DataFrame, truth: pl.DataFrame, *, min_iou: floa
     )
 
 
-def _matches(ranked: pl.DataFrame, truth: pl.DataFrame, min_iou: float) -> list[int]:
-    """Ranks of the found boxes that match a truth; each truth is matched once, by the surest that may."""
+def _matched(found: pl.DataFrame, truth: pl.DataFrame, min_iou: float) -> pl.Series:
+    """For each found box whether it matches a truth; each truth is matched once, by the surest box that may."""
     pairs = (
-        ranked.join(truth, on=_KEYS, suffix="_t")
+        found.with_row_index("found")
+        .join(truth.with_row_index("truth"), on=_KEYS, suffix="_t")
         .with_columns(_iou().alias("iou"))
         .filter(pl.col("iou") >= min_iou)
-        .sort("rank", "iou", "truth", descending=[False, True, False])
+        .sort("confidence", "iou", "found", "truth", descending=[True, True, False, False])
     )
-    hits: list[int] = []
-    taken: set[int] = set()
-    last = -1
-    for rank, which in pairs.select("rank", "truth").iter_rows():
-        if rank != last and which not in taken:
-            hits.append(rank)
-            taken.add(which)
-            last = rank
-    return hits
+    hits, taken = [False] * found.height, [False] * truth.height
+    for one, other in pairs.select("found", "truth").iter_rows():
+        if not hits[one] and not taken[other]:
+            hits[one] = taken[other] = True
+    return pl.Series(hits, dtype=pl.Boolean)
 
 
 def _iou() -> pl.Expr:

@@ -35,9 +35,12 @@ def confidence_histogram(
     if not 1 <= bins <= _MOST_BINS:
         raise UsageError(f"a histogram can't have {bins} bins; choose 1 to {_MOST_BINS}")
     kept = detections if label is None else detections.filter(pl.col("label") == label)
-    bin_of = (pl.col("confidence").cast(pl.Float64) * bins / 100).floor().clip(0, bins - 1).cast(pl.Int32)
+    below = (pl.col("confidence").cast(pl.Float64) * bins / 100).floor()
+    # the 32-bit number that an edge such as 70.1 is in the tables may be less than the edge
+    at_edge = pl.col("confidence") >= ((below + 1) * 100 / bins).cast(pl.Float32)
+    bin_of = (below + at_edge).clip(0, bins - 1).cast(pl.Int32)
     by = ["model", "model_arn", *(["label"] if per_label else [])]
-    counts = kept.group_by(*by, bin_of.alias("bin")).agg(pl.len().alias("detections")).collect()
+    counts = kept.group_by(*by, bin_of.alias("bin")).agg(pl.len().alias("detections")).collect(engine="in-memory")
     counts = counts.with_columns(shown_model())
     keys = [*(["model"] if counts["model_arn"].n_unique() > 1 else []), *(["label"] if per_label else [])]
     if label is not None and counts.is_empty():
@@ -61,6 +64,7 @@ def confidence_histogram(
 
 def _labels(detections: pl.LazyFrame) -> str:
     """Those that are found most often."""
-    found = detections.group_by("label").len().sort("len", "label", descending=[True, False]).collect()["label"]
+    counts = detections.group_by("label").len().sort("len", "label", descending=[True, False])
+    found = counts.collect(engine="in-memory")["label"]
     named = ", ".join(map(repr, found.head(_LABELS_NAMED)))
     return f"there are {named}{', …' if len(found) > _LABELS_NAMED else ''}" if named else "there are no detections"

@@ -59,7 +59,7 @@ def evaluate(
     Raises:
         UsageError: the results are of several models, or none of their images is in the truth.
     """
-    scored = images.select("uri", "model", "model_arn", "scored_at", "labels").collect()
+    scored = images.select("uri", "model", "model_arn", "scored_at", "labels").collect(engine="in-memory")
     _one_model(scored)
     latest = scored.sort("scored_at").unique("uri", keep="last", maintain_order=True)
     known = latest.join(truth.images, on="uri", how="semi").sort("uri")
@@ -140,10 +140,13 @@ def _found(known: pl.DataFrame, min_confidence: float | None) -> pl.DataFrame:
         .select(
             "uri",
             label.field("name").alias("label"),
-            label.field("confidence", "left", "top", "width", "height").cast(pl.Float64),
+            label.field("confidence", "left", "top", "width", "height"),
         )
     )
-    return found if min_confidence is None else found.filter(pl.col("confidence") >= min_confidence)
+    if min_confidence is not None:
+        # both are 32-bit numbers to the service; as a 64-bit number, 70.1 is greater than the stored 70.1
+        found = found.filter(pl.col("confidence") >= pl.lit(min_confidence, pl.Float32))
+    return found.with_columns(pl.col(pl.Float32).cast(pl.Float64))
 
 
 def _per_label(expected: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
@@ -174,17 +177,18 @@ def _micro_f1(labels: pl.DataFrame) -> float | None:
 
 
 def _tops(expected: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
-    """Each image's surest label, whether it is one of the true ones, and the (first) true one.
+    """Each image's top label, whether it is one of the true ones, and the (first) true one.
 
-    An image without labels is right where the truth has none either.
+    Of labels with equal confidence the first by name is the top one, as in `model evaluate`. An image without labels is
+    right where the truth has none either.
     """
-    surest = (
+    top = (
         found.sort("confidence", "label", descending=[True, False])
         .unique("uri", keep="first", maintain_order=True)
         .select("uri", pl.col("label").alias("predicted"))
     )
     none_due = pl.col("labels").list.len() == 0
-    return expected.join(surest, on="uri", how="left").select(
+    return expected.join(top, on="uri", how="left").select(
         pl.col("labels").list.first().fill_null(NONE).alias("truth"),
         pl.col("predicted").fill_null(NONE),
         pl.when(pl.col("predicted").is_null())
@@ -200,7 +204,8 @@ def _confusion(tops: pl.DataFrame) -> pl.DataFrame:
 
 
 def _failed(missing: pl.DataFrame, failures: pl.LazyFrame) -> int:
-    return missing.join(failures.select("uri").unique().collect(), on="uri", how="semi").height
+    failed = failures.select("uri").unique().collect(engine="in-memory")
+    return missing.join(failed, on="uri", how="semi").height
 
 
 def _with_boxes(

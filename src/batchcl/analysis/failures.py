@@ -37,5 +37,5 @@ def failure_table(failures: pl.LazyFrame, *, examples: int = 3) -> pl.DataFrame:
         .with_columns((pl.col("count") / pl.col("count").sum()).alias("share"))
         .select("status", "error_code", "count", "share", "message", "examples")
         .sort("count", "status", "error_code", descending=[True, False, False])
-        .collect()
+        .collect(engine="in-memory")
     )

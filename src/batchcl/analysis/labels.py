@@ -32,5 +32,5 @@ def label_table(detections: pl.LazyFrame) -> pl.DataFrame:
         .with_columns(shown_model())
         .sort("model", "detections", "label", descending=[False, True, False])
         .drop("model_arn")
-        .collect()
+        .collect(engine="in-memory")
     )

@@ -53,7 +53,7 @@ def query(results: Results, sql: str) -> pl.DataFrame:
             f"tables {', '.join(tables)}"
         )
     try:
-        return pl.SQLContext(tables).execute(sql, eager=True)
+        return pl.SQLContext(tables).execute(sql).collect(engine="in-memory")
     except pl.exceptions.PolarsError as error:
         reason = str(error).partition("\n\n")[0]  # what follows is polars' own plan of the query
         raise UsageError(f"the query failed: {reason}\n{_catalogue(tables)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ class Truth:
 
     Attributes:
         images: `uri`, `detection` (whether the objects are located), `labels` (list, each once).
-        boxes: `uri`, `label`, `left`, `top`, `width`, `height` as ratios of the image.
+        boxes: `uri`, `label`, `left`, `top`, `width`, `height` as ratios of the image. Identical boxes of one line are
+            several objects; lines about one image share theirs.
         unsized: images whose boxes can't be made ratios, as their line gives no image size.
         unlabelled: lines without labels, which are no truth.
         repeated: lines about an image that an earlier line was about already; their labels are joined.
@@ -95,7 +97,7 @@ def carried_truth(images: pl.LazyFrame, *, attribute: str | None = None, skip_ba
     Raises:
         SourceError: a label attribute can't be read, or no result carries any.
     """
-    rows = images.select("uri", "extra", "scored_at").collect()
+    rows = images.select("uri", "extra", "scored_at").collect(engine="in-memory")
     latest = rows.sort("scored_at").unique("uri", keep="last", maintain_order=True)
     bad: list[str] = []
 
@@ -140,7 +142,7 @@ def _truths(
 def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Truth:
     labels: dict[str, dict[str, None]] = {}
     located: dict[str, bool] = {}
-    boxes: dict[tuple[str, str, float, float, float, float], None] = {}
+    boxes: dict[str, Counter[tuple[str, str, float, float, float, float]]] = {}
     unsized: set[str] = set()
     bad_labels: list[str] = []
     unlabelled = repeated = 0
@@ -155,7 +157,7 @@ def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Tru
         located[uri] = located.get(uri, False) or truth.task == "detection"
         if truth.boxes and truth.image_size is None:
             unsized.add(uri)
-        boxes.update(dict.fromkeys(_ratios(uri, truth)))
+        boxes[uri] = boxes.get(uri, Counter()) | Counter(_ratios(uri, truth))
     return Truth(
         images=pl.DataFrame(
             {
@@ -165,7 +167,7 @@ def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Tru
             },
             schema=_IMAGES,
         ),
-        boxes=pl.DataFrame(list(boxes), schema=_BOX, orient="row"),
+        boxes=pl.DataFrame([box for each in boxes.values() for box in each.elements()], schema=_BOX, orient="row"),
         unsized=frozenset(unsized),
         unlabelled=unlabelled,
         repeated=repeated,

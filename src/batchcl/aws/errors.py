@@ -242,7 +242,7 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
     kind: type[CallError] = ImageError if code in _VERDICTS else RejectedError
     advice = _CALL_ADVICE["RequestTimeTooSkewed"] if is_clock_error(code, message) else _CALL_ADVICE.get(code)
     if advice is not None:
-        message = f"{message.rstrip('.')}; {advice}"
+        message = f"{sentence}; {advice}" if (sentence := message.rstrip(".")) else advice
     if code in _GENERAL:
         return RejectedError(message, code=code, status=status, request_id=request_id, is_general=True)
     if advice is not None:

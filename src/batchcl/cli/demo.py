@@ -68,7 +68,7 @@ def demo(
     run([str(data.images)], model=arn, out=str(out), emulator=True, emulator_state=str(state))
     tell("3/3 what came out")
     results = open_results(str(out))
-    newest = str(results.images().select("run_id").max().collect().item())
+    newest = str(results.images().select("run_id").max().collect(engine="in-memory").item())
     images = results.images(run_id=newest)
     emit(label_table(results.detections(run_id=newest)), title="Labels")
     sys.stdout.write("\n")
@@ -110,5 +110,5 @@ def _examples(images: pl.LazyFrame) -> pl.DataFrame:
             "latency_ms",
             "scored_at",
         )
-        .collect()
+        .collect(engine="in-memory")
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -62,8 +62,8 @@ InputJson = Annotated[
     str | None,
     typer.Option(
         "--input-json",
-        metavar="FILE",
-        help="A whole request, or - for stdin; flags win.",
+        metavar="JSON",
+        help="A whole request: JSON, its file, or - for stdin; flags win.",
         show_default=False,
     ),
 ]
@@ -196,10 +196,19 @@ def _asked(images: Sequence[str], input_json: str | None, version_id: str | None
     request = None if input_json is None else read_request(input_json)
     found = [_stdin() if each == "-" else given(each, version_id=version_id) for each in images]
     if not found and request is not None and (requested := request.given()) is not None:
-        found = [requested]
+        found = [_versioned(requested, version_id)]
     if not found:
         raise UsageError("name an image: a file, s3://bucket/key, or - for one on stdin")
     return _Asked(found, request)
+
+
+def _versioned(each: Given, version_id: str | None) -> Given:
+    """The request's image in the version that the command line names."""
+    if version_id is None:
+        return each
+    if each.image is None:
+        raise UsageError("--version-id is of an image in S3, and the request's image is bytes; leave it out")
+    return replace(each, image=replace(each.image, version_id=version_id))
 
 
 def _stdin() -> Given:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from batchcl.errors import UsageError
 from batchcl.images import ImageRef
+from batchcl.quantities import MAX_INT32
+from batchcl.runs.layout import expand_home
 from batchcl.scoring.few import Given
 
 __all__ = ["Request", "read_request", "skeleton"]
@@ -26,9 +30,30 @@ class _S3Object(_Shape):
     version: Annotated[str | None, Field(alias="Version")] = None
 
 
+def _decoded(text: object) -> object:
+    """The bytes that `text` encodes; base64 may be wrapped in lines."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        raise PydanticCustomError("base64", "invalid base64: {reason}", {"reason": str(error)}) from error
+
+
 class _Image(_Shape):
-    data: Annotated[Base64Bytes | None, Field(alias="Bytes", strict=False)] = None
+    data: Annotated[bytes | None, BeforeValidator(_decoded), Field(alias="Bytes")] = None
     s3_object: Annotated[_S3Object | None, Field(alias="S3Object")] = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        where = self.s3_object
+        if where is None or not (where.bucket or where.name or where.version):
+            return self
+        if self.data:
+            raise PydanticCustomError("both", "expected Bytes or S3Object, got both")
+        if not where.bucket or not where.name:
+            raise PydanticCustomError("incomplete", "S3Object needs Bucket and Name")
+        return self
 
 
 class Request(_Shape):
@@ -36,7 +61,7 @@ class Request(_Shape):
 
     model: Annotated[str | None, Field(alias="ProjectVersionArn")] = None
     image: Annotated[_Image | None, Field(alias="Image")] = None
-    max_results: Annotated[int | None, Field(alias="MaxResults", ge=0)] = None
+    max_results: Annotated[int | None, Field(alias="MaxResults", ge=0, le=MAX_INT32)] = None
     min_confidence: Annotated[float | None, Field(alias="MinConfidence", ge=0, le=100)] = None
 
     def given(self) -> Given | None:
@@ -51,18 +76,29 @@ class Request(_Shape):
         return None
 
 
-def read_request(path: str) -> Request:
-    """The request in the file `path`, or on stdin for `-`. Raises `UsageError`."""
-    name = "stdin" if path == "-" else path
+def read_request(source: str) -> Request:
+    """The request that `source` is, or that is in the file of this path or `file://` URI, or on stdin for `-`.
+
+    Raises:
+        UsageError: there is no such file, or it is not a request.
+    """
+    name = " on stdin" if source == "-" else f" {source}"
     try:
-        text = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        if source.lstrip().startswith("{"):
+            name, text = "", source.encode(errors="surrogateescape")
+        elif source == "-":
+            text = sys.stdin.buffer.read()
+        else:
+            path = expand_home(source.removeprefix("file://"))
+            text = Path(path).read_bytes()
         return Request.model_validate_json(text)
     except OSError as error:
-        raise UsageError(f"can't read --input-json {path}: {error.strerror}; check the path") from error
+        raise UsageError(f"reading --input-json{name} failed: {error.strerror}; check the path") from error
     except ValidationError as error:
-        parts = [f"{'.'.join(map(str, found['loc'])) or 'it'}: {found['msg']}" for found in error.errors()]
+        parts = [f"{'.'.join(map(str, found['loc'])) or 'JSON'}: {found['msg']}" for found in error.errors()]
         raise UsageError(
-            f"--input-json {name} is no DetectCustomLabels request: {'; '.join(parts)}; see `batchcl detect --skeleton`"
+            f"--input-json{name} is not a DetectCustomLabels request: {'; '.join(parts)}; "
+            "see `batchcl detect --skeleton`"
         ) from error
 
 

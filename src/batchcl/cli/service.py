@@ -63,8 +63,8 @@ def with_service(
 ) -> _T:
     """Run `work` with an open service and return its result.
 
-    The region is the one that `named`, what the user named, tells as an ARN, as another one can't have it; else
-    `region`.
+    The region is `region` if given, as for the AWS CLI; else that of `named` if it is an ARN; else that of the AWS
+    settings.
 
     ^C, SIGTERM, SIGHUP and SIGQUIT end it at once. Their sentence then also says what goes on in AWS, as that of any
     error does but for the one that tells that it has failed there.
@@ -80,7 +80,7 @@ def with_service(
 
     async def main() -> _T:
         told = None if named is None else region_in(named)
-        async with connect(profile=profile, region=told or region) as service:
+        async with connect(profile=profile, region=region or told) as service:
             return await work(service, afterwards)
 
     try:

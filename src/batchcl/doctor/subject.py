@@ -36,6 +36,8 @@ def subject_of(config: Path | None = None, flags: Mapping[str, Any] | None = Non
     has_model = job.model != NO_MODEL
     if not has_model and job.emulator:  # which has a model of its own
         job, has_model = job.model_copy(update={"model": None}), True
+    if not has_model and job.region is not None:
+        job = job.model_copy(update={"model": NO_MODEL.replace("us-east-1", job.region)})
     return Subject(
         job=job,
         has_model=has_model,

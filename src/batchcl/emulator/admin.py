@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchcl.emulator.injection import Faults, parse_faults
@@ -15,24 +17,38 @@ from batchcl.errors import UsageError
 if TYPE_CHECKING:
     from batchcl.emulator.service import Service
 
-__all__ = ["add_routes", "usage"]
+__all__ = ["add_routes", "refuse_foreign", "usage"]
 
 _HOUR_S: Final = 3600
+_ADMIN: Final = "/_emulator/"
+
+
+@web.middleware
+async def refuse_foreign(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what a page in a browser on this machine might send, as it can reach loopback.
+
+    Such a page always says where it comes from. If its own name was made to lead to this machine (DNS rebinding), it
+    doesn't, but then its requests carry that name as their Host.
+    """
+    if not _is_loopback(request.headers.get("Host", "")):
+        what = "The emulator answers to this machine's own names only; call it as http://127.0.0.1:PORT."
+    elif request.path.startswith(_ADMIN) and "Origin" in request.headers:
+        what = "The emulator's own pages are not for browsers."
+    else:
+        return await handler(request)
+    return _json({"__type": "AccessDeniedException", "Message": what}, status=403)
 
 
 def add_routes(application: web.Application, service: Service) -> None:
     """Serve `/_emulator/usage`, `faults` and `clock`. No signature is asked for: the emulator is on loopback."""
 
-    async def show_usage(request: web.Request) -> web.Response:
-        _refuse_browsers(request)
+    async def show_usage(_: web.Request) -> web.Response:
         return _json(usage(service, now=service.clock.time()))
 
-    async def show_faults(request: web.Request) -> web.Response:
-        _refuse_browsers(request)
+    async def show_faults(_: web.Request) -> web.Response:
         return _json(service.injector.report())
 
     async def set_faults(request: web.Request) -> web.Response:
-        _refuse_browsers(request)
         try:
             plan = parse_faults(orjson.loads(await request.read()), where="the request")
         except (UsageError, orjson.JSONDecodeError) as error:
@@ -40,17 +56,14 @@ def add_routes(application: web.Application, service: Service) -> None:
         service.injector.replace(plan, now=service.clock.monotonic())
         return _json(service.injector.report())
 
-    async def clear_faults(request: web.Request) -> web.Response:
-        _refuse_browsers(request)
+    async def clear_faults(_: web.Request) -> web.Response:
         service.injector.replace(Faults(), now=service.clock.monotonic())
         return _json(service.injector.report())
 
-    async def show_clock(request: web.Request) -> web.Response:
-        _refuse_browsers(request)
+    async def show_clock(_: web.Request) -> web.Response:
         return _json(_clock(service))
 
     async def set_clock(request: web.Request) -> web.Response:
-        _refuse_browsers(request)
         try:
             wanted = _Forward.model_validate_json(await request.read())
         except ValidationError as error:
@@ -110,10 +123,16 @@ def _clock(service: Service) -> dict[str, Any]:
     return {"ahead_seconds": service.clock.ahead_s, "now": now.isoformat(timespec="seconds")}
 
 
-def _refuse_browsers(request: web.Request) -> None:
-    """A page in a browser on this machine could reach loopback; it always says where it comes from."""
-    if "Origin" in request.headers:
-        raise web.HTTPForbidden(text="not for browsers")
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine: a loopback address or localhost, with any port."""
+    name, _, port = host.rpartition(":")
+    if not port.isdigit():
+        name = host
+    name = name.strip("[]").lower()
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
 
 
 def _json(body: dict[str, Any], *, status: int = 200) -> web.Response:

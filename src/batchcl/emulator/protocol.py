@@ -1,13 +1,15 @@
 """JSON 1.1 as the service speaks it, driven by botocore's model of Rekognition.
 
 What an operation takes and gives is read from the model, so the emulator can't drift from the API: blobs travel as
-base64, timestamps as epoch seconds, and lengths, ranges, patterns and enumerations are the model's own.
+base64, timestamps as epoch seconds, integers and floats have 32 bits, and lengths, ranges, patterns and enumerations
+are the model's own.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import ctypes
 import datetime as dt
 import re
 from functools import cache, lru_cache
@@ -21,11 +23,12 @@ from botocore.validate import ParamValidator
 from batchcl.emulator.faults import ServiceError, invalid_parameter
 
 __all__ = ["CONTENT_TYPE", "TARGET_PREFIX", "decode", "encode", "errors_of", "operation_names", "pattern_of"]
-__all__ += ["service_model"]
+__all__ += ["float32", "service_model"]
 
 CONTENT_TYPE: Final = "application/x-amz-json-1.1"
 TARGET_PREFIX: Final = "RekognitionService."
 _SHOWN: Final = 256
+_BITS: Final = {"integer": 32, "long": 64}
 
 
 @cache
@@ -87,6 +90,11 @@ def encode(operation: str, result: dict[str, Any]) -> bytes:
     return orjson.dumps(_write(result, shape))
 
 
+def float32(value: float) -> float:
+    """The nearest number of 32 bits, as all numbers with a point travel that the model calls floats."""
+    return ctypes.c_float(value).value
+
+
 def _read(value: Any, shape: Any, path: str, violations: list[str]) -> Any:
     readers = {"structure": _read_structure, "list": _read_list, "map": _read_map}
     reader = readers.get(shape.type_name)
@@ -129,9 +137,11 @@ def _scalar(value: Any, type_name: str, path: str) -> Any:
         except (binascii.Error, ValueError):
             raise _wrong_type(path) from None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if type_name in {"float", "double"} and number:
+    if type_name == "float" and number:
+        return float32(value)
+    if type_name == "double" and number:
         return float(value)
-    if type_name in {"integer", "long"} and number and value == int(value):
+    if type_name in _BITS and number and value == int(value) and abs(value + 0.5) < 1 << (_BITS[type_name] - 1):
         return int(value)
     if type_name == "string" and isinstance(value, str):
         return value
@@ -199,6 +209,8 @@ def _write(value: Any, shape: Any) -> Any:
         return [_write(v, shape.member) for v in value]
     if shape.type_name == "map":
         return {k: _write(v, shape.value) for k, v in value.items()}
+    if shape.type_name == "float":
+        return float32(value)
     if shape.type_name == "timestamp":
         return round(value.timestamp(), 3)
     if shape.type_name == "blob":

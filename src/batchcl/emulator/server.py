@@ -15,7 +15,7 @@ import anyio
 from aiohttp import web
 from threadpoolctl import threadpool_limits
 
-from batchcl.emulator.admin import add_routes, usage
+from batchcl.emulator.admin import add_routes, refuse_foreign, usage
 from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
 from batchcl.emulator.capacity import Capacity
 from batchcl.emulator.clock import ForwardClock, SystemClock
@@ -156,7 +156,7 @@ def _bind(settings: EmulatorSettings) -> socket.socket:
 
 async def _listen(front: Front, service: Service, listener: socket.socket, stack: AsyncExitStack) -> None:
     """Serve on `listener`; `stack` ends it."""
-    application = web.Application(client_max_size=_LARGEST_BODY)
+    application = web.Application(client_max_size=_LARGEST_BODY, middlewares=[refuse_foreign])
     add_routes(application, service)
     application.router.add_route("*", "/{path:.*}", front.handle)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=_GRACE_S, handle_signals=False)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import anyio
 import anyio.to_thread
 
-from batchcl.emulator.arns import owner
+from batchcl.emulator.arns import dataset_arn, owner
 from batchcl.emulator.faults import ServiceError
 from batchcl.emulator.image_rules import check_bytes, open_picture
 from batchcl.emulator.learning import reports
 from batchcl.emulator.learning.training import Example, TrainingError, prepare, save, split, train
+from batchcl.emulator.records import Dataset
 from batchcl.emulator.validation import Checked, Findings, examine, use_case
 from batchcl.images import MAX_BYTES_S3
 
@@ -35,10 +36,14 @@ _READS_AT_ONCE: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """Manifest lines to train and to test with; no `test` splits a part off `train`."""
+    """Manifest lines to train and to test with; no `test` splits a part off `train`.
+
+    `dataset` is the ARN of the project's only dataset, whose lines `train` has: the part becomes its test dataset.
+    """
 
     train: list[bytes]
     test: list[bytes] | None
+    dataset: str | None = None
 
 
 ReadMaterial = Callable[[], Awaitable[Material]]
@@ -156,6 +161,31 @@ async def _train(service: Service, version: Version, read: ReadMaterial) -> None
 
     trained = await anyio.to_thread.run_sync(learn)
     await _write_results(service, version, material.train, trained)
+    if material.dataset is not None:
+        await _divide(service, material.dataset, held_out)
+
+
+async def _divide(service: Service, arn: str, moved: frozenset[int]) -> None:
+    """Make the project's test dataset of what the training has put aside; nothing if there is one by now."""
+    state, files, now = service.state, service.dataset_files, service.clock.time()
+    train = state.datasets.get(arn)
+    if train is None or "TEST" in state.datasets_of(train.project_arn):
+        return
+    whose = owner(arn)
+    test = Dataset(
+        arn=dataset_arn(whose.account, whose.region, whose.project, "TEST", now=now),
+        project_arn=train.project_arn,
+        kind="TEST",
+        created=now,
+        ready=now,
+        status="CREATE_COMPLETE",
+        status_message="The dataset was created.",
+    )
+    entries = await files.read(train)
+    files.write(test, [entry for place, entry in enumerate(entries) if place in moved])
+    files.write(train, [entry for place, entry in enumerate(entries) if place not in moved])
+    train.status, train.status_message, train.updated = "UPDATE_COMPLETE", "The dataset was updated.", now
+    state.datasets[test.arn] = test
 
 
 async def _read_all(service: Service, checked: Checked, task: Task, region: str) -> list[Example]:

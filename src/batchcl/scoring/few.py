@@ -34,6 +34,7 @@ from batchcl.failure_codes import fit_may_help
 from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_FITTABLE, ImageRef, suffix_of
 from batchcl.pictures.decode import need_pillow
 from batchcl.pictures.fit import fit as fitted
+from batchcl.quantities import MAX_INT32
 from batchcl.reading.base import ImageReader
 from batchcl.reading.files import FileReader
 from batchcl.reading.objects import ObjectReader
@@ -114,7 +115,8 @@ async def detect(
         images: `s3://bucket/key`, paths or bytes; see `given`. Files and bytes travel, up to 4 MB; the service itself
             reads S3 objects.
         model: its ARN, or `project@version`. It must be RUNNING.
-        aws: as the environment has it when left out.
+        aws: as the environment has it when left out. A region in its settings is called, also for an ARN of another
+            one, which the service then refuses, as for the AWS CLI; without it, an ARN's region is.
         min_confidence: 0 to 100; left out, each label's assumed threshold decides.
         max_results: labels an image, highest confidence first.
         fit: shrink or convert what the service would refuse. Boxes stay ratios of the image as people see it.
@@ -128,8 +130,8 @@ async def detect(
     """
     if min_confidence is not None and not 0 <= min_confidence <= 100:  # noqa: PLR2004 - per cent
         raise UsageError(f"--min-confidence {min_confidence:g} is outside of 0 to 100")
-    if max_results is not None and max_results < 0:
-        raise UsageError(f"--max-results {max_results} is below 0")
+    if max_results is not None and not 0 <= max_results <= MAX_INT32:
+        raise UsageError(f"--max-results {max_results} is outside of 0 to {MAX_INT32}")
     if fit:
         need_pillow("--fit")
     asked = [each if isinstance(each, Given) else await anyio.to_thread.run_sync(given, each) for each in images]
@@ -144,7 +146,7 @@ async def _opened(
     aws: Aws, model: str, *, fit: bool, on_read: Callable[[Given, bytes], None] | None, **options: Any
 ) -> AsyncIterator[_Looker]:
     await aws.check_credentials()
-    region = region_in(model) or aws.region
+    region = aws.settings.region or region_in(model) or aws.region
     async with aws.rekognition(region=region) as client, aws.s3(region=region) as s3:
         arn = await find_trained_model(client, model)
         yield _Looker(

@@ -13,7 +13,7 @@ import anyio.to_thread
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.names import find_trained_model, region_in
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
-from batchcl.errors import UsageError
+from batchcl.errors import ModelError, UsageError
 from batchcl.job import Job
 from batchcl.runs.layout import expand_home
 
@@ -35,7 +35,7 @@ async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
 
     Raises:
         UsageError: the emulator's extra packages are missing.
-        ModelError: there is no model of the given name.
+        ModelError: there is no model of the given name, or the job's region is not that of the model's ARN.
         CredentialsError: there are none to look it up with, or AWS refuses them.
     """
     if not job.emulator:
@@ -66,7 +66,13 @@ async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
 async def _found(aws: Aws, named: str) -> ModelArn:
     """The model of an ARN, which isn't looked up, or of a name."""
     if named.startswith("arn:"):
-        return ModelArn.parse(named)
+        model = ModelArn.parse(named)
+        if aws.settings.region not in (None, model.region):
+            raise ModelError(
+                f"there is no model {model} in {aws.settings.region}, which --region names: it is in {model.region}; "
+                "leave --region out"
+            )
+        return model
     await aws.check_credentials()
     async with aws.rekognition() as client:
         return await find_trained_model(client, named)

@@ -82,7 +82,8 @@ class Condition:
     def _asked(self, frame: pl.DataFrame) -> pl.Series:
         context = pl.SQLContext({"images": frame})
         sql = f"SELECT ({self.text}) AS fits FROM images"  # noqa: S608 - `_names` has let it pass
-        return context.execute(sql, eager=True)["fits"]
+        # the default engine has native threads with known races, and this process may be paying for a model
+        return context.execute(sql).collect(engine="in-memory")["fits"]
 
 
 def _names(text: str) -> Iterator[str]:

@@ -223,8 +223,8 @@ def _read(snapshot: Iterable[bytes]) -> _Seen:
         if whole:
             truth = parse_line(line).labels
             seen.single = seen.single and len(truth) <= 1
-            surest = max(whole, key=lambda each: (each.confidence or 0.0, each.label))
-            seen.pairs[truth[0] if truth else NONE, surest.label] += 1
+            top = min(whole, key=lambda each: (-(each.confidence or 0.0), each.label))  # as in `evaluate`
+            seen.pairs[truth[0] if truth else NONE, top.label] += 1
     return seen
 
 

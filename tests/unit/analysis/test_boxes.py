@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_curve
 
 from batchcl.analysis.boxes import average_precision
 
@@ -85,6 +87,46 @@ def test_average_precision_is_that_of_the_definition(found: list[Found], truth: 
     assert set(scores) == {each.label for each in found} | {box.label for box in truth}
     for label, value in scores.items():
         assert value == pytest.approx(reference(found, truth, label))
+
+
+TIED = st.lists(st.tuples(st.sampled_from([50.0, 70.0, 90.0]), st.booleans(), st.floats(0, 0.5)), max_size=12)
+
+
+@given(TIED, st.integers(0, 3))
+@example([(50.0, True, 0.5), (50.0, False, 0.0)], 0)
+@example([(50.0, True, 0.0), (50.0, False, 0.5)], 0)
+def test_boxes_of_equal_confidence_are_one_step_as_for_scikit_learn(
+    drawn: list[tuple[float, bool, float]], missed: int
+) -> None:
+    """Each box is on an image of its own, so which of them are right is known."""
+    found = [Found(str(n), "cat", confidence, at, 0, 0.5, 1) for n, (confidence, _, at) in enumerate(drawn)]
+    truth = [Box(str(n), "cat", at, 0, 0.5, 1) for n, (_, right, at) in enumerate(drawn) if right]
+    hits = len(truth)
+    truth += [Box(f"missed {n}", "cat", 0, 0, 1, 1) for n in range(missed)]
+    if not truth:
+        assert score(found, truth) in ({}, {"cat": None})
+        return
+    expected = 0.0
+    if hits:
+        precision, recall, _ = precision_recall_curve([right for _, right, _ in drawn], [c for c, _, _ in drawn])
+        steps = -np.diff(recall) * hits / len(truth)
+        expected = float((steps * np.maximum.accumulate(precision[:-1])).sum())
+    assert score(found, truth) == {"cat": pytest.approx(expected)}
+    assert score(found[::-1], truth[::-1]) == {"cat": pytest.approx(expected)}
+
+
+def test_of_equally_sure_boxes_the_one_that_fits_best_takes_the_truth() -> None:
+    """The loose one fits both truths, the tight one only the right one, wherever they lie."""
+    for far in (0, 10):
+        truth = [Box("i", "cat", abs(far - at) - 5, 0, 10, 10) for at in (0, 4)]
+        loose, tight = (Found("i", "cat", 90, abs(far - at) - 5, 0, 10, 10) for at in (3, 4))
+        assert score([loose, tight], truth) == score([tight, loose], truth) == {"cat": 1.0}
+
+
+def test_identical_truths_are_that_many() -> None:
+    truth = [Box("i", "cat", 0, 0, 1, 1)] * 2
+    assert score([Found("i", "cat", 90, 0, 0, 1, 1)], truth) == {"cat": 0.5}
+    assert score([Found("i", "cat", 90, 0, 0, 1, 1)] * 2, truth) == {"cat": 1.0}
 
 
 def test_a_worked_example() -> None:

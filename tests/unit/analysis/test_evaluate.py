@@ -219,6 +219,34 @@ def test_lines_about_one_image_are_joined(manifest: Path) -> None:
     assert read_truth(write(manifest, twice, twice)).boxes.height == 1
 
 
+def test_identical_boxes_of_a_line_are_several_objects(root: Root, manifest: Path, make: type[Make]) -> None:
+    box = ("cat", 0, 0, 20, 10)
+    root.results(make.scored("s3://b/1", Label("cat", 90, (0.0, 0.0, 0.1, 0.1))))
+    write(manifest, boxes("s3://b/1", box, box), boxes("s3://b/1", box, ("cat", 50, 50, 9, 9)))
+    assert read_truth(manifest).boxes.height == 3
+    got = evaluated(root, write(manifest, boxes("s3://b/1", box, box))).labels
+    assert got.select("truth_boxes", "matched_boxes", "average_precision").rows() == [(2, 1, 0.5)]
+
+
+@pytest.mark.parametrize("threshold", [70.1, 33.3, 99.9])
+def test_a_confidence_that_equals_the_threshold_is_kept(
+    root: Root, manifest: Path, make: type[Make], threshold: float
+) -> None:
+    """As a 32-bit number, which the tables hold, 70.1 is less than the 64-bit one."""
+    root.results(make.scored("s3://b/1", Label("cat", threshold), Label("dog", threshold - 0.01)))
+    got = evaluated(root, write(manifest, line("s3://b/1", "cat")), threshold)
+    assert got.labels.select("label", "predicted").rows() == [("cat", 1)]
+
+
+def test_of_equally_sure_labels_the_first_by_name_is_the_top_one(root: Root, manifest: Path, make: type[Make]) -> None:
+    """`model evaluate` has the same rule: see test_evaluation.py."""
+    for names in (("dog", "cat"), ("cat", "dog")):
+        root.results(make.scored(f"s3://b/{names[0]}", *(Label(name, 50) for name in names)), run_id=names[0])
+    got = evaluated(root, write(manifest, line("s3://b/dog", "dog"), line("s3://b/cat", "cat")))
+    assert got.confusion is not None
+    assert got.confusion.rows() == [("cat", "cat", 1), ("dog", "cat", 1)]
+
+
 def test_a_bad_line_stops_the_evaluation_unless_it_may_be_skipped(manifest: Path) -> None:
     write(manifest, line("s3://b/1", "cat"), b"", b"{nonsense", line("s3://b/2", "dog"))
     with pytest.raises(SourceError, match=r"test.manifest, line 3: .*not JSON.*--skip-bad-lines"):

@@ -93,6 +93,14 @@ def test_a_histogram_has_every_bin_and_its_edges_belong_somewhere(root: Root, ma
     assert table["share"].to_list() == pytest.approx([1 / 3, 1 / 6, 1 / 3, 1 / 6])
 
 
+@pytest.mark.parametrize("bins", [20, 1000])
+def test_a_confidence_at_an_edge_is_in_the_bin_that_it_begins(root: Root, make: type[Make], bins: int) -> None:
+    edges = [100 * at / bins for at in range(bins)]
+    root.results(make.scored("s3://b/1", *(Label("cat", edge) for edge in edges)))
+    table = confidence_histogram(open_results(str(root)).detections(), bins=bins)
+    assert table["detections"].to_list() == [1] * bins
+
+
 def test_a_histogram_of_one_label_and_of_each(root: Root, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1", Label("cat", 10), Label("dog", 90), Label("dog", 20)))
     detections = open_results(str(root)).detections()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchcl.aws.errors import classify, read_error
@@ -93,6 +93,7 @@ def test_expired_credentials_are_fatal_by_every_name(code: str) -> None:
     assert isinstance(classify(code, "", status=400), FatalCallError)
 
 
+@example("AccessDeniedException", ".", 400)
 @given(
     st.one_of(st.sampled_from([row[0] for row in TABLE]), st.text()),
     st.text(),
@@ -108,8 +109,13 @@ def test_any_answer_gets_a_class_and_keeps_the_services_words(code: str, message
         ThrottledError,
         TransientError,
     }
-    assert message in str(error)
+    assert message.rstrip(".") in str(error)  # a sentence may go on after the service's words
     assert "#" not in error.code
+
+
+def test_an_error_without_words_says_what_to_do() -> None:
+    for message in ("", "."):
+        assert str(classify("AccessDeniedException", message, status=400)).startswith("allow ")
 
 
 def test_a_body_that_was_cut_is_worth_another_attempt():

@@ -35,12 +35,17 @@ class MovableClock:
 
     def __init__(self) -> None:
         self.ahead = 0.0
+        self.stopped: float | None = None
+
+    def stop(self) -> None:
+        """Let only `ahead` put the monotonic clock forward from now on."""
+        self.stopped = time.monotonic()
 
     def time(self) -> float:
         return time.time() + self.ahead
 
     def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
+        return (time.monotonic() if self.stopped is None else self.stopped) + self.ahead
 
 
 @dataclass(slots=True)

@@ -176,6 +176,24 @@ def test_the_admin_route_refuses_nonsense_and_browsers(model: Trained) -> None:
     assert admin(model.server, "faults", "DELETE")[1]["faults"] == []
 
 
+@pytest.mark.parametrize(
+    "host", ["example.org", "127.0.0.1.example.org:80", "10.0.0.1", "[2001:db8::1]:9", "localhost.example.org", ""]
+)
+def test_names_of_other_machines_are_refused(model: Trained, host: str) -> None:
+    """A page whose own name leads here (DNS rebinding) says no Origin, but its name is the Host."""
+    for path in ("faults", "usage", "clock", "nothing"):
+        assert admin(model.server, path, Host=host)[0] == 403
+    status, told = admin(model.server, "../", "POST", {}, Host=host)
+    assert (status, told["__type"]) == (403, "AccessDeniedException")
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:99", "emulator.localhost:99", "[::1]:99", "[::1]", "127.8.9.10"]
+)
+def test_names_of_this_machine_are_not(model: Trained, host: str) -> None:
+    assert admin(model.server, "usage", Host=host)[0] == 200
+
+
 def test_faults_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "faults.toml").write_text(
         'seed = 3\n[[faults]]\nkind = "error"\ncode = "AccessDeniedException"\nmessage = "no"\ntimes = 1\n'

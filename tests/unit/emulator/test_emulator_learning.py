@@ -158,6 +158,13 @@ def test_average_precision_is_the_area_by_hand() -> None:
     assert average_precision(truths, seen)["a"] == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
+def test_equal_confidences_are_one_step_of_the_curve() -> None:
+    box, far = Box(0.1, 0.1, 0.2, 0.2), Box(0.7, 0.7, 0.2, 0.2)
+    seen = [Detection("a", 0.9, box), Detection("a", 0.9, far)]
+    for order in (seen, seen[::-1]):
+        assert average_precision([Truth(("a",), (box,))], [order])["a"] == 0.5
+
+
 def test_overlap_is_intersection_over_union() -> None:
     assert Box(0, 0, 2, 2).overlap(Box(1, 1, 2, 2)) == pytest.approx(1 / 7)
     assert Box(0, 0, 1, 1).overlap(Box(1, 0, 1, 1)) == 0

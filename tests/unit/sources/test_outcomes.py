@@ -48,6 +48,22 @@ def filled(tmp_path: Path) -> Root:
     return root
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "confidence >= 70.1",
+        "NOT top_confidence < 70.1",
+        "confidence IN (12, 70.1)",
+        "confidence = 70.0999984741211",
+        "width = 0.3",
+    ],
+)
+def test_numbers_are_compared_with_the_32_bits_that_are_stored(tmp_path: Path, where: str) -> None:
+    root = Root(tmp_path / "out")
+    root.results(scored("s3://b/at", Label("cat", 70.1, (0, 0, 0.3, 0.3))), scored("s3://b/under", Label("cat", 70.09)))
+    assert names(root, where) == ["at"]
+
+
 @pytest.mark.parametrize("run", [None, "another"])
 def test_rows_of_an_exported_copy_count_like_others(filled: Root, run: str | None) -> None:
     folder = next((filled.path / "results" / "model=dogs@v2").iterdir())

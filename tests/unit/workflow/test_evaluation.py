@@ -116,6 +116,15 @@ def test_an_image_without_labels_has_a_row_of_its_own():
     assert found.confusion == (Confused(truth="(none)", predicted="cap", share=1.0, images=1),)
 
 
+def test_of_equally_sure_labels_the_first_by_name_is_the_top_one():
+    """`evaluate` has the same rule: see test_evaluate.py."""
+    both = [seen("watch", 0.6, "false-positive", present=False), seen("cap", 0.6, "true-positive", present=True)]
+    found = evaluation_of(
+        summary(METRICS), [image("s3://b/1", ("cap",), *both), image("s3://b/2", ("cap",), *both[::-1])]
+    )
+    assert found.confusion == (Confused(truth="cap", predicted="cap", share=1.0, images=2),)
+
+
 def test_located_objects_are_counted_by_the_class_map():
     annotation = {"class_id": 0, "left": 1, "top": 1, "width": 9, "height": 9}
     truth = {"annotations": [annotation], "image_size": [{"width": 64, "height": 64, "depth": 3}]}

@@ -144,8 +144,10 @@ def _best_threshold(confidences: np.ndarray, right: np.ndarray, wanted: int) -> 
 def _area(confidences: np.ndarray, right: np.ndarray, wanted: int) -> float:
     if not wanted or not right.any():
         return 0.0
-    hits = np.cumsum(right[np.argsort(-confidences, kind="stable")])
-    precision = hits / np.arange(1, len(hits) + 1)
+    order = np.argsort(-confidences, kind="stable")
+    last = np.append(np.diff(confidences[order]) != 0, True)  # equal confidences are one step
+    hits = np.cumsum(right[order])[last]
+    precision = hits / (np.flatnonzero(last) + 1)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
     steps = np.diff(np.append(0, hits)) / wanted
     return float((steps * best_from_here).sum())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from batchcl.emulator.protocol import float32
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -42,6 +44,11 @@ class Detection:
     confidence: float
     box: Box | None = None
 
+    @property
+    def percent(self) -> float:
+        """The confidence as the API has it: 0 to 100, of 32 bits."""
+        return float32(min(100.0, self.confidence * 100))
+
 
 class Model(Protocol):
     """A trained model."""
@@ -77,13 +84,13 @@ def select(
     Args:
         detections: what the model sees.
         thresholds: each label's assumed threshold, 0 to 1.
-        min_confidence: in percent; given, it stands for all thresholds; 0 lets everything through.
+        min_confidence: in percent, of 32 bits; given, it stands for all thresholds; 0 lets everything through.
         max_results: at most so many.
     """
     kept = [
         d
         for d in detections
-        if d.confidence * 100 >= (100 * thresholds[d.label] if min_confidence is None else min_confidence)
+        if (d.confidence >= thresholds[d.label] if min_confidence is None else d.percent >= min_confidence)
     ]
     kept.sort(key=lambda d: -d.confidence)
     return kept if max_results is None else kept[:max_results]

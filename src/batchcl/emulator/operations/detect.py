@@ -98,7 +98,7 @@ async def _model(call: Call, arn: str) -> tuple[Model, dict[str, float]]:
 
 
 def _custom_label(detection: Detection) -> dict[str, Any]:
-    label: dict[str, Any] = {"Name": detection.label, "Confidence": min(100.0, detection.confidence * 100)}
+    label: dict[str, Any] = {"Name": detection.label, "Confidence": detection.percent}
     if detection.box is not None:
         box = detection.box
         label["Geometry"] = {

@@ -30,7 +30,8 @@ def page(
 ) -> tuple[list[_Resource], dict[str, str]]:
     """One page of `resources`, latest first, and the answer's NextToken member if there are more.
 
-    A token names the last resource of its page, so resources that come or go in between shift nothing.
+    A token names the last resource of its page, so resources that come or go in between shift nothing. An empty one
+    asks for the first page.
 
     Args:
         resources: all that match.
@@ -42,8 +43,7 @@ def page(
         ServiceError: InvalidPaginationTokenException.
     """
     ordered = sorted(resources, key=lambda r: (r.created, r.arn), reverse=True)
-    token = parameters.get("NextToken")
-    if token is not None:
+    if token := parameters.get("NextToken"):
         created, arn = _read(token, scope, (float, str))
         ordered = [r for r in ordered if (r.created, r.arn) < (created, arn)]
     shown = ordered[: parameters.get("MaxResults", most)]
@@ -55,7 +55,7 @@ def page(
 def rows(found: Sequence[_Row], parameters: dict[str, Any], *, scope: str) -> tuple[list[_Row], dict[str, str]]:
     """One page of what has no name but a place; see `page`. `scope` must name what was filtered for, too."""
     token = parameters.get("NextToken")
-    start = 0 if token is None else _read(token, scope, (int,))[0]
+    start = _read(token, scope, (int,))[0] if token else 0
     end = start + parameters.get("MaxResults", _MOST)
     return list(found[start:end]), {} if end >= len(found) else _token(scope, [end])
 

@@ -156,7 +156,7 @@ async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) ->
         lines = {kind: split_lines(state.read_manifest(d.arn)) for kind, d in datasets.items()}
 
         async def of_datasets() -> Material:
-            return Material(lines["TRAIN"], lines.get("TEST"))
+            return Material(lines["TRAIN"], lines.get("TEST"), None if "TEST" in lines else datasets["TRAIN"].arn)
 
         return of_datasets
     if not assets:
