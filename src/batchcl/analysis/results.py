@@ -182,7 +182,7 @@ class Results:
             schema=schema,
             missing_columns="insert",
             extra_columns="ignore",
-            storage_options=self._store.scan_options(),
+            **self._store.scan_arguments(),
             **hive,
         )
 

@@ -74,15 +74,18 @@ async def retry(
     stopper = stopper or Stopper()
     changes = dict(changes or {})
     session = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
-    store = await anyio.to_thread.run_sync(lambda: Store.open(root, aws=session))
-    record = await read_record(store, run_id)
-    if record is None:
-        raise UsageError(f"there is no run {run_id} in {root}; `batchcl runs {root}` lists them")
-    earlier = await read_summary(store, run_id)
-    if earlier is None or (earlier.status != "done" and earlier.round == 0):
-        raise UsageError(f"run {run_id} is not done yet; end it first with `batchcl run` and the same --run-id")
-    job = within_descriptors(await job_of_round(store, record, {"out": root} | changes), observer)
-    await store.check_writable(single_writer=job.single_writer)
+    with stopper.interruptible():
+        store = await Store.open_async(root, aws=session)
+        record = await read_record(store, run_id)
+        if record is None:
+            raise UsageError(f"there is no run {run_id} in {root}; `batchcl runs {root}` lists them")
+        earlier = await read_summary(store, run_id)
+        if earlier is None or (earlier.status != "done" and earlier.round == 0):
+            raise UsageError(f"run {run_id} is not done yet; end it first with `batchcl run` and the same --run-id")
+        job = within_descriptors(await job_of_round(store, record, {"out": root} | changes), observer)
+        if job.sse is not None:
+            store = await Store.open_async(root, aws=session, encryption=job.encryption)
+        await store.check_writable(single_writer=job.single_writer)
     async with (
         service_of(job) as (aws, model),
         open_model(job, aws, model, observer, stopper, run_id=run_id, root=store.root, begun_at=begun_at) as means,
