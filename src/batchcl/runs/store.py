@@ -62,7 +62,8 @@ _BACKOFF_MAX_S = 20.0
 _DEBUG = "\n\nDebug source"
 _NOT_SENT = "HTTP error"
 _NOISE = re.compile(
-    r"^(?:.*?Error performing [A-Z]+ https?://\S+ in \S+(?: after \d+ retries, max_retries: \d+, retry_timeout: \S+)?\s+- |"
+    r"^(?:.*?Error performing [A-Z]+ https?://\S+ in \S+"
+    r"(?: after \d+ retries, max_retries: \d+, retry_timeout: \S+)?\s+- |"
     r"Generic \w+ error: )(?:Server returned non-2xx status code: )?"
 )
 """What obstore says before the reason: its own words, the URL, how long and how often it tried."""
