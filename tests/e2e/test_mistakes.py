@@ -87,4 +87,4 @@ def test_a_folder_that_is_no_output_root(told, tmp_path, command):
 def test_a_run_that_is_not_there(told, tmp_path):
     (tmp_path / "out" / "runs").mkdir(parents=True)
     assert told("status", "out", code=2) == "batchcl: there is no run in out yet"
-    assert "there is no run night in out; `batchcl runs out` lists them" in told("status", "out", "night", code=2)
+    assert "there is no run 'night' in out; `batchcl runs out` lists them" in told("status", "out", "night", code=2)

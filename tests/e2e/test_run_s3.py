@@ -208,3 +208,17 @@ def test_a_missing_bucket_and_an_empty_prefix_are_one_sentence(cli, demo, servic
     assert empty.code == 2
     assert "there is no image in s3://" in empty.err
     assert "Traceback" not in missing.err + empty.err
+
+
+def test_a_run_a_retry_and_an_export_write_encrypted_objects(cli, demo, env, seaweed, bucket):
+    root, copy = f"s3://{bucket}/out", f"s3://{bucket}/copy"
+    (bad := demo.data.images.parent / "bad.jpg").write_bytes(b"no picture")
+    sse = ("--sse", "AES256")
+    sources = [demo.data.images / "00001.jpg", bad]
+    job = ["--model", demo.arn, "--out", root, "--run-id", "r", "--max-failures", "1"]
+    assert cli("run", *sources, *job, *sse, env=env).code == 0
+    assert cli("export", "parquet", root, "--out", copy, *sse, env=env).code == 0
+    s3 = client("s3", seaweed)
+    keys = [each["Key"] for each in s3.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert {key.partition("/")[0] for key in keys} == {"out", "copy"}
+    assert {s3.head_object(Bucket=bucket, Key=key).get("ServerSideEncryption") for key in keys} == {"AES256"}
