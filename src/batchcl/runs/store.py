@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from batchcl.aws.session import Aws
     from batchcl.aws.store_access import StoreAccess
 
-__all__ = ["UNENCRYPTED", "Store", "StoredFile", "open_root"]
+__all__ = ["UNENCRYPTED", "Store", "StoredFile", "open_root", "scan_error"]
 
 T = TypeVar("T")
 
@@ -551,6 +551,17 @@ def _said(error: Exception) -> tuple[str, str]:
     text = str(error).split(_DEBUG, 1)[0].strip().replace("\n", " ")
     began, _, document = _NOISE.sub("", text, count=1).partition(": <")
     return began.removesuffix(":"), document
+
+
+def scan_error(error: BaseException) -> OutputError | None:
+    """What polars raises where it can't read a file of the tables from S3, as ours; None for any other error."""
+    text = str(error)
+    found = re.fullmatch(r"object-store error: (.*) \(path: (s3://.*)\)\s*", text, re.DOTALL)
+    if not isinstance(error, OSError) or found is None:
+        return None
+    began, document = _said(OSError(found[1]))
+    reason = ": ".join(filter(None, [began, *_answer(document)]))
+    return OutputError(f"reading {found[2]} failed: {reason}; check that it exists and may be read")
 
 
 def _connection_reason(error: Exception) -> str:

@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import polars as pl
 import pytest
 from obstore.store import S3Store
 
 from batchcl.aws.session import Aws
 from batchcl.errors import ExitCode, OutputCredentialsError, OutputError, StoppedError, UsageError
 from batchcl.runs.encryption import Encryption, ServerSideEncryption
-from batchcl.runs.store import Store
+from batchcl.runs.store import Store, scan_error
 from virtual import run_virtual
 
 RESET = "reset"
@@ -403,3 +404,16 @@ def test_a_connection_that_fails_is_said_to_with_its_reason():
         "reading s3://b/p/runs/r/run.json failed: the connection failed: Connection refused; check the endpoint, the "
         "proxy and the network"
     )
+
+
+def test_a_table_that_polars_may_not_read_is_named(rotated):
+    handler, store, _ = rotated
+    handler.accepts, handler.refusal = "NOBODY", "AccessDenied"
+    scan = pl.scan_parquet(store.uri("results/a b.parquet"), **store.scan_arguments())
+    with pytest.raises(OSError, match="object-store error") as caught:
+        scan.collect(engine="in-memory")
+    assert str(scan_error(caught.value)) == (
+        "reading s3://b/results/a b.parquet failed: 403 Forbidden: AccessDenied: m; check that it exists and may be "
+        "read"
+    )
+    assert scan_error(OSError("no space left")) is None
