@@ -46,7 +46,9 @@ def _keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bucket_is_where_botocore_has_it(region, variables, url, monkeypatch):
+def test_a_bucket_is_where_botocore_has_it(
+    region: str, variables: dict[str, str], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 

@@ -395,9 +395,18 @@ def test_errors_have_the_reason_and_the_path_and_nothing_else(bucket, name):
 
 
 def test_a_connection_that_fails_is_said_to_with_its_reason():
-    config = {"region": "us-east-1", "aws_endpoint_url_s3": "http://127.0.0.1:1", "access_key_id": "a"}
-    options = {"client_options": {"allow_http": True}, "retry_config": {"max_retries": 0}}
-    store = Store("s3://b/p", S3Store("b", config=config | {"secret_access_key": "s"}, **options))
+    backend = S3Store(
+        "b",
+        config={
+            "region": "us-east-1",
+            "aws_endpoint_url_s3": "http://127.0.0.1:1",
+            "access_key_id": "a",
+            "secret_access_key": "s",
+        },
+        client_options={"allow_http": True},
+        retry_config={"max_retries": 0},
+    )
+    store = Store("s3://b/p", backend)
     with pytest.raises(OutputError) as caught:
         anyio.run(store.get, "runs/r/run.json")
     assert str(caught.value) == (
