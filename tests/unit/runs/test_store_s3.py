@@ -324,6 +324,7 @@ def written(handler: type[Handler], store: Store) -> list[dict[str, str]]:
         assert await store.get("x") == b"1"
 
     anyio.run(main)
+    assert handler.objects == {"/b/x": b"1", "/b/y": b"1"}
     puts = [headers for method, headers in handler.requests if method == "PUT"]
     assert [headers.get("if-none-match") for headers in puts] == [None, "*", "*"]
     assert [headers["x-amz-checksum-sha256"] for headers in puts[:2]] == [ONE] * 2
