@@ -29,6 +29,7 @@ from batchcl.aws.transport import Transport
 from batchcl.errors import UsageError
 from batchcl.lifetime.leases import lease_seconds
 from batchcl.quantities import MAX_INT32, moment_of, seconds_of
+from batchcl.runs.encryption import Encryption, ServerSideEncryption
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
 from batchcl.sources.filters import Filters
@@ -103,6 +104,9 @@ class Job(BaseModel):
             whichever run.
         retry_failed: with `incremental`, try versions again that have a permanent failure.
         allow_overlap: start even if another incremental run or a retry may be scoring the same images.
+        sse: server-side encryption of what is written to `out` in S3: `AES256`, `aws:kms` or `aws:kms:dsse`; left out,
+            the bucket's own.
+        sse_kms_key_id: with `aws:kms` or `aws:kms:dsse`: the KMS key, by its ARN, id or alias.
         single_writer: nobody else writes to `out`: needed where the store has no conditional writes.
         shard_size: images a published part.
         start_model: `MIN[:MAX]` inference units: start the model if it isn't running, and stop what was started.
@@ -157,6 +161,8 @@ class Job(BaseModel):
     incremental: bool = False
     retry_failed: bool = False
     allow_overlap: bool = False
+    sse: ServerSideEncryption | None = None
+    sse_kms_key_id: Annotated[str, Field(min_length=1)] | None = None
     single_writer: bool = False
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
     start_model: str | None = None
@@ -249,6 +255,12 @@ class Job(BaseModel):
             raise ValueError(
                 "--exclude '*' leaves every image out, whatever --include says; --include alone takes what fits it only"
             )
+        if self.sse is not None and not self.out.startswith("s3://"):
+            raise ValueError(f"--sse {self.sse} is for an output root in S3, but --out is the directory {self.out}")
+        try:
+            _ = self.encryption
+        except UsageError as error:
+            raise ValueError(str(error)) from error
         if self.model is None and not self.emulator:
             raise ValueError(
                 "name the model with --model PROJECT@VERSION (`batchcl model list` shows yours), or use --emulator"
@@ -264,6 +276,11 @@ class Job(BaseModel):
     def tolerance(self) -> Tolerance:
         """`max_failures`, read."""
         return Tolerance.parse(self.max_failures or "0")
+
+    @property
+    def encryption(self) -> Encryption:
+        """`sse` and `sse_kms_key_id`."""
+        return Encryption(self.sse, self.sse_kms_key_id)
 
     @property
     def deadline_s(self) -> float | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from unittest.mock import patch
 
 import pytest
+from PIL import Image
 
 from batchcl.cli import query
 from batchcl.errors import OutputError, UsageError
@@ -87,4 +90,65 @@ def test_a_folder_that_is_no_output_root(told, tmp_path, command):
 def test_a_run_that_is_not_there(told, tmp_path):
     (tmp_path / "out" / "runs").mkdir(parents=True)
     assert told("status", "out", code=2) == "batchcl: there is no run in out yet"
-    assert "there is no run night in out; `batchcl runs out` lists them" in told("status", "out", "night", code=2)
+    assert "there is no run 'night' in out; `batchcl runs out` lists them" in told("status", "out", "night", code=2)
+
+
+@pytest.mark.parametrize("run_id", ["", "x" * 256, "a\nb", "a\udcffb"])
+@pytest.mark.parametrize("command", ["status", "retry", "labels", "failures", "confidence"])
+def test_a_run_id_that_cannot_be_one(told, tmp_path, command, run_id):
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    flag = ["--run"] if command not in {"status", "retry"} else []
+    sentence = told(command, "out", *flag, run_id, code=2)
+    assert f"{run_id!r} can't be a run id: use 1 to 255 bytes of printable text" in sentence
+
+
+@pytest.mark.parametrize("command", ["status", "retry"])
+def test_commands_in_messages_can_be_pasted(told, tmp_path, command):
+    (tmp_path / "my $out" / "runs").mkdir(parents=True)
+    assert told(command, "my $out", "no such", code=2) == (
+        "batchcl: there is no run 'no such' in my $out; `batchcl runs 'my $out'` lists them"
+    )
+
+
+def test_commands_after_a_run_can_be_pasted(cli, demo, tmp_path):
+    (pictures := tmp_path / "pictures").mkdir()
+    shutil.copy(demo.data.images / "00001.jpg", pictures)
+    Image.new("RGB", (80, 80)).save(pictures / "bad.jpg", "GIF")
+    emulator = ["--model", demo.arn, "--emulator", "--emulator-state", demo.state]
+    job = [*emulator, "--out", "it's out", "--run-id", "night of 1; ls"]
+    done = cli("run", "pictures", *job, cwd=tmp_path)
+    assert done.code == 3, done.err
+    root = shlex.quote(str(tmp_path / "it's out"))
+    assert f"`batchcl failures {root}`" in done.err
+    assert f"`batchcl retry {root} 'night of 1; ls' --fit` to score 1 again" in done.err
+    assert f"`batchcl labels {root}`" in done.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run s3://b/x --model p@v --out out",
+        "plan s3://b/x --model p@v --out out",
+        "doctor s3://b/x --model p@v --out out",
+        "detect s3://b/x.jpg --model p@v",
+        "model list",
+        *("status s3://b/out", "runs s3://b/out", "labels s3://b/out", "retry s3://b/out r"),
+        "export parquet s3://b/out --out copy",
+    ],
+)
+def test_a_malformed_endpoint_ends_every_command_by_its_name(told, command):
+    env = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
+    sentence = told(*command.split(), env=env | {"AWS_ENDPOINT_URL": "127.0.0.1:8333"}, code=5)
+    assert "AWS_ENDPOINT_URL is not a URL: Invalid endpoint: 127.0.0.1:8333; write it like https://host" in sentence
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--out out --sse AES256", "--sse AES256 is for an output root in S3, but --out is the directory out"),
+        ("--out s3://b/out --sse-kms-key-id k", "--sse-kms-key-id needs --sse aws:kms or --sse aws:kms:dsse"),
+        ("--out s3://b/out --sse AES256 --sse-kms-key-id k", "--sse-kms-key-id needs --sse aws:kms"),
+    ],
+)
+def test_an_encryption_that_cannot_be(told, flags, said):
+    assert said in told("run", "s3://b/x", "--model", "p@v", *flags.split(), code=2)

@@ -299,7 +299,7 @@ def test_retry_needs_a_run_that_is_done(cli, env, out, stopped):
     assert "is not done yet" in refused.err
     unknown = cli("retry", out.root, "x", env=env)
     assert unknown.code == 2
-    assert "there is no run x" in unknown.err
+    assert "there is no run 'x'" in unknown.err
 
 
 def test_the_next_night_scores_new_and_changed_files_only(cli, demo, env, pictures, out):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 import uuid
 
 import pytest
+from PIL import Image
 
 import batchcl
 from batchcl.analysis.results import open_results
@@ -208,3 +210,17 @@ def test_a_missing_bucket_and_an_empty_prefix_are_one_sentence(cli, demo, servic
     assert empty.code == 2
     assert "there is no image in s3://" in empty.err
     assert "Traceback" not in missing.err + empty.err
+
+
+def test_a_run_a_retry_and_an_export_write_encrypted_objects(cli, demo, env, seaweed, bucket, tmp_path):
+    root, copy, sse = f"s3://{bucket}/out", f"s3://{bucket}/copy", ("--sse", "AES256")
+    shutil.copy(demo.data.images / "00001.jpg", tmp_path)
+    Image.new("RGB", (80, 80)).save(tmp_path / "converted.jpg", "GIF")
+    job = ["--model", demo.arn, "--out", root, "--run-id", "r"]
+    assert cli("run", tmp_path, *job, *sse, "--json", env=env).json["failed"] == 1
+    assert cli("retry", root, "r", "--fit", "--json", env=env).json["scored"] == 2
+    assert cli("export", "parquet", root, "--out", copy, *sse, env=env).code == 0
+    s3 = client("s3", seaweed)
+    keys = [each["Key"] for each in s3.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert {key.partition("/")[0] for key in keys} == {"out", "copy"}
+    assert {s3.head_object(Bucket=bucket, Key=key).get("ServerSideEncryption") for key in keys} == {"AES256"}

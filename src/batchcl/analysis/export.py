@@ -19,9 +19,10 @@ from batchcl.__about__ import __version__
 from batchcl.analysis.results import day_of
 from batchcl.errors import OutputError, UsageError
 from batchcl.runs.damage import intact
+from batchcl.runs.encryption import Encryption
 from batchcl.runs.published import PublishedPart, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS, SCHEMA_VERSION, parquet_bytes
-from batchcl.runs.store import Store, open_root
+from batchcl.runs.store import UNENCRYPTED, Store, open_root
 
 __all__ = ["Export", "ExportedFile", "copy_tables", "export_parquet"]
 
@@ -72,6 +73,7 @@ async def export_parquet(
     *,
     before: dt.date | str | None = None,
     target_bytes: int = TARGET_BYTES,
+    encryption: Encryption = UNENCRYPTED,
     profile: str | None = None,
     region: str | None = None,
 ) -> Export:
@@ -82,6 +84,7 @@ async def export_parquet(
         out: an empty directory, or one to create, or `s3://bucket/prefix`.
         before: copy the runs that started before this UTC day only.
         target_bytes: compressed size of a file. Memory is about ten times that.
+        encryption: of the copy, in S3.
         profile: AWS profile, for S3.
         region: AWS region, for S3.
 
@@ -97,7 +100,7 @@ async def export_parquet(
         where = out.rstrip("/") if out.startswith("s3://") else str(Path(out).absolute())
         if f"{where}/".startswith(f"{source.root}/"):
             raise UsageError(f"can't export to {where}: it is inside {source.root}; name another location")
-        return source, open_root(out, profile=profile, region=region, create=True)
+        return source, open_root(out, profile=profile, region=region, create=True, encryption=encryption)
 
     source, target = await anyio.to_thread.run_sync(open_both)
     return await copy_tables(source, target, before=day, target_bytes=target_bytes)

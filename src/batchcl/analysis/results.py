@@ -18,11 +18,12 @@ from anyio.from_thread import start_blocking_portal
 from batchcl.analysis.runs import run_table
 from batchcl.aws.arn import ModelArn
 from batchcl.errors import UsageError
-from batchcl.runs.layout import RunPaths
+from batchcl.runs.layout import RunPaths, valid_run_id
 from batchcl.runs.published import PublishedPart, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.status import RunState, list_runs
 from batchcl.runs.store import Store, open_root
+from batchcl.shell import command
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -182,7 +183,7 @@ class Results:
             schema=schema,
             missing_columns="insert",
             extra_columns="ignore",
-            storage_options=self._store.scan_options(),
+            **self._store.scan_arguments(),
             **hive,
         )
 
@@ -204,10 +205,12 @@ class _Narrowing:
         day = None if date is None else _iso(date)
         if model is not None and model.startswith("arn:"):
             ModelArn.parse(model)
+        if run_id is not None:
+            valid_run_id(run_id)
         pairs = ((self.run_id, run_id), (self.date, day))
         return _Narrowing(
             models=self.models if model is None else (*self.models, model),
-            run_id=run_id or self.run_id,
+            run_id=self.run_id if run_id is None else run_id,
             date=day or self.date,
             nothing=self.nothing or any(None not in pair and len(set(pair)) > 1 for pair in pairs),
         )
@@ -245,7 +248,7 @@ class _Narrowing:
         if self.run_id is None or any(part.may_hold(self.run_id) for part in parts):
             return
         if not store.list_now(RunPaths(self.run_id).folder):
-            raise UsageError(f"{store.root} has no run {self.run_id!r}; `batchcl runs {store.root}` lists its runs")
+            raise UsageError(f"{store.root} has no run {self.run_id!r}; {command('runs', store.root)} lists its runs")
 
 
 def open_results(

@@ -7,15 +7,15 @@ only what differs between the callers: retries, timeouts, connection pools.
 
 from __future__ import annotations
 
-import datetime as dt
 import os
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aioboto3
 import boto3
@@ -35,14 +35,10 @@ from batchcl.aws.credentials import (
     SharedCredentials,
     signed_with,
 )
-from batchcl.aws.errors import REDIRECTS, RedirectedError, bucket_region, error_code, error_message, is_keys_error
-from batchcl.aws.sigv4 import Keys
+from batchcl.aws.errors import REDIRECTS, RedirectedError, error_code, error_message, is_keys_error
 from batchcl.errors import CredentialsError, RefusedError
 
-if TYPE_CHECKING:
-    from obstore.store import S3Credential
-
-__all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "S3Access", "StaticCredentials"]
+__all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
 _BYSTANDER_TIMEOUT_S: Final = 5
@@ -92,50 +88,6 @@ class AwsSettings:
     rekognition_endpoint_url: str | None = None
     rekognition_credentials: StaticCredentials | None = None
     connection: Connection = Connection()
-
-
-@dataclass(frozen=True, slots=True)
-class S3Access:
-    """What an S3 client other than boto's needs."""
-
-    region: str
-    endpoint_url: str | None
-    credentials: CredentialCache = field(repr=False)
-
-    async def provide(self) -> S3Credential:
-        """The keys, as obstore takes them from a `credential_provider` of its asynchronous functions."""
-        return _provided(await self.credentials.current())
-
-    def provide_now(self) -> S3Credential:
-        """The keys, for obstore's blocking functions."""
-        return _provided(self.credentials.current_now())
-
-    def scan_options(self) -> dict[str, Any]:
-        """Polars' `storage_options`. They hold secrets: never log them. Raises `CredentialsError`."""
-        keys = self.credentials.current_now()
-        options: dict[str, Any] = {
-            "aws_region": self.region,
-            "aws_access_key_id": keys.access_key,
-            "aws_secret_access_key": keys.secret_key,
-        }
-        if keys.token:
-            options["aws_session_token"] = keys.token
-        if self.endpoint_url is not None:
-            options |= {
-                "aws_endpoint_url": self.endpoint_url,
-                "aws_allow_http": str(self.endpoint_url.startswith("http://")).lower(),
-                "aws_virtual_hosted_style_request": "false",
-            }
-        return options
-
-
-def _provided(keys: Keys) -> S3Credential:
-    return {
-        "access_key_id": keys.access_key,
-        "secret_access_key": keys.secret_key,
-        "token": keys.token,
-        "expires_at": dt.datetime.now(dt.UTC),  # so that it asks again for each request, which costs microseconds
-    }
 
 
 class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
@@ -291,10 +243,12 @@ class Aws:
             yield client
 
     @asynccontextmanager
-    async def s3(self, *, region: str | None = None, connections: int = 10) -> AsyncIterator[Any]:
-        """An S3 client with the SDK's standard retries."""
-        config = self._config(retries=True, max_pool_connections=connections)
-        async with self._client("s3", region, config) as client:
+    async def s3(
+        self, *, region: str | None = None, connections: int = 10, is_brief: bool = False
+    ) -> AsyncIterator[Any]:
+        """An S3 client with the SDK's standard retries; `is_brief`: it gives up within half a minute."""
+        config = self._brief_config() if is_brief else self._config(retries=True, max_pool_connections=connections)
+        async with self._client("s3", region, config, is_patient=not is_brief) as client:
             yield client
 
     @asynccontextmanager
@@ -303,13 +257,8 @@ class Aws:
 
         Where Rekognition is the run's own emulator, that is asked instead, as it answers for these services too.
         """
-        config = AioConfig(
-            http_session_cls=DirectSession,
-            retries={"total_max_attempts": 2, "mode": "standard"},
-            connect_timeout=_BYSTANDER_TIMEOUT_S,
-            read_timeout=2 * _BYSTANDER_TIMEOUT_S,
-        )
-        async with self._client(service, region, config, place=self._rekognition_place()) as client:
+        place = self._rekognition_place()
+        async with self._client(service, region, self._brief_config(), place=place) as client:
             yield client
 
     def blocking_s3(self, *, region: str | None = None) -> Any:
@@ -319,7 +268,9 @@ class Aws:
 
     def _blocking(self, service: str, region: str | None, **more: Any) -> Any:
         session = boto3.Session(**self._arguments, botocore_session=_BlockingSession(self.credentials))
-        client = session.client(service, region_name=region or self.region, **more)
+        with self._settings_of(service, None):
+            client = session.client(service, region_name=region or self.region, **more)
+            _check_url(client.meta.endpoint_url)
         client.meta.events.register_first("needs-retry.s3", _refuse_redirect)
         return client
 
@@ -338,11 +289,41 @@ class Aws:
         opened = self._session.client(
             service, region_name=region or self.region, config=config, verify=self._verify, **more
         )
-        async with opened as client:
+        async with AsyncExitStack() as stack:
+            with self._settings_of(service, more.get("endpoint_url")):
+                client = await stack.enter_async_context(opened)
+                _check_url(client.meta.endpoint_url)
             if self.settings.connection.is_signed and "aws_access_key_id" not in more:
                 renew = partial(_renew_keys, self.credentials, service, is_patient=is_patient)
                 client.meta.events.register_first(f"needs-retry.{service}", renew)
             yield client
+
+    @contextmanager
+    def _settings_of(self, service: str, endpoint_url: str | None) -> Iterator[None]:
+        """Raise `RefusedError` for settings that botocore can't use, with the name of the one at fault."""
+        try:
+            yield
+        except (BotoCoreError, ValueError) as error:
+            source = "the endpoint that was given" if endpoint_url else self._endpoint_setting(service)
+            if source is None or isinstance(error, BotoCoreError):
+                why = f"the AWS settings for {service} can't be used: {error}; check the region and the AWS config"
+            else:
+                why = f"{source} is not a URL: {error}; write it like https://host or http://127.0.0.1:8333"
+            raise RefusedError(why) from error
+
+    def _endpoint_setting(self, service: str) -> str | None:
+        """Where the endpoint of `service` is set, in the order in which botocore looks; None where it isn't."""
+        name = service.replace("-", "_")
+        for variable in (f"AWS_ENDPOINT_URL_{name.upper()}", "AWS_ENDPOINT_URL"):
+            if os.environ.get(variable):
+                return variable
+        profile = self._core.get_scoped_config()
+        section = profile.get("services")
+        services = self._core.full_config.get("services", {}).get(section, {})
+        if isinstance(services.get(name), dict) and "endpoint_url" in services[name]:
+            return f"endpoint_url of {name} in [services {section}] of the AWS config"
+        named = self._core.get_config_variable("profile") or "default"
+        return f"endpoint_url of profile {named} in the AWS config" if "endpoint_url" in profile else None
 
     def _rekognition_place(self) -> dict[str, str | None]:
         """Where Rekognition is and what signs for it, where the settings say so."""
@@ -352,6 +333,15 @@ class Aws:
 
     def _config(self, *, retries: bool, **more: Any) -> AioConfig:
         return AioConfig(http_session_cls=DirectSession, **self._options(retries=retries, **more))
+
+    def _brief_config(self) -> AioConfig:
+        """Of a client that answers quickly or is given up."""
+        options = self._options(retries=True) | {
+            "retries": {"total_max_attempts": 2, "mode": "standard"},
+            "connect_timeout": _BYSTANDER_TIMEOUT_S,
+            "read_timeout": 2 * _BYSTANDER_TIMEOUT_S,
+        }
+        return AioConfig(http_session_cls=DirectSession, **options)
 
     def _options(self, *, retries: bool, **more: Any) -> dict[str, Any]:
         """What a client's configuration is made of."""
@@ -381,18 +371,12 @@ class Aws:
             )
         return connection.ca_bundle
 
-    def s3_access(self, bucket: str) -> S3Access:
-        """How other S3 clients reach `bucket`. Blocks for one HeadBucket, which tells the bucket's region.
 
-        Raises:
-            CredentialsError: there are none.
-        """
-        self.credentials.current_now()
-        with closing(self._blocking("s3", None)) as client:
-            configured = client.meta.endpoint_url
-            standard = configured.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-            region = _bucket_region(client, bucket) or self.region
-        return S3Access(region, None if standard else configured, self.credentials)
+def _check_url(endpoint_url: str) -> None:
+    """Raise `ValueError` for a URL that botocore takes, but that nothing can be sent to."""
+    parts = urlsplit(endpoint_url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+        raise ValueError(f"Invalid endpoint: {endpoint_url}")
 
 
 async def _renew_keys(
@@ -418,14 +402,3 @@ async def _renew_keys(
     renew = partial(cache.renew, signed_with.get())
     await (cache.patiently(renew) if is_patient else renew())
     return min(_RENEW_MAX_S, attempts - 1.0)
-
-
-def _bucket_region(client: Any, bucket: str) -> str | None:
-    """The bucket's region; None where S3 doesn't say."""
-    try:
-        answer = client.head_bucket(Bucket=bucket)
-    except ClientError as error:
-        answer = error.response
-    except BotoCoreError:
-        return None  # the first real request says what is wrong, with its own words
-    return bucket_region(answer)

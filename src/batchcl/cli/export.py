@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from batchcl.cli.options import Sse, SseKmsKeyId
 from batchcl.cli.output import Json, Profile, Region, Root, emit_object
 
 __all__ = ["app"]
@@ -33,6 +34,8 @@ def parquet(
     target_mb: Annotated[
         float, typer.Option("--target-mb", min=1, help="Size of a file in MB; memory is about ten times that.")
     ] = 128,
+    sse: Sse = None,
+    sse_kms_key_id: SseKmsKeyId = None,
     json: Json = False,
     profile: Profile = None,
     region: Region = None,
@@ -54,6 +57,7 @@ def parquet(
     import orjson  # noqa: PLC0415
 
     from batchcl.analysis.export import export_parquet  # noqa: PLC0415
+    from batchcl.runs.encryption import Encryption  # noqa: PLC0415
 
     work = partial(
         export_parquet,
@@ -61,6 +65,7 @@ def parquet(
         out,
         before=before,
         target_bytes=int(target_mb * 1024 * 1024),
+        encryption=Encryption(sse, sse_kms_key_id),
         profile=profile,
         region=region,
     )

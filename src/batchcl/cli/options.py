@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from batchcl.aws.transport import Transport
+from batchcl.runs.encryption import ServerSideEncryption
 from batchcl.sources.source_kind import SourceKind
 
 __all__ = [
@@ -61,6 +62,8 @@ __all__ = [
     "SingleWriter",
     "SkipBadLines",
     "Sources",
+    "Sse",
+    "SseKmsKeyId",
     "StartModel",
     "TransportOption",
     "UriColumn",
@@ -191,6 +194,14 @@ CrossRegion = Annotated[
 SingleWriter = Annotated[
     bool | None,
     _output("--single-writer", help="Nobody else writes to ROOT: for stores without conditional writes."),
+]
+Sse = Annotated[
+    ServerSideEncryption | None,
+    _output("--sse", help="Encryption of what is written to ROOT in S3 (the bucket's own)."),
+]
+SseKmsKeyId = Annotated[
+    str | None,
+    _output("--sse-kms-key-id", metavar="KEY", help="With --sse aws:kms: ARN, id or alias of the KMS key."),
 ]
 ShardSize = Annotated[int | None, _output("--shard-size", help="Images a published file (10,000).")]
 StartModel = Annotated[

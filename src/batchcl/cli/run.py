@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
@@ -59,6 +60,8 @@ from batchcl.cli.options import (
     SingleWriter,
     SkipBadLines,
     Sources,
+    Sse,
+    SseKmsKeyId,
     StartModel,
     TransportOption,
     UriColumn,
@@ -69,6 +72,7 @@ from batchcl.cli.options import (
 from batchcl.cli.streams import StreamError, log, tell
 from batchcl.errors import BatchclError, ExitCode
 from batchcl.quantities import counted
+from batchcl.shell import command
 
 if TYPE_CHECKING:
     from batchcl.runs.record import Summary
@@ -119,6 +123,8 @@ def run(
     incremental: Incremental = None,
     retry_failed: RetryFailed = None,
     allow_overlap: AllowOverlap = None,
+    sse: Sse = None,
+    sse_kms_key_id: SseKmsKeyId = None,
     shard_size: ShardSize = None,
     single_writer: SingleWriter = None,
     start_model: StartModel = None,
@@ -198,6 +204,8 @@ def run(
             incremental=incremental,
             retry_failed=retry_failed,
             allow_overlap=allow_overlap,
+            sse=sse,
+            sse_kms_key_id=sse_kms_key_id,
             single_writer=single_writer,
             shard_size=shard_size,
             start_model=start_model,
@@ -244,7 +252,7 @@ def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | N
     if not summary.tolerated:
         tell(
             f"{counted(summary.failed, 'image')} failed, more than --max-failures allows; see "
-            f"`batchcl failures {summary.out}`{_what_helps(summary)}",
+            f"{command('failures', summary.out)}{_what_helps(summary)}",
             level="error",
         )
         raise typer.Exit(ExitCode.FAILURES)
@@ -254,10 +262,10 @@ def _what_helps(summary: Summary) -> str:
     """Which command scores failed images again, for those that can succeed."""
     if summary.retryable is None:
         return ""
-    helps = {"": summary.retryable, " --fit": summary.fittable}
+    helps = {(): summary.retryable, ("--fit",): summary.fittable}
     commands = [
-        f"`batchcl retry {summary.out} {summary.run_id}{flag}` to score {images:,} again"
-        for flag, images in helps.items()
+        f"{command('retry', summary.out, summary.run_id, *more)} to score {images:,} again"
+        for more, images in helps.items()
         if images
     ]
     return f", and {' or '.join(commands)}" if commands else "; a retry would not change that"
@@ -313,20 +321,21 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         tell(f"  {filter_words(name)} left {count:,} out")
     if goes_on:
         tell(goes_on)
-        tell(f"see `batchcl status {summary.out} {summary.run_id}`")
+        tell(f"see {command('status', summary.out, summary.run_id)}")
         return
     if summary.scored:
-        tell(f"the table lies in {summary.out}/results; ask it with `batchcl labels {summary.out}`")
+        tell(f"the table lies in {summary.out}/results; ask it with {command('labels', summary.out)}")
     elif summary.failed or summary.skipped:
-        tell(f"no image was scored; see `batchcl failures {summary.out} --run {summary.run_id}` for why")
+        tell(f"no image was scored; see {command('failures', summary.out, '--run', summary.run_id)} for why")
 
 
 def _goes_on(summary: Summary, *, left: int) -> str:
     """Which command goes on with what was ended early; empty where there is nothing left."""
     if summary.round and summary.status == "stopped":
         return (
-            f"what is done is kept; `batchcl retry {summary.out} {summary.run_id}` goes on with the rest of the retry"
+            f"what is done is kept; {command('retry', summary.out, summary.run_id)} goes on with the rest of the retry"
         )
     if left:
-        return f"what is done is kept; the same `batchcl run` with --run-id {summary.run_id} goes on with the rest"
+        run_id = shlex.quote(summary.run_id)
+        return f"what is done is kept; the same `batchcl run` with --run-id {run_id} goes on with the rest"
     return ""

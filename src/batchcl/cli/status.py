@@ -10,6 +10,7 @@ import typer
 
 from batchcl.cli.output import Csv, Json, Profile, Region, Root
 from batchcl.cli.streams import tell
+from batchcl.shell import command
 
 if TYPE_CHECKING:
     from batchcl.runs.status import RunState
@@ -86,10 +87,11 @@ def status(
     """  # noqa: D412
     from batchcl.cli.output import emit_object  # noqa: PLC0415
     from batchcl.errors import UsageError  # noqa: PLC0415
+    from batchcl.runs.layout import valid_run_id  # noqa: PLC0415
     from batchcl.runs.status import look, newest_run  # noqa: PLC0415
 
     async def find(store: Store) -> RunState | None:
-        name = await newest_run(store) if run is None else run
+        name = await newest_run(store) if run is None else valid_run_id(run)
         state = None if name is None else await look(store, name, now=dt.datetime.now(dt.UTC))
         if state is None:
             await _check_root(store)
@@ -99,7 +101,7 @@ def status(
     if state is None:
         if run is None:
             raise UsageError(f"there is no run in {root} yet")
-        raise UsageError(f"there is no run {run} in {root}; `batchcl runs {root}` lists them")
+        raise UsageError(f"there is no run {run!r} in {root}; {command('runs', root)} lists them")
     emit_object(state.as_dict(), json=json)
 
 

@@ -18,8 +18,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import anyio.to_thread
 import obstore
@@ -33,6 +34,7 @@ from obstore.exceptions import (
 from obstore.store import LocalStore, MemoryStore, S3Store
 
 from batchcl.errors import CredentialsError, ExitCode, OutputCredentialsError, OutputError, StoppedError, UsageError
+from batchcl.runs.encryption import Encryption
 from batchcl.runs.layout import RUNS, STAGING, output_root
 
 if TYPE_CHECKING:
@@ -40,10 +42,14 @@ if TYPE_CHECKING:
 
     from batchcl.aws.credentials import CredentialCache
     from batchcl.aws.session import Aws
+    from batchcl.aws.store_access import StoreAccess
 
-__all__ = ["Store", "StoredFile", "open_root"]
+__all__ = ["UNENCRYPTED", "Store", "StoredFile", "open_root", "scan_error"]
 
 T = TypeVar("T")
+
+UNENCRYPTED: Final = Encryption()
+"""Nothing is asked of S3."""
 
 _READ_AHEAD_BYTES = 1024 * 1024
 _PAGE_FILES = 1000
@@ -53,6 +59,15 @@ _STALE_S = 86_400.0
 _ATTEMPTS = 8
 _BACKOFF_S = 0.25
 _BACKOFF_MAX_S = 20.0
+_DEBUG = "\n\nDebug source"
+_NOT_SENT = "HTTP error"
+_NOISE = re.compile(
+    r"^(?:.*?Error performing [A-Z]+ https?://\S+ in \S+"
+    r"(?: after \d+ retries, max_retries: \d+, retry_timeout: \S+)?\s+- |"
+    r"Generic \w+ error: )(?:Server returned non-2xx status code: )?"
+)
+"""What obstore says before the reason: its own words, the URL, how long and how often it tried."""
+
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"})
 
 
@@ -86,7 +101,7 @@ def _may_pass(error: BaseError) -> bool:
         return True
     reason = str(error).partition(" - ")[2]
     code = re.search(r"<Code>(\w+)</Code>", reason)
-    return reason.startswith("HTTP error") or (code is not None and code[1] in _TRANSIENT_CODES)
+    return reason.startswith(_NOT_SENT) or (code is not None and code[1] in _TRANSIENT_CODES)
 
 
 class Store:
@@ -100,7 +115,7 @@ class Store:
         folder: the directory, of a local root.
         blocking: what synchronous functions use instead of `backend`.
         keys: what signs the requests of both; None where they take care of that.
-        scan_options: see the function of this name.
+        scan_arguments: see the function of this name.
         sleep: waits so many seconds.
     """
 
@@ -112,7 +127,7 @@ class Store:
         folder: Path | None = None,
         blocking: ObjectStore | None = None,
         keys: CredentialCache | None = None,
-        scan_options: Callable[[], dict[str, Any] | None] = lambda: None,
+        scan_arguments: Callable[[], dict[str, Any]] = dict,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         self._sleep = sleep
@@ -122,31 +137,38 @@ class Store:
         self._blocking = blocking or backend
         self._keys = keys
         self._folder = folder
-        self._scan_options = scan_options
+        self._scan_arguments = scan_arguments
 
     @classmethod
-    def open(cls, root: str, *, aws: Aws | None = None, create: bool = False) -> Store:
-        """The store at `root`: a directory, or `s3://bucket/prefix`, which needs `aws`.
+    def open(
+        cls, root: str, *, aws: Aws | None = None, create: bool = False, encryption: Encryption = UNENCRYPTED
+    ) -> Store:
+        """The store at `root`: a directory, or `s3://bucket/prefix`, which needs `aws`. Blocks.
 
         Raises:
-            UsageError: `root` is neither; see `output_root`.
+            UsageError: `root` is neither; see `output_root`. Or `encryption` contradicts the environment.
             OutputError: the directory does not exist, or can't be made with `create`.
+            CredentialsError: there are none for S3.
+            RefusedError: there is no endpoint of S3's.
         """
         root = output_root(root)
-        if root.startswith("s3://"):
-            if aws is None:
-                raise UsageError(f"{root} needs an AWS session")
-            return _open_s3(root, aws)
-        path = Path(root)
-        with _explained("opening the output root", str(path)):
-            is_there, is_folder = path.exists(), path.is_dir()
-        if is_there and not is_folder:
-            raise OutputError(f"can't use {path} as output root: it is a file; name a directory")
-        if not create and not is_folder:
-            raise OutputError(f"there is no output root {path}; check the path, or run batchcl run first")
-        with _explained("making the output root", str(path)):
-            path.mkdir(parents=True, exist_ok=True)
-        return cls(str(path), LocalStore(str(path)), folder=path)
+        if not root.startswith("s3://"):
+            return _open_folder(Path(root), create=create)
+        from batchcl.aws.store_access import find_store_access_now  # noqa: PLC0415 - local roots do without the SDK
+
+        return _open_s3(root, find_store_access_now(_needed(aws, root), _bucket_of(root)), encryption)
+
+    @classmethod
+    async def open_async(
+        cls, root: str, *, aws: Aws | None = None, create: bool = False, encryption: Encryption = UNENCRYPTED
+    ) -> Store:
+        """`open` for asynchronous callers, which can be cancelled."""
+        root = output_root(root)
+        if not root.startswith("s3://"):
+            return await anyio.to_thread.run_sync(partial(_open_folder, Path(root), create=create))
+        from batchcl.aws.store_access import find_store_access  # noqa: PLC0415
+
+        return _open_s3(root, await find_store_access(_needed(aws, root), _bucket_of(root)), encryption)
 
     @classmethod
     def memory(cls) -> Store:
@@ -162,9 +184,9 @@ class Store:
         """`path` as a user or another tool can open it."""
         return f"{self.root}/{path}" if path else self.root
 
-    def scan_options(self) -> dict[str, Any] | None:
-        """What polars needs as `storage_options` to read `uri()`s of this root; None for local ones."""
-        return self._scan_options()
+    def scan_arguments(self) -> dict[str, Any]:
+        """What polars' `scan_parquet` needs to read `uri()`s of this root; nothing for local ones."""
+        return self._scan_arguments()
 
     async def put(self, path: str, data: bytes) -> None:
         """Write the object, replacing an older one. Never used below `results/` and `failures/`."""
@@ -402,14 +424,21 @@ def _fsync_names(file: Path, root: Path) -> None:
             break
 
 
-def open_root(root: str, *, profile: str | None = None, region: str | None = None, create: bool = False) -> Store:
+def open_root(
+    root: str,
+    *,
+    profile: str | None = None,
+    region: str | None = None,
+    create: bool = False,
+    encryption: Encryption = UNENCRYPTED,
+) -> Store:
     """`Store.open`, for S3 with the credentials that the AWS CLI would use. Raises `CredentialsError` too."""
     aws = None
     if root.startswith("s3://"):
         from batchcl.aws.session import Aws as Session  # noqa: PLC0415 - local roots do without the SDK's import
 
         aws = Session.from_environment(profile=profile, region=region)
-    return Store.open(root, aws=aws, create=create)
+    return Store.open(root, aws=aws, create=create, encryption=encryption)
 
 
 class _Readable(io.RawIOBase):
@@ -446,12 +475,31 @@ class _Readable(io.RawIOBase):
         return len(data)
 
 
-def _open_s3(root: str, aws: Aws) -> Store:
+def _open_folder(path: Path, *, create: bool) -> Store:
+    with _explained("opening the output root", str(path)):
+        is_there, is_folder = path.exists(), path.is_dir()
+    if is_there and not is_folder:
+        raise OutputError(f"can't use {path} as output root: it is a file; name a directory")
+    if not create and not is_folder:
+        raise OutputError(f"there is no output root {path}; check the path, or run batchcl run first")
+    with _explained("making the output root", str(path)):
+        path.mkdir(parents=True, exist_ok=True)
+    return Store(str(path), LocalStore(str(path)), folder=path)
+
+
+def _bucket_of(root: str) -> str:
+    return root.removeprefix("s3://").partition("/")[0]
+
+
+def _needed(aws: Aws | None, root: str) -> Aws:
+    if aws is None:
+        raise UsageError(f"{root} needs an AWS session")
+    return aws
+
+
+def _open_s3(root: str, access: StoreAccess, encryption: Encryption) -> Store:
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
-    s3 = aws.s3_access(bucket)
-    config: dict[str, Any] = {"region": s3.region}
-    if s3.endpoint_url is not None:
-        config |= {"endpoint": s3.endpoint_url, "virtual_hosted_style_request": False}
+    config = access.store_config() | encryption.store_config()
 
     def backend(provide: S3CredentialProvider) -> S3Store:
         return S3Store(
@@ -459,20 +507,18 @@ def _open_s3(root: str, aws: Aws) -> Store:
             prefix=prefix or None,
             config=config,  # type: ignore[arg-type]
             credential_provider=provide,
-            client_options={
-                "allow_http": bool(s3.endpoint_url and s3.endpoint_url.startswith("http://")),
-                "timeout": _OP_TIMEOUT,
-            },
+            client_options={"allow_http": access.allows_http, "timeout": _OP_TIMEOUT},
             retry_config={"retry_timeout": _RETRY_FOR},
         )
 
-    return Store(
-        root,
-        backend(s3.provide),
-        blocking=backend(s3.provide_now),  # an asynchronous provider needs a loop that runs in the calling thread
-        keys=s3.credentials,
-        scan_options=s3.scan_options,
-    )
+    with _explained("opening the output root", root):
+        return Store(
+            root,
+            backend(access.provide),
+            blocking=backend(access.provide_now),  # an asynchronous one needs a loop that runs in the calling thread
+            keys=access.credentials,
+            scan_arguments=access.scan_arguments,
+        )
 
 
 @contextmanager
@@ -492,15 +538,39 @@ def _explained(doing: str, what: str) -> Iterator[None]:
             raise OutputCredentialsError(
                 f"{doing} {what} failed: {refusal}; check the profile and its keys, or log in again"
             ) from error
+        if began.startswith(_NOT_SENT):
+            raise OutputError(
+                f"{doing} {what} failed: {_connection_reason(error)}; check the endpoint, the proxy and the network"
+            ) from error
         reason = ": ".join(filter(None, [began, *_answer(document)]))
         raise OutputError(f"{doing} {what} failed: {reason}; check that it exists and may be written") from error
 
 
 def _said(error: Exception) -> tuple[str, str]:
-    """What the store says, without its debug dump, and the XML that S3 has answered."""
-    text = str(error).split("\n\nDebug source", 1)[0].strip().replace("\n", " ")
-    began, _, document = text.partition(": <")
-    return began, document
+    """What the store says, without its debug dump, URL, durations and retries, and the XML that S3 has answered."""
+    text = str(error).split(_DEBUG, 1)[0].strip().replace("\n", " ")
+    began, _, document = _NOISE.sub("", text, count=1).partition(": <")
+    return began.removesuffix(":"), document
+
+
+def scan_error(error: BaseException) -> OutputError | None:
+    """What polars raises where it can't read a file of the tables from S3, as ours; None for any other error."""
+    text = str(error)
+    found = re.fullmatch(r"object-store error: (.*) \(path: (s3://.*)\)\s*", text, re.DOTALL)
+    if not isinstance(error, OSError) or found is None:
+        return None
+    began, document = _said(OSError(found[1]))
+    reason = ": ".join(filter(None, [began, *_answer(document)]))
+    return OutputError(f"reading {found[2]} failed: {reason}; check that it exists and may be read")
+
+
+def _connection_reason(error: Exception) -> str:
+    """Why a request got no response, which stands in the debug dump alone."""
+    details = str(error).partition(_DEBUG)[2]
+    if "kind: Timeout" in details:
+        return "no response in time"
+    found = re.search(r'(?:message|error): "([^"]+)"', details)
+    return f"the connection failed: {found[1]}" if found else "the connection failed"
 
 
 def _answer(document: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from batchcl.quantities import confidence_hint, counted
 from batchcl.runs.layout import output_root
 from batchcl.scoring.events import Notice, Observer
 from batchcl.scoring.tally import Tally
+from batchcl.shell import command
 from batchcl.sources.base import Checked, Source
 from batchcl.sources.filters import filter_words
 from batchcl.sources.image_columns import condition_on
@@ -208,7 +209,7 @@ def _what_to_check(listing: Listing, job: Job) -> str:
     if not listing.lines:
         return (
             "no run has published a row there yet, and a run that was stopped does so when it goes on: "
-            f"see `batchcl runs {job.from_results}`"
+            f"see {command('runs', job.from_results)}"
         )
     return "give the archives themselves as SOURCE" if MEMBERS in listing.left_out else "check the filters"
 

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import anyio.to_thread
-
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.lifecycle import MAX_UNITS
 from batchcl.aws.session import Aws
@@ -138,7 +136,7 @@ async def _known(job: Job, aws: Aws, model: ModelArn) -> KnownVersions | None:
     if not job.incremental:
         return None
     try:
-        store = await anyio.to_thread.run_sync(lambda: Store.open(job.out, aws=aws))
+        store = await Store.open_async(job.out, aws=aws)
     except OutputError:
         return None
     return KnownVersions(store, model, fit=job.fit, retry_failed=job.retry_failed)

@@ -18,7 +18,7 @@ from batchcl.failure_codes import FAILURE_CODES
 from batchcl.job import Job, job_of
 from batchcl.quantities import counted
 from batchcl.runs.entries import FailureGroup
-from batchcl.runs.layout import RunPaths
+from batchcl.runs.layout import RunPaths, valid_run_id
 from batchcl.runs.markers import published, read_totals, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
 from batchcl.runs.recovery import publish_leftovers
@@ -32,6 +32,7 @@ from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
 from batchcl.scoring.tenure import lease_of, tenure
+from batchcl.shell import command
 
 __all__ = ["conduct_round", "job_of_round", "retry"]
 
@@ -69,20 +70,24 @@ async def retry(
         RefusedError: nothing was spent.
         StoppedError: it ended early; `retry` goes on.
     """
+    valid_run_id(run_id)
     begun_at = anyio.current_time()
     observer = Contained(observer or SilentObserver())
     stopper = stopper or Stopper()
     changes = dict(changes or {})
     session = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
-    store = await anyio.to_thread.run_sync(lambda: Store.open(root, aws=session))
-    record = await read_record(store, run_id)
-    if record is None:
-        raise UsageError(f"there is no run {run_id} in {root}; `batchcl runs {root}` lists them")
-    earlier = await read_summary(store, run_id)
-    if earlier is None or (earlier.status != "done" and earlier.round == 0):
-        raise UsageError(f"run {run_id} is not done yet; end it first with `batchcl run` and the same --run-id")
-    job = within_descriptors(await job_of_round(store, record, {"out": root} | changes), observer)
-    await store.check_writable(single_writer=job.single_writer)
+    with stopper.interruptible():
+        store = await Store.open_async(root, aws=session)
+        record = await read_record(store, run_id)
+        if record is None:
+            raise UsageError(f"there is no run {run_id!r} in {root}; {command('runs', root)} lists them")
+        earlier = await read_summary(store, run_id)
+        if earlier is None or (earlier.status != "done" and earlier.round == 0):
+            raise UsageError(f"run {run_id} is not done yet; end it first with `batchcl run` and the same --run-id")
+        job = within_descriptors(await job_of_round(store, record, {"out": root} | changes), observer)
+        if job.sse is not None:
+            store = await Store.open_async(root, aws=session, encryption=job.encryption)
+        await store.check_writable(single_writer=job.single_writer)
     async with (
         service_of(job) as (aws, model),
         open_model(job, aws, model, observer, stopper, run_id=run_id, root=store.root, begun_at=begun_at) as means,

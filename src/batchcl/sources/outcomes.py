@@ -82,8 +82,9 @@ async def open_outcomes(root: str, *, aws: Aws, where: Condition | None, leave_o
     if where is not None:
         where.check(COLUMNS)
 
+    store = await Store.open_async(root, aws=aws)
+
     def find() -> list[_OutcomesPart]:
-        store = Store.open(root, aws=aws)
         parts = [part for part in published_parts(store) if not _is_of(part, leave_out_run)]
         newest_first = sorted(parts, key=lambda part: (part.date, part.name, part.table), reverse=True)
         later = later_parts(parts)

@@ -23,6 +23,7 @@ from batchcl.aws.http import Request, Response, SignedClient, open_signed_client
 from batchcl.aws.listing import open_pages
 from batchcl.aws.names import find_model
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
+from batchcl.aws.store_access import find_store_access
 from batchcl.aws.transport import Transport
 from batchcl.errors import (
     CallError,
@@ -644,7 +645,7 @@ async def read_blocking(aws: Aws) -> None:
 
 
 async def look_up_output(aws: Aws) -> None:
-    access = await anyio.to_thread.run_sync(aws.s3_access, "pics")
+    access = await find_store_access(aws, "pics")
     assert access.region == aws.region
 
 

@@ -10,10 +10,10 @@ import anyio
 import pytest
 from botocore.exceptions import ClientError
 
-from batchcl.aws import session
 from batchcl.aws.credentials import FixedCredentials
-from batchcl.aws.session import Aws, AwsSettings, S3Access, StaticCredentials
-from batchcl.errors import CredentialsError
+from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
+from batchcl.aws.store_access import StoreAccess, find_store_access_now
+from batchcl.errors import CredentialsError, RefusedError
 from unit.emulator.harness import running_server
 
 SECRET = "s3cr3t/Key+Value"
@@ -71,7 +71,7 @@ def meta(aws: Aws, service: str, **options: Any) -> Any:
 
 def test_no_repr_shows_a_secret() -> None:
     settings = AwsSettings(rekognition_credentials=StaticCredentials("AKID", SECRET))
-    access = S3Access("eu-west-1", None, FixedCredentials("AKID", SECRET))
+    access = StoreAccess("eu-west-1", "https://b.s3.eu-west-1.amazonaws.com", FixedCredentials("AKID", SECRET))
     for thing in (settings, settings.rekognition_credentials, Aws(settings), access):
         assert SECRET not in repr(thing)
     assert "AKID" in repr(settings)
@@ -132,27 +132,57 @@ def test_given_keys_are_credentials_for_rekognition_alone() -> None:
     aws = Aws(AwsSettings(rekognition_credentials=StaticCredentials("AKID", SECRET)))
     anyio.run(aws.check_credentials)
     with pytest.raises(CredentialsError, match="no AWS credentials found"):
-        aws.s3_access("b")
+        find_store_access_now(aws, "b")
+
+
+CONFIG = """[profile of-services]
+services = local
+[profile of-itself]
+endpoint_url = tables:9000
+[services local]
+s3 =
+  endpoint_url = 127.0.0.1:8333
+"""
+
+
+BOTH = ("s3", "blocking_s3", "rekognition")
+S3 = ("s3", "blocking_s3")
 
 
 @pytest.mark.usefixtures("keys")
-def test_other_s3_clients_get_region_endpoint_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_bucket_region", lambda _client, _bucket: "eu-west-3")
-    standard = Aws().s3_access("b")
-    assert (standard.region, standard.endpoint_url) == ("eu-west-3", None)
-    assert standard.scan_options() == {
-        "aws_region": "eu-west-3",
-        "aws_access_key_id": "AKIDTEST",
-        "aws_secret_access_key": SECRET,
-        "aws_session_token": "token-" + SECRET,
-    }
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:3")
-    monkeypatch.setattr(session, "_bucket_region", lambda _client, _bucket: None)
-    local = Aws().s3_access("b")
-    assert (local.region, local.endpoint_url) == ("us-east-1", "http://127.0.0.1:3")
-    options = local.scan_options()
-    assert options["aws_endpoint_url"] == "http://127.0.0.1:3"
-    assert options["aws_allow_http"] == "true"
-    assert options["aws_virtual_hosted_style_request"] == "false"
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://127.0.0.1:3")
-    assert Aws().s3_access("b").scan_options()["aws_allow_http"] == "false"
+@pytest.mark.parametrize(
+    ("services", "variable", "value", "named"),
+    [
+        (BOTH, "AWS_ENDPOINT_URL", "foo", "AWS_ENDPOINT_URL is not a URL: .*foo"),
+        (BOTH, "AWS_ENDPOINT_URL", "ftp://host", "AWS_ENDPOINT_URL is not a URL: .*ftp://host"),
+        (BOTH, "AWS_ENDPOINT_URL", "http://host:99999", "AWS_ENDPOINT_URL is not a URL: Port out of range"),
+        (S3, "AWS_ENDPOINT_URL_S3", "127.0.0.1:8333", r"AWS_ENDPOINT_URL_S3 is not a URL: .*127\.0\.0\.1:8333"),
+        (("rekognition",), "AWS_ENDPOINT_URL_REKOGNITION", "a:1", "AWS_ENDPOINT_URL_REKOGNITION is not a URL"),
+        (S3, "AWS_PROFILE", "of-services", r"endpoint_url of s3 in \[services local\] of the AWS config is not a URL"),
+        (BOTH, "AWS_PROFILE", "of-itself", "endpoint_url of profile of-itself in the AWS config is not a URL"),
+        (BOTH, "AWS_REGION", "foo bar", "foo bar.*check the region"),
+    ],
+)
+def test_a_malformed_endpoint_is_refused_by_its_name(
+    services: tuple[str, ...], variable: str, value: str, named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text(CONFIG)
+    monkeypatch.setenv(variable, value)
+    for service in services:
+        with pytest.raises(RefusedError, match=named):
+            Aws().blocking_s3() if service == "blocking_s3" else meta(Aws(), service)
+
+
+def test_a_given_endpoint_is_refused_as_such() -> None:
+    aws = Aws(
+        AwsSettings(rekognition_endpoint_url="foo", rekognition_credentials=StaticCredentials("emulator", "emulator"))
+    )
+    with pytest.raises(RefusedError, match="the endpoint that was given is not a URL"):
+        meta(aws, "rekognition")
+
+
+@pytest.mark.usefixtures("keys")
+def test_endpoints_that_are_to_be_ignored_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "foo")
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    assert meta(Aws(), "s3").endpoint_url == "https://s3.amazonaws.com"

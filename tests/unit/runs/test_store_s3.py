@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import threading
@@ -13,12 +14,14 @@ from typing import Any, ClassVar
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import polars as pl
 import pytest
 from obstore.store import S3Store
 
 from batchcl.aws.session import Aws
-from batchcl.errors import ExitCode, OutputCredentialsError, OutputError, StoppedError
-from batchcl.runs.store import Store
+from batchcl.errors import ExitCode, OutputCredentialsError, OutputError, StoppedError, UsageError
+from batchcl.runs.encryption import Encryption, ServerSideEncryption
+from batchcl.runs.store import Store, scan_error
 from virtual import run_virtual
 
 RESET = "reset"
@@ -38,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     objects: ClassVar[dict[str, bytes]]
     faults: ClassVar[list[tuple[str, Any]]]
     writes: ClassVar[int]
+    requests: ClassVar[list[tuple[str, dict[str, str]]]]
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
@@ -74,6 +78,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200)
 
     def _is_refused(self) -> bool:
+        type(self).requests.append((self.command, {name.lower(): value for name, value in self.headers.items()}))
         key = self.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
         if type(self).accepts in {"", key}:
             return False
@@ -95,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def bucket() -> Iterator[tuple[type[Handler], Store]]:
-    handler = type("Bucket", (Handler,), {"objects": {}, "faults": [], "writes": 0})
+    handler = type("Bucket", (Handler,), {"objects": {}, "faults": [], "writes": 0, "requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -228,8 +233,9 @@ def test_every_operation_takes_the_keys_that_are_in_the_file_now(rotated, name):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_keys_that_were_never_good_are_said_to_be_refused(rotated, name):
-    handler, store, _ = rotated
+    handler, _, _ = rotated
     handler.accepts = "NEW"
+    store = Store.open("s3://b", aws=Aws())  # the lookup of the bucket's region is refused as well
     with pytest.raises(
         OutputCredentialsError, match=r"InvalidAccessKeyId: m; check the profile and its keys"
     ) as caught:
@@ -286,3 +292,138 @@ def test_a_provider_that_fails_in_a_thread_says_so_in_its_own_words(rotated, tmp
         "reading s3://b/x failed: loading the AWS credentials of profile default with credential_process failed: No "
         "such file or directory: /opt/none; run that command by hand and correct it"
     )
+
+
+# --- what is sent, and what is said ----------------------------------------------------------------------------------
+
+
+HOSTILE = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+    "AWS_ALLOW_HTTP": "false",
+    "AWS_SKIP_SIGNATURE": "true",
+    "AWS_CONDITIONAL_PUT": "disabled",
+    "AWS_REQUEST_PAYER": "requester",
+    "AWS_UNSIGNED_PAYLOAD": "true",
+    "AWS_S3_EXPRESS": "true",
+    "AWS_CHECKSUM_ALGORITHM": "crc64nvme",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
+    "AWS_PROXY_URL": "http://127.0.0.1:1",
+    "AWS_TIMEOUT": "1ns",
+}
+KEY = "arn:aws:kms:us-east-1:123456789012:key/k"
+SSE = "x-amz-server-side-encryption"
+
+
+def written(handler: type[Handler], store: Store) -> list[dict[str, str]]:
+    """The headers of a replacement and of a creation, which both carry the checksum of their content."""
+
+    async def main() -> None:
+        await store.put("x", b"1")
+        assert await store.put_new("y", b"1")
+        assert not await store.put_new("y", b"2")
+        assert await store.get("x") == b"1"
+
+    anyio.run(main)
+    assert handler.objects == {"/b/x": b"1", "/b/y": b"1"}
+    puts = [headers for method, headers in handler.requests if method == "PUT"]
+    assert [headers.get("if-none-match") for headers in puts] == [None, "*", "*"]
+    assert [headers["x-amz-checksum-sha256"] for headers in puts[:2]] == [ONE] * 2
+    return puts
+
+
+ONE = "a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s="
+"""SHA-256 of b"1"."""
+
+
+def test_variables_that_only_the_store_reads_change_nothing(rotated, monkeypatch):
+    handler, _, _ = rotated
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    for headers in written(handler, Store.open("s3://b", aws=Aws())):
+        assert "Credential=OLD/" in headers["authorization"]
+        assert headers["x-amz-content-sha256"] != "UNSIGNED-PAYLOAD"
+        assert not {SSE, "x-amz-request-payer", "x-amz-checksum-crc64nvme"} & headers.keys()
+
+
+@pytest.mark.parametrize(
+    ("encryption", "variables", "sent"),
+    [
+        (Encryption(), {}, (None, None, None)),
+        (Encryption(ServerSideEncryption.S3), {}, ("AES256", None, None)),
+        (Encryption(ServerSideEncryption.KMS), {}, ("aws:kms", None, None)),
+        (Encryption(ServerSideEncryption.DSSE_KMS, KEY), {}, ("aws:kms:dsse", KEY, None)),
+        (Encryption(ServerSideEncryption.KMS), {"AWS_SSE_KMS_KEY_ID": KEY}, ("aws:kms", KEY, None)),
+        (
+            Encryption(),
+            {"AWS_SERVER_SIDE_ENCRYPTION": "aws:kms", "AWS_SSE_KMS_KEY_ID": KEY, "AWS_SSE_BUCKET_KEY_ENABLED": "true"},
+            ("aws:kms", KEY, "true"),
+        ),
+        (Encryption(ServerSideEncryption.S3), {"AWS_SERVER_SIDE_ENCRYPTION": "aws:kms"}, ("AES256", None, None)),
+    ],
+)
+def test_writes_ask_for_the_encryption_that_is_configured(rotated, encryption, variables, sent, monkeypatch):
+    handler, _, _ = rotated
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for headers in written(handler, Store.open("s3://b", aws=Aws(), encryption=encryption)):
+        found = (headers.get(name) for name in (SSE, f"{SSE}-aws-kms-key-id", f"{SSE}-bucket-key-enabled"))
+        assert tuple(found) == sent
+    assert all(SSE not in headers for method, headers in handler.requests if method != "PUT")
+
+
+@pytest.mark.usefixtures("rotated")
+def test_an_encryption_that_contradicts_itself_is_refused(monkeypatch):
+    with pytest.raises(UsageError, match="--sse-kms-key-id needs --sse aws:kms"):
+        Encryption(ServerSideEncryption.S3, KEY)
+    monkeypatch.setenv("AWS_SSE_KMS_KEY_ID", KEY)
+    with pytest.raises(UsageError, match="AWS_SSE_KMS_KEY_ID is set, but --sse AES256 takes no key"):
+        Store.open("s3://b", aws=Aws(), encryption=Encryption(ServerSideEncryption.S3))
+    monkeypatch.delenv("AWS_SSE_KMS_KEY_ID")
+    monkeypatch.setenv("AWS_SERVER_SIDE_ENCRYPTION", "rot13")
+    with pytest.raises(OutputError, match=r"opening the output root s3://b failed: Invalid encryption type: rot13"):
+        Store.open("s3://b", aws=Aws())
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_errors_have_the_reason_and_the_path_and_nothing_else(bucket, name):
+    handler, store = bucket
+    handler.accepts, handler.refusal = "NOBODY", "AccessDenied"
+    with pytest.raises(OutputError) as caught:
+        anyio.run(OPERATIONS[name], store)
+    doing, _, reason = str(caught.value).partition(" failed: ")
+    assert re.fullmatch(r"[a-z ]+ s3://b/(x|y|runs)", doing)
+    assert reason == "403 Forbidden: AccessDenied: m; check that it exists and may be written"
+
+
+def test_a_connection_that_fails_is_said_to_with_its_reason():
+    backend = S3Store(
+        "b",
+        config={
+            "region": "us-east-1",
+            "aws_endpoint_url_s3": "http://127.0.0.1:1",
+            "access_key_id": "a",
+            "secret_access_key": "s",
+        },
+        client_options={"allow_http": True},
+        retry_config={"max_retries": 0},
+    )
+    store = Store("s3://b/p", backend)
+    with pytest.raises(OutputError) as caught:
+        anyio.run(store.get, "runs/r/run.json")
+    assert str(caught.value) == (
+        "reading s3://b/p/runs/r/run.json failed: the connection failed: Connection refused; check the endpoint, the "
+        "proxy and the network"
+    )
+
+
+def test_a_table_that_polars_may_not_read_is_named(rotated):
+    handler, store, _ = rotated
+    handler.accepts, handler.refusal = "NOBODY", "AccessDenied"
+    scan = pl.scan_parquet(store.uri("results/a b.parquet"), **store.scan_arguments())
+    with pytest.raises(OSError, match="object-store error") as caught:
+        scan.collect(engine="in-memory")
+    assert str(scan_error(caught.value)) == (
+        "reading s3://b/results/a b.parquet failed: 403 Forbidden: AccessDenied: m; check that it exists and may be "
+        "read"
+    )
+    assert scan_error(OSError("no space left")) is None
