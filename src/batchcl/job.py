@@ -157,6 +157,7 @@ class Job(BaseModel):
     skip_bad_lines: bool = False
     max_failures: str | None = None
     deadline: str | None = None
+    grace: str = "25s"
     max_cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     incremental: bool = False
     retry_failed: bool = False
@@ -167,7 +168,6 @@ class Job(BaseModel):
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
     start_model: str | None = None
     keep_model: bool = False
-    grace: str = "25s"
     lease: str = "15m"
     dead_man_role: str | None = None
     cross_region: bool = False

@@ -11,6 +11,7 @@ from PIL import Image
 
 from batchcl.cli import query
 from batchcl.errors import OutputError, UsageError
+from servers import aws_env
 from typed import typed
 
 FAULTS = {"missing": None, "no TOML": "faults = [", "unknown kind": "[[faults]]\nkind = 'sorcery'"}
@@ -110,13 +111,12 @@ def test_commands_in_messages_can_be_pasted(told, tmp_path, command):
     )
 
 
-def test_commands_after_a_run_can_be_pasted(cli, demo, tmp_path):
+def test_commands_after_a_run_can_be_pasted(cli, demo, service, tmp_path):
     (pictures := tmp_path / "pictures").mkdir()
     shutil.copy(demo.data.images / "00001.jpg", pictures)
     Image.new("RGB", (80, 80)).save(pictures / "bad.jpg", "GIF")
-    emulator = ["--model", demo.arn, "--emulator", "--emulator-state", demo.state]
-    job = [*emulator, "--out", "it's out", "--run-id", "night of 1; ls"]
-    done = cli("run", "pictures", *job, cwd=tmp_path)
+    job = ["--model", demo.arn, "--out", "it's out", "--run-id", "night of 1; ls"]
+    done = cli("run", "pictures", *job, env=aws_env(service), cwd=tmp_path)
     assert done.code == 3, done.err
     root = shlex.quote(str(tmp_path / "it's out"))
     assert f"`batchcl failures {root}`" in done.err

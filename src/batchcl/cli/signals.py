@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -42,7 +43,8 @@ def run_until_signalled(work: Callable[[Stopper], Awaitable[_T]], *, grace_s: fl
     The first of `SIGNALS` drains, within `grace_s`. The second cancels at once, but for the stop of the model, which
     gets ten seconds. A closed terminal may send SIGHUP twice, which counts once.
     """
-    return anyio.run(_run, work, grace_s)
+    with ExitStack() as timers:  # also of what the event loop waits for at its end
+        return anyio.run(_run, work, grace_s, timers)
 
 
 async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
@@ -59,16 +61,17 @@ async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
         kind = InterruptedRunError if number is signal.SIGINT else StoppedError
         if error is None:
             error = kind(_reason(number))
-            _end_process_after(GRACE_S, number)
+            timers.callback(_end_process_after(GRACE_S, number).cancel)
         scope.cancel()
 
-    result = await _listening(work, on_signal)
+    with ExitStack() as timers:
+        result = await _listening(work, on_signal)
     if error is not None:
         raise error
     return result[0]
 
 
-async def _run(work: Callable[[Stopper], Awaitable[_T]], grace_s: float) -> _T:
+async def _run(work: Callable[[Stopper], Awaitable[_T]], grace_s: float, timers: ExitStack) -> _T:
     stopper = Stopper()
     seen: set[signal.Signals] = set()
 
@@ -79,7 +82,7 @@ async def _run(work: Callable[[Stopper], Awaitable[_T]], grace_s: float) -> _T:
             limit_s = math.inf if number is signal.SIGINT and sys.stderr.isatty() else grace_s
             stopper.request(_reason(number), by_user=number is signal.SIGINT, limit_s=limit_s)
             if limit_s != math.inf:
-                _end_process_after(limit_s, number, last_words=stopper.last_words)
+                timers.callback(_end_process_after(limit_s, number, last_words=stopper.last_words).cancel)
         elif not is_repeated:
             stopper.hurry()
             scope.cancel()
@@ -121,8 +124,10 @@ async def _listen(
             on_signal(scope, number)
 
 
-def _end_process_after(limit_s: float, number: signal.Signals, *, last_words: Callable[[], str] = str) -> None:
-    """End the process with a sentence when it is still there after `limit_s`."""
+def _end_process_after(
+    limit_s: float, number: signal.Signals, *, last_words: Callable[[], str] = str
+) -> threading.Timer:
+    """End the process with a sentence after `limit_s`, unless the timer is cancelled before."""
 
     def end() -> None:
         text = f"{_reason(number)}, but not over after {limit_s:.0f} s; what is not committed is called for again"
@@ -132,6 +137,7 @@ def _end_process_after(limit_s: float, number: signal.Signals, *, last_words: Ca
     timer = threading.Timer(limit_s - _EXIT_S, end)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def _reason(number: signal.Signals) -> str:

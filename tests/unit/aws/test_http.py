@@ -350,7 +350,7 @@ def test_endpoints_are_those_of_botocore(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_an_endpoint_that_is_none_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "here")
-    with pytest.raises(RefusedError, match=r"finding the endpoint of rekognition failed: .*here.*; check"):
+    with pytest.raises(RefusedError, match=r"AWS_ENDPOINT_URL is not a URL: .*here.*; write it like"):
         endpoint("rekognition")
 
 
