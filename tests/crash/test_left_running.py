@@ -152,7 +152,7 @@ def until_hit(job: tuple[object, ...], fault: str, moment: str, model: Model, en
     with started(*job, *flags, env=env) as process:
         until_seen(process, lambda: bool(model.leases()) if moment == "lease" else model.status == moment)
         ends_within(process, 0.4 if moment == "lease" else 0)
-        names = {"two signals": ["SIGTERM", "SIGINT"], "truncated": [], "malformed": [], "in the call": ["SIGTERM"]}
+        names = {"two signals": ["SIGHUP", "SIGTERM"], "truncated": [], "malformed": [], "in the call": ["SIGTERM"]}
         for name in names.get(fault, [fault]):
             process.send_signal(getattr(signal, name))
         process.communicate(timeout=60)
