@@ -96,15 +96,37 @@ def _occupy(descriptor: int) -> None:
             os.close(opened)
 
 
-class _Stdout(io.TextIOBase):
-    """Raises `StreamError` at the first write that fails, and drops what comes after it.
+class _Standard(io.TextIOBase):
+    """What both streams answer for the one that they stand for.
 
     Args:
-        stream: None where stdout was closed when the process started.
+        stream: None where it was closed when the process started.
+        descriptor: its number.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, descriptor: int) -> None:
         self._stream = stream
+        self._descriptor = descriptor
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8" if self._stream is None else self._stream.encoding
+
+
+class _Stdout(_Standard):
+    """Raises `StreamError` at the first write that fails, and drops what comes after it."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(stream, 1)
         self._failed = False
 
     def write(self, text: str) -> int:
@@ -119,19 +141,6 @@ class _Stdout(io.TextIOBase):
         if self._stream is not None and not self._failed:
             with self._explained():
                 self._stream.flush()
-
-    def isatty(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
-
-    def fileno(self) -> int:
-        return 1
-
-    def writable(self) -> bool:
-        return True
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return "utf-8" if self._stream is None else self._stream.encoding
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -149,15 +158,11 @@ class _Stdout(io.TextIOBase):
             raise StreamError(f"writing to stdout failed: {reason}; check where it leads") from error
 
 
-class _Stderr(io.TextIOBase):
-    """Passes text to a thread that writes it; drops text when 1,000 pieces wait, and whatever fails to be written.
-
-    Args:
-        stream: None where stderr was closed when the process started.
-    """
+class _Stderr(_Standard):
+    """Passes text to a thread that writes it; drops text when 1,000 pieces wait, and whatever fails to be written."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
+        super().__init__(stream, 2)
         self._pending: deque[str] = deque()
         self._changed = threading.Condition()
         self._is_idle = True
@@ -181,19 +186,6 @@ class _Stderr(io.TextIOBase):
         with self._changed:
             if not self._is_stuck:
                 self._is_stuck = not self._changed.wait_for(lambda: self._is_idle, _FLUSH_S)
-
-    def isatty(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
-
-    def fileno(self) -> int:
-        return 2
-
-    def writable(self) -> bool:
-        return True
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return "utf-8" if self._stream is None else self._stream.encoding
 
     def _pass_on(self) -> None:
         assert self._stream is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import polars as pl
@@ -25,6 +25,7 @@ __all__ = [
     "ENTRIES",
     "Entry",
     "FailureGroup",
+    "count_fittable",
     "counts",
     "entry_table",
     "failure_groups",
@@ -170,6 +171,11 @@ def unresolved(entries: pa.Table, images: pa.Table) -> list[tuple[int, FailureGr
         ~pl.col("fit") & (failed | pl.col("position").is_in(fitting)),
     )
     return [(position, FailureGroup(*group)) for position, *group in groups.iter_rows()]
+
+
+def count_fittable(failures: Mapping[FailureGroup, int]) -> int:
+    """How many of these images `--fit` may help."""
+    return sum(number for group, number in failures.items() if group.fit_may_help)
 
 
 def failure_groups(entries: pa.Table, images: pa.Table) -> Counter[FailureGroup]:

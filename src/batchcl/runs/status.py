@@ -261,6 +261,7 @@ def _state(
     unfinished: int | None,
     sessions: Sequence[SessionRecord],
 ) -> RunState:
+    from batchcl.runs.entries import count_fittable  # noqa: PLC0415
     from batchcl.runs.rounds import Round  # noqa: PLC0415
 
     in_parts = complete.counts + in_tables
@@ -290,7 +291,7 @@ def _state(
         journalled=_outcomes(journalled),
         unresolved=both.failed,
         retryable=Round(0).selected(complete.failures),
-        fittable=sum(number for group, number in complete.failures.items() if group.fit_may_help),
+        fittable=count_fittable(complete.failures),
         left=worklist.images - both.done,
         rounds=rounds,
         unfinished_round=unfinished,

@@ -17,7 +17,7 @@ from batchcl.errors import OutputError, StoppedError, UsageError
 from batchcl.failure_codes import FAILURE_CODES
 from batchcl.job import Job, job_of
 from batchcl.quantities import counted
-from batchcl.runs.entries import FailureGroup
+from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths, valid_run_id
 from batchcl.runs.markers import published, read_totals, total
 from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
@@ -183,7 +183,7 @@ def _report_rest(failures: Counter[FailureGroup], about: Round, observer: Observ
     for status, code in sorted({(group.status, group.code) for group in rest}):
         of_code = {group: number for group, number in rest.items() if (group.status, group.code) == (status, code)}
         images = sum(of_code.values())
-        fixable = sum(number for group, number in of_code.items() if group.fit_may_help)
+        fixable = count_fittable(of_code)
         text = f"not retried: {counted(images, 'image')} {status} with {code}{_reason(code)}"
         if fixable:
             text += f"; `batchcl retry --fit` may help {fixable:,} of them"

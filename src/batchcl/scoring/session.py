@@ -27,7 +27,7 @@ from batchcl.lifetime.manager import ModelManager
 from batchcl.pacing.pacer import Pacer
 from batchcl.quantities import counted
 from batchcl.reading.base import Preparer
-from batchcl.runs.entries import FailureGroup
+from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import Ledger, Targets
@@ -334,7 +334,7 @@ class Session:
             known=(totals.known if totals else 0) + counts.already_scored,
             known_failed=(totals.known_failed if totals else 0) + counts.already_failed,
             retryable=None if final is None else Round(0).selected(failures),
-            fittable=None if final is None else sum(n for group, n in failures.items() if group.fit_may_help),
+            fittable=None if final is None else count_fittable(failures),
             filtered=totals.filtered if totals else 0,
             filtered_by=totals.filtered_by if totals else {},
             left_out=totals.left_out if totals else {},
