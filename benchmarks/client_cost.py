@@ -24,6 +24,9 @@ from batchcl.aws.detect import Detector, open_detector
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.aws.transport import Transport
 from batchcl.images import ImageRef
+from batchcl.reading.files import FileReader
+
+FILES = FileReader()
 
 HERE = Path(__file__).parent
 CONTENDERS = {
@@ -39,7 +42,9 @@ TARGETS = {"aioboto3, gather": 3.5, "boto3, threads": 4}
 async def call(transport: Transport, endpoint: str, calls: int, concurrency: int) -> dict[str, float]:
     """As batchcl's own detector calls; the engine around it is another benchmark's."""
     aws = Aws(AwsSettings(region="us-east-1", rekognition_endpoint_url=endpoint))
-    async with open_detector(aws, ModelArn.parse(MODEL), transport=transport, connections=concurrency) as detector:
+    async with open_detector(
+        aws, ModelArn.parse(MODEL), transport=transport, connections=concurrency, reader=FILES
+    ) as detector:
         assert await _call_all(detector, concurrency * 2, concurrency) == concurrency * 4
         wall, cpu = time.perf_counter(), time.process_time()
         labels = await _call_all(detector, calls, concurrency)

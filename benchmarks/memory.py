@@ -20,7 +20,7 @@ import anyio
 from common import conditions, cost_of, said_by
 
 from batchcl.aws.arn import ModelArn
-from batchcl.images import ImageRef
+from batchcl.images import ImageRef, Position
 from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.store import Store
@@ -30,7 +30,7 @@ from batchcl.scoring.outcome import Detection, Label
 from batchcl.scoring.score import conduct, find
 from batchcl.scoring.session import Means
 from batchcl.scoring.stopper import Stopper
-from batchcl.sources.base import PAGE, Checked, Position
+from batchcl.sources.base import PAGE, Checked
 from batchcl.sources.filters import Filters
 from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Selection

@@ -37,7 +37,7 @@ from stubs.server import DETECTED, Manner, Stub
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the servers of the tests
 
-from batchcl.images import ImageRef
+from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.runs.entries import Entry, counts
 from batchcl.runs.image_table import image_table
 from batchcl.runs.journal import Journal
@@ -45,13 +45,12 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.markers import write_marker
 from batchcl.runs.parts import publish_journal
-from batchcl.runs.record import RunRecord, SessionRecord, Summary, write_summary
+from batchcl.runs.record import RunRecord, write_summary
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
 from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.outcome import Counts, Failed, Label, Scored
-from batchcl.sources.base import Position
-from batchcl.sources.select import Bookmark
+from batchcl.summary import SessionRecord, Summary
 from servers import KEY, REGION, SECRET, aws_env, client, make_bucket, running_seaweed
 
 BUCKET = "nights"

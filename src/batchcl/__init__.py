@@ -33,12 +33,12 @@ if TYPE_CHECKING:
         UsageError,
     )
     from batchcl.job import Job, load_job
-    from batchcl.runs.record import Summary
     from batchcl.scoring.few import Answered, detect
     from batchcl.scoring.plan import Plan, plan
     from batchcl.scoring.retry import retry
     from batchcl.scoring.score import run, run_sync
     from batchcl.scoring.stopper import Stopper
+    from batchcl.summary import Summary
 
 __all__ = [
     "Answered",

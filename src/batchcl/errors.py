@@ -37,7 +37,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from batchcl.runs.record import Summary
+    from batchcl.summary import Summary
 
 __all__ = [
     "BatchclError",

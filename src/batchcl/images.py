@@ -8,8 +8,9 @@ call is spent; what only the bytes tell (pixels, truncation) is judged by the se
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias
 
 __all__ = [
     "APPLE_DOUBLE",
@@ -19,9 +20,14 @@ __all__ = [
     "MAX_BYTES_INLINE",
     "MAX_BYTES_S3",
     "ArchiveMember",
+    "Bookmark",
+    "ImageReader",
     "ImageRef",
+    "Pause",
+    "Position",
     "Unfit",
     "escaped",
+    "no_pause",
     "suffix_of",
     "unfit",
 ]
@@ -171,3 +177,65 @@ def _encodable(name: str) -> bool:
 def _is_extension(suffix: str) -> bool:
     """Whether `suffix` is a file type rather than the tail of a dotted name such as `scan 12.05.2026`."""
     return suffix[1:].isascii() and suffix[1:].isalnum() and any(c.isalpha() for c in suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a source was read: its first `count` images, the last of which has this `key`.
+
+    A list file goes on by `count`, a bucket or a directory by `key`, as images may come or go in between.
+    """
+
+    count: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """Where the list of a run stands.
+
+    Attributes:
+        source: number of the source, from 0.
+        position: of the last image in it.
+        taken: images that passed the filters so far.
+        repeated: images left out so far because they were taken already.
+        known: images left out so far because their version has a result.
+        known_failed: images left out so far because their version has a permanent failure.
+        filtered: images left out so far by the filters: the filter's name → how many.
+        cut: the largest rank of the sample, which was found before the first image; None without a sample.
+    """
+
+    source: int
+    position: Position
+    taken: int
+    repeated: int = 0
+    known: int = 0
+    known_failed: int = 0
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    cut: int | None = None
+
+
+Pause: TypeAlias = Callable[[int], Awaitable[None]]
+"""Awaited after so many images of a source were read, before the next ones are."""
+
+
+async def no_pause(_: int) -> None:
+    """Read on at once."""
+
+
+class ImageReader(Protocol):
+    """Reads the images that travel to the service as bytes. Safe for many concurrent callers."""
+
+    def carries(self, image: ImageRef) -> bool:
+        """Whether `image` travels as bytes, rather than as the name of an object that the service fetches itself."""
+        ...
+
+    async def read(self, image: ImageRef) -> bytes:
+        """The whole bytes of an `image` that it carries, within a deadline that starts when it is the image's turn.
+
+        Raises:
+            ImageError: they can't be had, whatever the attempt; `code` is a stable word for the tables.
+            HostError: the next attempt may get them. It tells nothing of the service, as that isn't asked.
+            FatalCallError: nor can those of any other image, until somebody changes something.
+        """
+        ...

@@ -13,7 +13,7 @@ from batchcl.aws.listing import PageReader, open_pages
 from batchcl.aws.listing_page import Page
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
-from batchcl.sources.base import Position
+from batchcl.images import Position
 from batchcl.sources.key_ranges import read_in_order
 from batchcl.sources.s3_prefix import S3PrefixSource
 from servers import REGION, aws_env, client, make_bucket

@@ -16,7 +16,10 @@ from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
 from batchcl.aws.transport import Transport
 from batchcl.errors import FatalCallError, ImageError
 from batchcl.images import ImageRef
+from batchcl.reading.files import FileReader
 from servers import KEY, SECRET, aws_env, client, make_bucket
+
+FILES = FileReader()
 
 HOUR_S = 3600
 
@@ -42,7 +45,7 @@ def images(demo, seaweed) -> list[ImageRef]:
 def test_both_see_the_same_in_the_same_pictures(service, demo, images):
     async def labels(transport: Transport) -> list[Any]:
         model = ModelArn.parse(demo.arn)
-        async with open_detector(aws(service), model, transport=transport, min_confidence=0) as detector:
+        async with open_detector(aws(service), model, transport=transport, min_confidence=0, reader=FILES) as detector:
             return [(await detector.detect(image)).labels for image in images]
 
     ours, theirs = (anyio.run(labels, transport) for transport in (Transport.WIRE, Transport.AIOBOTO3))
@@ -58,12 +61,12 @@ def test_refusals_of_the_service_have_the_same_class(service, demo, transport):
 
     async def main() -> None:
         model = ModelArn.parse(demo.arn)
-        async with open_detector(aws(service), model, transport=transport) as detector:
+        async with open_detector(aws(service), model, transport=transport, reader=FILES) as detector:
             for image, code in ((missing, "InvalidS3ObjectException"), (text, "InvalidImageFormatException")):
                 with pytest.raises(ImageError) as caught:
                     await detector.detect(image)
                 assert (caught.value.code, caught.value.status) == (code, 400)
-        async with open_detector(aws(service, secret="wrong"), model, transport=transport) as detector:
+        async with open_detector(aws(service, secret="wrong"), model, transport=transport, reader=FILES) as detector:
             with pytest.raises(FatalCallError, match="secret key does not fit") as refused:
                 await detector.detect(text)
             assert refused.value.code == "InvalidSignatureException"
@@ -79,7 +82,7 @@ def test_a_machine_whose_clock_is_off_scores_all_the_same(service, demo, images,
         async with open_signed_client(
             session, "rekognition", region=region, clock=lambda: time.time() + ahead_s
         ) as client:
-            detector = SignedDetector(client, ModelArn.parse(demo.arn), min_confidence=0)
+            detector = SignedDetector(client, ModelArn.parse(demo.arn), min_confidence=0, reader=FILES)
             for image in images[:3]:
                 assert (await detector.detect(image)).labels
 

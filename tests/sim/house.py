@@ -27,13 +27,13 @@ from obstore.store import MemoryStore
 from batchcl.aws.arn import ModelArn
 from batchcl.aws.detect import Detector
 from batchcl.errors import BatchclError, ModelNotReadyError, OutputError, SourceError, TransientError, UnreachableError
-from batchcl.images import ImageRef, unfit
+from batchcl.images import ImageRef, Position, unfit
 from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
 from batchcl.reading.base import Preparer
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.lease import Lease, read_lease
-from batchcl.runs.record import Summary, read_record, read_summary
+from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
 from batchcl.scoring.events import Observer, SilentObserver
 from batchcl.scoring.listing import Listing, TryReading, trust
@@ -42,10 +42,11 @@ from batchcl.scoring.retry import conduct_round, job_of_round
 from batchcl.scoring.score import conduct, find
 from batchcl.scoring.session import Means
 from batchcl.scoring.stopper import Stopper
-from batchcl.sources.base import Checked, Position
+from batchcl.sources.base import Checked
 from batchcl.sources.filters import Filters
 from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Selection
+from batchcl.summary import Summary
 from sim.service import Service
 from virtual import run_virtual
 

@@ -31,7 +31,8 @@ from batchcl.errors import (
     TransientError,
 )
 from batchcl.images import ImageRef
-from batchcl.runs.record import Summary, read_summary
+from batchcl.runs.record import read_summary
+from batchcl.summary import Summary
 from sim.house import FaultyStore, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 

@@ -20,10 +20,10 @@ from batchcl.images import ImageRef
 from batchcl.lifetime.leases import lease_key
 from batchcl.lifetime.leasing import ModelLease
 from batchcl.lifetime.manager import ModelManager
-from batchcl.runs.record import Summary
 from batchcl.scoring.outcome import Detection
 from batchcl.scoring.session import Means
 from batchcl.scoring.stopper import Stopper
+from batchcl.summary import Summary
 from keys import cache_of
 from sim.house import House, Trouble, in_house
 from sim.service import Service, image

@@ -10,8 +10,8 @@ import anyio.lowlevel
 import pytest
 
 from batchcl.errors import StoppedError
-from batchcl.runs.record import Summary
 from batchcl.scoring.stopper import CALLS, RECORDS, STORE, Stopper
+from batchcl.summary import Summary
 from sim.house import House, Sort, Trouble
 from sim.service import Service, image
 from virtual import run_virtual

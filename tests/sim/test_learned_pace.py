@@ -11,10 +11,10 @@ from batchcl.errors import CallError, FatalCallError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.pacing.pacer import Pacer
 from batchcl.runs.layout import pace_path
-from batchcl.runs.record import Summary
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.stopper import Stopper
+from batchcl.summary import Summary
 from sim.house import MODEL, FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
 from virtual import run_virtual

@@ -18,9 +18,9 @@ from batchcl.aws.lifecycle import Units
 from batchcl.errors import FatalCallError, OutputError, RefusedError, StoppedError
 from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.record import Summary
 from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.stopper import Stopper
+from batchcl.summary import Summary
 from sim.house import EPOCH, RUN, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 from sim.test_faults import strike_everywhere

@@ -29,10 +29,13 @@ from batchcl.errors import (
     UnreachableError,
 )
 from batchcl.images import ImageRef
-from batchcl.runs.record import Summary
+from batchcl.reading.files import FileReader
+from batchcl.summary import Summary
 from keys import cache_of
 from sim.house import MODEL, House, Trouble, in_house
 from sim.service import Service, image
+
+FILES = FileReader()
 
 HOUR_S = 3600.0
 CRON_S = 300.0
@@ -94,7 +97,9 @@ class NightHouse(House):
     @asynccontextmanager
     async def detector(self) -> AsyncIterator[Detector]:
         session = cast("Aws", Session(self))
-        async with open_detector(session, ModelArn.parse(MODEL), transport=Transport.AIOBOTO3) as detector:
+        async with open_detector(
+            session, ModelArn.parse(MODEL), transport=Transport.AIOBOTO3, reader=FILES
+        ) as detector:
             yield detector
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from batchcl.errors import BatchclError, FatalCallError, ImageError, OutputError
 from batchcl.images import ImageRef
-from batchcl.runs.record import Summary, read_record, read_summary
+from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.status import RunState, _look_closely, list_runs, look, newest_run
+from batchcl.summary import Summary
 from sim.house import FaultyStore, House, Kind, Sort, Trouble, in_house, utcnow
 from sim.service import Service, image
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from batchcl.errors import RefusedError
 from batchcl.images import ImageRef
-from batchcl.runs.record import Summary
+from batchcl.summary import Summary
 from sim.house import House, in_house
 from sim.service import Service, image
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import anyio
 
-from batchcl.runs.record import Summary
+from batchcl.summary import Summary
 from sim.house import House, Sort, Trouble, in_house
 from sim.service import Service, image
 

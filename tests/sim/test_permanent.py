@@ -14,8 +14,8 @@ from batchcl.errors import CallError, FatalCallError, ImageError, TooManyFailure
 from batchcl.images import ImageRef, Unfit
 from batchcl.lifetime.manager import ModelManager
 from batchcl.reading.base import Prepared
-from batchcl.runs.record import Summary
 from batchcl.scoring.events import Notice, Progress
+from batchcl.summary import Summary
 from sim.house import House, HouseKeeper, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 

@@ -10,8 +10,8 @@ import pytest
 from batchcl.errors import CallError, FatalCallError, ImageError, RefusedError, RejectedError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.pacing.pacer import UnpacedPacer
-from batchcl.runs.record import Summary
 from batchcl.scoring.outcome import Detection
+from batchcl.summary import Summary
 from sim.house import House, in_house
 from sim.service import Service, image
 from sim.test_engine import Run

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 
 from batchcl.errors import FatalCallError, StoppedError
-from batchcl.runs.record import SessionRecord, Summary, read_sessions, read_summary
+from batchcl.runs.record import read_sessions, read_summary
+from batchcl.summary import SessionRecord, Summary
 from sim.house import RUN, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 from sim.test_left_model import house as model_house

@@ -11,9 +11,9 @@ import anyio
 
 from batchcl.errors import CallError, ImageError, ThrottledError
 from batchcl.images import ImageRef
-from batchcl.runs.record import Summary
 from batchcl.scoring.outcome import Detection
 from batchcl.scoring.session import Means
+from batchcl.summary import Summary
 from sim.house import FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
 from virtual import run_virtual

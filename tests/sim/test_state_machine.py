@@ -22,7 +22,8 @@ from batchcl.analysis.export import copy_tables
 from batchcl.errors import CallError, ImageError
 from batchcl.images import ImageRef
 from batchcl.runs.lease import LeaseKeeper
-from batchcl.runs.record import Summary, read_summary
+from batchcl.runs.record import read_summary
+from batchcl.summary import Summary
 from sim.house import EPOCH, RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 

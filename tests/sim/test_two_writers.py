@@ -16,7 +16,8 @@ import pytest
 from batchcl.errors import BatchclError, CallError, ImageError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.runs.lease import LeaseKeeper
-from batchcl.runs.record import Summary, read_summary
+from batchcl.runs.record import read_summary
+from batchcl.summary import Summary
 from sim.house import RUN, House, Trouble, in_house
 from sim.service import Service, image
 

@@ -45,10 +45,8 @@ from batchcl.aws.http import DEADLINE_S, Request, Response, SignedClient, open_s
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import CallError, CredentialsError, FatalCallError, ImageError
-from batchcl.images import ImageRef, Unfit
+from batchcl.images import ImageReader, ImageRef, Unfit
 from batchcl.pixels import unfit_bytes
-from batchcl.reading.base import ImageReader
-from batchcl.reading.files import FileReader
 from batchcl.scoring.outcome import Detection, Label
 
 __all__ = ["Detector", "LimitsDetector", "SdkDetector", "SignedDetector", "open_detector", "parse_labels", "s3_object"]
@@ -83,13 +81,13 @@ async def open_detector(
     transport: Transport = Transport.WIRE,
     min_confidence: float | None = None,
     max_results: int | None = None,
+    reader: ImageReader,
     connections: int = 256,
-    reader: ImageReader | None = None,
 ) -> AsyncIterator[Detector]:
     """A detector for `model`; its connections are closed at the end of the block.
 
-    `reader` reads the images that travel as bytes: without one, local files. Keys that the service refuses are looked
-    up anew, whatever the transport.
+    `reader` reads the images that are sent as bytes. Keys that the service rejects are looked up again, whatever the
+    transport.
 
     Raises:
         RefusedError: there are no credentials, no endpoint, or no readable CA bundle.
@@ -122,10 +120,10 @@ class SignedDetector:
         *,
         min_confidence: float | None = None,
         max_results: int | None = None,
-        reader: ImageReader | None = None,
+        reader: ImageReader,
     ) -> None:
         self._client = client
-        self._reader = reader or FileReader()
+        self._reader = reader
         self._arguments = _arguments(model, min_confidence, max_results)
 
     async def detect(self, image: ImageRef) -> Detection:
@@ -187,11 +185,11 @@ class SdkDetector:
         keys: CredentialCache | None = None,
         min_confidence: float | None = None,
         max_results: int | None = None,
-        reader: ImageReader | None = None,
+        reader: ImageReader,
     ) -> None:
         self._client = client
         self._keys = keys
-        self._reader = reader or FileReader()
+        self._reader = reader
         self._arguments = _arguments(model, min_confidence, max_results)
 
     async def detect(self, image: ImageRef) -> Detection:

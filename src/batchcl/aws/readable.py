@@ -19,8 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from batchcl.aws.errors import S3_DENIED, error_code, error_message
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, CredentialsError, RefusedError
-from batchcl.images import ImageRef, unfit
-from batchcl.reading.base import ImageReader
+from batchcl.images import ImageReader, ImageRef, unfit
 from batchcl.reading.readers import open_reader
 from batchcl.runs.together import together
 from batchcl.spellings import spellings

@@ -35,7 +35,7 @@ from batchcl.cli.run import finish
 from batchcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from batchcl.runs.record import Summary
+    from batchcl.summary import Summary
 
 __all__ = ["retry"]
 

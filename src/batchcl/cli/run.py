@@ -75,7 +75,7 @@ from batchcl.quantities import counted
 from batchcl.shell import command
 
 if TYPE_CHECKING:
-    from batchcl.runs.record import Summary
+    from batchcl.summary import Summary
 
 __all__ = ["finish", "run", "takes_arguments_of_run"]
 

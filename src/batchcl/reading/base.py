@@ -8,25 +8,7 @@ from typing import Protocol
 from batchcl.errors import ImageError
 from batchcl.images import ImageRef, Unfit
 
-__all__ = ["ImageReader", "Prepared", "Preparer", "changed_archive", "whole_member"]
-
-
-class ImageReader(Protocol):
-    """Reads the images that travel to the service as bytes. Safe for many concurrent callers."""
-
-    def carries(self, image: ImageRef) -> bool:
-        """Whether `image` travels as bytes, rather than as the name of an object that the service fetches itself."""
-        ...
-
-    async def read(self, image: ImageRef) -> bytes:
-        """The whole bytes of an `image` that it carries, within a deadline that starts when it is the image's turn.
-
-        Raises:
-            ImageError: they can't be had, whatever the attempt; `code` is a stable word for the tables.
-            HostError: the next attempt may get them. It tells nothing of the service, as that isn't asked.
-            FatalCallError: nor can those of any other image, until somebody changes something.
-        """
-        ...
+__all__ = ["Prepared", "Preparer", "changed_archive", "whole_member"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import anyio.to_thread
 from batchcl.aws.session import Aws
 from batchcl.errors import ImageError
 from batchcl.failure_codes import fit_may_help
-from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_S3, ArchiveMember, ImageRef, Unfit, suffix_of
+from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_S3, ArchiveMember, ImageReader, ImageRef, Unfit, suffix_of
 from batchcl.pictures.fit import fit, is_fine
-from batchcl.reading.base import ImageReader, Prepared
+from batchcl.reading.base import Prepared
 from batchcl.reading.objects import open_object_reader
 
 __all__ = ["FittingReader", "open_fitting_reader"]

@@ -8,8 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 
 from batchcl.aws.session import Aws
-from batchcl.images import MAX_BYTES_INLINE, ImageRef
-from batchcl.reading.base import ImageReader
+from batchcl.images import MAX_BYTES_INLINE, ImageReader, ImageRef
 from batchcl.reading.files import FileReader
 from batchcl.reading.objects import ObjectReader
 

@@ -29,7 +29,7 @@ IMAGES: Final = pa.schema(
         pa.field("any_name", pa.bool_()),
     ]
 )
-_SLICE: Final = 512
+_ROWS_AT_ONCE: Final = 512
 """So many images are objects at a time."""
 
 
@@ -60,8 +60,8 @@ class ImageRows:
         self._positions = positions
 
     def __iter__(self) -> Iterator[ImageRef]:
-        for start in range(0, len(self._positions), _SLICE):
-            rows = self._table.take(pa.array(self._positions[start : start + _SLICE], pa.int32()))
+        for start in range(0, len(self._positions), _ROWS_AT_ONCE):
+            rows = self._table.take(pa.array(self._positions[start : start + _ROWS_AT_ONCE], pa.int32()))
             frame = pl.DataFrame(rows)  # of moments, pyarrow's own lists take seven times as long
             columns = [frame[field.name].to_list() for field in IMAGES]
             for (

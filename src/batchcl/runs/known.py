@@ -23,13 +23,12 @@ from batchcl.aws.arn import ModelArn
 from batchcl.digests import DIGEST_BYTES, NameSet, digests_of
 from batchcl.errors import OutputError
 from batchcl.failure_codes import PERMANENT_CODES
-from batchcl.images import ImageRef
+from batchcl.images import ImageRef, Pause, no_pause
 from batchcl.runs.damage import intact
 from batchcl.runs.known_index import read_index, write_index
 from batchcl.runs.store import Store, StoredFile
 from batchcl.runs.together import together
 from batchcl.scoring.outcome import Known
-from batchcl.sources.select import Pause, no_pause
 
 __all__ = ["KnownVersions"]
 

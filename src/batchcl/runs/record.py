@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -19,14 +19,13 @@ from batchcl.runs.damage import intact
 from batchcl.runs.layout import RunPaths, run_name, start_path
 from batchcl.runs.lease import read_leases
 from batchcl.runs.store import Store
+from batchcl.summary import SessionRecord, Summary, rate
 
 if TYPE_CHECKING:
     from batchcl.runs.parts import PartSpec
 
 __all__ = [
     "RunRecord",
-    "SessionRecord",
-    "Summary",
     "differences",
     "read_record",
     "read_sessions",
@@ -34,8 +33,6 @@ __all__ = [
     "total_spent",
     "write_summary",
 ]
-
-Status = Literal["done", "stopped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,111 +84,6 @@ class RunRecord:
         return await store.put_new(RunPaths(self.run_id).record, _dump(asdict(self)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionRecord:
-    """What one session of a run spent: a process, from its start to its end.
-
-    Attributes:
-        number: of the session, from 0; resumptions, retries and recoveries by other runs each have the next one.
-        round: 0, or the number of the retry.
-        calls: DetectCustomLabels calls, the throttled ones included.
-        throttled: calls that were refused for capacity.
-        images: that cost a call and have their outcome.
-        seconds: from the first call to the last row; 0 without a call.
-        images_per_second: `images` in `seconds`.
-        cost_usd: what the model cost while this session had it running, at least; None where the session didn't start
-            it.
-    """
-
-    number: int
-    round: int = 0
-    calls: int = 0
-    throttled: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    images_per_second: float = 0.0
-    cost_usd: float | None = None
-
-    @classmethod
-    def of(cls, number: int, progress: Mapping[str, Any]) -> SessionRecord:
-        """From the counters of a heartbeat."""
-        images, seconds = _number(progress, "images"), _number(progress, "seconds")
-        return cls(
-            number=number,
-            round=int(_number(progress, "round")),
-            calls=int(_number(progress, "calls")),
-            throttled=int(_number(progress, "throttled")),
-            images=int(images),
-            seconds=seconds,
-            images_per_second=_rate(images, seconds),
-            cost_usd=None if progress.get("cost_usd") is None else _number(progress, "cost_usd"),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What a run came to.
-
-    Attributes:
-        status: `done` when every image of the list has its row, `stopped` when not.
-        reason: why it stopped.
-        calls: DetectCustomLabels calls of all sessions, the throttled ones included.
-        throttled: of all sessions, as `seconds`, `images_per_second` and `cost_usd` are.
-        seconds: each session's from its first call to its last row.
-        cost_usd: what the model cost while this run had it running, at least; None where no session started it.
-        sessions: what each session spent, in order. One that was killed counts up to its last heartbeat.
-        min_confidence: that was asked for; None where it was left to the model.
-        tolerated: whether failures stayed within `max_failures`.
-        bad_lines: lines of the lists that name no image and were left out.
-        repeated: images that the sources named more than once, beyond the first time.
-        known: images left out by `--incremental`, as their version has a result.
-        known_failed: images left out by `--incremental`, as their version has a permanent failure.
-        retryable: failed images that `batchcl retry` scores again, as they may succeed; None while the run, or its
-            retry, isn't done.
-        fittable: failed and skipped images that may be scored with `--fit`; likewise.
-        filtered: images left out by the filters.
-        filtered_by: which filter → how many of them.
-        left_out: lines of lists that name something that is no image to score: what → how many.
-        lines: lines and rows of all lists; None where a source is no list, or the list isn't complete.
-        round: 0, or the number of the retry that this is the summary of.
-    """
-
-    run_id: str
-    status: Status
-    planned: int
-    scored: int
-    failed: int
-    skipped: int
-    calls: int
-    throttled: int
-    seconds: float
-    images_per_second: float
-    out: str
-    model: str
-    started_at: dt.datetime
-    ended_at: dt.datetime
-    tolerated: bool = True
-    min_confidence: float | None = None
-    cost_usd: float | None = None
-    bad_lines: int = 0
-    repeated: int = 0
-    known: int = 0
-    known_failed: int = 0
-    retryable: int | None = None
-    fittable: int | None = None
-    filtered: int = 0
-    filtered_by: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-    lines: int | None = None
-    round: int = 0
-    reason: str | None = None
-    sessions: tuple[SessionRecord, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
-
-
 _Document = TypeVar("_Document", RunRecord, Summary)
 
 
@@ -227,7 +119,7 @@ def total_spent(sessions: Sequence[SessionRecord]) -> dict[str, Any]:
         "calls": sum(each.calls for each in sessions),
         "throttled": sum(each.throttled for each in sessions),
         "seconds": seconds,
-        "images_per_second": _rate(sum(each.images for each in sessions), seconds),
+        "images_per_second": rate(sum(each.images for each in sessions), seconds),
         "cost_usd": sum(costs) if costs else None,
     }
 
@@ -249,15 +141,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _value(scored_as: Mapping[str, Any], name: str) -> str:
     value = scored_as.get(name)
     return "left out" if value is None else repr(value)
-
-
-def _rate(images: float, seconds: float) -> float:
-    return round(images / seconds, 3) if seconds > 0 else 0.0
-
-
-def _number(progress: Mapping[str, Any], name: str) -> float:
-    value = progress.get(name)
-    return value if isinstance(value, int | float) else 0
 
 
 def _dump(document: dict[str, Any]) -> bytes:

@@ -14,17 +14,11 @@ from batchcl.aws.arn import ModelArn
 from batchcl.errors import OutputError
 from batchcl.runs.layout import RUNS, STARTS, RunPaths, run_of_start, start_path
 from batchcl.runs.lease import Lease, read_leases, session_numbers
-from batchcl.runs.record import (
-    RunRecord,
-    SessionRecord,
-    Summary,
-    read_record,
-    read_summary,
-    total_spent,
-)
+from batchcl.runs.record import RunRecord, read_record, read_summary, total_spent
 from batchcl.runs.store import Store
 from batchcl.runs.together import together
 from batchcl.scoring.outcome import Counts
+from batchcl.summary import SessionRecord, Summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

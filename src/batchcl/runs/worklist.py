@@ -19,13 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
-from batchcl.images import ImageRef
+from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.runs.damage import intact
 from batchcl.runs.image_table import IMAGES, ImageRows
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
-from batchcl.sources.base import Position
-from batchcl.sources.select import Bookmark
 
 __all__ = ["WorkList", "WorkListTotals"]
 

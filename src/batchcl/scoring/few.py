@@ -31,11 +31,10 @@ from batchcl.errors import (
     UsageError,
 )
 from batchcl.failure_codes import fit_may_help
-from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_FITTABLE, ImageRef, suffix_of
+from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_FITTABLE, ImageReader, ImageRef, suffix_of
 from batchcl.pictures.decode import need_pillow
 from batchcl.pictures.fit import fit as fitted
 from batchcl.quantities import MAX_INT32
-from batchcl.reading.base import ImageReader
 from batchcl.reading.files import FileReader
 from batchcl.reading.objects import ObjectReader
 from batchcl.scoring.outcome import Label
@@ -149,10 +148,11 @@ async def _opened(
     region = aws.settings.region or region_in(model) or aws.region
     async with aws.rekognition(region=region) as client, aws.s3(region=region) as s3:
         arn = await find_trained_model(client, model)
+        reader = ObjectReader(s3)
         yield _Looker(
-            SdkDetector(client, arn, **options),
+            SdkDetector(client, arn, reader=reader, **options),
             arn,
-            ObjectReader(s3),
+            reader,
             fit=fit,
             on_read=on_read,
             deadline_s=_deadline(aws),

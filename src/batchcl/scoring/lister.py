@@ -11,13 +11,13 @@ import anyio
 import anyio.to_thread
 import pyarrow as pa
 
-from batchcl.images import ImageRef
+from batchcl.images import Bookmark, ImageRef
 from batchcl.runs.image_table import image_table
 from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.events import Progress
 from batchcl.scoring.outcome import Known
 from batchcl.scoring.tally import Tally
-from batchcl.sources.select import Bookmark, Page
+from batchcl.sources.select import Page
 
 __all__ = ["AHEAD_IMAGES", "LISTED_PER_S", "IncrementalFilter", "freeze_all", "leave_room_for_calls"]
 

@@ -20,7 +20,7 @@ from batchcl.quantities import counted
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths, valid_run_id
 from batchcl.runs.markers import published, read_totals, total
-from batchcl.runs.record import RunRecord, Summary, read_record, read_summary
+from batchcl.runs.record import RunRecord, read_record, read_summary
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.rounds import FailedImages, Round, end_round, last_round, open_round, read_round, unfinished_round
 from batchcl.runs.store import Store
@@ -33,6 +33,7 @@ from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
 from batchcl.scoring.tenure import lease_of, tenure
 from batchcl.shell import command
+from batchcl.summary import Summary
 
 __all__ = ["conduct_round", "job_of_round", "retry"]
 

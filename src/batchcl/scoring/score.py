@@ -22,7 +22,7 @@ from batchcl.aws.detect import LimitsDetector, open_detector
 from batchcl.aws.names import is_named
 from batchcl.aws.session import Aws
 from batchcl.errors import RefusedError, UsageError
-from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef
+from batchcl.images import MAX_BYTES_FITTABLE, MAX_BYTES_INLINE, ImageRef, Pause, no_pause
 from batchcl.job import Job, fingerprint
 from batchcl.lifetime.opening import open_manager
 from batchcl.pictures.decode import need_pillow
@@ -35,7 +35,7 @@ from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import AllImages
 from batchcl.runs.markers import published
-from batchcl.runs.record import RunRecord, Summary, differences, read_record, read_summary
+from batchcl.runs.record import RunRecord, differences, read_record, read_summary
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
@@ -47,7 +47,8 @@ from batchcl.scoring.service import service_of
 from batchcl.scoring.session import Means, Session
 from batchcl.scoring.stopper import Stopper
 from batchcl.scoring.tenure import lease_of, tenure
-from batchcl.sources.select import Page, Pause, no_pause
+from batchcl.sources.select import Page
+from batchcl.summary import Summary
 
 __all__ = [
     "Found",

@@ -32,15 +32,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
 from batchcl.runs.ledger import Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, total
-from batchcl.runs.record import (
-    RunRecord,
-    SessionRecord,
-    Summary,
-    read_sessions,
-    read_summary,
-    total_spent,
-    write_summary,
-)
+from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
 from batchcl.runs.rounds import Round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
@@ -51,6 +43,7 @@ from batchcl.scoring.outcome import Counts, Known
 from batchcl.scoring.pace import learning_pacer
 from batchcl.scoring.shards import Batch
 from batchcl.scoring.stopper import CALLS, RECORDS, STORE, Stopper
+from batchcl.summary import SessionRecord, Summary
 
 __all__ = ["Means", "Session"]
 

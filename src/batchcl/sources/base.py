@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
 from batchcl.errors import SourceError
-from batchcl.images import APPLE_DOUBLE, ImageRef, escaped, unfit
+from batchcl.images import APPLE_DOUBLE, ImageRef, Position, escaped, unfit
 from batchcl.sources.repeats import HashSet
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "BadLabels",
     "BadLine",
     "Checked",
-    "Position",
     "Source",
     "local_image",
     "name_of",
@@ -109,17 +108,6 @@ class Checked:
     left_out: Mapping[str, int] = field(default_factory=dict)
     left_out_folders: tuple[str, ...] = ()
     bad_labels: BadLabels = NO_BAD_LABELS
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """How far a source was read: its first `count` images, the last of which has this `key`.
-
-    A list file goes on by `count`, a bucket or a directory by `key`, as images may come or go in between.
-    """
-
-    count: int
-    key: str
 
 
 class Source(Protocol):

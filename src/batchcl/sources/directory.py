@@ -10,8 +10,8 @@ from pathlib import Path
 import anyio.to_thread
 
 from batchcl.errors import SourceError
-from batchcl.images import ImageRef
-from batchcl.sources.base import PAGE, Checked, Position, local_image
+from batchcl.images import ImageRef, Position
+from batchcl.sources.base import PAGE, Checked, local_image
 from batchcl.sources.repeats import NO_NAMES
 
 __all__ = ["DirectorySource"]

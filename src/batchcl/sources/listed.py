@@ -18,9 +18,9 @@ import orjson
 import polars as pl
 
 from batchcl.errors import SourceError
-from batchcl.images import ImageRef
+from batchcl.images import ImageRef, Position
 from batchcl.runs.together import together
-from batchcl.sources.base import NO_BAD_LABELS, PAGE, BadLabels, BadLine, Checked, Position, name_of
+from batchcl.sources.base import NO_BAD_LABELS, PAGE, BadLabels, BadLine, Checked, name_of
 from batchcl.sources.repeats import NO_NAMES, HashLog, HashSet
 
 __all__ = ["Chunk", "FrameChunk", "ImageChunk", "ListSource", "Part"]

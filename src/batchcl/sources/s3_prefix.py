@@ -9,8 +9,8 @@ from batchcl.aws.listing_page import Page
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import SourceError
-from batchcl.images import ImageRef
-from batchcl.sources.base import Checked, Position
+from batchcl.images import ImageRef, Position
+from batchcl.sources.base import Checked
 from batchcl.sources.key_ranges import MAX_REQUESTS, read_in_order
 from batchcl.sources.repeats import NO_NAMES
 

@@ -3,60 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
 import anyio.to_thread
 
-from batchcl.images import ImageRef, unfit
-from batchcl.sources.base import Position, Source, named_images
+from batchcl.images import Bookmark, ImageRef, Pause, Position, no_pause, unfit
+from batchcl.sources.base import Source, named_images
 from batchcl.sources.filters import Filters, Sieve
 from batchcl.sources.overlap import Overlap
 from batchcl.sources.sample import SmallestRanks
 
-__all__ = ["Bookmark", "Page", "Pause", "Selection", "no_pause"]
-
-
-@dataclass(frozen=True, slots=True)
-class Bookmark:
-    """Where the list of a run stands.
-
-    Attributes:
-        source: number of the source, from 0.
-        position: of the last image in it.
-        taken: images that passed the filters so far.
-        repeated: images left out so far because they were taken already.
-        known: images left out so far because their version has a result.
-        known_failed: images left out so far because their version has a permanent failure.
-        filtered: images left out so far by the filters: the filter's name → how many.
-        cut: the largest rank of the sample, which was found before the first image; None without a sample.
-    """
-
-    source: int
-    position: Position
-    taken: int
-    repeated: int = 0
-    known: int = 0
-    known_failed: int = 0
-    filtered: Mapping[str, int] = field(default_factory=dict)
-    cut: int | None = None
+__all__ = ["Page", "Selection"]
 
 
 Earlier: TypeAlias = AsyncIterable[tuple[int, Sequence[ImageRef]]]
 """Images that were taken already, in order, each with the number of the first source that it may be of."""
 
-Pause: TypeAlias = Callable[[int], Awaitable[None]]
-"""Awaited after so many images of a source were read, before the next ones are."""
 
 _Pick: TypeAlias = tuple[int, int, Mapping[str, int]]
 """Which image of a page, and how many were repeated and filtered up to it."""
-
-
-async def no_pause(_: int) -> None:
-    """Read on at once."""
 
 
 async def _paused(earlier: Earlier, pause: Pause) -> Earlier:

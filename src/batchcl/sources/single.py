@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 
 import anyio.to_thread
 
-from batchcl.images import ImageRef
-from batchcl.sources.base import Checked, Position, local_image, s3_image
+from batchcl.images import ImageRef, Position
+from batchcl.sources.base import Checked, local_image, s3_image
 from batchcl.sources.repeats import NO_NAMES
 
 __all__ = ["ImageSource"]

@@ -15,8 +15,9 @@ from batchcl.analysis.query import query
 from batchcl.analysis.results import open_results
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import LeaseKeeper
-from batchcl.runs.record import RunRecord, SessionRecord, Summary, total_spent, write_summary
+from batchcl.runs.record import RunRecord, total_spent, write_summary
 from batchcl.runs.store import Store
+from batchcl.summary import SessionRecord, Summary
 from servers import Ended
 from unit.analysis.conftest import arn_of
 

@@ -28,6 +28,7 @@ from batchcl.aws.session import Aws, AwsSettings
 from batchcl.aws.transport import Transport
 from batchcl.errors import CredentialsError, CredentialsFailingError, ExitCode, FatalCallError
 from batchcl.images import ImageRef
+from batchcl.reading.files import FileReader
 from keys import cache_of
 from unit.aws.raw_server import RawServer, answering, error, http
 from virtual import run_virtual
@@ -498,7 +499,7 @@ def test_a_call_whose_keys_are_refused_is_sent_with_others_or_waits(
             endpoint(server.url)
             known = {"OLD"}
             knowing(known, server, code="ExpiredTokenException", ok=http(200, b'{"CustomLabels": []}'))
-            async with open_detector(Aws(), MODEL, transport=transport) as detector:
+            async with open_detector(Aws(), MODEL, transport=transport, reader=FileReader()) as detector:
                 await detector.detect(IMAGE)
                 known.clear()
                 with pytest.raises(CredentialsFailingError, match="rekognition refuses the AWS credentials: Expired"):

@@ -45,6 +45,8 @@ from batchcl.reading.files import FileReader
 from batchcl.scoring.outcome import Detection, Label
 from pixels import encoded, noise
 
+FILES = FileReader()
+
 MODEL = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000")
 IMAGE = ImageRef(uri="s3://b/a b+c%2F é.jpg", bucket="b", key="a b+c%2F é.jpg")
 EMPTY = {"CustomLabels": [], "ResponseMetadata": {"RequestId": "r-1"}}
@@ -79,7 +81,7 @@ class FakeClient:
 
 
 def detect(client: FakeClient, image: ImageRef = IMAGE, **options: Any) -> Detection:
-    return anyio.run(SdkDetector(client, MODEL, **options).detect, image)
+    return anyio.run(SdkDetector(client, MODEL, **{"reader": FILES, **options}).detect, image)
 
 
 def refused(code: str, message: str = "", status: int = 400) -> ClientError:
@@ -239,7 +241,7 @@ def test_cancellation_is_no_error_of_the_call() -> None:
 
     async def main() -> bool:
         with anyio.move_on_after(0.01) as scope:
-            await SdkDetector(Stuck(), MODEL).detect(IMAGE)
+            await SdkDetector(Stuck(), MODEL, reader=FILES).detect(IMAGE)
         return scope.cancelled_caught
 
     assert anyio.run(main)
@@ -272,7 +274,7 @@ def test_the_scoring_client_has_the_models_region_no_retries_and_the_jobs_option
     async def main() -> Detection:
         options: dict[str, Any] = {"min_confidence": 12.5, "max_results": 3, "connections": 7}
         aws = cast("Aws", FakeAws())
-        async with open_detector(aws, MODEL, transport=Transport.AIOBOTO3, **options) as detector:
+        async with open_detector(aws, MODEL, transport=Transport.AIOBOTO3, reader=FILES, **options) as detector:
             return await detector.detect(IMAGE)
 
     assert anyio.run(main).request_id == "r-1"
@@ -290,7 +292,7 @@ def test_no_message_holds_the_secret_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody listens there
 
     async def main() -> None:
-        async with open_detector(Aws(), MODEL, transport=Transport.AIOBOTO3) as detector:
+        async with open_detector(Aws(), MODEL, transport=Transport.AIOBOTO3, reader=FILES) as detector:
             await detector.detect(ImageRef(uri="s3://pics/a.png", bucket="pics", key="a.png"))
 
     with pytest.raises(TransientError) as caught:
@@ -322,5 +324,5 @@ def test_a_refused_parameter_names_the_limit_that_is_violated(
     image = ImageRef(uri="a", bucket="", key=str(tmp_path / "a.png"))
     inner = SdkDetector(FakeClient(refused(refusal, "Request has invalid parameters")), MODEL, reader=InS3())
     with pytest.raises(ImageError, match="Request has invalid parameters") as caught:
-        anyio.run(LimitsDetector(inner, FileReader()).detect, image)
+        anyio.run(LimitsDetector(inner, FILES).detect, image)
     assert (caught.value.code, caught.value.status, caught.value.request_id) == (code, 400, "r-9")

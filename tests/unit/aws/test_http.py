@@ -35,6 +35,7 @@ from batchcl.errors import (
     UnreachableError,
 )
 from batchcl.images import ImageRef
+from batchcl.reading.files import FileReader
 from batchcl.reading.objects import open_object_reader
 from certificates import certificates
 from servers import KEY, SECRET
@@ -613,7 +614,7 @@ async def over_http(aws: Aws) -> None:
 
 
 async def detect(aws: Aws, transport: Transport) -> None:
-    async with open_detector(aws, MODEL, transport=transport) as detector:
+    async with open_detector(aws, MODEL, transport=transport, reader=FileReader()) as detector:
         with pytest.raises(FatalCallError, match=r"redirects to http://127\.0\.0\.1:\d+/there; check the region"):
             await detector.detect(IMAGE)
 

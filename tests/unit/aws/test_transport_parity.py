@@ -28,8 +28,11 @@ from batchcl.errors import (
     TransientError,
 )
 from batchcl.images import ImageRef
+from batchcl.reading.files import FileReader
 from batchcl.scoring.outcome import Detection
 from unit.aws.raw_server import CUT, RawServer, answering, error, http, in_turn
+
+FILES = FileReader()
 
 MODEL = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000")
 IMAGE = ImageRef(uri="s3://b/a", bucket="pics", key="a b+c%2F é.jpg", version_id="v1")
@@ -69,7 +72,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
             aws = Aws(AwsSettings(rekognition_endpoint_url=server.url, rekognition_credentials=keys))
             detectors = {
                 transport: await stack.enter_async_context(
-                    open_detector(aws, MODEL, transport=transport, min_confidence=12.5, max_results=3)
+                    open_detector(aws, MODEL, transport=transport, min_confidence=12.5, max_results=3, reader=FILES)
                 )
                 for transport in Transport
             }

@@ -9,7 +9,7 @@ import typer
 
 from batchcl.cli.run import finish
 from batchcl.errors import ExitCode
-from batchcl.runs.record import Summary
+from batchcl.summary import Summary
 
 NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from batchcl.errors import OutputError
-from batchcl.images import ImageRef
+from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.runs.entries import Entry, positions
 from batchcl.runs.image_table import image_table
 from batchcl.runs.journal import Journal
@@ -18,8 +18,6 @@ from batchcl.runs.rounds import Round, open_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, WorkListTotals
 from batchcl.scoring.outcome import Scored
-from batchcl.sources.base import Position
-from batchcl.sources.select import Bookmark
 
 PATHS = RunPaths("r")
 IMAGES = [ImageRef(uri=f"s3://b/{n}.jpg", bucket="b", key=f"{n}.jpg") for n in range(4)]

@@ -9,8 +9,9 @@ import orjson
 import pytest
 
 from batchcl.errors import OutputError
-from batchcl.runs.record import RunRecord, Summary, differences, read_record, read_summary, write_summary
+from batchcl.runs.record import RunRecord, differences, read_record, read_summary, write_summary
 from batchcl.runs.store import Store
+from batchcl.summary import Summary
 
 AT = dt.datetime(2026, 11, 21, 23, 30, tzinfo=dt.timezone(dt.timedelta(hours=-3)))
 RECORD = RunRecord(

@@ -10,13 +10,11 @@ import anyio
 import pytest
 
 from batchcl.errors import OutputError, StoppedError
-from batchcl.images import ImageRef
+from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.runs.image_table import ImageRows, image_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, WorkListTotals
-from batchcl.sources.base import Position
-from batchcl.sources.select import Bookmark
 
 PATHS = RunPaths("r")
 

@@ -23,8 +23,11 @@ from batchcl.errors import (
     TransientError,
 )
 from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
+from batchcl.reading.files import FileReader
 from batchcl.reading.objects import ObjectReader
 from batchcl.scoring.few import Answered, Given, _Looker, given
+
+FILES = FileReader()
 
 MODEL = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000")
 
@@ -57,7 +60,12 @@ class Client:
 
 def look(client: Client, images: Sequence[Given], *, deadline_s: float | None = None) -> list[Answered]:
     looker = _Looker(
-        SdkDetector(client, MODEL), MODEL, ObjectReader(None), fit=False, on_read=None, deadline_s=deadline_s
+        SdkDetector(client, MODEL, reader=FILES),
+        MODEL,
+        ObjectReader(None),
+        fit=False,
+        on_read=None,
+        deadline_s=deadline_s,
     )
     return anyio.run(looker.look, images)
 

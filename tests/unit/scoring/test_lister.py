@@ -9,7 +9,7 @@ from itertools import pairwise
 import anyio
 import pytest
 
-from batchcl.images import ImageRef
+from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.runs.image_table import image_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
@@ -18,9 +18,8 @@ from batchcl.scoring.events import Progress
 from batchcl.scoring.lister import AHEAD_IMAGES, LISTED_PER_S, freeze_all, leave_room_for_calls
 from batchcl.scoring.outcome import Known
 from batchcl.scoring.tally import Tally
-from batchcl.sources.base import Position
 from batchcl.sources.filters import Filters
-from batchcl.sources.select import Bookmark, Selection
+from batchcl.sources.select import Selection
 from unit.sources.test_select import FakeSource
 from virtual import run_virtual
 

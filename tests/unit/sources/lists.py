@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from pyarrow import orc
 
 from batchcl.aws.session import Aws
-from batchcl.images import ImageRef
+from batchcl.images import Bookmark, ImageRef
 from batchcl.sources.base import Checked, Source
 from batchcl.sources.filters import Filters
 from batchcl.sources.recognise import ListOptions, open_sources
-from batchcl.sources.select import Bookmark, Page, Selection
+from batchcl.sources.select import Page, Selection
 from batchcl.sources.source_kind import SourceKind
 
 BUCKET = "acme-photos"

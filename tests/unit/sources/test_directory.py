@@ -9,9 +9,9 @@ import anyio
 import pytest
 
 from batchcl.errors import SourceError
-from batchcl.images import ImageRef, unfit
+from batchcl.images import ImageRef, Position, unfit
 from batchcl.sources import base
-from batchcl.sources.base import Position, Source, local_image
+from batchcl.sources.base import Source, local_image
 from batchcl.sources.directory import DirectorySource
 
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
 from batchcl.digests import NameSet
-from batchcl.images import ImageRef
-from batchcl.sources.base import Checked, Position, Source
+from batchcl.images import Bookmark, ImageRef, Position
+from batchcl.sources.base import Checked, Source
 from batchcl.sources.filters import Filters
 from batchcl.sources.overlap import Overlap
 from batchcl.sources.recognise import ListOptions, open_sources
 from batchcl.sources.repeats import NO_NAMES
-from batchcl.sources.select import Bookmark, Selection
+from batchcl.sources.select import Selection
 from batchcl.sources.source_kind import SourceKind
 from servers import aws_env, client, make_bucket
 from unit.sources.lists import BUCKET, FORMATS, one_by_one

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from batchcl.aws.session import Aws
 from batchcl.aws.transport import Transport
 from batchcl.errors import CredentialsError, SourceError, UnreachableError
-from batchcl.images import ImageRef
-from batchcl.sources.base import Position
+from batchcl.images import ImageRef, Position
 from batchcl.sources.key_ranges import read_in_order
 from batchcl.sources.s3_prefix import S3PrefixSource
 from listings import FakeBucket

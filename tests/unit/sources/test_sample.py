@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcl.errors import UsageError
-from batchcl.images import ImageRef
+from batchcl.images import Bookmark, ImageRef
 from batchcl.sources.filters import Filters
 from batchcl.sources.sample import ALL_RANKS, Sample, SmallestRanks
-from batchcl.sources.select import Bookmark, Selection
+from batchcl.sources.select import Selection
 from unit.sources.lists import Selected, one_by_one
 from unit.sources.test_select import FakeSource
 

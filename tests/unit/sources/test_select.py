@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.images import ImageRef
-from batchcl.sources.base import Checked, Position, Source
+from batchcl.images import Bookmark, ImageRef, Position
+from batchcl.sources.base import Checked, Source
 from batchcl.sources.filters import Filters
 from batchcl.sources.repeats import NO_NAMES, HashSet
-from batchcl.sources.select import Bookmark, Selection
+from batchcl.sources.select import Selection
 from unit.sources.lists import Selected, one_by_one
 
 
