@@ -19,12 +19,12 @@ from pathlib import Path
 import anyio
 from common import MODEL, conditions, cores, environment, spend, stub
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.detect import Detector, open_detector
 from batchcl.aws.session import Aws, AwsSettings
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.images import ImageRef
-from batchcl.reading.files import FileReader
+from batchcl.loaders.files import FileReader
 
 FILES = FileReader()
 

@@ -26,7 +26,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from batchcl.emulator import EmulatorSettings
-from batchcl.emulator.bootstrap import ensure_model
+from batchcl.emulator.demo import ensure_model
 from batchcl.emulator.digits import write_digits
 from batchcl.emulator.process import running_emulator
 

@@ -28,13 +28,11 @@ from common import conditions, cost_of, said_by
 
 from batchcl.aws.session import Aws
 from batchcl.runs.schema import RESULTS
-from batchcl.sources.filters import Filters
-from batchcl.sources.image_columns import condition_on
-from batchcl.sources.outcomes import open_outcomes
-from batchcl.sources.recognise import open_sources
-from batchcl.sources.sample import Sample
+from batchcl.sources.filters import Filters, Sample
+from batchcl.sources.from_results import open_outcomes
+from batchcl.sources.open import open_sources
 from batchcl.sources.select import Selection
-from batchcl.sources.where import Condition
+from batchcl.sources.where import Condition, condition_on
 
 PARTS = 10
 NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)

@@ -23,7 +23,7 @@ import anyio.to_thread
 from common import conditions
 from PIL import Image, ImageChops
 
-from batchcl.pictures.fit import Fitted, fit
+from batchcl.imaging.fit import FittedImage, fit
 
 CASES = {
     "JPEG of 24 megapixels": ((6000, 4000), "JPEG", {"quality": 92}),
@@ -55,7 +55,7 @@ def encoded(size: tuple[int, int], kind: str, options: dict[str, int]) -> bytes:
 def cost(data: bytes, seconds: float) -> dict[str, object]:
     """CPU seconds of one `fit`, repeated for so long and at least three times."""
     taken: list[float] = []
-    fitted: Fitted | None = None
+    fitted: FittedImage | None = None
     until = time.monotonic() + seconds
     while len(taken) < LEAST_TIMES or time.monotonic() < until:
         began = time.process_time()

@@ -26,13 +26,13 @@ from common import conditions, cores
 from memory import StubDetector, StubSource, score
 
 from batchcl.errors import ModelNotReadyError
+from batchcl.events import Progress
 from batchcl.images import ImageRef
+from batchcl.outcomes import Outcome
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer, Pacer, UnpacedPacer
+from batchcl.runs.worklist import Batch
 from batchcl.scoring.engine import Engine
-from batchcl.scoring.events import Progress
-from batchcl.scoring.outcome import Outcome
-from batchcl.scoring.shards import Batch
 
 PLENTY_TPS = 1e6
 WAITING_TPS = 500

@@ -23,9 +23,9 @@ import anyio
 import polars as pl
 from common import conditions, cost_of, said_by, status_mb
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.images import ImageRef
-from batchcl.runs.known import KnownVersions
+from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.schema import ROW_GROUP_ROWS
 from batchcl.runs.store import Store
 
@@ -75,7 +75,7 @@ def _image(number: int) -> ImageRef:
 
 
 async def _by_batchcl(root: str, numbers: list[int]) -> int:
-    known = KnownVersions(Store.open(root), ModelArn.parse(MODEL))
+    known = IncrementalFilter(Store.open(root), ModelArn.parse(MODEL))
     pages = [numbers[at : at + PAGE] for at in range(0, len(numbers), PAGE)]
     return sum([(await known.known([_image(number) for number in page])).count(None) for page in pages])
 

@@ -28,8 +28,8 @@ from common import MODEL, conditions, cores, environment, stub
 
 from batchcl import Job, run
 from batchcl.errors import StoppedError
-from batchcl.scoring.events import Progress, SilentObserver
-from batchcl.scoring.stopper import Stopper
+from batchcl.events import Progress, SilentObserver
+from batchcl.stop_signal import StopSignal
 
 SHARD = 10_000
 START_TPS = "batchcl.scoring.pace.START_TPS"
@@ -58,7 +58,7 @@ class Watcher(SilentObserver):
 
 
 async def _first_seconds(source: str, out: str, max_tps: float, seconds: float) -> dict[str, Any]:
-    watcher, stopper = Watcher(), Stopper()
+    watcher, stopper = Watcher(), StopSignal()
     job = Job(sources=(source,), model=MODEL, out=out, max_tps=max_tps)
     found: dict[str, Any] = {}
 

@@ -19,21 +19,21 @@ from typing import Any
 import anyio
 from common import conditions, cost_of, said_by
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
+from batchcl.events import SilentObserver
 from batchcl.images import ImageRef, Position
 from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
+from batchcl.outcomes import Detection, Label
 from batchcl.runs.store import Store
-from batchcl.scoring.events import SilentObserver
-from batchcl.scoring.listing import Listing
-from batchcl.scoring.outcome import Detection, Label
-from batchcl.scoring.score import conduct, find
-from batchcl.scoring.session import Means
-from batchcl.scoring.stopper import Stopper
-from batchcl.sources.base import PAGE, Checked
+from batchcl.scoring.run import execute, find_resume_state
+from batchcl.scoring.session import RunContext
+from batchcl.scoring.source_checks import CheckedSources
+from batchcl.sources.base import PAGE, SourceCheck
 from batchcl.sources.filters import Filters
 from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Selection
+from batchcl.stop_signal import StopSignal
 
 MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/stub/version/v1/1700000000000"
 LISTED_AT = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
@@ -52,9 +52,9 @@ class StubSource:
     def __init__(self, images: int) -> None:
         self._images = images
 
-    async def check(self) -> Checked:
+    async def check(self) -> SourceCheck:
         """Nothing to look at."""
-        return Checked()
+        return SourceCheck()
 
     async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
         """There is no other source."""
@@ -107,19 +107,19 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
     """Do the run, or go on with it; its summary."""
     begun_at = anyio.current_time()
     job = Job(sources=("stub",), model=MODEL, out=out, run_id=run_id)
-    observer, stopper, model = SilentObserver(), Stopper(), ModelArn.parse(MODEL)
+    observer, stopper, model = SilentObserver(), StopSignal(), ModelArn.parse(MODEL)
     keeper = ModelManager(StubControl(), model, units=None, keep=False, observer=observer, stopper=stopper)
 
-    async def check(_: dt.datetime) -> Listing:
-        return Listing(Selection([StubSource(images)], Filters()), 0, {})
+    async def check(_: dt.datetime) -> CheckedSources:
+        return CheckedSources(Selection([StubSource(images)], Filters()), 0, {})
 
     store = Store.open(out, create=True)
     await store.check_writable()
-    found = await find(job, model, store, check=check, observer=observer)
-    means = Means(
+    found = await find_resume_state(job, model, store, check=check, observer=observer)
+    means = RunContext(
         keeper=keeper, detector=detector or StubDetector(), observer=observer, stopper=stopper, begun_at=begun_at
     )
-    summary = await conduct(job, found, means)
+    summary = await execute(job, found, means)
     return summary.as_dict()
 
 

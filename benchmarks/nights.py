@@ -37,19 +37,18 @@ from stubs.server import DETECTED, Manner, Stub
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the servers of the tests
 
+from batchcl.concurrency import gather
 from batchcl.images import Bookmark, ImageRef, Position
-from batchcl.runs.entries import Entry, counts
-from batchcl.runs.image_table import image_table
+from batchcl.outcomes import Counts, Failed, Label, Scored
+from batchcl.runs.entries import JournalEntry, counts
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.markers import write_marker
-from batchcl.runs.parts import publish_journal
+from batchcl.runs.publish import publish_journal
 from batchcl.runs.record import RunRecord, write_summary
 from batchcl.runs.store import Store
-from batchcl.runs.together import together
-from batchcl.runs.worklist import WorkList, WorkListTotals
-from batchcl.scoring.outcome import Counts, Failed, Label, Scored
+from batchcl.runs.worklist import WorkList, WorkListTotals, image_table
 from batchcl.summary import SessionRecord, Summary
 from servers import KEY, REGION, SECRET, aws_env, client, make_bucket, running_seaweed
 
@@ -177,7 +176,7 @@ def between(s3_port: int, delay_s: float, counted: Counted) -> Iterator[tuple[st
 
 async def make(store: Store, nights: int) -> None:
     """Write the nights, as runs do."""
-    await together(lambda number: _night(store, number), range(nights), at_once=24)
+    await gather(lambda number: _night(store, number), range(nights), at_once=24)
 
 
 async def _night(store: Store, number: int) -> None:
@@ -193,14 +192,14 @@ async def _night(store: Store, number: int) -> None:
     )
     paths, spec = RunPaths(record.run_id), record.part_spec()
     spent = {"round": 0, "calls": 100, "throttled": 0, "images": 100, "seconds": 20.0, "cost_usd": 0.03}
-    lease = LeaseKeeper(store, paths.sessions, what=record.run_id, progress=lambda: spent, utcnow=lambda: started_at)
+    lease = RunLeaseHolder(store, paths.sessions, what=record.run_id, progress=lambda: spent, utcnow=lambda: started_at)
     await record.create(store)
     await lease.acquire()
     worklist = WorkList(store, paths)
     total = Counts()
     for shard in range(SHARDS):
         images = [_image(number, shard * SHARD_IMAGES + at) for at in range(SHARD_IMAGES)]
-        entries = [Entry(at, _outcome(image, at, started_at)) for at, image in enumerate(images)]
+        entries = [JournalEntry(at, _outcome(image, at, started_at)) for at, image in enumerate(images)]
         rows, taken = image_table(images), (shard + 1) * SHARD_IMAGES
         bookmark = Bookmark(source=0, position=Position(count=taken, key=images[-1].key), taken=taken)
         await worklist.freeze(rows, bookmark)
@@ -264,7 +263,7 @@ async def _put_new_images(endpoint: str, round_: int) -> None:
             backend, f"{round_:03}/{number:05}.jpg", b"\xff\xd8\xff\xe0" + bytes([number % 251]) * 60
         )
 
-    await together(put, range(NEW_IMAGES), at_once=32)
+    await gather(put, range(NEW_IMAGES), at_once=32)
 
 
 def started(counted: Counted, env: Mapping[str, str], round_: int) -> dict[str, float]:

@@ -34,8 +34,8 @@ def _prepare(out: str, images: int) -> None:
     from batchcl.runs.layout import PartName, RunPaths  # noqa: PLC0415
     from batchcl.runs.store import Store  # noqa: PLC0415
     from batchcl.runs.worklist import WorkList  # noqa: PLC0415
-    from batchcl.scoring.lister import freeze_all  # noqa: PLC0415
-    from batchcl.scoring.tally import Tally  # noqa: PLC0415
+    from batchcl.scoring.source_counts import SourceCounts  # noqa: PLC0415
+    from batchcl.scoring.work_list_writer import freeze_all  # noqa: PLC0415
     from batchcl.sources.filters import Filters  # noqa: PLC0415
     from batchcl.sources.select import Selection  # noqa: PLC0415
 
@@ -51,7 +51,7 @@ def _prepare(out: str, images: int) -> None:
             Selection([StubSource(images)], Filters()).pages(),
             shard_size=SHARD,
             incremental=None,
-            tally=partial(Tally, lines=None),
+            tally=partial(SourceCounts, lines=None),
             on_frozen=lambda: None,
         )
 

@@ -34,10 +34,10 @@ from batchcl.aws.session import Aws
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.lister import freeze_all
-from batchcl.scoring.tally import Tally
+from batchcl.scoring.source_counts import SourceCounts
+from batchcl.scoring.work_list_writer import freeze_all
 from batchcl.sources.filters import Filters
-from batchcl.sources.recognise import open_sources
+from batchcl.sources.open import open_sources
 from batchcl.sources.select import Selection
 
 FIELDS = (
@@ -125,7 +125,7 @@ async def _to_work_list(folder: Path, out: Path) -> int:
             Selection(sources, Filters()).pages(),
             shard_size=10_000,
             incremental=None,
-            tally=partial(Tally, lines=None),
+            tally=partial(SourceCounts, lines=None),
             on_frozen=lambda: None,
         )
         return worklist.images

@@ -20,7 +20,7 @@ from botocore.loaders import Loader
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
-from batchcl.demo import demo_data, demo_model
+from batchcl.emulator.demo import demo_data, demo_model
 from servers import (
     Demo,
     Ended,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from batchcl.aws.listing_page import Page
+from batchcl.aws.listing import ListingPage
 
 AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 
@@ -35,7 +35,7 @@ class FakeBucket:
         """What a serial listing gives."""
         return [key.decode() for key in self.sorted[self._place(after) :]]
 
-    async def page(self, *, after: str | None = None, token: str | None = None) -> Page:
+    async def page(self, *, after: str | None = None, token: str | None = None) -> ListingPage:
         self.requests += 1
         request = self.requests
         self.under_way += 1
@@ -48,13 +48,13 @@ class FakeBucket:
         finally:
             self.under_way -= 1
 
-    def read(self, after: str | None, token: str | None = None) -> Page:
+    def read(self, after: str | None, token: str | None = None) -> ListingPage:
         """The page itself."""
         begin = self._place(after) if token is None else int(token)
         end = begin + self.page_size
         keys = [key.decode() for key in self.sorted[begin:end]]
         is_last = end >= len(self.sorted)
-        return Page(
+        return ListingPage(
             keys=keys,
             etags=[f"e-{key}" for key in keys],
             sizes=[len(key) for key in keys],

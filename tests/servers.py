@@ -22,7 +22,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.demo import DemoData
+from batchcl.emulator.demo import DemoData
 
 KEY = "emulator"
 SECRET = "emulator"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from batchcl.runs.entries import Entry, entry_table
-from batchcl.runs.image_table import image_table
-from batchcl.scoring.outcome import Outcome
+from batchcl.outcomes import Outcome
+from batchcl.runs.entries import JournalEntry, entry_table
+from batchcl.runs.worklist import image_table
 
 
 def columns(outcomes: Sequence[Outcome], *, round_: int = 0, fit: bool = False) -> tuple[pa.Table, pa.Table]:
     """The images of `outcomes`, and their entries in a round."""
-    entries = [Entry(number, outcome) for number, outcome in enumerate(outcomes)]
+    entries = [JournalEntry(number, outcome) for number, outcome in enumerate(outcomes)]
     return image_table([outcome.image for outcome in outcomes]), entry_table(entries, round_=round_, fit=fit)

@@ -18,7 +18,7 @@ from batchcl.__about__ import __version__
 if TYPE_CHECKING:
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
     from batchcl.analysis.results import Results, open_results
-    from batchcl.doctor import Examination, Finding, examine
+    from batchcl.doctor import Diagnosis, Finding, diagnose
     from batchcl.errors import (
         BatchclError,
         CallError,
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
         UsageError,
     )
     from batchcl.job import Job, load_job
-    from batchcl.scoring.few import Answered, detect
+    from batchcl.scoring.detect import DetectResult, detect
     from batchcl.scoring.plan import Plan, plan
     from batchcl.scoring.retry import retry
-    from batchcl.scoring.score import run, run_sync
-    from batchcl.scoring.stopper import Stopper
+    from batchcl.scoring.run import run, run_sync
+    from batchcl.stop_signal import StopSignal
     from batchcl.summary import Summary
 
 __all__ = [
-    "Answered",
     "BatchclError",
     "CallError",
     "CredentialsError",
-    "Examination",
+    "DetectResult",
+    "Diagnosis",
     "ExitCode",
     "Export",
     "ExportedFile",
@@ -58,13 +58,13 @@ __all__ = [
     "RegionError",
     "Results",
     "SourceError",
+    "StopSignal",
     "StoppedError",
-    "Stopper",
     "Summary",
     "UsageError",
     "__version__",
     "detect",
-    "examine",
+    "diagnose",
     "export_parquet",
     "load_job",
     "open_results",
@@ -74,32 +74,32 @@ __all__ = [
     "run_sync",
 ]
 
-_ROOMS = {
-    "Answered": "batchcl.scoring.few",
-    "Examination": "batchcl.doctor",
+_MODULES = {
+    "DetectResult": "batchcl.scoring.detect",
+    "Diagnosis": "batchcl.doctor",
     "Export": "batchcl.analysis.export",
     "ExportedFile": "batchcl.analysis.export",
     "Finding": "batchcl.doctor",
     "Job": "batchcl.job",
     "Plan": "batchcl.scoring.plan",
     "Results": "batchcl.analysis.results",
-    "Stopper": "batchcl.scoring.stopper",
-    "Summary": "batchcl.runs.record",
-    "detect": "batchcl.scoring.few",
-    "examine": "batchcl.doctor",
+    "StopSignal": "batchcl.stop_signal",
+    "Summary": "batchcl.summary",
+    "detect": "batchcl.scoring.detect",
+    "diagnose": "batchcl.doctor",
     "export_parquet": "batchcl.analysis.export",
     "load_job": "batchcl.job",
     "open_results": "batchcl.analysis.results",
     "plan": "batchcl.scoring.plan",
     "retry": "batchcl.scoring.retry",
-    "run": "batchcl.scoring.score",
-    "run_sync": "batchcl.scoring.score",
+    "run": "batchcl.scoring.run",
+    "run_sync": "batchcl.scoring.run",
 }
-"""Where a public name lives; whatever isn't listed is an error class."""
+"""The module of each public name; whatever isn't listed is an error class."""
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import batchcl` and `batchcl --help` go without polars, pyarrow and the AWS SDK."""
     if name not in __all__:
         raise AttributeError(f"module 'batchcl' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS.get(name, "batchcl.errors")), name)
+    return getattr(import_module(_MODULES.get(name, "batchcl.errors")), name)

@@ -29,10 +29,14 @@ BatchclError
 ```
 
 A message names what was being done, to what, why it failed and what to do next. No message holds a secret.
+
+
+Commands in messages, to be pasted into a shell.
 """
 
 from __future__ import annotations
 
+import shlex
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -66,6 +70,7 @@ __all__ = [
     "TransientError",
     "UnreachableError",
     "UsageError",
+    "command",
 ]
 
 
@@ -260,3 +265,8 @@ class ModelNotReadyError(CallError):
 
 class FatalCallError(CallError):
     """No call of this run can succeed until somebody changes something."""
+
+
+def command(*words: str) -> str:
+    """`batchcl` with these arguments, quoted where a shell needs it, between backticks."""
+    return f"`{shlex.join(('batchcl', *words))}`"

@@ -25,11 +25,11 @@ __all__ = [
     "ImageRef",
     "Pause",
     "Position",
-    "Unfit",
+    "SkipReason",
+    "check_limits",
     "escaped",
     "no_pause",
     "suffix_of",
-    "unfit",
 ]
 
 EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png"})
@@ -107,51 +107,51 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Unfit:
+class SkipReason:
     """Why an image is skipped: a stable `code` for tables, a `message` for people."""
 
     code: str
     message: str
 
 
-def unfit(image: ImageRef, *, fit: bool = False) -> Unfit | None:
+def check_limits(image: ImageRef, *, fit: bool = False) -> SkipReason | None:
     """Why the service would surely refuse `image`, told from its listing alone, or None.
 
     Raises nothing and reads nothing; pixels, formats behind a wrong name and truncation are not seen here. With `fit`,
     what can be shrunk or converted is let through. A name excludes an image only where that isn't `any_name`.
     """
     if not image.key.isascii() and not _encodable(image.key):
-        return Unfit("UndecodableName", "the file's name is not valid UTF-8; rename it")
+        return SkipReason("UndecodableName", "the file's name is not valid UTF-8; rename it")
     if image.key.endswith("/"):
-        return Unfit("FolderMarker", "a folder's placeholder, not an image")
+        return SkipReason("FolderMarker", "a folder's placeholder, not an image")
     name = image.key.rpartition("/")[2]  # pathlib would intern each key, and costs ten times as much
     if image.member is not None:
         name = image.key[len(image.member.archive) + 1 :].rpartition("/")[2]
-    if not image.any_name and (reason := _unfit_name(name, fit=fit)) is not None:
+    if not image.any_name and (reason := _check_name(name, fit=fit)) is not None:
         return reason
-    return None if image.size_bytes is None else _unfit_size(image, image.size_bytes, fit=fit)
+    return None if image.size_bytes is None else _check_size(image, image.size_bytes, fit=fit)
 
 
-def _unfit_name(name: str, *, fit: bool) -> Unfit | None:
+def _check_name(name: str, *, fit: bool) -> SkipReason | None:
     suffix = suffix_of(name)
     if name.startswith(APPLE_DOUBLE):
-        return Unfit("UnsupportedExtension", f"{name} is an AppleDouble file, in which macOS keeps attributes")
+        return SkipReason("UnsupportedExtension", f"{name} is an AppleDouble file, in which macOS keeps attributes")
     if not suffix and name.startswith("."):
-        return Unfit("UnsupportedExtension", f"{name} is a hidden file, not a PNG or JPEG name")
+        return SkipReason("UnsupportedExtension", f"{name} is a hidden file, not a PNG or JPEG name")
     if suffix and suffix not in EXTENSIONS and not (fit and suffix in FITTABLE_EXTENSIONS) and _is_extension(suffix):
-        return Unfit("UnsupportedExtension", f"{suffix} is not a PNG or JPEG name")
+        return SkipReason("UnsupportedExtension", f"{suffix} is not a PNG or JPEG name")
     return None
 
 
-def _unfit_size(image: ImageRef, size: int, *, fit: bool) -> Unfit | None:
+def _check_size(image: ImageRef, size: int, *, fit: bool) -> SkipReason | None:
     if size == 0:
-        return Unfit("EmptyFile", "the file is empty")
+        return SkipReason("EmptyFile", "the file is empty")
     limit = MAX_BYTES_INLINE if image.inline else MAX_BYTES_S3
     if fit and size > MAX_BYTES_FITTABLE:
-        return Unfit("TooLarge", f"{size:,} bytes, and files of up to {MAX_BYTES_FITTABLE:,} are shrunk")
+        return SkipReason("TooLarge", f"{size:,} bytes, and files of up to {MAX_BYTES_FITTABLE:,} are shrunk")
     if size > limit and not fit:
         way = "sent as bytes" if image.inline else "read from S3"
-        return Unfit("TooLarge", f"{size:,} bytes, and an image {way} may have {limit:,}")
+        return SkipReason("TooLarge", f"{size:,} bytes, and an image {way} may have {limit:,}")
     return None
 
 

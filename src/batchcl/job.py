@@ -22,24 +22,20 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from batchcl.aws.arn import ModelArn, valid_role
-from batchcl.aws.lifecycle import Units
+from batchcl.arns import ModelArn, valid_role
+from batchcl.aws.models import Units
 from batchcl.aws.names import valid_model
-from batchcl.aws.transport import Transport
+from batchcl.choices import Encryption, ServerSideEncryption, SourceKind, Transport
 from batchcl.errors import UsageError
-from batchcl.lifetime.leases import lease_seconds
-from batchcl.quantities import MAX_INT32, moment_of, seconds_of
-from batchcl.runs.encryption import Encryption, ServerSideEncryption
+from batchcl.lifetime.lease_tags import lease_seconds
+from batchcl.quantities import MAX_INT32, Tolerance, moment_of, seconds_of
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
-from batchcl.sources.filters import Filters
+from batchcl.sources.filters import Filters, Sample
 from batchcl.sources.inventory import parse_as_of
-from batchcl.sources.recognise import ListOptions
-from batchcl.sources.sample import Sample
-from batchcl.sources.source_kind import SourceKind
+from batchcl.sources.open import ListOptions
 from batchcl.sources.tables import Columns
 from batchcl.sources.where import Condition
-from batchcl.tolerance import Tolerance
 
 __all__ = ["Job", "fingerprint", "job_of", "load_job"]
 

@@ -1,14 +1,15 @@
-"""Times, durations and counts as people write them."""
+"""Times, durations, counts and failure tolerances as people write them."""
 
 from __future__ import annotations
 
 import datetime as dt
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["MAX_INT32", "confidence_hint", "counted", "moment_of", "seconds_of"]
+__all__ = ["MAX_INT32", "Tolerance", "confidence_hint", "counted", "moment_of", "seconds_of"]
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _UNIT_SECONDS: Final = (86_400, 3600, 60, 1)
@@ -59,3 +60,35 @@ def moment_of(text: str, *, now: dt.datetime) -> dt.datetime:
             f"{text!r} is neither a duration before now, such as 24h or 7d, nor a day or time in UTC, such as "
             "2026-11-20 or 2026-11-20T06:00"
         ) from error
+
+
+_TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """How many images may fail before the run's exit code says so: a count, or a share of the images called for."""
+
+    count: int | None = None
+    percent: float | None = None
+
+    @classmethod
+    def parse(cls, text: str | int) -> Tolerance:
+        """Read `20` or `0.5%`. Raises ValueError."""
+        found = _TOLERANCE.fullmatch(str(text))
+        if found is None:
+            raise ValueError(f"{text!r} is no tolerance; write a count such as 20 or a share such as 0.5%")
+        if found["percent"]:
+            percent = float(found["number"])
+            if percent > 100:  # noqa: PLR2004
+                raise ValueError(f"{text!r} is more than 100%")
+            return cls(percent=percent)
+        if not found["number"].isdigit():
+            raise ValueError(f"{text!r} is no count; write a whole number, or a share such as 0.5%")
+        return cls(count=int(found["number"]))
+
+    def exceeded(self, *, failed: int, scored: int) -> bool:
+        """Whether `failed` images are too many; skipped ones cost no call and don't count."""
+        if self.percent is not None:
+            return failed > (failed + scored) * self.percent / 100
+        return failed > (self.count or 0)

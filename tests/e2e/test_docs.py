@@ -24,8 +24,8 @@ from typer.core import TyperGroup
 
 from batchcl.cli.app import app
 from batchcl.errors import ExitCode
-from batchcl.failure_codes import FAILURE_CODES
 from batchcl.job import Job, load_job
+from batchcl.outcomes import FAILURE_CODES
 from batchcl.runs.schema import FAILURES, RESULTS
 from servers import aws_env, client, make_bucket
 

@@ -9,13 +9,11 @@ from typing import Any
 import anyio
 import pytest
 
-from batchcl.aws.listing import PageReader, open_pages
-from batchcl.aws.listing_page import Page
+from batchcl.aws.listing import ListingPage, PageReader, open_pages
 from batchcl.aws.session import Aws
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.images import Position
-from batchcl.sources.key_ranges import read_in_order
-from batchcl.sources.s3_prefix import S3PrefixSource
+from batchcl.sources.s3_prefix import S3PrefixSource, read_in_order
 from servers import REGION, aws_env, client, make_bucket
 
 PREFIX = "data +%/é/"
@@ -80,7 +78,7 @@ class ShortPages:
     reader: PageReader
     requests: int = 0
 
-    async def page(self, *, after: str | None = None, token: str | None = None) -> Page:
+    async def page(self, *, after: str | None = None, token: str | None = None) -> ListingPage:
         assert token is None
         self.requests += 1
         page = await self.reader.page(after=after)

@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from batchcl import workflow
-from batchcl.aws import versions, waiting
-from batchcl.lifetime.leases import Lease, Role, lease_key, schedule_name_of
-from batchcl.lifetime.opening import holder_name
+from batchcl.aws import models, waiting
+from batchcl.lifetime.lease_tags import LeaseTag, Role, lease_key, schedule_name_of
+from batchcl.scoring.connections import holder_name
 from gate import Gate, Need, Policy, gated, listed
 from servers import aws_env, client, make_bucket, start_model
 from typed import typed
@@ -82,7 +82,7 @@ def place(seaweed, moto, tmp_path_factory) -> Iterator[Place]:
         for name, value in aws_env().items():
             patch.setenv(name, value)
         patch.setattr(waiting, "_PAUSES_S", (0.02,))
-        patch.setattr(versions, "LONG_PAUSES_S", (0.02,))
+        patch.setattr(models, "LONG_PAUSES_S", (0.02,))
         with (
             running_server(s3_endpoint_url=seaweed, train_seconds=0, start_seconds=0, stop_seconds=0) as server,
             gated(
@@ -237,7 +237,7 @@ def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, gate):
 def test_reaping_needs_what_reap_allows_and_nothing_else(place, gate):
     key = lease_key("run of the dead")
     ended = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
-    lease = Lease(key=key, role=Role.SCHEDULED, until=ended, holder="run of the dead")
+    lease = LeaseTag(key=key, role=Role.SCHEDULED, until=ended, holder="run of the dead")
     rekognition = client("rekognition", place.emulator)
     rekognition.tag_resource(ResourceArn=place.arn, Tags={key: lease.value})
     start_model(place.emulator, place.arn, 1)

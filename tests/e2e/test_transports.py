@@ -9,14 +9,14 @@ import anyio
 import polars as pl
 import pytest
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.detect import SignedDetector, open_detector
 from batchcl.aws.http import open_signed_client
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.errors import FatalCallError, ImageError
 from batchcl.images import ImageRef
-from batchcl.reading.files import FileReader
+from batchcl.loaders.files import FileReader
 from servers import KEY, SECRET, aws_env, client, make_bucket
 
 FILES = FileReader()

@@ -19,7 +19,7 @@ import typer.main
 from PIL import Image
 from typer.core import TyperGroup
 
-from batchcl.aws import versions, waiting
+from batchcl.aws import models, waiting
 from batchcl.cli.app import app
 from batchcl.emulator.digits import write_digits
 from servers import aws_env, client, make_bucket
@@ -43,7 +43,7 @@ def aws(server, seaweed, monkeypatch, tmp_path) -> None:
     for name, value in aws_env(server.endpoint, seaweed).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
-    monkeypatch.setattr(versions, "LONG_PAUSES_S", (0.02,))
+    monkeypatch.setattr(models, "LONG_PAUSES_S", (0.02,))
     monkeypatch.chdir(tmp_path)
 
 

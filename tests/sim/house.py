@@ -24,28 +24,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import MemoryStore
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.detect import Detector
 from batchcl.errors import BatchclError, ModelNotReadyError, OutputError, SourceError, TransientError, UnreachableError
-from batchcl.images import ImageRef, Position, unfit
+from batchcl.events import Observer, SilentObserver
+from batchcl.images import ImageRef, Position, check_limits
 from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
-from batchcl.reading.base import Preparer
+from batchcl.loaders.base import Preparer
+from batchcl.outcomes import Detection
 from batchcl.runs.layout import RunPaths, shard_and_round
-from batchcl.runs.lease import Lease, read_lease
+from batchcl.runs.lease import RunLease, read_lease
 from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
-from batchcl.scoring.events import Observer, SilentObserver
-from batchcl.scoring.listing import Listing, TryReading, trust
-from batchcl.scoring.outcome import Detection
-from batchcl.scoring.retry import conduct_round, job_of_round
-from batchcl.scoring.score import conduct, find
-from batchcl.scoring.session import Means
-from batchcl.scoring.stopper import Stopper
-from batchcl.sources.base import Checked
+from batchcl.scoring.retry import execute_round, job_of_round
+from batchcl.scoring.run import execute, find_resume_state
+from batchcl.scoring.session import RunContext
+from batchcl.scoring.source_checks import CheckedSources, TryReading, trust
+from batchcl.sources.base import SourceCheck
 from batchcl.sources.filters import Filters
 from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Selection
+from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 from sim.service import Service
 from virtual import run_virtual
@@ -243,7 +243,7 @@ class HouseKeeper(ModelManager):
 
     def __init__(self, trouble: Trouble, *, back_after_s: float = 60.0) -> None:
         model = ModelArn.parse(MODEL)
-        super().__init__(None, model, units=None, keep=False, observer=SilentObserver(), stopper=Stopper())
+        super().__init__(None, model, units=None, keep=False, observer=SilentObserver(), stopper=StopSignal())
         self._trouble = trouble
         self._back_after_s = back_after_s
 
@@ -308,8 +308,8 @@ class HouseSource:
         self._trouble = trouble
         self._page = page
 
-    async def check(self) -> Checked:
-        return Checked()
+    async def check(self) -> SourceCheck:
+        return SourceCheck()
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         at = 0 if after is None else after.count
@@ -341,7 +341,7 @@ class House:
     preparer: Preparer | None = None
     max_failures: int | None = None
     observer: Observer = field(default_factory=SilentObserver)
-    stopper: Stopper | None = None
+    stopper: StopSignal | None = None
     try_reading: TryReading = trust
 
     def store(self, trouble: Trouble | None = None) -> FaultyStore:
@@ -390,16 +390,16 @@ class House:
         model, observer, store = ModelArn.parse(MODEL), SilentObserver(), self.store(trouble)
         await store.check_writable()
 
-        async def check(_: dt.datetime) -> Listing:
+        async def check(_: dt.datetime) -> CheckedSources:
             selection = Selection(self._sources(trouble), Filters())
-            return Listing(selection, 0, {}, try_reading=self.try_reading)
+            return CheckedSources(selection, 0, {}, try_reading=self.try_reading)
 
-        found = await find(job, model, store, check=check, observer=observer)
+        found = await find_resume_state(job, model, store, check=check, observer=observer)
         if found.summary is not None:
             return found.summary
         async with self.detector() as service:
             means = self._prepared(self._means(trouble, service, begun_at), job)
-            return await conduct(job, found, means)
+            return await execute(job, found, means)
 
     def _sources(self, trouble: Trouble) -> list[HouseSource]:
         """Two, of which each names a third of the images that the other one names too."""
@@ -415,17 +415,17 @@ class House:
         job = await job_of_round(store, record, {"out": "memory"} | ({"fit": True} if fit else {}))
         async with self.detector() as service:
             means = self._prepared(self._means(trouble, service, anyio.current_time()), job)
-            return await conduct_round(job, store, record, earlier, means, codes=codes)
+            return await execute_round(job, store, record, earlier, means, codes=codes)
 
-    def _prepared(self, means: Means, job: Job) -> Means:
+    def _prepared(self, means: RunContext, job: Job) -> RunContext:
         return replace(means, preparer=self.preparer) if job.fit else means
 
-    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> Means:
-        return Means(
+    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> RunContext:
+        return RunContext(
             keeper=self.keeper(trouble),
             detector=HouseDetector(service, trouble),
             observer=self.observer,
-            stopper=self.stopper or Stopper(),
+            stopper=self.stopper or StopSignal(),
             begun_at=begun_at,
             utcnow=lambda: utcnow() + dt.timedelta(seconds=self.skew_s),
         )
@@ -460,7 +460,7 @@ class House:
         newest = sorted(rows, key=lambda row: (row["table"] == "results", row.get("round") or 0))
         return {row["uri"]: {name: value for name, value in row.items() if name not in CHANCE} for row in newest}
 
-    async def lease(self) -> Lease | None:
+    async def lease(self) -> RunLease | None:
         """The newest session of the run."""
         return await read_lease(self.store(), RunPaths(self.run_id).sessions)
 
@@ -490,7 +490,7 @@ class House:
             counts[status] for status in ("scored", "failed", "skipped")
         )
         for image in self.images:
-            assert (table[image.uri].get("status") == "skipped") == (unfit(image) is not None)
+            assert (table[image.uri].get("status") == "skipped") == (check_limits(image) is not None)
 
 
 async def _outcome(session: Callable[[Trouble], Awaitable[Summary]], trouble: Trouble) -> Summary | BatchclError | None:

@@ -12,8 +12,8 @@ import anyio
 
 from batchcl.errors import BatchclError, CallError, ModelNotReadyError, ThrottledError
 from batchcl.images import ImageRef
-from batchcl.scoring.outcome import Detection, Failed, Label, Outcome, Scored
-from batchcl.scoring.shards import Batch
+from batchcl.outcomes import Detection, Failed, Label, Outcome, Scored
+from batchcl.runs.worklist import Batch
 
 
 def image(n: int) -> ImageRef:

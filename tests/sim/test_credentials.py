@@ -11,18 +11,18 @@ from typing import Any, TypeVar
 import anyio
 import pytest
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.credentials import CredentialCache, call_error
 from batchcl.aws.detect import Detector
-from batchcl.aws.lifecycle import Units
+from batchcl.aws.models import Units
 from batchcl.errors import BatchclError, CredentialsError, ExitCode
 from batchcl.images import ImageRef
-from batchcl.lifetime.leases import lease_key
-from batchcl.lifetime.leasing import ModelLease
+from batchcl.lifetime.lease_tags import lease_key
 from batchcl.lifetime.manager import ModelManager
-from batchcl.scoring.outcome import Detection
-from batchcl.scoring.session import Means
-from batchcl.scoring.stopper import Stopper
+from batchcl.lifetime.model_lease import ModelLease
+from batchcl.outcomes import Detection
+from batchcl.scoring.session import RunContext
+from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 from keys import cache_of
 from sim.house import House, Trouble, in_house
@@ -90,10 +90,10 @@ class SignedHouse(House):
     def keeper(self, trouble: Trouble) -> ModelManager:  # noqa: ARG002 - a house's signature
         lease = ModelLease(self.models, ARN, key=lease_key(HOLDER), holder=HOLDER, length_s=900.0, now=now)
         return ModelManager(
-            self.models, ARN, units=Units(1), keep=False, lease=lease, observer=self.listener, stopper=Stopper()
+            self.models, ARN, units=Units(1), keep=False, lease=lease, observer=self.listener, stopper=StopSignal()
         )
 
-    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> Means:
+    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> RunContext:
         return replace(super()._means(trouble, service, begun_at), observer=self.listener)
 
 

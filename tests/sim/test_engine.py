@@ -28,12 +28,12 @@ from batchcl.errors import (
     ThrottledError,
     TransientError,
 )
+from batchcl.events import Progress
 from batchcl.images import ImageRef
+from batchcl.outcomes import Detection, Outcome
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer, Pacer, UnpacedPacer
 from batchcl.scoring.engine import Engine, EngineSettings
-from batchcl.scoring.events import Progress
-from batchcl.scoring.outcome import Detection, Outcome
 from sim.service import MemorySink, Service, WaitingRecovery, batches, image
 from virtual import run_virtual
 

@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from batchcl.errors import StoppedError
-from batchcl.scoring.stopper import CALLS, RECORDS, STORE, Stopper
+from batchcl.stop_signal import CALLS, RECORDS, STORE, StopSignal
 from batchcl.summary import Summary
 from sim.house import House, Sort, Trouble
 from sim.service import Service, image
@@ -42,7 +42,7 @@ class Hanging(Trouble):
 
 def signalled(house: House, trouble: Trouble | None = None, *, limit_s: float = GRACE_S) -> tuple[object, float]:
     """One session that is asked to end after 30 s; its end, and the seconds that it then took."""
-    house.stopper = stopper = Stopper()
+    house.stopper = stopper = StopSignal()
     result: list[object] = []
     took: list[float] = []
 

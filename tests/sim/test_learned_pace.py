@@ -6,14 +6,14 @@ import datetime as dt
 
 import anyio
 
-from batchcl.aws.lifecycle import Units
+from batchcl.aws.models import Units
 from batchcl.errors import CallError, FatalCallError, StoppedError
+from batchcl.events import SilentObserver
 from batchcl.images import ImageRef
 from batchcl.pacing.pacer import Pacer
 from batchcl.runs.layout import pace_path
-from batchcl.scoring.events import SilentObserver
 from batchcl.scoring.pace import learning_pacer
-from batchcl.scoring.stopper import Stopper
+from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 from sim.house import MODEL, FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
@@ -118,7 +118,13 @@ def test_each_number_of_units_has_its_own_rate() -> None:
     async def session(units: Units) -> None:
         store = FaultyStore(files)
         async with learning_pacer(
-            store, MODEL, units=lambda: units, max_tps=None, observer=SilentObserver(), stopper=Stopper(), utcnow=utcnow
+            store,
+            MODEL,
+            units=lambda: units,
+            max_tps=None,
+            observer=SilentObserver(),
+            stopper=StopSignal(),
+            utcnow=utcnow,
         ) as pacer:
             await throttled(pacer)
 
@@ -131,7 +137,7 @@ def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None
     async def main() -> None:
         store = FaultyStore({}, Trouble(failing=lambda: True))
         async with learning_pacer(
-            store, MODEL, units=no_units, max_tps=None, observer=SilentObserver(), stopper=Stopper(), utcnow=utcnow
+            store, MODEL, units=no_units, max_tps=None, observer=SilentObserver(), stopper=StopSignal(), utcnow=utcnow
         ) as pacer:
             await throttled(pacer)
 
@@ -147,7 +153,7 @@ def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_
                 units=no_units,
                 max_tps=None,
                 observer=SilentObserver(),
-                stopper=Stopper(),
+                stopper=StopSignal(),
                 utcnow=utcnow,
             ) as pacer:
                 if learns:
@@ -178,7 +184,13 @@ def test_a_run_that_was_never_throttled_keeps_what_it_sustained_as_a_lower_bound
         """Send for 20 s; returns the rate after three."""
         store, rate_tps = FaultyStore(files), 0.0
         async with learning_pacer(
-            store, MODEL, units=no_units, max_tps=max_tps, observer=SilentObserver(), stopper=Stopper(), utcnow=utcnow
+            store,
+            MODEL,
+            units=no_units,
+            max_tps=max_tps,
+            observer=SilentObserver(),
+            stopper=StopSignal(),
+            utcnow=utcnow,
         ) as pacer:
             begin = anyio.current_time()
             while (age_s := anyio.current_time() - begin) < 20:

@@ -13,13 +13,13 @@ import anyio
 import orjson
 import pytest
 
-from batchcl.aws.arn import ModelArn
-from batchcl.aws.lifecycle import Units
+from batchcl.arns import ModelArn
+from batchcl.aws.models import Units
 from batchcl.errors import FatalCallError, OutputError, RefusedError, StoppedError
+from batchcl.events import SilentObserver
 from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.layout import RunPaths
-from batchcl.scoring.events import SilentObserver
-from batchcl.scoring.stopper import Stopper
+from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 from sim.house import EPOCH, RUN, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
@@ -55,7 +55,7 @@ class ModelHouse(House):
         self.models.trouble = trouble
         arn = ModelArn.parse(arn_of(NAME))
         return ModelManager(
-            self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stopper=Stopper()
+            self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stopper=StopSignal()
         )
 
     @property

@@ -12,11 +12,11 @@ import anyio
 import pytest
 from botocore.exceptions import ClientError
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.credentials import CredentialCache
 from batchcl.aws.detect import Detector, open_detector
 from batchcl.aws.session import Aws
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.errors import (
     BatchclError,
     CallError,
@@ -29,7 +29,7 @@ from batchcl.errors import (
     UnreachableError,
 )
 from batchcl.images import ImageRef
-from batchcl.reading.files import FileReader
+from batchcl.loaders.files import FileReader
 from batchcl.summary import Summary
 from keys import cache_of
 from sim.house import MODEL, House, Trouble, in_house

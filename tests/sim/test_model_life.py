@@ -19,16 +19,16 @@ import anyio
 import pytest
 from botocore.exceptions import ConnectionClosedError, HTTPClientError
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.detect import Detector
-from batchcl.aws.lifecycle import Units
-from batchcl.lifetime.leases import lease_key
-from batchcl.lifetime.leasing import ModelLease
+from batchcl.aws.models import Units
+from batchcl.events import Notice, Progress
+from batchcl.lifetime.lease_tags import lease_key
 from batchcl.lifetime.manager import ModelManager
+from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.reaper import reap
-from batchcl.scoring.events import Notice, Progress
-from batchcl.scoring.session import Means
-from batchcl.scoring.stopper import Stopper
+from batchcl.scoring.session import RunContext
+from batchcl.stop_signal import StopSignal
 from sim.house import Crash, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 from unit.aws.models_service import Models, arn_of, now, refused
@@ -79,7 +79,7 @@ class Fault(Trouble):
         self.how = how
         self.operation = operation
         self.nth = nth
-        self.stopper = Stopper()
+        self.stopper = StopSignal()
         self.while_suspended: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
         self._seen: Counter[str] = Counter()
         self._woken: anyio.Event | None = None
@@ -177,7 +177,7 @@ class ModelWorld(House):
             client, arn, units=Units(1), keep=False, lease=lease, observer=Watcher(), stopper=trouble.stopper
         )
 
-    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> Means:
+    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> RunContext:
         assert isinstance(trouble, Fault)
         return replace(super()._means(trouble, service, begun_at), stopper=trouble.stopper)
 

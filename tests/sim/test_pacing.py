@@ -19,9 +19,9 @@ from pacing_peers.traces import TRACES
 from batchcl.aws.errors import classify
 from batchcl.errors import CallError, ImageError
 from batchcl.images import ImageRef
+from batchcl.outcomes import Detection
 from batchcl.pacing.controller import RateController
 from batchcl.pacing.pacer import AdaptivePacer
-from batchcl.scoring.outcome import Detection
 from sim.service import Service, image
 from sim.test_engine import Run
 

@@ -11,10 +11,10 @@ import anyio
 import pytest
 
 from batchcl.errors import CallError, FatalCallError, ImageError, TooManyFailuresError, TransientError, UsageError
-from batchcl.images import ImageRef, Unfit
+from batchcl.events import Notice, Progress
+from batchcl.images import ImageRef, SkipReason
 from batchcl.lifetime.manager import ModelManager
-from batchcl.reading.base import Prepared
-from batchcl.scoring.events import Notice, Progress
+from batchcl.loaders.base import Prepared
 from batchcl.summary import Summary
 from sim.house import House, HouseKeeper, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
@@ -48,9 +48,9 @@ class Fitting:
     def has_room(self) -> bool:
         return True
 
-    async def prepare(self, image: ImageRef) -> Prepared | Unfit:
+    async def prepare(self, image: ImageRef) -> Prepared | SkipReason:
         if image.uri == picture(BROKEN).uri:
-            return Unfit("BrokenImage", "it can't be decoded")
+            return SkipReason("BrokenImage", "it can't be decoded")
         self.changed.add(image.uri)
         return Prepared("changed")
 

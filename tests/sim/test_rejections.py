@@ -9,8 +9,8 @@ import pytest
 
 from batchcl.errors import CallError, FatalCallError, ImageError, RefusedError, RejectedError, StoppedError
 from batchcl.images import ImageRef
+from batchcl.outcomes import Detection
 from batchcl.pacing.pacer import UnpacedPacer
-from batchcl.scoring.outcome import Detection
 from batchcl.summary import Summary
 from sim.house import House, in_house
 from sim.service import Service, image

@@ -11,8 +11,8 @@ import anyio
 
 from batchcl.errors import CallError, ImageError, ThrottledError
 from batchcl.images import ImageRef
-from batchcl.scoring.outcome import Detection
-from batchcl.scoring.session import Means
+from batchcl.outcomes import Detection
+from batchcl.scoring.session import RunContext
 from batchcl.summary import Summary
 from sim.house import FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
@@ -61,7 +61,7 @@ class Night(House):
     def store(self, trouble: Trouble | None = None) -> FaultyStore:
         return Forgetting(self.files, trouble)
 
-    def _means(self, *arguments: object) -> Means:
+    def _means(self, *arguments: object) -> RunContext:
         means = super()._means(*arguments)  # type: ignore[arg-type]
         begun_at = anyio.current_time()
 
@@ -69,7 +69,7 @@ class Night(House):
             set_back = anyio.current_time() - begun_at > HOURS * HOUR_S / 2
             return utcnow() - dt.timedelta(hours=1) * set_back
 
-        return Means(
+        return RunContext(
             keeper=means.keeper,
             detector=means.detector,
             observer=means.observer,

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from batchcl.analysis.export import copy_tables
 from batchcl.errors import CallError, ImageError
 from batchcl.images import ImageRef
-from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.record import read_summary
 from batchcl.summary import Summary
 from sim.house import EPOCH, RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
@@ -113,10 +113,10 @@ class Nights(RuleBasedStateMachine):
         async def pause() -> None:
             await anyio.sleep(rng.expovariate(20.0))
 
-        async def granted(_self: LeaseKeeper, **_: object) -> None:
+        async def granted(_self: RunLeaseHolder, **_: object) -> None:
             await anyio.lowlevel.checkpoint()
 
-        async def kept(_self: LeaseKeeper) -> None:
+        async def kept(_self: RunLeaseHolder) -> None:
             await anyio.sleep_forever()
 
         async def scene() -> None:
@@ -125,7 +125,7 @@ class Nights(RuleBasedStateMachine):
                 await anyio.sleep(rng.uniform(0, 2))
                 group.start_soon(session, _trouble(drawn, pause=pause))
 
-        with mock.patch.multiple(LeaseKeeper, acquire=granted, keep=kept, check=granted):
+        with mock.patch.multiple(RunLeaseHolder, acquire=granted, keep=kept, check=granted):
             self._play(scene)
 
     @rule(before=st.booleans())

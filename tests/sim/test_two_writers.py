@@ -15,7 +15,7 @@ import pytest
 
 from batchcl.errors import BatchclError, CallError, ImageError, StoppedError
 from batchcl.images import ImageRef
-from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.record import read_summary
 from batchcl.summary import Summary
 from sim.house import RUN, House, Trouble, in_house
@@ -29,14 +29,14 @@ SEEDS = range(40)
 def no_leases() -> Iterator[None]:
     """Both hold the lease, for all they know; and journals grow by small segments, so that they meet often."""
 
-    async def granted(_self: LeaseKeeper, **_: object) -> None:
+    async def granted(_self: RunLeaseHolder, **_: object) -> None:
         await anyio.lowlevel.checkpoint()
 
-    async def kept(_self: LeaseKeeper) -> None:
+    async def kept(_self: RunLeaseHolder) -> None:
         await anyio.sleep_forever()
 
     with (
-        mock.patch.multiple(LeaseKeeper, acquire=granted, keep=kept, check=granted),
+        mock.patch.multiple(RunLeaseHolder, acquire=granted, keep=kept, check=granted),
         mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 3),
     ):
         yield

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.images import MAX_BYTES_INLINE, MAX_BYTES_S3, ImageRef, unfit
+from batchcl.images import MAX_BYTES_INLINE, MAX_BYTES_S3, ImageRef, check_limits
 
 
 def in_s3(key: str, size_bytes: int | None = 10) -> ImageRef:
@@ -16,7 +16,7 @@ def on_disk(key: str, size_bytes: int | None = 10) -> ImageRef:
 
 
 def code(image: ImageRef) -> str | None:
-    found = unfit(image)
+    found = check_limits(image)
     return None if found is None else found.code
 
 
@@ -65,7 +65,7 @@ def test_the_limit_is_15_mb_in_s3_and_4_mb_as_bytes(image: ImageRef, expected: s
 
 
 def test_the_reason_names_the_size_the_limit_and_the_way() -> None:
-    s3, local = unfit(in_s3("a.png", MAX_BYTES_S3 + 1)), unfit(on_disk("/a.png", MAX_BYTES_INLINE + 1))
+    s3, local = check_limits(in_s3("a.png", MAX_BYTES_S3 + 1)), check_limits(on_disk("/a.png", MAX_BYTES_INLINE + 1))
     assert s3 is not None
     assert s3.message == "15,728,641 bytes, and an image read from S3 may have 15,728,640"
     assert local is not None
@@ -73,7 +73,7 @@ def test_the_reason_names_the_size_the_limit_and_the_way() -> None:
 
 
 def test_a_file_name_that_is_not_utf8_is_skipped_with_advice() -> None:
-    found = unfit(on_disk("/a\udcff.png"))
+    found = check_limits(on_disk("/a\udcff.png"))
     assert found is not None
     assert found.code == "UndecodableName"
     assert "rename" in found.message
@@ -82,7 +82,7 @@ def test_a_file_name_that_is_not_utf8_is_skipped_with_advice() -> None:
 
 @given(st.text(), st.one_of(st.none(), st.integers(min_value=0)))
 def test_any_key_and_size_gets_a_verdict_that_can_be_written(key: str, size_bytes: int | None) -> None:
-    found = unfit(in_s3(key, size_bytes))
+    found = check_limits(in_s3(key, size_bytes))
     if found is not None:
         assert found.code.isidentifier()
         assert found.message.encode()

@@ -8,13 +8,12 @@ from typing import Any
 import orjson
 import pytest
 
-from batchcl.aws.arn import ModelArn
-from batchcl.aws.lifecycle import Units
+from batchcl.arns import ModelArn
+from batchcl.aws.models import Units
 from batchcl.errors import UsageError
 from batchcl.job import Job, fingerprint, job_of, load_job
-from batchcl.quantities import seconds_of
-from batchcl.sources.sample import Sample
-from batchcl.tolerance import Tolerance
+from batchcl.quantities import Tolerance, seconds_of
+from batchcl.sources.filters import Sample
 
 ARN = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000"
 OTHER_ARN = ARN.replace("/v1/", "/v2/")

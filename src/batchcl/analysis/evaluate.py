@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from batchcl.analysis.boxes import average_precision
+from batchcl.analysis.average_precision import average_precision
 from batchcl.analysis.results import shown_model
 from batchcl.analysis.truth import Truth
 from batchcl.errors import UsageError

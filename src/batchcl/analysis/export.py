@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from batchcl.__about__ import __version__
 from batchcl.analysis.results import day_of
+from batchcl.choices import Encryption
 from batchcl.errors import OutputError, UsageError
-from batchcl.runs.damage import intact
-from batchcl.runs.encryption import Encryption
+from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.published import PublishedPart, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS, SCHEMA_VERSION, parquet_bytes
 from batchcl.runs.store import UNENCRYPTED, Store, open_root
@@ -190,7 +190,7 @@ def _footer(store: Store, part: PublishedPart) -> tuple[str, int]:
 
 def _metadata(store: Store, part: PublishedPart) -> pq.FileMetaData:
     file = store.open_file(part.path)
-    with intact(part.uri, errors=(pa.ArrowInvalid,)):
+    with decode_or_raise(part.uri, errors=(pa.ArrowInvalid,)):
         return pq.read_metadata(file)
 
 
@@ -212,6 +212,6 @@ def _sorted(store: Store, group: Sequence[PublishedPart]) -> bytes:
     tables = []
     for part in group:
         file = store.open_file(part.path)
-        with intact(part.uri, errors=(pa.ArrowInvalid,)):
+        with decode_or_raise(part.uri, errors=(pa.ArrowInvalid,)):
             tables.append(pq.read_table(file, schema=schema))
     return parquet_bytes(pa.concat_tables(tables).sort_by(_ORDER))

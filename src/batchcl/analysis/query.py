@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from batchcl.analysis.runs import run_table
+from batchcl.analysis.results import run_table
 from batchcl.errors import UsageError
 
 if TYPE_CHECKING:

@@ -1,6 +1,9 @@
 """The published tables of an output root as lazy polars frames.
 
 Nothing is read before a frame is collected, and then only the columns, partitions and row groups that the query needs.
+
+
+The runs of an output root as a table.
 """
 
 from __future__ import annotations
@@ -8,22 +11,20 @@ from __future__ import annotations
 import datetime as dt
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 from anyio.from_thread import start_blocking_portal
 
-from batchcl.analysis.runs import run_table
-from batchcl.aws.arn import ModelArn
-from batchcl.errors import UsageError
+from batchcl.arns import ModelArn
+from batchcl.errors import UsageError, command
 from batchcl.runs.layout import RunPaths, valid_run_id
 from batchcl.runs.published import PublishedPart, published_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.status import RunState, list_runs
 from batchcl.runs.store import Store, open_root
-from batchcl.shell import command
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from batchcl.aws.session import Aws
 
-__all__ = ["DETECTIONS", "Results", "day_of", "open_results", "shown_model"]
+__all__ = ["DETECTIONS", "Results", "day_of", "open_results", "run_table", "shown_model"]
 
 _HIVE: Final[dict[str, Any]] = {"model": pl.String(), "date": pl.Date()}
 DETECTIONS: Final = (
@@ -327,3 +328,18 @@ def _some(names: list[str]) -> str:
     most = 10
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+_KINDS: Final[dict[str, Any]] = {
+    "str": pl.String(),
+    "int": pl.Int64(),
+    "float": pl.Float64(),
+    "bool": pl.Boolean(),
+    "dt.datetime": pl.Datetime("us", "UTC"),
+}
+
+
+def run_table(states: Iterable[RunState]) -> pl.DataFrame:
+    """One row a run, in the order of `states`; the columns are the fields of `RunState`."""
+    schema = {each.name: _KINDS[str(each.type).partition(" |")[0]] for each in fields(RunState)}
+    return pl.DataFrame([state.as_dict() for state in states], schema=schema)

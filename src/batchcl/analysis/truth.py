@@ -15,7 +15,7 @@ from batchcl.errors import SourceError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
 from batchcl.images import escaped
 from batchcl.sources.files import open_list
-from batchcl.sources.lines import check_length, numbered_lines, skip_mark
+from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 
 __all__ = ["Truth", "carried_truth", "read_truth"]
 

@@ -10,10 +10,10 @@ from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from batchcl.aws.errors import S3_DENIED, bucket_region, error_code, error_message
 from batchcl.aws.session import Aws
+from batchcl.concurrency import gather
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
-from batchcl.runs.together import together
 
-__all__ = ["Buckets", "check_bucket", "explain", "explain_code"]
+__all__ = ["BucketChecks", "check_bucket", "explain", "explain_code"]
 
 _AT_ONCE: Final = 16
 _UNKNOWN_KEYS: Final = frozenset(
@@ -32,7 +32,7 @@ _OTHER_REGION: Final = frozenset(
 )
 
 
-class Buckets:
+class BucketChecks:
     """The buckets of a run, each of which is looked up once; DetectCustomLabels reads only those of its own region.
 
     Args:
@@ -65,7 +65,7 @@ class Buckets:
         if not wanted:
             return
         async with self._aws.s3(region=self._region) as client:
-            regions = await together(partial(self._look_up, client), wanted, at_once=_AT_ONCE)
+            regions = await gather(partial(self._look_up, client), wanted, at_once=_AT_ONCE)
         self._found |= dict(zip(wanted, regions, strict=True))
 
     async def region_of(self, name: str) -> str:
@@ -91,7 +91,7 @@ class Buckets:
 
 
 async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
-    """Look one bucket up with an open S3 client; raises as `Buckets.check` does."""
+    """Look one bucket up with an open S3 client; raises as `BucketChecks.check` does."""
     try:
         answer = await client.head_bucket(Bucket=bucket)
     except ClientError as error:

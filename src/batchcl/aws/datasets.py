@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from batchcl.aws.arguments import given
-from batchcl.aws.arn import DatasetArn, ProjectArn
+from batchcl.arns import DatasetArn, ProjectArn
 from batchcl.aws.errors import cause_code, translate_errors
-from batchcl.aws.moments import utc
+from batchcl.aws.values import drop_none, utc
 from batchcl.aws.waiting import GONE, wait_until
 from batchcl.errors import RefusedError, UsageError
 
@@ -193,7 +192,7 @@ async def dataset_entries(
         source_contains: entries whose image's URI contains this.
         has_errors: entries that the service can't use, or those that it can.
     """
-    filters = given(
+    filters = drop_none(
         ContainsLabels=list(labels) or None, Labeled=labeled, SourceRefContains=source_contains, HasErrors=has_errors
     )
     with translate_errors(f"listing the entries of the dataset {arn.name}"):

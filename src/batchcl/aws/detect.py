@@ -26,8 +26,7 @@ from botocore.exceptions import (
     UnknownEndpointError,
 )
 
-from batchcl.aws.arguments import given
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.credentials import CredentialCache, call_error
 from batchcl.aws.errors import (
     REDIRECTS,
@@ -41,13 +40,14 @@ from batchcl.aws.errors import (
     read_error,
     redirect_error,
 )
-from batchcl.aws.http import DEADLINE_S, Request, Response, SignedClient, open_signed_client
+from batchcl.aws.http import DEADLINE_S, HttpRequest, HttpResponse, SignedClient, open_signed_client
 from batchcl.aws.session import Aws
-from batchcl.aws.transport import Transport
+from batchcl.aws.values import drop_none
+from batchcl.choices import Transport
 from batchcl.errors import CallError, CredentialsError, FatalCallError, ImageError
-from batchcl.images import ImageReader, ImageRef, Unfit
-from batchcl.pixels import unfit_bytes
-from batchcl.scoring.outcome import Detection, Label
+from batchcl.image_header import check_bytes
+from batchcl.images import ImageReader, ImageRef, SkipReason
+from batchcl.outcomes import Detection, Label
 
 __all__ = ["Detector", "LimitsDetector", "SdkDetector", "SignedDetector", "open_detector", "parse_labels", "s3_object"]
 
@@ -135,7 +135,7 @@ class SignedDetector:
             read_s = anyio.current_time() - begun_at
         else:
             body = self._body(s3_object(image))
-        response = await self._client.send(Request(method="POST", headers=_HEADERS, body=body))
+        response = await self._client.send(HttpRequest(method="POST", headers=_HEADERS, body=body))
         if response.status >= _ERROR:
             raise self._error(response)
         try:
@@ -160,7 +160,7 @@ class SignedDetector:
     def _with_bytes(self, data: bytes) -> bytes:
         return self._body({"Bytes": base64.b64encode(data).decode()})
 
-    def _error(self, response: Response) -> CallError:
+    def _error(self, response: HttpResponse) -> CallError:
         if response.status in REDIRECTS:
             location = response.headers.get("Location")
             return redirect_error(
@@ -281,9 +281,9 @@ class LimitsDetector:
                 request_id=error.request_id,
             ) from error
 
-    async def _violation(self, image: ImageRef) -> Unfit | None:
+    async def _violation(self, image: ImageRef) -> SkipReason | None:
         try:
-            return unfit_bytes(await self._reader.read(image))
+            return check_bytes(await self._reader.read(image))
         except CallError:  # the service's word has to do
             return None
 
@@ -321,7 +321,7 @@ def parse_labels(answer: Any, request_id: str, *, read_s: float = 0.0) -> Detect
 
 def _arguments(model: ModelArn, min_confidence: float | None, max_results: int | None) -> dict[str, Any]:
     """What all calls for a model have in common: everything but the `Image`."""
-    return {"ProjectVersionArn": model.text} | given(MinConfidence=min_confidence, MaxResults=max_results)
+    return {"ProjectVersionArn": model.text} | drop_none(MinConfidence=min_confidence, MaxResults=max_results)
 
 
 def _label(entry: dict[str, Any]) -> Label:

@@ -43,8 +43,8 @@ __all__ = [
     "NO_CREDENTIALS",
     "REDIRECTS",
     "S3_DENIED",
+    "ErrorResponse",
     "RedirectedError",
-    "ServiceError",
     "bucket_region",
     "cause_code",
     "cause_status",
@@ -145,7 +145,7 @@ _ADVICE: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceError:
+class ErrorResponse:
     """What an error response says.
 
     Attributes:
@@ -159,11 +159,11 @@ class ServiceError:
     region: str | None = None
 
 
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ServiceError:
+def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ErrorResponse:
     """The error in a response with `status` 300 or above: JSON of Rekognition or XML of S3. Raises nothing."""
     fields = _xml_fields(body) if body.lstrip()[:1] == b"<" else _json_fields(body)
     code = _first(fields, "__type", "Code", "code") or headers.get("x-amzn-ErrorType", "")
-    return ServiceError(
+    return ErrorResponse(
         _plain(code) or str(status),
         _first(fields, "Message", "message", "errorMessage"),
         headers.get("x-amz-bucket-region") or _first(fields, "Region") or None,

@@ -27,7 +27,7 @@ from batchcl.aws.session import Aws
 from batchcl.aws.sigv4 import Headers, Keys, Signer, canonical_path, canonical_query
 from batchcl.errors import CredentialsError
 
-__all__ = ["Request", "Response", "SignedClient", "open_signed_client"]
+__all__ = ["HttpRequest", "HttpResponse", "SignedClient", "open_signed_client"]
 
 DEADLINE_S: Final = 60.0
 """No request takes longer than this, from the wait for a connection to the last byte of the response."""
@@ -45,7 +45,7 @@ _LARGE_BODY_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class HttpRequest:
     """One request to a service, or to a bucket.
 
     Attributes:
@@ -64,7 +64,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class HttpResponse:
     """A whole response, whatever its status. `headers` are found in any case of their names."""
 
     status: int
@@ -107,7 +107,7 @@ class SignedClient:
         """Where requests go."""
         return self._endpoint
 
-    async def send(self, request: Request) -> Response:
+    async def send(self, request: HttpRequest) -> HttpResponse:
         """The response to `request`, whatever its status: redirects aren't followed, errors aren't raised.
 
         Raises:
@@ -121,7 +121,7 @@ class SignedClient:
         except CredentialsError as error:
             raise call_error(error) from error
 
-    async def _try(self, request: Request) -> Response:
+    async def _try(self, request: HttpRequest) -> HttpResponse:
         keys = await self._keys.current()
         response = await self._send(request, keys)
         if response.status >= _ERROR and (corrected := await self._corrected(response, keys)):
@@ -136,14 +136,14 @@ class SignedClient:
                 raise lost
         return response
 
-    async def _corrected(self, response: Response, keys: Keys) -> Keys | None:
+    async def _corrected(self, response: HttpResponse, keys: Keys) -> Keys | None:
         """What to sign the request with again; None where that wouldn't help."""
         error = read_error(response.status, response.headers, response.body)
         if is_clock_error(error.code, error.message):
             return keys if self._correct_clock(response) else None
         return await self._keys.renew(keys) if is_keys_error(error.code, error.message) else None
 
-    def _correct_clock(self, response: Response) -> bool:
+    def _correct_clock(self, response: HttpResponse) -> bool:
         """Go by the service's clock from now on; False where the clock is right."""
         try:
             there = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
@@ -155,7 +155,7 @@ class SignedClient:
         self._ahead_s = ahead_s
         return True
 
-    async def _send(self, request: Request, keys: Keys) -> Response:
+    async def _send(self, request: HttpRequest, keys: Keys) -> HttpResponse:
         path = self._endpoint.root + request.path
         query = canonical_query(request.query)
         url = f"{self._endpoint.url}{path}?{query}" if query else f"{self._endpoint.url}{path}"
@@ -180,7 +180,7 @@ class SignedClient:
                     proxy_headers=self._tunnel_headers,
                     allow_redirects=False,
                 ) as response:
-                    return Response(response.status, response.headers, await response.read())
+                    return HttpResponse(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, OSError) as error:
             # not its cause: aiohttp's errors hold the request with its session token
             raise connection_error(error, where=self._endpoint.url) from None

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from batchcl.aws.arn import DatasetArn, ModelArn, ProjectArn
+from batchcl.arns import DatasetArn, ModelArn, ProjectArn
 from batchcl.aws.errors import translate_errors
-from batchcl.aws.statuses import IN_USE, STARTABLE
+from batchcl.aws.models import IN_USE, STARTABLE
 from batchcl.errors import ModelError, RefusedError, UsageError
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Projects: what holds the datasets and the models of one task. Each verb takes an open Rekognition client."""
+"""Projects and their policies. Each function takes an open Rekognition client."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from batchcl.aws.arn import DatasetArn, ProjectArn
+from batchcl.arns import DatasetArn, ProjectArn
 from batchcl.aws.errors import translate_errors
-from batchcl.aws.moments import utc
 from batchcl.aws.names import described_project
+from batchcl.aws.values import drop_none, utc
 from batchcl.aws.waiting import GONE, wait_until
 from batchcl.errors import RefusedError, UsageError
 
-__all__ = ["Project", "ProjectDataset", "create_project", "delete_project", "describe_project", "list_projects"]
+__all__ = [
+    "Project",
+    "ProjectDataset",
+    "ProjectPolicy",
+    "create_project",
+    "delete_policy",
+    "delete_project",
+    "describe_project",
+    "list_policies",
+    "list_projects",
+    "put_policy",
+]
 
 DELETE_TIMEOUT_S: Final = 15 * 60.0
 """Deleting takes a few minutes at most; source: developer guide, "Deleting a project"."""
@@ -127,3 +138,62 @@ def _project(described: dict[str, Any]) -> Project:
             for each in described.get("Datasets", ())
         ),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectPolicy:
+    """A policy that is attached to a project; `document` is its JSON as text."""
+
+    project: str
+    name: str
+    revision: str
+    document: str
+    created: dt.datetime | None
+    updated: dt.datetime | None
+
+
+async def put_policy(client: Any, project: ProjectArn, name: str, document: str, *, revision: str | None = None) -> str:
+    """Attach or replace a policy; return its new revision.
+
+    Args:
+        client: an open Rekognition client.
+        project: the project to share from.
+        name: of the policy.
+        document: the policy, JSON.
+        revision: replace only this revision, so that nobody else's change is lost.
+
+    Raises:
+        RefusedError: the document is malformed, the revision isn't the newest, or the project has five policies.
+    """
+    with translate_errors(f"attaching the policy {name} to the project {project.project}"):
+        answer = await client.put_project_policy(
+            ProjectArn=project.text, PolicyName=name, PolicyDocument=document, **drop_none(PolicyRevisionId=revision)
+        )
+    return str(answer["PolicyRevisionId"])
+
+
+async def list_policies(client: Any, project: ProjectArn) -> list[ProjectPolicy]:
+    """The project's policies."""
+    found: list[ProjectPolicy] = []
+    with translate_errors(f"listing the policies of the project {project.project}"):
+        async for page in client.get_paginator("list_project_policies").paginate(ProjectArn=project.text):
+            found.extend(
+                ProjectPolicy(
+                    project=project.project,
+                    name=each["PolicyName"],
+                    revision=each["PolicyRevisionId"],
+                    document=each["PolicyDocument"],
+                    created=utc(each.get("CreationTimestamp")),
+                    updated=utc(each.get("LastUpdatedTimestamp")),
+                )
+                for each in page["ProjectPolicies"]
+            )
+    return found
+
+
+async def delete_policy(client: Any, project: ProjectArn, name: str, *, revision: str | None = None) -> None:
+    """Detach a policy; with `revision` only if that is the newest."""
+    with translate_errors(f"deleting the policy {name} of the project {project.project}"):
+        await client.delete_project_policy(
+            ProjectArn=project.text, PolicyName=name, **drop_none(PolicyRevisionId=revision)
+        )

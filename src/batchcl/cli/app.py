@@ -32,7 +32,7 @@ from batchcl.cli import (
     status,
     streams,
 )
-from batchcl.cli.streams import StreamError, tell
+from batchcl.cli.streams import StreamError, write_line
 from batchcl.errors import BatchclError, ExitCode, UsageError
 
 __all__ = ["app", "main"]
@@ -135,7 +135,7 @@ def _run(arguments: list[str]) -> int:
 
 def _ended(error: BatchclError, arguments: list[str]) -> int:
     """Write what ended the command; a run that was refused has its JSON object, too. Returns the exit code."""
-    tell(str(error), event="error", level="error")
+    write_line(str(error), event="error", level="error")
     if arguments[:1] in (["run"], ["retry"]) and "--json" in arguments and error.summary is None:
         import orjson  # noqa: PLC0415 - `batchcl --help` goes without
 

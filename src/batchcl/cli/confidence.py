@@ -6,19 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from batchcl.cli.output import (
-    Csv,
-    Date,
-    Json,
-    Model,
-    Profile,
-    Region,
-    Root,
-    Run,
-    cell,
-    check_format,
-    emit,
-)
+from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, cell, check_format, emit
 
 if TYPE_CHECKING:
     import polars as pl
@@ -54,7 +42,7 @@ def confidence(
       batchcl confidence out --per-label --csv > histogram.csv
     """  # noqa: D412 - Typer shows the examples as they stand
     check_format(json=json, csv=csv)
-    from batchcl.analysis.confidence import confidence_histogram  # noqa: PLC0415 - polars, only when it is needed
+    from batchcl.analysis.counts import confidence_histogram  # noqa: PLC0415 - polars, only when it is needed
     from batchcl.analysis.results import open_results  # noqa: PLC0415
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)

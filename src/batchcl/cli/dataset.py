@@ -10,13 +10,13 @@ import typer
 
 from batchcl.cli import dataset_local
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, shown, tell_state, with_service
-from batchcl.cli.streams import tell
+from batchcl.cli.service import InterruptMessage, Tags, Yes, confirm, parsed_tags, report_state, shown, with_service
+from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchcl.workflow import Dataset, DatasetLabel, Service
+    from batchcl.workflow import Dataset, DatasetLabel, WorkflowClients
 
 __all__ = ["app"]
 
@@ -109,7 +109,7 @@ def create(
         )
     project, kind = dataset_name(dataset)
 
-    async def work(service: Service, afterwards: Afterwards) -> Dataset:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Dataset:
         arn = await workflow.find_project(service.rekognition, project)
         text = f"the dataset may still be made in AWS; see `batchcl dataset show {dataset}`"
         afterwards.is_(text, unless_refused=True)
@@ -127,7 +127,7 @@ def create(
             origin,
             tags=parsed_tags(tag),
             timeout_s=timeout * 60,
-            on_state=tell_state,
+            on_state=report_state,
         )
 
     made = with_service(work, profile=profile, region=region, named=source)
@@ -151,7 +151,7 @@ def show(dataset: Name, profile: Profile = None, region: Region = None, json: Js
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> Dataset:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> Dataset:
         arn = await workflow.find_dataset(service.rekognition, dataset)
         return await workflow.describe_dataset(service.rekognition, arn)
 
@@ -203,7 +203,7 @@ def entries(
     if manifest and json:
         raise UsageError("--manifest and --json exclude each other; choose one")
 
-    async def work(service: Service, _: Afterwards) -> list[str]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> list[str]:
         arn = await workflow.find_dataset(service.rekognition, dataset)
         found: list[str] = []
         listed = workflow.dataset_entries(
@@ -246,7 +246,7 @@ def labels(dataset: Name, profile: Profile = None, region: Region = None, json: 
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.cli.output import emit  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> list[DatasetLabel]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> list[DatasetLabel]:
         arn = await workflow.find_dataset(service.rekognition, dataset)
         return await workflow.dataset_labels(service.rekognition, arn)
 
@@ -273,7 +273,7 @@ def distribute(
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.errors import RefusedError  # noqa: PLC0415
 
-    async def work(service: Service, afterwards: Afterwards) -> list[Dataset]:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> list[Dataset]:
         arn = await workflow.find_project(service.rekognition, project)
         found = await workflow.describe_project(service.rekognition, arn)
         arns = {each.kind: workflow.DatasetArn.parse(each.arn) for each in found.datasets}
@@ -282,7 +282,7 @@ def distribute(
         if "test" not in arns:
             made = await workflow.create_dataset(service.rekognition, arn, "test", timeout_s=timeout * 60)
             arns["test"] = workflow.DatasetArn.parse(made.arn)
-            tell(f"{made.name} is made")
+            write_line(f"{made.name} is made")
         text = f"the entries may still be moved in AWS; see `batchcl dataset show {found.name}/test`"
         afterwards.is_(text, unless_refused=True)
         return list(
@@ -307,18 +307,18 @@ def delete(
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
 
-    async def look(service: Service, _: Afterwards) -> Dataset:
+    async def look(service: WorkflowClients, _: InterruptMessage) -> Dataset:
         arn = await workflow.find_dataset(service.rekognition, dataset)
         return await workflow.describe_dataset(service.rekognition, arn)
 
     found = with_service(look, profile=profile, region=region, named=dataset)
     confirm(f"this deletes the dataset {found.name} with {found.entries:,} entries", yes=yes)
 
-    async def work(service: Service, _: Afterwards) -> None:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> None:
         await workflow.delete_dataset(service.rekognition, workflow.DatasetArn.parse(found.arn))
 
     with_service(work, profile=profile, region=region, named=found.arn)
-    tell(f"{found.name} is deleted")
+    write_line(f"{found.name} is deleted")
     if json:
         emit_object({"dataset": found.name, "arn": found.arn}, json=True)
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import Afterwards, tell_state, tell_upload, with_service
-from batchcl.cli.streams import tell
+from batchcl.cli.service import InterruptMessage, report_state, report_upload, with_service
+from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from batchcl.workflow import Added, Created, Dataset, LocalDataset, ProjectArn, Service, Skipped
+    from batchcl.workflow import Added, Created, Dataset, LocalDataset, ProjectArn, Skipped, WorkflowClients
 
 __all__ = ["SkipUnfit", "Timeout", "UploadTo", "create", "fail_for_errors", "is_local", "table", "update"]
 
@@ -64,7 +64,7 @@ def create(
     to = workflow.S3Folder.parse(upload_to)
     project, kind = (dataset, None) if "/" not in dataset or test_share is not None else dataset_name(dataset)
 
-    async def work(service: Service, afterwards: Afterwards) -> Created:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Created:
         arn = await workflow.find_project(service.rekognition, project)
         await _refuse_second(service, arn, kind)
         local = await _read(source, skip_unfit=skip_unfit)
@@ -77,11 +77,11 @@ def create(
             check_labels(local)
         async with service.s3() as s3:
             if await workflow.have_bucket(s3, to.bucket, region=service.region, create=create_bucket):
-                tell(f"the bucket {to.bucket} is made, in {service.region}")
+                write_line(f"the bucket {to.bucket} is made, in {service.region}")
             afterwards.is_("images that are uploaded stay in S3; the same command goes on with the rest")
 
             def changed(made: Dataset) -> None:
-                tell_state(made)
+                report_state(made)
                 afterwards.is_(
                     f"{made.name} is there or being made; before the same command again, "
                     f"`batchcl dataset delete {made.name}`"
@@ -98,7 +98,7 @@ def create(
                 created=dt.datetime.now(dt.UTC),
                 tags=tags,
                 timeout_s=timeout_s,
-                on_progress=tell_upload,
+                on_progress=report_upload,
                 on_state=changed,
             )
 
@@ -141,7 +141,7 @@ def update(
 
     to = None if upload_to is None else workflow.S3Folder.parse(upload_to)
 
-    async def work(service: Service, afterwards: Afterwards) -> Added:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Added:
         arn = await workflow.find_dataset(service.rekognition, dataset)
         local = await _read(source, skip_unfit=skip_unfit)
         async with service.s3() as s3:
@@ -156,8 +156,8 @@ def update(
                 to,
                 created=dt.datetime.now(dt.UTC),
                 timeout_s=timeout * 60,
-                on_progress=tell_upload,
-                on_batch=lambda done: tell(f"{done:,} of {len(local.entries):,} entries are in {arn.name}"),
+                on_progress=report_upload,
+                on_batch=lambda done: write_line(f"{done:,} of {len(local.entries):,} entries are in {arn.name}"),
             )
 
     added = with_service(work, profile=profile, region=region, named=dataset)
@@ -174,7 +174,7 @@ def fail_for_errors(datasets: Sequence[Dataset]) -> None:
 
     for each in datasets:
         if each.errors:
-            tell(
+            write_line(
                 f"the service can't use {each.errors:,} of the {each.entries:,} entries of {each.name}; see why with "
                 f"`batchcl dataset entries {each.name} --errors --manifest`"
             )
@@ -201,7 +201,7 @@ def table(datasets: Sequence[Dataset]) -> pl.DataFrame:
     )
 
 
-async def _refuse_second(service: Service, project: ProjectArn, kind: str | None) -> None:
+async def _refuse_second(service: WorkflowClients, project: ProjectArn, kind: str | None) -> None:
     """Before the upload, which would be in vain."""
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.errors import RefusedError  # noqa: PLC0415
@@ -224,16 +224,16 @@ async def _read(source: str, *, skip_unfit: bool) -> LocalDataset:
     local = await anyio.to_thread.run_sync(workflow.read_local, source, abandon_on_cancel=True)
     if not skip_unfit:
         refuse_skipped(local)
-    tell(f"{len(local.entries):,} images with {len(local.labels())} labels in {source}")
+    write_line(f"{len(local.entries):,} images with {len(local.labels())} labels in {source}")
     _tell_skipped(local.skipped)
     for remark in local.remarks():
-        tell(remark)
+        write_line(remark)
     return local
 
 
 def _tell_skipped(skipped: Sequence[Skipped]) -> None:
     most = 5
     for each in skipped[:most]:
-        tell(f"{each.path} is left out: {each.reason}")
+        write_line(f"{each.path} is left out: {each.reason}")
     if len(skipped) > most:
-        tell(f"{len(skipped) - most:,} more are left out; --json has them all")
+        write_line(f"{len(skipped) - most:,} more are left out; --json has them all")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchcl.cli.streams import tell
+from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,18 +41,18 @@ def demo(
       batchcl demo digits --pictures
     """  # noqa: D412 - Typer shows the examples as they stand
     try:
-        from batchcl.demo import demo_data, demo_folders, demo_model  # noqa: PLC0415 - an extra that most runs do without
+        from batchcl.emulator.demo import demo_data, demo_folders, demo_model  # noqa: PLC0415 - an extra that most runs do without
     except ImportError as error:
         from batchcl.errors import UsageError  # noqa: PLC0415
 
         raise UsageError(f"the demo needs {error.name}; pip install 'batchcl[emulator]'") from error
     if pictures:
         data = demo_folders(directory)
-        tell(f"{directory}/labelled has a folder of pictures for each digit; {data.images} has others to score")
+        write_line(f"{directory}/labelled has a folder of pictures for each digit; {data.images} has others to score")
         return
     import anyio  # noqa: PLC0415
 
-    from batchcl.analysis.labels import label_table  # noqa: PLC0415
+    from batchcl.analysis.counts import label_table  # noqa: PLC0415
     from batchcl.analysis.results import open_results  # noqa: PLC0415
     from batchcl.cli.evaluate import evaluate  # noqa: PLC0415
     from batchcl.cli.output import emit  # noqa: PLC0415
@@ -60,13 +60,13 @@ def demo(
 
     begun = time.monotonic()
     state, out = directory / "emulator", directory / "out"
-    tell(f"1/3 the emulator learns digits (once, in {state})")
+    write_line(f"1/3 the emulator learns digits (once, in {state})")
     arn = anyio.run(demo_model, state.absolute())
     data = demo_data(directory, state)
-    tell(f"    it is {arn}")
-    tell(f"2/3 batchcl run {data.images} --emulator --emulator-state {state} --out {out}")
+    write_line(f"    it is {arn}")
+    write_line(f"2/3 batchcl run {data.images} --emulator --emulator-state {state} --out {out}")
     run([str(data.images)], model=arn, out=str(out), emulator=True, emulator_state=str(state))
-    tell("3/3 what came out")
+    write_line("3/3 what came out")
     results = open_results(str(out))
     newest = str(results.images().select("run_id").max().collect(engine="in-memory").item())
     images = results.images(run_id=newest)
@@ -76,14 +76,14 @@ def demo(
     sys.stdout.write("\n")
     emit(_examples(images), title="A few rows")
     sys.stdout.flush()
-    tell(f"done in {time.monotonic() - begun:.0f} s; the table is {out}/results (hive-partitioned Parquet). Try:")
+    write_line(f"done in {time.monotonic() - begun:.0f} s; the table is {out}/results (hive-partitioned Parquet). Try:")
     command, scored = _command(), f"{data.images} --emulator --emulator-state {state} --out {out}"
     for line in (
         f"{command} confidence {out}",
         f'{command} query {out} "{_QUERY}"',
         f"{command} run {scored} --min-confidence 5 --max-results 3",
     ):
-        tell(f"  {line}")
+        write_line(f"  {line}")
 
 
 def _command() -> str:

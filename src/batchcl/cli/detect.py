@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from batchcl.cli.drawing import Drawing
+from batchcl.cli.annotate import Drawing
 from batchcl.cli.options import MaxResults, MinConfidence, Profile, Region
-from batchcl.cli.rendering import Form, Query, show
-from batchcl.cli.streams import tell
+from batchcl.cli.response_format import Form, Query, show
+from batchcl.cli.streams import write_line
 from batchcl.errors import ExitCode, UsageError
 from batchcl.quantities import confidence_hint
 
 if TYPE_CHECKING:
-    from batchcl.cli.request import Request
-    from batchcl.scoring.few import Answered, Given
+    from batchcl.cli.request import DetectRequest
+    from batchcl.scoring.detect import DetectResult, ImageInput
 
 __all__ = ["detect"]
 
@@ -139,7 +139,7 @@ def detect(
     if not named:
         raise UsageError("name the model with --model PROJECT@VERSION or ARN; `batchcl model list` shows yours")
     if (question := confidence_hint(min_confidence)) is not None:
-        tell(question)
+        write_line(question)
     drawing = None if annotate is None else Drawing(annotate, asked.images)
     found = _detected(
         asked.images,
@@ -178,14 +178,14 @@ def _form(output: Form | None, *, json: bool, has_query: bool) -> Form:
 class _Asked:
     """What is asked about, and the request that says more."""
 
-    images: list[Given]
-    request: Request | None
+    images: list[ImageInput]
+    request: DetectRequest | None
 
 
 def _asked(images: Sequence[str], input_json: str | None, version_id: str | None) -> _Asked:
     """The images of the command line; without any, that of the request."""
     from batchcl.cli.request import read_request  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.scoring.few import given  # noqa: PLC0415
+    from batchcl.scoring.detect import image_input  # noqa: PLC0415
 
     if input_json == "-" and "-" in images:
         raise UsageError("stdin can't be both the image and --input-json; put one of them into a file")
@@ -194,7 +194,7 @@ def _asked(images: Sequence[str], input_json: str | None, version_id: str | None
     if version_id is not None and len(images) > 1:
         raise UsageError("--version-id is that of one image; name one")
     request = None if input_json is None else read_request(input_json)
-    found = [_stdin() if each == "-" else given(each, version_id=version_id) for each in images]
+    found = [_stdin() if each == "-" else image_input(each, version_id=version_id) for each in images]
     if not found and request is not None and (requested := request.given()) is not None:
         found = [_versioned(requested, version_id)]
     if not found:
@@ -202,7 +202,7 @@ def _asked(images: Sequence[str], input_json: str | None, version_id: str | None
     return _Asked(found, request)
 
 
-def _versioned(each: Given, version_id: str | None) -> Given:
+def _versioned(each: ImageInput, version_id: str | None) -> ImageInput:
     """The request's image in the version that the command line names."""
     if version_id is None:
         return each
@@ -211,43 +211,43 @@ def _versioned(each: Given, version_id: str | None) -> Given:
     return replace(each, image=replace(each.image, version_id=version_id))
 
 
-def _stdin() -> Given:
+def _stdin() -> ImageInput:
     from batchcl.images import MAX_BYTES_FITTABLE  # noqa: PLC0415
-    from batchcl.scoring.few import Given  # noqa: PLC0415
+    from batchcl.scoring.detect import ImageInput  # noqa: PLC0415
 
     data = sys.stdin.buffer.read(MAX_BYTES_FITTABLE + 1)
     if not data:
         raise UsageError("stdin is empty; an image is expected there")
     if len(data) > MAX_BYTES_FITTABLE:
         raise UsageError(f"stdin has more than {MAX_BYTES_FITTABLE:,} bytes, and no image may; shrink it")
-    return Given(name="-", data=data)
+    return ImageInput(name="-", data=data)
 
 
 def _detected(
-    images: list[Given], *, settings: dict[str, Any], connection: dict[str, Any], **asked: Any
-) -> list[Answered]:
+    images: list[ImageInput], *, settings: dict[str, Any], connection: dict[str, Any], **asked: Any
+) -> list[DetectResult]:
     import anyio  # noqa: PLC0415 - `batchcl --help` goes without
 
     from batchcl.aws.session import Aws, AwsSettings, Connection  # noqa: PLC0415
     from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
-    from batchcl.scoring.few import detect as looked_at  # noqa: PLC0415
+    from batchcl.scoring.detect import detect as looked_at  # noqa: PLC0415
 
     aws = Aws(AwsSettings(**settings, connection=Connection(**connection)))
     return anyio.run(run_until_first_signal, partial(looked_at, images, aws=aws, **asked))
 
 
-def _tell(found: Sequence[Answered], *, fit: bool) -> bool:
+def _tell(found: Sequence[DetectResult], *, fit: bool) -> bool:
     """Say what was changed and what failed; whether anything did."""
     for each in found:
         if each.fitted is not None:
-            tell(f"{each.name} was sent changed: {each.fitted}")
+            write_line(f"{each.name} was sent changed: {each.fitted}")
         if each.error is not None:
             may_help = not fit and each.error.code in _FIT_HELPS
-            tell(f"{each.name}: {each.error.code}: {each.error}{'; --fit may mend that' if may_help else ''}")
+            write_line(f"{each.name}: {each.error.code}: {each.error}{'; --fit may mend that' if may_help else ''}")
     return any(each.error is not None for each in found)
 
 
-def _show(found: Sequence[Answered], form: Form, query: Query | None) -> None:
+def _show(found: Sequence[DetectResult], form: Form, query: Query | None) -> None:
     """One image's answer as it is, or all of them as a list."""
     if len(found) == 1 and found[0].answer is None:
         return
@@ -258,7 +258,7 @@ def _show(found: Sequence[Answered], form: Form, query: Query | None) -> None:
     show(answer if query is None else query.of(answer), form)
 
 
-def _entry(each: Answered) -> dict[str, Any]:
+def _entry(each: DetectResult) -> dict[str, Any]:
     changed = {} if each.fitted is None else {"Fitted": each.fitted}
     if each.error is not None:
         return {"Image": each.name, **changed, "Error": {"Code": each.error.code, "Message": str(each.error)}}
@@ -266,7 +266,7 @@ def _entry(each: Answered) -> dict[str, Any]:
     return {"Image": each.name, **changed, **each.answer}
 
 
-def _show_labels(found: Sequence[Answered]) -> None:
+def _show_labels(found: Sequence[DetectResult]) -> None:
     """A row a label; boxes only where there are any."""
     rows = [
         ({"image": each.name} if len(found) > 1 else {})
@@ -280,4 +280,4 @@ def _show_labels(found: Sequence[Answered]) -> None:
     if rows:
         show(rows, Form.TABLE)
     elif any(each.answer is not None for each in found):
-        tell("the answer has no label; --min-confidence 0 shows even the least likely")
+        write_line("the answer has no label; --min-confidence 0 shows even the least likely")

@@ -12,7 +12,7 @@ from batchcl.cli.options import flags
 from batchcl.cli.run import takes_arguments_of_run
 
 if TYPE_CHECKING:
-    from batchcl.doctor import Examination, Finding
+    from batchcl.doctor import Diagnosis, Finding
 
 __all__ = ["doctor"]
 
@@ -39,18 +39,18 @@ def doctor(*, json: bool = False, **given: Any) -> None:
     import anyio  # noqa: PLC0415 - `batchcl --help` goes without
 
     from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
-    from batchcl.doctor import Verdict, examine, subject_of  # noqa: PLC0415
+    from batchcl.doctor import CheckStatus, diagnose, target_of  # noqa: PLC0415
     from batchcl.errors import ExitCode  # noqa: PLC0415
 
-    subject = subject_of(given.pop("config", None), flags(**given))
+    subject = target_of(given.pop("config", None), flags(**given))
 
-    async def work() -> Examination:
-        return await examine(subject, on_finding=(lambda _: None) if json else _show)
+    async def work() -> Diagnosis:
+        return await diagnose(subject, on_finding=(lambda _: None) if json else _show)
 
     found = anyio.run(run_until_first_signal, work)
     if json:
         sys.stdout.write(orjson.dumps(found.as_dict()).decode() + "\n")
-    if found.verdict is Verdict.FAIL:
+    if found.verdict is CheckStatus.FAIL:
         raise typer.Exit(ExitCode.REFUSED)
 
 

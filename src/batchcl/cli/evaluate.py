@@ -13,7 +13,7 @@ import anyio
 import typer
 
 from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit, emit_object
-from batchcl.cli.streams import tell
+from batchcl.cli.streams import write_line
 from batchcl.quantities import confidence_hint
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def evaluate(
     """  # noqa: D412 - Typer shows the examples as they stand
     check_format(json=json, csv=csv)
     if (question := confidence_hint(min_confidence)) is not None:
-        tell(question)
+        write_line(question)
     from batchcl.analysis.evaluate import evaluate as evaluated  # noqa: PLC0415 - polars, only when it is needed
     from batchcl.analysis.results import open_results  # noqa: PLC0415
     from batchcl.analysis.truth import carried_truth, read_truth  # noqa: PLC0415

@@ -57,7 +57,7 @@ def parquet(
     import orjson  # noqa: PLC0415
 
     from batchcl.analysis.export import export_parquet  # noqa: PLC0415
-    from batchcl.runs.encryption import Encryption  # noqa: PLC0415
+    from batchcl.choices import Encryption  # noqa: PLC0415
 
     work = partial(
         export_parquet,

@@ -34,7 +34,7 @@ def failures(
       batchcl failures out --json | jq '.[] | select(.status == "failed")'
     """  # noqa: D412 - Typer shows the examples as they stand
     check_format(json=json, csv=csv)
-    from batchcl.analysis.failures import failure_table  # noqa: PLC0415 - polars, only when it is needed
+    from batchcl.analysis.counts import failure_table  # noqa: PLC0415 - polars, only when it is needed
     from batchcl.analysis.results import open_results  # noqa: PLC0415
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)

@@ -29,7 +29,7 @@ def labels(
       batchcl labels out --model cats@v2 --csv > labels.csv
     """  # noqa: D412 - Typer shows the examples as they stand
     check_format(json=json, csv=csv)
-    from batchcl.analysis.labels import label_table  # noqa: PLC0415 - polars, only when it is needed
+    from batchcl.analysis.counts import label_table  # noqa: PLC0415 - polars, only when it is needed
     from batchcl.analysis.results import open_results  # noqa: PLC0415
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)

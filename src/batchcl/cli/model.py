@@ -10,12 +10,12 @@ import typer
 
 from batchcl.cli import reap, training, versions
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import Afterwards, tell_state, with_service
-from batchcl.cli.streams import tell
+from batchcl.cli.service import InterruptMessage, report_state, with_service
+from batchcl.cli.streams import write_line
 from batchcl.cli.versions import Name, Timeout, emit_model
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Model, Service
+    from batchcl.workflow import Model, WorkflowClients
 
 __all__ = ["app"]
 
@@ -55,7 +55,7 @@ def list_models(
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.cli.output import emit  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> list[Model]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> list[Model]:
         name = None if project is None else (await workflow.find_project(service.rekognition, project)).project
         return await workflow.list_models(service.rekognition, project=name)
 
@@ -84,7 +84,7 @@ def show(model: Name, profile: Profile = None, region: Region = None, json: Json
     """  # noqa: D412
     from batchcl import workflow  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> Model:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> Model:
         return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
 
     emit_model(with_service(work, profile=profile, region=region, named=model), json=json)
@@ -122,7 +122,7 @@ def start(
     wanted = workflow.Units.parse(units)
     seconds = None if for_ is None else seconds_of(for_)
 
-    async def work(service: Service, afterwards: Afterwards) -> Model:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
         by_whom = "" if seconds is None else f", or until `batchcl model reap` after {for_}"
         afterwards.is_(
@@ -135,7 +135,7 @@ def start(
             try:
                 await workflow.clear_leases(service.rekognition, arn, remove_schedule=service.remove_schedule)
             except RefusedError as error:
-                tell(f"`batchcl model reap` will stop {arn.name} if an old lease is left on it: {error}")
+                write_line(f"`batchcl model reap` will stop {arn.name} if an old lease is left on it: {error}")
         else:
             lease = await workflow.start_for(
                 service.rekognition,
@@ -146,7 +146,7 @@ def start(
                 now=service.clock.now,
                 remove_schedule=service.remove_schedule,
             )
-            tell(f"`batchcl model reap` stops {arn.name} after {lease.until:%Y-%m-%dT%H:%M:%SZ}")
+            write_line(f"`batchcl model reap` stops {arn.name} after {lease.until:%Y-%m-%dT%H:%M:%SZ}")
         if not wait:
             return await workflow.describe(service.rekognition, arn)
         afterwards.is_(
@@ -155,7 +155,7 @@ def start(
         )
         passing = {"STARTING", "STOPPED", "TRAINING_COMPLETED", "COPYING_COMPLETED"}
         return await workflow.wait(
-            service.rekognition, arn, until="RUNNING", passing=passing, timeout_s=timeout * 60, on_state=tell_state
+            service.rekognition, arn, until="RUNNING", passing=passing, timeout_s=timeout * 60, on_state=report_state
         )
 
     emit_model(with_service(work, profile=profile, region=region, named=model), json=json, brief=True)
@@ -193,15 +193,15 @@ def wait(
     passing, minutes = _WAYS[until]
     timeout_s = (minutes if timeout is None else timeout) * 60
 
-    async def work(service: Service, afterwards: Afterwards) -> Model:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
         afterwards.is_(f"only the wait has ended; `batchcl model show {arn.name}` tells how {arn.name} is")
         if until == "TRAINING_COMPLETED":
-            return await workflow.wait_trained(service.rekognition, arn, timeout_s=timeout_s, on_state=tell_state)
+            return await workflow.wait_trained(service.rekognition, arn, timeout_s=timeout_s, on_state=report_state)
         if until == "COPYING_COMPLETED":
-            return await workflow.wait_copied(service.rekognition, arn, timeout_s=timeout_s, on_state=tell_state)
+            return await workflow.wait_copied(service.rekognition, arn, timeout_s=timeout_s, on_state=report_state)
         return await workflow.wait(
-            service.rekognition, arn, until=until, passing=passing, timeout_s=timeout_s, on_state=tell_state
+            service.rekognition, arn, until=until, passing=passing, timeout_s=timeout_s, on_state=report_state
         )
 
     emit_model(with_service(work, profile=profile, region=region, named=model), json=json, brief=True)
@@ -226,7 +226,7 @@ def stop(
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.errors import RefusedError  # noqa: PLC0415
 
-    async def work(service: Service, afterwards: Afterwards) -> Model:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
         found = await workflow.describe(service.rekognition, arn)
         if found.status not in {"STOPPED", "STOPPING", "TRAINING_COMPLETED", "COPYING_COMPLETED"}:
@@ -234,7 +234,7 @@ def stop(
             try:
                 await workflow.end_lease(service.rekognition, arn)
             except RefusedError as error:
-                tell(f"the lease of `batchcl model start --for`, if there is one, stays on {arn.name}: {error}")
+                write_line(f"the lease of `batchcl model start --for`, if there is one, stays on {arn.name}: {error}")
         elif found.status != "STOPPING":
             return found
         if not wait:
@@ -246,7 +246,7 @@ def stop(
             until="STOPPED",
             passing={"RUNNING", "STOPPING"},
             timeout_s=timeout * 60,
-            on_state=tell_state,
+            on_state=report_state,
         )
 
     emit_model(with_service(work, profile=profile, region=region, named=model), json=json, brief=True)

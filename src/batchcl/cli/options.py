@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchcl.aws.transport import Transport
-from batchcl.runs.encryption import ServerSideEncryption
-from batchcl.sources.source_kind import SourceKind
+from batchcl.choices import ServerSideEncryption, SourceKind, Transport
 
 __all__ = [
     "AllVersions",

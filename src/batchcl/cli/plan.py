@@ -31,16 +31,16 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
     import polars as pl  # noqa: PLC0415
 
     from batchcl.cli.output import emit, emit_object  # noqa: PLC0415
-    from batchcl.cli.talk import talking  # noqa: PLC0415
+    from batchcl.cli.reporter import reporting  # noqa: PLC0415
     from batchcl.job import load_job  # noqa: PLC0415
     from batchcl.scoring.plan import Plan  # noqa: PLC0415
     from batchcl.scoring.plan import plan as planned  # noqa: PLC0415
-    from batchcl.sources.filters import filter_words  # noqa: PLC0415
+    from batchcl.sources.filters import describe_filters  # noqa: PLC0415
 
     job = load_job(given.pop("config", None), {"out": "unused"} | flags(**given))
 
     async def work() -> Plan:
-        async with talking(log_format or LogFormat.TEXT) as observer:
+        async with reporting(log_format or LogFormat.TEXT) as observer:
             return await planned(job, observer=observer)
 
     found = anyio.run(work)
@@ -60,7 +60,7 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
         "already scored": found.known,
         "failed permanently before": found.known_failed,
         "filtered": found.filtered,
-        **{f"  {filter_words(name)}": count for name, count in found.filtered_by.items()},
+        **{f"  {describe_filters(name)}": count for name, count in found.filtered_by.items()},
         **found.left_out,
     }
     if found.lines is not None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import Afterwards, Yes, confirm, with_service
-from batchcl.cli.streams import tell
+from batchcl.cli.service import InterruptMessage, Yes, confirm, with_service
+from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Policy, Service
+    from batchcl.workflow import ProjectPolicy, WorkflowClients
 
 __all__ = ["app"]
 
@@ -54,7 +54,7 @@ def put(
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"reading the policy {document} failed: {error}") from error
 
-    async def work(service: Service, _: Afterwards) -> str:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> str:
         arn = await workflow.find_project(service.rekognition, project)
         return await workflow.put_policy(service.rekognition, arn, name, text, revision=revision)
 
@@ -75,7 +75,7 @@ def list_policies(project: Project, profile: Profile = None, region: Region = No
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.cli.output import emit  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> list[Policy]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> list[ProjectPolicy]:
         arn = await workflow.find_project(service.rekognition, project)
         return await workflow.list_policies(service.rekognition, arn)
 
@@ -109,11 +109,11 @@ def delete(
 
     confirm(f"this deletes the policy {name} of the project {project}", yes=yes)
 
-    async def work(service: Service, _: Afterwards) -> None:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> None:
         arn = await workflow.find_project(service.rekognition, project)
         await workflow.delete_policy(service.rekognition, arn, name, revision=revision)
 
     with_service(work, profile=profile, region=region, named=project)
-    tell(f"the policy {name} of the project {project} is deleted")
+    write_line(f"the policy {name} of the project {project} is deleted")
     if json:
         emit_object({"policy": name, "project": project}, json=True)

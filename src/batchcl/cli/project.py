@@ -9,11 +9,11 @@ import typer
 
 from batchcl.cli import policy
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, shown, with_service
-from batchcl.cli.streams import tell
+from batchcl.cli.service import InterruptMessage, Tags, Yes, confirm, parsed_tags, shown, with_service
+from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Model, Project, Service
+    from batchcl.workflow import Model, Project, WorkflowClients
 
 __all__ = ["app"]
 
@@ -43,7 +43,7 @@ def create(
     from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
     from batchcl.cli.output import emit_object  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> Project:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> Project:
         return await workflow.create_project(service.rekognition, name, tags=parsed_tags(tag))
 
     made = with_service(work, profile=profile, region=region)
@@ -63,7 +63,7 @@ def list_projects(profile: Profile = None, region: Region = None, json: Json = F
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.cli.output import emit  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> list[Project]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> list[Project]:
         return await workflow.list_projects(service.rekognition)
 
     found = with_service(work, profile=profile, region=region)
@@ -154,16 +154,16 @@ def delete(
     gone = [*(model.name for model in models), *(f"the {each.kind} dataset" for each in found.datasets)]
     confirm(f"this deletes the project {found.name}" + (f" with {', '.join(gone)}" if gone else ""), yes=yes)
 
-    async def work(service: Service, _: Afterwards) -> None:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> None:
         arn = workflow.ProjectArn.parse(found.arn)
         for model in models:
             await workflow.delete_model(service.rekognition, arn, workflow.ModelArn.parse(model.arn))
-            tell(f"{model.name} is deleted")
+            write_line(f"{model.name} is deleted")
         for dataset in found.datasets:
             await workflow.delete_dataset(service.rekognition, workflow.DatasetArn.parse(dataset.arn))
-            tell(f"{found.name}/{dataset.kind} is deleted")
+            write_line(f"{found.name}/{dataset.kind} is deleted")
         await workflow.delete_project(service.rekognition, arn)
-        tell(f"the project {found.name} is deleted")
+        write_line(f"the project {found.name} is deleted")
 
     with_service(work, profile=profile, region=region, named=found.arn)
     if json:
@@ -180,7 +180,7 @@ def delete(
 def _looked_up(name: str, *, profile: str | None, region: str | None) -> tuple[Project, list[Model]]:
     from batchcl import workflow  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> tuple[Project, list[Model]]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> tuple[Project, list[Model]]:
         arn = await workflow.find_project(service.rekognition, name)
         found = await workflow.describe_project(service.rekognition, arn)
         return found, await workflow.list_models(service.rekognition, project=arn.project)
@@ -190,7 +190,7 @@ def _looked_up(name: str, *, profile: str | None, region: str | None) -> tuple[P
 
 def _refuse_busy(models: list[Model]) -> None:
     """Before anything is deleted, as a half-deleted project would be the worst end."""
-    from batchcl.aws.statuses import IN_USE  # noqa: PLC0415
+    from batchcl.aws.models import IN_USE  # noqa: PLC0415
     from batchcl.errors import ModelError  # noqa: PLC0415
 
     for model in models:

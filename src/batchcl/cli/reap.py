@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import Afterwards, with_service
-from batchcl.cli.streams import tell
+from batchcl.cli.service import InterruptMessage, with_service
+from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Reaped, Service
+    from batchcl.workflow import Reaped, WorkflowClients
 
 __all__ = ["reap"]
 
@@ -44,7 +44,7 @@ def reap(
     from batchcl.cli.output import emit  # noqa: PLC0415
     from batchcl.errors import StoppedError  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> list[Reaped]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> list[Reaped]:
         return await workflow.reap(
             service.rekognition,
             project=None if project is None else (await workflow.find_project(service.rekognition, project)).project,
@@ -59,7 +59,7 @@ def reap(
     if rows or json:
         emit(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String)), json=json)
     else:
-        tell("no model runs, and no lease has ended")
+        write_line("no model runs, and no lease has ended")
     unfinished = [each for each in found if each.done.unfinished]
     if unfinished:
         which = "; ".join(f"{each.model}: {each.reason}" for each in unfinished)

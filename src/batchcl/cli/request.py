@@ -15,9 +15,9 @@ from batchcl.errors import UsageError
 from batchcl.images import ImageRef
 from batchcl.quantities import MAX_INT32
 from batchcl.runs.layout import expand_home
-from batchcl.scoring.few import Given
+from batchcl.scoring.detect import ImageInput
 
-__all__ = ["Request", "read_request", "skeleton"]
+__all__ = ["DetectRequest", "read_request", "skeleton"]
 
 
 class _Shape(BaseModel):
@@ -56,7 +56,7 @@ class _Image(_Shape):
         return self
 
 
-class Request(_Shape):
+class DetectRequest(_Shape):
     """The input of DetectCustomLabels, under the API's names. What is empty, as in the skeleton, is left out."""
 
     model: Annotated[str | None, Field(alias="ProjectVersionArn")] = None
@@ -64,19 +64,19 @@ class Request(_Shape):
     max_results: Annotated[int | None, Field(alias="MaxResults", ge=0, le=MAX_INT32)] = None
     min_confidence: Annotated[float | None, Field(alias="MinConfidence", ge=0, le=100)] = None
 
-    def given(self) -> Given | None:
+    def given(self) -> ImageInput | None:
         """The image, or None where the request has none."""
         where = None if self.image is None else self.image.s3_object
         if where is not None and where.bucket and where.name:
             uri = f"s3://{where.bucket}/{where.name}"
             image = ImageRef(uri=uri, bucket=where.bucket, key=where.name, version_id=where.version or None)
-            return Given(name=uri, image=image)
+            return ImageInput(name=uri, image=image)
         if self.image is not None and self.image.data:
-            return Given(name="Bytes", data=self.image.data)
+            return ImageInput(name="Bytes", data=self.image.data)
         return None
 
 
-def read_request(source: str) -> Request:
+def read_request(source: str) -> DetectRequest:
     """The request that `source` is, or that is in the file of this path or `file://` URI, or on stdin for `-`.
 
     Raises:
@@ -91,7 +91,7 @@ def read_request(source: str) -> Request:
         else:
             path = expand_home(source.removeprefix("file://"))
             text = Path(path).read_bytes()
-        return Request.model_validate_json(text)
+        return DetectRequest.model_validate_json(text)
     except OSError as error:
         raise UsageError(f"reading --input-json{name} failed: {error.strerror}; check the path") from error
     except ValidationError as error:

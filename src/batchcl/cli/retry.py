@@ -86,11 +86,11 @@ def retry(
 
       batchcl retry out 2026-11-21 --fit
     """  # noqa: D412 - Typer shows the examples as they stand
+    from batchcl.cli.reporter import reporting  # noqa: PLC0415
     from batchcl.cli.signals import GRACE_S, run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.cli.talk import talking  # noqa: PLC0415
     from batchcl.job import grace_seconds  # noqa: PLC0415
     from batchcl.scoring.retry import retry as score_again  # noqa: PLC0415
-    from batchcl.scoring.stopper import Stopper  # noqa: PLC0415
+    from batchcl.stop_signal import StopSignal  # noqa: PLC0415
 
     changes = flags(
         fit=fit,
@@ -119,8 +119,8 @@ def retry(
     except UsageError as error:
         raise UsageError(f"--grace {grace}: {error}") from error
 
-    async def work(stopper: Stopper) -> Summary:
-        async with talking(log_format) as observer:
+    async def work(stopper: StopSignal) -> Summary:
+        async with reporting(log_format) as observer:
             return await score_again(root, run, codes=code or (), changes=changes, observer=observer, stopper=stopper)
 
     finish(lambda: run_until_signalled(work, grace_s=grace_s), json=json, log_format=log_format)

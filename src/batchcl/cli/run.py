@@ -69,10 +69,9 @@ from batchcl.cli.options import (
     Where,
     flags,
 )
-from batchcl.cli.streams import StreamError, log, tell
-from batchcl.errors import BatchclError, ExitCode
+from batchcl.cli.streams import StreamError, log, write_line
+from batchcl.errors import BatchclError, ExitCode, command
 from batchcl.quantities import counted
-from batchcl.shell import command
 
 if TYPE_CHECKING:
     from batchcl.summary import Summary
@@ -157,11 +156,11 @@ def run(
 
       batchcl run --config configs/nightly.toml --max-failures 0.5%
     """  # noqa: D412 - Typer shows the examples as they stand
+    from batchcl.cli.reporter import reporting  # noqa: PLC0415
     from batchcl.cli.signals import run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.cli.talk import talking  # noqa: PLC0415
     from batchcl.job import load_job  # noqa: PLC0415
-    from batchcl.scoring.score import run as score  # noqa: PLC0415
-    from batchcl.scoring.stopper import Stopper  # noqa: PLC0415
+    from batchcl.scoring.run import run as score  # noqa: PLC0415
+    from batchcl.stop_signal import StopSignal  # noqa: PLC0415
 
     job = load_job(
         config,
@@ -220,8 +219,8 @@ def run(
         ),
     )
 
-    async def work(stopper: Stopper) -> Summary:
-        async with talking(log_format) as observer:
+    async def work(stopper: StopSignal) -> Summary:
+        async with reporting(log_format) as observer:
             return await score(job, observer=observer, stopper=stopper)
 
     finish(lambda: run_until_signalled(work, grace_s=job.grace_s), json=json, log_format=log_format)
@@ -250,7 +249,7 @@ def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | N
         raise
     _end(summary, json=json, log_format=log_format)
     if not summary.tolerated:
-        tell(
+        write_line(
             f"{counted(summary.failed, 'image')} failed, more than --max-failures allows; see "
             f"{command('failures', summary.out)}{_what_helps(summary)}",
             level="error",
@@ -273,8 +272,8 @@ def _what_helps(summary: Summary) -> str:
 
 def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     from batchcl.runs.layout import RunPaths  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.scoring.tally import Tally  # noqa: PLC0415
-    from batchcl.sources.filters import filter_words  # noqa: PLC0415
+    from batchcl.scoring.source_counts import SourceCounts  # noqa: PLC0415
+    from batchcl.sources.filters import describe_filters  # noqa: PLC0415
 
     left = summary.planned - summary.scored - summary.failed - summary.skipped
     goes_on = _goes_on(summary, left=left)
@@ -283,9 +282,9 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
             sys.stdout.write(orjson.dumps(summary.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
             sys.stdout.flush()
         except StreamError as error:  # the run ends by its result
-            tell(f"{error}; the summary is in {summary.out}/{RunPaths(summary.run_id).summary}", level="warning")
+            write_line(f"{error}; the summary is in {summary.out}/{RunPaths(summary.run_id).summary}", level="warning")
         if goes_on:
-            tell(goes_on)
+            write_line(goes_on)
         return
     parts = [f"{summary.scored:,} scored", f"{summary.failed:,} failed", f"{summary.skipped:,} skipped"]
     if left:
@@ -302,10 +301,10 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     if log_format is LogFormat.JSON:
         log("summary", text, fields=summary.as_dict())
         if goes_on:
-            tell(goes_on)
+            write_line(goes_on)
         return
-    tell(text)
-    tally = Tally(
+    write_line(text)
+    tally = SourceCounts(
         lines=summary.lines,
         bad=summary.bad_lines,
         left_out=summary.left_out,
@@ -316,17 +315,17 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         planned=summary.planned,
     )
     if tally.lines is not None or tally.leaves_out:
-        tell(f"the lists: {tally}")
+        write_line(f"the lists: {tally}")
     for name, count in summary.filtered_by.items():
-        tell(f"  {filter_words(name)} left {count:,} out")
+        write_line(f"  {describe_filters(name)} left {count:,} out")
     if goes_on:
-        tell(goes_on)
-        tell(f"see {command('status', summary.out, summary.run_id)}")
+        write_line(goes_on)
+        write_line(f"see {command('status', summary.out, summary.run_id)}")
         return
     if summary.scored:
-        tell(f"the table lies in {summary.out}/results; ask it with {command('labels', summary.out)}")
+        write_line(f"the table lies in {summary.out}/results; ask it with {command('labels', summary.out)}")
     elif summary.failed or summary.skipped:
-        tell(f"no image was scored; see {command('failures', summary.out, '--run', summary.run_id)} for why")
+        write_line(f"no image was scored; see {command('failures', summary.out, '--run', summary.run_id)} for why")
 
 
 def _goes_on(summary: Summary, *, left: int) -> str:

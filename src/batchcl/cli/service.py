@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from batchcl.cli.streams import tell
+from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Service, Uploaded
+    from batchcl.workflow import Uploaded, WorkflowClients
 
 __all__ = [
-    "Afterwards",
+    "InterruptMessage",
     "Tags",
     "Yes",
     "confirm",
     "parsed_tags",
+    "report_state",
+    "report_upload",
     "shown",
-    "tell_state",
-    "tell_upload",
     "with_service",
 ]
 
@@ -33,7 +33,7 @@ Tags = Annotated[
 ]
 
 
-class Afterwards:
+class InterruptMessage:
     """What goes on in AWS if the command ends early; said then, and only then."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _Named(Protocol):
 
 
 def with_service(
-    work: Callable[[Service, Afterwards], Awaitable[_T]],
+    work: Callable[[WorkflowClients, InterruptMessage], Awaitable[_T]],
     *,
     profile: str | None,
     region: str | None,
@@ -76,7 +76,7 @@ def with_service(
     from batchcl.errors import BatchclError, ModelError, RefusedError, UnreachableError, UsageError  # noqa: PLC0415
     from batchcl.workflow import connect  # noqa: PLC0415
 
-    afterwards = Afterwards()
+    afterwards = InterruptMessage()
 
     async def main() -> _T:
         told = None if named is None else region_in(named)
@@ -127,21 +127,21 @@ def parsed_tags(tags: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
-def tell_state(thing: _Named) -> None:
+def report_state(thing: _Named) -> None:
     """One line for a change of status."""
-    tell(f"{thing.name} is {thing.status}")
+    write_line(f"{thing.name} is {thing.status}")
 
 
-def tell_upload(progress: Uploaded) -> None:
+def report_upload(progress: Uploaded) -> None:
     """One line for how far an upload is."""
     left = progress.total - progress.there - progress.sent
     if progress.there == progress.total:
-        tell(f"all {progress.total:,} images are in S3 already")
+        write_line(f"all {progress.total:,} images are in S3 already")
     elif not progress.sent:
         there = f", {progress.there:,} of {progress.total:,} are in S3 already" if progress.there else ""
-        tell(f"{left:,} images to upload{there}")
+        write_line(f"{left:,} images to upload{there}")
     else:
-        tell(
+        write_line(
             f"{progress.sent:,} images uploaded, {progress.sent_bytes / 1e6:,.1f} MB"
             + (f", {left:,} left" if left else "")
         )

@@ -20,9 +20,9 @@ from typing import Final, Protocol, TypeVar
 import anyio
 from anyio.abc import TaskStatus
 
-from batchcl.cli.streams import tell
+from batchcl.cli.streams import write_line
 from batchcl.errors import BatchclError, ExitCode, InterruptedRunError, StoppedError
-from batchcl.scoring.stopper import Stopper
+from batchcl.stop_signal import StopSignal
 
 __all__ = ["GRACE_S", "SIGNALS", "run_until_first_signal", "run_until_signalled"]
 
@@ -37,7 +37,7 @@ _EXIT_S: Final = 0.5
 _T = TypeVar("_T")
 
 
-def run_until_signalled(work: Callable[[Stopper], Awaitable[_T]], *, grace_s: float) -> _T:
+def run_until_signalled(work: Callable[[StopSignal], Awaitable[_T]], *, grace_s: float) -> _T:
     """Run `work` in a new event loop and return its result, or raise its error.
 
     The first of `SIGNALS` drains, within `grace_s`. The second cancels at once, but for the stop of the model, which
@@ -71,8 +71,8 @@ async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
     return result[0]
 
 
-async def _run(work: Callable[[Stopper], Awaitable[_T]], grace_s: float, timers: ExitStack) -> _T:
-    stopper = Stopper()
+async def _run(work: Callable[[StopSignal], Awaitable[_T]], grace_s: float, timers: ExitStack) -> _T:
+    stopper = StopSignal()
     seen: set[signal.Signals] = set()
 
     def on_signal(scope: anyio.CancelScope, number: signal.Signals) -> None:
@@ -131,7 +131,7 @@ def _end_process_after(
 
     def end() -> None:
         text = f"{_reason(number)}, but not over after {limit_s:.0f} s; what is not committed is called for again"
-        tell("; ".join(filter(None, [text, last_words()])), event="error", level="error")
+        write_line("; ".join(filter(None, [text, last_words()])), event="error", level="error")
         os._exit(ExitCode.INTERRUPTED if number is signal.SIGINT else ExitCode.STOPPED)
 
     timer = threading.Timer(limit_s - _EXIT_S, end)

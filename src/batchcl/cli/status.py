@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from batchcl.cli.output import Csv, Json, Profile, Region, Root
-from batchcl.cli.streams import tell
-from batchcl.shell import command
+from batchcl.cli.streams import write_line
+from batchcl.errors import command
 
 if TYPE_CHECKING:
     from batchcl.runs.status import RunState
@@ -49,7 +49,7 @@ def runs(root: Root, *, json: Json = False, csv: Csv = False, profile: Profile =
 
       batchcl runs s3://tables/labels --csv > runs.csv
     """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl.analysis.runs import run_table  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.analysis.results import run_table  # noqa: PLC0415 - `batchcl --help` goes without
     from batchcl.cli.output import check_format, emit  # noqa: PLC0415
     from batchcl.runs.status import list_runs  # noqa: PLC0415
 
@@ -66,7 +66,7 @@ def runs(root: Root, *, json: Json = False, csv: Csv = False, profile: Profile =
     emit(frame if json or csv else frame.select(_OVERVIEW), json=json, csv=csv, title=f"Runs in {root}")
     for state in states:
         if state.state == "damaged":
-            tell(f"run {state.run_id} can't be shown: {state.reason}")
+            write_line(f"run {state.run_id} can't be shown: {state.reason}")
 
 
 def status(

@@ -21,7 +21,7 @@ from typing import Any, Final, TextIO
 
 from batchcl.errors import BatchclError, ExitCode
 
-__all__ = ["StreamError", "install", "log", "log_as_json", "log_bug", "tell"]
+__all__ = ["StreamError", "install", "log", "log_as_json", "log_bug", "write_line"]
 
 _MOST_LINES: Final = 1000
 _FLUSH_S: Final = 0.5
@@ -53,7 +53,7 @@ def log_as_json(wanted: bool) -> None:
     logging.captureWarnings(wanted)
 
 
-def tell(text: str, *, event: str = "message", level: str = "info") -> None:
+def write_line(text: str, *, event: str = "message", level: str = "info") -> None:
     """Write one line about the command to stderr."""
     if _is_json:
         log(event, text, level=level)

@@ -10,12 +10,12 @@ import typer
 
 from batchcl.cli.evaluate import show_confusion
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import Afterwards, Tags, parsed_tags, shown, tell_state, with_service
-from batchcl.cli.streams import tell
+from batchcl.cli.service import InterruptMessage, Tags, parsed_tags, report_state, shown, with_service
+from batchcl.cli.streams import write_line
 from batchcl.cli.versions import KmsKey, Name, Output, Timeout, emit_model, new_version
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Model, ModelEvaluation, Service
+    from batchcl.workflow import Model, ModelEvaluation, WorkflowClients
 
 __all__ = ["evaluate", "train"]
 
@@ -68,7 +68,7 @@ def train(
     if test_manifest and not train_manifest:
         raise UsageError("--test-manifest needs --train-manifest; a project's datasets are trained with by themselves")
 
-    async def work(service: Service, afterwards: Afterwards) -> Model:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         client = service.rekognition
         arn = await workflow.train_model(
             client,
@@ -88,7 +88,7 @@ def train(
             f"the training of {arn.name} goes on in AWS at $1.00 an hour, and nothing stops it; follow it with "
             f"`batchcl model wait {arn.name} --until TRAINING_COMPLETED`"
         )
-        trained = await workflow.wait_trained(client, arn, timeout_s=timeout * 60, on_state=tell_state)
+        trained = await workflow.wait_trained(client, arn, timeout_s=timeout * 60, on_state=report_state)
         _tell_bill(trained)
         return trained
 
@@ -118,7 +118,7 @@ def evaluate(
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> tuple[Model, ModelEvaluation]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> tuple[Model, ModelEvaluation]:
         client = service.rekognition
         found = await workflow.describe(client, await workflow.find_model(client, model))
         async with service.s3() as s3:
@@ -155,9 +155,9 @@ def _show(tables: dict[str, Any]) -> None:
 
 
 def _tell_bill(model: Model) -> None:
-    from batchcl.aws.versions import DOLLARS_PER_TRAINING_HOUR  # noqa: PLC0415
+    from batchcl.aws.models import DOLLARS_PER_TRAINING_HOUR  # noqa: PLC0415
 
     if model.training_seconds is not None:
         hours = model.training_seconds / 3600
         took = f"{hours:.1f} hours" if hours >= 1 else f"{model.training_seconds / 60:.1f} minutes"
-        tell(f"{took} of training are billed, ${hours * DOLLARS_PER_TRAINING_HOUR:.2f}")
+        write_line(f"{took} of training are billed, ${hours * DOLLARS_PER_TRAINING_HOUR:.2f}")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcl.cli.options import Json, Profile, Region
-from batchcl.cli.service import Afterwards, Tags, Yes, confirm, parsed_tags, shown, tell_state, with_service
-from batchcl.cli.streams import tell
+from batchcl.cli.service import InterruptMessage, Tags, Yes, confirm, parsed_tags, report_state, shown, with_service
+from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Model, Service
+    from batchcl.workflow import Model, WorkflowClients
 
 __all__ = ["KmsKey", "Name", "Output", "Timeout", "copy", "delete", "emit_model", "new_version", "tag"]
 
@@ -65,7 +65,7 @@ def copy(
 
     project, version = new_version(to, what="copy")
 
-    async def work(service: Service, afterwards: Afterwards) -> Model:
+    async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         client = service.rekognition
         model = await workflow.find_model(client, source)
         origin = await workflow.find_project(client, source_project or model.project)
@@ -85,7 +85,7 @@ def copy(
             f"the copying of {arn.name} goes on in AWS; follow it with "
             f"`batchcl model wait {arn.name} --until COPYING_COMPLETED`"
         )
-        return await workflow.wait_copied(client, arn, timeout_s=timeout * 60, on_state=tell_state)
+        return await workflow.wait_copied(client, arn, timeout_s=timeout * 60, on_state=report_state)
 
     emit_model(with_service(work, profile=profile, region=region, named=source), json=json)
 
@@ -114,7 +114,7 @@ def tag(
     from batchcl import workflow  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
 
-    async def work(service: Service, _: Afterwards) -> dict[str, str]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> dict[str, str]:
         arn = (await workflow.find_model(service.rekognition, model)).text
         if tags:
             await workflow.tag(service.rekognition, arn, parsed_tags(tags))
@@ -126,7 +126,7 @@ def tag(
     if found or json:
         emit_object(dict(sorted(found.items())), json=json)
     else:
-        tell(f"{model} has no tags")
+        write_line(f"{model} has no tags")
 
 
 def delete(
@@ -139,11 +139,11 @@ def delete(
       batchcl model delete cats@v1 --yes
     """  # noqa: D412
     from batchcl import workflow  # noqa: PLC0415
-    from batchcl.aws.statuses import IN_USE  # noqa: PLC0415
+    from batchcl.aws.models import IN_USE  # noqa: PLC0415
     from batchcl.cli.output import emit_object  # noqa: PLC0415
     from batchcl.errors import ModelError  # noqa: PLC0415
 
-    async def look(service: Service, _: Afterwards) -> Model:
+    async def look(service: WorkflowClients, _: InterruptMessage) -> Model:
         return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
 
     found = with_service(look, profile=profile, region=region, named=model)
@@ -154,12 +154,12 @@ def delete(
     quality = "" if found.f1 is None else f" (F1 {found.f1:.3f})"
     confirm(f"this deletes the model {found.name}{quality} for good", yes=yes)
 
-    async def work(service: Service, _: Afterwards) -> None:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> None:
         project = await workflow.find_project(service.rekognition, found.project)
         await workflow.delete_model(service.rekognition, project, workflow.ModelArn.parse(found.arn))
 
     with_service(work, profile=profile, region=region, named=found.arn)
-    tell(f"{found.name} is deleted")
+    write_line(f"{found.name} is deleted")
     if json:
         emit_object({"model": found.name, "arn": found.arn}, json=True)
 

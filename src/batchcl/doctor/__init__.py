@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from batchcl.doctor.examine import examine
-from batchcl.doctor.findings import Examination, Finding, Verdict
-from batchcl.doctor.subject import Subject, subject_of
+from batchcl.doctor.context import CheckTarget, target_of
+from batchcl.doctor.diagnose import diagnose
+from batchcl.doctor.findings import CheckStatus, Diagnosis, Finding
 
-__all__ = ["Examination", "Finding", "Subject", "Verdict", "examine", "subject_of"]
+__all__ = ["CheckStatus", "CheckTarget", "Diagnosis", "Finding", "diagnose", "target_of"]

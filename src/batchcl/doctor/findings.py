@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Examination", "Finding", "Verdict"]
+__all__ = ["CheckStatus", "Diagnosis", "Finding"]
 
 
-class Verdict(StrEnum):
+class CheckStatus(StrEnum):
     """What a finding means for a run."""
 
     OK = "ok"
@@ -30,21 +30,23 @@ class Finding:
     """
 
     check: str
-    verdict: Verdict
+    verdict: CheckStatus
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Examination:
+class Diagnosis:
     """All findings, in the order in which they were made."""
 
     findings: tuple[Finding, ...]
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> CheckStatus:
         """The worst one."""
         found = {finding.verdict for finding in self.findings}
-        return next(each for each in (Verdict.FAIL, Verdict.WARN, Verdict.OK) if each in found | {Verdict.OK})
+        return next(
+            each for each in (CheckStatus.FAIL, CheckStatus.WARN, CheckStatus.OK) if each in found | {CheckStatus.OK}
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""

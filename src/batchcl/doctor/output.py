@@ -6,14 +6,14 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from batchcl.doctor.case import Answer, Case
-from batchcl.doctor.findings import Verdict
-from batchcl.scoring.score import open_store
+from batchcl.doctor.context import Answer, CheckContext
+from batchcl.doctor.findings import CheckStatus
+from batchcl.scoring.run import open_store
 
 __all__ = ["check_output"]
 
 
-async def check_output(case: Case) -> Answer:
+async def check_output(case: CheckContext) -> Answer:
     """Create an object, try to create it again, and remove it."""
     made = await anyio.to_thread.run_sync(_missing, case.job.out)
     try:
@@ -21,8 +21,8 @@ async def check_output(case: Case) -> Answer:
     finally:
         await anyio.to_thread.run_sync(_remove_empty, made)
     if case.job.single_writer:
-        return Verdict.OK, f"{store.root} can be written; that nobody else does is taken on trust"
-    return Verdict.OK, f"{store.root} can be written, and refuses to create an object twice"
+        return CheckStatus.OK, f"{store.root} can be written; that nobody else does is taken on trust"
+    return CheckStatus.OK, f"{store.root} can be written, and refuses to create an object twice"
 
 
 def _missing(out: str) -> list[Path]:

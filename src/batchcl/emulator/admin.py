@@ -11,11 +11,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from batchcl.emulator.injection import Faults, parse_faults
+from batchcl.emulator.fault_injection import Faults, parse_faults
 from batchcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from batchcl.emulator.service import Service
+    from batchcl.emulator.service import EmulatorService
 
 __all__ = ["add_routes", "refuse_foreign", "usage"]
 
@@ -39,7 +39,7 @@ async def refuse_foreign(request: web.Request, handler: Handler) -> web.StreamRe
     return _json({"__type": "AccessDeniedException", "Message": what}, status=403)
 
 
-def add_routes(application: web.Application, service: Service) -> None:
+def add_routes(application: web.Application, service: EmulatorService) -> None:
     """Serve `/_emulator/usage`, `faults` and `clock`. No signature is asked for: the emulator is on loopback."""
 
     async def show_usage(_: web.Request) -> web.Response:
@@ -82,7 +82,7 @@ def add_routes(application: web.Application, service: Service) -> None:
     application.router.add_delete("/_emulator/faults", clear_faults)
 
 
-def usage(service: Service, *, now: float) -> dict[str, Any]:
+def usage(service: EmulatorService, *, now: float) -> dict[str, Any]:
     """Billed hours of each version that ever trained or ran, deleted ones too, and in all."""
     state = service.state
     state.settle(now)
@@ -118,7 +118,7 @@ class _Forward(BaseModel):
     ahead_seconds: float = Field(ge=0, le=365 * 24 * _HOUR_S, allow_inf_nan=False)
 
 
-def _clock(service: Service) -> dict[str, Any]:
+def _clock(service: EmulatorService) -> dict[str, Any]:
     now = dt.datetime.fromtimestamp(service.clock.time(), dt.UTC)
     return {"ahead_seconds": service.clock.ahead_s, "now": now.isoformat(timespec="seconds")}
 

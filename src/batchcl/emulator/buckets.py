@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import anyio
 import anyio.to_thread
 
-from batchcl.emulator.faults import ServiceError, invalid_s3_object
+from batchcl.emulator.errors import ApiError, invalid_s3_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AsyncExitStack
     from pathlib import Path
 
-__all__ = ["Buckets", "DirectoryBuckets", "NoBuckets", "S3Buckets"]
+__all__ = ["DirectoryObjectStore", "NoObjectStore", "ObjectStore", "S3ObjectStore"]
 
 _BUCKET: Final = re.compile(r"[0-9A-Za-z._-]{3,255}")
 
 
-class Buckets(Protocol):
+class ObjectStore(Protocol):
     """S3 as far as Custom Labels needs it."""
 
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
@@ -46,7 +46,7 @@ class Buckets(Protocol):
         ...
 
 
-class NoBuckets:
+class NoObjectStore:
     """An emulator that was given neither --buckets nor --s3-endpoint-url: no object can be had."""
 
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:  # noqa: ARG002 - the seam's signature
@@ -62,7 +62,7 @@ class NoBuckets:
         raise invalid_s3_object()
 
 
-class DirectoryBuckets:
+class DirectoryObjectStore:
     """Each sub-folder of `root` is a bucket, each file in it an object.
 
     Keys that a folder can't hold as they are (`a//b`, `..`, a trailing `/`) don't exist, and neither does anything
@@ -73,7 +73,7 @@ class DirectoryBuckets:
         self._root = root.resolve()
 
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
-        """See `Buckets.read`; a file has only the version `null`."""
+        """See `ObjectStore.read`; a file has only the version `null`."""
         if version_id not in {None, "null"}:
             raise invalid_s3_object()
         return await anyio.to_thread.run_sync(self._read, bucket, key, limit_bytes)
@@ -83,7 +83,7 @@ class DirectoryBuckets:
         return None
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002 - files have no type
-        """See `Buckets.write`; a reader sees the old file or the new one, never a part."""
+        """See `ObjectStore.write`; a reader sees the old file or the new one, never a part."""
         await anyio.to_thread.run_sync(self._write, bucket, key, data)
 
     def _read(self, bucket: str, key: str, limit_bytes: int) -> bytes:
@@ -116,7 +116,7 @@ class DirectoryBuckets:
         return path
 
 
-class S3Buckets:
+class S3ObjectStore:
     """A real S3 service. Made by `open`, since its client lives as long as the emulator."""
 
     def __init__(self, client: Any) -> None:
@@ -124,7 +124,7 @@ class S3Buckets:
         self._regions: dict[str, str | None] = {}
 
     @classmethod
-    async def open(cls, endpoint_url: str, stack: AsyncExitStack) -> S3Buckets:
+    async def open(cls, endpoint_url: str, stack: AsyncExitStack) -> S3ObjectStore:
         """Connect to `endpoint_url` with the process's ordinary AWS credentials; `stack` closes the client."""
         import aioboto3  # noqa: PLC0415 - slow to import, and only needed here
         from aiobotocore.config import AioConfig  # noqa: PLC0415
@@ -148,7 +148,7 @@ class S3Buckets:
         return cls(await stack.enter_async_context(client))
 
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
-        """See `Buckets.read`."""
+        """See `ObjectStore.read`."""
         version = {} if version_id is None else {"VersionId": version_id}
         with _as_service_errors():
             answer = await self._client.get_object(Bucket=bucket, Key=key, **version)
@@ -177,7 +177,7 @@ class S3Buckets:
         return self._regions[bucket]
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
-        """See `Buckets.write`."""
+        """See `ObjectStore.write`."""
         with _as_service_errors():
             await self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
 
@@ -198,5 +198,5 @@ def _as_service_errors() -> Iterator[None]:
         raise _s3_down(str(error)) from error
 
 
-def _s3_down(why: str) -> ServiceError:
-    return ServiceError("InternalServerError", f"Reading or writing S3 failed: {why}", status=500)
+def _s3_down(why: str) -> ApiError:
+    return ApiError("InternalServerError", f"Reading or writing S3 failed: {why}", status=500)

@@ -1,17 +1,14 @@
-"""How many calls the service lets through: token buckets, as pure arithmetic on a given `now`.
-
-Three limits, from FACTS.md §1: a model's inference units, the account's DetectCustomLabels quota, and the
-control-plane quota of each other operation. A bucket holds about one second of its rate, so that a client may burst
-for a second and no longer.
-"""
+"""How many calls the service accepts (token buckets, autoscaling), and how long each takes."""
 
 from __future__ import annotations
 
+import math
+import random
 from typing import Final
 
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 
-__all__ = ["BURST_S", "Capacity", "TokenBucket"]
+__all__ = ["BURST_S", "AutoScaler", "Capacity", "Latency", "TokenBucket"]
 
 BURST_S: Final = 1.0
 """Seconds of its rate that a full bucket holds."""
@@ -86,4 +83,79 @@ class Capacity:
         if bucket is None:
             bucket = self._buckets[key] = TokenBucket(rate, now=now)
         if not bucket.take(now=now, rate=rate):
-            raise ServiceError("ProvisionedThroughputExceededException", "Provisioned Rate exceeded")
+            raise ApiError("ProvisionedThroughputExceededException", "Provisioned Rate exceeded")
+
+
+_P99: Final = 2.3263478740408408
+"""Where 99 % of a standard normal distribution lie below."""
+
+
+class Latency:
+    """Latencies of a log-normal distribution, the same for the same seed.
+
+    Args:
+        median_s: seconds; 0 for none.
+        p99_s: what 99 of 100 stay under; at most the median, every latency is the median.
+        seed: of the draws.
+    """
+
+    def __init__(self, *, median_s: float, p99_s: float, seed: int) -> None:
+        self._median_s = median_s
+        self._sigma = math.log(p99_s / median_s) / _P99 if median_s > 0 and p99_s > median_s else 0.0
+        self._random = random.Random(f"latency {seed}")  # noqa: S311 - a simulation, not a secret
+
+    def draw(self) -> float:
+        """The next one, in seconds."""
+        if not self._sigma:
+            return self._median_s
+        return self._median_s * math.exp(self._random.gauss(0.0, self._sigma))
+
+
+_BUSY: Final = 0.9
+_IDLE: Final = 0.6
+
+
+class AutoScaler:
+    """Moves the units between their bounds. Pure arithmetic on a given `now`, in seconds.
+
+    Args:
+        least: MinInferenceUnits, with which it begins.
+        most: MaxInferenceUnits.
+        tps_per_unit: calls a second of one unit.
+        period_s: how long is looked at before each step.
+        now: when the model began to run.
+    """
+
+    __slots__ = ("_least", "_most", "_offered", "_period_s", "_start", "_tps_per_unit", "units")
+
+    def __init__(self, *, least: int, most: int, tps_per_unit: float, period_s: float, now: float) -> None:
+        self._least, self._most = least, most
+        self._tps_per_unit, self._period_s = tps_per_unit, period_s
+        self._start = now
+        self._offered = 0
+        self.units = least
+
+    def offer(self) -> None:
+        """Count a call, let through or not, since `advance`."""
+        self._offered += 1
+
+    def advance(self, now: float) -> list[tuple[float, int]]:
+        """When the units changed up to `now`, and to how many.
+
+        One more comes where a period asked for over 90 % of them, one goes where 60 % of the others would have done.
+        """
+        changes: list[tuple[float, int]] = []
+        while now - self._start >= self._period_s:
+            self._start += self._period_s
+            wanted = self._offered / self._period_s / self._tps_per_unit
+            self._offered = 0
+            if wanted > _BUSY * self.units and self.units < self._most:
+                self.units += 1
+            elif wanted < _IDLE * (self.units - 1) and self.units > self._least:
+                self.units -= 1
+            else:
+                if wanted == 0:  # nothing was asked for since: the periods that follow change nothing either
+                    self._start += (now - self._start) // self._period_s * self._period_s
+                continue
+            changes.append((self._start, self.units))
+        return changes

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
 
-from batchcl.emulator.manifest import BAD_SHARE, MOST_ENTRIES, MOST_LABELS, Entry, review
+from batchcl.emulator.manifest import BAD_SHARE, MOST_ENTRIES, MOST_LABELS, ManifestEntry, review
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from batchcl.emulator.records import Dataset
-    from batchcl.emulator.state import State
+    from batchcl.emulator.records import StoredDataset
+    from batchcl.emulator.state import EmulatorState
 
 __all__ = ["Contents", "DatasetFiles", "contents_of", "gather"]
 
@@ -29,11 +29,11 @@ _TOO_MANY_LABELS: Final = "The manifest file has too many labels."
 class Contents:
     """Entries for a dataset; `refusal` is the service's message where they can't be one."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[ManifestEntry, ...]
     refusal: str | None = None
 
 
-async def contents_of(lines: Sequence[bytes], *, kept: Sequence[Entry] = ()) -> Contents:
+async def contents_of(lines: Sequence[bytes], *, kept: Sequence[ManifestEntry] = ()) -> Contents:
     """What `lines` make of a dataset that has `kept`; of an image that both name, the line's is the valid one.
 
     Lines that no dataset can hold are left out, as are all but the first of several lines of one image. More than a
@@ -46,9 +46,9 @@ async def contents_of(lines: Sequence[bytes], *, kept: Sequence[Entry] = ()) -> 
     return await anyio.to_thread.run_sync(gather, lines, kept)
 
 
-def gather(lines: Sequence[bytes], kept: Sequence[Entry] = ()) -> Contents:
+def gather(lines: Sequence[bytes], kept: Sequence[ManifestEntry] = ()) -> Contents:
     """`contents_of`, blocking, and without its limits on the number of lines."""
-    new: dict[str, Entry] = {}
+    new: dict[str, ManifestEntry] = {}
     bad = 0
     for line in lines:
         entry = review(line)
@@ -67,7 +67,7 @@ def gather(lines: Sequence[bytes], kept: Sequence[Entry] = ()) -> Contents:
     return Contents(entries)
 
 
-def labels_of(entries: Iterable[Entry]) -> set[str]:
+def labels_of(entries: Iterable[ManifestEntry]) -> set[str]:
     """Every label of the entries."""
     return {label for e in entries if e.truth is not None for label in e.truth.labels}
 
@@ -75,11 +75,11 @@ def labels_of(entries: Iterable[Entry]) -> set[str]:
 class DatasetFiles:
     """Reads and writes datasets' entries; those of the last few datasets stay in memory."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: EmulatorState) -> None:
         self._state = state
-        self._at_hand: dict[str, tuple[Entry, ...]] = {}
+        self._at_hand: dict[str, tuple[ManifestEntry, ...]] = {}
 
-    def write(self, dataset: Dataset, entries: Iterable[Entry]) -> None:
+    def write(self, dataset: StoredDataset, entries: Iterable[ManifestEntry]) -> None:
         """Replace a dataset's entries and its counts; the caller saves the state."""
         kept = tuple(entries)
         self._state.write_manifest(dataset.arn, b"".join(e.line + b"\n" for e in kept))
@@ -89,7 +89,7 @@ class DatasetFiles:
         dataset.labels = len(labels_of(kept))
         self._keep(dataset.arn, kept)
 
-    async def read(self, dataset: Dataset) -> tuple[Entry, ...]:
+    async def read(self, dataset: StoredDataset) -> tuple[ManifestEntry, ...]:
         """A dataset's entries in its order."""
         found = self._at_hand.get(dataset.arn)
         if found is None:
@@ -98,7 +98,7 @@ class DatasetFiles:
             self._keep(dataset.arn, found)
         return found
 
-    def _keep(self, arn: str, entries: tuple[Entry, ...]) -> None:
+    def _keep(self, arn: str, entries: tuple[ManifestEntry, ...]) -> None:
         self._at_hand.pop(arn, None)
         self._at_hand[arn] = entries
         while len(self._at_hand) > _AT_HAND:

@@ -12,10 +12,10 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from batchcl import pixels
-from batchcl.emulator.faults import ServiceError, invalid_parameter
+from batchcl import image_header
+from batchcl.emulator.errors import ApiError, invalid_parameter
+from batchcl.image_header import MAX_ASPECT, MAX_SIDE, MIN_SIDE
 from batchcl.images import MAX_BYTES_INLINE, MAX_BYTES_S3
-from batchcl.pixels import MAX_ASPECT, MAX_SIDE, MIN_SIDE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +50,7 @@ def check_bytes(data: bytes, *, inline: bool) -> None:
     """
     limit = MAX_BYTES_INLINE if inline else MAX_BYTES_S3
     if len(data) > limit:
-        raise ServiceError("ImageTooLargeException", f"Image size is too large. The limit is {limit} bytes.")
+        raise ApiError("ImageTooLargeException", f"Image size is too large. The limit is {limit} bytes.")
 
 
 def open_picture(data: bytes) -> Picture:
@@ -87,7 +87,7 @@ def pixel_size(data: bytes) -> tuple[int, int]:
     Raises:
         ServiceError: InvalidImageFormatException.
     """
-    size = pixels.pixel_size(data)
+    size = image_header.pixel_size(data)
     if size is None:
         raise _bad_format()
     return size
@@ -95,7 +95,7 @@ def pixel_size(data: bytes) -> tuple[int, int]:
 
 def _check_pixels(width: int, height: int) -> None:
     if max(width, height) > MAX_SIDE:
-        raise ServiceError(
+        raise ApiError(
             "ImageTooLargeException", f"Image dimensions: {width} x {height} pixels exceed the maximum limit."
         )
     if width == 0 or height == 0:
@@ -108,5 +108,5 @@ def _check_pixels(width: int, height: int) -> None:
         raise invalid_parameter(f"Image dimensions: {width} x {height} exceed the aspect ratio of {MAX_ASPECT}:1.")
 
 
-def _bad_format() -> ServiceError:
-    return ServiceError("InvalidImageFormatException", "Request has invalid image format")
+def _bad_format() -> ApiError:
+    return ApiError("InvalidImageFormatException", "Request has invalid image format")

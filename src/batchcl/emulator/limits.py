@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,14 +36,14 @@ MOST_POLICIES: Final = 20
 _MOST_TAGS: Final = 50
 
 
-def over_limit(message: str) -> ServiceError:
+def over_limit(message: str) -> ApiError:
     """Too many at a time; it passes when one of them ends."""
-    return ServiceError("LimitExceededException", message)
+    return ApiError("LimitExceededException", message)
 
 
-def over_quota(message: str) -> ServiceError:
+def over_quota(message: str) -> ApiError:
     """Too many altogether."""
-    return ServiceError("ServiceQuotaExceededException", message)
+    return ApiError("ServiceQuotaExceededException", message)
 
 
 def check_tags(tags: Mapping[str, str]) -> None:

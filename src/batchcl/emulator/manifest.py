@@ -15,12 +15,22 @@ import orjson
 
 from batchcl.errors import SourceError
 from batchcl.groundtruth import parse_line
-from batchcl.pixels import MAX_SIDE, MIN_SIDE
+from batchcl.image_header import MAX_SIDE, MIN_SIDE
 
 if TYPE_CHECKING:
     from batchcl.groundtruth import GroundTruth
 
-__all__ = ["BAD_SHARE", "DATASET", "MOST_ENTRIES", "MOST_LABELS", "VALIDATION", "Entry", "Problem", "Style", "review"]
+__all__ = [
+    "BAD_SHARE",
+    "DATASET",
+    "MOST_ENTRIES",
+    "MOST_LABELS",
+    "VALIDATION",
+    "ManifestEntry",
+    "Problem",
+    "Style",
+    "review",
+]
 
 BAD_SHARE: Final = 0.2
 """More than this share of bad lines fails a dataset or a training."""
@@ -84,7 +94,7 @@ _NO_ATTRIBUTE_BOXES: Final = Problem("WARNING_NO_ATTRIBUTE_ANNOTATIONS", "No att
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ManifestEntry:
     """What the service makes of one line.
 
     Attributes:
@@ -106,7 +116,7 @@ class Entry:
     warned: bool
 
 
-def review(line: bytes) -> Entry:
+def review(line: bytes) -> ManifestEntry:
     """Check one line. Pure."""
     return _Review(line).entry()
 
@@ -151,9 +161,9 @@ class _Review:
         else:
             self._walk()
 
-    def entry(self) -> Entry:
+    def entry(self) -> ManifestEntry:
         line = self.line if self.unfit is not None else orjson.dumps(self.document)
-        return Entry(
+        return ManifestEntry(
             line=line,
             source_ref=self.source_ref,
             truth=self.truth,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from batchcl.emulator.arns import owner
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,5 +98,5 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _malformed(why: str) -> ServiceError:
-    return ServiceError("MalformedPolicyDocumentException", f"The project policy document is malformed: {why}.")
+def _malformed(why: str) -> ApiError:
+    return ApiError("MalformedPolicyDocumentException", f"The project policy document is malformed: {why}.")

@@ -20,7 +20,7 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
 
-from batchcl.emulator.faults import ServiceError, invalid_parameter
+from batchcl.emulator.errors import ApiError, invalid_parameter
 
 __all__ = ["CONTENT_TYPE", "TARGET_PREFIX", "decode", "encode", "errors_of", "operation_names", "pattern_of"]
 __all__ += ["float32", "service_model"]
@@ -69,7 +69,7 @@ def decode(operation: str, body: bytes) -> dict[str, Any]:
     try:
         raw = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError:
-        raise ServiceError("SerializationException", "The request body is not valid JSON.") from None
+        raise ApiError("SerializationException", "The request body is not valid JSON.") from None
     violations: list[str] = []
     parameters = _read(raw, _shapes(operation)[0], "", violations)
     if violations:
@@ -197,9 +197,9 @@ def _violation(value: Any, path: str, rule: str) -> str:
     return f"Value{shown} at '{path}' failed to satisfy constraint: {rule}"
 
 
-def _wrong_type(path: str) -> ServiceError:
+def _wrong_type(path: str) -> ApiError:
     where = f" at '{path}'" if path else ""
-    return ServiceError("SerializationException", f"The value{where} can not be converted to its type.")
+    return ApiError("SerializationException", f"The value{where} can not be converted to its type.")
 
 
 def _write(value: Any, shape: Any) -> Any:

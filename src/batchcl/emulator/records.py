@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Dataset", "Policy", "Project", "Version"]
+__all__ = ["StoredDataset", "StoredPolicy", "StoredProject", "StoredVersion"]
 
 
 @dataclass(slots=True, kw_only=True)
-class Project:
+class StoredProject:
     """A project; from `gone` on it doesn't exist any more, and until then it is DELETING."""
 
     arn: str
@@ -21,7 +21,7 @@ class Project:
 
 
 @dataclass(slots=True, kw_only=True)
-class Policy:
+class StoredPolicy:
     """A project policy; each change gives it a new `revision`."""
 
     project_arn: str
@@ -38,7 +38,7 @@ class Policy:
 
 
 @dataclass(slots=True, kw_only=True)
-class Dataset:
+class StoredDataset:
     """A project's training or test dataset; its entries lie in the manifest file.
 
     `ready` is when `doing` ends and `status` holds. From `gone` on it doesn't exist any more.
@@ -72,7 +72,7 @@ class Dataset:
 
 
 @dataclass(slots=True, kw_only=True)
-class Version:
+class StoredVersion:
     """A model version.
 
     A state that passes by itself is settled when somebody looks: `next_status` holds from `due` on. From `gone` on

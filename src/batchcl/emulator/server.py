@@ -16,22 +16,21 @@ from aiohttp import web
 from threadpoolctl import threadpool_limits
 
 from batchcl.emulator.admin import add_routes, refuse_foreign, usage
-from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
-from batchcl.emulator.capacity import Capacity
+from batchcl.emulator.buckets import DirectoryObjectStore, NoObjectStore, S3ObjectStore
+from batchcl.emulator.capacity import Capacity, Latency
 from batchcl.emulator.clock import ForwardClock, SystemClock
 from batchcl.emulator.dataset_files import DatasetFiles
-from batchcl.emulator.front import Front
-from batchcl.emulator.injection import load_faults
-from batchcl.emulator.latency import Latency
-from batchcl.emulator.service import Service
+from batchcl.emulator.fault_injection import load_faults
+from batchcl.emulator.handlers import RequestHandler
+from batchcl.emulator.service import EmulatorService
 from batchcl.emulator.signature import Verifier, known_credentials
-from batchcl.emulator.state import State
+from batchcl.emulator.state import EmulatorState
 from batchcl.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from batchcl.emulator.buckets import Buckets
+    from batchcl.emulator.buckets import ObjectStore
     from batchcl.emulator.clock import Clock
     from batchcl.emulator.settings import EmulatorSettings
 
@@ -78,14 +77,14 @@ async def serve(
         directory = settings.state
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="batchcl-emulator-")))
-        state = State.open(directory)
+        state = EmulatorState.open(directory)
         stack.callback(state.close)
         # images are looked at in several threads; a linear algebra that splits each one further only gets in their way
         stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         buckets = await _buckets(settings, stack)
         listener = stack.enter_context(_bind(settings))
         tasks = await stack.enter_async_context(anyio.create_task_group())
-        service = Service(
+        service = EmulatorService(
             settings=settings,
             clock=forward,
             state=state,
@@ -106,7 +105,7 @@ async def serve(
             service.injector.replace(faults, now=forward.monotonic())
         stack.callback(_settle_bill, service)
         stack.callback(tasks.cancel_scope.cancel)
-        await _listen(Front(service, verifier), service, listener, stack)
+        await _listen(RequestHandler(service, verifier), service, listener, stack)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         listening(Listening(f"http://{host}:{listener.getsockname()[1]}", directory))
         try:
@@ -115,22 +114,22 @@ async def serve(
             service.closing = True
 
 
-def _settle_bill(service: Service) -> None:
+def _settle_bill(service: EmulatorService) -> None:
     """Bill what runs up to the emulator's end."""
     usage(service, now=service.clock.time())
     service.state.save()
 
 
-async def _buckets(settings: EmulatorSettings, stack: AsyncExitStack) -> Buckets:
+async def _buckets(settings: EmulatorSettings, stack: AsyncExitStack) -> ObjectStore:
     if settings.buckets is not None:
         if not settings.buckets.is_dir():
             raise UsageError(
                 f"--buckets {settings.buckets} is not a folder; make it, with a folder in it for each bucket"
             )
-        return DirectoryBuckets(settings.buckets)
+        return DirectoryObjectStore(settings.buckets)
     if settings.s3_endpoint_url is not None:
-        return await S3Buckets.open(settings.s3_endpoint_url, stack)
-    return NoBuckets()
+        return await S3ObjectStore.open(settings.s3_endpoint_url, stack)
+    return NoObjectStore()
 
 
 def _bind(settings: EmulatorSettings) -> socket.socket:
@@ -154,7 +153,9 @@ def _bind(settings: EmulatorSettings) -> socket.socket:
     return listener
 
 
-async def _listen(front: Front, service: Service, listener: socket.socket, stack: AsyncExitStack) -> None:
+async def _listen(
+    front: RequestHandler, service: EmulatorService, listener: socket.socket, stack: AsyncExitStack
+) -> None:
     """Serve on `listener`; `stack` ends it."""
     application = web.Application(client_max_size=_LARGEST_BODY, middlewares=[refuse_foreign])
     add_routes(application, service)

@@ -10,30 +10,29 @@ import anyio
 import anyio.to_thread
 
 from batchcl.emulator.arns import owner
-from batchcl.emulator.faults import access_denied, invalid_s3_object, not_found
-from batchcl.emulator.injection import Injector
-from batchcl.emulator.scaling import AutoScaler
+from batchcl.emulator.capacity import AutoScaler
+from batchcl.emulator.errors import access_denied, invalid_s3_object, not_found
+from batchcl.emulator.fault_injection import Injector
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-    from batchcl.emulator.buckets import Buckets
-    from batchcl.emulator.capacity import Capacity
+    from batchcl.emulator.buckets import ObjectStore
+    from batchcl.emulator.capacity import Capacity, Latency
     from batchcl.emulator.clock import ForwardClock
     from batchcl.emulator.dataset_files import DatasetFiles
-    from batchcl.emulator.latency import Latency
-    from batchcl.emulator.learning.model import Detection, Model
-    from batchcl.emulator.records import Dataset, Project, Version
+    from batchcl.emulator.learning.model import Prediction, Predictor
+    from batchcl.emulator.records import StoredDataset, StoredProject, StoredVersion
     from batchcl.emulator.settings import EmulatorSettings
-    from batchcl.emulator.state import State
+    from batchcl.emulator.state import EmulatorState
 
-__all__ = ["Call", "Service"]
+__all__ = ["Call", "EmulatorService"]
 
 _Resource = TypeVar("_Resource")
 
 
 @dataclass(slots=True, kw_only=True)
-class Service:
+class EmulatorService:
     """One emulator's parts.
 
     Attributes:
@@ -55,20 +54,20 @@ class Service:
 
     settings: EmulatorSettings
     clock: ForwardClock
-    state: State
+    state: EmulatorState
     dataset_files: DatasetFiles
-    buckets: Buckets
+    buckets: ObjectStore
     capacity: Capacity
     tasks: TaskGroup
     threads: anyio.CapacityLimiter
-    models: dict[str, tuple[Model, dict[str, float]]] = field(default_factory=dict)
-    seen: OrderedDict[tuple[str, bytes], list[Detection]] = field(default_factory=OrderedDict)
+    models: dict[str, tuple[Predictor, dict[str, float]]] = field(default_factory=dict)
+    seen: OrderedDict[tuple[str, bytes], list[Prediction]] = field(default_factory=OrderedDict)
     scalers: dict[str, AutoScaler] = field(default_factory=dict)
     injector: Injector = field(default_factory=Injector)
     latency: Latency
     closing: bool = False
 
-    def scale(self, version: Version, *, now: float) -> AutoScaler | None:
+    def scale(self, version: StoredVersion, *, now: float) -> AutoScaler | None:
         """Let a running version have the units in service that it has at `now`; None for one that isn't scaled."""
         if version.metered_since is None or version.max_units is None or version.min_units is None:
             return None
@@ -86,7 +85,7 @@ class Service:
             version.units = units
         return scaler
 
-    def halt(self, version: Version, status: str, message: str, *, now: float) -> None:
+    def halt(self, version: StoredVersion, status: str, message: str, *, now: float) -> None:
         """Take a running version out of service; the caller saves the state."""
         self.scale(version, now=now)
         version.halt(status, message, now=now)
@@ -96,7 +95,7 @@ class Service:
     async def read_object(
         self, bucket: str, key: str, *, region: str, limit_bytes: int, version_id: str | None = None
     ) -> bytes:
-        """An object of a bucket that lies in `region`, or whose region nobody knows; see `Buckets.read`.
+        """An object of a bucket that lies in `region`, or whose region nobody knows; see `ObjectStore.read`.
 
         Raises:
             ServiceError: InvalidS3ObjectException, which the service gives for a bucket of another region, too.
@@ -115,13 +114,13 @@ class Service:
 class Call:
     """One authenticated call; `now` in seconds since the epoch."""
 
-    service: Service
+    service: EmulatorService
     operation: str
     account: str
     region: str
     now: float
 
-    def project(self, arn: str) -> Project:
+    def project(self, arn: str) -> StoredProject:
         """The caller's project, unless it is being deleted.
 
         Raises:
@@ -132,11 +131,11 @@ class Call:
             raise not_found(arn)
         return project
 
-    def dataset(self, arn: str) -> Dataset:
+    def dataset(self, arn: str) -> StoredDataset:
         """The caller's dataset; raises as `project`."""
         return self._owned(arn, self.service.state.datasets.get(arn))
 
-    def version(self, arn: str) -> Version:
+    def version(self, arn: str) -> StoredVersion:
         """The caller's model version as it is now; raises as `project`."""
         return self._owned(arn, self.service.state.version(arn, now=self.now))
 

@@ -43,7 +43,7 @@ class EmulatorSettings:
         latency_ms: the median of what is added to each DetectCustomLabels call that is let through.
         latency_p99_ms: what 99 of 100 of these stay under; 0 for always the median.
         cached_inference: look at an image's bytes once, and answer the same for the same bytes: for load tests.
-        faults: a file of faults; see `batchcl.emulator.injection`.
+        faults: a file of faults; see `batchcl.emulator.fault_injection`.
         seed: of everything that training draws.
         exit_with_parent: end when the process that started the emulator ends.
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 from batchcl.emulator.settings import ACCOUNT
 from batchcl.errors import UsageError
 
@@ -113,10 +113,10 @@ class Verifier:
             received.setdefault(name.lower(), []).append(" ".join(value.split()))
         authorization = received.get("authorization")
         if authorization is None:
-            raise ServiceError("MissingAuthenticationTokenException", "Missing Authentication Token")
+            raise ApiError("MissingAuthenticationTokenException", "Missing Authentication Token")
         match = _AUTHORIZATION.fullmatch(authorization[0])
         if match is None:
-            raise ServiceError(
+            raise ApiError(
                 "IncompleteSignatureException",
                 "Authorization header requires 'Credential', 'SignedHeaders' and 'Signature' parameters.",
             )
@@ -124,7 +124,7 @@ class Verifier:
         timestamp = _request_time(received, signed)
         credential = self._known.get(match["id"])
         if credential is None:
-            raise ServiceError("UnrecognizedClientException", "The security token included in the request is invalid.")
+            raise ApiError("UnrecognizedClientException", "The security token included in the request is invalid.")
         _check_scope(match["date"], match["service"], timestamp, wanted=service)
         _check_skew(timestamp, now)
         scope = f"{match['date']}/{match['region']}/{match['service']}/aws4_request"
@@ -154,7 +154,7 @@ def _request_time(received: Mapping[str, list[str]], signed: Sequence[str]) -> s
     """The request's signed date; what must be signed is checked here too."""
     missing = {"host", "x-amz-date"} - set(signed)
     if missing or any(name not in received for name in signed):
-        raise ServiceError(
+        raise ApiError(
             "IncompleteSignatureException",
             "'host' and 'x-amz-date' must be signed headers, and every signed header must be sent.",
         )
@@ -165,9 +165,9 @@ def _request_time(received: Mapping[str, list[str]], signed: Sequence[str]) -> s
 
 def _check_scope(date: str, service: str, timestamp: str, *, wanted: str) -> None:
     if service != wanted:
-        raise ServiceError("InvalidSignatureException", f"Credential should be scoped to correct service: '{wanted}'.")
+        raise ApiError("InvalidSignatureException", f"Credential should be scoped to correct service: '{wanted}'.")
     if not timestamp.startswith(date):
-        raise ServiceError(
+        raise ApiError(
             "InvalidSignatureException",
             f"Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: "
             f"'{date}' != '{timestamp[:8]}', from '{timestamp}'.",
@@ -178,7 +178,7 @@ def _check_skew(timestamp: str, now: float) -> None:
     try:
         sent = dt.datetime.strptime(timestamp, _TIMESTAMP).replace(tzinfo=dt.UTC).timestamp()
     except ValueError:
-        raise ServiceError(
+        raise ApiError(
             "IncompleteSignatureException", f"Date must be in ISO-8601 'basic format'. Got '{timestamp}'."
         ) from None
     if abs(sent - now) <= _SKEW_S:
@@ -188,7 +188,7 @@ def _check_skew(timestamp: str, now: float) -> None:
         edge = f"expired: {timestamp} is now earlier than {_stamp(now - _SKEW_S)} ({here} - 5 min.)"
     else:
         edge = f"not yet current: {timestamp} is still later than {_stamp(now + _SKEW_S)} ({here} + 5 min.)"
-    raise ServiceError("RequestTimeTooSkewed", f"Signature {edge}", status=403)
+    raise ApiError("RequestTimeTooSkewed", f"Signature {edge}", status=403)
 
 
 def _stamp(seconds: float) -> str:
@@ -217,8 +217,8 @@ def _canonical(
     return "\n".join(lines).encode()
 
 
-def _bad_signature() -> ServiceError:
-    return ServiceError(
+def _bad_signature() -> ApiError:
+    return ApiError(
         "InvalidSignatureException",
         "The request signature we calculated does not match the signature you provided. Check your AWS Secret "
         "Access Key and signing method. Consult the service documentation for details.",

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from batchcl.emulator.records import Dataset, Policy, Project, Version
+from batchcl.emulator.records import StoredDataset, StoredPolicy, StoredProject, StoredVersion
 from batchcl.errors import RefusedError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["State"]
+__all__ = ["EmulatorState"]
 
 _LOST_ON_RESTART: Final = {
     "STARTING": ("STOPPED", "The emulator ended while the model was starting."),
@@ -35,22 +35,22 @@ _WORKING: Final = frozenset({"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"})
 
 
 @dataclass(slots=True)
-class State:
+class EmulatorState:
     """Everything that the emulator remembers. Made by `open`.
 
     `deleted_usage` has billed unit seconds and training seconds of versions that are gone.
     """
 
     directory: Path
-    projects: dict[str, Project] = field(default_factory=dict)
-    datasets: dict[str, Dataset] = field(default_factory=dict)
-    versions: dict[str, Version] = field(default_factory=dict)
-    policies: dict[str, Policy] = field(default_factory=dict)
+    projects: dict[str, StoredProject] = field(default_factory=dict)
+    datasets: dict[str, StoredDataset] = field(default_factory=dict)
+    versions: dict[str, StoredVersion] = field(default_factory=dict)
+    policies: dict[str, StoredPolicy] = field(default_factory=dict)
     deleted_usage: dict[str, tuple[float, float]] = field(default_factory=dict)
     _lock: int = -1
 
     @classmethod
-    def open(cls, directory: Path) -> State:
+    def open(cls, directory: Path) -> EmulatorState:
         """Take over `directory`, made if need be. Models that ran when its last emulator ended are STOPPED.
 
         Raises:
@@ -113,28 +113,28 @@ class State:
         for version in self.versions.values():
             version.settle(now)
 
-    def version(self, arn: str, *, now: float) -> Version | None:
+    def version(self, arn: str, *, now: float) -> StoredVersion | None:
         """A version as it is at `now`."""
         version = self.versions.get(arn)
         if version is not None:
             version.settle(now)
         return version
 
-    def versions_of(self, project_arn: str, *, now: float) -> list[Version]:
+    def versions_of(self, project_arn: str, *, now: float) -> list[StoredVersion]:
         """A project's versions as they are at `now`."""
         return [v for v in self.settled(now) if v.project_arn == project_arn]
 
-    def settled(self, now: float) -> list[Version]:
+    def settled(self, now: float) -> list[StoredVersion]:
         """Every version as it is at `now`."""
         for version in self.versions.values():
             version.settle(now)
         return list(self.versions.values())
 
-    def policies_of(self, project_arn: str) -> list[Policy]:
+    def policies_of(self, project_arn: str) -> list[StoredPolicy]:
         """A project's policies."""
         return [p for p in self.policies.values() if p.project_arn == project_arn]
 
-    def datasets_of(self, project_arn: str) -> dict[str, Dataset]:
+    def datasets_of(self, project_arn: str) -> dict[str, StoredDataset]:
         """A project's datasets by kind, TRAIN and TEST."""
         return {d.kind: d for d in self.datasets.values() if d.project_arn == project_arn}
 
@@ -150,14 +150,14 @@ class State:
         """A dataset's entries, one JSON object a line."""
         return (self.directory / self._manifest_name(dataset_arn)).read_bytes()
 
-    def _forget(self, resource: Project | Dataset | Version) -> None:
+    def _forget(self, resource: StoredProject | StoredDataset | StoredVersion) -> None:
         """Drop a resource and what lies in files of it; a project takes its datasets and policies along."""
-        if isinstance(resource, Version):
+        if isinstance(resource, StoredVersion):
             trained_s = 0.0 if resource.source_arn else float(resource.billable_seconds or 0)
             self.deleted_usage[resource.arn] = (resource.unit_seconds, trained_s)
             del self.versions[resource.arn]
             self.model_path(resource.arn).unlink(missing_ok=True)
-        elif isinstance(resource, Dataset):
+        elif isinstance(resource, StoredDataset):
             del self.datasets[resource.arn]
             (self.directory / self._manifest_name(resource.arn)).unlink(missing_ok=True)
         else:
@@ -185,10 +185,10 @@ class State:
             return
         if document["format"] != 1:
             raise ValueError(f"its format is {document['format']}")
-        self.projects = {p["arn"]: Project(**p) for p in document["projects"]}
-        self.datasets = {d["arn"]: Dataset(**d) for d in document["datasets"]}
-        self.versions = {v["arn"]: Version(**v) for v in document["versions"]}
-        policies = [Policy(**p) for p in document.get("policies", ())]
+        self.projects = {p["arn"]: StoredProject(**p) for p in document["projects"]}
+        self.datasets = {d["arn"]: StoredDataset(**d) for d in document["datasets"]}
+        self.versions = {v["arn"]: StoredVersion(**v) for v in document["versions"]}
+        policies = [StoredPolicy(**p) for p in document.get("policies", ())]
         self.policies = {p.arn: p for p in policies}
         self.deleted_usage = {arn: (u, t) for arn, (u, t) in document.get("deleted_usage", {}).items()}
         for version in self.versions.values():

@@ -12,21 +12,21 @@ import anyio
 import anyio.to_thread
 
 from batchcl.emulator.arns import dataset_arn, owner
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 from batchcl.emulator.image_rules import check_bytes, open_picture
 from batchcl.emulator.learning import reports
 from batchcl.emulator.learning.training import Example, TrainingError, prepare, save, split, train
-from batchcl.emulator.records import Dataset
-from batchcl.emulator.validation import Checked, Findings, examine, use_case
+from batchcl.emulator.records import StoredDataset
+from batchcl.emulator.validation import CheckedDataset, Findings, examine, use_case
 from batchcl.images import MAX_BYTES_S3
 
 if TYPE_CHECKING:
     from batchcl.emulator.learning.training import Task, Trained
-    from batchcl.emulator.records import Version
-    from batchcl.emulator.service import Service
+    from batchcl.emulator.records import StoredVersion
+    from batchcl.emulator.service import EmulatorService
     from batchcl.groundtruth import GroundTruth
 
-__all__ = ["Material", "read_manifest", "result_keys", "run_training", "split_lines"]
+__all__ = ["TrainingData", "read_manifest", "result_keys", "run_training", "split_lines"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _READS_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
+class TrainingData:
     """Manifest lines to train and to test with; no `test` splits a part off `train`.
 
     `dataset` is the ARN of the project's only dataset, whose lines `train` has: the part becomes its test dataset.
@@ -46,7 +46,7 @@ class Material:
     dataset: str | None = None
 
 
-ReadMaterial = Callable[[], Awaitable[Material]]
+ReadMaterial = Callable[[], Awaitable[TrainingData]]
 """Reads a training's manifests; raises `TrainingError` where one can't be read."""
 
 
@@ -61,7 +61,7 @@ class ResultKeys(NamedTuple):
     manifest_summary: str
 
 
-def result_keys(version: Version) -> ResultKeys:
+def result_keys(version: StoredVersion) -> ResultKeys:
     """Where the results of a version go. The names of the last three are the guide's."""
     prefix = version.output_prefix.strip("/")
     folder = f"{prefix}/" if prefix else ""
@@ -80,7 +80,7 @@ class _ClosingError(Exception):
     """The emulator is told to end."""
 
 
-async def read_manifest(service: Service, where: dict[str, Any], region: str) -> bytes:
+async def read_manifest(service: EmulatorService, where: dict[str, Any], region: str) -> bytes:
     """A manifest named by an S3Object in a bucket of `region`.
 
     Raises:
@@ -94,7 +94,7 @@ async def read_manifest(service: Service, where: dict[str, Any], region: str) ->
         version_id=where.get("Version"),
     )
     if len(data) > _MANIFEST_LIMIT:
-        raise ServiceError("InvalidParameterException", "The manifest file size exceeds the maximum supported size.")
+        raise ApiError("InvalidParameterException", "The manifest file size exceeds the maximum supported size.")
     return data
 
 
@@ -104,7 +104,7 @@ def split_lines(data: bytes) -> list[bytes]:
     return data.split(b"\n") if data else []
 
 
-async def run_training(service: Service, version: Version, read: ReadMaterial) -> None:
+async def run_training(service: EmulatorService, version: StoredVersion, read: ReadMaterial) -> None:
     """Train `version`; it becomes TRAINING_COMPLETED or TRAINING_FAILED, and no error escapes.
 
     The status changes when `train_seconds` have passed since the version's creation, or when the work is done if
@@ -113,7 +113,7 @@ async def run_training(service: Service, version: Version, read: ReadMaterial) -
     try:
         await _train(service, version, read)
         status, message = "TRAINING_COMPLETED", "The model is ready to run."
-    except (TrainingError, ServiceError) as error:
+    except (TrainingError, ApiError) as error:
         status, message = "TRAINING_FAILED", str(error)
     except _ClosingError:
         return
@@ -130,12 +130,12 @@ async def run_training(service: Service, version: Version, read: ReadMaterial) -
     service.state.save()
 
 
-async def _train(service: Service, version: Version, read: ReadMaterial) -> None:
+async def _train(service: EmulatorService, version: StoredVersion, read: ReadMaterial) -> None:
     material = await read()
     if not material.train or material.test == []:
         raise TrainingError("The manifest file is empty.")
-    train_set = await anyio.to_thread.run_sync(Checked.of, material.train)
-    test_set = None if material.test is None else await anyio.to_thread.run_sync(Checked.of, material.test)
+    train_set = await anyio.to_thread.run_sync(CheckedDataset.of, material.train)
+    test_set = None if material.test is None else await anyio.to_thread.run_sync(CheckedDataset.of, material.test)
     task = use_case(train_set)
     region = owner(version.arn).region
     examples = [] if task is None else await _read_all(service, train_set, task, region)
@@ -165,14 +165,14 @@ async def _train(service: Service, version: Version, read: ReadMaterial) -> None
         await _divide(service, material.dataset, held_out)
 
 
-async def _divide(service: Service, arn: str, moved: frozenset[int]) -> None:
+async def _divide(service: EmulatorService, arn: str, moved: frozenset[int]) -> None:
     """Make the project's test dataset of what the training has put aside; nothing if there is one by now."""
     state, files, now = service.state, service.dataset_files, service.clock.time()
     train = state.datasets.get(arn)
     if train is None or "TEST" in state.datasets_of(train.project_arn):
         return
     whose = owner(arn)
-    test = Dataset(
+    test = StoredDataset(
         arn=dataset_arn(whose.account, whose.region, whose.project, "TEST", now=now),
         project_arn=train.project_arn,
         kind="TEST",
@@ -188,7 +188,7 @@ async def _divide(service: Service, arn: str, moved: frozenset[int]) -> None:
     state.datasets[test.arn] = test
 
 
-async def _read_all(service: Service, checked: Checked, task: Task, region: str) -> list[Example]:
+async def _read_all(service: EmulatorService, checked: CheckedDataset, task: Task, region: str) -> list[Example]:
     """Every readable image that is for `task`, reduced, in the manifest's order; `checked` learns of the others.
 
     Raises:
@@ -203,7 +203,7 @@ async def _read_all(service: Service, checked: Checked, task: Task, region: str)
         for number, truth in queue:
             try:
                 examples[number] = await _read_one(service, number, truth, task, region)
-            except ServiceError as error:
+            except ApiError as error:
                 checked.unreadable.add(number)
                 failed = failed or error.code == "InternalServerError"
 
@@ -215,7 +215,7 @@ async def _read_all(service: Service, checked: Checked, task: Task, region: str)
     return [examples[number] for number in sorted(examples)]
 
 
-async def _read_one(service: Service, number: int, entry: GroundTruth, task: Task, region: str) -> Example:
+async def _read_one(service: EmulatorService, number: int, entry: GroundTruth, task: Task, region: str) -> Example:
     bucket, _, key = entry.source_ref.removeprefix("s3://").partition("/")
     data = await service.read_object(bucket, key, region=region, limit_bytes=MAX_BYTES_S3)
     check_bytes(data, inline=False)
@@ -227,7 +227,7 @@ async def _read_one(service: Service, number: int, entry: GroundTruth, task: Tas
     return await anyio.to_thread.run_sync(reduce, limiter=service.threads)
 
 
-async def _write_findings(service: Service, version: Version, findings: Findings) -> None:
+async def _write_findings(service: EmulatorService, version: StoredVersion, findings: Findings) -> None:
     keys = result_keys(version)
     files = {
         keys.training_validation: findings.training,
@@ -240,7 +240,9 @@ async def _write_findings(service: Service, version: Version, findings: Findings
     version.manifest_summary = keys.manifest_summary
 
 
-async def _write_results(service: Service, version: Version, lines: list[bytes], trained: Trained) -> None:
+async def _write_results(
+    service: EmulatorService, version: StoredVersion, lines: list[bytes], trained: Trained
+) -> None:
     ended = service.clock.time()
     keys = result_keys(version)
     files = {
@@ -254,11 +256,11 @@ async def _write_results(service: Service, version: Version, lines: list[bytes],
     version.f1_score = trained.evaluation.mean("f1")
 
 
-async def _write(service: Service, version: Version, files: dict[str, bytes]) -> None:
+async def _write(service: EmulatorService, version: StoredVersion, files: dict[str, bytes]) -> None:
     for key, data in files.items():
         try:
             await service.buckets.write(version.output_bucket, key, data, content_type="application/json")
-        except ServiceError as error:
+        except ApiError as error:
             raise TrainingError(
                 f"Unable to write to output S3 bucket. s3://{version.output_bucket}/{key}: {error}"
             ) from error

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from batchcl.emulator.learning.training import Task
-    from batchcl.emulator.manifest import Entry
+    from batchcl.emulator.manifest import ManifestEntry
     from batchcl.groundtruth import GroundTruth
 
-__all__ = ["Checked", "Findings", "examine", "use_case"]
+__all__ = ["CheckedDataset", "Findings", "examine", "use_case"]
 
 _OVERLAP: Final = 0.5
 _USE_CASES: Final = {"classification": "IMAGE_LEVEL_LABELS", "detection": "OBJECT_LOCALIZATION"}
@@ -61,15 +61,15 @@ _LITTLE_USABLE_OVERLAP: Final = Problem(
 
 
 @dataclass(slots=True)
-class Checked:
+class CheckedDataset:
     """A manifest's lines, what was made of each, and the places of those whose image can't be used."""
 
     lines: list[bytes]
-    entries: list[Entry]
+    entries: list[ManifestEntry]
     unreadable: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, lines: Sequence[bytes]) -> Checked:
+    def of(cls, lines: Sequence[bytes]) -> CheckedDataset:
         """Review every line. Blocking."""
         return cls(list(lines), [review(line) for line in lines])
 
@@ -130,13 +130,15 @@ class Findings:
         return " ".join(dict.fromkeys(error.message for error in self.errors))
 
 
-def use_case(train: Checked) -> Task | None:
+def use_case(train: CheckedDataset) -> Task | None:
     """What most of the usable lines are for; None if there are none."""
     counts = Counter(truth.task for truth in train.truths().values() if truth.labels)
     return max(counts, key=lambda task: (counts[task], str(task))) if counts else None
 
 
-def examine(train: Checked, test: Checked | None, *, task: Task | None, held_out: frozenset[int]) -> Findings:
+def examine(
+    train: CheckedDataset, test: CheckedDataset | None, *, task: Task | None, held_out: frozenset[int]
+) -> Findings:
     """What there is to say of a training's manifests, once their images were read.
 
     Args:
@@ -167,7 +169,7 @@ def examine(train: Checked, test: Checked | None, *, task: Task | None, held_out
     )
 
 
-def _errors(checked: Checked, places: Sequence[int], task: Task | None) -> list[Problem]:
+def _errors(checked: CheckedDataset, places: Sequence[int], task: Task | None) -> list[Problem]:
     found = []
     if len(places) > MOST_ENTRIES:
         found.append(_TOO_MANY_ROWS)
@@ -186,7 +188,7 @@ def _errors(checked: Checked, places: Sequence[int], task: Task | None) -> list[
     return found
 
 
-def _overlap(train: Checked, test: Checked, task: Task | None) -> list[Problem]:
+def _overlap(train: CheckedDataset, test: CheckedDataset, task: Task | None) -> list[Problem]:
     """Overlap is (common labels) / (training labels)."""
     for problem, chosen in ((_LITTLE_OVERLAP, None), (_LITTLE_USABLE_OVERLAP, task)):
         wanted = train.labels(chosen)

@@ -8,17 +8,16 @@ from typing import Any, Final
 
 import anyio
 
-from batchcl.aws.arn import ModelArn
-from batchcl.aws.lifecycle import Units, describe
-from batchcl.aws.statuses import IN_USE
+from batchcl.arns import ModelArn
+from batchcl.aws.models import IN_USE, Units, describe
 from batchcl.aws.tags import untag
 from batchcl.errors import ModelError
-from batchcl.lifetime.leases import MANUAL_KEY, Lease, Role
-from batchcl.lifetime.leasing import ModelLease, RemoveSchedule, clear_leases
-from batchcl.lifetime.machine import State
+from batchcl.events import SilentObserver
+from batchcl.lifetime.lease_tags import MANUAL_KEY, LeaseTag, Role
 from batchcl.lifetime.manager import ModelManager
-from batchcl.scoring.events import SilentObserver
-from batchcl.scoring.stopper import Stopper
+from batchcl.lifetime.model_lease import ModelLease, RemoveSchedule, clear_leases
+from batchcl.lifetime.state_machine import ModelState
+from batchcl.stop_signal import StopSignal
 
 __all__ = ["end_lease", "start", "start_for"]
 
@@ -46,7 +45,7 @@ async def start_for(
     holder: str,
     now: Callable[[], dt.datetime],
     remove_schedule: RemoveSchedule | None = None,
-) -> Lease:
+) -> LeaseTag:
     """Start a model by hand under a lease that ends `seconds` from now; `batchcl model reap` stops it then.
 
     Args:
@@ -72,12 +71,12 @@ async def start_for(
     try:
         await manager.start()
     except BaseException:
-        if manager.state in {State.NOT_OURS, State.CLAIMED}:  # cancelled before a start was sent
+        if manager.state in {ModelState.NOT_OURS, ModelState.CLAIMED}:  # cancelled before a start was sent
             with anyio.move_on_after(_RELEASE_S, shield=True):
                 await lease.release()
         raise
     assert lease.until is not None
-    return Lease(key=MANUAL_KEY, role=Role.STARTED, until=lease.until, holder=holder)
+    return LeaseTag(key=MANUAL_KEY, role=Role.STARTED, until=lease.until, holder=holder)
 
 
 async def end_lease(client: Any, arn: ModelArn) -> None:
@@ -86,4 +85,6 @@ async def end_lease(client: Any, arn: ModelArn) -> None:
 
 
 def _manager(client: Any, arn: ModelArn, units: Units, lease: ModelLease | None) -> ModelManager:
-    return ModelManager(client, arn, units=units, keep=True, lease=lease, observer=SilentObserver(), stopper=Stopper())
+    return ModelManager(
+        client, arn, units=units, keep=True, lease=lease, observer=SilentObserver(), stopper=StopSignal()
+    )

@@ -14,10 +14,9 @@ from typing import Any, Final, Literal
 
 import anyio
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.errors import cause_code, cause_status, was_too_late
-from batchcl.aws.lifecycle import START_TIMEOUT_S, Model, Units, describe, start, stop, wait
-from batchcl.aws.statuses import STARTABLE, UP
+from batchcl.aws.models import START_TIMEOUT_S, STARTABLE, UP, Model, Units, describe, start, stop, wait
 from batchcl.errors import (
     BatchclError,
     CredentialsError,
@@ -29,10 +28,10 @@ from batchcl.errors import (
     UnreachableError,
     UsageError,
 )
-from batchcl.lifetime.leasing import ModelLease
-from batchcl.lifetime.machine import Action, Event, Life, State, seen, step
-from batchcl.scoring.events import Contained, Notice, Observer
-from batchcl.scoring.stopper import MODEL, Stopper
+from batchcl.events import Notice, Observer, SafeObserver
+from batchcl.lifetime.model_lease import ModelLease
+from batchcl.lifetime.state_machine import ModelAction, ModelEvent, ModelLife, ModelState, seen, step
+from batchcl.stop_signal import MODEL, StopSignal
 
 __all__ = ["DOLLARS_PER_UNIT_HOUR", "ModelManager"]
 
@@ -87,7 +86,7 @@ class ModelManager:
         free: bool = False,
         lease: ModelLease | None = None,
         observer: Observer,
-        stopper: Stopper,
+        stopper: StopSignal,
         rng: random.Random | None = None,
     ) -> None:
         self._client = client
@@ -96,10 +95,10 @@ class ModelManager:
         self._keep = keep
         self._free = free
         self._lease = lease or ModelLease(client, arn, length_s=None)
-        self._observer = Contained(observer)
+        self._observer = SafeObserver(observer)
         self._stopper = stopper
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
-        self._life = Life()
+        self._life = ModelLife()
         self._entered_at = 0.0
         self._looks = 0
         self._answered_at: float | None = None
@@ -119,7 +118,7 @@ class ModelManager:
         self._throttled_since: float | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> ModelState:
         """What the run has to do with the model."""
         return self._life.state
 
@@ -131,7 +130,7 @@ class ModelManager:
     @property
     def owned(self) -> bool:
         """Whether this run, in any session, may have started a model that it is still to stop."""
-        is_left = self._life.state is State.LEFT and not self._is_handed_over
+        is_left = self._life.state is ModelState.LEFT and not self._is_handed_over
         return self.stops or self._leaves_to_next or is_left
 
     @property
@@ -187,7 +186,7 @@ class ModelManager:
 
     def hand_over(self) -> None:
         """Leave the model with its tag to another session of this run, which is at work with it and will stop it."""
-        self._step(Event.TAKEN_OVER)
+        self._step(ModelEvent.TAKEN_OVER)
         self._is_handed_over = True
         self._inherits = False
         self._stop_billing()
@@ -218,8 +217,8 @@ class ModelManager:
         Raises:
             RefusedError: it was not started, or nobody can tell: see `state`.
         """
-        await self._drive(Event.STARTABLE, looks_in={State.UNKNOWN})
-        if self._life.state not in {State.STARTING, State.RUNNING}:
+        await self._drive(ModelEvent.STARTABLE, looks_in={ModelState.UNKNOWN})
+        if self._life.state not in {ModelState.STARTING, ModelState.RUNNING}:
             raise self._failure()
 
     @asynccontextmanager
@@ -253,7 +252,7 @@ class ModelManager:
                 failed = False
                 if not is_kept:
                     self._say_not_ours()
-                    await self._drive(Event.TAG_GONE)
+                    await self._drive(ModelEvent.TAG_GONE)
             self._emit()
 
     async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
@@ -304,18 +303,18 @@ class ModelManager:
         event = await self._first_event(model, ending=False)
         if self._units is not None or model.status in UP:
             await self._drive(event)
-        if self._life.state in {State.NOT_OURS, State.SHARED} and self._status != "RUNNING":
+        if self._life.state in {ModelState.NOT_OURS, ModelState.SHARED} and self._status != "RUNNING":
             await wait(self._client, self._arn, until="RUNNING", passing={"STARTING"}, on_state=self._note_now)
         self._start_billing()
 
-    async def _first_event(self, model: Model, *, ending: bool) -> Event:
+    async def _first_event(self, model: Model, *, ending: bool) -> ModelEvent:
         """What the model's state means to this session, which an earlier one may have left it to."""
         event = seen(self._life, model.status, now=anyio.current_time(), ending=ending)
         self._life = replace(self._life, was_failed=model.status == "FAILED")
-        if self._life.state is not State.NOT_OURS or self._units is None or model.status not in UP:
+        if self._life.state is not ModelState.NOT_OURS or self._units is None or model.status not in UP:
             return event
         if await self._is_own():
-            return Event.ADOPT_STARTING if model.status == "STARTING" else Event.ADOPT_RUNNING
+            return ModelEvent.ADOPT_STARTING if model.status == "STARTING" else ModelEvent.ADOPT_RUNNING
         self._inherits = False
         return event
 
@@ -335,7 +334,7 @@ class ModelManager:
 
     # --- the driver -------------------------------------------------------------------------------------------------
 
-    def _step(self, event: Event) -> tuple[Action, ...]:
+    def _step(self, event: ModelEvent) -> tuple[ModelAction, ...]:
         before = self._life.state
         self._life, actions = step(self._life, event)
         if self._life.state is not before:
@@ -345,55 +344,57 @@ class ModelManager:
         return actions
 
     async def _drive(
-        self, event: Event, *, ending: bool = False, looks_in: Collection[State] = frozenset(State)
+        self, event: ModelEvent, *, ending: bool = False, looks_in: Collection[ModelState] = frozenset(ModelState)
     ) -> None:
         """Feed events until one needs no action; in states that are not in `looks_in`, until the first look."""
-        following: Event | None = event
+        following: ModelEvent | None = event
         try:
             while following is not None:
                 actions, following = self._step(following), None
                 for action in actions:
-                    if action is Action.LOOK and self._life.state not in looks_in:
+                    if action is ModelAction.LOOK and self._life.state not in looks_in:
                         return
-                    if action is Action.FAIL and not ending:
+                    if action is ModelAction.FAIL and not ending:
                         raise self._failure()
                     following = await self._perform(action, ending=ending)
                 self._emit()
         finally:
             self._emit()
 
-    async def _perform(self, action: Action, *, ending: bool) -> Event | None:
+    async def _perform(self, action: ModelAction, *, ending: bool) -> ModelEvent | None:
         match action:
-            case Action.LOOK:
+            case ModelAction.LOOK:
                 return await self._look(ending=ending)
-            case Action.CLAIM:
+            case ModelAction.CLAIM:
                 return await self._claim()
-            case Action.START:
+            case ModelAction.START:
                 return await self._start()
-            case Action.SHARE:
+            case ModelAction.SHARE:
                 return await self._share()
-            case Action.LEAVE:
+            case ModelAction.LEAVE:
                 return await self._leave()
-            case Action.STOP:
+            case ModelAction.STOP:
                 return await self._stop()
-            case Action.RELEASE:
+            case ModelAction.RELEASE:
                 await self._undo(self._lease.release)
-            case Action.HAND_OVER:
+            case ModelAction.HAND_OVER:
                 self._is_handed_over = True
                 self._stop_billing()
                 await self._undo(self._lease.hand_over)
                 self._say("model-handed-over", f"{self._arn.name} is left to the others that hold a lease on it")
-            case Action.FAIL:
+            case ModelAction.FAIL:
                 pass
         return None
 
-    async def _look(self, *, ending: bool) -> Event:
+    async def _look(self, *, ending: bool) -> ModelEvent:
         """Describe the model after a pause that grows; what it means."""
         await anyio.sleep(_LOOKS_S[min(self._looks, len(_LOOKS_S) - 1)])
         self._looks += 1
         state = self._life.state
         now = anyio.current_time()
-        is_starting = state in {State.UNKNOWN, State.STARTING} or (not ending and state is not State.STOPPING)
+        is_starting = state in {ModelState.UNKNOWN, ModelState.STARTING} or (
+            not ending and state is not ModelState.STOPPING
+        )
         limit_s = START_TIMEOUT_S if is_starting else _STOP_TRIES_FOR_S
         try:
             model = await describe(self._client, self._arn)
@@ -402,24 +403,24 @@ class ModelManager:
                 raise
             self._why = error if isinstance(error, BatchclError) else StoppedError(str(error))
             since = self._entered_at if self._answered_at is None else self._answered_at
-            return Event.TIME_UP if now - since > _SILENCE_S else Event.UNSEEN
+            return ModelEvent.TIME_UP if now - since > _SILENCE_S else ModelEvent.UNSEEN
         self._answered_at = now
         self._note(model)
         event = seen(self._life, model.status, now=now, ending=ending)
         after, actions = step(self._life, event)
-        if Action.FAIL in actions:
+        if ModelAction.FAIL in actions:
             reason = f": {model.message}" if model.message else ""
             self._why = ModelError(f"{model.name} is {model.status} and will not become RUNNING{reason}")
-            if event is Event.TIME_UP:
+            if event is ModelEvent.TIME_UP:
                 self._why = UnreachableError(
                     f"whether {model.name} was started can't be told: no start was answered, and it is {model.status}"
                 )
         elif after.state is state and actions and now - self._entered_at > limit_s:
             self._why = StoppedError(f"{model.name} was still {model.status} after {limit_s / 60:.0f} minutes")
-            return Event.TIME_UP
+            return ModelEvent.TIME_UP
         return event
 
-    async def _claim(self) -> Event:
+    async def _claim(self) -> ModelEvent:
         """Not shielded: nothing is started before the tag is written, and the end removes it."""
         self._claiming = True
         try:
@@ -428,24 +429,24 @@ class ModelManager:
             await self._lease.claim()
         except RefusedError as error:
             self._why = error
-            return Event.CLAIM_FAILED
+            return ModelEvent.CLAIM_FAILED
         else:
-            self._in_use = 0 if self._life.state is State.RUNNING else self._in_use
-            return Event.CLAIM_WRITTEN
+            self._in_use = 0 if self._life.state is ModelState.RUNNING else self._in_use
+            return ModelEvent.CLAIM_WRITTEN
         finally:
             self._claiming = False
             self._inherits = False
 
-    async def _start(self) -> Event:
+    async def _start(self) -> ModelEvent:
         """Send the start once, to its answer or its loss, whatever is cancelled meanwhile."""
         assert self._units is not None
         now = anyio.current_time()
         if self._throttled_since is not None:
             if now - self._throttled_since > _THROTTLED_FOR_S:
-                return Event.TIME_UP
+                return ModelEvent.TIME_UP
             await anyio.sleep(self._rng.uniform(0.5, 1.0) * 8.0)
-        if self._lease.has_lapsed and await self._claim() is Event.CLAIM_FAILED:  # this process was suspended
-            return Event.START_REFUSED
+        if self._lease.has_lapsed and await self._claim() is ModelEvent.CLAIM_FAILED:  # this process was suspended
+            return ModelEvent.START_REFUSED
         before, self._life = self._life, self._life.sent(anyio.current_time())
         try:
             with anyio.CancelScope(shield=True):
@@ -454,29 +455,29 @@ class ModelManager:
             event = _answered(error)
             self._why = error if isinstance(error, BatchclError) else UnreachableError(f"starting failed: {error}")
         except BaseException:  # the process is ending in the middle of the call
-            self._step(Event.START_UNANSWERED)
+            self._step(ModelEvent.START_UNANSWERED)
             raise
         else:
-            event = Event.START_ACCEPTED
-        if event is not Event.START_THROTTLED:
+            event = ModelEvent.START_ACCEPTED
+        if event is not ModelEvent.START_THROTTLED:
             self._throttled_since = None
         else:
             self._life = before
             self._throttled_since = now if self._throttled_since is None else self._throttled_since
-        if event is Event.START_IN_USE and before.state is State.CLAIMED:
+        if event is ModelEvent.START_IN_USE and before.state is ModelState.CLAIMED:
             self._in_use += 1
-            return event if self._in_use <= _MAX_IN_USE else Event.START_REFUSED
+            return event if self._in_use <= _MAX_IN_USE else ModelEvent.START_REFUSED
         return event
 
-    async def _share(self) -> Event:
+    async def _share(self) -> ModelEvent:
         try:
             return await self._lease.share()
         except Exception as error:  # noqa: BLE001 - providers of credentials raise anything
             text = f"whether the model is leased can't be told, so it may be stopped: {error}"
             self._say("lease-unknown", text)
-            return Event.SHARE_NONE
+            return ModelEvent.SHARE_NONE
 
-    async def _leave(self) -> Event:
+    async def _leave(self) -> ModelEvent:
         """Bounded: tags that can't be read or written keep no model from being stopped."""
         with anyio.move_on_after(_LEAVE_S):
             while True:
@@ -486,22 +487,22 @@ class ModelManager:
                     self._say("lease-unknown", f"the tags of {self._arn.name} can't be read: {error}")
                     await anyio.sleep(1.0)
                     continue
-                if event is Event.TAG_GONE:
+                if event is ModelEvent.TAG_GONE:
                     self._say_not_ours()
                 return event
-        if self._life.state is State.SHARED:
-            return Event.OTHERS
-        return Event.TIME_UP if self._lease.has_lapsed else Event.ALONE
+        if self._life.state is ModelState.SHARED:
+            return ModelEvent.OTHERS
+        return ModelEvent.TIME_UP if self._lease.has_lapsed else ModelEvent.ALONE
 
-    async def _stop(self) -> Event:
+    async def _stop(self) -> ModelEvent:
         if self._lease.has_lapsed:
-            return Event.LAPSED
+            return ModelEvent.LAPSED
         try:
             await stop(self._client, self._arn)
         except Exception as error:  # noqa: BLE001 - a description shows what came of it
             self._why = error if isinstance(error, BatchclError) else StoppedError(str(error))
             self._say("model-stop-failed", f"{error}; trying again")
-        return Event.STOP_SENT
+        return ModelEvent.STOP_SENT
 
     async def _undo(self, undo: Callable[[], Awaitable[None]]) -> None:
         """Undo something within ten seconds, even when the run is being cancelled."""
@@ -528,29 +529,29 @@ class ModelManager:
         ):
             await self._settle()
         if self._life.is_ours:  # cut short
-            self._step(Event.TIME_UP)
+            self._step(ModelEvent.TIME_UP)
         self._emit()
-        if (self._life.state is State.LEFT and not self._is_handed_over) or self._inherits:
+        if (self._life.state is ModelState.LEFT and not self._is_handed_over) or self._inherits:
             raise StoppedError(self._left())
 
     async def _settle(self) -> None:
-        if self._inherits and self._life.state is State.NOT_OURS:
+        if self._inherits and self._life.state is ModelState.NOT_OURS:
             await self._take_over()
-        if self._keep and (self._life.is_ours or self._life.state is State.SHARED):
+        if self._keep and (self._life.is_ours or self._life.state is ModelState.SHARED):
             if self._life.is_ours:
                 self._say("model-kept", f"{self._arn.name} stays RUNNING, as --keep-model says")
             self._stop_billing()
-            await self._drive(Event.KEEP, ending=True)
+            await self._drive(ModelEvent.KEEP, ending=True)
             return
-        if self._life.state is State.NOT_OURS:
-            await self._drive(Event.END, ending=True)
-        if self._life.state in {State.UNKNOWN, State.STARTING}:
+        if self._life.state is ModelState.NOT_OURS:
+            await self._drive(ModelEvent.END, ending=True)
+        if self._life.state in {ModelState.UNKNOWN, ModelState.STARTING}:
             text = f"{self._arn.name} is still STARTING and can't be stopped before it runs: waiting"
             self._say("model-starting", text)
             self._emit()
-        while self._life.is_ours or self._life.state is State.SHARED:
-            await self._drive(Event.END, ending=True)
-        if self._life.state is State.STOPPED:
+        while self._life.is_ours or self._life.state is ModelState.SHARED:
+            await self._drive(ModelEvent.END, ending=True)
+        if self._life.state is ModelState.STOPPED:
             self._stop_billing()
             text = f"{self._arn.name} is stopped" + ("" if self._free else "; its billing has ended")
             self._say("model-stopped", text)
@@ -570,7 +571,7 @@ class ModelManager:
                 continue
             event = await self._first_event(model, ending=True)
             self._inherits = False
-            if event in {Event.ADOPT_STARTING, Event.ADOPT_RUNNING}:
+            if event in {ModelEvent.ADOPT_STARTING, ModelEvent.ADOPT_RUNNING}:
                 await self._drive(event, ending=True, looks_in=frozenset())
             elif model.status not in UP:
                 await self._undo(self._lease.drop_own)
@@ -645,19 +646,19 @@ class ModelManager:
             self._running_since = None
 
 
-def _answered(error: Exception) -> Event:
+def _answered(error: Exception) -> ModelEvent:
     """What the error of a start means: a definite answer, or one that leaves open whether it took effect."""
     code, status = cause_code(error), cause_status(error)
     is_definite = _CLIENT_ERROR <= status < _SERVER_ERROR and code not in _TIMEOUTS and not code.isdigit() and code
     if is_definite and (code in _THROTTLING or was_too_late(error)):
-        return Event.START_THROTTLED
+        return ModelEvent.START_THROTTLED
     if is_definite and code == "ResourceInUseException":
-        return Event.START_IN_USE
+        return ModelEvent.START_IN_USE
     if is_definite or isinstance(error, UsageError):
-        return Event.START_REFUSED
+        return ModelEvent.START_REFUSED
     if isinstance(error, CredentialsError) and not code:
-        return Event.START_REFUSED  # there are none, so nothing was sent
-    return Event.START_UNANSWERED
+        return ModelEvent.START_REFUSED  # there are none, so nothing was sent
+    return ModelEvent.START_UNANSWERED
 
 
 def _shorten(scope: anyio.CancelScope, seconds: float) -> None:

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from batchcl.aws.arn import ModelArn
-from batchcl.aws.lifecycle import Model, describe, list_models, stop
-from batchcl.aws.statuses import STARTABLE, UP
+from batchcl.arns import ModelArn
+from batchcl.aws.models import STARTABLE, UP, Model, describe, list_models, stop
 from batchcl.aws.tags import list_tags
 from batchcl.errors import CredentialsError, ModelError, RefusedError, UnreachableError
-from batchcl.lifetime.leases import Action, Verdict, judge, leases_in
-from batchcl.lifetime.leasing import RemoveSchedule, drop_leases
+from batchcl.lifetime.lease_tags import ReapAction, ReapDecision, decide, leases_in
+from batchcl.lifetime.model_lease import RemoveSchedule, drop_leases
 
-__all__ = ["Done", "Reaped", "reap"]
+__all__ = ["ReapOutcome", "Reaped", "reap"]
 
 
-class Done(StrEnum):
+class ReapOutcome(StrEnum):
     """What was done with a model."""
 
     STOPPED = "stopped"
@@ -35,7 +34,7 @@ class Done(StrEnum):
     @property
     def unfinished(self) -> bool:
         """Whether there is something left to do, for the next one."""
-        return self in {Done.WAITING, Done.FAILED}
+        return self in {ReapOutcome.WAITING, ReapOutcome.FAILED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,7 @@ class Reaped:
     model: str
     arn: str
     status: str
-    done: Done
+    done: ReapOutcome
     reason: str
 
 
@@ -79,7 +78,7 @@ async def reap(
 
     Returns:
         What became of every model that runs or was changed. One failing model doesn't keep the others from being
-        stopped; see `Done.unfinished`.
+        stopped; see `ReapOutcome.unfinished`.
 
     Raises:
         CredentialsError: AWS refuses the credentials, or that models are listed.
@@ -90,7 +89,7 @@ async def reap(
         if model.status not in UP | STARTABLE:
             continue
         reaped = await _reap_one(client, model, dry_run=dry_run, now=now, remove_schedule=remove_schedule)
-        if model.status in UP or reaped.done is not Done.LEFT:
+        if model.status in UP or reaped.done is not ReapOutcome.LEFT:
             found.append(reaped)
     return found
 
@@ -104,31 +103,31 @@ async def _reap_one(
     remove_schedule: RemoveSchedule | None,
 ) -> Reaped:
     try:
-        verdict = judge(model.status, leases_in(await list_tags(client, model.arn)), now())
+        verdict = decide(model.status, leases_in(await list_tags(client, model.arn)), now())
         done, reason = _as_told(verdict, dry_run=dry_run)
-        if done is Done.STOPPED and (faster := await _stop(client, model)):
-            done, reason = Done.LEFT, faster
-        if done in {Done.STOPPED, Done.CLEARED}:
+        if done is ReapOutcome.STOPPED and (faster := await _stop(client, model)):
+            done, reason = ReapOutcome.LEFT, faster
+        if done in {ReapOutcome.STOPPED, ReapOutcome.CLEARED}:
             try:
                 arn = ModelArn.parse(model.arn)
                 gone = await drop_leases(client, arn, verdict.ended, remove_schedule=remove_schedule)
-                done = Done.LEFT if done is Done.CLEARED and not gone else done
+                done = ReapOutcome.LEFT if done is ReapOutcome.CLEARED and not gone else done
             except RefusedError as error:  # the next one clears it up
-                done, reason = Done.FAILED, f"it is {done}, but its lease could not be removed: {error}"
+                done, reason = ReapOutcome.FAILED, f"it is {done}, but its lease could not be removed: {error}"
     except RefusedError as error:
         if isinstance(error, CredentialsError) and not error.is_access_denied:
             raise
-        done = Done.FAILED if model.status in UP else Done.LEFT  # what doesn't run costs nothing
+        done = ReapOutcome.FAILED if model.status in UP else ReapOutcome.LEFT  # what doesn't run costs nothing
         reason = str(error)
     return Reaped(model=model.name, arn=model.arn, status=model.status, done=done, reason=reason)
 
 
-def _as_told(verdict: Verdict, *, dry_run: bool) -> tuple[Done, str]:
+def _as_told(verdict: ReapDecision, *, dry_run: bool) -> tuple[ReapOutcome, str]:
     doing = {
-        Action.LEAVE: Done.LEFT,
-        Action.WAIT: Done.WAITING,
-        Action.CLEAR: Done.WOULD_CLEAR if dry_run else Done.CLEARED,
-        Action.STOP: Done.WOULD_STOP if dry_run else Done.STOPPED,
+        ReapAction.LEAVE: ReapOutcome.LEFT,
+        ReapAction.WAIT: ReapOutcome.WAITING,
+        ReapAction.CLEAR: ReapOutcome.WOULD_CLEAR if dry_run else ReapOutcome.CLEARED,
+        ReapAction.STOP: ReapOutcome.WOULD_STOP if dry_run else ReapOutcome.STOPPED,
     }
     return doing[verdict.action], verdict.reason
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 import orjson
 from botocore.exceptions import ClientError
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.errors import cause_code, error_code, translate_errors
 from batchcl.errors import RefusedError, UnreachableError
-from batchcl.lifetime.leases import lease_key, schedule_name_of
-from batchcl.scoring.events import Notice, Observer
+from batchcl.events import Notice, Observer
+from batchcl.lifetime.lease_tags import lease_key, schedule_name_of
 
 __all__ = ["GRACE_S", "ScheduledStop", "remove_schedule"]
 

@@ -16,7 +16,7 @@ import anyio
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.runs.layout import admission_path
-from batchcl.runs.lease import Lease, LeaseKeeper
+from batchcl.runs.lease import RunLease, RunLeaseHolder
 from batchcl.runs.record import RunRecord
 from batchcl.runs.recovery import recover_runs
 from batchcl.runs.store import Store
@@ -33,7 +33,7 @@ _RELEASE_S: Final = 10.0
 async def admit(
     store: Store,
     record: RunRecord,
-    lease: LeaseKeeper,
+    lease: RunLeaseHolder,
     *,
     take: Callable[[], Awaitable[None]],
     allow_overlap: bool,
@@ -52,11 +52,11 @@ async def admit(
     Raises:
         StoppedError: another one may be, and is named.
     """
-    lock = LeaseKeeper(
+    lock = RunLeaseHolder(
         store, admission_path(record.model), what=f"the start of a run of {record.model_name}", utcnow=utcnow
     )
 
-    def refuse(other: RunRecord, held: Lease) -> None:
+    def refuse(other: RunRecord, held: RunLease) -> None:
         adds_rows = other.scored_as.get("incremental") or held.progress.get("round")
         if adds_rows and not allow_overlap and may_overlap(record.scored_as, other.scored_as):
             raise StoppedError(
@@ -83,7 +83,7 @@ async def admit(
             await lock.release()
 
 
-async def _acquire(lock: LeaseKeeper) -> None:
+async def _acquire(lock: RunLeaseHolder) -> None:
     give_up_at = anyio.current_time() + _WAIT_S
     while True:
         try:

@@ -15,16 +15,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchcl.failure_codes import FAILURE_CODES, PERMANENT_CODES
-from batchcl.images import unfit
-from batchcl.runs.image_table import ImageRows
+from batchcl.images import check_limits
+from batchcl.outcomes import FAILURE_CODES, PERMANENT_CODES, Counts, Failed, Label, Outcome, Scored
 from batchcl.runs.schema import LABEL, POINT, UTC_US
-from batchcl.scoring.outcome import Counts, Failed, Label, Outcome, Scored
+from batchcl.runs.worklist import ImageRows
 
 __all__ = [
     "ENTRIES",
-    "Entry",
     "FailureGroup",
+    "JournalEntry",
     "count_fittable",
     "counts",
     "entry_table",
@@ -59,7 +58,7 @@ ENTRIES: Final = pa.schema(
 _BOX: Final = ("left", "top", "width", "height")
 
 
-class Entry(NamedTuple):
+class JournalEntry(NamedTuple):
     """An outcome and the position of its image in the shard."""
 
     position: int
@@ -84,7 +83,7 @@ class FailureGroup(NamedTuple):
     fit_may_help: bool
 
 
-def entry_table(entries: Sequence[Entry], *, round_: int, fit: bool = False) -> pa.Table:
+def entry_table(entries: Sequence[JournalEntry], *, round_: int, fit: bool = False) -> pa.Table:
     """`entries` of one round, which has this `--fit` setting, as columns, in their order."""
     outcomes = [entry.outcome for entry in entries]
     scored = [outcome if isinstance(outcome, Scored) else None for outcome in outcomes]
@@ -159,7 +158,9 @@ def unresolved(entries: pa.Table, images: pa.Table) -> list[tuple[int, FailureGr
         & pl.col("code").is_in(PERMANENT_CODES)
     )
     of_name = frame.filter(pl.col("status") == "skipped", ~pl.col("fit"))["position"].to_list()
-    fitting = {at for at, image in zip(of_name, ImageRows(images, of_name), strict=True) if not unfit(image, fit=True)}
+    fitting = {
+        at for at, image in zip(of_name, ImageRows(images, of_name), strict=True) if not check_limits(image, fit=True)
+    }
     helped = [code for code, about in FAILURE_CODES.items() if about.fit_may_help]
     failed = (pl.col("status") == "failed") & pl.col("code").is_in(helped)
     groups = frame.select(

@@ -16,14 +16,14 @@ from typing import Final
 import anyio.to_thread
 import pyarrow as pa
 
+from batchcl.concurrency import gather
 from batchcl.errors import OutputError
-from batchcl.runs.damage import intact
-from batchcl.runs.entries import ENTRIES, Entry, entry_table
+from batchcl.runs.corruption import decode_or_raise
+from batchcl.runs.entries import ENTRIES, JournalEntry, entry_table
 from batchcl.runs.layout import RunPaths, segment_number
 from batchcl.runs.store import Store
-from batchcl.runs.together import together
 
-__all__ = ["Chunk", "Journal", "JournalContent"]
+__all__ = ["Journal", "JournalChunk", "JournalContent"]
 
 _WRITER: Final = b"batchcl.writer"
 _CUT: Final = b"batchcl.cut"
@@ -32,7 +32,7 @@ _REMEDY: Final = "the journal is damaged; restore it, or score what is left unde
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class JournalChunk:
     """The entries between two cuts, with the columns of `ENTRIES`; `first` is the number of their first segment."""
 
     first: int
@@ -48,8 +48,8 @@ class JournalContent:
         uncut: what follows the last cut; None where nothing does.
     """
 
-    chunks: tuple[Chunk, ...]
-    uncut: Chunk | None
+    chunks: tuple[JournalChunk, ...]
+    uncut: JournalChunk | None
 
     @property
     def entries(self) -> pa.Table:
@@ -81,11 +81,11 @@ class Journal:
         files = await self._store.list_all(self._paths.journal(self._shard))
         numbers = [segment_number(file.path) for file in files]
         self._next = 1 + max(numbers, default=-1)
-        segments = await together(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
+        segments = await gather(self._store.get, [file.path for file in files], at_once=_AT_ONCE)
         where = [self._store.uri(file.path) for file in files]
         return await anyio.to_thread.run_sync(_decode, list(zip(numbers, where, segments, strict=True)))
 
-    async def stage(self, entries: Sequence[Entry], *, round_: int, fit: bool = False) -> int:
+    async def stage(self, entries: Sequence[JournalEntry], *, round_: int, fit: bool = False) -> int:
         """Take over `entries` for the next segment, which `settle` writes; returns how many."""
         await self.settle()
         taken = list(entries)
@@ -122,14 +122,14 @@ def _encode(entries: pa.Table, writer: str, *, is_cut: bool = False) -> bytes:
 
 
 def _decode(segments: Iterable[tuple[int, str, bytes | None]]) -> JournalContent:
-    chunks: list[Chunk] = []
+    chunks: list[JournalChunk] = []
     tables: list[pa.Table] = []
     first = 0
     for expected, (number, where, segment) in enumerate(segments):
         if number != expected or not segment:
             raise OutputError(f"{where} is {'empty' if number == expected else 'not the next segment'}: {_REMEDY}")
         with (
-            intact(where, remedy=_REMEDY),
+            decode_or_raise(where, remedy=_REMEDY),
             pa.ipc.open_file(pa.py_buffer(segment)) as file,
         ):
             is_cut = _CUT in (file.schema.metadata or {})
@@ -143,5 +143,5 @@ def _decode(segments: Iterable[tuple[int, str, bytes | None]]) -> JournalContent
     return JournalContent(tuple(chunks), _chunk(first, tables) if tables else None)
 
 
-def _chunk(first: int, tables: Sequence[pa.Table]) -> Chunk:
-    return Chunk(first, pa.concat_tables([ENTRIES.empty_table(), *tables], promote_options="default"))
+def _chunk(first: int, tables: Sequence[pa.Table]) -> JournalChunk:
+    return JournalChunk(first, pa.concat_tables([ENTRIES.empty_table(), *tables], promote_options="default"))

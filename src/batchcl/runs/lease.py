@@ -27,13 +27,13 @@ from typing import Any, Final, NamedTuple
 import anyio
 import orjson
 
+from batchcl.concurrency import gather
 from batchcl.errors import BatchclError, OutputError, StoppedError
 from batchcl.runs.store import Store
-from batchcl.runs.together import together
 
 __all__ = [
-    "Lease",
-    "LeaseKeeper",
+    "RunLease",
+    "RunLeaseHolder",
     "is_alive",
     "read_lease",
     "read_leases",
@@ -50,7 +50,7 @@ _READS_AT_ONCE: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
+class RunLease:
     """A session and its last heartbeat.
 
     Attributes:
@@ -86,7 +86,7 @@ class Lease:
         if self.ended:
             return False
         pid, _, started = self.process.partition("-")
-        if not self.place or self.place != _place() or not started or int(pid) == os.getpid():
+        if not self.place or self.place != _process_location() or not started or int(pid) == os.getpid():
             return None
         state = _state(int(pid))
         if state is None:
@@ -101,7 +101,7 @@ class Lease:
         return (now - self.beat_at).total_seconds() < EXPIRES_S if runs is None else runs
 
 
-async def is_alive(store: Store, folder: str, lease: Lease) -> bool:
+async def is_alive(store: Store, folder: str, lease: RunLease) -> bool:
     """Whether the session's process works. Waits until its counter changes, or for 45 s where it doesn't."""
     if lease.runs is not None:
         return lease.runs
@@ -116,13 +116,13 @@ async def is_alive(store: Store, folder: str, lease: Lease) -> bool:
             return False
 
 
-async def read_lease(store: Store, folder: str) -> Lease | None:
+async def read_lease(store: Store, folder: str) -> RunLease | None:
     """The newest session below `folder`, or None where there was none."""
     files = await _session_files(store, folder)
     return await read_session(store, files[-1]) if files else None
 
 
-async def unsettled_lease(store: Store, folder: str) -> Lease | None:
+async def unsettled_lease(store: Store, folder: str) -> RunLease | None:
     """`read_lease`, but None where that session has settled. Then one list does, of names only."""
     names = [file.path for file in await store.list_all(folder)]
     files = [name for name in names if name.endswith(_SESSION)]
@@ -132,10 +132,10 @@ async def unsettled_lease(store: Store, folder: str) -> Lease | None:
     return None if lease.ended and lease.settled else lease
 
 
-async def read_leases(store: Store, folder: str) -> list[Lease]:
+async def read_leases(store: Store, folder: str) -> list[RunLease]:
     """All sessions below `folder`, the first one first."""
     paths = await _session_files(store, folder)
-    return await together(lambda path: read_session(store, path), paths, at_once=_READS_AT_ONCE)
+    return await gather(lambda path: read_session(store, path), paths, at_once=_READS_AT_ONCE)
 
 
 async def session_numbers(store: Store, folder: str) -> list[int]:
@@ -152,22 +152,22 @@ def _settled(session: str) -> str:
     return f"{session.removesuffix(_SESSION)}.settled"
 
 
-async def read_session(store: Store, path: str) -> Lease:
+async def read_session(store: Store, path: str) -> RunLease:
     """The session in the file `path`; a damaged one keeps nobody out."""
     number = _number(path)
     try:
         values = orjson.loads(await store.get(path) or b"")
-        known = {each.name: values[each.name] for each in fields(Lease) if each.name in values}
+        known = {each.name: values[each.name] for each in fields(RunLease) if each.name in values}
         known["progress"] = dict(known.get("progress", {}))
-        return Lease(**known | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
+        return RunLease(**known | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
     except (ValueError, TypeError, KeyError):
         never = dt.datetime.fromtimestamp(0, dt.UTC)
-        return Lease(
+        return RunLease(
             number=number, holder="", host="unknown", place="", process="0-", beat=0, beat_at=never, ended=True
         )
 
 
-class LeaseKeeper:
+class RunLeaseHolder:
     """Holds a lease for this process.
 
     Args:
@@ -190,7 +190,7 @@ class LeaseKeeper:
         *,
         what: str,
         progress: Callable[[], dict[str, Any]] = dict,
-        on_wait: Callable[[Lease], None] = lambda _: None,
+        on_wait: Callable[[RunLease], None] = lambda _: None,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._store = store
@@ -201,11 +201,11 @@ class LeaseKeeper:
         self._utcnow = utcnow
         self.settled = False
         self.follows_unsettled = False
-        self._lease = Lease(
+        self._lease = RunLease(
             number=0,
             holder=secrets.token_hex(8),
             host=socket.gethostname(),
-            place=_place(),
+            place=_process_location(),
             process=_this_process(),
             beat=0,
             beat_at=utcnow(),
@@ -225,7 +225,9 @@ class LeaseKeeper:
         """What the next heartbeat would say of the progress."""
         return self._progress()
 
-    async def acquire(self, *, on_left: Callable[[Lease], None] = lambda _: None, dead: Lease | None = None) -> None:
+    async def acquire(
+        self, *, on_left: Callable[[RunLease], None] = lambda _: None, dead: RunLease | None = None
+    ) -> None:
         """Take the lease, or raise `StoppedError` that says who has it. Waits for a heartbeat of that process.
 
         `on_left` receives the previous session's lease. It is called before this session's file is created, so that
@@ -256,7 +258,7 @@ class LeaseKeeper:
                 f"{EXPIRES_S:.0f} s; this one stops"
             )
 
-    async def successor(self) -> Lease | None:
+    async def successor(self) -> RunLease | None:
         """The lease of another process that has taken over and may be at work; None where there is none."""
         other = await read_lease(self._store, self._folder)
         if other is None or other.number <= self.number or other.runs is False:
@@ -311,7 +313,7 @@ class LeaseKeeper:
     def _path(self, number: int) -> str:
         return _path(self._folder, number)
 
-    def _held_by(self, other: Lease) -> StoppedError:
+    def _held_by(self, other: RunLease) -> StoppedError:
         return StoppedError(
             f"{self._what} is held by another runner ({other.host}, process {other.process.partition('-')[0]}); wait "
             f"for it, or for {EXPIRES_S:.0f} s after it died"
@@ -337,14 +339,14 @@ def _path(folder: str, number: int) -> str:
     return f"{folder}/{number:05d}{_SESSION}"
 
 
-class _State(NamedTuple):
+class _SessionState(NamedTuple):
     """Of a process: the letter that the kernel gives its state, and its start, in ticks since the boot."""
 
     code: str
     started: str
 
 
-def _place() -> str:
+def _process_location() -> str:
     """Where a process id means something: this boot, and this PID namespace. Empty where that can't be known."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -358,11 +360,11 @@ def _this_process() -> str:
     return f"{os.getpid()}-{'' if state is None else state.started}"
 
 
-def _state(pid: int) -> _State | None:
+def _state(pid: int) -> _SessionState | None:
     """The state of a process; None where there is none, or only what is left of a dead one."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     code, *rest = stat.rpartition(")")[2].split()
-    return None if code in {"Z", "X"} else _State(code, rest[18])
+    return None if code in {"Z", "X"} else _SessionState(code, rest[18])

@@ -19,20 +19,17 @@ import anyio
 import anyio.lowlevel
 import pyarrow as pa
 
-from batchcl.bell import Bell
+from batchcl.concurrency import Notifier, gather
 from batchcl.errors import BatchclError
 from batchcl.images import ImageRef
-from batchcl.runs.entries import Entry, counts, latest, of_round, positions, statuses
-from batchcl.runs.image_table import ImageRows
+from batchcl.outcomes import AlreadyKnown, Counts, Known, Outcome
+from batchcl.runs.entries import JournalEntry, counts, latest, of_round, positions, statuses
 from batchcl.runs.journal import Journal, JournalContent
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.markers import write_marker
-from batchcl.runs.parts import PartSpec, publish_journal
+from batchcl.runs.publish import PartSpec, publish_journal
 from batchcl.runs.store import Store
-from batchcl.runs.together import together
-from batchcl.runs.worklist import WorkList
-from batchcl.scoring.outcome import AlreadyKnown, Counts, Known, Outcome
-from batchcl.scoring.shards import Batch
+from batchcl.runs.worklist import Batch, ImageRows, WorkList
 
 __all__ = ["AllImages", "Ledger", "Targets"]
 
@@ -101,8 +98,8 @@ class _Open:
     missing: set[int]
     before: Mapping[int, str]
     is_cut: bool
-    buffer: list[Entry] = field(default_factory=list)
-    staged: list[Entry] = field(default_factory=list)
+    buffer: list[JournalEntry] = field(default_factory=list)
+    staged: list[JournalEntry] = field(default_factory=list)
     buffered_at: float = math.inf
 
     @property
@@ -164,9 +161,9 @@ class Ledger:
         self._replaced: Counter[str] = Counter()
         self._journalling = anyio.Lock()
         self._publishing = anyio.Lock()
-        self._recorded = Bell()
-        self._journalled = Bell()
-        self._published = Bell()
+        self._recorded = Notifier()
+        self._journalled = Notifier()
+        self._published = Notifier()
 
     async def batches(self) -> AsyncIterator[Batch]:
         """The images of each shard that are still to be called for."""
@@ -208,7 +205,7 @@ class Ledger:
         opened.missing.remove(position)
         if opened.before:
             self._replaced[opened.before[position]] += 1
-        opened.buffer.append(Entry(position, outcome))
+        opened.buffer.append(JournalEntry(position, outcome))
         if opened.buffered_at == math.inf:
             opened.buffered_at = anyio.current_time()
         self._buffered += 1
@@ -224,7 +221,7 @@ class Ledger:
         unkept = Counter(opened.before[entry.position] for opened, entry in self._unkept() if opened.before)
         return Counts(**(self._replaced - unkept))
 
-    def _unkept(self) -> Iterator[tuple[_Open, Entry]]:
+    def _unkept(self) -> Iterator[tuple[_Open, JournalEntry]]:
         for opened in self._open.values():
             for entry in (*opened.staged, *opened.buffer):
                 yield opened, entry
@@ -237,7 +234,7 @@ class Ledger:
     async def keep(self) -> None:
         """Journal what is due, and publish complete shards, until cancelled."""
         parts: tuple[Callable[[], Awaitable[None]], ...] = (self._keep_journal, self._keep_publishing)
-        await together(lambda part: part(), parts, at_once=len(parts))
+        await gather(lambda part: part(), parts, at_once=len(parts))
 
     async def close(self) -> None:
         """Journal everything that was recorded, and publish it, incomplete shards too."""

@@ -10,12 +10,12 @@ import anyio.to_thread
 import orjson
 import pyarrow as pa
 
-from batchcl.runs.damage import intact
+from batchcl.concurrency import gather
+from batchcl.outcomes import Counts
+from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.entries import FailureGroup, counts, failure_groups
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.store import Store
-from batchcl.runs.together import together
-from batchcl.scoring.outcome import Counts
 
 __all__ = ["Totals", "published", "read_totals", "total", "write_marker"]
 
@@ -70,12 +70,12 @@ async def read_totals(store: Store, paths: RunPaths, rounds: Iterable[tuple[int,
     async def read(marker: tuple[int, int]) -> tuple[int, Totals]:
         shard, round_ = marker
         data = await store.get(paths.marker(shard, round_))
-        with intact(store.uri(paths.marker(shard, round_))):
+        with decode_or_raise(store.uri(paths.marker(shard, round_))):
             document = orjson.loads(data or b"")
             failures = Counter({FailureGroup(*group): number for *group, number in document["failures"]})
             return shard, Totals(Counts(**document["counts"]), failures)
 
-    return dict(await together(read, rounds, at_once=_AT_ONCE))
+    return dict(await gather(read, rounds, at_once=_AT_ONCE))
 
 
 def total(totals: Iterable[Totals]) -> Totals:

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.errors import OutputError
-from batchcl.runs.damage import intact
+from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.layout import RunPaths, run_name, start_path
 from batchcl.runs.lease import read_leases
 from batchcl.runs.store import Store
 from batchcl.summary import SessionRecord, Summary, rate
 
 if TYPE_CHECKING:
-    from batchcl.runs.parts import PartSpec
+    from batchcl.runs.publish import PartSpec
 
 __all__ = [
     "RunRecord",
@@ -67,7 +67,7 @@ class RunRecord:
 
     def part_spec(self) -> PartSpec:
         """What all its published files have in common."""
-        from batchcl.runs.parts import PartSpec  # noqa: PLC0415 - pyarrow, only when it is needed
+        from batchcl.runs.publish import PartSpec  # noqa: PLC0415 - pyarrow, only when it is needed
 
         return PartSpec(
             run_id=self.run_id,
@@ -151,7 +151,7 @@ def _load(kind: type[_Document], data: bytes | None, where: str) -> _Document | 
     """The document in `data`; keys that a newer batchcl added are passed over."""
     if data is None:
         return None
-    with intact(where, remedy="restore it or use another output root"):
+    with decode_or_raise(where, remedy="restore it or use another output root"):
         values = orjson.loads(data)
         known = {name: values[name] for name in (one.name for one in fields(kind)) if name in values}
         for name in ("started_at", "ended_at"):

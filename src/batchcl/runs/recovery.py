@@ -12,18 +12,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from batchcl.concurrency import gather
 from batchcl.errors import OutputError, StoppedError
 from batchcl.runs.entries import latest, of_round, positions
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RUNS, RunPaths, run_name
-from batchcl.runs.lease import Lease, LeaseKeeper, is_alive, unsettled_lease
+from batchcl.runs.lease import RunLease, RunLeaseHolder, is_alive, unsettled_lease
 from batchcl.runs.ledger import AllImages, Targets
 from batchcl.runs.markers import published, read_totals, write_marker
-from batchcl.runs.parts import PartSpec, publish_journal
+from batchcl.runs.publish import PartSpec, publish_journal
 from batchcl.runs.record import RunRecord, read_record
 from batchcl.runs.rounds import FailedImages, read_round, unfinished_round
 from batchcl.runs.store import Store
-from batchcl.runs.together import together
 from batchcl.runs.worklist import WorkList
 
 __all__ = ["publish_leftovers", "recover_runs"]
@@ -42,7 +42,7 @@ async def recover_runs(
     besides: str,
     all_rows: bool,
     utcnow: Callable[[], dt.datetime],
-    on_alive: Callable[[RunRecord, Lease], None],
+    on_alive: Callable[[RunRecord, RunLease], None],
 ) -> list[str]:
     """Publish what the other runs of `model` have journalled whose process died; returns their ids.
 
@@ -68,7 +68,7 @@ async def recover_runs(
                 "run without --incremental"
             ) from error
 
-    async def look(run_id: str) -> tuple[RunRecord, Lease, bool] | None:
+    async def look(run_id: str) -> tuple[RunRecord, RunLease, bool] | None:
         try:
             lease = await unsettled_lease(store, RunPaths(run_id).sessions)
             record = None if lease is None else await read_record(store, run_id)
@@ -78,7 +78,7 @@ async def recover_runs(
             pass_over(run_id, error)
         return None
 
-    async def settle(found: tuple[RunRecord, Lease, bool] | None) -> str | None:
+    async def settle(found: tuple[RunRecord, RunLease, bool] | None) -> str | None:
         if found is None:
             return None
         record, lease, alive = found
@@ -96,15 +96,15 @@ async def recover_runs(
         return None
 
     others = [run_id for run_id in await store.children(RUNS) if run_id != run_name(besides)]
-    found = await together(look, others, at_once=_READS_AT_ONCE)
-    return [run_id for run_id in await together(settle, found, at_once=_RUNS_AT_ONCE) if run_id is not None]
+    found = await gather(look, others, at_once=_READS_AT_ONCE)
+    return [run_id for run_id in await gather(settle, found, at_once=_RUNS_AT_ONCE) if run_id is not None]
 
 
-async def _recover(store: Store, record: RunRecord, dead: Lease, *, utcnow: Callable[[], dt.datetime]) -> None:
+async def _recover(store: Store, record: RunRecord, dead: RunLease, *, utcnow: Callable[[], dt.datetime]) -> None:
     kept = {name: value for name, value in dead.progress.items() if name in _KEPT}
     left = kept | {"stops_model": False}  # a recovery stops no model
     sessions = RunPaths(record.run_id).sessions
-    lease = LeaseKeeper(store, sessions, what=f"run {record.run_id}", progress=lambda: left, utcnow=utcnow)
+    lease = RunLeaseHolder(store, sessions, what=f"run {record.run_id}", progress=lambda: left, utcnow=utcnow)
     await lease.acquire(dead=dead)
     async with lease.beating():
         await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
@@ -131,7 +131,7 @@ async def publish_leftovers(store: Store, record: RunRecord, *, writer: str, cut
     journalled = {int(name) for name in await store.children(paths.journals)}
     wanted = [shard for shard in shards if cut_all or shard in journalled]
     finish = partial(_finish, store, spec, worklist, targets, writer=writer, cut_all=cut_all)
-    await together(finish, wanted, at_once=_SHARDS_AT_ONCE)
+    await gather(finish, wanted, at_once=_SHARDS_AT_ONCE)
 
 
 async def _incomplete(store: Store, paths: RunPaths, worklist: WorkList) -> tuple[Targets, list[int]]:

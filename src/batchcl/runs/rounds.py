@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import orjson
 import pyarrow as pa
 
-from batchcl.runs.damage import intact
+from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.entries import FailureGroup, latest, unresolved
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.markers import Totals
@@ -72,7 +72,7 @@ async def open_round(store: Store, paths: RunPaths, wanted: Round) -> Round:
 async def read_round(store: Store, paths: RunPaths, number: int) -> Round:
     """A round that was opened."""
     data = await store.get(paths.round(number))
-    with intact(store.uri(paths.round(number))):
+    with decode_or_raise(store.uri(paths.round(number))):
         values = orjson.loads(data or b"")
         return Round(number, tuple(values["codes"]), values["fit"])
 

@@ -10,14 +10,14 @@ import datetime as dt
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
+from batchcl.concurrency import gather
 from batchcl.errors import OutputError
+from batchcl.outcomes import Counts
 from batchcl.runs.layout import RUNS, STARTS, RunPaths, run_of_start, start_path
-from batchcl.runs.lease import Lease, read_leases, session_numbers
+from batchcl.runs.lease import RunLease, read_leases, session_numbers
 from batchcl.runs.record import RunRecord, read_record, read_summary, total_spent
 from batchcl.runs.store import Store
-from batchcl.runs.together import together
-from batchcl.scoring.outcome import Counts
 from batchcl.summary import SessionRecord, Summary
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
         lambda: read_summary(store, run_id),
         lambda: session_numbers(store, paths.sessions),
     )
-    summary, numbers = await together(lambda read: read(), reads, at_once=len(reads))
+    summary, numbers = await gather(lambda read: read(), reads, at_once=len(reads))
     if summary is not None and await _is_over(store, paths, summary, numbers):
         return _of_summary(summary)
     record = await read_record(store, run_id)
@@ -130,7 +130,7 @@ async def _look_closely(store: Store, record: RunRecord, summary: Summary | None
         lambda: published(store, paths),
         lambda: unfinished_round(store, paths),
     )
-    leases, rounds, unfinished = await together(lambda read: read(), reads, at_once=len(reads))
+    leases, rounds, unfinished = await gather(lambda read: read(), reads, at_once=len(reads))
     lease = leases[-1] if leases else None
     complete = total((await read_totals(store, paths, rounds.items())).values())
     in_tables, journalled = await _of_incomplete(store, paths, rounds)
@@ -159,7 +159,7 @@ async def list_runs(store: Store, *, now: dt.datetime) -> list[RunState]:
         except OutputError as error:
             return RunState(run_id=run_id, state="damaged", reason=str(error))
 
-    states = await together(one, await store.children(RUNS), at_once=_AT_ONCE)
+    states = await gather(one, await store.children(RUNS), at_once=_AT_ONCE)
     first = dt.datetime.min.replace(tzinfo=dt.UTC)
     return sorted(
         (state for state in states if state is not None), key=lambda each: (each.started_at or first, each.run_id)
@@ -180,9 +180,9 @@ async def newest_run(store: Store) -> str | None:
             return None  # without a record and a name it isn't known to be a run
 
     reads: Sequence[Callable[[], Any]] = (lambda: store.children(RUNS), lambda: store.list_all(STARTS))
-    runs, starts = await together(lambda read: read(), reads, at_once=len(reads))
+    runs, starts = await gather(lambda read: read(), reads, at_once=len(reads))
     named = {run_of_start(file.path) for file in starts}
-    unnamed = await together(record_of, [run_id for run_id in runs if run_id not in named], at_once=_AT_ONCE)
+    unnamed = await gather(record_of, [run_id for run_id in runs if run_id not in named], at_once=_AT_ONCE)
     found = [record for record in unnamed if record is not None]
     for file in reversed(starts):
         run_id = run_of_start(file.path)
@@ -246,7 +246,7 @@ def _state(
     record: RunRecord,
     summary: Summary | None,
     *,
-    lease: Lease | None,
+    lease: RunLease | None,
     worklist: WorkList,
     complete: Totals,
     in_tables: Counts,
@@ -301,5 +301,5 @@ def _outcomes(counts: Counts) -> int:
     return counts.scored + counts.failed + counts.skipped
 
 
-def _rate(lease: Lease) -> float | None:
+def _rate(lease: RunLease) -> float | None:
     return lease.progress.get("images_per_second") if lease.progress.get("calls") else None

@@ -33,8 +33,8 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, MemoryStore, S3Store
 
+from batchcl.choices import Encryption
 from batchcl.errors import CredentialsError, ExitCode, OutputCredentialsError, OutputError, StoppedError, UsageError
-from batchcl.runs.encryption import Encryption
 from batchcl.runs.layout import RUNS, STAGING, output_root
 
 if TYPE_CHECKING:

@@ -1,13 +1,9 @@
-"""The frozen list of a run: Parquet shards that are written once, in order, while listing goes on.
-
-Every shard carries the bookmark behind its last image, so a listing that was cut short goes on from there, and the
-number of images up to its end. `worklist.json` says that the list is complete; from then on a run never lists again.
-"""
+"""The frozen list of a run: Parquet shards, written once, in order, while listing continues."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -15,17 +11,18 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 import orjson
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
-from batchcl.images import Bookmark, ImageRef, Position
-from batchcl.runs.damage import intact
-from batchcl.runs.image_table import IMAGES, ImageRows
+from batchcl.images import ArchiveMember, Bookmark, ImageRef, Position
+from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.layout import RunPaths
+from batchcl.runs.schema import utf8
 from batchcl.runs.store import Store
 
-__all__ = ["WorkList", "WorkListTotals"]
+__all__ = ["IMAGES", "Batch", "ImageRows", "WorkList", "WorkListTotals", "image_table"]
 
 _BOOKMARK: Final = b"batchcl.bookmark"
 _SLICE: Final = 1000
@@ -77,7 +74,7 @@ class WorkList:
         totals = await self._store.get(self._paths.totals)
         if totals is not None:
             where = self._store.uri(self._paths.totals)
-            with intact(where, remedy="delete it, and the rest of the list is listed again"):
+            with decode_or_raise(where, remedy="delete it, and the rest of the list is listed again"):
                 self._totals = WorkListTotals(**orjson.loads(totals))
             self._shards, self._images = self._totals.shards, self._totals.images
             return
@@ -116,7 +113,7 @@ class WorkList:
         Raises:
             StoppedError: somebody else has written another one.
         """
-        data = await anyio.to_thread.run_sync(_encode, images, bookmark)
+        data = await anyio.to_thread.run_sync(_encode_shard, images, bookmark)
         await self._store.put_mine(self._paths.frozen(self._shards), data, what="the work list")
         self._shards += 1
         self._images += images.num_rows
@@ -167,14 +164,16 @@ class WorkList:
 
     def _intact(self, shard: int) -> AbstractContextManager[None]:
         where = self._store.uri(self._paths.frozen(shard))
-        return intact(where, remedy="restore it, or score what is left under another run id with --incremental")
+        return decode_or_raise(
+            where, remedy="restore it, or score what is left under another run id with --incremental"
+        )
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
 
 
-def _encode(images: pa.Table, bookmark: Bookmark) -> bytes:
+def _encode_shard(images: pa.Table, bookmark: Bookmark) -> bytes:
     sink = io.BytesIO()
     metadata = {_BOOKMARK: orjson.dumps(asdict(bookmark))}
     pq.write_table(images.combine_chunks().replace_schema_metadata(metadata), sink, compression="zstd")
@@ -183,3 +182,99 @@ def _encode(images: pa.Table, bookmark: Bookmark) -> bytes:
 
 def _bookmark(values: dict[str, Any]) -> Bookmark:
     return Bookmark(**values | {"position": Position(**values["position"])})
+
+
+IMAGES: Final = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("key", pa.binary(), nullable=False),  # a local name need not be UTF-8
+        pa.field("version_id", pa.string()),
+        pa.field("etag", pa.string()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("last_modified", pa.timestamp("us", tz="UTC")),
+        pa.field("extra", pa.string()),
+        pa.field("region", pa.string()),
+        pa.field("archive", pa.binary()),
+        pa.field("offset", pa.int64()),
+        pa.field("any_name", pa.bool_()),
+    ]
+)
+_ROWS_AT_ONCE: Final = 512
+"""So many images are objects at a time."""
+
+
+def image_table(images: Sequence[ImageRef]) -> pa.Table:
+    """`images` with the columns of `IMAGES`, in their order."""
+    columns: dict[str, list[Any]] = {
+        "uri": [image.uri for image in images],
+        "bucket": [image.bucket for image in images],
+        "key": [utf8(image.key) for image in images],
+        "version_id": [image.version_id for image in images],
+        "etag": [image.etag for image in images],
+        "size_bytes": [image.size_bytes for image in images],
+        "last_modified": [image.last_modified for image in images],
+        "extra": [image.extra for image in images],
+        "region": [image.region for image in images],
+        "archive": [None if image.member is None else utf8(image.member.archive) for image in images],
+        "offset": [None if image.member is None else image.member.offset for image in images],
+        "any_name": [image.any_name for image in images],
+    }
+    return pa.table([pa.array(columns[field.name], field.type) for field in IMAGES], schema=IMAGES)
+
+
+class ImageRows:
+    """The images of a table at `positions`, made while they are iterated; can be iterated again."""
+
+    def __init__(self, table: pa.Table, positions: Sequence[int]) -> None:
+        self._table = table
+        self._positions = positions
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        for start in range(0, len(self._positions), _ROWS_AT_ONCE):
+            rows = self._table.take(pa.array(self._positions[start : start + _ROWS_AT_ONCE], pa.int32()))
+            frame = pl.DataFrame(rows)  # of moments, pyarrow's own lists take seven times as long
+            columns = [frame[field.name].to_list() for field in IMAGES]
+            for (
+                uri,
+                bucket,
+                key,
+                version_id,
+                etag,
+                size_bytes,
+                last_modified,
+                extra,
+                region,
+                archive,
+                offset,
+                any_name,
+            ) in zip(*columns, strict=True):
+                yield ImageRef(
+                    uri=uri,
+                    bucket=bucket,
+                    key=_text(key),
+                    version_id=version_id,
+                    etag=etag,
+                    size_bytes=size_bytes,
+                    last_modified=last_modified,
+                    extra=extra,
+                    region=region,
+                    member=None if archive is None else ArchiveMember(_text(archive), offset),
+                    any_name=any_name,
+                )
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one shard that are to be scored, and the position of each in the shard.
+
+    `images` can be iterated more than once; it may make them while it is.
+    """
+
+    shard: int
+    images: Iterable[ImageRef]
+    positions: Sequence[int]

@@ -9,9 +9,9 @@ from typing import Final
 import anyio
 
 from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
+from batchcl.events import Notice, Observer, Progress
 from batchcl.job import Job
 from batchcl.quantities import counted
-from batchcl.scoring.events import Notice, Observer, Progress
 
 __all__ = ["watch_bounds", "within_descriptors"]
 

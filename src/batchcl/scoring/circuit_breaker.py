@@ -16,8 +16,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from batchcl.errors import BatchclError, CallError, ModelNotReadyError, StalledError, TransientError, UnreachableError
-from batchcl.scoring.events import Notice, Observer
-from batchcl.scoring.seams import Recovery
+from batchcl.events import Notice, Observer
+from batchcl.scoring.protocols import Recovery
 
 __all__ = ["CircuitBreaker"]
 

@@ -24,7 +24,7 @@ from anyio.abc import TaskGroup
 
 from batchcl.aws.detect import Detector
 from batchcl.aws.errors import INVALID_S3_OBJECT
-from batchcl.clock import loop_clock
+from batchcl.concurrency import loop_clock
 from batchcl.errors import (
     BatchclError,
     CallError,
@@ -38,19 +38,18 @@ from batchcl.errors import (
     ThrottledError,
     TransientError,
 )
-from batchcl.images import ImageRef, Unfit, unfit
+from batchcl.events import Notice, Observer, Progress, SilentObserver
+from batchcl.images import ImageRef, SkipReason, check_limits
+from batchcl.loaders.base import Preparer
+from batchcl.outcomes import Detection, Outcome, Scored, failed, skipped
 from batchcl.pacing.pacer import Pacer
-from batchcl.reading.base import Preparer
-from batchcl.scoring.callers import Callers
+from batchcl.runs.worklist import Batch
 from batchcl.scoring.circuit_breaker import CircuitBreaker
-from batchcl.scoring.events import Notice, Observer, Progress, SilentObserver
-from batchcl.scoring.outcome import Detection, Outcome, Scored, failed, skipped
-from batchcl.scoring.preparing import Preparing
+from batchcl.scoring.preprocessing import Preprocessing
+from batchcl.scoring.protocols import Recovery, Sink
 from batchcl.scoring.queue import WorkItem, WorkQueue
-from batchcl.scoring.rejections import Rejection, Rejections
-from batchcl.scoring.seams import Recovery, Sink
-from batchcl.scoring.shards import Batch
-from batchcl.scoring.telling import tell, was_sent
+from batchcl.scoring.rejections import Rejection, Rejections, report_to_pacer, was_sent
+from batchcl.scoring.worker_pool import WorkerPool
 
 __all__ = ["Engine", "EngineSettings"]
 
@@ -119,7 +118,7 @@ class Engine:
         self._calling = anyio.CancelScope()
         self._tasks: TaskGroup
         self._now: Callable[[], float] = anyio.current_time
-        self._callers = Callers(self._score, limit=self._settings.max_in_flight)
+        self._callers = WorkerPool(self._score, limit=self._settings.max_in_flight)
         self._breaker = CircuitBreaker(recovery, observer=self._observer, rng=self._rng, on_failure=self.fail)
         self._rejections = Rejections()
         self._scored_in: dict[str, ImageRef] = {}
@@ -133,7 +132,7 @@ class Engine:
         self._usual_latency_s = 0.0
         self._preparing = None
         if preparer is not None:
-            self._preparing = Preparing(
+            self._preparing = Preprocessing(
                 preparer,
                 self._queue,
                 most_ready=2 * self._settings.max_in_flight,
@@ -198,7 +197,7 @@ class Engine:
                 async for batch in batches:
                     for image, position in zip(batch.images, batch.positions, strict=True):
                         item = WorkItem(image, batch.shard, position)
-                        if (reason := unfit(image, fit=self._preparing is not None)) is not None:
+                        if (reason := check_limits(image, fit=self._preparing is not None)) is not None:
                             await self._sink.room()
                             self._keep(item, skipped(item.image, reason, at=self._utcnow()))
                         elif self._preparing is not None and await self._preparing.take(item):
@@ -274,7 +273,7 @@ class Engine:
         self._outcomes += outcome.attempts > 0
         self._progress.count(outcome)
 
-    def _unprepared(self, item: WorkItem, reason: Unfit | CallError, refusal: ImageError | None) -> None:
+    def _unprepared(self, item: WorkItem, reason: SkipReason | CallError, refusal: ImageError | None) -> None:
         """Give an image that can't be made ready its outcome; after a `refusal` it was outstanding until now."""
         if isinstance(reason, CallError):
             attempts = item.attempts + isinstance(reason, TransientError)
@@ -300,7 +299,7 @@ class Engine:
         try:
             detection = await self._detector.detect(item.image)
         except CallError as error:
-            tell(self._pacer, error, sent_at=sent_at)
+            report_to_pacer(self._pacer, error, sent_at=sent_at)
             self._progress.calls -= not was_sent(error)
             self._rejections.ended(number)
             return self._unanswered(item, error, sent_at, number)
@@ -474,14 +473,14 @@ class Engine:
                 try:
                     await self._detector.detect(scored)
                 except RejectedError as error:
-                    tell(self._pacer, error, sent_at=sent_at)
+                    report_to_pacer(self._pacer, error, sent_at=sent_at)
                     self._end_for(error, row)
                     return
                 except (ThrottledError, TransientError) as error:
-                    tell(self._pacer, error, sent_at=sent_at)
+                    report_to_pacer(self._pacer, error, sent_at=sent_at)
                     await anyio.sleep(self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**attempt)))
                 except CallError as error:
-                    tell(self._pacer, error, sent_at=sent_at)
+                    report_to_pacer(self._pacer, error, sent_at=sent_at)
                     return
                 else:
                     self._pacer.succeeded(sent_at=sent_at)

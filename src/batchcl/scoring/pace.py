@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from batchcl.aws.lifecycle import Units
+from batchcl.aws.models import Units
 from batchcl.errors import BatchclError, OutputError, StalledError, UnreachableError
+from batchcl.events import Notice, Observer
 from batchcl.pacing.controller import START_TPS, RateController
 from batchcl.pacing.pacer import AdaptivePacer
-from batchcl.runs.learned import LearnedRate, read_learned, write_learned
+from batchcl.runs.learned_rate import LearnedRate, read_learned, write_learned
 from batchcl.runs.store import Store
-from batchcl.scoring.events import Notice, Observer
-from batchcl.scoring.stopper import RECORDS, Stopper
+from batchcl.stop_signal import RECORDS, StopSignal
 
 __all__ = ["learning_pacer"]
 
@@ -33,7 +33,7 @@ async def learning_pacer(
     units: Callable[[], Units | None],
     max_tps: float | None,
     observer: Observer,
-    stopper: Stopper,
+    stopper: StopSignal,
     utcnow: Callable[[], dt.datetime],
 ) -> AsyncIterator[AdaptivePacer]:
     """A pacer for `model`, an ARN, during the block; what it has learned is kept however that ends.

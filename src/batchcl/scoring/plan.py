@@ -8,18 +8,18 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from batchcl.aws.arn import ModelArn
-from batchcl.aws.lifecycle import MAX_UNITS
+from batchcl.arns import ModelArn
+from batchcl.aws.models import MAX_UNITS
 from batchcl.aws.session import Aws
 from batchcl.errors import OutputError
-from batchcl.images import unfit
+from batchcl.events import Observer, SilentObserver
+from batchcl.images import check_limits
 from batchcl.job import Job
 from batchcl.lifetime.manager import DOLLARS_PER_UNIT_HOUR
-from batchcl.runs.known import KnownVersions
+from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.store import Store
-from batchcl.scoring.events import Observer, SilentObserver
-from batchcl.scoring.listing import check_sources, first_page
-from batchcl.scoring.service import service_of
+from batchcl.scoring.connections import service_of
+from batchcl.scoring.source_checks import check_sources, first_page
 
 __all__ = ["TPS_PER_UNIT", "Estimate", "Plan", "plan"]
 
@@ -104,7 +104,7 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
                     listed = [image for image, each in zip(listed, found, strict=True) if each is None]
                 images += len(listed)
                 for image in listed:
-                    if (reason := unfit(image, fit=job.fit)) is not None:
+                    if (reason := check_limits(image, fit=job.fit)) is not None:
                         skipped[reason.code] += 1
                     else:
                         calls += 1
@@ -131,7 +131,7 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
     )
 
 
-async def _known(job: Job, aws: Aws, model: ModelArn) -> KnownVersions | None:
+async def _known(job: Job, aws: Aws, model: ModelArn) -> IncrementalFilter | None:
     """What `incremental` leaves out: nothing where there is no output root yet."""
     if not job.incremental:
         return None
@@ -139,7 +139,7 @@ async def _known(job: Job, aws: Aws, model: ModelArn) -> KnownVersions | None:
         store = await Store.open_async(job.out, aws=aws)
     except OutputError:
         return None
-    return KnownVersions(store, model, fit=job.fit, retry_failed=job.retry_failed)
+    return IncrementalFilter(store, model, fit=job.fit, retry_failed=job.retry_failed)
 
 
 def _estimate(calls: int, units: int) -> Estimate:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from batchcl.bell import Bell
+from batchcl.concurrency import Notifier
 from batchcl.images import ImageRef
 
 __all__ = ["WorkItem", "WorkQueue"]
@@ -75,9 +75,9 @@ class WorkQueue:
         self._outstanding = 0
         self._closed = False
         self._stopped = False
-        self._room = Bell()
-        self._work = Bell()
-        self._end = Bell()
+        self._room = Notifier()
+        self._work = Notifier()
+        self._end = Notifier()
 
     async def put(self, item: WorkItem) -> bool:
         """Add a fresh image, waiting for room. False once the queue is stopped: the image was not taken over."""

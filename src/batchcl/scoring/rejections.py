@@ -1,9 +1,4 @@
-"""Rejected calls whose reason may be the image's own or concern every image: which of the two, later calls show.
-
-A rejection is held until a call that was sent after it is accepted: then the reason was the image's own. When 20 calls
-that were sent one after the other are all rejected, the reason is presumed to concern the images that follow, too.
-The order in which calls were sent counts, since rejections often come back sooner than labels do.
-"""
+"""Rejected calls: what the pacer learns from them, and whether their reason concerns one image or all."""
 
 from __future__ import annotations
 
@@ -11,10 +6,34 @@ import itertools
 from dataclasses import dataclass
 from typing import Final
 
-from batchcl.errors import RejectedError
+from batchcl.errors import CallError, HostError, ImageError, RejectedError, ThrottledError
+from batchcl.pacing.pacer import Pacer
 from batchcl.scoring.queue import WorkItem
 
-__all__ = ["MOST_IN_A_ROW", "Rejection", "Rejections"]
+__all__ = ["MOST_IN_A_ROW", "Rejection", "Rejections", "report_to_pacer", "was_sent"]
+
+
+def was_sent(error: CallError) -> bool:
+    """Whether the service was asked at all; it isn't for an image whose bytes can't be had."""
+    return not (isinstance(error, HostError) or (isinstance(error, ImageError) and error.status is None))
+
+
+def report_to_pacer(pacer: Pacer, error: CallError, *, sent_at: float) -> None:
+    """Report to `pacer` that the call that began at `sent_at` ended in `error`.
+
+    The turn of an image that can't be read is given back, so that the service gets as many calls as it takes. It is
+    not where reading may succeed later: what waits for its next attempt must not become more and more.
+    """
+    match error:
+        case ThrottledError():
+            pacer.throttled(sent_at=sent_at, by_model=not (error.sudden or error.downloads))
+        case HostError():
+            pacer.unsent(sent_at=sent_at, give_back=False)
+        case ImageError(status=None):
+            pacer.unsent(sent_at=sent_at, give_back=True)
+        case ImageError():
+            pacer.succeeded(sent_at=sent_at)
+
 
 MOST_IN_A_ROW: Final = 20
 """Rejections of calls that were sent one after the other, after which the run doesn't go on as before."""

@@ -13,9 +13,10 @@ import anyio
 import anyio.to_thread
 
 from batchcl.aws.session import Aws, AwsSettings
-from batchcl.errors import OutputError, StoppedError, UsageError
-from batchcl.failure_codes import FAILURE_CODES
+from batchcl.errors import OutputError, StoppedError, UsageError, command
+from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
 from batchcl.job import Job, job_of
+from batchcl.outcomes import FAILURE_CODES
 from batchcl.quantities import counted
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths, valid_run_id
@@ -26,16 +27,14 @@ from batchcl.runs.rounds import FailedImages, Round, end_round, last_round, open
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import within_descriptors
-from batchcl.scoring.events import Contained, Notice, Observer, Progress, SilentObserver
-from batchcl.scoring.score import admitted, known_versions, open_model
-from batchcl.scoring.service import service_of
-from batchcl.scoring.session import Means, Session
-from batchcl.scoring.stopper import Stopper
-from batchcl.scoring.tenure import lease_of, tenure
-from batchcl.shell import command
+from batchcl.scoring.connections import service_of
+from batchcl.scoring.run import admitted, known_versions, open_model
+from batchcl.scoring.run_lease import hold_run_lease, lease_of
+from batchcl.scoring.session import RunContext, Session
+from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 
-__all__ = ["conduct_round", "job_of_round", "retry"]
+__all__ = ["execute_round", "job_of_round", "retry"]
 
 
 async def retry(
@@ -45,7 +44,7 @@ async def retry(
     codes: Sequence[str] = (),
     changes: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
-    stopper: Stopper | None = None,
+    stopper: StopSignal | None = None,
 ) -> Summary:
     """Score the failed images of a finished run again that may succeed, as a new round of it.
 
@@ -73,8 +72,8 @@ async def retry(
     """
     valid_run_id(run_id)
     begun_at = anyio.current_time()
-    observer = Contained(observer or SilentObserver())
-    stopper = stopper or Stopper()
+    observer = SafeObserver(observer or SilentObserver())
+    stopper = stopper or StopSignal()
     changes = dict(changes or {})
     session = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
     with stopper.interruptible():
@@ -95,7 +94,7 @@ async def retry(
     ):
         with stopper.interruptible():
             await aws.check_credentials()
-        return await conduct_round(job, store, record, earlier, means, codes=codes)
+        return await execute_round(job, store, record, earlier, means, codes=codes)
 
 
 async def job_of_round(store: Store, record: RunRecord, changes: Mapping[str, Any]) -> Job:
@@ -106,12 +105,12 @@ async def job_of_round(store: Store, record: RunRecord, changes: Mapping[str, An
     return job if number is None else job.model_copy(update={"fit": (await read_round(store, paths, number)).fit})
 
 
-async def conduct_round(
+async def execute_round(
     job: Job,
     store: Store,
     record: RunRecord,
     earlier: Summary,
-    means: Means,
+    means: RunContext,
     *,
     codes: Sequence[str],
 ) -> Summary:
@@ -136,7 +135,7 @@ async def conduct_round(
                 observer.notice(Notice("nothing-failed", f"nothing to retry in run {record.run_id}: {why}"))
                 return replace(earlier, tolerated=True)
             await keeper.check()
-            hold = partial(held.enter_async_context, tenure(lease, keeper, means.stopper))
+            hold = partial(held.enter_async_context, hold_run_lease(lease, keeper, means.stopper))
             await admitted(job, store, record, means, lease=lease, take=hold)
             await lease.check()
             about = await open_round(store, paths, about)

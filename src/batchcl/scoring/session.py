@@ -11,45 +11,36 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from batchcl.aws.detect import Detector
-from batchcl.errors import (
-    BatchclError,
-    ExitCode,
-    FatalCallError,
-    OutputError,
-    RefusedError,
-    StoppedError,
-    UsageError,
-)
-from batchcl.images import ImageRef, unfit
+from batchcl.errors import BatchclError, ExitCode, FatalCallError, OutputError, RefusedError, StoppedError, UsageError
+from batchcl.events import Notice, Observer, Progress
+from batchcl.images import ImageRef, check_limits
 from batchcl.job import Job
-from batchcl.lifetime.machine import State
 from batchcl.lifetime.manager import ModelManager
+from batchcl.lifetime.state_machine import ModelState
+from batchcl.loaders.base import Preparer
+from batchcl.outcomes import Counts, Known
 from batchcl.pacing.pacer import Pacer
 from batchcl.quantities import counted
-from batchcl.reading.base import Preparer
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.ledger import Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, total
 from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
 from batchcl.runs.rounds import Round
 from batchcl.runs.store import Store
-from batchcl.runs.worklist import WorkList
+from batchcl.runs.worklist import Batch, WorkList
 from batchcl.scoring.bounds import watch_bounds
 from batchcl.scoring.engine import Engine, EngineSettings
-from batchcl.scoring.events import Notice, Observer, Progress
-from batchcl.scoring.outcome import Counts, Known
 from batchcl.scoring.pace import learning_pacer
-from batchcl.scoring.shards import Batch
-from batchcl.scoring.stopper import CALLS, RECORDS, STORE, Stopper
+from batchcl.stop_signal import CALLS, RECORDS, STORE, StopSignal
 from batchcl.summary import SessionRecord, Summary
 
-__all__ = ["Means", "Session"]
+__all__ = ["RunContext", "Session"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
+class RunContext:
     """What a session works with, whatever the round.
 
     Attributes:
@@ -61,7 +52,7 @@ class Means:
     keeper: ModelManager
     detector: Detector
     observer: Observer
-    stopper: Stopper
+    stopper: StopSignal
     begun_at: float
     preparer: Preparer | None = None
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
@@ -85,8 +76,8 @@ class Session:
     worklist: WorkList
     targets: Targets
     published: Mapping[int, int]
-    means: Means
-    lease: LeaseKeeper
+    means: RunContext
+    lease: RunLeaseHolder
     held: AsyncExitStack
     progress: Progress
     known: Callable[[Sequence[ImageRef]], Awaitable[list[Known | None]]] | None = None
@@ -167,7 +158,7 @@ class Session:
                     failure = error
                     summary = replace(summary, status="stopped", reason=str(error))
         if failure is not None:
-            is_stopped = self.means.keeper.state is State.STOPPED
+            is_stopped = self.means.keeper.state is ModelState.STOPPED
             raise _as_end(failure, spent=self._engine.answered, is_model_stopped=is_stopped, summary=summary)
         return summary
 
@@ -201,7 +192,7 @@ class Session:
         """`batches`, with the model RUNNING from the first one that costs a call: none is started for nothing."""
         running = False
         async for batch in batches:
-            if not running and any(unfit(image, fit=self.job.fit) is None for image in batch.images):
+            if not running and any(check_limits(image, fit=self.job.fit) is None for image in batch.images):
                 await self.means.keeper.have_running()
                 self.progress.begin(anyio.current_time())
                 running = True

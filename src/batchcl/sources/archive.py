@@ -26,9 +26,9 @@ from batchcl.errors import SourceError
 from batchcl.images import ArchiveMember, ImageRef, escaped
 from batchcl.sources.base import BadLine, parse_s3_uri
 from batchcl.sources.files import is_gone
-from batchcl.sources.lines import CHUNK
-from batchcl.sources.listed import Chunk, ImageChunk
+from batchcl.sources.list_source import ImageChunk, ListChunk
 from batchcl.sources.tar import BLOCK, Member, MemberKind, Read, TarError, is_tar, walk
+from batchcl.sources.text_lists import CHUNK
 
 __all__ = ["Archive", "TarPart", "archive_in_s3", "local_archive"]
 
@@ -153,7 +153,7 @@ class TarPart:
             f"name {plain}"
         )
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Iterator[ListChunk]:
         """The members, some at a time."""
         images: list[ImageRef] = []
         left_out: Counter[str] = Counter()

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
 from batchcl.errors import SourceError
-from batchcl.images import APPLE_DOUBLE, ImageRef, Position, escaped, unfit
+from batchcl.images import APPLE_DOUBLE, ImageRef, Position, check_limits, escaped
 from batchcl.sources.repeats import HashSet
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "BadLabel",
     "BadLabels",
     "BadLine",
-    "Checked",
     "Source",
+    "SourceCheck",
     "local_image",
     "name_of",
     "named_images",
@@ -85,7 +85,7 @@ NO_BAD_LABELS: Final = BadLabels()
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class SourceCheck:
     """What a look at the source told before a call was spent.
 
     Attributes:
@@ -118,7 +118,7 @@ class Source(Protocol):
         """The source as the user named it."""
         ...
 
-    async def check(self) -> Checked:
+    async def check(self) -> SourceCheck:
         """Look at the source before anything is spent; raises `SourceError` or another refusal."""
         ...
 
@@ -195,7 +195,7 @@ def local_image(path: str, *, extra: str | None = None) -> ImageRef:
 
 def named_images(images: list[ImageRef]) -> list[ImageRef]:
     """`images` that were named explicitly, whose names exclude none: a file's bytes decide, and the service. Blocks."""
-    return [image if unfit(image) is None else replace(image, any_name=_may_be_image(image)) for image in images]
+    return [image if check_limits(image) is None else replace(image, any_name=_may_be_image(image)) for image in images]
 
 
 def _may_be_image(image: ImageRef) -> bool:

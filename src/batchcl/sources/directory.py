@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef, Position
-from batchcl.sources.base import PAGE, Checked, local_image
+from batchcl.sources.base import PAGE, SourceCheck, local_image
 from batchcl.sources.repeats import NO_NAMES
 
 __all__ = ["DirectorySource"]
@@ -34,12 +34,12 @@ class DirectorySource:
         self._root = Path(os.path.abspath(path))  # noqa: PTH100 - without .. as the images' paths, and links as they are
         self._leave_out = leave_out
 
-    async def check(self) -> Checked:
+    async def check(self) -> SourceCheck:
         """Raises `SourceError` where the directory is missing or may not be read."""
         try:
             with os.scandir(self._root):
                 folders = tuple(f"{folder}/" for folder in self._leave_out if self._is_inside(folder))
-                return Checked(left_out_folders=folders)
+                return SourceCheck(left_out_folders=folders)
         except OSError as error:
             raise SourceError(f"can't read the directory {self._root}: {error.strerror}; check the path") from error
 

@@ -1,7 +1,7 @@
 """Which names of a long list come more than once.
 
 Names are told apart by a 64-bit hash first, in 8 bytes each. Only names whose hash comes twice are candidates, which
-are told apart for certain by `batchcl.digests`: a set of hashes serves where a false yes does no harm.
+are told apart for certain by `batchcl.name_set`: a set of hashes serves where a false yes does no harm.
 """
 
 from __future__ import annotations

@@ -11,13 +11,12 @@ from typing import TypeAlias
 
 import anyio.to_thread
 
-from batchcl.images import Bookmark, ImageRef, Pause, Position, no_pause, unfit
+from batchcl.images import Bookmark, ImageRef, Pause, Position, check_limits, no_pause
 from batchcl.sources.base import Source, named_images
-from batchcl.sources.filters import Filters, Sieve
-from batchcl.sources.overlap import Overlap
-from batchcl.sources.sample import SmallestRanks
+from batchcl.sources.deduplication import Deduplication
+from batchcl.sources.filters import FilterChain, Filters, SmallestRanks
 
-__all__ = ["Page", "Selection"]
+__all__ = ["SelectedPage", "Selection"]
 
 
 Earlier: TypeAlias = AsyncIterable[tuple[int, Sequence[ImageRef]]]
@@ -35,7 +34,7 @@ async def _paused(earlier: Earlier, pause: Pause) -> Earlier:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Page:
+class SelectedPage:
     """What is taken of one page of a source.
 
     Attributes:
@@ -79,11 +78,11 @@ class Selection:
     ) -> None:
         self._sources = sources
         self._elsewhere = elsewhere or {}
-        self._sieve = Sieve(filters)
+        self._sieve = FilterChain(filters)
         self._sample = filters.sample
         self._rank = None if filters.sample is None else filters.sample.ranker()
         self._limit = filters.limit
-        self._overlap = Overlap(sources)
+        self._overlap = Deduplication(sources)
         self._repeated = 0
         self._filtered: Counter[str] = Counter()
 
@@ -99,7 +98,7 @@ class Selection:
 
     async def pages(
         self, after: Bookmark | None = None, *, earlier: Earlier | None = None, pause: Pause = no_pause
-    ) -> AsyncIterator[Page]:
+    ) -> AsyncIterator[SelectedPage]:
         """The images from behind `after`, in pages of which none is empty, up to the limit.
 
         A sample of so many images takes the lists to be read to their end once more, before the first page.
@@ -133,8 +132,8 @@ class Selection:
         cut: int | None,
         limit: int | None,
         pause: Pause = no_pause,
-    ) -> AsyncGenerator[Page, None]:
-        self._overlap = Overlap(self._sources)
+    ) -> AsyncGenerator[SelectedPage, None]:
+        self._overlap = Deduplication(self._sources)
         if after is not None and self._overlap.possible:
             assert earlier is not None, "images may come again that were taken"
             await self._overlap.restore(after.source, _paused(earlier, pause))
@@ -148,7 +147,7 @@ class Selection:
             count = 0 if position is None else position.count
             async for listed in source.pages(position):
                 images = listed
-                if source.is_explicit and any(unfit(image) is not None for image in listed):
+                if source.is_explicit and any(check_limits(image) is not None for image in listed):
                     images = await anyio.to_thread.run_sync(named_images, listed)
                 room = None if limit is None else limit - taken
                 page = await self._page(number, self._placed(images), room, count=count, taken=taken, cut=cut)
@@ -162,10 +161,12 @@ class Selection:
 
     async def _page(
         self, number: int, images: list[ImageRef], room: int | None, *, count: int, taken: int, cut: int | None
-    ) -> Page:
+    ) -> SelectedPage:
         """What is taken of a page of a source, where there is room for so many images."""
         repeated, filtered = self._repeated, dict(self._filtered)
-        page = partial(Page, source=number, count=count, taken=taken, repeated=repeated, filtered=filtered, cut=cut)
+        page = partial(
+            SelectedPage, source=number, count=count, taken=taken, repeated=repeated, filtered=filtered, cut=cut
+        )
         if self._sieve.takes_all and cut is None and not self._overlap.possible:
             return page(images[:room], picked=None)
         reasons = self._reasons(images, cut)

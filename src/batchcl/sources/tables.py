@@ -19,9 +19,9 @@ from pyarrow import orc
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import BadLine, referred_image
-from batchcl.sources.csv_rows import BUCKET, Row
+from batchcl.sources.csv_lists import BUCKET, Row
 from batchcl.sources.files import MAX_EXPANSION
-from batchcl.sources.listed import Chunk, FrameChunk, ImageChunk
+from batchcl.sources.list_source import FrameChunk, ImageChunk, ListChunk
 
 __all__ = ["Columns", "TablePart", "batches", "columns_of", "csv_header", "frame_of", "in_short", "sound_rows"]
 
@@ -77,7 +77,7 @@ class TablePart:
         self._columns = columns
         self._folder = folder
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Iterator[ListChunk]:
         """The rows in batches."""
         available = columns_of(self._path, self.name)
         try:
@@ -91,7 +91,7 @@ class TablePart:
             yield self._chunk(frame, chosen, first)
             first += frame.height
 
-    def _chunk(self, frame: pl.DataFrame, chosen: Columns, first: int) -> Chunk:
+    def _chunk(self, frame: pl.DataFrame, chosen: Columns, first: int) -> ListChunk:
         for name in chosen.names:
             if not isinstance(frame.schema[name], (pl.String, pl.Categorical, pl.Enum, pl.Null)):
                 raise SourceError(f"{self.name}: its column {name} holds {frame.schema[name]}, not text")
@@ -121,7 +121,7 @@ class TablePart:
             return FrameChunk(named, named.height)
         return self._row_by_row(frame[chosen.uri].cast(pl.String), named, first)
 
-    def _row_by_row(self, references: pl.Series, named: pl.DataFrame, first: int) -> Chunk:
+    def _row_by_row(self, references: pl.Series, named: pl.DataFrame, first: int) -> ListChunk:
         """Rows of which some are no S3 URIs."""
         images: list[ImageRef] = []
         bad: list[BadLine] = []

@@ -63,7 +63,7 @@ class Member:
 
 
 @dataclass(slots=True)
-class _Said:
+class _HeaderFields:
     """What headers in front of a member's own say of it."""
 
     path: str | None = None
@@ -76,8 +76,8 @@ class _Walk:
     read: Read
     at: int = 0
     count: int = 0
-    always: _Said = field(default_factory=_Said)
-    said: _Said = field(default_factory=_Said)
+    always: _HeaderFields = field(default_factory=_HeaderFields)
+    said: _HeaderFields = field(default_factory=_HeaderFields)
 
 
 def is_tar(start: bytes) -> bool:
@@ -128,7 +128,7 @@ def _member(state: _Walk, block: bytes) -> Member | None:
     name = state.said.path or state.always.path or info.name
     size = state.said.size if state.said.size is not None else state.always.size
     is_sparse = state.said.is_sparse or info.type == tarfile.GNUTYPE_SPARSE
-    state.said = _Said()
+    state.said = _HeaderFields()
     if info.type == tarfile.GNUTYPE_SPARSE:
         _pass_sparse_headers(state, block)
     size = info.size if size is None else size
@@ -168,7 +168,7 @@ def _take_header(state: _Walk, info: tarfile.TarInfo) -> None:
     state.at += _padded(info.size)
 
 
-def _take_records(state: _Walk, data: bytes, said: _Said) -> None:
+def _take_records(state: _Walk, data: bytes, said: _HeaderFields) -> None:
     """Pax's records, each of which is `LENGTH KEYWORD=VALUE` and a line's end."""
     while data.strip(b"\0"):
         digits, space, _ = data[:21].partition(b" ")

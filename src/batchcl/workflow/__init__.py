@@ -14,7 +14,7 @@ async with workflow.connect(region="eu-west-1") as service:
 ```
 """
 
-from batchcl.aws.arn import DatasetArn, ModelArn, ProjectArn
+from batchcl.arns import DatasetArn, ModelArn, ProjectArn
 from batchcl.aws.datasets import (
     Dataset,
     DatasetLabel,
@@ -27,27 +27,40 @@ from batchcl.aws.datasets import (
     distribute_entries,
     update_entries,
 )
-from batchcl.aws.lifecycle import Model, Units, describe, list_models, stop, wait
+from batchcl.aws.models import (
+    Model,
+    Units,
+    copy_model,
+    delete_model,
+    describe,
+    list_models,
+    stop,
+    train_model,
+    wait,
+    wait_copied,
+    wait_trained,
+)
 from batchcl.aws.names import find_dataset, find_model, find_project
-from batchcl.aws.policies import Policy, delete_policy, list_policies, put_policy
 from batchcl.aws.projects import (
     Project,
     ProjectDataset,
+    ProjectPolicy,
     create_project,
+    delete_policy,
     delete_project,
     describe_project,
+    list_policies,
     list_projects,
+    put_policy,
 )
 from batchcl.aws.tags import list_tags, tag, untag
-from batchcl.aws.versions import copy_model, delete_model, train_model, wait_copied, wait_trained
 from batchcl.lifetime.by_hand import end_lease, start, start_for
-from batchcl.lifetime.leases import Lease
-from batchcl.lifetime.leasing import clear_leases
-from batchcl.lifetime.reaper import Done, Reaped, reap
-from batchcl.workflow.connection import Service, connect
+from batchcl.lifetime.lease_tags import LeaseTag
+from batchcl.lifetime.model_lease import clear_leases
+from batchcl.lifetime.reaper import Reaped, ReapOutcome, reap
+from batchcl.workflow.connection import WorkflowClients, connect
 from batchcl.workflow.create import Added, Created, add_local, create_from_local
-from batchcl.workflow.evaluate import evaluate_model
-from batchcl.workflow.evaluation import Confused, LabelScore, Mistake, ModelEvaluation, evaluation_of
+from batchcl.workflow.evaluation import Confused, LabelScore, Mistake, ModelEvaluation, evaluate_model, evaluation_of
 from batchcl.workflow.local import LocalDataset, Skipped, read_local
 from batchcl.workflow.upload import S3Folder, Uploaded, have_bucket, upload_images
 
@@ -58,25 +71,25 @@ __all__ = [
     "Dataset",
     "DatasetArn",
     "DatasetLabel",
-    "Done",
     "LabelScore",
-    "Lease",
+    "LeaseTag",
     "LocalDataset",
     "Mistake",
     "Model",
     "ModelArn",
     "ModelEvaluation",
-    "Policy",
     "Project",
     "ProjectArn",
     "ProjectDataset",
+    "ProjectPolicy",
+    "ReapOutcome",
     "Reaped",
     "S3Folder",
     "S3Location",
-    "Service",
     "Skipped",
     "Units",
     "Uploaded",
+    "WorkflowClients",
     "add_local",
     "clear_leases",
     "connect",

@@ -11,11 +11,11 @@ from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.lifetime.scheduled_stop import remove_schedule
 
-__all__ = ["Service", "connect"]
+__all__ = ["WorkflowClients", "connect"]
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class WorkflowClients:
     """An open Rekognition client with its clock, and S3 clients of the same region and credentials."""
 
     rekognition: Any
@@ -34,7 +34,7 @@ class Service:
 
 
 @asynccontextmanager
-async def connect(*, profile: str | None = None, region: str | None = None) -> AsyncIterator[Service]:
+async def connect(*, profile: str | None = None, region: str | None = None) -> AsyncIterator[WorkflowClients]:
     """Open the service for the time of the block; profile and region as the AWS CLI finds them.
 
     Raises:
@@ -43,4 +43,4 @@ async def connect(*, profile: str | None = None, region: str | None = None) -> A
     aws = Aws(AwsSettings(profile=profile, region=region))
     await aws.check_credentials()
     async with aws.rekognition() as client:
-        yield Service(client, aws.region, aws, ServiceClock(client))
+        yield WorkflowClients(client, aws.region, aws, ServiceClock(client))

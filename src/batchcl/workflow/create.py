@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import anyio.to_thread
 
-from batchcl.aws.arn import DatasetArn, ProjectArn
+from batchcl.arns import DatasetArn, ProjectArn
 from batchcl.aws.datasets import TIMEOUT_S, Dataset, S3Location, create_dataset, update_entries
 from batchcl.errors import BatchclError, SourceError, UsageError
 from batchcl.groundtruth import DETECTION, kinds_of
 from batchcl.sources.base import parse_s3_uri
 from batchcl.sources.files import copy_object
-from batchcl.workflow.local import Entry, LocalDataset, Skipped, check_file, split_entries
+from batchcl.workflow.local import DatasetEntry, LocalDataset, Skipped, check_file, split_entries
 from batchcl.workflow.manifest import manifest_line
 from batchcl.workflow.upload import S3Folder, Uploaded, put_object, upload_images
 
@@ -229,7 +229,7 @@ def _check_buckets(local: LocalDataset, to: S3Folder) -> None:
         )
 
 
-def _parts(local: LocalDataset, *, kind: str | None, test_share: float | None) -> dict[str, tuple[Entry, ...]]:
+def _parts(local: LocalDataset, *, kind: str | None, test_share: float | None) -> dict[str, tuple[DatasetEntry, ...]]:
     entries = local.entries
     if local.divided:
         if kind is not None or test_share is not None:
@@ -251,18 +251,18 @@ def _parts(local: LocalDataset, *, kind: str | None, test_share: float | None) -
     return {"train": train, "test": test}
 
 
-def _images(entries: Sequence[Entry]) -> list[Any]:
+def _images(entries: Sequence[DatasetEntry]) -> list[Any]:
     return [entry.image for entry in entries if entry.image is not None]
 
 
-def _lines(entries: Sequence[Entry], to: S3Folder | None, created: dt.datetime) -> list[bytes]:
+def _lines(entries: Sequence[DatasetEntry], to: S3Folder | None, created: dt.datetime) -> list[bytes]:
     return [
         manifest_line(_uri(entry, to), labels=entry.labels, attributes=entry.attributes, created=created)
         for entry in entries
     ]
 
 
-def _uri(entry: Entry, to: S3Folder | None) -> str:
+def _uri(entry: DatasetEntry, to: S3Folder | None) -> str:
     if entry.image is None:
         return str(entry.uri)
     assert to is not None

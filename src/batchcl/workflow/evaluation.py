@@ -1,9 +1,4 @@
-"""How good a trained model is, by what its training wrote: the summary and the evaluation snapshot.
-
-Formats: Custom Labels guide, "Reference: Training results summary file", which documents the aggregates flat and below
-`Metrics`, and "Interpreting the evaluation manifest snapshot". The summary has the metrics; the snapshot has each
-prediction of each test image, so counts and mistakes come from there.
-"""
+"""Evaluation of a trained model from the files that its training wrote to S3."""
 
 from __future__ import annotations
 
@@ -13,11 +8,54 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
+from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.errors import SourceError
+from batchcl.aws.buckets import explain
+from batchcl.aws.datasets import S3Location
+from batchcl.aws.errors import error_code
+from batchcl.aws.models import Model
+from batchcl.errors import ModelError, SourceError
 from batchcl.groundtruth import parse_line
 
-__all__ = ["Confused", "LabelScore", "Mistake", "ModelEvaluation", "evaluation_of"]
+__all__ = ["Confused", "LabelScore", "Mistake", "ModelEvaluation", "evaluate_model", "evaluation_of"]
+
+
+async def evaluate_model(s3: Any, model: Model) -> ModelEvaluation:
+    """The figures that the model's training came to, from its summary and its evaluation snapshot.
+
+    Args:
+        s3: an open S3 client.
+        model: as `describe` gives it.
+
+    Raises:
+        ModelError: it has no evaluation, as it isn't trained.
+        SourceError: summary or snapshot are gone from S3, or not what the guide says.
+        CredentialsError: they may not be read.
+    """
+    if model.summary is None:
+        reason = f": {model.message}" if model.message else ""
+        raise ModelError(f"{model.name} has no evaluation, as it is {model.status}{reason}")
+    summary = await _read_object(s3, model.summary)
+    lines: list[bytes] = []
+    for manifest in model.testing_manifests:
+        lines += (await _read_object(s3, manifest)).splitlines()
+    return evaluation_of(summary, lines)
+
+
+async def _read_object(s3: Any, uri: str) -> bytes:
+    where = S3Location.parse(uri)
+    try:
+        answer = await s3.get_object(Bucket=where.bucket, Key=where.key)
+        async with answer["Body"] as body:
+            data: bytes = await body.read()
+    except ClientError as error:
+        if error_code(error) in {"NoSuchKey", "404"}:
+            raise SourceError(f"reading {uri} failed: there is no such object; it was deleted or moved") from error
+        raise explain(error, f"reading {uri}", where.bucket) from error
+    except BotoCoreError as error:
+        raise explain(error, f"reading {uri}", where.bucket) from error
+    return data
+
 
 NONE: Final = "(none)"
 """Stands for the label of an image that has none."""
@@ -135,7 +173,7 @@ def evaluation_of(summary: bytes, snapshot: Iterable[bytes] = ()) -> ModelEvalua
     aggregates = _part(document, "AggregatedEvaluationResults")
     metrics = aggregates | _part(aggregates, "Metrics")
     details = _part(document, "EvaluationDetails")
-    seen = _read(snapshot)
+    seen = _read_snapshot(snapshot)
     return ModelEvaluation(
         f1=_ratio(metrics, "F1Score"),
         precision=_ratio(metrics, "Precision"),
@@ -209,7 +247,7 @@ def _mistakes(seen: _Seen) -> list[Mistake]:
     return sorted(wrong, key=lambda each: (each.kind == "false negative", -(each.confidence or 0.0), each.uri))
 
 
-def _read(snapshot: Iterable[bytes]) -> _Seen:
+def _read_snapshot(snapshot: Iterable[bytes]) -> _Seen:
     seen = _Seen()
     for number, line in enumerate(snapshot, start=1):
         if not line.strip():

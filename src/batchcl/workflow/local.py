@@ -21,14 +21,14 @@ import orjson
 
 from batchcl.errors import SourceError
 from batchcl.groundtruth import GroundTruth, parse_line
-from batchcl.images import EXTENSIONS, MAX_BYTES_S3, ImageRef, Unfit, escaped, suffix_of, unfit
-from batchcl.pixels import unfit_bytes
+from batchcl.image_header import check_bytes
+from batchcl.images import EXTENSIONS, MAX_BYTES_S3, ImageRef, SkipReason, check_limits, escaped, suffix_of
 from batchcl.sources.base import parse_s3_uri
 from batchcl.sources.files import open_list
-from batchcl.sources.lines import check_length, numbered_lines, skip_mark
+from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 from batchcl.workflow.manifest import MAX_LINES, check_line, is_unfinished
 
-__all__ = ["Entry", "LocalDataset", "LocalImage", "Skipped", "check_file", "read_local", "split_entries"]
+__all__ = ["DatasetEntry", "LocalDataset", "LocalImage", "Skipped", "check_file", "read_local", "split_entries"]
 
 _KINDS: Final = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 """Folders of a directory that is divided."""
@@ -47,7 +47,7 @@ class LocalImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class DatasetEntry:
     """One image of a dataset.
 
     Attributes:
@@ -95,7 +95,7 @@ class LocalDataset:
         divided: whether the entries are divided into a training and a test dataset, as their `kind` says.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[DatasetEntry, ...]
     skipped: tuple[Skipped, ...] = ()
     hidden: int = 0
     divided: bool = False
@@ -120,7 +120,7 @@ class LocalDataset:
                 yield f"the labels {named} differ only in case, spaces or Unicode form; they are {len(labels)} labels"
 
     def _copies(self) -> Iterator[str]:
-        places: dict[str, list[Entry]] = {}
+        places: dict[str, list[DatasetEntry]] = {}
         for entry in self.entries:
             places.setdefault(entry.identity, []).append(entry)
         labels = [same for same in places.values() if len({entry.labels for entry in same}) > 1]
@@ -144,7 +144,7 @@ class LocalDataset:
             yield f"hidden files and folders that are left out: {self.hidden:,}"
 
 
-def _pair(entries: Sequence[Entry], by: Callable[[Entry], object]) -> str:
+def _pair(entries: Sequence[DatasetEntry], by: Callable[[DatasetEntry], object]) -> str:
     """Two entries that differ."""
     other = next(entry for entry in entries if by(entry) != by(entries[0]))
     return f"{entries[0].name} and {other.name}"
@@ -210,7 +210,9 @@ def _in_several_buckets(name: str, buckets: Sequence[str]) -> str:
     )
 
 
-def split_entries(entries: tuple[Entry, ...], share: float) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+def split_entries(
+    entries: tuple[DatasetEntry, ...], share: float
+) -> tuple[tuple[DatasetEntry, ...], tuple[DatasetEntry, ...]]:
     """Put a share of each label's images aside for the test; return (the rest, the test set), in their order.
 
     What is put aside follows from the images' bytes alone, so the same images give the same sets, and copies of an
@@ -236,7 +238,7 @@ def split_entries(entries: tuple[Entry, ...], share: float) -> tuple[tuple[Entry
 
 
 def _from_folders(root: Path) -> LocalDataset:
-    entries: list[Entry] = []
+    entries: list[DatasetEntry] = []
     skipped: list[Skipped] = []
     files, hidden = _files(root)
     places = [path.relative_to(root).parts for path in files]
@@ -252,10 +254,10 @@ def _from_folders(root: Path) -> LocalDataset:
             skipped.append(Skipped(_shown(path), "NoLabel", "it lies in no folder, whose name would be its label"))
             continue
         image = _image(path, "/".join(parts))
-        if isinstance(image, Unfit):
+        if isinstance(image, SkipReason):
             skipped.append(Skipped(_shown(path), image.code, image.message))
         else:
-            entries.append(Entry(image=image, uri=None, labels=(folders[0],), kind=kind))
+            entries.append(DatasetEntry(image=image, uri=None, labels=(folders[0],), kind=kind))
     return LocalDataset(tuple(entries), tuple(skipped), hidden, divided)
 
 
@@ -267,7 +269,7 @@ def _is_divided(places: Sequence[tuple[str, ...]]) -> bool:
 
 
 def _from_list(path: Path) -> LocalDataset:
-    entries: list[Entry] = []
+    entries: list[DatasetEntry] = []
     skipped: list[Skipped] = []
     buckets: Counter[str] = Counter()
     for number, line in _lines(path):
@@ -282,14 +284,14 @@ def _from_list(path: Path) -> LocalDataset:
             continue
         if bucket is not None:
             buckets[bucket] += 1
-            entries.append(Entry(image=None, uri=reference, labels=labels, attributes=attributes))
+            entries.append(DatasetEntry(image=None, uri=reference, labels=labels, attributes=attributes))
             continue
         file = path.parent / reference
         image = _image(file, _below(file, path.parent, number))
-        if isinstance(image, Unfit):
+        if isinstance(image, SkipReason):
             skipped.append(Skipped(_shown(file), image.code, image.message))
         else:
-            entries.append(Entry(image=image, uri=None, labels=labels, attributes=attributes))
+            entries.append(DatasetEntry(image=image, uri=None, labels=labels, attributes=attributes))
     if len(buckets) > 1:
         named = [f"{bucket} ({count:,} images)" for bucket, count in buckets.most_common()]
         raise SourceError(_in_several_buckets(str(path), named))
@@ -361,17 +363,17 @@ def _files(root: Path) -> tuple[list[Path], int]:
     return found, hidden
 
 
-def _image(path: Path, key: str) -> LocalImage | Unfit:
+def _image(path: Path, key: str) -> LocalImage | SkipReason:
     try:
         size = path.stat().st_size
-        why = unfit(ImageRef(uri=key, bucket="-", key=key, size_bytes=size))  # as it would lie in a bucket
+        why = check_limits(ImageRef(uri=key, bucket="-", key=key, size_bytes=size))  # as it would lie in a bucket
         if why is not None:
             return why
         with path.open("rb") as file:
             data = file.read(MAX_BYTES_S3 + 1)
     except OSError as error:
-        return Unfit("Unreadable", f"it can't be read: {error.strerror or error}")
-    why = unfit_bytes(data)
+        return SkipReason("Unreadable", f"it can't be read: {error.strerror or error}")
+    why = check_bytes(data)
     if why is not None:
         return why
     digest = hashlib.md5(data, usedforsecurity=False).hexdigest()  # S3's entity tag of a plain upload

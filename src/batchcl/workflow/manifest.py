@@ -15,7 +15,7 @@ import orjson
 
 from batchcl.errors import SourceError
 from batchcl.groundtruth import METADATA, MULTILABEL, SINGLE_LABEL, GroundTruth, chosen_attributes, kinds_of
-from batchcl.pixels import MAX_SIDE, MIN_SIDE
+from batchcl.image_header import MAX_SIDE, MIN_SIDE
 
 __all__ = ["MAX_LINES", "check_line", "is_unfinished", "manifest_line"]
 

@@ -11,8 +11,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from batchcl.aws.buckets import check_bucket, explain
 from batchcl.aws.errors import S3_DENIED, error_code
+from batchcl.concurrency import gather
 from batchcl.errors import BatchclError, CredentialsError, SourceError
-from batchcl.runs.together import together
 from batchcl.workflow.local import LocalImage
 
 __all__ = ["S3Folder", "Uploaded", "have_bucket", "put_object", "upload_images"]
@@ -112,7 +112,7 @@ async def upload_images(
         return len(data)
 
     for begin in range(0, len(missing), _BATCH):
-        sizes = await together(send, missing[begin : begin + _BATCH], at_once=_AT_ONCE)
+        sizes = await gather(send, missing[begin : begin + _BATCH], at_once=_AT_ONCE)
         sent = progress.sent + len(sizes)
         progress = Uploaded(progress.total, progress.there, sent, progress.sent_bytes + sum(sizes))
         on_progress(progress)

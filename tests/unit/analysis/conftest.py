@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from batchcl.images import ImageRef
+from batchcl.outcomes import Failed, Label, Scored
 from batchcl.runs.layout import PartName
 from batchcl.runs.schema import failures_table, parquet_bytes, results_table
-from batchcl.scoring.outcome import Failed, Label, Scored
 from tables import columns
 
 NOON = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
-from batchcl.analysis.boxes import average_precision
+from batchcl.analysis.average_precision import average_precision
 
 
 class Box(NamedTuple):

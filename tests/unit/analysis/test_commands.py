@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from batchcl.cli import confidence, evaluate, failures, labels, output, query
 from batchcl.errors import SourceError, UsageError
-from batchcl.scoring.outcome import Label
+from batchcl.outcomes import Label
 from servers import aws_env, client, make_bucket
 from typed import Terminal
 from unit.analysis.test_evaluate import boxes, carrying, line

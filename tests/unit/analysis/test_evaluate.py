@@ -18,8 +18,8 @@ from batchcl.analysis.results import open_results
 from batchcl.analysis.truth import carried_truth, read_truth
 from batchcl.errors import SourceError, UsageError
 from batchcl.images import ImageRef
-from batchcl.scoring.outcome import Label, Scored
-from batchcl.sources.lines import MAX_LINE_BYTES
+from batchcl.outcomes import Label, Scored
+from batchcl.sources.text_lists import MAX_LINE_BYTES
 from unit.analysis.conftest import arn_of
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import pytest
 from batchcl.analysis.export import copy_tables, export_parquet
 from batchcl.analysis.results import open_results
 from batchcl.errors import OutputError, UsageError
+from batchcl.outcomes import Label
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
-from batchcl.scoring.outcome import Label
 from unit.analysis.conftest import Root, failed, scored
 
 CAT = Label("cat", 90)

@@ -12,8 +12,8 @@ import pytest
 from batchcl.analysis.query import query
 from batchcl.analysis.results import DETECTIONS, open_results
 from batchcl.errors import OutputError, UsageError
+from batchcl.outcomes import Label
 from batchcl.runs.schema import FAILURES, RESULTS
-from batchcl.scoring.outcome import Label
 
 if TYPE_CHECKING:
     from unit.analysis.conftest import Make, Root

@@ -14,7 +14,7 @@ import pytest
 from batchcl.analysis.query import query
 from batchcl.analysis.results import open_results
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import LeaseKeeper
+from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.record import RunRecord, total_spent, write_summary
 from batchcl.runs.store import Store
 from batchcl.summary import SessionRecord, Summary
@@ -41,7 +41,7 @@ async def finished(
     await record.create(store)
     sessions = tuple(SessionRecord.of(number, SPENT) for number in range(2))
     for _ in sessions:
-        lease = LeaseKeeper(store, RunPaths(run_id).sessions, what=run_id, progress=lambda: dict(SPENT))
+        lease = RunLeaseHolder(store, RunPaths(run_id).sessions, what=run_id, progress=lambda: dict(SPENT))
         await lease.acquire()
         lease.settled = True
         await lease.release()

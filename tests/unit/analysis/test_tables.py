@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from batchcl.analysis.confidence import confidence_histogram
-from batchcl.analysis.failures import failure_table
-from batchcl.analysis.labels import label_table
+from batchcl.analysis.counts import confidence_histogram, failure_table, label_table
 from batchcl.analysis.results import open_results
 from batchcl.errors import UsageError
-from batchcl.scoring.outcome import Label
+from batchcl.outcomes import Label
 from unit.analysis.conftest import arn_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 from botocore.exceptions import ClientError
 
-from batchcl.scoring.events import Notice, Progress
+from batchcl.events import Notice, Progress
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from batchcl.aws.buckets import Buckets, explain
+from batchcl.aws.buckets import BucketChecks, explain
 from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 
@@ -45,7 +45,7 @@ class FakeS3:
 
 def check(fake: FakeS3, *, region: str = "eu-west-1", cross_region: bool = False) -> dict[str, str]:
     async def main() -> dict[str, str]:
-        buckets = Buckets(cast("Aws", fake), region=region, cross_region=cross_region)
+        buckets = BucketChecks(cast("Aws", fake), region=region, cross_region=cross_region)
         for _ in range(2):
             await buckets.check(fake.buckets)
         return buckets.elsewhere
@@ -111,7 +111,7 @@ def test_a_listing_asks_for_regions_only_where_they_may_differ(*, cross_region: 
     fake = Elsewhere({})
 
     async def main() -> list[str]:
-        buckets = Buckets(cast("Aws", fake), region="eu-west-1", cross_region=cross_region)
+        buckets = BucketChecks(cast("Aws", fake), region="eu-west-1", cross_region=cross_region)
         found = [await buckets.region_of(name) for name in ("near", "far")]
         assert [await buckets.region_of(name) for name in ("near", "far")] == found
         return found

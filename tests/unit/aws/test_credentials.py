@@ -20,15 +20,15 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.tokens import SSOTokenProvider
 
-from batchcl.aws.arn import ModelArn
-from batchcl.aws.buckets import Buckets
+from batchcl.arns import ModelArn
+from batchcl.aws.buckets import BucketChecks
 from batchcl.aws.credentials import PATIENCE_S, CredentialCache, FixedCredentials, call_error
 from batchcl.aws.detect import open_detector
 from batchcl.aws.session import Aws, AwsSettings
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.errors import CredentialsError, CredentialsFailingError, ExitCode, FatalCallError
 from batchcl.images import ImageRef
-from batchcl.reading.files import FileReader
+from batchcl.loaders.files import FileReader
 from keys import cache_of
 from unit.aws.raw_server import RawServer, answering, error, http
 from virtual import run_virtual
@@ -137,7 +137,7 @@ def test_whatever_a_provider_raises_is_one_sentence(kind: str, tmp_path: Path, m
             aws = Aws(AwsSettings(profile="x"))
             found = [await refusal(aws)]
             with pytest.raises(CredentialsError) as caught:
-                await Buckets(aws, region="us-east-1").check(["pics"])
+                await BucketChecks(aws, region="us-east-1").check(["pics"])
             return [*found, caught.value]
 
     for raised in anyio.run(main):

@@ -25,12 +25,12 @@ from botocore.exceptions import (
     UnknownEndpointError,
 )
 
+from batchcl.arns import ModelArn
 from batchcl.aws import detect as module
-from batchcl.aws.arn import ModelArn
 from batchcl.aws.credentials import CredentialCache, FixedCredentials
 from batchcl.aws.detect import LimitsDetector, SdkDetector, open_detector
 from batchcl.aws.session import Aws
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.errors import (
     CallError,
     CredentialsError,
@@ -41,8 +41,8 @@ from batchcl.errors import (
     TransientError,
 )
 from batchcl.images import ImageRef
-from batchcl.reading.files import FileReader
-from batchcl.scoring.outcome import Detection, Label
+from batchcl.loaders.files import FileReader
+from batchcl.outcomes import Detection, Label
 from pixels import encoded, noise
 
 FILES = FileReader()

@@ -16,15 +16,15 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.detect import open_detector
 from batchcl.aws.errors import REDIRECTS, RedirectedError
-from batchcl.aws.http import Request, Response, SignedClient, open_signed_client
+from batchcl.aws.http import HttpRequest, HttpResponse, SignedClient, open_signed_client
 from batchcl.aws.listing import open_pages
 from batchcl.aws.names import find_model
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
 from batchcl.aws.store_access import find_store_access
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.errors import (
     CallError,
     CredentialsError,
@@ -35,15 +35,15 @@ from batchcl.errors import (
     UnreachableError,
 )
 from batchcl.images import ImageRef
-from batchcl.reading.files import FileReader
-from batchcl.reading.objects import open_object_reader
+from batchcl.loaders.files import FileReader
+from batchcl.loaders.s3_objects import open_object_reader
 from certificates import certificates
 from servers import KEY, SECRET
 from servers import client as boto3_client
 from unit.aws.raw_server import CUT, HANG, Asked, RawServer, answering, error, http, tunnelling
 
 OK = http(200, b"{}")
-CALL = Request(method="POST", headers=(("X-Amz-Target", "RekognitionService.DetectCustomLabels"),), body=b'{"a":1}')
+CALL = HttpRequest(method="POST", headers=(("X-Amz-Target", "RekognitionService.DetectCustomLabels"),), body=b'{"a":1}')
 
 MODEL = ModelArn.parse("arn:aws:rekognition:us-east-1:123456789012:project/dogs/version/v1/1700000000000")
 IMAGE = ImageRef(uri="s3://pics/k", bucket="pics", key="k")
@@ -81,12 +81,12 @@ def run(act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     return anyio.run(within)
 
 
-def send(*answers: bytes, request: Request = CALL, **options: Any) -> tuple[Response, RawServer]:
-    async def act() -> tuple[Response, RawServer]:
+def send(*answers: bytes, request: HttpRequest = CALL, **options: Any) -> tuple[HttpResponse, RawServer]:
+    async def act() -> tuple[HttpResponse, RawServer]:
         async with connected(*answers, **options) as (client, server):
             return await client.send(request), server
 
-    found: tuple[Response, RawServer] = run(act)
+    found: tuple[HttpResponse, RawServer] = run(act)
     return found
 
 
@@ -269,7 +269,7 @@ def test_expired_credentials_are_looked_up_anew_once_for_all_callers(
     calls = rotating(tmp_path, monkeypatch)
 
     async def act() -> None:
-        answers: list[Response] = []
+        answers: list[HttpResponse] = []
         async with connected() as (client, server):
             known = len(calls.read_text())
             expired: set[str] = set()
@@ -371,12 +371,12 @@ def test_an_s3_server_that_checks_signatures_gives_objects_by_their_exact_keys(
 
         async with open_signed_client(Aws(), "s3", region="us-east-1", bucket="wired") as client:
             for number, key in enumerate(keys):
-                answer = await client.send(Request(path=f"/{quote(key, safe='/~')}"))
+                answer = await client.send(HttpRequest(path=f"/{quote(key, safe='/~')}"))
                 assert (answer.status, answer.body) == (200, str(number).encode()), answer
                 query = (("list-type", "2"), ("prefix", key), ("encoding-type", "url"), ("max-keys", "2"))
-                answer = await client.send(Request(query=query))
+                answer = await client.send(HttpRequest(query=query))
                 assert (answer.status, answer.body.count(b"<Contents>")) == (200, 1), answer
-            assert (await client.send(Request(path="/missing"))).status == 404
+            assert (await client.send(HttpRequest(path="/missing"))).status == 404
 
     run(act)
 
@@ -418,14 +418,14 @@ def test_a_name_that_nobody_knows_is_worth_another_attempt(monkeypatch: pytest.M
 
 
 def test_a_body_of_megabytes_goes_through() -> None:
-    _, server = send(OK, request=Request(method="POST", body=b"x" * 6_000_000))
+    _, server = send(OK, request=HttpRequest(method="POST", body=b"x" * 6_000_000))
     assert len(server.asked[0].body) == 6_000_000
 
 
-def over_tls(directory: Path, monkeypatch: pytest.MonkeyPatch, **settings: str) -> Response:
+def over_tls(directory: Path, monkeypatch: pytest.MonkeyPatch, **settings: str) -> HttpResponse:
     tls, _ = certificates(directory)
 
-    async def act() -> Response:
+    async def act() -> HttpResponse:
         async with answering(OK, tls=tls) as server:
             monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.replace("http:", "https:"))
             for variable, value in settings.items():
@@ -433,7 +433,7 @@ def over_tls(directory: Path, monkeypatch: pytest.MonkeyPatch, **settings: str) 
             async with open_signed_client(Aws(), "rekognition", region="eu-west-1") as client:
                 return await client.send(CALL)
 
-    answer: Response = run(act)
+    answer: HttpResponse = run(act)
     return answer
 
 

@@ -8,11 +8,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from batchcl.aws.http import Request, Response, SignedClient
-from batchcl.aws.listing import SignedPages, open_pages
-from batchcl.aws.listing_page import Page
+from batchcl.aws.http import HttpRequest, HttpResponse, SignedClient
+from batchcl.aws.listing import ListingPage, SignedPages, open_pages
 from batchcl.aws.session import Aws
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.errors import (
     BatchclError,
     CredentialsError,
@@ -30,19 +29,19 @@ PAGE = (
 )
 
 
-def refusal(status: int, code: str, message: str = "so", **headers: str) -> Response:
+def refusal(status: int, code: str, message: str = "so", **headers: str) -> HttpResponse:
     body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
-    return Response(status, headers, body)
+    return HttpResponse(status, headers, body)
 
 
 class FakeClient:
     """Answers as it is told, the last answer again and again."""
 
-    def __init__(self, *answers: Response | Exception) -> None:
+    def __init__(self, *answers: HttpResponse | Exception) -> None:
         self.answers = list(answers)
-        self.requests: list[Request] = []
+        self.requests: list[HttpRequest] = []
 
-    async def send(self, request: Request) -> Response:
+    async def send(self, request: HttpRequest) -> HttpResponse:
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
@@ -52,7 +51,7 @@ class FakeClient:
 
 def read(
     client: FakeClient, *, waits: list[float] | None = None, bucket: str = "b", where: Mapping[str, str] | None = None
-) -> Page:
+) -> ListingPage:
     async def sleep(seconds: float) -> None:
         if waits is not None:
             waits.append(seconds)
@@ -65,14 +64,14 @@ def read(
         sleep=sleep,
     )
 
-    async def main() -> Page:
+    async def main() -> ListingPage:
         return await pages.page(**where or {})
 
     return anyio.run(main)
 
 
-def ok(headers: Mapping[str, str] | None = None) -> Response:
-    return Response(200, headers or {}, PAGE)
+def ok(headers: Mapping[str, str] | None = None) -> HttpResponse:
+    return HttpResponse(200, headers or {}, PAGE)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +142,14 @@ def test_only_s3_itself_is_trusted_to_list_in_order_and_not_its_directory_bucket
     [
         (refusal(404, "NoSuchBucket"), SourceError, "there is no bucket b"),
         (refusal(403, "AccessDenied"), CredentialsError, "s3:ListBucket"),
-        (Response(403, {}, b""), CredentialsError, "access denied"),
-        (Response(404, {}, b""), SourceError, "there is no bucket b"),
+        (HttpResponse(403, {}, b""), CredentialsError, "access denied"),
+        (HttpResponse(404, {}, b""), SourceError, "there is no bucket b"),
         (
             refusal(301, "PermanentRedirect", **{"x-amz-bucket-region": "eu-west-3"}),
             RegionError,
             "bucket b is in eu-west-3",
         ),
-        (Response(301, {}, b""), RegionError, "another region"),
+        (HttpResponse(301, {}, b""), RegionError, "another region"),
         (refusal(307, "TemporaryRedirect", "try eu"), RegionError, "another region (try eu)"),
         (refusal(400, "AuthorizationHeaderMalformed", "expecting eu-west-1"), RegionError, "expecting eu-west-1"),
         (refusal(400, "ExpiredToken"), CredentialsError, "log in again"),
@@ -161,7 +160,7 @@ def test_only_s3_itself_is_trusted_to_list_in_order_and_not_its_directory_bucket
     ],
 )
 def test_a_refusal_is_told_at_once_as_the_sdk_tells_it(
-    answer: Response | Exception, kind: type[BatchclError], words: str
+    answer: HttpResponse | Exception, kind: type[BatchclError], words: str
 ) -> None:
     waits: list[float] = []
     with pytest.raises(kind, match=r"^listing s3://b/p \+/é failed: ") as caught:
@@ -176,11 +175,11 @@ def test_a_refusal_is_told_at_once_as_the_sdk_tells_it(
     [
         refusal(301, "PermanentRedirect", **{"x-amz-bucket-region": "eu-west-3"}),
         refusal(307, "TemporaryRedirect", **{"x-amz-bucket-region": "eu-west-3"}),
-        Response(307, {"x-amz-bucket-region": "eu-west-3"}, b""),
-        Response(400, {}, b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-3</Region></Error>"),
+        HttpResponse(307, {"x-amz-bucket-region": "eu-west-3"}, b""),
+        HttpResponse(400, {}, b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-3</Region></Error>"),
     ],
 )
-def test_a_bucket_in_another_region_is_told_with_its_region(answer: Response) -> None:
+def test_a_bucket_in_another_region_is_told_with_its_region(answer: HttpResponse) -> None:
     with pytest.raises(RegionError, match=r"bucket b is in eu-west-3; check the region") as caught:
         read(FakeClient(answer))
     assert caught.value.found == "eu-west-3"
@@ -190,23 +189,23 @@ BUSY = [
     refusal(503, "SlowDown", "Please reduce your request rate."),
     refusal(500, "InternalError"),
     refusal(400, "RequestTimeout"),
-    Response(502, {}, b"<html>"),
-    Response(429, {}, b""),
-    Response(200, {}, PAGE[:-10]),
-    Response(200, {}, b"<html>sign in</html>"),
+    HttpResponse(502, {}, b"<html>"),
+    HttpResponse(429, {}, b""),
+    HttpResponse(200, {}, PAGE[:-10]),
+    HttpResponse(200, {}, b"<html>sign in</html>"),
     TransientError("the connection was cut", code="ServerDisconnectedError"),
 ]
 
 
 @pytest.mark.parametrize("answer", BUSY)
-def test_what_may_pass_is_tried_again_with_jitter(answer: Response | Exception) -> None:
+def test_what_may_pass_is_tried_again_with_jitter(answer: HttpResponse | Exception) -> None:
     waits: list[float] = []
     assert read(FakeClient(answer, answer, ok()), waits=waits).keys == ["k"]
     assert waits == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("answer", BUSY)
-def test_it_gives_up_after_six_attempts_in_words(answer: Response | Exception) -> None:
+def test_it_gives_up_after_six_attempts_in_words(answer: HttpResponse | Exception) -> None:
     waits: list[float] = []
     client = FakeClient(answer)
     with pytest.raises(UnreachableError, match=r"^listing s3://b/p \+/é failed 6 times: .*try again later$"):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.aws import listing_page
-from batchcl.aws.listing_page import MalformedPageError, Page, parse_page
+from batchcl.aws import listing
+from batchcl.aws.listing import ListingPage, MalformedPageError, parse_page
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
 ABOUT = "<Name>b</Name><Prefix></Prefix><KeyCount>1</KeyCount><MaxKeys>1000</MaxKeys>"
@@ -32,12 +32,12 @@ def document(entries: Sequence[str], *, about: str = "<IsTruncated>false</IsTrun
     return f"{HEAD}{ABOUT}{encoding}{about}{''.join(entries)}</ListBucketResult>".encode()
 
 
-def as_tree(body: bytes) -> Page:
-    return listing_page._as_tree(body, is_sorted=False)
+def as_tree(body: bytes) -> ListingPage:
+    return listing._as_tree(body, is_sorted=False)
 
 
-def as_text(body: bytes) -> Page:
-    found = listing_page._as_text(body.decode(), is_sorted=False)
+def as_text(body: bytes) -> ListingPage:
+    found = listing._as_text(body.decode(), is_sorted=False)
     assert found is not None, "this is what S3 writes, and it was read as a tree"
     return found
 

@@ -14,10 +14,10 @@ import orjson
 import pytest
 from anyio.from_thread import BlockingPortal
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.detect import Detector, open_detector
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.errors import (
     CallError,
     FatalCallError,
@@ -28,8 +28,8 @@ from batchcl.errors import (
     TransientError,
 )
 from batchcl.images import ImageRef
-from batchcl.reading.files import FileReader
-from batchcl.scoring.outcome import Detection
+from batchcl.loaders.files import FileReader
+from batchcl.outcomes import Detection
 from unit.aws.raw_server import CUT, RawServer, answering, error, http, in_turn
 
 FILES = FileReader()

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from batchcl import workflow
-from batchcl.aws import datasets, versions, waiting
+from batchcl.aws import datasets, models, waiting
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
 from batchcl.errors import CredentialsError, ModelError, RefusedError, StoppedError, UnreachableError, UsageError
 from unit.emulator.harness import running_server
@@ -50,7 +50,7 @@ def run(endpoint) -> Iterator[Run]:
 def quick(monkeypatch) -> None:
     """The emulator is quicker than AWS, so looks may be too."""
     monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
-    monkeypatch.setattr(versions, "LONG_PAUSES_S", (0.02,))
+    monkeypatch.setattr(models, "LONG_PAUSES_S", (0.02,))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from batchcl.emulator.capacity import Capacity, TokenBucket
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 
 
 def let_through(bucket: TokenBucket, *, rate: float, offered: float, seconds: float, start: float = 0.0) -> int:
@@ -53,7 +53,7 @@ def test_a_model_takes_as_many_images_as_its_units() -> None:
         for n in range(60_000):
             try:
                 capacity.admit_inference("arn", units=units, now=n / 100)
-            except ServiceError as error:
+            except ApiError as error:
                 refusals.add((error.code, str(error)))
             else:
                 taken += 1
@@ -65,12 +65,12 @@ def test_operations_accounts_and_regions_have_buckets_of_their_own() -> None:
     capacity = Capacity(tps_per_unit=1, account_tps=2, control_tps=1)
     who = {"account": "1", "region": "a"}
     capacity.admit_call("CreateProject", **who, now=0.0)
-    with pytest.raises(ServiceError, match="Provisioned Rate exceeded"):
+    with pytest.raises(ApiError, match="Provisioned Rate exceeded"):
         capacity.admit_call("CreateProject", **who, now=0.0)
     capacity.admit_call("DescribeProjects", **who, now=0.0)
     capacity.admit_call("CreateProject", account="2", region="a", now=0.0)
     capacity.admit_call("CreateProject", account="1", region="b", now=0.0)
     for _ in range(2):
         capacity.admit_call("DetectCustomLabels", **who, now=0.0)
-    with pytest.raises(ServiceError):
+    with pytest.raises(ApiError):
         capacity.admit_call("DetectCustomLabels", **who, now=0.0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from batchcl.emulator.digits import DigitsDataset
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 from batchcl.emulator.policies import check_document, may_copy
 from unit.emulator.harness import Server, refused, running_server, train, wait_for
 
@@ -50,7 +50,7 @@ def document(*statements: Any, version: str = "2012-10-17") -> str:
     ],
 )
 def test_documents_that_are_no_policy(text: str, why: str) -> None:
-    with pytest.raises(ServiceError, match=why) as caught:
+    with pytest.raises(ApiError, match=why) as caught:
         check_document(text, project_arn=PROJECT)
     assert caught.value.code == "MalformedPolicyDocumentException"
 

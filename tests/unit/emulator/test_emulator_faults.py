@@ -13,10 +13,9 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
+from batchcl.emulator.capacity import AutoScaler, Latency
 from batchcl.emulator.digits import DigitsDataset
-from batchcl.emulator.injection import Injector, load_faults, parse_faults
-from batchcl.emulator.latency import Latency
-from batchcl.emulator.scaling import AutoScaler
+from batchcl.emulator.fault_injection import Injector, load_faults, parse_faults
 from batchcl.errors import UsageError
 from unit.emulator.harness import Server, Trained, running_model, running_server, train
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 from batchcl.emulator.image_rules import check_bytes, open_picture, pixel_size
 from pixels import encoded, noise
 
 
 def code(data: bytes) -> str:
-    with pytest.raises(ServiceError) as caught:
+    with pytest.raises(ApiError) as caught:
         open_picture(data)
     return caught.value.code
 
@@ -72,7 +72,7 @@ def test_damage_inside_never_escapes_as_another_error() -> None:
                 data[at] = rng.integers(256)
             try:
                 open_picture(bytes(data))
-            except ServiceError as error:
+            except ApiError as error:
                 codes.add(error.code)
     assert "InvalidImageFormatException" in codes
     assert codes <= {"InvalidImageFormatException", "ImageTooLargeException", "InvalidParameterException"}
@@ -113,6 +113,6 @@ def test_sizes_come_from_the_header_of_progressive_jpegs_too() -> None:
 def test_bytes_have_limits_of_their_own_inline_and_from_s3() -> None:
     for limit, inline in ((4 * 1024**2, True), (15 * 1024**2, False)):
         check_bytes(bytes(limit), inline=inline)
-        with pytest.raises(ServiceError) as caught:
+        with pytest.raises(ApiError) as caught:
             check_bytes(bytes(limit + 1), inline=inline)
         assert caught.value.code == "ImageTooLargeException"

@@ -7,19 +7,9 @@ import pytest
 from PIL import Image
 
 from batchcl.emulator.digits import DigitPicture, DigitsDataset, write_digits
-from batchcl.emulator.learning.evaluation import Truth, average_precision, evaluate
-from batchcl.emulator.learning.model import Box, Detection, select
-from batchcl.emulator.learning.training import (
-    Example,
-    Task,
-    Trained,
-    TrainingError,
-    load,
-    prepare,
-    save,
-    split,
-    train,
-)
+from batchcl.emulator.learning.evaluation import HeldOutLabels, average_precision, evaluate
+from batchcl.emulator.learning.model import Box, Prediction, select
+from batchcl.emulator.learning.training import Example, Task, Trained, TrainingError, load, prepare, save, split, train
 from batchcl.groundtruth import GroundTruth, parse_line
 
 if TYPE_CHECKING:
@@ -141,28 +131,28 @@ def test_a_model_read_back_sees_the_same(kind: str, request: pytest.FixtureReque
 
 
 def test_the_assumed_threshold_is_where_f1_is_best() -> None:
-    truths = [Truth(("a",))] * 4 + [Truth(("b",))] * 4
+    truths = [HeldOutLabels(("a",))] * 4 + [HeldOutLabels(("b",))] * 4
     confidences = (0.9, 0.8, 0.7, 0.3, 0.75, 0.2, 0.1, 0.1)
-    score = evaluate(["a"], truths, [[Detection("a", c)] for c in confidences]).scores[0]
+    score = evaluate(["a"], truths, [[Prediction("a", c)] for c in confidences]).scores[0]
     assert 0.2 < score.threshold <= 0.3
     assert (score.precision, score.recall) == (0.8, 1.0)
-    perfect = evaluate(["a"], truths, [[Detection("a", c)] for c in (0.9,) * 4 + (0.1,) * 4]).scores[0]
+    perfect = evaluate(["a"], truths, [[Prediction("a", c)] for c in (0.9,) * 4 + (0.1,) * 4]).scores[0]
     assert (perfect.threshold, perfect.f1) == (0.5, 1.0)
 
 
 def test_average_precision_is_the_area_by_hand() -> None:
     box, far = Box(0.1, 0.1, 0.2, 0.2), Box(0.7, 0.7, 0.2, 0.2)
-    truths = [Truth(("a", "a"), (box, far))]
-    seen = [[Detection("a", 0.9, box), Detection("a", 0.8, box), Detection("a", 0.7, far)]]
+    truths = [HeldOutLabels(("a", "a"), (box, far))]
+    seen = [[Prediction("a", 0.9, box), Prediction("a", 0.8, box), Prediction("a", 0.7, far)]]
     # right, a second box on the same object is wrong, right: 1/2 * 1 + 1/2 * 2/3
     assert average_precision(truths, seen)["a"] == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
 def test_equal_confidences_are_one_step_of_the_curve() -> None:
     box, far = Box(0.1, 0.1, 0.2, 0.2), Box(0.7, 0.7, 0.2, 0.2)
-    seen = [Detection("a", 0.9, box), Detection("a", 0.9, far)]
+    seen = [Prediction("a", 0.9, box), Prediction("a", 0.9, far)]
     for order in (seen, seen[::-1]):
-        assert average_precision([Truth(("a",), (box,))], [order])["a"] == 0.5
+        assert average_precision([HeldOutLabels(("a",), (box,))], [order])["a"] == 0.5
 
 
 def test_overlap_is_intersection_over_union() -> None:
@@ -171,7 +161,7 @@ def test_overlap_is_intersection_over_union() -> None:
 
 
 def test_min_confidence_stands_for_all_thresholds() -> None:
-    seen = [Detection("a", 0.4), Detection("b", 0.9), Detection("c", 0.0)]
+    seen = [Prediction("a", 0.4), Prediction("b", 0.9), Prediction("c", 0.0)]
     chosen: dict[str, Any] = {"thresholds": {"a": 0.3, "b": 0.95, "c": 0.5}, "max_results": None}
     assert [d.label for d in select(seen, min_confidence=None, **chosen)] == ["a"]
     assert [d.label for d in select(seen, min_confidence=50, **chosen)] == ["b"]
@@ -210,7 +200,9 @@ def test_training_stops_when_told(small_digits: DigitsDataset) -> None:
 def test_one_label_alone_can_be_located(object_digits: DigitsDataset) -> None:
     task: Task = "detection"
     given = [
-        Example(e.number, e.source_ref, e.size, e.picture, Truth(("digit",) * len(e.truth.labels), e.truth.boxes))
+        Example(
+            e.number, e.source_ref, e.size, e.picture, HeldOutLabels(("digit",) * len(e.truth.labels), e.truth.boxes)
+        )
         for e in examples(object_digits.train, object_digits.train_manifest, task)[:60]
     ]
     trained = train(task, *split(given, 0), seed=0, check=nothing)

@@ -20,10 +20,10 @@ from botocore.credentials import Credentials
 from PIL import Image
 
 from batchcl.emulator.digits import DigitBox, DigitPicture, DigitsDataset
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 from batchcl.emulator.operations import OPERATIONS
 from batchcl.emulator.protocol import decode, operation_names
-from batchcl.pictures.fit import fit
+from batchcl.imaging.fit import fit
 from unit.emulator.harness import Server, Trained, refused, running_server, train, wait_for
 
 
@@ -128,7 +128,7 @@ def test_messages_name_the_member_and_the_constraint(empty: Server) -> None:
     "body", [b"{", b"[]", b'{"ProjectName":3}', b'{"ProjectName":{}}', b'{"Tags":[],"ProjectName":"a"}']
 )
 def test_bodies_of_the_wrong_type_are_serialization_errors(body: bytes) -> None:
-    with pytest.raises(ServiceError, match=r"JSON|converted") as caught:
+    with pytest.raises(ApiError, match=r"JSON|converted") as caught:
         decode("CreateProject", body)
     assert caught.value.code == "SerializationException"
 
@@ -136,7 +136,7 @@ def test_bodies_of_the_wrong_type_are_serialization_errors(body: bytes) -> None:
 @pytest.mark.parametrize("most", [2**31, 2**63, -(2**31) - 1, 1e300])
 def test_integers_have_32_bits(most: float) -> None:
     body = json.dumps({"ProjectVersionArn": version_arn(), "Image": {}, "MaxResults": most}).encode()
-    with pytest.raises(ServiceError, match="maxResults") as caught:
+    with pytest.raises(ApiError, match="maxResults") as caught:
         decode("DetectCustomLabels", body)
     assert caught.value.code == "SerializationException"
     body = body.replace(json.dumps(most).encode(), b"2147483647")

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from batchcl.emulator import EmulatorSettings
-from batchcl.emulator.bootstrap import ensure_model
+from batchcl.emulator.demo import ensure_model
 from batchcl.emulator.process import running_emulator
 from batchcl.errors import ModelError, RefusedError
 

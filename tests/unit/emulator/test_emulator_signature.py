@@ -10,7 +10,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from batchcl.emulator import ACCOUNT
-from batchcl.emulator.faults import ServiceError
+from batchcl.emulator.errors import ApiError
 from batchcl.emulator.signature import Caller, Credential, Verifier, known_credentials
 from batchcl.errors import UsageError
 
@@ -44,7 +44,7 @@ def verify(
 
 
 def code(*arguments: Any, **named: Any) -> str:
-    with pytest.raises(ServiceError) as caught:
+    with pytest.raises(ApiError) as caught:
         verify(*arguments, **named)
     return caught.value.code
 

@@ -9,12 +9,12 @@ import anyio
 import boto3
 import pytest
 
-from batchcl.emulator.buckets import DirectoryBuckets, NoBuckets, S3Buckets
+from batchcl.emulator.buckets import DirectoryObjectStore, NoObjectStore, S3ObjectStore
 from batchcl.emulator.digits import DigitsDataset
-from batchcl.emulator.faults import ServiceError
-from batchcl.emulator.records import Version
+from batchcl.emulator.errors import ApiError
+from batchcl.emulator.records import StoredVersion
 from batchcl.emulator.settings import EmulatorSettings
-from batchcl.emulator.state import State
+from batchcl.emulator.state import EmulatorState
 from batchcl.errors import RefusedError, UsageError
 from unit.emulator.harness import running_server, train
 
@@ -67,8 +67,8 @@ def test_without_a_state_folder_nothing_is_left_behind(tmp_path: Path, monkeypat
     ],
 )
 def test_what_a_version_is_after_a_restart(stored: str, scheduled: str | None, after: str, tmp_path: Path) -> None:
-    state = State.open(tmp_path)
-    version = Version(
+    state = EmulatorState.open(tmp_path)
+    version = StoredVersion(
         arn="a",
         project_arn="p",
         name="v",
@@ -83,7 +83,7 @@ def test_what_a_version_is_after_a_restart(stored: str, scheduled: str | None, a
     state.versions["a"] = version
     state.save()
     state.close()
-    again = State.open(tmp_path)
+    again = EmulatorState.open(tmp_path)
     found = again.version("a", now=1e13)
     again.close()
     assert found is not None
@@ -91,23 +91,23 @@ def test_what_a_version_is_after_a_restart(stored: str, scheduled: str | None, a
 
 
 def test_one_emulator_at_a_time_has_a_state_folder(tmp_path: Path) -> None:
-    first = State.open(tmp_path)
+    first = EmulatorState.open(tmp_path)
     with pytest.raises(RefusedError, match="another emulator"):
-        State.open(tmp_path)
+        EmulatorState.open(tmp_path)
     first.close()
-    State.open(tmp_path).close()
+    EmulatorState.open(tmp_path).close()
 
 
 def test_a_foreign_state_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"format": 99}')
     with pytest.raises(RefusedError, match="move it away"):
-        State.open(tmp_path)
+        EmulatorState.open(tmp_path)
     assert (tmp_path / "state.json").read_text() == '{"format": 99}'
 
 
 def read(root: Path, bucket: str, key: str, *, limit: int = 100, version: str | None = None) -> bytes:
     async def go() -> bytes:
-        return await DirectoryBuckets(root).read(bucket, key, limit_bytes=limit, version_id=version)
+        return await DirectoryObjectStore(root).read(bucket, key, limit_bytes=limit, version_id=version)
 
     return anyio.run(go)
 
@@ -149,7 +149,7 @@ def test_no_key_leads_out_of_its_bucket(bucket: str, key: str, tmp_path: Path) -
     (root / "bucket/folder").symlink_to(tmp_path / "outside")
     (root / "linked").symlink_to(tmp_path / "outside")
     assert read(root, "bucket", "x") == b"secret"
-    with pytest.raises(ServiceError) as caught:
+    with pytest.raises(ApiError) as caught:
         read(root, bucket, key)
     assert caught.value.code == "InvalidS3ObjectException"
 
@@ -159,12 +159,12 @@ def test_nothing_is_written_outside_of_a_bucket(key: str, tmp_path: Path) -> Non
     (tmp_path / "root/bucket").mkdir(parents=True)
 
     async def write(bucket: str, name: str) -> None:
-        await DirectoryBuckets(tmp_path / "root").write(bucket, name, b"data", content_type="text/plain")
+        await DirectoryObjectStore(tmp_path / "root").write(bucket, name, b"data", content_type="text/plain")
 
     anyio.run(write, "bucket", "good/x")
-    with pytest.raises(ServiceError):
+    with pytest.raises(ApiError):
         anyio.run(write, "bucket", key)
-    with pytest.raises(ServiceError):
+    with pytest.raises(ApiError):
         anyio.run(write, "nobucket", "x")
     written = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
     assert written == ["root/bucket/good/x"]
@@ -172,9 +172,9 @@ def test_nothing_is_written_outside_of_a_bucket(key: str, tmp_path: Path) -> Non
 
 def test_without_buckets_no_object_can_be_had() -> None:
     async def go() -> bytes:
-        return await NoBuckets().read("bucket", "x", limit_bytes=1)
+        return await NoObjectStore().read("bucket", "x", limit_bytes=1)
 
-    with pytest.raises(ServiceError, match="Unable to get object metadata"):
+    with pytest.raises(ApiError, match="Unable to get object metadata"):
         anyio.run(go)
 
 
@@ -223,7 +223,7 @@ def test_objects_come_from_an_s3_service_in_the_version_asked_for(
 
     async def go() -> None:
         async with AsyncExitStack() as stack:
-            buckets = await S3Buckets.open(s3_endpoint, stack)
+            buckets = await S3ObjectStore.open(s3_endpoint, stack)
             assert await buckets.region("abroad") == "eu-west-1"
             assert await buckets.region("bucket") == "us-east-1"
             assert await buckets.read("bucket", "a//b+%2F", limit_bytes=100) == b"new"
@@ -231,12 +231,12 @@ def test_objects_come_from_an_s3_service_in_the_version_asked_for(
             assert await buckets.read("bucket", "a//b+%2F", limit_bytes=4, version_id=first) == b"01234"
             await buckets.write("bucket", "out/x", b"{}", content_type="application/json")
             for bucket, key, version in (("bucket", "no", None), ("nobucket", "x", None), ("bucket", "out/x", "zzz")):
-                with pytest.raises(ServiceError) as caught:
+                with pytest.raises(ApiError) as caught:
                     await buckets.read(bucket, key, limit_bytes=1, version_id=version)
                 assert caught.value.code == "InvalidS3ObjectException"
         async with AsyncExitStack() as stack:
-            nobody = await S3Buckets.open("http://127.0.0.1:9", stack)
-            with pytest.raises(ServiceError) as caught:
+            nobody = await S3ObjectStore.open("http://127.0.0.1:9", stack)
+            with pytest.raises(ApiError) as caught:
                 await nobody.read("bucket", "x", limit_bytes=1)
             assert (caught.value.code, caught.value.status) == ("InternalServerError", 500)
 

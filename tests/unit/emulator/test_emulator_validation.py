@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchcl.emulator.digits import DigitsDataset
-from batchcl.emulator.validation import Checked, examine, use_case
+from batchcl.emulator.validation import CheckedDataset, examine, use_case
 from unit.emulator.harness import running_server, wait_for
 from unit.emulator.test_emulator_datasets import boxed, jsonl, labelled
 
@@ -20,7 +20,7 @@ MANY = [labelled(n, f"l{n}") for n in range(251)]
 
 
 def errors(train: list[dict[str, Any]], test: list[dict[str, Any]] | None, *, unreadable: int = 0) -> set[str]:
-    checked = [None if lines is None else Checked.of(jsonl(lines).splitlines()) for lines in (train, test)]
+    checked = [None if lines is None else CheckedDataset.of(jsonl(lines).splitlines()) for lines in (train, test)]
     assert checked[0] is not None
     checked[0].unreadable = set(range(unreadable))
     found = examine(checked[0], checked[1], task=use_case(checked[0]), held_out=frozenset({1, 2}))
@@ -63,7 +63,7 @@ def test_unreadable_images_count_as_invalid() -> None:
 
 
 def test_a_training_set_that_can_not_be_split() -> None:
-    checked = Checked.of(jsonl([labelled(1, "cat"), labelled(2, "dog")]).splitlines())
+    checked = CheckedDataset.of(jsonl([labelled(1, "cat"), labelled(2, "dog")]).splitlines())
     found = examine(checked, None, task="classification", held_out=frozenset())
     assert [e.code for e in found.errors] == ["ERROR_INSUFFICIENT_IMAGES_PER_LABEL_FOR_AUTOSPLIT"]
 

@@ -12,15 +12,15 @@ import anyio
 import pytest
 from botocore.exceptions import ConnectionClosedError
 
-from batchcl.aws.arn import ModelArn
-from batchcl.aws.lifecycle import Units
+from batchcl.arns import ModelArn
+from batchcl.aws.models import Units
 from batchcl.errors import BatchclError, CredentialsError, ModelError, RefusedError, StoppedError
-from batchcl.lifetime.leases import Lease, Role, lease_key
-from batchcl.lifetime.leasing import ModelLease
-from batchcl.lifetime.machine import State
+from batchcl.events import Notice, Progress
+from batchcl.lifetime.lease_tags import LeaseTag, Role, lease_key
 from batchcl.lifetime.manager import ModelManager
-from batchcl.scoring.events import Notice, Progress
-from batchcl.scoring.stopper import Stopper
+from batchcl.lifetime.model_lease import ModelLease
+from batchcl.lifetime.state_machine import ModelState
+from batchcl.stop_signal import StopSignal
 from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused
 from virtual import run_virtual
 
@@ -42,7 +42,7 @@ class Session:
     leased: bool = True
     adopts: bool = False
     observer: Any = field(default_factory=Listener)
-    stopper: Stopper = field(default_factory=Stopper)
+    stopper: StopSignal = field(default_factory=StopSignal)
     work: Callable[[Session], Awaitable[None]] | None = None
     manager: ModelManager = field(init=False)
 
@@ -82,7 +82,7 @@ def session(service: Models, **options: Any) -> tuple[list[str], BatchclError | 
 
 def put(service: Models, role: Role, *, until_s: float, holder: str = HOLDER) -> None:
     until = EPOCH + dt.timedelta(seconds=until_s)
-    lease = Lease(key=lease_key(holder), role=role, until=until, holder=holder)
+    lease = LeaseTag(key=lease_key(holder), role=role, until=until, holder=holder)
     service.tags[NAME][lease.key] = lease.value
 
 
@@ -275,7 +275,7 @@ def test_who_may_not_see_the_model_can_use_it_all_the_same() -> None:
 
 @pytest.mark.parametrize("start_s", [300.0, 40 * 60.0])
 def test_a_stop_that_is_asked_for_during_the_start_waits_for_it(start_s: float) -> None:
-    service, stopper, listener = Models({NAME: "STOPPED"}, start_s=start_s), Stopper(), Listener()
+    service, stopper, listener = Models({NAME: "STOPPED"}, start_s=start_s), StopSignal(), Listener()
     done, end = _ended_at(service, 100.0, stopper=stopper, observer=listener)
     assert end is stopper.error
     assert done == ["tag", "start", *["tag"] * (len(done) - 4), "stop", "untag"]
@@ -298,7 +298,7 @@ def test_a_model_that_is_still_starting_at_the_end_of_the_grace_is_left_with_its
     service = Models({NAME: "STOPPED"}, start_s=1800.0)
     begun: list[float] = []
 
-    class Limited(Stopper):
+    class Limited(StopSignal):
         def request(self, reason: str, *, by_user: bool = False, limit_s: float = 25.0) -> None:
             begun.append(anyio.current_time())
             super().request(reason, by_user=by_user, limit_s=limit_s)
@@ -319,7 +319,7 @@ def test_a_model_that_is_still_starting_at_the_end_of_the_grace_is_left_with_its
 
 def test_a_stop_that_is_asked_for_within_the_start_call_is_not_taken_for_a_stopped_model() -> None:
     """The description still says STOPPED for a while after the start."""
-    service, stopper, listener = Models({NAME: "STOPPED"}), Stopper(), Listener()
+    service, stopper, listener = Models({NAME: "STOPPED"}), StopSignal(), Listener()
 
     async def slowly(**_: Any) -> None:
         service.calls.append(f"start {NAME}")
@@ -334,9 +334,9 @@ def test_a_stop_that_is_asked_for_within_the_start_call_is_not_taken_for_a_stopp
 
 
 def _ended_at(
-    service: Models, seconds: float, *, hurry_s: float | None = None, stopper: Stopper | None = None, **options: Any
+    service: Models, seconds: float, *, hurry_s: float | None = None, stopper: StopSignal | None = None, **options: Any
 ) -> tuple[list[str], BatchclError | None]:
-    each = Session(service, stopper=stopper or Stopper(), **options)
+    each = Session(service, stopper=stopper or StopSignal(), **options)
 
     async def main() -> None:
         async def ask() -> None:
@@ -449,7 +449,7 @@ def test_a_stop_is_not_sent_after_the_lease_has_lapsed_before_the_tags_are_read_
         describe = each.service.describe_projects
 
         async def slept(**arguments: Any) -> Any:
-            if each.manager.state is State.STOPPING and not each.service.calls.count("SLEPT"):
+            if each.manager.state is ModelState.STOPPING and not each.service.calls.count("SLEPT"):
                 each.service.calls.append("SLEPT")
                 await anyio.sleep(LENGTH_S + 60)
                 each.service.tags[NAME].clear()

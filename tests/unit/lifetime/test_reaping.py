@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
-from batchcl.lifetime.leases import Lease, Role, lease_key, schedule_name_of
-from batchcl.lifetime.reaper import Done, Reaped, reap
+from batchcl.lifetime.lease_tags import LeaseTag, Role, lease_key, schedule_name_of
+from batchcl.lifetime.reaper import Reaped, ReapOutcome, reap
 from unit.aws.models_service import EPOCH, Models, now, refused
 from virtual import run_virtual
 
-DEAD = Lease(key=lease_key("dead"), role=Role.STARTED, until=EPOCH - dt.timedelta(hours=1), holder="run dead in s3://b")
-SCHEDULED = Lease(key=lease_key("s"), role=Role.SCHEDULED, until=DEAD.until, holder="run s in s3://b")
-ALIVE = Lease(key=lease_key("alive"), role=Role.STARTED, until=EPOCH + dt.timedelta(hours=1), holder="run alive")
+DEAD = LeaseTag(
+    key=lease_key("dead"), role=Role.STARTED, until=EPOCH - dt.timedelta(hours=1), holder="run dead in s3://b"
+)
+SCHEDULED = LeaseTag(key=lease_key("s"), role=Role.SCHEDULED, until=DEAD.until, holder="run s in s3://b")
+ALIVE = LeaseTag(key=lease_key("alive"), role=Role.STARTED, until=EPOCH + dt.timedelta(hours=1), holder="run alive")
 
 
 def service(errors: dict[str, Exception] | None = None) -> Models:
@@ -42,7 +44,7 @@ def service(errors: dict[str, Exception] | None = None) -> Models:
     return found
 
 
-def reaped(models: Models, **options: Any) -> dict[str, Done]:
+def reaped(models: Models, **options: Any) -> dict[str, ReapOutcome]:
     return {name: each.done for name, each in rows(models, **options).items()}
 
 
@@ -64,31 +66,31 @@ def test_it_stops_the_orphans_and_leaves_all_others_alone() -> None:
         schedules.append(name)
 
     assert reaped(models, remove_schedule=remove) == {
-        "cats@orphan": Done.STOPPED,
-        "cats@starting": Done.WAITING,
-        "cats@leased": Done.LEFT,
-        "cats@byhand": Done.LEFT,
-        "dogs@orphan": Done.STOPPED,
-        "dogs@left": Done.CLEARED,
+        "cats@orphan": ReapOutcome.STOPPED,
+        "cats@starting": ReapOutcome.WAITING,
+        "cats@leased": ReapOutcome.LEFT,
+        "cats@byhand": ReapOutcome.LEFT,
+        "dogs@orphan": ReapOutcome.STOPPED,
+        "dogs@left": ReapOutcome.CLEARED,
     }
     assert changes(models) == [
         *("stop cats@orphan", "untag cats@orphan", "stop dogs@orphan", "untag dogs@orphan", "untag dogs@left")
     ]
     assert schedules == [schedule_name_of(SCHEDULED.key)]
     models.statuses["cats@starting"] = "RUNNING"
-    assert reaped(models)["cats@starting"] is Done.STOPPED
-    assert set(reaped(models).values()) == {Done.LEFT}
+    assert reaped(models)["cats@starting"] is ReapOutcome.STOPPED
+    assert set(reaped(models).values()) == {ReapOutcome.LEFT}
 
 
 def test_a_dry_run_tells_the_same_and_changes_nothing() -> None:
     models = service()
     assert reaped(models, dry_run=True) == {
-        "cats@orphan": Done.WOULD_STOP,
-        "cats@starting": Done.WAITING,
-        "cats@leased": Done.LEFT,
-        "cats@byhand": Done.LEFT,
-        "dogs@orphan": Done.WOULD_STOP,
-        "dogs@left": Done.WOULD_CLEAR,
+        "cats@orphan": ReapOutcome.WOULD_STOP,
+        "cats@starting": ReapOutcome.WAITING,
+        "cats@leased": ReapOutcome.LEFT,
+        "cats@byhand": ReapOutcome.LEFT,
+        "dogs@orphan": ReapOutcome.WOULD_STOP,
+        "dogs@left": ReapOutcome.WOULD_CLEAR,
     }
     assert changes(models) == []
 
@@ -103,21 +105,21 @@ def test_one_project_only() -> None:
 def test_one_that_fails_does_not_keep_the_others_running(operation: str) -> None:
     models = service({f"{operation} cats@orphan": refused("ThrottlingException")})
     found = rows(models)
-    assert found["cats@orphan"].done is Done.FAILED
+    assert found["cats@orphan"].done is ReapOutcome.FAILED
     assert "ThrottlingException" in found["cats@orphan"].reason
     assert found["cats@orphan"].done.unfinished
-    assert found["dogs@orphan"].done is Done.STOPPED
+    assert found["dogs@orphan"].done is ReapOutcome.STOPPED
     models.errors.clear()
-    assert rows(models)["cats@orphan"].done is Done.STOPPED
+    assert rows(models)["cats@orphan"].done is ReapOutcome.STOPPED
 
 
 def test_a_lease_that_cannot_be_removed_is_left_to_the_next_one() -> None:
     models = service({"untag cats@orphan": refused("AccessDeniedException")})
     found = rows(models)["cats@orphan"]
-    assert found.done is Done.FAILED
+    assert found.done is ReapOutcome.FAILED
     assert "it is stopped, but its lease could not be removed" in found.reason
     models.errors.clear()
-    assert rows(models)["cats@orphan"].done is Done.CLEARED
+    assert rows(models)["cats@orphan"].done is ReapOutcome.CLEARED
 
 
 def test_a_schedule_that_cannot_be_removed_keeps_its_lease() -> None:
@@ -127,19 +129,19 @@ def test_a_schedule_that_cannot_be_removed_keeps_its_lease() -> None:
         raise UnreachableError(f"removing the schedule {name} failed")
 
     found = rows(models, remove_schedule=fails)["dogs@orphan"]
-    assert found.done is Done.FAILED
+    assert found.done is ReapOutcome.FAILED
     assert models.statuses["dogs@orphan"] == "STOPPED"
     assert SCHEDULED.key in models.tags["dogs@orphan"]
 
     async def succeeds(_: str) -> None:
         return
 
-    assert rows(models, remove_schedule=succeeds)["dogs@orphan"].done is Done.CLEARED
+    assert rows(models, remove_schedule=succeeds)["dogs@orphan"].done is ReapOutcome.CLEARED
 
 
 def test_without_a_way_to_remove_schedules_their_leases_stay() -> None:
     models = service()
-    assert reaped(models)["dogs@orphan"] is Done.STOPPED
+    assert reaped(models)["dogs@orphan"] is ReapOutcome.STOPPED
     assert SCHEDULED.key in models.tags["dogs@orphan"]
     assert "dogs@orphan" not in reaped(models)
 
@@ -154,12 +156,12 @@ def test_what_somebody_else_stopped_in_between_is_no_failure() -> None:
 
     models.stop_project_version = too_late  # type: ignore[method-assign]
     found = rows(models)["cats@orphan"]
-    assert (found.done, found.reason) == (Done.LEFT, "somebody else was faster: it is STOPPED")
+    assert (found.done, found.reason) == (ReapOutcome.LEFT, "somebody else was faster: it is STOPPED")
 
 
 def test_a_model_that_refuses_to_stop_has_failed() -> None:
     models = service({"stop cats@orphan": refused("ResourceInUseException")})
-    assert reaped(models)["cats@orphan"] is Done.FAILED
+    assert reaped(models)["cats@orphan"] is ReapOutcome.FAILED
 
 
 @pytest.mark.parametrize("operation", ["describe", "list", "stop"])

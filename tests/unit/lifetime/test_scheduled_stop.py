@@ -12,10 +12,10 @@ import botocore.session
 import botocore.validate
 import pytest
 
-from batchcl.aws.arn import ModelArn
+from batchcl.arns import ModelArn
 from batchcl.aws.session import Aws, AwsSettings, Connection
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
-from batchcl.lifetime.leases import lease_key, schedule_name_of
+from batchcl.lifetime.lease_tags import lease_key, schedule_name_of
 from batchcl.lifetime.scheduled_stop import GRACE_S, ScheduledStop, remove_schedule
 from servers import aws_env, client
 from unit.aws.models_service import EPOCH, Listener, arn_of, refused

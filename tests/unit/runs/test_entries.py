@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.failure_codes import FAILURE_CODES, FailureCode
-from batchcl.images import ImageRef, unfit
+from batchcl.images import ImageRef, check_limits
+from batchcl.outcomes import FAILURE_CODES, AlreadyKnown, Counts, Failed, FailureCode, Label, Scored
 from batchcl.runs.entries import (
     ENTRIES,
-    Entry,
     FailureGroup,
+    JournalEntry,
     counts,
     entry_table,
     failure_groups,
@@ -25,23 +25,22 @@ from batchcl.runs.entries import (
     positions,
     unresolved,
 )
-from batchcl.runs.image_table import image_table
-from batchcl.scoring.outcome import AlreadyKnown, Counts, Failed, Label, Scored
+from batchcl.runs.worklist import image_table
 
 NOW = dt.datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=dt.UTC)
 IMAGE = ImageRef(uri="s3://b/a.jpg", bucket="b", key="a.jpg")
 
 
-def scored(position: int, labels: tuple[Label, ...] = (), *, fitted: str | None = None) -> Entry:
+def scored(position: int, labels: tuple[Label, ...] = (), *, fitted: str | None = None) -> JournalEntry:
     outcome = Scored(
         image=IMAGE, labels=labels, attempts=2, latency_ms=1.5, request_id="q", scored_at=NOW, fitted=fitted
     )
-    return Entry(position, outcome)
+    return JournalEntry(position, outcome)
 
 
-def failed(position: int, code: str = "X", status: str = "failed") -> Entry:
+def failed(position: int, code: str = "X", status: str = "failed") -> JournalEntry:
     outcome = Failed(image=IMAGE, status=status, code=code, message="m", attempts=8, failed_at=NOW)  # type: ignore[arg-type]
-    return Entry(position, outcome)
+    return JournalEntry(position, outcome)
 
 
 def test_all_of_an_outcome_becomes_columns() -> None:
@@ -75,8 +74,8 @@ def test_no_outcome_is_an_empty_table_of_the_same_columns() -> None:
 
 
 def test_counts_are_by_status() -> None:
-    known = [Entry(4, AlreadyKnown(image=IMAGE, status="already_scored", at=NOW))]
-    known += [Entry(at, AlreadyKnown(image=IMAGE, status="already_failed", at=NOW)) for at in (5, 6)]
+    known = [JournalEntry(4, AlreadyKnown(image=IMAGE, status="already_scored", at=NOW))]
+    known += [JournalEntry(at, AlreadyKnown(image=IMAGE, status="already_failed", at=NOW)) for at in (5, 6)]
     table = entry_table([scored(0), failed(1), failed(2, status="skipped"), scored(3), *known], round_=0)
     assert counts(table) == Counts(2, 1, 1, 1, 2)
     assert positions(of_status(table, scored=True)) == [0, 3]
@@ -121,7 +120,7 @@ def test_failures_are_grouped_by_code_and_fit_setting(code: str, fit: bool) -> N
 )
 def test_fit_helps_skipped_images_that_it_lets_through(key: str, size: int, helps: bool) -> None:
     image = replace(LISTED, key=key, uri=f"s3://b/{key}", size_bytes=size)
-    reason = unfit(image)
+    reason = check_limits(image)
     assert reason is not None
     for fit in (False, True):
         table = entry_table([failed(0, reason.code, "skipped")], round_=0, fit=fit)

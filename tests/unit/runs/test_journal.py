@@ -11,23 +11,23 @@ import pytest
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.images import ImageRef
-from batchcl.runs.entries import Entry, entry_table, of_round, positions
+from batchcl.outcomes import Failed, Label, Scored
+from batchcl.runs.entries import JournalEntry, entry_table, of_round, positions
 from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
-from batchcl.scoring.outcome import Failed, Label, Scored
 
 NOW = dt.datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=dt.UTC)
 IMAGES = [ImageRef(uri=f"s3://b/{n}.jpg", bucket="b", key=f"{n}.jpg") for n in range(6)]
 PATHS = RunPaths("r")
 
 
-def scored(n: int, labels: tuple[Label, ...] = ()) -> Entry:
+def scored(n: int, labels: tuple[Label, ...] = ()) -> JournalEntry:
     outcome = Scored(image=IMAGES[n], labels=labels, attempts=2, latency_ms=1.5, request_id="q", scored_at=NOW)
-    return Entry(n, outcome)
+    return JournalEntry(n, outcome)
 
 
-def failed(n: int, status: str = "failed") -> Entry:
+def failed(n: int, status: str = "failed") -> JournalEntry:
     outcome = Failed(
         image=IMAGES[n],
         status=status,  # type: ignore[arg-type]
@@ -36,13 +36,13 @@ def failed(n: int, status: str = "failed") -> Entry:
         attempts=8,
         failed_at=NOW,
     )
-    return Entry(n, outcome)
+    return JournalEntry(n, outcome)
 
 
 class RoundZero(Journal):
     """A journal whose entries are of round 0."""
 
-    async def write(self, *entries: Entry) -> None:
+    async def write(self, *entries: JournalEntry) -> None:
         await self.stage(entries, round_=0)
         await self.settle()
 

@@ -15,7 +15,7 @@ import pytest
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import Lease, LeaseKeeper, _place, _state, read_lease
+from batchcl.runs.lease import RunLease, RunLeaseHolder, _process_location, _state, read_lease
 from batchcl.runs.store import Store
 from servers import wait_for
 from sim.house import FaultyStore, Trouble
@@ -29,8 +29,8 @@ def utcnow() -> dt.datetime:
     return START + dt.timedelta(seconds=anyio.current_time())
 
 
-def keeper(store: Store) -> LeaseKeeper:
-    return LeaseKeeper(store, FOLDER, what="run r", utcnow=utcnow)
+def keeper(store: Store) -> RunLeaseHolder:
+    return RunLeaseHolder(store, FOLDER, what="run r", utcnow=utcnow)
 
 
 async def pretend(store: Store, number: int = 0, **changes: object) -> None:
@@ -53,7 +53,9 @@ def test_a_session_whose_counter_changes_is_alive_whatever_the_clocks_say(clock_
         store = FaultyStore({})
         await pretend(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
         waits: list[str] = []
-        second = LeaseKeeper(store, FOLDER, what="run r", on_wait=lambda other: waits.append(other.host), utcnow=utcnow)
+        second = RunLeaseHolder(
+            store, FOLDER, what="run r", on_wait=lambda other: waits.append(other.host), utcnow=utcnow
+        )
         async with anyio.create_task_group() as group:
             group.start_soon(beating, store)
             with pytest.raises(StoppedError, match=r"run r is held by another runner \(elsewhere, process 1\)"):
@@ -124,10 +126,10 @@ def test_a_process_of_this_boot_and_namespace_is_looked_at():
 
     async def main() -> None:
         store = FaultyStore({})
-        await pretend(store, place=_place(), process=f"{gone.pid}-123")
+        await pretend(store, place=_process_location(), process=f"{gone.pid}-123")
         await keeper(store).acquire()
         assert anyio.current_time() < 1, "one that is gone is replaced at once"
-        await pretend(store, 2, place=_place(), process=f"{runs.pid}-{state.started}")
+        await pretend(store, 2, place=_process_location(), process=f"{runs.pid}-{state.started}")
         with pytest.raises(StoppedError):
             await keeper(store).acquire()
         assert anyio.current_time() < 1, "one that runs keeps it"
@@ -149,7 +151,7 @@ def test_the_same_host_name_and_process_in_another_namespace_mean_nothing():
 
     async def main() -> None:
         store = FaultyStore({})
-        boot = _place().partition(" ")[0]
+        boot = _process_location().partition(" ")[0]
         await pretend(store, host=socket.gethostname(), place=f"{boot} pid:[1]", process=f"{gone.pid}-123")
         async with anyio.create_task_group() as group:
             group.start_soon(anyio.sleep, 100)
@@ -238,8 +240,8 @@ def test_what_a_dead_session_left_is_passed_on_before_the_next_one_is_visible():
         store = FaultyStore({})
         await pretend(store, progress={"owns_model": True})
         await anyio.sleep(60)
-        left: list[Lease] = []
-        heir = LeaseKeeper(store, FOLDER, what="run r", progress=lambda: {"left": len(left)}, utcnow=utcnow)
+        left: list[RunLease] = []
+        heir = RunLeaseHolder(store, FOLDER, what="run r", progress=lambda: {"left": len(left)}, utcnow=utcnow)
         await heir.acquire(on_left=left.append)
         assert [lease.progress for lease in left] == [{"owns_model": True}]
         lease = await read_lease(store, FOLDER)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import tables
 from batchcl import __version__
 from batchcl.images import ImageRef
+from batchcl.outcomes import Failed, Label, Scored
 from batchcl.runs.schema import FAILURES, RESULTS, failures_table, parquet_bytes, results_table, utf8
-from batchcl.scoring.outcome import Failed, Label, Scored
 
 AT = dt.datetime(2026, 11, 21, 12, 30, 0, 123456, tzinfo=dt.UTC)
 FULL = ImageRef(

@@ -19,8 +19,8 @@ import pytest
 from obstore.store import S3Store
 
 from batchcl.aws.session import Aws
+from batchcl.choices import Encryption, ServerSideEncryption
 from batchcl.errors import ExitCode, OutputCredentialsError, OutputError, StoppedError, UsageError
-from batchcl.runs.encryption import Encryption, ServerSideEncryption
 from batchcl.runs.store import Store, scan_error
 from virtual import run_virtual
 

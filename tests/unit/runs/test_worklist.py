@@ -11,10 +11,9 @@ import pytest
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.images import Bookmark, ImageRef, Position
-from batchcl.runs.image_table import ImageRows, image_table
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
-from batchcl.runs.worklist import WorkList, WorkListTotals
+from batchcl.runs.worklist import ImageRows, WorkList, WorkListTotals, image_table
 
 PATHS = RunPaths("r")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
+from batchcl.events import Progress
 from batchcl.job import Job
+from batchcl.outcomes import Counts
 from batchcl.scoring.bounds import reached, watch_bounds
-from batchcl.scoring.events import Progress
-from batchcl.scoring.outcome import Counts
 from virtual import run_virtual
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import anyio
 
 from batchcl.errors import BatchclError, StalledError, ThrottledError
+from batchcl.events import Notice, SilentObserver
 from batchcl.scoring.circuit_breaker import DISTINCT_IMAGES, STALL_ENDS_S, STALL_WARNS_S, CircuitBreaker
-from batchcl.scoring.events import Notice, SilentObserver
 from sim.service import WaitingRecovery
 from virtual import run_virtual
 

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from pyarrow import orc
 
 from batchcl.aws.session import Aws
+from batchcl.choices import SourceKind
 from batchcl.images import Bookmark, ImageRef
-from batchcl.sources.base import Checked, Source
+from batchcl.sources.base import Source, SourceCheck
 from batchcl.sources.filters import Filters
-from batchcl.sources.recognise import ListOptions, open_sources
-from batchcl.sources.select import Page, Selection
-from batchcl.sources.source_kind import SourceKind
+from batchcl.sources.open import ListOptions, open_sources
+from batchcl.sources.select import SelectedPage, Selection
 
 BUCKET = "acme-photos"
 
@@ -65,7 +65,7 @@ class Selected(NamedTuple):
     bookmark: Bookmark
 
 
-def one_by_one(page: Page) -> list[Selected]:
+def one_by_one(page: SelectedPage) -> list[Selected]:
     """The images of a page, each with its bookmark."""
     return [Selected(image, page.behind(number)) for number, image in enumerate(page.images, 1)]
 
@@ -74,7 +74,7 @@ class Read(NamedTuple):
     """What came of reading a source whole."""
 
     images: list[ImageRef]
-    checked: Checked
+    checked: SourceCheck
     repeated: int
 
 

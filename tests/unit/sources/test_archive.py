@@ -18,9 +18,9 @@ import pytest
 
 from batchcl.aws.session import Aws
 from batchcl.errors import CallError, ImageError, SourceError
-from batchcl.images import ImageRef, unfit
-from batchcl.reading.readers import open_reader
-from batchcl.runs.image_table import ImageRows, image_table
+from batchcl.images import ImageRef, check_limits
+from batchcl.loaders.open import open_reader
+from batchcl.runs.worklist import ImageRows, image_table
 from servers import REGION, aws_env, client, make_bucket
 from unit.sources.lists import read
 
@@ -107,7 +107,7 @@ def test_what_is_no_file_is_counted_and_a_name_that_comes_again_counts_once(tmp_
 def test_a_member_is_judged_by_its_own_name_and_the_limit_of_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(tar({".hidden": b"x", "a.cls": b"1", "b.png": bytes(4 << 20), "c.png": bytes((4 << 20) + 1)}))
-    reasons = [unfit(image) for image in read(str(path)).images]
+    reasons = [check_limits(image) for image in read(str(path)).images]
     assert [reason and reason.code for reason in reasons] == [
         "UnsupportedExtension",
         "UnsupportedExtension",
@@ -191,7 +191,7 @@ def test_gigabytes_that_nobody_wants_are_not_read(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 << 20
-    assert [(reason := unfit(image)) and reason.code for image in found.images] == ["TooLarge", None]
+    assert [(reason := check_limits(image)) and reason.code for image in found.images] == ["TooLarge", None]
     assert bytes_of(found.images[1:]) == [b"A"]
 
 

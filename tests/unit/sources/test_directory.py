@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from batchcl.errors import SourceError
-from batchcl.images import ImageRef, Position, unfit
+from batchcl.images import ImageRef, Position, check_limits
 from batchcl.sources import base
 from batchcl.sources.base import Source, local_image
 from batchcl.sources.directory import DirectorySource
@@ -93,7 +93,7 @@ def test_a_name_that_is_not_utf8_is_listed_and_can_be_printed_opened_and_skipped
     (image,) = read(DirectorySource(str(tmp_path)))
     assert image.uri.encode() == os.fsencode(tmp_path) + b"/a\\udcff.png"
     assert Path(image.key).read_bytes() == b"1"
-    found = unfit(image)
+    found = check_limits(image)
     assert found is not None
     assert found.code == "UndecodableName"
 

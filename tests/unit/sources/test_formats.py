@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
-from batchcl.sources.recognise import open_sources
+from batchcl.sources.open import open_sources
 from unit.sources.lists import BUCKET, FORMATS, HARD_KEYS, VARIANTS, columns, csv_text, keys, read
 
 ALL = FORMATS | VARIANTS

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.errors import SourceError
-from batchcl.sources.key_list import parse_key_line
+from batchcl.sources.text_lists import parse_key_line
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.aws.listing_page import Page
+from batchcl.aws.listing import ListingPage
 from batchcl.errors import SourceError
-from batchcl.sources.key_ranges import KeyRange, KeyRanges, read_in_order, split_points
+from batchcl.sources.s3_prefix import KeyRange, KeyRanges, read_in_order, split_points
 from listings import FakeBucket
 from virtual import run_virtual
 
@@ -78,7 +78,7 @@ def test_what_comes_or_goes_during_a_listing_may_be_missing_and_is_never_there_t
     come, go = come - stay - go, go - stay
 
     class Changing(FakeBucket):
-        def read(self, after: str | None, token: str | None = None) -> Page:
+        def read(self, after: str | None, token: str | None = None) -> ListingPage:
             present = stay | {key for key in come | go if chance.random() < 0.5}
             self.sorted = sorted(key.encode() for key in present)
             return super().read(after, token)
@@ -93,17 +93,17 @@ def test_what_comes_or_goes_during_a_listing_may_be_missing_and_is_never_there_t
 class Answers:
     """A server with prepared answers, and what it was asked."""
 
-    pages: list[Page]
+    pages: list[ListingPage]
     asked: list[tuple[str | None, str | None]] = field(default_factory=list)
 
-    async def page(self, *, after: str | None = None, token: str | None = None) -> Page:
+    async def page(self, *, after: str | None = None, token: str | None = None) -> ListingPage:
         self.asked.append((after, token))
         return self.pages.pop(0)
 
 
 def read(server: Answers | FakeBucket, after: str | None = None) -> list[list[str]]:
     async def main() -> list[list[str]]:
-        pages: AsyncGenerator[Page, None] = read_in_order(server, after=after)
+        pages: AsyncGenerator[ListingPage, None] = read_in_order(server, after=after)
         async with aclosing(pages):
             return [page.keys async for page in pages]
 
@@ -131,9 +131,9 @@ def test_pages_without_keys_are_not_the_end(is_sorted: bool) -> None:
     assert [token for _, token in server.asked] == [None, *tokens[:-1]]
 
 
-def page_of(keys: list[str], *, token: str | None = None, is_last: bool = False, is_sorted: bool = True) -> Page:
+def page_of(keys: list[str], *, token: str | None = None, is_last: bool = False, is_sorted: bool = True) -> ListingPage:
     columns = {"etags": [None] * len(keys), "sizes": [0] * len(keys), "modified": [dt.datetime.now(dt.UTC)] * len(keys)}
-    return Page(keys=keys, token=token, is_last=is_last, is_sorted=is_sorted, **columns)  # type: ignore[arg-type]
+    return ListingPage(keys=keys, token=token, is_last=is_last, is_sorted=is_sorted, **columns)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("cursor", "keys"), [(None, ["b", "a"]), (None, ["a", "a"]), ("m", ["m"]), ("m", ["a", "z"])])

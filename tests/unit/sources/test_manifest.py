@@ -8,7 +8,7 @@ import pytest
 
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
-from batchcl.sources.manifest import ManifestParser
+from batchcl.sources.text_lists import ManifestParser
 
 
 def line(ref: object, **more: Any) -> bytes:

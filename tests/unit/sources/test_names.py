@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcl.images import ImageRef, unfit
+from batchcl.choices import SourceKind
+from batchcl.images import ImageRef, check_limits
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
-from batchcl.sources.source_kind import SourceKind
 from batchcl.sources.tables import Columns
-from unit.sources.test_recognise import JPEG, PNG, opened
+from unit.sources.test_open import JPEG, PNG, opened
 
 NAMES = ("user.name1", "x.pjpeg", "photo.jpg.orig", "scan.tif.v2", ".hidden", "a.gif")
 
@@ -31,7 +31,7 @@ def selected(*names: str, **options: Any) -> dict[str, str | None]:
 
     opened_sources = opened(*names, **options)
     found = anyio.run(main)
-    reasons = {os.path.basename(image.key): unfit(image) for image in found}  # noqa: PTH119
+    reasons = {os.path.basename(image.key): check_limits(image) for image in found}  # noqa: PTH119
     return {name: None if reason is None else reason.code for name, reason in reasons.items()}
 
 
@@ -96,6 +96,6 @@ def test_in_a_directory_the_name_decides_unless_any_is_wanted(files: Path) -> No
 
 def test_a_limit_holds_for_an_image_of_any_name() -> None:
     image = ImageRef(uri="s3://b/x.bin", bucket="b", key="x.bin", size_bytes=16_000_000, any_name=True)
-    found = unfit(image)
+    found = check_limits(image)
     assert found is not None
     assert found.code == "TooLarge"

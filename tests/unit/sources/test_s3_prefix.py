@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.aws.session import Aws
-from batchcl.aws.transport import Transport
+from batchcl.choices import Transport
 from batchcl.errors import CredentialsError, SourceError, UnreachableError
 from batchcl.images import ImageRef, Position
-from batchcl.sources.key_ranges import read_in_order
-from batchcl.sources.s3_prefix import S3PrefixSource
+from batchcl.sources.s3_prefix import S3PrefixSource, read_in_order
 from listings import FakeBucket
 from virtual import run_virtual
 

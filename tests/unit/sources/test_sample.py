@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from batchcl.errors import UsageError
 from batchcl.images import Bookmark, ImageRef
-from batchcl.sources.filters import Filters
-from batchcl.sources.sample import ALL_RANKS, Sample, SmallestRanks
+from batchcl.sources.filters import ALL_RANKS, Filters, Sample, SmallestRanks
 from batchcl.sources.select import Selection
 from unit.sources.lists import Selected, one_by_one
 from unit.sources.test_select import FakeSource

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.images import Bookmark, ImageRef, Position
-from batchcl.sources.base import Checked, Source
+from batchcl.sources.base import Source, SourceCheck
 from batchcl.sources.filters import Filters
 from batchcl.sources.repeats import NO_NAMES, HashSet
 from batchcl.sources.select import Selection
@@ -33,8 +33,8 @@ class FakeSource:
         bucket = "" if local else "b"
         self.images = [ImageRef(uri=f"s3://b/{key}", bucket=bucket, key=key) for key in keys]
 
-    async def check(self) -> Checked:
-        return Checked()
+    async def check(self) -> SourceCheck:
+        return SourceCheck()
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         images = self.images[0 if after is None else after.count :]

@@ -13,9 +13,8 @@ from batchcl.errors import UsageError
 from batchcl.images import ImageRef
 from batchcl.sources.base import Source
 from batchcl.sources.filters import Filters
-from batchcl.sources.image_columns import ImageCondition, condition_on
 from batchcl.sources.select import Selection
-from batchcl.sources.where import Condition
+from batchcl.sources.where import Condition, ImageCondition, condition_on
 from unit.sources.test_select import FakeSource
 
 NOON = dt.datetime(2026, 11, 20, 12, tzinfo=dt.UTC)

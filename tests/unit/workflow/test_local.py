@@ -14,7 +14,7 @@ from batchcl.errors import SourceError
 from batchcl.groundtruth import DETECTION
 from batchcl.images import MAX_BYTES_S3
 from batchcl.workflow.create import check_labels, refuse_skipped
-from batchcl.workflow.local import Entry, LocalDataset, LocalImage, read_local, split_entries
+from batchcl.workflow.local import DatasetEntry, LocalDataset, LocalImage, read_local, split_entries
 from pixels import encoded
 
 
@@ -142,10 +142,10 @@ def test_nothing_to_use_is_refused_with_the_first_reason(tmp_path, put):
         read_local(tmp_path)
 
 
-def entry(label: str, md5: str, *, located: bool = False) -> Entry:
+def entry(label: str, md5: str, *, located: bool = False) -> DatasetEntry:
     image = LocalImage(path=Path(label), key=md5, size_bytes=1, md5=md5)
     boxes = {"b": {}, "b-metadata": {"type": DETECTION}}
-    return Entry(image=image, uri=None, labels=(label,), attributes=boxes if located else None)
+    return DatasetEntry(image=image, uri=None, labels=(label,), attributes=boxes if located else None)
 
 
 def test_one_label_is_enough_only_where_objects_are_located():
@@ -162,7 +162,7 @@ entries = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), max_si
 
 
 @given(entries, st.floats(0.05, 0.95))
-def test_a_split_loses_nothing_and_never_parts_copies(images: tuple[Entry, ...], share: float) -> None:
+def test_a_split_loses_nothing_and_never_parts_copies(images: tuple[DatasetEntry, ...], share: float) -> None:
     rest, aside = split_entries(images, share)
     assert sorted(map(id, (*rest, *aside))) == sorted(map(id, images))
     assert not {each.identity for each in rest} & {each.identity for each in aside}
@@ -177,7 +177,7 @@ def test_a_split_loses_nothing_and_never_parts_copies(images: tuple[Entry, ...],
 
 
 @given(entries, st.randoms(use_true_random=False))
-def test_a_split_follows_from_the_bytes_not_from_the_order(images: tuple[Entry, ...], random) -> None:
+def test_a_split_follows_from_the_bytes_not_from_the_order(images: tuple[DatasetEntry, ...], random) -> None:
     shuffled = list(images)
     random.shuffle(shuffled)
     sets = [{each.identity for each in split_entries(tuple(order), 0.3)[1]} for order in (images, shuffled)]

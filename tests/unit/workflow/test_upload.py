@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.errors import CredentialsError, RegionError, SourceError, UnreachableError, UsageError
 from batchcl.workflow.create import add_local, create_from_local
-from batchcl.workflow.local import Entry, LocalDataset, LocalImage
+from batchcl.workflow.local import DatasetEntry, LocalDataset, LocalImage
 from batchcl.workflow.upload import S3Folder, Uploaded, have_bucket, upload_images
 from servers import aws_env, client
 
@@ -174,12 +174,12 @@ def test_a_place_in_s3_has_a_prefix_or_none():
     ],
 )
 def test_one_dataset_or_a_share(images, options, says):
-    local = LocalDataset(tuple(Entry(image=each, uri=None, labels=("x",)) for each in images))
+    local = LocalDataset(tuple(DatasetEntry(image=each, uri=None, labels=("x",)) for each in images))
     with pytest.raises(UsageError, match=says):
         anyio.run(lambda: create_from_local(None, None, None, local, S3Folder("b", ""), created=NOW, **options))  # type: ignore[arg-type]
 
 
 def test_files_need_a_place_to_go(images):
-    local = LocalDataset(tuple(Entry(image=each, uri=None, labels=("x",)) for each in images))
+    local = LocalDataset(tuple(DatasetEntry(image=each, uri=None, labels=("x",)) for each in images))
     with pytest.raises(UsageError, match=r"3 images lie on this machine; .*--upload-to"):
         anyio.run(lambda: add_local(None, None, None, local, None, created=NOW))  # type: ignore[arg-type]

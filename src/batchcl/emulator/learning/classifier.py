@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from batchcl.emulator.learning.features import SIDE, describe, thumbnail
-from batchcl.emulator.learning.model import Detection
+from batchcl.emulator.learning.model import Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,17 +60,17 @@ class Classifier:
         """Image-level labels have no boxes."""
         return False
 
-    def detect(self, image: Image) -> list[Detection]:
+    def detect(self, image: Image) -> list[Prediction]:
         """Every label with its probability."""
         return self.judge(describe(thumbnail(image)))
 
-    def judge(self, description: NDArray[np.float32]) -> list[Detection]:
+    def judge(self, description: NDArray[np.float32]) -> list[Prediction]:
         """Every label with its probability, given the image's description."""
         distances = self.lengths + description @ description - 2 * (self.landmarks @ description)
         likeness = np.exp(-self.width * np.maximum(distances, 0))
         chances = _sigmoid(self.slope * (likeness @ self.weights + self.offset) + self.shift)
         order = np.argsort(-chances, kind="stable")
-        return [Detection(self.labels[i], float(chances[i])) for i in order]
+        return [Prediction(self.labels[i], float(chances[i])) for i in order]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The model's numbers by name."""

@@ -14,9 +14,9 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from batchcl.emulator.learning.model import Box, Detection
+    from batchcl.emulator.learning.model import Box, Prediction
 
-__all__ = ["Evaluation", "LabelScore", "Truth", "average_precision", "evaluate", "matches"]
+__all__ = ["EvaluationResults", "HeldOutLabels", "LabelResult", "average_precision", "evaluate", "matches"]
 
 IOU: Final = 0.5
 _UNKNOWN: Final = 0.5
@@ -24,7 +24,7 @@ _LOWEST: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class HeldOutLabels:
     """What is on one image: its labels, and for object location as many boxes in ratios of the image."""
 
     labels: tuple[str, ...]
@@ -32,7 +32,7 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelScore:
+class LabelResult:
     """One label on the test set; all numbers but `images` are 0 to 1, at the assumed threshold."""
 
     label: str
@@ -45,10 +45,10 @@ class LabelScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class EvaluationResults:
     """A model on its test set; the aggregates are means over the labels that the test set has."""
 
-    scores: tuple[LabelScore, ...]
+    scores: tuple[LabelResult, ...]
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -61,7 +61,9 @@ class Evaluation:
         return sum(values) / len(values) if values else 0.0
 
 
-def evaluate(labels: Sequence[str], truths: Sequence[Truth], seen: Sequence[Sequence[Detection]]) -> Evaluation:
+def evaluate(
+    labels: Sequence[str], truths: Sequence[HeldOutLabels], seen: Sequence[Sequence[Prediction]]
+) -> EvaluationResults:
     """Score each label; `seen` is what the model saw in each image, whatever the threshold."""
     scores = []
     for label in labels:
@@ -72,7 +74,7 @@ def evaluate(labels: Sequence[str], truths: Sequence[Truth], seen: Sequence[Sequ
         precision = hits / int(taken.sum()) if taken.any() else 0.0
         recall = hits / wanted if wanted else 0.0
         scores.append(
-            LabelScore(
+            LabelResult(
                 label=label,
                 threshold=threshold,
                 precision=precision,
@@ -82,16 +84,16 @@ def evaluate(labels: Sequence[str], truths: Sequence[Truth], seen: Sequence[Sequ
                 images=sum(label in truth.labels for truth in truths),
             )
         )
-    return Evaluation(tuple(scores))
+    return EvaluationResults(tuple(scores))
 
 
-def average_precision(truths: Sequence[Truth], seen: Sequence[Sequence[Detection]]) -> Mapping[str, float]:
+def average_precision(truths: Sequence[HeldOutLabels], seen: Sequence[Sequence[Prediction]]) -> Mapping[str, float]:
     """Area under each label's precision-recall curve (all points, interpolated), for the labels in `truths`."""
     labels = sorted({label for truth in truths for label in truth.labels})
     return {label: _area(*_hits(label, truths, seen)) for label in labels}
 
 
-def matches(detections: Sequence[Detection], truth: Truth) -> list[bool]:
+def matches(detections: Sequence[Prediction], truth: HeldOutLabels) -> list[bool]:
     """Whether each detection is right; an object counts for the most confident detection that overlaps it."""
     if truth.boxes is None:
         return [d.label in truth.labels for d in detections]
@@ -110,7 +112,7 @@ def matches(detections: Sequence[Detection], truth: Truth) -> list[bool]:
 
 
 def _hits(
-    label: str, truths: Sequence[Truth], seen: Sequence[Sequence[Detection]]
+    label: str, truths: Sequence[HeldOutLabels], seen: Sequence[Sequence[Prediction]]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Confidences of all detections of `label`, which of them are right, and how many there are to find."""
     confidences: list[float] = []

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["Box", "Detection", "Model", "select"]
+__all__ = ["Box", "Prediction", "Predictor", "select"]
 
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Detection:
+class Prediction:
     """One label that a model sees: `confidence` 0 to 1; `box` only from object location."""
 
     label: str
@@ -50,7 +50,7 @@ class Detection:
         return float32(min(100.0, self.confidence * 100))
 
 
-class Model(Protocol):
+class Predictor(Protocol):
     """A trained model."""
 
     @property
@@ -63,7 +63,7 @@ class Model(Protocol):
         """Whether its detections have boxes."""
         ...
 
-    def detect(self, image: Image) -> list[Detection]:
+    def detect(self, image: Image) -> list[Prediction]:
         """Everything that it sees in an upright RGB image, highest confidence first, whatever the threshold."""
         ...
 
@@ -73,12 +73,12 @@ class Model(Protocol):
 
 
 def select(
-    detections: Iterable[Detection],
+    detections: Iterable[Prediction],
     *,
     thresholds: Mapping[str, float],
     min_confidence: float | None,
     max_results: int | None,
-) -> list[Detection]:
+) -> list[Prediction]:
     """What DetectCustomLabels returns of `detections`, highest confidence first.
 
     Args:

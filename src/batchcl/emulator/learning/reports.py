@@ -17,8 +17,8 @@ from batchcl.emulator.learning.evaluation import matches
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from batchcl.emulator.learning.evaluation import Truth
-    from batchcl.emulator.learning.model import Box, Detection
+    from batchcl.emulator.learning.evaluation import HeldOutLabels
+    from batchcl.emulator.learning.model import Box, Prediction
     from batchcl.emulator.learning.training import Example, Trained
 
 __all__ = ["snapshot", "summary", "training_snapshot"]
@@ -117,7 +117,7 @@ def _truth(example: Example, labels: Sequence[str], created: str) -> dict[str, A
 
 def _labels(
     example: Example,
-    seen: Sequence[Detection],
+    seen: Sequence[Prediction],
     thresholds: dict[str, float],
     labels: Sequence[str],
     created: str,
@@ -143,7 +143,7 @@ def _labels(
 
 def _boxes(
     example: Example,
-    seen: Sequence[Detection],
+    seen: Sequence[Prediction],
     thresholds: dict[str, float],
     labels: Sequence[str],
     created: str,
@@ -180,7 +180,7 @@ def _boxes(
     }
 
 
-def _missed(truth: Truth, seen: Sequence[Detection]) -> list[tuple[str, Box]]:
+def _missed(truth: HeldOutLabels, seen: Sequence[Prediction]) -> list[tuple[str, Box]]:
     assert truth.boxes is not None
     free = list(zip(truth.labels, truth.boxes, strict=True))
     for detection, right in zip(seen, matches(seen, truth), strict=True):

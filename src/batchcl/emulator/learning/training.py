@@ -14,12 +14,11 @@ import numpy as np
 import orjson
 
 from batchcl.emulator.learning.classifier import Classifier, train_classifier
-from batchcl.emulator.learning.evaluation import Evaluation, Truth, evaluate
+from batchcl.emulator.learning.evaluation import EvaluationResults, HeldOutLabels, evaluate
 from batchcl.emulator.learning.features import describe, thumbnail
-from batchcl.emulator.learning.locator import LabelledPicture, Locator, train_locator
-from batchcl.emulator.learning.model import Box, Detection
+from batchcl.emulator.learning.locator import LabelledPicture, Locator, train_locator, working_picture
+from batchcl.emulator.learning.model import Box, Prediction
 from batchcl.emulator.learning.splitting import held_out
-from batchcl.emulator.learning.windows import working_picture
 from batchcl.errors import BatchclError
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from batchcl.emulator.learning.model import Model
+    from batchcl.emulator.learning.model import Predictor
     from batchcl.groundtruth import GroundTruth
 
 __all__ = ["FEWEST_LABELS", "Example", "Task", "Trained", "TrainingError", "load", "prepare", "save", "split", "train"]
@@ -57,18 +56,18 @@ class Example:
     source_ref: str
     size: tuple[int, int]
     picture: NDArray[np.uint8]
-    truth: Truth
+    truth: HeldOutLabels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
     """A model and how it did on its test set; `seen` has what it saw on each of the `test` examples."""
 
-    model: Model
-    evaluation: Evaluation
+    model: Predictor
+    evaluation: EvaluationResults
     train: tuple[Example, ...]
     test: tuple[Example, ...]
-    seen: tuple[tuple[Detection, ...], ...]
+    seen: tuple[tuple[Prediction, ...], ...]
 
 
 def prepare(number: int, image: Image, size: tuple[int, int], entry: GroundTruth, task: Task) -> Example:
@@ -77,7 +76,7 @@ def prepare(number: int, image: Image, size: tuple[int, int], entry: GroundTruth
     Blocking; call it from a worker thread. Boxes are cut at the rim; those that lie outside are dropped.
     """
     if task == "classification":
-        return Example(number, entry.source_ref, size, thumbnail(image), Truth(entry.labels))
+        return Example(number, entry.source_ref, size, thumbnail(image), HeldOutLabels(entry.labels))
     width, height = size
     labels, boxes = [], []
     for box in entry.boxes:
@@ -86,7 +85,7 @@ def prepare(number: int, image: Image, size: tuple[int, int], entry: GroundTruth
         if right > left and bottom > top:
             labels.append(box.label)
             boxes.append(Box(left / width, top / height, (right - left) / width, (bottom - top) / height))
-    return Example(number, entry.source_ref, size, working_picture(image), Truth(tuple(labels), tuple(boxes)))
+    return Example(number, entry.source_ref, size, working_picture(image), HeldOutLabels(tuple(labels), tuple(boxes)))
 
 
 def train(
@@ -140,14 +139,14 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def _learn(task: Task, examples: Sequence[Example], seed: int, check: Callable[[], None]) -> Model:
+def _learn(task: Task, examples: Sequence[Example], seed: int, check: Callable[[], None]) -> Predictor:
     if task == "classification":
         truths = [frozenset(e.truth.labels) for e in examples]
         return train_classifier([e.picture for e in examples], truths, seed=seed, check=check)
     return train_locator([_labelled(e) for e in examples], seed=seed, check=check)
 
 
-def save(path: Path, model: Model, thresholds: dict[str, float]) -> None:
+def save(path: Path, model: Predictor, thresholds: dict[str, float]) -> None:
     """Write a model and its labels' assumed thresholds; after a crash the file is whole or not there."""
     facts = {"locates": model.locates, "labels": model.labels, "thresholds": thresholds}
     partial = path.with_name(f"{path.name}.part")
@@ -157,7 +156,7 @@ def save(path: Path, model: Model, thresholds: dict[str, float]) -> None:
     partial.replace(path)
 
 
-def load(path: Path) -> tuple[Model, dict[str, float]]:
+def load(path: Path) -> tuple[Predictor, dict[str, float]]:
     """Read back what `save` wrote. Nothing in the file is executed: it holds numbers and JSON."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
@@ -166,7 +165,7 @@ def load(path: Path) -> tuple[Model, dict[str, float]]:
     return kind(labels=tuple(facts["labels"]), **arrays), facts["thresholds"]
 
 
-def _look(model: Model, picture: NDArray[np.uint8]) -> list[Detection]:
+def _look(model: Predictor, picture: NDArray[np.uint8]) -> list[Prediction]:
     if isinstance(model, Locator):
         return model.judge(picture)
     assert isinstance(model, Classifier)

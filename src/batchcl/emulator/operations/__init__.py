@@ -9,16 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from batchcl.emulator.operations import (
-    copies,
-    datasets,
-    detect,
-    entries,
-    policies,
-    projects,
-    tags,
-    versions,
-)
+from batchcl.emulator.operations import copies, datasets, detect, entries, policies, projects, tags, versions
 from batchcl.emulator.service import Call
 
 __all__ = ["OPERATIONS", "Operation"]

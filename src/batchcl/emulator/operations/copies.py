@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio.to_thread
 
 from batchcl.emulator.arns import owner, version_arn
-from batchcl.emulator.faults import ServiceError, access_denied, in_use, invalid_parameter, not_found
+from batchcl.emulator.errors import ApiError, access_denied, in_use, invalid_parameter, not_found
 from batchcl.emulator.limits import MOST_COPYING, MOST_VERSIONS, check_tags, over_limit, over_quota
 from batchcl.emulator.policies import may_copy
 from batchcl.emulator.training_job import result_keys
 
 if TYPE_CHECKING:
-    from batchcl.emulator.records import Project, Version
+    from batchcl.emulator.records import StoredProject, StoredVersion
     from batchcl.emulator.service import Call
 
 __all__ = ["copy_project_version"]
@@ -60,7 +60,7 @@ async def copy_project_version(call: Call, parameters: dict[str, Any]) -> dict[s
     return {"ProjectVersionArn": copy.arn}
 
 
-def _source(call: Call, parameters: dict[str, Any]) -> Version:
+def _source(call: Call, parameters: dict[str, Any]) -> StoredVersion:
     """The version to copy, whose account must let the caller have it."""
     state = call.service.state
     project_arn, arn = parameters["SourceProjectArn"], parameters["SourceProjectVersionArn"]
@@ -81,7 +81,7 @@ def _source(call: Call, parameters: dict[str, Any]) -> Version:
     return version
 
 
-def _refuse(call: Call, target: Project, name: str) -> None:
+def _refuse(call: Call, target: StoredProject, name: str) -> None:
     state = call.service.state
     versions = state.versions_of(target.arn, now=call.now)
     if any(v.name == name for v in versions):
@@ -93,7 +93,7 @@ def _refuse(call: Call, target: Project, name: str) -> None:
         raise over_limit(f"The account copies {len(copying)} models and can copy {MOST_COPYING} at once.")
 
 
-async def _copy(call: Call, source: Version, copy: Version) -> None:
+async def _copy(call: Call, source: StoredVersion, copy: StoredVersion) -> None:
     """Copy the model and its training results; the copy becomes COPYING_COMPLETED or COPYING_FAILED."""
     service, state = call.service, call.service.state
     old = [source.summary, source.training_output, source.testing_output]
@@ -107,7 +107,7 @@ async def _copy(call: Call, source: Version, copy: Version) -> None:
         copy.summary, copy.training_output, copy.testing_output = new
         copy.training_validation = copy.testing_validation = copy.manifest_summary = None
         status, message = "COPYING_COMPLETED", _COPIED
-    except (OSError, ServiceError) as error:
+    except (OSError, ApiError) as error:
         status, message = "COPYING_FAILED", f"The model or its training results can't be copied. {error}"
     if copy.arn in state.versions:
         due = max(service.clock.time(), copy.created + service.settings.copy_seconds)

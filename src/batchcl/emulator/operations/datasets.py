@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from batchcl.emulator.arns import dataset_arn
 from batchcl.emulator.dataset_files import Contents, contents_of, gather
-from batchcl.emulator.faults import ServiceError, in_use, invalid_parameter
+from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
 from batchcl.emulator.limits import check_tags
-from batchcl.emulator.records import Dataset
+from batchcl.emulator.records import StoredDataset
 from batchcl.emulator.training_job import read_manifest, split_lines
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ async def create_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, An
     _refuse_second(call, project.arn, kind)  # another call may have made it during the read
     service = call.service
     now = service.clock.time()
-    dataset = Dataset(
+    dataset = StoredDataset(
         arn=dataset_arn(call.account, call.region, project.name, kind, now=now),
         project_arn=project.arn,
         kind=kind,
@@ -86,7 +86,7 @@ async def delete_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, An
     return {}
 
 
-def message_of(dataset: Dataset, now: float) -> dict[str, str]:
+def message_of(dataset: StoredDataset, now: float) -> dict[str, str]:
     """The status at `now` as the API tells it."""
     status = dataset.status_at(now)
     failed = status.endswith("FAILED")
@@ -99,7 +99,7 @@ def message_of(dataset: Dataset, now: float) -> dict[str, str]:
 
 def _refuse_second(call: Call, project_arn: str, kind: str) -> None:
     if kind in call.service.state.datasets_of(project_arn):
-        raise ServiceError("ResourceAlreadyExistsException", f"The project already has a {kind} dataset.")
+        raise ApiError("ResourceAlreadyExistsException", f"The project already has a {kind} dataset.")
 
 
 async def _contents(call: Call, source: dict[str, Any]) -> Contents:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.to_thread
 
-from batchcl.emulator.faults import ServiceError, invalid_parameter
+from batchcl.emulator.errors import ApiError, invalid_parameter
 from batchcl.emulator.image_rules import check_bytes, open_picture
 from batchcl.emulator.learning.model import select
 from batchcl.images import MAX_BYTES_S3
 
 if TYPE_CHECKING:
-    from batchcl.emulator.learning.model import Detection, Model
-    from batchcl.emulator.service import Call, Service
+    from batchcl.emulator.learning.model import Prediction, Predictor
+    from batchcl.emulator.service import Call, EmulatorService
 
 __all__ = ["detect_custom_labels"]
 
@@ -31,7 +31,7 @@ async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[s
     version = call.version(parameters["ProjectVersionArn"])
     if version.status != "RUNNING":
         why = f"The model {version.arn} is not running; it is {version.status}."
-        raise ServiceError("ResourceNotReadyException", why)
+        raise ApiError("ResourceNotReadyException", why)
     scaler = service.scale(version, now=call.now)
     if scaler is not None:
         scaler.offer()
@@ -51,10 +51,10 @@ async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[s
     return {"CustomLabels": [_custom_label(d) for d in chosen]}
 
 
-async def _look(service: Service, arn: str, model: Model, data: bytes) -> list[Detection]:
+async def _look(service: EmulatorService, arn: str, model: Predictor, data: bytes) -> list[Prediction]:
     """What the model sees; for bytes that it has seen before what it saw then, where inference is cached."""
 
-    def look() -> list[Detection]:
+    def look() -> list[Prediction]:
         return model.detect(open_picture(data).image)
 
     if not service.settings.cached_inference:
@@ -87,7 +87,7 @@ async def _bytes(call: Call, image: dict[str, Any]) -> bytes:
     return data
 
 
-async def _model(call: Call, arn: str) -> tuple[Model, dict[str, float]]:
+async def _model(call: Call, arn: str) -> tuple[Predictor, dict[str, float]]:
     """The version's model; read from its file at the first image after a start."""
     from batchcl.emulator.learning.training import load  # noqa: PLC0415 - scikit-learn's friends take a while
 
@@ -97,7 +97,7 @@ async def _model(call: Call, arn: str) -> tuple[Model, dict[str, float]]:
     return models[arn]
 
 
-def _custom_label(detection: Detection) -> dict[str, Any]:
+def _custom_label(detection: Prediction) -> dict[str, Any]:
     label: dict[str, Any] = {"Name": detection.label, "Confidence": detection.percent}
     if detection.box is not None:
         box = detection.box

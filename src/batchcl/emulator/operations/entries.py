@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from batchcl.emulator.dataset_files import contents_of
-from batchcl.emulator.faults import ServiceError, in_use, invalid_parameter
+from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
 from batchcl.emulator.learning.splitting import held_out
 from batchcl.emulator.limits import over_limit
 from batchcl.emulator.manifest import DATASET, MOST_ENTRIES, marked
-from batchcl.emulator.operations.pages import rows
+from batchcl.emulator.operations.pagination import rows
 from batchcl.emulator.training_job import split_lines
 
 if TYPE_CHECKING:
-    from batchcl.emulator.manifest import Entry
-    from batchcl.emulator.records import Dataset
+    from batchcl.emulator.manifest import ManifestEntry
+    from batchcl.emulator.records import StoredDataset
     from batchcl.emulator.service import Call
 
 __all__ = ["distribute_dataset_entries", "list_dataset_entries", "list_dataset_labels", "update_dataset_entries"]
@@ -105,7 +105,7 @@ async def distribute_dataset_entries(call: Call, parameters: dict[str, Any]) -> 
     return {}
 
 
-def _matches(entry: Entry, parameters: dict[str, Any]) -> bool:
+def _matches(entry: ManifestEntry, parameters: dict[str, Any]) -> bool:
     labels = entry.truth.labels if entry.truth is not None else ()
     wanted = parameters.get("ContainsLabels")
     return (
@@ -116,7 +116,7 @@ def _matches(entry: Entry, parameters: dict[str, Any]) -> bool:
     )
 
 
-def _refuse_busy(call: Call, dataset: Dataset) -> None:
+def _refuse_busy(call: Call, dataset: StoredDataset) -> None:
     """Nothing can be listed of a dataset that isn't made yet or is being changed."""
     if dataset.status_at(call.now) in {"CREATE_IN_PROGRESS", "CREATE_FAILED"}:
         raise _not_ready(call, dataset)
@@ -124,7 +124,7 @@ def _refuse_busy(call: Call, dataset: Dataset) -> None:
         raise in_use(f"The dataset {dataset.arn} is {dataset.status_at(call.now)}.")
 
 
-def _refuse_changing(call: Call, dataset: Dataset) -> None:
+def _refuse_changing(call: Call, dataset: StoredDataset) -> None:
     if not dataset.usable_at(call.now):
         raise in_use(f"The dataset {dataset.arn} can't be changed; it is {dataset.status_at(call.now)}.")
     state = call.service.state
@@ -132,12 +132,12 @@ def _refuse_changing(call: Call, dataset: Dataset) -> None:
         raise in_use(f"The dataset {dataset.arn} is being used to train a model.")
 
 
-def _not_ready(call: Call, dataset: Dataset) -> ServiceError:
+def _not_ready(call: Call, dataset: StoredDataset) -> ApiError:
     why = f"The dataset {dataset.arn} is not ready; it is {dataset.status_at(call.now)}."
-    return ServiceError("ResourceNotReadyException", why)
+    return ApiError("ResourceNotReadyException", why)
 
 
-def _begin(call: Call, dataset: Dataset, refusal: str | None) -> None:
+def _begin(call: Call, dataset: StoredDataset, refusal: str | None) -> None:
     """Let the dataset be in an update that ends well, or with `refusal`."""
     dataset.doing = "UPDATE_IN_PROGRESS"
     dataset.updated = call.now

@@ -6,11 +6,11 @@ import datetime as dt
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.emulator.faults import ServiceError, not_found
+from batchcl.emulator.errors import ApiError, not_found
 from batchcl.emulator.limits import MOST_POLICIES, over_quota
-from batchcl.emulator.operations.pages import page
+from batchcl.emulator.operations.pagination import page
 from batchcl.emulator.policies import check_document
-from batchcl.emulator.records import Policy
+from batchcl.emulator.records import StoredPolicy
 
 if TYPE_CHECKING:
     from batchcl.emulator.service import Call
@@ -30,14 +30,14 @@ async def put_project_policy(call: Call, parameters: dict[str, Any]) -> dict[str
     if revision is not None and (old is None or old.revision != revision):
         raise _bad_revision()
     if old is not None and revision is None:
-        raise ServiceError(
+        raise ApiError(
             "ResourceAlreadyExistsException",
             f"The project has a policy {name}; to change it, name its PolicyRevisionId",
         )
     if old is None and len(found) >= MOST_POLICIES:
         raise over_quota(f"A project can have {MOST_POLICIES} policies.")
     stamp = f"{project.arn} {name} {revision} {call.now} {document}"
-    policy = Policy(
+    policy = StoredPolicy(
         project_arn=project.arn,
         name=name,
         revision=hashlib.sha256(stamp.encode()).hexdigest()[:32],
@@ -83,5 +83,5 @@ async def delete_project_policy(call: Call, parameters: dict[str, Any]) -> dict[
     return {}
 
 
-def _bad_revision() -> ServiceError:
-    return ServiceError("InvalidPolicyRevisionIdException", "The PolicyRevisionId is not the policy's present one.")
+def _bad_revision() -> ApiError:
+    return ApiError("InvalidPolicyRevisionIdException", "The PolicyRevisionId is not the policy's present one.")

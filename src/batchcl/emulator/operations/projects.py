@@ -6,11 +6,11 @@ import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 from batchcl.emulator.arns import project_arn
-from batchcl.emulator.faults import in_use, invalid_parameter
+from batchcl.emulator.errors import in_use, invalid_parameter
 from batchcl.emulator.limits import MOST_PROJECTS, check_tags, over_limit
 from batchcl.emulator.operations.datasets import message_of
-from batchcl.emulator.operations.pages import page
-from batchcl.emulator.records import Project
+from batchcl.emulator.operations.pagination import page
+from batchcl.emulator.records import StoredProject
 
 if TYPE_CHECKING:
     from batchcl.emulator.service import Call
@@ -32,7 +32,7 @@ async def create_project(call: Call, parameters: dict[str, Any]) -> dict[str, An
     tags = parameters.get("Tags", {})
     check_tags(tags)
     arn = project_arn(call.account, call.region, name, now=call.now)
-    call.service.state.projects[arn] = Project(arn=arn, name=name, created=call.now, tags=tags)
+    call.service.state.projects[arn] = StoredProject(arn=arn, name=name, created=call.now, tags=tags)
     call.service.state.save()
     return {"ProjectArn": arn}
 
@@ -63,11 +63,11 @@ async def delete_project(call: Call, parameters: dict[str, Any]) -> dict[str, An
     return {"Status": "DELETING"}
 
 
-def _mine(call: Call) -> list[Project]:
+def _mine(call: Call) -> list[StoredProject]:
     return [p for p in call.service.state.projects.values() if call.mine(p.arn)]
 
 
-def _describe(call: Call, project: Project) -> dict[str, Any]:
+def _describe(call: Call, project: StoredProject) -> dict[str, Any]:
     datasets = call.service.state.datasets_of(project.arn).values()
     return {
         "ProjectArn": project.arn,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.emulator.faults import invalid_parameter
+from batchcl.emulator.errors import invalid_parameter
 from batchcl.emulator.limits import check_tags
 from batchcl.emulator.protocol import pattern_of
 
 if TYPE_CHECKING:
-    from batchcl.emulator.records import Dataset, Project, Version
+    from batchcl.emulator.records import StoredDataset, StoredProject, StoredVersion
     from batchcl.emulator.service import Call
 
 __all__ = ["list_tags_for_resource", "tag_resource", "untag_resource"]
@@ -42,7 +42,7 @@ async def list_tags_for_resource(call: Call, parameters: dict[str, Any]) -> dict
     return {"Tags": _resource(call, parameters["ResourceArn"]).tags}
 
 
-def _resource(call: Call, arn: str) -> Project | Dataset | Version:
+def _resource(call: Call, arn: str) -> StoredProject | StoredDataset | StoredVersion:
     """The caller's version, dataset or project: all of them take tags when they are made."""
     kind = next((kind for kind in _KINDS if re.fullmatch(pattern_of(kind), arn)), None)
     if kind is None:

@@ -6,7 +6,7 @@ import datetime as dt
 from typing import TYPE_CHECKING, Any, Final
 
 from batchcl.emulator.arns import version_arn
-from batchcl.emulator.faults import ServiceError, in_use, invalid_parameter
+from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
 from batchcl.emulator.learning.training import TrainingError
 from batchcl.emulator.limits import (
     MOST_RUNNING,
@@ -17,9 +17,9 @@ from batchcl.emulator.limits import (
     over_limit,
     over_quota,
 )
-from batchcl.emulator.operations.pages import page
-from batchcl.emulator.records import Version
-from batchcl.emulator.training_job import Material, ReadMaterial, read_manifest, run_training, split_lines
+from batchcl.emulator.operations.pagination import page
+from batchcl.emulator.records import StoredVersion
+from batchcl.emulator.training_job import ReadMaterial, TrainingData, read_manifest, run_training, split_lines
 
 if TYPE_CHECKING:
     from batchcl.emulator.service import Call
@@ -52,7 +52,7 @@ async def create_project_version(call: Call, parameters: dict[str, Any]) -> dict
     material = await _material(call, project.arn, parameters)
     _refuse_training(call, project.arn, parameters["VersionName"])  # another call may have come in between
     arn = version_arn(call.account, call.region, project.name, parameters["VersionName"], now=call.now)
-    version = Version(
+    version = StoredVersion(
         arn=arn,
         project_arn=project.arn,
         name=parameters["VersionName"],
@@ -155,8 +155,8 @@ async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) ->
             raise invalid_parameter("The project has no training dataset.")
         lines = {kind: split_lines(state.read_manifest(d.arn)) for kind, d in datasets.items()}
 
-        async def of_datasets() -> Material:
-            return Material(lines["TRAIN"], lines.get("TEST"), None if "TEST" in lines else datasets["TRAIN"].arn)
+        async def of_datasets() -> TrainingData:
+            return TrainingData(lines["TRAIN"], lines.get("TEST"), None if "TEST" in lines else datasets["TRAIN"].arn)
 
         return of_datasets
     if not assets:
@@ -164,9 +164,9 @@ async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) ->
     if testing.get("Assets") and testing.get("AutoCreate"):
         raise invalid_parameter("TestingData has both Assets and AutoCreate.")
 
-    async def of_manifests() -> Material:
+    async def of_manifests() -> TrainingData:
         train = await _assets(call, assets)
-        return Material(train, await _assets(call, testing["Assets"]) if testing.get("Assets") else None)
+        return TrainingData(train, await _assets(call, testing["Assets"]) if testing.get("Assets") else None)
 
     return of_manifests
 
@@ -177,7 +177,7 @@ async def _assets(call: Call, assets: list[dict[str, Any]]) -> list[bytes]:
         where = asset.get("GroundTruthManifest", {}).get("S3Object", {})
         try:
             lines += split_lines(await read_manifest(call.service, where, call.region))
-        except ServiceError as error:
+        except ApiError as error:
             known = error.code == "InvalidParameterException"
             why = str(error) if known else "The manifest file extension or contents are invalid."
             name = f"s3://{where.get('Bucket', '')}/{where.get('Name', '')}"
@@ -185,7 +185,7 @@ async def _assets(call: Call, assets: list[dict[str, Any]]) -> list[bytes]:
     return lines
 
 
-def _describe(version: Version) -> dict[str, Any]:
+def _describe(version: StoredVersion) -> dict[str, Any]:
     described: dict[str, Any] = {
         "ProjectVersionArn": version.arn,
         "CreationTimestamp": dt.datetime.fromtimestamp(version.created, dt.UTC),

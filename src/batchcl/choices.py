@@ -1,0 +1,74 @@
+"""Values of options that have a fixed set of choices. Imports nothing heavy, as the command line needs them first."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+
+from batchcl.errors import UsageError
+
+__all__ = ["Encryption", "ServerSideEncryption", "SourceKind", "Transport"]
+
+
+class Transport(StrEnum):
+    """How DetectCustomLabels and ListObjectsV2 travel: signed and sent by `http`, or by the SDK."""
+
+    WIRE = "wire"
+    AIOBOTO3 = "aioboto3"
+
+
+class SourceKind(StrEnum):
+    """What `--source-kind` may say."""
+
+    PREFIX = "prefix"
+    DIRECTORY = "directory"
+    KEYS = "keys"
+    MANIFEST = "manifest"
+    IMAGE = "image"
+    INVENTORY = "inventory"
+    BATCH_CSV = "batch-csv"
+    LABEL_CSV = "label-csv"
+    JSON_LINES = "json-lines"
+    TABLE = "table"
+    TAR = "tar"
+
+
+class ServerSideEncryption(StrEnum):
+    """As S3 and the AWS CLI name them."""
+
+    S3 = "AES256"
+    KMS = "aws:kms"
+    DSSE_KMS = "aws:kms:dsse"
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """What is asked of S3 with each object. Without `sse`, the variables of `store_config` decide, then the bucket.
+
+    Raises `UsageError` for a key without an encryption that takes one.
+    """
+
+    sse: ServerSideEncryption | None = None
+    kms_key_id: str | None = None
+
+    def __post_init__(self) -> None:
+        takes_key = self.sse in {ServerSideEncryption.KMS, ServerSideEncryption.DSSE_KMS}
+        if self.kms_key_id is not None and not takes_key:
+            raise UsageError("--sse-kms-key-id needs --sse aws:kms or --sse aws:kms:dsse")
+
+    def store_config(self) -> dict[str, str]:
+        """The keys of obstore's configuration.
+
+        obstore itself reads `AWS_SERVER_SIDE_ENCRYPTION`, `AWS_SSE_KMS_KEY_ID` and `AWS_SSE_BUCKET_KEY_ENABLED` where
+        these keys are missing.
+
+        Raises:
+            UsageError: the environment names a KMS key, which S3 refuses together with AES256.
+        """
+        if self.sse is None:
+            return {}
+        if self.sse is ServerSideEncryption.S3 and "AWS_SSE_KMS_KEY_ID" in os.environ:
+            raise UsageError("AWS_SSE_KMS_KEY_ID is set, but --sse AES256 takes no key; unset it, or use --sse aws:kms")
+        key = {} if self.kms_key_id is None else {"sse_kms_key_id": self.kms_key_id}
+        return {"server_side_encryption": self.sse.value, **key}

@@ -1,0 +1,83 @@
+"""`--annotate`: where the drawn pictures go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchcl.cli.streams import write_line
+from batchcl.errors import ImageError, OutputError, UsageError
+from batchcl.imaging.decode import require_pillow
+from batchcl.imaging.draw import annotate, drawing_format
+
+if TYPE_CHECKING:
+    from batchcl.scoring.detect import DetectResult, ImageInput
+
+__all__ = ["Drawing"]
+
+
+class Drawing:
+    """Keeps the bytes of the images until their labels are known, and draws them then.
+
+    Args:
+        out: a file for one image, OUT.png or OUT.jpg; or a directory, which is made where there is none.
+        images: that will be drawn.
+
+    Raises:
+        UsageError: `out` can't be what it has to be.
+    """
+
+    def __init__(self, out: Path, images: Sequence[ImageInput]) -> None:
+        require_pillow("--annotate")
+        self._files = _files(out, images)
+        self._numbers = {id(each): number for number, each in enumerate(images)}
+        self._data: dict[int, bytes] = {}
+
+    def keep(self, image: ImageInput, data: bytes) -> None:
+        """Take over the bytes of `image`."""
+        self._data[self._numbers[id(image)]] = data
+
+    def draw(self, found: Sequence[DetectResult]) -> None:
+        """Write the picture of each image that has an answer.
+
+        Raises:
+            OutputError: a file can't be written.
+        """
+        for number, each in enumerate(found):
+            if each.answer is None or number not in self._data:
+                continue
+            file = self._files[number]
+            try:
+                drawn = annotate(self._data[number], each.labels, kind=drawing_format(file.name) or "PNG")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(drawn)
+            except ImageError as error:
+                write_line(f"{each.name} isn't drawn: {error}")
+            except OSError as error:
+                raise OutputError(f"can't write {file}: {error.strerror}; check --annotate") from error
+            else:
+                write_line(f"{each.name} is drawn in {file}")
+
+
+def _files(out: Path, images: Sequence[ImageInput]) -> list[Path]:
+    """A file an image, each another one."""
+    if not out.is_dir():
+        if drawing_format(out.name) is not None and len(images) == 1:
+            return [out]
+        if drawing_format(out.name) is not None or out.exists():
+            raise UsageError(
+                f"--annotate {out}: for one image it is OUT.png or OUT.jpg; for {len(images)} it has to be a directory"
+                if len(images) > 1
+                else f"--annotate {out}: it is there, and neither a directory nor OUT.png or OUT.jpg; name one of these"
+            )
+        if out.suffix:
+            raise UsageError(f"--annotate {out}: write OUT.png or OUT.jpg, or name a directory")
+    names: list[str] = []
+    for each in images:
+        stem = "stdin" if each.name == "-" else Path(each.name.rpartition("/")[2]).stem or "image"
+        name = stem
+        while f"{name}.png" in names:
+            name = f"{stem}-{sum(other.startswith(stem) for other in names) + 1}"
+        names.append(f"{name}.png")
+    return [out / name for name in names]

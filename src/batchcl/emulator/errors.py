@@ -1,0 +1,47 @@
+"""What the service answers when it does not answer with a result."""
+
+from __future__ import annotations
+
+from batchcl.errors import BatchclError
+
+__all__ = ["ApiError", "access_denied", "in_use", "invalid_parameter", "invalid_s3_object", "not_found"]
+
+
+class ApiError(BatchclError):
+    """An error answer: its `code` is the exception name of the Rekognition API, `status` the HTTP status."""
+
+    def __init__(self, code: str, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+def invalid_s3_object() -> ApiError:
+    """A missing key, a missing bucket and a missing permission look the same from outside."""
+    return ApiError(
+        "InvalidS3ObjectException",
+        "Unable to get object metadata from S3. Check object key, region and/or access permissions.",
+    )
+
+
+def invalid_parameter(message: str = "Request has invalid parameters") -> ApiError:
+    """An input breaks a constraint."""
+    return ApiError("InvalidParameterException", message)
+
+
+def not_found(what: str) -> ApiError:
+    """The resource doesn't exist in the caller's account and region."""
+    return ApiError("ResourceNotFoundException", f"The resource {what} was not found.")
+
+
+def in_use(message: str) -> ApiError:
+    """The resource is in a state that doesn't allow the operation."""
+    return ApiError("ResourceInUseException", message)
+
+
+def access_denied(operation: str, arn: str) -> ApiError:
+    """The resource belongs to another account."""
+    return ApiError(
+        "AccessDeniedException",
+        f"User is not authorized to perform: rekognition:{operation} on resource: {arn}",
+    )

@@ -1,0 +1,113 @@
+"""Images that are changed so that the service takes them, and travel as bytes then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from batchcl.aws.session import Aws
+from batchcl.errors import ImageError
+from batchcl.images import (
+    FITTABLE_EXTENSIONS,
+    MAX_BYTES_S3,
+    ArchiveMember,
+    ImageReader,
+    ImageRef,
+    SkipReason,
+    suffix_of,
+)
+from batchcl.imaging.fit import fit, is_fine
+from batchcl.loaders.base import Prepared
+from batchcl.loaders.s3_objects import open_object_reader
+from batchcl.outcomes import fit_may_help
+
+__all__ = ["FittingReader", "open_fitting_reader"]
+
+_Key = tuple[str, str | None, ArchiveMember | None]
+
+_HELD_BYTES: Final = 256 * 1024 * 1024
+"""Of images that are ready; a few more may be in the making."""
+
+
+class FittingReader:
+    """A reader of changed images, and what changes them. See `ImageReader` and `Preparer`.
+
+    Images that travel as bytes anyway are looked at before their call; those in S3 only where their name or size says
+    that the service won't take them, or where it has refused them.
+
+    Args:
+        inner: reads the images that travel as bytes anyway.
+        objects: reads the others, from S3.
+        processors: pictures that are changed at a time.
+    """
+
+    def __init__(self, inner: ImageReader, objects: ImageReader, *, processors: int | None = None) -> None:
+        self._inner = inner
+        self._objects = objects
+        self._ready: dict[_Key, bytes] = {}
+        self._held_bytes = 0
+        self._processors = anyio.CapacityLimiter(processors or max(1, (os.cpu_count() or 1) - 1))
+
+    def carries(self, image: ImageRef) -> bool:
+        """What was changed, and what travels as bytes anyway."""
+        return _key(image) in self._ready or self._inner.carries(image)
+
+    async def read(self, image: ImageRef) -> bytes:
+        """The changed bytes, or those that the image has."""
+        ready = self._ready.get(_key(image))
+        return await self._inner.read(image) if ready is None else ready
+
+    def wants(self, image: ImageRef) -> bool:
+        """As `Preparer` has it."""
+        if self._inner.carries(image):
+            return True
+        is_fittable = suffix_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS
+        return is_fittable or (image.size_bytes or 0) > MAX_BYTES_S3
+
+    def may_mend(self, error: ImageError) -> bool:
+        """Where it may be about the picture."""
+        return fit_may_help(error.code)
+
+    def has_room(self) -> bool:
+        """Whether more bytes may be held."""
+        return self._held_bytes < _HELD_BYTES
+
+    async def prepare(self, image: ImageRef) -> Prepared | SkipReason:
+        """Read the image and change it where that is needed; see `Preparer`."""
+        inner = self._inner.carries(image)
+        data = await (self._inner if inner else self._objects).read(image)
+        if not inner and is_fine(data, limit_bytes=MAX_BYTES_S3):
+            return Prepared()
+        try:
+            fitted = await anyio.to_thread.run_sync(fit, data, limiter=self._processors, abandon_on_cancel=True)
+        except ImageError as error:
+            return SkipReason(error.code, str(error))
+        if fitted is not None:
+            self._hold(image, fitted.data)
+        elif image.bucket:
+            self._hold(image, data)  # a file can be read again instead
+        return Prepared(None if fitted is None else fitted.note)
+
+    def release(self, image: ImageRef) -> None:
+        """Forget the bytes."""
+        self._held_bytes -= len(self._ready.pop(_key(image), b""))
+
+    def _hold(self, image: ImageRef, data: bytes) -> None:
+        self._ready[_key(image)] = data
+        self._held_bytes += len(data)
+
+
+@asynccontextmanager
+async def open_fitting_reader(inner: ImageReader, aws: Aws, *, region: str) -> AsyncIterator[FittingReader]:
+    """A reader that fits what `inner` carries and what lies in the region's buckets; closed at the end of the block."""
+    async with open_object_reader(aws, region=region) as objects:
+        yield FittingReader(inner, objects)
+
+
+def _key(image: ImageRef) -> _Key:
+    return image.uri, image.version_id, image.member

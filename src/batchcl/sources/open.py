@@ -1,0 +1,442 @@
+"""Opens what a user named as a source, by its content rather than its name."""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import Enum
+from fnmatch import translate
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+
+from batchcl.aws.buckets import BucketChecks
+from batchcl.aws.session import Aws
+from batchcl.choices import SourceKind, Transport
+from batchcl.errors import SourceError
+from batchcl.images import ImageRef, Position
+from batchcl.runs.layout import FOLDERS
+from batchcl.sources.archive import archive_in_s3, local_archive
+from batchcl.sources.base import Source, SourceCheck, local_image, refuse_arn, refuse_url, s3_image
+from batchcl.sources.csv_lists import CsvPart, LabelRows, batch_row
+from batchcl.sources.directory import DirectorySource
+from batchcl.sources.files import spool_pipe, spool_stdin
+from batchcl.sources.format_detection import detect_kind, is_columnar
+from batchcl.sources.inventory import MANIFEST, open_inventory
+from batchcl.sources.list_source import ListPart, ListSource
+from batchcl.sources.repeats import NO_NAMES
+from batchcl.sources.s3_prefix import S3PrefixSource
+from batchcl.sources.storage import LocalStorage, S3Storage
+from batchcl.sources.tables import Columns, TablePart, csv_header
+from batchcl.sources.text_lists import FieldParser, LinePart, ManifestParser, parse_key_line
+
+__all__ = ["ImageSource", "ListOptions", "open_sources"]
+
+_LIST_NAME: Final = re.compile(
+    r"\.(txt|csv|tsv|json|jsonl|ndjson|manifest|parquet|orc|list|lst)(\.(gz|zst))?$|/symlink\.txt$", re.IGNORECASE
+)
+"""Names of S3 objects that are looked at as lists; any other name in S3 is a prefix, but for archives."""
+
+_ARCHIVE_NAME: Final = re.compile(r"\.(tar(\.(gz|zst))?|tgz)$", re.IGNORECASE)
+
+_GLOB: Final = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListOptions:
+    """How list files are read.
+
+    Attributes:
+        kind: overrides the recognition, for all names.
+        columns: of tables, which name the image.
+        uri_field: of JSON Lines, which names the image.
+        attribute: of manifests, whose labels count.
+        all_versions: of inventories: keep versions that aren't the latest.
+        as_of: of inventories: the newest one of this day or earlier.
+        any_name: of prefixes, directories, archives and inventories: take images whatever their names.
+        skip_bad_lines: leave lines out that name no image.
+    """
+
+    kind: SourceKind | None = None
+    columns: Columns = field(default_factory=Columns)
+    uri_field: str | None = None
+    attribute: str | None = None
+    all_versions: bool = False
+    as_of: str | None = None
+    any_name: bool = False
+    skip_bad_lines: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _ListFile:
+    """A list file on this machine; `folder` is what its paths are relative to, None where it may have none."""
+
+    label: str
+    path: Path
+    folder: Path | None
+
+
+async def open_sources(
+    names: Sequence[str],
+    stack: ExitStack,
+    *,
+    aws: Aws,
+    region: str,
+    options: ListOptions | None = None,
+    out: str | None = None,
+    transport: Transport = Transport.WIRE,
+    buckets: BucketChecks | None = None,
+) -> list[Source]:
+    """The source behind each name, in order.
+
+    Args:
+        names: `s3://bucket/prefix`, directories, files, globs of list files or archives, or `-` for a list on
+            standard input.
+        stack: removes temporary copies when it closes.
+        aws: for S3.
+        region: where buckets are expected: the model's.
+        options: how lists are read.
+        out: the output root, an absolute path or `s3://bucket[/prefix]`: its files belong to no source.
+        transport: how listings of prefixes travel.
+        buckets: says where they lie; in `region` without it.
+
+    Raises:
+        SourceError: a name leads nowhere or to something that isn't a list of images.
+    """
+    if list(names).count("-") > 1:
+        raise SourceError("standard input can be read once: name - only once")
+    opener = _Opener(
+        stack,
+        aws=aws,
+        region=region,
+        options=options or ListOptions(),
+        out=out,
+        transport=transport,
+        buckets=buckets or BucketChecks(aws, region=region),
+    )
+    return [await opener.open(name) for name in names]
+
+
+class _Opener:
+    def __init__(
+        self,
+        stack: ExitStack,
+        *,
+        aws: Aws,
+        region: str,
+        options: ListOptions,
+        out: str | None,
+        transport: Transport,
+        buckets: BucketChecks,
+    ) -> None:
+        self._stack = stack
+        self._aws = aws
+        self._s3 = S3Storage(aws, stack, region=region)
+        self._options = options
+        self._out = out
+        self._transport = transport
+        self._buckets = buckets
+
+    async def open(self, name: str) -> Source:
+        kind = self._options.kind
+        refuse_arn(name)
+        if name.startswith("s3://"):
+            return await self._open_s3(name)
+        refuse_url(name, what="a source")
+        if kind is SourceKind.PREFIX:
+            raise SourceError(f"{name} is no S3 prefix; write s3://bucket/prefix")
+        if kind is SourceKind.DIRECTORY:
+            return await anyio.to_thread.run_sync(self._directory, name, abandon_on_cancel=True)
+        if kind is SourceKind.IMAGE:
+            return ImageSource(name)
+        if kind is SourceKind.INVENTORY:
+            return await self._inventory(name)
+        return await self._open_local(name)
+
+    async def _open_local(self, name: str) -> Source:
+        """A name on this machine whose kind isn't told, or is that of a list file."""
+        if name == "-" or await anyio.to_thread.run_sync(_is_pipe, name, abandon_on_cancel=True):
+            spool = partial(spool_stdin, self._stack) if name == "-" else partial(spool_pipe, Path(name), self._stack)
+            path = await anyio.to_thread.run_sync(spool, abandon_on_cancel=True)
+            label = "standard input" if name == "-" else name
+            return await self._lists(label, [_ListFile(label, path, Path.cwd())])
+        what = await anyio.to_thread.run_sync(_look, name, abandon_on_cancel=True)
+        if what is _LocalPath.FOLDER:
+            if self._options.as_of is not None or await anyio.to_thread.run_sync(
+                _holds_inventories, name, abandon_on_cancel=True
+            ):
+                return await self._inventory(name)
+            return await anyio.to_thread.run_sync(self._directory, name, abandon_on_cancel=True)
+        if what is _LocalPath.GLOB:
+            return await self._lists(name, await anyio.to_thread.run_sync(_globbed, name, abandon_on_cancel=True))
+        return await self._lists(name, [_local(name)])
+
+    async def _open_s3(self, name: str) -> Source:
+        kind, options = self._options.kind, self._options
+        if not name.removeprefix("s3://").partition("/")[0]:
+            raise SourceError(f"{name} names no bucket; write s3://bucket/prefix")
+        if kind is SourceKind.IMAGE:
+            return ImageSource(name)
+        if kind is SourceKind.INVENTORY or (kind is None and options.as_of is not None):
+            return await self._inventory(name)
+        if kind is SourceKind.TAR or (kind is None and _ARCHIVE_NAME.search(name)):
+            return await self._archives(name)
+        listed = _LIST_NAME.search(name) is not None
+        if kind is SourceKind.DIRECTORY:
+            raise SourceError(f"{name} is no local directory; leave --source-kind out for a prefix")
+        if kind is SourceKind.PREFIX or (kind is None and not listed) or name.endswith("/"):
+            return await self._prefix(name)
+        if _GLOB.search(name):
+            return await self._lists(name, await self._fetched(name))
+        path = await self._s3.fetch(name)
+        if path is None and kind is None:
+            return await self._prefix(name)
+        if path is None:
+            raise SourceError(f"there is no {name}; check the key")
+        return await self._lists(name, [_ListFile(name, path, None)])
+
+    def _directory(self, name: str) -> Source:
+        """Blocks."""
+        if self._out is None or self._out.startswith("s3://"):
+            return DirectorySource(name, is_explicit=self._options.any_name)
+        root, source = Path(self._out).resolve(), Path(name).resolve()
+        for folder in FOLDERS:
+            if source.is_relative_to(root / folder):
+                raise SourceError(f"{name} is inside {folder}/ of the output root {root}; name another folder")
+        is_root = source == root
+        return DirectorySource(
+            name,
+            leave_out=[root / folder for folder in FOLDERS] if is_root else [root],
+            is_explicit=self._options.any_name,
+        )
+
+    async def _prefix(self, name: str) -> Source:
+        return S3PrefixSource(
+            name,
+            self._aws,
+            region=await self._region_of(name),
+            transport=self._transport,
+            leave_out=self._outputs_below(name),
+            is_explicit=self._options.any_name,
+        )
+
+    def _outputs_below(self, name: str) -> tuple[str, ...]:
+        """Prefixes of keys that start with the S3 prefix `name`, and that are the output root's."""
+        bucket, _, prefix = name.removeprefix("s3://").partition("/")
+        if self._out is None or f"{self._out}/".partition(f"s3://{bucket}/")[0]:
+            return ()
+        root = f"{self._out}/".removeprefix(f"s3://{bucket}/")
+        folders = tuple(f"{root}{folder}/" for folder in FOLDERS)
+        if prefix.startswith(folders):
+            raise SourceError(
+                f"{name} is inside results/, failures/ or runs/ of the output root {self._out}; name another prefix"
+            )
+        if root.startswith(prefix) and prefix.rstrip("/") != root.rstrip("/"):
+            return (root,)
+        return tuple(folder for folder in folders if folder.startswith(prefix))
+
+    async def _region_of(self, name: str) -> str:
+        """The region of the bucket that `name` begins with."""
+        return await self._buckets.region_of(name.removeprefix("s3://").partition("/")[0])
+
+    async def _archives(self, name: str) -> Source:
+        """The archive in S3, or the archives that fit a pattern; objects below such a name where there is none."""
+        uris = await self._fitting(name) if _GLOB.search(name) else [name]
+        region = await self._region_of(name)
+        client = await anyio.to_thread.run_sync(lambda: self._aws.blocking_s3(region=region))
+        self._stack.callback(client.close)
+        parts = []
+        for uri in uris:
+            part = await anyio.to_thread.run_sync(archive_in_s3, client, uri, self._stack, abandon_on_cancel=True)
+            if part is not None:
+                parts.append(part)
+        if not parts and self._options.kind is None:
+            return await self._prefix(name)
+        if not parts:
+            raise SourceError(f"there is no {name}; check the key")
+        return self._list(name, parts, is_explicit=False)
+
+    async def _fetched(self, pattern: str) -> list[_ListFile]:
+        fitting = await self._fitting(pattern)
+        files = [_ListFile(uri, path, None) for uri in fitting if (path := await self._s3.fetch(uri)) is not None]
+        if not files:
+            raise SourceError(f"no object fits {pattern}; check the pattern")
+        return files
+
+    async def _fitting(self, pattern: str) -> list[str]:
+        literal = _GLOB.split(pattern, maxsplit=1)[0]
+        fits = re.compile(translate(pattern)).match
+        fitting = [uri for uri in await self._s3.objects(literal, fits) if not uri.endswith("/")]
+        if not fitting:
+            raise SourceError(f"no object fits {pattern}; check the pattern")
+        return fitting
+
+    async def _inventory(self, name: str) -> Source:
+        options = self._options
+        in_s3 = name.startswith("s3://")
+        parts = await open_inventory(
+            name if in_s3 else _absolute(name),
+            self._s3 if in_s3 else LocalStorage(),
+            all_versions=options.all_versions,
+            as_of=options.as_of,
+        )
+        return self._list(name, parts, is_explicit=False)
+
+    def _list(self, name: str, parts: Sequence[ListPart], *, is_explicit: bool) -> ListSource:
+        options = self._options
+        return ListSource(
+            name, parts, skip_bad_lines=options.skip_bad_lines, is_explicit=is_explicit or options.any_name
+        )
+
+    async def _lists(self, name: str, files: Sequence[_ListFile]) -> Source:
+        """One source of several files; each is recognised by itself."""
+        kinds = [await anyio.to_thread.run_sync(self._kind, file, abandon_on_cancel=True) for file in files]
+        if kinds == [SourceKind.IMAGE]:
+            if name.startswith("s3://"):
+                raise SourceError(
+                    f"{name} is an image by its bytes and a list by its name; say --source-kind image or prefix"
+                )
+            return ImageSource(name)
+        if kinds == [SourceKind.INVENTORY]:
+            return await self._inventory(name)
+        parts = [
+            await anyio.to_thread.run_sync(self._part, kind, file, abandon_on_cancel=True)
+            for kind, file in zip(kinds, files, strict=True)
+        ]
+        return self._list(name, parts, is_explicit=SourceKind.TAR not in kinds)
+
+    def _kind(self, file: _ListFile) -> SourceKind:
+        if self._options.kind is not None:
+            return self._options.kind
+        if posixpath.basename(file.label) == "symlink.txt":
+            return SourceKind.INVENTORY
+        try:
+            return detect_kind(
+                file.label,
+                file.path,
+                folder=file.folder,
+                wants_table=self._options.columns != Columns(),
+                wants_field=self._options.uri_field is not None,
+            )
+        except OSError as error:
+            raise SourceError(f"can't read {file.label}: {error.strerror}; check its permissions") from error
+
+    def _part(self, kind: SourceKind, file: _ListFile) -> ListPart:
+        options = self._options
+        label, path, folder = file.label, file.path, file.folder
+        match kind:
+            case SourceKind.TAR:
+                if Path(label) != path:
+                    raise SourceError(
+                        f"{label} is a tar archive, and its images are read from it when it is their turn: name the "
+                        "file itself, or with --source-kind tar the object"
+                    )
+                return local_archive(path, self._stack)
+            case SourceKind.MANIFEST:
+                return LinePart(label, path, ManifestParser(folder, attribute=options.attribute))
+            case SourceKind.KEYS:
+                return LinePart(label, path, partial(parse_key_line, may_be_local=folder is not None))
+            case SourceKind.JSON_LINES:
+                if options.uri_field is None:
+                    raise SourceError(f"which field of {label} names the image? say it with --uri-field")
+                return LinePart(label, path, FieldParser(options.uri_field, folder))
+            case SourceKind.BATCH_CSV:
+                return CsvPart(label, path, batch_row)
+            case SourceKind.LABEL_CSV:
+                return CsvPart(label, path, LabelRows(folder))
+            case SourceKind.TABLE:
+                if is_columnar(path):
+                    return TablePart(label, path, options.columns, folder)
+                return CsvPart(label, path, header=csv_header(options.columns, folder))
+            case _:
+                raise SourceError(f"{label} is no list of images but {kind}; name it by itself")
+
+
+class _LocalPath(Enum):
+    """What lies on this machine under a name."""
+
+    FOLDER = "folder"
+    FILE = "file"
+    GLOB = "glob"
+
+
+def _local(name: str) -> _ListFile:
+    return _ListFile(name, Path(name), Path(_absolute(name)).parent)
+
+
+def _absolute(name: str) -> str:
+    return os.path.abspath(name)  # noqa: PTH100 - links stay as they are
+
+
+def _globbed(pattern: str) -> list[_ListFile]:
+    """The files that fit the pattern. Blocks."""
+    files = [_local(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+    if not files:
+        raise SourceError(f"no file fits {pattern}; check the pattern")
+    return files
+
+
+def _look(name: str) -> _LocalPath:
+    """What lies on this machine under `name`. Blocks."""
+    if "://" in name:
+        raise SourceError(f"can't read {name}: a source is s3://bucket/prefix, a directory, a file, or - for stdin")
+    try:
+        path = Path(name)
+        if path.is_dir():
+            return _LocalPath.FOLDER
+        path.stat()
+    except FileNotFoundError as error:
+        if _GLOB.search(name):
+            return _LocalPath.GLOB
+        raise SourceError(f"there is no {name}; check the path, or write s3://bucket/prefix for S3") from error
+    except OSError as error:
+        raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
+    return _LocalPath.FILE
+
+
+def _holds_inventories(name: str) -> bool:
+    """Whether the folder is that of an S3 Inventory: dated folders with manifests. Blocks."""
+    return any(Path(name).glob(f"[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]-[0-9][0-9]Z/{MANIFEST}"))
+
+
+def _is_pipe(name: str) -> bool:
+    """Whether `name` can be read only once. Blocks; what can't be looked at is left to those who read it."""
+    try:
+        return Path(name).is_fifo()
+    except OSError:
+        return False
+
+
+class ImageSource:
+    """One image, named by itself."""
+
+    exhaustive = False
+    is_explicit = True
+    repeats = NO_NAMES
+
+    def __init__(self, name: str) -> None:
+        self.description = name
+
+    async def check(self) -> SourceCheck:
+        """Names the bucket of an image in S3; whether the image is there shows when it is called for."""
+        return SourceCheck(buckets=frozenset({self._image().bucket} - {""}))
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        """One page of one."""
+        if after is None:
+            yield [await anyio.to_thread.run_sync(self._image)]
+
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        """Whether it is this one."""
+        own = self._image()
+        return [(image.bucket, image.key) == (own.bucket, own.key) for image in images]
+
+    def _image(self) -> ImageRef:
+        return s3_image(self.description) if self.description.startswith("s3://") else local_image(self.description)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from botocore.exceptions import ClientError
+
+from batchcl.aws.account import Quotas, read_quotas
+from batchcl.errors import CredentialsError
+
+
+class FakeServiceQuotas:
+    """Applied values by code; the default is a hundred."""
+
+    def __init__(self, applied: dict[str, float], *, refusal: str = "NoSuchResourceException") -> None:
+        self._applied = applied
+        self._refusal = refusal
+
+    async def get_service_quota(self, *, ServiceCode: str, QuotaCode: str) -> dict[str, Any]:  # noqa: N803 - boto's
+        assert ServiceCode == "rekognition"
+        if QuotaCode not in self._applied:
+            raise ClientError({"Error": {"Code": self._refusal, "Message": "no"}}, "GetServiceQuota")
+        return {"Quota": {"Value": self._applied[QuotaCode]}}
+
+    async def get_aws_default_service_quota(self, **_: str) -> dict[str, Any]:
+        return {"Quota": {"Value": 100.0}}
+
+
+def run(work: Callable[[], Awaitable[Quotas]]) -> Quotas:
+    return anyio.run(work)
+
+
+def test_applied_values_count_and_defaults_where_there_are_none() -> None:
+    client = FakeServiceQuotas({"L-EA71C84A": 75.0, "L-5E225387": 3.0})
+    assert run(lambda: read_quotas(client)) == Quotas(calls_tps=75.0, units=100, running=3)
+
+
+def test_a_refusal_is_no_default() -> None:
+    client = FakeServiceQuotas({}, refusal="AccessDeniedException")
+    with pytest.raises(CredentialsError, match="reading the quotas failed: AccessDeniedException"):
+        run(lambda: read_quotas(client))

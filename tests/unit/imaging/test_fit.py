@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageDraw
+
+from batchcl.emulator.image_rules import check_bytes, open_picture
+from batchcl.errors import HostError, ImageError
+from batchcl.images import MAX_BYTES_INLINE
+from batchcl.imaging.fit import FittedImage, fit
+from pixels import encoded, noise
+
+TURNED = 6
+ORIENTATION = 0x0112
+
+
+def marked(width: int, height: int) -> Image.Image:
+    """Grey, with a red mark in its left upper quarter."""
+    image = Image.new("RGB", (width, height), "grey")
+    ImageDraw.Draw(image).rectangle([0, 0, width // 2 - 1, height // 2 - 1], fill="red")
+    return image
+
+
+def changed(data: bytes, **options: Any) -> FittedImage:
+    """What `fit` makes of `data`, which the service takes."""
+    found = fit(data, **options)
+    assert found is not None
+    check_bytes(found.data, inline=True)
+    open_picture(found.data)
+    return found
+
+
+def pixels(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def code(data: bytes) -> str:
+    with pytest.raises(ImageError) as caught:
+        fit(data)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(64, 64), (1280, 64), (4096, 205), (300, 200)])
+def test_what_the_service_takes_is_left_alone(kind: str, size: tuple[int, int]) -> None:
+    assert fit(encoded(Image.new("RGB", size), kind)) is None
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF", "BMP", "GIF"])
+def test_other_formats_become_png_or_jpeg_of_the_same_size(kind: str) -> None:
+    found = changed(encoded(noise(300, 200), kind))
+    picture = pixels(found.data)
+    assert picture.size == (300, 200)
+    assert found.note == f"{kind} to {picture.format}"
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP"])
+def test_small_pictures_without_loss_stay_without(kind: str) -> None:
+    found = changed(encoded(noise(100, 90), kind))
+    assert np.array_equal(np.asarray(pixels(found.data)), np.asarray(noise(100, 90)))
+
+
+def test_too_many_pixels_are_shrunk_to_the_most_that_there_may_be() -> None:
+    found = changed(encoded(marked(5000, 2500), "JPEG"))
+    assert pixels(found.data).size == (4096, 2048)
+    assert found.note == "5000 x 2500 to 4096 x 2048 pixels"
+
+
+def test_too_few_pixels_are_enlarged() -> None:
+    found = changed(encoded(marked(40, 20)))
+    assert pixels(found.data).size == (128, 64)
+    assert found.note == "40 x 20 to 128 x 64 pixels"
+
+
+def test_too_many_bytes_become_fewer_and_the_limit_is_the_callers() -> None:
+    data = encoded(noise(1200, 1200), compress_level=0)
+    assert len(data) > MAX_BYTES_INLINE
+    found = changed(data)
+    assert found.note == f"PNG to JPEG; {len(data):,} to {len(found.data):,} bytes"
+    assert fit(data, limit_bytes=len(data)) is None
+    smallest = changed(data, limit_bytes=100_000)
+    assert len(smallest.data) <= 100_000
+    assert max(pixels(smallest.data).size) < 1200
+
+
+def test_a_limit_that_nothing_meets_is_an_error_rather_than_a_loop() -> None:
+    with pytest.raises(ImageError, match="doesn't fit into 10 bytes"):
+        fit(encoded(noise(100, 100)), limit_bytes=10)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP", "PNG"])
+def test_a_turned_picture_comes_out_upright_so_that_boxes_are_those_of_the_picture_as_seen(kind: str) -> None:
+    """Orientation 6: the file's top is the right side of the picture as people see it."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = TURNED
+    found = changed(encoded(marked(60, 30), kind, exif=exif))
+    picture = pixels(found.data)
+    assert picture.size == (64, 128)
+    assert picture.getexif().get(ORIENTATION, 1) == 1
+    seen = np.asarray(picture.convert("RGB")).astype(int)
+    red = (seen[:, :, 0] - seen[:, :, 1]) > 60
+    assert red[:60, 36:].mean() > 0.9, "the mark has gone to the right upper quarter"
+    assert red[:, :28].mean() < 0.1
+    assert "30 x 60 to 64 x 128 pixels" in found.note
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["BMP", "PNG", "WEBP"]))
+def test_every_picture_that_is_not_too_long_ends_up_as_one_that_the_service_takes(
+    width: int, height: int, kind: str
+) -> None:
+    data = encoded(Image.new("RGB", (width, height)), kind)
+    if max(width, height) > 20 * min(width, height):
+        assert code(data) == "TooLong"
+        return
+    found = fit(data)
+    result = pixels(data if found is None else found.data)
+    open_picture(data if found is None else found.data)
+    assert result.width / result.height == pytest.approx(width / height, rel=0.02)
+
+
+def test_ink_becomes_light_by_the_files_own_profile() -> None:
+    ink = marked(100, 100).convert("CMYK")
+    plain = changed(encoded(ink, "JPEG", quality=95))
+    assert plain.note == "CMYK to RGB"
+    red, green, blue = np.asarray(pixels(plain.data).convert("RGB"))[20, 20].astype(int)
+    assert red > 200
+    assert green + blue < 80
+    odd = encoded(ink, "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    assert changed(odd).note == "CMYK to RGB", "a profile for other colours is passed over"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_become_8_without_clipping(kind: str) -> None:
+    ramp = np.linspace(0, 65535, 100 * 100).astype(np.uint16).reshape(100, 100)
+    found = changed(encoded(Image.fromarray(ramp), kind))
+    assert "16 to 8 bits" in found.note
+    seen = np.asarray(pixels(found.data).convert("L")).astype(int)
+    assert abs(seen - (ramp >> 8)).max() <= 1
+
+
+def test_transparent_pictures_lie_on_white() -> None:
+    clear = Image.new("RGBA", (100, 100), (255, 0, 0, 0))
+    found = changed(encoded(clear, "TIFF"))
+    assert "transparency on white" in found.note
+    assert pixels(found.data).convert("RGB").getpixel((50, 50)) == (255, 255, 255)
+
+
+def test_of_several_frames_the_first_counts() -> None:
+    data = encoded(marked(80, 80), "GIF", save_all=True, append_images=[Image.new("RGB", (80, 80), "blue")])
+    found = changed(data)
+    assert found.note == "GIF to PNG; the first frame"
+    assert pixels(found.data).convert("RGB").getpixel((10, 10)) == (255, 0, 0)
+
+
+def test_long_pictures_are_neither_cut_nor_distorted() -> None:
+    assert code(encoded(Image.new("RGB", (64 * 21, 64)))) == "TooLong"
+
+
+def test_bytes_that_are_no_picture() -> None:
+    assert code(b"") == "EmptyFile"
+    assert code(b"hello, world" * 20) == "UnknownFormat"
+    assert code(b"%!PS-Adobe-3.0 EPSF-3.0\n" * 10) == "UnknownFormat", "no decoder but the common ones is tried"
+    whole = encoded(noise(300, 300), "WEBP", lossless=True)
+    assert code(whole[: len(whole) // 2]) == "BrokenImage"
+    deep = Image.fromarray(np.ones((80, 80), dtype=np.float32))
+    assert code(encoded(deep, "TIFF")) == "UnknownFormat"
+
+
+@pytest.mark.filterwarnings("ignore")  # as everywhere but in these tests
+def test_a_lack_of_memory_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", load)
+    with pytest.raises(HostError, match="memory"):
+        fit(encoded(noise(80, 80), "BMP"))
+
+
+def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+    idat = b"IDAT" + zlib.compress(b"")
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", len(idat) - 4) + idat + struct.pack(">I", zlib.crc32(idat))
+    assert code(bomb) == "TooManyPixels"
+    assert code(encoded(Image.new("1", (10_000, 9_500)), "TIFF", compression="group4")) == "TooManyPixels"
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_hostile_bytes_end_as_an_error_of_the_image_or_as_a_good_picture(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["WEBP", "TIFF", "BMP", "GIF", "PNG", "JPEG"]))
+    good = bytearray(encoded(marked(30, 40), kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        good[data.draw(st.integers(8, len(good) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = fit(bytes(good))
+    except ImageError:
+        return
+    if found is not None:
+        open_picture(found.data)

@@ -1,0 +1,112 @@
+"""A run's files that a power cut or a cut copy has damaged: one sentence each, with the file and what to do."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import anyio
+import pytest
+
+from batchcl.errors import OutputError
+from batchcl.images import Bookmark, ImageRef, Position
+from batchcl.outcomes import Scored
+from batchcl.runs.entries import JournalEntry, positions
+from batchcl.runs.journal import Journal
+from batchcl.runs.layout import RunPaths
+from batchcl.runs.rounds import Round, open_round
+from batchcl.runs.store import Store
+from batchcl.runs.worklist import WorkList, WorkListTotals, image_table
+
+PATHS = RunPaths("r")
+IMAGES = [ImageRef(uri=f"s3://b/{n}.jpg", bucket="b", key=f"{n}.jpg") for n in range(4)]
+NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+
+
+def entry(position: int) -> JournalEntry:
+    image = IMAGES[position]
+    return JournalEntry(
+        position, Scored(image=image, labels=(), attempts=1, latency_ms=1, request_id="q", scored_at=NOW)
+    )
+
+
+async def begun(root: Path) -> Store:
+    """A run of four images, two of which are journalled in a segment each."""
+    store = Store.open(str(root), create=True)
+    worklist = WorkList(store, PATHS)
+    await worklist.freeze(image_table(IMAGES), Bookmark(source=0, position=Position(0, "3.jpg"), taken=4))
+    await worklist.complete(WorkListTotals(shards=1, images=4))
+    journal = Journal(store, PATHS, 0, writer="a")
+    for position in (0, 1):
+        await journal.stage([entry(position)], round_=0)
+    await journal.settle()
+    return store
+
+
+async def go_on(store: Store) -> list[int]:
+    """What a resume reads: the list, its totals, the journal."""
+    worklist = WorkList(store, PATHS)
+    await worklist.open()
+    await worklist.load(0)
+    return positions((await Journal(store, PATHS, 0, writer="b").read()).entries)
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        (PATHS.segment(0, 1), "the journal is damaged; restore it, or score what is left under another run id"),
+        (PATHS.frozen(0), "restore it, or score what is left under another run id"),
+        (PATHS.totals, "delete it, and the rest of the list is listed again"),
+    ],
+)
+def test_a_file_that_was_cut_is_named_with_its_remedy(path: str, remedy: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await begun(tmp_path)
+        whole = (tmp_path / path).read_bytes()
+        (tmp_path / path).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(OutputError, match=rf"{tmp_path / path} is damaged: [^\n]+; {remedy}"):
+            await go_on(store)
+        (tmp_path / path).write_bytes(whole)
+        assert await go_on(store) == [0, 1]
+
+    anyio.run(main)
+
+
+def test_a_work_list_without_its_totals_is_listed_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await begun(tmp_path)
+        (tmp_path / PATHS.totals).unlink()
+        worklist = WorkList(store, PATHS)
+        await worklist.open()
+        assert worklist.totals is None
+        assert worklist.bookmark is not None
+        assert worklist.bookmark.taken == 4, "the listing goes on behind the last shard"
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty"])
+def test_a_journal_with_a_gap_is_refused(damage: str, tmp_path: Path) -> None:
+    """Rows and names follow from all segments: without one, published rows would come again under another name."""
+
+    async def main() -> None:
+        store = await begun(tmp_path)
+        segment = tmp_path / PATHS.segment(0, 0)
+        if damage == "missing":
+            segment.unlink()
+        else:
+            segment.write_bytes(b"")
+        with pytest.raises(OutputError, match=r"the journal is damaged; restore it, or score what is left"):
+            await go_on(store)
+
+    anyio.run(main)
+
+
+def test_a_retry_whose_description_was_cut_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await begun(tmp_path)
+        await store.put(PATHS.round(1), b'["Throt')
+        with pytest.raises(OutputError, match=r"is damaged: .*; restore it"):
+            await open_round(store, PATHS, Round(0))
+
+    anyio.run(main)

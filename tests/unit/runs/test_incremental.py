@@ -1,0 +1,449 @@
+"""Which image versions have a result: the same version once, another version again."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import BinaryIO
+
+import anyio
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
+
+from batchcl.arns import ModelArn
+from batchcl.errors import OutputError
+from batchcl.images import ImageRef
+from batchcl.outcomes import FAILURE_CODES, Failed, Outcome, Scored
+from batchcl.runs import incremental as module
+from batchcl.runs.incremental import IncrementalFilter
+from batchcl.runs.journal import JournalChunk
+from batchcl.runs.publish import PartSpec, publish_chunk
+from batchcl.runs.store import Store
+from tables import columns
+
+NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+
+
+def image(key: str, **more: object) -> ImageRef:
+    values: dict[str, object] = {"uri": f"s3://b/{key}", "bucket": "b", "key": key, "etag": "e1"} | more
+    return ImageRef(**values)  # type: ignore[arg-type]
+
+
+def arn_of(model: str) -> ModelArn:
+    """Of `project@version`, or of `project@version/stamp` for one that was trained again under the same name."""
+    project, _, version = model.partition("@")
+    version, _, stamp = version.partition("/")
+    return ModelArn.parse(
+        f"arn:aws:rekognition:eu-west-1:123456789012:project/{project}/version/{version}/{stamp or 1700000000000}"
+    )
+
+
+def scored(each: ImageRef) -> Scored:
+    return Scored(image=each, labels=(), attempts=1, latency_ms=1.0, request_id="", scored_at=NOW)
+
+
+def failed(each: ImageRef, code: str = "InvalidImageFormatException") -> Failed:
+    return Failed(image=each, status="failed", code=code, message="no", attempts=1, failed_at=NOW)
+
+
+async def publish(
+    store: Store,
+    run: str,
+    outcomes: Sequence[Outcome],
+    *,
+    model: str = "m@1",
+    day: int = 20,
+    fit: bool = False,
+) -> None:
+    arn = arn_of(model)
+    spec = PartSpec(run_id=run, model=arn.name, model_arn=arn.text, date=dt.date(2026, 11, day))
+    rows, entries = columns(outcomes, fit=fit)
+    await publish_chunk(store, spec, 0, JournalChunk(0, entries), rows)
+
+
+def fresh(published: list[ImageRef], asked: list[ImageRef], *, model: str = "m@1") -> list[bool]:
+    async def main() -> list[bool]:
+        store = Store.memory()
+        if published:
+            await publish(store, "r", [scored(each) for each in published])
+        return [each is None for each in await IncrementalFilter(store, arn_of(model)).known(asked)]
+
+    return anyio.run(main)
+
+
+def test_without_results_everything_is_fresh():
+    assert fresh([], [image("a")]) == [True]
+
+
+def test_the_same_etag_is_known_and_another_is_fresh():
+    assert fresh([image("a"), image("b")], [image("a"), image("b", etag="e2"), image("c")]) == [False, True, True]
+
+
+def test_a_version_id_decides_alone():
+    old = image("a", version_id="v1")
+    assert fresh([old], [old, image("a", version_id="v2"), image("a", version_id="v1", etag=None)]) == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_local_file_is_known_by_size_and_time():
+    local = ImageRef(uri="/x/a.png", bucket="", key="/x/a.png", size_bytes=5, last_modified=NOW)
+    changed = [local, replace(local, size_bytes=6), replace(local, last_modified=NOW + dt.timedelta(seconds=1))]
+    assert fresh([local], changed) == [False, True, True]
+
+
+def test_an_image_of_which_nothing_is_told_is_never_known():
+    untold = image("a", etag=None)
+    assert fresh([untold], [untold]) == [True]
+
+
+@pytest.mark.parametrize("model", ["m@2", "m@1/1800000000000"], ids=["another-version", "trained-again"])
+def test_another_model_knows_nothing(model):
+    assert fresh([image("a")], [image("a")], model=model) == [True]
+
+
+class Counting(Store):
+    """A store in memory that notes which published files are read."""
+
+    def __init__(self) -> None:
+        super().__init__("memory", MemoryStore())
+        self.read: list[str] = []
+
+    async def get(self, path: str) -> bytes | None:
+        if path.endswith(".parquet"):
+            self.read.append(path)
+        return await super().get(path)
+
+    def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:
+        assert size_bytes is not None, "the listing has told it"
+        self.read.append(path)
+        return super().open_file(path, size_bytes=size_bytes)
+
+    def taken(self) -> list[str]:
+        """What was read since the last time."""
+        read, self.read = sorted(self.read), []
+        return read
+
+
+async def nights(store: Store, numbers: Iterable[int]) -> None:
+    for night in numbers:
+        await publish(store, f"n{night:03}", [scored(image(f"{night}/{n:03}")) for n in range(4)])
+
+
+async def whole(store: Store, numbers: Iterable[int]) -> bool:
+    """Whether an incremental run knows exactly the images of these nights, of 100."""
+    versions = IncrementalFilter(store, arn_of("m@1"), keep_index=True)
+    asked = [image(f"{night}/{n:03}") for night in range(100) for n in range(4)]
+    there = set(numbers)
+    return [one is None for one in await versions.known(asked)] == [
+        night not in there for night in range(100) for _ in range(4)
+    ]
+
+
+async def index_of(store: Store) -> str:
+    (path,) = [file.path for file in await store.list_all("runs/.known")]
+    return path
+
+
+def test_every_night_counts_and_all_are_read_once_with_pauses():
+    pauses: list[int] = []
+
+    async def pause(images: int) -> None:
+        pauses.append(images)
+
+    async def main() -> None:
+        store = Counting()
+        for night in range(1, 4):
+            outcomes = [scored(image(f"{night}/{n:03}")) for n in range(48)]
+            await publish(store, f"n{night}", outcomes, day=night)
+        known = IncrementalFilter(store, arn_of("m@1"), pause=pause)
+        for n in range(48):
+            across = [image(f"{night}/{n:03}") for night in (1, 3, 4)]
+            found = await known.known([*across, image("2/000", etag="e2")])
+            assert found == ["already_scored", "already_scored", None, None]
+        assert len(set(read := store.taken())) == len(read) == 3
+
+    anyio.run(main)
+    assert sum(pauses) == 18
+
+
+def test_large_files_are_read_by_columns_and_never_indexed():
+    async def main() -> None:
+        store = Counting()
+        many = [image(f"{n:05}", etag=hashlib.sha256(b"%d" % n).hexdigest()) for n in range(8000)]
+        await publish(store, "large", [scored(each) for each in many])
+        (file,) = await store.list_all("results")
+        assert file.size_bytes > 128 * 1024
+        for _ in range(2):
+            versions = IncrementalFilter(store, arn_of("m@1"), keep_index=True)
+            assert set(await versions.known(many)) == {"already_scored"}
+            assert store.taken() == [file.path]
+        assert await store.list_all("runs/.known") == []
+
+    anyio.run(main)
+
+
+def test_an_index_spares_the_next_night_the_small_files():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        assert len(store.taken()) == 60
+        await nights(store, range(60, 63))
+        assert await whole(store, range(63))
+        assert [path[-24:-20] for path in store.taken()] == ["n060", "n061", "n062"], "only what came since"
+
+    anyio.run(main)
+
+
+def test_few_files_make_no_index_and_a_look_writes_none():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(49))
+        assert await whole(store, range(49))
+        await nights(store, range(49, 60))
+        assert await IncrementalFilter(store, arn_of("m@1")).known([image("0/000")]) == ["already_scored"]
+        assert await store.list_all("runs/.known") == []
+
+    anyio.run(main)
+
+
+def test_an_index_has_a_limit_and_is_written_where_it_gains(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_INDEX_BYTES", 16 * 4 * 55)
+
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        index = await store.get(await index_of(store))
+        store.taken()
+        await nights(store, range(60, 100))
+        assert await whole(store, range(100))
+        assert len(store.taken()) == 45, "what the index has no room for"
+        assert await store.get(await index_of(store)) == index
+
+    anyio.run(main)
+
+
+def test_files_that_a_user_removed_are_known_no_more():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        for file in await store.list_all("results"):
+            if "/n007-" in file.path:
+                await store.delete(file.path)
+        assert await whole(store, set(range(60)) - {7})
+
+    anyio.run(main)
+
+
+def test_a_file_with_other_content_under_its_name_is_read_again():
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        first, second, *_ = [file.path for file in await store.list_all("results")]
+        data = await store.get(second)
+        assert data is not None
+        await store.put(first, data)
+        assert await whole(store, range(1, 60))
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "another model's", "empty"])
+def test_an_index_that_is_not_whole_counts_nothing(damage):
+    async def main() -> None:
+        store = Counting()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+        store.taken()
+        path = await index_of(store)
+        data = await store.get(path)
+        assert data is not None
+        if damage == "gone":
+            await store.delete(path)
+        elif damage == "another model's":
+            await IncrementalFilter(store, arn_of("m@1/1800000000000"), keep_index=True).known([image("0/000")])
+            (other,) = {file.path for file in await store.list_all("runs/.known")} - {path}
+            await store.put(path, await store.get(other) or b"")
+            store.taken()
+        else:
+            middle = len(data) // 2
+            flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+            await store.put(path, {"cut": data[:middle], "flipped": flipped, "empty": b""}[damage])
+        assert await whole(store, range(60))
+        assert len(store.taken()) == 60, "all are read again"
+        assert await whole(store, range(60))
+        assert store.taken() == [], "and there is a new index"
+
+    anyio.run(main)
+
+
+def test_permanent_failures_have_an_index_of_their_own_for_each_fit_setting():
+    async def main() -> None:
+        store = Counting()
+        for night in range(60):
+            await publish(store, f"n{night:03}", [failed(image(f"{night}/000"))])
+        for fit, expected in ((False, "already_failed"), (True, None), (False, "already_failed")):
+            versions = IncrementalFilter(store, arn_of("m@1"), fit=fit, keep_index=True)
+            assert await versions.known([image("7/000")]) == [expected]
+        again = IncrementalFilter(store, arn_of("m@1"), retry_failed=True, keep_index=True)
+        assert await again.known([image("7/000")]) == [None]
+        store.taken()
+        for fit in (False, True):
+            await IncrementalFilter(store, arn_of("m@1"), fit=fit).known([image("7/000")])
+        assert [path for path in store.taken() if path.startswith("failures")] == []
+
+    anyio.run(main)
+
+
+def test_an_index_that_cannot_be_written_ends_nothing():
+    class Full(Counting):
+        async def put(self, path: str, data: bytes) -> None:
+            if ".known" in path:
+                raise OutputError("no space left")
+            await super().put(path, data)
+
+    async def main() -> None:
+        store = Full()
+        await nights(store, range(60))
+        assert await whole(store, range(60))
+
+    anyio.run(main)
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_not_known():
+    class Vanishing(Counting):
+        async def get(self, path: str) -> bytes | None:
+            return None if "/n003-" in path else await super().get(path)
+
+    async def main() -> None:
+        store = Vanishing()
+        await nights(store, range(60))
+        assert await whole(store, set(range(60)) - {3})
+
+    anyio.run(main)
+
+
+def known(
+    outcomes: Sequence[Outcome], asked: ImageRef, *, failed_with: bool = False, fit: bool = False, again: bool = False
+) -> str | None:
+    """What a job with `fit` and `retry_failed` knows of `asked` after a run that had the `--fit` of `failed_with`."""
+
+    async def main() -> str | None:
+        store = Store.memory()
+        await publish(store, "r", outcomes, fit=failed_with)
+        (found,) = await IncrementalFilter(store, arn_of("m@1"), fit=fit, retry_failed=again).known([asked])
+        return found
+
+    return anyio.run(main)
+
+
+@pytest.mark.parametrize("code", ["InternalServerError", "InvalidS3ObjectException", *FAILURE_CODES])
+def test_a_permanent_failure_of_a_version_is_known(code):
+    outcomes = [failed(image("a"), code)]
+    about = FAILURE_CODES.get(code)
+    expected = "already_failed" if about is not None and about.permanent else None
+    assert known(outcomes, image("a")) == expected
+    assert known(outcomes, image("a", etag="e2")) is None
+    assert known(outcomes, image("a"), again=True) is None
+
+
+def test_a_permanent_failure_of_an_unknown_version_is_not_known():
+    untold = image("a", etag=None)
+    assert known([failed(untold)], untold) is None
+
+
+@pytest.mark.parametrize("failed_with", [False, True])
+def test_a_permanent_failure_counts_for_the_same_fit_setting(failed_with):
+    outcomes = [failed(image("a"))]
+    assert known(outcomes, image("a"), failed_with=failed_with, fit=failed_with) == "already_failed"
+    assert known(outcomes, image("a"), failed_with=failed_with, fit=not failed_with) is None
+
+
+def test_a_version_that_failed_and_was_scored_is_scored():
+    assert known([failed(image("a")), scored(image("a"))], image("a")) == "already_scored"
+
+
+def is_known(old: ImageRef, new: ImageRef) -> bool:
+    """The rule, for one image."""
+    if old.uri != new.uri:
+        return False
+    by_time = new.local and None not in (new.size_bytes, new.last_modified)
+    return (
+        (new.version_id is not None and old.version_id == new.version_id)
+        or (new.version_id is None and new.etag is not None and old.etag == new.etag)
+        or (by_time and (old.size_bytes, old.last_modified) == (new.size_bytes, new.last_modified))
+    )
+
+
+@given(st.data())
+def test_a_version_is_known_by_its_id_else_its_tag_else_size_and_time(data: st.DataObject):
+    texts = st.sampled_from(["a", "b", None])
+    uris = ("s3://b/x", "s3://b/y", "/x/x")
+
+    def drawn() -> ImageRef:
+        uri = data.draw(st.sampled_from(uris))
+        bucket, key = ("b", uri[-1]) if uri.startswith("s3") else ("", uri)
+        times = st.sampled_from([NOW, NOW + dt.timedelta(microseconds=1), None])
+        return ImageRef(
+            uri=uri,
+            bucket=bucket,
+            key=key,
+            version_id=data.draw(texts),
+            etag=data.draw(texts),
+            size_bytes=data.draw(st.sampled_from([1, 12, None])),
+            last_modified=data.draw(times),
+        )
+
+    published = [drawn() for _ in range(data.draw(st.integers(1, 6)))]
+    asked = [*published, *(drawn() for _ in range(6))]
+    assert fresh(published, asked) == [not any(is_known(old, new) for old in published) for new in asked]
+
+
+def test_a_damaged_part_is_named_with_what_to_do():
+    async def main() -> None:
+        store = Store.memory()
+        await publish(store, "r1", [scored(image("a"))])
+        (part,) = [file.path for file in await store.list_all("results")]
+        data = await store.get(part)
+        assert data is not None
+        await store.put(part, data[:-20])
+        with pytest.raises(
+            OutputError, match=r"r1-00000-00000.parquet is damaged: .*; restore it, or run without --incr"
+        ):
+            await IncrementalFilter(store, arn_of("m@1")).known([image("a")])
+
+    anyio.run(main)
+
+
+def test_a_file_that_is_not_a_run_s_is_named_and_other_types_do():
+    async def main() -> None:
+        store = Store.memory()
+        await nights(store, range(2))
+        (first, _) = [file.path for file in await store.list_all("results")]
+        table = pl.read_parquet(io.BytesIO(await store.get(first) or b""))
+        rewritten, foreign = io.BytesIO(), io.BytesIO()
+        table.with_columns(pl.col("uri").cast(pl.Categorical), pl.col("size_bytes").cast(pl.String)).write_parquet(
+            rewritten
+        )
+        await store.put(first, rewritten.getvalue())
+        assert await whole(store, range(2))
+        table.drop("etag").write_parquet(foreign)
+        await store.put(first, foreign.getvalue())
+        with pytest.raises(
+            OutputError, match=r"n000.*is not a file of results: it has no column etag; .*--incremental"
+        ):
+            await whole(store, range(2))
+
+    anyio.run(main)

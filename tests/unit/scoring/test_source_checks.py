@@ -1,0 +1,68 @@
+"""Sources without an image that can be scored: why, and what to do."""
+
+from __future__ import annotations
+
+import datetime as dt
+from contextlib import ExitStack
+from pathlib import Path
+
+import anyio
+import pytest
+
+from batchcl.arns import ModelArn
+from batchcl.aws.session import Aws
+from batchcl.errors import SourceError
+from batchcl.events import SilentObserver
+from batchcl.job import Job
+from batchcl.outcomes import Label
+from batchcl.scoring.source_checks import check_sources, first_page
+from unit.analysis.conftest import Root, scored
+
+ARN = "arn:aws:rekognition:us-east-1:123456789012:project/cats/version/v1/1700000000000"
+
+
+def refusal(**job: object) -> str:
+    """What `run` and `plan` say of a job without an image."""
+
+    async def look() -> str:
+        asked = Job.model_validate({"model": ARN, "out": "out", **job})
+        with ExitStack() as files:
+            at = dt.datetime.now(dt.UTC)
+            listing = await check_sources(asked, Aws(), ModelArn.parse(ARN), files, at, observer=SilentObserver())
+            with pytest.raises(SourceError) as refused:
+                await first_page(listing.selection.pages(), listing, asked)
+        return str(refused.value)
+
+    return anyio.run(look)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    assert refusal(sources=[str(tmp_path)]) == f"there is no image in {tmp_path}; check the prefix or path"
+
+
+def test_filters_that_take_everything_away(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    said = refusal(sources=[str(tmp_path)], include=["*.tiff"])
+    why = "that the filters let through (taken away: 1 by --include)"
+    assert said == f"there is no image in {tmp_path} {why}; check the filters"
+
+
+def test_results_of_archives_only(tmp_path: Path) -> None:
+    Root(tmp_path).results(scored("s3://b/a.tar#1.png"), scored("s3://b/a.tar#2.png"))
+    assert refusal(from_results=str(tmp_path)) == (
+        f"there is no image in {tmp_path} that can be scored (left out: 2 members of archives); "
+        "give the archives themselves as SOURCE"
+    )
+
+
+def test_results_that_no_condition_fits(tmp_path: Path) -> None:
+    Root(tmp_path).results(scored("s3://b/1.png", Label("cat", 90)))
+    said = refusal(from_results=str(tmp_path), where="confidence < 50")
+    assert said.endswith("that the filters let through (taken away: 1 by --where); check the filters")
+
+
+def test_results_of_a_run_that_has_published_nothing(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    said = refusal(from_results=str(tmp_path))
+    assert "no run has published a row there yet" in said
+    assert f"`batchcl runs {tmp_path}`" in said

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from batchcl.scoring.worker_pool import WorkerPool
+from virtual import run_virtual
+
+
+def test_items_are_worked_on_at_once_up_to_the_limit_by_tasks_that_are_used_again() -> None:
+    async def main() -> tuple[list[int], int, set[int]]:
+        done: list[int] = []
+        tasks: set[int] = set()
+        most = 0
+
+        async def work(number: int) -> None:
+            nonlocal most
+            most = max(most, callers.busy)
+            tasks.add(anyio.get_current_task().id)
+            await anyio.sleep(number % 3)
+            done.append(number)
+
+        callers = WorkerPool(work, limit=4)
+        async with anyio.create_task_group() as group:
+            for number in range(40):
+                await callers.free()
+                callers.hand(number, group)
+            callers.close()
+        return done, most, tasks
+
+    done, most, tasks = run_virtual(main)
+    assert sorted(done) == list(range(40))
+    assert most == 4
+    assert len(tasks) == 4
+
+
+def test_no_more_tasks_are_made_than_there_is_work_for() -> None:
+    async def main() -> int:
+        tasks: set[int] = set()
+
+        async def work(_: int) -> None:
+            tasks.add(anyio.get_current_task().id)
+            await anyio.sleep(1)
+
+        callers = WorkerPool(work, limit=100)
+        async with anyio.create_task_group() as group:
+            for number in range(10):
+                await callers.free()
+                callers.hand(number, group)
+                await anyio.sleep(2)
+            callers.close()
+        return len(tasks)
+
+    assert run_virtual(main) == 1
+
+
+def test_after_close_the_items_that_are_worked_on_end() -> None:
+    async def main() -> tuple[list[int], float]:
+        done: list[int] = []
+
+        async def work(number: int) -> None:
+            await anyio.sleep(number)
+            done.append(number)
+
+        callers = WorkerPool(work, limit=5)
+        async with anyio.create_task_group() as group:
+            for number in (1, 9):
+                callers.hand(number, group)
+            await anyio.sleep(5)
+            callers.close()
+        return done, anyio.current_time()
+
+    done, now = run_virtual(main)
+    assert done == [1, 9]
+    assert now == pytest.approx(9, abs=0.001)
+
+
+def test_an_error_of_the_work_is_the_task_groups() -> None:
+    async def main() -> None:
+        async def work(_: int) -> None:
+            raise ValueError("no such image")
+
+        callers = WorkerPool(work, limit=1)
+        async with anyio.create_task_group() as group:
+            callers.hand(1, group)
+            await callers.free()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run_virtual(main)
+    assert isinstance(caught.value.exceptions[0], ValueError)

@@ -1,0 +1,224 @@
+"""Several sources, of any two kinds: what they share counts once, whichever of them brought it, and nothing is lost."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchcl.aws.session import Aws
+from batchcl.choices import SourceKind
+from batchcl.images import Bookmark, ImageRef, Position
+from batchcl.name_set import NameSet
+from batchcl.sources.base import Source, SourceCheck
+from batchcl.sources.deduplication import Deduplication
+from batchcl.sources.filters import Filters
+from batchcl.sources.open import ListOptions, open_sources
+from batchcl.sources.repeats import NO_NAMES
+from batchcl.sources.select import Selection
+from servers import aws_env, client, make_bucket
+from unit.sources.lists import BUCKET, FORMATS, one_by_one
+
+THERE = ("a/1.png", "a/2.png", "a/3.png", "c.png")
+FIRST = ("a/1.png", "a/2.png", "a/missing.png", "c.png")
+SECOND = ("a/2.png", "a/missing.png", "a/other.png", "d.png")
+KINDS = [*FORMATS, "prefix", "wider prefix", "image"]
+NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
+
+
+class Named:
+    """A source of these images; an exhaustive one may name all that start with `prefix`."""
+
+    description = "named"
+    repeats = NO_NAMES
+
+    def __init__(self, images: Sequence[ImageRef], *, prefix: str | None = None) -> None:
+        self.images = images
+        self.exhaustive = prefix is not None
+        self.is_explicit = False
+        self._prefix = prefix
+
+    async def check(self) -> SourceCheck:
+        return SourceCheck()
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        images = self.images[0 if after is None else after.count :]
+        for begin in range(0, len(images), 2):
+            yield list(images[begin : begin + 2])
+
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        if self._prefix is not None:
+            return [image.key.startswith(self._prefix) for image in images]
+        named = {image.uri for image in self.images}
+        return [image.uri in named for image in images]
+
+
+def ref(key: str, version: str | None = None, etag: str | None = None, at: dt.datetime | None = None) -> ImageRef:
+    return ImageRef(uri=f"s3://b/{key}", bucket="b", key=key, version_id=version, etag=etag, last_modified=at)
+
+
+async def selected(sources: Sequence[Source]) -> tuple[list[ImageRef], list[Bookmark], int]:
+    """(images, their bookmarks, how many were repeated)."""
+    selection = Selection(sources, Filters())
+    found = [one async for page in selection.pages() for one in one_by_one(page)]
+    return [one.image for one in found], [one.bookmark for one in found], selection.repeated
+
+
+async def going_on(
+    sources: Sequence[Source], images: Sequence[ImageRef], bookmarks: Sequence[Bookmark]
+) -> tuple[list[ImageRef], int]:
+    """(images behind those, how many were repeated in all)."""
+
+    async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
+        for image, bookmark in zip(images, bookmarks, strict=True):
+            yield bookmark.source, [image]
+
+    selection = Selection(sources, Filters())
+    pages = selection.pages(bookmarks[-1], earlier=earlier())
+    return [image async for page in pages for image in page.images], selection.repeated
+
+
+def identities(images: Sequence[ImageRef]) -> list[tuple[str, str | None]]:
+    return [(image.uri, image.version_id) for image in images]
+
+
+@pytest.fixture(scope="module")
+def s3(moto: str) -> Iterator[Aws]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in aws_env(s3=moto).items():
+            patch.setenv(name, value)
+        s3 = client("s3", moto)
+        make_bucket(s3, BUCKET)
+        for key in THERE:
+            s3.put_object(Bucket=BUCKET, Key=key, Body=b"x")
+        yield Aws.from_environment()
+
+
+async def opened(kind: str, names: Sequence[str], path: Path, aws: Aws, stack: ExitStack) -> Source:
+    """A source of this kind that names `names`, or what is there."""
+    name, options = str(path), {}
+    if kind in FORMATS:
+        options = FORMATS[kind](path, names)
+    else:
+        name = f"s3://{BUCKET}/" + {"prefix": "a/", "wider prefix": "", "image": names[1]}[kind]
+        options = {"kind": "image" if kind == "image" else "prefix"}
+    if "kind" in options:
+        options["kind"] = SourceKind(options["kind"])
+    (source,) = await open_sources([name], stack, aws=aws, region="us-east-1", options=ListOptions(**options))
+    await source.check()
+    return source
+
+
+def test_of_every_two_kinds_each_image_comes_once_and_reading_goes_on_anywhere(s3: Aws, tmp_path: Path) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            firsts = [await opened(kind, FIRST, tmp_path / f"{kind} 1", s3, stack) for kind in KINDS]
+            seconds = [await opened(kind, SECOND, tmp_path / f"{kind} 2", s3, stack) for kind in KINDS]
+            own = {id(one): (await selected([one]))[0] for one in (*firsts, *seconds)}
+            for (one, first), (two, second) in itertools.product(
+                zip(KINDS, firsts, strict=True), zip(KINDS, seconds, strict=True)
+            ):
+                images, bookmarks, repeated = await selected([first, second])
+                named = identities(own[id(first)]) + identities(own[id(second)])
+                assert Counter(identities(images)) == Counter(set(named)), (one, two)
+                assert repeated == len(named) - len(set(named)), (one, two)
+                at = max(1, len(images) - 2)
+                rest, again = await going_on([first, second], images[:at], bookmarks[:at])
+                assert (identities(rest), again) == (identities(images[at:]), repeated), (one, two)
+
+    anyio.run(main)
+
+
+def test_a_list_keeps_images_that_a_prefix_has_not_brought() -> None:
+    prefix, listed = Named([ref("a/1")], prefix="a/"), Named([ref("a/1"), ref("a/gone"), ref("b")])
+    images, _, repeated = anyio.run(selected, [prefix, listed])
+    assert ([image.key for image in images], repeated) == (["a/1", "a/gone", "b"], 1)
+
+
+@pytest.mark.parametrize("first_is_versioned", [True, False])
+def test_a_version_is_the_latest_one_where_tag_and_time_say_so(first_is_versioned: bool) -> None:
+    listed = [ref("same", etag="e", at=NOON), ref("older", etag="e", at=NOON), ref("other", etag="e", at=NOON)]
+    listed.append(ref("untold"))
+    inventory = [
+        ref("same", "v1", "e", NOON.replace(microsecond=500)),
+        ref("older", "v1", "e", NOON - dt.timedelta(seconds=1)),
+        ref("other", "v1", "f", NOON),
+        ref("untold", "v1"),
+    ]
+    sources = [Named(inventory), Named(listed)] if first_is_versioned else [Named(listed), Named(inventory)]
+    images, _, repeated = anyio.run(selected, sources)
+    assert (len(images), repeated) == (7, 1)
+    assert [image for image in images if image.key == "same"] == [sources[0].images[0]]
+
+
+def test_two_versions_with_the_same_bytes_are_two() -> None:
+    sources = [Named([ref("a", "v1", "e", NOON)]), Named([ref("a", "v2", "e", NOON), ref("a", "v1", "e", NOON)])]
+    images, _, repeated = anyio.run(selected, sources)
+    assert ([image.version_id for image in images], repeated) == (["v1", "v2"], 1)
+
+
+def test_nothing_is_kept_of_what_two_prefixes_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(NameSet, "update", lambda _, names: kept.extend(names))
+    wide = [ref(f"{folder}/{number}") for folder in "ab" for number in range(5)]
+    for sources in (
+        [Named(wide, prefix=""), Named(wide[:5], prefix="a/")],
+        [Named(wide[:5], prefix="a/"), Named(wide, prefix="")],
+    ):
+        images, bookmarks, repeated = anyio.run(selected, sources)
+        assert (images, repeated) == (wide, 5)
+        rest, _ = anyio.run(going_on, sources, images[:5], bookmarks[:5])
+        assert (rest, kept) == (wide[5:], [])
+
+
+def test_one_source_alone_is_left_as_it_is() -> None:
+    overlap = Deduplication([Named([ref("a")])])
+    assert not overlap.possible
+    assert anyio.run(overlap.fresh, 0, [ref("a"), ref("a")]) == [True, True]
+
+
+@given(st.lists(st.tuples(st.lists(st.sampled_from("abcdef"), unique=True), st.booleans()), min_size=1, max_size=4))
+def test_any_sources_bring_each_image_once_at_its_first_place_from_anywhere(
+    sources: list[tuple[list[str], bool]],
+) -> None:
+    there = sorted("abcd")
+    made: list[Source] = [
+        Named([ref(key) for key in there], prefix="") if lists_all else Named([ref(key) for key in keys])
+        for keys, lists_all in sources
+    ]
+    named = [image.key for source in made for image in cast("Named", source).images]
+    images, bookmarks, repeated = anyio.run(selected, made)
+    assert [image.key for image in images] == list(dict.fromkeys(named))
+    assert repeated == len(named) - len(set(named))
+    for at in range(1, len(images)):
+        rest, again = anyio.run(going_on, made, images[:at], bookmarks[:at])
+        assert (rest, again) == (images[at:], repeated)
+
+
+def test_images_that_were_taken_already_are_remembered_with_a_pause_after_each_page() -> None:
+    sources = [Named([ref("a"), ref("b")]), Named([ref("b"), ref("c")])]
+    pauses: list[int] = []
+
+    async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
+        yield 0, [ref("a")]
+        yield 0, [ref("b")]
+
+    async def pause(images: int) -> None:
+        pauses.append(images)
+
+    async def main() -> list[str]:
+        after = Bookmark(0, Position(2, "b"), 2)
+        pages = Selection(sources, Filters()).pages(after, earlier=earlier(), pause=pause)
+        return [image.key async for page in pages for image in page.images]
+
+    assert anyio.run(main) == ["c"]
+    assert pauses == [1, 1, 2]

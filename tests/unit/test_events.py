@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import datetime as dt
+from typing import Literal
+
+import pytest
+
+from batchcl.events import Notice, Progress, SilentObserver
+from batchcl.images import ImageRef
+from batchcl.outcomes import Counts, Failed, Scored
+
+IMAGE = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png")
+AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+
+
+def scored() -> Scored:
+    return Scored(image=IMAGE, labels=(), attempts=1, latency_ms=1, request_id="", scored_at=AT)
+
+
+def failed(status: Literal["failed", "skipped"] = "failed", attempts: int = 1) -> Failed:
+    return Failed(image=IMAGE, status=status, code="C", message="m", attempts=attempts, failed_at=AT)
+
+
+def test_outcomes_are_counted_by_what_became_of_the_image() -> None:
+    progress = Progress()
+    for outcome in (scored(), scored(), failed(), failed("skipped", 0)):
+        progress.count(outcome)
+    found = progress.snapshot(0.0)
+    assert (found.scored, found.failed, found.skipped, found.done) == (2, 1, 1, 4)
+    assert progress.called == 3
+
+
+def test_the_time_runs_from_begin_to_end() -> None:
+    progress = Progress()
+    assert progress.snapshot(50.0).elapsed_s == 0
+    progress.begin(100.0)
+    assert progress.snapshot(130.0).elapsed_s == 30
+    progress.end(140.0)
+    assert progress.snapshot(200.0).elapsed_s == 40
+
+
+def test_the_rate_is_that_of_the_last_quarter_minute() -> None:
+    progress = Progress()
+    progress.begin(0.0)
+    for second in range(1, 101):
+        for _ in range(10 if second <= 50 else 2):
+            progress.count(scored())
+        found = progress.snapshot(float(second))
+        if second == 50:
+            assert found.images_per_second == pytest.approx(10)
+    assert found.images_per_second == pytest.approx(2)
+
+
+def test_the_first_looks_show_the_average_since_the_beginning() -> None:
+    progress = Progress()
+    progress.begin(10.0)
+    for _ in range(6):
+        progress.count(scored())
+    assert progress.snapshot(12.0).images_per_second == pytest.approx(3)
+
+
+def test_skipped_images_and_those_of_earlier_sessions_are_no_speed() -> None:
+    progress = Progress()
+    progress.begin(0.0)
+    progress.add_earlier(Counts(101, 20, 3))
+    progress.count(failed("skipped", 0))
+    found = progress.snapshot(10.0)
+    assert found.images_per_second == 0
+    assert (found.scored, found.failed, found.skipped) == (101, 20, 4)
+
+
+def test_the_end_is_told_only_of_a_complete_list_and_at_some_speed() -> None:
+    progress = Progress()
+    progress.begin(0.0)
+    progress.planned = 100
+    assert progress.snapshot(5.0).eta_s is None
+    for _ in range(20):
+        progress.count(scored())
+    assert progress.snapshot(10.0).eta_s is None
+    progress.listed = True
+    found = progress.snapshot(10.0)
+    assert found.eta_s == pytest.approx((100 - 20) / found.images_per_second)
+
+
+def test_the_share_of_throttled_calls_is_zero_without_calls() -> None:
+    progress = Progress()
+    assert progress.snapshot(0.0).throttled_share == 0
+    progress.calls, progress.throttled = 8, 2
+    assert progress.snapshot(0.0).throttled_share == 0.25
+
+
+def test_dollars_are_asked_for_at_each_look() -> None:
+    assert Progress().snapshot(0.0).dollars is None
+    spent = iter([1.0, 2.5])
+    progress = Progress(dollars=lambda: next(spent))
+    assert [progress.snapshot(0.0).dollars, progress.snapshot(1.0).dollars] == [1.0, 2.5]
+
+
+def test_a_look_a_second_for_hours_keeps_no_more_than_the_window() -> None:
+    progress = Progress()
+    progress.begin(0.0)
+    for second in range(10_000):
+        progress.snapshot(float(second))
+    assert len(progress._recent) <= 17
+
+
+def test_a_silent_observer_takes_everything() -> None:
+    observer = SilentObserver()
+    observer.started(Progress())
+    observer.notice(Notice("kind", "text", {"n": 1}))

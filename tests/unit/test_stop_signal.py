@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from batchcl.errors import ExitCode, InterruptedRunError, StoppedError
+from batchcl.stop_signal import StopSignal
+from virtual import run_virtual
+
+
+def test_without_a_request_there_is_no_error() -> None:
+    assert StopSignal().error is None
+
+
+@pytest.mark.parametrize(
+    ("by_user", "kind", "exit_code"),
+    [
+        (False, StoppedError, ExitCode.STOPPED),
+        (True, InterruptedRunError, ExitCode.INTERRUPTED),
+    ],
+)
+def test_the_request_decides_the_error_and_its_exit_code(
+    *, by_user: bool, kind: type[StoppedError], exit_code: ExitCode
+) -> None:
+    stopper = StopSignal()
+    stopper.request("SIGTERM came", by_user=by_user)
+    assert type(stopper.error) is kind
+    assert stopper.error.exit_code is exit_code
+    assert str(stopper.error) == "SIGTERM came"
+
+
+def test_only_the_first_request_counts() -> None:
+    stopper, told = StopSignal(), []
+    with stopper.calling(lambda: told.append("now")):
+        stopper.request("first")
+        stopper.request("second", by_user=True)
+    assert told == ["now"]
+    assert str(stopper.error) == "first"
+    assert not isinstance(stopper.error, InterruptedRunError)
+
+
+def test_whoever_comes_after_the_request_is_told_at_once() -> None:
+    stopper, told = StopSignal(), []
+    stopper.request("stop")
+    with stopper.calling(lambda: told.append("now")):
+        assert told == ["now"]
+
+
+def test_after_its_block_nobody_is_told() -> None:
+    stopper, told = StopSignal(), []
+    with stopper.calling(lambda: told.append("request")), stopper.calling_in_hurry(lambda: told.append("hurry")):
+        pass
+    stopper.request("stop")
+    stopper.hurry()
+    assert told == []
+
+
+def test_a_hurry_is_another_thing_than_a_request() -> None:
+    stopper, told = StopSignal(), []
+    with stopper.calling(lambda: told.append("request")), stopper.calling_in_hurry(lambda: told.append("hurry")):
+        stopper.request("stop")
+        assert told == ["request"]
+        stopper.hurry()
+        assert told == ["request", "hurry"]
+    with stopper.calling_in_hurry(lambda: told.append("late")):
+        assert told[-1] == "late"
+
+
+def test_an_action_may_leave_while_it_is_told() -> None:
+    stopper, told = StopSignal(), []
+    inner = stopper.calling(lambda: told.append("inner"))
+
+    def leave() -> None:
+        told.append("outer")
+        inner.__exit__(None, None, None)
+
+    with stopper.calling(leave):
+        inner.__enter__()
+        stopper.request("stop")
+    assert told[0] == "outer"
+
+
+def test_an_interruptible_block_ends_at_the_request_with_its_error() -> None:
+    stopper = StopSignal()
+
+    async def main() -> float:
+        async def later() -> None:
+            await anyio.sleep(3)
+            stopper.request("deadline")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(later)
+            with pytest.raises(StoppedError, match="deadline"), stopper.interruptible():
+                await anyio.sleep(100)
+        return anyio.current_time()
+
+    assert run_virtual(main) == pytest.approx(3, abs=0.001)
+
+
+def test_an_interruptible_block_that_comes_too_late_does_not_wait() -> None:
+    stopper = StopSignal()
+    stopper.request("stop", by_user=True)
+
+    async def main() -> None:
+        with stopper.interruptible():
+            await anyio.sleep(100)
+
+    with pytest.raises(InterruptedRunError):
+        run_virtual(main, max_s=10)
+
+
+def test_a_block_that_is_done_before_the_request_goes_on() -> None:
+    stopper = StopSignal()
+
+    async def main() -> str:
+        with stopper.interruptible():
+            await anyio.sleep(1)
+        stopper.request("stop")
+        await anyio.sleep(1)
+        return "done"
+
+    assert run_virtual(main) == "done"
+
+
+def test_an_error_of_the_block_itself_comes_out() -> None:
+    async def main() -> None:
+        with StopSignal().interruptible():
+            await anyio.sleep(1)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        run_virtual(main)
