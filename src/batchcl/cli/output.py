@@ -87,7 +87,7 @@ def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: s
 def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | None = None) -> None:
     """Write one object to stdout: a line a value, or one JSON object."""
     if json:
-        import orjson  # noqa: PLC0415 - `batchcl --help` goes without
+        import orjson
 
         sys.stdout.write(orjson.dumps(dict(value), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
@@ -99,7 +99,7 @@ def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | No
 def check_format(*, json: bool, csv: bool) -> None:
     """Raise `UsageError` where two formats are asked for; before the work, rather than after."""
     if json and csv:
-        from batchcl.errors import UsageError  # noqa: PLC0415 - with the other late imports
+        from batchcl.errors import UsageError
 
         raise UsageError("--json and --csv exclude each other; choose one")
 
@@ -143,7 +143,7 @@ def printable(text: str) -> str:
 
 
 def _json_text(value: Any) -> str:
-    import orjson  # noqa: PLC0415
+    import orjson
 
     return orjson.dumps(value, default=str).decode()
 
@@ -158,7 +158,7 @@ def _write_json(frame: pl.DataFrame) -> None:
 
 
 def _nested_as_json(frame: pl.DataFrame) -> pl.DataFrame:
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
     return frame.with_columns(
