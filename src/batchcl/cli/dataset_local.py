@@ -35,7 +35,7 @@ def is_local(source: str) -> bool:
     """Whether `source` is a path; what isn't there and is no URI, ARN or dataset's name is a path with a mistake."""
     if source.startswith(("s3://", "arn:")):
         return False
-    return os.path.exists(source) or not source.endswith(("/train", "/test"))  # noqa: PTH110 - a Path drops the slash
+    return os.path.exists(source) or not source.endswith(("/train", "/test"))
 
 
 def create(

@@ -49,15 +49,15 @@ class ObjectStore(Protocol):
 class NoObjectStore:
     """An emulator that was given neither --buckets nor --s3-endpoint-url: no object can be had."""
 
-    async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:  # noqa: ARG002 - the seam's signature
+    async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
         """Refuse."""
         raise invalid_s3_object()
 
-    async def region(self, bucket: str) -> str | None:  # noqa: ARG002 - the seam's signature
+    async def region(self, bucket: str) -> str | None:
         """Nobody knows."""
         return None
 
-    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002 - the seam's signature
+    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
         """Refuse."""
         raise invalid_s3_object()
 
@@ -78,11 +78,11 @@ class DirectoryObjectStore:
             raise invalid_s3_object()
         return await anyio.to_thread.run_sync(self._read, bucket, key, limit_bytes)
 
-    async def region(self, bucket: str) -> str | None:  # noqa: ARG002 - the seam's signature
+    async def region(self, bucket: str) -> str | None:
         """Folders have no region."""
         return None
 
-    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002 - files have no type
+    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
         """See `ObjectStore.write`; a reader sees the old file or the new one, never a part."""
         await anyio.to_thread.run_sync(self._write, bucket, key, data)
 

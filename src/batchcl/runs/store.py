@@ -131,7 +131,7 @@ class Store:
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         self._sleep = sleep
-        self._rng = random.Random()  # noqa: S311 - jitter, no secret
+        self._rng = random.Random()
         self.root = root
         self._backend = backend
         self._blocking = blocking or backend
