@@ -6,6 +6,9 @@ import batchcl
 summary = batchcl.run_sync(batchcl.Job(sources=["photos/"], emulator=True, out="out"))
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
+
+Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect` and `doctor`.
+`batchcl.workflow` has the functions on projects, datasets and models.
 """
 
 from __future__ import annotations
@@ -18,88 +21,166 @@ from batchcl.__about__ import __version__
 if TYPE_CHECKING:
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
     from batchcl.analysis.results import Results, open_results
-    from batchcl.doctor import Diagnosis, Finding, diagnose
+    from batchcl.arns import ModelArn
+    from batchcl.aws.models import Units
+    from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
+    from batchcl.blocking import detect_sync, doctor_sync, plan_sync, retry_sync, run_sync
+    from batchcl.choices import Encryption, ServerSideEncryption, SourceKind, Transport
+    from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
         BatchclError,
         CallError,
         CredentialsError,
+        CredentialsFailingError,
         ExitCode,
+        FatalCallError,
+        HostError,
+        ImageError,
+        InterruptedRunError,
         ModelError,
+        ModelGoneError,
+        ModelNotReadyError,
+        OutputCredentialsError,
         OutputError,
         RefusedError,
         RegionError,
+        RejectedError,
+        ShortageError,
         SourceError,
+        StalledError,
         StoppedError,
+        ThrottledError,
+        TooManyFailuresError,
+        TransientError,
+        UnreachableError,
         UsageError,
     )
+    from batchcl.events import Notice, Observer, Progress, Snapshot
+    from batchcl.images import ArchiveMember, ImageRef
     from batchcl.job import Job, load_job
-    from batchcl.scoring.detect import DetectResult, detect
-    from batchcl.scoring.plan import Plan, plan
+    from batchcl.outcomes import Counts, Detection, Label
+    from batchcl.quantities import Tolerance
+    from batchcl.scoring.detect import DetectResult, ImageInput, detect
+    from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
-    from batchcl.scoring.run import run, run_sync
+    from batchcl.scoring.run import run
+    from batchcl.scoring.source_counts import SourceCounts
     from batchcl.stop_signal import StopSignal
-    from batchcl.summary import Summary
+    from batchcl.summary import SessionRecord, Summary
 
 __all__ = [
+    "ArchiveMember",
+    "Aws",
+    "AwsSettings",
     "BatchclError",
     "CallError",
+    "CheckStatus",
+    "CheckTarget",
+    "Connection",
+    "Counts",
     "CredentialsError",
+    "CredentialsFailingError",
     "DetectResult",
+    "Detection",
     "Diagnosis",
+    "Encryption",
+    "Estimate",
     "ExitCode",
     "Export",
     "ExportedFile",
+    "FatalCallError",
     "Finding",
+    "HostError",
+    "ImageError",
+    "ImageInput",
+    "ImageRef",
+    "InterruptedRunError",
     "Job",
+    "Label",
+    "ModelArn",
     "ModelError",
+    "ModelGoneError",
+    "ModelNotReadyError",
+    "Notice",
+    "Observer",
+    "OutputCredentialsError",
     "OutputError",
     "Plan",
+    "Progress",
     "RefusedError",
     "RegionError",
+    "RejectedError",
     "Results",
+    "ServerSideEncryption",
+    "SessionRecord",
+    "ShortageError",
+    "Snapshot",
+    "SourceCounts",
     "SourceError",
+    "SourceKind",
+    "StalledError",
+    "StaticCredentials",
     "StopSignal",
     "StoppedError",
     "Summary",
+    "ThrottledError",
+    "Tolerance",
+    "TooManyFailuresError",
+    "TransientError",
+    "Transport",
+    "Units",
+    "UnreachableError",
     "UsageError",
     "__version__",
     "detect",
-    "diagnose",
+    "detect_sync",
+    "doctor",
+    "doctor_sync",
     "export_parquet",
     "load_job",
     "open_results",
     "plan",
+    "plan_sync",
     "retry",
+    "retry_sync",
     "run",
     "run_sync",
 ]
 
-_MODULES = {
-    "DetectResult": "batchcl.scoring.detect",
-    "Diagnosis": "batchcl.doctor",
-    "Export": "batchcl.analysis.export",
-    "ExportedFile": "batchcl.analysis.export",
-    "Finding": "batchcl.doctor",
-    "Job": "batchcl.job",
-    "Plan": "batchcl.scoring.plan",
-    "Results": "batchcl.analysis.results",
-    "StopSignal": "batchcl.stop_signal",
-    "Summary": "batchcl.summary",
-    "detect": "batchcl.scoring.detect",
-    "diagnose": "batchcl.doctor",
-    "export_parquet": "batchcl.analysis.export",
-    "load_job": "batchcl.job",
-    "open_results": "batchcl.analysis.results",
-    "plan": "batchcl.scoring.plan",
-    "retry": "batchcl.scoring.retry",
-    "run": "batchcl.scoring.run",
-    "run_sync": "batchcl.scoring.run",
+_EXPORTS = {
+    "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
+    "batchcl.analysis.results": ("Results", "open_results"),
+    "batchcl.arns": ("ModelArn",),
+    "batchcl.aws.models": ("Units",),
+    "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
+    "batchcl.blocking": ("detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync"),
+    "batchcl.choices": ("Encryption", "ServerSideEncryption", "SourceKind", "Transport"),
+    "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
+    "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
+    "batchcl.images": ("ArchiveMember", "ImageRef"),
+    "batchcl.job": ("Job", "load_job"),
+    "batchcl.outcomes": ("Counts", "Detection", "Label"),
+    "batchcl.quantities": ("Tolerance",),
+    "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
+    "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
+    "batchcl.scoring.retry": ("retry",),
+    "batchcl.scoring.run": ("run",),
+    "batchcl.scoring.source_counts": ("SourceCounts",),
+    "batchcl.stop_signal": ("StopSignal",),
+    "batchcl.summary": ("SessionRecord", "Summary"),
 }
-"""The module of each public name; whatever isn't listed is an error class."""
+"""Module → its public names; whatever isn't listed is an error class."""
+
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `import batchcl` and `batchcl --help` go without polars, pyarrow and the AWS SDK."""
+    """Import on first use: `import batchcl` and `batchcl --help` load neither polars, pyarrow nor the AWS SDK."""
     if name not in __all__:
         raise AttributeError(f"module 'batchcl' has no attribute {name!r}")
     return getattr(import_module(_MODULES.get(name, "batchcl.errors")), name)
+
+
+def __dir__() -> list[str]:
+    """All public names, also those that aren't imported yet."""
+    return sorted({*globals(), *__all__})

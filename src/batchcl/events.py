@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
@@ -12,6 +12,7 @@ from batchcl.outcomes import Counts, Outcome
 
 __all__ = ["Notice", "Observer", "Progress", "SafeObserver", "SilentObserver", "Snapshot"]
 
+_log: Final = logging.getLogger(__name__)
 _RATE_WINDOW_S: Final = 15.0
 
 
@@ -87,20 +88,25 @@ class SilentObserver:
 
 
 class SafeObserver:
-    """Passes everything on to another observer, and drops what that raises, so that it never ends or changes a run."""
+    """Passes everything on to another observer until that raises, which is logged. It never ends or changes a run."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
     def started(self, progress: Progress) -> None:
         """See `Observer`."""
-        with suppress(Exception):
-            self._observer.started(progress)
+        self._call(lambda: self._observer.started(progress))
 
     def notice(self, notice: Notice) -> None:
         """See `Observer`."""
-        with suppress(Exception):
-            self._observer.notice(notice)
+        self._call(lambda: self._observer.notice(notice))
+
+    def _call(self, method: Callable[[], None]) -> None:
+        try:
+            method()
+        except Exception:  # noqa: BLE001 - whatever an observer raises, the run continues
+            _log.exception("the observer %r failed and is not called again; the run continues", self._observer)
+            self._observer = SilentObserver()
 
 
 class Progress:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from batchcl.aws import waiting
-from batchcl.doctor import diagnose, target_of
+from batchcl.diagnosis import doctor, target_of
 from batchcl.emulator import limits
 from servers import aws_env, client, copied, make_bucket, model_status, start_model
 from typed import Said, typed
@@ -211,7 +211,7 @@ def test_models_that_are_in_the_way(server, demo, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("seconds", "verdict"), [(30, "ok"), (-100, "warn"), (400, "fail")])
 def test_a_clock_that_is_off(seconds, verdict):
     found = anyio.run(
-        lambda: diagnose(target_of(), utcnow=lambda: dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds))
+        lambda: doctor(target_of(), utcnow=lambda: dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds))
     )
     (finding,) = (each for each in found.findings if each.check == "clock")
     assert finding.verdict == verdict

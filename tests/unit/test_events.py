@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from batchcl.events import Notice, Progress, SilentObserver
+from batchcl.events import Notice, Progress, SafeObserver, SilentObserver
 from batchcl.images import ImageRef
 from batchcl.outcomes import Counts, Failed, Scored
 
@@ -108,3 +108,21 @@ def test_a_silent_observer_takes_everything() -> None:
     observer = SilentObserver()
     observer.started(Progress())
     observer.notice(Notice("kind", "text", {"n": 1}))
+
+
+def test_an_observer_that_raises_is_logged_and_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        calls = 0
+
+        def started(self, progress: Progress) -> None:
+            raise AssertionError
+
+        def notice(self, notice: Notice) -> None:
+            self.calls += 1
+
+    broken = Broken()
+    observer = SafeObserver(broken)
+    observer.started(Progress())
+    observer.notice(Notice("resumed", "run r is resumed"))
+    assert broken.calls == 0
+    assert "the run continues" in caplog.text

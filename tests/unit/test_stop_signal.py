@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from threading import Thread
+
 import anyio
 import pytest
 
@@ -130,3 +132,36 @@ def test_an_error_of_the_block_itself_comes_out() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         run_virtual(main)
+
+
+def test_a_request_from_another_thread_reaches_the_run() -> None:
+    stop_signal = StopSignal()
+
+    async def main() -> None:
+        thread = Thread(target=stop_signal.request, args=("enough",), kwargs={"limit_s": 10.0})
+        try:
+            with stop_signal.interruptible():
+                thread.start()
+                await anyio.sleep_forever()
+        finally:
+            thread.join()
+            ends_at.append(stop_signal.ends_at(1.0) - anyio.current_time())
+
+    ends_at: list[float] = []
+    with pytest.raises(StoppedError, match="enough"):
+        anyio.run(main)
+    assert 0 < ends_at[0] <= 10.0
+
+
+def test_a_thread_may_ask_after_the_run_has_ended() -> None:
+    stop_signal = StopSignal()
+
+    async def main() -> None:
+        with stop_signal.calling(lambda: None):
+            pass
+
+    anyio.run(main)
+    thread = Thread(target=stop_signal.request, args=("late",))
+    thread.start()
+    thread.join()
+    assert str(stop_signal.error) == "late"

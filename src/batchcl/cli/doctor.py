@@ -12,7 +12,7 @@ from batchcl.cli.options import flags
 from batchcl.cli.run import takes_arguments_of_run
 
 if TYPE_CHECKING:
-    from batchcl.doctor import Diagnosis, Finding
+    from batchcl.diagnosis import Diagnosis, Finding
 
 __all__ = ["doctor"]
 
@@ -39,13 +39,14 @@ def doctor(*, json: bool = False, **given: Any) -> None:
     import anyio
 
     from batchcl.cli.signals import run_until_first_signal
-    from batchcl.doctor import CheckStatus, diagnose, target_of
+    from batchcl.diagnosis import CheckStatus, target_of
+    from batchcl.diagnosis import doctor as check
     from batchcl.errors import ExitCode
 
     subject = target_of(given.pop("config", None), flags(**given))
 
     async def work() -> Diagnosis:
-        return await diagnose(subject, on_finding=(lambda _: None) if json else _show)
+        return await check(subject, on_finding=(lambda _: None) if json else _show)
 
     found = anyio.run(run_until_first_signal, work)
     if json:

@@ -58,7 +58,6 @@ __all__ = [
     "open_model",
     "open_store",
     "run",
-    "run_sync",
 ]
 
 
@@ -184,11 +183,6 @@ async def admitted(
     if recovered:
         text = f"published what was left of {counted(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
         means.observer.notice(Notice("recovered", text, {"runs": len(recovered)}))
-
-
-def run_sync(job: Job, *, observer: Observer | None = None) -> Summary:
-    """`run` for callers without an event loop; the same arguments, result and errors."""
-    return anyio.run(partial(run, job, observer=observer))
 
 
 async def open_store(job: Job, aws: Aws) -> Store:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from batchcl.aws.account import DEFAULTS, Quotas, read_quotas
 from batchcl.aws.models import IN_USE, Units, describe, list_models
 from batchcl.aws.tags import list_tags
-from batchcl.doctor.context import Answer, CheckContext
-from batchcl.doctor.findings import CheckStatus
+from batchcl.diagnosis.context import Answer, CheckContext
+from batchcl.diagnosis.findings import CheckStatus
 from batchcl.errors import CredentialsError, RefusedError
 from batchcl.events import SilentObserver
 from batchcl.lifetime.manager import ModelManager

@@ -8,8 +8,8 @@ from typing import Final
 
 from batchcl.aws.detect import open_detector
 from batchcl.aws.errors import INVALID_S3_OBJECT
-from batchcl.doctor.context import Answer, CheckContext
-from batchcl.doctor.findings import CheckStatus
+from batchcl.diagnosis.context import Answer, CheckContext
+from batchcl.diagnosis.findings import CheckStatus
 from batchcl.errors import CallError, ImageError, ModelNotReadyError, RejectedError, ThrottledError, TransientError
 from batchcl.events import Notice, SilentObserver
 from batchcl.image_header import check_bytes

@@ -13,7 +13,7 @@ from batchcl.arns import ModelArn
 from batchcl.aws.models import Model
 from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws
-from batchcl.doctor.findings import CheckStatus
+from batchcl.diagnosis.findings import CheckStatus
 from batchcl.images import ImageRef
 from batchcl.job import Job, load_job
 from batchcl.loaders.preflight import ProbeResult

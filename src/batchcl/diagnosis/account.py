@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from batchcl.aws.account import caller_identity
-from batchcl.doctor.context import Answer, CheckContext
-from batchcl.doctor.findings import CheckStatus
+from batchcl.diagnosis.context import Answer, CheckContext
+from batchcl.diagnosis.findings import CheckStatus
 from batchcl.errors import CredentialsError, UnreachableError
 
 __all__ = ["check_account", "check_clock", "check_credentials", "check_region"]

@@ -11,17 +11,17 @@ from typing import Final
 from batchcl.arns import ModelArn
 from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws
-from batchcl.doctor.account import check_account, check_clock, check_credentials, check_region
-from batchcl.doctor.context import Answer, CheckContext, CheckTarget
-from batchcl.doctor.findings import CheckStatus, Diagnosis, Finding
-from batchcl.doctor.images import check_call, check_images, check_sources_of
-from batchcl.doctor.model import check_control, check_model, check_quotas
-from batchcl.doctor.output import check_output
+from batchcl.diagnosis.account import check_account, check_clock, check_credentials, check_region
+from batchcl.diagnosis.context import Answer, CheckContext, CheckTarget
+from batchcl.diagnosis.findings import CheckStatus, Diagnosis, Finding
+from batchcl.diagnosis.images import check_call, check_images, check_sources_of
+from batchcl.diagnosis.model import check_control, check_model, check_quotas
+from batchcl.diagnosis.output import check_output
 from batchcl.errors import BatchclError
 from batchcl.job import Job
 from batchcl.scoring.connections import service_of
 
-__all__ = ["diagnose"]
+__all__ = ["doctor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ _VITAL: Final = frozenset({"credentials"})
 """Without these, every other check would say the same."""
 
 
-async def diagnose(
+async def doctor(
     job: Job | CheckTarget,
     *,
     on_finding: Callable[[Finding], None] = lambda _: None,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from batchcl.doctor.context import Answer, CheckContext
-from batchcl.doctor.findings import CheckStatus
+from batchcl.diagnosis.context import Answer, CheckContext
+from batchcl.diagnosis.findings import CheckStatus
 from batchcl.scoring.run import open_store
 
 __all__ = ["check_output"]

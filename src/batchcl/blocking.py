@@ -1,0 +1,117 @@
+"""The synchronous forms of batchcl's functions: the same arguments, results and errors.
+
+Each runs its asynchronous twin on an event loop of its own in another thread, so that it also works where this thread's
+loop is running, as in a Jupyter notebook.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from functools import partial
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from anyio.from_thread import start_blocking_portal
+
+from batchcl.diagnosis import CheckTarget, Diagnosis, Finding, doctor
+from batchcl.job import Job
+from batchcl.scoring.detect import DetectResult, ImageInput, detect
+from batchcl.scoring.plan import Plan, plan
+from batchcl.scoring.retry import retry
+from batchcl.scoring.run import run
+from batchcl.stop_signal import StopSignal
+from batchcl.summary import Summary
+
+if TYPE_CHECKING:
+    from batchcl.aws.session import Aws
+    from batchcl.events import Observer
+
+__all__ = ["detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync"]
+
+_Result = TypeVar("_Result")
+
+
+def run_sync(job: Job, *, observer: Observer | None = None, stop_signal: StopSignal | None = None) -> Summary:
+    """`run`, blocking. An interrupt (^C, or a notebook's stop button) drains the run and stops its model.
+
+    A second interrupt ends the drain; the model is then stopped within seconds. Raises as `run` does.
+    """
+    stop_signal = stop_signal or StopSignal()
+    return _wait(partial(run, job, observer=observer, stopper=stop_signal), stop_signal)
+
+
+def retry_sync(
+    root: str,
+    run_id: str,
+    *,
+    codes: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
+    stop_signal: StopSignal | None = None,
+) -> Summary:
+    """`retry`, blocking; an interrupt is handled as by `run_sync`."""
+    stop_signal = stop_signal or StopSignal()
+    work = partial(retry, root, run_id, codes=codes, changes=changes, observer=observer, stopper=stop_signal)
+    return _wait(work, stop_signal)
+
+
+def plan_sync(job: Job, *, observer: Observer | None = None) -> Plan:
+    """`plan`, blocking."""
+    return _wait(partial(plan, job, observer=observer))
+
+
+def doctor_sync(
+    job: Job | CheckTarget,
+    *,
+    on_finding: Callable[[Finding], None] = lambda _: None,
+    utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+) -> Diagnosis:
+    """`doctor`, blocking. `on_finding` is called in another thread."""
+    return _wait(partial(doctor, job, on_finding=on_finding, utcnow=utcnow))
+
+
+def detect_sync(
+    images: Sequence[ImageInput | str | PathLike[str] | bytes],
+    *,
+    model: str,
+    aws: Aws | None = None,
+    min_confidence: float | None = None,
+    max_results: int | None = None,
+    fit: bool = False,
+    on_read: Callable[[ImageInput, bytes], None] | None = None,
+) -> list[DetectResult]:
+    """`detect`, blocking. `on_read` is called in another thread."""
+    return _wait(
+        partial(
+            detect,
+            images,
+            model=model,
+            aws=aws,
+            min_confidence=min_confidence,
+            max_results=max_results,
+            fit=fit,
+            on_read=on_read,
+        )
+    )
+
+
+def _wait(work: Callable[[], Awaitable[_Result]], stop_signal: StopSignal | None = None) -> _Result:
+    """The result of `work`, which runs in another thread. The first interrupt requests its end, the second cancels."""
+    with start_blocking_portal() as portal:
+        future = portal.start_task_soon(work)
+        interrupts = 0
+        while True:
+            try:
+                return future.result()
+            except KeyboardInterrupt:
+                interrupts += 1
+                if stop_signal is not None and interrupts == 1:
+                    stop_signal.request("interrupted", by_user=True)
+                    continue
+                if stop_signal is not None:
+                    stop_signal.hurry()
+                future.cancel()
+            except CancelledError:
+                raise KeyboardInterrupt from None
