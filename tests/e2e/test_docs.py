@@ -32,7 +32,7 @@ from servers import aws_env, client, make_bucket
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 SCHEDULES = [ROOT / "configs" / "crontab", *sorted((ROOT / "configs" / "systemd").iterdir())]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 BUCKETS = ("acme-photos", "acme-tables")
 FEW = {"BATCHCL_LIMIT": "5"}
 TYPED_ELSEWHERE = {"workflow.md"}
@@ -251,7 +251,7 @@ def test_every_command_is_mentioned():
 
 
 def test_exit_codes_are_all_there():
-    codes = [int(row[0]) for row in table(ROOT / "README.md", "Exit codes")]
+    codes = [int(row[0]) for row in table(ROOT / "docs" / "nightly.md", "Exit codes")]
     assert codes == sorted(ExitCode)
 
 
@@ -265,7 +265,7 @@ def test_exit_codes_are_all_there():
     ids=["results", "failures", "label"],
 )
 def test_columns_are_those_of_the_schema(heading, fields):
-    rows = [(row[0], row[1]) for row in table(ROOT / "README.md", heading)]
+    rows = [(row[0], row[1]) for row in table(ROOT / "docs" / "tables.md", heading)]
     assert rows == [(f"`{field.name}`", _type(field)) for field in fields]
 
 
