@@ -193,6 +193,19 @@ def test_python_examples_run(name, place, clean_env):
     assert done.returncode == 0, done.stderr.decode()
 
 
+def test_python_examples_pass_strict_type_checks(tmp_path):
+    examples = {page.name: blocks(page, "python") for page in PAGES if blocks(page, "python")}
+    assert {"README.md", "analysis.md", "workflow.md"} <= examples.keys()
+    files = []
+    for name, codes in examples.items():
+        files.append(tmp_path / f"example_{name.removesuffix('.md').replace('-', '_')}.py")
+        files[-1].write_text("\n".join(codes))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", *files], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_nightly_job_runs_with_other_names(cli, demo, place, aws):
     done = cli(
         *("run", "s3://acme-photos/2026/", "--config", "configs/nightly.toml", "--model", demo.arn),
