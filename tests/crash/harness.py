@@ -146,9 +146,9 @@ def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def until_seen(process: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
-    """Wait until it is there, or the process has ended by itself; what is to be hit may be over in milliseconds."""
+    """Wait until it is there, or the process has ended by itself; a look costs more than the pause between two."""
     while process.poll() is None and not there():
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 
 def wait_for_rows(place: Place, count: int) -> None:

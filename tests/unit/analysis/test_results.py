@@ -235,6 +235,7 @@ def test_a_query_compares_numbers_with_the_32_bits_that_are_stored(
     assert query(open_results(str(root)), sql).rows() == [("cat",)]
 
 
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("sql", ["DROP TABLE results", "DELETE FROM results", "", "  /* SELECT */ TRUNCATE results"])
 def test_sql_that_is_no_query_is_refused(four_runs: Root, sql: str) -> None:
     with pytest.raises(UsageError, match="not a query"):
@@ -269,15 +270,18 @@ CALLS = (
 )
 
 
-@pytest.mark.parametrize("sql", READS)
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("call", CALLS)
-def test_sql_reads_no_file(four_runs: Root, tmp_path: Path, sql: str, call: str) -> None:
+def test_sql_reads_no_file(four_runs: Root, tmp_path: Path, call: str) -> None:
     file = tmp_path / "secret.csv"
     file.write_text("a\n1\n")
-    with pytest.raises(UsageError, match=r"a function for files, and a query reads only the output root"):
-        query(open_results(str(four_runs)), sql.format(call=call.format(file=file)))
+    results = open_results(str(four_runs))
+    for sql in READS:
+        with pytest.raises(UsageError, match=r"a function for files, and a query reads only the output root"):
+            query(results, sql.format(call=call.format(file=file)))
 
 
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("kind", ["read", "scan", "sink", "write"])
 def test_no_function_of_polars_for_files_has_another_name(four_runs: Root, kind: str) -> None:
     names = [name for name in (*dir(pl), *dir(pl.LazyFrame), *dir(pl.DataFrame)) if name.startswith(f"{kind}_")]
@@ -287,6 +291,7 @@ def test_no_function_of_polars_for_files_has_another_name(four_runs: Root, kind:
             query(open_results(str(four_runs)), f"SELECT * FROM {name}('x')")
 
 
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("form", ["'{file}'", '"{file}"', "`{file}`", "main.'{file}'", "TABLE '{file}'"])
 def test_sql_takes_no_file_for_a_table(four_runs: Root, tmp_path: Path, form: str) -> None:
     file = tmp_path / "secret.csv"
@@ -300,6 +305,7 @@ def test_names_like_those_of_readers_may_be_columns(four_runs: Root) -> None:
     assert query(open_results(str(four_runs)), sql).columns == ["read_count", "scan_text"]
 
 
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("sql", ["SELECT nope FROM results", "SELECT * FROM labels", "SELECT FROM WHERE", "SELECT 'a"])
 def test_sql_errors_name_the_tables_and_columns(four_runs: Root, sql: str) -> None:
     with pytest.raises(UsageError, match=r"(?s)query failed: .*detections: uri, version_id, label.*failures: run_id"):
