@@ -300,11 +300,11 @@ class FixedCredentials(CredentialCache):
         self._look_again_at = math.inf
         self.method = "explicit"
 
-    async def renew(self, refused: Keys) -> Keys:  # noqa: ARG002 - there are no others
+    async def renew(self, refused: Keys) -> Keys:
         """The same ones."""
         return self._fixed
 
-    def refused(self, service: str, said: str) -> CredentialsError | None:  # noqa: ARG002 - the service's words do
+    def refused(self, service: str, said: str) -> CredentialsError | None:
         """Nothing to add."""
         return None
 
@@ -347,7 +347,7 @@ def _frozen(keys: Keys) -> ReadOnlyCredentials:
 
 def _seen(name: str) -> tuple[int, int, int]:
     try:
-        found = os.stat(os.path.expanduser(name))  # noqa: PTH111, PTH116 - pathlib raises where there is no home
+        found = os.stat(os.path.expanduser(name))
     except OSError:
         return 0, 0, 0
     return found.st_mtime_ns, found.st_size, found.st_ino

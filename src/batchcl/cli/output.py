@@ -88,7 +88,7 @@ def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: s
 def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | None = None) -> None:
     """Write one object to stdout: a line a value, or one JSON object."""
     if json:
-        import orjson  # noqa: PLC0415 - `batchcl --help` goes without
+        import orjson
 
         sys.stdout.write(orjson.dumps(dict(value), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
@@ -100,7 +100,7 @@ def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | No
 def check_format(*, json: bool, csv: bool) -> None:
     """Raise `UsageError` where two formats are asked for; before the work, rather than after."""
     if json and csv:
-        from batchcl.errors import UsageError  # noqa: PLC0415 - with the other late imports
+        from batchcl.errors import UsageError
 
         raise UsageError("--json and --csv exclude each other; choose one")
 
@@ -144,7 +144,7 @@ def printable(text: str) -> str:
 
 
 def _json_text(value: Any) -> str:
-    import orjson  # noqa: PLC0415
+    import orjson
 
     return orjson.dumps(value, default=str).decode()
 
@@ -160,7 +160,7 @@ def _write_json(frame: pl.DataFrame) -> None:
 
 def _as_text(frame: pl.DataFrame) -> pl.DataFrame:
     """`frame` with its values as CSV has them. polars' own `write_csv` would run on its streaming engine."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     def text(column: pl.Series) -> pl.Series:
         if column.dtype.is_nested():

@@ -129,7 +129,7 @@ class Store:
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         self._sleep = sleep
-        self._rng = random.Random()  # noqa: S311 - jitter, no secret
+        self._rng = random.Random()
         self.root = root
         self._backend = backend
         self._blocking = blocking or backend
@@ -151,7 +151,7 @@ class Store:
         root = output_root(root)
         if not root.startswith("s3://"):
             return _open_folder(Path(root), create=create)
-        from batchcl.aws.store_access import find_store_access_now  # noqa: PLC0415 - local roots do without the SDK
+        from batchcl.aws.store_access import find_store_access_now
 
         return _open_s3(root, find_store_access_now(_needed(aws, root), _bucket_of(root)), encryption)
 
@@ -163,7 +163,7 @@ class Store:
         root = output_root(root)
         if not root.startswith("s3://"):
             return await anyio.to_thread.run_sync(partial(_open_folder, Path(root), create=create))
-        from batchcl.aws.store_access import find_store_access  # noqa: PLC0415
+        from batchcl.aws.store_access import find_store_access
 
         return _open_s3(root, await find_store_access(_needed(aws, root), _bucket_of(root)), encryption)
 
@@ -428,7 +428,7 @@ def open_root(
     """`Store.open`, for S3 with the credentials that the AWS CLI would use. Raises `CredentialsError` too."""
     aws = None
     if root.startswith("s3://"):
-        from batchcl.aws.session import Aws as Session  # noqa: PLC0415 - local roots do without the SDK's import
+        from batchcl.aws.session import Aws as Session
 
         aws = Session.from_environment(profile=profile, region=region)
     return Store.open(root, aws=aws, create=create, encryption=encryption)
@@ -565,6 +565,6 @@ def _keys_error(error: Exception) -> str | None:
     code, message = _answer(_said(error)[1])
     if not code:
         return None
-    from batchcl.aws.errors import is_keys_error  # noqa: PLC0415 - local roots do without the SDK's import
+    from batchcl.aws.errors import is_keys_error
 
     return f"{code}: {message}" if is_keys_error(code, message) else None
