@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml
 	  { echo "batchcl needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "setting up $(VENV) (once, about a minute)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emulator]' --group dev
 	@touch $@
 
 setup: $(STAMP)  ## make the virtual environment
@@ -29,9 +30,10 @@ demo: $(STAMP)   ## train, score and analyse real images offline, in ./demo
 
 test: lint types unit  ## lint, types and all tests, as CI runs them
 
-lint: $(STAMP)   ## ruff, rules and format
+lint: $(STAMP)   ## ruff, rules and format; the layers of the packages
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache --no-logo
 
 types: $(STAMP)  ## mypy, strict
 	@$(BIN)/mypy

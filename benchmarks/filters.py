@@ -107,7 +107,7 @@ def _by_polars(folder: Path, name: str) -> int:
     if name == "--from-results":
         frame = pl.scan_parquet(folder / "out" / "results" / "**" / "*.parquet").explode("labels")
         label = pl.col("labels").struct
-        fits = (label.field("name") == "cat") & (label.field("confidence") < 40)  # noqa: PLR2004
+        fits = (label.field("name") == "cat") & (label.field("confidence") < 40)
         return frame.filter(fits).select(pl.col("uri").unique()).collect(engine="streaming").height
     images = pl.scan_parquet(folder / "table.parquet").rename({"size_bytes": "size"})
     context = pl.SQLContext({"images": images})

@@ -37,8 +37,8 @@ PLAN_S = 10
 
 
 def list_by_batchcl() -> Callable[[], int]:
-    from batchcl.aws.session import Aws  # noqa: PLC0415 - each client imports what it needs, before the clock starts
-    from batchcl.sources.s3_prefix import S3PrefixSource  # noqa: PLC0415
+    from batchcl.aws.session import Aws
+    from batchcl.sources.s3_prefix import S3PrefixSource
 
     async def work() -> int:
         pages = S3PrefixSource(URI, Aws(), region="us-east-1").pages()
@@ -48,7 +48,7 @@ def list_by_batchcl() -> Callable[[], int]:
 
 
 def list_by_boto3() -> Callable[[], int]:
-    import boto3  # noqa: PLC0415
+    import boto3
 
     def work() -> int:
         paginator = boto3.client("s3").get_paginator("list_objects_v2")
@@ -58,7 +58,7 @@ def list_by_boto3() -> Callable[[], int]:
 
 
 def list_by_aioboto3() -> Callable[[], int]:
-    import aioboto3  # noqa: PLC0415
+    import aioboto3
 
     async def work() -> int:
         async with aioboto3.Session().client("s3") as client:
@@ -69,8 +69,8 @@ def list_by_aioboto3() -> Callable[[], int]:
 
 
 def list_by_obstore() -> Callable[[], int]:
-    import obstore  # noqa: PLC0415
-    from obstore.store import S3Store  # noqa: PLC0415
+    import obstore
+    from obstore.store import S3Store
 
     def work() -> int:
         store = S3Store(

@@ -86,7 +86,7 @@ class Answering(asyncio.Protocol):
         if not self._client_side.is_closing():
             self._client_side.write(data)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the base class's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """Hang up."""
         self._client_side.close()
 
@@ -126,7 +126,7 @@ class Delaying(asyncio.Protocol):
         elif not self._server_side.is_closing():
             self._server_side.write(data)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the base class's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """Hang up."""
         if self._server_side is not None:
             self._server_side.close()
@@ -279,7 +279,7 @@ def started(counted: Counted, env: Mapping[str, str], round_: int) -> dict[str, 
         requests = counted.requests
         process.terminate()
         process.communicate()
-    assert process.returncode == 4  # noqa: PLR2004 - stopped early
+    assert process.returncode == 4
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"seconds": counted.called_at - began, "requests": requests, "cpu_seconds": cpu_s}

@@ -29,15 +29,15 @@ KEPT = 2  # segments of 2,000 outcomes
 
 def _prepare(out: str, images: int) -> None:
     """Score the first shard, and make the run look as if it had been killed in the middle of its last one."""
-    from memory import StubSource, score  # noqa: PLC0415 - the measured process counts its imports
+    from memory import StubSource, score
 
-    from batchcl.runs.layout import PartName, RunPaths  # noqa: PLC0415
-    from batchcl.runs.store import Store  # noqa: PLC0415
-    from batchcl.runs.worklist import WorkList  # noqa: PLC0415
-    from batchcl.scoring.source_counts import SourceCounts  # noqa: PLC0415
-    from batchcl.scoring.work_list_writer import freeze_all  # noqa: PLC0415
-    from batchcl.sources.filters import Filters  # noqa: PLC0415
-    from batchcl.sources.select import Selection  # noqa: PLC0415
+    from batchcl.runs.layout import PartName, RunPaths
+    from batchcl.runs.store import Store
+    from batchcl.runs.worklist import WorkList
+    from batchcl.scoring.source_counts import SourceCounts
+    from batchcl.scoring.work_list_writer import freeze_all
+    from batchcl.sources.filters import Filters
+    from batchcl.sources.select import Selection
 
     anyio.run(partial(score, out, SHARD))
     paths = RunPaths("r")
@@ -71,11 +71,11 @@ def _prepare(out: str, images: int) -> None:
 
 def _resume(out: str, images: int, started_at: float) -> None:
     """Go on with the run up to its first call, and print how long that took."""
-    import os  # noqa: PLC0415
+    import os
 
-    from memory import StubDetector, score  # noqa: PLC0415
+    from memory import StubDetector, score
 
-    from batchcl.images import ImageRef  # noqa: PLC0415
+    from batchcl.images import ImageRef
 
     def tell(image: ImageRef) -> None:
         assert int(image.key[-13:-4]) >= images - SHARD, f"{image.key} is done already"
@@ -95,8 +95,8 @@ def main() -> None:
     if arguments.resume is not None:
         _resume(arguments.resume[0], arguments.images, float(arguments.resume[1]))
         return
-    from common import conditions  # noqa: PLC0415
-    from memory import LIBRARIES  # noqa: PLC0415
+    from common import conditions
+    from memory import LIBRARIES
 
     command = [sys.executable, __file__, "--images", str(arguments.images), "--resume"]
     with tempfile.TemporaryDirectory() as out:

@@ -33,7 +33,7 @@ _OPERATION: Final = _SESSION.get_service_model("rekognition").operation_model("D
 def _event(call: Call, status: int) -> dict[str, Any]:
     """What botocore's endpoint tells its retry handlers of an answer."""
     parsed: dict[str, Any] = {"ResponseMetadata": {"HTTPStatusCode": status}}
-    if status >= 400:  # noqa: PLR2004 - HTTP
+    if status >= 400:
         parsed["Error"] = {"Code": _CODE, "Message": "Provisioned Rate exceeded"}
     return {
         "response": (_Http(status), parsed),
@@ -103,12 +103,12 @@ class Adaptive(Standard):
 
     def wait_s(self) -> float:
         """Take a token; its own acquire would block a thread, so this says how long that would be."""
-        if not self._limiter._enabled:  # noqa: SLF001 - as on_sending_request, which would block
+        if not self._limiter._enabled:
             return 0.0
         try:
             self._bucket.acquire(block=False)
         except CapacityNotAvailableError:
-            return max(1e-6, float(self._bucket._sleep_amount(1)))  # noqa: SLF001 - likewise
+            return max(1e-6, float(self._bucket._sleep_amount(1)))
         return 0.0
 
     def answered(self, call: Call) -> None:

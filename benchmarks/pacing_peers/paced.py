@@ -110,7 +110,7 @@ class AimdRate(Pace):
     def sent(self, now: float) -> None:
         """Nothing to learn."""
 
-    def succeeded(self, now: float, *, sent_at: float) -> None:  # noqa: ARG002 - the protocol's
+    def succeeded(self, now: float, *, sent_at: float) -> None:
         """Grow."""
         since = min(now - self._grown_at, 1.0)
         self._grown_at = now

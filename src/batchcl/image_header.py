@@ -43,7 +43,7 @@ class ImageHeader:
 
 def read_header(data: bytes) -> ImageHeader | None:
     """The header of a PNG or JPEG; None for anything else, and where the bytes end before it does."""
-    if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 25:  # noqa: PLR2004 - up to the bit depth
+    if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 25:  # up to the bit depth
         width, height, bits = struct.unpack(">IIB", data[16:25])
         return ImageHeader("PNG", width, height, bits)
     return _jpeg_header(data) if data.startswith(_JPEG) else None
@@ -83,16 +83,16 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
     """Walk the segments to the first start of frame (ITU T.81, B.1.1.3 and B.2.2)."""
     at = 2
     while at + 10 <= len(data):
-        if data[at] != 0xFF:  # noqa: PLR2004 - every marker starts so
+        if data[at] != 0xFF:  # every marker starts so
             return None
         marker = data[at + 1]
-        if marker == 0xFF:  # noqa: PLR2004 - a fill byte
+        if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:  # noqa: PLR2004 - SOF0 to SOF15
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:  # SOF0 to SOF15
             bits, height, width, components = struct.unpack(">BHHB", data[at + 4 : at + 10])
-            return ImageHeader("JPEG", width, height, bits, is_cmyk=components == 4)  # noqa: PLR2004 - C, M, Y and K
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # noqa: PLR2004 - markers without a length
+            return ImageHeader("JPEG", width, height, bits, is_cmyk=components == 4)  # C, M, Y and K
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
             at += 2
             continue
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")

@@ -22,7 +22,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(where, 
         if kills >= wanted:
             break
         seed = f"{where} {number}"
-        print(f"seed {seed!r}")  # noqa: T201 - shown when the test fails
+        print(f"seed {seed!r}")
         out = place(where, f"out-{number}")
         kills += kill_until_done(works[where], out, random.Random(seed), at_most=min(KILLS_A_RUN, wanted - kills))
         assert out.table() == undisturbed[where]
@@ -30,7 +30,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(where, 
         assert status["state"] == "done"
         assert status["planned"] == status["scored"] + status["failed"] + status["skipped"] == works[where].images
         assert (status["left"], status["journalled"], status["held_by"]) == (0, 0, None)
-    print(f"{kills} kills, {number} runs")  # noqa: T201
+    print(f"{kills} kills, {number} runs")
 
 
 def kill_until_done(work, out, rng, *, at_most: int) -> int:
@@ -58,7 +58,7 @@ def kill_somewhen(process, out, rng) -> None:
     """At a random time, or at once when a file of a random kind appears: the moments between two writes are short."""
     way = rng.choice(["start", "begun", "drain", "worklist", "journal", "journal", "results", "shards"])
     delay = rng.uniform(0.6, 1.6) if way == "start" else rng.uniform(0, 2.0)
-    print(f"kill at {way}, {delay:.3f} s")  # noqa: T201 - shown when the test fails
+    print(f"kill at {way}, {delay:.3f} s")
     if way == "start":  # while it makes sure of everything, and records the run
         ends_within(process, delay)
     elif way in {"begun", "drain"}:

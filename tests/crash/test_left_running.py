@@ -92,7 +92,7 @@ def test_no_killed_run_leaves_its_model_running(model, pictures, clean_env, tmp_
             kill_somewhen(process, way, out, model, rng)
         status = model.status
         met.append((way, status))
-        print(f"cycle {number}: killed at {way}, {status}, {model.leases()}")  # noqa: T201 - shown when the test fails
+        print(f"cycle {number}: killed at {way}, {status}, {model.leases()}")
         assert {done for _, done in anyio.run(model.reap)} <= {"left"}, "its lease has not ended"
         assert (model.status in ALIVE) == (status in ALIVE)
         model.pass_time(LEASE_S + 5)

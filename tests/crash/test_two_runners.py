@@ -29,7 +29,7 @@ def test_two_runners_score_each_image_once(where, left_behind, works, place, und
                 until_begun(process)
                 ends_within(process, rng.uniform(0.2, 1.5))
         codes = race(job, works[where].env)
-        print(f"race {number}: {codes}")  # noqa: T201 - shown when the test fails
+        print(f"race {number}: {codes}")
         met += STOPPED in codes
         if DONE not in codes:
             with started(*job, env=works[where].env) as process:
@@ -55,7 +55,7 @@ def test_a_runner_whose_lease_was_lost_stops_where_another_one_is_faster(where, 
                 first.send_signal(signal.SIGCONT)
                 ends = [(process, *process.communicate(timeout=60)) for process in (first, second)]
         codes = sorted(judged(ends))
-        print(f"race {number}: {codes}")  # noqa: T201
+        print(f"race {number}: {codes}")
         assert codes == [DONE, STOPPED], "both wrote"
         assert out.table() == undisturbed[where]
 

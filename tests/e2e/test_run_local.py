@@ -35,7 +35,7 @@ def test_a_directory_becomes_one_row_an_image_and_the_rows_are_what_the_service_
     assert rows["uri"].n_unique() == rows.height == 40
     rekognition = client("rekognition", service)
     for row in rows.sample(8, seed=1).iter_rows(named=True):
-        with open(row["key"], "rb") as image:  # noqa: PTH123
+        with open(row["key"], "rb") as image:
             again = rekognition.detect_custom_labels(ProjectVersionArn=demo.arn, Image={"Bytes": image.read()})
         wanted = [(label["Name"], pytest.approx(label["Confidence"], abs=1e-3)) for label in again["CustomLabels"]]
         assert [(label["name"], label["confidence"]) for label in row["labels"]] == wanted

@@ -226,7 +226,7 @@ class FaultyStore(Store):
             if _below(prefix, path) and not path.rpartition("/")[2].startswith(".")
         ]
 
-    def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:  # noqa: ARG002 - Store's signature
+    def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:
         return io.BytesIO(self._files[path])
 
     async def _do(self, act: Callable[[], T], sort: Sort = Sort.STORE) -> T:
@@ -284,7 +284,7 @@ class HouseKeeper(ModelManager):
         yield
         await self._ask()
 
-    async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:  # noqa: ARG002 - the seam's signature
+    async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
         await self._ask()
         await anyio.sleep(self._back_after_s)
 

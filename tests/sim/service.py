@@ -132,7 +132,7 @@ class WaitingRecovery:
     error: BatchclError | None = None
     pauses: list[float] = field(default_factory=list)
 
-    async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:  # noqa: ARG002 - the seam's signature
+    async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
         self.pauses.append(anyio.current_time())
         await anyio.sleep(self.seconds)
         if self.error is not None:

@@ -87,7 +87,7 @@ class SignedHouse(House):
             raise call_error(error) from error
         return await self.service.detect(each)
 
-    def keeper(self, trouble: Trouble) -> ModelManager:  # noqa: ARG002 - a house's signature
+    def keeper(self, trouble: Trouble) -> ModelManager:
         lease = ModelLease(self.models, ARN, key=lease_key(HOLDER), holder=HOLDER, length_s=900.0, now=now)
         return ModelManager(
             self.models, ARN, units=Units(1), keep=False, lease=lease, observer=self.listener, stopper=StopSignal()

@@ -266,7 +266,7 @@ def test_memory_does_not_grow_with_the_number_of_images():
             """Keep nothing, as a file would."""
 
     class Answering(Service):
-        async def detect(self, image: ImageRef) -> Detection:  # noqa: ARG002
+        async def detect(self, image: ImageRef) -> Detection:
             await anyio.lowlevel.checkpoint()
             return Detection((), "r")
 

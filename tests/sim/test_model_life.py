@@ -64,10 +64,10 @@ FAULTS: Final = (
 class Watcher:
     """An observer whose stream is closed."""
 
-    def started(self, progress: Progress) -> None:  # noqa: ARG002 - an observer's signature
+    def started(self, progress: Progress) -> None:
         raise BrokenPipeError
 
-    def notice(self, notice: Notice) -> None:  # noqa: ARG002
+    def notice(self, notice: Notice) -> None:
         raise BrokenPipeError
 
 

@@ -180,7 +180,7 @@ def _uri(source_ref: str, folder: Path) -> str:
     """As `uri` stands in results: S3 URIs exactly, local files by absolute path."""
     if source_ref.startswith("s3://"):
         return source_ref
-    return escaped(os.path.abspath(folder / source_ref))  # noqa: PTH100 - resolve() would follow links, names are exact
+    return escaped(os.path.abspath(folder / source_ref))
 
 
 def _ratios(uri: str, truth: GroundTruth) -> Iterator[tuple[str, str, float, float, float, float]]:

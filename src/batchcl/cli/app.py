@@ -137,7 +137,7 @@ def _ended(error: BatchclError, arguments: list[str]) -> int:
     """Write what ended the command; a run that was refused has its JSON object, too. Returns the exit code."""
     write_line(str(error), event="error", level="error")
     if arguments[:1] in (["run"], ["retry"]) and "--json" in arguments and error.summary is None:
-        import orjson  # noqa: PLC0415 - `batchcl --help` goes without
+        import orjson
 
         document = {"status": "refused", "reason": str(error), "exit_code": int(error.exit_code)}
         with suppress(StreamError):
@@ -152,10 +152,6 @@ def _foreseen(error: BaseException) -> BatchclError | None:
         return None if None in parts else parts[0]
     if isinstance(error, BatchclError) and (error.exit_code is not ExitCode.BUG or isinstance(error, StreamError)):
         return error
-    if isinstance(error, OSError):
-        from batchcl.runs.store import scan_error  # noqa: PLC0415 - `batchcl --help` goes without
-
-        return scan_error(error)
     return None
 
 

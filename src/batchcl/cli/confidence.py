@@ -40,10 +40,10 @@ def confidence(
       batchcl confidence out --label cat --bins 50
 
       batchcl confidence out --per-label --csv > histogram.csv
-    """  # noqa: D412 - Typer shows the examples as they stand
+    """
     check_format(json=json, csv=csv)
-    from batchcl.analysis.counts import confidence_histogram  # noqa: PLC0415 - polars, only when it is needed
-    from batchcl.analysis.results import open_results  # noqa: PLC0415
+    from batchcl.analysis.counts import confidence_histogram
+    from batchcl.analysis.results import open_results
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
     histogram = confidence_histogram(results.detections(), bins=bins, label=label, per_label=per_label)
@@ -60,7 +60,7 @@ def _total(histogram: pl.DataFrame) -> str:
 
 def _with_bars(histogram: pl.DataFrame) -> pl.DataFrame:
     """The histogram as it is shown: the longest bar has `_BAR` columns."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     most = max(histogram["detections"].to_list(), default=0)
     bars = [_bar(count, most) for count in histogram["detections"]]

@@ -80,7 +80,7 @@ def create(
       batchcl dataset create cats/train boxes.manifest --upload-to s3://acme-photos/cats --skip-unfit
 
       batchcl dataset create dogs/test cats/test
-    """  # noqa: D412 - Typer shows the examples as they stand
+    """
     if source is not None and dataset_local.is_local(source):
         dataset_local.create(
             dataset,
@@ -96,11 +96,11 @@ def create(
             json=json,
         )
         return
-    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.aws.names import dataset_name  # noqa: PLC0415
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
-    from batchcl.errors import UsageError  # noqa: PLC0415
-    from batchcl.workflow.create import check_manifest  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.aws.names import dataset_name
+    from batchcl.cli.output import emit_object
+    from batchcl.errors import UsageError
+    from batchcl.workflow.create import check_manifest
 
     if upload_to is not None or test_share is not None or create_bucket or skip_unfit:
         raise UsageError(
@@ -147,9 +147,9 @@ def show(dataset: Name, profile: Profile = None, region: Region = None, json: Js
     Examples:
 
       batchcl dataset show cats/train
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.cli.output import emit_object
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> Dataset:
         arn = await workflow.find_dataset(service.rekognition, dataset)
@@ -191,14 +191,14 @@ def entries(
       batchcl dataset entries cats/train --label siamese --limit 20
 
       batchcl dataset entries cats/test --manifest > test.manifest
-    """  # noqa: D412
-    import orjson  # noqa: PLC0415
-    import polars as pl  # noqa: PLC0415
+    """
+    import orjson
+    import polars as pl
 
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit  # noqa: PLC0415
-    from batchcl.errors import UsageError  # noqa: PLC0415
-    from batchcl.groundtruth import parse_line  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.cli.output import emit
+    from batchcl.errors import UsageError
+    from batchcl.groundtruth import parse_line
 
     if manifest and json:
         raise UsageError("--manifest and --json exclude each other; choose one")
@@ -240,11 +240,11 @@ def labels(dataset: Name, profile: Profile = None, region: Region = None, json: 
     Examples:
 
       batchcl dataset labels cats/train
-    """  # noqa: D412
-    import polars as pl  # noqa: PLC0415
+    """
+    import polars as pl
 
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.cli.output import emit
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> list[DatasetLabel]:
         arn = await workflow.find_dataset(service.rekognition, dataset)
@@ -269,9 +269,9 @@ def distribute(
     Examples:
 
       batchcl dataset distribute cats
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.errors import RefusedError  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.errors import RefusedError
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> list[Dataset]:
         arn = await workflow.find_project(service.rekognition, project)
@@ -303,9 +303,9 @@ def delete(
     Examples:
 
       batchcl dataset delete cats/test --yes
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.cli.output import emit_object
 
     async def look(service: WorkflowClients, _: InterruptMessage) -> Dataset:
         arn = await workflow.find_dataset(service.rekognition, dataset)
@@ -325,9 +325,9 @@ def delete(
 
 def emit_datasets(datasets: Sequence[Dataset], *, json: bool) -> None:
     """A row for each dataset."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
-    from batchcl.cli.output import emit  # noqa: PLC0415
+    from batchcl.cli.output import emit
 
     if json:
         emit(pl.DataFrame([asdict(each) for each in datasets], infer_schema_length=None), json=True)

@@ -35,7 +35,7 @@ def is_local(source: str) -> bool:
     """Whether `source` is a path; what isn't there and is no URI, ARN or dataset's name is a path with a mistake."""
     if source.startswith(("s3://", "arn:")):
         return False
-    return os.path.exists(source) or not source.endswith(("/train", "/test"))  # noqa: PTH110 - a Path drops the slash
+    return os.path.exists(source) or not source.endswith(("/train", "/test"))
 
 
 def create(
@@ -53,11 +53,11 @@ def create(
     json: bool,
 ) -> None:
     """Make one or two datasets from images on this machine, and show them."""
-    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.aws.names import dataset_name  # noqa: PLC0415
-    from batchcl.cli.output import emit, emit_object  # noqa: PLC0415
-    from batchcl.errors import UsageError  # noqa: PLC0415
-    from batchcl.workflow.create import check_labels  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.aws.names import dataset_name
+    from batchcl.cli.output import emit, emit_object
+    from batchcl.errors import UsageError
+    from batchcl.workflow.create import check_labels
 
     if upload_to is None:
         raise UsageError(f"{source} lies on this machine; say where in S3 its images go with --upload-to")
@@ -135,9 +135,9 @@ def update(
       batchcl dataset update cats/train more-photos/ --upload-to s3://acme-photos/cats
 
       batchcl dataset update cats/train corrected.manifest
-    """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit, emit_object  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.cli.output import emit, emit_object
 
     to = None if upload_to is None else workflow.S3Folder.parse(upload_to)
 
@@ -170,7 +170,7 @@ def update(
 
 def fail_for_errors(datasets: Sequence[Dataset]) -> None:
     """End with exit code 3 where the service can't use entries, and say how many and how to see them."""
-    from batchcl.errors import ExitCode  # noqa: PLC0415 - `batchcl --help` goes without
+    from batchcl.errors import ExitCode
 
     for each in datasets:
         if each.errors:
@@ -184,7 +184,7 @@ def fail_for_errors(datasets: Sequence[Dataset]) -> None:
 
 def table(datasets: Sequence[Dataset]) -> pl.DataFrame:
     """What a person wants to know of each dataset."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     return pl.DataFrame(
         [
@@ -203,8 +203,8 @@ def table(datasets: Sequence[Dataset]) -> pl.DataFrame:
 
 async def _refuse_second(service: WorkflowClients, project: ProjectArn, kind: str | None) -> None:
     """Before the upload, which would be in vain."""
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.errors import RefusedError  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.errors import RefusedError
 
     found = await workflow.describe_project(service.rekognition, project)
     for each in found.datasets:
@@ -216,10 +216,10 @@ async def _refuse_second(service: WorkflowClients, project: ProjectArn, kind: st
 
 
 async def _read(source: str, *, skip_unfit: bool) -> LocalDataset:
-    import anyio.to_thread  # noqa: PLC0415
+    import anyio.to_thread
 
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.workflow.create import refuse_skipped  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.workflow.create import refuse_skipped
 
     local = await anyio.to_thread.run_sync(workflow.read_local, source, abandon_on_cancel=True)
     if not skip_unfit:

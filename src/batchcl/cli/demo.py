@@ -39,24 +39,24 @@ def demo(
       batchcl demo /tmp/demo
 
       batchcl demo digits --pictures
-    """  # noqa: D412 - Typer shows the examples as they stand
+    """
     try:
-        from batchcl.emulator.demo import demo_data, demo_folders, demo_model  # noqa: PLC0415 - an extra that most runs do without
+        from batchcl.emulator.demo import demo_data, demo_folders, demo_model
     except ImportError as error:
-        from batchcl.errors import UsageError  # noqa: PLC0415
+        from batchcl.errors import UsageError
 
         raise UsageError(f"the demo needs {error.name}; pip install 'batchcl[emulator]'") from error
     if pictures:
         data = demo_folders(directory)
         write_line(f"{directory}/labelled has a folder of pictures for each digit; {data.images} has others to score")
         return
-    import anyio  # noqa: PLC0415
+    import anyio
 
-    from batchcl.analysis.counts import label_table  # noqa: PLC0415
-    from batchcl.analysis.results import open_results  # noqa: PLC0415
-    from batchcl.cli.evaluate import evaluate  # noqa: PLC0415
-    from batchcl.cli.output import emit  # noqa: PLC0415
-    from batchcl.cli.run import run  # noqa: PLC0415
+    from batchcl.analysis.counts import label_table
+    from batchcl.analysis.results import open_results
+    from batchcl.cli.evaluate import evaluate
+    from batchcl.cli.output import emit
+    from batchcl.cli.run import run
 
     begun = time.monotonic()
     state, out = directory / "emulator", directory / "out"
@@ -96,7 +96,7 @@ def _command() -> str:
 
 def _examples(images: pl.LazyFrame) -> pl.DataFrame:
     """Three rows with what a person reads first."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     surest = pl.col("labels").list.first()
     return (

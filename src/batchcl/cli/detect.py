@@ -123,13 +123,13 @@ def detect(
       batchcl detect *.webp --model cats@v2 --fit --query 'Images[].CustomLabels[0].Name' --output text
 
       curl -s URL | batchcl detect - --model cats@v2 --json
-    """  # noqa: D412 - Typer shows the examples as they stand
+    """
     if ca_bundle is not None and not Path(ca_bundle).exists():
         raise UsageError(f"--ca-bundle {ca_bundle}: there is no such file; check the path")
     form = _form(output, json=json, has_query=query is not None)
     wanted = None if query is None else Query(query)
     if skeleton:
-        from batchcl.cli.request import skeleton as empty  # noqa: PLC0415 - `batchcl --help` goes without
+        from batchcl.cli.request import skeleton as empty
 
         show(empty(), Form.JSON if output is None else output)
         return
@@ -184,8 +184,8 @@ class _Asked:
 
 def _asked(images: Sequence[str], input_json: str | None, version_id: str | None) -> _Asked:
     """The images of the command line; without any, that of the request."""
-    from batchcl.cli.request import read_request  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.scoring.detect import image_input  # noqa: PLC0415
+    from batchcl.cli.request import read_request
+    from batchcl.scoring.detect import image_input
 
     if input_json == "-" and "-" in images:
         raise UsageError("stdin can't be both the image and --input-json; put one of them into a file")
@@ -212,8 +212,8 @@ def _versioned(each: ImageInput, version_id: str | None) -> ImageInput:
 
 
 def _stdin() -> ImageInput:
-    from batchcl.images import MAX_BYTES_FITTABLE  # noqa: PLC0415
-    from batchcl.scoring.detect import ImageInput  # noqa: PLC0415
+    from batchcl.images import MAX_BYTES_FITTABLE
+    from batchcl.scoring.detect import ImageInput
 
     data = sys.stdin.buffer.read(MAX_BYTES_FITTABLE + 1)
     if not data:
@@ -226,11 +226,11 @@ def _stdin() -> ImageInput:
 def _detected(
     images: list[ImageInput], *, settings: dict[str, Any], connection: dict[str, Any], **asked: Any
 ) -> list[DetectResult]:
-    import anyio  # noqa: PLC0415 - `batchcl --help` goes without
+    import anyio
 
-    from batchcl.aws.session import Aws, AwsSettings, Connection  # noqa: PLC0415
-    from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
-    from batchcl.scoring.detect import detect as looked_at  # noqa: PLC0415
+    from batchcl.aws.session import Aws, AwsSettings, Connection
+    from batchcl.cli.signals import run_until_first_signal
+    from batchcl.scoring.detect import detect as looked_at
 
     aws = Aws(AwsSettings(**settings, connection=Connection(**connection)))
     return anyio.run(run_until_first_signal, partial(looked_at, images, aws=aws, **asked))

@@ -35,12 +35,12 @@ def doctor(*, json: bool = False, **given: Any) -> None:
       batchcl doctor s3://photos/2026/ --model ARN --out s3://tables/labels --start-model 2
 
       batchcl doctor --config configs/nightly.toml --json
-    """  # noqa: D412 - Typer shows the examples as they stand
-    import anyio  # noqa: PLC0415 - `batchcl --help` goes without
+    """
+    import anyio
 
-    from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
-    from batchcl.doctor import CheckStatus, diagnose, target_of  # noqa: PLC0415
-    from batchcl.errors import ExitCode  # noqa: PLC0415
+    from batchcl.cli.signals import run_until_first_signal
+    from batchcl.doctor import CheckStatus, diagnose, target_of
+    from batchcl.errors import ExitCode
 
     subject = target_of(given.pop("config", None), flags(**given))
 
@@ -59,10 +59,10 @@ def _show(finding: Finding) -> None:
         sys.stdout.write(f"{finding.verdict:<4}  {finding.check:<{_LONGEST}}  {finding.text}\n")
         sys.stdout.flush()
         return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.padding import Padding  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
 
     row = Table.grid(padding=(0, 2))
     row.add_column(width=4)

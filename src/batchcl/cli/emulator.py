@@ -77,7 +77,7 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
       batchcl emulator --s3-endpoint-url http://127.0.0.1:8333
 
       aws rekognition describe-projects --endpoint-url http://127.0.0.1:9999
-    """  # noqa: D412 - Typer shows the examples as they stand
+    """
     settings = EmulatorSettings(
         host=host,
         port=port,
@@ -108,15 +108,15 @@ def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them b
             f"the emulator needs {' and '.join(missing)}, which are not installed: pip install 'batchcl[emulator]'"
         )
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    import anyio as runtime  # noqa: PLC0415 - keeps `batchcl --help` quick
+    import anyio as runtime
 
     runtime.run(_run, settings, os.getppid())
 
 
 async def _run(settings: EmulatorSettings, parent: int) -> None:
-    import anyio  # noqa: PLC0415
+    import anyio
 
-    from batchcl.emulator.server import serve  # noqa: PLC0415
+    from batchcl.emulator.server import serve
 
     until = anyio.Event()
     refusal: BatchclError | None = None
@@ -134,7 +134,7 @@ async def _run(settings: EmulatorSettings, parent: int) -> None:
 
 
 def _announce(listening: Listening) -> None:
-    import orjson  # noqa: PLC0415
+    import orjson
 
     line = {
         "endpoint": listening.endpoint,
@@ -147,7 +147,7 @@ def _announce(listening: Listening) -> None:
 
 
 async def _end_on_signal(until: anyio.Event) -> None:
-    import anyio  # noqa: PLC0415
+    import anyio
 
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
@@ -155,7 +155,7 @@ async def _end_on_signal(until: anyio.Event) -> None:
 
 
 async def _end_with_parent(until: anyio.Event, parent: int) -> None:
-    import anyio  # noqa: PLC0415
+    import anyio
 
     while os.getppid() == parent:  # noqa: ASYNC110 - the system tells nobody that a parent has died
         await anyio.sleep(_PARENT_POLL_S)

@@ -73,13 +73,13 @@ def evaluate(
       batchcl evaluate out --truth test.manifest --model cats@v2 --min-confidence 70
 
       batchcl evaluate s3://bucket/out --truth test.manifest --json | jq .summary.macro_f1
-    """  # noqa: D412 - Typer shows the examples as they stand
+    """
     check_format(json=json, csv=csv)
     if (question := confidence_hint(min_confidence)) is not None:
         write_line(question)
-    from batchcl.analysis.evaluate import evaluate as evaluated  # noqa: PLC0415 - polars, only when it is needed
-    from batchcl.analysis.results import open_results  # noqa: PLC0415
-    from batchcl.analysis.truth import carried_truth, read_truth  # noqa: PLC0415
+    from batchcl.analysis.evaluate import evaluate as evaluated
+    from batchcl.analysis.results import open_results
+    from batchcl.analysis.truth import carried_truth, read_truth
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
     if truth is None:
@@ -102,8 +102,8 @@ def _on_this_machine(manifest: str, *, profile: str | None, region: str | None) 
     if not manifest.startswith("s3://"):
         yield Path(manifest)
         return
-    from batchcl.aws.session import Aws  # noqa: PLC0415 - only when it is needed
-    from batchcl.sources.files import fetch  # noqa: PLC0415
+    from batchcl.aws.session import Aws
+    from batchcl.sources.files import fetch
 
     aws = Aws.from_environment(profile=profile, region=region)
     copy = anyio.run(partial(fetch, manifest, aws, region=aws.region))
@@ -134,7 +134,7 @@ def _show(evaluation: Evaluation, root: str) -> None:
 
 def show_confusion(confusion: pl.DataFrame, *, values: str = "images") -> None:
     """A matrix of `values`, counts or shares, where it fits; else the most frequent mistakes."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     if confusion["predicted"].n_unique() <= _WIDEST_MATRIX:
         corner = "truth ╲ surest"

@@ -50,14 +50,14 @@ def parquet(
       batchcl export parquet out --out archive
 
       batchcl export parquet s3://tables/labels --out s3://tables/labels-2026 --before 2027-01-01
-    """  # noqa: D412 - Typer shows the examples as they stand
-    import sys  # noqa: PLC0415 - `batchcl --help` goes without
+    """
+    import sys
 
-    import anyio  # noqa: PLC0415
-    import orjson  # noqa: PLC0415
+    import anyio
+    import orjson
 
-    from batchcl.analysis.export import export_parquet  # noqa: PLC0415
-    from batchcl.choices import Encryption  # noqa: PLC0415
+    from batchcl.analysis.export import export_parquet
+    from batchcl.choices import Encryption
 
     work = partial(
         export_parquet,

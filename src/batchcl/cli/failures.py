@@ -32,10 +32,10 @@ def failures(
       batchcl failures out --run nightly-2026-11-21 --examples 10
 
       batchcl failures out --json | jq '.[] | select(.status == "failed")'
-    """  # noqa: D412 - Typer shows the examples as they stand
+    """
     check_format(json=json, csv=csv)
-    from batchcl.analysis.counts import failure_table  # noqa: PLC0415 - polars, only when it is needed
-    from batchcl.analysis.results import open_results  # noqa: PLC0415
+    from batchcl.analysis.counts import failure_table
+    from batchcl.analysis.results import open_results
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
     emit(failure_table(results.failures(), examples=examples), json=json, csv=csv, title=f"Failures in {root}")

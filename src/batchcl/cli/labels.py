@@ -27,10 +27,10 @@ def labels(
       batchcl labels s3://bucket/out --date 2026-11-21 --json
 
       batchcl labels out --model cats@v2 --csv > labels.csv
-    """  # noqa: D412 - Typer shows the examples as they stand
+    """
     check_format(json=json, csv=csv)
-    from batchcl.analysis.counts import label_table  # noqa: PLC0415 - polars, only when it is needed
-    from batchcl.analysis.results import open_results  # noqa: PLC0415
+    from batchcl.analysis.counts import label_table
+    from batchcl.analysis.results import open_results
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
     emit(label_table(results.detections()), json=json, csv=csv, title=f"Labels in {root}")

@@ -49,11 +49,11 @@ def list_models(
       batchcl model list --region eu-west-1
 
       batchcl model list --project cats --json
-    """  # noqa: D412 - Typer shows the examples as they stand
-    import polars as pl  # noqa: PLC0415 - `batchcl --help` goes without
+    """
+    import polars as pl
 
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.cli.output import emit
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> list[Model]:
         name = None if project is None else (await workflow.find_project(service.rekognition, project)).project
@@ -81,8 +81,8 @@ def show(model: Name, profile: Profile = None, region: Region = None, json: Json
       batchcl model show cats@v2
 
       batchcl model show ARN --json
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
+    """
+    from batchcl import workflow
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> Model:
         return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
@@ -114,10 +114,10 @@ def start(
       batchcl model start cats@v2 --units 1:3
 
       batchcl model start cats@v2 --for 2h
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.errors import RefusedError  # noqa: PLC0415
-    from batchcl.quantities import seconds_of  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.errors import RefusedError
+    from batchcl.quantities import seconds_of
 
     wanted = workflow.Units.parse(units)
     seconds = None if for_ is None else seconds_of(for_)
@@ -184,9 +184,9 @@ def wait(
       batchcl model wait cats@v2 --until TRAINING_COMPLETED
 
       batchcl model wait cats@v2 --until STOPPED --timeout 10
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.errors import UsageError  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.errors import UsageError
 
     if until not in _WAYS:
         raise UsageError(f"--until {until}: wait for {', '.join(_WAYS)}")
@@ -222,9 +222,9 @@ def stop(
     Examples:
 
       batchcl model stop cats@v2
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.errors import RefusedError  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.errors import RefusedError
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         arn = await workflow.find_model(service.rekognition, model)

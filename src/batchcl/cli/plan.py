@@ -26,16 +26,16 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
       batchcl plan s3://photos/2026/ --model ARN
 
       batchcl plan --config configs/nightly.toml --json
-    """  # noqa: D412 - Typer shows the examples as they stand
-    import anyio  # noqa: PLC0415 - `batchcl --help` goes without
-    import polars as pl  # noqa: PLC0415
+    """
+    import anyio
+    import polars as pl
 
-    from batchcl.cli.output import emit, emit_object  # noqa: PLC0415
-    from batchcl.cli.reporter import reporting  # noqa: PLC0415
-    from batchcl.job import load_job  # noqa: PLC0415
-    from batchcl.scoring.plan import Plan  # noqa: PLC0415
-    from batchcl.scoring.plan import plan as planned  # noqa: PLC0415
-    from batchcl.sources.filters import describe_filters  # noqa: PLC0415
+    from batchcl.cli.output import emit, emit_object
+    from batchcl.cli.reporter import reporting
+    from batchcl.job import load_job
+    from batchcl.scoring.plan import Plan
+    from batchcl.scoring.plan import plan as planned
+    from batchcl.sources.filters import describe_filters
 
     job = load_job(given.pop("config", None), {"out": "unused"} | flags(**given))
 

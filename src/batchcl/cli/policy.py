@@ -44,10 +44,10 @@ def put(
     Examples:
 
       batchcl project policy put cats copy-to-production policy.json
-    """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
-    from batchcl.errors import UsageError  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.cli.output import emit_object
+    from batchcl.errors import UsageError
 
     try:
         text = sys.stdin.read() if str(document) == "-" else document.read_text(encoding="utf-8")
@@ -69,11 +69,11 @@ def list_policies(project: Project, profile: Profile = None, region: Region = No
     Examples:
 
       batchcl project policy list cats --json
-    """  # noqa: D412
-    import polars as pl  # noqa: PLC0415
+    """
+    import polars as pl
 
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.cli.output import emit
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> list[ProjectPolicy]:
         arn = await workflow.find_project(service.rekognition, project)
@@ -103,9 +103,9 @@ def delete(
     Examples:
 
       batchcl project policy delete cats copy-to-production --yes
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.cli.output import emit_object
 
     confirm(f"this deletes the policy {name} of the project {project}", yes=yes)
 

@@ -39,9 +39,9 @@ def create(
       batchcl project create cats --region eu-west-1
 
       batchcl project create cats --tag team=vision
-    """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.cli.output import emit_object
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> Project:
         return await workflow.create_project(service.rekognition, name, tags=parsed_tags(tag))
@@ -57,11 +57,11 @@ def list_projects(profile: Profile = None, region: Region = None, json: Json = F
     Examples:
 
       batchcl project list --region eu-west-1 --json
-    """  # noqa: D412
-    import polars as pl  # noqa: PLC0415
+    """
+    import polars as pl
 
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.cli.output import emit
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> list[Project]:
         return await workflow.list_projects(service.rekognition)
@@ -89,12 +89,12 @@ def show(project: Name, profile: Profile = None, region: Region = None, json: Js
     Examples:
 
       batchcl project show cats
-    """  # noqa: D412
-    import sys  # noqa: PLC0415
+    """
+    import sys
 
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
-    from batchcl.cli.output import emit, emit_object  # noqa: PLC0415
+    from batchcl.cli.output import emit, emit_object
 
     found, models = _looked_up(project, profile=profile, region=region)
     if json:
@@ -138,10 +138,10 @@ def delete(
       batchcl project delete cats
 
       batchcl project delete cats --everything --yes
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
-    from batchcl.errors import RefusedError  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.cli.output import emit_object
+    from batchcl.errors import RefusedError
 
     found, models = _looked_up(project, profile=profile, region=region)
     if models and not everything:
@@ -178,7 +178,7 @@ def delete(
 
 
 def _looked_up(name: str, *, profile: str | None, region: str | None) -> tuple[Project, list[Model]]:
-    from batchcl import workflow  # noqa: PLC0415
+    from batchcl import workflow
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> tuple[Project, list[Model]]:
         arn = await workflow.find_project(service.rekognition, name)
@@ -190,8 +190,8 @@ def _looked_up(name: str, *, profile: str | None, region: str | None) -> tuple[P
 
 def _refuse_busy(models: list[Model]) -> None:
     """Before anything is deleted, as a half-deleted project would be the worst end."""
-    from batchcl.aws.models import IN_USE  # noqa: PLC0415
-    from batchcl.errors import ModelError  # noqa: PLC0415
+    from batchcl.aws.models import IN_USE
+    from batchcl.errors import ModelError
 
     for model in models:
         if model.status in IN_USE | {"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"}:

@@ -34,10 +34,10 @@ def query(
       batchcl query out "SELECT SUM(calls) AS calls, SUM(cost_usd) AS dollars FROM runs"
 
       batchcl query out "SELECT error_code, COUNT(*) AS n FROM failures GROUP BY error_code" --json
-    """  # noqa: D412 - Typer shows the examples as they stand
+    """
     check_format(json=json, csv=csv)
-    from batchcl.analysis.query import query as answered  # noqa: PLC0415 - polars, only when it is needed
-    from batchcl.analysis.results import open_results  # noqa: PLC0415
+    from batchcl.analysis.query import query as answered
+    from batchcl.analysis.results import open_results
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
     emit(answered(results, sql), json=json, csv=csv)

@@ -37,12 +37,12 @@ def reap(
       batchcl model reap --dry-run
 
       batchcl model reap --region eu-west-1 --json
-    """  # noqa: D412 - Typer shows the examples as they stand
-    import polars as pl  # noqa: PLC0415 - `batchcl --help` goes without
+    """
+    import polars as pl
 
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit  # noqa: PLC0415
-    from batchcl.errors import StoppedError  # noqa: PLC0415
+    from batchcl import workflow
+    from batchcl.cli.output import emit
+    from batchcl.errors import StoppedError
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> list[Reaped]:
         return await workflow.reap(

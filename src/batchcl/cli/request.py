@@ -104,8 +104,8 @@ def read_request(source: str) -> DetectRequest:
 
 def skeleton() -> dict[str, Any]:
     """A request with everything in it, empty: from the API's own model."""
-    from botocore.session import get_session  # noqa: PLC0415 - takes a while
-    from botocore.utils import ArgumentGenerator  # noqa: PLC0415
+    from botocore.session import get_session
+    from botocore.utils import ArgumentGenerator
 
     operation = get_session().get_service_model("rekognition").operation_model("DetectCustomLabels")
     made: dict[str, Any] = json.loads(json.dumps(ArgumentGenerator().generate_skeleton(operation.input_shape)))

@@ -27,8 +27,8 @@ class Query:
     """A JMESPath expression; raises `UsageError` where it is none. Source: https://jmespath.org/specification.html."""
 
     def __init__(self, expression: str) -> None:
-        import jmespath  # noqa: PLC0415 - `batchcl --help` goes without
-        from jmespath.exceptions import JMESPathError  # noqa: PLC0415
+        import jmespath
+        from jmespath.exceptions import JMESPathError
 
         self._errors = JMESPathError
         try:
@@ -50,7 +50,7 @@ def show(value: Any, form: Form) -> None:
     if form is Form.JSON:
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     elif form is Form.YAML:
-        import yaml  # noqa: PLC0415 - only this form needs it
+        import yaml
 
         # PyYAML writes NEL as it is, and reads it back as a line break
         is_safe = "\x85" not in json.dumps(value, ensure_ascii=False)
@@ -98,7 +98,7 @@ def _scalar_fields(objects: list[dict[str, Any]]) -> list[str]:
 
 
 def _show_table(value: Any) -> None:
-    import polars as pl  # noqa: PLC0415 - `batchcl --help` goes without
+    import polars as pl
 
     if isinstance(value, Mapping):
         emit_object(value)
@@ -113,7 +113,7 @@ def _show_table(value: Any) -> None:
 
 def _column(name: str, values: list[Any]) -> Any:
     """Numbers as numbers; anything else as text, nested values as JSON."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         return pl.Series(name, values, pl.Float64 if any(isinstance(value, float) for value in values) else pl.Int64)

@@ -85,12 +85,12 @@ def retry(
       batchcl retry out 2026-11-21 --code InternalServerError --code Timeout
 
       batchcl retry out 2026-11-21 --fit
-    """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl.cli.reporter import reporting  # noqa: PLC0415
-    from batchcl.cli.signals import GRACE_S, run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.job import grace_seconds  # noqa: PLC0415
-    from batchcl.scoring.retry import retry as score_again  # noqa: PLC0415
-    from batchcl.stop_signal import StopSignal  # noqa: PLC0415
+    """
+    from batchcl.cli.reporter import reporting
+    from batchcl.cli.signals import GRACE_S, run_until_signalled
+    from batchcl.job import grace_seconds
+    from batchcl.scoring.retry import retry as score_again
+    from batchcl.stop_signal import StopSignal
 
     changes = flags(
         fit=fit,

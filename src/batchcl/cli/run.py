@@ -155,12 +155,12 @@ def run(
       batchcl run --from-results s3://tables/labels --where "top_confidence < 60" --model ARN --out s3://tables/second
 
       batchcl run --config configs/nightly.toml --max-failures 0.5%
-    """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl.cli.reporter import reporting  # noqa: PLC0415
-    from batchcl.cli.signals import run_until_signalled  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.job import load_job  # noqa: PLC0415
-    from batchcl.scoring.run import run as score  # noqa: PLC0415
-    from batchcl.stop_signal import StopSignal  # noqa: PLC0415
+    """
+    from batchcl.cli.reporter import reporting
+    from batchcl.cli.signals import run_until_signalled
+    from batchcl.job import load_job
+    from batchcl.scoring.run import run as score
+    from batchcl.stop_signal import StopSignal
 
     job = load_job(
         config,
@@ -271,9 +271,9 @@ def _what_helps(summary: Summary) -> str:
 
 
 def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
-    from batchcl.runs.layout import RunPaths  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.scoring.source_counts import SourceCounts  # noqa: PLC0415
-    from batchcl.sources.filters import describe_filters  # noqa: PLC0415
+    from batchcl.runs.layout import RunPaths
+    from batchcl.scoring.source_counts import SourceCounts
+    from batchcl.sources.filters import describe_filters
 
     left = summary.planned - summary.scored - summary.failed - summary.skipped
     goes_on = _goes_on(summary, left=left)

@@ -69,12 +69,12 @@ def with_service(
     ^C, SIGTERM, SIGHUP and SIGQUIT end it at once. Their sentence then also says what goes on in AWS, as that of any
     error does but for the one that tells that it has failed there.
     """
-    import anyio  # noqa: PLC0415 - `batchcl --help` goes without
+    import anyio
 
-    from batchcl.aws.names import region_in  # noqa: PLC0415
-    from batchcl.cli.signals import run_until_first_signal  # noqa: PLC0415
-    from batchcl.errors import BatchclError, ModelError, RefusedError, UnreachableError, UsageError  # noqa: PLC0415
-    from batchcl.workflow import connect  # noqa: PLC0415
+    from batchcl.aws.names import region_in
+    from batchcl.cli.signals import run_until_first_signal
+    from batchcl.errors import BatchclError, ModelError, RefusedError, UnreachableError, UsageError
+    from batchcl.workflow import connect
 
     afterwards = InterruptMessage()
 
@@ -100,7 +100,7 @@ def confirm(what: str, *, yes: bool) -> None:
         UsageError: nobody can be asked, and `yes` isn't given.
         RefusedError: the answer was no.
     """
-    from batchcl.errors import InterruptedRunError, RefusedError, UsageError  # noqa: PLC0415
+    from batchcl.errors import InterruptedRunError, RefusedError, UsageError
 
     if yes:
         return
@@ -116,7 +116,7 @@ def confirm(what: str, *, yes: bool) -> None:
 
 def parsed_tags(tags: Sequence[str] | None) -> dict[str, str]:
     """`KEY=VALUE` as key and value; raises `UsageError`."""
-    from batchcl.errors import UsageError  # noqa: PLC0415
+    from batchcl.errors import UsageError
 
     found: dict[str, str] = {}
     for each in tags or ():

@@ -48,10 +48,10 @@ def runs(root: Root, *, json: Json = False, csv: Csv = False, profile: Profile =
       batchcl runs out
 
       batchcl runs s3://tables/labels --csv > runs.csv
-    """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl.analysis.results import run_table  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.cli.output import check_format, emit  # noqa: PLC0415
-    from batchcl.runs.status import list_runs  # noqa: PLC0415
+    """
+    from batchcl.analysis.results import run_table
+    from batchcl.cli.output import check_format, emit
+    from batchcl.runs.status import list_runs
 
     check_format(json=json, csv=csv)
 
@@ -84,11 +84,11 @@ def status(
       batchcl status out
 
       batchcl status s3://tables/labels 2026-11-21 --json
-    """  # noqa: D412
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
-    from batchcl.errors import UsageError  # noqa: PLC0415
-    from batchcl.runs.layout import valid_run_id  # noqa: PLC0415
-    from batchcl.runs.status import look, newest_run  # noqa: PLC0415
+    """
+    from batchcl.cli.output import emit_object
+    from batchcl.errors import UsageError
+    from batchcl.runs.layout import valid_run_id
+    from batchcl.runs.status import look, newest_run
 
     async def find(store: Store) -> RunState | None:
         name = await newest_run(store) if run is None else valid_run_id(run)
@@ -107,17 +107,17 @@ def status(
 
 async def _check_root(store: Store) -> None:
     """Raise `OutputError` where the root is none: its name was mistyped."""
-    import anyio.to_thread  # noqa: PLC0415
+    import anyio.to_thread
 
-    from batchcl.runs.published import check_root  # noqa: PLC0415
+    from batchcl.runs.published import check_root
 
     await anyio.to_thread.run_sync(check_root, store)
 
 
 def with_store(work: Callable[[Store], Awaitable[_T]], root: str, *, profile: str | None, region: str | None) -> _T:
     """Do `work` with the output root `root`, which exists."""
-    import anyio  # noqa: PLC0415
+    import anyio
 
-    from batchcl.runs.store import open_root  # noqa: PLC0415
+    from batchcl.runs.store import open_root
 
     return anyio.run(work, open_root(root, profile=profile, region=region))

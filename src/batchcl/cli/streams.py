@@ -66,7 +66,7 @@ def log(event: str, text: str, *, level: str = "info", fields: Mapping[str, Any]
     """Write one line with the time to stderr: as text, or as an object with `time`, `level`, `event`, `message`."""
     now = dt.datetime.now(dt.UTC)
     if _is_json:
-        import orjson  # noqa: PLC0415 - `batchcl --help` goes without
+        import orjson
 
         values = {"time": now, "level": level, "event": event, "message": text} | dict(fields or {})
         line = orjson.dumps(values, default=str, option=orjson.OPT_UTC_Z).decode()

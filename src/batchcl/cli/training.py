@@ -60,9 +60,9 @@ def train(
       batchcl model train cats@v2 --output s3://acme-photos/models
 
       batchcl model train cats@v2 --output s3://acme-photos/models --no-wait
-    """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
-    from batchcl.errors import UsageError  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.errors import UsageError
 
     project, version = new_version(model, what="new model")
     if test_manifest and not train_manifest:
@@ -114,9 +114,9 @@ def evaluate(
       batchcl model evaluate cats@v2 --mistakes 10
 
       batchcl model evaluate cats@v2 --json | jq .f1
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.cli.output import emit_object
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> tuple[Model, ModelEvaluation]:
         client = service.rekognition
@@ -137,9 +137,9 @@ def evaluate(
 
 
 def _show(tables: dict[str, Any]) -> None:
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
-    from batchcl.cli.output import emit  # noqa: PLC0415
+    from batchcl.cli.output import emit
 
     if tables["labels"]:
         sys.stdout.write("\n")
@@ -155,7 +155,7 @@ def _show(tables: dict[str, Any]) -> None:
 
 
 def _tell_bill(model: Model) -> None:
-    from batchcl.aws.models import DOLLARS_PER_TRAINING_HOUR  # noqa: PLC0415
+    from batchcl.aws.models import DOLLARS_PER_TRAINING_HOUR
 
     if model.training_seconds is not None:
         hours = model.training_seconds / 3600

@@ -60,8 +60,8 @@ def copy(
       batchcl model copy cats-dev@v7 cats@v3 --output s3://acme-photos/models
 
       batchcl model copy ARN cats@v3 --source-project PROJECT-ARN --output s3://acme-photos/models
-    """  # noqa: D412 - Typer shows the examples as they stand
-    from batchcl import workflow  # noqa: PLC0415 - `batchcl --help` goes without
+    """
+    from batchcl import workflow
 
     project, version = new_version(to, what="copy")
 
@@ -110,9 +110,9 @@ def tag(
       batchcl model tag cats@v2
 
       batchcl model tag cats@v2 stage=production --remove draft
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.cli.output import emit_object
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> dict[str, str]:
         arn = (await workflow.find_model(service.rekognition, model)).text
@@ -137,11 +137,11 @@ def delete(
     Examples:
 
       batchcl model delete cats@v1 --yes
-    """  # noqa: D412
-    from batchcl import workflow  # noqa: PLC0415
-    from batchcl.aws.models import IN_USE  # noqa: PLC0415
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
-    from batchcl.errors import ModelError  # noqa: PLC0415
+    """
+    from batchcl import workflow
+    from batchcl.aws.models import IN_USE
+    from batchcl.cli.output import emit_object
+    from batchcl.errors import ModelError
 
     async def look(service: WorkflowClients, _: InterruptMessage) -> Model:
         return await workflow.describe(service.rekognition, await workflow.find_model(service.rekognition, model))
@@ -166,7 +166,7 @@ def delete(
 
 def new_version(text: str, *, what: str) -> tuple[str, str]:
     """Project and version of the model that `PROJECT@VERSION` is to name; raises `UsageError`."""
-    from batchcl.errors import UsageError  # noqa: PLC0415
+    from batchcl.errors import UsageError
 
     project, at, version = text.partition("@")
     if not at or not version:
@@ -176,7 +176,7 @@ def new_version(text: str, *, what: str) -> tuple[str, str]:
 
 def emit_model(model: Model, *, json: bool, brief: bool = False) -> None:
     """All that is known of a model; `brief` leaves a person with what a start or stop changes."""
-    from batchcl.cli.output import emit_object  # noqa: PLC0415
+    from batchcl.cli.output import emit_object
 
     fields = {"model": model.name} | asdict(model)
     if not json:  # the first line has both names, and tuples of URIs read as lists

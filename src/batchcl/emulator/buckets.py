@@ -49,15 +49,15 @@ class ObjectStore(Protocol):
 class NoObjectStore:
     """An emulator that was given neither --buckets nor --s3-endpoint-url: no object can be had."""
 
-    async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:  # noqa: ARG002 - the seam's signature
+    async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
         """Refuse."""
         raise invalid_s3_object()
 
-    async def region(self, bucket: str) -> str | None:  # noqa: ARG002 - the seam's signature
+    async def region(self, bucket: str) -> str | None:
         """Nobody knows."""
         return None
 
-    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002 - the seam's signature
+    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
         """Refuse."""
         raise invalid_s3_object()
 
@@ -78,11 +78,11 @@ class DirectoryObjectStore:
             raise invalid_s3_object()
         return await anyio.to_thread.run_sync(self._read, bucket, key, limit_bytes)
 
-    async def region(self, bucket: str) -> str | None:  # noqa: ARG002 - the seam's signature
+    async def region(self, bucket: str) -> str | None:
         """Folders have no region."""
         return None
 
-    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002 - files have no type
+    async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
         """See `ObjectStore.write`; a reader sees the old file or the new one, never a part."""
         await anyio.to_thread.run_sync(self._write, bucket, key, data)
 
@@ -126,10 +126,10 @@ class S3ObjectStore:
     @classmethod
     async def open(cls, endpoint_url: str, stack: AsyncExitStack) -> S3ObjectStore:
         """Connect to `endpoint_url` with the process's ordinary AWS credentials; `stack` closes the client."""
-        import aioboto3  # noqa: PLC0415 - slow to import, and only needed here
-        from aiobotocore.config import AioConfig  # noqa: PLC0415
+        import aioboto3
+        from aiobotocore.config import AioConfig
 
-        from batchcl.aws.session import DirectSession  # noqa: PLC0415
+        from batchcl.aws.session import DirectSession
 
         session = aioboto3.Session()
         client = session.client(
@@ -163,7 +163,7 @@ class S3ObjectStore:
 
     async def region(self, bucket: str) -> str | None:
         """The region that S3 names in its answer, which it does for most refusals too. Asked once a bucket."""
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as in `open`
+        from botocore.exceptions import BotoCoreError, ClientError
 
         if bucket not in self._regions:
             try:
@@ -185,7 +185,7 @@ class S3ObjectStore:
 @contextmanager
 def _as_service_errors() -> Iterator[None]:
     """What S3 refuses is an invalid object; that S3 fails is the service's failure."""
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as in `open`
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield

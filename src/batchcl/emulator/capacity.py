@@ -102,7 +102,7 @@ class Latency:
     def __init__(self, *, median_s: float, p99_s: float, seed: int) -> None:
         self._median_s = median_s
         self._sigma = math.log(p99_s / median_s) / _P99 if median_s > 0 and p99_s > median_s else 0.0
-        self._random = random.Random(f"latency {seed}")  # noqa: S311 - a simulation, not a secret
+        self._random = random.Random(f"latency {seed}")
 
     def draw(self) -> float:
         """The next one, in seconds."""

@@ -80,7 +80,7 @@ def write_digits(
         objects: False makes 96x96 pictures of one large digit with an image-level label; True makes 192x144
             pictures of one to three digits with boxes.
     """
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - an extra, and slow to import
+    from sklearn.datasets import load_digits
 
     scans = load_digits()
     rng = np.random.default_rng(seed)
@@ -117,7 +117,7 @@ def _compose(
     digits: Sequence[tuple[NDArray[np.float64], str]], *, size: tuple[int, int], rng: Generator
 ) -> tuple[Image, list[DigitBox]]:
     """A picture with each digit at a place of its own; one that finds none is left out."""
-    from PIL import Image  # noqa: PLC0415 - an extra, and slow to import
+    from PIL import Image
 
     width, height = size
     canvas = _background(width, height, rng)
@@ -157,7 +157,7 @@ def _place(free: int, rng: Generator, *, centred: bool) -> int:
 
 def _background(width: int, height: int, rng: Generator) -> NDArray[np.float32]:
     """A dark, softly clouded and slightly grainy ground of a random tint."""
-    from PIL import Image  # noqa: PLC0415 - an extra, and slow to import
+    from PIL import Image
 
     tint = rng.integers(20, 100, 3)
     clouds = rng.integers(0, 60, (max(2, height // 16), max(2, width // 16))).astype(np.uint8)
@@ -187,7 +187,7 @@ def _label_line(picture: DigitPicture) -> dict[str, Any]:
 
 
 def _object_line(picture: DigitPicture) -> dict[str, Any]:
-    from PIL import Image  # noqa: PLC0415 - an extra, and slow to import
+    from PIL import Image
 
     with Image.open(picture.path) as image:
         width, height = image.size

@@ -156,10 +156,7 @@ class Injector:
     def replace(self, plan: Faults, *, now: float) -> None:
         """Begin anew with other rules."""
         self.plan, self.since = plan, now
-        self._progress = [
-            _Progress(rule, random.Random(f"{plan.seed} {n}"))  # noqa: S311 - faults, not secrets
-            for n, rule in enumerate(plan.faults)
-        ]
+        self._progress = [_Progress(rule, random.Random(f"{plan.seed} {n}")) for n, rule in enumerate(plan.faults)]
 
     def draw(self, operation: str, *, now: float) -> Injection:
         """What the next call of `operation` meets; of several errors the first rule's."""

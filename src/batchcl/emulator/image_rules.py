@@ -62,7 +62,7 @@ def open_picture(data: bytes) -> Picture:
         ServiceError: InvalidImageFormatException for anything but a whole PNG or JPEG, ImageTooLargeException for
             more than 4096 pixels a side, InvalidParameterException for fewer than 64 or an aspect over 20:1.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415 - an extra, and slow to import
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     width, height = pixel_size(data)
     _check_pixels(width, height)

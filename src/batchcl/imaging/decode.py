@@ -51,7 +51,7 @@ class DecodedImage:
 def require_pillow(what: str) -> None:
     """Raise `UsageError` where the extra that `what`, such as a flag, needs isn't installed."""
     try:
-        import PIL  # noqa: F401, PLC0415 - an extra that most runs do without
+        import PIL  # noqa: F401 - an extra that most runs do without
     except ImportError as error:
         raise UsageError(f"{what} needs Pillow; pip install 'batchcl[images]'") from error
 
@@ -69,7 +69,7 @@ def decode_upright(data: bytes, *, side: int | None = None) -> DecodedImage:
     Raises:
         ImageError: it is none of `FORMATS`, broken, or so large that decoding it could fill the memory.
     """
-    from PIL import ImageOps  # noqa: PLC0415 - an extra, and slow to import
+    from PIL import ImageOps
 
     with _explained(), _opened(data) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)
@@ -95,7 +95,7 @@ def pixels_in(data: bytes) -> int:
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what decoders raise into errors of the image."""
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
+    from PIL import Image, UnidentifiedImageError
 
     try:
         yield
@@ -118,7 +118,7 @@ def _explained() -> Iterator[None]:
 
 def _opened(data: bytes) -> Image:
     """The file with its header read, whose size Pillow's own bound lets pass (89 million pixels)."""
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     with _FILTERS, warnings.catch_warnings():  # the filters are the whole process's
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -127,7 +127,7 @@ def _opened(data: bytes) -> Image:
 
 def _rgb(image: Image, kind: str) -> tuple[Image, bytes | None, list[str]]:
     """`image` in 8-bit RGB, the profile that its colours go by, and what was lost."""
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
         grey = image.convert("I").point(lambda value: value * _FROM_16_BITS).convert("L")
@@ -151,7 +151,7 @@ def _rgb(image: Image, kind: str) -> tuple[Image, bytes | None, list[str]]:
 
 def _from_ink(image: Image, profile: bytes | None) -> Image:
     """By the colour profile of the file, where it has a good one; else by the simple formula."""
-    from PIL import ImageCms  # noqa: PLC0415
+    from PIL import ImageCms
 
     if profile is not None:
         try:

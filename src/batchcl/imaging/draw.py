@@ -42,7 +42,7 @@ def annotate(data: bytes, labels: Sequence[Label], *, kind: str = "PNG") -> byte
     Raises:
         ImageError: the picture can't be decoded.
     """
-    from PIL import Image, ImageDraw  # noqa: PLC0415 - an extra, and slow to import
+    from PIL import Image, ImageDraw
 
     picture = decode_upright(data)
     times = max(1, -(-_LEAST_SIDE // max(picture.image.size)))
@@ -101,7 +101,7 @@ def _draw_name(
 
 def _with_caption(canvas: Image, labels: Sequence[Label], font: _Font) -> Image:
     """`canvas` with a line a label below."""
-    from PIL import Image, ImageDraw  # noqa: PLC0415
+    from PIL import Image, ImageDraw
 
     pad = max(2, round(font.height / 2))
     step = font.height + pad
@@ -128,7 +128,7 @@ class _Font:
     """The letters of one size, and what they can say."""
 
     def __init__(self, size: int) -> None:
-        from PIL import ImageFont  # noqa: PLC0415
+        from PIL import ImageFont
 
         self._knows_ascii_only = True
         self.face: FreeTypeFont | PlainFont = ImageFont.load_default(size)

@@ -124,7 +124,7 @@ def _encoded(picture: DecodedImage, limit_bytes: int) -> tuple[bytes, str]:
 
 
 def _resized(image: Image, size: tuple[int, int]) -> Image:
-    from PIL import Image  # noqa: PLC0415 - an extra, and slow to import
+    from PIL import Image
 
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 

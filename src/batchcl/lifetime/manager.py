@@ -97,7 +97,7 @@ class ModelManager:
         self._lease = lease or ModelLease(client, arn, length_s=None)
         self._observer = SafeObserver(observer)
         self._stopper = stopper
-        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
+        self._rng = rng or random.Random()
         self._life = ModelLife()
         self._entered_at = 0.0
         self._looks = 0

@@ -86,7 +86,7 @@ class ModelLease:
         self._schedule = schedule
         self._remove_schedule = remove_schedule
         self._now = now
-        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
+        self._rng = rng or random.Random()
         self._role: Role | None = None
         self._until: dt.datetime | None = None
         self._inherited: tuple[str, ...] = ()

@@ -67,7 +67,7 @@ class RunRecord:
 
     def part_spec(self) -> PartSpec:
         """What all its published files have in common."""
-        from batchcl.runs.publish import PartSpec  # noqa: PLC0415 - pyarrow, only when it is needed
+        from batchcl.runs.publish import PartSpec
 
         return PartSpec(
             run_id=self.run_id,

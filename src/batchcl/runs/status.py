@@ -113,16 +113,16 @@ async def _is_over(store: Store, paths: RunPaths, summary: Summary, numbers: Seq
         return False
     if not any(each.round for each in summary.sessions):
         return True
-    from batchcl.runs.rounds import unfinished_round  # noqa: PLC0415 - pyarrow, only when it is needed
+    from batchcl.runs.rounds import unfinished_round
 
     return await unfinished_round(store, paths) is None
 
 
 async def _look_closely(store: Store, record: RunRecord, summary: Summary | None, *, now: dt.datetime) -> RunState:
     """Read the markers, and the journals of shards that aren't complete."""
-    from batchcl.runs.markers import published, read_totals, total  # noqa: PLC0415 - pyarrow, only when it is needed
-    from batchcl.runs.rounds import unfinished_round  # noqa: PLC0415
-    from batchcl.runs.worklist import WorkList  # noqa: PLC0415
+    from batchcl.runs.markers import published, read_totals, total
+    from batchcl.runs.rounds import unfinished_round
+    from batchcl.runs.worklist import WorkList
 
     paths = RunPaths(record.run_id)
     reads: Sequence[Callable[[], Any]] = (
@@ -196,8 +196,8 @@ async def newest_run(store: Store) -> str | None:
 
 async def _of_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) -> tuple[Counts, Counts]:
     """Outcomes in shards that no round has completed: those in the tables, and those that are only journalled."""
-    from batchcl.runs.entries import counts  # noqa: PLC0415
-    from batchcl.runs.journal import Journal  # noqa: PLC0415
+    from batchcl.runs.entries import counts
+    from batchcl.runs.journal import Journal
 
     names = await store.children(paths.journals)
     in_tables, journalled = Counts(), Counts()
@@ -255,8 +255,8 @@ def _state(
     unfinished: int | None,
     sessions: Sequence[SessionRecord],
 ) -> RunState:
-    from batchcl.runs.entries import count_fittable  # noqa: PLC0415
-    from batchcl.runs.rounds import Round  # noqa: PLC0415
+    from batchcl.runs.entries import count_fittable
+    from batchcl.runs.rounds import Round
 
     in_parts = complete.counts + in_tables
     both = in_parts + journalled

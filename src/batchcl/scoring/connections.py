@@ -134,9 +134,9 @@ async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
         return
     state = await anyio.to_thread.run_sync(_emulator_state, job.emulator_state or DEFAULT_STATE)
     try:
-        from batchcl.emulator.demo import demo_model  # noqa: PLC0415 - an extra that most runs do without
-        from batchcl.emulator.process import running_emulator  # noqa: PLC0415
-        from batchcl.emulator.settings import EmulatorSettings  # noqa: PLC0415
+        from batchcl.emulator.demo import demo_model
+        from batchcl.emulator.process import running_emulator
+        from batchcl.emulator.settings import EmulatorSettings
     except ImportError as error:
         raise UsageError(f"--emulator needs {error.name}; pip install 'batchcl[emulator]'") from error
     named = job.model or await demo_model(state)

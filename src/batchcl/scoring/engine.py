@@ -111,7 +111,7 @@ class Engine:
         self._observer = observer or SilentObserver()
         self._is_beginning = is_beginning
         self._utcnow = utcnow
-        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
+        self._rng = rng or random.Random()
         self._queue = WorkQueue(capacity=2 * self._settings.max_in_flight)
         self._feeding = anyio.CancelScope()
         self._listing = anyio.CancelScope()

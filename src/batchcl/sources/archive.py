@@ -80,9 +80,9 @@ class Archive:
 
 def local_archive(path: Path, stack: ExitStack) -> TarPart:
     """The archive at `path`. Blocks. Raises `SourceError` where it can't be read, or is compressed."""
-    absolute = os.path.abspath(path)  # noqa: PTH100 - links stay as they are
+    absolute = os.path.abspath(path)
     try:
-        modified = dt.datetime.fromtimestamp(os.stat(absolute).st_mtime, dt.UTC)  # noqa: PTH116 - beside abspath
+        modified = dt.datetime.fromtimestamp(os.stat(absolute).st_mtime, dt.UTC)
     except OSError as error:
         raise SourceError(f"can't read {path}: {error.strerror}; check the path") from error
     archive = Archive(name=str(path), bucket="", key=absolute, etag=None, last_modified=modified)

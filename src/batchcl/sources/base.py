@@ -177,10 +177,10 @@ def s3_image(uri: str, *, extra: str | None = None) -> ImageRef:
 
 def local_image(path: str, *, extra: str | None = None) -> ImageRef:
     """The local file at `path` with its size and time; a file that isn't there fails when it is read. Blocks."""
-    absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links, and names are exact
+    absolute = os.path.abspath(path)
     uri = escaped(absolute)
     try:
-        facts = os.stat(absolute)  # noqa: PTH116 - a Path per file costs more than the rest
+        facts = os.stat(absolute)
     except OSError:
         return ImageRef(uri=uri, bucket="", key=absolute, extra=extra)
     return ImageRef(
@@ -203,7 +203,7 @@ def _may_be_image(image: ImageRef) -> bool:
     if not image.local or image.member is not None:
         return not image.key.rpartition("/")[2].startswith(APPLE_DOUBLE)
     try:
-        with open(image.key, "rb") as file:  # noqa: PTH123 - a Path per file costs more than the rest
+        with open(image.key, "rb") as file:
             return file.read(len(max(IMAGE_STARTS, key=len))).startswith(IMAGE_STARTS)
     except (OSError, ValueError):
         return True  # reading it tells why

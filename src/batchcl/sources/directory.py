@@ -31,7 +31,7 @@ class DirectorySource:
     def __init__(self, path: str, *, leave_out: Sequence[Path] = (), is_explicit: bool = False) -> None:
         self.is_explicit = is_explicit
         self.description = path
-        self._root = Path(os.path.abspath(path))  # noqa: PTH100 - without .. as the images' paths, and links as they are
+        self._root = Path(os.path.abspath(path))
         self._leave_out = leave_out
 
     async def check(self) -> SourceCheck:
@@ -74,7 +74,7 @@ class DirectorySource:
         for folder, folders, names in os.walk(self._root, onerror=_refuse):
             folders[:] = sorted(name for name in folders if not self._is_left_out(Path(folder, name)))
             for name in sorted(names):
-                yield local_image(os.path.join(folder, name))  # noqa: PTH118 - a Path per file costs more than the rest
+                yield local_image(os.path.join(folder, name))
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -372,12 +372,12 @@ def _local(name: str) -> _ListFile:
 
 
 def _absolute(name: str) -> str:
-    return os.path.abspath(name)  # noqa: PTH100 - links stay as they are
+    return os.path.abspath(name)
 
 
 def _globbed(pattern: str) -> list[_ListFile]:
     """The files that fit the pattern. Blocks."""
-    files = [_local(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+    files = [_local(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
     if not files:
         raise SourceError(f"no file fits {pattern}; check the pattern")
     return files

@@ -346,7 +346,7 @@ def _csv_row(row: Sequence[str]) -> tuple[str, tuple[str, ...], None]:
 
 def _below(path: Path, folder: Path, number: int) -> str:
     """The key of a manifest's file; one that lies elsewhere gets its line's number, so that no two collide."""
-    absolute, root = (Path(os.path.abspath(each)) for each in (path, folder))  # noqa: PTH100 - links stay as they are
+    absolute, root = (Path(os.path.abspath(each)) for each in (path, folder))
     if absolute.is_relative_to(root):
         return absolute.relative_to(root).as_posix()
     return f"{number:06}-{path.name}"

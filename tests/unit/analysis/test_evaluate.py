@@ -180,7 +180,7 @@ def test_the_latest_answer_of_a_model_counts(root: Root, manifest: Path, make: t
 
 def test_local_images_are_joined_by_their_absolute_path(root: Root, manifest: Path, make: type[Make]) -> None:
     write(manifest, line("images/../images/é 1.jpg", "cat"), line("/abs/2.jpg", "cat"))
-    local = os.path.abspath(manifest.parent / "images" / "é 1.jpg")  # noqa: PTH100
+    local = os.path.abspath(manifest.parent / "images" / "é 1.jpg")
     root.results(make.scored(local, Label("cat", 90)), make.scored("/abs/2.jpg", Label("cat", 90)))
     assert evaluated(root, manifest).summary["missing"] == 0
 

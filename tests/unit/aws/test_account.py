@@ -18,7 +18,7 @@ class FakeServiceQuotas:
         self._applied = applied
         self._refusal = refusal
 
-    async def get_service_quota(self, *, ServiceCode: str, QuotaCode: str) -> dict[str, Any]:  # noqa: N803 - boto's
+    async def get_service_quota(self, *, ServiceCode: str, QuotaCode: str) -> dict[str, Any]:
         assert ServiceCode == "rekognition"
         if QuotaCode not in self._applied:
             raise ClientError({"Error": {"Code": self._refusal, "Message": "no"}}, "GetServiceQuota")

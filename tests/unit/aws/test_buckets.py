@@ -30,7 +30,7 @@ class FakeS3:
         self.asked: list[str] = []
         self.regions: list[str | None] = []
 
-    async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:  # noqa: N803 -- boto's name
+    async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:
         self.asked.append(Bucket)
         answer = self.buckets[Bucket]
         if isinstance(answer, Exception):
@@ -90,7 +90,7 @@ def test_each_refusal_has_its_class_and_says_what_was_done(error: Exception, kin
 @pytest.mark.parametrize("answer", [said("us-east-1"), refused("301", "us-east-1"), refused("403", "us-east-1")])
 def test_a_bucket_of_another_region_may_be_looked_up_there(answer: dict[str, Any] | Exception) -> None:
     class Elsewhere(FakeS3):
-        async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:  # noqa: N803 -- boto's name
+        async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:
             if Bucket == "far" and self.regions[-1] == "us-east-1":
                 return said("us-east-1")
             return await super().head_bucket(Bucket=Bucket)
@@ -104,7 +104,7 @@ def test_a_bucket_of_another_region_may_be_looked_up_there(answer: dict[str, Any
 @pytest.mark.parametrize(("cross_region", "regions"), [(True, ["eu-west-1", "us-east-1"]), (False, ["eu-west-1"] * 2)])
 def test_a_listing_asks_for_regions_only_where_they_may_differ(*, cross_region: bool, regions: list[str]) -> None:
     class Elsewhere(FakeS3):
-        async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:  # noqa: N803 -- boto's name
+        async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:
             self.asked.append(Bucket)
             return said("us-east-1" if Bucket == "far" else "eu-west-1")
 

@@ -367,7 +367,7 @@ def test_an_s3_server_that_checks_signatures_gives_objects_by_their_exact_keys(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
 
     async def act() -> None:
-        from urllib.parse import quote  # noqa: PLC0415
+        from urllib.parse import quote
 
         async with open_signed_client(Aws(), "s3", region="us-east-1", bucket="wired") as client:
             for number, key in enumerate(keys):

@@ -28,7 +28,7 @@ COMMAND = [sys.executable, "-m", "batchcl", "emulator"]
 def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and was not waited for doesn't."""
     try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False

@@ -200,7 +200,7 @@ def test_settings_become_flags() -> None:
 @pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
     """Moto's S3 as a server; it knows versions and missing buckets."""
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - slow to import
+    from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

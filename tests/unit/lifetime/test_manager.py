@@ -407,10 +407,10 @@ class Broken:
         self.error = error
         self.told = 0
 
-    def started(self, progress: Progress) -> None:  # noqa: ARG002 - an observer's signature
+    def started(self, progress: Progress) -> None:
         raise self.error
 
-    def notice(self, notice: Notice) -> None:  # noqa: ARG002
+    def notice(self, notice: Notice) -> None:
         self.told += 1
         raise self.error
 

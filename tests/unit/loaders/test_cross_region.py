@@ -49,7 +49,7 @@ class FakeClient:
         self._aws = aws
         self._region = region
 
-    async def get_object(self, *, Bucket: str, Key: str, VersionId: str = "") -> dict[str, Any]:  # noqa: N803 -- boto's
+    async def get_object(self, *, Bucket: str, Key: str, VersionId: str = "") -> dict[str, Any]:
         return {"Body": Body(self._aws.objects[self._region, f"{Bucket}/{Key}{VersionId}"])}
 
 

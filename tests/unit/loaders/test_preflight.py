@@ -61,7 +61,7 @@ class RegionalClient:
     def __init__(self, region: str) -> None:
         self._region = region
 
-    async def get_object(self, *, Bucket: str, Key: str, Range: str) -> dict[str, Any]:  # noqa: N803 -- boto's names
+    async def get_object(self, *, Bucket: str, Key: str, Range: str) -> dict[str, Any]:
         assert (Bucket, Range) == ("b", "bytes=0-65535")
         return {"Body": FakeBody(f"{self._region} {Key}".encode())}
 

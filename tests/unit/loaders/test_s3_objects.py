@@ -72,7 +72,7 @@ class Refusing:
         self.code, self.status = code, status
 
     async def get_object(self, **_: Any) -> Awaitable[Any]:
-        from botocore.exceptions import ClientError  # noqa: PLC0415
+        from botocore.exceptions import ClientError
 
         if self.code in {"none", "none yet"}:
             raise CredentialsError("no AWS credentials found", may_pass=self.code == "none yet")

@@ -104,7 +104,7 @@ def test_shards_are_handed_out_as_they_are_frozen_and_end_with_the_list():
 
     async def read(worklist: WorkList) -> None:
         async for shard in worklist.shard_numbers():
-            seen.append(shard)  # noqa: PERF401 - looked at while it grows
+            seen.append(shard)
 
     async def main() -> None:
         worklist = WorkList(Store.memory(), PATHS)

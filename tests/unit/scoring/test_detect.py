@@ -41,7 +41,7 @@ class Client:
         self.at_once = 0
         self.most_at_once = 0
 
-    async def detect_custom_labels(self, *, Image: dict[str, Any], **_: Any) -> dict[str, Any]:  # noqa: N803
+    async def detect_custom_labels(self, *, Image: dict[str, Any], **_: Any) -> dict[str, Any]:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:

@@ -172,7 +172,7 @@ def write_orc(path: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def columns(**given: str) -> Any:
-    from batchcl.sources.tables import Columns  # noqa: PLC0415 - beside its use
+    from batchcl.sources.tables import Columns
 
     return Columns(**given)
 
@@ -325,6 +325,6 @@ def _text(each: dict[str, Any], name: str) -> str:
 
 
 def _value(each: dict[str, Any], name: str) -> Any:
-    import datetime as dt  # noqa: PLC0415 - beside its use
+    import datetime as dt
 
     return dt.datetime.fromisoformat(each[name]) if name == "LastModifiedDate" else each[name]

@@ -31,7 +31,7 @@ def selected(*names: str, **options: Any) -> dict[str, str | None]:
 
     opened_sources = opened(*names, **options)
     found = anyio.run(main)
-    reasons = {os.path.basename(image.key): check_limits(image) for image in found}  # noqa: PTH119
+    reasons = {os.path.basename(image.key): check_limits(image) for image in found}
     return {name: None if reason is None else reason.code for name, reason in reasons.items()}
 
 

@@ -42,7 +42,7 @@ class FakeS3:
         assert region == "eu-west-1"
         yield self
 
-    async def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803 -- boto's names
+    async def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:
         self.read_keys.append(f"{Bucket}/{Key}")
         return {"Body": anyio.wrap_file(io.BytesIO(self.data))}
 

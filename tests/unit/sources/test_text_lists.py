@@ -195,7 +195,7 @@ class FakeS3:
         assert region == "eu-west-1"
         yield self
 
-    async def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803 -- boto's names
+    async def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:
         assert (Bucket, Key) == ("b", "lists/a b.txt")
         if isinstance(self.answer, Exception):
             raise self.answer

@@ -155,7 +155,7 @@ def _ridge(
     described: NDArray[np.float32], wanted: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weights and offsets of all labels at once; `described` is shifts x images x numbers."""
-    from sklearn.linear_model import Ridge  # noqa: PLC0415 - an extra, and slow to import
+    from sklearn.linear_model import Ridge
 
     flat = described.reshape(-1, described.shape[-1])
     fitted = Ridge(alpha=_PENALTY, solver="cholesky").fit(flat, np.tile(wanted, (described.shape[0], 1)))
@@ -167,7 +167,7 @@ def _calibrate(
     scores: NDArray[np.float32], present: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """A sigmoid for each label from scores of images that its model hadn't seen."""
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - an extra, and slow to import
+    from sklearn.linear_model import LogisticRegression
 
     slope, shift = np.ones(scores.shape[1], np.float32), np.zeros(scores.shape[1], np.float32)
     for n in range(scores.shape[1]):

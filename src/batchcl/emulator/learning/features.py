@@ -32,7 +32,7 @@ _COLOUR_WEIGHT: Final = np.float32(0.5)
 
 def thumbnail(image: Image) -> NDArray[np.uint8]:
     """An RGB image squeezed to SIDE x SIDE x 3."""
-    from PIL.Image import Resampling  # noqa: PLC0415 - an extra, and slow to import
+    from PIL.Image import Resampling
 
     return np.asarray(image.resize((SIDE, SIDE), Resampling.BILINEAR, reducing_gap=2.0))
 

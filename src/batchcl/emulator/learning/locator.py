@@ -188,7 +188,7 @@ class _Lessons:
 
     def fit_classes(self, seed: int, check: Callable[[], None]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Weights and offsets of all labels and the background."""
-        from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - an extra, and slow to import
+        from sklearn.linear_model import LogisticRegression
 
         check()
         windows, classes = np.concatenate(self._windows), np.concatenate(self._classes)
@@ -212,7 +212,7 @@ class _Lessons:
 
     def fit_boxes(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """How the windows' squares are moved onto their objects."""
-        from sklearn.linear_model import Ridge  # noqa: PLC0415 - an extra, and slow to import
+        from sklearn.linear_model import Ridge
 
         taught = [n for n, moves in enumerate(self._moves) if len(moves)]
         moves = np.concatenate([self._moves[n] for n in taught])
@@ -342,7 +342,7 @@ class Level:
 
 def working_picture(image: Image) -> NDArray[np.uint8]:
     """The grey picture that windows are laid on, at most 384 pixels a side."""
-    from PIL.Image import Resampling  # noqa: PLC0415 - an extra, and slow to import
+    from PIL.Image import Resampling
 
     scale = min(1.0, _MOST_SIDE / max(image.size))
     grey = image.convert("L")
@@ -362,7 +362,7 @@ def sizes_for(longer_sides: Sequence[float]) -> tuple[float, ...]:
 
 def levels(picture: NDArray[np.uint8], sizes: Sequence[float]) -> Iterator[Level]:
     """The windows of each size; sizes whose window is larger than the picture are left out."""
-    from PIL.Image import Resampling, fromarray  # noqa: PLC0415 - an extra, and slow to import
+    from PIL.Image import Resampling, fromarray
 
     height, width = picture.shape
     for size in sizes:

@@ -132,8 +132,8 @@ def train(
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Linear algebra in this thread alone: its own threads, on matrices this small, mostly wait for each other."""
-    import sklearn.linear_model  # noqa: F401, PLC0415 - brings a library of its own, which must be loaded to be limited
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - comes with scikit-learn
+    import sklearn.linear_model  # noqa: F401 - brings a library of its own, which must be loaded to be limited
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1, user_api="blas"):
         yield

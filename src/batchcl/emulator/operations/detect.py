@@ -89,7 +89,7 @@ async def _bytes(call: Call, image: dict[str, Any]) -> bytes:
 
 async def _model(call: Call, arn: str) -> tuple[Predictor, dict[str, float]]:
     """The version's model; read from its file at the first image after a start."""
-    from batchcl.emulator.learning.training import load  # noqa: PLC0415 - scikit-learn's friends take a while
+    from batchcl.emulator.learning.training import load
 
     models = call.service.models
     if arn not in models:
