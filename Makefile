@@ -5,6 +5,9 @@ WORKERS ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Where it is set, as in many container images, each process of the tests compiles every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test lint types unit crash bench format clean
 .DEFAULT_GOAL := help
 

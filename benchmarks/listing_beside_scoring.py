@@ -82,7 +82,7 @@ async def _first_seconds(source: str, out: str, max_tps: float, seconds: float) 
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
         with suppress(StoppedError):
-            await run(job, observer=watcher, stopper=stopper)
+            await run(job, observer=watcher, stop_signal=stopper)
     return found
 
 

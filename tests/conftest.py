@@ -6,7 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,15 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 pl.Config.set_engine_affinity("in-memory")
 """The default engine has native threads with known, rare races, and tests collect in hundreds of places."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect in one worker and then in the others: in a fresh clone the first one compiles the tests for all."""
+    first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    with Path(__file__).open(encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if first else fcntl.LOCK_SH)
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

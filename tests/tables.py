@@ -1,10 +1,13 @@
-"""Outcomes as the two tables that publishing makes parts from."""
+"""Outcomes as the two tables that publishing makes parts from, and the tables that it has published."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchcl.outcomes import Outcome
 from batchcl.runs.entries import JournalEntry, entry_table
@@ -15,3 +18,8 @@ def columns(outcomes: Sequence[Outcome], *, round_: int = 0, fit: bool = False) 
     """The images of `outcomes`, and their entries in a round."""
     entries = [JournalEntry(number, outcome) for number, outcome in enumerate(outcomes)]
     return image_table([outcome.image for outcome in outcomes]), entry_table(entries, round_=round_, fit=fit)
+
+
+def published(root: Path | str, table: str = "results") -> pl.DataFrame:
+    """All rows of a table below a local root, with the columns of its partitions, as another reader has them."""
+    return pl.DataFrame(pq.read_table(Path(root) / table, partitioning="hive"))

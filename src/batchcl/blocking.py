@@ -39,7 +39,7 @@ def run_sync(job: Job, *, observer: Observer | None = None, stop_signal: StopSig
     A second interrupt ends the drain; the model is then stopped within seconds. Raises as `run` does.
     """
     stop_signal = stop_signal or StopSignal()
-    return _wait(partial(run, job, observer=observer, stopper=stop_signal), stop_signal)
+    return _wait(partial(run, job, observer=observer, stop_signal=stop_signal), stop_signal)
 
 
 def retry_sync(
@@ -53,7 +53,7 @@ def retry_sync(
 ) -> Summary:
     """`retry`, blocking; an interrupt is handled as by `run_sync`."""
     stop_signal = stop_signal or StopSignal()
-    work = partial(retry, root, run_id, codes=codes, changes=changes, observer=observer, stopper=stop_signal)
+    work = partial(retry, root, run_id, codes=codes, changes=changes, observer=observer, stop_signal=stop_signal)
     return _wait(work, stop_signal)
 
 
@@ -104,14 +104,14 @@ def _wait(work: Callable[[], Awaitable[_Result]], stop_signal: StopSignal | None
         interrupts = 0
         while True:
             try:
+                if interrupts == 1 and stop_signal is not None:
+                    stop_signal.request("interrupted", by_user=True)
+                elif interrupts:
+                    if stop_signal is not None:
+                        stop_signal.hurry()
+                    future.cancel()
                 return future.result()
             except KeyboardInterrupt:
                 interrupts += 1
-                if stop_signal is not None and interrupts == 1:
-                    stop_signal.request("interrupted", by_user=True)
-                    continue
-                if stop_signal is not None:
-                    stop_signal.hurry()
-                future.cancel()
             except CancelledError:
                 raise KeyboardInterrupt from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import subprocess
@@ -17,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from servers import client, wait_for
 
@@ -76,7 +76,7 @@ class Place:
     def rows(self, table: str) -> list[dict[str, Any]]:
         """All rows of `results` or `failures` as any reader sees them now."""
         parts = self.files(table, ".parquet").values()
-        return [row for part in parts for row in pl.read_parquet(io.BytesIO(part)).to_dicts()]
+        return [row for part in parts for row in pq.ParquetFile(pa.BufferReader(part)).read().to_pylist()]
 
     def uris(self) -> list[str]:
         """The images that have a row, sorted, each as often as it has one."""
@@ -146,9 +146,9 @@ def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def until_seen(process: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
-    """Wait until it is there, or the process has ended by itself; what is to be hit may be over in milliseconds."""
+    """Wait until it is there, or the process has ended by itself; a look costs more than the pause between two."""
     while process.poll() is None and not there():
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 
 def wait_for_rows(place: Place, count: int) -> None:

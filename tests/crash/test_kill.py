@@ -17,7 +17,7 @@ KILLED, STOPPED = -9, 4
 
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(where, works, place, undisturbed, cli):
-    kills, wanted = 0, (cycles(default=10, at_most=10_000) + 1) // 2
+    kills, wanted = 0, (cycles(default=4, at_most=10_000) + 1) // 2
     for number in count():
         if kills >= wanted:
             break

@@ -103,40 +103,40 @@ def test_no_killed_run_leaves_its_model_running(model, pictures, clean_env, tmp_
     assert {status for _, status in met} & ALIVE, f"no cycle killed a run between start and stop: {met}"
 
 
-def test_no_fault_leaves_a_model_running_or_stops_anothers(model, pictures, clean_env, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", range(cycles(default=len(FAULTS), at_most=50)))
+def test_no_fault_leaves_a_model_running_or_stops_anothers(number, model, pictures, clean_env, tmp_path, monkeypatch):
     env = clean_env | aws_env(model.endpoint)
     for name, value in aws_env(model.endpoint).items():
         monkeypatch.setenv(name, value)
-    for number in range(cycles(default=len(FAULTS), at_most=50)):
-        fault, moment = FAULTS[number % len(FAULTS)], random.Random(number).choice(["STARTING", "RUNNING"])
-        if number < len(FAULTS):
-            moment = "STARTING"
-        out = tmp_path / f"faulty-{number}"
-        job = ("run", pictures, "--model", model.arn, "--out", out, "--run-id", "r", "--shard-size", 5, "--limit", 30)
-        if fault in {"truncated", "malformed"}:
-            model.fail({"kind": fault, "operation": "StartProjectVersion", "times": 1})
-        elif fault == "in the call":
-            moment = "lease"
-            model.fail({"kind": "latency", "milliseconds": 600, "operation": "StartProjectVersion"})
-        code = until_hit(job, fault, moment, model, env)
-        model.fail()
-        what = f"cycle {number}: {fault} at {moment}, exit code {code}, {model.status}, {model.leases()}"
-        assert code == {"truncated": 0, "malformed": 0, "no reader": code}.get(fault, 4), what
-        if fault == "two signals":
-            assert model.status not in ALIVE or model.leases(), what
-            model.pass_time(LEASE_S + 60)
-            anyio.run(model.reap)
-        assert model.status not in ALIVE, what
-        assert model.leases() == {}, what
+    fault, moment = FAULTS[number % len(FAULTS)], random.Random(number).choice(["STARTING", "RUNNING"])
+    if number < len(FAULTS):
+        moment = "STARTING"
+    out = tmp_path / f"faulty-{number}"
+    job = ("run", pictures, "--model", model.arn, "--out", out, "--run-id", "r", "--shard-size", 5, "--limit", 30)
+    if fault in {"truncated", "malformed"}:
+        model.fail({"kind": fault, "operation": "StartProjectVersion", "times": 1})
+    elif fault == "in the call":
+        moment = "lease"
+        model.fail({"kind": "latency", "milliseconds": 600, "operation": "StartProjectVersion"})
+    code = until_hit(job, fault, moment, model, env)
+    model.fail()
+    what = f"cycle {number}: {fault} at {moment}, exit code {code}, {model.status}, {model.leases()}"
+    assert code == {"truncated": 0, "malformed": 0, "no reader": code}.get(fault, 4), what
+    if fault == "two signals":
+        assert model.status not in ALIVE or model.leases(), what
+        model.pass_time(LEASE_S + 60)
+        anyio.run(model.reap)
+    assert model.status not in ALIVE, what
+    assert model.leases() == {}, what
+    model.pass_time(60)
+    if number % len(FAULTS) == 0:  # somebody starts it, and the same run goes on with it
+        model.rekognition.start_project_version(ProjectVersionArn=model.arn, MinInferenceUnits=1)
+        with started(*job, "--start-model", 1, "--max-failures", 1, env=env) as process:
+            process.communicate(timeout=60)
+        assert process.returncode == 0, what
+        assert model.status == "RUNNING", what
+        model.rekognition.stop_project_version(ProjectVersionArn=model.arn)
         model.pass_time(60)
-        if number % 7 == 0:  # somebody starts it, and the same run goes on with it
-            model.rekognition.start_project_version(ProjectVersionArn=model.arn, MinInferenceUnits=1)
-            with started(*job, "--start-model", 1, "--max-failures", 1, env=env) as process:
-                process.communicate(timeout=60)
-            assert process.returncode == 0, what
-            assert model.status == "RUNNING", what
-            model.rekognition.stop_project_version(ProjectVersionArn=model.arn)
-            model.pass_time(60)
 
 
 def until_hit(job: tuple[object, ...], fault: str, moment: str, model: Model, env: dict[str, str]) -> int:

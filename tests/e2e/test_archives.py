@@ -8,11 +8,11 @@ import signal
 import tarfile
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from crash.harness import Place, started, wait_for_rows
 from servers import aws_env, client, make_bucket
+from tables import published
 
 BUCKET = "archives"
 
@@ -60,7 +60,7 @@ def test_a_shard_on_disk_is_scored_and_resumed_without_paying_twice(
     assert second.json["sessions"][-1]["calls"] == 30 - first["scored"]
     assert second.json | {"planned": 60, "scored": 30, "skipped": 30, "failed": 0} == second.json
     assert second.json["left_out"] == {"links": 1}
-    rows = pl.read_parquet(f"{out.root}/results/**/*.parquet")
+    rows = published(out.root)
     assert len(rows) == rows["uri"].n_unique() == 30
     assert {f"{path}#../../../tmp/up.jpg", f"{path}#/abs/olute.jpg"} <= set(rows["key"])
     assert set(rows["bucket"]) == {""}
@@ -81,7 +81,7 @@ def test_a_shard_in_s3_is_scored_from_there(cli, env, demo, shard, seaweed, tmp_
     done = cli("run", uri, "--model", demo.arn, "--out", tmp_path / "out", "--include", "*.jpg", "--json", env=env)
     assert done.code == 0, done.err
     assert done.json["scored"] == 30
-    rows = pl.read_parquet(f"{tmp_path}/out/results/**/*.parquet")
+    rows = published(tmp_path / "out")
     assert set(rows["bucket"]) == {BUCKET}
     assert "shards/x.tar#0007.jpg" in set(rows["key"])
     assert rows["etag"].n_unique() == 1

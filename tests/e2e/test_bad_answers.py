@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import polars as pl
 import pytest
 from anyio.from_thread import start_blocking_portal
 
 from certificates import certificates
 from servers import Ended, aws_env
+from tables import published
 from unit.aws.raw_server import CUT, HANG, Answers, Asked, RawServer, answering, http
 
 MODEL = "arn:aws:rekognition:us-east-1:123456789012:project/digits/version/v1/1700000000000"
@@ -92,7 +92,7 @@ def test_each_misfortune_costs_a_call_and_no_image(score, tmp_path):
         done = score(aws_env(server.url))
     assert done.code == 0, done.err
     assert (done.json["scored"], done.json["calls"]) == (10, 10 + len(MISFORTUNES))
-    rows = pl.read_parquet(f"{tmp_path}/out/results/**/*.parquet")
+    rows = published(tmp_path / "out")
     assert rows["uri"].n_unique() == rows.height == 10
     assert rows["labels"].list.len().to_list() == [1] * 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import batchcl
@@ -37,8 +38,10 @@ def test_a_run_with_the_emulator_needs_no_model_no_credentials_and_no_network(cl
     state = tmp_path / "state"
     shutil.copytree(demo.state, state)
     job = ("run", demo.data.images, "--emulator", "--emulator-state", state, "--out", tmp_path / "out")
-    done = cli_process(*job, "--limit", 5, "--json")
+    done = cli_process(*job, "--limit", 5, "--json", "--log-format", "json")
     assert done.code == 0, done.err
+    told = [json.loads(line) for line in done.err.splitlines()]
+    assert all(line.keys() >= {"time", "level", "event", "message"} for line in told), "the emulator's lines too"
     assert done.json["scored"] == 5
     assert done.json["model"] == demo.arn
     assert done.json["cost_usd"] is None

@@ -32,7 +32,13 @@ from servers import aws_env, client, make_bucket
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 SCHEDULES = [ROOT / "configs" / "crontab", *sorted((ROOT / "configs" / "systemd").iterdir())]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+]
 BUCKETS = ("acme-photos", "acme-tables")
 FEW = {"BATCHCL_LIMIT": "5"}
 TYPED_ELSEWHERE = {"workflow.md"}

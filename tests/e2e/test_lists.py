@@ -8,10 +8,10 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
 from servers import aws_env, client, make_bucket
+from tables import published
 
 BUCKET = "photos-of-lists"
 BOX = {"class_id": 0, "left": 10, "top": 10, "width": 5, "height": 5}
@@ -150,7 +150,7 @@ def test_images_with_other_names_are_scored_where_a_list_names_them(cli, aws, de
     listed = write(tmp_path / "l.txt", [*names, "l.txt"])
     done = cli("run", listed, "--model", demo.arn, "--out", "out", "--json", env=aws, cwd=tmp_path)
     assert (done.code, done.json["scored"], done.json["skipped"]) == (0, 3, 1), done.err
-    rows = pl.read_parquet(tmp_path / "out/results/**/*.parquet")
+    rows = published(tmp_path / "out")
     assert sorted(Path(key).name for key in rows["key"]) == sorted(names)
 
 

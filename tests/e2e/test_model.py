@@ -119,7 +119,7 @@ def test_a_signal_drains_keeps_the_rows_and_stops_the_model(demo, slow, running,
     assert json.loads((tmp_path / "runs/r/summary.json").read_text())["status"] == "stopped"
     assert sum(journalled(tmp_path)) == summary["scored"], "every answer that was paid for is kept"
     rows = batchcl.open_results(str(tmp_path)).images().collect()
-    assert rows["uri"].n_unique() == rows.height == summary["scored"] // 4 * 4, "complete shards are published"
+    assert rows["uri"].n_unique() == rows.height == summary["scored"], "what it has is published, incomplete shards too"
 
 
 def test_a_signal_while_the_model_starts_waits_to_stop_it(demo, slow, running, tmp_path):

@@ -6,12 +6,12 @@ import gzip
 import json
 from pathlib import Path
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from servers import aws_env, client, make_bucket
+from tables import published
 from unit.sources.lists import HARD_KEYS, inventory, row
 
 BUCKET = "list-photos"
@@ -59,7 +59,7 @@ def test_an_inventory_in_s3_is_scored_with_its_keys_letter_by_letter(cli, aws, d
     )
     assert done.code == 0, done.err
     assert done.json | {"planned": len(NAMES), "scored": len(NAMES), "lines": len(NAMES)} == done.json
-    rows = pl.read_parquet(tmp_path / "out" / "results" / "**" / "*.parquet")
+    rows = published(tmp_path / "out")
     assert sorted(rows["key"]) == sorted(NAMES)
     assert set(rows["etag"]) == {"d41d8cd98f00b204e9800998ecf8427e"}
     assert (
@@ -85,7 +85,7 @@ def test_every_row_has_the_key_of_its_line_letter_by_letter_whether_it_is_there_
     )
     assert done.code == 0, done.err
     assert done.json | {"planned": len(keys), "lines": len(keys)} == done.json
-    rows = [pl.read_parquet(out / table / "**" / "*.parquet") for table in ("results", "failures")]
+    rows = [published(out, table) for table in ("results", "failures")]
     assert sorted(key for table in rows for key in table["key"]) == sorted(keys)
     assert {uri for table in rows for uri in table["uri"]} == {f"s3://{BUCKET}/{key}" for key in keys}
     assert set(NAMES) <= set(rows[0]["key"])

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import anyio
-import polars as pl
 import pytest
 
 from batchcl.arns import ModelArn
@@ -18,6 +17,7 @@ from batchcl.errors import FatalCallError, ImageError
 from batchcl.images import ImageRef
 from batchcl.loaders.files import FileReader
 from servers import KEY, SECRET, aws_env, client, make_bucket
+from tables import published
 
 FILES = FileReader()
 
@@ -98,7 +98,7 @@ def test_a_run_goes_by_the_transport_that_it_is_told(service, demo, seaweed, cli
             env=aws_env(service, seaweed),
         )
         assert done.code == 0, done.err
-        frames[transport] = pl.read_parquet(f"{out}/results/**/*.parquet").select("uri", "labels").sort("uri")
+        frames[transport] = published(out).select("uri", "labels").sort("uri")
     assert frames[Transport.WIRE].equals(frames[Transport.AIOBOTO3])
     refused = cli("run", "x", "--model", demo.arn, "--out", tmp_path, "--transport", "pigeon")
     assert refused.code == 2

@@ -81,18 +81,23 @@ class Kind(Enum):
 
 
 class Sort(Enum):
-    """What a session does to the outside."""
+    """What a session does to the outside; a trouble of sort STORE strikes at READ too, unless it strikes afterwards."""
 
     STORE = "store"
+    READ = "read"
     CALL = "call"
     PAGE = "page"
     MODEL = "model"
+
+    @property
+    def of_store(self) -> bool:
+        return self in {Sort.STORE, Sort.READ}
 
 
 def refusal(sort: Sort) -> BatchclError:
     """What an operation of this sort fails with."""
     match sort:
-        case Sort.STORE:
+        case Sort.STORE | Sort.READ:
             return OutputError("503 Slow Down")
         case Sort.CALL:
             return TransientError("connection reset", code="ConnectionClosedError")
@@ -104,6 +109,8 @@ def refusal(sort: Sort) -> BatchclError:
 
 class Trouble:
     """Counts the operations of one session, and strikes at the one with number `at`, from 0, of a sort.
+
+    After a read nothing is different from before it, so that kinds which strike afterwards do so after writes only.
 
     Args:
         sort: of operation; None for a session without trouble.
@@ -137,12 +144,14 @@ class Trouble:
 
     async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
         """Let `act` take place, or what this trouble makes of it."""
-        if sort is Sort.STORE:
+        if sort.of_store:
             await self._pause()
         self._alive()
+        if sort is Sort.READ and not self._kind.after:
+            sort = Sort.STORE
         strikes = sort is self._sort and self.counts[sort] == self._at
         self.counts[sort] += 1
-        if sort is Sort.STORE and self._failing():
+        if sort.of_store and self._failing():
             raise refusal(sort)
         if strikes and not self._kind.after:
             await self._strike(sort)
@@ -151,7 +160,7 @@ class Trouble:
         finally:
             if strikes and self._kind.after:
                 await self._strike(sort)
-        if sort is Sort.STORE:
+        if sort.of_store:
             await self._pause()
         self._alive()
         return result
@@ -193,19 +202,19 @@ class FaultyStore(Store):
         return await self._do(lambda: self._create(path, data))
 
     async def get(self, path: str) -> bytes | None:
-        return await self._do(lambda: self._files.get(path))
+        return await self._do(lambda: self._files.get(path), Sort.READ)
 
     async def exists(self, path: str) -> bool:
-        return await self._do(lambda: path in self._files)
+        return await self._do(lambda: path in self._files, Sort.READ)
 
     async def delete(self, path: str) -> None:
         await self._do(lambda: self._files.pop(path, None))
 
     async def list_all(self, prefix: str) -> list[StoredFile]:
-        return await self._do(lambda: self.list_now(prefix))
+        return await self._do(lambda: self.list_now(prefix), Sort.READ)
 
     async def children(self, prefix: str) -> list[str]:
-        return await self._do(lambda: self._folders(prefix))
+        return await self._do(lambda: self._folders(prefix), Sort.READ)
 
     def get_now(self, path: str) -> bytes | None:
         return self._files.get(path)
@@ -220,11 +229,11 @@ class FaultyStore(Store):
     def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:
         return io.BytesIO(self._files[path])
 
-    async def _do(self, act: Callable[[], T]) -> T:
+    async def _do(self, act: Callable[[], T], sort: Sort = Sort.STORE) -> T:
         async def acting() -> T:
             return act()
 
-        return await self._trouble.around(Sort.STORE, acting)
+        return await self._trouble.around(sort, acting)
 
     def _create(self, path: str, data: bytes) -> bool:
         return self._files.setdefault(path, data) is data

@@ -38,7 +38,7 @@ from sim.service import Service, image
 
 T = TypeVar("T")
 
-SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "25"))
+SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "15"))
 IMAGES = 21
 BROKEN = {4, 9, 16}
 """Images that are missing at first, and found later."""
@@ -68,7 +68,7 @@ class Suspended(Trouble):
 
     async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
         nap = 0.0
-        if sort is Sort.STORE:
+        if sort.of_store:
             nap = self._naps.get(self._operations, 0.0)
             self._operations += 1
             await anyio.sleep(self._rng.expovariate(20.0))

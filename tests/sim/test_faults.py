@@ -27,9 +27,9 @@ from batchcl.summary import Summary
 from sim.house import RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
 from sim.service import Service, image
 
-IMAGES = 40
+IMAGES = 30
 SHARD_SIZE = 10
-"""Four shards meet a fault at any point as six do, at less than half of the cost."""
+"""Three shards, the first, one between and the last, meet a fault at any point as more do."""
 
 ERRORS = [Kind.ERROR_BEFORE, Kind.ERROR_AFTER]
 ENDS = [*ERRORS, Kind.CANCEL_AFTER]
@@ -66,7 +66,7 @@ def undisturbed() -> dict[str, dict[str, Any]]:
     async def main() -> dict[str, dict[str, Any]]:
         calm = house()
         calm.assert_exactly_once(await calm.run_to_end())
-        assert Counter(row["table"] for row in calm.table().values()) == {"results": 27, "failures": 13}
+        assert Counter(row["table"] for row in calm.table().values()) == {"results": 20, "failures": 10}
         return calm.table()
 
     return in_house(main)
@@ -137,7 +137,7 @@ def assert_honest(end: Summary | BatchclError | None, troubled: House, trouble: 
 
 @pytest.mark.parametrize("kind", [*ENDS, Kind.CANCEL_BEFORE], ids=lambda kind: kind.value)
 def test_the_output_root_fails_at_any_operation(kind):
-    assert points(Sort.STORE, kind) > IMAGES
+    assert points(Sort.STORE, kind) > 5 * IMAGES / SHARD_SIZE
 
 
 @pytest.mark.parametrize("kind", ENDS, ids=lambda kind: kind.value)
@@ -176,7 +176,7 @@ def test_the_process_is_killed_at_any_call():
 
 @pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
 def test_any_call_fails_or_loses_its_answer(kind):
-    assert points(Sort.CALL, kind) >= 34
+    assert points(Sort.CALL, kind) >= 25
 
 
 def test_any_call_is_the_last_that_the_service_takes():
@@ -202,7 +202,7 @@ def fewer(*, fails: Callable[[int], bool]) -> House:
     def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
         return refused(each, 1, 0.0) if fails(int(each.key[:6])) else None
 
-    return House([picture(n) for n in range(FEWER)], Service(fault=fault), shard_size=5)
+    return House([picture(n) for n in range(FEWER)], Service(fault=fault), shard_size=10)
 
 
 @cache
@@ -264,7 +264,7 @@ def test_the_output_root_fails_at_any_operation_of_a_retry(kind):
 
         return in_house(main)
 
-    assert strike_everywhere(scene) > FEWER
+    assert strike_everywhere(scene) > (FEWER / 2 if kind.after else FEWER)
 
 
 @pytest.mark.parametrize("resolved", ROUNDS)

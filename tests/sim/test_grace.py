@@ -31,7 +31,8 @@ class Hanging(Trouble):
         self._since_s = since_s
 
     async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
-        if sort is self._hangs and anyio.current_time() >= self._begun_at + self._since_s:
+        hangs = sort.of_store if self._hangs is Sort.STORE else sort is self._hangs
+        if hangs and anyio.current_time() >= self._begun_at + self._since_s:
             await anyio.sleep_forever()
         return await super().around(sort, act)
 

@@ -58,7 +58,8 @@ def test_an_unknown_capacity_is_used_with_few_throttles(
 def test_refusals_at_random_do_not_slow_a_run_down(trace: str, used: float, share: float) -> None:
     """A minute or two may pass until a run has found out that they are no limit."""
     name = f"{100 * share:g} % at random" if trace == "14 TPS" else f"{100 * share:g} %, {trace}"
-    results = [measure(NAMED[name], BATCHCL, seed, 1800 if trace == "14 TPS" else 400) for seed in SEEDS]
+    seconds, seeds = (1800, SEEDS) if trace == "14 TPS" else (400, SEEDS[:1])
+    results = [measure(NAMED[name], BATCHCL, seed, seconds) for seed in seeds]
     assert min(result.utilisation for result in results) > used
     assert max(result.throttled_share for result in results) < 2 * share + 0.03
 

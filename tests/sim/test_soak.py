@@ -18,11 +18,11 @@ from sim.house import FaultyStore, House, Trouble, utcnow
 from sim.service import Service, image
 from virtual import run_virtual
 
-HOURS = float(os.environ.get("BATCHCL_SOAK_HOURS", "0.75"))
+HOURS = float(os.environ.get("BATCHCL_SOAK_HOURS", "0.25"))
 HOUR_S = 3600.0
 TPS = 6.0
-FAILURES = 10_000
-MOST_GROWTH_BYTES = 1_500_000
+FAILURES = min(10_000, int(HOURS * HOUR_S * TPS) // 2)
+MOST_GROWTH_BYTES = 500_000 if HOURS < 1 else 1_500_000
 
 
 class Forgetting(FaultyStore):

@@ -165,7 +165,7 @@ class Nights(RuleBasedStateMachine):
 
 TestNights = Nights.TestCase
 TestNights.settings = settings(
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "15")),
     stateful_step_count=int(os.environ.get("HYPOTHESIS_STEPS", "8")),
     suppress_health_check=list(HealthCheck),
 )

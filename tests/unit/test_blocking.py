@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -63,13 +64,20 @@ def test_a_blocking_call_works_in_any_thread(pictures: Path) -> None:
     assert found == [1, 1]
 
 
+async def interrupt() -> None:
+    """SIGINT, once the main thread waits for a result."""
+    while sys._current_frames()[threading.main_thread().ident or 0].f_code.co_name != "wait":
+        await anyio.sleep(0)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_an_interrupt_requests_the_end_of_the_run() -> None:
     stop_signal = StopSignal()
     drained: list[str] = []
 
     async def work() -> None:
         with stop_signal.interruptible():
-            os.kill(os.getpid(), signal.SIGINT)
+            await interrupt()
             await anyio.sleep_forever()
 
     async def run() -> None:
@@ -91,9 +99,9 @@ def test_a_second_interrupt_cancels_and_hurries() -> None:
         with stop_signal.calling_in_hurry(lambda: ended.append("hurried")):
             requested = anyio.Event()
             with stop_signal.calling(requested.set):
-                os.kill(os.getpid(), signal.SIGINT)
+                await interrupt()
                 await requested.wait()
-            os.kill(os.getpid(), signal.SIGINT)
+            await interrupt()
             try:
                 await anyio.sleep_forever()
             finally:

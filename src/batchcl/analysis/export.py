@@ -20,7 +20,7 @@ from batchcl.analysis.results import day_of
 from batchcl.choices import Encryption
 from batchcl.errors import OutputError, UsageError
 from batchcl.runs.corruption import decode_or_raise
-from batchcl.runs.published import PublishedPart, published_parts
+from batchcl.runs.published import PublishedPart, published_parts, read_part
 from batchcl.runs.schema import FAILURES, RESULTS, SCHEMA_VERSION, parquet_bytes
 from batchcl.runs.store import UNENCRYPTED, Store, open_root
 
@@ -209,9 +209,5 @@ async def _copy(source: Store, target: Store, path: str, group: Sequence[Publish
 
 def _sorted(store: Store, group: Sequence[PublishedPart]) -> bytes:
     schema = _SCHEMAS[group[0].table]
-    tables = []
-    for part in group:
-        file = store.open_file(part.path)
-        with decode_or_raise(part.uri, errors=(pa.ArrowInvalid,)):
-            tables.append(pq.read_table(file, schema=schema))
-    return parquet_bytes(pa.concat_tables(tables).sort_by(_ORDER))
+    tables = [read_part(store, part, schema) for part in group]
+    return parquet_bytes(pa.concat_tables(tables).cast(schema).sort_by(_ORDER))

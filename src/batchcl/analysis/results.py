@@ -9,32 +9,37 @@ The runs of an output root as a table.
 from __future__ import annotations
 
 import datetime as dt
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import permutations
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
+import pyarrow as pa
 from anyio.from_thread import start_blocking_portal
+from polars.io.plugins import register_io_source
 
 from batchcl.arns import ModelArn
 from batchcl.errors import UsageError, command
 from batchcl.runs.layout import RunPaths, valid_run_id
-from batchcl.runs.published import PublishedPart, published_parts
+from batchcl.runs.published import PARTITION, PublishedPart, published_parts, read_part
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.status import RunState, list_runs
 from batchcl.runs.store import Store, open_root
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from polars._typing import SchemaDict
-
     from batchcl.aws.session import Aws
 
 __all__ = ["DETECTIONS", "Results", "day_of", "open_results", "run_table", "shown_model"]
 
-_HIVE: Final[dict[str, Any]] = {"model": pl.String(), "date": pl.Date()}
+_FILES_AHEAD: Final = 16
+_BYTES_AHEAD: Final = 16 * 1024 * 1024
+"""How much is read at a time, in files and in their compressed size. Most of a small file is waiting for S3."""
+
 DETECTIONS: Final = (
     "uri",
     "version_id",
@@ -138,8 +143,7 @@ class Results:
         label = pl.col("labels").struct
         return (
             images.select("uri", "version_id", "labels", "model", "date", "run_id", "model_arn")
-            .filter(pl.col("labels").list.len() > 0)  # polars 1 makes a null row of an empty list
-            .explode("labels")
+            .explode("labels", empty_as_null=False, keep_nulls=False)
             .with_columns(
                 label.field("name").alias("label"),
                 label.field("confidence", "left", "top", "width", "height"),
@@ -156,37 +160,79 @@ class Results:
         return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
 
     def _scan_parts(self, parts: Sequence[PublishedPart], schema: pa.Schema) -> pl.LazyFrame:
-        empty = pl.DataFrame(schema.empty_table())
-        if not parts:
-            return empty.with_columns(pl.lit(None, kind).alias(name) for name, kind in _HIVE.items()).lazy()
-        read = self._read_partitions if "=" in self.root else self._read_hive
-        return read(parts, empty.schema)
+        files = _Files(self._store, parts, pa.schema([*schema, *PARTITION]))
+        return register_io_source(files.frames, schema=pl.DataFrame(files.schema.empty_table()).schema, is_pure=True)
 
-    def _read_hive(self, parts: Sequence[PublishedPart], schema: pl.Schema) -> pl.LazyFrame:
-        return self._read(parts, {**schema, **_HIVE}, hive_partitioning=True, hive_schema=_HIVE)
 
-    def _read_partitions(self, parts: Sequence[PublishedPart], schema: pl.Schema) -> pl.LazyFrame:
-        """Each partition by itself: polars would take `env=prod` in the root's own path for a partition too."""
-        partitions: defaultdict[tuple[str, str], list[PublishedPart]] = defaultdict(list)
-        for part in parts:
-            partitions[part.model, part.date].append(part)
-        return pl.concat(
-            self._read(files, dict(schema), hive_partitioning=False).with_columns(
-                pl.lit(model).alias("model"), pl.lit(date).str.to_date("%Y-%m-%d").alias("date")
-            )
-            for (model, date), files in partitions.items()
-        )
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Files of one table, and the columns to read: a column that a file lacks is null, others of it are left out.
 
-    def _read(self, parts: Sequence[PublishedPart], schema: SchemaDict, **hive: Any) -> pl.LazyFrame:
-        return pl.scan_parquet(
-            [part.uri for part in parts],
-            glob=False,
-            schema=schema,
-            missing_columns="insert",
-            extra_columns="ignore",
-            **self._store.scan_arguments(),
-            **hive,
-        )
+    polars' `scan_parquet` isn't used because it runs on the streaming engine, whichever engine collects (see
+    tests/unit/test_polars.py); `scan_pyarrow_dataset`, because it lets pyarrow filter, to which NULL is NOT IN ('x').
+    """
+
+    store: Store
+    parts: Sequence[PublishedPart]
+    schema: pa.Schema
+
+    def frames(
+        self, columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _batch_rows: int | None
+    ) -> Iterator[pl.DataFrame]:
+        """The rows, a frame a file, in the form in which polars requests them of an IO source. Blocks.
+
+        Args:
+            columns: to return; None for all.
+            predicate: which rows to return; None for all.
+            rows: how many at most; None for all.
+
+        Raises:
+            OutputError: a file can't be read, or is damaged.
+        """
+        wanted = self.schema.names if columns is None else columns
+        filtered_by = [] if predicate is None else predicate.meta.root_names()
+        parts = self.parts if predicate is None else _in_partitions(self.parts, predicate)
+        left = math.inf if rows is None else rows
+        for table in self._tables(parts, list(dict.fromkeys([*wanted, *filtered_by]))):
+            frame = pl.DataFrame(table)
+            if predicate is not None:
+                frame = frame.filter(predicate)
+            if frame.height >= left:
+                yield frame.select(wanted).head(int(left))
+                return
+            yield frame.select(wanted)
+            left -= frame.height
+
+    def _tables(self, parts: Sequence[PublishedPart], columns: list[str]) -> Iterator[pa.Table]:
+        """The columns of each part, in order. Small parts are read ahead."""
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        with ThreadPoolExecutor(_FILES_AHEAD) as threads:
+            reading: deque[tuple[int, Future[pa.Table]]] = deque()
+            for part in parts:
+                ahead_bytes = sum(size_bytes for size_bytes, _ in reading)
+                while reading and (len(reading) == _FILES_AHEAD or ahead_bytes + part.size_bytes > _BYTES_AHEAD):
+                    size_bytes, table = reading.popleft()
+                    ahead_bytes -= size_bytes
+                    yield table.result()
+                reading.append((part.size_bytes, threads.submit(read_part, self.store, part, schema)))
+            while reading:
+                yield reading.popleft()[1].result()
+
+
+def _in_partitions(parts: Sequence[PublishedPart], predicate: pl.Expr) -> list[PublishedPart]:
+    """The parts whose model and date satisfy what `predicate` requires of these alone."""
+    conditions = [each for each in _conjuncts(predicate) if set(each.meta.root_names()) <= set(PARTITION.names)]
+    names = [pl.Series(name, [getattr(part, name) for part in parts], pl.String) for name in PARTITION.names]
+    dated = pl.DataFrame(names).with_columns(pl.col("date").str.to_date("%Y-%m-%d", strict=False))
+    return [parts[number] for number in dated.with_row_index().filter(*conditions)["index"]]
+
+
+def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
+    """The conditions that `predicate` joins by AND."""
+    for first, second in permutations(predicate.meta.pop(), 2):
+        if (first & second).meta.eq(predicate):
+            return [*_conjuncts(first), *_conjuncts(second)]
+    return [predicate]
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,15 +165,16 @@ class CredentialCache:
         keys = self._keys
         if keys is not None and _now() < self._look_again_at:
             return keys
-        loop = self._loop
-        try:
-            is_here = asyncio.get_running_loop() is loop
-        except RuntimeError:
-            is_here = False
-        if loop is not None and loop.is_running() and not is_here:
-            return asyncio.run_coroutine_threadsafe(self.current(), loop).result()
-        with self._thread_lock, ThreadPoolExecutor(1) as thread:  # as this thread may have a loop that runs
-            return thread.submit(anyio.run, self.current).result()
+        with self._thread_lock:  # outside of which a loop may be that of another caller below, and end too soon
+            loop = self._loop
+            try:
+                is_here = asyncio.get_running_loop() is loop
+            except RuntimeError:
+                is_here = False
+            if loop is None or not loop.is_running() or is_here:
+                with ThreadPoolExecutor(1) as thread:  # as this thread may have a loop that runs
+                    return thread.submit(anyio.run, self.current).result()
+        return asyncio.run_coroutine_threadsafe(self.current(), loop).result()
 
     async def renew(self, refused: Keys) -> Keys:
         """Other keys than those that a service has just refused; looked up once for all callers.

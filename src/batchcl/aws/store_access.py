@@ -1,7 +1,7 @@
-"""How obstore and polars reach a bucket: where botocore would send the requests, with the keys of the session's cache.
+"""How obstore reaches a bucket: where botocore would send the requests, with the keys of the session's cache.
 
-Both libraries read `AWS_*` variables by themselves, by other rules than botocore's. Each variable that could send
-requests elsewhere, leave them unsigned or change what they mean is overridden here.
+obstore reads `AWS_*` variables by itself, by other rules than botocore's. Each variable that could send requests
+elsewhere, leave them unsigned or change what they mean is overridden here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from obstore.store import S3Credential
 
 __all__ = ["StoreAccess", "find_store_access", "find_store_access_now"]
-
-_FIXED: Final = {"skip_signature": "false", "request_payer": "false", "s3_express": "false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,9 @@ class StoreAccess:
     def store_config(self) -> dict[str, str]:
         """`config` of obstore's S3Store."""
         return {
-            **_FIXED,
+            "skip_signature": "false",
+            "request_payer": "false",
+            "s3_express": "false",
             "region": self.region,
             "aws_endpoint_url_s3": self.url,  # which counts before `endpoint`
             "virtual_hosted_style_request": "true",  # the URL holds the bucket already, in its host or its path
@@ -60,26 +60,6 @@ class StoreAccess:
             "checksum_algorithm": "SHA256",  # a bucket with Object Lock takes no object without a checksum
             "unsigned_payload": "false",
         }
-
-    def scan_arguments(self) -> dict[str, Any]:
-        """The arguments of polars' `scan_parquet` for files of the bucket."""
-        options = {
-            **_FIXED,
-            "region": self.region,
-            "endpoint_url_s3": self.url,
-            "endpoint_url": self.url,
-            "virtual_hosted_style_request": "true",
-            "allow_http": str(self.allows_http).lower(),
-        }
-        return {
-            "storage_options": {f"aws_{name}": value for name, value in options.items()},
-            "credential_provider": self._provide_polars,
-        }
-
-    def _provide_polars(self) -> tuple[dict[str, str], None]:
-        keys = self.credentials.current_now()
-        found = {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
-        return found | ({"aws_session_token": keys.token} if keys.token else {}), None
 
 
 def _provided(keys: Keys) -> S3Credential:

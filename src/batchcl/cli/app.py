@@ -152,10 +152,6 @@ def _foreseen(error: BaseException) -> BatchclError | None:
         return None if None in parts else parts[0]
     if isinstance(error, BatchclError) and (error.exit_code is not ExitCode.BUG or isinstance(error, StreamError)):
         return error
-    if isinstance(error, OSError):
-        from batchcl.runs.store import scan_error
-
-        return scan_error(error)
     return None
 
 

@@ -12,6 +12,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from csv import writer as csv_writer
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -67,10 +68,10 @@ def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: s
     if json:
         _write_json(frame)
     elif csv:
-        flat = _nested_as_json(frame)
-        for number, part in enumerate([*flat.iter_slices(_SLICE)] or [flat]):
-            text = part.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z", include_header=not number)
-            sys.stdout.write(text)
+        lines = csv_writer(sys.stdout, lineterminator="\n")
+        lines.writerow(frame.columns)
+        for part in frame.iter_slices(_SLICE):
+            lines.writerows(_as_text(part).iter_rows())
     else:
         if title:
             sys.stdout.write(f"{printable(title)}\n")
@@ -157,14 +158,19 @@ def _write_json(frame: pl.DataFrame) -> None:
     sys.stdout.write("[]\n" if opening == "[" else "\n]\n")
 
 
-def _nested_as_json(frame: pl.DataFrame) -> pl.DataFrame:
+def _as_text(frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` with its values as CSV has them. polars' own `write_csv` would run on its streaming engine."""
     import polars as pl
 
-    nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
-    return frame.with_columns(
-        pl.Series(name, [None if each is None else _json_text(each) for each in frame[name].to_list()], pl.String)
-        for name in nested
-    )
+    def text(column: pl.Series) -> pl.Series:
+        if column.dtype.is_nested():
+            values = [None if each is None else _json_text(each) for each in column.to_list()]
+            return pl.Series(column.name, values, pl.String)
+        if column.dtype == pl.Datetime:
+            return column.dt.to_string("%Y-%m-%dT%H:%M:%S%.6f%:z")
+        return column.cast(pl.String)
+
+    return pl.DataFrame([text(column) for column in frame.iter_columns()])
 
 
 def _blocks(names: Sequence[str], *rows: Sequence[str]) -> Iterable[str]:

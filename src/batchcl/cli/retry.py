@@ -121,6 +121,8 @@ def retry(
 
     async def work(stopper: StopSignal) -> Summary:
         async with reporting(log_format) as observer:
-            return await score_again(root, run, codes=code or (), changes=changes, observer=observer, stopper=stopper)
+            return await score_again(
+                root, run, codes=code or (), changes=changes, observer=observer, stop_signal=stopper
+            )
 
     finish(lambda: run_until_signalled(work, grace_s=grace_s), json=json, log_format=log_format)

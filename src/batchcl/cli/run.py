@@ -221,7 +221,7 @@ def run(
 
     async def work(stopper: StopSignal) -> Summary:
         async with reporting(log_format) as observer:
-            return await score(job, observer=observer, stopper=stopper)
+            return await score(job, observer=observer, stop_signal=stopper)
 
     finish(lambda: run_until_signalled(work, grace_s=job.grace_s), json=json, log_format=log_format)
 

@@ -346,7 +346,7 @@ def _decode_index(data: bytes, about: str) -> dict[StoredFile, bytes]:
     body = data[begin:]
     if data[:begin] != _FORMAT + _checksum(body, about):
         return {}
-    columns = pq.read_table(io.BytesIO(body), schema=_COLUMNS).to_pydict()
+    columns = pq.read_table(pa.BufferReader(body), schema=_COLUMNS).to_pydict()
     files = map(StoredFile, columns["path"], columns["size_bytes"], columns["etag"])
     return dict(zip(files, columns["digests"], strict=True))
 

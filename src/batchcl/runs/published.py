@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from batchcl.errors import OutputError
+from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.layout import PartName, run_name
 from batchcl.runs.store import Store
 
-__all__ = ["PublishedPart", "check_root", "later_parts", "published_parts"]
+__all__ = ["PARTITION", "PublishedPart", "check_root", "later_parts", "published_parts", "read_part"]
+
+PARTITION: Final = pa.schema([("model", pa.string()), ("date", pa.date32())])
+"""The columns that a file's path has."""
 
 _PATH: Final = re.compile(
     r"(?P<table>results|failures)/model=(?P<model>[^/]+)/date=(?P<date>\d{4}-\d\d-\d\d)/(?P<name>[^/]+\.parquet)"
@@ -30,6 +37,7 @@ class PublishedPart:
     name: str
     path: str
     uri: str
+    size_bytes: int
 
     def may_hold(self, run_id: str) -> bool:
         """Whether it may have rows of the run; files of an export have rows of several."""
@@ -44,13 +52,40 @@ def published_parts(store: Store) -> list[PublishedPart]:
         OutputError: the store is not an output root, or can't be read.
     """
     files = [*store.list_now("results"), *store.list_now("failures")]
-    found = ((file.path, _PATH.fullmatch(file.path)) for file in files)
+    found = ((file, _PATH.fullmatch(file.path)) for file in files)
     parts = [
-        PublishedPart(**match.groupdict(), path=path, uri=store.uri(path)) for path, match in found if match is not None
+        PublishedPart(**match.groupdict(), path=file.path, uri=store.uri(file.path), size_bytes=file.size_bytes)
+        for file, match in found
+        if match is not None
     ]
     if not parts:
         check_root(store)
     return parts
+
+
+def read_part(store: Store, part: PublishedPart, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, of which those of `PARTITION` come from the path. One that the file lacks is null.
+
+    This thread alone reads: the file is a Python object, which pyarrow's own threads, as `pq.read_table` has them, may
+    still hold when the interpreter ends. That aborts the process.
+
+    Raises:
+        OutputError: the file can't be read, or is damaged.
+    """
+    file = store.open_file(part.path, size_bytes=part.size_bytes)
+    with decode_or_raise(part.uri, errors=(pa.ArrowException, OSError)), pq.ParquetFile(file) as parquet:
+        stored = set(parquet.schema_arrow.names) - set(PARTITION.names)
+        table = parquet.read([name for name in schema.names if name in stored], use_threads=False)
+        known = {"model": part.model, "date": part.date}
+        columns = [
+            table[name]
+            if name in stored
+            else pa.repeat(pa.scalar(known.get(name), pa.string()), parquet.metadata.num_rows)
+            for name in schema.names
+        ]
+        return pa.table(
+            [column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)], names=schema.names
+        )
 
 
 def later_parts(parts: Iterable[PublishedPart]) -> dict[PublishedPart, list[PublishedPart]]:

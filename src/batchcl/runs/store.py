@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from batchcl.aws.session import Aws
     from batchcl.aws.store_access import StoreAccess
 
-__all__ = ["UNENCRYPTED", "Store", "StoredFile", "open_root", "scan_error"]
+__all__ = ["UNENCRYPTED", "Store", "StoredFile", "open_root"]
 
 T = TypeVar("T")
 
@@ -115,7 +115,6 @@ class Store:
         folder: the directory, of a local root.
         blocking: what synchronous functions use instead of `backend`.
         keys: what signs the requests of both; None where they take care of that.
-        scan_arguments: see the function of this name.
         sleep: waits so many seconds.
     """
 
@@ -127,7 +126,6 @@ class Store:
         folder: Path | None = None,
         blocking: ObjectStore | None = None,
         keys: CredentialCache | None = None,
-        scan_arguments: Callable[[], dict[str, Any]] = dict,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         self._sleep = sleep
@@ -137,7 +135,6 @@ class Store:
         self._blocking = blocking or backend
         self._keys = keys
         self._folder = folder
-        self._scan_arguments = scan_arguments
 
     @classmethod
     def open(
@@ -183,10 +180,6 @@ class Store:
     def uri(self, path: str) -> str:
         """`path` as a user or another tool can open it."""
         return f"{self.root}/{path}" if path else self.root
-
-    def scan_arguments(self) -> dict[str, Any]:
-        """What polars' `scan_parquet` needs to read `uri()`s of this root; nothing for local ones."""
-        return self._scan_arguments()
 
     async def put(self, path: str, data: bytes) -> None:
         """Write the object, replacing an older one. Never used below `results/` and `failures/`."""
@@ -517,7 +510,6 @@ def _open_s3(root: str, access: StoreAccess, encryption: Encryption) -> Store:
             backend(access.provide),
             blocking=backend(access.provide_now),  # an asynchronous one needs a loop that runs in the calling thread
             keys=access.credentials,
-            scan_arguments=access.scan_arguments,
         )
 
 
@@ -551,17 +543,6 @@ def _said(error: Exception) -> tuple[str, str]:
     text = str(error).split(_DEBUG, 1)[0].strip().replace("\n", " ")
     began, _, document = _NOISE.sub("", text, count=1).partition(": <")
     return began.removesuffix(":"), document
-
-
-def scan_error(error: BaseException) -> OutputError | None:
-    """What polars raises where it can't read a file of the tables from S3, as ours; None for any other error."""
-    text = str(error)
-    found = re.fullmatch(r"object-store error: (.*) \(path: (s3://.*)\)\s*", text, re.DOTALL)
-    if not isinstance(error, OSError) or found is None:
-        return None
-    began, document = _said(OSError(found[1]))
-    reason = ": ".join(filter(None, [began, *_answer(document)]))
-    return OutputError(f"reading {found[2]} failed: {reason}; check that it exists and may be read")
 
 
 def _connection_reason(error: Exception) -> str:

@@ -141,7 +141,7 @@ class WorkList:
         """The images of a frozen shard, in order, with the columns of `IMAGES`."""
         data = await self._read(shard)
         with self._intact(shard):
-            return await anyio.to_thread.run_sync(lambda: pq.read_table(io.BytesIO(data), schema=IMAGES))
+            return await anyio.to_thread.run_sync(lambda: pq.read_table(pa.BufferReader(data), schema=IMAGES))
 
     async def frozen_images(self) -> AsyncIterator[tuple[int, list[ImageRef]]]:
         """The images that are frozen by now, in order, some at a time and with the first source that they may be of."""
@@ -149,7 +149,7 @@ class WorkList:
         for shard in range(self._shards):
             data = await self._read(shard)
             with self._intact(shard):
-                table = await anyio.to_thread.run_sync(lambda data: pq.read_table(io.BytesIO(data)), data)
+                table = await anyio.to_thread.run_sync(lambda data: pq.read_table(pa.BufferReader(data)), data)
             for begin in range(0, len(table), _SLICE):
                 positions = range(begin, min(begin + _SLICE, len(table)))
                 yield source, await anyio.to_thread.run_sync(list[ImageRef], ImageRows(table, positions))

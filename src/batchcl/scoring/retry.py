@@ -44,7 +44,7 @@ async def retry(
     codes: Sequence[str] = (),
     changes: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
-    stopper: StopSignal | None = None,
+    stop_signal: StopSignal | None = None,
 ) -> Summary:
     """Score the failed images of a finished run again that may succeed, as a new round of it.
 
@@ -59,7 +59,7 @@ async def retry(
         codes: error codes to retry, such as `InternalServerError`; all if empty.
         changes: fields of `Job` to change: how the model is started, paced or reached, and `fit`.
         observer: watches.
-        stopper: ask it to end the round early.
+        stop_signal: ask it to end the round early.
 
     Returns:
         The summary of the whole run after the round. `tolerated` leaves out failures that the round did not retry, as
@@ -73,7 +73,7 @@ async def retry(
     valid_run_id(run_id)
     begun_at = anyio.current_time()
     observer = SafeObserver(observer or SilentObserver())
-    stopper = stopper or StopSignal()
+    stopper = stop_signal or StopSignal()
     changes = dict(changes or {})
     session = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
     with stopper.interruptible():

@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 
-async def run(job: Job, *, observer: Observer | None = None, stopper: StopSignal | None = None) -> Summary:
+async def run(job: Job, *, observer: Observer | None = None, stop_signal: StopSignal | None = None) -> Summary:
     """Score every image of `job` and publish the results below `job.out`.
 
     Each image of the list ends as one row in `results/` or `failures/`. A run id that was begun before goes on from
@@ -71,7 +71,7 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: StopSignal
     Args:
         job: what to score.
         observer: watches; see `batchcl.events`.
-        stopper: ask it to end the run early.
+        stop_signal: ask it to end the run early.
 
     Returns:
         The summary, also when more images failed than tolerated: see `Summary.tolerated`.
@@ -83,7 +83,7 @@ async def run(job: Job, *, observer: Observer | None = None, stopper: StopSignal
     """
     begun_at = anyio.current_time()
     observer = SafeObserver(observer or SilentObserver())
-    stopper = stopper or StopSignal()
+    stopper = stop_signal or StopSignal()
     job = within_descriptors(job, observer)
     with ExitStack() as files:
         async with service_of(job) as (aws, named):

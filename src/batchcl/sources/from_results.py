@@ -21,7 +21,7 @@ from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.runs.layout import PartName, run_name
-from batchcl.runs.published import PublishedPart, later_parts, published_parts
+from batchcl.runs.published import PublishedPart, later_parts, published_parts, read_part
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
 from batchcl.sources.base import local_image
@@ -125,7 +125,8 @@ class _OutcomesPart:
         """The images of the later files; None where there are none. Memory is that of one shard's names."""
         if not self._later:
             return None
-        tables = [pq.read_table(self._store.open_file(part.path), columns=list(_IMAGE)) for part in self._later]
+        schema = pa.schema([RESULTS.field(name) for name in _IMAGE])
+        tables = [read_part(self._store, part, schema) for part in self._later]
         return pl.DataFrame(pa.concat_tables(tables))
 
     def _wanted(self) -> list[str]:

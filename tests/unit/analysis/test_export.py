@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from batchcl.analysis import export
 from batchcl.analysis.export import copy_tables, export_parquet
 from batchcl.analysis.results import open_results
 from batchcl.errors import OutputError, UsageError
 from batchcl.outcomes import Label
+from batchcl.runs.published import read_part
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
+from tables import published
 from unit.analysis.conftest import Root, failed, scored
 
 CAT = Label("cat", 90)
@@ -38,8 +40,7 @@ def filled(tmp_path: Path) -> Root:
 
 
 def rows(root: object, table: str) -> list[dict[str, Any]]:
-    frame = pl.read_parquet(f"{root}/{table}/**/*.parquet", hive_partitioning=True)
-    return frame.sort("model", "date", "run_id", "uri").to_dicts()
+    return published(str(root), table).sort("model", "date", "run_id", "uri").to_dicts()
 
 
 def test_the_copy_has_every_row_in_few_sorted_files_of_the_same_partitions(filled: Root, tmp_path: Path) -> None:
@@ -119,8 +120,7 @@ def test_a_location_inside_the_root_is_refused(filled: Root) -> None:
 def test_a_copy_with_other_rows_than_its_source_is_refused(
     filled: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = pq.read_table
-    monkeypatch.setattr(pq, "read_table", lambda *args, **kwargs: read(*args, **kwargs).slice(1))
+    monkeypatch.setattr(export, "read_part", lambda *args: read_part(*args).slice(1))
     with pytest.raises(OutputError, match=r"has 1 rows, but its 2 source files have 3: don't use this copy"):
         anyio.run(export_parquet, str(filled), str(tmp_path / "new"))
     assert not (tmp_path / "new" / "export.json").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,14 +208,64 @@ def test_parts_of_an_older_or_newer_v1_are_read_together(root: Root, make: type[
     assert images["extra"].null_count() == 1
 
 
-def test_the_frames_are_lazy_and_read_no_more_than_they_need(four_runs: Root) -> None:
+@pytest.mark.parametrize(
+    "condition",
+    ["model = 'm@1'", "date = '2026-11-01' AND key <> 'x'", "run_id > '' AND (model IN ('m@1') AND key > '')"],
+)
+def test_only_the_partitions_that_a_query_may_need_are_read(four_runs: Root, condition: str) -> None:
     results = open_results(str(four_runs))
-    plan = results.detections().group_by("label").agg(pl.len()).explain()
-    assert "PROJECT 1/" in plan
+    excluded = "date=2026-11-02" if "date" in condition else "model=m@2"
     for part in four_runs.path.rglob("*.parquet"):
-        if "m@2" in str(part):
-            part.write_bytes(b"not parquet at all")
-    assert results.images(model="m@1").collect().height == 2
+        if excluded in str(part.relative_to(four_runs.path)):
+            part.unlink()
+    assert query(results, f"SELECT uri FROM results WHERE {condition}").height == 2
+    with pytest.raises(OutputError, match=excluded):
+        query(results, f"SELECT uri FROM results WHERE {condition} OR key = 'x'")
+
+
+def test_only_the_columns_that_a_query_needs_are_read(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1", CAT))
+    (part,) = root.path.rglob("*.parquet")
+    group = pq.read_metadata(part).row_group(0)
+    chunk = next(group.column(at) for at in range(group.num_columns) if group.column(at).path_in_schema == "etag")
+    data = bytearray(part.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    part.write_bytes(data)
+    results = open_results(str(root))
+    assert results.detections().select("uri", "label").collect().rows() == [("s3://b/1", "cat")]
+    assert results.images().filter(pl.col("key") == "1").select(pl.len()).collect().item() == 1
+    with pytest.raises(OutputError, match=r"/results/.*\.parquet is damaged: .*; restore it$"):
+        results.images().select("etag").collect()
+
+
+def test_a_file_that_has_vanished_or_is_no_parquet_is_named(four_runs: Root) -> None:
+    gone, bad, *_ = sorted(four_runs.path.glob("results/*/*/*"))
+    bad.write_bytes(b"no parquet")
+    results = open_results(str(four_runs))
+    with pytest.raises(OutputError, match=rf"^{re.escape(str(bad))} is damaged: .*; restore it$"):
+        results.images().collect()
+    gone.unlink()
+    with pytest.raises(OutputError, match=rf"^reading {re.escape(str(gone))} failed: [^\n]*$"):
+        results.images().collect()
+
+
+def test_conditions_that_a_null_fits_or_not_are_those_of_polars(root: Root, make: type[Make]) -> None:
+    root.results(
+        make.scored("s3://b/1", version_id="v1"), make.scored("s3://b/2", version_id="v2"), make.scored("s3://b/3")
+    )
+    results = open_results(str(root))
+    sql = "SELECT version_id FROM results WHERE version_id NOT IN ('v1')"
+    assert query(results, sql).rows() == [("v2",)]
+    assert results.images().filter(pl.col("version_id").ne_missing("v1")).collect().height == 2
+
+
+@pytest.mark.parametrize("columns", [["model"], ["date", "uri"], ["version_id"]])
+def test_a_part_of_the_rows_can_be_taken(four_runs: Root, columns: list[str]) -> None:
+    images = open_results(str(four_runs)).images()
+    first = images.select(columns).head(3).collect()
+    assert (first.columns, first.height) == (columns, 3)
+    assert first.equals(images.collect().select(columns).head(3))
 
 
 def test_sql_answers_over_the_three_tables(four_runs: Root) -> None:
@@ -235,6 +286,7 @@ def test_a_query_compares_numbers_with_the_32_bits_that_are_stored(
     assert query(open_results(str(root)), sql).rows() == [("cat",)]
 
 
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("sql", ["DROP TABLE results", "DELETE FROM results", "", "  /* SELECT */ TRUNCATE results"])
 def test_sql_that_is_no_query_is_refused(four_runs: Root, sql: str) -> None:
     with pytest.raises(UsageError, match="not a query"):
@@ -269,15 +321,18 @@ CALLS = (
 )
 
 
-@pytest.mark.parametrize("sql", READS)
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("call", CALLS)
-def test_sql_reads_no_file(four_runs: Root, tmp_path: Path, sql: str, call: str) -> None:
+def test_sql_reads_no_file(four_runs: Root, tmp_path: Path, call: str) -> None:
     file = tmp_path / "secret.csv"
     file.write_text("a\n1\n")
-    with pytest.raises(UsageError, match=r"a function for files, and a query reads only the output root"):
-        query(open_results(str(four_runs)), sql.format(call=call.format(file=file)))
+    results = open_results(str(four_runs))
+    for sql in READS:
+        with pytest.raises(UsageError, match=r"a function for files, and a query reads only the output root"):
+            query(results, sql.format(call=call.format(file=file)))
 
 
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("kind", ["read", "scan", "sink", "write"])
 def test_no_function_of_polars_for_files_has_another_name(four_runs: Root, kind: str) -> None:
     names = [name for name in (*dir(pl), *dir(pl.LazyFrame), *dir(pl.DataFrame)) if name.startswith(f"{kind}_")]
@@ -287,6 +342,7 @@ def test_no_function_of_polars_for_files_has_another_name(four_runs: Root, kind:
             query(open_results(str(four_runs)), f"SELECT * FROM {name}('x')")
 
 
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("form", ["'{file}'", '"{file}"', "`{file}`", "main.'{file}'", "TABLE '{file}'"])
 def test_sql_takes_no_file_for_a_table(four_runs: Root, tmp_path: Path, form: str) -> None:
     file = tmp_path / "secret.csv"
@@ -300,6 +356,7 @@ def test_names_like_those_of_readers_may_be_columns(four_runs: Root) -> None:
     assert query(open_results(str(four_runs)), sql).columns == ["read_count", "scan_text"]
 
 
+@pytest.mark.parametrize("root", ["out"], indirect=True)
 @pytest.mark.parametrize("sql", ["SELECT nope FROM results", "SELECT * FROM labels", "SELECT FROM WHERE", "SELECT 'a"])
 def test_sql_errors_name_the_tables_and_columns(four_runs: Root, sql: str) -> None:
     with pytest.raises(UsageError, match=r"(?s)query failed: .*detections: uri, version_id, label.*failures: run_id"):

@@ -1,4 +1,4 @@
-"""Where obstore and polars send their requests: where botocore would."""
+"""Where obstore sends its requests: where botocore would."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import polars as pl
 import pytest
 
 from batchcl.aws import store_access
@@ -58,10 +57,10 @@ def test_a_bucket_is_where_botocore_has_it(
     monkeypatch.setattr(store_access, "_bucket_region", found)
     access = find_store_access_now(Aws(), "tables")
     assert (access.region, access.url) == (region, url)
-    config, scanned = access.store_config(), access.scan_arguments()["storage_options"]
-    assert config["aws_endpoint_url_s3"] == scanned["aws_endpoint_url_s3"] == scanned["aws_endpoint_url"] == url
-    assert config["virtual_hosted_style_request"] == scanned["aws_virtual_hosted_style_request"] == "true"
-    assert scanned["aws_allow_http"] == str(url.startswith("http:")).lower()
+    config = access.store_config()
+    assert config["aws_endpoint_url_s3"] == url
+    assert config["virtual_hosted_style_request"] == "true"
+    assert access.allows_http == url.startswith("http:")
 
 
 def test_a_bucket_whose_region_is_unknown_is_in_that_of_the_session(monkeypatch):
@@ -96,21 +95,3 @@ def test_a_silent_endpoint_can_be_left_at_once(monkeypatch):
             accepted.close()
 
         anyio.run(main)
-
-
-@pytest.mark.usefixtures("_keys")
-def test_polars_gets_the_keys_of_the_cache_for_each_scan(monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
-    aws = Aws()
-    arguments = find_store_access_now(aws, "tables").scan_arguments()
-    expected = {"aws_access_key_id": "AKIDTEST", "aws_secret_access_key": "hush"}
-    assert arguments["credential_provider"]() == (expected, None)
-    assert "hush" not in str(arguments)
-
-    def fail() -> None:
-        raise CredentialsError("they have expired")
-
-    monkeypatch.setattr(aws.credentials, "current_now", fail)
-    scan = pl.scan_parquet("s3://tables/x.parquet", **arguments)
-    with pytest.raises(CredentialsError, match="they have expired"):
-        scan.collect(engine="in-memory")

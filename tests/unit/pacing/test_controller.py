@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcl.pacing.controller import FLOOR_TPS, START_TPS, RateController
@@ -192,6 +192,7 @@ def test_turns_of_calls_that_never_went_out_do_not_make_it_grow() -> None:
     assert controller.rate_tps < 12
 
 
+@settings(max_examples=25)
 @given(st.integers(min_value=0, max_value=2**32), st.floats(min_value=0.05, max_value=0.1))
 def test_clients_that_never_yield_do_not_drive_it_away(seed: int, share: float) -> None:
     bucket = Bucket(lambda _: 20.0, at_random=share)

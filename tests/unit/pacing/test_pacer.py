@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable
 from contextvars import Context
 from itertools import pairwise
@@ -92,8 +93,8 @@ def test_the_first_seconds_hold_no_burst(start_s: float) -> None:
 
 
 def most_in(window_s: float, found: list[float]) -> int:
-    """The most calls in any window of that length, its end left out."""
-    return max(sum(begin <= one < begin + window_s - 1e-6 for one in found) for begin in found)
+    """The most calls, which are in order, in any window of that length, its end left out."""
+    return max(bisect_left(found, begin + window_s - 1e-6) - n for n, begin in enumerate(found))
 
 
 @pytest.mark.parametrize("max_tps", [0.5, 2.0, 7.0, 50.0, 200.0])

@@ -215,7 +215,6 @@ def test_uris_can_be_opened_by_other_tools(tmp_path: Path) -> None:
     assert store.uri("results/a.parquet") == f"{tmp_path}/results/a.parquet"
     assert store.uri("") == str(tmp_path)
     assert not store.is_s3
-    assert store.scan_arguments() == {}
 
 
 def test_a_relative_root_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,15 @@ from typing import Any, ClassVar
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-import polars as pl
 import pytest
 from obstore.store import S3Store
 
+from batchcl.analysis.results import Results, _Narrowing
 from batchcl.aws.session import Aws
 from batchcl.choices import Encryption, ServerSideEncryption
 from batchcl.errors import ExitCode, OutputCredentialsError, OutputError, StoppedError, UsageError
-from batchcl.runs.store import Store, scan_error
+from batchcl.runs.published import PublishedPart
+from batchcl.runs.store import Store
 from virtual import run_virtual
 
 RESET = "reset"
@@ -416,14 +417,24 @@ def test_a_connection_that_fails_is_said_to_with_its_reason():
     )
 
 
-def test_a_table_that_polars_may_not_read_is_named(rotated):
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        ("AccessDenied", "403 Forbidden: AccessDenied: m; check that it exists and may be written"),
+        ("ExpiredToken", "ExpiredToken: m; check the profile and its keys, or log in again"),
+    ],
+)
+def test_a_table_that_may_not_be_read_is_named(rotated, refusal, reason):
     handler, store, _ = rotated
-    handler.accepts, handler.refusal = "NOBODY", "AccessDenied"
-    scan = pl.scan_parquet(store.uri("results/a b.parquet"), **store.scan_arguments())
-    with pytest.raises(OSError, match="object-store error") as caught:
-        scan.collect(engine="in-memory")
-    assert str(scan_error(caught.value)) == (
-        "reading s3://b/results/a b.parquet failed: 403 Forbidden: AccessDenied: m; check that it exists and may be "
-        "read"
-    )
-    assert scan_error(OSError("no space left")) is None
+    handler.accepts, handler.refusal = "NOBODY", refusal
+    path = "results/model=a b@1/date=2026-11-21/r-00000-000000.parquet"
+    part = PublishedPart("results", "a b@1", "2026-11-21", "r-00000-000000.parquet", path, store.uri(path), 99)
+    images = Results(store, [part], narrowing=_Narrowing()).images()
+
+    async def main() -> None:
+        with pytest.raises(OutputError) as caught:
+            images.collect()
+        assert str(caught.value) == f"reading s3://b/{path} failed: {reason}"
+        assert caught.value.exit_code is ExitCode.REFUSED
+
+    anyio.run(main)  # a loop that runs doesn't matter
