@@ -4,6 +4,7 @@ VENV   ?= .venv
 WORKERS ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -30,10 +31,11 @@ demo: $(STAMP)   ## train, score and analyse real images offline, in ./demo
 
 test: lint types unit  ## lint, types and all tests, as CI runs them
 
-lint: $(STAMP)   ## ruff, rules and format; the layers of the packages
+lint: $(STAMP)   ## ruff, the layers of the packages, and the format of Markdown
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/mdformat --check $(MARKDOWN)
 
 types: $(STAMP)  ## mypy, strict
 	@$(BIN)/mypy
@@ -52,6 +54,7 @@ bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='
 format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/mdformat $(MARKDOWN)
 
 clean:         ## remove what the targets above made
 	rm -rf $(VENV) demo dist build .ruff_cache .mypy_cache .pytest_cache .hypothesis
