@@ -82,7 +82,7 @@ FOUNDS = st.lists(st.tuples(NAMES, SHAPE, st.floats(0, 100)), max_size=8, unique
 
 
 @given(FOUNDS, TRUTHS)
-def test_average_precision_is_that_of_the_definition(found: list[Found], truth: list[Box]) -> None:
+def test_average_precision_equals_a_reference_implementation(found: list[Found], truth: list[Box]) -> None:
     scores = score(found, truth)
     assert set(scores) == {each.label for each in found} | {box.label for box in truth}
     for label, value in scores.items():
@@ -95,7 +95,7 @@ TIED = st.lists(st.tuples(st.sampled_from([50.0, 70.0, 90.0]), st.booleans(), st
 @given(TIED, st.integers(0, 3))
 @example([(50.0, True, 0.5), (50.0, False, 0.0)], 0)
 @example([(50.0, True, 0.0), (50.0, False, 0.5)], 0)
-def test_boxes_of_equal_confidence_are_one_step_as_for_scikit_learn(
+def test_equal_confidences_are_one_step_like_in_scikit_learn(
     drawn: list[tuple[float, bool, float]], missed: int
 ) -> None:
     """Each box is on an image of its own, so which of them are right is known."""
@@ -115,7 +115,7 @@ def test_boxes_of_equal_confidence_are_one_step_as_for_scikit_learn(
     assert score(found[::-1], truth[::-1]) == {"cat": pytest.approx(expected)}
 
 
-def test_of_equally_sure_boxes_the_one_that_fits_best_takes_the_truth() -> None:
+def test_among_equal_confidences_the_best_fit_is_matched() -> None:
     """The loose one fits both truths, the tight one only the right one, wherever they lie."""
     for far in (0, 10):
         truth = [Box("i", "cat", abs(far - at) - 5, 0, 10, 10) for at in (0, 4)]
@@ -123,13 +123,13 @@ def test_of_equally_sure_boxes_the_one_that_fits_best_takes_the_truth() -> None:
         assert score([loose, tight], truth) == score([tight, loose], truth) == {"cat": 1.0}
 
 
-def test_identical_truths_are_that_many() -> None:
+def test_identical_true_boxes_are_separate_objects() -> None:
     truth = [Box("i", "cat", 0, 0, 1, 1)] * 2
     assert score([Found("i", "cat", 90, 0, 0, 1, 1)], truth) == {"cat": 0.5}
     assert score([Found("i", "cat", 90, 0, 0, 1, 1)] * 2, truth) == {"cat": 1.0}
 
 
-def test_a_worked_example() -> None:
+def test_average_precision_of_a_worked_example() -> None:
     truth = [Box("i", "cat", 0, 0, 10, 10), Box("j", "cat", 0, 0, 10, 10), Box("k", "cat", 0, 0, 10, 10)]
     found = [
         Found("i", "cat", 90, 0, 0, 10, 10),  # precision 1, recall 1/3
@@ -146,7 +146,7 @@ def test_precision_is_interpolated_from_the_right() -> None:
     assert score(found, truth) == {"cat": pytest.approx(2 / 3)}
 
 
-def test_the_surer_box_takes_the_truth_though_another_fits_better() -> None:
+def test_higher_confidence_is_matched_before_a_better_fit() -> None:
     truth = [Box("i", "cat", 0, 0, 10, 10)]
     found = [Found("i", "cat", 60, 0, 0, 10, 10), Found("i", "cat", 90, 0, 0, 10, 6)]
     table = average_precision(
@@ -155,18 +155,18 @@ def test_the_surer_box_takes_the_truth_though_another_fits_better() -> None:
     assert table.rows() == [("cat", 1, 2, 1, 1.0)]
 
 
-def test_labels_without_answers_score_nothing_and_labels_without_truth_have_no_score() -> None:
+def test_undetected_labels_score_zero_and_unknown_labels_null() -> None:
     assert score([Found("i", "dog", 9, 0, 0, 1, 1)], [Box("i", "cat", 0, 0, 1, 1)]) == {"cat": 0.0, "dog": None}
     assert score([], []) == {}
 
 
-def test_one_box_takes_one_truth_and_leaves_the_other_to_the_next() -> None:
+def test_a_detected_box_matches_only_one_true_box() -> None:
     truth = [Box("i", "cat", 0, 0, 10, 10), Box("i", "cat", 2, 0, 10, 10)]
     found = [Found("i", "cat", 90, 1, 0, 10, 10), Found("i", "cat", 80, 1, 0, 10, 9)]
     assert score(found, truth) == {"cat": 1.0}
 
 
-def test_a_box_takes_the_truth_that_it_overlaps_most() -> None:
+def test_a_box_matches_the_true_box_with_the_largest_overlap() -> None:
     loose, tight = Box("i", "cat", 0, 0, 10, 10), Box("i", "cat", 2, 0, 10, 10)
     found = [Found("i", "cat", 90, 1.8, 0, 10, 10), Found("i", "cat", 80, -1, 0, 10, 10)]
     assert score(found, [loose, tight]) == score(found, [tight, loose]) == {"cat": 1.0}

@@ -73,7 +73,7 @@ def evaluated(root: Root, manifest: Path, min_confidence: float | None = None) -
 
 
 @pytest.mark.parametrize("threshold", [None, 70.0])
-def test_figures_are_those_of_scikit_learn_for_several_labels_an_image(
+def test_multi_label_metrics_equal_those_of_scikit_learn(
     root: Root, manifest: Path, make: type[Make], threshold: float | None
 ) -> None:
     rnd = random.Random(7)
@@ -100,7 +100,7 @@ def test_figures_are_those_of_scikit_learn_for_several_labels_an_image(
     assert got.confusion is None
 
 
-def test_confusion_and_accuracy_are_those_of_scikit_learn_for_one_label_an_image(
+def test_single_label_metrics_equal_those_of_scikit_learn(
     root: Root, manifest: Path, make: type[Make]
 ) -> None:
     rnd = random.Random(3)
@@ -123,14 +123,14 @@ def test_confusion_and_accuracy_are_those_of_scikit_learn_for_one_label_an_image
     assert cells == expected
 
 
-def test_what_is_undefined_is_null_and_not_zero(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_undefined_metrics_are_null_and_not_zero(root: Root, manifest: Path, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1", Label("dog", 90)))
     table = evaluated(root, write(manifest, line("s3://b/1", "cat"))).labels
     columns = ("label", "support", "predicted", "true_positives", "precision", "recall", "f1")
     assert table.select(columns).rows() == [("cat", 1, 0, 0, None, 0.0, 0.0), ("dog", 0, 1, 0, 0.0, None, 0.0)]
 
 
-def test_images_that_only_one_side_knows_are_counted_and_named(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_missing_and_extra_images_are_counted_with_examples(root: Root, manifest: Path, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1", Label("cat", 90)), make.scored("s3://b/extra"))
     root.failures([make.failed("s3://b/failed")])
     lines = [line(f"s3://b/{name}", "cat") for name in ("1", "failed", "gone")]
@@ -142,7 +142,7 @@ def test_images_that_only_one_side_knows_are_counted_and_named(root: Root, manif
     assert summary["macro_f1"] == 1.0
 
 
-def test_nothing_in_common_is_an_error_that_shows_both_sides(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_no_common_image_is_an_error_with_an_example_of_both(root: Root, manifest: Path, make: type[Make]) -> None:
     root.results(make.scored("s3://b/images/1.jpg"))
     with pytest.raises(UsageError, match=r"s3://B/images/1.jpg.*s3://b/images/1.jpg"):
         evaluated(root, write(manifest, line("s3://B/images/1.jpg", "cat")))
@@ -158,7 +158,7 @@ def test_models_are_never_mixed(root: Root, manifest: Path, make: type[Make]) ->
     assert evaluate(images, read_truth(manifest)).summary["model"] == "m@2"
 
 
-def test_a_model_trained_again_under_its_name_is_another_one(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_a_retrained_model_of_the_same_name_is_another_model(root: Root, manifest: Path, make: type[Make]) -> None:
     older, newer = (arn_of("m@1").replace("1700000000000", stamp) for stamp in ("1700000000000", "1800000000000"))
     for run_id, arn in (("a", older), ("b", newer)):
         root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@1", model_arn=arn, run_id=run_id)
@@ -169,7 +169,7 @@ def test_a_model_trained_again_under_its_name_is_another_one(root: Root, manifes
     assert (summary["model"], summary["model_arn"]) == ("m@1", newer)
 
 
-def test_the_latest_answer_of_a_model_counts(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_the_latest_result_of_an_image_is_used(root: Root, manifest: Path, make: type[Make]) -> None:
     noon = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
     for hours, label, run in ((0, "dog", "z"), (2, "cat", "m"), (1, "dog", "a")):
         later = noon + dt.timedelta(hours=hours)
@@ -185,7 +185,7 @@ def test_local_images_are_joined_by_their_absolute_path(root: Root, manifest: Pa
     assert evaluated(root, manifest).summary["missing"] == 0
 
 
-def test_boxes_in_pixels_meet_boxes_in_ratios(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_boxes_in_pixels_are_compared_with_boxes_in_ratios(root: Root, manifest: Path, make: type[Make]) -> None:
     root.results(
         make.scored("s3://b/1", Label("cat", 90, (0.1, 0.2, 0.5, 0.4)), Label("dog", 80, (0.0, 0.0, 0.1, 0.1))),
         make.scored("s3://b/2", Label("cat", 70, (0.0, 0.0, 0.2, 0.2))),
@@ -211,7 +211,7 @@ def test_a_box_on_an_image_without_objects_is_a_false_positive(root: Root, manif
     assert got.summary["mean_average_precision"] == 0.5
 
 
-def test_lines_about_one_image_are_joined(manifest: Path) -> None:
+def test_lines_about_one_image_are_merged(manifest: Path) -> None:
     truth = read_truth(write(manifest, line("s3://b/1", "cat"), line("s3://b/1", "dog"), line("s3://b/1", "cat")))
     assert truth.images["labels"].to_list() == [["cat", "dog"]]
     assert truth.repeated == 2
@@ -238,7 +238,7 @@ def test_a_confidence_that_equals_the_threshold_is_kept(
     assert got.labels.select("label", "predicted").rows() == [("cat", 1)]
 
 
-def test_of_equally_sure_labels_the_first_by_name_is_the_top_one(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_among_equal_confidences_the_first_name_is_the_top_label(root: Root, manifest: Path, make: type[Make]) -> None:
     """`model evaluate` has the same rule: see test_evaluation.py."""
     for names in (("dog", "cat"), ("cat", "dog")):
         root.results(make.scored(f"s3://b/{names[0]}", *(Label(name, 50) for name in names)), run_id=names[0])
@@ -247,7 +247,7 @@ def test_of_equally_sure_labels_the_first_by_name_is_the_top_one(root: Root, man
     assert got.confusion.rows() == [("cat", "cat", 1), ("dog", "cat", 1)]
 
 
-def test_a_bad_line_stops_the_evaluation_unless_it_may_be_skipped(manifest: Path) -> None:
+def test_a_bad_line_is_an_error_unless_skipped(manifest: Path) -> None:
     write(manifest, line("s3://b/1", "cat"), b"", b"{nonsense", line("s3://b/2", "dog"))
     with pytest.raises(SourceError, match=r"test.manifest, line 3: .*not JSON.*--skip-bad-lines"):
         read_truth(manifest)
@@ -257,13 +257,13 @@ def test_a_bad_line_stops_the_evaluation_unless_it_may_be_skipped(manifest: Path
     assert truth.bad[0].startswith("line 3: ")
 
 
-def test_a_line_without_end_is_a_bad_one_and_is_not_held(manifest: Path) -> None:
+def test_an_overlong_line_of_the_truth_is_a_bad_line(manifest: Path) -> None:
     write(manifest, line("s3://b/1", "cat"), b"x" * (MAX_LINE_BYTES + 1), line("s3://b/2", "dog"))
     truth = read_truth(manifest, skip_bad_lines=True)
-    assert (truth.images.height, truth.bad) == (2, ("line 2: it is longer than 4,194,304 bytes",))
+    assert (truth.images.height, truth.bad) == (2, ("line 2: longer than 4,194,304 bytes",))
 
 
-def test_a_truth_without_labels_or_file_is_refused(manifest: Path) -> None:
+def test_a_missing_or_unlabelled_truth_is_refused(manifest: Path) -> None:
     with pytest.raises(SourceError, match="No such file"):
         read_truth(manifest)
     with pytest.raises(SourceError, match="1 lines have none"):
@@ -278,7 +278,7 @@ def carrying(uri: str, truth: dict[str, Any] | None, *labels: Label, hour: int =
     return Scored(image=image, labels=labels, attempts=1, latency_ms=80, request_id="r", scored_at=moment)
 
 
-def test_results_are_held_against_the_truth_that_they_carry(root: Root, manifest: Path) -> None:
+def test_the_truth_may_come_from_the_results_themselves(root: Root, manifest: Path) -> None:
     truths = [line("s3://b/1", "cat"), line("s3://b/2", "dog", "owl"), line("s3://b/3"), {"source-ref": "s3://b/4"}]
     answers = [(Label("cat", 90),), (Label("dog", 80),), (Label("owl", 70),), (Label("cat", 60),)]
     root.results(
@@ -294,7 +294,7 @@ def test_results_are_held_against_the_truth_that_they_carry(root: Root, manifest
     assert found.summary["macro_f1"] == by_file.summary["macro_f1"]
 
 
-def test_carried_boxes_are_evaluated_and_chained_attributes_have_to_be_named(root: Root) -> None:
+def test_boxes_from_results_with_chained_attributes(root: Root) -> None:
     truth = boxes("s3://b/1", ("cat", 10, 20, 30, 40))
     chained = truth | {"C": truth["B"], "C-metadata": truth["B-metadata"]}
     root.results(carrying("s3://b/1", chained, Label("cat", 90, (0.05, 0.2, 0.15, 0.4))))
@@ -302,7 +302,7 @@ def test_carried_boxes_are_evaluated_and_chained_attributes_have_to_be_named(roo
     with pytest.raises(SourceError, match="'B', 'C', of which one counts"):
         carried_truth(images)
     assert carried_truth(images, attribute="C").boxes.height == 1
-    with pytest.raises(SourceError, match="none of the 1 results carries labels"):
+    with pytest.raises(SourceError, match="none of the 1 results has usable labels"):
         carried_truth(images, skip_bad_lines=True)
 
 
@@ -328,7 +328,7 @@ def snapshot(uri: str, true: str, *predicted: str) -> dict[str, Any]:
     return entry
 
 
-def test_a_training_s_snapshot_is_truth_without_what_the_model_said(root: Root, manifest: Path) -> None:
+def test_predictions_in_a_testing_snapshot_are_not_truth(root: Root, manifest: Path) -> None:
     truths = [
         snapshot("s3://b/1", "cat", "dog", "owl"),
         snapshot("s3://b/2", "dog", "dog"),
@@ -350,7 +350,7 @@ def test_a_training_s_snapshot_is_truth_without_what_the_model_said(root: Root, 
 
 
 @pytest.mark.parametrize("task", ["classification", "detection"])
-def test_of_a_chain_the_adjusted_attribute_counts_and_of_two_adjusted_ones_the_named(
+def test_the_adjusted_attribute_of_a_chain_is_used(
     root: Root, manifest: Path, task: str
 ) -> None:
     def attribute(name: str, label: str, *, adjusted: bool) -> dict[str, Any]:

@@ -274,7 +274,7 @@ CALLS = (
 def test_sql_reads_no_file(four_runs: Root, tmp_path: Path, sql: str, call: str) -> None:
     file = tmp_path / "secret.csv"
     file.write_text("a\n1\n")
-    with pytest.raises(UsageError, match=r"a function for files, and a query reads only the output root"):
+    with pytest.raises(UsageError, match=r"is not allowed, because queries read only the output root"):
         query(open_results(str(four_runs)), sql.format(call=call.format(file=file)))
 
 

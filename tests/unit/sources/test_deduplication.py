@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
 import anyio
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +23,9 @@ from batchcl.choices import SourceKind
 from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.name_set import NameSet
 from batchcl.sources.base import Source, SourceCheck
-from batchcl.sources.deduplication import Deduplication
+from batchcl.sources.deduplication import NO_NAMES, Deduplication, HashLog, HashSet
 from batchcl.sources.filters import Filters
 from batchcl.sources.open import ListOptions, open_sources
-from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Selection
 from servers import aws_env, client, make_bucket
 from unit.sources.lists import BUCKET, FORMATS, one_by_one
@@ -118,7 +120,7 @@ async def opened(kind: str, names: Sequence[str], path: Path, aws: Aws, stack: E
     return source
 
 
-def test_of_every_two_kinds_each_image_comes_once_and_reading_goes_on_anywhere(s3: Aws, tmp_path: Path) -> None:
+def test_any_two_kinds_of_source_are_deduplicated(s3: Aws, tmp_path: Path) -> None:
     async def main() -> None:
         with ExitStack() as stack:
             firsts = [await opened(kind, FIRST, tmp_path / f"{kind} 1", s3, stack) for kind in KINDS]
@@ -138,14 +140,14 @@ def test_of_every_two_kinds_each_image_comes_once_and_reading_goes_on_anywhere(s
     anyio.run(main)
 
 
-def test_a_list_keeps_images_that_a_prefix_has_not_brought() -> None:
+def test_listed_images_missing_from_a_prefix_are_kept() -> None:
     prefix, listed = Named([ref("a/1")], prefix="a/"), Named([ref("a/1"), ref("a/gone"), ref("b")])
     images, _, repeated = anyio.run(selected, [prefix, listed])
     assert ([image.key for image in images], repeated) == (["a/1", "a/gone", "b"], 1)
 
 
 @pytest.mark.parametrize("first_is_versioned", [True, False])
-def test_a_version_is_the_latest_one_where_tag_and_time_say_so(first_is_versioned: bool) -> None:
+def test_versions_are_compared_by_entity_tag_and_time(first_is_versioned: bool) -> None:
     listed = [ref("same", etag="e", at=NOON), ref("older", etag="e", at=NOON), ref("other", etag="e", at=NOON)]
     listed.append(ref("untold"))
     inventory = [
@@ -160,13 +162,13 @@ def test_a_version_is_the_latest_one_where_tag_and_time_say_so(first_is_versione
     assert [image for image in images if image.key == "same"] == [sources[0].images[0]]
 
 
-def test_two_versions_with_the_same_bytes_are_two() -> None:
+def test_two_versions_with_the_same_content_are_distinct() -> None:
     sources = [Named([ref("a", "v1", "e", NOON)]), Named([ref("a", "v2", "e", NOON), ref("a", "v1", "e", NOON)])]
     images, _, repeated = anyio.run(selected, sources)
     assert ([image.version_id for image in images], repeated) == (["v1", "v2"], 1)
 
 
-def test_nothing_is_kept_of_what_two_prefixes_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deduplication_of_two_prefixes_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
     monkeypatch.setattr(NameSet, "update", lambda _, names: kept.extend(names))
     wide = [ref(f"{folder}/{number}") for folder in "ab" for number in range(5)]
@@ -180,14 +182,14 @@ def test_nothing_is_kept_of_what_two_prefixes_share(monkeypatch: pytest.MonkeyPa
         assert (rest, kept) == (wide[5:], [])
 
 
-def test_one_source_alone_is_left_as_it_is() -> None:
-    overlap = Deduplication([Named([ref("a")])])
-    assert not overlap.possible
-    assert anyio.run(overlap.fresh, 0, [ref("a"), ref("a")]) == [True, True]
+def test_a_single_source_without_repeats_is_not_deduplicated() -> None:
+    deduplication = Deduplication([Named([ref("a")])])
+    assert not deduplication.possible
+    assert anyio.run(deduplication.new, 0, [ref("a"), ref("a")]) == [True, True]
 
 
 @given(st.lists(st.tuples(st.lists(st.sampled_from("abcdef"), unique=True), st.booleans()), min_size=1, max_size=4))
-def test_any_sources_bring_each_image_once_at_its_first_place_from_anywhere(
+def test_duplicates_are_removed_and_reading_can_resume(
     sources: list[tuple[list[str], bool]],
 ) -> None:
     there = sorted("abcd")
@@ -204,7 +206,7 @@ def test_any_sources_bring_each_image_once_at_its_first_place_from_anywhere(
         assert (rest, again) == (images[at:], repeated)
 
 
-def test_images_that_were_taken_already_are_remembered_with_a_pause_after_each_page() -> None:
+def test_restoring_earlier_images_pauses_after_each_page() -> None:
     sources = [Named([ref("a"), ref("b")]), Named([ref("b"), ref("c")])]
     pauses: list[int] = []
 
@@ -222,3 +224,45 @@ def test_images_that_were_taken_already_are_remembered_with_a_pause_after_each_p
 
     assert anyio.run(main) == ["c"]
     assert pauses == [1, 1, 2]
+
+
+NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=60)
+
+
+def series(names: list[str]) -> pl.Series:
+    return pl.Series(names, dtype=pl.String)
+
+
+def found_in(candidates: HashSet, names: list[str]) -> set[str]:
+    return {names[at] for at in candidates.positions(series(names))}
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=6), max_size=10))
+def test_names_added_twice_are_found(batches: list[list[str]]) -> None:
+    every = [name for batch in batches for name in batch]
+    wanted = {name for name in every if every.count(name) > 1}
+    log = HashLog()
+    for batch in batches:
+        log.add(series(batch))
+    candidates = log.repeats()
+    assert found_in(candidates, [*every, "never added"]) == wanted
+    assert bool(candidates) == bool(wanted)
+
+
+def test_names_may_be_added_by_several_threads() -> None:
+    log = HashLog()
+    names = [str(number) for number in range(4000)]
+    batches = [names[at : at + 50] for at in range(0, 4000, 50)] + [names[:10]]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda batch: log.add(series(batch)), batches))
+    assert found_in(log.repeats(), names) == set(names[:10])
+
+
+@given(NAMES, NAMES)
+def test_a_hash_set_contains_its_names(inside: list[str], asked: list[str]) -> None:
+    assert found_in(HashSet.of([series(inside[:5]), series(inside[5:])]), asked) == set(asked) & set(inside)
+
+
+def test_positions_in_a_hash_set() -> None:
+    names = [str(random.Random(7).random()) for _ in range(3)]
+    assert HashSet(series(names).hash(7).sort()).positions(series(["x", names[0]])) == [1]

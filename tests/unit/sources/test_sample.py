@@ -51,12 +51,12 @@ def test_a_sample_is_a_count_or_a_share(text: str, sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "0%", "101%", "1.5", "-1", "half", "5 %"])
-def test_what_is_neither_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no sample; write a count such as 1000"):
+def test_an_invalid_sample_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid sample; write a count such as 1000"):
         Sample.parse(text)
 
 
-def test_ranks_stay_the_same_from_version_to_version() -> None:
+def test_ranks_are_the_same_in_every_version() -> None:
     image = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png")
     versioned = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png", version_id="1")
     ranks = [Sample(count=1, seed=seed).ranker()(image) for seed in (0, 1)]
@@ -64,7 +64,7 @@ def test_ranks_stay_the_same_from_version_to_version() -> None:
     assert Sample(count=1).ranker()(versioned) not in ranks
 
 
-def test_a_count_is_exact_in_the_order_of_the_list_and_independent_of_it() -> None:
+def test_a_count_is_exact_and_independent_of_the_order() -> None:
     found = sampled("50")
     assert len(found) == 50
     assert found == [key for key in KEYS if key in set(found)]
@@ -72,14 +72,14 @@ def test_a_count_is_exact_in_the_order_of_the_list_and_independent_of_it() -> No
     assert sampled("500") == sampled("501") == KEYS
 
 
-def test_a_share_is_about_that_share_and_doesnt_depend_on_other_images() -> None:
+def test_a_share_is_approximate_and_independent_per_image() -> None:
     found = sampled("20%")
     assert 60 < len(found) < 140
     assert sampled("20%", KEYS[:250]) == [key for key in found if key in set(KEYS[:250])]
     assert sampled("100%") == KEYS
 
 
-def test_larger_samples_hold_smaller_ones_and_other_seeds_give_others() -> None:
+def test_larger_samples_contain_smaller_ones_of_a_seed() -> None:
     for texts in (("10", "50", "200"), ("1%", "5%", "50%")):
         for smaller, larger in pairwise(map(sampled, texts)):
             assert set(smaller) <= set(larger)
@@ -89,7 +89,7 @@ def test_larger_samples_hold_smaller_ones_and_other_seeds_give_others() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(0, 3), st.none() | st.integers(1, 10))
-def test_any_bookmark_goes_on_with_the_same_sample(count: int, seed: int, limit: int | None) -> None:
+def test_a_sample_is_the_same_when_resumed(count: int, seed: int, limit: int | None) -> None:
     lists = [KEYS[:20], KEYS[10:25], KEYS[5:35]]
     filters = Filters(sample=Sample(count=count, seed=seed), exclude=("1*",), limit=limit)
     found = selected(lists, filters)
@@ -100,7 +100,7 @@ def test_any_bookmark_goes_on_with_the_same_sample(count: int, seed: int, limit:
         assert selected(lists, filters, one.bookmark, found[:number]) == found[number:]
 
 
-def test_a_list_that_has_grown_goes_on_with_the_cut_that_its_sample_began_with() -> None:
+def test_a_resumed_sample_keeps_its_maximum_rank() -> None:
     sample = Sample(count=10)
     found = selected([KEYS[:100]], Filters(sample=sample))
     rank = sample.ranker()
@@ -111,7 +111,7 @@ def test_a_list_that_has_grown_goes_on_with_the_cut_that_its_sample_began_with()
     assert len(expected) == 6, "images that came since don't make the sample larger"
 
 
-def test_what_the_sample_leaves_out_is_counted() -> None:
+def test_images_outside_the_sample_are_counted() -> None:
     async def main() -> dict[str, int]:
         selection = Selection([FakeSource(KEYS, page=7)], Filters(sample=Sample(count=10), exclude=("1.png",)))
         async for _ in selection.pages():
@@ -122,9 +122,9 @@ def test_what_the_sample_leaves_out_is_counted() -> None:
 
 
 @given(st.lists(st.integers(0, ALL_RANKS), min_size=1, max_size=50), st.integers(1, 60))
-def test_the_smallest_ranks_are_those_of_a_sort(ranks: list[int], count: int) -> None:
+def test_the_smallest_ranks_equal_those_of_a_sort(ranks: list[int], count: int) -> None:
     smallest = SmallestRanks(count)
-    smallest._room = 8  # several rounds with few ranks
+    smallest._buffer_size = 8  # several rounds with few ranks
     for rank in ranks:
         smallest.add([rank])
     assert smallest.largest() == (sorted(ranks)[count - 1] if len(ranks) >= count else ALL_RANKS)
