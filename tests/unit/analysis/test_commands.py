@@ -1,4 +1,4 @@
-"""The commands as a user and a program see them."""
+"""Output of the reading commands for people and programs."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_the_truth_may_be_a_compressed_object_in_s3(
     for name, value in aws_env(s3=moto).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    there = set(tmp_path.iterdir())
+    files_before = set(tmp_path.iterdir())
     s3 = client("s3", moto)
     make_bucket(s3, "trainings")
     truth = orjson.dumps(line("s3://b/1", "cat")) + b"\n"
@@ -245,5 +245,7 @@ def test_the_truth_may_be_a_compressed_object_in_s3(
     assert (found["summary"]["images"], found["summary"]["macro_f1"]) == (1, 1.0)
     refused = run("evaluate", root, "--truth", "s3://trainings/bad.manifest")
     assert "s3://trainings/bad.manifest, line 2: " in str(refused.exception)
-    assert "s3://trainings/none does not exist" in str(run("evaluate", root, "--truth", "s3://trainings/none").exception)
-    assert set(tmp_path.iterdir()) == there
+    assert "s3://trainings/none does not exist" in str(
+        run("evaluate", root, "--truth", "s3://trainings/none").exception
+    )
+    assert set(tmp_path.iterdir()) == files_before

@@ -1,4 +1,4 @@
-"""Precision, recall, F1 and confusion, with scikit-learn as the independent reference."""
+"""Precision, recall, F1 and confusion, compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ def line(uri: str, *labels: str) -> dict[str, Any]:
 
 
 def boxes(
-    uri: str, *found: tuple[str, int, int, int, int], size: tuple[int, int] | None = (200, 100)
+    uri: str, *objects: tuple[str, int, int, int, int], size: tuple[int, int] | None = (200, 100)
 ) -> dict[str, Any]:
-    names = sorted({each[0] for each in found})
+    names = sorted({each[0] for each in objects})
     keys = ("left", "top", "width", "height")
     value: dict[str, Any] = {
-        "annotations": [{"class_id": names.index(label), **dict(zip(keys, box, strict=True))} for label, *box in found]
+        "annotations": [
+            {"class_id": names.index(label), **dict(zip(keys, box, strict=True))} for label, *box in objects
+        ]
     }
     if size is not None:
         value["image_size"] = [{"width": size[0], "height": size[1], "depth": 3}]
@@ -80,11 +82,13 @@ def test_multi_label_metrics_equal_those_of_scikit_learn(
     truth, answers, lines, rows = [], [], [], []
     for at in range(300):
         true = rnd.sample(NAMES, rnd.randint(0, 3))
-        found = [Label(name, rnd.uniform(40, 100)) for name in NAMES if rnd.random() < (0.8 if name in true else 0.2)]
-        rows.append(make.scored(f"s3://b/{at}", *found, *found[:1]))
+        detected = [
+            Label(name, rnd.uniform(40, 100)) for name in NAMES if rnd.random() < (0.8 if name in true else 0.2)
+        ]
+        rows.append(make.scored(f"s3://b/{at}", *detected, *detected[:1]))
         lines.append(line(f"s3://b/{at}", *true))
         truth.append(true)
-        answers.append([each.name for each in found if each.confidence >= (threshold or 0)])
+        answers.append([each.name for each in detected if each.confidence >= (threshold or 0)])
     root.results(*rows)
     got = evaluated(root, write(manifest, *lines), threshold)
     binarizer = MultiLabelBinarizer(classes=NAMES).fit(truth)
@@ -100,18 +104,16 @@ def test_multi_label_metrics_equal_those_of_scikit_learn(
     assert got.confusion is None
 
 
-def test_single_label_metrics_equal_those_of_scikit_learn(
-    root: Root, manifest: Path, make: type[Make]
-) -> None:
+def test_single_label_metrics_equal_those_of_scikit_learn(root: Root, manifest: Path, make: type[Make]) -> None:
     rnd = random.Random(3)
     truth, tops, lines, rows = [], [], [], []
     for at in range(200):
         true = rnd.choice([*NAMES, NONE])
-        found = [Label(name, rnd.uniform(0, 100)) for name in rnd.sample(NAMES, rnd.randint(0, 3))]
-        rows.append(make.scored(f"s3://b/{at}", *found))
+        detected = [Label(name, rnd.uniform(0, 100)) for name in rnd.sample(NAMES, rnd.randint(0, 3))]
+        rows.append(make.scored(f"s3://b/{at}", *detected))
         lines.append(line(f"s3://b/{at}", *([] if true == NONE else [true])))
         truth.append(true)
-        tops.append(max(found, key=lambda each: each.confidence).name if found else NONE)
+        tops.append(max(detected, key=lambda each: each.confidence).name if detected else NONE)
     root.results(*rows)
     got = evaluated(root, write(manifest, *lines))
     assert got.summary["top_label_accuracy"] == pytest.approx(accuracy_score(truth, tops))
@@ -232,7 +234,7 @@ def test_identical_boxes_of_a_line_are_several_objects(root: Root, manifest: Pat
 def test_a_confidence_that_equals_the_threshold_is_kept(
     root: Root, manifest: Path, make: type[Make], threshold: float
 ) -> None:
-    """As a 32-bit number, which the tables hold, 70.1 is less than the 64-bit one."""
+    """The tables store 32-bit numbers; as such, 70.1 is less than the 64-bit number."""
     root.results(make.scored("s3://b/1", Label("cat", threshold), Label("dog", threshold - 0.01)))
     got = evaluated(root, write(manifest, line("s3://b/1", "cat")), threshold)
     assert got.labels.select("label", "predicted").rows() == [("cat", 1)]
@@ -287,11 +289,11 @@ def test_the_truth_may_come_from_the_results_themselves(root: Root, manifest: Pa
         carrying("s3://b/5", None, Label("cat", 60)),
     )
     images = open_results(str(root)).images()
-    found = evaluate(images, carried_truth(images))
-    assert found.summary["unlabelled"] == 2
+    detected = evaluate(images, carried_truth(images))
+    assert detected.summary["unlabelled"] == 2
     by_file = evaluate(images, read_truth(write(manifest, *truths)))
-    assert found.labels.equals(by_file.labels)
-    assert found.summary["macro_f1"] == by_file.summary["macro_f1"]
+    assert detected.labels.equals(by_file.labels)
+    assert detected.summary["macro_f1"] == by_file.summary["macro_f1"]
 
 
 def test_boxes_from_results_with_chained_attributes(root: Root) -> None:
@@ -307,7 +309,7 @@ def test_boxes_from_results_with_chained_attributes(root: Root) -> None:
 
 
 def snapshot(uri: str, true: str, *predicted: str) -> dict[str, Any]:
-    """A line of the testing snapshot that a training leaves: the truth, and beside it what the model said."""
+    """A line of the testing snapshot that a training writes, with the truth and the model's predictions."""
     entry = line(uri)
     del entry["M"], entry["M-metadata"]
     name = "rekognition-custom-labels-training-0"
@@ -350,9 +352,7 @@ def test_predictions_in_a_testing_snapshot_are_not_truth(root: Root, manifest: P
 
 
 @pytest.mark.parametrize("task", ["classification", "detection"])
-def test_the_adjusted_attribute_of_a_chain_is_used(
-    root: Root, manifest: Path, task: str
-) -> None:
+def test_the_adjusted_attribute_of_a_chain_is_used(root: Root, manifest: Path, task: str) -> None:
     def attribute(name: str, label: str, *, adjusted: bool) -> dict[str, Any]:
         made = boxes("x", (label, 0, 0, 10, 10)) if task == "detection" else line("x", label)
         old = "B" if task == "detection" else "A0"

@@ -1,4 +1,4 @@
-"""Copies of the tables: the same rows in few files, counted, with the manifest last."""
+"""Exported copies have the same rows in few files, verified by count, and the manifest is written last."""
 
 from __future__ import annotations
 

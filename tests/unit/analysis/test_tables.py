@@ -1,4 +1,4 @@
-"""Labels, confidences and failures, with figures worked out by hand."""
+"""Labels, confidences and failures, with values calculated by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_labels_of_two_models_are_separate(root: Root, make: type[Make]) -> None
 
 @pytest.fixture
 def retrained(root: Root, make: type[Make]) -> tuple[str, str]:
-    """The ARNs of two models of one name, of which the first found cats at 50 and the second at 90; m@2 is another."""
+    """The ARNs of two models named m@1, which detected a cat at 50 and 90; a third model is m@2."""
     older, newer = (arn_of("m@1").replace("1700000000000", stamp) for stamp in ("1700000000000", "1800000000000"))
     root.results(make.scored("s3://b/1", Label("cat", 50)), model="m@1", model_arn=older, run_id="a")
     root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@1", model_arn=newer, run_id="b")

@@ -1,10 +1,9 @@
-"""Several sources, of any two kinds: what they share counts once, whichever of them brought it, and nothing is lost."""
+"""Images that several sources, or one source several times, name are selected once, and none is lost."""
 
 from __future__ import annotations
 
 import datetime as dt
 import itertools
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from batchcl.sources.filters import Filters
 from batchcl.sources.open import ListOptions, open_sources
 from batchcl.sources.select import Selection
 from servers import aws_env, client, make_bucket
-from unit.sources.lists import BUCKET, FORMATS, one_by_one
+from unit.sources.lists import BUCKET, FORMATS, with_bookmarks
 
 THERE = ("a/1.png", "a/2.png", "a/3.png", "c.png")
 FIRST = ("a/1.png", "a/2.png", "a/missing.png", "c.png")
@@ -38,7 +37,7 @@ NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
 
 
 class Named:
-    """A source of these images; an exhaustive one may name all that start with `prefix`."""
+    """A source of these images; with a `prefix`, it is exhaustive and may name all keys that start with it."""
 
     description = "named"
     repeats = NO_NAMES
@@ -69,16 +68,16 @@ def ref(key: str, version: str | None = None, etag: str | None = None, at: dt.da
 
 
 async def selected(sources: Sequence[Source]) -> tuple[list[ImageRef], list[Bookmark], int]:
-    """(images, their bookmarks, how many were repeated)."""
+    """(images, their bookmarks, number of duplicates)."""
     selection = Selection(sources, Filters())
-    found = [one async for page in selection.pages() for one in one_by_one(page)]
-    return [one.image for one in found], [one.bookmark for one in found], selection.repeated
+    pairs = [one async for page in selection.pages() for one in with_bookmarks(page)]
+    return [one.image for one in pairs], [one.bookmark for one in pairs], selection.repeated
 
 
-async def going_on(
+async def resumed(
     sources: Sequence[Source], images: Sequence[ImageRef], bookmarks: Sequence[Bookmark]
 ) -> tuple[list[ImageRef], int]:
-    """(images behind those, how many were repeated in all)."""
+    """(the images after those, number of duplicates in total)."""
 
     async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
         for image, bookmark in zip(images, bookmarks, strict=True):
@@ -106,7 +105,7 @@ def s3(moto: str) -> Iterator[Aws]:
 
 
 async def opened(kind: str, names: Sequence[str], path: Path, aws: Aws, stack: ExitStack) -> Source:
-    """A source of this kind that names `names`, or what is there."""
+    """A source of this kind that names `names`; a prefix contains the existing objects."""
     name, options = str(path), {}
     if kind in FORMATS:
         options = FORMATS[kind](path, names)
@@ -134,7 +133,7 @@ def test_any_two_kinds_of_source_are_deduplicated(s3: Aws, tmp_path: Path) -> No
                 assert Counter(identities(images)) == Counter(set(named)), (one, two)
                 assert repeated == len(named) - len(set(named)), (one, two)
                 at = max(1, len(images) - 2)
-                rest, again = await going_on([first, second], images[:at], bookmarks[:at])
+                rest, again = await resumed([first, second], images[:at], bookmarks[:at])
                 assert (identities(rest), again) == (identities(images[at:]), repeated), (one, two)
 
     anyio.run(main)
@@ -178,7 +177,7 @@ def test_the_deduplication_of_two_prefixes_needs_no_memory(monkeypatch: pytest.M
     ):
         images, bookmarks, repeated = anyio.run(selected, sources)
         assert (images, repeated) == (wide, 5)
-        rest, _ = anyio.run(going_on, sources, images[:5], bookmarks[:5])
+        rest, _ = anyio.run(resumed, sources, images[:5], bookmarks[:5])
         assert (rest, kept) == (wide[5:], [])
 
 
@@ -192,9 +191,9 @@ def test_a_single_source_without_repeats_is_not_deduplicated() -> None:
 def test_duplicates_are_removed_and_reading_can_resume(
     sources: list[tuple[list[str], bool]],
 ) -> None:
-    there = sorted("abcd")
+    existing = sorted("abcd")
     made: list[Source] = [
-        Named([ref(key) for key in there], prefix="") if lists_all else Named([ref(key) for key in keys])
+        Named([ref(key) for key in existing], prefix="") if lists_all else Named([ref(key) for key in keys])
         for keys, lists_all in sources
     ]
     named = [image.key for source in made for image in cast("Named", source).images]
@@ -202,7 +201,7 @@ def test_duplicates_are_removed_and_reading_can_resume(
     assert [image.key for image in images] == list(dict.fromkeys(named))
     assert repeated == len(named) - len(set(named))
     for at in range(1, len(images)):
-        rest, again = anyio.run(going_on, made, images[:at], bookmarks[:at])
+        rest, again = anyio.run(resumed, made, images[:at], bookmarks[:at])
         assert (rest, again) == (images[at:], repeated)
 
 
@@ -259,10 +258,5 @@ def test_names_may_be_added_by_several_threads() -> None:
 
 
 @given(NAMES, NAMES)
-def test_a_hash_set_contains_its_names(inside: list[str], asked: list[str]) -> None:
-    assert found_in(HashSet.of([series(inside[:5]), series(inside[5:])]), asked) == set(asked) & set(inside)
-
-
-def test_positions_in_a_hash_set() -> None:
-    names = [str(random.Random(7).random()) for _ in range(3)]
-    assert HashSet(series(names).hash(7).sort()).positions(series(["x", names[0]])) == [1]
+def test_a_hash_set_contains_its_names(inside: list[str], queried: list[str]) -> None:
+    assert found_in(HashSet.of([series(inside[:5]), series(inside[5:])]), queried) == set(queried) & set(inside)

@@ -40,10 +40,10 @@ def test_files_are_listed_with_size_and_time_recursively(tmp_path: Path) -> None
     os.utime(tmp_path / "b.png", (1_700_000_000, 1_700_000_000.25))
     images = {os.path.relpath(image.key, tmp_path): image for image in read(DirectorySource(str(tmp_path)))}
     assert set(images) == {"b.png", "a/c.png", "a/a/d.jpg", ".hidden/e.png", ".f.png", "notes.txt"}
-    found = images["b.png"]
-    assert (found.uri, found.bucket, found.size_bytes) == (str(tmp_path / "b.png"), "", 5)
-    assert found.last_modified is not None
-    assert found.last_modified.timestamp() == 1_700_000_000.25
+    image = images["b.png"]
+    assert (image.uri, image.bucket, image.size_bytes) == (str(tmp_path / "b.png"), "", 5)
+    assert image.last_modified is not None
+    assert image.last_modified.timestamp() == 1_700_000_000.25
 
 
 def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
@@ -58,13 +58,13 @@ def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("way", ["absolute", "relative", "dots"])
+@pytest.mark.parametrize("spelling", ["absolute", "relative", "dots"])
 def test_reading_resumes_after_an_image_even_if_deleted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
 ) -> None:
     make(tmp_path / "p", "a.png", "m.png", "a/a.png", "a/b/c.png", "a/z.png", "b/a.png", "a.png.d/x.png", "é/x.png")
     monkeypatch.chdir(tmp_path)
-    source = DirectorySource({"absolute": str(tmp_path / "p"), "relative": "p", "dots": "p/../p"}[way])
+    source = DirectorySource({"absolute": str(tmp_path / "p"), "relative": "p", "dots": "p/../p"}[spelling])
     images = read(source)
     assert len(images) == 8
     for count, image in enumerate(images, 1):
@@ -93,20 +93,20 @@ def test_a_name_that_is_not_utf8_is_listed_and_skipped(tmp_path: Path) -> None:
     (image,) = read(DirectorySource(str(tmp_path)))
     assert image.uri.encode() == os.fsencode(tmp_path) + b"/a\\udcff.png"
     assert Path(image.key).read_bytes() == b"1"
-    found = check_limits(image)
-    assert found is not None
-    assert found.code == "UndecodableName"
+    reason = check_limits(image)
+    assert reason is not None
+    assert reason.code == "UndecodableName"
 
 
-@pytest.mark.parametrize("way", ["photos", "photos/../photos", "./photos/"])
+@pytest.mark.parametrize("spelling", ["photos", "photos/../photos", "./photos/"])
 @pytest.mark.parametrize("out", ["photos/out", "photos/../photos/out", "photos/a/out"])
 def test_the_output_root_is_excluded_however_it_is_spelled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, out: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str, out: str
 ) -> None:
     make(tmp_path / "photos", "a.png", "a/b.png", "outside/c.png")
     make(tmp_path / out, "results/x.parquet")
     monkeypatch.chdir(tmp_path)
-    source = DirectorySource(way, leave_out=[Path(out).absolute()])
+    source = DirectorySource(spelling, leave_out=[Path(out).absolute()])
     assert names(source, tmp_path / "photos") == ["a.png", "a/b.png", "outside/c.png"]
 
 

@@ -17,8 +17,8 @@ def image(key: str = "a.png", *, size: int | None = None, modified: dt.datetime 
 
 def test_size_limits_are_inclusive() -> None:
     chain = FilterChain(Filters(min_size_bytes=10, max_size_bytes=20))
-    found = chain.reasons([image(size=size) for size in (9, 10, 20, 21, None)])
-    assert found == ["min_size", None, None, "max_size", "size_unknown"]
+    reasons = chain.reasons([image(size=size) for size in (9, 10, 20, 21, None)])
+    assert reasons == ["min_size", None, None, "max_size", "size_unknown"]
 
 
 def test_newer_than_is_inclusive_and_older_than_exclusive() -> None:

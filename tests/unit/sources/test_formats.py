@@ -1,4 +1,4 @@
-"""Every list format gives its keys back letter by letter, each image once, and goes on wherever it was cut."""
+"""All list formats return their keys exactly, without duplicates, and can be resumed at any image."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ COMPRESSED_INSIDE = frozenset(
 )
 
 
-def fits(name: str, key: str) -> bool:
+def supports(name: str, key: str) -> bool:
     return name not in ONE_LINE or not ("\n" in key or key.endswith("\r"))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_unusual_keys_are_read_exactly(name: str, tmp_path: Path) -> None:
-    wanted = [key for key in HARD_KEYS if fits(name, key)]
+    wanted = [key for key in HARD_KEYS if supports(name, key)]
     path = tmp_path / "list"
     options = ALL[name](path, wanted)
     images, checked, _ = read(path, **options)
@@ -50,7 +50,7 @@ def test_unusual_keys_are_read_exactly(name: str, tmp_path: Path) -> None:
 @settings(max_examples=25)
 @given(wanted=st.lists(KEYS, min_size=1, max_size=8))
 def test_any_keys_are_read_exactly_and_once(name: str, wanted: list[str]) -> None:
-    wanted = [key for key in wanted if fits(name, key)] or ["x"]
+    wanted = [key for key in wanted if supports(name, key)] or ["x"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "list"
         options = ALL[name](path, wanted)
@@ -66,7 +66,7 @@ def test_reading_resumes_after_any_image(name: str, tmp_path: Path) -> None:
     images = read(path, **options).images
     assert len(images) == 5
     for count in range(6):
-        assert read(path, behind=count, **options).images == images[count:]
+        assert read(path, skip=count, **options).images == images[count:]
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in COMPRESSED_INSIDE])
@@ -97,10 +97,10 @@ def test_a_glob_is_one_list_of_files_of_any_format(tmp_path: Path) -> None:
     (tmp_path / "1.list").write_bytes(b"s3://b/1\ns3://b/2\n")
     (tmp_path / "2.list").write_bytes(gzip.compress(b'{"source-ref":"s3://b/3"}\n{"source-ref":"s3://b/1"}\n'))
     (tmp_path / "3.other").write_bytes(b"s3://b/9\n")
-    found = read(tmp_path / "*.list")
-    assert [image.key for image in found.images] == ["1", "2", "3"]
-    assert (found.repeated, found.checked.lines) == (1, 4)
-    assert keys(tmp_path / "*.list", behind=2) == ["3"]
+    result = read(tmp_path / "*.list")
+    assert [image.key for image in result.images] == ["1", "2", "3"]
+    assert (result.repeated, result.checked.lines) == (1, 4)
+    assert keys(tmp_path / "*.list", skip=2) == ["3"]
     (tmp_path / "2.list").write_bytes(b"s3://b/3\nhttp://x\n")
     with pytest.raises(SourceError, match=r"2\.list line 2: this is a web address"):
         read(tmp_path / "*.list")
@@ -120,8 +120,8 @@ def test_a_batch_list_refuses_keys_without_url_encoding(tmp_path: Path) -> None:
 
 def test_a_batch_list_may_name_versions(tmp_path: Path) -> None:
     (tmp_path / "list").write_bytes(b"acme-photos,a%2Fb.jpg,v1\nacme-photos,a/b.jpg,v2\nacme-photos,a/b.jpg,\n")
-    found = read(tmp_path / "list").images
-    assert [(image.key, image.version_id) for image in found] == [
+    result = read(tmp_path / "list").images
+    assert [(image.key, image.version_id) for image in result] == [
         ("a/b.jpg", "v1"),
         ("a/b.jpg", "v2"),
         ("a/b.jpg", None),
@@ -229,7 +229,7 @@ def test_reading_long_tables_resumes_at_any_row(repeated: int, tmp_path: Path) -
     uris = [f"s3://b/{number}" for number in range(2500)]
     pq.write_table(pa.table({"uri": uris[:2000] + uris[:repeated] + uris[2000:]}), tmp_path / "list")
     for count in (0, 1, 999, 1000, 1001, 2000, 2499, 2500):
-        assert [image.uri for image in read(tmp_path / "list", behind=count).images] == uris[count:]
+        assert [image.uri for image in read(tmp_path / "list", skip=count).images] == uris[count:]
 
 
 def test_typed_columns_describe_images_and_binary_are_dropped(tmp_path: Path) -> None:

@@ -21,16 +21,16 @@ CAT, DOG, UNSURE = Label("cat", 95), Label("dog", 80, (0, 0, 0.5, 0.5)), Label("
 
 
 def read(root: object, where: str | None = None, *, run: str | None = None) -> tuple[list[ImageRef], int, int]:
-    """(the images, rows passed over, images named more than once)."""
+    """(the images, number of excluded rows, number of duplicates)."""
 
     async def main() -> tuple[list[ImageRef], int, int]:
         condition = None if where is None else Condition(where)
         source = await open_outcomes(str(root), aws=Aws(), where=condition, leave_out_run=run)
         checked = await source.check()
         images, repeated = await selected(source)
-        passed_over = sum(checked.left_out.values())
-        assert checked.lines == len(images) + passed_over + repeated
-        return images, passed_over, repeated
+        excluded = sum(checked.left_out.values())
+        assert checked.lines == len(images) + excluded + repeated
+        return images, excluded, repeated
 
     return anyio.run(main)
 
@@ -96,9 +96,9 @@ def test_rows_of_an_exported_copy_are_read(filled: Root, run: str | None) -> Non
     ],
 )
 def test_conditions_may_use_all_columns_and_labels(filled: Root, where: str | None, expected: list[str]) -> None:
-    images, passed_over, _ = read(filled, where)
+    images, excluded, _ = read(filled, where)
     assert sorted(image.key for image in images) == expected
-    assert passed_over == 6 - len(expected)
+    assert excluded == 6 - len(expected)
 
 
 def test_an_image_with_several_matching_rows_counts_once(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_an_image_with_several_matching_rows_counts_once(tmp_path: Path) -> None
     root.results(scored("s3://b/x", UNSURE, UNSURE, CAT))
     root.results(scored("s3://b/x", UNSURE), date="2026-11-20", run_id="r0")
     root.failures([failed("s3://b/x")], date="2026-11-19", run_id="r")
-    images, passed_over, repeated = read(root, "confidence < 60")
-    assert ([image.key for image in images], passed_over, repeated) == (["x"], 1, 1)
+    images, excluded, repeated = read(root, "confidence < 60")
+    assert ([image.key for image in images], excluded, repeated) == (["x"], 1, 1)
 
 
 def test_size_and_etag_are_those_of_the_latest_run(tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_local_images_have_their_current_size_and_time(tmp_path: Path) -> None:
 def test_members_of_archives_are_excluded_and_counted(tmp_path: Path) -> None:
     root = Root(tmp_path)
     root.results(scored("s3://b/x#1.png"), scored("s3://b/shard.tar#1.png"), scored("s3://b/shard.TAR#a/b.png"))
-    images, passed_over, _ = read(root)
-    assert ([image.key for image in images], passed_over) == (["x#1.png"], 2)
+    images, excluded, _ = read(root)
+    assert ([image.key for image in images], excluded) == (["x#1.png"], 2)
 
 
 def test_a_run_does_not_read_its_own_rows(filled: Root) -> None:

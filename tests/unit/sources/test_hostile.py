@@ -1,4 +1,4 @@
-"""Lists that are made to fill memory or to reach other files end in a sentence, in bounded memory."""
+"""Malicious lists, which try to exhaust memory or to read other files, are refused in bounded memory."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ def test_untrusted_lists_cannot_name_files_outside_their_folder(ref: str, tmp_pa
     (tmp_path / "a.jsonl").write_text(json.dumps({"image": ref}))
     (tmp_path / "a.csv").write_text(f"{ref},cat\n")
     pq.write_table(pa.table({"uri": [ref]}), tmp_path / "a.parquet")
-    ways: dict[str, dict[str, Any]] = {
+    variants: dict[str, dict[str, Any]] = {
         "a.manifest": {},
         "a.jsonl": {"uri_field": "image"},
         "a.csv": {"kind": "label-csv"},
         "a.parquet": {},
     }
-    for name, options in ways.items():
+    for name, options in variants.items():
         with pytest.raises(SourceError, match=r"line 1: .* is neither s3://bucket/key nor a path below the list"):
             read(tmp_path / name, **options)
 
@@ -134,7 +134,7 @@ def test_web_addresses_are_bad_lines_and_are_not_repeated(url: str, tmp_path: Pa
     (tmp_path / "labels.csv").write_text(f"{url},cat\n")
     (tmp_path / "table.csv").write_text(f"uri\n{url}\n")
     pq.write_table(pa.table({"uri": [url]}), tmp_path / "a.parquet")
-    ways: dict[str, dict[str, Any]] = {
+    variants: dict[str, dict[str, Any]] = {
         "a.txt": {"kind": "keys"},
         "a.manifest": {},
         "a.jsonl": {"uri_field": "image"},
@@ -142,8 +142,10 @@ def test_web_addresses_are_bad_lines_and_are_not_repeated(url: str, tmp_path: Pa
         "table.csv": {"kind": "table"},
         "a.parquet": {},
     }
-    for name, options in ways.items():
-        with pytest.raises(SourceError, match=r"line \d: .*batchcl does not download images from the web; .*aws s3 cp") as caught:
+    for name, options in variants.items():
+        with pytest.raises(
+            SourceError, match=r"line \d: .*batchcl does not download images from the web; .*aws s3 cp"
+        ) as caught:
             read(tmp_path / name, **options)
         assert "secret" not in str(caught.value)
         assert read(tmp_path / name, **options, skip_bad_lines=True).checked.bad_count == 1
@@ -151,7 +153,9 @@ def test_web_addresses_are_bad_lines_and_are_not_repeated(url: str, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", [None, "image", "directory", "keys", "inventory"])
 def test_a_web_address_is_not_a_source(kind: str | None) -> None:
-    with pytest.raises(SourceError, match=r"^a source is a web address, and batchcl does not download images from the web") as caught:
+    with pytest.raises(
+        SourceError, match=r"^a source is a web address, and batchcl does not download images from the web"
+    ) as caught:
         read("https://me:secret@example.com/a.png", kind=kind)
     assert "secret" not in str(caught.value)
 
@@ -212,7 +216,7 @@ MAGIC = [
     b"\xef\xbb\xbf",
     b"s3://b/",
 ]
-WAYS: list[dict[str, Any]] = [
+VARIANTS: list[dict[str, Any]] = [
     {},
     *({"kind": kind} for kind in ("keys", "manifest", "batch-csv", "label-csv", "tar", "inventory")),
     {"kind": "json-lines", "uri_field": "a.b"},
@@ -225,17 +229,17 @@ WAYS: list[dict[str, Any]] = [
 @given(
     st.sampled_from(MAGIC),
     st.binary(max_size=200) | st.text("abk,\"'\\\n\r\t {}[]:%+s3/0\0é", max_size=60).map(str.encode),
-    st.sampled_from(WAYS),
+    st.sampled_from(VARIANTS),
     st.booleans(),
 )
 def test_any_list_is_read_or_refused_with_a_source_error(
-    start: bytes, rest: bytes, way: dict[str, Any], skip: bool
+    start: bytes, rest: bytes, options: dict[str, Any], skip: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "list")
         path.write_bytes(start + rest)
         try:
-            found = read(path, skip_bad_lines=skip, **way)
+            found = read(path, skip_bad_lines=skip, **options)
         except SourceError:
             return
         if found.checked.lines is not None:

@@ -41,17 +41,17 @@ def test_delete_markers_and_old_versions_are_excluded(kind: str, tmp_path: Path)
         row("old", VersionId="null", IsLatest=False),
     ]
     manifest = inventory(tmp_path, rows, kind, files=1)
-    found = read(manifest)
-    assert [(image.key, image.version_id) for image in found.images] == [("a", "v2")]
-    assert (found.checked.left_out, found.checked.lines) == ({"delete markers": 1, "older versions": 3}, 5)
-    found = read(manifest, all_versions=True)
-    assert [(image.key, image.version_id) for image in found.images] == [
+    result = read(manifest)
+    assert [(image.key, image.version_id) for image in result.images] == [("a", "v2")]
+    assert (result.checked.left_out, result.checked.lines) == ({"delete markers": 1, "older versions": 3}, 5)
+    result = read(manifest, all_versions=True)
+    assert [(image.key, image.version_id) for image in result.images] == [
         ("a", "v2"),
         ("a", "v1"),
         ("gone", "v3"),
         ("old", "null"),
     ]
-    assert found.checked.left_out == {"delete markers": 1}
+    assert result.checked.left_out == {"delete markers": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +134,9 @@ def test_missing_inventory_files_are_named(tmp_path: Path) -> None:
     manifest = inventory(tmp_path, [row("a")], files=1)
     (data,) = (tmp_path / "data").iterdir()
     data.unlink()
-    with pytest.raises(SourceError, match=rf"lists the data file inv/.*/{data.name}, which is not at .*copy it as well"):
+    with pytest.raises(
+        SourceError, match=rf"lists the data file inv/.*/{data.name}, which is not at .*copy it as well"
+    ):
         read(manifest)
     manifest.with_name("manifest.checksum").unlink()
     with pytest.raises(SourceError, match=r"is not complete: there is no manifest\.checksum"):
@@ -165,11 +167,13 @@ def test_an_invalid_inventory_manifest_is_refused(change: dict[str, Any], words:
 def test_bad_rows_are_counted_with_their_file_and_row(tmp_path: Path) -> None:
     rows = [row("a"), row("b"), row("c"), row("d", Bucket="")]
     manifest = inventory(tmp_path, rows, "Parquet", files=2)
-    with pytest.raises(SourceError, match=r"2026-11-20T01-00Z-1\.parquet line 2: '' and 'd' are not a bucket and a key"):
+    with pytest.raises(
+        SourceError, match=r"2026-11-20T01-00Z-1\.parquet line 2: '' and 'd' are not a bucket and a key"
+    ):
         read(manifest)
-    found = read(manifest, skip_bad_lines=True)
-    assert [(bad.number, bad.file[-9:]) for bad in found.checked.bad_lines] == [(2, "1.parquet")]
-    assert found.checked.lines == 4 == len(found.images) + found.checked.bad_count
+    result = read(manifest, skip_bad_lines=True)
+    assert [(bad.number, bad.file[-9:]) for bad in result.checked.bad_lines] == [(2, "1.parquet")]
+    assert result.checked.lines == 4 == len(result.images) + result.checked.bad_count
 
 
 def test_an_empty_inventory_file_is_accepted(tmp_path: Path) -> None:
@@ -203,6 +207,6 @@ def test_invalid_utf8_makes_only_its_row_a_bad_line(tmp_path: Path) -> None:
     manifest.with_name("manifest.checksum").write_text(hashlib.md5(text.encode()).hexdigest())
     with pytest.raises(SourceError, match="line 1: not UTF-8 text"):
         read(manifest)
-    found = read(manifest, skip_bad_lines=True)
-    assert [image.key for image in found.images] == ["caf\u00e9", "caf\u00e9 2", "z"]
-    assert (found.checked.lines, found.checked.bad_count) == (6, 3)
+    result = read(manifest, skip_bad_lines=True)
+    assert [image.key for image in result.images] == ["caf\u00e9", "caf\u00e9 2", "z"]
+    assert (result.checked.lines, result.checked.bad_count) == (6, 3)

@@ -34,9 +34,9 @@ names = st.one_of(
 
 
 def listed(
-    bucket: FakeBucket, chance: random.Random, *, prefix: str = "", after: str | None = None, max_pages: int = 160
+    bucket: FakeBucket, rng: random.Random, *, prefix: str = "", after: str | None = None, max_pages: int = 160
 ) -> list[str]:
-    """Everything behind a key, where answers come in any order and pages are taken now and then."""
+    """All keys after `after`, with responses in random order and pages taken at random times."""
     page = bucket.read(after)
     keys = list(page.keys)
     ranges = None if page.is_last else KeyRanges(prefix, page, max_pages=max_pages)
@@ -45,9 +45,9 @@ def listed(
         while len(in_flight) < WORKERS and ranges.ready_pages < 4 and (part := ranges.next_range()) is not None:
             in_flight.append(part)
         if in_flight:
-            part = in_flight.pop(chance.randrange(len(in_flight)))
+            part = in_flight.pop(rng.randrange(len(in_flight)))
             ranges.add(part, bucket.read(part.cursor, part.token))
-        if not in_flight or chance.random() < 0.2:
+        if not in_flight or rng.random() < 0.2:
             for page in ranges.take():
                 assert page.keys
                 assert page.etags == [f"e-{key}" for key in page.keys]
@@ -58,46 +58,46 @@ def listed(
 
 @given(names, st.none() | hard, st.integers(1, 5), st.integers(1, 30), st.booleans(), st.randoms(use_true_random=False))
 def test_ranges_yield_the_keys_of_a_serial_listing(
-    keys: set[str], after: str | None, page_size: int, max_pages: int, has_tokens: bool, chance: random.Random
+    keys: set[str], after: str | None, page_size: int, max_pages: int, has_tokens: bool, rng: random.Random
 ) -> None:
     bucket = FakeBucket(keys, page_size=page_size, has_tokens=has_tokens)
-    assert listed(bucket, chance, after=after, max_pages=max_pages) == bucket.behind(after)
+    assert listed(bucket, rng, after=after, max_pages=max_pages) == bucket.behind(after)
 
 
 @given(st.sets(counted, min_size=1, max_size=100), st.randoms(use_true_random=False))
-def test_a_listing_resumes_after_any_key(keys: set[str], chance: random.Random) -> None:
+def test_a_listing_resumes_after_any_key(keys: set[str], rng: random.Random) -> None:
     bucket = FakeBucket(keys)
     for key in keys:
-        assert listed(bucket, chance, prefix="p/", after=key) == bucket.behind(key)
+        assert listed(bucket, rng, prefix="p/", after=key) == bucket.behind(key)
 
 
 @given(names, names, names, st.integers(1, 5), st.randoms(use_true_random=False))
 def test_keys_that_change_during_a_listing_are_never_duplicated(
-    stay: set[str], come: set[str], go: set[str], page_size: int, chance: random.Random
+    stay: set[str], come: set[str], go: set[str], page_size: int, rng: random.Random
 ) -> None:
     come, go = come - stay - go, go - stay
 
     class Changing(FakeBucket):
         def read(self, after: str | None, token: str | None = None) -> ListingPage:
-            present = stay | {key for key in come | go if chance.random() < 0.5}
+            present = stay | {key for key in come | go if rng.random() < 0.5}
             self.sorted = sorted(key.encode() for key in present)
             return super().read(after, token)
 
-    found = listed(Changing(stay | go, page_size=page_size), chance)
-    assert found == sorted(set(found))
-    assert stay - set(found) == set()
-    assert set(found) <= stay | come | go
+    listed_keys = listed(Changing(stay | go, page_size=page_size), rng)
+    assert listed_keys == sorted(set(listed_keys))
+    assert stay - set(listed_keys) == set()
+    assert set(listed_keys) <= stay | come | go
 
 
 @dataclass
 class Answers:
-    """A server with prepared answers, and what it was asked."""
+    """A server with prepared responses that records its requests."""
 
     pages: list[ListingPage]
-    asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+    requests: list[tuple[str | None, str | None]] = field(default_factory=list)
 
     async def page(self, *, after: str | None = None, token: str | None = None) -> ListingPage:
-        self.asked.append((after, token))
+        self.requests.append((after, token))
         return self.pages.pop(0)
 
 
@@ -128,7 +128,7 @@ def test_empty_pages_do_not_end_a_listing(is_sorted: bool) -> None:
         ]
     )
     assert read(server) == [["a"], ["b"], ["c"]]
-    assert [token for _, token in server.asked] == [None, *tokens[:-1]]
+    assert [token for _, token in server.requests] == [None, *tokens[:-1]]
 
 
 def page_of(keys: list[str], *, token: str | None = None, is_last: bool = False, is_sorted: bool = True) -> ListingPage:
@@ -174,18 +174,18 @@ def test_split_points_extrapolate_a_page_within_the_prefix() -> None:
 
 @given(names.filter(bool), st.integers(0, 3))
 def test_split_points_are_ascending_and_valid_keys(keys: set[str], floor: int) -> None:
-    found = split_points(sorted(keys), floor=floor)
-    assert [max(keys), *found] == sorted({max(keys), *found})
-    assert all(name.encode() and len(name.encode()) <= 1024 for name in found)
+    listed_keys = split_points(sorted(keys), floor=floor)
+    assert [max(keys), *listed_keys] == sorted({max(keys), *listed_keys})
+    assert all(name.encode() and len(name.encode()) <= 1024 for name in listed_keys)
 
 
-CHANCE = random.Random(5)
+RNG = random.Random(5)
 SHAPES = {
     "counter": [f"frame-{number:09}.jpg" for number in range(20_000)],
     "folders": [f"camera-{number // 700:03}/2026-11-01/frame-{number:09}.jpg" for number in range(20_000)],
-    "uuid": [str(uuid.UUID(int=CHANCE.getrandbits(128))) for _ in range(20_000)],
+    "uuid": [str(uuid.UUID(int=RNG.getrandbits(128))) for _ in range(20_000)],
     "hashed folders": [
-        f"{name[:2]}/{name[2:4]}/{name}" for name in (f"{CHANCE.getrandbits(160):040x}" for _ in range(20_000))
+        f"{name[:2]}/{name[2:4]}/{name}" for name in (f"{RNG.getrandbits(160):040x}" for _ in range(20_000))
     ],
     "dates": [
         f"{dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(minutes=7 * number):%Y/%m/%d/%H%M}"
@@ -194,7 +194,7 @@ SHAPES = {
     "one hot folder": ["a/1", "b/2", *(f"hot/{number:07}" for number in range(20_000)), "y", "z"],
     "each a prefix": [f"{number:0{digits}}" for digits in range(1, 5) for number in range(10**digits)],
     "alike to the end": ["x" * 900 + f"{number:05}" for number in range(20_000)],
-    "kanji": ["".join(chr(CHANCE.randint(0x4E00, 0x9FFF)) for _ in range(4)) for _ in range(20_000)],
+    "kanji": ["".join(chr(RNG.randint(0x4E00, 0x9FFF)) for _ in range(4)) for _ in range(20_000)],
 }
 
 
@@ -202,10 +202,10 @@ SHAPES = {
 def test_keys_of_any_shape_are_listed_concurrently(shape: str) -> None:
     bucket = FakeBucket(SHAPES[shape], page_size=50)
     pages = len(bucket.sorted) / bucket.page_size
-    room, wanted = 160, 48
+    max_pages, round_pages = 160, 48
     page = bucket.read(None)
     keys = list(page.keys)
-    ranges = KeyRanges("", page, max_pages=room)
+    ranges = KeyRanges("", page, max_pages=max_pages)
     rounds = requests = 1
     while not ranges.is_done:
         in_flight: list[KeyRange] = []
@@ -215,8 +215,8 @@ def test_keys_of_any_shape_are_listed_concurrently(shape: str) -> None:
         requests += len(in_flight)
         for part in in_flight:
             ranges.add(part, bucket.read(part.cursor))
-        assert ranges._kept_pages <= room + WORKERS + wanted
-        if ranges.ready_pages >= wanted or not in_flight or all(each.is_read for each in ranges._ranges):
+        assert ranges._kept_pages <= max_pages + WORKERS + round_pages
+        if ranges.ready_pages >= round_pages or not in_flight or all(each.is_read for each in ranges._ranges):
             keys += [key for page in ranges.take() for key in page.keys]
     assert keys == bucket.behind(None)
     assert pages / rounds > 4, f"{pages / rounds:.1f} times the speed of a serial listing"

@@ -1,4 +1,4 @@
-"""Lists in an S3 that keeps every key as it is."""
+"""Lists in S3, on a server that stores keys unchanged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_inventory_keys_with_a_missing_slash_are_found(s3: Any, bucket: str, tmp
     folder = f"s3://{bucket}/inv//acme-photos/daily"
     assert sorted(keys(f"{folder}/2026-11-20T01-00Z/manifest.json", aws=aws)) == ["a b", "c", "d"]
     assert sorted(keys(f"{folder}/", aws=aws, kind="inventory")) == ["a b", "c", "d"]
-    assert list((tmp_path / "tmp").iterdir()) == [], "copies are removed"
+    assert list((tmp_path / "tmp").iterdir()) == [], "the temporary copies are removed"
 
 
 def test_errors_of_an_inventory_in_s3_are_reported(s3: Any, bucket: str, tmp_path: Path) -> None:
@@ -102,15 +102,17 @@ def test_no_list_in_s3_can_name_local_files(s3: Any, bucket: str, tmp_path: Path
     }
     for key, (text, options) in lists.items():
         s3.put_object(Bucket=bucket, Key=key, Body=text.encode())
-        with pytest.raises(SourceError, match=r" line \d: .*(can't name local files|is neither s3://bucket/key nor a path)"):
+        with pytest.raises(
+            SourceError, match=r" line \d: .*(can't name local files|is neither s3://bucket/key nor a path)"
+        ):
             read(f"s3://{bucket}/{key}", aws=Aws.from_environment(), **options)
     s3.put_object(Bucket=bucket, Key="g.txt", Body=f"{secret}\n".encode())
     with pytest.raises(SourceError, match="is s3://bucket/key or an existing file"):
         read(f"s3://{bucket}/g.txt", aws=Aws.from_environment())
 
 
-class Cutting:
-    """A client whose answers are cut after some bytes, so many times."""
+class Interrupting:
+    """A client whose first `times` responses are interrupted after `at` bytes."""
 
     def __init__(self, client: Any, *, times: int, at: int, between: Callable[[], object] = lambda: None) -> None:
         self._client = client
@@ -119,25 +121,28 @@ class Cutting:
         self._between = between
 
     async def get_object(self, **arguments: str) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._client.get_object(**arguments)
+        response: dict[str, Any] = await self._client.get_object(**arguments)
         if self._times:
             self._times -= 1
-            return answer | {"Body": self._body(answer["Body"])}
-        return answer
+            return response | {"Body": InterruptedBody(response["Body"], self._at, self._between)}
+        return response
 
-    def _body(self, body: Any) -> Any:
-        class Cut:
-            left = self._at
 
-            async def read(cut, size: int) -> bytes:  # noqa: N805 - self is the client
-                if not cut.left:
-                    self._between()
-                    raise aiohttp.ClientPayloadError("Response payload is not completed")
-                data: bytes = await body.read(min(size, cut.left))
-                cut.left -= len(data)
-                return data
+class InterruptedBody:
+    """A response body that fails after `remaining` bytes, calling `between` first."""
 
-        return Cut()
+    def __init__(self, body: Any, remaining: int, between: Callable[[], object]) -> None:
+        self._body = body
+        self._remaining = remaining
+        self._between = between
+
+    async def read(self, size: int) -> bytes:
+        if not self._remaining:
+            self._between()
+            raise aiohttp.ClientPayloadError("Response payload is not completed")
+        data: bytes = await self._body.read(min(size, self._remaining))
+        self._remaining -= len(data)
+        return data
 
 
 @pytest.mark.parametrize(("times", "at"), [(1, 7), (5, 3), (2, 0)])
@@ -147,7 +152,7 @@ def test_an_interrupted_copy_continues_after_the_last_byte(s3: Any, bucket: str,
 
     async def main() -> None:
         async with Aws.from_environment().s3(region="us-east-1") as client:
-            path = await copy_object(Cutting(client, times=times, at=at), f"s3://{bucket}/a.txt", md5=_md5(text))
+            path = await copy_object(Interrupting(client, times=times, at=at), f"s3://{bucket}/a.txt", md5=_md5(text))
             assert path is not None
             assert path.read_bytes() == text
             path.unlink()
@@ -163,7 +168,7 @@ def test_a_copy_fails_after_many_interruptions_or_a_change(s3: Any, bucket: str,
 
     async def copied(**cuts: Any) -> None:
         async with Aws.from_environment().s3(region="us-east-1") as client:
-            await copy_object(Cutting(client, **cuts), f"s3://{bucket}/a.txt")
+            await copy_object(Interrupting(client, **cuts), f"s3://{bucket}/a.txt")
 
     for cuts, kind, words in (
         ({"times": 6, "at": 9}, UnreachableError, "payload is not completed; check the endpoint"),

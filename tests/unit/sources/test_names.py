@@ -1,4 +1,4 @@
-"""Names that don't end in .jpg or .png exclude an image of a prefix or directory, but none that is named itself."""
+"""Extensions other than .jpg and .png exclude images of prefixes and directories, but not explicitly named ones."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ NAMES = ("user.name1", "x.pjpeg", "photo.jpg.orig", "scan.tif.v2", ".hidden", "a
 
 
 def selected(*names: str, **options: Any) -> dict[str, str | None]:
-    """The name of each image → why it is skipped."""
+    """Name of each image → code of the reason why it is skipped."""
 
     async def main() -> list[ImageRef]:
         selection = Selection(opened_sources, Filters())
         return [image async for page in selection.pages() for image in page.images]
 
     opened_sources = opened(*names, **options)
-    found = anyio.run(main)
-    reasons = {os.path.basename(image.key): check_limits(image) for image in found}
+    reasons = {os.path.basename(image.key): check_limits(image) for image in anyio.run(main)}
     return {name: None if reason is None else reason.code for name, reason in reasons.items()}
 
 
@@ -45,7 +44,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def lines(kind: SourceKind, folder: Path, names: list[str]) -> list[str]:
-    """A list in `folder`, of which key lists name files by their paths and others by those below it."""
+    """The lines of a list: key lists contain the paths, other lists paths relative to `folder`."""
     below = [os.path.relpath(name, folder) for name in names]
     match kind:
         case SourceKind.MANIFEST:
@@ -96,6 +95,6 @@ def test_extensions_apply_in_directories_unless_any_name(files: Path) -> None:
 
 def test_the_size_limit_applies_with_any_name() -> None:
     image = ImageRef(uri="s3://b/x.bin", bucket="b", key="x.bin", size_bytes=16_000_000, any_name=True)
-    found = check_limits(image)
-    assert found is not None
-    assert found.code == "TooLarge"
+    reason = check_limits(image)
+    assert reason is not None
+    assert reason.code == "TooLarge"

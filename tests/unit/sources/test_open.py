@@ -31,7 +31,7 @@ JPEG = b"\xff\xd8\xff\xe0"
 
 
 class FakeS3:
-    """One object for every key."""
+    """A client that returns the same object for every key."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -66,7 +66,7 @@ def opened(*names: str, aws: object = NO_AWS, out: Path | None = None, **options
 
 
 def read(*names: str, aws: object = NO_AWS, out: Path | None = None, **options: Any) -> list[ImageRef]:
-    """All images of the sources, read while their copies are there."""
+    """All images of the sources, read before their temporary copies are removed."""
 
     async def main() -> list[ImageRef]:
         with ExitStack() as stack:
@@ -210,7 +210,12 @@ def test_a_given_kind_overrides_detection(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"", "is empty"), (b"\n\r\n", "is empty"), (b"\xef\xbb\xbf", "is empty"), (b"PK\0\0", "is not text, a table, or")],
+    [
+        (b"", "is empty"),
+        (b"\n\r\n", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"PK\0\0", "is not text, a table, or"),
+    ],
 )
 def test_a_file_without_images_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
     with pytest.raises(SourceError, match=words):
@@ -236,8 +241,8 @@ def test_a_name_that_does_not_exist_is_refused_with_advice(name: str, words: str
 @pytest.mark.parametrize("kind", [SourceKind.LABEL_CSV, SourceKind.KEYS, SourceKind.TABLE])
 def test_a_given_list_kind_does_not_apply_to_folders(tmp_path: Path, kind: SourceKind) -> None:
     listed = file(tmp_path, b"s3://b/a.jpg,cat\n", "list.csv")
-    found = opened("s3://b/2026/", str(tmp_path), listed, kind=kind)
-    assert [type(one) for one in found] == [S3PrefixSource, DirectorySource, ListSource]
+    sources = opened("s3://b/2026/", str(tmp_path), listed, kind=kind)
+    assert [type(source) for source in sources] == [S3PrefixSource, DirectorySource, ListSource]
 
 
 def test_a_local_name_is_not_a_prefix(tmp_path: Path) -> None:

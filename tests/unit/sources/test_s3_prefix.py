@@ -23,12 +23,12 @@ AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 
 
 class FakeS3:
-    """An SDK client that lists keys two a page, or refuses behind the first page."""
+    """An SDK client that lists two keys per page, or fails after the first page."""
 
     def __init__(self, keys: list[str], error: Exception | None = None) -> None:
         self.keys = keys
         self.error = error
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
 
     @asynccontextmanager
     async def s3(self, *, region: str) -> AsyncIterator[FakeS3]:
@@ -36,7 +36,7 @@ class FakeS3:
         yield self
 
     async def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
-        self.asked.append(arguments)
+        self.requests.append(arguments)
         begin = int(arguments.get("ContinuationToken", 0))
         if begin and self.error is not None:
             raise self.error
@@ -66,7 +66,7 @@ def test_objects_have_the_size_time_and_etag_of_the_listing() -> None:
         size_bytes=7,
         last_modified=AT,
     )
-    assert fake.asked == [
+    assert fake.requests == [
         {"Bucket": "b", "Prefix": "a b+c%2F/"},
         {"Bucket": "b", "Prefix": "a b+c%2F/", "ContinuationToken": "2"},
     ]
@@ -76,13 +76,13 @@ def test_objects_have_the_size_time_and_etag_of_the_listing() -> None:
 def test_the_prefix_is_taken_literally(uri: str, prefix: str) -> None:
     fake = FakeS3([])
     assert read(fake, uri) == []
-    assert fake.asked[0]["Prefix"] == prefix
+    assert fake.requests[0]["Prefix"] == prefix
 
 
 def test_a_listing_resumes_after_a_key() -> None:
     fake = FakeS3(["z"])
     read(fake, after=Position(2, "a b+c%2F/é"))
-    assert fake.asked[0]["StartAfter"] == "a b+c%2F/é"
+    assert fake.requests[0]["StartAfter"] == "a b+c%2F/é"
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_a_prefix_that_is_not_utf8_is_refused() -> None:
 MANY = [f"day-{number // 100:03}/{number:06}" for number in range(2000)]
 
 
-async def collect(bucket: FakeBucket, found: list[str], after: str | None = None) -> None:
+async def collect(bucket: FakeBucket, listed: list[str], after: str | None = None) -> None:
     async for page in read_in_order(bucket, after=after):
-        found += page.keys
+        listed += page.keys
 
 
 async def keys_of(bucket: FakeBucket, after: str | None = None) -> list[str]:
-    found: list[str] = []
-    await collect(bucket, found, after)
-    return found
+    listed: list[str] = []
+    await collect(bucket, listed, after)
+    return listed
 
 
 def test_a_long_prefix_is_listed_four_times_as_fast() -> None:
@@ -182,12 +182,12 @@ def test_a_listing_resumes_after_an_error_of_any_request() -> None:
         bucket = FakeBucket(keys, latency_s=1, faults={number: UnreachableError("gone")})
 
         async def main(bucket: FakeBucket = bucket) -> None:
-            found: list[str] = []
+            listed: list[str] = []
             with pytest.raises(UnreachableError, match="gone"):
-                await collect(bucket, found)
+                await collect(bucket, listed)
             assert bucket.under_way == 0
-            assert found == keys[: len(found)]
-            assert found + await keys_of(bucket, found[-1] if found else None) == keys
+            assert listed == keys[: len(listed)]
+            assert listed + await keys_of(bucket, listed[-1] if listed else None) == keys
 
         run_virtual(main)
 

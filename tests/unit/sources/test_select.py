@@ -16,11 +16,11 @@ from batchcl.sources.base import Source, SourceCheck
 from batchcl.sources.deduplication import NO_NAMES, HashSet
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
-from unit.sources.lists import Selected, one_by_one
+from unit.sources.lists import Selected, with_bookmarks
 
 
 class FakeSource:
-    """Names keys of one bucket, some a page."""
+    """A source of keys in one bucket, in small pages."""
 
     exhaustive = False
     is_explicit = False
@@ -50,14 +50,14 @@ class FakeSource:
 def select(
     sources: Sequence[Source], after: Bookmark | None = None, taken: Sequence[ImageRef] = (), **filters: Any
 ) -> tuple[list[list[Selected]], int]:
-    """(the pages, how many images were left out as repeated)."""
+    """(the pages, number of duplicates)."""
 
     async def before() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
         yield 0, taken
 
     async def main() -> tuple[list[list[Selected]], int]:
         selection = Selection(sources, Filters(**filters))
-        return [one_by_one(page) async for page in selection.pages(after, earlier=before())], selection.repeated
+        return [with_bookmarks(page) async for page in selection.pages(after, earlier=before())], selection.repeated
 
     return anyio.run(main)
 
@@ -144,9 +144,9 @@ def test_duplicates_within_a_source_are_counted() -> None:
     source.repeats = HashSet.of([pl.Series(["s3://b/a", "s3://b/b"])])
     pages, repeated = select([source])
     assert ([one.image.key for page in pages for one in page], repeated) == (["a", "b", "c"], 3)
-    for number, one in enumerate(found := [one for page in pages for one in page], 1):
-        rest, again = select([source], one.bookmark, [each.image for each in found[:number]])
-        assert ([other for page in rest for other in page], again) == (found[number:], 3)
+    for number, one in enumerate(selected := [one for page in pages for one in page], 1):
+        rest, again = select([source], one.bookmark, [each.image for each in selected[:number]])
+        assert ([other for page in rest for other in page], again) == (selected[number:], 3)
 
 
 def test_the_row_that_passes_the_filters_is_selected() -> None:
@@ -178,12 +178,12 @@ def test_filters_keep_the_order_and_any_bookmark_resumes(
     expected = [key for key in whole if (not include or fits(key, include)) and not fits(key, exclude)][:limit]
     filters: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude), "limit": limit}
     pages, repeated = select(sources, **filters)
-    found = [one for part in pages for one in part]
-    assert [one.image.key for one in found] == expected
-    for number, one in enumerate(found, 1):
+    selected = [one for part in pages for one in part]
+    assert [one.image.key for one in selected] == expected
+    for number, one in enumerate(selected, 1):
         assert one.bookmark.taken == number
-        rest, repeated_then = select(sources, one.bookmark, [each.image for each in found[:number]], **filters)
-        assert [other for part in rest for other in part] == found[number:]
+        rest, repeated_then = select(sources, one.bookmark, [each.image for each in selected[:number]], **filters)
+        assert [other for part in rest for other in part] == selected[number:]
         assert repeated_then == repeated
 
 
@@ -195,7 +195,7 @@ def test_filtered_images_are_counted_across_a_resume() -> None:
         selection = Selection(
             [FakeSource(["a.png", "x", "b.png"]), FakeSource(["y", "c.png", "z"])], Filters(include=("*.png",))
         )
-        taken = [one async for page in selection.pages(after, earlier=earlier()) for one in one_by_one(page)]
+        taken = [one async for page in selection.pages(after, earlier=earlier()) for one in with_bookmarks(page)]
         return taken, sum(selection.filtered.values())
 
     taken, count = anyio.run(filtered, None)

@@ -50,9 +50,9 @@ names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 @example([("../../etc/passwd", b"x"), ("/etc/passwd", b"y"), ("a//b", b""), ("new\nline", b"z" * 512)], FORMATS[1])
 def test_members_have_their_exact_name_and_offset(files: list[tuple[str, bytes]], form: int) -> None:
     data = packed(*files, form=form)
-    found = members(data)
-    assert [(each.name, data[each.offset : each.offset + each.size]) for each in found] == files
-    assert {each.kind for each in found} <= {MemberKind.FILE}
+    listed = members(data)
+    assert [(each.name, data[each.offset : each.offset + each.size]) for each in listed] == files
+    assert {each.kind for each in listed} <= {MemberKind.FILE}
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -87,11 +87,11 @@ def test_archives_of_gnu_tar_with_sparse_files_are_read(tmp_path: Path, form: st
             holes.seek(place)
             holes.write(b"x")
     (tmp_path / ("n" * 90 + ".png")).write_bytes(b"N")
-    knows_holes = form in {"gnu", "posix"}
-    asked = [
+    supports_sparse = form in {"gnu", "posix"}
+    command = [
         "tar",
         f"--format={form}",
-        *(["-S"] if knows_holes else []),
+        *(["-S"] if supports_sparse else []),
         "-cf",
         "x.tar",
         "a.png",
@@ -99,14 +99,14 @@ def test_archives_of_gnu_tar_with_sparse_files_are_read(tmp_path: Path, form: st
         "holes.png",
         "n" * 90 + ".png",
     ]
-    subprocess.run(asked, cwd=tmp_path, check=True)
+    subprocess.run(command, cwd=tmp_path, check=True)
     data = (tmp_path / "x.tar").read_bytes()
-    found = {each.name.rpartition("/")[2]: each for each in members(data)}
-    assert data[found["a.png"].offset :][:700] == b"A" * 700
-    assert found["link.png"].kind is MemberKind.LINK
-    assert data[found["n" * 90 + ".png"].offset :][:1] == b"N"
-    assert len(found) == 4
-    assert (MemberKind.SPARSE in {each.kind for each in found.values()}) is knows_holes
+    listed = {each.name.rpartition("/")[2]: each for each in members(data)}
+    assert data[listed["a.png"].offset :][:700] == b"A" * 700
+    assert listed["link.png"].kind is MemberKind.LINK
+    assert data[listed["n" * 90 + ".png"].offset :][:1] == b"N"
+    assert len(listed) == 4
+    assert (MemberKind.SPARSE in {each.kind for each in listed.values()}) is supports_sparse
 
 
 def test_sizes_over_8_gb_and_names_not_in_utf8_are_read() -> None:
@@ -147,26 +147,26 @@ def test_a_corrupt_header_is_never_taken_for_the_end(place: int, by: int) -> Non
     data = bytearray(GOOD)
     data[begin] = (data[begin] + by) % 256
     try:
-        found = members(bytes(data))
+        listed = members(bytes(data))
     except TarError:
         return
-    assert len(found) == 3  # the checksum's own digits may be written in several ways
+    assert len(listed) == 3  # the checksum's own digits may be written in several ways
 
 
 @pytest.mark.parametrize(
     ("kind", "size"), [(tarfile.XHDTYPE, 2 << 30), (tarfile.GNUTYPE_LONGNAME, 1 << 40), (tarfile.XGLTYPE, -1)]
 )
 def test_a_huge_header_is_refused_without_reading_it(kind: bytes, size: int) -> None:
-    asked: list[int] = []
+    sizes: list[int] = []
     block = special("x", kind, size=size).tobuf(tarfile.GNU_FORMAT)
 
     def read(offset: int, count: int) -> bytes:
-        asked.append(count)
+        sizes.append(count)
         return block if not offset else b"x" * count
 
     with pytest.raises(TarError, match="corrupt at byte 512"):
         list(walk(read))
-    assert max(asked) <= 512
+    assert max(sizes) <= 512
 
 
 @pytest.mark.parametrize(

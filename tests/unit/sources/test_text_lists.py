@@ -40,8 +40,8 @@ def checked(lines: ListSource) -> SourceCheck:
     return anyio.run(lines.check)
 
 
-def keys(lines: ListSource, *, behind: int = 0) -> list[str]:
-    return [image.key for image in anyio.run(partial(selected, lines, behind=behind))[0]]
+def keys(lines: ListSource, *, skip: int = 0) -> list[str]:
+    return [image.key for image in anyio.run(partial(selected, lines, skip=skip))[0]]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_only_the_line_end_is_stripped(tmp_path: Path) -> None:
 
 
 def test_a_check_reports_the_buckets_of_objects(tmp_path: Path) -> None:
-    found = checked(source(tmp_path, b"s3://b/1\n/a/b.png\ns3://c/1\ns3://b/2\n"))
-    assert found == SourceCheck(frozenset({"b", "c"}), digest=found.digest, lines=4)
+    result = checked(source(tmp_path, b"s3://b/1\n/a/b.png\ns3://c/1\ns3://b/2\n"))
+    assert result == SourceCheck(frozenset({"b", "c"}), digest=result.digest, lines=4)
 
 
 def test_the_first_bad_line_is_reported_with_its_number(tmp_path: Path) -> None:
@@ -80,17 +80,17 @@ def test_the_first_bad_line_is_reported_with_its_number(tmp_path: Path) -> None:
 def test_skipped_bad_lines_are_reported(tmp_path: Path) -> None:
     data = b"http://x/1\ns3://b/1\n\nhttp://x/2\ns3://b/2\n\xff"
     lines = source(tmp_path, data, skip_bad_lines=True)
-    found = checked(lines)
-    assert [bad.number for bad in found.bad_lines] == [1, 4, 6]
-    assert found.bad_lines[2] == BadLine(6, "not UTF-8 text")
-    assert found.bad_count == 3
+    result = checked(lines)
+    assert [bad.number for bad in result.bad_lines] == [1, 4, 6]
+    assert result.bad_lines[2] == BadLine(6, "not UTF-8 text")
+    assert result.bad_count == 3
     assert keys(lines) == ["1", "2"]
 
 
 def test_at_most_a_hundred_bad_lines_are_reported(tmp_path: Path) -> None:
     lines = source(tmp_path, b"http://x\n" * 250, skip_bad_lines=True)
-    found = checked(lines)
-    assert (len(found.bad_lines), found.bad_count, found.buckets) == (100, 250, frozenset())
+    result = checked(lines)
+    assert (len(result.bad_lines), result.bad_count, result.buckets) == (100, 250, frozenset())
     assert keys(lines) == []
 
 
@@ -104,12 +104,12 @@ def test_an_overlong_line_is_bad_and_is_not_loaded_whole(tmp_path: Path) -> None
     lines = ListSource("list.txt", [LinePart("list.txt", path, parse_key_line)], skip_bad_lines=True)
     tracemalloc.start()
     try:
-        found = checked(lines)
+        result = checked(lines)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert [bad.number for bad in found.bad_lines] == [2, 4]
-    assert "longer than" in found.bad_lines[0].reason
+    assert [bad.number for bad in result.bad_lines] == [2, 4]
+    assert "longer than" in result.bad_lines[0].reason
     assert keys(lines) == ["1", "3"]
     assert peak < 5 * MAX_LINE_BYTES
 
@@ -136,14 +136,14 @@ def test_reading_resumes_after_a_number_of_images(tmp_path: Path) -> None:
     lines = source(tmp_path, data, skip_bad_lines=True)
     checked(lines)
     for count in range(4):
-        assert keys(lines, behind=count) == ["1", "2", "3"][count:]
+        assert keys(lines, skip=count) == ["1", "2", "3"][count:]
 
 
 def test_a_list_may_name_its_images_in_any_version(tmp_path: Path) -> None:
     lines = source(tmp_path, b"s3://b/1\n/x/a.png\n")
-    asked = [s3_image("s3://b/1"), s3_image("s3://b/2"), parse_key_line(b"/x/a.png")]
+    images = [s3_image("s3://b/1"), s3_image("s3://b/2"), parse_key_line(b"/x/a.png")]
     version = ImageRef(uri="s3://b/1", bucket="b", key="1", version_id="v")
-    assert anyio.run(lines.may_name, [*asked, version]) == [True, False, True, True]
+    assert anyio.run(lines.may_name, [*images, version]) == [True, False, True, True]
     assert anyio.run(lines.may_name, []) == []
 
 
@@ -294,7 +294,9 @@ def test_a_missing_file_is_listed_and_fails_later() -> None:
 
 
 def test_a_list_in_s3_cannot_name_local_files() -> None:
-    with pytest.raises(SourceError, match="'/etc/passwd' is not s3://bucket/key, and a list in S3 can't name local files"):
+    with pytest.raises(
+        SourceError, match="'/etc/passwd' is not s3://bucket/key, and a list in S3 can't name local files"
+    ):
         parse_key_line(b"/etc/passwd", may_be_local=False)
     assert parse_key_line(b"s3://b/k", may_be_local=False).key == "k"
 

@@ -27,8 +27,8 @@ SCHEMA: dict[str, pl.DataType] = {
 
 
 def image(key: str = "a.png", *, size: int | None = None, extra: Any = None) -> ImageRef:
-    told = None if extra is None else json.dumps(extra)
-    return ImageRef(uri=f"s3://b/{key}", bucket="b", key=key, size_bytes=size, last_modified=NOON, extra=told)
+    entry = None if extra is None else json.dumps(extra)
+    return ImageRef(uri=f"s3://b/{key}", bucket="b", key=key, size_bytes=size, last_modified=NOON, extra=entry)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_an_unknown_column_is_refused_with_the_existing_ones() -> None:
         Condition("bytes > 3").check(SCHEMA)
 
 
-def bound(condition: str, *sources: Source) -> ImageCondition:
+def condition_for(condition: str, *sources: Source) -> ImageCondition:
     return anyio.run(condition_on, Condition(condition), sources)
 
 
@@ -148,42 +148,42 @@ def test_list_columns_are_numbers_booleans_or_text(condition: str, fits: list[bo
         {"camera": "right", "iso": 200.5, "outdoors": False},
         None,
     )
-    assert bound(condition, source)(source.images) == fits
+    assert condition_for(condition, source)(source.images) == fits
 
 
 def test_no_page_is_read_for_a_condition_on_image_columns() -> None:
     source = listing({"camera": "left"})
-    bound("size > 3 AND key LIKE 'a%'", source)
+    condition_for("size > 3 AND key LIKE 'a%'", source)
     assert source.pages_read == 0
-    bound("camera = 'left'", source)
+    condition_for("camera = 'left'", source)
     assert source.pages_read == 1
 
 
 def test_a_column_of_one_source_is_null_in_the_others() -> None:
     first, second = listing(None), listing({"camera": "left"})
-    condition = bound("camera = 'left'", first, second)
+    condition = condition_for("camera = 'left'", first, second)
     assert condition([*first.images, *second.images]) == [False, True]
 
 
 def test_a_column_that_no_source_has_is_refused() -> None:
     with pytest.raises(UsageError, match=r'column "lens"; the columns are uri, .* size, .* extra, camera, iso'):
-        bound("lens = 'x'", listing({"camera": "left"}), listing({"iso": 1}))
+        condition_for("lens = 'x'", listing({"camera": "left"}), listing({"iso": 1}))
 
 
 def test_values_of_a_different_type_are_null() -> None:
-    condition = bound("iso > 100 OR outdoors", listing({"iso": 1, "outdoors": True}))
+    condition = condition_for("iso > 100 OR outdoors", listing({"iso": 1, "outdoors": True}))
     odd = [{"iso": "200", "outdoors": "yes"}, {"iso": True, "outdoors": 1}, {"iso": 1 << 70}, {"iso": [200]}, "text", 7]
     assert condition([image(extra=each) for each in odd]) == [False, False, True, False, False, False]
 
 
 def test_a_failing_cast_suggests_try_cast() -> None:
-    condition = bound("CAST(camera AS INT) > 1", listing({"camera": "7"}))
+    condition = condition_for("CAST(camera AS INT) > 1", listing({"camera": "7"}))
     with pytest.raises(UsageError, match="use TRY_CAST, which returns null for invalid values"):
         condition([image(extra={"camera": "left"})])
 
 
 def test_a_condition_on_a_name_that_is_not_utf8() -> None:
-    assert bound("key LIKE '%x%'", FakeSource(["a"]))([image("\udcffx")]) == [True]
+    assert condition_for("key LIKE '%x%'", FakeSource(["a"]))([image("\udcffx")]) == [True]
 
 
 def test_the_condition_applies_after_the_other_filters() -> None:
