@@ -148,7 +148,7 @@ def test_images_on_the_web_are_refused_before_a_call_is_spent(cli, aws, demo, tm
     url = "https://me:secret@example.com/a.png"
     path = tmp_path / "addresses.txt"
     path.write_text(f"{url}\n")
-    for source, place in ((path, f"{path} line 1: it"), (url, "a source")):
+    for source, place in ((path, f"{path} line 1: this"), (url, "a source")):
         done = cli("run", source, "--model", demo.arn, "--out", tmp_path / "out", env=aws)
         assert done.code == 2
         assert (

@@ -26,7 +26,7 @@ from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
 from batchcl.sources.base import local_image
 from batchcl.sources.list_source import FrameChunk, ImageChunk, ListChunk, ListSource
-from batchcl.sources.tables import first_line, frame_of
+from batchcl.sources.tables import BATCH_ROWS, first_line, frame_of
 from batchcl.sources.where import Condition
 
 __all__ = ["MEMBERS", "NOT_FITTING", "open_outcomes"]
@@ -40,7 +40,6 @@ MEMBERS: Final = "members of archives"
 _RESOLVED: Final = "earlier failures"
 """Counts failures that a later file of the same run replaces."""
 
-_BATCH_ROWS: Final = 16_384
 _IMAGE: Final = ("run_id", "uri", "version_id")
 _IMAGE_COLUMNS: Final = ("bucket", "key", "version_id", "etag", "size_bytes", "last_modified", "extra")
 _TABLES: Final = {
@@ -116,7 +115,7 @@ class _PublishedPart:
             resolved = self._resolved()
             with pq.ParquetFile(self._store.open_file(self._part.path)) as file:
                 wanted = [name for name in self._wanted() if name in file.schema_arrow.names]
-                for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
+                for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
                     yield self._chunk(frame_of(batch), resolved)
         except (pa.ArrowException, OSError) as error:
             raise SourceError(

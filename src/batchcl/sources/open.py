@@ -124,6 +124,34 @@ async def open_sources(
     return [await opener.open(name) for name in names]
 
 
+class ImageSource:
+    """A single image."""
+
+    exhaustive = False
+    is_explicit = True
+    repeats = NO_NAMES
+
+    def __init__(self, name: str) -> None:
+        self.description = name
+
+    async def check(self) -> SourceCheck:
+        """See `Source`; a missing image fails when it is scored."""
+        return SourceCheck(buckets=frozenset({self._image().bucket} - {""}))
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        """See `Source`; one page with one image."""
+        if after is None:
+            yield [await anyio.to_thread.run_sync(self._image)]
+
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        """See `Source`."""
+        own = self._image()
+        return [(image.bucket, image.key) == (own.bucket, own.key) for image in images]
+
+    def _image(self) -> ImageRef:
+        return s3_image(self.description) if self.description.startswith("s3://") else local_image(self.description)
+
+
 class _SourceOpener:
     def __init__(
         self,
@@ -419,31 +447,3 @@ def _is_pipe(name: str) -> bool:
         return Path(name).is_fifo()
     except OSError:
         return False
-
-
-class ImageSource:
-    """A single image."""
-
-    exhaustive = False
-    is_explicit = True
-    repeats = NO_NAMES
-
-    def __init__(self, name: str) -> None:
-        self.description = name
-
-    async def check(self) -> SourceCheck:
-        """See `Source`; a missing image fails when it is scored."""
-        return SourceCheck(buckets=frozenset({self._image().bucket} - {""}))
-
-    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
-        """See `Source`; one page with one image."""
-        if after is None:
-            yield [await anyio.to_thread.run_sync(self._image)]
-
-    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
-        """See `Source`."""
-        own = self._image()
-        return [(image.bucket, image.key) == (own.bucket, own.key) for image in images]
-
-    def _image(self) -> ImageRef:
-        return s3_image(self.description) if self.description.startswith("s3://") else local_image(self.description)

@@ -25,6 +25,23 @@ from batchcl.sources.deduplication import NO_NAMES
 __all__ = ["MAX_REQUESTS", "KeyRange", "KeyRanges", "S3PrefixSource", "read_in_order", "split_points"]
 
 
+MAX_REQUESTS: Final = 16
+"""Maximum number of concurrent requests."""
+
+_SERIAL_PAGES: Final = 2
+"""Pages that are read one at a time first, so that a small prefix costs no more requests than a serial listing."""
+
+_ROUND_PAGES: Final = 48
+_MAX_PAGES: Final = 160
+"""Maximum number of pages in memory: about 50 MB, at 300 bytes per object."""
+
+_PAGES_APART: Final = 5
+_SPLIT_POINTS: Final = 4
+_SAMPLED_KEYS: Final = 24
+_SURROGATES: Final = range(0xD800, 0xE000)
+_CODE_POINTS: Final = 0x110000
+
+
 class S3PrefixSource:
     """Every object whose key starts with the prefix, in S3's order.
 
@@ -110,23 +127,6 @@ class S3PrefixSource:
             for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True)
             if not key.startswith(leave_out)
         ]
-
-
-MAX_REQUESTS: Final = 16
-"""Maximum number of concurrent requests."""
-
-_SERIAL_PAGES: Final = 2
-"""Pages that are read one at a time first, so that a small prefix costs no more requests than a serial listing."""
-
-_ROUND_PAGES: Final = 48
-_MAX_PAGES: Final = 160
-"""Maximum number of pages in memory: about 50 MB, at 300 bytes per object."""
-
-_PAGES_APART: Final = 5
-_SPLIT_POINTS: Final = 4
-_SAMPLED_KEYS: Final = 24
-_SURROGATES: Final = range(0xD800, 0xE000)
-_CODE_POINTS: Final = 0x110000
 
 
 async def read_in_order(
@@ -242,14 +242,14 @@ class KeyRanges:
 
     Args:
         prefix: the prefix of all keys.
-        behind: the non-empty page after which the listing continues.
+        last_page: the non-empty page after which the listing continues.
         max_pages: maximum number of pages in memory, not counting those of the first range and those in flight.
     """
 
-    def __init__(self, prefix: str, behind: ListingPage, *, max_pages: int) -> None:
-        last = behind.keys[-1]
+    def __init__(self, prefix: str, last_page: ListingPage, *, max_pages: int) -> None:
+        last = last_page.keys[-1]
         self._prefix = prefix
-        self._ranges = [KeyRange(last, None, last, behind.token, newest=behind.keys)]
+        self._ranges = [KeyRange(last, None, last, last_page.token, newest=last_page.keys)]
         self._max_pages = max_pages
         self._kept_pages = 0
 
