@@ -41,8 +41,6 @@ _OBJECT_BLOCK_BYTES: Final = 4 * 1024 * 1024
 _ATTEMPTS: Final = 3
 _CHANGED: Final = frozenset({"PreconditionFailed", "412"})
 _AFTER_END: Final = frozenset({"InvalidRange", "416"})
-_NOT_COUNTED: Final = MemberKind.FOLDER
-"""Folders are not reported as excluded, as with directories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +165,7 @@ class TarPart:
                 return
             if entry.kind is MemberKind.FILE:
                 images.append(self._archive.image(entry))
-            elif entry.kind is not _NOT_COUNTED:
+            elif entry.kind is not MemberKind.FOLDER:  # not reported as excluded, as with directories
                 left_out[entry.kind.value] += 1
             if len(images) + left_out.total() >= CHUNK:
                 yield ImageChunk(images, (), dict(left_out))
