@@ -30,8 +30,8 @@ from batchcl.scoring.run import execute, find_resume_state
 from batchcl.scoring.session import RunContext
 from batchcl.scoring.source_checks import CheckedSources
 from batchcl.sources.base import PAGE, SourceCheck
+from batchcl.sources.deduplication import NO_NAMES
 from batchcl.sources.filters import Filters
-from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Selection
 from batchcl.stop_signal import StopSignal
 

@@ -92,5 +92,5 @@ def test_a_cut_shard_is_refused_before_a_call_is_spent(cli, env, demo, shard, tm
     path.write_bytes(shard[: len(shard) // 2])
     done = cli("run", path, "--model", demo.arn, "--out", tmp_path / "out", env=env)
     assert done.code == 2
-    assert "cut.tar: it is cut in the middle of" in done.err
+    assert "cut.tar: the archive is truncated in member" in done.err
     assert not list((tmp_path / "out").rglob("run.json"))

@@ -148,10 +148,13 @@ def test_images_on_the_web_are_refused_before_a_call_is_spent(cli, aws, demo, tm
     url = "https://me:secret@example.com/a.png"
     path = tmp_path / "addresses.txt"
     path.write_text(f"{url}\n")
-    for source, place in ((path, f"{path} line 1: it"), (url, "a source")):
+    for source, place in ((path, f"{path} line 1: this"), (url, "a source")):
         done = cli("run", source, "--model", demo.arn, "--out", tmp_path / "out", env=aws)
         assert done.code == 2
-        assert f"{place} is a web address, and images on the web are not read; copy them to S3 first" in done.err
+        assert (
+            f"{place} is a web address, and batchcl does not download images from the web; copy them to S3 first"
+            in done.err
+        )
         assert "secret" not in done.err
     asked = cli("detect", url, "--model", demo.arn, env=aws)
     assert (asked.code, "the image is a web address" in asked.err) == (2, True)

@@ -189,7 +189,7 @@ def test_each_bad_value_is_named_by_its_flag_and_shown(key: str, value: object) 
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("where", "size > (SELECT 1)", "--where 'size > (SELECT 1)': SELECT is not for a condition on one row; use"),
+        ("where", "size > (SELECT 1)", "--where 'size > (SELECT 1)': SELECT is not allowed in a condition on one row"),
         ("min_size", "5XB", "--min-size '5XB': it is no size; write bytes, or a number with a unit such as 10KB"),
         ("max_size", "big", "--max-size 'big': it is no size; write bytes"),
     ],
@@ -202,7 +202,7 @@ def test_the_flag_is_named_once_and_what_to_write_instead(key: str, value: str, 
 
 
 def test_a_job_made_in_python_refuses_a_wrong_value_as_pydantic_does() -> None:
-    with pytest.raises(ValueError, match="SELECT is not for a condition on one row"):
+    with pytest.raises(ValueError, match="SELECT is not allowed in a condition on one row"):
         Job(**BASE | {"where": "size > (SELECT 1)"})
 
 

@@ -1,1 +1,1 @@
-"""Questions to the results, answered lazily by polars."""
+"""Lazy polars frames over an output root, and the computations of the reading commands."""

@@ -1,4 +1,4 @@
-"""Average precision of located objects."""
+"""Average precision of object detection."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["average_precision"]
 _KEYS: Final = ("uri", "label")
 
 
-def average_precision(found: pl.DataFrame, truth: pl.DataFrame, *, min_iou: float = 0.5) -> pl.DataFrame:
+def average_precision(detected: pl.DataFrame, truth: pl.DataFrame, *, min_iou: float = 0.5) -> pl.DataFrame:
     """Average precision of each label, the area under its precision-recall curve.
 
-    Found boxes are taken by descending confidence; each takes the free truth of its image and label that it overlaps
-    most, if the intersection over union is at least `min_iou`, and is a false positive otherwise. Of boxes with equal
-    confidence, the pair with the largest overlap is matched first, and all of them form one step of the curve, as in
-    scikit-learn's `precision_recall_curve`, wherever they lie. Precision is interpolated at every recall (PASCAL VOC
-    2010 devkit §3.4; COCO samples the same curve at 101 recalls).
+    Detected boxes are matched in the order of descending confidence. Each is matched with the unmatched true box of its
+    image and label with the largest intersection over union (IoU), if that is at least `min_iou`; otherwise it is a
+    false positive. Among boxes of equal confidence, the pair with the largest IoU is matched first, and all of them
+    form one step of the curve, as in scikit-learn's `precision_recall_curve`. Precision is interpolated at every recall
+    (PASCAL VOC 2010 devkit §3.4; COCO samples the same curve at 101 recalls).
 
     Args:
-        found: `uri`, `label`, `confidence`, `left`, `top`, `width`, `height` in the unit of `truth`.
-        truth: `uri`, `label`, `left`, `top`, `width`, `height`; identical boxes are that many objects.
+        detected: `uri`, `label`, `confidence`, `left`, `top`, `width`, `height` in the unit of `truth`.
+        truth: `uri`, `label`, `left`, `top`, `width`, `height`; identical boxes are separate objects.
         min_iou: above 0, at most 1.
 
     Returns:
@@ -31,7 +31,7 @@ def average_precision(found: pl.DataFrame, truth: pl.DataFrame, *, min_iou: floa
     """
     boxes = truth.group_by("label").agg(pl.len().alias("truth_boxes"))
     steps = (
-        found.with_columns(_matched(found, truth, min_iou).alias("hit"))
+        detected.with_columns(_matched(detected, truth, min_iou).alias("hit"))
         .group_by("label", "confidence")
         .agg(pl.len().alias("found_boxes"), pl.col("hit").sum().cast(pl.Int64).alias("hits"))
         .sort("confidence", descending=True)
@@ -40,7 +40,7 @@ def average_precision(found: pl.DataFrame, truth: pl.DataFrame, *, min_iou: floa
             (pl.col("hits").cum_sum() / pl.col("found_boxes").cum_sum()).over("label").alias("precision"),
         )
     )
-    # Recall rises by hits/truth at each step, so the area is the sum of the interpolated precisions there.
+    # recall rises by hits/truth at each step, so the area is the sum of hits/truth times interpolated precision
     best_from_here = pl.col("precision").reverse().cum_max().reverse()
     scores = steps.group_by("label", maintain_order=True).agg(
         pl.col("found_boxes").sum(),
@@ -60,27 +60,29 @@ def average_precision(found: pl.DataFrame, truth: pl.DataFrame, *, min_iou: floa
     )
 
 
-def _matched(found: pl.DataFrame, truth: pl.DataFrame, min_iou: float) -> pl.Series:
-    """For each found box whether it matches a truth; each truth is matched once, by the surest box that may."""
+def _matched(detected: pl.DataFrame, truth: pl.DataFrame, min_iou: float) -> pl.Series:
+    """For each detected box, whether it matches a true box; each true box is matched at most once."""
     pairs = (
-        found.with_row_index("found")
+        detected.with_row_index("detected")
         .join(truth.with_row_index("truth"), on=_KEYS, suffix="_t")
         .with_columns(_iou().alias("iou"))
         .filter(pl.col("iou") >= min_iou)
-        .sort("confidence", "iou", "found", "truth", descending=[True, True, False, False])
+        .sort("confidence", "iou", "detected", "truth", descending=[True, True, False, False])
     )
-    hits, taken = [False] * found.height, [False] * truth.height
-    for one, other in pairs.select("found", "truth").iter_rows():
-        if not hits[one] and not taken[other]:
-            hits[one] = taken[other] = True
-    return pl.Series(hits, dtype=pl.Boolean)
+    is_hit, is_matched = [False] * detected.height, [False] * truth.height
+    for box, true_box in pairs.select("detected", "truth").iter_rows():
+        if not is_hit[box] and not is_matched[true_box]:
+            is_hit[box] = is_matched[true_box] = True
+    return pl.Series(is_hit, dtype=pl.Boolean)
 
 
 def _iou() -> pl.Expr:
+    """Intersection over union of a detected box and a true box, whose columns have the suffix `_t`."""
+
     def overlap(start: str, size: str) -> pl.Expr:
         ends = [pl.col(start) + pl.col(size), pl.col(f"{start}_t") + pl.col(f"{size}_t")]
         return (pl.min_horizontal(ends) - pl.max_horizontal(start, f"{start}_t")).clip(lower_bound=0)
 
-    both = overlap("left", "width") * overlap("top", "height")
+    intersection = overlap("left", "width") * overlap("top", "height")
     areas = pl.col("width") * pl.col("height") + pl.col("width_t") * pl.col("height_t")
-    return both / (areas - both)
+    return intersection / (areas - intersection)

@@ -1,4 +1,4 @@
-"""The tables behind the reading commands: labels, failures and confidences."""
+"""The tables of `batchcl labels`, `failures` and `confidence`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["confidence_histogram", "failure_table", "label_table"]
 
 
 def label_table(detections: pl.LazyFrame) -> pl.DataFrame:
-    """One row a model and label, the most frequent first.
+    """One row per model and label, the most frequent first.
 
     Args:
         detections: as from `Results.detections()`.
 
     Returns:
-        `model`, its name, or its ARN where several models have the name; `label`; `images`, the object versions that
-        have it; `detections`, which are more where an image has several objects of the label or was scored by several
-        runs; `mean`, `p10`, `p50`, `p90` of the confidence (0 to 100), the quantiles interpolated linearly.
+        `model` (its name, or its ARN if several models share the name), `label`, `images` (object versions with the
+        label), `detections` (more than `images` if an image has several objects of the label or was scored by several
+        runs), and `mean`, `p10`, `p50`, `p90` of the confidence (0 to 100), quantiles interpolated linearly.
     """
     confidence = pl.col("confidence").cast(pl.Float64)
     return (
@@ -38,21 +38,21 @@ def label_table(detections: pl.LazyFrame) -> pl.DataFrame:
 
 
 def failure_table(failures: pl.LazyFrame, *, examples: int = 3) -> pl.DataFrame:
-    """One row a status and error code, the most frequent first.
+    """One row per status and error code, the most frequent first.
 
     Args:
         failures: as from `Results.failures()`.
-        examples: how many URIs to name at most.
+        examples: maximum number of example URIs.
 
     Returns:
-        `status` (failed or skipped), `error_code`, `count` of distinct images, whatever models failed on them, `share`
-        of all of them, `message` (that of the first example), `examples` (list of URIs, the first in order).
+        `status` (failed or skipped), `error_code`, `count` (distinct images over all models), `share` of all counts,
+        `message` (of the first example), `examples` (the first URIs in sorted order).
 
     Raises:
         UsageError: `examples` is negative.
     """
     if examples < 0:
-        raise UsageError(f"can't show {examples} examples; choose 0 or more")
+        raise UsageError(f"can't show {examples} examples; the number must be 0 or more")
     return (
         failures.select("status", "error_code", "error_message", "uri", "version_id")
         .sort("uri")
@@ -69,34 +69,34 @@ def failure_table(failures: pl.LazyFrame, *, examples: int = 3) -> pl.DataFrame:
     )
 
 
-_MOST_BINS = 1000
-_LABELS_NAMED = 10
+_MAX_BINS = 1000
+_MAX_LABELS_SHOWN = 10
 
 
 def confidence_histogram(
     detections: pl.LazyFrame, *, bins: int = 20, label: str | None = None, per_label: bool = False
 ) -> pl.DataFrame:
-    """A histogram over 0 to 100 with `bins` bins of one width, empty ones included; one for each model.
+    """A histogram of the confidences for each model, with `bins` bins of equal width from 0 to 100.
 
     Args:
         detections: as from `Results.detections()`.
         bins: 1 to 1000.
-        label: count this label only.
-        per_label: one histogram for each label too, in the order of their names.
+        label: count only this label.
+        per_label: one histogram for each label, sorted by label.
 
     Returns:
-        `from` and `to` in percent (a bin holds its lower edge; the last holds 100 too), `detections`, and `share`, the
-        part of all counted detections of the histogram (null where there are none); with `per_label` a column `label`
-        in front, and with several models a column `model` before it: the name, or the ARN where models share the name.
+        `from` and `to` in percent (a bin includes its lower edge; the last one also includes 100), `detections`, and
+        `share` of the histogram's detections (null if there are none). With `per_label` preceded by `label`, and with
+        several models by `model`: the name, or the ARN if models share the name.
 
     Raises:
         UsageError: `bins` is out of range, or no detection has the `label`.
     """
-    if not 1 <= bins <= _MOST_BINS:
-        raise UsageError(f"a histogram can't have {bins} bins; choose 1 to {_MOST_BINS}")
+    if not 1 <= bins <= _MAX_BINS:
+        raise UsageError(f"a histogram can't have {bins} bins; the number must be 1 to {_MAX_BINS}")
     kept = detections if label is None else detections.filter(pl.col("label") == label)
     below = (pl.col("confidence").cast(pl.Float64) * bins / 100).floor()
-    # the 32-bit number that an edge such as 70.1 is in the tables may be less than the edge
+    # an edge such as 70.1 is stored in the tables as a 32-bit number, which may be less than the edge
     at_edge = pl.col("confidence") >= ((below + 1) * 100 / bins).cast(pl.Float32)
     bin_of = (below + at_edge).clip(0, bins - 1).cast(pl.Int32)
     by = ["model", "model_arn", *(["label"] if per_label else [])]
@@ -104,7 +104,7 @@ def confidence_histogram(
     counts = counts.with_columns(shown_model())
     keys = [*(["model"] if counts["model_arn"].n_unique() > 1 else []), *(["label"] if per_label else [])]
     if label is not None and counts.is_empty():
-        raise UsageError(f"no detection has the label {label!r}; {_labels(detections)}")
+        raise UsageError(f"no detection has the label {label!r}; {_describe_labels(detections)}")
     every_bin = pl.DataFrame({"bin": pl.Series(range(bins), dtype=pl.Int32)})
     grid = counts.select(keys).unique().join(every_bin, how="cross") if keys else every_bin
     share = pl.col("detections") / pl.col("detections").sum()
@@ -122,9 +122,11 @@ def confidence_histogram(
     )
 
 
-def _labels(detections: pl.LazyFrame) -> str:
-    """Those that are found most often."""
+def _describe_labels(detections: pl.LazyFrame) -> str:
+    """The most frequent labels, for an error message."""
     counts = detections.group_by("label").len().sort("len", "label", descending=[True, False])
-    found = counts.collect(engine="in-memory")["label"]
-    named = ", ".join(map(repr, found.head(_LABELS_NAMED)))
-    return f"there are {named}{', …' if len(found) > _LABELS_NAMED else ''}" if named else "there are no detections"
+    labels = counts.collect(engine="in-memory")["label"]
+    if labels.is_empty():
+        return "there are no detections"
+    shown = ", ".join(map(repr, labels.head(_MAX_LABELS_SHOWN)))
+    return f"the labels are {shown}{', …' if len(labels) > _MAX_LABELS_SHOWN else ''}"

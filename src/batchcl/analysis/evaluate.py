@@ -1,4 +1,4 @@
-"""How good the answers are, held against a manifest of the truth."""
+"""Compares results with ground truth: precision, recall, F1, confusion and average precision."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from batchcl.spellings import spellings
 __all__ = ["NONE", "Evaluation", "evaluate"]
 
 NONE: Final = "(none)"
-"""Stands in the confusion matrix for an image without any label."""
+"""The label of an image without labels in the confusion matrix."""
 
-_EXAMPLES: Final = 3
-_TRIED: Final = 1000
-"""So many images without a result are looked for under other spellings."""
+_MAX_EXAMPLES: Final = 3
+_MAX_SPELLINGS_TRIED: Final = 1000
+"""Number of images without a result whose names are searched in other spellings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The figures of one evaluation; ratios are 0 to 1, and null where they are undefined.
+    """The metrics of one evaluation; ratios are 0 to 1, and null if they are undefined.
 
     Attributes:
-        summary: the counts and the figures over all labels, by name; see `evaluate`.
-        labels: one row a label of the truth or the answers, sorted: `label`, `support` (images that have it),
-            `predicted` (images that were given it), `true_positives`, `precision`, `recall`, `f1`; with located objects
-            also `truth_boxes`, `found_boxes`, `matched_boxes` and `average_precision` at an IoU of 0.5.
-        confusion: `truth`, `predicted`, `images`; None where an image has several labels.
+        summary: counts and metrics over all labels, by name; see `evaluate`.
+        labels: one row per label of the truth or the results, sorted: `label`, `support` (images with the label in the
+            truth), `predicted` (images with the label in the results), `true_positives`, `precision`, `recall`, `f1`;
+            for object detection also `truth_boxes`, `found_boxes`, `matched_boxes` and `average_precision` at an IoU
+            of 0.5.
+        confusion: `truth`, `predicted`, `images`; None if any image has several true labels.
     """
 
     summary: dict[str, Any]
@@ -43,85 +44,85 @@ class Evaluation:
 def evaluate(
     images: pl.LazyFrame, truth: Truth, *, min_confidence: float | None = None, failures: pl.LazyFrame | None = None
 ) -> Evaluation:
-    """Hold scored images against their truth, joined on `uri`.
+    """Compare results with the truth, joined on `uri`.
 
-    Only images that both know are evaluated. The summary counts the others: `missing` (in the truth without a result),
-    `missing_failed` (those of them that have a row in `failures`), `missing_hint` (where results have them in another
-    spelling) and `extra` (results without truth), each with a few
-    example URIs. Where an image was scored several times, its latest answer counts, and `superseded` counts the older.
+    Only images with both are evaluated. The summary counts the others: `missing` (truth without a result),
+    `missing_failed` (those of them with a row in `failures`), `missing_hint` (set if results have them in another
+    spelling) and `extra` (results without truth), with a few example URIs each. If an image was scored several times,
+    its latest result is used, and `superseded` counts the older ones.
 
     Args:
         images: as from `Results.images()`.
         truth: as from `read_truth`.
-        min_confidence: leave out detections below it, 0 to 100. A run's own `min_confidence` has done so already.
+        min_confidence: ignore detections below it, 0 to 100. A run's own `min_confidence` has already been applied.
         failures: as from `Results.failures()`.
 
     Raises:
-        UsageError: the results are of several models, or none of their images is in the truth.
+        UsageError: the results are from several models, or none of their images is in the truth.
     """
     scored = images.select("uri", "model", "model_arn", "scored_at", "labels").collect(engine="in-memory")
-    _one_model(scored)
+    _check_one_model(scored)
     latest = scored.sort("scored_at").unique("uri", keep="last", maintain_order=True)
-    known = latest.join(truth.images, on="uri", how="semi").sort("uri")
+    evaluated = latest.join(truth.images, on="uri", how="semi").sort("uri")
     missing = truth.images.join(latest, on="uri", how="anti").select("uri").sort("uri")
     extra = latest.join(truth.images, on="uri", how="anti").select("uri").sort("uri")
-    if known.is_empty():
-        raise UsageError(_nothing_in_common(truth, latest))
-    expected = truth.images.join(known, on="uri", how="semi").sort("uri")
-    found = _found(known, min_confidence)
-    labels = _per_label(expected, found)
-    tops = _tops(expected, found)
+    if evaluated.is_empty():
+        raise UsageError(_no_common_image(truth, latest))
+    expected = truth.images.join(evaluated, on="uri", how="semi").sort("uri")
+    detected = _detections(evaluated, min_confidence)
+    labels = _per_label(expected, detected)
+    top_labels = _top_labels(expected, detected)
     summary: dict[str, Any] = {
-        "model": known["model"].first(),
-        "model_arn": known["model_arn"].first(),
+        "model": evaluated["model"].first(),
+        "model_arn": evaluated["model_arn"].first(),
         "min_confidence": min_confidence,
-        "images": known.height,
+        "images": evaluated.height,
         "missing": missing.height,
-        "missing_failed": None if failures is None else _failed(missing, failures),
-        "missing_examples": missing["uri"].head(_EXAMPLES).to_list(),
-        "missing_hint": _other_spelling(missing["uri"], extra["uri"]) or None,
+        "missing_failed": None if failures is None else _count_failed(missing, failures),
+        "missing_examples": missing["uri"].head(_MAX_EXAMPLES).to_list(),
+        "missing_hint": _spelling_hint(missing["uri"], extra["uri"]) or None,
         "extra": extra.height,
-        "extra_examples": extra["uri"].head(_EXAMPLES).to_list(),
+        "extra_examples": extra["uri"].head(_MAX_EXAMPLES).to_list(),
         "superseded": scored.height - latest.height,
         "unlabelled": truth.unlabelled,
         "repeated_lines": truth.repeated,
         "bad_lines": len(truth.bad),
-        "bad_line_examples": list(truth.bad[:_EXAMPLES]),
+        "bad_line_examples": list(truth.bad[:_MAX_EXAMPLES]),
         "bad_labels": len(truth.bad_labels),
-        "bad_label_examples": list(truth.bad_labels[:_EXAMPLES]),
-        "top_label_accuracy": tops["right"].mean(),
+        "bad_label_examples": list(truth.bad_labels[:_MAX_EXAMPLES]),
+        "top_label_accuracy": top_labels["right"].mean(),
         "macro_f1": labels["f1"].mean(),
         "micro_f1": _micro_f1(labels),
     }
     if expected["detection"].any():
-        labels, boxes = _with_boxes(labels, expected, found, truth)
+        labels, boxes = _with_boxes(labels, expected, detected, truth)
         summary |= boxes
     single = expected["labels"].list.len().max() in (0, 1)
-    return Evaluation(summary, labels, _confusion(tops) if single else None)
+    return Evaluation(summary, labels, _confusion(top_labels) if single else None)
 
 
-def _one_model(scored: pl.DataFrame) -> None:
+def _check_one_model(scored: pl.DataFrame) -> None:
     models = scored.select("model", "model_arn").unique().select(shown_model()).to_series().sort().to_list()
     if len(models) > 1:
         raise UsageError(
-            f"the results are of {len(models)} models, {', '.join(models)}; "
-            "choose one with --model, or a run with --run"
+            f"the results are from {len(models)} models, {', '.join(models)}; "
+            "choose one with --model, or one run with --run"
         )
 
 
-def _nothing_in_common(truth: Truth, latest: pl.DataFrame) -> str:
-    ours = str(latest["uri"].min()) if latest.height else "no image"
-    advice = _other_spelling(truth.images["uri"], latest["uri"]) or "the URIs must be equal"
+def _no_common_image(truth: Truth, latest: pl.DataFrame) -> str:
+    example = str(latest["uri"].min()) if latest.height else "no image"
+    advice = _spelling_hint(truth.images["uri"], latest["uri"]) or "the URIs must be equal"
     return (
         f"none of the {truth.images.height} images of the truth has a result: the truth has, for example, "
-        f"{truth.images['uri'].min()!s}, and the {latest.height} results have {ours}; {advice}"
+        f"{truth.images['uri'].min()!s}, and the {latest.height} results have {example}; {advice}"
     )
 
 
-def _other_spelling(missing: pl.Series, extra: pl.Series) -> str:
-    """What is different about the truth's URIs, where results have them in another spelling; else empty."""
+def _spelling_hint(missing: pl.Series, extra: pl.Series) -> str:
+    """The difference and the advice if results have the truth's URIs in another spelling; otherwise empty."""
     results = set(extra)
-    for uri in missing.head(_TRIED):
+    for uri in missing.head(_MAX_SPELLINGS_TRIED):
         bucket, slash, key = uri.removeprefix("s3://").partition("/")
         start, name = (f"s3://{bucket}{slash}", key) if uri.startswith("s3://") else ("", uri)
         for other in spellings(name):
@@ -130,11 +131,11 @@ def _other_spelling(missing: pl.Series, extra: pl.Series) -> str:
     return ""
 
 
-def _found(known: pl.DataFrame, min_confidence: float | None) -> pl.DataFrame:
-    """The detections of the known images: `uri`, `label`, `confidence` and the box."""
+def _detections(evaluated: pl.DataFrame, min_confidence: float | None) -> pl.DataFrame:
+    """The detections of the images: `uri`, `label`, `confidence`, `left`, `top`, `width`, `height`."""
     label = pl.col("labels").struct
-    found = (
-        known.select("uri", "labels")
+    detected = (
+        evaluated.select("uri", "labels")
         .filter(pl.col("labels").list.len() > 0)
         .explode("labels")
         .select(
@@ -144,27 +145,31 @@ def _found(known: pl.DataFrame, min_confidence: float | None) -> pl.DataFrame:
         )
     )
     if min_confidence is not None:
-        # both are 32-bit numbers to the service; as a 64-bit number, 70.1 is greater than the stored 70.1
-        found = found.filter(pl.col("confidence") >= pl.lit(min_confidence, pl.Float32))
-    return found.with_columns(pl.col(pl.Float32).cast(pl.Float64))
+        # results store 32-bit numbers; as a 64-bit number, 70.1 is greater than the stored 70.1
+        detected = detected.filter(pl.col("confidence") >= pl.lit(min_confidence, pl.Float32))
+    return detected.with_columns(pl.col(pl.Float32).cast(pl.Float64))
 
 
-def _per_label(expected: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
-    on_image = expected.select("uri", "labels").explode("labels").drop_nulls()
-    true = on_image.select("uri", pl.col("labels").alias("label"), pl.lit(1).alias("true"))
-    predicted = found.select("uri", "label").unique().with_columns(pl.lit(1).alias("predicted"))
+def _per_label(expected: pl.DataFrame, detected: pl.DataFrame) -> pl.DataFrame:
+    """The table `Evaluation.labels`, without boxes."""
+    true_labels = expected.select("uri", "labels").explode("labels").drop_nulls()
+    true = true_labels.select("uri", pl.col("labels").alias("label"), pl.lit(1).alias("true"))
+    predicted = detected.select("uri", "label").unique().with_columns(pl.lit(1).alias("predicted"))
     both = true.join(predicted, on=["uri", "label"], how="full", coalesce=True)
     hit = (pl.col("true") + pl.col("predicted")).count()
-    support, given = pl.col("support"), pl.col("predicted")
-    right = pl.col("true_positives")
+    support, predictions, correct = pl.col("support"), pl.col("predicted"), pl.col("true_positives")
     return (
         both.group_by("label")
-        .agg(pl.col("true").count().alias("support"), given.count().alias("predicted"), hit.alias("true_positives"))
+        .agg(
+            pl.col("true").count().alias("support"),
+            predictions.count().alias("predicted"),
+            hit.alias("true_positives"),
+        )
         .with_columns(pl.col("support", "predicted", "true_positives").cast(pl.Int64))
         .with_columns(
-            pl.when(given > 0).then(right / given).alias("precision"),
-            pl.when(support > 0).then(right / support).alias("recall"),
-            (2 * right / (support + given)).alias("f1"),
+            pl.when(predictions > 0).then(correct / predictions).alias("precision"),
+            pl.when(support > 0).then(correct / support).alias("recall"),
+            (2 * correct / (support + predictions)).alias("f1"),
         )
         .sort("label")
     )
@@ -172,49 +177,49 @@ def _per_label(expected: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
 
 def _micro_f1(labels: pl.DataFrame) -> float | None:
     sums = labels.select("support", "predicted", "true_positives").sum()
-    support, predicted, right = sums.row(0)
-    return 2 * right / (support + predicted) if support + predicted else None
+    support, predicted, correct = sums.row(0)
+    return 2 * correct / (support + predicted) if support + predicted else None
 
 
-def _tops(expected: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
-    """Each image's top label, whether it is one of the true ones, and the (first) true one.
+def _top_labels(expected: pl.DataFrame, detected: pl.DataFrame) -> pl.DataFrame:
+    """For each image, its first true label (`truth`), its top label (`predicted`), and whether that is `right`.
 
-    Of labels with equal confidence the first by name is the top one, as in `model evaluate`. An image without labels is
-    right where the truth has none either.
+    Of labels with equal confidence, the first by name is the top label, as in `model evaluate`. An image without
+    detected labels is right if it has no true labels.
     """
     top = (
-        found.sort("confidence", "label", descending=[True, False])
+        detected.sort("confidence", "label", descending=[True, False])
         .unique("uri", keep="first", maintain_order=True)
         .select("uri", pl.col("label").alias("predicted"))
     )
-    none_due = pl.col("labels").list.len() == 0
+    has_no_label = pl.col("labels").list.len() == 0
     return expected.join(top, on="uri", how="left").select(
         pl.col("labels").list.first().fill_null(NONE).alias("truth"),
         pl.col("predicted").fill_null(NONE),
         pl.when(pl.col("predicted").is_null())
-        .then(none_due)
+        .then(has_no_label)
         .otherwise(pl.col("labels").list.contains(pl.col("predicted")))
         .alias("right"),
     )
 
 
-def _confusion(tops: pl.DataFrame) -> pl.DataFrame:
-    counts = tops.group_by("truth", "predicted").agg(pl.len().cast(pl.Int64).alias("images"))
+def _confusion(top_labels: pl.DataFrame) -> pl.DataFrame:
+    counts = top_labels.group_by("truth", "predicted").agg(pl.len().cast(pl.Int64).alias("images"))
     return counts.sort("truth", "predicted")
 
 
-def _failed(missing: pl.DataFrame, failures: pl.LazyFrame) -> int:
+def _count_failed(missing: pl.DataFrame, failures: pl.LazyFrame) -> int:
     failed = failures.select("uri").unique().collect(engine="in-memory")
     return missing.join(failed, on="uri", how="semi").height
 
 
 def _with_boxes(
-    labels: pl.DataFrame, expected: pl.DataFrame, found: pl.DataFrame, truth: Truth
+    labels: pl.DataFrame, expected: pl.DataFrame, detected: pl.DataFrame, truth: Truth
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """`labels` with the boxes' columns, and the boxes' part of the summary."""
+    """`labels` with the columns of object detection, and its part of the summary."""
     unsized = expected.filter(pl.col("uri").is_in(list(truth.unsized)))
     located = expected.filter("detection").join(unsized, on="uri", how="anti")
-    with_box = found.drop_nulls(["left", "top", "width", "height"]).join(located, on="uri", how="semi")
+    with_box = detected.drop_nulls(["left", "top", "width", "height"]).join(located, on="uri", how="semi")
     scores = average_precision(with_box, truth.boxes.join(located, on="uri", how="semi"))
     summary = {
         "mean_average_precision": scores["average_precision"].mean(),

@@ -1,4 +1,4 @@
-"""Copies of the tables elsewhere: few large files instead of many small ones."""
+"""Copies the tables of an output root to another location, merging many small files into few large ones."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["Export", "ExportedFile", "copy_tables", "export_parquet"]
 
 MANIFEST: Final = "export.json"
 TARGET_BYTES: Final = 128 * 1024 * 1024
-_ORDER: Final = [("uri", "ascending"), ("version_id", "ascending"), ("run_id", "ascending")]
+_SORT_ORDER: Final = [("uri", "ascending"), ("version_id", "ascending"), ("run_id", "ascending")]
 _SCHEMAS: Final = {"results": RESULTS, "failures": FAILURES}
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedFile:
-    """One written file: its path below the new root, its rows, its size, and the source's files that it copies."""
+    """One written file: its path below the new root, number of rows, size, and the source files it was merged from."""
 
     path: str
     rows: int
@@ -44,15 +44,15 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What was copied.
+    """The result of an export.
 
     Attributes:
         source: the output root that was read.
-        out: where the copy is.
+        out: the location of the copy.
         before: only partitions before this day were copied; None for all.
         created_at: when the copy was complete.
-        rows: table → rows in it, equal in source and copy.
-        files: every file, in the order in which they were written.
+        rows: table → number of rows, equal in source and copy.
+        files: the written files, in order.
     """
 
     source: str
@@ -80,26 +80,26 @@ async def export_parquet(
     """Copy the tables of the output root `root` into few large files below `out`; see `copy_tables`.
 
     Args:
-        root: what `--out` was, a directory or `s3://bucket/prefix`.
+        root: the output root of runs, a directory or `s3://bucket/prefix`.
         out: an empty directory, or one to create, or `s3://bucket/prefix`.
-        before: copy the runs that started before this UTC day only.
-        target_bytes: compressed size of a file. Memory is about ten times that.
-        encryption: of the copy, in S3.
-        profile: AWS profile, for S3.
-        region: AWS region, for S3.
+        before: copy only runs that started before this UTC day.
+        target_bytes: compressed size of a file. Memory use is about ten times that.
+        encryption: server-side encryption of the copy in S3.
+        profile: AWS profile for S3.
+        region: AWS region for S3.
 
     Raises:
         UsageError: `out` is not empty or inside `root`, or `before` is not a day.
-        OutputError: a root can't be read or written, or a file of the copy has other rows than its sources.
-        CredentialsError: there are none for S3.
+        OutputError: a root can't be read or written, or the row count of a copied file differs from its sources.
+        CredentialsError: there are no credentials for S3.
     """
     day = day_of(before) if isinstance(before, str) else before
 
     def open_both() -> tuple[Store, Store]:
         source = open_root(root, profile=profile, region=region)
-        where = out.rstrip("/") if out.startswith("s3://") else str(Path(out).absolute())
-        if f"{where}/".startswith(f"{source.root}/"):
-            raise UsageError(f"can't export to {where}: it is inside {source.root}; name another location")
+        target = out.rstrip("/") if out.startswith("s3://") else str(Path(out).absolute())
+        if f"{target}/".startswith(f"{source.root}/"):
+            raise UsageError(f"can't export to {target}: it is inside {source.root}; name another location")
         return source, open_root(out, profile=profile, region=region, create=True, encryption=encryption)
 
     source, target = await anyio.to_thread.run_sync(open_both)
@@ -117,21 +117,21 @@ async def copy_tables(
 ) -> Export:
     """Copy `results/` and `failures/` of `source` into `target`, with the same partitions, columns and rows.
 
-    Each file is sorted by uri. The source isn't changed; rows that are published while this runs may be missing. The
-    manifest `export.json` is written last, so a copy without one is not complete.
+    Each file is sorted by uri. The source is not changed; rows that are published meanwhile may be missing. The
+    manifest `export.json` is written last, so a copy without it is incomplete.
 
     Args:
         source: an output root.
         target: an empty location.
-        before: copy the runs that started before this UTC day only.
-        target_bytes: compressed size of a file. Memory is about ten times that.
-        on_file: receives each file once it is written.
-        utcnow: the time of day.
+        before: copy only runs that started before this UTC day.
+        target_bytes: compressed size of a file. Memory use is about ten times that.
+        on_file: called with each written file.
+        utcnow: returns the current time.
 
     Raises:
         UsageError: `target` is not empty.
-        OutputError: a root can't be read or written, or a file of the copy has other rows than its sources.
-        StoppedError: another export writes to `target`.
+        OutputError: a root can't be read or written, or the row count of a copied file differs from its sources.
+        StoppedError: another export is writing to `target`.
     """
     if await target.list_all(""):
         raise UsageError(
@@ -141,8 +141,8 @@ async def copy_tables(
     parts = [part for part in await anyio.to_thread.run_sync(published_parts, source) if _is_before(part, before)]
     files: list[ExportedFile] = []
     rows = {"results": 0, "failures": 0}
-    for path, group in await anyio.to_thread.run_sync(lambda: list(_groups(source, parts, target_bytes))):
-        written = await _copy(source, target, path, group)
+    for path, group in await anyio.to_thread.run_sync(lambda: list(_plan_files(source, parts, target_bytes))):
+        written = await _copy_file(source, target, path, group)
         rows[group[0].table] += written.rows
         files.append(written)
         on_file(written)
@@ -158,18 +158,18 @@ def _is_before(part: PublishedPart, before: dt.date | None) -> bool:
     return before is None or dt.date.fromisoformat(part.date) < before
 
 
-def _groups(
+def _plan_files(
     store: Store, parts: Iterable[PublishedPart], target_bytes: int
 ) -> Iterator[tuple[str, list[PublishedPart]]]:
-    """The files to write: path, and the parts whose rows go there, neighbours by uri. Blocks."""
+    """The files to write: path, and the parts to merge into it, which are adjacent by uri. Blocks."""
     partitions: defaultdict[tuple[str, str, str], list[PublishedPart]] = defaultdict(list)
     for part in parts:
         partitions[part.table, part.model, part.date].append(part)
     for (table, model, date), members in sorted(partitions.items()):
-        found = sorted((_footer(store, part), part.path, part) for part in members)
+        ordered = sorted((_first_uri_and_size(store, part), part.path, part) for part in members)
         group: list[PublishedPart] = []
         number = size = 0
-        for (_, size_bytes), _, part in found:
+        for (_, size_bytes), _, part in ordered:
             if group and size + size_bytes > target_bytes:
                 yield f"{table}/model={model}/date={date}/part-{number:05d}.parquet", group
                 group, number, size = [], number + 1, 0
@@ -178,7 +178,7 @@ def _groups(
         yield f"{table}/model={model}/date={date}/part-{number:05d}.parquet", group
 
 
-def _footer(store: Store, part: PublishedPart) -> tuple[str, int]:
+def _first_uri_and_size(store: Store, part: PublishedPart) -> tuple[str, int]:
     """The first uri of a file, and its compressed size in bytes."""
     metadata = _metadata(store, part)
     column = metadata.schema.to_arrow_schema().get_field_index("uri")
@@ -194,20 +194,20 @@ def _metadata(store: Store, part: PublishedPart) -> pq.FileMetaData:
         return pq.read_metadata(file)
 
 
-async def _copy(source: Store, target: Store, path: str, group: Sequence[PublishedPart]) -> ExportedFile:
-    data = await anyio.to_thread.run_sync(_sorted, source, group)
+async def _copy_file(source: Store, target: Store, path: str, group: Sequence[PublishedPart]) -> ExportedFile:
+    data = await anyio.to_thread.run_sync(_merge_sorted, source, group)
     await target.put_mine(path, data, what="a file of another export")
     expected = await anyio.to_thread.run_sync(lambda: sum(_metadata(source, part).num_rows for part in group))
     rows = await anyio.to_thread.run_sync(lambda: pq.read_metadata(target.open_file(path)).num_rows)
     if rows != expected:
         raise OutputError(
-            f"{target.uri(path)} has {rows:,} rows, but its {len(group):,} source files have {expected:,}: don't use "
-            "this copy; export to another location"
+            f"the copy {target.uri(path)} is wrong: it has {rows:,} rows, but its {len(group):,} source files have "
+            f"{expected:,}; delete this copy, and export to another location"
         )
     return ExportedFile(path, rows, len(data), tuple(part.path for part in group))
 
 
-def _sorted(store: Store, group: Sequence[PublishedPart]) -> bytes:
+def _merge_sorted(store: Store, group: Sequence[PublishedPart]) -> bytes:
     schema = _SCHEMAS[group[0].table]
     tables = [read_part(store, part, schema) for part in group]
-    return parquet_bytes(pa.concat_tables(tables).cast(schema).sort_by(_ORDER))
+    return parquet_bytes(pa.concat_tables(tables).cast(schema).sort_by(_SORT_ORDER))

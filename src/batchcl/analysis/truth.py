@@ -1,4 +1,4 @@
-"""The truth to hold results against: a manifest file, or what the results' own manifest said."""
+"""Ground truth for `batchcl evaluate`: from a manifest file, or from the manifest that the images were scored from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 
 __all__ = ["Truth", "carried_truth", "read_truth"]
 
-_IMAGES: Final = {"uri": pl.String(), "detection": pl.Boolean(), "labels": pl.List(pl.String())}
-_BOX: Final = {
+_IMAGE_SCHEMA: Final = {"uri": pl.String(), "detection": pl.Boolean(), "labels": pl.List(pl.String())}
+_BOX_SCHEMA: Final = {
     "uri": pl.String(),
     "label": pl.String(),
     "left": pl.Float64(),
@@ -32,17 +32,17 @@ _BOX: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What a manifest says of its images, one row an image.
+    """The ground truth of a set of images.
 
     Attributes:
-        images: `uri`, `detection` (whether the objects are located), `labels` (list, each once).
-        boxes: `uri`, `label`, `left`, `top`, `width`, `height` as ratios of the image. Identical boxes of one line are
-            several objects; lines about one image share theirs.
-        unsized: images whose boxes can't be made ratios, as their line gives no image size.
-        unlabelled: lines without labels, which are no truth.
-        repeated: lines about an image that an earlier line was about already; their labels are joined.
-        bad: what was wrong with each line that was left out, with its number.
-        bad_labels: what was wrong with each label that was left out; an image without any other label is no truth.
+        images: one row per image: `uri`, `detection` (whether it has bounding boxes), `labels` (list of distinct).
+        boxes: `uri`, `label`, `left`, `top`, `width`, `height` as ratios of the image size. Identical boxes in one line
+            are several objects; identical boxes in several lines about an image are one.
+        unsized: images whose boxes can't be converted to ratios, because their line has no image size.
+        unlabelled: number of lines without labels, which are ignored.
+        repeated: number of lines about an image of an earlier line; their labels are merged.
+        bad: the number and error of each skipped line.
+        bad_labels: the error of each skipped label; an image without any other label is ignored.
     """
 
     images: pl.DataFrame
@@ -57,45 +57,45 @@ class Truth:
 def read_truth(
     path: str | os.PathLike[str], *, name: str | None = None, attribute: str | None = None, skip_bad_lines: bool = False
 ) -> Truth:
-    """Read the manifest at `path`, JSON Lines of the Ground Truth format, which may be compressed with gzip or zstd.
+    """Read a Ground Truth manifest: JSON Lines, which may be compressed with gzip or zstd.
 
-    A source-ref that is no `s3://` URI is a path relative to the manifest's directory.
+    A source-ref that is not an `s3://` URI is a path relative to the manifest's directory.
 
     Args:
         path: a local file.
-        name: as messages call it, where the file is a copy.
-        attribute: the label attribute to read; by default as `groundtruth.parse_line` chooses.
-        skip_bad_lines: leave out lines that can't be read and say which, rather than raise.
+        name: the file's name in messages, if `path` is a copy.
+        attribute: the label attribute to read; by default chosen by `groundtruth.parse_line`.
+        skip_bad_lines: skip lines that can't be read and report them in `Truth.bad`, instead of raising.
 
     Raises:
-        SourceError: the file can't be read, a line can't be, or no line has labels.
+        SourceError: the file or a line can't be read, or no line has labels.
     """
     manifest, name = Path(path), name or str(path)
     bad: list[str] = []
     with open_list(manifest, f"the truth {name}") as file:
         skip_mark(file, name)
-        truths = _truths(numbered_lines(file), name, attribute=attribute, bad=bad if skip_bad_lines else None)
+        truths = _parse_lines(numbered_lines(file), name, attribute=attribute, bad=bad if skip_bad_lines else None)
         truth = _collect(truths, manifest.absolute().parent, bad)
     if truth.images.is_empty():
-        left_out = f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
-        left_out += _without(truth)
+        skipped = f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
+        skipped += _describe_bad_labels(truth)
         raise SourceError(
-            f"the truth {name} has no image with labels: {truth.unlabelled} lines have none{left_out}; "
-            "evaluate needs a Ground Truth manifest with a label attribute"
+            f"the truth {name} has no image with labels: {truth.unlabelled} lines have none{skipped}; "
+            "use a Ground Truth manifest with a label attribute"
         )
     return truth
 
 
 def carried_truth(images: pl.LazyFrame, *, attribute: str | None = None, skip_bad_lines: bool = False) -> Truth:
-    """What the manifest said that the images were scored from, as their column `extra` carries it.
+    """The ground truth in the column `extra` of results, which stores the manifest's line of each image.
 
     Args:
         images: as from `Results.images()`.
-        attribute: the label attribute to read; needed where lines have several that are chained.
-        skip_bad_lines: leave out what can't be read and say what, rather than raise.
+        attribute: the label attribute to read; required if lines have several chained ones.
+        skip_bad_lines: skip images whose labels can't be read and report them in `Truth.bad`, instead of raising.
 
     Raises:
-        SourceError: a label attribute can't be read, or no result carries any.
+        SourceError: a label attribute can't be read, or no result has any.
     """
     rows = images.select("uri", "extra", "scored_at").collect(engine="in-memory")
     latest = rows.sort("scored_at").unique("uri", keep="last", maintain_order=True)
@@ -107,24 +107,24 @@ def carried_truth(images: pl.LazyFrame, *, attribute: str | None = None, skip_ba
                 yield GroundTruth(source_ref=uri) if extra is None else parse_extra(extra, uri, attribute=attribute)
             except SourceError as error:
                 if not skip_bad_lines:
-                    raise SourceError(f"{error}; --skip-bad-lines leaves it out") from error
+                    raise SourceError(f"{error}; skip such lines with --skip-bad-lines") from error
                 bad.append(f"{uri}: {error}")
 
     truth = _collect(read(), Path("/"), bad)
     if truth.images.is_empty():
         raise SourceError(
-            f"none of the {latest.height} results carries labels that can be used{_without(truth)}; only results of "
-            "manifests carry labels: name one with --truth"
+            f"none of the {latest.height} results has usable labels from a manifest{_describe_bad_labels(truth)}; name "
+            "a manifest with --truth"
         )
     return truth
 
 
-def _without(truth: Truth) -> str:
+def _describe_bad_labels(truth: Truth) -> str:
     bad = truth.bad_labels
-    return f", {len(bad)} labels can't be used, the first: {bad[0]}" if bad else ""
+    return f", {len(bad)} labels are unusable, the first: {bad[0]}" if bad else ""
 
 
-def _truths(
+def _parse_lines(
     lines: Iterable[tuple[int, bytes]], name: str, *, attribute: str | None, bad: list[str] | None
 ) -> Iterator[GroundTruth]:
     for number, line in lines:
@@ -135,7 +135,7 @@ def _truths(
             yield parse_line(line, attribute=attribute, strict=True)
         except SourceError as error:
             if bad is None:
-                raise SourceError(f"{name}, line {number}: {error}; --skip-bad-lines leaves it out") from error
+                raise SourceError(f"{name}, line {number}: {error}; skip such lines with --skip-bad-lines") from error
             bad.append(f"line {number}: {error}")
 
 
@@ -157,7 +157,7 @@ def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Tru
         located[uri] = located.get(uri, False) or truth.task == "detection"
         if truth.boxes and truth.image_size is None:
             unsized.add(uri)
-        boxes[uri] = boxes.get(uri, Counter()) | Counter(_ratios(uri, truth))
+        boxes[uri] = boxes.get(uri, Counter()) | Counter(_relative_boxes(uri, truth))
     return Truth(
         images=pl.DataFrame(
             {
@@ -165,9 +165,11 @@ def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Tru
                 "detection": list(located.values()),
                 "labels": [list(each) for each in labels.values()],
             },
-            schema=_IMAGES,
+            schema=_IMAGE_SCHEMA,
         ),
-        boxes=pl.DataFrame([box for each in boxes.values() for box in each.elements()], schema=_BOX, orient="row"),
+        boxes=pl.DataFrame(
+            [box for each in boxes.values() for box in each.elements()], schema=_BOX_SCHEMA, orient="row"
+        ),
         unsized=frozenset(unsized),
         unlabelled=unlabelled,
         repeated=repeated,
@@ -177,15 +179,22 @@ def _collect(truths: Iterable[GroundTruth], folder: Path, bad: list[str]) -> Tru
 
 
 def _uri(source_ref: str, folder: Path) -> str:
-    """As `uri` stands in results: S3 URIs exactly, local files by absolute path."""
+    """The column `uri` of results: S3 URIs unchanged, local files by absolute path."""
     if source_ref.startswith("s3://"):
         return source_ref
     return escaped(os.path.abspath(folder / source_ref))
 
 
-def _ratios(uri: str, truth: GroundTruth) -> Iterator[tuple[str, str, float, float, float, float]]:
+def _relative_boxes(uri: str, truth: GroundTruth) -> Iterator[tuple[str, str, float, float, float, float]]:
     if truth.image_size is None:
         return
-    wide, high = truth.image_size
+    image_width, image_height = truth.image_size
     for box in truth.boxes:
-        yield uri, box.label, box.left / wide, box.top / high, box.width / wide, box.height / high
+        yield (
+            uri,
+            box.label,
+            box.left / image_width,
+            box.top / image_height,
+            box.width / image_width,
+            box.height / image_height,
+        )

@@ -1,1 +1,1 @@
-"""Lists of images: each file here reads one kind and yields `ImageRef`s."""
+"""Lists of images: each module reads one kind of list and yields `ImageRef`s."""

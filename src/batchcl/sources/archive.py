@@ -1,6 +1,6 @@
-"""Tar archives of images, such as WebDataset's shards: each member is an image of its own.
+"""Tar archives of images, such as WebDataset shards. Each member is an image with the name `path.tar#member`.
 
-Its name is `path.tar#member`. Names are only names: nothing is unpacked, so `../` and a leading `/` lead nowhere.
+Nothing is unpacked, so `../` and a leading `/` in names are harmless.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from batchcl.aws.errors import error_code
 from batchcl.errors import SourceError
 from batchcl.images import ArchiveMember, ImageRef, escaped
 from batchcl.sources.base import BadLine, parse_s3_uri
-from batchcl.sources.files import is_gone
+from batchcl.sources.files import is_not_found
 from batchcl.sources.list_source import ImageChunk, ListChunk
 from batchcl.sources.tar import BLOCK, Member, MemberKind, Read, TarError, is_tar, walk
 from batchcl.sources.text_lists import CHUNK
@@ -33,28 +33,26 @@ from batchcl.sources.text_lists import CHUNK
 __all__ = ["Archive", "TarPart", "archive_in_s3", "local_archive"]
 
 _DECOMPRESSORS: Final = {b"\x1f\x8b": "gunzip", b"\x28\xb5\x2f\xfd": "zstd -d"}
-_ENDING: Final = re.compile(r"\.(tar|tgz|tar\.gz|tar\.zst|gz|zst)$", re.IGNORECASE)
+_EXTENSION: Final = re.compile(r"\.(tar|tgz|tar\.gz|tar\.zst|gz|zst)$", re.IGNORECASE)
 _FILE_BLOCK_BYTES: Final = 4 * 1024
 _OBJECT_BLOCK_BYTES: Final = 4 * 1024 * 1024
-"""A request to S3 takes as long as some megabytes do."""
+"""Read at a time from S3, where a request takes as long as the transfer of some megabytes."""
 
 _ATTEMPTS: Final = 3
 _CHANGED: Final = frozenset({"PreconditionFailed", "412"})
-_BEHIND_THE_END: Final = frozenset({"InvalidRange", "416"})
-_UNCOUNTED: Final = MemberKind.FOLDER
-"""A folder holds images and is none, as that of a directory."""
+_AFTER_END: Final = frozenset({"InvalidRange", "416"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """An archive as it was found.
+    """The identity of an archive when it was listed.
 
     Attributes:
-        name: as messages call it.
+        name: its name in messages.
         bucket: empty for a local file.
-        key: of the object, or the file's absolute path.
-        etag: of the object.
-        last_modified: of either.
+        key: the object's key, or the file's absolute path.
+        etag: of the object; None for a file.
+        last_modified: of the object or file.
     """
 
     name: str
@@ -64,7 +62,7 @@ class Archive:
     last_modified: dt.datetime
 
     def image(self, member: Member) -> ImageRef:
-        """The image that `member` is."""
+        """The image in `member`."""
         key = f"{self.key}#{member.name}"
         uri = f"s3://{self.bucket}/{key}" if self.bucket else key
         return ImageRef(
@@ -79,7 +77,7 @@ class Archive:
 
 
 def local_archive(path: Path, stack: ExitStack) -> TarPart:
-    """The archive at `path`. Blocks. Raises `SourceError` where it can't be read, or is compressed."""
+    """The archive at `path`. Blocks. Raises `SourceError` if it can't be read, or is compressed."""
     absolute = os.path.abspath(path)
     try:
         modified = dt.datetime.fromtimestamp(os.stat(absolute).st_mtime, dt.UTC)
@@ -92,39 +90,43 @@ def local_archive(path: Path, stack: ExitStack) -> TarPart:
 
 
 def archive_in_s3(client: Any, uri: str, stack: ExitStack) -> TarPart | None:
-    """The archive at `uri`, or None where there is no such object. Blocks.
+    """The archive at `uri`, or None if the object does not exist. Blocks.
 
     Raises:
-        SourceError: by its bytes it is compressed, or no archive.
-        RefusedError: S3 refuses to tell.
+        SourceError: it is compressed or not an archive.
+        RefusedError: S3 denies access.
     """
     bucket, key = parse_s3_uri(uri)
     try:
-        found = client.head_object(Bucket=bucket, Key=key)
+        head = client.head_object(Bucket=bucket, Key=key)
     except (ClientError, BotoCoreError) as error:
-        if is_gone(error):
+        if is_not_found(error):
             return None
         raise explain(error, f"reading {uri}", bucket) from error
-    etag = found["ETag"].strip('"')
     archive = Archive(
-        name=uri, bucket=bucket, key=key, etag=etag, last_modified=found["LastModified"].astimezone(dt.UTC)
+        name=uri,
+        bucket=bucket,
+        key=key,
+        etag=head["ETag"].strip('"'),
+        last_modified=head["LastModified"].astimezone(dt.UTC),
     )
     part = TarPart(archive, _object_reader(client, archive), stack, block_bytes=_OBJECT_BLOCK_BYTES)
     if not is_tar(part.refuse_compressed()):
-        raise SourceError(f"{uri} is no tar archive by its bytes; for the objects below it say --source-kind prefix")
+        raise SourceError(f"{uri} is not a tar archive; to list the objects below it, add --source-kind prefix")
     return part
 
 
 class TarPart:
-    """An archive as a part of a list. What is neither file nor folder is left out, and counted by its kind.
+    """An archive as a `ListPart`. Members other than files and folders are excluded and counted by type.
 
-    Where the archive is cut or damaged, what follows is one bad line.
+    The rest of a truncated or corrupt archive counts as one bad line. The members are cached in a temporary file,
+    because the archive may be gigabytes long.
 
     Args:
-        archive: which one.
-        read: reads its bytes; raises `SourceError` once they aren't those of `archive` any more.
-        stack: removes the temporary list of its members.
-        block_bytes: to read at a time, where so many cost as much as one does.
+        archive: its identity.
+        read: reads its bytes; raises `SourceError` if the archive has changed.
+        stack: removes the temporary file.
+        block_bytes: how many bytes to read at a time.
     """
 
     def __init__(self, archive: Archive, read: Read, stack: ExitStack, *, block_bytes: int) -> None:
@@ -133,28 +135,28 @@ class TarPart:
         self._read = read
         self._stack = stack
         self._block_bytes = block_bytes
-        self._noted: Path | None = None
+        self._cached: Path | None = None
 
     def refuse_compressed(self) -> bytes:
         """The first bytes of the archive. Blocks. Raises `SourceError` with the command that decompresses it."""
-        with self._explained():
+        with self._source_errors():
             start = self._read(0, BLOCK)
         tool = next((tool for magic, tool in _DECOMPRESSORS.items() if start.startswith(magic)), None)
         if tool is None:
             return start
-        stem = _ENDING.sub("", self.name)
+        stem = _EXTENSION.sub("", self.name)
         plain = f"{stem}.tar" if f"{stem}.tar" != self.name else f"{stem}-plain.tar"
         name, new = shlex.quote(self.name), shlex.quote(plain)
         command = f"{tool} < {name} > {new}"
         if self._archive.bucket:
             command = f"aws s3 cp {name} - | {tool} | aws s3 cp - {new}"
         raise SourceError(
-            f"{self.name} is compressed, and only plain tar archives are read; decompress it with `{command}`, and "
-            f"name {plain}"
+            f"{self.name} is compressed, and only uncompressed tar archives are supported; decompress it with "
+            f"`{command}`, and name {plain}"
         )
 
     def chunks(self) -> Iterator[ListChunk]:
-        """The members, some at a time."""
+        """See `ListPart`."""
         images: list[ImageRef] = []
         left_out: Counter[str] = Counter()
         for entry in self._entries():
@@ -163,7 +165,7 @@ class TarPart:
                 return
             if entry.kind is MemberKind.FILE:
                 images.append(self._archive.image(entry))
-            elif entry.kind is not _UNCOUNTED:
+            elif entry.kind is not MemberKind.FOLDER:  # not reported as excluded, as with directories
                 left_out[entry.kind.value] += 1
             if len(images) + left_out.total() >= CHUNK:
                 yield ImageChunk(images, (), dict(left_out))
@@ -172,38 +174,38 @@ class TarPart:
             yield ImageChunk(images, (), dict(left_out))
 
     def _entries(self) -> Iterator[Member | BadLine]:
-        """The members, read in the archive once and from then on in a temporary file: it may be gigabytes long."""
-        if self._noted is not None:
-            yield from _noted(self._noted)
+        """The members, from the cache if there is one; otherwise from the archive, writing the cache if possible."""
+        if self._cached is not None:
+            yield from _read_cache(self._cached)
             return
-        notes = _open_notes()
-        if notes is None:  # it is read again instead
-            yield from self._walked()
+        cache = _open_cache()
+        if cache is None:
+            yield from self._walk()
             return
-        path = Path(notes.name)
+        path = Path(cache.name)
         self._stack.callback(path.unlink, missing_ok=True)
         is_complete = True
         try:
-            for entry in self._walked():
+            for entry in self._walk():
                 if is_complete:
                     try:
-                        notes.write(_note(entry))
+                        cache.write(_cache_line(entry))
                     except OSError:  # the directory is full
                         is_complete = False
                 yield entry
         finally:
             try:
-                notes.close()
+                cache.close()
             except OSError:
                 is_complete = False
         if is_complete:
-            self._noted = path
+            self._cached = path
 
-    def _walked(self) -> Iterator[Member | BadLine]:
+    def _walk(self) -> Iterator[Member | BadLine]:
         members = walk(_buffered(self._read, self._block_bytes))
         while True:
             try:
-                with self._explained():
+                with self._source_errors():
                     member = next(members, None)
             except TarError as error:
                 yield BadLine(0, str(error))
@@ -213,8 +215,8 @@ class TarPart:
             yield member
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Errors of reading in words."""
+    def _source_errors(self) -> Iterator[None]:
+        """Convert errors of reading to `SourceError` or another `BatchclError`."""
         try:
             yield
         except OSError as error:
@@ -225,7 +227,7 @@ class TarPart:
 
 def _file_reader(path: str, last_modified: dt.datetime) -> Read:
     def read(offset: int, size: int) -> bytes:
-        with Path(path).open("rb") as file:  # each time, as that costs less than keeping it open would
+        with Path(path).open("rb") as file:  # opened for each read, which costs less than keeping it open
             if dt.datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, dt.UTC) != last_modified:
                 raise _changed(path)
             file.seek(offset)
@@ -235,17 +237,17 @@ def _file_reader(path: str, last_modified: dt.datetime) -> Read:
 
 
 def _object_reader(client: Any, archive: Archive) -> Read:
-    """Reads ranges by boto3's `client`, which retries by itself but for a body that is cut."""
-    named = {"Bucket": archive.bucket, "Key": archive.key, "IfMatch": f'"{archive.etag}"'}
+    """Reads ranges with boto3's `client`, which retries by itself, except for an interrupted body."""
+    arguments = {"Bucket": archive.bucket, "Key": archive.key, "IfMatch": f'"{archive.etag}"'}
 
     def read(offset: int, size: int) -> bytes:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                answer = client.get_object(**named, Range=f"bytes={offset}-{offset + size - 1}")
-                with answer["Body"] as body:
-                    data: bytes = body.read(size)  # a server that knows no ranges would send all of it
+                response = client.get_object(**arguments, Range=f"bytes={offset}-{offset + size - 1}")
+                with response["Body"] as body:
+                    data: bytes = body.read(size)  # a server without range support sends the whole object
             except ClientError as error:
-                if error_code(error) in _BEHIND_THE_END:
+                if error_code(error) in _AFTER_END:
                     return b""
                 if error_code(error) in _CHANGED:
                     raise _changed(archive.name) from error
@@ -261,38 +263,38 @@ def _object_reader(client: Any, archive: Archive) -> Read:
 
 
 def _changed(name: str) -> SourceError:
-    return SourceError(f"{name} has changed since it was listed; leave it alone during a run, and begin another one")
+    return SourceError(f"{name} changed after it was listed; don't change it during a run, and start a new run")
 
 
-def _buffered(content: Read, block_bytes: int) -> Read:
-    """Reads of a few bytes, of which those that lie close together cost one."""
-    held, begin = b"", 0
+def _buffered(unbuffered: Read, block_bytes: int) -> Read:
+    """Combines small reads that are close together into one of `block_bytes`."""
+    block, begin = b"", 0
 
     def read(offset: int, size: int) -> bytes:
-        nonlocal held, begin
-        if not begin <= offset <= offset + size <= begin + len(held):
-            held, begin = content(offset, max(size, block_bytes)), offset
-        return held[offset - begin : offset - begin + size]
+        nonlocal block, begin
+        if not begin <= offset <= offset + size <= begin + len(block):
+            block, begin = unbuffered(offset, max(size, block_bytes)), offset
+        return block[offset - begin : offset - begin + size]
 
     return read
 
 
-def _open_notes() -> IO[str] | None:
-    """A temporary file; None where none can be made."""
+def _open_cache() -> IO[str] | None:
+    """A temporary file; None if none can be created."""
     try:
         return tempfile.NamedTemporaryFile("w", prefix="batchcl-", suffix=".members", delete=False)
     except OSError:
         return None
 
 
-def _note(entry: Member | BadLine) -> str:
+def _cache_line(entry: Member | BadLine) -> str:
     if isinstance(entry, BadLine):
         return json.dumps([entry.reason]) + "\n"
     return json.dumps([entry.name, entry.kind, entry.offset, entry.size]) + "\n"
 
 
-def _noted(path: Path) -> Iterator[Member | BadLine]:
-    with path.open() as notes:
-        for line in notes:
+def _read_cache(path: Path) -> Iterator[Member | BadLine]:
+    with path.open() as cache:
+        for line in cache:
             name, *rest = json.loads(line)
             yield Member(name, MemberKind(rest[0]), *rest[1:]) if rest else BadLine(0, name)

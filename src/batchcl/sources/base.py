@@ -1,4 +1,4 @@
-"""What every list of images offers, and the helpers that more than one kind needs."""
+"""The protocol of a list of images, and helpers that several kinds of list share."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from batchcl.errors import SourceError
 from batchcl.images import APPLE_DOUBLE, ImageRef, Position, check_limits, escaped
-from batchcl.sources.repeats import HashSet
+
+if TYPE_CHECKING:
+    from batchcl.sources.deduplication import HashSet
 
 __all__ = [
-    "IMAGE_STARTS",
+    "IMAGE_MAGIC",
     "NO_BAD_LABELS",
     "PAGE",
     "BadLabel",
@@ -22,33 +24,78 @@ __all__ = [
     "BadLine",
     "Source",
     "SourceCheck",
+    "image_key",
     "local_image",
-    "name_of",
-    "named_images",
     "parse_s3_uri",
-    "referred_image",
+    "referenced_image",
     "refuse_arn",
     "refuse_url",
     "s3_image",
+    "with_any_name",
 ]
 
-IMAGE_STARTS: Final = (b"\xff\xd8\xff", b"\x89PNG")
-"""What JPEG and PNG files begin with."""
+PAGE: Final = 1000
+"""Images per page, as in ListObjectsV2."""
+
+IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG")
+"""First bytes of JPEG and PNG files."""
 
 _ARN_COLONS: Final = 5
 
-PAGE: Final = 1000
-"""Images a page, as ListObjectsV2 has it."""
+
+class Source(Protocol):
+    """A list of images. Reading it again yields the same images, or those that exist by then."""
+
+    @property
+    def description(self) -> str:
+        """The source as the user named it."""
+        ...
+
+    async def check(self) -> SourceCheck:
+        """Check the source before anything is spent. Raises `SourceError` or another `BatchclError`."""
+        ...
+
+    def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        """The images after the position `after`, in pages of about a thousand; memory is bounded by a page.
+
+        An image is yielded as often as the source names it: once, unless it is among `repeats`.
+        """
+        ...
+
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        """For each of `images`, whether the source may name it, judged by its name alone and not by its version.
+
+        False is certain, and remains so while the source is read; True may be a false positive.
+        """
+        ...
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether the source names every existing image for which `may_name` is true, as an S3 prefix does.
+
+        An image that another listing returns, and that this source may name, is then a duplicate.
+        """
+        ...
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether the user listed the images one by one, so that file name extensions don't exclude any."""
+        ...
+
+    @property
+    def repeats(self) -> HashSet:
+        """The images that are named more than once, by `image_key`, with rare false positives; set by `check`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line, or the row of a table, that names no image.
+    """A line of a list, or a row of a table, that does not name an image.
 
     Attributes:
-        number: from 1, as editors count; where it isn't known, 0.
-        reason: why.
-        file: which one, where the source has several; otherwise empty.
+        number: 1-based line or row number; 0 where it is unknown.
+        reason: what is wrong with it.
+        file: the file, where the source has several; otherwise empty.
     """
 
     number: int
@@ -56,14 +103,14 @@ class BadLine:
     file: str = ""
 
     def place(self, source: str) -> str:
-        """Where to look for it."""
-        named = self.file or source
-        return f"{named} line {self.number}" if self.number else named
+        """File and line number, for messages."""
+        file = self.file or source
+        return f"{file} line {self.number}" if self.number else file
 
 
 @dataclass(frozen=True, slots=True)
 class BadLabel:
-    """An image that can be scored, with a label that can't be used: `number` of its line from 1, and `reason`."""
+    """An image that can be scored, from a line (1-based `number`) with an unusable label."""
 
     image: ImageRef
     reason: str
@@ -72,7 +119,7 @@ class BadLabel:
 
 @dataclass(frozen=True, slots=True)
 class BadLabels:
-    """How many images have a label that can't be used, and where and why the first one can't."""
+    """The number of images with an unusable label, and the line and reason of the first one."""
 
     count: int = 0
     first: str = ""
@@ -86,18 +133,18 @@ NO_BAD_LABELS: Final = BadLabels()
 
 @dataclass(frozen=True, slots=True)
 class SourceCheck:
-    """What a look at the source told before a call was spent.
+    """The result of `Source.check`, before any call is made.
 
     Attributes:
-        buckets: the S3 buckets that its images lie in.
-        bad_lines: the lines that will be left out, at most the first hundred.
-        bad_count: how many there are.
-        digest: of a list file's content, by which a resumed run knows that it is the same list.
-        lines: lines or rows of a list that aren't blank: its images, each as often as it is named, the bad lines, and
-            what is left out. None where the source is no list.
-        left_out: what the list names that is no image to score, such as an inventory's delete markers: kind → count.
-        left_out_folders: folders that don't belong to the source, being the output root's.
-        bad_labels: images of which a label can't be used, with the first reason; they are scored all the same.
+        buckets: the S3 buckets of its images.
+        bad_lines: the lines that will be skipped, at most the first hundred.
+        bad_count: how many lines will be skipped.
+        digest: a digest of the images that a list names, by which a resumed run detects a changed list.
+        lines: non-blank lines or rows of a list, which are its images (duplicates included), its bad lines and the
+            rows counted in `left_out`. None where the source is not a list.
+        left_out: rows that name something other than an image to score, such as delete markers: kind → count.
+        left_out_folders: folders that are excluded because they belong to the output root.
+        bad_labels: images with an unusable label; they are scored nevertheless.
     """
 
     buckets: frozenset[str] = frozenset()
@@ -110,58 +157,13 @@ class SourceCheck:
     bad_labels: BadLabels = NO_BAD_LABELS
 
 
-class Source(Protocol):
-    """A list of images. Reading it twice gives the same images, or those that have come since."""
-
-    @property
-    def description(self) -> str:
-        """The source as the user named it."""
-        ...
-
-    async def check(self) -> SourceCheck:
-        """Look at the source before anything is spent; raises `SourceError` or another refusal."""
-        ...
-
-    def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
-        """The images in pages of about a thousand, from behind `after`; memory stays that of a page.
-
-        An image comes as often as the source names it, which is once where it isn't among `repeats`.
-        """
-        ...
-
-    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
-        """For each of `images`, whether the source may name it too, judged by its name alone.
-
-        A no is certain, and stays true while the source is read; a yes need not be. Versions aren't looked at.
-        """
-        ...
-
-    @property
-    def exhaustive(self) -> bool:
-        """Whether the source names every image that there is of those that it may name.
-
-        So does a prefix: what another listing brings and this one may name, this one has named.
-        """
-        ...
-
-    @property
-    def is_explicit(self) -> bool:
-        """Whether the user wants each image that it names, so that a name excludes none."""
-        ...
-
-    @property
-    def repeats(self) -> HashSet:
-        """The images that come more than once, by `name_of`, and perhaps some that don't; known after `check`."""
-        ...
-
-
-def name_of(image: ImageRef) -> str:
-    """What makes an image the same image within a source."""
+def image_key(image: ImageRef) -> str:
+    """The identity of an image within a source: its URI and version."""
     return image.uri if image.version_id is None else f"{image.uri}\0{image.version_id}"
 
 
 def parse_s3_uri(uri: str) -> tuple[str, str]:
-    """(bucket, key) of `s3://bucket/key`; the key literally. Raises `SourceError`."""
+    """(bucket, key) of `s3://bucket/key`; the key is taken literally. Raises `SourceError`."""
     refuse_arn(uri)
     bucket, slash, key = uri.removeprefix("s3://").partition("/")
     if not uri.startswith("s3://") or not bucket or not slash or not key:
@@ -170,73 +172,34 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
 
 
 def s3_image(uri: str, *, extra: str | None = None) -> ImageRef:
-    """The image at `s3://bucket/key`, of which only its name is known. Raises `SourceError`."""
+    """The image at `s3://bucket/key`, with nothing known but its name. Raises `SourceError`."""
     bucket, key = parse_s3_uri(uri)
     return ImageRef(uri=uri, bucket=bucket, key=key, extra=extra)
 
 
 def local_image(path: str, *, extra: str | None = None) -> ImageRef:
-    """The local file at `path` with its size and time; a file that isn't there fails when it is read. Blocks."""
+    """The local file at `path` with its size and time; a missing file fails when it is read. Blocks."""
     absolute = os.path.abspath(path)
     uri = escaped(absolute)
     try:
-        facts = os.stat(absolute)
+        status = os.stat(absolute)
     except OSError:
         return ImageRef(uri=uri, bucket="", key=absolute, extra=extra)
     return ImageRef(
         uri=uri,
         bucket="",
         key=absolute,
-        size_bytes=facts.st_size,
-        last_modified=dt.datetime.fromtimestamp(facts.st_mtime, dt.UTC),
+        size_bytes=status.st_size,
+        last_modified=dt.datetime.fromtimestamp(status.st_mtime, dt.UTC),
         extra=extra,
     )
 
 
-def named_images(images: list[ImageRef]) -> list[ImageRef]:
-    """`images` that were named explicitly, whose names exclude none: a file's bytes decide, and the service. Blocks."""
-    return [image if check_limits(image) is None else replace(image, any_name=_may_be_image(image)) for image in images]
+def referenced_image(reference: str, folder: Path | None, *, extra: str | None = None) -> ImageRef:
+    """The image that an untrusted list refers to: `s3://bucket/key`, or a path below `folder`. Blocks.
 
-
-def _may_be_image(image: ImageRef) -> bool:
-    """Whether the file begins like a PNG or JPEG; of what isn't a file of its own, the service knows."""
-    if not image.local or image.member is not None:
-        return not image.key.rpartition("/")[2].startswith(APPLE_DOUBLE)
-    try:
-        with open(image.key, "rb") as file:
-            return file.read(len(max(IMAGE_STARTS, key=len))).startswith(IMAGE_STARTS)
-    except (OSError, ValueError):
-        return True  # reading it tells why
-
-
-def refuse_arn(name: str) -> None:
-    """Raise `SourceError` for an ARN in place of a bucket, as an access point or a bucket has one."""
-    arn = name.removeprefix("s3://")
-    if not arn.startswith("arn:"):
-        return
-    kind, _, rest = arn.split(":", maxsplit=_ARN_COLONS)[-1].replace(":", "/").partition("/")
-    if kind == "accesspoint":
-        raise SourceError(
-            f"{name} is the ARN of an access point, and DetectCustomLabels takes buckets; write its alias instead, "
-            f"s3://ALIAS/prefix: aws s3control get-access-point --name {rest.partition('/')[0]} --account-id ACCOUNT"
-        )
-    raise SourceError(f"{name} is an ARN; write s3://bucket/prefix, for an access point with its alias as the bucket")
-
-
-def refuse_url(reference: str, *, what: str = "it") -> None:
-    """Raise `SourceError` for a web address. The address is not shown, as it may hold a password or a signature."""
-    if reference[:8].lower().startswith(("https://", "http://")):
-        raise SourceError(
-            f"{what} is a web address, and images on the web are not read; copy them to S3 first (aws s3 cp) and "
-            "name them as s3://bucket/key"
-        )
-
-
-def referred_image(reference: str, folder: Path | None, *, extra: str | None = None) -> ImageRef:
-    """The image that a list refers to which may come from somebody else: `s3://bucket/key`, or a path below `folder`.
-
-    A path that leads out of the folder is refused, and so is any path where there is no folder, and an address on the
-    web. Raises `SourceError`. Blocks.
+    Raises:
+        SourceError: the path leads out of the folder, or there is no folder, or `reference` is a web address.
     """
     if reference.startswith("s3://"):
         return s3_image(reference, extra=extra)
@@ -250,5 +213,46 @@ def referred_image(reference: str, folder: Path | None, *, extra: str | None = N
         or path.is_absolute()
         or ".." in path.parts
     ):
-        raise SourceError(f"{reference!r} is neither s3://bucket/key nor a path below the list")
+        raise SourceError(f"{reference!r} is neither s3://bucket/key nor a path below the list's directory")
     return local_image(os.fspath(folder / path), extra=extra)
+
+
+def with_any_name(images: list[ImageRef]) -> list[ImageRef]:
+    """Mark explicitly named `images` so that their extensions don't exclude them. Blocks.
+
+    For a local file, its first bytes decide whether it is an image; for an object, the service decides.
+    """
+    return [image if check_limits(image) is None else replace(image, any_name=_may_be_image(image)) for image in images]
+
+
+def _may_be_image(image: ImageRef) -> bool:
+    if not image.local or image.member is not None:
+        return not image.key.rpartition("/")[2].startswith(APPLE_DOUBLE)
+    try:
+        with open(image.key, "rb") as file:
+            return file.read(len(max(IMAGE_MAGIC, key=len))).startswith(IMAGE_MAGIC)
+    except (OSError, ValueError):
+        return True  # the loader reports the reason
+
+
+def refuse_arn(name: str) -> None:
+    """Raise `SourceError` for an ARN in place of a bucket, such as that of an access point."""
+    arn = name.removeprefix("s3://")
+    if not arn.startswith("arn:"):
+        return
+    resource, _, rest = arn.split(":", maxsplit=_ARN_COLONS)[-1].replace(":", "/").partition("/")
+    if resource == "accesspoint":
+        raise SourceError(
+            f"{name} is the ARN of an access point, and DetectCustomLabels accepts only buckets; use its alias, "
+            f"s3://ALIAS/prefix: aws s3control get-access-point --name {rest.partition('/')[0]} --account-id ACCOUNT"
+        )
+    raise SourceError(f"{name} is an ARN; write s3://bucket/prefix (for an access point, its alias is the bucket)")
+
+
+def refuse_url(reference: str, *, what: str = "this") -> None:
+    """Raise `SourceError` for a web address, without repeating it: it may contain a password or a signature."""
+    if reference[:8].lower().startswith(("https://", "http://")):
+        raise SourceError(
+            f"{what} is a web address, and batchcl does not download images from the web; copy them to S3 first "
+            "(aws s3 cp) and name them as s3://bucket/key"
+        )

@@ -18,57 +18,57 @@ import orjson
 from batchcl.errors import SourceError
 from batchcl.groundtruth import multilabel
 from batchcl.images import ImageRef
-from batchcl.sources.base import BadLine, referred_image
+from batchcl.sources.base import BadLine, referenced_image
 from batchcl.sources.files import open_list
 from batchcl.sources.list_source import ListChunk
 from batchcl.sources.text_lists import MAX_LINE_BYTES, Entry, chunked, skip_line, skip_mark
 
-__all__ = ["BUCKET", "CsvPart", "LabelRows", "batch_row", "decoded_key"]
+__all__ = ["BUCKET_NAME", "CsvPart", "LabelRows", "batch_row", "decoded_key"]
 
-BUCKET: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,253}[a-zA-Z0-9]")
-"""What a bucket may be called; old ones of us-east-1 had fewer rules."""
+BUCKET_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,253}[a-zA-Z0-9]")
+"""A valid bucket name; old buckets in us-east-1 may have more characters than new ones."""
 
-_NO_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_MOST_BATCH_FIELDS: Final = 3
+_INVALID_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_MAX_BATCH_FIELDS: Final = 3
 
 Row = list[str]
 
 
 def decoded_key(text: str) -> str:
-    """The key behind its URL-encoding, in which a space is `+` or `%20`.
+    """The URL-decoded key; `+` and `%20` are spaces.
 
-    Raises `SourceError` where `text` can't be URL-encoded, so that a list of literal keys isn't corrupted.
+    Raises `SourceError` if `text` is not valid URL-encoding, so that a list of literal keys isn't corrupted.
     """
     if "%" not in text and "+" not in text:
         return text
-    if (found := _NO_ESCAPE.search(text)) is not None:
+    if (match := _INVALID_ESCAPE.search(text)) is not None:
         raise SourceError(
-            f"the key {text!r} is not URL-encoded, as keys in such a list have to be: its % at {found.start() + 1} "
-            "begins no escape"
+            f"the key {text!r} is not URL-encoded, which this kind of list requires: the % at position "
+            f"{match.start() + 1} does not begin an escape"
         )
     try:
         return unquote_plus(text, errors="strict")
     except UnicodeDecodeError as error:
-        raise SourceError(f"the key {text!r} is no UTF-8 once it is decoded") from error
+        raise SourceError(f"the URL-decoded key {text!r} is not UTF-8") from error
 
 
 def batch_row(row: Row) -> ImageRef:
-    """The image of a line `bucket,key[,versionId]` with a URL-encoded key. Raises `SourceError`."""
-    if not 1 < len(row) <= _MOST_BATCH_FIELDS:
-        raise SourceError(f"it has {len(row)} fields, and bucket,key or bucket,key,versionId is due")
+    """The image of a row `bucket,key[,versionId]` with a URL-encoded key. Raises `SourceError`."""
+    if not 1 < len(row) <= _MAX_BATCH_FIELDS:
+        raise SourceError(f"expected bucket,key[,versionId]; got {len(row)} fields")
     bucket, encoded, *version = row
-    if BUCKET.fullmatch(bucket) is None:
-        raise SourceError(f"{bucket!r} is no bucket's name")
+    if BUCKET_NAME.fullmatch(bucket) is None:
+        raise SourceError(f"{bucket!r} is not a bucket name")
     key = decoded_key(encoded)
     if not key:
-        raise SourceError("it has no key")
+        raise SourceError("the key is empty")
     return ImageRef(uri=f"s3://{bucket}/{key}", bucket=bucket, key=key, version_id=(version or [""])[0] or None)
 
 
 class LabelRows:
-    """Reads lines `image,label,…`: the image is `s3://bucket/key` or a path below the list, taken literally.
+    """Parses rows `image,label,…`; the image is `s3://bucket/key` or a path below the list's directory, literally.
 
-    Its labels go to `extra` as Ground Truth writes several labels of an image, so `batchcl evaluate` reads them.
+    The labels are stored in `extra` in Ground Truth's multi-label format, which `batchcl evaluate` reads.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -78,17 +78,17 @@ class LabelRows:
         """The image of `row`. Raises `SourceError`. Blocks."""
         image, *labels = row
         if not image:
-            raise SourceError("it names no image")
-        named = [label for label in labels if label]
-        extra = orjson.dumps(multilabel("labels", named)).decode() if named else None
-        return referred_image(image, self._folder, extra=extra)
+            raise SourceError("its first field, the image, is empty")
+        nonempty = [label for label in labels if label]
+        extra = orjson.dumps(multilabel("labels", nonempty)).decode() if nonempty else None
+        return referenced_image(image, self._folder, extra=extra)
 
 
 class CsvPart:
-    """A CSV file; `parse` turns a row into its image or raises `SourceError`.
+    """A CSV file; `parse` converts a row to its image or raises `SourceError`.
 
-    With `header`, the first row goes to it and gives the function for the others. The number of a bad row is
-    that of its last line.
+    Instead of `parse`, `header` may be given: a function of the first row that returns the parser of the other rows.
+    A bad row is reported by the number of its last line.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class CsvPart:
         self._header = header
 
     def chunks(self) -> Iterator[ListChunk]:
-        """The rows, some at a time."""
+        """See `ListPart`."""
         with open_list(self._path, self.name) as file:
             skip_mark(file, self.name)
             yield from chunked(self._entries(file))
@@ -126,7 +126,7 @@ class CsvPart:
                     continue
                 yield parse(_clean(row))
             except csv.Error as error:
-                yield BadLine(reader.line_num, f"it is no CSV: {error}")
+                yield BadLine(reader.line_num, f"not valid CSV: {error}")
             except SourceError as error:
                 if parse is None:
                     raise SourceError(f"{self.name}: {error}") from error
@@ -134,20 +134,21 @@ class CsvPart:
 
 
 def _text(file: BufferedReader) -> Iterator[str]:
-    """Lines with their ends; what is no UTF-8 is marked, to be refused with its row, and so is an overlong line."""
+    """The lines with their line ends. Invalid UTF-8 becomes surrogates, which `_clean` refuses with their row."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES:
             if not line.endswith(b"\n"):
                 skip_line(file)
-            line = b'"overlong"x\n'  # strict CSV refuses it
+            line = b'"overlong"x\n'  # invalid CSV, so that the row is a bad one
         yield line.decode("utf-8", "surrogateescape")
 
 
 def _clean(row: Sequence[str]) -> Row:
+    """The row; raises `SourceError` if it is not UTF-8."""
     for value in row:
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise SourceError("it is not UTF-8 text") from error
+                raise SourceError("not UTF-8 text") from error
     return list(row)

@@ -1,31 +1,35 @@
-"""Images that are named more than once, by one source or by several: each counts once, and none is lost.
+"""Removes images that are named more than once, by one source or by several, without losing any.
 
-An image is left out only where it was taken before. That it was named is not enough: a prefix has no object for each
-key of a key list that starts with it, and of two rows about an image a filter may take the second.
+An image is a duplicate only if it was selected before. That an earlier source named it is not enough: an S3 prefix does
+not contain every key of a key list that starts with it, and of two rows about an image, filters may select the second.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
+from typing import Final
 
 import anyio.to_thread
 import polars as pl
 
 from batchcl.images import ImageRef
 from batchcl.name_set import NameSet
-from batchcl.sources.base import Source, name_of
+from batchcl.sources.base import Source, image_key
 
-__all__ = ["Deduplication"]
+__all__ = ["NO_NAMES", "Deduplication", "HashLog", "HashSet"]
+
+_HASH_SEED: Final = 7
 
 
 class Deduplication:
-    """Tells which images were taken before.
+    """Remembers which images were selected.
 
-    Two images are the same if they have the same name and version. S3's listings don't tell the version: there, they
-    are the same if both have the same entity tag and time, to the second.
+    Two images are the same if name and version are equal. S3 listings don't report versions: there, two images are the
+    same if the entity tag and the time (to the second) are equal.
 
-    Memory is 16 bytes, or 32 with an entity tag, for each image that is taken and may come again. Nothing is kept of
-    what two exhaustive sources share, as the later one names only what the earlier one did.
+    Memory is 16 bytes, or 32 with an entity tag, for each selected image that may be named again. Nothing is stored for
+    the overlap of two exhaustive sources, because everything that the later one names there is a duplicate.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -34,86 +38,148 @@ class Deduplication:
 
     @property
     def possible(self) -> bool:
-        """Whether an image may come more than once."""
+        """Whether any image may be named more than once."""
         return len(self._sources) > 1 or any(source.repeats for source in self._sources)
 
     async def restore(self, number: int, earlier: AsyncIterable[tuple[int, Sequence[ImageRef]]]) -> None:
-        """Go on in source `number`: `earlier` are images taken up to there, with the first source they may be of."""
+        """Resume in source `number`.
+
+        `earlier` yields the images selected before, with the number of the first source that may have named them.
+        """
         repeats = self._sources[number].repeats
         async for first, images in earlier:
-            rest = range(number + (first == number), len(self._sources))
-            if not rest and not repeats:
+            later = range(number + (first == number), len(self._sources))
+            if not later and not repeats:
                 return
-            await self._remember(images, rest)
-            await self._note([images[at] for at in repeats.among(_names(images))])
+            await self._remember(images, later)
+            await self._remember_exact([images[at] for at in repeats.positions(_keys(images))])
 
-    async def fresh(self, number: int, images: Sequence[ImageRef]) -> list[bool]:
-        """For each image of source `number`, whether it is new, and remember those that are."""
-        new = [True] * len(images)
+    async def new(self, number: int, images: Sequence[ImageRef]) -> list[bool]:
+        """For each image of source `number`, whether it is new; new images are remembered."""
+        is_new = [True] * len(images)
         repeats = self._sources[number].repeats
-        names = _names(images) if repeats else pl.Series(dtype=pl.String)
-        places = repeats.among(names)
-        for place, is_first in zip(places, names.gather(places).is_first_distinct(), strict=True):
-            new[place] = is_first
-        named = await self._named_exhaustively(number, images)
-        for at in range(len(images)) if number else places:
-            new[at] = new[at] and not named[at] and not any(name in self._seen for name in _wanted(images[at]))
-        await self._note([images[at] for at in places if new[at]])
+        keys = _keys(images) if repeats else pl.Series(dtype=pl.String)
+        candidates = repeats.positions(keys)
+        for at, is_first in zip(candidates, keys.gather(candidates).is_first_distinct(), strict=True):
+            is_new[at] = is_first
+        covered = await self._is_covered(number, images)
+        for at in range(len(images)) if number else candidates:
+            is_new[at] = (
+                is_new[at] and not covered[at] and not any(name in self._seen for name in _lookup_names(images[at]))
+            )
+        await self._remember_exact([images[at] for at in candidates if is_new[at]])
         if number + 1 < len(self._sources):
-            taken = [image for image, is_new in zip(images, new, strict=True) if is_new]
-            await self._remember(taken, range(number + 1, len(self._sources)))
-        return new
+            selected = [image for image, new in zip(images, is_new, strict=True) if new]
+            await self._remember(selected, range(number + 1, len(self._sources)))
+        return is_new
 
-    async def _note(self, images: Sequence[ImageRef]) -> None:
-        """Take note of images that their own source brings again."""
+    async def _remember_exact(self, images: Sequence[ImageRef]) -> None:
+        """Remember images that their own source names again."""
         if images:
-            await anyio.to_thread.run_sync(self._seen.update, [_exact(image) for image in images])
-
-    async def _named_exhaustively(self, number: int, images: Sequence[ImageRef]) -> list[bool]:
-        """Which images the exhaustive source `number` need not name, as an earlier such source has done so."""
-        found = [False] * len(images)
-        if self._sources[number].exhaustive:
-            for earlier in self._sources[:number]:
-                if earlier.exhaustive:
-                    found = [one or other for one, other in zip(found, await earlier.may_name(images), strict=True)]
-        return found
+            await anyio.to_thread.run_sync(self._seen.update, [_exact_name(image) for image in images])
 
     async def _remember(self, images: Sequence[ImageRef], numbers: range) -> None:
-        """Take note of images that one of these sources may bring again."""
-        due = [False] * len(images)
+        """Remember images that one of the sources `numbers` may name again."""
+        needed = [False] * len(images)
         for number in numbers:
-            may_come = await self._sources[number].may_name(images)
-            if any(may_come):
-                named = await self._named_exhaustively(number, images)
-                due = [one or (comes and not known) for one, comes, known in zip(due, may_come, named, strict=True)]
-        names = [name for image, is_due in zip(images, due, strict=True) if is_due for name in _told(image)]
+            may_name = await self._sources[number].may_name(images)
+            if any(may_name):
+                covered = await self._is_covered(number, images)
+                needed = [
+                    each or (may and not known) for each, may, known in zip(needed, may_name, covered, strict=True)
+                ]
+        names = [name for image, is_needed in zip(images, needed, strict=True) if is_needed for name in _names(image)]
         if names:
             await anyio.to_thread.run_sync(self._seen.update, names)
 
+    async def _is_covered(self, number: int, images: Sequence[ImageRef]) -> list[bool]:
+        """For each image of the source, whether it and an earlier source are exhaustive and both name the image."""
+        covered = [False] * len(images)
+        if self._sources[number].exhaustive:
+            for earlier in self._sources[:number]:
+                if earlier.exhaustive:
+                    covered = [one or other for one, other in zip(covered, await earlier.may_name(images), strict=True)]
+        return covered
 
-def _names(images: Sequence[ImageRef]) -> pl.Series:
-    return pl.Series([name_of(image) for image in images], dtype=pl.String)
+
+def _keys(images: Sequence[ImageRef]) -> pl.Series:
+    return pl.Series([image_key(image) for image in images], dtype=pl.String)
 
 
-def _exact(image: ImageRef) -> str:
-    return f"{image.uri}\0{image.key}\0{image.version_id or ''}"
-
-
-def _told(image: ImageRef) -> Iterator[str]:
-    """What an image is known by once it was taken."""
-    yield _exact(image)
-    if (content := _content(image)) is not None:
+def _names(image: ImageRef) -> Iterator[str]:
+    """The names under which a selected image is remembered."""
+    yield _exact_name(image)
+    if (content := _content_name(image)) is not None:
         yield f"{content}\0{image.version_id is not None}"
 
 
-def _wanted(image: ImageRef) -> Iterator[str]:
-    """What the same image would be known by: two that both tell a version are told apart by it alone."""
-    yield _exact(image)
-    if (content := _content(image)) is not None:
+def _lookup_names(image: ImageRef) -> Iterator[str]:
+    """The names under which the same image would have been remembered.
+
+    Images that both have a version id are compared by it alone, so the content is looked up among the others.
+    """
+    yield _exact_name(image)
+    if (content := _content_name(image)) is not None:
         yield f"{content}\0{image.version_id is None}"
 
 
-def _content(image: ImageRef) -> str | None:
+def _exact_name(image: ImageRef) -> str:
+    return f"{image.uri}\0{image.key}\0{image.version_id or ''}"
+
+
+def _content_name(image: ImageRef) -> str | None:
     if image.etag is None or image.last_modified is None:
         return None
     return f"{image.uri}\0{image.key}\0{image.etag}\0{image.last_modified:%Y-%m-%dT%H:%M:%S}"
+
+
+class HashSet:
+    """A set of names as 64-bit hashes, 8 bytes each: no false negatives, and very few false positives."""
+
+    def __init__(self, hashes: pl.Series) -> None:
+        """`hashes` are sorted."""
+        self._hashes = hashes
+
+    @classmethod
+    def of(cls, batches: Iterable[pl.Series]) -> HashSet:
+        """The set of all names in `batches`. Blocks."""
+        hashes = [names.hash(_HASH_SEED) for names in batches]
+        return cls(pl.concat(hashes).unique().sort() if hashes else pl.Series(dtype=pl.UInt64))
+
+    def __bool__(self) -> bool:
+        return len(self._hashes) > 0
+
+    def positions(self, names: pl.Series) -> list[int]:
+        """The positions in `names` of those that are in the set."""
+        if not self:
+            return []
+        hashes = names.hash(_HASH_SEED)
+        at = self._hashes.search_sorted(hashes).clip(upper_bound=len(self._hashes) - 1)
+        return (self._hashes.gather(at) == hashes).arg_true().to_list()
+
+
+NO_NAMES: Final = HashSet(pl.Series(dtype=pl.UInt64))
+"""The repeats of a source without duplicates."""
+
+
+class HashLog:
+    """Finds the candidates for duplicates in a long list, with 8 bytes per name. Thread-safe.
+
+    Only names whose hash occurs twice are candidates; `Deduplication` compares those exactly.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hashes = pl.Series(dtype=pl.UInt64)
+
+    def add(self, names: pl.Series) -> None:
+        """Add `names`. Blocks."""
+        hashes = names.hash(_HASH_SEED)
+        with self._lock:
+            self._hashes.append(hashes)
+
+    def repeats(self) -> HashSet:
+        """The names that were added more than once; empties the log. Blocks; needs 8 more bytes per name."""
+        with self._lock:
+            ordered, self._hashes = self._hashes.sort(), pl.Series(dtype=pl.UInt64)
+        return HashSet(ordered.filter(ordered == ordered.shift(1)).unique().sort())

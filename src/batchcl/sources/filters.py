@@ -14,34 +14,34 @@ import polars as pl
 
 from batchcl.errors import UsageError
 from batchcl.images import ImageRef
-from batchcl.sources.base import name_of
+from batchcl.sources.base import image_key
 
 __all__ = ["ALL_RANKS", "FilterChain", "Filters", "Sample", "SmallestRanks", "describe_filters"]
 
 _UNKNOWN: Final = {"size_unknown": "size not known", "time_unknown": "time not known"}
 
-_Judge: TypeAlias = Callable[[ImageRef], str | None]
-"""Why an image is taken away, by the name of the filter, or None."""
+_Filter: TypeAlias = Callable[[ImageRef], str | None]
+"""Returns the name of the filter if it excludes the image, otherwise None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What an image must be like to be taken.
+    """Which images are selected.
 
     Attributes:
-        include: globs, of which it fits any, if there is one.
-        exclude: globs, of which it fits none, in whatever order they and `include` were given.
-        newer_than: it was modified at that moment or later.
-        older_than: it was modified before.
-        min_size_bytes: it has as many bytes or more.
-        max_size_bytes: it has as many bytes or fewer.
-        where: says of images whether each fits a condition.
-        sample: of those that are left, these.
-        limit: of those, the first so many.
+        include: globs; if any, an image must match at least one of them.
+        exclude: globs; an image must not match any of them, independent of the order of options.
+        newer_than: modified at this time or later.
+        older_than: modified before this time.
+        min_size_bytes: smallest size.
+        max_size_bytes: largest size.
+        where: evaluates a condition on images.
+        sample: applied to the images that pass the filters above.
+        limit: the maximum number of images, applied last.
 
-    Globs know `*`, `?` and `[…]`, tell upper from lower case, and `*` crosses `/`. One without `/` is held against the
-    last part of the key, one with `/` against the whole key (for a local file: its path). An image of which the list
-    doesn't tell the size or time passes no filter that asks for it.
+    Globs support `*`, `?` and `[…]`, are case-sensitive, and `*` matches `/`. A glob without `/` is matched with the
+    last part of the key, one with `/` with the whole key (for a local file: its path). Filters on size or time exclude
+    images whose list does not report it.
     """
 
     include: tuple[str, ...] = ()
@@ -56,102 +56,102 @@ class Filters:
 
 
 def describe_filters(name: str) -> str:
-    """What took images away, in words: the flag, or what was missing for it."""
+    """The filter in words: its flag, or what was unknown for it."""
     return _UNKNOWN.get(name) or f"--{name.replace('_', '-')}"
 
 
 class FilterChain:
-    """The filters that judge each image by itself: all but the sample and the limit."""
+    """The filters that apply to each image separately: all except the sample and the limit."""
 
     def __init__(self, filters: Filters) -> None:
         self._where = filters.where
-        self._judges: list[_Judge] = []
+        self._filters: list[_Filter] = []
         if filters.include:
-            self._judges.append(_included([_Glob(pattern) for pattern in filters.include]))
+            self._filters.append(_include_filter([_Glob(pattern) for pattern in filters.include]))
         if filters.exclude:
-            self._judges.append(_excluded([_Glob(pattern) for pattern in filters.exclude]))
+            self._filters.append(_exclude_filter([_Glob(pattern) for pattern in filters.exclude]))
         if filters.newer_than is not None or filters.older_than is not None:
-            self._judges.append(_timely(filters.newer_than, filters.older_than))
+            self._filters.append(_time_filter(filters.newer_than, filters.older_than))
         if filters.min_size_bytes is not None or filters.max_size_bytes is not None:
-            self._judges.append(_sized(filters.min_size_bytes, filters.max_size_bytes))
+            self._filters.append(_size_filter(filters.min_size_bytes, filters.max_size_bytes))
 
     @property
-    def takes_all(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether there is no such filter."""
-        return not self._judges and self._where is None
+        return not self._filters and self._where is None
 
     def reasons(self, images: Sequence[ImageRef]) -> list[str | None]:
-        """For each image the first filter that takes it away, by its name among `Job`'s fields; None where it stays.
+        """For each image the first filter that excludes it, named as in `Job`'s fields; None where it passes.
 
-        Where the list doesn't tell what a filter asks for, it is `size_unknown` or `time_unknown`.
+        The name is `size_unknown` or `time_unknown` where the list does not report what the filter needs.
         """
-        found = [self._reason(image) for image in images]
+        reasons = [self._reason(image) for image in images]
         if self._where is not None:
-            left = [at for at, reason in enumerate(found) if reason is None]
-            for at, fits in zip(left, self._where([images[at] for at in left]), strict=True):
-                if not fits:
-                    found[at] = "where"
-        return found
+            passed = [at for at, reason in enumerate(reasons) if reason is None]
+            for at, matches in zip(passed, self._where([images[at] for at in passed]), strict=True):
+                if not matches:
+                    reasons[at] = "where"
+        return reasons
 
     def _reason(self, image: ImageRef) -> str | None:
-        for judge in self._judges:
-            if (reason := judge(image)) is not None:
+        for each in self._filters:
+            if (reason := each(image)) is not None:
                 return reason
         return None
 
 
-def _included(globs: Sequence[_Glob]) -> _Judge:
-    return lambda image: None if any(glob.fits(image.key) for glob in globs) else "include"
+def _include_filter(globs: Sequence[_Glob]) -> _Filter:
+    return lambda image: None if any(glob.matches(image.key) for glob in globs) else "include"
 
 
-def _excluded(globs: Sequence[_Glob]) -> _Judge:
-    return lambda image: "exclude" if any(glob.fits(image.key) for glob in globs) else None
+def _exclude_filter(globs: Sequence[_Glob]) -> _Filter:
+    return lambda image: "exclude" if any(glob.matches(image.key) for glob in globs) else None
 
 
-def _timely(newer_than: dt.datetime | None, older_than: dt.datetime | None) -> _Judge:
-    def judge(image: ImageRef) -> str | None:
-        moment = image.last_modified
-        if moment is None:
+def _time_filter(newer_than: dt.datetime | None, older_than: dt.datetime | None) -> _Filter:
+    def reason(image: ImageRef) -> str | None:
+        time = image.last_modified
+        if time is None:
             return "time_unknown"
-        if newer_than is not None and moment < newer_than:
+        if newer_than is not None and time < newer_than:
             return "newer_than"
-        return "older_than" if older_than is not None and moment >= older_than else None
+        return "older_than" if older_than is not None and time >= older_than else None
 
-    return judge
+    return reason
 
 
-def _sized(least: int | None, most: int | None) -> _Judge:
-    def judge(image: ImageRef) -> str | None:
+def _size_filter(min_bytes: int | None, max_bytes: int | None) -> _Filter:
+    def reason(image: ImageRef) -> str | None:
         size = image.size_bytes
         if size is None:
             return "size_unknown"
-        if least is not None and size < least:
+        if min_bytes is not None and size < min_bytes:
             return "min_size"
-        return "max_size" if most is not None and size > most else None
+        return "max_size" if max_bytes is not None and size > max_bytes else None
 
-    return judge
+    return reason
 
 
 class _Glob:
     def __init__(self, pattern: str) -> None:
-        self._whole = "/" in pattern
+        self._whole_key = "/" in pattern
         self._match = re.compile(fnmatch.translate(pattern)).match
 
-    def fits(self, key: str) -> bool:
-        return self._match(key if self._whole else key.rpartition("/")[2]) is not None
+    def matches(self, key: str) -> bool:
+        return self._match(key if self._whole_key else key.rpartition("/")[2]) is not None
 
 
 ALL_RANKS: Final = (1 << 64) - 1
-"""No rank is larger."""
+"""The largest possible rank."""
 
-_TEXT: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
+_SAMPLE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 _RANK_BYTES: Final = 8
-_WAITING: Final = 65_536
+_MIN_BUFFER: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """So many images, or about so large a share of them; `seed` says which."""
+    """A number of images (`count`), or about a `share` (0 to 1) of them. Deterministic for a `seed`."""
 
     count: int | None = None
     share: float | None = None
@@ -159,55 +159,57 @@ class Sample:
 
     @classmethod
     def parse(cls, text: str, *, seed: int = 0) -> Sample:
-        """Read `1000` or `2%`. Raises `UsageError`."""
-        found = _TEXT.fullmatch(text)
-        number = float(found["number"]) if found is not None else 0.0
-        if found is not None and found["percent"] and 0 < number <= 100:  # noqa: PLR2004
+        """Parse `1000` or `2%`. Raises `UsageError`."""
+        match = _SAMPLE.fullmatch(text)
+        number = float(match["number"]) if match is not None else 0.0
+        if match is not None and match["percent"] and 0 < number <= 100:  # noqa: PLR2004
             return cls(share=number / 100, seed=seed)
-        if found is not None and not found["percent"] and number >= 1 and found["number"].isdigit():
-            return cls(count=int(found["number"]), seed=seed)
-        raise UsageError(f"{text!r} is no sample; write a count such as 1000 or a share such as 2%, up to 100%")
+        if match is not None and not match["percent"] and number >= 1 and match["number"].isdigit():
+            return cls(count=int(match["number"]), seed=seed)
+        raise UsageError(
+            f"{text!r} is not a valid sample; write a count such as 1000, or a percentage such as 2%, at most 100%"
+        )
 
     def ranker(self) -> Callable[[ImageRef], int]:
-        """Gives each image its rank, from 0 to `ALL_RANKS`: of its URI and version."""
-        keyed = hashlib.blake2b(digest_size=_RANK_BYTES, key=str(self.seed).encode())
+        """A function that returns the rank of an image, 0 to `ALL_RANKS`: a hash of its URI and version."""
+        seeded = hashlib.blake2b(digest_size=_RANK_BYTES, key=str(self.seed).encode())
 
         def rank(image: ImageRef) -> int:
-            one = keyed.copy()
-            one.update(name_of(image).encode("utf-8", "surrogatepass"))
-            return int.from_bytes(one.digest(), "big")
+            digest = seeded.copy()
+            digest.update(image_key(image).encode("utf-8", "surrogatepass"))
+            return int.from_bytes(digest.digest(), "big")
 
         return rank
 
-    def cut(self) -> int:
-        """The largest rank that is taken, as far as it doesn't depend on the list."""
+    def max_rank(self) -> int:
+        """The largest rank in the sample of a share; `ALL_RANKS` for a count, whose limit depends on the images."""
         return ALL_RANKS if self.share is None else min(int(self.share * ALL_RANKS), ALL_RANKS)
 
 
 class SmallestRanks:
-    """The smallest of many ranks, in 8 bytes each of twice as many as are asked for."""
+    """Finds the `count` smallest of many ranks; memory is 8 bytes for each of twice `count`."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._room = max(2 * count, _WAITING)
-        self._kept = pl.Series(dtype=pl.UInt64)
-        self._waiting: list[pl.Series] = []
-        self._waiting_count = 0
+        self._buffer_size = max(2 * count, _MIN_BUFFER)
+        self._smallest = pl.Series(dtype=pl.UInt64)
+        self._buffer: list[pl.Series] = []
+        self._buffered = 0
 
     def add(self, ranks: Sequence[int]) -> None:
-        """Take note of `ranks`."""
-        self._waiting.append(pl.Series(ranks, dtype=pl.UInt64))
-        self._waiting_count += len(ranks)
-        if self._waiting_count >= self._room:
-            self._settle()
+        """Add `ranks`."""
+        self._buffer.append(pl.Series(ranks, dtype=pl.UInt64))
+        self._buffered += len(ranks)
+        if self._buffered >= self._buffer_size:
+            self._merge()
 
     def largest(self) -> int:
-        """The largest of the smallest ranks; `ALL_RANKS` where there are no more than asked for."""
-        self._settle()
-        if len(self._kept) < self._count:
+        """The largest of the `count` smallest ranks; `ALL_RANKS` if fewer than `count` were added."""
+        self._merge()
+        if len(self._smallest) < self._count:
             return ALL_RANKS
-        return int(self._kept[-1])
+        return int(self._smallest[-1])
 
-    def _settle(self) -> None:
-        self._kept = pl.concat([self._kept, *self._waiting]).sort().head(self._count)
-        self._waiting, self._waiting_count = [], 0
+    def _merge(self) -> None:
+        self._smallest = pl.concat([self._smallest, *self._buffer]).sort().head(self._count)
+        self._buffer, self._buffered = [], 0

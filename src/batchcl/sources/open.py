@@ -1,4 +1,4 @@
-"""Opens what a user named as a source, by its content rather than its name."""
+"""Opens the sources that a user named. The format of a local file is detected by its content, not by its name."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from batchcl.runs.layout import FOLDERS
 from batchcl.sources.archive import archive_in_s3, local_archive
 from batchcl.sources.base import Source, SourceCheck, local_image, refuse_arn, refuse_url, s3_image
 from batchcl.sources.csv_lists import CsvPart, LabelRows, batch_row
+from batchcl.sources.deduplication import NO_NAMES
 from batchcl.sources.directory import DirectorySource
 from batchcl.sources.files import spool_pipe, spool_stdin
 from batchcl.sources.format_detection import detect_kind, is_columnar
 from batchcl.sources.inventory import MANIFEST, open_inventory
 from batchcl.sources.list_source import ListPart, ListSource
-from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.s3_prefix import S3PrefixSource
 from batchcl.sources.storage import LocalStorage, S3Storage
 from batchcl.sources.tables import Columns, TablePart, csv_header
@@ -39,29 +39,29 @@ from batchcl.sources.text_lists import FieldParser, LinePart, ManifestParser, pa
 
 __all__ = ["ImageSource", "ListOptions", "open_sources"]
 
-_LIST_NAME: Final = re.compile(
+_LIST_EXTENSION: Final = re.compile(
     r"\.(txt|csv|tsv|json|jsonl|ndjson|manifest|parquet|orc|list|lst)(\.(gz|zst))?$|/symlink\.txt$", re.IGNORECASE
 )
-"""Names of S3 objects that are looked at as lists; any other name in S3 is a prefix, but for archives."""
+"""Names of S3 objects that are opened as lists; other names, except those of archives, are prefixes."""
 
-_ARCHIVE_NAME: Final = re.compile(r"\.(tar(\.(gz|zst))?|tgz)$", re.IGNORECASE)
+_ARCHIVE_EXTENSION: Final = re.compile(r"\.(tar(\.(gz|zst))?|tgz)$", re.IGNORECASE)
 
-_GLOB: Final = re.compile(r"[*?\[]")
+_WILDCARD: Final = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListOptions:
-    """How list files are read.
+    """How sources are opened and lists are read.
 
     Attributes:
-        kind: overrides the recognition, for all names.
-        columns: of tables, which name the image.
-        uri_field: of JSON Lines, which names the image.
-        attribute: of manifests, whose labels count.
-        all_versions: of inventories: keep versions that aren't the latest.
-        as_of: of inventories: the newest one of this day or earlier.
-        any_name: of prefixes, directories, archives and inventories: take images whatever their names.
-        skip_bad_lines: leave lines out that name no image.
+        kind: the format of all sources, instead of detecting it.
+        columns: for tables: the columns that name the image.
+        uri_field: for JSON Lines: the field that names the image.
+        attribute: for manifests: the label attribute to read.
+        all_versions: for inventories: keep versions other than the latest.
+        as_of: for inventories: choose the newest one of this day or earlier.
+        any_name: for prefixes, directories, archives and inventories: accept any file name extension.
+        skip_bad_lines: skip lines that don't name an image.
     """
 
     kind: SourceKind | None = None
@@ -76,7 +76,7 @@ class ListOptions:
 
 @dataclass(frozen=True, slots=True)
 class _ListFile:
-    """A list file on this machine; `folder` is what its paths are relative to, None where it may have none."""
+    """A local list file or copy; its paths are relative to `folder`, None if it must not name local files."""
 
     label: str
     path: Path
@@ -94,25 +94,25 @@ async def open_sources(
     transport: Transport = Transport.WIRE,
     buckets: BucketChecks | None = None,
 ) -> list[Source]:
-    """The source behind each name, in order.
+    """The source for each name, in order.
 
     Args:
         names: `s3://bucket/prefix`, directories, files, globs of list files or archives, or `-` for a list on
             standard input.
         stack: removes temporary copies when it closes.
         aws: for S3.
-        region: where buckets are expected: the model's.
+        region: the model's region, where buckets are expected.
         options: how lists are read.
-        out: the output root, an absolute path or `s3://bucket[/prefix]`: its files belong to no source.
-        transport: how listings of prefixes travel.
-        buckets: says where they lie; in `region` without it.
+        out: the output root, an absolute path or `s3://bucket[/prefix]`; its files are excluded from all sources.
+        transport: for the listings of prefixes.
+        buckets: finds the region of buckets; by default a new one for `region`.
 
     Raises:
-        SourceError: a name leads nowhere or to something that isn't a list of images.
+        SourceError: a name does not exist or is not a list of images.
     """
     if list(names).count("-") > 1:
-        raise SourceError("standard input can be read once: name - only once")
-    opener = _Opener(
+        raise SourceError("- is given twice: standard input can be read only once; remove one")
+    opener = _SourceOpener(
         stack,
         aws=aws,
         region=region,
@@ -124,7 +124,35 @@ async def open_sources(
     return [await opener.open(name) for name in names]
 
 
-class _Opener:
+class ImageSource:
+    """A single image."""
+
+    exhaustive = False
+    is_explicit = True
+    repeats = NO_NAMES
+
+    def __init__(self, name: str) -> None:
+        self.description = name
+
+    async def check(self) -> SourceCheck:
+        """See `Source`; a missing image fails when it is scored."""
+        return SourceCheck(buckets=frozenset({self._image().bucket} - {""}))
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        """See `Source`; one page with one image."""
+        if after is None:
+            yield [await anyio.to_thread.run_sync(self._image)]
+
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        """See `Source`."""
+        own = self._image()
+        return [(image.bucket, image.key) == (own.bucket, own.key) for image in images]
+
+    def _image(self) -> ImageRef:
+        return s3_image(self.description) if self.description.startswith("s3://") else local_image(self.description)
+
+
+class _SourceOpener:
     def __init__(
         self,
         stack: ExitStack,
@@ -151,7 +179,7 @@ class _Opener:
             return await self._open_s3(name)
         refuse_url(name, what="a source")
         if kind is SourceKind.PREFIX:
-            raise SourceError(f"{name} is no S3 prefix; write s3://bucket/prefix")
+            raise SourceError(f"{name} is not an S3 prefix; write s3://bucket/prefix")
         if kind is SourceKind.DIRECTORY:
             return await anyio.to_thread.run_sync(self._directory, name, abandon_on_cancel=True)
         if kind is SourceKind.IMAGE:
@@ -161,46 +189,48 @@ class _Opener:
         return await self._open_local(name)
 
     async def _open_local(self, name: str) -> Source:
-        """A name on this machine whose kind isn't told, or is that of a list file."""
+        """A local name whose kind is not given, or is that of a list file."""
         if name == "-" or await anyio.to_thread.run_sync(_is_pipe, name, abandon_on_cancel=True):
             spool = partial(spool_stdin, self._stack) if name == "-" else partial(spool_pipe, Path(name), self._stack)
             path = await anyio.to_thread.run_sync(spool, abandon_on_cancel=True)
             label = "standard input" if name == "-" else name
-            return await self._lists(label, [_ListFile(label, path, Path.cwd())])
-        what = await anyio.to_thread.run_sync(_look, name, abandon_on_cancel=True)
-        if what is _LocalPath.FOLDER:
+            return await self._list_of_files(label, [_ListFile(label, path, Path.cwd())])
+        path_kind = await anyio.to_thread.run_sync(_local_path_kind, name, abandon_on_cancel=True)
+        if path_kind is _LocalPathKind.FOLDER:
             if self._options.as_of is not None or await anyio.to_thread.run_sync(
-                _holds_inventories, name, abandon_on_cancel=True
+                _contains_inventories, name, abandon_on_cancel=True
             ):
                 return await self._inventory(name)
             return await anyio.to_thread.run_sync(self._directory, name, abandon_on_cancel=True)
-        if what is _LocalPath.GLOB:
-            return await self._lists(name, await anyio.to_thread.run_sync(_globbed, name, abandon_on_cancel=True))
-        return await self._lists(name, [_local(name)])
+        if path_kind is _LocalPathKind.GLOB:
+            return await self._list_of_files(
+                name, await anyio.to_thread.run_sync(_matching_files, name, abandon_on_cancel=True)
+            )
+        return await self._list_of_files(name, [_local_file(name)])
 
     async def _open_s3(self, name: str) -> Source:
         kind, options = self._options.kind, self._options
         if not name.removeprefix("s3://").partition("/")[0]:
-            raise SourceError(f"{name} names no bucket; write s3://bucket/prefix")
+            raise SourceError(f"{name} has no bucket; write s3://bucket/prefix")
         if kind is SourceKind.IMAGE:
             return ImageSource(name)
         if kind is SourceKind.INVENTORY or (kind is None and options.as_of is not None):
             return await self._inventory(name)
-        if kind is SourceKind.TAR or (kind is None and _ARCHIVE_NAME.search(name)):
-            return await self._archives(name)
-        listed = _LIST_NAME.search(name) is not None
+        if kind is SourceKind.TAR or (kind is None and _ARCHIVE_EXTENSION.search(name)):
+            return await self._tar_archives(name)
         if kind is SourceKind.DIRECTORY:
-            raise SourceError(f"{name} is no local directory; leave --source-kind out for a prefix")
-        if kind is SourceKind.PREFIX or (kind is None and not listed) or name.endswith("/"):
+            raise SourceError(f"{name} is not a local directory; remove --source-kind, or use --source-kind prefix")
+        is_list_name = _LIST_EXTENSION.search(name) is not None
+        if kind is SourceKind.PREFIX or (kind is None and not is_list_name) or name.endswith("/"):
             return await self._prefix(name)
-        if _GLOB.search(name):
-            return await self._lists(name, await self._fetched(name))
+        if _WILDCARD.search(name):
+            return await self._list_of_files(name, await self._matching_object_copies(name))
         path = await self._s3.fetch(name)
         if path is None and kind is None:
             return await self._prefix(name)
         if path is None:
-            raise SourceError(f"there is no {name}; check the key")
-        return await self._lists(name, [_ListFile(name, path, None)])
+            raise SourceError(f"{name} does not exist; check the key")
+        return await self._list_of_files(name, [_ListFile(name, path, None)])
 
     def _directory(self, name: str) -> Source:
         """Blocks."""
@@ -223,12 +253,12 @@ class _Opener:
             self._aws,
             region=await self._region_of(name),
             transport=self._transport,
-            leave_out=self._outputs_below(name),
+            leave_out=self._output_prefixes_below(name),
             is_explicit=self._options.any_name,
         )
 
-    def _outputs_below(self, name: str) -> tuple[str, ...]:
-        """Prefixes of keys that start with the S3 prefix `name`, and that are the output root's."""
+    def _output_prefixes_below(self, name: str) -> tuple[str, ...]:
+        """The key prefixes below the S3 prefix `name` that belong to the output root."""
         bucket, _, prefix = name.removeprefix("s3://").partition("/")
         if self._out is None or f"{self._out}/".partition(f"s3://{bucket}/")[0]:
             return ()
@@ -243,12 +273,12 @@ class _Opener:
         return tuple(folder for folder in folders if folder.startswith(prefix))
 
     async def _region_of(self, name: str) -> str:
-        """The region of the bucket that `name` begins with."""
+        """The region of the bucket of an S3 URI."""
         return await self._buckets.region_of(name.removeprefix("s3://").partition("/")[0])
 
-    async def _archives(self, name: str) -> Source:
-        """The archive in S3, or the archives that fit a pattern; objects below such a name where there is none."""
-        uris = await self._fitting(name) if _GLOB.search(name) else [name]
+    async def _tar_archives(self, name: str) -> Source:
+        """The archive in S3, or the archives that match a glob; if there is none, the prefix of that name."""
+        uris = await self._matching_objects(name) if _WILDCARD.search(name) else [name]
         region = await self._region_of(name)
         client = await anyio.to_thread.run_sync(lambda: self._aws.blocking_s3(region=region))
         self._stack.callback(client.close)
@@ -260,23 +290,23 @@ class _Opener:
         if not parts and self._options.kind is None:
             return await self._prefix(name)
         if not parts:
-            raise SourceError(f"there is no {name}; check the key")
-        return self._list(name, parts, is_explicit=False)
+            raise SourceError(f"{name} does not exist; check the key")
+        return self._list_source(name, parts, is_explicit=False)
 
-    async def _fetched(self, pattern: str) -> list[_ListFile]:
-        fitting = await self._fitting(pattern)
-        files = [_ListFile(uri, path, None) for uri in fitting if (path := await self._s3.fetch(uri)) is not None]
+    async def _matching_object_copies(self, pattern: str) -> list[_ListFile]:
+        matching = await self._matching_objects(pattern)
+        files = [_ListFile(uri, path, None) for uri in matching if (path := await self._s3.fetch(uri)) is not None]
         if not files:
-            raise SourceError(f"no object fits {pattern}; check the pattern")
+            raise SourceError(f"no object matches {pattern}; check the pattern")
         return files
 
-    async def _fitting(self, pattern: str) -> list[str]:
-        literal = _GLOB.split(pattern, maxsplit=1)[0]
-        fits = re.compile(translate(pattern)).match
-        fitting = [uri for uri in await self._s3.objects(literal, fits) if not uri.endswith("/")]
-        if not fitting:
-            raise SourceError(f"no object fits {pattern}; check the pattern")
-        return fitting
+    async def _matching_objects(self, pattern: str) -> list[str]:
+        literal = _WILDCARD.split(pattern, maxsplit=1)[0]
+        matches = re.compile(translate(pattern)).match
+        matching = [uri for uri in await self._s3.objects(literal, matches) if not uri.endswith("/")]
+        if not matching:
+            raise SourceError(f"no object matches {pattern}; check the pattern")
+        return matching
 
     async def _inventory(self, name: str) -> Source:
         options = self._options
@@ -287,32 +317,32 @@ class _Opener:
             all_versions=options.all_versions,
             as_of=options.as_of,
         )
-        return self._list(name, parts, is_explicit=False)
+        return self._list_source(name, parts, is_explicit=False)
 
-    def _list(self, name: str, parts: Sequence[ListPart], *, is_explicit: bool) -> ListSource:
+    def _list_source(self, name: str, parts: Sequence[ListPart], *, is_explicit: bool) -> ListSource:
         options = self._options
         return ListSource(
             name, parts, skip_bad_lines=options.skip_bad_lines, is_explicit=is_explicit or options.any_name
         )
 
-    async def _lists(self, name: str, files: Sequence[_ListFile]) -> Source:
-        """One source of several files; each is recognised by itself."""
-        kinds = [await anyio.to_thread.run_sync(self._kind, file, abandon_on_cancel=True) for file in files]
+    async def _list_of_files(self, name: str, files: Sequence[_ListFile]) -> Source:
+        """One source of several files; the format of each is detected separately."""
+        kinds = [await anyio.to_thread.run_sync(self._detected_kind, file, abandon_on_cancel=True) for file in files]
         if kinds == [SourceKind.IMAGE]:
             if name.startswith("s3://"):
                 raise SourceError(
-                    f"{name} is an image by its bytes and a list by its name; say --source-kind image or prefix"
+                    f"{name} has the name of a list but is an image; add --source-kind image or --source-kind prefix"
                 )
             return ImageSource(name)
         if kinds == [SourceKind.INVENTORY]:
             return await self._inventory(name)
         parts = [
-            await anyio.to_thread.run_sync(self._part, kind, file, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(self._list_part, kind, file, abandon_on_cancel=True)
             for kind, file in zip(kinds, files, strict=True)
         ]
-        return self._list(name, parts, is_explicit=SourceKind.TAR not in kinds)
+        return self._list_source(name, parts, is_explicit=SourceKind.TAR not in kinds)
 
-    def _kind(self, file: _ListFile) -> SourceKind:
+    def _detected_kind(self, file: _ListFile) -> SourceKind:
         if self._options.kind is not None:
             return self._options.kind
         if posixpath.basename(file.label) == "symlink.txt":
@@ -328,15 +358,15 @@ class _Opener:
         except OSError as error:
             raise SourceError(f"can't read {file.label}: {error.strerror}; check its permissions") from error
 
-    def _part(self, kind: SourceKind, file: _ListFile) -> ListPart:
+    def _list_part(self, kind: SourceKind, file: _ListFile) -> ListPart:
         options = self._options
         label, path, folder = file.label, file.path, file.folder
         match kind:
             case SourceKind.TAR:
                 if Path(label) != path:
                     raise SourceError(
-                        f"{label} is a tar archive, and its images are read from it when it is their turn: name the "
-                        "file itself, or with --source-kind tar the object"
+                        f"{label} is a tar archive, from which images are read later: name the file itself, or the "
+                        "object with --source-kind tar"
                     )
                 return local_archive(path, self._stack)
             case SourceKind.MANIFEST:
@@ -345,7 +375,7 @@ class _Opener:
                 return LinePart(label, path, partial(parse_key_line, may_be_local=folder is not None))
             case SourceKind.JSON_LINES:
                 if options.uri_field is None:
-                    raise SourceError(f"which field of {label} names the image? say it with --uri-field")
+                    raise SourceError(f"the field of {label} that names the image is not known; add --uri-field")
                 return LinePart(label, path, FieldParser(options.uri_field, folder))
             case SourceKind.BATCH_CSV:
                 return CsvPart(label, path, batch_row)
@@ -356,18 +386,21 @@ class _Opener:
                     return TablePart(label, path, options.columns, folder)
                 return CsvPart(label, path, header=csv_header(options.columns, folder))
             case _:
-                raise SourceError(f"{label} is no list of images but {kind}; name it by itself")
+                raise SourceError(
+                    f"{label} has the kind {kind}, which can't be combined with other files; name it as a SOURCE of "
+                    "its own"
+                )
 
 
-class _LocalPath(Enum):
-    """What lies on this machine under a name."""
+class _LocalPathKind(Enum):
+    """What a local name refers to."""
 
     FOLDER = "folder"
     FILE = "file"
     GLOB = "glob"
 
 
-def _local(name: str) -> _ListFile:
+def _local_file(name: str) -> _ListFile:
     return _ListFile(name, Path(name), Path(_absolute(name)).parent)
 
 
@@ -375,68 +408,42 @@ def _absolute(name: str) -> str:
     return os.path.abspath(name)
 
 
-def _globbed(pattern: str) -> list[_ListFile]:
-    """The files that fit the pattern. Blocks."""
-    files = [_local(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+def _matching_files(pattern: str) -> list[_ListFile]:
+    """The files that match a glob. Blocks."""
+    files = [_local_file(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
     if not files:
-        raise SourceError(f"no file fits {pattern}; check the pattern")
+        raise SourceError(f"no file matches {pattern}; check the pattern")
     return files
 
 
-def _look(name: str) -> _LocalPath:
-    """What lies on this machine under `name`. Blocks."""
+def _local_path_kind(name: str) -> _LocalPathKind:
+    """What the local name refers to. Blocks. Raises `SourceError` if it does not exist."""
     if "://" in name:
-        raise SourceError(f"can't read {name}: a source is s3://bucket/prefix, a directory, a file, or - for stdin")
+        raise SourceError(
+            f"can't read {name}: unknown scheme; name s3://bucket/prefix, a directory, a file, or - for stdin"
+        )
     try:
         path = Path(name)
         if path.is_dir():
-            return _LocalPath.FOLDER
+            return _LocalPathKind.FOLDER
         path.stat()
     except FileNotFoundError as error:
-        if _GLOB.search(name):
-            return _LocalPath.GLOB
-        raise SourceError(f"there is no {name}; check the path, or write s3://bucket/prefix for S3") from error
+        if _WILDCARD.search(name):
+            return _LocalPathKind.GLOB
+        raise SourceError(f"{name} does not exist; check the path, or write s3://bucket/prefix for S3") from error
     except OSError as error:
         raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
-    return _LocalPath.FILE
+    return _LocalPathKind.FILE
 
 
-def _holds_inventories(name: str) -> bool:
-    """Whether the folder is that of an S3 Inventory: dated folders with manifests. Blocks."""
+def _contains_inventories(name: str) -> bool:
+    """Whether the folder contains the dated folders of an S3 Inventory. Blocks."""
     return any(Path(name).glob(f"[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]-[0-9][0-9]Z/{MANIFEST}"))
 
 
 def _is_pipe(name: str) -> bool:
-    """Whether `name` can be read only once. Blocks; what can't be looked at is left to those who read it."""
+    """Whether `name` is a pipe, which can be read only once; False if that is unknown. Blocks."""
     try:
         return Path(name).is_fifo()
     except OSError:
         return False
-
-
-class ImageSource:
-    """One image, named by itself."""
-
-    exhaustive = False
-    is_explicit = True
-    repeats = NO_NAMES
-
-    def __init__(self, name: str) -> None:
-        self.description = name
-
-    async def check(self) -> SourceCheck:
-        """Names the bucket of an image in S3; whether the image is there shows when it is called for."""
-        return SourceCheck(buckets=frozenset({self._image().bucket} - {""}))
-
-    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
-        """One page of one."""
-        if after is None:
-            yield [await anyio.to_thread.run_sync(self._image)]
-
-    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
-        """Whether it is this one."""
-        own = self._image()
-        return [(image.bucket, image.key) == (own.bucket, own.key) for image in images]
-
-    def _image(self) -> ImageRef:
-        return s3_image(self.description) if self.description.startswith("s3://") else local_image(self.description)

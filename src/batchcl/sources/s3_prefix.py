@@ -1,4 +1,8 @@
-"""All objects below an S3 prefix, by several ListObjectsV2 requests at a time, in key order."""
+"""All objects below an S3 prefix, in key order, by several concurrent ListObjectsV2 requests.
+
+Concurrent requests list ranges of keys. The boundaries of ranges are guessed from the keys of earlier pages; a range
+with too many keys is split again, and an empty range costs one request.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +20,42 @@ from batchcl.choices import Transport
 from batchcl.errors import BatchclError, SourceError
 from batchcl.images import ImageRef, Position
 from batchcl.sources.base import SourceCheck
-from batchcl.sources.repeats import NO_NAMES
+from batchcl.sources.deduplication import NO_NAMES
 
 __all__ = ["MAX_REQUESTS", "KeyRange", "KeyRanges", "S3PrefixSource", "read_in_order", "split_points"]
 
 
+MAX_REQUESTS: Final = 16
+"""Maximum number of concurrent requests."""
+
+_SERIAL_PAGES: Final = 2
+"""Pages that are read one at a time first, so that a small prefix costs no more requests than a serial listing."""
+
+_ROUND_PAGES: Final = 48
+_MAX_PAGES: Final = 160
+"""Maximum number of pages in memory: about 50 MB, at 300 bytes per object."""
+
+_PAGES_APART: Final = 5
+_SPLIT_POINTS: Final = 4
+_SAMPLED_KEYS: Final = 24
+_SURROGATES: Final = range(0xD800, 0xE000)
+_CODE_POINTS: Final = 0x110000
+
+
 class S3PrefixSource:
-    """Every object whose key starts with the prefix, in S3's own order.
+    """Every object whose key starts with the prefix, in S3's order.
 
-    The prefix is a string, as S3 has it: `s3://b/2026` also lists `2026-old/x.jpg`; end it with `/` to mean a folder.
-    Keys come exactly as they are: S3 is asked to URL-encode its answer, which is decoded once.
+    The prefix is a string, as in S3: `s3://b/2026` includes `2026-old/x.jpg`; end it with `/` for a folder. Keys are
+    exact: S3 URL-encodes its response on request, and it is decoded once.
 
-    A listing is no snapshot. An object that is there throughout, with the same key, comes exactly once; one that is
-    written or deleted while the listing goes on may come or not, and never twice.
+    A listing is not a snapshot. An object that exists throughout the listing is yielded exactly once; one that is
+    written or deleted meanwhile is yielded once or not at all.
 
-    A long prefix is listed by 16 requests at a time where the server is S3 itself, which lists in UTF-8 binary order;
-    other servers don't promise an order, so their pages are read one after the other, and so are those
-    of the transport `aioboto3`.
+    A long prefix is listed by up to 16 concurrent requests if the server is S3 itself, which lists in UTF-8 binary
+    order. Other servers don't guarantee an order, so their pages are read one at a time, as with the transport
+    `aioboto3`.
 
-    Keys that start with one of `leave_out` don't belong to the source: they are the output root's.
+    Keys that start with one of `leave_out` are excluded, because they belong to the output root.
     """
 
     exhaustive = True
@@ -59,16 +80,16 @@ class S3PrefixSource:
         self._leave_out = leave_out
 
     async def check(self) -> SourceCheck:
-        """Names the bucket; whether it can be reached is checked for all buckets of a run together."""
+        """See `Source`; access to the buckets of a run is checked elsewhere."""
         try:
             self._prefix.encode()
         except UnicodeEncodeError as error:
-            raise SourceError(f"{self.description!r} is no UTF-8, as S3's keys are; check the prefix") from error
+            raise SourceError(f"{self.description!r} is not UTF-8, which S3 keys are; check the prefix") from error
         folders = tuple(f"s3://{self._bucket}/{prefix}" for prefix in self._leave_out)
         return SourceCheck(buckets=frozenset({self._bucket}), left_out_folders=folders)
 
     async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
-        """Whether they have the prefix, and are not left out."""
+        """See `Source`."""
         return [
             image.bucket == self._bucket
             and image.key.startswith(self._prefix)
@@ -77,7 +98,7 @@ class S3PrefixSource:
         ]
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
-        """The objects in pages of at most a thousand; raises `RefusedError` or `SourceError` as the bucket has it."""
+        """The objects in pages of at most a thousand. Raises `RefusedError` or `SourceError`."""
         opened = open_pages(
             self._aws,
             bucket=self._bucket,
@@ -108,31 +129,17 @@ class S3PrefixSource:
         ]
 
 
-_SERIAL_PAGES: Final = 2
-"""Listed one by one before any range: a prefix this small costs no request more than a serial listing."""
-MAX_REQUESTS: Final = 16
-_ROUND_PAGES: Final = 48
-_MAX_PAGES: Final = 160
-"""Kept ahead: at about 300 bytes an object, some 50 MB."""
-
-_PAGES_APART: Final = 5
-_SPLIT_POINTS: Final = 4
-_SAMPLES: Final = 24
-_SURROGATES: Final = range(0xD800, 0xE000)
-_CHARACTERS: Final = 0x110000
-
-
 async def read_in_order(
     reader: PageReader, *, prefix: str = "", after: str | None = None
 ) -> AsyncGenerator[ListingPage, None]:
-    """All pages behind the key `after`, none of them empty, in the order of a serial listing.
+    """All non-empty pages after the key `after`, in the order of a serial listing.
 
-    Where the server doesn't list in a known order, that is what it is. Otherwise it becomes one of up to 16 requests at
-    a time, in rounds that grow, so that a caller who wants only the first images doesn't wait for others. No request is
-    in flight while the caller has a page: it may leave at any time, in any task.
+    If the server doesn't list in a known order, pages are read one at a time. Otherwise up to 16 requests run
+    concurrently, in rounds of growing size, so that a caller who needs only the first images doesn't wait for others.
+    No request is in flight while a page is yielded: the generator may be closed at any time, in any task.
 
     Raises:
-        BatchclError: the first one that a request ended with.
+        BatchclError: the first error of a request.
     """
     cursor, token, count = after, None, 0
     while True:
@@ -148,22 +155,22 @@ async def read_in_order(
         if page.is_sorted and page.keys and count >= _SERIAL_PAGES:
             break
     ranges = KeyRanges(prefix, page, max_pages=_MAX_PAGES)
-    wanted = 2 * _SERIAL_PAGES
+    round_pages = 2 * _SERIAL_PAGES
     while not ranges.is_done:
-        await _read_round(reader, ranges, wanted)
+        await _read_round(reader, ranges, round_pages)
         for page in ranges.take():
             yield page
-        wanted = min(2 * wanted, _ROUND_PAGES)
+        round_pages = min(2 * round_pages, _ROUND_PAGES)
 
 
-async def _read_round(reader: PageReader, ranges: KeyRanges, wanted: int) -> None:
-    """Read until so many pages can be taken, or all there are."""
+async def _read_round(reader: PageReader, ranges: KeyRanges, count: int) -> None:
+    """Read until `count` pages are ready, or all."""
     errors: list[BatchclError] = []
     in_flight = 0
 
     def start_requests() -> None:
         nonlocal in_flight
-        while in_flight < MAX_REQUESTS and ranges.ready_pages < wanted and (part := ranges.next_range()) is not None:
+        while in_flight < MAX_REQUESTS and ranges.ready_pages < count and (part := ranges.next_range()) is not None:
             in_flight += 1
             group.start_soon(read, part)
 
@@ -186,19 +193,33 @@ async def _read_round(reader: PageReader, ranges: KeyRanges, wanted: int) -> Non
         raise errors[0]
 
 
+def _check(page: ListingPage, cursor: str | None, token: str | None, *, is_sorted: bool) -> None:
+    """Raise `SourceError` for a page that is not sorted although `is_sorted`, or that makes no progress."""
+    keys = page.keys
+    in_order = not keys or ((cursor is None or cursor < keys[0]) and all(map(lt, keys, keys[1:])))
+    if is_sorted and not in_order:
+        raise SourceError(
+            f"the server, which identifies itself as S3, lists {keys[0]!r} and the keys after it out of order; use "
+            "--transport aioboto3, which reads one page at a time"
+        )
+    advances = page.token != token if page.token is not None else bool(keys) and keys[-1] != cursor
+    if not page.is_last and not advances:
+        raise SourceError("the server returns the same page of the listing repeatedly; check the endpoint")
+
+
 @dataclass(slots=True, eq=False)
 class KeyRange:
-    """The keys behind `low` up to and with `high`; None: to the end.
+    """The keys after `low` up to and including `high`.
 
     Attributes:
-        low: not part of it.
-        high: part of it.
+        low: exclusive lower bound.
+        high: inclusive upper bound; None: no bound.
         cursor: its keys up to here have been read.
-        token: where the server says that the listing continues behind the cursor; None: behind the cursor.
-        pages: read, and not taken yet.
-        newest: the keys of its last page, until it has been split by them.
-        is_read: whether all of it has been.
-        in_flight: whether a request for it is.
+        token: the server's continuation token for the keys after the cursor; None: continue after the cursor itself.
+        pages: pages that were read and not taken yet.
+        newest: the keys of its last page, until it was split by them.
+        is_read: whether all of its keys have been read.
+        in_flight: whether a request for it is in flight.
     """
 
     low: str
@@ -217,18 +238,18 @@ class KeyRange:
 
 
 class KeyRanges:
-    """The state of one listing: says which range to read next, takes pages, and returns them in order. Does no I/O.
+    """The state of one listing: chooses the next range to read, accepts pages, and returns them in order. No I/O.
 
     Args:
-        prefix: of all keys.
-        behind: the page, not an empty one, behind which the listing continues.
-        max_pages: to keep, apart from those of the first range and those in flight.
+        prefix: the prefix of all keys.
+        last_page: the non-empty page after which the listing continues.
+        max_pages: maximum number of pages in memory, not counting those of the first range and those in flight.
     """
 
-    def __init__(self, prefix: str, behind: ListingPage, *, max_pages: int) -> None:
-        last = behind.keys[-1]
+    def __init__(self, prefix: str, last_page: ListingPage, *, max_pages: int) -> None:
+        last = last_page.keys[-1]
         self._prefix = prefix
-        self._ranges = [KeyRange(last, None, last, behind.token, newest=behind.keys)]
+        self._ranges = [KeyRange(last, None, last, last_page.token, newest=last_page.keys)]
         self._max_pages = max_pages
         self._kept_pages = 0
 
@@ -239,7 +260,7 @@ class KeyRanges:
 
     @property
     def ready_pages(self) -> int:
-        """Pages that can be taken now."""
+        """Number of pages that `take` would return."""
         count = 0
         for part in self._ranges:
             count += len(part.pages)
@@ -248,7 +269,7 @@ class KeyRanges:
         return count
 
     def take(self) -> list[ListingPage]:
-        """The pages that come next, in order; none is empty."""
+        """Remove and return the next pages in order; none is empty."""
         taken: list[ListingPage] = []
         while self._ranges:
             first = self._ranges[0]
@@ -261,22 +282,22 @@ class KeyRanges:
         return taken
 
     def next_range(self) -> KeyRange | None:
-        """The earliest range to read a page of, marked as in flight; None until another page has been added."""
-        for place, part in enumerate(self._ranges):  # a split inserts ranges behind this one, which come next
+        """The first range of which a page can be requested, marked as in flight; None if there is none at present."""
+        for at, part in enumerate(self._ranges):  # `_split` inserts ranges after this one, which are visited next
             if part.is_read:
                 continue
             if not part.in_flight:
-                if place and not self._make_room(place):
+                if at and not self._free_page(at):
                     return None
                 part.in_flight = True
                 return part
-            self._split(place)
+            self._split(at)
         return None
 
     def add(self, part: KeyRange, page: ListingPage) -> None:
-        """Take the page behind the cursor of `part`. What lies behind its end goes to the ranges that follow."""
+        """Accept the page after the cursor of `part`. Keys beyond its upper bound are added to the following ranges."""
         part.in_flight = False
-        place, rest = self._ranges.index(part), page
+        at, rest = self._ranges.index(part), page
         while True:
             count = len(rest.keys) if part.high is None else bisect_right(rest.keys, part.high)
             own, rest = rest.cut(count)
@@ -286,29 +307,27 @@ class KeyRanges:
                 self._kept_pages += 1
             part.token = page.token
             part.is_read = page.is_last or bool(rest.keys)
-            place += 1
-            if not part.is_read or place == len(self._ranges) or not self._ranges[place].is_untouched:
+            at += 1
+            if not part.is_read or at == len(self._ranges) or not self._ranges[at].is_untouched:
                 return
-            part = self._ranges[place]
+            part = self._ranges[at]
 
-    def _split(self, place: int) -> None:
-        """Split what lies ahead in a range that is in flight: once for each page of it."""
-        part = self._ranges[place]
-        names = split_points(part.newest, floor=len(self._prefix)) if part.newest else []
+    def _split(self, at: int) -> None:
+        """Split the unread part of a range that is in flight, at most once for each of its pages."""
+        part = self._ranges[at]
+        points = split_points(part.newest, floor=len(self._prefix)) if part.newest else []
         part.newest = ()
-        names = [name for name in names if part.high is None or name < part.high]
-        if names:
-            ends = [*names[1:], part.high]
-            self._ranges[place + 1 : place + 1] = [
-                KeyRange(low, high, low) for low, high in zip(names, ends, strict=True)
-            ]
-            part.high = names[0]
+        points = [point for point in points if part.high is None or point < part.high]
+        if points:
+            highs = [*points[1:], part.high]
+            self._ranges[at + 1 : at + 1] = [KeyRange(low, high, low) for low, high in zip(points, highs, strict=True)]
+            part.high = points[0]
 
-    def _make_room(self, place: int) -> bool:
-        """Whether a page more can be kept for the range at `place`, if need be instead of later ones."""
+    def _free_page(self, at: int) -> bool:
+        """Whether one more page can be kept for range `at`, if necessary by discarding the pages of a later range."""
         if self._kept_pages < self._max_pages:
             return True
-        for later in reversed(self._ranges[place + 1 :]):
+        for later in reversed(self._ranges[at + 1 :]):
             if later.pages and not later.in_flight:
                 self._kept_pages -= len(later.pages)
                 later.pages.clear()
@@ -318,58 +337,45 @@ class KeyRanges:
 
 
 def split_points(keys: Sequence[str], *, floor: int) -> list[str]:
-    """Rising names behind the last of `keys`, which are those of one page; there need not be such keys.
+    """Ascending names after the last of `keys`, as boundaries of ranges; such keys need not exist.
 
-    The first and last key differ from some place on: there a page counts on by a distance, with carry to the left, but
-    not into the first `floor` characters. The digits are the ASCII characters that vary from that place on.
+    Extrapolates from `keys`, the keys of one page: from the first character in which the first and last key differ, a
+    page advances by some distance. Multiples of that distance are added to the last key with carry to the left, but not
+    into the first `floor` characters. The digits are the ASCII characters that vary from that position on.
     """
     first, last = keys[0], keys[-1]
     place = next((at for at, (left, right) in enumerate(zip(first, last, strict=False)) if left != right), None)
     if place is None:
         return []
-    columns = zip(*(key[place:] for key in keys[:: max(1, len(keys) // _SAMPLES)]), strict=False)
+    columns = zip(*(key[place:] for key in keys[:: max(1, len(keys) // _SAMPLED_KEYS)]), strict=False)
     varying = set[str]().union(*(values for values in map(set, columns) if len(values) > 1))
     digits = "".join(sorted(filter(str.isascii, varying)))
     if first[place] in digits and last[place] in digits:
         distance = digits.index(last[place]) - digits.index(first[place])
     else:
         distance = ord(last[place]) - ord(first[place])
-    found = [last]
+    points = [last]
     for number in range(1, _SPLIT_POINTS + 1):
-        name = _count_on(last, place, number * _PAGES_APART * distance, digits, floor=floor)
-        if name is not None and name > found[-1]:
-            found.append(name)
-    return found[1:]
+        point = _advance(last, place, number * _PAGES_APART * distance, digits, floor=floor)
+        if point is not None and point > points[-1]:
+            points.append(point)
+    return points[1:]
 
 
-def _count_on(key: str, place: int, distance: int, digits: str, *, floor: int) -> str | None:
-    """`key` up to `place`, so far on, with carry; None where that is behind all keys with the same first `floor`."""
-    counted = ""
-    for here in range(place, floor - 1, -1):
-        value = digits.find(key[here])
+def _advance(key: str, place: int, distance: int, digits: str, *, floor: int) -> str | None:
+    """`key` up to `place`, advanced by `distance` with carry; None if that is after all keys with its first `floor`."""
+    suffix = ""
+    for at in range(place, floor - 1, -1):
+        value = digits.find(key[at])
         if value >= 0:
             distance, rest = divmod(value + distance, len(digits))
-            counted = digits[rest] + counted
+            suffix = digits[rest] + suffix
             if not distance:
-                return key[:here] + counted
-        elif here == place:
-            code = ord(key[here]) + distance
+                return key[:at] + suffix
+        elif at == place:
+            code = ord(key[at]) + distance
             code = _SURROGATES.stop if code in _SURROGATES else code
-            return key[:here] + chr(code) if code < _CHARACTERS else None
+            return key[:at] + chr(code) if code < _CODE_POINTS else None
         else:
-            counted = key[here] + counted
+            suffix = key[at] + suffix
     return None
-
-
-def _check(page: ListingPage, cursor: str | None, token: str | None, *, is_sorted: bool) -> None:
-    """Raise `SourceError` for a page that is out of order, where it has to be sorted, or doesn't lead on."""
-    keys = page.keys
-    in_order = not keys or ((cursor is None or cursor < keys[0]) and all(map(lt, keys, keys[1:])))
-    if is_sorted and not in_order:
-        raise SourceError(
-            f"the server, which says that it is S3, lists {keys[0]!r} and what follows out of order; list it with "
-            "--transport aioboto3, which reads one page after the other"
-        )
-    leads_on = page.token != token if page.token is not None else bool(keys) and keys[-1] != cursor
-    if not page.is_last and not leads_on:
-        raise SourceError("the server lists the same page again and again: it has no end; check the endpoint")

@@ -1,4 +1,4 @@
-"""Where lists lie: below a directory or in a bucket, with the same few questions to both."""
+"""Reads lists and their data files from a directory or an S3 bucket, with one interface."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from batchcl.aws.buckets import explain
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.sources.base import parse_s3_uri
-from batchcl.sources.files import copy_object, is_gone, object_chunks
+from batchcl.sources.files import copy_object, is_not_found, object_chunks
 
 __all__ = ["LocalStorage", "S3Storage", "StorageLocation"]
 
 
 class StorageLocation(Protocol):
-    """Files by their whole names: paths, or `s3://bucket/key`."""
+    """Files by their full names: paths, or `s3://bucket/key`."""
 
-    async def read(self, name: str, *, most_bytes: int) -> bytes | None:
-        """The file; None where there is none. Raises `SourceError` where it is larger than `most_bytes`."""
+    async def read(self, name: str, *, max_bytes: int) -> bytes | None:
+        """The file's content; None if it does not exist. Raises `SourceError` if it is larger than `max_bytes`."""
         ...
 
     async def fetch(self, name: str, *, md5: str | None = None) -> Path | None:
-        """The file on this machine; None where there is none. Raises `SourceError` where its MD5 is another one."""
+        """A local path of the file; None if it does not exist. Raises `SourceError` if its MD5 is not `md5`."""
         ...
 
     async def folders(self, name: str) -> list[str]:
-        """The names of the folders directly below, sorted."""
+        """The names of the folders directly below `name`, sorted."""
         ...
 
 
 class LocalStorage:
-    """This machine's files."""
+    """Local files."""
 
-    async def read(self, name: str, *, most_bytes: int) -> bytes | None:
-        """As `StorageLocation` has it."""
-        return await anyio.to_thread.run_sync(self._read, name, most_bytes, abandon_on_cancel=True)
+    async def read(self, name: str, *, max_bytes: int) -> bytes | None:
+        """See `StorageLocation`."""
+        return await anyio.to_thread.run_sync(self._read, name, max_bytes, abandon_on_cancel=True)
 
     async def fetch(self, name: str, *, md5: str | None = None) -> Path | None:
-        """The file itself, as `StorageLocation` has it."""
+        """See `StorageLocation`; returns the path of the file itself."""
         return await anyio.to_thread.run_sync(self._fetch, name, md5, abandon_on_cancel=True)
 
     async def folders(self, name: str) -> list[str]:
-        """As `StorageLocation` has it."""
+        """See `StorageLocation`."""
         return await anyio.to_thread.run_sync(self._folders, name, abandon_on_cancel=True)
 
     @staticmethod
-    def _read(name: str, most_bytes: int) -> bytes | None:
+    def _read(name: str, max_bytes: int) -> bytes | None:
         try:
             with Path(name).open("rb") as file:
-                data = file.read(most_bytes + 1)
+                data = file.read(max_bytes + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
-        return _bounded(data, name, most_bytes)
+        return _checked_size(data, name, max_bytes)
 
     @staticmethod
     def _fetch(name: str, md5: str | None) -> Path | None:
@@ -71,11 +71,11 @@ class LocalStorage:
         if md5 is not None:
             try:
                 with path.open("rb") as file:
-                    found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+                    actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
             except OSError as error:
                 raise SourceError(f"can't read {name}: {error.strerror}; check its permissions") from error
-            if found != md5.lower():
-                raise SourceError(f"{name} has the MD5 {found}, and {md5} is due: it is damaged; fetch it anew")
+            if actual != md5.lower():
+                raise SourceError(f"{name} is corrupt: its MD5 is {actual}, expected {md5}; download it again")
         return path
 
     @staticmethod
@@ -87,31 +87,31 @@ class LocalStorage:
 
 
 class S3Storage:
-    """The objects of S3; copies are removed with `stack`."""
+    """Objects in S3. Closing `stack` removes the local copies."""
 
     def __init__(self, aws: Aws, stack: ExitStack, *, region: str) -> None:
         self._aws = aws
         self._stack = stack
         self._region = region
 
-    async def read(self, name: str, *, most_bytes: int) -> bytes | None:
-        """As `StorageLocation` has it."""
+    async def read(self, name: str, *, max_bytes: int) -> bytes | None:
+        """See `StorageLocation`."""
         bucket, _ = parse_s3_uri(name)
         data = b""
         try:
             async with self._aws.s3(region=self._region) as client, aclosing(object_chunks(client, name)) as chunks:
                 async for chunk in chunks:
                     data += chunk
-                    if len(data) > most_bytes:
+                    if len(data) > max_bytes:
                         break
         except (ClientError, BotoCoreError) as error:
-            if is_gone(error):
+            if is_not_found(error):
                 return None
             raise explain(error, f"reading {name}", bucket) from error
-        return _bounded(data, name, most_bytes)
+        return _checked_size(data, name, max_bytes)
 
     async def fetch(self, name: str, *, md5: str | None = None) -> Path | None:
-        """A copy, as `StorageLocation` has it."""
+        """See `StorageLocation`; returns the path of a temporary copy."""
         async with self._aws.s3(region=self._region) as client:
             path = await copy_object(client, name, md5=md5)
         if path is not None:
@@ -119,26 +119,25 @@ class S3Storage:
         return path
 
     async def folders(self, name: str) -> list[str]:
-        """As `StorageLocation` has it."""
-        start = name.rstrip("/") + "/"
-        bucket, _, prefix = start.removeprefix("s3://").partition("/")
-        found = [
-            each["Prefix"]
-            async for page in self._pages(bucket, Prefix=prefix, Delimiter="/")
-            for each in page.get("CommonPrefixes", ())
-        ]
-        return sorted(each.removeprefix(prefix).rstrip("/") for each in found)
-
-    async def objects(self, prefix: str, fits: Callable[[str], object]) -> list[str]:
-        """The whole names of the objects that start with `prefix` and that `fits` says yes to, sorted."""
-        bucket, _, start = prefix.removeprefix("s3://").partition("/")
-        pages = self._pages(bucket, Prefix=start)
+        """See `StorageLocation`."""
+        bucket, _, prefix = f"{name.rstrip('/')}/".removeprefix("s3://").partition("/")
         return sorted(
             [
-                name
-                async for page in pages
-                for each in page.get("Contents", ())
-                if fits(name := f"s3://{bucket}/{each['Key']}")
+                entry["Prefix"].removeprefix(prefix).rstrip("/")
+                async for page in self._pages(bucket, Prefix=prefix, Delimiter="/")
+                for entry in page.get("CommonPrefixes", ())
+            ]
+        )
+
+    async def objects(self, prefix: str, matches: Callable[[str], object]) -> list[str]:
+        """The URIs of the objects below `prefix` for which `matches(uri)` is true, sorted."""
+        bucket, _, key_prefix = prefix.removeprefix("s3://").partition("/")
+        return sorted(
+            [
+                uri
+                async for page in self._pages(bucket, Prefix=key_prefix)
+                for entry in page.get("Contents", ())
+                if matches(uri := f"s3://{bucket}/{entry['Key']}")
             ]
         )
 
@@ -151,7 +150,7 @@ class S3Storage:
             raise explain(error, f"listing s3://{bucket}/{arguments['Prefix']}", bucket) from error
 
 
-def _bounded(data: bytes, name: str, most_bytes: int) -> bytes:
-    if len(data) > most_bytes:
-        raise SourceError(f"{name} is larger than {most_bytes:,} bytes, and no such file is; check the path")
+def _checked_size(data: bytes, name: str, max_bytes: int) -> bytes:
+    if len(data) > max_bytes:
+        raise SourceError(f"{name} is larger than {max_bytes:,} bytes, too large for such a file; check the path")
     return data

@@ -1,13 +1,13 @@
-"""Tables of images: Parquet, ORC and CSV files with a column that names them. Keys are taken literally."""
+"""Tables of images: Parquet, ORC and CSV files with columns that name the images. Keys are taken literally."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import orjson
 import polars as pl
@@ -18,34 +18,34 @@ from pyarrow import orc
 
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
-from batchcl.sources.base import BadLine, referred_image
-from batchcl.sources.csv_lists import BUCKET, Row
+from batchcl.sources.base import BadLine, referenced_image
+from batchcl.sources.csv_lists import BUCKET_NAME, Row
 from batchcl.sources.files import MAX_EXPANSION
 from batchcl.sources.list_source import FrameChunk, ImageChunk, ListChunk
 
-__all__ = ["Columns", "TablePart", "batches", "columns_of", "csv_header", "frame_of", "in_short", "sound_rows"]
+__all__ = ["Columns", "TablePart", "batches", "columns_of", "csv_header", "first_line", "frame_of", "split_valid_rows"]
 
 BATCH_ROWS: Final = 16_384
 MAX_VALUE_BYTES: Final = 64 * 1024
-"""What an image is called takes 3 KB at most, and what a table tells of one hardly more."""
+"""Average size of a value above which a column may be a decompression bomb; a URI has at most 3 KB."""
 
 _BATCH_BYTES: Final = 64 * 1024 * 1024
 _S3_URI: Final = r"(?s)^s3://([^/]+)/(.+)$"
-_FACTS: Final = ("version_id", "etag", "size_bytes", "last_modified")
+_IMAGE_COLUMNS: Final = ("version_id", "etag", "size_bytes", "last_modified")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which columns name the image: `uri` alone, or `bucket` and `key`."""
+    """The names of the columns that name the image: `uri` alone, or `bucket` and `key`; by default, these names."""
 
     uri: str | None = None
     bucket: str | None = None
     key: str | None = None
 
     def among(self, available: Sequence[str]) -> Columns:
-        """The columns to read of those that are there. Raises `SourceError` where they don't tell."""
+        """The columns to read of the `available` ones. Raises `SourceError` if they are missing or ambiguous."""
         if len(set(available)) < len(available):
-            raise SourceError(f"its columns {', '.join(available)} have no names of their own")
+            raise SourceError(f"its columns {', '.join(available)} are not unique; rename them")
         chosen = self
         if self == Columns():
             by_uri, by_key = Columns(uri="uri"), Columns(bucket="bucket", key="key")
@@ -53,22 +53,22 @@ class Columns:
         missing = [name for name in (chosen.uri, chosen.bucket, chosen.key) if name and name not in available]
         if missing:
             raise SourceError(
-                f"it has no column {' and no column '.join(missing)}, but {', '.join(available) or 'none'}; name the "
-                "one with s3://bucket/key by --uri-column, or two by --bucket-column and --key-column"
+                f"it has no column {' or '.join(missing)}, only {', '.join(available) or 'none'}; name the column "
+                "of s3://bucket/key with --uri-column, or two columns with --bucket-column and --key-column"
             )
         return chosen
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of one column or two."""
+        """The one or two column names."""
         return tuple(name for name in (self.uri, self.bucket, self.key) if name)
 
 
 class TablePart:
     """A Parquet or ORC file.
 
-    The columns `version_id`, `etag`, `size_bytes` and `last_modified` tell of the image where they have such types; all
-    others go to `extra` as JSON, but for binary ones, which are left behind.
+    The columns `version_id`, `etag`, `size_bytes` and `last_modified` describe the image if they have the right types.
+    All other columns are stored in `extra` as JSON, except binary ones.
     """
 
     def __init__(self, name: str, path: Path, columns: Columns, folder: Path | None) -> None:
@@ -78,7 +78,7 @@ class TablePart:
         self._folder = folder
 
     def chunks(self) -> Iterator[ListChunk]:
-        """The rows in batches."""
+        """See `ListPart`."""
         available = columns_of(self._path, self.name)
         try:
             chosen = self._columns.among(available)
@@ -94,14 +94,20 @@ class TablePart:
     def _chunk(self, frame: pl.DataFrame, chosen: Columns, first: int) -> ListChunk:
         for name in chosen.names:
             if not isinstance(frame.schema[name], (pl.String, pl.Categorical, pl.Enum, pl.Null)):
-                raise SourceError(f"{self.name}: its column {name} holds {frame.schema[name]}, not text")
-        facts = [name for name in _FACTS if name not in chosen.names and _is_fact(name, frame.schema.get(name))]
+                raise SourceError(
+                    f"{self.name}: its column {name} has the type {frame.schema[name]}, not text; name another column"
+                )
+        image_columns = [
+            name
+            for name in _IMAGE_COLUMNS
+            if name not in chosen.names and _is_image_column(name, frame.schema.get(name))
+        ]
         others = [
             name
-            for name, kind in frame.schema.items()
-            if name not in chosen.names and name not in facts and not isinstance(kind, pl.Binary)
+            for name, dtype in frame.schema.items()
+            if name not in chosen.names and name not in image_columns and not isinstance(dtype, pl.Binary)
         ]
-        wanted = [_fact(name) for name in facts]
+        wanted = [pl.col(name).cast(pl.Int64) if name == "size_bytes" else pl.col(name) for name in image_columns]
         if others:
             wanted.append(pl.struct(others).struct.json_encode().alias("extra"))
         if chosen.uri is None:
@@ -112,7 +118,7 @@ class TablePart:
                 pl.col(chosen.key).cast(pl.String).alias("key"),
                 *wanted,
             )
-            return FrameChunk(*sound_rows(named, first))
+            return FrameChunk(*split_valid_rows(named, first))
         reference = pl.col(chosen.uri).cast(pl.String)
         named = frame.select(
             reference.str.extract(_S3_URI, 1).alias("bucket"), reference.str.extract(_S3_URI, 2).alias("key"), *wanted
@@ -122,22 +128,22 @@ class TablePart:
         return self._row_by_row(frame[chosen.uri].cast(pl.String), named, first)
 
     def _row_by_row(self, references: pl.Series, named: pl.DataFrame, first: int) -> ListChunk:
-        """Rows of which some are no S3 URIs."""
+        """A chunk in which some references are not S3 URIs; `named` has the other columns of the images."""
         images: list[ImageRef] = []
         bad: list[BadLine] = []
-        rows = named.drop("bucket", "key")
-        facts = rows.iter_rows(named=True) if rows.width else iter([{}] * references.len())
-        for number, reference, row in zip(count(first), references, facts, strict=False):
+        others = named.drop("bucket", "key")
+        rows = others.iter_rows(named=True) if others.width else iter([{}] * references.len())
+        for number, reference, row in zip(count(first), references, rows, strict=False):
             try:
-                image = referred_image(reference or "", self._folder, extra=row.pop("extra", None))
-                images.append(_with(image, row) if image.bucket else image)
+                image = referenced_image(reference or "", self._folder, extra=row.pop("extra", None))
+                images.append(replace(image, **row) if image.bucket else image)
             except SourceError as error:
                 bad.append(BadLine(number, str(error)))
         return ImageChunk(images, bad)
 
 
 def csv_header(columns: Columns, folder: Path | None) -> Callable[[Row], Callable[[Row], ImageRef]]:
-    """For `CsvPart`: from a header to what reads the rows below it; other columns than the named ones go to `extra`."""
+    """The `header` function of a `CsvPart` for tables: columns that don't name the image are stored in `extra`."""
 
     def begin(header: Row) -> Callable[[Row], ImageRef]:
         return partial(_csv_row, header, columns.among(header), folder)
@@ -147,26 +153,22 @@ def csv_header(columns: Columns, folder: Path | None) -> Callable[[Row], Callabl
 
 def _csv_row(header: Row, chosen: Columns, folder: Path | None, row: Row) -> ImageRef:
     if len(row) != len(header):
-        raise SourceError(f"it has {len(row)} fields, and the header {len(header)}")
+        raise SourceError(f"expected {len(header)} fields as in the header; got {len(row)}")
     entry = dict(zip(header, row, strict=True))
     if chosen.uri is not None:
         reference = entry.pop(chosen.uri)
     else:
         bucket, key = (entry.pop(name) for name in chosen.names)
-        if BUCKET.fullmatch(bucket) is None or not key:
-            raise SourceError(f"{bucket!r} and {key!r} are no bucket and key")
+        if BUCKET_NAME.fullmatch(bucket) is None or not key:
+            raise SourceError(f"{bucket!r} and {key!r} are not a bucket and a key")
         reference = f"s3://{bucket}/{key}"
-    facts: dict[str, Any] = {name: entry.pop(name) or None for name in ("version_id", "etag") if name in entry}
-    image = referred_image(reference, folder, extra=orjson.dumps(entry).decode() if entry else None)
-    return _with(image, facts) if image.bucket else image
-
-
-def _with(image: ImageRef, facts: dict[str, Any]) -> ImageRef:
-    return ImageRef(uri=image.uri, bucket=image.bucket, key=image.key, extra=image.extra, **facts)
+    version_id, etag = (entry.pop(name, None) or None for name in ("version_id", "etag"))
+    image = referenced_image(reference, folder, extra=orjson.dumps(entry).decode() if entry else None)
+    return replace(image, version_id=version_id, etag=etag) if image.bucket else image
 
 
 def columns_of(path: Path, name: str) -> list[str]:
-    """The columns of a Parquet or ORC file. Blocks. Raises `SourceError`."""
+    """The column names of a Parquet or ORC file. Blocks. Raises `SourceError`."""
     try:
         if _is_orc(path):
             return list(orc.ORCFile(path).schema.names)
@@ -176,11 +178,11 @@ def columns_of(path: Path, name: str) -> list[str]:
 
 
 def batches(path: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-    """The rows of a Parquet or ORC file, some ten thousand at a time. Blocks. Raises `SourceError`."""
+    """The rows of a Parquet or ORC file in batches of at most `BATCH_ROWS`. Blocks. Raises `SourceError`."""
     wanted = None if columns is None else list(columns)
     try:
         if _is_orc(path):
-            # orc.ORCFile reads whole stripes, in which a value that is repeated a billion times has some bytes
+            # orc.ORCFile reads whole stripes, in which a billion repetitions of a value may occupy a few bytes
             rows = ds.dataset(path, format="orc").scanner(
                 columns=wanted, batch_size=BATCH_ROWS, batch_readahead=0, fragment_readahead=0, use_threads=False
             )
@@ -188,7 +190,7 @@ def batches(path: Path, name: str, columns: Sequence[str] | None = None) -> Iter
                 yield frame_of(batch)
         else:
             with pq.ParquetFile(path) as parquet:
-                _refuse_bomb(parquet.metadata, name)
+                _refuse_decompression_bomb(parquet.metadata, name)
                 for batch in parquet.iter_batches(_batch_rows(parquet.metadata), columns=wanted, use_threads=False):
                     yield frame_of(batch)
     except (pa.ArrowException, OSError) as error:
@@ -196,13 +198,13 @@ def batches(path: Path, name: str, columns: Sequence[str] | None = None) -> Iter
 
 
 def _batch_rows(metadata: pq.FileMetaData) -> int:
-    """Fewer rows where they are large."""
+    """Rows per batch: fewer if rows are large."""
     size = sum(int(metadata.row_group(number).total_byte_size) for number in range(metadata.num_row_groups))
     return max(min(BATCH_ROWS, _BATCH_BYTES * int(metadata.num_rows) // max(size, 1)), 1)
 
 
-def _refuse_bomb(metadata: pq.FileMetaData, name: str) -> None:
-    """Raise `SourceError` for values that take more memory than the name of any image, or what is told of one."""
+def _refuse_decompression_bomb(metadata: pq.FileMetaData, name: str) -> None:
+    """Raise `SourceError` for a column whose values are too large and too highly compressed for a table of images."""
     for group in range(metadata.num_row_groups):
         for column in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(column)
@@ -211,46 +213,40 @@ def _refuse_bomb(metadata: pq.FileMetaData, name: str) -> None:
                 chunk.total_compressed_size
             ):
                 raise SourceError(
-                    f"{name} grows to more than {MAX_EXPANSION} times its size in its column {chunk.path_in_schema}, "
-                    "as no table of images does; leave that column out if it is meant"
+                    f"{name}: its column {chunk.path_in_schema} decompresses to more than {MAX_EXPANSION} times its "
+                    "size, like a decompression bomb; write the table without that column"
                 )
 
 
-def sound_rows(frame: pl.DataFrame, first: int) -> tuple[pl.DataFrame, int, list[BadLine]]:
-    """The rows that name a bucket and a key, how many there were, and the others, numbered from `first`."""
-    sound = frame.select(
-        pl.col("bucket").str.contains(f"^{BUCKET.pattern}$").fill_null(value=False)
+def split_valid_rows(frame: pl.DataFrame, first: int) -> tuple[pl.DataFrame, int, list[BadLine]]:
+    """The rows with a valid bucket and key, the number of all rows, and the invalid rows, numbered from `first`."""
+    is_valid = frame.select(
+        pl.col("bucket").str.contains(f"^{BUCKET_NAME.pattern}$").fill_null(value=False)
         & (pl.col("key").str.len_bytes() > 0).fill_null(value=False)
     ).to_series()
-    if sound.all():
+    if is_valid.all():
         return frame, frame.height, []
     bad = [
-        BadLine(first + at, f"{bucket!r} and {key!r} are no bucket and key")
+        BadLine(first + at, f"{bucket!r} and {key!r} are not a bucket and a key")
         for at, bucket, key in zip(
-            (~sound).arg_true().to_list(),
-            *(frame.filter(~sound)[name].to_list() for name in ("bucket", "key")),
+            (~is_valid).arg_true().to_list(),
+            *(frame.filter(~is_valid)[name].to_list() for name in ("bucket", "key")),
             strict=True,
         )
     ]
-    return frame.filter(sound), frame.height, bad
+    return frame.filter(is_valid), frame.height, bad
 
 
-def _fact(name: str) -> pl.Expr:
+def _is_image_column(name: str, dtype: pl.DataType | None) -> bool:
     if name == "size_bytes":
-        return pl.col(name).cast(pl.Int64)
-    return pl.col(name)
-
-
-def _is_fact(name: str, kind: pl.DataType | None) -> bool:
-    if name == "size_bytes":
-        return kind is not None and kind.is_integer()
+        return dtype is not None and dtype.is_integer()
     if name == "last_modified":
-        return isinstance(kind, pl.Datetime) and kind.time_zone == "UTC"
-    return isinstance(kind, pl.String)
+        return isinstance(dtype, pl.Datetime) and dtype.time_zone == "UTC"
+    return isinstance(dtype, pl.String)
 
 
 def frame_of(batch: pa.RecordBatch) -> pl.DataFrame:
-    """The rows for polars."""
+    """The rows of an Arrow batch."""
     frame = pl.from_arrow(pa.table(batch))
     assert isinstance(frame, pl.DataFrame)
     return frame
@@ -262,9 +258,11 @@ def _is_orc(path: Path) -> bool:
 
 
 def _unreadable(name: str, error: Exception) -> SourceError:
-    return SourceError(f"can't read {name}: {in_short(error)}; the file is damaged or no table, so write it anew")
+    return SourceError(
+        f"can't read {name}: {first_line(error)}; the file is corrupt or not a table, so create it again"
+    )
 
 
-def in_short(error: Exception) -> str:
-    """The first line of Arrow's words, to go on behind."""
+def first_line(error: Exception) -> str:
+    """The first line of an error message of Arrow, without its full stop."""
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

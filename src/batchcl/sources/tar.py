@@ -1,8 +1,8 @@
-"""The members of a tar archive: where the bytes of each one lie, told from the headers alone.
+"""The members of a tar archive with the offsets of their content, from the headers alone.
 
-POSIX ustar and pax, GNU's and the seventh edition's formats (tar(5) of libarchive, "pax Interchange Format" in POSIX's
-page on pax). The standard library decodes a header block; it is not used for the walk, as it takes a damaged header
-for the end of the archive, and reads headers of any length into memory. Names are only names: nothing is unpacked.
+Reads POSIX ustar and pax, GNU and Unix V7 archives (tar(5) of libarchive; "pax Interchange Format" in POSIX, pax).
+`tarfile` decodes header blocks, but does not iterate over them: it takes a corrupt header for the end of the archive
+and reads headers of any length into memory. Nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ __all__ = ["BLOCK", "Member", "MemberKind", "TarError", "is_tar", "walk"]
 
 BLOCK: Final = 512
 MAX_HEADER_BYTES: Final = 1024 * 1024
-"""Longer than the longest name by far."""
+"""Largest extended header that is read; names are much shorter."""
 
 _ZERO: Final = bytes(BLOCK)
-_EXTENDED_AT: Final = 482
-_MORE_AT: Final = 504
+_SPARSE_FLAG_OFFSET: Final = 482
+_SPARSE_MORE_OFFSET: Final = 504
 _PAX: Final = frozenset({tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE})
 _GNU_LONG: Final = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
-_LARGEST: Final = 1 << 62
+_MAX_SIZE: Final = 1 << 62
 
 Read = Callable[[int, int], bytes]
-"""So many bytes from an offset on; fewer at the end."""
+"""(offset, size) → `size` bytes from `offset` on; fewer at the end."""
 
 
 class TarError(Exception):
-    """The archive is cut or damaged, so that what follows can't be found."""
+    """The archive is truncated or corrupt, so that the following members can't be found."""
 
 
 class MemberKind(StrEnum):
-    """What a member is; the values are what they are counted by."""
+    """The type of a member; the values name it in counts of excluded members."""
 
     FILE = "files"
     FOLDER = "folders"
@@ -50,10 +50,10 @@ class Member:
     """One member.
 
     Attributes:
-        name: as the archive has it; bytes that are no UTF-8 as surrogates.
-        kind: what it is.
-        offset: of its first byte in the archive.
-        size: of its bytes.
+        name: exactly as in the archive; bytes that are not UTF-8 are surrogates.
+        kind: its type.
+        offset: of its content in the archive, in bytes.
+        size: of its content, in bytes.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Member:
 
 @dataclass(slots=True)
 class _HeaderFields:
-    """What headers in front of a member's own say of it."""
+    """Fields of a member from extended headers, which precede its own header."""
 
     path: str | None = None
     size: int | None = None
@@ -72,16 +72,16 @@ class _HeaderFields:
 
 
 @dataclass(slots=True)
-class _Walk:
+class _WalkState:
     read: Read
     at: int = 0
     count: int = 0
-    always: _HeaderFields = field(default_factory=_HeaderFields)
-    said: _HeaderFields = field(default_factory=_HeaderFields)
+    for_all: _HeaderFields = field(default_factory=_HeaderFields)
+    for_next: _HeaderFields = field(default_factory=_HeaderFields)
 
 
 def is_tar(start: bytes) -> bool:
-    """Whether a file that begins so is a tar archive: its first header has the right checksum."""
+    """Whether a file that begins with `start` is a tar archive: its first header has a valid checksum."""
     if len(start) < BLOCK or start[:1] == b"\0":
         return False
     try:
@@ -92,48 +92,46 @@ def is_tar(start: bytes) -> bool:
 
 
 def walk(read: Read) -> Iterator[Member]:
-    """Every member in order, with each whose bytes are there in full.
+    """Every member whose content is complete, in order.
 
     Raises:
-        TarError: the archive is cut or damaged here, or has no end; all members before have come.
+        TarError: the archive is truncated or corrupt, after all complete members have been yielded.
     """
-    state = _Walk(read)
-    held: Member | None = None
+    state = _WalkState(read)
+    member: Member | None = None
     while True:
         block = read(state.at, BLOCK)
-        if held is not None:
-            if not block and held.size and not read(held.offset + held.size - 1, 1):
-                raise TarError(f"it is cut in the middle of {held.name!r}, its member {state.count}")
-            yield held
-            held = None
+        if member is not None:
+            if not block and member.size and not read(member.offset + member.size - 1, 1):
+                raise TarError(f"the archive is truncated in member {state.count}, {member.name!r}")
+            yield member
+            member = None
         if block == _ZERO:
             return
         if len(block) < BLOCK:
-            raise TarError(
-                f"it is cut at byte {state.at + len(block):,}, behind {state.count} members: it has no mark of its end"
-            )
-        held = _member(state, block)
+            raise _truncated(state, block, ": it has no end-of-archive marker")
+        member = _member(state, block)
 
 
-def _member(state: _Walk, block: bytes) -> Member | None:
-    """The member of a header; None for a header that only tells of the next one."""
+def _member(state: _WalkState, block: bytes) -> Member | None:
+    """The member of a header; None for an extended header."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        raise _damaged(state, str(error)) from error
+        raise _corrupt(state, str(error)) from error
     state.at += BLOCK
     if info.type in _PAX | _GNU_LONG | {tarfile.XGLTYPE}:
-        _take_header(state, info)
+        _read_extended_header(state, info)
         return None
-    name = state.said.path or state.always.path or info.name
-    size = state.said.size if state.said.size is not None else state.always.size
-    is_sparse = state.said.is_sparse or info.type == tarfile.GNUTYPE_SPARSE
-    state.said = _HeaderFields()
+    name = state.for_next.path or state.for_all.path or info.name
+    size = state.for_next.size if state.for_next.size is not None else state.for_all.size
+    is_sparse = state.for_next.is_sparse or info.type == tarfile.GNUTYPE_SPARSE
+    state.for_next = _HeaderFields()
     if info.type == tarfile.GNUTYPE_SPARSE:
-        _pass_sparse_headers(state, block)
+        _skip_sparse_headers(state, block)
     size = info.size if size is None else size
-    if not 0 <= size < _LARGEST:
-        raise _damaged(state, f"the size {size:,}")
+    if not 0 <= size < _MAX_SIZE:
+        raise _corrupt(state, f"invalid size {size:,}")
     kind = MemberKind.SPARSE if is_sparse else _kind(info)
     offset = state.at
     if info.isreg() or kind is MemberKind.OTHER:
@@ -154,49 +152,49 @@ def _kind(info: tarfile.TarInfo) -> MemberKind:
     return MemberKind.DEVICE if info.isdev() else MemberKind.OTHER
 
 
-def _take_header(state: _Walk, info: tarfile.TarInfo) -> None:
-    """A long name, or pax's records."""
+def _read_extended_header(state: _WalkState, info: tarfile.TarInfo) -> None:
+    """Read a GNU long name or pax records."""
     if not 0 <= info.size <= MAX_HEADER_BYTES:
-        raise _damaged(state, f"a header of {info.size:,} bytes, and {MAX_HEADER_BYTES:,} are read")
+        raise _corrupt(state, f"a header of {info.size:,} bytes, at most {MAX_HEADER_BYTES:,} are supported")
     data = state.read(state.at, info.size)
     if len(data) < info.size:
-        raise TarError(f"it is cut at byte {state.at + len(data):,}, behind {state.count} members")
+        raise _truncated(state, data)
     if info.type == tarfile.GNUTYPE_LONGNAME:
-        state.said.path = _text(data.partition(b"\0")[0])
+        state.for_next.path = _text(data.partition(b"\0")[0])
     elif info.type not in _GNU_LONG:
-        _take_records(state, data, state.always if info.type == tarfile.XGLTYPE else state.said)
+        _read_pax_records(state, data, state.for_all if info.type == tarfile.XGLTYPE else state.for_next)
     state.at += _padded(info.size)
 
 
-def _take_records(state: _Walk, data: bytes, said: _HeaderFields) -> None:
-    """Pax's records, each of which is `LENGTH KEYWORD=VALUE` and a line's end."""
+def _read_pax_records(state: _WalkState, data: bytes, fields: _HeaderFields) -> None:
+    """Read pax records, lines of `LENGTH KEYWORD=VALUE`, into `fields`."""
     while data.strip(b"\0"):
         digits, space, _ = data[:21].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
         record = data[len(digits) + 1 : length]
         keyword, equals, value = record.removesuffix(b"\n").partition(b"=")
         if not space or not equals or length > len(data) or not record.endswith(b"\n"):
-            raise _damaged(state, "a pax record that is none")
+            raise _corrupt(state, "invalid pax record")
         if keyword == b"path":
-            said.path = _text(value) or None
+            fields.path = _text(value) or None
         elif keyword == b"size":
             if not value.isdigit():
-                raise _damaged(state, f"the size {value[:40]!r}")
-            said.size = int(value[:20])
+                raise _corrupt(state, f"invalid size {value[:40]!r}")
+            fields.size = int(value[:20])
         elif keyword.startswith(b"GNU.sparse."):
-            said.is_sparse = True
+            fields.is_sparse = True
         data = data[length:]
 
 
-def _pass_sparse_headers(state: _Walk, block: bytes) -> None:
-    """Blocks that go on with the map of an old GNU sparse file."""
-    more = block[_EXTENDED_AT]
+def _skip_sparse_headers(state: _WalkState, block: bytes) -> None:
+    """Skip the continuation blocks of an old GNU sparse header."""
+    more = block[_SPARSE_FLAG_OFFSET]
     while more:
         block = state.read(state.at, BLOCK)
         if len(block) < BLOCK:
-            raise TarError(f"it is cut at byte {state.at + len(block):,}, behind {state.count} members")
+            raise _truncated(state, block)
         state.at += BLOCK
-        more = block[_MORE_AT]
+        more = block[_SPARSE_MORE_OFFSET]
 
 
 def _padded(size: int) -> int:
@@ -207,5 +205,9 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _damaged(state: _Walk, what: str) -> TarError:
-    return TarError(f"it is damaged at byte {state.at:,}, behind {state.count} members: {what}")
+def _truncated(state: _WalkState, data: bytes, what: str = "") -> TarError:
+    return TarError(f"the archive is truncated at byte {state.at + len(data):,}, after {state.count} members{what}")
+
+
+def _corrupt(state: _WalkState, what: str) -> TarError:
+    return TarError(f"the archive is corrupt at byte {state.at:,}, after {state.count} members: {what}")

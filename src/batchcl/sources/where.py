@@ -1,4 +1,8 @@
-"""`--where`: SQL conditions on the columns of an image's list entry."""
+"""`--where`: SQL conditions on the columns of a row, such as `size > 10000 AND key LIKE '%.jpg'`.
+
+A condition is parsed into tokens and checked against lists of allowed functions before polars evaluates it, so that it
+can't read files or other tables.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +43,14 @@ _BEFORE_PARENTHESIS: Final = (
     "and or not in is like ilike rlike regexp between case when then else xor as decimal numeric varchar char cast "
     "try_cast"
 )
-_USUAL: Final = "use AND, OR, NOT, comparisons, IN, LIKE, BETWEEN, IS NULL, CASE and CAST on its columns"
+_ADVICE: Final = "use AND, OR, NOT, comparisons, IN, LIKE, BETWEEN, IS NULL, CASE and CAST on its columns"
 
 
 class Condition:
-    """A condition on the columns of a row, such as `size > 10000 AND key LIKE '%.jpg'`."""
+    """A condition on the columns of a row; `names` are the column names (and other words) in its text."""
 
     def __init__(self, text: str) -> None:
-        """Raises `UsageError` where the text is more than a condition on one row."""
+        """Raises `UsageError` if the text is not a condition on one row."""
         self.text = text
         self.names = frozenset(_names(text))
 
@@ -54,45 +58,47 @@ class Condition:
         return f"Condition({self.text!r})"
 
     def check(self, schema: Mapping[str, pl.DataType], *, known: Iterable[str] | None = None) -> None:
-        """Raise `UsageError` where it can't be asked of rows with such columns; `known` are told to the user."""
-        empty = pl.DataFrame(schema=dict(schema))
+        """Raise `UsageError` if the condition is not valid for rows of `schema`.
+
+        `known` are the columns to list in the message, by default those of `schema`.
+        """
         try:
-            kind = self._asked(empty).dtype
+            dtype = self._evaluate(pl.DataFrame(schema=dict(schema))).dtype
         except pl.exceptions.PolarsError as error:
             columns = ", ".join(schema if known is None else known)
             raise UsageError(f"--where {self.text!r}: {_reason(error)}; the columns are {columns}") from error
-        if kind not in (pl.Boolean, pl.Null):
+        if dtype not in (pl.Boolean, pl.Null):
             raise UsageError(
-                f"--where {self.text!r} is {kind} rather than true or false; compare it, as in size > 10000"
+                f"--where {self.text!r} has the type {dtype}, not Boolean; write a comparison such as size > 10000"
             )
 
-    def holds(self, frame: pl.DataFrame) -> pl.Series:
-        """For each row whether it fits; one of which that can't be said, as a value is missing, doesn't.
+    def matches(self, frame: pl.DataFrame) -> pl.Series:
+        """For each row, whether the condition is true; false where it is null because of a missing value.
 
         Raises:
-            UsageError: polars can't tell for these values, as where text is cast to a number that it isn't.
+            UsageError: polars can't evaluate it for these values, such as CAST of a text that is not a number.
         """
         try:
-            return self._asked(frame).cast(pl.Boolean).fill_null(value=False)
+            return self._evaluate(frame).cast(pl.Boolean).fill_null(value=False)
         except pl.exceptions.PolarsError as error:
             raise UsageError(
-                f"--where {self.text!r}: {_reason(error)}; TRY_CAST makes null of what can't be cast"
+                f"--where {self.text!r}: {_reason(error)}; use TRY_CAST, which returns null for invalid values"
             ) from error
 
-    def _asked(self, frame: pl.DataFrame) -> pl.Series:
+    def _evaluate(self, frame: pl.DataFrame) -> pl.Series:
         context = pl.SQLContext({"images": frame})
-        sql = f"SELECT ({self.text}) AS fits FROM images"  # noqa: S608 - `_names` has let it pass
+        sql = f"SELECT ({self.text}) AS matches FROM images"  # noqa: S608 - checked by `_names`
         # the default engine has native threads with known races, and this process may be paying for a model
-        return context.execute(sql).collect(engine="in-memory")["fits"]
+        return context.execute(sql).collect(engine="in-memory")["matches"]
 
 
 def _names(text: str) -> Iterator[str]:
-    """The words in `text` that may be columns, and others."""
+    """The words in `text` that may be columns. Raises `UsageError` if `text` is not a condition."""
     tokens = list(_tokens(text))
     if not tokens:
         raise UsageError("--where is empty; write a condition such as size > 10000")
     if not _is_balanced([token for _, token in tokens]):
-        raise UsageError(f"--where {text!r}: its parentheses don't match")
+        raise UsageError(f"--where {text!r}: its parentheses are not balanced; add or remove one")
     for (kind, token), (_, following) in zip(tokens, [*tokens[1:], ("", "")], strict=True):
         word = token.lower()
         if kind == "quoted":
@@ -101,29 +107,29 @@ def _names(text: str) -> Iterator[str]:
         if kind not in {"word", "quoted"}:
             continue
         if word in _REFUSED.split():
-            raise UsageError(f"--where {text!r}: {token} is not for a condition on one row; {_USUAL}")
+            raise UsageError(f"--where {text!r}: {token} is not allowed in a condition on one row; {_ADVICE}")
         if following == "(" and word not in f"{_FUNCTIONS} {_BEFORE_PARENTHESIS}".split():
-            known = ", ".join(_FUNCTIONS.split())
-            raise UsageError(f"--where {text!r}: there is no function {token} for conditions, but {known}")
+            allowed = ", ".join(_FUNCTIONS.split())
+            raise UsageError(f"--where {text!r}: the function {token} is not allowed; allowed are {allowed}")
         if kind == "word":
             yield token
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:
-    """Kind and text of each token but spaces. Raises `UsageError` for what is none, and for what hides others."""
+    """(kind, text) of each token except spaces. Raises `UsageError` for comments and unknown characters."""
     at = 0
-    before = "space"
+    previous = "space"
     while at < len(text):
-        found = _TOKEN.match(text, at)
-        if found is None or found["operator"] in {"--", "/*"}:
-            raise UsageError(f"--where {text!r}: {text[at : at + 10]!r} is no part of a condition; {_USUAL}")
-        kind = found.lastgroup or ""
-        if kind == "text" and before in {"word", "text", "quoted", "number"}:
-            raise UsageError(f"--where {text!r}: there is no space before {found[0][:20]}")
+        match = _TOKEN.match(text, at)
+        if match is None or match["operator"] in {"--", "/*"}:
+            raise UsageError(f"--where {text!r}: {text[at : at + 10]!r} is not allowed in a condition; {_ADVICE}")
+        kind = match.lastgroup or ""
+        if kind == "text" and previous in {"word", "text", "quoted", "number"}:
+            raise UsageError(f"--where {text!r}: a space is missing before {match[0][:20]}")
         if kind != "space":
-            yield kind, found[0]
-        before = kind
-        at = found.end()
+            yield kind, match[0]
+        previous = kind
+        at = match.end()
 
 
 def _is_balanced(tokens: Iterable[str]) -> bool:
@@ -136,12 +142,12 @@ def _is_balanced(tokens: Iterable[str]) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Polars' own words without its plan."""
+    """Polars' message without the query plan."""
     text = str(error).split("\n\nResolved plan", 1)[0].split("; valid columns", 1)[0]
     return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
-_OWN: Final[Mapping[str, tuple[pl.DataType, Callable[[ImageRef], Any]]]] = {
+_IMAGE_COLUMNS: Final[Mapping[str, tuple[pl.DataType, Callable[[ImageRef], Any]]]] = {
     "uri": (pl.String(), lambda image: escaped(image.uri)),
     "bucket": (pl.String(), lambda image: image.bucket),
     "key": (pl.String(), lambda image: escaped(image.key)),
@@ -155,42 +161,44 @@ _OWN: Final[Mapping[str, tuple[pl.DataType, Callable[[ImageRef], Any]]]] = {
 
 
 class ImageCondition:
-    """A condition asked of images, a page at a time.
+    """A condition that is evaluated on a page of images.
 
-    Beside the image's own columns it knows those that its list has: numbers are floats, truth values are such, all
-    else is text, nested values as JSON. What the list says of an image in another type than of the first ones is null.
+    Besides the columns of the image it may use those of the image's list entry (`extra`): numbers as floats, Booleans,
+    and everything else as text, nested values as JSON. A value whose type differs from the column's becomes null.
     """
 
-    def __init__(self, condition: Condition, kinds: Mapping[str, pl.DataType]) -> None:
-        """`kinds` are those of the list's columns that the condition may name."""
+    def __init__(self, condition: Condition, list_columns: Mapping[str, pl.DataType]) -> None:
+        """`list_columns` are the columns of the list entries. Raises `UsageError` if the condition is not valid."""
         self._condition = condition
-        self._own = {name: column for name, column in _OWN.items() if name in condition.names}
-        self._kinds = {name: kind for name, kind in kinds.items() if name in condition.names and name not in _OWN}
-        schema = {name: kind for name, (kind, _) in self._own.items()} | self._kinds
-        condition.check(schema, known=[*_OWN, *(name for name in kinds if name not in _OWN)])
+        self._image_columns = {name: column for name, column in _IMAGE_COLUMNS.items() if name in condition.names}
+        others = {name: dtype for name, dtype in list_columns.items() if name not in _IMAGE_COLUMNS}
+        self._list_columns = {name: dtype for name, dtype in others.items() if name in condition.names}
+        schema = {name: dtype for name, (dtype, _) in self._image_columns.items()} | self._list_columns
+        condition.check(schema, known=[*_IMAGE_COLUMNS, *others])
 
     def __call__(self, images: Sequence[ImageRef]) -> list[bool]:
-        """For each image whether it fits. Raises `UsageError` where that can't be told for such values."""
-        columns = [pl.Series("", [True] * len(images))]  # a condition need not name any column
+        """For each image, whether the condition is true. Raises `UsageError` as `Condition.matches` does."""
+        columns = [pl.Series("", [True] * len(images))]  # the condition may not use any column
         columns += [
-            pl.Series(name, [told(image) for image in images], kind) for name, (kind, told) in self._own.items()
+            pl.Series(name, [value(image) for image in images], dtype)
+            for name, (dtype, value) in self._image_columns.items()
         ]
-        if self._kinds:
+        if self._list_columns:
             entries = [_entry(image) for image in images]
             columns += [
-                pl.Series(name, [_cast(entry.get(name), kind) for entry in entries], kind)
-                for name, kind in self._kinds.items()
+                pl.Series(name, [_cast(entry.get(name), dtype) for entry in entries], dtype)
+                for name, dtype in self._list_columns.items()
             ]
-        return self._condition.holds(pl.DataFrame(columns)).to_list()
+        return self._condition.matches(pl.DataFrame(columns)).to_list()
 
 
 async def condition_on(condition: Condition, sources: Iterable[Source]) -> ImageCondition:
-    """`condition` for the images of `sources`, whose first pages tell which columns there are beside the image's own.
+    """`condition` for the images of `sources`; the first page of each determines the columns of the list entries.
 
-    Where it names none of those, no page is read.
+    If the condition uses only columns of the image itself, no page is read.
 
     Raises:
-        UsageError: there is no such column, or the condition is none for such columns.
+        UsageError: there is no such column, or the condition is not valid for the columns.
         BatchclError: a source can't be read.
     """
     with suppress(UsageError):
@@ -200,7 +208,7 @@ async def condition_on(condition: Condition, sources: Iterable[Source]) -> Image
         for image in await _first_page(source):
             for name, value in _entry(image).items():
                 values.setdefault(name, []).append(value)
-    return ImageCondition(condition, {name: _kind(found) for name, found in values.items()})
+    return ImageCondition(condition, {name: _column_type(column) for name, column in values.items()})
 
 
 async def _first_page(source: Source) -> list[ImageRef]:
@@ -217,18 +225,18 @@ def _entry(image: ImageRef) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _kind(values: Iterable[Any]) -> pl.DataType:
+def _column_type(values: Iterable[Any]) -> pl.DataType:
     types = {type(value) for value in values if value is not None}
     if types and types <= {int, float}:
         return pl.Float64()
     return pl.Boolean() if types == {bool} else pl.String()
 
 
-def _cast(value: Any, kind: pl.DataType) -> Any:
+def _cast(value: Any, dtype: pl.DataType) -> Any:
     if value is None:
         return None
-    if kind == pl.Float64():
+    if dtype == pl.Float64():
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    if kind == pl.Boolean():
+    if dtype == pl.Boolean():
         return value if isinstance(value, bool) else None
     return escaped(value) if isinstance(value, str) else orjson.dumps(value).decode()

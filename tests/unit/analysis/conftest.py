@@ -1,4 +1,4 @@
-"""An output root with real Parquet in it."""
+"""Writes an output root with Parquet files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def failed(
 
 @dataclass
 class Root:
-    """Writes parts as a run publishes them."""
+    """An output root, with methods that write files as a run publishes them."""
 
     path: Path
     model: str = "cats@v1"
@@ -100,14 +100,14 @@ class Root:
 
 @pytest.fixture(params=["out", "env=prod", "model=m@9", "[x] %41 łódź*"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    """A root, some with a path of its own that could pass for partitions, globs and URL encoding."""
+    """A root, including paths that look like partitions, globs and URL encoding."""
     path = tmp_path / request.param
     path.mkdir()
     return Root(path)
 
 
 class Make:
-    """Outcomes with everything filled in that a test doesn't look at."""
+    """Makes outcomes with defaults for all fields that a test does not check."""
 
     image = staticmethod(image)
     scored = staticmethod(scored)

@@ -1,4 +1,4 @@
-"""The commands as a user and a program see them."""
+"""Output of the reading commands for people and programs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def full(root: Root, make: type[Make]) -> Root:
     return root
 
 
-def test_a_pipe_gets_whole_values_on_aligned_lines(full: Root) -> None:
+def test_output_to_a_pipe_is_aligned_and_not_truncated(full: Root) -> None:
     lines = good("query", full, "SELECT label, uri FROM detections ORDER BY confidence").splitlines()
     assert lines[0].split() == ["label", "uri"]
     assert lines[1].endswith(f"  {URI}")
@@ -64,12 +64,12 @@ def test_a_pipe_gets_whole_values_on_aligned_lines(full: Root) -> None:
 
 
 @pytest.mark.parametrize("column", ["bucket", "nosuch(uri)"])
-def test_a_refused_query_tells_the_reason_and_the_columns_and_nothing_of_polars(full: Root, column: str) -> None:
+def test_an_invalid_query_reports_reason_and_columns(full: Root, column: str) -> None:
     refused = run("query", full, f"SELECT uri, {column} FROM detections").exception
     assert isinstance(refused, UsageError)
     reason, heading, *tables = str(refused).splitlines()
     assert reason.startswith("the query failed: un")
-    assert heading == "The tables and their columns are"
+    assert heading == "The tables and their columns are:"
     assert [line.partition(":")[0].strip() for line in tables] == ["results", "detections", "failures", "runs"]
 
 
@@ -89,26 +89,26 @@ def test_json_is_one_array_of_objects_with_iso_times(full: Root) -> None:
     assert orjson.loads(good("failures", full, "--json"))[0]["examples"] == [URI + "x"]
 
 
-def test_nothing_found_is_an_empty_array_and_a_header(full: Root) -> None:
+def test_an_empty_result_is_an_empty_array_or_a_header(full: Root) -> None:
     assert orjson.loads(good("labels", full, "--date", "2020-01-01", "--json")) == []
     assert good("labels", full, "--date", "2020-01-01", "--csv").startswith("model,label,images")
     assert good("labels", full, "--date", "2020-01-01").splitlines()[1].startswith("model")
 
 
-def test_csv_holds_the_same_with_lists_as_json(full: Root) -> None:
+def test_csv_has_the_same_values_with_lists_as_json(full: Root) -> None:
     rows = list(csv.DictReader(io.StringIO(good("query", full, "SELECT * FROM results", "--csv"))))
     row = next(row for row in rows if row["uri"] == URI)
     assert row["scored_at"] == "2026-11-21T12:00:00.000000+00:00"
     assert orjson.loads(row["labels"])[1]["name"] == HOSTILE
 
 
-def test_two_formats_at_once_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_two_output_formats_are_refused_before_reading(tmp_path: Path) -> None:
     for name, more in (("labels", ()), ("confidence", ()), ("failures", ()), ("query", ("SELECT 1",))):
         result = run(name, tmp_path / "nowhere", *more, "--json", "--csv")
         assert isinstance(result.exception, UsageError), name
 
 
-def test_the_histogram_has_bars_for_people_and_numbers_for_programs(full: Root) -> None:
+def test_the_histogram_has_bars_in_text_and_numbers_in_json(full: Root) -> None:
     lines = good("confidence", full, "--bins", 10).splitlines()
     assert "3 detections" in lines[0]
     assert sum("█" * 40 in line for line in lines) == 3
@@ -117,7 +117,7 @@ def test_the_histogram_has_bars_for_people_and_numbers_for_programs(full: Root) 
     assert len(orjson.loads(good("confidence", full, "--per-label", "--json"))) == 40
 
 
-def test_a_bar_is_never_empty_where_there_is_something() -> None:
+def test_a_bar_of_a_positive_count_is_never_empty() -> None:
     assert confidence._bar(0, 10) == ""
     assert confidence._bar(1, 1_000_000) == "▏"
     assert confidence._bar(5, 10) == "█" * 20
@@ -174,12 +174,12 @@ def at_a_terminal(frame: pl.DataFrame, columns: int, monkeypatch: pytest.MonkeyP
     return terminal.getvalue()
 
 
-def test_a_terminal_gets_the_table_of_a_pipe_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_same_table_if_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     table = "[bold]T\nlabel               n\n\\x1b[31mcat\\n[red]  5\n"
     assert at_a_terminal(pl.DataFrame({"label": [HOSTILE], "n": [5]}), 21, monkeypatch) == table
 
 
-def test_a_narrow_terminal_gets_a_block_a_row_and_no_value_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_shows_one_block_per_row(monkeypatch: pytest.MonkeyPatch) -> None:
     scored_at = dt.datetime(2026, 11, 21, 17, 58, 38, 269488, tzinfo=dt.UTC)
     frame = pl.DataFrame({"uri": [URI, "s3://b/2"], "n": [5, 1200], "scored_at": [scored_at, None]})
     assert at_a_terminal(frame, 80, monkeypatch).splitlines() == [
@@ -196,7 +196,7 @@ def test_a_narrow_terminal_gets_a_block_a_row_and_no_value_is_folded(monkeypatch
     assert at_a_terminal(frame.clear(), 5, monkeypatch) == "[bold]T\nuri  n  scored_at\n"
 
 
-def test_people_read_yes_and_no_and_programs_true_and_false(capsys: pytest.CaptureFixture[str]) -> None:
+def test_booleans_are_yes_or_no_in_text_and_booleans_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     output.emit_object({"listed": True, "resumable": False})
     assert capsys.readouterr().out == "listed     yes\nresumable  no\n"
     output.emit_object({"listed": True}, json=True)
@@ -217,7 +217,7 @@ def test_importing_the_commands_does_not_import_polars() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_of_chained_attributes_that_results_carry_one_is_named(root: Root) -> None:
+def test_chained_attributes_of_results_require_a_choice(root: Root) -> None:
     truth = boxes("s3://b/1", ("cat", 10, 20, 30, 40))
     chained = truth | {"C": truth["B"], "C-metadata": truth["B-metadata"]}
     root.results(carrying("s3://b/1", chained, Label("cat", 90, (0.05, 0.2, 0.15, 0.4))))
@@ -228,13 +228,13 @@ def test_of_chained_attributes_that_results_carry_one_is_named(root: Root) -> No
     assert found["summary"]["mean_average_precision"] == 1.0
 
 
-def test_the_truth_may_lie_in_s3_and_be_compressed(
+def test_the_truth_may_be_a_compressed_object_in_s3(
     root: Root, make: type[Make], moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in aws_env(s3=moto).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    there = set(tmp_path.iterdir())
+    files_before = set(tmp_path.iterdir())
     s3 = client("s3", moto)
     make_bucket(s3, "trainings")
     truth = orjson.dumps(line("s3://b/1", "cat")) + b"\n"
@@ -245,5 +245,7 @@ def test_the_truth_may_lie_in_s3_and_be_compressed(
     assert (found["summary"]["images"], found["summary"]["macro_f1"]) == (1, 1.0)
     refused = run("evaluate", root, "--truth", "s3://trainings/bad.manifest")
     assert "s3://trainings/bad.manifest, line 2: " in str(refused.exception)
-    assert "there is no s3://trainings/none" in str(run("evaluate", root, "--truth", "s3://trainings/none").exception)
-    assert set(tmp_path.iterdir()) == there
+    assert "s3://trainings/none does not exist" in str(
+        run("evaluate", root, "--truth", "s3://trainings/none").exception
+    )
+    assert set(tmp_path.iterdir()) == files_before

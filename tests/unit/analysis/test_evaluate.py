@@ -1,4 +1,4 @@
-"""Precision, recall, F1 and confusion, with scikit-learn as the independent reference."""
+"""Precision, recall, F1 and confusion, compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ def line(uri: str, *labels: str) -> dict[str, Any]:
 
 
 def boxes(
-    uri: str, *found: tuple[str, int, int, int, int], size: tuple[int, int] | None = (200, 100)
+    uri: str, *objects: tuple[str, int, int, int, int], size: tuple[int, int] | None = (200, 100)
 ) -> dict[str, Any]:
-    names = sorted({each[0] for each in found})
+    names = sorted({each[0] for each in objects})
     keys = ("left", "top", "width", "height")
     value: dict[str, Any] = {
-        "annotations": [{"class_id": names.index(label), **dict(zip(keys, box, strict=True))} for label, *box in found]
+        "annotations": [
+            {"class_id": names.index(label), **dict(zip(keys, box, strict=True))} for label, *box in objects
+        ]
     }
     if size is not None:
         value["image_size"] = [{"width": size[0], "height": size[1], "depth": 3}]
@@ -73,18 +75,20 @@ def evaluated(root: Root, manifest: Path, min_confidence: float | None = None) -
 
 
 @pytest.mark.parametrize("threshold", [None, 70.0])
-def test_figures_are_those_of_scikit_learn_for_several_labels_an_image(
+def test_multi_label_metrics_equal_those_of_scikit_learn(
     root: Root, manifest: Path, make: type[Make], threshold: float | None
 ) -> None:
     rnd = random.Random(7)
     truth, answers, lines, rows = [], [], [], []
     for at in range(300):
         true = rnd.sample(NAMES, rnd.randint(0, 3))
-        found = [Label(name, rnd.uniform(40, 100)) for name in NAMES if rnd.random() < (0.8 if name in true else 0.2)]
-        rows.append(make.scored(f"s3://b/{at}", *found, *found[:1]))
+        detected = [
+            Label(name, rnd.uniform(40, 100)) for name in NAMES if rnd.random() < (0.8 if name in true else 0.2)
+        ]
+        rows.append(make.scored(f"s3://b/{at}", *detected, *detected[:1]))
         lines.append(line(f"s3://b/{at}", *true))
         truth.append(true)
-        answers.append([each.name for each in found if each.confidence >= (threshold or 0)])
+        answers.append([each.name for each in detected if each.confidence >= (threshold or 0)])
     root.results(*rows)
     got = evaluated(root, write(manifest, *lines), threshold)
     binarizer = MultiLabelBinarizer(classes=NAMES).fit(truth)
@@ -100,18 +104,16 @@ def test_figures_are_those_of_scikit_learn_for_several_labels_an_image(
     assert got.confusion is None
 
 
-def test_confusion_and_accuracy_are_those_of_scikit_learn_for_one_label_an_image(
-    root: Root, manifest: Path, make: type[Make]
-) -> None:
+def test_single_label_metrics_equal_those_of_scikit_learn(root: Root, manifest: Path, make: type[Make]) -> None:
     rnd = random.Random(3)
     truth, tops, lines, rows = [], [], [], []
     for at in range(200):
         true = rnd.choice([*NAMES, NONE])
-        found = [Label(name, rnd.uniform(0, 100)) for name in rnd.sample(NAMES, rnd.randint(0, 3))]
-        rows.append(make.scored(f"s3://b/{at}", *found))
+        detected = [Label(name, rnd.uniform(0, 100)) for name in rnd.sample(NAMES, rnd.randint(0, 3))]
+        rows.append(make.scored(f"s3://b/{at}", *detected))
         lines.append(line(f"s3://b/{at}", *([] if true == NONE else [true])))
         truth.append(true)
-        tops.append(max(found, key=lambda each: each.confidence).name if found else NONE)
+        tops.append(max(detected, key=lambda each: each.confidence).name if detected else NONE)
     root.results(*rows)
     got = evaluated(root, write(manifest, *lines))
     assert got.summary["top_label_accuracy"] == pytest.approx(accuracy_score(truth, tops))
@@ -123,14 +125,14 @@ def test_confusion_and_accuracy_are_those_of_scikit_learn_for_one_label_an_image
     assert cells == expected
 
 
-def test_what_is_undefined_is_null_and_not_zero(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_undefined_metrics_are_null_and_not_zero(root: Root, manifest: Path, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1", Label("dog", 90)))
     table = evaluated(root, write(manifest, line("s3://b/1", "cat"))).labels
     columns = ("label", "support", "predicted", "true_positives", "precision", "recall", "f1")
     assert table.select(columns).rows() == [("cat", 1, 0, 0, None, 0.0, 0.0), ("dog", 0, 1, 0, 0.0, None, 0.0)]
 
 
-def test_images_that_only_one_side_knows_are_counted_and_named(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_missing_and_extra_images_are_counted_with_examples(root: Root, manifest: Path, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1", Label("cat", 90)), make.scored("s3://b/extra"))
     root.failures([make.failed("s3://b/failed")])
     lines = [line(f"s3://b/{name}", "cat") for name in ("1", "failed", "gone")]
@@ -142,7 +144,7 @@ def test_images_that_only_one_side_knows_are_counted_and_named(root: Root, manif
     assert summary["macro_f1"] == 1.0
 
 
-def test_nothing_in_common_is_an_error_that_shows_both_sides(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_no_common_image_is_an_error_with_an_example_of_both(root: Root, manifest: Path, make: type[Make]) -> None:
     root.results(make.scored("s3://b/images/1.jpg"))
     with pytest.raises(UsageError, match=r"s3://B/images/1.jpg.*s3://b/images/1.jpg"):
         evaluated(root, write(manifest, line("s3://B/images/1.jpg", "cat")))
@@ -158,7 +160,7 @@ def test_models_are_never_mixed(root: Root, manifest: Path, make: type[Make]) ->
     assert evaluate(images, read_truth(manifest)).summary["model"] == "m@2"
 
 
-def test_a_model_trained_again_under_its_name_is_another_one(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_a_retrained_model_of_the_same_name_is_another_model(root: Root, manifest: Path, make: type[Make]) -> None:
     older, newer = (arn_of("m@1").replace("1700000000000", stamp) for stamp in ("1700000000000", "1800000000000"))
     for run_id, arn in (("a", older), ("b", newer)):
         root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@1", model_arn=arn, run_id=run_id)
@@ -169,7 +171,7 @@ def test_a_model_trained_again_under_its_name_is_another_one(root: Root, manifes
     assert (summary["model"], summary["model_arn"]) == ("m@1", newer)
 
 
-def test_the_latest_answer_of_a_model_counts(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_the_latest_result_of_an_image_is_used(root: Root, manifest: Path, make: type[Make]) -> None:
     noon = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
     for hours, label, run in ((0, "dog", "z"), (2, "cat", "m"), (1, "dog", "a")):
         later = noon + dt.timedelta(hours=hours)
@@ -185,7 +187,7 @@ def test_local_images_are_joined_by_their_absolute_path(root: Root, manifest: Pa
     assert evaluated(root, manifest).summary["missing"] == 0
 
 
-def test_boxes_in_pixels_meet_boxes_in_ratios(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_boxes_in_pixels_are_compared_with_boxes_in_ratios(root: Root, manifest: Path, make: type[Make]) -> None:
     root.results(
         make.scored("s3://b/1", Label("cat", 90, (0.1, 0.2, 0.5, 0.4)), Label("dog", 80, (0.0, 0.0, 0.1, 0.1))),
         make.scored("s3://b/2", Label("cat", 70, (0.0, 0.0, 0.2, 0.2))),
@@ -211,7 +213,7 @@ def test_a_box_on_an_image_without_objects_is_a_false_positive(root: Root, manif
     assert got.summary["mean_average_precision"] == 0.5
 
 
-def test_lines_about_one_image_are_joined(manifest: Path) -> None:
+def test_lines_about_one_image_are_merged(manifest: Path) -> None:
     truth = read_truth(write(manifest, line("s3://b/1", "cat"), line("s3://b/1", "dog"), line("s3://b/1", "cat")))
     assert truth.images["labels"].to_list() == [["cat", "dog"]]
     assert truth.repeated == 2
@@ -232,13 +234,13 @@ def test_identical_boxes_of_a_line_are_several_objects(root: Root, manifest: Pat
 def test_a_confidence_that_equals_the_threshold_is_kept(
     root: Root, manifest: Path, make: type[Make], threshold: float
 ) -> None:
-    """As a 32-bit number, which the tables hold, 70.1 is less than the 64-bit one."""
+    """The tables store 32-bit numbers; as such, 70.1 is less than the 64-bit number."""
     root.results(make.scored("s3://b/1", Label("cat", threshold), Label("dog", threshold - 0.01)))
     got = evaluated(root, write(manifest, line("s3://b/1", "cat")), threshold)
     assert got.labels.select("label", "predicted").rows() == [("cat", 1)]
 
 
-def test_of_equally_sure_labels_the_first_by_name_is_the_top_one(root: Root, manifest: Path, make: type[Make]) -> None:
+def test_among_equal_confidences_the_first_name_is_the_top_label(root: Root, manifest: Path, make: type[Make]) -> None:
     """`model evaluate` has the same rule: see test_evaluation.py."""
     for names in (("dog", "cat"), ("cat", "dog")):
         root.results(make.scored(f"s3://b/{names[0]}", *(Label(name, 50) for name in names)), run_id=names[0])
@@ -247,7 +249,7 @@ def test_of_equally_sure_labels_the_first_by_name_is_the_top_one(root: Root, man
     assert got.confusion.rows() == [("cat", "cat", 1), ("dog", "cat", 1)]
 
 
-def test_a_bad_line_stops_the_evaluation_unless_it_may_be_skipped(manifest: Path) -> None:
+def test_a_bad_line_is_an_error_unless_skipped(manifest: Path) -> None:
     write(manifest, line("s3://b/1", "cat"), b"", b"{nonsense", line("s3://b/2", "dog"))
     with pytest.raises(SourceError, match=r"test.manifest, line 3: .*not JSON.*--skip-bad-lines"):
         read_truth(manifest)
@@ -257,13 +259,13 @@ def test_a_bad_line_stops_the_evaluation_unless_it_may_be_skipped(manifest: Path
     assert truth.bad[0].startswith("line 3: ")
 
 
-def test_a_line_without_end_is_a_bad_one_and_is_not_held(manifest: Path) -> None:
+def test_an_overlong_line_of_the_truth_is_a_bad_line(manifest: Path) -> None:
     write(manifest, line("s3://b/1", "cat"), b"x" * (MAX_LINE_BYTES + 1), line("s3://b/2", "dog"))
     truth = read_truth(manifest, skip_bad_lines=True)
-    assert (truth.images.height, truth.bad) == (2, ("line 2: it is longer than 4,194,304 bytes",))
+    assert (truth.images.height, truth.bad) == (2, ("line 2: longer than 4,194,304 bytes",))
 
 
-def test_a_truth_without_labels_or_file_is_refused(manifest: Path) -> None:
+def test_a_missing_or_unlabelled_truth_is_refused(manifest: Path) -> None:
     with pytest.raises(SourceError, match="No such file"):
         read_truth(manifest)
     with pytest.raises(SourceError, match="1 lines have none"):
@@ -278,7 +280,7 @@ def carrying(uri: str, truth: dict[str, Any] | None, *labels: Label, hour: int =
     return Scored(image=image, labels=labels, attempts=1, latency_ms=80, request_id="r", scored_at=moment)
 
 
-def test_results_are_held_against_the_truth_that_they_carry(root: Root, manifest: Path) -> None:
+def test_the_truth_may_come_from_the_results_themselves(root: Root, manifest: Path) -> None:
     truths = [line("s3://b/1", "cat"), line("s3://b/2", "dog", "owl"), line("s3://b/3"), {"source-ref": "s3://b/4"}]
     answers = [(Label("cat", 90),), (Label("dog", 80),), (Label("owl", 70),), (Label("cat", 60),)]
     root.results(
@@ -287,14 +289,14 @@ def test_results_are_held_against_the_truth_that_they_carry(root: Root, manifest
         carrying("s3://b/5", None, Label("cat", 60)),
     )
     images = open_results(str(root)).images()
-    found = evaluate(images, carried_truth(images))
-    assert found.summary["unlabelled"] == 2
+    detected = evaluate(images, carried_truth(images))
+    assert detected.summary["unlabelled"] == 2
     by_file = evaluate(images, read_truth(write(manifest, *truths)))
-    assert found.labels.equals(by_file.labels)
-    assert found.summary["macro_f1"] == by_file.summary["macro_f1"]
+    assert detected.labels.equals(by_file.labels)
+    assert detected.summary["macro_f1"] == by_file.summary["macro_f1"]
 
 
-def test_carried_boxes_are_evaluated_and_chained_attributes_have_to_be_named(root: Root) -> None:
+def test_boxes_from_results_with_chained_attributes(root: Root) -> None:
     truth = boxes("s3://b/1", ("cat", 10, 20, 30, 40))
     chained = truth | {"C": truth["B"], "C-metadata": truth["B-metadata"]}
     root.results(carrying("s3://b/1", chained, Label("cat", 90, (0.05, 0.2, 0.15, 0.4))))
@@ -302,12 +304,12 @@ def test_carried_boxes_are_evaluated_and_chained_attributes_have_to_be_named(roo
     with pytest.raises(SourceError, match="'B', 'C', of which one counts"):
         carried_truth(images)
     assert carried_truth(images, attribute="C").boxes.height == 1
-    with pytest.raises(SourceError, match="none of the 1 results carries labels"):
+    with pytest.raises(SourceError, match="none of the 1 results has usable labels"):
         carried_truth(images, skip_bad_lines=True)
 
 
 def snapshot(uri: str, true: str, *predicted: str) -> dict[str, Any]:
-    """A line of the testing snapshot that a training leaves: the truth, and beside it what the model said."""
+    """A line of the testing snapshot that a training writes, with the truth and the model's predictions."""
     entry = line(uri)
     del entry["M"], entry["M-metadata"]
     name = "rekognition-custom-labels-training-0"
@@ -328,7 +330,7 @@ def snapshot(uri: str, true: str, *predicted: str) -> dict[str, Any]:
     return entry
 
 
-def test_a_training_s_snapshot_is_truth_without_what_the_model_said(root: Root, manifest: Path) -> None:
+def test_predictions_in_a_testing_snapshot_are_not_truth(root: Root, manifest: Path) -> None:
     truths = [
         snapshot("s3://b/1", "cat", "dog", "owl"),
         snapshot("s3://b/2", "dog", "dog"),
@@ -350,9 +352,7 @@ def test_a_training_s_snapshot_is_truth_without_what_the_model_said(root: Root, 
 
 
 @pytest.mark.parametrize("task", ["classification", "detection"])
-def test_of_a_chain_the_adjusted_attribute_counts_and_of_two_adjusted_ones_the_named(
-    root: Root, manifest: Path, task: str
-) -> None:
+def test_the_adjusted_attribute_of_a_chain_is_used(root: Root, manifest: Path, task: str) -> None:
     def attribute(name: str, label: str, *, adjusted: bool) -> dict[str, Any]:
         made = boxes("x", (label, 0, 0, 10, 10)) if task == "detection" else line("x", label)
         old = "B" if task == "detection" else "A0"

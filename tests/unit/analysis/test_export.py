@@ -1,4 +1,4 @@
-"""Copies of the tables: the same rows in few files, counted, with the manifest last."""
+"""Exported copies have the same rows in few files, verified by count, and the manifest is written last."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rows(root: object, table: str) -> list[dict[str, Any]]:
     return published(str(root), table).sort("model", "date", "run_id", "uri").to_dicts()
 
 
-def test_the_copy_has_every_row_in_few_sorted_files_of_the_same_partitions(filled: Root, tmp_path: Path) -> None:
+def test_a_copy_has_all_rows_in_few_sorted_files(filled: Root, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in filled.path.rglob("*.parquet")}
     export = anyio.run(export_parquet, str(filled), str(tmp_path / "new"))
     assert {path: path.read_bytes() for path in filled.path.rglob("*.parquet")} == before, "the source is not changed"
@@ -61,7 +61,7 @@ def test_the_copy_has_every_row_in_few_sorted_files_of_the_same_partitions(fille
             assert copied["uri"].to_pylist() == sorted(copied["uri"].to_pylist())
 
 
-def test_the_manifest_says_what_was_copied_and_comes_last(filled: Root, tmp_path: Path) -> None:
+def test_the_manifest_lists_the_files_and_is_written_last(filled: Root, tmp_path: Path) -> None:
     written: list[str] = []
 
     async def main() -> None:
@@ -76,7 +76,7 @@ def test_the_manifest_says_what_was_copied_and_comes_last(filled: Root, tmp_path
     assert sum(len(file["sources"]) for file in manifest["files"]) == 9
 
 
-def test_batchcl_reads_a_copy_as_it_reads_the_root(filled: Root, tmp_path: Path) -> None:
+def test_results_are_read_from_a_copy_as_from_the_root(filled: Root, tmp_path: Path) -> None:
     anyio.run(export_parquet, str(filled), str(tmp_path / "new"))
     old, new = open_results(str(filled)), open_results(str(tmp_path / "new"))
     assert new.failures().collect()["uri"].to_list() == ["s3://b/y"]
@@ -87,13 +87,13 @@ def test_batchcl_reads_a_copy_as_it_reads_the_root(filled: Root, tmp_path: Path)
         old.images(run_id="n3")
 
 
-def test_only_days_before_one_are_copied(filled: Root, tmp_path: Path) -> None:
+def test_only_days_before_the_given_one_are_copied(filled: Root, tmp_path: Path) -> None:
     export = anyio.run(lambda: export_parquet(str(filled), str(tmp_path / "new"), before="2026-11-21"))
     assert [file.path for file in export.files] == ["results/model=cats@v1/date=2026-11-20/part-00000.parquet"]
     assert export.before == dt.date(2026, 11, 21)
 
 
-def test_a_small_target_makes_more_files_which_follow_each_other(filled: Root, tmp_path: Path) -> None:
+def test_a_small_target_size_makes_adjacent_sorted_files(filled: Root, tmp_path: Path) -> None:
     export = anyio.run(lambda: export_parquet(str(filled), str(tmp_path / "new"), target_bytes=1))
     assert [len(file.sources) for file in export.files] == [1] * 9
     first = sorted((tmp_path / "new" / "results" / "model=cats@v1" / "date=2026-11-20").iterdir())
@@ -117,16 +117,16 @@ def test_a_location_inside_the_root_is_refused(filled: Root) -> None:
     assert not (filled.path / "results" / "copy").exists()
 
 
-def test_a_copy_with_other_rows_than_its_source_is_refused(
+def test_a_copy_with_a_different_row_count_is_refused(
     filled: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "read_part", lambda *args: read_part(*args).slice(1))
-    with pytest.raises(OutputError, match=r"has 1 rows, but its 2 source files have 3: don't use this copy"):
+    with pytest.raises(OutputError, match=r"has 1 rows, but its 2 source files have 3; delete this copy"):
         anyio.run(export_parquet, str(filled), str(tmp_path / "new"))
     assert not (tmp_path / "new" / "export.json").exists()
 
 
-def test_a_damaged_file_is_named(filled: Root, tmp_path: Path) -> None:
+def test_a_corrupt_file_is_named(filled: Root, tmp_path: Path) -> None:
     part = next(filled.path.rglob("n1-*.parquet"))
     part.write_bytes(part.read_bytes()[:-20])
     with pytest.raises(OutputError, match=rf"{part.name} is damaged"):

@@ -328,7 +328,7 @@ def test_sql_reads_no_file(four_runs: Root, tmp_path: Path, call: str) -> None:
     file.write_text("a\n1\n")
     results = open_results(str(four_runs))
     for sql in READS:
-        with pytest.raises(UsageError, match=r"a function for files, and a query reads only the output root"):
+        with pytest.raises(UsageError, match=r"is not allowed, because queries read only the output root"):
             query(results, sql.format(call=call.format(file=file)))
 
 

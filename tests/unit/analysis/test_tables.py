@@ -1,4 +1,4 @@
-"""Labels, confidences and failures, with figures worked out by hand."""
+"""Labels, confidences and failures, with values calculated by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BOX = (0.0, 0.0, 0.5, 0.5)
 
 
-def test_labels_count_images_and_detections_and_spread_confidence(root: Root, make: type[Make]) -> None:
+def test_labels_report_images_detections_and_quantiles(root: Root, make: type[Make]) -> None:
     root.results(
         make.scored("s3://b/1", Label("cat", 50, BOX), Label("cat", 60, BOX), Label("ñandú", 99)),
         make.scored("s3://b/2", Label("cat", 80)),
@@ -34,14 +34,14 @@ def test_labels_count_images_and_detections_and_spread_confidence(root: Root, ma
     assert [cat["p10"], cat["p50"], cat["p90"]] == pytest.approx(expected.tolist())
 
 
-def test_an_image_that_two_runs_scored_is_one_image(root: Root, make: type[Make]) -> None:
+def test_an_image_scored_by_two_runs_counts_once(root: Root, make: type[Make]) -> None:
     for run in ("a", "b"):
         root.results(make.scored("s3://b/1", Label("cat", 50)), run_id=run)
     row = label_table(open_results(str(root)).detections()).row(0, named=True)
     assert (row["images"], row["detections"]) == (1, 2)
 
 
-def test_labels_of_two_models_stay_apart(root: Root, make: type[Make]) -> None:
+def test_labels_of_two_models_are_separate(root: Root, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1", Label("cat", 50)), model="m@1")
     root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@2")
     table = label_table(open_results(str(root)).detections())
@@ -50,7 +50,7 @@ def test_labels_of_two_models_stay_apart(root: Root, make: type[Make]) -> None:
 
 @pytest.fixture
 def retrained(root: Root, make: type[Make]) -> tuple[str, str]:
-    """The ARNs of two models of one name, of which the first found cats at 50 and the second at 90; m@2 is another."""
+    """The ARNs of two models named m@1, which detected a cat at 50 and 90; a third model is m@2."""
     older, newer = (arn_of("m@1").replace("1700000000000", stamp) for stamp in ("1700000000000", "1800000000000"))
     root.results(make.scored("s3://b/1", Label("cat", 50)), model="m@1", model_arn=older, run_id="a")
     root.results(make.scored("s3://b/1", Label("cat", 90)), model="m@1", model_arn=newer, run_id="b")
@@ -58,7 +58,7 @@ def retrained(root: Root, make: type[Make]) -> tuple[str, str]:
     return older, newer
 
 
-def test_labels_of_a_model_trained_again_stay_apart_by_arn(root: Root, retrained: tuple[str, str]) -> None:
+def test_labels_of_retrained_models_are_separated_by_arn(root: Root, retrained: tuple[str, str]) -> None:
     older, newer = retrained
     table = label_table(open_results(str(root)).detections())
     assert table.select("model", "mean").rows() == [(older, 50.0), (newer, 90.0), ("m@2", 70.0)]
@@ -67,7 +67,7 @@ def test_labels_of_a_model_trained_again_stay_apart_by_arn(root: Root, retrained
     assert chosen.select("model", "mean").rows() == [("m@1", 90.0)], "the name does where nothing shares it"
 
 
-def test_histograms_of_several_models_stay_apart(root: Root, retrained: tuple[str, str]) -> None:
+def test_histograms_of_several_models_are_separate(root: Root, retrained: tuple[str, str]) -> None:
     older, newer = retrained
     table = confidence_histogram(open_results(str(root)).detections(), bins=2)
     assert table.select("model", "detections", "share").rows() == [
@@ -81,7 +81,7 @@ def test_histograms_of_several_models_stay_apart(root: Root, retrained: tuple[st
     assert one.columns == ["from", "to", "detections", "share"]
 
 
-def test_a_histogram_has_every_bin_and_its_edges_belong_somewhere(root: Root, make: type[Make]) -> None:
+def test_a_histogram_includes_empty_bins_and_all_edges(root: Root, make: type[Make]) -> None:
     values = [0, 24.9, 25, 50, 74.9, 100]
     root.results(*(make.scored(f"s3://b/{at}", Label("cat", value)) for at, value in enumerate(values)))
     table = confidence_histogram(open_results(str(root)).detections(), bins=4)
@@ -92,7 +92,7 @@ def test_a_histogram_has_every_bin_and_its_edges_belong_somewhere(root: Root, ma
 
 
 @pytest.mark.parametrize("bins", [20, 1000])
-def test_a_confidence_at_an_edge_is_in_the_bin_that_it_begins(root: Root, make: type[Make], bins: int) -> None:
+def test_a_confidence_at_an_edge_is_in_the_upper_bin(root: Root, make: type[Make], bins: int) -> None:
     edges = [100 * at / bins for at in range(bins)]
     root.results(make.scored("s3://b/1", *(Label("cat", edge) for edge in edges)))
     table = confidence_histogram(open_results(str(root)).detections(), bins=bins)
@@ -112,17 +112,17 @@ def test_a_histogram_of_one_label_and_of_each(root: Root, make: type[Make]) -> N
     ]
 
 
-def test_a_label_that_nothing_has_is_refused_with_those_that_there_are(root: Root, make: type[Make]) -> None:
+def test_an_unknown_label_is_refused_with_the_existing_ones(root: Root, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1", Label("dog", 90), Label("dog", 20), Label("cat", 10)))
-    with pytest.raises(UsageError, match=r"no detection has the label 'cta'; there are 'dog', 'cat'$"):
+    with pytest.raises(UsageError, match=r"no detection has the label 'cta'; the labels are 'dog', 'cat'$"):
         confidence_histogram(open_results(str(root)).detections(), label="cta")
     many = [Label(f"label {number:02}", 50) for number in range(11)]
     root.results(make.scored("s3://b/2", *many), run_id="r2", model="many@v1")
-    with pytest.raises(UsageError, match=r"there are 'label 00', .*'label 09', …$"):
+    with pytest.raises(UsageError, match=r"the labels are 'label 00', .*'label 09', …$"):
         confidence_histogram(open_results(str(root)).detections(model="many@v1"), label="cta")
 
 
-def test_a_histogram_of_nothing_has_no_shares(root: Root, make: type[Make]) -> None:
+def test_an_empty_histogram_has_null_shares(root: Root, make: type[Make]) -> None:
     root.results(make.scored("s3://b/1"))
     table = confidence_histogram(open_results(str(root)).detections(), bins=3)
     assert table.select("detections", "share").rows() == [(0, None)] * 3
@@ -130,7 +130,7 @@ def test_a_histogram_of_nothing_has_no_shares(root: Root, make: type[Make]) -> N
 
 
 @pytest.mark.parametrize("bins", [0, -1, 1001])
-def test_a_histogram_with_senseless_bins_is_refused(root: Root, make: type[Make], bins: int) -> None:
+def test_an_invalid_number_of_bins_is_refused(root: Root, make: type[Make], bins: int) -> None:
     root.results(make.scored("s3://b/1"))
     with pytest.raises(UsageError, match="1 to 1000"):
         confidence_histogram(open_results(str(root)).detections(), bins=bins)
@@ -154,14 +154,14 @@ def test_failures_are_counted_by_reason_with_examples(root: Root, make: type[Mak
     ]
 
 
-def test_examples_are_the_first_over_all_parts(root: Root, make: type[Make]) -> None:
+def test_examples_are_the_first_uris_of_all_files(root: Root, make: type[Make]) -> None:
     for run, uri in (("a", "s3://b/3"), ("b", "s3://b/1"), ("c", "s3://b/2"), ("d", "s3://b/1")):
         root.failures([make.failed(uri)], run_id=run)
     row = failure_table(open_results(str(root)).failures(), examples=2).row(0, named=True)
     assert (row["count"], row["examples"], row["message"][-8:]) == (3, ["s3://b/1", "s3://b/2"], "s3://b/1")
 
 
-def test_the_same_code_skipped_and_failed_is_two_reasons(root: Root, make: type[Make]) -> None:
+def test_skipped_and_failed_are_counted_separately(root: Root, make: type[Make]) -> None:
     root.failures([make.failed("s3://b/1", "TooLarge"), make.failed("s3://b/2", "TooLarge", skipped=True)])
     table = failure_table(open_results(str(root)).failures(), examples=0)
     assert table.select("status", "count", "examples").rows() == [("failed", 1, []), ("skipped", 1, [])]
@@ -169,7 +169,7 @@ def test_the_same_code_skipped_and_failed_is_two_reasons(root: Root, make: type[
         failure_table(open_results(str(root)).failures(), examples=-1)
 
 
-def test_an_image_that_two_models_fail_on_is_counted_once(root: Root, make: type[Make]) -> None:
+def test_an_image_that_failed_with_two_models_counts_once(root: Root, make: type[Make]) -> None:
     for model in ("m@1", "m@2"):
         root.failures([make.failed("s3://b/1")], model=model, run_id=model[-1])
     (row,) = failure_table(open_results(str(root)).failures()).iter_rows(named=True)

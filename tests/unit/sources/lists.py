@@ -1,4 +1,4 @@
-"""Writers of every list format, each by the rule of its format, and a reader of any."""
+"""Writers of all list formats, and a reader of any source."""
 
 from __future__ import annotations
 
@@ -59,27 +59,27 @@ FIELDS = ("Bucket", "Key", "VersionId", "IsLatest", "IsDeleteMarker", "Size", "L
 
 
 class Selected(NamedTuple):
-    """An image that a run takes, and the bookmark behind it."""
+    """A selected image and the bookmark after it."""
 
     image: ImageRef
     bookmark: Bookmark
 
 
-def one_by_one(page: SelectedPage) -> list[Selected]:
+def with_bookmarks(page: SelectedPage) -> list[Selected]:
     """The images of a page, each with its bookmark."""
     return [Selected(image, page.behind(number)) for number, image in enumerate(page.images, 1)]
 
 
 class Read(NamedTuple):
-    """What came of reading a source whole."""
+    """The result of reading a whole source."""
 
     images: list[ImageRef]
     checked: SourceCheck
     repeated: int
 
 
-def read(*names: str | Path, aws: object = None, behind: int = 0, **options: Any) -> Read:
-    """The images of one source behind the first so many, where it was cut and is taken up again; checked first."""
+def read(*names: str | Path, aws: object = None, skip: int = 0, **options: Any) -> Read:
+    """Check one source, then read its images, resuming after the first `skip`."""
     if options.get("kind") is not None:
         options["kind"] = SourceKind(options["kind"])
 
@@ -93,18 +93,18 @@ def read(*names: str | Path, aws: object = None, behind: int = 0, **options: Any
                 options=ListOptions(**options),
             )
             (checked,) = [await source.check() for source in sources]
-            images, repeated = await selected(sources[0], behind=behind)
+            images, repeated = await selected(sources[0], skip=skip)
             return Read(images, checked, repeated)
 
     return anyio.run(main)
 
 
-async def selected(source: Source, *, behind: int = 0) -> tuple[list[ImageRef], int]:
-    """(each image of `source` once, behind the first so many; how many were repeated in all)."""
+async def selected(source: Source, *, skip: int = 0) -> tuple[list[ImageRef], int]:
+    """(the distinct images of `source` after the first `skip`, the number of duplicates)."""
     selection = Selection([source], Filters())
-    if not behind:
+    if not skip:
         return [image async for page in selection.pages() for image in page.images], selection.repeated
-    before = [one async for page in selection.pages() for one in one_by_one(page)][:behind]
+    before = [one async for page in selection.pages() for one in with_bookmarks(page)][:skip]
 
     async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
         yield 0, [one.image for one in before]
@@ -232,7 +232,7 @@ VARIANTS = {
     "CSV table of keys": write_csv_table_of_keys,
     "Parquet table of keys": write_parquet_of_keys,
 }
-"""Other forms of the same formats."""
+"""Variants of these formats."""
 
 
 def row(key: str, **more: Any) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def inventory(
     fields: Sequence[str] = FIELDS,
     files: int = 2,
 ) -> Path:
-    """A delivery as S3 makes it; the path of its manifest.json."""
+    """Write an inventory as S3 delivers it; returns the path of its manifest.json."""
     (folder / "data").mkdir(exist_ok=True)
     (folder / date).mkdir()
     listed = []

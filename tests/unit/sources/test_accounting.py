@@ -1,4 +1,4 @@
-"""Whatever the kind of list: each of its lines is planned, or told why it isn't."""
+"""For all kinds of list, each line is either planned or counted with the reason why it is not."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ def planned(name: str, path: Path, **more: Any) -> Plan:
 
 @pytest.mark.usefixtures("in_s3")
 @pytest.mark.parametrize("name", FORMATS)
-def test_lines_read_are_planned_filtered_repeated_bad_or_behind_the_limit(name: str, tmp_path: Path) -> None:
-    found = planned(name, tmp_path / "list", exclude=("*.png",), skip_bad_lines=True)
-    assert (found.lines, found.images, found.filtered, found.repeated, found.bad_lines) == (10, 5, 1, 2, 2)
-    assert found.images == found.calls + sum(found.skipped.values()) == 4 + 1
+def test_all_lines_are_counted_in_a_plan(name: str, tmp_path: Path) -> None:
+    result = planned(name, tmp_path / "list", exclude=("*.png",), skip_bad_lines=True)
+    assert (result.lines, result.images, result.filtered, result.repeated, result.bad_lines) == (10, 5, 1, 2, 2)
+    assert result.images == result.calls + sum(result.skipped.values()) == 4 + 1
 
 
 @pytest.mark.usefixtures("in_s3")
 @pytest.mark.parametrize("name", ["key list", "ORC table", "CSV inventory"])
-def test_what_lies_behind_the_limit_is_told(name: str, tmp_path: Path) -> None:
-    found = planned(name, tmp_path / "list", limit=2, skip_bad_lines=True)
-    assert (found.lines, found.images, found.bad_lines) == (10, 2, 2)
-    assert found.unread == 10 - 2 - 2 - found.repeated >= 5
+def test_lines_after_the_limit_are_reported_as_unread(name: str, tmp_path: Path) -> None:
+    result = planned(name, tmp_path / "list", limit=2, skip_bad_lines=True)
+    assert (result.lines, result.images, result.bad_lines) == (10, 2, 2)
+    assert result.unread == 10 - 2 - 2 - result.repeated >= 5
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_bad_lines_refuse_the_list_with_their_place(name: str, tmp_path: Path) -> None:
+def test_a_bad_line_is_an_error_with_its_number(name: str, tmp_path: Path) -> None:
     options = FORMATS[name](tmp_path / "list", NAMES)
-    with pytest.raises(SourceError, match=r" line \d+: .*; mend the line, or leave such lines out with --skip-bad"):
+    with pytest.raises(SourceError, match=r" line \d+: .*; fix the line, or skip such lines with --skip-bad"):
         read(tmp_path / "list", **options)
 
 
 @pytest.mark.usefixtures("in_s3")
-def test_of_several_rows_about_an_image_any_that_passes_the_filters_brings_it(tmp_path: Path) -> None:
+def test_an_image_is_planned_if_any_of_its_rows_passes(tmp_path: Path) -> None:
     rows = {"a.jpg": (0.2, 0.9, 0.8), "b.jpg": (0.1, 0.3), "c.jpg": (0.7,)}
     uris = [f"s3://{BUCKET}/{key}" for key, scores in rows.items() for _ in scores]
     scores = [score for each in rows.values() for score in each]
     pq.write_table(pa.table({"uri": uris, "score": scores}), tmp_path / "list.parquet")
     job = Job(sources=(str(tmp_path / "list.parquet"),), model=MODEL, out=str(tmp_path / "out"), where="score > 0.5")
-    found = anyio.run(plan, job)
-    assert (found.lines, found.images, found.filtered, found.repeated) == (6, 2, 3, 1)
+    result = anyio.run(plan, job)
+    assert (result.lines, result.images, result.filtered, result.repeated) == (6, 2, 3, 1)

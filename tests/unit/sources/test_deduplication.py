@@ -1,4 +1,4 @@
-"""Several sources, of any two kinds: what they share counts once, whichever of them brought it, and nothing is lost."""
+"""Images that several sources, or one source several times, name are selected once, and none is lost."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import datetime as dt
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
 import anyio
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,13 +22,12 @@ from batchcl.choices import SourceKind
 from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.name_set import NameSet
 from batchcl.sources.base import Source, SourceCheck
-from batchcl.sources.deduplication import Deduplication
+from batchcl.sources.deduplication import NO_NAMES, Deduplication, HashLog, HashSet
 from batchcl.sources.filters import Filters
 from batchcl.sources.open import ListOptions, open_sources
-from batchcl.sources.repeats import NO_NAMES
 from batchcl.sources.select import Selection
 from servers import aws_env, client, make_bucket
-from unit.sources.lists import BUCKET, FORMATS, one_by_one
+from unit.sources.lists import BUCKET, FORMATS, with_bookmarks
 
 THERE = ("a/1.png", "a/2.png", "a/3.png", "c.png")
 FIRST = ("a/1.png", "a/2.png", "a/missing.png", "c.png")
@@ -36,7 +37,7 @@ NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
 
 
 class Named:
-    """A source of these images; an exhaustive one may name all that start with `prefix`."""
+    """A source of these images; with a `prefix`, it is exhaustive and may name all keys that start with it."""
 
     description = "named"
     repeats = NO_NAMES
@@ -67,16 +68,16 @@ def ref(key: str, version: str | None = None, etag: str | None = None, at: dt.da
 
 
 async def selected(sources: Sequence[Source]) -> tuple[list[ImageRef], list[Bookmark], int]:
-    """(images, their bookmarks, how many were repeated)."""
+    """(images, their bookmarks, number of duplicates)."""
     selection = Selection(sources, Filters())
-    found = [one async for page in selection.pages() for one in one_by_one(page)]
-    return [one.image for one in found], [one.bookmark for one in found], selection.repeated
+    pairs = [one async for page in selection.pages() for one in with_bookmarks(page)]
+    return [one.image for one in pairs], [one.bookmark for one in pairs], selection.repeated
 
 
-async def going_on(
+async def resumed(
     sources: Sequence[Source], images: Sequence[ImageRef], bookmarks: Sequence[Bookmark]
 ) -> tuple[list[ImageRef], int]:
-    """(images behind those, how many were repeated in all)."""
+    """(the images after those, number of duplicates in total)."""
 
     async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
         for image, bookmark in zip(images, bookmarks, strict=True):
@@ -104,7 +105,7 @@ def s3(moto: str) -> Iterator[Aws]:
 
 
 async def opened(kind: str, names: Sequence[str], path: Path, aws: Aws, stack: ExitStack) -> Source:
-    """A source of this kind that names `names`, or what is there."""
+    """A source of this kind that names `names`; a prefix contains the existing objects."""
     name, options = str(path), {}
     if kind in FORMATS:
         options = FORMATS[kind](path, names)
@@ -118,7 +119,7 @@ async def opened(kind: str, names: Sequence[str], path: Path, aws: Aws, stack: E
     return source
 
 
-def test_of_every_two_kinds_each_image_comes_once_and_reading_goes_on_anywhere(s3: Aws, tmp_path: Path) -> None:
+def test_any_two_kinds_of_source_are_deduplicated(s3: Aws, tmp_path: Path) -> None:
     async def main() -> None:
         with ExitStack() as stack:
             firsts = [await opened(kind, FIRST, tmp_path / f"{kind} 1", s3, stack) for kind in KINDS]
@@ -132,20 +133,20 @@ def test_of_every_two_kinds_each_image_comes_once_and_reading_goes_on_anywhere(s
                 assert Counter(identities(images)) == Counter(set(named)), (one, two)
                 assert repeated == len(named) - len(set(named)), (one, two)
                 at = max(1, len(images) - 2)
-                rest, again = await going_on([first, second], images[:at], bookmarks[:at])
+                rest, again = await resumed([first, second], images[:at], bookmarks[:at])
                 assert (identities(rest), again) == (identities(images[at:]), repeated), (one, two)
 
     anyio.run(main)
 
 
-def test_a_list_keeps_images_that_a_prefix_has_not_brought() -> None:
+def test_listed_images_missing_from_a_prefix_are_kept() -> None:
     prefix, listed = Named([ref("a/1")], prefix="a/"), Named([ref("a/1"), ref("a/gone"), ref("b")])
     images, _, repeated = anyio.run(selected, [prefix, listed])
     assert ([image.key for image in images], repeated) == (["a/1", "a/gone", "b"], 1)
 
 
 @pytest.mark.parametrize("first_is_versioned", [True, False])
-def test_a_version_is_the_latest_one_where_tag_and_time_say_so(first_is_versioned: bool) -> None:
+def test_versions_are_compared_by_entity_tag_and_time(first_is_versioned: bool) -> None:
     listed = [ref("same", etag="e", at=NOON), ref("older", etag="e", at=NOON), ref("other", etag="e", at=NOON)]
     listed.append(ref("untold"))
     inventory = [
@@ -160,13 +161,13 @@ def test_a_version_is_the_latest_one_where_tag_and_time_say_so(first_is_versione
     assert [image for image in images if image.key == "same"] == [sources[0].images[0]]
 
 
-def test_two_versions_with_the_same_bytes_are_two() -> None:
+def test_two_versions_with_the_same_content_are_distinct() -> None:
     sources = [Named([ref("a", "v1", "e", NOON)]), Named([ref("a", "v2", "e", NOON), ref("a", "v1", "e", NOON)])]
     images, _, repeated = anyio.run(selected, sources)
     assert ([image.version_id for image in images], repeated) == (["v1", "v2"], 1)
 
 
-def test_nothing_is_kept_of_what_two_prefixes_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deduplication_of_two_prefixes_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
     monkeypatch.setattr(NameSet, "update", lambda _, names: kept.extend(names))
     wide = [ref(f"{folder}/{number}") for folder in "ab" for number in range(5)]
@@ -176,23 +177,23 @@ def test_nothing_is_kept_of_what_two_prefixes_share(monkeypatch: pytest.MonkeyPa
     ):
         images, bookmarks, repeated = anyio.run(selected, sources)
         assert (images, repeated) == (wide, 5)
-        rest, _ = anyio.run(going_on, sources, images[:5], bookmarks[:5])
+        rest, _ = anyio.run(resumed, sources, images[:5], bookmarks[:5])
         assert (rest, kept) == (wide[5:], [])
 
 
-def test_one_source_alone_is_left_as_it_is() -> None:
-    overlap = Deduplication([Named([ref("a")])])
-    assert not overlap.possible
-    assert anyio.run(overlap.fresh, 0, [ref("a"), ref("a")]) == [True, True]
+def test_a_single_source_without_repeats_is_not_deduplicated() -> None:
+    deduplication = Deduplication([Named([ref("a")])])
+    assert not deduplication.possible
+    assert anyio.run(deduplication.new, 0, [ref("a"), ref("a")]) == [True, True]
 
 
 @given(st.lists(st.tuples(st.lists(st.sampled_from("abcdef"), unique=True), st.booleans()), min_size=1, max_size=4))
-def test_any_sources_bring_each_image_once_at_its_first_place_from_anywhere(
+def test_duplicates_are_removed_and_reading_can_resume(
     sources: list[tuple[list[str], bool]],
 ) -> None:
-    there = sorted("abcd")
+    existing = sorted("abcd")
     made: list[Source] = [
-        Named([ref(key) for key in there], prefix="") if lists_all else Named([ref(key) for key in keys])
+        Named([ref(key) for key in existing], prefix="") if lists_all else Named([ref(key) for key in keys])
         for keys, lists_all in sources
     ]
     named = [image.key for source in made for image in cast("Named", source).images]
@@ -200,11 +201,11 @@ def test_any_sources_bring_each_image_once_at_its_first_place_from_anywhere(
     assert [image.key for image in images] == list(dict.fromkeys(named))
     assert repeated == len(named) - len(set(named))
     for at in range(1, len(images)):
-        rest, again = anyio.run(going_on, made, images[:at], bookmarks[:at])
+        rest, again = anyio.run(resumed, made, images[:at], bookmarks[:at])
         assert (rest, again) == (images[at:], repeated)
 
 
-def test_images_that_were_taken_already_are_remembered_with_a_pause_after_each_page() -> None:
+def test_restoring_earlier_images_pauses_after_each_page() -> None:
     sources = [Named([ref("a"), ref("b")]), Named([ref("b"), ref("c")])]
     pauses: list[int] = []
 
@@ -222,3 +223,40 @@ def test_images_that_were_taken_already_are_remembered_with_a_pause_after_each_p
 
     assert anyio.run(main) == ["c"]
     assert pauses == [1, 1, 2]
+
+
+NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=60)
+
+
+def series(names: list[str]) -> pl.Series:
+    return pl.Series(names, dtype=pl.String)
+
+
+def found_in(candidates: HashSet, names: list[str]) -> set[str]:
+    return {names[at] for at in candidates.positions(series(names))}
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=6), max_size=10))
+def test_names_added_twice_are_found(batches: list[list[str]]) -> None:
+    every = [name for batch in batches for name in batch]
+    wanted = {name for name in every if every.count(name) > 1}
+    log = HashLog()
+    for batch in batches:
+        log.add(series(batch))
+    candidates = log.repeats()
+    assert found_in(candidates, [*every, "never added"]) == wanted
+    assert bool(candidates) == bool(wanted)
+
+
+def test_names_may_be_added_by_several_threads() -> None:
+    log = HashLog()
+    names = [str(number) for number in range(4000)]
+    batches = [names[at : at + 50] for at in range(0, 4000, 50)] + [names[:10]]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda batch: log.add(series(batch)), batches))
+    assert found_in(log.repeats(), names) == set(names[:10])
+
+
+@given(NAMES, NAMES)
+def test_a_hash_set_contains_its_names(inside: list[str], queried: list[str]) -> None:
+    assert found_in(HashSet.of([series(inside[:5]), series(inside[5:])]), queried) == set(queried) & set(inside)

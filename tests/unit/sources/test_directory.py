@@ -35,18 +35,18 @@ def names(source: Source, root: Path, after: Position | None = None) -> list[str
     return [os.path.relpath(image.key, root) for image in read(source, after)]
 
 
-def test_every_file_below_is_listed_with_size_and_time_hidden_ones_too(tmp_path: Path) -> None:
+def test_files_are_listed_with_size_and_time_recursively(tmp_path: Path) -> None:
     make(tmp_path, "b.png", "a/c.png", "a/a/d.jpg", ".hidden/e.png", ".f.png", "notes.txt")
     os.utime(tmp_path / "b.png", (1_700_000_000, 1_700_000_000.25))
     images = {os.path.relpath(image.key, tmp_path): image for image in read(DirectorySource(str(tmp_path)))}
     assert set(images) == {"b.png", "a/c.png", "a/a/d.jpg", ".hidden/e.png", ".f.png", "notes.txt"}
-    found = images["b.png"]
-    assert (found.uri, found.bucket, found.size_bytes) == (str(tmp_path / "b.png"), "", 5)
-    assert found.last_modified is not None
-    assert found.last_modified.timestamp() == 1_700_000_000.25
+    image = images["b.png"]
+    assert (image.uri, image.bucket, image.size_bytes) == (str(tmp_path / "b.png"), "", 5)
+    assert image.last_modified is not None
+    assert image.last_modified.timestamp() == 1_700_000_000.25
 
 
-def test_the_order_does_not_depend_on_the_disk(tmp_path: Path) -> None:
+def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
     make(tmp_path, "b/x.png", "z.png", "a/y.png", "a/b/q.png", "c.png", "B.png")
     assert names(DirectorySource(str(tmp_path)), tmp_path) == [
         "B.png",
@@ -58,13 +58,13 @@ def test_the_order_does_not_depend_on_the_disk(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("way", ["absolute", "relative", "dots"])
-def test_reading_goes_on_behind_any_image_even_when_that_one_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+@pytest.mark.parametrize("spelling", ["absolute", "relative", "dots"])
+def test_reading_resumes_after_an_image_even_if_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
 ) -> None:
     make(tmp_path / "p", "a.png", "m.png", "a/a.png", "a/b/c.png", "a/z.png", "b/a.png", "a.png.d/x.png", "é/x.png")
     monkeypatch.chdir(tmp_path)
-    source = DirectorySource({"absolute": str(tmp_path / "p"), "relative": "p", "dots": "p/../p"}[way])
+    source = DirectorySource({"absolute": str(tmp_path / "p"), "relative": "p", "dots": "p/../p"}[spelling])
     images = read(source)
     assert len(images) == 8
     for count, image in enumerate(images, 1):
@@ -75,7 +75,7 @@ def test_reading_goes_on_behind_any_image_even_when_that_one_is_gone(
         (tmp_path / "aside").rename(image.key)
 
 
-def test_links_to_files_are_images_and_links_to_directories_are_not_followed(tmp_path: Path) -> None:
+def test_links_to_files_are_followed_but_not_to_directories(tmp_path: Path) -> None:
     make(tmp_path, "in/a.png", "out/b.png")
     (tmp_path / "in" / "link.png").symlink_to(tmp_path / "out" / "b.png")
     (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
@@ -88,25 +88,25 @@ def test_links_to_files_are_images_and_links_to_directories_are_not_followed(tmp
     ]
 
 
-def test_a_name_that_is_not_utf8_is_listed_and_can_be_printed_opened_and_skipped(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_listed_and_skipped(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png")).write_bytes(b"1")
     (image,) = read(DirectorySource(str(tmp_path)))
     assert image.uri.encode() == os.fsencode(tmp_path) + b"/a\\udcff.png"
     assert Path(image.key).read_bytes() == b"1"
-    found = check_limits(image)
-    assert found is not None
-    assert found.code == "UndecodableName"
+    reason = check_limits(image)
+    assert reason is not None
+    assert reason.code == "UndecodableName"
 
 
-@pytest.mark.parametrize("way", ["photos", "photos/../photos", "./photos/"])
+@pytest.mark.parametrize("spelling", ["photos", "photos/../photos", "./photos/"])
 @pytest.mark.parametrize("out", ["photos/out", "photos/../photos/out", "photos/a/out"])
-def test_the_output_root_is_no_source_however_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, out: str
+def test_the_output_root_is_excluded_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str, out: str
 ) -> None:
     make(tmp_path / "photos", "a.png", "a/b.png", "outside/c.png")
     make(tmp_path / out, "results/x.parquet")
     monkeypatch.chdir(tmp_path)
-    source = DirectorySource(way, leave_out=[Path(out).absolute()])
+    source = DirectorySource(spelling, leave_out=[Path(out).absolute()])
     assert names(source, tmp_path / "photos") == ["a.png", "a/b.png", "outside/c.png"]
 
 
@@ -120,21 +120,21 @@ def test_files_come_in_pages(tmp_path: Path) -> None:
     assert anyio.run(main) == [base.PAGE, 1]
 
 
-def test_a_missing_directory_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+def test_a_missing_directory_is_refused_by_the_check(tmp_path: Path) -> None:
     for name in ("missing", "file"):
         (tmp_path / "file").touch()
         with pytest.raises(SourceError, match=rf"can't read the directory .*/{name}: .*; check the path"):
             anyio.run(DirectorySource(str(tmp_path / name)).check)
 
 
-def test_the_output_root_behind_a_link_is_no_source_either(tmp_path: Path) -> None:
+def test_an_output_root_behind_a_link_is_excluded(tmp_path: Path) -> None:
     make(tmp_path / "photos", "a.png", "out/results/x.parquet")
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     source = DirectorySource(str(tmp_path / "photos"), leave_out=[tmp_path / "link" / "out"])
     assert names(source, tmp_path / "photos") == ["a.png"]
 
 
-def test_a_folder_that_may_not_be_read_loses_no_image_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a/x.png", "b/y.png")
     scan = os.scandir
 
@@ -144,11 +144,11 @@ def test_a_folder_that_may_not_be_read_loses_no_image_silently(tmp_path: Path, m
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(SourceError, match=r"/b: Permission denied; allow it"):
+    with pytest.raises(SourceError, match=r"/b: Permission denied; change its permissions"):
         read(DirectorySource(str(tmp_path)))
 
 
-def test_it_may_name_what_lies_below_and_nothing_else(tmp_path: Path) -> None:
+def test_a_directory_may_name_paths_below_it_only(tmp_path: Path) -> None:
     make(tmp_path, "in/a.png", "in/d/b.png", "inside/c.png", "far/e.png")
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "far")
     source = DirectorySource(str(tmp_path / "in"))

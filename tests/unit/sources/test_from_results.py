@@ -21,16 +21,16 @@ CAT, DOG, UNSURE = Label("cat", 95), Label("dog", 80, (0, 0, 0.5, 0.5)), Label("
 
 
 def read(root: object, where: str | None = None, *, run: str | None = None) -> tuple[list[ImageRef], int, int]:
-    """(the images, rows passed over, images named more than once)."""
+    """(the images, number of excluded rows, number of duplicates)."""
 
     async def main() -> tuple[list[ImageRef], int, int]:
         condition = None if where is None else Condition(where)
         source = await open_outcomes(str(root), aws=Aws(), where=condition, leave_out_run=run)
         checked = await source.check()
         images, repeated = await selected(source)
-        passed_over = sum(checked.left_out.values())
-        assert checked.lines == len(images) + passed_over + repeated
-        return images, passed_over, repeated
+        excluded = sum(checked.left_out.values())
+        assert checked.lines == len(images) + excluded + repeated
+        return images, excluded, repeated
 
     return anyio.run(main)
 
@@ -58,14 +58,14 @@ def filled(tmp_path: Path) -> Root:
         "width = 0.3",
     ],
 )
-def test_numbers_are_compared_with_the_32_bits_that_are_stored(tmp_path: Path, where: str) -> None:
+def test_thresholds_are_compared_as_32_bit_numbers(tmp_path: Path, where: str) -> None:
     root = Root(tmp_path / "out")
     root.results(scored("s3://b/at", Label("cat", 70.1, (0, 0, 0.3, 0.3))), scored("s3://b/under", Label("cat", 70.09)))
     assert names(root, where) == ["at"]
 
 
 @pytest.mark.parametrize("run", [None, "another"])
-def test_rows_of_an_exported_copy_count_like_others(filled: Root, run: str | None) -> None:
+def test_rows_of_an_exported_copy_are_read(filled: Root, run: str | None) -> None:
     folder = next((filled.path / "results" / "model=dogs@v2").iterdir())
     (part,) = folder.iterdir()
     part.rename(folder / "part-00000.parquet")
@@ -95,24 +95,22 @@ def test_rows_of_an_exported_copy_count_like_others(filled: Root, run: str | Non
         ("key LIKE '%o%' AND latency_ms < 100", ["both", "none", "old"]),
     ],
 )
-def test_any_column_of_the_tables_and_of_their_labels_may_be_asked(
-    filled: Root, where: str | None, expected: list[str]
-) -> None:
-    images, passed_over, _ = read(filled, where)
+def test_conditions_may_use_all_columns_and_labels(filled: Root, where: str | None, expected: list[str]) -> None:
+    images, excluded, _ = read(filled, where)
     assert sorted(image.key for image in images) == expected
-    assert passed_over == 6 - len(expected)
+    assert excluded == 6 - len(expected)
 
 
-def test_an_image_counts_once_whatever_many_of_its_rows_fit(tmp_path: Path) -> None:
+def test_an_image_with_several_matching_rows_counts_once(tmp_path: Path) -> None:
     root = Root(tmp_path)
     root.results(scored("s3://b/x", UNSURE, UNSURE, CAT))
     root.results(scored("s3://b/x", UNSURE), date="2026-11-20", run_id="r0")
     root.failures([failed("s3://b/x")], date="2026-11-19", run_id="r")
-    images, passed_over, repeated = read(root, "confidence < 60")
-    assert ([image.key for image in images], passed_over, repeated) == (["x"], 1, 1)
+    images, excluded, repeated = read(root, "confidence < 60")
+    assert ([image.key for image in images], excluded, repeated) == (["x"], 1, 1)
 
 
-def test_the_facts_of_an_image_are_those_of_the_latest_night(tmp_path: Path) -> None:
+def test_size_and_etag_are_those_of_the_latest_run(tmp_path: Path) -> None:
     root = Root(tmp_path)
     for date, etag in (("2026-11-19", "old"), ("2026-11-21", "new"), ("2026-11-20", "between")):
         image = ImageRef(
@@ -128,7 +126,7 @@ def test_the_facts_of_an_image_are_those_of_the_latest_night(tmp_path: Path) -> 
     assert found.any_name, "it was scored, whatever its name"
 
 
-def test_versions_are_images_of_their_own(tmp_path: Path) -> None:
+def test_versions_are_separate_images(tmp_path: Path) -> None:
     root = Root(tmp_path)
     root.results(scored("s3://b/x", version_id="1"), scored("s3://b/x", version_id="2"), scored("s3://b/x"))
     assert sorted(str(image.version_id) for image in read(root)[0]) == ["1", "2", "None"]
@@ -142,7 +140,7 @@ def test_keys_are_exact(tmp_path: Path) -> None:
     assert {image.uri for image in images} == {f"s3://b/{key}" for key in HARD_KEYS}
 
 
-def test_local_images_have_the_facts_of_today(tmp_path: Path) -> None:
+def test_local_images_have_their_current_size_and_time(tmp_path: Path) -> None:
     picture = tmp_path / "x.png"
     picture.write_bytes(b"1234")
     local = ImageRef(uri=str(picture), bucket="", key=str(picture), size_bytes=1, extra='{"a":1}')
@@ -156,19 +154,19 @@ def test_local_images_have_the_facts_of_today(tmp_path: Path) -> None:
     assert (again.local, again.size_bytes, again.extra) == (True, 4, '{"a":1}')
 
 
-def test_members_of_archives_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_members_of_archives_are_excluded_and_counted(tmp_path: Path) -> None:
     root = Root(tmp_path)
     root.results(scored("s3://b/x#1.png"), scored("s3://b/shard.tar#1.png"), scored("s3://b/shard.TAR#a/b.png"))
-    images, passed_over, _ = read(root)
-    assert ([image.key for image in images], passed_over) == (["x#1.png"], 2)
+    images, excluded, _ = read(root)
+    assert ([image.key for image in images], excluded) == (["x#1.png"], 2)
 
 
-def test_the_run_that_asks_doesnt_read_its_own_rows(filled: Root) -> None:
+def test_a_run_does_not_read_its_own_rows(filled: Root) -> None:
     assert names(filled, run="r1") == ["old"]
     assert names(filled, run="r") == names(filled)
 
 
-def test_what_is_no_root_and_what_is_no_condition_is_refused(filled: Root, tmp_path: Path) -> None:
+def test_a_missing_root_or_invalid_condition_is_refused(filled: Root, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="there is no output root"):
         read(tmp_path / "nowhere")
     (tmp_path / "photos").mkdir()
@@ -178,7 +176,7 @@ def test_what_is_no_root_and_what_is_no_condition_is_refused(filled: Root, tmp_p
         read(filled, "score < 3")
 
 
-def test_a_file_that_is_damaged_is_named(filled: Root) -> None:
+def test_a_corrupt_file_is_named(filled: Root) -> None:
     (part, *_) = filled.path.rglob("r0-*.parquet")
     os.truncate(part, 100)
     with pytest.raises(Exception, match=rf"can't read .*{part.name}"):

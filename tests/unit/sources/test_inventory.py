@@ -18,7 +18,7 @@ KINDS = ["CSV", "Parquet", "ORC"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_an_inventory_tells_of_an_object_is_kept(kind: str, tmp_path: Path) -> None:
+def test_the_columns_of_an_inventory_are_read(kind: str, tmp_path: Path) -> None:
     rows = [row("a.jpg", VersionId="v1", ETag='"e1"'), row("b.jpg", VersionId="null"), row("c.jpg", Size=0)]
     images, checked, repeated = read(inventory(tmp_path, rows, kind, files=1))
     assert [(image.key, image.version_id, image.size_bytes) for image in images] == [
@@ -32,7 +32,7 @@ def test_what_an_inventory_tells_of_an_object_is_kept(kind: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_delete_markers_and_older_versions_are_left_out_and_counted(kind: str, tmp_path: Path) -> None:
+def test_delete_markers_and_old_versions_are_excluded(kind: str, tmp_path: Path) -> None:
     rows = [
         row("a", VersionId="v2"),
         row("a", VersionId="v1", IsLatest=False),
@@ -41,21 +41,21 @@ def test_delete_markers_and_older_versions_are_left_out_and_counted(kind: str, t
         row("old", VersionId="null", IsLatest=False),
     ]
     manifest = inventory(tmp_path, rows, kind, files=1)
-    found = read(manifest)
-    assert [(image.key, image.version_id) for image in found.images] == [("a", "v2")]
-    assert (found.checked.left_out, found.checked.lines) == ({"delete markers": 1, "older versions": 3}, 5)
-    found = read(manifest, all_versions=True)
-    assert [(image.key, image.version_id) for image in found.images] == [
+    result = read(manifest)
+    assert [(image.key, image.version_id) for image in result.images] == [("a", "v2")]
+    assert (result.checked.left_out, result.checked.lines) == ({"delete markers": 1, "older versions": 3}, 5)
+    result = read(manifest, all_versions=True)
+    assert [(image.key, image.version_id) for image in result.images] == [
         ("a", "v2"),
         ("a", "v1"),
         ("gone", "v3"),
         ("old", "null"),
     ]
-    assert found.checked.left_out == {"delete markers": 1}
+    assert result.checked.left_out == {"delete markers": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_columns_may_be_absent_or_come_in_another_order(kind: str, tmp_path: Path) -> None:
+def test_inventory_columns_may_be_missing_or_reordered(kind: str, tmp_path: Path) -> None:
     few = inventory(tmp_path, [row("a b"), row("c")], kind, fields=("Key", "Bucket"), files=1)
     image, _ = read(few).images
     assert (image.key, image.version_id, image.etag, image.size_bytes, image.last_modified) == ("a b",) + (None,) * 4
@@ -67,15 +67,15 @@ def test_columns_may_be_absent_or_come_in_another_order(kind: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_versions_without_a_latest_are_refused_unless_all_are_wanted(kind: str, tmp_path: Path) -> None:
+def test_versions_without_is_latest_require_all_versions(kind: str, tmp_path: Path) -> None:
     rows = [row("a", VersionId="v1"), row("a", VersionId="v2")]
     manifest = inventory(tmp_path, rows, kind, fields=("Bucket", "Key", "VersionId"), files=1)
-    with pytest.raises(SourceError, match="doesn't tell which are the latest; score them all with --all-versions"):
+    with pytest.raises(SourceError, match="not which are the latest; score all with --all-versions"):
         read(manifest)
     assert [image.version_id for image in read(manifest, all_versions=True).images] == ["v1", "v2"]
 
 
-def test_a_folder_means_its_newest_complete_inventory_or_that_of_a_day(tmp_path: Path) -> None:
+def test_the_newest_complete_inventory_is_chosen_up_to_a_day(tmp_path: Path) -> None:
     for day in (18, 19, 20, 21):
         inventory(tmp_path, [row(f"{day}.jpg")], date=f"2026-11-{day}T01-00Z")
     (tmp_path / "2026-11-21T01-00Z" / "manifest.checksum").unlink()
@@ -84,34 +84,34 @@ def test_a_folder_means_its_newest_complete_inventory_or_that_of_a_day(tmp_path:
     assert keys(tmp_path, as_of="2026-11-18T01-00Z") == ["18.jpg"]
     with pytest.raises(SourceError, match=r"no inventory of 2026-11-17 or earlier .* is complete"):
         read(tmp_path, as_of="2026-11-17")
-    with pytest.raises(SourceError, match="--as-of goes with the folder"):
+    with pytest.raises(SourceError, match="with --as-of, name the folder"):
         read(tmp_path / "2026-11-20T01-00Z" / "manifest.json", as_of="2026-11-20")
 
 
-def test_a_prefix_above_is_searched_and_several_inventories_are_named(tmp_path: Path) -> None:
+def test_parent_folders_are_searched_for_inventories(tmp_path: Path) -> None:
     (tmp_path / "b" / "daily").mkdir(parents=True)
     inventory(tmp_path / "b" / "daily", [row("a")])
     assert keys(tmp_path, kind="inventory") == keys(tmp_path, as_of="2026-11-20") == ["a"]
     (tmp_path / "b" / "weekly").mkdir()
     inventory(tmp_path / "b" / "weekly", [row("b")])
-    with pytest.raises(SourceError, match=r"holds several inventories: .*/b/daily, .*/b/weekly; name one"):
+    with pytest.raises(SourceError, match=r"contains several inventories: .*/b/daily, .*/b/weekly; name one"):
         read(tmp_path, kind="inventory")
-    with pytest.raises(SourceError, match="there is no S3 Inventory below"):
+    with pytest.raises(SourceError, match="contains no S3 Inventory"):
         read(tmp_path / "b" / "daily" / "data", kind="inventory")
 
 
-def test_a_symlink_txt_leads_to_the_manifest_of_its_day(tmp_path: Path) -> None:
+def test_a_symlink_file_leads_to_the_manifest_of_its_day(tmp_path: Path) -> None:
     inventory(tmp_path, [row("a b")])
     link = tmp_path / "hive" / "dt=2026-11-20-01-00" / "symlink.txt"
     link.parent.mkdir(parents=True)
     link.write_text("s3://acme-inventories/inv/data/2026-11-20T01-00Z-0.csv.gz\n")
     assert keys(link) == ["a b"]
     shutil.rmtree(tmp_path / "2026-11-20T01-00Z")
-    with pytest.raises(SourceError, match=r"doesn't tell the columns of its files.*name a manifest\.json"):
+    with pytest.raises(SourceError, match=r"does not describe the columns of its files.*name a manifest\.json"):
         read(link)
 
 
-def test_a_symlink_txt_of_parquet_is_read_without_its_manifest(tmp_path: Path) -> None:
+def test_a_symlink_file_of_parquet_needs_no_manifest(tmp_path: Path) -> None:
     inventory(tmp_path, [row("a b"), row("c")], "Parquet")
     shutil.rmtree(tmp_path / "2026-11-20T01-00Z")
     link = tmp_path / "hive" / "dt=2026-11-20-01-00" / "symlink.txt"
@@ -122,22 +122,24 @@ def test_a_symlink_txt_of_parquet_is_read_without_its_manifest(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("what", ["data", "manifest.json", "manifest.checksum"])
-def test_what_has_another_checksum_is_refused_before_anything_is_read(what: str, tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_refused_before_reading(what: str, tmp_path: Path) -> None:
     manifest = inventory(tmp_path, [row("a")], files=1)
     path = next((tmp_path / "data").iterdir()) if what == "data" else manifest.with_name(what)
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(SourceError, match=r"has the MD5 .*damaged; fetch it anew"):
+    with pytest.raises(SourceError, match=r"is corrupt: its MD5 is .*; download it again"):
         read(manifest)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_inventory_files_are_named(tmp_path: Path) -> None:
     manifest = inventory(tmp_path, [row("a")], files=1)
     (data,) = (tmp_path / "data").iterdir()
     data.unlink()
-    with pytest.raises(SourceError, match=rf"lists the data file inv/.*/{data.name}, and it is not at .*fetch it too"):
+    with pytest.raises(
+        SourceError, match=rf"lists the data file inv/.*/{data.name}, which is not at .*copy it as well"
+    ):
         read(manifest)
     manifest.with_name("manifest.checksum").unlink()
-    with pytest.raises(SourceError, match=r"has no manifest\.checksum beside it, so the inventory isn't complete"):
+    with pytest.raises(SourceError, match=r"is not complete: there is no manifest\.checksum"):
         read(manifest)
 
 
@@ -145,15 +147,15 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"fileFormat": "XML"}, "its fileFormat is 'XML'"),
-        ({"fileSchema": 3}, "fileSchema or its files are missing"),
-        ({"fileSchema": "Key, Key"}, "names a column twice"),
-        ({"fileSchema": "Size, ETag"}, "has no columns of buckets and keys"),
+        ({"fileSchema": 3}, "fileSchema or files field is missing"),
+        ({"fileSchema": "Key, Key"}, "has duplicate columns"),
+        ({"fileSchema": "Size, ETag"}, "has no columns for bucket and key"),
         ({"files": [3]}, "no key or no MD5checksum"),
-        ({"files": [{"key": "a/..", "MD5checksum": "x"}]}, "has no name"),
-        ({"files": [{"key": "../../../etc/passwd", "MD5checksum": "x"}]}, r"it is not at .*/data/passwd"),
+        ({"files": [{"key": "a/..", "MD5checksum": "x"}]}, "of a data file is not valid"),
+        ({"files": [{"key": "../../../etc/passwd", "MD5checksum": "x"}]}, r"which is not at .*/data/passwd"),
     ],
 )
-def test_a_manifest_of_another_shape_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_an_invalid_inventory_manifest_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     manifest = inventory(tmp_path, [row("a")], files=1)
     data = orjson.dumps(orjson.loads(manifest.read_bytes()) | change)
     manifest.write_bytes(data)
@@ -165,20 +167,22 @@ def test_a_manifest_of_another_shape_is_refused(change: dict[str, Any], words: s
 def test_bad_rows_are_counted_with_their_file_and_row(tmp_path: Path) -> None:
     rows = [row("a"), row("b"), row("c"), row("d", Bucket="")]
     manifest = inventory(tmp_path, rows, "Parquet", files=2)
-    with pytest.raises(SourceError, match=r"2026-11-20T01-00Z-1\.parquet line 2: '' and 'd' are no bucket and key"):
+    with pytest.raises(
+        SourceError, match=r"2026-11-20T01-00Z-1\.parquet line 2: '' and 'd' are not a bucket and a key"
+    ):
         read(manifest)
-    found = read(manifest, skip_bad_lines=True)
-    assert [(bad.number, bad.file[-9:]) for bad in found.checked.bad_lines] == [(2, "1.parquet")]
-    assert found.checked.lines == 4 == len(found.images) + found.checked.bad_count
+    result = read(manifest, skip_bad_lines=True)
+    assert [(bad.number, bad.file[-9:]) for bad in result.checked.bad_lines] == [(2, "1.parquet")]
+    assert result.checked.lines == 4 == len(result.images) + result.checked.bad_count
 
 
-def test_a_data_file_without_a_row_is_fine(tmp_path: Path) -> None:
+def test_an_empty_inventory_file_is_accepted(tmp_path: Path) -> None:
     rows = [row("a"), row("b")]
     manifest = inventory(tmp_path, rows, files=3)
     assert sorted(keys(manifest)) == ["a", "b"]
 
 
-def test_the_digest_is_that_of_the_list(tmp_path: Path) -> None:
+def test_the_digest_of_an_inventory_depends_on_its_rows_only(tmp_path: Path) -> None:
     for name, rows in (("1", [row("a"), row("b")]), ("2", [row("a"), row("b")]), ("3", [row("a"), row("c")])):
         (tmp_path / name).mkdir()
         inventory(tmp_path / name, rows, "Parquet")
@@ -187,12 +191,12 @@ def test_the_digest_is_that_of_the_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "20T01"])
-def test_a_day_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(SourceError, match="is no day; write it like 2026-11-20"):
+def test_an_invalid_day_is_refused(text: str) -> None:
+    with pytest.raises(SourceError, match="is not a day; write it as 2026-11-20"):
         parse_as_of(text)
 
 
-def test_bytes_that_are_no_utf8_cost_their_row_alone(tmp_path: Path) -> None:
+def test_invalid_utf8_makes_only_its_row_a_bad_line(tmp_path: Path) -> None:
     manifest = inventory(tmp_path, [row("a")], fields=("Bucket", "Key"), files=1)
     (data,) = (tmp_path / "data").iterdir()
     old = hashlib.md5(data.read_bytes()).hexdigest()
@@ -201,8 +205,8 @@ def test_bytes_that_are_no_utf8_cost_their_row_alone(tmp_path: Path) -> None:
     text = manifest.read_text().replace(old, hashlib.md5(data.read_bytes()).hexdigest())
     manifest.write_text(text)
     manifest.with_name("manifest.checksum").write_text(hashlib.md5(text.encode()).hexdigest())
-    with pytest.raises(SourceError, match="line 1: it is not UTF-8 text"):
+    with pytest.raises(SourceError, match="line 1: not UTF-8 text"):
         read(manifest)
-    found = read(manifest, skip_bad_lines=True)
-    assert [image.key for image in found.images] == ["caf\u00e9", "caf\u00e9 2", "z"]
-    assert (found.checked.lines, found.checked.bad_count) == (6, 3)
+    result = read(manifest, skip_bad_lines=True)
+    assert [image.key for image in result.images] == ["caf\u00e9", "caf\u00e9 2", "z"]
+    assert (result.checked.lines, result.checked.bad_count) == (6, 3)

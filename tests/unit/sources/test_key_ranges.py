@@ -34,9 +34,9 @@ names = st.one_of(
 
 
 def listed(
-    bucket: FakeBucket, chance: random.Random, *, prefix: str = "", after: str | None = None, max_pages: int = 160
+    bucket: FakeBucket, rng: random.Random, *, prefix: str = "", after: str | None = None, max_pages: int = 160
 ) -> list[str]:
-    """Everything behind a key, where answers come in any order and pages are taken now and then."""
+    """All keys after `after`, with responses in random order and pages taken at random times."""
     page = bucket.read(after)
     keys = list(page.keys)
     ranges = None if page.is_last else KeyRanges(prefix, page, max_pages=max_pages)
@@ -45,9 +45,9 @@ def listed(
         while len(in_flight) < WORKERS and ranges.ready_pages < 4 and (part := ranges.next_range()) is not None:
             in_flight.append(part)
         if in_flight:
-            part = in_flight.pop(chance.randrange(len(in_flight)))
+            part = in_flight.pop(rng.randrange(len(in_flight)))
             ranges.add(part, bucket.read(part.cursor, part.token))
-        if not in_flight or chance.random() < 0.2:
+        if not in_flight or rng.random() < 0.2:
             for page in ranges.take():
                 assert page.keys
                 assert page.etags == [f"e-{key}" for key in page.keys]
@@ -57,47 +57,47 @@ def listed(
 
 
 @given(names, st.none() | hard, st.integers(1, 5), st.integers(1, 30), st.booleans(), st.randoms(use_true_random=False))
-def test_any_keys_come_exactly_as_a_serial_listing_gives_them_from_any_key_on(
-    keys: set[str], after: str | None, page_size: int, max_pages: int, has_tokens: bool, chance: random.Random
+def test_ranges_yield_the_keys_of_a_serial_listing(
+    keys: set[str], after: str | None, page_size: int, max_pages: int, has_tokens: bool, rng: random.Random
 ) -> None:
     bucket = FakeBucket(keys, page_size=page_size, has_tokens=has_tokens)
-    assert listed(bucket, chance, after=after, max_pages=max_pages) == bucket.behind(after)
+    assert listed(bucket, rng, after=after, max_pages=max_pages) == bucket.behind(after)
 
 
 @given(st.sets(counted, min_size=1, max_size=100), st.randoms(use_true_random=False))
-def test_a_listing_goes_on_behind_every_key_of_it(keys: set[str], chance: random.Random) -> None:
+def test_a_listing_resumes_after_any_key(keys: set[str], rng: random.Random) -> None:
     bucket = FakeBucket(keys)
     for key in keys:
-        assert listed(bucket, chance, prefix="p/", after=key) == bucket.behind(key)
+        assert listed(bucket, rng, prefix="p/", after=key) == bucket.behind(key)
 
 
 @given(names, names, names, st.integers(1, 5), st.randoms(use_true_random=False))
-def test_what_comes_or_goes_during_a_listing_may_be_missing_and_is_never_there_twice(
-    stay: set[str], come: set[str], go: set[str], page_size: int, chance: random.Random
+def test_keys_that_change_during_a_listing_are_never_duplicated(
+    stay: set[str], come: set[str], go: set[str], page_size: int, rng: random.Random
 ) -> None:
     come, go = come - stay - go, go - stay
 
     class Changing(FakeBucket):
         def read(self, after: str | None, token: str | None = None) -> ListingPage:
-            present = stay | {key for key in come | go if chance.random() < 0.5}
+            present = stay | {key for key in come | go if rng.random() < 0.5}
             self.sorted = sorted(key.encode() for key in present)
             return super().read(after, token)
 
-    found = listed(Changing(stay | go, page_size=page_size), chance)
-    assert found == sorted(set(found))
-    assert stay - set(found) == set()
-    assert set(found) <= stay | come | go
+    listed_keys = listed(Changing(stay | go, page_size=page_size), rng)
+    assert listed_keys == sorted(set(listed_keys))
+    assert stay - set(listed_keys) == set()
+    assert set(listed_keys) <= stay | come | go
 
 
 @dataclass
 class Answers:
-    """A server with prepared answers, and what it was asked."""
+    """A server with prepared responses that records its requests."""
 
     pages: list[ListingPage]
-    asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+    requests: list[tuple[str | None, str | None]] = field(default_factory=list)
 
     async def page(self, *, after: str | None = None, token: str | None = None) -> ListingPage:
-        self.asked.append((after, token))
+        self.requests.append((after, token))
         return self.pages.pop(0)
 
 
@@ -111,14 +111,14 @@ def read(server: Answers | FakeBucket, after: str | None = None) -> list[list[st
 
 
 @given(names)
-def test_a_server_without_a_known_order_is_read_page_by_page(keys: set[str]) -> None:
+def test_a_server_without_known_order_is_read_page_by_page(keys: set[str]) -> None:
     bucket = FakeBucket(keys, is_sorted=False, has_tokens=True, latency_s=1)
     assert [key for page in read(bucket) for key in page] == bucket.behind(None)
     assert bucket.most_at_once == 1
 
 
 @pytest.mark.parametrize("is_sorted", [True, False])
-def test_pages_without_keys_are_not_the_end(is_sorted: bool) -> None:
+def test_empty_pages_do_not_end_a_listing(is_sorted: bool) -> None:
     keys: list[list[str]] = [[], ["a"], ["b"], [], ["c"]]
     tokens = ["t1", "t2", "t3", "t4", None]
     server = Answers(
@@ -128,7 +128,7 @@ def test_pages_without_keys_are_not_the_end(is_sorted: bool) -> None:
         ]
     )
     assert read(server) == [["a"], ["b"], ["c"]]
-    assert [token for _, token in server.asked] == [None, *tokens[:-1]]
+    assert [token for _, token in server.requests] == [None, *tokens[:-1]]
 
 
 def page_of(keys: list[str], *, token: str | None = None, is_last: bool = False, is_sorted: bool = True) -> ListingPage:
@@ -138,27 +138,25 @@ def page_of(keys: list[str], *, token: str | None = None, is_last: bool = False,
 
 @pytest.mark.parametrize(("cursor", "keys"), [(None, ["b", "a"]), (None, ["a", "a"]), ("m", ["m"]), ("m", ["a", "z"])])
 @pytest.mark.parametrize("before", [0, 1, 2])
-def test_a_page_out_of_order_ends_the_listing_rather_than_losing_keys(
-    cursor: str | None, keys: list[str], before: int
-) -> None:
+def test_a_page_out_of_order_is_an_error(cursor: str | None, keys: list[str], before: int) -> None:
     if before and cursor is None:
         cursor = "0"
     good = [page_of([f"{cursor}{number}"]) for number in range(before)]
     bad = [f"{cursor}{before - 1}", "z"] if before and keys[0] == "m" else keys
-    with pytest.raises(SourceError, match="out of order; list it with --transport aioboto3"):
+    with pytest.raises(SourceError, match="out of order; use --transport aioboto3"):
         read(Answers([*good, page_of(bad, is_sorted=before < 2)]), after=cursor)
 
 
-def test_a_server_that_repeats_its_token_or_its_page_ends_the_listing() -> None:
+def test_a_repeated_token_or_page_is_an_error() -> None:
     again = page_of(["a"], token="t", is_sorted=False)
-    with pytest.raises(SourceError, match="again and again"):
+    with pytest.raises(SourceError, match="the same page of the listing repeatedly"):
         read(Answers([again, again]))
     for answer in (page_of(["a"], is_sorted=False), page_of([], is_sorted=False)):
-        with pytest.raises(SourceError, match="again and again"):
+        with pytest.raises(SourceError, match="the same page of the listing repeatedly"):
             read(Answers([answer]), after="a")
 
 
-def test_a_small_prefix_takes_the_requests_of_a_serial_listing() -> None:
+def test_a_small_prefix_needs_no_extra_requests() -> None:
     for count in (0, 1, 999, 1000, 1001, 1999, 2000):
         bucket = FakeBucket((f"{number:06}" for number in range(count)), page_size=1000, latency_s=1)
         assert sum(map(len, read(bucket))) == count
@@ -166,7 +164,7 @@ def test_a_small_prefix_takes_the_requests_of_a_serial_listing() -> None:
         assert bucket.most_at_once == 1
 
 
-def test_split_points_count_on_from_the_page_with_carry_and_stay_within_the_prefix() -> None:
+def test_split_points_extrapolate_a_page_within_the_prefix() -> None:
     page = [f"p/{number:04}.jpg" for number in range(100)]
     assert split_points(page, floor=2) == ["p/054", "p/099", "p/144", "p/189"]
     assert split_points([f"p/{number}.jpg" for number in range(10, 100)], floor=2) == []
@@ -175,19 +173,19 @@ def test_split_points_count_on_from_the_page_with_carry_and_stay_within_the_pref
 
 
 @given(names.filter(bool), st.integers(0, 3))
-def test_split_points_rise_and_can_be_sent(keys: set[str], floor: int) -> None:
-    found = split_points(sorted(keys), floor=floor)
-    assert [max(keys), *found] == sorted({max(keys), *found})
-    assert all(name.encode() and len(name.encode()) <= 1024 for name in found)
+def test_split_points_are_ascending_and_valid_keys(keys: set[str], floor: int) -> None:
+    listed_keys = split_points(sorted(keys), floor=floor)
+    assert [max(keys), *listed_keys] == sorted({max(keys), *listed_keys})
+    assert all(name.encode() and len(name.encode()) <= 1024 for name in listed_keys)
 
 
-CHANCE = random.Random(5)
+RNG = random.Random(5)
 SHAPES = {
     "counter": [f"frame-{number:09}.jpg" for number in range(20_000)],
     "folders": [f"camera-{number // 700:03}/2026-11-01/frame-{number:09}.jpg" for number in range(20_000)],
-    "uuid": [str(uuid.UUID(int=CHANCE.getrandbits(128))) for _ in range(20_000)],
+    "uuid": [str(uuid.UUID(int=RNG.getrandbits(128))) for _ in range(20_000)],
     "hashed folders": [
-        f"{name[:2]}/{name[2:4]}/{name}" for name in (f"{CHANCE.getrandbits(160):040x}" for _ in range(20_000))
+        f"{name[:2]}/{name[2:4]}/{name}" for name in (f"{RNG.getrandbits(160):040x}" for _ in range(20_000))
     ],
     "dates": [
         f"{dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(minutes=7 * number):%Y/%m/%d/%H%M}"
@@ -196,18 +194,18 @@ SHAPES = {
     "one hot folder": ["a/1", "b/2", *(f"hot/{number:07}" for number in range(20_000)), "y", "z"],
     "each a prefix": [f"{number:0{digits}}" for digits in range(1, 5) for number in range(10**digits)],
     "alike to the end": ["x" * 900 + f"{number:05}" for number in range(20_000)],
-    "kanji": ["".join(chr(CHANCE.randint(0x4E00, 0x9FFF)) for _ in range(4)) for _ in range(20_000)],
+    "kanji": ["".join(chr(RNG.randint(0x4E00, 0x9FFF)) for _ in range(4)) for _ in range(20_000)],
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_keys_of_any_shape_are_listed_many_ranges_at_a_time_within_bounds(shape: str) -> None:
+def test_keys_of_any_shape_are_listed_concurrently(shape: str) -> None:
     bucket = FakeBucket(SHAPES[shape], page_size=50)
     pages = len(bucket.sorted) / bucket.page_size
-    room, wanted = 160, 48
+    max_pages, round_pages = 160, 48
     page = bucket.read(None)
     keys = list(page.keys)
-    ranges = KeyRanges("", page, max_pages=room)
+    ranges = KeyRanges("", page, max_pages=max_pages)
     rounds = requests = 1
     while not ranges.is_done:
         in_flight: list[KeyRange] = []
@@ -217,8 +215,8 @@ def test_keys_of_any_shape_are_listed_many_ranges_at_a_time_within_bounds(shape:
         requests += len(in_flight)
         for part in in_flight:
             ranges.add(part, bucket.read(part.cursor))
-        assert ranges._kept_pages <= room + WORKERS + wanted
-        if ranges.ready_pages >= wanted or not in_flight or all(each.is_read for each in ranges._ranges):
+        assert ranges._kept_pages <= max_pages + WORKERS + round_pages
+        if ranges.ready_pages >= round_pages or not in_flight or all(each.is_read for each in ranges._ranges):
             keys += [key for page in ranges.take() for key in page.keys]
     assert keys == bucket.behind(None)
     assert pages / rounds > 4, f"{pages / rounds:.1f} times the speed of a serial listing"

@@ -1,4 +1,4 @@
-"""Names that don't end in .jpg or .png exclude an image of a prefix or directory, but none that is named itself."""
+"""Extensions other than .jpg and .png exclude images of prefixes and directories, but not explicitly named ones."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ NAMES = ("user.name1", "x.pjpeg", "photo.jpg.orig", "scan.tif.v2", ".hidden", "a
 
 
 def selected(*names: str, **options: Any) -> dict[str, str | None]:
-    """The name of each image → why it is skipped."""
+    """Name of each image → code of the reason why it is skipped."""
 
     async def main() -> list[ImageRef]:
         selection = Selection(opened_sources, Filters())
         return [image async for page in selection.pages() for image in page.images]
 
     opened_sources = opened(*names, **options)
-    found = anyio.run(main)
-    reasons = {os.path.basename(image.key): check_limits(image) for image in found}
+    reasons = {os.path.basename(image.key): check_limits(image) for image in anyio.run(main)}
     return {name: None if reason is None else reason.code for name, reason in reasons.items()}
 
 
@@ -45,7 +44,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def lines(kind: SourceKind, folder: Path, names: list[str]) -> list[str]:
-    """A list in `folder`, of which key lists name files by their paths and others by those below it."""
+    """The lines of a list: key lists contain the paths, other lists paths relative to `folder`."""
     below = [os.path.relpath(name, folder) for name in names]
     match kind:
         case SourceKind.MANIFEST:
@@ -59,7 +58,7 @@ def lines(kind: SourceKind, folder: Path, names: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [SourceKind.KEYS, SourceKind.MANIFEST, SourceKind.LABEL_CSV, SourceKind.JSON_LINES])
-def test_of_files_that_a_list_names_the_bytes_decide(files: Path, kind: SourceKind) -> None:
+def test_listed_files_are_images_by_their_bytes(files: Path, kind: SourceKind) -> None:
     (files / "notes.txt").write_text("no image")
     names = [str(files / name) for name in (*NAMES, "notes.txt")]
     path = files.parent / "list"
@@ -70,7 +69,7 @@ def test_of_files_that_a_list_names_the_bytes_decide(files: Path, kind: SourceKi
     }
 
 
-def test_of_objects_that_a_list_names_the_service_decides(tmp_path: Path) -> None:
+def test_listed_objects_are_accepted_with_any_name(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("".join(f"s3://b/{name}\n" for name in (*NAMES, "notes.txt", "._x.jpg")))
     assert selected(str(path)) == {**dict.fromkeys((*NAMES, "notes.txt")), "._x.jpg": "UnsupportedExtension"}
@@ -80,11 +79,11 @@ def test_of_objects_that_a_list_names_the_service_decides(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_that_is_named_itself_is_an_image_by_its_bytes(files: Path, name: str) -> None:
+def test_a_file_given_as_source_is_an_image_by_its_bytes(files: Path, name: str) -> None:
     assert selected(str(files / name)) == {name: None}
 
 
-def test_in_a_directory_the_name_decides_unless_any_is_wanted(files: Path) -> None:
+def test_extensions_apply_in_directories_unless_any_name(files: Path) -> None:
     (files / "._x.jpg").write_bytes(b"\0\5\x16\7")
     (files / "x.jpg").write_bytes(JPEG)
     (files / "notes.txt").write_text("no image")
@@ -94,8 +93,8 @@ def test_in_a_directory_the_name_decides_unless_any_is_wanted(files: Path) -> No
     assert selected(str(files), any_name=True) == wanted
 
 
-def test_a_limit_holds_for_an_image_of_any_name() -> None:
+def test_the_size_limit_applies_with_any_name() -> None:
     image = ImageRef(uri="s3://b/x.bin", bucket="b", key="x.bin", size_bytes=16_000_000, any_name=True)
-    found = check_limits(image)
-    assert found is not None
-    assert found.code == "TooLarge"
+    reason = check_limits(image)
+    assert reason is not None
+    assert reason.code == "TooLarge"

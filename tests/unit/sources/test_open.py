@@ -31,7 +31,7 @@ JPEG = b"\xff\xd8\xff\xe0"
 
 
 class FakeS3:
-    """One object for every key."""
+    """A client that returns the same object for every key."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -66,7 +66,7 @@ def opened(*names: str, aws: object = NO_AWS, out: Path | None = None, **options
 
 
 def read(*names: str, aws: object = NO_AWS, out: Path | None = None, **options: Any) -> list[ImageRef]:
-    """All images of the sources, read while their copies are there."""
+    """All images of the sources, read before their temporary copies are removed."""
 
     async def main() -> list[ImageRef]:
         with ExitStack() as stack:
@@ -102,14 +102,14 @@ def test_an_s3_name_is_a_prefix_and_a_folder_is_a_directory(tmp_path: Path) -> N
     assert (prefix.description, directory.description) == ("s3://b/2026", str(tmp_path))
 
 
-def test_the_output_root_is_left_out_of_directories(tmp_path: Path) -> None:
+def test_the_output_root_is_excluded_from_directories(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     file(tmp_path, PNG, "a.png")
     file(tmp_path / "out", b"", "x.parquet")
     assert uris(str(tmp_path), out=tmp_path / "out") == [str(tmp_path / "a.png")]
 
 
-def test_of_the_output_root_itself_only_its_own_folders_are_left_out(tmp_path: Path) -> None:
+def test_in_the_output_root_only_its_folders_are_excluded(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     file(tmp_path, PNG, "a.png")
     file(tmp_path / "results", b"", "x.parquet")
@@ -117,7 +117,7 @@ def test_of_the_output_root_itself_only_its_own_folders_are_left_out(tmp_path: P
 
 
 @pytest.mark.parametrize("folder", ["results", "failures/model=p@v", "runs"])
-def test_a_directory_inside_the_tables_is_refused(tmp_path: Path, folder: str) -> None:
+def test_a_directory_inside_the_output_folders_is_refused(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(SourceError, match=rf"is inside {folder[:4]}.* of the output root"):
         opened(str(tmp_path / folder), out=tmp_path)
@@ -137,7 +137,7 @@ def test_a_directory_inside_the_tables_is_refused(tmp_path: Path, folder: str) -
         ("s3://b/", "/out", ()),
     ],
 )
-def test_a_prefix_leaves_out_what_is_the_output_roots(prefix: str, out: str, left_out: tuple[str, ...]) -> None:
+def test_the_output_root_is_excluded_from_prefixes(prefix: str, out: str, left_out: tuple[str, ...]) -> None:
     async def main() -> None:
         with ExitStack() as stack:
             (source,) = await open_sources(
@@ -166,7 +166,7 @@ def test_a_prefix_leaves_out_what_is_the_output_roots(prefix: str, out: str, lef
 
 
 @pytest.mark.parametrize("folder", ["results", "failures/model=p@v/", "runs/night"])
-def test_a_prefix_inside_the_tables_is_refused(folder: str) -> None:
+def test_a_prefix_inside_the_output_folders_is_refused(folder: str) -> None:
     async def main() -> None:
         with ExitStack() as stack:
             await open_sources([f"s3://b/out/{folder}/"], stack, aws=NO_AWS, region="eu-west-1", out="s3://b/out")
@@ -176,13 +176,13 @@ def test_a_prefix_inside_the_tables_is_refused(folder: str) -> None:
 
 
 @pytest.mark.parametrize("data", [PNG, JPEG])
-def test_a_file_with_the_bytes_of_an_image_is_that_image_whatever_its_name(tmp_path: Path, data: bytes) -> None:
+def test_an_image_is_detected_whatever_its_name(tmp_path: Path, data: bytes) -> None:
     (image,) = read(file(tmp_path, data, "list.txt"))
     assert (image.uri, image.size_bytes, image.local) == (str(tmp_path / "list.txt"), len(data), True)
 
 
 @pytest.mark.parametrize("start", [b"", b"\n\r\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
-def test_a_manifest_is_known_by_its_first_line_whatever_its_name(tmp_path: Path, start: bytes) -> None:
+def test_a_manifest_is_detected_by_its_first_line(tmp_path: Path, start: bytes) -> None:
     name = file(tmp_path, start + b'{"source-ref": "s3://b/1"}\n{"source-ref": "a/2.png", "x": 1}\n', "a.png")
     assert uris(name) == ["s3://b/1", str(tmp_path / "a" / "2.png")]
 
@@ -195,12 +195,12 @@ def test_any_other_text_is_a_key_list(tmp_path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"{", b'{"a": 1}', b"{}", b'  {"source_ref": "s3://b/1"}', b"{x}.png\n"])
-def test_what_starts_like_a_manifest_and_is_none_must_be_named(tmp_path: Path, data: bytes) -> None:
+def test_json_without_source_ref_is_ambiguous(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(SourceError, match="--source-kind manifest or --source-kind keys"):
         opened(file(tmp_path, data))
 
 
-def test_the_kind_that_is_named_wins_over_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_kind_overrides_detection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     name = file(tmp_path, b'{"source-ref": "x"}\n')
     assert uris(name, kind=SourceKind.KEYS) == [f'{tmp_path}/{{"source-ref": "x"}}']
@@ -210,9 +210,14 @@ def test_the_kind_that_is_named_wins_over_the_content(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"", "is empty"), (b"\n\r\n", "is empty"), (b"\xef\xbb\xbf", "is empty"), (b"PK\0\0", "neither text")],
+    [
+        (b"", "is empty"),
+        (b"\n\r\n", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"PK\0\0", "is not text, a table, or"),
+    ],
 )
-def test_a_file_that_names_nothing_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
+def test_a_file_without_images_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
     with pytest.raises(SourceError, match=words):
         opened(file(tmp_path, data))
 
@@ -220,28 +225,28 @@ def test_a_file_that_names_nothing_is_refused(tmp_path: Path, data: bytes, words
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing.txt", "there is no missing.txt; check the path, or write s3://bucket/prefix"),
-        ("ftp://host/list", "a source is s3://bucket/prefix, a directory, a file, or -"),
-        ("s3://", "names no bucket"),
-        ("s3:///key", "names no bucket"),
+        ("missing.txt", "missing.txt does not exist; check the path, or write s3://bucket/prefix"),
+        ("ftp://host/list", "unknown scheme; name s3://bucket/prefix, a directory, a file, or -"),
+        ("s3://", "has no bucket"),
+        ("s3:///key", "has no bucket"),
         ("x" * 300, "File name too long"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_refused_with_advice(name: str, words: str) -> None:
+def test_a_name_that_does_not_exist_is_refused_with_advice(name: str, words: str) -> None:
     with pytest.raises(SourceError) as caught:
         opened(name)
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [SourceKind.LABEL_CSV, SourceKind.KEYS, SourceKind.TABLE])
-def test_folders_stay_what_they_are_beside_a_list_whose_kind_is_named(tmp_path: Path, kind: SourceKind) -> None:
+def test_a_given_list_kind_does_not_apply_to_folders(tmp_path: Path, kind: SourceKind) -> None:
     listed = file(tmp_path, b"s3://b/a.jpg,cat\n", "list.csv")
-    found = opened("s3://b/2026/", str(tmp_path), listed, kind=kind)
-    assert [type(one) for one in found] == [S3PrefixSource, DirectorySource, ListSource]
+    sources = opened("s3://b/2026/", str(tmp_path), listed, kind=kind)
+    assert [type(source) for source in sources] == [S3PrefixSource, DirectorySource, ListSource]
 
 
-def test_a_local_name_is_no_prefix(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="is no S3 prefix; write s3://bucket/prefix"):
+def test_a_local_name_is_not_a_prefix(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is not an S3 prefix; write s3://bucket/prefix"):
         opened(str(tmp_path), kind=SourceKind.PREFIX)
 
 
@@ -254,7 +259,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"s3://b/1\na.png\n", b'{"source-ref":"s3://b/1"}\n{"source-ref":"a.png"}\n'])
-def test_standard_input_is_recognised_too_and_its_copy_is_removed(
+def test_stdin_is_detected_and_its_copy_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     stdin(monkeypatch, tmp_path, data)
@@ -268,14 +273,12 @@ def test_standard_input_is_called_by_its_name_in_errors(tmp_path: Path, monkeypa
         read("-")
 
 
-def test_standard_input_can_be_named_once_only() -> None:
+def test_standard_input_can_be_named_only_once() -> None:
     with pytest.raises(SourceError, match="only once"):
         opened("-", "a", "-")
 
 
-def test_a_list_in_s3_is_read_when_its_kind_is_named_and_its_copy_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_in_s3_of_a_given_kind_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     aws = FakeS3(b'{"source-ref":"s3://b/1"}\n')
     assert uris("s3://lists/a.manifest", aws=aws, kind=SourceKind.MANIFEST) == ["s3://b/1"]
@@ -283,7 +286,7 @@ def test_a_list_in_s3_is_read_when_its_kind_is_named_and_its_copy_is_removed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_image_in_s3_is_itself_and_is_not_read_for_it() -> None:
+def test_an_image_in_s3_is_not_read_by_its_source() -> None:
     aws = FakeS3(PNG)
     (image,) = read("s3://b/a b.png", aws=aws, kind=SourceKind.IMAGE)
     assert (image.uri, image.bucket, image.key) == ("s3://b/a b.png", "b", "a b.png")
@@ -293,21 +296,21 @@ def test_an_image_in_s3_is_itself_and_is_not_read_for_it() -> None:
     assert anyio.run(source.may_name, [image]) == [True]
 
 
-def test_an_image_names_itself_alone(tmp_path: Path) -> None:
+def test_a_single_image_may_name_only_itself(tmp_path: Path) -> None:
     name = file(tmp_path, PNG, "a.png")
     (source,) = opened(name)
     (image,) = read(name)
     assert anyio.run(source.may_name, [image, ImageRef(uri="x", bucket="", key=name + "x")]) == [True, False]
 
 
-def test_without_a_temporary_directory_a_list_on_stdin_is_refused_in_one_sentence(monkeypatch) -> None:
+def test_a_list_on_stdin_needs_a_temporary_directory(monkeypatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"s3://b/a.jpg\n")))
     with pytest.raises(SourceError, match=r"copying the list to a temporary directory failed: .*set TMPDIR"):
         opened("-")
 
 
-def test_a_temporary_directory_that_is_full_keeps_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_no_partial_copy_remains_when_the_disk_is_full(tmp_path: Path, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -331,13 +334,13 @@ def test_an_archive_needs_no_temporary_directory(tmp_path: Path, monkeypatch) ->
 @pytest.mark.parametrize("resource", ["accesspoint/ap", "accesspoint/ap/object/photos", "accesspoint:ap"])
 @pytest.mark.parametrize("service", ["s3", "s3-object-lambda", "s3express"])
 def test_the_arn_of_an_access_point_is_refused_with_its_alias(start: str, resource: str, service: str) -> None:
-    with pytest.raises(SourceError, match=r"its alias instead, s3://ALIAS/prefix: .*--name ap ") as caught:
+    with pytest.raises(SourceError, match=r"use its alias, s3://ALIAS/prefix: .*--name ap ") as caught:
         opened(f"{start}arn:aws:{service}:eu-west-1:123456789012:{resource}")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["arn:aws:s3:::bucket", "s3://arn:aws:s3:::bucket/x", "arn:x", "s3://arn:"])
-def test_any_other_arn_is_refused_in_one_sentence(name: str) -> None:
+def test_any_other_arn_is_refused(name: str) -> None:
     with pytest.raises(SourceError, match="is an ARN; write s3://bucket/prefix"):
         opened(name)
 

@@ -23,12 +23,12 @@ AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 
 
 class FakeS3:
-    """An SDK client that lists keys two a page, or refuses behind the first page."""
+    """An SDK client that lists two keys per page, or fails after the first page."""
 
     def __init__(self, keys: list[str], error: Exception | None = None) -> None:
         self.keys = keys
         self.error = error
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
 
     @asynccontextmanager
     async def s3(self, *, region: str) -> AsyncIterator[FakeS3]:
@@ -36,7 +36,7 @@ class FakeS3:
         yield self
 
     async def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
-        self.asked.append(arguments)
+        self.requests.append(arguments)
         begin = int(arguments.get("ContinuationToken", 0))
         if begin and self.error is not None:
             raise self.error
@@ -54,7 +54,7 @@ def read(fake: FakeS3, uri: str = "s3://b/a b+c%2F/", after: Position | None = N
     return anyio.run(main)
 
 
-def test_objects_come_in_s3s_pages_with_what_the_listing_says() -> None:
+def test_objects_have_the_size_time_and_etag_of_the_listing() -> None:
     fake = FakeS3(["a b+c%2F/1", "a b+c%2F/é", "z"])
     pages = read(fake)
     assert [[image.key for image in page] for page in pages] == [["a b+c%2F/1", "a b+c%2F/é"], ["z"]]
@@ -66,7 +66,7 @@ def test_objects_come_in_s3s_pages_with_what_the_listing_says() -> None:
         size_bytes=7,
         last_modified=AT,
     )
-    assert fake.asked == [
+    assert fake.requests == [
         {"Bucket": "b", "Prefix": "a b+c%2F/"},
         {"Bucket": "b", "Prefix": "a b+c%2F/", "ContinuationToken": "2"},
     ]
@@ -76,13 +76,13 @@ def test_objects_come_in_s3s_pages_with_what_the_listing_says() -> None:
 def test_the_prefix_is_taken_literally(uri: str, prefix: str) -> None:
     fake = FakeS3([])
     assert read(fake, uri) == []
-    assert fake.asked[0]["Prefix"] == prefix
+    assert fake.requests[0]["Prefix"] == prefix
 
 
-def test_reading_goes_on_behind_a_key() -> None:
+def test_a_listing_resumes_after_a_key() -> None:
     fake = FakeS3(["z"])
     read(fake, after=Position(2, "a b+c%2F/é"))
-    assert fake.asked[0]["StartAfter"] == "a b+c%2F/é"
+    assert fake.requests[0]["StartAfter"] == "a b+c%2F/é"
 
 
 @pytest.mark.parametrize(
@@ -93,15 +93,13 @@ def test_reading_goes_on_behind_a_key() -> None:
         (EndpointConnectionError(endpoint_url="http://x"), UnreachableError, "http://x"),
     ],
 )
-def test_a_listing_that_breaks_off_is_never_taken_for_complete(
-    error: Exception, kind: type[Exception], words: str
-) -> None:
+def test_an_interrupted_listing_is_an_error(error: Exception, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=r"^listing s3://b/p failed: ") as caught:
         read(FakeS3(["1", "2", "3"], error), "s3://b/p")
     assert words in str(caught.value)
 
 
-def test_it_tells_its_bucket_and_may_name_whatever_has_its_prefix() -> None:
+def test_a_prefix_may_name_any_key_that_starts_with_it() -> None:
     source = S3PrefixSource("s3://b/p/", cast("Aws", None), region="eu-west-1")
     assert anyio.run(source.check).buckets == {"b"}
     for bucket, key, version_id, expected in [
@@ -116,27 +114,27 @@ def test_it_tells_its_bucket_and_may_name_whatever_has_its_prefix() -> None:
         assert anyio.run(source.may_name, [image]) == [expected]
 
 
-def test_a_prefix_that_no_key_can_have_is_refused_in_words() -> None:
+def test_a_prefix_that_is_not_utf8_is_refused() -> None:
     source = S3PrefixSource("s3://b/\udcff", cast("Aws", None), region="eu-west-1")
-    with pytest.raises(SourceError, match="no UTF-8"):
+    with pytest.raises(SourceError, match="is not UTF-8"):
         anyio.run(source.check)
 
 
 MANY = [f"day-{number // 100:03}/{number:06}" for number in range(2000)]
 
 
-async def collect(bucket: FakeBucket, found: list[str], after: str | None = None) -> None:
+async def collect(bucket: FakeBucket, listed: list[str], after: str | None = None) -> None:
     async for page in read_in_order(bucket, after=after):
-        found += page.keys
+        listed += page.keys
 
 
 async def keys_of(bucket: FakeBucket, after: str | None = None) -> list[str]:
-    found: list[str] = []
-    await collect(bucket, found, after)
-    return found
+    listed: list[str] = []
+    await collect(bucket, listed, after)
+    return listed
 
 
-def test_a_long_listing_is_read_by_many_requests_at_a_time_and_a_quarter_of_the_time_at_most() -> None:
+def test_a_long_prefix_is_listed_four_times_as_fast() -> None:
     keys = [f"day-{number // 250:03}/{number:06}" for number in range(5000)]
     bucket = FakeBucket(keys, page_size=10, latency_s=1)
 
@@ -148,7 +146,7 @@ def test_a_long_listing_is_read_by_many_requests_at_a_time_and_a_quarter_of_the_
     run_virtual(main)
 
 
-def test_first_pages_are_read_alone_and_none_is_read_for_a_caller_who_has_left() -> None:
+def test_only_the_pages_that_a_caller_needs_are_read() -> None:
     bucket = FakeBucket(MANY, page_size=4, latency_s=1)
 
     async def main() -> None:
@@ -176,7 +174,7 @@ def test_cancelling_ends_every_request() -> None:
     run_virtual(main)
 
 
-def test_a_fault_at_any_request_is_raised_itself_and_the_listing_goes_on_behind_what_was_read() -> None:
+def test_a_listing_resumes_after_an_error_of_any_request() -> None:
     keys = MANY[:120]
     clean = FakeBucket(keys, latency_s=1)
     run_virtual(keys_of, clean)
@@ -184,17 +182,17 @@ def test_a_fault_at_any_request_is_raised_itself_and_the_listing_goes_on_behind_
         bucket = FakeBucket(keys, latency_s=1, faults={number: UnreachableError("gone")})
 
         async def main(bucket: FakeBucket = bucket) -> None:
-            found: list[str] = []
+            listed: list[str] = []
             with pytest.raises(UnreachableError, match="gone"):
-                await collect(bucket, found)
+                await collect(bucket, listed)
             assert bucket.under_way == 0
-            assert found == keys[: len(found)]
-            assert found + await keys_of(bucket, found[-1] if found else None) == keys
+            assert listed == keys[: len(listed)]
+            assert listed + await keys_of(bucket, listed[-1] if listed else None) == keys
 
         run_virtual(main)
 
 
 @given(st.sets(st.text(min_size=1, max_size=3).filter(lambda key: key.isprintable()), max_size=40), st.text(max_size=2))
-def test_keys_of_any_characters_come_in_the_order_of_their_bytes(keys: set[str], after: str) -> None:
+def test_keys_are_listed_in_the_order_of_their_utf8_bytes(keys: set[str], after: str) -> None:
     bucket = FakeBucket(keys, page_size=2)
     assert run_virtual(keys_of, bucket, after) == bucket.behind(after)

@@ -12,7 +12,7 @@ from batchcl.errors import UsageError
 from batchcl.images import Bookmark, ImageRef
 from batchcl.sources.filters import ALL_RANKS, Filters, Sample, SmallestRanks
 from batchcl.sources.select import Selection
-from unit.sources.lists import Selected, one_by_one
+from unit.sources.lists import Selected, with_bookmarks
 from unit.sources.test_select import FakeSource
 
 KEYS = [f"{n}.png" for n in range(500)]
@@ -27,14 +27,14 @@ def selected(
 
     async def main() -> list[Selected]:
         selection = Selection([FakeSource(keys, page=7) for keys in lists], filters)
-        return [one async for page in selection.pages(after, earlier=earlier()) for one in one_by_one(page)]
+        return [one async for page in selection.pages(after, earlier=earlier()) for one in with_bookmarks(page)]
 
     return anyio.run(main)
 
 
 def sampled(text: str, keys: Sequence[str] = KEYS, *, seed: int = 0) -> list[str]:
-    found = selected([keys], Filters(sample=Sample.parse(text, seed=seed)))
-    return [one.image.key for one in found]
+    chosen = selected([keys], Filters(sample=Sample.parse(text, seed=seed)))
+    return [one.image.key for one in chosen]
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_a_sample_is_a_count_or_a_share(text: str, sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "0%", "101%", "1.5", "-1", "half", "5 %"])
-def test_what_is_neither_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no sample; write a count such as 1000"):
+def test_an_invalid_sample_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid sample; write a count such as 1000"):
         Sample.parse(text)
 
 
-def test_ranks_stay_the_same_from_version_to_version() -> None:
+def test_ranks_are_the_same_in_every_version() -> None:
     image = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png")
     versioned = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png", version_id="1")
     ranks = [Sample(count=1, seed=seed).ranker()(image) for seed in (0, 1)]
@@ -64,22 +64,22 @@ def test_ranks_stay_the_same_from_version_to_version() -> None:
     assert Sample(count=1).ranker()(versioned) not in ranks
 
 
-def test_a_count_is_exact_in_the_order_of_the_list_and_independent_of_it() -> None:
-    found = sampled("50")
-    assert len(found) == 50
-    assert found == [key for key in KEYS if key in set(found)]
-    assert set(sampled("50", KEYS[::-1])) == set(found)
+def test_a_count_is_exact_and_independent_of_the_order() -> None:
+    chosen = sampled("50")
+    assert len(chosen) == 50
+    assert chosen == [key for key in KEYS if key in set(chosen)]
+    assert set(sampled("50", KEYS[::-1])) == set(chosen)
     assert sampled("500") == sampled("501") == KEYS
 
 
-def test_a_share_is_about_that_share_and_doesnt_depend_on_other_images() -> None:
-    found = sampled("20%")
-    assert 60 < len(found) < 140
-    assert sampled("20%", KEYS[:250]) == [key for key in found if key in set(KEYS[:250])]
+def test_a_share_is_approximate_and_independent_per_image() -> None:
+    chosen = sampled("20%")
+    assert 60 < len(chosen) < 140
+    assert sampled("20%", KEYS[:250]) == [key for key in chosen if key in set(KEYS[:250])]
     assert sampled("100%") == KEYS
 
 
-def test_larger_samples_hold_smaller_ones_and_other_seeds_give_others() -> None:
+def test_larger_samples_contain_smaller_ones_of_a_seed() -> None:
     for texts in (("10", "50", "200"), ("1%", "5%", "50%")):
         for smaller, larger in pairwise(map(sampled, texts)):
             assert set(smaller) <= set(larger)
@@ -89,29 +89,29 @@ def test_larger_samples_hold_smaller_ones_and_other_seeds_give_others() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(0, 3), st.none() | st.integers(1, 10))
-def test_any_bookmark_goes_on_with_the_same_sample(count: int, seed: int, limit: int | None) -> None:
+def test_a_sample_is_the_same_when_resumed(count: int, seed: int, limit: int | None) -> None:
     lists = [KEYS[:20], KEYS[10:25], KEYS[5:35]]
     filters = Filters(sample=Sample(count=count, seed=seed), exclude=("1*",), limit=limit)
-    found = selected(lists, filters)
-    fitting = {key for key in KEYS[:35] if not key.startswith("1")}
-    assert len(found) == min(count, len(fitting), limit or count)
-    assert len({one.image.key for one in found}) == len(found)
-    for number, one in list(enumerate(found, 1))[::4]:
-        assert selected(lists, filters, one.bookmark, found[:number]) == found[number:]
+    chosen = selected(lists, filters)
+    matching = {key for key in KEYS[:35] if not key.startswith("1")}
+    assert len(chosen) == min(count, len(matching), limit or count)
+    assert len({one.image.key for one in chosen}) == len(chosen)
+    for number, one in list(enumerate(chosen, 1))[::4]:
+        assert selected(lists, filters, one.bookmark, chosen[:number]) == chosen[number:]
 
 
-def test_a_list_that_has_grown_goes_on_with_the_cut_that_its_sample_began_with() -> None:
+def test_a_resumed_sample_keeps_its_maximum_rank() -> None:
     sample = Sample(count=10)
-    found = selected([KEYS[:100]], Filters(sample=sample))
+    chosen = selected([KEYS[:100]], Filters(sample=sample))
     rank = sample.ranker()
-    cut = max(rank(one.image) for one in found)
-    behind = [image for image in FakeSource(KEYS).images if int(image.key[:-4]) > int(found[3].image.key[:-4])]
-    expected = [image.key for image in behind if rank(image) <= cut][:6]
-    assert [one.image.key for one in selected([KEYS], Filters(sample=sample), found[3].bookmark)] == expected
-    assert len(expected) == 6, "images that came since don't make the sample larger"
+    max_rank = max(rank(one.image) for one in chosen)
+    later = [image for image in FakeSource(KEYS).images if int(image.key[:-4]) > int(chosen[3].image.key[:-4])]
+    expected = [image.key for image in later if rank(image) <= max_rank][:6]
+    assert [one.image.key for one in selected([KEYS], Filters(sample=sample), chosen[3].bookmark)] == expected
+    assert len(expected) == 6, "new images don't increase the sample"
 
 
-def test_what_the_sample_leaves_out_is_counted() -> None:
+def test_images_outside_the_sample_are_counted() -> None:
     async def main() -> dict[str, int]:
         selection = Selection([FakeSource(KEYS, page=7)], Filters(sample=Sample(count=10), exclude=("1.png",)))
         async for _ in selection.pages():
@@ -122,9 +122,9 @@ def test_what_the_sample_leaves_out_is_counted() -> None:
 
 
 @given(st.lists(st.integers(0, ALL_RANKS), min_size=1, max_size=50), st.integers(1, 60))
-def test_the_smallest_ranks_are_those_of_a_sort(ranks: list[int], count: int) -> None:
+def test_the_smallest_ranks_equal_those_of_a_sort(ranks: list[int], count: int) -> None:
     smallest = SmallestRanks(count)
-    smallest._room = 8  # several rounds with few ranks
+    smallest._buffer_size = 8  # several rounds with few ranks
     for rank in ranks:
         smallest.add([rank])
     assert smallest.largest() == (sorted(ranks)[count - 1] if len(ranks) >= count else ALL_RANKS)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.sources.base import Source, SourceCheck
+from batchcl.sources.deduplication import NO_NAMES, HashSet
 from batchcl.sources.filters import Filters
-from batchcl.sources.repeats import NO_NAMES, HashSet
 from batchcl.sources.select import Selection
-from unit.sources.lists import Selected, one_by_one
+from unit.sources.lists import Selected, with_bookmarks
 
 
 class FakeSource:
-    """Names keys of one bucket, some a page."""
+    """A source of keys in one bucket, in small pages."""
 
     exhaustive = False
     is_explicit = False
@@ -50,14 +50,14 @@ class FakeSource:
 def select(
     sources: Sequence[Source], after: Bookmark | None = None, taken: Sequence[ImageRef] = (), **filters: Any
 ) -> tuple[list[list[Selected]], int]:
-    """(the pages, how many images were left out as repeated)."""
+    """(the pages, number of duplicates)."""
 
     async def before() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
         yield 0, taken
 
     async def main() -> tuple[list[list[Selected]], int]:
         selection = Selection(sources, Filters(**filters))
-        return [one_by_one(page) async for page in selection.pages(after, earlier=before())], selection.repeated
+        return [with_bookmarks(page) async for page in selection.pages(after, earlier=before())], selection.repeated
 
     return anyio.run(main)
 
@@ -66,7 +66,7 @@ def keys(sources: Sequence[Source], after: Bookmark | None = None, **filters: An
     return [one.image.key for page in select(sources, after, **filters)[0] for one in page]
 
 
-def test_sources_come_one_after_the_other_in_their_order() -> None:
+def test_sources_are_read_one_after_the_other_in_order() -> None:
     assert keys([FakeSource("dac"), FakeSource(""), FakeSource("zb")]) == ["d", "a", "c", "z", "b"]
 
 
@@ -88,33 +88,33 @@ def test_sources_come_one_after_the_other_in_their_order() -> None:
         (("*",), ("*",), []),
     ],
 )
-def test_an_image_fits_any_include_and_no_exclude(
+def test_an_image_matches_any_include_and_no_exclude(
     include: tuple[str, ...], exclude: tuple[str, ...], expected: list[str]
 ) -> None:
     source = FakeSource(["a/x.png", "a/y.jpg", "b/x.png", "X.PNG", "xpng"])
     assert keys([source], include=include, exclude=exclude) == expected
 
 
-def test_a_star_crosses_folders_and_odd_names_match() -> None:
+def test_a_star_matches_slashes_and_unusual_names() -> None:
     odd = ["a/b/c/d.png", "a/\n/d.png", "a/\udcff/d.png", "a/[x]/d.png"]
     assert keys([FakeSource(odd)], include=("a/*.png",)) == odd
     assert keys([FakeSource(odd)], include=("*/[[]x]/*",)) == ["a/[x]/d.png"]
 
 
-def test_the_limit_counts_images_that_were_taken_over_all_sources() -> None:
+def test_the_limit_applies_to_all_sources_together() -> None:
     sources = [FakeSource(["1.png", "2.txt", "3.png"]), FakeSource(["4.png", "5.txt", "6.png", "7.png"])]
     for limit in range(1, 7):
         expected = ["1.png", "3.png", "4.png", "6.png", "7.png"][:limit]
         assert keys(sources, include=("*.png",), limit=limit) == expected
 
 
-def test_nothing_is_read_beyond_the_limit() -> None:
+def test_no_page_is_read_after_the_limit() -> None:
     first, second = FakeSource("abcdef"), FakeSource("xyz")
     assert keys([first, second], limit=2) == ["a", "b"]
     assert (first.pages_read, second.pages_read) == (1, 0)
 
 
-def test_images_are_told_the_region_of_a_bucket_that_lies_elsewhere() -> None:
+def test_images_of_other_regions_have_their_buckets_region() -> None:
     async def main(**elsewhere: str) -> list[str | None]:
         selection = Selection([FakeSource("ab")], Filters(), elsewhere=elsewhere)
         return [image.region async for page in selection.pages() for image in page.images]
@@ -123,33 +123,33 @@ def test_images_are_told_the_region_of_a_bucket_that_lies_elsewhere() -> None:
     assert anyio.run(lambda: main(c="eu-west-1")) == [None, None]
 
 
-def test_no_page_is_empty() -> None:
+def test_no_selected_page_is_empty() -> None:
     pages, _ = select([FakeSource(["a", "b", "c.png", "d"], page=1)], include=("*.png",))
     assert [[one.image.key for one in page] for page in pages] == [["c.png"]]
 
 
-def test_an_image_that_an_earlier_source_names_comes_once_and_is_counted() -> None:
+def test_an_image_of_two_sources_is_selected_once() -> None:
     sources = [FakeSource("abc"), FakeSource("cxa"), FakeSource("xyb")]
     pages, repeated = select(sources)
     assert [one.image.key for page in pages for one in page] == ["a", "b", "c", "x", "y"]
     assert repeated == 4
 
 
-def test_an_image_that_does_not_pass_the_filters_is_not_repeated() -> None:
+def test_a_filtered_image_is_not_counted_as_duplicate() -> None:
     assert select([FakeSource(["a.txt"]), FakeSource(["a.txt", "b.png"])], include=("*.png",))[1] == 0
 
 
-def test_images_that_a_source_itself_repeats_count_too() -> None:
+def test_duplicates_within_a_source_are_counted() -> None:
     source = FakeSource("abacab")
     source.repeats = HashSet.of([pl.Series(["s3://b/a", "s3://b/b"])])
     pages, repeated = select([source])
     assert ([one.image.key for page in pages for one in page], repeated) == (["a", "b", "c"], 3)
-    for number, one in enumerate(found := [one for page in pages for one in page], 1):
-        rest, again = select([source], one.bookmark, [each.image for each in found[:number]])
-        assert ([other for page in rest for other in page], again) == (found[number:], 3)
+    for number, one in enumerate(selected := [one for page in pages for one in page], 1):
+        rest, again = select([source], one.bookmark, [each.image for each in selected[:number]])
+        assert ([other for page in rest for other in page], again) == (selected[number:], 3)
 
 
-def test_of_two_rows_about_an_image_the_one_that_passes_the_filters_counts() -> None:
+def test_the_row_that_passes_the_filters_is_selected() -> None:
     source = FakeSource("aba")
     source.repeats = HashSet.of([pl.Series(["s3://b/a"])])
     source.images = [replace(image, size_bytes=size) for image, size in zip(source.images, (None, 5, 7), strict=True)]
@@ -167,7 +167,7 @@ def test_of_two_rows_about_an_image_the_one_that_passes_the_filters_counts() -> 
     st.none() | st.integers(1, 8),
     st.integers(1, 4),
 )
-def test_filters_and_limit_take_a_prefix_of_the_same_order_and_any_bookmark_goes_on_behind_itself(
+def test_filters_keep_the_order_and_any_bookmark_resumes(
     lists: list[list[str]], include: list[str], exclude: list[str], limit: int | None, page: int
 ) -> None:
     def fits(key: str, patterns: list[str]) -> bool:
@@ -178,16 +178,16 @@ def test_filters_and_limit_take_a_prefix_of_the_same_order_and_any_bookmark_goes
     expected = [key for key in whole if (not include or fits(key, include)) and not fits(key, exclude)][:limit]
     filters: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude), "limit": limit}
     pages, repeated = select(sources, **filters)
-    found = [one for part in pages for one in part]
-    assert [one.image.key for one in found] == expected
-    for number, one in enumerate(found, 1):
+    selected = [one for part in pages for one in part]
+    assert [one.image.key for one in selected] == expected
+    for number, one in enumerate(selected, 1):
         assert one.bookmark.taken == number
-        rest, repeated_then = select(sources, one.bookmark, [each.image for each in found[:number]], **filters)
-        assert [other for part in rest for other in part] == found[number:]
+        rest, repeated_then = select(sources, one.bookmark, [each.image for each in selected[:number]], **filters)
+        assert [other for part in rest for other in part] == selected[number:]
         assert repeated_then == repeated
 
 
-def test_what_the_filters_take_away_is_counted_and_goes_on_behind_a_bookmark() -> None:
+def test_filtered_images_are_counted_across_a_resume() -> None:
     async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
         yield 0, []  # the sources share nothing
 
@@ -195,7 +195,7 @@ def test_what_the_filters_take_away_is_counted_and_goes_on_behind_a_bookmark() -
         selection = Selection(
             [FakeSource(["a.png", "x", "b.png"]), FakeSource(["y", "c.png", "z"])], Filters(include=("*.png",))
         )
-        taken = [one async for page in selection.pages(after, earlier=earlier()) for one in one_by_one(page)]
+        taken = [one async for page in selection.pages(after, earlier=earlier()) for one in with_bookmarks(page)]
         return taken, sum(selection.filtered.values())
 
     taken, count = anyio.run(filtered, None)

@@ -27,8 +27,8 @@ SCHEMA: dict[str, pl.DataType] = {
 
 
 def image(key: str = "a.png", *, size: int | None = None, extra: Any = None) -> ImageRef:
-    told = None if extra is None else json.dumps(extra)
-    return ImageRef(uri=f"s3://b/{key}", bucket="b", key=key, size_bytes=size, last_modified=NOON, extra=told)
+    entry = None if extra is None else json.dumps(extra)
+    return ImageRef(uri=f"s3://b/{key}", bucket="b", key=key, size_bytes=size, last_modified=NOON, extra=entry)
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def image(key: str = "a.png", *, size: int | None = None, extra: Any = None) -> 
         ("coalesce(size, 0) + 1 = 1", [False, False, True]),
     ],
 )
-def test_a_condition_is_sql_and_what_cant_be_said_doesnt_fit(condition: str, fits: list[bool]) -> None:
+def test_a_condition_is_sql_and_null_does_not_match(condition: str, fits: list[bool]) -> None:
     rows = {
         "size": [10, 20, None],
         "key": ["a/x", "a/y", "it's"],
         "last_modified": [NOON, NOON, None],
         "lens used": [1.5, 2.5, None],
     }
-    asked = Condition(condition)
-    asked.check(SCHEMA)
-    assert asked.holds(pl.DataFrame(rows, schema=SCHEMA)).to_list() == fits
+    parsed = Condition(condition)
+    parsed.check(SCHEMA)
+    assert parsed.matches(pl.DataFrame(rows, schema=SCHEMA)).to_list() == fits
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,7 @@ def test_a_condition_is_sql_and_what_cant_be_said_doesnt_fit(condition: str, fit
         "nothing = 1",
     ],
 )
-def test_what_is_more_or_less_than_a_condition_on_one_row_is_refused_and_reads_no_file(
-    condition: str, tmp_path: Path
-) -> None:
+def test_sql_that_is_not_a_row_condition_is_refused(condition: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret.csv"
     secret.write_text("hidden-word\n1\n")
     with pytest.raises(UsageError) as caught:
@@ -116,12 +114,12 @@ def test_what_is_more_or_less_than_a_condition_on_one_row_is_refused_and_reads_n
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_column_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_column_is_refused_with_the_existing_ones() -> None:
     with pytest.raises(UsageError, match=r'unable to find column "bytes"; the columns are size, key, last_modified'):
         Condition("bytes > 3").check(SCHEMA)
 
 
-def bound(condition: str, *sources: Source) -> ImageCondition:
+def condition_for(condition: str, *sources: Source) -> ImageCondition:
     return anyio.run(condition_on, Condition(condition), sources)
 
 
@@ -144,51 +142,51 @@ def listing(*extras: Any) -> FakeSource:
         ("extra LIKE '%right%'", [False, True, False]),
     ],
 )
-def test_other_columns_of_the_list_are_numbers_truths_or_text(condition: str, fits: list[bool]) -> None:
+def test_list_columns_are_numbers_booleans_or_text(condition: str, fits: list[bool]) -> None:
     source = listing(
         {"camera": "left", "iso": 100, "outdoors": True, "tags": ["cat"], "key": "x"},
         {"camera": "right", "iso": 200.5, "outdoors": False},
         None,
     )
-    assert bound(condition, source)(source.images) == fits
+    assert condition_for(condition, source)(source.images) == fits
 
 
-def test_no_page_is_read_for_a_condition_on_the_images_own_columns() -> None:
+def test_no_page_is_read_for_a_condition_on_image_columns() -> None:
     source = listing({"camera": "left"})
-    bound("size > 3 AND key LIKE 'a%'", source)
+    condition_for("size > 3 AND key LIKE 'a%'", source)
     assert source.pages_read == 0
-    bound("camera = 'left'", source)
+    condition_for("camera = 'left'", source)
     assert source.pages_read == 1
 
 
-def test_a_column_that_only_one_of_the_sources_has_is_null_in_the_others() -> None:
+def test_a_column_of_one_source_is_null_in_the_others() -> None:
     first, second = listing(None), listing({"camera": "left"})
-    condition = bound("camera = 'left'", first, second)
+    condition = condition_for("camera = 'left'", first, second)
     assert condition([*first.images, *second.images]) == [False, True]
 
 
-def test_a_column_that_no_source_has_is_refused_with_those_that_they_have() -> None:
+def test_a_column_that_no_source_has_is_refused() -> None:
     with pytest.raises(UsageError, match=r'column "lens"; the columns are uri, .* size, .* extra, camera, iso'):
-        bound("lens = 'x'", listing({"camera": "left"}), listing({"iso": 1}))
+        condition_for("lens = 'x'", listing({"camera": "left"}), listing({"iso": 1}))
 
 
-def test_values_of_another_type_than_the_first_ones_are_null() -> None:
-    condition = bound("iso > 100 OR outdoors", listing({"iso": 1, "outdoors": True}))
+def test_values_of_a_different_type_are_null() -> None:
+    condition = condition_for("iso > 100 OR outdoors", listing({"iso": 1, "outdoors": True}))
     odd = [{"iso": "200", "outdoors": "yes"}, {"iso": True, "outdoors": 1}, {"iso": 1 << 70}, {"iso": [200]}, "text", 7]
     assert condition([image(extra=each) for each in odd]) == [False, False, True, False, False, False]
 
 
-def test_what_cant_be_cast_names_the_way_out() -> None:
-    condition = bound("CAST(camera AS INT) > 1", listing({"camera": "7"}))
-    with pytest.raises(UsageError, match="TRY_CAST makes null of what can't be cast"):
+def test_a_failing_cast_suggests_try_cast() -> None:
+    condition = condition_for("CAST(camera AS INT) > 1", listing({"camera": "7"}))
+    with pytest.raises(UsageError, match="use TRY_CAST, which returns null for invalid values"):
         condition([image(extra={"camera": "left"})])
 
 
-def test_a_name_that_is_no_utf8_can_be_asked() -> None:
-    assert bound("key LIKE '%x%'", FakeSource(["a"]))([image("\udcffx")]) == [True]
+def test_a_condition_on_a_name_that_is_not_utf8() -> None:
+    assert condition_for("key LIKE '%x%'", FakeSource(["a"]))([image("\udcffx")]) == [True]
 
 
-def test_the_condition_is_asked_of_what_the_filters_before_it_leave_and_is_counted() -> None:
+def test_the_condition_applies_after_the_other_filters() -> None:
     source = FakeSource([f"{n}.png" for n in range(10)] + ["a.txt"], page=3)
 
     async def main() -> tuple[list[str], dict[str, int]]:
