@@ -1,8 +1,8 @@
-"""How a run is asked to end early: first gently, then in a hurry.
+"""Ends a run early: first by draining it, then within seconds.
 
-A request may have a time limit, as from the signal of a supervisor that kills soon afterwards. It is divided: calls in
-flight have `CALLS` of it, the output root has until `STORE`, the stop of the model until `MODEL`, and the records of
-the run until `RECORDS`. What is not over by then is given up, in this order.
+A request may have a time limit (`--grace`), because a supervisor kills the process soon after its signal. The limit is
+divided: calls in flight may take until `CALLS`, writes to the output root until `STORE`, stopping the model until
+`MODEL`, and the run's records until `RECORDS`. What takes longer is cancelled.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ CALLS: Final = 0.4
 STORE: Final = 0.64
 MODEL: Final = 0.9
 RECORDS: Final = 0.98
-"""Shares of the time limit: 10, 16, 22.5 and 24.5 s of 25."""
+"""Shares of the time limit; of the default 25 s: 10, 16, 22.5 and 24.5 s."""
 
 
 class StopSignal:
-    """Given to `batchcl.run`. Call it from the run's event loop, for instance from a signal's task.
+    """Requests the end of a `batchcl.run`. Call it in the run's event loop, for instance in a signal handler's task.
 
-    The first `request` drains: calls in flight end, what is done is kept, the model that the run started is stopped.
-    `hurry` bounds that stop to seconds; whoever calls it also cancels the run.
+    `request` drains the run: calls in flight finish, what is done is kept, and the model is stopped if the run started
+    it. `hurry` limits stopping the model to a few seconds; its caller also cancels the run.
 
     Attributes:
-        on_abandoned: returns what has to be reported if the process is ended with the run at work: who stops the model.
+        on_abandoned: returns the message for a process that exits before the run ends: how the model is stopped.
     """
 
     def __init__(self) -> None:
@@ -45,42 +45,42 @@ class StopSignal:
         self._on_hurry: list[Callable[[], None]] = []
 
     def request(self, reason: str, *, by_user: bool = False, limit_s: float = math.inf) -> None:
-        """Ask for the drain; later requests change nothing.
+        """Drain the run; later requests have no effect.
 
         Args:
-            reason: of the error that the run raises.
-            by_user: it is ^C, which has an exit code of its own.
-            limit_s: the run gives up what is not over so long from now, such as the start of a model.
+            reason: message of the error that the run raises.
+            by_user: for ^C, which has its own exit code.
+            limit_s: seconds until the run must have ended.
         """
         if self._error is None:
             if limit_s != math.inf:
                 self._requested_at, self._limit_s = anyio.current_time(), limit_s
             self._error = (InterruptedRunError if by_user else StoppedError)(reason)
-            for act in tuple(self._on_request):
-                act()
+            for callback in tuple(self._on_request):
+                callback()
 
     def hurry(self) -> None:
-        """Give the model's stop a few seconds only."""
+        """Limit stopping the model to a few seconds."""
         self._hurried = True
-        for act in tuple(self._on_hurry):
-            act()
+        for callback in tuple(self._on_hurry):
+            callback()
 
     def last_words(self) -> str:
-        """What has to be reported if the process is ended now; empty for nothing."""
+        """The message for a process that exits now; may be empty."""
         return self.on_abandoned()
 
     @property
     def error(self) -> StoppedError | None:
-        """What the run raises for the request; None while there was none."""
+        """The error that the run raises; None before a request."""
         return self._error
 
     def ends_at(self, share: float) -> float:
-        """When `share` of the time limit is over, on the loop's clock; infinity without a limit or a request."""
+        """When `share` of the time limit has passed, on the event loop's clock; infinity without a limit."""
         return self._requested_at + share * self._limit_s
 
     @contextmanager
     def bounded(self, share: float, *, shield: bool = False, most_s: float = math.inf) -> Iterator[anyio.CancelScope]:
-        """Cancel the block when `share` of the time limit is over, or after `most_s`."""
+        """Cancel the block when `share` of the time limit has passed, or after `most_s` seconds."""
         with anyio.CancelScope(shield=shield, deadline=anyio.current_time() + most_s) as scope:
 
             def shorten() -> None:
@@ -91,19 +91,19 @@ class StopSignal:
 
     @contextmanager
     def calling(self, on_request: Callable[[], None]) -> Iterator[None]:
-        """Call `on_request` when the run is asked to end during the block, at once if it was before."""
+        """Call `on_request` at a request during the block; at once if there was one before."""
         with _registered(self._on_request, on_request, already=self._error is not None):
             yield
 
     @contextmanager
     def calling_in_hurry(self, on_hurry: Callable[[], None]) -> Iterator[None]:
-        """Likewise for `hurry`."""
+        """Call `on_hurry` at a `hurry` during the block; at once if there was one before."""
         with _registered(self._on_hurry, on_hurry, already=self._hurried):
             yield
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Cancel the block when the run is asked to end, and raise `error`."""
+        """Cancel the block at a request, and raise `error`."""
         with anyio.CancelScope() as scope, self.calling(scope.cancel):
             yield
         if scope.cancelled_caught:
@@ -112,11 +112,11 @@ class StopSignal:
 
 
 @contextmanager
-def _registered(actions: list[Callable[[], None]], act: Callable[[], None], *, already: bool) -> Iterator[None]:
-    actions.append(act)
+def _registered(callbacks: list[Callable[[], None]], callback: Callable[[], None], *, already: bool) -> Iterator[None]:
+    callbacks.append(callback)
     try:
         if already:
-            act()
+            callback()
         yield
     finally:
-        actions.remove(act)
+        callbacks.remove(callback)

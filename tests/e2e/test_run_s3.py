@@ -158,7 +158,7 @@ def test_images_of_other_regions_are_fetched_and_sent_as_bytes(cli, demo, servic
     failures = batchcl.open_results(str(out)).failures().collect()
     reasons = dict(failures.select("error_code", "error_message").iter_rows())
     assert reasons.keys() == {"TooLarge", "InvalidS3ObjectException"}
-    assert "an image sent as bytes may have 4,194,304" in reasons["TooLarge"]
+    assert "the limit for images sent as bytes is 4,194,304 bytes" in reasons["TooLarge"]
     s3.put_object(Bucket="in-ap-south-1", Key="late.jpg", Body=picture)
     again = cli("retry", out, "r", "--json", env=env)
     assert again.code == 0, again.err

@@ -41,9 +41,7 @@ def test_every_partition_is_known(partition: str) -> None:
     ],
 )
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(
-        UsageError, match=r"is not the ARN of a Custom Labels model; it looks like arn:aws:.*model list"
-    ):
+    with pytest.raises(UsageError, match=r"is not the ARN of a Custom Labels model, such as arn:aws:.*model list"):
         ModelArn.parse(text)
 
 

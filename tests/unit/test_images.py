@@ -67,9 +67,9 @@ def test_the_limit_is_15_mb_in_s3_and_4_mb_as_bytes(image: ImageRef, expected: s
 def test_the_reason_names_the_size_the_limit_and_the_way() -> None:
     s3, local = check_limits(in_s3("a.png", MAX_BYTES_S3 + 1)), check_limits(on_disk("/a.png", MAX_BYTES_INLINE + 1))
     assert s3 is not None
-    assert s3.message == "15,728,641 bytes, and an image read from S3 may have 15,728,640"
+    assert s3.message == "15,728,641 bytes; the limit for images read from S3 is 15,728,640 bytes"
     assert local is not None
-    assert local.message == "4,194,305 bytes, and an image sent as bytes may have 4,194,304"
+    assert local.message == "4,194,305 bytes; the limit for images sent as bytes is 4,194,304 bytes"
 
 
 def test_a_file_name_that_is_not_utf8_is_skipped_with_advice() -> None:

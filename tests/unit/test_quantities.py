@@ -33,7 +33,7 @@ def test_a_moment_is_a_time_ago_or_a_day_or_time_in_utc(text: str, moment: str) 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "24", "20.11.2026", "2026-13-01", "h", "99999999d", "-1d"])
 def test_anything_else_is_refused_in_one_sentence(text: str) -> None:
-    with pytest.raises(UsageError, match="is neither a duration before now"):
+    with pytest.raises(UsageError, match="is not a time; write a duration before now"):
         moment_of(text, now=NOW)
 
 
@@ -43,7 +43,7 @@ def test_durations_have_days() -> None:
 
 @pytest.mark.parametrize(("given", "asked"), [(0.1, "10"), (0.8, "80"), (1, "100"), (0.995, "99.5")])
 def test_a_confidence_that_looks_like_a_share_is_questioned(given: float, asked: str) -> None:
-    assert f"was {asked} intended?" in str(confidence_hint(given))
+    assert f"did you mean {asked}?" in str(confidence_hint(given))
 
 
 @pytest.mark.parametrize("given", [None, 0, 0.01, 1.5, 80, 100])

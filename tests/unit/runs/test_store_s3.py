@@ -376,7 +376,7 @@ def test_an_encryption_that_contradicts_itself_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="--sse-kms-key-id needs --sse aws:kms"):
         Encryption(ServerSideEncryption.S3, KEY)
     monkeypatch.setenv("AWS_SSE_KMS_KEY_ID", KEY)
-    with pytest.raises(UsageError, match="AWS_SSE_KMS_KEY_ID is set, but --sse AES256 takes no key"):
+    with pytest.raises(UsageError, match="AWS_SSE_KMS_KEY_ID is set, but --sse AES256 does not use a key"):
         Store.open("s3://b", aws=Aws(), encryption=Encryption(ServerSideEncryption.S3))
     monkeypatch.delenv("AWS_SSE_KMS_KEY_ID")
     monkeypatch.setenv("AWS_SERVER_SIDE_ENCRYPTION", "rot13")
