@@ -131,7 +131,7 @@ def test_types_without_image_labels_and_failed_jobs_are_passed_over() -> None:
 
 def test_a_named_attribute_must_be_there_once_the_line_has_labels() -> None:
     assert parse_line(line(), attribute="B").task is None
-    with pytest.raises(SourceError, match=r"'B'.*none of that name.*'A'"):
+    with pytest.raises(SourceError, match=r"'B'.*no such attribute.*'A'"):
         parse_line(line(**single("A", "dog")), attribute="B")
     odd = {"V": 1, "V-metadata": {"type": "groundtruth/semantic-segmentation"}}
     with pytest.raises(SourceError, match="semantic-segmentation"):
@@ -152,7 +152,7 @@ def test_a_named_attribute_must_be_there_once_the_line_has_labels() -> None:
         (b'{"source-ref":"a","x":' + b"[" * 500 + b"]" * 500 + b"}", "a failed"),
         (b'{"source":"text"}', "source-ref.*'source'"),
         (b'{"source-ref":""}', "source-ref"),
-        (b'{"source-ref":7}', 'its "source-ref" is no text: 7'),
+        (b'{"source-ref":7}', 'its "source-ref" is not a string: 7'),
     ],
 )
 def test_a_line_that_is_no_manifest_line_says_so(text: bytes | str, why: str) -> None:
@@ -285,7 +285,7 @@ def test_whatever_an_attribute_holds_it_is_read_or_refused_as_a_source(value: An
 
 def test_strictly_one_of_several_chained_attributes_has_to_be_named() -> None:
     originals = detection("B", "old") | detection("C", "new", **{"creation-date": "2026-05-02T00:00:00"})
-    with pytest.raises(SourceError, match=r"the line has 'B', 'C', of which one counts; say which with --attribute"):
+    with pytest.raises(SourceError, match=r"several sets of labels: 'B', 'C'; select one with --attribute"):
         parse_line(line(**originals), strict=True)
     assert parse_line(line(**originals), attribute="B", strict=True).labels == ("old",)
     one_adjusted = originals | detection("D", "best", **{"adjustment-status": "adjusted"})
