@@ -91,7 +91,7 @@ def test_too_many_bytes_become_fewer_and_the_limit_is_the_callers() -> None:
 
 
 def test_a_limit_that_nothing_meets_is_an_error_rather_than_a_loop() -> None:
-    with pytest.raises(ImageError, match="doesn't fit into 10 bytes"):
+    with pytest.raises(ImageError, match="can't be shrunk to 10 bytes"):
         fit(encoded(noise(100, 100)), limit_bytes=10)
 
 
