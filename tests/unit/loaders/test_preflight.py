@@ -103,9 +103,9 @@ def test_images_are_read_by_their_version_as_far_as_their_size_is_told() -> None
         (s3_error("NoSuchKey"), "NoSuchKey"),
         (s3_error("InvalidObjectState"), "InvalidObjectState"),
         (s3_error("InvalidRange"), ""),
-        (SILENCE, "Unanswered"),
-        (ClientPayloadError("cut"), "Unanswered"),
-        (ConnectionResetError("gone"), "Unanswered"),
+        (SILENCE, "NoResponse"),
+        (ClientPayloadError("cut"), "NoResponse"),
+        (ConnectionResetError("gone"), "NoResponse"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -155,7 +155,7 @@ def test_only_a_whole_sample_is_a_reason_to_refuse() -> None:
         refuse_unreadable(denied)
     with pytest.raises(CredentialsError, match=r"the image can't be read.*allow s3:GetObject on them"):
         refuse_unreadable(denied[:1])
-    with pytest.raises(RefusedError, match="20 of 20 sampled images are not there"):
+    with pytest.raises(RefusedError, match="20 of 20 sampled images do not exist"):
         refuse_unreadable(missing)
     versioned = [ProbeResult(image("a.png", version_id="v"), "AccessDenied", "")]
     with pytest.raises(CredentialsError, match="s3:GetObject and s3:GetObjectVersion"):

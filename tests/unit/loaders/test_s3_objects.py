@@ -102,5 +102,5 @@ def test_refusals_say_whether_another_attempt_may_help(code: str, status: int, k
 def test_a_member_that_does_not_come_whole_fails_alone(bucket: str, seaweed: str) -> None:
     client("s3", seaweed).put_object(Bucket=bucket, Key="x.tar", Body=bytes(1000))
     image = replace(ref(bucket, "x.tar#k"), size_bytes=600, member=ArchiveMember("x.tar", 512))
-    with pytest.raises(ImageError, match="the archive gave 488 of the image's 600 bytes"):
+    with pytest.raises(ImageError, match="the archive is truncated: it has 488 of the image's 600 bytes"):
         read(image)
