@@ -255,7 +255,7 @@ def test_model_commands_go_through_a_models_life(cli, demo, slow):
     again = cli("model", "start", demo.arn, env=env)
     assert again.code == 5
     assert "ResourceInUseException" in again.err
-    assert "see what it does with `batchcl model show digits@v1`" in again.err
+    assert "see its status with `batchcl model show digits@v1`" in again.err
     assert cli("model", "show", demo.arn, env=env).out.startswith("model")
     stopped = cli("model", "stop", demo.arn, "--json", env=env)
     assert (stopped.code, stopped.json["status"]) == (0, "STOPPED")

@@ -126,7 +126,7 @@ def test_a_bucket_in_another_region_is_refused_before_a_call(cli, demo, service,
             stdin="\n".join(lines).encode(),
         )
         assert done.code == 5, done.err
-        assert "far-away lies in eu-central-1 and the model in us-east-1" in done.err
+        assert "far-away is in eu-central-1 and the model in us-east-1" in done.err
         assert "send the images as bytes with --cross-region" in done.err
         assert "Traceback" not in done.err
         assert not (tmp_path / "out" / "runs").exists() or not any((tmp_path / "out" / "runs").iterdir())

@@ -62,7 +62,7 @@ def test_each_bucket_is_looked_up_once_in_the_models_region() -> None:
 
 @pytest.mark.parametrize("answer", [said("us-east-1"), refused("403", "us-east-1"), refused("301", "us-east-1")])
 def test_a_bucket_of_another_region_is_refused_with_both_regions_named(answer: dict[str, Any] | Exception) -> None:
-    with pytest.raises(RegionError, match=r"bucket pics lies in us-east-1 and the model in eu-west-1.*copy"):
+    with pytest.raises(RegionError, match=r"bucket pics is in us-east-1 and the model in eu-west-1.*copy"):
         check(FakeS3({"pics": answer}))
 
 

@@ -84,12 +84,12 @@ def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 PROFILES = {
     "sentence": (
         printing(f"Please log in at https://corp/login with {SECRET}"),
-        "of profile x with credential_process failed: its output is not JSON; run that command by hand",
+        "of profile x with credential_process failed: its output is not JSON; run that command in a shell",
     ),
-    "a list": (printing("[1]"), "with credential_process failed: its output is not as expected (AttributeError); run"),
+    "a list": (printing("[1]"), "with credential_process failed: its output is malformed (AttributeError); run"),
     "missing": (
         "credential_process = /opt/corp/get-aws-creds --json\n",
-        "credential_process failed: No such file or directory: /opt/corp/get-aws-creds; run that command by hand",
+        "credential_process failed: No such file or directory: /opt/corp/get-aws-creds; run that command in a shell",
     ),
     "exit 3": ("credential_process = /bin/sh -c \"echo 'token expired' >&2; exit 3\"\n", "failed: token expired; run"),
     "loud": (
@@ -107,7 +107,7 @@ PROFILES = {
     ),
     "mfa": (
         f"{ASSUMED}mfa_serial = arn:aws:iam::123456789012:mfa/me\n",
-        "failed: it needs an MFA code, and stdin is not a terminal; use a profile without mfa_serial",
+        "failed: it needs an MFA code, but stdin is not a terminal; use a profile without mfa_serial",
     ),
     "no login": (
         SSO,
@@ -241,7 +241,7 @@ def test_an_mfa_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.Monke
             keys = await cache.current()
             assert keys.access_key == "ASIA"
             assert b"TokenCode=123456" in server.asked[0].body
-            with pytest.raises(CredentialsError, match="failed: the session that an MFA code began has expired; use"):
+            with pytest.raises(CredentialsError, match="failed: the MFA session has expired; use"):
                 await cache.renew(keys)
 
     anyio.run(main)
@@ -529,7 +529,7 @@ def test_threads_get_the_same_keys_with_a_loop_and_without(tmp_path: Path) -> No
     found: list[str] = []
 
     def take(cache: CredentialCache) -> None:
-        cache._look_again_at = 0.0
+        cache._refresh_at = 0.0
         found.append(cache.current_now().access_key)
 
     async def main() -> None:

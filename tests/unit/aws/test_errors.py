@@ -77,7 +77,7 @@ def test_the_limit_of_s3_is_told_from_the_models() -> None:
     [
         ("RequestTimeTooSkewed", "skew", "clock is off"),
         ("SignatureDoesNotMatch", "Signature expired: x", "clock is off"),
-        ("SignatureDoesNotMatch", "no match", "secret key does not fit"),
+        ("SignatureDoesNotMatch", "no match", "secret key does not match"),
         ("ExpiredTokenException", "expired", "log in again"),
         ("AccessDeniedException", "no", "allow rekognition:DetectCustomLabels"),
         ("ResourceNotFoundException", "no", "batchcl model list"),
@@ -148,7 +148,7 @@ def test_a_text_with_a_user_s_key_decides_nothing() -> None:
         assert type(error) is RejectedError
         assert not error.is_general
         wrong_key = classify("SignatureDoesNotMatch", f"no match for {key}", status=403)
-        assert "secret key does not fit" in str(wrong_key)
+        assert "secret key does not match" in str(wrong_key)
         throttled = classify("ProvisionedThroughputExceededException", f"no room for {key}", status=400)
         sudden = classify("ThrottlingException", f"no room for {key}", status=400)
         assert isinstance(throttled, ThrottledError)

@@ -309,7 +309,7 @@ def test_a_token_that_can_not_be_sent_is_refused_without_showing_it(
     monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", token)
-    with pytest.raises(CredentialsError, match="session token holds a blank") as caught:
+    with pytest.raises(CredentialsError, match="session token contains a space") as caught:
         send(OK)
     assert token not in str(caught.value)
 

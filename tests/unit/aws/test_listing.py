@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from batchcl.aws.http import HttpRequest, HttpResponse, SignedClient
-from batchcl.aws.listing import ListingPage, SignedPages, open_pages
+from batchcl.aws.listing import ListingPage, SignedPageReader, open_pages
 from batchcl.aws.session import Aws
 from batchcl.choices import Transport
 from batchcl.errors import (
@@ -56,7 +56,7 @@ def read(
         if waits is not None:
             waits.append(seconds)
 
-    pages = SignedPages(
+    pages = SignedPageReader(
         cast("SignedClient", client),
         bucket=bucket,
         prefix="p +/é",
@@ -104,7 +104,7 @@ def test_of_pages_that_arrive_together_one_is_read_in_a_turn_of_the_loop() -> No
             await anyio.lowlevel.checkpoint()
 
     async def main() -> None:
-        pages = SignedPages(cast("SignedClient", FakeClient(ok())), bucket="b", prefix="")
+        pages = SignedPageReader(cast("SignedClient", FakeClient(ok())), bucket="b", prefix="")
 
         async def one() -> None:
             await pages.page()

@@ -33,11 +33,11 @@ def document(entries: Sequence[str], *, about: str = "<IsTruncated>false</IsTrun
 
 
 def as_tree(body: bytes) -> ListingPage:
-    return listing._as_tree(body, is_sorted=False)
+    return listing._parse_tree(body, is_sorted=False)
 
 
 def as_text(body: bytes) -> ListingPage:
-    found = listing._as_text(body.decode(), is_sorted=False)
+    found = listing._parse_text(body.decode(), is_sorted=False)
     assert found is not None, "this is what S3 writes, and it was read as a tree"
     return found
 
@@ -170,7 +170,7 @@ def test_a_page_that_was_cut_anywhere_is_never_read_as_a_shorter_one(data: st.Da
     ],
 )
 def test_what_is_no_page_is_refused_in_words(body: bytes) -> None:
-    with pytest.raises(MalformedPageError, match=r"^its answer is "):
+    with pytest.raises(MalformedPageError, match=r"^the response is "):
         parse_page(body)
 
 

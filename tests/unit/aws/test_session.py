@@ -177,7 +177,7 @@ def test_a_given_endpoint_is_refused_as_such() -> None:
     aws = Aws(
         AwsSettings(rekognition_endpoint_url="foo", rekognition_credentials=StaticCredentials("emulator", "emulator"))
     )
-    with pytest.raises(RefusedError, match="the endpoint that was given is not a URL"):
+    with pytest.raises(RefusedError, match="the endpoint is not a URL"):
         meta(aws, "rekognition")
 
 

@@ -277,8 +277,8 @@ def test_a_redirect_is_the_same_clear_sentence(both: Both) -> None:
         assert isinstance(found, FatalCallError)
         assert (found.code, found.status) == ("307", 307)
         assert str(found) == (
-            f"{both.server.url} answered 307 and redirects to https://rekognition.us-west-2.amazonaws.com/; check the "
-            "region, the AWS_ENDPOINT_URL settings and the proxy"
+            f"{both.server.url} responded with 307 and redirects to https://rekognition.us-west-2.amazonaws.com/; "
+            "check the region, the AWS_ENDPOINT_URL settings and the proxy"
         )
 
 

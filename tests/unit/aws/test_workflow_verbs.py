@@ -154,9 +154,9 @@ def test_names_stand_for_arns(run, project):
     assert run(lambda client: workflow.find_dataset(client, train)).text == train
     for find, text, kind, says in (
         (workflow.find_project, "nope", RefusedError, "there is no project nope in this account and region"),
-        (workflow.find_project, "a b", UsageError, "is no name"),
+        (workflow.find_project, "a b", UsageError, "is not a valid name"),
         (workflow.find_project, "arn:x", UsageError, "not the ARN of a Custom Labels project"),
-        (workflow.find_dataset, f"{name}/test", RefusedError, "has no test dataset; make one with `batchcl dataset"),
+        (workflow.find_dataset, f"{name}/test", RefusedError, "has no test dataset; create one with `batchcl dataset"),
         (workflow.find_dataset, name, UsageError, "write PROJECT/train, PROJECT/test, or an ARN"),
         (workflow.find_dataset, project.text, UsageError, "not the ARN of a Custom Labels dataset"),
         (workflow.find_model, f"{name}@v1", ModelError, f"project {name} has no model v1"),
@@ -213,7 +213,7 @@ def test_a_failed_training_says_why_and_where_the_service_wrote_it(run, project,
         )
         return await workflow.wait_trained(client, arn, timeout_s=60)
 
-    with pytest.raises(ModelError, match=r"@v1 is TRAINING_FAILED .*stands in s3://bucket/out/.*manifest") as caught:
+    with pytest.raises(ModelError, match=r"TRAINING_FAILED .*each entry are in s3://bucket/out/.*manifest") as caught:
         run(train)
     files = [word.rstrip(",") for word in str(caught.value).split() if word.startswith("s3://")]
     assert all((endpoint[1] / file.removeprefix("s3://")).exists() for file in files), files
@@ -230,9 +230,9 @@ def test_a_failed_training_says_why_and_where_the_service_wrote_it(run, project,
 def test_what_breaks_the_services_rules_is_the_users_to_mend(run, project):
     with pytest.raises(UsageError, match=r"training .* failed: .*VersionName"):
         run(lambda client: workflow.train_model(client, project, version="", output="s3://b"))
-    with pytest.raises(UsageError, match="it looks like s3://bucket/prefix"):
+    with pytest.raises(UsageError, match="write it like s3://bucket/prefix"):
         run(lambda client: workflow.train_model(client, project, version="v1", output="bucket"))
-    with pytest.raises(UsageError, match="it looks like s3://bucket/key"):
+    with pytest.raises(UsageError, match="write it like s3://bucket/key"):
         workflow.S3Location.parse("s3://bucket/")
 
 

@@ -290,7 +290,7 @@ def test_a_provider_that_fails_in_a_thread_says_so_in_its_own_words(rotated, tmp
         store.get_now("x")
     assert str(caught.value) == (
         "reading s3://b/x failed: loading the AWS credentials of profile default with credential_process failed: No "
-        "such file or directory: /opt/none; run that command by hand and correct it"
+        "such file or directory: /opt/none; run that command in a shell and correct it"
     )
 
 
