@@ -138,11 +138,11 @@ class CredentialsError(RefusedError):
 
 
 class RegionError(RefusedError):
-    """A bucket is in another region than the model, so the service can't read it; `found` is its region, if known."""
+    """A bucket is in another region than the model, so the service can't read it; `region` is its region, if known."""
 
-    def __init__(self, message: str, *, found: str | None = None) -> None:
+    def __init__(self, message: str, *, region: str | None = None) -> None:
         super().__init__(message)
-        self.found = found
+        self.region = region
 
 
 class ModelError(RefusedError):

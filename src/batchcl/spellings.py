@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote, unquote_plus
 
-__all__ = ["BYTE_ORDER_MARK", "Spelling", "form_of", "spellings"]
+__all__ = ["BYTE_ORDER_MARK", "Spelling", "spellings", "unicode_form"]
 
 BYTE_ORDER_MARK: Final = "\ufeff"
 
@@ -45,7 +45,7 @@ def spellings(name: str) -> Iterator[Spelling]:
             yield each
 
 
-def form_of(name: str) -> str | None:
+def unicode_form(name: str) -> str | None:
     """The Unicode form of `name`, `NFC` or `NFD`; None if it is both or neither."""
     forms = [form for form in _FORMS if unicodedata.is_normalized(form, name)]
     return forms[0] if len(forms) == 1 else None
@@ -60,7 +60,7 @@ def _all(name: str) -> Iterator[Spelling]:
             yield Spelling(decoded, encoded, f"decode the list: {command}")
     for form in _FORMS:
         command = _PYTHON.format(module="unicodedata as u", call=f"u.normalize('{form}', l)")
-        written = f"in the Unicode form {form_of(name) or 'neither NFC nor NFD'}, the images' names are in {form}"
+        written = f"in the Unicode form {unicode_form(name) or 'neither NFC nor NFD'}, the images' names are in {form}"
         yield Spelling(unicodedata.normalize(form, name), written, f"convert the list: {command}")
     yield Spelling(name.lstrip("/"), "with a leading /, which the images' names don't have", "remove it from the list")
     yield Spelling(name.replace("\\", "/"), "with \\ between folders", "replace \\ with / in the list")

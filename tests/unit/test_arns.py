@@ -18,7 +18,7 @@ def test_an_arn_gives_region_account_project_and_version() -> None:
 
 
 @pytest.mark.parametrize("partition", ["aws", "aws-cn", "aws-us-gov"])
-def test_every_partition_is_known(partition: str) -> None:
+def test_every_partition_is_accepted(partition: str) -> None:
     assert ModelArn.parse(ARN.replace(":aws:", f":{partition}:")).text.startswith(f"arn:{partition}:")
 
 
@@ -46,7 +46,7 @@ def test_anything_else_is_refused_with_an_example(text: str) -> None:
 
 
 @given(st.from_regex(r"arn:aws:rekognition:us-east-1:[0-9]{12}:project/[\w.\-]{1,255}/version/[\w.\-]{1,255}/[0-9]+"))
-def test_an_arn_is_read_whole_or_refused(text: str) -> None:
+def test_any_text_is_an_arn_or_refused(text: str) -> None:
     try:
         arn = ModelArn.parse(text)
     except UsageError:

@@ -22,7 +22,7 @@ def test_a_set_of_names_holds_exactly_those(inside: list[str], asked: list[str])
     assert {name for name in asked if name in names} == set(asked) & set(inside)
 
 
-def test_names_are_told_apart_whose_digests_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_the_same_bucket_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(name_set, "_digest", {"a": A, "b": B, "ab": AB}.__getitem__)
     names = NameSet()
     names.update(["a", "b"])

@@ -48,7 +48,7 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     assert not modules_after("import batchcl; batchcl.UsageError") & set(HEAVY)
 
 
-def test_the_command_line_loads_no_heavy_library_before_a_command_needs_it() -> None:
+def test_the_command_line_loads_no_heavy_library_at_start() -> None:
     assert not modules_after("import batchcl.cli.app") & set(HEAVY)
 
 

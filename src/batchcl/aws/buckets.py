@@ -13,7 +13,7 @@ from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 
-__all__ = ["BucketChecks", "check_bucket", "explain", "explain_code"]
+__all__ = ["BucketChecks", "check_bucket", "error_for_code", "explain"]
 
 _MAX_CONCURRENT: Final = 16
 _BAD_CREDENTIALS: Final = frozenset(
@@ -65,7 +65,7 @@ class BucketChecks:
         if not unchecked:
             return
         async with self._aws.s3(region=self._region) as client:
-            regions = await gather(partial(self._look_up, client), unchecked, at_once=_MAX_CONCURRENT)
+            regions = await gather(partial(self._find_region, client), unchecked, at_once=_MAX_CONCURRENT)
         self._regions |= dict(zip(unchecked, regions, strict=True))
 
     async def region_of(self, name: str) -> str:
@@ -75,18 +75,18 @@ class BucketChecks:
         await self.check([name])
         return self._regions[name]
 
-    async def _look_up(self, client: Any, bucket: str) -> str:
+    async def _find_region(self, client: Any, bucket: str) -> str:
         try:
             await check_bucket(client, bucket, region=self._region)
         except RegionError as error:
-            if error.found is None:
+            if error.region is None:
                 raise
             if not self._cross_region:
                 message = f"{error}, or send the images as bytes with --cross-region"
-                raise RegionError(message, found=error.found) from error
-            async with self._aws.s3(region=error.found) as regional_client:
-                await check_bucket(regional_client, bucket, region=error.found)
-            return error.found
+                raise RegionError(message, region=error.region) from error
+            async with self._aws.s3(region=error.region) as regional_client:
+                await check_bucket(regional_client, bucket, region=error.region)
+            return error.region
         return self._region
 
 
@@ -110,16 +110,16 @@ def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> Batc
         return UnreachableError(f"{doing} failed: {error}; check the endpoint and the network")
     code = error_code(error)
     region = bucket_region(error.response)
-    return explain_code(code, error_message(error) or code, doing=doing, bucket=bucket, region=region)
+    return error_for_code(code, error_message(error) or code, doing=doing, bucket=bucket, region=region)
 
 
-def explain_code(code: str, message: str, *, doing: str, bucket: str, region: str | None) -> BatchclError:
+def error_for_code(code: str, message: str, *, doing: str, bucket: str, region: str | None) -> BatchclError:
     """The batchcl error for an error response of S3; `region` is the bucket's, if S3 states it."""
     if code in _MISSING:
         return SourceError(f"{doing} failed: there is no bucket {bucket}; check its name")
     if code in _OTHER_REGION or (code == "307" and region):
         where = f"is in {region}" if region else f"is in another region ({message})"
-        return RegionError(f"{doing} failed: bucket {bucket} {where}; check the region and the endpoint", found=region)
+        return RegionError(f"{doing} failed: bucket {bucket} {where}; check the region and the endpoint", region=region)
     if code in S3_DENIED:
         return CredentialsError(f"{doing} failed: access denied; allow s3:ListBucket and s3:GetObject on {bucket}")
     if code in _BAD_CREDENTIALS:
@@ -133,5 +133,5 @@ def _check_region(bucket: str, region: str | None, model_region: str) -> None:
         raise RegionError(
             f"bucket {bucket} is in {region} and the model in {model_region}, but Custom Labels reads only buckets of "
             f"the model's region; copy the images to {model_region}, or copy the model to {region}",
-            found=region,
+            region=region,
         )

@@ -41,7 +41,7 @@ __all__ = [
     "FixedCredentials",
     "SharedCredentials",
     "call_error",
-    "signed_with",
+    "signing_keys",
 ]
 
 PATIENCE_S: Final = 300.0
@@ -90,7 +90,7 @@ _SECRET: Final = re.compile(r"(?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Za-z])[\w+/=-]{16,}"
 
 T = TypeVar("T")
 
-signed_with: Final[ContextVar[Keys]] = ContextVar("signed_with")
+signing_keys: Final[ContextVar[Keys]] = ContextVar("signing_keys")
 """The keys that an aioboto3 client used for the last request in this task."""
 
 # without a handler, logging would write aiobotocore's tracebacks to stderr
@@ -319,9 +319,9 @@ class SharedCredentials(AioCredentials):  # type: ignore[misc]  # it has no type
         self._cache = cache
 
     async def get_frozen_credentials(self) -> ReadOnlyCredentials:
-        """The keys, after waiting while they fail temporarily. Sets `signed_with`. Raises `CredentialsError`."""
+        """The keys, after waiting while they fail temporarily. Sets `signing_keys`. Raises `CredentialsError`."""
         keys = await self._cache.wait()
-        signed_with.set(keys)
+        signing_keys.set(keys)
         return _frozen(keys)
 
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.buckets import explain, explain_code
+from batchcl.aws.buckets import error_for_code, explain
 from batchcl.aws.errors import read_error
 from batchcl.aws.http import HttpRequest, HttpResponse, SignedClient, open_signed_client
 from batchcl.aws.session import Aws
@@ -176,7 +176,7 @@ class SignedPageReader:
             message = f"{error.code}: {error.message}" if error.message else f"HTTP status {error.code}"
             raise TransientError(message, code=error.code, status=response.status)
         message = error.message or error.code
-        raise explain_code(error.code, message, doing=self._doing, bucket=self._bucket, region=error.region)
+        raise error_for_code(error.code, message, doing=self._doing, bucket=self._bucket, region=error.region)
 
 
 class SdkPageReader:

@@ -15,7 +15,7 @@ from batchcl.errors import ModelError, RefusedError, UsageError
 
 __all__ = [
     "dataset_name",
-    "described_project",
+    "describe_project_by_name",
     "find_dataset",
     "find_model",
     "find_project",
@@ -44,7 +44,7 @@ async def find_project(client: Any, text: str) -> ProjectArn:
     """
     if text.startswith("arn:"):
         return ProjectArn.parse(text)
-    return ProjectArn.parse((await described_project(client, _checked(text, text)))["ProjectArn"])
+    return ProjectArn.parse((await describe_project_by_name(client, _checked(text, text)))["ProjectArn"])
 
 
 def valid_model(text: str) -> str:
@@ -71,7 +71,7 @@ async def find_trained_model(client: Any, text: str) -> ModelArn:
     """
     if text.startswith("arn:") or "@" in text:
         return await find_model(client, text)
-    described = await described_project(client, _checked(text, text))
+    described = await describe_project_by_name(client, _checked(text, text))
     trained: list[dict[str, Any]] = []
     with translate_errors(f"looking up the models of project {text}", refusal=ModelError):
         pages = client.get_paginator("describe_project_versions").paginate(ProjectArn=described["ProjectArn"])
@@ -94,7 +94,7 @@ async def find_model(client: Any, text: str) -> ModelArn:
     project, at, version = text.partition("@")
     if not at or not version:
         raise UsageError(f"{text!r} is not a model; write PROJECT@VERSION or an ARN, see `batchcl model list`")
-    described = await described_project(client, _checked(project, text))
+    described = await describe_project_by_name(client, _checked(project, text))
     with translate_errors(f"looking up the model {text}", refusal=ModelError):
         pages = client.get_paginator("describe_project_versions").paginate(
             ProjectArn=described["ProjectArn"], VersionNames=[_checked(version, text)]
@@ -115,7 +115,7 @@ async def find_dataset(client: Any, text: str) -> DatasetArn:
     if text.startswith("arn:"):
         return DatasetArn.parse(text)
     project, kind = dataset_name(text)
-    described = await described_project(client, project)
+    described = await describe_project_by_name(client, project)
     for dataset in described.get("Datasets", ()):
         if dataset["DatasetType"].lower() == kind:
             return DatasetArn.parse(dataset["DatasetArn"])
@@ -132,7 +132,7 @@ def dataset_name(text: str) -> tuple[str, str]:
     return _checked(project, text), kind
 
 
-async def described_project(client: Any, name: str) -> dict[str, Any]:
+async def describe_project_by_name(client: Any, name: str) -> dict[str, Any]:
     """The service's description of the project with this name.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from batchcl.arns import DatasetArn, ProjectArn
 from batchcl.aws.errors import translate_errors
-from batchcl.aws.names import described_project
+from batchcl.aws.names import describe_project_by_name
 from batchcl.aws.values import drop_none, utc
 from batchcl.aws.waiting import GONE, wait_until
 from batchcl.errors import RefusedError, UsageError
@@ -100,7 +100,7 @@ async def describe_project(client: Any, arn: ProjectArn) -> Project:
     Raises:
         RefusedError: it does not exist.
     """
-    described = await described_project(client, arn.project)
+    described = await describe_project_by_name(client, arn.project)
     if described["ProjectArn"] != arn.text:
         raise RefusedError(f"there is no project {arn}; the ARN of project {arn.project} is {described['ProjectArn']}")
     return _project(described)

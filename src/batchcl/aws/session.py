@@ -33,7 +33,7 @@ from batchcl.aws.credentials import (
     CredentialCache,
     FixedCredentials,
     SharedCredentials,
-    signed_with,
+    signing_keys,
 )
 from batchcl.aws.errors import REDIRECTS, RedirectedError, error_code, error_message, is_keys_error
 from batchcl.errors import CredentialsError, RefusedError
@@ -415,6 +415,6 @@ async def _renew_keys(
             return None
         if not error.may_pass:
             raise error
-    renew = partial(cache.renew, signed_with.get())
+    renew = partial(cache.renew, signing_keys.get())
     await (cache.patiently(renew) if waits else renew())
     return min(_RENEW_MAX_S, attempts - 1.0)

@@ -127,7 +127,7 @@ async def refusal(aws: Aws) -> CredentialsError:
 
 
 @pytest.mark.parametrize("kind", PROFILES)
-def test_whatever_a_provider_raises_is_one_sentence(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_provider_error_is_one_sentence(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profile, says = PROFILES[kind]
     (tmp_path / "config").write_text(f"[profile x]\nregion = us-east-1\n{profile}{BASE}{CORP}")
 
@@ -172,7 +172,7 @@ ENVIRONMENTS = {
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
-def test_so_is_what_the_environment_has(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_environment_variables_are_one_sentence(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment, says = ENVIRONMENTS[kind]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -197,7 +197,7 @@ def test_so_is_what_the_environment_has(kind: str, monkeypatch: pytest.MonkeyPat
     ],
     ids=["truncated", "empty", "denied", "expired"],
 )
-def test_so_is_a_login_that_is_of_no_use(
+def test_a_bad_sso_login_is_one_sentence(
     left: str, answer: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config").write_text(f"[profile x]\nregion = us-east-1\n{SSO}{CORP}")
@@ -265,7 +265,7 @@ class Provider:
         return f"KEY{self.look_ups}"
 
 
-def test_what_was_well_may_fail_for_five_minutes() -> None:
+def test_valid_credentials_may_fail_for_five_minutes() -> None:
     provider = Provider()
 
     async def main() -> None:
@@ -295,7 +295,7 @@ def test_what_was_well_may_fail_for_five_minutes() -> None:
     run_virtual(main)
 
 
-def test_who_waits_goes_on_when_they_are_back_and_others_have_asked_no_more() -> None:
+def test_waiting_tasks_resume_and_share_one_reload() -> None:
     provider = Provider()
     said: list[str] = []
 
@@ -325,7 +325,7 @@ def test_who_waits_goes_on_when_they_are_back_and_others_have_asked_no_more() ->
     assert "/opt/keys" in said[0]
 
 
-def test_who_waits_is_told_after_five_minutes() -> None:
+def test_waiting_fails_after_five_minutes() -> None:
     provider = Provider()
 
     async def main() -> float:
@@ -341,7 +341,7 @@ def test_who_waits_is_told_after_five_minutes() -> None:
     assert PATIENCE_S <= run_virtual(main) < PATIENCE_S + 6
 
 
-def test_keys_that_are_refused_may_be_back_for_five_minutes_too() -> None:
+def test_refused_keys_may_fail_for_five_minutes() -> None:
     """Until the service has taken such keys they are wrong, afterwards they have expired."""
 
     async def main() -> None:
@@ -374,7 +374,7 @@ def test_keys_that_are_refused_may_be_back_for_five_minutes_too() -> None:
     run_virtual(main)
 
 
-def test_given_keys_stay_what_they_are() -> None:
+def test_explicit_keys_never_change() -> None:
     async def main() -> None:
         cache = FixedCredentials("AKID", SECRET)
         keys = await cache.current()
@@ -392,7 +392,7 @@ def write_keys(path: Path, key: str) -> None:
     (path / "credentials").write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {SECRET}\n")
 
 
-def test_keys_that_are_rotated_in_their_file_are_taken_within_seconds(tmp_path: Path) -> None:
+def test_keys_rotated_in_their_file_are_used_within_seconds(tmp_path: Path) -> None:
     write_keys(tmp_path, "OLD")
 
     async def main() -> None:
@@ -428,9 +428,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("code", ["ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException"])
-def test_a_client_of_the_sdk_takes_other_keys_when_its_own_are_refused(
-    code: str, tmp_path: Path, endpoint: Any
-) -> None:
+def test_an_sdk_client_reloads_refused_keys(code: str, tmp_path: Path, endpoint: Any) -> None:
     """Also for a start, which is sent once: who is refused for his keys has started nothing."""
     write_keys(tmp_path, "OLD")
 
@@ -450,7 +448,7 @@ def test_a_client_of_the_sdk_takes_other_keys_when_its_own_are_refused(
     assert anyio.run(main) == ["OLD", "OLD", "NEW"]
 
 
-def test_it_waits_for_keys_that_the_service_knows(tmp_path: Path, endpoint: Any) -> None:
+def test_an_sdk_client_waits_for_valid_keys(tmp_path: Path, endpoint: Any) -> None:
     """A rotation whose new keys come after the end of the old ones."""
     write_keys(tmp_path, "OLD")
 
@@ -474,7 +472,7 @@ def test_it_waits_for_keys_that_the_service_knows(tmp_path: Path, endpoint: Any)
     run_virtual(main, grace_s=0.02)
 
 
-def test_keys_that_were_never_good_are_refused_at_once(tmp_path: Path, endpoint: Any) -> None:
+def test_keys_that_were_never_valid_fail_at_once(tmp_path: Path, endpoint: Any) -> None:
     write_keys(tmp_path, "BAD")
 
     async def main() -> int:
@@ -489,9 +487,7 @@ def test_keys_that_were_never_good_are_refused_at_once(tmp_path: Path, endpoint:
 
 
 @pytest.mark.parametrize("transport", list(Transport))
-def test_a_call_whose_keys_are_refused_is_sent_with_others_or_waits(
-    transport: Transport, tmp_path: Path, endpoint: Any
-) -> None:
+def test_a_call_with_refused_keys_is_repeated_or_waits(transport: Transport, tmp_path: Path, endpoint: Any) -> None:
     write_keys(tmp_path, "OLD")
 
     async def main() -> None:
@@ -556,7 +552,7 @@ def test_a_client_of_boto3_signs_with_the_caches_keys(tmp_path: Path) -> None:
         Aws(AwsSettings(region="us-east-1")).blocking_s3().list_buckets()
 
 
-def test_keys_in_botocores_window_are_asked_for_again(tmp_path: Path) -> None:
+def test_keys_close_to_expiry_are_refreshed(tmp_path: Path) -> None:
     """Fetched 15 minutes before they expire, and kept where that fails."""
     soon = (dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)).isoformat()
     script = tmp_path / "keys.sh"

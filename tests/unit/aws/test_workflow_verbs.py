@@ -78,7 +78,7 @@ async def collected(client: Any, arn: workflow.DatasetArn, **filters: Any) -> li
     return [json.loads(entry)["source-ref"].rpartition("/")[2] async for entry in entries]
 
 
-def test_a_project_comes_and_goes(run, project):
+def test_a_project_is_created_and_deleted(run, project):
     found = run(lambda client: workflow.describe_project(client, project))
     assert (found.name, found.status, found.datasets) == (project.project, "CREATED", ())
     assert found.created is not None
@@ -92,7 +92,7 @@ def test_a_project_comes_and_goes(run, project):
         run(lambda client: workflow.describe_project(client, project))
 
 
-def test_a_dataset_is_made_changed_listed_split_and_deleted(run, project, monkeypatch):
+def test_a_dataset_is_created_changed_listed_split_and_deleted(run, project, monkeypatch):
     monkeypatch.setattr(datasets, "MAX_CHANGES_BYTES", 2_000)
     told: list[str] = []
     made = run(
@@ -127,7 +127,7 @@ def test_a_dataset_is_made_changed_listed_split_and_deleted(run, project, monkey
         run(lambda client: workflow.update_entries(client, train, [line(1, padding="x" * 2_000)]))
 
 
-def test_a_dataset_is_made_from_a_manifest_or_another_dataset(run, project, endpoint):
+def test_a_dataset_is_created_from_a_manifest_or_a_dataset(run, project, endpoint):
     (endpoint[1] / "bucket" / "some.manifest").write_bytes(b"\n".join(line(number) for number in range(3)))
     where = workflow.S3Location.parse("s3://bucket/some.manifest")
     train = run(lambda client: workflow.create_dataset(client, project, "train", where, tags={"k": "v"}))
@@ -139,13 +139,13 @@ def test_a_dataset_is_made_from_a_manifest_or_another_dataset(run, project, endp
         run(lambda client: workflow.create_dataset(client, project, "train", where))
 
 
-def test_a_manifest_that_cant_be_read_is_refused_with_what_to_look_at(run, project):
+def test_an_unreadable_manifest_is_refused_with_advice(run, project):
     where = workflow.S3Location("bucket", "missing.manifest")
     with pytest.raises(RefusedError, match=r"from s3://bucket/missing\.manifest failed: .*bucket policy"):
         run(lambda client: workflow.create_dataset(client, project, "train", where))
 
 
-def test_names_stand_for_arns(run, project):
+def test_names_are_resolved_to_arns(run, project):
     train = run(lambda client: workflow.create_dataset(client, project, "train")).arn
     name = project.project
     assert run(lambda client: workflow.find_project(client, name)) == project
@@ -177,7 +177,7 @@ def test_tags_are_set_changed_and_removed(run, project):
         run(lambda client: workflow.tag(client, f"{arn}9", {"a": "b"}))
 
 
-def test_policies_are_attached_replaced_and_taken_back(run, project):
+def test_policies_are_attached_replaced_and_deleted(run, project):
     document = json.dumps(
         {
             "Version": "2012-10-17",
@@ -203,7 +203,7 @@ def test_policies_are_attached_replaced_and_taken_back(run, project):
     assert run(lambda client: workflow.list_policies(client, project)) == []
 
 
-def test_a_failed_training_says_why_and_where_the_service_wrote_it(run, project, endpoint):
+def test_a_failed_training_has_a_reason_and_a_manifest(run, project, endpoint):
     (endpoint[1] / "bucket" / "gone.manifest").write_bytes(b"\n".join(line(number) for number in range(900, 920)))
     where = workflow.S3Location("bucket", "gone.manifest")
 
@@ -227,7 +227,7 @@ def test_a_failed_training_says_why_and_where_the_service_wrote_it(run, project,
         run(delete)
 
 
-def test_what_breaks_the_services_rules_is_the_users_to_mend(run, project):
+def test_invalid_arguments_are_usage_errors(run, project):
     with pytest.raises(UsageError, match=r"training .* failed: .*VersionName"):
         run(lambda client: workflow.train_model(client, project, version="", output="s3://b"))
     with pytest.raises(UsageError, match="write it like s3://bucket/prefix"):
@@ -261,7 +261,7 @@ def test_a_deletion_that_takes_too_long_ends_with_its_status():
     ("error", "kind"),
     [(EndpointConnectionError(endpoint_url="x"), UnreachableError), (CredentialsError("none"), CredentialsError)],
 )
-def test_a_wait_ends_when_the_service_stays_silent_or_forgets_who_asks(error, kind):
+def test_a_wait_ends_if_the_service_is_unreachable_or_refuses(error, kind):
     arn = workflow.ProjectArn.parse(f"{ARN}/dogs/1")
     with pytest.raises(kind):
         run_virtual(lambda: workflow.delete_project(Slow(error), arn))
