@@ -236,7 +236,7 @@ def test_no_model_is_started_for_images_that_are_all_missing(cli, demo, slow, tm
     job = ("run", names, "--source-kind", "keys", "--model", demo.arn, "--out", tmp_path / "out", "--start-model", "1")
     done = cli(*job, env=aws_env(slow))
     assert done.code == 5, done.err
-    assert "not there, such as" in done.err
+    assert "not exist, such as" in done.err
     assert model_status(slow, demo.arn) == "TRAINING_COMPLETED"
     good = next(iter(sorted(demo.data.images.iterdir())))
     names.write_text(f"{good}\n{names.read_text()}")

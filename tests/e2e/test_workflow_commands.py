@@ -122,7 +122,7 @@ def test_a_deletion_is_named_and_needs_a_yes(project):
         ("project create P", 5, "use it or choose another name"),
         ("dataset create P photos --test-share 2 --upload-to s3://cmd-there/x", 2, "a test share of 2 is out of range"),
         ("dataset create P/train photos --upload-to s3://cmd-none/x", 2, "there is no bucket cmd-none"),
-        ("dataset create P/train s3://cmd-there/no.manifest", 5, "its bucket policy let Custom Labels read it"),
+        ("dataset create P/train s3://cmd-there/no.manifest", 5, "the bucket policy lets Custom Labels read it"),
         (
             "dataset create P/train s3://b/k --upload-to s3://b",
             2,

@@ -238,8 +238,8 @@ class SdkDetector:
             raise malformed_response() from error  # raised by botocore's parser for unexpected JSON
         if not isinstance(response, dict):
             return response, ""
-        metadata = response.pop("ResponseMetadata", {})
-        return response, metadata.get("RequestId", "")
+        content = {name: value for name, value in response.items() if name != "ResponseMetadata"}
+        return content, response.get("ResponseMetadata", {}).get("RequestId", "")
 
     async def _payload(self, image: ImageRef) -> dict[str, Any]:
         if not self._reader.carries(image):

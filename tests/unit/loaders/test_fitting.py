@@ -29,7 +29,7 @@ class FakeReader:
     async def read(self, image: ImageRef) -> bytes:
         self.reads += 1
         if image.key not in self.images:
-            raise HostError("S3 didn't give the object within 120 s", code="Timeout")
+            raise HostError("reading the object took longer than 120 s", code="Timeout")
         return self.images[image.key]
 
 
