@@ -9,7 +9,7 @@ from batchcl.name_set import NameSet
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=60)
 A, B, AB = (b"\0\0aaaaaa\0\0bbbbbb", b"\0\0cccccc\0\0dddddd", b"\0\0bbbbbb\0\0cccccc")
-"""Digests of one bucket, of which the third is found between the first two."""
+"""Digests of one bucket; the third one also occurs across the first two."""
 
 
 @given(NAMES, NAMES)

@@ -1,4 +1,4 @@
-"""Polars' default engine has native threads with known, rare races: nothing of the package collects on it."""
+"""The package never collects with polars' default engine, whose native threads have rare races."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLLECTING = {"collect", "collect_async", "collect_all", "collect_batches", "pro
 
 
 def calls_on_the_default_engine(code: str) -> Iterator[int]:
-    """The lines of calls that collect a lazy frame without saying `engine="in-memory"`."""
+    """The lines of calls that collect a lazy frame without `engine="in-memory"`."""
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue

@@ -12,7 +12,7 @@ HEAVY = ("aioboto3", "boto3", "botocore", "obstore", "polars", "pyarrow", "sklea
 
 
 def modules_after(code: str) -> set[str]:
-    """The top-level modules that a fresh process has loaded after `code`."""
+    """The top-level modules loaded in a new process after `code`."""
     script = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
     return set(json.loads(done.stdout))

@@ -12,7 +12,7 @@ from batchcl.errors import CredentialsError
 
 
 class FakeServiceQuotas:
-    """Applied values by code; the default is a hundred."""
+    """Applied quotas by code; the default is 100."""
 
     def __init__(self, applied: dict[str, float], *, refusal: str = "NoSuchResourceException") -> None:
         self._applied = applied

@@ -23,7 +23,7 @@ def refused(code: str, region: str | None = None, message: str = "") -> ClientEr
 
 
 class FakeS3:
-    """Knows some buckets; an exception stands for a refusal."""
+    """Responses by bucket; exceptions are raised."""
 
     def __init__(self, buckets: Mapping[str, dict[str, Any] | Exception]) -> None:
         self.buckets = buckets

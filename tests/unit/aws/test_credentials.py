@@ -1,4 +1,4 @@
-"""Every way in which a provider of credentials fails, by the SDK's own providers; and what the cache makes of it."""
+"""Failures of the SDK's credential providers, and the cache's errors for them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MODEL = ModelArn.parse("arn:aws:rekognition:us-east-1:123456789012:project/dogs/
 
 @pytest.fixture(autouse=True)
 def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A home without any AWS settings."""
+    """No AWS settings in environment and home directory."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -76,7 +76,7 @@ def keys_until(expiration: str) -> str:
 
 
 def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """What `aws sso login` has left for the session `corp`, where botocore has looked up its user's home."""
+    """Write the token of `aws sso login` for the session `corp` where botocore looks for it."""
     monkeypatch.setattr(SSOTokenProvider, "_SSO_TOKEN_CACHE_DIR", str(tmp_path))
     (tmp_path / f"{hashlib.sha1(b'corp').hexdigest()}.json").write_text(text)
 
@@ -222,7 +222,7 @@ ASSUMED_ROLE = http(
 
 
 def test_an_mfa_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When its session has expired, hours later, nobody is there, and a prompt would hold everything up."""
+    """When the session has expired, hours later, a prompt would block the run."""
     mfa = "mfa_serial = arn:aws:iam::123456789012:mfa/me\n"
     (tmp_path / "config").write_text(f"[profile x]\nregion = us-east-1\n{ASSUMED}{mfa}{BASE}")
     asked: list[str] = []
@@ -252,7 +252,7 @@ def test_an_mfa_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class Provider:
-    """Gives keys until it is broken."""
+    """A provider that returns keys until it is broken."""
 
     def __init__(self) -> None:
         self.is_broken = False
@@ -342,7 +342,7 @@ def test_waiting_fails_after_five_minutes() -> None:
 
 
 def test_refused_keys_may_fail_for_five_minutes() -> None:
-    """Until the service has taken such keys they are wrong, afterwards they have expired."""
+    """Keys that were never accepted are wrong; those that were accepted have expired."""
 
     async def main() -> None:
         cache = cache_of(lambda: "KEY")
@@ -417,7 +417,7 @@ def key_of(authorization: str) -> str:
 
 
 def knowing(known: set[str], server: RawServer, *, code: str, ok: bytes) -> None:
-    """Have a server that refuses other keys than `known`."""
+    """Make a server refuse all keys other than `known`."""
     refused = error(400, code)
     server.answers = lambda _, asked: ok if key_of(asked.headers["authorization"]) in known else refused
 
@@ -429,7 +429,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("code", ["ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException"])
 def test_an_sdk_client_reloads_refused_keys(code: str, tmp_path: Path, endpoint: Any) -> None:
-    """Also for a start, which is sent once: who is refused for his keys has started nothing."""
+    """Also for a start, which is sent once: a refusal for the keys has started nothing."""
     write_keys(tmp_path, "OLD")
 
     async def main() -> list[str]:
@@ -449,7 +449,7 @@ def test_an_sdk_client_reloads_refused_keys(code: str, tmp_path: Path, endpoint:
 
 
 def test_an_sdk_client_waits_for_valid_keys(tmp_path: Path, endpoint: Any) -> None:
-    """A rotation whose new keys come after the end of the old ones."""
+    """The new keys of a rotation arrive after the old ones have expired."""
     write_keys(tmp_path, "OLD")
 
     async def main() -> None:
@@ -530,7 +530,7 @@ def test_threads_get_the_same_keys_with_a_loop_and_without(tmp_path: Path) -> No
 
     async def main() -> None:
         cache = Aws().credentials
-        take(cache)  # as in a notebook, whose loop runs in this very thread
+        take(cache)  # as in a notebook, whose event loop runs in this thread
         await cache.current()
         await anyio.to_thread.run_sync(take, cache)
         foreign = threading.Thread(target=take, args=(cache,))
@@ -553,7 +553,7 @@ def test_a_client_of_boto3_signs_with_the_caches_keys(tmp_path: Path) -> None:
 
 
 def test_keys_close_to_expiry_are_refreshed(tmp_path: Path) -> None:
-    """Fetched 15 minutes before they expire, and kept where that fails."""
+    """Keys are refreshed 15 minutes before they expire, and kept if that fails."""
     soon = (dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)).isoformat()
     script = tmp_path / "keys.sh"
     calls = tmp_path / "calls"

@@ -65,7 +65,7 @@ def proxy_says(status: int) -> aiohttp.ClientHttpProxyError:
 
 
 class FakeClient:
-    """Answers with `answer`, or raises it, and keeps what it was asked."""
+    """Returns or raises `answer`, and records the calls."""
 
     def __init__(self, answer: object = EMPTY) -> None:
         self.meta = SimpleNamespace(endpoint_url="https://x")
@@ -287,7 +287,7 @@ def test_no_message_holds_the_secret_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDTEST")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("AWS_SESSION_TOKEN", secret)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody listens there
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # no server listens there
 
     async def main() -> None:
         async with open_detector(Aws(), MODEL, transport=Transport.AIOBOTO3, reader=FILES) as detector:

@@ -109,7 +109,7 @@ def test_any_error_gets_a_class_and_keeps_its_message(code: str, message: str, s
         ThrottledError,
         TransientError,
     }
-    assert message.rstrip(".") in str(error)  # a sentence may go on after the service's words
+    assert message.rstrip(".") in str(error)  # advice may follow the service's message
     assert "#" not in error.code
 
 
@@ -140,7 +140,7 @@ def test_the_bucket_region_in_a_response_is_read(headers: dict[str, str], body: 
 
 
 def test_a_users_key_in_a_message_does_not_change_the_class() -> None:
-    """Whatever a key is called, its image fails alone."""
+    """Any key in a message fails only its own image."""
     for key in ("arn:aws:rekognition", "versionArn", "signature expired", "slow down", "s3"):
         error = classify(
             "InvalidParameterException", f"1 validation error detected: Value '{key}' at 'name'", status=400

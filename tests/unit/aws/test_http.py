@@ -1,4 +1,4 @@
-"""The signed client against servers that respond as AWS does, and against broken ones."""
+"""The signed client with servers that respond like AWS, and with broken ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ IMAGE = ImageRef(uri="s3://pics/k", bucket="pics", key="k")
 
 @pytest.fixture(autouse=True)
 def _no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Somebody with keys in the environment and nothing else."""
+    """Keys in the environment, and no other AWS settings."""
     for name in list(os.environ):
         if name.startswith("AWS_") or name.lower().endswith("_proxy") or name == "REQUESTS_CA_BUNDLE":
             monkeypatch.delenv(name)
@@ -66,7 +66,7 @@ def _no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 async def connected(
     *answers: bytes, aws: Aws | None = None, **options: Any
 ) -> AsyncIterator[tuple[SignedClient, RawServer]]:
-    """A client of a server with these answers, by the session's own settings."""
+    """A client of a server with these responses, by the session's settings."""
     async with answering(*answers) as server:
         os.environ["AWS_ENDPOINT_URL"] = server.url  # the fixture's monkeypatch restores it
         async with open_signed_client(aws or Aws(), "rekognition", region="eu-west-1", **options) as client:
@@ -170,7 +170,7 @@ def stamped(asked: Asked) -> float:
 
 
 def service_at(there: float, answers: dict[str, bytes]) -> Callable[[int, Asked], bytes]:
-    """A service whose clock stands at `there`, and which refuses what is 5 minutes off."""
+    """A service whose clock shows `there` and which refuses requests that are 5 minutes off."""
     date = ("Date", format_datetime(dt.datetime.fromtimestamp(there, dt.UTC), usegmt=True))
 
     def answer(_: int, asked: Asked) -> bytes:
@@ -241,7 +241,7 @@ def credential(asked: Asked) -> str:
 
 
 def rotating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Credentials of a process, as a user's own tool gives them; the file that is returned counts its calls."""
+    """A credential_process; the returned file counts its calls."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     calls = tmp_path / "calls"
@@ -536,7 +536,7 @@ def test_an_invalid_proxy_is_refused_without_its_password(monkeypatch: pytest.Mo
 
 
 def shown(error: CallError) -> str:
-    """Whatever a log or a traceback may show of an error."""
+    """All text of an error that a log or a traceback can contain."""
     assert error.__cause__ is None
     assert error.__suppress_context__
     return f"{error} {error!r} {vars(error)}"

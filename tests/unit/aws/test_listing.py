@@ -35,7 +35,7 @@ def refusal(status: int, code: str, message: str = "so", **headers: str) -> Http
 
 
 class FakeClient:
-    """Answers as it is told, the last answer again and again."""
+    """Returns the given responses; the last one repeats."""
 
     def __init__(self, *answers: HttpResponse | Exception) -> None:
         self.answers = list(answers)

@@ -27,7 +27,7 @@ def version(name: str, status: str = "RUNNING", project: str = "dogs", **more: A
 
 
 class FakeClient:
-    """A service of projects and versions, two a page; `states` are the statuses of the model, one a look."""
+    """Projects and versions, two a page; `states` are the model's statuses, one for each poll."""
 
     def __init__(
         self, projects: dict[str, list[dict[str, Any]]] | None = None, states: Sequence[str | Exception] = ()
@@ -231,7 +231,7 @@ def test_only_a_missing_permission_counts_as_access_denied() -> None:
 
 
 def waited(states: Sequence[str | Exception], **options: Any) -> tuple[Model, list[str], float, int]:
-    """(the model, its changes of status, virtual seconds, looks)."""
+    """(the model, its changes of status, virtual seconds, polls)."""
     told: list[str] = []
     client = FakeClient(states=states)
 

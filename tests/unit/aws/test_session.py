@@ -21,7 +21,7 @@ SECRET = "s3cr3t/Key+Value"
 
 @pytest.fixture(autouse=True)
 def _no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An environment in which AWS is not configured at all."""
+    """No AWS settings."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
@@ -37,7 +37,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_start_is_sent_once_and_other_operations_are_retried() -> None:
-    """A second StartProjectVersion is refused as the first one has taken effect."""
+    """A second StartProjectVersion is refused, because the first one had an effect."""
     faults = {"faults": [{"kind": "internal", "operation": name} for name in ("StartProjectVersion", "TagResource")]}
     arn = "arn:aws:rekognition:us-east-1:123456789012:project/cats/version/v1/1700000000000"
     with running_server() as server:

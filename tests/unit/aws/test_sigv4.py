@@ -1,4 +1,4 @@
-"""The signer against botocore's own."""
+"""The signer compared with botocore's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ all_keys = st.builds(
 )
 times = st.integers(0, 4_102_444_799).map(float) | st.floats(0, 4_102_444_799)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-"""Any Unicode but lone surrogates, which no UTF-8 has."""
+"""Any Unicode text without lone surrogates."""
 
 
 def theirs(

@@ -1,4 +1,4 @@
-"""Where obstore and polars send their requests: where botocore would."""
+"""obstore and polars use botocore's endpoints."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_bucket_has_the_same_endpoint_as_with_botocore(
 
 
 def test_an_unknown_bucket_region_is_the_sessions(monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # nobody answers there
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # no server responds there
     monkeypatch.setenv("AWS_REGION", "ap-south-1")
     assert find_store_access_now(Aws(), "tables").region == "ap-south-1"
 

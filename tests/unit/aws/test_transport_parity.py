@@ -1,4 +1,4 @@
-"""The same bytes to both transports: the outcomes must be the same."""
+"""Both transports have the same outcomes for the same bytes."""
 
 from __future__ import annotations
 

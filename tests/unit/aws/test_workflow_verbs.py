@@ -1,4 +1,4 @@
-"""The verbs on projects, datasets, versions and tags, against a real emulator in a thread."""
+"""Operations on projects, datasets, versions and tags, with the emulator in a thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARN = "arn:aws:rekognition:us-east-1:123456789012:project"
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory) -> Iterator[tuple[str, Path]]:
-    """An emulator and its folder of buckets."""
+    """An emulator and its directory of buckets."""
     buckets = tmp_path_factory.mktemp("verbs")
     (buckets / "bucket").mkdir()
     with running_server(buckets=buckets, train_seconds=0) as server:
@@ -48,7 +48,7 @@ def run(endpoint) -> Iterator[Run]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
-    """The emulator is quicker than AWS, so looks may be too."""
+    """Poll quickly, as the emulator is faster than AWS."""
     monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
     monkeypatch.setattr(models, "LONG_PAUSES_S", (0.02,))
 
@@ -237,13 +237,13 @@ def test_invalid_arguments_are_usage_errors(run, project):
 
 
 class Slow:
-    """A service whose project never goes, and that falls silent or forgets who is asking."""
+    """A service that never deletes its project, and then does not respond or refuses the credentials."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
 
     async def delete_project(self, **_: Any) -> None:
-        """Begins."""
+        """Start the deletion."""
 
     async def describe_projects(self, **_: Any) -> dict[str, Any]:
         if self._error is not None:

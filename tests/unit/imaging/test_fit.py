@@ -22,14 +22,14 @@ ORIENTATION = 0x0112
 
 
 def marked(width: int, height: int) -> Image.Image:
-    """Grey, with a red mark in its left upper quarter."""
+    """A grey image with a red mark in its upper left quarter."""
     image = Image.new("RGB", (width, height), "grey")
     ImageDraw.Draw(image).rectangle([0, 0, width // 2 - 1, height // 2 - 1], fill="red")
     return image
 
 
 def changed(data: bytes, **options: Any) -> FittedImage:
-    """What `fit` makes of `data`, which the service takes."""
+    """The result of `fit`, which must be within the service's limits."""
     found = fit(data, **options)
     assert found is not None
     check_bytes(found.data, inline=True)
@@ -97,7 +97,7 @@ def test_a_limit_that_cannot_be_met_is_an_error() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP", "PNG"])
 def test_a_rotated_image_becomes_upright(kind: str) -> None:
-    """Orientation 6: the file's top is the right side of the picture as people see it."""
+    """Orientation 6: the file's top is the right side of the displayed image."""
     exif = Image.Exif()
     exif[ORIENTATION] = TURNED
     found = changed(encoded(marked(60, 30), kind, exif=exif))
@@ -172,7 +172,7 @@ def test_files_that_are_not_images_are_refused() -> None:
     assert code(encoded(deep, "TIFF")) == "UnknownFormat"
 
 
-@pytest.mark.filterwarnings("ignore")  # as everywhere but in these tests
+@pytest.mark.filterwarnings("ignore")  # as everywhere except in these tests
 def test_a_lack_of_memory_is_not_an_error_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: object) -> None:
         raise MemoryError

@@ -1,4 +1,4 @@
-"""Objects of other regions' buckets as bytes."""
+"""Objects of other regions are read as bytes."""
 
 from __future__ import annotations
 

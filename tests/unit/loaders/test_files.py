@@ -1,4 +1,4 @@
-"""What a local file fails with: its own fault, a disk's, or this machine's."""
+"""Errors of local files: of the image, of the disk, or of this machine."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_a_changed_image_is_kept_until_it_is_released() -> None:
 
 def test_images_within_the_limits_are_not_kept() -> None:
     async def act() -> None:
-        large = picture("PNG") + bytes(5_000_000)  # over what may travel as bytes, and fine for an object
+        large = picture("PNG") + bytes(5_000_000)  # over the limit for bytes, within the limit for objects
         fitting_reader = reader({"a.png": picture("PNG"), "b.jpg": large})
         assert await fitting_reader.prepare(local("a.png")) == Prepared()
         assert await fitting_reader.read(local("a.png")) == picture("PNG")

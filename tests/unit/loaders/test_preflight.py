@@ -27,7 +27,7 @@ class FakeBody:
 
 
 class FakeS3:
-    """Refuses keys with the error that they are mapped to."""
+    """Raises the error of a key."""
 
     def __init__(self, errors: dict[str, Exception]) -> None:
         self._errors = errors
@@ -46,7 +46,7 @@ class FakeS3:
 
 
 class RegionalS3:
-    """Answers with the region that is asked, and the key."""
+    """Returns the region of the client, and the key."""
 
     def __init__(self) -> None:
         self.regions: list[str] = []

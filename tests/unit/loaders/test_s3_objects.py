@@ -1,4 +1,4 @@
-"""Objects are read whole, of the version that is meant, and no larger than they may be: from a real S3."""
+"""Reading objects from a real S3 server: whole, by version, and within the size limit."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_missing_and_too_large_objects_fail(bucket: str, seaweed: str) -> None:
 
 
 class Refusing:
-    """An S3 client that answers with an error."""
+    """An S3 client that raises an error."""
 
     def __init__(self, code: str, status: int) -> None:
         self.code, self.status = code, status

@@ -14,7 +14,7 @@ Limit = Callable[[float], float]
 
 
 class Bucket:
-    """A token bucket of so many calls that refuses at once, and a share of all calls at random."""
+    """A token bucket that refuses calls over the limit, and a share of all calls at random."""
 
     def __init__(self, tps: Limit, *, burst: float = 10.0, at_random: float = 0.0) -> None:
         self._tps = tps
@@ -36,7 +36,7 @@ class Bucket:
 
 
 class Drive:
-    """Sends at the controller's own rate, each call answered at once, and counts."""
+    """Sends at the controller's rate with immediate responses, and counts."""
 
     def __init__(self, controller: RateController) -> None:
         self.controller = controller
@@ -201,7 +201,7 @@ def test_clients_without_backoff_do_not_starve_it(seed: int, share: float) -> No
 
 
 class Queue:
-    """Answers `tps` calls a second, one after the other; each waits for those before it."""
+    """Processes `tps` calls a second in order; each call waits for those before it."""
 
     def __init__(self, *, latency_s: float) -> None:
         self.latency_s = latency_s
@@ -209,7 +209,7 @@ class Queue:
         self.answers: list[tuple[float, float]] = []
 
     def drive(self, controller: RateController, begin: float, seconds: float, *, tps: float) -> tuple[float, float]:
-        """Send for so long; returns the time then and the latest wait."""
+        """Send for `seconds`; returns the time at the end and the last call's wait."""
         now = send_at = begin
         while now < begin + seconds:
             due_at = self.answers[0][0] if self.answers else math.inf

@@ -34,7 +34,7 @@ class FixedRate(RateController):
 
 
 def times(pacer: AdaptivePacer, calls: int, *, start_s: float = 0.0, busy_s: float = 0.0) -> list[float]:
-    """When so many calls go out, every other of which keeps the caller busy for `busy_s` afterwards."""
+    """The times at which calls are sent; after every second one the caller is busy for `busy_s`."""
 
     async def main() -> list[float]:
         found = []
@@ -58,7 +58,7 @@ def test_at_high_rates_calls_are_sent_in_small_groups(rate_tps: float) -> None:
 
 @pytest.mark.parametrize("rate_tps", [0.2, 3.0, 50.0, 150.0])
 def test_calls_are_spaced_evenly_at_the_rate(rate_tps: float) -> None:
-    found = times(AdaptivePacer(FixedRate(rate_tps)), 101, start_s=1000)[20:]  # after the start's catching up
+    found = times(AdaptivePacer(FixedRate(rate_tps)), 101, start_s=1000)[20:]  # after catching up at the start
     gaps = [later - earlier for earlier, later in pairwise(found)]
     assert min(gaps) == pytest.approx(1 / rate_tps, rel=0.01)
     assert max(gaps) == pytest.approx(1 / rate_tps, rel=0.01)
@@ -92,7 +92,7 @@ def test_the_first_seconds_hold_no_burst(start_s: float) -> None:
 
 
 def most_in(window_s: float, found: list[float]) -> int:
-    """The most calls in any window of that length, its end left out."""
+    """The most calls in any half-open window of this length."""
     return max(sum(begin <= one < begin + window_s - 1e-6 for one in found) for begin in found)
 
 
@@ -105,7 +105,7 @@ def test_no_second_has_more_calls_than_the_ceiling_allows(max_tps: float) -> Non
 
 
 class LateLoop(VirtualLoop):
-    """Timers fire up to 20 ms late, as on a machine that is busy."""
+    """Timers fire up to 20 ms late, as on a busy machine."""
 
     def __init__(self) -> None:
         super().__init__(max_turns=500_000, max_s=1e6, grace_s=0.0, start_s=0.0)
