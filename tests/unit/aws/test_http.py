@@ -126,19 +126,22 @@ def test_connections_are_reused_and_limited() -> None:
 
 def test_waiting_for_a_connection_counts_towards_the_deadline() -> None:
     async def act() -> None:
-        async with connected(HANG, connections=1, deadline_s=0.2) as (client, server):
-            codes = []
+        async with connected(HANG, connections=1) as (client, server), anyio.create_task_group() as group:
+            arrived = anyio.Event()
 
-            async def one() -> None:
-                with pytest.raises(TransientError) as caught:
-                    await client.send(CALL)
-                codes.append(caught.value.code)
+            def hang(_: int, __: Asked) -> bytes:
+                arrived.set()
+                return HANG
 
-            async with anyio.create_task_group() as group:
-                group.start_soon(one)
-                group.start_soon(one)
-            assert codes == ["Timeout", "Timeout"]
+            server.answers = hang
+            group.start_soon(client.send, CALL)
+            await arrived.wait()
+            client._deadline_s = 0.2  # for the second request only, which waits for the first one's connection
+            with pytest.raises(TransientError) as caught:
+                await client.send(CALL)
+            assert caught.value.code == "Timeout"
             assert len(server.asked) == 1
+            group.cancel_scope.cancel()
 
     run(act)
 
