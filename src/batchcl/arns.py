@@ -1,6 +1,6 @@
-"""The ARNs of projects, datasets and trained models (project versions), and what can be read from them.
+"""Parses the ARNs of projects, datasets and trained models (project versions).
 
-Source of the patterns: the service model of the operations that take them.
+Source of the patterns: the service model of the operations that take these ARNs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EXAMPLE: Final = "arn:aws:rekognition:us-east-1:123456789012:project/NAME/versi
 
 @dataclass(frozen=True, slots=True)
 class ModelArn:
-    """A model's ARN and its parts. Source of the pattern: the service model of DetectCustomLabels."""
+    """A model's ARN and its parts."""
 
     text: str
     region: str
@@ -35,18 +35,18 @@ class ModelArn:
 
     @classmethod
     def parse(cls, text: str) -> ModelArn:
-        """Read `text`; raises `UsageError` with an example where it isn't a model's ARN."""
-        found = _PATTERN.fullmatch(text)
-        if found is None:
+        """Parse `text`; raises `UsageError`."""
+        match = _PATTERN.fullmatch(text)
+        if match is None:
             raise UsageError(
-                f"{text!r} is not the ARN of a Custom Labels model; it looks like {_EXAMPLE} "
-                "and `batchcl model list` shows yours"
+                f"{text!r} is not the ARN of a Custom Labels model, such as {_EXAMPLE}; list yours with "
+                "`batchcl model list`"
             )
-        return cls(text, found["region"], found["account"], found["project"], found["version"])
+        return cls(text, match["region"], match["account"], match["project"], match["version"])
 
     @property
     def name(self) -> str:
-        """`<project>@<version>`: how tables and partitions call the model."""
+        """`<project>@<version>`: the model's name in tables and partitions."""
         return f"{self.project}@{self.version}"
 
     def __str__(self) -> str:
@@ -64,14 +64,14 @@ class ProjectArn:
 
     @classmethod
     def parse(cls, text: str) -> ProjectArn:
-        """Read `text`; raises `UsageError` where it isn't a project's ARN."""
-        found = _PROJECT_PATTERN.fullmatch(text)
-        if found is None:
+        """Parse `text`; raises `UsageError`."""
+        match = _PROJECT_PATTERN.fullmatch(text)
+        if match is None:
             raise UsageError(
-                f"{text!r} is not the ARN of a Custom Labels project; `batchcl project list` shows yours, "
-                "and the project's name will do too"
+                f"{text!r} is not the ARN of a Custom Labels project; list yours with `batchcl project list`, "
+                "or use the project's name"
             )
-        return cls(text, found["region"], found["account"], found["project"])
+        return cls(text, match["region"], match["account"], match["project"])
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class ProjectArn:
 
 @dataclass(frozen=True, slots=True)
 class DatasetArn:
-    """A dataset's ARN and its parts; `kind` is `train` or `test`. It does not hold the ARN of its project."""
+    """A dataset's ARN and its parts; `kind` is `train` or `test`. It does not contain its project's ARN."""
 
     text: str
     region: str
@@ -94,14 +94,14 @@ class DatasetArn:
 
     @classmethod
     def parse(cls, text: str) -> DatasetArn:
-        """Read `text`; raises `UsageError` where it isn't a dataset's ARN."""
-        found = _DATASET_PATTERN.fullmatch(text)
-        if found is None:
+        """Parse `text`; raises `UsageError`."""
+        match = _DATASET_PATTERN.fullmatch(text)
+        if match is None:
             raise UsageError(
-                f"{text!r} is not the ARN of a Custom Labels dataset; `batchcl project show PROJECT` shows them, "
-                "and PROJECT/train or PROJECT/test will do too"
+                f"{text!r} is not the ARN of a Custom Labels dataset; list them with `batchcl project show PROJECT`, "
+                "or write PROJECT/train or PROJECT/test"
             )
-        return cls(text, found["region"], found["account"], found["project"], found["kind"])
+        return cls(text, match["region"], match["account"], match["project"], match["kind"])
 
     @property
     def name(self) -> str:
@@ -113,7 +113,7 @@ class DatasetArn:
 
 
 def valid_role(text: str) -> str:
-    """`text` itself, which is the ARN of an IAM role; raises `UsageError` where it isn't."""
+    """Return `text` if it is the ARN of an IAM role; else raise `UsageError`."""
     if not _ROLE.fullmatch(text):
-        raise UsageError(f"{text!r} is not the ARN of a role; it looks like arn:aws:iam::123456789012:role/NAME")
+        raise UsageError(f"{text!r} is not the ARN of a role; write it like arn:aws:iam::123456789012:role/NAME")
     return text

@@ -1,4 +1,4 @@
-"""Values of options that have a fixed set of choices. Imports nothing heavy, as the command line needs them first."""
+"""Option values with a fixed set of choices. Imports nothing slow, because the command line needs them at start-up."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Encryption", "ServerSideEncryption", "SourceKind", "Transport"]
 
 
 class Transport(StrEnum):
-    """How DetectCustomLabels and ListObjectsV2 travel: signed and sent by `http`, or by the SDK."""
+    """Client for DetectCustomLabels and ListObjectsV2: batchcl's own (`aws.http`), or the SDK."""
 
     WIRE = "wire"
     AIOBOTO3 = "aioboto3"
 
 
 class SourceKind(StrEnum):
-    """What `--source-kind` may say."""
+    """Values of `--source-kind`."""
 
     PREFIX = "prefix"
     DIRECTORY = "directory"
@@ -35,7 +35,7 @@ class SourceKind(StrEnum):
 
 
 class ServerSideEncryption(StrEnum):
-    """As S3 and the AWS CLI name them."""
+    """Values of `--sse`, named as in S3 and the AWS CLI."""
 
     S3 = "AES256"
     KMS = "aws:kms"
@@ -44,9 +44,10 @@ class ServerSideEncryption(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Encryption:
-    """What is asked of S3 with each object. Without `sse`, the variables of `store_config` decide, then the bucket.
+    """Server-side encryption of the objects that batchcl writes.
 
-    Raises `UsageError` for a key without an encryption that takes one.
+    Without `sse`, the environment variables named in `store_config` apply, then the bucket's default. Raises
+    `UsageError` for a KMS key with an encryption that does not use one.
     """
 
     sse: ServerSideEncryption | None = None
@@ -58,10 +59,10 @@ class Encryption:
             raise UsageError("--sse-kms-key-id needs --sse aws:kms or --sse aws:kms:dsse")
 
     def store_config(self) -> dict[str, str]:
-        """The keys of obstore's configuration.
+        """Options for obstore's configuration.
 
-        obstore itself reads `AWS_SERVER_SIDE_ENCRYPTION`, `AWS_SSE_KMS_KEY_ID` and `AWS_SSE_BUCKET_KEY_ENABLED` where
-        these keys are missing.
+        obstore reads `AWS_SERVER_SIDE_ENCRYPTION`, `AWS_SSE_KMS_KEY_ID` and `AWS_SSE_BUCKET_KEY_ENABLED` if these
+        options are missing.
 
         Raises:
             UsageError: the environment names a KMS key, which S3 refuses together with AES256.
@@ -69,6 +70,8 @@ class Encryption:
         if self.sse is None:
             return {}
         if self.sse is ServerSideEncryption.S3 and "AWS_SSE_KMS_KEY_ID" in os.environ:
-            raise UsageError("AWS_SSE_KMS_KEY_ID is set, but --sse AES256 takes no key; unset it, or use --sse aws:kms")
+            raise UsageError(
+                "AWS_SSE_KMS_KEY_ID is set, but --sse AES256 does not use a key; unset it, or use --sse aws:kms"
+            )
         key = {} if self.kms_key_id is None else {"sse_kms_key_id": self.kms_key_id}
         return {"server_side_encryption": self.sse.value, **key}

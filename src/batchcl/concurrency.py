@@ -1,4 +1,4 @@
-"""Tasks and time: many small reads at once, waiting tasks and their notifier, the loop's clock."""
+"""Helpers for concurrent tasks: bounded gather, a notifier, the event loop's clock."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ R = TypeVar("R")
 
 
 async def gather(work: Callable[[T], Awaitable[R]], items: Iterable[T], *, at_once: int) -> list[R]:
-    """The result of `work` for each of `items`, in their order; at most `at_once` at a time.
+    """The results of `work` for `items`, in their order; at most `at_once` run concurrently.
 
     Raises:
-        BatchclError: the first one that `work` raised, itself and in no group, so that callers can catch it; the
-            others are cancelled.
+        BatchclError: the first one that `work` raised, not wrapped in a group; the other tasks are cancelled.
     """
     slots = anyio.Semaphore(at_once)
     results: dict[int, R] = {}
@@ -45,7 +44,7 @@ async def gather(work: Callable[[T], Awaitable[R]], items: Iterable[T], *, at_on
 
 
 class Notifier:
-    """Tells tasks that something has changed; each looks for itself what. Costs nothing while nobody waits."""
+    """Notifies waiting tasks; notifications without a waiter are dropped, and cost nothing."""
 
     __slots__ = ("_event",)
 
@@ -53,13 +52,13 @@ class Notifier:
         self._event: anyio.Event | None = None
 
     def ring(self) -> None:
-        """Wake all that wait now."""
+        """Wake all waiting tasks."""
         if self._event is not None:
             self._event.set()
             self._event = None
 
     async def wait(self, *, at_most_s: float = math.inf) -> None:
-        """Return at the next ring, or after so long."""
+        """Return at the next notification, or after `at_most_s` seconds."""
         if self._event is None:
             self._event = anyio.Event()
         if at_most_s == math.inf:
@@ -70,5 +69,5 @@ class Notifier:
 
 
 def loop_clock() -> Callable[[], float]:
-    """`anyio.current_time` of the loop that runs now; finding the loop again each time takes ten times as long."""
+    """The running loop's clock; `anyio.current_time` takes ten times as long, as it looks the loop up each time."""
     return asyncio.get_running_loop().time

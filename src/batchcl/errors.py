@@ -4,34 +4,31 @@
 BatchclError
 ├── UsageError              exit 2: the job, a flag or a source is wrong
 │   └── SourceError         a list of images can't be read
-├── RefusedError            exit 5: nothing was spent, and nothing can be done as things stand
-│   ├── CredentialsError    AWS doesn't know or doesn't let us
-│   ├── RegionError         a bucket lies in another region than the model
+├── RefusedError            exit 5: refused before a call was spent
+│   ├── CredentialsError    no credentials, or AWS refuses them or the action
+│   ├── RegionError         a bucket is in another region than the model
 │   ├── ModelError          the model is unknown, not trained, or not running
-│   ├── OutputError         the output root can't be written
-│   │   └── OutputCredentialsError  for lack of credentials; a CredentialsError too
-│   └── UnreachableError    a service doesn't answer
-├── StoppedError            exit 4: stopped early with everything so far kept
+│   ├── OutputError         the output root can't be read or written
+│   │   └── OutputCredentialsError  for lack of credentials; also a CredentialsError
+│   └── UnreachableError    a service does not respond
+├── StoppedError            exit 4: stopped early; what is done is kept
 │   ├── InterruptedRunError exit 130: ^C
 │   ├── TooManyFailuresError exit 3: more images failed than tolerated
 │   ├── StalledError        no image got an outcome for 15 minutes
-│   └── ModelGoneError      the model stopped running in the middle
-└── CallError               what one DetectCustomLabels call came back with
-    ├── ThrottledError      over capacity: the image goes back to the front
-    ├── TransientError      worth another attempt
-    │   ├── CredentialsFailingError  nothing can be signed just now, for whatever image
-    │   └── HostError       the same, but not from the service: a disk or S3 does not return an image
-    │       └── ShortageError  this machine has no descriptor or memory to spare: wait, with fewer calls at a time
-    ├── ImageError          this image fails, the others go on
-    │   └── RejectedError   so it does, unless 20 calls in a row are rejected: then the run stops
-    ├── ModelNotReadyError  no calls until the model is back
+│   └── ModelGoneError      the model stopped during the run
+└── CallError               one DetectCustomLabels call failed
+    ├── ThrottledError      over capacity: the image goes back to the front of the queue
+    ├── TransientError      retried
+    │   ├── CredentialsFailingError  no request can be signed at present
+    │   └── HostError       a disk or S3 did not return an image; the service was not called
+    │       └── ShortageError  this machine is out of file descriptors or memory: wait, then fewer concurrent calls
+    ├── ImageError          this image fails; the run continues
+    │   └── RejectedError   likewise, but 20 rejected calls in a row stop the run
+    ├── ModelNotReadyError  calls pause until the model is running again
     └── FatalCallError      no call can succeed: the run stops
 ```
 
-A message names what was being done, to what, why it failed and what to do next. No message holds a secret.
-
-
-Commands in messages, to be pasted into a shell.
+A message names the action, its object, the reason and the next step. No message contains a secret.
 """
 
 from __future__ import annotations
@@ -75,12 +72,12 @@ __all__ = [
 
 
 class ExitCode(IntEnum):
-    """What the process says to cron and Airflow when it ends."""
+    """Exit codes of the command line."""
 
     DONE = 0
     """Everything is done, failures within tolerance."""
     BUG = 1
-    """An error that batchcl did not foresee."""
+    """An unexpected error."""
     USAGE = 2
     """The job file, a flag or a source is wrong."""
     FAILURES = 3
@@ -97,8 +94,8 @@ class BatchclError(Exception):
     """Any error that batchcl raises on purpose.
 
     Attributes:
-        exit_code: what the command line ends with.
-        summary: how far the run came, where one had begun.
+        exit_code: of the command line.
+        summary: of the run so far; None if none had started.
     """
 
     exit_code: ExitCode = ExitCode.BUG
@@ -112,7 +109,7 @@ class UsageError(BatchclError):
 
 
 class SourceError(UsageError):
-    """A list of images is missing, empty, or holds something that can't be read."""
+    """A list of images is missing, empty, or malformed."""
 
 
 class RefusedError(BatchclError):
@@ -125,9 +122,9 @@ class CredentialsError(RefusedError):
     """There are no credentials, or AWS refuses them.
 
     Attributes:
-        is_access_denied: AWS knows them, but doesn't let them do this.
+        is_access_denied: they are valid, but lack a permission.
         may_pass: they were valid before, and have failed for less than five minutes.
-        exit_code: that of a stop where they were valid before, and have failed for longer (`has_lasted`).
+        exit_code: STOPPED if they were valid before and have failed for longer (`has_lasted`), else REFUSED.
     """
 
     def __init__(
@@ -141,11 +138,11 @@ class CredentialsError(RefusedError):
 
 
 class RegionError(RefusedError):
-    """A bucket lies in another region than the model, in `found` if S3 says so; the service can't read it there."""
+    """A bucket is in another region than the model, so the service can't read it; `region` is its region, if known."""
 
-    def __init__(self, message: str, *, found: str | None = None) -> None:
+    def __init__(self, message: str, *, region: str | None = None) -> None:
         super().__init__(message)
-        self.found = found
+        self.region = region
 
 
 class ModelError(RefusedError):
@@ -161,7 +158,7 @@ class OutputCredentialsError(CredentialsError, OutputError):
 
 
 class UnreachableError(RefusedError):
-    """A service doesn't answer, or is too busy to: it may the next time."""
+    """A service does not respond, or is overloaded; a later attempt may succeed."""
 
 
 class StoppedError(BatchclError):
@@ -183,17 +180,20 @@ class TooManyFailuresError(StoppedError):
 
 
 class StalledError(StoppedError):
-    """Calls were due and the model was running, but no image got an outcome for 15 minutes."""
+    """For 15 minutes no image got an outcome, although calls were due and the model was running."""
 
 
 class ModelGoneError(StoppedError):
-    """The model stopped running in the middle of the run."""
+    """The model stopped during the run."""
 
 
 class CallError(BatchclError):
-    """One call came back with an error. `code` is the service's own word, or ours where it said none.
+    """One call failed.
 
-    `status` is the HTTP status, or None where no answer came.
+    Attributes:
+        code: the service's error code, or batchcl's own if there is no response.
+        status: the HTTP status; None without a response.
+        request_id: of the response; may be empty.
     """
 
     def __init__(self, message: str, *, code: str, status: int | None = None, request_id: str = "") -> None:
@@ -204,11 +204,11 @@ class CallError(BatchclError):
 
 
 class ThrottledError(CallError):
-    """The service said "over capacity".
+    """The service refused a call for capacity.
 
     Attributes:
-        sudden: it asked for a slower ramp rather than a lower rate.
-        downloads: S3's limit on what the service downloads is at fault, not the model's capacity.
+        sudden: the rate rose too fast; it is not necessarily too high.
+        downloads: the limit is that of the service's downloads from S3, not the model's capacity.
     """
 
     def __init__(
@@ -227,29 +227,29 @@ class ThrottledError(CallError):
 
 
 class TransientError(CallError):
-    """The next attempt may well succeed."""
+    """A retry may succeed."""
 
 
 class CredentialsFailingError(TransientError):
-    """Credentials that were valid fail, for less than five minutes: no call can be signed just now."""
+    """Credentials that were valid have failed for less than five minutes; no call can be signed at present."""
 
 
 class HostError(TransientError):
-    """A disk or S3 doesn't give an image just now; the service was not asked."""
+    """A disk or S3 did not return an image; the service was not called."""
 
 
 class ShortageError(HostError):
-    """This machine has no file descriptor or memory to spare; with fewer calls at a time it will have."""
+    """This machine is out of file descriptors or memory; fewer concurrent calls need less."""
 
 
 class ImageError(CallError):
-    """The service refuses this image, whatever the attempt."""
+    """This image fails; a retry does not help."""
 
 
 class RejectedError(ImageError):
-    """The service rejects the call without a verdict on the picture: the reason may concern other images, too.
+    """The service rejects a call for a reason other than the picture; it may apply to other images too.
 
-    `is_general` where it usually concerns all of them, as a permission, the model or the identity does.
+    `is_general`: the reason usually applies to all images: a permission, the model or the identity.
     """
 
     def __init__(
@@ -260,13 +260,13 @@ class RejectedError(ImageError):
 
 
 class ModelNotReadyError(CallError):
-    """The model isn't RUNNING just now."""
+    """The model is not RUNNING."""
 
 
 class FatalCallError(CallError):
-    """No call of this run can succeed until somebody changes something."""
+    """No call of this run can succeed until the configuration changes."""
 
 
 def command(*words: str) -> str:
-    """`batchcl` with these arguments, quoted where a shell needs it, between backticks."""
+    """A batchcl command line for messages: quoted for the shell, in backticks."""
     return f"`{shlex.join(('batchcl', *words))}`"

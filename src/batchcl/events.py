@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it: counters to look at, and notices when something happens."""
+"""What a run reports to an observer: live counters, and notices of events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RATE_WINDOW_S: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something worth a line: `kind` for machines, `text` for people, `fields` for both; `level` as logs have it."""
+    """An event: stable `kind`, readable `text`, its values in `fields`, and a log `level`."""
 
     kind: str
     text: str
@@ -31,13 +31,16 @@ class Snapshot:
     """The counters of a run at one moment.
 
     Attributes:
-        planned: images on the list so far, less those that another run has dealt with since; all of them once `listed`.
-        listed: whether the list is complete.
-        calls: calls that were sent, the throttled ones included.
-        throttled: calls that were refused for capacity.
+        planned: images on the work list so far, without those that another run has scored since.
+        listed: whether the work list is complete.
+        calls: calls sent, including throttled ones.
+        throttled: calls refused for capacity.
+        in_flight: calls without a response.
+        elapsed_s: since the first call could be sent.
         images_per_second: outcomes with a call, over the last 15 s.
-        eta_s: seconds to the end at that rate; None while it can't be told.
-        dollars: what the model cost so far, at least; None where the run didn't start it.
+        rate_tps: calls a second that the pacer allows.
+        eta_s: seconds to the end at `images_per_second`; None while unknown.
+        dollars: minimum cost of the model so far; None if the run did not start it.
     """
 
     planned: int
@@ -61,34 +64,34 @@ class Snapshot:
 
     @property
     def throttled_share(self) -> float:
-        """Throttled calls of all calls, 0 to 1."""
+        """Throttled calls divided by all calls, 0 to 1."""
         return self.throttled / self.calls if self.calls else 0.0
 
 
 class Observer(Protocol):
-    """Watches a run. Called from its event loop: it must return fast and not raise."""
+    """Receives the progress of a run. Called in its event loop; must return quickly and not raise."""
 
     def started(self, progress: Progress) -> None:
-        """The counters exist from here on; look at them when you like."""
+        """Receive the run's live counters, which can be read at any time."""
         ...
 
     def notice(self, notice: Notice) -> None:
-        """Something happened."""
+        """Receive an event."""
         ...
 
 
 class SilentObserver:
-    """Watches nothing."""
+    """Ignores everything."""
 
     def started(self, progress: Progress) -> None:
-        """Look away."""
+        """Do nothing."""
 
     def notice(self, notice: Notice) -> None:
-        """Look away."""
+        """Do nothing."""
 
 
 class SafeObserver:
-    """Passes everything on to another observer until that raises, which is logged. It never ends or changes a run."""
+    """Forwards to another observer until that raises; the exception is logged and never affects the run."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -110,10 +113,13 @@ class SafeObserver:
 
 
 class Progress:
-    """The counters of a run. Whoever owns a number adds to it; `snapshot` shows them together.
+    """The live counters of a run. The parts of the run increment them; `snapshot` returns them together.
+
+    Args:
+        dollars: returns the minimum cost of the model so far; None if the run did not start it.
 
     Attributes:
-        pace: calls a second that the pacer lets go out just now; asked when a snapshot is taken.
+        pace: returns the calls a second that the pacer allows.
     """
 
     def __init__(self, *, dollars: Callable[[], float | None] = lambda: None) -> None:
@@ -135,15 +141,15 @@ class Progress:
         self._recent: deque[tuple[float, int]] = deque()
 
     def begin(self, now: float) -> None:
-        """The clock starts: the model is there, and the first call may go out."""
+        """Start the clock: the model is running, and the first call can be sent."""
         self._started_at = now
 
     def end(self, now: float) -> None:
-        """The clock stops: the last row is kept."""
+        """Stop the clock: the last row is committed."""
         self._ended_at = now
 
     def count(self, outcome: Outcome) -> None:
-        """Add an outcome that is kept."""
+        """Add a committed outcome."""
         self._called += outcome.attempts > 0
         match outcome.status:
             case "scored":
@@ -158,7 +164,7 @@ class Progress:
                 self.already_failed += 1
 
     def add_earlier(self, counts: Counts) -> None:
-        """Add outcomes of an earlier session, which say nothing about the speed of this one."""
+        """Add outcomes of an earlier session, which don't count for the rate of this one."""
         self.scored += counts.scored
         self.failed += counts.failed
         self.skipped += counts.skipped
@@ -172,7 +178,7 @@ class Progress:
 
     @property
     def dollars(self) -> float | None:
-        """What the model has cost so far; None where that isn't this run's business."""
+        """Minimum cost of the model so far; None if the run did not start it."""
         return self._dollars()
 
     @property
@@ -182,14 +188,14 @@ class Progress:
 
     @property
     def called(self) -> int:
-        """Images of this session that cost a call and have their outcome."""
+        """Images of this session that were called for and have an outcome."""
         return self._called
 
     def snapshot(self, now: float) -> Snapshot:
         """The counters at `now`, on the clock of `begin`."""
         started_at = now if self._started_at is None else self._started_at
         rate = self._rate(now, started_at)
-        left = self.planned - self.done
+        remaining = self.planned - self.done
         return Snapshot(
             planned=self.planned - self.already_scored - self.already_failed,
             listed=self.listed,
@@ -202,7 +208,7 @@ class Progress:
             elapsed_s=(now if self._ended_at is None else self._ended_at) - started_at,
             images_per_second=rate,
             rate_tps=self.pace(),
-            eta_s=left / rate if self.listed and rate > 0 else None,
+            eta_s=remaining / rate if self.listed and rate > 0 else None,
             dollars=self.dollars,
         )
 

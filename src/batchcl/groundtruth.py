@@ -1,9 +1,9 @@
-"""One line of a SageMaker Ground Truth or Custom Labels manifest: which image it names and what is on it.
+"""Parses one line of a SageMaker Ground Truth or Custom Labels manifest: the image, its labels and boxes.
 
-The names of the label attributes are free. An attribute is found by its `-metadata` sibling and read by the
-`type` in there; types that carry no image labels (label verification, segmentation, text) are left alone.
-Sources: SageMaker guide, "Labeling job output data"; Custom Labels guide, "Creating a manifest file" and
-"Interpreting the evaluation manifest snapshot".
+Label attributes can have any name. A key is a label attribute if the line also has its name with `-metadata`; the
+metadata's `type` gives its format. Types without image labels (label verification, segmentation, text) are ignored.
+Sources: SageMaker guide, "Labeling job output data"; Custom Labels guide, "Creating a manifest file" and "Interpreting
+the evaluation manifest snapshot".
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ _EVALUATION_JOB: Final = "rekognition-custom-labels-evaluation-job"
 SINGLE_LABEL: Final = "groundtruth/image-classification"
 MULTILABEL: Final = "groundtruth/image-classification-multilabel"
 DETECTION: Final = "groundtruth/object-detection"
-_READ: Final = frozenset({SINGLE_LABEL, MULTILABEL, DETECTION})
+_SUPPORTED_TYPES: Final = frozenset({SINGLE_LABEL, MULTILABEL, DETECTION})
 
-Read = TypeVar("Read")
+T = TypeVar("T")
 
-_LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
+_NO_DATE: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class TruthBox:
-    """One object on an image, in pixels of that image from its left upper corner."""
+    """The bounding box of one object, in pixels from the image's upper left corner."""
 
     label: str
     left: float
@@ -62,18 +62,18 @@ class TruthBox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroundTruth:
-    """What one manifest line says.
+    """The content of one manifest line.
 
     Attributes:
-        source_ref: the image exactly as written: `s3://bucket/key` or a path.
-        labels: each label on the image once, in the line's order; those of the boxes for object detection.
+        source_ref: the image as written: `s3://bucket/key` or a path.
+        labels: the image's labels without duplicates, in the line's order; for object detection those of the boxes.
         boxes: the objects; empty for classification.
-        image_size: (width, height) in pixels; None where the line doesn't tell.
-        task: None for a line without labels, such as a bare `{"source-ref": …}`. An image that was looked at
-            and has nothing on it has a task and no labels.
-        bad_labels: what is wrong with each label that can't be used; these are not among `labels` and `boxes`, and
-            where no other is left, `task` is None.
-        extra: the line's keys other than `source-ref` as compact JSON; None when there are none.
+        image_size: (width, height) in pixels; None if the line does not state it.
+        task: None for a line without labels, such as a bare `{"source-ref": …}`. An image that was labelled as empty
+            has a task and no labels.
+        bad_labels: an error for each malformed label. These are not in `labels` and `boxes`; if no valid label is
+            left, `task` is None.
+        extra: the line's keys other than `source-ref`, as compact JSON; None if there are none.
     """
 
     source_ref: str
@@ -85,7 +85,7 @@ class GroundTruth:
     extra: str | None = None
 
     def require_good_labels(self) -> None:
-        """Raise `SourceError` where a label can't be used."""
+        """Raise `SourceError` if a label is malformed."""
         if self.bad_labels:
             raise SourceError(self.bad_labels[0])
 
@@ -105,36 +105,35 @@ class _Attribute(NamedTuple):
     @property
     def created(self) -> dt.datetime:
         try:
-            moment = dt.datetime.fromisoformat(self.metadata["creation-date"])
+            created = dt.datetime.fromisoformat(self.metadata["creation-date"])
         except (KeyError, TypeError, ValueError):
-            return _LONG_AGO
-        return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+            return _NO_DATE
+        return created if created.tzinfo else created.replace(tzinfo=dt.UTC)
 
 
 def parse_line(line: bytes | str, *, attribute: str | None = None, strict: bool = False) -> GroundTruth:
-    """Read one manifest line.
+    """Parse one manifest line.
 
-    Several classification attributes on a line are several labels of the image, which is how Custom Labels
-    writes multi-label; their values and confidences are not looked at, as it doesn't either. Of several
-    object-detection attributes (chained jobs) one is read: an adjusted one (`adjustment-status`) before the
-    others, then the one with the latest `creation-date`. A line with both kinds is object detection. The
-    predictions in an evaluation snapshot are not truth and are passed over.
+    Each classification attribute is one label of the image, which is how Custom Labels writes multi-label images; like
+    Custom Labels, this ignores their values and confidences. Of several object-detection attributes (chained jobs) one
+    is used: an adjusted one (`adjustment-status`) before the others, then the one with the latest `creation-date`. A
+    line with both kinds is object detection. Predictions in an evaluation snapshot are ignored.
 
-    A label that breaks its own format is told in `bad_labels`; the image and its other labels are good.
+    A malformed label is reported in `bad_labels`; the image and its other labels are used.
 
     Args:
         line: JSON, UTF-8.
-        attribute: read this attribute and no other; `extra` then holds no other one either.
-        strict: refuse a line of which one of several chained attributes would have to be chosen by its date.
+        attribute: use only this attribute; `extra` then contains no other label attribute.
+        strict: raise if one of several chained attributes would be chosen by its date.
 
     Raises:
-        SourceError: the line isn't a JSON object with a `source-ref`, or `attribute` isn't one of the line's. The
-            message holds no line number: the caller knows it.
+        SourceError: the line is not a JSON object with a `source-ref`, or lacks `attribute`. The message has no line
+            number; callers add it.
     """
     entry = _load(line)
     source_ref = entry.pop(_SOURCE, "")
     if not isinstance(source_ref, str):
-        raise SourceError(f'reading a manifest line failed: its "source-ref" is no text: {repr(source_ref)[:80]}')
+        raise SourceError(f'reading a manifest line failed: its "source-ref" is not a string: {repr(source_ref)[:80]}')
     if not source_ref:
         raise SourceError(
             'reading a manifest line failed: it has no "source-ref" with the image\'s S3 URI or path; '
@@ -144,7 +143,7 @@ def parse_line(line: bytes | str, *, attribute: str | None = None, strict: bool 
 
 
 def parse_extra(extra: str, source_ref: str, *, attribute: str | None = None) -> GroundTruth:
-    """What `extra` of an earlier `GroundTruth` says of the image; `strict`, and otherwise as `parse_line`."""
+    """Parse the `extra` of an earlier `GroundTruth`, as `parse_line` does with `strict`."""
     return _parse(_load(extra), source_ref, attribute, strict=True)
 
 
@@ -157,43 +156,43 @@ def _parse(entry: dict[str, Any], source_ref: str, attribute: str | None, *, str
     extra = _dump(entry, source_ref) if entry else None
     if not attributes:
         return GroundTruth(source_ref=source_ref, extra=extra)
-    bad: list[str] = []
+    errors: list[str] = []
     if attributes[0].kind == DETECTION:
-        boxes, size = _detection(attributes[0], source_ref, bad)
+        boxes, size = _detection(attributes[0], source_ref, errors)
         labels = tuple(dict.fromkeys(box.label for box in boxes))
         return GroundTruth(
             source_ref=source_ref,
             labels=labels,
             boxes=boxes,
             image_size=size,
-            task=None if bad and not boxes else "detection",
-            bad_labels=tuple(bad),
+            task=None if errors and not boxes else "detection",
+            bad_labels=tuple(errors),
             extra=extra,
         )
-    named = [label for each in attributes for label in _classification(each, source_ref, bad)]
+    names = [label for each in attributes for label in _classification(each, source_ref, errors)]
     return GroundTruth(
         source_ref=source_ref,
-        labels=tuple(dict.fromkeys(named)),
-        task=None if bad and not named else "classification",
-        bad_labels=tuple(bad),
+        labels=tuple(dict.fromkeys(names)),
+        task=None if errors and not names else "classification",
+        bad_labels=tuple(errors),
         extra=extra,
     )
 
 
 def multilabel(name: str, labels: Sequence[str]) -> dict[str, Any]:
-    """The attribute `name` with its metadata, as Ground Truth writes several labels of an image."""
+    """The attribute `name` and its metadata for several labels of an image, in Ground Truth's format."""
     numbered = {str(at): label for at, label in enumerate(dict.fromkeys(labels))}
     metadata = {"class-map": numbered, "confidence-map": dict.fromkeys(numbered, 1), "type": MULTILABEL}
     return {name: [int(at) for at in numbered], f"{name}{METADATA}": metadata}
 
 
 def chosen_attributes(entry: Mapping[str, Any]) -> list[str]:
-    """The names of the label attributes that `parse_line` reads in a line."""
+    """The names of the label attributes that `parse_line` uses."""
     return [each.name for each in _chosen(entry, "", None, strict=False)]
 
 
 def kinds_of(entry: Mapping[str, Any]) -> dict[str, str]:
-    """The attributes with metadata, whether of labels that are read or of others: name → its metadata's type."""
+    """All attributes with metadata, including those of unsupported types: name → the metadata's type."""
     kinds = {}
     for key, metadata in entry.items():
         name = key.removesuffix(METADATA)
@@ -221,11 +220,11 @@ def _dump(entry: dict[str, Any], source_ref: str) -> str:
 
 
 def _chosen(entry: Mapping[str, Any], source_ref: str, attribute: str | None, *, strict: bool) -> list[_Attribute]:
-    """The attributes to read: one of object detection, or any number of classification."""
-    found = _attributes(entry)
+    """The attributes to use: one of object detection, or any number of classification."""
+    attributes = _attributes(entry)
     if attribute is not None:
-        return _named(entry, found, source_ref, attribute)
-    candidates = [each for each in found if not _is_prediction(each)]
+        return _named(entry, attributes, source_ref, attribute)
+    candidates = [each for each in attributes if not _is_prediction(each)]
     boxes = [each for each in candidates if each.kind == DETECTION]
     adjusted = [each for each in boxes or candidates if each.adjusted]
     if not boxes and not adjusted:
@@ -233,41 +232,41 @@ def _chosen(entry: Mapping[str, Any], source_ref: str, attribute: str | None, *,
     chained = adjusted or boxes
     if strict and len(chained) > 1:
         raise SourceError(
-            f"reading the labels of {source_ref} failed: the line has {_listed(each.name for each in chained)}, of "
-            "which one counts; say which with --attribute"
+            f"reading the labels of {source_ref} failed: the line has several sets of labels: "
+            f"{_listed(each.name for each in chained)}; select one with --attribute"
         )
     return [_latest(chained)]
 
 
 def _attributes(entry: Mapping[str, Any]) -> list[_Attribute]:
-    """Those with value and metadata; a failed labelling job leaves metadata alone."""
-    found = []
+    """The supported label attributes; a failed labelling job writes metadata without a value."""
+    attributes = []
     for key, metadata in entry.items():
         name = key.removesuffix(METADATA)
         if name == key or name not in entry or not isinstance(metadata, dict):
             continue
         kind = metadata.get("type")
-        if isinstance(kind, str) and kind in _READ:
-            found.append(_Attribute(name, entry[name], metadata, kind))
-    return found
+        if isinstance(kind, str) and kind in _SUPPORTED_TYPES:
+            attributes.append(_Attribute(name, entry[name], metadata, kind))
+    return attributes
 
 
-def _named(entry: Mapping[str, Any], found: list[_Attribute], source_ref: str, attribute: str) -> list[_Attribute]:
-    matching = [each for each in found if each.name == attribute]
+def _named(entry: Mapping[str, Any], attributes: list[_Attribute], source_ref: str, attribute: str) -> list[_Attribute]:
+    matching = [each for each in attributes if each.name == attribute]
     if matching:
         return matching
     if attribute in entry:
         metadata = entry.get(attribute + METADATA)
         kind = metadata.get("type") if isinstance(metadata, dict) else None
         raise SourceError(
-            f"reading the label attribute {attribute!r} of {source_ref} failed: its metadata gives the type "
-            f"{kind!r}, and batchcl reads {_listed(sorted(_READ))}"
+            f"reading the label attribute {attribute!r} of {source_ref} failed: the type {kind!r} in its metadata is "
+            f"not supported; supported are {_listed(sorted(_SUPPORTED_TYPES))}"
         )
-    if not found:
+    if not attributes:
         return []
     raise SourceError(
-        f"reading the label attribute {attribute!r} of {source_ref} failed: the line has none of that name; "
-        f"it has {_listed(each.name for each in found)}"
+        f"reading the label attribute {attribute!r} of {source_ref} failed: the line has no such attribute; "
+        f"it has {_listed(each.name for each in attributes)}"
     )
 
 
@@ -277,7 +276,7 @@ def _latest(attributes: list[_Attribute]) -> _Attribute:
 
 
 def _is_prediction(attribute: _Attribute) -> bool:
-    """Whether the attribute is a model's answer in an evaluation snapshot."""
+    """Whether the attribute is a model's prediction in an evaluation snapshot."""
     metadata = attribute.metadata
     job = metadata.get("job-name")
     if _EVALUATION_DETAILS in metadata or (isinstance(job, str) and job.endswith(_EVALUATION_JOB)):
@@ -286,25 +285,26 @@ def _is_prediction(attribute: _Attribute) -> bool:
     return isinstance(objects, list) and any(isinstance(each, dict) and _EVALUATION_DETAILS in each for each in objects)
 
 
-def _classification(attribute: _Attribute, source_ref: str, bad: list[str]) -> list[str]:
-    """The labels; what is wrong with the others goes to `bad`."""
+def _classification(attribute: _Attribute, source_ref: str, errors: list[str]) -> list[str]:
+    """The valid labels; those that are malformed are reported in `errors`."""
     if attribute.kind != MULTILABEL:
-        return _good([attribute.value], lambda _: _single(attribute, source_ref), bad)
+        return _parse_each([attribute.value], lambda _: _single(attribute, source_ref), errors)
     if not isinstance(attribute.value, list):
-        bad.append(str(_broken(attribute, source_ref, f"expected a list of class ids, got a {_kind(attribute.value)}")))
+        why = f"expected a list of class ids, got a {_kind(attribute.value)}"
+        errors.append(str(_malformed(attribute, source_ref, why)))
         return []
-    return _good(attribute.value, lambda class_id: _class_name(attribute, source_ref, class_id), bad)
+    return _parse_each(attribute.value, lambda class_id: _class_name(attribute, source_ref, class_id), errors)
 
 
-def _good(values: Sequence[Any], read: Callable[[Any], Read], bad: list[str]) -> list[Read]:
-    """What `read` makes of the values; what it raises goes to `bad`."""
-    found = []
+def _parse_each(values: Sequence[Any], parse: Callable[[Any], T], errors: list[str]) -> list[T]:
+    """The parsed values; the errors that `parse` raises are added to `errors`."""
+    parsed = []
     for value in values:
         try:
-            found.append(read(value))
+            parsed.append(parse(value))
         except SourceError as error:
-            bad.append(str(error))
-    return found
+            errors.append(str(error))
+    return parsed
 
 
 def _single(attribute: _Attribute, source_ref: str) -> str:
@@ -312,43 +312,43 @@ def _single(attribute: _Attribute, source_ref: str) -> str:
     if isinstance(name, str) and name:
         return name
     if name is not None:
-        raise _broken(attribute, source_ref, f'its "class-name" is {name!r}, not a name')
+        raise _malformed(attribute, source_ref, f'its "class-name" is {name!r}, not a name')
     if "class-map" in attribute.metadata:
         return _class_name(attribute, source_ref, attribute.value)
     if isinstance(attribute.value, str) and attribute.value:
         return attribute.value
-    raise _broken(attribute, source_ref, 'its metadata has no "class-name"')
+    raise _malformed(attribute, source_ref, 'its metadata has no "class-name"')
 
 
 def _detection(
-    attribute: _Attribute, source_ref: str, bad: list[str]
+    attribute: _Attribute, source_ref: str, errors: list[str]
 ) -> tuple[tuple[TruthBox, ...], tuple[int, int] | None]:
-    """The boxes and the image's size; what is wrong with the others goes to `bad`."""
+    """The valid boxes and the image's size; what is malformed is reported in `errors`."""
     value = attribute.value
     if not isinstance(value, dict) or not isinstance(value.get("annotations"), list):
-        bad.append(str(_broken(attribute, source_ref, 'expected an object with a list of "annotations"')))
+        errors.append(str(_malformed(attribute, source_ref, 'expected an object with a list of "annotations"')))
         return (), None
-    boxes = _good(value["annotations"], lambda annotation: _box(attribute, source_ref, annotation), bad)
-    sizes = _good([value.get("image_size")], lambda size: _image_size(attribute, source_ref, size), bad)
+    boxes = _parse_each(value["annotations"], lambda annotation: _box(attribute, source_ref, annotation), errors)
+    sizes = _parse_each([value.get("image_size")], lambda size: _image_size(attribute, source_ref, size), errors)
     return tuple(boxes), sizes[0] if sizes else None
 
 
 def _box(attribute: _Attribute, source_ref: str, annotation: object) -> TruthBox:
     if not isinstance(annotation, dict):
-        raise _broken(attribute, source_ref, f"an annotation is a {_kind(annotation)}, not an object")
+        raise _malformed(attribute, source_ref, f"an annotation is a {_kind(annotation)}, not an object")
     label = _class_name(attribute, source_ref, annotation.get("class_id"))
     left, top, width, height = (
         _number(attribute, source_ref, annotation, key) for key in ("left", "top", "width", "height")
     )
     if width <= 0 or height <= 0:
-        raise _broken(attribute, source_ref, f"a box of {label!r} is {width:g} by {height:g} pixels")
+        raise _malformed(attribute, source_ref, f"a box of {label!r} is {width:g} by {height:g} pixels")
     return TruthBox(label, left, top, width, height)
 
 
 def _number(attribute: _Attribute, source_ref: str, annotation: Mapping[str, Any], key: str) -> float:
     value = annotation.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _broken(attribute, source_ref, f"{key!r} of a box is {value!r}, not a number of pixels")
+        raise _malformed(attribute, source_ref, f"{key!r} of a box is {value!r}, not a number of pixels")
     return float(value)
 
 
@@ -360,7 +360,7 @@ def _image_size(attribute: _Attribute, source_ref: str, value: object) -> tuple[
         sides: list[Any] = [first.get("width"), first.get("height")]
         if all(map(_is_pixels, sides)):
             return int(sides[0]), int(sides[1])
-    raise _broken(attribute, source_ref, '"image_size" has no width and height of at least one pixel')
+    raise _malformed(attribute, source_ref, '"image_size" has no width and height of at least one pixel')
 
 
 def _is_pixels(value: Any) -> bool:
@@ -370,14 +370,14 @@ def _is_pixels(value: Any) -> bool:
 def _class_name(attribute: _Attribute, source_ref: str, class_id: object) -> str:
     class_map = attribute.metadata.get("class-map")
     if isinstance(class_id, bool) or not isinstance(class_id, int | str):
-        raise _broken(attribute, source_ref, f"a class id is {class_id!r}, not a number")
+        raise _malformed(attribute, source_ref, f"a class id is {class_id!r}, not a number")
     name = class_map.get(str(class_id)) if isinstance(class_map, dict) else None
     if not isinstance(name, str) or not name:
-        raise _broken(attribute, source_ref, f'its "class-map" has no name for class id {class_id}')
+        raise _malformed(attribute, source_ref, f'its "class-map" has no name for class id {class_id}')
     return name
 
 
-def _broken(attribute: _Attribute, source_ref: str, why: str) -> SourceError:
+def _malformed(attribute: _Attribute, source_ref: str, why: str) -> SourceError:
     return SourceError(f"reading the label attribute {attribute.name!r} of {source_ref} failed: {why}")
 
 

@@ -1,7 +1,7 @@
-"""What the first bytes of an image tell: whether it is a PNG or JPEG, its size in pixels, and how pixels are stored.
+"""Reads the header of a PNG or JPEG: format, size in pixels, colour depth. Checks it against the service's limits.
 
-Rules: Custom Labels guide, "Guidelines and quotas". Nothing is decoded, so a small file that claims to be huge costs
-nothing, and a file that is cut behind its header passes.
+Source of the limits: Custom Labels guide, "Guidelines and quotas". Nothing is decoded: a small file that states a huge
+size costs no memory, and a file that is truncated after its header passes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _JPEG: Final = b"\xff\xd8\xff"
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What the header of a PNG or JPEG states.
+    """The header of a PNG or JPEG.
 
     Attributes:
-        kind: which of them it is.
-        width: in pixels, before any turn that EXIF asks for.
-        height: likewise.
-        bits: of one sample of one pixel.
-        is_cmyk: the colours are those of ink, as printers want them.
+        kind: the format.
+        width: in pixels, before the EXIF rotation.
+        height: in pixels, before the EXIF rotation.
+        bits: per sample.
+        is_cmyk: the colour space is CMYK.
     """
 
     kind: Literal["PNG", "JPEG"]
@@ -42,7 +42,7 @@ class ImageHeader:
 
 
 def read_header(data: bytes) -> ImageHeader | None:
-    """The header of a PNG or JPEG; None for anything else, and where the bytes end before it does."""
+    """The header of a PNG or JPEG; None for another format or a truncated header."""
     if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 25:  # up to the bit depth
         width, height, bits = struct.unpack(">IIB", data[16:25])
         return ImageHeader("PNG", width, height, bits)
@@ -50,40 +50,40 @@ def read_header(data: bytes) -> ImageHeader | None:
 
 
 def pixel_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height as the header of a PNG or JPEG states them, before any turn; None for anything else."""
-    found = read_header(data)
-    return None if found is None else (found.width, found.height)
+    """Width and height of a PNG or JPEG, before the EXIF rotation; None for another format."""
+    header = read_header(data)
+    return None if header is None else (header.width, header.height)
 
 
 def check_bytes(data: bytes, *, limit_bytes: int = MAX_BYTES_S3) -> SkipReason | None:
-    """Why the service would surely refuse an image of these bytes, or None.
+    """Check an image against the service's limits: why it would be refused, or None.
 
     Args:
         data: the whole file.
-        limit_bytes: how large it may be.
+        limit_bytes: the maximum size.
     """
     if not data:
         return SkipReason("EmptyFile", "the file is empty")
     if len(data) > limit_bytes:
-        return SkipReason("TooLarge", f"{len(data):,} bytes, and the limit is {limit_bytes:,}")
+        return SkipReason("TooLarge", f"{len(data):,} bytes; the limit is {limit_bytes:,}")
     size = pixel_size(data)
     if size is None:
-        return SkipReason("InvalidImageFormatException", "the bytes are no PNG or JPEG")
+        return SkipReason("InvalidImageFormatException", "the file is not a PNG or JPEG")
     width, height = size
     if max(size) > MAX_SIDE:
-        return SkipReason("TooManyPixels", f"{width} x {height} pixels, and the limit is {MAX_SIDE} a side")
+        return SkipReason("TooManyPixels", f"{width} x {height} pixels; the maximum is {MAX_SIDE} a side")
     if min(size) < MIN_SIDE:
-        return SkipReason("TooFewPixels", f"{width} x {height} pixels, and the least is {MIN_SIDE} a side")
+        return SkipReason("TooFewPixels", f"{width} x {height} pixels; the minimum is {MIN_SIDE} a side")
     if max(size) > MAX_ASPECT * min(size):
-        return SkipReason("TooLong", f"{width} x {height} pixels, and the longest aspect ratio is {MAX_ASPECT}:1")
+        return SkipReason("TooLong", f"{width} x {height} pixels; the maximum aspect ratio is {MAX_ASPECT}:1")
     return None
 
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:
-    """Walk the segments to the first start of frame (ITU T.81, B.1.1.3 and B.2.2)."""
+    """Skip the segments before the first start of frame (ITU T.81, B.1.1.3 and B.2.2)."""
     at = 2
     while at + 10 <= len(data):
-        if data[at] != 0xFF:  # every marker starts so
+        if data[at] != 0xFF:  # the first byte of every marker
             return None
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte

@@ -1,8 +1,8 @@
-"""One image to score, and which images the service takes.
+"""Images to score, and the service's limits on name and size.
 
-The rules are those of the Custom Labels guide, "Guidelines and quotas": PNG and JPEG, at most 15 MB from S3 and 4 MB as
-bytes, 64 to 4096 pixels a side, aspect ratio at most 20:1. What a listing tells (name and size) is judged here before a
-call is spent; what only the bytes tell (pixels, truncation) is judged by the service.
+Source of the limits: Custom Labels guide, "Guidelines and quotas": PNG and JPEG, at most 15 MB from S3 and 4 MB as
+bytes, 64 to 4096 pixels a side, aspect ratio at most 20:1. Name and size are checked here, before a call is spent;
+pixels and corrupt files are checked by the service.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ __all__ = [
 ]
 
 EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png"})
-"""Names that may hold a JPEG or PNG. A name without any extension is let through: only the bytes can tell."""
+"""Extensions of JPEG and PNG files. A name without an extension is accepted: only the bytes show the format."""
 
 FITTABLE_EXTENSIONS: Final = frozenset({".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"})
-"""Names of what can be made a PNG or JPEG."""
+"""Extensions of files that `--fit` converts to PNG or JPEG."""
 
 APPLE_DOUBLE: Final = "._"
-"""Begins the names of files in which macOS keeps attributes of the file of the same name."""
+"""Prefix of the files in which macOS stores the attributes of another file."""
 
 MAX_BYTES_S3: Final = 15 * 1024 * 1024
-"""Largest image read from S3."""
+"""Largest image that the service reads from S3."""
 
 MAX_BYTES_INLINE: Final = 4 * 1024 * 1024
 """Largest image sent as bytes."""
 
 MAX_BYTES_FITTABLE: Final = 100 * 1024 * 1024
-"""Largest file that is read in order to shrink it: a guard for memory."""
+"""Largest file that is read in order to shrink it; limits memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember:
-    """Where in an archive an image lies.
+    """An image's position in an archive.
 
     Attributes:
         archive: the archive's key, or its path.
-        offset: of the image's first byte in the archive, decompressed where it is compressed.
+        offset: of the image's first byte, in the decompressed archive.
     """
 
     archive: str
@@ -66,21 +66,21 @@ class ArchiveMember:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRef:
-    """Where one image lies and what its listing said of it.
+    """The location of one image, and what its listing states about it.
 
     Attributes:
-        uri: `s3://bucket/key` or the path of a local file, either with `#` and a name for an archive's member.
+        uri: `s3://bucket/key` or the path of a local file; for an archive's member followed by `#` and its name.
         bucket: the S3 bucket; empty for a local file.
-        key: the S3 key exactly as it is, never decoded or normalised; for a local file its path; for an archive's
-            member that of the archive, `#` and the member's name.
-        version_id: the S3 version, when the list named one.
-        etag: the S3 entity tag without quotes, when the list named one; for a member its archive's.
-        size_bytes: None where the list doesn't tell.
-        last_modified: in UTC; None where the list doesn't tell; for a member its archive's.
-        extra: what a manifest said of this image, as JSON.
-        region: of the bucket, where that isn't the model's; None where it is.
-        member: where in an archive it lies; None for an image that is a file or object of its own.
-        any_name: whether it is an image whatever its name says, as a list names it or the user wants any.
+        key: the S3 key, never decoded or normalised; for a local file its path; for an archive's member the archive's
+            key or path, `#` and the member's name.
+        version_id: the S3 version, if the list names one.
+        etag: the S3 entity tag without quotes, if the list names one; for a member its archive's.
+        size_bytes: None if the list does not state it.
+        last_modified: in UTC; None if the list does not state it; for a member its archive's.
+        extra: the image's other fields in a manifest, as JSON.
+        region: of the bucket, if it differs from the model's; else None.
+        member: position in an archive; None for a separate file or object.
+        any_name: its extension is not checked, because a list names it or the user asked for that.
     """
 
     uri: str
@@ -97,34 +97,34 @@ class ImageRef:
 
     @property
     def local(self) -> bool:
-        """Whether the image lies on this machine."""
+        """Whether the image is a local file, or in a local archive."""
         return not self.bucket
 
     @property
     def inline(self) -> bool:
-        """Whether the image travels as bytes, as the service can't fetch it."""
+        """Whether the image is sent as bytes, because the service can't fetch it."""
         return not self.bucket or self.region is not None or self.member is not None
 
 
 @dataclass(frozen=True, slots=True)
 class SkipReason:
-    """Why an image is skipped: a stable `code` for tables, a `message` for people."""
+    """Why an image is skipped: a stable `code` for tables, and a `message`."""
 
     code: str
     message: str
 
 
 def check_limits(image: ImageRef, *, fit: bool = False) -> SkipReason | None:
-    """Why the service would surely refuse `image`, told from its listing alone, or None.
+    """Check name and size of `image` against the service's limits: why it is skipped, or None.
 
-    Raises nothing and reads nothing; pixels, formats behind a wrong name and truncation are not seen here. With `fit`,
-    what can be shrunk or converted is let through. A name excludes an image only where that isn't `any_name`.
+    Uses the listing only; pixels, the actual format and truncation are not checked. `fit` accepts what can be shrunk or
+    converted. The extension is not checked for an image with `any_name`.
     """
     if not image.key.isascii() and not _encodable(image.key):
         return SkipReason("UndecodableName", "the file's name is not valid UTF-8; rename it")
     if image.key.endswith("/"):
         return SkipReason("FolderMarker", "a folder's placeholder, not an image")
-    name = image.key.rpartition("/")[2]  # pathlib would intern each key, and costs ten times as much
+    name = image.key.rpartition("/")[2]  # pathlib interns each key, and takes ten times as long
     if image.member is not None:
         name = image.key[len(image.member.archive) + 1 :].rpartition("/")[2]
     if not image.any_name and (reason := _check_name(name, fit=fit)) is not None:
@@ -148,20 +148,20 @@ def _check_size(image: ImageRef, size: int, *, fit: bool) -> SkipReason | None:
         return SkipReason("EmptyFile", "the file is empty")
     limit = MAX_BYTES_INLINE if image.inline else MAX_BYTES_S3
     if fit and size > MAX_BYTES_FITTABLE:
-        return SkipReason("TooLarge", f"{size:,} bytes, and files of up to {MAX_BYTES_FITTABLE:,} are shrunk")
+        return SkipReason("TooLarge", f"{size:,} bytes; --fit shrinks files of up to {MAX_BYTES_FITTABLE:,} bytes")
     if size > limit and not fit:
-        way = "sent as bytes" if image.inline else "read from S3"
-        return SkipReason("TooLarge", f"{size:,} bytes, and an image {way} may have {limit:,}")
+        transfer = "sent as bytes" if image.inline else "read from S3"
+        return SkipReason("TooLarge", f"{size:,} bytes; the limit for images {transfer} is {limit:,} bytes")
     return None
 
 
 def escaped(name: str) -> str:
-    """`name` as text; one that isn't UTF-8, as a local name may be, in an escaped form."""
+    """`name` as printable text: bytes of a local name that are not valid UTF-8 are escaped."""
     return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def suffix_of(name: str) -> str:
-    """A file name's ending from its last dot on, in lower case; none where the dot is its first or last character."""
+    """A file name's extension with the dot, in lower case; empty if the last dot is its first or last character."""
     dot = name.rfind(".")
     return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
@@ -175,15 +175,15 @@ def _encodable(name: str) -> bool:
 
 
 def _is_extension(suffix: str) -> bool:
-    """Whether `suffix` is a file type rather than the tail of a dotted name such as `scan 12.05.2026`."""
+    """Whether `suffix` is a file type, not part of a name such as `scan 12.05.2026`."""
     return suffix[1:].isascii() and suffix[1:].isalnum() and any(c.isalpha() for c in suffix)
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a source was read: its first `count` images, the last of which has this `key`.
+    """How far a source has been read: its first `count` images, the last of which has this `key`.
 
-    A list file goes on by `count`, a bucket or a directory by `key`, as images may come or go in between.
+    Reading resumes by `count` in a list file, and by `key` in a bucket or directory, whose images may change meanwhile.
     """
 
     count: int
@@ -192,17 +192,17 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """Where the list of a run stands.
+    """Progress of writing a run's work list.
 
     Attributes:
         source: number of the source, from 0.
-        position: of the last image in it.
+        position: of the last image read from it.
         taken: images that passed the filters so far.
-        repeated: images left out so far because they were taken already.
-        known: images left out so far because their version has a result.
-        known_failed: images left out so far because their version has a permanent failure.
-        filtered: images left out so far by the filters: the filter's name → how many.
-        cut: the largest rank of the sample, which was found before the first image; None without a sample.
+        repeated: duplicates so far.
+        known: images excluded so far because their version has a result.
+        known_failed: images excluded so far because their version has a permanent failure.
+        filtered: images excluded so far by filters: the filter's name → count.
+        cut: the largest rank in the sample, found before the first image; None without a sample.
     """
 
     source: int
@@ -216,26 +216,26 @@ class Bookmark:
 
 
 Pause: TypeAlias = Callable[[int], Awaitable[None]]
-"""Awaited after so many images of a source were read, before the next ones are."""
+"""Awaited with the number of images read, before a source reads the next ones."""
 
 
 async def no_pause(_: int) -> None:
-    """Read on at once."""
+    """Continue at once."""
 
 
 class ImageReader(Protocol):
-    """Reads the images that travel to the service as bytes. Safe for many concurrent callers."""
+    """Reads the images that are sent to the service as bytes. Safe for concurrent use."""
 
     def carries(self, image: ImageRef) -> bool:
-        """Whether `image` travels as bytes, rather than as the name of an object that the service fetches itself."""
+        """Whether `image` is sent as bytes; if not, the service fetches it from S3."""
         ...
 
     async def read(self, image: ImageRef) -> bytes:
-        """The whole bytes of an `image` that it carries, within a deadline that starts when it is the image's turn.
+        """The whole image, within the reader's own deadline.
 
         Raises:
-            ImageError: they can't be had, whatever the attempt; `code` is a stable word for the tables.
-            HostError: the next attempt may get them. It tells nothing of the service, as that isn't asked.
-            FatalCallError: nor can those of any other image, until somebody changes something.
+            ImageError: it can't be read, and a retry does not help; `code` is a stable code for the tables.
+            HostError: a retry may succeed.
+            FatalCallError: no image can be read until the configuration changes.
         """
         ...

@@ -1,4 +1,4 @@
-"""A set of names in 16 bytes each, which never takes one name for another."""
+"""A set of names that takes 16 bytes for each name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ _BUCKETS: Final = 65_536
 
 
 class NameSet:
-    """A growing set of names, each kept as 128 bits of BLAKE2.
+    """A set of names, each stored as 128 bits of BLAKE2. Names can't be removed.
 
-    That any two of 10 million names have the same digest has a probability of 10^-25: a name that is found was added.
+    The probability that any two of 10 million names have the same digest is 10^-25.
 
-    It is a hash table whose buckets are byte strings, chosen by the first two bytes of a digest; Python's own sets take
-    a hundred bytes a name. With 10 million names a bucket holds 150, and to search it costs no more than the digest.
+    It is a hash table whose buckets are byte strings, selected by a digest's first two bytes; Python's sets take a
+    hundred bytes for each name. With 10 million names a bucket contains 150, and searching it takes no longer than
+    computing the digest.
     """
 
     def __init__(self) -> None:
@@ -26,11 +27,11 @@ class NameSet:
         self._count = 0
 
     def update(self, names: Iterable[str | bytes]) -> None:
-        """Add `names`; bytes are a name's UTF-8. Blocks for about a microsecond each."""
+        """Add `names`, as text or UTF-8. Blocks for about a microsecond each."""
         self.add(digests_of(names))
 
     def add(self, digests: bytes) -> None:
-        """Add the names that have these digests, as from `digests_of`."""
+        """Add names by their digests, as from `digests_of`."""
         for at in range(0, len(digests), DIGEST_BYTES):
             digest = digests[at : at + DIGEST_BYTES]
             bucket = digest[0] << 8 | digest[1]
@@ -47,7 +48,7 @@ class NameSet:
 
 
 def digests_of(names: Iterable[str | bytes]) -> bytes:
-    """16 bytes for each of `names`, one after the other."""
+    """The concatenated 16-byte digests of `names`."""
     return b"".join(map(_digest, names))
 
 
@@ -58,6 +59,6 @@ def _digest(name: str | bytes) -> bytes:
 
 def _holds(bucket: bytes, digest: bytes) -> bool:
     at = bucket.find(digest)
-    while at % DIGEST_BYTES and at >= 0:  # the end of one digest and the beginning of the next
+    while at % DIGEST_BYTES and at >= 0:  # a match across two digests
         at = bucket.find(digest, at + 1)
     return at >= 0

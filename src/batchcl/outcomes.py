@@ -1,4 +1,4 @@
-"""What became of one image, and the table of error codes that images fail with."""
+"""Outcomes of images, and the table of their failure codes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Label:
     """One label of one image.
 
     Attributes:
-        name: as the model was trained with.
+        name: as in the model's training data.
         confidence: 0 to 100.
         box: (left, top, width, height) as ratios of the upright image; None for an image-level label.
-        polygon: ((x, y), …) as ratios; None where the service gave none.
+        polygon: ((x, y), …) as ratios; None if the service returns none.
     """
 
     name: str
@@ -47,10 +47,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """A good answer to one call: the labels as the service ordered them.
-
-    `read_s` went by before the call went out, as the image's bytes had to be read.
-    """
+    """The result of one call: labels in the service's order. Reading the image took `read_s` before the call."""
 
     labels: tuple[Label, ...]
     request_id: str
@@ -59,9 +56,12 @@ class Detection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """The service answered. `latency_ms` is that of the call that did, `attempts` counts the failed ones too.
+    """An image with a result.
 
-    `fitted` says what was changed before the image was sent; None where it went as it was.
+    Attributes:
+        attempts: calls, including failed ones.
+        latency_ms: of the successful call.
+        fitted: what `--fit` changed before the image was sent; None for an unchanged image.
     """
 
     status: ClassVar[Literal["scored"]] = "scored"
@@ -76,13 +76,13 @@ class Scored:
 
     @property
     def at(self) -> dt.datetime:
-        """When the answer came."""
+        """When the image got its outcome."""
         return self.scored_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The image has no answer: `failed` after calls that didn't help, `skipped` without any call."""
+    """An image without a result: `failed` after calls or attempts to read it, `skipped` without any."""
 
     image: ImageRef
     status: Literal["failed", "skipped"]
@@ -93,17 +93,17 @@ class Failed:
 
     @property
     def at(self) -> dt.datetime:
-        """When the image was given up."""
+        """When the image got its outcome."""
         return self.failed_at
 
 
 Known: TypeAlias = Literal["already_scored", "already_failed"]
-"""What another run made of a version of an image: it has a result, or a failure that is permanent."""
+"""The outcome of an image version in another run: a result, or a permanent failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlreadyKnown:
-    """Another run has dealt with this version of the image since the list was made: an incremental run leaves it."""
+    """An image that an incremental run excludes: another run scored this version since the work list was written."""
 
     attempts: ClassVar[int] = 0
 
@@ -116,18 +116,18 @@ Outcome = Scored | Failed | AlreadyKnown
 
 
 def failed(image: ImageRef, error: CallError, *, attempts: int, at: dt.datetime) -> Failed:
-    """`error` ended the image after so many attempts."""
+    """The outcome of an image that failed with `error` after `attempts` calls."""
     return Failed(image=image, status="failed", code=error.code, message=str(error), attempts=attempts, failed_at=at)
 
 
 def skipped(image: ImageRef, reason: SkipReason, *, at: dt.datetime) -> Failed:
-    """The image wasn't called for."""
+    """The outcome of an image that is skipped without a call."""
     return Failed(image=image, status="skipped", code=reason.code, message=reason.message, attempts=0, failed_at=at)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many images ended in each way; those that another run has dealt with have no row of this run."""
+    """Number of images per outcome; `already_…` images have their row in another run."""
 
     scored: int = 0
     failed: int = 0
@@ -136,25 +136,25 @@ class Counts:
     already_failed: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Counts(*(left + right for left, right in zip(astuple(self), astuple(other), strict=True)))
 
     def __sub__(self, other: Counts) -> Counts:
-        return Counts(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Counts(*(left - right for left, right in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def done(self) -> int:
-        """All of them."""
+        """Images with an outcome."""
         return sum(astuple(self))
 
 
 @dataclass(frozen=True, slots=True)
 class FailureCode:
-    """What an error code says about the image.
+    """The meaning of a failure code.
 
     Attributes:
-        reason: why the image has no result, to be read after "N images: ".
-        permanent: the same version of the image fails again as long as the `--fit` setting is the same.
-        fit_may_help: `--fit` may make it an image that the service accepts.
+        reason: follows "N images: " in reports.
+        permanent: the same image version fails again with the same `--fit` setting.
+        fit_may_help: `--fit` may convert or shrink the image so that the service accepts it.
     """
 
     reason: str
@@ -163,7 +163,7 @@ class FailureCode:
 
 
 FAILURE_CODES: Final[Mapping[str, FailureCode]] = {
-    "InvalidImageFormatException": FailureCode("not a PNG or JPEG, or broken", fit_may_help=True),
+    "InvalidImageFormatException": FailureCode("not a PNG or JPEG, or corrupt", fit_may_help=True),
     "ImageTooLargeException": FailureCode("too many bytes or pixels", fit_may_help=True),
     "InvalidParameterException": FailureCode("refused by the service", permanent=False, fit_may_help=True),
     "UnsupportedExtension": FailureCode("not the name of a PNG or JPEG", fit_may_help=True),
@@ -173,7 +173,7 @@ FAILURE_CODES: Final[Mapping[str, FailureCode]] = {
     "TooFewPixels": FailureCode("too few pixels", fit_may_help=True),
     "TooLong": FailureCode("an aspect ratio over 20:1"),
     "BrokenImage": FailureCode("can't be decoded"),
-    "UnknownFormat": FailureCode("not an image format that --fit knows"),
+    "UnknownFormat": FailureCode("not an image format that --fit supports"),
     "FolderMarker": FailureCode("a folder's placeholder"),
     "UndecodableName": FailureCode("a name that is not UTF-8"),
 }
@@ -182,6 +182,6 @@ PERMANENT_CODES: Final = frozenset(code for code, about in FAILURE_CODES.items()
 
 
 def fit_may_help(code: str) -> bool:
-    """Whether `--fit` may help an image that failed with `code` without it."""
+    """Whether `--fit` may help an image that failed with `code`."""
     about = FAILURE_CODES.get(code)
     return about is not None and about.fit_may_help

@@ -1,4 +1,4 @@
-"""Times, durations, counts and failure tolerances as people write them."""
+"""Parses and formats times, durations, counts and failure tolerances."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["MAX_INT32", "Tolerance", "confidence_hint", "counted", "moment_of", 
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _UNIT_SECONDS: Final = (86_400, 3600, 60, 1)
-
+_TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 
 MAX_INT32: Final = 2**31 - 1
-"""The largest integer of the API, in whose model integers have 32 bits."""
+"""The largest integer in the API; its service model has 32-bit integers."""
 
 _LEAST_SHARE: Final = 0.1
-"""A smaller one was hardly meant as a share of 1."""
+"""A smaller value was hardly meant as a share of 1."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -28,27 +28,27 @@ def counted(number: int, noun: str) -> str:
 
 
 def confidence_hint(min_confidence: float | None) -> str | None:
-    """A question where a smallest confidence looks like a share, though confidences are 0 to 100; else None."""
+    """A hint for a minimum confidence that looks like a share of 1, as confidences are 0 to 100; else None."""
     if min_confidence is None or not _LEAST_SHARE <= min_confidence <= 1:
         return None
     return (
-        f"--min-confidence {min_confidence:g} is {min_confidence:g} %, as confidences are 0 to 100; "
-        f"was {100 * min_confidence:g} intended?"
+        f"--min-confidence {min_confidence:g} means {min_confidence:g} % (confidences are 0 to 100); "
+        f"did you mean {100 * min_confidence:g}?"
     )
 
 
 def seconds_of(duration: str) -> float:
-    """The seconds of `6h`, `90m`, `45s`, `7d` or `1h30m`. Raises `UsageError`."""
-    found = _DURATION.fullmatch(duration)
-    if found is None or not any(found.groups()):
-        raise UsageError(f"{duration!r} is no duration; write it like 6h, 90m, 45s or 1h30m")
-    return sum(float(part or 0) * unit for part, unit in zip(found.groups(), _UNIT_SECONDS, strict=True))
+    """Parse a duration such as `6h`, `90m`, `45s`, `7d` or `1h30m` into seconds. Raises `UsageError`."""
+    match = _DURATION.fullmatch(duration)
+    if match is None or not any(match.groups()):
+        raise UsageError(f"{duration!r} is not a duration; write it like 6h, 90m, 45s or 1h30m")
+    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), _UNIT_SECONDS, strict=True))
 
 
 def moment_of(text: str, *, now: dt.datetime) -> dt.datetime:
-    """The moment, in UTC, of a duration before `now` (`24h`), a day (its midnight), or a day and time.
+    """Parse a duration before `now` (`24h`), a date (its midnight) or a date and time into UTC.
 
-    What names no zone is UTC. Raises `UsageError`.
+    Times without a zone are UTC. Raises `UsageError`.
     """
     try:
         if _DURATION.fullmatch(text) is not None:
@@ -57,38 +57,35 @@ def moment_of(text: str, *, now: dt.datetime) -> dt.datetime:
         return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
     except (UsageError, ValueError, OverflowError) as error:
         raise UsageError(
-            f"{text!r} is neither a duration before now, such as 24h or 7d, nor a day or time in UTC, such as "
-            "2026-11-20 or 2026-11-20T06:00"
+            f"{text!r} is not a time; write a duration before now, such as 24h or 7d, or a date or time in UTC, such "
+            "as 2026-11-20 or 2026-11-20T06:00"
         ) from error
-
-
-_TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """How many images may fail before the run's exit code says so: a count, or a share of the images called for."""
+    """How many images may fail before the run exits with 3: a count, or a percentage of the images called for."""
 
     count: int | None = None
     percent: float | None = None
 
     @classmethod
     def parse(cls, text: str | int) -> Tolerance:
-        """Read `20` or `0.5%`. Raises ValueError."""
-        found = _TOLERANCE.fullmatch(str(text))
-        if found is None:
-            raise ValueError(f"{text!r} is no tolerance; write a count such as 20 or a share such as 0.5%")
-        if found["percent"]:
-            percent = float(found["number"])
+        """Parse `20` or `0.5%`. Raises ValueError."""
+        match = _TOLERANCE.fullmatch(str(text))
+        if match is None:
+            raise ValueError(f"{text!r} is not a tolerance; write a count such as 20 or a percentage such as 0.5%")
+        if match["percent"]:
+            percent = float(match["number"])
             if percent > 100:  # noqa: PLR2004
                 raise ValueError(f"{text!r} is more than 100%")
             return cls(percent=percent)
-        if not found["number"].isdigit():
-            raise ValueError(f"{text!r} is no count; write a whole number, or a share such as 0.5%")
-        return cls(count=int(found["number"]))
+        if not match["number"].isdigit():
+            raise ValueError(f"{text!r} is not a count; write an integer, or a percentage such as 0.5%")
+        return cls(count=int(match["number"]))
 
     def exceeded(self, *, failed: int, scored: int) -> bool:
-        """Whether `failed` images are too many; skipped ones cost no call and don't count."""
+        """Whether too many images failed. Skipped images cost no call and don't count."""
         if self.percent is not None:
             return failed > (failed + scored) * self.percent / 100
         return failed > (self.count or 0)

@@ -1,7 +1,7 @@
-"""Names that a list spells in another way than the images are called, and what helps.
+"""Other spellings of a missing image's name: URL-encoded, another Unicode form, a leading slash.
 
-Lists are taken literally, so an image under another spelling is missing. Where the other spelling is there, the list as
-a whole is usually wrong in the same way.
+Names in lists are taken literally. If an image exists under another spelling, usually the whole list has the same
+mistake, and one command corrects it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote, unquote_plus
 
-__all__ = ["BYTE_ORDER_MARK", "Spelling", "form_of", "spellings"]
+__all__ = ["BYTE_ORDER_MARK", "Spelling", "spellings", "unicode_form"]
 
 BYTE_ORDER_MARK: Final = "\ufeff"
 
@@ -26,9 +26,9 @@ class Spelling:
     """Another spelling of a name.
 
     Attributes:
-        name: so spelled.
-        what: what is different about the list's names, such as "URL-encoded".
-        advice: what to do.
+        name: the other spelling.
+        what: what is wrong with the list's names, such as "URL-encoded".
+        advice: how to correct the list.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Spelling:
 
 
 def spellings(name: str) -> Iterator[Spelling]:
-    """The other spellings of a key or path that may be meant, each once, the likeliest first."""
+    """Other spellings of a key or path, without duplicates, the likeliest first."""
     seen = {name}
     for each in _all(name):
         if each.name and each.name not in seen:
@@ -45,8 +45,8 @@ def spellings(name: str) -> Iterator[Spelling]:
             yield each
 
 
-def form_of(name: str) -> str | None:
-    """`NFC` or `NFD`, the Unicode form in which `name` is written; None where it is in both or neither."""
+def unicode_form(name: str) -> str | None:
+    """The Unicode form of `name`, `NFC` or `NFD`; None if it is both or neither."""
     forms = [form for form in _FORMS if unicodedata.is_normalized(form, name)]
     return forms[0] if len(forms) == 1 else None
 
@@ -60,9 +60,9 @@ def _all(name: str) -> Iterator[Spelling]:
             yield Spelling(decoded, encoded, f"decode the list: {command}")
     for form in _FORMS:
         command = _PYTHON.format(module="unicodedata as u", call=f"u.normalize('{form}', l)")
-        written = f"in the Unicode form {form_of(name) or 'of neither NFC nor NFD'}, the images' names are in {form}"
+        written = f"in the Unicode form {unicode_form(name) or 'neither NFC nor NFD'}, the images' names are in {form}"
         yield Spelling(unicodedata.normalize(form, name), written, f"convert the list: {command}")
     yield Spelling(name.lstrip("/"), "with a leading /, which the images' names don't have", "remove it from the list")
-    yield Spelling(name.replace("\\", "/"), "with \\ between folders", "write / in the list")
+    yield Spelling(name.replace("\\", "/"), "with \\ between folders", "replace \\ with / in the list")
     bare = name.strip().strip(_AROUND)
     yield Spelling(bare, "with spaces, quotes or a byte order mark around them", "remove these from the list")

@@ -1,8 +1,8 @@
-"""How a run is asked to end early: first gently, then in a hurry.
+"""Ends a run early: first by draining it, then within seconds.
 
-A request may have a time limit, as from the signal of a supervisor that kills soon afterwards. It is divided: calls in
-flight have `CALLS` of it, the output root has until `STORE`, the stop of the model until `MODEL`, and the records of
-the run until `RECORDS`. What is not over by then is given up, in this order.
+A request may have a time limit (`--grace`), because a supervisor kills the process soon after its signal. The limit is
+divided: calls in flight may take until `CALLS`, writes to the output root until `STORE`, stopping the model until
+`MODEL`, and the run's records until `RECORDS`. What takes longer is cancelled.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ CALLS: Final = 0.4
 STORE: Final = 0.64
 MODEL: Final = 0.9
 RECORDS: Final = 0.98
-"""Shares of the time limit: 10, 16, 22.5 and 24.5 s of 25."""
+"""Shares of the time limit; of the default 25 s: 10, 16, 22.5 and 24.5 s."""
 
 
 class StopSignal:
-    """Asks a run to end early. Pass it to a verb as `stop_signal`, and call it from any thread.
+    """Requests the end of a run. Pass it to `run` or `retry`, and call its methods from any thread.
 
-    The first `request` drains: calls in flight end, what is done is kept, the model that the run started is stopped.
-    `hurry` bounds that stop to seconds; whoever calls it also cancels the run.
+    `request` drains the run: calls in flight finish, what is done is kept, and the model is stopped if the run started
+    it. `hurry` limits stopping the model to a few seconds; its caller also cancels the run.
 
     Attributes:
-        on_abandoned: returns what has to be reported if the process is ended with the run at work: who stops the model.
+        on_abandoned: returns the message for a process that exits before the run ends: how the model is stopped.
     """
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class StopSignal:
         self._on_hurry: list[_Callback] = []
 
     def request(self, reason: str, *, by_user: bool = False, limit_s: float = math.inf) -> None:
-        """Ask for the drain; later requests change nothing.
+        """Drain the run; later requests have no effect.
 
         Args:
-            reason: of the error that the run raises.
-            by_user: it is ^C, which has an exit code of its own.
-            limit_s: the run gives up what is not over so long from now, such as the start of a model.
+            reason: message of the error that the run raises.
+            by_user: for ^C, which has its own exit code.
+            limit_s: seconds until the run must have ended.
         """
         with self._lock:
             if self._error is not None:
@@ -65,30 +65,30 @@ class StopSignal:
         _call_all(self._on_request)
 
     def hurry(self) -> None:
-        """Give the model's stop a few seconds only."""
+        """Limit stopping the model to a few seconds."""
         self._hurried = True
         _call_all(self._on_hurry)
 
     def last_words(self) -> str:
-        """What has to be reported if the process is ended now; empty for nothing."""
+        """The message for a process that exits now; may be empty."""
         return self.on_abandoned()
 
     @property
     def error(self) -> StoppedError | None:
-        """What the run raises for the request; None while there was none."""
+        """The error that the run raises; None before a request."""
         return self._error
 
     def ends_at(self, share: float) -> float:
-        """When `share` of the time limit is over, on the loop's clock; infinity without a limit or a request."""
+        """When `share` of the time limit has passed, on the event loop's clock; infinity without a limit."""
         if self._error is None or self._limit_s == math.inf:
             return math.inf
-        if self._requested_at is None:  # from a thread without a loop, a moment ago
+        if self._requested_at is None:  # the request came from a thread without an event loop
             self._requested_at = anyio.current_time()
         return self._requested_at + share * self._limit_s
 
     @contextmanager
     def bounded(self, share: float, *, shield: bool = False, most_s: float = math.inf) -> Iterator[anyio.CancelScope]:
-        """Cancel the block when `share` of the time limit is over, or after `most_s`."""
+        """Cancel the block when `share` of the time limit has passed, or after `most_s` seconds."""
         with anyio.CancelScope(shield=shield, deadline=anyio.current_time() + most_s) as scope:
 
             def shorten() -> None:
@@ -99,19 +99,19 @@ class StopSignal:
 
     @contextmanager
     def calling(self, on_request: Callable[[], None]) -> Iterator[None]:
-        """Call `on_request` on this loop when the run is asked to end during the block, at once if it was before."""
+        """Call `on_request` in this event loop at a request during the block; at once if there was one before."""
         with _registered(self._on_request, on_request, was_called=lambda: self._error is not None):
             yield
 
     @contextmanager
     def calling_in_hurry(self, on_hurry: Callable[[], None]) -> Iterator[None]:
-        """Likewise for `hurry`."""
+        """Call `on_hurry` at a `hurry` during the block; at once if there was one before."""
         with _registered(self._on_hurry, on_hurry, was_called=lambda: self._hurried):
             yield
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Cancel the block when the run is asked to end, and raise `error`."""
+        """Cancel the block at a request, and raise `error`."""
         with anyio.CancelScope() as scope, self.calling(scope.cancel):
             yield
         if scope.cancelled_caught:
@@ -121,7 +121,7 @@ class StopSignal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Callback:
-    """`act`, to be called on `loop`, whichever thread asks for it."""
+    """`act`, to be called in `loop` from whichever thread."""
 
     loop: asyncio.AbstractEventLoop | None
     act: Callable[[], None]
@@ -134,7 +134,7 @@ def _registered(
     callback = _Callback(_running_loop(), act)
     callbacks.append(callback)
     try:
-        if was_called():  # asked after the registration, so that a call from another thread is not missed
+        if was_called():  # checked after the registration: a request from another thread is not missed
             act()
         yield
     finally:
@@ -147,7 +147,7 @@ def _call_all(callbacks: list[_Callback]) -> None:
         if callback.loop in (None, here):
             callback.act()
         else:
-            with suppress(RuntimeError):  # the loop has ended, and the run with it
+            with suppress(RuntimeError):  # the loop is closed: the run has ended
                 callback.loop.call_soon_threadsafe(_call_if_registered, callbacks, callback)
 
 

@@ -1,4 +1,4 @@
-"""What a run, and each of its sessions, came to."""
+"""The summary of a run and of each of its sessions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ Status = Literal["done", "stopped"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
-    """What one session of a run spent: a process, from its start to its end.
+    """Calls, time and cost of one session: one process that worked on the run.
 
     Attributes:
-        number: of the session, from 0; resumptions, retries and recoveries by other runs each have the next one.
+        number: of the session, from 0; each resume, retry or recovery by another run is a new session.
         round: 0, or the number of the retry.
-        calls: DetectCustomLabels calls, the throttled ones included.
-        throttled: calls that were refused for capacity.
-        images: that cost a call and have their outcome.
+        calls: DetectCustomLabels calls, including throttled ones.
+        throttled: calls refused for capacity.
+        images: images with an outcome that were called for.
         seconds: from the first call to the last row; 0 without a call.
-        images_per_second: `images` in `seconds`.
-        cost_usd: what the model cost while this session had it running, at least; None where the session didn't start
-            it.
+        images_per_second: `images` divided by `seconds`.
+        cost_usd: minimum cost of the model in this session; None if the session did not start it.
     """
 
     number: int
@@ -40,7 +39,7 @@ class SessionRecord:
 
     @classmethod
     def of(cls, number: int, progress: Mapping[str, Any]) -> SessionRecord:
-        """From the counters of a heartbeat."""
+        """The record for the counters in a heartbeat."""
         images, seconds = _number(progress, "images"), _number(progress, "seconds")
         return cls(
             number=number,
@@ -56,30 +55,31 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a run came to.
+    """The summary of a run, over all its sessions.
 
     Attributes:
-        status: `done` when every image of the list has its row, `stopped` when not.
+        status: `done` if every image on the work list has a row, else `stopped`.
         reason: why it stopped.
-        calls: DetectCustomLabels calls of all sessions, the throttled ones included.
-        throttled: of all sessions, as `seconds`, `images_per_second` and `cost_usd` are.
-        seconds: each session's from its first call to its last row.
-        cost_usd: what the model cost while this run had it running, at least; None where no session started it.
-        sessions: what each session spent, in order. One that was killed counts up to its last heartbeat.
-        min_confidence: that was asked for; None where it was left to the model.
+        planned: images on the work list, without those that another run has scored since.
+        calls: DetectCustomLabels calls, including throttled ones.
+        throttled: calls refused for capacity.
+        seconds: sum over the sessions of the time from first call to last row.
+        images_per_second: images called for, divided by `seconds`.
+        cost_usd: minimum cost of the model; None if no session started it.
+        sessions: the sessions in order; a killed one is counted up to its last heartbeat.
+        min_confidence: the requested minimum; None for the model's own threshold.
         tolerated: whether failures stayed within `max_failures`.
-        bad_lines: lines of the lists that name no image and were left out.
-        repeated: images that the sources named more than once, beyond the first time.
-        known: images left out by `--incremental`, as their version has a result.
-        known_failed: images left out by `--incremental`, as their version has a permanent failure.
-        retryable: failed images that `batchcl retry` scores again, as they may succeed; None while the run, or its
-            retry, isn't done.
-        fittable: failed and skipped images that may be scored with `--fit`; likewise.
-        filtered: images left out by the filters.
-        filtered_by: which filter → how many of them.
-        left_out: lines of lists that name something that is no image to score: what → how many.
-        lines: lines and rows of all lists; None where a source is no list, or the list isn't complete.
-        round: 0, or the number of the retry that this is the summary of.
+        bad_lines: malformed lines of lists.
+        repeated: duplicates.
+        known: images excluded by `--incremental` because their version has a result.
+        known_failed: images excluded by `--incremental` because their version has a permanent failure.
+        retryable: failed images that `batchcl retry` scores again; None until the run, or its retry, is done.
+        fittable: failed and skipped images that `--fit` may fix; None until the run, or its retry, is done.
+        filtered: images excluded by filters.
+        filtered_by: filter → images that it excluded.
+        left_out: lines of lists that do not name an image to score: reason → count.
+        lines: lines and rows of all lists; None if a source is not a list, or the work list is incomplete.
+        round: 0, or the number of the retry that this summarizes.
     """
 
     run_id: str
@@ -114,12 +114,12 @@ class Summary:
     sessions: tuple[SessionRecord, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """All fields, for `--json`."""
         return asdict(self)
 
 
 def rate(images: float, seconds: float) -> float:
-    """Images per second; 0 where no time has passed."""
+    """Images per second; 0 if `seconds` is 0."""
     return round(images / seconds, 3) if seconds > 0 else 0.0
 
 

@@ -108,7 +108,7 @@ def test_a_redirect_to_another_region_ends_the_run_with_what_to_check(score):
     with service(lambda *_: http(307, b"", ("Location", ELSEWHERE))) as server:
         done = score(aws_env(server.url))
     assert done.code == 5, done.err
-    assert re.search(rf"answered 307 and redirects to {ELSEWHERE}; check the region", done.err)
+    assert re.search(rf"responded with 307 and redirects to {ELSEWHERE}; check the region", done.err)
     assert done.json["status"] == "stopped"
 
 
@@ -141,7 +141,7 @@ def test_another_program_at_the_endpoint_is_one_sentence(score, cli):
         bucket = cli("plan", "s3://photos/", "--model", MODEL, env=aws_env(s3=server.url))
     assert control.code == 5
     assert len(control.err.splitlines()) == 1, control.err
-    assert "it isn't AWS that answers; check the endpoint and the proxy" in control.err
+    assert "the response is not from AWS; check the endpoint and the proxy" in control.err
     assert len(control.err) < 800
     assert (bucket.code, len(bucket.err.splitlines())) == (5, 1), bucket.err
 

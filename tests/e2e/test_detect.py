@@ -278,7 +278,7 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
     [
         ((), "name an image"),
         (("picture.png",), "--model PROJECT@VERSION"),
-        (("picture.png", "--model", "digits@"), "names no model"),
+        (("picture.png", "--model", "digits@"), "is not a model"),
         (("picture.png", "--model", "ARN", "--min-confidence", 101), "outside of 0 to 100"),
         (("picture.png", "--model", "ARN", "--max-results", -1), "outside of 0 to 2147483647"),
         (("picture.png", "--model", "ARN", "--max-results", 2**31), "outside of 0 to 2147483647"),

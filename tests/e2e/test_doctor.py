@@ -246,7 +246,7 @@ def test_a_run_starts_no_model_for_images_that_are_not_there(demo, pictures, tmp
     arguments = ("keys.txt", "--model", demo.arn, "--out", "out", "--start-model", "1")
     run = typed("run", *arguments)
     assert run.code == 5, run.err
-    assert "sampled images are not there, such as s3://doctor/in/gone-0.png; check the keys" in run.err
+    assert "sampled images do not exist, such as s3://doctor/in/gone-0.png; check the keys" in run.err
     assert "STARTING" not in run.err
     assert not list(tmp_path.rglob("run.json")), "a refused run leaves no record"
     assert found(typed("doctor", *arguments))["images"][0] == "fail"

@@ -77,7 +77,7 @@ def test_url_encoded_keys_are_taken_literally_and_the_refusal_says_how_to_decode
     names = [f"s3://{BUCKET}/odd/my+photo+%28{n}%29.jpg" for n in range(count)]
     done = cli("run", write(tmp_path / "l.txt", names), "--model", demo.arn, "--out", tmp_path / "out", env=aws)
     assert done.code == 5, done.err
-    assert f"s3://{BUCKET}/odd/my photo (0).jpg is: the names are URL-encoded" in done.err
+    assert f"s3://{BUCKET}/odd/my photo (0).jpg does: the names are URL-encoded" in done.err
     assert "decode the list: python3 -c" in done.err
 
 
@@ -159,5 +159,5 @@ def test_a_min_confidence_below_one_is_questioned(cli, aws, demo, tmp_path):
     done = cli(*run, "--min-confidence", "0.8", env=aws)
     assert done.code == 0, done.err
     detected = cli("detect", demo.data.images / "00000.png", "--model", demo.arn, "--min-confidence", "1", env=aws)
-    assert "was 100 intended?" in detected.err
-    assert "--min-confidence 0.8 is 0.8 %, as confidences are 0 to 100; was 80 intended?" in done.err
+    assert "did you mean 100?" in detected.err
+    assert "--min-confidence 0.8 means 0.8 % (confidences are 0 to 100); did you mean 80?" in done.err

@@ -236,7 +236,7 @@ def test_no_model_is_started_for_images_that_are_all_missing(cli, demo, slow, tm
     job = ("run", names, "--source-kind", "keys", "--model", demo.arn, "--out", tmp_path / "out", "--start-model", "1")
     done = cli(*job, env=aws_env(slow))
     assert done.code == 5, done.err
-    assert "not there, such as" in done.err
+    assert "not exist, such as" in done.err
     assert model_status(slow, demo.arn) == "TRAINING_COMPLETED"
     good = next(iter(sorted(demo.data.images.iterdir())))
     names.write_text(f"{good}\n{names.read_text()}")
@@ -255,7 +255,7 @@ def test_model_commands_go_through_a_models_life(cli, demo, slow):
     again = cli("model", "start", demo.arn, env=env)
     assert again.code == 5
     assert "ResourceInUseException" in again.err
-    assert "see what it does with `batchcl model show digits@v1`" in again.err
+    assert "see its status with `batchcl model show digits@v1`" in again.err
     assert cli("model", "show", demo.arn, env=env).out.startswith("model")
     stopped = cli("model", "stop", demo.arn, "--json", env=env)
     assert (stopped.code, stopped.json["status"]) == (0, "STOPPED")

@@ -77,7 +77,7 @@ def test_an_unknown_model(refused, demo):
 
 
 def test_a_malformed_arn(refused, demo):
-    refused(demo.data.images, "--model", "arn:aws:x", code=2, says="it looks like arn:aws:rekognition")
+    refused(demo.data.images, "--model", "arn:aws:x", code=2, says="such as arn:aws:rekognition")
 
 
 def test_a_model_that_is_not_a_name(refused, demo):

@@ -233,7 +233,7 @@ def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, b
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
     assert (useless.code, useless.json) == (0, run.json | {"tolerated": True})
     assert (
-        "not retried: 3 images failed with InvalidImageFormatException (not a PNG or JPEG, or broken); " in useless.err
+        "not retried: 3 images failed with InvalidImageFormatException (not a PNG or JPEG, or corrupt); " in useless.err
     )
     assert "not retried: 1 image skipped with EmptyFile (empty)\n" in useless.err
     assert "nothing to retry in run r: none of its failures can succeed" in useless.err

@@ -126,7 +126,7 @@ def test_a_bucket_in_another_region_is_refused_before_a_call(cli, demo, service,
             stdin="\n".join(lines).encode(),
         )
         assert done.code == 5, done.err
-        assert "far-away lies in eu-central-1 and the model in us-east-1" in done.err
+        assert "far-away is in eu-central-1 and the model in us-east-1" in done.err
         assert "send the images as bytes with --cross-region" in done.err
         assert "Traceback" not in done.err
         assert not (tmp_path / "out" / "runs").exists() or not any((tmp_path / "out" / "runs").iterdir())
@@ -158,7 +158,7 @@ def test_images_of_other_regions_are_fetched_and_sent_as_bytes(cli, demo, servic
     failures = batchcl.open_results(str(out)).failures().collect()
     reasons = dict(failures.select("error_code", "error_message").iter_rows())
     assert reasons.keys() == {"TooLarge", "InvalidS3ObjectException"}
-    assert "an image sent as bytes may have 4,194,304" in reasons["TooLarge"]
+    assert "the limit for images sent as bytes is 4,194,304 bytes" in reasons["TooLarge"]
     s3.put_object(Bucket="in-ap-south-1", Key="late.jpg", Body=picture)
     again = cli("retry", out, "r", "--json", env=env)
     assert again.code == 0, again.err

@@ -67,7 +67,7 @@ def test_refusals_of_the_service_have_the_same_class(service, demo, transport):
                     await detector.detect(image)
                 assert (caught.value.code, caught.value.status) == (code, 400)
         async with open_detector(aws(service, secret="wrong"), model, transport=transport, reader=FILES) as detector:
-            with pytest.raises(FatalCallError, match="secret key does not fit") as refused:
+            with pytest.raises(FatalCallError, match="secret key does not match") as refused:
                 await detector.detect(text)
             assert refused.value.code == "InvalidSignatureException"
 

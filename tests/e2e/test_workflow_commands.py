@@ -119,10 +119,10 @@ def test_a_deletion_is_named_and_needs_a_yes(project):
         ("dataset create P/train nowhere --upload-to s3://cmd-none/x", 2, "there is no directory or manifest nowhere"),
         ("dataset create P/train photos --upload-to cmd", 2, "it looks like s3://bucket/prefix"),
         ("dataset create P photos --upload-to s3://cmd-none/x", 2, "divided between them with --test-share 0.2"),
-        ("project create P", 5, "go on with it or choose another name"),
+        ("project create P", 5, "use it or choose another name"),
         ("dataset create P photos --test-share 2 --upload-to s3://cmd-there/x", 2, "a test share of 2 is out of range"),
         ("dataset create P/train photos --upload-to s3://cmd-none/x", 2, "there is no bucket cmd-none"),
-        ("dataset create P/train s3://cmd-there/no.manifest", 5, "its bucket policy let Custom Labels read it"),
+        ("dataset create P/train s3://cmd-there/no.manifest", 5, "the bucket policy lets Custom Labels read it"),
         (
             "dataset create P/train s3://b/k --upload-to s3://b",
             2,
@@ -131,7 +131,7 @@ def test_a_deletion_is_named_and_needs_a_yes(project):
         ("dataset entries P/train --manifest --json", 2, "--manifest and --json exclude each other"),
         ("dataset distribute P", 5, "has no training dataset to distribute"),
         ("model train P --output s3://b", 2, "names no new model; write PROJECT@VERSION"),
-        ("model train P@v1 --output b", 2, "it looks like s3://bucket/prefix"),
+        ("model train P@v1 --output b", 2, "write it like s3://bucket/prefix"),
         ("model train P@v1 --output s3://b --test-manifest s3://b/k", 2, "--test-manifest needs --train-manifest"),
         ("model train P@v1 --output s3://b --tag x", 2, "'x' is no tag; write KEY=VALUE"),
         ("model evaluate P@v1", 5, "has no model v1; see `batchcl model list --project"),
@@ -312,7 +312,7 @@ def test_a_failed_training_is_told_with_its_reason(seaweed, project, tmp_path):
     assert failed.code == 5
     last = failed.err.strip().splitlines()[-1]
     assert f"{project}@v1 is TRAINING_FAILED" in last
-    assert "what is wrong with which entry stands in s3://cmd-fail/out/" in last
+    assert "the errors of each entry are in s3://cmd-fail/out/" in last
     assert "goes on in AWS" not in last
     again = typed(f"model train {project}@v1 --output s3://cmd-fail/out")
     assert (again.code, f"(`batchcl model list --project {project}`), choose another name" in again.err) == (5, True)

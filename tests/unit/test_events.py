@@ -21,7 +21,7 @@ def failed(status: Literal["failed", "skipped"] = "failed", attempts: int = 1) -
     return Failed(image=IMAGE, status=status, code="C", message="m", attempts=attempts, failed_at=AT)
 
 
-def test_outcomes_are_counted_by_what_became_of_the_image() -> None:
+def test_outcomes_are_counted_by_status() -> None:
     progress = Progress()
     for outcome in (scored(), scored(), failed(), failed("skipped", 0)):
         progress.count(outcome)
@@ -51,7 +51,7 @@ def test_the_rate_is_that_of_the_last_quarter_minute() -> None:
     assert found.images_per_second == pytest.approx(2)
 
 
-def test_the_first_looks_show_the_average_since_the_beginning() -> None:
+def test_the_first_snapshots_have_the_average_rate() -> None:
     progress = Progress()
     progress.begin(10.0)
     for _ in range(6):
@@ -59,7 +59,7 @@ def test_the_first_looks_show_the_average_since_the_beginning() -> None:
     assert progress.snapshot(12.0).images_per_second == pytest.approx(3)
 
 
-def test_skipped_images_and_those_of_earlier_sessions_are_no_speed() -> None:
+def test_skipped_and_earlier_images_do_not_count_for_the_rate() -> None:
     progress = Progress()
     progress.begin(0.0)
     progress.add_earlier(Counts(101, 20, 3))
@@ -69,7 +69,7 @@ def test_skipped_images_and_those_of_earlier_sessions_are_no_speed() -> None:
     assert (found.scored, found.failed, found.skipped) == (101, 20, 4)
 
 
-def test_the_end_is_told_only_of_a_complete_list_and_at_some_speed() -> None:
+def test_the_eta_needs_a_complete_list_and_a_rate() -> None:
     progress = Progress()
     progress.begin(0.0)
     progress.planned = 100
@@ -89,14 +89,14 @@ def test_the_share_of_throttled_calls_is_zero_without_calls() -> None:
     assert progress.snapshot(0.0).throttled_share == 0.25
 
 
-def test_dollars_are_asked_for_at_each_look() -> None:
+def test_each_snapshot_has_the_current_cost() -> None:
     assert Progress().snapshot(0.0).dollars is None
     spent = iter([1.0, 2.5])
     progress = Progress(dollars=lambda: next(spent))
     assert [progress.snapshot(0.0).dollars, progress.snapshot(1.0).dollars] == [1.0, 2.5]
 
 
-def test_a_look_a_second_for_hours_keeps_no_more_than_the_window() -> None:
+def test_the_rate_keeps_only_the_window_in_memory() -> None:
     progress = Progress()
     progress.begin(0.0)
     for second in range(10_000):
@@ -104,7 +104,7 @@ def test_a_look_a_second_for_hours_keeps_no_more_than_the_window() -> None:
     assert len(progress._recent) <= 17
 
 
-def test_a_silent_observer_takes_everything() -> None:
+def test_a_silent_observer_accepts_everything() -> None:
     observer = SilentObserver()
     observer.started(Progress())
     observer.notice(Notice("kind", "text", {"n": 1}))

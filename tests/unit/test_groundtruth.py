@@ -41,24 +41,24 @@ def test_other_keys_are_kept_as_compact_json() -> None:
     assert truth == GroundTruth(source_ref="a/b.png", extra='{"patient":"Ł","n":[1,2.5]}')
 
 
-def test_a_byte_order_mark_is_passed_over() -> None:
+def test_a_byte_order_mark_is_ignored() -> None:
     assert parse_line(b"\xef\xbb\xbf" + line()).source_ref == URI
     assert parse_line("\ufeff" + line().decode()).source_ref == URI
 
 
 @pytest.mark.parametrize("value", [0, 1, "0", "dog", None])
-def test_a_classification_is_named_by_class_name_whatever_the_value(value: Any) -> None:
+def test_class_name_is_the_label_of_a_classification(value: Any) -> None:
     truth = parse_line(line(**single("A", "dog", value)))
     assert (truth.task, truth.labels, truth.boxes) == ("classification", ("dog",), ())
 
 
-def test_without_class_name_the_class_map_or_a_textual_value_names_the_label() -> None:
+def test_without_class_name_the_class_map_or_text_is_used() -> None:
     mapped = {"A": 3, "A-metadata": {"class-map": {"3": "cat"}, "type": SINGLE}}
     assert parse_line(line(**mapped)).labels == ("cat",)
     assert parse_line(line(**{"A": "cat", "A-metadata": {"type": SINGLE}})).labels == ("cat",)
 
 
-def test_repeated_classification_attributes_are_several_labels_even_with_value_and_confidence_0() -> None:
+def test_several_classification_attributes_are_several_labels() -> None:
     entry = single("g", "dog", 0, confidence=0) | single("r", "cat", 1, confidence=1) | single("x", "dog", "7")
     assert parse_line(line(**entry)).labels == ("dog", "cat")
 
@@ -77,7 +77,7 @@ def test_an_image_with_nothing_on_it_has_a_task_and_no_labels() -> None:
     )
 
 
-def test_object_detection_gives_boxes_in_pixels_and_the_image_size() -> None:
+def test_object_detection_has_boxes_and_the_image_size() -> None:
     truth = parse_line(line(**detection("B", "Echo Dot")))
     assert truth.task == "detection"
     assert truth.boxes == (TruthBox("Echo Dot", 10, 20, 30, 40),)
@@ -93,7 +93,7 @@ def test_the_adjusted_attribute_of_a_chained_manifest_wins() -> None:
     assert parse_line(line(**entry), attribute="B").labels == ("old",)
 
 
-def test_without_adjustment_the_later_creation_date_wins_in_any_order() -> None:
+def test_without_adjustment_the_latest_creation_date_wins() -> None:
     new = detection("C", "new", **{"creation-date": "2026-05-02T00:00:00.5"})
     old = detection("B", "old", **{"creation-date": "2026-05-01T23:00:00Z"})
     undated = detection("A", "undated")
@@ -118,7 +118,7 @@ def test_the_predictions_of_an_evaluation_snapshot_are_not_truth() -> None:
     assert parse_line(line(**boxes), attribute="evaluation").labels == ("Hat",)
 
 
-def test_types_without_image_labels_and_failed_jobs_are_passed_over() -> None:
+def test_other_types_and_failed_jobs_are_ignored() -> None:
     verification = {
         "V": "1",
         "V-metadata": {"class-name": "bad", "type": "groundtruth/label-verification"},
@@ -129,9 +129,9 @@ def test_types_without_image_labels_and_failed_jobs_are_passed_over() -> None:
     assert parse_line(line(**verification, **single("A", "dog"))).labels == ("dog",)
 
 
-def test_a_named_attribute_must_be_there_once_the_line_has_labels() -> None:
+def test_a_named_attribute_must_exist_on_a_line_with_labels() -> None:
     assert parse_line(line(), attribute="B").task is None
-    with pytest.raises(SourceError, match=r"'B'.*none of that name.*'A'"):
+    with pytest.raises(SourceError, match=r"'B'.*no such attribute.*'A'"):
         parse_line(line(**single("A", "dog")), attribute="B")
     odd = {"V": 1, "V-metadata": {"type": "groundtruth/semantic-segmentation"}}
     with pytest.raises(SourceError, match="semantic-segmentation"):
@@ -152,10 +152,10 @@ def test_a_named_attribute_must_be_there_once_the_line_has_labels() -> None:
         (b'{"source-ref":"a","x":' + b"[" * 500 + b"]" * 500 + b"}", "a failed"),
         (b'{"source":"text"}', "source-ref.*'source'"),
         (b'{"source-ref":""}', "source-ref"),
-        (b'{"source-ref":7}', 'its "source-ref" is no text: 7'),
+        (b'{"source-ref":7}', 'its "source-ref" is not a string: 7'),
     ],
 )
-def test_a_line_that_is_no_manifest_line_says_so(text: bytes | str, why: str) -> None:
+def test_malformed_lines_are_refused_with_a_reason(text: bytes | str, why: str) -> None:
     with pytest.raises(SourceError, match=why):
         parse_line(text)
 
@@ -184,7 +184,7 @@ def broken_box(**change: Any) -> dict[str, Any]:
         (broken_box(height=-1), "30 by -1"),
     ],
 )
-def test_a_broken_label_is_told_with_its_image_which_is_good(entry: dict[str, Any], why: str) -> None:
+def test_a_malformed_label_is_reported_with_its_image(entry: dict[str, Any], why: str) -> None:
     truth = parse_line(line(**entry))
     assert (truth.source_ref, truth.labels, truth.boxes, truth.task) == (URI, (), (), None)
     with pytest.raises(SourceError, match=why) as caught:
@@ -192,7 +192,7 @@ def test_a_broken_label_is_told_with_its_image_which_is_good(entry: dict[str, An
     assert URI in str(caught.value)
 
 
-def test_the_good_labels_beside_a_broken_one_count() -> None:
+def test_valid_labels_beside_a_malformed_one_are_used() -> None:
     boxes = detection("B", "x")
     good = boxes["B"]["annotations"][0]
     boxes["B"]["annotations"] = [good | {"width": 0}, good, good | {"class_id": 99}]
@@ -205,7 +205,7 @@ def test_the_good_labels_beside_a_broken_one_count() -> None:
 
 
 @pytest.mark.parametrize("size", [[{"width": 0, "height": 1}], [{}], "640x480", [5]])
-def test_a_broken_image_size_is_a_bad_label(size: Any) -> None:
+def test_a_malformed_image_size_is_a_bad_label(size: Any) -> None:
     entry = detection("B", "x")
     entry["B"]["image_size"] = size
     truth = parse_line(line(**entry))
@@ -277,15 +277,15 @@ def test_any_multilabel_line_is_read_back(uri: str, name: str, labels: list[str]
     st.sampled_from([SINGLE, MULTI, DETECTION]),
     st.booleans(),
 )
-def test_whatever_an_attribute_holds_it_is_read_or_refused_as_a_source(value: Any, kind: str, inside: bool) -> None:
+def test_any_attribute_is_parsed_or_a_source_error(value: Any, kind: str, inside: bool) -> None:
     metadata = {"type": kind, "class-map": value} if inside else {"type": kind, "class-map": {"1": "x"}}
     with suppress(SourceError):
         parse_line(line(**{"A": value, "A-metadata": metadata}))
 
 
-def test_strictly_one_of_several_chained_attributes_has_to_be_named() -> None:
+def test_strict_parsing_requires_one_of_chained_attributes() -> None:
     originals = detection("B", "old") | detection("C", "new", **{"creation-date": "2026-05-02T00:00:00"})
-    with pytest.raises(SourceError, match=r"the line has 'B', 'C', of which one counts; say which with --attribute"):
+    with pytest.raises(SourceError, match=r"several sets of labels: 'B', 'C'; select one with --attribute"):
         parse_line(line(**originals), strict=True)
     assert parse_line(line(**originals), attribute="B", strict=True).labels == ("old",)
     one_adjusted = originals | detection("D", "best", **{"adjustment-status": "adjusted"})
@@ -306,7 +306,7 @@ def test_a_named_attribute_is_the_only_one_that_is_kept() -> None:
 
 
 @given(TEXT, st.lists(TEXT, unique=True))
-def test_what_a_line_keeps_says_the_same_again(uri: str, labels: list[str]) -> None:
+def test_the_extra_of_a_line_parses_to_the_same_labels(uri: str, labels: list[str]) -> None:
     truth = parse_line(orjson.dumps({"source-ref": uri} | multilabel("labels", labels)))
     assert truth.labels == tuple(labels)
     assert truth.extra is not None

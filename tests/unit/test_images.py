@@ -26,12 +26,12 @@ def test_an_image_without_bucket_is_local() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.Jpe", "a.jfif", "dir.txt/a.png", "a.b.c.png", ".hidden.png"])
-def test_names_of_jpegs_and_pngs_are_fit_in_any_case(name: str) -> None:
+def test_jpeg_and_png_extensions_are_accepted_in_any_case(name: str) -> None:
     assert code(in_s3(name)) is None
 
 
 @pytest.mark.parametrize("name", ["a", "a.", "scan 12.05.2026", "img.0001", "x.a b", "x.jpg~", "x.png v2", "ü.größe"])
-def test_a_name_that_says_nothing_is_let_through_as_only_bytes_can_tell(name: str) -> None:
+def test_a_name_without_an_extension_is_accepted(name: str) -> None:
     assert code(in_s3(name)) is None
 
 
@@ -40,7 +40,7 @@ def test_another_type_or_a_hidden_file_is_skipped_by_its_name(name: str) -> None
     assert code(in_s3(name)) == "UnsupportedExtension"
 
 
-def test_a_folders_placeholder_is_skipped_even_when_it_is_called_like_an_image() -> None:
+def test_a_folder_marker_is_skipped_in_spite_of_its_extension() -> None:
     assert code(in_s3("photos/", 0)) == "FolderMarker"
     assert code(in_s3("photos.png/", 0)) == "FolderMarker"
 
@@ -64,12 +64,12 @@ def test_the_limit_is_15_mb_in_s3_and_4_mb_as_bytes(image: ImageRef, expected: s
     assert code(image) == expected
 
 
-def test_the_reason_names_the_size_the_limit_and_the_way() -> None:
+def test_the_reason_has_the_size_the_limit_and_the_transfer() -> None:
     s3, local = check_limits(in_s3("a.png", MAX_BYTES_S3 + 1)), check_limits(on_disk("/a.png", MAX_BYTES_INLINE + 1))
     assert s3 is not None
-    assert s3.message == "15,728,641 bytes, and an image read from S3 may have 15,728,640"
+    assert s3.message == "15,728,641 bytes; the limit for images read from S3 is 15,728,640 bytes"
     assert local is not None
-    assert local.message == "4,194,305 bytes, and an image sent as bytes may have 4,194,304"
+    assert local.message == "4,194,305 bytes; the limit for images sent as bytes is 4,194,304 bytes"
 
 
 def test_a_file_name_that_is_not_utf8_is_skipped_with_advice() -> None:
@@ -81,7 +81,7 @@ def test_a_file_name_that_is_not_utf8_is_skipped_with_advice() -> None:
 
 
 @given(st.text(), st.one_of(st.none(), st.integers(min_value=0)))
-def test_any_key_and_size_gets_a_verdict_that_can_be_written(key: str, size_bytes: int | None) -> None:
+def test_any_key_and_size_has_a_printable_result(key: str, size_bytes: int | None) -> None:
     found = check_limits(in_s3(key, size_bytes))
     if found is not None:
         assert found.code.isidentifier()

@@ -9,7 +9,7 @@ from batchcl.name_set import NameSet
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=60)
 A, B, AB = (b"\0\0aaaaaa\0\0bbbbbb", b"\0\0cccccc\0\0dddddd", b"\0\0bbbbbb\0\0cccccc")
-"""Digests of one bucket, of which the third is found between the first two."""
+"""Digests of one bucket; the third one also occurs across the first two."""
 
 
 @given(NAMES, NAMES)
@@ -22,7 +22,7 @@ def test_a_set_of_names_holds_exactly_those(inside: list[str], asked: list[str])
     assert {name for name in asked if name in names} == set(asked) & set(inside)
 
 
-def test_names_are_told_apart_whose_digests_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_the_same_bucket_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(name_set, "_digest", {"a": A, "b": B, "ab": AB}.__getitem__)
     names = NameSet()
     names.update(["a", "b"])

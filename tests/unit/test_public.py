@@ -15,7 +15,7 @@ HEAVY = ("aioboto3", "boto3", "botocore", "obstore", "polars", "pyarrow", "sklea
 
 
 def modules_after(code: str) -> set[str]:
-    """The top-level modules that a fresh process has loaded after `code`."""
+    """The top-level modules loaded in a new process after `code`."""
     script = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
     return set(json.loads(done.stdout))
@@ -51,7 +51,7 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     assert not modules_after("import batchcl; batchcl.UsageError") & set(HEAVY)
 
 
-def test_the_command_line_loads_no_heavy_library_before_a_command_needs_it() -> None:
+def test_the_command_line_loads_no_heavy_library_at_start() -> None:
     assert not modules_after("import batchcl.cli.app") & set(HEAVY)
 
 

@@ -10,7 +10,7 @@ from batchcl.quantities import confidence_hint, counted, moment_of, seconds_of
 NOW = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
 
 
-def test_one_is_no_plural() -> None:
+def test_one_is_singular() -> None:
     assert [counted(number, "image") for number in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
 
 
@@ -27,13 +27,13 @@ def test_one_is_no_plural() -> None:
         ("2026-11-20T06:00:00+02:00", "2026-11-20T04:00:00"),
     ],
 )
-def test_a_moment_is_a_time_ago_or_a_day_or_time_in_utc(text: str, moment: str) -> None:
+def test_a_time_is_a_duration_ago_or_a_date_in_utc(text: str, moment: str) -> None:
     assert moment_of(text, now=NOW) == dt.datetime.fromisoformat(f"{moment}Z")
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "24", "20.11.2026", "2026-13-01", "h", "99999999d", "-1d"])
 def test_anything_else_is_refused_in_one_sentence(text: str) -> None:
-    with pytest.raises(UsageError, match="is neither a duration before now"):
+    with pytest.raises(UsageError, match="is not a time; write a duration before now"):
         moment_of(text, now=NOW)
 
 
@@ -42,10 +42,10 @@ def test_durations_have_days() -> None:
 
 
 @pytest.mark.parametrize(("given", "asked"), [(0.1, "10"), (0.8, "80"), (1, "100"), (0.995, "99.5")])
-def test_a_confidence_that_looks_like_a_share_is_questioned(given: float, asked: str) -> None:
-    assert f"was {asked} intended?" in str(confidence_hint(given))
+def test_a_confidence_that_looks_like_a_share_gets_a_hint(given: float, asked: str) -> None:
+    assert f"did you mean {asked}?" in str(confidence_hint(given))
 
 
 @pytest.mark.parametrize("given", [None, 0, 0.01, 1.5, 80, 100])
-def test_other_confidences_are_taken_as_they_are(given: float | None) -> None:
+def test_other_confidences_get_no_hint(given: float | None) -> None:
     assert confidence_hint(given) is None

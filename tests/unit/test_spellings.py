@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.spellings import form_of, spellings
+from batchcl.spellings import spellings, unicode_form
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from batchcl.spellings import form_of, spellings
         ("\ufeffdemo/0.png", "demo/0.png", "byte order mark"),
     ],
 )
-def test_what_may_be_meant_is_among_the_spellings(name: str, meant: str, what: str) -> None:
+def test_the_intended_name_is_among_the_spellings(name: str, meant: str, what: str) -> None:
     assert what in next(each.what for each in spellings(name) if each.name == meant)
 
 
@@ -30,8 +30,8 @@ def test_a_plain_name_has_no_other_spelling() -> None:
 
 
 @given(st.text())
-def test_the_spellings_of_any_name_are_others_and_each_comes_once(name: str) -> None:
+def test_spellings_are_distinct_and_differ_from_the_name(name: str) -> None:
     found = [each.name for each in spellings(name)]
     assert name not in found
     assert len(set(found)) == len(found)
-    assert form_of(name) in {None, "NFC", "NFD"}
+    assert unicode_form(name) in {None, "NFC", "NFD"}

@@ -41,14 +41,14 @@ def test_only_the_first_request_counts() -> None:
     assert not isinstance(stopper.error, InterruptedRunError)
 
 
-def test_whoever_comes_after_the_request_is_told_at_once() -> None:
+def test_a_late_callback_is_called_at_once() -> None:
     stopper, told = StopSignal(), []
     stopper.request("stop")
     with stopper.calling(lambda: told.append("now")):
         assert told == ["now"]
 
 
-def test_after_its_block_nobody_is_told() -> None:
+def test_after_its_block_a_callback_is_not_called() -> None:
     stopper, told = StopSignal(), []
     with stopper.calling(lambda: told.append("request")), stopper.calling_in_hurry(lambda: told.append("hurry")):
         pass
@@ -57,7 +57,7 @@ def test_after_its_block_nobody_is_told() -> None:
     assert told == []
 
 
-def test_a_hurry_is_another_thing_than_a_request() -> None:
+def test_hurry_and_request_have_separate_callbacks() -> None:
     stopper, told = StopSignal(), []
     with stopper.calling(lambda: told.append("request")), stopper.calling_in_hurry(lambda: told.append("hurry")):
         stopper.request("stop")
@@ -68,7 +68,7 @@ def test_a_hurry_is_another_thing_than_a_request() -> None:
         assert told[-1] == "late"
 
 
-def test_an_action_may_leave_while_it_is_told() -> None:
+def test_a_callback_may_end_its_block() -> None:
     stopper, told = StopSignal(), []
     inner = stopper.calling(lambda: told.append("inner"))
 
@@ -82,7 +82,7 @@ def test_an_action_may_leave_while_it_is_told() -> None:
     assert told[0] == "outer"
 
 
-def test_an_interruptible_block_ends_at_the_request_with_its_error() -> None:
+def test_an_interruptible_block_raises_the_error_of_the_request() -> None:
     stopper = StopSignal()
 
     async def main() -> float:
@@ -99,7 +99,7 @@ def test_an_interruptible_block_ends_at_the_request_with_its_error() -> None:
     assert run_virtual(main) == pytest.approx(3, abs=0.001)
 
 
-def test_an_interruptible_block_that_comes_too_late_does_not_wait() -> None:
+def test_an_interruptible_block_after_the_request_ends_at_once() -> None:
     stopper = StopSignal()
     stopper.request("stop", by_user=True)
 
@@ -111,7 +111,7 @@ def test_an_interruptible_block_that_comes_too_late_does_not_wait() -> None:
         run_virtual(main, max_s=10)
 
 
-def test_a_block_that_is_done_before_the_request_goes_on() -> None:
+def test_a_block_that_ended_before_the_request_continues() -> None:
     stopper = StopSignal()
 
     async def main() -> str:
@@ -124,7 +124,7 @@ def test_a_block_that_is_done_before_the_request_goes_on() -> None:
     assert run_virtual(main) == "done"
 
 
-def test_an_error_of_the_block_itself_comes_out() -> None:
+def test_an_error_in_the_block_is_raised() -> None:
     async def main() -> None:
         with StopSignal().interruptible():
             await anyio.sleep(1)

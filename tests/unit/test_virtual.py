@@ -60,7 +60,7 @@ def test_deadlines_cancel_at_their_time():
         run_virtual(fails)
 
 
-def test_an_event_set_by_a_later_task_wakes_the_waiter_at_that_time():
+def test_an_event_wakes_its_waiter_at_the_time_it_is_set():
     async def main() -> float:
         event = anyio.Event()
 
@@ -86,7 +86,7 @@ def test_a_poll_that_never_succeeds_is_reported():
 
 
 @pytest.mark.parametrize("through", ["anyio", "asyncio"])
-def test_time_stands_still_while_a_thread_works(through: str) -> None:
+def test_virtual_time_stops_while_a_thread_works(through: str) -> None:
     async def main() -> tuple[str, float]:
         release = threading.Event()
 
@@ -145,7 +145,7 @@ def test_aiolimiter_ends_and_keeps_its_rate():
     assert run_virtual(main) == pytest.approx(100, rel=0.01)
 
 
-def test_errors_and_results_come_out():
+def test_errors_and_results_are_returned():
     async def fails(text: str) -> None:
         await anyio.sleep(1)
         raise ValueError(text)

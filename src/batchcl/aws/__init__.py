@@ -1,1 +1,1 @@
-"""The only room that speaks to AWS: sessions, the detection call, the model's lifecycle."""
+"""Access to AWS: sessions, credentials, signed requests, and the operations of Rekognition and S3."""

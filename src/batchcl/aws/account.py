@@ -11,6 +11,11 @@ from batchcl.errors import RefusedError
 
 __all__ = ["DEFAULTS", "Identity", "Quotas", "caller_identity", "read_quotas"]
 
+_SERVICE: Final = "rekognition"
+_CALLS_QUOTA: Final = "L-EA71C84A"
+_UNITS_QUOTA: Final = "L-4FA65ECB"
+_RUNNING_QUOTA: Final = "L-5E225387"
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -20,32 +25,14 @@ class Identity:
     arn: str
 
 
-async def caller_identity(client: Any) -> Identity:
-    """The identity that signs, by GetCallerIdentity of an open STS client; it needs no permission.
-
-    Raises:
-        CredentialsError: AWS doesn't know the credentials, or they have expired.
-        UnreachableError: STS doesn't answer.
-    """
-    with translate_errors("asking whose credentials these are"):
-        answer = await client.get_caller_identity()
-    return Identity(answer["Account"], answer["Arn"])
-
-
-_SERVICE: Final = "rekognition"
-_CALLS: Final = "L-EA71C84A"
-_UNITS: Final = "L-4FA65ECB"
-_RUNNING: Final = "L-5E225387"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quotas:
-    """Upper bounds in an account and region.
+    """The Custom Labels quotas of an account in a region.
 
     Attributes:
         calls_tps: DetectCustomLabels calls a second, over all models.
         units: inference units of one running model.
-        running: models that run at the same time.
+        running: models running at the same time.
     """
 
     calls_tps: float
@@ -57,31 +44,43 @@ class Quotas:
 
 
 DEFAULTS: Final = Quotas(calls_tps=50, units=MAX_UNITS, running=2)
-"""Those of an account that never asked for more."""
+"""AWS's default quotas."""
+
+
+async def caller_identity(client: Any) -> Identity:
+    """The identity of the credentials, by GetCallerIdentity with an open STS client; needs no permission.
+
+    Raises:
+        CredentialsError: the credentials are unknown to AWS or have expired.
+        UnreachableError: STS does not respond.
+    """
+    with translate_errors("looking up the identity of the credentials"):
+        response = await client.get_caller_identity()
+    return Identity(response["Account"], response["Arn"])
 
 
 async def read_quotas(client: Any) -> Quotas:
-    """The account's own quotas, by an open Service Quotas client.
+    """The account's quotas, with an open Service Quotas client.
 
     Raises:
-        CredentialsError: the identity may not ask, or isn't known.
-        UnreachableError: Service Quotas doesn't answer.
+        CredentialsError: the credentials are unknown to AWS or lack the permission.
+        UnreachableError: Service Quotas does not respond.
     """
     return Quotas(
-        calls_tps=await _value(client, _CALLS),
-        units=int(await _value(client, _UNITS)),
-        running=int(await _value(client, _RUNNING)),
+        calls_tps=await _quota(client, _CALLS_QUOTA),
+        units=int(await _quota(client, _UNITS_QUOTA)),
+        running=int(await _quota(client, _RUNNING_QUOTA)),
     )
 
 
-async def _value(client: Any, code: str) -> float:
-    """The applied value, or AWS's default where none was ever applied."""
+async def _quota(client: Any, code: str) -> float:
+    """The applied quota, or AWS's default if none was ever applied."""
     try:
         with translate_errors("reading the quotas"):
-            answer = await client.get_service_quota(ServiceCode=_SERVICE, QuotaCode=code)
+            response = await client.get_service_quota(ServiceCode=_SERVICE, QuotaCode=code)
     except RefusedError as error:
         if cause_code(error) != "NoSuchResourceException":
             raise
         with translate_errors("reading the default quotas"):
-            answer = await client.get_aws_default_service_quota(ServiceCode=_SERVICE, QuotaCode=code)
-    return float(answer["Quota"]["Value"])
+            response = await client.get_aws_default_service_quota(ServiceCode=_SERVICE, QuotaCode=code)
+    return float(response["Quota"]["Value"])

@@ -1,7 +1,7 @@
-"""Datasets: the labelled images that a project's models learn from and are tested with.
+"""Datasets: a project's labelled images for training and testing.
 
-Each verb takes an open Rekognition client. What changes a dataset is asynchronous in the service; the verbs here
-return when it is done.
+Each function takes an open Rekognition client. Changes of a dataset are asynchronous in the service; these functions
+return when they are complete.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 TIMEOUT_S: Final = 60 * 60.0
-"""A dataset of 250,000 images takes a while; AWS publishes no time."""
+"""Enough for 250,000 images; AWS publishes no time."""
 
 MAX_CHANGES_BYTES: Final = 5 * 1024 * 1024 - 1
-"""Largest body of one UpdateDatasetEntries: less than 5 MB; source: its API reference."""
+"""Largest body of one UpdateDatasetEntries request: less than 5 MB. Source: its API reference."""
 
 _MAX_CHANGES_LINES: Final = 10_000
 _READY: Final = frozenset({"CREATE_COMPLETE", "UPDATE_COMPLETE"})
-_UNDER_WAY: Final = frozenset({"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS"})
+_IN_PROGRESS: Final = frozenset({"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS"})
 
 
 @dataclass(frozen=True, slots=True)
 class S3Location:
-    """An object in S3, `version` being its S3 version."""
+    """An S3 object; `version` is its version id."""
 
     bucket: str
     key: str
@@ -51,17 +51,17 @@ class S3Location:
 
     @classmethod
     def parse(cls, text: str) -> S3Location:
-        """Read `s3://bucket/key`, the key exactly as it is; raises `UsageError`."""
+        """Parse `s3://bucket/key`, without decoding the key; raises `UsageError`."""
         bucket, slash, key = text.removeprefix("s3://").partition("/")
         if not text.startswith("s3://") or not bucket or not slash or not key:
-            raise UsageError(f"{text!r} names no object in S3; it looks like s3://bucket/key")
+            raise UsageError(f"{text!r} is not an object in S3; write it like s3://bucket/key")
         return cls(bucket, key)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """As the service's operations take a manifest."""
-        named = {"Bucket": self.bucket, "Name": self.key} | ({"Version": self.version} if self.version else {})
-        return {"GroundTruthManifest": {"S3Object": named}}
+        """The object as a manifest, in the API's format."""
+        location = {"Bucket": self.bucket, "Name": self.key} | ({"Version": self.version} if self.version else {})
+        return {"GroundTruthManifest": {"S3Object": location}}
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
@@ -69,20 +69,20 @@ class S3Location:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """A dataset as the service describes it; once deleted its status is GONE.
+    """The service's description of a dataset; the status of a deleted one is GONE.
 
     Attributes:
         arn: of the dataset.
         project: the project's name.
         kind: `train` or `test`.
-        status: the service's own word.
-        message: its reason.
-        entries: manifest lines, an image each.
-        labeled: entries with a label.
-        labels: different labels.
-        errors: entries that the service can't use.
-        created: when.
-        updated: when it was last changed.
+        status: as in the API.
+        message: the reason for the status.
+        entries: number of manifest lines, one for each image.
+        labeled: number of entries with a label.
+        labels: number of distinct labels.
+        errors: number of entries that the service can't use.
+        created: time of creation.
+        updated: time of the last change.
     """
 
     arn: str
@@ -105,7 +105,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetLabel:
-    """A label of a dataset: how many images have it, and on how many of them it has a box."""
+    """A label of a dataset, with the number of images that have it, and of those with a box for it."""
 
     label: str
     entries: int
@@ -122,20 +122,20 @@ async def create_dataset(
     timeout_s: float = TIMEOUT_S,
     on_state: Callable[[Dataset], None] = lambda _: None,
 ) -> Dataset:
-    """Make the project's training or test dataset, and return it when it is complete.
+    """Create a project's training or test dataset, and return it when it is complete.
 
     Args:
         client: an open Rekognition client.
-        project: which gets it; a project has at most one of each kind.
+        project: the project; it can have one dataset of each kind.
         kind: `train` or `test`.
-        source: a Ground Truth manifest in S3, another dataset to copy, or None for an empty one.
+        source: a Ground Truth manifest in S3, another dataset to copy, or None for an empty dataset.
         tags: of the dataset.
-        timeout_s: how long to wait for it at most.
-        on_state: told of each change of its status.
+        timeout_s: maximum time to wait.
+        on_state: receives the dataset at each change of status.
 
     Raises:
-        RefusedError: the project has one of this kind already, or the source can't be read or used.
-        StoppedError: it wasn't complete after `timeout_s`.
+        RefusedError: the project already has one of this kind, or the source can't be read or used.
+        StoppedError: it was not complete after `timeout_s`.
     """
     arguments: dict[str, Any] = {"ProjectArn": project.text, "DatasetType": kind.upper()}
     if isinstance(source, DatasetArn):
@@ -144,32 +144,32 @@ async def create_dataset(
         arguments["DatasetSource"] = source.manifest
     if tags:
         arguments["Tags"] = dict(tags)
-    of = "" if source is None else f" from {source}"
+    origin = "" if source is None else f" from {source}"
     name = f"{project.project}/{kind}"
     in_use = f"add to it with `batchcl dataset update {name}`, or delete it first"
-    with translate_errors(f"creating the dataset {name}{of}", in_use=in_use):
-        made = await client.create_dataset(**arguments)
-    return await _ready(client, DatasetArn.parse(made["DatasetArn"]), timeout_s=timeout_s, on_state=on_state)
+    with translate_errors(f"creating the dataset {name}{origin}", in_use=in_use):
+        response = await client.create_dataset(**arguments)
+    return await _wait_ready(client, DatasetArn.parse(response["DatasetArn"]), timeout_s=timeout_s, on_state=on_state)
 
 
 async def describe_dataset(client: Any, arn: DatasetArn) -> Dataset:
-    """The dataset as it is now; raises `RefusedError` where there is none."""
+    """The current description of the dataset; raises `RefusedError` if it does not exist."""
     with translate_errors(f"describing the dataset {arn.name}"):
-        answer = await client.describe_dataset(DatasetArn=arn.text)
-    described = answer["DatasetDescription"]
-    stats = described.get("DatasetStats", {})
+        response = await client.describe_dataset(DatasetArn=arn.text)
+    description = response["DatasetDescription"]
+    stats = description.get("DatasetStats", {})
     return Dataset(
         arn=arn.text,
         project=arn.project,
         kind=arn.kind,
-        status=described["Status"],
-        message=described.get("StatusMessage", ""),
+        status=description["Status"],
+        message=description.get("StatusMessage", ""),
         entries=stats.get("TotalEntries", 0),
         labeled=stats.get("LabeledEntries", 0),
         labels=stats.get("TotalLabels", 0),
         errors=stats.get("ErrorEntries", 0),
-        created=utc(described.get("CreationTimestamp")),
-        updated=utc(described.get("LastUpdatedTimestamp")),
+        created=utc(description.get("CreationTimestamp")),
+        updated=utc(description.get("LastUpdatedTimestamp")),
     )
 
 
@@ -182,15 +182,15 @@ async def dataset_entries(
     source_contains: str | None = None,
     has_errors: bool | None = None,
 ) -> AsyncIterator[str]:
-    """The dataset's manifest lines that pass all filters, a page at a time.
+    """Iterate over the manifest lines that pass all filters.
 
     Args:
         client: an open Rekognition client.
         arn: of the dataset.
-        labels: entries with any of these labels.
-        labeled: entries with a label, or those without.
-        source_contains: entries whose image's URI contains this.
-        has_errors: entries that the service can't use, or those that it can.
+        labels: with any of these labels.
+        labeled: with a label (True) or without (False).
+        source_contains: the image's URI contains this text.
+        has_errors: unusable by the service (True) or usable (False).
     """
     filters = drop_none(
         ContainsLabels=list(labels) or None, Labeled=labeled, SourceRefContains=source_contains, HasErrors=has_errors
@@ -203,19 +203,19 @@ async def dataset_entries(
 
 async def dataset_labels(client: Any, arn: DatasetArn) -> list[DatasetLabel]:
     """The dataset's labels with their counts."""
-    found: list[DatasetLabel] = []
+    labels: list[DatasetLabel] = []
     with translate_errors(f"listing the labels of the dataset {arn.name}"):
         async for page in client.get_paginator("list_dataset_labels").paginate(DatasetArn=arn.text):
             for each in page["DatasetLabelDescriptions"]:
                 stats = each.get("LabelStats", {})
-                found.append(
+                labels.append(
                     DatasetLabel(
                         label=each["LabelName"],
                         entries=stats.get("EntryCount", 0),
                         boxed=stats.get("BoundingBoxCount", 0),
                     )
                 )
-    return found
+    return labels
 
 
 async def update_entries(
@@ -226,30 +226,30 @@ async def update_entries(
     timeout_s: float = TIMEOUT_S,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Dataset:
-    """Add or replace entries, by their `source-ref`, and return the dataset when all of them are in.
+    """Add entries, or replace those with the same `source-ref`; return the dataset when all are in it.
 
-    The lines go out in batches below the service's 5 MB; one that fails leaves the earlier ones in.
+    Lines are sent in batches below the service's limit of 5 MB. If a batch fails, the earlier ones stay in the dataset.
 
     Args:
         client: an open Rekognition client.
         arn: of the dataset.
         lines: manifest lines, JSON without line ends.
-        timeout_s: how long to wait for each batch at most.
-        on_batch: told how many lines are in, after each batch.
+        timeout_s: maximum time for each batch.
+        on_batch: receives the number of lines added so far, after each batch.
 
     Raises:
-        UsageError: one line is larger than a batch may be.
+        UsageError: a line is larger than the limit of a batch.
         RefusedError: the service refuses a batch.
         StoppedError: a batch took longer than `timeout_s`.
     """
     done = 0
-    dataset = await _ready(client, arn, timeout_s=timeout_s)
+    dataset = await _wait_ready(client, arn, timeout_s=timeout_s)
     for batch in _batches(lines):
         with translate_errors(f"updating the dataset {arn.name}"):
             await client.update_dataset_entries(
                 DatasetArn=arn.text, Changes={"GroundTruth": b"".join(line + b"\n" for line in batch)}
             )
-        dataset = await _ready(client, arn, timeout_s=timeout_s)
+        dataset = await _wait_ready(client, arn, timeout_s=timeout_s)
         done += len(batch)
         on_batch(done)
     return dataset
@@ -258,29 +258,29 @@ async def update_entries(
 async def distribute_entries(
     client: Any, train: DatasetArn, test: DatasetArn, *, timeout_s: float = TIMEOUT_S
 ) -> tuple[Dataset, Dataset]:
-    """Move a fifth of the training entries into the empty test dataset; return both when that is done.
+    """Move a fifth of the training entries into the empty test dataset; return both when they are ready.
 
     Raises:
-        RefusedError: the test dataset isn't empty, or one of them isn't ready.
+        RefusedError: the test dataset is not empty, or one of them is not ready.
     """
     with translate_errors(f"distributing the entries of the dataset {train.name}"):
         await client.distribute_dataset_entries(Datasets=[{"Arn": train.text}, {"Arn": test.text}])
     return (
-        await _ready(client, train, timeout_s=timeout_s),
-        await _ready(client, test, timeout_s=timeout_s),
+        await _wait_ready(client, train, timeout_s=timeout_s),
+        await _wait_ready(client, test, timeout_s=timeout_s),
     )
 
 
 async def delete_dataset(client: Any, arn: DatasetArn, *, timeout_s: float = TIMEOUT_S) -> None:
-    """Delete a dataset, and return when it is gone; its images and manifest stay in S3.
+    """Delete a dataset, and return when it no longer exists; its images and manifest stay in S3.
 
     Raises:
-        RefusedError: it is being made, changed or trained with.
+        RefusedError: it is being created, changed or used for training.
     """
     with translate_errors(f"deleting the dataset {arn.name}"):
         await client.delete_dataset(DatasetArn=arn.text)
 
-    async def look() -> Dataset:
+    async def describe() -> Dataset:
         try:
             return await describe_dataset(client, arn)
         except RefusedError as error:
@@ -288,10 +288,11 @@ async def delete_dataset(client: Any, arn: DatasetArn, *, timeout_s: float = TIM
                 raise
             return Dataset(arn=arn.text, project=arn.project, kind=arn.kind, status=GONE, message="")
 
-    await wait_until(look, until={GONE}, passing=_READY | {"DELETE_IN_PROGRESS", "CREATE_FAILED"}, timeout_s=timeout_s)
+    passing = _READY | {"DELETE_IN_PROGRESS", "CREATE_FAILED"}
+    await wait_until(describe, until={GONE}, passing=passing, timeout_s=timeout_s)
 
 
-async def _ready(
+async def _wait_ready(
     client: Any,
     arn: DatasetArn,
     *,
@@ -301,7 +302,7 @@ async def _ready(
     return await wait_until(
         lambda: describe_dataset(client, arn),
         until=_READY,
-        passing=_UNDER_WAY,
+        passing=_IN_PROGRESS,
         timeout_s=timeout_s,
         on_state=on_state,
     )
@@ -313,7 +314,7 @@ def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
     for line in lines:
         length = len(line) + 1
         if length > MAX_CHANGES_BYTES:
-            raise UsageError(f"a manifest line of {length:,} bytes is too large; a change may have less than 5 MB")
+            raise UsageError(f"a manifest line of {length:,} bytes is too large; the limit of an update is 5 MB")
         if batch and (size + length > MAX_CHANGES_BYTES or len(batch) >= _MAX_CHANGES_LINES):
             yield batch
             batch, size = [], 0

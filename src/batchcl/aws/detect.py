@@ -1,6 +1,6 @@
-"""DetectCustomLabels: one image in, its labels or a classified error out.
+"""DetectCustomLabels: the labels of one image, or a classified error.
 
-Calls are signed and sent by `http`, or go through aioboto3 (`--transport`); outcomes are the same.
+Two implementations with the same results: batchcl's own client (`aws.http`), and aioboto3 (`--transport`).
 """
 
 from __future__ import annotations
@@ -57,19 +57,16 @@ _HEADERS: Final = (
 )
 _REQUEST_ID: Final = "x-amzn-RequestId"
 _INVALID_PARAMETER: Final = "InvalidParameterException"
-_ERROR: Final = 300
+_LOWEST_ERROR: Final = 300
 _LARGE_IMAGE_BYTES: Final = 64 * 1024
-_FATAL_ERRORS: Final = (
-    NoRegionError,
-    UnknownEndpointError,
-)
+_FATAL_ERRORS: Final = (NoRegionError, UnknownEndpointError)
 
 
 class Detector(Protocol):
-    """Scores one image. Safe for many concurrent callers."""
+    """Scores one image. Safe for concurrent use."""
 
     async def detect(self, image: ImageRef) -> Detection:
-        """The labels of `image`; raises a `CallError` subclass that says what to do."""
+        """The labels of `image`; raises a subclass of `CallError`."""
         ...
 
 
@@ -84,13 +81,13 @@ async def open_detector(
     reader: ImageReader,
     connections: int = 256,
 ) -> AsyncIterator[Detector]:
-    """A detector for `model`; its connections are closed at the end of the block.
+    """Open a detector for `model`; its connections are closed after the block.
 
-    `reader` reads the images that are sent as bytes. Keys that the service rejects are looked up again, whatever the
-    transport.
+    `reader` reads the images that are sent as bytes; the service fetches the other ones from S3. Keys that the service
+    refuses are reloaded with both transports.
 
     Raises:
-        RefusedError: there are no credentials, no endpoint, or no readable CA bundle.
+        RefusedError: there are no credentials, no endpoint, or the CA bundle can't be read.
     """
     if transport is Transport.WIRE:
         async with open_signed_client(aws, "rekognition", region=model.region, connections=connections) as client:
@@ -108,10 +105,7 @@ async def open_detector(
 
 
 class SignedDetector:
-    """DetectCustomLabels through a `SignedClient`.
-
-    Images that `reader` carries travel as bytes, the others as S3Object (with the version where the list named one).
-    """
+    """DetectCustomLabels through a `SignedClient`."""
 
     def __init__(
         self,
@@ -127,37 +121,37 @@ class SignedDetector:
         self._arguments = _arguments(model, min_confidence, max_results)
 
     async def detect(self, image: ImageRef) -> Detection:
-        """The labels of `image`; raises a `CallError` subclass, within the deadlines of the reader and the client."""
+        """See `Detector`. The deadlines are those of the reader and the client."""
         read_s = 0.0
         if self._reader.carries(image):
-            begun_at = anyio.current_time()
-            body = await self._inline(image)
-            read_s = anyio.current_time() - begun_at
+            started_at = anyio.current_time()
+            body = await self._inline_body(image)
+            read_s = anyio.current_time() - started_at
         else:
             body = self._body(s3_object(image))
         response = await self._client.send(HttpRequest(method="POST", headers=_HEADERS, body=body))
-        if response.status >= _ERROR:
+        if response.status >= _LOWEST_ERROR:
             raise self._error(response)
         try:
-            answer = orjson.loads(response.body)
+            content = orjson.loads(response.body)
         except orjson.JSONDecodeError as error:
             raise malformed_response() from error
-        return parse_labels(answer, response.headers.get(_REQUEST_ID, ""), read_s=read_s)
+        return parse_labels(content, response.headers.get(_REQUEST_ID, ""), read_s=read_s)
 
     def _body(self, image: dict[str, Any]) -> bytes:
         try:
             return orjson.dumps({**self._arguments, "Image": image})
         except TypeError as error:
-            raise ImageError("the key is not Unicode text", code=_INVALID_PARAMETER) from error
+            raise ImageError("the key is not valid Unicode", code=_INVALID_PARAMETER) from error
 
-    async def _inline(self, image: ImageRef) -> bytes:
-        """Megabytes are encoded in a thread, as they would hold all other calls up."""
+    async def _inline_body(self, image: ImageRef) -> bytes:
+        """Read and encode the image; a large one in a thread, because it would block the event loop."""
         data = await self._reader.read(image)
         if len(data) < _LARGE_IMAGE_BYTES:
-            return self._with_bytes(data)
-        return await anyio.to_thread.run_sync(self._with_bytes, data, abandon_on_cancel=True)
+            return self._encoded(data)
+        return await anyio.to_thread.run_sync(self._encoded, data, abandon_on_cancel=True)
 
-    def _with_bytes(self, data: bytes) -> bytes:
+    def _encoded(self, data: bytes) -> bytes:
         return self._body({"Bytes": base64.b64encode(data).decode()})
 
     def _error(self, response: HttpResponse) -> CallError:
@@ -172,9 +166,15 @@ class SignedDetector:
 
 
 class SdkDetector:
-    """DetectCustomLabels through aioboto3 with the SDK's retries off.
+    """DetectCustomLabels through an aioboto3 client without retries.
 
-    Images that `reader` carries travel as bytes, the others as S3Object (with the version where the list named one).
+    Args:
+        client: an open Rekognition client.
+        model: the model.
+        keys: the client's credentials; a temporary failure then raises instead of waiting.
+        min_confidence: 0 to 100; None for the model's own threshold.
+        max_results: maximum labels of an image.
+        reader: reads the images that are sent as bytes.
     """
 
     def __init__(
@@ -193,34 +193,38 @@ class SdkDetector:
         self._arguments = _arguments(model, min_confidence, max_results)
 
     async def detect(self, image: ImageRef) -> Detection:
-        """The labels of `image`; raises a `CallError` subclass within the reader's deadline and `DEADLINE_S`."""
-        begun_at = anyio.current_time()
+        """See `Detector`. The deadlines are the reader's and `DEADLINE_S`."""
+        started_at = anyio.current_time()
         payload = await self._payload(image)
-        read_s = anyio.current_time() - begun_at
+        read_s = anyio.current_time() - started_at
         try:
             with anyio.fail_after(DEADLINE_S):
-                answer, request_id = await self.ask(payload)
+                response, request_id = await self.ask(payload)
         except TimeoutError as error:
-            raise self._lost(error) from error
-        return parse_labels(answer, request_id, read_s=read_s)
+            raise self._connection_error(error) from error
+        return parse_labels(response, request_id, read_s=read_s)
 
     async def ask(self, image: dict[str, Any]) -> tuple[Any, str]:
-        """The service's whole answer about `image`, as the API has its input, and the request's id.
+        """Call the service without a deadline.
 
-        Raises a `CallError` subclass. The caller sets a deadline.
+        Args:
+            image: the request's `Image`: an S3Object or bytes.
+
+        Returns:
+            the response without its metadata, and the request's id.
         """
         try:
             if self._keys is not None:
-                await self._keys.current()  # the client would wait for them
-            answer = await self._client.detect_custom_labels(Image=image, **self._arguments)
+                await self._keys.current()  # raises if credentials fail temporarily; the client would wait
+            response = await self._client.detect_custom_labels(Image=image, **self._arguments)
         except CredentialsError as error:
             raise call_error(error) from error
         except ClientError as error:
-            code, said = error_code(error), error_message(error)
-            if self._keys is not None and is_keys_error(code, said):
-                lost = self._keys.refused("rekognition", f"{code}: {said}")
-                if lost is not None:
-                    raise call_error(lost) from lost
+            code, message = error_code(error), error_message(error)
+            if self._keys is not None and is_keys_error(code, message):
+                refusal = self._keys.refused("rekognition", f"{code}: {message}")
+                if refusal is not None:
+                    raise call_error(refusal) from refusal
             raise _from_client_error(error) from error
         except ParamValidationError as error:
             raise ImageError(" ".join(str(error).split()), code=_INVALID_PARAMETER) from error
@@ -229,23 +233,21 @@ class SdkDetector:
         except _FATAL_ERRORS as error:
             raise FatalCallError(f"{error}; log in again", code="Credentials") from error
         except (BotoCoreError, aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
-            raise self._lost(error) from error
+            raise self._connection_error(error) from error
         except (AttributeError, TypeError, KeyError) as error:
-            raise malformed_response() from error  # botocore's parser met JSON of another shape
-        if not isinstance(answer, dict):
-            return answer, ""
-        metadata = answer.get("ResponseMetadata", {})
-        return {name: said for name, said in answer.items() if name != "ResponseMetadata"}, metadata.get(
-            "RequestId", ""
-        )
+            raise malformed_response() from error  # raised by botocore's parser for unexpected JSON
+        if not isinstance(response, dict):
+            return response, ""
+        content = {name: value for name, value in response.items() if name != "ResponseMetadata"}
+        return content, response.get("ResponseMetadata", {}).get("RequestId", "")
 
     async def _payload(self, image: ImageRef) -> dict[str, Any]:
         if not self._reader.carries(image):
             return s3_object(image)
         return {"Bytes": await self._reader.read(image)}
 
-    def _lost(self, error: Exception) -> CallError:
-        """Aiobotocore wraps what aiohttp raised; that is what tells what happened."""
+    def _connection_error(self, error: Exception) -> CallError:
+        """The error for aiobotocore's exception, by the exception of aiohttp that it wraps."""
         where = str(self._client.meta.endpoint_url)
         if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
             return connection_error(TimeoutError(), where=where)
@@ -256,10 +258,10 @@ class SdkDetector:
 
 
 class LimitsDetector:
-    """A detector that says which documented limit an image violates where the service says InvalidParameterException.
+    """A detector that explains InvalidParameterException by the documented limit that the image violates.
 
-    That is its word for too few pixels and for more than 20:1, but not for these alone; so the image is read and looked
-    at.
+    The service returns this code for too few pixels and an aspect ratio over 20:1, but also for other reasons; so the
+    image is read and checked.
     """
 
     def __init__(self, inner: Detector, reader: ImageReader) -> None:
@@ -267,7 +269,7 @@ class LimitsDetector:
         self._reader = reader
 
     async def detect(self, image: ImageRef) -> Detection:
-        """The labels of `image`; raises a `CallError` subclass that says what to do."""
+        """See `Detector`."""
         try:
             return await self._inner.detect(image)
         except ImageError as error:
@@ -284,7 +286,7 @@ class LimitsDetector:
     async def _violation(self, image: ImageRef) -> SkipReason | None:
         try:
             return check_bytes(await self._reader.read(image))
-        except CallError:  # the service's word has to do
+        except CallError:  # the service's error is reported unchanged
             return None
 
 
@@ -300,27 +302,27 @@ def _from_client_error(error: ClientError) -> CallError:
 
 
 def s3_object(image: ImageRef) -> dict[str, Any]:
-    """The `Image` of a call for an object: by its exact name, with the version where the list named one."""
-    named = {"Bucket": image.bucket, "Name": image.key}
+    """The request's `Image` for an S3 object, with the version if the list names one."""
+    location = {"Bucket": image.bucket, "Name": image.key}
     if image.version_id is not None:
-        named["Version"] = image.version_id
-    return {"S3Object": named}
+        location["Version"] = image.version_id
+    return {"S3Object": location}
 
 
-def parse_labels(answer: Any, request_id: str, *, read_s: float = 0.0) -> Detection:
-    """The labels of a good response's JSON, for which the image was read for so many seconds.
+def parse_labels(response: Any, request_id: str, *, read_s: float = 0.0) -> Detection:
+    """Parse the JSON of a successful response.
 
     Raises:
-        TransientError: it lacks what the API promises, as it was cut on its way.
+        TransientError: it does not match the API, such as a truncated response.
     """
     try:
-        return Detection(tuple([_label(entry) for entry in answer["CustomLabels"]]), request_id, read_s)
+        return Detection(tuple([_label(entry) for entry in response["CustomLabels"]]), request_id, read_s)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise malformed_response() from error
 
 
 def _arguments(model: ModelArn, min_confidence: float | None, max_results: int | None) -> dict[str, Any]:
-    """What all calls for a model have in common: everything but the `Image`."""
+    """The request's fields other than `Image`, which all calls share."""
     return {"ProjectVersionArn": model.text} | drop_none(MinConfidence=min_confidence, MaxResults=max_results)
 
 

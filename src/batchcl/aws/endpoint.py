@@ -1,7 +1,7 @@
-"""Where requests to a service go, and by which way: as botocore has it, by its own rules.
+"""Finds the endpoint, certificates and proxy for a service or bucket, by botocore's own rules.
 
 The rules (regions, partitions, FIPS, dual-stack, `AWS_ENDPOINT_URL…`, services sections of a profile, virtual-host or
-path style) are not written anew here: botocore prepares one request, and what it would have sent is read off.
+path style) are not reimplemented: botocore prepares one request, and its URL and signature are read before it is sent.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _SCOPE: Final = re.compile(r"Credential=[^,]*/\d{8}/([^/,]+)/([^/,]+)/aws4_reque
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """The root of a service's, or of a bucket's, URLs.
+    """The endpoint of a service or a bucket.
 
     Attributes:
-        url: scheme and host, without a slash at its end.
-        root: path below which the service's, or the bucket's, paths lie; encoded, without a slash at its end.
-        host: as the Host header has it.
-        region: of the signature's scope.
+        url: scheme and host, without a trailing slash.
+        root: path prefix of all requests; encoded, without a trailing slash.
+        host: value of the Host header.
+        region: in the signature's scope.
         signing_name: the service in the signature's scope.
-        proxy: to connect through, without its user and password.
-        proxy_headers: for the proxy alone: its credentials, where it has a user.
+        proxy: to connect through, without user and password; None for a direct connection.
+        proxy_headers: the proxy's credentials, which only the proxy receives.
     """
 
     url: str
@@ -51,20 +51,20 @@ class Endpoint:
 
     @property
     def uses_tls(self) -> bool:
-        """Whether requests are encrypted, through a tunnel where there is a proxy."""
+        """Whether requests use TLS; a proxy is then used as a tunnel."""
         return self.url.startswith("https:")
 
 
 async def find_endpoint(aws: Aws, service: str, *, region: str, bucket: str | None = None) -> Endpoint:
-    """The endpoint of `service`, or of a bucket of S3. Connects to nothing but where the credentials come from.
+    """The endpoint of `service`, or of an S3 bucket. Sends no request, except for loading credentials.
 
     Raises:
         CredentialsError: there are none.
-        RefusedError: botocore knows no endpoint for it, or the proxy's address is none.
+        RefusedError: botocore finds no endpoint, or the proxy's address is invalid.
     """
     try:
-        prepared, authorization = await _prepared(aws, service, region, bucket)
-        url = URL(prepared, encoded=True)
+        prepared_url, authorization = await _prepared(aws, service, region, bucket)
+        url = URL(prepared_url, encoded=True)
     except (BotoCoreError, ValueError) as error:
         raise RefusedError(
             f"finding the endpoint of {service} failed: {error}; check the AWS_ENDPOINT_URL settings, the profile and "
@@ -85,7 +85,7 @@ async def find_endpoint(aws: Aws, service: str, *, region: str, bucket: str | No
 
 
 def tls_context(aws: Aws) -> ssl.SSLContext:
-    """The certificates that `AWS_CA_BUNDLE`, the config file's `ca_bundle` or botocore's own list trust.
+    """A TLS context that trusts `AWS_CA_BUNDLE`, the config file's `ca_bundle`, or botocore's certificates.
 
     Raises:
         RefusedError: the bundle can't be read.
@@ -102,19 +102,20 @@ def tls_context(aws: Aws) -> ssl.SSLContext:
             return ssl.create_default_context(capath=str(path))
         return ssl.create_default_context(cafile=str(path))
     except (OSError, ssl.SSLError) as error:
-        why = error.strerror or str(error)
+        reason = error.strerror or str(error)
         raise RefusedError(
-            f"the CA certificates in {path} can't be read: {why}; check AWS_CA_BUNDLE and ca_bundle in the AWS config"
+            f"the CA certificates in {path} can't be read: {reason}; check AWS_CA_BUNDLE and ca_bundle in the AWS "
+            "config"
         ) from error
 
 
 def _proxy_for(origin: str) -> tuple[URL | None, dict[str, str]]:
-    """The proxy of the environment, as botocore finds it, and its credentials: apart, as errors name the proxy."""
-    found = ProxyConfiguration(get_environ_proxies(origin)).proxy_url_for(origin)
-    if not found:
+    """The environment's proxy, by botocore's rules, and its credentials: separate, because errors name the proxy."""
+    address = ProxyConfiguration(get_environ_proxies(origin)).proxy_url_for(origin)
+    if not address:
         return None, {}
     try:
-        proxy = URL(found)
+        proxy = URL(address)
     except ValueError:
         proxy = URL()
     if not proxy.host or not proxy.port or proxy.path not in {"", "/"}:
@@ -127,7 +128,7 @@ def _proxy_for(origin: str) -> tuple[URL | None, dict[str, str]]:
     return proxy.with_user(None), {"Proxy-Authorization": f"Basic {credentials}"}
 
 
-class _ReadOff(Exception):  # noqa: N818 - not an error: it ends a request that was only to be prepared
+class _PreparedRequest(Exception):  # noqa: N818 - not an error: it ends the request before it is sent
     def __init__(self, url: str, authorization: str) -> None:
         super().__init__(url)
         self.url = url
@@ -135,17 +136,17 @@ class _ReadOff(Exception):  # noqa: N818 - not an error: it ends a request that 
 
 
 async def _prepared(aws: Aws, service: str, region: str, bucket: str | None) -> tuple[str, str]:
-    """URL and Authorization header of a request that botocore prepares and that never leaves."""
+    """URL and Authorization header of a request that botocore prepares; it is not sent."""
     opened: AbstractAsyncContextManager[Any]
     opened = aws.rekognition(region=region, retries=False) if service == "rekognition" else aws.s3(region=region)
     async with opened as client:
 
-        def read_off(request: Any, **_: Any) -> None:
+        def stop(request: Any, **_: Any) -> None:
             authorization = request.headers.get("Authorization", b"")
             text = authorization.decode() if isinstance(authorization, bytes) else str(authorization)
-            raise _ReadOff(str(request.url), text)
+            raise _PreparedRequest(str(request.url), text)
 
-        client.meta.events.register_first(f"before-send.{service}.*", read_off)
+        client.meta.events.register_first(f"before-send.{service}.*", stop)
         try:
             if service == "rekognition":
                 await client.describe_projects()
@@ -153,6 +154,6 @@ async def _prepared(aws: Aws, service: str, region: str, bucket: str | None) -> 
                 await client.list_buckets()
             else:
                 await client.list_objects_v2(Bucket=bucket)
-        except _ReadOff as found:
-            return found.url, found.authorization
+        except _PreparedRequest as prepared:
+            return prepared.url, prepared.authorization
     raise AssertionError("botocore sent a request without its before-send event")

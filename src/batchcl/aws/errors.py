@@ -1,10 +1,10 @@
-"""What the errors of AWS mean: those of a service, of the SDK and of the connection, as batchcl's own.
+"""Translates errors of AWS services, the SDK and connections into batchcl's errors.
 
-`classify` and its neighbours serve the scoring path, where each error becomes a `CallError` that says what the run
-does next. `translate_errors` serves everything else, where an error ends the command with one sentence.
+On the scoring path, `classify` and `connection_error` return a `CallError` whose class decides what the run does next.
+Everywhere else, `translate_errors` raises an error that ends the command with one sentence.
 
 Source of the codes: the error list of DetectCustomLabels in the API reference, and the developer guide's page on error
-handling. Codes decide; texts that can contain a user's key or path never do.
+handling. Classification uses codes, never a message that can contain a user's key or path.
 """
 
 from __future__ import annotations
@@ -67,21 +67,21 @@ NO_CREDENTIALS: Final = (
     "no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`; "
     "`batchcl demo` shows batchcl without any"
 )
-"""What is to be done where no provider finds any."""
+"""The message if no provider has credentials."""
 
 INVALID_S3_OBJECT: Final = "InvalidS3ObjectException"
-"""Missing key, wrong region and no permission look the same to the caller."""
+"""Rekognition's code for a missing key, a wrong region and a missing permission alike."""
 
 S3_DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden"})
-"""S3's codes for a missing permission. A response to HEAD has no body, so the status stands for the code there."""
+"""S3's codes for a missing permission. A response to HEAD has no body, so its status is the code."""
 
 _EXPIRED: Final = frozenset({"ExpiredTokenException", "ExpiredToken", "RequestExpired"})
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-"""Statuses of responses that send a request elsewhere, which would need another signature."""
+"""Statuses of redirects, which are never followed: another host needs another signature."""
 
 _MALFORMED: Final = "MalformedAnswer"
-"""The code of a response that is not the API's: it was cut on its way, or another program sent it."""
+"""The code of a response that is truncated or does not come from the service."""
 
 _SERVER_ERROR: Final = 500
 _PROXY_AUTHENTICATION: Final = 407
@@ -99,14 +99,13 @@ _THROUGHPUT: Final = "ProvisionedThroughputExceededException"
 _THROTTLING: Final = "ThrottlingException"
 _ABOUT_S3: Final = "s3 download limit"
 _ABOUT_THE_RAMP: Final = "slow down"
-"""What the messages of throttled calls begin with; what comes later in a message may be a user's key."""
+"""The beginnings of two messages of throttled calls; the rest of a message may contain a user's key."""
 
-_VERDICTS: Final = frozenset({"ImageTooLargeException", "InvalidImageFormatException"})
-"""Codes for which the service has read the picture."""
+_IMAGE_CODES: Final = frozenset({"ImageTooLargeException", "InvalidImageFormatException"})
+"""Codes that the service returns after reading the image."""
 
 _GENERAL: Final = frozenset({"AccessDeniedException", "ResourceNotFoundException"})
-"""Codes that name a permission or the model: all calls have these in common, but not always the objects that they
-name."""
+"""Codes for a permission or the model, which all calls share. AccessDenied may still concern a single object."""
 
 _CALL_ADVICE: Final = {
     "AccessDeniedException": "allow rekognition:DetectCustomLabels on this model and s3:GetObject on its images",
@@ -115,10 +114,10 @@ _CALL_ADVICE: Final = {
     "InvalidClientTokenId": "these credentials are unknown to AWS: check the profile and its keys",
     "MissingAuthenticationTokenException": "the request was not signed: check the profile",
     **dict.fromkeys(_CLOCK, "this machine's clock is off: set it (ntpdate, chrony)"),
-    **dict.fromkeys(_SIGNATURE, "the secret key does not fit the access key"),
+    **dict.fromkeys(_SIGNATURE, "the secret key does not match the access key"),
     **dict.fromkeys(_EXPIRED, "the credentials have expired: log in again"),
 }
-"""What to do about the codes that end a run, or may."""
+"""Advice for the codes that can end a run."""
 
 _ABORTED: Final = (
     ssl.SSLEOFError,
@@ -134,24 +133,25 @@ _BAD_CREDENTIALS: Final = frozenset(
 _TAKEN: Final = frozenset({"ResourceInUseException", "ResourceAlreadyExistsException"})
 _ADVICE: Final = {
     INVALID_S3_OBJECT: (
-        "the object must exist, its bucket lie in the project's region, and its bucket policy let Custom Labels read it"
+        "check that the object exists, its bucket is in the project's region, and the bucket policy lets Custom Labels "
+        "read it"
     ),
-    "LimitExceededException": "free something, or ask for a higher limit in Service Quotas",
-    "ServiceQuotaExceededException": "free something, or ask for a higher limit in Service Quotas",
+    "LimitExceededException": "delete or stop something, or request a higher limit in Service Quotas",
+    "ServiceQuotaExceededException": "delete or stop something, or request a higher limit in Service Quotas",
     "MalformedPolicyDocumentException": "write it as the developer guide's page on copying models shows",
     "InvalidPolicyRevisionIdException": "see the newest revision with `batchcl project policy list`",
-    "ResourceNotReadyException": "wait until it is, and try again",
+    "ResourceNotReadyException": "wait until it is ready, and try again",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """What an error response says.
+    """The content of an error response.
 
     Attributes:
-        code: without its namespace; the HTTP status where the response names none.
-        message: the service's own words.
-        region: that S3 says the bucket is in.
+        code: without a namespace; the HTTP status if the response has no code.
+        message: of the service.
+        region: the bucket's, if S3 states it.
     """
 
     code: str
@@ -171,21 +171,21 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ErrorRes
 
 
 def _plain(code: str) -> str:
-    """A code without `namespace#` before it and `:http://…` behind it."""
+    """A code without a `namespace#` prefix and a `:http://…` suffix."""
     return code.partition(":")[0].rpartition("#")[2]
 
 
 def _first(fields: Mapping[str, Any], *names: str) -> str:
-    found = next((fields[name] for name in names if fields.get(name)), "")
-    return found if isinstance(found, str) else ""
+    value = next((fields[name] for name in names if fields.get(name)), "")
+    return value if isinstance(value, str) else ""
 
 
 def _json_fields(body: bytes) -> Mapping[str, Any]:
     try:
-        found = orjson.loads(body)
+        fields = orjson.loads(body)
     except orjson.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _xml_fields(body: bytes) -> Mapping[str, Any]:
@@ -199,20 +199,20 @@ def _xml_fields(body: bytes) -> Mapping[str, Any]:
 
 
 def error_code(error: ClientError) -> str:
-    """The service's code; empty where it gave none."""
+    """The service's error code; empty if there is none."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def error_message(error: ClientError) -> str:
-    """The service's own words, on one line and cut after 500 characters; empty where it gave none."""
+    """The service's message, on one line and at most 500 characters; empty if there is none."""
     message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
     return message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
 
 
 def bucket_region(response: Mapping[str, Any]) -> str | None:
-    """The region that S3 names in a response about a bucket, errors included; None where it names none."""
-    named = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
-    region = named or response.get("Error", {}).get("Region")
+    """The bucket's region in a response or error of S3; None if it does not state it."""
+    header = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    region = header or response.get("Error", {}).get("Region")
     return str(region) if region else None
 
 
@@ -220,12 +220,12 @@ def bucket_region(response: Mapping[str, Any]) -> str | None:
 
 
 def classify(code: str, message: str, *, status: int | None, request_id: str = "") -> CallError:
-    """The `CallError` subclass for an error response of DetectCustomLabels.
+    """The `CallError` for an error response of DetectCustomLabels.
 
     Args:
-        code: its error code; a `namespace#` prefix is ignored.
-        message: its own words.
-        status: HTTP status, which tells the two forms of ThrottlingException apart.
+        code: the error code; a `namespace#` prefix is ignored.
+        message: the service's message.
+        status: the HTTP status; a ThrottlingException with a 5xx status is a server error.
         request_id: of the call, for support cases.
     """
     code = code.rpartition("#")[2]
@@ -239,7 +239,7 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
             sudden=code == _THROTTLING and message.lower().startswith(_ABOUT_THE_RAMP),
             downloads=code == _THROUGHPUT and message.lower().startswith(_ABOUT_S3),
         )
-    kind: type[CallError] = ImageError if code in _VERDICTS else RejectedError
+    kind: type[CallError] = ImageError if code in _IMAGE_CODES else RejectedError
     advice = _CALL_ADVICE["RequestTimeTooSkewed"] if is_clock_error(code, message) else _CALL_ADVICE.get(code)
     if advice is not None:
         message = f"{sentence}; {advice}" if (sentence := message.rstrip(".")) else advice
@@ -250,32 +250,32 @@ def classify(code: str, message: str, *, status: int | None, request_id: str = "
     elif code in {"ResourceNotReadyException", "LimitExceededException"}:
         kind = ModelNotReadyError
     elif is_server_error or code.isdigit() or code in {"InternalServerError", "RequestTimeout"}:
-        kind = TransientError  # a bare number stands for a body that was cut
+        kind = TransientError  # without a code the body was truncated
     return kind(message, code=code, status=status, request_id=request_id)
 
 
 def is_clock_error(code: str, message: str) -> bool:
-    """Whether the service refuses a request for its time; where the code is a signature's, its message says so."""
+    """Whether the service refuses a request for its time; a signature error is one if its message says so."""
     about_time = message.lower().startswith(("signature expired", "signature not yet current"))
     return code in _CLOCK or (code in _SIGNATURE and about_time)
 
 
 def is_keys_error(code: str, message: str) -> bool:
-    """Whether a service refuses the keys, which may have expired or been rotated: worth a look-up of newer ones."""
+    """Whether a service refuses the keys, which may have expired or been rotated; reloading them may help."""
     return code in _REFUSED_KEYS and not is_clock_error(code, message)
 
 
 def connection_error(error: Exception, *, where: str) -> CallError:
-    """The error for a call to `where` that got no response, for what aiohttp or a socket raised.
+    """The `CallError` for an exception of aiohttp or a socket: a call to the URL `where` without a response.
 
-    Fatal are a certificate that isn't trusted, a failed TLS negotiation, and a proxy that wants credentials; all else
-    is transient. `code` is `Tls`, `Proxy`, `Timeout`, `Unreachable`, `ConnectionLost`, `MalformedAnswer`, or the
-    error's name.
+    An untrusted certificate, a failed TLS negotiation and a proxy that requires credentials are fatal; everything else
+    is transient. `code` is `Tls`, `Proxy`, `Timeout`, `Unreachable`, `ConnectionLost`, `MalformedAnswer`, `Shortage` or
+    the exception's name.
     """
-    return shortage(error) if is_shortage(error) else _lost(error, where)
+    return shortage(error) if is_shortage(error) else _classify_exception(error, where)
 
 
-def _lost(error: Exception, where: str) -> CallError:
+def _classify_exception(error: Exception, where: str) -> CallError:
     reason = " ".join(str(error).split()) or type(error).__name__
     match error:
         case RedirectedError():
@@ -299,7 +299,7 @@ def _lost(error: Exception, where: str) -> CallError:
 
 
 def is_shortage(error: BaseException | None) -> bool:
-    """Whether `error`, or what caused it, is this machine's lack of file descriptors, buffers or memory."""
+    """Whether `error`, or its cause, is a lack of file descriptors, buffers or memory on this machine."""
     while error is not None:
         inner = getattr(error, "os_error", None) or error
         if isinstance(inner, MemoryError) or getattr(inner, "errno", None) in _SHORTAGES:
@@ -309,24 +309,24 @@ def is_shortage(error: BaseException | None) -> bool:
 
 
 def shortage(error: Exception) -> ShortageError:
-    """The error for a call that this machine had no resources for."""
+    """The error for a call for which this machine lacks resources."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ShortageError(f"this machine has no resources for another call: {reason}", code="Shortage")
 
 
 def malformed_response() -> TransientError:
-    """A response that is not the API's."""
+    """The error for a response that does not match the API."""
     return TransientError("malformed response", code=_MALFORMED)
 
 
 class RedirectedError(BotoCoreError):  # type: ignore[misc]  # botocore has no types
-    """A response that sends a request elsewhere. Nothing is sent there: a redirect can name any host."""
+    """A redirect. It is not followed, because it can name any host."""
 
-    fmt = "{where} answered {status} and redirects to {location}"
+    fmt = "{where} responded with {status} and redirects to {location}"
 
 
 def redirect_error(error: RedirectedError) -> FatalCallError:
-    """The error for a call that is redirected."""
+    """The error for a call whose response is a redirect."""
     status = error.kwargs["status"]
     advice = "check the region, the AWS_ENDPOINT_URL settings and the proxy"
     return FatalCallError(f"{error}; {advice}", code=str(status), status=status)
@@ -335,15 +335,17 @@ def redirect_error(error: RedirectedError) -> FatalCallError:
 def _proxy_error(status: int, where: str) -> CallError:
     if status == _PROXY_AUTHENTICATION:
         return FatalCallError(
-            f"the proxy wants other credentials before it lets {where} through; check HTTPS_PROXY and HTTP_PROXY",
+            f"the proxy requires other credentials for {where}; check HTTPS_PROXY and HTTP_PROXY",
             code="Proxy",
             status=status,
         )
-    return TransientError(f"the proxy doesn't let {where} through: it answered {status}", code="Proxy", status=status)
+    return TransientError(
+        f"the proxy did not connect to {where}: it responded with {status}", code="Proxy", status=status
+    )
 
 
 def _was_aborted(error: Exception) -> bool:
-    """Whether connecting ended because the other side went away, rather than for what it said or as it isn't there."""
+    """Whether the other side closed the connection while it was being set up."""
     return isinstance(getattr(error, "os_error", None), _ABORTED)
 
 
@@ -354,27 +356,27 @@ def _was_aborted(error: Exception) -> bool:
 def translate_errors(
     doing: str, *, refusal: type[RefusedError] = RefusedError, in_use: str | None = None
 ) -> Iterator[None]:
-    """Turn the SDK's errors inside the block into batchcl's.
+    """Translate the SDK's errors in the block.
 
     Args:
-        doing: what the block does to what, such as "creating the project cats".
-        refusal: the class of an error for which there is no better one; `ModelError` where a model is to blame.
-        in_use: what to do where the service says ResourceInUseException or ResourceAlreadyExistsException, which mean
-            something else for each action.
+        doing: the action and its object, such as "creating the project cats".
+        refusal: the class of other errors; `ModelError` for actions on a model.
+        in_use: advice for ResourceInUseException and ResourceAlreadyExistsException, whose meaning depends on the
+            action.
 
     Raises:
         CredentialsError: there are no credentials, or AWS refuses them or the action.
-        UnreachableError: the service doesn't answer, or is too busy to, or another program answers.
-        UsageError: an argument breaks the service's own rules, so that nothing was sent.
-        RefusedError: the service refuses, with its own words.
+        UnreachableError: the service does not respond, is overloaded, or the response is not the service's.
+        UsageError: an argument breaks the service's rules; nothing was sent.
+        RefusedError: the service refuses, with its message.
     """
     try:
         yield
     except ClientError as error:
         raise _from_client_error(doing, error, refusal, in_use) from error
     except ParamValidationError as error:
-        why = str(error).partition("\n")[2].replace("\n", "; ") or str(error)
-        raise UsageError(f"{doing} failed: {why}") from error
+        reason = str(error).partition("\n")[2].replace("\n", "; ") or str(error)
+        raise UsageError(f"{doing} failed: {reason}") from error
     except SSLError as error:
         raise UnreachableError(f"{doing} failed: {error}; set AWS_CA_BUNDLE to your CA's file") from error
     except BotoCoreError as error:
@@ -386,34 +388,34 @@ def translate_errors(
 
 
 def cause_code(error: BaseException | None) -> str:
-    """The service's code for the refusal that `error` was made of; empty where it has none."""
+    """The service's code in the cause of `error`; empty if there is none."""
     cause = error.__cause__ if error is not None else None
     return error_code(cause) if isinstance(cause, ClientError) else ""
 
 
 def cause_status(error: BaseException | None) -> int:
-    """The HTTP status of the refusal that `error` was made of; 0 where there was no answer."""
+    """The HTTP status in the cause of `error`; 0 without a response."""
     cause = error.__cause__ if error is not None else None
     response = cause.response if isinstance(cause, ClientError) else {}
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def was_too_late(error: BaseException) -> bool:
-    """Whether a request was refused for its time, as it is when its process was suspended: it took no effect."""
+    """Whether a request was refused for its time, such as after the process was suspended; it had no effect."""
     cause = error.__cause__
     return isinstance(cause, ClientError) and is_clock_error(error_code(cause), error_message(cause))
 
 
 def _was_parsing(error: Exception) -> bool:
-    """Whether botocore was reading a response: it does so without looking whether the JSON is what it expects."""
+    """Whether botocore's parser raised `error`: it does not check the JSON's structure."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__", "").endswith("botocore.parsers") for frame, _ in frames)
 
 
 def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedError], in_use: str | None) -> BatchclError:
     code = error_code(error)
-    what = f"{doing} failed: {code}: {error_message(error)}"
-    sentence = what.rstrip(".")
+    message = f"{doing} failed: {code}: {error_message(error)}"
+    sentence = message.rstrip(".")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code == "AccessDeniedException":
         return CredentialsError(f"{sentence}; allow the action in this identity's IAM policy", is_access_denied=True)
@@ -422,6 +424,6 @@ def _from_client_error(doing: str, error: ClientError, refusal: type[RefusedErro
     if code in {_THROTTLING, _THROUGHPUT} or status >= _SERVER_ERROR:
         return UnreachableError(f"{sentence}; try again later")
     advice = in_use if code in _TAKEN else _ADVICE.get(code)
-    if code.isdigit():  # the API's codes are words
-        advice = "it isn't AWS that answers; check the endpoint and the proxy"
-    return refusal(what if advice is None else f"{sentence}; {advice}")
+    if code.isdigit():  # a status: the response has no code of the API
+        advice = "the response is not from AWS; check the endpoint and the proxy"
+    return refusal(message if advice is None else f"{sentence}; {advice}")

@@ -1,6 +1,6 @@
-"""Signed requests by aiohttp: DetectCustomLabels and ListObjectsV2, the two hot paths, without the SDK's work per call.
+"""Signed requests by aiohttp for the two hot paths, DetectCustomLabels and ListObjectsV2, without the SDK's overhead.
 
-Botocore says where requests go, which certificates to trust and what signs them (`endpoint`, `credentials`).
+Endpoint, certificates and credentials come from botocore (`endpoint`, `credentials`).
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from batchcl.errors import CredentialsError
 __all__ = ["HttpRequest", "HttpResponse", "SignedClient", "open_signed_client"]
 
 DEADLINE_S: Final = 60.0
-"""No request takes longer than this, from the wait for a connection to the last byte of the response."""
+"""For a whole request, from waiting for a connection to the last byte of the response."""
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _KEEP_ALIVE_S: Final = 12.0
-"""An idle connection is closed after this, before load balancers and proxies drop it."""
+"""Idle connections are closed after this, before load balancers and proxies drop them."""
 
-_ERROR: Final = 300
-_LEAST_SKEW_S: Final = 60.0
-"""A refusal for its time with a clock closer than this is about something else."""
+_LOWEST_ERROR: Final = 300
+_MIN_SKEW_S: Final = 60.0
+"""A smaller clock skew is not the reason for a refusal."""
 
 _LARGE_BODY_BYTES: Final = 1024 * 1024
-"""Larger bodies are sent in pieces, so that the other calls go on."""
+"""Larger bodies are sent in chunks, so that they don't block the event loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """One request to a service, or to a bucket.
+    """One request to a service or a bucket.
 
     Attributes:
         method: in upper case.
-        path: below the service's or bucket's root; encoded already.
-        query: names and values as they are, in any order; the client encodes them.
-        headers: to send and sign besides those of the signature. Requests that share this tuple are cheaper to sign.
+        path: below the service's or bucket's root; encoded.
+        query: names and values in any order, not encoded.
+        headers: to sign and send, in addition to those of the signature. Sharing one tuple makes signing faster.
         body: the whole body.
     """
 
@@ -65,7 +65,7 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A whole response, whatever its status. `headers` are found in any case of their names."""
+    """A whole response with any status. Names in `headers` are case-insensitive."""
 
     status: int
     headers: Mapping[str, str]
@@ -73,11 +73,11 @@ class HttpResponse:
 
 
 class SignedClient:
-    """Sends requests to one service, or to one bucket of S3. Safe for many concurrent callers.
+    """Sends requests to one service or one S3 bucket. Safe for concurrent use.
 
-    Two refusals are corrected once a request: keys that the service refuses are looked up anew, and a clock that it
-    calls wrong is corrected by the Date of its response, for all later requests too. For S3 it waits for credentials
-    that may come back; a call to Rekognition reports them, so that no more calls are sent meanwhile.
+    A request is repeated once after two kinds of refusal: refused keys are reloaded, and a clock skew is corrected by
+    the response's Date, also for later requests. If credentials fail temporarily, a request to S3 waits; a call to
+    Rekognition raises, so that the run pauses all calls.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class SignedClient:
         self._keys = keys
         self._deadline_s = deadline_s
         self._clock = clock
-        self._ahead_s = 0.0
+        self._skew_s = 0.0
         self._service = endpoint.signing_name
         self._is_s3 = endpoint.signing_name.startswith("s3")
         self._signer = Signer(
@@ -104,17 +104,17 @@ class SignedClient:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where requests go."""
+        """The endpoint of all requests."""
         return self._endpoint
 
     async def send(self, request: HttpRequest) -> HttpResponse:
-        """The response to `request`, whatever its status: redirects aren't followed, errors aren't raised.
+        """The response to `request`, with any status: redirects are not followed, error responses are not raised.
 
         Raises:
-            TransientError: no whole response came in time; see `connection_error` for its `code`.
-            CredentialsFailingError: there are no valid credentials just now.
-            FatalCallError: nor will there be any (`code` is `Credentials`), a certificate that isn't trusted (`Tls`),
-                or a proxy that wants credentials (`Proxy`).
+            TransientError: no complete response in time; see `connection_error` for its `code`.
+            CredentialsFailingError: credentials fail temporarily.
+            FatalCallError: there are no credentials (`code` is `Credentials`), the certificate is not trusted (`Tls`),
+                or the proxy requires credentials (`Proxy`).
         """
         try:
             return await (self._keys.patiently(partial(self._try, request)) if self._is_s3 else self._try(request))
@@ -124,35 +124,35 @@ class SignedClient:
     async def _try(self, request: HttpRequest) -> HttpResponse:
         keys = await self._keys.current()
         response = await self._send(request, keys)
-        if response.status >= _ERROR and (corrected := await self._corrected(response, keys)):
+        if response.status >= _LOWEST_ERROR and (corrected := await self._corrected_keys(response, keys)):
             response = await self._send(request, corrected)
-        if response.status < _ERROR:
+        if response.status < _LOWEST_ERROR:
             self._keys.accepted(self._service)
             return response
         error = read_error(response.status, response.headers, response.body)
         if is_keys_error(error.code, error.message):
-            lost = self._keys.refused(self._service, f"{error.code}: {error.message}")
-            if lost is not None:
-                raise lost
+            refusal = self._keys.refused(self._service, f"{error.code}: {error.message}")
+            if refusal is not None:
+                raise refusal
         return response
 
-    async def _corrected(self, response: HttpResponse, keys: Keys) -> Keys | None:
-        """What to sign the request with again; None where that wouldn't help."""
+    async def _corrected_keys(self, response: HttpResponse, keys: Keys) -> Keys | None:
+        """The keys to repeat the request with; None if repeating it does not help."""
         error = read_error(response.status, response.headers, response.body)
         if is_clock_error(error.code, error.message):
             return keys if self._correct_clock(response) else None
         return await self._keys.renew(keys) if is_keys_error(error.code, error.message) else None
 
     def _correct_clock(self, response: HttpResponse) -> bool:
-        """Go by the service's clock from now on; False where the clock is right."""
+        """Use the service's clock from now on; False if this machine's clock is correct."""
         try:
-            there = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
+            service_time_s = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
         except (KeyError, ValueError, OverflowError):
             return False
-        ahead_s = there - self._clock()
-        if abs(ahead_s) < _LEAST_SKEW_S and abs(self._ahead_s) < _LEAST_SKEW_S:
+        skew_s = service_time_s - self._clock()
+        if abs(skew_s) < _MIN_SKEW_S and abs(self._skew_s) < _MIN_SKEW_S:
             return False
-        self._ahead_s = ahead_s
+        self._skew_s = skew_s
         return True
 
     async def _send(self, request: HttpRequest, keys: Keys) -> HttpResponse:
@@ -162,7 +162,7 @@ class SignedClient:
         body = request.body
         headers = self._signer.sign(
             keys,
-            at_s=self._clock() + self._ahead_s,
+            at_s=self._clock() + self._skew_s,
             method=request.method,
             path=path if self._is_s3 else canonical_path(path),
             query=query,
@@ -182,7 +182,7 @@ class SignedClient:
                 ) as response:
                     return HttpResponse(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, OSError) as error:
-            # not its cause: aiohttp's errors hold the request with its session token
+            # without a cause: aiohttp's exceptions contain the request with its session token
             raise connection_error(error, where=self._endpoint.url) from None
 
 
@@ -197,14 +197,14 @@ async def open_signed_client(
     deadline_s: float = DEADLINE_S,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[SignedClient]:
-    """A client of `service`, whose connections are closed at the end of the block.
+    """Open a client of `service`; its connections are closed after the block.
 
     Args:
-        aws: endpoints, certificates, proxies and credentials, by the standard AWS settings.
+        aws: the standard AWS settings: endpoints, certificates, proxies and credentials.
         service: `rekognition` or `s3`.
-        region: that the model or bucket lies in.
-        bucket: for S3, the bucket that the requests' paths lie below.
-        connections: at once at most; further requests wait for one.
+        region: of the model or bucket.
+        bucket: for S3, the bucket of all requests.
+        connections: maximum; further requests wait for one.
         deadline_s: for one request and its whole response.
         clock: seconds since the epoch.
 
@@ -223,8 +223,8 @@ async def open_signed_client(
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
         headers={"User-Agent": f"batchcl/{__version__}"} | ({} if endpoint.uses_tls else endpoint.proxy_headers),
         skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
-        auto_decompress=False,  # nothing compressed is asked for
-        trust_env=False,  # an entry in ~/.netrc would replace the signature; the endpoint has the proxy
+        auto_decompress=False,  # no compressed response is requested
+        trust_env=False,  # an entry in ~/.netrc would replace the signature; the proxy comes from the endpoint
     )
     try:
         yield SignedClient(session, endpoint, aws.keys_of(service), deadline_s=deadline_s, clock=clock)

@@ -17,7 +17,9 @@ from batchcl.errors import ModelError, UsageError
 __all__ = [
     "DOLLARS_PER_TRAINING_HOUR",
     "IN_USE",
+    "MAX_UNITS",
     "STARTABLE",
+    "START_TIMEOUT_S",
     "TRAINING_TIMEOUT_S",
     "UP",
     "Model",
@@ -26,8 +28,6 @@ __all__ = [
     "delete_model",
     "describe",
     "list_models",
-    "model_of",
-    "output_config",
     "start",
     "stop",
     "train_model",
@@ -37,36 +37,53 @@ __all__ = [
 ]
 
 MAX_UNITS: Final = 5
-"""Inference units a running model may have; source: the service's default quota."""
+"""Maximum inference units of a running model. Source: the service's default quota."""
+
+DOLLARS_PER_TRAINING_HOUR: Final = 1.0
+"""Price of an hour of training; parallel training bills several hours for one. Source: pricing page."""
 
 START_TIMEOUT_S: Final = 45 * 60.0
-"""Models were seen to take up to 30 minutes to start; source: developer guide, "Running a model"."""
+"""Models take up to 30 minutes to start. Source: developer guide, "Running a model"."""
+
+TRAINING_TIMEOUT_S: Final = 24 * 3600.0
+"""Training takes from 30 minutes to 24 hours. Source: developer guide, "Training a model"."""
+
+_DELETE_TIMEOUT_S: Final = 15 * 60.0
+
+STARTABLE: Final = frozenset({"TRAINING_COMPLETED", "STOPPED", "FAILED", "COPYING_COMPLETED"})
+"""Statuses of a trained model that can be started."""
+
+UP: Final = frozenset({"STARTING", "RUNNING"})
+"""Statuses of a model that is running or starting."""
+
+IN_USE: Final = UP | {"STOPPING"}
+"""Statuses of a model that can't be started or deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A project version as the service describes it; once deleted its status is GONE.
+    """The service's description of a model (project version); the status of a deleted one is GONE.
 
     Attributes:
         arn: of the version.
         project: the project's name.
         version: the version's name.
-        status: the service's own word.
-        message: its reason.
-        min_units: inference units that it was started with last.
-        max_units: likewise, where auto-scaling is on.
-        f1: over all labels, on the test set.
-        created: when the training or copying began.
-        trained: when the training ended.
-        training_seconds: those that are billed.
-        description: as it was given.
-        output: where the training's results lie, `s3://bucket/prefix`.
-        summary: the evaluation summary's `s3://` URI.
-        training_manifests: the entries that were learned from, as `s3://` URIs.
-        testing_manifests: the evaluation snapshot, likewise.
-        manifest_summary: what was wrong with the manifests, likewise.
-        validation_manifests: the entries that could not be used and why, likewise.
-        copied_from: the ARN of the version that this is a copy of.
+        status: as in the API.
+        message: the reason for the status.
+        min_units: minimum inference units of the last start.
+        max_units: maximum inference units of the last start, with auto-scaling.
+        f1: F1 score over all labels on the test dataset.
+        created: start of the training or copying.
+        trained: end of the training.
+        training_seconds: billed training time.
+        description: by the user.
+        output: `s3://bucket/prefix` of the training's results.
+        summary: `s3://` URI of the evaluation summary.
+        training_manifests: `s3://` URIs of the training entries.
+        testing_manifests: `s3://` URIs of the evaluation snapshot.
+        manifest_summary: `s3://` URI of the errors in the manifests.
+        validation_manifests: `s3://` URIs of the unusable entries with their errors.
+        copied_from: ARN of the version that this one was copied from.
     """
 
     arn: str
@@ -97,19 +114,21 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Inference units to start a model with; `maximum` switches the service's auto-scaling on."""
+    """Inference units to start a model with; `maximum` enables the service's auto-scaling."""
 
     minimum: int
     maximum: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Units:
-        """Read `MIN` or `MIN:MAX`; raises `UsageError`."""
+        """Parse `MIN` or `MIN:MAX`; raises `UsageError`."""
         low, colon, high = text.partition(":")
         try:
             units = cls(int(low), int(high) if colon else None)
         except ValueError:
-            raise UsageError(f"{text!r} are no inference units; write MIN or MIN:MAX, such as 2 or 1:3") from None
+            raise UsageError(
+                f"{text!r} is not a number of inference units; write MIN or MIN:MAX, such as 2 or 1:3"
+            ) from None
         highest = units.minimum if units.maximum is None else units.maximum
         if not 1 <= units.minimum <= highest <= MAX_UNITS:
             raise UsageError(f"inference units {text!r} are out of range: 1 <= MIN <= MAX <= {MAX_UNITS}")
@@ -125,11 +144,11 @@ class Units:
 
 
 async def describe(client: Any, arn: ModelArn) -> Model:
-    """The model as it is now.
+    """The current description of a model.
 
     Raises:
-        ModelError: there is none of this ARN in its account and region.
-        CredentialsError: AWS doesn't know the credentials, or they may not describe models.
+        ModelError: it does not exist in its account and region.
+        CredentialsError: the credentials are unknown to AWS or lack the permission.
     """
     with translate_errors(f"describing {arn.name}", refusal=ModelError):
         projects = await client.describe_projects(ProjectNames=[arn.project])
@@ -140,29 +159,32 @@ async def describe(client: Any, arn: ModelArn) -> Model:
             async for page in pages:
                 for version in page["ProjectVersionDescriptions"]:
                     if version["ProjectVersionArn"] == arn.text:
-                        return model_of(version)
+                        return _model(version)
     raise ModelError(
-        f"there is no model {arn.text}; check it with `batchcl model list --region {arn.region}` "
+        f"there is no model {arn.text}; list the models with `batchcl model list --region {arn.region}` "
         f"in account {arn.account}"
     )
 
 
 async def list_models(client: Any, *, project: str | None = None) -> list[Model]:
-    """All models of the account and region, or of one project; the newest of a project first."""
-    found: list[Model] = []
+    """All models of the account and region, or of one project; a project's newest model first."""
+    models: list[Model] = []
     names = {} if project is None else {"ProjectNames": [project]}
     with translate_errors("listing models", refusal=ModelError):
         async for page in client.get_paginator("describe_projects").paginate(**names):
             for entry in page["ProjectDescriptions"]:
                 versions = client.get_paginator("describe_project_versions").paginate(ProjectArn=entry["ProjectArn"])
-                async for part in versions:
-                    found.extend(model_of(version) for version in part["ProjectVersionDescriptions"])
-    return found
+                async for versions_page in versions:
+                    models.extend(_model(version) for version in versions_page["ProjectVersionDescriptions"])
+    return models
 
 
 async def start(client: Any, arn: ModelArn, units: Units) -> None:
-    """Ask the service to start the model; billing begins when it is RUNNING. Returns at once: see `wait`."""
-    in_use = f"see what it does with `batchcl model show {arn.name}`; other units need `batchcl model stop` first"
+    """Request the start of the model; billing begins when it is RUNNING. Returns at once: see `wait`."""
+    in_use = (
+        f"see its status with `batchcl model show {arn.name}`; to change its units, stop it first with "
+        "`batchcl model stop`"
+    )
     with translate_errors(f"starting {arn.name} with {units.words}", refusal=ModelError, in_use=in_use):
         await client.start_project_version(
             ProjectVersionArn=arn.text, MinInferenceUnits=units.minimum, **drop_none(MaxInferenceUnits=units.maximum)
@@ -170,10 +192,10 @@ async def start(client: Any, arn: ModelArn, units: Units) -> None:
 
 
 async def stop(client: Any, arn: ModelArn) -> None:
-    """Ask the service to stop the model, which ends billing. Returns at once: see `wait`.
+    """Request the stop of the model, which ends billing. Returns at once: see `wait`.
 
     Raises:
-        ModelError: the model is not RUNNING. One that is STARTING can't be stopped before it runs.
+        ModelError: the model is not RUNNING. A STARTING model can't be stopped.
     """
     with translate_errors(f"stopping {arn.name}", refusal=ModelError):
         await client.stop_project_version(ProjectVersionArn=arn.text)
@@ -188,20 +210,15 @@ async def wait(
     timeout_s: float = START_TIMEOUT_S,
     on_state: Callable[[Model], None] = lambda _: None,
 ) -> Model:
-    """Poll until the model's status is `until`.
+    """Poll until the model's status is `until`, and return the model; raises as `wait_until` does.
 
     Args:
         client: an open Rekognition client.
         arn: the model.
         until: the status to wait for, such as RUNNING or STOPPED.
-        passing: statuses on the way to it; any other ends the wait.
-        timeout_s: how long at most.
-        on_state: told of each change of status, the first one included.
-
-    Raises:
-        ModelError: the model took another way, with the service's reason.
-        StoppedError: it took longer than `timeout_s`.
-        UnreachableError: the service has not answered for five minutes.
+        passing: statuses before that; any other one raises `ModelError`.
+        timeout_s: maximum time.
+        on_state: receives the model at each change of status, including the first one.
     """
     return await wait_until(
         lambda: describe(client, arn),
@@ -213,8 +230,173 @@ async def wait(
     )
 
 
-def model_of(version: dict[str, Any]) -> Model:
-    """The model that an entry of DescribeProjectVersions describes."""
+async def train_model(
+    client: Any,
+    project: ProjectArn,
+    *,
+    version: str,
+    output: str,
+    training_manifests: Sequence[S3Location] = (),
+    testing_manifests: Sequence[S3Location] = (),
+    split_test_set: bool = False,
+    description: str | None = None,
+    kms_key: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> ModelArn:
+    """Start training a model on the project's datasets, and return its ARN; see `wait_trained`.
+
+    Billing begins when this function returns.
+
+    Args:
+        client: an open Rekognition client.
+        project: the project.
+        version: name of the new version, unique in the project.
+        output: `s3://bucket` or `s3://bucket/prefix` for the training's results.
+        training_manifests: Ground Truth manifests, for a project without datasets.
+        testing_manifests: Ground Truth manifests, for a project without datasets.
+        split_test_set: for a project without datasets: use a fifth of the training images for testing.
+        description: free text.
+        kms_key: encrypts the service's copies of images and manifests, and the results.
+        tags: of the version.
+
+    Raises:
+        RefusedError: the name is taken, there are no training images, or a quota is exhausted.
+        UsageError: an argument breaks the service's rules.
+    """
+    arguments: dict[str, Any] = {
+        "ProjectArn": project.text,
+        "VersionName": version,
+        "OutputConfig": _output_config(output),
+    }
+    if training_manifests:
+        arguments["TrainingData"] = {"Assets": [each.manifest for each in training_manifests]}
+    if testing_manifests:
+        arguments["TestingData"] = {"Assets": [each.manifest for each in testing_manifests]}
+    elif split_test_set:
+        arguments["TestingData"] = {"AutoCreate": True}
+    arguments |= drop_none(VersionDescription=description, KmsKeyId=kms_key, Tags=dict(tags) if tags else None)
+    with translate_errors(f"training {project.project}@{version}", refusal=ModelError, in_use=_in_use(project)):
+        response = await client.create_project_version(**arguments)
+    return ModelArn.parse(response["ProjectVersionArn"])
+
+
+async def wait_trained(
+    client: Any,
+    arn: ModelArn,
+    *,
+    timeout_s: float = TRAINING_TIMEOUT_S,
+    on_state: Callable[[Model], None] = lambda _: None,
+) -> Model:
+    """Return the model when its training is complete.
+
+    Raises:
+        ModelError: the training failed; with the service's reason and the location of the errors in the manifests.
+        StoppedError: it took longer than `timeout_s`; the service continues the training.
+    """
+
+    async def describe_with_reason() -> Model:
+        model = await describe(client, arn)
+        return replace(model, message=_failure_reason(model)) if model.status == "TRAINING_FAILED" else model
+
+    return await wait_until(
+        describe_with_reason,
+        until={"TRAINING_COMPLETED"},
+        passing={"TRAINING_IN_PROGRESS"},
+        timeout_s=timeout_s,
+        on_state=on_state,
+        refusal=ModelError,
+        pauses_s=LONG_PAUSES_S,
+    )
+
+
+async def copy_model(
+    client: Any,
+    source: ModelArn,
+    *,
+    source_project: ProjectArn,
+    project: ProjectArn,
+    version: str,
+    output: str,
+    kms_key: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> ModelArn:
+    """Start copying a trained model into another project, and return the copy's ARN; see `wait_copied`.
+
+    Args:
+        client: an open Rekognition client of the copy's account.
+        source: the model; if it is in another account, a project policy must allow the copy.
+        source_project: the model's project.
+        project: the copy's project.
+        version: the copy's name, unique in its project.
+        output: `s3://bucket` or `s3://bucket/prefix` for the training's results.
+        kms_key: encrypts the copied results.
+        tags: of the copy.
+
+    Raises:
+        ModelError: the service refuses.
+    """
+    arguments: dict[str, Any] = {
+        "SourceProjectArn": source_project.text,
+        "SourceProjectVersionArn": source.text,
+        "DestinationProjectArn": project.text,
+        "VersionName": version,
+        "OutputConfig": _output_config(output),
+    }
+    arguments |= drop_none(KmsKeyId=kms_key or None, Tags=dict(tags) if tags else None)
+    doing = f"copying {source.name} to {project.project}@{version}"
+    with translate_errors(doing, refusal=ModelError, in_use=_in_use(project)):
+        response = await client.copy_project_version(**arguments)
+    return ModelArn.parse(response["ProjectVersionArn"])
+
+
+async def wait_copied(
+    client: Any,
+    arn: ModelArn,
+    *,
+    timeout_s: float = TRAINING_TIMEOUT_S,
+    on_state: Callable[[Model], None] = lambda _: None,
+) -> Model:
+    """Return the copy when it is complete; raises as `wait_trained` does."""
+    return await wait_until(
+        lambda: describe(client, arn),
+        until={"COPYING_COMPLETED"},
+        passing={"COPYING_IN_PROGRESS"},
+        timeout_s=timeout_s,
+        on_state=on_state,
+        refusal=ModelError,
+        pauses_s=LONG_PAUSES_S,
+    )
+
+
+async def delete_model(
+    client: Any, project: ProjectArn, arn: ModelArn, *, timeout_s: float = _DELETE_TIMEOUT_S
+) -> None:
+    """Delete a model, and return when it no longer exists; its results in S3 stay.
+
+    Raises:
+        ModelError: it is training or running.
+        StoppedError: it still existed after `timeout_s`.
+    """
+    with translate_errors(f"deleting {arn.name}", refusal=ModelError):
+        await client.delete_project_version(ProjectVersionArn=arn.text)
+    passing = {
+        *("DELETING", "TRAINING_COMPLETED", "TRAINING_FAILED", "STOPPED", "FAILED"),
+        *("COPYING_COMPLETED", "COPYING_FAILED", "DEPRECATED", "EXPIRED"),
+    }
+
+    async def describe_or_gone() -> Model:
+        with translate_errors(f"looking up {arn.name}", refusal=ModelError):
+            response = await client.describe_project_versions(ProjectArn=project.text, VersionNames=[arn.version])
+        for each in response["ProjectVersionDescriptions"]:
+            if each["ProjectVersionArn"] == arn.text:
+                return _model(each)
+        return _model({"ProjectVersionArn": arn.text, "Status": GONE})
+
+    await wait_until(describe_or_gone, until={GONE}, passing=passing, timeout_s=timeout_s, refusal=ModelError)
+
+
+def _model(version: dict[str, Any]) -> Model:
+    """The model for an entry of DescribeProjectVersions."""
     arn = ModelArn.parse(version["ProjectVersionArn"])
     result = version.get("EvaluationResult", {})
     training, testing = version.get("TrainingDataResult", {}), version.get("TestingDataResult", {})
@@ -249,8 +431,10 @@ def _training_output(config: dict[str, Any]) -> str | None:
 
 
 def _uri(holder: dict[str, Any]) -> str | None:
-    where = holder.get("S3Object", {})
-    return f"s3://{where['Bucket']}/{where['Name']}" if where.get("Bucket") and where.get("Name") else None
+    location = holder.get("S3Object", {})
+    if not location.get("Bucket") or not location.get("Name"):
+        return None
+    return f"s3://{location['Bucket']}/{location['Name']}"
 
 
 def _manifests(data: dict[str, Any]) -> tuple[str, ...]:
@@ -258,219 +442,21 @@ def _manifests(data: dict[str, Any]) -> tuple[str, ...]:
     return tuple(uri for uri in uris if uri is not None)
 
 
-DOLLARS_PER_TRAINING_HOUR: Final = 1.0
-"""Price of an hour of training; several hours may be billed for one when it runs in parallel. Source: pricing page."""
-
-TRAINING_TIMEOUT_S: Final = 24 * 3600.0
-"""Training takes from 30 minutes to 24 hours; source: developer guide, "Training a model"."""
-
-_DELETE_TIMEOUT_S: Final = 15 * 60.0
-
-
-async def train_model(
-    client: Any,
-    project: ProjectArn,
-    *,
-    version: str,
-    output: str,
-    training_manifests: Sequence[S3Location] = (),
-    testing_manifests: Sequence[S3Location] = (),
-    split_test_set: bool = False,
-    description: str | None = None,
-    kms_key: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> ModelArn:
-    """Begin to train a version on the project's datasets, and return its ARN; see `wait_trained`.
-
-    From here on the training is billed.
-
-    Args:
-        client: an open Rekognition client.
-        project: whose datasets it learns from.
-        version: its name, new in the project.
-        output: `s3://bucket` or `s3://bucket/prefix` for the training's results.
-        training_manifests: for a project without datasets: Ground Truth manifests to learn from.
-        testing_manifests: likewise, to test with.
-        split_test_set: likewise: let the service put a fifth of the training images aside for the test.
-        description: in words.
-        kms_key: encrypts the service's copies of images and manifests, and the results.
-        tags: of the version.
-
-    Raises:
-        RefusedError: the name is taken, there is nothing to train with, or a quota is used up.
-        UsageError: an argument breaks the service's rules.
-    """
-    arguments: dict[str, Any] = {
-        "ProjectArn": project.text,
-        "VersionName": version,
-        "OutputConfig": output_config(output),
-    }
-    if training_manifests:
-        arguments["TrainingData"] = {"Assets": [each.manifest for each in training_manifests]}
-    if testing_manifests:
-        arguments["TestingData"] = {"Assets": [each.manifest for each in testing_manifests]}
-    elif split_test_set:
-        arguments["TestingData"] = {"AutoCreate": True}
-    arguments |= drop_none(VersionDescription=description, KmsKeyId=kms_key, Tags=dict(tags) if tags else None)
-    with translate_errors(f"training {project.project}@{version}", refusal=ModelError, in_use=_in_use(project)):
-        answer = await client.create_project_version(**arguments)
-    return ModelArn.parse(answer["ProjectVersionArn"])
-
-
-async def wait_trained(
-    client: Any,
-    arn: ModelArn,
-    *,
-    timeout_s: float = TRAINING_TIMEOUT_S,
-    on_state: Callable[[Model], None] = lambda _: None,
-) -> Model:
-    """Return the model when its training is complete.
-
-    Raises:
-        ModelError: the training failed; with the service's reason and where it says what is wrong with the manifests.
-        StoppedError: it took longer than `timeout_s`; it goes on in the service.
-    """
-
-    async def look() -> Model:
-        model = await describe(client, arn)
-        return replace(model, message=_why(model)) if model.status == "TRAINING_FAILED" else model
-
-    return await wait_until(
-        look,
-        until={"TRAINING_COMPLETED"},
-        passing={"TRAINING_IN_PROGRESS"},
-        timeout_s=timeout_s,
-        on_state=on_state,
-        refusal=ModelError,
-        pauses_s=LONG_PAUSES_S,
-    )
-
-
-async def copy_model(
-    client: Any,
-    source: ModelArn,
-    *,
-    source_project: ProjectArn,
-    project: ProjectArn,
-    version: str,
-    output: str,
-    kms_key: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> ModelArn:
-    """Begin to copy a trained model into another project, and return the copy's ARN; see `wait_copied`.
-
-    Args:
-        client: an open Rekognition client of the account that gets the copy.
-        source: the model; another account must share it by a project policy.
-        source_project: the project that the model is in.
-        project: the project that gets the copy.
-        version: the copy's name, new in its project.
-        output: `s3://bucket` or `s3://bucket/prefix` for the training's results.
-        kms_key: encrypts the copied results.
-        tags: of the copy.
-
-    Raises:
-        ModelError: the service refuses.
-    """
-    arguments: dict[str, Any] = {
-        "SourceProjectArn": source_project.text,
-        "SourceProjectVersionArn": source.text,
-        "DestinationProjectArn": project.text,
-        "VersionName": version,
-        "OutputConfig": output_config(output),
-    }
-    arguments |= drop_none(KmsKeyId=kms_key or None, Tags=dict(tags) if tags else None)
-    doing = f"copying {source.name} to {project.project}@{version}"
-    with translate_errors(doing, refusal=ModelError, in_use=_in_use(project)):
-        answer = await client.copy_project_version(**arguments)
-    return ModelArn.parse(answer["ProjectVersionArn"])
-
-
-async def wait_copied(
-    client: Any,
-    arn: ModelArn,
-    *,
-    timeout_s: float = TRAINING_TIMEOUT_S,
-    on_state: Callable[[Model], None] = lambda _: None,
-) -> Model:
-    """Return the copy when it is complete; raises as `wait_trained` does."""
-    return await wait_until(
-        lambda: describe(client, arn),
-        until={"COPYING_COMPLETED"},
-        passing={"COPYING_IN_PROGRESS"},
-        timeout_s=timeout_s,
-        on_state=on_state,
-        refusal=ModelError,
-        pauses_s=LONG_PAUSES_S,
-    )
-
-
-async def delete_model(
-    client: Any, project: ProjectArn, arn: ModelArn, *, timeout_s: float = _DELETE_TIMEOUT_S
-) -> None:
-    """Delete a model that neither trains nor runs, and return when it is gone; its results in S3 stay.
-
-    Raises:
-        ModelError: it trains or runs.
-        StoppedError: it wasn't gone after `timeout_s`.
-    """
-    with translate_errors(f"deleting {arn.name}", refusal=ModelError):
-        await client.delete_project_version(ProjectVersionArn=arn.text)
-    passing = {
-        *("DELETING", "TRAINING_COMPLETED", "TRAINING_FAILED", "STOPPED", "FAILED"),
-        *("COPYING_COMPLETED", "COPYING_FAILED", "DEPRECATED", "EXPIRED"),
-    }
-
-    async def look() -> Model:
-        with translate_errors(f"looking up {arn.name}", refusal=ModelError):
-            answer = await client.describe_project_versions(ProjectArn=project.text, VersionNames=[arn.version])
-        for each in answer["ProjectVersionDescriptions"]:
-            if each["ProjectVersionArn"] == arn.text:
-                return model_of(each)
-        return _gone(arn)
-
-    await wait_until(look, until={GONE}, passing=passing, timeout_s=timeout_s, refusal=ModelError)
-
-
-def output_config(output: str) -> dict[str, str]:
-    """The service's OutputConfig for `s3://bucket` or `s3://bucket/prefix`; raises `UsageError`."""
+def _output_config(output: str) -> dict[str, str]:
+    """The API's OutputConfig for `s3://bucket` or `s3://bucket/prefix`; raises `UsageError`."""
     bucket, _, prefix = output.removeprefix("s3://").partition("/")
     if not output.startswith("s3://") or not bucket:
-        raise UsageError(f"{output!r} names no place in S3; it looks like s3://bucket/prefix")
+        raise UsageError(f"{output!r} is not a location in S3; write it like s3://bucket/prefix")
     prefix = prefix.strip("/")
     return {"S3Bucket": bucket, "S3KeyPrefix": prefix} if prefix else {"S3Bucket": bucket}
 
 
-def _why(model: Model) -> str:
-    """The service's reason, and where it wrote what is wrong with which entry."""
-    where = [*([model.manifest_summary] if model.manifest_summary else []), *model.validation_manifests]
+def _failure_reason(model: Model) -> str:
+    """The service's reason for a failed training, and where it lists the errors of each entry."""
+    uris = [*([model.manifest_summary] if model.manifest_summary else []), *model.validation_manifests]
     reason = model.message.rstrip(".")
-    return f"{reason}; what is wrong with which entry stands in {', '.join(where)}" if where else reason
-
-
-def _gone(arn: ModelArn) -> Model:
-    return Model(
-        arn=arn.text,
-        project=arn.project,
-        version=arn.version,
-        status=GONE,
-        message="",
-        min_units=None,
-        max_units=None,
-        f1=None,
-        created=None,
-    )
+    return f"{reason}; the errors of each entry are in {', '.join(uris)}" if uris else reason
 
 
 def _in_use(project: ProjectArn) -> str:
-    return f"if there is one of this name (`batchcl model list --project {project.project}`), choose another name"
-
-
-STARTABLE: Final = frozenset({"TRAINING_COMPLETED", "STOPPED", "FAILED", "COPYING_COMPLETED"})
-"""It was trained, and doesn't run."""
-
-UP: Final = frozenset({"STARTING", "RUNNING"})
-"""It runs, or will if nobody does anything."""
-
-IN_USE: Final = UP | {"STOPPING"}
-"""It can't be started now, nor deleted."""
+    return f"if this version exists (`batchcl model list --project {project.project}`), choose another name"

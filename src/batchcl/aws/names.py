@@ -1,6 +1,6 @@
-"""From what a user types to an ARN: an ARN itself, `project`, `project@version`, `project/train` or `project/test`.
+"""Resolves names to ARNs: `project`, `project@version`, `project/train`, `project/test`, or an ARN.
 
-Names are looked up in the account and region of the client, by DescribeProjects.
+Names are looked up in the client's account and region, by DescribeProjects.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from batchcl.errors import ModelError, RefusedError, UsageError
 
 __all__ = [
     "dataset_name",
-    "described_project",
+    "describe_project_by_name",
     "find_dataset",
     "find_model",
     "find_project",
@@ -30,25 +30,25 @@ _KINDS: Final = ("train", "test")
 
 
 def region_in(text: str) -> str | None:
-    """The region that `text` names if it is an ARN; None where it is a name."""
+    """The region in `text` if it is an ARN; None for a name."""
     parts = text.split(":") if text.startswith("arn:") else []
     return parts[3] if len(parts) > 3 else None  # noqa: PLR2004 - arn:partition:service:region
 
 
 async def find_project(client: Any, text: str) -> ProjectArn:
-    """The project that `text` means: its ARN, which isn't looked up, or its name.
+    """The project with this ARN, which is not looked up, or name.
 
     Raises:
-        UsageError: it is neither.
-        RefusedError: there is no project of this name, or more than one.
+        UsageError: `text` is neither.
+        RefusedError: there is no project with this name, or more than one.
     """
     if text.startswith("arn:"):
         return ProjectArn.parse(text)
-    return ProjectArn.parse((await described_project(client, _checked(text, text)))["ProjectArn"])
+    return ProjectArn.parse((await describe_project_by_name(client, _checked(text, text)))["ProjectArn"])
 
 
 def valid_model(text: str) -> str:
-    """`text`, which has the form of an ARN, of `project@version` or of `project`. Raises `UsageError`."""
+    """Return `text` if it is a valid ARN, `project@version` or `project`; else raise `UsageError`. No look-up."""
     if text.startswith("arn:"):
         return ModelArn.parse(text).text
     project, at, version = text.partition("@")
@@ -58,20 +58,20 @@ def valid_model(text: str) -> str:
 
 
 def is_named(arn: ModelArn, text: str) -> bool:
-    """Whether `text`, an ARN, `project@version` or `project`, may mean this model."""
+    """Whether `text`, an ARN, `project@version` or `project`, can be this model."""
     return text in (arn.text, arn.name, arn.project)
 
 
 async def find_trained_model(client: Any, text: str) -> ModelArn:
-    """The model to score with: as `find_model`, and for `project` its newest trained version.
+    """The model to score with: as `find_model`, or for `project` its newest trained version.
 
     Raises:
-        UsageError: `text` is none of them.
+        UsageError: `text` is not a valid name.
         ModelError: there is no such model.
     """
     if text.startswith("arn:") or "@" in text:
         return await find_model(client, text)
-    described = await described_project(client, _checked(text, text))
+    described = await describe_project_by_name(client, _checked(text, text))
     trained: list[dict[str, Any]] = []
     with translate_errors(f"looking up the models of project {text}", refusal=ModelError):
         pages = client.get_paginator("describe_project_versions").paginate(ProjectArn=described["ProjectArn"])
@@ -83,18 +83,18 @@ async def find_trained_model(client: Any, text: str) -> ModelArn:
 
 
 async def find_model(client: Any, text: str) -> ModelArn:
-    """The model that `text` means: its ARN, which isn't looked up, or `project@version`.
+    """The model with this ARN, which is not looked up, or `project@version`.
 
     Raises:
-        UsageError: it is neither.
-        ModelError: there is no model of this name.
+        UsageError: `text` is neither.
+        ModelError: there is no model with this name.
     """
     if text.startswith("arn:"):
         return ModelArn.parse(text)
     project, at, version = text.partition("@")
     if not at or not version:
-        raise UsageError(f"{text!r} names no model; write PROJECT@VERSION or an ARN, see `batchcl model list`")
-    described = await described_project(client, _checked(project, text))
+        raise UsageError(f"{text!r} is not a model; write PROJECT@VERSION or an ARN, see `batchcl model list`")
+    described = await describe_project_by_name(client, _checked(project, text))
     with translate_errors(f"looking up the model {text}", refusal=ModelError):
         pages = client.get_paginator("describe_project_versions").paginate(
             ProjectArn=described["ProjectArn"], VersionNames=[_checked(version, text)]
@@ -106,53 +106,55 @@ async def find_model(client: Any, text: str) -> ModelArn:
 
 
 async def find_dataset(client: Any, text: str) -> DatasetArn:
-    """The dataset that `text` means: its ARN, which isn't looked up, or `project/train` or `project/test`.
+    """The dataset with this ARN, which is not looked up, or `project/train` or `project/test`.
 
     Raises:
-        UsageError: it is none of them.
+        UsageError: `text` is none of these.
         RefusedError: there is no such dataset.
     """
     if text.startswith("arn:"):
         return DatasetArn.parse(text)
     project, kind = dataset_name(text)
-    described = await described_project(client, project)
+    described = await describe_project_by_name(client, project)
     for dataset in described.get("Datasets", ()):
         if dataset["DatasetType"].lower() == kind:
             return DatasetArn.parse(dataset["DatasetArn"])
     raise RefusedError(
-        f"project {project} has no {kind} dataset; make one with `batchcl dataset create {project}/{kind} SOURCE`"
+        f"project {project} has no {kind} dataset; create one with `batchcl dataset create {project}/{kind} SOURCE`"
     )
 
 
 def dataset_name(text: str) -> tuple[str, str]:
-    """Project and kind in `project/train` or `project/test`; raises `UsageError`."""
+    """Parse `project/train` or `project/test` into project and kind; raises `UsageError`."""
     project, slash, kind = text.partition("/")
     if not slash or kind not in _KINDS:
-        raise UsageError(f"{text!r} names no dataset; write PROJECT/train, PROJECT/test, or an ARN")
+        raise UsageError(f"{text!r} is not a dataset; write PROJECT/train, PROJECT/test, or an ARN")
     return _checked(project, text), kind
 
 
-async def described_project(client: Any, name: str) -> dict[str, Any]:
-    """The service's description of the project of this name.
+async def describe_project_by_name(client: Any, name: str) -> dict[str, Any]:
+    """The service's description of the project with this name.
 
     Raises:
-        RefusedError: there is none, or (while an older one is being deleted) more than one.
+        RefusedError: there is none, or more than one.
     """
     with translate_errors(f"looking up the project {name}"):
-        answer = await client.describe_projects(ProjectNames=[name])
-    found: list[dict[str, Any]] = answer["ProjectDescriptions"]
-    alive = [each for each in found if each.get("Status") != "DELETING"] or found
-    if not alive:
+        response = await client.describe_projects(ProjectNames=[name])
+    projects: list[dict[str, Any]] = response["ProjectDescriptions"]
+    # a project that is being deleted may have a successor with the same name
+    candidates = [each for each in projects if each.get("Status") != "DELETING"] or projects
+    if not candidates:
         raise RefusedError(f"there is no project {name} in this account and region; see `batchcl project list`")
-    if len(alive) > 1:
-        arns = ", ".join(each["ProjectArn"] for each in alive)
-        raise RefusedError(f"there are {len(alive)} projects {name}; name one by its ARN: {arns}")
-    return alive[0]
+    if len(candidates) > 1:
+        arns = ", ".join(each["ProjectArn"] for each in candidates)
+        raise RefusedError(f"there are {len(candidates)} projects named {name}; use an ARN instead: {arns}")
+    return candidates[0]
 
 
 def _checked(name: str, text: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{text!r} is no name: projects and versions have 1 to 255 letters, digits, dots, hyphens and underscores"
+            f"{text!r} is not a valid name; names of projects and versions have 1 to 255 letters, digits, dots, "
+            "hyphens and underscores"
         )
     return name

@@ -1,6 +1,6 @@
-"""The service's time of day, by what its answers say.
+"""The service's clock, by the Date of its responses.
 
-Leases are written by one machine and judged by another; both go by the clock that they share, the service's.
+A lease is written by one machine and checked by another, so both use the clock that they share: the service's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["ServiceClock"]
 
 
 class ServiceClock:
-    """This machine's clock, corrected by the `Date` of the clients' last answer; exact to about a second.
+    """This machine's clock, corrected by the `Date` of the clients' last response; accurate to about a second.
 
     Args:
         client: an open client of any AWS service.
@@ -27,22 +27,22 @@ class ServiceClock:
         self.listen(client)
 
     def listen(self, client: Any) -> None:
-        """Go by the answers to this client too, refusals among them."""
-        client.meta.events.register("after-call", self._hear)
+        """Also use this client's responses, including errors."""
+        client.meta.events.register("after-call", self._on_response)
 
     @property
     def ahead(self) -> dt.timedelta | None:
-        """How far the service's clock is ahead of this machine's; None before the first answer."""
+        """How far the service's clock is ahead of this machine's; None before the first response."""
         return self._ahead
 
     def now(self) -> dt.datetime:
-        """What the service's clock shows, as far as is known; before the first answer, what this machine's does."""
+        """The service's time; before the first response, this machine's."""
         return self._utcnow() + (self._ahead or dt.timedelta(0))
 
-    def _hear(self, parsed: dict[str, Any], **_: Any) -> None:
+    def _on_response(self, parsed: dict[str, Any], **_: Any) -> None:
         date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
         try:
-            told = parsedate_to_datetime(date or "")
+            service_time = parsedate_to_datetime(date or "")
         except ValueError:
             return
-        self._ahead = (told if told.tzinfo else told.replace(tzinfo=dt.UTC)) - self._utcnow()
+        self._ahead = (service_time if service_time.tzinfo else service_time.replace(tzinfo=dt.UTC)) - self._utcnow()

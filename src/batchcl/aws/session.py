@@ -1,8 +1,8 @@
-"""One AWS session for everything: profile, region, endpoints and credentials by the standard AWS settings.
+"""The AWS session: opens clients by the standard AWS settings.
 
-Botocore resolves them (`AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_REKOGNITION`,
-`AWS_ENDPOINT_URL_S3`, `AWS_CA_BUNDLE`, `HTTPS_PROXY`, the shared config files, SSO, instance roles); this module adds
-only what differs between the callers: retries, timeouts, connection pools.
+Botocore resolves profile, region, endpoints and credentials (`AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`,
+`AWS_ENDPOINT_URL_REKOGNITION`, `AWS_ENDPOINT_URL_S3`, `AWS_CA_BUNDLE`, `HTTPS_PROXY`, the shared config files, SSO,
+instance roles). This module adds what differs between clients: retries, timeouts, connection pools.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from batchcl.aws.credentials import (
     CredentialCache,
     FixedCredentials,
     SharedCredentials,
-    signed_with,
+    signing_keys,
 )
 from batchcl.aws.errors import REDIRECTS, RedirectedError, error_code, error_message, is_keys_error
 from batchcl.errors import CredentialsError, RefusedError
@@ -41,7 +41,7 @@ from batchcl.errors import CredentialsError, RefusedError
 __all__ = ["Aws", "AwsSettings", "Connection", "DirectSession", "StaticCredentials"]
 
 DEFAULT_REGION: Final = "us-east-1"
-_BYSTANDER_TIMEOUT_S: Final = 5
+_BRIEF_TIMEOUT_S: Final = 5
 _BLOCKING_CONNECTIONS: Final = 16
 _LOWEST_ERROR: Final = 300
 _RENEW_MAX_S: Final = 5.0
@@ -49,7 +49,7 @@ _RENEW_MAX_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class StaticCredentials:
-    """A key pair that is given rather than looked up; its repr hides the secret."""
+    """An explicit key pair. The repr hides the secret."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -57,15 +57,15 @@ class StaticCredentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How clients connect.
+    """Connection settings of clients.
 
     Attributes:
-        is_verified: certificates are checked; without, anybody may listen.
-        ca_bundle: file or directory of certificates to trust; None for what the environment says.
-        is_signed: requests of the SDK are signed, which needs credentials. Those of `http` always are.
-        connect_timeout_s: for one connection of a client; None to wait for ever.
-        read_timeout_s: for the next bytes of an answer to a client; None likewise.
-        max_attempts: of a client that retries by itself.
+        is_verified: verify certificates; otherwise connections can be intercepted.
+        ca_bundle: file or directory of certificates to trust; None for the environment's.
+        is_signed: sign the SDK's requests, which needs credentials. Those of `aws.http` are always signed.
+        connect_timeout_s: for one connection; None for no timeout.
+        read_timeout_s: for the next bytes of a response; None for no timeout.
+        max_attempts: of clients with retries.
     """
 
     is_verified: bool = True
@@ -78,9 +78,9 @@ class Connection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwsSettings:
-    """What may differ from the environment; None means as the environment has it.
+    """Settings that override the environment; None uses the environment's.
 
-    `rekognition_credentials` serve Rekognition only: the emulator has its own, S3 has the ordinary ones.
+    `rekognition_credentials` are for Rekognition only, where it is the emulator; S3 uses the environment's.
     """
 
     profile: str | None = None
@@ -91,9 +91,9 @@ class AwsSettings:
 
 
 class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
-    """The SDK's HTTP session, which would follow redirects and send X-Amz-Security-Token to any host that they name.
+    """The SDK's HTTP session without redirects, which would send X-Amz-Security-Token to any host that they name.
 
-    Those of S3 that name a bucket's region are left to botocore, which signs a new request for that region's endpoint.
+    Redirects of S3 to a bucket's region are left to botocore, which signs a new request for that region's endpoint.
     """
 
     async def _get_session(self, proxy_url: str | None) -> Any:
@@ -101,31 +101,31 @@ class DirectSession(AIOHTTPSession):  # type: ignore[misc]  # it has no types
         return SimpleNamespace(request=partial(session.request, allow_redirects=False))
 
     async def send(self, request: Any) -> Any:
-        """The response to `request`; raises `RedirectedError` for a redirect that names no region of S3's."""
+        """The response to `request`; raises `RedirectedError` for a redirect without a bucket's region."""
         response = await super().send(request)
         _refuse_redirect((response, None))
         return response
 
 
 def _refuse_redirect(response: tuple[Any, Any] | None, **_: Any) -> None:
-    """Raise `RedirectedError` for a redirect that names no region.
+    """Raise `RedirectedError` for a redirect without a bucket's region.
 
-    As a handler of boto3's `needs-retry` event it is called before botocore's own, which would look the bucket up, be
-    redirected again, and so on without end.
+    It is also a handler of boto3's `needs-retry` event, called before botocore's own handler, which would look up the
+    bucket, be redirected again, and never end.
     """
-    answer = None if response is None else response[0]
-    if answer is not None and answer.status_code in REDIRECTS and "x-amz-bucket-region" not in answer.headers:
-        where = URL(answer.url).origin()
-        raise RedirectedError(where=where, status=answer.status_code, location=answer.headers.get("location"))
+    http = None if response is None else response[0]
+    if http is not None and http.status_code in REDIRECTS and "x-amz-bucket-region" not in http.headers:
+        where = URL(http.url).origin()
+        raise RedirectedError(where=where, status=http.status_code, location=http.headers.get("location"))
 
 
 def _end_attempts(
     response: tuple[Any, Any] | None, caught_exception: Exception | None, operation: Any, **_: Any
 ) -> None:
-    """Raise what one attempt came to, before the SDK's own handler of `needs-retry` makes another one.
+    """Raise the error of an attempt before the SDK's handler of `needs-retry` retries it.
 
-    The attempt after a StartProjectVersion whose answer was lost is refused as the model is starting, which reads as if
-    somebody else had started it. One that is refused for its keys took no effect.
+    A retry after a StartProjectVersion whose response was lost is refused because the model is starting, as if another
+    process had started it. An attempt that is refused for its keys had no effect and is retried.
     """
     if caught_exception is not None:
         raise caught_exception
@@ -134,14 +134,14 @@ def _end_attempts(
 
 
 def _keys_error(response: tuple[Any, Any]) -> str | None:
-    """What a service says when it refuses the keys of a request; None where it doesn't."""
-    refusal = ClientError(response[1], "")
-    code, said = error_code(refusal), error_message(refusal)
-    return f"{code}: {said}" if response[0].status_code >= _LOWEST_ERROR and is_keys_error(code, said) else None
+    """The service's error if it refuses the keys of a request; else None."""
+    error = ClientError(response[1], "")
+    code, message = error_code(error), error_message(error)
+    return f"{code}: {message}" if response[0].status_code >= _LOWEST_ERROR and is_keys_error(code, message) else None
 
 
 class _SharedSession(AioSession):  # type: ignore[misc]  # it has no types
-    """The SDK's session, whose clients sign with the keys of a cache."""
+    """An SDK session whose clients use a credential cache."""
 
     def __init__(self, cache: CredentialCache) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class _SharedSession(AioSession):  # type: ignore[misc]  # it has no types
 
 
 class _BlockingSession(Session):  # type: ignore[misc]  # it has no types
-    """Likewise for boto3."""
+    """A boto3 session whose clients use a credential cache."""
 
     def __init__(self, cache: CredentialCache) -> None:
         super().__init__()
@@ -163,16 +163,23 @@ class _BlockingSession(Session):  # type: ignore[misc]  # it has no types
 
 
 class Aws:
-    """A source of clients. Cheap to make; connects to nothing until a client is opened."""
+    """Opens clients. Creating it is fast and sends no request.
+
+    Attributes:
+        settings: what overrides the environment.
+        credentials: the credential cache that all clients share.
+    """
 
     def __init__(self, settings: AwsSettings | None = None) -> None:
         self.settings = settings or AwsSettings()
-        region = self.settings.region or os.environ.get("AWS_REGION")  # which botocore leaves to each SDK
+        region = self.settings.region or os.environ.get("AWS_REGION")  # botocore itself ignores it
         self._arguments = {"profile_name": self.settings.profile, "region_name": region or None}
         self.credentials = CredentialCache(self._open_session)
         self._core = _SharedSession(self.credentials)
-        given = self.settings.rekognition_credentials
-        self._rekognition_keys = FixedCredentials(given.access_key, given.secret_key) if given else self.credentials
+        explicit = self.settings.rekognition_credentials
+        self._rekognition_keys = (
+            FixedCredentials(explicit.access_key, explicit.secret_key) if explicit else self.credentials
+        )
         try:
             self._session = aioboto3.Session(**self._arguments, botocore_session=self._core)
         except (BotoCoreError, OSError) as error:
@@ -181,7 +188,7 @@ class Aws:
             ) from error
 
     def _open_session(self) -> AioSession:
-        """A session of the SDK that finds credentials by itself, for the cache."""
+        """An SDK session that loads credentials, for the cache."""
         session = AioSession()
         for name, value in zip(("profile", "region"), self._arguments.values(), strict=True):
             if value is not None:
@@ -190,32 +197,35 @@ class Aws:
 
     @classmethod
     def from_environment(cls, *, profile: str | None = None, region: str | None = None) -> Aws:
-        """The session that the AWS CLI would use."""
+        """The session that the AWS CLI uses with the same environment and flags."""
         return cls(AwsSettings(profile=profile, region=region))
 
     @property
     def region(self) -> str:
-        """The session's region, or us-east-1 where none is set."""
+        """The session's region; us-east-1 by default."""
         return self._session.region_name or DEFAULT_REGION
 
     @property
     def names_region(self) -> bool:
-        """Whether the AWS settings name a region."""
+        """Whether the AWS settings have a region."""
         return self._session.region_name is not None
 
     @property
     def ca_bundle(self) -> str | None:
-        """File or directory of the certificates to trust; None for the usual ones."""
-        given = self.settings.connection.ca_bundle
-        configured = given or self._core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        """File or directory of the certificates to trust; None for the default ones."""
+        configured = (
+            self.settings.connection.ca_bundle
+            or self._core.get_config_variable("ca_bundle")
+            or os.environ.get("REQUESTS_CA_BUNDLE")
+        )
         return str(configured) if configured else None
 
     def keys_of(self, service: str) -> CredentialCache:
-        """What signs requests to `service`."""
+        """The credentials for `service`."""
         return self._rekognition_keys if service == "rekognition" else self.credentials
 
     async def check_credentials(self) -> None:
-        """Raise `CredentialsError` where Rekognition has none to sign with. Asks nobody whether they are good."""
+        """Raise `CredentialsError` if there are none for Rekognition. Does not check them with AWS."""
         if self.settings.connection.is_signed:
             await self.keys_of("rekognition").current()
 
@@ -228,17 +238,24 @@ class Aws:
         once: Collection[str] = ("StartProjectVersion",),
         connections: int = 10,
     ) -> AsyncIterator[Any]:
-        """A Rekognition client. `retries=False` for the scoring path, which owns them; `once`: what isn't retried."""
+        """Open a Rekognition client.
+
+        Args:
+            region: default: the session's.
+            retries: the SDK's standard retries; off for the scoring path, which has its own.
+            once: operations that are not retried.
+            connections: maximum.
+        """
         config = self._config(retries=retries, max_pool_connections=connections)
-        place = self._rekognition_place()
-        async with self._client("rekognition", region, config, is_patient=retries, place=place) as client:
+        overrides = self._rekognition_overrides()
+        async with self._client("rekognition", region, config, waits=retries, overrides=overrides) as client:
             for operation in once:
                 client.meta.events.register_first(f"needs-retry.rekognition.{operation}", _end_attempts)
             yield client
 
     @asynccontextmanager
     async def scheduler(self, *, region: str | None = None) -> AsyncIterator[Any]:
-        """An EventBridge Scheduler client with the SDK's standard retries."""
+        """Open an EventBridge Scheduler client with the SDK's standard retries."""
         async with self._client("scheduler", region, self._config(retries=True)) as client:
             yield client
 
@@ -246,23 +263,23 @@ class Aws:
     async def s3(
         self, *, region: str | None = None, connections: int = 10, is_brief: bool = False
     ) -> AsyncIterator[Any]:
-        """An S3 client with the SDK's standard retries; `is_brief`: it gives up within half a minute."""
+        """Open an S3 client with the SDK's standard retries; `is_brief` limits a request to half a minute."""
         config = self._brief_config() if is_brief else self._config(retries=True, max_pool_connections=connections)
-        async with self._client("s3", region, config, is_patient=not is_brief) as client:
+        async with self._client("s3", region, config, waits=not is_brief) as client:
             yield client
 
     @asynccontextmanager
     async def bystander(self, service: str, *, region: str | None = None) -> AsyncIterator[Any]:
-        """A client of a service that a run can do without, such as `sts`: it answers quickly or is given up.
+        """Open a client of an optional service, such as `sts`, with short timeouts.
 
-        Where Rekognition is the run's own emulator, that is asked instead, as it answers for these services too.
+        If Rekognition is the emulator, the client uses it too, because it implements these services.
         """
-        place = self._rekognition_place()
-        async with self._client(service, region, self._brief_config(), place=place) as client:
+        overrides = self._rekognition_overrides()
+        async with self._client(service, region, self._brief_config(), overrides=overrides) as client:
             yield client
 
     def blocking_s3(self, *, region: str | None = None) -> Any:
-        """A client of boto3's, for threads that read what can only be read piece after piece. Blocks."""
+        """A boto3 client, for threads that read files sequentially. Blocks."""
         options = self._options(retries=True, max_pool_connections=_BLOCKING_CONNECTIONS)
         return self._blocking("s3", region, config=Config(**options), verify=self._verify)
 
@@ -281,11 +298,11 @@ class Aws:
         region: str | None,
         config: AioConfig,
         *,
-        is_patient: bool = True,
-        place: Mapping[str, str | None] | None = None,
+        waits: bool = True,
+        overrides: Mapping[str, str | None] | None = None,
     ) -> AsyncIterator[Any]:
-        """An open client; what holds for all of them is said here."""
-        more = dict(place or {})
+        """Open a client. `waits`: while credentials fail temporarily. `overrides`: endpoint and explicit keys."""
+        more = dict(overrides or {})
         opened = self._session.client(
             service, region_name=region or self.region, config=config, verify=self._verify, **more
         )
@@ -294,25 +311,25 @@ class Aws:
                 client = await stack.enter_async_context(opened)
                 _check_url(client.meta.endpoint_url)
             if self.settings.connection.is_signed and "aws_access_key_id" not in more:
-                renew = partial(_renew_keys, self.credentials, service, is_patient=is_patient)
+                renew = partial(_renew_keys, self.credentials, service, waits=waits)
                 client.meta.events.register_first(f"needs-retry.{service}", renew)
             yield client
 
     @contextmanager
     def _settings_of(self, service: str, endpoint_url: str | None) -> Iterator[None]:
-        """Raise `RefusedError` for settings that botocore can't use, with the name of the one at fault."""
+        """Raise `RefusedError` for settings that botocore can't use, with the setting's name."""
         try:
             yield
         except (BotoCoreError, ValueError) as error:
-            source = "the endpoint that was given" if endpoint_url else self._endpoint_setting(service)
-            if source is None or isinstance(error, BotoCoreError):
-                why = f"the AWS settings for {service} can't be used: {error}; check the region and the AWS config"
+            setting = "the endpoint" if endpoint_url else self._endpoint_setting(service)
+            if setting is None or isinstance(error, BotoCoreError):
+                message = f"the AWS settings for {service} can't be used: {error}; check the region and the AWS config"
             else:
-                why = f"{source} is not a URL: {error}; write it like https://host or http://127.0.0.1:8333"
-            raise RefusedError(why) from error
+                message = f"{setting} is not a URL: {error}; write it like https://host or http://127.0.0.1:8333"
+            raise RefusedError(message) from error
 
     def _endpoint_setting(self, service: str) -> str | None:
-        """Where the endpoint of `service` is set, in the order in which botocore looks; None where it isn't."""
+        """The setting with the endpoint of `service`, in botocore's order of precedence; None if there is none."""
         name = service.replace("-", "_")
         for variable in (f"AWS_ENDPOINT_URL_{name.upper()}", "AWS_ENDPOINT_URL"):
             if os.environ.get(variable):
@@ -325,26 +342,26 @@ class Aws:
         named = self._core.get_config_variable("profile") or "default"
         return f"endpoint_url of profile {named} in the AWS config" if "endpoint_url" in profile else None
 
-    def _rekognition_place(self) -> dict[str, str | None]:
-        """Where Rekognition is and what signs for it, where the settings say so."""
+    def _rekognition_overrides(self) -> dict[str, str | None]:
+        """Rekognition's endpoint and keys, if the settings have any."""
         keys = self.settings.rekognition_credentials
-        signs = {} if keys is None else {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
-        return {"endpoint_url": self.settings.rekognition_endpoint_url, **signs}
+        pair = {} if keys is None else {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
+        return {"endpoint_url": self.settings.rekognition_endpoint_url, **pair}
 
     def _config(self, *, retries: bool, **more: Any) -> AioConfig:
         return AioConfig(http_session_cls=DirectSession, **self._options(retries=retries, **more))
 
     def _brief_config(self) -> AioConfig:
-        """Of a client that answers quickly or is given up."""
+        """Short timeouts and two attempts."""
         options = self._options(retries=True) | {
             "retries": {"total_max_attempts": 2, "mode": "standard"},
-            "connect_timeout": _BYSTANDER_TIMEOUT_S,
-            "read_timeout": 2 * _BYSTANDER_TIMEOUT_S,
+            "connect_timeout": _BRIEF_TIMEOUT_S,
+            "read_timeout": 2 * _BRIEF_TIMEOUT_S,
         }
         return AioConfig(http_session_cls=DirectSession, **options)
 
     def _options(self, *, retries: bool, **more: Any) -> dict[str, Any]:
-        """What a client's configuration is made of."""
+        """The arguments of a client's configuration."""
         connection = self.settings.connection
         if not connection.is_signed:
             more["signature_version"] = UNSIGNED
@@ -357,9 +374,9 @@ class Aws:
 
     @property
     def _verify(self) -> bool | str | None:
-        """As botocore takes it: False, the bundle, or None for the environment's.
+        """Botocore's `verify`: False, the bundle, or None for the environment's.
 
-        Raises `RefusedError` where there is no such bundle, which the SDK would tell without its name.
+        Raises `RefusedError` if the bundle does not exist, because the SDK's error lacks its path.
         """
         connection = self.settings.connection
         if not connection.is_verified:
@@ -373,32 +390,31 @@ class Aws:
 
 
 def _check_url(endpoint_url: str) -> None:
-    """Raise `ValueError` for a URL that botocore takes, but that nothing can be sent to."""
+    """Raise `ValueError` for a URL that botocore accepts although it is not usable."""
     parts = urlsplit(endpoint_url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
         raise ValueError(f"Invalid endpoint: {endpoint_url}")
 
 
 async def _renew_keys(
-    cache: CredentialCache, service: str, *, response: tuple[Any, Any] | None, attempts: int, is_patient: bool, **_: Any
+    cache: CredentialCache, service: str, *, response: tuple[Any, Any] | None, attempts: int, waits: bool, **_: Any
 ) -> float | None:
-    """Have an attempt that is refused for its keys followed by one with others: a handler of `needs-retry`.
+    """Retry with other keys if a service refuses the keys of a request: a handler of `needs-retry`.
 
-    It returns the pause before the next attempt; None where this handler asks for none. The first one follows at once.
-    Later ones, where the service has accepted such keys before, follow for five minutes, unless the caller has no
-    patience.
+    Returns the pause before the retry, or None for no retry. The first retry follows at once. If the service has
+    accepted keys before and the client `waits`, more follow for five minutes.
     """
-    said = None if response is None else _keys_error(response)
-    if said is None:
+    message = None if response is None else _keys_error(response)
+    if message is None:
         if response is not None and response[0].status_code < _LOWEST_ERROR:
             cache.accepted(service)
         return None
     if attempts > 1:
-        error = cache.refused(service, said)
-        if error is None or not is_patient:
+        error = cache.refused(service, message)
+        if error is None or not waits:
             return None
         if not error.may_pass:
             raise error
-    renew = partial(cache.renew, signed_with.get())
-    await (cache.patiently(renew) if is_patient else renew())
+    renew = partial(cache.renew, signing_keys.get())
+    await (cache.patiently(renew) if waits else renew())
     return min(_RENEW_MAX_S, attempts - 1.0)

@@ -1,7 +1,8 @@
-"""Signature Version 4 for requests that are much alike: what stays the same between calls is worked out once.
+"""AWS Signature Version 4, fast for many similar requests: what they have in common is computed once.
 
-A signing key holds for a day, and the canonical headers differ in the date alone. Source: "Create a signed AWS API
-request" in the IAM user guide; for S3, "Authenticating Requests (AWS Signature Version 4)" in its API reference.
+A signing key is valid for a day, and the canonical headers differ only in the date and content hash. Source: "Create a
+signed AWS API request" in the IAM user guide; for S3, "Authenticating Requests (AWS Signature Version 4)" in its API
+reference.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from urllib.parse import quote
 __all__ = ["Headers", "Keys", "Signer", "canonical_path", "canonical_query"]
 
 Headers = tuple[tuple[str, str], ...]
-"""Header lines, names in any case. A tuple, so that signers know again what they have seen."""
+"""Names and values; names in any case. A tuple, so that signers can use it as a cache key."""
 
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
-_END: Final = "aws4_request"
-_HOLE: Final = "\0"
-_FORMS: Final = 64
+_SCOPE_END: Final = "aws4_request"
+_PLACEHOLDER: Final = "\0"
+_MAX_TEMPLATES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What signs: an access key, its secret, and the token of a session. Its repr shows neither of the last two."""
+    """An access key, its secret, and a session token. The repr hides secret and token."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -35,8 +36,8 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
-    """The canonical headers of one kind of request, cut where content hash and date go."""
+class _HeaderTemplate:
+    """The canonical headers of one kind of request, split at the content hash and the date."""
 
     before_hash: str
     before_date: str
@@ -50,8 +51,8 @@ class Signer:
     Args:
         service: the signing name, such as `rekognition` or `s3`.
         region: of the credential scope.
-        host: as the Host header has it: lower case, with a port that is not the scheme's own.
-        names_content: whether the content's hash is a header of its own, as S3 demands.
+        host: value of the Host header: lower case, with the port unless it is the scheme's default.
+        names_content: send the content's hash as a header, which S3 requires.
     """
 
     def __init__(self, *, service: str, region: str, host: str, names_content: bool) -> None:
@@ -61,10 +62,10 @@ class Signer:
         self._names_content = names_content
         self._keys: Keys | None = None
         self._day = ""
-        self._key = b""
+        self._signing_key = b""
         self._second = -1
-        self._stamp = ""
-        self._forms: dict[Headers, _Form] = {}
+        self._timestamp = ""
+        self._templates: dict[Headers, _HeaderTemplate] = {}
 
     def sign(
         self,
@@ -77,86 +78,87 @@ class Signer:
         headers: Headers = (),
         body: bytes = b"",
     ) -> dict[str, str]:
-        """All headers to send: `headers`, Host, and what makes up the signature.
+        """All headers to send: `headers`, Host, and those of the signature.
 
         Args:
-            keys: what signs.
-            at_s: seconds since the epoch; the service takes those within 5 minutes of its own clock (S3: 15).
+            keys: sign the request.
+            at_s: seconds since the epoch; must be within 5 minutes of the service's clock (S3: 15).
             method: in upper case.
-            path: as it is signed: see `canonical_path`; for S3, as it is sent.
-            query: as `canonical_query` makes it.
-            headers: more headers, which are signed too.
+            path: for S3 as it is sent, for other services by `canonical_path`.
+            query: by `canonical_query`.
+            headers: further headers to sign.
             body: the whole body.
         """
         if keys is not self._keys:
             self._keys, self._day = keys, ""
-            self._forms.clear()
-        stamp = self._stamped(at_s)
-        if stamp[:8] != self._day:
-            self._turn_over(keys, stamp[:8])
-        form = self._forms.get(headers) or self._form(headers)
+            self._templates.clear()
+        timestamp = self._format_time(at_s)
+        if timestamp[:8] != self._day:
+            self._derive_signing_key(keys, timestamp[:8])
+        template = self._templates.get(headers) or self._new_template(headers)
         body_hash = hashlib.sha256(body).hexdigest()
-        named = f"{form.before_hash}{body_hash}" if self._names_content else ""
-        lines = f"{named}{form.before_date}{stamp}{form.after_date}"
-        canonical = f"{method}\n{path}\n{query}\n{lines}\n\n{form.signed}\n{body_hash}"
-        text = f"{_ALGORITHM}\n{stamp}\n{self._scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-        signature = hmac.digest(self._key, text.encode(), "sha256").hex()
-        sent = {"Host": self._host, "X-Amz-Date": stamp}
+        content_line = f"{template.before_hash}{body_hash}" if self._names_content else ""
+        lines = f"{content_line}{template.before_date}{timestamp}{template.after_date}"
+        canonical_request = f"{method}\n{path}\n{query}\n{lines}\n\n{template.signed}\n{body_hash}"
+        request_hash = hashlib.sha256(canonical_request.encode()).hexdigest()
+        string_to_sign = f"{_ALGORITHM}\n{timestamp}\n{self._scope}\n{request_hash}"
+        signature = hmac.digest(self._signing_key, string_to_sign.encode(), "sha256").hex()
+        sent = {"Host": self._host, "X-Amz-Date": timestamp}
         if keys.token is not None:
             sent["X-Amz-Security-Token"] = keys.token
         if self._names_content:
             sent["X-Amz-Content-SHA256"] = body_hash
         sent["Authorization"] = (
-            f"{_ALGORITHM} Credential={keys.access_key}/{self._scope}, SignedHeaders={form.signed}, "
+            f"{_ALGORITHM} Credential={keys.access_key}/{self._scope}, SignedHeaders={template.signed}, "
             f"Signature={signature}"
         )
         sent.update(headers)
         return sent
 
-    def _stamped(self, at_s: float) -> str:
+    def _format_time(self, at_s: float) -> str:
         second = int(at_s // 1)
         if second != self._second:
-            self._stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+            self._timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
             self._second = second
-        return self._stamp
+        return self._timestamp
 
-    def _turn_over(self, keys: Keys, day: str) -> None:
+    def _derive_signing_key(self, keys: Keys, day: str) -> None:
         key = f"AWS4{keys.secret_key}".encode()
-        for part in (day, self._region, self._service, _END):
+        for part in (day, self._region, self._service, _SCOPE_END):
             key = hmac.digest(key, part.encode(), "sha256")
-        self._key = key
+        self._signing_key = key
         self._day = day
-        self._scope = f"{day}/{self._region}/{self._service}/{_END}"
+        self._scope = f"{day}/{self._region}/{self._service}/{_SCOPE_END}"
 
-    def _form(self, headers: Headers) -> _Form:
-        lines = {"host": self._host, "x-amz-date": _HOLE}
+    def _new_template(self, headers: Headers) -> _HeaderTemplate:
+        lines = {"host": self._host, "x-amz-date": _PLACEHOLDER}
         if self._keys is not None and self._keys.token is not None:
             lines["x-amz-security-token"] = self._keys.token
         if self._names_content:
-            lines["x-amz-content-sha256"] = _HOLE
+            lines["x-amz-content-sha256"] = _PLACEHOLDER
         lines |= {name.lower(): " ".join(value.split()) for name, value in headers}
         text = "\n".join(f"{name}:{lines[name]}" for name in sorted(lines))
-        *before_hash, before_date, after_date = text.split(_HOLE)
-        form = _Form("".join(before_hash), before_date, after_date, ";".join(sorted(lines)))
-        if len(self._forms) >= _FORMS:
-            self._forms.clear()
-        self._forms[headers] = form
-        return form
+        *before_hash, before_date, after_date = text.split(_PLACEHOLDER)
+        template = _HeaderTemplate("".join(before_hash), before_date, after_date, ";".join(sorted(lines)))
+        if len(self._templates) >= _MAX_TEMPLATES:
+            self._templates.clear()
+        self._templates[headers] = template
+        return template
 
 
 def canonical_query(pairs: Iterable[tuple[str, str]]) -> str:
-    """The query string for `pairs`, encoded and in the order in which it is signed; it can be sent as it is.
+    """The query string for `pairs`, encoded and in canonical order, to sign and to send.
 
     Raises:
-        UnicodeEncodeError: a name or value is no Unicode text (a lone surrogate).
+        UnicodeEncodeError: a name or value is not valid Unicode (a lone surrogate).
     """
     encoded = sorted((quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in pairs)
     return "&".join(f"{name}={value}" for name, value in encoded)
 
 
 def canonical_path(path: str) -> str:
-    """The path that services other than S3 sign for `path`, which is encoded already: encoded once more.
+    """The path to sign for services other than S3: `path`, which is encoded, encoded once more.
 
-    Dots and double slashes are not resolved: nothing here sends any.
+    Dots and double slashes are not normalised; no request has any.
     """
     return quote(path or "/", safe="/~")

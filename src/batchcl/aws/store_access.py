@@ -1,7 +1,7 @@
-"""How obstore reaches a bucket: where botocore would send the requests, with the keys of the session's cache.
+"""Configures obstore for a bucket: botocore's endpoint, and the session's credential cache.
 
-obstore reads `AWS_*` variables by itself, by other rules than botocore's. Each variable that could send requests
-elsewhere, leave them unsigned or change what they mean is overridden here.
+obstore reads `AWS_*` variables by other rules than botocore's. Each variable that could redirect requests, leave
+them unsigned or change their meaning is overridden here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["StoreAccess", "find_store_access", "find_store_access_now"]
 
 @dataclass(frozen=True, slots=True)
 class StoreAccess:
-    """A bucket's region and URL, and what signs the requests to it."""
+    """A bucket's region and URL, and the credentials for it."""
 
     region: str
     url: str
@@ -36,15 +36,15 @@ class StoreAccess:
 
     @property
     def allows_http(self) -> bool:
-        """Whether the endpoint is not encrypted."""
+        """Whether the endpoint does not use TLS."""
         return self.url.startswith("http://")
 
     async def provide(self) -> S3Credential:
-        """The keys, as obstore takes them from a `credential_provider` of its asynchronous functions."""
+        """The keys; a `credential_provider` for obstore's asynchronous functions."""
         return _provided(await self.credentials.current())
 
     def provide_now(self) -> S3Credential:
-        """The keys, for obstore's blocking functions."""
+        """The keys; a `credential_provider` for obstore's blocking functions."""
         return _provided(self.credentials.current_now())
 
     def store_config(self) -> dict[str, str]:
@@ -85,7 +85,7 @@ async def find_store_access(aws: Aws, bucket: str) -> StoreAccess:
 
 
 def find_store_access_now(aws: Aws, bucket: str) -> StoreAccess:
-    """`find_store_access` for synchronous callers, in any thread. Blocks for half a minute at most."""
+    """`find_store_access` for synchronous callers, in any thread. Blocks for at most half a minute."""
     aws.credentials.current_now()
     with ThreadPoolExecutor(1) as thread:  # as this thread may have a loop that runs
         return thread.submit(anyio.run, find_store_access, aws, bucket).result()

@@ -1,4 +1,4 @@
-"""Values as boto3 takes and returns them."""
+"""Converts values for boto3."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["drop_none", "utc"]
 
 
 def drop_none(**optional: Any) -> dict[str, Any]:
-    """The arguments that have a value. What is None is left out, so that the service's own default holds."""
+    """The arguments that are not None; for the other ones the service's default applies."""
     return {name: value for name, value in optional.items() if value is not None}
 
 
-def utc(moment: dt.datetime | None) -> dt.datetime | None:
-    """The same moment in UTC."""
-    return None if moment is None else moment.astimezone(dt.UTC)
+def utc(time: dt.datetime | None) -> dt.datetime | None:
+    """The same time in UTC."""
+    return None if time is None else time.astimezone(dt.UTC)

@@ -1,7 +1,7 @@
-"""Waiting until something in AWS has changed its status.
+"""Waits until a resource in AWS has a given status.
 
-Botocore's waiters give up after a fixed number of looks and don't notice other ends than the one they wait for, so
-there is one of our own: patient while the service doesn't answer, and over as soon as the wait is in vain.
+Botocore's waiters stop after a fixed number of polls and don't detect other final statuses. This one tolerates a
+service that does not respond for a while, and fails as soon as the status can't be reached any more.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ import anyio
 
 from batchcl.errors import RefusedError, StoppedError, UnreachableError
 
-__all__ = ["GONE", "LONG_PAUSES_S", "Waited", "wait_until"]
+__all__ = ["GONE", "LONG_PAUSES_S", "Resource", "wait_until"]
 
 GONE: Final = "GONE"
-"""The status of what isn't there any more."""
+"""The status of a resource that was deleted."""
 
 LONG_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
-"""Between two looks at something that takes hours; the last one repeats."""
+"""Pauses between polls for operations of hours; the last one repeats."""
 
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-_SILENCE_S: Final = 300.0
-"""A wait outlives so long a time without an answer."""
+_MAX_UNREACHABLE_S: Final = 300.0
+"""How long the service may not respond before the wait fails."""
 
 
-class Waited(Protocol):
-    """What can be waited for."""
+class Resource(Protocol):
+    """A resource with a status."""
 
     @property
     def name(self) -> str:
-        """As a person calls it."""
+        """For messages."""
         ...
 
     @property
     def status(self) -> str:
-        """The service's own word."""
+        """As the service reports it."""
         ...
 
     @property
     def message(self) -> str:
-        """The service's reason for it; may be empty."""
+        """The service's reason for the status; may be empty."""
         ...
 
 
-_T = TypeVar("_T", bound=Waited)
+_T = TypeVar("_T", bound=Resource)
 
 
 async def wait_until(
-    look: Callable[[], Awaitable[_T]],
+    describe: Callable[[], Awaitable[_T]],
     *,
     until: Collection[str],
     passing: Collection[str],
@@ -58,45 +58,45 @@ async def wait_until(
     refusal: type[RefusedError] = RefusedError,
     pauses_s: Sequence[float] | None = None,
 ) -> _T:
-    """Look until the status is one of `until`, and return what was seen then.
+    """Poll until the resource has a status in `until`, and return it.
 
     Args:
-        look: describes the thing as it is now.
+        describe: returns the current resource.
         until: the statuses to wait for.
-        passing: statuses on the way to them; any other ends the wait.
-        timeout_s: how long at most.
-        on_state: told of each change of status, the first one included.
-        refusal: the class of the error for another end.
-        pauses_s: between two looks; the last one repeats. Left out: from half a second to fifteen.
+        passing: statuses before that; any other one fails the wait.
+        timeout_s: maximum time.
+        on_state: receives the resource at each change of status, including the first one.
+        refusal: the class of the error for any other status.
+        pauses_s: between two polls; the last one repeats. Default: from half a second to fifteen.
 
     Raises:
-        RefusedError: it took another way, with the service's reason.
+        RefusedError: it got another status; with the service's reason.
         StoppedError: it took longer than `timeout_s`.
-        UnreachableError: the service has not answered for five minutes.
+        UnreachableError: the service has not responded for five minutes.
     """
     pauses_s = _PAUSES_S if pauses_s is None else pauses_s
     deadline = anyio.current_time() + timeout_s
-    seen: str | None = None
-    looks = 0
-    heard_at = anyio.current_time()
+    last_status: str | None = None
+    polls = 0
+    responded_at = anyio.current_time()
     while True:
-        await anyio.sleep(pauses_s[min(looks, len(pauses_s)) - 1] if looks else 0)
-        looks += 1
+        await anyio.sleep(pauses_s[min(polls, len(pauses_s)) - 1] if polls else 0)
+        polls += 1
         try:
-            found = await look()
+            resource = await describe()
         except UnreachableError:
-            if anyio.current_time() - heard_at > _SILENCE_S:
+            if anyio.current_time() - responded_at > _MAX_UNREACHABLE_S:
                 raise
             continue
-        heard_at = anyio.current_time()
-        if found.status != seen:
-            seen = found.status
-            on_state(found)
-        if found.status in until:
-            return found
-        if found.status not in passing:
-            reason = f": {found.message}" if found.message else ""
+        responded_at = anyio.current_time()
+        if resource.status != last_status:
+            last_status = resource.status
+            on_state(resource)
+        if resource.status in until:
+            return resource
+        if resource.status not in passing:
+            reason = f": {resource.message}" if resource.message else ""
             wanted = " or ".join(sorted(until))
-            raise refusal(f"{found.name} is {found.status} and will not become {wanted}{reason}")
+            raise refusal(f"{resource.name} is {resource.status} and will not become {wanted}{reason}")
         if anyio.current_time() >= deadline:
-            raise StoppedError(f"{found.name} was still {found.status} after {timeout_s / 60:.0f} minutes")
+            raise StoppedError(f"{resource.name} was still {resource.status} after {timeout_s / 60:.0f} minutes")

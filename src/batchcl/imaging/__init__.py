@@ -1,1 +1,1 @@
-"""What needs decoded pixels: making images fit the service's rules, and drawing what it saw. Needs Pillow, an extra."""
+"""Decodes images, fits them to the service's limits, and draws labels. Needs Pillow (the extra `images`)."""

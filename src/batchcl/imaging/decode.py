@@ -1,4 +1,4 @@
-"""Pictures of any common format as upright RGB pixels, with bounds on what a file may ask of memory."""
+"""Decodes images of common formats to upright RGB, with limits on memory."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "DecodedImage", "decode_upright", "pixels_in", "require_pillow"]
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
-"""As Pillow names them; its rarer decoders stay shut."""
+"""Pillow's names of the supported formats; its less tested decoders are not used."""
 
-_FILTERS: Final = threading.Lock()
+_WARNING_FILTERS: Final = threading.Lock()
 _FROM_16_BITS: Final = 1 / 256
-_DEEP: Final = frozenset({"I", "F"})
-_ORIENTATION: Final = 0x0112
-_TURNED: Final = frozenset({5, 6, 7, 8})
+_32_BIT_MODES: Final = frozenset({"I", "F"})
+_ORIENTATION_TAG: Final = 0x0112
+_SIDES_SWAPPED: Final = frozenset({5, 6, 7, 8})
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A picture as people see it.
+    """An upright RGB image.
 
     Attributes:
-        image: RGB.
+        image: the pixels.
         kind: the file's format, one of `FORMATS`.
-        width: in pixels of the file, upright; `image` may be smaller, in the same proportions.
-        height: likewise.
-        changes: what was lost or turned on the way to RGB, in words.
-        icc_profile: that `image`'s colours go by; None for sRGB.
+        width: of the file in pixels, upright; `image` may be smaller, with the same aspect ratio.
+        height: of the file in pixels, upright.
+        changes: what the conversion to RGB changed, as text.
+        icc_profile: the colour profile of `image`; None for sRGB.
     """
 
     image: Image
@@ -49,116 +49,115 @@ class DecodedImage:
 
 
 def require_pillow(what: str) -> None:
-    """Raise `UsageError` where the extra that `what`, such as a flag, needs isn't installed."""
+    """Raise `UsageError` if Pillow, which `what` (such as a flag) needs, is not installed."""
     try:
         import PIL  # noqa: F401 - an extra that most runs do without
     except ImportError as error:
-        raise UsageError(f"{what} needs Pillow; pip install 'batchcl[images]'") from error
+        raise UsageError(f"{what} needs Pillow; install it with: pip install 'batchcl[images]'") from error
 
 
 def decode_upright(data: bytes, *, side: int | None = None) -> DecodedImage:
-    """The picture in `data`, upright and RGB; of several frames or pages the first, transparent ones on white.
+    """Decode `data` to upright RGB: the first frame or page, transparency on white.
 
-    Blocks; call it from a worker thread.
+    Blocks; call it in a worker thread.
 
     Args:
         data: a whole file.
-        side: pixels that will do for the longer side: a JPEG is then decoded at a half, a quarter or an eighth where
-            that leaves as many.
+        side: sufficient pixels for the longer side: a larger JPEG may be decoded at a half, a quarter or an eighth of
+            its size, which is faster.
 
     Raises:
-        ImageError: it is none of `FORMATS`, broken, or so large that decoding it could fill the memory.
+        ImageError: it is not one of `FORMATS`, corrupt, or too large to decode safely.
     """
     from PIL import ImageOps
 
-    with _explained(), _opened(data) as image:
+    with _translated_errors(), _opened(data) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         changes = ["the first frame"] if getattr(image, "is_animated", False) else []
         size = image.size
         if side is not None:
-            shrink = min(1.0, side / max(size))
-            image.draft(image.mode, (round(size[0] * shrink), round(size[1] * shrink)))
-        image.load()  # which turns a TIFF already
-        is_turned = image.getexif().get(_ORIENTATION) in _TURNED
+            scale = min(1.0, side / max(size))
+            image.draft(image.mode, (round(size[0] * scale), round(size[1] * scale)))
+        image.load()  # which already rotates a TIFF
+        is_swapped = image.getexif().get(_ORIENTATION_TAG) in _SIDES_SWAPPED
         rgb, profile, more = _rgb(ImageOps.exif_transpose(image), kind)
-    width, height = reversed(size) if is_turned else size
+    width, height = reversed(size) if is_swapped else size
     rgb.info = {}
     return DecodedImage(rgb, kind, width, height, (*changes, *more), profile)
 
 
 def pixels_in(data: bytes) -> int:
-    """How many pixels the picture in `data` says that it has; raises as `decode_upright` does."""
-    with _explained(), _opened(data) as image:
+    """The number of pixels that the header of `data` states; raises as `decode_upright` does."""
+    with _translated_errors(), _opened(data) as image:
         return image.width * image.height
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what decoders raise into errors of the image."""
+def _translated_errors() -> Iterator[None]:
+    """Translate exceptions of decoders into errors of the image."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         yield
     except UnidentifiedImageError as error:
-        named = ", ".join(FORMATS)
-        raise ImageError(f"the bytes are none of {named}, or broken", code="UnknownFormat") from error
+        raise ImageError(f"the file is not one of {', '.join(FORMATS)}, or corrupt", code="UnknownFormat") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            "the picture has more pixels than are safe to decode here (89 million); shrink it yourself",
+            "the image has more pixels than are safe to decode (89 million); shrink it first",
             code="TooManyPixels",
         ) from error
     except ImageError:
         raise
     except MemoryError as error:
-        raise HostError("the memory is too short to decode the picture", code="OutOfMemory") from error
-    except Exception as error:  # decoders meet hostile bytes with errors of any kind
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"the picture can't be decoded: {said}", code="BrokenImage") from error
+        raise HostError("there is not enough memory to decode the image", code="OutOfMemory") from error
+    except Exception as error:  # decoders raise any exception for corrupt files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"the image can't be decoded: {reason}", code="BrokenImage") from error
 
 
 def _opened(data: bytes) -> Image:
-    """The file with its header read, whose size Pillow's own bound lets pass (89 million pixels)."""
+    """Open a file and read its header; raises for more pixels than Pillow's limit (89 million)."""
     from PIL import Image
 
-    with _FILTERS, warnings.catch_warnings():  # the filters are the whole process's
+    with _WARNING_FILTERS, warnings.catch_warnings():  # which are global to the process
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _rgb(image: Image, kind: str) -> tuple[Image, bytes | None, list[str]]:
-    """`image` in 8-bit RGB, the profile that its colours go by, and what was lost."""
+    """`image` as 8-bit RGB, its colour profile, and what was changed."""
     from PIL import Image
 
     if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
         grey = image.convert("I").point(lambda value: value * _FROM_16_BITS).convert("L")
         return grey.convert("RGB"), None, ["16 to 8 bits"]
-    if image.mode in _DEEP:
+    if image.mode in _32_BIT_MODES:
         raise ImageError(
-            "the picture's pixels are 32-bit numbers, of which nobody says what is white; convert it yourself",
+            "the image has 32-bit pixels, whose range of values is not defined; convert it to 8 bits first",
             code="UnknownFormat",
         )
     profile = image.info.get("icc_profile") or None
     if image.mode == "CMYK":
-        return _from_ink(image, profile), None, ["CMYK to RGB"]
+        return _from_cmyk(image, profile), None, ["CMYK to RGB"]
     if image.has_transparency_data:
-        clear = image.convert("RGBA")
-        white = Image.new("RGBA", clear.size, "white")
-        return Image.alpha_composite(white, clear).convert("RGB"), profile, ["transparency on white"]
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB"), profile, ["transparency on white"]
     if image.mode == "RGB":
         return image, profile, []
     return image.convert("RGB"), None, []
 
 
-def _from_ink(image: Image, profile: bytes | None) -> Image:
-    """By the colour profile of the file, where it has a good one; else by the simple formula."""
+def _from_cmyk(image: Image, profile: bytes | None) -> Image:
+    """Convert CMYK to RGB: by the file's colour profile if it has a valid one, else by Pillow's formula."""
     from PIL import ImageCms
 
     if profile is not None:
         try:
-            ink = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            seen = ImageCms.profileToProfile(image, ink, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            cmyk = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            rgb = ImageCms.profileToProfile(image, cmyk, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError):
-            seen = None
-        if seen is not None:
-            return seen
+            rgb = None
+        if rgb is not None:
+            return rgb
     return image.convert("RGB")

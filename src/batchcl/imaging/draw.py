@@ -1,4 +1,4 @@
-"""Draws what the service saw: boxes where they lie, labels of the whole image below it."""
+"""Draws labels into an image: bounding boxes and polygons at their position, image-level labels below the image."""
 
 from __future__ import annotations
 
@@ -20,55 +20,54 @@ if TYPE_CHECKING:
 __all__ = ["annotate", "drawing_format"]
 
 _COLOURS: Final = ("#e6194b", "#1f77b4", "#2ca02c", "#9467bd", "#d95f02", "#008080", "#c51b8a", "#8c564b", "#5254a3")
-"""Dark enough for white letters."""
+"""Dark enough for white text."""
 
 _LEAST_SIDE: Final = 480
 _LONGEST_NAME: Final = 40
 _FONTS: Final = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf")
-"""Tried in turn, as Pillow finds the system's: its own font knows ASCII only."""
+"""The first one that is installed is used; Pillow's own font has ASCII only."""
 _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def drawing_format(name: str) -> str | None:
-    """The format of a file of this name, as Pillow has it; None for an ending that is no PNG's or JPEG's."""
-    return next((kind for ending, kind in _FORMATS.items() if name.lower().endswith(ending)), None)
+    """Pillow's format for a file name: PNG or JPEG; None for another extension."""
+    return next((kind for extension, kind in _FORMATS.items() if name.lower().endswith(extension)), None)
 
 
 def annotate(data: bytes, labels: Sequence[Label], *, kind: str = "PNG") -> bytes:
-    """The picture in `data`, upright, with `labels` drawn into it, as a file of the format `kind`.
+    """Draw `labels` into the upright image and encode it in the format `kind`.
 
-    A small picture is enlarged, so that there is room for letters. Blocks; call it from a worker thread.
+    A small image is enlarged, so that text fits. Blocks; call it in a worker thread.
 
     Raises:
-        ImageError: the picture can't be decoded.
+        ImageError: the image can't be decoded.
     """
     from PIL import Image, ImageDraw
 
-    picture = decode_upright(data)
-    times = max(1, -(-_LEAST_SIDE // max(picture.image.size)))
-    canvas = picture.image.resize(
-        (picture.image.width * times, picture.image.height * times),
-        Image.Resampling.NEAREST if times > 1 else None,
+    image = decode_upright(data).image
+    factor = max(1, -(-_LEAST_SIDE // max(image.size)))
+    canvas = image.resize(
+        (image.width * factor, image.height * factor), Image.Resampling.NEAREST if factor > 1 else None
     )
     font = _Font(max(12, round(max(canvas.size) / 60)))
     pen = ImageDraw.Draw(canvas)
-    for label in reversed(labels):  # the surest on top
+    for label in reversed(labels):  # the highest confidence on top
         if label.box is not None:
-            _draw_place(pen, label, canvas.size, font)
-    for label in reversed(labels):  # names above all lines
+            _draw_outline(pen, label, canvas.size, font)
+    for label in reversed(labels):  # names on top of all lines
         if label.box is not None:
             left, top = label.box[0] * canvas.width, label.box[1] * canvas.height
             _draw_name(pen, label, (left, top), canvas.size, font)
-    whole = [label for label in labels if label.box is None]
-    if whole:
-        canvas = _with_caption(canvas, whole, font)
-    sink = io.BytesIO()
-    canvas.save(sink, kind, **({"quality": 92} if kind == "JPEG" else {}))
-    return sink.getvalue()
+    image_labels = [label for label in labels if label.box is None]
+    if image_labels:
+        canvas = _with_caption(canvas, image_labels, font)
+    buffer = io.BytesIO()
+    canvas.save(buffer, kind, **({"quality": 92} if kind == "JPEG" else {}))
+    return buffer.getvalue()
 
 
-def _draw_place(pen: ImageDraw, label: Label, size: tuple[int, int], font: _Font) -> None:
-    """The outline: the polygon where the service gave one, and the box."""
+def _draw_outline(pen: ImageDraw, label: Label, size: tuple[int, int], font: _Font) -> None:
+    """Draw the box, and the polygon if there is one."""
     assert label.box is not None
     left, top, wide, high = label.box
     width, height = size
@@ -89,7 +88,7 @@ def _draw_name(
     size: tuple[int, int],
     font: _Font,
 ) -> None:
-    """Name and confidence above the box; inside it, where there is no room above."""
+    """Draw name and confidence above the box, or inside it if there is no space above."""
     text = font.text(label)
     pad = max(2, round(font.height / 5))
     wide, high = pen.textlength(text, font=font.face) + 2 * pad, font.height + 2 * pad
@@ -100,7 +99,7 @@ def _draw_name(
 
 
 def _with_caption(canvas: Image, labels: Sequence[Label], font: _Font) -> Image:
-    """`canvas` with a line a label below."""
+    """`canvas` with one line of text for each label below it."""
     from PIL import Image, ImageDraw
 
     pad = max(2, round(font.height / 2))
@@ -120,34 +119,34 @@ def _with_caption(canvas: Image, labels: Sequence[Label], font: _Font) -> Image:
 
 
 def _colour(label: Label) -> str:
-    """The same for a name on every picture."""
+    """The label's colour, which depends on its name only."""
     return _COLOURS[zlib.crc32(label.name.encode("utf-8", "replace")) % len(_COLOURS)]
 
 
 class _Font:
-    """The letters of one size, and what they can say."""
+    """A font in one size, and text that it can draw."""
 
     def __init__(self, size: int) -> None:
         from PIL import ImageFont
 
-        self._knows_ascii_only = True
+        self._is_ascii_only = True
         self.face: FreeTypeFont | PlainFont = ImageFont.load_default(size)
         for name in _FONTS:
             try:
                 self.face = ImageFont.truetype(name, size)
             except OSError:
                 continue
-            self._knows_ascii_only = False
+            self._is_ascii_only = False
             break
         _, top, _, bottom = self.face.getbbox("Ag")
         self.height = round(bottom - top)
 
     def text(self, label: Label) -> str:
-        """Name and confidence; a long name is cut, and letters that can't be drawn give way to similar ones."""
+        """Name and confidence; long names are shortened, and characters that the font lacks are replaced."""
         name = "".join(each if each.isprintable() else "?" for each in label.name)
         if len(name) > _LONGEST_NAME:
             name = f"{name[: _LONGEST_NAME - 3]}..."
-        if self._knows_ascii_only:
+        if self._is_ascii_only:
             plain = (each for each in unicodedata.normalize("NFKD", name) if not unicodedata.combining(each))
             name = "".join(each if each.isascii() else "?" for each in plain)
         return f"{name} {label.confidence:.1f}"

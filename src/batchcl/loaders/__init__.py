@@ -1,1 +1,1 @@
-"""The bytes of images that the service can't fetch itself: a reader for each kind of place that they lie in."""
+"""Reads images that are sent to the service as bytes: local files, archive members, and S3 objects."""

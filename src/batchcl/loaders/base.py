@@ -1,4 +1,4 @@
-"""What reads the bytes of an image, and what makes images ready for their call."""
+"""The protocol of preprocessing, and errors that several readers share."""
 
 from __future__ import annotations
 
@@ -13,47 +13,49 @@ __all__ = ["Prepared", "Preparer", "changed_archive", "whole_member"]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image can be called for. `note` says what was changed; None where it goes as it is."""
+    """An image is ready for its call. `note` describes what was changed; None for an unchanged image."""
 
     note: str | None = None
 
 
 class Preparer(Protocol):
-    """Makes images ready for their call, and holds what that takes until they are released."""
+    """Preprocesses images before their call, and keeps the changed bytes in memory until `release`."""
 
     def wants(self, image: ImageRef) -> bool:
-        """Whether `image` has to be looked at before its first call."""
+        """Whether `image` must be prepared before its first call."""
         ...
 
     def may_mend(self, error: ImageError) -> bool:
-        """Whether what the service refused an image for may be mended."""
+        """Whether preparing an image may fix the reason for which the service refused it."""
         ...
 
     def has_room(self) -> bool:
-        """Whether another image may be made ready ahead of its turn; asked again after each release."""
+        """Whether there is memory to prepare another image in advance; called again after each release."""
         ...
 
     async def prepare(self, image: ImageRef) -> Prepared | SkipReason:
-        """Make `image` ready for its next call, or say why it can't be.
+        """Prepare `image` for its next call, or return why it can't be fixed.
 
         Raises:
-            CallError: its bytes can't be had.
+            CallError: it can't be read.
         """
         ...
 
     def release(self, image: ImageRef) -> None:
-        """`image` has its outcome."""
+        """Free the memory of `image`, which has its outcome."""
         ...
 
 
 def changed_archive(archive: str) -> ImageError:
-    """What the images of an archive fail with that isn't the one that was listed."""
+    """The error of a member whose archive has changed since it was listed."""
     return ImageError(f"the archive {archive} has changed since it was listed", code="ArchiveChanged")
 
 
 def whole_member(image: ImageRef, data: bytes) -> bytes:
-    """`data`, if that is all of the archive's member `image`; raises `ImageError`."""
+    """Return `data`, the bytes of an archive's member; raise `ImageError` if they are incomplete."""
     size = image.size_bytes or 0
     if len(data) != size:
-        raise ImageError(f"the archive gave {len(data):,} of the image's {size:,} bytes", code="UnreadableArchive")
+        raise ImageError(
+            f"the archive is truncated: it has {len(data):,} of the image's {size:,} bytes", code="UnreadableArchive"
+        )
     return data

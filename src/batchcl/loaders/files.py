@@ -1,4 +1,4 @@
-"""Images on this machine's disks: files, and members of tar archives."""
+"""Reads local images: files, and members of tar archives."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from batchcl.loaders.base import changed_archive, whole_member
 __all__ = ["FileReader"]
 
 _DEADLINE_S: Final = 60.0
-_OF_THE_FILE: Final = frozenset(
+_PERMANENT_ERRNOS: Final = frozenset(
     {
         *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
         *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV),
     }
 )
-"""The same the next time."""
+"""Errors that a retry does not fix. Network file systems have many others, which are transient."""
 
 
 class FileReader:
-    """Reads local files and archives' members. See `ImageReader`."""
+    """Reads local files and members of local archives. See `ImageReader`."""
 
     def carries(self, image: ImageRef) -> bool:
-        """Local images do."""
+        """Whether the image is local."""
         return image.local
 
     async def read(self, image: ImageRef) -> bytes:
-        """The bytes of the file, or of the member of an archive that hasn't changed since it was listed."""
+        """The bytes of the file or member; raises `ImageError` if the archive has changed since it was listed."""
         try:
             with anyio.fail_after(_DEADLINE_S):
                 return await anyio.to_thread.run_sync(_read, image, abandon_on_cancel=True)
         except TimeoutError as error:
-            raise HostError(f"{image.key} couldn't be read within {_DEADLINE_S:.0f} s", code="Timeout") from error
+            raise HostError(f"reading {image.key} took longer than {_DEADLINE_S:.0f} s", code="Timeout") from error
 
 
 def _read(image: ImageRef) -> bytes:
@@ -58,9 +58,8 @@ def _read(image: ImageRef) -> bytes:
 
 
 def _as_call_error(error: OSError | MemoryError) -> CallError:
-    """What `error` says of the file: only some kinds are the file's own; network file systems know many others."""
     if is_shortage(error):
         return shortage(error)
     reason = f"the file can't be read: {getattr(error, 'strerror', None) or error}"
-    kind = ImageError if getattr(error, "errno", None) in _OF_THE_FILE else HostError
+    kind = ImageError if getattr(error, "errno", None) in _PERMANENT_ERRNOS else HostError
     return kind(reason, code="UnreadableFile")

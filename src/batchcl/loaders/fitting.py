@@ -1,4 +1,4 @@
-"""Images that are changed so that the service takes them, and travel as bytes then."""
+"""Preprocessing with `--fit`: changes images so that the service accepts them, and sends them as bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from batchcl.images import (
     SkipReason,
     suffix_of,
 )
-from batchcl.imaging.fit import fit, is_fine
+from batchcl.imaging.fit import fit, is_within_limits
 from batchcl.loaders.base import Prepared
 from batchcl.loaders.s3_objects import open_object_reader
 from batchcl.outcomes import fit_may_help
@@ -31,19 +31,19 @@ __all__ = ["FittingReader", "open_fitting_reader"]
 _Key = tuple[str, str | None, ArchiveMember | None]
 
 _HELD_BYTES: Final = 256 * 1024 * 1024
-"""Of images that are ready; a few more may be in the making."""
+"""Maximum size of prepared images in memory; a few more may be in preparation."""
 
 
 class FittingReader:
-    """A reader of changed images, and what changes them. See `ImageReader` and `Preparer`.
+    """Changes images and reads the changed ones: both a `Preparer` and an `ImageReader`.
 
-    Images that travel as bytes anyway are looked at before their call; those in S3 only where their name or size says
-    that the service won't take them, or where it has refused them.
+    Images that are sent as bytes anyway are prepared before their call. Those in S3 are prepared only if their name or
+    size shows that the service does not accept them, or after it has refused them.
 
     Args:
-        inner: reads the images that travel as bytes anyway.
-        objects: reads the others, from S3.
-        processors: pictures that are changed at a time.
+        inner: reads the images that are sent as bytes anyway.
+        objects: reads the other ones from S3.
+        processors: images changed concurrently; by default one fewer than the CPU cores.
     """
 
     def __init__(self, inner: ImageReader, objects: ImageReader, *, processors: int | None = None) -> None:
@@ -54,34 +54,34 @@ class FittingReader:
         self._processors = anyio.CapacityLimiter(processors or max(1, (os.cpu_count() or 1) - 1))
 
     def carries(self, image: ImageRef) -> bool:
-        """What was changed, and what travels as bytes anyway."""
+        """Whether the image was changed, or is sent as bytes anyway."""
         return _key(image) in self._ready or self._inner.carries(image)
 
     async def read(self, image: ImageRef) -> bytes:
-        """The changed bytes, or those that the image has."""
+        """The changed bytes, or the original ones."""
         ready = self._ready.get(_key(image))
         return await self._inner.read(image) if ready is None else ready
 
     def wants(self, image: ImageRef) -> bool:
-        """As `Preparer` has it."""
+        """See `Preparer`."""
         if self._inner.carries(image):
             return True
         is_fittable = suffix_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS
         return is_fittable or (image.size_bytes or 0) > MAX_BYTES_S3
 
     def may_mend(self, error: ImageError) -> bool:
-        """Where it may be about the picture."""
+        """See `Preparer`."""
         return fit_may_help(error.code)
 
     def has_room(self) -> bool:
-        """Whether more bytes may be held."""
+        """See `Preparer`."""
         return self._held_bytes < _HELD_BYTES
 
     async def prepare(self, image: ImageRef) -> Prepared | SkipReason:
-        """Read the image and change it where that is needed; see `Preparer`."""
-        inner = self._inner.carries(image)
-        data = await (self._inner if inner else self._objects).read(image)
-        if not inner and is_fine(data, limit_bytes=MAX_BYTES_S3):
+        """Read the image, and change it if necessary; see `Preparer`."""
+        is_sent_as_bytes = self._inner.carries(image)
+        data = await (self._inner if is_sent_as_bytes else self._objects).read(image)
+        if not is_sent_as_bytes and is_within_limits(data, limit_bytes=MAX_BYTES_S3):
             return Prepared()
         try:
             fitted = await anyio.to_thread.run_sync(fit, data, limiter=self._processors, abandon_on_cancel=True)
@@ -90,11 +90,11 @@ class FittingReader:
         if fitted is not None:
             self._hold(image, fitted.data)
         elif image.bucket:
-            self._hold(image, data)  # a file can be read again instead
+            self._hold(image, data)  # so that it is not fetched twice; a local file is cheap to read again
         return Prepared(None if fitted is None else fitted.note)
 
     def release(self, image: ImageRef) -> None:
-        """Forget the bytes."""
+        """Free the changed bytes."""
         self._held_bytes -= len(self._ready.pop(_key(image), b""))
 
     def _hold(self, image: ImageRef, data: bytes) -> None:
@@ -104,7 +104,7 @@ class FittingReader:
 
 @asynccontextmanager
 async def open_fitting_reader(inner: ImageReader, aws: Aws, *, region: str) -> AsyncIterator[FittingReader]:
-    """A reader that fits what `inner` carries and what lies in the region's buckets; closed at the end of the block."""
+    """Open a reader that fits the images of `inner` and those in S3 in `region`; it is closed after the block."""
     async with open_object_reader(aws, region=region) as objects:
         yield FittingReader(inner, objects)
 

@@ -1,4 +1,4 @@
-"""The reader of a run: every image that travels as bytes, wherever it lies."""
+"""The image reader of a run: every image that is sent as bytes, local or in S3."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["open_reader"]
 
 
 class _InlineReader:
-    """Reads local files, archives' members, and objects of other regions. See `ImageReader`."""
+    """Reads local files, members of archives, and objects of other regions. See `ImageReader`."""
 
     def __init__(self, stack: AsyncExitStack, aws: Aws, *, region: str, connections: int, most_bytes: int) -> None:
         self._stack = stack
@@ -29,11 +29,11 @@ class _InlineReader:
         self._objects: dict[str, ObjectReader] = {}
 
     def carries(self, image: ImageRef) -> bool:
-        """All that the service can't fetch itself."""
+        """Whether the service can't fetch the image itself."""
         return image.inline
 
     async def read(self, image: ImageRef) -> bytes:
-        """The image's bytes, from its disk or from the region of its bucket."""
+        """The image's bytes, from disk or from its bucket's region."""
         if not image.bucket:
             return await self._files.read(image)
         region = image.region or self._region
@@ -54,13 +54,13 @@ class _InlineReader:
 async def open_reader(
     aws: Aws, *, region: str, connections: int, most_bytes: int = MAX_BYTES_INLINE
 ) -> AsyncIterator[ImageReader]:
-    """A reader of every image that travels as bytes; what it opened is closed at the end of the block.
+    """Open a reader of all images that are sent as bytes; it is closed after the block.
 
     Args:
-        aws: for what lies in S3.
-        region: of buckets of which nothing else is known: the model's.
-        connections: to a region's S3, at most.
-        most_bytes: of an image in S3; a larger one fails.
+        aws: for images in S3.
+        region: of buckets without a known region: the model's.
+        connections: maximum per region.
+        most_bytes: maximum size of an image in S3; larger ones fail.
     """
     async with AsyncExitStack() as stack:
         yield _InlineReader(stack, aws, region=region, connections=connections, most_bytes=most_bytes)

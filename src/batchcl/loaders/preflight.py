@@ -1,7 +1,7 @@
-"""Whether images can be read, tried on a few of them before anything is paid for.
+"""Checks on a sample whether images can be read, before a model is started.
 
-DetectCustomLabels reads S3 images with its caller's permissions, so what the caller may not read it refuses, one paid
-second after the other.
+DetectCustomLabels reads S3 images with the caller's permissions: what the caller can't read, it refuses, while the
+running model costs money.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from batchcl.spellings import spellings
 __all__ = ["HEAD_BYTES", "SAMPLE", "ProbeResult", "misspelled", "probe", "refusals", "refuse_unreadable", "sample_of"]
 
 SAMPLE: Final = 20
-"""So many images tell whether the others can be read; as many as a run calls for before it gives a bucket up."""
+"""Images in the sample; as many as the rejected calls in a row that stop a run."""
 
 HEAD_BYTES: Final = 64 * 1024
-"""Enough for the size in pixels, behind the EXIF data that cameras put first."""
+"""Enough for the size in pixels, which follows the EXIF data in photographs."""
 
 _MISSING: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404", "NotFound"})
 _EMPTY: Final = frozenset({"InvalidRange", "416"})
-_GONE: Final = "NoSuchFile"
+_NO_SUCH_FILE: Final = "NoSuchFile"
 _UNREADABLE: Final = "UnreadableFile"
-_UNANSWERED: Final = "Unanswered"
+_NO_RESPONSE: Final = "NoResponse"
 _DEADLINE_S: Final = 60.0
-_MISSPELLED: Final = 3
-"""So many missing images are looked for under other spellings."""
+_MAX_SPELLING_CHECKS: Final = 3
+"""How many missing images are looked up under other spellings."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What became of the attempt to read an image.
+    """The result of reading the beginning of an image.
 
     Attributes:
-        image: which one.
-        code: S3's word for its refusal; empty where the image could be read.
-        said: the refusal in words.
-        head: the first 64 KiB of what could be read.
+        image: the image.
+        code: the error code; empty if it could be read.
+        message: the error message.
+        head: the first 64 KiB.
     """
 
     image: ImageRef
     code: str = ""
-    said: str = ""
+    message: str = ""
     head: bytes = b""
 
     @property
@@ -66,18 +66,18 @@ class ProbeResult:
     @property
     def is_missing(self) -> bool:
         """Whether there is no such image."""
-        return self.code in _MISSING or self.code == _GONE
+        return self.code in _MISSING or self.code == _NO_SUCH_FILE
 
 
 def sample_of(images: Sequence[ImageRef], *, most: int = SAMPLE, fit: bool = False) -> list[ImageRef]:
-    """Images from all over `images` that a call would be made for, at most so many; see `check_limits` for `fit`."""
-    called = [image for image in images if check_limits(image, fit=fit) is None]
-    count = min(most, len(called))
-    return [called[n * len(called) // count] for n in range(count)]
+    """At most `most` images, spread evenly over those that pass `check_limits`."""
+    candidates = [image for image in images if check_limits(image, fit=fit) is None]
+    count = min(most, len(candidates))
+    return [candidates[n * len(candidates) // count] for n in range(count)]
 
 
 async def probe(aws: Aws, images: Sequence[ImageRef], *, region: str) -> list[ProbeResult]:
-    """Read the beginning of each image where it lies: of S3's objects in `region`, or in the image's own.
+    """Read the beginning of each image. `region` is that of buckets for which the image names none.
 
     Raises:
         CredentialsError: there are none.
@@ -87,103 +87,103 @@ async def probe(aws: Aws, images: Sequence[ImageRef], *, region: str) -> list[Pr
         clients = {each: await stack.enter_async_context(aws.s3(region=each)) for each in sorted(regions)}
         reader = await stack.enter_async_context(open_reader(aws, region=region, connections=SAMPLE))
 
-        async def look(image: ImageRef) -> ProbeResult:
+        async def probe_one(image: ImageRef) -> ProbeResult:
             if _is_object(image):
-                return await _look_at_object(clients[image.region or region], image)
+                return await _probe_object(clients[image.region or region], image)
             if image.local and image.member is None:
-                return await _look_at_file(image)
-            return await _look_by(reader, image)
+                return await _probe_file(image)
+            return await _probe_member(reader, image)
 
-        return await gather(look, images, at_once=SAMPLE)
+        return await gather(probe_one, images, at_once=SAMPLE)
 
 
 def _is_object(image: ImageRef) -> bool:
     return bool(image.bucket) and image.member is None
 
 
-async def _look_by(reader: ImageReader, image: ImageRef) -> ProbeResult:
+async def _probe_member(reader: ImageReader, image: ImageRef) -> ProbeResult:
     try:
         with anyio.fail_after(_DEADLINE_S):
             return ProbeResult(image, head=(await reader.read(image))[:HEAD_BYTES])
     except CallError as error:
         return ProbeResult(image, error.code, str(error))
     except TimeoutError:
-        return ProbeResult(image, _UNREADABLE, f"{image.uri} gave no answer in time")
+        return ProbeResult(image, _UNREADABLE, f"reading {image.uri} took longer than {_DEADLINE_S:.0f} s")
 
 
-async def misspelled(aws: Aws, looked: Sequence[ProbeResult], *, region: str) -> str:
-    """What is wrong with the names of images that aren't there, where they are under another spelling; else empty."""
-    for each in [each for each in looked if each.is_missing or each.is_denied][:_MISSPELLED]:
-        image = each.image
+async def misspelled(aws: Aws, results: Sequence[ProbeResult], *, region: str) -> str:
+    """A hint if missing images exist under another spelling of their names; else an empty string."""
+    for result in [each for each in results if each.is_missing or each.is_denied][:_MAX_SPELLING_CHECKS]:
+        image = result.image
         if image.member is not None:
             continue
         others = list(spellings(image.key))
-        found = await probe(aws, [replace(image, key=other.name) for other in others], region=region)
-        for other, there in zip(others, found, strict=True):
-            if not there.code:
+        probed = await probe(aws, [replace(image, key=other.name) for other in others], region=region)
+        for other, candidate in zip(others, probed, strict=True):
+            if not candidate.code:
                 name = f"s3://{image.bucket}/{other.name}" if image.bucket else other.name
-                return f"{image.uri} is not there, and {name} is: the names are {other.what}; {other.advice}"
+                return f"{image.uri} does not exist, but {name} does: the names are {other.what}; {other.advice}"
     return ""
 
 
-def refuse_unreadable(looked: Sequence[ProbeResult], *, is_all: bool = False, hint: str = "") -> None:
-    """Raise where the images of a whole sample can't be read for the same reason, so that no call could succeed.
+def refuse_unreadable(results: Sequence[ProbeResult], *, is_all: bool = False, hint: str = "") -> None:
+    """Raise if no image of a sample can be read for the same reason, so that no call could succeed.
 
-    A few missing images are no reason: they end as failures of the run. Twenty of twenty are, and so are fewer where
-    there are no others (`is_all`): the model would be started for nothing. `hint` is what `misspelled` found.
+    A few missing images become failures of the run. If a whole sample is missing, or all images of a smaller job
+    (`is_all`), the model would be started for nothing. `hint` comes from `misspelled`.
 
     Raises:
-        CredentialsError: reading isn't allowed.
-        RefusedError: none of them is there.
+        CredentialsError: access is denied.
+        RefusedError: none of them exists.
     """
-    if not looked:
+    if not results:
         return
-    example = looked[0]
-    count = "the image" if len(looked) == 1 else f"{len(looked)} of {len(looked)} sampled images"
-    if all(each.is_denied or each.is_missing for each in looked) and hint and (is_all or len(looked) >= SAMPLE):
+    example = results[0]
+    count = "the image" if len(results) == 1 else f"{len(results)} of {len(results)} sampled images"
+    if all(each.is_denied or each.is_missing for each in results) and hint and (is_all or len(results) >= SAMPLE):
         raise RefusedError(f"{count} can't be read: {hint}")
-    if all(each.is_denied for each in looked):
+    if all(each.is_denied for each in results):
         version = " and s3:GetObjectVersion" if example.image.version_id else ""
         raise CredentialsError(
-            f"{count} can't be read, such as {example.image.uri}: {example.said}; Custom Labels reads with the "
-            f"permissions of who calls it: allow s3:GetObject{version} on them, and kms:Decrypt where a KMS key "
-            "encrypts them",
+            f"{count} can't be read, such as {example.image.uri}: {example.message}; Custom Labels reads images with "
+            f"its caller's permissions: allow s3:GetObject{version} on them, and kms:Decrypt if they are encrypted "
+            "with a KMS key",
             is_access_denied=True,
         )
-    if (is_all or len(looked) >= SAMPLE) and all(each.is_missing for each in looked):
-        which = "the image is" if len(looked) == 1 else f"all {len(looked)} images are" if is_all else f"{count} are"
+    if (is_all or len(results) >= SAMPLE) and all(each.is_missing for each in results):
+        which = "the image does" if len(results) == 1 else f"all {len(results)} images do" if is_all else f"{count} do"
         raise RefusedError(
-            f"{which} not there, such as {example.image.uri}; check the keys of the list, which are taken as they are"
+            f"{which} not exist, such as {example.image.uri}; check the keys in the list, which are taken literally"
         )
 
 
-def refusals(looked: Sequence[ProbeResult]) -> Counter[str]:
-    """How many could not be read, by the reason's code."""
-    return Counter(each.code for each in looked if each.code)
+def refusals(results: Sequence[ProbeResult]) -> Counter[str]:
+    """The number of unreadable images per error code."""
+    return Counter(each.code for each in results if each.code)
 
 
-async def _look_at_object(client: Any, image: ImageRef) -> ProbeResult:
-    named = {"Bucket": image.bucket, "Key": image.key}
+async def _probe_object(client: Any, image: ImageRef) -> ProbeResult:
+    arguments = {"Bucket": image.bucket, "Key": image.key}
     if image.version_id is not None:
-        named["VersionId"] = image.version_id
+        arguments["VersionId"] = image.version_id
     try:
         with anyio.fail_after(_DEADLINE_S):
-            answer = await client.get_object(**named, Range=f"bytes=0-{HEAD_BYTES - 1}")
-            return ProbeResult(image, head=await answer["Body"].read(HEAD_BYTES))
+            response = await client.get_object(**arguments, Range=f"bytes=0-{HEAD_BYTES - 1}")
+            return ProbeResult(image, head=await response["Body"].read(HEAD_BYTES))
     except ClientError as error:
         code = error_code(error)
         if code in _EMPTY:
             return ProbeResult(image)
         return ProbeResult(image, code, f"{code}: {error_message(error)}")
-    except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # a hiccup ends no run
-        return ProbeResult(image, _UNANSWERED, str(error) or type(error).__name__)
+    except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # transient: must not prevent a run
+        return ProbeResult(image, _NO_RESPONSE, str(error) or type(error).__name__)
 
 
-async def _look_at_file(image: ImageRef) -> ProbeResult:
+async def _probe_file(image: ImageRef) -> ProbeResult:
     try:
         async with await anyio.open_file(image.key, "rb") as file:
             return ProbeResult(image, head=await file.read(HEAD_BYTES))
     except FileNotFoundError:
-        return ProbeResult(image, _GONE, "there is no such file")
+        return ProbeResult(image, _NO_SUCH_FILE, "no such file")
     except OSError as error:
         return ProbeResult(image, _UNREADABLE, error.strerror or str(error))

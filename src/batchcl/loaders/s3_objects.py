@@ -1,4 +1,4 @@
-"""Images in S3, where this machine needs the bytes rather than the service."""
+"""Reads images in S3 that this machine sends to the service as bytes."""
 
 from __future__ import annotations
 
@@ -27,89 +27,88 @@ _SERVER_ERROR: Final = 500
 
 
 class ObjectReader:
-    """Reads S3 objects with an open client that retries by itself. See `ImageReader`."""
+    """Reads S3 objects with an open SDK client, which retries. See `ImageReader`."""
 
     def __init__(self, client: Any, *, most_bytes: int = MAX_BYTES_FITTABLE) -> None:
         self._client = client
         self._most_bytes = most_bytes
 
     def carries(self, image: ImageRef) -> bool:
-        """Whatever lies in a bucket."""
+        """Whether the image is in S3."""
         return bool(image.bucket)
 
     async def read(self, image: ImageRef) -> bytes:
-        """The object's bytes, of the version that the list named; at most so many as the reader was made for.
+        """The object's bytes, in the version that the list names.
 
-        Of an archive's member those are a range of the archive, as long as that has the entity tag that it was listed
-        with.
+        For an archive's member it reads a range of the archive; if the archive's entity tag has changed since it was
+        listed, the image fails.
         """
         try:
             with anyio.fail_after(_DEADLINE_S):
-                answer = await self._client.get_object(**_named(image))
-                data = await self._bounded(answer["Body"], answer.get("ContentLength", 0))
+                response = await self._client.get_object(**_arguments(image))
+                data = await self._read_limited(response["Body"], response.get("ContentLength", 0))
                 return data if image.member is None else whole_member(image, data)
         except ClientError as error:
-            raise _refused(error, image) from error
+            raise _read_error(error, image) from error
         except CredentialsError as error:
             raise call_error(error) from error
         except TimeoutError as error:
-            raise HostError(f"S3 didn't give the object within {_DEADLINE_S:.0f} s", code="Timeout") from error
+            raise HostError(f"reading the object took longer than {_DEADLINE_S:.0f} s", code="Timeout") from error
         except (BotoCoreError, aiohttp.ClientError, OSError) as error:
             if is_shortage(error):
                 raise shortage(error) from error
-            raise HostError(f"S3 didn't give the object: {error}", code="S3Unreachable") from error
+            raise HostError(f"S3 did not return the object: {error}", code="S3Unreachable") from error
 
-    async def _bounded(self, body: Any, size: int) -> bytes:
-        """The whole body, unless it is or grows too large."""
+    async def _read_limited(self, body: Any, size: int) -> bytes:
+        """The whole body; raises `ImageError` if it is larger than the maximum."""
         chunks: list[bytes] = []
-        got = 0
+        received = 0
         try:
             while size <= self._most_bytes and (chunk := await body.read(_CHUNK_BYTES)):
                 chunks.append(chunk)
-                got += len(chunk)
-                size = max(size, got)
+                received += len(chunk)
+                size = max(size, received)
         finally:
             body.close()
         if size > self._most_bytes:
-            raise self._too_large(size)
+            raise ImageError(
+                f"{size:,} bytes; the limit for objects sent as bytes is {self._most_bytes:,}", code="TooLarge"
+            )
         return b"".join(chunks)
-
-    def _too_large(self, size: int) -> ImageError:
-        return ImageError(f"{size:,} bytes, and objects of up to {self._most_bytes:,} are read", code="TooLarge")
 
 
 @asynccontextmanager
 async def open_object_reader(aws: Aws, *, region: str) -> AsyncIterator[ObjectReader]:
-    """A reader of the region's buckets, whose connections are closed at the end of the block."""
+    """Open a reader of the region's buckets; its connections are closed after the block."""
     async with aws.s3(region=region) as client:
         yield ObjectReader(client)
 
 
-def _named(image: ImageRef) -> dict[str, str]:
+def _arguments(image: ImageRef) -> dict[str, str]:
     """The arguments of GetObject."""
-    named = {"Bucket": image.bucket, "Key": image.key}
+    arguments = {"Bucket": image.bucket, "Key": image.key}
     if image.member is not None:
         begin = image.member.offset
-        named |= {"Key": image.member.archive, "Range": f"bytes={begin}-{begin + (image.size_bytes or 0) - 1}"}
+        arguments |= {"Key": image.member.archive, "Range": f"bytes={begin}-{begin + (image.size_bytes or 0) - 1}"}
         if image.etag is not None:
-            named["IfMatch"] = f'"{image.etag}"'
+            arguments["IfMatch"] = f'"{image.etag}"'
     if image.version_id is not None:
-        named["VersionId"] = image.version_id
-    return named
+        arguments["VersionId"] = image.version_id
+    return arguments
 
 
-def _refused(error: ClientError, image: ImageRef) -> CallError:
-    """What S3's refusal to give an object means for the image that it is, or lies in."""
+def _read_error(error: ClientError, image: ImageRef) -> CallError:
+    """The image's error for an error of GetObject."""
     what = "object" if image.member is None else "archive"
     code = error_code(error)
     if image.member is not None and code in _CHANGED:
         return changed_archive(f"s3://{image.bucket}/{image.member.archive}")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    said = error_message(error) or code
+    message = error_message(error) or code
     if code in _GONE:
-        return RejectedError(f"S3 has no such {what}: {said}", code=INVALID_S3_OBJECT)
+        return RejectedError(f"S3 has no such {what}: {message}", code=INVALID_S3_OBJECT)
     if code in S3_DENIED:
         return RejectedError(f"S3 denies access to the {what}; allow s3:GetObject on it", code=INVALID_S3_OBJECT)
     if status >= _SERVER_ERROR or code in {"SlowDown", "RequestTimeout"}:
-        return HostError(f"S3 didn't give the {what}: {said}", code=code, status=status)
-    return RejectedError(f"S3 doesn't give the {what}: {code}: {said}", code=INVALID_S3_OBJECT)
+        return HostError(f"S3 did not return the {what}: {message}", code=code, status=status)
+    return RejectedError(f"S3 did not return the {what}: {code}: {message}", code=INVALID_S3_OBJECT)

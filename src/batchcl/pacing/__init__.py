@@ -1,1 +1,1 @@
-"""When to send the next call."""
+"""Decides when the next call is sent: rate controller and pacer."""

@@ -1,4 +1,4 @@
-"""The pace as the engine sees it: `acquire` before each call, then report what became of it."""
+"""Paces calls: the engine awaits `acquire` before each call and then reports its result."""
 
 from __future__ import annotations
 
@@ -12,60 +12,61 @@ from batchcl.pacing.controller import RateController
 
 __all__ = ["AdaptivePacer", "Pacer", "PacerStatistics", "UnpacedPacer"]
 
-_LOOK_AGAIN_S: Final = 0.1
-"""A waiter looks again this often: the rate may have risen, or a turn may have been given back."""
+_RECHECK_S: Final = 0.1
+"""Longest sleep of a waiting call: meanwhile the rate may have risen, or a turn may have been returned."""
 
 _TICK_S: Final = 0.005
-"""No sleep is shorter: at high rates, a few calls go out together rather than each after a wake-up of its own."""
+"""Shortest sleep: at high rates a few calls are sent together, which saves wake-ups."""
 
 _CATCH_UP_S: Final = 0.05
-"""How much of a late wake-up may be caught up: timers are late by milliseconds, and the rate should hold on average."""
+"""How much delay of a wake-up is made up for: timers are milliseconds late, and the average rate should be exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class PacerStatistics:
-    """The pace just now."""
+    """The current rate, in calls a second."""
 
     rate_tps: float
 
 
 class Pacer(Protocol):
-    """Decides when the next call may go out. One task acquires; any may report.
+    """Decides when the next call may be sent. One task acquires; any task may report.
 
-    A call that has an answer is reported by `succeeded` or `throttled`, one that never reached the service by
-    `unsent`. One without an answer says nothing about capacity and is not reported.
+    Every response is reported by `succeeded` or `throttled`, and a call that did not reach the service by `unsent`. A
+    call without a response says nothing about capacity and is not reported. `sent_at` is a time on the event loop's
+    clock, in seconds.
     """
 
     async def acquire(self) -> None:
-        """Return when the next call may be sent. Being cancelled while waiting costs no turn."""
+        """Return when the next call may be sent. A cancelled wait takes no turn."""
         ...
 
     def succeeded(self, *, sent_at: float) -> None:
-        """A call that went out at `sent_at` (the loop's clock, s) has an answer that was not about capacity."""
+        """Report a response, other than a refusal for capacity, to the call sent at `sent_at`."""
         ...
 
     def throttled(self, *, sent_at: float, by_model: bool) -> None:
-        """A call that went out at `sent_at` was refused, for the model's capacity or for another limit."""
+        """Report that the call sent at `sent_at` was refused: for the model's capacity, or for another limit."""
         ...
 
     def sent(self) -> None:
-        """A call goes out without waiting for its turn."""
+        """Report a call that is sent without `acquire`."""
         ...
 
     def unsent(self, *, sent_at: float, give_back: bool) -> None:
-        """The service was never asked in the turn taken at `sent_at`; `give_back` lets another call have it."""
+        """Report that the call of `sent_at` did not reach the service; `give_back` returns its turn."""
         ...
 
     def statistics(self) -> PacerStatistics:
-        """The pace just now."""
+        """The current rate."""
         ...
 
 
 class AdaptivePacer:
-    """Spaces calls evenly at the rate that a `RateController` finds, never above `max_tps`.
+    """Spaces calls evenly at the rate of a `RateController`, and at most `max_tps` a second.
 
-    The ceiling is an aiolimiter. A bucket of one call would lose what each late wake-up costs, so its bucket also
-    holds 50 ms of calls: in any second at most `max_tps` + 5 % + 1 calls go out.
+    The ceiling is an aiolimiter. With a bucket of one call each late wake-up would reduce the rate, so its bucket holds
+    another 50 ms of calls: in any second at most `max_tps` + 5 % + 1 calls are sent.
     """
 
     def __init__(self, controller: RateController, *, max_tps: float | None = None) -> None:
@@ -83,14 +84,14 @@ class AdaptivePacer:
             due_at = max(self._turn_at + 1 / self._controller.rate_tps, now - _CATCH_UP_S)
             if due_at <= now:
                 break
-            await anyio.sleep(max(_TICK_S, min(due_at - now, _LOOK_AGAIN_S)))
+            await anyio.sleep(max(_TICK_S, min(due_at - now, _RECHECK_S)))
         if self._ceiling is not None:
             await self._ceiling.acquire()
         self._turn_at = due_at
         self._controller.sent(anyio.current_time())
 
     def succeeded(self, *, sent_at: float) -> None:
-        """Report an answer."""
+        """Report a response."""
         self._controller.succeeded(anyio.current_time(), sent_at=sent_at)
 
     def throttled(self, *, sent_at: float, by_model: bool) -> None:
@@ -102,35 +103,35 @@ class AdaptivePacer:
         self._controller.sent(anyio.current_time())
 
     def unsent(self, *, sent_at: float, give_back: bool) -> None:
-        """Forget the call; a turn that is given back makes the next one due earlier, and many are no burst."""
+        """Forget the call; a returned turn makes the next call due earlier, but many of them cause no burst."""
         self._controller.unsent(sent_at=sent_at)
         if give_back:
             self._turn_at -= 1 / self._controller.rate_tps
 
     def statistics(self) -> PacerStatistics:
-        """The pace just now."""
+        """The current rate."""
         return PacerStatistics(self._controller.rate_tps)
 
 
 class UnpacedPacer:
-    """Never waits: for detectors without a limit, such as those of tests."""
+    """Never waits; for detectors without a limit, such as those of tests."""
 
     async def acquire(self) -> None:
-        """Return at once, but let others run."""
+        """Return after other tasks could run."""
         await anyio.lowlevel.checkpoint()
 
     def succeeded(self, *, sent_at: float) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
     def throttled(self, *, sent_at: float, by_model: bool) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
     def sent(self) -> None:
-        """Nothing to count."""
+        """Do nothing."""
 
     def unsent(self, *, sent_at: float, give_back: bool) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
     def statistics(self) -> PacerStatistics:
-        """No limit."""
+        """An infinite rate."""
         return PacerStatistics(float("inf"))

@@ -223,7 +223,7 @@ def test_chained_attributes_of_results_require_a_choice(root: Root) -> None:
     root.results(carrying("s3://b/1", chained, Label("cat", 90, (0.05, 0.2, 0.15, 0.4))))
     refused = run("evaluate", root)
     assert isinstance(refused.exception, SourceError)
-    assert "say which with --attribute" in str(refused.exception)
+    assert "select one with --attribute" in str(refused.exception)
     found = orjson.loads(good("evaluate", root, "--attribute", "C", "--json"))
     assert found["summary"]["mean_average_precision"] == 1.0
 

@@ -301,7 +301,7 @@ def test_boxes_from_results_with_chained_attributes(root: Root) -> None:
     chained = truth | {"C": truth["B"], "C-metadata": truth["B-metadata"]}
     root.results(carrying("s3://b/1", chained, Label("cat", 90, (0.05, 0.2, 0.15, 0.4))))
     images = open_results(str(root)).images()
-    with pytest.raises(SourceError, match="'B', 'C', of which one counts"):
+    with pytest.raises(SourceError, match="'B', 'C'; select one with --attribute"):
         carried_truth(images)
     assert carried_truth(images, attribute="C").boxes.height == 1
     with pytest.raises(SourceError, match="none of the 1 results has usable labels"):
@@ -368,6 +368,6 @@ def test_the_adjusted_attribute_of_a_chain_is_used(root: Root, manifest: Path, t
         assert read().images["labels"].to_list() == [["dog"]]
         assert read(attribute="first").images["labels"].to_list() == [["cat"]]
     write(manifest, chain | attribute("third", "owl", adjusted=True))
-    with pytest.raises(SourceError, match="'second', 'third', of which one counts; say which with --attribute"):
+    with pytest.raises(SourceError, match="'second', 'third'; select one with --attribute"):
         read_truth(manifest)
     assert read_truth(manifest, attribute="third").images["labels"].to_list() == [["owl"]]

@@ -1,4 +1,4 @@
-"""A service of models and their tags in memory, for the async verbs; its time is the loop's."""
+"""An in-memory fake of Rekognition's models and tags; its clock is the event loop's."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def refused(code: str, status: int = 400, *, message: str = "said so") -> Client
 
 @dataclass
 class Models:
-    """Statuses and tags by `project@version`. `errors` has what an operation fails with; `calls` what was asked.
+    """Statuses and tags by `project@version`. `errors` has the errors of operations, `calls` the received calls.
 
     Attributes:
-        start_s: a start takes this long, during which the model is STARTING.
-        stop_s: likewise for a stop.
+        start_s: duration of a start, while the model is STARTING.
+        stop_s: duration of a stop, while it is STOPPING.
         who: makes the calls; `started_by` has who started each model, and `stops` who stopped whose.
     """
 
@@ -147,13 +147,13 @@ class _Pages:
 
 
 class Listener:
-    """An observer that keeps the kinds and texts of notices."""
+    """An observer that records kinds and texts of notices."""
 
     def __init__(self) -> None:
         self.notices: list[Notice] = []
 
     def started(self, progress: Progress) -> None:
-        """Look away."""
+        """Do nothing."""
 
     def notice(self, notice: Notice) -> None:
         self.notices.append(notice)

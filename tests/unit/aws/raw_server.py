@@ -1,4 +1,4 @@
-"""A server that answers with the very bytes it is given, however broken they are."""
+"""A server that responds with exactly the given bytes, also malformed ones."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Final
 import orjson
 
 HANG: Final = b"<hang>"
-"""An answer that never comes."""
+"""No response."""
 
 CUT: Final = b"<cut>"
-"""At the end of an answer: the connection is closed after it; alone: without one."""
+"""After a response: the connection is closed. Alone: it is closed without a response."""
 
 JSON: Final = "application/x-amz-json-1.1"
 
 
 @dataclass(slots=True)
 class Asked:
-    """One request as it came."""
+    """One received request."""
 
     line: str
     headers: dict[str, str]
@@ -35,7 +35,7 @@ Answers = Callable[[int, Asked], bytes]
 
 @dataclass(slots=True)
 class RawServer:
-    """Where it listens and what it was asked; `answers` may be changed at any time."""
+    """Its port and the received requests; `answers` can be changed at any time."""
 
     port: int
     answers: Answers
@@ -55,27 +55,27 @@ def http(
     length: int | None = None,
     reason: str = "Because",
 ) -> bytes:
-    """A well-formed answer, but for what the arguments say."""
+    """A response that is well-formed except for the arguments."""
     lines = [f"{version} {status} {reason}", f"Content-Length: {len(body) if length is None else length}"]
     lines += [f"{name}: {value}" for name, value in (("Content-Type", JSON), *headers)]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def error(status: int, code: str, message: str = "as it said", *headers: tuple[str, str]) -> bytes:
-    """An error as Rekognition words it."""
+    """An error response in Rekognition's format."""
     said = {"__type": code, "Code": code, "Logref": "l-1", "Message": message}
     return http(status, orjson.dumps(said), ("x-amzn-RequestId", "r-1"), *headers)
 
 
 def in_turn(answers: Iterable[bytes]) -> Answers:
-    """Each answer once, the last one for ever."""
+    """Each response once; the last one repeats."""
     all_of_them = list(answers)
     return lambda number, _: all_of_them[min(number, len(all_of_them) - 1)]
 
 
 @asynccontextmanager
 async def answering(*answers: bytes, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
-    """A server on the loopback for the time of the block."""
+    """Run a server on the loopback interface during the block."""
     server = RawServer(0, in_turn(answers or [CUT]))
     open_now: set[asyncio.StreamWriter] = set()
 
@@ -113,7 +113,7 @@ async def answering(*answers: bytes, tls: ssl.SSLContext | None = None) -> Async
 
 @asynccontextmanager
 async def tunnelling() -> AsyncIterator[RawServer]:
-    """A proxy on the loopback that opens the tunnels that it is asked for, for the time of the block."""
+    """Run a proxy with tunnels on the loopback interface during the block."""
     proxy = RawServer(0, in_turn([b""]))
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -12,7 +12,7 @@ from batchcl.errors import CredentialsError
 
 
 class FakeServiceQuotas:
-    """Applied values by code; the default is a hundred."""
+    """Applied quotas by code; the default is 100."""
 
     def __init__(self, applied: dict[str, float], *, refusal: str = "NoSuchResourceException") -> None:
         self._applied = applied
@@ -32,12 +32,12 @@ def run(work: Callable[[], Awaitable[Quotas]]) -> Quotas:
     return anyio.run(work)
 
 
-def test_applied_values_count_and_defaults_where_there_are_none() -> None:
+def test_the_applied_quota_is_used_or_else_the_default() -> None:
     client = FakeServiceQuotas({"L-EA71C84A": 75.0, "L-5E225387": 3.0})
     assert run(lambda: read_quotas(client)) == Quotas(calls_tps=75.0, units=100, running=3)
 
 
-def test_a_refusal_is_no_default() -> None:
+def test_a_refused_request_does_not_use_the_default() -> None:
     client = FakeServiceQuotas({}, refusal="AccessDeniedException")
     with pytest.raises(CredentialsError, match="reading the quotas failed: AccessDeniedException"):
         run(lambda: read_quotas(client))

@@ -23,7 +23,7 @@ def refused(code: str, region: str | None = None, message: str = "") -> ClientEr
 
 
 class FakeS3:
-    """Knows some buckets; an exception stands for a refusal."""
+    """Responses by bucket; exceptions are raised."""
 
     def __init__(self, buckets: Mapping[str, dict[str, Any] | Exception]) -> None:
         self.buckets = buckets
@@ -61,8 +61,8 @@ def test_each_bucket_is_looked_up_once_in_the_models_region() -> None:
 
 
 @pytest.mark.parametrize("answer", [said("us-east-1"), refused("403", "us-east-1"), refused("301", "us-east-1")])
-def test_a_bucket_of_another_region_is_refused_with_both_regions_named(answer: dict[str, Any] | Exception) -> None:
-    with pytest.raises(RegionError, match=r"bucket pics lies in us-east-1 and the model in eu-west-1.*copy"):
+def test_a_bucket_in_another_region_is_refused_with_both_regions(answer: dict[str, Any] | Exception) -> None:
+    with pytest.raises(RegionError, match=r"bucket pics is in us-east-1 and the model in eu-west-1.*copy"):
         check(FakeS3({"pics": answer}))
 
 
@@ -88,7 +88,7 @@ def test_each_refusal_has_its_class_and_says_what_was_done(error: Exception, kin
 
 
 @pytest.mark.parametrize("answer", [said("us-east-1"), refused("301", "us-east-1"), refused("403", "us-east-1")])
-def test_a_bucket_of_another_region_may_be_looked_up_there(answer: dict[str, Any] | Exception) -> None:
+def test_with_cross_region_a_bucket_is_checked_in_its_region(answer: dict[str, Any] | Exception) -> None:
     class Elsewhere(FakeS3):
         async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:
             if Bucket == "far" and self.regions[-1] == "us-east-1":
@@ -102,7 +102,7 @@ def test_a_bucket_of_another_region_may_be_looked_up_there(answer: dict[str, Any
 
 
 @pytest.mark.parametrize(("cross_region", "regions"), [(True, ["eu-west-1", "us-east-1"]), (False, ["eu-west-1"] * 2)])
-def test_a_listing_asks_for_regions_only_where_they_may_differ(*, cross_region: bool, regions: list[str]) -> None:
+def test_regions_are_queried_only_with_cross_region(*, cross_region: bool, regions: list[str]) -> None:
     class Elsewhere(FakeS3):
         async def head_bucket(self, *, Bucket: str) -> dict[str, Any]:
             self.asked.append(Bucket)
@@ -120,18 +120,18 @@ def test_a_listing_asks_for_regions_only_where_they_may_differ(*, cross_region: 
     assert fake.asked == (["near", "far", "far"] if cross_region else []), "the far one in its own region, too"
 
 
-def test_a_bucket_of_another_region_that_cant_be_read_is_refused_all_the_same() -> None:
+def test_an_unreadable_bucket_of_another_region_is_refused() -> None:
     with pytest.raises(CredentialsError, match="s3:ListBucket and s3:GetObject on far"):
         check(FakeS3({"far": refused("403", "us-east-1")}), cross_region=True)
     with pytest.raises(RegionError, match="another region"):
         check(FakeS3({"far": refused("PermanentRedirect")}), cross_region=True)
 
 
-def test_a_status_without_a_code_is_no_answer_of_s3s() -> None:
+def test_a_status_without_a_code_is_not_from_s3() -> None:
     said = str(explain(refused("400"), "looking up s3://b", "b"))
     assert said.endswith("; check the endpoint and the proxy")
 
 
-def test_an_answer_without_any_words_is_explained_too() -> None:
+def test_an_error_without_a_message_is_explained() -> None:
     assert "failed" in str(explain(ClientError(cast("Any", {}), "HeadBucket"), "listing s3://b", "b"))
     assert isinstance(explain(BotoCoreError(), "listing s3://b", "b"), UnreachableError)

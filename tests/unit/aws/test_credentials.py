@@ -1,4 +1,4 @@
-"""Every way in which a provider of credentials fails, by the SDK's own providers; and what the cache makes of it."""
+"""Failures of the SDK's credential providers, and the cache's errors for them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MODEL = ModelArn.parse("arn:aws:rekognition:us-east-1:123456789012:project/dogs/
 
 @pytest.fixture(autouse=True)
 def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A home without any AWS settings."""
+    """No AWS settings in environment and home directory."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -76,7 +76,7 @@ def keys_until(expiration: str) -> str:
 
 
 def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """What `aws sso login` has left for the session `corp`, where botocore has looked up its user's home."""
+    """Write the token of `aws sso login` for the session `corp` where botocore looks for it."""
     monkeypatch.setattr(SSOTokenProvider, "_SSO_TOKEN_CACHE_DIR", str(tmp_path))
     (tmp_path / f"{hashlib.sha1(b'corp').hexdigest()}.json").write_text(text)
 
@@ -84,12 +84,12 @@ def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 PROFILES = {
     "sentence": (
         printing(f"Please log in at https://corp/login with {SECRET}"),
-        "of profile x with credential_process failed: its output is not JSON; run that command by hand",
+        "of profile x with credential_process failed: its output is not JSON; run that command in a shell",
     ),
-    "a list": (printing("[1]"), "with credential_process failed: its output is not as expected (AttributeError); run"),
+    "a list": (printing("[1]"), "with credential_process failed: its output is malformed (AttributeError); run"),
     "missing": (
         "credential_process = /opt/corp/get-aws-creds --json\n",
-        "credential_process failed: No such file or directory: /opt/corp/get-aws-creds; run that command by hand",
+        "credential_process failed: No such file or directory: /opt/corp/get-aws-creds; run that command in a shell",
     ),
     "exit 3": ("credential_process = /bin/sh -c \"echo 'token expired' >&2; exit 3\"\n", "failed: token expired; run"),
     "loud": (
@@ -107,7 +107,7 @@ PROFILES = {
     ),
     "mfa": (
         f"{ASSUMED}mfa_serial = arn:aws:iam::123456789012:mfa/me\n",
-        "failed: it needs an MFA code, and stdin is not a terminal; use a profile without mfa_serial",
+        "failed: it needs an MFA code, but stdin is not a terminal; use a profile without mfa_serial",
     ),
     "no login": (
         SSO,
@@ -127,7 +127,7 @@ async def refusal(aws: Aws) -> CredentialsError:
 
 
 @pytest.mark.parametrize("kind", PROFILES)
-def test_whatever_a_provider_raises_is_one_sentence(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_provider_error_is_one_sentence(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profile, says = PROFILES[kind]
     (tmp_path / "config").write_text(f"[profile x]\nregion = us-east-1\n{profile}{BASE}{CORP}")
 
@@ -172,7 +172,7 @@ ENVIRONMENTS = {
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
-def test_so_is_what_the_environment_has(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_environment_variables_are_one_sentence(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment, says = ENVIRONMENTS[kind]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -197,7 +197,7 @@ def test_so_is_what_the_environment_has(kind: str, monkeypatch: pytest.MonkeyPat
     ],
     ids=["truncated", "empty", "denied", "expired"],
 )
-def test_so_is_a_login_that_is_of_no_use(
+def test_a_bad_sso_login_is_one_sentence(
     left: str, answer: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config").write_text(f"[profile x]\nregion = us-east-1\n{SSO}{CORP}")
@@ -222,7 +222,7 @@ ASSUMED_ROLE = http(
 
 
 def test_an_mfa_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When its session has expired, hours later, nobody is there, and a prompt would hold everything up."""
+    """When the session has expired, hours later, a prompt would block the run."""
     mfa = "mfa_serial = arn:aws:iam::123456789012:mfa/me\n"
     (tmp_path / "config").write_text(f"[profile x]\nregion = us-east-1\n{ASSUMED}{mfa}{BASE}")
     asked: list[str] = []
@@ -241,7 +241,7 @@ def test_an_mfa_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.Monke
             keys = await cache.current()
             assert keys.access_key == "ASIA"
             assert b"TokenCode=123456" in server.asked[0].body
-            with pytest.raises(CredentialsError, match="failed: the session that an MFA code began has expired; use"):
+            with pytest.raises(CredentialsError, match="failed: the MFA session has expired; use"):
                 await cache.renew(keys)
 
     anyio.run(main)
@@ -252,7 +252,7 @@ def test_an_mfa_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class Provider:
-    """Gives keys until it is broken."""
+    """A provider that returns keys until it is broken."""
 
     def __init__(self) -> None:
         self.is_broken = False
@@ -265,7 +265,7 @@ class Provider:
         return f"KEY{self.look_ups}"
 
 
-def test_what_was_well_may_fail_for_five_minutes() -> None:
+def test_valid_credentials_may_fail_for_five_minutes() -> None:
     provider = Provider()
 
     async def main() -> None:
@@ -295,7 +295,7 @@ def test_what_was_well_may_fail_for_five_minutes() -> None:
     run_virtual(main)
 
 
-def test_who_waits_goes_on_when_they_are_back_and_others_have_asked_no_more() -> None:
+def test_waiting_tasks_resume_and_share_one_reload() -> None:
     provider = Provider()
     said: list[str] = []
 
@@ -325,7 +325,7 @@ def test_who_waits_goes_on_when_they_are_back_and_others_have_asked_no_more() ->
     assert "/opt/keys" in said[0]
 
 
-def test_who_waits_is_told_after_five_minutes() -> None:
+def test_waiting_fails_after_five_minutes() -> None:
     provider = Provider()
 
     async def main() -> float:
@@ -341,8 +341,8 @@ def test_who_waits_is_told_after_five_minutes() -> None:
     assert PATIENCE_S <= run_virtual(main) < PATIENCE_S + 6
 
 
-def test_keys_that_are_refused_may_be_back_for_five_minutes_too() -> None:
-    """Until the service has taken such keys they are wrong, afterwards they have expired."""
+def test_refused_keys_may_fail_for_five_minutes() -> None:
+    """Keys that were never accepted are wrong; those that were accepted have expired."""
 
     async def main() -> None:
         cache = cache_of(lambda: "KEY")
@@ -374,7 +374,7 @@ def test_keys_that_are_refused_may_be_back_for_five_minutes_too() -> None:
     run_virtual(main)
 
 
-def test_given_keys_stay_what_they_are() -> None:
+def test_explicit_keys_never_change() -> None:
     async def main() -> None:
         cache = FixedCredentials("AKID", SECRET)
         keys = await cache.current()
@@ -392,7 +392,7 @@ def write_keys(path: Path, key: str) -> None:
     (path / "credentials").write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {SECRET}\n")
 
 
-def test_keys_that_are_rotated_in_their_file_are_taken_within_seconds(tmp_path: Path) -> None:
+def test_keys_rotated_in_their_file_are_used_within_seconds(tmp_path: Path) -> None:
     write_keys(tmp_path, "OLD")
 
     async def main() -> None:
@@ -417,7 +417,7 @@ def key_of(authorization: str) -> str:
 
 
 def knowing(known: set[str], server: RawServer, *, code: str, ok: bytes) -> None:
-    """Have a server that refuses other keys than `known`."""
+    """Make a server refuse all keys other than `known`."""
     refused = error(400, code)
     server.answers = lambda _, asked: ok if key_of(asked.headers["authorization"]) in known else refused
 
@@ -428,10 +428,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("code", ["ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException"])
-def test_a_client_of_the_sdk_takes_other_keys_when_its_own_are_refused(
-    code: str, tmp_path: Path, endpoint: Any
-) -> None:
-    """Also for a start, which is sent once: who is refused for his keys has started nothing."""
+def test_an_sdk_client_reloads_refused_keys(code: str, tmp_path: Path, endpoint: Any) -> None:
+    """Also for a start, which is sent once: a refusal for the keys has started nothing."""
     write_keys(tmp_path, "OLD")
 
     async def main() -> list[str]:
@@ -450,8 +448,8 @@ def test_a_client_of_the_sdk_takes_other_keys_when_its_own_are_refused(
     assert anyio.run(main) == ["OLD", "OLD", "NEW"]
 
 
-def test_it_waits_for_keys_that_the_service_knows(tmp_path: Path, endpoint: Any) -> None:
-    """A rotation whose new keys come after the end of the old ones."""
+def test_an_sdk_client_waits_for_valid_keys(tmp_path: Path, endpoint: Any) -> None:
+    """The new keys of a rotation arrive after the old ones have expired."""
     write_keys(tmp_path, "OLD")
 
     async def main() -> None:
@@ -474,7 +472,7 @@ def test_it_waits_for_keys_that_the_service_knows(tmp_path: Path, endpoint: Any)
     run_virtual(main, grace_s=0.02)
 
 
-def test_keys_that_were_never_good_are_refused_at_once(tmp_path: Path, endpoint: Any) -> None:
+def test_keys_that_were_never_valid_fail_at_once(tmp_path: Path, endpoint: Any) -> None:
     write_keys(tmp_path, "BAD")
 
     async def main() -> int:
@@ -489,9 +487,7 @@ def test_keys_that_were_never_good_are_refused_at_once(tmp_path: Path, endpoint:
 
 
 @pytest.mark.parametrize("transport", list(Transport))
-def test_a_call_whose_keys_are_refused_is_sent_with_others_or_waits(
-    transport: Transport, tmp_path: Path, endpoint: Any
-) -> None:
+def test_a_call_with_refused_keys_is_repeated_or_waits(transport: Transport, tmp_path: Path, endpoint: Any) -> None:
     write_keys(tmp_path, "OLD")
 
     async def main() -> None:
@@ -529,12 +525,12 @@ def test_threads_get_the_same_keys_with_a_loop_and_without(tmp_path: Path) -> No
     found: list[str] = []
 
     def take(cache: CredentialCache) -> None:
-        cache._look_again_at = 0.0
+        cache._refresh_at = 0.0
         found.append(cache.current_now().access_key)
 
     async def main() -> None:
         cache = Aws().credentials
-        take(cache)  # as in a notebook, whose loop runs in this very thread
+        take(cache)  # as in a notebook, whose event loop runs in this thread
         await cache.current()
         await anyio.to_thread.run_sync(take, cache)
         foreign = threading.Thread(target=take, args=(cache,))
@@ -556,8 +552,8 @@ def test_a_client_of_boto3_signs_with_the_caches_keys(tmp_path: Path) -> None:
         Aws(AwsSettings(region="us-east-1")).blocking_s3().list_buckets()
 
 
-def test_keys_in_botocores_window_are_asked_for_again(tmp_path: Path) -> None:
-    """Fetched 15 minutes before they expire, and kept where that fails."""
+def test_keys_close_to_expiry_are_refreshed(tmp_path: Path) -> None:
+    """Keys are refreshed 15 minutes before they expire, and kept if that fails."""
     soon = (dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)).isoformat()
     script = tmp_path / "keys.sh"
     calls = tmp_path / "calls"

@@ -65,7 +65,7 @@ def proxy_says(status: int) -> aiohttp.ClientHttpProxyError:
 
 
 class FakeClient:
-    """Answers with `answer`, or raises it, and keeps what it was asked."""
+    """Returns or raises `answer`, and records the calls."""
 
     def __init__(self, answer: object = EMPTY) -> None:
         self.meta = SimpleNamespace(endpoint_url="https://x")
@@ -90,20 +90,20 @@ def refused(code: str, message: str = "", status: int = 400) -> ClientError:
     return ClientError(response, "DetectCustomLabels")
 
 
-def test_an_s3_image_travels_by_its_exact_name_and_options_left_out_stay_out() -> None:
+def test_an_s3_image_is_sent_by_its_key_without_unset_options() -> None:
     client = FakeClient()
     detect(client)
     s3_object = {"Bucket": "b", "Name": "a b+c%2F é.jpg"}
     assert client.asked == [{"ProjectVersionArn": MODEL.text, "Image": {"S3Object": s3_object}}]
 
 
-def test_a_version_is_named_where_the_list_named_one() -> None:
+def test_the_version_in_the_list_is_sent() -> None:
     client = FakeClient()
     detect(client, ImageRef(uri="s3://b/k", bucket="b", key="k", version_id="null"))
     assert client.asked[0]["Image"] == {"S3Object": {"Bucket": "b", "Name": "k", "Version": "null"}}
 
 
-def test_a_local_image_travels_as_its_bytes(tmp_path: Path) -> None:
+def test_a_local_image_is_sent_as_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG bytes")
     client = FakeClient()
@@ -111,14 +111,14 @@ def test_a_local_image_travels_as_its_bytes(tmp_path: Path) -> None:
     assert client.asked[0]["Image"] == {"Bytes": b"\x89PNG bytes"}
 
 
-def test_zero_is_an_option_of_its_own() -> None:
+def test_zero_is_not_an_unset_option() -> None:
     client = FakeClient()
     detect(client, min_confidence=0.0, max_results=0)
     assert (client.asked[0]["MinConfidence"], client.asked[0]["MaxResults"]) == (0.0, 0)
 
 
 @pytest.mark.parametrize("name", ["missing.png", "."])
-def test_a_file_that_can_not_be_read_fails_alone_and_spends_no_call(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_fails_without_a_call(tmp_path: Path, name: str) -> None:
     client = FakeClient()
     with pytest.raises(ImageError, match="can't be read") as caught:
         detect(client, ImageRef(uri="x", bucket="", key=str(tmp_path / name)))
@@ -150,7 +150,7 @@ def test_labels_keep_the_services_order_with_boxes_and_polygons() -> None:
     )
 
 
-def test_an_answer_without_request_id_is_an_answer() -> None:
+def test_a_response_without_a_request_id_is_accepted() -> None:
     assert detect(FakeClient({"CustomLabels": []})) == Detection((), "")
 
 
@@ -171,7 +171,7 @@ def test_an_answer_without_request_id_is_an_answer() -> None:
         {"CustomLabels": [{"Name": "a", "Confidence": 1.0, "Geometry": "box"}]},
     ],
 )
-def test_an_answer_of_another_shape_was_cut_on_its_way_and_is_tried_again(answer: object) -> None:
+def test_a_malformed_response_is_transient(answer: object) -> None:
     with pytest.raises(TransientError) as caught:
         detect(FakeClient(answer))
     assert caught.value.code == "MalformedAnswer"
@@ -210,9 +210,7 @@ def test_an_answer_of_another_shape_was_cut_on_its_way_and_is_tried_again(answer
         (TimeoutError(), TransientError, "Timeout"),
     ],
 )
-def test_whatever_the_client_raises_has_its_class_and_some_words(
-    raised: Exception, kind: type[CallError], code: str
-) -> None:
+def test_any_client_exception_has_a_class_and_a_message(raised: Exception, kind: type[CallError], code: str) -> None:
     with pytest.raises(CallError) as caught:
         detect(FakeClient(raised))
     assert type(caught.value) is kind
@@ -233,7 +231,7 @@ def test_a_refusal_without_any_detail_is_classified() -> None:
     assert caught.value.code == "Unknown"
 
 
-def test_cancellation_is_no_error_of_the_call() -> None:
+def test_cancellation_is_not_an_error() -> None:
     class Stuck(FakeClient):
         async def detect_custom_labels(self, **arguments: Any) -> Any:
             self.asked.append(arguments)
@@ -258,7 +256,7 @@ def test_no_call_outlives_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == "Timeout"
 
 
-def test_the_scoring_client_has_the_models_region_no_retries_and_the_jobs_options() -> None:
+def test_the_scoring_client_has_the_models_region_and_no_retries() -> None:
     opened: list[dict[str, Any]] = []
     client = FakeClient(EMPTY)
 
@@ -289,7 +287,7 @@ def test_no_message_holds_the_secret_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDTEST")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("AWS_SESSION_TOKEN", secret)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody listens there
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # no server listens there
 
     async def main() -> None:
         async with open_detector(Aws(), MODEL, transport=Transport.AIOBOTO3, reader=FILES) as detector:

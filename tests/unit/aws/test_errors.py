@@ -55,7 +55,7 @@ def test_each_row_of_the_table_has_its_class(
     assert str(error).startswith(message)
 
 
-def test_only_a_refused_ramp_is_sudden() -> None:
+def test_only_slow_down_is_a_sudden_increase() -> None:
     ramp = classify("ThrottlingException", "Slow down", status=400)
     rate = classify("ProvisionedThroughputExceededException", "Rate exceeded", status=400)
     assert isinstance(ramp, ThrottledError)
@@ -63,7 +63,7 @@ def test_only_a_refused_ramp_is_sudden() -> None:
     assert (ramp.sudden, rate.sudden) == (True, False)
 
 
-def test_the_limit_of_s3_is_told_from_the_models() -> None:
+def test_the_s3_download_limit_is_not_the_models() -> None:
     told = {}
     for message in ("Provisioned Rate exceeded", "S3 download limit exceeded"):
         error = classify("ProvisionedThroughputExceededException", message, status=400)
@@ -77,7 +77,7 @@ def test_the_limit_of_s3_is_told_from_the_models() -> None:
     [
         ("RequestTimeTooSkewed", "skew", "clock is off"),
         ("SignatureDoesNotMatch", "Signature expired: x", "clock is off"),
-        ("SignatureDoesNotMatch", "no match", "secret key does not fit"),
+        ("SignatureDoesNotMatch", "no match", "secret key does not match"),
         ("ExpiredTokenException", "expired", "log in again"),
         ("AccessDeniedException", "no", "allow rekognition:DetectCustomLabels"),
         ("ResourceNotFoundException", "no", "batchcl model list"),
@@ -99,7 +99,7 @@ def test_expired_credentials_are_fatal_by_every_name(code: str) -> None:
     st.text(),
     st.one_of(st.none(), st.integers(min_value=0, max_value=999)),
 )
-def test_any_answer_gets_a_class_and_keeps_the_services_words(code: str, message: str, status: int | None) -> None:
+def test_any_error_gets_a_class_and_keeps_its_message(code: str, message: str, status: int | None) -> None:
     error = classify(code, message, status=status)
     assert type(error) in {
         FatalCallError,
@@ -109,16 +109,16 @@ def test_any_answer_gets_a_class_and_keeps_the_services_words(code: str, message
         ThrottledError,
         TransientError,
     }
-    assert message.rstrip(".") in str(error)  # a sentence may go on after the service's words
+    assert message.rstrip(".") in str(error)  # advice may follow the service's message
     assert "#" not in error.code
 
 
-def test_an_error_without_words_says_what_to_do() -> None:
+def test_an_error_without_a_message_has_advice() -> None:
     for message in ("", "."):
         assert str(classify("AccessDeniedException", message, status=400)).startswith("allow ")
 
 
-def test_a_body_that_was_cut_is_worth_another_attempt():
+def test_a_truncated_error_body_is_transient():
     assert isinstance(classify("400", "Bad Request", status=400), TransientError)
 
 
@@ -135,12 +135,12 @@ MOVED = b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>no</Message><
         ({}, b'{"__type": "ThrottlingException"}', None),
     ],
 )
-def test_the_region_that_s3_names_is_read(headers: dict[str, str], body: bytes, region: str | None) -> None:
+def test_the_bucket_region_in_a_response_is_read(headers: dict[str, str], body: bytes, region: str | None) -> None:
     assert read_error(400, headers, body).region == region
 
 
-def test_a_text_with_a_user_s_key_decides_nothing() -> None:
-    """Whatever a key is called, its image fails alone."""
+def test_a_users_key_in_a_message_does_not_change_the_class() -> None:
+    """Any key in a message fails only its own image."""
     for key in ("arn:aws:rekognition", "versionArn", "signature expired", "slow down", "s3"):
         error = classify(
             "InvalidParameterException", f"1 validation error detected: Value '{key}' at 'name'", status=400
@@ -148,7 +148,7 @@ def test_a_text_with_a_user_s_key_decides_nothing() -> None:
         assert type(error) is RejectedError
         assert not error.is_general
         wrong_key = classify("SignatureDoesNotMatch", f"no match for {key}", status=403)
-        assert "secret key does not fit" in str(wrong_key)
+        assert "secret key does not match" in str(wrong_key)
         throttled = classify("ProvisionedThroughputExceededException", f"no room for {key}", status=400)
         sudden = classify("ThrottlingException", f"no room for {key}", status=400)
         assert isinstance(throttled, ThrottledError)

@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from batchcl.aws.http import HttpRequest, HttpResponse, SignedClient
-from batchcl.aws.listing import ListingPage, SignedPages, open_pages
+from batchcl.aws.listing import ListingPage, SignedPageReader, open_pages
 from batchcl.aws.session import Aws
 from batchcl.choices import Transport
 from batchcl.errors import (
@@ -35,7 +35,7 @@ def refusal(status: int, code: str, message: str = "so", **headers: str) -> Http
 
 
 class FakeClient:
-    """Answers as it is told, the last answer again and again."""
+    """Returns the given responses; the last one repeats."""
 
     def __init__(self, *answers: HttpResponse | Exception) -> None:
         self.answers = list(answers)
@@ -56,7 +56,7 @@ def read(
         if waits is not None:
             waits.append(seconds)
 
-    pages = SignedPages(
+    pages = SignedPageReader(
         cast("SignedClient", client),
         bucket=bucket,
         prefix="p +/é",
@@ -84,7 +84,7 @@ def ok(headers: Mapping[str, str] | None = None) -> HttpResponse:
         ({"after": "a", "token": "t"}, {"continuation-token": "t"}),
     ],
 )
-def test_a_page_is_asked_for_with_encoded_keys(where: dict[str, str], expected: dict[str, str]) -> None:
+def test_a_page_is_requested_with_encoded_keys(where: dict[str, str], expected: dict[str, str]) -> None:
     client = FakeClient(ok())
     page = read(client, where=where)
     assert (page.keys, page.etags, page.sizes) == (["k"], ["e"], [1])
@@ -93,7 +93,7 @@ def test_a_page_is_asked_for_with_encoded_keys(where: dict[str, str], expected: 
     assert dict(client.requests[0].query) == {"list-type": "2", "encoding-type": "url", "prefix": "p +/é"} | expected
 
 
-def test_of_pages_that_arrive_together_one_is_read_in_a_turn_of_the_loop() -> None:
+def test_concurrent_pages_are_parsed_one_per_turn_of_the_loop() -> None:
     turns: list[int] = []
     turn = 0
 
@@ -104,7 +104,7 @@ def test_of_pages_that_arrive_together_one_is_read_in_a_turn_of_the_loop() -> No
             await anyio.lowlevel.checkpoint()
 
     async def main() -> None:
-        pages = SignedPages(cast("SignedClient", FakeClient(ok())), bucket="b", prefix="")
+        pages = SignedPageReader(cast("SignedClient", FakeClient(ok())), bucket="b", prefix="")
 
         async def one() -> None:
             await pages.page()
@@ -130,9 +130,7 @@ def test_of_pages_that_arrive_together_one_is_read_in_a_turn_of_the_loop() -> No
         ("AmazonS3", "b--usw2-az1--x-s3", False),
     ],
 )
-def test_only_s3_itself_is_trusted_to_list_in_order_and_not_its_directory_buckets(
-    server: str | None, bucket: str, expected: bool
-) -> None:
+def test_only_s3_general_purpose_buckets_list_in_order(server: str | None, bucket: str, expected: bool) -> None:
     client = FakeClient(ok({} if server is None else {"Server": server}))
     assert read(client, bucket=bucket).is_sorted is expected
 
@@ -159,7 +157,7 @@ def test_only_s3_itself_is_trusted_to_list_in_order_and_not_its_directory_bucket
         (FatalCallError("not trusted", code="Tls"), UnreachableError, "not trusted"),
     ],
 )
-def test_a_refusal_is_told_at_once_as_the_sdk_tells_it(
+def test_a_refusal_is_the_same_error_as_with_the_sdk(
     answer: HttpResponse | Exception, kind: type[BatchclError], words: str
 ) -> None:
     waits: list[float] = []
@@ -179,10 +177,10 @@ def test_a_refusal_is_told_at_once_as_the_sdk_tells_it(
         HttpResponse(400, {}, b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-3</Region></Error>"),
     ],
 )
-def test_a_bucket_in_another_region_is_told_with_its_region(answer: HttpResponse) -> None:
+def test_a_bucket_in_another_region_is_reported_with_its_region(answer: HttpResponse) -> None:
     with pytest.raises(RegionError, match=r"bucket b is in eu-west-3; check the region") as caught:
         read(FakeClient(answer))
-    assert caught.value.found == "eu-west-3"
+    assert caught.value.region == "eu-west-3"
 
 
 BUSY = [
@@ -198,14 +196,14 @@ BUSY = [
 
 
 @pytest.mark.parametrize("answer", BUSY)
-def test_what_may_pass_is_tried_again_with_jitter(answer: HttpResponse | Exception) -> None:
+def test_transient_errors_are_retried_with_jitter(answer: HttpResponse | Exception) -> None:
     waits: list[float] = []
     assert read(FakeClient(answer, answer, ok()), waits=waits).keys == ["k"]
     assert waits == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("answer", BUSY)
-def test_it_gives_up_after_six_attempts_in_words(answer: HttpResponse | Exception) -> None:
+def test_six_failed_attempts_are_one_error(answer: HttpResponse | Exception) -> None:
     waits: list[float] = []
     client = FakeClient(answer)
     with pytest.raises(UnreachableError, match=r"^listing s3://b/p \+/é failed 6 times: .*try again later$"):
@@ -214,7 +212,7 @@ def test_it_gives_up_after_six_attempts_in_words(answer: HttpResponse | Exceptio
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0]
 
 
-def test_without_credentials_it_says_so_before_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_credentials_no_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/", "HOME": "/nowhere"}.items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):

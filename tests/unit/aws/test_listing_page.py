@@ -33,17 +33,17 @@ def document(entries: Sequence[str], *, about: str = "<IsTruncated>false</IsTrun
 
 
 def as_tree(body: bytes) -> ListingPage:
-    return listing._as_tree(body, is_sorted=False)
+    return listing._parse_tree(body, is_sorted=False)
 
 
 def as_text(body: bytes) -> ListingPage:
-    found = listing._as_text(body.decode(), is_sorted=False)
+    found = listing._parse_text(body.decode(), is_sorted=False)
     assert found is not None, "this is what S3 writes, and it was read as a tree"
     return found
 
 
 @given(st.lists(st.tuples(keys, st.integers(0, 2**45)), max_size=20))
-def test_any_key_is_read_exactly_and_both_ways_agree(objects: list[tuple[str, int]]) -> None:
+def test_any_key_is_parsed_alike_by_both_parsers(objects: list[tuple[str, int]]) -> None:
     body = document([entry(quote_plus(key, safe="/"), size=size) for key, size in objects])
     page = as_text(body)
     assert page == as_tree(body) == parse_page(body)
@@ -54,7 +54,7 @@ def test_any_key_is_read_exactly_and_both_ways_agree(objects: list[tuple[str, in
 
 
 @given(st.lists(keys.filter(lambda key: key.isprintable() and key == key.strip()), max_size=8))
-def test_a_server_that_does_not_encode_keys_is_taken_at_its_word(literal: list[str]) -> None:
+def test_keys_are_not_decoded_without_encoding_type(literal: list[str]) -> None:
     body = document([entry(escape(key)) for key in literal], encoded=False)
     assert parse_page(body).keys == as_tree(body).keys == literal
 
@@ -87,7 +87,7 @@ def test_encoded_keys_are_decoded_once(sent: str, key: str) -> None:
         ('W/"x', 'W/"x'),
     ],
 )
-def test_quotes_around_an_etag_are_not_part_of_it(etag: str, expected: str | None) -> None:
+def test_quotes_around_an_etag_are_removed(etag: str, expected: str | None) -> None:
     assert parse_page(document([entry("k", etag=etag)])).etags == [expected]
 
 
@@ -95,13 +95,13 @@ def test_quotes_around_an_etag_are_not_part_of_it(etag: str, expected: str | Non
     "at",
     ["2026-11-21T10:20:30Z", "2026-11-21T10:20:30.000Z", "2026-11-21T11:20:30.000000000+01:00", "2026-11-21T10:20:30"],
 )
-def test_times_are_read_in_the_forms_that_servers_write_and_are_utc(at: str) -> None:
+def test_times_of_all_servers_are_parsed_as_utc(at: str) -> None:
     found = parse_page(document([entry("k", at=at)])).modified
     assert found == [AT]
     assert found[0].utcoffset() == dt.timedelta()
 
 
-def test_where_the_next_page_begins_is_told() -> None:
+def test_the_continuation_token_is_parsed() -> None:
     about = "<NextContinuationToken>1ue/+=</NextContinuationToken><IsTruncated>true</IsTruncated>"
     for page in (as_text(document([entry("k")], about=about)), as_tree(document([entry("k")], about=about))):
         assert (page.is_last, page.token) == (False, "1ue/+=")
@@ -127,14 +127,14 @@ def test_where_the_next_page_begins_is_told() -> None:
         (' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"', ""),
     ],
 )
-def test_the_same_page_in_other_words_is_the_same_page(change: tuple[str, str]) -> None:
+def test_other_xml_of_the_same_page_is_the_same_page(change: tuple[str, str]) -> None:
     plain = document([entry("k"), entry("l")])
     other = plain.decode().replace(*change).encode()
     assert other != plain
     assert parse_page(other) == parse_page(plain)
 
 
-def test_an_owner_and_a_restore_status_are_passed_over() -> None:
+def test_owner_and_restore_status_are_ignored() -> None:
     more = "<Owner><ID>1</ID><DisplayName>n</DisplayName></Owner><RestoreStatus><IsRestoreInProgress>false"
     body = (
         document([entry("k")])
@@ -145,7 +145,7 @@ def test_an_owner_and_a_restore_status_are_passed_over() -> None:
 
 
 @given(st.data())
-def test_a_page_that_was_cut_anywhere_is_never_read_as_a_shorter_one(data: st.DataObject) -> None:
+def test_a_truncated_page_is_never_a_shorter_page(data: st.DataObject) -> None:
     whole = document([entry("one"), entry("two")])
     cut = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(MalformedPageError):
@@ -169,12 +169,12 @@ def test_a_page_that_was_cut_anywhere_is_never_read_as_a_shorter_one(data: st.Da
         document([entry("k"), entry("l").replace("<Key>", "<Key >")]).replace(b"</Contents>", b"", 1),
     ],
 )
-def test_what_is_no_page_is_refused_in_words(body: bytes) -> None:
-    with pytest.raises(MalformedPageError, match=r"^its answer is "):
+def test_other_documents_are_refused_with_a_reason(body: bytes) -> None:
+    with pytest.raises(MalformedPageError, match=r"^the response is "):
         parse_page(body)
 
 
-def test_a_page_is_cut_in_all_its_columns() -> None:
+def test_a_page_is_split_in_all_columns() -> None:
     about = "<NextContinuationToken>t</NextContinuationToken><IsTruncated>true</IsTruncated>"
     page = parse_page(document([entry("a", size=1), entry("b", size=2), entry("c", size=3)], about=about))
     first, rest = page.cut(1)

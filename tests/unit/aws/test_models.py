@@ -27,7 +27,7 @@ def version(name: str, status: str = "RUNNING", project: str = "dogs", **more: A
 
 
 class FakeClient:
-    """A service of projects and versions, two a page; `states` are the statuses of the model, one a look."""
+    """Projects and versions, two a page; `states` are the model's statuses, one for each poll."""
 
     def __init__(
         self, projects: dict[str, list[dict[str, Any]]] | None = None, states: Sequence[str | Exception] = ()
@@ -97,8 +97,8 @@ def test_units_are_a_minimum_with_or_without_a_maximum(text: str, units: Units) 
 
 
 @pytest.mark.parametrize("text", ["", ":", "1:", ":3", "x", "1.5", "1:2:3", "1-3", "one"])
-def test_what_is_no_number_of_units_is_refused_with_the_form(text: str) -> None:
-    with pytest.raises(UsageError, match=r"are no inference units; write MIN or MIN:MAX"):
+def test_other_text_is_refused_with_the_form_of_units(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is not a number of inference units; write MIN or MIN:MAX"):
         Units.parse(text)
 
 
@@ -146,7 +146,7 @@ def test_an_unknown_model_is_refused_with_region_and_account(projects: dict[str,
         anyio.run(describe, FakeClient(projects), ARN)
 
 
-def test_a_version_of_the_same_name_and_another_stamp_is_another_model() -> None:
+def test_the_same_name_with_another_stamp_is_another_model() -> None:
     other = version("v1") | {"ProjectVersionArn": ARN.text + "1"}
     with pytest.raises(ModelError):
         anyio.run(describe, FakeClient({"dogs": [other]}), ARN)
@@ -170,7 +170,7 @@ def test_all_pages_of_all_projects_are_listed() -> None:
     assert anyio.run(of_c) == ["c@v9 None"]
 
 
-def test_start_asks_for_auto_scaling_only_with_a_maximum() -> None:
+def test_start_enables_auto_scaling_only_with_a_maximum() -> None:
     client = FakeClient()
     anyio.run(start, client, ARN, Units(2))
     anyio.run(start, client, ARN, Units(1, 3))
@@ -209,7 +209,7 @@ def test_stop_names_the_model() -> None:
         (refused("ResourceInUseException"), ModelError, "ResourceInUseException: said so"),
     ],
 )
-def test_each_verb_says_what_it_was_doing_and_why_it_failed(
+def test_each_error_names_the_action_and_the_reason(
     act: Callable[[Any], Any], doing: str, error: Exception, kind: type[Exception], advice: str
 ) -> None:
     client = FakeClient()
@@ -231,7 +231,7 @@ def test_only_a_missing_permission_counts_as_access_denied() -> None:
 
 
 def waited(states: Sequence[str | Exception], **options: Any) -> tuple[Model, list[str], float, int]:
-    """(the model, its changes of status, virtual seconds, looks)."""
+    """(the model, its changes of status, virtual seconds, polls)."""
     told: list[str] = []
     client = FakeClient(states=states)
 
@@ -256,19 +256,19 @@ def test_a_wait_ends_at_once_when_the_model_is_there_already() -> None:
     assert seconds < 0.1
 
 
-def test_a_wait_tells_each_change_once_and_looks_less_and_less_often() -> None:
+def test_a_wait_reports_each_change_and_polls_less_often() -> None:
     _, told, seconds, looks = waited(["STARTING"] * 20 + ["RUNNING"])
     assert told == ["STARTING", "RUNNING"]
     assert looks == 21
     assert seconds == pytest.approx(0.5 + 1 + 2 + 4 + 8 + 15 * 15, abs=1)
 
 
-def test_half_an_hour_is_waited_for() -> None:
+def test_a_wait_can_take_half_an_hour() -> None:
     _, _, seconds, _ = waited(["STARTING"] * 125 + ["RUNNING"])
     assert seconds > 30 * 60
 
 
-def test_a_wait_ends_when_the_model_goes_another_way_with_the_services_reason() -> None:
+def test_a_wait_fails_on_another_status_with_the_services_reason() -> None:
     with pytest.raises(ModelError, match="dogs@v1 is FAILED and will not become RUNNING: its reason"):
         waited(["STARTING", "FAILED"])
 
@@ -278,13 +278,13 @@ def test_a_wait_ends_at_its_deadline() -> None:
         waited(["STARTING"], timeout_s=600)
 
 
-def test_a_wait_outlives_some_silence_and_not_more() -> None:
+def test_a_wait_tolerates_five_minutes_without_a_response() -> None:
     model, *_ = waited(["STARTING", *[SILENT] * 15, "STARTING", *[SILENT] * 15, "RUNNING"])
     assert model.status == "RUNNING"
     with pytest.raises(UnreachableError):
         waited(["STARTING", SILENT])
 
 
-def test_a_wait_does_not_outlive_lost_credentials() -> None:
+def test_a_wait_ends_without_credentials() -> None:
     with pytest.raises(CredentialsError):
         waited(["STARTING", refused("ExpiredTokenException"), "RUNNING"])

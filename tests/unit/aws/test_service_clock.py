@@ -27,7 +27,7 @@ def answer(date: str | None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("off", [-3600, 0, 1200])
-def test_it_goes_by_the_last_answer(off: int) -> None:
+def test_the_last_response_sets_the_clock(off: int) -> None:
     found, events = clock()
     assert found.now() == HERE
     there = HERE + dt.timedelta(seconds=off)
@@ -36,7 +36,7 @@ def test_it_goes_by_the_last_answer(off: int) -> None:
 
 
 @pytest.mark.parametrize("date", [None, "", "yesterday", "Sat, 99 Nov 2026 00:00:00 GMT"])
-def test_an_answer_without_a_date_changes_nothing(date: str | None) -> None:
+def test_a_response_without_a_date_changes_nothing(date: str | None) -> None:
     found, events = clock()
     events.hear(**answer(date))
     assert found.now() == HERE

@@ -21,7 +21,7 @@ SECRET = "s3cr3t/Key+Value"
 
 @pytest.fixture(autouse=True)
 def _no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An environment in which AWS is not configured at all."""
+    """No AWS settings."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
@@ -36,8 +36,8 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token-" + SECRET)
 
 
-def test_a_start_is_sent_once_and_what_else_is_asked_for() -> None:
-    """A second StartProjectVersion is refused as the first one has taken effect."""
+def test_start_is_sent_once_and_other_operations_are_retried() -> None:
+    """A second StartProjectVersion is refused, because the first one had an effect."""
     faults = {"faults": [{"kind": "internal", "operation": name} for name in ("StartProjectVersion", "TagResource")]}
     arn = "arn:aws:rekognition:us-east-1:123456789012:project/cats/version/v1/1700000000000"
     with running_server() as server:
@@ -69,7 +69,7 @@ def meta(aws: Aws, service: str, **options: Any) -> Any:
     return anyio.run(main)
 
 
-def test_no_repr_shows_a_secret() -> None:
+def test_no_repr_contains_a_secret() -> None:
     settings = AwsSettings(rekognition_credentials=StaticCredentials("AKID", SECRET))
     access = StoreAccess("eu-west-1", "https://b.s3.eu-west-1.amazonaws.com", FixedCredentials("AKID", SECRET))
     for thing in (settings, settings.rekognition_credentials, Aws(settings), access):
@@ -77,7 +77,7 @@ def test_no_repr_shows_a_secret() -> None:
     assert "AKID" in repr(settings)
 
 
-def test_the_region_is_that_of_the_settings_then_the_environment_then_us_east_1(
+def test_the_region_has_the_documented_precedence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert Aws().region == "us-east-1"
@@ -89,7 +89,7 @@ def test_the_region_is_that_of_the_settings_then_the_environment_then_us_east_1(
 
 
 @pytest.mark.usefixtures("keys")
-def test_endpoints_come_from_the_standard_settings_the_services_own_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_services_own_endpoint_setting_has_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert meta(Aws(), "rekognition").endpoint_url == "https://rekognition.us-east-1.amazonaws.com"
     assert meta(Aws(), "rekognition", region="eu-west-1").endpoint_url == "https://rekognition.eu-west-1.amazonaws.com"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
@@ -118,7 +118,7 @@ def test_an_unknown_profile_is_refused_with_its_name() -> None:
         Aws.from_environment(profile="nosuch")
 
 
-def test_missing_credentials_are_found_before_anything_is_spent() -> None:
+def test_missing_credentials_are_found_by_the_check() -> None:
     with pytest.raises(CredentialsError, match=r"no AWS credentials found; set AWS_PROFILE .*`batchcl demo`"):
         anyio.run(Aws().check_credentials)
 
@@ -128,7 +128,7 @@ def test_keys_of_the_environment_are_credentials() -> None:
     anyio.run(Aws().check_credentials)
 
 
-def test_given_keys_are_credentials_for_rekognition_alone() -> None:
+def test_explicit_keys_are_checked_for_rekognition_only() -> None:
     aws = Aws(AwsSettings(rekognition_credentials=StaticCredentials("AKID", SECRET)))
     anyio.run(aws.check_credentials)
     with pytest.raises(CredentialsError, match="no AWS credentials found"):
@@ -163,7 +163,7 @@ S3 = ("s3", "blocking_s3")
         (BOTH, "AWS_REGION", "foo bar", "foo bar.*check the region"),
     ],
 )
-def test_a_malformed_endpoint_is_refused_by_its_name(
+def test_a_malformed_endpoint_is_refused_with_its_setting(
     services: tuple[str, ...], variable: str, value: str, named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "config").write_text(CONFIG)
@@ -173,16 +173,16 @@ def test_a_malformed_endpoint_is_refused_by_its_name(
             Aws().blocking_s3() if service == "blocking_s3" else meta(Aws(), service)
 
 
-def test_a_given_endpoint_is_refused_as_such() -> None:
+def test_a_malformed_explicit_endpoint_is_refused() -> None:
     aws = Aws(
         AwsSettings(rekognition_endpoint_url="foo", rekognition_credentials=StaticCredentials("emulator", "emulator"))
     )
-    with pytest.raises(RefusedError, match="the endpoint that was given is not a URL"):
+    with pytest.raises(RefusedError, match="the endpoint is not a URL"):
         meta(aws, "rekognition")
 
 
 @pytest.mark.usefixtures("keys")
-def test_endpoints_that_are_to_be_ignored_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ignored_endpoints_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "foo")
     monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
     assert meta(Aws(), "s3").endpoint_url == "https://s3.amazonaws.com"

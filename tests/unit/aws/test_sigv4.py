@@ -1,4 +1,4 @@
-"""The signer against botocore's own."""
+"""The signer compared with botocore's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ all_keys = st.builds(
 )
 times = st.integers(0, 4_102_444_799).map(float) | st.floats(0, 4_102_444_799)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-"""Any Unicode but lone surrogates, which no UTF-8 has."""
+"""Any Unicode text without lone surrogates."""
 
 
 def theirs(
@@ -62,21 +62,23 @@ def s3(host: str = "b.s3.eu-west-1.amazonaws.com") -> Signer:
 
 
 @given(all_keys, times, st.binary(max_size=200))
-def test_a_call_is_signed_as_botocore_signs_it(keys: Keys, at_s: float, body: bytes) -> None:
+def test_a_call_has_the_same_signature_as_with_botocore(keys: Keys, at_s: float, body: bytes) -> None:
     url = "https://rekognition.eu-west-1.amazonaws.com/"
     expected = theirs(keys, at_s, "POST", url, headers=TARGET, body=body, service="rekognition")
     assert ours(rekognition(), keys, at_s, method="POST", headers=TARGET, body=body) == expected
 
 
 @given(all_keys, times, st.lists(st.tuples(texts, texts), max_size=6))
-def test_a_listing_is_signed_as_botocore_signs_it(keys: Keys, at_s: float, pairs: list[tuple[str, str]]) -> None:
+def test_a_listing_has_the_same_signature_as_with_botocore(
+    keys: Keys, at_s: float, pairs: list[tuple[str, str]]
+) -> None:
     query = canonical_query(pairs)
     expected = theirs(keys, at_s, "GET", f"https://b.s3.eu-west-1.amazonaws.com/?{query}", service="s3")
     assert ours(s3(), keys, at_s, method="GET", query=query) == expected
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=6))
-def test_a_query_is_encoded_as_botocore_encodes_it(pairs: list[tuple[str, str]]) -> None:
+def test_a_query_has_the_same_encoding_as_with_botocore(pairs: list[tuple[str, str]]) -> None:
     request = AWSRequest(method="GET", url="https://h/", params=pairs)
     credentials = ReadOnlyCredentials("A", "s", None)
     assert canonical_query(pairs) == auth.SigV4Auth(credentials, "s3", "r").canonical_query_string(request)
@@ -90,7 +92,7 @@ def test_an_object_is_signed_by_its_exact_key(keys: Keys, at_s: float, key: str)
 
 
 @pytest.mark.parametrize("root", ["", "/emulated", "/a%20b/c~d", "/é", "/a=b"])
-def test_the_path_of_an_endpoint_is_encoded_once_more_for_all_but_s3(root: str) -> None:
+def test_the_path_is_encoded_twice_except_for_s3(root: str) -> None:
     path = f"{quote(root, safe='/~%=')}/"
     expected = theirs(KEYS, 1e9, "POST", f"http://h:1{path}", headers=TARGET, body=b"{}", service="rekognition")
     signed = ours(rekognition("h:1"), KEYS, 1e9, method="POST", path=canonical_path(path), headers=TARGET, body=b"{}")
@@ -100,7 +102,7 @@ def test_the_path_of_an_endpoint_is_encoded_once_more_for_all_but_s3(root: str) 
 @pytest.mark.parametrize(
     "value", ["plain", "  around  ", "two  spaces", "tab\there", "a,b", "é"], ids=lambda value: value.strip()
 )
-def test_header_values_are_trimmed_in_the_signature_alone(value: str) -> None:
+def test_header_values_are_trimmed_only_in_the_signature(value: str) -> None:
     headers = (*TARGET, ("X-Custom", value), ("A-First", "1"), ("zz-last", "2"))
     expected = theirs(KEYS, 1e9, "POST", "http://h/", headers=headers, body=b"x", service="rekognition")
     assert ours(rekognition("h"), KEYS, 1e9, method="POST", headers=headers, body=b"x") == expected
@@ -111,14 +113,14 @@ LEAP_DAY = dt.datetime(2028, 2, 29, tzinfo=dt.UTC).timestamp()
 
 
 @pytest.mark.parametrize("edge", [MIDNIGHT, LEAP_DAY, LEAP_DAY + 86_400])
-def test_one_signer_goes_over_midnight_and_back(edge: float) -> None:
+def test_a_signer_works_across_midnight(edge: float) -> None:
     signer = rekognition("h")
     for at_s in (edge - 0.001, edge, edge - 1, edge + 0.999, edge - 86_400, edge + 86_400):
         expected = theirs(KEYS, at_s, "POST", "http://h/", headers=TARGET, body=b"{}", service="rekognition")
         assert ours(signer, KEYS, at_s, method="POST", headers=TARGET, body=b"{}") == expected
 
 
-def test_one_signer_takes_other_keys_and_other_headers_at_any_time() -> None:
+def test_a_signer_accepts_other_keys_and_headers_at_any_time() -> None:
     signer = s3("h")
     with_token = Keys("AKIDOTHER", "other", "token==")
     for keys in (KEYS, with_token, KEYS, Keys("AKIDEXAMPLE", "rotated", "token2")):
@@ -127,7 +129,7 @@ def test_one_signer_takes_other_keys_and_other_headers_at_any_time() -> None:
             assert ours(signer, keys, MIDNIGHT, method="GET", path="/k", headers=headers) == expected
 
 
-def test_more_kinds_of_requests_than_are_kept_are_signed_too() -> None:
+def test_more_header_sets_than_are_cached_are_signed() -> None:
     signer = rekognition("h")
     for number in (*range(200), 0):
         headers = (("X-Number", str(number)),)

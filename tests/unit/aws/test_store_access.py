@@ -1,4 +1,4 @@
-"""Where obstore sends its requests: where botocore would."""
+"""obstore uses botocore's endpoints."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bucket_is_where_botocore_has_it(
+def test_a_bucket_has_the_same_endpoint_as_with_botocore(
     region: str, variables: dict[str, str], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -63,13 +63,13 @@ def test_a_bucket_is_where_botocore_has_it(
     assert access.allows_http == url.startswith("http:")
 
 
-def test_a_bucket_whose_region_is_unknown_is_in_that_of_the_session(monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # nobody answers there
+def test_an_unknown_bucket_region_is_the_sessions(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # no server responds there
     monkeypatch.setenv("AWS_REGION", "ap-south-1")
     assert find_store_access_now(Aws(), "tables").region == "ap-south-1"
 
 
-def test_without_credentials_nothing_is_asked(monkeypatch):
+def test_without_credentials_no_bucket_is_queried(monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(CredentialsError):
@@ -82,7 +82,7 @@ def test_a_malformed_endpoint_is_refused(monkeypatch):
         find_store_access_now(Aws(), "tables")
 
 
-def test_a_silent_endpoint_can_be_left_at_once(monkeypatch):
+def test_waiting_for_a_silent_endpoint_can_be_cancelled(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{listening.getsockname()[1]}")
 

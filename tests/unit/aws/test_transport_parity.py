@@ -1,4 +1,4 @@
-"""The same bytes to both transports: the outcomes must be the same."""
+"""Both transports have the same outcomes for the same bytes."""
 
 from __future__ import annotations
 
@@ -113,13 +113,13 @@ LABELS = [
         ok([], ("Set-Cookie", "a=b"), ("X-Long", "x" * 8000)),
     ],
 )
-def test_good_answers_are_the_same_detection(both: Both, answer: bytes) -> None:
+def test_successful_responses_are_the_same_detection(both: Both, answer: bytes) -> None:
     found = both.outcomes(answer)
     assert isinstance(found[Transport.WIRE], Detection)
     assert found[Transport.WIRE] == found[Transport.AIOBOTO3]
 
 
-def test_both_ask_for_the_same(both: Both, tmp_path: Any) -> None:
+def test_both_send_the_same_request(both: Both, tmp_path: Any) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(bytes(range(256)) * 3000)
     for image in (IMAGE, ImageRef(uri="x", bucket="pics", key="k"), ImageRef(uri="x", bucket="", key=str(picture))):
@@ -182,7 +182,7 @@ def code_of(answer: bytes) -> str:
 
 
 @pytest.mark.parametrize(("answer", "kind", "code"), REFUSALS, ids=[str(n) for n in range(len(REFUSALS))])
-def test_refusals_are_the_same_errors(both: Both, answer: bytes, kind: type[CallError], code: str) -> None:
+def test_error_responses_are_the_same_errors(both: Both, answer: bytes, kind: type[CallError], code: str) -> None:
     found = both.outcomes(answer)
     ours, theirs = found[Transport.WIRE], found[Transport.AIOBOTO3]
     assert isinstance(ours, CallError)
@@ -225,14 +225,14 @@ BROKEN: list[bytes] = [
 
 
 @pytest.mark.parametrize("answer", BROKEN, ids=[str(n) for n in range(len(BROKEN))])
-def test_answers_of_another_shape_are_tried_again(both: Both, answer: bytes) -> None:
+def test_malformed_responses_are_transient(both: Both, answer: bytes) -> None:
     for found in both.outcomes(answer).values():
         assert isinstance(found, TransientError)
         assert (found.code, str(found)) == ("MalformedAnswer", "malformed response")
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'{"__type":3}', b'{"__type":"","message":[1]}'])
-def test_a_refusal_of_another_shape_is_tried_again(both: Both, body: bytes) -> None:
+def test_malformed_error_responses_are_transient(both: Both, body: bytes) -> None:
     assert [type(found) for found in both.outcomes(http(400, body)).values()] == [TransientError] * 2
 
 
@@ -249,7 +249,7 @@ LOST: list[tuple[str, bytes]] = [
 
 
 @pytest.mark.parametrize(("code", "answer"), LOST, ids=[str(n) for n in range(len(LOST))])
-def test_connections_that_break_are_tried_again(both: Both, code: str, answer: bytes) -> None:
+def test_broken_connections_are_transient(both: Both, code: str, answer: bytes) -> None:
     for found in both.outcomes(answer).values():
         assert isinstance(found, TransientError)
         assert (found.code, found.status) == (code, None)
@@ -257,33 +257,33 @@ def test_connections_that_break_are_tried_again(both: Both, code: str, answer: b
         assert "\n" not in str(found)
 
 
-def test_the_next_call_is_fine_after_any_of_them(both: Both) -> None:
+def test_the_next_call_works_after_a_broken_connection(both: Both) -> None:
     for _, answer in LOST:
         both.outcomes(answer)
         assert all(isinstance(found, Detection) for found in both.outcomes(ok([])).values())
 
 
-def test_the_wire_reads_the_code_where_the_sdk_reads_only_the_type(both: Both) -> None:
-    """Older spellings of the same error; the SDK knows no more than the status, and so tries again."""
+def test_the_signed_client_reads_codes_that_the_sdk_ignores(both: Both) -> None:
+    """Older field names of the same error; the SDK reads only the status, and so classifies it as transient."""
     for body in (b'{"Code":"ImageTooLargeException"}', b'{"code":"ImageTooLargeException"}'):
         found = both.outcomes(http(400, body))
         assert isinstance(found[Transport.WIRE], ImageError)
         assert isinstance(found[Transport.AIOBOTO3], TransientError)
 
 
-def test_a_redirect_is_the_same_clear_sentence(both: Both) -> None:
+def test_a_redirect_is_the_same_error(both: Both) -> None:
     moved = http(307, b"", ("Location", "https://rekognition.us-west-2.amazonaws.com/"))
     for found in both.outcomes(moved).values():
         assert isinstance(found, FatalCallError)
         assert (found.code, found.status) == ("307", 307)
         assert str(found) == (
-            f"{both.server.url} answered 307 and redirects to https://rekognition.us-west-2.amazonaws.com/; check the "
-            "region, the AWS_ENDPOINT_URL settings and the proxy"
+            f"{both.server.url} responded with 307 and redirects to https://rekognition.us-west-2.amazonaws.com/; "
+            "check the region, the AWS_ENDPOINT_URL settings and the proxy"
         )
 
 
 @pytest.mark.parametrize("name", ["missing.png", "."])
-def test_a_file_that_can_not_be_read_fails_alone_and_spends_no_call(both: Both, tmp_path: Any, name: str) -> None:
+def test_an_unreadable_file_fails_without_a_call(both: Both, tmp_path: Any, name: str) -> None:
     image = ImageRef(uri="x", bucket="", key=str(tmp_path / name))
     for found in both.outcomes(ok([]), image=image).values():
         assert isinstance(found, ImageError)
@@ -291,8 +291,8 @@ def test_a_file_that_can_not_be_read_fails_alone_and_spends_no_call(both: Both, 
     assert both.server.asked == []
 
 
-class Carrier:
-    """Carries what lies in S3, and can't read what has no version."""
+class FakeReader:
+    """Accepts images in S3, and can't read those without a version."""
 
     def carries(self, image: ImageRef) -> bool:
         return bool(image.bucket)
@@ -304,14 +304,12 @@ class Carrier:
 
 
 @pytest.mark.parametrize("transport", list(Transport))
-def test_what_a_reader_carries_travels_as_bytes_and_what_it_can_not_read_spends_no_call(
-    both: Both, transport: Transport
-) -> None:
+def test_the_readers_images_are_sent_as_bytes(both: Both, transport: Transport) -> None:
     keys = StaticCredentials("AKID", "secret")
     aws = Aws(AwsSettings(rekognition_endpoint_url=both.server.url, rekognition_credentials=keys))
 
     async def detect(image: ImageRef) -> Detection:
-        async with open_detector(aws, MODEL, transport=transport, reader=Carrier()) as detector:
+        async with open_detector(aws, MODEL, transport=transport, reader=FakeReader()) as detector:
             return await detector.detect(image)
 
     both.server.asked.clear()

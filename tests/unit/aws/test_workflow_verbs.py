@@ -1,4 +1,4 @@
-"""The verbs on projects, datasets, versions and tags, against a real emulator in a thread."""
+"""Operations on projects, datasets, versions and tags, with the emulator in a thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARN = "arn:aws:rekognition:us-east-1:123456789012:project"
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory) -> Iterator[tuple[str, Path]]:
-    """An emulator and its folder of buckets."""
+    """An emulator and its directory of buckets."""
     buckets = tmp_path_factory.mktemp("verbs")
     (buckets / "bucket").mkdir()
     with running_server(buckets=buckets, train_seconds=0) as server:
@@ -48,7 +48,7 @@ def run(endpoint) -> Iterator[Run]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
-    """The emulator is quicker than AWS, so looks may be too."""
+    """Poll quickly, as the emulator is faster than AWS."""
     monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
     monkeypatch.setattr(models, "LONG_PAUSES_S", (0.02,))
 
@@ -78,7 +78,7 @@ async def collected(client: Any, arn: workflow.DatasetArn, **filters: Any) -> li
     return [json.loads(entry)["source-ref"].rpartition("/")[2] async for entry in entries]
 
 
-def test_a_project_comes_and_goes(run, project):
+def test_a_project_is_created_and_deleted(run, project):
     found = run(lambda client: workflow.describe_project(client, project))
     assert (found.name, found.status, found.datasets) == (project.project, "CREATED", ())
     assert found.created is not None
@@ -92,7 +92,7 @@ def test_a_project_comes_and_goes(run, project):
         run(lambda client: workflow.describe_project(client, project))
 
 
-def test_a_dataset_is_made_changed_listed_split_and_deleted(run, project, monkeypatch):
+def test_a_dataset_is_created_changed_listed_split_and_deleted(run, project, monkeypatch):
     monkeypatch.setattr(datasets, "MAX_CHANGES_BYTES", 2_000)
     told: list[str] = []
     made = run(
@@ -127,7 +127,7 @@ def test_a_dataset_is_made_changed_listed_split_and_deleted(run, project, monkey
         run(lambda client: workflow.update_entries(client, train, [line(1, padding="x" * 2_000)]))
 
 
-def test_a_dataset_is_made_from_a_manifest_or_another_dataset(run, project, endpoint):
+def test_a_dataset_is_created_from_a_manifest_or_a_dataset(run, project, endpoint):
     (endpoint[1] / "bucket" / "some.manifest").write_bytes(b"\n".join(line(number) for number in range(3)))
     where = workflow.S3Location.parse("s3://bucket/some.manifest")
     train = run(lambda client: workflow.create_dataset(client, project, "train", where, tags={"k": "v"}))
@@ -139,13 +139,13 @@ def test_a_dataset_is_made_from_a_manifest_or_another_dataset(run, project, endp
         run(lambda client: workflow.create_dataset(client, project, "train", where))
 
 
-def test_a_manifest_that_cant_be_read_is_refused_with_what_to_look_at(run, project):
+def test_an_unreadable_manifest_is_refused_with_advice(run, project):
     where = workflow.S3Location("bucket", "missing.manifest")
     with pytest.raises(RefusedError, match=r"from s3://bucket/missing\.manifest failed: .*bucket policy"):
         run(lambda client: workflow.create_dataset(client, project, "train", where))
 
 
-def test_names_stand_for_arns(run, project):
+def test_names_are_resolved_to_arns(run, project):
     train = run(lambda client: workflow.create_dataset(client, project, "train")).arn
     name = project.project
     assert run(lambda client: workflow.find_project(client, name)) == project
@@ -154,9 +154,9 @@ def test_names_stand_for_arns(run, project):
     assert run(lambda client: workflow.find_dataset(client, train)).text == train
     for find, text, kind, says in (
         (workflow.find_project, "nope", RefusedError, "there is no project nope in this account and region"),
-        (workflow.find_project, "a b", UsageError, "is no name"),
+        (workflow.find_project, "a b", UsageError, "is not a valid name"),
         (workflow.find_project, "arn:x", UsageError, "not the ARN of a Custom Labels project"),
-        (workflow.find_dataset, f"{name}/test", RefusedError, "has no test dataset; make one with `batchcl dataset"),
+        (workflow.find_dataset, f"{name}/test", RefusedError, "has no test dataset; create one with `batchcl dataset"),
         (workflow.find_dataset, name, UsageError, "write PROJECT/train, PROJECT/test, or an ARN"),
         (workflow.find_dataset, project.text, UsageError, "not the ARN of a Custom Labels dataset"),
         (workflow.find_model, f"{name}@v1", ModelError, f"project {name} has no model v1"),
@@ -177,7 +177,7 @@ def test_tags_are_set_changed_and_removed(run, project):
         run(lambda client: workflow.tag(client, f"{arn}9", {"a": "b"}))
 
 
-def test_policies_are_attached_replaced_and_taken_back(run, project):
+def test_policies_are_attached_replaced_and_deleted(run, project):
     document = json.dumps(
         {
             "Version": "2012-10-17",
@@ -203,7 +203,7 @@ def test_policies_are_attached_replaced_and_taken_back(run, project):
     assert run(lambda client: workflow.list_policies(client, project)) == []
 
 
-def test_a_failed_training_says_why_and_where_the_service_wrote_it(run, project, endpoint):
+def test_a_failed_training_has_a_reason_and_a_manifest(run, project, endpoint):
     (endpoint[1] / "bucket" / "gone.manifest").write_bytes(b"\n".join(line(number) for number in range(900, 920)))
     where = workflow.S3Location("bucket", "gone.manifest")
 
@@ -213,7 +213,7 @@ def test_a_failed_training_says_why_and_where_the_service_wrote_it(run, project,
         )
         return await workflow.wait_trained(client, arn, timeout_s=60)
 
-    with pytest.raises(ModelError, match=r"@v1 is TRAINING_FAILED .*stands in s3://bucket/out/.*manifest") as caught:
+    with pytest.raises(ModelError, match=r"TRAINING_FAILED .*each entry are in s3://bucket/out/.*manifest") as caught:
         run(train)
     files = [word.rstrip(",") for word in str(caught.value).split() if word.startswith("s3://")]
     assert all((endpoint[1] / file.removeprefix("s3://")).exists() for file in files), files
@@ -227,23 +227,23 @@ def test_a_failed_training_says_why_and_where_the_service_wrote_it(run, project,
         run(delete)
 
 
-def test_what_breaks_the_services_rules_is_the_users_to_mend(run, project):
+def test_invalid_arguments_are_usage_errors(run, project):
     with pytest.raises(UsageError, match=r"training .* failed: .*VersionName"):
         run(lambda client: workflow.train_model(client, project, version="", output="s3://b"))
-    with pytest.raises(UsageError, match="it looks like s3://bucket/prefix"):
+    with pytest.raises(UsageError, match="write it like s3://bucket/prefix"):
         run(lambda client: workflow.train_model(client, project, version="v1", output="bucket"))
-    with pytest.raises(UsageError, match="it looks like s3://bucket/key"):
+    with pytest.raises(UsageError, match="write it like s3://bucket/key"):
         workflow.S3Location.parse("s3://bucket/")
 
 
 class Slow:
-    """A service whose project never goes, and that falls silent or forgets who is asking."""
+    """A service that never deletes its project, and then does not respond or refuses the credentials."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
 
     async def delete_project(self, **_: Any) -> None:
-        """Begins."""
+        """Start the deletion."""
 
     async def describe_projects(self, **_: Any) -> dict[str, Any]:
         if self._error is not None:
@@ -261,7 +261,7 @@ def test_a_deletion_that_takes_too_long_ends_with_its_status():
     ("error", "kind"),
     [(EndpointConnectionError(endpoint_url="x"), UnreachableError), (CredentialsError("none"), CredentialsError)],
 )
-def test_a_wait_ends_when_the_service_stays_silent_or_forgets_who_asks(error, kind):
+def test_a_wait_ends_if_the_service_is_unreachable_or_refuses(error, kind):
     arn = workflow.ProjectArn.parse(f"{ARN}/dogs/1")
     with pytest.raises(kind):
         run_virtual(lambda: workflow.delete_project(Slow(error), arn))

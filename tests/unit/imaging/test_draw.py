@@ -25,7 +25,7 @@ def drawn(data: bytes, *labels: Label) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(annotate(data, labels)))).astype(int)
 
 
-def test_a_box_is_drawn_where_the_answer_says_in_ratios() -> None:
+def test_a_box_is_drawn_at_its_ratios() -> None:
     seen = drawn(black(800, 400), Label("cat", 99.0, BOX))
     assert seen.shape == (400, 800, 3)
     lit = seen.sum(axis=2) > 60
@@ -39,11 +39,11 @@ def test_a_box_is_drawn_where_the_answer_says_in_ratios() -> None:
     assert lit[180:199, 202:260].any(), "its name stands above"
 
 
-def test_the_picture_is_upright_as_boxes_are() -> None:
+def test_the_image_is_drawn_upright() -> None:
     assert drawn(black(800, 500, orientation=6), Label("cat", 99.0, BOX)).shape == (800, 500, 3)
 
 
-def test_small_pictures_are_enlarged_and_labels_of_the_whole_image_stand_below() -> None:
+def test_small_images_are_enlarged_and_image_labels_are_below() -> None:
     seen = drawn(black(100, 64), Label("a", 50.0), Label("b", 40.0))
     assert seen.shape[1] == 500
     assert seen.shape[0] > 320
@@ -60,23 +60,23 @@ def test_polygons_are_drawn() -> None:
 @pytest.mark.parametrize(
     "box", [(0.0, 0.0, 1.0, 1.0), (-0.2, -0.2, 2.0, 2.0), (0.5, 0.5, 0.0, 0.0), (0.9, 0.9, 0.5, 0.5)]
 )
-def test_boxes_at_and_over_the_edge_are_drawn_as_far_as_they_go(box: tuple[float, float, float, float]) -> None:
+def test_boxes_beyond_the_edge_are_clipped(box: tuple[float, float, float, float]) -> None:
     assert drawn(black(600, 600), Label("x" * 200, 99.0, box), Label("\x1b[31m\u202e", 1.0, box)).any()
 
 
-def test_names_are_told_as_well_as_the_letters_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_written_as_far_as_the_font_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw, "_FONTS", ())
     plain = draw._Font(12)
     assert plain.text(Label("Café 猫", 1.0)) == "Cafe ? 1.0"
     assert plain.text(Label("x" * 50, 1.0)) == "x" * 37 + "... 1.0"
 
 
-def test_what_is_no_picture_is_not_drawn() -> None:
+def test_a_file_that_is_not_an_image_is_refused() -> None:
     with pytest.raises(ImageError):
         annotate(b"hello", [])
 
 
-def test_the_format_is_that_of_the_name() -> None:
+def test_the_format_follows_the_file_name() -> None:
     assert [drawing_format(name) for name in ("a.PNG", "a.jpg", "b.jpeg", "c.gif", "png")] == [
         "PNG",
         "JPEG",

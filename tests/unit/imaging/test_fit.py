@@ -22,14 +22,14 @@ ORIENTATION = 0x0112
 
 
 def marked(width: int, height: int) -> Image.Image:
-    """Grey, with a red mark in its left upper quarter."""
+    """A grey image with a red mark in its upper left quarter."""
     image = Image.new("RGB", (width, height), "grey")
     ImageDraw.Draw(image).rectangle([0, 0, width // 2 - 1, height // 2 - 1], fill="red")
     return image
 
 
 def changed(data: bytes, **options: Any) -> FittedImage:
-    """What `fit` makes of `data`, which the service takes."""
+    """The result of `fit`, which must be within the service's limits."""
     found = fit(data, **options)
     assert found is not None
     check_bytes(found.data, inline=True)
@@ -49,7 +49,7 @@ def code(data: bytes) -> str:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("size", [(64, 64), (1280, 64), (4096, 205), (300, 200)])
-def test_what_the_service_takes_is_left_alone(kind: str, size: tuple[int, int]) -> None:
+def test_images_within_the_limits_are_not_changed(kind: str, size: tuple[int, int]) -> None:
     assert fit(encoded(Image.new("RGB", size), kind)) is None
 
 
@@ -62,12 +62,12 @@ def test_other_formats_become_png_or_jpeg_of_the_same_size(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "BMP"])
-def test_small_pictures_without_loss_stay_without(kind: str) -> None:
+def test_small_lossless_images_stay_lossless(kind: str) -> None:
     found = changed(encoded(noise(100, 90), kind))
     assert np.array_equal(np.asarray(pixels(found.data)), np.asarray(noise(100, 90)))
 
 
-def test_too_many_pixels_are_shrunk_to_the_most_that_there_may_be() -> None:
+def test_too_many_pixels_are_shrunk_to_the_maximum() -> None:
     found = changed(encoded(marked(5000, 2500), "JPEG"))
     assert pixels(found.data).size == (4096, 2048)
     assert found.note == "5000 x 2500 to 4096 x 2048 pixels"
@@ -79,7 +79,7 @@ def test_too_few_pixels_are_enlarged() -> None:
     assert found.note == "40 x 20 to 128 x 64 pixels"
 
 
-def test_too_many_bytes_become_fewer_and_the_limit_is_the_callers() -> None:
+def test_too_many_bytes_are_reduced_to_the_callers_limit() -> None:
     data = encoded(noise(1200, 1200), compress_level=0)
     assert len(data) > MAX_BYTES_INLINE
     found = changed(data)
@@ -90,14 +90,14 @@ def test_too_many_bytes_become_fewer_and_the_limit_is_the_callers() -> None:
     assert max(pixels(smallest.data).size) < 1200
 
 
-def test_a_limit_that_nothing_meets_is_an_error_rather_than_a_loop() -> None:
-    with pytest.raises(ImageError, match="doesn't fit into 10 bytes"):
+def test_a_limit_that_cannot_be_met_is_an_error() -> None:
+    with pytest.raises(ImageError, match="can't be shrunk to 10 bytes"):
         fit(encoded(noise(100, 100)), limit_bytes=10)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP", "PNG"])
-def test_a_turned_picture_comes_out_upright_so_that_boxes_are_those_of_the_picture_as_seen(kind: str) -> None:
-    """Orientation 6: the file's top is the right side of the picture as people see it."""
+def test_a_rotated_image_becomes_upright(kind: str) -> None:
+    """Orientation 6: the file's top is the right side of the displayed image."""
     exif = Image.Exif()
     exif[ORIENTATION] = TURNED
     found = changed(encoded(marked(60, 30), kind, exif=exif))
@@ -113,9 +113,7 @@ def test_a_turned_picture_comes_out_upright_so_that_boxes_are_those_of_the_pictu
 
 @settings(max_examples=25)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["BMP", "PNG", "WEBP"]))
-def test_every_picture_that_is_not_too_long_ends_up_as_one_that_the_service_takes(
-    width: int, height: int, kind: str
-) -> None:
+def test_any_image_of_at_most_20_to_1_becomes_acceptable(width: int, height: int, kind: str) -> None:
     data = encoded(Image.new("RGB", (width, height)), kind)
     if max(width, height) > 20 * min(width, height):
         assert code(data) == "TooLong"
@@ -126,7 +124,7 @@ def test_every_picture_that_is_not_too_long_ends_up_as_one_that_the_service_take
     assert result.width / result.height == pytest.approx(width / height, rel=0.02)
 
 
-def test_ink_becomes_light_by_the_files_own_profile() -> None:
+def test_cmyk_is_converted_by_the_files_profile() -> None:
     ink = marked(100, 100).convert("CMYK")
     plain = changed(encoded(ink, "JPEG", quality=95))
     assert plain.note == "CMYK to RGB"
@@ -146,25 +144,25 @@ def test_16_bits_become_8_without_clipping(kind: str) -> None:
     assert abs(seen - (ramp >> 8)).max() <= 1
 
 
-def test_transparent_pictures_lie_on_white() -> None:
+def test_transparency_becomes_white() -> None:
     clear = Image.new("RGBA", (100, 100), (255, 0, 0, 0))
     found = changed(encoded(clear, "TIFF"))
     assert "transparency on white" in found.note
     assert pixels(found.data).convert("RGB").getpixel((50, 50)) == (255, 255, 255)
 
 
-def test_of_several_frames_the_first_counts() -> None:
+def test_the_first_of_several_frames_is_used() -> None:
     data = encoded(marked(80, 80), "GIF", save_all=True, append_images=[Image.new("RGB", (80, 80), "blue")])
     found = changed(data)
     assert found.note == "GIF to PNG; the first frame"
     assert pixels(found.data).convert("RGB").getpixel((10, 10)) == (255, 0, 0)
 
 
-def test_long_pictures_are_neither_cut_nor_distorted() -> None:
+def test_images_over_20_to_1_are_refused() -> None:
     assert code(encoded(Image.new("RGB", (64 * 21, 64)))) == "TooLong"
 
 
-def test_bytes_that_are_no_picture() -> None:
+def test_files_that_are_not_images_are_refused() -> None:
     assert code(b"") == "EmptyFile"
     assert code(b"hello, world" * 20) == "UnknownFormat"
     assert code(b"%!PS-Adobe-3.0 EPSF-3.0\n" * 10) == "UnknownFormat", "no decoder but the common ones is tried"
@@ -174,8 +172,8 @@ def test_bytes_that_are_no_picture() -> None:
     assert code(encoded(deep, "TIFF")) == "UnknownFormat"
 
 
-@pytest.mark.filterwarnings("ignore")  # as everywhere but in these tests
-def test_a_lack_of_memory_says_nothing_about_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # as everywhere except in these tests
+def test_a_lack_of_memory_is_not_an_error_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: object) -> None:
         raise MemoryError
 
@@ -195,7 +193,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
 
 @settings(max_examples=60)
 @given(st.data())
-def test_hostile_bytes_end_as_an_error_of_the_image_or_as_a_good_picture(data: st.DataObject) -> None:
+def test_corrupt_files_are_image_errors_or_valid_images(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["WEBP", "TIFF", "BMP", "GIF", "PNG", "JPEG"]))
     good = bytearray(encoded(marked(30, 40), kind))
     for _ in range(data.draw(st.integers(1, 8))):

@@ -1,4 +1,4 @@
-"""Objects of other regions' buckets as bytes."""
+"""Objects of other regions are read as bytes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def image(region: str | None, key: str = "x.png", **more: Any) -> ImageRef:
     return ImageRef(uri=f"s3://b/{key}", bucket="b", key=key, region=region, **more)
 
 
-def test_each_region_has_one_client_of_its_own_that_closes_at_the_end() -> None:
+def test_each_region_has_one_client_that_is_closed() -> None:
     aws = FakeAws({("eu-west-1", "b/x.png"): b"e", ("us-west-2", "b/x.png"): b"w", ("us-west-2", "b/x.pngv1"): b"v"})
     read: list[bytes] = []
 
@@ -81,7 +81,7 @@ def test_each_region_has_one_client_of_its_own_that_closes_at_the_end() -> None:
     assert sorted(aws.closed) == ["eu-west-1", "us-west-2"]
 
 
-def test_images_of_the_models_region_stay_names() -> None:
+def test_images_of_the_models_region_are_not_sent_as_bytes() -> None:
     async def main() -> tuple[bool, bool, bool]:
         async with open_reader(cast("Aws", FakeAws({})), region="us-east-1", connections=1) as reader:
             local = ImageRef(uri="/x.png", bucket="", key="/x.png")
@@ -90,7 +90,7 @@ def test_images_of_the_models_region_stay_names() -> None:
     assert anyio.run(main) == (False, True, True)
 
 
-def test_what_may_not_be_sent_is_not_read_whole() -> None:
+def test_an_object_over_the_limit_is_not_read() -> None:
     large = image("eu-west-1", size_bytes=MAX_BYTES_INLINE + 1)
     reason = check_limits(large)
     assert reason is not None

@@ -1,4 +1,4 @@
-"""What a local file fails with: its own fault, a disk's, or this machine's."""
+"""Errors of local files: of the image, of the disk, or of this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def failing(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CallE
         *((each, ShortageError) for each in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)),
     ],
 )
-def test_only_a_fault_of_the_file_fails_it_at_once(code, kind, tmp_path, monkeypatch) -> None:
+def test_only_permanent_file_errors_fail_the_image_at_once(code, kind, tmp_path, monkeypatch) -> None:
     error = failing(code, tmp_path, monkeypatch)
     assert type(error) is kind
     assert os.strerror(code) in str(error)

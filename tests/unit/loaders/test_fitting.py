@@ -15,21 +15,21 @@ from batchcl.loaders.fitting import FittingReader
 from pixels import encoded
 
 
-class Shelf:
-    """A reader of `images`, which it carries if `local`; counts how often it was asked."""
+class FakeReader:
+    """A reader of `images`, which accepts local or remote ones; counts its reads."""
 
     def __init__(self, images: dict[str, bytes], *, local: bool) -> None:
         self.images = images
         self.local = local
-        self.asked = 0
+        self.reads = 0
 
     def carries(self, image: ImageRef) -> bool:
         return image.local == self.local
 
     async def read(self, image: ImageRef) -> bytes:
-        self.asked += 1
+        self.reads += 1
         if image.key not in self.images:
-            raise HostError("S3 didn't give the object within 120 s", code="Timeout")
+            raise HostError("reading the object took longer than 120 s", code="Timeout")
         return self.images[image.key]
 
 
@@ -46,7 +46,7 @@ def remote(key: str, *, version_id: str | None = None, size_bytes: int | None = 
 
 
 def reader(images: dict[str, bytes]) -> FittingReader:
-    return FittingReader(Shelf(images, local=True), Shelf(images, local=False), processors=1)
+    return FittingReader(FakeReader(images, local=True), FakeReader(images, local=False), processors=1)
 
 
 def run(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -66,64 +66,64 @@ def run(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
         (remote("a.jpg", size_bytes=MAX_BYTES_S3 + 1), True),
     ],
 )
-def test_bytes_are_looked_at_first_and_objects_where_name_or_size_give_reason_to(image: ImageRef, wanted: bool) -> None:
+def test_inline_and_suspect_images_are_prepared_before_the_call(image: ImageRef, wanted: bool) -> None:
     assert reader({}).wants(image) is wanted
 
 
-def test_a_changed_image_travels_as_its_new_bytes_until_it_is_released() -> None:
+def test_a_changed_image_is_kept_until_it_is_released() -> None:
     async def act() -> None:
-        shelf = reader({"a.webp": picture("WEBP")})
+        fitting_reader = reader({"a.webp": picture("WEBP")})
         for image in (local("a.webp"), remote("a.webp"), remote("a.webp", version_id="v")):
-            assert await shelf.prepare(image) == Prepared("WEBP to JPEG")
-            assert shelf.carries(image)
-            assert (await shelf.read(image)).startswith(b"\xff\xd8")
-            shelf.release(image)
-            assert shelf.carries(image) is image.local
+            assert await fitting_reader.prepare(image) == Prepared("WEBP to JPEG")
+            assert fitting_reader.carries(image)
+            assert (await fitting_reader.read(image)).startswith(b"\xff\xd8")
+            fitting_reader.release(image)
+            assert fitting_reader.carries(image) is image.local
 
     run(act)
 
 
-def test_what_is_fine_is_not_held() -> None:
+def test_images_within_the_limits_are_not_kept() -> None:
     async def act() -> None:
-        large = picture("PNG") + bytes(5_000_000)  # over what may travel as bytes, and fine for an object
-        shelf = reader({"a.png": picture("PNG"), "b.jpg": large})
-        assert await shelf.prepare(local("a.png")) == Prepared()
-        assert await shelf.read(local("a.png")) == picture("PNG")
-        assert await shelf.prepare(remote("b.jpg")) == Prepared()
-        assert not shelf.carries(remote("b.jpg"))
-        assert shelf._ready == {}
+        large = picture("PNG") + bytes(5_000_000)  # over the limit for bytes, within the limit for objects
+        fitting_reader = reader({"a.png": picture("PNG"), "b.jpg": large})
+        assert await fitting_reader.prepare(local("a.png")) == Prepared()
+        assert await fitting_reader.read(local("a.png")) == picture("PNG")
+        assert await fitting_reader.prepare(remote("b.jpg")) == Prepared()
+        assert not fitting_reader.carries(remote("b.jpg"))
+        assert fitting_reader._ready == {}
 
     run(act)
 
 
-def test_what_can_not_be_mended_is_unfit_and_what_a_host_does_not_give_is_its_error() -> None:
+def test_unfixable_images_are_skipped_and_read_errors_raised() -> None:
     async def act() -> None:
-        shelf = reader({"a.gif": b"GIF89a nonsense"})
-        found = await shelf.prepare(remote("a.gif"))
+        fitting_reader = reader({"a.gif": b"GIF89a nonsense"})
+        found = await fitting_reader.prepare(remote("a.gif"))
         assert isinstance(found, SkipReason)
         assert found.code in {"BrokenImage", "UnknownFormat"}
         with pytest.raises(HostError):
-            await shelf.prepare(remote("slow.gif"))
+            await fitting_reader.prepare(remote("slow.gif"))
 
     run(act)
 
 
-def test_there_is_room_for_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_for_prepared_images_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "_HELD_BYTES", 100)
 
     async def act() -> None:
-        shelf = reader({"a.gif": picture("GIF")})
-        assert shelf.has_room()
-        await shelf.prepare(local("a.gif"))
-        assert not shelf.has_room()
-        shelf.release(local("a.gif"))
-        shelf.release(local("a.gif"))
-        assert shelf.has_room()
+        fitting_reader = reader({"a.gif": picture("GIF")})
+        assert fitting_reader.has_room()
+        await fitting_reader.prepare(local("a.gif"))
+        assert not fitting_reader.has_room()
+        fitting_reader.release(local("a.gif"))
+        fitting_reader.release(local("a.gif"))
+        assert fitting_reader.has_room()
 
     run(act)
 
 
-def test_refusals_about_the_picture_may_be_mended() -> None:
-    shelf = reader({})
-    assert shelf.may_mend(ImageError("too large", code="ImageTooLargeException"))
-    assert not shelf.may_mend(ImageError("missing", code="InvalidS3ObjectException"))
+def test_only_refusals_about_the_image_may_be_fixed() -> None:
+    fitting_reader = reader({})
+    assert fitting_reader.may_mend(ImageError("too large", code="ImageTooLargeException"))
+    assert not fitting_reader.may_mend(ImageError("missing", code="InvalidS3ObjectException"))

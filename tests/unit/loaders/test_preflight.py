@@ -27,7 +27,7 @@ class FakeBody:
 
 
 class FakeS3:
-    """Refuses keys with the error that they are mapped to."""
+    """Raises the error of a key."""
 
     def __init__(self, errors: dict[str, Exception]) -> None:
         self._errors = errors
@@ -46,7 +46,7 @@ class FakeS3:
 
 
 class RegionalS3:
-    """Answers with the region that is asked, and the key."""
+    """Returns the region of the client, and the key."""
 
     def __init__(self) -> None:
         self.regions: list[str] = []
@@ -79,7 +79,7 @@ def look(images: list[ImageRef], **errors: Exception) -> list[ProbeResult]:
     return anyio.run(lambda: probe(cast("Aws", s3), images, region="us-east-1"))
 
 
-def test_a_sample_comes_from_all_over_the_page_and_of_what_costs_a_call() -> None:
+def test_a_sample_is_spread_over_the_images_that_cost_a_call() -> None:
     page = [image(f"{n}.png") for n in range(1000)] + [image("notes.txt"), image("folder/")]
     sample = sample_of(page)
     assert len(sample) == 20
@@ -89,7 +89,7 @@ def test_a_sample_comes_from_all_over_the_page_and_of_what_costs_a_call() -> Non
     assert sample_of(page[-2:]) == []
 
 
-def test_images_are_read_by_their_version_as_far_as_their_size_is_told() -> None:
+def test_the_beginning_of_an_images_version_is_read() -> None:
     s3 = FakeS3({})
     (found,) = anyio.run(lambda: probe(cast("Aws", s3), [image("a.png", version_id="v1")], region="us-east-1"))
     assert found.head == b"x" * 10
@@ -103,24 +103,24 @@ def test_images_are_read_by_their_version_as_far_as_their_size_is_told() -> None
         (s3_error("NoSuchKey"), "NoSuchKey"),
         (s3_error("InvalidObjectState"), "InvalidObjectState"),
         (s3_error("InvalidRange"), ""),
-        (SILENCE, "Unanswered"),
-        (ClientPayloadError("cut"), "Unanswered"),
-        (ConnectionResetError("gone"), "Unanswered"),
+        (SILENCE, "NoResponse"),
+        (ClientPayloadError("cut"), "NoResponse"),
+        (ConnectionResetError("gone"), "NoResponse"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_a_refusal_is_told_and_a_hiccup_raises_nothing(error: Exception, code: str) -> None:
+def test_errors_are_reported_and_not_raised(error: Exception, code: str) -> None:
     (found,) = look([image("a.png")], a=error)
     assert found.code == code
     assert found.head == b""
 
 
-def test_no_credentials_are_said_at_once() -> None:
+def test_missing_credentials_are_raised() -> None:
     with pytest.raises(CredentialsError, match="no AWS credentials found"):
         look([image("a.png")], a=CredentialsError("no AWS credentials found"))
 
 
-def test_files_are_read_where_they_lie(tmp_path: Path) -> None:
+def test_local_files_are_read(tmp_path: Path) -> None:
     there, gone = tmp_path / "a.png", tmp_path / "b.png"
     there.write_bytes(b"abc")
     files = [ImageRef(uri=str(path), bucket="", key=str(path)) for path in (there, gone)]
@@ -130,7 +130,7 @@ def test_files_are_read_where_they_lie(tmp_path: Path) -> None:
     refuse_unreadable(found)
 
 
-def test_each_image_is_read_in_its_buckets_own_region(tmp_path: Path) -> None:
+def test_each_image_is_read_in_its_buckets_region(tmp_path: Path) -> None:
     local = tmp_path / "x.png"
     local.write_bytes(b"here")
     images = [
@@ -145,7 +145,7 @@ def test_each_image_is_read_in_its_buckets_own_region(tmp_path: Path) -> None:
     assert aws.regions == ["eu-west-1", "us-east-1"]
 
 
-def test_only_a_whole_sample_is_a_reason_to_refuse() -> None:
+def test_only_a_whole_unreadable_sample_is_refused() -> None:
     denied = [ProbeResult(image(f"{n}.png"), "AccessDenied", "AccessDenied: said") for n in range(20)]
     missing = [ProbeResult(image(f"{n}.png"), "NoSuchKey", "NoSuchKey: said") for n in range(20)]
     good = ProbeResult(image("good.png"), head=b"x")
@@ -155,7 +155,7 @@ def test_only_a_whole_sample_is_a_reason_to_refuse() -> None:
         refuse_unreadable(denied)
     with pytest.raises(CredentialsError, match=r"the image can't be read.*allow s3:GetObject on them"):
         refuse_unreadable(denied[:1])
-    with pytest.raises(RefusedError, match="20 of 20 sampled images are not there"):
+    with pytest.raises(RefusedError, match="20 of 20 sampled images do not exist"):
         refuse_unreadable(missing)
     versioned = [ProbeResult(image("a.png", version_id="v"), "AccessDenied", "")]
     with pytest.raises(CredentialsError, match="s3:GetObject and s3:GetObjectVersion"):

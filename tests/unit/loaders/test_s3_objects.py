@@ -1,4 +1,4 @@
-"""Objects are read whole, of the version that is meant, and no larger than they may be: from a real S3."""
+"""Reading objects from a real S3 server: whole, by version, and within the size limit."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def read(image: ImageRef, *, most_bytes: int | None = None) -> bytes:
     return anyio.run(main)
 
 
-def test_an_object_is_read_whole_by_its_exact_name(bucket: str, seaweed: str) -> None:
+def test_an_object_is_read_by_its_exact_key(bucket: str, seaweed: str) -> None:
     body = bytes(range(256)) * 10_000
     client("s3", seaweed).put_object(Bucket=bucket, Key="a b+c%2F/é.tif", Body=body)
     assert read(ref(bucket, "a b+c%2F/é.tif")) == body
 
 
-def test_the_version_that_the_list_named_is_read(bucket: str, seaweed: str) -> None:
+def test_the_version_in_the_list_is_read(bucket: str, seaweed: str) -> None:
     s3 = client("s3", seaweed)
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     first = s3.put_object(Bucket=bucket, Key="a.webp", Body=b"old")["VersionId"]
@@ -56,7 +56,7 @@ def test_the_version_that_the_list_named_is_read(bucket: str, seaweed: str) -> N
     assert read(ref(bucket, "a.webp")) == b"new"
 
 
-def test_missing_objects_and_those_that_are_too_large_fail_alone(bucket: str, seaweed: str) -> None:
+def test_missing_and_too_large_objects_fail(bucket: str, seaweed: str) -> None:
     client("s3", seaweed).put_object(Bucket=bucket, Key="big", Body=bytes(1000))
     assert len(read(ref(bucket, "big"), most_bytes=1000)) == 1000
     for image, code in ((ref(bucket, "none"), "InvalidS3ObjectException"), (ref(bucket, "big"), "TooLarge")):
@@ -66,7 +66,7 @@ def test_missing_objects_and_those_that_are_too_large_fail_alone(bucket: str, se
 
 
 class Refusing:
-    """An S3 client that answers with an error."""
+    """An S3 client that raises an error."""
 
     def __init__(self, code: str, status: int) -> None:
         self.code, self.status = code, status
@@ -91,7 +91,7 @@ class Refusing:
         ("none yet", 0, CredentialsFailingError),
     ],
 )
-def test_refusals_say_whether_another_attempt_may_help(code: str, status: int, kind: type[CallError]) -> None:
+def test_s3_errors_are_classified(code: str, status: int, kind: type[CallError]) -> None:
     reading: Callable[[ImageRef], Awaitable[bytes]] = ObjectReader(Refusing(code, status)).read
     member = ArchiveMember("x.tar", 512)
     for image in (ref("b", "k"), replace(ref("b", "x.tar#k"), size_bytes=3, member=member)):
@@ -99,8 +99,8 @@ def test_refusals_say_whether_another_attempt_may_help(code: str, status: int, k
             anyio.run(reading, image)
 
 
-def test_a_member_that_does_not_come_whole_fails_alone(bucket: str, seaweed: str) -> None:
+def test_a_truncated_archive_member_fails(bucket: str, seaweed: str) -> None:
     client("s3", seaweed).put_object(Bucket=bucket, Key="x.tar", Body=bytes(1000))
     image = replace(ref(bucket, "x.tar#k"), size_bytes=600, member=ArchiveMember("x.tar", 512))
-    with pytest.raises(ImageError, match="the archive gave 488 of the image's 600 bytes"):
+    with pytest.raises(ImageError, match="the archive is truncated: it has 488 of the image's 600 bytes"):
         read(image)

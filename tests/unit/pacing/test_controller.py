@@ -14,7 +14,7 @@ Limit = Callable[[float], float]
 
 
 class Bucket:
-    """A token bucket of so many calls that refuses at once, and a share of all calls at random."""
+    """A token bucket that refuses calls over the limit, and a share of all calls at random."""
 
     def __init__(self, tps: Limit, *, burst: float = 10.0, at_random: float = 0.0) -> None:
         self._tps = tps
@@ -36,7 +36,7 @@ class Bucket:
 
 
 class Drive:
-    """Sends at the controller's own rate, each call answered at once, and counts."""
+    """Sends at the controller's rate with immediate responses, and counts."""
 
     def __init__(self, controller: RateController) -> None:
         self.controller = controller
@@ -62,18 +62,18 @@ def unlimited() -> Bucket:
     return Bucket(lambda _: 1e9, burst=1e9)
 
 
-def test_the_first_rate_is_the_guess_below_the_ceiling() -> None:
+def test_the_first_rate_is_the_start_rate_or_the_ceiling() -> None:
     assert RateController().rate_tps == START_TPS
     assert RateController(start_tps=12, learned=True).rate_tps == 12
     assert RateController(start_tps=12, ceiling_tps=4).rate_tps == 4
 
 
-def test_a_guess_doubles_every_two_seconds_until_the_first_cut() -> None:
+def test_the_start_rate_doubles_every_two_seconds_until_a_cut() -> None:
     drive = Drive(RateController(start_tps=10)).over(unlimited(), 6)
     assert drive.controller.rate_tps == pytest.approx(80, rel=0.1)
 
 
-def test_a_learned_rate_is_probed_gently_first() -> None:
+def test_a_learned_rate_grows_slowly_at_first() -> None:
     drive = Drive(RateController(start_tps=10, learned=True)).over(unlimited(), 3)
     assert 10 <= drive.controller.rate_tps < 11
 
@@ -130,7 +130,7 @@ def test_after_refusals_at_random_have_ended_each_one_cuts_again() -> None:
     assert drive.refused < 0.02 * drive.taken
 
 
-def test_refusals_of_calls_from_before_the_last_cut_say_nothing_new() -> None:
+def test_refusals_of_calls_before_the_last_cut_are_ignored() -> None:
     drive = Drive(RateController(start_tps=20)).over(Bucket(lambda _: 20.0), 60)
     controller, now = drive.controller, drive.now
     while controller.rate_tps > 0.9 * 20:
@@ -143,7 +143,7 @@ def test_refusals_of_calls_from_before_the_last_cut_say_nothing_new() -> None:
 
 
 @pytest.mark.parametrize("by_model", [True, False])
-def test_other_limits_slow_calls_alike_but_are_not_the_models(*, by_model: bool) -> None:
+def test_other_limits_cut_the_rate_but_not_the_capacity(*, by_model: bool) -> None:
     drive = Drive(RateController()).over(Bucket(lambda _: 20.0), 200)
     drive.over(Bucket(lambda _: 8.0, burst=1.5), 100, by_model=by_model)
     assert drive.controller.rate_tps == pytest.approx(8, rel=0.2)
@@ -152,14 +152,14 @@ def test_other_limits_slow_calls_alike_but_are_not_the_models(*, by_model: bool)
     assert drive.controller.rate_tps == pytest.approx(20, rel=0.2)
 
 
-def test_where_nothing_is_answered_nothing_is_found_and_the_floor_holds() -> None:
+def test_without_responses_the_rate_falls_to_the_floor() -> None:
     drive = Drive(RateController(start_tps=10)).over(Bucket(lambda _: 0.0, burst=0.0), 1000)
     assert FLOOR_TPS <= drive.controller.rate_tps < 1
     assert drive.controller.found_tps is None
     assert drive.controller.sustained_tps is None
 
 
-def test_the_ceiling_stops_growth_and_what_was_sustained_is_known() -> None:
+def test_the_ceiling_stops_growth_and_is_sustained() -> None:
     drive = Drive(RateController(start_tps=10, ceiling_tps=25)).over(unlimited(), 500)
     assert drive.controller.rate_tps == 25
     assert drive.controller.found_tps is None, "a ceiling is no capacity"
@@ -183,7 +183,7 @@ def test_an_idle_hour_counts_as_one_second() -> None:
     assert drive.controller.rate_tps <= 1.5 * before
 
 
-def test_turns_of_calls_that_never_went_out_do_not_make_it_grow() -> None:
+def test_unsent_calls_do_not_make_the_rate_grow() -> None:
     controller, now = RateController(start_tps=10), 0.0
     for _ in range(1000):
         controller.sent(now)
@@ -194,7 +194,7 @@ def test_turns_of_calls_that_never_went_out_do_not_make_it_grow() -> None:
 
 @settings(max_examples=25)
 @given(st.integers(min_value=0, max_value=2**32), st.floats(min_value=0.05, max_value=0.1))
-def test_clients_that_never_yield_do_not_drive_it_away(seed: int, share: float) -> None:
+def test_clients_without_backoff_do_not_starve_it(seed: int, share: float) -> None:
     bucket = Bucket(lambda _: 20.0, at_random=share)
     bucket._rng.seed(seed)
     drive = Drive(RateController()).over(bucket, 300).over(bucket, 300)
@@ -202,7 +202,7 @@ def test_clients_that_never_yield_do_not_drive_it_away(seed: int, share: float) 
 
 
 class Queue:
-    """Answers `tps` calls a second, one after the other; each waits for those before it."""
+    """Processes `tps` calls a second in order; each call waits for those before it."""
 
     def __init__(self, *, latency_s: float) -> None:
         self.latency_s = latency_s
@@ -210,7 +210,7 @@ class Queue:
         self.answers: list[tuple[float, float]] = []
 
     def drive(self, controller: RateController, begin: float, seconds: float, *, tps: float) -> tuple[float, float]:
-        """Send for so long; returns the time then and the latest wait."""
+        """Send for `seconds`; returns the time at the end and the last call's wait."""
         now = send_at = begin
         while now < begin + seconds:
             due_at = self.answers[0][0] if self.answers else math.inf
@@ -235,7 +235,7 @@ def test_a_queue_stays_far_shorter_than_the_deadline_of_a_call(tps: float) -> No
         assert 0 < wait_s < 40
 
 
-def test_images_that_take_longer_are_no_queue() -> None:
+def test_slow_images_are_not_a_queue() -> None:
     controller, queue = RateController(start_tps=10, learned=True, ceiling_tps=10), Queue(latency_s=0.2)
     now, _ = queue.drive(controller, 0, 60, tps=1000)
     queue.latency_s = 3.0
@@ -256,7 +256,7 @@ def test_images_that_take_longer_are_no_queue() -> None:
     st.booleans(),
     st.one_of(st.sampled_from([math.inf, 0.05]), st.floats(min_value=0.01, max_value=1e4)),
 )
-def test_whatever_happens_the_rate_is_positive_and_below_the_ceiling(
+def test_the_rate_is_always_positive_and_below_the_ceiling(
     events: list[tuple[str, float, float]], start_tps: float, learned: bool, ceiling_tps: float
 ) -> None:
     controller = RateController(start_tps=start_tps, learned=learned, ceiling_tps=ceiling_tps)

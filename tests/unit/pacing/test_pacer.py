@@ -35,7 +35,7 @@ class FixedRate(RateController):
 
 
 def times(pacer: AdaptivePacer, calls: int, *, start_s: float = 0.0, busy_s: float = 0.0) -> list[float]:
-    """When so many calls go out, every other of which keeps the caller busy for `busy_s` afterwards."""
+    """The times at which calls are sent; after every second one the caller is busy for `busy_s`."""
 
     async def main() -> list[float]:
         found = []
@@ -50,7 +50,7 @@ def times(pacer: AdaptivePacer, calls: int, *, start_s: float = 0.0, busy_s: flo
 
 
 @pytest.mark.parametrize("rate_tps", [400.0, 3000.0])
-def test_at_high_rates_the_calls_of_some_milliseconds_go_out_together(rate_tps: float) -> None:
+def test_at_high_rates_calls_are_sent_in_small_groups(rate_tps: float) -> None:
     found = times(AdaptivePacer(FixedRate(rate_tps)), 3001, start_s=1000)
     settled = found[1000:]
     assert (len(settled) - 1) / (settled[-1] - settled[0]) == pytest.approx(rate_tps, rel=0.01)
@@ -59,18 +59,18 @@ def test_at_high_rates_the_calls_of_some_milliseconds_go_out_together(rate_tps: 
 
 @pytest.mark.parametrize("rate_tps", [0.2, 3.0, 50.0, 150.0])
 def test_calls_are_spaced_evenly_at_the_rate(rate_tps: float) -> None:
-    found = times(AdaptivePacer(FixedRate(rate_tps)), 101, start_s=1000)[20:]  # after the start's catching up
+    found = times(AdaptivePacer(FixedRate(rate_tps)), 101, start_s=1000)[20:]  # after catching up at the start
     gaps = [later - earlier for earlier, later in pairwise(found)]
     assert min(gaps) == pytest.approx(1 / rate_tps, rel=0.01)
     assert max(gaps) == pytest.approx(1 / rate_tps, rel=0.01)
 
 
-def test_small_delays_are_caught_up_so_that_the_rate_holds_on_average() -> None:
+def test_small_delays_are_made_up_for() -> None:
     found = times(AdaptivePacer(FixedRate(20)), 401, busy_s=0.07)
     assert 400 / (found[-1] - found[0]) == pytest.approx(20, rel=0.01)
 
 
-def test_a_long_pause_is_not_caught_up_by_a_burst() -> None:
+def test_a_long_pause_causes_no_burst() -> None:
     pacer = AdaptivePacer(FixedRate(100))
 
     async def main() -> int:
@@ -93,12 +93,12 @@ def test_the_first_seconds_hold_no_burst(start_s: float) -> None:
 
 
 def most_in(window_s: float, found: list[float]) -> int:
-    """The most calls, which are in order, in any window of that length, its end left out."""
+    """The most calls in any half-open window of this length; `found` is sorted."""
     return max(bisect_left(found, begin + window_s - 1e-6) - n for n, begin in enumerate(found))
 
 
 @pytest.mark.parametrize("max_tps", [0.5, 2.0, 7.0, 50.0, 200.0])
-def test_no_second_sees_more_calls_than_the_ceiling_and_its_allowance(max_tps: float) -> None:
+def test_no_second_has_more_calls_than_the_ceiling_allows(max_tps: float) -> None:
     found = times(AdaptivePacer(FixedRate(1000), max_tps=max_tps), round(60 + 3 * max_tps))
     window_s = max(1.0, 1 / max_tps)
     assert most_in(window_s, found) <= max_tps * (window_s + 0.05) + 1
@@ -106,7 +106,7 @@ def test_no_second_sees_more_calls_than_the_ceiling_and_its_allowance(max_tps: f
 
 
 class LateLoop(VirtualLoop):
-    """Timers fire up to 20 ms late, as on a machine that is busy."""
+    """Timers fire up to 20 ms late, as on a busy machine."""
 
     def __init__(self) -> None:
         super().__init__(max_turns=500_000, max_s=1e6, grace_s=0.0, start_s=0.0)
@@ -138,7 +138,7 @@ def test_a_ceiling_above_the_rate_changes_nothing() -> None:
     assert found[-1] - found[0] == pytest.approx(10, rel=0.02)
 
 
-def test_a_rate_that_rises_is_heard_by_who_waits() -> None:
+def test_a_rising_rate_shortens_the_wait() -> None:
     controller = FixedRate(0.01)
     pacer = AdaptivePacer(controller)
 
@@ -174,7 +174,7 @@ def test_cancelled_waits_cost_no_turn(max_tps: float | None) -> None:
     assert run_virtual(main, start_s=1000) <= 1.01
 
 
-def test_what_became_of_calls_moves_the_rate() -> None:
+def test_reported_results_change_the_rate() -> None:
     async def main() -> tuple[float, float]:
         pacer = AdaptivePacer(RateController(start_tps=10))
         for _ in range(30):
@@ -191,7 +191,7 @@ def test_what_became_of_calls_moves_the_rate() -> None:
     assert fallen < 0.95 * grown
 
 
-def test_without_a_limit_nothing_waits_but_others_may_run() -> None:
+def test_the_unpaced_pacer_only_yields_to_other_tasks() -> None:
     async def main() -> tuple[float, bool]:
         ran = []
 
@@ -214,7 +214,7 @@ def test_without_a_limit_nothing_waits_but_others_may_run() -> None:
     assert others_ran
 
 
-def test_a_turn_that_is_given_back_is_the_next_ones_and_many_are_no_burst() -> None:
+def test_returned_turns_are_reused_without_a_burst() -> None:
     async def main() -> tuple[float, float, int]:
         pacer = AdaptivePacer(FixedRate(1.0))
         await pacer.acquire()

@@ -291,7 +291,7 @@ def test_a_provider_that_fails_in_a_thread_says_so_in_its_own_words(rotated, tmp
         store.get_now("x")
     assert str(caught.value) == (
         "reading s3://b/x failed: loading the AWS credentials of profile default with credential_process failed: No "
-        "such file or directory: /opt/none; run that command by hand and correct it"
+        "such file or directory: /opt/none; run that command in a shell and correct it"
     )
 
 
@@ -377,7 +377,7 @@ def test_an_encryption_that_contradicts_itself_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="--sse-kms-key-id needs --sse aws:kms"):
         Encryption(ServerSideEncryption.S3, KEY)
     monkeypatch.setenv("AWS_SSE_KMS_KEY_ID", KEY)
-    with pytest.raises(UsageError, match="AWS_SSE_KMS_KEY_ID is set, but --sse AES256 takes no key"):
+    with pytest.raises(UsageError, match="AWS_SSE_KMS_KEY_ID is set, but --sse AES256 does not use a key"):
         Store.open("s3://b", aws=Aws(), encryption=Encryption(ServerSideEncryption.S3))
     monkeypatch.delenv("AWS_SSE_KMS_KEY_ID")
     monkeypatch.setenv("AWS_SERVER_SIDE_ENCRYPTION", "rot13")

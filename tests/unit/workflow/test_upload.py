@@ -149,7 +149,7 @@ def test_a_bucket_of_another_region_is_refused(moto, monkeypatch):
         async with Aws(AwsSettings(region="us-east-1")).s3() as opened:
             await have_bucket(opened, "up-far", region="us-east-1", create=True)
 
-    with pytest.raises(RegionError, match="lies in eu-west-1"):
+    with pytest.raises(RegionError, match="is in eu-west-1"):
         anyio.run(main)
 
 
