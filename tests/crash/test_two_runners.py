@@ -77,5 +77,5 @@ def judged(ends) -> list[int]:
         assert process.returncode in {DONE, STOPPED}, err.decode()
         assert b"Traceback" not in err, err.decode()
         if process.returncode == STOPPED:
-            assert b"another runner" in err, err.decode()
+            assert b"another process" in err, err.decode()
     return codes

@@ -251,9 +251,9 @@ def test_a_damaged_run_is_shown_as_such_beside_the_others():
             "n2": "done",
         }
         assert states["n1"].reason is not None
-        assert "runs/n1/summary.json is damaged" in states["n1"].reason
+        assert "runs/n1/summary.json is corrupt" in states["n1"].reason
         assert await newest_run(root.store()) == "n2"
-        with pytest.raises(OutputError, match=r"runs/n1/summary.json is damaged"):
+        with pytest.raises(OutputError, match=r"runs/n1/summary.json is corrupt"):
             await look(root.store(), "n1", now=utcnow())
         root.files["runs/n1/run.json"] = DAMAGED
         removed(root, "runs/.starts/")

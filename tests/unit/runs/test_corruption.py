@@ -39,7 +39,7 @@ async def begun(root: Path) -> Store:
     journal = Journal(store, PATHS, 0, writer="a")
     for position in (0, 1):
         await journal.stage([entry(position)], round_=0)
-    await journal.settle()
+    await journal.flush()
     return store
 
 
@@ -54,9 +54,12 @@ async def go_on(store: Store) -> list[int]:
 @pytest.mark.parametrize(
     ("path", "remedy"),
     [
-        (PATHS.segment(0, 1), "the journal is damaged; restore it, or score what is left under another run id"),
-        (PATHS.frozen(0), "restore it, or score what is left under another run id"),
-        (PATHS.totals, "delete it, and the rest of the list is listed again"),
+        (
+            PATHS.segment(0, 1),
+            "restore the journal, or score the remaining images with --incremental and another --run-id",
+        ),
+        (PATHS.frozen(0), "restore it, or score the remaining images with --incremental"),
+        (PATHS.totals, "delete it, and the same command lists the remaining images again"),
     ],
 )
 def test_a_file_that_was_cut_is_named_with_its_remedy(path: str, remedy: str, tmp_path: Path) -> None:
@@ -64,7 +67,7 @@ def test_a_file_that_was_cut_is_named_with_its_remedy(path: str, remedy: str, tm
         store = await begun(tmp_path)
         whole = (tmp_path / path).read_bytes()
         (tmp_path / path).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(OutputError, match=rf"{tmp_path / path} is damaged: [^\n]+; {remedy}"):
+        with pytest.raises(OutputError, match=rf"{tmp_path / path} is corrupt: [^\n]+; {remedy}"):
             await go_on(store)
         (tmp_path / path).write_bytes(whole)
         assert await go_on(store) == [0, 1]
@@ -96,7 +99,7 @@ def test_a_journal_with_a_gap_is_refused(damage: str, tmp_path: Path) -> None:
             segment.unlink()
         else:
             segment.write_bytes(b"")
-        with pytest.raises(OutputError, match=r"the journal is damaged; restore it, or score what is left"):
+        with pytest.raises(OutputError, match=r"is corrupt: .*; restore the journal, or score the remaining images"):
             await go_on(store)
 
     anyio.run(main)
@@ -106,7 +109,7 @@ def test_a_retry_whose_description_was_cut_is_named(tmp_path: Path) -> None:
     async def main() -> None:
         store = await begun(tmp_path)
         await store.put(PATHS.round(1), b'["Throt')
-        with pytest.raises(OutputError, match=r"is damaged: .*; restore it"):
+        with pytest.raises(OutputError, match=r"is corrupt: .*; restore it"):
             await open_round(store, PATHS, Round(0))
 
     anyio.run(main)

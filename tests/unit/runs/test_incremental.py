@@ -217,7 +217,7 @@ def test_few_files_make_no_index_and_a_look_writes_none():
 
 
 def test_an_index_has_a_limit_and_is_written_where_it_gains(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_INDEX_BYTES", 16 * 4 * 55)
+    monkeypatch.setattr(module, "_MAX_INDEX_BYTES", 16 * 4 * 55)
 
     async def main() -> None:
         store = Counting()
@@ -420,7 +420,7 @@ def test_a_damaged_part_is_named_with_what_to_do():
         assert data is not None
         await store.put(part, data[:-20])
         with pytest.raises(
-            OutputError, match=r"r1-00000-00000.parquet is damaged: .*; restore it, or run without --incr"
+            OutputError, match=r"r1-00000-00000.parquet is corrupt: .*; restore it, or run without --incr"
         ):
             await IncrementalFilter(store, arn_of("m@1")).known([image("a")])
 
@@ -442,7 +442,7 @@ def test_a_file_that_is_not_a_run_s_is_named_and_other_types_do():
         table.drop("etag").write_parquet(foreign)
         await store.put(first, foreign.getvalue())
         with pytest.raises(
-            OutputError, match=r"n000.*is not a file of results: it has no column etag; .*--incremental"
+            OutputError, match=r"n000.*it has no column etag, so it is not a file of results/; .*--incremental"
         ):
             await whole(store, range(2))
 

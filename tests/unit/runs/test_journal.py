@@ -44,7 +44,7 @@ class RoundZero(Journal):
 
     async def write(self, *entries: JournalEntry) -> None:
         await self.stage(entries, round_=0)
-        await self.settle()
+        await self.flush()
 
 
 def journal(store: Store, writer: str) -> RoundZero:
@@ -64,7 +64,7 @@ def test_outcomes_come_back_as_they_were():
         writer = journal(store, "a")
         for entry in entries:
             await writer.stage([entry], round_=3)
-        await writer.settle()
+        await writer.flush()
         assert await read(store) == entry_table(entries, round_=3)
 
     anyio.run(main)
@@ -81,7 +81,7 @@ def test_cuts_divide_a_journal_into_chunks_over_sessions_and_rounds():
         second = journal(store, "b")
         assert (await second.read()).uncut is None
         await second.stage([scored(1)], round_=1)
-        await second.settle()
+        await second.flush()
         content = await journal(store, "c").read()
         assert [(chunk.first, positions(chunk.entries)) for chunk in content.chunks] == [(0, [0, 1])]
         assert content.uncut is not None
@@ -114,7 +114,7 @@ def test_of_two_writers_one_goes_on_and_nothing_is_mixed():
         await first.read()
         await second.read()
         await first.write(scored(0))
-        with pytest.raises(StoppedError, match="another runner"):
+        with pytest.raises(StoppedError, match="another process"):
             await second.write(scored(0), scored(1))
         await first.write(scored(1))
         assert positions(await read(store)) == [0, 1]
@@ -130,7 +130,7 @@ def test_a_cut_of_another_process_ends_the_shard_for_a_writer_that_was_suspended
         await other.read()
         await other.cut()
         for act in (suspended.write(scored(1)), suspended.cut()):
-            with pytest.raises(StoppedError, match="another runner"):
+            with pytest.raises(StoppedError, match="another process"):
                 await act
         assert positions(await read(store)) == [0]
 

@@ -32,7 +32,7 @@ def test_what_schedulers_call_their_runs_is_valid(run_id: str) -> None:
 
 @pytest.mark.parametrize("run_id", ["", "a\n", "a\0", "\udcff", "x" * 256, "é" * 128])
 def test_what_can_not_be_printed_or_is_too_long_is_refused(run_id: str) -> None:
-    with pytest.raises(UsageError, match="can't be a run id: use 1 to 255 bytes of printable text"):
+    with pytest.raises(UsageError, match="is not a valid run id; use 1 to 255 bytes of printable text"):
         valid_run_id(run_id)
 
 
@@ -93,7 +93,7 @@ def test_a_relative_root_and_one_below_home_become_absolute(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("s3:/b/p", "write ./s3:/b/p if it is"),
+        ("s3:/b/p", "for a directory write ./s3:/b/p"),
         ("s3:b/p", "neither s3://bucket/prefix nor clearly a directory"),
         ("S3://b/p", "neither s3://bucket/prefix nor clearly a directory"),
         ("arn:aws:s3:::b/p", "neither s3://bucket/prefix nor clearly a directory"),
@@ -105,13 +105,13 @@ def test_a_relative_root_and_one_below_home_become_absolute(tmp_path: Path, monk
         ("s3:///p", "no valid bucket name"),
         ("s3://b b/p", "no valid bucket name"),
         ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/ap", "use the alias of the access point"),
-        ("s3://bucket//p", "an empty folder name"),
-        ("s3://bucket/p//", "an empty folder name"),
-        ("s3://bucket/../p", "an empty folder name, . or .."),
-        ("s3://bucket/./p", "an empty folder name, . or .."),
+        ("s3://bucket//p", "contains //, . or .. in its prefix"),
+        ("s3://bucket/p//", "contains //, . or .. in its prefix"),
+        ("s3://bucket/../p", "contains //, . or .. in its prefix"),
+        ("s3://bucket/./p", "contains //, . or .. in its prefix"),
         ("out\n", "control characters"),
         ("s3://bucket/\0", "control characters"),
-        ("~nobody-of-this-name/x", "the home directory ~nobody-of-this-name"),
+        ("~nobody-of-this-name/x", "expanding ~nobody-of-this-name in"),
     ],
 )
 def test_what_is_not_clearly_an_output_root_is_refused(text: str, why: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import RunLease, RunLeaseHolder, _process_location, _state, read_lease
+from batchcl.runs.lease import RunLease, RunLeaseHolder, _process_location, _process_state, read_lease
 from batchcl.runs.store import Store
 from servers import wait_for
 from sim.house import FaultyStore, Trouble
@@ -58,7 +58,7 @@ def test_a_session_whose_counter_changes_is_alive_whatever_the_clocks_say(clock_
         )
         async with anyio.create_task_group() as group:
             group.start_soon(beating, store)
-            with pytest.raises(StoppedError, match=r"run r is held by another runner \(elsewhere, process 1\)"):
+            with pytest.raises(StoppedError, match=r"run r is in use by another process \(1 on elsewhere\)"):
                 await second.acquire()
             group.cancel_scope.cancel()
         assert anyio.current_time() <= 12, "at its next heartbeat"
@@ -110,7 +110,7 @@ def test_an_observer_that_was_suspended_looks_again_before_it_judges():
         await pretend(FaultyStore(files))
         async with anyio.create_task_group() as group:
             group.start_soon(beating, FaultyStore(files))
-            with pytest.raises(StoppedError, match="held by another runner"):
+            with pytest.raises(StoppedError, match="in use by another process"):
                 await keeper(Slow(files)).acquire()
             group.cancel_scope.cancel()
 
@@ -121,7 +121,7 @@ def test_a_process_of_this_boot_and_namespace_is_looked_at():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     runs = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    state = _state(runs.pid)
+    state = _process_state(runs.pid)
     assert state is not None
 
     async def main() -> None:
@@ -134,7 +134,7 @@ def test_a_process_of_this_boot_and_namespace_is_looked_at():
             await keeper(store).acquire()
         assert anyio.current_time() < 1, "one that runs keeps it"
         runs.send_signal(signal.SIGSTOP)
-        wait_for(lambda: (state := _state(runs.pid)) is not None and state.code == "T")
+        wait_for(lambda: (state := _process_state(runs.pid)) is not None and state.code == "T")
         await keeper(store).acquire()
         assert anyio.current_time() > 45, "one that is suspended is judged by its heartbeat"
 
@@ -170,7 +170,7 @@ def test_a_runner_whose_lease_was_taken_over_stops_and_changes_nothing_of_its_su
         await first.check()
         await pretend(store, 1)
         for act in (first.check, first.keep):
-            with pytest.raises(StoppedError, match="run r was taken over by another runner"):
+            with pytest.raises(StoppedError, match="run r was taken over by another process"):
                 await act()
         await first.beat()
         await first.release()
@@ -209,7 +209,7 @@ def test_a_session_of_a_newer_version_is_alive_too():
         await pretend(store, something="new")
         async with anyio.create_task_group() as group:
             group.start_soon(beating, store)
-            with pytest.raises(StoppedError, match="held by another runner"):
+            with pytest.raises(StoppedError, match="in use by another process"):
                 await keeper(store).acquire()
             group.cancel_scope.cancel()
 
@@ -273,7 +273,7 @@ def test_of_two_that_find_the_same_dead_session_one_takes_over(slower_s: float) 
             group.start_soon(take, slower_s)
         refused, has_it = sorted(ends, key=lambda end: end == "has it")
         assert has_it == "has it"
-        assert "is held by another runner" in refused
+        assert "is in use by another process" in refused
 
     run_virtual(main)
 

@@ -110,7 +110,7 @@ def test_each_chunk_that_a_cut_closes_is_published_under_its_first_segment() -> 
             await writer.stage([JournalEntry(position, outcome)], round_=0)
             if position in {1, 2}:
                 await writer.cut()
-        await writer.settle()
+        await writer.flush()
         content = await publish_journal(store, SPEC, 4, journal(store, "another"), images)
         assert [chunk.first for chunk in content.chunks] == [0, 3]
         assert content.uncut is not None
@@ -135,7 +135,7 @@ def test_two_outcomes_of_one_image_in_a_round_are_not_published() -> None:
         for _ in range(2):
             await writer.stage([JournalEntry(0, scored("a"))], round_=0)
         await writer.cut()
-        with pytest.raises(BatchclError, match="two outcomes for one image"):
+        with pytest.raises(BatchclError, match="two outcomes in one round"):
             await publish_journal(store, SPEC, 4, writer, images)
         assert not store.list_now("results")
 

@@ -111,7 +111,7 @@ def test_keys_of_a_newer_version_are_passed_over_and_those_of_an_older_one_have_
     [b"", b"{", b"\xff", b"5", b"null", b"[]", b'"x"', b"{}", as_json(started_at="soon"), as_json(started_at=5)],
 )
 def test_a_damaged_document_is_refused_with_its_place(document: bytes) -> None:
-    with pytest.raises(OutputError, match=r"^memory/runs/r/run.json is damaged: .*restore it") as caught:
+    with pytest.raises(OutputError, match=r"^memory/runs/r/run.json is corrupt: .*restore it") as caught:
         load(document)
     assert "\n" not in str(caught.value)
 
@@ -120,7 +120,7 @@ def test_differences_name_each_key_that_changed_and_no_other() -> None:
     old = {"limit": None, "sources": ["a"], "gone": 1, "same": 2}
     new = {"limit": 5, "sources": ["a", "b"], "same": 2, "new": 0}
     assert differences(old, new) == (
-        "gone was 1 and is left out, limit was left out and is 5, new was left out and is 0, "
+        "gone was 1 and is not set, limit was not set and is 5, new was not set and is 0, "
         "sources was ['a'] and is ['a', 'b']"
     )
     assert differences(old, dict(old)) == ""

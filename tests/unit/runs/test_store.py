@@ -11,7 +11,7 @@ import obstore
 import pytest
 
 from batchcl.errors import OutputError, StoppedError, UsageError
-from batchcl.runs.store import Store, StoredFile, _explained
+from batchcl.runs.store import Store, StoredFile, _translate_errors
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -123,7 +123,7 @@ def test_my_own_write_whose_answer_was_lost_is_mine_and_another_runners_is_not(s
     async def main() -> None:
         for _ in range(2):
             await store.put_mine("runs/r/s", b"me", what="a segment")
-        with pytest.raises(StoppedError, match=r"another runner .* has written a segment \(.*runs/r/s\)"):
+        with pytest.raises(StoppedError, match=r"another process .* has written a segment \(.*runs/r/s\)"):
             await store.put_mine("runs/r/s", b"you", what="a segment")
         assert await store.get("runs/r/s") == b"me"
 
@@ -227,7 +227,7 @@ def test_a_relative_root_stays_where_it_was_opened(tmp_path: Path, monkeypatch: 
 
 
 def test_a_root_is_made_only_to_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"there is no output root .*run batchcl run first"):
+    with pytest.raises(OutputError, match=r"opening the output root .* failed: it does not exist"):
         Store.open(str(tmp_path / "a" / "b"))
     assert not (tmp_path / "a").exists()
     Store.open(str(tmp_path / "a" / "b"), create=True)
@@ -236,9 +236,9 @@ def test_a_root_is_made_only_to_be_written(tmp_path: Path) -> None:
 
 def test_a_file_is_no_root(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="it is a file; name a directory"):
+    with pytest.raises(OutputError, match="it is a file; pass a directory"):
         Store.open(str(tmp_path / "file"), create=True)
-    with pytest.raises(OutputError, match="making the output root"):
+    with pytest.raises(OutputError, match="creating the output root"):
         Store.open(str(tmp_path / "file" / "out"), create=True)
 
 
@@ -254,7 +254,7 @@ def test_other_kinds_of_roots_are_refused(root: str) -> None:
 
 
 def test_a_root_in_s3_needs_a_session() -> None:
-    with pytest.raises(UsageError, match="needs an AWS session"):
+    with pytest.raises(UsageError, match="requires an AWS session"):
         Store.open("s3://bucket/x")
 
 
@@ -282,7 +282,7 @@ def test_an_error_is_one_sentence_of_what_where_and_why(
 def test_an_error_of_many_lines_becomes_one() -> None:
     with (
         pytest.raises(OutputError, match=r"^writing s3://b/x failed: refused because of this; check"),
-        _explained("writing", "s3://b/x"),
+        _translate_errors("writing", "s3://b/x"),
     ):
         raise OSError("refused\nbecause of this\n\nDebug source:\nError { .. }")
 
@@ -293,6 +293,6 @@ def test_of_s3s_answer_its_words_are_told_and_not_its_xml() -> None:
         pytest.raises(
             OutputError, match=r"^listing s3://b/x failed: 404 Not Found: NoSuchBucket: It is not there; check"
         ),
-        _explained("listing", "s3://b/x"),
+        _translate_errors("listing", "s3://b/x"),
     ):
         raise OSError(f"404 Not Found: {document}")

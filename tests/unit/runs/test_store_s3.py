@@ -147,7 +147,7 @@ def test_a_creation_that_another_process_was_faster_with_is_not_ours(bucket, how
     handler.faults = [("before", how)]
 
     async def mine() -> None:
-        with pytest.raises(StoppedError, match="another runner"):
+        with pytest.raises(StoppedError, match="another process"):
             await store.put_mine("x", b"mine", what="a segment")
 
     anyio.run(mine)
@@ -392,7 +392,7 @@ def test_errors_have_the_reason_and_the_path_and_nothing_else(bucket, name):
         anyio.run(OPERATIONS[name], store)
     doing, _, reason = str(caught.value).partition(" failed: ")
     assert re.fullmatch(r"[a-z ]+ s3://b/(x|y|runs)", doing)
-    assert reason == "403 Forbidden: AccessDenied: m; check that it exists and may be written"
+    assert reason == "403 Forbidden: AccessDenied: m; check that it exists and is writable"
 
 
 def test_a_connection_that_fails_is_said_to_with_its_reason():
