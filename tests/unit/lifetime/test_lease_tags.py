@@ -78,10 +78,10 @@ def test_what_cannot_be_read_holds_the_model(value: str) -> None:
 @pytest.mark.parametrize(
     ("status", "leases", "action", "why"),
     [
-        ("RUNNING", [ENDED], ReapAction.STOP, "the lease ended at 2026-11-21T02:59:59Z: run a in s3://b"),
-        ("RUNNING", [lease(role=Role.SCHEDULED)], ReapAction.STOP, "the lease ended"),
+        ("RUNNING", [ENDED], ReapAction.STOP, "its lease expired at 2026-11-21T02:59:59Z (holder: run a in s3://b)"),
+        ("RUNNING", [lease(role=Role.SCHEDULED)], ReapAction.STOP, "its lease expired"),
         ("RUNNING", [ENDED, USING], ReapAction.STOP, "run a"),
-        ("STARTING", [ENDED], ReapAction.WAIT, "STARTING can't be stopped before it is RUNNING"),
+        ("STARTING", [ENDED], ReapAction.WAIT, "a model that is STARTING can't be stopped before it is RUNNING"),
         ("RUNNING", [], ReapAction.LEAVE, "started by other means"),
         ("RUNNING", [USING], ReapAction.LEAVE, "started by other means"),
         ("RUNNING", [lease(SOON)], ReapAction.LEAVE, "leased until 2026-11-21T03:05:00Z by run a in s3://b"),
@@ -98,8 +98,8 @@ def test_what_cannot_be_read_holds_the_model(value: str) -> None:
             "leased until 2026-11-21T03:05:00Z by run c",
         ),
         ("STARTING", [lease(SOON)], ReapAction.LEAVE, "leased until"),
-        *((status, [ENDED], ReapAction.CLEAR, "doesn't run") for status in OTHERS),
-        *((status, [lease(SOON)], ReapAction.LEAVE, "doesn't run") for status in OTHERS),
+        *((status, [ENDED], ReapAction.CLEAR, "not running") for status in OTHERS),
+        *((status, [lease(SOON)], ReapAction.LEAVE, "not running") for status in OTHERS),
     ],
 )
 def test_only_what_nobody_is_left_to_stop_is_stopped(

@@ -114,7 +114,7 @@ def test_a_model_that_cannot_be_tagged_is_not_started() -> None:
     done, end = session(service)
     assert done == ["tag"]
     assert isinstance(end, CredentialsError)
-    assert "isn't started without its lease" in str(end)
+    assert "was not started without its lease" in str(end)
     assert service.statuses[NAME] == "STOPPED"
 
 
@@ -197,7 +197,7 @@ def test_a_start_that_is_never_answered_is_sent_three_times_and_left_with_its_ta
     done, end = session(service)
     assert done == ["tag", "start", "start", "start"]
     assert isinstance(end, StoppedError)
-    assert "`batchcl model reap` does after 2026-11-21T" in str(end)
+    assert "by `batchcl model reap` after 2026-11-21T" in str(end)
     assert KEY in service.tags[NAME]
 
 
@@ -262,7 +262,7 @@ def test_a_model_that_cannot_be_stopped_keeps_its_tag_and_is_named() -> None:
     assert "untag" not in done
     assert isinstance(end, StoppedError)
     assert "could not be stopped" in str(end)
-    assert "the same command stops it, or `batchcl model reap` does after" in str(end)
+    assert "it is stopped by the same command or by `batchcl model reap` after" in str(end)
     assert "model-stopped" not in listener.kinds
     assert " leaving " in service.tags[NAME][KEY]
 
@@ -288,8 +288,8 @@ def test_a_model_that_is_still_starting_when_time_is_up_is_left_with_its_tag() -
     done, end = _ended_at(service, 100.0, observer=listener, hurry_s=5.0)
     assert done == ["tag", "start"]
     assert isinstance(end, StoppedError)
-    assert "is still STARTING, which can't be stopped" in str(end)
-    assert "`batchcl model reap` does after" in str(end)
+    assert "is still STARTING, so it could not be stopped" in str(end)
+    assert "`batchcl model reap` after" in str(end)
     assert "model-stopped" not in listener.kinds
     assert KEY in service.tags[NAME]
 
@@ -311,8 +311,8 @@ def test_a_model_that_is_still_starting_at_the_end_of_the_grace_is_left_with_its
     done, end = _ended_at(service, 100.0, observer=Timed(), stopper=Limited())
     assert done == ["tag", "start"]
     assert isinstance(end, StoppedError)
-    assert "is still STARTING, which can't be stopped" in str(end)
-    assert "the same command stops it, or `batchcl model reap` does after" in str(end)
+    assert "is still STARTING, so it could not be stopped" in str(end)
+    assert "it is stopped by the same command or by `batchcl model reap` after" in str(end)
     assert KEY in service.tags[NAME]
     assert max(begun) <= 100 + 25
 

@@ -143,7 +143,7 @@ def test_without_a_tag_there_is_no_start() -> None:
     service = Models({NAME: "STOPPED"}, errors={"tag": refused("AccessDeniedException")})
 
     async def main() -> None:
-        with pytest.raises(CredentialsError, match=r"the model isn't started without its lease.*--lease none"):
+        with pytest.raises(CredentialsError, match=r"the model was not started without its lease.*--lease none"):
             await lease_of(service).claim()
 
     run_virtual(main)
@@ -213,8 +213,8 @@ def test_a_run_without_a_lease_is_not_stopped_by_an_old_one() -> None:
         assert set(leases(service)) == {alive.key}
         service.errors["list"] = refused("AccessDeniedException")
         await bare.claim()
-        assert await bare.share() is ModelEvent.SHARE_NONE
-        assert await bare.leave() is ModelEvent.ALONE
+        assert await bare.share() is ModelEvent.NO_LEASE
+        assert await bare.leave() is ModelEvent.LAST_LEASE
         await bare.release()
         assert set(leases(service)) == {alive.key}
 
@@ -248,7 +248,7 @@ def test_a_user_of_a_leased_model_keeps_it_from_being_reaped() -> None:
     async def main() -> None:
         put(service, until_s=300, holder="starter")
         lease = lease_of(service)
-        assert await lease.share() is ModelEvent.SHARE_TAKEN
+        assert await lease.share() is ModelEvent.SHARED_LEASE
         assert leases(service)[lease_key(HOLDER)].role is Role.USING
 
         async def two_hours() -> None:
@@ -257,7 +257,7 @@ def test_a_user_of_a_leased_model_keeps_it_from_being_reaped() -> None:
                 assert verdict(service) is ReapAction.LEAVE
 
         await beside(manager_of(service, lease), two_hours)
-        assert await lease.leave() is ModelEvent.ALONE
+        assert await lease.leave() is ModelEvent.LAST_LEASE
         await lease.release()
         assert verdict(service) is ReapAction.STOP, "its starter died long ago"
 
@@ -270,7 +270,7 @@ def test_a_user_of_a_model_without_lease_takes_none() -> None:
     async def main() -> None:
         put(service, until_s=9e9, role=Role.USING, holder="another user")
         lease = lease_of(service)
-        assert await lease.share() is ModelEvent.SHARE_NONE
+        assert await lease.share() is ModelEvent.NO_LEASE
         await beside(manager_of(service, lease), lambda: anyio.sleep(7200))
         await lease.release()
 
@@ -284,7 +284,7 @@ def test_a_session_that_stops_no_model_leaves_the_own_tag_for_the_reaper() -> No
     async def main() -> None:
         put(service, until_s=300, holder=HOLDER)
         later = lease_of(service)
-        assert await later.share() is ModelEvent.SHARE_NONE
+        assert await later.share() is ModelEvent.NO_LEASE
 
         async def an_hour() -> None:
             for _ in range(60):
@@ -303,12 +303,12 @@ def test_a_session_that_stops_no_model_leaves_the_own_tag_for_the_reaper() -> No
 @pytest.mark.parametrize(
     ("others", "event"),
     [
-        ([], ModelEvent.ALONE),
-        ([(Role.STARTED, 500.0)], ModelEvent.OTHERS),
-        ([(Role.USING, 500.0)], ModelEvent.OTHERS),
-        ([(Role.STARTED, 50.0)], ModelEvent.ALONE),
+        ([], ModelEvent.LAST_LEASE),
+        ([(Role.STARTED, 500.0)], ModelEvent.OTHER_LEASES),
+        ([(Role.USING, 500.0)], ModelEvent.OTHER_LEASES),
+        ([(Role.STARTED, 50.0)], ModelEvent.LAST_LEASE),
         ([(Role.LEAVING, 500.0)], ModelEvent.INHERITED),
-        ([(Role.LEAVING_SCHEDULED, 500.0), (Role.USING, 500.0)], ModelEvent.OTHERS),
+        ([(Role.LEAVING_SCHEDULED, 500.0), (Role.USING, 500.0)], ModelEvent.OTHER_LEASES),
     ],
 )
 def test_the_last_one_out_is_told_by_the_tags(others: list[tuple[Role, float]], event: ModelEvent) -> None:
@@ -322,7 +322,7 @@ def test_the_last_one_out_is_told_by_the_tags(others: list[tuple[Role, float]], 
             put(service, until_s=until_s, role=role, holder=f"other {number}")
         assert await lease.leave() is event
         assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING_SCHEDULED
-        if event is ModelEvent.OTHERS:
+        if event is ModelEvent.OTHER_LEASES:
             await lease.hand_over()
             assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING, "a run started it, and has no schedule"
 
@@ -349,7 +349,7 @@ def test_of_two_that_leave_at_once_one_is_the_last() -> None:
                 group.start_soon(leave, second, gap)
 
         run_virtual(main)
-        assert set(events) & {ModelEvent.ALONE, ModelEvent.INHERITED}, f"{gap}: {events}"
+        assert set(events) & {ModelEvent.LAST_LEASE, ModelEvent.INHERITED}, f"{gap}: {events}"
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_a_tag_that_is_gone_after_a_lapse_is_not_rewritten(slept_s: float, *, is
         await anyio.sleep(slept_s)
         assert await lease.renew() is kept
         assert bool(leases(service)) is kept
-        assert await lease.leave() is ModelEvent.ALONE, "what isn't held is nobody else's business"
+        assert await lease.leave() is ModelEvent.LAST_LEASE, "what isn't held is nobody else's business"
 
     run_virtual(main)
 
@@ -456,7 +456,7 @@ def test_a_start_by_hand_that_is_never_answered_keeps_its_lease() -> None:
     service = Models({NAME: "STOPPED"}, errors={"start": refused("InternalServerError", 500)})
 
     async def main() -> None:
-        with pytest.raises(UnreachableError, match="whether cats@v1 was started can't be told"):
+        with pytest.raises(UnreachableError, match="it is unknown whether cats@v1 was started"):
             await start_for(service, CATS, Units(1), seconds=7200, holder="me", now=now)
         assert MANUAL_KEY in leases(service)
 

@@ -156,7 +156,7 @@ def test_what_somebody_else_stopped_in_between_is_no_failure() -> None:
 
     models.stop_project_version = too_late  # type: ignore[method-assign]
     found = rows(models)["cats@orphan"]
-    assert (found.done, found.reason) == (ReapOutcome.LEFT, "somebody else was faster: it is STOPPED")
+    assert (found.done, found.reason) == (ReapOutcome.LEFT, "it was stopped by others in the meantime: it is STOPPED")
 
 
 def test_a_model_that_refuses_to_stop_has_failed() -> None:

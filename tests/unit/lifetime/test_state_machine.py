@@ -16,7 +16,7 @@ from batchcl.lifetime.state_machine import (
     ModelEvent,
     ModelLife,
     ModelState,
-    seen,
+    event_for_status,
     step,
 )
 
@@ -64,7 +64,7 @@ def test_every_state_has_a_way_out_when_the_run_ends(state: ModelState) -> None:
         new = after - reached
         reached |= after
     assert reached & FINAL
-    assert (state, ModelEvent.TIME_UP) in TRANSITIONS
+    assert (state, ModelEvent.TIMED_OUT) in TRANSITIONS
     assert (state, ModelEvent.END) in TRANSITIONS
 
 
@@ -78,8 +78,8 @@ def test_any_event_in_any_state_is_taken(state: ModelState, event: ModelEvent) -
 @pytest.mark.parametrize("ending", [True, False])
 def test_an_unanswered_start_is_sent_again_only_after_two_minutes(status: str, *, ending: bool) -> None:
     life = ModelLife(state=ModelState.UNKNOWN, sends=1, sent_at=10.0, was_failed=True)
-    assert seen(life, status, now=9.0 + RESEND_AFTER_S, ending=ending) is ModelEvent.SEEN_DOWN
-    late = seen(life, status, now=11.0 + RESEND_AFTER_S, ending=ending)
-    assert late is (ModelEvent.TIME_UP if ending else ModelEvent.SEEN_DOWN_LONG)
+    assert event_for_status(life, status, now=9.0 + RESEND_AFTER_S, ending=ending) is ModelEvent.SEEN_DOWN
+    late = event_for_status(life, status, now=11.0 + RESEND_AFTER_S, ending=ending)
+    assert late is (ModelEvent.TIMED_OUT if ending else ModelEvent.SEEN_DOWN_LONG)
     last = ModelLife(state=ModelState.UNKNOWN, sends=3, sent_at=10.0, was_failed=True)
-    assert seen(last, status, now=11.0 + RESEND_AFTER_S, ending=ending) is ModelEvent.TIME_UP
+    assert event_for_status(last, status, now=11.0 + RESEND_AFTER_S, ending=ending) is ModelEvent.TIMED_OUT
