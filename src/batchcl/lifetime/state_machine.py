@@ -102,7 +102,7 @@ class ModelEvent(StrEnum):
     LAST_LEASE = "last lease"
     """The own tag is `leaving`, and there is no other live lease."""
     INHERITED = "inherited"
-    """Likewise, and another run has left the model (`leaving`), so this one stops it."""
+    """LAST_LEASE, and the run that started the model has left it (`leaving`), so this run stops it."""
     OTHER_LEASES = "other leases"
     """There is another live lease, whose holder will stop the model."""
     TAKEN_OVER = "taken over"

@@ -64,7 +64,7 @@ async def admit(
         adds_rows = other.scored_as.get("incremental") or held.progress.get("round")
         if adds_rows and not allow_overlap and may_overlap(record.scored_as, other.scored_as):
             raise StoppedError(
-                f"run {record.run_id} was not started: run {other.run_id} (on {held.host}) may be scoring the same "
+                f"run {record.run_id} can't score now: run {other.run_id} (on {held.host}) may be scoring the same "
                 "images with the same model; wait until it has ended, or pass --allow-overlap to score them twice"
             )
 

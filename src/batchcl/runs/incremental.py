@@ -333,16 +333,16 @@ def _smallest(digests: Mapping[StoredFile, bytes]) -> dict[StoredFile, bytes]:
     """The files with the fewest rows, up to the maximum size of an index."""
     selected: dict[StoredFile, bytes] = {}
     left_bytes = _MAX_INDEX_BYTES
-    for file, found in sorted(digests.items(), key=lambda item: len(item[1])):
-        left_bytes -= len(found)
+    for file, digest in sorted(digests.items(), key=lambda item: len(item[1])):
+        left_bytes -= len(digest)
         if left_bytes < 0:
             break
-        selected[file] = found
+        selected[file] = digest
     return selected
 
 
 def _encode_index(digests: Mapping[StoredFile, bytes], selection: str) -> bytes:
-    with_etag = {file: found for file, found in digests.items() if file.etag is not None}
+    with_etag = {file: digest for file, digest in digests.items() if file.etag is not None}
     columns = [
         [file.path for file in with_etag],
         [file.size_bytes for file in with_etag],

@@ -79,7 +79,7 @@ class RunLease:
     settled: bool = False
 
     @property
-    def runs(self) -> bool | None:
+    def process_is_alive(self) -> bool | None:
         """Whether its process is alive; None if that can be determined only by its heartbeats.
 
         That is so for a process on another machine or in another PID namespace, for a suspended one, and for the
@@ -99,14 +99,14 @@ class RunLease:
 
     def seems_alive(self, now: dt.datetime) -> bool:
         """Whether its process is probably alive. Doesn't wait for a heartbeat; compares the clocks of both machines."""
-        runs = self.runs
-        return (now - self.beat_at).total_seconds() < EXPIRES_S if runs is None else runs
+        is_alive = self.process_is_alive
+        return (now - self.beat_at).total_seconds() < EXPIRES_S if is_alive is None else is_alive
 
 
 async def is_alive(store: Store, folder: str, lease: RunLease) -> bool:
     """Whether the session's process is alive. Waits until its heartbeat counter changes, at most 45 s."""
-    if lease.runs is not None:
-        return lease.runs
+    if lease.process_is_alive is not None:
+        return lease.process_is_alive
     since = anyio.current_time()
     while True:
         await anyio.sleep(_POLL_INTERVAL_S)
@@ -159,9 +159,9 @@ async def read_session(store: Store, path: str) -> RunLease:
     number = _number(path)
     try:
         values = orjson.loads(await store.get(path) or b"")
-        known = {each.name: values[each.name] for each in fields(RunLease) if each.name in values}
-        known["progress"] = dict(known.get("progress", {}))
-        return RunLease(**known | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
+        accepted = {each.name: values[each.name] for each in fields(RunLease) if each.name in values}
+        accepted["progress"] = dict(accepted.get("progress", {}))
+        return RunLease(**accepted | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
     except (ValueError, TypeError, KeyError):
         never = dt.datetime.fromtimestamp(0, dt.UTC)
         return RunLease(
@@ -243,7 +243,7 @@ class RunLeaseHolder:
         last = await read_lease(self._store, self._folder)
         if last is not None:
             if last != dead:
-                if last.runs is None:
+                if last.process_is_alive is None:
                     self._on_wait(last)
                 if await is_alive(self._store, self._folder, last):
                     raise self._held_by(last)
@@ -268,7 +268,7 @@ class RunLeaseHolder:
     async def successor(self) -> RunLease | None:
         """The session of another process that has taken over and may be running; None if there is none."""
         other = await read_lease(self._store, self._folder)
-        if other is None or other.number <= self.number or other.runs is False:
+        if other is None or other.number <= self.number or other.process_is_alive is False:
             return None
         return other
 
@@ -279,7 +279,7 @@ class RunLeaseHolder:
     async def keep(self) -> None:
         """Write heartbeats until cancelled. Raises `StoppedError` if another process has taken over.
 
-        Errors of the store are ignored here: those who write results report them.
+        A failing store is ignored here; the ledger's writes report it.
         """
         while True:
             await anyio.sleep(HEARTBEAT_S)

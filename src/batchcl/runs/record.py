@@ -160,14 +160,14 @@ def _load(kind: type[_Document], data: bytes | None, where: str) -> _Document | 
         return None
     with decode_or_raise(where, remedy="restore it or use another output root"):
         values = orjson.loads(data)
-        known = {name: values[name] for name in (one.name for one in fields(kind)) if name in values}
+        accepted = {name: values[name] for name in (one.name for one in fields(kind)) if name in values}
         for name in ("started_at", "ended_at"):
-            if name in known:
-                known[name] = dt.datetime.fromisoformat(known[name])
-        if "sessions" in known:
+            if name in accepted:
+                accepted[name] = dt.datetime.fromisoformat(accepted[name])
+        if "sessions" in accepted:
             names = {one.name for one in fields(SessionRecord)}
-            known["sessions"] = tuple(
+            accepted["sessions"] = tuple(
                 SessionRecord(**{name: value for name, value in each.items() if name in names})
-                for each in known["sessions"]
+                for each in accepted["sessions"]
             )
-        return kind(**known)
+        return kind(**accepted)
