@@ -273,20 +273,20 @@ class ModelManager:
             self._send_notices()
             self._stop_billing()
             if model.status != "STARTING":
-                self._may_restart(model)
+                self._count_restart(model)
             await self._ensure_running()
         except UnreachableError:
             await self._back_off(pauses)
         except RefusedError as refusal:
             raise ModelGoneError(
-                f"restarting {self._arn.name} failed: {refusal}; repeat the command to resume"
+                f"waiting for the model {self._arn.name} failed: {refusal}; repeat the command to resume"
             ) from refusal
 
     async def _back_off(self, pauses: int) -> None:
         await anyio.sleep(self._rng.uniform(0.5, 1.0) * min(_MAX_PAUSE_S, 2.0 ** (pauses - 1)))
 
-    def _may_restart(self, model: Model) -> None:
-        """Raise `ModelGoneError` if this run didn't start the model, or after too many restarts."""
+    def _count_restart(self, model: Model) -> None:
+        """Count a restart. Raises `ModelGoneError` if this run didn't start the model, or after too many restarts."""
         if not self._life.is_ours:
             raise ModelGoneError(
                 f"the model {model.name} is {model.status} and was not started by this run, so it is not restarted; "

@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import obstore
 import pytest
+from obstore.store import MemoryStore
 
 from batchcl.errors import OutputError, StoppedError, UsageError
 from batchcl.runs.store import Store, StoredFile, _translate_errors
@@ -192,14 +193,13 @@ def test_the_check_for_write_access_leaves_no_file(store: Store) -> None:
     assert store.list_now("") == []
 
 
-def test_stores_without_conditional_writes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store.memory()
+def test_stores_without_conditional_writes_are_refused() -> None:
+    class Overwriting(Store):
+        async def put_new(self, path: str, data: bytes) -> bool:
+            await self.put(path, data)
+            return True
 
-    async def put_new(path: str, data: bytes) -> bool:
-        await store.put(path, data)
-        return True
-
-    monkeypatch.setattr(store, "put_new", put_new)
+    store = Overwriting("memory", MemoryStore())
 
     async def main() -> None:
         with pytest.raises(OutputError, match="--single-writer"):
