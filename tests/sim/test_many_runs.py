@@ -285,7 +285,7 @@ def test_a_damaged_run_with_rows_to_publish_blocks_exact_starts_only(name):
         refused = await replace(root, run_id="next", images=[photo(700)]).run()
         assert isinstance(refused, BatchclError)
         assert f"runs/killed/{name}" in str(refused)
-        assert "run killed may have scored images that are not in the tables" in str(refused)
+        assert "recovering run killed failed, so images that it has scored may be missing" in str(refused)
         assert "or run without --incremental" in str(refused)
         retried = replace(plain, service=Service())
         assert isinstance(await retried.retry(), Summary), (
