@@ -1,4 +1,4 @@
-"""What is scored in crash tests: good pictures, a broken one and something that is no picture."""
+"""Inputs of the crash tests: valid images, a truncated one, and a text file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PICTURES = 58
 
 
 @dataclass(frozen=True)
-class Work:
-    """A job that ends with 0: its source, environment and how many images it has."""
+class ScoringJob:
+    """A job that exits with 0: its source, environment and number of images."""
 
     source: str
     model: str
@@ -27,12 +27,12 @@ class Work:
     images: int
 
     def args(self, place: Place, *flags: object) -> tuple[object, ...]:
-        """The arguments of `batchcl run`; the broken picture is tolerated."""
+        """The arguments of `batchcl run`; one failure (the truncated image) is tolerated."""
         return ("run", self.source, "--model", self.model, "--out", place.root, "--max-failures", 1, *flags)
 
 
 def cycles(default: int, at_most: int) -> int:
-    """How often to try: few times in the suite, BATCHCL_CRASH_CYCLES by `make crash`."""
+    """Number of repetitions: `default` in the test suite, BATCHCL_CRASH_CYCLES in `make crash`."""
     return min(int(os.environ.get("BATCHCL_CRASH_CYCLES", default)), at_most)
 
 
@@ -50,8 +50,8 @@ def pictures(demo, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def works(demo, service, seaweed, clean_env, pictures) -> dict[str, Work]:
-    """The same job over local files and over S3 objects."""
+def jobs(demo, service, seaweed, clean_env, pictures) -> dict[str, ScoringJob]:
+    """The same job with local files and with S3 objects."""
     env = clean_env | aws_env(service, seaweed)
     bucket = new_bucket(seaweed)
     s3 = client("s3", seaweed)
@@ -59,14 +59,14 @@ def works(demo, service, seaweed, clean_env, pictures) -> dict[str, Work]:
         s3.put_object(Bucket=bucket, Key=f"in/{path.name}", Body=path.read_bytes())
     count = PICTURES + 2
     return {
-        "local": Work(str(pictures), demo.arn, env, count),
-        "s3": Work(f"s3://{bucket}/in/", demo.arn, env, count),
+        "local": ScoringJob(str(pictures), demo.arn, env, count),
+        "s3": ScoringJob(f"s3://{bucket}/in/", demo.arn, env, count),
     }
 
 
 @pytest.fixture
 def place(seaweed, tmp_path) -> Any:
-    """Make a new, empty output root of either kind."""
+    """Returns a function that creates an empty output root: local or in S3."""
 
     def make(where: str, name: str = "out") -> Place:
         root = f"s3://{new_bucket(seaweed)}/{name}" if where == "s3" else str(tmp_path / name)
@@ -76,14 +76,14 @@ def place(seaweed, tmp_path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(works, seaweed, tmp_path_factory) -> dict[str, dict[str, dict[str, Any]]]:
-    """The table of each job when nothing happens to it."""
+def expected_tables(jobs, seaweed, tmp_path_factory) -> dict[str, dict[str, dict[str, Any]]]:
+    """The table of each job without interruptions."""
     tables = {}
-    for where, work in works.items():
-        place = Place(str(tmp_path_factory.mktemp("undisturbed") / where), seaweed)
-        with patch.dict(os.environ, work.env, clear=True):
-            done = typed("", *work.args(place))
+    for where, scoring_job in jobs.items():
+        place = Place(str(tmp_path_factory.mktemp("expected_tables") / where), seaweed)
+        with patch.dict(os.environ, scoring_job.env, clear=True):
+            done = typed("", *scoring_job.args(place))
         assert done.code == 0, done.err
         tables[where] = place.table()
-        assert len(tables[where]) == work.images
+        assert len(tables[where]) == scoring_job.images
     return tables

@@ -1,4 +1,4 @@
-"""A run in a process of its own, killed or raced, and the table that it left: read with polars, not with batchcl."""
+"""Runs in processes that tests kill or run concurrently, and the tables that they write, read by polars alone."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import pyarrow.parquet as pq
 
 from servers import client, wait_for
 
-CHANCE: Final = {"run_id", "attempts", "latency_ms", "request_id", "scored_at", "failed_at", "round"}
-"""Columns in which two runs over the same images may differ."""
+VARYING_COLUMNS: Final = {"run_id", "attempts", "latency_ms", "request_id", "scored_at", "failed_at", "round"}
+"""Columns that may differ between two runs over the same images."""
 
-_HEARING_HANGUPS: Final = """
+_WITH_SIGHUP: Final = """
 import os, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "batchcl", *sys.argv[1:]])
 """
-"""Runs batchcl as a terminal does, also where the tests run under `nohup`."""
+"""Runs batchcl with the default action of SIGHUP, even if the tests run under `nohup`."""
 
-_FAILED: Final = re.compile(r"in request [0-9a-f-]+|\([0-9a-f-]{36}\)")
+_REQUEST_ID: Final = re.compile(r"in request [0-9a-f-]+|\([0-9a-f-]{36}\)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Place:
     s3: str
 
     def files(self, prefix: str, suffix: str) -> dict[str, bytes]:
-        """The files below `prefix` in the root, each whole."""
+        """Path → content of the files below `prefix` that end with `suffix`."""
         if not self.root.startswith("s3://"):
             found = sorted((Path(self.root) / prefix).rglob(f"*{suffix}"))
             return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in found}
@@ -55,7 +55,7 @@ class Place:
         }
 
     def names(self, prefix: str, suffix: str) -> list[str]:
-        """The names of those files, for a look that is quick."""
+        """The names of those files; faster than `files`."""
         if not self.root.startswith("s3://"):
             return [str(path) for path in (Path(self.root) / prefix).rglob(f"*{suffix}")]
         bucket, _, folder = self.root.removeprefix("s3://").partition("/")
@@ -63,7 +63,7 @@ class Place:
         return [each["Key"] for each in found.get("Contents", []) if each["Key"].endswith(suffix)]
 
     def expire(self, run_id: str) -> None:
-        """Make the run's first session look as if its process had died."""
+        """Change the run's first session so that its process appears dead."""
         name = f"runs/{run_id}/sessions/00000.json"
         (data,) = self.files(f"runs/{run_id}/sessions", "00000.json").values()
         data = json.dumps(json.loads(data) | {"process": "1-0"}).encode()
@@ -74,29 +74,29 @@ class Place:
         self._client.put_object(Bucket=bucket, Key=f"{folder}/{name}", Body=data)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """All rows of `results` or `failures` as any reader sees them now."""
+        """All rows of `results` or `failures`."""
         parts = self.files(table, ".parquet").values()
         return [row for part in parts for row in pq.ParquetFile(pa.BufferReader(part)).read().to_pylist()]
 
     def uris(self) -> list[str]:
-        """The images that have a row, sorted, each as often as it has one."""
+        """The uri of each row of both tables, sorted."""
         return sorted(row["uri"] for table in ("results", "failures") for row in self.rows(table))
 
     def table(self) -> dict[str, dict[str, Any]]:
-        """Each uri with its row in `results/`, else its latest failure, without what chance decides.
+        """Map each uri to its row in `results/`, or else the latest failure, without `VARYING_COLUMNS`.
 
-        An image with two results, or two failures in one round, fails the test.
+        Fails if an image has two results, or two failures in one round.
         """
         rows = [row | {"table": table} for table in ("failures", "results") for row in self.rows(table)]
-        times = Counter((row["uri"], row["table"], row.get("round")) for row in rows)
-        assert not (twice := [each for each, count in times.items() if count > 1]), f"more than one row: {twice}"
-        found: dict[str, dict[str, Any]] = {}
+        counts = Counter((row["uri"], row["table"], row.get("round")) for row in rows)
+        assert not (duplicates := [each for each, count in counts.items() if count > 1]), duplicates
+        by_uri: dict[str, dict[str, Any]] = {}
         for row in sorted(rows, key=lambda row: (row["table"] == "results", row.get("round") or 0)):
-            kept = {name: value for name, value in row.items() if name not in CHANCE}
-            if "error_message" in kept:
-                kept["error_message"] = _FAILED.sub("", kept["error_message"])
-            found[row["uri"]] = kept
-        return found
+            columns = {name: value for name, value in row.items() if name not in VARYING_COLUMNS}
+            if "error_message" in columns:
+                columns["error_message"] = _REQUEST_ID.sub("", columns["error_message"])
+            by_uri[row["uri"]] = columns
+        return by_uri
 
     @cached_property
     def _client(self) -> Any:
@@ -104,7 +104,7 @@ class Place:
 
 
 def new_bucket(s3: str) -> str:
-    """The name of a bucket that was just made."""
+    """Create a bucket; returns its name."""
     name = f"b-{uuid.uuid4().hex[:12]}"
     client("s3", s3).create_bucket(Bucket=name)
     return name
@@ -114,9 +114,9 @@ def new_bucket(s3: str) -> str:
 def started(
     *args: object, env: Mapping[str, str], stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A `batchcl` process, which does not outlive the block, and is not under `nohup`."""
+    """A `batchcl` process that is killed at the end of the block."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _HEARING_HANGUPS, *map(str, args)], env=dict(env), stdout=stdout, stderr=stderr
+        [sys.executable, "-c", _WITH_SIGHUP, *map(str, args)], env=dict(env), stdout=stdout, stderr=stderr
     )
     try:
         yield process
@@ -126,18 +126,18 @@ def started(
 
 
 def until_begun(process: subprocess.Popen[bytes]) -> str:
-    """Wait for the line that says that the session began, or for the end; what was said up to then."""
+    """Wait for the log line that reports the start of the session, or for the end; returns the log up to then."""
     assert process.stderr is not None
-    said = []
+    lines = []
     for line in process.stderr:
-        said.append(line.decode())
-        if re.search(r"run \S+ into ", said[-1]):
+        lines.append(line.decode())
+        if re.search(r"run \S+ into ", lines[-1]):
             break
-    return "".join(said)
+    return "".join(lines)
 
 
 def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether the process ends by itself in so much time."""
+    """Wait for the end of the process, at most this long; returns whether it has ended."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -145,12 +145,12 @@ def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return True
 
 
-def until_seen(process: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
-    """Wait until it is there, or the process has ended by itself; a look costs more than the pause between two."""
-    while process.poll() is None and not there():
+def wait_until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+    """Wait for `condition` or the end of the process."""
+    while process.poll() is None and not condition():
         time.sleep(0.02)
 
 
 def wait_for_rows(place: Place, count: int) -> None:
-    """Until so many images have their row."""
+    """Wait until the tables have at least `count` rows."""
     wait_for(lambda: len(place.uris()) >= count)

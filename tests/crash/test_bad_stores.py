@@ -1,4 +1,4 @@
-"""Output roots that fill up, refuse or forget: a sentence and an exit code, and each image once when they are well."""
+"""Output roots that fill up, refuse access or lack conditional writes: one error sentence, and a correct resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILLER_BYTES = 64 * 1024
 
 @pytest.fixture
 def mounted(tmp_path) -> Iterator[Path]:
-    """A disk of its own, of one megabyte."""
+    """A file system of one megabyte."""
     disk = tmp_path / "disk"
     disk.mkdir()
     done = subprocess.run(
@@ -36,7 +36,7 @@ def mounted(tmp_path) -> Iterator[Path]:
 
 
 def one_sentence(err: bytes) -> str:
-    """The last line, which says why it ended; a traceback fails the test."""
+    """The last line of stderr, which contains the error; fails if there is a traceback."""
     text = err.decode()
     assert "Traceback" not in text, text
     last = text.strip().splitlines()[-1]
@@ -44,25 +44,25 @@ def one_sentence(err: bytes) -> str:
     return last
 
 
-def test_a_disk_that_fills_up_ends_the_run_resumably(mounted, works, seaweed, undisturbed, cli):
+def test_a_disk_that_fills_up_ends_the_run_resumably(mounted, jobs, seaweed, expected_tables, cli):
     out = Place(str(mounted / "out"), seaweed)
-    work = works["local"]
-    with started(*work.args(out, *FLAGS, "--max-tps", 20), env=work.env) as process:
+    job = jobs["local"]
+    with started(*job.args(out, *FLAGS, "--max-tps", 20), env=job.env) as process:
         wait_for_rows(out, 5)
         fill(mounted / "filler")
         _, err = process.communicate(timeout=60)
-    said = one_sentence(err)
-    assert process.returncode == 4, said
-    assert str(mounted) in said
-    assert "No space left on device" in said
+    message = one_sentence(err)
+    assert process.returncode == 4, message
+    assert str(mounted) in message
+    assert "No space left on device" in message
     (mounted / "filler").unlink()
-    resumed = cli(*work.args(out, *FLAGS), env=work.env)
+    resumed = cli(*job.args(out, *FLAGS), env=job.env)
     assert resumed.code == 0, resumed.err
-    assert out.table() == undisturbed["local"]
+    assert out.table() == expected_tables["local"]
 
 
 def fill(path: Path) -> None:
-    """Take all the space there is."""
+    """Write a file until the disk is full."""
     with path.open("wb", buffering=0) as filler:
         try:
             while filler.write(b"x" * FILLER_BYTES):
@@ -71,27 +71,27 @@ def fill(path: Path) -> None:
             return
 
 
-def test_a_read_only_root_is_refused(mounted, works, seaweed):
+def test_a_read_only_root_is_refused(mounted, jobs, seaweed):
     subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
     out = Place(str(mounted), seaweed)
-    work = works["local"]
-    with started(*work.args(out, *FLAGS), env=work.env) as process:
+    job = jobs["local"]
+    with started(*job.args(out, *FLAGS), env=job.env) as process:
         _, err = process.communicate(timeout=60)
-    said = one_sentence(err)
-    assert process.returncode == 5, said
-    assert str(mounted) in said
-    assert "Read-only file system" in said
+    message = one_sentence(err)
+    assert process.returncode == 5, message
+    assert str(mounted) in message
+    assert "Read-only file system" in message
 
 
 @dataclass
 class Proxy:
-    """An S3 server in front of another one.
+    """A proxy in front of an S3 server.
 
     Attributes:
-        endpoint: where it listens.
-        refuse_after: so many PUTs are let through, the rest answered with 403; None refuses none.
-        refuse_reads: GETs too, from then on.
-        conditional: whether a PUT with If-None-Match leaves an object alone that is there.
+        endpoint: its URL.
+        refuse_after: number of PUTs that are forwarded; later ones get 403. None refuses none.
+        refuse_reads: refuse GETs as well from then on.
+        conditional: whether PUT with If-None-Match is supported.
     """
 
     endpoint: str = ""
@@ -101,16 +101,16 @@ class Proxy:
     puts: list[str] = field(default_factory=list)
 
     def refuses(self, method: str, path: str) -> bool:
-        """Whether this request comes too late."""
+        """Whether this request gets 403."""
         if method == "PUT":
             self.puts.append(path)
-        late = self.refuse_after is not None and len(self.puts) > self.refuse_after
-        return late and (method == "PUT" or self.refuse_reads)
+        is_refusing = self.refuse_after is not None and len(self.puts) > self.refuse_after
+        return is_refusing and (method == "PUT" or self.refuse_reads)
 
 
 @contextmanager
 def proxied(target: str) -> Iterator[Proxy]:
-    """A proxy of `target` that runs in a thread during the block; signatures hold, as it passes Host on."""
+    """A proxy of `target` in a thread. It forwards the Host header, so signatures stay valid."""
     proxy = Proxy()
     loop = asyncio.new_event_loop()
     ready, over = threading.Event(), asyncio.Event()
@@ -124,7 +124,7 @@ def proxied(target: str) -> Iterator[Proxy]:
                     refusal = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
                     return web.Response(status=403, body=refusal, content_type="application/xml")
                 if "If-None-Match" in request.headers and not proxy.conditional:
-                    await asyncio.to_thread(_forget, target, request.path)
+                    await asyncio.to_thread(_delete, target, request.path)
                 url = target + request.raw_path
                 async with session.request(
                     request.method, URL(url, encoded=True), headers=request.headers, data=body or None
@@ -154,45 +154,45 @@ def proxied(target: str) -> Iterator[Proxy]:
         loop.close()
 
 
-def _forget(endpoint: str, path: str) -> None:
+def _delete(endpoint: str, path: str) -> None:
     bucket, _, key = path.removeprefix("/").partition("/")
     client("s3", endpoint).delete_object(Bucket=bucket, Key=key)
 
 
 @pytest.mark.parametrize(("puts", "reads"), [(3, False), (25, True)])
-def test_a_bucket_that_begins_to_refuse_ends_the_run_resumably(puts, reads, works, place, seaweed, undisturbed, cli):
+def test_a_bucket_that_starts_refusing_ends_the_run_resumably(puts, reads, jobs, place, seaweed, expected_tables, cli):
     out = place("s3")
-    work = works["local"]
+    job = jobs["local"]
     with proxied(seaweed) as proxy:
-        env = work.env | aws_env(s3=proxy.endpoint)
+        env = job.env | aws_env(s3=proxy.endpoint)
         proxy.refuse_after, proxy.refuse_reads = puts, reads
-        with started(*work.args(out, *FLAGS), env=env) as process:
+        with started(*job.args(out, *FLAGS), env=env) as process:
             _, err = process.communicate(timeout=60)
-        said = one_sentence(err)
-        assert process.returncode in {4, 5}, said
-        assert out.root in said
-        assert "403" in said or "denied" in said.lower()
+        message = one_sentence(err)
+        assert process.returncode in {4, 5}, message
+        assert out.root in message
+        assert "403" in message or "denied" in message.lower()
         assert len(proxy.puts) > puts
-        assert len(out.uris()) == len(set(out.uris())) < work.images
+        assert len(out.uris()) == len(set(out.uris())) < job.images
         proxy.refuse_after = None
-        resumed = cli(*work.args(out, *FLAGS), env=env)
+        resumed = cli(*job.args(out, *FLAGS), env=env)
         assert resumed.code == 0, resumed.err
-    assert resumed.json["planned"] == work.images
-    assert out.table() == undisturbed["local"]
+    assert resumed.json["planned"] == job.images
+    assert out.table() == expected_tables["local"]
 
 
-def test_a_store_without_conditional_writes_needs_single_writer(works, place, seaweed, undisturbed, cli):
+def test_a_store_without_conditional_writes_needs_single_writer(jobs, place, seaweed, expected_tables, cli):
     out = place("s3")
-    work = works["local"]
+    job = jobs["local"]
     with proxied(seaweed) as proxy:
         proxy.conditional = False
-        env = work.env | aws_env(s3=proxy.endpoint)
-        with started(*work.args(out, *FLAGS), env=env) as process:
+        env = job.env | aws_env(s3=proxy.endpoint)
+        with started(*job.args(out, *FLAGS), env=env) as process:
             _, err = process.communicate(timeout=60)
-        said = one_sentence(err)
-        assert process.returncode == 5, said
-        assert "--single-writer" in said
-        assert out.files("runs", "") == {}, "nothing stays behind"
-        single = cli(*work.args(out, *FLAGS, "--single-writer"), env=env)
+        message = one_sentence(err)
+        assert process.returncode == 5, message
+        assert "--single-writer" in message
+        assert out.files("runs", "") == {}, "a refused run leaves no files"
+        single = cli(*job.args(out, *FLAGS, "--single-writer"), env=env)
         assert single.code == 0, single.err
-    assert out.table() == undisturbed["local"]
+    assert out.table() == expected_tables["local"]

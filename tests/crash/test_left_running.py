@@ -1,4 +1,4 @@
-"""Faults of a process between the start of a model and its stop: `model reap` leaves no model running."""
+"""Runs that are killed or fail between the start and the stop of a model: after `model reap` no model is running."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import pytest
 
 from batchcl import workflow
 from crash.conftest import cycles
-from crash.harness import ends_within, started, until_seen
+from crash.harness import ends_within, started, wait_until
 from servers import REGION, aws_env, client
 from unit.emulator.harness import serving_here
 
 LEASE_S = 15 * 60
 ALIVE = {"STARTING", "RUNNING"}
 FAULTS = ("SIGHUP", "no reader", "truncated", "SIGQUIT", "SIGTERM", "two signals", "malformed", "in the call")
-WAYS = ("STARTING", "lease", "journal", "STOPPING", "RUNNING", "drain", "start")
+MOMENTS = ("STARTING", "lease", "journal", "STOPPING", "RUNNING", "drain", "start")
 
 
 @dataclass
 class Model:
-    """The demo's model in an emulator of its own, whose clock is put forward instead of waiting."""
+    """The demo's model in a separate emulator, whose clock is advanced instead of waiting."""
 
     endpoint: str
     arn: str
@@ -46,24 +46,24 @@ class Model:
         return {key: value for key, value in tags.items() if key.startswith("batchcl:lease/")}
 
     async def reap(self) -> list[tuple[str, str]]:
-        """What `batchcl model reap` does with which status."""
+        """Run `batchcl model reap`; returns the status and the outcome of each model."""
         async with workflow.connect(region=REGION) as service:
             found = await workflow.reap(service.rekognition, now=service.clock.now)
         return [(each.status, str(each.done)) for each in found]
 
     def pass_time(self, seconds: float) -> None:
         self.ahead_s += seconds
-        self.tell("clock", {"ahead_seconds": self.ahead_s})
+        self.configure("clock", {"ahead_seconds": self.ahead_s})
 
     def fail(self, *faults: dict[str, Any]) -> None:
-        """Inject `faults`; the moments around a tag are the ones that matter, and long enough to be hit."""
+        """Inject `faults`, and slow down tagging, so that kills hit the moments around it."""
         slow = {"kind": "latency", "milliseconds": 200}
         tags = [slow | {"operation": name} for name in ("TagResource", "UntagResource")]
-        self.tell("faults", {"faults": [*tags, *faults]})
+        self.configure("faults", {"faults": [*tags, *faults]})
 
-    def tell(self, route: str, what: dict[str, Any]) -> None:
+    def configure(self, route: str, document: dict[str, Any]) -> None:
         request = urllib.request.Request(
-            f"{self.endpoint}/_emulator/{route}", data=json.dumps(what).encode(), method="PUT"
+            f"{self.endpoint}/_emulator/{route}", data=json.dumps(document).encode(), method="PUT"
         )
         urllib.request.urlopen(request, timeout=10).close()
 
@@ -73,38 +73,38 @@ def model(demo):
     with serving_here(demo.state, start_seconds=0.6, stop_seconds=0.2, tps_per_unit=30) as endpoint:
         rekognition = client("rekognition", endpoint)
         (project,) = rekognition.describe_projects()["ProjectDescriptions"]
-        found = Model(endpoint, demo.arn, rekognition, project["ProjectArn"])
-        found.fail()
-        yield found
+        model = Model(endpoint, demo.arn, rekognition, project["ProjectArn"])
+        model.fail()
+        yield model
 
 
 def test_no_killed_run_leaves_its_model_running(model, pictures, clean_env, tmp_path, monkeypatch):
     env = clean_env | aws_env(model.endpoint)
     for name, value in aws_env(model.endpoint).items():
         monkeypatch.setenv(name, value)
-    ways = [WAYS[number % len(WAYS)] for number in range(cycles(default=4, at_most=100))]
-    met = []
-    for number, way in enumerate(ways):
-        rng = random.Random(f"{way} {number}")
+    moments = [MOMENTS[number % len(MOMENTS)] for number in range(cycles(default=4, at_most=100))]
+    kills = []
+    for number, moment in enumerate(moments):
+        rng = random.Random(f"{moment} {number}")
         out = tmp_path / f"out-{number}"
         job = ("run", pictures, "--model", model.arn, "--out", out, "--run-id", "r", "--shard-size", 5, "--limit", 30)
         with started(*job, "--start-model", 1, "--max-failures", 1, env=env) as process:
-            kill_somewhen(process, way, out, model, rng)
+            kill_at_random(process, moment, out, model, rng)
         status = model.status
-        met.append((way, status))
-        print(f"cycle {number}: killed at {way}, {status}, {model.leases()}")
-        assert {done for _, done in anyio.run(model.reap)} <= {"left"}, "its lease has not ended"
+        kills.append((moment, status))
+        print(f"cycle {number}: killed at {moment}, {status}, {model.leases()}")
+        assert {done for _, done in anyio.run(model.reap)} <= {"left"}, "its lease has not expired"
         assert (model.status in ALIVE) == (status in ALIVE)
         model.pass_time(LEASE_S + 5)
         anyio.run(model.reap)
-        assert model.status not in ALIVE, f"killed at {way} while the model was {status}"
+        assert model.status not in ALIVE, f"killed at {moment} while the model was {status}"
         assert model.leases() == {}
         model.pass_time(60)
-    assert {status for _, status in met} & ALIVE, f"no cycle killed a run between start and stop: {met}"
+    assert {status for _, status in kills} & ALIVE, f"no cycle killed a run between start and stop: {kills}"
 
 
 @pytest.mark.parametrize("number", range(cycles(default=len(FAULTS), at_most=50)))
-def test_no_fault_leaves_a_model_running_or_stops_anothers(number, model, pictures, clean_env, tmp_path, monkeypatch):
+def test_faults_leave_no_model_running_and_stop_no_other_one(number, model, pictures, clean_env, tmp_path, monkeypatch):
     env = clean_env | aws_env(model.endpoint)
     for name, value in aws_env(model.endpoint).items():
         monkeypatch.setenv(name, value)
@@ -118,7 +118,7 @@ def test_no_fault_leaves_a_model_running_or_stops_anothers(number, model, pictur
     elif fault == "in the call":
         moment = "lease"
         model.fail({"kind": "latency", "milliseconds": 600, "operation": "StartProjectVersion"})
-    code = until_hit(job, fault, moment, model, env)
+    code = run_with_fault(job, fault, moment, model, env)
     model.fail()
     what = f"cycle {number}: {fault} at {moment}, exit code {code}, {model.status}, {model.leases()}"
     assert code == {"truncated": 0, "malformed": 0, "no reader": code}.get(fault, 4), what
@@ -129,7 +129,7 @@ def test_no_fault_leaves_a_model_running_or_stops_anothers(number, model, pictur
     assert model.status not in ALIVE, what
     assert model.leases() == {}, what
     model.pass_time(60)
-    if number % len(FAULTS) == 0:  # somebody starts it, and the same run goes on with it
+    if number % len(FAULTS) == 0:  # others start the model, and the run is resumed
         model.rekognition.start_project_version(ProjectVersionArn=model.arn, MinInferenceUnits=1)
         with started(*job, "--start-model", 1, "--max-failures", 1, env=env) as process:
             process.communicate(timeout=60)
@@ -139,18 +139,18 @@ def test_no_fault_leaves_a_model_running_or_stops_anothers(number, model, pictur
         model.pass_time(60)
 
 
-def until_hit(job: tuple[object, ...], fault: str, moment: str, model: Model, env: dict[str, str]) -> int:
-    """The exit code of a run that the fault hits at a moment of the model's life."""
+def run_with_fault(job: tuple[object, ...], fault: str, moment: str, model: Model, env: dict[str, str]) -> int:
+    """The exit code of a run with `fault` when the model reaches `moment`."""
     flags = ("--start-model", 1, "--max-failures", 1)
     if fault == "no reader":
         reader, writer = os.pipe()
         with started(*job, *flags, env=env, stdout=writer, stderr=writer) as process:
             os.close(writer)
-            until_seen(process, lambda: model.status == moment)
+            wait_until(process, lambda: model.status == moment)
             os.close(reader)
             return process.wait(60)
     with started(*job, *flags, env=env) as process:
-        until_seen(process, lambda: bool(model.leases()) if moment == "lease" else model.status == moment)
+        wait_until(process, lambda: bool(model.leases()) if moment == "lease" else model.status == moment)
         ends_within(process, 0.4 if moment == "lease" else 0)
         names = {"two signals": ["SIGHUP", "SIGTERM"], "truncated": [], "malformed": [], "in the call": ["SIGTERM"]}
         for name in names.get(fault, [fault]):
@@ -159,21 +159,21 @@ def until_hit(job: tuple[object, ...], fault: str, moment: str, model: Model, en
         return process.returncode
 
 
-def kill_somewhen(process, way: str, out: Path, model: Model, rng: random.Random) -> None:
-    """At a random time, or as soon as something of a kind is to be seen."""
-    if way == "start":
+def kill_at_random(process, moment: str, out: Path, model: Model, rng: random.Random) -> None:
+    """Kill the process shortly after `moment`."""
+    if moment == "start":
         ends_within(process, rng.uniform(0.5, 4.0))
-    elif way == "lease":
-        until_seen(process, lambda: bool(model.leases()))
-    elif way in {"STARTING", "RUNNING"}:
-        until_seen(process, lambda: model.status == way)
+    elif moment == "lease":
+        wait_until(process, lambda: bool(model.leases()))
+    elif moment in {"STARTING", "RUNNING"}:
+        wait_until(process, lambda: model.status == moment)
         ends_within(process, rng.choice([0.0, 0.01, 0.1, 0.5]))
     else:
-        until_seen(process, lambda: any(out.rglob("*.arrow")))
-        if way != "journal":
+        wait_until(process, lambda: any(out.rglob("*.arrow")))
+        if moment != "journal":
             process.terminate()
-            if way == "STOPPING":
-                until_seen(process, lambda: model.status not in ALIVE)
+            if moment == "STOPPING":
+                wait_until(process, lambda: model.status not in ALIVE)
             ends_within(process, rng.uniform(0, 0.1))
     process.kill()
     process.wait()

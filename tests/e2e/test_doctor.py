@@ -128,7 +128,7 @@ def test_what_would_refuse_a_run_fails_with_what_to_do(demo, pictures, tmp_path)
     assert lines["sources"][0] == "fail"
     assert "check the prefix" in lines["sources"][1]
     assert lines["output"][0] == "fail"
-    assert "it is a file; name a directory" in lines["output"][1]
+    assert "it is a file; pass a directory" in lines["output"][1]
     assert "images" not in lines
     assert "call" not in found(typed("doctor", pictures, "--model", demo.arn)), "the model's state says it"
     run = typed("run", pictures, "--model", demo.arn, "--out", tmp_path / "out")

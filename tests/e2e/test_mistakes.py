@@ -100,7 +100,7 @@ def test_a_run_id_that_cannot_be_one(told, tmp_path, command, run_id):
     (tmp_path / "out" / "runs").mkdir(parents=True)
     flag = ["--run"] if command not in {"status", "retry"} else []
     sentence = told(command, "out", *flag, run_id, code=2)
-    assert f"{run_id!r} can't be a run id: use 1 to 255 bytes of printable text" in sentence
+    assert f"{run_id!r} is not a valid run id; use 1 to 255 bytes of printable text" in sentence
 
 
 @pytest.mark.parametrize("command", ["status", "retry"])

@@ -110,7 +110,7 @@ def test_a_run_id_of_another_job_is_refused_with_the_difference(cli, job, env, o
     assert cli(*job, env=env).code == 0
     refused = cli(*job, "--min-confidence", 10, "--limit", 3, env=env)
     assert refused.code == 2
-    assert "limit was left out and is 3, min_confidence was left out and is 10.0" in refused.err
+    assert "limit was not set and is 3, min_confidence was not set and is 10.0" in refused.err
     assert "--run-id" in refused.err
     elsewhere = cli("run", demo.data.images, *job[2:], env=env)
     assert elsewhere.code == 2

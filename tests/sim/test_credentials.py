@@ -149,9 +149,9 @@ def test_a_run_that_still_waits_for_its_model_ends_likewise() -> None:
     end, _, now_s = night(1e9, gone_at_s=10.0, start_s=60.0)
     assert isinstance(end, BatchclError)
     assert end.exit_code is ExitCode.STOPPED
-    assert "the model cats@v1 is still STARTING, which can't be stopped, and will be RUNNING" in str(end)
+    assert "the model cats@v1 is still STARTING, so it could not be stopped and will be RUNNING" in str(end)
     assert "token expired" in str(end)
-    assert "the same command stops it, or `batchcl model reap` does after " in str(end)
+    assert "it is stopped by the same command or by `batchcl model reap` after " in str(end)
     assert 310 < now_s < 660
 
 
@@ -162,5 +162,5 @@ def test_a_model_that_can_not_be_stopped_for_lack_of_credentials_is_named_with_w
     assert house.models.status(NAME) == "RUNNING"
     assert "the model cats@v1 could not be stopped and may be RUNNING, which costs $4.00 per unit and hour" in str(end)
     assert "loading the AWS credentials of profile no profile with credential_process failed: token expired" in str(end)
-    assert "the same command stops it, or `batchcl model reap` does after 2026-11-21T00:1" in str(end)
+    assert "it is stopped by the same command or by `batchcl model reap` after 2026-11-21T00:1" in str(end)
     assert "network" not in str(end)

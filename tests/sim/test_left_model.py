@@ -168,7 +168,7 @@ def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
             end = await left.run()
             group.cancel_scope.cancel()
         assert isinstance(end, StoppedError)
-        assert "held by another runner" in str(end)
+        assert "in use by another process" in str(end)
         assert (left.status, await left.owns_model()) == ("RUNNING", True)
 
     in_house(main)
@@ -202,7 +202,7 @@ def test_a_runner_that_was_taken_for_dead_leaves_the_model_to_one_that_will_stop
             contested.files[f"{PATHS.sessions}/00001.json"] = orjson.dumps(lease | other)
         (end,) = ends
         assert isinstance(end, StoppedError)
-        assert "was taken over by another runner" in str(end)
+        assert "was taken over by another process" in str(end)
         assert contested.status == status
 
     in_house(main)

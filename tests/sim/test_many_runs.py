@@ -251,9 +251,9 @@ def test_a_damaged_run_is_shown_as_such_beside_the_others():
             "n2": "done",
         }
         assert states["n1"].reason is not None
-        assert "runs/n1/summary.json is damaged" in states["n1"].reason
+        assert "runs/n1/summary.json is corrupt" in states["n1"].reason
         assert await newest_run(root.store()) == "n2"
-        with pytest.raises(OutputError, match=r"runs/n1/summary.json is damaged"):
+        with pytest.raises(OutputError, match=r"runs/n1/summary.json is corrupt"):
             await look(root.store(), "n1", now=utcnow())
         root.files["runs/n1/run.json"] = DAMAGED
         removed(root, "runs/.starts/")
@@ -285,7 +285,7 @@ def test_a_damaged_run_with_rows_to_publish_blocks_exact_starts_only(name):
         refused = await replace(root, run_id="next", images=[photo(700)]).run()
         assert isinstance(refused, BatchclError)
         assert f"runs/killed/{name}" in str(refused)
-        assert "run killed may have scored images that are not in the tables" in str(refused)
+        assert "recovering run killed failed, so images that it has scored may be missing" in str(refused)
         assert "or run without --incremental" in str(refused)
         retried = replace(plain, service=Service())
         assert isinstance(await retried.retry(), Summary), (

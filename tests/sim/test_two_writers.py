@@ -98,7 +98,7 @@ def test_each_image_has_one_row_and_the_slower_runner_stops_with_the_reason(seed
     for end in ends:
         if not isinstance(end, Summary):
             assert isinstance(end, StoppedError), repr(end)
-            assert "another runner is at work on this run" in str(end)
+            assert "another process is working on the same run" in str(end)
     calls = contested.service.calls.values()
     assert max(calls) <= 3, "each session calls for an image once at most"
     if all(isinstance(end, Summary) for end in ends):

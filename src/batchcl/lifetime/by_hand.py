@@ -1,4 +1,4 @@
-"""Start a model without a run around it: what `batchcl model start` does."""
+"""Start a model without a run: the implementation of `batchcl model start`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from batchcl.stop_signal import StopSignal
 
 __all__ = ["end_lease", "start", "start_for"]
 
-_RELEASE_S: Final = 10.0
+_RELEASE_TIMEOUT_S: Final = 10.0
 
 
 async def start(client: Any, arn: ModelArn, units: Units) -> None:
-    """Ask the service to start the model; billing begins when it is RUNNING. Returns at once: see `wait`.
+    """Send a start and return when the service has accepted it; billing begins when the model is RUNNING (see `wait`).
 
-    A start whose answer was lost is decided by what the model does, and sent again where it doesn't start.
+    If the response is lost, the model's status decides; the start is sent again if the model stays down.
 
     Raises:
-        ModelError: it runs already, or can't be started.
-        UnreachableError: whether it was started can't be told.
+        ModelError: the model is running already, or can't be started.
+        UnreachableError: it is unknown whether it was started.
     """
     await _manager(client, arn, units, None).start()
 
@@ -46,33 +46,39 @@ async def start_for(
     now: Callable[[], dt.datetime],
     remove_schedule: RemoveSchedule | None = None,
 ) -> LeaseTag:
-    """Start a model by hand under a lease that ends `seconds` from now; `batchcl model reap` stops it then.
+    """Start a model with a lease that ends `seconds` from now; `batchcl model reap` then stops the model.
 
     Args:
         client: an open Rekognition client.
         arn: the model.
-        units: to start it with.
-        seconds: how long the lease lasts, the start included.
-        holder: who wants it, in words.
+        units: inference units to start it with.
+        seconds: duration of the lease, including the start.
+        holder: text that identifies the holder in the tag.
         now: the service's clock.
-        remove_schedule: deletes the schedule of this name, which a dead run may have left.
+        remove_schedule: deletes schedules by name, which dead runs may have left.
+
+    Returns:
+        The lease.
 
     Raises:
-        ModelError: it runs already, or can't be started.
-        UnreachableError: whether it was started can't be told; the lease stays.
-        RefusedError: it can't be tagged; it isn't started then.
+        ModelError: the model is running already, or can't be started.
+        UnreachableError: it is unknown whether it was started; the lease stays.
+        RefusedError: the model can't be tagged; it was not started.
     """
-    found = await describe(client, arn)  # before the tag: a model that somebody else started gets no lease of ours
-    if found.status in IN_USE:
-        raise ModelError(f"{arn.name} is {found.status} already; a lease is given to a model that is started")
+    model = await describe(client, arn)  # before tagging: a model that others have started gets no lease
+    if model.status in IN_USE:
+        raise ModelError(
+            f"starting {arn.name} with a lease failed: it is {model.status} already; stop it first, or leave it to "
+            "whoever started it"
+        )
     await clear_leases(client, arn, remove_schedule=remove_schedule)
     lease = ModelLease(client, arn, key=MANUAL_KEY, holder=holder, length_s=seconds, now=now)
     manager = _manager(client, arn, units, lease)
     try:
         await manager.start()
     except BaseException:
-        if manager.state in {ModelState.NOT_OURS, ModelState.CLAIMED}:  # cancelled before a start was sent
-            with anyio.move_on_after(_RELEASE_S, shield=True):
+        if manager.state in {ModelState.NOT_OURS, ModelState.CLAIMED}:  # no start was sent
+            with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True):
                 await lease.release()
         raise
     assert lease.until is not None
@@ -80,7 +86,7 @@ async def start_for(
 
 
 async def end_lease(client: Any, arn: ModelArn) -> None:
-    """Remove the lease that `start_for` gave, if it did; raises `RefusedError`."""
+    """Remove the lease of `start_for`, if there is one. Raises `RefusedError`."""
     await untag(client, arn.text, [MANUAL_KEY])
 
 

@@ -1,10 +1,10 @@
-"""Leases of models: tags that say until when somebody needs a model to run. Pure; `leasing` reads and writes them.
+"""Leases of models: tags that say until when a run needs a model. Pure; `model_lease` reads and writes them.
 
-A model that a run started carries the tag `batchcl:lease/<holder>` with the value `<until> <role> <who>`, such as
-`2026-11-21T03:15:00Z started run 2026-11-21 in s3://acme-tables/labels`. The run renews it while it lives. Once all
-leases of a model have ended, nobody is there any more who would stop it, and `batchcl model reap` does.
+A model that a run has started has the tag `batchcl:lease/<digest of the holder>` with the value
+`<until> <role> <holder>`, such as `2026-11-21T03:15:00Z started run 2026-11-21 in s3://acme-tables/labels`. The run
+renews it regularly. When all leases of a model have expired, its runs are dead, and `batchcl model reap` stops it.
 
-A model without a lease of somebody who started it was started by other means, and is nobody's business here.
+A model without a lease of the run that started it was started by other means; batchcl never stops it.
 
 Tags are limited to 50 a resource, keys to 128 and values to 256 characters: letters, digits, spaces and `_.:/=+-@`.
 Source: the service model of TagResource; the developer guide on tagging models.
@@ -41,36 +41,36 @@ PREFIX: Final = "batchcl:lease/"
 MANUAL_KEY: Final = f"{PREFIX}by-hand"
 """The lease of `batchcl model start --for`."""
 
-_SHORTEST_S: Final = 60.0
-_LONGEST_S: Final = 24 * 3600.0
-_LONGEST_VALUE: Final = 256
-_UNFIT: Final = re.compile(r"[^\w .:/=+@-]")
+_MIN_S: Final = 60.0
+_MAX_S: Final = 24 * 3600.0
+_MAX_VALUE_CHARACTERS: Final = 256
+_INVALID_CHARACTERS: Final = re.compile(r"[^\w .:/=+@-]")
 
 
 class Role(StrEnum):
-    """What the holder has to do with the model."""
+    """The holder's relation to the model."""
 
     STARTED = "started"
-    """It started the model, and stops it at its end."""
+    """It started the model and will stop it."""
     SCHEDULED = "started+schedule"
-    """Likewise, and a schedule named after the lease stops the model at the holder's deadline."""
+    """STARTED, and a schedule named after the lease stops the model at the holder's deadline."""
     LEAVING = "leaving"
-    """It is at its end: it stops the model unless somebody else holds it, who then does."""
+    """It is ending: it stops the model unless another holder needs it, which then stops it."""
     LEAVING_SCHEDULED = "leaving+schedule"
-    """Likewise, and its schedule is still there."""
+    """LEAVING, and its schedule still exists."""
     USING = "using"
-    """It found the model running by another one's lease, and needs it for some time yet."""
+    """It needs the model, which another holder has started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseTag:
-    """One lease. What can't be read has neither role nor end: it holds the model until somebody removes it.
+    """One lease. A tag that can't be decoded has neither role nor end: the model is not stopped until it is removed.
 
     Attributes:
         key: of the tag.
-        role: None where the value can't be read.
-        until: when it ends, by the service's clock; None where the value can't be read.
-        holder: who has it, in words.
+        role: None if the value can't be decoded.
+        until: when the lease expires, by the service's clock; None if the value can't be decoded.
+        holder: text that identifies the holder.
     """
 
     key: str
@@ -80,20 +80,21 @@ class LeaseTag:
 
     @property
     def value(self) -> str:
-        """Of the tag."""
+        """Value of the tag."""
         assert self.role is not None
         assert self.until is not None
-        who = _UNFIT.sub("_", self.holder)
-        return f"{self.until.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ} {self.role} {who}"[:_LONGEST_VALUE].rstrip()
+        holder = _INVALID_CHARACTERS.sub("_", self.holder)
+        value = f"{self.until.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ} {self.role} {holder}"
+        return value[:_MAX_VALUE_CHARACTERS].rstrip()
 
     @property
     def started(self) -> bool:
-        """Whether it tells that a run of batchcl started the model."""
+        """Whether the holder started the model."""
         return self.role is not None and self.role is not Role.USING
 
     @property
     def is_leaving(self) -> bool:
-        """Whether its holder is at its end."""
+        """Whether the holder is ending."""
         return self.role in {Role.LEAVING, Role.LEAVING_SCHEDULED}
 
     @property
@@ -102,30 +103,30 @@ class LeaseTag:
         return self.role in {Role.SCHEDULED, Role.LEAVING_SCHEDULED}
 
     def holds(self, now: dt.datetime) -> bool:
-        """Whether its holder is alive at `now`, needs the model, and will see to its end."""
+        """Whether the lease is live at `now` and its holder still needs the model and will stop it."""
         return self.role is not None and not self.is_leaving and not self.ended(now)
 
     def ended(self, now: dt.datetime) -> bool:
-        """Whether it is over at `now`, by the service's clock."""
+        """Whether the lease has expired at `now`, by the service's clock."""
         return self.until is not None and self.until <= now
 
 
 class ReapAction(StrEnum):
-    """What is to be done with a model."""
+    """What the reaper does with a model."""
 
     STOP = "stop"
-    """It runs, and nobody is left who would stop it."""
+    """Stop it: it is RUNNING, and all its leases have expired."""
     WAIT = "wait"
-    """Likewise, but it is STARTING, and can't be stopped before it runs."""
+    """Wait: all its leases have expired, but it is STARTING and can't be stopped yet."""
     CLEAR = "clear"
-    """It doesn't run; leases that have ended are to be removed, or whoever starts it next would seem to be dead."""
+    """Remove expired leases from a model that is down; otherwise the next one who starts it would be taken for dead."""
     LEAVE = "leave"
-    """Nothing."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReapDecision:
-    """What is to be done, why, and which leases have ended."""
+    """What the reaper does with a model, why, and which of its leases have expired."""
 
     action: ReapAction
     reason: str
@@ -133,39 +134,43 @@ class ReapDecision:
 
 
 def lease_seconds(text: str) -> float | None:
-    """The seconds of `15m`, or None for `none`. Raises `UsageError`, also for what could hardly be renewed in time."""
+    """Parse the duration of a lease, such as `15m`; None for `none`.
+
+    Raises:
+        UsageError: it is not a duration from 1m to 24h. Leases are renewed three times per duration.
+    """
     if text == "none":
         return None
     seconds = seconds_of(text)
-    if not _SHORTEST_S <= seconds <= _LONGEST_S:
-        raise UsageError(f"a lease lasts from 1m to 24h, as it is renewed three times in that; {text!r} does not fit")
+    if not _MIN_S <= seconds <= _MAX_S:
+        raise UsageError(f"{text!r} is not a valid duration of a lease; use 1m to 24h, or none")
     return seconds
 
 
 def lease_key(holder: str) -> str:
-    """The key of a holder's lease: the same for each session of a run."""
+    """The tag key of a holder's lease. All sessions of a run have the same one."""
     return f"{PREFIX}{hashlib.sha256(holder.encode()).hexdigest()[:16]}"
 
 
 def schedule_name_of(key: str) -> str:
-    """The schedule that belongs to a lease; the same for each session of a run."""
+    """The name of the schedule that belongs to a lease, given the lease's tag key."""
     return f"batchcl-stop-{key.removeprefix(PREFIX)}"
 
 
 def leases_in(tags: Mapping[str, str]) -> tuple[LeaseTag, ...]:
     """The leases among a model's tags, sorted by key."""
-    return tuple(_read(key, value) for key, value in sorted(tags.items()) if key.startswith(PREFIX))
+    return tuple(_decode(key, value) for key, value in sorted(tags.items()) if key.startswith(PREFIX))
 
 
 def decide(status: str, leases: Collection[LeaseTag], now: dt.datetime) -> ReapDecision:
-    """What is to be done with a model of this status that carries these leases, at `now` by the service's clock."""
+    """What the reaper does with a model of this status and these leases, at `now` by the service's clock."""
     ended = tuple(lease for lease in leases if lease.ended(now))
     if status not in UP:
         if ended:
-            return ReapDecision(action=ReapAction.CLEAR, reason="it doesn't run, and the lease has ended", ended=ended)
-        return ReapDecision(action=ReapAction.LEAVE, reason="it doesn't run")
-    if (unread := next((lease for lease in leases if lease.until is None), None)) is not None:
-        reason = f"the tag {unread.key} can't be read; remove it, or stop the model, by hand"
+            return ReapDecision(action=ReapAction.CLEAR, reason="not running, and its lease has expired", ended=ended)
+        return ReapDecision(action=ReapAction.LEAVE, reason="not running")
+    if (invalid := next((lease for lease in leases if lease.until is None), None)) is not None:
+        reason = f"its tag {invalid.key} is not a valid lease; remove the tag or stop the model yourself"
         return ReapDecision(action=ReapAction.LEAVE, reason=reason)
     if not any(lease.started for lease in leases):
         return ReapDecision(action=ReapAction.LEAVE, reason="no lease: started by other means")
@@ -175,20 +180,21 @@ def decide(status: str, leases: Collection[LeaseTag], now: dt.datetime) -> ReapD
             action=ReapAction.LEAVE, reason=f"{word} until {alive.until:%Y-%m-%dT%H:%M:%SZ} by {alive.holder}"
         )
     last = max(lease.until for lease in ended if lease.until is not None)
-    reason = f"the lease ended at {last:%Y-%m-%dT%H:%M:%SZ}: {next(each for each in ended if each.started).holder}"
+    holder = next(each for each in ended if each.started).holder
+    reason = f"its lease expired at {last:%Y-%m-%dT%H:%M:%SZ} (holder: {holder})"
     if status == "STARTING":
-        reason = f"{reason}; STARTING can't be stopped before it is RUNNING"
+        reason = f"{reason}; a model that is STARTING can't be stopped before it is RUNNING"
         return ReapDecision(action=ReapAction.WAIT, reason=reason, ended=ended)
     return ReapDecision(action=ReapAction.STOP, reason=reason, ended=ended)
 
 
-def _read(key: str, value: str) -> LeaseTag:
-    until, _, rest = value.partition(" ")
+def _decode(key: str, value: str) -> LeaseTag:
+    until_text, _, rest = value.partition(" ")
     role, _, holder = rest.partition(" ")
     try:
-        moment = dt.datetime.fromisoformat(until)
-        if moment.tzinfo is None:
-            raise ValueError(until)  # noqa: TRY301 - read like any other value that is none of ours
-        return LeaseTag(key=key, role=Role(role), until=moment, holder=holder)
+        until = dt.datetime.fromisoformat(until_text)
+        if until.tzinfo is not None:
+            return LeaseTag(key=key, role=Role(role), until=until, holder=holder)
     except ValueError:
-        return LeaseTag(key=key, role=None, until=None, holder=value)
+        pass
+    return LeaseTag(key=key, role=None, until=None, holder=value)

@@ -1,4 +1,4 @@
-"""The lease that one run holds on a model, in the model's tags. What the tags look like and mean is in `leases`."""
+"""The lease that one run holds on a model, in the model's tags. `lease_tags` describes the format of the tags."""
 
 from __future__ import annotations
 
@@ -20,33 +20,30 @@ from batchcl.lifetime.state_machine import ModelEvent
 __all__ = ["ModelLease", "RemoveSchedule", "ScheduledStopper", "clear_leases", "drop_leases"]
 
 _RENEWALS: Final = 3
-"""A lease is renewed this often in its length, so that two renewals may fail before it ends."""
+"""Renewals per duration of a lease: two may fail before it expires."""
 
 _JITTER: Final = 0.2
-"""Runs that began together don't renew together for ever."""
+"""Runs that were started together should not renew at the same moments."""
 
 _RETRY_FACTOR: Final = 4
-"""After a failed renewal the next one comes this many times sooner."""
+"""After a failed renewal, the next one follows this many times sooner."""
 
 _WRITE_PAUSES_S: Final = (0.5, 1.0)
-"""Between attempts to write a tag, which the SDK doesn't repeat: each one looks first whether the lease has lapsed."""
-
-_ROLES: Final = {False: (Role.STARTED, Role.LEAVING), True: (Role.SCHEDULED, Role.LEAVING_SCHEDULED)}
-
+"""Pauses between attempts to write a tag. SDK retries are off: each attempt must first check that the lease is live."""
 
 RemoveSchedule: TypeAlias = Callable[[str], Awaitable[object]]
-"""Deletes the schedule of this name, or finds that it is gone."""
+"""Deletes the schedule of this name if it exists."""
 
 
 class ScheduledStopper(Protocol):
     """A schedule in AWS that stops the model at the run's deadline."""
 
     async def arm(self) -> None:
-        """Make the schedule, or change its time. Raises `RefusedError`."""
+        """Create the schedule, or update its time. Raises `RefusedError`."""
         ...
 
     async def disarm(self) -> None:
-        """Remove the schedule. Raises `RefusedError`."""
+        """Delete the schedule. Raises `RefusedError`."""
         ...
 
 
@@ -57,10 +54,10 @@ class ModelLease:
         client: an open Rekognition client for the control plane.
         arn: the model.
         key: of the tag.
-        holder: the run, in words that tell it from all others of the account.
-        length_s: the model may run this long after the last renewal; None for no lease.
-        schedule: stops the model at the deadline too.
-        remove_schedule: deletes the schedule of this name, which a dead run has left; see `drop_leases`.
+        holder: text that identifies the run within the account.
+        length_s: duration of the lease after each renewal; None for no lease.
+        schedule: a scheduled stop at the run's deadline, in addition to the lease.
+        remove_schedule: deletes schedules by name, which dead runs may have left; see `drop_leases`.
         now: the service's clock.
         rng: for jitter.
     """
@@ -90,32 +87,32 @@ class ModelLease:
         self._role: Role | None = None
         self._until: dt.datetime | None = None
         self._inherited: tuple[str, ...] = ()
-        self._stays = False
+        self._keep_tag = False
 
     @property
     def is_enabled(self) -> bool:
-        """Whether the model has a lease at all."""
+        """Whether the run uses a lease."""
         return self._length_s is not None
 
     @property
     def until(self) -> dt.datetime | None:
-        """When it ends unless it is renewed, by the service's clock."""
+        """When the lease expires unless it is renewed, by the service's clock; None if it was never written."""
         return self._until
 
     @property
     def has_lapsed(self) -> bool:
-        """Whether it has ended since it was written last, so that the reaper may have stopped the model."""
+        """Whether the lease has expired since the last renewal, so that the reaper may have stopped the model."""
         return self._until is not None and self._now() >= self._until
 
     @property
     def has_schedule(self) -> bool:
-        """Whether a schedule stops the model, too."""
+        """Whether there is also a scheduled stop."""
         return self._schedule is not None
 
     async def find_own(self) -> bool:
-        """Whether the tag of an earlier session is on the model, ended or not. If so it is this one's.
+        """Adopt the tag of an earlier session of this run, even if it has expired; False if there is none.
 
-        False where the tags may not be listed: a model that may be somebody else's is not stopped.
+        Also False if listing tags is not permitted: the model may then belong to others and must not be stopped.
         """
         if not self.is_enabled:
             return False
@@ -131,53 +128,53 @@ class ModelLease:
         return True
 
     async def claim(self) -> None:
-        """Take the lease as the one who starts the model, or renew it; make the schedule.
+        """Take the lease as the starter of the model, or renew it; create the schedule.
 
         Raises:
-            RefusedError: the model can't be tagged, or the schedule can't be made.
+            RefusedError: the model can't be tagged, or the schedule can't be created.
         """
-        self._stays = False
-        await self._clear_ended()
+        self._keep_tag = False
+        await self._remove_expired()
         if self.is_enabled:
             before = self._role
             try:
-                await self._write(_ROLES[self._schedule is not None][0], is_new=True)
+                await self._write(Role.SCHEDULED if self.has_schedule else Role.STARTED, is_new=True)
                 await self._check_written()
             except RefusedError as error:
-                if not isinstance(error, UnreachableError):  # a definite answer: nothing was written
+                if not isinstance(error, UnreachableError):  # a definite response: nothing was written
                     self._role = before
                 raise type(error)(
-                    f"{error}; the model isn't started without its lease, as nobody could stop it if this process "
-                    "died: correct that, or go without by --lease none"
+                    f"{error}; the model was not started without its lease, because nothing would stop it if this "
+                    "process died; fix the cause, or pass --lease none"
                 ) from error
         if self._schedule is not None:
             await self._schedule.arm()
 
     async def share(self) -> ModelEvent:
-        """Take a lease as a user where a run has one; keep the one of an earlier session that may not be stopped here.
+        """Take a lease with the role `using` if another run has a lease; renew the tag of an earlier session.
 
         Raises:
-            RefusedError: it can't be told whether the model is leased.
+            RefusedError: the tags can't be read or written, so it is unknown whether the model has leases.
         """
         if not self.is_enabled:
-            return ModelEvent.SHARE_NONE
+            return ModelEvent.NO_LEASE
         leases = await self._read()
         own = next((lease for lease in leases if lease.key == self._key and lease.started), None)
         if own is not None:
             assert own.role is not None
             await self._write(own.role, is_new=True)
-            self._stays = True
-            return ModelEvent.SHARE_NONE  # it still says that a run started the model, and stays
+            self._keep_tag = True  # an earlier session started the model; this one can't stop it, but the reaper must
+            return ModelEvent.NO_LEASE
         if not any(lease.started for lease in leases):
-            return ModelEvent.SHARE_NONE
+            return ModelEvent.NO_LEASE
         await self._write(Role.USING, is_new=True)
-        return ModelEvent.SHARE_TAKEN
+        return ModelEvent.SHARED_LEASE
 
     async def renew(self) -> bool:
-        """Write the tag with a new end; False where the lease had lapsed and its tag is gone.
+        """Write the tag with a new end; False if the lease has expired and its tag is gone.
 
-        A tag that is gone while the lease never lapsed was removed by somebody who meant something else: the reaper
-        stops a model only after its lease.
+        If the tag is gone but the lease never expired, it is written again: the reaper acts only on expired leases, so
+        the tag was removed by mistake.
 
         Raises:
             RefusedError: the tags can't be read or written.
@@ -187,62 +184,64 @@ class ModelLease:
         return await self._write(self._role)
 
     async def leave(self) -> ModelEvent:
-        """Change the tag to `leaving` and read all tags: who sees no other live lease stops the model.
+        """Change the tag to `leaving` and read all tags: a run that finds no other live lease stops the model.
 
-        Of two runs that leave at once each writes before it reads, so at least one sees that it is the last.
+        If two runs leave at the same time, each writes before it reads, so at least one finds no other live lease.
 
         Raises:
             RefusedError: the tags can't be read or written.
         """
         if self._role is None:
-            return ModelEvent.ALONE
+            return ModelEvent.LAST_LEASE
         is_user = self._role is Role.USING
-        leaving = _ROLES[self._role in {Role.SCHEDULED, Role.LEAVING_SCHEDULED}][1]
-        if not await self._write(leaving, as_role=Role.USING if is_user else leaving):
+        scheduled = self._role in {Role.SCHEDULED, Role.LEAVING_SCHEDULED}
+        leaving = Role.LEAVING_SCHEDULED if scheduled else Role.LEAVING
+        if not await self._write(leaving, own_role=Role.USING if is_user else leaving):
             return ModelEvent.TAG_GONE
         try:
             others = [lease for lease in await self._read() if lease.key != self._key]
         except CredentialsError as error:
             if not error.is_access_denied:
                 raise
-            return ModelEvent.ALONE  # an identity that may write tags only
+            return ModelEvent.LAST_LEASE  # this identity may write tags but not list them
         now = self._now()
         if any(lease.holds(now) for lease in others):
-            return ModelEvent.OTHERS
+            return ModelEvent.OTHER_LEASES
         self._inherited = tuple(lease.key for lease in others if lease.is_leaving)
-        return ModelEvent.INHERITED if self._inherited else ModelEvent.ALONE
+        return ModelEvent.INHERITED if self._inherited else ModelEvent.LAST_LEASE
 
     async def hand_over(self) -> None:
-        """Leave the model to the others: the schedule goes, the tag stays `leaving` until the last one out removes it.
+        """Leave the model to other holders: delete the schedule, and keep the tag `leaving` for the last one to remove.
 
-        Another tag that says `started` may be that of a run which has not sent its start yet, and then finds the model
-        running.
+        The tag is needed: another tag with the role `started` may belong to a run that has not sent its start yet and
+        will find the model running.
 
         Raises:
-            RefusedError: the schedule could not be removed.
+            RefusedError: the schedule could not be deleted.
         """
         if self._schedule is not None:
             await self._schedule.disarm()
             await self._write(Role.LEAVING)
 
     async def release(self) -> None:
-        """Remove the schedule, the own tag, and those of runs that have left the model to this one.
+        """Delete the schedule, the own tag, and the tags of runs that have left the model to this one.
 
         Raises:
-            RefusedError: something could not be removed, and stays.
+            RefusedError: the schedule or a tag could not be removed.
         """
         try:
             if self._schedule is not None:
                 await self._schedule.disarm()
         finally:
-            if self._role is not None and not self._stays:
-                await self._remove([self._key, *self._inherited])
+            if self._role is not None and not self._keep_tag:
+                await untag(self._client, self._arn.text, [self._key, *self._inherited])
+                self._role = None
 
     async def drop_own(self) -> None:
-        """Remove the tag that an earlier session has left on a model that is down, and its schedule.
+        """Remove the tag and the schedule that an earlier session has left on a model that is down.
 
         Raises:
-            RefusedError: something could not be removed, and stays.
+            RefusedError: the schedule or the tag could not be removed.
         """
         if self.is_enabled and (own := await self._read_own()) is not None:
             await drop_leases(self._client, self._arn, [own], remove_schedule=self._remove_schedule)
@@ -261,7 +260,7 @@ class ModelLease:
         return next((lease for lease in await self._read() if lease.key == self._key), None)
 
     async def _check_written(self) -> None:
-        """Raise where the tag is not there although it was written; who may not list tags goes without."""
+        """Raise `UnreachableError` if the tag that was written is missing. Skipped if listing tags is not permitted."""
         try:
             own = await self._read_own()
         except CredentialsError as error:
@@ -269,22 +268,22 @@ class ModelLease:
                 raise
             return
         if own is None:
-            raise UnreachableError(f"tagging {self._arn.text} failed: the tag {self._key} is not there after it")
+            raise UnreachableError(f"tagging {self._arn.text} failed: the tag {self._key} is missing after the call")
 
-    async def _write(self, role: Role, *, as_role: Role | None = None, is_new: bool = False) -> bool:
-        """Write the tag with `role` and a new end; False where the lease had lapsed and its tag is gone.
+    async def _write(self, role: Role, *, own_role: Role | None = None, is_new: bool = False) -> bool:
+        """Write the tag with `role` and a new end; False if the lease has expired and its tag is gone.
 
         Args:
-            role: that the tag tells.
-            as_role: what the holder stays for itself; `role` if None.
-            is_new: take the lease, whatever became of an earlier one.
+            role: the role in the tag.
+            own_role: the role that this object keeps; `role` if None.
+            is_new: write the tag even if the lease has expired and its tag is gone.
         """
         assert self._length_s is not None
         for pause_s in (*_WRITE_PAUSES_S, None):
             if not is_new and self.has_lapsed and await self._read_own() is None:
                 self._role = None
                 return False
-            self._role = as_role or role  # before the call: without an answer, the tag may be there all the same
+            self._role = own_role or role  # set before the call, whose response may be lost
             until = self._now() + dt.timedelta(seconds=self._length_s)
             lease = LeaseTag(key=self._key, role=role, until=until, holder=self._holder)
             try:
@@ -298,12 +297,8 @@ class ModelLease:
                 break
         return True
 
-    async def _remove(self, keys: Sequence[str]) -> None:
-        await untag(self._client, self._arn.text, keys)
-        self._role = None
-
-    async def _clear_ended(self) -> None:
-        """Remove what would have the model stopped: leases that have ended and, without a lease, the own one."""
+    async def _remove_expired(self) -> None:
+        """Remove leases that would make the reaper stop the model: expired ones and, without a lease, the own one."""
         with suppress(RefusedError):
             now = self._now()
             unwanted = [
@@ -321,15 +316,15 @@ async def clear_leases(
     remove_schedule: RemoveSchedule | None = None,
     keep: Collection[str] = (),
 ) -> tuple[LeaseTag, ...]:
-    """Remove the leases of a model that doesn't run, but for the keys `keep`; returns what was removed.
+    """Remove the leases of a model that is down, except those with keys in `keep`; returns the removed ones.
 
-    A lease that is left from an earlier time would have the model stopped that is started now.
+    An expired lease would make the reaper stop the model after the next start.
 
     Args:
         client: an open Rekognition client.
         arn: the model.
-        remove_schedule: deletes the schedule of this name; see `drop_leases`.
-        keep: keys of leases that stay.
+        remove_schedule: deletes schedules by name; see `drop_leases`.
+        keep: tag keys of leases to keep.
 
     Raises:
         RefusedError: its tags can't be listed or removed.
@@ -341,17 +336,17 @@ async def clear_leases(
 async def drop_leases(
     client: Any, arn: ModelArn, leases: Sequence[LeaseTag], *, remove_schedule: RemoveSchedule | None
 ) -> tuple[LeaseTag, ...]:
-    """Remove these leases of a model, each after the schedule that belongs to it; returns what was removed.
+    """Remove leases of a model, after deleting the schedules that belong to them; returns the removed ones.
 
-    Without `remove_schedule`, leases that have one stay: they are the only record of it.
+    Without `remove_schedule`, leases with a schedule are kept, because they are the only record of it.
 
     Raises:
-        RefusedError: a schedule or a tag can't be removed; the leases stay.
+        RefusedError: a schedule or a tag can't be removed; no lease was removed.
     """
-    gone = tuple(lease for lease in leases if not lease.has_schedule or remove_schedule is not None)
-    for lease in gone:
+    removable = tuple(lease for lease in leases if not lease.has_schedule or remove_schedule is not None)
+    for lease in removable:
         if lease.has_schedule and remove_schedule is not None:
             await remove_schedule(schedule_name_of(lease.key))
-    if gone:
-        await untag(client, arn.text, [lease.key for lease in gone])
-    return gone
+    if removable:
+        await untag(client, arn.text, [lease.key for lease in removable])
+    return removable

@@ -1,6 +1,6 @@
-"""A scheduled stop in AWS itself: EventBridge Scheduler stops the model at the run's deadline, if nobody else has.
+"""The scheduled stop: a schedule in EventBridge Scheduler that stops the model at the run's deadline.
 
-It needs no machine of the user's, as a lease does for its reaping; but it knows only the deadline.
+It works without any machine of the user's; `batchcl model reap` needs one. It acts at the deadline only.
 
 Source: EventBridge Scheduler's user guide, "Using universal targets" and "Deleting a schedule", and its service model.
 """
@@ -23,15 +23,15 @@ from batchcl.lifetime.lease_tags import lease_key, schedule_name_of
 __all__ = ["GRACE_S", "ScheduledStop", "remove_schedule"]
 
 GRACE_S: Final = 300.0
-"""A run that reaches its deadline has so long to end its calls and stop the model itself."""
+"""Time between the run's deadline and the scheduled stop, for the run to end its calls and stop the model itself."""
 
-_KEEPS_TRYING_S: Final = 2700
-"""A model that is STARTING at that moment refuses to stop, and starting was seen to take 30 minutes. Not longer: tries
-that go on for the service's default of a day would stop the model of the next night's run."""
+_MAX_EVENT_AGE_S: Final = 2700
+"""How long the scheduler retries. A model that is STARTING can't be stopped, and starts of 30 minutes were observed.
+Retries for the service's default of a day would stop the model of the next night's run."""
 
-_TRIES: Final = 30
-_GONE: Final = "ResourceNotFoundException"
-_TAKEN: Final = "ConflictException"
+_MAX_RETRIES: Final = 30
+_NOT_FOUND: Final = "ResourceNotFoundException"
+_EXISTS: Final = "ConflictException"
 
 
 class ScheduledStop:
@@ -40,11 +40,11 @@ class ScheduledStop:
     Args:
         client: an open EventBridge Scheduler client in the model's region.
         arn: the model.
-        role: ARN of the IAM role that the scheduler takes on to stop the model.
-        holder: the run, in words that tell it from all others of the account.
-        left_s: seconds until the run's deadline, now.
+        role: ARN of the IAM role that the scheduler assumes to stop the model.
+        holder: text that identifies the run within the account.
+        left_s: returns the seconds until the run's deadline.
         now: the service's clock.
-        observer: told of the schedule.
+        observer: receives a notice when the schedule is created.
     """
 
     def __init__(
@@ -69,31 +69,32 @@ class ScheduledStop:
         self._armed = False
 
     async def arm(self) -> None:
-        """Make the schedule, or give the one of an earlier session the time of this one.
+        """Create the schedule, or update the one of an earlier session.
 
         Raises:
-            RefusedError: the scheduler refuses, or doesn't answer.
+            RefusedError: the scheduler refuses or doesn't respond.
         """
         at = self._now() + dt.timedelta(seconds=max(0.0, self._left_s()) + GRACE_S)
-        was_armed, self._armed = self._armed, True  # before the call: if its answer is lost, the schedule may be there
+        was_armed, self._armed = self._armed, True  # set before the call, whose response may be lost
         try:
             with translate_errors(f"scheduling the stop of {self._arn.name} by the role {self._role}"):
-                await self._set(self._arguments(at))
+                await self._create_or_update(self._arguments(at))
         except RefusedError as error:
             self._armed = was_armed or isinstance(error, UnreachableError)
             raise
         if not was_armed:
-            moment = f"{at:%Y-%m-%dT%H:%M:%SZ}"
+            time = f"{at:%Y-%m-%dT%H:%M:%SZ}"
             text = (
-                f"EventBridge Scheduler stops {self._arn.name} at {moment} unless this run has (schedule {self._name})"
+                f"if this run does not stop {self._arn.name}, EventBridge Scheduler stops it at {time} "
+                f"(schedule {self._name})"
             )
-            self._observer.notice(Notice("switch", text, {"schedule": self._name, "at": moment}))
+            self._observer.notice(Notice("switch", text, {"schedule": self._name, "at": time}))
 
     async def disarm(self) -> None:
-        """Remove the schedule, if this session has made it.
+        """Delete the schedule if this session has created it.
 
         Raises:
-            RefusedError: it stays, and will stop the model, whoever runs it then.
+            RefusedError: the schedule still exists and will stop the model, even if another run is using it then.
         """
         if not self._armed:
             return
@@ -101,18 +102,21 @@ class ScheduledStop:
             await remove_schedule(self._client, self._name)
         except RefusedError as error:
             raise type(error)(
-                f"the schedule {self._name} could not be removed and will stop {self._arn.name}, whoever runs it then: "
-                f"{error}; remove it with `aws scheduler delete-schedule --name {self._name}`"
+                f"{error}; the schedule will stop {self._arn.name} at its time, even if another run uses the model; "
+                f"delete it with `aws scheduler delete-schedule --name {self._name}`"
             ) from error
         self._armed = False
 
-    async def _set(self, arguments: dict[str, Any]) -> None:
-        """Create the schedule, or change the one that is there; it may strike, and be gone, in between."""
-        for verb, in_vain in ((self._client.create_schedule, _TAKEN), (self._client.update_schedule, _GONE)):
+    async def _create_or_update(self, arguments: dict[str, Any]) -> None:
+        """Create the schedule, or update an existing one; create it again if that one has fired in between."""
+        for operation, expected in (
+            (self._client.create_schedule, _EXISTS),
+            (self._client.update_schedule, _NOT_FOUND),
+        ):
             try:
-                await verb(**arguments)
+                await operation(**arguments)
             except ClientError as error:
-                if error_code(error) != in_vain:
+                if error_code(error) != expected:
                     raise
             else:
                 return
@@ -122,7 +126,7 @@ class ScheduledStop:
         partition = self._arn.text.split(":")[1]
         return {
             "Name": self._name,
-            "Description": f"Stops {self._arn.name} if it outlives the deadline of batchcl's {self._holder}"[:512],
+            "Description": f"Stops {self._arn.name} after the deadline of batchcl's {self._holder}"[:512],
             "ScheduleExpression": f"at({at.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%S})",
             "ScheduleExpressionTimezone": "UTC",
             "FlexibleTimeWindow": {"Mode": "OFF"},
@@ -131,22 +135,22 @@ class ScheduledStop:
                 "Arn": f"arn:{partition}:scheduler:::aws-sdk:rekognition:stopProjectVersion",
                 "RoleArn": self._role,
                 "Input": orjson.dumps({"ProjectVersionArn": self._arn.text}).decode(),
-                "RetryPolicy": {"MaximumEventAgeInSeconds": _KEEPS_TRYING_S, "MaximumRetryAttempts": _TRIES},
+                "RetryPolicy": {"MaximumEventAgeInSeconds": _MAX_EVENT_AGE_S, "MaximumRetryAttempts": _MAX_RETRIES},
             },
         }
 
 
 async def remove_schedule(client: Any, name: str) -> bool:
-    """Delete the schedule; False where there is none, as it has struck or was removed already.
+    """Delete the schedule; False if it doesn't exist, because it has fired or was deleted already.
 
     Raises:
-        RefusedError: the scheduler refuses, or doesn't answer.
+        RefusedError: the scheduler refuses or doesn't respond.
     """
     try:
-        with translate_errors(f"removing the schedule {name}"):
+        with translate_errors(f"deleting the schedule {name}"):
             await client.delete_schedule(Name=name)
     except RefusedError as error:
-        if cause_code(error) != _GONE:
+        if cause_code(error) != _NOT_FOUND:
             raise
         return False
     return True

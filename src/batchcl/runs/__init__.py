@@ -1,1 +1,1 @@
-"""The only room that writes the output root."""
+"""The output root: layout, store, work list, journal, published tables, run lease. Only this package writes to it."""

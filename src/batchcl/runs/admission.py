@@ -1,7 +1,8 @@
-"""How incremental runs and retries start: not while another one may be scoring the same images.
+"""Start of incremental runs and retries: refused while another run of the model may be scoring the same images.
 
-A lock is held while a run becomes visible (its session exists) and looks for others, so that whoever looks later sees
-it. Other runs of the model whose process died are recovered first: the tables then hold all that was scored.
+A run holds a lock while it creates its session and checks for other runs, so of two runs that start at once the second
+one sees the first. Other runs of the model whose process died are recovered first, so that the tables contain
+everything that was scored.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from batchcl.runs.store import Store
 
 __all__ = ["admit", "may_overlap"]
 
-_WAIT_S: Final = 60.0
-"""For the lock, which is held for seconds; a dead holder is waited for besides."""
+_LOCK_TIMEOUT_S: Final = 60.0
+"""A lock is held for seconds. The time to detect a dead holder comes on top."""
 
-_LOOK_EVERY_S: Final = 1.0
-_RELEASE_S: Final = 10.0
+_RETRY_LOCK_EVERY_S: Final = 1.0
+_RELEASE_TIMEOUT_S: Final = 10.0
 
 
 async def admit(
@@ -39,29 +40,32 @@ async def admit(
     allow_overlap: bool,
     utcnow: Callable[[], dt.datetime],
 ) -> list[str]:
-    """Take the run's lease, unless another run or retry may be scoring the same images; the ids of recovered runs.
+    """Acquire the run's lease unless another run or retry may be scoring the same images.
 
     Args:
         store: the output root.
-        record: of the run.
-        lease: its lease.
-        take: takes it.
-        allow_overlap: take it even if another one may be scoring the same images.
-        utcnow: the time of day.
+        record: the run's record.
+        lease: the run's lease.
+        take: acquires `lease`.
+        allow_overlap: acquire it even if another run may be scoring the same images.
+        utcnow: the current time.
+
+    Returns:
+        The ids of the dead runs that were recovered.
 
     Raises:
-        StoppedError: another one may be, and is named.
+        StoppedError: another run may be scoring the same images; the message names it.
     """
     lock = RunLeaseHolder(
-        store, admission_path(record.model), what=f"the start of a run of {record.model_name}", utcnow=utcnow
+        store, admission_path(record.model), what=f"the start lock of {record.model_name}", utcnow=utcnow
     )
 
-    def refuse(other: RunRecord, held: RunLease) -> None:
+    def refuse_overlap(other: RunRecord, held: RunLease) -> None:
         adds_rows = other.scored_as.get("incremental") or held.progress.get("round")
         if adds_rows and not allow_overlap and may_overlap(record.scored_as, other.scored_as):
             raise StoppedError(
-                f"run {other.run_id} ({held.host}) may be scoring the same images with the same model just now; wait "
-                "for it, or pass --allow-overlap to score them twice"
+                f"run {record.run_id} can't score now: run {other.run_id} (on {held.host}) may be scoring the same "
+                "images with the same model; wait until it has ended, or pass --allow-overlap to score them twice"
             )
 
     await _acquire(lock)
@@ -73,46 +77,46 @@ async def admit(
                 return await recover_runs(
                     store,
                     record.model,
-                    besides=record.run_id,
-                    all_rows=bool(record.scored_as.get("incremental")),
+                    own_run_id=record.run_id,
+                    require_all=bool(record.scored_as.get("incremental")),
                     utcnow=utcnow,
-                    on_alive=refuse,
+                    on_alive=refuse_overlap,
                 )
     finally:
-        with anyio.move_on_after(_RELEASE_S, shield=True), suppress(OutputError):
+        with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True), suppress(OutputError):
             await lock.release()
 
 
 async def _acquire(lock: RunLeaseHolder) -> None:
-    give_up_at = anyio.current_time() + _WAIT_S
+    give_up_at = anyio.current_time() + _LOCK_TIMEOUT_S
     while True:
         try:
             return await lock.acquire()
         except StoppedError:
             if anyio.current_time() >= give_up_at:
                 raise
-        await anyio.sleep(_LOOK_EVERY_S)
+        await anyio.sleep(_RETRY_LOCK_EVERY_S)
 
 
 def may_overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two runs may be about the same image, by their `scored_as`. A list may name anything."""
-    ones, others = _folders(one), _folders(other)
-    if ones is None or others is None:
+    """Whether two runs, given their `scored_as`, may score the same image. List files may contain any image."""
+    prefixes, other_prefixes = _prefixes(one), _prefixes(other)
+    if prefixes is None or other_prefixes is None:
         return True
-    return any(a.startswith(b) or b.startswith(a) for a in ones for b in others)
+    return any(a.startswith(b) or b.startswith(a) for a in prefixes for b in other_prefixes)
 
 
-def _folders(scored_as: Mapping[str, Any]) -> Sequence[str] | None:
-    """The prefixes and directories that a run is about; None where it reads a list."""
+def _prefixes(scored_as: Mapping[str, Any]) -> Sequence[str] | None:
+    """The S3 prefixes and directories that a run reads; None if it reads a list file."""
     sources: Sequence[str] = scored_as["sources"]
     if not sources or scored_as.get("source_kind") is not None:
         return None
-    found = []
+    prefixes = []
     for source in sources:
         if source.startswith("s3://") and "." not in source.rpartition("/")[2]:
-            found.append(source)
+            prefixes.append(source)
         elif Path(source).is_dir():
-            found.append(f"{Path(source).resolve()}/")
+            prefixes.append(f"{Path(source).resolve()}/")
         else:
             return None
-    return found
+    return prefixes

@@ -1,4 +1,4 @@
-"""Files of a run that don't hold what was written: a disk that lost power, a copy that was cut, an editor."""
+"""Errors for corrupt files of a run: after a power cut, an incomplete copy, or an edit by hand."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def decode_or_raise(
     remedy: str = "restore it",
     errors: tuple[type[Exception], ...] = (ValueError, TypeError, KeyError, OSError),
 ) -> Iterator[None]:
-    """Decode what was read from `where` within. Raises `OutputError`, with what to do, if that fails.
+    """Decode data that was read from `where`. Errors in the block become an `OutputError` that ends with `remedy`.
 
-    Arrow's errors are ValueErrors and OSErrors, so with the usual `errors` no reading may happen within.
+    Don't read files in the block: Arrow's decoding errors are ValueErrors and OSErrors, as are those of reading.
     """
     try:
         yield
     except errors as error:
-        reason = str(error).split("\n", 1)[0]
-        raise OutputError(f"{where} is damaged: {reason}; {remedy}") from error
+        reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise OutputError(f"{where} is corrupt: {reason}; {remedy}") from error

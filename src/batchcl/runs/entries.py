@@ -1,7 +1,7 @@
-"""Outcomes as columns: what a journal holds, and what publishing makes files from, without an object per image.
+"""Outcomes as Arrow tables with the columns of `ENTRIES`: the content of a journal and the input of publishing.
 
-An entry is an outcome and the position of its image in the shard; the image itself stands in the work list. A table of
-entries has the columns of `ENTRIES`.
+An entry is an outcome and the position of its image in the shard; the image itself is in the work list. Columns instead
+of one object per image keep memory small.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class JournalEntry(NamedTuple):
 
 
 class FailureGroup(NamedTuple):
-    """What failed and skipped images have in common.
+    """Properties by which failed and skipped images are counted.
 
     Attributes:
         status: `failed` or `skipped`.
         code: the error code.
-        round: in which they failed last.
-        permanent: it would fail again, with the `--fit` setting that it has failed with.
-        fit_may_help: it was tried without `--fit`, and may be scored with it.
+        round: the round of the latest failure.
+        permanent: the image would fail again with the `--fit` setting of that round.
+        fit_may_help: the image was tried without `--fit`, and `--fit` may make it acceptable.
     """
 
     status: str
@@ -84,7 +84,7 @@ class FailureGroup(NamedTuple):
 
 
 def entry_table(entries: Sequence[JournalEntry], *, round_: int, fit: bool = False) -> pa.Table:
-    """`entries` of one round, which has this `--fit` setting, as columns, in their order."""
+    """`entries` as a table, in their order. All are of round `round_`, which has the `--fit` setting `fit`."""
     outcomes = [entry.outcome for entry in entries]
     scored = [outcome if isinstance(outcome, Scored) else None for outcome in outcomes]
     failed = [outcome if isinstance(outcome, Failed) else None for outcome in outcomes]
@@ -110,9 +110,9 @@ def entry_table(entries: Sequence[JournalEntry], *, round_: int, fit: bool = Fal
 
 
 def positions(entries: pa.Table) -> list[int]:
-    """Of the images that have an entry."""
-    found: list[int] = entries["position"].to_pylist()
-    return found
+    """The position of each entry."""
+    values: list[int] = entries["position"].to_pylist()
+    return values
 
 
 def statuses(entries: pa.Table) -> dict[int, str]:
@@ -121,24 +121,24 @@ def statuses(entries: pa.Table) -> dict[int, str]:
 
 
 def counts(entries: pa.Table) -> Counts:
-    """How many of each status there are."""
-    found = {each["values"]: each["counts"] for each in entries["status"].value_counts().to_pylist()}
-    return Counts(**found)
+    """Number of entries by status."""
+    by_status = {each["values"]: each["counts"] for each in entries["status"].value_counts().to_pylist()}
+    return Counts(**by_status)
 
 
 def of_status(entries: pa.Table, *, scored: bool) -> pa.Table:
-    """The entries of images that were scored, or of those that failed or were skipped."""
+    """The entries of scored images, or, with `scored=False`, of failed and skipped ones."""
     status = entries["status"]
     return entries.filter(pc.equal(status, SCORED) if scored else pc.is_in(status, value_set=_UNSCORED))
 
 
 def of_round(entries: pa.Table, round_: int) -> tuple[pa.Table, pa.Table]:
-    """The entries of a round, and those before it."""
+    """The entries of a round, and those of earlier rounds."""
     return entries.filter(pc.equal(entries["round"], round_)), entries.filter(pc.less(entries["round"], round_))
 
 
 def latest(entries: pa.Table) -> pa.Table:
-    """One entry an image: its last one."""
+    """The last entry of each image, sorted by row."""
     rows = pa.table({"position": entries["position"], "row": pa.array(range(entries.num_rows), pa.int64())})
     last = rows.group_by("position").aggregate([("row", "max")])["row_max"]
     return entries.take(last.take(pc.sort_indices(last)))
@@ -148,51 +148,53 @@ def unresolved(entries: pa.Table, images: pa.Table) -> list[tuple[int, FailureGr
     """The position and group of each failed or skipped image of a shard.
 
     Args:
-        entries: one an image, as from `latest`.
-        images: of the shard, with the columns of `IMAGES`.
+        entries: one per image, as returned by `latest`.
+        images: the images of the shard, with the columns of `IMAGES`.
     """
     rows = of_status(entries, scored=False)
-    known = _has_version(images.take(rows["position"]))
+    has_version = _has_version(images.take(rows["position"]))
     frame = pl.DataFrame(rows.select(["position", "status", "code", "round", "fit"])).with_columns(
-        pl.Series("permanent", known.to_numpy(zero_copy_only=False), pl.Boolean())
+        pl.Series("permanent", has_version.to_numpy(zero_copy_only=False), pl.Boolean())
         & pl.col("code").is_in(PERMANENT_CODES)
     )
-    of_name = frame.filter(pl.col("status") == "skipped", ~pl.col("fit"))["position"].to_list()
-    fitting = {
-        at for at, image in zip(of_name, ImageRows(images, of_name), strict=True) if not check_limits(image, fit=True)
+    skipped = frame.filter(pl.col("status") == "skipped", ~pl.col("fit"))["position"].to_list()
+    fittable = {
+        position
+        for position, image in zip(skipped, ImageRows(images, skipped), strict=True)
+        if not check_limits(image, fit=True)
     }
-    helped = [code for code, about in FAILURE_CODES.items() if about.fit_may_help]
-    failed = (pl.col("status") == "failed") & pl.col("code").is_in(helped)
+    fittable_codes = [code for code, about in FAILURE_CODES.items() if about.fit_may_help]
+    failed = (pl.col("status") == "failed") & pl.col("code").is_in(fittable_codes)
     groups = frame.select(
         "position",
         "status",
         "code",
         "round",
         "permanent",
-        ~pl.col("fit") & (failed | pl.col("position").is_in(fitting)),
+        ~pl.col("fit") & (failed | pl.col("position").is_in(fittable)),
     )
     return [(position, FailureGroup(*group)) for position, *group in groups.iter_rows()]
 
 
 def count_fittable(failures: Mapping[FailureGroup, int]) -> int:
-    """How many of these images `--fit` may help."""
+    """Number of these images that `--fit` may make acceptable."""
     return sum(number for group, number in failures.items() if group.fit_may_help)
 
 
 def failure_groups(entries: pa.Table, images: pa.Table) -> Counter[FailureGroup]:
-    """How many images of a shard have failed or were skipped, by what they have in common; as `unresolved`."""
+    """Number of failed and skipped images of a shard by group; arguments as for `unresolved`."""
     return Counter(group for _, group in unresolved(entries, images))
 
 
 def _has_version(images: pa.Table) -> pa.ChunkedArray:
-    """For each image, whether the list tells its version: what is known of it is then known of no other one."""
-    by_time = pc.and_(pc.is_valid(images["size_bytes"]), pc.is_valid(images["last_modified"]))
-    named = pc.or_(pc.is_valid(images["version_id"]), pc.is_valid(images["etag"]))
-    return pc.or_(named, pc.and_(pc.equal(images["bucket"], ""), by_time))
+    """For each image, whether its version is known: by version id or etag, or a local file's size and time."""
+    has_time = pc.and_(pc.is_valid(images["size_bytes"]), pc.is_valid(images["last_modified"]))
+    has_id = pc.or_(pc.is_valid(images["version_id"]), pc.is_valid(images["etag"]))
+    return pc.or_(has_id, pc.and_(pc.equal(images["bucket"], ""), has_time))
 
 
 def _label_lists(lists: Sequence[tuple[Label, ...] | None]) -> pa.Array:
-    """A list an image, null for None, built from flat columns: some five times faster than from dicts."""
+    """One list of labels per image, null for None. Built from flat columns: about 5x faster than from dicts."""
     labels = list(itertools.chain.from_iterable(filter(None, lists)))
     boxes = zip(*(label.box or (None, None, None, None) for label in labels), strict=True) if labels else [()] * 4
     fields = {
@@ -202,17 +204,17 @@ def _label_lists(lists: Sequence[tuple[Label, ...] | None]) -> pa.Array:
         **{name: pa.array(side, pa.float32()) for name, side in zip(_BOX, boxes, strict=True)},
     }
     structs = pa.StructArray.from_arrays([fields[field.name] for field in LABEL], fields=list(LABEL))
-    return _listed(lists, structs, pa.list_(LABEL))
+    return _list_array(lists, structs, pa.list_(LABEL))
 
 
 def _polygons(polygons: Sequence[tuple[tuple[float, float], ...] | None]) -> pa.Array:
     points = list(itertools.chain.from_iterable(filter(None, polygons)))
     axes = [pa.array([point[axis] for point in points], pa.float32()) for axis in (0, 1)]
-    return _listed(polygons, pa.StructArray.from_arrays(axes, fields=list(POINT)), pa.list_(POINT))
+    return _list_array(polygons, pa.StructArray.from_arrays(axes, fields=list(POINT)), pa.list_(POINT))
 
 
-def _listed(lists: Sequence[Sequence[Any] | None], values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """`values` cut to the lengths of `lists`; null where there is no list."""
+def _list_array(lists: Sequence[Sequence[Any] | None], values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`values` split into lists of the lengths of `lists`; null where a list is None."""
     offsets = itertools.accumulate((len(one) if one else 0 for one in lists), initial=0)
     missing = pa.array([one is None for one in lists], pa.bool_())
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind, mask=missing)

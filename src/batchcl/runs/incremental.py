@@ -1,4 +1,8 @@
-"""Image versions that have a result or a permanent failure, for `--incremental`, and the index of small files."""
+"""The filter of `--incremental`: excludes image versions that have a result or a permanent failure already.
+
+Many nightly runs leave many small Parquet files. An index below `runs/` stores their content, so that each run reads
+only the files that were added since.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import BinaryIO, Final
 
 import anyio
@@ -21,54 +26,54 @@ from batchcl.images import ImageRef, Pause, no_pause
 from batchcl.name_set import DIGEST_BYTES, NameSet, digests_of
 from batchcl.outcomes import PERMANENT_CODES, Known
 from batchcl.runs.corruption import decode_or_raise
-from batchcl.runs.layout import known_path
+from batchcl.runs.layout import incremental_index_path
 from batchcl.runs.store import Store, StoredFile
 
 __all__ = ["IncrementalFilter", "read_index", "write_index"]
 
-_FILES_AT_ONCE: Final = 8
-_SMALL_BYTES: Final = 32 * 1024
-_TOGETHER_BYTES: Final = 256 * 1024
-"""Small files that are decoded together."""
+_SMALL_FILE_BYTES: Final = 32 * 1024
+_GROUP_BYTES: Final = 256 * 1024
+"""Small files are decoded in groups of this size."""
 
-_READERS: Final = 3
-"""Of such groups: while one waits for its requests another decodes."""
+_GROUPS_AT_ONCE: Final = 3
+"""While one group waits for its requests, another one is decoded."""
 
-_INDEX_FROM: Final = 50
-"""So many small files that had to be read are worth a new index."""
-
-_INDEX_BYTES: Final = 64 * 1024 * 1024
-"""An index has no more digests; files with many rows are left out first."""
-
+_LARGE_FILES_AT_ONCE: Final = 8
 _BATCH_ROWS: Final = 10_000
 _ROWS_PER_IMAGE: Final = 8
-"""Rows that are read here in the time in which one image is listed and frozen."""
+"""Rows that are read in the time that it takes to list one image."""
 
-_SCHEMA: Final[dict[str, pl.DataType]] = {
+_MIN_NEW_FILES: Final = 50
+"""A new index is written if at least this many small files were not in the old one."""
+
+_MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
+"""Maximum size of the digests in an index; the files with the most rows are omitted."""
+
+_VERSION_COLUMNS: Final[dict[str, pl.DataType]] = {
     "uri": pl.String(),
     "version_id": pl.String(),
     "etag": pl.String(),
     "size_bytes": pl.Int64(),
     "last_modified": pl.Datetime("us", "UTC"),
 }
-"""The columns that tell a version, of images and of results alike."""
+"""The columns that identify a version, both of listed images and of published rows."""
 
-_NUMBER: Final = "file"
+_FILE_NUMBER: Final = "file"
 
 
 class IncrementalFilter:
-    """Answers for one model's tables below one root, as they were at the first question.
+    """Finds image versions that have a result or a permanent failure from a model in an output root.
 
-    An image of which the list tells neither version id nor entity tag, nor size and time of a local file, is never
-    known.
+    The tables are read at the first call of `known`. An image whose version is unknown (neither version id nor etag,
+    nor size and time of a local file) is never found.
 
     Args:
         store: the output root.
-        model: whose rows count. A retrained model of the same name is another one, with another ARN.
-        fit: the `--fit` setting: failures count that are permanent with the same one.
-        retry_failed: no failure counts.
-        pause: awaited while results are read, with the number of images that could have been listed meanwhile.
-        keep_index: write a new index below `runs/` where the next run would have much to read.
+        model: rows of this ARN count. A retrained model of the same name has another ARN.
+        fit: the `--fit` setting; permanent failures count only if they have the same setting.
+        retry_failed: ignore failures.
+        pause: awaited while rows are read, with the number of images that could have been listed in the meantime.
+        keep_index: write a new index if many small files had to be read.
     """
 
     def __init__(
@@ -85,137 +90,142 @@ class IncrementalFilter:
         self._model = model
         self._pause = pause
         self._keep_index = keep_index
-        self._wanted = {"results": pl.col("model_arn") == model.text}
-        self._about = {"results": f"results {model.text}"}
+        self._conditions = {"results": pl.col("model_arn") == model.text}
+        self._selections = {"results": f"results {model.text}"}
         if not retry_failed:
             permanent = pl.col("error_code").is_in(PERMANENT_CODES) & (pl.col("fit") == fit)
-            self._wanted["failures"] = self._wanted["results"] & permanent
+            self._conditions["failures"] = self._conditions["results"] & permanent
             codes = " ".join(sorted(PERMANENT_CODES))
-            self._about["failures"] = f"failures {model.text} fit={fit} {codes}"
+            self._selections["failures"] = f"failures {model.text} fit={fit} {codes}"
         self._known: dict[str, NameSet] | None = None
-        self._reading = anyio.Lock()
-        self._filling = anyio.Lock()
+        self._read_lock = anyio.Lock()
+        self._add_lock = anyio.Lock()
 
     async def known(self, images: Sequence[ImageRef]) -> list[Known | None]:
-        """For each image, what the tables say of this version of it. Raises `OutputError` for a corrupt file."""
-        async with self._reading:  # both the listing and a resumed shard may ask first
+        """For each image, whether the tables contain this version of it, and in which table.
+
+        Raises:
+            OutputError: a published file is corrupt or can't be read.
+        """
+        async with self._read_lock:  # the listing and a resumed shard may call this concurrently
             if self._known is None:
-                self._known = await self._read_all()
+                self._known = await self._read_tables()
         return await anyio.to_thread.run_sync(_look_up, self._known, images)
 
-    async def _read_all(self) -> dict[str, NameSet]:
-        known = {table: NameSet() for table in self._wanted}
+    # --- reading the tables -----------------------------------------------------------------------------------------
+
+    async def _read_tables(self) -> dict[str, NameSet]:
+        known = {table: NameSet() for table in self._conditions}
         for table, names in known.items():
-            await self._read_table(table, names)
+            files = await self._store.list_all(f"{table}/model={self._model.name}")
+            files = [file for file in files if file.path.endswith(".parquet")]
+            small = [file for file in files if file.size_bytes <= _SMALL_FILE_BYTES]
+            await self._read_small(small, names, selection=self._selections[table])
+            large = [file for file in files if file.size_bytes > _SMALL_FILE_BYTES]
+            await gather(partial(self._read_large, known=names), large, at_once=_LARGE_FILES_AT_ONCE)
         return known
 
-    async def _read_table(self, table: str, known: NameSet) -> None:
-        files = await self._store.list_all(f"{table}/model={self._model.name}")
-        files = [file for file in files if file.path.endswith(".parquet")]
-        small = [file for file in files if file.size_bytes <= _SMALL_BYTES]
-        await self._read_small(small, known, about=self._about[table])
-        large = [file for file in files if file.size_bytes > _SMALL_BYTES]
-        await gather(lambda file: self._read_large(file, known), large, at_once=_FILES_AT_ONCE)
+    async def _read_small(self, files: Sequence[StoredFile], known: NameSet, *, selection: str) -> None:
+        """Add the rows of `files` to `known`, from the index or else by one request per file.
 
-    async def _read_small(self, files: Sequence[StoredFile], known: NameSet, *, about: str) -> None:
-        """Add the rows of `files` to `known`: by the index, else by a request each.
-
-        `about` says which rows count. Whatever changes them has to change it, and makes an index of its own.
+        `selection` describes which rows count. Each selection has its own index.
         """
-        indexed = await read_index(self._store, about) if files else {}
-        found = {file: indexed[file] for file in files if file in indexed}
-        await self._add(known, b"".join(found.values()))
-        unread = [file for file in files if file not in found]
+        indexed = await read_index(self._store, selection) if files else {}
+        digests = {file: indexed[file] for file in files if file in indexed}
+        await self._add(known, b"".join(digests.values()))
+        unread = [file for file in files if file not in digests]
 
-        async def read(some: Sequence[StoredFile]) -> None:
-            contents = await gather(lambda file: self._store.get(file.path), some, at_once=len(some))
-            there = {file: data for file, data in zip(some, contents, strict=True) if data is not None}
-            async with self._filling:
-                digests = await anyio.to_thread.run_sync(self._digests, there)
-                found.update(digests)
-                await self._add(known, b"".join(digests.values()))
+        async def read(group: Sequence[StoredFile]) -> None:
+            contents = await gather(lambda file: self._store.get(file.path), group, at_once=len(group))
+            existing = {file: data for file, data in zip(group, contents, strict=True) if data is not None}
+            async with self._add_lock:
+                new = await anyio.to_thread.run_sync(self._decode_small, existing)
+                digests.update(new)
+                await self._add(known, b"".join(new.values()))
 
-        await gather(read, _grouped(unread), at_once=_READERS)
-        kept = _smallest(found) if self._keep_index and len(unread) >= _INDEX_FROM else {}
-        if len(kept.keys() - indexed.keys()) >= _INDEX_FROM:
-            with suppress(OutputError):  # the next run reads them again
-                await write_index(self._store, about, kept)
-
-    async def _add(self, known: NameSet, digests: bytes) -> None:
-        size = _BATCH_ROWS * DIGEST_BYTES
-        for at in range(0, len(digests), size):
-            some = digests[at : at + size]
-            await anyio.to_thread.run_sync(known.add, some)
-            await self._pause(len(some) // DIGEST_BYTES // _ROWS_PER_IMAGE)
-
-    def _digests(self, files: Mapping[StoredFile, bytes]) -> dict[StoredFile, bytes]:
-        """For each of `files`, with its content, the digests of its rows. Decoded together: three times as fast."""
-        found: list[list[bytes]] = [[] for _ in files]
-        if not files:
-            return {}
-        tables = [self._table(file.path, data, number) for number, (file, data) in enumerate(files.items())]
-        path = next(iter(files)).path
-        try:
-            rows = self._rows(path, pa.concat_tables(tables, promote_options="permissive"))
-        except pa.ArrowException:  # files that something else has written, with types of its own
-            rows = pl.concat(self._rows(path, table) for table in tables)
-        for names in _names(rows):
-            for number, name in names.drop_nulls().iter_rows():
-                found[number].append(name)
-        return {file: digests_of(names) for file, names in zip(files, found, strict=True)}
-
-    def _table(self, path: str, data: bytes, number: int) -> pa.Table:
-        with self._intact(path):
-            table = pq.ParquetFile(io.BytesIO(data)).read(columns=self._columns(path), use_threads=False)
-        self._check_columns(path, table)
-        return table.append_column(_NUMBER, pa.repeat(pa.scalar(number, pa.int32()), len(table)))
+        await gather(read, _grouped(unread), at_once=_GROUPS_AT_ONCE)
+        to_index = _smallest(digests) if self._keep_index and len(unread) >= _MIN_NEW_FILES else {}
+        if len(to_index.keys() - indexed.keys()) >= _MIN_NEW_FILES:
+            with suppress(OutputError):  # without an index, the next run reads the files again
+                await write_index(self._store, selection, to_index)
 
     async def _read_large(self, file: StoredFile, known: NameSet) -> None:
-        def opened() -> Iterator[pa.RecordBatch]:
-            return self._open(file.path, self._store.open_file(file.path, size_bytes=file.size_bytes))
+        def open_batches() -> Iterator[pa.RecordBatch]:
+            return self._open_batches(file.path, self._store.open_file(file.path, size_bytes=file.size_bytes))
 
         def digests(rows: pl.DataFrame) -> bytes:
             return b"".join(digests_of(names.to_series(1).drop_nulls().to_list()) for names in _names(rows))
 
-        batches = await anyio.to_thread.run_sync(opened)
-        while (rows := await anyio.to_thread.run_sync(self._next, file.path, batches)) is not None:
-            async with self._filling:
+        batches = await anyio.to_thread.run_sync(open_batches)
+        while (rows := await anyio.to_thread.run_sync(self._next_rows, file.path, batches)) is not None:
+            async with self._add_lock:
                 await self._add(known, await anyio.to_thread.run_sync(digests, rows))
 
-    def _open(self, path: str, content: BinaryIO) -> Iterator[pa.RecordBatch]:
-        with self._intact(path):
+    async def _add(self, known: NameSet, digests: bytes) -> None:
+        batch_bytes = _BATCH_ROWS * DIGEST_BYTES
+        for begin in range(0, len(digests), batch_bytes):
+            batch = digests[begin : begin + batch_bytes]
+            await anyio.to_thread.run_sync(known.add, batch)
+            await self._pause(len(batch) // DIGEST_BYTES // _ROWS_PER_IMAGE)
+
+    # --- decoding; in worker threads --------------------------------------------------------------------------------
+
+    def _decode_small(self, files: Mapping[StoredFile, bytes]) -> dict[StoredFile, bytes]:
+        """For each of `files`, given with its content, the digests of its rows. Decoding them together is 3x faster."""
+        if not files:
+            return {}
+        names_of: list[list[bytes]] = [[] for _ in files]
+        tables = [self._decode_table(file.path, data, number) for number, (file, data) in enumerate(files.items())]
+        path = next(iter(files)).path
+        try:
+            rows = self._select(path, pa.concat_tables(tables, promote_options="permissive"))
+        except pa.ArrowException:  # files of another program, with different types
+            rows = pl.concat(self._select(path, table) for table in tables)
+        for names in _names(rows):
+            for number, name in names.drop_nulls().iter_rows():
+                names_of[number].append(name)
+        return {file: digests_of(names) for file, names in zip(files, names_of, strict=True)}
+
+    def _decode_table(self, path: str, data: bytes, number: int) -> pa.Table:
+        with self._decoding(path):
+            table = pq.ParquetFile(io.BytesIO(data)).read(columns=self._columns(path), use_threads=False)
+        self._check_columns(path, table)
+        return table.append_column(_FILE_NUMBER, pa.repeat(pa.scalar(number, pa.int32()), len(table)))
+
+    def _open_batches(self, path: str, content: BinaryIO) -> Iterator[pa.RecordBatch]:
+        with self._decoding(path):
             file = pq.ParquetFile(content)
             return file.iter_batches(_BATCH_ROWS, columns=self._columns(path))  # type: ignore[no-any-return]
 
-    def _next(self, path: str, batches: Iterator[pa.RecordBatch]) -> pl.DataFrame | None:
-        with self._intact(path):
+    def _next_rows(self, path: str, batches: Iterator[pa.RecordBatch]) -> pl.DataFrame | None:
+        with self._decoding(path):
             batch = next(batches, None)
         if batch is None:
             return None
         self._check_columns(path, batch)
-        return self._rows(path, pa.Table.from_batches([batch]).append_column(_NUMBER, pa.repeat(0, len(batch))))
+        return self._select(path, pa.Table.from_batches([batch]).append_column(_FILE_NUMBER, pa.repeat(0, len(batch))))
 
-    def _columns(self, path: str) -> list[str]:
-        return sorted({*_SCHEMA, *self._wanted[_table_of(path)].meta.root_names()})
-
-    def _rows(self, path: str, table: pa.Table) -> pl.DataFrame:
-        """The rows of `table` that count, with the columns of `_SCHEMA` and the number of their file."""
+    def _select(self, path: str, table: pa.Table) -> pl.DataFrame:
+        """The rows of `table` that count, with `_VERSION_COLUMNS` and the number of their file."""
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
-        columns = {**_SCHEMA, _NUMBER: pl.Int32()}
-        return frame.filter(self._wanted[_table_of(path)]).select(
+        columns = {**_VERSION_COLUMNS, _FILE_NUMBER: pl.Int32()}
+        return frame.filter(self._conditions[_table_of(path)]).select(
             pl.col(name).cast(kind) for name, kind in columns.items()
         )
+
+    def _columns(self, path: str) -> list[str]:
+        return sorted({*_VERSION_COLUMNS, *self._conditions[_table_of(path)].meta.root_names()})
 
     def _check_columns(self, path: str, table: pa.Table | pa.RecordBatch) -> None:
         missing = [name for name in self._columns(path) if name not in table.schema.names]
         if missing:
             raise OutputError(
-                f"{self._store.uri(path)} is not a file of {_table_of(path)}: it has no column {missing[0]}; move it "
-                "elsewhere, or run without --incremental"
+                f"reading {self._store.uri(path)} failed: it has no column {missing[0]}, so it is not a file of "
+                f"{_table_of(path)}/; move it elsewhere, or run without --incremental"
             )
 
-    def _intact(self, path: str) -> AbstractContextManager[None]:
+    def _decoding(self, path: str) -> AbstractContextManager[None]:
         remedy = "restore it, or run without --incremental"
         return decode_or_raise(self._store.uri(path), remedy=remedy, errors=(pa.ArrowInvalid,))
 
@@ -224,7 +234,23 @@ def _table_of(path: str) -> str:
     return path.partition("/")[0]
 
 
-# what a version may be asked for by; null where that isn't known
+def _grouped(files: Sequence[StoredFile]) -> Iterator[list[StoredFile]]:
+    """`files` in groups of at most `_GROUP_BYTES`."""
+    group: list[StoredFile] = []
+    size_bytes = 0
+    for file in files:
+        if group and size_bytes + file.size_bytes > _GROUP_BYTES:
+            yield group
+            group, size_bytes = [], 0
+        group.append(file)
+        size_bytes += file.size_bytes
+    if group:
+        yield group
+
+
+# --- names of versions ----------------------------------------------------------------------------------------------
+
+# A version has up to three names: by version id, by etag, by size and time. A name is null if a part of it is unknown.
 _BY_VERSION: Final = pl.concat_str(pl.lit("v"), "version_id", pl.lit("\0"), "uri").cast(pl.Binary)
 _BY_ETAG: Final = pl.concat_str(pl.lit("e"), "etag", pl.lit("\0"), "uri").cast(pl.Binary)
 _BY_TIME: Final = pl.concat_str(
@@ -238,44 +264,18 @@ _BY_TIME: Final = pl.concat_str(
 
 
 def _names(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """All names by which the versions in `rows`, as from `_wanted`, may be asked for, beside the number of their file.
+    """All names of the versions in `rows`, as returned by `_select`.
 
-    A frame for each way to ask, with null where that isn't known.
+    One frame for each kind of name, with the columns file number and name; the name may be null.
     """
-    local = ~pl.col("uri").str.contains("^s3://")
-    names = rows.select(_NUMBER, version=_BY_VERSION, etag=_BY_ETAG, time=pl.when(local).then(_BY_TIME))
+    is_local = ~pl.col("uri").str.contains("^s3://")
+    names = rows.select(_FILE_NUMBER, version=_BY_VERSION, etag=_BY_ETAG, time=pl.when(is_local).then(_BY_TIME))
     for column in ("version", "etag", "time"):
-        yield names.select(_NUMBER, column)
-
-
-def _smallest(digests: Mapping[StoredFile, bytes]) -> dict[StoredFile, bytes]:
-    """As many of them as an index may have."""
-    kept: dict[StoredFile, bytes] = {}
-    left_bytes = _INDEX_BYTES
-    for file, found in sorted(digests.items(), key=lambda item: len(item[1])):
-        left_bytes -= len(found)
-        if left_bytes < 0:
-            break
-        kept[file] = found
-    return kept
-
-
-def _grouped(files: Sequence[StoredFile]) -> Iterator[list[StoredFile]]:
-    """`files` in groups of so many bytes."""
-    group: list[StoredFile] = []
-    size_bytes = 0
-    for file in files:
-        if group and size_bytes + file.size_bytes > _TOGETHER_BYTES:
-            yield group
-            group, size_bytes = [], 0
-        group.append(file)
-        size_bytes += file.size_bytes
-    if group:
-        yield group
+        yield names.select(_FILE_NUMBER, column)
 
 
 def _look_up(known: Mapping[str, NameSet], images: Sequence[ImageRef]) -> list[Known | None]:
-    """For each image, in which table one of its names is known; a result counts before a failure."""
+    """For each image, which table contains one of its names; results take precedence over failures."""
     listed = pl.DataFrame(
         {
             "uri": [image.uri for image in images],
@@ -285,27 +285,29 @@ def _look_up(known: Mapping[str, NameSet], images: Sequence[ImageRef]) -> list[K
             "last_modified": [image.last_modified for image in images],
             "local": [image.local for image in images],
         },
-        schema={**_SCHEMA, "local": pl.Boolean()},
+        schema={**_VERSION_COLUMNS, "local": pl.Boolean()},
     )
-    asked = listed.select(
+    names_of = listed.select(
         version=_BY_VERSION,
         etag=pl.when(pl.col("version_id").is_null()).then(_BY_ETAG),
         time=pl.when("local").then(_BY_TIME),
     )
     scored, failed = known["results"], known.get("failures")
 
-    def of(names: Sequence[bytes | None]) -> Known | None:
+    def find(names: Sequence[bytes | None]) -> Known | None:
         given = [name for name in names if name is not None]
         if any(name in scored for name in given):
             return "already_scored"
         return "already_failed" if failed and any(name in failed for name in given) else None
 
-    return [of(names) for names in asked.iter_rows()]
+    return [find(names) for names in names_of.iter_rows()]
 
 
-_FORMAT: Final = b"batchcl known 1\n"
-_SUM_BYTES: Final = 32
-_COLUMNS: Final = pa.schema(
+# --- the index of small files ---------------------------------------------------------------------------------------
+
+_INDEX_HEADER: Final = b"batchcl known 1\n"
+_CHECKSUM_BYTES: Final = 32
+_INDEX_SCHEMA: Final = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
@@ -315,41 +317,54 @@ _COLUMNS: Final = pa.schema(
 )
 
 
-async def read_index(store: Store, about: str) -> dict[StoredFile, bytes]:
-    """File → the digests of its rows. `about` says from which rows: two that differ have indexes of their own."""
-    data = await store.get(known_path(about))
-    return {} if data is None else await anyio.to_thread.run_sync(_decode_index, data, about)
+async def read_index(store: Store, selection: str) -> dict[StoredFile, bytes]:
+    """File → digests of its rows that `selection` describes; empty if there is no valid index."""
+    data = await store.get(incremental_index_path(selection))
+    return {} if data is None else await anyio.to_thread.run_sync(_decode_index, data, selection)
 
 
-async def write_index(store: Store, about: str, digests: Mapping[StoredFile, bytes]) -> None:
-    """Keep `digests` for the next run; the last writer wins. Files without an entity tag are left out."""
-    await store.put(known_path(about), await anyio.to_thread.run_sync(_encode_index, digests, about))
+async def write_index(store: Store, selection: str, digests: Mapping[StoredFile, bytes]) -> None:
+    """Store the index for the next run; the last writer wins. Files without an etag are omitted."""
+    data = await anyio.to_thread.run_sync(_encode_index, digests, selection)
+    await store.put(incremental_index_path(selection), data)
 
 
-def _encode_index(digests: Mapping[StoredFile, bytes], about: str) -> bytes:
-    known = {file: found for file, found in digests.items() if file.etag is not None}
+def _smallest(digests: Mapping[StoredFile, bytes]) -> dict[StoredFile, bytes]:
+    """The files with the fewest rows, up to the maximum size of an index."""
+    selected: dict[StoredFile, bytes] = {}
+    left_bytes = _MAX_INDEX_BYTES
+    for file, digest in sorted(digests.items(), key=lambda item: len(item[1])):
+        left_bytes -= len(digest)
+        if left_bytes < 0:
+            break
+        selected[file] = digest
+    return selected
+
+
+def _encode_index(digests: Mapping[StoredFile, bytes], selection: str) -> bytes:
+    with_etag = {file: digest for file, digest in digests.items() if file.etag is not None}
     columns = [
-        [file.path for file in known],
-        [file.size_bytes for file in known],
-        [file.etag for file in known],
-        list(known.values()),
+        [file.path for file in with_etag],
+        [file.size_bytes for file in with_etag],
+        [file.etag for file in with_etag],
+        list(with_etag.values()),
     ]
-    table = pa.table([pa.array(*column) for column in zip(columns, _COLUMNS.types, strict=True)], schema=_COLUMNS)
+    arrays = [pa.array(*column) for column in zip(columns, _INDEX_SCHEMA.types, strict=True)]
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=False)
+    pq.write_table(pa.table(arrays, schema=_INDEX_SCHEMA), sink, compression="zstd", use_dictionary=False)
     body = sink.getvalue()
-    return _FORMAT + _checksum(body, about) + body
+    return _INDEX_HEADER + _checksum(body, selection) + body
 
 
-def _decode_index(data: bytes, about: str) -> dict[StoredFile, bytes]:
-    begin = len(_FORMAT) + _SUM_BYTES
+def _decode_index(data: bytes, selection: str) -> dict[StoredFile, bytes]:
+    begin = len(_INDEX_HEADER) + _CHECKSUM_BYTES
     body = data[begin:]
-    if data[:begin] != _FORMAT + _checksum(body, about):
+    if data[:begin] != _INDEX_HEADER + _checksum(body, selection):
         return {}
-    columns = pq.read_table(pa.BufferReader(body), schema=_COLUMNS).to_pydict()
+    columns = pq.read_table(pa.BufferReader(body), schema=_INDEX_SCHEMA).to_pydict()
     files = map(StoredFile, columns["path"], columns["size_bytes"], columns["etag"])
     return dict(zip(files, columns["digests"], strict=True))
 
 
-def _checksum(body: bytes, about: str) -> bytes:
-    return hashlib.blake2b(body, digest_size=_SUM_BYTES, key=hashlib.sha256(about.encode()).digest()).digest()
+def _checksum(body: bytes, selection: str) -> bytes:
+    return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES, key=hashlib.sha256(selection.encode()).digest()).digest()

@@ -1,9 +1,9 @@
 """The journal of a shard: numbered Arrow segments, each created exclusively under the next number.
 
-A segment holds either entries (outcomes) or nothing: then it is a cut. The entries between two cuts, a chunk, become
-one published file a table. Whoever creates a number first owns the shard; another process fails to create it and stops.
-So a shard has one writer at a time, and a process that was suspended while another one took the shard over can't add to
-it.
+A segment contains entries (outcomes), or is a cut, which contains none. The entries between two cuts are a chunk; a
+chunk becomes one published file in each table. The process that creates a number first owns the shard; another process
+fails to create it and stops. So a shard has one writer at a time, and a process that was suspended while another one
+took over the shard can't append to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Journal", "JournalChunk", "JournalContent"]
 _WRITER: Final = b"batchcl.writer"
 _CUT: Final = b"batchcl.cut"
 _AT_ONCE: Final = 16
-_REMEDY: Final = "the journal is damaged; restore it, or score what is left under another run id with --incremental"
+_REMEDY: Final = "restore the journal, or score the remaining images with --incremental and another --run-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class JournalContent:
     """Everything in a journal.
 
     Attributes:
-        chunks: those that a cut has closed, without the empty ones.
-        uncut: what follows the last cut; None where nothing does.
+        chunks: the chunks that a cut has closed, without empty ones.
+        uncut: the entries after the last cut; None if there are none.
     """
 
     chunks: tuple[JournalChunk, ...]
@@ -53,7 +53,7 @@ class JournalContent:
 
     @property
     def entries(self) -> pa.Table:
-        """All entries, in the order in which they were written."""
+        """All entries, in the order of writing."""
         chunks = self.chunks if self.uncut is None else (*self.chunks, self.uncut)
         return pa.concat_tables([ENTRIES.empty_table(), *(chunk.entries for chunk in chunks)])
 
@@ -74,10 +74,10 @@ class Journal:
         self._shard = shard
         self._writer = writer
         self._next = 0
-        self._unsettled: bytes | None = None
+        self._staged: bytes | None = None
 
     async def read(self) -> JournalContent:
-        """All segments so far; the next one will be created behind them."""
+        """Read all segments. Later writes append after them."""
         files = await self._store.list_all(self._paths.journal(self._shard))
         numbers = [segment_number(file.path) for file in files]
         self._next = 1 + max(numbers, default=-1)
@@ -86,30 +86,30 @@ class Journal:
         return await anyio.to_thread.run_sync(_decode, list(zip(numbers, where, segments, strict=True)))
 
     async def stage(self, entries: Sequence[JournalEntry], *, round_: int, fit: bool = False) -> int:
-        """Take over `entries` for the next segment, which `settle` writes; returns how many."""
-        await self.settle()
-        taken = list(entries)
-        self._unsettled = await anyio.to_thread.run_sync(
-            lambda: _encode(entry_table(taken, round_=round_, fit=fit), self._writer)
+        """Prepare `entries` as the next segment, which `flush` writes; returns their number."""
+        await self.flush()
+        staged = list(entries)
+        self._staged = await anyio.to_thread.run_sync(
+            lambda: _encode(entry_table(staged, round_=round_, fit=fit), self._writer)
         )
-        return len(taken)
+        return len(staged)
 
-    async def settle(self) -> None:
-        """Make what was staged durable. Raises `StoppedError` if another process has written the segment.
+    async def flush(self) -> None:
+        """Write the staged segment. Raises `StoppedError` if another process has created it.
 
-        A write that fails or is cancelled may have happened all the same; calling again writes the same bytes.
+        A write that fails or is cancelled may have taken effect; calling again writes the same bytes.
         """
-        if self._unsettled is not None:
+        if self._staged is not None:
             path = self._paths.segment(self._shard, self._next)
-            await self._store.put_mine(path, self._unsettled, what=f"the journal of shard {self._shard}")
+            await self._store.put_mine(path, self._staged, what=f"the journal of shard {self._shard}")
             self._next += 1
-            self._unsettled = None
+            self._staged = None
 
     async def cut(self) -> None:
-        """Close the chunk that was written so far. Raises as `settle` does."""
-        await self.settle()
-        self._unsettled = _encode(ENTRIES.empty_table(), self._writer, is_cut=True)
-        await self.settle()
+        """Close the current chunk. Raises `StoppedError` as `flush` does."""
+        await self.flush()
+        self._staged = _encode(ENTRIES.empty_table(), self._writer, is_cut=True)
+        await self.flush()
 
 
 def _encode(entries: pa.Table, writer: str, *, is_cut: bool = False) -> bytes:
@@ -127,7 +127,8 @@ def _decode(segments: Iterable[tuple[int, str, bytes | None]]) -> JournalContent
     first = 0
     for expected, (number, where, segment) in enumerate(segments):
         if number != expected or not segment:
-            raise OutputError(f"{where} is {'empty' if number == expected else 'not the next segment'}: {_REMEDY}")
+            problem = "it is empty" if number == expected else f"segment {expected} is missing"
+            raise OutputError(f"{where} is corrupt: {problem}; {_REMEDY}")
         with (
             decode_or_raise(where, remedy=_REMEDY),
             pa.ipc.open_file(pa.py_buffer(segment)) as file,

@@ -1,4 +1,4 @@
-"""Names below the output root, in one place."""
+"""File and folder names below the output root, run ids, and the validation of `--out`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
     "RunPaths",
     "admission_path",
     "expand_home",
-    "known_path",
+    "incremental_index_path",
     "new_run_id",
     "output_root",
     "pace_path",
@@ -33,31 +33,33 @@ __all__ = [
 
 RUNS: Final = "runs"
 FOLDERS: Final = ("results", "failures", RUNS)
-"""Of an output root."""
+"""The top-level folders of an output root."""
 
 STAGING: Final = f"{RUNS}/.staging"
-"""Where local files are written before they are renamed. Not a run: a run's name does not begin with a dot."""
+"""Local files are written here and then renamed. Not a run: names of runs don't begin with a dot."""
 
 STARTS: Final = f"{RUNS}/.starts"
-"""Folder of empty files whose names tell when each run started, so that the newest one is found by names alone."""
+"""Folder of empty files named after start time and run, so that one listing finds the newest run."""
 
-_BETWEEN: Final = "~"  # the name of a run has none
+_SEPARATOR: Final = "~"  # never part of a run's name
 _PACE: Final = f"{RUNS}/.pace"
 _PART: Final = re.compile(r"(?P<run>.+)-(?P<shard>\d{5,})-(?P<first>\d{5,})\.parquet")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
-_MOST_ID_BYTES: Final = 255
-_MOST_NAME_BYTES: Final = 100
+_MAX_ID_BYTES: Final = 255
+_MAX_NAME_BYTES: Final = 100
 _DIGEST_CHARACTERS: Final = 12
 
 
 def output_root(text: str) -> str:
-    """The output root that a user names, as it is used and printed: an absolute path, or `s3://bucket[/prefix]`.
+    """Validate and normalize an output root: an absolute path, or `s3://bucket[/prefix]`.
 
     Raises:
-        UsageError: it is neither, or too much like something else to be taken for a directory.
+        UsageError: it is neither, or has a colon that suggests another kind of URL.
     """
     if any(not character.isprintable() for character in text):
-        raise UsageError(f"the output root {text!r} contains control characters or is not valid UTF-8")
+        raise UsageError(
+            f"the output root {text!r} contains control characters or is not valid UTF-8; use another name"
+        )
     if text.startswith("s3://"):
         bucket, _, prefix = text.removeprefix("s3://").partition("/")
         if not _BUCKET.fullmatch(bucket):
@@ -65,86 +67,87 @@ def output_root(text: str) -> str:
             raise UsageError(f"the output root {text!r} has no valid bucket name; {hint}")
         folders = prefix.removesuffix("/").split("/") if prefix else []
         if not {"", ".", ".."}.isdisjoint(folders):
-            raise UsageError(f"the output root {text!r} has an empty folder name, . or .. in its prefix; remove it")
+            raise UsageError(f"the output root {text!r} contains //, . or .. in its prefix; remove them")
         return "/".join([f"s3://{bucket}", *folders])
     if ":" in text.partition("/")[0]:
         raise UsageError(
-            f"the output root {text!r} is neither s3://bucket/prefix nor clearly a directory; write ./{text} if it is"
+            f"the output root {text!r} is neither s3://bucket/prefix nor clearly a directory; for a directory write "
+            f"./{text}"
         )
     return str(Path(expand_home(text)).absolute())
 
 
 def expand_home(path: str) -> str:
-    """`path` with `~` and `~user` at its start replaced, as a shell does. Raises `UsageError` where that is unknown."""
+    """Expand a leading `~` or `~user`. Raises `UsageError` if the home directory is unknown."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
         name = path.partition("/")[0]
         raise UsageError(
-            f"the home directory {name} in {path!r} is unknown; set HOME or write the whole path"
+            f"expanding {name} in {path!r} failed: no such home directory; set HOME or write the whole path"
         ) from error
 
 
 def new_run_id(now: dt.datetime) -> str:
-    """A run id that sorts by time and doesn't collide."""
+    """A unique run id that sorts by time."""
     return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def valid_run_id(run_id: str) -> str:
-    """`run_id` itself, or `UsageError`: any printable text of 1 to 255 bytes, such as those of schedulers."""
-    if not run_id.isprintable() or not 0 < len(run_id.encode(errors="replace")) <= _MOST_ID_BYTES:
-        raise UsageError(f"{run_id!r} can't be a run id: use 1 to {_MOST_ID_BYTES} bytes of printable text")
+    """Return `run_id` if it is printable text of 1 to 255 bytes, as schedulers' ids are; raise `UsageError` if not."""
+    if not run_id.isprintable() or not 0 < len(run_id.encode(errors="replace")) <= _MAX_ID_BYTES:
+        raise UsageError(f"{run_id!r} is not a valid run id; use 1 to {_MAX_ID_BYTES} bytes of printable text")
     return run_id
 
 
 def run_name(run_id: str) -> str:
-    """The run in file names: at most 100 letters, digits, `.`, `_` and `-`, not beginning with `.` or `_`.
+    """The run id as used in file names: at most 100 of `A-Za-z0-9._-`, not beginning with `.` or `_`.
 
-    An id of this form is its own name. Otherwise the other characters are replaced and a digest of the id is appended,
-    so that two ids have two names. Spark reads no names with `:`, and none that begin with `.` or `_`.
+    Ids of this form are unchanged. In others the remaining characters are replaced and a digest is appended, so that
+    different ids have different names. Spark can't read names with `:`, and ignores those that begin with `.` or `_`.
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id).lstrip("._")
-    if safe == run_id and len(safe) <= _MOST_NAME_BYTES:
+    if safe == run_id and len(safe) <= _MAX_NAME_BYTES:
         return run_id
     digest = hashlib.sha256(run_id.encode(errors="surrogatepass")).hexdigest()[:_DIGEST_CHARACTERS]
-    return f"{safe[: _MOST_NAME_BYTES - len(digest) - 1]}-{digest}"
+    return f"{safe[: _MAX_NAME_BYTES - len(digest) - 1]}-{digest}"
 
 
 def pace_path(model_arn: str, units: str) -> str:
-    """What runs have learned of the pace of a model with so many inference units: `2`, `1:3`, empty if unknown."""
+    """The learned rate of a model with this number of inference units: `2`, `1:3`, or empty if unknown."""
     return f"{_PACE}/{_file_name(model_arn)}/{units.replace(':', '-') or 'unknown'}.json"
 
 
 def admission_path(model_arn: str) -> str:
-    """Folder of the lock under which runs of a model start."""
+    """Folder of the lock that runs of a model hold while they start."""
     return f"{RUNS}/.admission/{_file_name(model_arn)}"
 
 
-def known_path(about: str) -> str:
-    """What small files were read to, so that the next run need not read them; `about` says from which rows."""
-    return f"{RUNS}/.known/{hashlib.sha256(about.encode()).hexdigest()[:32]}"
+def incremental_index_path(selection: str) -> str:
+    """Index of small published files for `--incremental`; `selection` describes which of their rows count."""
+    return f"{RUNS}/.known/{hashlib.sha256(selection.encode()).hexdigest()[:32]}"
 
 
 def start_path(run_id: str, started_at: dt.datetime) -> str:
-    """Created before the run's record."""
-    return f"{STARTS}/{started_at.astimezone(dt.UTC):%Y%m%dT%H%M%S.%fZ}{_BETWEEN}{run_name(run_id)}"
+    """Empty file that records when a run started; created before the run's record."""
+    return f"{STARTS}/{started_at.astimezone(dt.UTC):%Y%m%dT%H%M%S.%fZ}{_SEPARATOR}{run_name(run_id)}"
 
 
 def run_of_start(path: str) -> str:
-    """The run, by its name, in such a path."""
-    return path.rpartition("/")[2].partition(_BETWEEN)[2]
+    """The name of the run in a path from `start_path`."""
+    return path.rpartition("/")[2].partition(_SEPARATOR)[2]
 
 
 def _file_name(model_arn: str) -> str:
-    """The end of an ARN in characters that any file name may have, and a digest of all of it."""
-    digest = hashlib.sha256(model_arn.encode()).hexdigest()[:12]
+    """The end of an ARN in characters that are valid in file names, and a digest of the whole ARN."""
+    digest = hashlib.sha256(model_arn.encode()).hexdigest()[:_DIGEST_CHARACTERS]
     resource = model_arn.rpartition(":")[2]
     return f"{re.sub(r'[^A-Za-z0-9._@-]+', '-', resource)[-80:]}-{digest}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class PartName:
-    """What the name of a published file says: the `run_name`, the shard and the first journal segment of its rows."""
+    """The parts of a published file's name: the `run_name`, the shard, and the first journal segment of its rows."""
 
     run: str
     shard: int
@@ -155,20 +158,20 @@ class PartName:
 
     @classmethod
     def parse(cls, name: str) -> PartName | None:
-        """Read a file name; None for files that no run has written, such as those of an export."""
-        found = _PART.fullmatch(name)
-        return None if found is None else cls(found["run"], int(found["shard"]), int(found["first"]))
+        """Parse a file name; None for files that were not written by a run, such as those of an export."""
+        match = _PART.fullmatch(name)
+        return None if match is None else cls(match["run"], int(match["shard"]), int(match["first"]))
 
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """The paths of one run, by its id or its name. Round 0 is the run itself; its retries are numbered from 1."""
+    """The paths of one run, given by its id or name. Round 0 is the run itself; its retries are numbered from 1."""
 
     run_id: str
 
     @property
     def folder(self) -> str:
-        """Everything but the parts."""
+        """All files of the run except its published parts."""
         return f"{RUNS}/{run_name(self.run_id)}"
 
     @property
@@ -178,17 +181,17 @@ class RunPaths:
 
     @property
     def summary(self) -> str:
-        """What the run came to, written at its end."""
+        """The run's summary, written at the end of each session."""
         return f"{self.folder}/summary.json"
 
     @property
     def sessions(self) -> str:
-        """Folder of the sessions; the newest one holds the run."""
+        """Folder of the sessions; the newest one holds the run lease."""
         return f"{self.folder}/sessions"
 
     @property
     def totals(self) -> str:
-        """The work list's totals, once the listing is complete."""
+        """The work list's totals, written when it is complete."""
         return f"{self.folder}/worklist.json"
 
     @property
@@ -198,7 +201,7 @@ class RunPaths:
 
     @property
     def markers(self) -> str:
-        """Folder of the published shards' markers."""
+        """Folder of the markers of published shards."""
         return f"{self.folder}/shards"
 
     @property
@@ -206,14 +209,14 @@ class RunPaths:
         """Folder of the retries."""
         return f"{self.folder}/rounds"
 
+    @property
+    def journals(self) -> str:
+        """Folder of the journals, one per shard."""
+        return f"{self.folder}/journal"
+
     def frozen(self, shard: int) -> str:
         """A frozen shard of the work list."""
         return f"{self.worklist}/{shard:05d}.parquet"
-
-    @property
-    def journals(self) -> str:
-        """Folder of the journals, one a shard."""
-        return f"{self.folder}/journal"
 
     def journal(self, shard: int) -> str:
         """Folder of a shard's journal, over all rounds."""
@@ -224,19 +227,19 @@ class RunPaths:
         return f"{self.journal(shard)}/{number:05d}.arrow"
 
     def marker(self, shard: int, round_: int) -> str:
-        """Says that the shard is complete and published in the round."""
+        """Marks a shard as complete and published in a round."""
         return f"{self.markers}/{shard:05d}.json" if not round_ else f"{self.markers}/{shard:05d}-r{round_}.json"
 
     def round(self, number: int) -> str:
-        """What a retry scores again."""
+        """Which failures a retry scores again."""
         return f"{self.rounds}/{number:03d}.json"
 
     def round_end(self, number: int) -> str:
-        """Says that a retry is over."""
+        """Marks a retry as ended."""
         return f"{self.rounds}/{number:03d}.done"
 
     def part(self, table: str, *, model: str, date: dt.date, shard: int, first: int) -> str:
-        """The Parquet file in `table` (`results` or `failures`) of the segments from number `first` to the next cut."""
+        """The Parquet file in `table` (`results` or `failures`) for the segments from `first` to the next cut."""
         return f"{table}/model={model}/date={date.isoformat()}/{PartName(run_name(self.run_id), shard, first)}"
 
 
@@ -246,6 +249,6 @@ def segment_number(path: str) -> int:
 
 
 def shard_and_round(path: str) -> tuple[int, int]:
-    """The numbers in the file name of a marker."""
+    """The shard and round in the file name of a marker."""
     shard, _, round_ = path.rpartition("/")[2].removesuffix(".json").partition("-r")
     return int(shard), int(round_ or 0)

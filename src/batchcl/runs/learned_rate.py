@@ -1,7 +1,7 @@
-"""The rate that earlier runs have found for a model, kept in the output root so that the next run starts with it.
+"""The call rate that earlier runs measured for a model: the initial rate of the next run.
 
-It is kept for each number of inference units. It is only a start: the run goes on measuring. It counts less with age,
-and a file that can't be read counts nothing.
+Stored in the output root per model and number of inference units. Its weight decreases with age. A file that can't be
+decoded is ignored.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from batchcl.runs.store import Store
 __all__ = ["LearnedRate", "read_learned", "write_learned"]
 
 _HALF_LIFE: Final = dt.timedelta(days=7)
-_MOST_TPS: Final = 10_000.0
+_MAX_TPS: Final = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedRate:
-    """Calls a second that a model took, as found by the run that ended at `learned_at`.
+    """Calls per second that a model accepted, measured by the run that ended at `learned_at`.
 
-    `is_lower_bound` where that run was never throttled, so that the model may take more.
+    `is_lower_bound`: that run was never throttled, so the model may accept more.
     """
 
     tps: float
@@ -34,17 +34,17 @@ class LearnedRate:
     is_lower_bound: bool = False
 
     def weight(self, now: dt.datetime) -> float:
-        """How much it counts, 1 when new and half as much every week; nothing when it comes from the future."""
+        """Weight of this rate: 1 when new, halved every week, 0 if `learned_at` is more than a day in the future."""
         age = now - self.learned_at
         return 0.0 if age < -dt.timedelta(days=1) else min(1.0, 0.5 ** (age / _HALF_LIFE))
 
     def start_tps(self, now: dt.datetime, *, otherwise_tps: float) -> float:
-        """Where to start: between this rate and `otherwise_tps`, in proportion, by its weight."""
+        """The initial rate: the weighted geometric mean of this rate and `otherwise_tps`."""
         return otherwise_tps * math.exp(self.weight(now) * math.log(self.tps / otherwise_tps))
 
 
 async def read_learned(store: Store, model: str, units: str) -> LearnedRate | None:
-    """What was learned of `model`, an ARN, with these units; None where that is nothing, or nothing valid.
+    """The stored rate of `model`, an ARN, with `units`; None if there is none or the file is corrupt.
 
     Raises:
         OutputError: the output root can't be read.
@@ -58,11 +58,11 @@ async def read_learned(store: Store, model: str, units: str) -> LearnedRate | No
         learned = LearnedRate(float(document["tps"]), learned_at, bool(document.get("is_lower_bound")))
     except (ValueError, TypeError, KeyError):
         return None
-    return learned if 0 < learned.tps <= _MOST_TPS and learned.learned_at.tzinfo is not None else None
+    return learned if 0 < learned.tps <= _MAX_TPS and learned.learned_at.tzinfo is not None else None
 
 
 async def write_learned(store: Store, model: str, units: str, learned: LearnedRate) -> None:
-    """Keep it for the next run; the last writer wins.
+    """Store the rate for the next run; the last writer wins.
 
     Raises:
         OutputError: the output root can't be written.

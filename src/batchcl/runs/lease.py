@@ -1,15 +1,16 @@
-"""Which process works on a run: numbered session files with a heartbeat.
+"""The run lease: which process works on a run. Stored as numbered session files with a heartbeat.
 
-A session holds the run from the creation of `<number>.json` until a higher number exists, or its file says that it has
-ended. The file is created exclusively, so of two processes that take a dead session over, one succeeds. A holder
-overwrites its own file only: a late heartbeat can't hide a takeover.
+A session holds the lease from the creation of `<number>.json` until a file with a higher number exists or its own file
+says that it has ended. The file is created exclusively, so if two processes take over a dead session, one succeeds. A
+holder overwrites only its own file, so a late heartbeat can't hide a takeover.
 
-A session is dead when its counter has not changed for 45 s of the observer's own monotonic clock: clocks of different
-machines are never compared. Where boot id and PID namespace are those of the observer, its process is looked at
-instead, and one that is gone is replaced at once. A host name says nothing: containers of one host may share it.
+A session is dead when its heartbeat counter has not changed for 45 s of the observer's own monotonic clock; clocks of
+different machines are never compared. If the session's boot id and PID namespace are the observer's own, the observer
+checks the process instead and replaces a dead one at once. Host names are not compared: several containers may have the
+same one.
 
-This keeps a second process out early and with a clear message, and lets a run whose process died be taken over within a
-minute. What protects the rows is the journal.
+The lease refuses a second process early and with a clear message, and makes the run of a dead process available again
+within a minute. It does not protect the rows; the journal does.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ __all__ = [
 
 HEARTBEAT_S: Final = 10.0
 EXPIRES_S: Final = 45.0
-_LOOK_EVERY_S: Final = 2.0
+_POLL_INTERVAL_S: Final = 2.0
 _SESSION: Final = ".json"
 _READS_AT_ONCE: Final = 32
 
@@ -56,14 +57,14 @@ class RunLease:
     Attributes:
         number: of the session, from 0.
         holder: a random name of the process.
-        host: its machine, for messages.
-        place: boot id and PID namespace, in which `process` means something; empty where they can't be known.
-        process: its process id and start.
-        beat: counts its heartbeats.
-        beat_at: the time of the last one by its own clock, for messages.
-        progress: its counters at that time.
-        ended: it doesn't work any more.
-        settled: everything that it had to write is written; it left no outcome that isn't published.
+        host: host name, for messages.
+        place: boot id and PID namespace, in which `process` is valid; empty if unknown.
+        process: process id and start time: `<pid>-<ticks since boot>`.
+        beat: number of heartbeats so far.
+        beat_at: time of the last heartbeat by the holder's clock, for messages.
+        progress: the session's counters at that time.
+        ended: the session has ended.
+        settled: the session has published all its outcomes.
     """
 
     number: int
@@ -78,68 +79,69 @@ class RunLease:
     settled: bool = False
 
     @property
-    def runs(self) -> bool | None:
-        """Whether its process runs; None where only its heartbeats can tell.
+    def process_is_alive(self) -> bool | None:
+        """Whether its process is alive; None if that can be determined only by its heartbeats.
 
-        They alone do for a process elsewhere, one that is suspended, and this one, which may have given a session up.
+        That is so for a process on another machine or in another PID namespace, for a suspended one, and for the
+        current process, which may have abandoned a session.
         """
         if self.ended:
             return False
         pid, _, started = self.process.partition("-")
         if not self.place or self.place != _process_location() or not started or int(pid) == os.getpid():
             return None
-        state = _state(int(pid))
+        state = _process_state(int(pid))
         if state is None:
-            return False if Path("/proc/1/stat").exists() else None  # elsewhere /proc may hide others' processes
+            return False if Path("/proc/1/stat").exists() else None  # mounted with hidepid, /proc hides processes
         if state.started != started:
             return False
         return None if state.code in {"T", "t"} else True
 
     def seems_alive(self, now: dt.datetime) -> bool:
-        """Whether its process may work, without waiting for a heartbeat: by the clocks of both machines."""
-        runs = self.runs
-        return (now - self.beat_at).total_seconds() < EXPIRES_S if runs is None else runs
+        """Whether its process is probably alive. Doesn't wait for a heartbeat; compares the clocks of both machines."""
+        is_alive = self.process_is_alive
+        return (now - self.beat_at).total_seconds() < EXPIRES_S if is_alive is None else is_alive
 
 
 async def is_alive(store: Store, folder: str, lease: RunLease) -> bool:
-    """Whether the session's process works. Waits until its counter changes, or for 45 s where it doesn't."""
-    if lease.runs is not None:
-        return lease.runs
+    """Whether the session's process is alive. Waits until its heartbeat counter changes, at most 45 s."""
+    if lease.process_is_alive is not None:
+        return lease.process_is_alive
     since = anyio.current_time()
     while True:
-        await anyio.sleep(_LOOK_EVERY_S)
-        asked_at = anyio.current_time()  # before the answer: this process may be suspended while it waits for that
-        seen = await read_session(store, _path(folder, lease.number))
-        if seen.ended or seen.beat != lease.beat:
-            return not seen.ended
-        if asked_at - since >= EXPIRES_S:
+        await anyio.sleep(_POLL_INTERVAL_S)
+        requested_at = anyio.current_time()  # before the read, as this process may be suspended during it
+        current = await read_session(store, _path(folder, lease.number))
+        if current.ended or current.beat != lease.beat:
+            return not current.ended
+        if requested_at - since >= EXPIRES_S:
             return False
 
 
 async def read_lease(store: Store, folder: str) -> RunLease | None:
-    """The newest session below `folder`, or None where there was none."""
+    """The newest session below `folder`, or None if there is none."""
     files = await _session_files(store, folder)
     return await read_session(store, files[-1]) if files else None
 
 
 async def unsettled_lease(store: Store, folder: str) -> RunLease | None:
-    """`read_lease`, but None where that session has settled. Then one list does, of names only."""
+    """The newest session below `folder`, or None if there is none or it has settled; one listing shows the latter."""
     names = [file.path for file in await store.list_all(folder)]
     files = [name for name in names if name.endswith(_SESSION)]
-    if not files or _settled(files[-1]) in names:
+    if not files or _settled_path(files[-1]) in names:
         return None
     lease = await read_session(store, files[-1])
     return None if lease.ended and lease.settled else lease
 
 
 async def read_leases(store: Store, folder: str) -> list[RunLease]:
-    """All sessions below `folder`, the first one first."""
+    """All sessions below `folder`, in order."""
     paths = await _session_files(store, folder)
     return await gather(lambda path: read_session(store, path), paths, at_once=_READS_AT_ONCE)
 
 
 async def session_numbers(store: Store, folder: str) -> list[int]:
-    """Of all sessions below `folder`, from names alone."""
+    """The numbers of all sessions below `folder`; lists file names only."""
     return [_number(path) for path in await _session_files(store, folder)]
 
 
@@ -147,19 +149,19 @@ async def _session_files(store: Store, folder: str) -> list[str]:
     return [file.path for file in await store.list_all(folder) if file.path.endswith(_SESSION)]
 
 
-def _settled(session: str) -> str:
-    """Beside a session's file: says in its name that the session has ended and settled, so that nobody reads it."""
+def _settled_path(session: str) -> str:
+    """Marker beside a session file: the session has ended and settled, so its file need not be read."""
     return f"{session.removesuffix(_SESSION)}.settled"
 
 
 async def read_session(store: Store, path: str) -> RunLease:
-    """The session in the file `path`; a damaged one keeps nobody out."""
+    """The session in the file `path`. A corrupt file counts as an ended session, so that it blocks no other process."""
     number = _number(path)
     try:
         values = orjson.loads(await store.get(path) or b"")
-        known = {each.name: values[each.name] for each in fields(RunLease) if each.name in values}
-        known["progress"] = dict(known.get("progress", {}))
-        return RunLease(**known | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
+        accepted = {each.name: values[each.name] for each in fields(RunLease) if each.name in values}
+        accepted["progress"] = dict(accepted.get("progress", {}))
+        return RunLease(**accepted | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
     except (ValueError, TypeError, KeyError):
         never = dt.datetime.fromtimestamp(0, dt.UTC)
         return RunLease(
@@ -168,19 +170,19 @@ async def read_session(store: Store, path: str) -> RunLease:
 
 
 class RunLeaseHolder:
-    """Holds a lease for this process.
+    """Acquires, renews and releases a lease for this process.
 
     Args:
         store: the output root.
         folder: of the sessions.
-        what: is held, for messages: `run 2026-11-21`.
+        what: the leased object, for messages: `run 2026-11-21`.
         progress: returns the counters for the heartbeat.
-        on_wait: receives the session whose next heartbeat is waited for.
-        utcnow: the time of day.
+        on_wait: called with the session whose next heartbeat `acquire` waits for.
+        utcnow: the current time.
 
     Attributes:
-        settled: to be set once nothing is left to write; `release` records it.
-        follows_unsettled: the previous session did not end properly: its process may only be suspended.
+        settled: set it when all outcomes are published; `release` records it.
+        follows_unsettled: the previous session did not settle; its process may only be suspended.
     """
 
     def __init__(
@@ -213,30 +215,35 @@ class RunLeaseHolder:
 
     @property
     def holder(self) -> str:
-        """This process's name, which its journal segments carry."""
+        """The random name of this process, which its journal segments contain."""
         return self._lease.holder
 
     @property
     def number(self) -> int:
-        """Of this session; 0 for the first one."""
+        """Number of this session, from 0."""
         return self._lease.number
 
     def counters(self) -> dict[str, Any]:
-        """What the next heartbeat would say of the progress."""
+        """The current counters, as the next heartbeat would contain them."""
         return self._progress()
 
     async def acquire(
         self, *, on_left: Callable[[RunLease], None] = lambda _: None, dead: RunLease | None = None
     ) -> None:
-        """Take the lease, or raise `StoppedError` that says who has it. Waits for a heartbeat of that process.
+        """Acquire the lease. If the previous session has not ended, waits up to 45 s for its heartbeat.
 
-        `on_left` receives the previous session's lease. It is called before this session's file is created, so that
-        `progress` can pass on what that session left behind. `dead` is a session that was found dead just now.
+        Args:
+            on_left: called with the previous session before this session's file is created, so that `progress` can
+                include what that session left behind.
+            dead: a session that the caller has just found dead.
+
+        Raises:
+            StoppedError: another process holds the lease; the message names it.
         """
         last = await read_lease(self._store, self._folder)
         if last is not None:
             if last != dead:
-                if last.runs is None:
+                if last.process_is_alive is None:
                     self._on_wait(last)
                 if await is_alive(self._store, self._folder, last):
                     raise self._held_by(last)
@@ -244,35 +251,35 @@ class RunLeaseHolder:
             on_left(last)
             self._lease = replace(self._lease, number=last.number + 1)
         path = self._path(self._lease.number)
-        if not await self._store.put_new(path, self._beat()):
+        if not await self._store.put_new(path, self._next_heartbeat()):
             other = await read_session(self._store, path)
-            if other.holder != self.holder:  # else only the answer to the first attempt was lost
+            if other.holder != self.holder:  # otherwise only the response to an earlier attempt was lost
                 raise self._held_by(other)
 
     async def check(self) -> None:
-        """Raise `StoppedError` when another process has taken over."""
+        """Raise `StoppedError` if another process has taken over."""
         if await self._store.exists(self._path(self.number + 1)):
             other = await read_session(self._store, self._path(self.number + 1))
             raise StoppedError(
-                f"{self._what} was taken over by another runner ({other.host}): it had no heartbeat of this one for "
-                f"{EXPIRES_S:.0f} s; this one stops"
+                f"this process stops: {self._what} was taken over by another process (on {other.host}), which received "
+                f"no heartbeat of this one for {EXPIRES_S:.0f} s"
             )
 
     async def successor(self) -> RunLease | None:
-        """The lease of another process that has taken over and may be at work; None where there is none."""
+        """The session of another process that has taken over and may be running; None if there is none."""
         other = await read_lease(self._store, self._folder)
-        if other is None or other.number <= self.number or other.runs is False:
+        if other is None or other.number <= self.number or other.process_is_alive is False:
             return None
         return other
 
     async def beat(self) -> None:
-        """Write the heartbeat now."""
-        await self._store.put(self._path(self.number), self._beat())
+        """Write a heartbeat now."""
+        await self._store.put(self._path(self.number), self._next_heartbeat())
 
     async def keep(self) -> None:
-        """Write heartbeats until cancelled. Raises `StoppedError` when another process has taken over.
+        """Write heartbeats until cancelled. Raises `StoppedError` if another process has taken over.
 
-        A store that fails for a while is left to those who write results to report.
+        A failing store is ignored here; the ledger's writes report it.
         """
         while True:
             await anyio.sleep(HEARTBEAT_S)
@@ -284,42 +291,43 @@ class RunLeaseHolder:
 
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
-        """Write heartbeats during the block; a takeover is found by `check`."""
+        """Write heartbeats during the block. Doesn't notice a takeover; call `check` for that."""
+
+        async def write_heartbeats() -> None:
+            while True:
+                await anyio.sleep(HEARTBEAT_S)
+                with suppress(OutputError):
+                    await self.beat()
+
         error: BatchclError | None = None
         async with anyio.create_task_group() as group:
-            group.start_soon(self._beat_on)
+            group.start_soon(write_heartbeats)
             try:
                 yield
             except BatchclError as raised:
-                error = raised  # by itself rather than in a group
+                error = raised  # to raise it outside of an exception group
             group.cancel_scope.cancel()
         if error is not None:
             raise error
 
-    async def _beat_on(self) -> None:
-        while True:
-            await anyio.sleep(HEARTBEAT_S)
-            with suppress(OutputError):
-                await self.beat()
-
     async def release(self) -> None:
-        """End the session, if this process has it; its last counters stay in its file."""
+        """End the session if this process holds it; its last counters stay in its file."""
         path = self._path(self.number)
         if (await read_session(self._store, path)).holder == self.holder:
-            await self._store.put(path, self._beat(ended=True))
+            await self._store.put(path, self._next_heartbeat(ended=True))
             if self.settled:
-                await self._store.put_new(_settled(path), b"")
+                await self._store.put_new(_settled_path(path), b"")
 
     def _path(self, number: int) -> str:
         return _path(self._folder, number)
 
     def _held_by(self, other: RunLease) -> StoppedError:
         return StoppedError(
-            f"{self._what} is held by another runner ({other.host}, process {other.process.partition('-')[0]}); wait "
-            f"for it, or for {EXPIRES_S:.0f} s after it died"
+            f"{self._what} is in use by another process ({other.process.partition('-')[0]} on {other.host}); wait "
+            f"until it has ended, or {EXPIRES_S:.0f} s if it was killed"
         )
 
-    def _beat(self, *, ended: bool = False) -> bytes:
+    def _next_heartbeat(self, *, ended: bool = False) -> bytes:
         self._lease = replace(self._lease, beat=self._lease.beat + 1)
         lease = replace(
             self._lease,
@@ -339,15 +347,15 @@ def _path(folder: str, number: int) -> str:
     return f"{folder}/{number:05d}{_SESSION}"
 
 
-class _SessionState(NamedTuple):
-    """Of a process: the letter that the kernel gives its state, and its start, in ticks since the boot."""
+class _ProcessState(NamedTuple):
+    """State of a process: the kernel's one-letter code, and its start time in ticks since boot."""
 
     code: str
     started: str
 
 
 def _process_location() -> str:
-    """Where a process id means something: this boot, and this PID namespace. Empty where that can't be known."""
+    """Boot id and PID namespace, in which a process id is valid; empty if they can't be read."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -356,15 +364,15 @@ def _process_location() -> str:
 
 
 def _this_process() -> str:
-    state = _state(os.getpid())
+    state = _process_state(os.getpid())
     return f"{os.getpid()}-{'' if state is None else state.started}"
 
 
-def _state(pid: int) -> _SessionState | None:
-    """The state of a process; None where there is none, or only what is left of a dead one."""
+def _process_state(pid: int) -> _ProcessState | None:
+    """The state of a process; None if there is no such process or it is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     code, *rest = stat.rpartition(")")[2].split()
-    return None if code in {"Z", "X"} else _SessionState(code, rest[18])
+    return None if code in {"Z", "X"} else _ProcessState(code, rest[18])

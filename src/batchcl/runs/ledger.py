@@ -1,9 +1,9 @@
-"""The ledger of one round of a run: which images need a call, and where their outcomes go.
+"""The ledger of one round of a run: which images still need a call, and the recording of their outcomes.
 
-It hands out the work list shard by shard, less what is journalled; takes outcomes, and journals them at the latest
-after 2,000 or 15 s. A complete shard is cut and published; so is what a session has when it ends early. Journalling and
-publishing run beside the calls and beside each other. A round that ended at any point is continued by a new ledger,
-from what the store holds.
+It yields the images of the work list shard by shard, without those that have an outcome in the journal. It buffers
+outcomes and journals them after 2,000 outcomes or 15 s. Complete shards are cut and published; so are incomplete ones
+when a session ends early. Journalling and publishing run concurrently with the calls and with each other. After an
+interruption at any point, a new ledger continues the round from the stored state.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ __all__ = ["AllImages", "Ledger", "Targets"]
 
 SEGMENT_ENTRIES: Final = 2_000
 SEGMENT_AGE_S: Final = 15.0
-BEHIND_ENTRIES: Final = 4 * SEGMENT_ENTRIES
-"""With so many outcomes in memory the journal is behind, and no more calls should be sent."""
+MAX_BUFFERED_ENTRIES: Final = 4 * SEGMENT_ENTRIES
+"""With this many outcomes in memory, `room` waits for the journal, so that no more calls are sent."""
 
-BEHIND_SHARDS: Final = 1
-"""With so many complete shards that aren't published, no further one is opened."""
+MAX_UNPUBLISHED_SHARDS: Final = 1
+"""With this many complete but unpublished shards, no further shard is opened."""
 
-_LOOK_EVERY_S: Final = 1.0
+_CHECK_INTERVAL_S: Final = 1.0
 
 _LookUp: TypeAlias = Callable[[Sequence[ImageRef]], Awaitable[list[Known | None]]]
 
 
 class Targets(Protocol):
-    """Which images a round is about."""
+    """The images that a round scores."""
 
     @property
     def round(self) -> int:
-        """Its number."""
+        """Number of the round."""
         ...
 
     def shards(self) -> AsyncIterator[int]:
-        """Numbers of the shards that have any, in order."""
+        """Numbers of the shards with images to score, in order."""
         ...
 
     def positions(self, images: pa.Table, earlier: pa.Table) -> Sequence[int]:
-        """The positions to score in a shard of these `images`, with the `earlier` entries of previous rounds."""
+        """The positions to score in a shard, given its `images` and the entries of `earlier` rounds."""
         ...
 
 
 class AllImages:
-    """Round 0: everything on the work list that isn't published."""
+    """Round 0: all images of the work list, in shards that aren't published. Implements `Targets`."""
 
     round = 0
 
@@ -73,24 +73,27 @@ class AllImages:
         self._published = published
 
     async def shards(self) -> AsyncIterator[int]:
-        """All but the published ones."""
+        """All shards that aren't published."""
         async for shard in self._worklist.shard_numbers():
             if shard not in self._published:
                 yield shard
 
     def positions(self, images: pa.Table, earlier: pa.Table) -> Sequence[int]:
-        """All of them."""
+        """All positions."""
         return range(images.num_rows)
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenShard:
     """A shard that is being scored.
 
     Attributes:
-        missing: the positions without an outcome in the journal or the buffer.
-        before: the status that each image of a retry had in earlier rounds, by position.
-        is_cut: whether the journal ends with a cut, or is empty.
+        missing: positions without an outcome in the journal, `staged` or `buffer`.
+        before: position → status in earlier rounds; empty in round 0.
+        is_cut: whether the journal ends with a cut or is empty.
+        buffer: outcomes that are not in a segment yet.
+        staged: outcomes in a segment that may not be written yet.
+        buffered_at: when the oldest outcome in `buffer` was recorded; infinity if it is empty.
     """
 
     images: pa.Table
@@ -104,28 +107,31 @@ class _Open:
 
     @property
     def complete(self) -> bool:
-        """Whether all of it is in the journal."""
+        """Whether all its outcomes are in the journal."""
         return not self.missing and not self.buffer and not self.staged
 
 
 class Ledger:
-    """The engine's source of batches and its sink. Raises `StoppedError` where another process owns a shard.
+    """The engine's source of batches and the sink of its outcomes.
+
+    All methods raise `StoppedError` if another process owns a shard.
 
     Args:
         store: the output root.
-        spec: the run's.
-        worklist: the run's.
-        targets: what the round is about.
-        writer: distinguishes this process's segments from another's.
-        fit: the round's `--fit` setting, which rows of failures state.
-        check_owner: raises `StoppedError` when another process has taken the run over.
-        known: for each image, what another run has made of it; None where that needs no look.
-        on_taken_up: receives the counts of what earlier sessions have journalled in a shard.
-        on_known: receives each outcome that needs no call.
-        utcnow: the time of day.
+        spec: of the run.
+        worklist: of the run.
+        targets: the images of the round.
+        writer: identifies this process in the journal.
+        fit: the round's `--fit` setting; stored in rows of `failures/`.
+        check_owner: raises `StoppedError` if another process has taken over the run.
+        known: the incremental filter: for each image, whether it has a result or a permanent failure from another run.
+            None for no filter.
+        on_taken_up: called with the counts of the outcomes in a shard that earlier sessions have journalled.
+        on_known: called with each outcome that `known` has determined without a call.
+        utcnow: the current time.
 
     Attributes:
-        settled: `close` has published everything.
+        settled: whether `close` has published everything.
     """
 
     def __init__(
@@ -156,51 +162,52 @@ class Ledger:
         self._on_taken_up = on_taken_up
         self._on_known = on_known
         self.settled = False
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _OpenShard] = {}
         self._buffered = 0
         self._replaced: Counter[str] = Counter()
-        self._journalling = anyio.Lock()
-        self._publishing = anyio.Lock()
+        self._journal_lock = anyio.Lock()
+        self._publish_lock = anyio.Lock()
         self._recorded = Notifier()
         self._journalled = Notifier()
         self._published = Notifier()
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """The images of each shard that are still to be called for."""
+        """For each shard, the images that still need a call."""
         async for shard in self._targets.shards():
-            while sum(opened.complete for opened in self._open.values()) >= BEHIND_SHARDS:
+            while sum(opened.complete for opened in self._open.values()) >= MAX_UNPUBLISHED_SHARDS:
                 await self._published.wait()
             images = await self._worklist.load(shard)
             journal = Journal(self._store, self._paths, shard, writer=self._writer)
             content = await journal.read()
-            await self._check_owner()  # after reading: a later takeover cuts the journal behind what was read
-            written, earlier = of_round(content.entries, self._targets.round)
-            self._on_taken_up(counts(written))
-            missing = set(self._targets.positions(images, earlier)).difference(positions(written))
+            # after reading: a process that takes over later cuts the journal after the segments that were read
+            await self._check_owner()
+            current, earlier = of_round(content.entries, self._targets.round)
+            self._on_taken_up(counts(current))
+            missing = set(self._targets.positions(images, earlier)).difference(positions(current))
             before = statuses(latest(earlier))
-            self._replaced.update(before[position] for position in positions(written) if before)
-            self._open[shard] = _Open(images, journal, missing, before, is_cut=content.uncut is None)
+            self._replaced.update(before[position] for position in positions(current) if before)
+            self._open[shard] = _OpenShard(images, journal, missing, before, is_cut=content.uncut is None)
             if missing and self._known is not None:
-                await self._leave_out(shard, images, self._known)
+                await self._exclude_known(shard, images, self._known)
             if missing:
-                left = sorted(missing)
-                yield Batch(shard, ImageRows(images, left), left)
+                remaining = sorted(missing)
+                yield Batch(shard, ImageRows(images, remaining), remaining)
             else:
                 self._recorded.ring()
                 self._journalled.ring()
 
-    async def _leave_out(self, shard: int, images: pa.Table, look_up: _LookUp) -> None:
-        """Record the images that another run has dealt with since the list was made."""
-        left = sorted(self._open[shard].missing)
-        candidates = list(ImageRows(images, left))
-        for position, image, known in zip(left, candidates, await look_up(candidates), strict=True):
+    async def _exclude_known(self, shard: int, images: pa.Table, look_up: _LookUp) -> None:
+        """Record outcomes of images that other runs have processed since the work list was written."""
+        remaining = sorted(self._open[shard].missing)
+        candidates = list(ImageRows(images, remaining))
+        for position, image, known in zip(remaining, candidates, await look_up(candidates), strict=True):
             if known is not None:
                 outcome = AlreadyKnown(image=image, status=known, at=self._utcnow())
                 self.record(shard, position, outcome)
                 self._on_known(outcome)
 
     def record(self, shard: int, position: int, outcome: Outcome) -> None:
-        """Take over one outcome; it is durable some time later."""
+        """Buffer one outcome; `keep` makes it durable later."""
         opened = self._open[shard]
         opened.missing.remove(position)
         if opened.before:
@@ -213,69 +220,69 @@ class Ledger:
             self._recorded.ring()
 
     def unkept(self) -> Counts:
-        """What was recorded and isn't durable: all that is lost if nothing more can be written."""
-        return Counts(**Counter[str](entry.outcome.status for _, entry in self._unkept()))
+        """Counts of recorded outcomes that are not durable: lost if nothing more can be written."""
+        return Counts(**Counter[str](entry.outcome.status for _, entry in self._unsaved()))
 
     def replaced(self) -> Counts:
-        """What the images of a retry that have a durable outcome of its round had come to before."""
-        unkept = Counter(opened.before[entry.position] for opened, entry in self._unkept() if opened.before)
-        return Counts(**(self._replaced - unkept))
+        """Earlier statuses of the images that have a durable outcome in this round, which replaces them."""
+        unsaved = Counter(opened.before[entry.position] for opened, entry in self._unsaved() if opened.before)
+        return Counts(**(self._replaced - unsaved))
 
-    def _unkept(self) -> Iterator[tuple[_Open, JournalEntry]]:
+    def _unsaved(self) -> Iterator[tuple[_OpenShard, JournalEntry]]:
         for opened in self._open.values():
             for entry in (*opened.staged, *opened.buffer):
                 yield opened, entry
 
     async def room(self) -> None:
-        """Wait while the journal is behind, so that memory doesn't grow where the store is slower than the model."""
-        while self._buffered >= BEHIND_ENTRIES:
+        """Wait while too many outcomes are buffered: a store slower than the model must not let memory grow."""
+        while self._buffered >= MAX_BUFFERED_ENTRIES:
             await self._journalled.wait()
 
     async def keep(self) -> None:
-        """Journal what is due, and publish complete shards, until cancelled."""
-        parts: tuple[Callable[[], Awaitable[None]], ...] = (self._keep_journal, self._keep_publishing)
-        await gather(lambda part: part(), parts, at_once=len(parts))
+        """Journal due outcomes and publish complete shards, until cancelled."""
+        loops: tuple[Callable[[], Awaitable[None]], ...] = (self._journal_loop, self._publish_loop)
+        await gather(lambda loop: loop(), loops, at_once=len(loops))
 
     async def close(self) -> None:
-        """Journal everything that was recorded, and publish it, incomplete shards too."""
+        """Journal and publish all recorded outcomes, including those of incomplete shards."""
         await self._flush(older_than=math.inf)
         await self._publish_complete()
-        async with self._publishing:
-            await self._of_each(self._cut_and_publish)
+        async with self._publish_lock:
+            await self._for_each_shard(self._cut_and_publish)
         self.settled = True
 
     async def save(self) -> None:
-        """Journal everything that was recorded, and leave publishing to whoever recovers the run."""
+        """Journal all recorded outcomes without publishing them; a recovery of the run does that."""
         await self._flush(older_than=math.inf)
 
-    async def _keep_journal(self) -> None:
+    async def _journal_loop(self) -> None:
         while True:
-            await self._recorded.wait(at_most_s=_LOOK_EVERY_S)
+            await self._recorded.wait(at_most_s=_CHECK_INTERVAL_S)
             await self._flush(older_than=anyio.current_time() - SEGMENT_AGE_S)
 
-    async def _keep_publishing(self) -> None:
+    async def _publish_loop(self) -> None:
         while True:
             await self._publish_complete()
-            await self._journalled.wait(at_most_s=_LOOK_EVERY_S)
+            await self._journalled.wait(at_most_s=_CHECK_INTERVAL_S)
 
     async def _flush(self, *, older_than: float) -> None:
-        """Journal what is due in every shard, also where another one fails: its outcomes were paid for."""
-        async with self._journalling:
-            await self._of_each(lambda _, opened: self._flush_shard(opened, older_than=older_than))
+        """Journal due outcomes of every shard, even if some shards fail: the outcomes were paid for."""
+        async with self._journal_lock:
+            await self._for_each_shard(lambda _, opened: self._flush_shard(opened, older_than=older_than))
             self._journalled.ring()
 
-    async def _flush_shard(self, opened: _Open, *, older_than: float) -> None:
+    async def _flush_shard(self, opened: _OpenShard, *, older_than: float) -> None:
         if opened.buffer and (_is_due(opened) or opened.buffered_at <= older_than):
-            await self._settle(opened)
+            await self._flush_staged(opened)
             staged = await opened.journal.stage(opened.buffer, round_=self._targets.round, fit=self._fit)
             opened.is_cut = False
             opened.staged = opened.buffer[:staged]
             del opened.buffer[:staged]
             opened.buffered_at = anyio.current_time() if opened.buffer else math.inf
-        await self._settle(opened)
+        await self._flush_staged(opened)
 
-    async def _of_each(self, act: Callable[[int, _Open], Awaitable[object]]) -> None:
-        """Act on every open shard; raises the first error at the end."""
+    async def _for_each_shard(self, act: Callable[[int, _OpenShard], Awaitable[object]]) -> None:
+        """Call `act` for every open shard; afterwards raise the first error, if any."""
         failures: list[BatchclError] = []
         for shard, opened in tuple(self._open.items()):
             try:
@@ -285,38 +292,39 @@ class Ledger:
         if failures:
             raise failures[0]
 
-    async def _settle(self, opened: _Open) -> None:
-        await opened.journal.settle()
+    async def _flush_staged(self, opened: _OpenShard) -> None:
+        await opened.journal.flush()
         self._buffered -= len(opened.staged)
         opened.staged = []
 
     async def _publish_complete(self) -> None:
-        async with self._publishing:
+        async with self._publish_lock:
             for shard, opened in tuple(self._open.items()):
                 if opened.complete:
                     await self._publish(shard, opened)
                     del self._open[shard]
                     self._published.ring()
 
-    async def _publish(self, shard: int, opened: _Open) -> None:
+    async def _publish(self, shard: int, opened: _OpenShard) -> None:
         content = await self._cut_and_publish(shard, opened)
-        state = latest(content.entries)
-        if state.num_rows != opened.images.num_rows:
+        last = latest(content.entries)
+        if last.num_rows != opened.images.num_rows:
             raise BatchclError(
-                f"shard {shard} has {state.num_rows} outcomes of {opened.images.num_rows}: a bug in batchcl"
+                f"completing shard {shard} failed: {last.num_rows} outcomes for {opened.images.num_rows} images; this "
+                "is a bug in batchcl, please report it"
             )
         await write_marker(
-            self._store, self._paths, shard, round_=self._targets.round, entries=state, images=opened.images
+            self._store, self._paths, shard, round_=self._targets.round, entries=last, images=opened.images
         )
 
-    async def _cut_and_publish(self, shard: int, opened: _Open) -> JournalContent:
-        """Close what is journalled, and publish it as it is read back, which is what counts."""
+    async def _cut_and_publish(self, shard: int, opened: _OpenShard) -> JournalContent:
+        """Close the journal's current chunk, and publish what is read back from the journal."""
         if not opened.is_cut:
             await opened.journal.cut()
             opened.is_cut = True
         return await publish_journal(self._store, self._spec, shard, opened.journal, opened.images)
 
 
-def _is_due(opened: _Open) -> bool:
-    """Whether its buffer is worth a segment, however young."""
+def _is_due(opened: _OpenShard) -> bool:
+    """Whether the buffer is to be journalled regardless of its age: it is full, or the shard is complete."""
     return len(opened.buffer) >= SEGMENT_ENTRIES or (not opened.missing and bool(opened.buffer))

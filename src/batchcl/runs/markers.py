@@ -1,4 +1,4 @@
-"""Markers: one small file says that a shard is published in a round, and what the shard comes to since."""
+"""Markers: a small file for each shard that is published in a round, with the shard's totals up to that round."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What shards come to: the outcomes of their images, and those without a result by what they have in common."""
+    """Outcomes of the images of one or more shards, and their unresolved failures by group."""
 
     counts: Counts = field(default_factory=Counts)
     failures: Counter[FailureGroup] = field(default_factory=Counter)
@@ -34,7 +34,7 @@ class Totals:
 
 
 async def published(store: Store, paths: RunPaths) -> dict[int, int]:
-    """Shard → the last round in which it was published. Lists names only."""
+    """Shard → the last round in which it was published. Lists file names only."""
     rounds: dict[int, int] = {}
     for file in await store.list_all(paths.markers):
         shard, round_ = shard_and_round(file.path)
@@ -45,15 +45,18 @@ async def published(store: Store, paths: RunPaths) -> dict[int, int]:
 async def write_marker(
     store: Store, paths: RunPaths, shard: int, *, round_: int, entries: pa.Table, images: pa.Table
 ) -> None:
-    """Close the shard for the round; the same marker twice is fine. Raises `StoppedError` if another one is there.
+    """Mark the shard as published in the round. Writing the same marker twice is fine.
 
     Args:
         store: the output root.
-        paths: the run's.
-        shard: its number.
-        round_: the round.
-        entries: the last one of each image.
-        images: of the shard.
+        paths: of the run.
+        shard: number of the shard.
+        round_: number of the round.
+        entries: the last entry of each image.
+        images: the images of the shard.
+
+    Raises:
+        StoppedError: another process has written a different marker.
     """
     groups = await anyio.to_thread.run_sync(failure_groups, entries, images)
     document = {
@@ -61,11 +64,11 @@ async def write_marker(
         "failures": [[*group, number] for group, number in sorted(groups.items())],
     }
     data = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
-    await store.put_mine(paths.marker(shard, round_), data, what=f"the end of shard {shard}")
+    await store.put_mine(paths.marker(shard, round_), data, what=f"the marker of shard {shard}")
 
 
 async def read_totals(store: Store, paths: RunPaths, rounds: Iterable[tuple[int, int]]) -> dict[int, Totals]:
-    """Shard → its totals, of the given (shard, round) markers."""
+    """Shard → totals, read from the markers of the given (shard, round) pairs."""
 
     async def read(marker: tuple[int, int]) -> tuple[int, Totals]:
         shard, round_ = marker

@@ -1,7 +1,7 @@
-"""From a chunk of a shard's journal to its published files: the same names and rows, whoever writes them.
+"""Publishing: write each chunk of a shard's journal as one file in `results/` and one in `failures/`.
 
-The files are created exclusively, and nothing overwrites or deletes them. A process that repeats a publication, however
-late, finds them there and changes nothing.
+File names and rows follow from the journal alone, whichever process publishes. The files are created exclusively and
+never overwritten or deleted, so repeating a publication at any later time changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["PartSpec", "publish_chunk", "publish_journal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartSpec:
-    """What all parts of a run have in common. `model` is `<project>@<version>`, which names their partition."""
+    """Properties that all parts of a run share. `model` is `<project>@<version>`, the value of their partition."""
 
     run_id: str
     model: str
@@ -34,36 +34,39 @@ class PartSpec:
     max_results: int | None = None
 
     def path(self, table: str, shard: int, first: int) -> str:
-        """Of the part in `table` with the rows of the chunk that begins at segment `first`."""
+        """Path of the part in `table` for the chunk that begins at segment `first`."""
         return RunPaths(self.run_id).part(table, model=self.model, date=self.date, shard=shard, first=first)
 
 
 async def publish_journal(
     store: Store, spec: PartSpec, shard: int, journal: Journal, images: pa.Table
 ) -> JournalContent:
-    """Create the files of all chunks that a cut has closed, those that aren't there; returns what the journal holds.
+    """Create the missing files of all chunks that a cut has closed; returns the content of the journal.
 
     Args:
         store: the output root.
-        spec: the run's.
-        shard: its number.
-        journal: the shard's.
-        images: of the shard, with the columns of `IMAGES`.
+        spec: of the run.
+        shard: number of the shard.
+        journal: of the shard.
+        images: the images of the shard, with the columns of `IMAGES`.
 
     Raises:
-        BatchclError: two entries of one round are about the same image, which is a bug.
+        BatchclError: an image has two entries in one round, which is a bug.
     """
     content = await journal.read()
     pairs = content.entries.select(["position", "round"]).group_by(["position", "round"]).aggregate([])
     if pairs.num_rows != content.entries.num_rows:
-        raise BatchclError(f"shard {shard} has two outcomes for one image: a bug in batchcl")
+        raise BatchclError(
+            f"publishing shard {shard} failed: an image has two outcomes in one round; this is a bug in batchcl, "
+            "please report it"
+        )
     for chunk in content.chunks:
         await publish_chunk(store, spec, shard, chunk, images)
     return content
 
 
 async def publish_chunk(store: Store, spec: PartSpec, shard: int, chunk: JournalChunk, images: pa.Table) -> None:
-    """Create the chunk's files in `results/` and `failures/`, those that have rows and aren't there."""
+    """Create the chunk's files in `results/` and `failures/` if they have rows and don't exist."""
     outcomes = counts(chunk.entries)
     for table, rows in (("results", outcomes.scored), ("failures", outcomes.failed + outcomes.skipped)):
         path = spec.path(table, shard, chunk.first)

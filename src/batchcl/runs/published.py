@@ -1,4 +1,4 @@
-"""The files of `results/` and `failures/` below an output root, each with what its path says of it."""
+"""The files in `results/` and `failures/` of an output root, with the table, model and date in their paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from batchcl.errors import OutputError
 from batchcl.runs.corruption import decode_or_raise
-from batchcl.runs.layout import PartName, run_name
+from batchcl.runs.layout import FOLDERS, PartName, run_name
 from batchcl.runs.store import Store
 
 __all__ = ["PARTITION", "PublishedPart", "check_root", "later_parts", "published_parts", "read_part"]
@@ -29,7 +29,7 @@ _PATH: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class PublishedPart:
-    """One published file: of which `table`, by which `model`, of a run of which `date`."""
+    """One published file. `table`, `model` (`<project>@<version>`) and `date` (of the run) are parsed from its path."""
 
     table: str
     model: str
@@ -40,13 +40,13 @@ class PublishedPart:
     size_bytes: int
 
     def may_hold(self, run_id: str) -> bool:
-        """Whether it may have rows of the run; files of an export have rows of several."""
-        written = PartName.parse(self.name)
-        return written is None or written.run == run_name(run_id)
+        """Whether it may contain rows of the run; a file of an export may contain rows of several runs."""
+        part = PartName.parse(self.name)
+        return part is None or part.run == run_name(run_id)
 
 
 def published_parts(store: Store) -> list[PublishedPart]:
-    """All files of the tables, in no order. Blocks.
+    """All files of both tables, in no order. Blocks.
 
     Raises:
         OutputError: the store is not an output root, or can't be read.
@@ -89,39 +89,34 @@ def read_part(store: Store, part: PublishedPart, schema: pa.Schema) -> pa.Table:
 
 
 def later_parts(parts: Iterable[PublishedPart]) -> dict[PublishedPart, list[PublishedPart]]:
-    """For each file of `failures/`, the files that may resolve or repeat its rows, where there are any.
+    """For each file of `failures/`, the files that may resolve or repeat its rows; files without any are omitted.
 
-    These are the later ones of the same run and shard: a run may have called for an image again only there. A file of
-    an export may be resolved by any file of its partition.
+    These are the later files of the same run and shard: retries write nowhere else. A file of an export may be resolved
+    by any file of its partition.
     """
     groups: defaultdict[tuple[str, ...], list[tuple[int, PublishedPart]]] = defaultdict(list)
     exported = {(part.model, part.date) for part in parts if PartName.parse(part.name) is None}
     for part in parts:
-        written = PartName.parse(part.name)
-        if written is None or (part.model, part.date) in exported:
+        name = PartName.parse(part.name)
+        if name is None or (part.model, part.date) in exported:
             groups[part.model, part.date].append((1 if part.table == "results" else 0, part))
         else:
-            groups[part.model, part.date, written.run, str(written.shard)].append((written.first, part))
-    found = {
-        part: [other for later, other in group if later > first]
+            groups[part.model, part.date, name.run, str(name.shard)].append((name.first, part))
+    later = {
+        part: [other for order, other in group if order > first]
         for group in groups.values()
         for first, part in group
         if part.table == "failures"
     }
-    return {part: others for part, others in found.items() if others}
+    return {part: others for part, others in later.items() if others}
 
 
 def check_root(store: Store) -> None:
-    """Raise `OutputError` where no run can ever have written: a name that was mistyped. Blocks."""
-    if not _is_root(store):
+    """Raise `OutputError` if the location has none of an output root's folders, as after a typing error. Blocks."""
+    if not store.is_s3 and any((Path(store.root) / name).is_dir() for name in FOLDERS):
+        return
+    if not any(store.list_now(name) for name in FOLDERS):
         raise OutputError(
-            f"{store.root} is not an output root: it has neither results/ nor failures/ nor runs/; "
-            "give the directory or prefix that --out named"
+            f"{store.root} is not an output root: it contains none of results/, failures/ and runs/; "
+            "pass the directory or prefix that was used with --out"
         )
-
-
-def _is_root(store: Store) -> bool:
-    names = ("results", "failures", "runs")
-    if not store.is_s3 and any((Path(store.root) / name).is_dir() for name in names):
-        return True
-    return any(store.list_now(name) for name in names)

@@ -1,7 +1,7 @@
-"""A run's two documents, and what its sessions spent.
+"""The documents of a run: its record (`run.json`), its summary (`summary.json`), and the totals of its sessions.
 
-`run.json` is created exclusively when the run starts, and `summary.json` written at the end of each session. A session
-keeps its own counters in its file below `sessions/`; the summary adds those of all sessions up.
+`run.json` is created exclusively when the run starts. `summary.json` is written at the end of each session. Each
+session has its own counters in its file below `sessions/`; the summary totals those of all sessions.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What was asked for.
+    """The request for a run, as it was when the run started.
 
     Attributes:
-        scored_as: what decides about the rows; `fingerprint` is its digest.
-        lists: list file → digest of its content, by which a listing that was cut short may go on.
-        bad_lines: list file → what was wrong with its first hundred lines that were left out.
+        model: the model's ARN.
+        fingerprint: digest of `scored_as`.
+        scored_as: the settings that affect the rows; they must not change when the run is resumed.
+        settings: all settings.
+        version: of batchcl.
+        lists: list file → digest of its content; an interrupted listing resumes only if it is unchanged.
+        bad_lines: list file → the reasons why its first hundred invalid lines were skipped.
     """
 
     run_id: str
@@ -66,7 +70,7 @@ class RunRecord:
         return ModelArn.parse(self.model).name
 
     def part_spec(self) -> PartSpec:
-        """What all its published files have in common."""
+        """The properties that all its published files share."""
         from batchcl.runs.publish import PartSpec
 
         return PartSpec(
@@ -91,22 +95,25 @@ async def read_record(store: Store, run_id: str) -> RunRecord | None:
     """The record of the run with this id or name, or None if there is no such run.
 
     Raises:
-        OutputError: it can't be read, or another run has this name: file systems may not distinguish `a` from `A`.
+        OutputError: the record can't be read, or belongs to another run: some file systems ignore case.
     """
     path = RunPaths(run_id).record
     record = _load(RunRecord, await store.get(path), store.uri(path))
     if record is not None and run_name(record.run_id) != run_name(run_id):
-        raise OutputError(f"{store.uri(path)} is of run {record.run_id!r}, not {run_id!r}; use another --run-id")
+        raise OutputError(
+            f"{store.uri(path)} belongs to run {record.run_id!r}, not to {run_id!r}: the file system ignores case; use "
+            "another --run-id"
+        )
     return record
 
 
 async def read_summary(store: Store, run_id: str) -> Summary | None:
-    """The run's summary, or None if it has not ended."""
+    """The run's summary, or None if no session has ended."""
     return _load(Summary, await store.get(RunPaths(run_id).summary), store.uri(RunPaths(run_id).summary))
 
 
 async def read_sessions(store: Store, run_id: str) -> list[SessionRecord]:
-    """What each session of the run has spent by its last heartbeat, in order."""
+    """The counters of each session of the run as of its last heartbeat, in order."""
     leases = await read_leases(store, RunPaths(run_id).sessions)
     return [SessionRecord.of(lease.number, lease.progress) for lease in leases]
 
@@ -125,12 +132,12 @@ def total_spent(sessions: Sequence[SessionRecord]) -> dict[str, Any]:
 
 
 async def write_summary(store: Store, summary: Summary) -> None:
-    """Keep the summary."""
+    """Write the summary, replacing an older one."""
     await store.put(RunPaths(summary.run_id).summary, _dump(summary.as_dict()))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What sets two `scored_as` apart, in words."""
+    """Text that lists the differences between two `scored_as`."""
     return ", ".join(
         f"{name} was {_value(old, name)} and is {_value(new, name)}"
         for name in sorted(old.keys() | new.keys())
@@ -140,7 +147,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def _value(scored_as: Mapping[str, Any], name: str) -> str:
     value = scored_as.get(name)
-    return "left out" if value is None else repr(value)
+    return "not set" if value is None else repr(value)
 
 
 def _dump(document: dict[str, Any]) -> bytes:
@@ -148,19 +155,19 @@ def _dump(document: dict[str, Any]) -> bytes:
 
 
 def _load(kind: type[_Document], data: bytes | None, where: str) -> _Document | None:
-    """The document in `data`; keys that a newer batchcl added are passed over."""
+    """Decode `data`; unknown keys, which a newer version may have added, are ignored."""
     if data is None:
         return None
     with decode_or_raise(where, remedy="restore it or use another output root"):
         values = orjson.loads(data)
-        known = {name: values[name] for name in (one.name for one in fields(kind)) if name in values}
+        accepted = {name: values[name] for name in (one.name for one in fields(kind)) if name in values}
         for name in ("started_at", "ended_at"):
-            if name in known:
-                known[name] = dt.datetime.fromisoformat(known[name])
-        if "sessions" in known:
+            if name in accepted:
+                accepted[name] = dt.datetime.fromisoformat(accepted[name])
+        if "sessions" in accepted:
             names = {one.name for one in fields(SessionRecord)}
-            known["sessions"] = tuple(
+            accepted["sessions"] = tuple(
                 SessionRecord(**{name: value for name, value in each.items() if name in names})
-                for each in known["sessions"]
+                for each in accepted["sessions"]
             )
-        return kind(**known)
+        return kind(**accepted)

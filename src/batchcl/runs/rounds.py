@@ -1,7 +1,7 @@
-"""Retries: a round scores images that failed again, and appends what it finds to both tables.
+"""Retry rounds: each scores failed images of a run again and appends rows to both tables.
 
-It is described by `rounds/<n>.json`, created exclusively, and over when `rounds/<n>.done` exists; until then the next
-retry continues it.
+A round is described by `rounds/<n>.json`, which is created exclusively. It has ended when `rounds/<n>.done` exists;
+until then the next `batchcl retry` continues it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One retry.
+    """One retry round.
 
     Attributes:
         number: from 1.
-        codes: the error codes that it is about; none means all.
-        fit: its `--fit` setting.
+        codes: retry failures with these error codes only; empty for all.
+        fit: the `--fit` setting.
     """
 
     number: int
@@ -44,33 +44,31 @@ class Round:
     fit: bool = False
 
     def names(self, group: FailureGroup) -> bool:
-        """Whether it is about images of `group`, be it to leave them as they are."""
+        """Whether `codes` includes the error code of `group`, regardless of whether a retry may succeed."""
         return not self.codes or group.code in self.codes
 
     def selects(self, group: FailureGroup) -> bool:
-        """Whether it scores images of `group` again: those that may succeed."""
+        """Whether the round scores images of `group` again: `codes` includes them and they may succeed."""
         may_succeed = (group.status == "failed" and not group.permanent) or (self.fit and group.fit_may_help)
         return may_succeed and self.names(group)
 
     def selected(self, failures: Mapping[FailureGroup, int]) -> int:
-        """How many of these images it scores again."""
+        """Number of these images that the round scores again."""
         return sum(number for group, number in failures.items() if self.selects(group))
 
 
 async def open_round(store: Store, paths: RunPaths, wanted: Round) -> Round:
-    """The unfinished round of the run if there is one, as it was begun; else `wanted`, under the next number."""
+    """The unfinished round of the run, unchanged, if there is one; otherwise create `wanted` as the next round."""
     last, is_open = await last_round(store, paths)
     if is_open:
         return await read_round(store, paths, last)
-    about = Round(last + 1, wanted.codes, wanted.fit)
-    await store.put_mine(
-        paths.round(about.number), orjson.dumps(asdict(about)), what=f"the start of round {about.number}"
-    )
-    return about
+    new = Round(last + 1, wanted.codes, wanted.fit)
+    await store.put_mine(paths.round(new.number), orjson.dumps(asdict(new)), what=f"the start of round {new.number}")
+    return new
 
 
 async def read_round(store: Store, paths: RunPaths, number: int) -> Round:
-    """A round that was opened."""
+    """Read round `number`. Raises `OutputError` if it is missing or corrupt."""
     data = await store.get(paths.round(number))
     with decode_or_raise(store.uri(paths.round(number))):
         values = orjson.loads(data or b"")
@@ -78,56 +76,56 @@ async def read_round(store: Store, paths: RunPaths, number: int) -> Round:
 
 
 async def unfinished_round(store: Store, paths: RunPaths) -> int | None:
-    """The retry that was begun and is not over: it may have scored everything and died before it could say so."""
+    """The number of the round that was started and has not ended, or None. All its images may have been scored."""
     last, is_open = await last_round(store, paths)
     return last if is_open else None
 
 
 async def last_round(store: Store, paths: RunPaths) -> tuple[int, bool]:
-    """The number of the last round, 0 when there was none, and whether it is open."""
+    """The number of the last round (0 if there was none), and whether it is unfinished."""
     names = {file.path.rpartition("/")[2] for file in await store.list_all(paths.rounds)}
     last = max((int(name.partition(".")[0]) for name in names if name.endswith(".json")), default=0)
     return last, last > 0 and f"{last:03d}.done" not in names
 
 
 async def end_round(store: Store, paths: RunPaths, number: int) -> None:
-    """The round is over."""
+    """Mark the round as ended."""
     await store.put(paths.round_end(number), b"")
 
 
 class FailedImages:
-    """The images of a round: those without a result that it selects.
+    """The images of a retry round: the unresolved failures that it selects. Implements `ledger.Targets`.
 
     Args:
         about: the round.
         published: shard → the last round in which it was published.
-        totals: shard → its totals since then.
+        totals: shard → its totals as of that round.
     """
 
     def __init__(self, about: Round, *, published: Mapping[int, int], totals: Mapping[int, Totals]) -> None:
         self.round = about.number
-        self._about = about
+        self._round = about
         self._published = published
         self._totals = totals
 
     @property
     def planned(self) -> int:
-        """How many images they are, in the shards that this round has not published yet."""
-        return sum(self._about.selected(self._totals[shard].failures) for shard in self._shards())
+        """Number of these images in the shards that this round has not published yet."""
+        return sum(self._round.selected(self._totals[shard].failures) for shard in self._shards())
 
     async def shards(self) -> AsyncIterator[int]:
-        """Those with such images that this round has not published yet."""
+        """The shards with such images that this round has not published yet."""
         for shard in self._shards():
             yield shard
 
     def positions(self, images: pa.Table, earlier: pa.Table) -> Sequence[int]:
-        """Of the images that may succeed now."""
+        """The positions of such images in a shard, given its `images` and the entries of `earlier` rounds."""
         groups = unresolved(latest(earlier), images)
-        return [position for position, group in groups if self._about.selects(group)]
+        return [position for position, group in groups if self._round.selects(group)]
 
     def _shards(self) -> list[int]:
         return [
             shard
             for shard, totals in sorted(self._totals.items())
-            if self._published[shard] < self.round and self._about.selected(totals.failures)
+            if self._published[shard] < self.round and self._round.selected(totals.failures)
         ]

@@ -1,7 +1,7 @@
-"""The tables that users read: schema v1 of `results/` and `failures/`, and how outcomes become rows.
+"""Schema v1 of the tables `results/` and `failures/`, and the conversion of outcomes to rows.
 
-The file's key-value metadata has `batchcl.schema`, `batchcl.version` and, in the files of a run, `batchcl.run_id` and
-`batchcl.model_arn`. A new column may come at the end within v1; a change of meaning makes v2.
+The files have the key-value metadata `batchcl.schema` and `batchcl.version`; those that a run has written also have
+`batchcl.run_id` and `batchcl.model_arn`. Within v1, columns may be added at the end; a change of meaning requires v2.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ RESULTS: Final = pa.schema(
         pa.field("fitted", pa.string()),
     ]
 )
-"""One row an image that was scored; an image without any label above the threshold has an empty `labels`."""
+"""One row per scored image; `labels` is empty if no label is above the threshold."""
 
 FAILURES: Final = pa.schema(
     [
@@ -89,9 +89,9 @@ FAILURES: Final = pa.schema(
         pa.field("fit", pa.bool_(), nullable=False),
     ]
 )
-"""One row an image that failed or was skipped, with the reason, in each round that called for it.
+"""One row per round and image that failed or was skipped, with the reason.
 
-It has been resolved where the same run has a row of the image in `results/`.
+A failure is resolved if the same run has a row for the image in `results/`.
 """
 
 
@@ -107,12 +107,12 @@ def results_table(
     """Rows of `results/`, sorted by uri and version.
 
     Args:
-        images: those of the shard, with the columns of `IMAGES`.
-        entries: of images that were scored, with the columns of `ENTRIES`.
+        images: the images of the shard, with the columns of `IMAGES`.
+        entries: of scored images, with the columns of `ENTRIES`.
         run_id: of all rows.
         model_arn: of all rows.
-        min_confidence: that was asked for; None where it was left to the model.
-        max_results: that was asked for; None for all.
+        min_confidence: as requested, in percent; None for the model's own threshold.
+        max_results: as requested; None for all.
     """
     rows = entries.num_rows
     return _table(
@@ -130,7 +130,7 @@ def results_table(
 
 
 def failures_table(images: pa.Table, entries: pa.Table, *, run_id: str, model_arn: str) -> pa.Table:
-    """Rows of `failures/`, sorted by uri and version; `entries` are of images that were not scored."""
+    """Rows of `failures/`, sorted by uri and version; `entries` are of failed and skipped images."""
     return _table(
         FAILURES,
         images,
@@ -146,7 +146,7 @@ def failures_table(images: pa.Table, entries: pa.Table, *, run_id: str, model_ar
 
 
 def parquet_bytes(table: pa.Table, *, run_id: str | None = None, model_arn: str | None = None) -> bytes:
-    """`table` as one zstd Parquet file; the same rows make the same bytes. No `run_id` for rows of several runs."""
+    """`table` as a zstd Parquet file; equal rows give equal bytes. Omit `run_id` for rows of several runs."""
     metadata = {"batchcl.schema": SCHEMA_VERSION, "batchcl.version": __version__}
     if run_id is not None and model_arn is not None:
         metadata |= {"batchcl.run_id": run_id, "batchcl.model_arn": model_arn}
@@ -162,9 +162,9 @@ def parquet_bytes(table: pa.Table, *, run_id: str | None = None, model_arn: str 
 
 
 def _table(schema: pa.Schema, images: pa.Table, entries: pa.Table, more: dict[str, Any]) -> pa.Table:
-    """Each column from `more`, or from the entries, or from their images."""
-    shown = images.take(entries["position"])
-    columns = {name: shown[name] for name in shown.column_names} | {"key": _printable(shown["key"])}
+    """A table with the columns of `schema`, each from `more`, the entries, or the images of the entries."""
+    selected = images.take(entries["position"])
+    columns = {name: selected[name] for name in selected.column_names} | {"key": _printable(selected["key"])}
     columns |= {name: entries[name] for name in entries.column_names} | more
     table = pa.table([columns[field.name] for field in schema], schema=schema)
     keys = pa.table({"uri": table["uri"], "version_id": table["version_id"].fill_null("")})
@@ -173,12 +173,12 @@ def _table(schema: pa.Schema, images: pa.Table, entries: pa.Table, more: dict[st
 
 
 def utf8(name: str) -> bytes:
-    """`name` as the bytes that it has on disk; a local one need not be UTF-8."""
+    """The bytes of a file name on disk; names of local files need not be UTF-8."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def _printable(keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """`keys` as text; those that aren't UTF-8, as a local name may be, in an escaped form."""
+    """`keys` as text; names of local files that are not UTF-8 are escaped."""
     try:
         return keys.cast(pa.string())
     except pa.ArrowInvalid:

@@ -1,7 +1,7 @@
-"""What became of a run, told from the output root alone, on any machine, while it goes on or after.
+"""The state of runs, read from the output root, on any machine, during a run or after it.
 
-Of a run that is done, and on which nobody has worked since, the summary is read alone. Of any other one, all that it
-takes to count its outcomes.
+For a run that is done and was not touched since, only its summary is read. For others, markers and journals are read to
+count the outcomes.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ _AT_ONCE: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """A run as the output root shows it.
+    """The state of a run.
 
     Attributes:
-        model: its name; `model_arn` is its ARN.
-        min_confidence: that was asked for; None where it was left to the model.
-        state: `done`; `running` while a runner holds it; `stopped` when it ended early; `interrupted` when its runner
-            died without a word; `damaged` when its files can't be read, with the `reason`, and nothing else is known.
-        planned: images on the list so far; all of them once `listed`.
+        model: `<project>@<version>`; `model_arn` is the ARN.
+        min_confidence: as requested, in percent; None for the model's own threshold.
+        state: `done`; `running`: a process holds its lease; `stopped`: it ended early; `interrupted`: its process died;
+            `damaged`: its files can't be read, see `reason`, and all other fields are None.
+        planned: images on the work list so far; all of them once `listed`.
         published: images whose outcome is in the tables.
-        journalled: images with a durable outcome that is not in the tables yet.
+        journalled: images whose outcome is in the journal but not in the tables yet.
         unresolved: failed images.
-        retryable: of those, images that `batchcl retry` scores again, as they may succeed.
+        retryable: unresolved images that `batchcl retry` scores again because they may succeed.
         fittable: failed and skipped images that may be scored with `batchcl retry --fit`.
         left: images without an outcome.
-        rounds: retries that have put rows into the table.
-        unfinished_round: the retry that was begun and isn't over, or None; `batchcl retry` goes on with it.
-        sessions: processes that have worked on it, or recovered it.
-        calls: DetectCustomLabels calls of all sessions, `throttled` ones included; of one at work or killed, as of its
-            last heartbeat.
-        seconds: of all sessions, each from its first call to its last row.
-        cost_usd: what the model cost while the run had it running, at least; None where no session started it.
-        images_per_second: of the runner that holds it, else of all sessions; None where they made no call.
-        held_by: who works on it, or None.
-        resumable: whether the same `batchcl run` would go on with it.
+        rounds: retries that have added rows to the tables.
+        unfinished_round: the retry that was started and has not ended, or None; `batchcl retry` continues it.
+        sessions: number of processes that have worked on the run or recovered it.
+        calls: DetectCustomLabels calls of all sessions, including `throttled` ones. For a session that is running or
+            was killed, as of its last heartbeat.
+        seconds: sum over all sessions, each from its first call to its last row.
+        cost_usd: minimum cost of the model while the run had it running; None if no session started it.
+        images_per_second: of the current session, or else of all sessions; None without calls.
+        held_by: host and process that work on the run, or None.
+        resumable: whether repeating `batchcl run` with this run id would continue the run.
     """
 
     run_id: str
@@ -94,7 +94,7 @@ class RunState:
 
 
 async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | None:
-    """The run's state, or None if there is no such run. Raises `OutputError` for a damaged one."""
+    """The run's state, or None if there is no such run. Raises `OutputError` if a file is corrupt."""
     paths = RunPaths(run_id)
     reads: Sequence[Callable[[], Any]] = (
         lambda: read_summary(store, run_id),
@@ -108,7 +108,7 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
 
 
 async def _is_over(store: Store, paths: RunPaths, summary: Summary, numbers: Sequence[int]) -> bool:
-    """Whether the run is done, and the session that wrote the summary was the last one to work on it."""
+    """Whether the run is done and its last session wrote the summary."""
     if summary.status != "done" or not summary.sessions or [each.number for each in summary.sessions] != [*numbers]:
         return False
     if not any(each.round for each in summary.sessions):
@@ -119,7 +119,7 @@ async def _is_over(store: Store, paths: RunPaths, summary: Summary, numbers: Seq
 
 
 async def _look_closely(store: Store, record: RunRecord, summary: Summary | None, *, now: dt.datetime) -> RunState:
-    """Read the markers, and the journals of shards that aren't complete."""
+    """The state of a run that may be incomplete: reads the markers, and the journals of incomplete shards."""
     from batchcl.runs.markers import published, read_totals, total
     from batchcl.runs.rounds import unfinished_round
     from batchcl.runs.worklist import WorkList
@@ -133,9 +133,9 @@ async def _look_closely(store: Store, record: RunRecord, summary: Summary | None
     leases, rounds, unfinished = await gather(lambda read: read(), reads, at_once=len(reads))
     lease = leases[-1] if leases else None
     complete = total((await read_totals(store, paths, rounds.items())).values())
-    in_tables, journalled = await _of_incomplete(store, paths, rounds)
+    in_tables, journalled = await _count_incomplete(store, paths, rounds)
     worklist = WorkList(store, paths)
-    await worklist.open()  # last, as it grows: what has its outcome stands on it
+    await worklist.open()  # last, because it may grow meanwhile: it then includes every image counted above
     return _state(
         record,
         summary,
@@ -151,51 +151,51 @@ async def _look_closely(store: Store, record: RunRecord, summary: Summary | None
 
 
 async def list_runs(store: Store, *, now: dt.datetime) -> list[RunState]:
-    """All runs of the root, the oldest first; damaged ones before all others, with the reason."""
+    """All runs of the root, the oldest first; runs with corrupt files come before all others."""
 
-    async def one(run_id: str) -> RunState | None:
+    async def state_of(run_id: str) -> RunState | None:
         try:
             return await look(store, run_id, now=now)
         except OutputError as error:
             return RunState(run_id=run_id, state="damaged", reason=str(error))
 
-    states = await gather(one, await store.children(RUNS), at_once=_AT_ONCE)
-    first = dt.datetime.min.replace(tzinfo=dt.UTC)
+    states = await gather(state_of, await store.children(RUNS), at_once=_AT_ONCE)
+    earliest = dt.datetime.min.replace(tzinfo=dt.UTC)
     return sorted(
-        (state for state in states if state is not None), key=lambda each: (each.started_at or first, each.run_id)
+        (state for state in states if state is not None), key=lambda state: (state.started_at or earliest, state.run_id)
     )
 
 
 async def newest_run(store: Store) -> str | None:
-    """The id of the run that began last, or None where there is none.
+    """The id of the run that was started last, or None if there is none.
 
-    The names below `runs/.starts` tell when runs began. A run without one there is read; a name without a run that
-    began at that time is passed over. Raises `OutputError` where the newest one is damaged.
+    The start times are in the file names below `runs/.starts`. The records of runs without such a file are read; files
+    that don't match a run's record are ignored. Raises `OutputError` if the record of the newest run is corrupt.
     """
 
     async def record_of(run_id: str) -> RunRecord | None:
         try:
             return await read_record(store, run_id)
         except OutputError:
-            return None  # without a record and a name it isn't known to be a run
+            return None  # with neither a valid record nor a start file, it may not be a run
 
     reads: Sequence[Callable[[], Any]] = (lambda: store.children(RUNS), lambda: store.list_all(STARTS))
     runs, starts = await gather(lambda read: read(), reads, at_once=len(reads))
-    named = {run_of_start(file.path) for file in starts}
-    unnamed = await gather(record_of, [run_id for run_id in runs if run_id not in named], at_once=_AT_ONCE)
-    found = [record for record in unnamed if record is not None]
+    with_start = {run_of_start(file.path) for file in starts}
+    without_start = await gather(record_of, [run_id for run_id in runs if run_id not in with_start], at_once=_AT_ONCE)
+    candidates = [record for record in without_start if record is not None]
     for file in reversed(starts):
         run_id = run_of_start(file.path)
         record = await read_record(store, run_id) if run_id in runs else None
         if record is not None and start_path(run_id, record.started_at) == file.path:
-            found.append(record)
+            candidates.append(record)
             break
-    newest = max(found, key=lambda each: (each.started_at, each.run_id), default=None)
+    newest = max(candidates, key=lambda record: (record.started_at, record.run_id), default=None)
     return None if newest is None else newest.run_id
 
 
-async def _of_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) -> tuple[Counts, Counts]:
-    """Outcomes in shards that no round has completed: those in the tables, and those that are only journalled."""
+async def _count_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) -> tuple[Counts, Counts]:
+    """Outcomes in shards that no round has completed: in the tables, and in the journal only."""
     from batchcl.runs.entries import counts
     from batchcl.runs.journal import Journal
 
@@ -209,7 +209,7 @@ async def _of_incomplete(store: Store, paths: RunPaths, rounds: dict[int, int]) 
 
 
 def _of_summary(summary: Summary) -> RunState:
-    """The state of a run on which nobody has worked since it was done."""
+    """The state of a run that is done, from its summary."""
     return RunState(
         run_id=summary.run_id,
         model=ModelArn.parse(summary.model).name,
@@ -258,11 +258,11 @@ def _state(
     from batchcl.runs.entries import count_fittable
     from batchcl.runs.rounds import Round
 
-    in_parts = complete.counts + in_tables
-    both = in_parts + journalled
+    published = complete.counts + in_tables
+    durable = published + journalled
     listed = worklist.totals is not None
-    was_done = summary is not None and (summary.status == "done" or summary.round > 0)  # only what is done is retried
-    finished = was_done and listed and in_parts.done == worklist.images
+    was_done = summary is not None and (summary.status == "done" or summary.round > 0)  # only done runs are retried
+    finished = was_done and listed and published.done == worklist.images
     if lease is not None:
         state = "running"
     elif finished:
@@ -277,16 +277,16 @@ def _state(
         started_at=record.started_at,
         state=state,
         listed=listed,
-        planned=worklist.images - both.already_scored - both.already_failed,
-        scored=both.scored,
-        failed=both.failed,
-        skipped=both.skipped,
-        published=_outcomes(in_parts),
+        planned=worklist.images - durable.already_scored - durable.already_failed,
+        scored=durable.scored,
+        failed=durable.failed,
+        skipped=durable.skipped,
+        published=_outcomes(published),
         journalled=_outcomes(journalled),
-        unresolved=both.failed,
+        unresolved=durable.failed,
         retryable=Round(0).selected(complete.failures),
         fittable=count_fittable(complete.failures),
-        left=worklist.images - both.done,
+        left=worklist.images - durable.done,
         rounds=rounds,
         unfinished_round=unfinished,
         held_by=None if lease is None else f"{lease.host}, process {lease.process.partition('-')[0]}",
@@ -297,7 +297,7 @@ def _state(
 
 
 def _outcomes(counts: Counts) -> int:
-    """Images that this run has an outcome of its own of."""
+    """Images that the run itself has scored, failed or skipped; without those that `--incremental` excluded."""
     return counts.scored + counts.failed + counts.skipped
 
 

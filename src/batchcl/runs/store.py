@@ -1,9 +1,9 @@
-"""The output root: one store over a local directory, an S3 prefix, or memory (in tests).
+"""Storage of an output root: a local directory, an S3 prefix, or memory (in tests), all through obstore.
 
-batchcl names every path below the root itself, so obstore's normalised paths are safe here; users' keys never pass
-through it. A put is atomic: readers see the whole object or none. When a put returns, the object survives a power cut.
-A local file is written below `runs/.staging`, forced to the disk and then renamed, so that no folder of the tables ever
-shows a temporary name.
+obstore normalizes paths. That is safe here because batchcl chooses every path below the root; keys of users' images are
+never passed to it. Writes are atomic: readers see the whole object or none. When a write returns, the object survives a
+power cut. Local files are written below `runs/.staging`, synced to disk and then renamed, so table folders never
+contain temporary files.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ __all__ = ["UNENCRYPTED", "Store", "StoredFile", "open_root"]
 T = TypeVar("T")
 
 UNENCRYPTED: Final = Encryption()
-"""Nothing is asked of S3."""
+"""No encryption headers are sent; S3 applies the bucket's default."""
 
 _READ_AHEAD_BYTES = 1024 * 1024
 _PAGE_FILES = 1000
-_OP_TIMEOUT = timedelta(seconds=60)
-_RETRY_FOR = timedelta(minutes=3)
+_REQUEST_TIMEOUT = timedelta(seconds=60)
+_RETRY_TIMEOUT = timedelta(minutes=3)
 _STALE_S = 86_400.0
 _ATTEMPTS = 8
 _BACKOFF_S = 0.25
@@ -66,14 +66,14 @@ _NOISE = re.compile(
     r"(?: after \d+ retries, max_retries: \d+, retry_timeout: \S+)?\s+- |"
     r"Generic \w+ error: )(?:Server returned non-2xx status code: )?"
 )
-"""What obstore says before the reason: its own words, the URL, how long and how often it tried."""
+"""The start of obstore's messages, before the reason: operation, URL, duration and number of retries."""
 
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"})
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file below the root: `path` relative to it; `etag` tells its content, None where the store has none."""
+    """A file below the root. `path` is relative to the root; `etag` is None if the store has none."""
 
     path: str
     size_bytes: int
@@ -81,21 +81,22 @@ class StoredFile:
 
 
 class _Attempt(NamedTuple):
-    """One attempt at a write, from 0."""
+    """One attempt at a write, numbered from 0."""
 
     number: int
 
-    def failed(self, error: BaseError) -> None:
-        """Raise `error`, unless another attempt may succeed."""
-        if self.number + 1 == _ATTEMPTS or not _may_pass(error):
+    def raise_unless_retryable(self, error: BaseError) -> None:
+        """Raise `error` if this was the last attempt or another one can't succeed."""
+        if self.number + 1 == _ATTEMPTS or not _is_transient(error):
             raise error
 
 
-def _may_pass(error: BaseError) -> bool:
-    """Whether a write that failed this way may succeed the next time.
+def _is_transient(error: BaseError) -> bool:
+    """Whether a write that failed with `error` may succeed when it is repeated.
 
-    obstore doesn't repeat a conditional PUT whose connection broke, nor any on 400 RequestTimeout or 409. It says which
-    it was in words only, behind the URL, in which a user's prefix is URL-encoded: no " - " and no tag can be in it.
+    obstore doesn't repeat conditional PUTs after connection errors, nor any PUT after 400 RequestTimeout or 409. The
+    reason is only in the text of its message, after the URL. The URL can't imitate a reason: a user's prefix in it is
+    URL-encoded, so it contains neither " - " nor a tag.
     """
     if isinstance(error, AlreadyExistsError):
         return True
@@ -105,15 +106,15 @@ def _may_pass(error: BaseError) -> bool:
 
 
 class Store:
-    """Reads and writes below one output root. Raises `OutputError` with the path and the reason.
+    """Reads and writes objects below one output root. All methods raise `OutputError` with the path and the reason.
 
-    In S3 it waits for credentials that may come back, and raises `CredentialsError` for those that don't.
+    S3: if credentials are refused, waits for renewed ones for a limited time, then raises `CredentialsError`.
 
     Args:
-        root: as a user knows it.
-        backend: obstore's store for it.
-        folder: the directory, of a local root.
-        blocking: what synchronous functions use instead of `backend`.
+        root: as the user wrote it, normalized; used in messages and URIs.
+        backend: obstore's store for the root.
+        folder: the directory of a local root.
+        blocking: used by synchronous methods instead of `backend`.
         keys: what signs the requests of both; None where they take care of that.
         sleep: waits so many seconds.
     """
@@ -140,13 +141,13 @@ class Store:
     def open(
         cls, root: str, *, aws: Aws | None = None, create: bool = False, encryption: Encryption = UNENCRYPTED
     ) -> Store:
-        """The store at `root`: a directory, or `s3://bucket/prefix`, which needs `aws`. Blocks.
+        """Open the store at `root`: a directory, or `s3://bucket/prefix`, which requires `aws`. Blocks.
 
         Raises:
-            UsageError: `root` is neither; see `output_root`. Or `encryption` contradicts the environment.
-            OutputError: the directory does not exist, or can't be made with `create`.
-            CredentialsError: there are none for S3.
-            RefusedError: there is no endpoint of S3's.
+            UsageError: `root` is invalid (see `output_root`), or `encryption` contradicts the environment.
+            OutputError: the directory does not exist, or, with `create`, can't be created.
+            CredentialsError: there are no credentials for S3.
+            RefusedError: no S3 endpoint could be determined.
         """
         root = output_root(root)
         if not root.startswith("s3://"):
@@ -159,7 +160,7 @@ class Store:
     async def open_async(
         cls, root: str, *, aws: Aws | None = None, create: bool = False, encryption: Encryption = UNENCRYPTED
     ) -> Store:
-        """`open` for asynchronous callers, which can be cancelled."""
+        """Asynchronous, cancellable version of `open`."""
         root = output_root(root)
         if not root.startswith("s3://"):
             return await anyio.to_thread.run_sync(partial(_open_folder, Path(root), create=create))
@@ -169,21 +170,21 @@ class Store:
 
     @classmethod
     def memory(cls) -> Store:
-        """A store that lives in this process."""
+        """A store in memory, for tests."""
         return cls("memory", MemoryStore())
 
     @property
     def is_s3(self) -> bool:
-        """Whether the root lies in S3."""
+        """Whether the root is in S3."""
         return self.root.startswith("s3://")
 
     def uri(self, path: str) -> str:
-        """`path` as a user or another tool can open it."""
+        """`path` in the form that users and other tools can open."""
         return f"{self.root}/{path}" if path else self.root
 
     async def put(self, path: str, data: bytes) -> None:
-        """Write the object, replacing an older one. Never used below `results/` and `failures/`."""
-        with _explained("writing", self.uri(path)):
+        """Write the object, replacing an existing one. Never used below `results/` and `failures/`."""
+        with _translate_errors("writing", self.uri(path)):
             if self._folder is not None:
                 await self._rename(await self._stage(data, self._folder), path, self._folder, overwrite=True)
                 return
@@ -191,17 +192,17 @@ class Store:
                 try:
                     await self._signed(lambda: obstore.put_async(self._backend, path, data, use_multipart=False))
                 except (GenericError, AlreadyExistsError) as error:
-                    attempt.failed(error)
+                    attempt.raise_unless_retryable(error)
                 else:
                     return
 
     async def put_new(self, path: str, data: bytes) -> bool:
-        """Write the object only if none is there; False if one was. Exactly one of several callers gets True.
+        """Create the object; returns False if it exists already. Exactly one of several concurrent callers gets True.
 
-        Where the answer to an attempt was lost, what is stored then decides: `data` must tell its writer, or be the
-        same whoever writes it.
+        If the response to an attempt was lost, the stored object is compared with `data`. So `data` must identify its
+        writer, or be the same for all writers.
         """
-        with _explained("creating", self.uri(path)):
+        with _translate_errors("creating", self.uri(path)):
             if self._folder is not None:
                 return await self._create_file(path, data, self._folder)
             async for attempt in self._attempts():
@@ -213,16 +214,17 @@ class Store:
                     stored = await self._get(path)
                     if stored is not None:
                         return attempt.number > 0 and stored == data
-                    attempt.failed(error)  # a conflict with another writer, of which nothing came
+                    attempt.raise_unless_retryable(error)  # a conflict with a write that failed
                 except GenericError as error:
-                    attempt.failed(error)
+                    attempt.raise_unless_retryable(error)
                 else:
                     return True
-            raise AssertionError  # the last attempt raises
+            raise AssertionError  # unreachable: the last attempt returns or raises
 
     async def _create_file(self, path: str, data: bytes, folder: Path) -> bool:
         if await anyio.to_thread.run_sync((folder / path).exists):
-            await anyio.to_thread.run_sync(_fsync_names, folder / path, folder)  # its writer may have died before that
+            # its writer may have died before it synced the name
+            await anyio.to_thread.run_sync(_fsync_names, folder / path, folder)
             return False
         try:
             await self._rename(await self._stage(data, folder), path, folder, overwrite=False)
@@ -231,7 +233,7 @@ class Store:
         return True
 
     async def _signed(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """What `operation` returns; again with other keys where S3 refuses those that it was signed with."""
+        """Run `operation`; repeat it with renewed credentials if S3 refuses those that it was signed with."""
         keys = self._keys
         if keys is None:
             return await operation()
@@ -239,27 +241,27 @@ class Store:
         async def attempt() -> T:
             used = await keys.current()
             try:
-                found = await operation()
+                result = await operation()
             except (PermissionDeniedError, UnauthenticatedError, GenericError) as error:
-                if (said := _keys_error(error)) is None:
+                if (reason := _credentials_reason(error)) is None:
                     raise
                 await keys.renew(used)
-                if lost := keys.refused("s3", said):
-                    raise lost from error
+                if expired := keys.refused("s3", reason):
+                    raise expired from error
                 raise
             keys.accepted("s3")
-            return found
+            return result
 
         return await keys.patiently(attempt)
 
     async def _attempts(self) -> AsyncIterator[_Attempt]:
-        """Attempts at a write, with random pauses between them. obstore itself repeats those that 5xx answers."""
+        """Attempts at a write, with full jitter between them. obstore itself retries after 5xx responses."""
         for number in range(_ATTEMPTS):
             yield _Attempt(number)
             await self._sleep(self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**number)))
 
     async def _stage(self, data: bytes, folder: Path) -> str:
-        """Write a temporary file, and force its content to the disk."""
+        """Write a temporary file and sync its content to disk; returns its path."""
         staged = f"{STAGING}/{secrets.token_hex(8)}"
         await obstore.put_async(self._backend, staged, data, use_multipart=False)
         await anyio.to_thread.run_sync(_fsync, folder / staged)
@@ -274,127 +276,128 @@ class Store:
         await anyio.to_thread.run_sync(_fsync_names, folder / path, folder)
 
     async def put_mine(self, path: str, data: bytes, *, what: str) -> None:
-        """Write the object that only one runner may write.
+        """Create an object that only one process may create; creating it again with the same `data` is fine.
 
-        A write whose answer was lost looks like somebody else's when it is tried again, so the content decides: `data`
-        must tell its writer, or be the same whoever writes it.
+        A retry after a lost response finds its own object, so the content is compared: `data` must identify its writer,
+        or be the same for all writers.
 
         Raises:
-            StoppedError: another runner has written `what` there.
+            StoppedError: another process has created it, with other content; `what` describes it in the message.
         """
         if await self.put_new(path, data):
             return
         if await self.get(path) != data:
             raise StoppedError(
-                f"another runner is at work on this run: it has written {what} ({self.uri(path)}); this one stops"
+                f"this process stops: another process is working on the same run and has written {what} "
+                f"({self.uri(path)}); wait until that one has ended"
             )
         if self._folder is not None:
-            with _explained(
-                "writing", self.uri(path)
-            ):  # the first attempt may have failed to force the name to the disk
+            with _translate_errors("writing", self.uri(path)):  # an earlier attempt may have failed to sync the name
                 await anyio.to_thread.run_sync(_fsync_names, self._folder / path, self._folder)
 
     async def get(self, path: str) -> bytes | None:
-        """The object's bytes, or None where there is none."""
-        with _explained("reading", self.uri(path)):
+        """The object's bytes, or None if it doesn't exist."""
+        with _translate_errors("reading", self.uri(path)):
             return await self._get(path)
 
     async def _get(self, path: str) -> bytes | None:
         try:
-            answer = await self._signed(lambda: obstore.get_async(self._backend, path))
-            return bytes(await answer.bytes_async())
+            response = await self._signed(lambda: obstore.get_async(self._backend, path))
+            return bytes(await response.bytes_async())
         except FileNotFoundError:
             return None
 
     async def exists(self, path: str) -> bool:
-        """Whether the object is there."""
-        with _explained("looking for", self.uri(path)):
+        """Whether the object exists."""
+        with _translate_errors("looking for", self.uri(path)):
             try:
-                await self._signed(lambda: obstore.get_async(self._backend, path))  # a refused HEAD says no reason
+                # not HEAD: the response to a refused HEAD has no body with the reason
+                await self._signed(lambda: obstore.get_async(self._backend, path))
             except FileNotFoundError:
                 return False
             return True
 
     def get_now(self, path: str) -> bytes | None:
-        """`get` for synchronous callers."""
-        with _explained("reading", self.uri(path)):
+        """Synchronous version of `get`."""
+        with _translate_errors("reading", self.uri(path)):
             try:
                 return bytes(obstore.get(self._blocking, path).bytes())
             except FileNotFoundError:
                 return None
 
     async def delete(self, path: str) -> None:
-        """Remove the object; none being there is fine."""
-        with _explained("deleting", self.uri(path)):
+        """Delete the object if it exists."""
+        with _translate_errors("deleting", self.uri(path)):
             try:
                 await self._signed(lambda: obstore.delete_async(self._backend, path))
             except FileNotFoundError:
                 return
 
     async def list_all(self, prefix: str) -> list[StoredFile]:
-        """All files below `prefix`, sorted by path, without those whose name begins with a dot."""
+        """All files below `prefix`, sorted by path, except those whose name begins with a dot."""
 
-        async def listed() -> list[StoredFile]:
+        async def list_pages() -> list[StoredFile]:
             pages = obstore.list(self._backend, prefix, chunk_size=_PAGE_FILES)
             return [file async for page in pages for file in _files(page)]
 
-        with _explained("listing", self.uri(prefix)):
-            found = await self._signed(listed)
-        return sorted(found, key=lambda file: file.path)
+        with _translate_errors("listing", self.uri(prefix)):
+            files = await self._signed(list_pages)
+        return sorted(files, key=lambda file: file.path)
 
     def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:
-        """The object as a seekable file that reads only what is asked for. Blocks; used in worker threads.
+        """Open the object as a seekable file that fetches only the ranges that are read. Blocks; for worker threads.
 
-        One request less where the caller knows the size.
+        `size_bytes` saves a request if the caller knows the size.
         """
         if size_bytes is None:
-            with _explained("reading", self.uri(path)):
+            with _translate_errors("reading", self.uri(path)):
                 size_bytes = obstore.head(self._blocking, path)["size"]
         return io.BufferedReader(_Readable(self._blocking, path, size_bytes, self.uri(path)), _READ_AHEAD_BYTES)
 
     def list_now(self, prefix: str) -> list[StoredFile]:
-        """`list_all` for synchronous callers."""
-        with _explained("listing", self.uri(prefix)):
-            found = [file for page in obstore.list(self._blocking, prefix) for file in _files(page)]
-        return sorted(found, key=lambda file: file.path)
+        """Synchronous version of `list_all`."""
+        with _translate_errors("listing", self.uri(prefix)):
+            files = [file for page in obstore.list(self._blocking, prefix) for file in _files(page)]
+        return sorted(files, key=lambda file: file.path)
 
     async def children(self, prefix: str) -> list[str]:
-        """Names of the folders directly below `prefix`, sorted, without those that begin with a dot."""
-        with _explained("listing", self.uri(prefix)):
-            answer = await self._signed(lambda: obstore.list_with_delimiter_async(self._backend, prefix))
-        names = (folder.rstrip("/").rsplit("/", 1)[-1] for folder in answer["common_prefixes"])
+        """Names of the folders directly below `prefix`, sorted, except those that begin with a dot."""
+        with _translate_errors("listing", self.uri(prefix)):
+            response = await self._signed(lambda: obstore.list_with_delimiter_async(self._backend, prefix))
+        names = (folder.rstrip("/").rsplit("/", 1)[-1] for folder in response["common_prefixes"])
         return sorted(name for name in names if not name.startswith("."))
 
     async def check_writable(self, *, single_writer: bool = False) -> None:
-        """Write and remove a small object, so that a root without access is found before a call is spent.
+        """Create and delete a small object, so that missing access is reported before the first call.
 
         Raises:
-            OutputError: it can't be written; or, unless `single_writer`, a second creation of the object is not
-                refused, so that nothing keeps two runners apart.
+            OutputError: the object can't be written; or, unless `single_writer`, the store accepts a second creation,
+                so two processes could write the same run.
         """
         probe = f"{RUNS}/.probe-{os.getpid()}-{os.urandom(4).hex()}"
         await self.put_new(probe, b"1")
-        exclusive = not await self.put_new(probe, b"2")
+        is_exclusive = not await self.put_new(probe, b"2")
         await self.delete(probe)
         if self._folder is not None:
-            await anyio.to_thread.run_sync(_tidy, self._folder / STAGING)
-        if not exclusive and not single_writer:
+            await anyio.to_thread.run_sync(_clean_staging, self._folder / STAGING)
+        if not is_exclusive and not single_writer:
             raise OutputError(
-                f"{self.root} lies on a store without conditional writes, so two writers could repeat images; make "
-                "sure that there is only one and say so with --single-writer, or use another root"
+                f"the output root {self.root} was refused: its storage doesn't support conditional writes, so two "
+                "processes could score images twice; use another root, or pass --single-writer if no other process "
+                "writes to it"
             )
 
 
 def _files(page: Iterable[Any]) -> Iterator[StoredFile]:
-    """Those of a page that batchcl may have written; desktops leave hidden files of their own everywhere."""
+    """The files of a page of a listing, except hidden ones, which desktop systems create."""
     for entry in page:
         if not entry["path"].rpartition("/")[2].startswith("."):
             yield StoredFile(entry["path"], entry["size"], entry["e_tag"])
 
 
-def _tidy(staging: Path) -> None:
-    """Remove what killed processes have left in the staging folder, and the folder when it is empty."""
-    with suppress(OSError):  # another process may be at work in it
+def _clean_staging(staging: Path) -> None:
+    """Delete files that killed processes have left in the staging folder, and the folder if it is empty."""
+    with suppress(OSError):  # another process may be using it
         for staged in staging.iterdir():
             if time.time() - staged.stat().st_mtime > _STALE_S:
                 staged.unlink(missing_ok=True)
@@ -410,7 +413,7 @@ def _fsync(path: Path) -> None:
 
 
 def _fsync_names(file: Path, root: Path) -> None:
-    """Force the name of `file` to the disk, in each folder up to `root`."""
+    """Sync the name of `file` to disk, in each folder up to `root`."""
     for folder in file.parents:
         _fsync(folder)
         if folder == root:
@@ -425,7 +428,7 @@ def open_root(
     create: bool = False,
     encryption: Encryption = UNENCRYPTED,
 ) -> Store:
-    """`Store.open`, for S3 with the credentials that the AWS CLI would use. Raises `CredentialsError` too."""
+    """Like `Store.open`, for S3 with the credentials that the AWS CLI would use."""
     aws = None
     if root.startswith("s3://"):
         from batchcl.aws.session import Aws as Session
@@ -435,14 +438,14 @@ def open_root(
 
 
 class _Readable(io.RawIOBase):
-    """An object of a known size with the parts of Python's file protocol that pyarrow asks for."""
+    """An object of a known size with the methods of Python's file protocol that pyarrow calls."""
 
-    def __init__(self, backend: ObjectStore, path: str, size_bytes: int, where: str) -> None:
+    def __init__(self, backend: ObjectStore, path: str, size_bytes: int, uri: str) -> None:
         self._backend = backend
         self._path = path
         self._size_bytes = size_bytes
-        self._where = where
-        self._at = 0
+        self._uri = uri
+        self._offset = 0
 
     def readable(self) -> bool:
         return True
@@ -451,31 +454,33 @@ class _Readable(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence] + offset
-        return self._at
+        self._offset = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._size_bytes}[whence] + offset
+        return self._offset
 
     def tell(self) -> int:
-        return self._at
+        return self._offset
 
     def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), self._size_bytes - self._at)
+        length = min(len(buffer), self._size_bytes - self._offset)
         if length <= 0:
             return 0
-        with _explained("reading", self._where):
-            data = memoryview(obstore.get_range(self._backend, self._path, start=self._at, length=length))
+        with _translate_errors("reading", self._uri):
+            data = memoryview(obstore.get_range(self._backend, self._path, start=self._offset, length=length))
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._offset += len(data)
         return len(data)
 
 
 def _open_folder(path: Path, *, create: bool) -> Store:
-    with _explained("opening the output root", str(path)):
-        is_there, is_folder = path.exists(), path.is_dir()
-    if is_there and not is_folder:
-        raise OutputError(f"can't use {path} as output root: it is a file; name a directory")
+    with _translate_errors("opening the output root", str(path)):
+        exists, is_folder = path.exists(), path.is_dir()
+    if exists and not is_folder:
+        raise OutputError(f"opening the output root {path} failed: it is a file; pass a directory")
     if not create and not is_folder:
-        raise OutputError(f"there is no output root {path}; check the path, or run batchcl run first")
-    with _explained("making the output root", str(path)):
+        raise OutputError(
+            f"opening the output root {path} failed: it does not exist; check the path, or create it with `batchcl run`"
+        )
+    with _translate_errors("creating the output root", str(path)):
         path.mkdir(parents=True, exist_ok=True)
     return Store(str(path), LocalStore(str(path)), folder=path)
 
@@ -486,7 +491,7 @@ def _bucket_of(root: str) -> str:
 
 def _needed(aws: Aws | None, root: str) -> Aws:
     if aws is None:
-        raise UsageError(f"{root} needs an AWS session")
+        raise UsageError(f"opening {root} failed: an output root in S3 requires an AWS session; pass `aws`")
     return aws
 
 
@@ -500,68 +505,68 @@ def _open_s3(root: str, access: StoreAccess, encryption: Encryption) -> Store:
             prefix=prefix or None,
             config=config,  # type: ignore[arg-type]
             credential_provider=provide,
-            client_options={"allow_http": access.allows_http, "timeout": _OP_TIMEOUT},
-            retry_config={"retry_timeout": _RETRY_FOR},
+            client_options={"allow_http": access.allows_http, "timeout": _REQUEST_TIMEOUT},
+            retry_config={"retry_timeout": _RETRY_TIMEOUT},
         )
 
-    with _explained("opening the output root", root):
+    with _translate_errors("opening the output root", root):
         return Store(
             root,
             backend(access.provide),
-            blocking=backend(access.provide_now),  # an asynchronous one needs a loop that runs in the calling thread
+            blocking=backend(access.provide_now),  # an asynchronous provider requires a loop in the calling thread
             keys=access.credentials,
         )
 
 
 @contextmanager
-def _explained(doing: str, what: str) -> Iterator[None]:
-    """Turn the store's errors into ours, without its debug dump."""
+def _translate_errors(doing: str, what: str) -> Iterator[None]:
+    """Translate obstore's errors and OSErrors in the block to `OutputError`: "<doing> <what> failed: <reason>"."""
     try:
         yield
     except CredentialsError as error:
-        lasted = error.exit_code is ExitCode.STOPPED
-        raise OutputCredentialsError(f"{doing} {what} failed: {error}", has_lasted=lasted) from error
+        has_lasted = error.exit_code is ExitCode.STOPPED
+        raise OutputCredentialsError(f"{doing} {what} failed: {error}", has_lasted=has_lasted) from error
     except (BaseError, OSError) as error:
-        began, document = _said(error)
-        _, _, raised = began.partition("credential provider: CredentialsError: ")
-        if raised:
-            raise OutputCredentialsError(f"{doing} {what} failed: {raised}") from error
-        if (refusal := _keys_error(error)) is not None:
+        message, document = _said(error)
+        _, _, provider_error = message.partition("credential provider: CredentialsError: ")
+        if provider_error:
+            raise OutputCredentialsError(f"{doing} {what} failed: {provider_error}") from error
+        if (reason := _credentials_reason(error)) is not None:
             raise OutputCredentialsError(
-                f"{doing} {what} failed: {refusal}; check the profile and its keys, or log in again"
+                f"{doing} {what} failed: {reason}; check the profile and its keys, or log in again"
             ) from error
-        if began.startswith(_NOT_SENT):
+        if message.startswith(_NOT_SENT):
             raise OutputError(
                 f"{doing} {what} failed: {_connection_reason(error)}; check the endpoint, the proxy and the network"
             ) from error
-        reason = ": ".join(filter(None, [began, *_answer(document)]))
-        raise OutputError(f"{doing} {what} failed: {reason}; check that it exists and may be written") from error
+        reason = ": ".join(filter(None, [message, *_answer(document)]))
+        raise OutputError(f"{doing} {what} failed: {reason}; check that it exists and is writable") from error
 
 
 def _said(error: Exception) -> tuple[str, str]:
-    """What the store says, without its debug dump, URL, durations and retries, and the XML that S3 has answered."""
+    """Obstore's message without debug output, URL, durations and retry counts; and S3's XML document, if any."""
     text = str(error).split(_DEBUG, 1)[0].strip().replace("\n", " ")
-    began, _, document = _NOISE.sub("", text, count=1).partition(": <")
-    return began.removesuffix(":"), document
+    message, _, document = _NOISE.sub("", text, count=1).partition(": <")
+    return message.removesuffix(":"), document
 
 
 def _connection_reason(error: Exception) -> str:
-    """Why a request got no response, which stands in the debug dump alone."""
+    """Why a request got no response. The reason is only in obstore's debug output."""
     details = str(error).partition(_DEBUG)[2]
     if "kind: Timeout" in details:
         return "no response in time"
-    found = re.search(r'(?:message|error): "([^"]+)"', details)
-    return f"the connection failed: {found[1]}" if found else "the connection failed"
+    match = re.search(r'(?:message|error): "([^"]+)"', details)
+    return f"the connection failed: {match[1]}" if match else "the connection failed"
 
 
 def _answer(document: str) -> tuple[str, str]:
-    """Code and message of S3's answer; empty where it has none."""
+    """Code and message in S3's error document; empty if there is none."""
     code, message = (re.search(f"<{tag}>(.*?)</{tag}>", f"<{document}") for tag in ("Code", "Message"))
     return code[1] if code else "", message[1] if message else ""
 
 
-def _keys_error(error: Exception) -> str | None:
-    """What S3 says when it refuses the keys of a request; None where it doesn't."""
+def _credentials_reason(error: Exception) -> str | None:
+    """S3's code and message if it refuses the credentials of a request; None for other errors."""
     code, message = _answer(_said(error)[1])
     if not code:
         return None

@@ -1,9 +1,12 @@
-"""The frozen list of a run: Parquet shards, written once, in order, while listing continues."""
+"""The work list of a run: Parquet shards of images that are written once, in order, while the listing continues.
+
+Images are handled as Arrow tables with the columns of `IMAGES`; `ImageRef` objects are created only while iterating.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -25,170 +28,16 @@ from batchcl.runs.store import Store
 __all__ = ["IMAGES", "Batch", "ImageRows", "WorkList", "WorkListTotals", "image_table"]
 
 _BOOKMARK: Final = b"batchcl.bookmark"
+_REMEDY: Final = "restore it, or score the remaining images with --incremental and another --run-id"
 _SLICE: Final = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkListTotals:
-    """What a complete list comes to.
-
-    Attributes:
-        shards: number of shards.
-        images: on the list.
-        repeated: images that the sources named more than once, beyond the first time.
-        known: images left out by `--incremental`, as their version has a result already.
-        known_failed: images left out by `--incremental`, as their version has a permanent failure already.
-        bad_lines: lines that name no image and were left out.
-        filtered: images left out by the filters.
-        filtered_by: which filter → how many of them.
-        left_out: lines that name something that is no image to score: what → how many.
-        lines: of all lists; None where a source is no list.
-    """
-
-    shards: int
-    images: int
-    repeated: int = 0
-    known: int = 0
-    known_failed: int = 0
-    bad_lines: int = 0
-    filtered: int = 0
-    filtered_by: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-    lines: int | None = None
-
-
-class WorkList:
-    """One run's list: its writer freezes shards, its reader waits for them."""
-
-    def __init__(self, store: Store, paths: RunPaths) -> None:
-        self._store = store
-        self._paths = paths
-        self._shards = 0
-        self._images = 0
-        self._bookmark: Bookmark | None = None
-        self._totals: WorkListTotals | None = None
-        self._changed = anyio.Event()
-
-    async def open(self) -> None:
-        """Find out what is frozen already. Reads one shard at most, however long the list."""
-        totals = await self._store.get(self._paths.totals)
-        if totals is not None:
-            where = self._store.uri(self._paths.totals)
-            with decode_or_raise(where, remedy="delete it, and the rest of the list is listed again"):
-                self._totals = WorkListTotals(**orjson.loads(totals))
-            self._shards, self._images = self._totals.shards, self._totals.images
-            return
-        frozen = await self._store.list_all(self._paths.worklist)
-        self._shards = len(frozen)
-        if frozen:
-            data = await self._read(last := self._shards - 1)
-            with self._intact(last):
-                metadata = await anyio.to_thread.run_sync(lambda: pq.read_schema(io.BytesIO(data)).metadata)
-                self._bookmark = _bookmark(orjson.loads(metadata[_BOOKMARK]))
-            self._images = self._bookmark.taken - self._bookmark.known - self._bookmark.known_failed
-
-    @property
-    def totals(self) -> WorkListTotals | None:
-        """None while the list grows."""
-        return self._totals
-
-    @property
-    def shards(self) -> int:
-        """Frozen so far."""
-        return self._shards
-
-    @property
-    def images(self) -> int:
-        """Frozen so far."""
-        return self._images
-
-    @property
-    def bookmark(self) -> Bookmark | None:
-        """Where the listing goes on; None at its beginning."""
-        return self._bookmark
-
-    async def freeze(self, images: pa.Table, bookmark: Bookmark) -> None:
-        """Add the next shard: `images` has the columns of `IMAGES`, and `bookmark` lies behind its last image.
-
-        Raises:
-            StoppedError: somebody else has written another one.
-        """
-        data = await anyio.to_thread.run_sync(_encode_shard, images, bookmark)
-        await self._store.put_mine(self._paths.frozen(self._shards), data, what="the work list")
-        self._shards += 1
-        self._images += images.num_rows
-        self._bookmark = bookmark
-        self._notify()
-
-    async def complete(self, totals: WorkListTotals) -> None:
-        """No more shards will come. Raises `StoppedError` where another runner has counted something else."""
-        await self._store.put_mine(self._paths.totals, orjson.dumps(asdict(totals)), what="the work list's totals")
-        self._totals = totals
-        self._notify()
-
-    async def shard_numbers(self) -> AsyncIterator[int]:
-        """The number of each shard as soon as it is frozen, to the end of the list."""
-        number = 0
-        while True:
-            while number >= self._shards:
-                if self._totals is not None:
-                    return
-                await self._changed.wait()
-            yield number
-            number += 1
-
-    async def load(self, shard: int) -> pa.Table:
-        """The images of a frozen shard, in order, with the columns of `IMAGES`."""
-        data = await self._read(shard)
-        with self._intact(shard):
-            return await anyio.to_thread.run_sync(lambda: pq.read_table(pa.BufferReader(data), schema=IMAGES))
-
-    async def frozen_images(self) -> AsyncIterator[tuple[int, list[ImageRef]]]:
-        """The images that are frozen by now, in order, some at a time and with the first source that they may be of."""
-        source = 0
-        for shard in range(self._shards):
-            data = await self._read(shard)
-            with self._intact(shard):
-                table = await anyio.to_thread.run_sync(lambda data: pq.read_table(pa.BufferReader(data)), data)
-            for begin in range(0, len(table), _SLICE):
-                positions = range(begin, min(begin + _SLICE, len(table)))
-                yield source, await anyio.to_thread.run_sync(list[ImageRef], ImageRows(table, positions))
-            source = _bookmark(orjson.loads(table.schema.metadata[_BOOKMARK])).source
-
-    async def _read(self, shard: int) -> bytes:
-        path = self._paths.frozen(shard)
-        data = await self._store.get(path)
-        if data is None:
-            raise OutputError(f"{self._store.uri(path)} is missing: the run's work list is damaged; restore it")
-        return data
-
-    def _intact(self, shard: int) -> AbstractContextManager[None]:
-        where = self._store.uri(self._paths.frozen(shard))
-        return decode_or_raise(
-            where, remedy="restore it, or score what is left under another run id with --incremental"
-        )
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
-
-
-def _encode_shard(images: pa.Table, bookmark: Bookmark) -> bytes:
-    sink = io.BytesIO()
-    metadata = {_BOOKMARK: orjson.dumps(asdict(bookmark))}
-    pq.write_table(images.combine_chunks().replace_schema_metadata(metadata), sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _bookmark(values: dict[str, Any]) -> Bookmark:
-    return Bookmark(**values | {"position": Position(**values["position"])})
-
+_CHUNK_ROWS: Final = 512
+"""Number of images that exist as objects at the same time."""
 
 IMAGES: Final = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
         pa.field("bucket", pa.string(), nullable=False),
-        pa.field("key", pa.binary(), nullable=False),  # a local name need not be UTF-8
+        pa.field("key", pa.binary(), nullable=False),  # names of local files need not be UTF-8
         pa.field("version_id", pa.string()),
         pa.field("etag", pa.string()),
         pa.field("size_bytes", pa.int64()),
@@ -200,12 +49,10 @@ IMAGES: Final = pa.schema(
         pa.field("any_name", pa.bool_()),
     ]
 )
-_ROWS_AT_ONCE: Final = 512
-"""So many images are objects at a time."""
 
 
 def image_table(images: Sequence[ImageRef]) -> pa.Table:
-    """`images` with the columns of `IMAGES`, in their order."""
+    """`images` as a table with the columns of `IMAGES`, in their order."""
     columns: dict[str, list[Any]] = {
         "uri": [image.uri for image in images],
         "bucket": [image.bucket for image in images],
@@ -224,16 +71,16 @@ def image_table(images: Sequence[ImageRef]) -> pa.Table:
 
 
 class ImageRows:
-    """The images of a table at `positions`, made while they are iterated; can be iterated again."""
+    """The images of a table at `positions`, created while iterating; can be iterated repeatedly."""
 
     def __init__(self, table: pa.Table, positions: Sequence[int]) -> None:
         self._table = table
         self._positions = positions
 
     def __iter__(self) -> Iterator[ImageRef]:
-        for start in range(0, len(self._positions), _ROWS_AT_ONCE):
-            rows = self._table.take(pa.array(self._positions[start : start + _ROWS_AT_ONCE], pa.int32()))
-            frame = pl.DataFrame(rows)  # of moments, pyarrow's own lists take seven times as long
+        for start in range(0, len(self._positions), _CHUNK_ROWS):
+            rows = self._table.take(pa.array(self._positions[start : start + _CHUNK_ROWS], pa.int32()))
+            frame = pl.DataFrame(rows)  # converts timestamps 7x faster than pyarrow's to_pylist
             columns = [frame[field.name].to_list() for field in IMAGES]
             for (
                 uri,
@@ -264,17 +111,168 @@ class ImageRows:
                 )
 
 
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images of one shard that are to be scored, and the position of each in the shard.
-
-    `images` can be iterated more than once; it may make them while it is.
-    """
+    """Images of one shard to score, and the position of each in the shard. `images` can be iterated repeatedly."""
 
     shard: int
     images: Iterable[ImageRef]
     positions: Sequence[int]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkListTotals:
+    """Counts of a complete work list and of what was excluded from it.
+
+    Attributes:
+        shards: number of shards.
+        images: images on the list.
+        repeated: duplicates in the sources; the first occurrence is not counted.
+        known: images excluded by `--incremental` because their version has a result.
+        known_failed: images excluded by `--incremental` because their version has a permanent failure.
+        bad_lines: invalid lines that were skipped.
+        filtered: images excluded by filters.
+        filtered_by: filter → number of images.
+        left_out: lines for something other than an image to score, such as a folder: kind → number of lines.
+        lines: lines of all list files; None if a source is not a list file.
+    """
+
+    shards: int
+    images: int
+    repeated: int = 0
+    known: int = 0
+    known_failed: int = 0
+    bad_lines: int = 0
+    filtered: int = 0
+    filtered_by: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    lines: int | None = None
+
+
+class WorkList:
+    """The work list of one run. A writer appends shards; readers wait for them."""
+
+    def __init__(self, store: Store, paths: RunPaths) -> None:
+        self._store = store
+        self._paths = paths
+        self._shards = 0
+        self._images = 0
+        self._bookmark: Bookmark | None = None
+        self._totals: WorkListTotals | None = None
+        self._changed = anyio.Event()
+
+    async def open(self) -> None:
+        """Read the state of an existing list: its totals, or else the names of its shards and the last one."""
+        totals = await self._store.get(self._paths.totals)
+        if totals is not None:
+            where = self._store.uri(self._paths.totals)
+            with decode_or_raise(where, remedy="delete it, and the same command lists the remaining images again"):
+                self._totals = WorkListTotals(**orjson.loads(totals))
+            self._shards, self._images = self._totals.shards, self._totals.images
+            return
+        shards = await self._store.list_all(self._paths.worklist)
+        self._shards = len(shards)
+        if shards:
+            data = await self._read(last := self._shards - 1)
+            with self._decoding(last):
+                metadata = await anyio.to_thread.run_sync(lambda: pq.read_schema(io.BytesIO(data)).metadata)
+                self._bookmark = _decode_bookmark(metadata)
+            self._images = self._bookmark.taken - self._bookmark.known - self._bookmark.known_failed
+
+    @property
+    def totals(self) -> WorkListTotals | None:
+        """The counts of the complete list; None while it is being written."""
+        return self._totals
+
+    @property
+    def shards(self) -> int:
+        """Number of shards so far."""
+        return self._shards
+
+    @property
+    def images(self) -> int:
+        """Number of images so far."""
+        return self._images
+
+    @property
+    def bookmark(self) -> Bookmark | None:
+        """Where the listing resumes; None for its beginning."""
+        return self._bookmark
+
+    async def freeze(self, images: pa.Table, bookmark: Bookmark) -> None:
+        """Append a shard of `images`, with the columns of `IMAGES`. `bookmark` is the position after the last image.
+
+        Raises:
+            StoppedError: another process has written a different shard.
+        """
+        data = await anyio.to_thread.run_sync(_encode_shard, images, bookmark)
+        await self._store.put_mine(self._paths.frozen(self._shards), data, what="the work list")
+        self._shards += 1
+        self._images += images.num_rows
+        self._bookmark = bookmark
+        self._notify()
+
+    async def complete(self, totals: WorkListTotals) -> None:
+        """Mark the list as complete. Raises `StoppedError` if another process has written different totals."""
+        await self._store.put_mine(self._paths.totals, orjson.dumps(asdict(totals)), what="the work list's totals")
+        self._totals = totals
+        self._notify()
+
+    async def shard_numbers(self) -> AsyncIterator[int]:
+        """Yield the number of each shard as soon as it exists, until the list is complete."""
+        number = 0
+        while True:
+            while number >= self._shards:
+                if self._totals is not None:
+                    return
+                await self._changed.wait()
+            yield number
+            number += 1
+
+    async def load(self, shard: int) -> pa.Table:
+        """The images of a shard, in order, with the columns of `IMAGES`."""
+        data = await self._read(shard)
+        with self._decoding(shard):
+            return await anyio.to_thread.run_sync(lambda: pq.read_table(pa.BufferReader(data), schema=IMAGES))
+
+    async def frozen_images(self) -> AsyncIterator[tuple[int, list[ImageRef]]]:
+        """The images so far, in order, in batches; each with the number of the first source that may contain them."""
+        source = 0
+        for shard in range(self._shards):
+            data = await self._read(shard)
+            with self._decoding(shard):
+                table = await anyio.to_thread.run_sync(lambda data: pq.read_table(pa.BufferReader(data)), data)
+            for begin in range(0, len(table), _SLICE):
+                positions = range(begin, min(begin + _SLICE, len(table)))
+                yield source, await anyio.to_thread.run_sync(list[ImageRef], ImageRows(table, positions))
+            source = _decode_bookmark(table.schema.metadata).source
+
+    async def _read(self, shard: int) -> bytes:
+        path = self._paths.frozen(shard)
+        data = await self._store.get(path)
+        if data is None:
+            raise OutputError(f"reading the work list failed: {self._store.uri(path)} is missing; {_REMEDY}")
+        return data
+
+    def _decoding(self, shard: int) -> AbstractContextManager[None]:
+        return decode_or_raise(self._store.uri(self._paths.frozen(shard)), remedy=_REMEDY)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+def _encode_shard(images: pa.Table, bookmark: Bookmark) -> bytes:
+    sink = io.BytesIO()
+    metadata = {_BOOKMARK: orjson.dumps(asdict(bookmark))}
+    pq.write_table(images.combine_chunks().replace_schema_metadata(metadata), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _decode_bookmark(metadata: Mapping[bytes, bytes]) -> Bookmark:
+    values = orjson.loads(metadata[_BOOKMARK])
+    return Bookmark(**values | {"position": Position(**values["position"])})

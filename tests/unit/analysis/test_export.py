@@ -129,5 +129,5 @@ def test_a_copy_with_a_different_row_count_is_refused(
 def test_a_corrupt_file_is_named(filled: Root, tmp_path: Path) -> None:
     part = next(filled.path.rglob("n1-*.parquet"))
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(OutputError, match=rf"{part.name} is damaged"):
+    with pytest.raises(OutputError, match=rf"{part.name} is corrupt"):
         anyio.run(export_parquet, str(filled), str(tmp_path / "new"))

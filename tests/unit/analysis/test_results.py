@@ -27,9 +27,9 @@ DOG = Label("dog", 55.5)
 
 def test_a_directory_that_is_no_output_root_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    with pytest.raises(OutputError, match=r"neither results/ nor failures/ nor runs/"):
+    with pytest.raises(OutputError, match=r"none of results/, failures/ and runs/"):
         open_results(str(tmp_path))
-    with pytest.raises(OutputError, match="no output root"):
+    with pytest.raises(OutputError, match="does not exist"):
         open_results(str(tmp_path / "nowhere"))
 
 

@@ -36,7 +36,7 @@ USING = lease(role=Role.USING, holder="run b in s3://b")
 ENDED = lease()
 
 
-def test_a_lease_is_read_as_it_was_written() -> None:
+def test_a_lease_survives_a_round_trip_through_its_tag() -> None:
     for role in Role:
         written = lease(SOON, role)
         assert leases_in({written.key: written.value, "stage": "production"}) == (written,)
@@ -45,12 +45,12 @@ def test_a_lease_is_read_as_it_was_written() -> None:
 
 @pytest.fixture(scope="module")
 def shapes() -> Any:
-    """What botocore knows of Rekognition."""
+    """The service model of Rekognition."""
     return get_session().get_service_model("rekognition")
 
 
 @given(holder=st.text(max_size=400), seconds=st.integers(-(10**9), 10**9))
-def test_any_holder_makes_a_tag_that_the_service_takes(shapes: Any, holder: str, seconds: int) -> None:
+def test_any_holder_gives_a_valid_tag(shapes: Any, holder: str, seconds: int) -> None:
     key_shape, value_shape = shapes.shape_for("TagKey").metadata, shapes.shape_for("TagValue").metadata
     written = lease(NOW + dt.timedelta(seconds=seconds), holder=holder)
     assert key_shape["min"] <= len(written.key) <= key_shape["max"]
@@ -66,22 +66,22 @@ def test_any_holder_makes_a_tag_that_the_service_takes(shapes: Any, holder: str,
     "value",
     ["", "x", "2026-11-21T03:05:00Z", "2026-11-21T03:05:00Z owns me", "2026-11-21T03:05:00 started me", "♥ ♥ ♥"],
 )
-def test_what_cannot_be_read_holds_the_model(value: str) -> None:
+def test_an_invalid_lease_tag_prevents_reaping(value: str) -> None:
     (read,) = leases_in({MANUAL_KEY: value})
     assert (read.role, read.until, read.holder) == (None, None, value)
     assert not read.ended(NOW)
-    verdict = decide("RUNNING", [ENDED, read], NOW)
-    assert verdict.action is ReapAction.LEAVE
-    assert MANUAL_KEY in verdict.reason
+    decision = decide("RUNNING", [ENDED, read], NOW)
+    assert decision.action is ReapAction.LEAVE
+    assert MANUAL_KEY in decision.reason
 
 
 @pytest.mark.parametrize(
     ("status", "leases", "action", "why"),
     [
-        ("RUNNING", [ENDED], ReapAction.STOP, "the lease ended at 2026-11-21T02:59:59Z: run a in s3://b"),
-        ("RUNNING", [lease(role=Role.SCHEDULED)], ReapAction.STOP, "the lease ended"),
+        ("RUNNING", [ENDED], ReapAction.STOP, "its lease expired at 2026-11-21T02:59:59Z (holder: run a in s3://b)"),
+        ("RUNNING", [lease(role=Role.SCHEDULED)], ReapAction.STOP, "its lease expired"),
         ("RUNNING", [ENDED, USING], ReapAction.STOP, "run a"),
-        ("STARTING", [ENDED], ReapAction.WAIT, "STARTING can't be stopped before it is RUNNING"),
+        ("STARTING", [ENDED], ReapAction.WAIT, "a model that is STARTING can't be stopped before it is RUNNING"),
         ("RUNNING", [], ReapAction.LEAVE, "started by other means"),
         ("RUNNING", [USING], ReapAction.LEAVE, "started by other means"),
         ("RUNNING", [lease(SOON)], ReapAction.LEAVE, "leased until 2026-11-21T03:05:00Z by run a in s3://b"),
@@ -98,17 +98,15 @@ def test_what_cannot_be_read_holds_the_model(value: str) -> None:
             "leased until 2026-11-21T03:05:00Z by run c",
         ),
         ("STARTING", [lease(SOON)], ReapAction.LEAVE, "leased until"),
-        *((status, [ENDED], ReapAction.CLEAR, "doesn't run") for status in OTHERS),
-        *((status, [lease(SOON)], ReapAction.LEAVE, "doesn't run") for status in OTHERS),
+        *((status, [ENDED], ReapAction.CLEAR, "not running") for status in OTHERS),
+        *((status, [lease(SOON)], ReapAction.LEAVE, "not running") for status in OTHERS),
     ],
 )
-def test_only_what_nobody_is_left_to_stop_is_stopped(
-    status: str, leases: list[LeaseTag], action: ReapAction, why: str
-) -> None:
-    verdict = decide(status, leases, NOW)
-    assert verdict.action is action
-    assert why in verdict.reason
-    assert verdict.ended == (
+def test_reap_decisions_by_status_and_leases(status: str, leases: list[LeaseTag], action: ReapAction, why: str) -> None:
+    decision = decide(status, leases, NOW)
+    assert decision.action is action
+    assert why in decision.reason
+    assert decision.ended == (
         tuple(each for each in leases if each.until == LATE) if action is not ReapAction.LEAVE else ()
     )
 
@@ -125,19 +123,17 @@ _LEASES = st.lists(
 
 
 @given(st.sampled_from(["RUNNING", "STARTING", *OTHERS]), _LEASES)
-def test_a_model_is_stopped_only_when_it_runs_was_started_by_a_holder_and_all_have_ended(
-    status: str, leases: list[LeaseTag]
-) -> None:
+def test_only_running_models_with_expired_leases_are_stopped(status: str, leases: list[LeaseTag]) -> None:
     orphaned = any(each.started for each in leases) and all(each.until == LATE for each in leases)
     assert (decide(status, leases, NOW).action is ReapAction.STOP) == (status == "RUNNING" and orphaned)
 
 
-def test_a_lease_ends_at_its_second() -> None:
+def test_a_lease_expires_exactly_at_its_end() -> None:
     assert lease(NOW).ended(NOW)
     assert not lease(NOW + dt.timedelta(seconds=1)).ended(NOW)
 
 
-def test_holders_have_keys_and_schedules_of_their_own() -> None:
+def test_keys_and_schedule_names_are_unique_per_holder() -> None:
     names = ["run a in s3://b", "run a in s3://c", "run b in s3://b"]
     assert len({lease_key(name) for name in names}) == 3
     schedules = {schedule_name_of(lease_key(name)) for name in names}
@@ -148,11 +144,11 @@ def test_holders_have_keys_and_schedules_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("15m", 900), ("1m", 60), ("24h", 86_400), ("1d", 86_400), ("none", None)]
 )
-def test_lengths_of_leases(text: str, seconds: float | None) -> None:
+def test_valid_lease_durations(text: str, seconds: float | None) -> None:
     assert lease_seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "59s", "25h", "off", "15", "-5m"])
-def test_what_is_no_length_of_a_lease(text: str) -> None:
+def test_invalid_lease_durations_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         lease_seconds(text)

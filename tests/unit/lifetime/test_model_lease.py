@@ -1,4 +1,4 @@
-"""A lease taken, renewed, shared and given back, hours of it in virtual time; judged as `model reap` would."""
+"""A lease is taken, renewed, shared and released in hours of virtual time, and evaluated as by `model reap`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def manager_of(service: Models, lease: ModelLease, listener: Listener | None = N
 
 
 class Schedule:
-    """A scheduled stop that does nothing."""
+    """A scheduled stop without effect."""
 
     async def arm(self) -> None:
         pass
@@ -76,18 +76,18 @@ def leases(service: Models) -> dict[str, LeaseTag]:
     return {lease.key: lease for lease in leases_in(service.tags[NAME])}
 
 
-def verdict(service: Models) -> ReapAction:
+def reap_action(service: Models) -> ReapAction:
     return decide(service.statuses[NAME], list(leases(service).values()), now()).action
 
 
-async def beside(keeping: ModelManager, work: Callable[[], Awaitable[None]]) -> None:
+async def while_renewing(keeping: ModelManager, work: Callable[[], Awaitable[None]]) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(keeping.keep_guarded)
         await work()
         group.cancel_scope.cancel()
 
 
-def test_a_lease_that_is_kept_never_ends_and_one_that_is_not_does() -> None:
+def test_a_lease_is_live_while_renewed_and_expires_otherwise() -> None:
     service = Models({NAME: "STOPPED"})
 
     async def main() -> None:
@@ -98,21 +98,21 @@ def test_a_lease_that_is_kept_never_ends_and_one_that_is_not_does() -> None:
         async def ten_hours() -> None:
             for _ in range(10 * 60):
                 await anyio.sleep(60)
-                assert verdict(service) is ReapAction.LEAVE
+                assert reap_action(service) is ReapAction.LEAVE
 
-        await beside(manager_of(service, lease), ten_hours)
+        await while_renewing(manager_of(service, lease), ten_hours)
         last = leases(service)[lease_key(HOLDER)].until
         assert last is not None
         await anyio.sleep((last - now()).total_seconds() - 1)
-        assert verdict(service) is ReapAction.LEAVE
+        assert reap_action(service) is ReapAction.LEAVE
         await anyio.sleep(1.001)
-        assert verdict(service) is ReapAction.STOP
+        assert reap_action(service) is ReapAction.STOP
 
     run_virtual(main)
-    assert 10 * 12 <= service.calls.count(f"tag {NAME}") <= 10 * 17, "three times in its length, with jitter"
+    assert 10 * 12 <= service.calls.count(f"tag {NAME}") <= 10 * 17, "three renewals per duration, with jitter"
 
 
-def test_it_lives_through_failing_renewals_and_says_so_once() -> None:
+def test_failing_renewals_are_reported_once() -> None:
     service, listener = Models({NAME: "RUNNING"}), Listener()
 
     async def main() -> None:
@@ -124,7 +124,7 @@ def test_it_lives_through_failing_renewals_and_says_so_once() -> None:
             service.errors["tag"] = refused("ThrottlingException")
             for _ in range(8):
                 await anyio.sleep(60)
-                assert verdict(service) is ReapAction.LEAVE
+                assert reap_action(service) is ReapAction.LEAVE
             assert listener.kinds == ["lease-not-renewed"]
             assert "`batchcl model reap` stops the model" in listener.notices[0].text
             del service.errors["tag"]
@@ -132,25 +132,25 @@ def test_it_lives_through_failing_renewals_and_says_so_once() -> None:
             assert listener.kinds == ["lease-not-renewed", "lease-renewed"]
             for _ in range(60):
                 await anyio.sleep(60)
-                assert verdict(service) is ReapAction.LEAVE
+                assert reap_action(service) is ReapAction.LEAVE
 
-        await beside(manager_of(service, lease, listener), outage)
+        await while_renewing(manager_of(service, lease, listener), outage)
 
     run_virtual(main)
 
 
-def test_without_a_tag_there_is_no_start() -> None:
+def test_a_lease_that_cannot_be_tagged_is_refused() -> None:
     service = Models({NAME: "STOPPED"}, errors={"tag": refused("AccessDeniedException")})
 
     async def main() -> None:
-        with pytest.raises(CredentialsError, match=r"the model isn't started without its lease.*--lease none"):
+        with pytest.raises(CredentialsError, match=r"the model was not started without its lease.*--lease none"):
             await lease_of(service).claim()
 
     run_virtual(main)
     assert service.tags[NAME] == {}
 
 
-def test_a_tag_whose_answer_was_lost_is_taken_back() -> None:
+def test_a_tag_with_a_lost_response_is_removed() -> None:
     service = Models({NAME: "STOPPED"}, errors={"tag": refused("InternalServerError", 500)})
 
     async def main() -> None:
@@ -163,7 +163,7 @@ def test_a_tag_whose_answer_was_lost_is_taken_back() -> None:
     assert service.calls[-1] == f"untag {NAME}"
 
 
-def test_arming_removes_what_the_dead_left_but_for_what_tells_of_a_schedule() -> None:
+def test_claiming_keeps_expired_leases_with_schedules() -> None:
     service = Models({NAME: "STOPPED"})
 
     async def main() -> None:
@@ -182,7 +182,7 @@ def test_arming_removes_what_the_dead_left_but_for_what_tells_of_a_schedule() ->
     run_virtual(main)
 
 
-def test_arming_takes_the_schedules_of_the_dead_along_where_it_can() -> None:
+def test_claiming_removes_expired_leases_and_their_schedules() -> None:
     service = Models({NAME: "STOPPED"})
     removed: list[str] = []
 
@@ -200,7 +200,7 @@ def test_arming_takes_the_schedules_of_the_dead_along_where_it_can() -> None:
     run_virtual(main)
 
 
-def test_a_run_without_a_lease_is_not_stopped_by_an_old_one() -> None:
+def test_a_run_without_a_lease_removes_expired_leases() -> None:
     service = Models({NAME: "STOPPED"})
 
     async def main() -> None:
@@ -213,21 +213,21 @@ def test_a_run_without_a_lease_is_not_stopped_by_an_old_one() -> None:
         assert set(leases(service)) == {alive.key}
         service.errors["list"] = refused("AccessDeniedException")
         await bare.claim()
-        assert await bare.share() is ModelEvent.SHARE_NONE
-        assert await bare.leave() is ModelEvent.ALONE
+        assert await bare.share() is ModelEvent.NO_LEASE
+        assert await bare.leave() is ModelEvent.LAST_LEASE
         await bare.release()
         assert set(leases(service)) == {alive.key}
 
     run_virtual(main)
 
 
-def test_who_may_not_list_tags_can_still_start() -> None:
+def test_claiming_works_without_permission_to_list_tags() -> None:
     service = Models({NAME: "STOPPED"}, errors={"list": refused("AccessDeniedException")})
     run_virtual(lease_of(service).claim)
     assert lease_key(HOLDER) in leases(service)
 
 
-def test_giving_it_back_leaves_other_tags() -> None:
+def test_releasing_a_lease_keeps_other_tags() -> None:
     service = Models({NAME: "STOPPED"})
 
     async def main() -> None:
@@ -242,60 +242,60 @@ def test_giving_it_back_leaves_other_tags() -> None:
     assert service.calls.count(f"untag {NAME}") == 1
 
 
-def test_a_user_of_a_leased_model_keeps_it_from_being_reaped() -> None:
+def test_a_using_lease_prevents_reaping() -> None:
     service = Models({NAME: "RUNNING"})
 
     async def main() -> None:
         put(service, until_s=300, holder="starter")
         lease = lease_of(service)
-        assert await lease.share() is ModelEvent.SHARE_TAKEN
+        assert await lease.share() is ModelEvent.SHARED_LEASE
         assert leases(service)[lease_key(HOLDER)].role is Role.USING
 
         async def two_hours() -> None:
             for _ in range(120):
                 await anyio.sleep(60)
-                assert verdict(service) is ReapAction.LEAVE
+                assert reap_action(service) is ReapAction.LEAVE
 
-        await beside(manager_of(service, lease), two_hours)
-        assert await lease.leave() is ModelEvent.ALONE
+        await while_renewing(manager_of(service, lease), two_hours)
+        assert await lease.leave() is ModelEvent.LAST_LEASE
         await lease.release()
-        assert verdict(service) is ReapAction.STOP, "its starter died long ago"
+        assert reap_action(service) is ReapAction.STOP, "the starter is dead"
 
     run_virtual(main)
 
 
-def test_a_user_of_a_model_without_lease_takes_none() -> None:
+def test_a_model_without_lease_gets_no_using_lease() -> None:
     service = Models({NAME: "RUNNING"})
 
     async def main() -> None:
         put(service, until_s=9e9, role=Role.USING, holder="another user")
         lease = lease_of(service)
-        assert await lease.share() is ModelEvent.SHARE_NONE
-        await beside(manager_of(service, lease), lambda: anyio.sleep(7200))
+        assert await lease.share() is ModelEvent.NO_LEASE
+        await while_renewing(manager_of(service, lease), lambda: anyio.sleep(7200))
         await lease.release()
 
     run_virtual(main)
     assert [call for call in service.calls if not call.startswith("list")] == []
 
 
-def test_a_session_that_stops_no_model_leaves_the_own_tag_for_the_reaper() -> None:
+def test_a_session_without_units_keeps_the_tag_for_the_reaper() -> None:
     service = Models({NAME: "RUNNING"})
 
     async def main() -> None:
         put(service, until_s=300, holder=HOLDER)
         later = lease_of(service)
-        assert await later.share() is ModelEvent.SHARE_NONE
+        assert await later.share() is ModelEvent.NO_LEASE
 
         async def an_hour() -> None:
             for _ in range(60):
                 await anyio.sleep(60)
-                assert verdict(service) is ReapAction.LEAVE
+                assert reap_action(service) is ReapAction.LEAVE
 
-        await beside(manager_of(service, later), an_hour)
+        await while_renewing(manager_of(service, later), an_hour)
         await later.release()
-        assert leases(service)[lease_key(HOLDER)].started, "or it would run for ever"
+        assert leases(service)[lease_key(HOLDER)].started, "otherwise nothing would stop it"
         await anyio.sleep(LENGTH_S)
-        assert verdict(service) is ReapAction.STOP
+        assert reap_action(service) is ReapAction.STOP
 
     run_virtual(main)
 
@@ -303,15 +303,15 @@ def test_a_session_that_stops_no_model_leaves_the_own_tag_for_the_reaper() -> No
 @pytest.mark.parametrize(
     ("others", "event"),
     [
-        ([], ModelEvent.ALONE),
-        ([(Role.STARTED, 500.0)], ModelEvent.OTHERS),
-        ([(Role.USING, 500.0)], ModelEvent.OTHERS),
-        ([(Role.STARTED, 50.0)], ModelEvent.ALONE),
+        ([], ModelEvent.LAST_LEASE),
+        ([(Role.STARTED, 500.0)], ModelEvent.OTHER_LEASES),
+        ([(Role.USING, 500.0)], ModelEvent.OTHER_LEASES),
+        ([(Role.STARTED, 50.0)], ModelEvent.LAST_LEASE),
         ([(Role.LEAVING, 500.0)], ModelEvent.INHERITED),
-        ([(Role.LEAVING_SCHEDULED, 500.0), (Role.USING, 500.0)], ModelEvent.OTHERS),
+        ([(Role.LEAVING_SCHEDULED, 500.0), (Role.USING, 500.0)], ModelEvent.OTHER_LEASES),
     ],
 )
-def test_the_last_one_out_is_told_by_the_tags(others: list[tuple[Role, float]], event: ModelEvent) -> None:
+def test_the_tags_show_who_leaves_last(others: list[tuple[Role, float]], event: ModelEvent) -> None:
     service = Models({NAME: "RUNNING"})
 
     async def main() -> None:
@@ -322,14 +322,14 @@ def test_the_last_one_out_is_told_by_the_tags(others: list[tuple[Role, float]], 
             put(service, until_s=until_s, role=role, holder=f"other {number}")
         assert await lease.leave() is event
         assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING_SCHEDULED
-        if event is ModelEvent.OTHERS:
+        if event is ModelEvent.OTHER_LEASES:
             await lease.hand_over()
-            assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING, "a run started it, and has no schedule"
+            assert leases(service)[lease_key(HOLDER)].role is Role.LEAVING, "the schedule is deleted, the tag stays"
 
     run_virtual(main)
 
 
-def test_of_two_that_leave_at_once_one_is_the_last() -> None:
+def test_one_of_two_simultaneous_leavers_is_the_last() -> None:
     for gap in range(6):
         service = Models({NAME: "RUNNING"})
         events: list[ModelEvent] = []
@@ -349,14 +349,14 @@ def test_of_two_that_leave_at_once_one_is_the_last() -> None:
                 group.start_soon(leave, second, gap)
 
         run_virtual(main)
-        assert set(events) & {ModelEvent.ALONE, ModelEvent.INHERITED}, f"{gap}: {events}"
+        assert set(events) & {ModelEvent.LAST_LEASE, ModelEvent.INHERITED}, f"{gap}: {events}"
 
 
 @pytest.mark.parametrize(
     ("slept_s", "is_removed", "kept"),
     [(60.0, True, True), (60.0, False, True), (LENGTH_S + 1, False, True), (LENGTH_S + 1, True, False)],
 )
-def test_a_tag_that_is_gone_after_a_lapse_is_not_rewritten(slept_s: float, *, is_removed: bool, kept: bool) -> None:
+def test_a_missing_tag_of_an_expired_lease_is_not_rewritten(slept_s: float, *, is_removed: bool, kept: bool) -> None:
     service = Models({NAME: "RUNNING"})
 
     async def main() -> None:
@@ -367,13 +367,13 @@ def test_a_tag_that_is_gone_after_a_lapse_is_not_rewritten(slept_s: float, *, is
         await anyio.sleep(slept_s)
         assert await lease.renew() is kept
         assert bool(leases(service)) is kept
-        assert await lease.leave() is ModelEvent.ALONE, "what isn't held is nobody else's business"
+        assert await lease.leave() is ModelEvent.LAST_LEASE, "without a lease, other tags are not read"
 
     run_virtual(main)
 
 
 @pytest.mark.parametrize("error", [refused("InternalServerError", 500), refused("ThrottlingException")])
-def test_a_tag_is_written_again_where_one_attempt_fails(error: Exception) -> None:
+def test_writing_a_tag_is_retried(error: Exception) -> None:
     service = Models({NAME: "STOPPED"}, errors={"tag": error})
 
     async def main() -> None:
@@ -386,7 +386,7 @@ def test_a_tag_is_written_again_where_one_attempt_fails(error: Exception) -> Non
     assert lease_key(HOLDER) in leases(service)
 
 
-def test_a_start_by_hand_has_a_lease_before_it_starts() -> None:
+def test_a_manual_start_is_leased_before_it_is_sent() -> None:
     service = Models({NAME: "STOPPED"})
     schedules: list[str] = []
 
@@ -403,11 +403,11 @@ def test_a_start_by_hand_has_a_lease_before_it_starts() -> None:
     assert lease.until is not None
     assert (lease.until - EPOCH).total_seconds() == pytest.approx(7300, abs=1)
     assert [call for call in service.calls if not call.startswith("list")][-2:] == [f"tag {NAME}", f"start {NAME}"]
-    assert len(schedules) == 1, "the dead one's schedule would stop this one"
+    assert len(schedules) == 1, "otherwise the old schedule would stop this model"
 
 
 @pytest.mark.parametrize("status", ["STARTING", "RUNNING", "STOPPING"])
-def test_a_model_that_somebody_runs_gets_no_lease_by_hand(status: str) -> None:
+def test_a_model_that_is_up_gets_no_manual_lease(status: str) -> None:
     service = Models({NAME: status})
 
     async def main() -> None:
@@ -418,7 +418,7 @@ def test_a_model_that_somebody_runs_gets_no_lease_by_hand(status: str) -> None:
     assert service.tags[NAME] == {}
 
 
-def test_a_start_by_hand_that_is_refused_leaves_no_lease() -> None:
+def test_a_refused_manual_start_leaves_no_lease() -> None:
     service = Models({NAME: "STOPPED"}, errors={"start": refused("LimitExceededException")})
 
     async def main() -> None:
@@ -430,7 +430,7 @@ def test_a_start_by_hand_that_is_refused_leaves_no_lease() -> None:
 
 
 @pytest.mark.parametrize("leased", [True, False])
-def test_a_start_by_hand_whose_answer_was_lost_is_decided_by_a_look(*, leased: bool) -> None:
+def test_a_manual_start_with_a_lost_response_succeeds(*, leased: bool) -> None:
     service = Models({NAME: "STOPPED"}, start_s=300)
     begin = service.start_project_version
 
@@ -452,11 +452,11 @@ def test_a_start_by_hand_whose_answer_was_lost_is_decided_by_a_look(*, leased: b
     assert service.calls.count(f"start {NAME}") == 1
 
 
-def test_a_start_by_hand_that_is_never_answered_keeps_its_lease() -> None:
+def test_a_manual_start_without_responses_keeps_its_lease() -> None:
     service = Models({NAME: "STOPPED"}, errors={"start": refused("InternalServerError", 500)})
 
     async def main() -> None:
-        with pytest.raises(UnreachableError, match="whether cats@v1 was started can't be told"):
+        with pytest.raises(UnreachableError, match="it is unknown whether cats@v1 was started"):
             await start_for(service, CATS, Units(1), seconds=7200, holder="me", now=now)
         assert MANUAL_KEY in leases(service)
 
@@ -464,7 +464,7 @@ def test_a_start_by_hand_that_is_never_answered_keeps_its_lease() -> None:
     assert service.calls.count(f"start {NAME}") == 3
 
 
-def test_a_start_by_hand_that_is_cancelled_before_it_leaves_no_lease() -> None:
+def test_a_manual_start_cancelled_early_leaves_no_lease() -> None:
     service = Models({NAME: "STOPPED"})
 
     async def main() -> None:
@@ -482,7 +482,7 @@ def test_a_start_by_hand_that_is_cancelled_before_it_leaves_no_lease() -> None:
     assert (service.tags[NAME], service.calls.count(f"start {NAME}")) == ({}, 0)
 
 
-def test_clearing_removes_leases_only() -> None:
+def test_clearing_leases_keeps_other_tags() -> None:
     service = Models({NAME: "STOPPED"})
 
     async def main() -> None:
@@ -498,7 +498,7 @@ def test_clearing_removes_leases_only() -> None:
     assert service.tags[NAME] == {"stage": "production"}
 
 
-def test_a_lease_stays_while_its_schedule_does() -> None:
+def test_a_lease_is_kept_if_its_schedule_cannot_be_deleted() -> None:
     service = Models({NAME: "STOPPED"})
 
     async def remove(name: str) -> None:

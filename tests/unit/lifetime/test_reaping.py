@@ -59,7 +59,7 @@ def changes(models: Models) -> list[str]:
     return [call for call in models.calls if call.split()[0] in {"stop", "untag", "tag", "start"}]
 
 
-def test_it_stops_the_orphans_and_leaves_all_others_alone() -> None:
+def test_only_models_with_expired_leases_are_stopped() -> None:
     models, schedules = service(), []
 
     async def remove(name: str) -> None:
@@ -82,7 +82,7 @@ def test_it_stops_the_orphans_and_leaves_all_others_alone() -> None:
     assert set(reaped(models).values()) == {ReapOutcome.LEFT}
 
 
-def test_a_dry_run_tells_the_same_and_changes_nothing() -> None:
+def test_a_dry_run_reports_the_same_and_changes_nothing() -> None:
     models = service()
     assert reaped(models, dry_run=True) == {
         "cats@orphan": ReapOutcome.WOULD_STOP,
@@ -95,14 +95,14 @@ def test_a_dry_run_tells_the_same_and_changes_nothing() -> None:
     assert changes(models) == []
 
 
-def test_one_project_only() -> None:
+def test_reaping_can_be_limited_to_a_project() -> None:
     models = service()
     assert set(reaped(models, project="dogs")) == {"dogs@orphan", "dogs@left"}
     assert models.statuses["cats@orphan"] == "RUNNING"
 
 
 @pytest.mark.parametrize("operation", ["list", "stop"])
-def test_one_that_fails_does_not_keep_the_others_running(operation: str) -> None:
+def test_a_failure_for_one_model_does_not_affect_others(operation: str) -> None:
     models = service({f"{operation} cats@orphan": refused("ThrottlingException")})
     found = rows(models)
     assert found["cats@orphan"].done is ReapOutcome.FAILED
@@ -113,7 +113,7 @@ def test_one_that_fails_does_not_keep_the_others_running(operation: str) -> None
     assert rows(models)["cats@orphan"].done is ReapOutcome.STOPPED
 
 
-def test_a_lease_that_cannot_be_removed_is_left_to_the_next_one() -> None:
+def test_a_lease_that_cannot_be_removed_is_retried_next_time() -> None:
     models = service({"untag cats@orphan": refused("AccessDeniedException")})
     found = rows(models)["cats@orphan"]
     assert found.done is ReapOutcome.FAILED
@@ -139,14 +139,14 @@ def test_a_schedule_that_cannot_be_removed_keeps_its_lease() -> None:
     assert rows(models, remove_schedule=succeeds)["dogs@orphan"].done is ReapOutcome.CLEARED
 
 
-def test_without_a_way_to_remove_schedules_their_leases_stay() -> None:
+def test_leases_with_schedules_stay_without_a_scheduler() -> None:
     models = service()
     assert reaped(models)["dogs@orphan"] is ReapOutcome.STOPPED
     assert SCHEDULED.key in models.tags["dogs@orphan"]
     assert "dogs@orphan" not in reaped(models)
 
 
-def test_what_somebody_else_stopped_in_between_is_no_failure() -> None:
+def test_a_model_stopped_by_others_is_not_a_failure() -> None:
     models = service()
     asked = models.stop_project_version
 
@@ -156,7 +156,7 @@ def test_what_somebody_else_stopped_in_between_is_no_failure() -> None:
 
     models.stop_project_version = too_late  # type: ignore[method-assign]
     found = rows(models)["cats@orphan"]
-    assert (found.done, found.reason) == (ReapOutcome.LEFT, "somebody else was faster: it is STOPPED")
+    assert (found.done, found.reason) == (ReapOutcome.LEFT, "it was stopped by others in the meantime: it is STOPPED")
 
 
 def test_a_model_that_refuses_to_stop_has_failed() -> None:
@@ -165,7 +165,7 @@ def test_a_model_that_refuses_to_stop_has_failed() -> None:
 
 
 @pytest.mark.parametrize("operation", ["describe", "list", "stop"])
-def test_bad_credentials_end_it_at_once(operation: str) -> None:
+def test_bad_credentials_end_the_reaping(operation: str) -> None:
     models = service({operation: refused("ExpiredTokenException")})
     with pytest.raises(CredentialsError):
         rows(models)

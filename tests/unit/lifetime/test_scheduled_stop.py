@@ -1,4 +1,4 @@
-"""The dead man's switch, with the SDK against a server that knows EventBridge Scheduler's API."""
+"""The scheduled stop, with the SDK and a fake of EventBridge Scheduler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOLDER = "run a in s3://b"
 NAME = schedule_name_of(lease_key(HOLDER))
 
 
-def switch(scheduler: Any, listener: Listener | None = None, *, left_s: float = 3600.0) -> ScheduledStop:
+def scheduled_stop(scheduler: Any, listener: Listener | None = None, *, left_s: float = 3600.0) -> ScheduledStop:
     return ScheduledStop(
         scheduler,
         CATS,
@@ -39,8 +39,8 @@ def switch(scheduler: Any, listener: Listener | None = None, *, left_s: float = 
 
 
 @pytest.fixture
-def scheduling(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run something with batchcl's own client, and look at the schedules with boto3's."""
+def with_scheduler(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns a function that runs coroutines with batchcl's client of the fake scheduler."""
     for name, value in aws_env().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SCHEDULER", moto)
@@ -61,11 +61,11 @@ def schedules(moto: str) -> dict[str, dict[str, Any]]:
     return {name: scheduler.get_schedule(Name=name) for name in names}
 
 
-def test_it_is_made_changed_and_removed(scheduling: Any, moto: str) -> None:
+def test_a_schedule_is_created_updated_and_deleted(with_scheduler: Any, moto: str) -> None:
     listener = Listener()
 
     async def life(scheduler: Any) -> None:
-        first = switch(scheduler, listener)
+        first = scheduled_stop(scheduler, listener)
         await first.arm()
         found = schedules(moto)[NAME]
         at = EPOCH + dt.timedelta(seconds=3600 + GRACE_S)
@@ -75,22 +75,22 @@ def test_it_is_made_changed_and_removed(scheduling: Any, moto: str) -> None:
         assert found["FlexibleTimeWindow"] == {"Mode": "OFF"}
         assert found["Target"]["Arn"] == "arn:aws:scheduler:::aws-sdk:rekognition:stopProjectVersion"
         assert found["Target"]["RoleArn"] == ROLE
-        later = switch(scheduler, listener, left_s=7200)  # a session that takes the run up again
+        later = scheduled_stop(scheduler, listener, left_s=7200)  # a session that resumes the run
         await later.arm()
         assert schedules(moto)[NAME]["ScheduleExpression"] == "at(2026-11-21T02:05:00)"
         assert len(schedules(moto)) == 1
         await later.disarm()
         assert schedules(moto) == {}
-        await first.disarm()  # somebody else has removed it: just as well
+        await first.disarm()  # deleted already
 
-    scheduling(life)
+    with_scheduler(life)
     assert listener.kinds == ["switch", "switch"]
     assert listener.notices[0].fields == {"schedule": NAME, "at": "2026-11-21T01:05:00Z"}
 
 
-def test_what_the_scheduler_would_send_is_a_stop_of_this_model(scheduling: Any, moto: str) -> None:
+def test_the_schedule_sends_a_valid_stop_of_this_model(with_scheduler: Any, moto: str) -> None:
     async def look(scheduler: Any) -> None:
-        await switch(scheduler).arm()
+        await scheduled_stop(scheduler).arm()
         target = schedules(moto)[NAME]["Target"]
         parameters = json.loads(target["Input"])
         service, action = target["Arn"].split(":")[-2:]
@@ -103,21 +103,21 @@ def test_what_the_scheduler_would_send_is_a_stop_of_this_model(scheduling: Any, 
         assert await remove_schedule(scheduler, NAME)
         assert not await remove_schedule(scheduler, NAME)
 
-    scheduling(look)
+    with_scheduler(look)
 
 
-def test_a_scheduler_that_does_not_answer_is_a_refusal(scheduling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_scheduler_is_reported(with_scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SCHEDULER", "http://127.0.0.1:1")
 
     async def arm(scheduler: Any) -> None:
         with pytest.raises(UnreachableError, match=f"scheduling the stop of cats@v1 by the role {ROLE} failed"):
-            await switch(scheduler).arm()
+            await scheduled_stop(scheduler).arm()
 
-    scheduling(arm, connection=Connection(max_attempts=1))
+    with_scheduler(arm, connection=Connection(max_attempts=1))
 
 
 class Scripted:
-    """A scheduler whose calls fail as told: a code for each call in its turn, or None."""
+    """A scheduler with scripted responses: for each operation, the error codes of its calls, or None."""
 
     def __init__(self, **codes: list[str | None]) -> None:
         self.codes = codes
@@ -133,9 +133,9 @@ class Scripted:
         return call
 
 
-def test_a_schedule_that_strikes_while_it_is_changed_is_made_anew() -> None:
+def test_a_schedule_that_fires_during_an_update_is_recreated() -> None:
     scheduler = Scripted(create_schedule=["ConflictException", None], update_schedule=["ResourceNotFoundException"])
-    anyio.run(switch(scheduler).arm)
+    anyio.run(scheduled_stop(scheduler).arm)
     assert scheduler.calls == ["create_schedule", "update_schedule", "create_schedule"]
 
 
@@ -149,25 +149,25 @@ def test_a_schedule_that_strikes_while_it_is_changed_is_made_anew() -> None:
     ],
 )
 @pytest.mark.parametrize("operation", ["create_schedule", "update_schedule"])
-def test_what_the_scheduler_refuses_is_a_refusal(operation: str, code: str, kind: type[RefusedError]) -> None:
+def test_errors_of_the_scheduler_are_translated(operation: str, code: str, kind: type[RefusedError]) -> None:
     codes: dict[str, list[str | None]] = {"create_schedule": ["ConflictException"], operation: [code]}
     scheduler = Scripted(**codes)
 
     async def main() -> None:
-        found = switch(scheduler)
+        found = scheduled_stop(scheduler)
         with pytest.raises(kind, match="scheduling the stop of cats@v1"):
             await found.arm()
         await found.disarm()
 
     anyio.run(main)
-    assert ("delete_schedule" in scheduler.calls) == (kind is UnreachableError), "it may be there all the same"
+    assert ("delete_schedule" in scheduler.calls) == (kind is UnreachableError), "the schedule may exist nevertheless"
 
 
-def test_a_schedule_that_cannot_be_removed_is_said_with_the_way_to_do_it() -> None:
+def test_a_schedule_that_stays_is_reported_with_the_command() -> None:
     listener = Listener()
 
     async def main() -> None:
-        found = switch(Scripted(delete_schedule=["AccessDeniedException"]), listener)
+        found = scheduled_stop(Scripted(delete_schedule=["AccessDeniedException"]), listener)
         await found.arm()
         with pytest.raises(CredentialsError, match=f"aws scheduler delete-schedule --name {NAME}"):
             await found.disarm()

@@ -1,4 +1,4 @@
-"""A run's files that a power cut or a cut copy has damaged: one sentence each, with the file and what to do."""
+"""Corrupt files of a run are reported with their path and a remedy."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def entry(position: int) -> JournalEntry:
     )
 
 
-async def begun(root: Path) -> Store:
-    """A run of four images, two of which are journalled in a segment each."""
+async def started_run(root: Path) -> Store:
+    """A run of four images, two of which are in the journal, in one segment each."""
     store = Store.open(str(root), create=True)
     worklist = WorkList(store, PATHS)
     await worklist.freeze(image_table(IMAGES), Bookmark(source=0, position=Position(0, "3.jpg"), taken=4))
@@ -39,12 +39,12 @@ async def begun(root: Path) -> Store:
     journal = Journal(store, PATHS, 0, writer="a")
     for position in (0, 1):
         await journal.stage([entry(position)], round_=0)
-    await journal.settle()
+    await journal.flush()
     return store
 
 
-async def go_on(store: Store) -> list[int]:
-    """What a resume reads: the list, its totals, the journal."""
+async def resume(store: Store) -> list[int]:
+    """Read the work list and the journal, as a resumed run does; returns the journalled positions."""
     worklist = WorkList(store, PATHS)
     await worklist.open()
     await worklist.load(0)
@@ -54,59 +54,62 @@ async def go_on(store: Store) -> list[int]:
 @pytest.mark.parametrize(
     ("path", "remedy"),
     [
-        (PATHS.segment(0, 1), "the journal is damaged; restore it, or score what is left under another run id"),
-        (PATHS.frozen(0), "restore it, or score what is left under another run id"),
-        (PATHS.totals, "delete it, and the rest of the list is listed again"),
+        (
+            PATHS.segment(0, 1),
+            "restore the journal, or score the remaining images with --incremental and another --run-id",
+        ),
+        (PATHS.frozen(0), "restore it, or score the remaining images with --incremental"),
+        (PATHS.totals, "delete it, and the same command lists the remaining images again"),
     ],
 )
-def test_a_file_that_was_cut_is_named_with_its_remedy(path: str, remedy: str, tmp_path: Path) -> None:
+def test_a_truncated_file_is_reported_with_a_remedy(path: str, remedy: str, tmp_path: Path) -> None:
     async def main() -> None:
-        store = await begun(tmp_path)
+        store = await started_run(tmp_path)
         whole = (tmp_path / path).read_bytes()
         (tmp_path / path).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(OutputError, match=rf"{tmp_path / path} is damaged: [^\n]+; {remedy}"):
-            await go_on(store)
+        with pytest.raises(OutputError, match=rf"{tmp_path / path} is corrupt: [^\n]+; {remedy}"):
+            await resume(store)
         (tmp_path / path).write_bytes(whole)
-        assert await go_on(store) == [0, 1]
+        assert await resume(store) == [0, 1]
 
     anyio.run(main)
 
 
-def test_a_work_list_without_its_totals_is_listed_on(tmp_path: Path) -> None:
+def test_listing_resumes_without_the_totals(tmp_path: Path) -> None:
     async def main() -> None:
-        store = await begun(tmp_path)
+        store = await started_run(tmp_path)
         (tmp_path / PATHS.totals).unlink()
         worklist = WorkList(store, PATHS)
         await worklist.open()
         assert worklist.totals is None
         assert worklist.bookmark is not None
-        assert worklist.bookmark.taken == 4, "the listing goes on behind the last shard"
+        assert worklist.bookmark.taken == 4, "the listing resumes after the last shard"
 
     anyio.run(main)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty"])
 def test_a_journal_with_a_gap_is_refused(damage: str, tmp_path: Path) -> None:
-    """Rows and names follow from all segments: without one, published rows would come again under another name."""
+    """File names follow from segment numbers: with a gap, rows would be published again under another name."""
 
     async def main() -> None:
-        store = await begun(tmp_path)
+        store = await started_run(tmp_path)
         segment = tmp_path / PATHS.segment(0, 0)
         if damage == "missing":
             segment.unlink()
         else:
             segment.write_bytes(b"")
-        with pytest.raises(OutputError, match=r"the journal is damaged; restore it, or score what is left"):
-            await go_on(store)
+        with pytest.raises(OutputError, match=r"is corrupt: .*; restore the journal, or score the remaining images"):
+            await resume(store)
 
     anyio.run(main)
 
 
-def test_a_retry_whose_description_was_cut_is_named(tmp_path: Path) -> None:
+def test_a_truncated_retry_file_is_reported(tmp_path: Path) -> None:
     async def main() -> None:
-        store = await begun(tmp_path)
+        store = await started_run(tmp_path)
         await store.put(PATHS.round(1), b'["Throt')
-        with pytest.raises(OutputError, match=r"is damaged: .*; restore it"):
+        with pytest.raises(OutputError, match=r"is corrupt: .*; restore it"):
             await open_round(store, PATHS, Round(0))
 
     anyio.run(main)

@@ -1,4 +1,4 @@
-"""Outcomes as columns: nothing of them is lost, and the later entry of an image counts."""
+"""Outcomes as columns: no field is lost, and the last entry of an image counts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def failed(position: int, code: str = "X", status: str = "failed") -> JournalEnt
     return JournalEntry(position, outcome)
 
 
-def test_all_of_an_outcome_becomes_columns() -> None:
+def test_every_field_of_an_outcome_becomes_a_column() -> None:
     box = Label("é\n", 12.5, (0.25, 0.5, 0.125, 1.0), ((0.0, 0.5), (1.0, 0.25)))
     entries = [scored(4, (box, Label("plain", 99.5))), scored(1, fitted="BMP to PNG"), failed(2, status="skipped")]
     nothing = dict.fromkeys(("left", "top", "width", "height", "polygon"))
@@ -68,7 +68,7 @@ def test_all_of_an_outcome_becomes_columns() -> None:
     ]
 
 
-def test_no_outcome_is_an_empty_table_of_the_same_columns() -> None:
+def test_no_outcomes_give_an_empty_table() -> None:
     assert entry_table([], round_=0) == ENTRIES.empty_table()
     assert counts(ENTRIES.empty_table()) == Counts()
 
@@ -98,7 +98,7 @@ LOCAL = replace(IMAGE, uri="/d/a.jpg", bucket="", key="/d/a.jpg")
         (IMAGE, False),
     ],
 )
-def test_a_failure_is_permanent_only_of_a_version_that_is_known(image: ImageRef, permanent: bool) -> None:
+def test_failures_are_permanent_only_for_known_versions(image: ImageRef, permanent: bool) -> None:
     table = entry_table([failed(0, "InvalidImageFormatException")], round_=0)
     assert unresolved(table, image_table([image])) == [
         (0, FailureGroup("failed", "InvalidImageFormatException", 0, permanent, fit_may_help=True))
@@ -118,7 +118,7 @@ def test_failures_are_grouped_by_code_and_fit_setting(code: str, fit: bool) -> N
     ("key", "size", "helps"),
     [("a.webp", 5, True), ("a.txt", 5, False), ("a.png", 0, False), ("a.png", 16 << 20, True), ("a/", 0, False)],
 )
-def test_fit_helps_skipped_images_that_it_lets_through(key: str, size: int, helps: bool) -> None:
+def test_fit_helps_skipped_images_that_it_accepts(key: str, size: int, helps: bool) -> None:
     image = replace(LISTED, key=key, uri=f"s3://b/{key}", size_bytes=size)
     reason = check_limits(image)
     assert reason is not None

@@ -1,4 +1,4 @@
-"""The journal: what was recorded is read back, and of two writers one goes on."""
+"""The journal: entries are read back, and of two writers one continues."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RoundZero(Journal):
 
     async def write(self, *entries: JournalEntry) -> None:
         await self.stage(entries, round_=0)
-        await self.settle()
+        await self.flush()
 
 
 def journal(store: Store, writer: str) -> RoundZero:
@@ -55,7 +55,7 @@ async def read(store: Store) -> pa.Table:
     return (await journal(store, "reader").read()).entries
 
 
-def test_outcomes_come_back_as_they_were():
+def test_outcomes_survive_a_round_trip():
     box = Label("é\n", 12.5, (0.25, 0.5, 0.125, 1.0), ((0.0, 0.5), (1.0, 0.25)))
     entries = [scored(0, (box, Label("plain", 99.5))), scored(1), failed(2), failed(3, "skipped")]
 
@@ -64,13 +64,13 @@ def test_outcomes_come_back_as_they_were():
         writer = journal(store, "a")
         for entry in entries:
             await writer.stage([entry], round_=3)
-        await writer.settle()
+        await writer.flush()
         assert await read(store) == entry_table(entries, round_=3)
 
     anyio.run(main)
 
 
-def test_cuts_divide_a_journal_into_chunks_over_sessions_and_rounds():
+def test_cuts_divide_a_journal_into_chunks():
     async def main() -> None:
         store = Store.memory()
         first = journal(store, "a")
@@ -81,7 +81,7 @@ def test_cuts_divide_a_journal_into_chunks_over_sessions_and_rounds():
         second = journal(store, "b")
         assert (await second.read()).uncut is None
         await second.stage([scored(1)], round_=1)
-        await second.settle()
+        await second.flush()
         content = await journal(store, "c").read()
         assert [(chunk.first, positions(chunk.entries)) for chunk in content.chunks] == [(0, [0, 1])]
         assert content.uncut is not None
@@ -91,7 +91,7 @@ def test_cuts_divide_a_journal_into_chunks_over_sessions_and_rounds():
     anyio.run(main)
 
 
-def test_segments_of_an_older_version_that_lack_a_column_are_read():
+def test_segments_without_newer_columns_are_read():
     async def main() -> None:
         store = Store.memory()
         old = entry_table([scored(0)], round_=0).drop_columns(["fitted"])
@@ -107,14 +107,14 @@ def test_segments_of_an_older_version_that_lack_a_column_are_read():
     anyio.run(main)
 
 
-def test_of_two_writers_one_goes_on_and_nothing_is_mixed():
+def test_of_two_writers_one_continues_and_the_other_stops():
     async def main() -> None:
         store = Store.memory()
         first, second = journal(store, "a"), journal(store, "b")
         await first.read()
         await second.read()
         await first.write(scored(0))
-        with pytest.raises(StoppedError, match="another runner"):
+        with pytest.raises(StoppedError, match="another process"):
             await second.write(scored(0), scored(1))
         await first.write(scored(1))
         assert positions(await read(store)) == [0, 1]
@@ -122,7 +122,7 @@ def test_of_two_writers_one_goes_on_and_nothing_is_mixed():
     anyio.run(main)
 
 
-def test_a_cut_of_another_process_ends_the_shard_for_a_writer_that_was_suspended():
+def test_a_cut_by_another_process_fences_off_a_writer():
     async def main() -> None:
         store = Store.memory()
         suspended, other = journal(store, "a"), journal(store, "b")
@@ -130,14 +130,14 @@ def test_a_cut_of_another_process_ends_the_shard_for_a_writer_that_was_suspended
         await other.read()
         await other.cut()
         for act in (suspended.write(scored(1)), suspended.cut()):
-            with pytest.raises(StoppedError, match="another runner"):
+            with pytest.raises(StoppedError, match="another process"):
                 await act
         assert positions(await read(store)) == [0]
 
     anyio.run(main)
 
 
-def test_two_runners_that_recorded_the_very_same_are_still_two():
+def test_equal_entries_of_two_writers_are_distinguished():
     async def main() -> None:
         store = Store.memory()
         await journal(store, "a").write(scored(0))
@@ -148,7 +148,7 @@ def test_two_runners_that_recorded_the_very_same_are_still_two():
 
 
 class LosesAnswers(Store):
-    """Writes, and then says that it failed, once."""
+    """A store whose first write takes effect and then raises an error."""
 
     lost = False
 
@@ -160,7 +160,7 @@ class LosesAnswers(Store):
         return created
 
 
-def test_a_write_whose_answer_was_lost_is_no_other_runner_and_is_not_repeated():
+def test_a_write_with_a_lost_response_is_recognized():
     async def main() -> None:
         store = LosesAnswers("memory", Store.memory()._backend)
         writer = journal(store, "a")

@@ -26,13 +26,13 @@ def test_run_ids_are_valid_sort_by_time_and_do_not_collide() -> None:
 @pytest.mark.parametrize(
     "run_id", ["2026-11-21", "scheduled__2026-11-21T00:00:00+00:00", "a", "A.b_c:d+e@f-g", "a/b", "é è", "x" * 255]
 )
-def test_what_schedulers_call_their_runs_is_valid(run_id: str) -> None:
+def test_run_ids_of_schedulers_are_valid(run_id: str) -> None:
     assert valid_run_id(run_id) == run_id
 
 
 @pytest.mark.parametrize("run_id", ["", "a\n", "a\0", "\udcff", "x" * 256, "é" * 128])
-def test_what_can_not_be_printed_or_is_too_long_is_refused(run_id: str) -> None:
-    with pytest.raises(UsageError, match="can't be a run id: use 1 to 255 bytes of printable text"):
+def test_unprintable_and_long_run_ids_are_refused(run_id: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid run id; use 1 to 255 bytes of printable text"):
         valid_run_id(run_id)
 
 
@@ -54,14 +54,14 @@ def test_names_are_safe_in_every_store(run_id: str, name: str) -> None:
 
 
 @given(st.text(min_size=1, max_size=255))
-def test_a_name_is_its_own_name_and_can_be_read_everywhere(run_id: str) -> None:
+def test_names_of_runs_are_stable_and_safe(run_id: str) -> None:
     name = run_name(run_id)
     assert re.fullmatch(r"[A-Za-z0-9-][A-Za-z0-9._-]{0,99}", name)
     assert run_name(name) == name
 
 
 @given(st.lists(st.text(alphabet="a:+/_. é", min_size=1, max_size=8), unique=True, min_size=2, max_size=2))
-def test_two_ids_have_two_names(ids: list[str]) -> None:
+def test_different_ids_have_different_names(ids: list[str]) -> None:
     one, other = ids
     assert run_name(one) != run_name(other)
 
@@ -77,7 +77,7 @@ def test_two_ids_have_two_names(ids: list[str]) -> None:
         ("/x/../y", "/x/../y"),
     ],
 )
-def test_an_output_root_is_printed_as_it_is_used(text: str, root: str) -> None:
+def test_output_roots_are_normalized(text: str, root: str) -> None:
     assert output_root(text) == root
 
 
@@ -93,7 +93,7 @@ def test_a_relative_root_and_one_below_home_become_absolute(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("s3:/b/p", "write ./s3:/b/p if it is"),
+        ("s3:/b/p", "for a directory write ./s3:/b/p"),
         ("s3:b/p", "neither s3://bucket/prefix nor clearly a directory"),
         ("S3://b/p", "neither s3://bucket/prefix nor clearly a directory"),
         ("arn:aws:s3:::b/p", "neither s3://bucket/prefix nor clearly a directory"),
@@ -105,21 +105,21 @@ def test_a_relative_root_and_one_below_home_become_absolute(tmp_path: Path, monk
         ("s3:///p", "no valid bucket name"),
         ("s3://b b/p", "no valid bucket name"),
         ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/ap", "use the alias of the access point"),
-        ("s3://bucket//p", "an empty folder name"),
-        ("s3://bucket/p//", "an empty folder name"),
-        ("s3://bucket/../p", "an empty folder name, . or .."),
-        ("s3://bucket/./p", "an empty folder name, . or .."),
+        ("s3://bucket//p", "contains //, . or .. in its prefix"),
+        ("s3://bucket/p//", "contains //, . or .. in its prefix"),
+        ("s3://bucket/../p", "contains //, . or .. in its prefix"),
+        ("s3://bucket/./p", "contains //, . or .. in its prefix"),
         ("out\n", "control characters"),
         ("s3://bucket/\0", "control characters"),
-        ("~nobody-of-this-name/x", "the home directory ~nobody-of-this-name"),
+        ("~nobody-of-this-name/x", "expanding ~nobody-of-this-name in"),
     ],
 )
-def test_what_is_not_clearly_an_output_root_is_refused(text: str, why: str) -> None:
+def test_invalid_output_roots_are_refused(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=re.escape(why)):
         output_root(text)
 
 
-def test_everything_of_a_run_lies_where_the_design_has_it() -> None:
+def test_paths_of_a_run() -> None:
     paths = RunPaths("r-1")
     assert paths.record == "runs/r-1/run.json"
     assert paths.summary == "runs/r-1/summary.json"
@@ -130,29 +130,29 @@ def test_everything_of_a_run_lies_where_the_design_has_it() -> None:
     assert paths.marker(3, 0) == "runs/r-1/shards/00003.json"
 
 
-def test_parts_are_hive_partitions_named_by_run_shard_and_segment() -> None:
+def test_parts_are_hive_partitioned() -> None:
     part = RunPaths("r-1").part("results", model="dogs@v1", date=DATE, shard=12, first=3)
     assert part == "results/model=dogs@v1/date=2026-11-21/r-1-00012-00003.parquet"
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}", fullmatch=True), st.integers(0, 10**7), st.integers(0, 10**7))
-def test_the_name_of_a_part_is_read_back(run_id: str, shard: int, first: int) -> None:
+def test_part_names_survive_a_round_trip(run_id: str, shard: int, first: int) -> None:
     name = PartName(run_id, shard, first)
     assert PartName.parse(str(name)) == name
 
 
 @pytest.mark.parametrize("name", ["part-00000.parquet", "r-00000.parquet", "00000-00000.parquet", "r-1-2.parquet"])
-def test_a_name_that_no_run_has_written_names_no_run(name: str) -> None:
+def test_foreign_file_names_are_not_part_names(name: str) -> None:
     assert PartName.parse(name) is None
 
 
 @given(st.integers(min_value=0, max_value=10**7), st.integers(min_value=0, max_value=1000))
-def test_the_name_of_a_marker_tells_shard_and_round(shard: int, round_: int) -> None:
+def test_marker_names_survive_a_round_trip(shard: int, round_: int) -> None:
     assert shard_and_round(RunPaths("a-r7").marker(shard, round_)) == (shard, round_)
 
 
 @given(st.lists(st.tuples(st.integers(0, 200_000), st.integers(0, 12), st.integers(0, 99)), unique=True, max_size=50))
-def test_no_two_things_share_a_name(things: list[tuple[int, int, int]]) -> None:
+def test_paths_are_unique(things: list[tuple[int, int, int]]) -> None:
     paths = RunPaths("r")
     names = {paths.segment(shard, number) for shard, _, number in things}
     assert len(names) == len({(shard, number) for shard, _, number in things})

@@ -22,7 +22,7 @@ def read(data: bytes | None) -> LearnedRate | None:
     return run_virtual(main)
 
 
-def test_what_one_run_keeps_the_next_one_reads() -> None:
+def test_a_learned_rate_survives_a_round_trip() -> None:
     async def main() -> list[LearnedRate | None]:
         store = FaultyStore({})
         await write_learned(store, "p@v", "2", LearnedRate(13.9, NOW))
@@ -31,7 +31,7 @@ def test_what_one_run_keeps_the_next_one_reads() -> None:
     assert run_virtual(main) == [LearnedRate(13.9, NOW), None, None, None]
 
 
-def test_it_counts_less_with_age_and_starts_between_the_guess_and_what_was_learned() -> None:
+def test_the_weight_decreases_with_age() -> None:
     starts = [
         LearnedRate(40.0, NOW - dt.timedelta(days=days)).start_tps(NOW, otherwise_tps=5.0) for days in (0, 7, 70, 3650)
     ]
@@ -40,7 +40,7 @@ def test_it_counts_less_with_age_and_starts_between_the_guess_and_what_was_learn
     assert starts[-1] == pytest.approx(5)
 
 
-def test_a_rate_from_the_future_counts_nothing() -> None:
+def test_a_rate_from_the_future_is_ignored() -> None:
     assert LearnedRate(40.0, NOW + dt.timedelta(days=30)).weight(NOW) == 0
 
 
@@ -59,5 +59,5 @@ def test_a_rate_from_the_future_counts_nothing() -> None:
         b'{"tps": 4, "learned_at": 7}',
     ],
 )
-def test_a_file_that_makes_no_sense_is_nothing_learned(data: Any) -> None:
+def test_a_corrupt_file_is_ignored(data: Any) -> None:
     assert read(data) is None

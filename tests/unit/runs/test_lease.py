@@ -1,4 +1,4 @@
-"""The lease: an early, friendly refusal, and a takeover within a minute."""
+"""The run lease: a second process is refused, and a dead one is replaced within a minute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from batchcl.errors import OutputError, StoppedError
 from batchcl.runs.layout import RunPaths
-from batchcl.runs.lease import RunLease, RunLeaseHolder, _process_location, _state, read_lease
+from batchcl.runs.lease import RunLease, RunLeaseHolder, _process_location, _process_state, read_lease
 from batchcl.runs.store import Store
 from servers import wait_for
 from sim.house import FaultyStore, Trouble
@@ -29,50 +29,50 @@ def utcnow() -> dt.datetime:
     return START + dt.timedelta(seconds=anyio.current_time())
 
 
-def keeper(store: Store) -> RunLeaseHolder:
+def holder_of(store: Store) -> RunLeaseHolder:
     return RunLeaseHolder(store, FOLDER, what="run r", utcnow=utcnow)
 
 
-async def pretend(store: Store, number: int = 0, **changes: object) -> None:
-    """A session of another process, on another machine."""
+async def write_session(store: Store, number: int = 0, **changes: object) -> None:
+    """Write the session file of a process on another machine."""
     values = {"holder": "x", "host": "elsewhere", "place": "boot pid:[1]", "process": "1-1", "beat": 1}
     values |= {"beat_at": START, "progress": {}} | changes
     await store.put(f"{FOLDER}/{number:05d}.json", orjson.dumps(values))
 
 
-async def beating(store: Store) -> None:
-    """Its heartbeat, until cancelled."""
+async def write_heartbeats(store: Store) -> None:
+    """Write heartbeats of that session until cancelled."""
     for beat in count(2):
         await anyio.sleep(10)
-        await pretend(store, beat=beat)
+        await write_session(store, beat=beat)
 
 
 @pytest.mark.parametrize("clock_is_off_s", [-300, 0, 300])
-def test_a_session_whose_counter_changes_is_alive_whatever_the_clocks_say(clock_is_off_s):
+def test_a_session_with_heartbeats_is_alive_despite_clock_skew(clock_is_off_s):
     async def main() -> None:
         store = FaultyStore({})
-        await pretend(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
+        await write_session(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
         waits: list[str] = []
         second = RunLeaseHolder(
             store, FOLDER, what="run r", on_wait=lambda other: waits.append(other.host), utcnow=utcnow
         )
         async with anyio.create_task_group() as group:
-            group.start_soon(beating, store)
-            with pytest.raises(StoppedError, match=r"run r is held by another runner \(elsewhere, process 1\)"):
+            group.start_soon(write_heartbeats, store)
+            with pytest.raises(StoppedError, match=r"run r is in use by another process \(1 on elsewhere\)"):
                 await second.acquire()
             group.cancel_scope.cancel()
-        assert anyio.current_time() <= 12, "at its next heartbeat"
+        assert anyio.current_time() <= 12, "refused at its next heartbeat"
         assert waits == ["elsewhere"]
 
     run_virtual(main)
 
 
 @pytest.mark.parametrize("clock_is_off_s", [-300, 0, 300])
-def test_a_session_whose_counter_stands_still_is_taken_over_within_a_minute(clock_is_off_s):
+def test_a_session_without_heartbeats_is_replaced_in_a_minute(clock_is_off_s):
     async def main() -> None:
         store = FaultyStore({})
-        await pretend(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
-        second = keeper(store)
+        await write_session(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
+        second = holder_of(store)
         await second.acquire()
         assert second.number == 1
         assert 45 <= anyio.current_time() <= 60
@@ -80,10 +80,10 @@ def test_a_session_whose_counter_stands_still_is_taken_over_within_a_minute(cloc
     run_virtual(main)
 
 
-def test_a_holder_keeps_its_counter_going():
+def test_a_holder_increments_its_heartbeat_counter():
     async def main() -> None:
         store = FaultyStore({})
-        first = keeper(store)
+        first = holder_of(store)
         await first.acquire()
         before = await read_lease(store, FOLDER)
         with anyio.move_on_after(25):
@@ -96,47 +96,47 @@ def test_a_holder_keeps_its_counter_going():
     run_virtual(main)
 
 
-def test_an_observer_that_was_suspended_looks_again_before_it_judges():
-    """Between its question and the answer a minute goes by for it, in which the holder beats on."""
+def test_a_suspended_observer_checks_again():
+    """A minute passes during each of its reads, in which the holder writes heartbeats."""
 
     class Slow(FaultyStore):
         async def get(self, path: str) -> bytes | None:
-            found = await super().get(path)
+            data = await super().get(path)
             await anyio.sleep(60)
-            return found
+            return data
 
     async def main() -> None:
         files: dict[str, bytes] = {}
-        await pretend(FaultyStore(files))
+        await write_session(FaultyStore(files))
         async with anyio.create_task_group() as group:
-            group.start_soon(beating, FaultyStore(files))
-            with pytest.raises(StoppedError, match="held by another runner"):
-                await keeper(Slow(files)).acquire()
+            group.start_soon(write_heartbeats, FaultyStore(files))
+            with pytest.raises(StoppedError, match="in use by another process"):
+                await holder_of(Slow(files)).acquire()
             group.cancel_scope.cancel()
 
     run_virtual(main)
 
 
-def test_a_process_of_this_boot_and_namespace_is_looked_at():
+def test_processes_in_the_own_namespace_are_checked_directly():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     runs = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    state = _state(runs.pid)
+    state = _process_state(runs.pid)
     assert state is not None
 
     async def main() -> None:
         store = FaultyStore({})
-        await pretend(store, place=_process_location(), process=f"{gone.pid}-123")
-        await keeper(store).acquire()
-        assert anyio.current_time() < 1, "one that is gone is replaced at once"
-        await pretend(store, 2, place=_process_location(), process=f"{runs.pid}-{state.started}")
+        await write_session(store, place=_process_location(), process=f"{gone.pid}-123")
+        await holder_of(store).acquire()
+        assert anyio.current_time() < 1, "a dead process is replaced at once"
+        await write_session(store, 2, place=_process_location(), process=f"{runs.pid}-{state.started}")
         with pytest.raises(StoppedError):
-            await keeper(store).acquire()
-        assert anyio.current_time() < 1, "one that runs keeps it"
+            await holder_of(store).acquire()
+        assert anyio.current_time() < 1, "a running process is recognized at once"
         runs.send_signal(signal.SIGSTOP)
-        wait_for(lambda: (state := _state(runs.pid)) is not None and state.code == "T")
-        await keeper(store).acquire()
-        assert anyio.current_time() > 45, "one that is suspended is judged by its heartbeat"
+        wait_for(lambda: (state := _process_state(runs.pid)) is not None and state.code == "T")
+        await holder_of(store).acquire()
+        assert anyio.current_time() > 45, "for a suspended process, its heartbeats decide"
 
     try:
         run_virtual(main)
@@ -145,32 +145,32 @@ def test_a_process_of_this_boot_and_namespace_is_looked_at():
         runs.communicate()
 
 
-def test_the_same_host_name_and_process_in_another_namespace_mean_nothing():
+def test_processes_in_other_namespaces_are_not_checked():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
 
     async def main() -> None:
         store = FaultyStore({})
         boot = _process_location().partition(" ")[0]
-        await pretend(store, host=socket.gethostname(), place=f"{boot} pid:[1]", process=f"{gone.pid}-123")
+        await write_session(store, host=socket.gethostname(), place=f"{boot} pid:[1]", process=f"{gone.pid}-123")
         async with anyio.create_task_group() as group:
             group.start_soon(anyio.sleep, 100)
-            await keeper(store).acquire()
+            await holder_of(store).acquire()
             assert anyio.current_time() >= 45
             group.cancel_scope.cancel()
 
     run_virtual(main)
 
 
-def test_a_runner_whose_lease_was_taken_over_stops_and_changes_nothing_of_its_successor():
+def test_after_a_takeover_the_old_process_stops():
     async def main() -> None:
         store = FaultyStore({})
-        first = keeper(store)
+        first = holder_of(store)
         await first.acquire()
         await first.check()
-        await pretend(store, 1)
+        await write_session(store, 1)
         for act in (first.check, first.keep):
-            with pytest.raises(StoppedError, match="run r was taken over by another runner"):
+            with pytest.raises(StoppedError, match="run r was taken over by another process"):
                 await act()
         await first.beat()
         await first.release()
@@ -182,44 +182,44 @@ def test_a_runner_whose_lease_was_taken_over_stops_and_changes_nothing_of_its_su
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_a_session_that_ended_or_is_damaged_keeps_nobody_out(settled):
+def test_ended_and_corrupt_sessions_do_not_block(settled):
     async def main() -> None:
         store = FaultyStore({})
-        first = keeper(store)
+        first = holder_of(store)
         await first.acquire()
         first.settled = settled
         await first.release()
         lease = await read_lease(store, FOLDER)
         assert lease is not None
         assert (lease.number, lease.ended, lease.settled) == (0, True, settled)
-        second = keeper(store)
+        second = holder_of(store)
         await second.acquire()
         assert second.number == 1
         await store.put(f"{FOLDER}/00002.json", b'{"holder": ')
-        third = keeper(store)
+        third = holder_of(store)
         await third.acquire()
         assert third.number == 3
 
     run_virtual(main)
 
 
-def test_a_session_of_a_newer_version_is_alive_too():
+def test_sessions_of_newer_versions_are_understood():
     async def main() -> None:
         store = FaultyStore({})
-        await pretend(store, something="new")
+        await write_session(store, something="new")
         async with anyio.create_task_group() as group:
-            group.start_soon(beating, store)
-            with pytest.raises(StoppedError, match="held by another runner"):
-                await keeper(store).acquire()
+            group.start_soon(write_heartbeats, store)
+            with pytest.raises(StoppedError, match="in use by another process"):
+                await holder_of(store).acquire()
             group.cancel_scope.cancel()
 
     run_virtual(main)
 
 
-def test_a_lease_beats_while_its_holder_prepares():
+def test_heartbeats_are_written_during_a_block():
     async def main() -> None:
         store = FaultyStore({})
-        first = keeper(store)
+        first = holder_of(store)
         await first.acquire()
         before = await read_lease(store, FOLDER)
         async with first.beating():
@@ -235,14 +235,14 @@ def test_a_lease_beats_while_its_holder_prepares():
     run_virtual(main)
 
 
-def test_what_a_dead_session_left_is_passed_on_before_the_next_one_is_visible():
+def test_progress_can_include_what_a_dead_session_left():
     async def main() -> None:
         store = FaultyStore({})
-        await pretend(store, progress={"owns_model": True})
+        await write_session(store, progress={"owns_model": True})
         await anyio.sleep(60)
         left: list[RunLease] = []
-        heir = RunLeaseHolder(store, FOLDER, what="run r", progress=lambda: {"left": len(left)}, utcnow=utcnow)
-        await heir.acquire(on_left=left.append)
+        successor = RunLeaseHolder(store, FOLDER, what="run r", progress=lambda: {"left": len(left)}, utcnow=utcnow)
+        await successor.acquire(on_left=left.append)
         assert [lease.progress for lease in left] == [{"owns_model": True}]
         lease = await read_lease(store, FOLDER)
         assert lease is not None
@@ -252,17 +252,17 @@ def test_what_a_dead_session_left_is_passed_on_before_the_next_one_is_visible():
 
 
 @pytest.mark.parametrize("slower_s", [0.2, 0.3])
-def test_of_two_that_find_the_same_dead_session_one_takes_over(slower_s: float) -> None:
+def test_one_of_two_processes_replaces_a_dead_session(slower_s: float) -> None:
     async def main() -> None:
         files: dict[str, bytes] = {}
-        await pretend(FaultyStore(files))
+        await write_session(FaultyStore(files))
         await anyio.sleep(60)
         ends: list[str] = []
 
         async def take(pause_s: float) -> None:
             store = FaultyStore(files, Trouble(pause=lambda: anyio.sleep(pause_s)))
             try:
-                await keeper(store).acquire()
+                await holder_of(store).acquire()
             except StoppedError as error:
                 ends.append(str(error))
             else:
@@ -273,18 +273,18 @@ def test_of_two_that_find_the_same_dead_session_one_takes_over(slower_s: float) 
             group.start_soon(take, slower_s)
         refused, has_it = sorted(ends, key=lambda end: end == "has it")
         assert has_it == "has it"
-        assert "is held by another runner" in refused
+        assert "is in use by another process" in refused
 
     run_virtual(main)
 
 
-def test_a_lease_whose_creation_was_not_answered_is_held():
+def test_a_lease_with_a_lost_response_is_held():
     class LosesAnswers(FaultyStore):
         async def put_new(self, path: str, data: bytes) -> bool:
             await super().put_new(path, data)
-            return await super().put_new(path, data)  # as the second attempt of a client that retries
+            return await super().put_new(path, data)  # like the second attempt of a client that retries
 
     async def main() -> None:
-        await keeper(LosesAnswers({})).acquire()
+        await holder_of(LosesAnswers({})).acquire()
 
     run_virtual(main)

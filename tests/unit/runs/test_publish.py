@@ -1,4 +1,4 @@
-"""From a chunk of a journal to its files: the same names and rows, created once and never changed."""
+"""Publishing: names and rows follow from the journal; files are created once and never changed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def published(outcomes: Sequence[Outcome], *, round_: int = 0, store: Store | No
     return files(into)
 
 
-def test_a_chunk_becomes_one_file_of_results_and_one_of_failures() -> None:
+def test_a_chunk_becomes_one_file_per_table() -> None:
     found = published([scored("d"), failed("c"), failed("b"), scored("a")])
     assert found.keys() == {RESULTS, FAILURES}
     assert [row["key"] for row in rows(found[RESULTS])] == ["a", "d"]
@@ -68,7 +68,7 @@ def test_a_chunk_becomes_one_file_of_results_and_one_of_failures() -> None:
     assert [row["key"] for row in rows(found[FAILURES])] == ["b", "c"]
 
 
-def test_no_file_is_made_without_rows() -> None:
+def test_no_file_is_created_without_rows() -> None:
     assert published([scored("a")]).keys() == {RESULTS}
     assert published([failed("a")]).keys() == {FAILURES}
     assert published([]) == {}
@@ -82,14 +82,14 @@ def test_a_failure_has_the_round_that_called_for_it() -> None:
 
 
 @pytest.mark.parametrize("round_", [0, 1])
-def test_the_same_outcomes_make_the_same_bytes(round_: int) -> None:
+def test_equal_outcomes_give_equal_bytes(round_: int) -> None:
     outcomes = [scored(f"{number}") for number in range(30)] + [failed("x"), failed("y")]
     first = published(outcomes, round_=round_)
     assert first == published(list(reversed(outcomes)), round_=round_)
     assert len(first) == 2
 
 
-def test_a_file_that_is_there_is_not_changed() -> None:
+def test_existing_files_are_not_changed() -> None:
     store = Store.memory()
     before = published([scored("a"), failed("b")], store=store)
     assert published([scored("c"), failed("d")], store=store) == before
@@ -99,7 +99,7 @@ def journal(store: Store, writer: str = "w") -> Journal:
     return Journal(store, RunPaths("r"), 4, writer=writer)
 
 
-def test_each_chunk_that_a_cut_closes_is_published_under_its_first_segment() -> None:
+def test_closed_chunks_are_named_after_their_first_segment() -> None:
     outcomes: list[Outcome] = [scored("a"), failed("b"), scored("c"), scored("d")]
     images = image_table([outcome.image for outcome in outcomes])
 
@@ -110,7 +110,7 @@ def test_each_chunk_that_a_cut_closes_is_published_under_its_first_segment() -> 
             await writer.stage([JournalEntry(position, outcome)], round_=0)
             if position in {1, 2}:
                 await writer.cut()
-        await writer.settle()
+        await writer.flush()
         content = await publish_journal(store, SPEC, 4, journal(store, "another"), images)
         assert [chunk.first for chunk in content.chunks] == [0, 3]
         assert content.uncut is not None
@@ -126,7 +126,7 @@ def test_each_chunk_that_a_cut_closes_is_published_under_its_first_segment() -> 
     }
 
 
-def test_two_outcomes_of_one_image_in_a_round_are_not_published() -> None:
+def test_two_outcomes_of_an_image_in_a_round_are_an_error() -> None:
     images = image_table([image("a")])
 
     async def main() -> None:
@@ -135,7 +135,7 @@ def test_two_outcomes_of_one_image_in_a_round_are_not_published() -> None:
         for _ in range(2):
             await writer.stage([JournalEntry(0, scored("a"))], round_=0)
         await writer.cut()
-        with pytest.raises(BatchclError, match="two outcomes for one image"):
+        with pytest.raises(BatchclError, match="two outcomes in one round"):
             await publish_journal(store, SPEC, 4, writer, images)
         assert not store.list_now("results")
 

@@ -57,7 +57,7 @@ def test_a_record_is_created_once_and_read_back() -> None:
     anyio.run(main)
 
 
-def test_a_summary_is_read_back_and_the_last_one_counts() -> None:
+def test_the_last_summary_is_read_back() -> None:
     async def main() -> None:
         store = Store.memory()
         assert await read_summary(store, "r") is None
@@ -70,7 +70,7 @@ def test_a_summary_is_read_back_and_the_last_one_counts() -> None:
     anyio.run(main)
 
 
-def test_documents_lie_where_users_look_and_are_plain_json_in_utc() -> None:
+def test_documents_are_indented_json_in_utc() -> None:
     async def main() -> bytes | None:
         store = Store.memory()
         await write_summary(store, SUMMARY)
@@ -82,7 +82,7 @@ def test_documents_lie_where_users_look_and_are_plain_json_in_utc() -> None:
     assert set(orjson.loads(data)) == {field.name for field in dataclasses.fields(Summary)} == set(SUMMARY.as_dict())
 
 
-def test_the_partitions_are_the_utc_date_and_the_models_name() -> None:
+def test_partition_values_are_the_utc_date_and_the_model() -> None:
     assert RECORD.date == dt.date(2026, 11, 22)
     assert RECORD.model_name == "dogs@v1"
 
@@ -101,7 +101,7 @@ def as_json(**changes: Any) -> bytes:
     return orjson.dumps({name: value for name, value in values.items() if value is not ...})
 
 
-def test_keys_of_a_newer_version_are_passed_over_and_those_of_an_older_one_have_a_default() -> None:
+def test_unknown_keys_are_ignored_and_missing_ones_have_defaults() -> None:
     assert load(as_json(later="x")) == RECORD
     assert load(as_json(lists=...)) == dataclasses.replace(RECORD, lists={})
 
@@ -110,17 +110,17 @@ def test_keys_of_a_newer_version_are_passed_over_and_those_of_an_older_one_have_
     "document",
     [b"", b"{", b"\xff", b"5", b"null", b"[]", b'"x"', b"{}", as_json(started_at="soon"), as_json(started_at=5)],
 )
-def test_a_damaged_document_is_refused_with_its_place(document: bytes) -> None:
-    with pytest.raises(OutputError, match=r"^memory/runs/r/run.json is damaged: .*restore it") as caught:
+def test_a_corrupt_document_is_refused_with_its_path(document: bytes) -> None:
+    with pytest.raises(OutputError, match=r"^memory/runs/r/run.json is corrupt: .*restore it") as caught:
         load(document)
     assert "\n" not in str(caught.value)
 
 
-def test_differences_name_each_key_that_changed_and_no_other() -> None:
+def test_differences_list_exactly_the_changed_keys() -> None:
     old = {"limit": None, "sources": ["a"], "gone": 1, "same": 2}
     new = {"limit": 5, "sources": ["a", "b"], "same": 2, "new": 0}
     assert differences(old, new) == (
-        "gone was 1 and is left out, limit was left out and is 5, new was left out and is 0, "
+        "gone was 1 and is not set, limit was not set and is 5, new was not set and is 0, "
         "sources was ['a'] and is ['a', 'b']"
     )
     assert differences(old, dict(old)) == ""

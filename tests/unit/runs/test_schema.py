@@ -58,7 +58,7 @@ ARN = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/170000
 
 
 def rows(table: pa.Table, run_id: str = "run-1") -> list[dict[str, Any]]:
-    """Through a file and back."""
+    """Rows of `table` after writing and reading a file."""
     found: list[dict[str, Any]] = pq.read_table(
         io.BytesIO(parquet_bytes(table, run_id=run_id, model_arn=ARN))
     ).to_pylist()
@@ -112,7 +112,7 @@ def test_failures_have_exactly_the_columns_of_schema_v1() -> None:
     assert failures().schema == FAILURES
 
 
-def test_a_scored_image_comes_back_as_it_was() -> None:
+def test_a_result_survives_a_round_trip() -> None:
     box = Label("cat", 99.5, (0.0, 0.25, 0.5, 0.75), ((0.0, 0.25), (0.5, 1.0)))
     table = results(scored(FULL, box, Label("dog", 12.25)), min_confidence=0.0, max_results=3)
     none = dict.fromkeys(("left", "top", "width", "height", "polygon"))
@@ -152,14 +152,14 @@ def test_a_scored_image_comes_back_as_it_was() -> None:
     ]
 
 
-def test_an_image_without_labels_is_a_row_and_unknown_things_are_null() -> None:
+def test_an_image_without_labels_is_a_row() -> None:
     (row,) = rows(results(scored(image("a.png"))))
     assert row["labels"] == []
     unknown = ("version_id", "etag", "size_bytes", "last_modified", "extra", "min_confidence", "max_results")
     assert [row[name] for name in unknown] == [None] * len(unknown)
 
 
-def test_a_failure_comes_back_with_its_reason() -> None:
+def test_a_failure_survives_a_round_trip() -> None:
     (row,) = rows(failures(failed(FULL, status="skipped", attempts=0), round_=3, fit=True))
     assert row == {
         "run_id": "run-1",
@@ -182,13 +182,13 @@ def test_a_failure_comes_back_with_its_reason() -> None:
     }
 
 
-def test_times_of_other_zones_are_kept_as_the_same_moment() -> None:
+def test_times_are_converted_to_utc() -> None:
     there = AT.astimezone(dt.timezone(dt.timedelta(hours=9)))
     (row,) = rows(results(scored(image("a.png", last_modified=there))))
     assert row["last_modified"] == AT
 
 
-def test_rows_are_sorted_by_uri_and_keep_their_own_values() -> None:
+def test_rows_are_sorted_by_uri() -> None:
     keys = [f"{number:03d}.png" for number in range(50)]
     shuffled = random.Random(1).sample(keys, len(keys))
     found = rows(results(*(scored(image(key, etag=f"e-{key}"), Label(key, 1.0)) for key in shuffled)))
@@ -198,7 +198,7 @@ def test_rows_are_sorted_by_uri_and_keep_their_own_values() -> None:
     assert [row["error_message"] for row in found] == keys
 
 
-def test_a_file_says_its_schema_its_maker_and_its_run() -> None:
+def test_file_metadata_has_schema_version_and_run() -> None:
     for table in (results(), failures()):
         file = pq.ParquetFile(io.BytesIO(parquet_bytes(table, run_id="run-1", model_arn=ARN)))
         metadata = file.schema_arrow.metadata
@@ -216,14 +216,14 @@ def test_files_are_zstd_in_row_groups_of_128k_rows() -> None:
     assert {file.metadata.row_group(0).column(n).compression for n in range(file.metadata.num_columns)} == {"ZSTD"}
 
 
-def test_the_same_rows_make_the_same_bytes() -> None:
+def test_equal_rows_give_equal_bytes() -> None:
     outcomes = [scored(image(f"{number}.png"), Label("cat", 1.0)) for number in range(20)]
     outcomes += [scored(image("v.png", version_id=version)) for version in ("b", None, "a")]
     backwards = list(reversed(outcomes))
     assert parquet_bytes(results(*outcomes), run_id="r") == parquet_bytes(results(*backwards), run_id="r")
 
 
-def test_a_file_name_that_is_not_utf8_is_written_escaped() -> None:
+def test_keys_that_are_not_utf8_are_escaped() -> None:
     name = b"/d/a\xff.png".decode("utf-8", "surrogateescape")
     ref = ImageRef(uri="/d/a\\udcff.png", bucket="", key=name)
     (row,) = rows(failures(failed(ref)))
@@ -232,7 +232,7 @@ def test_a_file_name_that_is_not_utf8_is_written_escaped() -> None:
 
 
 @pytest.mark.parametrize("key", ["", "ü.png", "\U0001f600.png", "a\nb\t\0c", "..//../x"])
-def test_other_names_are_written_as_they_are(key: str) -> None:
+def test_valid_keys_are_written_unchanged(key: str) -> None:
     (row,) = rows(results(scored(image(key))))
     assert row["key"] == key
 
@@ -247,7 +247,9 @@ def test_other_names_are_written_as_they_are(key: str) -> None:
         max_size=5,
     )
 )
-def test_any_labels_come_back(labels: list[tuple[str, float, tuple[float, float, float, float] | None]]) -> None:
+def test_any_labels_survive_a_round_trip(
+    labels: list[tuple[str, float, tuple[float, float, float, float] | None]],
+) -> None:
     (row,) = rows(results(scored(image("a.png"), *(Label(*label) for label in labels))))
     back = [
         (

@@ -9,9 +9,10 @@ from pathlib import Path
 import anyio
 import obstore
 import pytest
+from obstore.store import MemoryStore
 
 from batchcl.errors import OutputError, StoppedError, UsageError
-from batchcl.runs.store import Store, StoredFile, _explained
+from batchcl.runs.store import Store, StoredFile, _translate_errors
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -19,7 +20,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store.memory() if request.param == "memory" else Store.open(str(tmp_path / "out"), create=True)
 
 
-def test_what_is_put_is_read_back_and_replaced(store: Store) -> None:
+def test_objects_are_written_and_replaced(store: Store) -> None:
     async def main() -> None:
         assert await store.get("runs/r/run.json") is None
         await store.put("runs/r/run.json", b"one")
@@ -30,7 +31,7 @@ def test_what_is_put_is_read_back_and_replaced(store: Store) -> None:
     anyio.run(main)
 
 
-def test_what_a_put_returned_from_is_on_the_disk_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_sync_content_and_name_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forced: list[Path] = []
     fsync = os.fsync
 
@@ -48,7 +49,7 @@ def test_what_a_put_returned_from_is_on_the_disk_with_its_name(tmp_path: Path, m
             await put("runs/r/model=birds@v1/0", b"x")
             name = root / "runs/r/model=birds@v1/0"
             staged, *folders = forced
-            assert staged.parent == root / "runs/.staging", "the content is forced before the name is there"
+            assert staged.parent == root / "runs/.staging", "the content is synced before the name exists"
             assert folders == list(name.parents)[: len(folders)]
             assert folders[-1] == root
             await store.delete("runs/r/model=birds@v1/0")
@@ -56,7 +57,7 @@ def test_what_a_put_returned_from_is_on_the_disk_with_its_name(tmp_path: Path, m
     anyio.run(main)
 
 
-def test_a_disk_that_refuses_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_errors_are_reported_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -91,10 +92,10 @@ def test_exactly_one_of_many_callers_creates_an_object(store: Store) -> None:
 
 
 @pytest.mark.parametrize("put", ["put", "put_new"])
-def test_a_write_that_is_interrupted_leaves_nothing_where_readers_look(
+def test_an_interrupted_write_leaves_nothing_in_the_tables(
     put: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a kill does at any moment before the rename."""
+    """As a kill at any moment before the rename."""
 
     async def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -108,7 +109,7 @@ def test_a_write_that_is_interrupted_leaves_nothing_where_readers_look(
     ]
 
 
-def test_an_object_that_is_there_is_not_created_again_and_not_changed(store: Store) -> None:
+def test_existing_objects_are_not_created_again(store: Store) -> None:
     async def main() -> None:
         await store.put("a/b", b"old")
         assert not await store.put_new("a/b", b"new")
@@ -119,18 +120,18 @@ def test_an_object_that_is_there_is_not_created_again_and_not_changed(store: Sto
     anyio.run(main)
 
 
-def test_my_own_write_whose_answer_was_lost_is_mine_and_another_runners_is_not(store: Store) -> None:
+def test_exclusive_writes_can_be_repeated_by_the_same_writer(store: Store) -> None:
     async def main() -> None:
         for _ in range(2):
             await store.put_mine("runs/r/s", b"me", what="a segment")
-        with pytest.raises(StoppedError, match=r"another runner .* has written a segment \(.*runs/r/s\)"):
+        with pytest.raises(StoppedError, match=r"another process .* has written a segment \(.*runs/r/s\)"):
             await store.put_mine("runs/r/s", b"you", what="a segment")
         assert await store.get("runs/r/s") == b"me"
 
     anyio.run(main)
 
 
-def test_deleting_what_is_not_there_is_fine(store: Store) -> None:
+def test_deleting_a_missing_object_is_fine(store: Store) -> None:
     async def main() -> None:
         await store.put("a", b"1")
         for _ in range(2):
@@ -140,7 +141,7 @@ def test_deleting_what_is_not_there_is_fine(store: Store) -> None:
     anyio.run(main)
 
 
-def test_listings_are_sorted_and_whole(store: Store) -> None:
+def test_listings_are_sorted_and_complete(store: Store) -> None:
     async def main() -> list[StoredFile]:
         for number in reversed(range(120)):
             await store.put(f"results/m/{number:03d}", b"x" * number)
@@ -165,7 +166,7 @@ def test_children_are_the_folders_directly_below(store: Store) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["2026-11-21T10:00:00+00:00", "a@b", "a..b", "A_1."])
-def test_any_run_id_is_a_folder_of_that_very_name(store: Store, run_id: str) -> None:
+def test_folder_names_are_not_changed(store: Store, run_id: str) -> None:
     async def main() -> None:
         await store.put(f"runs/{run_id}/run.json", b"1")
         assert await store.children("runs") == [run_id]
@@ -187,19 +188,18 @@ def test_a_file_is_read_in_pieces(store: Store) -> None:
         assert file.tell() == 170_000
 
 
-def test_a_look_whether_the_root_can_be_written_leaves_nothing_behind(store: Store) -> None:
+def test_the_check_for_write_access_leaves_no_file(store: Store) -> None:
     anyio.run(store.check_writable)
     assert store.list_now("") == []
 
 
-def test_a_store_that_lets_two_create_one_object_needs_a_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store.memory()
+def test_stores_without_conditional_writes_are_refused() -> None:
+    class Overwriting(Store):
+        async def put_new(self, path: str, data: bytes) -> bool:
+            await self.put(path, data)
+            return True
 
-    async def put_new(path: str, data: bytes) -> bool:
-        await store.put(path, data)
-        return True
-
-    monkeypatch.setattr(store, "put_new", put_new)
+    store = Overwriting("memory", MemoryStore())
 
     async def main() -> None:
         with pytest.raises(OutputError, match="--single-writer"):
@@ -217,7 +217,7 @@ def test_uris_can_be_opened_by_other_tools(tmp_path: Path) -> None:
     assert not store.is_s3
 
 
-def test_a_relative_root_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_root_survives_a_change_of_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = Store.open("out", create=True)
     monkeypatch.chdir("/")
@@ -225,23 +225,23 @@ def test_a_relative_root_stays_where_it_was_opened(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "out" / "a").read_bytes() == b"1"
 
 
-def test_a_root_is_made_only_to_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"there is no output root .*run batchcl run first"):
+def test_a_root_is_created_only_on_request(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"opening the output root .* failed: it does not exist"):
         Store.open(str(tmp_path / "a" / "b"))
     assert not (tmp_path / "a").exists()
     Store.open(str(tmp_path / "a" / "b"), create=True)
     assert Store.open(str(tmp_path / "a" / "b")).root == str(tmp_path / "a" / "b")
 
 
-def test_a_file_is_no_root(tmp_path: Path) -> None:
+def test_a_file_is_refused_as_root(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="it is a file; name a directory"):
+    with pytest.raises(OutputError, match="it is a file; pass a directory"):
         Store.open(str(tmp_path / "file"), create=True)
-    with pytest.raises(OutputError, match="making the output root"):
+    with pytest.raises(OutputError, match="creating the output root"):
         Store.open(str(tmp_path / "file" / "out"), create=True)
 
 
-def test_a_root_that_the_system_refuses_is_an_output_error(tmp_path: Path) -> None:
+def test_system_errors_become_output_errors(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="name too long"):
         Store.open(str(tmp_path / ("x" * 300)), create=True)
 
@@ -253,7 +253,7 @@ def test_other_kinds_of_roots_are_refused(root: str) -> None:
 
 
 def test_a_root_in_s3_needs_a_session() -> None:
-    with pytest.raises(UsageError, match="needs an AWS session"):
+    with pytest.raises(UsageError, match="requires an AWS session"):
         Store.open("s3://bucket/x")
 
 
@@ -265,7 +265,7 @@ def test_a_root_in_s3_needs_a_session() -> None:
         ("reading", lambda store: store.get("file/x")),
     ],
 )
-def test_an_error_is_one_sentence_of_what_where_and_why(
+def test_errors_state_operation_path_and_reason(
     doing: str, act: Callable[[Store], Awaitable[object]], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -278,20 +278,20 @@ def test_an_error_is_one_sentence_of_what_where_and_why(
     assert "Debug source" not in message
 
 
-def test_an_error_of_many_lines_becomes_one() -> None:
+def test_errors_are_reported_in_one_line() -> None:
     with (
         pytest.raises(OutputError, match=r"^writing s3://b/x failed: refused because of this; check"),
-        _explained("writing", "s3://b/x"),
+        _translate_errors("writing", "s3://b/x"),
     ):
         raise OSError("refused\nbecause of this\n\nDebug source:\nError { .. }")
 
 
-def test_of_s3s_answer_its_words_are_told_and_not_its_xml() -> None:
+def test_s3_errors_are_reported_without_xml() -> None:
     document = '<?xml version="1.0"?> <Error><Code>NoSuchBucket</Code><Message>It is not there</Message></Error>'
     with (
         pytest.raises(
             OutputError, match=r"^listing s3://b/x failed: 404 Not Found: NoSuchBucket: It is not there; check"
         ),
-        _explained("listing", "s3://b/x"),
+        _translate_errors("listing", "s3://b/x"),
     ):
         raise OSError(f"404 Not Found: {document}")

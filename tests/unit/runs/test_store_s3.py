@@ -1,4 +1,4 @@
-"""Writes to S3 whose answers are lost or late: each is decided by what is stored."""
+"""The output root in S3: lost responses, credentials, headers and error messages."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ CODES = {400: "RequestTimeout", 403: "AccessDenied", 409: "ConditionalRequestCon
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A bucket. `faults` are what the next writes end with: (before or after they take effect, how)."""
+    """A bucket. `faults` are the errors of the next writes: (before or after taking effect, kind)."""
 
     protocol_version = "HTTP/1.1"
-    accepts = ""  # this access key alone, or any
+    accepts = ""  # the only valid access key; empty for any
     refusal = "InvalidAccessKeyId"
     objects: ClassVar[dict[str, bytes]]
     faults: ClassVar[list[tuple[str, Any]]]
@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Tests are quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ PASSING = [RESET, 400, 409]
 @pytest.mark.parametrize(
     ("when", "how"), [("before", RESET), ("after", RESET), ("before", 400), ("after", 400), ("before", 409)]
 )
-def test_a_creation_whose_answer_was_lost_is_decided_by_what_is_stored(bucket, when, how):
+def test_after_a_lost_response_the_stored_object_decides(bucket, when, how):
     handler, store = bucket
     handler.faults = [(when, how)]
     assert anyio.run(store.put_new, "runs/r/run.json", b"mine")
@@ -140,7 +140,7 @@ def test_a_creation_whose_answer_was_lost_is_decided_by_what_is_stored(bucket, w
 
 
 @pytest.mark.parametrize("how", PASSING)
-def test_a_creation_that_another_process_was_faster_with_is_not_ours(bucket, how):
+def test_a_creation_by_another_process_is_recognized(bucket, how):
     handler, store = bucket
     handler.objects["/b/x"] = b"theirs"
     handler.faults = [("before", how)]
@@ -148,21 +148,21 @@ def test_a_creation_that_another_process_was_faster_with_is_not_ours(bucket, how
     handler.faults = [("before", how)]
 
     async def mine() -> None:
-        with pytest.raises(StoppedError, match="another runner"):
+        with pytest.raises(StoppedError, match="another process"):
             await store.put_mine("x", b"mine", what="a segment")
 
     anyio.run(mine)
     assert handler.objects == {"/b/x": b"theirs"}
 
 
-def test_an_object_of_the_same_content_that_was_there_before_is_not_ours(bucket):
+def test_an_older_object_of_equal_content_is_not_ours(bucket):
     handler, store = bucket
     handler.objects["/b/x"] = b"same"
     assert not anyio.run(store.put_new, "x", b"same")
 
 
 @pytest.mark.parametrize("how", PASSING)
-def test_a_replacement_is_written_again(bucket, how):
+def test_replacements_are_retried(bucket, how):
     handler, store = bucket
     handler.faults = [("before", how)]
     anyio.run(store.put, "runs/r/summary.json", b"new")
@@ -170,7 +170,7 @@ def test_a_replacement_is_written_again(bucket, how):
 
 
 @pytest.mark.parametrize("how", PASSING)
-def test_a_store_that_stays_away_is_reported(bucket, how):
+def test_a_permanently_failing_store_is_reported(bucket, how):
     handler, store = bucket
     handler.faults = [("before", how)] * 100
     with pytest.raises(OutputError, match=r"creating s3://b/x failed"):
@@ -178,7 +178,7 @@ def test_a_store_that_stays_away_is_reported(bucket, how):
     assert 8 <= handler.writes <= 16
 
 
-def test_a_refusal_is_reported_at_once(bucket):
+def test_refused_writes_are_not_retried(bucket):
     handler, store = bucket
     handler.faults = [("before", 403)] * 100
     with pytest.raises(OutputError, match="AccessDenied"):
@@ -191,7 +191,7 @@ def test_a_refusal_is_reported_at_once(bucket):
 
 @pytest.fixture
 def rotated(bucket, monkeypatch, tmp_path):
-    """The bucket as `Store.open` reaches it, and what writes the keys of ~/.aws/credentials."""
+    """The bucket, opened with `Store.open`, and a function that writes keys to ~/.aws/credentials."""
     handler, plain = bucket
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -219,7 +219,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_takes_the_keys_that_are_in_the_file_now(rotated, name):
+def test_every_operation_uses_rotated_credentials(rotated, name):
     handler, store, write = rotated
 
     async def main() -> None:
@@ -233,10 +233,10 @@ def test_every_operation_takes_the_keys_that_are_in_the_file_now(rotated, name):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_keys_that_were_never_good_are_said_to_be_refused(rotated, name):
+def test_invalid_credentials_are_reported(rotated, name):
     handler, _, _ = rotated
     handler.accepts = "NEW"
-    store = Store.open("s3://b", aws=Aws())  # the lookup of the bucket's region is refused as well
+    store = Store.open("s3://b", aws=Aws())  # finding the bucket's region is refused, too
     with pytest.raises(
         OutputCredentialsError, match=r"InvalidAccessKeyId: m; check the profile and its keys"
     ) as caught:
@@ -245,7 +245,7 @@ def test_keys_that_were_never_good_are_said_to_be_refused(rotated, name):
     assert "hush" not in str(caught.value)
 
 
-def test_a_run_waits_five_minutes_for_keys_that_s3_takes(rotated):
+def test_refused_credentials_are_retried_for_five_minutes(rotated):
     handler, store, write = rotated
 
     async def main() -> None:
@@ -267,7 +267,7 @@ def test_a_run_waits_five_minutes_for_keys_that_s3_takes(rotated):
     run_virtual(main, grace_s=0.05)
 
 
-def test_synchronous_reading_has_the_keys_of_the_cache_too(rotated):
+def test_synchronous_reads_use_the_credential_cache(rotated):
     handler, store, write = rotated
     handler.objects["/b/x"] = b"1"
     handler.accepts = "OLD"
@@ -282,7 +282,7 @@ def test_synchronous_reading_has_the_keys_of_the_cache_too(rotated):
     assert anyio.run(anyio.to_thread.run_sync, reopened.get_now, "x") == b"1"
 
 
-def test_a_provider_that_fails_in_a_thread_says_so_in_its_own_words(rotated, tmp_path):
+def test_errors_of_credential_providers_are_reported(rotated, tmp_path):
     _, store, _ = rotated
     (tmp_path / "credentials").unlink()
     (tmp_path / "config").write_text("[default]\ncredential_process = /opt/none\n")
@@ -295,7 +295,7 @@ def test_a_provider_that_fails_in_a_thread_says_so_in_its_own_words(rotated, tmp
     )
 
 
-# --- what is sent, and what is said ----------------------------------------------------------------------------------
+# --- headers and error messages --------------------------------------------------------------------------------------
 
 
 HOSTILE = {
@@ -316,7 +316,7 @@ SSE = "x-amz-server-side-encryption"
 
 
 def written(handler: type[Handler], store: Store) -> list[dict[str, str]]:
-    """The headers of a replacement and of a creation, which both carry the checksum of their content."""
+    """The headers of a replacement and of a creation; both must contain the checksum of the content."""
 
     async def main() -> None:
         await store.put("x", b"1")
@@ -336,7 +336,7 @@ ONE = "a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s="
 """SHA-256 of b"1"."""
 
 
-def test_variables_that_only_the_store_reads_change_nothing(rotated, monkeypatch):
+def test_variables_read_only_by_obstore_have_no_effect(rotated, monkeypatch):
     handler, _, _ = rotated
     for name, value in HOSTILE.items():
         monkeypatch.setenv(name, value)
@@ -362,7 +362,7 @@ def test_variables_that_only_the_store_reads_change_nothing(rotated, monkeypatch
         (Encryption(ServerSideEncryption.S3), {"AWS_SERVER_SIDE_ENCRYPTION": "aws:kms"}, ("AES256", None, None)),
     ],
 )
-def test_writes_ask_for_the_encryption_that_is_configured(rotated, encryption, variables, sent, monkeypatch):
+def test_writes_request_the_configured_encryption(rotated, encryption, variables, sent, monkeypatch):
     handler, _, _ = rotated
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -373,7 +373,7 @@ def test_writes_ask_for_the_encryption_that_is_configured(rotated, encryption, v
 
 
 @pytest.mark.usefixtures("rotated")
-def test_an_encryption_that_contradicts_itself_is_refused(monkeypatch):
+def test_contradicting_encryption_settings_are_refused(monkeypatch):
     with pytest.raises(UsageError, match="--sse-kms-key-id needs --sse aws:kms"):
         Encryption(ServerSideEncryption.S3, KEY)
     monkeypatch.setenv("AWS_SSE_KMS_KEY_ID", KEY)
@@ -386,17 +386,17 @@ def test_an_encryption_that_contradicts_itself_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_errors_have_the_reason_and_the_path_and_nothing_else(bucket, name):
+def test_errors_contain_only_the_path_and_the_reason(bucket, name):
     handler, store = bucket
     handler.accepts, handler.refusal = "NOBODY", "AccessDenied"
     with pytest.raises(OutputError) as caught:
         anyio.run(OPERATIONS[name], store)
     doing, _, reason = str(caught.value).partition(" failed: ")
     assert re.fullmatch(r"[a-z ]+ s3://b/(x|y|runs)", doing)
-    assert reason == "403 Forbidden: AccessDenied: m; check that it exists and may be written"
+    assert reason == "403 Forbidden: AccessDenied: m; check that it exists and is writable"
 
 
-def test_a_connection_that_fails_is_said_to_with_its_reason():
+def test_connection_errors_are_reported_with_the_reason():
     backend = S3Store(
         "b",
         config={
@@ -420,7 +420,7 @@ def test_a_connection_that_fails_is_said_to_with_its_reason():
 @pytest.mark.parametrize(
     ("refusal", "reason"),
     [
-        ("AccessDenied", "403 Forbidden: AccessDenied: m; check that it exists and may be written"),
+        ("AccessDenied", "403 Forbidden: AccessDenied: m; check that it exists and is writable"),
         ("ExpiredToken", "ExpiredToken: m; check the profile and its keys, or log in again"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The work list: frozen once, read back exactly, and continued where it was cut short."""
+"""The work list: shards are written once, read back exactly, and listing resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bookmark(n: int, known: int = 0) -> Bookmark:
     return Bookmark(0, Position(n, f"{n - 1}.jpg"), n, known=known)
 
 
-def test_images_come_back_exactly():
+def test_images_survive_a_round_trip():
     name = os.fsdecode(b"/x/\xff\xfe.jpg")
     odd = [
         ImageRef(uri="/x/odd", bucket="", key=name),
@@ -55,7 +55,7 @@ def test_images_come_back_exactly():
     anyio.run(main)
 
 
-def test_what_filters_and_a_sample_left_behind_comes_back_with_the_bookmark():
+def test_bookmarks_store_the_state_of_filters_and_samples():
     cut = (1 << 64) - 1
     left = Bookmark(1, Position(3, "k"), 2, repeated=1, filtered={"exclude": 4, "sample": 5}, cut=cut)
 
@@ -69,7 +69,7 @@ def test_what_filters_and_a_sample_left_behind_comes_back_with_the_bookmark():
     assert anyio.run(main) == left
 
 
-def test_a_list_that_was_cut_short_says_where_to_go_on():
+def test_an_interrupted_list_has_a_bookmark():
     async def main() -> None:
         store = Store.memory()
         first = WorkList(store, PATHS)
@@ -86,7 +86,7 @@ def test_a_list_that_was_cut_short_says_where_to_go_on():
     anyio.run(main)
 
 
-def test_frozen_images_come_with_the_first_source_that_they_may_be_of():
+def test_frozen_images_come_with_their_first_possible_source():
     async def main() -> None:
         worklist = WorkList(Store.memory(), PATHS)
         await worklist.freeze(image_table([image(0), image(1)]), replace(bookmark(2), source=1))
@@ -99,7 +99,7 @@ def test_frozen_images_come_with_the_first_source_that_they_may_be_of():
     anyio.run(main)
 
 
-def test_shards_are_handed_out_as_they_are_frozen_and_end_with_the_list():
+def test_shard_numbers_are_yielded_until_the_list_is_complete():
     seen: list[int] = []
 
     async def read(worklist: WorkList) -> None:
@@ -122,22 +122,22 @@ def test_shards_are_handed_out_as_they_are_frozen_and_end_with_the_list():
     anyio.run(main)
 
 
-def test_two_runners_that_freeze_different_lists_are_told_apart():
+def test_a_different_list_of_another_process_is_detected():
     async def main() -> None:
         store = Store.memory()
         first, second = WorkList(store, PATHS), WorkList(store, PATHS)
         await first.freeze(image_table([image(0)]), bookmark(1))
         await second.freeze(image_table([image(0)]), bookmark(1))
         await first.freeze(image_table([image(1)]), bookmark(2))
-        with pytest.raises(StoppedError, match="another runner"):
+        with pytest.raises(StoppedError, match="another process"):
             await second.freeze(image_table([image(2)]), bookmark(2))
 
     anyio.run(main)
 
 
-def test_a_missing_shard_is_damage():
+def test_a_missing_shard_is_reported_with_its_path():
     async def main() -> None:
-        with pytest.raises(OutputError, match="damaged"):
+        with pytest.raises(OutputError, match=r"reading the work list failed: .* is missing; restore it"):
             await WorkList(Store.memory(), PATHS).load(0)
 
     anyio.run(main)

@@ -167,7 +167,7 @@ def test_a_run_does_not_read_its_own_rows(filled: Root) -> None:
 
 
 def test_a_missing_root_or_invalid_condition_is_refused(filled: Root, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="there is no output root"):
+    with pytest.raises(OutputError, match=r"opening the output root .* failed: it does not exist"):
         read(tmp_path / "nowhere")
     (tmp_path / "photos").mkdir()
     with pytest.raises(OutputError, match="is not an output root"):
