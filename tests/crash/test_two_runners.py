@@ -72,7 +72,7 @@ def judged(ends) -> list[int]:
     """The exit codes of processes that have ended, each of them as it may: both with 0 only if one came too late."""
     codes = [process.returncode for process, _, _ in ends]
     if codes == [DONE, DONE]:
-        assert any(b"is done already" in err for _, _, err in ends), [err.decode() for _, _, err in ends]
+        assert any(b"is already done" in err for _, _, err in ends), [err.decode() for _, _, err in ends]
     for process, _, err in ends:
         assert process.returncode in {DONE, STOPPED}, err.decode()
         assert b"Traceback" not in err, err.decode()

@@ -269,7 +269,7 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
     for command in ("run", "plan", "doctor"):
         done = typed(command, picture, "--model", demo.arn, "--out", "out", "--region", "eu-west-1")
         assert (done.code, done.out) == (5, "")
-        assert f"there is no model {demo.arn} in eu-west-1, which --region names: it is in {REGION}" in done.err
+        assert f"is in {REGION}, and --region is eu-west-1; remove --region or use --region {REGION}" in done.err
     assert "region       eu-west-1" in typed("doctor", "--region", "eu-west-1").out
 
 

@@ -33,7 +33,7 @@ from batchcl.errors import (
 from batchcl.images import ImageRef
 from batchcl.runs.record import read_summary
 from batchcl.summary import Summary
-from sim.house import FaultyStore, House, Kind, Sort, Trouble, in_house
+from sim.fake_world import FakeWorld, FaultInjector, FaultKind, FaultyStore, OperationKind, run_simulation
 from sim.service import Service, image
 
 T = TypeVar("T")
@@ -43,12 +43,12 @@ IMAGES = 21
 BROKEN = {4, 9, 16}
 """Images that are missing at first, and found later."""
 
-FAULTS = (Kind.CRASH_BEFORE, Kind.CRASH_AFTER, Kind.ERROR_BEFORE, Kind.ERROR_AFTER)
+FAULTS = (FaultKind.CRASH_BEFORE, FaultKind.CRASH_AFTER, FaultKind.ERROR_BEFORE, FaultKind.ERROR_AFTER)
 HOPELESS = {12}
 """Images that are refused for what they are: once that is in the tables, no run calls for them again."""
 
 
-class Suspended(Trouble):
+class Suspended(FaultInjector):
     """A process that is suspended: at the given operations on the store nothing of it reaches the outside for a while.
 
     Args:
@@ -59,23 +59,23 @@ class Suspended(Trouble):
     """
 
     def __init__(self, naps: dict[int, float], *, late: bool, fault: int | None, rng: random.Random) -> None:
-        super().__init__(None if fault is None else Sort.STORE, fault or 0, rng.choice(FAULTS))
+        super().__init__(None if fault is None else OperationKind.STORE, fault or 0, rng.choice(FAULTS))
         self._naps = naps
         self._late = late
         self._rng = rng
         self._until = 0.0
         self._operations = 0
 
-    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
+    async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
         nap = 0.0
-        if sort is Sort.STORE:
+        if operation is OperationKind.STORE:
             nap = self._naps.get(self._operations, 0.0)
             self._operations += 1
             await anyio.sleep(self._rng.expovariate(20.0))
         if nap and not self._late:
             self._until = anyio.current_time() + nap
         await self._awake()
-        result = await super().around(sort, act)
+        result = await super().around(operation, act)
         if nap and self._late:
             self._until = anyio.current_time() + nap
         await self._awake()
@@ -107,8 +107,8 @@ class World:
             return ImageError("no", code="InvalidImageFormatException", status=400)
         return ImageError("no", code="InvalidS3ObjectException") if n in BROKEN and not self.mended else None
 
-    def house(self, run_id: str) -> House:
-        return House(
+    def night(self, run_id: str) -> FakeWorld:
+        return FakeWorld(
             self.images,
             self.service,
             files=self.files,
@@ -120,7 +120,7 @@ class World:
             skew_s=self.rng.choice([-300.0, 0.0, 300.0]),
         )
 
-    def trouble(self) -> Suspended:
+    def faults(self) -> Suspended:
         """A process that is suspended once or twice, killed, refused, or none of it; its clock may be wrong."""
         rng = random.Random(self.rng.random())
         naps = {rng.randrange(90): rng.choice([20.0, 50.0, 100.0, 400.0]) for _ in range(rng.choice([0, 1, 1, 2]))}
@@ -132,7 +132,7 @@ class World:
         return Counter(row["uri"] for row in self._rows() if row["table"] == "results")
 
     def _rows(self) -> list[dict[str, Any]]:
-        return self.house("any").rows()
+        return self.night("any").rows()
 
     def look(self) -> None:
         """What any reader may rely on at any moment."""
@@ -145,14 +145,14 @@ class World:
 
     async def act(self, name: str, run_id: str, after_s: float) -> None:
         await anyio.sleep(after_s)
-        house, trouble = self.house(run_id), self.trouble()
+        night, faults = self.night(run_id), self.faults()
         if name == "retry":
-            summary = await read_summary(house.store(), run_id)
+            summary = await read_summary(night.store(), run_id)
             if summary is None or summary.status != "done":
                 return
-            end = await house.retry(trouble)
+            end = await night.retry(faults)
         else:
-            end = await house.run(trouble)
+            end = await night.run(faults)
         assert end is None or isinstance(end, Summary | StoppedError | OutputError), repr(end)
         self.ends.append(f"{name} {run_id}: {end if isinstance(end, BatchclError) else type(end).__name__}")
 
@@ -161,8 +161,10 @@ class World:
         if not any(path.startswith("results/") for path in self.files):
             return
         copied: dict[str, bytes] = {}
-        await copy_tables(self.house("any").store(), FaultyStore(copied, root="copy:"))
-        rows = Counter(row["uri"] for row in House(self.images, self.service, files=copied).rows() if "labels" in row)
+        await copy_tables(self.night("any").store(), FaultyStore(copied, root="copy:"))
+        rows = Counter(
+            row["uri"] for row in FakeWorld(self.images, self.service, files=copied).rows() if "labels" in row
+        )
         assert max(rows.values(), default=1) == 1
 
 
@@ -206,14 +208,14 @@ async def settle(world: World) -> None:
     world.mended = True
     begun = sorted({path.split("/")[1] for path in world.files if path.endswith("/run.json")})
     for run_id in begun:
-        await world.house(run_id).run_to_end()
+        await world.night(run_id).run_to_end()
         world.look()
     for run_id in begun:
-        await world.house(run_id).retry_to_end()
+        await world.night(run_id).retry_to_end()
         world.look()
-    await world.house("night-9").run_to_end()
+    await world.night("night-9").run_to_end()
     calls = world.service.calls.copy()
-    summary = await world.house("night-10").run_to_end()
+    summary = await world.night("night-10").run_to_end()
     assert (summary.known, summary.known_failed) == (IMAGES - len(HOPELESS), len(HOPELESS))
     assert world.service.calls == calls, "a permanent failure was called for again"
 
@@ -231,28 +233,28 @@ def test_a_process_that_was_suspended_adds_nothing_after_a_resumption_that_ended
 
     service = Service(fault=fault, latency_s=lambda rng: rng.uniform(0.5, 1))
 
-    async def session(run_id: str, after_s: float, trouble: Trouble | None = None) -> None:
+    async def session(run_id: str, after_s: float, faults: FaultInjector | None = None) -> None:
         await anyio.sleep(after_s)
-        house = House(images, service, files=files, shard_size=8, page=40, max_in_flight=2, run_id=run_id)
-        house.incremental = True
-        await house.run(trouble)
+        night = FakeWorld(images, service, files=files, shard_size=8, page=40, max_in_flight=2, run_id=run_id)
+        night.incremental = True
+        await night.run(faults)
 
-    class Asleep(Trouble):
-        async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
+    class Asleep(FaultInjector):
+        async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
             if 12 <= anyio.current_time() < 75:
                 await anyio.sleep_until(75)
-            return await super().around(sort, act)
+            return await super().around(operation, act)
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(session, "night-1", 0.0, Asleep())
             group.start_soon(session, "night-1", 14.0)
             group.start_soon(session, "night-2", 70.0)
-        rows = House(images, service, files=files).rows()
+        rows = FakeWorld(images, service, files=files).rows()
         times = Counter(row["uri"] for row in rows if row["table"] == "results")
         assert not [uri for uri, count in times.items() if count > 1]
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -260,7 +262,7 @@ def test_no_image_is_in_the_results_twice_whatever_happens(seed):
     world = World(random.Random(seed))
     try:
         with mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 2):
-            in_house(play, world)
+            run_simulation(play, world)
     except BaseException as error:
         error.add_note("; ".join(world.ends))
         raise

@@ -24,15 +24,15 @@ from batchcl.errors import (
 from batchcl.images import ImageRef
 from batchcl.runs.record import read_summary
 from batchcl.summary import Summary
-from sim.house import RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
+from sim.fake_world import RUN, FakeWorld, FaultInjector, FaultKind, FaultyStore, OperationKind, run_simulation
 from sim.service import Service, image
 
 IMAGES = 40
 SHARD_SIZE = 10
 """Four shards meet a fault at any point as six do, at less than half of the cost."""
 
-ERRORS = [Kind.ERROR_BEFORE, Kind.ERROR_AFTER]
-ENDS = [*ERRORS, Kind.CANCEL_AFTER]
+ERRORS = [FaultKind.ERROR_BEFORE, FaultKind.ERROR_AFTER]
+ENDS = [*ERRORS, FaultKind.CANCEL_AFTER]
 """Crashes at the store are tried otherwise: what one leaves are the files as they were."""
 
 FEWER = 20
@@ -51,25 +51,25 @@ def refused(each: ImageRef, _call: int, _now: float) -> CallError | None:
     return None
 
 
-def house() -> House:
-    return House([picture(n) for n in range(IMAGES)], Service(fault=refused), shard_size=SHARD_SIZE)
+def world() -> FakeWorld:
+    return FakeWorld([picture(n) for n in range(IMAGES)], Service(fault=refused), shard_size=SHARD_SIZE)
 
 
-def slow_house() -> House:
+def slow_house() -> FakeWorld:
     """Half a minute for a call: journals are written because time has passed, and the lease beats."""
     few = [picture(n) for n in range(FEWER)]
-    return House(few, Service(fault=refused, latency_s=lambda _: 30.0), shard_size=FEWER, max_in_flight=5)
+    return FakeWorld(few, Service(fault=refused, latency_s=lambda _: 30.0), shard_size=FEWER, max_in_flight=5)
 
 
 @cache
 def undisturbed() -> dict[str, dict[str, Any]]:
     async def main() -> dict[str, dict[str, Any]]:
-        calm = house()
+        calm = world()
         calm.assert_exactly_once(await calm.run_to_end())
         assert Counter(row["table"] for row in calm.table().values()) == {"results": 27, "failures": 13}
         return calm.table()
 
-    return in_house(main)
+    return run_simulation(main)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -80,7 +80,7 @@ def calm_runs() -> None:
         after_round(resolved=resolved)
 
 
-async def assert_heals(troubled: House) -> None:
+async def assert_heals(troubled: FakeWorld) -> None:
     """The next session ends the run, calls for nothing that is journalled, and leaves the table of a calm run."""
     journalled, called = troubled.journalled(), troubled.service.calls.copy()
     troubled.assert_exactly_once(await troubled.run_to_end())
@@ -96,53 +96,53 @@ def strike_everywhere(scene: Callable[[int], bool]) -> int:
         while scene(n):
             n += 1
     except BaseException as error:
-        error.add_note(f"struck at operation {n}")
+        error.add_note(f"fired at operation {n}")
         raise
     return n
 
 
 def points(
-    sort: Sort,
-    kind: Kind,
+    sort: OperationKind,
+    kind: FaultKind,
     error: Callable[[], BatchclError] | None = None,
     *,
-    start: Callable[[], House] = house,
+    start: Callable[[], FakeWorld] = world,
 ) -> int:
-    """Run with the trouble at each operation of the sort, and heal; how many operations there were."""
+    """Run with the faults at each operation of the sort, and heal; how many operations there were."""
 
     def scene(n: int) -> bool:
         async def main() -> bool:
-            troubled, trouble = start(), Trouble(sort, n, kind, error=error)
-            end = await troubled.run(trouble)
-            if trouble.struck:
-                assert_honest(end, troubled, trouble)
+            troubled, faults = start(), FaultInjector(sort, n, kind, error=error)
+            end = await troubled.run(faults)
+            if faults.fired:
+                assert_honest(end, troubled, faults)
                 await assert_heals(troubled)
-            return trouble.struck
+            return faults.fired
 
-        return in_house(main)
+        return run_simulation(main)
 
     return strike_everywhere(scene)
 
 
-def assert_honest(end: Summary | BatchclError | None, troubled: House, trouble: Trouble) -> None:
+def assert_honest(end: Summary | BatchclError | None, troubled: FakeWorld, faults: FaultInjector) -> None:
     """A session is done only when it is, and says that nothing was spent only when nothing was."""
     if isinstance(end, Summary):
         troubled.assert_exactly_once(end)
     elif troubled.service.answered:
-        assert not isinstance(end, RefusedError), f"{end!r} after {trouble.counts}"
+        assert not isinstance(end, RefusedError), f"{end!r} after {faults.counts}"
     if isinstance(end, BatchclError) and end.summary is not None and end.summary.round:
         told = end.summary
         assert told.planned == told.scored + told.failed + told.skipped, "of the whole run, however the retry ended"
 
 
-@pytest.mark.parametrize("kind", [*ENDS, Kind.CANCEL_BEFORE], ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", [*ENDS, FaultKind.CANCEL_BEFORE], ids=lambda kind: kind.value)
 def test_the_output_root_fails_at_any_operation(kind):
-    assert points(Sort.STORE, kind) > IMAGES
+    assert points(OperationKind.STORE, kind) > IMAGES
 
 
 @pytest.mark.parametrize("kind", ENDS, ids=lambda kind: kind.value)
 def test_the_output_root_fails_at_any_operation_of_a_slow_run(kind):
-    assert points(Sort.STORE, kind, start=slow_house) > FEWER
+    assert points(OperationKind.STORE, kind, start=slow_house) > FEWER
 
 
 def test_the_process_is_killed_between_any_two_operations():
@@ -150,44 +150,44 @@ def test_the_process_is_killed_between_any_two_operations():
     moments: list[tuple[dict[str, bytes], set[str]]] = []
 
     async def watch() -> None:
-        calm = house()
+        calm = world()
 
         async def remember() -> None:
             if not moments or moments[-1][0] != calm.files:
                 moments.append((dict(calm.files), calm.journalled()))
 
-        await calm.run(Trouble(pause=remember))
+        await calm.run(FaultInjector(pause=remember))
 
     async def resume(files: dict[str, bytes]) -> None:
-        killed = house()
+        killed = world()
         killed.files = files
         await assert_heals(killed)
 
-    in_house(watch)
+    run_simulation(watch)
     assert len({frozenset(journalled) for _, journalled in moments}) > IMAGES / SHARD_SIZE, "a journal grew in between"
     for files, _ in moments:
-        in_house(resume, files)
+        run_simulation(resume, files)
     assert len(moments) > 5 * IMAGES / SHARD_SIZE, "its list, its journal, two parts and the marker"
 
 
 def test_the_process_is_killed_at_any_call():
-    assert points(Sort.CALL, Kind.CRASH_AFTER, start=slow_house) == 17
+    assert points(OperationKind.CALL, FaultKind.CRASH_AFTER, start=slow_house) == 17
 
 
-@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", FaultKind, ids=lambda kind: kind.value)
 def test_any_call_fails_or_loses_its_answer(kind):
-    assert points(Sort.CALL, kind) >= 34
+    assert points(OperationKind.CALL, kind) >= 34
 
 
 def test_any_call_is_the_last_that_the_service_takes():
     def error() -> FatalCallError:
         return FatalCallError("denied", code="AccessDeniedException", status=400)
 
-    assert points(Sort.CALL, Kind.ERROR_BEFORE, error, start=slow_house) == 17
+    assert points(OperationKind.CALL, FaultKind.ERROR_BEFORE, error, start=slow_house) == 17
 
 
-@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
-@pytest.mark.parametrize("sort", [Sort.PAGE, Sort.MODEL], ids=lambda sort: sort.value)
+@pytest.mark.parametrize("kind", FaultKind, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("sort", [OperationKind.PAGE, OperationKind.MODEL], ids=lambda sort: sort.value)
 def test_the_list_or_the_model_fails_at_any_look(sort, kind):
     assert points(sort, kind) >= 3
 
@@ -198,11 +198,11 @@ ROUNDS = [False, True]
 """Whether the retry resolves all failures, or leaves some."""
 
 
-def fewer(*, fails: Callable[[int], bool]) -> House:
+def fewer(*, fails: Callable[[int], bool]) -> FakeWorld:
     def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
         return refused(each, 1, 0.0) if fails(int(each.key[:6])) else None
 
-    return House([picture(n) for n in range(FEWER)], Service(fault=fault), shard_size=5)
+    return FakeWorld([picture(n) for n in range(FEWER)], Service(fault=fault), shard_size=5)
 
 
 @cache
@@ -214,11 +214,11 @@ def first_round() -> dict[str, bytes]:
         assert (await calm.run_to_end()).failed == 3
         return calm.files
 
-    return in_house(main)
+    return run_simulation(main)
 
 
-def retried(files: dict[str, bytes], *, resolved: bool) -> House:
-    """A house in which the failures are resolved by now, or all but 9 and 19 are."""
+def retried(files: dict[str, bytes], *, resolved: bool) -> FakeWorld:
+    """A world in which the failures are resolved by now, or all but 9 and 19 are."""
     again = fewer(fails=lambda n: not resolved and n % 10 == 9)
     again.files = dict(files)
     return again
@@ -235,10 +235,10 @@ def after_round(*, resolved: bool) -> dict[str, dict[str, Any]]:
         assert summary.failed == (0 if resolved else 2)
         return calm.table()
 
-    return in_house(main)
+    return run_simulation(main)
 
 
-async def assert_round_heals(troubled: House, *, resolved: bool) -> None:
+async def assert_round_heals(troubled: FakeWorld, *, resolved: bool) -> None:
     """The next retry ends the round, unless only its end was not heard of."""
     journalled, called = troubled.journalled(1), troubled.service.calls.copy()
     over = f"runs/{RUN}/rounds/001.done" in troubled.files
@@ -255,14 +255,14 @@ async def assert_round_heals(troubled: House, *, resolved: bool) -> None:
 def test_the_output_root_fails_at_any_operation_of_a_retry(kind):
     def scene(n: int) -> bool:
         async def main() -> bool:
-            troubled, trouble = retried(first_round(), resolved=True), Trouble(Sort.STORE, n, kind)
-            end = await troubled.retry(trouble)
-            if trouble.struck:
-                assert_honest(end, troubled, trouble)
+            troubled, faults = retried(first_round(), resolved=True), FaultInjector(OperationKind.STORE, n, kind)
+            end = await troubled.retry(faults)
+            if faults.fired:
+                assert_honest(end, troubled, faults)
                 await assert_round_heals(troubled, resolved=True)
-            return trouble.struck
+            return faults.fired
 
-        return in_house(main)
+        return run_simulation(main)
 
     assert strike_everywhere(scene) > FEWER
 
@@ -279,26 +279,26 @@ def test_a_retry_is_killed_between_any_two_operations(resolved):
             if not moments or moments[-1] != calm.files:
                 moments.append(dict(calm.files))
 
-        await calm.retry(Trouble(pause=remember))
+        await calm.retry(FaultInjector(pause=remember))
 
     async def resume(files: dict[str, bytes]) -> None:
         await assert_round_heals(retried(files, resolved=resolved), resolved=resolved)
 
-    in_house(watch)
+    run_simulation(watch)
     for files in moments:
-        in_house(resume, files)
+        run_simulation(resume, files)
     assert len(moments) > 10
 
 
 def test_a_store_that_goes_away_ends_the_session_and_the_next_one_goes_on():
     async def main() -> None:
-        troubled = house()
-        end = await troubled.run(Trouble(failing=lambda: len(troubled.journalled()) > IMAGES / 3))
+        troubled = world()
+        end = await troubled.run(FaultInjector(failing=lambda: len(troubled.journalled()) > IMAGES / 3))
         assert isinstance(end, StoppedError), "calls were spent, so the run was not refused"
         assert "503" in str(end)
         await assert_heals(troubled)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_where_nothing_can_be_published_every_outcome_is_journalled_all_the_same():
@@ -309,9 +309,9 @@ def test_where_nothing_can_be_published_every_outcome_is_journalled_all_the_same
             return await super().put_new(path, data)
 
     async def main() -> None:
-        troubled = house()
+        troubled = world()
         troubled.service = Service(fault=refused, latency_s=lambda _: 2.0)
-        with mock.patch.object(troubled, "store", lambda trouble: Unpublishable(troubled.files, trouble)):
+        with mock.patch.object(troubled, "store", lambda faults: Unpublishable(troubled.files, faults)):
             end = await troubled.run()
         assert isinstance(end, StoppedError)
         assert "503" in str(end)
@@ -320,7 +320,7 @@ def test_where_nothing_can_be_published_every_outcome_is_journalled_all_the_same
         assert any(each.uri in called_for for each in troubled.images[troubled.shard_size :]), "of other shards too"
         await assert_heals(troubled)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def missing(each: ImageRef, _call: int, _now: float) -> CallError | None:
@@ -336,9 +336,9 @@ def test_missing_images_do_not_end_a_run_that_has_scored_others_before(shard_siz
 
     async def main() -> None:
         images = [image(n) for n in range(60)]
-        troubled = House(images, Service(fault=missing), shard_size=shard_size, max_in_flight=2)
+        troubled = FakeWorld(images, Service(fault=missing), shard_size=shard_size, max_in_flight=2)
         denied = FatalCallError("not just now", code="AccessDeniedException")
-        assert isinstance(await troubled.run(Trouble(Sort.CALL, 12, error=lambda: denied)), StoppedError)
+        assert isinstance(await troubled.run(FaultInjector(OperationKind.CALL, 12, error=lambda: denied)), StoppedError)
         assert bool(troubled.published()) == (shard_size == 5)
         summary = await troubled.run()
         assert isinstance(summary, Summary)
@@ -347,16 +347,16 @@ def test_missing_images_do_not_end_a_run_that_has_scored_others_before(shard_siz
         assert isinstance(retried, Summary), "nor does a round of them"
         assert (retried.scored, retried.failed) == (10, 50)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_run_that_has_scored_nothing_is_judged_again_by_its_next_images():
     async def main() -> None:
-        troubled = House([image(n) for n in range(100, 200)], Service(fault=missing), max_in_flight=2)
+        troubled = FakeWorld([image(n) for n in range(100, 200)], Service(fault=missing), max_in_flight=2)
         for session in (1, 2):
             end = await troubled.run()
             assert isinstance(end, RefusedError)
             assert "bucket" in str(end)
             assert sum(troubled.service.calls.values()) < 30 * session
 
-    in_house(main)
+    run_simulation(main)

@@ -12,10 +12,10 @@ from batchcl.events import SilentObserver
 from batchcl.images import ImageRef
 from batchcl.pacing.pacer import Pacer
 from batchcl.runs.layout import pace_path
-from batchcl.scoring.pace import learning_pacer
+from batchcl.scoring.pace import open_pacer
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
-from sim.house import MODEL, FaultyStore, House, Trouble, utcnow
+from sim.fake_world import MODEL, FakeWorld, FaultInjector, FaultyStore, utcnow
 from sim.service import Service, image
 from virtual import run_virtual
 
@@ -26,8 +26,8 @@ def no_units() -> None:
     """What an identity that may not describe the model knows."""
 
 
-def house(tps: float, *, images: int = 1500) -> House:
-    return House(
+def world(tps: float, *, images: int = 1500) -> FakeWorld:
+    return FakeWorld(
         [image(n) for n in range(images)],
         Service(tps=lambda _: tps, latency_s=lambda rng: rng.uniform(0.1, 0.3)),
         shard_size=500,
@@ -50,14 +50,14 @@ def learned(files: dict[str, bytes]) -> float:
 
 
 def test_the_next_run_starts_with_the_rate_that_the_last_one_found() -> None:
-    first = house(30)
+    first = world(30)
     assert isinstance(run_virtual(first.run), Summary)
     assert abs(learned(first.files) - 30) < 1.5
-    second = house(30)
+    second = world(30)
     second.files[PACE] = first.files[PACE]
     assert isinstance(run_virtual(second.run), Summary)
 
-    def in_first_seconds(one: House) -> int:
+    def in_first_seconds(one: FakeWorld) -> int:
         begin = min(one.service.sent_at)
         return sum(at < begin + 1 for at in one.service.sent_at)
 
@@ -69,7 +69,7 @@ def test_a_run_that_is_stopped_keeps_what_it_learned() -> None:
     def denied_later(_image: ImageRef, _call: int, now: float) -> CallError | None:
         return FatalCallError("denied", code="AccessDeniedException", status=400) if now > 40 else None
 
-    stopped = house(30)
+    stopped = world(30)
 
     stopped.service = Service(
         tps=lambda _: 30.0,
@@ -81,8 +81,8 @@ def test_a_run_that_is_stopped_keeps_what_it_learned() -> None:
     assert abs(learned(stopped.files) - 30) < 1.5
 
 
-def throttled_from(at_s: float, *, images: int = 10_000) -> House:
-    one = house(30, images=images)
+def throttled_from(at_s: float, *, images: int = 10_000) -> FakeWorld:
+    one = world(30, images=images)
     one.service = Service(
         tps=lambda now: 30.0 if now < at_s else 0.0,
         latency_s=lambda rng: rng.uniform(0.1, 0.3),
@@ -101,7 +101,7 @@ def test_a_run_of_which_every_call_is_throttled_ends_after_fifteen_minutes() -> 
 
 
 def test_a_run_that_ended_in_trouble_does_not_lower_what_was_learned() -> None:
-    first = house(30)
+    first = world(30)
     run_virtual(first.run)
     second = throttled_from(20.0)
     second.files[PACE] = first.files[PACE]
@@ -117,13 +117,13 @@ def test_each_number_of_units_has_its_own_rate() -> None:
 
     async def session(units: Units) -> None:
         store = FaultyStore(files)
-        async with learning_pacer(
+        async with open_pacer(
             store,
             MODEL,
             units=lambda: units,
             max_tps=None,
             observer=SilentObserver(),
-            stopper=StopSignal(),
+            stop_signal=StopSignal(),
             utcnow=utcnow,
         ) as pacer:
             await throttled(pacer)
@@ -135,9 +135,15 @@ def test_each_number_of_units_has_its_own_rate() -> None:
 
 def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None:
     async def main() -> None:
-        store = FaultyStore({}, Trouble(failing=lambda: True))
-        async with learning_pacer(
-            store, MODEL, units=no_units, max_tps=None, observer=SilentObserver(), stopper=StopSignal(), utcnow=utcnow
+        store = FaultyStore({}, FaultInjector(failing=lambda: True))
+        async with open_pacer(
+            store,
+            MODEL,
+            units=no_units,
+            max_tps=None,
+            observer=SilentObserver(),
+            stop_signal=StopSignal(),
+            utcnow=utcnow,
         ) as pacer:
             await throttled(pacer)
 
@@ -147,13 +153,13 @@ def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None
 def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_writes_nothing() -> None:
     async def main(files: dict[str, bytes], learns: list[bool]) -> None:
         with anyio.move_on_after(5):
-            async with learning_pacer(
+            async with open_pacer(
                 FaultyStore(files),
                 MODEL,
                 units=no_units,
                 max_tps=None,
                 observer=SilentObserver(),
-                stopper=StopSignal(),
+                stop_signal=StopSignal(),
                 utcnow=utcnow,
             ) as pacer:
                 if learns:
@@ -168,7 +174,7 @@ def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_
 
 def test_a_rate_that_is_wrong_by_a_factor_of_ten_is_only_a_beginning() -> None:
     for wrong in (3.0, 300.0):
-        one = house(30)
+        one = world(30)
         one.files[PACE] = f'{{"tps": {wrong}, "learned_at": "{dt.datetime.now(dt.UTC).isoformat()}"}}'.encode()
         summary = run_virtual(one.run)
         assert isinstance(summary, Summary)
@@ -183,13 +189,13 @@ def test_a_run_that_was_never_throttled_keeps_what_it_sustained_as_a_lower_bound
     async def session(max_tps: float, *, throttled_at_s: float = 1e9) -> float:
         """Send for 20 s; returns the rate after three."""
         store, rate_tps = FaultyStore(files), 0.0
-        async with learning_pacer(
+        async with open_pacer(
             store,
             MODEL,
             units=no_units,
             max_tps=max_tps,
             observer=SilentObserver(),
-            stopper=StopSignal(),
+            stop_signal=StopSignal(),
             utcnow=utcnow,
         ) as pacer:
             begin = anyio.current_time()

@@ -1,4 +1,4 @@
-"""A night of 20 hours, all of it in virtual time: it meets every trouble there is, and ends with each image once."""
+"""A night of 20 hours, all of it in virtual time: it meets every faults there is, and ends with each image once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from batchcl.images import ImageRef
 from batchcl.loaders.files import FileReader
 from batchcl.summary import Summary
 from keys import cache_of
-from sim.house import MODEL, House, Trouble, in_house
+from sim.fake_world import MODEL, FakeWorld, FaultInjector, run_simulation
 from sim.service import Service, image
 
 FILES = FileReader()
@@ -44,8 +44,8 @@ CRON_S = 300.0
 class Session:
     """An Aws session whose keys are good for an hour, and whose client answers as the service does."""
 
-    def __init__(self, house: NightHouse) -> None:
-        self._house = house
+    def __init__(self, world: NightHouse) -> None:
+        self._house = world
         self._keys = cache_of(self._look_up)
 
     def _look_up(self) -> str:
@@ -63,8 +63,8 @@ class Session:
 class Client:
     """It looks its keys up anew when they are refused, as those of `Aws` do."""
 
-    def __init__(self, house: NightHouse, keys: CredentialCache) -> None:
-        self._house = house
+    def __init__(self, world: NightHouse, keys: CredentialCache) -> None:
+        self._house = world
         self._keys = keys
 
     async def detect_custom_labels(self, **request: Any) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def _client_error(code: str, message: str, status: int) -> ClientError:
     return ClientError(answer, "DetectCustomLabels")
 
 
-class NightHouse(House):
-    """A house that is reached as AWS is."""
+class NightHouse(FakeWorld):
+    """A world that is reached as AWS is."""
 
     look_ups = 0
 
@@ -103,11 +103,11 @@ class NightHouse(House):
             yield detector
 
 
-async def cron(house: House, failing: Callable[[], bool], *, until: float) -> tuple[Summary, list[BatchclError]]:
+async def cron(world: FakeWorld, failing: Callable[[], bool], *, until: float) -> tuple[Summary, list[BatchclError]]:
     """Start the run every five minutes unless it is running, until it is done; and the errors before that."""
     ends: list[BatchclError] = []
     while anyio.current_time() < until:
-        end = await house.run(Trouble(failing=failing))
+        end = await world.run(FaultInjector(failing=failing))
         if isinstance(end, Summary):
             return end, ends
         assert isinstance(end, StoppedError | OutputError | UnreachableError), f"a person has to act: {end!r}"
@@ -151,7 +151,7 @@ def test_twenty_hours_with_every_trouble_end_exactly_once():
         answered_twice = [uri for uri, times in service.answered.items() if times > 1]
         assert len(answered_twice) < 10, "what was not journalled when the store went away"
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -181,4 +181,4 @@ def test_once_all_troubles_are_over_the_run_ends(seed):
         night.assert_exactly_once(summary)
         assert summary.scored > 0
 
-    in_house(main)
+    run_simulation(main)

@@ -16,7 +16,7 @@ from batchcl.images import ImageRef
 from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.status import RunState, _look_closely, list_runs, look, newest_run
 from batchcl.summary import Summary
-from sim.house import FaultyStore, House, Kind, Sort, Trouble, in_house, utcnow
+from sim.fake_world import FakeWorld, FaultInjector, FaultKind, FaultyStore, OperationKind, run_simulation, utcnow
 from sim.service import Service, image
 
 BROKEN = {2, 5}
@@ -43,14 +43,14 @@ def broken(each: ImageRef, _call: int, _now: float) -> ImageError | None:
     return ImageError("not an image", code="InternalError", status=400) if int(each.key[:6]) in BROKEN else None
 
 
-def house(**more: object) -> House:
+def world(**more: object) -> FakeWorld:
     values: dict[str, object] = {"images": [photo(n) for n in range(12)], "service": Service(fault=broken)} | more
-    return House(**values)  # type: ignore[arg-type]
+    return FakeWorld(**values)  # type: ignore[arg-type]
 
 
-async def nights(count: int = 3, **more: object) -> House:
+async def nights(count: int = 3, **more: object) -> FakeWorld:
     """A root with finished incremental runs `n0`, `n1` and so on, a day apart, of twelve new images each."""
-    root = house(incremental=True, **more)
+    root = world(incremental=True, **more)
     for number in range(count):
         images = [photo(100 * number + n) for n in range(12)]
         assert isinstance(await replace(root, run_id=f"n{number}", images=images).run(), Summary)
@@ -58,13 +58,13 @@ async def nights(count: int = 3, **more: object) -> House:
     return root
 
 
-async def shown(root: House, run_id: str) -> RunState:
+async def shown(root: FakeWorld, run_id: str) -> RunState:
     state = await look(root.store(), run_id, now=utcnow())
     assert state is not None
     return state
 
 
-async def closely(root: House, run_id: str) -> RunState:
+async def closely(root: FakeWorld, run_id: str) -> RunState:
     """The state by markers and journals, whatever the summary says."""
     record = await read_record(root.store(), run_id)
     assert record is not None
@@ -83,15 +83,15 @@ def test_a_run_that_is_over_is_told_by_its_summary_and_names():
         assert (state.calls, state.min_confidence) == (12, None)
         assert state.model_arn == "arn:aws:rekognition:eu-west-1:123456789012:project/birds/version/v1/1700000000000"
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_every_state_is_the_same_by_its_summary_and_by_a_closer_look():
     async def main() -> None:
-        root = house(run_id="n0", incremental=True)
+        root = world(run_id="n0", incremental=True)
         await root.run()
         other = replace(root, run_id="n1", images=[photo(n) for n in range(24)], shard_size=6)
-        assert await other.run(Trouble(Sort.CALL, 4, Kind.CRASH_BEFORE)) is None
+        assert await other.run(FaultInjector(OperationKind.CALL, 4, FaultKind.CRASH_BEFORE)) is None
         await anyio.sleep(60)
         await replace(root, run_id="n2", images=[photo(n) for n in range(12, 20)]).run_to_end()
         await other.run_to_end()
@@ -103,7 +103,7 @@ def test_every_state_is_the_same_by_its_summary_and_by_a_closer_look():
         assert state == await closely(root, "n0")
         assert (state.state, state.rounds, state.unresolved, state.sessions) == ("done", 1, 0, 2)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_retry_of_a_finished_run_is_shown_while_it_goes_on_and_after_it_died():
@@ -111,7 +111,7 @@ def test_a_retry_of_a_finished_run_is_shown_while_it_goes_on_and_after_it_died()
         root = await nights(2)
         retried = replace(root, run_id="n0", service=Service(latency_s=lambda _: 30.0))
         async with anyio.create_task_group() as group:
-            group.start_soon(retried.retry, Trouble(Sort.CALL, 1, Kind.CRASH_BEFORE))
+            group.start_soon(retried.retry, FaultInjector(OperationKind.CALL, 1, FaultKind.CRASH_BEFORE))
             await anyio.sleep(5)
             running = await shown(root, "n0")
             assert (running.state, running.unfinished_round) == ("running", 1)
@@ -122,7 +122,7 @@ def test_a_retry_of_a_finished_run_is_shown_while_it_goes_on_and_after_it_died()
         await retried.retry_to_end()
         assert (await shown(root, "n0")).unfinished_round is None
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_the_newest_run_is_found_by_names_alone():
@@ -132,10 +132,10 @@ def test_the_newest_run_is_found_by_names_alone():
         assert await newest_run(store) == "n3"
         assert store.read == ["runs/n3/run.json"]
 
-    in_house(main)
+    run_simulation(main)
 
 
-def removed(root: House, prefix: str) -> None:
+def removed(root: FakeWorld, prefix: str) -> None:
     for path in [path for path in root.files if path.startswith(prefix)]:
         del root.files[path]
 
@@ -153,7 +153,7 @@ def test_names_of_runs_that_were_removed_or_began_again_mislead_nobody():
         removed(root, "runs/")
         assert await newest_run(root.store()) is None
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_name_whose_run_never_came_to_be_is_passed_over():
@@ -163,7 +163,7 @@ def test_a_name_whose_run_never_came_to_be_is_passed_over():
         removed(root, "runs/n9/")
         assert await newest_run(root.store()) == "n1"
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_name_of_an_attempt_at_a_run_id_that_was_taken_is_passed_over():
@@ -174,7 +174,7 @@ def test_a_name_of_an_attempt_at_a_run_id_that_was_taken_is_passed_over():
         assert not await replace(record, started_at=record.started_at + dt.timedelta(days=1)).create(root.store())
         assert await newest_run(root.store()) == "n1"
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_retry_that_is_still_open_is_shown_after_another_session_of_the_run():
@@ -182,14 +182,14 @@ def test_a_retry_that_is_still_open_is_shown_after_another_session_of_the_run():
         root = await nights(1)
         retried = replace(root, run_id="n0")
         denied = partial(FatalCallError, "not any more", code="AccessDeniedException", status=400)
-        assert isinstance(await retried.retry(Trouble(Sort.CALL, 1, error=denied)), BatchclError)
+        assert isinstance(await retried.retry(FaultInjector(OperationKind.CALL, 1, error=denied)), BatchclError)
         assert isinstance(await retried.run(), Summary), "the run itself is done"
         summary = await read_summary(root.store(), "n0")
         assert summary is not None
         assert (summary.status, summary.round) == ("done", 0)
         assert (await shown(root, "n0")).unfinished_round == 1
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_an_incremental_start_reads_no_session_that_has_settled():
@@ -200,10 +200,10 @@ def test_an_incremental_start_reads_no_session_that_has_settled():
         removed(root, "runs/n1/sessions/00000.settled")
         assert await _sessions_read(root) == ["runs/n1/sessions/00000.json"], "the name is a hint, the file decides"
 
-    in_house(main)
+    run_simulation(main)
 
 
-async def _sessions_read(root: House) -> list[str]:
+async def _sessions_read(root: FakeWorld) -> list[str]:
     """The other runs' sessions that a new run reads."""
     read: list[str] = []
     get = FaultyStore.get
@@ -225,8 +225,8 @@ async def _sessions_read(root: House) -> list[str]:
 def test_what_a_killed_night_has_scored_is_not_scored_again(at):
     async def main() -> None:
         service = Service()
-        root = house(incremental=True, service=service, run_id="killed", max_in_flight=1, shard_size=4)
-        assert await root.run(Trouble(Sort.CALL, at, Kind.CRASH_BEFORE)) is None
+        root = world(incremental=True, service=service, run_id="killed", max_in_flight=1, shard_size=4)
+        assert await root.run(FaultInjector(OperationKind.CALL, at, FaultKind.CRASH_BEFORE)) is None
         journalled = root.journalled()
         await anyio.sleep(60)
         await replace(root, run_id="next").run_to_end()
@@ -234,7 +234,7 @@ def test_what_a_killed_night_has_scored_is_not_scored_again(at):
         states = {each.run_id: each for each in await list_runs(root.store(), now=utcnow())}
         assert states["killed"].published == len(journalled)
 
-    in_house(main)
+    run_simulation(main)
 
 
 DAMAGED = b'{"run_id": "n1", "model"'
@@ -259,7 +259,7 @@ def test_a_damaged_run_is_shown_as_such_beside_the_others():
         removed(root, "runs/.starts/")
         assert await newest_run(root.store()) == "n2"
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_damaged_run_that_has_settled_blocks_no_start():
@@ -269,7 +269,7 @@ def test_a_damaged_run_that_has_settled_blocks_no_start():
             root.files[f"runs/n1/{name}"] = DAMAGED
         assert isinstance(await replace(root, run_id="next", images=[photo(700)]).run(), Summary)
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("name", ["run.json", "worklist.json", "journal/00000/00000.arrow"])
@@ -279,7 +279,7 @@ def test_a_damaged_run_with_rows_to_publish_blocks_exact_starts_only(name):
         plain = replace(root, run_id="plain", incremental=False, images=[photo(600 + n) for n in (2, 5, 7)])
         await plain.run()
         killed = replace(root, run_id="killed", images=[photo(n) for n in range(500, 512)], max_in_flight=1)
-        assert await killed.run(Trouble(Sort.CALL, 6, Kind.CRASH_BEFORE)) is None
+        assert await killed.run(FaultInjector(OperationKind.CALL, 6, FaultKind.CRASH_BEFORE)) is None
         killed.files[f"runs/killed/{name}"] = DAMAGED
         await anyio.sleep(60)
         refused = await replace(root, run_id="next", images=[photo(700)]).run()
@@ -292,7 +292,7 @@ def test_a_damaged_run_with_rows_to_publish_blocks_exact_starts_only(name):
             "a retry of a run that isn't incremental needs no other's rows"
         )
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_runs_are_shown_without_pyarrow():

@@ -29,7 +29,7 @@ from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.reaper import reap
 from batchcl.scoring.session import RunContext
 from batchcl.stop_signal import StopSignal
-from sim.house import Crash, House, Kind, Sort, Trouble, in_house
+from sim.fake_world import Crash, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
 from unit.aws.models_service import Models, arn_of, now, refused
 
@@ -71,34 +71,34 @@ class Watcher:
         raise BrokenPipeError
 
 
-class Fault(Trouble):
-    """Strikes at the `nth` model operation of one kind, or as `Trouble` does."""
+class ModelFault(FaultInjector):
+    """Injects a fault at the `nth` call of one model operation, or like `FaultInjector`."""
 
-    def __init__(self, how: str, operation: str, nth: int, **more: Any) -> None:
+    def __init__(self, how: str, call: str, nth: int, **more: Any) -> None:
         super().__init__(**more)
         self.how = how
-        self.operation = operation
+        self.call = call
         self.nth = nth
-        self.stopper = StopSignal()
+        self.stop_signal = StopSignal()
         self.while_suspended: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
         self._seen: Counter[str] = Counter()
         self._woken: anyio.Event | None = None
 
-    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
-        """A suspended process does nothing, whatever it does it to."""
+    async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
+        """A suspended process does nothing."""
         if self._woken is not None:
             await self._woken.wait()
-        return await super().around(sort, act)
+        return await super().around(operation, act)
 
     async def model(self, operation: str, act: Callable[[], Awaitable[T]]) -> T:
         """Let the operation on the model take place, or what the fault makes of it."""
         await self._sleep_through()
-        self._alive()
+        self._check_alive()
         number = self._seen[operation]
         self._seen[operation] += 1
-        if (operation, number) != (self.operation, self.nth):
+        if (operation, number) != (self.call, self.nth):
             return await act()
-        self.struck = True
+        self.fired = True
         how, _, when = self.how.partition(" ")
         if when != "after":
             begun_at = anyio.current_time()
@@ -133,13 +133,13 @@ class Fault(Trouble):
             case "throttled":
                 raise refused("ThrottlingException")
             case "killed":
-                self.dead = True
+                self.crashed = True
                 raise Crash
             case "SIGTERM":
-                self.stopper.request("ended by SIGTERM")
+                self.stop_signal.request("ended by SIGTERM")
             case "two":
-                self.stopper.request("ended by SIGTERM")
-                self.stopper.hurry()
+                self.stop_signal.request("ended by SIGTERM")
+                self.stop_signal.hurry()
                 assert self.scope is not None
                 self.scope.cancel()
             case "suspended":
@@ -154,32 +154,32 @@ class Fault(Trouble):
 class RunModels(Models):
     """The control plane as one session sees it."""
 
-    fault: Fault = field(default_factory=lambda: Fault("", "", 0))
+    fault: ModelFault = field(default_factory=lambda: ModelFault("", "", 0))
 
     async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
         return await self.fault.model(operation, partial(super()._do, operation, name, effect))
 
 
 @dataclass
-class ModelWorld(House):
+class ModelWorld(FakeWorld):
     """What outlives every process, the model included."""
 
     models: Models = field(default_factory=lambda: Models({NAME: "STOPPED"}))
     holder: str = "run night in memory"
 
-    def keeper(self, trouble: Trouble) -> ModelManager:
-        assert isinstance(trouble, Fault)
+    def model_manager(self, faults: FaultInjector) -> ModelManager:
+        assert isinstance(faults, ModelFault)
         shared = {name: getattr(self.models, name) for name in vars(self.models) if name != "who"}
-        client = RunModels(**shared, who="run", fault=trouble)
+        client = RunModels(**shared, who="run", fault=faults)
         arn = ModelArn.parse(arn_of(NAME))
         lease = ModelLease(client, arn, key=lease_key(self.holder), holder=self.holder, length_s=LEASE_S, now=now)
         return ModelManager(
-            client, arn, units=Units(1), keep=False, lease=lease, observer=Watcher(), stopper=trouble.stopper
+            client, arn, units=Units(1), keep=False, lease=lease, observer=Watcher(), stopper=faults.stop_signal
         )
 
-    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> RunContext:
-        assert isinstance(trouble, Fault)
-        return replace(super()._means(trouble, service, begun_at), stopper=trouble.stopper)
+    def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:
+        assert isinstance(faults, ModelFault)
+        return replace(super()._context(faults, service, begun_at), stop_signal=faults.stop_signal)
 
     @property
     def status(self) -> str:
@@ -206,7 +206,7 @@ class ModelWorld(House):
         assert not wrong, f"{wrong} stopped a model that was started by hand"
 
 
-def world(rng: random.Random) -> ModelWorld:
+def random_world(rng: random.Random) -> ModelWorld:
     models = Models({NAME: "STOPPED"}, start_s=rng.choice([0.0, 5.0, 400.0]), stop_s=rng.choice([0.0, 20.0]))
     return ModelWorld(
         images=[image(n) for n in range(6)],
@@ -216,57 +216,59 @@ def world(rng: random.Random) -> ModelWorld:
     )
 
 
-def fault(rng: random.Random) -> Fault:
+def fault(rng: random.Random) -> ModelFault:
     if rng.random() < 0.1:  # at a call or a write to the output root
-        kind = rng.choice([Kind.CRASH_BEFORE, Kind.CRASH_AFTER])
-        return Fault("", "", 0, sort=rng.choice([Sort.STORE, Sort.CALL]), at=rng.randrange(12), kind=kind)
+        kind = rng.choice([FaultKind.CRASH_BEFORE, FaultKind.CRASH_AFTER])
+        return ModelFault(
+            "", "", 0, operation=rng.choice([OperationKind.STORE, OperationKind.CALL]), at=rng.randrange(12), kind=kind
+        )
     operation = rng.choice(OPERATIONS)
-    return Fault(rng.choice(FAULTS), operation, rng.choice([0, 0, 0, 1, 1, 2, 4]))
+    return ModelFault(rng.choice(FAULTS), operation, rng.choice([0, 0, 0, 1, 1, 2, 4]))
 
 
 async def live_through(seed: int) -> bool:
-    """One world of a seed; whether a fault struck."""
+    """One world of a seed; whether a fault fired."""
     rng = random.Random(seed)
-    house = world(rng)
-    struck = False
+    world = random_world(rng)
+    fired = False
 
     async def while_suspended() -> None:
         await anyio.sleep(rng.choice([60.0, LEASE_S + 60]))
         if rng.random() < 0.7:
-            await house.reap()
+            await world.reap()
             if rng.random() < 0.7:
-                await house.start_by_hand()
+                await world.start_by_hand()
         await anyio.sleep(rng.choice([0.0, 60.0, 600.0]))
 
     for _ in range(rng.choice([1, 2, 3])):
-        trouble = fault(rng)
-        trouble.while_suspended = while_suspended
-        end = await house.run(trouble)
-        struck = struck or trouble.struck
-        house.assert_nothing_wrong()
-        assert trouble.dead or "SIGTERM" not in str(end) or trouble.stopper.error is not None
+        faults = fault(rng)
+        faults.while_suspended = while_suspended
+        end = await world.run(faults)
+        fired = fired or faults.fired
+        world.assert_nothing_wrong()
+        assert faults.crashed or "SIGTERM" not in str(end) or faults.stop_signal.error is not None
         between = rng.choice(["at once", "soon", "reaped", "reaped and started", "later"])
         await anyio.sleep({"at once": 0.0, "soon": 60.0}.get(between, LEASE_S + 60))
         if between.startswith("reaped"):
-            await house.reap()
-            assert house.status != "RUNNING" or house.models.started_by[NAME] == "hand"
+            await world.reap()
+            assert world.status != "RUNNING" or world.models.started_by[NAME] == "hand"
         if between == "reaped and started":
-            await house.start_by_hand()
-        house.assert_nothing_wrong()
+            await world.start_by_hand()
+        world.assert_nothing_wrong()
     await anyio.sleep(LEASE_S + 60)
-    await house.reap()
-    house.assert_nothing_wrong()
-    if house.status != "STOPPED":
-        assert house.models.started_by[NAME] == "hand", "a model that batchcl started still runs"
-    return struck
+    await world.reap()
+    world.assert_nothing_wrong()
+    if world.status != "STOPPED":
+        assert world.models.started_by[NAME] == "hand", "a model that batchcl started still runs"
+    return fired
 
 
 async def share(seed: int) -> bool:
-    """Two runs on one model, each with a fault; whether one struck."""
+    """Two runs on one model, each with a fault; whether one fired."""
     rng = random.Random(f"shared {seed}")
-    first = world(rng)
+    first = random_world(rng)
     second = replace(first, holder="run other in memory", files={})
-    faults = [fault(rng), fault(rng)]
+    both = [fault(rng), fault(rng)]
 
     async def while_suspended() -> None:
         await anyio.sleep(rng.choice([60.0, LEASE_S + 60]))
@@ -275,9 +277,9 @@ async def share(seed: int) -> bool:
         await anyio.sleep(rng.choice([0.0, 600.0]))
 
     async with anyio.create_task_group() as group:
-        for house, trouble in zip([first, second], faults, strict=True):
-            trouble.while_suspended = while_suspended
-            group.start_soon(house.run, trouble)
+        for world, faults in zip([first, second], both, strict=True):
+            faults.while_suspended = while_suspended
+            group.start_soon(world.run, faults)
             await anyio.sleep(rng.choice([0.0, 1.0, 30.0, 400.0]))
     first.assert_nothing_wrong()
     await anyio.sleep(LEASE_S + 60)
@@ -285,7 +287,7 @@ async def share(seed: int) -> bool:
     first.assert_nothing_wrong()
     if first.status != "STOPPED":
         assert first.models.started_by[NAME] == "hand", "a model that batchcl started still runs"
-    return any(trouble.struck for trouble in faults)
+    return any(faults.fired for faults in both)
 
 
 @pytest.mark.parametrize("scene", [live_through, share])
@@ -293,11 +295,11 @@ async def share(seed: int) -> bool:
 def test_faults_around_start_and_stop_leave_nothing_running(
     scene: Callable[[int], Awaitable[bool]], batch: int
 ) -> None:
-    struck = 0
+    fired = 0
     for seed in range(batch, min(batch + BATCH, SEEDS)):
         try:
-            struck += in_house(scene, seed)
+            fired += run_simulation(scene, seed)
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
-    assert struck > BATCH // 4
+    assert fired > BATCH // 4

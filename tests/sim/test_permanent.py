@@ -16,7 +16,7 @@ from batchcl.images import ImageRef, SkipReason
 from batchcl.lifetime.manager import ModelManager
 from batchcl.loaders.base import Prepared
 from batchcl.summary import Summary
-from sim.house import House, HouseKeeper, Kind, Sort, Trouble, in_house
+from sim.fake_world import FakeModelManager, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
 
 IMAGES = 20
@@ -58,20 +58,20 @@ class Fitting:
         self.changed.discard(image.uri)
 
 
-class Night(House):
+class Night(FakeWorld):
     """A run whose sessions count how often they had the model started."""
 
     starts = 0
 
-    def keeper(self, trouble: Trouble) -> ModelManager:
+    def model_manager(self, faults: FaultInjector) -> ModelManager:
         night = self
 
-        class Keeper(HouseKeeper):
+        class Keeper(FakeModelManager):
             async def have_running(self) -> None:
                 night.starts += 1
                 await super().have_running()
 
-        return Keeper(trouble)
+        return Keeper(faults)
 
 
 @dataclass
@@ -128,20 +128,20 @@ class Nights:
         settings = self._settings | {"preparer": self.fitting, "observer": self.notices} | settings
         return Night(self.images, self.service, files=self.files, run_id=run_id, **settings)
 
-    async def run(self, run_id: str, trouble: Trouble | None = None, **settings: Any) -> Ended:
+    async def run(self, run_id: str, faults: FaultInjector | None = None, **settings: Any) -> Ended:
         night, before = self.night(run_id, **settings), self.service.calls.copy()
-        end = await night.run(trouble)
+        end = await night.run(faults)
         return Ended(end, set(self.service.calls - before), night.starts)
 
-    async def retry(self, run_id: str, trouble: Trouble | None = None, **settings: Any) -> Ended:
+    async def retry(self, run_id: str, faults: FaultInjector | None = None, **settings: Any) -> Ended:
         night, before = self.night(run_id), self.service.calls.copy()
-        end = await night.retry(trouble, **settings)
+        end = await night.retry(faults, **settings)
         return Ended(end, set(self.service.calls - before), night.starts)
 
     def table(self, run_id: str) -> Counter[str]:
         """How many images of the run have a result, or which last failure."""
         own = {path: data for path, data in self.files.items() if f"/{run_id}-0" in path}
-        rows = House(self.images, self.service, files=own, run_id=run_id).table().values()
+        rows = FakeWorld(self.images, self.service, files=own, run_id=run_id).table().values()
         return Counter(row.get("error_code", "scored") for row in rows)
 
 
@@ -160,7 +160,7 @@ def test_corrupt_images_cost_later_nights_nothing():
         new = await nights.run("n4")
         assert (new.called, new.starts, new.summary.tolerated) == ({picture(IMAGES).uri}, 1, True)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_changed_images_and_unknown_versions_are_called_again():
@@ -174,7 +174,7 @@ def test_changed_images_and_unknown_versions_are_called_again():
         assert night.called == {picture(0).uri, picture(1).uri}
         assert nights.table("n2") == {"scored": 1, "InvalidImageFormatException": 1}
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("settings", [{"retry_failed": True}, {"incremental": False}, {"fit": True}])
@@ -186,7 +186,7 @@ def test_permanent_failures_are_tried_again_on_request(settings: dict[str, Any])
         assert nights.corrupt <= night.called
         assert night.summary.known_failed == 0
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_skipped_images_are_known_too():
@@ -199,13 +199,13 @@ def test_skipped_images_are_known_too():
         night = await nights.run("n3", fit=True)
         assert (night.called, night.summary.skipped, night.summary.known_failed) == ({WEBP.uri}, 1, 0)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_resumed_run_leaves_out_failures_of_another_run():
     async def main() -> None:
         nights = Nights()
-        begun = await nights.run("n1", Trouble(Sort.CALL, 9, Kind.CRASH_BEFORE))
+        begun = await nights.run("n1", FaultInjector(OperationKind.CALL, 9, FaultKind.CRASH_BEFORE))
         assert begun.end is None
         other = (await nights.run("n2")).summary
         assert other.status == "done"
@@ -217,7 +217,7 @@ def test_a_resumed_run_leaves_out_failures_of_another_run():
         assert summary.planned + summary.known + summary.known_failed == IMAGES
         assert summary.known_failed + summary.failed == len(CORRUPT)
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("incremental", [False, True])
@@ -236,7 +236,7 @@ def test_a_retry_of_permanent_failures_alone_says_why_not(incremental: bool):
         ]
         assert not any("/rounds/" in path for path in nights.files)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_retry_scores_what_may_succeed_and_is_judged_by_that():
@@ -255,7 +255,7 @@ def test_a_retry_scores_what_may_succeed_and_is_judged_by_that():
         assert (second.summary.failed, second.summary.retryable, second.summary.tolerated) == (4, 0, True)
         assert nights.table("n1") == {"scored": IMAGES - 4, "InvalidImageFormatException": 4}
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_failure_that_a_retry_finds_permanent_counts():
@@ -269,7 +269,7 @@ def test_a_failure_that_a_retry_finds_permanent_counts():
         assert (retried.summary.failed, retried.summary.tolerated) == (4, False)
         assert (await nights.retry("n1")).summary.tolerated
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_retry_with_fit_scores_skipped_images_too():
@@ -290,7 +290,7 @@ def test_a_retry_with_fit_scores_skipped_images_too():
             assert (again.called, again.starts, again.summary.tolerated) == (set(), 0, True)
         assert (await nights.run("n2", fit=True)).called == set(), "the round's setting is that of its rows"
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("calls", range(6))
@@ -300,7 +300,7 @@ def test_a_retry_with_fit_that_was_cut_off_goes_on_with_it(calls: int):
         nights.images += [WEBP, NOTES]
         await nights.run("n1")
         refusal = FatalCallError("denied", code="AccessDeniedException", status=400)
-        cut = await nights.retry("n1", Trouble(Sort.CALL, calls, error=lambda: refusal), fit=True)
+        cut = await nights.retry("n1", FaultInjector(OperationKind.CALL, calls, error=lambda: refusal), fit=True)
         partial = cut.end.summary
         assert isinstance(partial, Summary)
         assert partial.scored + partial.failed + partial.skipped == partial.planned == IMAGES + 2
@@ -312,7 +312,7 @@ def test_a_retry_with_fit_that_was_cut_off_goes_on_with_it(calls: int):
         assert (went_on.round, went_on.scored, went_on.failed, went_on.skipped) == (1, IMAGES, 1, 1)
         assert nights.table("n1") == {"scored": IMAGES, "BrokenImage": 1, "UnsupportedExtension": 1}
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_retry_refuses_a_round_begun_with_another_fit_setting():
@@ -327,12 +327,14 @@ def test_a_retry_refuses_a_round_begun_with_another_fit_setting():
             ends.append(await nights.retry("n1"))
 
         async with anyio.create_task_group() as group:
-            group.start_soon(partial(nights.retry, "n1", Trouble(Sort.CALL, 0, Kind.CRASH_BEFORE), fit=True))
+            group.start_soon(
+                partial(nights.retry, "n1", FaultInjector(OperationKind.CALL, 0, FaultKind.CRASH_BEFORE), fit=True)
+            )
             group.start_soon(without_fit)
-        assert "another retry of run n1 was begun meanwhile; repeat the command" in str(ends[0].end)
+        assert "another retry of run n1 was started in the meantime; repeat the command" in str(ends[0].end)
         assert nights.corrupt <= (await nights.retry("n1")).called, "with --fit, as the round was begun"
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_retry_leaves_out_failures_that_another_run_found():
@@ -349,7 +351,7 @@ def test_a_retry_leaves_out_failures_that_another_run_found():
         assert summary.planned == summary.scored + summary.failed == IMAGES - 2
         assert summary.retryable == 0
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_codes_of_permanent_failures_are_refused_with_what_helps():
@@ -358,10 +360,10 @@ def test_codes_of_permanent_failures_are_refused_with_what_helps():
         await nights.run("n1")
         refused = (await nights.retry("n1", codes=("InvalidImageFormatException",))).end
         assert isinstance(refused, UsageError)
-        assert "can succeed now: the same version of it fails again; add --fit, or replace the images" in str(refused)
+        assert "can succeed: these failures are permanent; add --fit, or replace the images" in str(refused)
         unknown = (await nights.retry("n1", codes=("Timeout",))).end
-        assert "failed with --code Timeout; the codes are InvalidImageFormatException (4)" in str(unknown)
+        assert "failed with --code Timeout; its codes: InvalidImageFormatException (4)" in str(unknown)
         fitted = await nights.retry("n1", codes=("InvalidImageFormatException",), fit=True)
         assert fitted.called == nights.corrupt
 
-    in_house(main)
+    run_simulation(main)

@@ -242,7 +242,7 @@ def test_images_that_wait_to_be_read_again_hold_no_others_back():
 
 def test_so_many_images_that_wait_to_be_read_again_hold_further_calls_back(monkeypatch):
     """S3 gives nothing for a while, and all are refused: what waits stays bounded, whatever the length of the list."""
-    monkeypatch.setattr(preprocessing, "_PUT_OFF", 20)
+    monkeypatch.setattr(preprocessing, "_MAX_DELAYED", 20)
     lost = HostError("slow down", code="SlowDown")
     studio = Studio(prepare_s=0.01, error=lambda *_: lost if anyio.current_time() < 4.0 else None)
     run = Run(studio, refusing(studio, lambda _: True), max_in_flight=16, pacer=UnpacedPacer())

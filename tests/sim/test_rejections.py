@@ -12,7 +12,7 @@ from batchcl.images import ImageRef
 from batchcl.outcomes import Detection
 from batchcl.pacing.pacer import UnpacedPacer
 from batchcl.summary import Summary
-from sim.house import House, in_house
+from sim.fake_world import FakeWorld, run_simulation
 from sim.service import Service, image
 from sim.test_engine import Run
 
@@ -154,7 +154,7 @@ def test_the_next_session_scores_what_was_held(code: str) -> None:
             return rejection(code) if is_revoked else None
 
         given_back = False
-        asked = House(images, Service(fault=fault), shard_size=40, max_in_flight=4)
+        asked = FakeWorld(images, Service(fault=fault), shard_size=40, max_in_flight=4)
         end = await asked.run()
         assert isinstance(end, StoppedError), end
         is_revoked, given_back = False, True
@@ -162,12 +162,12 @@ def test_the_next_session_scores_what_was_held(code: str) -> None:
         assert isinstance(summary, Summary), summary
         assert (summary.scored, summary.failed) == (300, 0)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_nothing_scored_and_all_rejected_is_a_refusal() -> None:
     async def main() -> None:
-        asked = House([image(n) for n in range(100)], Service(fault=rejecting(lambda _: True)), max_in_flight=2)
+        asked = FakeWorld([image(n) for n in range(100)], Service(fault=rejecting(lambda _: True)), max_in_flight=2)
         assert isinstance(await asked.run(), RefusedError)
 
-    in_house(main)
+    run_simulation(main)

@@ -14,7 +14,7 @@ from batchcl.images import ImageRef
 from batchcl.outcomes import Detection
 from batchcl.scoring.session import RunContext
 from batchcl.summary import Summary
-from sim.house import FaultyStore, House, Trouble, utcnow
+from sim.fake_world import FakeWorld, FaultInjector, FaultyStore, utcnow
 from sim.service import Service, image
 from virtual import run_virtual
 
@@ -28,8 +28,8 @@ MOST_GROWTH_BYTES = 1_500_000
 class Forgetting(FaultyStore):
     """Forgets what a shard leaves behind once it is complete, as no reader of this test comes back to it."""
 
-    def __init__(self, files: dict[str, bytes], trouble: Trouble | None = None) -> None:
-        super().__init__(files, trouble)
+    def __init__(self, files: dict[str, bytes], faults: FaultInjector | None = None) -> None:
+        super().__init__(files, faults)
         self._mine = files
 
     async def put_new(self, path: str, data: bytes) -> bool:
@@ -55,14 +55,14 @@ class Forgetful(Service):
             self.sent_at.clear()
 
 
-class Night(House):
-    """A house whose clock is set back by an hour in the middle."""
+class Night(FakeWorld):
+    """A world whose clock is set back by an hour in the middle."""
 
-    def store(self, trouble: Trouble | None = None) -> FaultyStore:
-        return Forgetting(self.files, trouble)
+    def store(self, faults: FaultInjector | None = None) -> FaultyStore:
+        return Forgetting(self.files, faults)
 
-    def _means(self, *arguments: object) -> RunContext:
-        means = super()._means(*arguments)  # type: ignore[arg-type]
+    def _context(self, *arguments: object) -> RunContext:
+        context = super()._context(*arguments)  # type: ignore[arg-type]
         begun_at = anyio.current_time()
 
         def now() -> dt.datetime:
@@ -70,11 +70,11 @@ class Night(House):
             return utcnow() - dt.timedelta(hours=1) * set_back
 
         return RunContext(
-            keeper=means.keeper,
-            detector=means.detector,
-            observer=means.observer,
-            stopper=means.stopper,
-            begun_at=means.begun_at,
+            model_manager=context.model_manager,
+            detector=context.detector,
+            observer=context.observer,
+            stop_signal=context.stop_signal,
+            begun_at=context.begun_at,
             utcnow=now,
         )
 

@@ -18,7 +18,7 @@ from batchcl.images import ImageRef
 from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.record import read_summary
 from batchcl.summary import Summary
-from sim.house import RUN, House, Trouble, in_house
+from sim.fake_world import RUN, FakeWorld, FaultInjector, run_simulation
 from sim.service import Service, image
 
 IMAGES = 40
@@ -48,26 +48,26 @@ def refused(each: ImageRef, _call: int, _now: float) -> CallError | None:
     return None
 
 
-def house() -> House:
+def world() -> FakeWorld:
     images = [
         image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt") for n in range(IMAGES)
     ]
-    return House(images, Service(fault=refused, latency_s=lambda rng: rng.uniform(0.1, 3)), max_in_flight=4)
+    return FakeWorld(images, Service(fault=refused, latency_s=lambda rng: rng.uniform(0.1, 3)), max_in_flight=4)
 
 
-def slow_store(rng: random.Random) -> Trouble:
+def slow_store(rng: random.Random) -> FaultInjector:
     """A session whose operations on the store take their time, mostly little."""
 
     async def pause() -> None:
         await anyio.sleep(rng.expovariate(20.0) if rng.random() < 0.9 else rng.uniform(0, 5))
 
-    return Trouble(pause=pause)
+    return FaultInjector(pause=pause)
 
 
 @cache
-def race(seed: int) -> tuple[House, list[Summary | BatchclError | None]]:
+def race(seed: int) -> tuple[FakeWorld, list[Summary | BatchclError | None]]:
     """Two sessions that start within seconds of each other, and then one to end the run if they have not."""
-    contested = house()
+    contested = world()
     ends: list[Summary | BatchclError | None] = []
 
     async def main() -> None:
@@ -88,7 +88,7 @@ def race(seed: int) -> tuple[House, list[Summary | BatchclError | None]]:
         contested.assert_exactly_once(await contested.run_to_end())
         assert not journalled & (contested.service.calls - called).keys()
 
-    in_house(main)
+    run_simulation(main)
     return contested, ends
 
 
@@ -133,7 +133,7 @@ def _stalled_before(number: int) -> bool:
         def fault(each: ImageRef, call: int, now: float) -> CallError | None:
             return None if resolved else refused(each, call, now)
 
-        contested = House([image(n) for n in range(10)], Service(fault=fault), shard_size=5)
+        contested = FakeWorld([image(n) for n in range(10)], Service(fault=fault), shard_size=5)
         asleep, awake, ended = anyio.Event(), anyio.Event(), anyio.Event()
         pauses = count()
 
@@ -145,7 +145,7 @@ def _stalled_before(number: int) -> bool:
         async with anyio.create_task_group() as group:
 
             async def sleeper() -> None:
-                end = await contested.run(Trouble(pause=pause))
+                end = await contested.run(FaultInjector(pause=pause))
                 assert isinstance(end, Summary | StoppedError)
                 ended.set()
                 asleep.set()
@@ -166,4 +166,4 @@ def _stalled_before(number: int) -> bool:
         }
         return fell_asleep
 
-    return in_house(main)
+    return run_simulation(main)

@@ -1,4 +1,4 @@
-"""Whether a job would run, told before it does: `batchcl doctor`."""
+"""Checks whether a job would run: `batchcl doctor`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import RunLease, RunLeaseHolder, _process_location, _state, read_lease
 from batchcl.runs.store import Store
 from servers import wait_for
-from sim.house import FaultyStore, Trouble
+from sim.fake_world import FaultInjector, FaultyStore
 from virtual import run_virtual
 
 FOLDER = RunPaths("r").sessions
@@ -29,7 +29,7 @@ def utcnow() -> dt.datetime:
     return START + dt.timedelta(seconds=anyio.current_time())
 
 
-def keeper(store: Store) -> RunLeaseHolder:
+def model_manager(store: Store) -> RunLeaseHolder:
     return RunLeaseHolder(store, FOLDER, what="run r", utcnow=utcnow)
 
 
@@ -72,7 +72,7 @@ def test_a_session_whose_counter_stands_still_is_taken_over_within_a_minute(cloc
     async def main() -> None:
         store = FaultyStore({})
         await pretend(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
-        second = keeper(store)
+        second = model_manager(store)
         await second.acquire()
         assert second.number == 1
         assert 45 <= anyio.current_time() <= 60
@@ -83,7 +83,7 @@ def test_a_session_whose_counter_stands_still_is_taken_over_within_a_minute(cloc
 def test_a_holder_keeps_its_counter_going():
     async def main() -> None:
         store = FaultyStore({})
-        first = keeper(store)
+        first = model_manager(store)
         await first.acquire()
         before = await read_lease(store, FOLDER)
         with anyio.move_on_after(25):
@@ -111,7 +111,7 @@ def test_an_observer_that_was_suspended_looks_again_before_it_judges():
         async with anyio.create_task_group() as group:
             group.start_soon(beating, FaultyStore(files))
             with pytest.raises(StoppedError, match="held by another runner"):
-                await keeper(Slow(files)).acquire()
+                await model_manager(Slow(files)).acquire()
             group.cancel_scope.cancel()
 
     run_virtual(main)
@@ -127,15 +127,15 @@ def test_a_process_of_this_boot_and_namespace_is_looked_at():
     async def main() -> None:
         store = FaultyStore({})
         await pretend(store, place=_process_location(), process=f"{gone.pid}-123")
-        await keeper(store).acquire()
+        await model_manager(store).acquire()
         assert anyio.current_time() < 1, "one that is gone is replaced at once"
         await pretend(store, 2, place=_process_location(), process=f"{runs.pid}-{state.started}")
         with pytest.raises(StoppedError):
-            await keeper(store).acquire()
+            await model_manager(store).acquire()
         assert anyio.current_time() < 1, "one that runs keeps it"
         runs.send_signal(signal.SIGSTOP)
         wait_for(lambda: (state := _state(runs.pid)) is not None and state.code == "T")
-        await keeper(store).acquire()
+        await model_manager(store).acquire()
         assert anyio.current_time() > 45, "one that is suspended is judged by its heartbeat"
 
     try:
@@ -155,7 +155,7 @@ def test_the_same_host_name_and_process_in_another_namespace_mean_nothing():
         await pretend(store, host=socket.gethostname(), place=f"{boot} pid:[1]", process=f"{gone.pid}-123")
         async with anyio.create_task_group() as group:
             group.start_soon(anyio.sleep, 100)
-            await keeper(store).acquire()
+            await model_manager(store).acquire()
             assert anyio.current_time() >= 45
             group.cancel_scope.cancel()
 
@@ -165,7 +165,7 @@ def test_the_same_host_name_and_process_in_another_namespace_mean_nothing():
 def test_a_runner_whose_lease_was_taken_over_stops_and_changes_nothing_of_its_successor():
     async def main() -> None:
         store = FaultyStore({})
-        first = keeper(store)
+        first = model_manager(store)
         await first.acquire()
         await first.check()
         await pretend(store, 1)
@@ -185,18 +185,18 @@ def test_a_runner_whose_lease_was_taken_over_stops_and_changes_nothing_of_its_su
 def test_a_session_that_ended_or_is_damaged_keeps_nobody_out(settled):
     async def main() -> None:
         store = FaultyStore({})
-        first = keeper(store)
+        first = model_manager(store)
         await first.acquire()
         first.settled = settled
         await first.release()
         lease = await read_lease(store, FOLDER)
         assert lease is not None
         assert (lease.number, lease.ended, lease.settled) == (0, True, settled)
-        second = keeper(store)
+        second = model_manager(store)
         await second.acquire()
         assert second.number == 1
         await store.put(f"{FOLDER}/00002.json", b'{"holder": ')
-        third = keeper(store)
+        third = model_manager(store)
         await third.acquire()
         assert third.number == 3
 
@@ -210,7 +210,7 @@ def test_a_session_of_a_newer_version_is_alive_too():
         async with anyio.create_task_group() as group:
             group.start_soon(beating, store)
             with pytest.raises(StoppedError, match="held by another runner"):
-                await keeper(store).acquire()
+                await model_manager(store).acquire()
             group.cancel_scope.cancel()
 
     run_virtual(main)
@@ -219,7 +219,7 @@ def test_a_session_of_a_newer_version_is_alive_too():
 def test_a_lease_beats_while_its_holder_prepares():
     async def main() -> None:
         store = FaultyStore({})
-        first = keeper(store)
+        first = model_manager(store)
         await first.acquire()
         before = await read_lease(store, FOLDER)
         async with first.beating():
@@ -260,9 +260,9 @@ def test_of_two_that_find_the_same_dead_session_one_takes_over(slower_s: float) 
         ends: list[str] = []
 
         async def take(pause_s: float) -> None:
-            store = FaultyStore(files, Trouble(pause=lambda: anyio.sleep(pause_s)))
+            store = FaultyStore(files, FaultInjector(pause=lambda: anyio.sleep(pause_s)))
             try:
-                await keeper(store).acquire()
+                await model_manager(store).acquire()
             except StoppedError as error:
                 ends.append(str(error))
             else:
@@ -285,6 +285,6 @@ def test_a_lease_whose_creation_was_not_answered_is_held():
             return await super().put_new(path, data)  # as the second attempt of a client that retries
 
     async def main() -> None:
-        await keeper(LosesAnswers({})).acquire()
+        await model_manager(LosesAnswers({})).acquire()
 
     run_virtual(main)

@@ -8,7 +8,7 @@ from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
 from batchcl.events import Progress
 from batchcl.job import Job
 from batchcl.outcomes import Counts
-from batchcl.scoring.bounds import reached, watch_bounds
+from batchcl.scoring.bounds import exceeded_bound, watch_bounds
 from virtual import run_virtual
 
 
@@ -23,8 +23,8 @@ def progress(*, scored: int = 0, failed: int = 0, dollars: float | None = None) 
 
 
 def look(job: Job, progress: Progress, *, elapsed_s: float = 0.0) -> StoppedError | None:
-    """The bound that a run has reached which has called for no image before."""
-    return reached(job, progress, elapsed_s=elapsed_s, called_for=progress.scored + progress.failed)
+    """The bound that a run has exceeded_bound which has called for no image before."""
+    return exceeded_bound(job, progress, elapsed_s=elapsed_s, called=progress.scored + progress.failed)
 
 
 def test_without_bounds_nothing_is_ever_reached():
@@ -56,7 +56,7 @@ def test_failures_end_the_run_when_tolerance_was_named(tolerance, scored, failed
 )
 def test_a_retry_is_judged_by_all_images_of_its_run(tolerance, failed, ends):
     """All of those that it scores have failed before, so most may fail again: of its own they would be too many."""
-    found = reached(job(max_failures=tolerance), progress(failed=failed), elapsed_s=0, called_for=1000)
+    found = exceeded_bound(job(max_failures=tolerance), progress(failed=failed), elapsed_s=0, called=1000)
     assert isinstance(found, TooManyFailuresError) is ends
 
 
@@ -64,7 +64,7 @@ def test_the_watch_looks_every_second_and_stops_once():
     stops: list[BatchclError] = []
 
     async def main() -> None:
-        await watch_bounds(job(deadline="1h"), progress(), begun_at=0.0, stop=stops.append, called_for=lambda: 0)
+        await watch_bounds(job(deadline="1h"), progress(), begun_at=0.0, stop=stops.append, called_count=lambda: 0)
 
     run_virtual(main)
     assert len(stops) == 1

@@ -31,7 +31,7 @@ def breaker(
 def test_one_image_that_fails_again_and_again_is_no_outage() -> None:
     async def main() -> None:
         one = breaker()
-        assert not any(one.blames_service("a") for _ in range(100))
+        assert not any(one.is_outage("a") for _ in range(100))
 
     run_virtual(main)
 
@@ -39,10 +39,10 @@ def test_one_image_that_fails_again_and_again_is_no_outage() -> None:
 def test_many_images_without_any_answer_are_one_until_the_next_answer() -> None:
     async def main() -> None:
         one = breaker()
-        found = [one.blames_service(f"{number}") for number in range(DISTINCT_IMAGES + 1)]
+        found = [one.is_outage(f"{number}") for number in range(DISTINCT_IMAGES + 1)]
         assert found == [False] * (DISTINCT_IMAGES - 1) + [True, True]
         one.answered(scored=True)
-        assert not one.blames_service("0")
+        assert not one.is_outage("0")
 
     run_virtual(main)
 
@@ -51,7 +51,7 @@ def test_answers_between_errors_are_no_outage() -> None:
     async def main() -> None:
         one = breaker()
         for number in range(100):
-            assert not one.blames_service(f"{number}")
+            assert not one.is_outage(f"{number}")
             if number % 5 == 0:
                 one.answered(scored=False)
 

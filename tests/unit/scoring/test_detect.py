@@ -59,7 +59,7 @@ class Client:
 
 
 def look(client: Client, images: Sequence[ImageInput], *, deadline_s: float | None = None) -> list[DetectResult]:
-    looker = _DetectCalls(
+    calls = _DetectCalls(
         SdkDetector(client, MODEL, reader=FILES),
         MODEL,
         ObjectReader(None),
@@ -67,7 +67,7 @@ def look(client: Client, images: Sequence[ImageInput], *, deadline_s: float | No
         on_read=None,
         deadline_s=deadline_s,
     )
-    return anyio.run(looker.look, images)
+    return anyio.run(calls.detect_all, images)
 
 
 def bytes_of(*names: str) -> list[ImageInput]:

@@ -48,8 +48,8 @@ def test_an_image_that_was_given_back_goes_first() -> None:
         queue = await filled("abcd")
         queue.close()
         first, second = queue.take(), queue.take()
-        queue.give_back(first)
-        queue.give_back(second)
+        queue.requeue(first)
+        queue.requeue(second)
         return await drained(queue)
 
     assert run_virtual(main) == "abcd"
@@ -59,7 +59,7 @@ def test_a_delayed_image_comes_at_its_time_and_not_before() -> None:
     async def main() -> tuple[str, float]:
         queue = await filled("ab")
         queue.close()
-        queue.give_back_later(queue.take(), due_at=5.0)
+        queue.requeue_at(queue.take(), due_at=5.0)
         names = await drained(queue)
         return names, anyio.current_time()
 
@@ -73,7 +73,7 @@ def test_delayed_images_come_by_time_and_those_of_one_time_in_order() -> None:
         queue = await filled("abcd")
         queue.close()
         for due_at in (3.0, 1.0, 2.0, 1.0):
-            queue.give_back_later(queue.take(), due_at)
+            queue.requeue_at(queue.take(), due_at)
         return await drained(queue)
 
     assert run_virtual(main) == "bdca"
@@ -84,8 +84,8 @@ def test_a_due_image_goes_before_fresh_ones_and_behind_those_given_back() -> Non
         queue = await filled("abcd")
         queue.close()
         late, back = queue.take(), queue.take()
-        queue.give_back_later(late, 1.0)
-        queue.give_back(back)
+        queue.requeue_at(late, 1.0)
+        queue.requeue(back)
         await anyio.sleep(2)
         return await drained(queue)
 
@@ -97,7 +97,7 @@ async def settles(queue: WorkQueue) -> None:
 
 
 async def returns(queue: WorkQueue) -> None:
-    queue.give_back(item("b"))
+    queue.requeue(item("b"))
 
 
 @pytest.mark.parametrize(("act", "more"), [(settles, False), (returns, True)])
@@ -201,7 +201,7 @@ def test_images_given_back_need_no_room() -> None:
         queue = await filled("a", capacity=1)
         taken = queue.take()
         await queue.put(item("b"))
-        queue.give_back(taken)
+        queue.requeue(taken)
         return queue.statistics()
 
     assert run_virtual(main) == QueueStatistics(waiting=2, delayed=0, outstanding=0)
@@ -210,7 +210,7 @@ def test_images_given_back_need_no_room() -> None:
 def test_after_stop_nothing_is_handed_out_or_taken_over() -> None:
     async def main() -> tuple[bool, bool, bool]:
         queue = await filled("ab")
-        queue.give_back_later(queue.take(), 1.0)
+        queue.requeue_at(queue.take(), 1.0)
         queue.stop()
         return await queue.ready(), await queue.put(item("c")), queue.stopped
 
@@ -244,8 +244,8 @@ def test_statistics_tell_where_images_are() -> None:
         queue = await filled("abcde")
         for _ in range(4):
             first = queue.take()
-        queue.give_back(first)
-        queue.give_back_later(item("b"), 9.0)
+        queue.requeue(first)
+        queue.requeue_at(item("b"), 9.0)
         return queue.statistics()
 
     assert run_virtual(main) == QueueStatistics(waiting=2, delayed=1, outstanding=2)
@@ -270,9 +270,9 @@ def test_whatever_happens_to_images_each_is_settled_exactly_once(fates: list[str
                 taken = queue.take()
                 fate = left.pop() if left else "settle"
                 if fate == "back":
-                    queue.give_back(taken)
+                    queue.requeue(taken)
                 elif fate == "later":
-                    queue.give_back_later(taken, anyio.current_time() + 3)
+                    queue.requeue_at(taken, anyio.current_time() + 3)
                 else:
                     settled.append(taken.image.key)
                     queue.settle()

@@ -16,7 +16,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, image_table
 from batchcl.scoring.source_counts import SourceCounts
-from batchcl.scoring.work_list_writer import AHEAD_IMAGES, LISTED_PER_S, freeze_all, leave_room_for_calls
+from batchcl.scoring.work_list_writer import AHEAD_IMAGES, LISTED_PER_S, wait_for_calls, write_work_list
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
 from unit.sources.test_select import FakeSource
@@ -57,12 +57,12 @@ async def listed(store: Store, *, page: int, incremental: bool, shards: int | No
             raise CutError
 
     pages = Selection([source], Filters()).pages(worklist.bookmark, earlier=worklist.frozen_images())
-    await freeze_all(
+    await write_work_list(
         worklist,
         pages,
         shard_size=SHARD,
         incremental=ButThirds() if incremental else None,
-        tally=partial(SourceCounts, lines=None),
+        count_sources=partial(SourceCounts, lines=None),
         on_frozen=on_frozen,
     )
     assert worklist.totals is not None
@@ -104,12 +104,12 @@ def test_calls_come_between_any_two_pages_of_a_list_of_which_all_or_nothing_is_t
         await worklist.freeze(image_table(source.images[:1] * AHEAD_IMAGES), Bookmark(0, Position(1, "000000"), 1))
         async with anyio.create_task_group() as group:
             group.start_soon(call)
-            await freeze_all(
+            await write_work_list(
                 worklist,
-                selection.pages(pause=partial(leave_room_for_calls, worklist, Progress())),
+                selection.pages(pause=partial(wait_for_calls, worklist, Progress())),
                 shard_size=shard,
                 incremental=None,
-                tally=partial(SourceCounts, lines=None),
+                count_sources=partial(SourceCounts, lines=None),
                 on_frozen=lambda: None,
             )
             group.cancel_scope.cancel()
@@ -130,7 +130,7 @@ def test_listing_waits_for_calls_only_while_enough_images_wait_for_them() -> Non
                 await worklist.freeze(image_table(source.images * frozen), Bookmark(0, Position(1, "k"), 1))
             progress.scored += done
             before_s = anyio.current_time()
-            await leave_room_for_calls(worklist, progress, LISTED_PER_S)
+            await wait_for_calls(worklist, progress, LISTED_PER_S)
             waited.append(anyio.current_time() - before_s > 0.5)
         return waited
 
