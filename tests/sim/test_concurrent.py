@@ -41,11 +41,11 @@ T = TypeVar("T")
 SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "25"))
 IMAGES = 21
 BROKEN = {4, 9, 16}
-"""Images that are missing at first, and found later."""
+"""Images that are missing at first and exist later."""
 
 FAULTS = (FaultKind.CRASH_BEFORE, FaultKind.CRASH_AFTER, FaultKind.ERROR_BEFORE, FaultKind.ERROR_AFTER)
 HOPELESS = {12}
-"""Images that are refused for what they are: once that is in the tables, no run calls for them again."""
+"""Images with permanent failures: no run calls for them again."""
 
 
 class Suspended(FaultInjector):
@@ -89,11 +89,11 @@ class Suspended(FaultInjector):
 
 @dataclass
 class World:
-    """One output root, the service, and what a reader has seen."""
+    """One output root, the service, and what readers have seen."""
 
     rng: random.Random
     files: dict[str, bytes] = field(default_factory=dict)
-    mended: bool = False
+    missing_exist: bool = False
     seen: dict[str, bytes] = field(default_factory=dict)
     ends: list[str] = field(default_factory=list)
 
@@ -105,7 +105,7 @@ class World:
         n = int(each.key[:6])
         if n in HOPELESS:
             return ImageError("no", code="InvalidImageFormatException", status=400)
-        return ImageError("no", code="InvalidS3ObjectException") if n in BROKEN and not self.mended else None
+        return ImageError("no", code="InvalidS3ObjectException") if n in BROKEN and not self.missing_exist else None
 
     def night(self, run_id: str) -> FakeWorld:
         return FakeWorld(
@@ -121,21 +121,21 @@ class World:
         )
 
     def faults(self) -> Suspended:
-        """A process that is suspended once or twice, killed, refused, or none of it; its clock may be wrong."""
+        """A process that may be suspended, killed or get an error, and whose clock may be wrong."""
         rng = random.Random(self.rng.random())
         naps = {rng.randrange(90): rng.choice([20.0, 50.0, 100.0, 400.0]) for _ in range(rng.choice([0, 1, 1, 2]))}
         fault = rng.randrange(90) if rng.random() < 0.4 else None
         return Suspended(naps, late=rng.random() < 0.5, fault=fault, rng=rng)
 
     def results(self) -> Counter[str]:
-        """How often each image is in `results/`, as a glob over it shows."""
+        """Number of rows of each image in `results/`."""
         return Counter(row["uri"] for row in self._rows() if row["table"] == "results")
 
     def _rows(self) -> list[dict[str, Any]]:
         return self.night("any").rows()
 
     def look(self) -> None:
-        """What any reader may rely on at any moment."""
+        """Assert what readers may rely on at any time."""
         tables = {path: data for path, data in self.files.items() if path.startswith(("results/", "failures/"))}
         assert self.seen.items() <= tables.items(), "a file was changed or removed"
         if len(tables) > len(self.seen):
@@ -189,23 +189,23 @@ async def play(world: World) -> None:
             ):
                 actors.start_soon(world.act, name, run_id, rng.uniform(0, latest_s))
             actors.start_soon(world.export, rng.uniform(20, 500))
-            actors.start_soon(mend, world, rng.uniform(20, 500))
+            actors.start_soon(provide_missing, world, rng.uniform(20, 500))
         world.look()
-        await settle(world)
+        await resume_all(world)
         world.look()
         reader.cancel_scope.cancel()
     expected = {each.uri for n, each in enumerate(world.images) if n not in HOPELESS}
     assert world.results() == dict.fromkeys(expected, 1)
 
 
-async def mend(world: World, after_s: float) -> None:
+async def provide_missing(world: World, after_s: float) -> None:
     await anyio.sleep(after_s)
-    world.mended = True
+    world.missing_exist = True
 
 
-async def settle(world: World) -> None:
-    """All troubles end: each run is resumed to its end, and one more incremental run scores what is left."""
-    world.mended = True
+async def resume_all(world: World) -> None:
+    """Without more faults, resume each run to its end, and score the rest with one more incremental run."""
+    world.missing_exist = True
     begun = sorted({path.split("/")[1] for path in world.files if path.endswith("/run.json")})
     for run_id in begun:
         await world.night(run_id).run_to_end()
@@ -220,8 +220,8 @@ async def settle(world: World) -> None:
     assert world.service.calls == calls, "a permanent failure was called for again"
 
 
-def test_a_process_that_was_suspended_adds_nothing_after_a_resumption_that_ended_early():
-    """It has outcomes in its memory and no segment yet; the resumption ends before it opens that shard."""
+def test_a_suspended_process_adds_nothing_after_a_resumption():
+    """The process has outcomes in memory and no segment; the resumed session ends before it opens that shard."""
     files: dict[str, bytes] = {}
     images = [replace(image(n), etag=f"e{n}") for n in range(40)]
 
@@ -239,7 +239,7 @@ def test_a_process_that_was_suspended_adds_nothing_after_a_resumption_that_ended
         night.incremental = True
         await night.run(faults)
 
-    class Asleep(FaultInjector):
+    class SuspendedSession(FaultInjector):
         async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
             if 12 <= anyio.current_time() < 75:
                 await anyio.sleep_until(75)
@@ -247,7 +247,7 @@ def test_a_process_that_was_suspended_adds_nothing_after_a_resumption_that_ended
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(session, "night-1", 0.0, Asleep())
+            group.start_soon(session, "night-1", 0.0, SuspendedSession())
             group.start_soon(session, "night-1", 14.0)
             group.start_soon(session, "night-2", 70.0)
         rows = FakeWorld(images, service, files=files).rows()

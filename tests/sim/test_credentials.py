@@ -1,4 +1,4 @@
-"""Credentials that go while a run is at work: five minutes of patience, then a stop that can be resumed."""
+"""Credentials that are lost during a run: it waits for five minutes, then ends resumably."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ NAME = "cats@v1"
 ARN = ModelArn.parse(arn_of(NAME))
 HOLDER = "run night in memory"
 GONE_AT_S = 20.0
-"""While images are scored, one a second."""
+"""During scoring, at one image per second."""
 
 
 @dataclass
 class SignedModels(Models):
-    """The control plane, which waits for keys as aioboto3's clients do."""
+    """A control plane that waits for credentials like aioboto3's clients."""
 
     sign: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
 
@@ -50,8 +50,8 @@ class SignedModels(Models):
 
 
 @dataclass
-class SignedHouse(FakeWorld):
-    """A world whose keys expire when they are gone, and whose provider fails then."""
+class SignedWorld(FakeWorld):
+    """A world whose credentials expire and whose provider then fails."""
 
     gone_s: float = 0.0
     gone_at_s: float = GONE_AT_S
@@ -99,12 +99,12 @@ class SignedHouse(FakeWorld):
 
 def night(
     gone_s: float, *, images: int = 60, gone_at_s: float = GONE_AT_S, start_s: float = 0.0
-) -> tuple[Any, SignedHouse, float]:
-    """How a run ends whose keys are gone for so long, the world after it, and when."""
+) -> tuple[Any, SignedWorld, float]:
+    """Run without credentials for `gone_s`; returns the end, the world and the time."""
 
-    async def main() -> tuple[Summary | BatchclError | None, SignedHouse, float]:
+    async def main() -> tuple[Summary | BatchclError | None, SignedWorld, float]:
         service = Service(latency_s=lambda _: 1.0)
-        world = SignedHouse(
+        world = SignedWorld(
             images=[image(n) for n in range(images)],
             service=service,
             max_in_flight=1,
@@ -120,7 +120,7 @@ def night(
 
 @pytest.mark.parametrize("images", [24, 60])
 def test_five_minutes_without_credentials_cost_time_and_no_image(images: int) -> None:
-    """Also where so few images are left that their attempts would be used up before."""
+    """Also if so few images are left that their attempts would be exhausted earlier."""
     end, world, now_s = night(290.0, images=images)
     assert isinstance(end, Summary)
     assert (end.scored, end.failed, end.status) == (images, 0, "done")
@@ -131,7 +131,7 @@ def test_five_minutes_without_credentials_cost_time_and_no_image(images: int) ->
     assert "loading the AWS credentials of profile no profile with credential_process failed: token expired" in paused
 
 
-def test_after_five_minutes_the_run_ends_resumably_and_the_model_is_stopped() -> None:
+def test_after_five_minutes_without_credentials_the_run_ends() -> None:
     end, world, now_s = night(400.0)
     assert isinstance(end, BatchclError)
     assert end.exit_code is ExitCode.STOPPED
@@ -145,7 +145,7 @@ def test_after_five_minutes_the_run_ends_resumably_and_the_model_is_stopped() ->
     assert "cats@v1 is stopped; its billing has ended" in world.listener.notices[-1].text
 
 
-def test_a_run_that_still_waits_for_its_model_ends_likewise() -> None:
+def test_a_run_waiting_for_its_model_ends_without_credentials() -> None:
     end, _, now_s = night(1e9, gone_at_s=10.0, start_s=60.0)
     assert isinstance(end, BatchclError)
     assert end.exit_code is ExitCode.STOPPED
@@ -155,7 +155,7 @@ def test_a_run_that_still_waits_for_its_model_ends_likewise() -> None:
     assert 310 < now_s < 660
 
 
-def test_a_model_that_can_not_be_stopped_for_lack_of_credentials_is_named_with_who_will() -> None:
+def test_without_credentials_the_error_says_who_stops_the_model() -> None:
     end, world, _ = night(1e9)
     assert isinstance(end, BatchclError)
     assert end.exit_code is ExitCode.STOPPED

@@ -1,4 +1,4 @@
-"""The world's store answers as the real one does, and its troubles are what they say."""
+"""The fake store behaves like the real one, and faults are injected as specified."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATHS = ["a/b", "a/.b/c", "a/b/c", "a/bc", "a/b-c/d", "a/b/c/e", "z"]
 PREFIXES = ["a", "a/b", "z", "none", "a/b/c"]
 
 
-def test_it_answers_as_the_real_store_does():
+def test_the_fake_store_behaves_like_the_real_one():
     rng = random.Random(4)
     faulty, real = FaultyStore({}), Store.memory()
 
@@ -38,7 +38,7 @@ def test_it_answers_as_the_real_store_does():
 
 
 @pytest.mark.parametrize("kind", FaultKind, ids=lambda kind: kind.value)
-def test_a_trouble_strikes_once_before_or_after_the_effect(kind):
+def test_a_fault_is_injected_once_before_or_after_the_effect(kind):
     files: dict[str, bytes] = {}
     trouble = FaultInjector(OperationKind.STORE, 1, kind)
     store = FaultyStore(files, trouble)

@@ -1,4 +1,4 @@
-"""A signal with a time limit: whatever hangs, the session is over in time, and what is lost is called for again."""
+"""A signal with a time limit: the session ends in time regardless of what hangs; lost outcomes are repeated."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class Hanging(FaultInjector):
-    """Operations of a sort never return from a moment on."""
+    """Operations of one kind hang after `since_s`."""
 
-    def __init__(self, sort: OperationKind, *, since_s: float) -> None:
+    def __init__(self, operation: OperationKind, *, since_s: float) -> None:
         super().__init__()
-        self._hangs = sort
+        self._hangs = operation
         self._since_s = since_s
 
     async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
@@ -40,10 +40,10 @@ class Hanging(FaultInjector):
         return self
 
 
-def signalled(
+def run_and_signal(
     world: FakeWorld, faults: FaultInjector | None = None, *, limit_s: float = GRACE_S
 ) -> tuple[object, float]:
-    """One session that is asked to end after 30 s; its end, and the seconds that it then took."""
+    """Run one session and stop it after 30 s; returns its end and the seconds from the signal to the end."""
     world.stop_signal = stop_signal = StopSignal()
     result: list[object] = []
     took: list[float] = []
@@ -71,8 +71,8 @@ def world(latency_s: float, *, images: int = 400) -> FakeWorld:
     )
 
 
-def finishes(one: FakeWorld) -> None:
-    """A later session ends the run, with each image once."""
+def assert_resumes(one: FakeWorld) -> None:
+    """Assert that a later session completes the run with one row per image."""
     summary = run_virtual(one.run_to_end)
     assert isinstance(summary, Summary)
     one.assert_exactly_once(summary)
@@ -80,46 +80,46 @@ def finishes(one: FakeWorld) -> None:
 
 def test_calls_that_take_a_minute_are_given_up_in_time():
     one = world(60.0, images=40)
-    end, took_s = signalled(one)
+    end, took_s = run_and_signal(one)
     assert isinstance(end, StoppedError)
     assert GRACE_S * CALLS <= took_s <= GRACE_S * CALLS + 1
     assert end.summary is not None
     assert end.summary.calls == 8
-    finishes(one)
+    assert_resumes(one)
 
 
-def test_calls_that_end_soon_are_waited_for_no_longer():
+def test_the_end_waits_no_longer_than_the_calls_in_flight():
     one = world(2.0)
-    end, took_s = signalled(one)
+    end, took_s = run_and_signal(one)
     assert isinstance(end, StoppedError)
     assert took_s <= 2.5
     assert end.summary is not None
     assert end.summary.scored == len(one.rows()) > 20
-    finishes(one)
+    assert_resumes(one)
 
 
-def test_a_store_that_hangs_costs_what_it_did_not_take():
+def test_calls_that_a_hanging_store_did_not_record_are_repeated():
     one = world(2.0)
-    end, took_s = signalled(one, Hanging(OperationKind.STORE, since_s=SIGNAL_S - 5))
+    end, took_s = run_and_signal(one, Hanging(OperationKind.STORE, since_s=SIGNAL_S - 5))
     assert isinstance(end, StoppedError)
     assert "ended by SIGTERM; writing " in str(end)
     assert "calls for these images again" in str(end)
     assert GRACE_S * STORE < took_s <= GRACE_S * RECORDS + 0.1
-    finishes(one)
+    assert_resumes(one)
 
 
 def test_a_store_that_hangs_from_the_start_ends_the_session_too():
     one = world(2.0)
-    end, took_s = signalled(one, Hanging(OperationKind.STORE, since_s=1.0))
+    end, took_s = run_and_signal(one, Hanging(OperationKind.STORE, since_s=1.0))
     assert isinstance(end, StoppedError)
     assert took_s <= GRACE_S * RECORDS + 0.1
-    finishes(one)
+    assert_resumes(one)
 
 
-@pytest.mark.parametrize("sort", [OperationKind.PAGE, OperationKind.CALL])
-def test_a_list_or_a_service_that_hangs_holds_the_session_up_no_longer_than_calls(sort):
+@pytest.mark.parametrize("operation", [OperationKind.PAGE, OperationKind.CALL])
+def test_a_hanging_list_or_service_delays_the_end_no_further(operation):
     one = world(2.0)
-    end, took_s = signalled(one, Hanging(sort, since_s=5.0))
+    end, took_s = run_and_signal(one, Hanging(operation, since_s=5.0))
     assert isinstance(end, StoppedError)
     assert took_s <= GRACE_S * CALLS + 1
-    finishes(one)
+    assert_resumes(one)

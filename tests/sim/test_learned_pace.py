@@ -1,4 +1,4 @@
-"""What a session learns of the pace starts the next one, and a store that can't keep it ends nothing."""
+"""The learned rate: stored at the end of a session, used by the next one, and optional."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACE = pace_path(MODEL, "")
 
 
 def no_units() -> None:
-    """What an identity that may not describe the model knows."""
+    """The units are unknown without permission to describe the model."""
 
 
 def world(tps: float, *, images: int = 1500) -> FakeWorld:
@@ -37,7 +37,7 @@ def world(tps: float, *, images: int = 1500) -> FakeWorld:
 
 
 async def throttled(pacer: Pacer) -> None:
-    """One call is answered, then so many are refused that the rate is cut."""
+    """One call succeeds, then enough are throttled to reduce the rate."""
     await pacer.acquire()
     pacer.succeeded(sent_at=anyio.current_time())
     for _ in range(30):
@@ -49,7 +49,7 @@ def learned(files: dict[str, bytes]) -> float:
     return float(files[PACE].split(b'"tps":')[1].split(b",")[0])
 
 
-def test_the_next_run_starts_with_the_rate_that_the_last_one_found() -> None:
+def test_the_next_run_starts_with_the_learned_rate() -> None:
     first = world(30)
     assert isinstance(run_virtual(first.run), Summary)
     assert abs(learned(first.files) - 30) < 1.5
@@ -90,7 +90,7 @@ def throttled_from(at_s: float, *, images: int = 10_000) -> FakeWorld:
     return one
 
 
-def test_a_run_of_which_every_call_is_throttled_ends_after_fifteen_minutes() -> None:
+def test_a_run_with_only_throttled_calls_ends_after_15_minutes() -> None:
     end = run_virtual(throttled_from(0.0).run)
     assert isinstance(end, StoppedError)
     assert "15 minutes" in str(end)
@@ -100,7 +100,7 @@ def test_a_run_of_which_every_call_is_throttled_ends_after_fifteen_minutes() -> 
     assert 900 <= end.summary.seconds < 930
 
 
-def test_a_run_that_ended_in_trouble_does_not_lower_what_was_learned() -> None:
+def test_an_outage_does_not_lower_the_learned_rate() -> None:
     first = world(30)
     run_virtual(first.run)
     second = throttled_from(20.0)
@@ -133,7 +133,7 @@ def test_each_number_of_units_has_its_own_rate() -> None:
     assert set(files) == {pace_path(MODEL, "1"), pace_path(MODEL, "1:3")}
 
 
-def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None:
+def test_a_failing_store_of_the_rate_does_not_end_the_run() -> None:
     async def main() -> None:
         store = FaultyStore({}, FaultInjector(failing=lambda: True))
         async with open_pacer(
@@ -150,7 +150,7 @@ def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None
     run_virtual(main)
 
 
-def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_writes_nothing() -> None:
+def test_only_a_cancelled_session_that_learned_stores_a_rate() -> None:
     async def main(files: dict[str, bytes], learns: list[bool]) -> None:
         with anyio.move_on_after(5):
             async with open_pacer(
@@ -172,7 +172,7 @@ def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_
         assert (PACE in files) == bool(learns)
 
 
-def test_a_rate_that_is_wrong_by_a_factor_of_ten_is_only_a_beginning() -> None:
+def test_a_stored_rate_ten_times_too_high_is_corrected() -> None:
     for wrong in (3.0, 300.0):
         one = world(30)
         one.files[PACE] = f'{{"tps": {wrong}, "learned_at": "{dt.datetime.now(dt.UTC).isoformat()}"}}'.encode()
@@ -182,12 +182,12 @@ def test_a_rate_that_is_wrong_by_a_factor_of_ten_is_only_a_beginning() -> None:
         assert summary.seconds < 1500 / 30 * 1.6
 
 
-def test_a_run_that_was_never_throttled_keeps_what_it_sustained_as_a_lower_bound() -> None:
-    """The next one begins there and grows; a slower one does not lower the bound, a measured one replaces it."""
+def test_without_throttles_the_sustained_rate_is_a_lower_bound() -> None:
+    """The next run starts at the bound; a slower run does not lower it, a measured rate replaces it."""
     files: dict[str, bytes] = {}
 
     async def session(max_tps: float, *, throttled_at_s: float = 1e9) -> float:
-        """Send for 20 s; returns the rate after three."""
+        """Send calls for 20 s; returns the rate after 3 s."""
         store, rate_tps = FaultyStore(files), 0.0
         async with open_pacer(
             store,

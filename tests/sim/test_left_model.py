@@ -1,4 +1,4 @@
-"""A model that a run started and could not stop: every later session knows of it until one has stopped it."""
+"""A model that a run started and could not stop: later sessions of the run stop it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 from sim.fake_world import EPOCH, RUN, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
-from sim.test_faults import strike_everywhere
+from sim.test_faults import inject_everywhere
 from unit.aws.models_service import Models, arn_of, refused
 
 T = TypeVar("T")
@@ -34,8 +34,8 @@ ONE: Final = Units(1)
 
 
 @dataclass
-class TroubledModels(Models):
-    """The control plane, out of reach for a session that was killed."""
+class UnreachableModels(Models):
+    """The control plane; unreachable for a killed session."""
 
     faults: FaultInjector = field(default_factory=FaultInjector)
 
@@ -44,10 +44,10 @@ class TroubledModels(Models):
 
 
 @dataclass
-class ModelHouse(FakeWorld):
-    """A world whose sessions look after a model of their own."""
+class WorldWithModel(FakeWorld):
+    """A world whose sessions start and stop the model."""
 
-    models: TroubledModels = field(default_factory=lambda: TroubledModels({NAME: "STOPPED"}))
+    models: UnreachableModels = field(default_factory=lambda: UnreachableModels({NAME: "STOPPED"}))
     units: Units | None = ONE
     keep: bool = False
 
@@ -63,17 +63,17 @@ class ModelHouse(FakeWorld):
         return self.models.statuses[NAME]
 
     async def owns_model(self) -> bool | None:
-        """What the newest session of the run has recorded."""
+        """The record of the newest session of the run."""
         lease = await self.lease()
         return None if lease is None else lease.progress["owns_model"]
 
 
-def world() -> ModelHouse:
-    return ModelHouse(images=[image(n) for n in range(12)], service=Service(latency_s=lambda _: 1.0), page=6)
+def world() -> WorldWithModel:
+    return WorldWithModel(images=[image(n) for n in range(12)], service=Service(latency_s=lambda _: 1.0), page=6)
 
 
-async def orphaned() -> ModelHouse:
-    """A run whose first session was killed while it scored, an hour ago."""
+async def with_left_model() -> WorldWithModel:
+    """A run whose first session was killed during scoring, an hour ago."""
     left = world()
     died = await left.run(FaultInjector(OperationKind.CALL, 8, FaultKind.CRASH_BEFORE))
     assert died is None
@@ -85,10 +85,10 @@ async def orphaned() -> ModelHouse:
 @pytest.mark.parametrize(
     "kind", [FaultKind.ERROR_BEFORE, FaultKind.CRASH_BEFORE, FaultKind.CRASH_AFTER], ids=lambda kind: kind.value
 )
-def test_whatever_becomes_of_the_second_session_the_model_is_stopped_or_remembered(kind):
+def test_a_second_session_stops_the_left_model_or_records_it(kind):
     def scene(n: int) -> bool:
         async def main() -> bool:
-            left, faults = await orphaned(), FaultInjector(OperationKind.STORE, n, kind)
+            left, faults = await with_left_model(), FaultInjector(OperationKind.STORE, n, kind)
             await left.run(faults)
             assert left.status == "STOPPED" or await left.owns_model()
             await left.run_to_end()
@@ -97,12 +97,12 @@ def test_whatever_becomes_of_the_second_session_the_model_is_stopped_or_remember
 
         return run_simulation(main)
 
-    assert strike_everywhere(scene) > 20
+    assert inject_everywhere(scene) > 20
 
 
-def test_a_session_that_ends_between_taking_the_lease_and_scoring_stops_the_model():
+def test_a_session_that_ends_before_scoring_stops_the_left_model():
     async def main() -> None:
-        left = await orphaned()
+        left = await with_left_model()
         end = await left.run(FaultInjector(failing=lambda: f"{PATHS.sessions}/00001.json" in left.files))
         assert isinstance(end, OutputError)
         assert left.status == "STOPPED"
@@ -110,9 +110,9 @@ def test_a_session_that_ends_between_taking_the_lease_and_scoring_stops_the_mode
     run_simulation(main)
 
 
-def test_a_session_that_starts_no_model_leaves_it_to_one_that_does():
+def test_a_session_that_starts_no_model_leaves_the_left_model():
     async def main() -> None:
-        left = await orphaned()
+        left = await with_left_model()
         left.units = None
         assert await left.run(FaultInjector(OperationKind.CALL, 0, FaultKind.CRASH_BEFORE)) is None
         assert (left.status, await left.owns_model()) == ("RUNNING", True)
@@ -127,7 +127,7 @@ def test_a_session_that_starts_no_model_leaves_it_to_one_that_does():
     run_simulation(main)
 
 
-def test_a_stop_that_failed_is_the_next_sessions_to_make():
+def test_the_next_session_repeats_a_failed_stop():
     async def main() -> None:
         left = world()
         left.models.errors["stop"] = refused("InternalServerError", 500)
@@ -142,7 +142,7 @@ def test_a_stop_that_failed_is_the_next_sessions_to_make():
     run_simulation(main)
 
 
-def test_a_model_that_is_kept_is_nobodys_to_stop():
+def test_a_kept_model_is_not_stopped_by_later_sessions():
     async def main() -> None:
         left = world()
         left.keep = True
@@ -155,9 +155,9 @@ def test_a_model_that_is_kept_is_nobodys_to_stop():
     run_simulation(main)
 
 
-def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
+def test_a_process_without_the_lease_does_not_stop_the_model():
     async def main() -> None:
-        left = await orphaned()
+        left = await with_left_model()
         path = f"{PATHS.sessions}/00000.json"
 
         async def beat() -> None:
@@ -185,7 +185,7 @@ def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
         pytest.param({"owns_model": True, "stops_model": True}, True, "STOPPED", id="is-over-already"),
     ],
 )
-def test_a_runner_that_was_taken_for_dead_leaves_the_model_to_one_that_will_stop_it(told, ended, status):
+def test_a_replaced_process_leaves_the_stop_to_its_successor(told, ended, status):
     async def main() -> None:
         contested = world()
         contested.service = Service(latency_s=lambda _: 40.0)

@@ -1,4 +1,4 @@
-"""A night of 20 hours, all of it in virtual time: it meets every faults there is, and ends with each image once."""
+"""A run of 20 hours in virtual time with every kind of fault, and one row per image."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ CRON_S = 300.0
 
 
 class Session:
-    """An Aws session whose keys are good for an hour, and whose client answers as the service does."""
+    """A session whose credentials are valid for an hour and whose client is the fake service."""
 
-    def __init__(self, world: NightHouse) -> None:
+    def __init__(self, world: AwsWorld) -> None:
         self._house = world
         self._keys = cache_of(self._look_up)
 
@@ -61,9 +61,9 @@ class Session:
 
 
 class Client:
-    """It looks its keys up anew when they are refused, as those of `Aws` do."""
+    """Looks up credentials again when they are refused, like `Aws`."""
 
-    def __init__(self, world: NightHouse, keys: CredentialCache) -> None:
+    def __init__(self, world: AwsWorld, keys: CredentialCache) -> None:
         self._house = world
         self._keys = keys
 
@@ -85,8 +85,8 @@ def _client_error(code: str, message: str, status: int) -> ClientError:
     return ClientError(answer, "DetectCustomLabels")
 
 
-class NightHouse(FakeWorld):
-    """A world that is reached as AWS is."""
+class AwsWorld(FakeWorld):
+    """A world that is reached through the real detector."""
 
     look_ups = 0
 
@@ -104,7 +104,7 @@ class NightHouse(FakeWorld):
 
 
 async def cron(world: FakeWorld, failing: Callable[[], bool], *, until: float) -> tuple[Summary, list[BatchclError]]:
-    """Start the run every five minutes unless it is running, until it is done; and the errors before that."""
+    """Start the run every five minutes until it is done; returns the summary and the errors before."""
     ends: list[BatchclError] = []
     while anyio.current_time() < until:
         end = await world.run(FaultInjector(failing=failing))
@@ -117,7 +117,7 @@ async def cron(world: FakeWorld, failing: Callable[[], bool], *, until: float) -
     raise AssertionError(f"not done at {until / HOUR_S} hours: {ends[-3:]}")
 
 
-def test_twenty_hours_with_every_trouble_end_exactly_once():
+def test_twenty_hours_with_every_fault_score_each_image_once():
     count = 5_500
 
     def fault(each: ImageRef, _call: int, now: float) -> CallError | None:
@@ -136,7 +136,7 @@ def test_twenty_hours_with_every_trouble_end_exactly_once():
 
     async def main() -> None:
         service = Service(fault=fault, latency_s=lambda rng: rng.uniform(16, 32))
-        night = NightHouse([image(n) for n in range(count)], service, shard_size=1000, page=1000, max_in_flight=2)
+        night = AwsWorld([image(n) for n in range(count)], service, shard_size=1000, page=1000, max_in_flight=2)
         summary, ends = await cron(
             night, lambda: 12 * HOUR_S <= anyio.current_time() < 12 * HOUR_S + 600, until=26 * HOUR_S
         )
@@ -155,29 +155,31 @@ def test_twenty_hours_with_every_trouble_end_exactly_once():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_once_all_troubles_are_over_the_run_ends(seed):
-    """Any number of outages of any sort and length in the first three hours; cron does the rest."""
+def test_a_run_completes_when_all_outages_are_over(seed):
+    """Outages of any kind and length in the first three hours; repeating the command completes the run."""
     rng = random.Random(seed)
     sorts = ["store", "model", "throttle", "transient"]
     outages = [(rng.choice(sorts), rng.uniform(0, 3), rng.expovariate(4)) for _ in range(rng.randint(2, 12))]
 
-    def out(sort: str, now: float) -> bool:
-        return any(sort == each and begin <= now / HOUR_S < min(3.5, begin + length) for each, begin, length in outages)
+    def is_out(operation: str, now: float) -> bool:
+        return any(
+            operation == each and begin <= now / HOUR_S < min(3.5, begin + length) for each, begin, length in outages
+        )
 
     def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
-        if out("model", now):
+        if is_out("model", now):
             return ModelNotReadyError("the model is not RUNNING", code="ResourceNotReadyException", status=400)
-        if out("throttle", now):
+        if is_out("throttle", now):
             return ThrottledError("Slow down", code="ThrottlingException", status=400, sudden=True)
-        if out("transient", now):
+        if is_out("transient", now):
             return TransientError("Internal error", code="InternalServerError", status=500)
         return None
 
     async def main() -> None:
         service = Service(fault=fault, latency_s=lambda each: each.uniform(20, 40), seed=seed)
         images = [image(n) for n in range(700)]
-        night = NightHouse(images, service, shard_size=50, page=100, max_in_flight=3)
-        summary, _ = await cron(night, lambda: out("store", anyio.current_time()), until=8 * HOUR_S)
+        night = AwsWorld(images, service, shard_size=50, page=100, max_in_flight=3)
+        summary, _ = await cron(night, lambda: is_out("store", anyio.current_time()), until=8 * HOUR_S)
         night.assert_exactly_once(summary)
         assert summary.scored > 0
 

@@ -1,4 +1,4 @@
-"""A root with many runs: names and summaries tell of those that are over, and nothing that changes is overlooked."""
+"""An output root with many runs: finished runs are read from names and summaries only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BROKEN = {2, 5}
 
 
 class ReadingStore(FaultyStore):
-    """Notes which files are read."""
+    """A store that records which files are read."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(files)
@@ -35,7 +35,7 @@ class ReadingStore(FaultyStore):
 
 
 def photo(n: int) -> ImageRef:
-    """An image whose version the list tells, so that another run knows it."""
+    """An image with a version id."""
     return replace(image(n), etag="e")
 
 
@@ -65,13 +65,13 @@ async def shown(root: FakeWorld, run_id: str) -> RunState:
 
 
 async def closely(root: FakeWorld, run_id: str) -> RunState:
-    """The state by markers and journals, whatever the summary says."""
+    """The state from markers and journals, without the summary."""
     record = await read_record(root.store(), run_id)
     assert record is not None
     return await _look_closely(root.store(), record, await read_summary(root.store(), run_id), now=utcnow())
 
 
-def test_a_run_that_is_over_is_told_by_its_summary_and_names():
+def test_a_finished_run_is_shown_from_its_summary_and_file_names():
     async def main() -> None:
         root = await nights(1)
         store = ReadingStore(root.files)
@@ -86,7 +86,7 @@ def test_a_run_that_is_over_is_told_by_its_summary_and_names():
     run_simulation(main)
 
 
-def test_every_state_is_the_same_by_its_summary_and_by_a_closer_look():
+def test_summaries_and_journals_show_the_same_state():
     async def main() -> None:
         root = world(run_id="n0", incremental=True)
         await root.run()
@@ -106,7 +106,7 @@ def test_every_state_is_the_same_by_its_summary_and_by_a_closer_look():
     run_simulation(main)
 
 
-def test_a_retry_of_a_finished_run_is_shown_while_it_goes_on_and_after_it_died():
+def test_a_retry_is_shown_while_it_runs_and_after_it_died():
     async def main() -> None:
         root = await nights(2)
         retried = replace(root, run_id="n0", service=Service(latency_s=lambda _: 30.0))
@@ -125,7 +125,7 @@ def test_a_retry_of_a_finished_run_is_shown_while_it_goes_on_and_after_it_died()
     run_simulation(main)
 
 
-def test_the_newest_run_is_found_by_names_alone():
+def test_the_newest_run_is_found_by_file_names_alone():
     async def main() -> None:
         root = await nights(4)
         store = ReadingStore(root.files)
@@ -140,7 +140,7 @@ def removed(root: FakeWorld, prefix: str) -> None:
         del root.files[path]
 
 
-def test_names_of_runs_that_were_removed_or_began_again_mislead_nobody():
+def test_names_of_removed_or_restarted_runs_are_not_misleading():
     async def main() -> None:
         root = await nights(3)
         removed(root, "runs/n2/")
@@ -156,7 +156,7 @@ def test_names_of_runs_that_were_removed_or_began_again_mislead_nobody():
     run_simulation(main)
 
 
-def test_a_name_whose_run_never_came_to_be_is_passed_over():
+def test_the_name_of_a_run_without_record_is_ignored():
     async def main() -> None:
         root = await nights(2)
         await replace(root, run_id="n9").run()
@@ -166,7 +166,7 @@ def test_a_name_whose_run_never_came_to_be_is_passed_over():
     run_simulation(main)
 
 
-def test_a_name_of_an_attempt_at_a_run_id_that_was_taken_is_passed_over():
+def test_the_name_of_a_refused_run_id_is_ignored():
     async def main() -> None:
         root = await nights(2)
         record = await read_record(root.store(), "n0")
@@ -177,7 +177,7 @@ def test_a_name_of_an_attempt_at_a_run_id_that_was_taken_is_passed_over():
     run_simulation(main)
 
 
-def test_a_retry_that_is_still_open_is_shown_after_another_session_of_the_run():
+def test_an_open_retry_is_shown_after_another_session():
     async def main() -> None:
         root = await nights(1)
         retried = replace(root, run_id="n0")
@@ -204,7 +204,7 @@ def test_an_incremental_start_reads_no_session_that_has_settled():
 
 
 async def _sessions_read(root: FakeWorld) -> list[str]:
-    """The other runs' sessions that a new run reads."""
+    """Sessions of other runs that a new run reads."""
     read: list[str] = []
     get = FaultyStore.get
 
@@ -222,7 +222,7 @@ async def _sessions_read(root: FakeWorld) -> list[str]:
 
 
 @pytest.mark.parametrize("at", range(3, 12, 2))
-def test_what_a_killed_night_has_scored_is_not_scored_again(at):
+def test_images_scored_by_a_killed_run_are_not_scored_again(at):
     async def main() -> None:
         service = Service()
         root = world(incremental=True, service=service, run_id="killed", max_in_flight=1, shard_size=4)
@@ -240,7 +240,7 @@ def test_what_a_killed_night_has_scored_is_not_scored_again(at):
 DAMAGED = b'{"run_id": "n1", "model"'
 
 
-def test_a_damaged_run_is_shown_as_such_beside_the_others():
+def test_a_corrupt_run_is_listed_as_corrupt_beside_the_others():
     async def main() -> None:
         root = await nights(3)
         root.files["runs/n1/summary.json"] = DAMAGED
@@ -262,7 +262,7 @@ def test_a_damaged_run_is_shown_as_such_beside_the_others():
     run_simulation(main)
 
 
-def test_a_damaged_run_that_has_settled_blocks_no_start():
+def test_a_corrupt_run_without_unpublished_rows_blocks_no_start():
     async def main() -> None:
         root = await nights(2)
         for name in ("run.json", "summary.json", "worklist.json", "journal/00000/00000.arrow"):
@@ -273,7 +273,7 @@ def test_a_damaged_run_that_has_settled_blocks_no_start():
 
 
 @pytest.mark.parametrize("name", ["run.json", "worklist.json", "journal/00000/00000.arrow"])
-def test_a_damaged_run_with_rows_to_publish_blocks_exact_starts_only(name):
+def test_a_corrupt_run_with_unpublished_rows_blocks_exact_starts(name):
     async def main() -> None:
         root = await nights(1)
         plain = replace(root, run_id="plain", incremental=False, images=[photo(600 + n) for n in (2, 5, 7)])

@@ -1,4 +1,4 @@
-"""Images that are all missing: no model is started for them, unless none of them is to be called for."""
+"""If all images are missing the run is refused, unless none of them needs a call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_short_list_of_missing_images_is_refused_before_a_call() -> None:
     run_simulation(main)
 
 
-def test_missing_images_that_are_scored_already_are_no_reason() -> None:
+def test_missing_images_that_are_already_scored_do_not_refuse() -> None:
     async def main() -> None:
         asked = world(6)
         assert isinstance(await asked.run(), Summary)
@@ -45,7 +45,7 @@ def test_missing_images_that_are_scored_already_are_no_reason() -> None:
     run_simulation(main)
 
 
-def test_a_longer_list_is_looked_at_by_its_sample_alone() -> None:
+def test_only_a_sample_of_a_long_list_is_read() -> None:
     async def main() -> None:
         asked = world(60)
         asked.check_readable = gone

@@ -38,7 +38,7 @@ T = TypeVar("T")
 NAME: Final = "cats@v1"
 LEASE_S: Final = 900.0
 SIGNATURE_S: Final = 300.0
-"""A request that was signed so long ago is refused."""
+"""Requests that were signed longer ago are refused."""
 
 SEEDS: Final = int(os.environ.get("BATCHCL_MODEL_SEEDS", "40"))
 BATCH: Final = 25
@@ -61,8 +61,8 @@ FAULTS: Final = (
 )
 
 
-class Watcher:
-    """An observer whose stream is closed."""
+class ClosedObserver:
+    """An observer that raises."""
 
     def started(self, progress: Progress) -> None:
         raise BrokenPipeError
@@ -91,7 +91,7 @@ class ModelFault(FaultInjector):
         return await super().around(operation, act)
 
     async def model(self, operation: str, act: Callable[[], Awaitable[T]]) -> T:
-        """Let the operation on the model take place, or what the fault makes of it."""
+        """Execute the model operation, with the fault if it is due."""
         await self._sleep_through()
         self._check_alive()
         number = self._seen[operation]
@@ -110,7 +110,7 @@ class ModelFault(FaultInjector):
         return result
 
     async def _sleep_through(self) -> None:
-        """What was to be sent when the process was suspended is sent when it wakes."""
+        """Requests of a suspended process are sent when it wakes."""
         if self._woken is not None:
             begun_at = anyio.current_time()
             await self._woken.wait()
@@ -152,7 +152,7 @@ class ModelFault(FaultInjector):
 
 @dataclass
 class RunModels(Models):
-    """The control plane as one session sees it."""
+    """The control plane of one session."""
 
     fault: ModelFault = field(default_factory=lambda: ModelFault("", "", 0))
 
@@ -162,7 +162,7 @@ class RunModels(Models):
 
 @dataclass
 class ModelWorld(FakeWorld):
-    """What outlives every process, the model included."""
+    """Everything that outlives a process, including the model."""
 
     models: Models = field(default_factory=lambda: Models({NAME: "STOPPED"}))
     holder: str = "run night in memory"
@@ -174,7 +174,7 @@ class ModelWorld(FakeWorld):
         arn = ModelArn.parse(arn_of(NAME))
         lease = ModelLease(client, arn, key=lease_key(self.holder), holder=self.holder, length_s=LEASE_S, now=now)
         return ModelManager(
-            client, arn, units=Units(1), keep=False, lease=lease, observer=Watcher(), stopper=faults.stop_signal
+            client, arn, units=Units(1), keep=False, lease=lease, observer=ClosedObserver(), stopper=faults.stop_signal
         )
 
     def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:
@@ -190,14 +190,14 @@ class ModelWorld(FakeWorld):
         return bool(self.models.tags[NAME])
 
     async def reap(self) -> None:
-        """`model reap`, as often as cron calls it until a start is over."""
+        """Run `model reap` repeatedly until a start has ended."""
         reaper = replace(self.models, who="reaper")
         await reap(reaper, now=now)
         await anyio.sleep(500 if self.status in {"STARTING", "STOPPING"} else 0)
         await reap(reaper, now=now)
 
     async def start_by_hand(self) -> None:
-        """Somebody starts the model, if it is down and nobody's."""
+        """Start the model by hand if it is stopped and has no tags."""
         if self.status == "STOPPED" and not self.is_tagged:
             await replace(self.models, who="hand").start_project_version(ProjectVersionArn=arn_of(NAME))
 
@@ -226,8 +226,8 @@ def fault(rng: random.Random) -> ModelFault:
     return ModelFault(rng.choice(FAULTS), operation, rng.choice([0, 0, 0, 1, 1, 2, 4]))
 
 
-async def live_through(seed: int) -> bool:
-    """One world of a seed; whether a fault fired."""
+async def play_one_run(seed: int) -> bool:
+    """Play one world; returns whether a fault was injected."""
     rng = random.Random(seed)
     world = random_world(rng)
     fired = False
@@ -263,8 +263,8 @@ async def live_through(seed: int) -> bool:
     return fired
 
 
-async def share(seed: int) -> bool:
-    """Two runs on one model, each with a fault; whether one fired."""
+async def play_two_runs(seed: int) -> bool:
+    """Two runs on one model, each with a fault; returns whether one was injected."""
     rng = random.Random(f"shared {seed}")
     first = random_world(rng)
     second = replace(first, holder="run other in memory", files={})
@@ -290,7 +290,7 @@ async def share(seed: int) -> bool:
     return any(faults.fired for faults in both)
 
 
-@pytest.mark.parametrize("scene", [live_through, share])
+@pytest.mark.parametrize("scene", [play_one_run, play_two_runs])
 @pytest.mark.parametrize("batch", range(0, SEEDS, BATCH))
 def test_faults_around_start_and_stop_leave_nothing_running(
     scene: Callable[[int], Awaitable[bool]], batch: int

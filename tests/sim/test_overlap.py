@@ -1,4 +1,4 @@
-"""The model waits for no list and at no boundary of a shard: what has to be written goes on beside the calls."""
+"""Calls continue while the list is read and shards are written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def slow_store() -> None:
 
 
 class SlowList(FaultInjector):
-    """Each page takes a minute; `pages` are the times at which they came, and the first shard was `published_at`."""
+    """Each page takes a minute; records the times of the pages and of the first published shard."""
 
     def __init__(self, world: FakeWorld) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class SlowList(FaultInjector):
         return result
 
 
-def test_all_call_slots_are_used_across_the_boundaries_of_shards_though_the_store_is_slow():
+def test_a_slow_store_leaves_no_call_slot_idle_between_shards():
     async def main() -> None:
         images = [image(n) for n in range(10 * SHARD_SIZE)]
         service = Service(latency_s=lambda rng: rng.uniform(0.5, 1.5) * LATENCY_S)

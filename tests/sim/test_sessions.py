@@ -1,4 +1,4 @@
-"""What each session of a run spent is kept, whatever became of it, and the summary adds it up once."""
+"""Calls, seconds and dollars of each session are recorded, and added up once in the summary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sim.test_left_model import world as model_house
 
 
 def night(**more: object) -> FakeWorld:
-    """Two minutes of work."""
+    """A run of two minutes."""
     service = Service(latency_s=lambda _: 2.0)
     return FakeWorld([image(n) for n in range(120)], service, max_in_flight=2, **more)  # type: ignore[arg-type]
 
@@ -26,7 +26,7 @@ async def spent(world: FakeWorld) -> list[SessionRecord]:
 
 
 async def killed(world: FakeWorld) -> int:
-    """Kill a session at its 40th call; how many calls its last heartbeat counted."""
+    """Kill a session at its 40th call; returns the number of calls in its last heartbeat."""
     assert await world.run(FaultInjector(OperationKind.CALL, 40, FaultKind.CRASH_BEFORE)) is None
     (first,) = await spent(world)
     assert 20 <= first.calls <= 42
@@ -51,7 +51,7 @@ def test_a_killed_session_counts_up_to_its_last_heartbeat():
     run_simulation(main)
 
 
-def test_a_recovery_by_another_run_spends_nothing():
+def test_recovery_by_another_run_adds_no_cost():
     async def main() -> None:
         world = night(incremental=True)
         calls = await killed(world)
@@ -65,7 +65,7 @@ def test_a_recovery_by_another_run_spends_nothing():
     run_simulation(main)
 
 
-def test_a_session_with_nothing_to_do_and_a_repeated_command_add_nothing():
+def test_a_session_without_work_adds_no_cost():
     async def main() -> None:
         world = night()
         first = await world.run_to_end()
@@ -80,7 +80,7 @@ def test_a_session_with_nothing_to_do_and_a_repeated_command_add_nothing():
     run_simulation(main)
 
 
-def test_dollars_add_up_over_the_sessions_that_had_the_model_running():
+def test_dollars_add_up_over_sessions_with_a_running_model():
     async def main() -> None:
         world = model_house()
         unpaid = partial(FatalCallError, "the bill is not paid", code="X")
@@ -102,7 +102,7 @@ def test_dollars_add_up_over_the_sessions_that_had_the_model_running():
     run_simulation(main)
 
 
-def test_a_damaged_session_counts_nothing_and_ends_nothing():
+def test_a_corrupt_session_file_is_ignored():
     async def main() -> None:
         world = night()
         await killed(world)

@@ -1,4 +1,4 @@
-"""Hours of one session in virtual time: memory stays flat whatever happens, and every image has its row."""
+"""Hours of one session in virtual time: memory stays flat and every image has its row."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ FAILURES = 10_000
 MOST_GROWTH_BYTES = 1_500_000
 
 
-class Forgetting(FaultyStore):
-    """Forgets what a shard leaves behind once it is complete, as no reader of this test comes back to it."""
+class DroppingStore(FaultyStore):
+    """A store that drops the files of complete shards, which this test does not read again."""
 
     def __init__(self, files: dict[str, bytes], faults: FaultInjector | None = None) -> None:
         super().__init__(files, faults)
@@ -43,8 +43,8 @@ class Forgetting(FaultyStore):
         return created
 
 
-class Forgetful(Service):
-    """Counts nothing."""
+class UncountedService(Service):
+    """A counter that does not count."""
 
     async def detect(self, image: ImageRef) -> Detection:
         try:
@@ -55,11 +55,11 @@ class Forgetful(Service):
             self.sent_at.clear()
 
 
-class Night(FakeWorld):
-    """A world whose clock is set back by an hour in the middle."""
+class SkewedWorld(FakeWorld):
+    """A world whose clock is set back by an hour during the run."""
 
     def store(self, faults: FaultInjector | None = None) -> FaultyStore:
-        return Forgetting(self.files, faults)
+        return DroppingStore(self.files, faults)
 
     def _context(self, *arguments: object) -> RunContext:
         context = super()._context(*arguments)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def fault(each: ImageRef, _call: int, now: float) -> CallError | None:
     return None
 
 
-def test_a_day_of_calls_failures_and_throttling_leaves_memory_flat():
+def test_memory_stays_flat_over_a_day_of_calls_and_failures():
     count = int(HOURS * HOUR_S * TPS)
     begun: list[float] = []
 
@@ -96,9 +96,9 @@ def test_a_day_of_calls_failures_and_throttling_leaves_memory_flat():
         age_s = anyio.current_time() - begun[0] if begun else 0.0
         return 60.0 if 0.1 < age_s / (HOURS * HOUR_S) < 0.2 else rng.uniform(0.2, 0.8)
 
-    night = Night(
+    night = SkewedWorld(
         [image(number) for number in range(count)],
-        Forgetful(tps=lambda _: TPS, latency_s=latency_s, fault=fault),
+        UncountedService(tps=lambda _: TPS, latency_s=latency_s, fault=fault),
         shard_size=1000,
         page=1000,
         max_in_flight=400,

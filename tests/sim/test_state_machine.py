@@ -32,8 +32,8 @@ T = TypeVar("T")
 IMAGES = 15
 
 
-def troubles(most: int) -> st.SearchStrategy[tuple[OperationKind, int, FaultKind] | None]:
-    """None, or any kind at one of the first `most` operations."""
+def drawn_faults(most: int) -> st.SearchStrategy[tuple[OperationKind, int, FaultKind] | None]:
+    """No fault, or any kind at one of the first `most` operations."""
     sorts = st.sampled_from([OperationKind.STORE, OperationKind.STORE, OperationKind.CALL, OperationKind.PAGE])
     return st.one_of(st.none(), st.tuples(sorts, st.integers(0, most), st.sampled_from(FaultKind)))
 
@@ -48,7 +48,7 @@ def _trouble(
 
 
 class Nights(RuleBasedStateMachine):
-    """One run in one output root, and everything that may be done to it."""
+    """One run in one output root, and everything that can be done with it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,33 +82,33 @@ class Nights(RuleBasedStateMachine):
         return self._play(scene)
 
     def _is_done(self) -> bool:
-        """Whether the run may be retried."""
+        """Whether the run can be retried."""
         summary = self._summary()
         return summary is not None and (summary.status == "done" or summary.round > 0)
 
-    @rule(drawn=troubles(60))
+    @rule(drawn=drawn_faults(60))
     def run(self, drawn: tuple[OperationKind, int, FaultKind] | None) -> None:
         self._play(lambda: self.world.run(_trouble(drawn)))
 
-    @rule(drawn=troubles(60), codes=st.sampled_from([(), ("ImageTooLargeException",)]))
+    @rule(drawn=drawn_faults(60), codes=st.sampled_from([(), ("ImageTooLargeException",)]))
     def retry(self, drawn: tuple[OperationKind, int, FaultKind] | None, codes: tuple[str, ...]) -> None:
         if self._is_done():
             self._play(lambda: self.world.retry(_trouble(drawn), codes=codes))
 
-    @initialize(drawn=troubles(60))
+    @initialize(drawn=drawn_faults(60))
     def begin(self, drawn: tuple[OperationKind, int, FaultKind] | None) -> None:
-        """Most nights have a run that came to its end, so that there is something to retry and to export."""
+        """Usually start with a complete run, so that there is something to retry and export."""
         self.run(drawn)
 
     @rule(n=st.sampled_from([4, 5, 9]))
     @precondition(lambda self: self.refused)
     def mend(self, n: int) -> None:
-        """An image that was refused is taken from now on."""
+        """An image that was refused is accepted from now on."""
         self.refused.discard(n)
 
-    @rule(seed=st.integers(0, 1000), again=st.booleans(), drawn=troubles(60))
+    @rule(seed=st.integers(0, 1000), again=st.booleans(), drawn=drawn_faults(60))
     def race(self, seed: int, again: bool, drawn: tuple[OperationKind, int, FaultKind] | None) -> None:
-        """Two runners at once, each sure of its lease, one of them with a faults of its own."""
+        """Two processes at once that both hold the lease, one of them with a fault."""
         rng = random.Random(seed)
         session = self.world.retry if again and self._is_done() else self.world.run
 
@@ -133,7 +133,7 @@ class Nights(RuleBasedStateMachine):
     @rule(before=st.booleans())
     @precondition(lambda self: self.world.store().list_now(""))
     def export(self, before: bool) -> None:
-        """A copy has the rows that a reader sees, and leaves the root alone."""
+        """An export has the rows that a reader sees and does not change the root."""
         files = dict(self.world.files)
         copied: dict[str, bytes] = {}
         day = EPOCH.date() if before else None
@@ -153,7 +153,7 @@ class Nights(RuleBasedStateMachine):
         assert set(self.world.table()) >= self.world.published()
 
     def teardown(self) -> None:
-        """All troubles end: one session ends the run, another the retry, and each image has one row."""
+        """Without more faults, one session completes the run, another the retry, and each image has one row."""
 
         async def scene() -> None:
             await self.world.run_to_end()

@@ -24,7 +24,7 @@ async def filled(names: str, capacity: int = 100) -> WorkQueue:
 
 
 async def drained(queue: WorkQueue, settle: Callable[[WorkItem], object] | None = None) -> str:
-    """The names in the order in which they are taken; each is settled at once, or as `settle` has it."""
+    """Take all images, settle each (or call `settle`), and return their names in order."""
     names = ""
     while await queue.ready():
         taken = queue.take()
@@ -34,7 +34,7 @@ async def drained(queue: WorkQueue, settle: Callable[[WorkItem], object] | None 
     return names
 
 
-def test_fresh_images_come_in_their_order() -> None:
+def test_fresh_images_keep_their_order() -> None:
     async def main() -> str:
         queue = await filled("abc")
         queue.close()
@@ -43,7 +43,7 @@ def test_fresh_images_come_in_their_order() -> None:
     assert run_virtual(main) == "abc"
 
 
-def test_an_image_that_was_given_back_goes_first() -> None:
+def test_a_requeued_image_goes_first() -> None:
     async def main() -> str:
         queue = await filled("abcd")
         queue.close()
@@ -55,7 +55,7 @@ def test_an_image_that_was_given_back_goes_first() -> None:
     assert run_virtual(main) == "abcd"
 
 
-def test_a_delayed_image_comes_at_its_time_and_not_before() -> None:
+def test_a_delayed_image_is_taken_at_its_time() -> None:
     async def main() -> tuple[str, float]:
         queue = await filled("ab")
         queue.close()
@@ -68,7 +68,7 @@ def test_a_delayed_image_comes_at_its_time_and_not_before() -> None:
     assert now == pytest.approx(5.0, abs=0.001)
 
 
-def test_delayed_images_come_by_time_and_those_of_one_time_in_order() -> None:
+def test_delayed_images_are_ordered_by_time_then_arrival() -> None:
     async def main() -> str:
         queue = await filled("abcd")
         queue.close()
@@ -79,7 +79,7 @@ def test_delayed_images_come_by_time_and_those_of_one_time_in_order() -> None:
     assert run_virtual(main) == "bdca"
 
 
-def test_a_due_image_goes_before_fresh_ones_and_behind_those_given_back() -> None:
+def test_a_due_image_precedes_fresh_and_follows_requeued_ones() -> None:
     async def main() -> str:
         queue = await filled("abcd")
         queue.close()
@@ -101,9 +101,7 @@ async def returns(queue: WorkQueue) -> None:
 
 
 @pytest.mark.parametrize(("act", "more"), [(settles, False), (returns, True)])
-def test_the_end_waits_for_images_that_may_come_back(
-    act: Callable[[WorkQueue], Awaitable[None]], *, more: bool
-) -> None:
+def test_the_end_waits_for_outstanding_images(act: Callable[[WorkQueue], Awaitable[None]], *, more: bool) -> None:
     async def main() -> tuple[bool, float]:
         queue = await filled("a")
         queue.take()
@@ -152,7 +150,7 @@ def test_a_consumer_waits_for_the_producer() -> None:
     assert now == pytest.approx(6, abs=0.001)
 
 
-def test_the_producer_waits_for_room() -> None:
+def test_the_producer_waits_for_capacity() -> None:
     async def main() -> list[int]:
         queue = WorkQueue(3)
         waiting = []
@@ -176,7 +174,7 @@ def test_the_producer_waits_for_room() -> None:
     assert max(waiting) == 3
 
 
-def test_room_is_made_by_taking_and_not_only_by_settling() -> None:
+def test_taking_images_frees_capacity() -> None:
     async def main() -> int:
         queue = await filled("ab", capacity=2)
 
@@ -196,7 +194,7 @@ def test_room_is_made_by_taking_and_not_only_by_settling() -> None:
     assert run_virtual(main) == 2
 
 
-def test_images_given_back_need_no_room() -> None:
+def test_requeued_images_need_no_capacity() -> None:
     async def main() -> QueueStatistics:
         queue = await filled("a", capacity=1)
         taken = queue.take()
@@ -207,7 +205,7 @@ def test_images_given_back_need_no_room() -> None:
     assert run_virtual(main) == QueueStatistics(waiting=2, delayed=0, outstanding=0)
 
 
-def test_after_stop_nothing_is_handed_out_or_taken_over() -> None:
+def test_after_stop_nothing_is_put_or_taken() -> None:
     async def main() -> tuple[bool, bool, bool]:
         queue = await filled("ab")
         queue.requeue_at(queue.take(), 1.0)
@@ -239,7 +237,7 @@ def test_stop_wakes_the_producer_and_the_consumer() -> None:
     assert run_virtual(main) == [False, False]
 
 
-def test_statistics_tell_where_images_are() -> None:
+def test_statistics_count_images_by_state() -> None:
     async def main() -> QueueStatistics:
         queue = await filled("abcde")
         for _ in range(4):
@@ -253,7 +251,7 @@ def test_statistics_tell_where_images_are() -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.sampled_from(["settle", "back", "later"]), max_size=60), st.integers(1, 5), st.integers(0, 30))
-def test_whatever_happens_to_images_each_is_settled_exactly_once(fates: list[str], capacity: int, images: int) -> None:
+def test_each_image_is_settled_exactly_once(fates: list[str], capacity: int, images: int) -> None:
     async def main() -> list[str]:
         queue = WorkQueue(capacity)
         settled: list[str] = []

@@ -3,7 +3,7 @@ from __future__ import annotations
 from batchcl.scoring.source_counts import SourceCounts
 
 
-def test_lines_add_up_and_what_is_zero_is_not_shown() -> None:
+def test_lines_add_up_and_zeros_are_not_shown() -> None:
     left_out = {"delete markers": 85}
     counts = SourceCounts(
         lines=1000, planned=900, bad=5, repeated=4, filtered=3, known=2, known_failed=1, left_out=left_out
@@ -16,7 +16,7 @@ def test_lines_add_up_and_what_is_zero_is_not_shown() -> None:
     assert str(SourceCounts(lines=7, planned=7)) == "7 lines read = 7 planned"
 
 
-def test_what_is_missing_lies_behind_the_limit() -> None:
+def test_missing_lines_are_after_the_limit() -> None:
     counts = SourceCounts(lines=10, planned=3, filtered=1)
     assert (counts.unread, str(counts)) == (6, "10 lines read = 3 planned + 1 filtered + 6 after the limit")
 

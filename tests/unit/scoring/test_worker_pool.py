@@ -7,7 +7,7 @@ from batchcl.scoring.worker_pool import WorkerPool
 from virtual import run_virtual
 
 
-def test_items_are_worked_on_at_once_up_to_the_limit_by_tasks_that_are_used_again() -> None:
+def test_up_to_the_limit_tasks_work_at_once_and_are_reused() -> None:
     async def main() -> tuple[list[int], int, set[int]]:
         done: list[int] = []
         tasks: set[int] = set()
@@ -34,7 +34,7 @@ def test_items_are_worked_on_at_once_up_to_the_limit_by_tasks_that_are_used_agai
     assert len(tasks) == 4
 
 
-def test_no_more_tasks_are_made_than_there_is_work_for() -> None:
+def test_idle_tasks_are_reused_before_new_ones_start() -> None:
     async def main() -> int:
         tasks: set[int] = set()
 
@@ -54,7 +54,7 @@ def test_no_more_tasks_are_made_than_there_is_work_for() -> None:
     assert run_virtual(main) == 1
 
 
-def test_after_close_the_items_that_are_worked_on_end() -> None:
+def test_close_lets_items_in_progress_finish() -> None:
     async def main() -> tuple[list[int], float]:
         done: list[int] = []
 
@@ -75,7 +75,7 @@ def test_after_close_the_items_that_are_worked_on_end() -> None:
     assert now == pytest.approx(9, abs=0.001)
 
 
-def test_an_error_of_the_work_is_the_task_groups() -> None:
+def test_an_error_in_a_worker_reaches_the_task_group() -> None:
     async def main() -> None:
         async def work(_: int) -> None:
             raise ValueError("no such image")
