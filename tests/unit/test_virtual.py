@@ -81,7 +81,7 @@ def test_a_poll_that_never_succeeds_is_reported():
         while True:  # noqa: ASYNC110 -- the defect to be found
             await anyio.sleep(60)
 
-    with pytest.raises(VirtualTimeError, match="not at its end after 86"):
+    with pytest.raises(VirtualTimeError, match="not finished after 86"):
         run_virtual(poll, max_s=86_400)
 
 
