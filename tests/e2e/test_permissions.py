@@ -112,7 +112,7 @@ def remove_bucket(s3: Any, bucket: str) -> None:
 def proxy(place, monkeypatch, tmp_path) -> IamProxy:
     """The proxy without recorded permissions; the environment variables point to it."""
     found: IamProxy = place.proxy
-    found.asked.clear()
+    found.needed.clear()
     found.denied.clear()
     for name, value in (aws_env() | found.env()).items():
         monkeypatch.setenv(name, value)

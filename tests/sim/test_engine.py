@@ -96,7 +96,7 @@ class Run:
         assert self.uris() == Counter({image(n).uri: 1 for n in range(count)})
         snapshot = self.progress.snapshot(self.ended_at)
         assert snapshot.done == count
-        assert len(set(self.sink.places)) == count
+        assert len(set(self.sink.positions)) == count
         assert self.sink.closed
 
 
@@ -170,7 +170,7 @@ def test_images_that_violate_a_limit_need_no_call():
         ("skipped", "UnsupportedExtension", 0)
     ]
     assert run.service.calls.keys() == {image(0).uri}
-    assert sorted(run.sink.places) == [(0, 0), (0, 1)]
+    assert sorted(run.sink.positions) == [(0, 0), (0, 1)]
 
 
 def test_a_fatal_error_stops_at_once_and_keeps_what_is_done():

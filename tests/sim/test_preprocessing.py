@@ -119,7 +119,7 @@ class Run:
         assert Counter(outcome.image.uri for _, outcome in self.sink.outcomes) == {
             image(n).uri: 1 for n in range(count)
         }
-        assert len(set(self.sink.places)) == count
+        assert len(set(self.sink.positions)) == count
         assert self.sink.closed
         assert self.preparer.held == set(), "all is released"
 
@@ -291,7 +291,7 @@ def test_a_drain_ends_at_once_whatever_is_being_prepared(drain_at: float):
     run.over(map(image, range(5000)), drain_at=drain_at)
     assert run.error is None
     assert run.ended_at < drain_at + 1.0
-    assert len(run.sink.places) == len(set(run.sink.places))
+    assert len(run.sink.positions) == len(set(run.sink.positions))
 
 
 @settings(max_examples=60)

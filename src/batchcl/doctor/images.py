@@ -82,7 +82,7 @@ async def check_call(context: CheckContext) -> CheckResult:
     """Call the model for one image if it is RUNNING, which costs nothing extra. A run makes the same call."""
     image = _image_to_call(context)
     if image is None:
-        return CheckStatus.WARN, "no call was made: no sampled image is within the service's limits"
+        return CheckStatus.WARN, "no call was made: no sampled image is readable and within the service's limits"
     if context.described is not None and context.described.status != "RUNNING":
         return CheckStatus.OK, f"no call was made: the model is {context.described.status}"
     job = context.job

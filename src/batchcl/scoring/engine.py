@@ -380,7 +380,7 @@ class Engine:
         return failed(item.image, error, attempts=item.attempts, at=self._utcnow())
 
     def _retry_in_s(self, item: WorkItem, error: TransientError) -> float | None:
-        """Count an attempt and return the wait before the next one; None if that was the last attempt."""
+        """Count an attempt (none for a shortage) and return the wait before the next; None if it was the last one."""
         if isinstance(error, ShortageError):
             self._workers.shrink()
             return self._rng.uniform(*_SHORTAGE_PAUSE_S)
