@@ -78,7 +78,7 @@ def _resume(out: str, images: int, started_at: float) -> None:
     from batchcl.images import ImageRef
 
     def tell(image: ImageRef) -> None:
-        assert int(image.key[-13:-4]) >= images - SHARD, f"{image.key} is done already"
+        assert int(image.key[-13:-4]) >= images - SHARD, f"{image.key} is already done"
         print(time.monotonic() - started_at, flush=True)
         os._exit(0)
 

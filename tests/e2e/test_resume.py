@@ -125,7 +125,7 @@ def test_a_finished_run_starts_no_model_and_makes_no_call(cli, job, demo, out, e
         again = cli(*job, "--start-model", 1, env=aws_env(idle))
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
     assert again.code == 0, again.err
-    assert "done already" in again.err
+    assert "already done" in again.err
     assert "STARTING" not in again.err
     assert again.json == first.json
     assert len(out.uris()) == IMAGES

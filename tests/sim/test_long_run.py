@@ -45,11 +45,11 @@ class Session:
     """A session whose credentials are valid for an hour and whose client is the fake service."""
 
     def __init__(self, world: AwsWorld) -> None:
-        self._house = world
+        self._world = world
         self._keys = cache_of(self._look_up)
 
     def _look_up(self) -> str:
-        self._house.look_ups += 1
+        self._world.look_ups += 1
         return str(anyio.current_time())
 
     def keys_of(self, _service: str) -> CredentialCache:
@@ -57,14 +57,14 @@ class Session:
 
     @asynccontextmanager
     async def rekognition(self, **_options: object) -> AsyncIterator[Client]:
-        yield Client(self._house, self._keys)
+        yield Client(self._world, self._keys)
 
 
 class Client:
     """Looks up credentials again when they are refused, like `Aws`."""
 
     def __init__(self, world: AwsWorld, keys: CredentialCache) -> None:
-        self._house = world
+        self._world = world
         self._keys = keys
 
     async def detect_custom_labels(self, **request: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Client:
             keys = await self._keys.renew(keys)
         assert anyio.current_time() <= float(keys.access_key) + HOUR_S
         try:
-            detection = await self._house.service.detect(self._house.by_key[request["Image"]["S3Object"]["Name"]])
+            detection = await self._world.service.detect(self._world.by_key[request["Image"]["S3Object"]["Name"]])
         except CallError as error:
             raise _client_error(error.code, str(error), error.status or 500) from error
         labels = [{"Name": label.name, "Confidence": label.confidence} for label in detection.labels]

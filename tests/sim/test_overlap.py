@@ -32,14 +32,14 @@ class SlowList(FaultInjector):
         super().__init__()
         self.pages: list[float] = []
         self.published_at = math.inf
-        self._house = world
+        self._world = world
 
     async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
         if operation is OperationKind.PAGE:
             await anyio.sleep(PAGE_S)
             self.pages.append(anyio.current_time())
         result = await super().around(operation, act)
-        if self._house.published():
+        if self._world.published():
             self.published_at = min(self.published_at, anyio.current_time())
         return result
 

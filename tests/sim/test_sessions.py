@@ -12,7 +12,7 @@ from batchcl.runs.record import read_sessions, read_summary
 from batchcl.summary import SessionRecord, Summary
 from sim.fake_world import RUN, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
-from sim.test_left_model import world as model_house
+from sim.test_left_model import world as world_with_model
 
 
 def night(**more: object) -> FakeWorld:
@@ -82,7 +82,7 @@ def test_a_session_without_work_adds_no_cost():
 
 def test_dollars_add_up_over_sessions_with_a_running_model():
     async def main() -> None:
-        world = model_house()
+        world = world_with_model()
         unpaid = partial(FatalCallError, "the bill is not paid", code="X")
         stopped = await world.run(FaultInjector(OperationKind.CALL, 8, FaultKind.ERROR_BEFORE, error=unpaid))
         assert isinstance(stopped, StoppedError)

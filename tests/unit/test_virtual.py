@@ -60,7 +60,7 @@ def test_deadlines_cancel_at_their_time():
         run_virtual(fails)
 
 
-def test_an_event_set_by_a_later_task_wakes_the_waiter_at_that_time():
+def test_an_event_wakes_its_waiter_when_it_is_set():
     async def main() -> float:
         event = anyio.Event()
 
