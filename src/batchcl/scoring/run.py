@@ -296,7 +296,7 @@ async def find_resume_state(
     observer: Observer,
 ) -> ResumeState:
     """Read the state of the run from `store`, and check its sources with `check(started_at)` if they are needed."""
-    record = _record(job, model)
+    record = _new_record(job, model)
     paths = RunPaths(record.run_id)
     worklist = WorkList(store, paths)
     old = await _recorded_run(store, record)
@@ -394,7 +394,7 @@ def _report_work_list(worklist: WorkList, progress: Progress, observer: Observer
         observer.notice(Notice("known", text, {"known": known, "known_failed": failed}))
 
 
-def _record(job: Job, model: ModelArn) -> RunRecord:
+def _new_record(job: Job, model: ModelArn) -> RunRecord:
     now = dt.datetime.now(dt.UTC)
     scored_as = job.scored_as(model)
     return RunRecord(
