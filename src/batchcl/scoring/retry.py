@@ -121,20 +121,20 @@ async def execute_round(
     model_manager, observer = context.model_manager, context.observer
     progress = Progress(dollars=model_manager.dollars)
     last, is_open = await last_round(store, paths)
-    about = await read_round(store, paths, last) if is_open else Round(last + 1, tuple(codes), job.fit)
+    retry_round = await read_round(store, paths, last) if is_open else Round(last + 1, tuple(codes), job.fit)
     lease = make_run_lease(
-        store, paths, progress, model_manager, round_=about.number, observer=observer, utcnow=context.utcnow
+        store, paths, progress, model_manager, round_=retry_round.number, observer=observer, utcnow=context.utcnow
     )
     async with AsyncExitStack() as held_lease:
         with context.stop_signal.interruptible():
             rounds = await published(store, paths)
             totals = await read_totals(store, paths, rounds.items())
             failures = total(totals.values()).failures
-            _report_not_retried(failures, about, observer)
-            if not is_open and not about.selected(failures):
+            _report_not_retried(failures, retry_round, observer)
+            if not is_open and not retry_round.selected(failures):
                 any_failed = any(group.status == "failed" for group in failures)
                 if any_failed:
-                    _refuse_hopeless_codes(failures, about, record.run_id)
+                    _refuse_codes(failures, retry_round, record.run_id)
                 reason = "none of its failures can succeed" if any_failed else "it has no failures"
                 observer.notice(Notice("nothing-failed", f"nothing to retry in run {record.run_id}: {reason}"))
                 return replace(earlier, tolerated=True)
@@ -142,8 +142,8 @@ async def execute_round(
             hold = partial(held_lease.enter_async_context, hold_run_lease(lease, model_manager, context.stop_signal))
             await acquire_lease(job, store, record, context, lease=lease, take=hold)
             await lease.check()
-            about = await open_round(store, paths, about)
-            if about.fit != job.fit:
+            retry_round = await open_round(store, paths, retry_round)
+            if retry_round.fit != job.fit:
                 text = f"another retry of run {record.run_id} was started in the meantime; repeat the command"
                 raise StoppedError(text)
             if lease.follows_unsettled:
@@ -153,9 +153,9 @@ async def execute_round(
             totals = await read_totals(store, paths, rounds.items())
             worklist = WorkList(store, paths)
             await worklist.open()
-        targets = FailedImages(about, published=rounds, totals=totals)
-        images = f"{counted(targets.planned, 'image')} without result{', with --fit' if about.fit else ''}"
-        observer.notice(Notice("started", f"round {about.number} of run {record.run_id}: {images}"))
+        targets = FailedImages(retry_round, published=rounds, totals=totals)
+        images = f"{counted(targets.planned, 'image')} without result{', with --fit' if retry_round.fit else ''}"
+        observer.notice(Notice("started", f"round {retry_round.number} of run {record.run_id}: {images}"))
         progress.planned, progress.listed = targets.planned, True
         incremental = incremental_filter(store, record, job)
         session = Session(
@@ -174,7 +174,7 @@ async def execute_round(
         )
         summary = await session.run()
     try:
-        await end_round(store, paths, about.number)
+        await end_round(store, paths, retry_round.number)
     except OutputError as error:
         end = StoppedError(f"all images of the round are scored, but closing it failed: {error}; repeat the command")
         end.summary = summary
@@ -182,9 +182,13 @@ async def execute_round(
     return summary
 
 
-def _report_not_retried(failures: Counter[FailureGroup], about: Round, observer: Observer) -> None:
+def _report_not_retried(failures: Counter[FailureGroup], retry_round: Round, observer: Observer) -> None:
     """Report the images without a result that the round does not retry, by status and code, and why."""
-    rest = {group: number for group, number in failures.items() if about.names(group) and not about.selects(group)}
+    rest = {
+        group: number
+        for group, number in failures.items()
+        if retry_round.names(group) and not retry_round.selects(group)
+    }
     for status, code in sorted({(group.status, group.code) for group in rest}):
         of_code = {group: number for group, number in rest.items() if (group.status, group.code) == (status, code)}
         images = sum(of_code.values())
@@ -201,21 +205,21 @@ def _reason(code: str) -> str:
     return "" if known is None else f" ({known.reason})"
 
 
-def _refuse_hopeless_codes(failures: Counter[FailureGroup], about: Round, run_id: str) -> None:
-    """Raise `UsageError` for codes: no image failed with one of them, or none of these images can succeed."""
-    if not about.codes:
+def _refuse_codes(failures: Counter[FailureGroup], retry_round: Round, run_id: str) -> None:
+    """Raise `UsageError` if codes were given, and no image failed with one of them, or none of these images can succeed."""
+    if not retry_round.codes:
         return
-    named = " or ".join(about.codes)
-    of_codes = [group for group in failures if about.names(group)]
+    codes = " or ".join(retry_round.codes)
+    of_codes = [group for group in failures if retry_round.names(group)]
     if of_codes:
         fit = "add --fit, or " if any(group.fit_may_help for group in of_codes) else ""
         raise UsageError(
-            f"no image of run {run_id} that failed with --code {named} can succeed: these failures are permanent; "
+            f"no image of run {run_id} that failed with --code {codes} can succeed: these failures are permanent; "
             f"{fit}replace the images and score them with `batchcl run --incremental`"
         )
     by_code: Counter[str] = Counter()
     for group, number in failures.items():
-        if about.fit or group.status == "failed":
+        if retry_round.fit or group.status == "failed":
             by_code[group.code] += number
     known = ", ".join(f"{code} ({number:,})" for code, number in by_code.most_common()) or "none"
-    raise UsageError(f"no image of run {run_id} failed with --code {named}; its codes: {known}")
+    raise UsageError(f"no image of run {run_id} failed with --code {codes}; its codes: {known}")
