@@ -239,7 +239,7 @@ def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, b
     assert "nothing to retry in run r: none of its failures can succeed" in useless.err
     refused = cli("retry", out.root, "r", "--code", "InvalidImageFormatException", "--json", env=env)
     assert (refused.code, refused.json["status"]) == (2, "refused")
-    assert "add --fit, or replace the images, and score them with `batchcl run --incremental`" in refused.err
+    assert "add --fit, or replace the images and score them with `batchcl run --incremental`" in refused.err
     broken()
     mended = cli(*job[:6], "--run-id", "again", "--incremental", "--json", env=env)
     assert (mended.code, mended.json["calls"], mended.json["known"]) == (0, 4, IMAGES - 4), mended.err

@@ -206,7 +206,7 @@ def _reason(code: str) -> str:
 
 
 def _refuse_codes(failures: Counter[FailureGroup], retry_round: Round, run_id: str) -> None:
-    """Raise `UsageError` if codes were given, and no image failed with one of them, or none of these images can succeed."""
+    """Raise `UsageError` if codes were given and no image that failed with one of them can succeed."""
     if not retry_round.codes:
         return
     codes = " or ".join(retry_round.codes)
