@@ -1,10 +1,10 @@
-"""Several processes on one output root at once, each suspended, killed or refused at any operation.
+"""Several processes on one output root at once, each suspended, killed or failing at any operation.
 
-A run, its resumption, its retry, an incremental run under another id, an export and a reader share the root. At no
-moment does a glob over `results/` show an image twice, no file there is ever changed or removed, and when everything
-has ended each image is there once.
+A run, its resumption, its retry, an incremental run with another id, an export and a reader share the root. At any
+time, a glob over `results/` shows no image twice, and no file there is changed or removed; at the end each image is
+there once.
 
-`BATCHCL_CONCURRENT_SEEDS=2000 pytest tests/sim/test_concurrent.py` looks longer.
+For a longer search: `BATCHCL_CONCURRENT_SEEDS=2000 pytest tests/sim/test_concurrent.py`
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ HOPELESS = {12}
 
 
 class Suspended(FaultInjector):
-    """A process that is suspended: at the given operations on the store nothing of it reaches the outside for a while.
+    """A process that is suspended at given operations on the store.
 
     Args:
-        naps: number of the operation on the store, from 0 → seconds.
-        late: it is suspended after the operation's effect, so that only the answer is late.
-        fault: number of the operation at which it is killed, or fails, or at which the answer is lost.
-        rng: for the time that an operation takes.
+        naps: seconds of suspension, by the number of the operation on the store, from 0.
+        late: suspend after the operation's effect, so that only the response is late.
+        fault: number of the operation that crashes or fails, before or after its effect.
+        rng: for the duration of operations.
     """
 
     def __init__(self, naps: dict[int, float], *, late: bool, fault: int | None, rng: random.Random) -> None:
@@ -83,7 +83,7 @@ class Suspended(FaultInjector):
 
     async def _awake(self) -> None:
         await anyio.sleep_until(self._until)
-        if self._until > anyio.current_time():  # it was suspended again meanwhile
+        if self._until > anyio.current_time():  # it was suspended again
             await self._awake()
 
 

@@ -96,7 +96,7 @@ def inject_everywhere(scene: Callable[[int], bool]) -> int:
         while scene(n):
             n += 1
     except BaseException as error:
-        error.add_note(f"fired at operation {n}")
+        error.add_note(f"fault at operation {n}")
         raise
     return n
 
@@ -311,7 +311,7 @@ def test_outcomes_are_journalled_when_publishing_fails():
     async def main() -> None:
         troubled = world()
         troubled.service = Service(fault=refused, latency_s=lambda _: 2.0)
-        with mock.patch.object(troubled, "store", lambda faults: Unpublishable(troubled.files, faults)):
+        with mock.patch.object(troubled, "store", lambda injector: Unpublishable(troubled.files, injector)):
             end = await troubled.run()
         assert isinstance(end, StoppedError)
         assert "503" in str(end)

@@ -1,8 +1,8 @@
-"""Faults around a model's start and stop: what batchcl started is stopped in the end, and nothing else is.
+"""Faults around a model's start and stop: batchcl stops the model if it has started it, and only then.
 
-A world has one model, a run whose sessions follow each other or two runs at once, the reaper, and somebody who starts
-the model by hand when it is down and has no tag. Each session has one fault; what it is, and what happens between two
-sessions, follows from the seed.
+A world has one model, one run with several sessions or two concurrent runs, the reaper, and a user who starts the
+model by hand when it is stopped and has no tag. Each session has one fault; the fault and what happens between the
+sessions follow from the seed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the pace promises: the capacity is used, few calls are throttled, and a shared model is shared.
+"""The promises of pacing: the capacity is used, few calls are throttled, and concurrent runs share a model.
 
-The benchmark's simulation on a short share of its traces, with seeds that it doesn't use, and the real pacer and
-engine in virtual time. `benchmarks/pacing.py` gives the full figures.
+Uses the benchmark's simulation on parts of its traces, with other seeds, and the real pacer and engine in virtual time.
+`benchmarks/pacing.py` prints the full figures.
 """
 
 from __future__ import annotations

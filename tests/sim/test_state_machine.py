@@ -1,6 +1,6 @@
 """Any order of sessions, retries, exports, crashes and races: no step loses, repeats or changes a row.
 
-To look longer, say for a night: HYPOTHESIS_STEPS=40 HYPOTHESIS_EXAMPLES=5000 pytest tests/sim/test_state_machine.py
+For a longer search: HYPOTHESIS_STEPS=40 HYPOTHESIS_EXAMPLES=5000 pytest tests/sim/test_state_machine.py
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Nights(RuleBasedStateMachine):
 
     def _play(self, scene: Callable[[], Awaitable[T]]) -> T:
         async def main() -> T:
-            await anyio.sleep(60)  # until the lease of whoever died is over
+            await anyio.sleep(60)  # until the lease of a killed process has expired
             result = await scene()
             self.clock_s = anyio.current_time()
             return result
@@ -157,7 +157,7 @@ class Nights(RuleBasedStateMachine):
 
         async def scene() -> None:
             await self.world.run_to_end()
-            await self.world.retry_to_end()  # this may be the rest of one that was about some codes only
+            await self.world.retry_to_end()  # the first call may resume a retry of some codes only
             summary = await self.world.retry_to_end()
             self.world.assert_exactly_once(summary)
             assert summary.failed == len(self.refused)
