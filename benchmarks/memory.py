@@ -108,18 +108,22 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
     begun_at = anyio.current_time()
     job = Job(sources=("stub",), model=MODEL, out=out, run_id=run_id)
     observer, stopper, model = SilentObserver(), StopSignal(), ModelArn.parse(MODEL)
-    keeper = ModelManager(StubControl(), model, units=None, keep=False, observer=observer, stopper=stopper)
+    model_manager = ModelManager(StubControl(), model, units=None, keep=False, observer=observer, stopper=stopper)
 
     async def check(_: dt.datetime) -> CheckedSources:
         return CheckedSources(Selection([StubSource(images)], Filters()), 0, {})
 
     store = Store.open(out, create=True)
     await store.check_writable()
-    found = await find_resume_state(job, model, store, check=check, observer=observer)
-    means = RunContext(
-        keeper=keeper, detector=detector or StubDetector(), observer=observer, stopper=stopper, begun_at=begun_at
+    state = await find_resume_state(job, model, store, check=check, observer=observer)
+    context = RunContext(
+        model_manager=model_manager,
+        detector=detector or StubDetector(),
+        observer=observer,
+        stop_signal=stopper,
+        begun_at=begun_at,
     )
-    summary = await execute(job, found, means)
+    summary = await execute(job, state, context)
     return summary.as_dict()
 
 

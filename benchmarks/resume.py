@@ -35,7 +35,7 @@ def _prepare(out: str, images: int) -> None:
     from batchcl.runs.store import Store
     from batchcl.runs.worklist import WorkList
     from batchcl.scoring.source_counts import SourceCounts
-    from batchcl.scoring.work_list_writer import freeze_all
+    from batchcl.scoring.work_list_writer import write_work_list
     from batchcl.sources.filters import Filters
     from batchcl.sources.select import Selection
 
@@ -46,12 +46,12 @@ def _prepare(out: str, images: int) -> None:
         (root / name).unlink()
 
     async def freeze() -> None:
-        await freeze_all(
+        await write_work_list(
             WorkList(Store.open(out), paths),
             Selection([StubSource(images)], Filters()).pages(),
             shard_size=SHARD,
             incremental=None,
-            tally=partial(SourceCounts, lines=None),
+            count_sources=partial(SourceCounts, lines=None),
             on_frozen=lambda: None,
         )
 
@@ -78,7 +78,7 @@ def _resume(out: str, images: int, started_at: float) -> None:
     from batchcl.images import ImageRef
 
     def tell(image: ImageRef) -> None:
-        assert int(image.key[-13:-4]) >= images - SHARD, f"{image.key} is done already"
+        assert int(image.key[-13:-4]) >= images - SHARD, f"{image.key} is already done"
         print(time.monotonic() - started_at, flush=True)
         os._exit(0)
 

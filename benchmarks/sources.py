@@ -35,7 +35,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.source_counts import SourceCounts
-from batchcl.scoring.work_list_writer import freeze_all
+from batchcl.scoring.work_list_writer import write_work_list
 from batchcl.sources.filters import Filters
 from batchcl.sources.open import open_sources
 from batchcl.sources.select import Selection
@@ -120,12 +120,12 @@ async def _to_work_list(folder: Path, out: Path) -> int:
         for source in sources:
             await source.check()
         worklist = WorkList(Store.open(str(out), create=True), RunPaths("r"))
-        await freeze_all(
+        await write_work_list(
             worklist,
             Selection(sources, Filters()).pages(),
             shard_size=10_000,
             incremental=None,
-            tally=partial(SourceCounts, lines=None),
+            count_sources=partial(SourceCounts, lines=None),
             on_frozen=lambda: None,
         )
         return worklist.images

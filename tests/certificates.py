@@ -1,4 +1,4 @@
-"""A certificate that nobody but a test trusts."""
+"""A self-signed certificate for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificates(directory: Path) -> tuple[ssl.SSLContext, Path]:
-    """A server's TLS with a certificate of its own for 127.0.0.1, and the file with what to trust."""
+    """Return a server's TLS context with a self-signed certificate for 127.0.0.1, and the CA bundle to trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now = dt.datetime.now(dt.UTC)

@@ -1,4 +1,4 @@
-"""Real servers for tests of processes: the emulator for Rekognition, SeaweedFS and moto for S3, the CLI."""
+"""Fixtures: the emulator for Rekognition, SeaweedFS and moto for S3, and the CLI."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from typed import typed
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 pl.Config.set_engine_affinity("in-memory")
-"""The default engine has native threads with known, rare races, and tests collect in hundreds of places."""
+"""The default engine has native threads with rare races that are known upstream."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,12 +49,12 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.fixture(scope="session", autouse=True)
 def services() -> Iterator[None]:
-    """What botocore knows of AWS is read from its files once: each session of each command would do so anew."""
+    """Cache botocore's data files across sessions: otherwise each command reads them again."""
     known: dict[Any, Any] = {}
 
     def loader(_paths: str | None) -> Loader:
         made = Loader()
-        made._cache = known  # its argument `cache` is not looked at
+        made._cache = known  # Loader ignores its argument `cache`
         return made
 
     with patch.object(botocore.session, "create_loader", loader):
@@ -63,7 +63,7 @@ def services() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """The demo's model, trained once for all workers of the suite: nobody writes to its state, servers have copies."""
+    """The demo's model, trained once for all test workers. Its state is read-only: servers use copies."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
     shared.mkdir(exist_ok=True)
@@ -77,14 +77,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture(scope="session")
 def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of somebody who has never used AWS."""
+    """Environment variables without any AWS settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "BATCHCL_"))}
     return kept | {"HOME": str(tmp_path_factory.mktemp("home")), "AWS_EC2_METADATA_DISABLED": "true", "COLUMNS": "120"}
 
 
 @pytest.fixture
 def cli(clean_env: dict[str, str]) -> Callable[..., Ended]:
-    """Run a command to its end, in the test's own process: half of a process is its imports."""
+    """Run a command in the test's own process, which saves the time of imports."""
 
     def run(*args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None) -> Ended:
         with patch.dict(os.environ, clean_env | dict(env or {}), clear=True), chdir(cwd or Path.cwd()):
@@ -95,7 +95,7 @@ def cli(clean_env: dict[str, str]) -> Callable[..., Ended]:
 
 @pytest.fixture
 def cli_process(clean_env: dict[str, str]) -> Callable[..., Ended]:
-    """Run a command to its end in a process of its own, as a shell does."""
+    """Run a command in a process of its own."""
 
     def run(*args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None) -> Ended:
         return run_process(*args, env=clean_env | dict(env or {}), stdin=stdin, cwd=cwd)
@@ -105,7 +105,7 @@ def cli_process(clean_env: dict[str, str]) -> Callable[..., Ended]:
 
 @pytest.fixture
 def running(clean_env: dict[str, str]) -> Callable[..., AbstractContextManager[subprocess.Popen[bytes]]]:
-    """Start `batchcl run` beside the test, and end it with the block if it hasn't ended."""
+    """Start `batchcl run` in the background, and kill it at the end of the block."""
 
     @contextmanager
     def start(*args: object, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
@@ -133,7 +133,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
-    """The endpoint of an S3 that knows regions and lists every key."""
+    """The endpoint of moto's S3, which supports regions and lists every key."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -143,7 +143,7 @@ def moto() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def service(demo: Demo, clean_env: dict[str, str], seaweed: str) -> Iterator[str]:
-    """An emulator with the demo's model RUNNING, fast, that reads images from SeaweedFS."""
+    """A fast emulator with the demo's model RUNNING that reads images from SeaweedFS."""
     with ExitStack() as stack:
         env = clean_env | aws_env(s3=seaweed)
         endpoint = stack.enter_context(

@@ -1,4 +1,4 @@
-"""Credentials for tests that need a cache of their own."""
+"""A credential cache with a fake provider."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchcl.aws.credentials import CredentialCache
 
 
 def cache_of(provide: Callable[[], str]) -> CredentialCache:
-    """A cache whose one provider calls `provide` for an access key at each look-up."""
+    """Return a cache whose only provider calls `provide` for an access key at each look-up."""
 
     async def load() -> Any:
         return AioCredentials(provide(), "secret")

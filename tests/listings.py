@@ -1,4 +1,4 @@
-"""An S3 in memory as far as listing goes: keys by their UTF-8 bytes, pages of any size, faults on demand."""
+"""A fake for listing S3 buckets: keys in the order of their UTF-8 bytes, pages of any size, faults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FakeBucket:
         self.sorted = sorted(key.encode() for key in set(self.keys))
 
     def behind(self, after: str | None) -> list[str]:
-        """What a serial listing gives."""
+        """The keys after `after`, as a serial listing returns them."""
         return [key.decode() for key in self.sorted[self._place(after) :]]
 
     async def page(self, *, after: str | None = None, token: str | None = None) -> ListingPage:
@@ -49,7 +49,7 @@ class FakeBucket:
             self.under_way -= 1
 
     def read(self, after: str | None, token: str | None = None) -> ListingPage:
-        """The page itself."""
+        """Return a page."""
         begin = self._place(after) if token is None else int(token)
         end = begin + self.page_size
         keys = [key.decode() for key in self.sorted[begin:end]]

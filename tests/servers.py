@@ -1,4 +1,4 @@
-"""What end-to-end tests share: servers, foreign clients, and what a command left behind."""
+"""Shared by end-to-end tests: servers, boto3 clients and processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REGION = "us-east-1"
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -43,7 +43,7 @@ class Ended:
 
 
 def run_process(*args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None) -> Ended:
-    """A command in a process of its own."""
+    """Run a command in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "batchcl", *map(str, args)],
         env=dict(env),
@@ -58,7 +58,7 @@ def run_process(*args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: 
 
 @dataclass(frozen=True)
 class Demo:
-    """A trained model and pictures that it hasn't seen."""
+    """A trained model and images that were not used for training."""
 
     state: Path
     arn: str
@@ -67,14 +67,14 @@ class Demo:
 
 @contextmanager
 def copied(state: Path) -> Iterator[Path]:
-    """An emulator's state for the time of the block, without its buckets."""
+    """Yield a copy of an emulator's state, without its buckets."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(shutil.copytree(state, Path(folder) / "state", ignore=shutil.ignore_patterns("buckets")))
 
 
 @contextmanager
 def serving(env: Mapping[str, str], *flags: object, state: Path | None = None) -> Iterator[str]:
-    """The endpoint of an emulator that runs during the block in a process of its own, on a copy of `state`."""
+    """Run an emulator in a process of its own on a copy of `state`; yields its endpoint."""
     if state is not None:
         with copied(state) as copy, serving(env, *flags, "--state", copy) as endpoint:
             yield endpoint
@@ -96,7 +96,7 @@ def serving(env: Mapping[str, str], *flags: object, state: Path | None = None) -
 
 
 def aws_env(rekognition: str | None = None, s3: str | None = None) -> dict[str, str]:
-    """What a user exports to reach these servers."""
+    """Return the environment variables for these servers."""
     env = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": REGION}
     if rekognition:
         env["AWS_ENDPOINT_URL_REKOGNITION"] = rekognition
@@ -106,7 +106,7 @@ def aws_env(rekognition: str | None = None, s3: str | None = None) -> dict[str, 
 
 
 def client(service: str, endpoint: str) -> Any:
-    """A boto3 client: a foreign one, on purpose."""
+    """Return a boto3 client, which is independent of batchcl's."""
     return boto3.client(
         service,
         endpoint_url=endpoint,
@@ -128,7 +128,7 @@ class Seaweed:
     process: subprocess.Popen[bytes]
 
     def accept(self, key: str, secret: str) -> None:
-        """Take these keys, and no others any more."""
+        """Accept only these credentials."""
         _write_identity(self.config, key, secret)
         self.process.send_signal(signal.SIGHUP)
 
@@ -144,7 +144,7 @@ def _write_identity(config: Path, key: str, secret: str) -> None:
 
 @contextmanager
 def running_seaweed(root: Path) -> Iterator[Seaweed]:
-    """SeaweedFS for the time of the block, with its data below `root`."""
+    """Run SeaweedFS during the block, with its data below `root`."""
     config = root / "s3.json"
     _write_identity(config, KEY, SECRET)
     s3, master, volume, filer, admin = free_ports(5)
@@ -192,14 +192,14 @@ def running_seaweed(root: Path) -> Iterator[Seaweed]:
         process.terminate()
         try:
             process.wait(5)
-        except subprocess.TimeoutExpired:  # it waits for clients to hang up; its data go away with it
+        except subprocess.TimeoutExpired:  # it waits for clients to disconnect; its data are temporary
             process.kill()
             process.wait()
         log.close()
 
 
 def make_bucket(s3: Any, name: str) -> None:
-    """Have a bucket of this name, which an earlier set-up of the same fixture may have made."""
+    """Create the bucket unless it exists."""
     try:
         s3.create_bucket(Bucket=name)
     except s3.exceptions.BucketAlreadyOwnedByYou:
@@ -207,14 +207,14 @@ def make_bucket(s3: Any, name: str) -> None:
 
 
 def start_model(endpoint: str, arn: str, units: int = 5) -> None:
-    """Have the model RUNNING."""
+    """Start the model and wait until it is RUNNING."""
     rekognition = client("rekognition", endpoint)
     rekognition.start_project_version(ProjectVersionArn=arn, MinInferenceUnits=units)
     wait_for(lambda: model_status(endpoint, arn) == "RUNNING")
 
 
 def model_status(endpoint: str, arn: str) -> str:
-    """As the service describes it."""
+    """Return the status from DescribeProjectVersions."""
     rekognition = client("rekognition", endpoint)
     project = rekognition.describe_projects(ProjectNames=[arn.split("/")[1]])["ProjectDescriptions"][0]
     versions = rekognition.describe_project_versions(ProjectArn=project["ProjectArn"])["ProjectVersionDescriptions"]
@@ -222,17 +222,17 @@ def model_status(endpoint: str, arn: str) -> str:
 
 
 def wait_for(there: Callable[[], bool], timeout_s: float = 30) -> None:
-    """Poll something that another process does."""
+    """Poll until `there` returns True."""
     end = time.monotonic() + timeout_s
     while not there():
-        assert time.monotonic() < end, "it didn't happen in time"
+        assert time.monotonic() < end, f"not done within {timeout_s} s"
         time.sleep(0.05)
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports whose neighbour 10,000 above is free too, as SeaweedFS takes both.
+    """Return free ports whose neighbour 10,000 above is free too: SeaweedFS uses both.
 
-    Each process searches a range of its own: a port is free until the server that it is meant for has started.
+    Each process searches its own range: a port remains free until its server has started.
     """
     found: list[int] = []
     candidate = 20_000 + os.getpid() * 16 % 10_000

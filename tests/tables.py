@@ -1,4 +1,4 @@
-"""Outcomes as the two tables that publishing makes parts from, and the tables that it has published."""
+"""Outcomes as Arrow tables, the input of publishing, and published tables as frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchcl.runs.worklist import image_table
 
 
 def columns(outcomes: Sequence[Outcome], *, round_: int = 0, fit: bool = False) -> tuple[pa.Table, pa.Table]:
-    """The images of `outcomes`, and their entries in a round."""
+    """Return the images of `outcomes` and their journal entries."""
     entries = [JournalEntry(number, outcome) for number, outcome in enumerate(outcomes)]
     return image_table([outcome.image for outcome in outcomes]), entry_table(entries, round_=round_, fit=fit)
 

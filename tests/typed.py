@@ -1,4 +1,4 @@
-"""Commands as a user types them, run in the test's own process: it has everything imported already."""
+"""Runs commands in the test's own process, which has everything imported already."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from batchcl.cli.app import _run
 from servers import Ended
 
 _COMMAND = cache(typer.main.get_command)
-"""Made of the functions' signatures once, rather than for each command."""
+"""Built from the signatures once, not for each command."""
 
 
 @dataclass(frozen=True)
 class Said(Ended):
-    """What a command ended with; `both` is stdout and stderr in the order in which they were written."""
+    """Exit code and output of a command; `both` is stdout and stderr in the order in which they were written."""
 
     both: str
 
@@ -37,14 +37,14 @@ class _Tee(io.StringIO):
 
 
 class Terminal(io.StringIO):
-    """Passes for a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 def typed(line: str, *words: object, answer: str | None = None, stdin: bytes = b"") -> Said:
-    """Run `batchcl LINE WORDS…` with `stdin`; with an `answer` that is a terminal at which somebody types it."""
+    """Run `batchcl LINE WORDS…` with `stdin`; with `answer`, stdin is a terminal and contains it."""
     both = io.StringIO()
     out, err = _Tee(both), _Tee(both)
     given = io.TextIOWrapper(io.BytesIO(stdin)) if answer is None else Terminal(f"{answer}\n")

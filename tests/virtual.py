@@ -1,10 +1,10 @@
-"""Run async code in virtual time: a wait costs nothing, and a run of 20 hours fits in a test.
+"""Run async code in virtual time: sleeping takes no real time, so a test can cover a run of 20 hours.
 
-`run_virtual(fn, *args)` is `anyio.run` on an asyncio loop whose clock is a counter. When nothing is ready, the counter
-jumps to the next timer. `anyio.current_time`, `sleep`, deadlines, events, task groups and threads work as in real time.
+`run_virtual(fn, *args)` is `anyio.run` on an asyncio loop with a virtual clock. When no task is ready, the clock jumps
+to the next timer. `anyio.current_time`, `sleep`, deadlines, events, task groups and threads work as in real time.
 
-Not offered: sockets and threads of foreign libraries (obstore's runtime) can't be seen from here, so time may jump
-while they work; give them `grace_s`, the real seconds to listen for them before each jump.
+Limitation: activity of sockets and of other libraries' threads (obstore's runtime) is not visible, so time may jump
+while they work. For those, `grace_s` sets the real time to wait for events before each jump.
 """
 
 import asyncio
@@ -23,17 +23,17 @@ import anyio.to_thread
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-TURN_S = 1e-9  # each turn costs this much, or a wait as short as a float's residue never ends
-JUMP_S = 1e-6  # a jump shorter than this is no progress
-PATIENCE_S = 20.0  # real seconds that a thread may take, or that an empty loop waits for someone outside
+TURN_S = 1e-9  # added in each turn; otherwise a wait shorter than a float's precision would never end
+JUMP_S = 1e-6  # shorter jumps do not count as progress
+PATIENCE_S = 20.0  # real seconds that a thread may take, or that a loop without timers waits for an event
 
 
 class VirtualTimeError(AssertionError):
-    """The code under test neither ends nor waits for anything that could wake it."""
+    """The code under test spins, is deadlocked, or exceeds its time limit."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Where a loop would sleep until its next timer, move the clock there instead."""
+    """Advances the clock to the next timer instead of waiting for it."""
 
     def __init__(self, *, max_turns: int, max_s: float, grace_s: float) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         self.now_s += TURN_S
         self._turns += 1
         if self._turns > self._max_turns:
-            self._turns = 0  # the loop turns on while anyio cancels what is left
+            self._turns = 0  # the loop continues while anyio cancels the remaining tasks
             message = f"{self._max_turns} turns of the loop without progress at {self.now_s:.6f} virtual seconds"
             raise VirtualTimeError(message)
         busy = self.threads_busy()
@@ -64,7 +64,7 @@ class _JumpingSelector(selectors.DefaultSelector):
             self.now_s += timeout
             if self.now_s > self._max_s:
                 self._max_s = math.inf
-                raise VirtualTimeError(f"not at its end after {self.now_s:.0f} virtual seconds")
+                raise VirtualTimeError(f"not finished after {self.now_s:.0f} virtual seconds")
             if timeout >= JUMP_S:
                 self._turns = 0
             self._stuck_since_s = None
@@ -72,14 +72,14 @@ class _JumpingSelector(selectors.DefaultSelector):
         return self._wait_for_others(busy=busy)
 
     def _wait_for_others(self, *, busy: bool) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait in real time for a thread, or, with no timer left, for whoever may still wake the loop."""
+        """Wait in real time for a thread or, without a timer, for an event from outside the loop."""
         now_s = time.monotonic()
         if self._stuck_since_s is None:
             self._stuck_since_s = now_s
         elif now_s - self._stuck_since_s > PATIENCE_S:
             self._stuck_since_s = None
             cause = "a thread did not end" if busy else "deadlock: no timer is set and nothing is ready"
-            raise VirtualTimeError(f"{cause} in {PATIENCE_S:.0f} real seconds at {self.now_s:.6f} virtual seconds")
+            raise VirtualTimeError(f"{cause} within {PATIENCE_S:.0f} real seconds at {self.now_s:.6f} virtual seconds")
         events: list[tuple[selectors.SelectorKey, int]] = super().select(0.05)
         if events:
             self._stuck_since_s = None
@@ -88,7 +88,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An asyncio loop whose `time()` moves only when nothing else can happen."""
+    """An asyncio loop whose `time()` advances only when no task is ready."""
 
     def __init__(self, *, max_turns: int, max_s: float, grace_s: float, start_s: float) -> None:
         self._jumping = _JumpingSelector(max_turns=max_turns, max_s=start_s + max_s, grace_s=grace_s)
@@ -104,7 +104,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        if when == math.inf:  # anyio.sleep_forever: a timer to jump to would hide a deadlock
+        if when == math.inf:  # from anyio.sleep_forever: a timer would hide a deadlock
             return asyncio.TimerHandle(when, callback, args, self, context)
         return super().call_at(when, callback, *args, context=context)
 
@@ -129,15 +129,15 @@ def run_virtual(
     grace_s: float = 0.0,
     start_s: float = 0.0,
 ) -> T:
-    """Run `fn(*args)` to its end in virtual time and return its result.
+    """Run `fn(*args)` in virtual time and return its result.
 
     Args:
         fn: the async function.
         args: its arguments.
-        max_turns: turns of the loop in a row without a jump in time and without news from outside: more is spinning.
-        max_s: virtual seconds that it may take.
-        grace_s: real seconds to listen for foreign threads and sockets before each jump.
-        start_s: what the clock shows at the beginning.
+        max_turns: maximum number of consecutive turns of the loop without a jump in time or an external event.
+        max_s: maximum duration in virtual seconds.
+        grace_s: real seconds to wait for other threads and sockets before each jump.
+        start_s: initial time of the clock.
 
     Raises:
         VirtualTimeError: the code spins, polls for longer than `max_s`, is deadlocked, or a thread does not end.
@@ -148,7 +148,7 @@ def run_virtual(
         assert isinstance(loop, VirtualLoop)
         loop.limiter = anyio.to_thread.current_default_thread_limiter()
         with contextlib.ExitStack() as after:
-            after.callback(setattr, loop, "limiter", None)  # what anyio tears down afterwards needs no clock
+            after.callback(setattr, loop, "limiter", None)  # not needed when anyio shuts down the loop
             return await fn(*args)
 
     def loop_factory() -> VirtualLoop:

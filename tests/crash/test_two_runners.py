@@ -71,7 +71,7 @@ def checked_codes(ends) -> list[int]:
     """The exit codes, after checking stderr. Both may be 0 only if one process found the run done."""
     codes = [process.returncode for process, _, _ in ends]
     if codes == [DONE, DONE]:
-        assert any(b"is done already" in err for _, _, err in ends), [err.decode() for _, _, err in ends]
+        assert any(b"is already done" in err for _, _, err in ends), [err.decode() for _, _, err in ends]
     for process, _, err in ends:
         assert process.returncode in {DONE, STOPPED}, err.decode()
         assert b"Traceback" not in err, err.decode()

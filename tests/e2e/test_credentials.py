@@ -119,7 +119,7 @@ def test_keys_that_are_rotated_during_a_run_are_taken_by_calls_and_store(demo, r
         s3.accept("NEW", "NEW-secret")
         stack.enter_context(running_server({"BATCHCL_EMULATOR_CREDENTIALS": "NEW:NEW-secret"}, **emulated))
         start_model(rekognition.endpoint, demo.arn)
-        assert any(b"calls pause: rekognition refuses the AWS credentials: Unrecognized" in line for line in lines)
+        assert any(b"calls paused: rekognition refuses the AWS credentials: Unrecognized" in line for line in lines)
         write_keys(config, "NEW")
         said = process.communicate(timeout=60)[1].decode()
         assert process.returncode == 0, said
@@ -145,10 +145,10 @@ def test_a_credential_process_that_fails_for_seconds_costs_seconds(demo, running
             wait_for(lambda: calls(endpoint) > 3)
             (tmp_path / "broken").touch()
             inject(endpoint, kind="expired-credentials", times=1)
-            paused = next(line for line in lines if b"calls pause" in line).decode()
+            paused = next(line for line in lines if b"calls paused" in line).decode()
             assert "of profile default with credential_process failed: its output is not JSON" in paused
             assert SECRET not in paused
-            assert any(b"calls pause" in line for line in lines), "and again"
+            assert any(b"calls paused" in line for line in lines), "and again"
             (tmp_path / "broken").unlink()
             said = process.communicate(timeout=60)[1].decode()
         assert process.returncode == 0, said

@@ -269,7 +269,7 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
     for command in ("run", "plan", "doctor"):
         done = typed(command, picture, "--model", demo.arn, "--out", "out", "--region", "eu-west-1")
         assert (done.code, done.out) == (5, "")
-        assert f"there is no model {demo.arn} in eu-west-1, which --region names: it is in {REGION}" in done.err
+        assert f"is in {REGION}, and --region is eu-west-1; remove --region or use --region {REGION}" in done.err
     assert "region       eu-west-1" in typed("doctor", "--region", "eu-west-1").out
 
 
@@ -278,11 +278,11 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
     [
         ((), "name an image"),
         (("picture.png",), "--model PROJECT@VERSION"),
-        (("picture.png", "--model", "digits@"), "is not a model"),
-        (("picture.png", "--model", "ARN", "--min-confidence", 101), "outside of 0 to 100"),
-        (("picture.png", "--model", "ARN", "--max-results", -1), "outside of 0 to 2147483647"),
-        (("picture.png", "--model", "ARN", "--max-results", 2**31), "outside of 0 to 2147483647"),
-        (("picture.png", "--model", "ARN", "--version-id", "x"), "isn't in S3"),
+        (("picture.png", "--model", "digits@"), "names no model"),
+        (("picture.png", "--model", "ARN", "--min-confidence", 101), "is not between 0 and 100"),
+        (("picture.png", "--model", "ARN", "--max-results", -1), "is not between 0 and 2147483647"),
+        (("picture.png", "--model", "ARN", "--max-results", 2**31), "is not between 0 and 2147483647"),
+        (("picture.png", "--model", "ARN", "--version-id", "x"), "is not in S3"),
         (("s3://bucket", "--model", "ARN"), "is not s3://bucket/key"),
         (("-", "-", "--model", "ARN"), "name - once"),
         (("-", "--model", "ARN"), "stdin is empty"),

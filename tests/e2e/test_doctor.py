@@ -1,4 +1,4 @@
-"""`batchcl doctor`: a line for each thing that a run depends on, and what to do where one is wrong."""
+"""`batchcl doctor`: one line per check, with what to do about warnings and failures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = [*BEFORE, "model", "quotas", "clock", "sources", "images", "call", "outp
 
 @pytest.fixture(scope="module")
 def server(seaweed, demo) -> Iterator[Server]:
-    """An emulator with the demo's model, which isn't running; keys of a second account are known."""
+    """An emulator with the demo's model, which is stopped, and credentials of a second account."""
     others = {"BATCHCL_EMULATOR_CREDENTIALS": f"AKIAOTHER:secret:{OTHER}"}
     with pytest.MonkeyPatch.context() as environment, copied(demo.state) as state:
         for name, value in aws_env().items():
@@ -39,7 +39,7 @@ def server(seaweed, demo) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def pictures(seaweed, demo) -> str:
-    """A prefix with a few pictures."""
+    """A prefix with five images."""
     s3 = client("s3", seaweed)
     make_bucket(s3, "doctor")
     for path in sorted(demo.data.images.iterdir())[:5]:
@@ -49,7 +49,7 @@ def pictures(seaweed, demo) -> str:
 
 @pytest.fixture(autouse=True)
 def aws(server, seaweed, monkeypatch, tmp_path) -> None:
-    """Somebody's AWS, all of it, and an empty directory."""
+    """Environment variables for all services, and an empty working directory."""
     for service in ("REKOGNITION", "STS", "SERVICE_QUOTAS"):
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", server.endpoint)
     for name, value in aws_env(server.endpoint, seaweed).items():
@@ -59,21 +59,21 @@ def aws(server, seaweed, monkeypatch, tmp_path) -> None:
 
 
 def found(said: Said) -> dict[str, tuple[str, str]]:
-    """Check → verdict and text, of the lines."""
+    """Status and text of each line, by check."""
     rows = (line.split(maxsplit=2) for line in said.out.splitlines())
     return {check: (verdict, text) for verdict, check, text in rows}
 
 
 @pytest.fixture
 def running(server, demo) -> Iterator[None]:
-    """The model is RUNNING, for the time of a test."""
+    """The model is RUNNING during the test."""
     start_model(server.endpoint, demo.arn)
     yield
     server.client().stop_project_version(ProjectVersionArn=demo.arn)
 
 
 @pytest.mark.usefixtures("running")
-def test_all_is_well_with_a_model_that_runs(seaweed, demo, pictures, tmp_path):
+def test_every_check_is_ok_with_a_running_model(seaweed, demo, pictures, tmp_path):
     said = typed("doctor", pictures, "--model", demo.arn, "--out", "s3://doctor/out")
     assert said.code == 0, said.out
     lines = found(said)
@@ -81,8 +81,8 @@ def test_all_is_well_with_a_model_that_runs(seaweed, demo, pictures, tmp_path):
     assert {verdict for verdict, _ in lines.values()} == {"ok"}, said.out
     assert "123456789012, as arn:aws:iam::123456789012:user/emulator" in lines["account"][1]
     assert "digits@v1 is RUNNING with 5 inference units, F1 0." in lines["model"][1]
-    assert "5 sampled images can be read" in lines["images"][1]
-    assert lines["call"][1].startswith("DetectCustomLabels answers: ")
+    assert "5 sampled images readable" in lines["images"][1]
+    assert lines["call"][1].startswith("DetectCustomLabels returned ")
     assert not client("s3", seaweed).list_objects_v2(Bucket="doctor", Prefix="out").get("Contents"), "nothing is left"
     in_json = typed("doctor", pictures, "--model", demo.arn, "--out", "s3://doctor/out", "--json")
     assert (in_json.code, in_json.json["verdict"]) == (0, "ok")
@@ -90,35 +90,35 @@ def test_all_is_well_with_a_model_that_runs(seaweed, demo, pictures, tmp_path):
     with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
         archive.add(min(demo.data.images.iterdir()), "a.png")
     packed = found(typed("doctor", "pictures.tar", "--model", demo.arn))
-    assert packed["images"] == ("ok", "the image can be read and fit the service's limits")
-    assert packed["call"][1].startswith("DetectCustomLabels answers: ")
+    assert packed["images"] == ("ok", "1 sampled image readable and within the service's limits")
+    assert packed["call"][1].startswith("DetectCustomLabels returned ")
     assert "pictures.tar#a.png" in packed["call"][1]
 
 
-def test_without_arguments_it_looks_at_what_there_is():
+def test_without_arguments_only_the_account_is_checked():
     lines = found(typed("doctor"))
     assert list(lines) == [*BEFORE, "quotas", "clock"]
     assert {verdict for verdict, _ in lines.values()} == {"ok"}
-    assert lines["region"][1] == "us-east-1, by the AWS settings"
+    assert lines["region"][1] == "us-east-1, from the AWS settings"
     assert lines["control"][1].endswith("1 model in us-east-1")
     assert lines["quotas"][1] == "1e+06 calls a second, 5 units a model, 2 running models"
 
 
-def test_a_job_file_is_examined_and_nothing_is_started_or_left(server, demo, pictures, tmp_path):
+def test_checking_a_job_file_starts_and_leaves_nothing(server, demo, pictures, tmp_path):
     config = tmp_path / "job.toml"
     config.write_text(f'sources = ["{pictures}"]\nmodel = "{demo.arn}"\nout = "new/out"\nstart_model = "1:2"\n')
     said = typed("doctor", "--config", config)
     assert said.code == 0, said.out
     lines = found(said)
     assert "a run starts it with 1:2 inference units" in lines["model"][1]
-    assert "tagging, starting and stopping can't be tried" in lines["control"][1]
-    assert lines["call"][1].startswith("no call was tried, as the model is ")
+    assert "permissions to tag, start and stop the model can't be tested" in lines["control"][1]
+    assert lines["call"][1].startswith("no call was made: the model is ")
     assert lines["output"][0] == "ok"
     assert not (tmp_path / "new").exists()
     assert model_status(server.endpoint, demo.arn) != "RUNNING"
 
 
-def test_what_would_refuse_a_run_fails_with_what_to_do(demo, pictures, tmp_path):
+def test_each_refusal_of_a_run_is_a_failure_with_what_to_do(demo, pictures, tmp_path):
     (tmp_path / "file").touch()
     said = typed("doctor", f"{pictures}none/", "--model", demo.arn, "--out", tmp_path / "file")
     assert said.code == 5
@@ -135,7 +135,7 @@ def test_what_would_refuse_a_run_fails_with_what_to_do(demo, pictures, tmp_path)
     assert run.code == 5, "the run agrees"
 
 
-def test_no_credentials_is_all_there_is_to_say(monkeypatch, demo):
+def test_without_credentials_no_other_check_runs(monkeypatch, demo):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/nowhere")
@@ -146,14 +146,14 @@ def test_no_credentials_is_all_there_is_to_say(monkeypatch, demo):
     assert "set AWS_PROFILE" in said.out
 
 
-def test_another_account_than_the_models(monkeypatch, demo):
+def test_credentials_of_another_account_fail(monkeypatch, demo):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOTHER")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     said = typed("doctor", "--model", demo.arn)
     assert said.code == 5
     lines = found(said)
     assert lines["account"][0] == "fail"
-    assert f"of account {OTHER}, and the model is account 123456789012's; take a role there" in lines["account"][1]
+    assert f"of account {OTHER}, and the model is in account 123456789012; assume a role there" in lines["account"][1]
     assert "secret" not in said.out
 
 
@@ -168,7 +168,7 @@ def test_unknown_credentials_fail_where_they_are_needed(monkeypatch, demo):
     assert "check the profile and its keys" in lines["control"][1]
 
 
-def test_what_cannot_be_asked_is_a_warning(monkeypatch, demo, pictures):
+def test_checks_that_are_not_possible_are_warnings(monkeypatch, demo, pictures):
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", NOBODY)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SERVICE_QUOTAS", NOBODY)
     said = typed("doctor", pictures, "--model", demo.arn, "--start-model", "1")
@@ -178,17 +178,17 @@ def test_what_cannot_be_asked_is_a_warning(monkeypatch, demo, pictures):
     assert "AWS's defaults are 50 calls a second, 5 units a model, 2 running models" in lines["quotas"][1]
 
 
-def test_quotas_that_are_too_small(demo, monkeypatch):
+def test_quotas_below_the_jobs_units_or_rate(demo, monkeypatch):
     monkeypatch.setattr(limits, "MOST_UNITS", 2)
     lines = found(typed("doctor", "--model", demo.arn, "--start-model", "1:3"))
     assert lines["quotas"][0] == "fail"
-    assert "--start-model 1:3 asks for 3; ask for fewer, or ask for more in Service Quotas" in lines["quotas"][1]
+    assert "--start-model 1:3 needs 3 units; use fewer, or request an increase in Service Quotas" in lines["quotas"][1]
     lines = found(typed("doctor", "--model", demo.arn, "--start-model", "1:2", "--max-tps", "2000000"))
     assert lines["quotas"][0] == "warn"
-    assert "--max-tps 2e+06 is more than will be let through" in lines["quotas"][1]
+    assert "--max-tps 2e+06 is more than the quota" in lines["quotas"][1]
 
 
-def test_models_that_are_in_the_way(server, demo, tmp_path, monkeypatch):
+def test_running_models_that_exhaust_the_quota(server, demo, tmp_path, monkeypatch):
     for label, colour in (("red", "#f00"), ("blue", "#00f")):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for n in range(4):
@@ -209,7 +209,7 @@ def test_models_that_are_in_the_way(server, demo, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(30, "ok"), (-100, "warn"), (400, "fail")])
-def test_a_clock_that_is_off(seconds, verdict):
+def test_an_offset_of_the_clock_is_reported(seconds, verdict):
     found = anyio.run(
         lambda: doctor(target_of(), utcnow=lambda: dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds))
     )
@@ -217,10 +217,10 @@ def test_a_clock_that_is_off(seconds, verdict):
     assert finding.verdict == verdict
     if verdict != "ok":
         assert f" s {'ahead of' if seconds > 0 else 'behind'} the service's" in finding.text
-        assert "set it" in finding.text
+        assert "set the clock" in finding.text
 
 
-def test_some_images_and_lines_that_will_fail_are_warnings(demo, tmp_path):
+def test_bad_lines_and_unusable_images_are_warnings(demo, tmp_path):
     good = min(demo.data.images.iterdir())
     shutil.copy(good, tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
@@ -234,14 +234,14 @@ def test_some_images_and_lines_that_will_fail_are_warnings(demo, tmp_path):
     assert said.code == 0, said.out
     lines = found(said)
     assert lines["sources"][0] == "warn"
-    assert "1 lines name no image" in lines["sources"][1]
+    assert "1 bad line; first " in lines["sources"][1]
     assert lines["images"][0] == "warn"
     assert "2 of 3 sampled images will fail: " in lines["images"][1]
     assert "1 InvalidImageFormatException" in lines["images"][1]
     assert "1 NoSuchFile" in lines["images"][1]
 
 
-def test_a_run_starts_no_model_for_images_that_are_not_there(demo, pictures, tmp_path):
+def test_a_run_starts_no_model_for_missing_images(demo, pictures, tmp_path):
     (tmp_path / "keys.txt").write_text("".join(f"{pictures}gone-{n}.png\n" for n in range(25)))
     arguments = ("keys.txt", "--model", demo.arn, "--out", "out", "--start-model", "1")
     run = typed("run", *arguments)
@@ -252,12 +252,12 @@ def test_a_run_starts_no_model_for_images_that_are_not_there(demo, pictures, tmp
     assert found(typed("doctor", *arguments))["images"][0] == "fail"
 
 
-def test_the_page_names_every_check():
+def test_the_documentation_lists_every_check():
     rows = re.findall(r"^\| `(\w+)` \|", (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(), re.MULTILINE)
     assert rows == NAMES
 
 
-def test_a_wrong_argument_is_the_users_mistake():
+def test_an_invalid_argument_is_a_usage_error():
     said = typed("doctor --model digits@")
     assert said.code == 2
     assert "write PROJECT@VERSION, PROJECT or an ARN" in said.err

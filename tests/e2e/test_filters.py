@@ -82,7 +82,7 @@ def test_a_list_that_tells_no_size_has_no_image_of_known_size(demo, tmp_path):
     keys.write_text("gone.jpg\nlost.jpg\n")
     done = typed("plan --source-kind keys --min-size 10KB", keys, "--model", demo.arn)
     assert done.code == 2
-    assert f"there is no image in {keys} that the filters let through (taken away: 2 by size not known)" in done.err
+    assert f"there is no image to score in {keys} (excluded: 2 by size not known)" in done.err
 
 
 def test_a_condition_is_asked_of_the_columns_of_a_table(demo, pictures, tmp_path):
@@ -125,7 +125,7 @@ def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(demo, pic
     assert (retried.code, retried.json["planned"], retried.json["failed"]) == (0, 1, 1), "nothing of it can succeed"
     nothing = typed("plan", "--from-results", out, "--where", "confidence > 100", "--model", demo.arn)
     assert nothing.code == 2
-    assert "that the filters let through (taken away: 31 by --where)" in nothing.err
+    assert "(excluded: 31 by --where)" in nothing.err
     both = typed("plan", pictures, "--from-results", out, "--model", demo.arn)
     assert (both.code, "exclude each other" in both.err) == (2, True)
 

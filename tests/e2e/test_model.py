@@ -81,7 +81,7 @@ def test_a_resumed_run_keeps_the_model_that_it_began_with(cli, demo, slow, tmp_p
     assert copied != demo.arn
     again = cli(*job, env=env)
     assert (again.code, again.json["model"]) == (0, demo.arn)
-    assert "is done already" in again.err
+    assert "is already done" in again.err
 
 
 def test_keep_model_leaves_it_running(cli, demo, slow, tmp_path):
@@ -175,8 +175,8 @@ def test_a_model_that_the_run_started_is_started_again_when_somebody_stops_it(de
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert json.loads(out)["scored"] == 20
-    assert b"calls pause" in err
-    assert b"calls go on" in err
+    assert b"calls paused" in err
+    assert b"calls resumed" in err
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
 
 

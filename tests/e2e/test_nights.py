@@ -72,7 +72,7 @@ def test_corrupt_images_end_one_night_and_no_later_one(cli, night, bucket, seawe
     assert second.json["known_failed"] == CORRUPT + 1, "and the text"
     quiet, started = night("n3")
     assert (quiet.code, quiet.json["calls"], started) == (0, 0, False), quiet.err
-    assert f"left out: {IMAGES} images already scored, {PERMANENT} failed permanently before\n" in quiet.err
+    assert f"excluded: {IMAGES} images already scored, {PERMANENT} failed permanently before\n" in quiet.err
     assert (quiet.json["planned"], quiet.json["known"], quiet.json["known_failed"]) == (0, IMAGES, PERMANENT)
     s3 = client("s3", seaweed)
     s3.copy_object(Bucket=bucket, Key="in/new.jpg", CopySource=f"{bucket}/in/00.jpg")

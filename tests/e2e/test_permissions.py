@@ -1,6 +1,6 @@
 """configs/iam/ allows what the commands ask AWS for, and nothing else.
 
-Commands go through a gate that denies what a policy doesn't allow, and notes what was asked for: what a policy has too
+Commands go through a proxy that denies what a policy doesn't allow, and records what was needed: what a policy has too
 little fails them, and what it has too much nobody asked for. A new operation in the code must be in a policy.
 """
 
@@ -24,7 +24,7 @@ from batchcl import workflow
 from batchcl.aws import models, waiting
 from batchcl.lifetime.lease_tags import LeaseTag, Role, lease_key, schedule_name_of
 from batchcl.scoring.connections import holder_name
-from gate import Gate, Need, Policy, gated, listed
+from iam_proxy import IamProxy, Need, Policy, listed, running_proxy
 from servers import aws_env, client, make_bucket, start_model
 from typed import typed
 from unit.emulator.harness import running_server
@@ -52,9 +52,9 @@ IMAGES = "s3://acme-photos/2026/permissions/"
 
 @dataclass(frozen=True)
 class Place:
-    """A gate before an emulator in which a model was trained under lifecycle.json, and what that took."""
+    """A proxy before an emulator in which a model was trained under lifecycle.json, and what that took."""
 
-    gate: Gate
+    proxy: IamProxy
     emulator: str
     arn: str
     trained_by: frozenset[Need]
@@ -85,19 +85,19 @@ def place(seaweed, moto, tmp_path_factory) -> Iterator[Place]:
         patch.setattr(models, "LONG_PAUSES_S", (0.02,))
         with (
             running_server(s3_endpoint_url=seaweed, train_seconds=0, start_seconds=0, stop_seconds=0) as server,
-            gated(
+            running_proxy(
                 policy("lifecycle"),
                 rekognition=server.endpoint,
                 sts=server.endpoint,
                 service_quotas=server.endpoint,
                 s3=seaweed,
                 scheduler=moto,
-            ) as gate,
+            ) as proxy,
         ):
-            for name, value in gate.env().items():
+            for name, value in proxy.env().items():
                 patch.setenv(name, value)
             arn = anyio.run(live, pictures)
-            yield Place(gate, server.endpoint, arn, frozenset(gate.asked), tuple(gate.denied))
+            yield Place(proxy, server.endpoint, arn, frozenset(proxy.needed), tuple(proxy.denied))
 
 
 def remove_bucket(s3: Any, bucket: str) -> None:
@@ -109,10 +109,10 @@ def remove_bucket(s3: Any, bucket: str) -> None:
 
 
 @pytest.fixture
-def gate(place, monkeypatch, tmp_path) -> Gate:
-    """The gate, with nothing asked for yet, and the environment that leads to it."""
-    found: Gate = place.gate
-    found.asked.clear()
+def proxy(place, monkeypatch, tmp_path) -> IamProxy:
+    """The proxy without recorded permissions; the environment variables point to it."""
+    found: IamProxy = place.proxy
+    found.needed.clear()
     found.denied.clear()
     for name, value in (aws_env() | found.env()).items():
         monkeypatch.setenv(name, value)
@@ -198,17 +198,17 @@ def test_a_models_life_needs_what_lifecycle_allows_and_nothing_else(place):
     assert unused(policy("lifecycle"), place.trained_by) == []
 
 
-def test_a_run_needs_what_run_allows_and_nothing_else(place, gate):
+def test_a_run_needs_what_run_allows_and_nothing_else(place, proxy):
     schedule = schedule_name_of(lease_key(holder_name("one", TABLES)))
-    gate.policy = everything()
-    client("scheduler", gate.endpoints["scheduler"]).create_schedule(
+    proxy.policy = everything()
+    client("scheduler", proxy.endpoints["scheduler"]).create_schedule(
         Name=schedule,  # of an earlier session, so that this one has to change it
         ScheduleExpression="at(2036-01-01T00:00:00)",
         FlexibleTimeWindow={"Mode": "OFF"},
         Target={"Arn": "arn:aws:scheduler:::aws-sdk:rekognition:stopProjectVersion", "RoleArn": STOP_ROLE},
     )
-    gate.policy = policy("run")
-    gate.asked.clear()
+    proxy.policy = policy("run")
+    proxy.needed.clear()
     scored = ("--model", place.arn, "--out", TABLES)
     examined = typed("doctor", IMAGES, *scored, "--start-model", "1")
     assert examined.code == 0, examined.out
@@ -219,12 +219,12 @@ def test_a_run_needs_what_run_allows_and_nothing_else(place, gate):
     assert again.code in {0, 2}, again.err
     for reading in ("labels", "runs", "failures"):
         assert typed(reading, TABLES).code == 0
-    assert gate.denied == []
-    assert unused(gate.policy, gate.asked) == []
+    assert proxy.denied == []
+    assert unused(proxy.policy, proxy.needed) == []
 
 
-def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, gate):
-    gate.policy = policy("run").without(
+def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, proxy):
+    proxy.policy = policy("run").without(
         "OnlyWithStartModel", "OnlyWithDeadManRole", "OnlyWithDeadManRoleToo", "OnlyForDoctor"
     )
     start_model(place.emulator, place.arn, 1)
@@ -234,20 +234,20 @@ def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, gate):
     assert run.json["scored"] == 10
 
 
-def test_reaping_needs_what_reap_allows_and_nothing_else(place, gate):
+def test_reaping_needs_what_reap_allows_and_nothing_else(place, proxy):
     key = lease_key("run of the dead")
     ended = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
     lease = LeaseTag(key=key, role=Role.SCHEDULED, until=ended, holder="run of the dead")
     rekognition = client("rekognition", place.emulator)
     rekognition.tag_resource(ResourceArn=place.arn, Tags={key: lease.value})
     start_model(place.emulator, place.arn, 1)
-    gate.policy = policy("reap")
+    proxy.policy = policy("reap")
     reaped = typed("model reap --json")
     assert reaped.code == 0, reaped.err
     assert [each["done"] for each in reaped.json] == ["stopped"]
     assert rekognition.list_tags_for_resource(ResourceArn=place.arn)["Tags"] == {}
-    assert gate.denied == []
-    assert unused(gate.policy, gate.asked) == []
+    assert proxy.denied == []
+    assert unused(proxy.policy, proxy.needed) == []
 
 
 def test_the_scheduler_may_stop_what_a_run_may_start():
@@ -261,14 +261,14 @@ def test_the_scheduler_may_stop_what_a_run_may_start():
     assert trust["Action"] == "sts:AssumeRole"
 
 
-def test_images_that_may_not_be_read_start_no_model(place, gate):
-    gate.policy = policy("run").without("ReadImages", "OnlyForListsWithVersions")
+def test_images_that_may_not_be_read_start_no_model(place, proxy):
+    proxy.policy = policy("run").without("ReadImages", "OnlyForListsWithVersions")
     arguments = (IMAGES, "--model", place.arn, "--out", TABLES, "--start-model", "1")
     run = typed("run", *arguments, "--run-id", "four")
     assert run.code == 5, run.err
     assert "10 of 10 sampled images can't be read" in run.err
     assert "allow s3:GetObject on them" in run.err
-    assert "rekognition:StartProjectVersion" not in gate.actions
+    assert "rekognition:StartProjectVersion" not in proxy.actions
     examined = typed("doctor", *arguments)
     assert examined.code == 5
     assert "fail  images       10 of 10 sampled images can't be read" in examined.out
@@ -284,8 +284,8 @@ def test_images_that_may_not_be_read_start_no_model(place, gate):
         ("OnlyWithDeadManRoleToo", "iam:PassRole"),
     ],
 )
-def test_a_missing_permission_is_named(place, gate, sid, says):
-    gate.policy = policy("run").without(sid)
+def test_a_missing_permission_is_named(place, proxy, sid, says):
+    proxy.policy = policy("run").without(sid)
     run = typed(
         "run", IMAGES, "--model", place.arn, "--out", TABLES, "--run-id", f"no-{sid}", "--start-model", "1", *SWITCH
     )

@@ -98,7 +98,7 @@ def test_a_confidence_over_100(refused, demo):
 
 def test_an_empty_directory(refused, demo, tmp_path):
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "--model", demo.arn, code=2, says="there is no image in")
+    refused(tmp_path / "empty", "--model", demo.arn, code=2, says="there is no image to score in")
 
 
 def test_filters_that_let_nothing_through(refused, demo):

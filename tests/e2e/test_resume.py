@@ -67,7 +67,7 @@ def test_a_stopped_run_calls_for_the_rest_only(cli, job, env, out, stopped):
     assert 5 <= first["scored"] < IMAGES
     second = cli(*job, env=env)
     assert second.code == 0, second.err
-    assert "was begun before" in second.err
+    assert "resuming run " in second.err
     assert second.json["sessions"][-1]["calls"] == IMAGES - first["scored"], "no image is paid for twice"
     assert [each["calls"] for each in second.json["sessions"]] == [first["calls"], IMAGES - first["scored"]]
     assert second.json["calls"] == IMAGES, "the summary adds the sessions up"
@@ -125,7 +125,7 @@ def test_a_finished_run_starts_no_model_and_makes_no_call(cli, job, demo, out, e
         again = cli(*job, "--start-model", 1, env=aws_env(idle))
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
     assert again.code == 0, again.err
-    assert "done already" in again.err
+    assert "already done" in again.err
     assert "STARTING" not in again.err
     assert again.json == first.json
     assert len(out.uris()) == IMAGES
@@ -195,7 +195,7 @@ def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
     assert useless.json["calls"] == run.json["calls"] + 3
     other = cli("retry", out.root, "r", "--code", "InternalServerError", "--json", env=env)
     assert (other.code, other.json["status"]) == (2, "refused")
-    assert "failed with --code InternalServerError; the codes are InvalidS3ObjectException (3)" in other.err
+    assert "failed with --code InternalServerError; its codes: InvalidS3ObjectException (3)" in other.err
     assert cli("status", out.root, "r", "--json", env=env).json["rounds"] == 1, "a refusal takes no round"
     put()
     codes = {row["error_code"] for row in out.rows("failures") if row["status"] == "failed"}
@@ -239,7 +239,7 @@ def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, b
     assert "nothing to retry in run r: none of its failures can succeed" in useless.err
     refused = cli("retry", out.root, "r", "--code", "InvalidImageFormatException", "--json", env=env)
     assert (refused.code, refused.json["status"]) == (2, "refused")
-    assert "add --fit, or replace the images, and score them with `batchcl run --incremental`" in refused.err
+    assert "add --fit, or replace the images and score them with `batchcl run --incremental`" in refused.err
     broken()
     mended = cli(*job[:6], "--run-id", "again", "--incremental", "--json", env=env)
     assert (mended.code, mended.json["calls"], mended.json["known"]) == (0, 4, IMAGES - 4), mended.err
@@ -296,7 +296,7 @@ def test_retry_needs_a_run_that_is_done(cli, env, out, stopped):
         pass
     refused = cli("retry", out.root, "r", env=env)
     assert refused.code == 2
-    assert "is not done yet" in refused.err
+    assert "is not done; resume it first" in refused.err
     unknown = cli("retry", out.root, "x", env=env)
     assert unknown.code == 2
     assert "there is no run 'x'" in unknown.err
@@ -352,7 +352,7 @@ def test_a_cost_ends_the_run_resumably(cli, job, demo, out):
         assert dear.code == 4, dear.err
         assert "--max-cost" in dear.json["reason"]
         assert dear.json["cost_usd"] >= 0.001
-        assert "bounds nothing" not in dear.err
+        assert "--max-cost has no effect" not in dear.err
         assert 0 < dear.json["scored"] < IMAGES
         assert model_status(endpoint, demo.arn) in {"STOPPING", "STOPPED"}
         done = cli(*job, "--start-model", 5, env=env)
@@ -365,7 +365,7 @@ def test_a_cost_ends_the_run_resumably(cli, job, demo, out):
 def test_a_cost_that_nothing_counts_is_said_to_bound_nothing(cli, job, env):
     done = cli(*job, "--max-cost", 0.001, env=env)
     assert (done.code, done.json["cost_usd"]) == (0, None)
-    assert "--max-cost bounds nothing: the model was running already" in done.err
+    assert "--max-cost has no effect: the model was already running" in done.err
 
 
 @pytest.mark.usefixtures("broken")

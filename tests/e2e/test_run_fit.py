@@ -60,7 +60,7 @@ def test_a_directory(cli, demo, service, pictures, tmp_path):
     assert cli("plan", *run[1:4], "--json", env=env).json["calls"] == 5
     done = cli(*run, env=env)
     assert done.json | {"planned": 10, "scored": 6, "failed": 0, "skipped": 4} == done.json, done.err
-    assert "5 images were changed to fit" in done.err
+    assert "5 images changed to fit" in done.err
     assert done.json["calls"] == 6, "what can't be mended costs no call"
     results = open_results(str(out))
     assert by_name(results.images(), "fitted", "attempts") == {

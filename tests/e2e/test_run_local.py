@@ -91,7 +91,7 @@ def test_a_run_id_of_any_form_is_kept_and_its_files_have_safe_names(cli, demo, e
     (folder,) = [path.name for path in (out / "runs").iterdir() if not path.name.startswith(".")]
     other = cli("run", demo.data.images, "--model", demo.arn, "--out", out, "--run-id", folder, env=env)
     assert other.code == 2
-    assert "is the name of run" in other.err
+    assert "is the folder name of run" in other.err
 
 
 def test_a_directory_that_holds_the_output_root_gives_no_image_twice(cli, demo, env, tmp_path):
@@ -103,7 +103,7 @@ def test_a_directory_that_holds_the_output_root_gives_no_image_twice(cli, demo, 
     shutil.copy(demo.data.images / "00000.png", photos / "runs/not-an-input.png")
     done = cli("run", photos, "--model", demo.arn, "--out", photos, "--json", env=env)
     assert (done.code, done.json["planned"]) == (0, 3)
-    assert f"left out of {photos}" in done.err
+    assert f"excluded from {photos}" in done.err
     inside = cli("run", photos / "results", "--model", demo.arn, "--out", photos, env=env)
     assert (inside.code, inside.err.count("\n")) == (2, 1)
 
@@ -119,7 +119,7 @@ def test_a_process_that_may_open_few_files_makes_fewer_calls_at_a_time(demo, env
     assert done.returncode == 0, done.stderr.decode()
     summary = json.loads(done.stdout)
     assert (summary["scored"], summary["failed"]) == (150, 0)
-    assert b"at most 8 calls at a time rather than 256, as this process may open only 64 files" in done.stderr
+    assert b"--max-in-flight was reduced from 256 to 8: this process may open only 64 files" in done.stderr
 
 
 def test_unfit_and_refused_images_are_rows_with_their_reason(cli, demo, env, tmp_path):

@@ -151,7 +151,7 @@ def test_images_of_other_regions_are_fetched_and_sent_as_bytes(cli, demo, servic
     done = cli("run", *job, "--out", out, "--run-id", "r", env=env)
     assert done.code == 3, done.err
     assert done.json | {"scored": 2, "failed": 1, "skipped": 1} == done.json
-    assert "in-ap-south-1 lies in ap-south-1: its images are fetched from there and sent as bytes" in done.err
+    assert "in-ap-south-1 is in ap-south-1: its images are downloaded and sent as bytes" in done.err
     rows = batchcl.open_results(str(out)).images().collect()
     assert set(rows["uri"]) == {f"s3://in-{region}/x/{HARD_KEY}" for region in ("eu-west-1", "ap-south-1")}
     assert all(len(labels) == 1 for labels in rows["labels"].to_list())
@@ -208,7 +208,7 @@ def test_a_missing_bucket_and_an_empty_prefix_are_one_sentence(cli, demo, servic
     assert missing.code == 2
     assert "there is no bucket no-such-bucket-here" in missing.err
     assert empty.code == 2
-    assert "there is no image in s3://" in empty.err
+    assert "there is no image to score in s3://" in empty.err
     assert "Traceback" not in missing.err + empty.err
 
 

@@ -139,7 +139,7 @@ def test_the_truth_of_a_manifest_is_carried_and_evaluated(cli, aws, demo, tmp_pa
 def test_an_object_that_has_no_list_name_is_a_prefix(cli, aws, demo, lists):
     done = cli("plan", f"{lists}/missing.txt", "--model", demo.arn, env=aws)
     assert done.code == 2
-    assert "there is no image in" in done.err
+    assert "there is no image to score in" in done.err
     done = cli("plan", f"s3://{BUCKET}/a", "--model", demo.arn, "--json", env=aws)
     assert done.json["images"] == 3
 

@@ -31,8 +31,8 @@ _MASKS = [
         (r"[\d.]+ minutes of training are billed, \$[\d.]+", "BILL"),
         (r"(training_seconds +)\d+", r"\1N"),
         (r"TIME [\d,]+/[\d,]+ images .*\n", ""),  # the log's line every ten seconds
-        (r"TIME the model took .*\n", ""),  # which a run says that lasted for a few seconds
-        (r"TIME calls begin at .*", "PACE"),
+        (r"TIME learned rate: .*\n", ""),  # which a run says that lasted for a few seconds
+        (r"TIME calls start at .*", "PACE"),
         # which states a wait happens to see depends on the machine's speed
         (r"(?m)^batchcl: \S+ is (?:\w+_IN_PROGRESS|STARTING|STOPPING|DELETING)\n", ""),
     )

@@ -1,4 +1,4 @@
-"""A stand-in for DetectCustomLabels in virtual time: capacity, latency and faults as a test says."""
+"""Fakes for the engine in virtual time: a service with capacity, latency and faults, a sink, and a recovery."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def batches(images: Iterable[ImageRef], size: int = 10_000) -> AsyncIterat
 
 
 class Service:
-    """Answers like a model with a token bucket; `fault(image, call number, now)` may give an error to raise."""
+    """A model whose capacity is a token bucket; `fault(image, call number, now)` may return an error to raise."""
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class Service:
 
 @dataclass
 class MemorySink:
-    """Takes outcomes, and fails at the `fail_at`th."""
+    """Stores outcomes in memory; `keep` raises `error` at outcome number `fail_at`."""
 
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
-    places: list[tuple[int, int]] = field(default_factory=list)
+    positions: list[tuple[int, int]] = field(default_factory=list)
     closed: bool = False
     saved: bool = False
     fail_at: int | None = None
@@ -97,7 +97,7 @@ class MemorySink:
         if self.error is not None and len(self.outcomes) == self.fail_at:
             self.failed_now.set()
         self.outcomes.append((shard, outcome))
-        self.places.append((shard, position))
+        self.positions.append((shard, position))
 
     async def room(self) -> None:
         pass
@@ -126,7 +126,7 @@ class MemorySink:
 
 @dataclass
 class WaitingRecovery:
-    """Waits `seconds` at each pause, or raises `error`."""
+    """Waits `seconds` in each pause, then raises `error` if there is one."""
 
     seconds: float = 60.0
     error: BatchclError | None = None

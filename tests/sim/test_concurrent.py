@@ -1,10 +1,10 @@
-"""Several processes on one output root at once, each suspended, killed or refused at any operation.
+"""Several processes on one output root at once, each suspended, killed or failing at any operation.
 
-A run, its resumption, its retry, an incremental run under another id, an export and a reader share the root. At no
-moment does a glob over `results/` show an image twice, no file there is ever changed or removed, and when everything
-has ended each image is there once.
+A run, its resumption, its retry, an incremental run with another id, an export and a reader share the root. At any
+time, a glob over `results/` shows no image twice, and no file there is changed or removed; at the end each image is
+there once.
 
-`BATCHCL_CONCURRENT_SEEDS=2000 pytest tests/sim/test_concurrent.py` looks longer.
+For a longer search: `BATCHCL_CONCURRENT_SEEDS=2000 pytest tests/sim/test_concurrent.py`
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from batchcl.errors import (
 from batchcl.images import ImageRef
 from batchcl.runs.record import read_summary
 from batchcl.summary import Summary
-from sim.house import FaultyStore, House, Kind, Sort, Trouble, in_house
+from sim.fake_world import FakeWorld, FaultInjector, FaultKind, FaultyStore, OperationKind, run_simulation
 from sim.service import Service, image
 
 T = TypeVar("T")
@@ -41,41 +41,41 @@ T = TypeVar("T")
 SEEDS = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "15"))
 IMAGES = 21
 BROKEN = {4, 9, 16}
-"""Images that are missing at first, and found later."""
+"""Images that are missing at first and exist later."""
 
-FAULTS = (Kind.CRASH_BEFORE, Kind.CRASH_AFTER, Kind.ERROR_BEFORE, Kind.ERROR_AFTER)
+FAULTS = (FaultKind.CRASH_BEFORE, FaultKind.CRASH_AFTER, FaultKind.ERROR_BEFORE, FaultKind.ERROR_AFTER)
 HOPELESS = {12}
-"""Images that are refused for what they are: once that is in the tables, no run calls for them again."""
+"""Images with permanent failures: no run calls for them again."""
 
 
-class Suspended(Trouble):
-    """A process that is suspended: at the given operations on the store nothing of it reaches the outside for a while.
+class Suspended(FaultInjector):
+    """A process that is suspended at given operations on the store.
 
     Args:
-        naps: number of the operation on the store, from 0 → seconds.
-        late: it is suspended after the operation's effect, so that only the answer is late.
-        fault: number of the operation at which it is killed, or fails, or at which the answer is lost.
-        rng: for the time that an operation takes.
+        naps: seconds of suspension, by the number of the operation on the store, from 0.
+        late: suspend after the operation's effect, so that only the response is late.
+        fault: number of the operation that crashes or fails, before or after its effect.
+        rng: for the duration of operations.
     """
 
     def __init__(self, naps: dict[int, float], *, late: bool, fault: int | None, rng: random.Random) -> None:
-        super().__init__(None if fault is None else Sort.STORE, fault or 0, rng.choice(FAULTS))
+        super().__init__(None if fault is None else OperationKind.STORE, fault or 0, rng.choice(FAULTS))
         self._naps = naps
         self._late = late
         self._rng = rng
         self._until = 0.0
         self._operations = 0
 
-    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
+    async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
         nap = 0.0
-        if sort.of_store:
+        if operation.is_on_store:
             nap = self._naps.get(self._operations, 0.0)
             self._operations += 1
             await anyio.sleep(self._rng.expovariate(20.0))
         if nap and not self._late:
             self._until = anyio.current_time() + nap
         await self._awake()
-        result = await super().around(sort, act)
+        result = await super().around(operation, act)
         if nap and self._late:
             self._until = anyio.current_time() + nap
         await self._awake()
@@ -83,17 +83,17 @@ class Suspended(Trouble):
 
     async def _awake(self) -> None:
         await anyio.sleep_until(self._until)
-        if self._until > anyio.current_time():  # it was suspended again meanwhile
+        if self._until > anyio.current_time():  # it was suspended again
             await self._awake()
 
 
 @dataclass
 class World:
-    """One output root, the service, and what a reader has seen."""
+    """One output root, the service, and what readers have seen."""
 
     rng: random.Random
     files: dict[str, bytes] = field(default_factory=dict)
-    mended: bool = False
+    missing_exist: bool = False
     seen: dict[str, bytes] = field(default_factory=dict)
     ends: list[str] = field(default_factory=list)
 
@@ -105,10 +105,10 @@ class World:
         n = int(each.key[:6])
         if n in HOPELESS:
             return ImageError("no", code="InvalidImageFormatException", status=400)
-        return ImageError("no", code="InvalidS3ObjectException") if n in BROKEN and not self.mended else None
+        return ImageError("no", code="InvalidS3ObjectException") if n in BROKEN and not self.missing_exist else None
 
-    def house(self, run_id: str) -> House:
-        return House(
+    def night(self, run_id: str) -> FakeWorld:
+        return FakeWorld(
             self.images,
             self.service,
             files=self.files,
@@ -120,22 +120,22 @@ class World:
             skew_s=self.rng.choice([-300.0, 0.0, 300.0]),
         )
 
-    def trouble(self) -> Suspended:
-        """A process that is suspended once or twice, killed, refused, or none of it; its clock may be wrong."""
+    def faults(self) -> Suspended:
+        """A process that may be suspended, killed or get an error, and whose clock may be wrong."""
         rng = random.Random(self.rng.random())
         naps = {rng.randrange(90): rng.choice([20.0, 50.0, 100.0, 400.0]) for _ in range(rng.choice([0, 1, 1, 2]))}
         fault = rng.randrange(90) if rng.random() < 0.4 else None
         return Suspended(naps, late=rng.random() < 0.5, fault=fault, rng=rng)
 
     def results(self) -> Counter[str]:
-        """How often each image is in `results/`, as a glob over it shows."""
+        """Number of rows of each image in `results/`."""
         return Counter(row["uri"] for row in self._rows() if row["table"] == "results")
 
     def _rows(self) -> list[dict[str, Any]]:
-        return self.house("any").rows()
+        return self.night("any").rows()
 
     def look(self) -> None:
-        """What any reader may rely on at any moment."""
+        """Assert what readers may rely on at any time."""
         tables = {path: data for path, data in self.files.items() if path.startswith(("results/", "failures/"))}
         assert self.seen.items() <= tables.items(), "a file was changed or removed"
         if len(tables) > len(self.seen):
@@ -145,14 +145,14 @@ class World:
 
     async def act(self, name: str, run_id: str, after_s: float) -> None:
         await anyio.sleep(after_s)
-        house, trouble = self.house(run_id), self.trouble()
+        night, faults = self.night(run_id), self.faults()
         if name == "retry":
-            summary = await read_summary(house.store(), run_id)
+            summary = await read_summary(night.store(), run_id)
             if summary is None or summary.status != "done":
                 return
-            end = await house.retry(trouble)
+            end = await night.retry(faults)
         else:
-            end = await house.run(trouble)
+            end = await night.run(faults)
         assert end is None or isinstance(end, Summary | StoppedError | OutputError), repr(end)
         self.ends.append(f"{name} {run_id}: {end if isinstance(end, BatchclError) else type(end).__name__}")
 
@@ -161,8 +161,10 @@ class World:
         if not any(path.startswith("results/") for path in self.files):
             return
         copied: dict[str, bytes] = {}
-        await copy_tables(self.house("any").store(), FaultyStore(copied, root="copy:"))
-        rows = Counter(row["uri"] for row in House(self.images, self.service, files=copied).rows() if "labels" in row)
+        await copy_tables(self.night("any").store(), FaultyStore(copied, root="copy:"))
+        rows = Counter(
+            row["uri"] for row in FakeWorld(self.images, self.service, files=copied).rows() if "labels" in row
+        )
         assert max(rows.values(), default=1) == 1
 
 
@@ -187,39 +189,39 @@ async def play(world: World) -> None:
             ):
                 actors.start_soon(world.act, name, run_id, rng.uniform(0, latest_s))
             actors.start_soon(world.export, rng.uniform(20, 500))
-            actors.start_soon(mend, world, rng.uniform(20, 500))
+            actors.start_soon(provide_missing, world, rng.uniform(20, 500))
         world.look()
-        await settle(world)
+        await resume_all(world)
         world.look()
         reader.cancel_scope.cancel()
     expected = {each.uri for n, each in enumerate(world.images) if n not in HOPELESS}
     assert world.results() == dict.fromkeys(expected, 1)
 
 
-async def mend(world: World, after_s: float) -> None:
+async def provide_missing(world: World, after_s: float) -> None:
     await anyio.sleep(after_s)
-    world.mended = True
+    world.missing_exist = True
 
 
-async def settle(world: World) -> None:
-    """All troubles end: each run is resumed to its end, and one more incremental run scores what is left."""
-    world.mended = True
+async def resume_all(world: World) -> None:
+    """Without more faults, resume each run to its end, and score the rest with one more incremental run."""
+    world.missing_exist = True
     begun = sorted({path.split("/")[1] for path in world.files if path.endswith("/run.json")})
     for run_id in begun:
-        await world.house(run_id).run_to_end()
+        await world.night(run_id).run_to_end()
         world.look()
     for run_id in begun:
-        await world.house(run_id).retry_to_end()
+        await world.night(run_id).retry_to_end()
         world.look()
-    await world.house("night-9").run_to_end()
+    await world.night("night-9").run_to_end()
     calls = world.service.calls.copy()
-    summary = await world.house("night-10").run_to_end()
+    summary = await world.night("night-10").run_to_end()
     assert (summary.known, summary.known_failed) == (IMAGES - len(HOPELESS), len(HOPELESS))
     assert world.service.calls == calls, "a permanent failure was called for again"
 
 
-def test_a_process_that_was_suspended_adds_nothing_after_a_resumption_that_ended_early():
-    """It has outcomes in its memory and no segment yet; the resumption ends before it opens that shard."""
+def test_a_suspended_process_adds_nothing_after_a_resumption():
+    """The process has outcomes in memory and no segment; the resumed session ends before it opens that shard."""
     files: dict[str, bytes] = {}
     images = [replace(image(n), etag=f"e{n}") for n in range(40)]
 
@@ -231,28 +233,28 @@ def test_a_process_that_was_suspended_adds_nothing_after_a_resumption_that_ended
 
     service = Service(fault=fault, latency_s=lambda rng: rng.uniform(0.5, 1))
 
-    async def session(run_id: str, after_s: float, trouble: Trouble | None = None) -> None:
+    async def session(run_id: str, after_s: float, faults: FaultInjector | None = None) -> None:
         await anyio.sleep(after_s)
-        house = House(images, service, files=files, shard_size=8, page=40, max_in_flight=2, run_id=run_id)
-        house.incremental = True
-        await house.run(trouble)
+        night = FakeWorld(images, service, files=files, shard_size=8, page=40, max_in_flight=2, run_id=run_id)
+        night.incremental = True
+        await night.run(faults)
 
-    class Asleep(Trouble):
-        async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
+    class SuspendedSession(FaultInjector):
+        async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
             if 12 <= anyio.current_time() < 75:
                 await anyio.sleep_until(75)
-            return await super().around(sort, act)
+            return await super().around(operation, act)
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(session, "night-1", 0.0, Asleep())
+            group.start_soon(session, "night-1", 0.0, SuspendedSession())
             group.start_soon(session, "night-1", 14.0)
             group.start_soon(session, "night-2", 70.0)
-        rows = House(images, service, files=files).rows()
+        rows = FakeWorld(images, service, files=files).rows()
         times = Counter(row["uri"] for row in rows if row["table"] == "results")
         assert not [uri for uri, count in times.items() if count > 1]
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -260,7 +262,7 @@ def test_no_image_is_in_the_results_twice_whatever_happens(seed):
     world = World(random.Random(seed))
     try:
         with mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 2):
-            in_house(play, world)
+            run_simulation(play, world)
     except BaseException as error:
         error.add_note("; ".join(world.ends))
         raise

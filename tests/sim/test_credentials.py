@@ -1,4 +1,4 @@
-"""Credentials that go while a run is at work: five minutes of patience, then a stop that can be resumed."""
+"""Credentials that are lost during a run: it waits for five minutes, then ends resumably."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from batchcl.scoring.session import RunContext
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 from keys import cache_of
-from sim.house import House, Trouble, in_house
+from sim.fake_world import FakeWorld, FaultInjector, run_simulation
 from sim.service import Service, image
 from unit.aws.models_service import Listener, Models, arn_of, now
 
@@ -35,12 +35,12 @@ NAME = "cats@v1"
 ARN = ModelArn.parse(arn_of(NAME))
 HOLDER = "run night in memory"
 GONE_AT_S = 20.0
-"""While images are scored, one a second."""
+"""During scoring, at one image per second."""
 
 
 @dataclass
 class SignedModels(Models):
-    """The control plane, which waits for keys as aioboto3's clients do."""
+    """A control plane that waits for credentials like aioboto3's clients."""
 
     sign: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
 
@@ -50,8 +50,8 @@ class SignedModels(Models):
 
 
 @dataclass
-class SignedHouse(House):
-    """A house whose keys expire when they are gone, and whose provider fails then."""
+class SignedWorld(FakeWorld):
+    """A world whose credentials expire and whose provider then fails."""
 
     gone_s: float = 0.0
     gone_at_s: float = GONE_AT_S
@@ -87,24 +87,24 @@ class SignedHouse(House):
             raise call_error(error) from error
         return await self.service.detect(each)
 
-    def keeper(self, trouble: Trouble) -> ModelManager:
+    def model_manager(self, faults: FaultInjector) -> ModelManager:
         lease = ModelLease(self.models, ARN, key=lease_key(HOLDER), holder=HOLDER, length_s=900.0, now=now)
         return ModelManager(
             self.models, ARN, units=Units(1), keep=False, lease=lease, observer=self.listener, stopper=StopSignal()
         )
 
-    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> RunContext:
-        return replace(super()._means(trouble, service, begun_at), observer=self.listener)
+    def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:
+        return replace(super()._context(faults, service, begun_at), observer=self.listener)
 
 
 def night(
     gone_s: float, *, images: int = 60, gone_at_s: float = GONE_AT_S, start_s: float = 0.0
-) -> tuple[Any, SignedHouse, float]:
-    """How a run ends whose keys are gone for so long, the house after it, and when."""
+) -> tuple[Any, SignedWorld, float]:
+    """Run without credentials for `gone_s`; returns the end, the world and the time."""
 
-    async def main() -> tuple[Summary | BatchclError | None, SignedHouse, float]:
+    async def main() -> tuple[Summary | BatchclError | None, SignedWorld, float]:
         service = Service(latency_s=lambda _: 1.0)
-        house = SignedHouse(
+        world = SignedWorld(
             images=[image(n) for n in range(images)],
             service=service,
             max_in_flight=1,
@@ -112,27 +112,27 @@ def night(
             gone_at_s=gone_at_s,
             models=SignedModels({NAME: "STOPPED"}, start_s=start_s),
         )
-        end = await house.run()
-        return end, house, anyio.current_time()
+        end = await world.run()
+        return end, world, anyio.current_time()
 
-    return in_house(main)
+    return run_simulation(main)
 
 
 @pytest.mark.parametrize("images", [24, 60])
 def test_five_minutes_without_credentials_cost_time_and_no_image(images: int) -> None:
-    """Also where so few images are left that their attempts would be used up before."""
-    end, house, now_s = night(290.0, images=images)
+    """Also if so few images are left that their attempts would be exhausted earlier."""
+    end, world, now_s = night(290.0, images=images)
     assert isinstance(end, Summary)
     assert (end.scored, end.failed, end.status) == (images, 0, "done")
-    assert {row["attempts"] for row in house.rows()} == {1}
+    assert {row["attempts"] for row in world.rows()} == {1}
     assert now_s < GONE_AT_S + 290 + images + 60
-    assert house.models.status(NAME) == "STOPPED"
-    (paused,) = {notice.text for notice in house.listener.notices if notice.kind == "paused"}
+    assert world.models.status(NAME) == "STOPPED"
+    (paused,) = {notice.text for notice in world.listener.notices if notice.kind == "paused"}
     assert "loading the AWS credentials of profile no profile with credential_process failed: token expired" in paused
 
 
-def test_after_five_minutes_the_run_ends_resumably_and_the_model_is_stopped() -> None:
-    end, house, now_s = night(400.0)
+def test_after_five_minutes_without_credentials_the_run_ends() -> None:
+    end, world, now_s = night(400.0)
     assert isinstance(end, BatchclError)
     assert end.exit_code is ExitCode.STOPPED
     assert str(end).startswith("no valid AWS credentials for 5 minutes: loading the AWS credentials of profile ")
@@ -141,11 +141,11 @@ def test_after_five_minutes_the_run_ends_resumably_and_the_model_is_stopped() ->
     assert 10 < end.summary.scored < 30
     assert end.summary.failed == 0
     assert now_s < GONE_AT_S + 400 + 60
-    assert house.models.status(NAME) == "STOPPED"
-    assert "cats@v1 is stopped; its billing has ended" in house.listener.notices[-1].text
+    assert world.models.status(NAME) == "STOPPED"
+    assert "cats@v1 is stopped; its billing has ended" in world.listener.notices[-1].text
 
 
-def test_a_run_that_still_waits_for_its_model_ends_likewise() -> None:
+def test_a_run_waiting_for_its_model_ends_without_credentials() -> None:
     end, _, now_s = night(1e9, gone_at_s=10.0, start_s=60.0)
     assert isinstance(end, BatchclError)
     assert end.exit_code is ExitCode.STOPPED
@@ -155,11 +155,11 @@ def test_a_run_that_still_waits_for_its_model_ends_likewise() -> None:
     assert 310 < now_s < 660
 
 
-def test_a_model_that_can_not_be_stopped_for_lack_of_credentials_is_named_with_who_will() -> None:
-    end, house, _ = night(1e9)
+def test_without_credentials_the_error_says_who_stops_the_model() -> None:
+    end, world, _ = night(1e9)
     assert isinstance(end, BatchclError)
     assert end.exit_code is ExitCode.STOPPED
-    assert house.models.status(NAME) == "RUNNING"
+    assert world.models.status(NAME) == "RUNNING"
     assert "the model cats@v1 could not be stopped and may be RUNNING, which costs $4.00 per unit and hour" in str(end)
     assert "loading the AWS credentials of profile no profile with credential_process failed: token expired" in str(end)
     assert "it is stopped by the same command or by `batchcl model reap` after 2026-11-21T00:1" in str(end)

@@ -1,4 +1,4 @@
-"""The engine in virtual time: every image ends as one outcome, whatever the service does."""
+"""The engine in virtual time: each image has exactly one outcome, regardless of errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from virtual import run_virtual
 
 
 class Run:
-    """One engine over a service, with all that can be looked at afterwards."""
+    """One engine with a fake service, sink and recovery."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Run:
         assert self.uris() == Counter({image(n).uri: 1 for n in range(count)})
         snapshot = self.progress.snapshot(self.ended_at)
         assert snapshot.done == count
-        assert len(set(self.sink.places)) == count
+        assert len(set(self.sink.positions)) == count
         assert self.sink.closed
 
 
@@ -122,7 +122,7 @@ def test_throttled_images_are_never_lost_and_cost_no_attempt():
     assert run.progress.throttled < 30, "and not overrun"
 
 
-def test_a_throttled_image_goes_before_those_that_have_not_been_called():
+def test_throttled_images_go_back_to_the_front():
     def fault(each: ImageRef, call: int, _now: float) -> CallError | None:
         return ThrottledError("slow", code="x") if each == image(0) and call <= 3 else None
 
@@ -130,7 +130,7 @@ def test_a_throttled_image_goes_before_those_that_have_not_been_called():
     assert run.sink.scored[0].image == image(0)
 
 
-def test_transient_errors_are_retried_with_jitter_and_end_after_eight_attempts():
+def test_transient_errors_are_retried_seven_times_with_jitter():
     run = Run(Service(fault=transient)).over(map(image, range(5)))
     run.assert_each_once(5)
     assert [(failed.code, failed.status, failed.attempts) for failed in run.sink.failed] == [
@@ -154,7 +154,7 @@ def test_waiting_for_a_retry_holds_no_call_slot():
     run.assert_each_once(10)
 
 
-def test_an_image_at_fault_fails_alone():
+def test_an_image_error_fails_only_its_image():
     def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
         return ImageError("not a PNG", code="InvalidImageFormatException", status=400) if each == image(3) else None
 
@@ -163,14 +163,14 @@ def test_an_image_at_fault_fails_alone():
     assert [(failed.image, failed.attempts) for failed in run.sink.failed] == [(image(3), 1)]
 
 
-def test_unfit_images_cost_no_call():
+def test_images_that_violate_a_limit_need_no_call():
     unfit = ImageRef(uri="s3://b/x.gif", bucket="b", key="x.gif", size_bytes=5)
     run = Run(Service()).over([image(0), unfit])
     assert [(failed.status, failed.code, failed.attempts) for failed in run.sink.failed] == [
         ("skipped", "UnsupportedExtension", 0)
     ]
     assert run.service.calls.keys() == {image(0).uri}
-    assert sorted(run.sink.places) == [(0, 0), (0, 1)]
+    assert sorted(run.sink.positions) == [(0, 0), (0, 1)]
 
 
 def test_a_fatal_error_stops_at_once_and_keeps_what_is_done():
@@ -186,7 +186,7 @@ def test_a_fatal_error_stops_at_once_and_keeps_what_is_done():
     assert max(run.uris().values()) == 1
 
 
-def test_a_model_that_is_not_ready_pauses_all_calls_until_it_is_back():
+def test_calls_pause_while_the_model_is_not_ready():
     down = (10.0, 100.0)
 
     def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
@@ -202,7 +202,7 @@ def test_a_model_that_is_not_ready_pauses_all_calls_until_it_is_back():
     assert run.sink.failed == []
 
 
-def test_a_model_that_does_not_come_back_ends_the_run_with_all_rows_kept():
+def test_a_model_that_stays_not_ready_ends_the_run_without_loss():
     def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
         return ModelNotReadyError("not ready", code="ResourceNotReadyException") if now > 10 else None
 
@@ -223,7 +223,7 @@ def test_draining_ends_calls_in_flight_and_keeps_their_outcomes():
     assert run.sink.closed
 
 
-def test_draining_while_the_model_is_awaited_does_not_wait_for_it():
+def test_a_drain_does_not_wait_for_the_model():
     def fault(_each: ImageRef, _call: int, _now: float) -> CallError | None:
         return ModelNotReadyError("not ready", code="ResourceNotReadyException")
 
@@ -241,7 +241,7 @@ def test_a_sink_that_cannot_keep_outcomes_ends_the_run():
     assert run.progress.calls < 200
 
 
-def test_a_list_that_breaks_off_ends_the_run_with_what_it_gave():
+def test_an_error_of_the_list_ends_the_run_and_keeps_outcomes():
     def images() -> Iterable[ImageRef]:
         yield from map(image, range(1500))
         raise SourceError("the listing broke off")
@@ -263,15 +263,15 @@ def test_max_tps_is_never_exceeded_in_any_second():
 def test_memory_does_not_grow_with_the_number_of_images():
     class Forgetful(MemorySink):
         def record(self, shard: int, position: int, outcome: Outcome) -> None:
-            """Keep nothing, as a file would."""
+            """Discard the outcome."""
 
-    class Answering(Service):
+    class CountingService(Service):
         async def detect(self, image: ImageRef) -> Detection:
             await anyio.lowlevel.checkpoint()
             return Detection((), "r")
 
     def peak(count: int) -> int:
-        run = Run(Answering(), sink=Forgetful(), pacer=UnpacedPacer(), max_in_flight=32)
+        run = Run(CountingService(), sink=Forgetful(), pacer=UnpacedPacer(), max_in_flight=32)
         tracemalloc.start()
         run.over((image(n) for n in range(count)), shard_size=500)
         _, most = tracemalloc.get_traced_memory()
@@ -285,7 +285,7 @@ def test_memory_does_not_grow_with_the_number_of_images():
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_whatever_the_service_does_each_image_ends_once(data):
+def test_each_image_has_one_outcome_under_random_errors(data):
     count = data.draw(st.integers(1, 60))
     seed = data.draw(st.integers(0, 10_000))
     rng = random.Random(seed)
@@ -308,7 +308,7 @@ def test_whatever_the_service_does_each_image_ends_once(data):
 
 
 def hanging(first: ImageRef) -> Service:
-    """The first call for that image hangs for a minute; nothing else takes longer than 0.1 s."""
+    """The first call for the image takes a minute, all others 0.1 s."""
 
     class Hanging(Service):
         async def detect(self, each: ImageRef) -> Detection:
@@ -320,7 +320,7 @@ def hanging(first: ImageRef) -> Service:
     return Hanging()
 
 
-def test_one_call_that_hangs_does_not_keep_the_model_waiting():
+def test_a_hanging_last_call_is_hedged():
     service = hanging(image(199))
     run = Run(service, pacer=UnpacedPacer()).over(map(image, range(200)))
     run.assert_each_once(200)
@@ -329,15 +329,15 @@ def test_one_call_that_hangs_does_not_keep_the_model_waiting():
     assert sum(service.calls.values()) == 201, "no other call is doubled"
 
 
-def test_calls_that_are_slow_by_nature_are_not_doubled():
+def test_calls_of_usual_latency_are_not_hedged():
     service = Service(latency_s=lambda _: 30.0)
     run = Run(service, pacer=UnpacedPacer(), max_in_flight=5).over(map(image, range(20)))
     run.assert_each_once(20)
     assert set(service.calls.values()) == {1}
 
 
-def test_a_straggler_that_fails_fails_once():
-    class Refusing(Service):
+def test_a_hedged_call_that_fails_is_one_failure():
+    class FailingService(Service):
         async def detect(self, each: ImageRef) -> Detection:
             if each == image(19):
                 self.calls[each.uri] += 1
@@ -345,14 +345,14 @@ def test_a_straggler_that_fails_fails_once():
                 raise ImageError("larger than 4096 pixels", code="ImageTooLargeException", status=400)
             return await super().detect(each)
 
-    service = Refusing()
+    service = FailingService()
     run = Run(service, pacer=UnpacedPacer()).over(map(image, range(20)))
     run.assert_each_once(20)
     assert [failed.image for failed in run.sink.failed] == [image(19)]
     assert service.calls[image(19).uri] == 2
 
 
-def test_a_drain_waits_for_calls_but_not_for_one_that_hangs():
+def test_a_drain_waits_20_s_for_calls_in_flight():
     service = hanging(image(3))
     run = Run(service, pacer=UnpacedPacer(), max_in_flight=8).over(map(image, range(100_000)), drain_at=5)
     assert run.ended_at == pytest.approx(25, abs=0.5)
@@ -371,7 +371,7 @@ def test_an_outage_costs_no_image_an_attempt():
     assert run.progress.calls < 2000 + 8 * 60, "and hardly calls while it lasts"
 
 
-def test_a_service_that_stays_away_ends_the_run_instead_of_failing_the_images():
+def test_a_long_outage_ends_the_run_and_fails_no_image():
     def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
         return TransientError("reset", code="ConnectionClosedError") if now > 5 else None
 
@@ -381,8 +381,8 @@ def test_a_service_that_stays_away_ends_the_run_instead_of_failing_the_images():
     assert run.sink.failed == []
 
 
-def test_a_shortage_costs_no_attempt_and_reduces_concurrency_until_it_is_over():
-    """Only ten calls at a time find a descriptor, for a minute."""
+def test_a_descriptor_shortage_reduces_concurrency_for_a_time():
+    """For a minute, only ten calls at a time get a file descriptor."""
     service = Service(latency_s=lambda _: 0.5)
 
     def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
@@ -399,7 +399,7 @@ def test_a_shortage_costs_no_attempt_and_reduces_concurrency_until_it_is_over():
     assert run.ended_at < 120
 
 
-def test_a_host_that_gives_no_images_fails_them_and_pauses_nobody():
+def test_a_failing_image_host_fails_its_images_without_a_pause():
     def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
         return HostError("its host answered 503", code="Http503") if each in lost else None
 
@@ -412,10 +412,10 @@ def test_a_host_that_gives_no_images_fails_them_and_pauses_nobody():
     assert run.error is None
 
 
-def test_an_image_that_can_not_be_read_says_nothing_of_the_service():
-    """Where nobody was asked, nothing was delivered: the pace must not rise by it, nor is it a call."""
+def test_unreadable_images_do_not_affect_the_call_rate():
+    """An image that was not sent is not a call and must not raise the rate."""
 
-    class Told(UnpacedPacer):
+    class CountingPacer(UnpacedPacer):
         succeeded_calls = 0
 
         def succeeded(self, *, sent_at: float) -> None:
@@ -425,7 +425,7 @@ def test_an_image_that_can_not_be_read_says_nothing_of_the_service():
     def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
         return ImageError("it is gone", code="UnreadableFile") if each == image(3) else None
 
-    pacer = Told()
+    pacer = CountingPacer()
     run = Run(Service(fault=fault), pacer=pacer).over(map(image, range(10)))
     assert [each.code for each in run.sink.failed] == ["UnreadableFile"]
     assert (pacer.succeeded_calls, run.progress.calls) == (9, 9)

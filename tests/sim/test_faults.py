@@ -1,4 +1,4 @@
-"""A fault at every point of a run: whatever breaks, wherever, the next sessions end it with each image once."""
+"""A fault at every operation of a run: the next sessions complete it, with one row per image."""
 
 from __future__ import annotations
 
@@ -24,185 +24,185 @@ from batchcl.errors import (
 from batchcl.images import ImageRef
 from batchcl.runs.record import read_summary
 from batchcl.summary import Summary
-from sim.house import RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
+from sim.fake_world import RUN, FakeWorld, FaultInjector, FaultKind, FaultyStore, OperationKind, run_simulation
 from sim.service import Service, image
 
 IMAGES = 30
 SHARD_SIZE = 10
-"""Three shards, the first, one between and the last, meet a fault at any point as more do."""
+"""Three shards (first, middle, last) cover the same cases as more."""
 
-ERRORS = [Kind.ERROR_BEFORE, Kind.ERROR_AFTER]
-ENDS = [*ERRORS, Kind.CANCEL_AFTER]
-"""Crashes at the store are tried otherwise: what one leaves are the files as they were."""
+ERRORS = [FaultKind.ERROR_BEFORE, FaultKind.ERROR_AFTER]
+ENDS = [*ERRORS, FaultKind.CANCEL_AFTER]
+"""Crashes at the store are tested separately: they leave the files unchanged."""
 
 FEWER = 20
-"""Images of the runs that are retried: a round does as much for a shard as the run did."""
+"""Images of the runs that are retried; a round writes as much per shard as a run."""
 
 
-def picture(n: int) -> ImageRef:
-    """Every seventh is skipped."""
+def image_or_text(n: int) -> ImageRef:
+    """Every seventh image is skipped."""
     return image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt")
 
 
 def refused(each: ImageRef, _call: int, _now: float) -> CallError | None:
-    """Every fifth fails, but those that are skipped."""
+    """Every fifth image fails unless it is skipped."""
     if int(each.key[:6]) % 5 == 4:
         return ImageError("larger than 4096 pixels", code="ImageTooLargeException", status=400)
     return None
 
 
-def house() -> House:
-    return House([picture(n) for n in range(IMAGES)], Service(fault=refused), shard_size=SHARD_SIZE)
+def world() -> FakeWorld:
+    return FakeWorld([image_or_text(n) for n in range(IMAGES)], Service(fault=refused), shard_size=SHARD_SIZE)
 
 
-def slow_house() -> House:
-    """Half a minute for a call: journals are written because time has passed, and the lease beats."""
-    few = [picture(n) for n in range(FEWER)]
-    return House(few, Service(fault=refused, latency_s=lambda _: 30.0), shard_size=FEWER, max_in_flight=5)
+def slow_world() -> FakeWorld:
+    """Each call takes 30 s, so that journals are written by age and the lease is renewed."""
+    few = [image_or_text(n) for n in range(FEWER)]
+    return FakeWorld(few, Service(fault=refused, latency_s=lambda _: 30.0), shard_size=FEWER, max_in_flight=5)
 
 
 @cache
-def undisturbed() -> dict[str, dict[str, Any]]:
+def expected_table() -> dict[str, dict[str, Any]]:
     async def main() -> dict[str, dict[str, Any]]:
-        calm = house()
-        calm.assert_exactly_once(await calm.run_to_end())
-        assert Counter(row["table"] for row in calm.table().values()) == {"results": 20, "failures": 10}
-        return calm.table()
+        faultless = world()
+        faultless.assert_exactly_once(await faultless.run_to_end())
+        assert Counter(row["table"] for row in faultless.table().values()) == {"results": 20, "failures": 10}
+        return faultless.table()
 
-    return in_house(main)
+    return run_simulation(main)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def calm_runs() -> None:
-    """What the scenes are held against, run once and outside of their loops."""
-    undisturbed()
+def expected_tables() -> None:
+    """The expected tables, computed once outside of the scenes' event loops."""
+    expected_table()
     for resolved in ROUNDS:
         after_round(resolved=resolved)
 
 
-async def assert_heals(troubled: House) -> None:
-    """The next session ends the run, calls for nothing that is journalled, and leaves the table of a calm run."""
+async def assert_resumes(troubled: FakeWorld) -> None:
+    """Assert that the next session completes the run without repeating journalled calls, with the expected table."""
     journalled, called = troubled.journalled(), troubled.service.calls.copy()
     troubled.assert_exactly_once(await troubled.run_to_end())
-    expected = undisturbed()
+    expected = expected_table()
     assert troubled.table() == {each.uri: expected[each.uri] for each in troubled.images}
     assert not journalled & (troubled.service.calls - called).keys()
 
 
-def strike_everywhere(scene: Callable[[int], bool]) -> int:
-    """Play `scene(n)` for n from 0 until it says that nothing was left to strike at; how many there were."""
+def inject_everywhere(scene: Callable[[int], bool]) -> int:
+    """Run `scene(n)` for n from 0 until no fault was injected; returns the number of scenes."""
     n = 0
     try:
         while scene(n):
             n += 1
     except BaseException as error:
-        error.add_note(f"struck at operation {n}")
+        error.add_note(f"fault at operation {n}")
         raise
     return n
 
 
-def points(
-    sort: Sort,
-    kind: Kind,
+def inject_at_each(
+    operation: OperationKind,
+    kind: FaultKind,
     error: Callable[[], BatchclError] | None = None,
     *,
-    start: Callable[[], House] = house,
+    start: Callable[[], FakeWorld] = world,
 ) -> int:
-    """Run with the trouble at each operation of the sort, and heal; how many operations there were."""
+    """Inject the fault at each operation and resume the run; returns the number of operations."""
 
     def scene(n: int) -> bool:
         async def main() -> bool:
-            troubled, trouble = start(), Trouble(sort, n, kind, error=error)
-            end = await troubled.run(trouble)
-            if trouble.struck:
-                assert_honest(end, troubled, trouble)
-                await assert_heals(troubled)
-            return trouble.struck
+            troubled, faults = start(), FaultInjector(operation, n, kind, error=error)
+            end = await troubled.run(faults)
+            if faults.fired:
+                assert_end_is_true(end, troubled, faults)
+                await assert_resumes(troubled)
+            return faults.fired
 
-        return in_house(main)
+        return run_simulation(main)
 
-    return strike_everywhere(scene)
+    return inject_everywhere(scene)
 
 
-def assert_honest(end: Summary | BatchclError | None, troubled: House, trouble: Trouble) -> None:
-    """A session is done only when it is, and says that nothing was spent only when nothing was."""
+def assert_end_is_true(end: Summary | BatchclError | None, troubled: FakeWorld, faults: FaultInjector) -> None:
+    """Assert that a summary says done only if it is, and an error says refused only if no call was answered."""
     if isinstance(end, Summary):
         troubled.assert_exactly_once(end)
     elif troubled.service.answered:
-        assert not isinstance(end, RefusedError), f"{end!r} after {trouble.counts}"
+        assert not isinstance(end, RefusedError), f"{end!r} after {faults.counts}"
     if isinstance(end, BatchclError) and end.summary is not None and end.summary.round:
         told = end.summary
         assert told.planned == told.scored + told.failed + told.skipped, "of the whole run, however the retry ended"
 
 
-@pytest.mark.parametrize("kind", [*ENDS, Kind.CANCEL_BEFORE], ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", [*ENDS, FaultKind.CANCEL_BEFORE], ids=lambda kind: kind.value)
 def test_the_output_root_fails_at_any_operation(kind):
-    assert points(Sort.STORE, kind) > 5 * IMAGES / SHARD_SIZE
+    assert inject_at_each(OperationKind.STORE, kind) > 5 * IMAGES / SHARD_SIZE
 
 
 @pytest.mark.parametrize("kind", ENDS, ids=lambda kind: kind.value)
 def test_the_output_root_fails_at_any_operation_of_a_slow_run(kind):
-    assert points(Sort.STORE, kind, start=slow_house) > FEWER
+    assert inject_at_each(OperationKind.STORE, kind, start=slow_world) > FEWER
 
 
 def test_the_process_is_killed_between_any_two_operations():
-    """What a kill leaves is the files as they were: one run shows them all."""
+    """A kill leaves the files as they are: one run shows all states."""
     moments: list[tuple[dict[str, bytes], set[str]]] = []
 
     async def watch() -> None:
-        calm = house()
+        faultless = world()
 
         async def remember() -> None:
-            if not moments or moments[-1][0] != calm.files:
-                moments.append((dict(calm.files), calm.journalled()))
+            if not moments or moments[-1][0] != faultless.files:
+                moments.append((dict(faultless.files), faultless.journalled()))
 
-        await calm.run(Trouble(pause=remember))
+        await faultless.run(FaultInjector(pause=remember))
 
     async def resume(files: dict[str, bytes]) -> None:
-        killed = house()
+        killed = world()
         killed.files = files
-        await assert_heals(killed)
+        await assert_resumes(killed)
 
-    in_house(watch)
+    run_simulation(watch)
     assert len({frozenset(journalled) for _, journalled in moments}) > IMAGES / SHARD_SIZE, "a journal grew in between"
     for files, _ in moments:
-        in_house(resume, files)
+        run_simulation(resume, files)
     assert len(moments) > 5 * IMAGES / SHARD_SIZE, "its list, its journal, two parts and the marker"
 
 
 def test_the_process_is_killed_at_any_call():
-    assert points(Sort.CALL, Kind.CRASH_AFTER, start=slow_house) == 17
+    assert inject_at_each(OperationKind.CALL, FaultKind.CRASH_AFTER, start=slow_world) == 17
 
 
-@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", FaultKind, ids=lambda kind: kind.value)
 def test_any_call_fails_or_loses_its_answer(kind):
-    assert points(Sort.CALL, kind) >= 25
+    assert inject_at_each(OperationKind.CALL, kind) >= 25
 
 
-def test_any_call_is_the_last_that_the_service_takes():
+def test_a_fatal_error_at_any_call_ends_the_run_resumably():
     def error() -> FatalCallError:
         return FatalCallError("denied", code="AccessDeniedException", status=400)
 
-    assert points(Sort.CALL, Kind.ERROR_BEFORE, error, start=slow_house) == 17
+    assert inject_at_each(OperationKind.CALL, FaultKind.ERROR_BEFORE, error, start=slow_world) == 17
 
 
-@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
-@pytest.mark.parametrize("sort", [Sort.PAGE, Sort.MODEL], ids=lambda sort: sort.value)
-def test_the_list_or_the_model_fails_at_any_look(sort, kind):
-    assert points(sort, kind) >= 3
+@pytest.mark.parametrize("kind", FaultKind, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("operation", [OperationKind.PAGE, OperationKind.MODEL], ids=lambda operation: operation.value)
+def test_the_list_or_the_model_fails_at_any_request(operation, kind):
+    assert inject_at_each(operation, kind) >= 3
 
 
 # ---- retries
 
 ROUNDS = [False, True]
-"""Whether the retry resolves all failures, or leaves some."""
+"""Whether the retry resolves all failures or only some."""
 
 
-def fewer(*, fails: Callable[[int], bool]) -> House:
+def fewer(*, fails: Callable[[int], bool]) -> FakeWorld:
     def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
         return refused(each, 1, 0.0) if fails(int(each.key[:6])) else None
 
-    return House([picture(n) for n in range(FEWER)], Service(fault=fault), shard_size=10)
+    return FakeWorld([image_or_text(n) for n in range(FEWER)], Service(fault=fault), shard_size=10)
 
 
 @cache
@@ -210,15 +210,15 @@ def first_round() -> dict[str, bytes]:
     """The files of a run in which 4, 9 and 19 failed."""
 
     async def main() -> dict[str, bytes]:
-        calm = fewer(fails=lambda _: True)
-        assert (await calm.run_to_end()).failed == 3
-        return calm.files
+        faultless = fewer(fails=lambda _: True)
+        assert (await faultless.run_to_end()).failed == 3
+        return faultless.files
 
-    return in_house(main)
+    return run_simulation(main)
 
 
-def retried(files: dict[str, bytes], *, resolved: bool) -> House:
-    """A house in which the failures are resolved by now, or all but 9 and 19 are."""
+def retried(files: dict[str, bytes], *, resolved: bool) -> FakeWorld:
+    """A world in which all failures are resolved, or all but 9 and 19."""
     again = fewer(fails=lambda n: not resolved and n % 10 == 9)
     again.files = dict(files)
     return again
@@ -229,17 +229,17 @@ def after_round(*, resolved: bool) -> dict[str, dict[str, Any]]:
     files = first_round()
 
     async def main() -> dict[str, dict[str, Any]]:
-        calm = retried(files, resolved=resolved)
-        summary = await calm.retry_to_end()
-        calm.assert_exactly_once(summary)
+        faultless = retried(files, resolved=resolved)
+        summary = await faultless.retry_to_end()
+        faultless.assert_exactly_once(summary)
         assert summary.failed == (0 if resolved else 2)
-        return calm.table()
+        return faultless.table()
 
-    return in_house(main)
+    return run_simulation(main)
 
 
-async def assert_round_heals(troubled: House, *, resolved: bool) -> None:
-    """The next retry ends the round, unless only its end was not heard of."""
+async def assert_round_resumes(troubled: FakeWorld, *, resolved: bool) -> None:
+    """Assert that the next retry completes the round, unless it was already complete."""
     journalled, called = troubled.journalled(1), troubled.service.calls.copy()
     over = f"runs/{RUN}/rounds/001.done" in troubled.files
     summary = await read_summary(troubled.store(), RUN) if over else await troubled.retry_to_end()
@@ -255,16 +255,16 @@ async def assert_round_heals(troubled: House, *, resolved: bool) -> None:
 def test_the_output_root_fails_at_any_operation_of_a_retry(kind):
     def scene(n: int) -> bool:
         async def main() -> bool:
-            troubled, trouble = retried(first_round(), resolved=True), Trouble(Sort.STORE, n, kind)
-            end = await troubled.retry(trouble)
-            if trouble.struck:
-                assert_honest(end, troubled, trouble)
-                await assert_round_heals(troubled, resolved=True)
-            return trouble.struck
+            troubled, faults = retried(first_round(), resolved=True), FaultInjector(OperationKind.STORE, n, kind)
+            end = await troubled.retry(faults)
+            if faults.fired:
+                assert_end_is_true(end, troubled, faults)
+                await assert_round_resumes(troubled, resolved=True)
+            return faults.fired
 
-        return in_house(main)
+        return run_simulation(main)
 
-    assert strike_everywhere(scene) > (FEWER / 2 if kind.after else FEWER)
+    assert inject_everywhere(scene) > (FEWER / 2 if kind.after else FEWER)
 
 
 @pytest.mark.parametrize("resolved", ROUNDS)
@@ -272,36 +272,36 @@ def test_a_retry_is_killed_between_any_two_operations(resolved):
     moments: list[dict[str, bytes]] = []
 
     async def watch() -> None:
-        calm = retried(first_round(), resolved=resolved)
+        faultless = retried(first_round(), resolved=resolved)
 
         async def remember() -> None:
-            assert set(calm.table()) == {each.uri for each in calm.images}, "never no row of an image"
-            if not moments or moments[-1] != calm.files:
-                moments.append(dict(calm.files))
+            assert set(faultless.table()) == {each.uri for each in faultless.images}, "never no row of an image"
+            if not moments or moments[-1] != faultless.files:
+                moments.append(dict(faultless.files))
 
-        await calm.retry(Trouble(pause=remember))
+        await faultless.retry(FaultInjector(pause=remember))
 
     async def resume(files: dict[str, bytes]) -> None:
-        await assert_round_heals(retried(files, resolved=resolved), resolved=resolved)
+        await assert_round_resumes(retried(files, resolved=resolved), resolved=resolved)
 
-    in_house(watch)
+    run_simulation(watch)
     for files in moments:
-        in_house(resume, files)
+        run_simulation(resume, files)
     assert len(moments) > 10
 
 
-def test_a_store_that_goes_away_ends_the_session_and_the_next_one_goes_on():
+def test_an_unreachable_store_ends_the_session_resumably():
     async def main() -> None:
-        troubled = house()
-        end = await troubled.run(Trouble(failing=lambda: len(troubled.journalled()) > IMAGES / 3))
+        troubled = world()
+        end = await troubled.run(FaultInjector(failing=lambda: len(troubled.journalled()) > IMAGES / 3))
         assert isinstance(end, StoppedError), "calls were spent, so the run was not refused"
         assert "503" in str(end)
-        await assert_heals(troubled)
+        await assert_resumes(troubled)
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_where_nothing_can_be_published_every_outcome_is_journalled_all_the_same():
+def test_outcomes_are_journalled_when_publishing_fails():
     class Unpublishable(FaultyStore):
         async def put_new(self, path: str, data: bytes) -> bool:
             if path.startswith("results/"):
@@ -309,36 +309,36 @@ def test_where_nothing_can_be_published_every_outcome_is_journalled_all_the_same
             return await super().put_new(path, data)
 
     async def main() -> None:
-        troubled = house()
+        troubled = world()
         troubled.service = Service(fault=refused, latency_s=lambda _: 2.0)
-        with mock.patch.object(troubled, "store", lambda trouble: Unpublishable(troubled.files, trouble)):
+        with mock.patch.object(troubled, "store", lambda injector: Unpublishable(troubled.files, injector)):
             end = await troubled.run()
         assert isinstance(end, StoppedError)
         assert "503" in str(end)
         called_for = {uri for uri, answers in troubled.service.answered.items() if answers}
         assert called_for <= troubled.journalled()
         assert any(each.uri in called_for for each in troubled.images[troubled.shard_size :]), "of other shards too"
-        await assert_heals(troubled)
+        await assert_resumes(troubled)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def missing(each: ImageRef, _call: int, _now: float) -> CallError | None:
-    """All but the first ten."""
+    """All images except the first ten."""
     if int(each.key[:6]) < 10:
         return None
     return RejectedError("Unable to get object metadata", code="InvalidS3ObjectException", status=400)
 
 
 @pytest.mark.parametrize("shard_size", [5, 60])
-def test_missing_images_do_not_end_a_run_that_has_scored_others_before(shard_size):
-    """Whether those are published or only journalled."""
+def test_missing_images_do_not_end_a_run_with_scored_images(shard_size):
+    """Whether the first ten are published or only journalled."""
 
     async def main() -> None:
         images = [image(n) for n in range(60)]
-        troubled = House(images, Service(fault=missing), shard_size=shard_size, max_in_flight=2)
+        troubled = FakeWorld(images, Service(fault=missing), shard_size=shard_size, max_in_flight=2)
         denied = FatalCallError("not just now", code="AccessDeniedException")
-        assert isinstance(await troubled.run(Trouble(Sort.CALL, 12, error=lambda: denied)), StoppedError)
+        assert isinstance(await troubled.run(FaultInjector(OperationKind.CALL, 12, error=lambda: denied)), StoppedError)
         assert bool(troubled.published()) == (shard_size == 5)
         summary = await troubled.run()
         assert isinstance(summary, Summary)
@@ -347,16 +347,16 @@ def test_missing_images_do_not_end_a_run_that_has_scored_others_before(shard_siz
         assert isinstance(retried, Summary), "nor does a round of them"
         assert (retried.scored, retried.failed) == (10, 50)
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_run_that_has_scored_nothing_is_judged_again_by_its_next_images():
+def test_a_resumed_run_without_results_is_judged_by_new_calls():
     async def main() -> None:
-        troubled = House([image(n) for n in range(100, 200)], Service(fault=missing), max_in_flight=2)
+        troubled = FakeWorld([image(n) for n in range(100, 200)], Service(fault=missing), max_in_flight=2)
         for session in (1, 2):
             end = await troubled.run()
             assert isinstance(end, RefusedError)
             assert "bucket" in str(end)
             assert sum(troubled.service.calls.values()) < 30 * session
 
-    in_house(main)
+    run_simulation(main)

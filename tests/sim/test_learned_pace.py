@@ -1,4 +1,4 @@
-"""What a session learns of the pace starts the next one, and a store that can't keep it ends nothing."""
+"""The learned rate: stored at the end of a session, used by the next one, and optional."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from batchcl.events import SilentObserver
 from batchcl.images import ImageRef
 from batchcl.pacing.pacer import Pacer
 from batchcl.runs.layout import pace_path
-from batchcl.scoring.pace import learning_pacer
+from batchcl.scoring.pace import open_pacer
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
-from sim.house import MODEL, FaultyStore, House, Trouble, utcnow
+from sim.fake_world import MODEL, FakeWorld, FaultInjector, FaultyStore, utcnow
 from sim.service import Service, image
 from virtual import run_virtual
 
@@ -23,11 +23,11 @@ PACE = pace_path(MODEL, "")
 
 
 def no_units() -> None:
-    """What an identity that may not describe the model knows."""
+    """The units are unknown without permission to describe the model."""
 
 
-def house(tps: float, *, images: int = 1500) -> House:
-    return House(
+def world(tps: float, *, images: int = 1500) -> FakeWorld:
+    return FakeWorld(
         [image(n) for n in range(images)],
         Service(tps=lambda _: tps, latency_s=lambda rng: rng.uniform(0.1, 0.3)),
         shard_size=500,
@@ -37,7 +37,7 @@ def house(tps: float, *, images: int = 1500) -> House:
 
 
 async def throttled(pacer: Pacer) -> None:
-    """One call is answered, then so many are refused that the rate is cut."""
+    """One call succeeds, then enough are throttled to reduce the rate."""
     await pacer.acquire()
     pacer.succeeded(sent_at=anyio.current_time())
     for _ in range(30):
@@ -49,15 +49,15 @@ def learned(files: dict[str, bytes]) -> float:
     return float(files[PACE].split(b'"tps":')[1].split(b",")[0])
 
 
-def test_the_next_run_starts_with_the_rate_that_the_last_one_found() -> None:
-    first = house(30)
+def test_the_next_run_starts_with_the_learned_rate() -> None:
+    first = world(30)
     assert isinstance(run_virtual(first.run), Summary)
     assert abs(learned(first.files) - 30) < 1.5
-    second = house(30)
+    second = world(30)
     second.files[PACE] = first.files[PACE]
     assert isinstance(run_virtual(second.run), Summary)
 
-    def in_first_seconds(one: House) -> int:
+    def in_first_seconds(one: FakeWorld) -> int:
         begin = min(one.service.sent_at)
         return sum(at < begin + 1 for at in one.service.sent_at)
 
@@ -69,7 +69,7 @@ def test_a_run_that_is_stopped_keeps_what_it_learned() -> None:
     def denied_later(_image: ImageRef, _call: int, now: float) -> CallError | None:
         return FatalCallError("denied", code="AccessDeniedException", status=400) if now > 40 else None
 
-    stopped = house(30)
+    stopped = world(30)
 
     stopped.service = Service(
         tps=lambda _: 30.0,
@@ -81,8 +81,8 @@ def test_a_run_that_is_stopped_keeps_what_it_learned() -> None:
     assert abs(learned(stopped.files) - 30) < 1.5
 
 
-def throttled_from(at_s: float, *, images: int = 10_000) -> House:
-    one = house(30, images=images)
+def throttled_from(at_s: float, *, images: int = 10_000) -> FakeWorld:
+    one = world(30, images=images)
     one.service = Service(
         tps=lambda now: 30.0 if now < at_s else 0.0,
         latency_s=lambda rng: rng.uniform(0.1, 0.3),
@@ -90,7 +90,7 @@ def throttled_from(at_s: float, *, images: int = 10_000) -> House:
     return one
 
 
-def test_a_run_of_which_every_call_is_throttled_ends_after_fifteen_minutes() -> None:
+def test_a_run_with_only_throttled_calls_ends_after_15_minutes() -> None:
     end = run_virtual(throttled_from(0.0).run)
     assert isinstance(end, StoppedError)
     assert "15 minutes" in str(end)
@@ -100,8 +100,8 @@ def test_a_run_of_which_every_call_is_throttled_ends_after_fifteen_minutes() -> 
     assert 900 <= end.summary.seconds < 930
 
 
-def test_a_run_that_ended_in_trouble_does_not_lower_what_was_learned() -> None:
-    first = house(30)
+def test_an_outage_does_not_lower_the_learned_rate() -> None:
+    first = world(30)
     run_virtual(first.run)
     second = throttled_from(20.0)
     second.files[PACE] = first.files[PACE]
@@ -117,13 +117,13 @@ def test_each_number_of_units_has_its_own_rate() -> None:
 
     async def session(units: Units) -> None:
         store = FaultyStore(files)
-        async with learning_pacer(
+        async with open_pacer(
             store,
             MODEL,
             units=lambda: units,
             max_tps=None,
             observer=SilentObserver(),
-            stopper=StopSignal(),
+            stop_signal=StopSignal(),
             utcnow=utcnow,
         ) as pacer:
             await throttled(pacer)
@@ -133,27 +133,33 @@ def test_each_number_of_units_has_its_own_rate() -> None:
     assert set(files) == {pace_path(MODEL, "1"), pace_path(MODEL, "1:3")}
 
 
-def test_a_store_that_can_neither_read_nor_keep_the_rate_is_no_trouble() -> None:
+def test_a_failing_store_of_the_rate_does_not_end_the_run() -> None:
     async def main() -> None:
-        store = FaultyStore({}, Trouble(failing=lambda: True))
-        async with learning_pacer(
-            store, MODEL, units=no_units, max_tps=None, observer=SilentObserver(), stopper=StopSignal(), utcnow=utcnow
+        store = FaultyStore({}, FaultInjector(failing=lambda: True))
+        async with open_pacer(
+            store,
+            MODEL,
+            units=no_units,
+            max_tps=None,
+            observer=SilentObserver(),
+            stop_signal=StopSignal(),
+            utcnow=utcnow,
         ) as pacer:
             await throttled(pacer)
 
     run_virtual(main)
 
 
-def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_writes_nothing() -> None:
+def test_only_a_cancelled_session_that_learned_stores_a_rate() -> None:
     async def main(files: dict[str, bytes], learns: list[bool]) -> None:
         with anyio.move_on_after(5):
-            async with learning_pacer(
+            async with open_pacer(
                 FaultyStore(files),
                 MODEL,
                 units=no_units,
                 max_tps=None,
                 observer=SilentObserver(),
-                stopper=StopSignal(),
+                stop_signal=StopSignal(),
                 utcnow=utcnow,
             ) as pacer:
                 if learns:
@@ -166,9 +172,9 @@ def test_a_cancelled_session_keeps_what_it_learned_and_one_that_learned_nothing_
         assert (PACE in files) == bool(learns)
 
 
-def test_a_rate_that_is_wrong_by_a_factor_of_ten_is_only_a_beginning() -> None:
+def test_a_stored_rate_ten_times_too_high_is_corrected() -> None:
     for wrong in (3.0, 300.0):
-        one = house(30)
+        one = world(30)
         one.files[PACE] = f'{{"tps": {wrong}, "learned_at": "{dt.datetime.now(dt.UTC).isoformat()}"}}'.encode()
         summary = run_virtual(one.run)
         assert isinstance(summary, Summary)
@@ -176,20 +182,20 @@ def test_a_rate_that_is_wrong_by_a_factor_of_ten_is_only_a_beginning() -> None:
         assert summary.seconds < 1500 / 30 * 1.6
 
 
-def test_a_run_that_was_never_throttled_keeps_what_it_sustained_as_a_lower_bound() -> None:
-    """The next one begins there and grows; a slower one does not lower the bound, a measured one replaces it."""
+def test_without_throttles_the_sustained_rate_is_a_lower_bound() -> None:
+    """The next run starts at the bound; a slower run does not lower it, a measured rate replaces it."""
     files: dict[str, bytes] = {}
 
     async def session(max_tps: float, *, throttled_at_s: float = 1e9) -> float:
-        """Send for 20 s; returns the rate after three."""
+        """Send calls for 20 s; returns the rate after 3 s."""
         store, rate_tps = FaultyStore(files), 0.0
-        async with learning_pacer(
+        async with open_pacer(
             store,
             MODEL,
             units=no_units,
             max_tps=max_tps,
             observer=SilentObserver(),
-            stopper=StopSignal(),
+            stop_signal=StopSignal(),
             utcnow=utcnow,
         ) as pacer:
             begin = anyio.current_time()

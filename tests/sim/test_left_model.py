@@ -1,4 +1,4 @@
-"""A model that a run started and could not stop: every later session knows of it until one has stopped it."""
+"""A model that a run started and could not stop: later sessions of the run stop it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from batchcl.lifetime.manager import ModelManager
 from batchcl.runs.layout import RunPaths
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
-from sim.house import EPOCH, RUN, House, Kind, Sort, Trouble, in_house
+from sim.fake_world import EPOCH, RUN, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
-from sim.test_faults import strike_everywhere
+from sim.test_faults import inject_everywhere
 from unit.aws.models_service import Models, arn_of, refused
 
 T = TypeVar("T")
@@ -34,25 +34,25 @@ ONE: Final = Units(1)
 
 
 @dataclass
-class TroubledModels(Models):
-    """The control plane, out of reach for a session that was killed."""
+class UnreachableModels(Models):
+    """The control plane; unreachable for a killed session."""
 
-    trouble: Trouble = field(default_factory=Trouble)
+    faults: FaultInjector = field(default_factory=FaultInjector)
 
     async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
-        return await self.trouble.around(Sort.MODEL, partial(super()._do, operation, name, effect))
+        return await self.faults.around(OperationKind.MODEL, partial(super()._do, operation, name, effect))
 
 
 @dataclass
-class ModelHouse(House):
-    """A house whose sessions look after a model of their own."""
+class WorldWithModel(FakeWorld):
+    """A world whose sessions start and stop the model."""
 
-    models: TroubledModels = field(default_factory=lambda: TroubledModels({NAME: "STOPPED"}))
+    models: UnreachableModels = field(default_factory=lambda: UnreachableModels({NAME: "STOPPED"}))
     units: Units | None = ONE
     keep: bool = False
 
-    def keeper(self, trouble: Trouble) -> ModelManager:
-        self.models.trouble = trouble
+    def model_manager(self, faults: FaultInjector) -> ModelManager:
+        self.models.faults = faults
         arn = ModelArn.parse(arn_of(NAME))
         return ModelManager(
             self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stopper=StopSignal()
@@ -63,71 +63,73 @@ class ModelHouse(House):
         return self.models.statuses[NAME]
 
     async def owns_model(self) -> bool | None:
-        """What the newest session of the run has recorded."""
+        """The record of the newest session of the run."""
         lease = await self.lease()
         return None if lease is None else lease.progress["owns_model"]
 
 
-def house() -> ModelHouse:
-    return ModelHouse([image(n) for n in range(12)], Service(latency_s=lambda _: 1.0), page=6, shard_size=12)
+def world() -> WorldWithModel:
+    return WorldWithModel([image(n) for n in range(12)], Service(latency_s=lambda _: 1.0), page=6, shard_size=12)
 
 
-async def orphaned() -> ModelHouse:
-    """A run whose first session was killed while it scored, an hour ago."""
-    left = house()
-    died = await left.run(Trouble(Sort.CALL, 8, Kind.CRASH_BEFORE))
+async def with_left_model() -> WorldWithModel:
+    """A run whose first session was killed during scoring, an hour ago."""
+    left = world()
+    died = await left.run(FaultInjector(OperationKind.CALL, 8, FaultKind.CRASH_BEFORE))
     assert died is None
     assert (left.status, await left.owns_model()) == ("RUNNING", True)
     await anyio.sleep(3600)
     return left
 
 
-@pytest.mark.parametrize("kind", [Kind.ERROR_BEFORE, Kind.CRASH_BEFORE, Kind.CRASH_AFTER], ids=lambda kind: kind.value)
-def test_whatever_becomes_of_the_second_session_the_model_is_stopped_or_remembered(kind):
+@pytest.mark.parametrize(
+    "kind", [FaultKind.ERROR_BEFORE, FaultKind.CRASH_BEFORE, FaultKind.CRASH_AFTER], ids=lambda kind: kind.value
+)
+def test_a_second_session_stops_the_left_model_or_records_it(kind):
     def scene(n: int) -> bool:
         async def main() -> bool:
-            left, trouble = await orphaned(), Trouble(Sort.STORE, n, kind)
-            await left.run(trouble)
+            left, faults = await with_left_model(), FaultInjector(OperationKind.STORE, n, kind)
+            await left.run(faults)
             assert left.status == "STOPPED" or await left.owns_model()
             await left.run_to_end()
             assert left.status == "STOPPED"
-            return trouble.struck
+            return faults.fired
 
-        return in_house(main)
+        return run_simulation(main)
 
-    assert strike_everywhere(scene) > (10 if kind.after else 20)
+    assert inject_everywhere(scene) > (10 if kind.after else 20)
 
 
-def test_a_session_that_ends_between_taking_the_lease_and_scoring_stops_the_model():
+def test_a_session_that_ends_before_scoring_stops_the_left_model():
     async def main() -> None:
-        left = await orphaned()
-        end = await left.run(Trouble(failing=lambda: f"{PATHS.sessions}/00001.json" in left.files))
+        left = await with_left_model()
+        end = await left.run(FaultInjector(failing=lambda: f"{PATHS.sessions}/00001.json" in left.files))
         assert isinstance(end, OutputError)
         assert left.status == "STOPPED"
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_session_that_starts_no_model_leaves_it_to_one_that_does():
+def test_a_session_that_starts_no_model_leaves_the_left_model():
     async def main() -> None:
-        left = await orphaned()
+        left = await with_left_model()
         left.units = None
-        assert await left.run(Trouble(Sort.CALL, 0, Kind.CRASH_BEFORE)) is None
+        assert await left.run(FaultInjector(OperationKind.CALL, 0, FaultKind.CRASH_BEFORE)) is None
         assert (left.status, await left.owns_model()) == ("RUNNING", True)
         await anyio.sleep(3600)
         denied = FatalCallError("not any more", code="AccessDeniedException")
-        assert isinstance(await left.run(Trouble(Sort.CALL, 0, error=lambda: denied)), RefusedError)
+        assert isinstance(await left.run(FaultInjector(OperationKind.CALL, 0, error=lambda: denied)), RefusedError)
         assert (left.status, await left.owns_model()) == ("RUNNING", True)
         left.units = ONE
         assert isinstance(await left.run(), Summary), "at once, as nobody is at work"
         assert (left.status, await left.owns_model()) == ("STOPPED", False)
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_stop_that_failed_is_the_next_sessions_to_make():
+def test_the_next_session_repeats_a_failed_stop():
     async def main() -> None:
-        left = house()
+        left = world()
         left.models.errors["stop"] = refused("InternalServerError", 500)
         end = await left.run()
         assert isinstance(end, StoppedError)
@@ -137,12 +139,12 @@ def test_a_stop_that_failed_is_the_next_sessions_to_make():
         assert isinstance(await left.run(), Summary), "at once, as nobody is at work"
         assert (left.status, await left.owns_model()) == ("STOPPED", False)
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_model_that_is_kept_is_nobodys_to_stop():
+def test_a_kept_model_is_not_stopped_by_later_sessions():
     async def main() -> None:
-        left = house()
+        left = world()
         left.keep = True
         end = await left.run()
         assert isinstance(end, Summary)
@@ -150,12 +152,12 @@ def test_a_model_that_is_kept_is_nobodys_to_stop():
         assert end.cost_usd > 0
         assert (left.status, await left.owns_model()) == ("RUNNING", False)
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
+def test_a_process_without_the_lease_does_not_stop_the_model():
     async def main() -> None:
-        left = await orphaned()
+        left = await with_left_model()
         path = f"{PATHS.sessions}/00000.json"
 
         async def beat() -> None:
@@ -171,7 +173,7 @@ def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
         assert "in use by another process" in str(end)
         assert (left.status, await left.owns_model()) == ("RUNNING", True)
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +185,9 @@ def test_a_runner_that_is_refused_the_lease_leaves_the_model_alone():
         pytest.param({"owns_model": True, "stops_model": True}, True, "STOPPED", id="is-over-already"),
     ],
 )
-def test_a_runner_that_was_taken_for_dead_leaves_the_model_to_one_that_will_stop_it(told, ended, status):
+def test_a_replaced_process_leaves_the_stop_to_its_successor(told, ended, status):
     async def main() -> None:
-        contested = house()
+        contested = world()
         contested.service = Service(latency_s=lambda _: 40.0)
         ends: list[object] = []
 
@@ -205,4 +207,4 @@ def test_a_runner_that_was_taken_for_dead_leaves_the_model_to_one_that_will_stop
         assert "was taken over by another process" in str(end)
         assert contested.status == status
 
-    in_house(main)
+    run_simulation(main)

@@ -1,4 +1,4 @@
-"""A night of 12 hours, all of it in virtual time: it meets every trouble there is, and ends with each image once."""
+"""A night of 12 hours, all of it in virtual time: it meets every faults there is, and ends with each image once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from batchcl.images import ImageRef
 from batchcl.loaders.files import FileReader
 from batchcl.summary import Summary
 from keys import cache_of
-from sim.house import MODEL, House, Trouble, in_house
+from sim.fake_world import MODEL, FakeWorld, FaultInjector, run_simulation
 from sim.service import Service, image
 
 FILES = FileReader()
@@ -42,14 +42,14 @@ CRON_S = 300.0
 
 
 class Session:
-    """An Aws session whose keys are good for an hour, and whose client answers as the service does."""
+    """A session whose credentials are valid for an hour and whose client is the fake service."""
 
-    def __init__(self, house: NightHouse) -> None:
-        self._house = house
+    def __init__(self, world: AwsWorld) -> None:
+        self._world = world
         self._keys = cache_of(self._look_up)
 
     def _look_up(self) -> str:
-        self._house.look_ups += 1
+        self._world.look_ups += 1
         return str(anyio.current_time())
 
     def keys_of(self, _service: str) -> CredentialCache:
@@ -57,14 +57,14 @@ class Session:
 
     @asynccontextmanager
     async def rekognition(self, **_options: object) -> AsyncIterator[Client]:
-        yield Client(self._house, self._keys)
+        yield Client(self._world, self._keys)
 
 
 class Client:
-    """It looks its keys up anew when they are refused, as those of `Aws` do."""
+    """Looks up credentials again when they are refused, like `Aws`."""
 
-    def __init__(self, house: NightHouse, keys: CredentialCache) -> None:
-        self._house = house
+    def __init__(self, world: AwsWorld, keys: CredentialCache) -> None:
+        self._world = world
         self._keys = keys
 
     async def detect_custom_labels(self, **request: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Client:
             keys = await self._keys.renew(keys)
         assert anyio.current_time() <= float(keys.access_key) + HOUR_S
         try:
-            detection = await self._house.service.detect(self._house.by_key[request["Image"]["S3Object"]["Name"]])
+            detection = await self._world.service.detect(self._world.by_key[request["Image"]["S3Object"]["Name"]])
         except CallError as error:
             raise _client_error(error.code, str(error), error.status or 500) from error
         labels = [{"Name": label.name, "Confidence": label.confidence} for label in detection.labels]
@@ -85,8 +85,8 @@ def _client_error(code: str, message: str, status: int) -> ClientError:
     return ClientError(answer, "DetectCustomLabels")
 
 
-class NightHouse(House):
-    """A house that is reached as AWS is."""
+class AwsWorld(FakeWorld):
+    """A world that is reached through the real detector."""
 
     look_ups = 0
 
@@ -103,11 +103,11 @@ class NightHouse(House):
             yield detector
 
 
-async def cron(house: House, failing: Callable[[], bool], *, until: float) -> tuple[Summary, list[BatchclError]]:
-    """Start the run every five minutes unless it is running, until it is done; and the errors before that."""
+async def cron(world: FakeWorld, failing: Callable[[], bool], *, until: float) -> tuple[Summary, list[BatchclError]]:
+    """Start the run every five minutes until it is done; returns the summary and the errors before."""
     ends: list[BatchclError] = []
     while anyio.current_time() < until:
-        end = await house.run(Trouble(failing=failing))
+        end = await world.run(FaultInjector(failing=failing))
         if isinstance(end, Summary):
             return end, ends
         assert isinstance(end, StoppedError | OutputError | UnreachableError), f"a person has to act: {end!r}"
@@ -117,7 +117,7 @@ async def cron(house: House, failing: Callable[[], bool], *, until: float) -> tu
     raise AssertionError(f"not done at {until / HOUR_S} hours: {ends[-3:]}")
 
 
-def test_twelve_hours_with_every_trouble_end_exactly_once():
+def test_twelve_hours_with_every_fault_score_each_image_once():
     count = 3_150
 
     def fault(each: ImageRef, _call: int, now: float) -> CallError | None:
@@ -136,7 +136,7 @@ def test_twelve_hours_with_every_trouble_end_exactly_once():
 
     async def main() -> None:
         service = Service(fault=fault, latency_s=lambda rng: rng.uniform(16, 32))
-        night = NightHouse([image(n) for n in range(count)], service, shard_size=1000, page=1000, max_in_flight=2)
+        night = AwsWorld([image(n) for n in range(count)], service, shard_size=1000, page=1000, max_in_flight=2)
         summary, ends = await cron(
             night, lambda: 8 * HOUR_S <= anyio.current_time() < 8 * HOUR_S + 600, until=18 * HOUR_S
         )
@@ -151,34 +151,36 @@ def test_twelve_hours_with_every_trouble_end_exactly_once():
         answered_twice = [uri for uri, times in service.answered.items() if times > 1]
         assert len(answered_twice) < 10, "what was not journalled when the store went away"
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_once_all_troubles_are_over_the_run_ends(seed):
-    """Any number of outages of any sort and length in the first three hours; cron does the rest."""
+def test_a_run_completes_when_all_outages_are_over(seed):
+    """Outages of any kind and length in the first three hours; repeating the command completes the run."""
     rng = random.Random(seed)
     sorts = ["store", "model", "throttle", "transient"]
     outages = [(rng.choice(sorts), rng.uniform(0, 3), rng.expovariate(4)) for _ in range(rng.randint(2, 12))]
 
-    def out(sort: str, now: float) -> bool:
-        return any(sort == each and begin <= now / HOUR_S < min(3.5, begin + length) for each, begin, length in outages)
+    def is_out(operation: str, now: float) -> bool:
+        return any(
+            operation == each and begin <= now / HOUR_S < min(3.5, begin + length) for each, begin, length in outages
+        )
 
     def fault(_each: ImageRef, _call: int, now: float) -> CallError | None:
-        if out("model", now):
+        if is_out("model", now):
             return ModelNotReadyError("the model is not RUNNING", code="ResourceNotReadyException", status=400)
-        if out("throttle", now):
+        if is_out("throttle", now):
             return ThrottledError("Slow down", code="ThrottlingException", status=400, sudden=True)
-        if out("transient", now):
+        if is_out("transient", now):
             return TransientError("Internal error", code="InternalServerError", status=500)
         return None
 
     async def main() -> None:
         service = Service(fault=fault, latency_s=lambda each: each.uniform(20, 40), seed=seed)
         images = [image(n) for n in range(700)]
-        night = NightHouse(images, service, shard_size=50, page=100, max_in_flight=3)
-        summary, _ = await cron(night, lambda: out("store", anyio.current_time()), until=8 * HOUR_S)
+        night = AwsWorld(images, service, shard_size=50, page=100, max_in_flight=3)
+        summary, _ = await cron(night, lambda: is_out("store", anyio.current_time()), until=8 * HOUR_S)
         night.assert_exactly_once(summary)
         assert summary.scored > 0
 
-    in_house(main)
+    run_simulation(main)

@@ -1,4 +1,4 @@
-"""A root with many runs: names and summaries tell of those that are over, and nothing that changes is overlooked."""
+"""An output root with many runs: finished runs are read from names and summaries only."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from batchcl.images import ImageRef
 from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.status import RunState, _look_closely, list_runs, look, newest_run
 from batchcl.summary import Summary
-from sim.house import FaultyStore, House, Kind, Sort, Trouble, in_house, utcnow
+from sim.fake_world import FakeWorld, FaultInjector, FaultKind, FaultyStore, OperationKind, run_simulation, utcnow
 from sim.service import Service, image
 
 BROKEN = {2, 5}
 
 
 class ReadingStore(FaultyStore):
-    """Notes which files are read."""
+    """A store that records which files are read."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(files)
@@ -35,7 +35,7 @@ class ReadingStore(FaultyStore):
 
 
 def photo(n: int) -> ImageRef:
-    """An image whose version the list tells, so that another run knows it."""
+    """An image with a version id."""
     return replace(image(n), etag="e")
 
 
@@ -43,14 +43,14 @@ def broken(each: ImageRef, _call: int, _now: float) -> ImageError | None:
     return ImageError("not an image", code="InternalError", status=400) if int(each.key[:6]) in BROKEN else None
 
 
-def house(**more: object) -> House:
+def world(**more: object) -> FakeWorld:
     values: dict[str, object] = {"images": [photo(n) for n in range(12)], "service": Service(fault=broken)} | more
-    return House(**values)  # type: ignore[arg-type]
+    return FakeWorld(**values)  # type: ignore[arg-type]
 
 
-async def nights(count: int = 3, **more: object) -> House:
+async def nights(count: int = 3, **more: object) -> FakeWorld:
     """A root with finished incremental runs `n0`, `n1` and so on, a day apart, of twelve new images each."""
-    root = house(incremental=True, **more)
+    root = world(incremental=True, **more)
     for number in range(count):
         images = [photo(100 * number + n) for n in range(12)]
         assert isinstance(await replace(root, run_id=f"n{number}", images=images).run(), Summary)
@@ -58,20 +58,20 @@ async def nights(count: int = 3, **more: object) -> House:
     return root
 
 
-async def shown(root: House, run_id: str) -> RunState:
+async def shown(root: FakeWorld, run_id: str) -> RunState:
     state = await look(root.store(), run_id, now=utcnow())
     assert state is not None
     return state
 
 
-async def closely(root: House, run_id: str) -> RunState:
-    """The state by markers and journals, whatever the summary says."""
+async def closely(root: FakeWorld, run_id: str) -> RunState:
+    """The state from markers and journals, without the summary."""
     record = await read_record(root.store(), run_id)
     assert record is not None
     return await _look_closely(root.store(), record, await read_summary(root.store(), run_id), now=utcnow())
 
 
-def test_a_run_that_is_over_is_told_by_its_summary_and_names():
+def test_a_finished_run_is_shown_from_its_summary_and_file_names():
     async def main() -> None:
         root = await nights(1)
         store = ReadingStore(root.files)
@@ -83,15 +83,15 @@ def test_a_run_that_is_over_is_told_by_its_summary_and_names():
         assert (state.calls, state.min_confidence) == (12, None)
         assert state.model_arn == "arn:aws:rekognition:eu-west-1:123456789012:project/birds/version/v1/1700000000000"
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_every_state_is_the_same_by_its_summary_and_by_a_closer_look():
+def test_summaries_and_journals_show_the_same_state():
     async def main() -> None:
-        root = house(run_id="n0", incremental=True)
+        root = world(run_id="n0", incremental=True)
         await root.run()
         other = replace(root, run_id="n1", images=[photo(n) for n in range(24)], shard_size=6)
-        assert await other.run(Trouble(Sort.CALL, 4, Kind.CRASH_BEFORE)) is None
+        assert await other.run(FaultInjector(OperationKind.CALL, 4, FaultKind.CRASH_BEFORE)) is None
         await anyio.sleep(60)
         await replace(root, run_id="n2", images=[photo(n) for n in range(12, 20)]).run_to_end()
         await other.run_to_end()
@@ -103,15 +103,15 @@ def test_every_state_is_the_same_by_its_summary_and_by_a_closer_look():
         assert state == await closely(root, "n0")
         assert (state.state, state.rounds, state.unresolved, state.sessions) == ("done", 1, 0, 2)
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_retry_of_a_finished_run_is_shown_while_it_goes_on_and_after_it_died():
+def test_a_retry_is_shown_while_it_runs_and_after_it_died():
     async def main() -> None:
         root = await nights(2)
         retried = replace(root, run_id="n0", service=Service(latency_s=lambda _: 30.0))
         async with anyio.create_task_group() as group:
-            group.start_soon(retried.retry, Trouble(Sort.CALL, 1, Kind.CRASH_BEFORE))
+            group.start_soon(retried.retry, FaultInjector(OperationKind.CALL, 1, FaultKind.CRASH_BEFORE))
             await anyio.sleep(5)
             running = await shown(root, "n0")
             assert (running.state, running.unfinished_round) == ("running", 1)
@@ -122,25 +122,25 @@ def test_a_retry_of_a_finished_run_is_shown_while_it_goes_on_and_after_it_died()
         await retried.retry_to_end()
         assert (await shown(root, "n0")).unfinished_round is None
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_the_newest_run_is_found_by_names_alone():
+def test_the_newest_run_is_found_by_file_names_alone():
     async def main() -> None:
         root = await nights(4)
         store = ReadingStore(root.files)
         assert await newest_run(store) == "n3"
         assert store.read == ["runs/n3/run.json"]
 
-    in_house(main)
+    run_simulation(main)
 
 
-def removed(root: House, prefix: str) -> None:
+def removed(root: FakeWorld, prefix: str) -> None:
     for path in [path for path in root.files if path.startswith(prefix)]:
         del root.files[path]
 
 
-def test_names_of_runs_that_were_removed_or_began_again_mislead_nobody():
+def test_names_of_removed_or_restarted_runs_are_not_misleading():
     async def main() -> None:
         root = await nights(3)
         removed(root, "runs/n2/")
@@ -153,20 +153,20 @@ def test_names_of_runs_that_were_removed_or_began_again_mislead_nobody():
         removed(root, "runs/")
         assert await newest_run(root.store()) is None
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_name_whose_run_never_came_to_be_is_passed_over():
+def test_the_name_of_a_run_without_record_is_ignored():
     async def main() -> None:
         root = await nights(2)
         await replace(root, run_id="n9").run()
         removed(root, "runs/n9/")
         assert await newest_run(root.store()) == "n1"
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_name_of_an_attempt_at_a_run_id_that_was_taken_is_passed_over():
+def test_the_name_of_a_refused_run_id_is_ignored():
     async def main() -> None:
         root = await nights(2)
         record = await read_record(root.store(), "n0")
@@ -174,22 +174,22 @@ def test_a_name_of_an_attempt_at_a_run_id_that_was_taken_is_passed_over():
         assert not await replace(record, started_at=record.started_at + dt.timedelta(days=1)).create(root.store())
         assert await newest_run(root.store()) == "n1"
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_retry_that_is_still_open_is_shown_after_another_session_of_the_run():
+def test_an_open_retry_is_shown_after_another_session():
     async def main() -> None:
         root = await nights(1)
         retried = replace(root, run_id="n0")
         denied = partial(FatalCallError, "not any more", code="AccessDeniedException", status=400)
-        assert isinstance(await retried.retry(Trouble(Sort.CALL, 1, error=denied)), BatchclError)
+        assert isinstance(await retried.retry(FaultInjector(OperationKind.CALL, 1, error=denied)), BatchclError)
         assert isinstance(await retried.run(), Summary), "the run itself is done"
         summary = await read_summary(root.store(), "n0")
         assert summary is not None
         assert (summary.status, summary.round) == ("done", 0)
         assert (await shown(root, "n0")).unfinished_round == 1
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_an_incremental_start_reads_no_session_that_has_settled():
@@ -200,11 +200,11 @@ def test_an_incremental_start_reads_no_session_that_has_settled():
         removed(root, "runs/n1/sessions/00000.settled")
         assert await _sessions_read(root) == ["runs/n1/sessions/00000.json"], "the name is a hint, the file decides"
 
-    in_house(main)
+    run_simulation(main)
 
 
-async def _sessions_read(root: House) -> list[str]:
-    """The other runs' sessions that a new run reads."""
+async def _sessions_read(root: FakeWorld) -> list[str]:
+    """Sessions of other runs that a new run reads."""
     read: list[str] = []
     get = FaultyStore.get
 
@@ -222,11 +222,11 @@ async def _sessions_read(root: House) -> list[str]:
 
 
 @pytest.mark.parametrize("at", range(3, 12, 2))
-def test_what_a_killed_night_has_scored_is_not_scored_again(at):
+def test_images_scored_by_a_killed_run_are_not_scored_again(at):
     async def main() -> None:
         service = Service()
-        root = house(incremental=True, service=service, run_id="killed", max_in_flight=1, shard_size=4)
-        assert await root.run(Trouble(Sort.CALL, at, Kind.CRASH_BEFORE)) is None
+        root = world(incremental=True, service=service, run_id="killed", max_in_flight=1, shard_size=4)
+        assert await root.run(FaultInjector(OperationKind.CALL, at, FaultKind.CRASH_BEFORE)) is None
         journalled = root.journalled()
         await anyio.sleep(60)
         await replace(root, run_id="next").run_to_end()
@@ -234,13 +234,13 @@ def test_what_a_killed_night_has_scored_is_not_scored_again(at):
         states = {each.run_id: each for each in await list_runs(root.store(), now=utcnow())}
         assert states["killed"].published == len(journalled)
 
-    in_house(main)
+    run_simulation(main)
 
 
 DAMAGED = b'{"run_id": "n1", "model"'
 
 
-def test_a_damaged_run_is_shown_as_such_beside_the_others():
+def test_a_corrupt_run_is_listed_as_corrupt_beside_the_others():
     async def main() -> None:
         root = await nights(3)
         root.files["runs/n1/summary.json"] = DAMAGED
@@ -259,27 +259,27 @@ def test_a_damaged_run_is_shown_as_such_beside_the_others():
         removed(root, "runs/.starts/")
         assert await newest_run(root.store()) == "n2"
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_damaged_run_that_has_settled_blocks_no_start():
+def test_a_corrupt_run_without_unpublished_rows_blocks_no_start():
     async def main() -> None:
         root = await nights(2)
         for name in ("run.json", "summary.json", "worklist.json", "journal/00000/00000.arrow"):
             root.files[f"runs/n1/{name}"] = DAMAGED
         assert isinstance(await replace(root, run_id="next", images=[photo(700)]).run(), Summary)
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("name", ["run.json", "worklist.json", "journal/00000/00000.arrow"])
-def test_a_damaged_run_with_rows_to_publish_blocks_exact_starts_only(name):
+def test_a_corrupt_run_with_unpublished_rows_blocks_exact_starts(name):
     async def main() -> None:
         root = await nights(1)
         plain = replace(root, run_id="plain", incremental=False, images=[photo(600 + n) for n in (2, 5, 7)])
         await plain.run()
         killed = replace(root, run_id="killed", images=[photo(n) for n in range(500, 512)], max_in_flight=1)
-        assert await killed.run(Trouble(Sort.CALL, 6, Kind.CRASH_BEFORE)) is None
+        assert await killed.run(FaultInjector(OperationKind.CALL, 6, FaultKind.CRASH_BEFORE)) is None
         killed.files[f"runs/killed/{name}"] = DAMAGED
         await anyio.sleep(60)
         refused = await replace(root, run_id="next", images=[photo(700)]).run()
@@ -292,7 +292,7 @@ def test_a_damaged_run_with_rows_to_publish_blocks_exact_starts_only(name):
             "a retry of a run that isn't incremental needs no other's rows"
         )
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_runs_are_shown_without_pyarrow():

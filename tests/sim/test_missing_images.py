@@ -1,4 +1,4 @@
-"""Images that are all missing: no model is started for them, unless none of them is to be called for."""
+"""If all images are missing the run is refused, unless none of them needs a call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from batchcl.errors import RefusedError
 from batchcl.images import ImageRef
 from batchcl.summary import Summary
-from sim.house import House, in_house
+from sim.fake_world import FakeWorld, run_simulation
 from sim.service import Service, image
 
 
@@ -17,38 +17,38 @@ async def gone(images: Sequence[ImageRef], *, is_all: bool) -> None:
         raise RefusedError(f"all {len(images)} images are not there")
 
 
-def house(count: int) -> House:
+def world(count: int) -> FakeWorld:
     images = [replace(image(n), etag=f"e{n}") for n in range(count)]
-    return House(images=images, service=Service(), incremental=True)
+    return FakeWorld(images=images, service=Service(), incremental=True)
 
 
 def test_a_short_list_of_missing_images_is_refused_before_a_call() -> None:
     async def main() -> None:
-        asked = house(6)
-        asked.try_reading = gone
+        asked = world(6)
+        asked.check_readable = gone
         assert isinstance(await asked.run(), RefusedError)
         assert asked.service.calls == {}
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_missing_images_that_are_scored_already_are_no_reason() -> None:
+def test_missing_images_that_are_already_scored_do_not_refuse() -> None:
     async def main() -> None:
-        asked = house(6)
+        asked = world(6)
         assert isinstance(await asked.run(), Summary)
         calls = asked.service.calls.total()
-        asked.run_id, asked.try_reading = "next", gone
+        asked.run_id, asked.check_readable = "next", gone
         end = await asked.run()
         assert isinstance(end, Summary), end
         assert (end.planned, asked.service.calls.total()) == (0, calls)
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_longer_list_is_looked_at_by_its_sample_alone() -> None:
+def test_only_a_sample_of_a_long_list_is_read() -> None:
     async def main() -> None:
-        asked = house(60)
-        asked.try_reading = gone
+        asked = world(60)
+        asked.check_readable = gone
         assert isinstance(await asked.run(), Summary)
 
-    in_house(main)
+    run_simulation(main)

@@ -1,8 +1,8 @@
-"""Faults around a model's start and stop: what batchcl started is stopped in the end, and nothing else is.
+"""Faults around a model's start and stop: batchcl stops the model if it has started it, and only then.
 
-A world has one model, a run whose sessions follow each other or two runs at once, the reaper, and somebody who starts
-the model by hand when it is down and has no tag. Each session has one fault; what it is, and what happens between two
-sessions, follows from the seed.
+A world has one model, one run with several sessions or two concurrent runs, the reaper, and a user who starts the
+model by hand when it is stopped and has no tag. Each session has one fault; the fault and what happens between the
+sessions follow from the seed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.reaper import reap
 from batchcl.scoring.session import RunContext
 from batchcl.stop_signal import StopSignal
-from sim.house import Crash, House, Kind, Sort, Trouble, in_house
+from sim.fake_world import Crash, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
 from unit.aws.models_service import Models, arn_of, now, refused
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 NAME: Final = "cats@v1"
 LEASE_S: Final = 900.0
 SIGNATURE_S: Final = 300.0
-"""A request that was signed so long ago is refused."""
+"""Requests that were signed longer ago are refused."""
 
 SEEDS: Final = int(os.environ.get("BATCHCL_MODEL_SEEDS", "40"))
 BATCH: Final = 25
@@ -61,8 +61,8 @@ FAULTS: Final = (
 )
 
 
-class Watcher:
-    """An observer whose stream is closed."""
+class ClosedObserver:
+    """An observer that raises."""
 
     def started(self, progress: Progress) -> None:
         raise BrokenPipeError
@@ -71,34 +71,34 @@ class Watcher:
         raise BrokenPipeError
 
 
-class Fault(Trouble):
-    """Strikes at the `nth` model operation of one kind, or as `Trouble` does."""
+class ModelFault(FaultInjector):
+    """Injects a fault at the `nth` call of one model operation, or like `FaultInjector`."""
 
-    def __init__(self, how: str, operation: str, nth: int, **more: Any) -> None:
+    def __init__(self, how: str, call: str, nth: int, **more: Any) -> None:
         super().__init__(**more)
         self.how = how
-        self.operation = operation
+        self.call = call
         self.nth = nth
-        self.stopper = StopSignal()
+        self.stop_signal = StopSignal()
         self.while_suspended: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
         self._seen: Counter[str] = Counter()
         self._woken: anyio.Event | None = None
 
-    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
-        """A suspended process does nothing, whatever it does it to."""
+    async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
+        """A suspended process does nothing."""
         if self._woken is not None:
             await self._woken.wait()
-        return await super().around(sort, act)
+        return await super().around(operation, act)
 
     async def model(self, operation: str, act: Callable[[], Awaitable[T]]) -> T:
-        """Let the operation on the model take place, or what the fault makes of it."""
+        """Execute the model operation, with the fault if it is due."""
         await self._sleep_through()
-        self._alive()
+        self._check_alive()
         number = self._seen[operation]
         self._seen[operation] += 1
-        if (operation, number) != (self.operation, self.nth):
+        if (operation, number) != (self.call, self.nth):
             return await act()
-        self.struck = True
+        self.fired = True
         how, _, when = self.how.partition(" ")
         if when != "after":
             begun_at = anyio.current_time()
@@ -110,7 +110,7 @@ class Fault(Trouble):
         return result
 
     async def _sleep_through(self) -> None:
-        """What was to be sent when the process was suspended is sent when it wakes."""
+        """Requests of a suspended process are sent when it wakes."""
         if self._woken is not None:
             begun_at = anyio.current_time()
             await self._woken.wait()
@@ -133,13 +133,13 @@ class Fault(Trouble):
             case "throttled":
                 raise refused("ThrottlingException")
             case "killed":
-                self.dead = True
+                self.crashed = True
                 raise Crash
             case "SIGTERM":
-                self.stopper.request("ended by SIGTERM")
+                self.stop_signal.request("ended by SIGTERM")
             case "two":
-                self.stopper.request("ended by SIGTERM")
-                self.stopper.hurry()
+                self.stop_signal.request("ended by SIGTERM")
+                self.stop_signal.hurry()
                 assert self.scope is not None
                 self.scope.cancel()
             case "suspended":
@@ -152,34 +152,34 @@ class Fault(Trouble):
 
 @dataclass
 class RunModels(Models):
-    """The control plane as one session sees it."""
+    """The control plane of one session."""
 
-    fault: Fault = field(default_factory=lambda: Fault("", "", 0))
+    fault: ModelFault = field(default_factory=lambda: ModelFault("", "", 0))
 
     async def _do(self, operation: str, name: str, effect: Callable[[], T]) -> T:
         return await self.fault.model(operation, partial(super()._do, operation, name, effect))
 
 
 @dataclass
-class ModelWorld(House):
-    """What outlives every process, the model included."""
+class ModelWorld(FakeWorld):
+    """Everything that outlives a process, including the model."""
 
     models: Models = field(default_factory=lambda: Models({NAME: "STOPPED"}))
     holder: str = "run night in memory"
 
-    def keeper(self, trouble: Trouble) -> ModelManager:
-        assert isinstance(trouble, Fault)
+    def model_manager(self, faults: FaultInjector) -> ModelManager:
+        assert isinstance(faults, ModelFault)
         shared = {name: getattr(self.models, name) for name in vars(self.models) if name != "who"}
-        client = RunModels(**shared, who="run", fault=trouble)
+        client = RunModels(**shared, who="run", fault=faults)
         arn = ModelArn.parse(arn_of(NAME))
         lease = ModelLease(client, arn, key=lease_key(self.holder), holder=self.holder, length_s=LEASE_S, now=now)
         return ModelManager(
-            client, arn, units=Units(1), keep=False, lease=lease, observer=Watcher(), stopper=trouble.stopper
+            client, arn, units=Units(1), keep=False, lease=lease, observer=ClosedObserver(), stopper=faults.stop_signal
         )
 
-    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> RunContext:
-        assert isinstance(trouble, Fault)
-        return replace(super()._means(trouble, service, begun_at), stopper=trouble.stopper)
+    def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:
+        assert isinstance(faults, ModelFault)
+        return replace(super()._context(faults, service, begun_at), stop_signal=faults.stop_signal)
 
     @property
     def status(self) -> str:
@@ -190,14 +190,14 @@ class ModelWorld(House):
         return bool(self.models.tags[NAME])
 
     async def reap(self) -> None:
-        """`model reap`, as often as cron calls it until a start is over."""
+        """Run `model reap` repeatedly until a start has ended."""
         reaper = replace(self.models, who="reaper")
         await reap(reaper, now=now)
         await anyio.sleep(500 if self.status in {"STARTING", "STOPPING"} else 0)
         await reap(reaper, now=now)
 
     async def start_by_hand(self) -> None:
-        """Somebody starts the model, if it is down and nobody's."""
+        """Start the model by hand if it is stopped and has no tags."""
         if self.status == "STOPPED" and not self.is_tagged:
             await replace(self.models, who="hand").start_project_version(ProjectVersionArn=arn_of(NAME))
 
@@ -206,7 +206,7 @@ class ModelWorld(House):
         assert not wrong, f"{wrong} stopped a model that was started by hand"
 
 
-def world(rng: random.Random) -> ModelWorld:
+def random_world(rng: random.Random) -> ModelWorld:
     models = Models({NAME: "STOPPED"}, start_s=rng.choice([0.0, 5.0, 400.0]), stop_s=rng.choice([0.0, 20.0]))
     return ModelWorld(
         images=[image(n) for n in range(6)],
@@ -216,57 +216,59 @@ def world(rng: random.Random) -> ModelWorld:
     )
 
 
-def fault(rng: random.Random) -> Fault:
+def fault(rng: random.Random) -> ModelFault:
     if rng.random() < 0.1:  # at a call or a write to the output root
-        kind = rng.choice([Kind.CRASH_BEFORE, Kind.CRASH_AFTER])
-        return Fault("", "", 0, sort=rng.choice([Sort.STORE, Sort.CALL]), at=rng.randrange(12), kind=kind)
+        kind = rng.choice([FaultKind.CRASH_BEFORE, FaultKind.CRASH_AFTER])
+        return ModelFault(
+            "", "", 0, operation=rng.choice([OperationKind.STORE, OperationKind.CALL]), at=rng.randrange(12), kind=kind
+        )
     operation = rng.choice(OPERATIONS)
-    return Fault(rng.choice(FAULTS), operation, rng.choice([0, 0, 0, 1, 1, 2, 4]))
+    return ModelFault(rng.choice(FAULTS), operation, rng.choice([0, 0, 0, 1, 1, 2, 4]))
 
 
-async def live_through(seed: int) -> bool:
-    """One world of a seed; whether a fault struck."""
+async def play_one_run(seed: int) -> bool:
+    """Play one world; returns whether a fault was injected."""
     rng = random.Random(seed)
-    house = world(rng)
-    struck = False
+    world = random_world(rng)
+    fired = False
 
     async def while_suspended() -> None:
         await anyio.sleep(rng.choice([60.0, LEASE_S + 60]))
         if rng.random() < 0.7:
-            await house.reap()
+            await world.reap()
             if rng.random() < 0.7:
-                await house.start_by_hand()
+                await world.start_by_hand()
         await anyio.sleep(rng.choice([0.0, 60.0, 600.0]))
 
     for _ in range(rng.choice([1, 2, 3])):
-        trouble = fault(rng)
-        trouble.while_suspended = while_suspended
-        end = await house.run(trouble)
-        struck = struck or trouble.struck
-        house.assert_nothing_wrong()
-        assert trouble.dead or "SIGTERM" not in str(end) or trouble.stopper.error is not None
+        faults = fault(rng)
+        faults.while_suspended = while_suspended
+        end = await world.run(faults)
+        fired = fired or faults.fired
+        world.assert_nothing_wrong()
+        assert faults.crashed or "SIGTERM" not in str(end) or faults.stop_signal.error is not None
         between = rng.choice(["at once", "soon", "reaped", "reaped and started", "later"])
         await anyio.sleep({"at once": 0.0, "soon": 60.0}.get(between, LEASE_S + 60))
         if between.startswith("reaped"):
-            await house.reap()
-            assert house.status != "RUNNING" or house.models.started_by[NAME] == "hand"
+            await world.reap()
+            assert world.status != "RUNNING" or world.models.started_by[NAME] == "hand"
         if between == "reaped and started":
-            await house.start_by_hand()
-        house.assert_nothing_wrong()
+            await world.start_by_hand()
+        world.assert_nothing_wrong()
     await anyio.sleep(LEASE_S + 60)
-    await house.reap()
-    house.assert_nothing_wrong()
-    if house.status != "STOPPED":
-        assert house.models.started_by[NAME] == "hand", "a model that batchcl started still runs"
-    return struck
+    await world.reap()
+    world.assert_nothing_wrong()
+    if world.status != "STOPPED":
+        assert world.models.started_by[NAME] == "hand", "a model that batchcl started still runs"
+    return fired
 
 
-async def share(seed: int) -> bool:
-    """Two runs on one model, each with a fault; whether one struck."""
+async def play_two_runs(seed: int) -> bool:
+    """Two runs on one model, each with a fault; returns whether one was injected."""
     rng = random.Random(f"shared {seed}")
-    first = world(rng)
+    first = random_world(rng)
     second = replace(first, holder="run other in memory", files={})
-    faults = [fault(rng), fault(rng)]
+    both = [fault(rng), fault(rng)]
 
     async def while_suspended() -> None:
         await anyio.sleep(rng.choice([60.0, LEASE_S + 60]))
@@ -275,9 +277,9 @@ async def share(seed: int) -> bool:
         await anyio.sleep(rng.choice([0.0, 600.0]))
 
     async with anyio.create_task_group() as group:
-        for house, trouble in zip([first, second], faults, strict=True):
-            trouble.while_suspended = while_suspended
-            group.start_soon(house.run, trouble)
+        for world, faults in zip([first, second], both, strict=True):
+            faults.while_suspended = while_suspended
+            group.start_soon(world.run, faults)
             await anyio.sleep(rng.choice([0.0, 1.0, 30.0, 400.0]))
     first.assert_nothing_wrong()
     await anyio.sleep(LEASE_S + 60)
@@ -285,19 +287,19 @@ async def share(seed: int) -> bool:
     first.assert_nothing_wrong()
     if first.status != "STOPPED":
         assert first.models.started_by[NAME] == "hand", "a model that batchcl started still runs"
-    return any(trouble.struck for trouble in faults)
+    return any(faults.fired for faults in both)
 
 
-@pytest.mark.parametrize("scene", [live_through, share])
+@pytest.mark.parametrize("scene", [play_one_run, play_two_runs])
 @pytest.mark.parametrize("batch", range(0, SEEDS, BATCH))
 def test_faults_around_start_and_stop_leave_nothing_running(
     scene: Callable[[int], Awaitable[bool]], batch: int
 ) -> None:
-    struck = 0
+    fired = 0
     for seed in range(batch, min(batch + BATCH, SEEDS)):
         try:
-            struck += in_house(scene, seed)
+            fired += run_simulation(scene, seed)
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
-    assert struck > BATCH // 4
+    assert fired > BATCH // 4

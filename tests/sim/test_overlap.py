@@ -1,4 +1,4 @@
-"""The model waits for no list and at no boundary of a shard: what has to be written goes on beside the calls."""
+"""Calls continue while the list is read and shards are written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 
 from batchcl.summary import Summary
-from sim.house import House, Sort, Trouble, in_house
+from sim.fake_world import FakeWorld, FaultInjector, OperationKind, run_simulation
 from sim.service import Service, image
 
 T = TypeVar("T")
@@ -25,54 +25,54 @@ async def slow_store() -> None:
     await anyio.sleep(0.25)  # before each operation, and again behind it
 
 
-class SlowList(Trouble):
-    """Each page takes a minute; `pages` are the times at which they came, and the first shard was `published_at`."""
+class SlowList(FaultInjector):
+    """Each page takes a minute; records the times of the pages and of the first published shard."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, world: FakeWorld) -> None:
         super().__init__()
         self.pages: list[float] = []
         self.published_at = math.inf
-        self._house = house
+        self._world = world
 
-    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
-        if sort is Sort.PAGE:
+    async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
+        if operation is OperationKind.PAGE:
             await anyio.sleep(PAGE_S)
             self.pages.append(anyio.current_time())
-        result = await super().around(sort, act)
-        if self._house.published():
+        result = await super().around(operation, act)
+        if self._world.published():
             self.published_at = min(self.published_at, anyio.current_time())
         return result
 
 
-def test_all_call_slots_are_used_across_the_boundaries_of_shards_though_the_store_is_slow():
+def test_a_slow_store_leaves_no_call_slot_idle_between_shards():
     async def main() -> None:
         images = [image(n) for n in range(10 * SHARD_SIZE)]
         service = Service(latency_s=lambda rng: rng.uniform(0.5, 1.5) * LATENCY_S)
-        house = House(images, service, shard_size=SHARD_SIZE, page=1000, max_in_flight=IN_FLIGHT)
-        house.assert_exactly_once(summary := await ended(house, Trouble(pause=slow_store)))
+        world = FakeWorld(images, service, shard_size=SHARD_SIZE, page=1000, max_in_flight=IN_FLIGHT)
+        world.assert_exactly_once(summary := await ended(world, FaultInjector(pause=slow_store)))
         assert summary.calls == len(images)
         warm, last = service.sent_at[IN_FLIGHT * 4], service.sent_at[-1]
         calls = len(images) - IN_FLIGHT * 4
         assert last - warm < 1.03 * calls * LATENCY_S / IN_FLIGHT, "a slot was idle"
         assert max(after - before for before, after in pairwise(service.sent_at)) < LATENCY_S
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_shards_are_frozen_and_scored_while_the_list_is_read():
     async def main() -> None:
         images = [image(n) for n in range(5 * SHARD_SIZE)]
-        house = House(images, Service(), shard_size=SHARD_SIZE, page=SHARD_SIZE)
-        slow = SlowList(house)
-        house.assert_exactly_once(await ended(house, slow))
+        world = FakeWorld(images, Service(), shard_size=SHARD_SIZE, page=SHARD_SIZE)
+        slow = SlowList(world)
+        world.assert_exactly_once(await ended(world, slow))
         assert len(slow.pages) > 5
         assert slow.published_at < slow.pages[2], "the first shard is in the table while others are listed"
-        assert house.service.sent_at[-1] < slow.pages[-1] + PAGE_S
+        assert world.service.sent_at[-1] < slow.pages[-1] + PAGE_S
 
-    in_house(main)
+    run_simulation(main)
 
 
-async def ended(house: House, trouble: Trouble) -> Summary:
-    end = await house.run(trouble)
+async def ended(world: FakeWorld, faults: FaultInjector) -> Summary:
+    end = await world.run(faults)
     assert isinstance(end, Summary), repr(end)
     return end

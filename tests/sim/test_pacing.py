@@ -1,7 +1,7 @@
-"""What the pace promises: the capacity is used, few calls are throttled, and a shared model is shared.
+"""The promises of pacing: the capacity is used, few calls are throttled, and concurrent runs share a model.
 
-The benchmark's simulation on a short share of its traces, with seeds that it doesn't use, and the real pacer and
-engine in virtual time. `benchmarks/pacing.py` gives the full figures.
+Uses the benchmark's simulation on parts of its traces, with other seeds, and the real pacer and engine in virtual time.
+`benchmarks/pacing.py` prints the full figures.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def test_an_unknown_capacity_is_used_with_few_throttles(
 
 @pytest.mark.parametrize(("trace", "used"), [("14 TPS", 0.85), ("800 TPS", 0.85)])
 @pytest.mark.parametrize("share", [0.005, 0.05])
-def test_refusals_at_random_do_not_slow_a_run_down(trace: str, used: float, share: float) -> None:
-    """A minute or two may pass until a run has found out that they are no limit."""
+def test_random_throttles_do_not_slow_a_run_down(trace: str, used: float, share: float) -> None:
+    """Finding out that random throttles are not a limit may take a minute or two."""
     name = f"{100 * share:g} % at random" if trace == "14 TPS" else f"{100 * share:g} %, {trace}"
     seconds, seeds = (1800, SEEDS) if trace == "14 TPS" else (400, SEEDS[:1])
     results = [measure(NAMED[name], BATCHCL, seed, seconds) for seed in seeds]
@@ -68,8 +68,8 @@ def test_a_queue_stays_far_shorter_than_the_deadline_of_a_call() -> None:
     assert all(measure(NAMED["queue"], BATCHCL, seed, 1200).latency_s < 20 for seed in SEEDS)
 
 
-def test_a_rival_gets_its_share() -> None:
-    """Half of the capacity, or what its six workers ask for."""
+def test_another_client_of_the_model_gets_its_share() -> None:
+    """Half of the capacity, or all that its six workers request."""
     assert all((measure(NAMED["rival"], BATCHCL, seed, 1200).rival_share or 0) > 0.8 for seed in SEEDS)
 
 
@@ -81,8 +81,8 @@ def test_two_runs_share_a_model(trace: str, later_s: float) -> None:
     assert mean(each.utilisation for each in shares) > 0.88
 
 
-def test_one_that_joins_a_fast_model_later_gets_its_share() -> None:
-    """Were it not for the yielding of who has much, it would get a twentieth for an hour."""
+def test_a_run_that_joins_later_gets_its_share() -> None:
+    """Without yielding by the faster client it would get a twentieth for an hour."""
     shares = [share(NAMED["constant 50"], seed, 1200, later_s=200) for seed in (3, 4)]
     assert all(each.larger < 0.65 for each in shares)
 
@@ -92,14 +92,14 @@ def test_one_that_joins_a_fast_model_later_gets_its_share() -> None:
     [(50.0, None, 6), (14.0, None, 2), (50.0, 50.0, 1), (50.0, 25.0, 12), (14.0, 28.0, 1)],
 )
 def test_a_run_is_at_capacity_within_seconds(tps: float, learned_tps: float | None, most_s: int) -> None:
-    """From 5 calls a second, from what the last run has learned, and from what is wrong by a factor of two."""
+    """From 5 TPS, from the learned rate, and from a rate that is wrong by a factor of two."""
     starts = [start(tps, seed, learned_tps=learned_tps) for seed in SEEDS]
     assert all(one.found_s <= most_s for one in starts)
     assert all(one.throttled < 0.05 * 60 * tps for one in starts)
 
 
-def test_the_simulation_gives_one_who_knows_the_capacity_all_of_it() -> None:
-    """Else the bounds above would say nothing."""
+def test_a_client_that_knows_the_capacity_gets_all_of_it() -> None:
+    """Without this, the bounds above would prove nothing."""
     for name in ("constant 14", "steps", "sawtooth"):
         oracle = measure(NAMED[name], ORACLE, SEEDS[0], 600)
         assert oracle.utilisation == pytest.approx(1, abs=0.02)
@@ -113,7 +113,7 @@ def test_the_simulation_gives_one_who_knows_the_capacity_all_of_it() -> None:
         ("steps", lambda now: 10.0 if now < 150 else 25.0 if now < 400 else 5.0, 500.0),
     ],
 )
-def test_the_real_pacer_and_engine_use_it_too(name: str, tps: Callable[[float], float], seconds: float) -> None:
+def test_the_real_pacer_and_engine_use_the_capacity(name: str, tps: Callable[[float], float], seconds: float) -> None:
     room = math.ceil(sum(tps(second) for second in range(int(seconds))))
     service = Service(tps=tps, latency_s=lambda rng: rng.lognormvariate(math.log(0.3), 0.4), seed=3)
     pacer = AdaptivePacer(RateController())
@@ -135,7 +135,7 @@ def test_the_real_engine_is_at_50_tps_within_seconds(learned_tps: float | None, 
 
 
 class Bucket:
-    """So many calls a second, and one second's worth at once."""
+    """A token bucket of one second."""
 
     def __init__(self, tps: float) -> None:
         self._tps = self._tokens = tps
@@ -158,7 +158,7 @@ def calls_a_second(run: Run, begin: float, end: float) -> float:
     return sum(begin <= at < end for at in run.service.sent_at) / (end - begin)
 
 
-def test_s3s_download_limit_slows_calls_while_it_lasts_and_is_not_learned_as_the_models() -> None:
+def test_the_download_limit_of_s3_is_not_learned_as_capacity() -> None:
     bucket = Bucket(8)
     controller = RateController()
     pacer = AdaptivePacer(controller)
@@ -183,7 +183,7 @@ def test_s3s_download_limit_slows_calls_while_it_lasts_and_is_not_learned_as_the
 
 
 class Ramp:
-    """Takes at most twice as many calls a second as it took on average in the last five or so."""
+    """Accepts at most twice the average rate of the last five seconds or so."""
 
     def __init__(self) -> None:
         self._now_tps = self._usual_tps = 10.0
@@ -197,7 +197,7 @@ class Ramp:
 
 
 @pytest.mark.parametrize("message", ["Slow down; sudden increase in rate of requests", "Rate exceeded"])
-def test_only_a_sudden_increase_says_nothing_of_the_capacity(message: str) -> None:
+def test_only_throttles_for_a_sudden_increase_are_not_learned(message: str) -> None:
     ramp = Ramp()
 
     def too_fast(_image: ImageRef, _call: int, now: float) -> CallError | None:
@@ -216,7 +216,7 @@ UNREADABLE = ImageError("the file can't be read", code="UnreadableFile")
 
 
 class Unreadable(Service):
-    """Asks the service about what can be read."""
+    """Calls the service for images that can be read."""
 
     def __init__(self, share: float, *, error: CallError = UNREADABLE, tps: float = 14.0) -> None:
         chance = random.Random(7)
@@ -235,8 +235,8 @@ class Unreadable(Service):
 
 @pytest.mark.parametrize("tps", [8.0, 14.0])
 @pytest.mark.parametrize("share", [0.05, 0.3])
-def test_images_that_can_not_be_read_take_no_turns_and_make_no_queue(share: float, tps: float) -> None:
-    """Then come larger ones, which take four times as long."""
+def test_unreadable_images_use_no_turns_and_form_no_queue(share: float, tps: float) -> None:
+    """Then larger images follow, which take four times as long."""
     count = round(500 * tps / (1 - share))
     pacer = AdaptivePacer(RateController(start_tps=tps, learned=True))
     run = Run(Unreadable(share, tps=tps), max_in_flight=256, pacer=pacer).over(map(image, range(count)))

@@ -1,4 +1,4 @@
-"""Failures that are permanent for a version of an image: paid for once, counted once, retried only where that helps."""
+"""Permanent failures: called for once, counted once, and retried only where `--fit` may help."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from batchcl.images import ImageRef, SkipReason
 from batchcl.lifetime.manager import ModelManager
 from batchcl.loaders.base import Prepared
 from batchcl.summary import Summary
-from sim.house import House, HouseKeeper, Kind, Sort, Trouble, in_house
+from sim.fake_world import FakeModelManager, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
 
 IMAGES = 20
 CORRUPT = {0, 1, 2, 3}
 BROKEN = 3
-"""A corrupt image that `--fit` can't help either."""
+"""A corrupt image that `--fit` can't fix."""
 
 
 def picture(n: int, **more: Any) -> ImageRef:
@@ -34,7 +34,7 @@ NOTES = picture(91, uri="s3://b/notes.txt", key="notes.txt")
 
 
 class Fitting:
-    """Makes every image fine but one. See `Preparer`."""
+    """A `Preparer` that fixes every image except one."""
 
     def __init__(self) -> None:
         self.changed: set[str] = set()
@@ -58,30 +58,30 @@ class Fitting:
         self.changed.discard(image.uri)
 
 
-class Night(House):
-    """A run whose sessions count how often they had the model started."""
+class CountingWorld(FakeWorld):
+    """A world that counts how often sessions start the model."""
 
     starts = 0
 
-    def keeper(self, trouble: Trouble) -> ModelManager:
+    def model_manager(self, faults: FaultInjector) -> ModelManager:
         night = self
 
-        class Keeper(HouseKeeper):
+        class Keeper(FakeModelManager):
             async def have_running(self) -> None:
                 night.starts += 1
                 await super().have_running()
 
-        return Keeper(trouble)
+        return Keeper(faults)
 
 
 @dataclass
 class Notices:
-    """An observer that keeps what it is told."""
+    """An observer that records notices."""
 
     told: list[Notice] = field(default_factory=list)
 
     def started(self, progress: Progress) -> None:
-        """Counters are not kept."""
+        """Ignore the counters."""
 
     def notice(self, notice: Notice) -> None:
         self.told.append(notice)
@@ -91,8 +91,8 @@ class Notices:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a session came to, the images that it called for, and how often it had the model started."""
+class SessionEnd:
+    """The end of a session, the images that it called for, and how often it started the model."""
 
     end: Any
     called: set[str]
@@ -104,8 +104,8 @@ class Ended:
         return self.end
 
 
-class Nights:
-    """Runs over one root, of images of which some are corrupt and some, for the time being, fail transiently."""
+class Runs:
+    """Runs over one output root, with corrupt images and transient failures."""
 
     def __init__(self, *, incremental: bool = True, max_failures: int | None = None) -> None:
         self.images = [picture(n) for n in range(IMAGES)]
@@ -124,244 +124,246 @@ class Nights:
             return ImageError("no", code="InvalidImageFormatException", status=400)
         return None
 
-    def night(self, run_id: str, **settings: Any) -> Night:
+    def night(self, run_id: str, **settings: Any) -> CountingWorld:
         settings = self._settings | {"preparer": self.fitting, "observer": self.notices} | settings
-        return Night(self.images, self.service, files=self.files, run_id=run_id, **settings)
+        return CountingWorld(self.images, self.service, files=self.files, run_id=run_id, **settings)
 
-    async def run(self, run_id: str, trouble: Trouble | None = None, **settings: Any) -> Ended:
+    async def run(self, run_id: str, faults: FaultInjector | None = None, **settings: Any) -> SessionEnd:
         night, before = self.night(run_id, **settings), self.service.calls.copy()
-        end = await night.run(trouble)
-        return Ended(end, set(self.service.calls - before), night.starts)
+        end = await night.run(faults)
+        return SessionEnd(end, set(self.service.calls - before), night.starts)
 
-    async def retry(self, run_id: str, trouble: Trouble | None = None, **settings: Any) -> Ended:
+    async def retry(self, run_id: str, faults: FaultInjector | None = None, **settings: Any) -> SessionEnd:
         night, before = self.night(run_id), self.service.calls.copy()
-        end = await night.retry(trouble, **settings)
-        return Ended(end, set(self.service.calls - before), night.starts)
+        end = await night.retry(faults, **settings)
+        return SessionEnd(end, set(self.service.calls - before), night.starts)
 
     def table(self, run_id: str) -> Counter[str]:
-        """How many images of the run have a result, or which last failure."""
+        """Number of images of the run by result or last failure."""
         own = {path: data for path, data in self.files.items() if f"/{run_id}-0" in path}
-        rows = House(self.images, self.service, files=own, run_id=run_id).table().values()
+        rows = FakeWorld(self.images, self.service, files=own, run_id=run_id).table().values()
         return Counter(row.get("error_code", "scored") for row in rows)
 
 
-def test_corrupt_images_cost_later_nights_nothing():
+def test_corrupt_images_cost_later_runs_nothing():
     async def main() -> None:
-        nights = Nights(max_failures=3)
-        first = await nights.run("n1")
+        runs = Runs(max_failures=3)
+        first = await runs.run("n1")
         assert isinstance(first.end, TooManyFailuresError), repr(first.end)
-        second = await nights.run("n2")
-        assert not second.called & nights.corrupt
+        second = await runs.run("n2")
+        assert not second.called & runs.corrupt
         assert (second.summary.tolerated, second.summary.failed, second.summary.known_failed) == (True, 0, 4)
-        quiet = await nights.run("n3")
+        quiet = await runs.run("n3")
         assert (quiet.called, quiet.starts, quiet.summary.tolerated) == (set(), 0, True)
         assert (quiet.summary.planned, quiet.summary.known, quiet.summary.known_failed) == (0, IMAGES - 4, 4)
-        nights.images.append(picture(IMAGES))
-        new = await nights.run("n4")
+        runs.images.append(picture(IMAGES))
+        new = await runs.run("n4")
         assert (new.called, new.starts, new.summary.tolerated) == ({picture(IMAGES).uri}, 1, True)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_changed_images_and_unknown_versions_are_called_again():
     async def main() -> None:
-        nights = Nights()
-        nights.images[1] = replace(picture(1), etag=None)
-        await nights.run("n1")
-        nights.images[0] = replace(picture(0), etag="mended")
-        nights.corrupt.remove(picture(0).uri)
-        night = await nights.run("n2")
+        runs = Runs()
+        runs.images[1] = replace(picture(1), etag=None)
+        await runs.run("n1")
+        runs.images[0] = replace(picture(0), etag="mended")
+        runs.corrupt.remove(picture(0).uri)
+        night = await runs.run("n2")
         assert night.called == {picture(0).uri, picture(1).uri}
-        assert nights.table("n2") == {"scored": 1, "InvalidImageFormatException": 1}
+        assert runs.table("n2") == {"scored": 1, "InvalidImageFormatException": 1}
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("settings", [{"retry_failed": True}, {"incremental": False}, {"fit": True}])
-def test_permanent_failures_are_tried_again_on_request(settings: dict[str, Any]):
+def test_permanent_failures_are_retried_on_request(settings: dict[str, Any]):
     async def main() -> None:
-        nights = Nights()
-        await nights.run("n1")
-        night = await nights.run("n2", **settings)
-        assert nights.corrupt <= night.called
+        runs = Runs()
+        await runs.run("n1")
+        night = await runs.run("n2", **settings)
+        assert runs.corrupt <= night.called
         assert night.summary.known_failed == 0
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_skipped_images_are_known_too():
+def test_skipped_images_are_excluded_by_later_runs():
     async def main() -> None:
-        nights = Nights()
-        nights.images = [NOTES, WEBP]
-        first = await nights.run("n1")
+        runs = Runs()
+        runs.images = [NOTES, WEBP]
+        first = await runs.run("n1")
         assert (first.summary.skipped, first.starts) == (2, 0)
-        assert (await nights.run("n2")).summary.known_failed == 2
-        night = await nights.run("n3", fit=True)
+        assert (await runs.run("n2")).summary.known_failed == 2
+        night = await runs.run("n3", fit=True)
         assert (night.called, night.summary.skipped, night.summary.known_failed) == ({WEBP.uri}, 1, 0)
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_resumed_run_leaves_out_failures_of_another_run():
+def test_a_resumed_run_excludes_failures_of_another_run():
     async def main() -> None:
-        nights = Nights()
-        begun = await nights.run("n1", Trouble(Sort.CALL, 9, Kind.CRASH_BEFORE))
+        runs = Runs()
+        begun = await runs.run("n1", FaultInjector(OperationKind.CALL, 9, FaultKind.CRASH_BEFORE))
         assert begun.end is None
-        other = (await nights.run("n2")).summary
+        other = (await runs.run("n2")).summary
         assert other.status == "done"
-        resumed = await nights.run("n1")
+        resumed = await runs.run("n1")
         assert (resumed.called, resumed.starts) == (set(), 0)
-        table, summary = nights.table("n1"), resumed.summary
+        table, summary = runs.table("n1"), resumed.summary
         assert summary.planned == summary.scored + summary.failed == table.total()
         assert (summary.scored, summary.failed) == (table["scored"], table["InvalidImageFormatException"])
         assert summary.planned + summary.known + summary.known_failed == IMAGES
         assert summary.known_failed + summary.failed == len(CORRUPT)
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("incremental", [False, True])
-def test_a_retry_of_permanent_failures_alone_says_why_not(incremental: bool):
+def test_a_retry_of_permanent_failures_only_says_why_not(incremental: bool):
     async def main() -> None:
-        nights = Nights(incremental=incremental)
-        nights.images.append(NOTES)
-        run = (await nights.run("n1")).summary
+        runs = Runs(incremental=incremental)
+        runs.images.append(NOTES)
+        run = (await runs.run("n1")).summary
         assert (run.tolerated, run.failed, run.retryable, run.fittable) == (False, 4, 0, 4)
-        retried = await nights.retry("n1")
+        retried = await runs.retry("n1")
         assert (retried.called, retried.starts) == (set(), 0)
         assert retried.summary == replace(run, tolerated=True)
-        assert nights.notices.of("not-retried") == [
+        assert runs.notices.of("not-retried") == [
             {"code": "InvalidImageFormatException", "images": 4, "fit_may_help": 4},
             {"code": "UnsupportedExtension", "images": 1, "fit_may_help": 0},
         ]
-        assert not any("/rounds/" in path for path in nights.files)
+        assert not any("/rounds/" in path for path in runs.files)
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_retry_scores_what_may_succeed_and_is_judged_by_that():
+def test_a_retry_scores_and_counts_only_what_may_succeed():
     async def main() -> None:
-        nights = Nights(max_failures=5)
-        nights.failing = {picture(7).uri, picture(8).uri}
-        run = (await nights.run("n1", max_failures=None)).summary
+        runs = Runs(max_failures=5)
+        runs.failing = {picture(7).uri, picture(8).uri}
+        run = (await runs.run("n1", max_failures=None)).summary
         assert (run.failed, run.retryable, run.fittable) == (6, 2, 4)
-        nights.failing = {picture(8).uri}
-        first = await nights.retry("n1")
+        runs.failing = {picture(8).uri}
+        first = await runs.retry("n1")
         assert first.called == {picture(7).uri, picture(8).uri}
         assert (first.summary.failed, first.summary.retryable, first.summary.tolerated) == (5, 1, False)
-        nights.failing = set()
-        second = await nights.retry("n1")
+        runs.failing = set()
+        second = await runs.retry("n1")
         assert second.called == {picture(8).uri}
         assert (second.summary.failed, second.summary.retryable, second.summary.tolerated) == (4, 0, True)
-        assert nights.table("n1") == {"scored": IMAGES - 4, "InvalidImageFormatException": 4}
+        assert runs.table("n1") == {"scored": IMAGES - 4, "InvalidImageFormatException": 4}
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_failure_that_a_retry_finds_permanent_counts():
     async def main() -> None:
-        nights = Nights()
-        nights.failing = {picture(0).uri}
-        assert (await nights.run("n1")).summary.retryable == 1
-        nights.failing = set()
-        retried = await nights.retry("n1")
+        runs = Runs()
+        runs.failing = {picture(0).uri}
+        assert (await runs.run("n1")).summary.retryable == 1
+        runs.failing = set()
+        retried = await runs.retry("n1")
         assert retried.called == {picture(0).uri}
         assert (retried.summary.failed, retried.summary.tolerated) == (4, False)
-        assert (await nights.retry("n1")).summary.tolerated
+        assert (await runs.retry("n1")).summary.tolerated
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_retry_with_fit_scores_skipped_images_too():
     async def main() -> None:
-        nights = Nights()
-        nights.images += [WEBP, NOTES]
-        run = (await nights.run("n1")).summary
+        runs = Runs()
+        runs.images += [WEBP, NOTES]
+        run = (await runs.run("n1")).summary
         assert (run.scored, run.failed, run.skipped, run.fittable) == (IMAGES - 4, 4, 2, 5)
-        fitted = await nights.retry("n1", fit=True)
-        assert fitted.called == {*nights.corrupt, WEBP.uri}
+        fitted = await runs.retry("n1", fit=True)
+        assert fitted.called == {*runs.corrupt, WEBP.uri}
         after = fitted.summary
         assert (after.scored, after.failed, after.skipped) == (IMAGES, 1, 1)
         assert (after.planned, after.retryable, after.fittable) == (run.planned, 0, 0)
         expected = {"scored": IMAGES, "BrokenImage": 1, "UnsupportedExtension": 1}
-        assert nights.table("n1") == expected
+        assert runs.table("n1") == expected
         for fit in (False, True):
-            again = await nights.retry("n1", fit=fit)
+            again = await runs.retry("n1", fit=fit)
             assert (again.called, again.starts, again.summary.tolerated) == (set(), 0, True)
-        assert (await nights.run("n2", fit=True)).called == set(), "the round's setting is that of its rows"
+        assert (await runs.run("n2", fit=True)).called == set(), "the round's setting is that of its rows"
 
-    in_house(main)
+    run_simulation(main)
 
 
 @pytest.mark.parametrize("calls", range(6))
-def test_a_retry_with_fit_that_was_cut_off_goes_on_with_it(calls: int):
+def test_an_interrupted_retry_with_fit_resumes_with_fit(calls: int):
     async def main() -> None:
-        nights = Nights()
-        nights.images += [WEBP, NOTES]
-        await nights.run("n1")
+        runs = Runs()
+        runs.images += [WEBP, NOTES]
+        await runs.run("n1")
         refusal = FatalCallError("denied", code="AccessDeniedException", status=400)
-        cut = await nights.retry("n1", Trouble(Sort.CALL, calls, error=lambda: refusal), fit=True)
+        cut = await runs.retry("n1", FaultInjector(OperationKind.CALL, calls, error=lambda: refusal), fit=True)
         partial = cut.end.summary
         assert isinstance(partial, Summary)
         assert partial.scored + partial.failed + partial.skipped == partial.planned == IMAGES + 2
-        table = nights.table("n1")
+        table = runs.table("n1")
         skipped = table["UnsupportedExtension"]
         assert (partial.scored, partial.skipped) == (table["scored"], skipped), "early ends publish what there is"
         assert partial.retryable is None
-        went_on = (await nights.retry("n1")).summary
+        went_on = (await runs.retry("n1")).summary
         assert (went_on.round, went_on.scored, went_on.failed, went_on.skipped) == (1, IMAGES, 1, 1)
-        assert nights.table("n1") == {"scored": IMAGES, "BrokenImage": 1, "UnsupportedExtension": 1}
+        assert runs.table("n1") == {"scored": IMAGES, "BrokenImage": 1, "UnsupportedExtension": 1}
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_a_retry_refuses_a_round_begun_with_another_fit_setting():
     async def main() -> None:
-        nights = Nights()
-        nights.failing = {picture(7).uri}
-        await nights.run("n1")
-        nights.failing = set()
-        ends: list[Ended] = []
+        runs = Runs()
+        runs.failing = {picture(7).uri}
+        await runs.run("n1")
+        runs.failing = set()
+        ends: list[SessionEnd] = []
 
         async def without_fit() -> None:
-            ends.append(await nights.retry("n1"))
+            ends.append(await runs.retry("n1"))
 
         async with anyio.create_task_group() as group:
-            group.start_soon(partial(nights.retry, "n1", Trouble(Sort.CALL, 0, Kind.CRASH_BEFORE), fit=True))
+            group.start_soon(
+                partial(runs.retry, "n1", FaultInjector(OperationKind.CALL, 0, FaultKind.CRASH_BEFORE), fit=True)
+            )
             group.start_soon(without_fit)
-        assert "another retry of run n1 was begun meanwhile; repeat the command" in str(ends[0].end)
-        assert nights.corrupt <= (await nights.retry("n1")).called, "with --fit, as the round was begun"
+        assert "another retry of run n1 was started in the meantime; repeat the command" in str(ends[0].end)
+        assert runs.corrupt <= (await runs.retry("n1")).called, "with --fit, as the round was begun"
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_a_retry_leaves_out_failures_that_another_run_found():
+def test_a_retry_excludes_failures_that_another_run_found():
     async def main() -> None:
-        nights = Nights()
-        nights.failing = {picture(0).uri, picture(9).uri}
-        assert (await nights.run("n1")).summary.failed == 5
-        nights.failing = set()
-        assert (await nights.run("n2")).called == {picture(0).uri, picture(9).uri}
-        retried = await nights.retry("n1")
+        runs = Runs()
+        runs.failing = {picture(0).uri, picture(9).uri}
+        assert (await runs.run("n1")).summary.failed == 5
+        runs.failing = set()
+        assert (await runs.run("n2")).called == {picture(0).uri, picture(9).uri}
+        retried = await runs.retry("n1")
         assert (retried.called, retried.starts) == (set(), 0)
         summary = retried.summary
         assert (summary.failed, summary.known, summary.known_failed) == (3, 1, 1)
         assert summary.planned == summary.scored + summary.failed == IMAGES - 2
         assert summary.retryable == 0
 
-    in_house(main)
+    run_simulation(main)
 
 
-def test_codes_of_permanent_failures_are_refused_with_what_helps():
+def test_retrying_codes_of_permanent_failures_is_refused():
     async def main() -> None:
-        nights = Nights()
-        await nights.run("n1")
-        refused = (await nights.retry("n1", codes=("InvalidImageFormatException",))).end
+        runs = Runs()
+        await runs.run("n1")
+        refused = (await runs.retry("n1", codes=("InvalidImageFormatException",))).end
         assert isinstance(refused, UsageError)
-        assert "can succeed now: the same version of it fails again; add --fit, or replace the images" in str(refused)
-        unknown = (await nights.retry("n1", codes=("Timeout",))).end
-        assert "failed with --code Timeout; the codes are InvalidImageFormatException (4)" in str(unknown)
-        fitted = await nights.retry("n1", codes=("InvalidImageFormatException",), fit=True)
-        assert fitted.called == nights.corrupt
+        assert "can succeed: these failures are permanent; add --fit, or replace the images" in str(refused)
+        unknown = (await runs.retry("n1", codes=("Timeout",))).end
+        assert "failed with --code Timeout; its codes: InvalidImageFormatException (4)" in str(unknown)
+        fitted = await runs.retry("n1", codes=("InvalidImageFormatException",), fit=True)
+        assert fitted.called == runs.corrupt
 
-    in_house(main)
+    run_simulation(main)

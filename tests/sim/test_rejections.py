@@ -1,4 +1,4 @@
-"""Rejected calls: of single images they are failures, of 20 in a row they end the run without being recorded."""
+"""Rejected calls: single ones are failures; 20 in a row end the run and are not recorded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchcl.images import ImageRef
 from batchcl.outcomes import Detection
 from batchcl.pacing.pacer import UnpacedPacer
 from batchcl.summary import Summary
-from sim.house import House, in_house
+from sim.fake_world import FakeWorld, run_simulation
 from sim.service import Service, image
 from sim.test_engine import Run
 
@@ -26,7 +26,7 @@ def rejection(code: str = "AccessDeniedException") -> RejectedError:
 
 
 def rejecting(which: Callable[[int], bool], code: str = "AccessDeniedException") -> Fault:
-    """Images are told by their numbers; those that are rejected are so at once, faster than others are scored."""
+    """Reject images by number, immediately; scoring takes longer."""
     return lambda each, _call, _now: rejection(code) if which(int(each.key[:6])) else None
 
 
@@ -47,7 +47,7 @@ def test_one_image_of_300_fails_alone(code: str, max_in_flight: int, number: int
 
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("max_in_flight", [1, 64])
-def test_a_permission_revoked_in_the_middle_ends_the_run_with_no_failure(code: str, max_in_flight: int) -> None:
+def test_a_revoked_permission_ends_the_run_without_failure_rows(code: str, max_in_flight: int) -> None:
     service = Service(fault=revoked(code, 20), tps=lambda _: 50, latency_s=lambda rng: rng.uniform(0.02, 1.0))
     run = Run(service, max_in_flight=max_in_flight).over(map(image, range(100_000)))
     assert isinstance(run.error, FatalCallError)
@@ -70,8 +70,8 @@ def test_the_first_images_all_rejected_end_the_run(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_scattered_rejections_are_failures_however_fast_they_come(code: str) -> None:
-    """Two of three images; rejections take no time, labels two seconds."""
+def test_scattered_rejections_are_failures_at_any_speed(code: str) -> None:
+    """Two of three images are rejected immediately; scoring takes two seconds."""
 
     class Uneven(Service):
         async def detect(self, image: ImageRef) -> Detection:
@@ -93,7 +93,7 @@ def test_nineteen_in_a_row_are_failures_and_twenty_are_not(count: int, ends: boo
 
 
 def test_many_missing_images_in_a_row_are_failures() -> None:
-    """An image that was scored before shows that the bucket may still be read."""
+    """Another call for a scored image shows that the bucket can still be read."""
     run = Run(Service(fault=rejecting(lambda n: 100 <= n < 900, "InvalidS3ObjectException")))
     run.over(map(image, range(1000)))
     assert run.error is None
@@ -102,7 +102,7 @@ def test_many_missing_images_in_a_row_are_failures() -> None:
     assert run.progress.calls <= 1000 + 800 / 20, "a check for each row of 20 at most"
 
 
-def test_a_verdict_on_a_picture_shows_that_images_can_be_read() -> None:
+def test_an_image_error_shows_that_images_can_be_read() -> None:
     def fault(each: ImageRef, _call: int, _now: float) -> CallError | None:
         if int(each.key[:6]) % 10 == 0:
             return ImageError("not a PNG", code="InvalidImageFormatException", status=400)
@@ -114,13 +114,13 @@ def test_a_verdict_on_a_picture_shows_that_images_can_be_read() -> None:
 
 
 @pytest.mark.parametrize("code", ["InvalidParameterException", "InvalidS3ObjectException"])
-def test_a_short_list_of_nothing_but_rejections_is_a_list_of_failures(code: str) -> None:
+def test_a_short_list_of_rejected_images_fails_each_of_them(code: str) -> None:
     run = Run(Service(fault=rejecting(lambda _: True, code))).over(map(image, range(19)))
     assert run.error is None
     run.assert_each_once(19)
 
 
-def test_a_short_list_that_nobody_may_score_is_refused() -> None:
+def test_a_short_list_without_access_is_refused() -> None:
     run = Run(Service(fault=rejecting(lambda _: True))).over(map(image, range(5)))
     assert isinstance(run.error, FatalCallError)
     assert run.sink.outcomes == []
@@ -154,7 +154,7 @@ def test_the_next_session_scores_what_was_held(code: str) -> None:
             return rejection(code) if is_revoked else None
 
         given_back = False
-        asked = House(images, Service(fault=fault), shard_size=40, max_in_flight=4)
+        asked = FakeWorld(images, Service(fault=fault), shard_size=40, max_in_flight=4)
         end = await asked.run()
         assert isinstance(end, StoppedError), end
         is_revoked, given_back = False, True
@@ -162,12 +162,12 @@ def test_the_next_session_scores_what_was_held(code: str) -> None:
         assert isinstance(summary, Summary), summary
         assert (summary.scored, summary.failed) == (300, 0)
 
-    in_house(main)
+    run_simulation(main)
 
 
 def test_nothing_scored_and_all_rejected_is_a_refusal() -> None:
     async def main() -> None:
-        asked = House([image(n) for n in range(100)], Service(fault=rejecting(lambda _: True)), max_in_flight=2)
+        asked = FakeWorld([image(n) for n in range(100)], Service(fault=rejecting(lambda _: True)), max_in_flight=2)
         assert isinstance(await asked.run(), RefusedError)
 
-    in_house(main)
+    run_simulation(main)

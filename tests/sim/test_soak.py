@@ -1,4 +1,4 @@
-"""Hours of one session in virtual time: memory stays flat whatever happens, and every image has its row."""
+"""Hours of one session in virtual time: memory stays flat and every image has its row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchcl.images import ImageRef
 from batchcl.outcomes import Detection
 from batchcl.scoring.session import RunContext
 from batchcl.summary import Summary
-from sim.house import FaultyStore, House, Trouble, utcnow
+from sim.fake_world import FakeWorld, FaultInjector, FaultyStore, utcnow
 from sim.service import Service, image
 from virtual import run_virtual
 
@@ -25,11 +25,11 @@ FAILURES = min(10_000, int(HOURS * HOUR_S * TPS) // 2)
 MOST_GROWTH_BYTES = 500_000 if HOURS < 1 else 1_500_000
 
 
-class Forgetting(FaultyStore):
-    """Forgets what a shard leaves behind once it is complete, as no reader of this test comes back to it."""
+class DroppingStore(FaultyStore):
+    """A store that drops the files of complete shards, which this test does not read again."""
 
-    def __init__(self, files: dict[str, bytes], trouble: Trouble | None = None) -> None:
-        super().__init__(files, trouble)
+    def __init__(self, files: dict[str, bytes], faults: FaultInjector | None = None) -> None:
+        super().__init__(files, faults)
         self._mine = files
 
     async def put_new(self, path: str, data: bytes) -> bool:
@@ -43,8 +43,8 @@ class Forgetting(FaultyStore):
         return created
 
 
-class Forgetful(Service):
-    """Counts nothing."""
+class UncountedService(Service):
+    """A counter that does not count."""
 
     async def detect(self, image: ImageRef) -> Detection:
         try:
@@ -55,14 +55,14 @@ class Forgetful(Service):
             self.sent_at.clear()
 
 
-class Night(House):
-    """A house whose clock is set back by an hour in the middle."""
+class SkewedWorld(FakeWorld):
+    """A world whose clock is set back by an hour during the run."""
 
-    def store(self, trouble: Trouble | None = None) -> FaultyStore:
-        return Forgetting(self.files, trouble)
+    def store(self, faults: FaultInjector | None = None) -> FaultyStore:
+        return DroppingStore(self.files, faults)
 
-    def _means(self, *arguments: object) -> RunContext:
-        means = super()._means(*arguments)  # type: ignore[arg-type]
+    def _context(self, *arguments: object) -> RunContext:
+        context = super()._context(*arguments)  # type: ignore[arg-type]
         begun_at = anyio.current_time()
 
         def now() -> dt.datetime:
@@ -70,11 +70,11 @@ class Night(House):
             return utcnow() - dt.timedelta(hours=1) * set_back
 
         return RunContext(
-            keeper=means.keeper,
-            detector=means.detector,
-            observer=means.observer,
-            stopper=means.stopper,
-            begun_at=means.begun_at,
+            model_manager=context.model_manager,
+            detector=context.detector,
+            observer=context.observer,
+            stop_signal=context.stop_signal,
+            begun_at=context.begun_at,
             utcnow=now,
         )
 
@@ -88,7 +88,7 @@ def fault(each: ImageRef, _call: int, now: float) -> CallError | None:
     return None
 
 
-def test_a_day_of_calls_failures_and_throttling_leaves_memory_flat():
+def test_memory_stays_flat_over_a_day_of_calls_and_failures():
     count = int(HOURS * HOUR_S * TPS)
     begun: list[float] = []
 
@@ -96,9 +96,9 @@ def test_a_day_of_calls_failures_and_throttling_leaves_memory_flat():
         age_s = anyio.current_time() - begun[0] if begun else 0.0
         return 60.0 if 0.1 < age_s / (HOURS * HOUR_S) < 0.2 else rng.uniform(0.2, 0.8)
 
-    night = Night(
+    night = SkewedWorld(
         [image(number) for number in range(count)],
-        Forgetful(tps=lambda _: TPS, latency_s=latency_s, fault=fault),
+        UncountedService(tps=lambda _: TPS, latency_s=latency_s, fault=fault),
         shard_size=1000,
         page=1000,
         max_in_flight=400,

@@ -1,6 +1,6 @@
 """Any order of sessions, retries, exports, crashes and races: no step loses, repeats or changes a row.
 
-To look longer, say for a night: HYPOTHESIS_STEPS=40 HYPOTHESIS_EXAMPLES=5000 pytest tests/sim/test_state_machine.py
+For a longer search: HYPOTHESIS_STEPS=40 HYPOTHESIS_EXAMPLES=5000 pytest tests/sim/test_state_machine.py
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from batchcl.images import ImageRef
 from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.record import read_summary
 from batchcl.summary import Summary
-from sim.house import EPOCH, RUN, FaultyStore, House, Kind, Sort, Trouble, in_house
+from sim.fake_world import EPOCH, RUN, FakeWorld, FaultInjector, FaultKind, FaultyStore, OperationKind, run_simulation
 from sim.service import Service, image
 
 T = TypeVar("T")
@@ -32,21 +32,23 @@ T = TypeVar("T")
 IMAGES = 15
 
 
-def troubles(most: int) -> st.SearchStrategy[tuple[Sort, int, Kind] | None]:
-    """None, or any kind at one of the first `most` operations."""
-    sorts = st.sampled_from([Sort.STORE, Sort.STORE, Sort.CALL, Sort.PAGE])
-    return st.one_of(st.none(), st.tuples(sorts, st.integers(0, most), st.sampled_from(Kind)))
+def drawn_faults(most: int) -> st.SearchStrategy[tuple[OperationKind, int, FaultKind] | None]:
+    """No fault, or any kind at one of the first `most` operations."""
+    sorts = st.sampled_from([OperationKind.STORE, OperationKind.STORE, OperationKind.CALL, OperationKind.PAGE])
+    return st.one_of(st.none(), st.tuples(sorts, st.integers(0, most), st.sampled_from(FaultKind)))
 
 
 Pause = Callable[[], Awaitable[None]]
 
 
-def _trouble(drawn: tuple[Sort, int, Kind] | None, *, pause: Pause = anyio.lowlevel.checkpoint) -> Trouble:
-    return Trouble(pause=pause) if drawn is None else Trouble(*drawn, pause=pause)
+def _trouble(
+    drawn: tuple[OperationKind, int, FaultKind] | None, *, pause: Pause = anyio.lowlevel.checkpoint
+) -> FaultInjector:
+    return FaultInjector(pause=pause) if drawn is None else FaultInjector(*drawn, pause=pause)
 
 
 class Nights(RuleBasedStateMachine):
-    """One run in one output root, and everything that may be done to it."""
+    """One run in one output root, and everything that can be done with it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class Nights(RuleBasedStateMachine):
             image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt") for n in range(IMAGES)
         ]
         self.refused = {4, 5, 9}
-        self.house = House(images, Service(fault=self._fault), shard_size=5, page=4, max_in_flight=3)
+        self.world = FakeWorld(images, Service(fault=self._fault), shard_size=5, page=4, max_in_flight=3)
         self.clock_s = 0.0
         self.tables: dict[str, bytes] = {}
 
@@ -65,50 +67,50 @@ class Nights(RuleBasedStateMachine):
 
     def _play(self, scene: Callable[[], Awaitable[T]]) -> T:
         async def main() -> T:
-            await anyio.sleep(60)  # until the lease of whoever died is over
+            await anyio.sleep(60)  # until the lease of a killed process has expired
             result = await scene()
             self.clock_s = anyio.current_time()
             return result
 
         with mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 2):
-            return in_house(main, start_s=self.clock_s)
+            return run_simulation(main, start_s=self.clock_s)
 
     def _summary(self) -> Summary | None:
         async def scene() -> Summary | None:
-            return await read_summary(self.house.store(), RUN)
+            return await read_summary(self.world.store(), RUN)
 
         return self._play(scene)
 
     def _is_done(self) -> bool:
-        """Whether the run may be retried."""
+        """Whether the run can be retried."""
         summary = self._summary()
         return summary is not None and (summary.status == "done" or summary.round > 0)
 
-    @rule(drawn=troubles(60))
-    def run(self, drawn: tuple[Sort, int, Kind] | None) -> None:
-        self._play(lambda: self.house.run(_trouble(drawn)))
+    @rule(drawn=drawn_faults(60))
+    def run(self, drawn: tuple[OperationKind, int, FaultKind] | None) -> None:
+        self._play(lambda: self.world.run(_trouble(drawn)))
 
-    @rule(drawn=troubles(60), codes=st.sampled_from([(), ("ImageTooLargeException",)]))
-    def retry(self, drawn: tuple[Sort, int, Kind] | None, codes: tuple[str, ...]) -> None:
+    @rule(drawn=drawn_faults(60), codes=st.sampled_from([(), ("ImageTooLargeException",)]))
+    def retry(self, drawn: tuple[OperationKind, int, FaultKind] | None, codes: tuple[str, ...]) -> None:
         if self._is_done():
-            self._play(lambda: self.house.retry(_trouble(drawn), codes=codes))
+            self._play(lambda: self.world.retry(_trouble(drawn), codes=codes))
 
-    @initialize(drawn=troubles(60))
-    def begin(self, drawn: tuple[Sort, int, Kind] | None) -> None:
-        """Most nights have a run that came to its end, so that there is something to retry and to export."""
+    @initialize(drawn=drawn_faults(60))
+    def begin(self, drawn: tuple[OperationKind, int, FaultKind] | None) -> None:
+        """Usually start with a complete run, so that there is something to retry and export."""
         self.run(drawn)
 
     @rule(n=st.sampled_from([4, 5, 9]))
     @precondition(lambda self: self.refused)
     def mend(self, n: int) -> None:
-        """An image that was refused is taken from now on."""
+        """An image that was refused is accepted from now on."""
         self.refused.discard(n)
 
-    @rule(seed=st.integers(0, 1000), again=st.booleans(), drawn=troubles(60))
-    def race(self, seed: int, again: bool, drawn: tuple[Sort, int, Kind] | None) -> None:
-        """Two runners at once, each sure of its lease, one of them with a trouble of its own."""
+    @rule(seed=st.integers(0, 1000), again=st.booleans(), drawn=drawn_faults(60))
+    def race(self, seed: int, again: bool, drawn: tuple[OperationKind, int, FaultKind] | None) -> None:
+        """Two processes at once that both hold the lease, one of them with a fault."""
         rng = random.Random(seed)
-        session = self.house.retry if again and self._is_done() else self.house.run
+        session = self.world.retry if again and self._is_done() else self.world.run
 
         async def pause() -> None:
             await anyio.sleep(rng.expovariate(20.0))
@@ -121,7 +123,7 @@ class Nights(RuleBasedStateMachine):
 
         async def scene() -> None:
             async with anyio.create_task_group() as group:
-                group.start_soon(session, Trouble(pause=pause))
+                group.start_soon(session, FaultInjector(pause=pause))
                 await anyio.sleep(rng.uniform(0, 2))
                 group.start_soon(session, _trouble(drawn, pause=pause))
 
@@ -129,35 +131,35 @@ class Nights(RuleBasedStateMachine):
             self._play(scene)
 
     @rule(before=st.booleans())
-    @precondition(lambda self: self.house.store().list_now(""))
+    @precondition(lambda self: self.world.store().list_now(""))
     def export(self, before: bool) -> None:
-        """A copy has the rows that a reader sees, and leaves the root alone."""
-        files = dict(self.house.files)
+        """An export has the rows that a reader sees and does not change the root."""
+        files = dict(self.world.files)
         copied: dict[str, bytes] = {}
         day = EPOCH.date() if before else None
-        self._play(lambda: copy_tables(self.house.store(), FaultyStore(copied, root="copy:"), before=day))
-        assert self.house.files == files
-        rows = House(self.house.images, self.house.service, files=copied).rows()
-        assert sorted(map(repr, rows)) == sorted(map(repr, [] if before else self.house.rows()))
+        self._play(lambda: copy_tables(self.world.store(), FaultyStore(copied, root="copy:"), before=day))
+        assert self.world.files == files
+        rows = FakeWorld(self.world.images, self.world.service, files=copied).rows()
+        assert sorted(map(repr, rows)) == sorted(map(repr, [] if before else self.world.rows()))
 
     @invariant()
     def files_of_the_tables_are_never_changed_or_deleted(self) -> None:
-        tables = {path: data for path, data in self.house.files.items() if path.startswith(("results/", "failures/"))}
+        tables = {path: data for path, data in self.world.files.items() if path.startswith(("results/", "failures/"))}
         assert self.tables.items() <= tables.items()
         self.tables = tables
 
     @invariant()
     def no_row_is_twice_and_none_that_was_published_is_lost(self) -> None:
-        assert set(self.house.table()) >= self.house.published()
+        assert set(self.world.table()) >= self.world.published()
 
     def teardown(self) -> None:
-        """All troubles end: one session ends the run, another the retry, and each image has one row."""
+        """Without more faults, one session completes the run, another the retry, and each image has one row."""
 
         async def scene() -> None:
-            await self.house.run_to_end()
-            await self.house.retry_to_end()  # this may be the rest of one that was about some codes only
-            summary = await self.house.retry_to_end()
-            self.house.assert_exactly_once(summary)
+            await self.world.run_to_end()
+            await self.world.retry_to_end()  # the first call may resume a retry of some codes only
+            summary = await self.world.retry_to_end()
+            self.world.assert_exactly_once(summary)
             assert summary.failed == len(self.refused)
 
         self._play(scene)

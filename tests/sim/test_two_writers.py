@@ -1,4 +1,4 @@
-"""Two runners on one run, each sure that the lease is its own: the journal alone keeps them apart."""
+"""Two processes on one run that both hold the lease: only the journal separates them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchcl.images import ImageRef
 from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.record import read_summary
 from batchcl.summary import Summary
-from sim.house import RUN, House, Trouble, in_house
+from sim.fake_world import RUN, FakeWorld, FaultInjector, run_simulation
 from sim.service import Service, image
 
 IMAGES = 40
@@ -27,7 +27,7 @@ SEEDS = range(40)
 
 @pytest.fixture(autouse=True)
 def no_leases() -> Iterator[None]:
-    """Both hold the lease, for all they know; and journals grow by small segments, so that they meet often."""
+    """Both processes hold the lease; journal segments are small, so that conflicts are frequent."""
 
     async def granted(_self: RunLeaseHolder, **_: object) -> None:
         await anyio.lowlevel.checkpoint()
@@ -48,26 +48,26 @@ def refused(each: ImageRef, _call: int, _now: float) -> CallError | None:
     return None
 
 
-def house() -> House:
+def world() -> FakeWorld:
     images = [
         image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt") for n in range(IMAGES)
     ]
-    return House(images, Service(fault=refused, latency_s=lambda rng: rng.uniform(0.1, 3)), max_in_flight=4)
+    return FakeWorld(images, Service(fault=refused, latency_s=lambda rng: rng.uniform(0.1, 3)), max_in_flight=4)
 
 
-def slow_store(rng: random.Random) -> Trouble:
-    """A session whose operations on the store take their time, mostly little."""
+def slow_store(rng: random.Random) -> FaultInjector:
+    """A session whose operations on the store take random times."""
 
     async def pause() -> None:
         await anyio.sleep(rng.expovariate(20.0) if rng.random() < 0.9 else rng.uniform(0, 5))
 
-    return Trouble(pause=pause)
+    return FaultInjector(pause=pause)
 
 
 @cache
-def race(seed: int) -> tuple[House, list[Summary | BatchclError | None]]:
-    """Two sessions that start within seconds of each other, and then one to end the run if they have not."""
-    contested = house()
+def race(seed: int) -> tuple[FakeWorld, list[Summary | BatchclError | None]]:
+    """Two sessions that start within seconds, then one that completes the run if they have not."""
+    contested = world()
     ends: list[Summary | BatchclError | None] = []
 
     async def main() -> None:
@@ -88,12 +88,12 @@ def race(seed: int) -> tuple[House, list[Summary | BatchclError | None]]:
         contested.assert_exactly_once(await contested.run_to_end())
         assert not journalled & (contested.service.calls - called).keys()
 
-    in_house(main)
+    run_simulation(main)
     return contested, ends
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_each_image_has_one_row_and_the_slower_runner_stops_with_the_reason(seed):
+def test_each_image_has_one_row_and_the_slower_process_stops(seed):
     contested, ends = race(seed)
     for end in ends:
         if not isinstance(end, Summary):
@@ -105,15 +105,15 @@ def test_each_image_has_one_row_and_the_slower_runner_stops_with_the_reason(seed
         assert set(calls) == {1}, "both may come to the end only if they never met in a shard"
 
 
-def test_the_races_are_races():
-    """That both stop, each having lost another shard, is allowed and rare: or two runners would be worse than none."""
+def test_the_two_sessions_do_race():
+    """Both may stop, each having lost another shard, but only rarely."""
     stopped = Counter(sum(isinstance(end, StoppedError) for end in race(seed)[1]) for seed in SEEDS[:20])
     assert stopped[1] > stopped[0] + stopped[2]
     assert stopped[1] > 10
 
 
-def test_a_runner_that_wakes_up_after_the_run_was_ended_and_retried_changes_nothing():
-    """Stalled at any operation for as long as it takes: a laptop that slept, a container that was frozen."""
+def test_a_process_that_wakes_after_the_end_changes_nothing():
+    """The process is suspended at any operation for any time, like a frozen container."""
     stalled_at = 0
     try:
         while _stalled_before(stalled_at):
@@ -125,7 +125,7 @@ def test_a_runner_that_wakes_up_after_the_run_was_ended_and_retried_changes_noth
 
 
 def _stalled_before(number: int) -> bool:
-    """Whether the session came as far as to pause `number`: there is one before and one after each operation."""
+    """Run a scene; returns whether the session reached pause `number` (two per operation)."""
 
     async def main() -> bool:
         resolved = False
@@ -133,7 +133,7 @@ def _stalled_before(number: int) -> bool:
         def fault(each: ImageRef, call: int, now: float) -> CallError | None:
             return None if resolved else refused(each, call, now)
 
-        contested = House([image(n) for n in range(10)], Service(fault=fault), shard_size=5)
+        contested = FakeWorld([image(n) for n in range(10)], Service(fault=fault), shard_size=5)
         asleep, awake, ended = anyio.Event(), anyio.Event(), anyio.Event()
         pauses = count()
 
@@ -145,7 +145,7 @@ def _stalled_before(number: int) -> bool:
         async with anyio.create_task_group() as group:
 
             async def sleeper() -> None:
-                end = await contested.run(Trouble(pause=pause))
+                end = await contested.run(FaultInjector(pause=pause))
                 assert isinstance(end, Summary | StoppedError)
                 ended.set()
                 asleep.set()
@@ -166,4 +166,4 @@ def _stalled_before(number: int) -> bool:
         }
         return fell_asleep
 
-    return in_house(main)
+    return run_simulation(main)

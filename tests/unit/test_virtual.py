@@ -1,4 +1,4 @@
-"""The clock that other tests rely on: it jumps when it may, and stands still when it must."""
+"""The virtual clock of other tests: it jumps when no task is ready, and stands still while a thread works."""
 
 import asyncio
 import threading
@@ -60,7 +60,7 @@ def test_deadlines_cancel_at_their_time():
         run_virtual(fails)
 
 
-def test_an_event_wakes_its_waiter_at_the_time_it_is_set():
+def test_an_event_wakes_its_waiter_when_it_is_set():
     async def main() -> float:
         event = anyio.Event()
 
@@ -81,7 +81,7 @@ def test_a_poll_that_never_succeeds_is_reported():
         while True:  # noqa: ASYNC110 -- the defect to be found
             await anyio.sleep(60)
 
-    with pytest.raises(VirtualTimeError, match="not at its end after 86"):
+    with pytest.raises(VirtualTimeError, match="not finished after 86"):
         run_virtual(poll, max_s=86_400)
 
 
@@ -105,7 +105,7 @@ def test_virtual_time_stops_while_a_thread_works(through: str) -> None:
     assert now < 0.001
 
 
-def test_threads_in_a_row_leave_no_busy_mark_behind():
+def test_consecutive_threads_leave_no_busy_mark():
     async def main() -> float:
         for _ in range(50):
             await anyio.to_thread.run_sync(lambda: None)
@@ -145,7 +145,7 @@ def test_aiolimiter_ends_and_keeps_its_rate():
     assert run_virtual(main) == pytest.approx(100, rel=0.01)
 
 
-def test_errors_and_results_are_returned():
+def test_results_and_errors_are_passed_on():
     async def fails(text: str) -> None:
         await anyio.sleep(1)
         raise ValueError(text)
@@ -154,7 +154,7 @@ def test_errors_and_results_are_returned():
         run_virtual(fails, "out it comes")
 
 
-def test_the_clock_may_start_late():
+def test_the_clock_can_start_at_any_time():
     async def now() -> float:
         return anyio.current_time()
 

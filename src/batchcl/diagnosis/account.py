@@ -1,11 +1,11 @@
-"""Credentials, account, region and clock."""
+"""Checks of credentials, account, region and clock."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from batchcl.aws.account import caller_identity
-from batchcl.diagnosis.context import Answer, CheckContext
+from batchcl.diagnosis.context import CheckContext, CheckResult
 from batchcl.diagnosis.findings import CheckStatus
 from batchcl.errors import CredentialsError, UnreachableError
 
@@ -14,62 +14,62 @@ __all__ = ["check_account", "check_clock", "check_credentials", "check_region"]
 _TAIL = 4
 
 
-async def check_credentials(case: CheckContext) -> Answer:
-    """There are some; who they belong to is the next question."""
-    found = case.aws.keys_of("rekognition")
-    keys = await found.current()
-    how = {"env": "the environment", "explicit": "the emulator"}.get(found.method, found.method)
-    profile = f", profile {case.job.profile}" if case.job.profile else ""
-    return CheckStatus.OK, f"access key …{keys.access_key[-_TAIL:]}, found by {how}{profile}"
+async def check_credentials(context: CheckContext) -> CheckResult:
+    """Whether credentials are found."""
+    credentials = context.aws.keys_of("rekognition")
+    keys = await credentials.current()
+    source = {"env": "the environment", "explicit": "the emulator"}.get(credentials.method, credentials.method)
+    profile = f", profile {context.job.profile}" if context.job.profile else ""
+    return CheckStatus.OK, f"access key …{keys.access_key[-_TAIL:]} from {source}{profile}"
 
 
-async def check_account(case: CheckContext) -> Answer:
-    """The model's account, as DetectCustomLabels works in no other."""
+async def check_account(context: CheckContext) -> CheckResult:
+    """Whether the credentials belong to the model's account: DetectCustomLabels works in no other."""
     try:
-        async with case.aws.bystander("sts", region=case.region) as client:
-            case.clock.listen(client)
-            who = await caller_identity(client)
+        async with context.aws.bystander("sts", region=context.region) as client:
+            context.clock.listen(client)
+            identity = await caller_identity(client)
     except UnreachableError as error:
-        return CheckStatus.WARN, f"whose credentials these are isn't known: {error}"
+        return CheckStatus.WARN, f"finding the account of the credentials failed: {error}"
     except CredentialsError as error:
-        if not case.is_amazon:
-            return CheckStatus.WARN, f"whose credentials these are isn't known: {error}"
+        if not context.is_amazon:
+            return CheckStatus.WARN, f"finding the account of the credentials failed: {error}"
         raise
-    if case.subject.has_model and who.account != case.model.account:
+    if context.target.has_model and identity.account != context.model.account:
         return CheckStatus.FAIL, (
-            f"these are {who.arn} of account {who.account}, and the model is account {case.model.account}'s; take a "
-            "role there, or copy the model over with `batchcl model copy`"
+            f"the credentials are {identity.arn} of account {identity.account}, and the model is in account "
+            f"{context.model.account}; assume a role there, or copy the model with `batchcl model copy`"
         )
-    return CheckStatus.OK, f"{who.account}, as {who.arn}"
+    return CheckStatus.OK, f"{identity.account}, as {identity.arn}"
 
 
-async def check_region(case: CheckContext) -> Answer:
-    """The model's, whatever the settings say."""
-    session = case.aws.region
-    if not case.subject.has_model:
-        if case.aws.names_region:
-            return CheckStatus.OK, f"{case.region}, by the AWS settings"
-        return CheckStatus.WARN, f"no region is set, so this is {case.region}; set AWS_REGION, or say --region"
-    if case.aws.names_region and session != case.region:
-        return CheckStatus.OK, f"{case.region}, where the model is; {session} of the AWS settings plays no part"
-    return CheckStatus.OK, f"{case.region}, where the model is"
+async def check_region(context: CheckContext) -> CheckResult:
+    """Which region is used: the model's, regardless of the settings."""
+    session = context.aws.region
+    if not context.target.has_model:
+        if context.aws.names_region:
+            return CheckStatus.OK, f"{context.region}, from the AWS settings"
+        return CheckStatus.WARN, f"no region is configured: {context.region} is used; set AWS_REGION or pass --region"
+    if context.aws.names_region and session != context.region:
+        return CheckStatus.OK, f"{context.region}, the model's region; {session} from the AWS settings is not used"
+    return CheckStatus.OK, f"{context.region}, the model's region"
 
 
-_REFUSED_S: Final = 300.0
-"""Requests signed so far off are refused; source: IAM user guide, "Troubleshoot signed requests for AWS APIs"."""
+_MAX_OFFSET_S: Final = 300.0
+"""From this offset on AWS refuses signed requests (IAM user guide, "Troubleshoot signed requests for AWS APIs")."""
 
-_NOTABLE_S: Final = 60.0
+_WARN_OFFSET_S: Final = 60.0
 
 
-async def check_clock(case: CheckContext) -> Answer:
-    """By the Date of the answers so far."""
-    ahead = case.clock.ahead
+async def check_clock(context: CheckContext) -> CheckResult:
+    """Compare the clock with the `Date` headers of the responses so far."""
+    ahead = context.clock.ahead
     if ahead is None:
-        return CheckStatus.WARN, "nobody answered with a time to compare this machine's clock with"
-    seconds = ahead.total_seconds()
-    off = f"this machine's clock is {abs(seconds):,.0f} s {'behind' if seconds > 0 else 'ahead of'} the service's"
-    if abs(seconds) >= _REFUSED_S:
-        return CheckStatus.FAIL, f"{off}, and requests signed five minutes off are refused; set it (chrony, ntpd)"
-    if abs(seconds) >= _NOTABLE_S:
-        return CheckStatus.WARN, f"{off}; set it (chrony, ntpd) before it is five minutes, when requests are refused"
-    return CheckStatus.OK, "this machine's clock agrees with the service's to a minute"
+        return CheckStatus.WARN, "no response had a Date header to compare the clock with"
+    offset_s = ahead.total_seconds()
+    text = f"this machine's clock is {abs(offset_s):,.0f} s {'behind' if offset_s > 0 else 'ahead of'} the service's"
+    if abs(offset_s) >= _MAX_OFFSET_S:
+        return CheckStatus.FAIL, f"{text}; AWS refuses requests from 300 s on; set the clock (chrony, ntpd)"
+    if abs(offset_s) >= _WARN_OFFSET_S:
+        return CheckStatus.WARN, f"{text}; AWS refuses requests from 300 s on; set the clock (chrony, ntpd)"
+    return CheckStatus.OK, "this machine's clock differs from the service's by less than a minute"

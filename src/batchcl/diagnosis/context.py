@@ -1,4 +1,4 @@
-"""What is checked, and what the checks share."""
+"""The job to check, and the state that the checks share."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from batchcl.images import ImageRef
 from batchcl.job import Job, load_job
 from batchcl.loaders.preflight import ProbeResult
 
-__all__ = ["NO_MODEL", "Answer", "CheckContext", "CheckTarget", "target_of"]
+__all__ = ["NO_MODEL", "CheckContext", "CheckResult", "CheckTarget", "target_of"]
 
-Answer = tuple[CheckStatus, str]
-"""What a check comes to; the examination puts the check's name before it."""
+CheckResult = tuple[CheckStatus, str]
+"""Status and text of a finding."""
 
 
 @dataclass(slots=True, kw_only=True)
 class CheckContext:
-    """A job under examination, and what earlier checks found for later ones.
+    """The job, open connections, and results of earlier checks that later checks need.
 
     Attributes:
-        subject: the job.
+        target: the job.
         aws: its session.
-        model: its model; a placeholder where none was given.
-        region: in which everything is looked at.
-        rekognition: an open client for the control plane.
-        clock: hears the answers to all clients.
-        begun_at: when the examination began; filters that count back from a run's start count from here.
-        files: removes temporary copies of lists in the end.
-        described: the model as it is; None until that is known.
+        model: its model; a placeholder if no model was given.
+        region: the region of the checks.
+        rekognition: an open client of the control plane.
+        clock: compares this machine's clock with the `Date` headers of all responses.
+        begun_at: start of the checks; relative times in filters count from here.
+        files: removes temporary copies of lists at the end.
+        described: description of the model; None if it is not known.
         page: the first images of the sources.
-        looked: those of them that were read, or not.
-        failed: names of checks that have failed so far.
+        probes: results of reading a sample of them.
+        failed: names of the checks that have failed.
     """
 
-    subject: CheckTarget
+    target: CheckTarget
     aws: Aws
     model: ModelArn
     region: str
@@ -53,29 +53,29 @@ class CheckContext:
     files: ExitStack
     described: Model | None = None
     page: list[ImageRef] = field(default_factory=list)
-    looked: list[ProbeResult] = field(default_factory=list)
+    probes: list[ProbeResult] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
 
     @property
     def job(self) -> Job:
-        """The subject's."""
-        return self.subject.job
+        """The job to check."""
+        return self.target.job
 
     @property
     def is_amazon(self) -> bool:
-        """Whether Rekognition is AWS's own, rather than an emulator's or a proxy's at another address."""
+        """Whether Rekognition is AWS's own endpoint, not an emulator or a proxy."""
         host = str(self.rekognition.meta.endpoint_url).rstrip("/")
         return host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws"))
 
 
-_NONE: Final = "none given"
+_NOT_GIVEN: Final = "not given"
 NO_MODEL: Final = "arn:aws:rekognition:us-east-1:000000000000:project/none/version/none/0"
-"""Stands where no model was given; its region means nothing."""
+"""Placeholder if no model was given; its region has no meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckTarget:
-    """A job, and which of its parts were given; the others are placeholders that nothing may use."""
+    """A job, and which of its parts were given; the others are placeholders that are not checked."""
 
     job: Job
     has_model: bool = True
@@ -84,20 +84,20 @@ class CheckTarget:
 
 
 def target_of(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> CheckTarget:
-    """The job that `load_job` would give, but without model, sources or output root where none are given.
+    """Load a job in which model, sources and output root are optional.
 
     Raises:
-        UsageError: as `load_job` raises.
+        UsageError: like `load_job`.
     """
-    job = load_job(config, flags, defaults={"sources": (_NONE,), "out": _NONE, "model": NO_MODEL})
+    job = load_job(config, flags, defaults={"sources": (_NOT_GIVEN,), "out": _NOT_GIVEN, "model": NO_MODEL})
     has_model = job.model != NO_MODEL
-    if not has_model and job.emulator:  # which has a model of its own
+    if not has_model and job.emulator:  # the emulator has a model of its own
         job, has_model = job.model_copy(update={"model": None}), True
     if not has_model and job.region is not None:
         job = job.model_copy(update={"model": NO_MODEL.replace("us-east-1", job.region)})
     return CheckTarget(
         job=job,
         has_model=has_model,
-        has_sources=job.sources != (_NONE,),
-        has_out=job.out != _NONE,
+        has_sources=job.sources != (_NOT_GIVEN,),
+        has_out=job.out != _NOT_GIVEN,
     )

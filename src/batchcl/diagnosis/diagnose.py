@@ -1,4 +1,4 @@
-"""One examination, from what everything depends on to what depends on everything."""
+"""Runs the checks in the order of their dependencies."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from typing import Final
 
 from batchcl.arns import ModelArn
 from batchcl.aws.service_clock import ServiceClock
-from batchcl.aws.session import Aws
 from batchcl.diagnosis.account import check_account, check_clock, check_credentials, check_region
-from batchcl.diagnosis.context import Answer, CheckContext, CheckTarget
+from batchcl.diagnosis.context import CheckContext, CheckResult, CheckTarget
 from batchcl.diagnosis.findings import CheckStatus, Diagnosis, Finding
-from batchcl.diagnosis.images import check_call, check_images, check_sources_of
+from batchcl.diagnosis.images import check_call, check_images, check_job_sources
 from batchcl.diagnosis.model import check_control, check_model, check_quotas
 from batchcl.diagnosis.output import check_output
 from batchcl.errors import BatchclError
 from batchcl.job import Job
-from batchcl.scoring.connections import service_of
+from batchcl.scoring.connections import open_service
 
 __all__ = ["doctor"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """A check by its name; `applies` tells whether there is anything to look at."""
+    """A check; it is left out if `applies` returns False."""
 
     name: str
-    look: Callable[[CheckContext], Awaitable[Answer]]
+    run: Callable[[CheckContext], Awaitable[CheckResult]]
     applies: Callable[[CheckContext], bool] = lambda _: True
 
 
@@ -38,17 +37,21 @@ _CHECKS: Final = (
     _Check("account", check_account),
     _Check("region", check_region),
     _Check("control", check_control),
-    _Check("model", check_model, lambda case: case.subject.has_model),
+    _Check("model", check_model, lambda context: context.target.has_model),
     _Check("quotas", check_quotas),
     _Check("clock", check_clock),
-    _Check("sources", check_sources_of, lambda case: case.subject.has_sources),
-    _Check("images", check_images, lambda case: bool(case.page)),
-    _Check("call", check_call, lambda case: bool(case.page) and case.subject.has_model and "model" not in case.failed),
-    _Check("output", check_output, lambda case: case.subject.has_out),
+    _Check("sources", check_job_sources, lambda context: context.target.has_sources),
+    _Check("images", check_images, lambda context: bool(context.page)),
+    _Check(
+        "call",
+        check_call,
+        lambda context: bool(context.page) and context.target.has_model and "model" not in context.failed,
+    ),
+    _Check("output", check_output, lambda context: context.target.has_out),
 )
 
-_VITAL: Final = frozenset({"credentials"})
-"""Without these, every other check would say the same."""
+_REQUIRED: Final = frozenset({"credentials"})
+"""If one of these fails, the other checks would fail for the same reason and are not run."""
 
 
 async def doctor(
@@ -57,29 +60,29 @@ async def doctor(
     on_finding: Callable[[Finding], None] = lambda _: None,
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> Diagnosis:
-    """Look at all that a run of the job depends on, and say what is wrong with it; nothing is left changed.
+    """Check everything that a run of the job depends on, without lasting changes.
 
-    The model is neither started nor stopped. One image is scored where the model is RUNNING, which costs nothing more.
-    A small object is written to the output root and removed.
+    The model is neither started nor stopped. If it is RUNNING, one image is scored, at no extra cost. A small object is
+    written to the output root and removed.
 
     Args:
-        job: what would be run; a `CheckTarget` where parts of it aren't known yet, which are left out.
-        on_finding: told of each finding as it is made.
+        job: the job, or a `CheckTarget` if parts of it are not known; these are not checked.
+        on_finding: called with each finding immediately.
         utcnow: this machine's clock.
 
     Raises:
-        UsageError: the emulator's extra packages are missing.
+        UsageError: the packages of the extra `emulator` are not installed.
     """
-    subject = job if isinstance(job, CheckTarget) else CheckTarget(job=job)
+    target = job if isinstance(job, CheckTarget) else CheckTarget(job=job)
     findings: list[Finding] = []
     with ExitStack() as files:
-        async with service_of(subject.job) as (aws, model):
-            region = model.region if subject.has_model else aws.region
+        async with open_service(target.job) as (aws, model):
+            region = model.region if target.has_model else aws.region
             async with aws.rekognition(region=region) as rekognition:
-                case = CheckContext(
-                    subject=subject,
+                context = CheckContext(
+                    target=target,
                     aws=aws,
-                    model=model if subject.has_model else _placed(model, aws),
+                    model=model if target.has_model else _in_region(model, aws.region),
                     region=region,
                     rekognition=rekognition,
                     clock=ServiceClock(rekognition, utcnow=utcnow),
@@ -87,27 +90,27 @@ async def doctor(
                     files=files,
                 )
                 for check in _CHECKS:
-                    if not check.applies(case):
+                    if not check.applies(context):
                         continue
-                    finding = await _made(check, case)
+                    finding = await _run_check(check, context)
                     findings.append(finding)
                     on_finding(finding)
                     if finding.verdict is not CheckStatus.FAIL:
                         continue
-                    case.failed.add(check.name)
-                    if check.name in _VITAL:
+                    context.failed.add(check.name)
+                    if check.name in _REQUIRED:
                         break
     return Diagnosis(tuple(findings))
 
 
-async def _made(check: _Check, case: CheckContext) -> Finding:
+async def _run_check(check: _Check, context: CheckContext) -> Finding:
     try:
-        verdict, text = await check.look(case)
+        verdict, text = await check.run(context)
     except BatchclError as error:
         return Finding(check.name, CheckStatus.FAIL, str(error))
     return Finding(check.name, verdict, text)
 
 
-def _placed(model: ModelArn, aws: Aws) -> ModelArn:
-    """The placeholder in the session's region, where buckets are expected then."""
-    return ModelArn.parse(model.text.replace(f":{model.region}:", f":{aws.region}:", 1))
+def _in_region(model: ModelArn, region: str) -> ModelArn:
+    """Return the placeholder ARN in the session's region, where buckets are expected then."""
+    return ModelArn.parse(model.text.replace(f":{model.region}:", f":{region}:", 1))

@@ -1,4 +1,4 @@
-"""What an examination says: a line for each thing that was looked at."""
+"""The results of the checks."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ __all__ = ["CheckStatus", "Diagnosis", "Finding"]
 
 
 class CheckStatus(StrEnum):
-    """What a finding means for a run."""
+    """The result of a check."""
 
     OK = "ok"
     WARN = "warn"
-    """It may go well, or couldn't be looked at."""
+    """A run may succeed, or the check was not possible."""
     FAIL = "fail"
-    """A run would be refused, or spend money in vain."""
+    """A run would be refused, or fail after spending money."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        check: what, in one word that stays the same.
-        verdict: what it means for a run.
-        text: one sentence; where something is wrong, also what to do.
+        check: its name, a stable identifier.
+        verdict: its result.
+        text: one sentence; for warnings and failures, with what to do.
     """
 
     check: str
@@ -36,19 +36,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All findings, in the order in which they were made."""
+    """All findings, in the order of the checks."""
 
     findings: tuple[Finding, ...]
 
     @property
     def verdict(self) -> CheckStatus:
-        """The worst one."""
-        found = {finding.verdict for finding in self.findings}
-        return next(
-            each for each in (CheckStatus.FAIL, CheckStatus.WARN, CheckStatus.OK) if each in found | {CheckStatus.OK}
-        )
+        """The worst result; OK without findings."""
+        return max((finding.verdict for finding in self.findings), key=list(CheckStatus).index, default=CheckStatus.OK)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the object that `--json` prints."""
         rows = [{"check": each.check, "verdict": each.verdict, "text": each.text} for each in self.findings]
         return {"verdict": self.verdict, "findings": rows}

@@ -1,4 +1,4 @@
-"""The images: their lists and buckets, whether they can be read, and one real call for one of them."""
+"""Checks of the sources and buckets, of a sample of images, and one call for an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from batchcl.aws.detect import open_detector
 from batchcl.aws.errors import INVALID_S3_OBJECT
-from batchcl.diagnosis.context import Answer, CheckContext
+from batchcl.diagnosis.context import CheckContext, CheckResult
 from batchcl.diagnosis.findings import CheckStatus
 from batchcl.errors import CallError, ImageError, ModelNotReadyError, RejectedError, ThrottledError, TransientError
 from batchcl.events import Notice, SilentObserver
@@ -16,79 +16,82 @@ from batchcl.image_header import check_bytes
 from batchcl.images import ImageRef, SkipReason, check_limits
 from batchcl.loaders.open import open_reader
 from batchcl.loaders.preflight import HEAD_BYTES, ProbeResult, misspelled, probe, refusals, refuse_unreadable, sample_of
-from batchcl.scoring.source_checks import check_sources, closed_by, first_page
+from batchcl.quantities import counted
+from batchcl.scoring.source_checks import check_sources, closing_with, first_page
 
-__all__ = ["check_call", "check_images", "check_sources_of"]
+__all__ = ["check_call", "check_images", "check_job_sources"]
 
 _JPEG: Final = b"\xff\xd8\xff"
 _NO_SIZE: Final = "InvalidImageFormatException"
-_LABELS: Final = 3
+_MAX_LABELS: Final = 3
 
 
-class _Counting(SilentObserver):
+class _BadLines(SilentObserver):
     def __init__(self) -> None:
-        self.bad_lines: list[str] = []
+        self.texts: list[str] = []
 
     def notice(self, notice: Notice) -> None:
         if notice.kind == "bad-line":
-            self.bad_lines.append(notice.text)
+            self.texts.append(notice.text)
 
 
-async def check_sources_of(case: CheckContext) -> Answer:
-    """The job's lists to their end, and the buckets that they name."""
-    observer = _Counting()
-    listing = await check_sources(case.job, case.aws, case.model, case.files, case.begun_at, observer=observer)
-    async with AsyncExitStack() as lists:
-        pages = await first_page(closed_by(lists, listing.selection.pages()), listing, case.job)
-        case.page = (await anext(pages)).images
-    names = [case.job.from_results] if case.job.from_results is not None else case.job.sources
-    named = f"{len(names)} sources" if len(names) > 1 else names[0]
-    lines = "" if listing.lines is None else f", {listing.lines:,} lines"
-    regions = sorted({image.region or case.region for image in case.page if image.bucket})
-    where = f", in S3 in {', '.join(regions)}" if regions else ""
-    if observer.bad_lines:
-        return (
-            CheckStatus.WARN,
-            f"{named}{lines}{where}; {listing.bad_lines:,} lines name no image: {observer.bad_lines[0]}",
-        )
-    return CheckStatus.OK, f"{named}{lines}{where}"
+async def check_job_sources(context: CheckContext) -> CheckResult:
+    """Whether the job's lists and buckets can be read."""
+    bad_lines = _BadLines()
+    sources = await check_sources(
+        context.job, context.aws, context.model, context.files, context.begun_at, observer=bad_lines
+    )
+    async with AsyncExitStack() as stack:
+        pages = await first_page(closing_with(stack, sources.selection.pages()), sources, context.job)
+        context.page = (await anext(pages)).images
+    names = [context.job.from_results] if context.job.from_results is not None else context.job.sources
+    text = f"{len(names)} sources" if len(names) > 1 else names[0]
+    if sources.lines is not None:
+        text += f", {counted(sources.lines, 'line')}"
+    regions = sorted({image.region or context.region for image in context.page if image.bucket})
+    if regions:
+        text += f", in S3 in {', '.join(regions)}"
+    if bad_lines.texts:
+        return CheckStatus.WARN, f"{text}; {counted(sources.bad_lines, 'bad line')}; first {bad_lines.texts[0]}"
+    return CheckStatus.OK, text
 
 
-async def check_images(case: CheckContext) -> Answer:
-    """A sample of the first images, from all over their page, read as far as their sizes in pixels."""
-    fit = case.job.fit
-    sample = sample_of(case.page, fit=fit)
+async def check_images(context: CheckContext) -> CheckResult:
+    """Whether a sample of the first images can be read and fits the service's limits; reads only their headers."""
+    fit = context.job.fit
+    sample = sample_of(context.page, fit=fit)
     if not sample:
-        why = Counter(reason.code for image in case.page if (reason := check_limits(image, fit=fit)) is not None)
-        return CheckStatus.WARN, f"none of the first {len(case.page):,} images costs a call: {_listed(why)}"
-    case.looked = await probe(case.aws, sample, region=case.region)
-    refuse_unreadable(case.looked, hint=await misspelled(case.aws, case.looked, region=case.region))
-    unreadable = refusals(case.looked)
-    reasons = [None if each.code or fit else unfit_head(each) for each in case.looked]
-    bad = unreadable + Counter(reason.code for reason in reasons if reason is not None)
+        skipped = Counter(reason.code for image in context.page if (reason := check_limits(image, fit=fit)) is not None)
+        return CheckStatus.WARN, f"none of the first {len(context.page):,} images needs a call: {_listed(skipped)}"
+    context.probes = await probe(context.aws, sample, region=context.region)
+    refuse_unreadable(context.probes, hint=await misspelled(context.aws, context.probes, region=context.region))
+    reasons = [None if each.code or fit else _violated_limit(each) for each in context.probes]
+    bad = refusals(context.probes) + Counter(reason.code for reason in reasons if reason is not None)
     if bad:
-        worst = next(each for each, reason in zip(case.looked, reasons, strict=True) if each.code or reason is not None)
-        return CheckStatus.WARN, (
-            f"{bad.total()} of {len(sample)} sampled images will fail: {_listed(bad)}, such as {worst.image.uri}; a "
-            "run goes on without them"
+        example = next(
+            each for each, reason in zip(context.probes, reasons, strict=True) if each.code or reason is not None
         )
-    return CheckStatus.OK, f"{_counted(len(sample))} can be read and fit the service's limits"
+        return CheckStatus.WARN, (
+            f"{bad.total()} of {len(sample)} sampled images will fail: {_listed(bad)}; for example "
+            f"{example.image.uri}; a run continues without them"
+        )
+    return CheckStatus.OK, f"{counted(len(sample), 'sampled image')} readable and within the service's limits"
 
 
-async def check_call(case: CheckContext) -> Answer:
-    """One call for one image, where the model is RUNNING and so costs nothing more; a run's first call, in fact."""
-    image = _to_try(case)
+async def check_call(context: CheckContext) -> CheckResult:
+    """Call the model for one image if it is RUNNING, which costs nothing extra. A run makes the same call."""
+    image = _image_to_call(context)
     if image is None:
-        return CheckStatus.WARN, "no call was tried, as there is no image to try it with"
-    if case.described is not None and case.described.status != "RUNNING":
-        return CheckStatus.OK, f"no call was tried, as the model is {case.described.status}"
-    job = case.job
+        return CheckStatus.WARN, "no call was made: no sampled image is readable and within the service's limits"
+    if context.described is not None and context.described.status != "RUNNING":
+        return CheckStatus.OK, f"no call was made: the model is {context.described.status}"
+    job = context.job
     try:
         async with (
-            open_reader(case.aws, region=case.region, connections=1) as reader,
+            open_reader(context.aws, region=context.region, connections=1) as reader,
             open_detector(
-                case.aws,
-                case.model,
+                context.aws,
+                context.model,
                 transport=job.transport,
                 min_confidence=job.min_confidence,
                 max_results=job.max_results,
@@ -96,41 +99,37 @@ async def check_call(case: CheckContext) -> Answer:
                 reader=reader,
             ) as detector,
         ):
-            found = await detector.detect(image)
+            detection = await detector.detect(image)
     except (ThrottledError, TransientError, ModelNotReadyError) as error:
-        return CheckStatus.WARN, f"the call for {image.uri} was not answered this time: {error.code}: {error}"
+        return CheckStatus.WARN, f"the call for {image.uri} failed this time: {error.code}: {error}"
     except RejectedError as error:
         if error.code == INVALID_S3_OBJECT:
             return CheckStatus.FAIL, (
-                f"the service can't read {image.uri}, which this identity can: {error}; look for a condition in its "
-                "policies or the bucket's"
+                f"the service can't read {image.uri}, but these credentials can: {error}; check the conditions in "
+                "their policies and in the bucket's policy"
             )
         verdict = CheckStatus.FAIL if error.is_general else CheckStatus.WARN
-        return verdict, f"the service rejects the call for {image.uri}: {error.code}: {error}"
+        return verdict, f"the service rejected the call for {image.uri}: {error.code}: {error}"
     except ImageError as error:
-        return CheckStatus.WARN, f"the service refuses {image.uri}: {error.code}: {error}"
+        return CheckStatus.WARN, f"the service refused {image.uri}: {error.code}: {error}"
     except CallError as error:
-        return CheckStatus.FAIL, f"DetectCustomLabels refuses: {error.code}: {error}"
-    labels = ", ".join(f"{label.name} {label.confidence:.1f}" for label in found.labels[:_LABELS]) or "no label"
-    return CheckStatus.OK, f"DetectCustomLabels answers: {labels} for {image.uri}"
+        return CheckStatus.FAIL, f"DetectCustomLabels failed: {error.code}: {error}"
+    labels = ", ".join(f"{label.name} {label.confidence:.1f}" for label in detection.labels[:_MAX_LABELS]) or "no label"
+    return CheckStatus.OK, f"DetectCustomLabels returned {labels} for {image.uri}"
 
 
-def _to_try(case: CheckContext) -> ImageRef | None:
-    """An image that the service should take as it is."""
-    return next((each.image for each in case.looked if not each.code and unfit_head(each) is None), None)
+def _image_to_call(context: CheckContext) -> ImageRef | None:
+    """Return a sampled image that the service accepts without changes."""
+    return next((each.image for each in context.probes if not each.code and _violated_limit(each) is None), None)
 
 
-def unfit_head(looked: ProbeResult) -> SkipReason | None:
-    """Why the service would refuse the image, as far as its first bytes tell."""
-    head = looked.head
-    found = check_bytes(head)
-    cut = len(head) == HEAD_BYTES and head.startswith(_JPEG)  # before its size, behind long EXIF data
-    return None if cut and found is not None and found.code == _NO_SIZE else found
+def _violated_limit(result: ProbeResult) -> SkipReason | None:
+    """Return the limit that the image violates according to its first bytes, or None."""
+    head = result.head
+    reason = check_bytes(head)
+    is_cut = len(head) == HEAD_BYTES and head.startswith(_JPEG)  # its size may come later, after long EXIF data
+    return None if is_cut and reason is not None and reason.code == _NO_SIZE else reason
 
 
 def _listed(reasons: Counter[str]) -> str:
     return ", ".join(f"{count} {code}" for code, count in reasons.most_common())
-
-
-def _counted(number: int) -> str:
-    return "the image" if number == 1 else f"{number} sampled images"

@@ -1,4 +1,4 @@
-"""The output root: whether it can be written, and keeps two runners apart."""
+"""Check of the output root."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from batchcl.diagnosis.context import Answer, CheckContext
+from batchcl.diagnosis.context import CheckContext, CheckResult
 from batchcl.diagnosis.findings import CheckStatus
 from batchcl.scoring.run import open_store
 
 __all__ = ["check_output"]
 
 
-async def check_output(case: CheckContext) -> Answer:
-    """Create an object, try to create it again, and remove it."""
-    made = await anyio.to_thread.run_sync(_missing, case.job.out)
+async def check_output(context: CheckContext) -> CheckResult:
+    """Whether the output root can be written and refuses to create an object twice; the test object is removed."""
+    new_folders = await anyio.to_thread.run_sync(_missing_folders, context.job.out)
     try:
-        store = await open_store(case.job, case.aws)
+        store = await open_store(context.job, context.aws)
     finally:
-        await anyio.to_thread.run_sync(_remove_empty, made)
-    if case.job.single_writer:
-        return CheckStatus.OK, f"{store.root} can be written; that nobody else does is taken on trust"
+        await anyio.to_thread.run_sync(_remove_empty, new_folders)
+    if context.job.single_writer:
+        return CheckStatus.OK, f"{store.root} can be written; other writers are not detected (--single-writer)"
     return CheckStatus.OK, f"{store.root} can be written, and refuses to create an object twice"
 
 
-def _missing(out: str) -> list[Path]:
-    """The directories that the check will make, the innermost first. Blocks."""
+def _missing_folders(out: str) -> list[Path]:
+    """Return the directories that the check will create, the innermost first. Blocks."""
     if "://" in out:
         return []
     root = Path(out).absolute()
@@ -34,7 +34,7 @@ def _missing(out: str) -> list[Path]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Leave no trace. Blocks."""
+    """Remove the directories that the check has created. Blocks."""
     for folder in folders:
         try:
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""Bounds of a run in time, money, failures and file descriptors."""
+"""Limits of a run: deadline, cost, failures and file descriptors."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from batchcl.events import Notice, Observer, Progress
 from batchcl.job import Job
 from batchcl.quantities import counted
 
-__all__ = ["watch_bounds", "within_descriptors"]
+__all__ = ["limit_to_descriptors", "watch_bounds"]
 
 _OTHER_DESCRIPTORS: Final = 48
-"""Of the interpreter, the event loop, the output root's connections and the control plane."""
+"""Used by the interpreter, the event loop, the output root's connections and the control plane."""
 
 _DESCRIPTORS_PER_CALL: Final = 2
-"""A connection, and a file or a connection to S3."""
+"""One connection to Rekognition, and one file or connection to S3."""
 
-_LOOK_EVERY_S: Final = 1.0
-_ENOUGH_TO_JUDGE: Final = 100
-"""A share of failures says nothing before so many images have their outcome."""
+_CHECK_EVERY_S: Final = 1.0
+_MIN_CALLED: Final = 100
+"""A percentage of failures is compared only after this many images have an outcome."""
 
 
-def within_descriptors(job: Job, observer: Observer) -> Job:
-    """`job` with no more calls at a time than this process has file descriptors for."""
+def limit_to_descriptors(job: Job, observer: Observer) -> Job:
+    """Return `job` with `max_in_flight` reduced to what the process's limit of open files allows."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     affordable = max(1, (soft - _OTHER_DESCRIPTORS) // _DESCRIPTORS_PER_CALL)
     if soft == resource.RLIM_INFINITY or job.max_in_flight <= affordable:
         return job
     text = (
-        f"at most {counted(affordable, 'call')} at a time rather than {job.max_in_flight:,}, as this process may open "
-        f"only {soft:,} files; raise `ulimit -n`"
+        f"--max-in-flight was reduced from {job.max_in_flight:,} to {affordable:,}: this process may open only "
+        f"{soft:,} files; raise the limit with `ulimit -n`"
     )
     observer.notice(Notice("max-in-flight", text, {"max_in_flight": affordable}, level="warning"))
     return job.model_copy(update={"max_in_flight": affordable})
@@ -46,35 +46,36 @@ async def watch_bounds(
     *,
     begun_at: float,
     stop: Callable[[BatchclError], None],
-    called_for: Callable[[], int],
+    called_count: Callable[[], int],
 ) -> None:
-    """Look every second, and call `stop` with the reason once a bound in time, money or failures is reached.
+    """Check the deadline, the cost and the failures every second; call `stop` with the reason and return.
 
-    `called_for` tells how many images of the whole run have been called for: a share of failures is one of these.
+    `called_count` returns the number of images of the whole run that have been called for; percentages of failures
+    refer to it.
     """
     while True:
-        await anyio.sleep(_LOOK_EVERY_S)
+        await anyio.sleep(_CHECK_EVERY_S)
         elapsed_s = anyio.current_time() - begun_at
-        if (reason := reached(job, progress, elapsed_s=elapsed_s, called_for=called_for())) is not None:
+        if (reason := exceeded_bound(job, progress, elapsed_s=elapsed_s, called=called_count())) is not None:
             stop(reason)
             return
 
 
-def reached(job: Job, progress: Progress, *, elapsed_s: float, called_for: int) -> StoppedError | None:
-    """The bound that is reached, or None."""
+def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: int) -> StoppedError | None:
+    """Return the error for the first bound that is exceeded, or None."""
     if job.deadline_s is not None and elapsed_s >= job.deadline_s:
-        return StoppedError(f"the deadline of {job.deadline} has passed; run again to continue")
+        return StoppedError(f"the deadline of {job.deadline} has passed; run the same command again to resume")
     dollars = progress.dollars
     if job.max_cost is not None and dollars is not None and dollars >= job.max_cost:
         return StoppedError(
-            f"the model has cost ${dollars:.2f}, and --max-cost is ${job.max_cost:.2f}; raise it to go on"
+            f"the model has cost ${dollars:.2f}, and --max-cost is ${job.max_cost:.2f}; raise --max-cost to resume"
         )
     if job.max_failures is None:
         return None
-    enough = job.tolerance.percent is None or called_for >= _ENOUGH_TO_JUDGE
-    if enough and job.tolerance.exceeded(failed=progress.failed, scored=called_for - progress.failed):
+    is_enough = job.tolerance.percent is None or called >= _MIN_CALLED
+    if is_enough and job.tolerance.exceeded(failed=progress.failed, scored=called - progress.failed):
         return TooManyFailuresError(
             f"{counted(progress.failed, 'image')} failed, and --max-failures is {job.max_failures}; see "
-            "`batchcl failures` for why, and raise it to go on"
+            "`batchcl failures` for the reasons, and raise --max-failures to resume"
         )
     return None

@@ -1,8 +1,8 @@
-"""When calls pause, and when a run in which nothing gets an outcome ends.
+"""Pauses all calls during an outage, and ends a run in which no image gets an outcome.
 
-Calls pause while the model is not ready, and while the service answers no call at all. A run ends after 15 minutes in
-which the model is RUNNING, calls are due and no image gets an outcome, whatever the reason: throttled calls cost as
-much as idle ones.
+Calls pause while the model is not ready, while credentials fail, and while the service answers no call. A run ends
+after 15 minutes in which the model is RUNNING, calls are due and no image gets an outcome. Throttled calls count as no
+outcome: the model is billed for that time too.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ __all__ = ["CircuitBreaker"]
 
 STALL_WARNS_S: Final = 60.0
 STALL_ENDS_S: Final = 15 * 60.0
-"""Without an outcome: a notice, and the end of the run."""
+"""Time without an outcome until a warning, and until the run ends."""
 
 DISTINCT_IMAGES: Final = 10
-"""This many images in a row without an answer: the service is at fault, not the images."""
+"""When this many different images in a row get no response, the service is at fault and not the images."""
 
 NEVER_ANSWERED_S: Final = 60.0
-"""A service that has answered no call of this session is more likely a wrong endpoint than out of order."""
+"""The run ends after this time if no call of the session got a response: the endpoint is probably wrong."""
 
 _PAUSE_MAX_S: Final = 30.0
-_LOOK_EVERY_S: Final = 5.0
+_CHECK_EVERY_S: Final = 5.0
 
 
 class CircuitBreaker:
-    """Closed while calls go out, open while they pause, as the term is used for circuits.
+    """Closed: calls are sent. Open: calls wait.
 
     Args:
-        recovery: waits for or restarts a model that is not ready.
+        recovery: waits for, or restarts, a model that is not ready.
         observer: receives the notices `paused`, `resumed` and `stalled`.
         rng: for jitter.
         on_failure: receives the error that ends the run.
@@ -55,7 +55,7 @@ class CircuitBreaker:
         self._recovering = anyio.CancelScope()
         self._closed = anyio.Event()
         self._closed.set()
-        self._model_is_ready = True
+        self._is_model_ready = True
         self._resumed_at = -math.inf
         self._pauses = 0
         self._unanswered: set[str] = set()
@@ -65,12 +65,12 @@ class CircuitBreaker:
         self._stopped = False
 
     async def wait_closed(self) -> None:
-        """Wait until calls may go out."""
+        """Wait until calls may be sent."""
         if not self._closed.is_set():
             await self._closed.wait()
 
     def answered(self, *, scored: bool) -> None:
-        """The service has accepted (`scored`) or refused an image."""
+        """Record that the service has scored (`scored`) or refused an image."""
         self._ever_answered = True
         self._last_error = None
         if self._unanswered:
@@ -80,64 +80,67 @@ class CircuitBreaker:
             self._pauses = 0
 
     def failed(self, error: CallError) -> None:
-        """A call had no outcome; the last such error is part of the message if the run ends for lack of outcomes."""
+        """Record a call that failed. The last error is part of the message if the run stalls."""
         self._last_error = error
 
-    def blames_service(self, uri: str) -> bool:
-        """Whether a transient error of the image `uri` is the service's: many images had no answer in a row."""
+    def is_outage(self, uri: str) -> bool:
+        """Record a transient error of the image `uri`; True when enough images in a row got no response."""
         self._unanswered_since = min(self._unanswered_since, anyio.current_time())
         if len(self._unanswered) < DISTINCT_IMAGES:
             self._unanswered.add(uri)
         return len(self._unanswered) >= DISTINCT_IMAGES
 
     def open(self, error: ModelNotReadyError | TransientError, *, sent_at: float, tasks: TaskGroup) -> None:
-        """Pause calls until a task of `tasks` has dealt with `error`. Ignores calls from before the last pause."""
+        """Pause calls until a task in `tasks` has recovered from `error`.
+
+        Ignored for calls that were sent before the last recovery ended.
+        """
         if not self._closed.is_set() or sent_at < self._resumed_at or self._stopped:
             return
         self._closed = anyio.Event()
-        self._model_is_ready = not isinstance(error, ModelNotReadyError)
+        self._is_model_ready = not isinstance(error, ModelNotReadyError)
         self._pauses += 1
-        self._observer.notice(Notice("paused", f"calls pause: {error}", {"code": error.code}, level="warning"))
+        self._observer.notice(Notice("paused", f"calls paused: {error}", {"code": error.code}, level="warning"))
         tasks.start_soon(self._recover, error)
 
     def stop(self) -> None:
-        """No more calls will go out: end the pause."""
+        """End the pause: no more calls will be sent."""
         self._stopped = True
         self._recovering.cancel()
 
     async def watch(
         self, *, outcomes: Callable[[], int], is_due: Callable[[], bool], rate_tps: Callable[[], float]
     ) -> None:
-        """Warn after a minute, and end the run after 15, in which calls are due and no image gets an outcome.
+        """Warn after 1 minute, and end the run after 15, in which calls are due and no image gets an outcome.
 
         Args:
-            outcomes: how many images have an outcome.
-            is_due: whether images wait for a call or an answer.
-            rate_tps: calls a second; at very low ceilings the limits are longer.
+            outcomes: number of images with an outcome.
+            is_due: whether images wait for a call or a response.
+            rate_tps: current call rate; both limits are extended to the time of three calls.
         """
-        since, seen, warned = anyio.current_time(), outcomes(), False
+        since, last_count, has_warned = anyio.current_time(), outcomes(), False
         while not self._stopped:
-            await anyio.sleep(_LOOK_EVERY_S)
+            await anyio.sleep(_CHECK_EVERY_S)
             now = anyio.current_time()
-            if outcomes() != seen or not is_due() or not self._model_is_ready:
-                since, seen, warned = now, outcomes(), False
+            if outcomes() != last_count or not is_due() or not self._is_model_ready:
+                since, last_count, has_warned = now, outcomes(), False
                 continue
-            lasted_s, interval_s = now - since, 3 / rate_tps()
-            if lasted_s >= max(STALL_ENDS_S, interval_s):
+            stalled_s, three_calls_s = now - since, 3 / rate_tps()
+            if stalled_s >= max(STALL_ENDS_S, three_calls_s):
                 self._on_failure(
                     StalledError(
-                        f"no image got an outcome for {lasted_s / 60:.0f} minutes while the model was running and "
-                        f"calls were due{self._reason()}; the run stops so that the model costs no more: run the "
-                        "same command again to resume"
+                        f"no image got an outcome for {stalled_s / 60:.0f} minutes while the model was running and "
+                        f"calls were due{self._reason()}; the run ends to save the cost of the model; run the same "
+                        "command again to resume"
                     )
                 )
-            elif lasted_s >= max(STALL_WARNS_S, interval_s) and not warned:
-                warned = True
-                text = f"no image got an outcome for {lasted_s:.0f} s{self._reason()}"
-                self._observer.notice(Notice("stalled", text, {"seconds": round(lasted_s)}, level="warning"))
+            elif stalled_s >= max(STALL_WARNS_S, three_calls_s) and not has_warned:
+                has_warned = True
+                text = f"no image got an outcome for {stalled_s:.0f} s{self._reason()}"
+                self._observer.notice(Notice("stalled", text, {"seconds": round(stalled_s)}, level="warning"))
 
     def _reason(self) -> str:
-        return "" if self._last_error is None else f" (the last error: {self._last_error})"
+        return "" if self._last_error is None else f" (last error: {self._last_error})"
 
     async def _recover(self, error: ModelNotReadyError | TransientError) -> None:
         try:
@@ -146,19 +149,19 @@ class CircuitBreaker:
                     await self._wait_for_service(error)
                 else:
                     await self._recovery.recover(error, pauses=self._pauses)
-                self._observer.notice(Notice("resumed", "calls go on"))
-        except BatchclError as refusal:
-            self._on_failure(refusal)
+                self._observer.notice(Notice("resumed", "calls resumed"))
+        except BatchclError as failure:
+            self._on_failure(failure)
         self._resumed_at = anyio.current_time()
-        self._model_is_ready = True
+        self._is_model_ready = True
         self._closed.set()
 
     async def _wait_for_service(self, error: TransientError) -> None:
-        """Wait a little longer each time. No image loses an attempt to an outage of the service."""
-        lasted_s = anyio.current_time() - self._unanswered_since
-        if not self._ever_answered and lasted_s > NEVER_ANSWERED_S:
+        """Back off exponentially. An outage of the service costs no image an attempt."""
+        unanswered_s = anyio.current_time() - self._unanswered_since
+        if not self._ever_answered and unanswered_s > NEVER_ANSWERED_S:
             raise UnreachableError(
-                f"the service has answered no call for {lasted_s:.0f} s, the last error was: {error}; check the "
-                "endpoint and the network, and run again to continue"
+                f"the service has answered no call for {unanswered_s:.0f} s (last error: {error}); check the endpoint "
+                "and the network, and run the same command again"
             )
         await anyio.sleep(self._rng.uniform(0.5, 1.0) * min(_PAUSE_MAX_S, 2.0 ** (self._pauses - 1)))

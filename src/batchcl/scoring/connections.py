@@ -1,4 +1,4 @@
-"""The service that a job talks to, AWS or a local emulator, and the job's model manager."""
+"""Opens the service that a job uses (AWS or a local emulator) and the manager of its model."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ from batchcl.lifetime.scheduled_stop import ScheduledStop, remove_schedule
 from batchcl.runs.layout import expand_home
 from batchcl.stop_signal import StopSignal
 
-__all__ = ["DEFAULT_STATE", "EMULATED_UNITS", "holder_name", "open_manager", "service_of"]
+__all__ = ["EMULATED_UNITS", "holder_name", "open_manager", "open_service"]
 
 EMULATED_UNITS = Units(5)
-"""The run's own emulator costs nothing, so it gets all there are."""
+"""Units of the emulator that `--emulator` starts: the maximum, as they cost nothing."""
 
-
-_ONCE: Final = ("StartProjectVersion", "StopProjectVersion", "TagResource")
-"""What the manager and the lease repeat themselves: before each attempt they look whether it is still to be made."""
+_NOT_RETRIED: Final = ("StartProjectVersion", "StopProjectVersion", "TagResource")
+"""The SDK does not retry these: the manager and the lease do, after checking whether the call has taken effect."""
 
 
 @asynccontextmanager
@@ -47,25 +46,25 @@ async def open_manager(
     run_id: str,
     root: str,
     observer: Observer,
-    stopper: StopSignal,
+    stop_signal: StopSignal,
     begun_at: float,
 ) -> AsyncIterator[ModelManager]:
-    """The manager, whose connections are open during the block.
+    """Open the model manager of a run; its connections are closed at the end of the block.
 
     Args:
-        job: says how the model is started, how long its lease is, the deadline, and the role of the scheduled stop.
+        job: how the model is started, the length of its lease, the deadline, and the role of the scheduled stop.
         aws: the session.
         model: the model.
         run_id: the run.
         root: its output root.
         observer: receives notices.
-        stopper: ends waits early.
-        begun_at: on the loop's clock, from which the deadline counts.
+        stop_signal: ends waits early.
+        begun_at: start of the run on the loop's clock; the deadline is counted from here.
     """
     holder, observer = holder_name(run_id, root), SafeObserver(observer)
     deadline_s, role = job.deadline_s, job.dead_man_role
     async with AsyncExitStack() as stack:
-        control = await stack.enter_async_context(aws.rekognition(region=model.region, once=_ONCE))
+        control = await stack.enter_async_context(aws.rekognition(region=model.region, once=_NOT_RETRIED))
         clock = ServiceClock(control)
         remove: RemoveSchedule | None = None
         schedule: ScheduledStop | None = None
@@ -99,76 +98,76 @@ async def open_manager(
             free=job.emulator,
             lease=lease,
             observer=observer,
-            stopper=stopper,
+            stopper=stop_signal,
         )
 
 
 def holder_name(run_id: str, root: str) -> str:
-    """The run in words that tell it from all others: a directory is one on this machine."""
+    """Return text that identifies the run among all runs; a local root is qualified by the host name."""
     return f"run {run_id} in {root}" if root.startswith("s3://") else f"run {run_id} in {socket.gethostname()}:{root}"
 
 
-DEFAULT_STATE: Final = "~/.cache/batchcl/emulator"
-"""Where `--emulator` keeps its projects and models unless it is told otherwise."""
+_DEFAULT_STATE: Final = "~/.cache/batchcl/emulator"
+"""Default of `--emulator-state`."""
 
-EMULATED_TPS_PER_UNIT: Final = 10.0
-"""A unit of the run's own emulator is faster than a real one: it is there to try things out."""
+_EMULATED_TPS_PER_UNIT: Final = 10.0
+"""Faster than a real unit (about 3 TPS), so that trials are short."""
 
 
 @asynccontextmanager
-async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
-    """The session and the model that `job` means, for the time of the block.
+async def open_service(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
+    """Open the AWS session of `job` and resolve its model.
 
-    With `emulator` it starts one, which ends with the block; without `model` it has the emulator train one on
-    handwritten digits, once.
+    With `emulator`, start an emulator for the time of the block. If the job has no `model`, the emulator trains one on
+    handwritten digits, once, and keeps it in its state.
 
     Raises:
-        UsageError: the emulator's extra packages are missing.
-        ModelError: there is no model of the given name, or the job's region is not that of the model's ARN.
-        CredentialsError: there are none to look it up with, or AWS refuses them.
+        UsageError: the packages of the extra `emulator` are not installed.
+        ModelError: no model has the given name, or the job's region is not that of the model's ARN.
+        CredentialsError: there are no credentials, or AWS refuses them.
     """
     if not job.emulator:
         assert job.model is not None
         aws = Aws(AwsSettings(profile=job.profile, region=job.region))
-        yield aws, await _found_emulator(aws, job.model)
+        yield aws, await _resolve_model(aws, job.model)
         return
-    state = await anyio.to_thread.run_sync(_emulator_state, job.emulator_state or DEFAULT_STATE)
+    state = await anyio.to_thread.run_sync(_emulator_state, job.emulator_state or _DEFAULT_STATE)
     try:
         from batchcl.emulator.demo import demo_model
         from batchcl.emulator.process import running_emulator
         from batchcl.emulator.settings import EmulatorSettings
     except ImportError as error:
         raise UsageError(f"--emulator needs {error.name}; pip install 'batchcl[emulator]'") from error
-    named = job.model or await demo_model(state)
-    region = region_in(named) or Aws(AwsSettings(region=job.region, profile=job.profile)).region
+    name = job.model or await demo_model(state)
+    region = region_in(name) or Aws(AwsSettings(region=job.region, profile=job.profile)).region
     settings = EmulatorSettings(
         state=state,
         s3_endpoint_url=_s3_endpoint_url(region),
-        tps_per_unit=EMULATED_TPS_PER_UNIT,
+        tps_per_unit=_EMULATED_TPS_PER_UNIT,
         exit_with_parent=True,
     )
     async with running_emulator(settings) as emulator:
-        aws = _emulated(job, emulator.endpoint)
-        yield aws, await _found_emulator(aws, named)
+        aws = _emulated_session(job, emulator.endpoint)
+        yield aws, await _resolve_model(aws, name)
 
 
-async def _found_emulator(aws: Aws, named: str) -> ModelArn:
-    """The model of an ARN, which isn't looked up, or of a name."""
-    if named.startswith("arn:"):
-        model = ModelArn.parse(named)
+async def _resolve_model(aws: Aws, name: str) -> ModelArn:
+    """Parse an ARN without a request, or look up a name."""
+    if name.startswith("arn:"):
+        model = ModelArn.parse(name)
         if aws.settings.region not in (None, model.region):
             raise ModelError(
-                f"there is no model {model} in {aws.settings.region}, which --region names: it is in {model.region}; "
-                "leave --region out"
+                f"model {model} is in {model.region}, and --region is {aws.settings.region}; remove --region or use "
+                f"--region {model.region}"
             )
         return model
     await aws.check_credentials()
     async with aws.rekognition() as client:
-        return await find_trained_model(client, named)
+        return await find_trained_model(client, name)
 
 
-def _emulated(job: Job, endpoint: str) -> Aws:
-    """A session whose Rekognition is the emulator, with its built-in credentials; S3 stays what it was."""
+def _emulated_session(job: Job, endpoint: str) -> Aws:
+    """Return a session that uses the emulator for Rekognition, and the configured S3."""
     return Aws(
         AwsSettings(
             profile=job.profile,
@@ -183,10 +182,11 @@ def _emulator_state(path: str) -> Path:
     try:
         return Path(expand_home(path)).absolute()
     except UsageError as error:
-        raise UsageError(f"keeping the emulator's state failed: {error}; or pass --emulator-state DIR") from error
+        text = f"finding the default directory of the emulator failed: {error}; or pass --emulator-state DIR"
+        raise UsageError(text) from error
 
 
 def _s3_endpoint_url(region: str) -> str:
-    """Where the emulator reads S3 images: where the session does."""
+    """Return the S3 endpoint of the session; the emulator reads images from it too."""
     configured = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return configured or f"https://s3.{region}.amazonaws.com"

@@ -1,6 +1,6 @@
-"""A few images, each with one call, and their answers as the service gave them: what `batchcl detect` does.
+"""Calls DetectCustomLabels for a few images and returns the responses: what `batchcl detect` does.
 
-No list, no table, no pace: calls go through the SDK, which retries a few times by itself.
+There is no work list, output root or pacing; the SDK makes the calls and retries them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from batchcl.sources.base import local_image, refuse_url, s3_image
 
 __all__ = ["DetectResult", "ImageInput", "detect", "image_input"]
 
-_AT_ONCE: Final = 4
-_SLACK_S: Final = 60.0
-"""For the SDK's pauses between attempts, and for reading and fitting the image."""
+_MAX_CONCURRENT: Final = 4
+_ALLOWANCE_S: Final = 60.0
+"""Time for the SDK's pauses between attempts, and for reading and fitting the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInput:
-    """One image to look at: bytes that are there, or the place that they lie in."""
+    """One image: its bytes, or a reference to a file or an S3 object."""
 
     name: str
     image: ImageRef | None = None
@@ -57,14 +57,14 @@ class ImageInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectResult:
-    """What became of one image.
+    """The response or the error of one image.
 
     Attributes:
-        name: as it was given.
-        answer: the service's whole answer, `{"CustomLabels": […]}`; None where there is an error.
-        error: why there is none.
+        name: as the caller gave it.
+        answer: the whole response of the service, `{"CustomLabels": […]}`; None if the call failed.
+        error: why the call failed.
         request_id: of the call, for AWS Support.
-        fitted: what was changed before the image was sent; None where it went as it was.
+        fitted: how the image was changed before it was sent; None if it was not changed.
     """
 
     name: str
@@ -75,20 +75,20 @@ class DetectResult:
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """The answer's labels, as the service ordered them; none where there is an error."""
+        """The labels in the order of the response; empty if the call failed."""
         return () if self.answer is None else parse_labels(self.answer, self.request_id).labels
 
 
 def image_input(image: str | os.PathLike[str] | bytes, *, version_id: str | None = None) -> ImageInput:
-    """`s3://bucket/key`, a path, or the bytes themselves. Blocks for a look at the file.
+    """Make an `ImageInput` of `s3://bucket/key`, a path, or bytes. Blocks on file-system calls.
 
     Raises:
-        UsageError: a version is named of what isn't in S3.
-        SourceError: the S3 URI is none, or the image is on the web.
+        UsageError: a version id was given for an image that is not in S3.
+        SourceError: the S3 URI is not valid, or `image` is a URL.
     """
     name = "bytes" if isinstance(image, bytes) else os.fspath(image)
     if version_id is not None and not name.startswith("s3://"):
-        raise UsageError(f"{name} isn't in S3, so it has no version; leave the version out")
+        raise UsageError(f"a version id was given for {name}, which is not in S3; remove the version id")
     if isinstance(image, bytes):
         return ImageInput(name=name, data=image)
     if name.startswith("s3://"):
@@ -107,42 +107,44 @@ async def detect(
     fit: bool = False,
     on_read: Callable[[ImageInput, bytes], None] | None = None,
 ) -> list[DetectResult]:
-    """Look at each image once; what became of them, in their order.
+    """Call the model once for each image and return the results in the order of `images`.
 
     Args:
         images: `s3://bucket/key`, paths or bytes; see `image_input`. Files and bytes, up to 4 MB, are sent; the
             service reads S3 objects itself.
         model: its ARN, or `project@version`. It must be RUNNING.
-        aws: as the environment has it when left out. A region in its settings is called, also for an ARN of another
-            one, which the service then refuses, as for the AWS CLI; without it, an ARN's region is.
-        min_confidence: 0 to 100; left out, each label's assumed threshold decides.
-        max_results: labels an image, highest confidence first.
-        fit: shrink or convert what the service would refuse. Boxes stay ratios of the image as people see it.
-        on_read: is told the bytes of each image, which are read for it where they needn't be otherwise.
+        aws: the session; default: made from the environment. If its settings name a region, that region is called,
+            also for an ARN of another region, which the service then refuses, as with the AWS CLI; otherwise the
+            region of the ARN.
+        min_confidence: 0 to 100; default: each label's assumed threshold.
+        max_results: labels per image, highest confidence first.
+        fit: shrink or convert images that the service would refuse. Bounding boxes remain ratios of the image as it
+            is displayed.
+        on_read: receives each image with its bytes. S3 objects are downloaded for it.
 
     Raises:
-        UsageError: an argument is wrong.
-        CredentialsError: there are none, or AWS refuses them.
-        ModelError: there is no such model, or it isn't RUNNING.
+        UsageError: an argument is not valid.
+        CredentialsError: there are no credentials, or AWS refuses them.
+        ModelError: there is no such model, or it is not RUNNING.
         RefusedError: the service refuses all calls.
     """
     if min_confidence is not None and not 0 <= min_confidence <= 100:  # noqa: PLR2004 - per cent
-        raise UsageError(f"--min-confidence {min_confidence:g} is outside of 0 to 100")
+        raise UsageError(f"--min-confidence {min_confidence:g} is not between 0 and 100")
     if max_results is not None and not 0 <= max_results <= MAX_INT32:
-        raise UsageError(f"--max-results {max_results} is outside of 0 to {MAX_INT32}")
+        raise UsageError(f"--max-results {max_results} is not between 0 and {MAX_INT32}")
     if fit:
         require_pillow("--fit")
-    asked = [
+    inputs = [
         each if isinstance(each, ImageInput) else await anyio.to_thread.run_sync(image_input, each) for each in images
     ]
-    async with _opened(
+    async with _open_calls(
         aws or Aws(), model, min_confidence=min_confidence, max_results=max_results, fit=fit, on_read=on_read
-    ) as looker:
-        return await looker.look(asked)
+    ) as calls:
+        return await calls.detect_all(inputs)
 
 
 @asynccontextmanager
-async def _opened(
+async def _open_calls(
     aws: Aws, model: str, *, fit: bool, on_read: Callable[[ImageInput, bytes], None] | None, **options: Any
 ) -> AsyncIterator[_DetectCalls]:
     await aws.check_credentials()
@@ -156,20 +158,20 @@ async def _opened(
             reader,
             fit=fit,
             on_read=on_read,
-            deadline_s=_deadline(aws),
+            deadline_s=_deadline_s(aws),
         )
 
 
-def _deadline(aws: Aws) -> float | None:
-    """For one image: what the user's timeouts come to. None where one of them is for ever, as that was asked for."""
+def _deadline_s(aws: Aws) -> float | None:
+    """Return the time limit of one image: all attempts with the session's timeouts; None if a timeout is disabled."""
     connection = aws.settings.connection
     if connection.connect_timeout_s is None or connection.read_timeout_s is None:
         return None
-    return connection.max_attempts * (connection.connect_timeout_s + connection.read_timeout_s) + _SLACK_S
+    return connection.max_attempts * (connection.connect_timeout_s + connection.read_timeout_s) + _ALLOWANCE_S
 
 
 class _DetectCalls:
-    """Asks for each image; the first error that concerns them all ends it."""
+    """Calls the model for each image; the first error that concerns all images ends the calls."""
 
     def __init__(
         self,
@@ -187,20 +189,20 @@ class _DetectCalls:
         self._fit = fit
         self._on_read = on_read
         self._deadline_s = deadline_s
-        self._slots = anyio.Semaphore(_AT_ONCE)
+        self._slots = anyio.Semaphore(_MAX_CONCURRENT)
         self._failure: CallError | None = None
 
-    async def look(self, images: Sequence[ImageInput]) -> list[DetectResult]:
-        found: dict[int, DetectResult] = {}
+    async def detect_all(self, images: Sequence[ImageInput]) -> list[DetectResult]:
+        results: dict[int, DetectResult] = {}
 
         async def one(number: int, each: ImageInput) -> None:
             async with self._slots:
                 try:
                     with anyio.fail_after(self._deadline_s):
-                        found[number] = await self._answered(each)
+                        results[number] = await self._detect(each)
                 except TimeoutError:
-                    late = TransientError("no answer in time", code="Timeout")
-                    found[number] = DetectResult(name=each.name, error=late)
+                    late = TransientError("no response in time", code="Timeout")
+                    results[number] = DetectResult(name=each.name, error=late)
                 except (FatalCallError, ModelNotReadyError) as error:
                     self._failure = self._failure or error
                     group.cancel_scope.cancel()
@@ -209,41 +211,41 @@ class _DetectCalls:
             for number, each in enumerate(images):
                 group.start_soon(one, number, each)
         if self._failure is not None:
-            raise self._as_refusal(self._failure) from self._failure
-        self._refuse_general(list(found.values()))
-        return [found[number] for number in range(len(images))]
+            raise self._as_end(self._failure) from self._failure
+        self._refuse_general(list(results.values()))
+        return [results[number] for number in range(len(images))]
 
-    def _refuse_general(self, found: Sequence[DetectResult]) -> None:
-        """Raise where no image was answered, and one of them for a reason that usually concerns all."""
-        general = [each.error for each in found if isinstance(each.error, RejectedError) and each.error.is_general]
-        if general and all(each.error is not None for each in found):
-            raise self._as_refusal(general[0]) from general[0]
+    def _refuse_general(self, results: Sequence[DetectResult]) -> None:
+        """Raise if every image failed, and at least one for a reason that usually concerns all images."""
+        general = [each.error for each in results if isinstance(each.error, RejectedError) and each.error.is_general]
+        if general and all(each.error is not None for each in results):
+            raise self._as_end(general[0]) from general[0]
 
-    async def _answered(self, each: ImageInput) -> DetectResult:
+    async def _detect(self, each: ImageInput) -> DetectResult:
         try:
             if each.image is not None and each.image.bucket:
-                return await self._of_object(each, each.image)
-            return await self._of_bytes(each, await self._read(each))
+                return await self._detect_object(each, each.image)
+            return await self._detect_bytes(each, await self._read(each))
         except (ImageError, ThrottledError, TransientError) as error:
             return DetectResult(name=each.name, error=error)
 
-    async def _of_object(self, each: ImageInput, image: ImageRef) -> DetectResult:
-        """The service reads the object; where it must be fitted, it travels from here."""
+    async def _detect_object(self, each: ImageInput, image: ImageRef) -> DetectResult:
+        """Let the service read the object; if it has to be fitted, download it and send its bytes."""
         data = None if self._on_read is None else await self._read(each)
         if self._fit and suffix_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS:
-            return await self._of_bytes(each, data or await self._read(each))
+            return await self._detect_bytes(each, data or await self._read(each))
         try:
             answer, request_id = await self._detector.ask(s3_object(image))
-        except ImageError as refusal:
-            if not self._fit or not fit_may_help(refusal.code):
+        except ImageError as error:
+            if not self._fit or not fit_may_help(error.code):
                 raise
-            return await self._of_bytes(each, data or await self._read(each), after=refusal)
+            return await self._detect_bytes(each, data or await self._read(each), after=error)
         return _result(each, answer, request_id)
 
-    async def _of_bytes(self, each: ImageInput, data: bytes, *, after: ImageError | None = None) -> DetectResult:
+    async def _detect_bytes(self, each: ImageInput, data: bytes, *, after: ImageError | None = None) -> DetectResult:
         changed = await anyio.to_thread.run_sync(fitted, data) if self._fit else None
         if changed is None and after is not None:
-            raise after  # the picture is as it should be: the refusal was about something else
+            raise after  # the image needs no fitting, so that was not the reason
         answer, request_id = await self._detector.ask({"Bytes": data if changed is None else changed.data})
         return _result(each, answer, request_id, fitted=None if changed is None else changed.note)
 
@@ -252,7 +254,7 @@ class _DetectCalls:
         if data is None:
             assert each.image is not None
             if (each.image.size_bytes or 0) > MAX_BYTES_FITTABLE:
-                text = f"{each.image.size_bytes:,} bytes, and files of up to {MAX_BYTES_FITTABLE:,} are read"
+                text = f"it has {each.image.size_bytes:,} bytes; the limit is {MAX_BYTES_FITTABLE:,} bytes"
                 raise ImageError(text, code="TooLarge")
             reader = next(reader for reader in self._readers if reader.carries(each.image))
             data = await reader.read(each.image)
@@ -260,15 +262,15 @@ class _DetectCalls:
             self._on_read(each, data)
         return data
 
-    def _as_refusal(self, error: CallError) -> RefusedError:
+    def _as_end(self, error: CallError) -> RefusedError:
         name = self._model.name
         if isinstance(error, ModelNotReadyError):
-            why = str(error).rstrip(".")
-            return ModelError(f"{why}; start {name} with `batchcl model start {name}`, and wait until it is RUNNING")
-        return RefusedError(f"asking {name} failed: {error.code}: {error}")
+            reason = str(error).rstrip(".")
+            return ModelError(f"{reason}; start {name} with `batchcl model start {name}`, and wait until it is RUNNING")
+        return RefusedError(f"calling {name} failed: {error.code}: {error}")
 
 
 def _result(each: ImageInput, answer: Any, request_id: str, *, fitted: str | None = None) -> DetectResult:
-    """Raises `TransientError` where the answer is none of the API's."""
+    """Raise `TransientError` for a malformed response."""
     parse_labels(answer, request_id)
     return DetectResult(name=each.name, answer=answer, request_id=request_id, fitted=fitted)

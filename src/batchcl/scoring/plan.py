@@ -1,4 +1,4 @@
-"""What a run would do, told without a single call to the model."""
+"""Plans a job: counts images and calls, and estimates time and cost, without calling the model."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from batchcl.job import Job
 from batchcl.lifetime.manager import DOLLARS_PER_UNIT_HOUR
 from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.store import Store
-from batchcl.scoring.connections import service_of
+from batchcl.scoring.connections import open_service
 from batchcl.scoring.source_checks import check_sources, first_page
 
 __all__ = ["TPS_PER_UNIT", "Estimate", "Plan", "plan"]
 
 TPS_PER_UNIT: Final = 2.8
-"""Images a second of one inference unit, as AWS's pricing example implies; the real figure depends on the model."""
+"""Images per second of one inference unit in the example of AWS's pricing page; the real rate depends on the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Time and money at so many inference units."""
+    """Hours and cost with a number of inference units."""
 
     units: int
     images_per_second: float
@@ -39,24 +39,24 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What would be done.
+    """Counts and estimates of a job.
 
     Attributes:
-        images: on the list.
-        calls: images that cost a call.
-        skipped: reason → images that cost none.
-        bytes: of the images to call for, as far as the lists tell.
-        unknown_bytes: images whose size no list tells.
-        bad_lines: lines of the lists that name no image.
-        repeated: images that the sources name more than once, beyond the first time.
-        known: images left out by `incremental`, as their version has a result.
-        known_failed: images left out by `incremental`, as their version has a permanent failure.
-        lines: lines and rows of all lists; None where a source is no list.
-        filtered: images left out by the filters.
-        filtered_by: which filter → how many of them; `size_unknown` where no list told what `min_size` asks, and so on.
-        left_out: lines that name something that is no image to score: what → how many.
-        unread: lines behind those that `--limit` asked for.
-        estimates: at 1 to 5 inference units.
+        images: images on the work list.
+        calls: images that need a call.
+        skipped: images that violate a limit and need no call, by code.
+        bytes: total size of the images that need a call, without those of unknown size.
+        unknown_bytes: number of images of unknown size.
+        bad_lines: lines of the lists that don't name an image.
+        repeated: duplicates, not counting the first occurrence.
+        known: images excluded by `incremental` because their version has a result.
+        known_failed: images excluded by `incremental` because their version has a permanent failure.
+        lines: lines and rows of all lists; None if a source is not a list.
+        filtered: images excluded by filters.
+        filtered_by: images excluded by each filter; `size_unknown` if `min_size` or `max_size` can't be checked, etc.
+        left_out: lines of other things than images to score, by what they are.
+        unread: lines after the `--limit`.
+        estimates: for 1 to 5 inference units.
     """
 
     model: str
@@ -82,57 +82,57 @@ class Plan:
 
 
 async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
-    """Read the job's lists to their end and add up. Lists S3 prefixes, but makes no call to Rekognition.
+    """Read all lists and S3 prefixes of the job and return the totals. Makes no call to Rekognition.
 
     Raises:
-        UsageError: the job or a source is wrong.
-        RefusedError: a bucket can't be read or lies in another region than the model.
+        UsageError: the job or a source is not valid.
+        RefusedError: a bucket can't be read, or is in another region than the model.
     """
-    images = calls = size = unknown = scored = failed = 0
+    images = calls = size_bytes = unknown_sizes = already_scored = already_failed = 0
     skipped: Counter[str] = Counter()
     with ExitStack() as files:
-        async with service_of(job) as (aws, model):
+        async with open_service(job) as (aws, model):
             now = dt.datetime.now(dt.UTC)
-            listing = await check_sources(job, aws, model, files, now, observer=observer or SilentObserver())
-            known = await _known(job, aws, model)
-            async for page in await first_page(listing.selection.pages(), listing, job):
-                listed = page.images
-                if known is not None:
-                    found = await known.known(listed)
-                    scored += found.count("already_scored")
-                    failed += found.count("already_failed")
-                    listed = [image for image, each in zip(listed, found, strict=True) if each is None]
-                images += len(listed)
-                for image in listed:
+            sources = await check_sources(job, aws, model, files, now, observer=observer or SilentObserver())
+            incremental = await _incremental_filter(job, aws, model)
+            async for page in await first_page(sources.selection.pages(), sources, job):
+                selected = page.images
+                if incremental is not None:
+                    statuses = await incremental.known(selected)
+                    already_scored += statuses.count("already_scored")
+                    already_failed += statuses.count("already_failed")
+                    selected = [image for image, status in zip(selected, statuses, strict=True) if status is None]
+                images += len(selected)
+                for image in selected:
                     if (reason := check_limits(image, fit=job.fit)) is not None:
                         skipped[reason.code] += 1
                     else:
                         calls += 1
-                        size += image.size_bytes or 0
-                        unknown += image.size_bytes is None
-    tally = listing.tally(planned=images, known=scored, known_failed=failed)
+                        size_bytes += image.size_bytes or 0
+                        unknown_sizes += image.size_bytes is None
+    counts = sources.counts(planned=images, known=already_scored, known_failed=already_failed)
     return Plan(
         model=model.text,
         images=images,
         calls=calls,
         skipped=dict(skipped.most_common()),
-        bytes=size,
-        unknown_bytes=unknown,
-        bad_lines=listing.bad_lines,
-        repeated=listing.selection.repeated,
-        known=scored,
-        known_failed=failed,
-        lines=tally.lines,
-        filtered=tally.filtered,
-        filtered_by=listing.filtered,
-        left_out=dict(tally.left_out),
-        unread=tally.unread,
+        bytes=size_bytes,
+        unknown_bytes=unknown_sizes,
+        bad_lines=counts.bad,
+        repeated=counts.repeated,
+        known=already_scored,
+        known_failed=already_failed,
+        lines=counts.lines,
+        filtered=counts.filtered,
+        filtered_by=dict(counts.filtered_by),
+        left_out=dict(counts.left_out),
+        unread=counts.unread,
         estimates=tuple(_estimate(calls, units) for units in range(1, MAX_UNITS + 1)),
     )
 
 
-async def _known(job: Job, aws: Aws, model: ModelArn) -> IncrementalFilter | None:
-    """What `incremental` leaves out: nothing where there is no output root yet."""
+async def _incremental_filter(job: Job, aws: Aws, model: ModelArn) -> IncrementalFilter | None:
+    """Return the filter of an incremental job; None for other jobs, and if there is no output root yet."""
     if not job.incremental:
         return None
     try:
@@ -143,6 +143,6 @@ async def _known(job: Job, aws: Aws, model: ModelArn) -> IncrementalFilter | Non
 
 
 def _estimate(calls: int, units: int) -> Estimate:
-    rate = units * TPS_PER_UNIT
-    hours = calls / rate / 3600
-    return Estimate(units=units, images_per_second=rate, hours=hours, dollars=hours * units * DOLLARS_PER_UNIT_HOUR)
+    rate_tps = units * TPS_PER_UNIT
+    hours = calls / rate_tps / 3600
+    return Estimate(units=units, images_per_second=rate_tps, hours=hours, dollars=hours * units * DOLLARS_PER_UNIT_HOUR)

@@ -1,4 +1,4 @@
-"""What the engine needs from others: where outcomes go, and what to do when the model isn't ready."""
+"""Protocols of the engine's collaborators: the sink of outcomes, and the recovery of a model that is not ready."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ __all__ = ["Recovery", "Sink"]
 
 
 class Sink(Protocol):
-    """Where outcomes go."""
+    """Stores outcomes. Implemented by `batchcl.runs.ledger.Ledger`."""
 
     def record(self, shard: int, position: int, outcome: Outcome) -> None:
-        """Take over the outcome of one image. Never waits and never fails: `keep` and `close` do."""
+        """Accept the outcome of one image. Never waits or raises; `keep` and `close` do."""
         ...
 
     async def room(self) -> None:
-        """Wait while more is taken over than kept."""
+        """Wait while too many accepted outcomes are not stored yet."""
         ...
 
     async def keep(self) -> None:
-        """Run beside the calls until cancelled: keep what was recorded. Raises `BatchclError` where that can't be."""
+        """Store accepted outcomes until cancelled. Raises `BatchclError` if they can't be stored."""
         ...
 
     async def close(self) -> None:
-        """Keep all that was recorded; nothing follows. Raises as `keep` does."""
+        """Store all accepted outcomes; no more will follow. Raises like `keep`."""
         ...
 
     async def save(self) -> None:
-        """Instead of `close` after `keep` has raised: keep what still can be. Raises as `keep` does."""
+        """After `keep` has raised, instead of `close`: store as much as possible. Raises like `keep`."""
         ...
 
 
 class Recovery(Protocol):
-    """What to do when the service says that the model isn't ready."""
+    """Handles a model that is not ready. Implemented by `batchcl.lifetime.manager.ModelManager`."""
 
     async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
-        """Return when calls may go on, raise when they can't; `pauses` in a row since the last good answer."""
+        """Return when calls can resume; raise if they can't. `pauses`: pauses in a row since the last scored image."""
         ...

@@ -1,7 +1,8 @@
-"""Images that wait for a call: fresh ones from the list, throttled ones at the front, transient ones after a delay.
+"""The queue of images that wait for a call.
 
-A non-blocking core with a bell for each who waits, rung when what he waits for may have come. An image counts as
-outstanding from `take` until `settle`, so the end is known: no list, nothing waiting, nothing outstanding.
+Fresh images are first in, first out; throttled images return to the front; images with a transient error return
+after a delay. An image is outstanding from `take` until it is settled or requeued. The queue has ended when it is
+closed, no image waits and none is outstanding.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ __all__ = ["WorkItem", "WorkQueue"]
 
 @dataclass(slots=True)
 class WorkItem:
-    """One image on its way.
+    """An image between the work list and its outcome.
 
     Attributes:
-        attempts: calls that were answered or lost, but no throttled ones.
-        open_calls: calls without an answer yet.
-        is_doubled: a second call was sent beside one that hangs.
-        is_settled: it has its outcome.
-        is_prepared: it was looked at, and changed if need be, before its next call.
-        fitted: what was changed; None where it goes as it is.
+        attempts: calls so far, without throttled ones.
+        open_calls: calls in flight.
+        is_hedged: a second call was sent because the first one is slow.
+        is_settled: the image has its outcome.
+        is_prepared: the image was checked, and changed if necessary, before its next call.
+        fitted: how it was changed; None if it was not changed.
     """
 
     image: ImageRef
@@ -37,7 +38,7 @@ class WorkItem:
     position: int
     attempts: int = 0
     open_calls: int = 0
-    is_doubled: bool = False
+    is_hedged: bool = False
     is_settled: bool = False
     is_prepared: bool = False
     fitted: str | None = None
@@ -45,7 +46,7 @@ class WorkItem:
 
 @dataclass(frozen=True, slots=True)
 class QueueStatistics:
-    """How many images are where."""
+    """Numbers of images by state."""
 
     waiting: int
     delayed: int
@@ -60,10 +61,10 @@ class _Delayed:
 
 
 class WorkQueue:
-    """One producer puts, one consumer takes, and any task gives images back.
+    """For one producer and one consumer; any task may requeue images.
 
     Args:
-        capacity: fresh images that may wait; the producer waits at more, until half of them are taken.
+        capacity: maximum number of fresh images. At the maximum, `put` waits until half of them are taken.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -75,37 +76,37 @@ class WorkQueue:
         self._outstanding = 0
         self._closed = False
         self._stopped = False
-        self._room = Notifier()
-        self._work = Notifier()
-        self._end = Notifier()
+        self._has_capacity = Notifier()
+        self._changed = Notifier()
+        self._ending = Notifier()
 
     async def put(self, item: WorkItem) -> bool:
-        """Add a fresh image, waiting for room. False once the queue is stopped: the image was not taken over."""
+        """Add a fresh image, waiting for capacity. Return False if the queue is stopped: the image was not added."""
         while len(self._fresh) >= self._capacity and not self._stopped:
-            await self._room.wait()
+            await self._has_capacity.wait()
         if self._stopped:
             return False
         self._fresh.append(item)
-        self._work.ring()
+        self._changed.ring()
         return True
 
-    def put_now(self, item: WorkItem) -> None:
-        """Add a fresh image, room or not, for a producer who is bounded by something else."""
+    def put_unbounded(self, item: WorkItem) -> None:
+        """Add a fresh image regardless of the capacity, for a producer that has a limit of its own."""
         self._fresh.append(item)
-        self._work.ring()
+        self._changed.ring()
 
     def close(self) -> None:
-        """No fresh images will come."""
+        """Declare that no more fresh images will be added."""
         self._closed = True
-        self._work.ring()
-        self._end.ring()
+        self._changed.ring()
+        self._ending.ring()
 
     def stop(self) -> None:
-        """Hand out no more images, whether or not some wait."""
+        """End the queue now; waiting images are not taken any more."""
         self._stopped = True
-        self._room.ring()
-        self._work.ring()
-        self._end.ring()
+        self._has_capacity.ring()
+        self._changed.ring()
+        self._ending.ring()
 
     @property
     def stopped(self) -> bool:
@@ -113,7 +114,7 @@ class WorkQueue:
         return self._stopped
 
     async def ready(self) -> bool:
-        """Wait until an image can be taken; False when all are settled or the queue is stopped."""
+        """Wait until an image can be taken; False if all images are settled or the queue is stopped."""
         while not self._stopped:
             if self._front or self._fresh:
                 return True
@@ -121,19 +122,19 @@ class WorkQueue:
                 left_s = self._delayed[0].due_at - anyio.current_time()
                 if left_s <= 0:
                     return True
-                await self._work.wait(at_most_s=left_s)
+                await self._changed.wait(at_most_s=left_s)
             elif self._closed and not self._outstanding:
                 return False
             else:
-                await self._work.wait()
+                await self._changed.wait()
         return False
 
     async def only_outstanding(self) -> bool:
-        """Wait until all there is are images that were taken and have no outcome; False when there will be none."""
+        """Wait until every image without an outcome is outstanding; False if none will be, or the queue is stopped."""
         while not self._stopped:
             if self._all_taken:
                 return self._outstanding > 0
-            await self._end.wait()
+            await self._ending.wait()
         return False
 
     @property
@@ -141,7 +142,7 @@ class WorkQueue:
         return self._closed and not self._front and not self._fresh and not self._delayed
 
     def take(self) -> WorkItem:
-        """The image whose turn it is, after `ready` said that there is one: one that was given back goes first."""
+        """Return the next image; only after `ready` has returned True. Requeued images go first, then delayed ones."""
         self._outstanding += 1
         if self._front:
             item = self._front.popleft()
@@ -150,30 +151,30 @@ class WorkQueue:
         else:
             item = self._fresh.popleft()
             if len(self._fresh) == self._capacity // 2:
-                self._room.ring()
+                self._has_capacity.ring()
         if self._all_taken:
-            self._end.ring()
+            self._ending.ring()
         return item
 
     def settle(self) -> None:
-        """An image that was taken has its outcome."""
+        """Count an image that was taken as done: it has its outcome."""
         self._outstanding -= 1
         if not self._outstanding:
-            self._work.ring()
-            self._end.ring()
+            self._changed.ring()
+            self._ending.ring()
 
-    def give_back(self, item: WorkItem) -> None:
-        """An image that was taken goes back to the front."""
+    def requeue(self, item: WorkItem) -> None:
+        """Return an image that was taken to the front."""
         self._front.append(item)
         self._outstanding -= 1
-        self._work.ring()
+        self._changed.ring()
 
-    def give_back_later(self, item: WorkItem, due_at: float) -> None:
-        """An image that was taken waits until `due_at`, on the loop's clock."""
+    def requeue_at(self, item: WorkItem, due_at: float) -> None:
+        """Return an image that was taken to the queue at `due_at`, on the loop's clock."""
         heapq.heappush(self._delayed, _Delayed(due_at, next(self._numbers), item))
         self._outstanding -= 1
-        self._work.ring()
+        self._changed.ring()
 
     def statistics(self) -> QueueStatistics:
-        """How many images are where."""
+        """Return the numbers of images by state."""
         return QueueStatistics(len(self._front) + len(self._fresh), len(self._delayed), self._outstanding)

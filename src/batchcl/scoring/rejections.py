@@ -1,4 +1,8 @@
-"""Rejected calls: what the pacer learns from them, and whether their reason concerns one image or all."""
+"""Decides whether rejected calls (`RejectedError`) concern one image or all, and reports failed calls to the pacer.
+
+AccessDenied, for example, may concern one object, or every object after a permission was revoked. So an image with a
+rejected call has no outcome until a call that was sent later is accepted.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,19 @@ from batchcl.errors import CallError, HostError, ImageError, RejectedError, Thro
 from batchcl.pacing.pacer import Pacer
 from batchcl.scoring.queue import WorkItem
 
-__all__ = ["MOST_IN_A_ROW", "Rejection", "Rejections", "report_to_pacer", "was_sent"]
+__all__ = ["MAX_IN_A_ROW", "Rejection", "Rejections", "report_to_pacer", "was_sent"]
 
 
 def was_sent(error: CallError) -> bool:
-    """Whether the service was asked at all; it isn't for an image whose bytes can't be had."""
+    """Whether a call was sent; none is for an image whose bytes can't be read."""
     return not (isinstance(error, HostError) or (isinstance(error, ImageError) and error.status is None))
 
 
 def report_to_pacer(pacer: Pacer, error: CallError, *, sent_at: float) -> None:
-    """Report to `pacer` that the call that began at `sent_at` ended in `error`.
+    """Report to `pacer` that the call that began at `sent_at` failed with `error`.
 
-    The turn of an image that can't be read is given back, so that the service gets as many calls as it takes. It is
-    not where reading may succeed later: what waits for its next attempt must not become more and more.
+    The slot of an image that can't be read is given back, so that the service receives as many calls as it accepts.
+    It is not given back if reading is retried: otherwise more and more images would wait for their next attempt.
     """
     match error:
         case ThrottledError():
@@ -35,22 +39,22 @@ def report_to_pacer(pacer: Pacer, error: CallError, *, sent_at: float) -> None:
             pacer.succeeded(sent_at=sent_at)
 
 
-MOST_IN_A_ROW: Final = 20
-"""Rejections of calls that were sent one after the other, after which the run doesn't go on as before."""
+MAX_IN_A_ROW: Final = 20
+"""After this many rejected calls in a row, the engine checks whether the run can continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """An image without an outcome yet, and what its call came back with."""
+    """An image without an outcome, and the error of its call."""
 
     item: WorkItem
     error: RejectedError
 
 
 class Rejections:
-    """The rejections that are held, among the calls of one engine.
+    """Holds the rejections of one engine's calls until a later call is accepted.
 
-    At most 20 are held for each call in flight, as every row of them is shorter than 20.
+    Calls are numbered in the order in which they were sent. At most 20 rejections per call in flight are held.
     """
 
     def __init__(self) -> None:
@@ -64,45 +68,45 @@ class Rejections:
 
     @property
     def held(self) -> list[Rejection]:
-        """The rejections whose images have no outcome yet."""
+        """The held rejections; their images have no outcome yet."""
         return list(self._held.values())
 
     def sent(self) -> int:
-        """A call goes out; return its number."""
+        """Record a call that is sent, and return its number."""
         number = next(self._numbers)
         self._pending.add(number)
         return number
 
     def ended(self, number: int) -> None:
-        """The call has ended, whatever with."""
+        """Record that the call has ended, with any result."""
         self._pending.discard(number)
 
     def accepted(self, number: int) -> list[Rejection]:
-        """The service has read the call's image: what was rejected before it was sent is no longer held."""
+        """Record that the service has read the call's image; release the rejections of calls sent before it."""
         self._accepted = max(self._accepted, number)
         return self._released(number) if self._held else []
 
     def rejected(self, number: int, rejection: Rejection) -> bool:
-        """Hold `rejection`; False where a later call was accepted already, so that the image's own outcome is due."""
+        """Hold `rejection`; return False if a later call was accepted: the rejection then concerns this image only."""
         if number < self._accepted:
             return False
         self._held[number] = rejection
         return True
 
     def in_a_row(self) -> list[Rejection]:
-        """The first 20 or more rejections without another call in between; empty while there are none."""
+        """Return the first 20 or more consecutive rejections; empty if there are none."""
         row: list[Rejection] = []
         for number in sorted(self._pending.union(self._held)):
             if number in self._held:
                 row.append(self._held[number])
-            elif len(row) >= MOST_IN_A_ROW:
+            elif len(row) >= MAX_IN_A_ROW:
                 break
             else:
                 row = []
-        return row if len(row) >= MOST_IN_A_ROW else []
+        return row if len(row) >= MAX_IN_A_ROW else []
 
     def release_all(self) -> list[Rejection]:
-        """What is held, which is no longer held then."""
+        """Return all held rejections, and hold none."""
         held, self._held = self._held, {}
         return list(held.values())
 

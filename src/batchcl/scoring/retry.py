@@ -1,4 +1,4 @@
-"""Score again what failed: what `batchcl retry` and `batchcl.retry` do."""
+"""Scores failed images of a run again: what `batchcl retry` and `batchcl.retry` do."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.rounds import FailedImages, Round, end_round, last_round, open_round, read_round, unfinished_round
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.bounds import within_descriptors
-from batchcl.scoring.connections import service_of
-from batchcl.scoring.run import admitted, known_versions, open_model
-from batchcl.scoring.run_lease import hold_run_lease, lease_of
+from batchcl.scoring.bounds import limit_to_descriptors
+from batchcl.scoring.connections import open_service
+from batchcl.scoring.run import acquire_lease, incremental_filter, open_context
+from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
@@ -46,59 +46,61 @@ async def retry(
     observer: Observer | None = None,
     stop_signal: StopSignal | None = None,
 ) -> Summary:
-    """Score the failed images of a finished run again that may succeed, as a new round of it.
+    """Score the failed images of a finished run again, as a new round of the run.
 
-    Images that are scored now get rows in `results/`; those that fail again get another row in `failures/`. Permanent
-    failures are reported and left as they are, and so are skipped images. With `fit` among the changes, those of both
-    are scored too that it may help. A round that was interrupted is continued, with its own codes and `fit`. Images of
-    an incremental run that another run has dealt with meanwhile are not scored again.
+    Images that are scored get rows in `results/`; images that fail again get another row in `failures/`. Permanent
+    failures and skipped images are reported and not retried, unless `changes` contains `fit` and it may help. An
+    interrupted round is resumed with its own codes and `fit`. For an incremental run, images that another run has
+    scored in the meantime are not scored again.
 
     Args:
         root: the output root.
         run_id: a run that is done.
         codes: error codes to retry, such as `InternalServerError`; all if empty.
         changes: fields of `Job` to change: how the model is started, paced or reached, and `fit`.
-        observer: watches.
-        stop_signal: ask it to end the round early.
+        observer: receives progress and notices.
+        stop_signal: ends the round early on request.
 
     Returns:
-        The summary of the whole run after the round. `tolerated` leaves out failures that the round did not retry, as
+        The summary of the whole run after the round. `tolerated` does not count failures that the round did not retry:
         the run itself has counted them.
 
     Raises:
-        UsageError: there is no such run, it is not done yet, or no image that failed with any of `codes` may succeed.
+        UsageError: there is no such run, it is not done, or no image that failed with one of `codes` can succeed.
         RefusedError: nothing was spent.
-        StoppedError: it ended early; `retry` goes on.
+        StoppedError: the round ended early; calling `retry` again resumes it.
     """
     valid_run_id(run_id)
     begun_at = anyio.current_time()
     observer = SafeObserver(observer or SilentObserver())
-    stopper = stop_signal or StopSignal()
+    stop_signal = stop_signal or StopSignal()
     changes = dict(changes or {})
     session = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
-    with stopper.interruptible():
+    with stop_signal.interruptible():
         store = await Store.open_async(root, aws=session)
         record = await read_record(store, run_id)
         if record is None:
             raise UsageError(f"there is no run {run_id!r} in {root}; {command('runs', root)} lists them")
         earlier = await read_summary(store, run_id)
         if earlier is None or (earlier.status != "done" and earlier.round == 0):
-            raise UsageError(f"run {run_id} is not done yet; end it first with `batchcl run` and the same --run-id")
-        job = within_descriptors(await job_of_round(store, record, {"out": root} | changes), observer)
+            raise UsageError(f"run {run_id} is not done; resume it first: batchcl run --run-id {run_id}")
+        job = limit_to_descriptors(await job_of_round(store, record, {"out": root} | changes), observer)
         if job.sse is not None:
             store = await Store.open_async(root, aws=session, encryption=job.encryption)
         await store.check_writable(single_writer=job.single_writer)
     async with (
-        service_of(job) as (aws, model),
-        open_model(job, aws, model, observer, stopper, run_id=run_id, root=store.root, begun_at=begun_at) as means,
+        open_service(job) as (aws, model),
+        open_context(
+            job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, begun_at=begun_at
+        ) as context,
     ):
-        with stopper.interruptible():
+        with stop_signal.interruptible():
             await aws.check_credentials()
-        return await execute_round(job, store, record, earlier, means, codes=codes)
+        return await execute_round(job, store, record, earlier, context, codes=codes)
 
 
 async def job_of_round(store: Store, record: RunRecord, changes: Mapping[str, Any]) -> Job:
-    """The job of the next round: the run's with `changes`, and the `fit` setting of a round that was interrupted."""
+    """Return the job of the next round: the run's job with `changes`, and the `fit` of an interrupted round."""
     job = job_of(record.scored_as, record.settings, {"run_id": record.run_id, **changes})
     paths = RunPaths(record.run_id)
     number = await unfinished_round(store, paths)
@@ -110,37 +112,40 @@ async def execute_round(
     store: Store,
     record: RunRecord,
     earlier: Summary,
-    means: RunContext,
+    context: RunContext,
     *,
     codes: Sequence[str],
 ) -> Summary:
-    """Open the round and score its images; `retry` without AWS around it."""
+    """Open the round and score its images: `retry` without opening AWS."""
     paths = RunPaths(record.run_id)
-    keeper, observer = means.keeper, means.observer
-    progress = Progress(dollars=keeper.dollars)
+    model_manager, observer = context.model_manager, context.observer
+    progress = Progress(dollars=model_manager.dollars)
     last, is_open = await last_round(store, paths)
-    about = await read_round(store, paths, last) if is_open else Round(last + 1, tuple(codes), job.fit)
-    lease = lease_of(store, paths, progress, keeper, round_=about.number, observer=observer, utcnow=means.utcnow)
-    async with AsyncExitStack() as held:
-        with means.stopper.interruptible():
+    retry_round = await read_round(store, paths, last) if is_open else Round(last + 1, tuple(codes), job.fit)
+    lease = make_run_lease(
+        store, paths, progress, model_manager, round_=retry_round.number, observer=observer, utcnow=context.utcnow
+    )
+    async with AsyncExitStack() as held_lease:
+        with context.stop_signal.interruptible():
             rounds = await published(store, paths)
             totals = await read_totals(store, paths, rounds.items())
             failures = total(totals.values()).failures
-            _report_rest(failures, about, observer)
-            if not is_open and not about.selected(failures):
+            _report_not_retried(failures, retry_round, observer)
+            if not is_open and not retry_round.selected(failures):
                 any_failed = any(group.status == "failed" for group in failures)
                 if any_failed:
-                    _refuse_codes(failures, about, record.run_id)
-                why = "none of its failures can succeed" if any_failed else "it has no failures"
-                observer.notice(Notice("nothing-failed", f"nothing to retry in run {record.run_id}: {why}"))
+                    _refuse_codes(failures, retry_round, record.run_id)
+                reason = "none of its failures can succeed" if any_failed else "it has no failures"
+                observer.notice(Notice("nothing-failed", f"nothing to retry in run {record.run_id}: {reason}"))
                 return replace(earlier, tolerated=True)
-            await keeper.check()
-            hold = partial(held.enter_async_context, hold_run_lease(lease, keeper, means.stopper))
-            await admitted(job, store, record, means, lease=lease, take=hold)
+            await model_manager.check()
+            hold = partial(held_lease.enter_async_context, hold_run_lease(lease, model_manager, context.stop_signal))
+            await acquire_lease(job, store, record, context, lease=lease, take=hold)
             await lease.check()
-            about = await open_round(store, paths, about)
-            if about.fit != job.fit:
-                raise StoppedError(f"another retry of run {record.run_id} was begun meanwhile; repeat the command")
+            retry_round = await open_round(store, paths, retry_round)
+            if retry_round.fit != job.fit:
+                text = f"another retry of run {record.run_id} was started in the meantime; repeat the command"
+                raise StoppedError(text)
             if lease.follows_unsettled:
                 async with lease.beating():
                     await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
@@ -148,11 +153,11 @@ async def execute_round(
             totals = await read_totals(store, paths, rounds.items())
             worklist = WorkList(store, paths)
             await worklist.open()
-        targets = FailedImages(about, published=rounds, totals=totals)
-        over = f"{counted(targets.planned, 'image')} without result{' with --fit' if about.fit else ''}"
-        observer.notice(Notice("started", f"round {about.number} of run {record.run_id} over {over}"))
+        targets = FailedImages(retry_round, published=rounds, totals=totals)
+        images = f"{counted(targets.planned, 'image')} without result{', with --fit' if retry_round.fit else ''}"
+        observer.notice(Notice("started", f"round {retry_round.number} of run {record.run_id}: {images}"))
         progress.planned, progress.listed = targets.planned, True
-        known = known_versions(store, record, job)
+        incremental = incremental_filter(store, record, job)
         session = Session(
             job=job,
             store=store,
@@ -160,57 +165,61 @@ async def execute_round(
             worklist=worklist,
             targets=targets,
             published=rounds,
-            means=means,
+            context=context,
             lease=lease,
-            held=held,
+            held_lease=held_lease,
             progress=progress,
-            known=None if known is None else known.known,
+            find_known=None if incremental is None else incremental.known,
             earlier=total(totals.values()).counts,
         )
         summary = await session.run()
     try:
-        await end_round(store, paths, about.number)
+        await end_round(store, paths, retry_round.number)
     except OutputError as error:
-        end = StoppedError(f"the round is scored, but could not be closed: {error}; `batchcl retry` closes it")
+        end = StoppedError(f"all images of the round are scored, but closing it failed: {error}; repeat the command")
         end.summary = summary
         raise end from error
     return summary
 
 
-def _report_rest(failures: Counter[FailureGroup], about: Round, observer: Observer) -> None:
-    """Say which images without a result the round leaves as they are, by status and code, and why."""
-    rest = {group: number for group, number in failures.items() if about.names(group) and not about.selects(group)}
+def _report_not_retried(failures: Counter[FailureGroup], retry_round: Round, observer: Observer) -> None:
+    """Report the images without a result that the round does not retry, by status and code, and why."""
+    rest = {
+        group: number
+        for group, number in failures.items()
+        if retry_round.names(group) and not retry_round.selects(group)
+    }
     for status, code in sorted({(group.status, group.code) for group in rest}):
         of_code = {group: number for group, number in rest.items() if (group.status, group.code) == (status, code)}
         images = sum(of_code.values())
         fixable = count_fittable(of_code)
         text = f"not retried: {counted(images, 'image')} {status} with {code}{_reason(code)}"
         if fixable:
-            text += f"; `batchcl retry --fit` may help {fixable:,} of them"
+            text += f"; `batchcl retry --fit` may score {fixable:,} of them"
         fields: dict[str, str | int | float | None] = {"code": code, "images": images, "fit_may_help": fixable}
         observer.notice(Notice("not-retried", text, fields))
 
 
 def _reason(code: str) -> str:
-    about = FAILURE_CODES.get(code)
-    return "" if about is None else f" ({about.reason})"
+    known = FAILURE_CODES.get(code)
+    return "" if known is None else f" ({known.reason})"
 
 
-def _refuse_codes(failures: Counter[FailureGroup], about: Round, run_id: str) -> None:
-    """Raise `UsageError` where no image that failed with one of the codes may succeed: there is nothing to do."""
-    if not about.codes:
+def _refuse_codes(failures: Counter[FailureGroup], retry_round: Round, run_id: str) -> None:
+    """Raise `UsageError` if codes were given and no image that failed with one of them can succeed."""
+    if not retry_round.codes:
         return
-    named = " or ".join(about.codes)
-    of_codes = [group for group in failures if about.names(group)]
+    codes = " or ".join(retry_round.codes)
+    of_codes = [group for group in failures if retry_round.names(group)]
     if of_codes:
         fit = "add --fit, or " if any(group.fit_may_help for group in of_codes) else ""
         raise UsageError(
-            f"no image of run {run_id} that failed with --code {named} can succeed now: the same version of it fails "
-            f"again; {fit}replace the images, and score them with `batchcl run --incremental`"
+            f"no image of run {run_id} that failed with --code {codes} can succeed: these failures are permanent; "
+            f"{fit}replace the images and score them with `batchcl run --incremental`"
         )
     by_code: Counter[str] = Counter()
     for group, number in failures.items():
-        if about.fit or group.status == "failed":
+        if retry_round.fit or group.status == "failed":
             by_code[group.code] += number
     known = ", ".join(f"{code} ({number:,})" for code, number in by_code.most_common()) or "none"
-    raise UsageError(f"no image of run {run_id} failed with --code {named}; the codes are {known}")
+    raise UsageError(f"no image of run {run_id} failed with --code {codes}; its codes: {known}")

@@ -1,13 +1,14 @@
-"""One job from its sources to its summary: what `batchcl run` and `batchcl.run` do.
+"""Runs one job, from its sources to its summary: what `batchcl run` and `batchcl.run` do.
 
-Everything that can refuse the job is looked at first, from cheap to dear: the job itself, credentials, the output root,
-the run id, the sources, their buckets, the model, the first image. Only then is the run recorded, and the model started
-when there is an image to call for.
+Everything that can refuse the job is checked first, in the order of cost: the job itself, credentials, the output root,
+the run id, the sources, their buckets, the model, the first images. Then the run is recorded. The model is started only
+when there is an image that needs a call.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -39,23 +40,23 @@ from batchcl.runs.record import RunRecord, differences, read_record, read_summar
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.bounds import within_descriptors
-from batchcl.scoring.connections import open_manager, service_of
-from batchcl.scoring.run_lease import hold_run_lease, lease_of
+from batchcl.scoring.bounds import limit_to_descriptors
+from batchcl.scoring.connections import open_manager, open_service
+from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
-from batchcl.scoring.source_checks import CheckedSources, check_sources, closed_by, first_page
-from batchcl.scoring.work_list_writer import freeze_all, leave_room_for_calls
+from batchcl.scoring.source_checks import CheckedSources, check_sources, closing_with, first_page
+from batchcl.scoring.work_list_writer import wait_for_calls, write_work_list
 from batchcl.sources.select import SelectedPage
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 
 __all__ = [
     "ResumeState",
-    "admitted",
+    "acquire_lease",
     "execute",
     "find_resume_state",
-    "known_versions",
-    "open_model",
+    "incremental_filter",
+    "open_context",
     "open_store",
     "run",
 ]
@@ -64,49 +65,50 @@ __all__ = [
 async def run(job: Job, *, observer: Observer | None = None, stop_signal: StopSignal | None = None) -> Summary:
     """Score every image of `job` and publish the results below `job.out`.
 
-    Each image of the list ends as one row in `results/` or `failures/`. A run id that was begun before goes on from
-    what is journalled; one that is done returns its summary and makes no call. The model is stopped at the end if the
-    run started it, whatever the end.
+    Each image becomes one row in `results/` or `failures/`. If `job.run_id` names an unfinished run, it is resumed; if
+    the run is done, its summary is returned and no call is made. If the run started the model, the model is stopped at
+    the end, also after an error.
 
     Args:
         job: what to score.
-        observer: watches; see `batchcl.events`.
-        stop_signal: ask it to end the run early.
+        observer: receives progress and notices; see `batchcl.events`.
+        stop_signal: ends the run early on request.
 
     Returns:
         The summary, also when more images failed than tolerated: see `Summary.tolerated`.
 
     Raises:
-        UsageError: the job or a source is wrong, or the run id is that of another job.
+        UsageError: the job or a source is not valid, or the run id belongs to a different job.
         RefusedError: nothing was spent: credentials, access, region, model or output root are at fault.
-        StoppedError: it ended early; what is done is kept, and `summary` of the error tells how far it came.
+        StoppedError: the run ended early. What is done is kept; `error.summary` contains the counts.
     """
     begun_at = anyio.current_time()
     observer = SafeObserver(observer or SilentObserver())
-    stopper = stop_signal or StopSignal()
-    job = within_descriptors(job, observer)
+    stop_signal = stop_signal or StopSignal()
+    job = limit_to_descriptors(job, observer)
     with ExitStack() as files:
-        async with service_of(job) as (aws, named):
-            with stopper.interruptible():
+        async with open_service(job) as (aws, resolved):
+            with stop_signal.interruptible():
                 await aws.check_credentials()
                 store = await open_store(job, aws)
-                model = await _recorded(store, job, named)
+                model = await _recorded_model(store, job, resolved)
                 if job.model not in (None, model.text):
-                    observer.notice(Notice("model-found", f"{job.model} is {model.text}"))
+                    observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
                 check = partial(check_sources, job, aws, model, files, observer=observer)
-                found = await find_resume_state(job, model, store, check=check, observer=observer)
-                if found.summary is not None:
-                    observer.notice(Notice("already-done", f"run {found.record.run_id} is done already; nothing to do"))
-                    return _judged(found.summary, job)
-            run_id, root = found.record.run_id, store.root
-            async with open_model(
-                job, aws, model, observer, stopper, run_id=run_id, root=root, begun_at=begun_at
-            ) as means:
-                return await execute(job, found, means)
+                state = await find_resume_state(job, model, store, check=check, observer=observer)
+                if state.summary is not None:
+                    observer.notice(Notice("already-done", f"run {state.record.run_id} is already done; nothing to do"))
+                    tolerated = not job.tolerance.exceeded(failed=state.summary.failed, scored=state.summary.scored)
+                    return replace(state.summary, tolerated=tolerated)
+            run_id, root = state.record.run_id, store.root
+            async with open_context(
+                job, aws, model, observer, stop_signal, run_id=run_id, root=root, begun_at=begun_at
+            ) as context:
+                return await execute(job, state, context)
 
 
-async def _recorded(store: Store, job: Job, model: ModelArn) -> ModelArn:
-    """The model of the run that is resumed, where the job names it: a newer one of the name is another model."""
+async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
+    """Return the model of the run that is resumed if the job's name refers to it; a newer version may exist by now."""
     record = None if job.run_id is None or job.model is None else await read_record(store, job.run_id)
     if record is None or job.model is None:
         return model
@@ -114,102 +116,105 @@ async def _recorded(store: Store, job: Job, model: ModelArn) -> ModelArn:
     return recorded if is_named(recorded, job.model) else model
 
 
-async def execute(job: Job, found: ResumeState, means: RunContext) -> Summary:
-    """Take the lease of the run that was found and score what is left of it; `run` without AWS around it."""
-    store, worklist, listing = found.store, found.worklist, found.listing
-    keeper, observer = means.keeper, means.observer
-    progress = Progress(dollars=keeper.dollars)
-    pause = partial(leave_room_for_calls, worklist, progress)
-    lease = lease_of(store, RunPaths(found.record.run_id), progress, keeper, observer=observer, utcnow=means.utcnow)
-    async with AsyncExitStack() as lists, AsyncExitStack() as held:
-        with means.stopper.interruptible():
-            if found.calls_left:
-                await keeper.check()
+async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
+    """Acquire the lease of the run and score what is left: `run` without opening AWS."""
+    store, worklist, sources = state.store, state.worklist, state.sources
+    model_manager, observer = context.model_manager, context.observer
+    progress = Progress(dollars=model_manager.dollars)
+    pause = partial(wait_for_calls, worklist, progress)
+    lease = make_run_lease(
+        store, RunPaths(state.record.run_id), progress, model_manager, observer=observer, utcnow=context.utcnow
+    )
+    async with AsyncExitStack() as open_sources, AsyncExitStack() as held_lease:
+        with context.stop_signal.interruptible():
+            if state.calls_left:
+                await model_manager.check()
 
-            async def take(record: RunRecord) -> None:
-                hold = partial(held.enter_async_context, hold_run_lease(lease, keeper, means.stopper))
+            async def take_over(record: RunRecord) -> None:
+                lease_block = hold_run_lease(lease, model_manager, context.stop_signal)
+                hold = partial(held_lease.enter_async_context, lease_block)
                 if job.incremental:
-                    await admitted(job, store, record, means, lease=lease, take=hold)
+                    await acquire_lease(job, store, record, context, lease=lease, take=hold)
                 else:
                     await hold()
                 if lease.follows_unsettled:
                     async with lease.beating():
                         await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
 
-            record, pages = await _begin(job, found, take, lists, pause=pause)
-            done = await published(store, RunPaths(record.run_id))
+            record, pages = await _begin(job, state, take_over, open_sources, pause=pause)
+            published_rounds = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
-        _show_list(worklist, progress, observer)
-        known = known_versions(store, record, job, pause=pause, keep_index=True)
-        freeze = None
-        if listing is not None and worklist.totals is None:
-            freeze = partial(
-                freeze_all,
+        _report_work_list(worklist, progress, observer)
+        incremental = incremental_filter(store, record, job, pause=pause, keep_index=True)
+        write_list = None
+        if sources is not None and worklist.totals is None:
+            write_list = partial(
+                write_work_list,
                 worklist,
                 pages,
                 shard_size=job.shard_size,
-                incremental=known,
-                tally=listing.tally,
-                on_frozen=partial(_show_list, worklist, progress, observer),
+                incremental=incremental,
+                count_sources=sources.counts,
+                on_frozen=partial(_report_work_list, worklist, progress, observer),
             )
         session = Session(
             job=job,
             store=store,
             record=record,
             worklist=worklist,
-            targets=AllImages(worklist, done),
-            published=done,
-            means=means,
+            targets=AllImages(worklist, published_rounds),
+            published=published_rounds,
+            context=context,
             lease=lease,
-            held=held,
+            held_lease=held_lease,
             progress=progress,
-            known=known.known if known is not None and lease.number else None,
-            listing=freeze,
+            find_known=incremental.known if incremental is not None and lease.number else None,
+            write_work_list=write_list,
         )
         return await session.run()
 
 
-async def admitted(
+async def acquire_lease(
     job: Job,
     store: Store,
     record: RunRecord,
-    means: RunContext,
+    context: RunContext,
     *,
     lease: RunLeaseHolder,
     take: Callable[[], Awaitable[None]],
 ) -> None:
-    """Take the run's lease unless another run may be scoring the same images; say which dead runs were recovered."""
-    recovered = await admit(store, record, lease, take=take, allow_overlap=job.allow_overlap, utcnow=means.utcnow)
+    """Acquire the run's lease unless another run may score the same images; report dead runs that were recovered."""
+    recovered = await admit(store, record, lease, take=take, allow_overlap=job.allow_overlap, utcnow=context.utcnow)
     if recovered:
-        text = f"published what was left of {counted(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
-        means.observer.notice(Notice("recovered", text, {"runs": len(recovered)}))
+        text = f"published the rows of {counted(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
+        context.observer.notice(Notice("recovered", text, {"runs": len(recovered)}))
 
 
 async def open_store(job: Job, aws: Aws) -> Store:
-    """The job's output root, which can be written."""
+    """Open the job's output root, and check that it can be written."""
     store = await Store.open_async(job.out, aws=aws, create=True, encryption=job.encryption)
     await store.check_writable(single_writer=job.single_writer)
     return store
 
 
 @asynccontextmanager
-async def open_model(
+async def open_context(
     job: Job,
     aws: Aws,
     model: ModelArn,
     observer: Observer,
-    stopper: StopSignal,
+    stop_signal: StopSignal,
     *,
     run_id: str,
     root: str,
     begun_at: float,
 ) -> AsyncIterator[RunContext]:
-    """What a session that calls the model works with; connections are open during the block."""
+    """Open everything that a session needs to call the model; connections are closed at the end of the block."""
     if job.fit:
         require_pillow("--fit")
-    aws.credentials.on_wait = lambda why: observer.notice(Notice("credentials-failing", f"{why}; trying again"))
+    aws.credentials.on_wait = lambda why: observer.notice(Notice("credentials-failing", f"{why}; retrying"))
     async with AsyncExitStack() as stack:
-        keeper = await stack.enter_async_context(
+        model_manager = await stack.enter_async_context(
             open_manager(
                 job,
                 aws,
@@ -217,7 +222,7 @@ async def open_model(
                 run_id=run_id,
                 root=root,
                 observer=observer,
-                stopper=stopper,
+                stop_signal=stop_signal,
                 begun_at=begun_at,
             )
         )
@@ -244,10 +249,10 @@ async def open_model(
             )
         )
         yield RunContext(
-            keeper=keeper,
+            model_manager=model_manager,
             detector=detector if job.fit else LimitsDetector(detector, reader),
             observer=observer,
-            stopper=stopper,
+            stop_signal=stop_signal,
             begun_at=begun_at,
             preparer=fitting,
         )
@@ -255,13 +260,23 @@ async def open_model(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeState:
-    """What there is of the run before it begins: all of it, when `summary` is there; nothing, when not `old`."""
+    """What exists of a run before the session begins.
+
+    Attributes:
+        store: the output root.
+        record: the recorded run; for a new run, the record to create.
+        is_resumed: whether the run is recorded.
+        worklist: its work list.
+        sources: the sources; None if they are not needed, because the work list is complete.
+        calls_left: whether images may need a call.
+        summary: of a run that is done; None otherwise.
+    """
 
     store: Store
     record: RunRecord
-    old: bool
+    is_resumed: bool
     worklist: WorkList
-    listing: CheckedSources | None
+    sources: CheckedSources | None
     calls_left: bool
     summary: Summary | None
 
@@ -274,82 +289,82 @@ async def find_resume_state(
     check: Callable[[dt.datetime], Awaitable[CheckedSources]],
     observer: Observer,
 ) -> ResumeState:
-    """Look for the run in `store`, and at its sources where they are needed: `check` is given the run's start."""
-    record = _record(job, model)
+    """Read the state of the run from `store`, and check its sources with `check(started_at)` if they are needed."""
+    record = _new_record(job, model)
     paths = RunPaths(record.run_id)
     worklist = WorkList(store, paths)
-    old = await _same(store, record)
+    old = await _recorded_run(store, record)
     summary = None
-    done = 0
+    published_shards = 0
     if old is not None:
         summary = await read_summary(store, record.run_id)
-        observer.notice(Notice("resuming", f"run {record.run_id} was begun before"))
+        observer.notice(Notice("resuming", f"resuming run {record.run_id}"))
         await worklist.open()
-        done = len(await published(store, paths))
-    finished = summary is not None and summary.status == "done"
-    listing = None
-    if worklist.totals is None and not finished:
-        listing = await check((old or record).started_at)
+        published_shards = len(await published(store, paths))
+    is_done = summary is not None and summary.status == "done"
+    sources = None
+    if worklist.totals is None and not is_done:
+        sources = await check((old or record).started_at)
         if old is None:
-            record = replace(record, lists=listing.digests, bad_lines=dict(listing.bad))
-        _check_lists(old or record, listing)
+            record = replace(record, lists=sources.digests, bad_lines=dict(sources.bad))
+        _check_lists_unchanged(old or record, sources)
     return ResumeState(
         store=store,
         record=old or record,
-        old=old is not None,
+        is_resumed=old is not None,
         worklist=worklist,
-        listing=listing,
-        calls_left=worklist.totals is None or done < worklist.shards,
-        summary=summary if finished else None,
+        sources=sources,
+        calls_left=worklist.totals is None or published_shards < worklist.shards,
+        summary=summary if is_done else None,
     )
 
 
 async def _begin(
     job: Job,
-    found: ResumeState,
-    take: Callable[[RunRecord], Awaitable[None]],
-    lists: AsyncExitStack,
+    state: ResumeState,
+    take_over: Callable[[RunRecord], Awaitable[None]],
+    open_sources: AsyncExitStack,
     *,
     pause: Pause,
 ) -> tuple[RunRecord, AsyncIterator[SelectedPage]]:
-    """Record the run and take its lease; the record that counts, and the images that are not on the work list yet.
+    """Record the run and take it over; return its record and the images that are not on the work list yet.
 
-    Lists that are not read to their end are closed with `lists`.
+    `open_sources` closes sources that are not read to the end.
     """
-    record, worklist = found.record, found.worklist
+    record, worklist = state.record, state.worklist
     first = None
-    listing = found.listing
-    if listing is not None and not worklist.shards:
-        known = known_versions(found.store, record, job)
-        look = partial(_try_reading, listing, known)
-        first = await first_page(closed_by(lists, listing.selection.pages(pause=pause)), listing, job, look=look)
-    if not found.old and not await record.create(found.store):
-        record = await _same(found.store, record) or record
-    await take(record)
-    await worklist.open()  # as the last holder left it
+    sources = state.sources
+    if sources is not None and not worklist.shards:
+        check_readable = partial(_check_readable, sources, incremental_filter(state.store, record, job))
+        pages = closing_with(open_sources, sources.selection.pages(pause=pause))
+        first = await first_page(pages, sources, job, check_readable=check_readable)
+    if not state.is_resumed and not await record.create(state.store):
+        record = await _recorded_run(state.store, record) or record
+    await take_over(record)
+    await worklist.open()  # again: another process may have extended it before the lease was acquired
     if first is not None and worklist.bookmark is None:
         return record, first
-    if found.listing is None:
+    if sources is None:
         return record, _no_pages()
-    rest = found.listing.selection.pages(worklist.bookmark, earlier=worklist.frozen_images(), pause=pause)
-    return record, closed_by(lists, rest)
+    rest = sources.selection.pages(worklist.bookmark, earlier=worklist.frozen_images(), pause=pause)
+    return record, closing_with(open_sources, rest)
 
 
-async def _try_reading(
-    listing: CheckedSources, known: IncrementalFilter | None, images: Sequence[ImageRef], /, *, is_all: bool
+async def _check_readable(
+    sources: CheckedSources, incremental: IncrementalFilter | None, images: Sequence[ImageRef], /, *, is_all: bool
 ) -> None:
-    """Refuse images that can't be read, but for missing ones that are known already: they cost no call."""
+    """Refuse images that can't be read, unless `images` are all images and none of them needs a call."""
     try:
-        await listing.try_reading(images, is_all=is_all)
+        await sources.check_readable(images, is_all=is_all)
     except RefusedError:
-        if known is None or not is_all or None in await known.known(images):
+        if incremental is None or not is_all or None in await incremental.known(images):
             raise
 
 
-def known_versions(
+def incremental_filter(
     store: Store, record: RunRecord, job: Job, *, pause: Pause = no_pause, keep_index: bool = False
 ) -> IncrementalFilter | None:
-    """What an incremental run leaves out; None for another one."""
+    """Return the filter of images with an earlier outcome; None for a run that is not incremental."""
     if not job.incremental:
         return None
     model = ModelArn.parse(record.model)
@@ -364,16 +379,16 @@ async def _no_pages() -> AsyncIterator[SelectedPage]:
         yield page
 
 
-def _show_list(worklist: WorkList, progress: Progress, observer: Observer) -> None:
+def _report_work_list(worklist: WorkList, progress: Progress, observer: Observer) -> None:
     progress.planned = worklist.images
     progress.listed = worklist.totals is not None
     if worklist.totals is not None and (worklist.totals.known or worklist.totals.known_failed):
         known, failed = worklist.totals.known, worklist.totals.known_failed
-        text = f"left out: {counted(known, 'image')} already scored, {failed:,} failed permanently before"
+        text = f"excluded: {counted(known, 'image')} already scored, {failed:,} failed permanently before"
         observer.notice(Notice("known", text, {"known": known, "known_failed": failed}))
 
 
-def _record(job: Job, model: ModelArn) -> RunRecord:
+def _new_record(job: Job, model: ModelArn) -> RunRecord:
     now = dt.datetime.now(dt.UTC)
     scored_as = job.scored_as(model)
     return RunRecord(
@@ -387,28 +402,26 @@ def _record(job: Job, model: ModelArn) -> RunRecord:
     )
 
 
-async def _same(store: Store, record: RunRecord) -> RunRecord | None:
-    """The record of an earlier session of the same run; None when the id is new, `UsageError` when it is another's."""
+async def _recorded_run(store: Store, record: RunRecord) -> RunRecord | None:
+    """Return the recorded run with this id; None if there is none. Raises `UsageError` if it is of another job."""
     old = await read_record(store, record.run_id)
     if old is not None and old.run_id != record.run_id:
-        raise UsageError(f"{record.run_id} in {store.root} is the name of run {old.run_id!r}; use that as --run-id")
+        raise UsageError(
+            f"--run-id {record.run_id} is the folder name of run {old.run_id!r} in {store.root}; "
+            f"use --run-id {shlex.quote(old.run_id)} to resume it, or another --run-id"
+        )
     if old is not None and old.fingerprint != record.fingerprint:
         raise UsageError(
-            f"run {record.run_id} in {store.root} scored something else: "
+            f"run {record.run_id} in {store.root} was started with other settings: "
             f"{differences(old.scored_as, record.scored_as)}; use another --run-id"
         )
     return old
 
 
-def _check_lists(record: RunRecord, listing: CheckedSources) -> None:
-    """A listing that was cut short can only go on in the same list."""
-    for name, digest in listing.digests.items():
+def _check_lists_unchanged(record: RunRecord, sources: CheckedSources) -> None:
+    """Raise `UsageError` if a list file has changed: an unfinished work list can't be continued from another file."""
+    for name, digest in sources.digests.items():
         if record.lists.get(name, digest) != digest:
             raise UsageError(
-                f"{name} has changed since run {record.run_id} began to read it; restore it, or use another --run-id"
+                f"{name} has changed since run {record.run_id} started; restore it, or use another --run-id"
             )
-
-
-def _judged(summary: Summary, job: Job) -> Summary:
-    """`summary` by today's tolerance."""
-    return replace(summary, tolerated=not job.tolerance.exceeded(failed=summary.failed, scored=summary.scored))

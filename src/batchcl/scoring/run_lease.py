@@ -1,4 +1,4 @@
-"""What a session holds of its run: the lease, and the model that the run started, from the first moment to the last."""
+"""Holds the lease of a run, and stops the model that the run started at the end of the session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batchcl.runs.lease import EXPIRES_S, RunLease, RunLeaseHolder
 from batchcl.runs.store import Store
 from batchcl.stop_signal import MODEL, RECORDS, STORE, StopSignal
 
-__all__ = ["hold_run_lease", "lease_of"]
+__all__ = ["hold_run_lease", "make_run_lease"]
 
 _OWNS_MODEL: Final = "owns_model"
 _STOPS_MODEL: Final = "stops_model"
@@ -25,22 +25,22 @@ _RELEASE_S: Final = 10.0
 _HAND_OVER: Final = (STORE + MODEL) / 2
 
 
-def lease_of(
+def make_run_lease(
     store: Store,
     paths: RunPaths,
     progress: Progress,
-    keeper: ModelManager,
+    model_manager: ModelManager,
     *,
     round_: int = 0,
     observer: Observer,
     utcnow: Callable[[], dt.datetime],
 ) -> RunLeaseHolder:
-    """The run's lease; its heartbeat says how far the round is, and whether its model is this run's to stop."""
+    """Make the lease of a run. Its heartbeat contains the progress, and whether this run has to stop the model."""
 
     def on_wait(other: RunLease) -> None:
         text = (
-            f"run {paths.run_id} was not ended by its last runner ({other.host}); waiting up to {EXPIRES_S:.0f} s for "
-            "its heartbeat"
+            f"the last process of run {paths.run_id}, on {other.host}, did not release its lease; waiting up to "
+            f"{EXPIRES_S:.0f} s for its heartbeat"
         )
         observer.notice(Notice("lease-wait", text))
 
@@ -48,59 +48,61 @@ def lease_of(
         store,
         paths.sessions,
         what=f"run {paths.run_id}",
-        progress=lambda: _heartbeat(progress, keeper, round_),
+        progress=lambda: _heartbeat(progress, model_manager, round_),
         on_wait=on_wait,
         utcnow=utcnow,
     )
 
 
-def _heartbeat(progress: Progress, keeper: ModelManager, round_: int) -> dict[str, int | float | None]:
-    now = progress.snapshot(anyio.current_time())
+def _heartbeat(progress: Progress, model_manager: ModelManager, round_: int) -> dict[str, int | float | None]:
+    counts = progress.snapshot(anyio.current_time())
     names = ("planned", "scored", "failed", "skipped", "calls", "throttled")
-    return {name: getattr(now, name) for name in names} | {
+    return {name: getattr(counts, name) for name in names} | {
         "images": progress.called,
-        "images_per_second": round(now.images_per_second, 2),
-        "seconds": round(now.elapsed_s, 3) if now.calls else 0.0,
-        "cost_usd": now.dollars,
+        "images_per_second": round(counts.images_per_second, 2),
+        "seconds": round(counts.elapsed_s, 3) if counts.calls else 0.0,
+        "cost_usd": counts.dollars,
         "round": round_,
-        _OWNS_MODEL: keeper.owned,
-        _STOPS_MODEL: keeper.stops,
+        _OWNS_MODEL: model_manager.owned,
+        _STOPS_MODEL: model_manager.stops,
     }
 
 
 @asynccontextmanager
-async def hold_run_lease(lease: RunLeaseHolder, keeper: ModelManager, stopper: StopSignal) -> AsyncIterator[None]:
-    """Hold the lease during the block; stop the model and give the lease back at its end, whatever the end.
+async def hold_run_lease(
+    lease: RunLeaseHolder, model_manager: ModelManager, stop_signal: StopSignal
+) -> AsyncIterator[None]:
+    """Hold the lease during the block; at its end, also after an error, stop the model and release the lease.
 
-    A model that an earlier session started and could not stop is this one's to stop if that session's tag is still on
-    it. Where that fails the session's file says so to the next session. Where another process has taken the run over,
-    that one stops it.
+    If an earlier session of the run started the model, could not stop it, and its tag is still there, this session
+    stops it. If stopping fails, the session file records that for the next session. If another process has taken over
+    the run, that process stops the model.
 
     Raises:
-        StoppedError: another runner holds the lease, or the model could not be stopped.
+        StoppedError: another process holds the lease, or the model could not be stopped.
     """
 
     def inherit(left: RunLease) -> None:
         if left.progress.get(_OWNS_MODEL):
-            keeper.adopt()
+            model_manager.adopt()
 
     try:
-        async with keeper.stopping():
+        async with model_manager.stopping():
             try:
                 await lease.acquire(on_left=inherit)
-                keeper.remember(lease.beat)
+                model_manager.remember(lease.beat)
                 yield
             finally:
-                await _hand_over(lease, keeper, stopper)
+                await _hand_over(lease, model_manager, stop_signal)
     finally:
-        with stopper.bounded(RECORDS, shield=True, most_s=_RELEASE_S), suppress(OutputError):
+        with stop_signal.bounded(RECORDS, shield=True, most_s=_RELEASE_S), suppress(OutputError):
             await lease.release()
 
 
-async def _hand_over(lease: RunLeaseHolder, keeper: ModelManager, stopper: StopSignal) -> None:
-    """Don't stop the model under a runner that has taken this one for dead, and will stop it itself."""
-    if keeper.stops:
-        with stopper.bounded(_HAND_OVER, shield=True, most_s=_RELEASE_S), suppress(OutputError):
+async def _hand_over(lease: RunLeaseHolder, model_manager: ModelManager, stop_signal: StopSignal) -> None:
+    """Leave the model to another process that has taken over the run and will stop it."""
+    if model_manager.stops:
+        with stop_signal.bounded(_HAND_OVER, shield=True, most_s=_RELEASE_S), suppress(OutputError):
             other = await lease.successor()
             if other is not None and other.progress.get(_STOPS_MODEL):
-                keeper.hand_over()
+                model_manager.hand_over()

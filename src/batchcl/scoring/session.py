@@ -1,4 +1,4 @@
-"""The part of a run that spends money: one process at work on one round, from the first call to the summary."""
+"""One session: one process that scores one round of a run, from the first call to the summary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import Batch, WorkList
 from batchcl.scoring.bounds import watch_bounds
 from batchcl.scoring.engine import Engine, EngineSettings
-from batchcl.scoring.pace import learning_pacer
+from batchcl.scoring.pace import open_pacer
 from batchcl.stop_signal import CALLS, RECORDS, STORE, StopSignal
 from batchcl.summary import SessionRecord, Summary
 
@@ -41,18 +41,18 @@ __all__ = ["RunContext", "Session"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """What a session works with, whatever the round.
+    """What a session needs to call the model.
 
     Attributes:
-        begun_at: on the loop's clock, from which the deadline counts.
-        preparer: makes images fit the service's rules; None where they go as they are.
-        utcnow: the time of day.
+        begun_at: start of the run on the loop's clock; the deadline is counted from here.
+        preparer: changes images to fit the service's limits; None if they are sent unchanged.
+        utcnow: returns the current time.
     """
 
-    keeper: ModelManager
+    model_manager: ModelManager
     detector: Detector
     observer: Observer
-    stopper: StopSignal
+    stop_signal: StopSignal
     begun_at: float
     preparer: Preparer | None = None
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
@@ -60,14 +60,22 @@ class RunContext:
 
 @dataclass(kw_only=True)
 class Session:
-    """Everything that one process needs to work on a round. Used once.
+    """Scores what is left of one round. Used once.
 
     Attributes:
-        published: shard → the last round in which it was published, when the session began.
-        known: for each image, what another run has made of it since the list was made; None where that needs no look.
-        listing: freezes the rest of the work list; None when it is complete.
-        held: the run's tenure, given up as soon as there are no more calls to make.
-        earlier: what the markers came to when the session began; None where they are still to be read.
+        job: the job.
+        store: the output root.
+        record: the run.
+        worklist: its work list.
+        targets: the images of the round.
+        published: the last round in which each shard was published, when the session began.
+        context: model, detector, observer and stop signal.
+        lease: the lease of the run.
+        held_lease: releases the lease and stops the model; closed when no more calls are made.
+        progress: counters.
+        find_known: finds images that another run has scored since the list was made; None if that is not needed.
+        write_work_list: writes the rest of the work list; None if it is complete.
+        earlier: counts of the images that were published before the session; None if they have to be read.
     """
 
     job: Job
@@ -76,30 +84,30 @@ class Session:
     worklist: WorkList
     targets: Targets
     published: Mapping[int, int]
-    means: RunContext
+    context: RunContext
     lease: RunLeaseHolder
-    held: AsyncExitStack
+    held_lease: AsyncExitStack
     progress: Progress
-    known: Callable[[Sequence[ImageRef]], Awaitable[list[Known | None]]] | None = None
-    listing: Callable[[], Awaitable[None]] | None = None
+    find_known: Callable[[Sequence[ImageRef]], Awaitable[list[Known | None]]] | None = None
+    write_work_list: Callable[[], Awaitable[None]] | None = None
     earlier: Counts | None = None
     _engine: Engine = field(init=False)
     _ledger: Ledger = field(init=False)
 
     async def run(self) -> Summary:
-        """Score what is left of the round, and write the summary.
+        """Score what is left of the round and write the summary.
 
         Raises:
-            BatchclError: what ended the session early, with `summary`.
+            BatchclError: the error that ended the session early; it has a `summary`.
         """
-        async with learning_pacer(
+        async with open_pacer(
             self.store,
             self.record.model,
-            units=lambda: self.means.keeper.units,
+            units=lambda: self.context.model_manager.units,
             max_tps=self.job.max_tps,
-            observer=self.means.observer,
-            stopper=self.means.stopper,
-            utcnow=self.means.utcnow,
+            observer=self.context.observer,
+            stop_signal=self.context.stop_signal,
+            utcnow=self.context.utcnow,
         ) as pacer:
             return await self._run(pacer)
 
@@ -112,45 +120,47 @@ class Session:
             writer=self.lease.holder,
             check_owner=self.lease.check,
             fit=self.job.fit,
-            known=self.known,
+            known=self.find_known,
             on_taken_up=self.progress.add_earlier,
             on_known=self.progress.count,
-            utcnow=self.means.utcnow,
+            utcnow=self.context.utcnow,
         )
         self._engine = Engine(
-            self.means.detector,
+            self.context.detector,
             pacer,
             ledger,
-            self.means.keeper,
+            self.context.model_manager,
             progress=self.progress,
             settings=EngineSettings(max_in_flight=self.job.max_in_flight),
-            observer=self.means.observer,
-            preparer=self.means.preparer,
+            observer=self.context.observer,
+            preparer=self.context.preparer,
             is_beginning=self._is_beginning,
-            utcnow=self.means.utcnow,
+            utcnow=self.context.utcnow,
         )
         failure: BatchclError | None = None
         try:
-            async with self.held:
+            async with self.held_lease:
                 failure = await self._score(ledger)
         except BatchclError as error:
             failure = error
         totals: Totals | None = None
-        stopper = self.means.stopper
+        stop_signal = self.context.stop_signal
         if failure is None:
-            failure = stopper.error
-            with stopper.bounded(RECORDS):
+            failure = stop_signal.error
+            with stop_signal.bounded(RECORDS):
                 try:
-                    totals = await self._complete()
+                    totals = await self._check_complete()
                     failure = None
                 except BatchclError as error:
                     failure = error
-        with stopper.bounded(RECORDS):
-            await self._count_earlier()
+        with stop_signal.bounded(RECORDS):
+            if self.earlier is None:
+                with suppress(OutputError):
+                    await self._count_published()
         summary = self._summary(totals, failure)
-        with stopper.bounded(RECORDS):
+        with stop_signal.bounded(RECORDS):
             try:
-                summary = await self._with_earlier_sessions(summary)
+                summary = await self._add_other_sessions(summary)
                 if not await self._is_outdated(summary):
                     await write_summary(self.store, summary)
             except OutputError as error:
@@ -158,51 +168,51 @@ class Session:
                     failure = error
                     summary = replace(summary, status="stopped", reason=str(error))
         if failure is not None:
-            is_stopped = self.means.keeper.state is ModelState.STOPPED
-            raise _as_end(failure, spent=self._engine.answered, is_model_stopped=is_stopped, summary=summary)
+            is_stopped = self.context.model_manager.state is ModelState.STOPPED
+            raise _session_error(failure, answered=self._engine.answered, is_model_stopped=is_stopped, summary=summary)
         return summary
 
     async def _score(self, ledger: Ledger) -> BatchclError | None:
-        """Run the engine with everything beside it; the error that ended it, or None."""
+        """Run the engine and its background tasks; return the error that ended it, or None."""
         failure: BatchclError | None = None
-        async with anyio.create_task_group() as beside:
-            beside.start_soon(self._guarded, self.lease.keep)
-            beside.start_soon(self.means.keeper.keep_guarded)
+        async with anyio.create_task_group() as background:
+            background.start_soon(self._guarded, self.lease.keep)
+            background.start_soon(self.context.model_manager.keep_guarded)
             if self.earlier is None:
-                beside.start_soon(self._guarded, self._count_published)
-            if self.listing is not None:
-                beside.start_soon(self._guarded, self.listing)
-            beside.start_soon(self._watch_bounds)
+                background.start_soon(self._guarded, self._count_published)
+            if self.write_work_list is not None:
+                background.start_soon(self._guarded, self.write_work_list)
+            background.start_soon(self._watch_bounds)
             self.progress.begin(anyio.current_time())
-            self.means.observer.started(self.progress)
-            stopper = self.means.stopper
+            self.context.observer.started(self.progress)
+            stop_signal = self.context.stop_signal
             try:
-                with stopper.bounded(STORE) as scope, stopper.calling(self._drain):
-                    await self._engine.run(self._with_model(ledger.batches()))
+                with stop_signal.bounded(STORE) as scope, stop_signal.calling(self._drain):
+                    await self._engine.run(self._start_model(ledger.batches()))
                 if scope.cancelled_caught:
-                    failure = self._given_up(ledger)
+                    failure = self._write_timeout_error(ledger)
             except BatchclError as error:
                 failure = error
             self.lease.settled = ledger.settled
             self.progress.end(anyio.current_time())
-            beside.cancel_scope.cancel()
+            background.cancel_scope.cancel()
         return failure
 
-    async def _with_model(self, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
-        """`batches`, with the model RUNNING from the first one that costs a call: none is started for nothing."""
-        running = False
+    async def _start_model(self, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
+        """Yield `batches`; before the first batch that needs a call, wait until the model is RUNNING."""
+        is_running = False
         async for batch in batches:
-            if not running and any(check_limits(image, fit=self.job.fit) is None for image in batch.images):
-                await self.means.keeper.have_running()
+            if not is_running and any(check_limits(image, fit=self.job.fit) is None for image in batch.images):
+                await self.context.model_manager.have_running()
                 self.progress.begin(anyio.current_time())
-                running = True
-                self._say_what_bounds_nothing()
+                is_running = True
+                self._warn_of_unused_max_cost()
             yield batch
 
-    def _say_what_bounds_nothing(self) -> None:
-        if self.job.max_cost is not None and self.means.keeper.dollars() is None and not self.job.emulator:
-            text = "--max-cost bounds nothing: the model was running already, so its cost isn't this run's"
-            self.means.observer.notice(Notice("max-cost-idle", text, level="warning"))
+    def _warn_of_unused_max_cost(self) -> None:
+        if self.job.max_cost is not None and self.context.model_manager.dollars() is None and not self.job.emulator:
+            text = "--max-cost has no effect: the model was already running, so its cost is not part of this run"
+            self.context.observer.notice(Notice("max-cost-idle", text, level="warning"))
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -212,52 +222,58 @@ class Session:
 
     async def _watch_bounds(self) -> None:
         await watch_bounds(
-            self.job, self.progress, begun_at=self.means.begun_at, stop=self._engine.fail, called_for=self._called_for
+            self.job,
+            self.progress,
+            begun_at=self.context.begun_at,
+            stop=self._engine.fail,
+            called_count=self._called_count,
         )
 
-    def _called_for(self) -> int:
-        """Images of the whole run that have been called for, as far as that is known."""
+    def _called_count(self) -> int:
+        """Return the number of images of the whole run that have been called for, as far as it is known."""
         if not self.targets.round:
             return self.progress.scored + self.progress.failed
         return 0 if self.earlier is None else self.earlier.scored + self.earlier.failed
 
-    def _given_up(self, ledger: Ledger) -> BatchclError:
-        """The end of a session whose outcomes the output root did not take in time."""
-        error = self.means.stopper.error
+    def _write_timeout_error(self, ledger: Ledger) -> BatchclError:
+        """Return the error of a session whose outcomes could not be stored before the time limit."""
+        error = self.context.stop_signal.error
         assert error is not None
         lost = counted(ledger.unkept().done, "outcome")
-        return type(error)(f"{error}; {self.store.root} did not take {lost} in time: these images are called for again")
+        return type(error)(
+            f"{error}; writing {lost} to {self.store.root} took too long: the next session calls for these images again"
+        )
 
     def _drain(self) -> None:
-        self.means.observer.notice(
-            Notice("drain", f"{self.means.stopper.error}: no more calls; those in flight end and are kept")
+        self.context.observer.notice(
+            Notice("drain", f"{self.context.stop_signal.error}: no more calls are sent; those in flight are completed")
         )
-        self._engine.drain(until=self.means.stopper.ends_at(CALLS))
+        self._engine.drain(until=self.context.stop_signal.ends_at(CALLS))
 
     async def _count_published(self) -> None:
-        """Count what earlier sessions have published; beside the calls, as a long run has many markers."""
+        """Count what earlier sessions have published; concurrently with the calls, as a long run has many markers."""
         totals = await read_totals(self.store, self._paths, self.published.items())
         self.earlier = total(totals.values()).counts
         self.progress.add_earlier(self.earlier)
 
     def _is_beginning(self) -> bool:
-        """Whether nothing of the run was scored before; False until that is known."""
+        """Whether no image of the run was scored before; False until that is known."""
         return self.earlier is not None and not self.targets.round and not self.progress.scored
 
-    async def _complete(self) -> Totals:
-        """What the run comes to when every image has its row; raises the stop that was asked for, or the bug."""
-        found = await self._final_totals()
+    async def _check_complete(self) -> Totals:
+        """Return the totals if every image has its row. Raises the error of the stop signal, or reports a bug."""
+        totals = await self._final_totals()
         listed = self.worklist.totals
-        if found is not None and listed is not None and found.counts.done == listed.images:
-            return found
-        if self.means.stopper.error is not None:
-            raise self.means.stopper.error
+        if totals is not None and listed is not None and totals.counts.done == listed.images:
+            return totals
+        if self.context.stop_signal.error is not None:
+            raise self.context.stop_signal.error
         raise BatchclError(
-            f"the engine ended, but {self.store.uri(self._paths.folder)} has {found} for {listed}; a bug in batchcl"
+            f"the engine ended, but {self.store.uri(self._paths.folder)} has {totals} for {listed}; a bug in batchcl"
         )
 
-    async def _with_earlier_sessions(self, summary: Summary) -> Summary:
-        """`summary` over all sessions: the others by their files, this one by its final counters."""
+    async def _add_other_sessions(self, summary: Summary) -> Summary:
+        """Return `summary` with all sessions: this one's final counters, the others from their files."""
         others = await read_sessions(self.store, self.record.run_id)
         own = {each.number: each for each in summary.sessions}
         by_number = {each.number: each for each in others} | own
@@ -265,14 +281,14 @@ class Session:
         return replace(summary, sessions=sessions, **total_spent(sessions))
 
     async def _is_outdated(self, summary: Summary) -> bool:
-        """Whether a faster runner has ended this round or a later one, so that its summary is the one that counts."""
+        """Whether another process has already completed this round or a later one; its summary must not be replaced."""
         other = await read_summary(self.store, self.record.run_id)
         if other is None or other.status != "done":
             return False
         return other.round > summary.round or (other.round == summary.round and summary.status != "done")
 
     async def _final_totals(self) -> Totals | None:
-        """What the markers add up to; None while the list or a shard is not complete."""
+        """Return the totals of all shards; None while the work list or a shard is not complete."""
         if self.worklist.totals is None:
             return None
         rounds = await published(self.store, self._paths)
@@ -281,22 +297,17 @@ class Session:
                 return None
         return total((await read_totals(self.store, self._paths, rounds.items())).values())
 
-    async def _count_earlier(self) -> None:
-        if self.earlier is None:
-            with suppress(OutputError):
-                await self._count_published()
-
     def _counts_so_far(self) -> Counts:
-        """What the whole run comes to by now; markers that can't be read are left out."""
-        kept = self.progress.counts - self._ledger.unkept()
+        """Return the counts of the whole run so far, without markers that can't be read."""
+        stored = self.progress.counts - self._ledger.unkept()
         if not self.targets.round or self.earlier is None:
-            return kept
-        return self.earlier + kept - self._ledger.replaced()
+            return stored
+        return self.earlier + stored - self._ledger.replaced()
 
     def _summary(self, final: Totals | None, failure: BatchclError | None) -> Summary:
         counts = self._counts_so_far() if final is None else final.counts
         failures = Counter[FailureGroup]() if final is None else final.failures
-        counted_before = sum(n for group, n in failures.items() if _is_counted(group, before=self.targets.round))
+        counted_before = sum(n for group, n in failures.items() if _was_counted(group, before=self.targets.round))
         own = SessionRecord.of(self.lease.number, self.lease.counters())
         totals = self.worklist.totals
         return Summary(
@@ -311,7 +322,7 @@ class Session:
             model=self.record.model,
             min_confidence=self.record.scored_as["min_confidence"],
             started_at=self.record.started_at,
-            ended_at=self.means.utcnow(),
+            ended_at=self.context.utcnow(),
             tolerated=not self.job.tolerance.exceeded(failed=counts.failed - counted_before, scored=counts.scored),
             bad_lines=totals.bad_lines if totals else 0,
             repeated=totals.repeated if totals else 0,
@@ -333,19 +344,19 @@ class Session:
         return RunPaths(self.record.run_id)
 
 
-def _is_counted(group: FailureGroup, *, before: int) -> bool:
-    """Whether an earlier round than `before` has counted these failures against the tolerance, once and for all."""
+def _was_counted(group: FailureGroup, *, before: int) -> bool:
+    """Whether a round earlier than `before` has counted these permanent failures against the tolerance."""
     return group.status == "failed" and group.permanent and group.round < before
 
 
-def _as_end(failure: BatchclError, *, spent: bool, is_model_stopped: bool, summary: Summary) -> BatchclError:
-    """`failure` as the end of a session: refused when nothing was scored, stopped when something was."""
+def _session_error(failure: BatchclError, *, answered: bool, is_model_stopped: bool, summary: Summary) -> BatchclError:
+    """Return `failure` as the error of a session: `RefusedError` if no call was answered, else `StoppedError`."""
     end = failure
     if isinstance(failure, FatalCallError):
         text = f"{failure}; the model is stopped" if is_model_stopped else str(failure)
         were_valid = getattr(failure.__cause__, "exit_code", None) is ExitCode.STOPPED
-        end = StoppedError(text) if spent or were_valid else RefusedError(text)
-    elif isinstance(failure, RefusedError | UsageError) and spent:
+        end = StoppedError(text) if answered or were_valid else RefusedError(text)
+    elif isinstance(failure, RefusedError | UsageError) and answered:
         end = StoppedError(str(failure))
     end.summary = summary
     if end is not failure:

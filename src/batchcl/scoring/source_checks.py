@@ -1,4 +1,4 @@
-"""The job's sources, looked at before anything is spent: what `run` and `plan` both begin with."""
+"""Checks a job's sources and buckets before anything is spent: the first step of `run`, `plan` and `doctor`."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from batchcl.sources.open import open_sources
 from batchcl.sources.select import SelectedPage, Selection
 from batchcl.sources.where import Condition, condition_on
 
-__all__ = ["CheckedSources", "TryReading", "check_sources", "closed_by", "first_page", "trust"]
+__all__ = ["CheckedSources", "ReadCheck", "check_sources", "closing_with", "first_page", "skip_read_check"]
 
 
-class TryReading(Protocol):
-    """Raises `RefusedError` where images like these can't be read, so that no call could succeed."""
+class ReadCheck(Protocol):
+    """Raises `RefusedError` if a sample of the images can't be read, so that no call would succeed."""
 
     async def __call__(self, images: Sequence[ImageRef], /, *, is_all: bool) -> None:
-        """`is_all`: there are no others."""
+        """`is_all`: `images` are all images of the sources, not only the first ones."""
         ...
 
 
-async def trust(_: Sequence[ImageRef], *, is_all: bool) -> None:
-    """Nothing is read of images that a test makes up."""
+async def skip_read_check(_: Sequence[ImageRef], *, is_all: bool) -> None:
+    """Read nothing: for images that don't exist, in tests."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedSources:
-    """The job's sources, looked at: the selection from them, and what was found on the way.
+    """The selection from the job's sources, and what the checks counted.
 
     Attributes:
         selection: the images.
-        bad_lines: how many lines name no image.
-        digests: list file → digest of its images.
-        lines: of all lists; None where a source is no list.
-        not_fitting: rows of earlier results that `where` passes over.
-        left_out: what lists name that is no image to score, and how many.
-        bad: list file → its first bad lines, in words.
-        try_reading: raises where images like these, the first ones or all, can't be read at all.
+        bad_lines: number of lines that don't name an image.
+        digests: digest of the images of each list file, by its name.
+        lines: lines of all lists; None if a source is not a list.
+        not_fitting: rows of earlier results that don't match `where`.
+        left_out: lines of other things than images to score, by what they are.
+        bad: descriptions of the first bad lines of each list file, by its name.
+        check_readable: raises if a sample of the first images can't be read.
     """
 
     selection: Selection
@@ -65,15 +65,15 @@ class CheckedSources:
     not_fitting: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     bad: Mapping[str, list[str]] = field(default_factory=dict)
-    try_reading: TryReading = trust
+    check_readable: ReadCheck = skip_read_check
 
     @property
     def filtered(self) -> dict[str, int]:
-        """Images left out so far: by which filter → how many."""
+        """Images excluded so far, by filter."""
         return ({"where": self.not_fitting} if self.not_fitting else {}) | self.selection.filtered
 
-    def tally(self, *, planned: int, known: int, known_failed: int) -> SourceCounts:
-        """How the lines add up, now that the selection was read."""
+    def counts(self, *, planned: int, known: int, known_failed: int) -> SourceCounts:
+        """Return the counts of all lines, after the selection was read."""
         selection = self.selection
         return SourceCounts(
             lines=self.lines,
@@ -91,7 +91,16 @@ class CheckedSources:
 async def check_sources(
     job: Job, aws: Aws, model: ModelArn, files: ExitStack, at: dt.datetime, *, observer: Observer
 ) -> CheckedSources:
-    """Look at the job's sources and at their buckets before a call is spent; the run began, or begins, `at`."""
+    """Open and check the job's sources and their buckets.
+
+    Args:
+        job: the job.
+        aws: its session.
+        model: its model; images in buckets of other regions are downloaded.
+        files: closes temporary copies of lists.
+        at: start of the run; relative times in filters count from here.
+        observer: receives notices about bad lines, other regions and excluded folders.
+    """
     filters = job.filters(at)
     buckets = BucketChecks(aws, region=model.region, cross_region=job.cross_region)
     if job.from_results is not None:
@@ -108,44 +117,44 @@ async def check_sources(
             out=output_root(job.out),
             buckets=buckets,
         )
-    found = [await source.check() for source in sources]
-    for source, checked in zip(sources, found, strict=True):
+    checks = [await source.check() for source in sources]
+    for source, checked in zip(sources, checks, strict=True):
         if checked.left_out_folders:
             folders = " and ".join(checked.left_out_folders)
-            text = f"left out of {source.description}, as they are the output root's: {folders}"
+            text = f"excluded from {source.description}: {folders} of the output root"
             observer.notice(Notice("output-left-out", text))
         _report_bad_lines(source, checked, observer)
-    await buckets.check(name for checked in found for name in checked.buckets)
+    await buckets.check(name for checked in checks for name in checked.buckets)
     for bucket, region in buckets.elsewhere.items():
-        text = f"bucket {bucket} lies in {region}: its images are fetched from there and sent as bytes"
+        text = f"bucket {bucket} is in {region}: its images are downloaded and sent as bytes"
         observer.notice(Notice("cross-region", text, {"bucket": bucket, "region": region}))
-    if (question := confidence_hint(job.min_confidence)) is not None:
-        observer.notice(Notice("min-confidence", question, level="warning"))
+    if (hint := confidence_hint(job.min_confidence)) is not None:
+        observer.notice(Notice("min-confidence", hint, level="warning"))
     if job.where is not None and job.from_results is None:
         filters = replace(filters, where=await condition_on(Condition(job.where), sources))
-    left_out = sum((Counter(checked.left_out) for checked in found), Counter[str]())
+    left_out = sum((Counter(checked.left_out) for checked in checks), Counter[str]())
     return CheckedSources(
         Selection(sources, filters, elsewhere=buckets.elsewhere),
-        sum(checked.bad_count for checked in found),
-        {source.description: checked.digest for source, checked in zip(sources, found, strict=True) if checked.digest},
-        lines=_total([checked.lines for checked in found]),
+        sum(checked.bad_count for checked in checks),
+        {source.description: checked.digest for source, checked in zip(sources, checks, strict=True) if checked.digest},
+        lines=_total([checked.lines for checked in checks]),
         not_fitting=left_out.pop(NOT_FITTING, 0),
         left_out=dict(left_out),
         bad={
             source.description: [f"{line.place(source.description)}: {line.reason}" for line in checked.bad_lines]
-            for source, checked in zip(sources, found, strict=True)
+            for source, checked in zip(sources, checks, strict=True)
             if checked.bad_lines
         },
-        try_reading=partial(_try_reading, aws, model.region, fit=job.fit, observer=observer),
+        check_readable=partial(_check_readable, aws, model.region, fit=job.fit, observer=observer),
     )
 
 
-async def _try_reading(
+async def _check_readable(
     aws: Aws, region: str, images: Sequence[ImageRef], *, is_all: bool, fit: bool, observer: Observer
 ) -> None:
-    looked = await probe(aws, sample_of(images, fit=fit), region=region)
-    hint = await misspelled(aws, looked, region=region)
-    refuse_unreadable(looked, is_all=is_all, hint=hint)
+    probes = await probe(aws, sample_of(images, fit=fit), region=region)
+    hint = await misspelled(aws, probes, region=region)
+    refuse_unreadable(probes, is_all=is_all, hint=hint)
     if hint:
         observer.notice(Notice("misspelled", hint))
 
@@ -155,61 +164,63 @@ def _total(lines: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(lines) else None
 
 
-def closed_by(lists: AsyncExitStack, pages: AsyncIterator[SelectedPage]) -> AsyncIterator[SelectedPage]:
-    """`pages`, whose connections close with `lists` rather than when nobody can wait for them any more."""
+def closing_with(stack: AsyncExitStack, pages: AsyncIterator[SelectedPage]) -> AsyncIterator[SelectedPage]:
+    """Return `pages`; its connections are closed by `stack`, not by the garbage collector, which can't await."""
     if isinstance(pages, AsyncGenerator):
-        lists.push_async_callback(pages.aclose)
+        stack.push_async_callback(pages.aclose)
     return pages
 
 
 async def first_page(
     pages: AsyncIterator[SelectedPage],
-    listing: CheckedSources,
+    sources: CheckedSources,
     job: Job,
     *,
-    look: TryReading | None = None,
+    check_readable: ReadCheck | None = None,
 ) -> AsyncIterator[SelectedPage]:
-    """`pages` of the listing unchanged, but read up to the first image: `SourceError` if there is none.
+    """Read `pages` up to the first image, and return an iterator over all of them.
 
-    `look` is awaited with the first images, twenty or more where there are as many, and may raise.
+    `check_readable` is called with the first 20 images or more, if there are as many.
+
+    Raises:
+        SourceError: there is no image.
     """
     first: list[SelectedPage] = []
     images: list[ImageRef] = []
     async for page in pages:
         first.append(page)
         images += page.images
-        if look is None or len(images) >= SAMPLE:
+        if check_readable is None or len(images) >= SAMPLE:
             break
     if first:
-        if look is not None:
-            await look(images, is_all=len(images) < SAMPLE)
+        if check_readable is not None:
+            await check_readable(images, is_all=len(images) < SAMPLE)
         return _chained(first, pages)
-    raise SourceError(_without_image(listing, job))
+    raise SourceError(_no_image_message(sources, job))
 
 
-def _without_image(listing: CheckedSources, job: Job) -> str:
-    """Why there is none, and what to do."""
-    named = job.from_results or ", ".join(job.sources)
-    return f"there is no image in {named}{_why_none(listing)}; {_what_to_check(listing, job)}"
-
-
-def _why_none(listing: CheckedSources) -> str:
-    away = [f"{count:,} by {describe_filters(name)}" for name, count in listing.filtered.items()]
-    left_out = {**listing.left_out, "bad lines": listing.bad_lines}
+def _no_image_message(sources: CheckedSources, job: Job) -> str:
+    """Say why there is no image to score, and what to check."""
+    names = job.from_results or ", ".join(job.sources)
+    filtered = [f"{count:,} by {describe_filters(name)}" for name, count in sources.filtered.items()]
+    left_out = {**sources.left_out, "bad lines": sources.bad_lines}
     others = [f"{count:,} {what}" for what, count in left_out.items() if count]
-    why = f" that the filters let through (taken away: {', '.join(away)})" if away else ""
-    return why + (f" that can be scored (left out: {', '.join(others)})" if others else "")
+    reasons = ([f"excluded: {', '.join(filtered)}"] if filtered else []) + (
+        [f"not images to score: {', '.join(others)}"] if others else []
+    )
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"there is no image to score in {names}{why}; {_what_to_check(sources, job)}"
 
 
-def _what_to_check(listing: CheckedSources, job: Job) -> str:
+def _what_to_check(sources: CheckedSources, job: Job) -> str:
     if job.from_results is None:
-        return "check the filters" if listing.filtered else "check the prefix or path"
-    if not listing.lines:
+        return "check the filters" if sources.filtered else "check the prefix or path"
+    if not sources.lines:
         return (
-            "no run has published a row there yet, and a run that was stopped does so when it goes on: "
-            f"see {command('runs', job.from_results)}"
+            "no run has published a row there; a stopped run publishes its rows when it is resumed: see "
+            f"{command('runs', job.from_results)}"
         )
-    return "give the archives themselves as SOURCE" if MEMBERS in listing.left_out else "check the filters"
+    return "name the archives themselves as SOURCE" if MEMBERS in sources.left_out else "check the filters"
 
 
 async def _chained(first: Sequence[SelectedPage], rest: AsyncIterator[SelectedPage]) -> AsyncIterator[SelectedPage]:
@@ -221,13 +232,13 @@ async def _chained(first: Sequence[SelectedPage], rest: AsyncIterator[SelectedPa
 
 def _report_bad_lines(source: Source, checked: SourceCheck, observer: Observer) -> None:
     for line in checked.bad_lines:
-        text = f"left out: {line.place(source.description)}: {line.reason}"
+        text = f"bad line skipped: {line.place(source.description)}: {line.reason}"
         observer.notice(Notice("bad-line", text, {"line": line.number}, level="warning"))
-    if unseen := checked.bad_count - len(checked.bad_lines):
-        observer.notice(Notice("bad-line", f"left out: {unseen} more lines of {source.description}", level="warning"))
+    if more := checked.bad_count - len(checked.bad_lines):
+        observer.notice(Notice("bad-line", f"{more:,} more bad lines skipped in {source.description}", level="warning"))
     if labels := checked.bad_labels.count:
         text = (
-            f"{counted(labels, 'image')} of {source.description} will be scored without a label that can't be used "
-            f"for evaluate; the first: {checked.bad_labels.first}"
+            f"{counted(labels, 'image')} of {source.description} {'has' if labels == 1 else 'have'} a label that "
+            f"`batchcl evaluate` can't use: scored without it; the first: {checked.bad_labels.first}"
         )
         observer.notice(Notice("bad-label", text, {"images": labels}, level="warning"))

@@ -1,4 +1,4 @@
-"""What became of every line of the lists: nothing is dropped silently."""
+"""Accounts for every line of the lists: planned, or excluded and why."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["SourceCounts"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceCounts:
-    """How the lines that the sources were read from add up.
+    """Numbers of lines and images; `lines` is the sum of the others and `unread`.
 
     Attributes:
-        lines: lines and rows of all lists; None where a source is no list, so that there is nothing to add up to.
-        bad: lines that name no image.
-        left_out: lines that name something that is no image to score: what → how many.
-        repeated: images that are named more than once, beyond the first time.
-        filtered: images that the filters leave out.
-        filtered_by: which filter → how many of them.
-        known: images left out by `--incremental`, as they are scored already.
-        known_failed: images left out by `--incremental`, as they failed permanently before.
+        lines: lines and rows of all lists; None if a source is not a list.
+        bad: lines that don't name an image.
+        left_out: lines of other things than images to score, by what they are.
+        repeated: duplicates, not counting the first occurrence.
+        filtered: images excluded by filters.
+        filtered_by: images excluded by each filter.
+        known: images excluded by `--incremental` because they are already scored.
+        known_failed: images excluded by `--incremental` because they failed permanently.
         planned: images on the work list.
     """
 
@@ -36,27 +36,27 @@ class SourceCounts:
 
     @property
     def unread(self) -> int:
-        """Lines behind those that `--limit` asked for."""
+        """Lines that were not read because `--limit` was reached."""
         known = self.known + self.known_failed
-        told = self.planned + self.filtered + self.repeated + known + self.bad + sum(self.left_out.values())
-        return 0 if self.lines is None else max(self.lines - told, 0)
+        read = self.planned + self.filtered + self.repeated + known + self.bad + sum(self.left_out.values())
+        return 0 if self.lines is None else max(self.lines - read, 0)
 
     @property
     def leaves_out(self) -> bool:
-        """Whether anything that the sources name is not on the list."""
+        """Whether anything that the sources name is not on the work list."""
         return any((self.bad, *self.left_out.values(), self.repeated, self.filtered, self.known, self.known_failed))
 
     def __str__(self) -> str:
-        """One line: `1,000 lines read = 990 planned + 10 bad`; without lines, what was left out."""
+        """Return `1,000 lines read = 990 planned + 10 bad`, or only the right-hand side if `lines` is None."""
         counts = {
             "planned": self.planned,
             "filtered": self.filtered,
-            "repeated": self.repeated,
+            "duplicates": self.repeated,
             "already scored": self.known,
             "failed permanently before": self.known_failed,
             "bad": self.bad,
             **self.left_out,
-            "behind the limit": self.unread,
+            "after the limit": self.unread,
         }
         parts = " + ".join(f"{count:,} {what}" for what, count in counts.items() if count or what == "planned")
         return parts if self.lines is None else f"{self.lines:,} lines read = {parts}"

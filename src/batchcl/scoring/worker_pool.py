@@ -1,6 +1,6 @@
-"""A bounded pool of tasks that work on what they are handed, one item each at a time.
+"""A bounded pool of reusable tasks, each working on one item at a time.
 
-Waking a task that is there takes 8 µs of CPU an item; a new task for each takes 18, a memory stream 16 (20,000 items
+Reusing an idle task costs 8 µs of CPU per item; a new task per item costs 18 µs, a memory stream 16 µs (20,000 items
 that yield once, 64 at a time, CPython 3.11).
 """
 
@@ -19,11 +19,11 @@ Item = TypeVar("Item")
 
 
 class WorkerPool(Generic[Item]):
-    """At most `limit` tasks of `tasks`, made when they are needed. One task hands over; any may ask.
+    """At most `limit` tasks, which are started when they are needed. Only one task may submit items.
 
     Args:
-        work: what is done with an item.
-        limit: items at once; fewer after `shrink`, until `grow` was called often enough.
+        work: called with each item.
+        limit: maximum number of items at a time. `shrink` reduces it, `grow` restores it step by step.
     """
 
     def __init__(self, work: Callable[[Item], Awaitable[None]], *, limit: int) -> None:
@@ -36,65 +36,65 @@ class WorkerPool(Generic[Item]):
 
     @property
     def busy(self) -> int:
-        """How many items are worked on."""
+        """Number of items in progress."""
         return self._busy
 
-    async def free(self) -> None:
-        """Wait until an item can be handed over."""
+    async def wait_for_free_slot(self) -> None:
+        """Wait until an item can be submitted."""
         while self._busy >= int(self._allowed):
             await self._freed.wait()
 
     def shrink(self) -> None:
-        """Allow half as many items at once as are worked on now."""
+        """Reduce the limit to half of the items in progress."""
         self._allowed = max(1.0, min(self._allowed, self._busy / 2))
 
     def grow(self) -> None:
-        """Allow more again: one more after as many calls as are allowed at once."""
+        """Raise a reduced limit: by one after as many calls of `grow` as the current limit."""
         if self._allowed < self._limit:
             self._allowed = min(self._limit, self._allowed + 1 / self._allowed)
             self._freed.ring()
 
-    def hand(self, item: Item, tasks: TaskGroup) -> None:
-        """Have `item` worked on at once, by a task that is idle or by a new one of `tasks`. Only after `free`."""
+    def submit(self, item: Item, tasks: TaskGroup) -> None:
+        """Work on `item` in an idle task, or in a new one of `tasks`. Call it after `wait_for_free_slot`."""
         self._busy += 1
         if self._idle:
-            self._idle.pop().give(item)
+            self._idle.pop().assign(item)
         else:
-            tasks.start_soon(self._call, item)
+            tasks.start_soon(self._run_worker, item)
 
     def close(self) -> None:
-        """Nothing will be handed over any more: tasks end with the item that they work on."""
+        """End the idle tasks now and the busy ones after their item; nothing may be submitted afterwards."""
         self._closed = True
-        for caller in self._idle:
-            caller.bell.ring()
+        for worker in self._idle:
+            worker.assigned.ring()
 
-    async def _call(self, item: Item) -> None:
-        caller: _Worker[Item] = _Worker()
-        caller.give(item)
-        while (given := caller.take()) is not None:
+    async def _run_worker(self, first: Item) -> None:
+        worker: _Worker[Item] = _Worker()
+        worker.assign(first)
+        while (item := worker.take()) is not None:
             try:
-                await self._work(given)
+                await self._work(item)
             finally:
                 self._busy -= 1
             self._freed.ring()
             if self._closed:
                 return
-            self._idle.append(caller)
-            await caller.bell.wait()
+            self._idle.append(worker)
+            await worker.assigned.wait()
 
 
 class _Worker(Generic[Item]):
-    """One task, as others see it: the item that it is given, and the bell that wakes it."""
+    """The item that is assigned to a task; `assigned` wakes the task."""
 
-    __slots__ = ("_item", "bell")
+    __slots__ = ("_item", "assigned")
 
     def __init__(self) -> None:
         self._item: Item | None = None
-        self.bell = Notifier()
+        self.assigned = Notifier()
 
-    def give(self, item: Item) -> None:
+    def assign(self, item: Item) -> None:
         self._item = item
-        self.bell.ring()
+        self.assigned.ring()
 
     def take(self) -> Item | None:
         item, self._item = self._item, None

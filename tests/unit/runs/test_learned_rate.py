@@ -8,7 +8,7 @@ import pytest
 from batchcl.runs.layout import pace_path
 from batchcl.runs.learned_rate import LearnedRate, read_learned, write_learned
 from batchcl.runs.store import Store
-from sim.house import FaultyStore
+from sim.fake_world import FaultyStore
 from virtual import run_virtual
 
 NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)

@@ -18,7 +18,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import RunLease, RunLeaseHolder, _process_location, _process_state, read_lease
 from batchcl.runs.store import Store
 from servers import wait_for
-from sim.house import FaultyStore, Trouble
+from sim.fake_world import FaultInjector, FaultyStore
 from virtual import run_virtual
 
 FOLDER = RunPaths("r").sessions
@@ -260,7 +260,7 @@ def test_one_of_two_processes_replaces_a_dead_session(slower_s: float) -> None:
         ends: list[str] = []
 
         async def take(pause_s: float) -> None:
-            store = FaultyStore(files, Trouble(pause=lambda: anyio.sleep(pause_s)))
+            store = FaultyStore(files, FaultInjector(pause=lambda: anyio.sleep(pause_s)))
             try:
                 await holder_of(store).acquire()
             except StoppedError as error:

@@ -28,52 +28,52 @@ def breaker(
     )
 
 
-def test_one_image_that_fails_again_and_again_is_no_outage() -> None:
+def test_repeated_errors_of_one_image_are_not_an_outage() -> None:
     async def main() -> None:
-        one = breaker()
-        assert not any(one.blames_service("a") for _ in range(100))
+        circuit_breaker = breaker()
+        assert not any(circuit_breaker.is_outage("a") for _ in range(100))
 
     run_virtual(main)
 
 
-def test_many_images_without_any_answer_are_one_until_the_next_answer() -> None:
+def test_ten_unanswered_images_are_an_outage_until_an_answer() -> None:
     async def main() -> None:
-        one = breaker()
-        found = [one.blames_service(f"{number}") for number in range(DISTINCT_IMAGES + 1)]
+        circuit_breaker = breaker()
+        found = [circuit_breaker.is_outage(f"{number}") for number in range(DISTINCT_IMAGES + 1)]
         assert found == [False] * (DISTINCT_IMAGES - 1) + [True, True]
-        one.answered(scored=True)
-        assert not one.blames_service("0")
+        circuit_breaker.answered(scored=True)
+        assert not circuit_breaker.is_outage("0")
 
     run_virtual(main)
 
 
-def test_answers_between_errors_are_no_outage() -> None:
+def test_errors_between_answers_are_not_an_outage() -> None:
     async def main() -> None:
-        one = breaker()
+        circuit_breaker = breaker()
         for number in range(100):
-            assert not one.blames_service(f"{number}")
+            assert not circuit_breaker.is_outage(f"{number}")
             if number % 5 == 0:
-                one.answered(scored=False)
+                circuit_breaker.answered(scored=False)
 
     run_virtual(main)
 
 
 async def stalled_for(*, rate_tps: float = 5.0, outcome_at: float | None = None) -> tuple[Notices, list[float]]:
-    """Watch for an hour in which calls are due and nothing has an outcome, but for one; the times of the ends."""
+    """Watch an hour with at most one outcome; returns the notices and the times at which the run ended."""
     notices, ends, ended = Notices(), list[float](), anyio.Event()
 
     def end(_error: BatchclError) -> None:
         ends.append(anyio.current_time())
         ended.set()
-        one.stop()
+        circuit_breaker.stop()
 
-    one = breaker(notices, end)
-    one.failed(ThrottledError("Provisioned Rate exceeded", code="ProvisionedThroughputExceededException"))
+    circuit_breaker = breaker(notices, end)
+    circuit_breaker.failed(ThrottledError("Provisioned Rate exceeded", code="ProvisionedThroughputExceededException"))
     outcomes = 0
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:
-            await one.watch(outcomes=lambda: outcomes, is_due=lambda: True, rate_tps=lambda: rate_tps)
+            await circuit_breaker.watch(outcomes=lambda: outcomes, is_due=lambda: True, rate_tps=lambda: rate_tps)
 
         tasks.start_soon(watch)
         if outcome_at is not None:
@@ -81,11 +81,11 @@ async def stalled_for(*, rate_tps: float = 5.0, outcome_at: float | None = None)
             outcomes += 1
         with anyio.move_on_after(3600):
             await ended.wait()
-        one.stop()
+        circuit_breaker.stop()
     return notices, ends
 
 
-def test_a_stall_is_reported_once_after_a_minute_and_ends_after_fifteen() -> None:
+def test_a_stall_warns_after_1_minute_and_ends_the_run_after_15() -> None:
     notices, ends = run_virtual(stalled_for)
     [(at, notice)] = notices.at
     assert STALL_WARNS_S <= at <= STALL_WARNS_S + 6
@@ -93,23 +93,23 @@ def test_a_stall_is_reported_once_after_a_minute_and_ends_after_fifteen() -> Non
     assert STALL_ENDS_S <= ends[0] <= STALL_ENDS_S + 6
 
 
-def test_an_outcome_begins_the_fifteen_minutes_again() -> None:
+def test_an_outcome_restarts_the_15_minutes() -> None:
     notices, ends = run_virtual(lambda: stalled_for(outcome_at=800.0))
     assert 800 + STALL_ENDS_S <= ends[0] <= 800 + STALL_ENDS_S + 12
     assert len(notices.at) == 2
 
 
-def test_a_ceiling_below_a_call_a_minute_is_no_stall() -> None:
+def test_a_rate_below_one_call_per_minute_is_not_a_stall() -> None:
     notices, ends = run_virtual(lambda: stalled_for(rate_tps=0.0001))
     assert (notices.at, ends) == ([], [])
 
 
-def test_the_end_says_what_happened_and_what_to_do() -> None:
+def test_the_stall_error_says_what_happened_and_what_to_do() -> None:
     async def main() -> BatchclError:
         errors: list[BatchclError] = []
-        one = breaker(on_failure=errors.append)
+        circuit_breaker = breaker(on_failure=errors.append)
         with anyio.move_on_after(STALL_ENDS_S + 10):
-            await one.watch(outcomes=lambda: 0, is_due=lambda: True, rate_tps=lambda: 5.0)
+            await circuit_breaker.watch(outcomes=lambda: 0, is_due=lambda: True, rate_tps=lambda: 5.0)
         return errors[0]
 
     error = run_virtual(main)

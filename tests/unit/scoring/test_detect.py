@@ -1,4 +1,4 @@
-"""A few images: each has its answer or its error, and what concerns them all ends the whole."""
+"""`detect`: each image has a response or an error; errors that concern all images are raised."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ MODEL = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/
 
 
 class Client:
-    """Answers each image by its bytes: `says` may hold an error's code and status, or seconds to wait."""
+    """A fake client. `behaviour`: an error's code and status, or the seconds of a call, by the image's bytes."""
 
-    def __init__(self, says: dict[bytes, Any]) -> None:
+    def __init__(self, behaviour: dict[bytes, Any]) -> None:
         self.meta = SimpleNamespace(endpoint_url="https://x")
-        self.says = says
+        self.behaviour = behaviour
         self.at_once = 0
         self.most_at_once = 0
 
@@ -45,21 +45,21 @@ class Client:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            said = self.says.get(Image["Bytes"], 0.001)
-            if isinstance(said, float):
-                await anyio.sleep(said)
+            answer = self.behaviour.get(Image["Bytes"], 0.001)
+            if isinstance(answer, float):
+                await anyio.sleep(answer)
                 name = Image["Bytes"].decode()
                 metadata = {"RequestId": f"r-{name}"}
                 return {"CustomLabels": [{"Name": name, "Confidence": 50.0}], "ResponseMetadata": metadata}
-            metadata = {"HTTPStatusCode": said[1]}
-            response: Any = {"Error": {"Code": said[0], "Message": "as it said."}, "ResponseMetadata": metadata}
+            metadata = {"HTTPStatusCode": answer[1]}
+            response: Any = {"Error": {"Code": answer[0], "Message": "as it said."}, "ResponseMetadata": metadata}
             raise ClientError(response, "DetectCustomLabels")
         finally:
             self.at_once -= 1
 
 
-def look(client: Client, images: Sequence[ImageInput], *, deadline_s: float | None = None) -> list[DetectResult]:
-    looker = _DetectCalls(
+def detect_all(client: Client, images: Sequence[ImageInput], *, deadline_s: float | None = None) -> list[DetectResult]:
+    calls = _DetectCalls(
         SdkDetector(client, MODEL, reader=FILES),
         MODEL,
         ObjectReader(None),
@@ -67,27 +67,27 @@ def look(client: Client, images: Sequence[ImageInput], *, deadline_s: float | No
         on_read=None,
         deadline_s=deadline_s,
     )
-    return anyio.run(looker.look, images)
+    return anyio.run(calls.detect_all, images)
 
 
 def bytes_of(*names: str) -> list[ImageInput]:
     return [ImageInput(name=name, data=name.encode()) for name in names]
 
 
-def test_answers_come_in_the_order_of_the_images_and_a_few_are_asked_about_at_once() -> None:
+def test_results_are_in_input_order_with_4_calls_at_a_time() -> None:
     client = Client({b"0": 0.05})
-    found = look(client, bytes_of(*map(str, range(12))))
+    found = detect_all(client, bytes_of(*map(str, range(12))))
     assert [each.labels[0].name for each in found] == [str(n) for n in range(12)]
     assert found[3].answer == {"CustomLabels": [{"Name": "3", "Confidence": 50.0}]}
     assert found[3].request_id == "r-3"
     assert client.most_at_once == 4
 
 
-def test_an_image_that_fails_leaves_the_others_alone() -> None:
+def test_a_failing_image_does_not_affect_the_others() -> None:
     client = Client(
         {b"b": ("ProvisionedThroughputExceededException", 400), b"c": ("InternalServerError", 500), b"d": 9.0}
     )
-    found = look(client, bytes_of(*"abcd"), deadline_s=0.2)
+    found = detect_all(client, bytes_of(*"abcd"), deadline_s=0.2)
     assert found[0].error is None
     kinds: list[type[CallError] | None] = [None if each.error is None else type(each.error) for each in found]
     assert kinds == [None, ThrottledError, TransientError, TransientError]
@@ -97,7 +97,7 @@ def test_an_image_that_fails_leaves_the_others_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "kind", "says"),
+    ("code", "kind", "message"),
     [
         ("ResourceNotReadyException", ModelError, "as it said; start dogs@v1 with `batchcl model start dogs@v1`"),
         (
@@ -108,29 +108,29 @@ def test_an_image_that_fails_leaves_the_others_alone() -> None:
         ("ResourceNotFoundException", RefusedError, "check the model's ARN"),
     ],
 )
-def test_what_concerns_all_images_ends_the_whole(code: str, kind: type[BatchclError], says: str) -> None:
+def test_an_error_that_concerns_all_images_is_raised(code: str, kind: type[BatchclError], message: str) -> None:
     with pytest.raises(kind) as caught:
-        look(Client(dict.fromkeys((b"a", b"b", b"c"), (code, 400))), bytes_of(*"abc"))
-    assert says in str(caught.value)
+        detect_all(Client(dict.fromkeys((b"a", b"b", b"c"), (code, 400))), bytes_of(*"abc"))
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("code", ["AccessDeniedException", "ResourceNotFoundException", "InvalidParameterException"])
-def test_a_rejection_beside_an_answer_is_that_images_own(code: str) -> None:
-    answered, rejected = look(Client({b"b": (code, 400)}), bytes_of(*"ab"))
+def test_a_rejection_beside_a_success_fails_only_its_image(code: str) -> None:
+    answered, rejected = detect_all(Client({b"b": (code, 400)}), bytes_of(*"ab"))
     assert answered.error is None
     assert isinstance(rejected.error, RejectedError)
 
 
-def test_a_file_that_is_no_image_by_its_size_is_not_read(tmp_path: Path) -> None:
+def test_a_file_above_the_size_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES_FITTABLE + 1)
-    (found,) = look(Client({}), [image_input(path)])
+    (found,) = detect_all(Client({}), [image_input(path)])
     assert found.error is not None
     assert found.error.code == "TooLarge"
 
 
-def test_an_image_is_given_by_its_uri_its_path_or_its_bytes(tmp_path: Path) -> None:
+def test_an_image_is_a_uri_a_path_or_bytes(tmp_path: Path) -> None:
     version = image_input("s3://b/a b.jpg", version_id="v")
     assert version.image == ImageRef(uri="s3://b/a b.jpg", bucket="b", key="a b.jpg", version_id="v")
     assert image_input(tmp_path / "x.jpg").image is not None

@@ -24,7 +24,7 @@ async def filled(names: str, capacity: int = 100) -> WorkQueue:
 
 
 async def drained(queue: WorkQueue, settle: Callable[[WorkItem], object] | None = None) -> str:
-    """The names in the order in which they are taken; each is settled at once, or as `settle` has it."""
+    """Take all images, settle each (or call `settle`), and return their names in order."""
     names = ""
     while await queue.ready():
         taken = queue.take()
@@ -34,7 +34,7 @@ async def drained(queue: WorkQueue, settle: Callable[[WorkItem], object] | None 
     return names
 
 
-def test_fresh_images_come_in_their_order() -> None:
+def test_fresh_images_keep_their_order() -> None:
     async def main() -> str:
         queue = await filled("abc")
         queue.close()
@@ -43,23 +43,23 @@ def test_fresh_images_come_in_their_order() -> None:
     assert run_virtual(main) == "abc"
 
 
-def test_an_image_that_was_given_back_goes_first() -> None:
+def test_a_requeued_image_goes_first() -> None:
     async def main() -> str:
         queue = await filled("abcd")
         queue.close()
         first, second = queue.take(), queue.take()
-        queue.give_back(first)
-        queue.give_back(second)
+        queue.requeue(first)
+        queue.requeue(second)
         return await drained(queue)
 
     assert run_virtual(main) == "abcd"
 
 
-def test_a_delayed_image_comes_at_its_time_and_not_before() -> None:
+def test_a_delayed_image_is_taken_at_its_time() -> None:
     async def main() -> tuple[str, float]:
         queue = await filled("ab")
         queue.close()
-        queue.give_back_later(queue.take(), due_at=5.0)
+        queue.requeue_at(queue.take(), due_at=5.0)
         names = await drained(queue)
         return names, anyio.current_time()
 
@@ -68,24 +68,24 @@ def test_a_delayed_image_comes_at_its_time_and_not_before() -> None:
     assert now == pytest.approx(5.0, abs=0.001)
 
 
-def test_delayed_images_come_by_time_and_those_of_one_time_in_order() -> None:
+def test_delayed_images_are_ordered_by_time_then_arrival() -> None:
     async def main() -> str:
         queue = await filled("abcd")
         queue.close()
         for due_at in (3.0, 1.0, 2.0, 1.0):
-            queue.give_back_later(queue.take(), due_at)
+            queue.requeue_at(queue.take(), due_at)
         return await drained(queue)
 
     assert run_virtual(main) == "bdca"
 
 
-def test_a_due_image_goes_before_fresh_ones_and_behind_those_given_back() -> None:
+def test_a_due_image_precedes_fresh_and_follows_requeued_ones() -> None:
     async def main() -> str:
         queue = await filled("abcd")
         queue.close()
         late, back = queue.take(), queue.take()
-        queue.give_back_later(late, 1.0)
-        queue.give_back(back)
+        queue.requeue_at(late, 1.0)
+        queue.requeue(back)
         await anyio.sleep(2)
         return await drained(queue)
 
@@ -97,13 +97,11 @@ async def settles(queue: WorkQueue) -> None:
 
 
 async def returns(queue: WorkQueue) -> None:
-    queue.give_back(item("b"))
+    queue.requeue(item("b"))
 
 
 @pytest.mark.parametrize(("act", "more"), [(settles, False), (returns, True)])
-def test_the_end_waits_for_images_that_may_come_back(
-    act: Callable[[WorkQueue], Awaitable[None]], *, more: bool
-) -> None:
+def test_the_end_waits_for_outstanding_images(act: Callable[[WorkQueue], Awaitable[None]], *, more: bool) -> None:
     async def main() -> tuple[bool, float]:
         queue = await filled("a")
         queue.take()
@@ -152,7 +150,7 @@ def test_a_consumer_waits_for_the_producer() -> None:
     assert now == pytest.approx(6, abs=0.001)
 
 
-def test_the_producer_waits_for_room() -> None:
+def test_the_producer_waits_for_capacity() -> None:
     async def main() -> list[int]:
         queue = WorkQueue(3)
         waiting = []
@@ -176,7 +174,7 @@ def test_the_producer_waits_for_room() -> None:
     assert max(waiting) == 3
 
 
-def test_room_is_made_by_taking_and_not_only_by_settling() -> None:
+def test_taking_images_frees_capacity() -> None:
     async def main() -> int:
         queue = await filled("ab", capacity=2)
 
@@ -196,21 +194,21 @@ def test_room_is_made_by_taking_and_not_only_by_settling() -> None:
     assert run_virtual(main) == 2
 
 
-def test_images_given_back_need_no_room() -> None:
+def test_requeued_images_need_no_capacity() -> None:
     async def main() -> QueueStatistics:
         queue = await filled("a", capacity=1)
         taken = queue.take()
         await queue.put(item("b"))
-        queue.give_back(taken)
+        queue.requeue(taken)
         return queue.statistics()
 
     assert run_virtual(main) == QueueStatistics(waiting=2, delayed=0, outstanding=0)
 
 
-def test_after_stop_nothing_is_handed_out_or_taken_over() -> None:
+def test_after_stop_nothing_is_put_or_taken() -> None:
     async def main() -> tuple[bool, bool, bool]:
         queue = await filled("ab")
-        queue.give_back_later(queue.take(), 1.0)
+        queue.requeue_at(queue.take(), 1.0)
         queue.stop()
         return await queue.ready(), await queue.put(item("c")), queue.stopped
 
@@ -239,13 +237,13 @@ def test_stop_wakes_the_producer_and_the_consumer() -> None:
     assert run_virtual(main) == [False, False]
 
 
-def test_statistics_tell_where_images_are() -> None:
+def test_statistics_count_images_by_state() -> None:
     async def main() -> QueueStatistics:
         queue = await filled("abcde")
         for _ in range(4):
             first = queue.take()
-        queue.give_back(first)
-        queue.give_back_later(item("b"), 9.0)
+        queue.requeue(first)
+        queue.requeue_at(item("b"), 9.0)
         return queue.statistics()
 
     assert run_virtual(main) == QueueStatistics(waiting=2, delayed=1, outstanding=2)
@@ -253,7 +251,7 @@ def test_statistics_tell_where_images_are() -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.sampled_from(["settle", "back", "later"]), max_size=60), st.integers(1, 5), st.integers(0, 30))
-def test_whatever_happens_to_images_each_is_settled_exactly_once(fates: list[str], capacity: int, images: int) -> None:
+def test_each_image_is_settled_exactly_once(fates: list[str], capacity: int, images: int) -> None:
     async def main() -> list[str]:
         queue = WorkQueue(capacity)
         settled: list[str] = []
@@ -270,9 +268,9 @@ def test_whatever_happens_to_images_each_is_settled_exactly_once(fates: list[str
                 taken = queue.take()
                 fate = left.pop() if left else "settle"
                 if fate == "back":
-                    queue.give_back(taken)
+                    queue.requeue(taken)
                 elif fate == "later":
-                    queue.give_back_later(taken, anyio.current_time() + 3)
+                    queue.requeue_at(taken, anyio.current_time() + 3)
                 else:
                     settled.append(taken.image.key)
                     queue.settle()

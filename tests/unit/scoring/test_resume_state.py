@@ -1,4 +1,4 @@
-"""What a run looks for before it begins."""
+"""The state of a run before a session begins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchcl.sources.select import Selection
 MODEL = ModelArn.parse("arn:aws:rekognition:us-east-1:123456789012:project/p/version/v/1700000000000")
 
 
-def test_sources_are_looked_at_as_of_the_runs_own_start_however_often_it_is_taken_up() -> None:
+def test_filters_use_the_runs_first_start_when_it_is_resumed() -> None:
     asked: list[dt.datetime] = []
 
     async def check(at: dt.datetime) -> CheckedSources:

@@ -3,25 +3,25 @@ from __future__ import annotations
 from batchcl.scoring.source_counts import SourceCounts
 
 
-def test_lines_add_up_and_what_is_zero_is_not_shown() -> None:
+def test_lines_add_up_and_zeros_are_not_shown() -> None:
     left_out = {"delete markers": 85}
-    tally = SourceCounts(
+    counts = SourceCounts(
         lines=1000, planned=900, bad=5, repeated=4, filtered=3, known=2, known_failed=1, left_out=left_out
     )
-    assert str(tally) == (
-        "1,000 lines read = 900 planned + 3 filtered + 4 repeated + 2 already scored + 1 failed permanently before"
+    assert str(counts) == (
+        "1,000 lines read = 900 planned + 3 filtered + 4 duplicates + 2 already scored + 1 failed permanently before"
         " + 5 bad + 85 delete markers"
     )
-    assert tally.unread == 0
+    assert counts.unread == 0
     assert str(SourceCounts(lines=7, planned=7)) == "7 lines read = 7 planned"
 
 
-def test_what_is_missing_lies_behind_the_limit() -> None:
-    tally = SourceCounts(lines=10, planned=3, filtered=1)
-    assert (tally.unread, str(tally)) == (6, "10 lines read = 3 planned + 1 filtered + 6 behind the limit")
+def test_missing_lines_are_after_the_limit() -> None:
+    counts = SourceCounts(lines=10, planned=3, filtered=1)
+    assert (counts.unread, str(counts)) == (6, "10 lines read = 3 planned + 1 filtered + 6 after the limit")
 
 
 def test_without_lists_there_is_nothing_to_add_up_to() -> None:
-    tally = SourceCounts(lines=None, planned=3, filtered=1)
-    assert (tally.unread, str(tally), tally.leaves_out) == (0, "3 planned + 1 filtered", True)
+    counts = SourceCounts(lines=None, planned=3, filtered=1)
+    assert (counts.unread, str(counts), counts.leaves_out) == (0, "3 planned + 1 filtered", True)
     assert not SourceCounts(lines=None, planned=3).leaves_out

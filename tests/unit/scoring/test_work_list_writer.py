@@ -1,4 +1,4 @@
-"""What a run takes becomes shards: full ones, whose bookmarks go on behind their last image."""
+"""Writing the work list: full shards, and bookmarks from which an interrupted listing resumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, image_table
 from batchcl.scoring.source_counts import SourceCounts
-from batchcl.scoring.work_list_writer import AHEAD_IMAGES, LISTED_PER_S, freeze_all, leave_room_for_calls
+from batchcl.scoring.work_list_writer import AHEAD_IMAGES, LISTED_PER_S, wait_for_calls, write_work_list
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
 from unit.sources.test_select import FakeSource
@@ -26,12 +26,12 @@ IMAGES = 31
 SHARD = 4
 
 
-class CutError(Exception):
-    """The process ends here."""
+class KilledError(Exception):
+    """The process is killed."""
 
 
-class ButThirds:
-    """Every third image of the source has a result, but for every ninth, which has failed permanently."""
+class EveryThirdKnown:
+    """Every third image is known: every ninth failed permanently, the others have a result."""
 
     async def known(self, images: Sequence[ImageRef]) -> list[Known | None]:
         return [_known(int(image.key)) for image in images]
@@ -43,8 +43,8 @@ def _known(number: int) -> Known | None:
     return "already_scored" if number % 9 else "already_failed"
 
 
-async def listed(store: Store, *, page: int, incremental: bool, shards: int | None = None) -> list[list[str]]:
-    """The keys in each shard, of a listing that goes on where it was cut, and is cut behind so many shards."""
+async def listed_shards(store: Store, *, page: int, incremental: bool, shards: int | None = None) -> list[list[str]]:
+    """Resume a listing, interrupt it after `shards` shards, and return the keys of each shard."""
     worklist = WorkList(store, RunPaths("r"))
     await worklist.open()
     source = FakeSource([str(n) for n in range(IMAGES)], page=page)
@@ -54,15 +54,15 @@ async def listed(store: Store, *, page: int, incremental: bool, shards: int | No
         assert bookmark is not None
         assert bookmark.taken - bookmark.known - bookmark.known_failed == worklist.images
         if worklist.shards == shards:
-            raise CutError
+            raise KilledError
 
     pages = Selection([source], Filters()).pages(worklist.bookmark, earlier=worklist.frozen_images())
-    await freeze_all(
+    await write_work_list(
         worklist,
         pages,
         shard_size=SHARD,
-        incremental=ButThirds() if incremental else None,
-        tally=partial(SourceCounts, lines=None),
+        incremental=EveryThirdKnown() if incremental else None,
+        count_sources=partial(SourceCounts, lines=None),
         on_frozen=on_frozen,
     )
     assert worklist.totals is not None
@@ -72,23 +72,23 @@ async def listed(store: Store, *, page: int, incremental: bool, shards: int | No
 
 @pytest.mark.parametrize("incremental", [False, True])
 @pytest.mark.parametrize("page", [1, 3, 4, 7, 100])
-def test_shards_are_full_and_a_listing_that_was_cut_behind_any_makes_the_same(page: int, incremental: bool) -> None:
+def test_an_interrupted_listing_resumes_with_the_same_shards(page: int, incremental: bool) -> None:
     keys = [str(n) for n in range(IMAGES) if n % 3 != 0 or not incremental]
     expected = [keys[begin : begin + SHARD] for begin in range(0, len(keys), SHARD)]
 
     async def main() -> None:
-        assert await listed(Store.memory(), page=page, incremental=incremental) == expected
+        assert await listed_shards(Store.memory(), page=page, incremental=incremental) == expected
         for shards in range(1, len(expected)):
             store = Store.memory()
-            with pytest.raises(CutError):
-                await listed(store, page=page, incremental=incremental, shards=shards)
-            assert await listed(store, page=page, incremental=incremental) == expected
+            with pytest.raises(KilledError):
+                await listed_shards(store, page=page, incremental=incremental, shards=shards)
+            assert await listed_shards(store, page=page, incremental=incremental) == expected
 
     anyio.run(main)
 
 
 @pytest.mark.parametrize("include", [(), ("0000*",)])
-def test_calls_come_between_any_two_pages_of_a_list_of_which_all_or_nothing_is_taken(include: tuple[str, ...]) -> None:
+def test_calls_run_between_any_two_pages_of_a_list(include: tuple[str, ...]) -> None:
     page, pages, shard = 1000, 50, 4000
     source = FakeSource([f"{number:06}" for number in range(page * pages)], page=page)
     worklist = WorkList(Store.memory(), RunPaths("r"))
@@ -104,12 +104,12 @@ def test_calls_come_between_any_two_pages_of_a_list_of_which_all_or_nothing_is_t
         await worklist.freeze(image_table(source.images[:1] * AHEAD_IMAGES), Bookmark(0, Position(1, "000000"), 1))
         async with anyio.create_task_group() as group:
             group.start_soon(call)
-            await freeze_all(
+            await write_work_list(
                 worklist,
-                selection.pages(pause=partial(leave_room_for_calls, worklist, Progress())),
+                selection.pages(pause=partial(wait_for_calls, worklist, Progress())),
                 shard_size=shard,
                 incremental=None,
-                tally=partial(SourceCounts, lines=None),
+                count_sources=partial(SourceCounts, lines=None),
                 on_frozen=lambda: None,
             )
             group.cancel_scope.cancel()
@@ -120,7 +120,7 @@ def test_calls_come_between_any_two_pages_of_a_list_of_which_all_or_nothing_is_t
     assert read_at[-1][0] >= page * (pages - 1) / LISTED_PER_S
 
 
-def test_listing_waits_for_calls_only_while_enough_images_wait_for_them() -> None:
+def test_listing_waits_only_if_enough_images_wait_for_calls() -> None:
     async def main() -> list[bool]:
         worklist, progress = WorkList(Store.memory(), RunPaths("r")), Progress()
         source = FakeSource(["k"])
@@ -130,7 +130,7 @@ def test_listing_waits_for_calls_only_while_enough_images_wait_for_them() -> Non
                 await worklist.freeze(image_table(source.images * frozen), Bookmark(0, Position(1, "k"), 1))
             progress.scored += done
             before_s = anyio.current_time()
-            await leave_room_for_calls(worklist, progress, LISTED_PER_S)
+            await wait_for_calls(worklist, progress, LISTED_PER_S)
             waited.append(anyio.current_time() - before_s > 0.5)
         return waited
 

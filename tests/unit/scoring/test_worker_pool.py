@@ -7,7 +7,7 @@ from batchcl.scoring.worker_pool import WorkerPool
 from virtual import run_virtual
 
 
-def test_items_are_worked_on_at_once_up_to_the_limit_by_tasks_that_are_used_again() -> None:
+def test_up_to_the_limit_tasks_work_at_once_and_are_reused() -> None:
     async def main() -> tuple[list[int], int, set[int]]:
         done: list[int] = []
         tasks: set[int] = set()
@@ -15,17 +15,17 @@ def test_items_are_worked_on_at_once_up_to_the_limit_by_tasks_that_are_used_agai
 
         async def work(number: int) -> None:
             nonlocal most
-            most = max(most, callers.busy)
+            most = max(most, pool.busy)
             tasks.add(anyio.get_current_task().id)
             await anyio.sleep(number % 3)
             done.append(number)
 
-        callers = WorkerPool(work, limit=4)
+        pool = WorkerPool(work, limit=4)
         async with anyio.create_task_group() as group:
             for number in range(40):
-                await callers.free()
-                callers.hand(number, group)
-            callers.close()
+                await pool.wait_for_free_slot()
+                pool.submit(number, group)
+            pool.close()
         return done, most, tasks
 
     done, most, tasks = run_virtual(main)
@@ -34,7 +34,7 @@ def test_items_are_worked_on_at_once_up_to_the_limit_by_tasks_that_are_used_agai
     assert len(tasks) == 4
 
 
-def test_no_more_tasks_are_made_than_there_is_work_for() -> None:
+def test_idle_tasks_are_reused_before_new_ones_start() -> None:
     async def main() -> int:
         tasks: set[int] = set()
 
@@ -42,19 +42,19 @@ def test_no_more_tasks_are_made_than_there_is_work_for() -> None:
             tasks.add(anyio.get_current_task().id)
             await anyio.sleep(1)
 
-        callers = WorkerPool(work, limit=100)
+        pool = WorkerPool(work, limit=100)
         async with anyio.create_task_group() as group:
             for number in range(10):
-                await callers.free()
-                callers.hand(number, group)
+                await pool.wait_for_free_slot()
+                pool.submit(number, group)
                 await anyio.sleep(2)
-            callers.close()
+            pool.close()
         return len(tasks)
 
     assert run_virtual(main) == 1
 
 
-def test_after_close_the_items_that_are_worked_on_end() -> None:
+def test_close_lets_items_in_progress_finish() -> None:
     async def main() -> tuple[list[int], float]:
         done: list[int] = []
 
@@ -62,12 +62,12 @@ def test_after_close_the_items_that_are_worked_on_end() -> None:
             await anyio.sleep(number)
             done.append(number)
 
-        callers = WorkerPool(work, limit=5)
+        pool = WorkerPool(work, limit=5)
         async with anyio.create_task_group() as group:
             for number in (1, 9):
-                callers.hand(number, group)
+                pool.submit(number, group)
             await anyio.sleep(5)
-            callers.close()
+            pool.close()
         return done, anyio.current_time()
 
     done, now = run_virtual(main)
@@ -75,15 +75,15 @@ def test_after_close_the_items_that_are_worked_on_end() -> None:
     assert now == pytest.approx(9, abs=0.001)
 
 
-def test_an_error_of_the_work_is_the_task_groups() -> None:
+def test_an_error_in_a_worker_reaches_the_task_group() -> None:
     async def main() -> None:
         async def work(_: int) -> None:
             raise ValueError("no such image")
 
-        callers = WorkerPool(work, limit=1)
+        pool = WorkerPool(work, limit=1)
         async with anyio.create_task_group() as group:
-            callers.hand(1, group)
-            await callers.free()
+            pool.submit(1, group)
+            await pool.wait_for_free_slot()
 
     with pytest.raises(ExceptionGroup) as caught:
         run_virtual(main)

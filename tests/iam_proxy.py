@@ -1,8 +1,8 @@
-"""A gate before the servers that lets through what an IAM policy allows, as AWS would, and notes what was asked for.
+"""A proxy that enforces an IAM policy in front of the fake AWS servers, and records the permissions that were needed.
 
-Policies are read as the IAM user guide has them: an action is allowed where a statement names it together with every
-resource that it is about. What each request is called in policies, and what it is about, follows the Service
-Authorization Reference; an image that DetectCustomLabels reads from S3 is read with the caller's permissions.
+An action is allowed if a statement names it together with the resource (IAM user guide). The actions and resources of
+each request follow the Service Authorization Reference. DetectCustomLabels reads images from S3 with the caller's
+permissions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding"})
 
 @dataclass(frozen=True)
 class Need:
-    """A permission that a request needs, and whom a role is handed to."""
+    """A permission that a request needs; `passed_to` is the service to which it passes a role."""
 
     action: str
     resource: str
@@ -36,7 +36,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Policy:
-    """Statements that allow; those that deny aren't known."""
+    """Allow statements; Deny is not supported."""
 
     statements: tuple[Mapping[str, Any], ...]
 
@@ -59,26 +59,26 @@ class Policy:
 
 
 @dataclass
-class Gate:
-    """Endpoints of the servers behind it, and what came through: changed by tests between commands."""
+class IamProxy:
+    """Endpoints by service, the policy, and the permissions needed and denied; tests change them between commands."""
 
     endpoints: dict[str, str]
     policy: Policy
-    asked: set[Need] = field(default_factory=set)
+    needed: set[Need] = field(default_factory=set)
     denied: list[Need] = field(default_factory=list)
 
     @property
     def actions(self) -> set[str]:
-        return {need.action for need in self.asked}
+        return {need.action for need in self.needed}
 
     def env(self) -> dict[str, str]:
-        """What sends the SDKs here."""
+        """Environment variables that make SDKs use the proxy."""
         return {f"AWS_ENDPOINT_URL_{name.upper()}": endpoint for name, endpoint in self.endpoints.items()}
 
-    def refused(self, needs: Iterable[Need]) -> Need | None:
-        """The first need that the policy doesn't meet; they are noted."""
+    def first_denied(self, needs: Iterable[Need]) -> Need | None:
+        """Record the needs, and return the first one that the policy does not allow."""
         for need in needs:
-            self.asked.add(need)
+            self.needed.add(need)
             if not self.policy.allows(need):
                 self.denied.append(need)
                 return need
@@ -86,23 +86,23 @@ class Gate:
 
 
 def listed(value: str | list[str]) -> list[str]:
-    """A policy's string, or strings."""
+    """Return a list for a string or a list of strings."""
     return [value] if isinstance(value, str) else value
 
 
 @contextmanager
-def gated(policy: Policy, **servers: str) -> Iterator[Gate]:
-    """A gate before `servers`, service → endpoint, while the block lasts."""
-    gate = Gate({}, policy)
+def running_proxy(policy: Policy, **servers: str) -> Iterator[IamProxy]:
+    """Run a proxy in front of `servers` (endpoints by service) during the block."""
+    proxy = IamProxy({}, policy)
     running = []
     for service, upstream in servers.items():
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(gate, service, upstream))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy, service, upstream))
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        gate.endpoints[service] = f"http://127.0.0.1:{server.server_address[1]}"
+        proxy.endpoints[service] = f"http://127.0.0.1:{server.server_address[1]}"
         running.append(server)
     try:
-        yield gate
+        yield proxy
     finally:
         for server in running:
             server.shutdown()
@@ -110,13 +110,13 @@ def gated(policy: Policy, **servers: str) -> Iterator[Gate]:
 
 
 def needs_of(service: str, method: str, path: str, target: str, body: bytes) -> list[Need]:
-    """The permissions that one request needs."""
+    """Return the permissions that a request needs."""
     if service == "s3":
         return list(_of_s3(method, path, body))
     if service == "scheduler":
         return list(_of_scheduler(method, path, body))
     if service == "sts":
-        return []  # GetCallerIdentity is allowed to everybody
+        return []  # GetCallerIdentity needs no permission
     operation = target.rpartition(".")[2]
     if service == "service_quotas":
         return [Need(f"servicequotas:{operation}", "*")]
@@ -149,19 +149,19 @@ def _of_scheduler(method: str, path: str, body: bytes) -> Iterator[Need]:
         yield Need("iam:PassRole", json.loads(body)["Target"]["RoleArn"], "scheduler.amazonaws.com")
 
 
-def _of_rekognition(operation: str, asked: dict[str, Any]) -> Iterator[Need]:
-    arns = list(_arns(asked))
+def _of_rekognition(operation: str, needed: dict[str, Any]) -> Iterator[Need]:
+    arns = list(_arns(needed))
     if operation == "CreateProject":
-        arns = [f"arn:aws:rekognition:{REGION}:{ACCOUNT}:project/{asked['ProjectName']}/1700000000000"]
+        arns = [f"arn:aws:rekognition:{REGION}:{ACCOUNT}:project/{needed['ProjectName']}/1700000000000"]
     for arn in arns or ["*"]:
         yield Need(f"rekognition:{operation}", arn)
-    if operation == "DetectCustomLabels" and (image := asked["Image"].get("S3Object")):
+    if operation == "DetectCustomLabels" and (image := needed["Image"].get("S3Object")):
         action = "s3:GetObjectVersion" if "Version" in image else "s3:GetObject"
         yield Need(action, f"arn:aws:s3:::{image['Bucket']}/{image['Name']}")
 
 
 def _arns(value: Any, key: str = "") -> Iterator[str]:
-    """Every ARN that a request names."""
+    """Yield every ARN in a request."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _arns(item, name)
@@ -175,7 +175,7 @@ def _arns(value: Any, key: str = "") -> Iterator[str]:
 def _fits(statement: Mapping[str, Any], need: Need) -> bool:
     assert statement["Effect"] == "Allow"
     for operator, keys in statement.get("Condition", {}).items():
-        assert (operator, list(keys)) == ("StringEquals", ["iam:PassedToService"]), "a condition that isn't known here"
+        assert (operator, list(keys)) == ("StringEquals", ["iam:PassedToService"]), "an unsupported condition"
         if need.passed_to not in listed(keys["iam:PassedToService"]):
             return False
     return any(fnmatch.fnmatchcase(need.action, pattern) for pattern in listed(statement["Action"])) and any(
@@ -183,7 +183,7 @@ def _fits(statement: Mapping[str, Any], need: Need) -> bool:
     )
 
 
-def _handler(gate: Gate, service: str, upstream: str) -> type[BaseHTTPRequestHandler]:
+def _handler(proxy: IamProxy, service: str, upstream: str) -> type[BaseHTTPRequestHandler]:
     where = urlsplit(upstream)
 
     class Handler(BaseHTTPRequestHandler):
@@ -193,9 +193,9 @@ def _handler(gate: Gate, service: str, upstream: str) -> type[BaseHTTPRequestHan
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             target = self.headers.get("X-Amz-Target", "")
-            refused = gate.refused(needs_of(service, self.command, self.path, target, body))
-            if refused is not None:
-                self._refuse(refused)
+            denied = proxy.first_denied(needs_of(service, self.command, self.path, target, body))
+            if denied is not None:
+                self._refuse(denied)
                 return
             with closing(http.client.HTTPConnection(str(where.hostname), where.port, timeout=60)) as connection:
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -203,21 +203,21 @@ def _handler(gate: Gate, service: str, upstream: str) -> type[BaseHTTPRequestHan
                     if name.lower() not in HOP_BY_HOP | {"expect"}:
                         connection.putheader(name, value)
                 connection.endheaders(body)
-                answer = connection.getresponse()
-                data = answer.read()
-            self.send_response_only(answer.status)
-            for name, value in answer.getheaders():
+                response = connection.getresponse()
+                data = response.read()
+            self.send_response_only(response.status)
+            for name, value in response.getheaders():
                 if name.lower() not in HOP_BY_HOP | {"content-length"}:
                     self.send_header(name, value)
-            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+            length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
             self._end(data, length)
 
         def _refuse(self, need: Need) -> None:
-            said = f"User is not authorized to perform: {need.action} on resource: {need.resource}"
+            message = f"User is not authorized to perform: {need.action} on resource: {need.resource}"
             if service == "s3":
-                data = f"<Error><Code>AccessDenied</Code><Message>{said}</Message></Error>".encode()
+                data = f"<Error><Code>AccessDenied</Code><Message>{message}</Message></Error>".encode()
             else:
-                data = json.dumps({"__type": "AccessDeniedException", "Message": said}).encode()
+                data = json.dumps({"__type": "AccessDeniedException", "Message": message}).encode()
             self.send_response_only(403 if service in {"s3", "scheduler"} else 400)
             self.send_header("x-amzn-ErrorType", "AccessDeniedException")
             self._end(b"" if self.command == "HEAD" else data, str(len(data)))
@@ -231,6 +231,6 @@ def _handler(gate: Gate, service: str, upstream: str) -> type[BaseHTTPRequestHan
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass  # noqa: N815 - http.server's names
 
         def log_message(self, *_: object) -> None:
-            """Tests are quiet."""
+            """Log nothing."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""The house's store answers as the real one does, and its troubles are what they say."""
+"""The fake store behaves like the real one, and faults are injected as specified."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from batchcl.errors import OutputError
 from batchcl.runs.store import Store
-from sim.house import Crash, FaultyStore, Kind, Sort, Trouble
+from sim.fake_world import Crash, FaultInjector, FaultKind, FaultyStore, OperationKind
 
 PATHS = ["a/b", "a/.b/c", "a/b/c", "a/bc", "a/b-c/d", "a/b/c/e", "z"]
 PREFIXES = ["a", "a/b", "z", "none", "a/b/c"]
 
 
-def test_it_answers_as_the_real_store_does():
+def test_the_fake_store_behaves_like_the_real_one():
     rng = random.Random(4)
     faulty, real = FaultyStore({}), Store.memory()
 
@@ -37,10 +37,10 @@ def test_it_answers_as_the_real_store_does():
     anyio.run(main)
 
 
-@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
-def test_a_trouble_strikes_once_before_or_after_the_effect(kind):
+@pytest.mark.parametrize("kind", FaultKind, ids=lambda kind: kind.value)
+def test_a_fault_is_injected_once_before_or_after_the_effect(kind):
     files: dict[str, bytes] = {}
-    trouble = Trouble(Sort.STORE, 1, kind)
+    trouble = FaultInjector(OperationKind.STORE, 1, kind)
     store = FaultyStore(files, trouble)
 
     async def main() -> None:
@@ -56,6 +56,6 @@ def test_a_trouble_strikes_once_before_or_after_the_effect(kind):
         assert "CRASH" in kind.name
         with pytest.raises(Crash):
             anyio.run(store.put, "2", b"")
-    assert trouble.struck
+    assert trouble.fired
     assert ("1" in files) == kind.after
     assert "2" not in files

@@ -1,8 +1,9 @@
-"""A whole run without AWS: sessions of batchcl over one memory of files, with a trouble at any of their operations.
+"""Whole runs without AWS: sessions of batchcl over an output root in memory, with a fault at any operation.
 
-`House` has what outlives a process: the files below the output root, the images and the service. A session is what
-`batchcl run` or `batchcl retry` does after it has opened AWS. Its `Trouble` counts what it does to the outside, and
-strikes at the Nth operation. What a crash leaves in memory is thrown away; the next session has only the files.
+A `FakeWorld` contains everything that outlives a process: the files below the output root, the images and the service.
+A session is what `batchcl run` or `batchcl retry` does after it has opened AWS. Its `FaultInjector` counts the external
+operations, and injects a fault at the Nth one. A crash discards the session's memory; the next session has only the
+files.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from batchcl.runs.store import Store, StoredFile
 from batchcl.scoring.retry import execute_round, job_of_round
 from batchcl.scoring.run import execute, find_resume_state
 from batchcl.scoring.session import RunContext
-from batchcl.scoring.source_checks import CheckedSources, TryReading, trust
+from batchcl.scoring.source_checks import CheckedSources, ReadCheck, skip_read_check
 from batchcl.sources.base import SourceCheck
 from batchcl.sources.deduplication import NO_NAMES
 from batchcl.sources.filters import Filters
@@ -55,18 +56,18 @@ Ts = TypeVarTuple("Ts")
 
 RUN: Final = "night"
 EPOCH: Final = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
-CHANCE: Final = frozenset({"attempts", "latency_ms", "request_id", "scored_at", "failed_at"})
-"""Columns in which an undisturbed run and a troubled one may differ."""
+VOLATILE_COLUMNS: Final = frozenset({"attempts", "latency_ms", "request_id", "scored_at", "failed_at"})
+"""Columns that may differ between a run without faults and one with faults."""
 
 MODEL: Final = "arn:aws:rekognition:eu-west-1:123456789012:project/birds/version/v1/1700000000000"
 
 
 class Crash(BaseException):
-    """The process is gone: nothing catches it, and nothing that still runs reaches the outside."""
+    """The process is killed: nothing catches this, and no later operation of the session takes effect."""
 
 
-class Kind(Enum):
-    """What happens to an operation: before it takes effect, or after it did."""
+class FaultKind(Enum):
+    """What happens to an operation, before or after it takes effect."""
 
     ERROR_BEFORE = "error before"
     ERROR_AFTER = "error after"
@@ -80,8 +81,8 @@ class Kind(Enum):
         return self.name.endswith("AFTER")
 
 
-class Sort(Enum):
-    """What a session does to the outside; a trouble of sort STORE strikes at READ too, unless it strikes afterwards."""
+class OperationKind(Enum):
+    """External operations of a session. Faults of kind STORE also hit READ, unless they come after the operation."""
 
     STORE = "store"
     READ = "read"
@@ -90,110 +91,111 @@ class Sort(Enum):
     MODEL = "model"
 
     @property
-    def of_store(self) -> bool:
-        return self in {Sort.STORE, Sort.READ}
+    def is_on_store(self) -> bool:
+        """Whether it is a read or a write of the output root."""
+        return self in {OperationKind.STORE, OperationKind.READ}
 
 
-def refusal(sort: Sort) -> BatchclError:
-    """What an operation of this sort fails with."""
-    match sort:
-        case Sort.STORE | Sort.READ:
+def error_of(operation: OperationKind) -> BatchclError:
+    """The error with which operations of this kind fail."""
+    match operation:
+        case OperationKind.STORE | OperationKind.READ:
             return OutputError("503 Slow Down")
-        case Sort.CALL:
+        case OperationKind.CALL:
             return TransientError("connection reset", code="ConnectionClosedError")
-        case Sort.PAGE:
+        case OperationKind.PAGE:
             return SourceError("the listing broke off")
-        case Sort.MODEL:
+        case OperationKind.MODEL:
             return UnreachableError("DescribeProjectVersions: no answer")
 
 
-class Trouble:
-    """Counts the operations of one session, and strikes at the one with number `at`, from 0, of a sort.
+class FaultInjector:
+    """Counts the operations of one session, and injects a fault at operation number `at` of a kind.
 
-    After a read nothing is different from before it, so that kinds which strike afterwards do so after writes only.
+    Faults after an operation are injected at writes only: a read changes nothing.
 
     Args:
-        sort: of operation; None for a session without trouble.
-        at: its number.
-        kind: what happens.
-        error: raised by `ERROR_BEFORE` and `ERROR_AFTER`; `refusal(sort)` when left out.
-        pause: waited before and after each operation on the store, so that sessions interleave.
-        failing: tells for each operation on the store whether it is refused, for outages.
+        operation: the kind of operation; None for a session without faults.
+        at: its number, from 0.
+        kind: the fault.
+        error: raised by `ERROR_BEFORE` and `ERROR_AFTER`; default: `error_of(operation)`.
+        pause: awaited before and after each operation on the store, so that sessions interleave.
+        failing: returns whether operations on the store fail now, for outages.
     """
 
     def __init__(
         self,
-        sort: Sort | None = None,
+        operation: OperationKind | None = None,
         at: int = 0,
-        kind: Kind = Kind.ERROR_BEFORE,
+        kind: FaultKind = FaultKind.ERROR_BEFORE,
         *,
         error: Callable[[], BatchclError] | None = None,
         pause: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint,
         failing: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.counts: Counter[Sort] = Counter()
-        self.struck = False
-        self.dead = False
+        self.counts: Counter[OperationKind] = Counter()
+        self.fired = False
+        self.crashed = False
         self.scope: anyio.CancelScope | None = None
-        self._sort = sort
+        self._operation = operation
         self._at = at
         self._kind = kind
         self._error = error
         self._pause = pause
         self._failing = failing
 
-    async def around(self, sort: Sort, act: Callable[[], Awaitable[T]]) -> T:
-        """Let `act` take place, or what this trouble makes of it."""
-        if sort.of_store:
+    async def around(self, operation: OperationKind, act: Callable[[], Awaitable[T]]) -> T:
+        """Execute `act`, with the fault if it is due."""
+        if operation.is_on_store:
             await self._pause()
-        self._alive()
-        if sort is Sort.READ and not self._kind.after:
-            sort = Sort.STORE
-        strikes = sort is self._sort and self.counts[sort] == self._at
-        self.counts[sort] += 1
-        if sort.of_store and self._failing():
-            raise refusal(sort)
-        if strikes and not self._kind.after:
-            await self._strike(sort)
+        self._check_alive()
+        if operation is OperationKind.READ and not self._kind.after:
+            operation = OperationKind.STORE
+        is_due = operation is self._operation and self.counts[operation] == self._at
+        self.counts[operation] += 1
+        if operation.is_on_store and self._failing():
+            raise error_of(operation)
+        if is_due and not self._kind.after:
+            await self._inject(operation)
         try:
             result = await act()
         finally:
-            if strikes and self._kind.after:
-                await self._strike(sort)
-        if sort.of_store:
+            if is_due and self._kind.after:
+                await self._inject(operation)
+        if operation.is_on_store:
             await self._pause()
-        self._alive()
+        self._check_alive()
         return result
 
-    def _alive(self) -> None:
-        if self.dead:
+    def _check_alive(self) -> None:
+        if self.crashed:
             raise Crash
 
-    async def _strike(self, sort: Sort) -> None:
-        self.struck = True
+    async def _inject(self, operation: OperationKind) -> None:
+        self.fired = True
         match self._kind:
-            case Kind.ERROR_BEFORE | Kind.ERROR_AFTER:
-                raise refusal(sort) if self._error is None else self._error()
-            case Kind.CRASH_BEFORE | Kind.CRASH_AFTER:
-                self.dead = True
+            case FaultKind.ERROR_BEFORE | FaultKind.ERROR_AFTER:
+                raise error_of(operation) if self._error is None else self._error()
+            case FaultKind.CRASH_BEFORE | FaultKind.CRASH_AFTER:
+                self.crashed = True
                 raise Crash
-            case Kind.CANCEL_BEFORE | Kind.CANCEL_AFTER:
+            case FaultKind.CANCEL_BEFORE | FaultKind.CANCEL_AFTER:
                 assert self.scope is not None
                 self.scope.cancel()
                 await anyio.lowlevel.checkpoint()
 
 
 class FaultyStore(Store):
-    """A store over files in a dict, each operation under the session's trouble.
+    """A store whose files are in a dict, with the session's faults.
 
-    Not over obstore's own memory: that works in threads which virtual time can't see, and answers in any order.
-    `test_house.py` holds the two against each other.
+    It does not use obstore's memory store: that works in threads, which virtual time can't see, and its order is not
+    deterministic. `test_fake_world.py` compares the two.
     """
 
-    def __init__(self, files: dict[str, bytes], trouble: Trouble | None = None, *, root: str = "memory") -> None:
+    def __init__(self, files: dict[str, bytes], faults: FaultInjector | None = None, *, root: str = "memory") -> None:
         super().__init__(root, MemoryStore())
         self._files = files
-        self._trouble = trouble or Trouble()
+        self._faults = faults or FaultInjector()
 
     async def put(self, path: str, data: bytes) -> None:
         await self._do(lambda: self._files.__setitem__(path, data))
@@ -202,19 +204,19 @@ class FaultyStore(Store):
         return await self._do(lambda: self._create(path, data))
 
     async def get(self, path: str) -> bytes | None:
-        return await self._do(lambda: self._files.get(path), Sort.READ)
+        return await self._do(lambda: self._files.get(path), OperationKind.READ)
 
     async def exists(self, path: str) -> bool:
-        return await self._do(lambda: path in self._files, Sort.READ)
+        return await self._do(lambda: path in self._files, OperationKind.READ)
 
     async def delete(self, path: str) -> None:
         await self._do(lambda: self._files.pop(path, None))
 
     async def list_all(self, prefix: str) -> list[StoredFile]:
-        return await self._do(lambda: self.list_now(prefix), Sort.READ)
+        return await self._do(lambda: self.list_now(prefix), OperationKind.READ)
 
     async def children(self, prefix: str) -> list[str]:
-        return await self._do(lambda: self._folders(prefix), Sort.READ)
+        return await self._do(lambda: self._folders(prefix), OperationKind.READ)
 
     def get_now(self, path: str) -> bytes | None:
         return self._files.get(path)
@@ -229,11 +231,11 @@ class FaultyStore(Store):
     def open_file(self, path: str, *, size_bytes: int | None = None) -> BinaryIO:
         return io.BytesIO(self._files[path])
 
-    async def _do(self, act: Callable[[], T], sort: Sort = Sort.STORE) -> T:
+    async def _do(self, act: Callable[[], T], operation: OperationKind = OperationKind.STORE) -> T:
         async def acting() -> T:
             return act()
 
-        return await self._trouble.around(sort, acting)
+        return await self._faults.around(operation, acting)
 
     def _create(self, path: str, data: bytes) -> bool:
         return self._files.setdefault(path, data) is data
@@ -247,13 +249,13 @@ def _below(prefix: str, path: str) -> bool:
     return not prefix or path.startswith(f"{prefix}/")
 
 
-class HouseKeeper(ModelManager):
-    """The model's keeper: the model runs, and is back `back_after_s` after it said that it is not ready."""
+class FakeModelManager(ModelManager):
+    """Manages a model that is always RUNNING; `recover` takes `back_after_s`."""
 
-    def __init__(self, trouble: Trouble, *, back_after_s: float = 60.0) -> None:
+    def __init__(self, faults: FaultInjector, *, back_after_s: float = 60.0) -> None:
         model = ModelArn.parse(MODEL)
         super().__init__(None, model, units=None, keep=False, observer=SilentObserver(), stopper=StopSignal())
-        self._trouble = trouble
+        self._faults = faults
         self._back_after_s = back_after_s
 
     @property
@@ -265,56 +267,56 @@ class HouseKeeper(ModelManager):
         return False
 
     def remember(self, on_owning: Callable[[], Awaitable[None]]) -> None:
-        """It starts nothing."""
+        """Never called: it starts no model."""
 
     def adopt(self) -> None:
-        """Nobody has started it."""
+        """No earlier session has started the model."""
 
     async def check(self) -> None:
-        await self._ask()
+        await self._request()
 
     def dollars(self) -> float | None:
         return None
 
     async def have_running(self) -> None:
-        await self._ask()
+        await self._request()
 
     @asynccontextmanager
     async def stopping(self) -> AsyncIterator[None]:
         yield
-        await self._ask()
+        await self._request()
 
     async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
-        await self._ask()
+        await self._request()
         await anyio.sleep(self._back_after_s)
 
-    async def _ask(self) -> None:
-        await self._trouble.around(Sort.MODEL, anyio.lowlevel.checkpoint)
+    async def _request(self) -> None:
+        await self._faults.around(OperationKind.MODEL, anyio.lowlevel.checkpoint)
 
 
-class HouseDetector:
-    """The service under the session's trouble."""
+class FaultyDetector:
+    """The service, with the session's faults."""
 
-    def __init__(self, service: Detector, trouble: Trouble) -> None:
+    def __init__(self, service: Detector, faults: FaultInjector) -> None:
         self._service = service
-        self._trouble = trouble
+        self._faults = faults
 
     async def detect(self, image: ImageRef) -> Detection:
-        return await self._trouble.around(Sort.CALL, partial(self._service.detect, image))
+        return await self._faults.around(OperationKind.CALL, partial(self._service.detect, image))
 
 
-class HouseSource:
-    """A list in pages, each under the session's trouble."""
+class FaultySource:
+    """A list of images in pages, with the session's faults."""
 
-    description = "the house's images"
+    description = "the world's images"
     repeats = NO_NAMES
     exhaustive = False
     is_explicit = False
 
-    def __init__(self, images: Sequence[ImageRef], trouble: Trouble, *, page: int) -> None:
+    def __init__(self, images: Sequence[ImageRef], faults: FaultInjector, *, page: int) -> None:
         self._images = images
         self._uris = frozenset(image.uri for image in images)
-        self._trouble = trouble
+        self._faults = faults
         self._page = page
 
     async def check(self) -> SourceCheck:
@@ -323,7 +325,7 @@ class HouseSource:
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         at = 0 if after is None else after.count
         while at < len(self._images):
-            await self._trouble.around(Sort.PAGE, anyio.lowlevel.checkpoint)
+            await self._faults.around(OperationKind.PAGE, anyio.lowlevel.checkpoint)
             yield list(self._images[at : at + self._page])
             at += self._page
 
@@ -332,8 +334,8 @@ class HouseSource:
 
 
 @dataclass
-class House:
-    """What outlives every process."""
+class FakeWorld:
+    """Everything that outlives a process."""
 
     images: Sequence[ImageRef]
     service: Service
@@ -350,38 +352,38 @@ class House:
     preparer: Preparer | None = None
     max_failures: int | None = None
     observer: Observer = field(default_factory=SilentObserver)
-    stopper: StopSignal | None = None
-    try_reading: TryReading = trust
+    stop_signal: StopSignal | None = None
+    check_readable: ReadCheck = skip_read_check
 
-    def store(self, trouble: Trouble | None = None) -> FaultyStore:
-        """The output root as a session sees it."""
-        return FaultyStore(self.files, trouble)
+    def store(self, faults: FaultInjector | None = None) -> FaultyStore:
+        """Open the output root for a session."""
+        return FaultyStore(self.files, faults)
 
     @asynccontextmanager
     async def detector(self) -> AsyncIterator[Detector]:
-        """How a session reaches the service."""
+        """Open the service for a session."""
         yield self.service
 
-    def keeper(self, trouble: Trouble) -> ModelManager:
-        """Who looks after the model in a session."""
-        return HouseKeeper(trouble, back_after_s=self.back_after_s)
+    def model_manager(self, faults: FaultInjector) -> ModelManager:
+        """The model manager of a session."""
+        return FakeModelManager(faults, back_after_s=self.back_after_s)
 
-    async def run(self, trouble: Trouble | None = None) -> Summary | BatchclError | None:
-        """One session of `batchcl run`: its summary, its error, or None when it was killed or cancelled."""
-        return await _outcome(self._run, trouble or Trouble())
+    async def run(self, faults: FaultInjector | None = None) -> Summary | BatchclError | None:
+        """One session of `batchcl run`: its summary, its error, or None if it was killed or cancelled."""
+        return await _outcome(self._run, faults or FaultInjector())
 
     async def retry(
-        self, trouble: Trouble | None = None, *, codes: Sequence[str] = (), fit: bool = False
+        self, faults: FaultInjector | None = None, *, codes: Sequence[str] = (), fit: bool = False
     ) -> Summary | BatchclError | None:
-        """One session of `batchcl retry`, likewise."""
-        return await _outcome(partial(self._retry, codes=codes, fit=fit), trouble or Trouble())
+        """One session of `batchcl retry`; returns the same as `run`."""
+        return await _outcome(partial(self._retry, codes=codes, fit=fit), faults or FaultInjector())
 
     async def run_to_end(self, *, tries: int = 3) -> Summary:
-        """`batchcl run` as cron would: again, when the lease of the last session is over, until it is done."""
+        """Repeat `batchcl run` until it is done, as cron would; each time after the last lease has expired."""
         return await self._to_end(self.run, tries)
 
     async def retry_to_end(self, *, tries: int = 3) -> Summary:
-        """Likewise for `batchcl retry`."""
+        """The same for `batchcl retry`."""
         return await self._to_end(self.retry, tries)
 
     async def _to_end(self, session: Callable[[], Awaitable[Summary | BatchclError | None]], tries: int) -> Summary:
@@ -394,54 +396,54 @@ class House:
             ends.append(end)
         raise AssertionError(f"not done after {tries} sessions: {ends}")
 
-    async def _run(self, trouble: Trouble) -> Summary:
+    async def _run(self, faults: FaultInjector) -> Summary:
         job, begun_at = self._job(), anyio.current_time()
-        model, observer, store = ModelArn.parse(MODEL), SilentObserver(), self.store(trouble)
+        model, observer, store = ModelArn.parse(MODEL), SilentObserver(), self.store(faults)
         await store.check_writable()
 
         async def check(_: dt.datetime) -> CheckedSources:
-            selection = Selection(self._sources(trouble), Filters())
-            return CheckedSources(selection, 0, {}, try_reading=self.try_reading)
+            selection = Selection(self._sources(faults), Filters())
+            return CheckedSources(selection, 0, {}, check_readable=self.check_readable)
 
-        found = await find_resume_state(job, model, store, check=check, observer=observer)
-        if found.summary is not None:
-            return found.summary
+        state = await find_resume_state(job, model, store, check=check, observer=observer)
+        if state.summary is not None:
+            return state.summary
         async with self.detector() as service:
-            means = self._prepared(self._means(trouble, service, begun_at), job)
-            return await execute(job, found, means)
+            context = self._with_preparer(self._context(faults, service, begun_at), job)
+            return await execute(job, state, context)
 
-    def _sources(self, trouble: Trouble) -> list[HouseSource]:
-        """Two, of which each names a third of the images that the other one names too."""
+    def _sources(self, faults: FaultInjector) -> list[FaultySource]:
+        """Two sources that overlap in a third of the images."""
         third = len(self.images) // 3
         parts = self.images[: 2 * third], self.images[third:]
-        return [HouseSource(part, trouble, page=self.page) for part in parts]
+        return [FaultySource(part, faults, page=self.page) for part in parts]
 
-    async def _retry(self, trouble: Trouble, codes: Sequence[str], fit: bool) -> Summary:
-        store = self.store(trouble)
+    async def _retry(self, faults: FaultInjector, codes: Sequence[str], fit: bool) -> Summary:
+        store = self.store(faults)
         record, earlier = await read_record(store, self.run_id), await read_summary(store, self.run_id)
         assert record is not None
         assert earlier is not None
         job = await job_of_round(store, record, {"out": "memory"} | ({"fit": True} if fit else {}))
         async with self.detector() as service:
-            means = self._prepared(self._means(trouble, service, anyio.current_time()), job)
-            return await execute_round(job, store, record, earlier, means, codes=codes)
+            context = self._with_preparer(self._context(faults, service, anyio.current_time()), job)
+            return await execute_round(job, store, record, earlier, context, codes=codes)
 
-    def _prepared(self, means: RunContext, job: Job) -> RunContext:
-        return replace(means, preparer=self.preparer) if job.fit else means
+    def _with_preparer(self, context: RunContext, job: Job) -> RunContext:
+        return replace(context, preparer=self.preparer) if job.fit else context
 
-    def _means(self, trouble: Trouble, service: Detector, begun_at: float) -> RunContext:
+    def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:
         return RunContext(
-            keeper=self.keeper(trouble),
-            detector=HouseDetector(service, trouble),
+            model_manager=self.model_manager(faults),
+            detector=FaultyDetector(service, faults),
             observer=self.observer,
-            stopper=self.stopper or StopSignal(),
+            stop_signal=self.stop_signal or StopSignal(),
             begun_at=begun_at,
             utcnow=lambda: utcnow() + dt.timedelta(seconds=self.skew_s),
         )
 
     def _job(self) -> Job:
         return Job(
-            sources=("the house's images",),
+            sources=("the world's images",),
             model=MODEL,
             out="memory",
             run_id=self.run_id,
@@ -454,27 +456,29 @@ class House:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of both tables, as any reader sees them now."""
+        """All rows of both tables as a reader sees them now."""
         paths = [path for path in self.files if path.startswith(("results/", "failures/"))]
         return [row | {"table": path.partition("/")[0]} for path in sorted(paths) for row in _rows(self.files[path])]
 
     def table(self) -> dict[str, dict[str, Any]]:
-        """Each uri with its row in `results/`, else its latest failure, without what chance decides.
+        """Each uri with its row in `results/`, else its latest failure, without `VOLATILE_COLUMNS`.
 
-        An image with two results, or two failures in one round, fails the test.
+        Two results of an image, or two failures in one round, fail the test.
         """
         rows = self.rows()
-        times = Counter((row["uri"], row["table"], row.get("round")) for row in rows)
-        assert not (twice := [each for each, count in times.items() if count > 1]), f"more than one row: {twice}"
+        counts = Counter((row["uri"], row["table"], row.get("round")) for row in rows)
+        assert not (twice := [each for each, count in counts.items() if count > 1]), f"more than one row: {twice}"
         newest = sorted(rows, key=lambda row: (row["table"] == "results", row.get("round") or 0))
-        return {row["uri"]: {name: value for name, value in row.items() if name not in CHANCE} for row in newest}
+        return {
+            row["uri"]: {name: value for name, value in row.items() if name not in VOLATILE_COLUMNS} for row in newest
+        }
 
     async def lease(self) -> RunLease | None:
         """The newest session of the run."""
         return await read_lease(self.store(), RunPaths(self.run_id).sessions)
 
     def journalled(self, round_: int = 0) -> set[str]:
-        """Images with a durable outcome in the round."""
+        """Images with a journalled outcome in the round."""
         found: set[str] = set()
         for path, data in self.files.items():
             if path.startswith(f"runs/{self.run_id}/journal/"):
@@ -483,13 +487,13 @@ class House:
         return found
 
     def published(self) -> set[str]:
-        """Images that a marker says are in the tables."""
+        """Images of published shards."""
         shards = {shard_and_round(path)[0] for path in self.files if path.startswith(f"runs/{self.run_id}/shards/")}
         size = self.shard_size
         return {image.uri for shard in shards for image in self.images[shard * size : (shard + 1) * size]}
 
     def assert_exactly_once(self, summary: Summary) -> None:
-        """Each image has one row, and the summary counts them as they are."""
+        """Assert that each image has one row, and that the summary has the right counts."""
         table = self.table()
         assert set(table) == {image.uri for image in self.images}
         counts = Counter(str(row.get("status", "scored")) for row in table.values())
@@ -502,29 +506,31 @@ class House:
             assert (table[image.uri].get("status") == "skipped") == (check_limits(image) is not None)
 
 
-async def _outcome(session: Callable[[Trouble], Awaitable[Summary]], trouble: Trouble) -> Summary | BatchclError | None:
-    """Run a session as a process of its own. Whatever it raises that batchcl does not promise fails the test."""
+async def _outcome(
+    session: Callable[[FaultInjector], Awaitable[Summary]], faults: FaultInjector
+) -> Summary | BatchclError | None:
+    """Run a session like a process of its own. Exceptions other than `BatchclError` fail the test."""
     with anyio.CancelScope() as scope:
-        trouble.scope = scope
+        faults.scope = scope
         try:
-            return await session(trouble)
+            return await session(faults)
         except BatchclError as error:
             return error
         except Crash:
             pass
         except BaseExceptionGroup:
-            if not trouble.dead:
+            if not faults.crashed:
                 raise
     return None
 
 
 def utcnow() -> dt.datetime:
-    """The time of day in virtual time."""
+    """The current time in virtual time."""
     return EPOCH + dt.timedelta(seconds=anyio.current_time())
 
 
-def in_house(fn: Callable[[*Ts], Awaitable[T]], *args: *Ts, start_s: float = 0.0) -> T:
-    """`run_virtual`, with the work of threads done in the loop: many times faster, and in the same order each time."""
+def run_simulation(fn: Callable[[*Ts], Awaitable[T]], *args: *Ts, start_s: float = 0.0) -> T:
+    """`run_virtual` without threads: their work is done in the loop, which is deterministic and many times faster."""
     with mock.patch("anyio.to_thread.run_sync", _run_here):
         return run_virtual(fn, *args, start_s=start_s)
 
