@@ -15,7 +15,7 @@ from PIL import Image
 
 from batchcl.aws import waiting
 from batchcl.doctor import diagnose, target_of
-from batchcl.emulator import limits
+from batchcl.emulator import capacity
 from servers import aws_env, client, copied, make_bucket, model_status, start_model
 from typed import Said, typed
 from unit.emulator.harness import Server, running_server
@@ -179,7 +179,7 @@ def test_what_cannot_be_asked_is_a_warning(monkeypatch, demo, pictures):
 
 
 def test_quotas_that_are_too_small(demo, monkeypatch):
-    monkeypatch.setattr(limits, "MOST_UNITS", 2)
+    monkeypatch.setattr(capacity, "MAX_UNITS", 2)
     lines = found(typed("doctor", "--model", demo.arn, "--start-model", "1:3"))
     assert lines["quotas"][0] == "fail"
     assert "--start-model 1:3 asks for 3; ask for fewer, or ask for more in Service Quotas" in lines["quotas"][1]
@@ -198,7 +198,7 @@ def test_models_that_are_in_the_way(server, demo, tmp_path, monkeypatch):
     trained = typed("model train second@v1 --output s3://doctor-second/out --json")
     assert trained.code == 0, trained.err
     start_model(server.endpoint, demo.arn, 1)
-    monkeypatch.setattr(limits, "MOST_RUNNING", 1)
+    monkeypatch.setattr(capacity, "MAX_RUNNING", 1)
     said = typed("doctor", "--model", trained.json["arn"], "--start-model", "1")
     server.client().stop_project_version(ProjectVersionArn=demo.arn)
     typed("project delete second --everything --yes")

@@ -315,21 +315,21 @@ def _least(shape: Any) -> Any:
 
 def test_limits_of_an_account_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     client, limit, quota = world.client, "LimitExceededException", "ServiceQuotaExceededException"
-    monkeypatch.setattr("batchcl.emulator.operations.projects.MOST_PROJECTS", 3)
+    monkeypatch.setattr("batchcl.emulator.operations.projects.MAX_PROJECTS", 3)
     assert refused(lambda: client.create_project(ProjectName="new"))["Error"]["Code"] == limit
-    monkeypatch.setattr("batchcl.emulator.operations.copies.MOST_VERSIONS", 2)
+    monkeypatch.setattr("batchcl.emulator.operations.copies.MAX_VERSIONS", 2)
     assert refused(lambda: client.copy_project_version(**world.copy("new")))["Error"]["Code"] == quota
-    monkeypatch.setattr("batchcl.emulator.operations.copies.MOST_VERSIONS", 9)
-    monkeypatch.setattr("batchcl.emulator.operations.copies.MOST_COPYING", 0)
+    monkeypatch.setattr("batchcl.emulator.operations.copies.MAX_VERSIONS", 9)
+    monkeypatch.setattr("batchcl.emulator.operations.copies.MAX_COPYING", 0)
     assert refused(lambda: client.copy_project_version(**world.copy("new")))["Error"]["Code"] == limit
-    monkeypatch.setattr("batchcl.emulator.operations.versions.MOST_TRAINING", 0)
+    monkeypatch.setattr("batchcl.emulator.operations.versions.MAX_TRAINING", 0)
     made = world.good("CreateProjectVersion")
     assert refused(lambda: client.create_project_version(**made))["Error"]["Code"] == limit
-    monkeypatch.setattr("batchcl.emulator.operations.policies.MOST_POLICIES", 1)
+    monkeypatch.setattr("batchcl.emulator.operations.policies.MAX_POLICIES", 1)
     put = world.good("PutProjectPolicy")
     assert refused(lambda: client.put_project_policy(**put))["Error"]["Code"] == quota
-    monkeypatch.setattr("batchcl.emulator.operations.entries.MOST_ENTRIES", 5)
-    monkeypatch.setattr("batchcl.emulator.dataset_files.MOST_ENTRIES", 5)
+    monkeypatch.setattr("batchcl.emulator.operations.entries.MAX_ENTRIES", 5)
+    monkeypatch.setattr("batchcl.emulator.dataset_files.MAX_ENTRIES", 5)
     changes = {"GroundTruth": jsonl([labelled(99, "cat")])}
     assert (
         refused(lambda: client.update_dataset_entries(DatasetArn=world.dataset, Changes=changes))["Error"]["Code"]

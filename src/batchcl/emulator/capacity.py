@@ -4,11 +4,57 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from batchcl.emulator.errors import ApiError
+from batchcl.emulator.errors import ApiError, over_quota
 
-__all__ = ["BURST_S", "AutoScaler", "Capacity", "Latency", "TokenBucket"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "BURST_S",
+    "MAX_COPYING",
+    "MAX_POLICIES",
+    "MAX_PROJECTS",
+    "MAX_RUNNING",
+    "MAX_TRAINING",
+    "MAX_UNITS",
+    "MAX_VERSIONS",
+    "AutoScaler",
+    "Capacity",
+    "Latency",
+    "TokenBucket",
+    "check_tags",
+]
+
+MAX_RUNNING: Final = 2
+MAX_TRAINING: Final = 2
+MAX_UNITS: Final = 5
+
+MAX_PROJECTS: Final = 100
+"""Projects of an account in a region: an assumption."""
+
+MAX_VERSIONS: Final = 100
+"""Versions of a project: an assumption."""
+
+MAX_COPYING: Final = 5
+"""Versions that are copied at once into an account: an assumption."""
+
+MAX_POLICIES: Final = 20
+"""Policies of a project: an assumption."""
+
+_MAX_TAGS: Final = 50
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Refuse more tags than a resource can have.
+
+    Raises:
+        ServiceError: ServiceQuotaExceededException.
+    """
+    if len(tags) > _MAX_TAGS:
+        raise over_quota(f"A resource can have {_MAX_TAGS} tags, and this would make {len(tags)}.")
+
 
 BURST_S: Final = 1.0
 """Seconds of its rate that a full bucket holds."""

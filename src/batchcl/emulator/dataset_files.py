@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
 
-from batchcl.emulator.manifest import BAD_SHARE, MOST_ENTRIES, MOST_LABELS, ManifestEntry, review
+from batchcl.emulator.manifest import BAD_SHARE, MAX_ENTRIES, MAX_LABELS, ManifestEntry, review
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +41,7 @@ async def contents_of(lines: Sequence[bytes], *, kept: Sequence[ManifestEntry] =
     """
     if not lines:
         return Contents(tuple(kept), _NOTHING)
-    if len(lines) > MOST_ENTRIES:
+    if len(lines) > MAX_ENTRIES:
         return Contents(tuple(kept), _TOO_MANY_ROWS)
     return await anyio.to_thread.run_sync(gather, lines, kept)
 
@@ -60,9 +60,9 @@ def gather(lines: Sequence[bytes], kept: Sequence[ManifestEntry] = ()) -> Conten
     entries = tuple(together.values())
     if bad > BAD_SHARE * max(1, len(lines)):
         return Contents(tuple(kept), _TOO_MANY_BAD)
-    if len(entries) > MOST_ENTRIES:
+    if len(entries) > MAX_ENTRIES:
         return Contents(tuple(kept), _TOO_MANY_ROWS)
-    if len(labels_of(entries)) > MOST_LABELS:
+    if len(labels_of(entries)) > MAX_LABELS:
         return Contents(tuple(kept), _TOO_MANY_LABELS)
     return Contents(entries)
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from batchcl.errors import BatchclError
 
-__all__ = ["ApiError", "access_denied", "in_use", "invalid_parameter", "invalid_s3_object", "not_found"]
+__all__ = [
+    "ApiError",
+    "access_denied",
+    "in_use",
+    "invalid_parameter",
+    "invalid_s3_object",
+    "not_found",
+    "over_limit",
+    "over_quota",
+]
 
 
 class ApiError(BatchclError):
@@ -45,3 +54,13 @@ def access_denied(operation: str, arn: str) -> ApiError:
         "AccessDeniedException",
         f"User is not authorized to perform: rekognition:{operation} on resource: {arn}",
     )
+
+
+def over_limit(message: str) -> ApiError:
+    """Too many at a time; it passes when one of them ends."""
+    return ApiError("LimitExceededException", message)
+
+
+def over_quota(message: str) -> ApiError:
+    """Too many altogether."""
+    return ApiError("ServiceQuotaExceededException", message)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BAD_SHARE",
     "DATASET",
-    "MOST_ENTRIES",
-    "MOST_LABELS",
+    "MAX_ENTRIES",
+    "MAX_LABELS",
     "VALIDATION",
     "ManifestEntry",
     "Problem",
@@ -35,12 +35,12 @@ __all__ = [
 BAD_SHARE: Final = 0.2
 """More than this share of bad lines fails a dataset or a training."""
 
-MOST_ENTRIES: Final = 250_000
-MOST_LABELS: Final = 250
+MAX_ENTRIES: Final = 250_000
+MAX_LABELS: Final = 250
 
 _LONGEST_LINE: Final = 100_000
 _LONGEST_LABEL: Final = 255
-_MOST_BOXES: Final = 50
+_MAX_BOXES: Final = 50
 _RESIZED_SIDE: Final = 1280
 _METADATA: Final = "-metadata"
 _SOURCE_REF: Final = re.compile(r"s3://[0-9A-Za-z._-]{3,255}/(?s:.+)")
@@ -281,7 +281,7 @@ class _Attribute:
             self._mark(metadata, _METADATA_FORMAT)
         elif not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
             self._mark(value, _BAD_SIZE)
-        elif len(annotations) > _MOST_BOXES:
+        elif len(annotations) > _MAX_BOXES:
             self._mark(value, _MANY_BOXES)
         elif len(objects) != len(annotations) or not all(
             isinstance(o, dict) and _ratio(o.get("confidence")) for o in objects

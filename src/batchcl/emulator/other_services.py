@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 import orjson
 from aiohttp import web
 
-from batchcl.emulator import limits
+from batchcl.emulator import capacity
 from batchcl.emulator.errors import ApiError
 
 if TYPE_CHECKING:
@@ -109,11 +109,11 @@ def _values(settings: EmulatorSettings) -> dict[str, tuple[str, float]]:
         ),
         "L-4FA65ECB": (
             "Maximum inference units per running Amazon Rekognition Custom Labels model.",
-            float(limits.MOST_UNITS),
+            float(capacity.MAX_UNITS),
         ),
         "L-5E225387": (
             "Concurrently running Amazon Rekognition Custom Labels models per account",
-            float(limits.MOST_RUNNING),
+            float(capacity.MAX_RUNNING),
         ),
     }
 

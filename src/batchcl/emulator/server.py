@@ -18,11 +18,10 @@ from threadpoolctl import threadpool_limits
 from batchcl.emulator.admin import add_routes, refuse_foreign, usage
 from batchcl.emulator.buckets import DirectoryObjectStore, NoObjectStore, S3ObjectStore
 from batchcl.emulator.capacity import Capacity, Latency
-from batchcl.emulator.clock import ForwardClock, SystemClock
 from batchcl.emulator.dataset_files import DatasetFiles
 from batchcl.emulator.fault_injection import load_faults
 from batchcl.emulator.handlers import RequestHandler
-from batchcl.emulator.service import EmulatorService
+from batchcl.emulator.service import EmulatorService, ForwardClock, SystemClock
 from batchcl.emulator.signature import Verifier, known_credentials
 from batchcl.emulator.state import EmulatorState
 from batchcl.errors import RefusedError, UsageError
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from batchcl.emulator.buckets import ObjectStore
-    from batchcl.emulator.clock import Clock
+    from batchcl.emulator.service import Clock
     from batchcl.emulator.settings import EmulatorSettings
 
 __all__ = ["Listening", "serve"]

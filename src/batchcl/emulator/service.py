@@ -2,33 +2,81 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from batchcl.emulator.arns import owner
 from batchcl.emulator.capacity import AutoScaler
 from batchcl.emulator.errors import access_denied, invalid_s3_object, not_found
 from batchcl.emulator.fault_injection import Injector
+from batchcl.emulator.records import owner
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from batchcl.emulator.buckets import ObjectStore
     from batchcl.emulator.capacity import Capacity, Latency
-    from batchcl.emulator.clock import ForwardClock
     from batchcl.emulator.dataset_files import DatasetFiles
     from batchcl.emulator.learning.model import Prediction, Predictor
     from batchcl.emulator.records import StoredDataset, StoredProject, StoredVersion
     from batchcl.emulator.settings import EmulatorSettings
     from batchcl.emulator.state import EmulatorState
 
-__all__ = ["Call", "EmulatorService"]
+__all__ = ["Call", "Clock", "EmulatorService", "ForwardClock", "SystemClock"]
 
 _Resource = TypeVar("_Resource")
+
+
+class Clock(Protocol):
+    """Wall time for what is stored and signed, monotonic time for what is measured."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since any fixed moment; never goes back."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds since the machine's start."""
+        return time.monotonic()
+
+
+class ForwardClock:
+    """A clock that can be put forward, for what takes hours in the service: `/_emulator/clock` does it.
+
+    Measured time goes on as it does, so capacity and faults know nothing of it; neither do signatures, as the clients'
+    clocks stay where they are.
+    """
+
+    def __init__(self, base: Clock) -> None:
+        self._base = base
+        self.ahead_s = 0.0
+
+    def time(self) -> float:
+        """Seconds since the epoch, and those that it was put forward."""
+        return self._base.time() + self.ahead_s
+
+    def signed_time(self) -> float:
+        """Seconds since the epoch as clients that sign have them."""
+        return self._base.time()
+
+    def monotonic(self) -> float:
+        """Seconds since the machine's start."""
+        return self._base.monotonic()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import anyio
 import anyio.to_thread
 
-from batchcl.emulator.arns import dataset_arn, owner
 from batchcl.emulator.errors import ApiError
 from batchcl.emulator.image_rules import check_bytes, open_picture
 from batchcl.emulator.learning import reports
 from batchcl.emulator.learning.training import Example, TrainingError, prepare, save, split, train
-from batchcl.emulator.records import StoredDataset
+from batchcl.emulator.records import StoredDataset, dataset_arn, owner
 from batchcl.emulator.validation import CheckedDataset, Findings, examine, use_case
 from batchcl.images import MAX_BYTES_S3
 

@@ -16,8 +16,8 @@ from batchcl.emulator.learning.training import FEWEST_LABELS
 from batchcl.emulator.manifest import (
     BAD_SHARE,
     INVALID_IMAGE,
-    MOST_ENTRIES,
-    MOST_LABELS,
+    MAX_ENTRIES,
+    MAX_LABELS,
     VALIDATION,
     Problem,
     marked,
@@ -171,7 +171,7 @@ def examine(
 
 def _errors(checked: CheckedDataset, places: Sequence[int], task: Task | None) -> list[Problem]:
     found = []
-    if len(places) > MOST_ENTRIES:
+    if len(places) > MAX_ENTRIES:
         found.append(_TOO_MANY_ROWS)
     if len(checked.invalid(places)) > BAD_SHARE * len(places):
         found.append(_TOO_MANY_INVALID)
@@ -183,7 +183,7 @@ def _errors(checked: CheckedDataset, places: Sequence[int], task: Task | None) -
         found.append(_FEW_LABELS)
     elif len(usable) < fewest:
         found.append(_FEW_USABLE)
-    if len(usable) > MOST_LABELS:
+    if len(usable) > MAX_LABELS:
         found.append(_MANY_LABELS)
     return found
 

@@ -24,7 +24,7 @@ MAX_LINES: Final = 250_000
 
 _LONGEST_LABEL: Final = 255
 _LONGEST_LINE: Final = 100_000
-_MOST_BOXES: Final = 50
+_MAX_BOXES: Final = 50
 _SLACK_PIXELS: Final = 1e-6
 _RESIZED_SIDE: Final = 1280
 """The service shrinks larger images to this for training, and a box has to be larger than one pixel then."""
@@ -159,8 +159,8 @@ def _check_boxes(truth: GroundTruth) -> None:
     wide, high = truth.image_size
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in truth.image_size):
         raise SourceError(f"its image_size is {wide} by {high} pixels, and {MIN_SIDE} to {MAX_SIDE} are allowed a side")
-    if len(truth.boxes) > _MOST_BOXES:
-        raise SourceError(f"it has {len(truth.boxes)} boxes, and {_MOST_BOXES} are allowed")
+    if len(truth.boxes) > _MAX_BOXES:
+        raise SourceError(f"it has {len(truth.boxes)} boxes, and {_MAX_BOXES} are allowed")
     for box in truth.boxes:
         right, bottom = box.left + box.width, box.top + box.height
         if min(box.left, box.top) < 0 or right > wide + _SLACK_PIXELS or bottom > high + _SLACK_PIXELS:

@@ -11,7 +11,7 @@ import pytest
 
 from batchcl.emulator.digits import DigitsDataset
 from batchcl.emulator.errors import ApiError
-from batchcl.emulator.policies import check_document, may_copy
+from batchcl.emulator.operations.policies import check_document, may_copy
 from unit.emulator.harness import Server, refused, running_server, train, wait_for
 
 OTHER = "210987654321"

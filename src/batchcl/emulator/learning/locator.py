@@ -34,12 +34,12 @@ _MISSES: Final = 0.35
 _POSITIVES_PER_OBJECT: Final = 6
 _NEGATIVES_PER_PICTURE: Final = 20
 _HARD_PER_PICTURE: Final = 12
-_MOST_WINDOWS: Final = 20_000
+_MAX_WINDOWS: Final = 20_000
 _INVERSE_PENALTY: Final = 0.3
 _BOX_PENALTY: Final = 10.0
 _FAINT: Final = 0.02
-_MOST_CANDIDATES: Final = 400
-_MOST_DETECTIONS: Final = 100
+_MAX_CANDIDATES: Final = 400
+_MAX_DETECTIONS: Final = 100
 _SAME_LABEL: Final = 0.3
 _ANY_LABEL: Final = 0.45
 
@@ -94,11 +94,11 @@ class Locator:
         boxes = np.concatenate([f[2] for f in found])
         height, width = picture.shape
         boxes = np.clip(boxes, 0, np.asarray([width, height, width, height], np.float32))
-        best = np.argsort(-chances, kind="stable")[:_MOST_CANDIDATES]
+        best = np.argsort(-chances, kind="stable")[:_MAX_CANDIDATES]
         kept = _survivors(boxes[best], classes[best])
         return [
             Prediction(self.labels[classes[i]], float(chances[i]), _ratios(boxes[i], width, height))
-            for i in best[kept][:_MOST_DETECTIONS]
+            for i in best[kept][:_MAX_DETECTIONS]
         ]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -192,8 +192,8 @@ class _Lessons:
 
         check()
         windows, classes = np.concatenate(self._windows), np.concatenate(self._classes)
-        if len(classes) > _MOST_WINDOWS:
-            drawn = np.sort(np.random.default_rng(seed).permutation(len(classes))[:_MOST_WINDOWS])
+        if len(classes) > _MAX_WINDOWS:
+            drawn = np.sort(np.random.default_rng(seed).permutation(len(classes))[:_MAX_WINDOWS])
             windows, classes = windows[drawn], classes[drawn]
         count = len(self._number) + 1
         weights, offset = np.zeros((NUMBERS, count), np.float32), np.full(count, -20, np.float32)
@@ -287,8 +287,8 @@ _CELLS: Final = 8
 _BLOCKS: Final = _CELLS - 1
 _PAD: Final = 2
 _STEP: Final = 1.2
-_MOST_LEVELS: Final = 9
-_MOST_SIDE: Final = 384
+_MAX_LEVELS: Final = 9
+_MAX_SIDE: Final = 384
 
 NUMBERS: Final = _BLOCKS * _BLOCKS * BLOCK
 """Numbers that describe a window."""
@@ -344,7 +344,7 @@ def working_picture(image: Image) -> NDArray[np.uint8]:
     """The grey picture that windows are laid on, at most 384 pixels a side."""
     from PIL.Image import Resampling
 
-    scale = min(1.0, _MOST_SIDE / max(image.size))
+    scale = min(1.0, _MAX_SIDE / max(image.size))
     grey = image.convert("L")
     if scale < 1:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -356,7 +356,7 @@ def sizes_for(longer_sides: Sequence[float]) -> tuple[float, ...]:
     """Object sizes that between them fit the objects of the training set, smallest first."""
     low, high = np.percentile(np.asarray(longer_sides, np.float64), [2, 98])
     low, high = max(8.0, float(low)), max(8.0, float(high))
-    steps = min(_MOST_LEVELS, max(1, 1 + round(np.log(high / low) / np.log(_STEP))))
+    steps = min(_MAX_LEVELS, max(1, 1 + round(np.log(high / low) / np.log(_STEP))))
     return tuple(float(size) for size in np.geomspace(low, high, steps))
 
 

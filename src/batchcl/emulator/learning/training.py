@@ -18,7 +18,6 @@ from batchcl.emulator.learning.evaluation import EvaluationResults, HeldOutLabel
 from batchcl.emulator.learning.features import describe, thumbnail
 from batchcl.emulator.learning.locator import LabelledPicture, Locator, train_locator, working_picture
 from batchcl.emulator.learning.model import Box, Prediction
-from batchcl.emulator.learning.splitting import held_out
 from batchcl.errors import BatchclError
 
 if TYPE_CHECKING:
@@ -31,12 +30,24 @@ if TYPE_CHECKING:
     from batchcl.emulator.learning.model import Predictor
     from batchcl.groundtruth import GroundTruth
 
-__all__ = ["FEWEST_LABELS", "Example", "Task", "Trained", "TrainingError", "load", "prepare", "save", "split", "train"]
+__all__ = [
+    "FEWEST_LABELS",
+    "Example",
+    "Task",
+    "Trained",
+    "TrainingError",
+    "held_out",
+    "load",
+    "prepare",
+    "save",
+    "split",
+    "train",
+]
 
 Task = Literal["classification", "detection"]
 
 _TEST_SHARE: Final = 0.2
-_MOST_LABELS: Final = 250
+_MAX_LABELS: Final = 250
 FEWEST_LABELS: Final[dict[Task, int]] = {"classification": 2, "detection": 1}
 """Custom Labels guide, "Guidelines and quotas"."""
 
@@ -114,8 +125,8 @@ def train(
     fewest = FEWEST_LABELS[task]
     if len(labels) < fewest:
         raise TrainingError(f"The training dataset has {len(labels)} labels; at least {fewest} are needed.")
-    if len(labels) > _MOST_LABELS:
-        raise TrainingError(f"The training dataset has {len(labels)} labels; at most {_MOST_LABELS} are allowed.")
+    if len(labels) > _MAX_LABELS:
+        raise TrainingError(f"The training dataset has {len(labels)} labels; at most {_MAX_LABELS} are allowed.")
     known = [e for e in test if set(e.truth.labels) <= labels]
     if not any(e.truth.labels for e in known):
         raise TrainingError("The test dataset has no labeled images with labels of the training dataset.")
@@ -184,3 +195,31 @@ def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[E
     groups = [e.truth.labels[0] if e.truth.labels else "" for e in examples]
     drawn = held_out(groups, share=_TEST_SHARE, seed=seed)
     return [e for n, e in enumerate(examples) if n not in drawn], [examples[n] for n in sorted(drawn)]
+
+
+def held_out(groups: Sequence[str], *, share: float, seed: int) -> frozenset[int]:
+    """Places of a `share` of the members, drawn so that each group gives its part and keeps at least one.
+
+    The largest remainders decide where a group's part is not a whole number, so the total is right to one member
+    unless groups of one are in the way. The same arguments give the same places.
+
+    Args:
+        groups: each member's group, such as its label.
+        share: 0 to 1.
+        seed: of the draw.
+    """
+    members: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    rng = np.random.default_rng(seed)
+    counts = {group: min(int(len(places) * share), len(places) - 1) for group, places in members.items()}
+    missing = round(len(groups) * share) - sum(counts.values())
+    for group in sorted(members, key=lambda g: (int(len(members[g]) * share) - len(members[g]) * share, g)):
+        if missing > 0 and counts[group] + 1 < len(members[group]):
+            counts[group] += 1
+            missing -= 1
+    drawn: set[int] = set()
+    for group in sorted(members):
+        order = rng.permutation(len(members[group]))
+        drawn.update(members[group][n] for n in order[: counts[group]])
+    return frozenset(drawn)

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio.to_thread
 
-from batchcl.emulator.arns import owner, version_arn
-from batchcl.emulator.errors import ApiError, access_denied, in_use, invalid_parameter, not_found
-from batchcl.emulator.limits import MOST_COPYING, MOST_VERSIONS, check_tags, over_limit, over_quota
-from batchcl.emulator.policies import may_copy
+from batchcl.emulator.capacity import MAX_COPYING, MAX_VERSIONS, check_tags
+from batchcl.emulator.errors import (
+    ApiError,
+    access_denied,
+    in_use,
+    invalid_parameter,
+    not_found,
+    over_limit,
+    over_quota,
+)
+from batchcl.emulator.operations.policies import may_copy
+from batchcl.emulator.records import owner, version_arn
 from batchcl.emulator.training_job import result_keys
 
 if TYPE_CHECKING:
@@ -86,11 +94,11 @@ def _refuse(call: Call, target: StoredProject, name: str) -> None:
     versions = state.versions_of(target.arn, now=call.now)
     if any(v.name == name for v in versions):
         raise in_use(f"A model version named {name} already exists in the project.")
-    if len(versions) >= MOST_VERSIONS:
-        raise over_quota(f"A project can have {MOST_VERSIONS} model versions.")
+    if len(versions) >= MAX_VERSIONS:
+        raise over_quota(f"A project can have {MAX_VERSIONS} model versions.")
     copying = [v for v in state.settled(call.now) if call.mine(v.arn) and v.status == "COPYING_IN_PROGRESS"]
-    if len(copying) >= MOST_COPYING:
-        raise over_limit(f"The account copies {len(copying)} models and can copy {MOST_COPYING} at once.")
+    if len(copying) >= MAX_COPYING:
+        raise over_limit(f"The account copies {len(copying)} models and can copy {MAX_COPYING} at once.")
 
 
 async def _copy(call: Call, source: StoredVersion, copy: StoredVersion) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
-from batchcl.emulator.arns import dataset_arn
+from batchcl.emulator.capacity import check_tags
 from batchcl.emulator.dataset_files import Contents, contents_of, gather
 from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
-from batchcl.emulator.limits import check_tags
-from batchcl.emulator.records import StoredDataset
+from batchcl.emulator.records import StoredDataset, dataset_arn
 from batchcl.emulator.training_job import read_manifest, split_lines
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["detect_custom_labels"]
 
-_MOST_SEEN: Final = 100_000
+_MAX_SEEN: Final = 100_000
 
 
 async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ async def _look(service: EmulatorService, arn: str, model: Predictor, data: byte
     seen = service.seen.get(key)
     if seen is None:
         seen = service.seen[key] = await anyio.to_thread.run_sync(look, limiter=service.threads)
-        if len(service.seen) > _MOST_SEEN:
+        if len(service.seen) > _MAX_SEEN:
             service.seen.popitem(last=False)
     return seen
 

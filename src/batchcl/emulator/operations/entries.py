@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from batchcl.emulator.dataset_files import contents_of
-from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
-from batchcl.emulator.learning.splitting import held_out
-from batchcl.emulator.limits import over_limit
-from batchcl.emulator.manifest import DATASET, MOST_ENTRIES, marked
+from batchcl.emulator.errors import ApiError, in_use, invalid_parameter, over_limit
+from batchcl.emulator.learning.training import held_out
+from batchcl.emulator.manifest import DATASET, MAX_ENTRIES, marked
 from batchcl.emulator.operations.pagination import rows
 from batchcl.emulator.training_job import split_lines
 
@@ -67,8 +66,8 @@ async def update_dataset_entries(call: Call, parameters: dict[str, Any]) -> dict
     kept = await files.read(dataset)
     made = await contents_of(lines, kept=kept)
     _refuse_changing(call, dataset)  # another call may have changed it during the check
-    if len(lines) + len(kept) > MOST_ENTRIES and made.refusal is not None:
-        raise over_limit(f"A dataset can have {MOST_ENTRIES} entries.")
+    if len(lines) + len(kept) > MAX_ENTRIES and made.refusal is not None:
+        raise over_limit(f"A dataset can have {MAX_ENTRIES} entries.")
     if made.refusal is None:
         files.write(dataset, made.entries)
     _begin(call, dataset, made.refusal)

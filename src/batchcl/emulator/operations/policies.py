@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import datetime as dt
+import fnmatch
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.emulator.errors import ApiError, not_found
-from batchcl.emulator.limits import MOST_POLICIES, over_quota
+import orjson
+
+from batchcl.emulator.capacity import MAX_POLICIES
+from batchcl.emulator.errors import ApiError, not_found, over_quota
 from batchcl.emulator.operations.pagination import page
-from batchcl.emulator.policies import check_document
-from batchcl.emulator.records import StoredPolicy
+from batchcl.emulator.records import StoredPolicy, owner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from batchcl.emulator.service import Call
 
-__all__ = ["delete_project_policy", "list_project_policies", "put_project_policy"]
+__all__ = ["check_document", "delete_project_policy", "list_project_policies", "may_copy", "put_project_policy"]
 
 _PAGE: Final = 5
+_ACTION: Final = "rekognition:copyprojectversion"
+_VERSIONS: Final = frozenset({"2012-10-17", "2008-10-17"})
+_TOP: Final = frozenset({"Version", "Id", "Statement"})
+_NEEDED: Final = frozenset({"Effect", "Principal", "Action", "Resource"})
+_STATEMENT: Final = _NEEDED | {"Sid", "Condition"}
+_PRINCIPAL: Final = re.compile(r"\*|\d{12}|arn:[a-z\d-]+:(iam|sts)::(\d{12}):.+")
 
 
 async def put_project_policy(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -34,8 +45,8 @@ async def put_project_policy(call: Call, parameters: dict[str, Any]) -> dict[str
             "ResourceAlreadyExistsException",
             f"The project has a policy {name}; to change it, name its PolicyRevisionId",
         )
-    if old is None and len(found) >= MOST_POLICIES:
-        raise over_quota(f"A project can have {MOST_POLICIES} policies.")
+    if old is None and len(found) >= MAX_POLICIES:
+        raise over_quota(f"A project can have {MAX_POLICIES} policies.")
     stamp = f"{project.arn} {name} {revision} {call.now} {document}"
     policy = StoredPolicy(
         project_arn=project.arn,
@@ -85,3 +96,76 @@ async def delete_project_policy(call: Call, parameters: dict[str, Any]) -> dict[
 
 def _bad_revision() -> ApiError:
     return ApiError("InvalidPolicyRevisionIdException", "The PolicyRevisionId is not the policy's present one.")
+
+
+def check_document(document: str, *, project_arn: str) -> None:
+    """Refuse what can't be a policy of the project.
+
+    Raises:
+        ServiceError: MalformedPolicyDocumentException, with the reason.
+    """
+    try:
+        policy = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        raise _malformed("it is not JSON") from None
+    if not isinstance(policy, dict) or not policy.keys() <= _TOP or policy.get("Version") not in _VERSIONS:
+        raise _malformed("Version must be 2012-10-17, and there is nothing else but Id and Statement")
+    statements = _listed(policy.get("Statement"))
+    if not statements:
+        raise _malformed("it has no Statement")
+    for statement in statements:
+        why = _fault(statement, project_arn)
+        if why is not None:
+            raise _malformed(why)
+
+
+def may_copy(documents: Iterable[str], *, version_arn: str, account: str) -> bool | None:
+    """What checked policies say of a copy of the version into `account`; None if nothing."""
+    effects = {
+        statement["Effect"]
+        for document in documents
+        for statement in _listed(orjson.loads(document)["Statement"])
+        if any(fnmatch.fnmatchcase(version_arn, resource) for resource in _listed(statement["Resource"]))
+        and any(_stands_for(principal, account) for principal in _principals(statement["Principal"]))
+        and not ("Condition" in statement and statement["Effect"] == "Allow")
+    }
+    return None if not effects else "Deny" not in effects
+
+
+def _fault(statement: Any, project_arn: str) -> str | None:
+    if not isinstance(statement, dict) or not statement.keys() >= _NEEDED:
+        return "each statement needs Effect, Principal, Action and Resource"
+    if not statement.keys() <= _STATEMENT:
+        return f"{', '.join(sorted(statement.keys() - _STATEMENT))} can't be in a statement"
+    if statement["Effect"] not in {"Allow", "Deny"}:
+        return "Effect is neither Allow nor Deny"
+    actions, resources = _listed(statement["Action"]), _listed(statement["Resource"])
+    if not actions or not all(isinstance(a, str) and a.lower() == _ACTION for a in actions):
+        return "the only action is rekognition:CopyProjectVersion"
+    start = project_arn.rpartition("/")[0] + "/"
+    if not resources or not all(isinstance(r, str) and (r == "*" or r.startswith(start)) for r in resources):
+        return f"a Resource is not a version of the project {owner(project_arn).project}"
+    principals = _principals(statement["Principal"])
+    if not principals or not all(isinstance(p, str) and _PRINCIPAL.fullmatch(p) for p in principals):
+        return "a Principal is not an account, a user or a role"
+    return None
+
+
+def _principals(principal: Any) -> list[Any]:
+    if isinstance(principal, dict):
+        return _listed(principal.get("AWS")) if principal.keys() == {"AWS"} else []
+    return ["*"] if principal == "*" else []
+
+
+def _stands_for(principal: str, account: str) -> bool:
+    return principal in {"*", account} or principal.partition("::")[2].startswith(f"{account}:")
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _malformed(why: str) -> ApiError:
+    return ApiError("MalformedPolicyDocumentException", f"The project policy document is malformed: {why}.")

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.emulator.arns import project_arn
-from batchcl.emulator.errors import in_use, invalid_parameter
-from batchcl.emulator.limits import MOST_PROJECTS, check_tags, over_limit
+from batchcl.emulator.capacity import MAX_PROJECTS, check_tags
+from batchcl.emulator.errors import in_use, invalid_parameter, over_limit
 from batchcl.emulator.operations.datasets import message_of
 from batchcl.emulator.operations.pagination import page
-from batchcl.emulator.records import StoredProject
+from batchcl.emulator.protocol import pattern_of
+from batchcl.emulator.records import StoredProject, project_arn
 
 if TYPE_CHECKING:
+    from batchcl.emulator.records import StoredDataset, StoredVersion
     from batchcl.emulator.service import Call
 
-__all__ = ["create_project", "delete_project", "describe_projects"]
+__all__ = [
+    "create_project",
+    "delete_project",
+    "describe_projects",
+    "list_tags_for_resource",
+    "tag_resource",
+    "untag_resource",
+]
+
+_KINDS: Final = ("ProjectVersionArn", "DatasetArn", "ProjectArn")
 
 
 async def create_project(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -27,8 +38,8 @@ async def create_project(call: Call, parameters: dict[str, Any]) -> dict[str, An
     name = parameters["ProjectName"]
     if any(p.name == name for p in _mine(call)):
         raise in_use(f"A project named {name} already exists.")
-    if len(_mine(call)) >= MOST_PROJECTS:
-        raise over_limit(f"An account can have {MOST_PROJECTS} projects in a region.")
+    if len(_mine(call)) >= MAX_PROJECTS:
+        raise over_limit(f"An account can have {MAX_PROJECTS} projects in a region.")
     tags = parameters.get("Tags", {})
     check_tags(tags)
     arn = project_arn(call.account, call.region, name, now=call.now)
@@ -84,3 +95,37 @@ def _describe(call: Call, project: StoredProject) -> dict[str, Any]:
             for d in datasets
         ],
     }
+
+
+async def tag_resource(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Add tags, or give them other values."""
+    resource = _resource(call, parameters["ResourceArn"])
+    tags = {**resource.tags, **parameters["Tags"]}
+    check_tags(tags)
+    resource.tags = tags
+    call.service.state.save()
+    return {}
+
+
+async def untag_resource(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Remove tags; those that aren't there are no error."""
+    resource = _resource(call, parameters["ResourceArn"])
+    unwanted = set(parameters["TagKeys"])
+    resource.tags = {key: value for key, value in resource.tags.items() if key not in unwanted}
+    call.service.state.save()
+    return {}
+
+
+async def list_tags_for_resource(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Every tag of a resource."""
+    return {"Tags": _resource(call, parameters["ResourceArn"]).tags}
+
+
+def _resource(call: Call, arn: str) -> StoredProject | StoredDataset | StoredVersion:
+    """The caller's version, dataset or project: all of them take tags when they are made."""
+    kind = next((kind for kind in _KINDS if re.fullmatch(pattern_of(kind), arn)), None)
+    if kind is None:
+        raise invalid_parameter("ResourceArn is not the ARN of a project, a dataset or a project version.")
+    if kind == "ProjectVersionArn":
+        return call.version(arn)
+    return call.dataset(arn) if kind == "DatasetArn" else call.project(arn)

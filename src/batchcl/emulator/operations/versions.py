@@ -5,20 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.emulator.arns import version_arn
-from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
+from batchcl.emulator.capacity import MAX_RUNNING, MAX_TRAINING, MAX_UNITS, MAX_VERSIONS, check_tags
+from batchcl.emulator.errors import ApiError, in_use, invalid_parameter, over_limit, over_quota
 from batchcl.emulator.learning.training import TrainingError
-from batchcl.emulator.limits import (
-    MOST_RUNNING,
-    MOST_TRAINING,
-    MOST_UNITS,
-    MOST_VERSIONS,
-    check_tags,
-    over_limit,
-    over_quota,
-)
 from batchcl.emulator.operations.pagination import page
-from batchcl.emulator.records import StoredVersion
+from batchcl.emulator.records import StoredVersion, version_arn
 from batchcl.emulator.training_job import ReadMaterial, TrainingData, read_manifest, run_training, split_lines
 
 if TYPE_CHECKING:
@@ -90,13 +81,13 @@ async def start_project_version(call: Call, parameters: dict[str, Any]) -> dict[
     least, most = parameters["MinInferenceUnits"], parameters.get("MaxInferenceUnits")
     if most is not None and most < least:
         raise invalid_parameter("MaxInferenceUnits is less than MinInferenceUnits.")
-    if max(least, most or 0) > MOST_UNITS:
-        raise over_limit(f"A model can have at most {MOST_UNITS} inference units.")
+    if max(least, most or 0) > MAX_UNITS:
+        raise over_limit(f"A model can have at most {MAX_UNITS} inference units.")
     if version.status not in _STARTABLE:
         raise in_use(f"The model {version.arn} can't be started while it is {version.status}.")
     running = [v for v in call.service.state.settled(call.now) if call.mine(v.arn) and v.status in _RUNNING]
-    if len(running) >= MOST_RUNNING:
-        raise over_limit(f"The account has {len(running)} running models and can have {MOST_RUNNING}.")
+    if len(running) >= MAX_RUNNING:
+        raise over_limit(f"The account has {len(running)} running models and can have {MAX_RUNNING}.")
     version.become("STARTING", "The model is starting.")
     version.schedule("RUNNING", "The model is running.", due=call.now + call.service.settings.start_seconds)
     version.min_units, version.max_units = least, most
@@ -133,10 +124,10 @@ def _refuse_training(call: Call, project_arn: str, name: str) -> None:
     if any(v.name == name for v in state.versions_of(project_arn, now=call.now)):
         raise in_use(f"A model version named {name} already exists in the project.")
     training = [v for v in state.settled(call.now) if call.mine(v.arn) and v.status == "TRAINING_IN_PROGRESS"]
-    if len(training) >= MOST_TRAINING:
-        raise over_limit(f"The account trains {len(training)} models and can train {MOST_TRAINING} at once.")
-    if len(state.versions_of(project_arn, now=call.now)) >= MOST_VERSIONS:
-        raise over_quota(f"A project can have {MOST_VERSIONS} model versions.")
+    if len(training) >= MAX_TRAINING:
+        raise over_limit(f"The account trains {len(training)} models and can train {MAX_TRAINING} at once.")
+    if len(state.versions_of(project_arn, now=call.now)) >= MAX_VERSIONS:
+        raise over_quota(f"A project can have {MAX_VERSIONS} model versions.")
 
 
 async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) -> ReadMaterial:
