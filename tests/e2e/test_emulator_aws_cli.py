@@ -38,7 +38,7 @@ def aws(clean_env: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
-def test_the_aws_cli_runs_a_models_whole_life(
+def test_the_aws_cli_trains_starts_stops_and_deletes_a_model(
     aws: Callable[..., Any], clean_env: dict[str, str], tmp_path: Path
 ) -> None:
     data = write_digits(tmp_path / "buckets", bucket="pictures", train=60, test=30, seed=2)

@@ -58,7 +58,7 @@ def test_a_refusal_of_the_runs_own_emulator_is_told_once_and_names_no_flag_of_th
     taken = tmp_path / "taken"
     taken.touch()
     mine = told("run", "mix", "--model", demo.arn, "--out", "out", "--emulator", "--emulator-state", taken, code=5)
-    assert "starting the emulator failed: can't keep the emulator's state in" in mine
+    assert "starting the emulator failed: keeping the emulator's state in" in mine
     assert "--state" not in mine
 
 

@@ -286,7 +286,7 @@ def test_every_operation_has_its_documented_errors() -> None:
     assert not CAUSES.keys() & INJECTED
 
 
-def test_every_operation_is_refused_over_its_quota(tmp_path: Path) -> None:
+def test_every_operation_is_throttled_above_its_quota(tmp_path: Path) -> None:
     with running_server(buckets=tmp_path, control_tps=1e-3, account_tps=1e-3) as server:
         client = server.client()
         for operation in sorted(OPERATIONS):

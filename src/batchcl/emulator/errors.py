@@ -1,4 +1,4 @@
-"""What the service answers when it does not answer with a result."""
+"""The error responses of the service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [
 
 
 class ApiError(BatchclError):
-    """An error answer: its `code` is the exception name of the Rekognition API, `status` the HTTP status."""
+    """An error response: `code` is the name of the exception in the Rekognition API, `status` the HTTP status."""
 
     def __init__(self, code: str, message: str, *, status: int = 400) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class ApiError(BatchclError):
 
 
 def invalid_s3_object() -> ApiError:
-    """A missing key, a missing bucket and a missing permission look the same from outside."""
+    """A missing key, a missing bucket and a missing permission can't be distinguished by the caller."""
     return ApiError(
         "InvalidS3ObjectException",
         "Unable to get object metadata from S3. Check object key, region and/or access permissions.",
@@ -34,7 +34,7 @@ def invalid_s3_object() -> ApiError:
 
 
 def invalid_parameter(message: str = "Request has invalid parameters") -> ApiError:
-    """An input breaks a constraint."""
+    """A parameter violates a constraint."""
     return ApiError("InvalidParameterException", message)
 
 
@@ -57,10 +57,10 @@ def access_denied(operation: str, arn: str) -> ApiError:
 
 
 def over_limit(message: str) -> ApiError:
-    """Too many at a time; it passes when one of them ends."""
+    """Too many at the same time; a call can succeed when one of them has ended."""
     return ApiError("LimitExceededException", message)
 
 
 def over_quota(message: str) -> ApiError:
-    """Too many altogether."""
+    """Too many in total."""
     return ApiError("ServiceQuotaExceededException", message)

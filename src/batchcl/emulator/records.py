@@ -1,4 +1,4 @@
-"""What the emulator remembers of each resource. Times are seconds since the epoch."""
+"""Stored projects, policies, datasets and versions, and their ARNs. Times are seconds since the epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 @dataclass(slots=True, kw_only=True)
 class StoredProject:
-    """A project; from `gone` on it doesn't exist any more, and until then it is DELETING."""
+    """A project. If `gone` is set it is DELETING, and doesn't exist from that time on."""
 
     arn: str
     name: str
@@ -33,7 +33,7 @@ class StoredProject:
 
 @dataclass(slots=True, kw_only=True)
 class StoredPolicy:
-    """A project policy; each change gives it a new `revision`."""
+    """A project policy; each change sets a new `revision`."""
 
     project_arn: str
     name: str
@@ -44,15 +44,15 @@ class StoredPolicy:
 
     @property
     def arn(self) -> str:
-        """A name of its own among all policies."""
+        """A unique key; policies have no ARN in the API."""
         return f"{self.project_arn} {self.name}"
 
 
 @dataclass(slots=True, kw_only=True)
 class StoredDataset:
-    """A project's training or test dataset; its entries lie in the manifest file.
+    """A project's training or test dataset; its entries are in a manifest file.
 
-    `ready` is when `doing` ends and `status` holds. From `gone` on it doesn't exist any more.
+    Until `ready` its status is `doing`, then `status`. If `gone` is set, it doesn't exist from that time on.
     """
 
     arn: str
@@ -72,13 +72,13 @@ class StoredDataset:
     gone: float | None = None
 
     def status_at(self, now: float) -> str:
-        """What DescribeDataset says at `now`."""
+        """The status at `now`."""
         if self.gone is not None:
             return "DELETE_IN_PROGRESS"
         return self.status if now >= self.ready else self.doing
 
     def usable_at(self, now: float) -> bool:
-        """Whether it can be listed, changed and trained with at `now`."""
+        """Whether it can be listed, changed and used for training at `now`."""
         return self.status_at(now) in {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_FAILED"}
 
 
@@ -86,11 +86,11 @@ class StoredDataset:
 class StoredVersion:
     """A model version.
 
-    A state that passes by itself is settled when somebody looks: `next_status` holds from `due` on. From `gone` on
-    the version doesn't exist any more.
+    Scheduled changes of the status are applied by `settle`, before each access: the status is `next_status` from `due`
+    on. If `gone` is set, the version doesn't exist from that time on.
 
-    `units` are the inference units in service; `unit_seconds` what they have been billed for up to `metered_since`,
-    which is None while the model doesn't run.
+    `units` are the inference units in service, and `unit_seconds` the billed unit seconds up to `metered_since`,
+    which is None while the model is not running.
     """
 
     arn: str
@@ -127,11 +127,11 @@ class StoredVersion:
     gone: float | None = None
 
     def schedule(self, status: str, message: str, *, due: float) -> None:
-        """Let the version become `status` at `due`."""
+        """Schedule a change to `status` at `due`."""
         self.next_status, self.next_message, self.due = status, message, due
 
     def settle(self, now: float) -> None:
-        """Pass to the next status if its time has come."""
+        """Apply the scheduled change if it is due."""
         if self.due is not None and now >= self.due:
             assert self.next_status is not None
             due = self.due
@@ -140,7 +140,7 @@ class StoredVersion:
                 self.metered_since, self.units = due, self.min_units
 
     def become(self, status: str, message: str) -> None:
-        """Change the status now, whatever was scheduled."""
+        """Change the status now, and cancel a scheduled change."""
         self.status, self.status_message = status, message
         self.due = self.next_status = None
 
@@ -151,7 +151,7 @@ class StoredVersion:
             self.metered_since = max(now, self.metered_since)
 
     def halt(self, status: str, message: str, *, now: float) -> None:
-        """Leave RUNNING: bill what ran, and become `status`."""
+        """Leave RUNNING: bill the units up to `now`, and change to `status`."""
         self.meter(now)
         self.metered_since = self.units = None
         self.become(status, message)
@@ -164,7 +164,7 @@ _OWNER: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose a resource is; `project` is the project's name."""
+    """Account, region and project name in an ARN."""
 
     account: str
     region: str
@@ -172,31 +172,31 @@ class Owner:
 
 
 def owner(arn: str) -> Owner:
-    """Whose resource `arn` names; the caller has checked its pattern."""
+    """The owner of a resource. `arn` must be valid."""
     match = _OWNER.match(arn)
     assert match is not None
     return Owner(match["account"], match["region"], match["project"])
 
 
 def project_arn(account: str, region: str, name: str, *, now: float) -> str:
-    """A new project's ARN; its last part is `now` in milliseconds."""
-    return f"{_start(account, region, name)}/{_stamp(now)}"
+    """The ARN of a new project; it ends with `now` in milliseconds."""
+    return f"{_prefix(account, region, name)}/{_milliseconds(now)}"
 
 
 def version_arn(account: str, region: str, project: str, name: str, *, now: float) -> str:
-    """A new version's ARN; it doesn't hold the project's own timestamp."""
-    return f"{_start(account, region, project)}/version/{name}/{_stamp(now)}"
+    """The ARN of a new version; it doesn't contain the project's timestamp."""
+    return f"{_prefix(account, region, project)}/version/{name}/{_milliseconds(now)}"
 
 
 def dataset_arn(account: str, region: str, project: str, kind: str, *, now: float) -> str:
-    """A new dataset's ARN; `kind` is TRAIN or TEST."""
-    return f"{_start(account, region, project)}/dataset/{kind.lower()}/{_stamp(now)}"
+    """The ARN of a new dataset; `kind` is TRAIN or TEST."""
+    return f"{_prefix(account, region, project)}/dataset/{kind.lower()}/{_milliseconds(now)}"
 
 
-def _start(account: str, region: str, project: str) -> str:
+def _prefix(account: str, region: str, project: str) -> str:
     partition = "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
     return f"arn:{partition}:rekognition:{region}:{account}:project/{project}"
 
 
-def _stamp(now: float) -> int:
+def _milliseconds(now: float) -> int:
     return round(now * 1000)

@@ -23,47 +23,8 @@ from batchcl.groundtruth import parse_line
 
 __all__ = ["Confused", "LabelScore", "Mistake", "ModelEvaluation", "evaluate_model", "evaluation_of"]
 
-
-async def evaluate_model(s3: Any, model: Model) -> ModelEvaluation:
-    """The evaluation of a model, from its summary file and its evaluation snapshot.
-
-    Args:
-        s3: an open S3 client.
-        model: as returned by `describe`.
-
-    Raises:
-        ModelError: the model has no evaluation because it isn't trained.
-        SourceError: the summary or the snapshot is missing from S3, or has another format.
-        CredentialsError: the credentials may not read them.
-    """
-    if model.summary is None:
-        reason = f": {model.message}" if model.message else ""
-        raise ModelError(f"{model.name} has no evaluation because it is {model.status}{reason}")
-    summary = await _read_object(s3, model.summary)
-    lines: list[bytes] = []
-    for manifest in model.testing_manifests:
-        lines += (await _read_object(s3, manifest)).splitlines()
-    return evaluation_of(summary, lines)
-
-
-async def _read_object(s3: Any, uri: str) -> bytes:
-    where = S3Location.parse(uri)
-    try:
-        answer = await s3.get_object(Bucket=where.bucket, Key=where.key)
-        async with answer["Body"] as body:
-            data: bytes = await body.read()
-    except ClientError as error:
-        if error_code(error) in {"NoSuchKey", "404"}:
-            raise SourceError(f"reading {uri} failed: the object does not exist. It was deleted or moved.") from error
-        raise explain(error, f"reading {uri}", where.bucket) from error
-    except BotoCoreError as error:
-        raise explain(error, f"reading {uri}", where.bucket) from error
-    return data
-
-
 NONE: Final = "(none)"
 """The label of images without labels."""
-
 _METADATA: Final = "-metadata"
 _DETAILS: Final = "rekognition-custom-labels-evaluation-details"
 
@@ -147,25 +108,26 @@ class ModelEvaluation:
     mistakes: tuple[Mistake, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Prediction:
-    uri: str
-    label: str
-    confidence: float | None
-    details: Mapping[str, Any]
+async def evaluate_model(s3: Any, model: Model) -> ModelEvaluation:
+    """The evaluation of a model, from its summary file and its evaluation snapshot.
 
-    def is_result(self, what: str) -> bool:
-        return self.details.get(f"is-{what}") is True
+    Args:
+        s3: an open S3 client.
+        model: as returned by `describe`.
 
-
-@dataclass(slots=True)
-class _Snapshot:
-    """Contents of a snapshot: all predictions, and image counts by (true label, most confident label)."""
-
-    predictions: list[_Prediction] = field(default_factory=list)
-    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
-    images: int = 0
-    single_label: bool = True
+    Raises:
+        ModelError: the model has no evaluation because it isn't trained.
+        SourceError: the summary or the snapshot is missing from S3, or has another format.
+        CredentialsError: the credentials may not read them.
+    """
+    if model.summary is None:
+        reason = f": {model.message}" if model.message else ""
+        raise ModelError(f"{model.name} has no evaluation because it is {model.status}{reason}")
+    summary = await _read_object(s3, model.summary)
+    lines: list[bytes] = []
+    for manifest in model.testing_manifests:
+        lines += (await _read_object(s3, manifest)).splitlines()
+    return evaluation_of(summary, lines)
 
 
 def evaluation_of(summary: bytes, snapshot: Iterable[bytes] = ()) -> ModelEvaluation:
@@ -192,6 +154,84 @@ def evaluation_of(summary: bytes, snapshot: Iterable[bytes] = ()) -> ModelEvalua
         confusion=_confusion(metrics.get("ConfusionMatrix"), parsed),
         mistakes=tuple(_mistakes(parsed)),
     )
+
+
+async def _read_object(s3: Any, uri: str) -> bytes:
+    where = S3Location.parse(uri)
+    try:
+        answer = await s3.get_object(Bucket=where.bucket, Key=where.key)
+        async with answer["Body"] as body:
+            data: bytes = await body.read()
+    except ClientError as error:
+        if error_code(error) in {"NoSuchKey", "404"}:
+            raise SourceError(f"reading {uri} failed: the object does not exist. It was deleted or moved.") from error
+        raise explain(error, f"reading {uri}", where.bucket) from error
+    except BotoCoreError as error:
+        raise explain(error, f"reading {uri}", where.bucket) from error
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class _Prediction:
+    uri: str
+    label: str
+    confidence: float | None
+    details: Mapping[str, Any]
+
+    def is_result(self, what: str) -> bool:
+        return self.details.get(f"is-{what}") is True
+
+
+@dataclass(slots=True)
+class _Snapshot:
+    """Contents of a snapshot: all predictions, and image counts by (true label, most confident label)."""
+
+    predictions: list[_Prediction] = field(default_factory=list)
+    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    images: int = 0
+    single_label: bool = True
+
+
+def _read_snapshot(lines: Iterable[bytes]) -> _Snapshot:
+    snapshot = _Snapshot()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        entry = _load(line, f"line {number} of the evaluation snapshot")
+        uri = str(entry.get("source-ref", ""))
+        image_level = list(_image_level(entry, uri))
+        snapshot.predictions += image_level
+        snapshot.predictions += _located(entry, uri)
+        snapshot.images += 1
+        if image_level:
+            truth = parse_line(line).labels
+            snapshot.single_label = snapshot.single_label and len(truth) <= 1
+            top = min(image_level, key=lambda each: (-(each.confidence or 0.0), each.label))  # ties as in `evaluate`
+            snapshot.pairs[truth[0] if truth else NONE, top.label] += 1
+    return snapshot
+
+
+def _image_level(entry: dict[str, Any], uri: str) -> Iterator[_Prediction]:
+    for name, metadata in entry.items():
+        if name.endswith(_METADATA) and isinstance(metadata, dict) and isinstance(metadata.get(_DETAILS), dict):
+            yield _Prediction(
+                uri, str(metadata.get("class-name", "")), _ratio(metadata, "confidence"), metadata[_DETAILS]
+            )
+
+
+def _located(entry: dict[str, Any], uri: str) -> Iterator[_Prediction]:
+    for name, metadata in entry.items():
+        if not name.endswith(_METADATA) or not isinstance(metadata, dict):
+            continue
+        objects = metadata.get("objects")
+        value = entry.get(name.removesuffix(_METADATA))
+        if not isinstance(objects, list) or not isinstance(value, dict):
+            continue
+        names = _part(metadata, "class-map")
+        for annotation, each in zip(value.get("annotations") or (), objects, strict=False):
+            if isinstance(each, dict) and isinstance(each.get(_DETAILS), dict) and isinstance(annotation, dict):
+                label = str(names.get(str(annotation.get("class_id")), ""))
+                yield _Prediction(uri, label, _ratio(each, "confidence"), each[_DETAILS])
 
 
 def _labels(document: dict[str, Any], snapshot: _Snapshot) -> list[LabelScore]:
@@ -250,48 +290,6 @@ def _mistakes(snapshot: _Snapshot) -> list[Mistake]:
         if each.is_result(kind.replace(" ", "-"))
     ]
     return sorted(wrong, key=lambda each: (each.kind == "false negative", -(each.confidence or 0.0), each.uri))
-
-
-def _read_snapshot(lines: Iterable[bytes]) -> _Snapshot:
-    snapshot = _Snapshot()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        entry = _load(line, f"line {number} of the evaluation snapshot")
-        uri = str(entry.get("source-ref", ""))
-        image_level = list(_image_level(entry, uri))
-        snapshot.predictions += image_level
-        snapshot.predictions += _located(entry, uri)
-        snapshot.images += 1
-        if image_level:
-            truth = parse_line(line).labels
-            snapshot.single_label = snapshot.single_label and len(truth) <= 1
-            top = min(image_level, key=lambda each: (-(each.confidence or 0.0), each.label))  # ties as in `evaluate`
-            snapshot.pairs[truth[0] if truth else NONE, top.label] += 1
-    return snapshot
-
-
-def _image_level(entry: dict[str, Any], uri: str) -> Iterator[_Prediction]:
-    for name, metadata in entry.items():
-        if name.endswith(_METADATA) and isinstance(metadata, dict) and isinstance(metadata.get(_DETAILS), dict):
-            yield _Prediction(
-                uri, str(metadata.get("class-name", "")), _ratio(metadata, "confidence"), metadata[_DETAILS]
-            )
-
-
-def _located(entry: dict[str, Any], uri: str) -> Iterator[_Prediction]:
-    for name, metadata in entry.items():
-        if not name.endswith(_METADATA) or not isinstance(metadata, dict):
-            continue
-        objects = metadata.get("objects")
-        value = entry.get(name.removesuffix(_METADATA))
-        if not isinstance(objects, list) or not isinstance(value, dict):
-            continue
-        names = _part(metadata, "class-map")
-        for annotation, each in zip(value.get("annotations") or (), objects, strict=False):
-            if isinstance(each, dict) and isinstance(each.get(_DETAILS), dict) and isinstance(annotation, dict):
-                label = str(names.get(str(annotation.get("class_id")), ""))
-                yield _Prediction(uri, label, _ratio(each, "confidence"), each[_DETAILS])
 
 
 def _load(data: bytes, what: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def clock(server: Server, ahead_seconds: Any = None) -> tuple[int, Any]:
     return answer.status, found
 
 
-def test_what_takes_hours_is_over_and_billed(small_digits: DigitsDataset) -> None:
+def test_a_clock_set_ahead_ends_and_bills_what_takes_hours(small_digits: DigitsDataset) -> None:
     with running_server(buckets=small_digits.directory, train_seconds=0, start_seconds=HOUR_S) as server:
         client = server.client()
         trained = train(client, bucket=small_digits.bucket)
@@ -50,12 +50,12 @@ def test_what_takes_hours_is_over_and_billed(small_digits: DigitsDataset) -> Non
         connection.close()
 
 
-def test_it_goes_forward_only(empty: Server) -> None:
+def test_the_clock_cannot_be_set_back(empty: Server) -> None:
     assert clock(empty)[1]["ahead_seconds"] == 0
     assert clock(empty, 60)[1]["ahead_seconds"] == 60
     status, answer = clock(empty, 30)
     assert status == 400
-    assert "doesn't go back" in answer["error"]
+    assert "can't be set back" in answer["error"]
     for wrong in (-1, "soon", 1e12):
         assert clock(empty, wrong)[0] == 400, wrong
     assert clock(empty)[1]["ahead_seconds"] == 60

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.emulator.manifest import review
+from batchcl.emulator.manifest import validate_line
 from batchcl.errors import SourceError
 from batchcl.groundtruth import DETECTION, MULTILABEL, SINGLE_LABEL, parse_line
 from batchcl.workflow.manifest import check_line, manifest_line
@@ -92,7 +92,7 @@ def test_multi_label_attributes_are_split_by_label():
 )
 def test_converted_lines_are_valid_for_the_service(attributes: dict[str, Any], labels: tuple[str, ...]) -> None:
     line = converted(**attributes)
-    entry = review(line)
+    entry = validate_line(line)
     assert entry.errors == ()
     assert parse_line(line).labels == labels
     assert (() if entry.truth is None else entry.truth.labels) == labels
@@ -133,4 +133,4 @@ def test_any_labels_survive_their_conversion(ids: list[int], sure: bool, dated: 
     metadata: dict[str, Any] = {"confidence-map": {str(n): n / 10 for n in ids}} if sure else {}
     line = converted(**multi(*ids, **(metadata | ({"creation-date": "2026-01-01T00:00:00"} if dated else {}))))
     assert parse_line(line).labels == tuple(dict.fromkeys(f"label {n}" for n in ids))
-    assert review(line).errors == ()
+    assert validate_line(line).errors == ()

@@ -1,7 +1,7 @@
-"""The operations that the emulator has, by their names in the API.
+"""The operations of the emulator, by their names in the API.
 
-One operation is one function of a `Call` and its checked parameters; it gives the answer's members or raises a
-`ServiceError`. Everything else (signatures, quotas, JSON) happens around it, once.
+An operation is a function of a `Call` and its validated parameters. It returns the members of the response or raises an
+`ApiError`. Signatures, quotas and JSON are handled before and after it.
 """
 
 from __future__ import annotations
@@ -41,4 +41,4 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "UntagResource": projects.untag_resource,
     "UpdateDatasetEntries": entries.update_dataset_entries,
 }
-"""Add an operation here and nowhere else."""
+"""An operation is only registered here."""

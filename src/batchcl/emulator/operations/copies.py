@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["copy_project_version"]
 
-_RESULT_LIMIT: Final = 1 << 30
+_MAX_RESULT_BYTES: Final = 1 << 30
 _COPIED: Final = "The model was copied and is ready to run."
 _TRAINED: Final = frozenset({"TRAINING_COMPLETED", "STARTING", "RUNNING", "STOPPING", "STOPPED", "COPYING_COMPLETED"})
 
 
 async def copy_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Begin to copy a trained version to a project of the caller's, from whoever lets them."""
+    """Start to copy a trained version to a project of the caller, if the source project's policy allows it."""
     service, state = call.service, call.service.state
     target = call.project(parameters["DestinationProjectArn"])
     source = _source(call, parameters)
@@ -42,7 +42,7 @@ async def copy_project_version(call: Call, parameters: dict[str, Any]) -> dict[s
     if not output.get("S3Bucket"):
         raise invalid_parameter("OutputConfig has no S3Bucket.")
     check_tags(tags)
-    _refuse(call, target, parameters["VersionName"])
+    _check_limits(call, target, parameters["VersionName"])
     now = service.clock.time()
     copy = dataclasses.replace(
         source,
@@ -69,16 +69,16 @@ async def copy_project_version(call: Call, parameters: dict[str, Any]) -> dict[s
 
 
 def _source(call: Call, parameters: dict[str, Any]) -> StoredVersion:
-    """The version to copy, whose account must let the caller have it."""
+    """The version to copy; checks that the caller may copy it."""
     state = call.service.state
     project_arn, arn = parameters["SourceProjectArn"], parameters["SourceProjectVersionArn"]
-    whose = owner(arn)
+    source_owner = owner(arn)
     project = state.projects.get(project_arn)
     allowed = may_copy((p.document for p in state.policies_of(project_arn)), version_arn=arn, account=call.account)
-    if allowed is False or (whose.account != call.account and not allowed):
+    if allowed is False or (source_owner.account != call.account and not allowed):
         raise access_denied(call.operation, arn)
     version = state.version(arn, now=call.now)
-    if project is None or version is None or whose.region != call.region:
+    if project is None or version is None or source_owner.region != call.region:
         raise not_found(arn if project else project_arn)
     if version.project_arn != project_arn:
         raise invalid_parameter("SourceProjectVersionArn is not a version of the project SourceProjectArn.")
@@ -89,7 +89,7 @@ def _source(call: Call, parameters: dict[str, Any]) -> StoredVersion:
     return version
 
 
-def _refuse(call: Call, target: StoredProject, name: str) -> None:
+def _check_limits(call: Call, target: StoredProject, name: str) -> None:
     state = call.service.state
     versions = state.versions_of(target.arn, now=call.now)
     if any(v.name == name for v in versions):
@@ -110,7 +110,7 @@ async def _copy(call: Call, source: StoredVersion, copy: StoredVersion) -> None:
     try:
         await anyio.to_thread.run_sync(shutil.copyfile, state.model_path(source.arn), state.model_path(copy.arn))
         for old_key, new_key in zip(old, new, strict=True):
-            data = await service.buckets.read(source.output_bucket, old_key or "", limit_bytes=_RESULT_LIMIT)
+            data = await service.buckets.read(source.output_bucket, old_key or "", limit_bytes=_MAX_RESULT_BYTES)
             await service.buckets.write(copy.output_bucket, new_key, data, content_type="application/json")
         copy.summary, copy.training_output, copy.testing_output = new
         copy.training_validation = copy.testing_validation = copy.manifest_summary = None
