@@ -1,4 +1,4 @@
-"""The AWS CLI takes a model from the project to its stop, against the emulator."""
+"""The AWS CLI creates a project and trains, starts, uses and stops a model in the emulator."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ AWS = Path(sys.executable).with_name("aws")
 
 @pytest.fixture
 def aws(clean_env: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
-    """Run one `aws rekognition` command to its end; its JSON."""
+    """Run one `aws rekognition` command; returns its JSON."""
 
     def run(endpoint: str, *words: str) -> Any:
         done = subprocess.run(
             [AWS, "rekognition", "--endpoint-url", endpoint, "--output", "json", *words],
-            env=clean_env | aws_env() | {"AWS_DEFAULT_REGION": REGION},  # the one that it reads
+            env=clean_env | aws_env() | {"AWS_DEFAULT_REGION": REGION},  # the AWS CLI ignores AWS_REGION
             cwd=tmp_path,
             capture_output=True,
             timeout=60,

@@ -1,4 +1,4 @@
-"""`batchcl project`, `dataset` and `model`: what they refuse, ask, leave out and say when they are cut off."""
+"""`batchcl project`, `dataset` and `model`: refusals, confirmations, skipped files and interruptions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from unit.emulator.harness import Server, running_server
 
 @pytest.fixture(scope="module")
 def server(seaweed) -> Iterator[Server]:
-    """An emulator that reads from SeaweedFS, with the keys of its environment."""
+    """An emulator that reads from SeaweedFS with the credentials of its environment."""
     with pytest.MonkeyPatch.context() as environment:
         for name, value in aws_env().items():
             environment.setenv(name, value)
@@ -39,7 +39,7 @@ def server(seaweed) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def aws(server, seaweed, monkeypatch, tmp_path) -> None:
-    """Somebody's AWS, which is quick to look at, and an empty directory."""
+    """The emulator as AWS, short poll intervals, and an empty directory."""
     for name, value in aws_env(server.endpoint, seaweed).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
@@ -49,7 +49,7 @@ def aws(server, seaweed, monkeypatch, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def empty(server, seaweed) -> str:
-    """A project that stays empty, and a bucket that is there."""
+    """A project without datasets, and an existing bucket."""
     server.client().create_project(ProjectName="empty")
     make_bucket(client("s3", seaweed), "cmd-there")
     return "empty"
@@ -65,7 +65,7 @@ def project(request) -> str:
 
 
 def pictures(folder: Path, labels: str = "ab", number: int = 3) -> Path:
-    """A folder for each label with pictures of one colour."""
+    """A folder per label with images of one colour."""
     for shade, label in enumerate(labels):
         (folder / label).mkdir(parents=True, exist_ok=True)
         for n in range(number):

@@ -1,4 +1,4 @@
-"""The emulator's clock put forward: what takes hours is over, and clients stay where they are."""
+"""The emulator's clock set ahead: what takes hours is over, while clients keep the machine's time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR_S = 3600.0
 
 
 def clock(server: Server, ahead_seconds: Any = None) -> tuple[int, Any]:
-    """What the emulator says of its clock, after it was put forward if `ahead_seconds` is given."""
+    """Status and body of the clock route; sets the clock ahead if `ahead_seconds` is given."""
     connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"), timeout=10)
     body = None if ahead_seconds is None else json.dumps({"ahead_seconds": ahead_seconds})
     connection.request("GET" if body is None else "PUT", "/_emulator/clock", body=body)

@@ -1,4 +1,4 @@
-"""Datasets through boto3: made, listed, changed, split and deleted."""
+"""Datasets through boto3: created, listed, changed, split and deleted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def jsonl(lines: list[dict[str, Any]]) -> bytes:
 
 
 class Shop:
-    """A server with one project, and what the tests do with it."""
+    """A server with one project, and helpers for its datasets."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self.folder = server, folder

@@ -1,4 +1,4 @@
-"""Faults on demand, auto-scaling, latencies and the meter."""
+"""Fault injection, auto-scaling, latencies and usage."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_admin_routes_refuse_invalid_rules_and_browsers(model: Trained) -> None:
     "host", ["example.org", "127.0.0.1.example.org:80", "10.0.0.1", "[2001:db8::1]:9", "localhost.example.org", ""]
 )
 def test_host_headers_of_other_machines_are_refused(model: Trained, host: str) -> None:
-    """A page whose own name leads here (DNS rebinding) says no Origin, but its name is the Host."""
+    """With DNS rebinding, a page's requests have no Origin, but its own name as Host."""
     for path in ("faults", "usage", "clock", "nothing"):
         assert admin(model.server, path, Host=host)[0] == 403
     status, told = admin(model.server, "../", "POST", {}, Host=host)
@@ -203,7 +203,7 @@ def test_faults_come_from_a_file(tmp_path: Path) -> None:
         assert server.client().describe_projects()["ProjectDescriptions"] == []
 
 
-# inference units and their bill
+# inference units and usage
 
 
 def test_units_follow_the_load_one_step_at_a_time() -> None:
@@ -253,13 +253,15 @@ def test_usage_counts_running_units_also_after_a_restart(small_digits: DigitsDat
         client.start_project_version(ProjectVersionArn=arn, MinInferenceUnits=2, MaxInferenceUnits=3)
         assert unit_seconds(server) == 0
         server.clock.ahead += 10
-        client.detect_custom_labels(ProjectVersionArn=arn, Image=IMAGE)  # one image fits, then it is over its capacity
+        client.detect_custom_labels(
+            ProjectVersionArn=arn, Image=IMAGE
+        )  # one image is admitted, the next ones are throttled
         for _ in range(10):
             with pytest.raises(botocore.exceptions.ClientError):
                 client.detect_custom_labels(ProjectVersionArn=arn, Image=IMAGE)
         server.clock.ahead += 40
         assert usage(server)["versions"][arn]["units_in_service"] == 3
-        server.clock.ahead += 40  # nothing was asked for, so the third unit goes at its end
+        server.clock.ahead += 40  # without load, the third unit is removed
         assert usage(server)["versions"][arn]["units_in_service"] == 2
         client.stop_project_version(ProjectVersionArn=arn)
         assert unit_seconds(server) == pytest.approx(2 * 40 + 3 * 40, abs=12)
@@ -296,7 +298,7 @@ def _trained(client: Any, project: str, server: Server) -> str:
 
 
 def usage_ready(server: Server, arn: str) -> bool:
-    """Whether the work of a training is done, though its time isn't up."""
+    """Whether the work of a training is done, although `train_seconds` are not over."""
     return bool(usage(server)["versions"][arn]["training_hours"])
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def nothing() -> None:
-    """No reason to stop."""
+    """Never aborts."""
 
 
 def examples(pictures: Sequence[DigitPicture], manifest: Path, task: Task) -> list[Example]:
@@ -51,13 +51,13 @@ def on_objects(object_digits: DigitsDataset) -> Trained:
 
 
 def test_unseen_digits_are_classified(on_digits: Trained) -> None:
-    right = [seen[0].label in e.truth.labels for e, seen in zip(on_digits.test, on_digits.seen, strict=True)]
+    right = [seen[0].label in e.truth.labels for e, seen in zip(on_digits.test, on_digits.predictions, strict=True)]
     assert len(right) == 300
     assert np.mean(right) >= 0.94
 
 
 def test_random_labels_are_not_learned(small_digits: DigitsDataset) -> None:
-    """The answers come from the pixels: with shuffled labels there is nothing to learn."""
+    """With shuffled labels there is nothing to learn: the predictions depend on the pixels."""
     task: Task = "classification"
     honest = examples(small_digits.train, small_digits.train_manifest, task)
     truths = [e.truth for e in honest]
@@ -65,7 +65,9 @@ def test_random_labels_are_not_learned(small_digits: DigitsDataset) -> None:
     lying = [Example(e.number, e.source_ref, e.size, e.picture, truths[i]) for e, i in zip(honest, order, strict=True)]
     test = examples(small_digits.test, small_digits.test_manifest, task)
     good, bad = (train(task, e, test, seed=0, check=nothing) for e in (honest, lying))
-    share = [np.mean([s[0].label in e.truth.labels for e, s in zip(t.test, t.seen, strict=True)]) for t in (good, bad)]
+    share = [
+        np.mean([s[0].label in e.truth.labels for e, s in zip(t.test, t.predictions, strict=True)]) for t in (good, bad)
+    ]
     assert share[0] > 0.6
     assert share[1] < 0.4
 
@@ -73,7 +75,7 @@ def test_random_labels_are_not_learned(small_digits: DigitsDataset) -> None:
 def test_confidences_are_calibrated(on_digits: Trained) -> None:
     pairs = [
         (d.confidence, d.label in e.truth.labels)
-        for e, seen in zip(on_digits.test, on_digits.seen, strict=True)
+        for e, seen in zip(on_digits.test, on_digits.predictions, strict=True)
         for d in seen
     ]
     for low, high in ((0.0, 0.1), (0.1, 0.9), (0.9, 1.0)):
@@ -94,18 +96,18 @@ def test_two_labels_of_one_image_can_both_be_likely() -> None:
         entry = GroundTruth(source_ref="x", labels=labels, task="classification")
         made.append(prepare(n, Image.fromarray(picture), (96, 96), entry, "classification"))
     trained = train("classification", made[:60], made[60:], seed=0, check=nothing)
-    for example, seen in zip(trained.test, trained.seen, strict=True):
+    for example, seen in zip(trained.test, trained.predictions, strict=True):
         assert {d.label for d in seen if d.confidence > 0.5} == set(example.truth.labels)
 
 
 def test_unseen_objects_are_found(on_objects: Trained) -> None:
-    precision = average_precision([e.truth for e in on_objects.test], on_objects.seen)
+    precision = average_precision([e.truth for e in on_objects.test], on_objects.predictions)
     assert np.mean(list(precision.values())) >= 0.7
-    assert all(0 <= d.confidence <= 1 for seen in on_objects.seen for d in seen)
+    assert all(0 <= d.confidence <= 1 for seen in on_objects.predictions for d in seen)
 
 
 def test_boxes_are_within_the_image(on_objects: Trained) -> None:
-    boxes = [d.box for seen in on_objects.seen for d in seen]
+    boxes = [d.box for seen in on_objects.predictions for d in seen]
     assert boxes
     for box in boxes:
         assert box is not None
@@ -206,7 +208,7 @@ def test_one_label_alone_can_be_located(object_digits: DigitsDataset) -> None:
         for e in examples(object_digits.train, object_digits.train_manifest, task)[:60]
     ]
     trained = train(task, *split(given, 0), seed=0, check=nothing)
-    assert average_precision([e.truth for e in trained.test], trained.seen)["digit"] > 0.8
+    assert average_precision([e.truth for e in trained.test], trained.predictions)["digit"] > 0.8
 
 
 def test_written_digits_are_reproducible_and_never_in_both_sets(tmp_path: Path) -> None:

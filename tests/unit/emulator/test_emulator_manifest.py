@@ -1,4 +1,4 @@
-"""What is wrong with a manifest line, and what of it can still be used."""
+"""Errors of manifest lines, and which parts of a line can be used."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_projects_are_listed_in_pages_newest_first(empty: Server) -> None:
 
 
 def test_an_empty_token_requests_the_first_page(empty: Server) -> None:
-    """A program of the developer guide begins with one."""
+    """A program in the developer guide starts with an empty token."""
     client = empty.client()
     project = client.create_project(ProjectName="p")["ProjectArn"]
     dataset = client.create_dataset(ProjectArn=project, DatasetType="TRAIN")["DatasetArn"]
@@ -347,7 +347,7 @@ def test_a_single_dataset_is_split_by_its_first_training(small_digits: DigitsDat
         assert (lines(dataset), lines(found["TEST"])) == (rest, test), "only the first training moves any"
 
 
-# the model's life
+# starting and stopping
 
 
 @pytest.fixture(scope="module")
@@ -481,7 +481,7 @@ def test_boxes_are_those_of_the_upright_image(locator: Trained) -> None:
     plain = locator.detect({"Bytes": picture.path.read_bytes()}, MaxResults=1)[0]
     out = io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored a quarter turn against the clock
+    exif[0x0112] = 6  # stored rotated by 90 degrees counterclockwise
     with Image.open(picture.path) as image:
         image.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(out, "PNG", exif=exif)
     turned = locator.detect({"Bytes": out.getvalue()}, MaxResults=1)[0]

@@ -1,4 +1,4 @@
-"""STS and Service Quotas beside the emulator, asked by boto3."""
+"""STS and Service Quotas of the emulator, through boto3."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "emulator.md"
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for doesn't."""
+    """Whether a process runs; a zombie doesn't."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
@@ -66,7 +66,7 @@ def test_it_runs_during_a_block_and_trains_once(small_digits: DigitsDataset) -> 
 
 
 def project_names(emulator: Emulator) -> list[str]:
-    """What a client with the emulator's own environment sees."""
+    """The projects that a client with the emulator's environment lists."""
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL_REKOGNITION")
     key_id, secret, region, endpoint_url = (emulator.environment[name] for name in names)
     session = boto3.Session(aws_access_key_id=key_id, aws_secret_access_key=secret, region_name=region)
@@ -172,7 +172,7 @@ def test_a_signal_ends_it_with_exit_code_0(number: signal.Signals) -> None:
 
 
 def test_it_ends_with_its_parent() -> None:
-    """A shell starts an emulator and is killed; the emulator notices."""
+    """A shell starts an emulator and is killed."""
     script = f"{' '.join(COMMAND)} --exit-with-parent & wait"
     with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE) as shell:
         assert shell.stdout is not None

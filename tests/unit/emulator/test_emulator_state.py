@@ -197,7 +197,7 @@ def test_settings_become_flags() -> None:
 
 @pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
-    """Moto's S3 as a server; it knows versions and missing buckets."""
+    """Moto's S3 as a server, which supports versions."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -1,4 +1,4 @@
-"""What a training says of its manifests: the validation results, and each reason not to train."""
+"""Validation of a training's manifests: the result files, and all terminal errors."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_training_set_that_cannot_be_split() -> None:
 
 
 def _train(folder: Path, train: bytes, test: bytes | None, *, output: str = "small") -> tuple[dict[str, Any], Any]:
-    """A version's description after training, and a reader of what was written."""
+    """A version's description after training, and a function that reads its result files."""
     assets = {}
     for name, content in (("TrainingData", train), ("TestingData", test)):
         if content is not None:

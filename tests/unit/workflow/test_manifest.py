@@ -18,7 +18,7 @@ URI = "s3://photos/a.png"
 
 
 def converted(**attributes: Any) -> bytes:
-    """The line for such attributes, checked as before an upload."""
+    """The line with these attributes, after the check before an upload."""
     check_line(parse_line(orjson.dumps({"source-ref": URI} | attributes)), attributes)
     return manifest_line(URI, labels=(), attributes=attributes, created=CREATED)
 

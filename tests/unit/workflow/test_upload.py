@@ -22,7 +22,7 @@ NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 
 @pytest.fixture
 def s3(seaweed, monkeypatch) -> Callable[[Callable[[Any], Awaitable[Any]]], Any]:
-    """Await something with an open client of the real server."""
+    """Await a coroutine with an open client of the real server."""
     for name, value in aws_env(s3=seaweed).items():
         monkeypatch.setenv(name, value)
 
@@ -96,7 +96,7 @@ def test_a_bucket_is_only_created_on_request(s3, seaweed):
 
 
 class Refusing:
-    """An S3 that refuses to write, with the error it is given."""
+    """An S3 client whose writes fail with the given error."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error

@@ -62,12 +62,12 @@ class EvaluationResults:
 
 
 def evaluate(
-    labels: Sequence[str], truths: Sequence[HeldOutLabels], seen: Sequence[Sequence[Prediction]]
+    labels: Sequence[str], truths: Sequence[HeldOutLabels], predictions: Sequence[Sequence[Prediction]]
 ) -> EvaluationResults:
-    """Compute the metrics of each label; `seen` has all predictions for each image, whatever the threshold."""
+    """Compute the metrics of each label; `predictions` has all predictions for each image, whatever the threshold."""
     scores = []
     for label in labels:
-        confidences, right, wanted = _hits(label, truths, seen)
+        confidences, right, wanted = _hits(label, truths, predictions)
         threshold = _best_threshold(confidences, right, wanted)
         taken = confidences >= threshold
         hits = int(right[taken].sum())
@@ -87,10 +87,12 @@ def evaluate(
     return EvaluationResults(tuple(scores))
 
 
-def average_precision(truths: Sequence[HeldOutLabels], seen: Sequence[Sequence[Prediction]]) -> Mapping[str, float]:
+def average_precision(
+    truths: Sequence[HeldOutLabels], predictions: Sequence[Sequence[Prediction]]
+) -> Mapping[str, float]:
     """Area under the precision-recall curve (interpolated at all points) of each label in `truths`."""
     labels = sorted({label for truth in truths for label in truth.labels})
-    return {label: _area(*_hits(label, truths, seen)) for label in labels}
+    return {label: _area(*_hits(label, truths, predictions)) for label in labels}
 
 
 def matches(detections: Sequence[Prediction], truth: HeldOutLabels) -> list[bool]:
@@ -112,12 +114,12 @@ def matches(detections: Sequence[Prediction], truth: HeldOutLabels) -> list[bool
 
 
 def _hits(
-    label: str, truths: Sequence[HeldOutLabels], seen: Sequence[Sequence[Prediction]]
+    label: str, truths: Sequence[HeldOutLabels], predictions: Sequence[Sequence[Prediction]]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Confidences of all predictions of `label`, which of them are right, and the number in the ground truth."""
     confidences: list[float] = []
     right: list[bool] = []
-    for truth, detections in zip(truths, seen, strict=True):
+    for truth, detections in zip(truths, predictions, strict=True):
         mine = [d for d in detections if d.label == label]
         confidences += [d.confidence for d in mine]
         right += matches(mine, truth)

@@ -104,8 +104,8 @@ class Level:
         total = np.zeros((rows * columns, parts.shape[-1]), np.float32)
         for down in range(_BLOCKS):
             for right in range(_BLOCKS):
-                seen = self.blocks[down : down + rows, right : right + columns].reshape(-1, BLOCK)
-                total += seen @ parts[down, right]
+                blocks = self.blocks[down : down + rows, right : right + columns].reshape(-1, BLOCK)
+                total += blocks @ parts[down, right]
         return total
 
     def describe(self, chosen: NDArray[np.intp]) -> NDArray[np.float32]:

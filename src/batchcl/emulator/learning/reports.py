@@ -80,7 +80,7 @@ def snapshot(trained: Trained, *, ended: float) -> bytes:
     write = _boxes if trained.model.locates else _labels
     thresholds = trained.evaluation.thresholds
     written = []
-    for example, seen in zip(trained.test, trained.seen, strict=True):
+    for example, seen in zip(trained.test, trained.predictions, strict=True):
         entry: dict[str, Any] = {"source-ref": example.source_ref}
         entry.update(_truth(example, trained.model.labels, created))
         entry.update(write(example, seen, thresholds, trained.model.labels, created))
@@ -218,7 +218,7 @@ def _confusion(trained: Trained) -> list[dict[str, Any]]:
     """Confusion matrix: shares of each true label's images by the label predicted with the highest confidence."""
     pairs: Counter[tuple[str, str]] = Counter()
     totals: Counter[str] = Counter()
-    for example, seen in zip(trained.test, trained.seen, strict=True):
+    for example, seen in zip(trained.test, trained.predictions, strict=True):
         for label in example.truth.labels:
             pairs[label, seen[0].label] += 1
             totals[label] += 1

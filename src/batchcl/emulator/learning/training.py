@@ -72,13 +72,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """A trained model and its evaluation; `seen` has the predictions for each of the `test` examples."""
+    """A trained model and its evaluation; `predictions` has the predictions for each of the `test` examples."""
 
     model: Predictor
     evaluation: EvaluationResults
     train: tuple[Example, ...]
     test: tuple[Example, ...]
-    seen: tuple[tuple[Prediction, ...], ...]
+    predictions: tuple[tuple[Prediction, ...], ...]
 
 
 def prepare(number: int, image: Image, size: tuple[int, int], entry: GroundTruth, task: Task) -> Example:
@@ -122,9 +122,9 @@ def train(
         TrainingError: too few or too many labels, or no usable test image.
     """
     labels = {label for e in examples for label in e.truth.labels}
-    fewest = MIN_LABELS[task]
-    if len(labels) < fewest:
-        raise TrainingError(f"The training dataset has {len(labels)} labels; at least {fewest} are needed.")
+    minimum = MIN_LABELS[task]
+    if len(labels) < minimum:
+        raise TrainingError(f"The training dataset has {len(labels)} labels; at least {minimum} are needed.")
     if len(labels) > _MAX_LABELS:
         raise TrainingError(f"The training dataset has {len(labels)} labels; at most {_MAX_LABELS} are allowed.")
     usable = [e for e in test if set(e.truth.labels) <= labels]
@@ -132,12 +132,12 @@ def train(
         raise TrainingError("The test dataset has no labeled images with labels of the training dataset.")
     with _one_thread():
         model = _fit(task, examples, seed, check)
-        seen = []
+        predictions = []
         for example in usable:
             check()
-            seen.append(tuple(_predict(model, example.picture)))
-    evaluation = evaluate(model.labels, [e.truth for e in usable], seen)
-    return Trained(model, evaluation, tuple(examples), tuple(usable), tuple(seen))
+            predictions.append(tuple(_predict(model, example.picture)))
+    evaluation = evaluate(model.labels, [e.truth for e in usable], predictions)
+    return Trained(model, evaluation, tuple(examples), tuple(usable), tuple(predictions))
 
 
 @contextmanager
