@@ -51,7 +51,7 @@ def test_a_folder_that_cannot_be_made(told, tmp_path, command, folder):
     (tmp_path / "mix").mkdir()
     sentence = told(*command.split(), folder, code=5)
     assert folder in sentence
-    assert "name a writable one" in sentence
+    assert "Choose a folder that can be written" in sentence
 
 
 def test_a_refusal_of_the_runs_own_emulator_is_told_once_and_names_no_flag_of_the_emulator(told, demo, tmp_path):
