@@ -25,6 +25,7 @@ __all__ = ["Confused", "LabelScore", "Mistake", "ModelEvaluation", "evaluate_mod
 
 NONE: Final = "(none)"
 """The label of images without labels."""
+
 _METADATA: Final = "-metadata"
 _DETAILS: Final = "rekognition-custom-labels-evaluation-details"
 

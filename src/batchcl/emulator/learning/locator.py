@@ -36,6 +36,7 @@ __all__ = [
 
 CONTEXT: Final = 1.25
 """Side of a window / longer side of the object that it fits."""
+
 _CELL: Final = 4
 _CELLS: Final = 8
 _BLOCKS: Final = _CELLS - 1
@@ -43,8 +44,10 @@ _PAD: Final = 2
 _STEP: Final = 1.2
 _MAX_LEVELS: Final = 9
 _MAX_SIDE: Final = 384
+
 WINDOW_FEATURES: Final = _BLOCKS * _BLOCKS * BLOCK
 """Features per window."""
+
 _OBJECT_OVERLAP: Final = 0.65
 _BACKGROUND_OVERLAP: Final = 0.35
 _POSITIVES_PER_OBJECT: Final = 6
