@@ -72,14 +72,15 @@ async def _run(calls: int, concurrency: int) -> dict[str, float]:
         for cached in (False, True):
             settings = EmulatorSettings(buckets=Path(folder), cached_inference=cached, **plenty)  # type: ignore[arg-type]
             async with running_emulator(settings) as emulator:
-                arn = await ensure_model(emulator.endpoint, bucket="digits")
+                arn = await ensure_model(emulator.endpoint_url, bucket="digits")
                 async with aiohttp.ClientSession() as session:
                     start = json.dumps({"ProjectVersionArn": arn, "MinInferenceUnits": 1}).encode()
-                    await _call(session, emulator.endpoint, "StartProjectVersion", start)
+                    await _call(session, emulator.endpoint_url, "StartProjectVersion", start)
                 for kind, images in kinds.items():
-                    await _measure(emulator.endpoint, arn, images, len(images), concurrency)  # warm, and fill the cache
+                    # warm up, and fill the cache
+                    await _measure(emulator.endpoint_url, arn, images, len(images), concurrency)
                     mode = "cached" if cached else "live"
-                    found[f"{mode} {kind}"] = await _measure(emulator.endpoint, arn, images, calls, concurrency)
+                    found[f"{mode} {kind}"] = await _measure(emulator.endpoint_url, arn, images, calls, concurrency)
     return found
 
 

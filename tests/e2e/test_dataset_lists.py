@@ -87,7 +87,7 @@ def test_boxes_outside_of_the_image_are_refused_with_their_lines(project, tmp_pa
     refused = typed("", *create)
     assert refused.code == 2, refused.err
     assert "15 files or lines can't be used" in refused.err
-    assert "line 2: a box of 'cat' from (10, 10) to (510, 40) lies outside" in refused.err
+    assert "line 2: a box of 'cat' from (10, 10) to (510, 40) is outside" in refused.err
     assert typed("", "dataset", "show", f"{project}/train").code == 5, "nothing was made"
     skipped = typed("", *create, "--skip-unfit", "--json")
     assert skipped.code == 0, skipped.err
@@ -134,7 +134,7 @@ def test_a_manifest_in_s3_is_checked_too(project, tmp_path, seaweed, line):
     client("s3", seaweed).put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
     refused = typed("", "dataset", "create", f"{project}/train", f"s3://{BUCKET}/{key}")
     assert refused.code == 2, refused.err
-    assert ("lies outside" if line is outside else "which converts them") in refused.err
+    assert ("is outside" if line is outside else "which converts it") in refused.err
     assert typed("", "dataset", "show", f"{project}/train").code == 5, "nothing was made"
 
 
@@ -151,14 +151,14 @@ def test_train_and_test_folders_become_the_two_datasets(project, tmp_path):
     create = ("dataset", "create", project, folder, "--upload-to", f"s3://{BUCKET}/{project}", "--json")
     refused = typed("", *create, "--test-share", "0.2")
     assert refused.code == 2
-    assert "divided into train and test; name the project alone" in refused.err
+    assert "already divided into train and test. Name only the project" in refused.err
     made = typed("", *create)
     assert made.code == 0, made.err
     assert [(each["kind"], each["entries"], each["labels"]) for each in made.json["datasets"]] == [
         ("train", 4, 2),
         ("test", 4, 2),
     ]
-    assert made.json["remarks"] == ["hidden files and folders that are left out: 1"]
+    assert made.json["remarks"] == ["hidden files and folders ignored: 1"]
     labels = typed("", "dataset", "labels", f"{project}/test", "--json").json
     assert {each["label"] for each in labels} == {"cat", "dog"}
 
@@ -168,8 +168,8 @@ def test_labels_that_hardly_differ_are_reported_before_the_upload(project, tmp_p
     (folder / "dog/3.png").write_bytes((folder / "cat/0.png").read_bytes())
     made = typed("", "dataset", "create", f"{project}/train", folder, "--upload-to", f"s3://{BUCKET}/{project}")
     assert made.code == 0, made.err
-    assert "the labels 'Cat', 'cat' differ only in case" in made.err
-    assert "identical pictures under more than one label: 1, such as cat/0.png and dog/3.png" in made.err
+    assert "2 labels differ only in case, spaces or Unicode form: 'Cat', 'cat'" in made.err
+    assert "identical images with different labels: 1, for example cat/0.png and dog/3.png" in made.err
 
 
 def test_a_csv_of_images_and_labels_becomes_a_dataset(project, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from batchcl.aws import waiting
 from batchcl.diagnosis import doctor, target_of
-from batchcl.emulator import limits
+from batchcl.emulator import capacity
 from servers import aws_env, client, copied, make_bucket, model_status, start_model
 from typed import Said, typed
 from unit.emulator.harness import Server, running_server
@@ -179,7 +179,7 @@ def test_checks_that_are_not_possible_are_warnings(monkeypatch, demo, pictures):
 
 
 def test_quotas_below_the_jobs_units_or_rate(demo, monkeypatch):
-    monkeypatch.setattr(limits, "MOST_UNITS", 2)
+    monkeypatch.setattr(capacity, "MAX_UNITS", 2)
     lines = found(typed("doctor", "--model", demo.arn, "--start-model", "1:3"))
     assert lines["quotas"][0] == "fail"
     assert "--start-model 1:3 needs 3 units; use fewer, or request an increase in Service Quotas" in lines["quotas"][1]
@@ -198,7 +198,7 @@ def test_running_models_that_exhaust_the_quota(server, demo, tmp_path, monkeypat
     trained = typed("model train second@v1 --output s3://doctor-second/out --json")
     assert trained.code == 0, trained.err
     start_model(server.endpoint, demo.arn, 1)
-    monkeypatch.setattr(limits, "MOST_RUNNING", 1)
+    monkeypatch.setattr(capacity, "MAX_RUNNING", 1)
     said = typed("doctor", "--model", trained.json["arn"], "--start-model", "1")
     server.client().stop_project_version(ProjectVersionArn=demo.arn)
     typed("project delete second --everything --yes")

@@ -1,4 +1,4 @@
-"""The AWS CLI takes a model from the project to its stop, against the emulator."""
+"""The AWS CLI creates a project and trains, starts, uses and stops a model in the emulator."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ AWS = Path(sys.executable).with_name("aws")
 
 @pytest.fixture
 def aws(clean_env: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
-    """Run one `aws rekognition` command to its end; its JSON."""
+    """Run one `aws rekognition` command; returns its JSON."""
 
     def run(endpoint: str, *words: str) -> Any:
         done = subprocess.run(
             [AWS, "rekognition", "--endpoint-url", endpoint, "--output", "json", *words],
-            env=clean_env | aws_env() | {"AWS_DEFAULT_REGION": REGION},  # the one that it reads
+            env=clean_env | aws_env() | {"AWS_DEFAULT_REGION": REGION},  # the AWS CLI ignores AWS_REGION
             cwd=tmp_path,
             capture_output=True,
             timeout=60,
@@ -38,7 +38,7 @@ def aws(clean_env: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
-def test_the_aws_cli_runs_a_models_whole_life(
+def test_the_aws_cli_trains_starts_stops_and_deletes_a_model(
     aws: Callable[..., Any], clean_env: dict[str, str], tmp_path: Path
 ) -> None:
     data = write_digits(tmp_path / "buckets", bucket="pictures", train=60, test=30, seed=2)

@@ -51,14 +51,14 @@ def test_a_folder_that_cannot_be_made(told, tmp_path, command, folder):
     (tmp_path / "mix").mkdir()
     sentence = told(*command.split(), folder, code=5)
     assert folder in sentence
-    assert "name a writable one" in sentence
+    assert "Choose a folder that can be written" in sentence
 
 
 def test_a_refusal_of_the_runs_own_emulator_is_told_once_and_names_no_flag_of_the_emulator(told, demo, tmp_path):
     taken = tmp_path / "taken"
     taken.touch()
     mine = told("run", "mix", "--model", demo.arn, "--out", "out", "--emulator", "--emulator-state", taken, code=5)
-    assert "the emulator did not start: can't keep the emulator's state in" in mine
+    assert "starting the emulator failed: keeping the emulator's state in" in mine
     assert "--state" not in mine
 
 

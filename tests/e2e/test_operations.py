@@ -1,7 +1,7 @@
 """Every documented error of every Custom Labels operation, provoked by boto3 against the emulator.
 
 Errors that have a cause in the service come from that cause. Those that only the service's own state brings about
-(throttling, failures, permissions of identities, limits without a published figure) come from faults on demand.
+(throttling, failures, permissions of identities, limits without a published figure) come from fault injection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GONE: Final = "1700000000000"
 
 
 class World:
-    """A server with something of everything.
+    """A server with resources of each kind.
 
     Attributes:
         project: with a trained and a running version, `v1` and `v2`.
@@ -83,7 +83,7 @@ class World:
         } | changes
 
     def good(self, operation: str) -> dict[str, Any]:
-        """Arguments with nothing wrong; the call isn't made for its result."""
+        """Valid arguments."""
         image = {"S3Object": {"Bucket": "small", "Name": "test/00000.png"}}
         output = {"S3Bucket": "small", "S3KeyPrefix": "o"}
         version, dataset, project = (
@@ -132,7 +132,7 @@ class World:
 
 
 def arn_of(operation: str, arguments: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """The arguments with `change` made to the ARN that says whose the resource is."""
+    """The arguments with `change` applied to the ARN of the resource."""
     if operation == "DistributeDatasetEntries":
         first, second = arguments["Datasets"]
         return {"Datasets": [{"Arn": change(first["Arn"])}, second]}
@@ -156,7 +156,7 @@ TOKEN: Final = {"NextToken": "nonsense"}
 MANY_TAGS: Final = {f"k{n}": "" for n in range(51)}
 BAD_SOURCE: Final = {"GroundTruthManifest": {"S3Object": {"Bucket": "small", "Name": "none"}}}
 
-# What to change of good arguments for an error; the rest follows from the ARN, or is injected.
+# Changes to valid arguments that cause an error; the others follow from the ARN, or are injected.
 CAUSES: Final[dict[tuple[str, str], Callable[[World], dict[str, Any]]]] = {
     ("CopyProjectVersion", "InvalidParameterException"): lambda w: {"SourceProjectArn": w.idle},
     ("CopyProjectVersion", "ResourceInUseException"): lambda _: {"VersionName": "v2"},
@@ -244,7 +244,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def provoked(world: World, operation: str, code: str) -> tuple[dict[str, Any], bool]:
-    """Arguments that bring the error about, and whether it must be injected."""
+    """Arguments that cause the error, and whether it must be injected."""
     arguments = world.good(operation)
     if (operation, code) in CAUSES:
         return arguments | CAUSES[operation, code](world), False
@@ -280,13 +280,13 @@ def test_the_error(operation: str, code: str, world: World) -> None:
     assert response["Error"]["Message"]
 
 
-def test_all_operations_are_there_and_no_cause_is_idle() -> None:
+def test_every_operation_has_its_documented_errors() -> None:
     assert len(OPERATIONS) == 23
     assert {*CAUSES, *INJECTED} <= set(ALL)
     assert not CAUSES.keys() & INJECTED
 
 
-def test_every_operation_is_refused_over_its_quota(tmp_path: Path) -> None:
+def test_every_operation_is_throttled_above_its_quota(tmp_path: Path) -> None:
     with running_server(buckets=tmp_path, control_tps=1e-3, account_tps=1e-3) as server:
         client = server.client()
         for operation in sorted(OPERATIONS):
@@ -304,7 +304,7 @@ def refused_code(client: Any, operation: str, arguments: dict[str, Any]) -> str:
 
 
 def _least(shape: Any) -> Any:
-    """Something that the client lets pass."""
+    """A value that passes the client's validation."""
     if shape.type_name == "structure":
         return {name: _least(shape.members[name]) for name in shape.required_members}
     if shape.type_name == "list":
@@ -315,21 +315,21 @@ def _least(shape: Any) -> Any:
 
 def test_limits_of_an_account_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     client, limit, quota = world.client, "LimitExceededException", "ServiceQuotaExceededException"
-    monkeypatch.setattr("batchcl.emulator.operations.projects.MOST_PROJECTS", 3)
+    monkeypatch.setattr("batchcl.emulator.operations.projects.MAX_PROJECTS", 3)
     assert refused(lambda: client.create_project(ProjectName="new"))["Error"]["Code"] == limit
-    monkeypatch.setattr("batchcl.emulator.operations.copies.MOST_VERSIONS", 2)
+    monkeypatch.setattr("batchcl.emulator.operations.copies.MAX_VERSIONS", 2)
     assert refused(lambda: client.copy_project_version(**world.copy("new")))["Error"]["Code"] == quota
-    monkeypatch.setattr("batchcl.emulator.operations.copies.MOST_VERSIONS", 9)
-    monkeypatch.setattr("batchcl.emulator.operations.copies.MOST_COPYING", 0)
+    monkeypatch.setattr("batchcl.emulator.operations.copies.MAX_VERSIONS", 9)
+    monkeypatch.setattr("batchcl.emulator.operations.copies.MAX_COPYING", 0)
     assert refused(lambda: client.copy_project_version(**world.copy("new")))["Error"]["Code"] == limit
-    monkeypatch.setattr("batchcl.emulator.operations.versions.MOST_TRAINING", 0)
+    monkeypatch.setattr("batchcl.emulator.operations.versions.MAX_TRAINING", 0)
     made = world.good("CreateProjectVersion")
     assert refused(lambda: client.create_project_version(**made))["Error"]["Code"] == limit
-    monkeypatch.setattr("batchcl.emulator.operations.policies.MOST_POLICIES", 1)
+    monkeypatch.setattr("batchcl.emulator.operations.policies.MAX_POLICIES", 1)
     put = world.good("PutProjectPolicy")
     assert refused(lambda: client.put_project_policy(**put))["Error"]["Code"] == quota
-    monkeypatch.setattr("batchcl.emulator.operations.entries.MOST_ENTRIES", 5)
-    monkeypatch.setattr("batchcl.emulator.dataset_files.MOST_ENTRIES", 5)
+    monkeypatch.setattr("batchcl.emulator.operations.entries.MAX_ENTRIES", 5)
+    monkeypatch.setattr("batchcl.emulator.dataset_files.MAX_ENTRIES", 5)
     changes = {"GroundTruth": jsonl([labelled(99, "cat")])}
     assert (
         refused(lambda: client.update_dataset_entries(DatasetArn=world.dataset, Changes=changes))["Error"]["Code"]

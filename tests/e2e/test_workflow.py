@@ -1,4 +1,4 @@
-"""docs/workflow.md is a real session: its commands are run in their order, and what they say is compared with the page.
+"""docs/workflow.md is a real session: its commands are run in order, and their output is compared with the page.
 
 Times, ids, speeds and states on the way differ from day to day and are masked on both sides; nothing else is. With
 UPDATE_DOCS=1 in the environment the page is written instead: read what has changed in it.
@@ -30,8 +30,8 @@ _MASKS = [
         (r"in [\d.]+ s \([\d.]+ images/s, \d+ of \d+ calls throttled\)", "in SPEED"),
         (r"[\d.]+ minutes of training are billed, \$[\d.]+", "BILL"),
         (r"(training_seconds +)\d+", r"\1N"),
-        (r"TIME [\d,]+/[\d,]+ images .*\n", ""),  # the log's line every ten seconds
-        (r"TIME learned rate: .*\n", ""),  # which a run says that lasted for a few seconds
+        (r"TIME [\d,]+/[\d,]+ images .*\n", ""),  # the progress line, every ten seconds
+        (r"TIME learned rate: .*\n", ""),  # only reported by runs of some seconds
         (r"TIME calls start at .*", "PACE"),
         # which states a wait happens to see depends on the machine's speed
         (r"(?m)^batchcl: \S+ is (?:\w+_IN_PROGRESS|STARTING|STOPPING|DELETING)\n", ""),
@@ -40,7 +40,7 @@ _MASKS = [
 
 
 class Step(NamedTuple):
-    """A command or a script of the page, and what it says."""
+    """A command or script of the page, and its output."""
 
     command: str
     script: str
@@ -65,7 +65,7 @@ def masked(text: str, here: Path) -> str:
 
 
 def assert_alike(said: str, expected: str, step: str) -> None:
-    """The same words and whole numbers; a trained model's decimals differ between processors in their last digits."""
+    """Whether words and integers are equal; the last digits of decimals differ between processors."""
     assert [_DECIMAL.sub("#", line).split() for line in said.splitlines()] == [
         _DECIMAL.sub("#", line).split() for line in expected.splitlines()
     ], step
@@ -82,7 +82,7 @@ def executed(script: str) -> str:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, clean_env, seaweed) -> Iterator[Path]:
-    """An empty directory of somebody whose AWS is the emulator and a local S3."""
+    """An empty directory, with the emulator and a local S3 as AWS."""
     env = clean_env | aws_env(s3=seaweed)
     flags = ("--s3-endpoint-url", seaweed, "--control-tps", 100, "--tps-per-unit", 100, "--train-seconds", 0)
     with serving(env, *flags, "--state", tmp_path / "models") as endpoint:

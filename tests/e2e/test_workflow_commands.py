@@ -1,4 +1,4 @@
-"""`batchcl project`, `dataset` and `model`: what they refuse, ask, leave out and say when they are cut off."""
+"""`batchcl project`, `dataset` and `model`: refusals, confirmations, skipped files and interruptions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from unit.emulator.harness import Server, running_server
 
 @pytest.fixture(scope="module")
 def server(seaweed) -> Iterator[Server]:
-    """An emulator that reads from SeaweedFS, with the keys of its environment."""
+    """An emulator that reads from SeaweedFS with the credentials of its environment."""
     with pytest.MonkeyPatch.context() as environment:
         for name, value in aws_env().items():
             environment.setenv(name, value)
@@ -39,7 +39,7 @@ def server(seaweed) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def aws(server, seaweed, monkeypatch, tmp_path) -> None:
-    """Somebody's AWS, which is quick to look at, and an empty directory."""
+    """The emulator as AWS, short poll intervals, and an empty directory."""
     for name, value in aws_env(server.endpoint, seaweed).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
@@ -49,7 +49,7 @@ def aws(server, seaweed, monkeypatch, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def empty(server, seaweed) -> str:
-    """A project that stays empty, and a bucket that is there."""
+    """A project without datasets, and an existing bucket."""
     server.client().create_project(ProjectName="empty")
     make_bucket(client("s3", seaweed), "cmd-there")
     return "empty"
@@ -65,7 +65,7 @@ def project(request) -> str:
 
 
 def pictures(folder: Path, labels: str = "ab", number: int = 3) -> Path:
-    """A folder for each label with pictures of one colour."""
+    """A folder per label with images of one colour."""
     for shade, label in enumerate(labels):
         (folder / label).mkdir(parents=True, exist_ok=True)
         for n in range(number):
@@ -92,7 +92,7 @@ def test_every_command_has_json_and_examples():
         assert f"batchcl {name} " in (command.help or ""), name
 
 
-def test_a_deletion_is_named_and_needs_a_yes(project):
+def test_a_deletion_needs_a_confirmation(project):
     typed(f"dataset create {project}/train")
     nobody = typed(f"project delete {project}")
     assert nobody.code == 2
@@ -116,11 +116,15 @@ def test_a_deletion_is_named_and_needs_a_yes(project):
         ("project create 'a b'", 5, "creating the project a b failed: InvalidParameterException"),
         ("dataset show nope", 2, "write PROJECT/train, PROJECT/test, or an ARN"),
         ("dataset create P/train photos", 2, "photos lies on this machine; say where in S3 its images go"),
-        ("dataset create P/train nowhere --upload-to s3://cmd-none/x", 2, "there is no directory or manifest nowhere"),
-        ("dataset create P/train photos --upload-to cmd", 2, "it looks like s3://bucket/prefix"),
+        (
+            "dataset create P/train nowhere --upload-to s3://cmd-none/x",
+            2,
+            "reading nowhere failed: no such directory or file",
+        ),
+        ("dataset create P/train photos --upload-to cmd", 2, "Expected s3://bucket/prefix"),
         ("dataset create P photos --upload-to s3://cmd-none/x", 2, "divided between them with --test-share 0.2"),
         ("project create P", 5, "use it or choose another name"),
-        ("dataset create P photos --test-share 2 --upload-to s3://cmd-there/x", 2, "a test share of 2 is out of range"),
+        ("dataset create P photos --test-share 2 --upload-to s3://cmd-there/x", 2, "--test-share 2 is out of range"),
         ("dataset create P/train photos --upload-to s3://cmd-none/x", 2, "there is no bucket cmd-none"),
         ("dataset create P/train s3://cmd-there/no.manifest", 5, "the bucket policy lets Custom Labels read it"),
         (
@@ -150,7 +154,7 @@ def test_refusals_are_one_sentence_with_what_to_do(empty, tmp_path, command, cod
     assert last.startswith("batchcl: ")
 
 
-def test_unfit_files_are_refused_before_the_upload_or_left_out(seaweed, project, tmp_path):
+def test_unfit_files_are_refused_before_the_upload_or_skipped(seaweed, project, tmp_path):
     photos = pictures(tmp_path / "photos")
     (photos / "a" / "notes.txt").write_text("x")
     (photos / "b" / "small.png").write_bytes(b"")
@@ -177,7 +181,7 @@ def test_unfit_files_are_refused_before_the_upload_or_left_out(seaweed, project,
     assert "uploaded" not in again.err
 
 
-def test_an_upload_goes_on_where_it_was_cut(project, tmp_path):
+def test_an_interrupted_upload_is_resumed(project, tmp_path):
     photos = pictures(tmp_path / "photos")
     to = "--upload-to s3://cmd-resume/x --create-bucket"
     typed(f"dataset create {project}/test photos {to}")
@@ -187,7 +191,7 @@ def test_an_upload_goes_on_where_it_was_cut(project, tmp_path):
     assert "4 images uploaded" in made.err
 
 
-def test_a_dataset_can_be_made_of_another_and_distributed(project, tmp_path):
+def test_a_dataset_can_be_copied_and_distributed(project, tmp_path):
     pictures(tmp_path / "photos", number=5)
     typed(f"dataset create {project}/train photos --upload-to s3://cmd-copy/x --create-bucket")
     other = f"{project}-2"
@@ -233,7 +237,7 @@ def test_policies_come_from_a_file_or_stdin(project, tmp_path):
     assert typed(f"project policy list {project} --json").json == []
 
 
-def test_boxes_pass_through_and_a_model_that_locates_is_evaluated(project, tmp_path):
+def test_boxes_are_kept_and_a_locating_model_is_evaluated(project, tmp_path):
     data = write_digits(tmp_path / "digits", bucket="all", train=50, test=20, seed=5, objects=True)
     parts = (("train", data.train_manifest, data.train), ("test", data.test_manifest, data.test))
     for kind, manifest, shown in parts:
@@ -270,7 +274,7 @@ def test_boxes_pass_through_and_a_model_that_locates_is_evaluated(project, tmp_p
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 4)])
-def test_a_signal_says_what_goes_on_and_what_it_costs(seaweed, tmp_path, monkeypatch, number, code):
+def test_after_a_signal_the_message_states_the_cost(seaweed, tmp_path, monkeypatch, number, code):
     pictures(tmp_path / "photos", number=5)
     with running_server(s3_endpoint_url=seaweed, train_seconds=3600) as slow:
         monkeypatch.setenv("AWS_ENDPOINT_URL_REKOGNITION", slow.endpoint)
@@ -302,7 +306,7 @@ def test_a_signal_says_what_goes_on_and_what_it_costs(seaweed, tmp_path, monkeyp
         assert (refused.code, "long@v1 is TRAINING_IN_PROGRESS and can't be deleted" in refused.err) == (5, True)
 
 
-def test_a_failed_training_is_told_with_its_reason(seaweed, project, tmp_path):
+def test_a_failed_training_is_reported_with_its_reason(seaweed, project, tmp_path):
     photos = pictures(tmp_path / "photos", number=5)
     typed(f"dataset create {project} photos --test-share 0.4 --upload-to s3://cmd-fail/x --create-bucket")
     server = client("s3", seaweed)
@@ -317,6 +321,6 @@ def test_a_failed_training_is_told_with_its_reason(seaweed, project, tmp_path):
     again = typed(f"model train {project}@v1 --output s3://cmd-fail/out")
     assert (again.code, f"(`batchcl model list --project {project}`), choose another name" in again.err) == (5, True)
     evaluated = typed(f"model evaluate {project}@v1")
-    assert (evaluated.code, "has no evaluation, as it is TRAINING_FAILED" in evaluated.err) == (5, True)
+    assert (evaluated.code, "has no evaluation because it is TRAINING_FAILED" in evaluated.err) == (5, True)
     shutil.rmtree(photos)
     assert typed(f"model delete {project}@v1 --yes --json").json["model"] == f"{project}@v1"

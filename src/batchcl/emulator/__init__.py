@@ -1,12 +1,13 @@
 """A local Custom Labels service that really trains and detects.
 
-Real clients (boto3, the aws command line, batchcl itself) speak to it as they would to Amazon Rekognition: inputs
-and outputs follow botocore's model of the service, every request's signature is checked, capacity and quotas refuse
-what the service would refuse, and a model learns from the pixels and labels it is given. It listens on loopback only.
+boto3, the AWS CLI and batchcl itself call it like Amazon Rekognition: requests and responses follow botocore's model
+of the service, each request's signature is checked, calls over a quota or the model's capacity are refused, and a
+model learns from the pixels and labels that it is given. It listens on a loopback address only.
 
-`batchcl.emulator.process.running_emulator` runs one for the time of an `async with`.
+`running` starts one for the time of a `with` or `async with` block.
 """
 
+from batchcl.emulator.process import Emulator, EmulatorContext, running
 from batchcl.emulator.settings import ACCOUNT, EmulatorSettings
 
-__all__ = ["ACCOUNT", "EmulatorSettings"]
+__all__ = ["ACCOUNT", "Emulator", "EmulatorContext", "EmulatorSettings", "running"]

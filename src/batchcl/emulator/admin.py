@@ -1,4 +1,4 @@
-"""What the emulator tells and takes beside the API: its meter, its faults and its clock, below `/_emulator/`."""
+"""The emulator's own HTTP routes below `/_emulator/`: usage, faults and the clock."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ _ADMIN: Final = "/_emulator/"
 
 @web.middleware
 async def refuse_foreign(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what a page in a browser on this machine might send, as it can reach loopback.
+    """Refuse requests of web pages in a browser on this machine, which can reach loopback addresses.
 
-    Such a page always says where it comes from. If its own name was made to lead to this machine (DNS rebinding), it
-    doesn't, but then its requests carry that name as their Host.
+    Their requests have an Origin header or, with DNS rebinding, the page's own host name in the Host header.
     """
     if not _is_loopback(request.headers.get("Host", "")):
-        what = "The emulator answers to this machine's own names only; call it as http://127.0.0.1:PORT."
+        message = "The emulator only accepts names of this machine as Host. Use http://127.0.0.1:PORT."
     elif request.path.startswith(_ADMIN) and "Origin" in request.headers:
-        what = "The emulator's own pages are not for browsers."
+        message = "The routes below /_emulator/ are not available to browsers."
     else:
         return await handler(request)
-    return _json({"__type": "AccessDeniedException", "Message": what}, status=403)
+    return _json({"__type": "AccessDeniedException", "Message": message}, status=403)
 
 
 def add_routes(application: web.Application, service: EmulatorService) -> None:
-    """Serve `/_emulator/usage`, `faults` and `clock`. No signature is asked for: the emulator is on loopback."""
+    """Add `/_emulator/usage`, `faults` and `clock`. They need no signature: the emulator is on a loopback address."""
 
     async def show_usage(_: web.Request) -> web.Response:
         return _json(usage(service, now=service.clock.time()))
@@ -65,13 +64,19 @@ def add_routes(application: web.Application, service: EmulatorService) -> None:
 
     async def set_clock(request: web.Request) -> web.Response:
         try:
-            wanted = _Forward.model_validate_json(await request.read())
+            body = _SetClock.model_validate_json(await request.read())
         except ValidationError as error:
-            return _json({"error": f"the request can't be used: {error.errors()[0]['msg']}"}, status=400)
-        if wanted.ahead_seconds < service.clock.ahead_s:
+            return _json(
+                {"error": f'setting the clock failed: {error.errors()[0]["msg"]}. Send {{"ahead_seconds": N}}.'},
+                status=400,
+            )
+        if body.ahead_seconds < service.clock.ahead_s:
             ahead_s = service.clock.ahead_s
-            return _json({"error": f"time doesn't go back: the clock is {ahead_s:g} s ahead already"}, status=400)
-        service.clock.ahead_s = wanted.ahead_seconds
+            return _json(
+                {"error": f"setting the clock failed: it can't be set back, and is already {ahead_s:g} s ahead"},
+                status=400,
+            )
+        service.clock.ahead_s = body.ahead_seconds
         return _json(_clock(service))
 
     application.router.add_get("/_emulator/clock", show_clock)
@@ -83,7 +88,7 @@ def add_routes(application: web.Application, service: EmulatorService) -> None:
 
 
 def usage(service: EmulatorService, *, now: float) -> dict[str, Any]:
-    """Billed hours of each version that ever trained or ran, deleted ones too, and in all."""
+    """Billed hours of each version, including deleted ones, and in total. `now` is in seconds since the epoch."""
     state = service.state
     state.settle(now)
     versions = {}
@@ -110,8 +115,8 @@ def usage(service: EmulatorService, *, now: float) -> dict[str, Any]:
     return {"versions": versions, **totals}
 
 
-class _Forward(BaseModel):
-    """The body of a request to `/_emulator/clock`; at most a year."""
+class _SetClock(BaseModel):
+    """Body of a PUT to `/_emulator/clock`; at most one year."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -124,7 +129,7 @@ def _clock(service: EmulatorService) -> dict[str, Any]:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header names this machine: a loopback address or localhost, with any port."""
+    """Whether a Host header is a loopback address or localhost, with any port."""
     name, _, port = host.rpartition(":")
     if not port.isdigit():
         name = host

@@ -1,4 +1,4 @@
-"""Where the emulator's S3 objects come from and where training results go."""
+"""The buckets that the emulator reads images and manifests from, and writes training results to."""
 
 from __future__ import annotations
 
@@ -23,57 +23,57 @@ _BUCKET: Final = re.compile(r"[0-9A-Za-z._-]{3,255}")
 
 
 class ObjectStore(Protocol):
-    """S3 as far as Custom Labels needs it."""
+    """The part of S3 that Custom Labels uses."""
 
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
-        """An object's bytes: all of them, or `limit_bytes` + 1 of an object that is larger.
+        """All bytes of an object, or the first `limit_bytes` + 1 if it is larger.
 
         Raises:
-            ServiceError: InvalidS3ObjectException, the object can't be had, whatever the reason.
+            ApiError: InvalidS3ObjectException if it can't be read, for whatever reason.
         """
         ...
 
     async def region(self, bucket: str) -> str | None:
-        """Where the bucket lies; None if nobody says."""
+        """The bucket's region; None if unknown."""
         ...
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
-        """Put an object.
+        """Write an object.
 
         Raises:
-            ServiceError: InvalidS3ObjectException, the bucket can't be written.
+            ApiError: InvalidS3ObjectException if the bucket can't be written.
         """
         ...
 
 
 class NoObjectStore:
-    """An emulator that was given neither --buckets nor --s3-endpoint-url: no object can be had."""
+    """For an emulator with neither --buckets nor --s3-endpoint-url: no object exists."""
 
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
-        """Refuse."""
+        """Raises InvalidS3ObjectException."""
         raise invalid_s3_object()
 
     async def region(self, bucket: str) -> str | None:
-        """Nobody knows."""
+        """Unknown."""
         return None
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
-        """Refuse."""
+        """Raises InvalidS3ObjectException."""
         raise invalid_s3_object()
 
 
 class DirectoryObjectStore:
     """Each sub-folder of `root` is a bucket, each file in it an object.
 
-    Keys that a folder can't hold as they are (`a//b`, `..`, a trailing `/`) don't exist, and neither does anything
-    that a symbolic link would reach outside of `root`. There are no versions.
+    Keys that are not valid as paths (`a//b`, `..`, a trailing `/`) don't exist, nor do files that a symbolic link
+    reaches outside the bucket. There are no versions.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
 
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
-        """See `ObjectStore.read`; a file has only the version `null`."""
+        """See `ObjectStore.read`; the only version of a file is `null`."""
         if version_id not in {None, "null"}:
             raise invalid_s3_object()
         return await anyio.to_thread.run_sync(self._read, bucket, key, limit_bytes)
@@ -83,7 +83,7 @@ class DirectoryObjectStore:
         return None
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
-        """See `ObjectStore.write`; a reader sees the old file or the new one, never a part."""
+        """See `ObjectStore.write`; the file is replaced atomically."""
         await anyio.to_thread.run_sync(self._write, bucket, key, data)
 
     def _read(self, bucket: str, key: str, limit_bytes: int) -> bytes:
@@ -104,7 +104,7 @@ class DirectoryObjectStore:
             raise invalid_s3_object() from None
 
     def _path(self, bucket: str, key: str) -> Path:
-        """The file of an object of an existing bucket, surely inside of it."""
+        """The path of an object in an existing bucket, which is certain to be inside its folder."""
         folder = self._root / bucket
         if not _BUCKET.fullmatch(bucket) or set(bucket) == {"."} or not folder.is_dir():
             raise invalid_s3_object()
@@ -117,7 +117,7 @@ class DirectoryObjectStore:
 
 
 class S3ObjectStore:
-    """A real S3 service. Made by `open`, since its client lives as long as the emulator."""
+    """A real S3 service. Create it with `open`, which keeps the client open as long as the emulator runs."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -125,7 +125,7 @@ class S3ObjectStore:
 
     @classmethod
     async def open(cls, endpoint_url: str, stack: AsyncExitStack) -> S3ObjectStore:
-        """Connect to `endpoint_url` with the process's ordinary AWS credentials; `stack` closes the client."""
+        """Connect to `endpoint_url` with the AWS credentials of this process; `stack` closes the client."""
         import aioboto3
         from aiobotocore.config import AioConfig
 
@@ -150,9 +150,9 @@ class S3ObjectStore:
     async def read(self, bucket: str, key: str, *, limit_bytes: int, version_id: str | None = None) -> bytes:
         """See `ObjectStore.read`."""
         version = {} if version_id is None else {"VersionId": version_id}
-        with _as_service_errors():
-            answer = await self._client.get_object(Bucket=bucket, Key=key, **version)
-            body = answer["Body"]
+        with _as_api_errors():
+            response = await self._client.get_object(Bucket=bucket, Key=key, **version)
+            body = response["Body"]
             try:
                 data: bytes = b""
                 while len(data) <= limit_bytes and (more := await body.read(limit_bytes + 1 - len(data))):
@@ -162,29 +162,29 @@ class S3ObjectStore:
                 body.close()
 
     async def region(self, bucket: str) -> str | None:
-        """The region that S3 names in its answer, which it does for most refusals too. Asked once a bucket."""
+        """The region in S3's response to HeadBucket, which most error responses contain too. Cached per bucket."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         if bucket not in self._regions:
             try:
-                answer = await self._client.head_bucket(Bucket=bucket)
+                response = await self._client.head_bucket(Bucket=bucket)
             except ClientError as error:
-                answer = error.response
+                response = error.response
             except (BotoCoreError, OSError):
-                return None  # reading says what is wrong
-            headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+                return None  # `read` will raise the error
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
             self._regions[bucket] = headers.get("x-amz-bucket-region") or None
         return self._regions[bucket]
 
     async def write(self, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
         """See `ObjectStore.write`."""
-        with _as_service_errors():
+        with _as_api_errors():
             await self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
 
 
 @contextmanager
-def _as_service_errors() -> Iterator[None]:
-    """What S3 refuses is an invalid object; that S3 fails is the service's failure."""
+def _as_api_errors() -> Iterator[None]:
+    """Raise client errors of S3 as InvalidS3ObjectException, and failures of S3 as InternalServerError."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -192,11 +192,11 @@ def _as_service_errors() -> Iterator[None]:
     except ClientError as error:
         server_error = 500
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= server_error:
-            raise _s3_down(str(error)) from error
+            raise _s3_failed(str(error)) from error
         raise invalid_s3_object() from error
     except (BotoCoreError, OSError) as error:
-        raise _s3_down(str(error)) from error
+        raise _s3_failed(str(error)) from error
 
 
-def _s3_down(why: str) -> ApiError:
-    return ApiError("InternalServerError", f"Reading or writing S3 failed: {why}", status=500)
+def _s3_failed(reason: str) -> ApiError:
+    return ApiError("InternalServerError", f"Reading or writing S3 failed: {reason}", status=500)

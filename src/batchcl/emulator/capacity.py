@@ -1,21 +1,72 @@
-"""How many calls the service accepts (token buckets, autoscaling), and how long each takes."""
+"""Quotas of an account, capacity of models (token buckets, autoscaling), and latency.
+
+Running models, inference units and concurrent trainings: AWS general reference, "Amazon Rekognition endpoints and
+quotas". Tags: 50, as documented for all of AWS in "Tagging AWS resources". Values that AWS doesn't publish are marked
+as assumptions.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from batchcl.emulator.errors import ApiError
+from batchcl.emulator.errors import ApiError, over_quota
 
-__all__ = ["BURST_S", "AutoScaler", "Capacity", "Latency", "TokenBucket"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "BURST_S",
+    "MAX_COPYING",
+    "MAX_POLICIES",
+    "MAX_PROJECTS",
+    "MAX_RUNNING",
+    "MAX_TRAINING",
+    "MAX_UNITS",
+    "MAX_VERSIONS",
+    "AutoScaler",
+    "Capacity",
+    "Latency",
+    "TokenBucket",
+    "check_tags",
+]
+
+MAX_RUNNING: Final = 2
+MAX_TRAINING: Final = 2
+MAX_UNITS: Final = 5
+
+MAX_PROJECTS: Final = 100
+"""Projects per account and region: an assumption."""
+
+MAX_VERSIONS: Final = 100
+"""Versions per project: an assumption."""
+
+MAX_COPYING: Final = 5
+"""Concurrent copies of models into an account: an assumption."""
+
+MAX_POLICIES: Final = 20
+"""Policies per project: an assumption."""
+
+_MAX_TAGS: Final = 50
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Check the number of tags of a resource.
+
+    Raises:
+        ApiError: ServiceQuotaExceededException if there are more than 50.
+    """
+    if len(tags) > _MAX_TAGS:
+        raise over_quota(f"A resource can have {_MAX_TAGS} tags, and this would make {len(tags)}.")
+
 
 BURST_S: Final = 1.0
-"""Seconds of its rate that a full bucket holds."""
+"""Capacity of a token bucket, in seconds of its rate."""
 
 
 class TokenBucket:
-    """Lets `rate` calls a second through, and at once at most a second's worth (but always at least one)."""
+    """Admits `rate` calls per second, with bursts of `BURST_S` seconds' worth, but of at least one call."""
 
     __slots__ = ("_at", "_rate", "_tokens")
 
@@ -29,17 +80,17 @@ class TokenBucket:
         return max(1.0, self._rate * BURST_S)
 
     def take(self, *, now: float, rate: float) -> bool:
-        """Whether one more call fits at `now`, given the rate from now on; if so its token is gone.
+        """Take a token if there is one; True if the call is admitted.
 
-        Tokens since the last call come at the rate that held then. A bucket never shrinks below its tokens' share
-        of a second: after a drop of the rate the surplus is cut at once.
+        `rate` applies from `now` on: the tokens since the last call are added at the previous rate. If the rate drops,
+        tokens above the new burst size are dropped at once.
         """
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
         self._at = max(self._at, now)
         if rate != self._rate:
             self._rate = rate
             self._tokens = min(self._burst, self._tokens)
-        # the sum of many small refills must not lose the token that it should have made
+        # rounding: many small refills must add up to a whole token
         if self._tokens < 1.0 - 1e-9:
             return False
         self._tokens -= 1.0
@@ -47,12 +98,12 @@ class TokenBucket:
 
 
 class Capacity:
-    """Every bucket of one emulator.
+    """All token buckets of an emulator.
 
     Args:
-        tps_per_unit: DetectCustomLabels calls a second of one inference unit.
-        account_tps: DetectCustomLabels calls a second of one account and region.
-        control_tps: calls a second of each other operation of one account and region.
+        tps_per_unit: DetectCustomLabels calls per second and inference unit.
+        account_tps: DetectCustomLabels calls per second, per account and region.
+        control_tps: calls per second of each other operation, per account and region.
     """
 
     def __init__(self, *, tps_per_unit: float, account_tps: float, control_tps: float) -> None:
@@ -62,19 +113,19 @@ class Capacity:
         self._buckets: dict[tuple[str, ...], TokenBucket] = {}
 
     def admit_call(self, operation: str, *, account: str, region: str, now: float) -> None:
-        """Count one call of `operation` against its quota.
+        """Count a call of `operation` against its quota.
 
         Raises:
-            ServiceError: ProvisionedThroughputExceededException, over the quota.
+            ApiError: ProvisionedThroughputExceededException if the quota is exceeded.
         """
         rate = self._account_tps if operation == "DetectCustomLabels" else self._control_tps
         self._take((account, region, operation), rate=rate, now=now)
 
     def admit_inference(self, version_arn: str, *, units: int, now: float) -> None:
-        """Count one image against the `units` inference units of a running model.
+        """Count an image against the capacity of a model with `units` inference units.
 
         Raises:
-            ServiceError: ProvisionedThroughputExceededException, over the model's capacity.
+            ApiError: ProvisionedThroughputExceededException if the capacity is exceeded.
         """
         self._take((version_arn,), rate=self._tps_per_unit * units, now=now)
 
@@ -87,16 +138,16 @@ class Capacity:
 
 
 _P99: Final = 2.3263478740408408
-"""Where 99 % of a standard normal distribution lie below."""
+"""The 99th percentile of the standard normal distribution."""
 
 
 class Latency:
-    """Latencies of a log-normal distribution, the same for the same seed.
+    """Random latencies with a log-normal distribution; the same sequence for the same seed.
 
     Args:
-        median_s: seconds; 0 for none.
-        p99_s: what 99 of 100 stay under; at most the median, every latency is the median.
-        seed: of the draws.
+        median_s: in seconds; 0 for no latency.
+        p99_s: the 99th percentile, in seconds. If it is not above the median, every latency is the median.
+        seed: of the random numbers.
     """
 
     def __init__(self, *, median_s: float, p99_s: float, seed: int) -> None:
@@ -105,7 +156,7 @@ class Latency:
         self._random = random.Random(f"latency {seed}")
 
     def draw(self) -> float:
-        """The next one, in seconds."""
+        """The next latency, in seconds."""
         if not self._sigma:
             return self._median_s
         return self._median_s * math.exp(self._random.gauss(0.0, self._sigma))
@@ -116,45 +167,46 @@ _IDLE: Final = 0.6
 
 
 class AutoScaler:
-    """Moves the units between their bounds. Pure arithmetic on a given `now`, in seconds.
+    """Adjusts the inference units of a running model to its load. Has no clock: `now` is passed, in seconds.
 
     Args:
-        least: MinInferenceUnits, with which it begins.
-        most: MaxInferenceUnits.
-        tps_per_unit: calls a second of one unit.
-        period_s: how long is looked at before each step.
-        now: when the model began to run.
+        min_units: MinInferenceUnits; the initial number.
+        max_units: MaxInferenceUnits.
+        tps_per_unit: calls per second and unit.
+        period_s: length of the periods whose load decides about each step.
+        now: when the model became RUNNING.
     """
 
-    __slots__ = ("_least", "_most", "_offered", "_period_s", "_start", "_tps_per_unit", "units")
+    __slots__ = ("_max_units", "_min_units", "_offered", "_period_s", "_start", "_tps_per_unit", "units")
 
-    def __init__(self, *, least: int, most: int, tps_per_unit: float, period_s: float, now: float) -> None:
-        self._least, self._most = least, most
+    def __init__(self, *, min_units: int, max_units: int, tps_per_unit: float, period_s: float, now: float) -> None:
+        self._min_units, self._max_units = min_units, max_units
         self._tps_per_unit, self._period_s = tps_per_unit, period_s
         self._start = now
         self._offered = 0
-        self.units = least
+        self.units = min_units
 
     def offer(self) -> None:
-        """Count a call, let through or not, since `advance`."""
+        """Count a call, admitted or not."""
         self._offered += 1
 
     def advance(self, now: float) -> list[tuple[float, int]]:
-        """When the units changed up to `now`, and to how many.
+        """The changes up to `now`, each as (time, units).
 
-        One more comes where a period asked for over 90 % of them, one goes where 60 % of the others would have done.
+        A unit is added after a period with a load above 90 % of the capacity, and removed after one with a load below
+        60 % of the capacity without that unit.
         """
         changes: list[tuple[float, int]] = []
         while now - self._start >= self._period_s:
             self._start += self._period_s
-            wanted = self._offered / self._period_s / self._tps_per_unit
+            load_units = self._offered / self._period_s / self._tps_per_unit
             self._offered = 0
-            if wanted > _BUSY * self.units and self.units < self._most:
+            if load_units > _BUSY * self.units and self.units < self._max_units:
                 self.units += 1
-            elif wanted < _IDLE * (self.units - 1) and self.units > self._least:
+            elif load_units < _IDLE * (self.units - 1) and self.units > self._min_units:
                 self.units -= 1
             else:
-                if wanted == 0:  # nothing was asked for since: the periods that follow change nothing either
+                if load_units == 0:  # later periods have no load either and change nothing: skip them
                     self._start += (now - self._start) // self._period_s * self._period_s
                 continue
             changes.append((self._start, self.units))

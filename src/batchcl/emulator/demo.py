@@ -1,4 +1,4 @@
-"""The demo's data and model: handwritten digits, trained in the emulator."""
+"""Handwritten digits as a demo: a trained model, images to score, and labelled folders to train from."""
 
 from __future__ import annotations
 
@@ -25,10 +25,112 @@ from batchcl.errors import ModelError, RefusedError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["DemoData", "demo_data", "demo_folders", "demo_model", "ensure_model"]
+__all__ = ["DemoData", "demo_buckets", "demo_data", "demo_folders", "demo_model", "ensure_model"]
+
+_BUCKET: Final = "digits"
+_TRAINING_IMAGES: Final = 1000
+_TEST_IMAGES: Final = 300
+_SEED: Final = 7
+_LABELLED_IMAGES: Final = 400
+_UNSEEN_IMAGES: Final = 40
 
 _POLL_S: Final = 0.5
 _CONFIG: Final = Config(retries={"mode": "standard", "total_max_attempts": 10})
+
+
+@dataclass(frozen=True, slots=True)
+class DemoData:
+    """Images to score: their directory, and a Ground Truth manifest whose paths are relative to itself."""
+
+    images: Path
+    truth: Path
+
+
+async def demo_model(state: Path) -> str:
+    """The ARN of the demo model in the emulator's folder `state`. It is trained there if it isn't yet.
+
+    Raises:
+        RefusedError: `state` can't be written, or the emulator doesn't start.
+        ModelError: the training failed.
+    """
+    buckets = await anyio.to_thread.run_sync(demo_buckets, state)
+    settings = EmulatorSettings(state=state, buckets=buckets, exit_with_parent=True)
+    async with running_emulator(settings) as emulator:
+        return await ensure_model(emulator.endpoint_url, bucket=_BUCKET, test_manifest=None)
+
+
+def demo_buckets(state: Path) -> Path:
+    """The `--buckets` folder below `state`, with the digits of the demo written into it. Blocking.
+
+    Raises:
+        RefusedError: `state` can't be written.
+    """
+    buckets = state / "buckets"
+    if not (buckets / _BUCKET / "test.manifest").exists():
+        partial = state / f"buckets-{os.getpid()}"
+        with _write_errors(state):
+            write_digits(partial, bucket=_BUCKET, train=_TRAINING_IMAGES, test=_TEST_IMAGES, seed=_SEED)
+            shutil.rmtree(buckets, ignore_errors=True)
+            partial.rename(buckets)
+    return buckets
+
+
+def demo_data(directory: Path, state: Path) -> DemoData:
+    """Write the demo's test images and their labels to `directory`; always the same ones. Blocking.
+
+    Raises:
+        RefusedError: `directory` or `state` can't be written.
+    """
+    bucket = demo_buckets(state) / _BUCKET
+    data = DemoData(directory / "images", directory / "truth.manifest")
+    with _write_errors(directory):
+        _copy_images(data, (bucket / "test").iterdir(), bucket / "test.manifest")
+    return data
+
+
+def demo_folders(directory: Path) -> DemoData:
+    """Write labelled images to `directory`, to train a model of one's own; always the same ones. Blocking.
+
+    `directory/labelled` has a folder for each digit, for the training and test datasets. `directory/unseen` has other
+    images to score, and `directory/unseen.manifest` their labels; both are returned.
+
+    Raises:
+        RefusedError: `directory` can't be written.
+    """
+    with tempfile.TemporaryDirectory() as temporary, _write_errors(directory):
+        digits = write_digits(Path(temporary), bucket=_BUCKET, train=_LABELLED_IMAGES, test=_UNSEEN_IMAGES, seed=_SEED)
+        for picture in digits.train:
+            folder = directory / "labelled" / picture.labels[0]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture.path, folder / picture.path.name)
+        data = DemoData(directory / "unseen", directory / "unseen.manifest")
+        _copy_images(data, (picture.path for picture in digits.test), digits.test_manifest)
+    return data
+
+
+def _copy_images(data: DemoData, images: Iterable[Path], manifest: Path) -> None:
+    """Copy images to `data.images`, and their manifest, with relative paths instead of S3 URIs, to `data.truth`."""
+    data.images.mkdir(parents=True, exist_ok=True)
+    for path in images:
+        shutil.copyfile(path, data.images / path.name)
+    lines = []
+    for line in manifest.read_bytes().splitlines():
+        entry = orjson.loads(line)
+        name = entry["source-ref"].rpartition("/")[2]
+        lines.append(orjson.dumps(entry | {"source-ref": f"{data.images.name}/{name}"}) + b"\n")
+    data.truth.write_bytes(b"".join(lines))
+
+
+@contextmanager
+def _write_errors(directory: Path) -> Iterator[None]:
+    """Raise an OSError of the block as a RefusedError that names `directory`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RefusedError(
+            f"writing the demo's images to {directory} failed: {reason}. Choose a folder that can be written."
+        ) from error
 
 
 async def ensure_model(
@@ -44,22 +146,22 @@ async def ensure_model(
     secret_access_key: str = "emulator",  # noqa: S107 - the emulator's built-in, not a secret
     timeout_s: float = 300.0,
 ) -> str:
-    """The ARN of a trained version, in any state that can be started or runs.
+    """Train a version if there is none of this name, and return its ARN.
 
-    Project, datasets and version are made where they are missing; what is there is taken as it is, so a second call
-    is quick and changes nothing.
+    Creates the project, the datasets and the version that don't exist yet, and uses those that do. A second call is
+    quick and changes nothing. The returned version can be started, or already runs.
 
     Args:
-        endpoint: of the emulator.
-        bucket: as the emulator sees it; it has the manifests and takes the training's results under `models/`.
+        endpoint: URL of the emulator.
+        bucket: a bucket of the emulator with the manifests. The results of the training are written to `models/`.
         train_manifest: key of a Ground Truth manifest.
-        test_manifest: likewise; None lets the service split a part off the training set.
-        project: the project's name.
-        version: the version's name.
-        region: any; resources are per region.
-        access_key_id: a pair that the emulator knows.
+        test_manifest: likewise; None splits a test dataset off the training dataset.
+        project: name of the project.
+        version: name of the version.
+        region: any; each region has its own resources.
+        access_key_id: of credentials that the emulator accepts.
         secret_access_key: likewise.
-        timeout_s: how long the training may take.
+        timeout_s: of all calls and the training together.
 
     Raises:
         ModelError: the training failed or took longer than `timeout_s`; with the service's message.
@@ -75,7 +177,7 @@ async def ensure_model(
                 if key is not None:
                     await _dataset(client, project_arn, kind, bucket, key)
             return await _version(client, project_arn, version, bucket)
-    raise ModelError(f"training {project}/{version} at {endpoint} took longer than {timeout_s:g} s")
+    raise ModelError(f"training {project}@{version} at {endpoint} failed: it took longer than {timeout_s:g} s")
 
 
 async def _project(client: Any, name: str) -> str:
@@ -83,7 +185,7 @@ async def _project(client: Any, name: str) -> str:
         found = (await client.describe_projects(ProjectNames=[name]))["ProjectDescriptions"]
         return str(found[0]["ProjectArn"]) if found else None
 
-    return await _find_or_make(client, find, lambda: client.create_project(ProjectName=name))
+    return await _find_or_create(client, find, lambda: client.create_project(ProjectName=name))
 
 
 async def _dataset(client: Any, project_arn: str, kind: str, bucket: str, key: str) -> None:
@@ -95,7 +197,7 @@ async def _dataset(client: Any, project_arn: str, kind: str, bucket: str, key: s
         return str(found[0]["DatasetArn"]) if found else None
 
     source = {"GroundTruthManifest": {"S3Object": {"Bucket": bucket, "Name": key}}}
-    arn = await _find_or_make(
+    arn = await _find_or_create(
         client,
         find,
         lambda: client.create_dataset(ProjectArn=project_arn, DatasetType=kind, DatasetSource=source),
@@ -106,15 +208,15 @@ async def _dataset(client: Any, project_arn: str, kind: str, bucket: str, key: s
             break
         await anyio.sleep(_POLL_S)
     if described["Status"] == "CREATE_FAILED":
-        raise ModelError(f"making the dataset {arn} failed: {described.get('StatusMessage', 'no reason given')}")
+        raise ModelError(f"creating the dataset {arn} failed: {described.get('StatusMessage', 'no reason given')}")
 
 
 async def _version(client: Any, project_arn: str, name: str, bucket: str) -> str:
     async def find() -> str | None:
-        described = await _described(client, project_arn, name)
+        described = await _describe_version(client, project_arn, name)
         return str(described["ProjectVersionArn"]) if described else None
 
-    arn = await _find_or_make(
+    arn = await _find_or_create(
         client,
         find,
         lambda: client.create_project_version(
@@ -124,140 +226,35 @@ async def _version(client: Any, project_arn: str, name: str, bucket: str) -> str
         ),
     )
     while True:
-        described = await _described(client, project_arn, name)
+        described = await _describe_version(client, project_arn, name)
         status = described["Status"] if described else "DELETED"
         if status in {"TRAINING_FAILED", "FAILED", "DELETED", "DELETING"}:
-            why = described.get("StatusMessage", "no reason given") if described else "the version is gone"
-            raise ModelError(f"training {arn} failed: {why}")
+            reason = described.get("StatusMessage", "no reason given") if described else "the version was deleted"
+            raise ModelError(f"training {arn} failed: {reason}")
         if status != "TRAINING_IN_PROGRESS":
             return arn
         await anyio.sleep(_POLL_S)
 
 
-async def _described(client: Any, project_arn: str, name: str) -> dict[str, Any] | None:
+async def _describe_version(client: Any, project_arn: str, name: str) -> dict[str, Any] | None:
     answer = await client.describe_project_versions(ProjectArn=project_arn, VersionNames=[name])
     found: list[dict[str, Any]] = answer["ProjectVersionDescriptions"]
     return found[0] if found else None
 
 
-async def _find_or_make(
-    client: Any, find: Callable[[], Awaitable[str | None]], make: Callable[[], Awaitable[Any]]
+async def _find_or_create(
+    client: Any, find: Callable[[], Awaitable[str | None]], create: Callable[[], Awaitable[Any]]
 ) -> str:
-    """What `find` finds, else what `make` makes; if somebody else makes it just then, theirs."""
+    """The ARN that `find` returns, else that of what `create` creates, or of what another caller created meanwhile."""
     found = await find()
     if found is not None:
         return found
-    taken = (client.exceptions.ResourceInUseException, client.exceptions.ResourceAlreadyExistsException)
+    already_exists = (client.exceptions.ResourceInUseException, client.exceptions.ResourceAlreadyExistsException)
     try:
-        made = await make()
-    except taken:
+        created = await create()
+    except already_exists:
         found = await find()
         if found is None:
             raise
         return found
-    return str(next(made[name] for name in ("ProjectVersionArn", "DatasetArn", "ProjectArn") if name in made))
-
-
-_BUCKET: Final = "digits"
-_TRAIN: Final = 1000
-_TEST: Final = 300
-_SEED: Final = 7
-_LABELLED: Final = 400
-_UNSEEN: Final = 40
-
-
-@dataclass(frozen=True, slots=True)
-class DemoData:
-    """Pictures to score and what is on them.
-
-    Attributes:
-        images: a directory of pictures that no training has seen.
-        truth: a Ground Truth manifest with paths relative to itself.
-    """
-
-    images: Path
-    truth: Path
-
-
-async def demo_model(state: Path) -> str:
-    """The ARN of the demo's model in the emulator's `state`; it is trained there if it isn't yet.
-
-    Raises:
-        RefusedError: `state` can't be written, or the emulator doesn't start.
-    """
-    buckets = await anyio.to_thread.run_sync(_pictures, state)
-    settings = EmulatorSettings(state=state, buckets=buckets, exit_with_parent=True)
-    async with running_emulator(settings) as emulator:
-        return await ensure_model(emulator.endpoint, bucket=_BUCKET, test_manifest=None)
-
-
-def demo_data(directory: Path, state: Path) -> DemoData:
-    """Lay the unseen pictures and their truth into `directory`, the same ones each time. Blocks.
-
-    Raises:
-        RefusedError: `directory` or `state` can't be written.
-    """
-    bucket = _pictures(state) / _BUCKET
-    laid = DemoData(directory / "images", directory / "truth.manifest")
-    with _writing(directory):
-        _lay(laid, (bucket / "test").iterdir(), bucket / "test.manifest")
-    return laid
-
-
-def demo_folders(directory: Path) -> DemoData:
-    """Lay pictures into `directory` for a model of one's own, the same ones each time. Blocks.
-
-    `directory/labelled` has a folder for each digit, to learn from and test with; `directory/unseen` has other
-    pictures to score, with their truth beside it.
-
-    Raises:
-        RefusedError: `directory` can't be written.
-    """
-    with tempfile.TemporaryDirectory() as temporary, _writing(directory):
-        data = write_digits(Path(temporary), bucket=_BUCKET, train=_LABELLED, test=_UNSEEN, seed=_SEED)
-        for picture in data.train:
-            folder = directory / "labelled" / picture.labels[0]
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture.path, folder / picture.path.name)
-        laid = DemoData(directory / "unseen", directory / "unseen.manifest")
-        _lay(laid, (picture.path for picture in data.test), data.test_manifest)
-    return laid
-
-
-def _lay(data: DemoData, pictures: Iterable[Path], manifest: Path) -> None:
-    """Copy the pictures, and their manifest with paths instead of S3 URIs, to where `data` says."""
-    data.images.mkdir(parents=True, exist_ok=True)
-    for path in pictures:
-        shutil.copyfile(path, data.images / path.name)
-    data.truth.write_bytes(_relative(manifest, data.images.name))
-
-
-def _relative(manifest: Path, folder: str) -> bytes:
-    """The manifest's lines with paths instead of S3 URIs."""
-    lines = []
-    for line in manifest.read_bytes().splitlines():
-        entry = orjson.loads(line)
-        lines.append(orjson.dumps(entry | {"source-ref": f"{folder}/{entry['source-ref'].rpartition('/')[2]}"}) + b"\n")
-    return b"".join(lines)
-
-
-def _pictures(state: Path) -> Path:
-    """The emulator's buckets below `state`, with the digits in them."""
-    buckets = state / "buckets"
-    if not (buckets / _BUCKET / "test.manifest").exists():
-        being_made = state / f"buckets-{os.getpid()}"
-        with _writing(state):
-            write_digits(being_made, bucket=_BUCKET, train=_TRAIN, test=_TEST, seed=_SEED)
-            shutil.rmtree(buckets, ignore_errors=True)
-            being_made.rename(buckets)
-    return buckets
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """What the system refuses in the block is a refusal that names `directory`."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or error
-        raise RefusedError(f"can't write the demo's pictures to {directory}: {why}; name a writable one") from error
+    return str(next(created[name] for name in ("ProjectVersionArn", "DatasetArn", "ProjectArn") if name in created))

@@ -1,7 +1,7 @@
-"""Real handwritten digits on pictures: a data set that needs no network.
+"""Images of real handwritten digits, with labels or boxes: a data set that needs no network.
 
 The digits are scikit-learn's `load_digits` (UCI "Optical Recognition of Handwritten Digits", 1,797 scans of 8x8 grey
-values). Digits that are on training pictures are never on test pictures.
+values). No digit is on both training and test images.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["DigitBox", "DigitPicture", "DigitsDataset", "write_digits"]
 _CLASSIFICATION_SIZE: Final = (96, 96)
 _OBJECTS_SIZE: Final = (192, 144)
 _CREATED: Final = "2026-01-01T00:00:00.000000"
-_INK: Final = 0.35
-_TRIES: Final = 200
+_INK_THRESHOLD: Final = 0.35
+_MAX_PLACEMENTS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class DigitBox:
-    """One digit on a picture, in pixels, tight around its ink."""
+    """One digit on an image; the box, in pixels, encloses its ink."""
 
     label: str
     left: int
@@ -42,7 +42,7 @@ class DigitBox:
 
 @dataclass(frozen=True, slots=True)
 class DigitPicture:
-    """One picture: `uri` as the manifest names it, `path` where it lies."""
+    """One image: `uri` is its source-ref in the manifest, `path` the file."""
 
     uri: str
     path: Path
@@ -50,13 +50,13 @@ class DigitPicture:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Which digits are on it, each once."""
+        """The digits on it, without duplicates."""
         return tuple(dict.fromkeys(box.label for box in self.boxes))
 
 
 @dataclass(frozen=True, slots=True)
 class DigitsDataset:
-    """What `write_digits` wrote; the manifests' keys in the bucket are `train.manifest` and `test.manifest`."""
+    """The files of `write_digits`; the keys of the manifests are `train.manifest` and `test.manifest`."""
 
     directory: Path
     bucket: str
@@ -69,16 +69,16 @@ class DigitsDataset:
 def write_digits(
     directory: Path, *, bucket: str, train: int, test: int, seed: int, objects: bool = False
 ) -> DigitsDataset:
-    """Write pictures and Ground Truth manifests into `directory/bucket`, the same ones for the same arguments.
+    """Write images and Ground Truth manifests to `directory/bucket`; the same ones for the same arguments.
 
     Args:
-        directory: what the emulator takes as `--buckets`.
-        bucket: its sub-folder, made if need be.
-        train: number of training pictures; `test` likewise.
-        test: number of test pictures.
-        seed: of everything that is drawn.
-        objects: False makes 96x96 pictures of one large digit with an image-level label; True makes 192x144
-            pictures of one to three digits with boxes.
+        directory: to be used as the emulator's `--buckets`.
+        bucket: the sub-folder; created if it is missing.
+        train: number of training images.
+        test: number of test images.
+        seed: of all random numbers.
+        objects: False for 96x96 images of one large digit with an image-level label; True for 192x144 images of one
+            to three digits with boxes.
     """
     from sklearn.datasets import load_digits
 
@@ -92,18 +92,18 @@ def write_digits(
     for name, count, pool in (("train", train, order[:cut]), ("test", test, order[cut:])):
         (folder / name).mkdir(parents=True, exist_ok=True)
         pictures = []
-        turn = 0
+        used = 0
         for n in range(count):
-            wanted = int(rng.integers(1, 4)) if objects else 1
-            chosen = [int(pool[(turn + k) % len(pool)]) for k in range(wanted)]
-            turn += wanted
+            count_on_image = int(rng.integers(1, 4)) if objects else 1
+            chosen = [int(pool[(used + k) % len(pool)]) for k in range(count_on_image)]
+            used += count_on_image
             image, boxes = _compose(
                 [(scans.images[i], str(scans.target[i])) for i in chosen],
                 size=_OBJECTS_SIZE if objects else _CLASSIFICATION_SIZE,
                 rng=rng,
             )
             path = folder / name / f"{n:05}.{'png' if n % 2 == 0 else 'jpg'}"
-            image.save(path, quality=90)  # PNG knows no quality
+            image.save(path, quality=90)  # ignored for PNG
             pictures.append(DigitPicture(f"s3://{bucket}/{name}/{path.name}", path, tuple(boxes)))
         written[name] = tuple(pictures)
         line = _object_line if objects else _label_line
@@ -116,7 +116,7 @@ def write_digits(
 def _compose(
     digits: Sequence[tuple[NDArray[np.float64], str]], *, size: tuple[int, int], rng: Generator
 ) -> tuple[Image, list[DigitBox]]:
-    """A picture with each digit at a place of its own; one that finds none is left out."""
+    """An image with the digits side by side; a digit that doesn't fit is left out."""
     from PIL import Image
 
     width, height = size
@@ -124,10 +124,10 @@ def _compose(
     large = len(digits) == 1 and width == height
     boxes: list[DigitBox] = []
     for scan, label in digits:
-        for _ in range(_TRIES):
+        for _ in range(_MAX_PLACEMENTS):
             side = int(rng.integers(68, 85)) if large else int(rng.integers(36, 68))
-            x, y = (_place(room - side, rng, centred=large) for room in (width, height))
-            if all(_apart(x, y, side, box) for box in boxes):
+            x, y = (_random_offset(extent - side, rng, centred=large) for extent in (width, height))
+            if all(_is_apart(x, y, side, box) for box in boxes):
                 break
         else:
             continue
@@ -136,7 +136,7 @@ def _compose(
         colour = np.asarray(rng.integers(190, 256, 3), np.float32)
         spot = canvas[y : y + side, x : x + side]
         spot[...] = spot * (1 - cover) + colour * cover
-        rows, columns = (np.flatnonzero((cover[..., 0] > _INK).any(axis=axis)) for axis in (1, 0))
+        rows, columns = (np.flatnonzero((cover[..., 0] > _INK_THRESHOLD).any(axis=axis)) for axis in (1, 0))
         boxes.append(
             DigitBox(
                 label,
@@ -149,14 +149,14 @@ def _compose(
     return Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)), boxes
 
 
-def _place(free: int, rng: Generator, *, centred: bool) -> int:
-    """A place with `free` pixels to choose from; a centred one is at most six pixels off the middle."""
+def _random_offset(free: int, rng: Generator, *, centred: bool) -> int:
+    """A random offset with `free` pixels of space; a centred one is at most six pixels off the middle."""
     span = min(free, 12) if centred else free
     return (free - span) // 2 + int(rng.integers(0, span + 1))
 
 
 def _background(width: int, height: int, rng: Generator) -> NDArray[np.float32]:
-    """A dark, softly clouded and slightly grainy ground of a random tint."""
+    """A dark background of a random tint, with soft clouds and some grain."""
     from PIL import Image
 
     tint = rng.integers(20, 100, 3)
@@ -166,7 +166,7 @@ def _background(width: int, height: int, rng: Generator) -> NDArray[np.float32]:
     return np.asarray(tint + smooth[..., None] + grain, np.float32)
 
 
-def _apart(x: int, y: int, side: int, box: DigitBox) -> bool:
+def _is_apart(x: int, y: int, side: int, box: DigitBox) -> bool:
     return x + side <= box.left or box.left + box.width <= x or y + side <= box.top or box.top + box.height <= y
 
 

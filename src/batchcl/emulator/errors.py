@@ -1,14 +1,23 @@
-"""What the service answers when it does not answer with a result."""
+"""The error responses of the service."""
 
 from __future__ import annotations
 
 from batchcl.errors import BatchclError
 
-__all__ = ["ApiError", "access_denied", "in_use", "invalid_parameter", "invalid_s3_object", "not_found"]
+__all__ = [
+    "ApiError",
+    "access_denied",
+    "in_use",
+    "invalid_parameter",
+    "invalid_s3_object",
+    "not_found",
+    "over_limit",
+    "over_quota",
+]
 
 
 class ApiError(BatchclError):
-    """An error answer: its `code` is the exception name of the Rekognition API, `status` the HTTP status."""
+    """An error response: `code` is the name of the exception in the Rekognition API, `status` the HTTP status."""
 
     def __init__(self, code: str, message: str, *, status: int = 400) -> None:
         super().__init__(message)
@@ -17,7 +26,7 @@ class ApiError(BatchclError):
 
 
 def invalid_s3_object() -> ApiError:
-    """A missing key, a missing bucket and a missing permission look the same from outside."""
+    """A missing key, a missing bucket and a missing permission can't be distinguished by the caller."""
     return ApiError(
         "InvalidS3ObjectException",
         "Unable to get object metadata from S3. Check object key, region and/or access permissions.",
@@ -25,7 +34,7 @@ def invalid_s3_object() -> ApiError:
 
 
 def invalid_parameter(message: str = "Request has invalid parameters") -> ApiError:
-    """An input breaks a constraint."""
+    """A parameter violates a constraint."""
     return ApiError("InvalidParameterException", message)
 
 
@@ -45,3 +54,13 @@ def access_denied(operation: str, arn: str) -> ApiError:
         "AccessDeniedException",
         f"User is not authorized to perform: rekognition:{operation} on resource: {arn}",
     )
+
+
+def over_limit(message: str) -> ApiError:
+    """Too many at the same time; a call can succeed when one of them has ended."""
+    return ApiError("LimitExceededException", message)
+
+
+def over_quota(message: str) -> ApiError:
+    """Too many in total."""
+    return ApiError("ServiceQuotaExceededException", message)

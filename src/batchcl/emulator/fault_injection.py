@@ -1,7 +1,7 @@
-"""Faults on demand: rules that say which calls fail, how, and how often.
+"""Fault injection: rules that define which calls fail, how, and how often.
 
-Every rule draws from a random source of its own, once for each call that it is about, so the n-th such call has the
-same fate whenever the seed is the same, whatever the other rules do.
+Each rule has its own random generator and draws once for each call that it applies to: with the same seed, the n-th
+such call has the same result, whatever the other rules do.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ class Rule(BaseModel):
     """One fault.
 
     Attributes:
-        kind: what goes wrong; see docs/emulator.md.
-        operation: which calls the rule is about; `*` is all.
-        share: of the calls that it is about, 0 to 1.
-        skip: so many of them come first and are spared.
-        times: it strikes at most so often; None for no end.
-        after_s: seconds after the rules were given from which on it holds.
-        until_s: seconds after which it doesn't any more; None for no end.
-        milliseconds: of a `latency`.
-        seconds: of a `clock-skew`: how far the service's clock is ahead.
-        code: of an `error`.
-        message: of an `error`.
-        status: HTTP status of an `error`.
+        kind: of the fault; see docs/emulator.md.
+        operation: the operation whose calls the rule applies to; `*` for all.
+        share: of these calls that fail, 0 to 1.
+        skip: number of calls that are skipped first.
+        times: maximum number of faults; None for no limit.
+        after_s: start of the rule, in seconds after the rules were set.
+        until_s: end of the rule, likewise; None for no end.
+        milliseconds: for `latency`.
+        seconds: for `clock-skew`: how far the service's clock is ahead.
+        code: for `error`.
+        message: for `error`.
+        status: HTTP status for `error`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,11 +83,11 @@ class Rule(BaseModel):
     milliseconds: float = Field(0.0, ge=0)
     seconds: float = 0.0
     code: str = "InternalServerError"
-    message: str = "A fault on demand."
+    message: str = "An injected fault."
     status: int = Field(400, ge=400, le=599)
 
     def error(self) -> ApiError | None:
-        """The error answer that the fault is, if it is one."""
+        """The error response of the fault; None for the other kinds."""
         if self.kind == "error":
             return ApiError(self.code, self.message, status=self.status)
         if self.kind not in _ERRORS:
@@ -107,14 +107,14 @@ class Faults(BaseModel):
 
 @dataclass(slots=True)
 class Injection:
-    """What happens to one call.
+    """The faults of one call.
 
     Attributes:
-        skew_s: how far the service's clock is ahead for it.
-        latency_s: it waits so long.
-        error: it is answered with this.
-        wire: what becomes of the connection or the answer on it.
-        stops: the model that it is for stops.
+        skew_s: how far the service's clock is ahead, in seconds.
+        latency_s: added to the call, in seconds.
+        error: the response, instead of a result.
+        wire: the kind of fault in the connection or the response body.
+        stops: whether the model stops.
     """
 
     skew_s: float = 0.0
@@ -125,13 +125,13 @@ class Injection:
 
 
 @dataclass(slots=True)
-class _Progress:
+class _RuleState:
     rule: Rule
     random: random.Random
     met: int = 0
     struck: int = 0
 
-    def strikes(self, operation: str, elapsed_s: float) -> bool:
+    def applies(self, operation: str, elapsed_s: float) -> bool:
         rule = self.rule
         if rule.operation not in {"*", operation}:
             return False
@@ -147,69 +147,69 @@ class _Progress:
 
 @dataclass(slots=True)
 class Injector:
-    """Decides call by call. Pure but for what it remembers; `now` is any clock that doesn't go back."""
+    """Decides for each call which faults it has. `now` is in seconds of a monotonic clock."""
 
     plan: Faults = field(default_factory=Faults)
     since: float = 0.0
-    _progress: list[_Progress] = field(default_factory=list)
+    _states: list[_RuleState] = field(default_factory=list)
 
     def replace(self, plan: Faults, *, now: float) -> None:
-        """Begin anew with other rules."""
+        """Replace the rules, and reset all counters."""
         self.plan, self.since = plan, now
-        self._progress = [_Progress(rule, random.Random(f"{plan.seed} {n}")) for n, rule in enumerate(plan.faults)]
+        self._states = [_RuleState(rule, random.Random(f"{plan.seed} {n}")) for n, rule in enumerate(plan.faults)]
 
     def draw(self, operation: str, *, now: float) -> Injection:
-        """What the next call of `operation` meets; of several errors the first rule's."""
-        met = Injection()
-        for each in self._progress:
-            if not each.strikes(operation, now - self.since):
+        """The faults of the next call of `operation`. If several rules return an error, the first one counts."""
+        injection = Injection()
+        for each in self._states:
+            if not each.applies(operation, now - self.since):
                 continue
             rule = each.rule
-            met.error = met.error or rule.error()
+            injection.error = injection.error or rule.error()
             if rule.kind == "latency":
-                met.latency_s += rule.milliseconds / 1000
+                injection.latency_s += rule.milliseconds / 1000
             elif rule.kind == "clock-skew":
-                met.skew_s += rule.seconds
+                injection.skew_s += rule.seconds
             elif rule.kind == "model-stops":
-                met.stops = True
+                injection.stops = True
             elif rule.kind in {"reset", "truncated", "malformed", "http-503"}:
-                met.wire = met.wire or rule.kind
-        return met
+                injection.wire = injection.wire or rule.kind
+        return injection
 
     def report(self) -> dict[str, Any]:
-        """The rules, and how many calls each has met and struck."""
+        """The rules, each with the number of calls that it applied to (`met`) and made fail (`struck`)."""
         rules = [
             {**each.rule.model_dump(exclude_defaults=True), "met": each.met, "struck": each.struck}
-            for each in self._progress
+            for each in self._states
         ]
         return {"seed": self.plan.seed, "faults": rules}
 
 
 def parse_faults(document: Any, *, where: str) -> Faults:
-    """Rules from a TOML or JSON document.
+    """Parse rules from a TOML or JSON document; `where` names it in errors.
 
     Raises:
-        UsageError: a rule is wrong; with its place and the reason.
+        UsageError: a rule is invalid.
     """
     try:
         return Faults.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "it"
-        raise UsageError(f"the faults in {where} can't be used: {place}: {first['msg']}") from error
+        location = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise UsageError(f"reading the faults in {where} failed: {location}: {first['msg']}") from error
 
 
 def load_faults(path: Path) -> Faults:
-    """Rules from a file, TOML or by its name JSON.
+    """Read rules from a file: JSON if its name ends in `.json`, else TOML.
 
     Raises:
-        UsageError: the file can't be read, or a rule is wrong.
+        UsageError: the file can't be read, or a rule is invalid.
     """
     try:
         data = path.read_bytes()
         document = orjson.loads(data) if path.suffix == ".json" else tomllib.loads(data.decode())
     except OSError as error:
-        raise UsageError(f"the faults file {path} can't be read: {error.strerror}") from error
+        raise UsageError(f"reading the faults file {path} failed: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"the faults file {path} can't be read: {error}") from error
+        raise UsageError(f"reading the faults file {path} failed: {error}") from error
     return parse_faults(document, where=str(path))

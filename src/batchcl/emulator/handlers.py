@@ -1,4 +1,4 @@
-"""Between HTTP and the operations: who calls, what goes wrong on demand, what is answered."""
+"""Handles HTTP requests: checks signatures, injects faults, calls the operation, and encodes the response."""
 
 from __future__ import annotations
 
@@ -33,69 +33,71 @@ _INTERNAL_ERROR: Final = 500
 
 
 class RequestHandler:
-    """Answers API requests."""
+    """Handles requests to the API of Rekognition and of the two other services."""
 
     def __init__(self, service: EmulatorService, verifier: Verifier) -> None:
         self._service = service
         self._verifier = verifier
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request, whatever it is."""
+        """Respond to one request."""
         request_id = str(uuid.uuid4())
         if (other := other_service(request)) is not None:
-            return await self._answer_neighbour(request, other, request_id)
+            return await self._answer_other_service(request, other, request_id)
         name = request.headers.get("X-Amz-Target", "").removeprefix(protocol.TARGET_PREFIX)
-        met = self._service.injector.draw(name, now=self._service.clock.monotonic())
-        if met.latency_s:
-            await anyio.sleep(met.latency_s)
-        if met.wire == "reset":
+        injection = self._service.injector.draw(name, now=self._service.clock.monotonic())
+        if injection.latency_s:
+            await anyio.sleep(injection.latency_s)
+        if injection.wire == "reset":
             _reset(request)
             return web.Response()
         headers = {
             "x-amzn-RequestId": request_id,
             "Content-Type": protocol.CONTENT_TYPE,
-            "Date": formatdate(self._service.clock.time() + met.skew_s, usegmt=True),
+            "Date": formatdate(self._service.clock.time() + injection.skew_s, usegmt=True),
         }
-        if met.wire == "http-503":
+        if injection.wire == "http-503":
             headers["Content-Type"] = "text/html"
             page = b"<html><body><h1>503 Service Unavailable</h1></body></html>"
             return web.Response(body=page, status=503, headers=headers)
-        body, status = await self._outcome(request, name, met, request_id)
-        if met.wire == "malformed":
+        body, status = await self._outcome(request, name, injection, request_id)
+        if injection.wire == "malformed":
             body = body[:-1] + b"\x00"
-        if met.wire == "truncated":
-            return await _cut(request, body, status, headers)
+        if injection.wire == "truncated":
+            return await _send_half(request, body, status, headers)
         return web.Response(body=body, status=status, headers=headers)
 
-    async def _outcome(self, request: web.Request, name: str, met: Injection, request_id: str) -> tuple[bytes, int]:
-        """An answer's body and status."""
+    async def _outcome(
+        self, request: web.Request, name: str, injection: Injection, request_id: str
+    ) -> tuple[bytes, int]:
+        """Body and status of the response."""
         try:
-            return await self._answer(request, name, met), 200
+            return await self._answer(request, name, injection), 200
         except ApiError as error:
             return _error(error), error.status
         except web.HTTPRequestEntityTooLarge:
-            large = ApiError("RequestEntityTooLargeException", "Request is too large", status=413)
-            return _error(large), large.status
-        except Exception:  # noqa: BLE001 - the last place: logged, and the client gets its 500
+            too_large = ApiError("RequestEntityTooLargeException", "Request is too large", status=413)
+            return _error(too_large), too_large.status
+        except Exception:  # noqa: BLE001 - logged, and the client gets a 500
             _log.exception("request %s failed", request_id)
-            what = "Amazon Rekognition experienced a service issue."
-            return _error(ApiError("InternalServerError", what)), _INTERNAL_ERROR
+            message = "Amazon Rekognition experienced a service issue."
+            return _error(ApiError("InternalServerError", message)), _INTERNAL_ERROR
 
-    async def _answer_neighbour(self, request: web.Request, name: str, request_id: str) -> web.Response:
-        """STS or Service Quotas; faults on demand are Rekognition's alone."""
+    async def _answer_other_service(self, request: web.Request, name: str, request_id: str) -> web.Response:
+        """Respond for STS or Service Quotas; faults are only injected into Rekognition."""
         try:
             body = await request.read()
             caller = self._caller(request, body, skew_s=0.0, service=name)
             if name == STS:
-                answer = answer_sts(body, caller, request_id)
+                response = answer_sts(body, caller, request_id)
             else:
-                found = answer_quotas(request.headers["X-Amz-Target"], body, caller, self._service.settings)
-                answer = web.Response(body=found)
+                quota = answer_quotas(request.headers["X-Amz-Target"], body, caller, self._service.settings)
+                response = web.Response(body=quota)
         except ApiError as error:
-            answer = sts_error(error, request_id) if name == STS else web.Response(body=_error(error), status=400)
-        answer.headers["x-amzn-RequestId"] = request_id
-        answer.headers["Date"] = formatdate(self._service.clock.time(), usegmt=True)
-        return answer
+            response = sts_error(error, request_id) if name == STS else web.Response(body=_error(error), status=400)
+        response.headers["x-amzn-RequestId"] = request_id
+        response.headers["Date"] = formatdate(self._service.clock.time(), usegmt=True)
+        return response
 
     def _caller(self, request: web.Request, body: bytes, *, skew_s: float, service: str) -> Caller:
         return self._verifier.verify(
@@ -108,22 +110,22 @@ class RequestHandler:
             service=service,
         )
 
-    async def _answer(self, request: web.Request, name: str, met: Injection) -> bytes:
+    async def _answer(self, request: web.Request, name: str, injection: Injection) -> bytes:
         service = self._service
         body = await request.read()
-        caller = self._caller(request, body, skew_s=met.skew_s, service="rekognition")
+        caller = self._caller(request, body, skew_s=injection.skew_s, service="rekognition")
         operation = OPERATIONS.get(name)
         if request.method != "POST" or operation is None:
-            why = "is not one of Custom Labels" if name in protocol.operation_names() else "is unknown"
-            raise ApiError("UnknownOperationException", f"The operation {name!r} {why}.")
-        if met.error is not None:
-            raise met.error
+            reason = "is not one of Custom Labels" if name in protocol.operation_names() else "is unknown"
+            raise ApiError("UnknownOperationException", f"The operation {name!r} {reason}.")
+        if injection.error is not None:
+            raise injection.error
         service.capacity.admit_call(name, account=caller.account, region=caller.region, now=service.clock.monotonic())
         parameters = protocol.decode(name, body)
         now = service.clock.time()
-        if name != "DetectCustomLabels":  # which looks at its one version only: the quick way
+        if name != "DetectCustomLabels":  # fast path: it settles only its own version
             service.state.settle(now)
-        if met.stops:
+        if injection.stops:
             self._stop_model(parameters, now)
         call = Call(service=service, operation=name, account=caller.account, region=caller.region, now=now)
         return protocol.encode(name, await operation(call, parameters))
@@ -132,7 +134,7 @@ class RequestHandler:
         state = self._service.state
         version = state.version(parameters.get("ProjectVersionArn", ""), now=now)
         if version is not None and version.status == "RUNNING":
-            self._service.halt(version, "STOPPED", "The model stopped by itself: a fault on demand.", now=now)
+            self._service.halt(version, "STOPPED", "The model stopped because of an injected fault.", now=now)
             state.save()
 
 
@@ -142,7 +144,7 @@ def _error(error: ApiError) -> bytes:
 
 
 def _reset(request: web.Request) -> None:
-    """End the connection with a reset rather than an orderly close."""
+    """Close the connection with a TCP reset."""
     transport = request.transport
     if transport is None:
         return
@@ -152,12 +154,12 @@ def _reset(request: web.Request) -> None:
     transport.abort()
 
 
-async def _cut(request: web.Request, body: bytes, status: int, headers: dict[str, str]) -> web.StreamResponse:
-    """Promise a whole body, send a half, and end the connection."""
+async def _send_half(request: web.Request, body: bytes, status: int, headers: dict[str, str]) -> web.StreamResponse:
+    """Send the Content-Length of the whole body but only half of it, and close the connection."""
     response = web.StreamResponse(status=status, headers=headers)
     response.content_length = len(body)
     await response.prepare(request)
     await response.write(body[: len(body) // 2])
     if request.transport is not None:
-        request.transport.close()  # sends what was written first
+        request.transport.close()  # after what was written is sent
     return response

@@ -1,7 +1,7 @@
-"""Which images the service takes, judged on the real bytes, and the picture inside.
+"""Checks images against the limits of the service, and decodes them.
 
-Rules: Custom Labels guide, "Guidelines and quotas" (FACTS.md §1). The size in pixels is read from the file's header and
-judged before anything is decoded, so a small file that claims to be huge costs nothing.
+Limits: Custom Labels guide, "Guidelines and quotas". The size in pixels is read from the file's header and checked
+before the image is decoded, so a small file that claims to be huge costs nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Picture", "check_bytes", "open_picture", "pixel_size"]
 
 _ORIENTATION: Final = 0x0112
-_TURNED: Final = frozenset({5, 6, 7, 8})
-_ENOUGH: Final = 512
+_SIDEWAYS: Final = frozenset({5, 6, 7, 8})
+_DRAFT_SIDE: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Picture:
     """A decoded image, upright.
 
     Attributes:
-        image: RGB; it may be smaller than the file's own size, in the same proportions.
+        image: RGB; may be smaller than the file's size, with the same aspect ratio.
         width: of the upright image, in pixels of the file.
         height: likewise.
     """
@@ -43,10 +43,10 @@ class Picture:
 
 
 def check_bytes(data: bytes, *, inline: bool) -> None:
-    """Refuse an image of too many bytes: 4 MB sent as bytes, 15 MB from S3.
+    """Check the size in bytes: at most 4 MB inline, 15 MB from S3.
 
     Raises:
-        ServiceError: ImageTooLargeException.
+        ApiError: ImageTooLargeException.
     """
     limit = MAX_BYTES_INLINE if inline else MAX_BYTES_S3
     if len(data) > limit:
@@ -54,13 +54,13 @@ def check_bytes(data: bytes, *, inline: bool) -> None:
 
 
 def open_picture(data: bytes) -> Picture:
-    """Decode an image that keeps the service's rules, turned as its EXIF orientation says.
+    """Check and decode an image, and rotate it according to its EXIF orientation.
 
     Blocking; call it from a worker thread.
 
     Raises:
-        ServiceError: InvalidImageFormatException for anything but a whole PNG or JPEG, ImageTooLargeException for
-            more than 4096 pixels a side, InvalidParameterException for fewer than 64 or an aspect over 20:1.
+        ApiError: InvalidImageFormatException if it is not an intact PNG or JPEG, ImageTooLargeException for more than
+            4096 pixels per side, InvalidParameterException for fewer than 64 or an aspect ratio above 20:1.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -68,7 +68,7 @@ def open_picture(data: bytes) -> Picture:
     _check_pixels(width, height)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
-            image.draft("RGB", (_ENOUGH, _ENOUGH))  # a JPEG decodes faster at a half, a quarter or an eighth
+            image.draft("RGB", (_DRAFT_SIDE, _DRAFT_SIDE))  # a JPEG decodes faster at a half, a quarter or an eighth
             orientation = image.getexif().get(_ORIENTATION, 1)
             upright = ImageOps.exif_transpose(image) if orientation != 1 else image
             if upright.mode.startswith("I"):  # 16-bit grey would be clipped rather than scaled
@@ -76,16 +76,16 @@ def open_picture(data: bytes) -> Picture:
             rgb = upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, IndexError, KeyError, struct.error, zlib.error, UnidentifiedImageError):
         raise _bad_format() from None
-    if orientation in _TURNED:
+    if orientation in _SIDEWAYS:
         width, height = height, width
     return Picture(rgb, width, height)
 
 
 def pixel_size(data: bytes) -> tuple[int, int]:
-    """Width and height as the header of a PNG or JPEG states them, before any turn.
+    """Width and height in the header of a PNG or JPEG, before any rotation.
 
     Raises:
-        ServiceError: InvalidImageFormatException.
+        ApiError: InvalidImageFormatException.
     """
     size = image_header.pixel_size(data)
     if size is None:

@@ -1,8 +1,8 @@
-"""Manifest lines as the service checks them: what of a line can be used, and what is wrong with the rest.
+"""Validates manifest lines like the service: which parts of a line can be used, and the errors in the others.
 
-Codes, messages and places of the marks: Custom Labels guide, "Debugging datasets", "Debugging a failed model training"
-and "Validation rules for manifest files". A broken part makes its label attribute or its box unusable, not the others
-of the line; a line that can't even name its image is dropped from a dataset.
+Error codes, messages and where they are written in a line: Custom Labels guide, "Debugging datasets", "Debugging a
+failed model training" and "Validation rules for manifest files". An invalid part makes its label attribute or its box
+unusable, not the others of the line. Lines without a valid source-ref can't be in a dataset.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 __all__ = [
     "BAD_SHARE",
     "DATASET",
-    "MOST_ENTRIES",
-    "MOST_LABELS",
+    "MAX_ENTRIES",
+    "MAX_LABELS",
     "VALIDATION",
     "ManifestEntry",
     "Problem",
     "Style",
-    "review",
+    "validate_line",
 ]
 
 BAD_SHARE: Final = 0.2
-"""More than this share of bad lines fails a dataset or a training."""
+"""A dataset or training fails if a larger share of its lines is invalid."""
 
-MOST_ENTRIES: Final = 250_000
-MOST_LABELS: Final = 250
+MAX_ENTRIES: Final = 250_000
+MAX_LABELS: Final = 250
 
-_LONGEST_LINE: Final = 100_000
-_LONGEST_LABEL: Final = 255
-_MOST_BOXES: Final = 50
+_MAX_LINE_LENGTH: Final = 100_000
+_MAX_LABEL_LENGTH: Final = 255
+_MAX_BOXES: Final = 50
 _RESIZED_SIDE: Final = 1280
 _METADATA: Final = "-metadata"
 _SOURCE_REF: Final = re.compile(r"s3://[0-9A-Za-z._-]{3,255}/(?s:.+)")
@@ -50,14 +50,14 @@ _BOXES: Final = "groundtruth/object-detection"
 
 
 class Problem(NamedTuple):
-    """An error or a warning in the service's words."""
+    """An error or warning of the service."""
 
     code: str
     message: str
 
 
 class Style(NamedTuple):
-    """Names of the marks: a dataset's entries have others than the validation manifests of a training."""
+    """Keys that errors and warnings are written to; they differ between dataset entries and validation manifests."""
 
     errors: str
     warnings: str | None
@@ -95,16 +95,16 @@ _NO_ATTRIBUTE_BOXES: Final = Problem("WARNING_NO_ATTRIBUTE_ANNOTATIONS", "No att
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestEntry:
-    """What the service makes of one line.
+    """A validated manifest line.
 
     Attributes:
-        line: the JSON object, without the marks of an earlier check.
-        source_ref: the image; None where the line doesn't tell.
-        truth: what of the line can be used to train or test; None where nothing can.
-        labeled: somebody labelled the image, well or not.
-        unfit: why no dataset can hold the line; None for a line that it can.
-        errors: everything that is wrong with it, the whole line's first.
-        warned: valid, but there is nothing in it to learn from.
+        line: the JSON object, without errors and warnings of an earlier validation.
+        source_ref: URI of the image; None if missing or invalid.
+        truth: the part of the line that can be used to train or test; None if there is none.
+        labeled: whether the line has labels, valid or not.
+        unfit: why the line can't be in a dataset; None if it can.
+        errors: all errors, those of the whole line first.
+        warned: whether the line is valid but has nothing to learn from.
     """
 
     line: bytes
@@ -116,50 +116,50 @@ class ManifestEntry:
     warned: bool
 
 
-def review(line: bytes) -> ManifestEntry:
-    """Check one line. Pure."""
-    return _Review(line).entry()
+def validate_line(line: bytes) -> ManifestEntry:
+    """Validate one line."""
+    return _LineValidator(line).entry()
 
 
-def marked(line: bytes, style: Style, *, more: tuple[Problem, ...] = ()) -> bytes:
-    """The line with its errors beside what they are about; `more` are errors of the whole line that others found."""
-    found = _Review(line)
-    if found.unfit is _UNREADABLE:
-        return orjson.dumps({style.errors: _listed([_UNREADABLE])})
-    document = found.document
-    found.of_line.extend(more)
-    for owner, problem in found.marks:
+def with_errors(line: bytes, style: Style, *, more: tuple[Problem, ...] = ()) -> bytes:
+    """The line with its errors next to the parts that they refer to; `more` are further errors of the whole line."""
+    checked = _LineValidator(line)
+    if checked.unfit is _UNREADABLE:
+        return orjson.dumps({style.errors: _as_dicts([_UNREADABLE])})
+    document = checked.document
+    checked.line_errors.extend(more)
+    for owner, problem in checked.part_errors:
         owner.setdefault(style.errors, []).append(problem._asdict())
     if style.warnings is not None:
-        for owner, problem in found.warnings:
+        for owner, problem in checked.warnings:
             owner.setdefault(style.warnings, []).append(problem._asdict())
     if style.metadata is not None:
-        document[style.metadata] = {"is_labeled": found.labeled}
-    if found.of_line:
-        document[style.errors] = _listed(found.of_line)
+        document[style.metadata] = {"is_labeled": checked.labeled}
+    if checked.line_errors:
+        document[style.errors] = _as_dicts(checked.line_errors)
     return orjson.dumps(document)
 
 
-def _listed(problems: list[Problem]) -> list[dict[str, str]]:
+def _as_dicts(problems: list[Problem]) -> list[dict[str, str]]:
     return [p._asdict() for p in problems]
 
 
-class _Review:
-    """One walk over a line. `marks` are errors of parts of `document`, `of_line` those of the whole line."""
+class _LineValidator:
+    """Validates one line. `part_errors` are errors of parts of `document`, `line_errors` errors of the whole line."""
 
     def __init__(self, line: bytes) -> None:
         self.document: dict[str, Any] = {}
-        self.marks: list[tuple[dict[str, Any], Problem]] = []
+        self.part_errors: list[tuple[dict[str, Any], Problem]] = []
         self.warnings: list[tuple[dict[str, Any], Problem]] = []
-        self.of_line: list[Problem] = []
+        self.line_errors: list[Problem] = []
         self.labeled = False
         self.truth: GroundTruth | None = None
         self.source_ref: str | None = None
         self.unfit = self._read(line)
         if self.unfit is not None:
-            self.of_line.append(self.unfit)
+            self.line_errors.append(self.unfit)
         else:
-            self._walk()
+            self._check_attributes()
 
     def entry(self) -> ManifestEntry:
         line = self.line if self.unfit is not None else orjson.dumps(self.document)
@@ -169,22 +169,22 @@ class _Review:
             truth=self.truth,
             labeled=self.labeled,
             unfit=self.unfit,
-            errors=(*self.of_line, *(problem for _, problem in self.marks)),
-            warned=bool(self.warnings) and self.truth is None and not self.of_line and not self.marks,
+            errors=(*self.line_errors, *(problem for _, problem in self.part_errors)),
+            warned=bool(self.warnings) and self.truth is None and not self.line_errors and not self.part_errors,
         )
 
     def _read(self, line: bytes) -> Problem | None:
         self.line = line
-        if len(line) > _LONGEST_LINE and len(line.decode(errors="replace")) > _LONGEST_LINE:
+        if len(line) > _MAX_LINE_LENGTH and len(line.decode(errors="replace")) > _MAX_LINE_LENGTH:
             return _UNREADABLE
         try:
             document = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
-            orjson.dumps(document)  # it writes fewer levels than it reads
+            orjson.dumps(document)  # its nesting limit for writing is lower than for reading
         except (ValueError, TypeError):
             return _UNREADABLE
         if not isinstance(document, dict):
             return _UNREADABLE
-        self.document = _unmarked(document)
+        self.document = _without_errors(document)
         source_ref = self.document.get("source-ref")
         if not source_ref:
             return _NO_SOURCE
@@ -193,7 +193,7 @@ class _Review:
         self.source_ref = source_ref
         return None
 
-    def _walk(self) -> None:
+    def _check_attributes(self) -> None:
         names = [
             key.removesuffix(_METADATA)
             for key in self.document
@@ -201,7 +201,7 @@ class _Review:
         ]
         if not names:
             if self.document.keys() > {"source-ref"}:
-                self.of_line.append(_NO_ATTRIBUTES)
+                self.line_errors.append(_NO_ATTRIBUTES)
             else:
                 self.warnings.append((self.document, _UNANNOTATED))
             return
@@ -219,19 +219,19 @@ class _Review:
                 truth.require_good_labels()
                 self.truth = truth
             except SourceError:
-                self.of_line.append(_attribute_format(names[0]))
+                self.line_errors.append(_attribute_format(names[0]))
         elif empty:
             self.warnings.append((self.document, _NO_BOXES))
-        if self.truth is not None and self.truth.task is None:  # the predictions of an evaluation are no truth
+        if self.truth is not None and self.truth.task is None:  # predictions of an evaluation are not ground truth
             self.truth = None
         if self.truth is None and not empty:
-            self.of_line.append(_NO_VALID_ATTRIBUTES)
+            self.line_errors.append(_NO_VALID_ATTRIBUTES)
 
 
 class _Attribute:
-    """A label attribute; `value` and `metadata` are what of it can be used, None if nothing."""
+    """A label attribute; `value` and `metadata` are the parts that can be used, None if there are none."""
 
-    def __init__(self, whole: _Review, name: str) -> None:
+    def __init__(self, whole: _LineValidator, name: str) -> None:
         self._whole = whole
         self._name = name
         self.value: Any = None
@@ -239,38 +239,38 @@ class _Attribute:
         self.empty = False
         value, metadata = whole.document[name], whole.document[name + _METADATA]
         if not isinstance(metadata, dict):
-            whole.of_line.append(_METADATA_FORMAT)
+            whole.line_errors.append(_METADATA_FORMAT)
             return
         kind = metadata.get("type")
         if isinstance(kind, str) and kind not in {_SINGLE, _BOXES}:
-            words = f"The use case type of the {name}{_METADATA} label attribute metadata is unsupported."
-            self._mark(metadata, Problem("ERROR_UNSUPPORTED_USE_CASE_TYPE", f"{words} Check the type field."))
-        elif kind is None or not _common(metadata):
-            self._mark(metadata, _METADATA_FORMAT)
+            message = f"The use case type of the {name}{_METADATA} label attribute metadata is unsupported."
+            self._add_error(metadata, Problem("ERROR_UNSUPPORTED_USE_CASE_TYPE", f"{message} Check the type field."))
+        elif kind is None or not _has_required_fields(metadata):
+            self._add_error(metadata, _METADATA_FORMAT)
         elif kind == _SINGLE:
             self._classification(value, metadata)
         else:
             self._detection(value, metadata)
 
-    def _mark(self, owner: dict[str, Any], problem: Problem) -> None:
-        self._whole.marks.append((owner, problem))
+    def _add_error(self, owner: dict[str, Any], problem: Problem) -> None:
+        self._whole.part_errors.append((owner, problem))
 
     def _classification(self, value: Any, metadata: dict[str, Any]) -> None:
         label = metadata.get("class-name")
         if not isinstance(value, int | str) or isinstance(value, bool):
-            self._whole.of_line.append(_attribute_format(self._name))
-        elif not isinstance(label, str) or not label or not _ratio(metadata.get("confidence")):
-            self._mark(metadata, _METADATA_FORMAT)
-        elif len(label) > _LONGEST_LABEL:
-            self._mark(metadata, _LONG_LABEL)
+            self._whole.line_errors.append(_attribute_format(self._name))
+        elif not isinstance(label, str) or not label or not _is_ratio(metadata.get("confidence")):
+            self._add_error(metadata, _METADATA_FORMAT)
+        elif len(label) > _MAX_LABEL_LENGTH:
+            self._add_error(metadata, _LONG_LABEL)
         else:
             self.value, self.metadata = value, metadata
 
     def _detection(self, value: Any, metadata: dict[str, Any]) -> None:
         size = _size(value)
         if size is None:
-            wrong = _attribute_format(self._name)
-            self._mark(value, wrong) if isinstance(value, dict) else self._whole.of_line.append(wrong)
+            problem = _attribute_format(self._name)
+            self._add_error(value, problem) if isinstance(value, dict) else self._whole.line_errors.append(problem)
             return
         annotations, classes = value["annotations"], metadata.get("class-map")
         objects = metadata.get("objects")
@@ -278,39 +278,39 @@ class _Attribute:
             self.empty = True
             self._whole.warnings.append((value, _NO_ATTRIBUTE_BOXES))
         elif not isinstance(classes, dict) or not isinstance(objects, list):
-            self._mark(metadata, _METADATA_FORMAT)
+            self._add_error(metadata, _METADATA_FORMAT)
         elif not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
-            self._mark(value, _BAD_SIZE)
-        elif len(annotations) > _MOST_BOXES:
-            self._mark(value, _MANY_BOXES)
+            self._add_error(value, _BAD_SIZE)
+        elif len(annotations) > _MAX_BOXES:
+            self._add_error(value, _MANY_BOXES)
         elif len(objects) != len(annotations) or not all(
-            isinstance(o, dict) and _ratio(o.get("confidence")) for o in objects
+            isinstance(o, dict) and _is_ratio(o.get("confidence")) for o in objects
         ):
-            self._mark(metadata, _NO_BOX_CONFIDENCE)
-        elif any(isinstance(label, str) and len(label) > _LONGEST_LABEL for label in classes.values()):
-            self._mark(metadata, _LONG_LABEL)
+            self._add_error(metadata, _NO_BOX_CONFIDENCE)
+        elif any(isinstance(label, str) and len(label) > _MAX_LABEL_LENGTH for label in classes.values()):
+            self._add_error(metadata, _LONG_LABEL)
         else:
             self._boxes(value, metadata, size)
 
     def _boxes(self, value: dict[str, Any], metadata: dict[str, Any], size: tuple[int, int]) -> None:
         good = []
-        for annotation, found in zip(value["annotations"], metadata["objects"], strict=True):
+        for annotation, entry in zip(value["annotations"], metadata["objects"], strict=True):
             problem = _box_problem(annotation, metadata["class-map"], size)
             if problem is None:
-                good.append((annotation, found))
+                good.append((annotation, entry))
             elif isinstance(annotation, dict):
-                self._mark(annotation, problem)
+                self._add_error(annotation, problem)
             else:
-                self._mark(value, problem)
+                self._add_error(value, problem)
         if not good:
-            self._mark(value, _NO_VALID_BOXES)
+            self._add_error(value, _NO_VALID_BOXES)
             return
         self.value = {**value, "annotations": [annotation for annotation, _ in good]}
-        self.metadata = {**metadata, "objects": [found for _, found in good]}
+        self.metadata = {**metadata, "objects": [entry for _, entry in good]}
 
 
-def _unmarked(document: dict[str, Any]) -> dict[str, Any]:
-    """The line without what an earlier check wrote into it."""
+def _without_errors(document: dict[str, Any]) -> dict[str, Any]:
+    """The line without the errors and warnings of an earlier validation."""
     kept = {key: value for key, value in document.items() if key not in _OWN_KEYS}
     for key, value in kept.items():
         if isinstance(value, dict):
@@ -324,7 +324,7 @@ def _unmarked(document: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _common(metadata: dict[str, Any]) -> bool:
+def _has_required_fields(metadata: dict[str, Any]) -> bool:
     date = metadata.get("creation-date")
     return metadata.get("human-annotated") in {"yes", "no"} and isinstance(date, str) and bool(date)
 
@@ -333,16 +333,16 @@ def _attribute_format(name: str) -> Problem:
     return Problem("ERROR_INVALID_LABEL_ATTRIBUTE_FORMAT", f"The format of the label attribute {name} is invalid.")
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _ratio(value: Any) -> bool:
-    return _number(value) and 0 <= value <= 1
+def _is_ratio(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
 
 
 def _size(value: Any) -> tuple[int, int] | None:
-    """Width and height of a detection attribute that has the right form."""
+    """Width and height in a detection attribute; None if its format is invalid."""
     if not isinstance(value, dict) or not isinstance(value.get("annotations"), list):
         return None
     sizes = value.get("image_size")
@@ -358,7 +358,7 @@ def _box_problem(annotation: Any, classes: dict[str, Any], size: tuple[int, int]
     if not isinstance(annotation, dict):
         return _OFF_FRAME
     sides: list[Any] = [annotation.get(side) for side in ("left", "top", "width", "height")]
-    if not all(_number(side) for side in sides):
+    if not all(_is_number(side) for side in sides):
         return _OFF_FRAME
     label = classes.get(str(annotation.get("class_id")))
     if not isinstance(label, str) or not label:
@@ -366,5 +366,5 @@ def _box_problem(annotation: Any, classes: dict[str, Any], size: tuple[int, int]
     left, top, width, height = (float(side) for side in sides)
     if min(left, top) < 0 or left + width > size[0] or top + height > size[1]:
         return _OFF_FRAME
-    shrink = min(1.0, _RESIZED_SIDE / max(size))
-    return _SMALL_BOX if min(width, height) * shrink <= 1 else None
+    scale = min(1.0, _RESIZED_SIDE / max(size))
+    return _SMALL_BOX if min(width, height) * scale <= 1 else None

@@ -1,7 +1,7 @@
-"""The two services that a client of Custom Labels asks beside it: whose keys these are, and what the account may use.
+"""The two other services that clients of Custom Labels call: STS and Service Quotas.
 
-STS answers GetCallerIdentity (query protocol), Service Quotas answers GetServiceQuota and GetAWSDefaultServiceQuota
-(JSON 1.1) with the limits that this emulator has. Everything else of theirs is an error.
+STS has GetCallerIdentity (query protocol); Service Quotas has GetServiceQuota and GetAWSDefaultServiceQuota (JSON 1.1)
+with the quotas of this emulator. All other calls are errors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 import orjson
 from aiohttp import web
 
-from batchcl.emulator import limits
+from batchcl.emulator import capacity
 from batchcl.emulator.errors import ApiError
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ QUOTAS: Final = "servicequotas"
 
 _QUOTAS_TARGET: Final = "ServiceQuotasV20190624."
 _FORM: Final = "application/x-www-form-urlencoded"
-_EACH_CALL: Final = (
+_CALL_QUOTA: Final = (
     "Transactions per second per account for individual Amazon Rekognition Custom Labels data plane operation"
 )
 _STS_NAMESPACE: Final = "https://sts.amazonaws.com/doc/2011-06-15/"
 
 
 def other_service(request: web.Request) -> str | None:
-    """The signing name of the service that a request is for; None where that is Rekognition."""
+    """The signing name of the service that a request is for; None for Rekognition."""
     if request.headers.get("X-Amz-Target", "").startswith(_QUOTAS_TARGET):
         return QUOTAS
     return STS if request.content_type == _FORM else None
@@ -44,7 +44,7 @@ def answer_sts(body: bytes, caller: Caller, request_id: str) -> web.Response:
     """The caller's identity.
 
     Raises:
-        ServiceError: InvalidAction, for any other action.
+        ApiError: InvalidAction for any other action.
     """
     action = parse_qs(body.decode(errors="replace")).get("Action", [""])[0]
     if action != "GetCallerIdentity":
@@ -59,7 +59,7 @@ def answer_sts(body: bytes, caller: Caller, request_id: str) -> web.Response:
 
 
 def sts_error(error: ApiError, request_id: str) -> web.Response:
-    """STS tells its errors in XML, and calls unknown keys by an older name."""
+    """An error response in XML. STS has another code for unknown access keys."""
     code = "InvalidClientTokenId" if error.code == "UnrecognizedClientException" else error.code
     return _xml(
         f'<ErrorResponse xmlns="{_STS_NAMESPACE}"><Error><Type>Sender</Type><Code>{escape(code)}</Code>'
@@ -69,23 +69,23 @@ def sts_error(error: ApiError, request_id: str) -> web.Response:
 
 
 def answer_quotas(target: str, body: bytes, caller: Caller, settings: EmulatorSettings) -> bytes:
-    """One of the three quotas that this emulator keeps.
+    """One of the three quotas that the emulator enforces.
 
     Raises:
-        ServiceError: NoSuchResourceException for any other, UnknownOperationException for another operation.
+        ApiError: NoSuchResourceException for other quotas, UnknownOperationException for another operation.
     """
     operation = target.removeprefix(_QUOTAS_TARGET)
     if operation not in {"GetServiceQuota", "GetAWSDefaultServiceQuota"}:
         raise ApiError("UnknownOperationException", f"The operation {operation!r} is not one of the emulator's.")
     try:
-        asked: dict[str, Any] = orjson.loads(body)
-        service, code = asked["ServiceCode"], asked["QuotaCode"]
+        parameters: dict[str, Any] = orjson.loads(body)
+        service, code = parameters["ServiceCode"], parameters["QuotaCode"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise ApiError("IllegalArgumentException", "ServiceCode and QuotaCode are needed.") from error
-    found = _values(settings).get(code) if service == "rekognition" else None
-    if found is None:
+    known = _quotas(settings).get(code) if service == "rekognition" else None
+    if known is None:
         raise ApiError("NoSuchResourceException", "The request failed because the specified quota does not exist.")
-    name, value = found
+    name, value = known
     quota = {
         "ServiceCode": service,
         "ServiceName": "Amazon Rekognition",
@@ -100,20 +100,20 @@ def answer_quotas(target: str, body: bytes, caller: Caller, settings: EmulatorSe
     return orjson.dumps({"Quota": quota})
 
 
-def _values(settings: EmulatorSettings) -> dict[str, tuple[str, float]]:
-    """Code → name and value; source: Service Quotas of `rekognition`."""
+def _quotas(settings: EmulatorSettings) -> dict[str, tuple[str, float]]:
+    """Quota code → name and value, as listed by Service Quotas for `rekognition`."""
     return {
         "L-EA71C84A": (
-            f"{_EACH_CALL} DetectCustomLabels",
+            f"{_CALL_QUOTA} DetectCustomLabels",
             settings.account_tps,
         ),
         "L-4FA65ECB": (
             "Maximum inference units per running Amazon Rekognition Custom Labels model.",
-            float(limits.MOST_UNITS),
+            float(capacity.MAX_UNITS),
         ),
         "L-5E225387": (
             "Concurrently running Amazon Rekognition Custom Labels models per account",
-            float(limits.MOST_RUNNING),
+            float(capacity.MAX_RUNNING),
         ),
     }
 

@@ -1,8 +1,7 @@
-"""JSON 1.1 as the service speaks it, driven by botocore's model of Rekognition.
+"""Decodes requests and encodes responses (JSON 1.1) with botocore's model of Rekognition.
 
-What an operation takes and gives is read from the model, so the emulator can't drift from the API: blobs travel as
-base64, timestamps as epoch seconds, integers and floats have 32 bits, and lengths, ranges, patterns and enumerations
-are the model's own.
+Parameters, results, lengths, ranges, patterns and enumerations are those of the model, so they can't differ from the
+API. Blobs are base64, timestamps seconds since the epoch, and integers and floats have 32 bits.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def service_model() -> Any:
 
 @cache
 def operation_names() -> frozenset[str]:
-    """Every operation of the whole service, whether the emulator has it or not."""
+    """All operations of Rekognition, including those that the emulator doesn't have."""
     return frozenset(service_model().operation_names)
 
 
@@ -60,11 +59,11 @@ def pattern_of(shape: str) -> str:
 
 
 def decode(operation: str, body: bytes) -> dict[str, Any]:
-    """The parameters in a request's body, with blobs as bytes; members that the model doesn't know are left out.
+    """The parameters in a request body, with blobs as bytes. Unknown members are dropped.
 
     Raises:
-        ServiceError: SerializationException where the body isn't JSON of the right types,
-            InvalidParameterException where a value is missing or breaks a constraint of the model.
+        ApiError: SerializationException if the body is not JSON of the right types, InvalidParameterException if a
+            value is missing or violates a constraint of the model.
     """
     try:
         raw = orjson.loads(body or b"{}")
@@ -79,19 +78,19 @@ def decode(operation: str, body: bytes) -> dict[str, Any]:
 
 
 def encode(operation: str, result: dict[str, Any]) -> bytes:
-    """The body of a good answer.
+    """The body of a successful response.
 
     Raises:
-        AssertionError: the result isn't what the model says that `operation` gives: a bug of the emulator.
+        AssertionError: the result doesn't match the model: a bug in the emulator.
     """
     shape = _shapes(operation)[1]
     report = ParamValidator().validate(result, shape)
-    assert not report.has_errors(), f"{operation} answers against its own model: {report.generate_report()}"
+    assert not report.has_errors(), f"the result of {operation} does not match its model: {report.generate_report()}"
     return orjson.dumps(_write(result, shape))
 
 
 def float32(value: float) -> float:
-    """The nearest number of 32 bits, as all numbers with a point travel that the model calls floats."""
+    """The nearest 32-bit float; the service has this precision for all floats."""
     return ctypes.c_float(value).value
 
 
@@ -101,7 +100,7 @@ def _read(value: Any, shape: Any, path: str, violations: list[str]) -> Any:
     if reader is not None:
         return reader(value, shape, path, violations)
     value = _scalar(value, shape.type_name, path)
-    violations.extend(_broken(value, shape, path))
+    violations.extend(_violations(value, shape, path))
     return value
 
 
@@ -117,16 +116,16 @@ def _read_structure(value: Any, shape: Any, path: str, violations: list[str]) ->
 def _read_list(value: Any, shape: Any, path: str, violations: list[str]) -> list[Any]:
     if not isinstance(value, list):
         raise _wrong_type(path)
-    violations.extend(_broken(value, shape, path))
+    violations.extend(_violations(value, shape, path))
     return [_read(v, shape.member, f"{path}.{n}.member", violations) for n, v in enumerate(value, start=1)]
 
 
 def _read_map(value: Any, shape: Any, path: str, violations: list[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _wrong_type(path)
-    violations.extend(_broken(value, shape, path))
+    violations.extend(_violations(value, shape, path))
     for key in value:
-        violations.extend(_broken(key, shape.key, f"{path}.key"))
+        violations.extend(_violations(key, shape.key, f"{path}.key"))
     return {k: _read(v, shape.value, f"{path}.{k}.value", violations) for k, v in value.items()}
 
 
@@ -152,8 +151,8 @@ def _scalar(value: Any, type_name: str, path: str) -> Any:
     raise _wrong_type(path)
 
 
-def _broken(value: Any, shape: Any, path: str) -> list[str]:
-    """Constraints of `shape` that `value` breaks. An image's length is the image rules' business."""
+def _violations(value: Any, shape: Any, path: str) -> list[str]:
+    """The constraints of `shape` that `value` violates. The maximum length of images is checked in image_rules."""
     rules = shape.metadata
     found = []
     if shape.type_name in {"string", "list", "map"}:
@@ -181,9 +180,9 @@ def _outside(number: float, rules: dict[str, Any], what: str) -> list[str]:
 
 @cache
 def _pattern(java: str) -> re.Pattern[str]:
-    """The model's patterns are Java's; `re` has no Unicode categories, so near relatives stand for them."""
-    for category, ours in ((r"\p{L}", r"\w"), (r"\p{Z}", r"\s"), (r"\p{N}", r"\d")):
-        java = java.replace(category, ours)
+    """The model's patterns are in Java's syntax; Unicode categories, which `re` lacks, are approximated."""
+    for category, approximation in ((r"\p{L}", r"\w"), (r"\p{Z}", r"\s"), (r"\p{N}", r"\d")):
+        java = java.replace(category, approximation)
     return re.compile(java)
 
 

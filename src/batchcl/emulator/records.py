@@ -1,16 +1,27 @@
-"""What the emulator remembers of each resource. Times are seconds since the epoch."""
+"""Stored projects, policies, datasets and versions, and their ARNs. Times are seconds since the epoch."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["StoredDataset", "StoredPolicy", "StoredProject", "StoredVersion"]
+__all__ = [
+    "Owner",
+    "StoredDataset",
+    "StoredPolicy",
+    "StoredProject",
+    "StoredVersion",
+    "dataset_arn",
+    "owner",
+    "project_arn",
+    "version_arn",
+]
 
 
 @dataclass(slots=True, kw_only=True)
 class StoredProject:
-    """A project; from `gone` on it doesn't exist any more, and until then it is DELETING."""
+    """A project. If `gone` is set it is DELETING, and doesn't exist from that time on."""
 
     arn: str
     name: str
@@ -22,7 +33,7 @@ class StoredProject:
 
 @dataclass(slots=True, kw_only=True)
 class StoredPolicy:
-    """A project policy; each change gives it a new `revision`."""
+    """A project policy; each change sets a new `revision`."""
 
     project_arn: str
     name: str
@@ -33,15 +44,15 @@ class StoredPolicy:
 
     @property
     def arn(self) -> str:
-        """A name of its own among all policies."""
+        """A unique key; policies have no ARN in the API."""
         return f"{self.project_arn} {self.name}"
 
 
 @dataclass(slots=True, kw_only=True)
 class StoredDataset:
-    """A project's training or test dataset; its entries lie in the manifest file.
+    """A project's training or test dataset; its entries are in a manifest file.
 
-    `ready` is when `doing` ends and `status` holds. From `gone` on it doesn't exist any more.
+    Until `ready` its status is `doing`, then `status`. If `gone` is set, it doesn't exist from that time on.
     """
 
     arn: str
@@ -61,13 +72,13 @@ class StoredDataset:
     gone: float | None = None
 
     def status_at(self, now: float) -> str:
-        """What DescribeDataset says at `now`."""
+        """The status at `now`."""
         if self.gone is not None:
             return "DELETE_IN_PROGRESS"
         return self.status if now >= self.ready else self.doing
 
     def usable_at(self, now: float) -> bool:
-        """Whether it can be listed, changed and trained with at `now`."""
+        """Whether it can be listed, changed and used for training at `now`."""
         return self.status_at(now) in {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_FAILED"}
 
 
@@ -75,11 +86,11 @@ class StoredDataset:
 class StoredVersion:
     """A model version.
 
-    A state that passes by itself is settled when somebody looks: `next_status` holds from `due` on. From `gone` on
-    the version doesn't exist any more.
+    Scheduled changes of the status are applied by `settle`, before each access: the status is `next_status` from `due`
+    on. If `gone` is set, the version doesn't exist from that time on.
 
-    `units` are the inference units in service; `unit_seconds` what they have been billed for up to `metered_since`,
-    which is None while the model doesn't run.
+    `units` are the inference units in service, and `unit_seconds` the billed unit seconds up to `metered_since`,
+    which is None while the model is not running.
     """
 
     arn: str
@@ -116,11 +127,11 @@ class StoredVersion:
     gone: float | None = None
 
     def schedule(self, status: str, message: str, *, due: float) -> None:
-        """Let the version become `status` at `due`."""
+        """Schedule a change to `status` at `due`."""
         self.next_status, self.next_message, self.due = status, message, due
 
     def settle(self, now: float) -> None:
-        """Pass to the next status if its time has come."""
+        """Apply the scheduled change if it is due."""
         if self.due is not None and now >= self.due:
             assert self.next_status is not None
             due = self.due
@@ -129,7 +140,7 @@ class StoredVersion:
                 self.metered_since, self.units = due, self.min_units
 
     def become(self, status: str, message: str) -> None:
-        """Change the status now, whatever was scheduled."""
+        """Change the status now, and cancel a scheduled change."""
         self.status, self.status_message = status, message
         self.due = self.next_status = None
 
@@ -140,7 +151,52 @@ class StoredVersion:
             self.metered_since = max(now, self.metered_since)
 
     def halt(self, status: str, message: str, *, now: float) -> None:
-        """Leave RUNNING: bill what ran, and become `status`."""
+        """Leave RUNNING: bill the units up to `now`, and change to `status`."""
         self.meter(now)
         self.metered_since = self.units = None
         self.become(status, message)
+
+
+_OWNER: Final = re.compile(
+    r"arn:[a-z\d-]+:rekognition:(?P<region>[a-z\d-]+):(?P<account>\d{12}):project/(?P<project>[^/]+)/"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Account, region and project name in an ARN."""
+
+    account: str
+    region: str
+    project: str
+
+
+def owner(arn: str) -> Owner:
+    """The owner of a resource. `arn` must be valid."""
+    match = _OWNER.match(arn)
+    assert match is not None
+    return Owner(match["account"], match["region"], match["project"])
+
+
+def project_arn(account: str, region: str, name: str, *, now: float) -> str:
+    """The ARN of a new project; it ends with `now` in milliseconds."""
+    return f"{_prefix(account, region, name)}/{_milliseconds(now)}"
+
+
+def version_arn(account: str, region: str, project: str, name: str, *, now: float) -> str:
+    """The ARN of a new version; it doesn't contain the project's timestamp."""
+    return f"{_prefix(account, region, project)}/version/{name}/{_milliseconds(now)}"
+
+
+def dataset_arn(account: str, region: str, project: str, kind: str, *, now: float) -> str:
+    """The ARN of a new dataset; `kind` is TRAIN or TEST."""
+    return f"{_prefix(account, region, project)}/dataset/{kind.lower()}/{_milliseconds(now)}"
+
+
+def _prefix(account: str, region: str, project: str) -> str:
+    partition = "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
+    return f"arn:{partition}:rekognition:{region}:{account}:project/{project}"
+
+
+def _milliseconds(now: float) -> int:
+    return round(now * 1000)

@@ -1,4 +1,4 @@
-"""The emulator put together, and its HTTP server."""
+"""Assembles the emulator and runs its HTTP server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from threadpoolctl import threadpool_limits
 from batchcl.emulator.admin import add_routes, refuse_foreign, usage
 from batchcl.emulator.buckets import DirectoryObjectStore, NoObjectStore, S3ObjectStore
 from batchcl.emulator.capacity import Capacity, Latency
-from batchcl.emulator.clock import ForwardClock, SystemClock
 from batchcl.emulator.dataset_files import DatasetFiles
 from batchcl.emulator.fault_injection import load_faults
 from batchcl.emulator.handlers import RequestHandler
-from batchcl.emulator.service import EmulatorService
+from batchcl.emulator.service import EmulatorService, ForwardClock, SystemClock
 from batchcl.emulator.signature import Verifier, known_credentials
 from batchcl.emulator.state import EmulatorState
 from batchcl.errors import RefusedError, UsageError
@@ -31,19 +30,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from batchcl.emulator.buckets import ObjectStore
-    from batchcl.emulator.clock import Clock
+    from batchcl.emulator.service import Clock
     from batchcl.emulator.settings import EmulatorSettings
 
 __all__ = ["Listening", "serve"]
 
-_LARGEST_BODY: Final = 24 * 1024 * 1024
-_GRACE_S: Final = 1.0
+_MAX_BODY_BYTES: Final = 24 * 1024 * 1024
+_SHUTDOWN_TIMEOUT_S: Final = 1.0
 _BACKLOG: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where an emulator listens, and where it keeps its state."""
+    """Endpoint URL and state folder of an emulator that is ready for requests."""
 
     endpoint: str
     state: Path
@@ -60,15 +59,15 @@ async def serve(
     """Run an emulator until `until` is set.
 
     Args:
-        settings: how.
-        listening: called once, when the first request can be answered.
-        until: ends the emulator; a training in progress is given up.
-        environment: where `known_credentials` looks.
-        clock: None for the machine's own.
+        settings: of the emulator.
+        listening: called once, when requests can be answered.
+        until: ends the emulator; a training in progress is abandoned.
+        environment: environment variables with credentials; see `known_credentials`.
+        clock: None for the clock of the machine.
 
     Raises:
-        RefusedError: the port is taken, or the state folder can't be had.
-        UsageError: --buckets is not a folder, the faults can't be used, or the environment's credentials are malformed.
+        RefusedError: the port is in use, or the state folder can't be used.
+        UsageError: --buckets is not a folder, the faults are invalid, or credentials in the environment are malformed.
     """
     faults = None if settings.faults is None else load_faults(settings.faults)
     forward = ForwardClock(clock or SystemClock())
@@ -79,7 +78,7 @@ async def serve(
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="batchcl-emulator-")))
         state = EmulatorState.open(directory)
         stack.callback(state.close)
-        # images are looked at in several threads; a linear algebra that splits each one further only gets in their way
+        # images are scored in several threads; further threads of the linear algebra library would slow them down
         stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         buckets = await _buckets(settings, stack)
         listener = stack.enter_context(_bind(settings))
@@ -115,7 +114,7 @@ async def serve(
 
 
 def _settle_bill(service: EmulatorService) -> None:
-    """Bill what runs up to the emulator's end."""
+    """Bill running models up to the end of the emulator."""
     usage(service, now=service.clock.time())
     service.state.save()
 
@@ -124,7 +123,7 @@ async def _buckets(settings: EmulatorSettings, stack: AsyncExitStack) -> ObjectS
     if settings.buckets is not None:
         if not settings.buckets.is_dir():
             raise UsageError(
-                f"--buckets {settings.buckets} is not a folder; make it, with a folder in it for each bucket"
+                f"--buckets {settings.buckets} is not a folder. Create it, with a sub-folder for each bucket."
             )
         return DirectoryObjectStore(settings.buckets)
     if settings.s3_endpoint_url is not None:
@@ -133,7 +132,7 @@ async def _buckets(settings: EmulatorSettings, stack: AsyncExitStack) -> ObjectS
 
 
 def _bind(settings: EmulatorSettings) -> socket.socket:
-    """Take the port; done before anything runs, so that a refusal is the plain error."""
+    """Bind the port. Done before any task is started, so that errors are not wrapped in an exception group."""
     try:
         family, kind, protocol_number, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
@@ -147,20 +146,20 @@ def _bind(settings: EmulatorSettings) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        why = "another program has that port; give another --port, or 0 for a free one" if taken else error.strerror
-        raise RefusedError(f"the emulator can't listen on {settings.host}:{settings.port}: {why}") from error
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "the port is in use. Choose another --port, or 0 for a free one." if in_use else error.strerror
+        raise RefusedError(f"listening on {settings.host}:{settings.port} failed: {reason}") from error
     return listener
 
 
 async def _listen(
-    front: RequestHandler, service: EmulatorService, listener: socket.socket, stack: AsyncExitStack
+    handler: RequestHandler, service: EmulatorService, listener: socket.socket, stack: AsyncExitStack
 ) -> None:
-    """Serve on `listener`; `stack` ends it."""
-    application = web.Application(client_max_size=_LARGEST_BODY, middlewares=[refuse_foreign])
+    """Serve on `listener` until `stack` is closed."""
+    application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[refuse_foreign])
     add_routes(application, service)
-    application.router.add_route("*", "/{path:.*}", front.handle)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=_GRACE_S, handle_signals=False)
+    application.router.add_route("*", "/{path:.*}", handler.handle)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_S, handle_signals=False)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, listener, backlog=_BACKLOG).start()

@@ -1,55 +1,103 @@
-"""What the emulator's operations share."""
+"""What the operations share: the service with its state and clock, and the call that is being answered."""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from batchcl.emulator.arns import owner
 from batchcl.emulator.capacity import AutoScaler
 from batchcl.emulator.errors import access_denied, invalid_s3_object, not_found
 from batchcl.emulator.fault_injection import Injector
+from batchcl.emulator.records import owner
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from batchcl.emulator.buckets import ObjectStore
     from batchcl.emulator.capacity import Capacity, Latency
-    from batchcl.emulator.clock import ForwardClock
     from batchcl.emulator.dataset_files import DatasetFiles
     from batchcl.emulator.learning.model import Prediction, Predictor
     from batchcl.emulator.records import StoredDataset, StoredProject, StoredVersion
     from batchcl.emulator.settings import EmulatorSettings
     from batchcl.emulator.state import EmulatorState
 
-__all__ = ["Call", "EmulatorService"]
+__all__ = ["Call", "Clock", "EmulatorService", "ForwardClock", "SystemClock"]
 
 _Resource = TypeVar("_Resource")
 
 
+class Clock(Protocol):
+    """Wall-clock time for what is stored and signed, monotonic time for what is measured."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since any fixed moment; never decreases."""
+        ...
+
+
+class SystemClock:
+    """The clock of the machine."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds since the machine was started."""
+        return time.monotonic()
+
+
+class ForwardClock:
+    """A clock that can be set ahead with `/_emulator/clock`, to skip what takes hours in the real service.
+
+    Only wall-clock time is ahead: capacity and faults use monotonic time, and signatures are checked against the
+    clients' clocks.
+    """
+
+    def __init__(self, base: Clock) -> None:
+        self._base = base
+        self.ahead_s = 0.0
+
+    def time(self) -> float:
+        """Seconds since the epoch, plus `ahead_s`."""
+        return self._base.time() + self.ahead_s
+
+    def signed_time(self) -> float:
+        """Seconds since the epoch on the clock of clients, for signatures."""
+        return self._base.time()
+
+    def monotonic(self) -> float:
+        """Seconds since the machine was started."""
+        return self._base.monotonic()
+
+
 @dataclass(slots=True, kw_only=True)
 class EmulatorService:
-    """One emulator's parts.
+    """The parts of an emulator.
 
     Attributes:
-        settings: as given.
-        clock: its one source of time.
-        state: what it remembers.
-        dataset_files: the entries of its datasets.
-        buckets: where objects come from and results go.
-        capacity: what it lets through.
-        tasks: where trainings run.
-        threads: how many images are decoded and looked at, at once.
-        models: trained models in use, by version ARN.
-        seen: what models saw in images, by version and content, where inference is cached; the oldest go first.
-        scalers: of versions that run between a least and a most number of units, by version ARN.
-        injector: faults on demand.
-        latency: of images that are let through.
-        closing: true once the emulator is told to end; a training looks at it now and then.
+        settings: of the emulator.
+        clock: the only source of time.
+        state: projects, datasets, versions and policies.
+        dataset_files: the entries of the datasets.
+        buckets: images and manifests are read from here, and results are written here.
+        capacity: the token buckets of accounts and models.
+        tasks: the task group of trainings and copies.
+        threads: limits the number of images that are decoded and scored concurrently.
+        models: loaded models with the assumed threshold of each label, by version ARN.
+        cached_predictions: by version ARN and hash of the image, with --cached-inference; the oldest are dropped first.
+        scalers: of running versions with MaxInferenceUnits, by version ARN.
+        injector: the faults.
+        latency: of images that are admitted.
+        closing: whether the emulator is ending; a training checks it regularly.
     """
 
     settings: EmulatorSettings
@@ -61,21 +109,21 @@ class EmulatorService:
     tasks: TaskGroup
     threads: anyio.CapacityLimiter
     models: dict[str, tuple[Predictor, dict[str, float]]] = field(default_factory=dict)
-    seen: OrderedDict[tuple[str, bytes], list[Prediction]] = field(default_factory=OrderedDict)
+    cached_predictions: OrderedDict[tuple[str, bytes], list[Prediction]] = field(default_factory=OrderedDict)
     scalers: dict[str, AutoScaler] = field(default_factory=dict)
     injector: Injector = field(default_factory=Injector)
     latency: Latency
     closing: bool = False
 
     def scale(self, version: StoredVersion, *, now: float) -> AutoScaler | None:
-        """Let a running version have the units in service that it has at `now`; None for one that isn't scaled."""
+        """Update the units of a running version to `now`, and return its scaler; None if it isn't scaled."""
         if version.metered_since is None or version.max_units is None or version.min_units is None:
             return None
         scaler = self.scalers.get(version.arn)
         if scaler is None:
             scaler = self.scalers[version.arn] = AutoScaler(
-                least=version.min_units,
-                most=version.max_units,
+                min_units=version.min_units,
+                max_units=version.max_units,
                 tps_per_unit=self.settings.tps_per_unit,
                 period_s=self.settings.scale_seconds,
                 now=version.metered_since,
@@ -95,13 +143,13 @@ class EmulatorService:
     async def read_object(
         self, bucket: str, key: str, *, region: str, limit_bytes: int, version_id: str | None = None
     ) -> bytes:
-        """An object of a bucket that lies in `region`, or whose region nobody knows; see `ObjectStore.read`.
+        """An object of a bucket in `region`, or whose region is unknown; see `ObjectStore.read`.
 
         Raises:
-            ServiceError: InvalidS3ObjectException, which the service gives for a bucket of another region, too.
+            ApiError: InvalidS3ObjectException, also for a bucket in another region.
         """
-        lies_in = await self._region_of(bucket)
-        if lies_in not in {None, region}:
+        bucket_region = await self._region_of(bucket)
+        if bucket_region not in {None, region}:
             raise invalid_s3_object()
         return await self.buckets.read(bucket, key, limit_bytes=limit_bytes, version_id=version_id)
 
@@ -124,7 +172,7 @@ class Call:
         """The caller's project, unless it is being deleted.
 
         Raises:
-            ServiceError: AccessDeniedException for another account's, ResourceNotFoundException.
+            ApiError: AccessDeniedException if it is another account's, ResourceNotFoundException.
         """
         project = self._owned(arn, self.service.state.projects.get(arn))
         if project.gone is not None:
@@ -132,17 +180,17 @@ class Call:
         return project
 
     def dataset(self, arn: str) -> StoredDataset:
-        """The caller's dataset; raises as `project`."""
+        """The caller's dataset; raises like `project`."""
         return self._owned(arn, self.service.state.datasets.get(arn))
 
     def version(self, arn: str) -> StoredVersion:
-        """The caller's model version as it is now; raises as `project`."""
+        """The caller's model version with its current status; raises like `project`."""
         return self._owned(arn, self.service.state.version(arn, now=self.now))
 
     def mine(self, arn: str) -> bool:
-        """Whether `arn` lies in the caller's account and region."""
-        whose = owner(arn)
-        return whose.account == self.account and whose.region == self.region
+        """Whether `arn` is in the caller's account and region."""
+        resource_owner = owner(arn)
+        return resource_owner.account == self.account and resource_owner.region == self.region
 
     def _owned(self, arn: str, found: _Resource | None) -> _Resource:
         if owner(arn).account != self.account:

@@ -1,7 +1,7 @@
-"""AWS Signature Version 4, checked as the service checks it.
+"""Verifies AWS Signature Version 4.
 
-The signature is recomputed from the raw request: method, path, query, the headers that the client says it signed, and
-the body's hash. Source: "Create a signed AWS API request" in the IAM user guide.
+The signature is recomputed from the raw request: method, path, query, the headers that the client has signed, and the
+hash of the body. Source: "Create a signed AWS API request" in the IAM user guide.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CREDENTIALS_VARIABLE", "Caller", "Credential", "Verifier", "known_credentials"]
 
 CREDENTIALS_VARIABLE: Final = "BATCHCL_EMULATOR_CREDENTIALS"
-"""Environment variable with further credentials: `ID:SECRET[:ACCOUNT]`, comma separated."""
+"""Environment variable with additional credentials: `ID:SECRET[:ACCOUNT]`, separated by commas."""
 
 _SKEW_S: Final = 300.0
 _TIMESTAMP: Final = "%Y%m%dT%H%M%SZ"
@@ -37,7 +37,7 @@ _CACHED_KEYS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """An access key that the emulator knows; the secret stays out of its repr."""
+    """Credentials that the emulator accepts; the secret is not in the repr."""
 
     access_key_id: str
     secret: str = field(repr=False)
@@ -46,36 +46,36 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who signed a request, and for which region."""
+    """Account and region of a signed request."""
 
     account: str
     region: str
 
 
 def known_credentials(environment: Mapping[str, str]) -> list[Credential]:
-    """`emulator`/`emulator`, the ordinary AWS variables' pair, and those of BATCHCL_EMULATOR_CREDENTIALS.
+    """The credentials `emulator`/`emulator`, those of the AWS variables, and those of BATCHCL_EMULATOR_CREDENTIALS.
 
     Raises:
-        UsageError: an entry of the variable is malformed; the message doesn't repeat it, since it holds a secret.
+        UsageError: an entry is malformed; the message doesn't contain it, because it may be a secret.
     """
-    found = [Credential("emulator", "emulator")]
+    credentials = [Credential("emulator", "emulator")]
     key_id, secret = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
     if key_id and secret:
-        found.append(Credential(key_id, secret))
+        credentials.append(Credential(key_id, secret))
     entries = environment.get(CREDENTIALS_VARIABLE, "").split(",")
     for number, entry in enumerate((e for e in entries if e.strip()), start=1):
         match = re.fullmatch(r"([^:/,\s]+):([^:,\s]+)(?::(\d{12}))?", entry.strip())
         if match is None:
             raise UsageError(
-                f"entry {number} of {CREDENTIALS_VARIABLE} is not ID:SECRET or ID:SECRET:ACCOUNT "
-                "with an account of 12 digits"
+                f"entry {number} of {CREDENTIALS_VARIABLE} is not ID:SECRET or ID:SECRET:ACCOUNT, with an account of "
+                "12 digits."
             )
-        found.append(Credential(match[1], match[2], match[3] or ACCOUNT))
-    return found
+        credentials.append(Credential(match[1], match[2], match[3] or ACCOUNT))
+    return credentials
 
 
 class Verifier:
-    """Tells who signed a request, or refuses it."""
+    """Determines the caller of a request from its signature."""
 
     def __init__(self, credentials: Iterable[Credential]) -> None:
         self._known = {c.access_key_id: c for c in credentials}
@@ -92,19 +92,19 @@ class Verifier:
         now: float,
         service: str = _SERVICE,
     ) -> Caller:
-        """The caller of one request.
+        """Verify the signature of a request and return the caller.
 
         Args:
             method: in upper case.
-            path: as it came on the wire, before any decoding.
-            query: the raw query string without its `?`.
-            headers: every header line in the order in which it came.
+            path: raw, not decoded.
+            query: raw query string without `?`.
+            headers: all headers in their order.
             body: the whole body.
             now: seconds since the epoch.
-            service: that it must be signed for.
+            service: signing name of the service that the request must be signed for.
 
         Raises:
-            ServiceError: MissingAuthenticationTokenException, IncompleteSignatureException,
+            ApiError: MissingAuthenticationTokenException, IncompleteSignatureException,
                 UnrecognizedClientException, InvalidSignatureException, or RequestTimeTooSkewed for a date more than
                 5 minutes from `now`.
         """
@@ -151,7 +151,7 @@ class Verifier:
 
 
 def _request_time(received: Mapping[str, list[str]], signed: Sequence[str]) -> str:
-    """The request's signed date; what must be signed is checked here too."""
+    """The x-amz-date of the request; also checks that all required headers are signed."""
     missing = {"host", "x-amz-date"} - set(signed)
     if missing or any(name not in received for name in signed):
         raise ApiError(

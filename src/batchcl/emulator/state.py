@@ -1,7 +1,7 @@
-"""Projects, datasets, model versions and policies, kept in a folder.
+"""Projects, datasets, model versions and policies, stored in a folder.
 
-`state.json` holds what the API describes, and is replaced as a whole; manifests and trained models lie beside it
-in files of their own. One emulator at a time has a folder.
+`state.json` has everything except manifests and trained models, which are separate files; it is replaced atomically. A
+folder is used by one emulator at a time.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LOST_ON_RESTART: Final = {
     "COPYING_IN_PROGRESS": ("COPYING_FAILED", "The emulator ended while the model was being copied. Copy it again."),
 }
 
-_WORKING: Final = frozenset({"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"})
+_IN_PROGRESS: Final = frozenset({"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"})
 
 
 @dataclass(slots=True)
 class EmulatorState:
-    """Everything that the emulator remembers. Made by `open`.
+    """The stored resources. Created by `open`.
 
-    `deleted_usage` has billed unit seconds and training seconds of versions that are gone.
+    `deleted_usage` has (billed unit seconds, billed training seconds) of deleted versions, by ARN.
     """
 
     directory: Path
@@ -51,24 +51,25 @@ class EmulatorState:
 
     @classmethod
     def open(cls, directory: Path) -> EmulatorState:
-        """Take over `directory`, made if need be. Models that ran when its last emulator ended are STOPPED.
+        """Lock and load `directory`, creating it if it is missing. Models that were running are STOPPED.
 
         Raises:
-            RefusedError: the folder can't be written, another emulator has it, or its `state.json` isn't ours.
+            RefusedError: the folder can't be written, another emulator uses it, or its `state.json` is not valid.
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise RefusedError(
-                f"can't keep the emulator's state in {directory}: {error.strerror}; name a writable one"
+                f"keeping the emulator's state in {directory} failed: {error.strerror}. Choose a folder that can be "
+                "written."
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
             raise RefusedError(
-                f"another emulator keeps its state in {directory}; end it, or give this one another folder"
+                f"another emulator uses the state folder {directory}. End it, or choose another folder."
             ) from None
         state = cls(directory, _lock=lock)
         try:
@@ -76,18 +77,19 @@ class EmulatorState:
         except (OSError, ValueError, KeyError, TypeError) as error:
             state.close()
             raise RefusedError(
-                f"{directory / 'state.json'} is not a state that this emulator wrote ({error}); move it away"
+                f"reading {directory / 'state.json'} failed: it is not the state of an emulator ({error}). Choose "
+                "another folder, or move the file away."
             ) from error
         return state
 
     def close(self) -> None:
-        """Let another emulator have the folder."""
+        """Release the folder for other emulators."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def save(self) -> None:
-        """Write `state.json`; after a crash it is the old one or the new one."""
+        """Write `state.json` atomically."""
         document = {
             "format": 1,
             "projects": [dataclasses.asdict(p) for p in self.projects.values()],
@@ -99,7 +101,7 @@ class EmulatorState:
         self._replace("state.json", orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
     def settle(self, now: float) -> None:
-        """Forget what was deleted and has had its time, and let every version pass to its next status."""
+        """Remove resources whose deletion is complete, and apply scheduled changes of the versions' status."""
         gone = [
             resource
             for resources in (self.versions, self.datasets, self.projects)
@@ -107,25 +109,25 @@ class EmulatorState:
             if resource.gone is not None and now >= resource.gone
         ]
         for resource in gone:
-            self._forget(resource)
+            self._remove(resource)
         if gone:
             self.save()
         for version in self.versions.values():
             version.settle(now)
 
     def version(self, arn: str, *, now: float) -> StoredVersion | None:
-        """A version as it is at `now`."""
+        """A version with its status at `now`."""
         version = self.versions.get(arn)
         if version is not None:
             version.settle(now)
         return version
 
     def versions_of(self, project_arn: str, *, now: float) -> list[StoredVersion]:
-        """A project's versions as they are at `now`."""
+        """A project's versions with their status at `now`."""
         return [v for v in self.settled(now) if v.project_arn == project_arn]
 
     def settled(self, now: float) -> list[StoredVersion]:
-        """Every version as it is at `now`."""
+        """All versions with their status at `now`."""
         for version in self.versions.values():
             version.settle(now)
         return list(self.versions.values())
@@ -139,19 +141,19 @@ class EmulatorState:
         return {d.kind: d for d in self.datasets.values() if d.project_arn == project_arn}
 
     def model_path(self, version_arn: str) -> Path:
-        """Where a version's trained arrays lie."""
-        return self.directory / f"model-{_short(version_arn)}.npz"
+        """The file of a version's trained model."""
+        return self.directory / f"model-{_short_hash(version_arn)}.npz"
 
     def write_manifest(self, dataset_arn: str, data: bytes) -> None:
-        """Keep a dataset's entries, one JSON object a line."""
+        """Store a dataset's entries as JSON Lines."""
         self._replace(self._manifest_name(dataset_arn), data)
 
     def read_manifest(self, dataset_arn: str) -> bytes:
-        """A dataset's entries, one JSON object a line."""
+        """A dataset's entries as JSON Lines."""
         return (self.directory / self._manifest_name(dataset_arn)).read_bytes()
 
-    def _forget(self, resource: StoredProject | StoredDataset | StoredVersion) -> None:
-        """Drop a resource and what lies in files of it; a project takes its datasets and policies along."""
+    def _remove(self, resource: StoredProject | StoredDataset | StoredVersion) -> None:
+        """Remove a resource and its files; for a project, also its datasets and policies."""
         if isinstance(resource, StoredVersion):
             trained_s = 0.0 if resource.source_arn else float(resource.billable_seconds or 0)
             self.deleted_usage[resource.arn] = (resource.unit_seconds, trained_s)
@@ -162,13 +164,13 @@ class EmulatorState:
             (self.directory / self._manifest_name(resource.arn)).unlink(missing_ok=True)
         else:
             for dataset in self.datasets_of(resource.arn).values():
-                self._forget(dataset)
+                self._remove(dataset)
             for policy in self.policies_of(resource.arn):
                 del self.policies[policy.arn]
             del self.projects[resource.arn]
 
     def _manifest_name(self, dataset_arn: str) -> str:
-        return f"dataset-{_short(dataset_arn)}.manifest"
+        return f"dataset-{_short_hash(dataset_arn)}.manifest"
 
     def _replace(self, name: str, data: bytes) -> None:
         partial = self.directory / f"{name}.part"
@@ -193,11 +195,11 @@ class EmulatorState:
         self.deleted_usage = {arn: (u, t) for arn, (u, t) in document.get("deleted_usage", {}).items()}
         for version in self.versions.values():
             version.metered_since = version.units = None
-            if version.status in _WORKING and version.next_status is not None:
-                version.become(version.next_status, version.next_message)  # done, only not yet due
+            if version.status in _IN_PROGRESS and version.next_status is not None:
+                version.become(version.next_status, version.next_message)  # the work is done, the time was not over yet
             elif version.status in _LOST_ON_RESTART:
                 version.become(*_LOST_ON_RESTART[version.status])
 
 
-def _short(arn: str) -> str:
+def _short_hash(arn: str) -> str:
     return hashlib.sha256(arn.encode()).hexdigest()[:24]

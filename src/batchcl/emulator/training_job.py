@@ -1,4 +1,4 @@
-"""One training: read the manifests and images, learn, write the results, settle the version."""
+"""Runs one training: reads manifests and images, trains, writes the results, and updates the version."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import anyio
 import anyio.to_thread
 
-from batchcl.emulator.arns import dataset_arn, owner
 from batchcl.emulator.errors import ApiError
 from batchcl.emulator.image_rules import check_bytes, open_picture
 from batchcl.emulator.learning import reports
 from batchcl.emulator.learning.training import Example, TrainingError, prepare, save, split, train
-from batchcl.emulator.records import StoredDataset
-from batchcl.emulator.validation import CheckedDataset, Findings, examine, use_case
+from batchcl.emulator.records import StoredDataset, dataset_arn, owner
+from batchcl.emulator.validation import CheckedDataset, Findings, check_manifests, use_case
 from batchcl.images import MAX_BYTES_S3
 
 if TYPE_CHECKING:
@@ -30,15 +29,15 @@ __all__ = ["TrainingData", "read_manifest", "result_keys", "run_training", "spli
 
 _log: Final = logging.getLogger(__name__)
 
-_MANIFEST_LIMIT: Final = 1 << 30
-_READS_AT_ONCE: Final = 16
+_MAX_MANIFEST_BYTES: Final = 1 << 30
+_CONCURRENT_READS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Manifest lines to train and to test with; no `test` splits a part off `train`.
+    """Manifest lines to train and test with. If `test` is None, a part of `train` is split off for testing.
 
-    `dataset` is the ARN of the project's only dataset, whose lines `train` has: the part becomes its test dataset.
+    `dataset` is the ARN of the project's training dataset if it is the only one: the part becomes its test dataset.
     """
 
     train: list[bytes]
@@ -46,12 +45,12 @@ class TrainingData:
     dataset: str | None = None
 
 
-ReadMaterial = Callable[[], Awaitable[TrainingData]]
-"""Reads a training's manifests; raises `TrainingError` where one can't be read."""
+ReadTrainingData = Callable[[], Awaitable[TrainingData]]
+"""Reads the manifests of a training; raises `TrainingError` if one can't be read."""
 
 
 class ResultKeys(NamedTuple):
-    """Keys in the output bucket for what a training writes."""
+    """Keys of the result files in the output bucket."""
 
     summary: str
     training_output: str
@@ -62,7 +61,7 @@ class ResultKeys(NamedTuple):
 
 
 def result_keys(version: StoredVersion) -> ResultKeys:
-    """Where the results of a version go. The names of the last three are the guide's."""
+    """Keys of the result files of a version. The names of the last three are documented."""
     prefix = version.output_prefix.strip("/")
     folder = f"{prefix}/" if prefix else ""
     model = f"{owner(version.arn).project}-{version.name}"
@@ -77,38 +76,37 @@ def result_keys(version: StoredVersion) -> ResultKeys:
 
 
 class _ClosingError(Exception):
-    """The emulator is told to end."""
+    """The emulator is ending."""
 
 
 async def read_manifest(service: EmulatorService, where: dict[str, Any], region: str) -> bytes:
-    """A manifest named by an S3Object in a bucket of `region`.
+    """Read a manifest; `where` is an S3Object in a bucket of `region`.
 
     Raises:
-        ServiceError: InvalidS3ObjectException, or InvalidParameterException over 1 GB.
+        ApiError: InvalidS3ObjectException; InvalidParameterException for more than 1 GB.
     """
     data = await service.read_object(
         where.get("Bucket", ""),
         where.get("Name", ""),
         region=region,
-        limit_bytes=_MANIFEST_LIMIT,
+        limit_bytes=_MAX_MANIFEST_BYTES,
         version_id=where.get("Version"),
     )
-    if len(data) > _MANIFEST_LIMIT:
+    if len(data) > _MAX_MANIFEST_BYTES:
         raise ApiError("InvalidParameterException", "The manifest file size exceeds the maximum supported size.")
     return data
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """A manifest's lines. Blank ones count as lines, but for those at its end."""
+    """The lines of a manifest, including blank ones except at its end."""
     data = data.rstrip()
     return data.split(b"\n") if data else []
 
 
-async def run_training(service: EmulatorService, version: StoredVersion, read: ReadMaterial) -> None:
-    """Train `version`; it becomes TRAINING_COMPLETED or TRAINING_FAILED, and no error escapes.
+async def run_training(service: EmulatorService, version: StoredVersion, read: ReadTrainingData) -> None:
+    """Train `version`. It becomes TRAINING_COMPLETED or TRAINING_FAILED; no error is raised.
 
-    The status changes when `train_seconds` have passed since the version's creation, or when the work is done if
-    that is later.
+    The status changes when the work is done, but not before `train_seconds` have passed since the version was created.
     """
     try:
         await _train(service, version, read)
@@ -117,9 +115,9 @@ async def run_training(service: EmulatorService, version: StoredVersion, read: R
         status, message = "TRAINING_FAILED", str(error)
     except _ClosingError:
         return
-    except Exception:  # noqa: BLE001 - logged, and the version says that it failed
+    except Exception:  # noqa: BLE001 - logged, and reported as the status of the version
         _log.exception("training %s failed", version.arn)
-        status, message = "TRAINING_FAILED", "The emulator failed while training; its log on stderr says why."
+        status, message = "TRAINING_FAILED", "The emulator failed while training; the reason is in its log on stderr."
     if version.arn not in service.state.versions:
         return
     now = service.clock.time()
@@ -130,22 +128,22 @@ async def run_training(service: EmulatorService, version: StoredVersion, read: R
     service.state.save()
 
 
-async def _train(service: EmulatorService, version: StoredVersion, read: ReadMaterial) -> None:
-    material = await read()
-    if not material.train or material.test == []:
+async def _train(service: EmulatorService, version: StoredVersion, read: ReadTrainingData) -> None:
+    data = await read()
+    if not data.train or data.test == []:
         raise TrainingError("The manifest file is empty.")
-    train_set = await anyio.to_thread.run_sync(CheckedDataset.of, material.train)
-    test_set = None if material.test is None else await anyio.to_thread.run_sync(CheckedDataset.of, material.test)
+    train_set = await anyio.to_thread.run_sync(CheckedDataset.of, data.train)
+    test_set = None if data.test is None else await anyio.to_thread.run_sync(CheckedDataset.of, data.test)
     task = use_case(train_set)
     region = owner(version.arn).region
     examples = [] if task is None else await _read_all(service, train_set, task, region)
     seed = service.settings.seed
     if test_set is None:
-        learnt, tested = split(examples, seed)
+        training, testing = split(examples, seed)
     else:
-        learnt, tested = examples, [] if task is None else await _read_all(service, test_set, task, region)
-    held_out = frozenset(e.number for e in tested) if test_set is None else frozenset[int]()
-    findings = examine(train_set, test_set, task=task, held_out=held_out)
+        training, testing = examples, [] if task is None else await _read_all(service, test_set, task, region)
+    held_out = frozenset(e.number for e in testing) if test_set is None else frozenset[int]()
+    findings = check_manifests(train_set, test_set, task=task, held_out=held_out)
     await _write_findings(service, version, findings)
     if findings.errors or task is None:
         raise TrainingError(findings.message or "The training dataset has no labeled images.")
@@ -155,25 +153,25 @@ async def _train(service: EmulatorService, version: StoredVersion, read: ReadMat
             raise _ClosingError
 
     def learn() -> Trained:
-        trained = train(task, learnt, tested, seed=seed, check=check)
+        trained = train(task, training, testing, seed=seed, check=check)
         save(service.state.model_path(version.arn), trained.model, trained.evaluation.thresholds)
         return trained
 
     trained = await anyio.to_thread.run_sync(learn)
-    await _write_results(service, version, material.train, trained)
-    if material.dataset is not None:
-        await _divide(service, material.dataset, held_out)
+    await _write_results(service, version, data.train, trained)
+    if data.dataset is not None:
+        await _create_test_dataset(service, data.dataset, held_out)
 
 
-async def _divide(service: EmulatorService, arn: str, moved: frozenset[int]) -> None:
-    """Make the project's test dataset of what the training has put aside; nothing if there is one by now."""
+async def _create_test_dataset(service: EmulatorService, arn: str, moved: frozenset[int]) -> None:
+    """Move the entries at `moved` to a new test dataset of the project, unless there is one by now."""
     state, files, now = service.state, service.dataset_files, service.clock.time()
     train = state.datasets.get(arn)
     if train is None or "TEST" in state.datasets_of(train.project_arn):
         return
-    whose = owner(arn)
+    dataset_owner = owner(arn)
     test = StoredDataset(
-        arn=dataset_arn(whose.account, whose.region, whose.project, "TEST", now=now),
+        arn=dataset_arn(dataset_owner.account, dataset_owner.region, dataset_owner.project, "TEST", now=now),
         project_arn=train.project_arn,
         kind="TEST",
         created=now,
@@ -182,17 +180,17 @@ async def _divide(service: EmulatorService, arn: str, moved: frozenset[int]) -> 
         status_message="The dataset was created.",
     )
     entries = await files.read(train)
-    files.write(test, [entry for place, entry in enumerate(entries) if place in moved])
-    files.write(train, [entry for place, entry in enumerate(entries) if place not in moved])
+    files.write(test, [entry for n, entry in enumerate(entries) if n in moved])
+    files.write(train, [entry for n, entry in enumerate(entries) if n not in moved])
     train.status, train.status_message, train.updated = "UPDATE_COMPLETE", "The dataset was updated.", now
     state.datasets[test.arn] = test
 
 
 async def _read_all(service: EmulatorService, checked: CheckedDataset, task: Task, region: str) -> list[Example]:
-    """Every readable image that is for `task`, reduced, in the manifest's order; `checked` learns of the others.
+    """The reduced images for `task` in the manifest's order. Adds those that can't be read to `checked.unreadable`.
 
     Raises:
-        TrainingError: S3 itself failed.
+        TrainingError: S3 failed.
     """
     examples: dict[int, Example] = {}
     queue = iter(checked.truths(task).items())
@@ -208,7 +206,7 @@ async def _read_all(service: EmulatorService, checked: CheckedDataset, task: Tas
                 failed = failed or error.code == "InternalServerError"
 
     async with anyio.create_task_group() as readers:
-        for _ in range(_READS_AT_ONCE):
+        for _ in range(_CONCURRENT_READS):
             readers.start_soon(work)
     if failed:
         raise TrainingError("Failed to copy images from S3 bucket.")

@@ -1,4 +1,4 @@
-"""Whether a training can be done with its manifests, and the three files that say what is wrong with them.
+"""Validates the manifests of a training, and writes the three files with the errors.
 
 Formats, codes and messages: Custom Labels guide, "Understanding the manifest summary", "Understanding training and
 testing validation result manifests" and "Terminal manifest content errors".
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from batchcl.emulator.learning.training import FEWEST_LABELS
+from batchcl.emulator.learning.training import MIN_LABELS
 from batchcl.emulator.manifest import (
     BAD_SHARE,
     INVALID_IMAGE,
-    MOST_ENTRIES,
-    MOST_LABELS,
+    MAX_ENTRIES,
+    MAX_LABELS,
     VALIDATION,
     Problem,
-    marked,
-    review,
+    validate_line,
+    with_errors,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from batchcl.emulator.manifest import ManifestEntry
     from batchcl.groundtruth import GroundTruth
 
-__all__ = ["CheckedDataset", "Findings", "examine", "use_case"]
+__all__ = ["CheckedDataset", "Findings", "check_manifests", "use_case"]
 
 _OVERLAP: Final = 0.5
 _USE_CASES: Final = {"classification": "IMAGE_LEVEL_LABELS", "detection": "OBJECT_LOCALIZATION"}
@@ -62,7 +62,7 @@ _LITTLE_USABLE_OVERLAP: Final = Problem(
 
 @dataclass(slots=True)
 class CheckedDataset:
-    """A manifest's lines, what was made of each, and the places of those whose image can't be used."""
+    """The lines of a manifest, their validation, and the indices of lines whose image can't be used."""
 
     lines: list[bytes]
     entries: list[ManifestEntry]
@@ -70,46 +70,46 @@ class CheckedDataset:
 
     @classmethod
     def of(cls, lines: Sequence[bytes]) -> CheckedDataset:
-        """Review every line. Blocking."""
-        return cls(list(lines), [review(line) for line in lines])
+        """Validate all lines. Blocking."""
+        return cls(list(lines), [validate_line(line) for line in lines])
 
     def truths(self, task: Task | None = None) -> dict[int, GroundTruth]:
-        """What can be used, by its place; `task` leaves out what is for another use case."""
+        """The usable ground truth by line index; only for `task` if given."""
         return {
-            place: entry.truth
-            for place, entry in enumerate(self.entries)
-            if entry.truth is not None and place not in self.unreadable and task in {None, entry.truth.task}
+            index: entry.truth
+            for index, entry in enumerate(self.entries)
+            if entry.truth is not None and index not in self.unreadable and task in {None, entry.truth.task}
         }
 
     def labels(self, task: Task | None = None) -> set[str]:
-        """Labels of what can be used."""
+        """All labels in `truths`."""
         return {label for truth in self.truths(task).values() for label in truth.labels}
 
-    def manifest(self, places: Iterable[int]) -> bytes:
-        """The lines at `places` with their errors and warnings: a validation result manifest."""
+    def manifest(self, indices: Iterable[int]) -> bytes:
+        """A validation result manifest: the lines at `indices` with their errors and warnings."""
         rows = (
-            marked(self.lines[place], VALIDATION, more=(INVALID_IMAGE,) if place in self.unreadable else ())
-            for place in places
+            with_errors(self.lines[index], VALIDATION, more=(INVALID_IMAGE,) if index in self.unreadable else ())
+            for index in indices
         )
         return b"".join(row + b"\n" for row in rows)
 
-    def invalid(self, places: Iterable[int]) -> list[int]:
-        """Places of the lines that can't be used and ought to be."""
+    def invalid(self, indices: Iterable[int]) -> list[int]:
+        """The indices of invalid lines; lines with warnings only are not invalid."""
         return [
-            p for p in places if p in self.unreadable or (self.entries[p].truth is None and not self.entries[p].warned)
+            p for p in indices if p in self.unreadable or (self.entries[p].truth is None and not self.entries[p].warned)
         ]
 
-    def statistics(self, places: Sequence[int], task: Task | None, errors: Sequence[Problem]) -> dict[str, Any]:
-        """A section of the manifest summary; line numbers are those of the validation manifest, from 1."""
-        invalid = self.invalid(places)
-        marks = {n for n, p in enumerate(places, start=1) if self.entries[p].errors or p in self.unreadable}
+    def statistics(self, indices: Sequence[int], task: Task | None, errors: Sequence[Problem]) -> dict[str, Any]:
+        """A section of the manifest summary; line numbers refer to the validation manifest and start at 1."""
+        invalid = self.invalid(indices)
+        marks = {n for n, p in enumerate(indices, start=1) if self.entries[p].errors or p in self.unreadable}
         usable = self.truths(task)
         return {
             "use_case": _USE_CASES.get(str(task), "NOT_DETERMINED"),
-            "total_json_lines": len(places),
-            "valid_json_lines": sum(place in usable for place in places),
+            "total_json_lines": len(indices),
+            "valid_json_lines": sum(index in usable for index in indices),
             "invalid_json_lines": len(invalid),
-            "ignored_json_lines": sum(self.entries[p].warned for p in places),
+            "ignored_json_lines": sum(self.entries[p].warned for p in indices),
             "error_json_line_indices": sorted(marks),
             "errors": [error._asdict() for error in errors],
         }
@@ -117,7 +117,7 @@ class CheckedDataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """Terminal errors, each once, and the validation results as bytes."""
+    """Terminal errors without duplicates, and the contents of the three validation files."""
 
     errors: tuple[Problem, ...]
     training: bytes
@@ -126,28 +126,28 @@ class Findings:
 
     @property
     def message(self) -> str:
-        """The version's StatusMessage; empty if nothing is in the way."""
+        """The version's StatusMessage; empty without errors."""
         return " ".join(dict.fromkeys(error.message for error in self.errors))
 
 
 def use_case(train: CheckedDataset) -> Task | None:
-    """What most of the usable lines are for; None if there are none."""
+    """The use case of most usable lines; None if there are no usable lines."""
     counts = Counter(truth.task for truth in train.truths().values() if truth.labels)
     return max(counts, key=lambda task: (counts[task], str(task))) if counts else None
 
 
-def examine(
+def check_manifests(
     train: CheckedDataset, test: CheckedDataset | None, *, task: Task | None, held_out: frozenset[int]
 ) -> Findings:
-    """What there is to say of a training's manifests, once their images were read.
+    """Check the manifests of a training after their images were read.
 
     Args:
         train: the training manifest.
-        test: the test manifest; None if a part of the training manifest stands for it.
-        task: what is to be learnt.
-        held_out: the places of that part.
+        test: the test manifest; None if a part of the training manifest is used for testing.
+        task: the use case.
+        held_out: line indices of that part.
     """
-    rest = [place for place in range(len(train.lines)) if place not in held_out]
+    rest = [index for index in range(len(train.lines)) if index not in held_out]
     of_test, testing = (train, sorted(held_out)) if test is None else (test, list(range(len(test.lines))))
     training_errors = _errors(train, range(len(train.lines)), task)
     if test is None and task is not None and not held_out:
@@ -169,29 +169,29 @@ def examine(
     )
 
 
-def _errors(checked: CheckedDataset, places: Sequence[int], task: Task | None) -> list[Problem]:
-    found = []
-    if len(places) > MOST_ENTRIES:
-        found.append(_TOO_MANY_ROWS)
-    if len(checked.invalid(places)) > BAD_SHARE * len(places):
-        found.append(_TOO_MANY_INVALID)
+def _errors(checked: CheckedDataset, indices: Sequence[int], task: Task | None) -> list[Problem]:
+    problems = []
+    if len(indices) > MAX_ENTRIES:
+        problems.append(_TOO_MANY_ROWS)
+    if len(checked.invalid(indices)) > BAD_SHARE * len(indices):
+        problems.append(_TOO_MANY_INVALID)
     if len({str(e.source_ref).split("/")[2] for e in checked.entries if e.source_ref is not None}) > 1:
-        found.append(_BUCKETS)
-    fewest = FEWEST_LABELS[task or "classification"]
+        problems.append(_BUCKETS)
+    min_labels = MIN_LABELS[task or "classification"]
     labels, usable = checked.labels(), checked.labels(task)
-    if len(labels) < fewest:
-        found.append(_FEW_LABELS)
-    elif len(usable) < fewest:
-        found.append(_FEW_USABLE)
-    if len(usable) > MOST_LABELS:
-        found.append(_MANY_LABELS)
-    return found
+    if len(labels) < min_labels:
+        problems.append(_FEW_LABELS)
+    elif len(usable) < min_labels:
+        problems.append(_FEW_USABLE)
+    if len(usable) > MAX_LABELS:
+        problems.append(_MANY_LABELS)
+    return problems
 
 
 def _overlap(train: CheckedDataset, test: CheckedDataset, task: Task | None) -> list[Problem]:
-    """Overlap is (common labels) / (training labels)."""
+    """The overlap is (common labels) / (training labels)."""
     for problem, chosen in ((_LITTLE_OVERLAP, None), (_LITTLE_USABLE_OVERLAP, task)):
-        wanted = train.labels(chosen)
-        if wanted and len(wanted & test.labels(chosen)) < _OVERLAP * len(wanted):
+        labels = train.labels(chosen)
+        if labels and len(labels & test.labels(chosen)) < _OVERLAP * len(labels):
             return [problem]
     return []

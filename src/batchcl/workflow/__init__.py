@@ -1,6 +1,6 @@
-"""The Custom Labels workflow from Python: projects, datasets, training, evaluation, and a model's life.
+"""Projects, datasets, training, evaluation, and starting and stopping models, from Python.
 
-Every command of `batchcl project`, `batchcl dataset` and `batchcl model` is one of these functions.
+Each command of `batchcl project`, `batchcl dataset` and `batchcl model` is one of these functions.
 
 ```python
 from batchcl import workflow

@@ -1,4 +1,4 @@
-"""The clients that the workflow needs, by the standard AWS settings."""
+"""AWS clients for the workflow, from the standard AWS settings."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class WorkflowClients:
     clock: ServiceClock
 
     def s3(self) -> AbstractAsyncContextManager[Any]:
-        """An S3 client, open for the time of the block."""
+        """An S3 client for an `async with` block."""
         return self.aws.s3(region=self.region)
 
     async def remove_schedule(self, name: str) -> bool:
-        """Delete the schedule of this name; False where there is none. Raises `RefusedError`."""
+        """Delete the schedule `name`; False if it doesn't exist. Raises `RefusedError`."""
         async with self.aws.scheduler(region=self.region) as client:
             return await remove_schedule(client, name)
 
 
 @asynccontextmanager
 async def connect(*, profile: str | None = None, region: str | None = None) -> AsyncIterator[WorkflowClients]:
-    """Open the service for the time of the block; profile and region as the AWS CLI finds them.
+    """Open the clients for an `async with` block. None means: as the AWS CLI determines profile and region.
 
     Raises:
-        CredentialsError: there are none.
+        CredentialsError: no credentials were found.
     """
     aws = Aws(AwsSettings(profile=profile, region=region))
     await aws.check_credentials()

@@ -1,4 +1,4 @@
-"""From labelled images on this machine to datasets: upload, manifest, dataset."""
+"""Creates datasets from labelled local images: uploads the images, writes manifests, creates the datasets."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from batchcl.workflow.upload import S3Folder, Uploaded, put_object, upload_image
 __all__ = ["Added", "Created", "add_local", "check_labels", "check_manifest", "create_from_local", "refuse_skipped"]
 
 MAX_LABELS: Final = 250
-"""Labels of one model; source: developer guide, "Guidelines and quotas"."""
+"""Labels per model (Custom Labels guide, "Guidelines and quotas")."""
 
 _SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Created:
-    """Datasets made from local images; `manifests` are the `s3://` URIs of what they were made from."""
+    """Datasets created from local images, and the `s3://` URIs of their manifests."""
 
     datasets: tuple[Dataset, ...]
     manifests: tuple[str, ...]
@@ -40,7 +40,7 @@ class Created:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Added:
-    """A dataset with local images added."""
+    """A dataset after local images were added; `entries` is their number."""
 
     dataset: Dataset
     entries: int
@@ -50,24 +50,24 @@ class Added:
 
 
 def refuse_skipped(local: LocalDataset) -> None:
-    """Raise `SourceError` where files would be left out, with the first few and their reasons."""
+    """Raise `SourceError` if files would be skipped, with the first five and their reasons."""
     if not local.skipped:
         return
     shown = "; ".join(f"{each.path}: {each.reason}" for each in local.skipped[:_SHOWN])
     more = f"; and {len(local.skipped) - _SHOWN} more" if len(local.skipped) > _SHOWN else ""
     raise SourceError(
-        f"{len(local.skipped)} files or lines can't be used: {shown}{more}; mend or remove them, or leave them out "
-        "with --skip-unfit"
+        f"{len(local.skipped)} files or lines can't be used: {shown}{more}. Fix or remove them, or skip them with "
+        "--skip-unfit."
     )
 
 
 async def check_manifest(s3: Any, manifest: S3Location) -> None:
-    """Look at a manifest in S3 before a dataset is made of it, which takes it as it is.
+    """Check a manifest in S3 before a dataset is created from it unchanged.
 
-    One that this identity can't read is left to the service, which may.
+    A manifest that can't be read with these credentials is not checked: Custom Labels may be able to read it.
 
     Raises:
-        SourceError: the service couldn't use lines of it, or wants them in another form.
+        SourceError: Custom Labels can't use some lines, or only in another form.
     """
     try:
         path = await copy_object(s3, str(manifest))
@@ -81,26 +81,31 @@ async def check_manifest(s3: Any, manifest: S3Location) -> None:
         path.unlink()
     if bad:
         raise SourceError(
-            f"{len(bad)} lines of {manifest} can't be used: {'; '.join(bad[:_SHOWN])}; correct them, or leave them "
-            "out: copy the manifest to this machine, and give it with --upload-to and --skip-unfit"
+            f"{len(bad)} lines of {manifest} can't be used: {'; '.join(bad[:_SHOWN])}. Correct them, or skip them: "
+            "download the manifest and pass the file with --upload-to and --skip-unfit."
         )
     if unfinished:
         raise SourceError(
-            f"{len(unfinished)} lines of {manifest}, such as {unfinished[0]}, have labels in a form that Custom Labels "
-            "doesn't take, as without confidence or several in one attribute; copy the manifest to this machine, and "
-            "give it with --upload-to, which converts them"
+            f"{len(unfinished)} lines of {manifest} can't be used as they are, for example {unfinished[0]}: a "
+            "confidence or another required field is missing, or one attribute has several labels. Download the "
+            "manifest and pass the file with --upload-to, which converts it."
         )
 
 
 def check_labels(local: LocalDataset) -> None:
-    """Raise `SourceError` where no model could be trained with these labels, as there are too few or too many."""
+    """Raise `SourceError` if there are too few or too many labels to train a model."""
     labels = local.labels("train" if local.divided else None)
     located = any(DETECTION in kinds_of(entry.attributes or {}).values() for entry in local.entries)
     if len(labels) < (1 if located else 2):
-        named = ", ".join(labels) or "none"
-        raise SourceError(f"a model of whole images needs at least two labels, and there is {named}")
+        names = ", ".join(labels) or "none"
+        raise SourceError(
+            f"a model for image-level labels needs at least two labels; the images have: {names}. Add images with "
+            "another label."
+        )
     if len(labels) > MAX_LABELS:
-        raise SourceError(f"there are {len(labels)} labels, and a model has at most {MAX_LABELS}; leave some out")
+        raise SourceError(
+            f"the images have {len(labels)} labels; a model can have at most {MAX_LABELS}. Remove some labels."
+        )
 
 
 async def create_from_local(
@@ -118,27 +123,27 @@ async def create_from_local(
     on_progress: Callable[[Uploaded], None] = lambda _: None,
     on_state: Callable[[Dataset], None] = lambda _: None,
 ) -> Created:
-    """Upload images, write a manifest beside them, and make a dataset of it; or a training and a test dataset.
+    """Upload images, write manifests next to them, and create one dataset, or a training and a test dataset.
 
-    Images that are divided already need neither `kind` nor `test_share`.
+    If the images are already divided (`local.divided`), pass neither `kind` nor `test_share`.
 
     Args:
         client: an open Rekognition client.
         s3: an open S3 client of the project's region.
-        project: which gets the datasets.
-        local: the images, as `read_local` finds them.
-        to: where images and manifests go; the manifests are called `train.manifest` and `test.manifest`.
+        project: to create the datasets in.
+        local: the images, as returned by `read_local`.
+        to: where to upload the images and the manifests, `train.manifest` and `test.manifest`.
         kind: `train` or `test`, for one dataset of all images.
-        test_share: instead: between 0 and 1, the share of each label's images that goes to the test dataset.
-        created: when the labels were given.
+        test_share: for two datasets: share of each label's images for the test dataset, between 0 and 1.
+        created: when the images were labelled; used for lines without a creation date.
         tags: of the datasets.
-        timeout_s: how long to wait for each dataset at most.
-        on_progress: told how far the upload is.
-        on_state: told of each change of a dataset's status.
+        timeout_s: of the creation of each dataset.
+        on_progress: receives the progress of the upload.
+        on_state: receives the dataset after each change of its status.
 
     Raises:
-        UsageError: neither or both of `kind` and `test_share` are given, or one for images that are divided already.
-        BatchclError: as `upload_images` and `create_dataset` raise.
+        UsageError: neither or both of `kind` and `test_share` are given, or one of them for divided images.
+        BatchclError: as raised by `upload_images` and `create_dataset`.
     """
     _check_buckets(local, to)
     parts = _parts(local, kind=kind, test_share=test_share)
@@ -181,29 +186,30 @@ async def add_local(
     on_progress: Callable[[Uploaded], None] = lambda _: None,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Added:
-    """Upload images and add them to a dataset; an entry of the same URI is replaced.
+    """Upload images and add them to a dataset. Entries with the same URI are replaced.
 
     Args:
         client: an open Rekognition client.
         s3: an open S3 client of the dataset's region.
-        dataset: which gets the images.
-        local: the images, as `read_local` finds them.
-        to: where they go; None is right only for a manifest whose images are all in S3.
-        created: when the labels were given.
-        timeout_s: how long to wait for each batch at most.
-        on_progress: told how far the upload is.
-        on_batch: told how many entries are in.
+        dataset: to add the images to.
+        local: the images, as returned by `read_local`.
+        to: where to upload them; None only for a manifest whose images are all in S3.
+        created: when the images were labelled; used for lines without a creation date.
+        timeout_s: of each update of the dataset.
+        on_progress: receives the progress of the upload.
+        on_batch: receives the number of entries added so far.
 
     Raises:
-        UsageError: there are files to upload, and `to` is None.
-        BatchclError: as `upload_images` and `update_entries` raise.
+        UsageError: there are files to upload and `to` is None, or the images are divided.
+        BatchclError: as raised by `upload_images` and `update_entries`.
     """
     images = _images(local.entries)
     if to is None and images:
-        raise UsageError(f"{len(images)} images lie on this machine; say where in S3 they go with --upload-to")
+        raise UsageError(f"{len(images)} images are local files. Upload them with --upload-to s3://bucket/prefix.")
     if local.divided:
         raise UsageError(
-            f"the images are divided into train and test; add each of the two folders to {dataset.project}"
+            "the images are divided into train and test. Add each of the two folders to its dataset of "
+            f"{dataset.project}."
         )
     if to is not None:
         _check_buckets(local, to)
@@ -220,12 +226,12 @@ async def add_local(
 
 
 def _check_buckets(local: LocalDataset, to: S3Folder) -> None:
-    """Raise `SourceError` where images of this machine would be in another bucket than those that are in S3."""
+    """Raise `SourceError` if images would be uploaded to another bucket than that of the manifest's images in S3."""
     others = {parse_s3_uri(entry.uri)[0] for entry in local.entries if entry.uri is not None} - {to.bucket}
     if others and _images(local.entries):
         raise SourceError(
-            f"images of the manifest are in {', '.join(sorted(others))} and others would be uploaded to {to.bucket}; a "
-            "dataset takes images of one bucket: upload to that one"
+            f"a dataset can only have images of one bucket: images of the manifest are in {', '.join(sorted(others))}, "
+            f"and local ones would be uploaded to {to.bucket}. Upload them to the same bucket."
         )
 
 
@@ -234,20 +240,20 @@ def _parts(local: LocalDataset, *, kind: str | None, test_share: float | None) -
     if local.divided:
         if kind is not None or test_share is not None:
             raise UsageError(
-                "the images are divided into train and test; name the project alone, without --test-share, or one of "
-                "the two folders"
+                "the images are already divided into train and test. Name only the project, without --test-share, or "
+                "pass one of the two folders."
             )
         return {each: tuple(entry for entry in entries if entry.kind == each) for each in ("train", "test")}
     if (kind is None) == (test_share is None):
-        raise UsageError("name one dataset, or give the share of the images that is put aside for the test")
+        raise UsageError("name one dataset (PROJECT/train or PROJECT/test), or pass --test-share for both.")
     if kind is not None:
         return {kind: entries}
     assert test_share is not None
     if not 0 < test_share < 1:
-        raise UsageError(f"a test share of {test_share:g} is out of range: it lies between 0 and 1, such as 0.2")
+        raise UsageError(f"--test-share {test_share:g} is out of range: it must be between 0 and 1, such as 0.2.")
     train, test = split_entries(entries, test_share)
     if not test:
-        raise SourceError("no label has two different images, so none can be put aside for the test; add images")
+        raise SourceError("the images can't be split: no label has two different images. Add images.")
     return {"train": train, "test": test}
 
 

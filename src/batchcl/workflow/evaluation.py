@@ -1,4 +1,8 @@
-"""Evaluation of a trained model from the files that its training wrote to S3."""
+"""Reads the evaluation of a trained model from the files that its training wrote to S3.
+
+Formats: Custom Labels guide, "Reference: Training results summary file" and "Interpreting the evaluation manifest
+snapshot".
+"""
 
 from __future__ import annotations
 
@@ -19,46 +23,8 @@ from batchcl.groundtruth import parse_line
 
 __all__ = ["Confused", "LabelScore", "Mistake", "ModelEvaluation", "evaluate_model", "evaluation_of"]
 
-
-async def evaluate_model(s3: Any, model: Model) -> ModelEvaluation:
-    """The figures that the model's training came to, from its summary and its evaluation snapshot.
-
-    Args:
-        s3: an open S3 client.
-        model: as `describe` gives it.
-
-    Raises:
-        ModelError: it has no evaluation, as it isn't trained.
-        SourceError: summary or snapshot are gone from S3, or not what the guide says.
-        CredentialsError: they may not be read.
-    """
-    if model.summary is None:
-        reason = f": {model.message}" if model.message else ""
-        raise ModelError(f"{model.name} has no evaluation, as it is {model.status}{reason}")
-    summary = await _read_object(s3, model.summary)
-    lines: list[bytes] = []
-    for manifest in model.testing_manifests:
-        lines += (await _read_object(s3, manifest)).splitlines()
-    return evaluation_of(summary, lines)
-
-
-async def _read_object(s3: Any, uri: str) -> bytes:
-    where = S3Location.parse(uri)
-    try:
-        answer = await s3.get_object(Bucket=where.bucket, Key=where.key)
-        async with answer["Body"] as body:
-            data: bytes = await body.read()
-    except ClientError as error:
-        if error_code(error) in {"NoSuchKey", "404"}:
-            raise SourceError(f"reading {uri} failed: there is no such object; it was deleted or moved") from error
-        raise explain(error, f"reading {uri}", where.bucket) from error
-    except BotoCoreError as error:
-        raise explain(error, f"reading {uri}", where.bucket) from error
-    return data
-
-
 NONE: Final = "(none)"
-"""Stands for the label of an image that has none."""
+"""The label of images without labels."""
 
 _METADATA: Final = "-metadata"
 _DETAILS: Final = "rekognition-custom-labels-evaluation-details"
@@ -66,18 +32,19 @@ _DETAILS: Final = "rekognition-custom-labels-evaluation-details"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelScore:
-    """A label's metrics on the test set, 0 to 1; counts are None where there is no snapshot.
+    """Metrics of one label on the test dataset, 0 to 1.
 
     Attributes:
         label: its name.
-        images: test images that have it.
-        threshold: the confidence from which on the service takes it for present, 0 to 1.
-        precision: of what was found, how much is right.
-        recall: of what is there, how much was found.
-        f1: the harmonic mean of both.
-        true_positives: found and there, in images or, where objects are located, in objects.
-        false_positives: found and not there.
-        false_negatives: there and not found.
+        images: test images with the label.
+        threshold: the service's assumed threshold: it returns the label from this confidence on.
+        precision: share of the predictions that are right.
+        recall: share of the labels in the ground truth that were predicted.
+        f1: harmonic mean of precision and recall.
+        true_positives: predicted and in the ground truth; in images, or in objects for models that locate objects.
+            None without a snapshot, like the other counts.
+        false_positives: predicted and not in the ground truth.
+        false_negatives: in the ground truth and not predicted.
     """
 
     label: str
@@ -93,9 +60,9 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confused:
-    """How many images of one label had another (or the same) as their surest one.
+    """One cell of the confusion matrix: images of label `truth` whose most confident prediction was `predicted`.
 
-    `share` is of the label's images, 0 to 1; `images` is None where only the summary tells.
+    `share` is the share of the images of `truth`, 0 to 1; `images` their number, None without a snapshot.
     """
 
     truth: str
@@ -106,7 +73,7 @@ class Confused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mistake:
-    """A wrong prediction: `kind` is `false positive` or `false negative`, `confidence` 0 to 1."""
+    """A wrong prediction: `kind` is `false positive` or `false negative`; `confidence` is 0 to 1."""
 
     uri: str
     label: str
@@ -116,17 +83,17 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEvaluation:
-    """The figures of one training; ratios are 0 to 1, and None where the summary doesn't have them.
+    """The evaluation of one training. Metrics are 0 to 1, and None if the summary doesn't have them.
 
     Attributes:
         f1: over all labels; `precision` and `recall` likewise.
         average_precision: mean over the labels, for models that locate objects; `average_recall` likewise.
-        training_images: how many were learned from.
-        testing_images: how many it was tested with.
-        ended: when the evaluation ended, in the service's words.
-        labels: the best F1 first.
-        confusion: None for models that locate objects.
-        mistakes: the surest first; empty without a snapshot.
+        training_images: number of images in the training dataset.
+        testing_images: number of images in the test dataset.
+        ended: when the evaluation ended, as formatted by the service.
+        labels: by F1, highest first.
+        confusion: the confusion matrix; None for models that locate objects.
+        mistakes: false positives first, then by confidence, highest first; empty without a snapshot.
     """
 
     f1: float | None
@@ -142,38 +109,39 @@ class ModelEvaluation:
     mistakes: tuple[Mistake, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Prediction:
-    uri: str
-    label: str
-    confidence: float | None
-    details: Mapping[str, Any]
+async def evaluate_model(s3: Any, model: Model) -> ModelEvaluation:
+    """The evaluation of a model, from its summary file and its evaluation snapshot.
 
-    def is_(self, what: str) -> bool:
-        return self.details.get(f"is-{what}") is True
+    Args:
+        s3: an open S3 client.
+        model: as returned by `describe`.
 
-
-@dataclass(slots=True)
-class _Seen:
-    """What the snapshot says: predictions, and images by their true and their surest label."""
-
-    predictions: list[_Prediction] = field(default_factory=list)
-    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
-    images: int = 0
-    single: bool = True
+    Raises:
+        ModelError: the model has no evaluation because it isn't trained.
+        SourceError: the summary or the snapshot is missing from S3, or has another format.
+        CredentialsError: the credentials may not read them.
+    """
+    if model.summary is None:
+        reason = f": {model.message}" if model.message else ""
+        raise ModelError(f"{model.name} has no evaluation because it is {model.status}{reason}")
+    summary = await _read_object(s3, model.summary)
+    lines: list[bytes] = []
+    for manifest in model.testing_manifests:
+        lines += (await _read_object(s3, manifest)).splitlines()
+    return evaluation_of(summary, lines)
 
 
 def evaluation_of(summary: bytes, snapshot: Iterable[bytes] = ()) -> ModelEvaluation:
-    """Read the summary file and, where there is one, the lines of the snapshot.
+    """Parse the summary file and the lines of the snapshot, if there is one.
 
     Raises:
-        SourceError: one of them isn't what the guide says.
+        SourceError: one of them has another format than documented.
     """
     document = _load(summary, "the evaluation summary")
     aggregates = _part(document, "AggregatedEvaluationResults")
     metrics = aggregates | _part(aggregates, "Metrics")
     details = _part(document, "EvaluationDetails")
-    seen = _read_snapshot(snapshot)
+    parsed = _read_snapshot(snapshot)
     return ModelEvaluation(
         f1=_ratio(metrics, "F1Score"),
         precision=_ratio(metrics, "Precision"),
@@ -183,87 +151,65 @@ def evaluation_of(summary: bytes, snapshot: Iterable[bytes] = ()) -> ModelEvalua
         training_images=details.get("NumberOfTrainingImages"),
         testing_images=details.get("NumberOfTestingImages"),
         ended=details.get("EvaluationEndTimestamp"),
-        labels=tuple(_labels(document, seen)),
-        confusion=_confusion(metrics.get("ConfusionMatrix"), seen),
-        mistakes=tuple(_mistakes(seen)),
+        labels=tuple(_labels(document, parsed)),
+        confusion=_confusion(metrics.get("ConfusionMatrix"), parsed),
+        mistakes=tuple(_mistakes(parsed)),
     )
 
 
-def _labels(document: dict[str, Any], seen: _Seen) -> list[LabelScore]:
-    counts = {what: Counter[str]() for what in ("true-positive", "false-positive", "false-negative")}
-    for prediction in seen.predictions:
-        for what, counter in counts.items():
-            counter[prediction.label] += prediction.is_(what)
-    known = bool(seen.predictions)
-    scores = []
-    for each in document.get("LabelEvaluationResults") or ():
-        metrics, label = each | _part(each, "Metrics"), str(each.get("Label", ""))
-        right, wrong, missed = (counter[label] if known else None for counter in counts.values())
-        scores.append(
-            LabelScore(
-                label=label,
-                images=each.get("NumberOfTestingImages"),
-                threshold=_ratio(metrics, "Threshold"),
-                precision=_ratio(metrics, "Precision"),
-                recall=_ratio(metrics, "Recall"),
-                f1=_ratio(metrics, "F1Score"),
-                true_positives=right,
-                false_positives=wrong,
-                false_negatives=missed,
-            )
-        )
-    return sorted(scores, key=lambda score: (-(score.f1 or 0.0), score.label))
+async def _read_object(s3: Any, uri: str) -> bytes:
+    where = S3Location.parse(uri)
+    try:
+        answer = await s3.get_object(Bucket=where.bucket, Key=where.key)
+        async with answer["Body"] as body:
+            data: bytes = await body.read()
+    except ClientError as error:
+        if error_code(error) in {"NoSuchKey", "404"}:
+            raise SourceError(f"reading {uri} failed: the object does not exist. It was deleted or moved.") from error
+        raise explain(error, f"reading {uri}", where.bucket) from error
+    except BotoCoreError as error:
+        raise explain(error, f"reading {uri}", where.bucket) from error
+    return data
 
 
-def _confusion(matrix: Any, seen: _Seen) -> tuple[Confused, ...] | None:
-    """Counted from the snapshot where each image has at most one label; else the summary's shares."""
-    if seen.images and seen.single and seen.pairs:
-        totals: Counter[str] = Counter()
-        for (truth, _), images in seen.pairs.items():
-            totals[truth] += images
-        return tuple(
-            Confused(truth=truth, predicted=predicted, share=images / totals[truth], images=images)
-            for (truth, predicted), images in sorted(seen.pairs.items())
-        )
-    if not isinstance(matrix, list):
-        return None
-    return tuple(
-        Confused(
-            truth=str(each.get("GroundTruthLabel", "")),
-            predicted=str(each.get("PredictedLabel", "")),
-            share=float(each.get("Value", 0.0)),
-        )
-        for each in matrix
-    )
+@dataclass(frozen=True, slots=True)
+class _Prediction:
+    uri: str
+    label: str
+    confidence: float | None
+    details: Mapping[str, Any]
+
+    def is_result(self, what: str) -> bool:
+        return self.details.get(f"is-{what}") is True
 
 
-def _mistakes(seen: _Seen) -> list[Mistake]:
-    wrong = [
-        Mistake(uri=each.uri, label=each.label, kind=kind, confidence=each.confidence)
-        for each in seen.predictions
-        for kind in ("false positive", "false negative")
-        if each.is_(kind.replace(" ", "-"))
-    ]
-    return sorted(wrong, key=lambda each: (each.kind == "false negative", -(each.confidence or 0.0), each.uri))
+@dataclass(slots=True)
+class _Snapshot:
+    """Contents of a snapshot: all predictions, and image counts by (true label, most confident label)."""
+
+    predictions: list[_Prediction] = field(default_factory=list)
+    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    images: int = 0
+    single_label: bool = True
 
 
-def _read_snapshot(snapshot: Iterable[bytes]) -> _Seen:
-    seen = _Seen()
-    for number, line in enumerate(snapshot, start=1):
+def _read_snapshot(lines: Iterable[bytes]) -> _Snapshot:
+    snapshot = _Snapshot()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         entry = _load(line, f"line {number} of the evaluation snapshot")
         uri = str(entry.get("source-ref", ""))
-        whole = list(_image_level(entry, uri))
-        seen.predictions += whole
-        seen.predictions += _located(entry, uri)
-        seen.images += 1
-        if whole:
+        image_level = list(_image_level(entry, uri))
+        snapshot.predictions += image_level
+        snapshot.predictions += _located(entry, uri)
+        snapshot.images += 1
+        if image_level:
             truth = parse_line(line).labels
-            seen.single = seen.single and len(truth) <= 1
-            top = min(whole, key=lambda each: (-(each.confidence or 0.0), each.label))  # as in `evaluate`
-            seen.pairs[truth[0] if truth else NONE, top.label] += 1
-    return seen
+            snapshot.single_label = snapshot.single_label and len(truth) <= 1
+            top = min(image_level, key=lambda each: (-(each.confidence or 0.0), each.label))  # ties as in `evaluate`
+            snapshot.pairs[truth[0] if truth else NONE, top.label] += 1
+    return snapshot
 
 
 def _image_level(entry: dict[str, Any], uri: str) -> Iterator[_Prediction]:
@@ -289,13 +235,71 @@ def _located(entry: dict[str, Any], uri: str) -> Iterator[_Prediction]:
                 yield _Prediction(uri, label, _ratio(each, "confidence"), each[_DETAILS])
 
 
+def _labels(document: dict[str, Any], snapshot: _Snapshot) -> list[LabelScore]:
+    counts = {what: Counter[str]() for what in ("true-positive", "false-positive", "false-negative")}
+    for prediction in snapshot.predictions:
+        for what, counter in counts.items():
+            counter[prediction.label] += prediction.is_result(what)
+    has_snapshot = bool(snapshot.predictions)
+    scores = []
+    for each in document.get("LabelEvaluationResults") or ():
+        metrics, label = each | _part(each, "Metrics"), str(each.get("Label", ""))
+        hits, false, missed = (counter[label] if has_snapshot else None for counter in counts.values())
+        scores.append(
+            LabelScore(
+                label=label,
+                images=each.get("NumberOfTestingImages"),
+                threshold=_ratio(metrics, "Threshold"),
+                precision=_ratio(metrics, "Precision"),
+                recall=_ratio(metrics, "Recall"),
+                f1=_ratio(metrics, "F1Score"),
+                true_positives=hits,
+                false_positives=false,
+                false_negatives=missed,
+            )
+        )
+    return sorted(scores, key=lambda score: (-(score.f1 or 0.0), score.label))
+
+
+def _confusion(matrix: Any, snapshot: _Snapshot) -> tuple[Confused, ...] | None:
+    """Counted from the snapshot if each image has at most one label; otherwise the shares of the summary."""
+    if snapshot.images and snapshot.single_label and snapshot.pairs:
+        totals: Counter[str] = Counter()
+        for (truth, _), images in snapshot.pairs.items():
+            totals[truth] += images
+        return tuple(
+            Confused(truth=truth, predicted=predicted, share=images / totals[truth], images=images)
+            for (truth, predicted), images in sorted(snapshot.pairs.items())
+        )
+    if not isinstance(matrix, list):
+        return None
+    return tuple(
+        Confused(
+            truth=str(each.get("GroundTruthLabel", "")),
+            predicted=str(each.get("PredictedLabel", "")),
+            share=float(each.get("Value", 0.0)),
+        )
+        for each in matrix
+    )
+
+
+def _mistakes(snapshot: _Snapshot) -> list[Mistake]:
+    wrong = [
+        Mistake(uri=each.uri, label=each.label, kind=kind, confidence=each.confidence)
+        for each in snapshot.predictions
+        for kind in ("false positive", "false negative")
+        if each.is_result(kind.replace(" ", "-"))
+    ]
+    return sorted(wrong, key=lambda each: (each.kind == "false negative", -(each.confidence or 0.0), each.uri))
+
+
 def _load(data: bytes, what: str) -> dict[str, Any]:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise SourceError(f"{what} can't be read: it is no JSON: {error}") from error
+        raise SourceError(f"{what} can't be read: it is not valid JSON: {error}") from error
     if not isinstance(document, dict):
-        raise SourceError(f"{what} can't be read: it is no JSON object")
+        raise SourceError(f"{what} can't be read: it is not a JSON object")
     return document
 
 

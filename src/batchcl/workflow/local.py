@@ -1,7 +1,7 @@
-"""Labelled images on this machine: a folder for each label, or a Ground Truth manifest with paths.
+"""Reads labelled local images: a directory with a folder per label, a Ground Truth manifest, or a CSV file.
 
-Everything that can be told before an upload is told here: what is no image, too large or too small, and how many labels
-there are. Blocking; call it from a worker thread.
+All checks that are possible before an upload happen here: files that are not images, or too large or too small, and the
+labels. Blocking; call it from a worker thread.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from batchcl.workflow.manifest import MAX_LINES, check_line, is_unfinished
 __all__ = ["DatasetEntry", "LocalDataset", "LocalImage", "Skipped", "check_file", "read_local", "split_entries"]
 
 _KINDS: Final = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-"""Folders of a directory that is divided."""
+"""Names of the two folders of a directory that is divided into a training and a test dataset."""
 
-_IN_A_LABEL: Final = 2
+_LABEL_DEPTH: Final = 2
+"""Parts of the path of an image in a label's folder: `<label>/<image>`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalImage:
-    """A file to upload: `key` is its path below the directory, with slashes; `md5` is that of its bytes, in hex."""
+    """A file to upload: `key` is its path relative to the directory, with slashes; `md5` is in hex."""
 
     path: Path
     key: str
@@ -51,11 +52,11 @@ class DatasetEntry:
     """One image of a dataset.
 
     Attributes:
-        image: the file; None for an image that lies in S3 already.
-        uri: where it lies in S3; None for a file.
-        labels: what is on it, each once.
-        attributes: the manifest line without its `source-ref`; None for a file in a folder, which has labels alone.
-        kind: `train` or `test`, where a directory is divided so.
+        image: the local file; None for an image that is already in S3.
+        uri: its URI in S3; None for a local file.
+        labels: its labels, without duplicates.
+        attributes: the manifest line without `source-ref`; None if there are only labels (folders, CSV).
+        kind: `train` or `test`, if the directory is divided; else None.
     """
 
     image: LocalImage | None
@@ -71,13 +72,13 @@ class DatasetEntry:
 
     @property
     def identity(self) -> str:
-        """The same for two images that are surely the same."""
+        """Equal for identical images: the MD5 of a file, or the URI."""
         return self.image.md5 if self.image is not None else str(self.uri)
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that the service would refuse: a stable `code` for tables, a `reason` for people."""
+    """A file or line that can't be used: a stable `code` for programs and a `reason` for people."""
 
     path: str
     code: str
@@ -86,13 +87,13 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class LocalDataset:
-    """What a directory or manifest holds.
+    """The images of a directory, manifest or CSV file.
 
     Attributes:
-        entries: in the order of their names or lines.
-        skipped: what the service would refuse.
-        hidden: hidden files and folders, which are left out.
-        divided: whether the entries are divided into a training and a test dataset, as their `kind` says.
+        entries: in the order of their paths or lines.
+        skipped: files and lines that the service would reject.
+        hidden: number of hidden files and folders, which are ignored.
+        divided: whether the entries are divided into a training and a test dataset; see `DatasetEntry.kind`.
     """
 
     entries: tuple[DatasetEntry, ...]
@@ -101,83 +102,87 @@ class LocalDataset:
     divided: bool = False
 
     def labels(self, kind: str | None = None) -> dict[str, int]:
-        """How many images have each label, sorted by label; of the dataset `kind` alone where it is given."""
+        """Number of images per label, sorted by label; only of the dataset `kind` if given."""
         entries = [entry for entry in self.entries if kind in {None, entry.kind}]
         return dict(sorted(Counter(label for entry in entries for label in entry.labels).items()))
 
     def remarks(self) -> list[str]:
-        """What the service takes, but was hardly meant, a sentence each."""
-        return [*self._alike(), *self._copies(), *self._only_in_test(), *self._left_out()]
+        """Warnings about what the service accepts but is probably a mistake."""
+        return [*self._similar_labels(), *self._duplicates(), *self._labels_of_one_dataset(), *self._hidden_files()]
 
-    def _alike(self) -> Iterator[str]:
+    def _similar_labels(self) -> Iterator[str]:
         spellings: dict[str, list[str]] = {}
         for label in self.labels():
             plain = "".join(unicodedata.normalize("NFKC", label).casefold().split()).replace("_", "").replace("-", "")
             spellings.setdefault(plain, []).append(label)
         for labels in spellings.values():
             if len(labels) > 1:
-                named = ", ".join(map(repr, labels))
-                yield f"the labels {named} differ only in case, spaces or Unicode form; they are {len(labels)} labels"
+                names = ", ".join(map(repr, labels))
+                yield f"{len(labels)} labels differ only in case, spaces or Unicode form: {names}"
 
-    def _copies(self) -> Iterator[str]:
-        places: dict[str, list[DatasetEntry]] = {}
+    def _duplicates(self) -> Iterator[str]:
+        copies: dict[str, list[DatasetEntry]] = {}
         for entry in self.entries:
-            places.setdefault(entry.identity, []).append(entry)
-        labels = [same for same in places.values() if len({entry.labels for entry in same}) > 1]
+            copies.setdefault(entry.identity, []).append(entry)
+        labels = [same for same in copies.values() if len({entry.labels for entry in same}) > 1]
         if labels:
             first = _pair(labels[0], lambda entry: entry.labels)
-            yield f"identical pictures under more than one label: {len(labels):,}, such as {first}"
-        kinds = [same for same in places.values() if len({entry.kind for entry in same}) > 1]
+            yield f"identical images with different labels: {len(labels):,}, for example {first}"
+        kinds = [same for same in copies.values() if len({entry.kind for entry in same}) > 1]
         if kinds:
             first = _pair(kinds[0], lambda entry: entry.kind)
-            yield f"identical pictures in both datasets: {len(kinds):,}, such as {first}"
+            yield f"identical images in both datasets: {len(kinds):,}, for example {first}"
 
-    def _only_in_test(self) -> Iterator[str]:
+    def _labels_of_one_dataset(self) -> Iterator[str]:
         if self.divided:
             train, test = self.labels("train"), self.labels("test")
             for which, only in (("test", test.keys() - train.keys()), ("training", train.keys() - test.keys())):
                 if only:
-                    yield f"only the {which} dataset has {', '.join(map(repr, sorted(only)))}"
+                    yield f"labels that only the {which} dataset has: {', '.join(map(repr, sorted(only)))}"
 
-    def _left_out(self) -> Iterator[str]:
+    def _hidden_files(self) -> Iterator[str]:
         if self.hidden:
-            yield f"hidden files and folders that are left out: {self.hidden:,}"
+            yield f"hidden files and folders ignored: {self.hidden:,}"
 
 
 def _pair(entries: Sequence[DatasetEntry], by: Callable[[DatasetEntry], object]) -> str:
-    """Two entries that differ."""
+    """The names of two of the entries that differ in `by`."""
     other = next(entry for entry in entries if by(entry) != by(entries[0]))
     return f"{entries[0].name} and {other.name}"
 
 
 def read_local(path: str | os.PathLike[str]) -> LocalDataset:
-    """Read a directory with a folder for each label, a Ground Truth manifest, or AWS's CSV `image,label,…`.
+    """Read a directory with a folder per label, a Ground Truth manifest, or AWS's CSV format `image,label,…`.
 
-    In a directory the first folder below it is the label, however deep a file lies in it. Where there are only the
-    folders `train` and `test`, with such folders in them, these are the two datasets. Hidden files and folders are left
-    out and counted. In a manifest or CSV an image that is no `s3://` URI is a path relative to its directory. Labels
-    and boxes of a manifest stay as they are, in the form that Custom Labels takes.
+    In a directory, the first folder of a path is the label, at any depth. If the directory has only the folders
+    `train` and `test`, with the labels' folders in them, these are the two datasets. Hidden files and folders are
+    ignored and counted. In a manifest or CSV file, an image without `s3://` is a path relative to the file's directory.
+    The labels and boxes of a manifest are kept, in the form that Custom Labels accepts.
 
     Raises:
-        SourceError: it can't be read or has no usable image.
+        SourceError: the path can't be read or has no image that can be used.
     """
-    place = Path(path)
-    if place.is_dir():
-        found = _from_folders(place)
-    elif place.is_file():
-        found = _from_list(place)
+    location = Path(path)
+    if location.is_dir():
+        local = _from_folders(location)
+    elif location.is_file():
+        local = _from_list(location)
     else:
-        raise SourceError(f"there is no directory or manifest {place}; check the path")
-    if not found.entries:
-        first = found.skipped[0] if found.skipped else None
-        why = f" ({len(found.skipped)} can't: {first.path}: {first.reason})" if first else ""
-        advice = "; a directory needs a folder for each label" if place.is_dir() else ""
-        raise SourceError(f"{place} has no image that can be used{why}{advice}")
-    return found
+        raise SourceError(f"reading {location} failed: no such directory or file. Check the path.")
+    if not local.entries:
+        first = local.skipped[0] if local.skipped else None
+        reason = f": {len(local.skipped)} can't be used: {first.path}: {first.reason}" if first else ""
+        advice = ". A directory needs a folder for each label." if location.is_dir() else ""
+        raise SourceError(f"{location} has no image that can be used{reason}{advice}")
+    return local
 
 
 def check_file(manifest: Path, name: str) -> tuple[list[str], list[str]]:
-    """What is wrong with lines of a manifest of which the service takes each as it is, and which it doesn't take so.
+    """Check a manifest whose lines are used unchanged: returns the errors, and the lines that must be converted first.
+
+    Args:
+        manifest: a local copy.
+        name: of the manifest, for error messages.
 
     Raises:
         SourceError: it can't be read, or its images are in several buckets.
@@ -199,41 +204,41 @@ def check_file(manifest: Path, name: str) -> tuple[list[str], list[str]]:
             if is_unfinished(attributes):
                 unfinished.append(f"line {number}")
     if len(buckets) > 1:
-        raise SourceError(_in_several_buckets(name, sorted(buckets)))
+        raise SourceError(_several_buckets(name, sorted(buckets)))
     return bad, unfinished
 
 
-def _in_several_buckets(name: str, buckets: Sequence[str]) -> str:
+def _several_buckets(name: str, buckets: Sequence[str]) -> str:
     return (
-        f"the images of {name} are in {len(buckets)} buckets: {', '.join(buckets)}; a dataset takes images of one "
-        "bucket: copy them into one"
+        f"the images of {name} are in {len(buckets)} buckets: {', '.join(buckets)}. A dataset can only have images of "
+        "one bucket: copy them to one."
     )
 
 
 def split_entries(
     entries: tuple[DatasetEntry, ...], share: float
 ) -> tuple[tuple[DatasetEntry, ...], tuple[DatasetEntry, ...]]:
-    """Put a share of each label's images aside for the test; return (the rest, the test set), in their order.
+    """Split a share of each label's images off for testing; returns (training entries, test entries), in order.
 
-    What is put aside follows from the images' bytes alone, so the same images give the same sets, and copies of an
-    image never are in both. A label with two or more different images has at least one in each set, unless some of them
-    lie under other labels too.
+    The split depends on the images' bytes only: the same images give the same split, and copies of an image are never
+    in both parts. A label with two or more different images has at least one in each part, unless some of them have
+    other labels, too.
 
     Args:
-        entries: all of them.
-        share: between 0 and 1, of each label's different images.
+        entries: all entries.
+        share: of each label's different images, between 0 and 1.
     """
     groups: dict[tuple[str, ...], set[str]] = {}
     for entry in entries:
         groups.setdefault(entry.labels, set()).add(entry.identity)
-    aside: set[str] = set()
+    test: set[str] = set()
     for identities in groups.values():
         ordered = sorted(identities, key=lambda each: hashlib.sha256(each.encode()).digest())
-        wanted = round(share * len(ordered))
-        aside.update(ordered[: min(max(wanted, 1), len(ordered) - 1)])
+        count = round(share * len(ordered))
+        test.update(ordered[: min(max(count, 1), len(ordered) - 1)])
     return (
-        tuple(entry for entry in entries if entry.identity not in aside),
-        tuple(entry for entry in entries if entry.identity in aside),
+        tuple(entry for entry in entries if entry.identity not in test),
+        tuple(entry for entry in entries if entry.identity in test),
     )
 
 
@@ -241,17 +246,17 @@ def _from_folders(root: Path) -> LocalDataset:
     entries: list[DatasetEntry] = []
     skipped: list[Skipped] = []
     files, hidden = _files(root)
-    places = [path.relative_to(root).parts for path in files]
-    divided = _is_divided(places)
-    for path, parts in zip(files, places, strict=True):
+    relative = [path.relative_to(root).parts for path in files]
+    divided = _is_divided(relative)
+    for path, parts in zip(files, relative, strict=True):
         *folders, _ = parts
         kind = _KINDS.get(folders.pop(0).lower()) if divided and folders else None
         if divided and len(parts) > 1 and kind is None:
-            reason = "it lies beside train and test, which are all the datasets that a project has"
+            reason = "it is not in the folder train or test, the only datasets of a project"
             skipped.append(Skipped(_shown(path), "NoDataset", reason))
             continue
         if not folders:
-            skipped.append(Skipped(_shown(path), "NoLabel", "it lies in no folder, whose name would be its label"))
+            skipped.append(Skipped(_shown(path), "NoLabel", "it is not in a folder, whose name would be its label"))
             continue
         image = _image(path, "/".join(parts))
         if isinstance(image, SkipReason):
@@ -261,10 +266,10 @@ def _from_folders(root: Path) -> LocalDataset:
     return LocalDataset(tuple(entries), tuple(skipped), hidden, divided)
 
 
-def _is_divided(places: Sequence[tuple[str, ...]]) -> bool:
-    """Whether images lie in `train/<label>` and `test/<label>`, so that the first folder is no label."""
-    inside = [parts for parts in places if len(parts) > 1 and parts[0].lower() in _KINDS]
-    are_labels = any(len(parts) == _IN_A_LABEL and suffix_of(parts[1]) in EXTENSIONS for parts in inside)
+def _is_divided(paths: Sequence[tuple[str, ...]]) -> bool:
+    """Whether images are in `train/<label>` and `test/<label>`, so that the first folder is not a label."""
+    inside = [parts for parts in paths if len(parts) > 1 and parts[0].lower() in _KINDS]
+    are_labels = any(len(parts) == _LABEL_DEPTH and suffix_of(parts[1]) in EXTENSIONS for parts in inside)
     return {_KINDS[parts[0].lower()] for parts in inside} == {"train", "test"} and not are_labels
 
 
@@ -273,35 +278,35 @@ def _from_list(path: Path) -> LocalDataset:
     skipped: list[Skipped] = []
     buckets: Counter[str] = Counter()
     for number, line in _lines(path):
-        place = f"{_shown(path)}, line {number}"
+        location = f"{_shown(path)}, line {number}"
         try:
             reference, labels, attributes = line()
             bucket = None
             if reference.startswith("s3://"):
                 bucket, _ = parse_s3_uri(reference)
         except SourceError as error:
-            skipped.append(Skipped(place, "BadLine", str(error)))
+            skipped.append(Skipped(location, "BadLine", str(error)))
             continue
         if bucket is not None:
             buckets[bucket] += 1
             entries.append(DatasetEntry(image=None, uri=reference, labels=labels, attributes=attributes))
             continue
         file = path.parent / reference
-        image = _image(file, _below(file, path.parent, number))
+        image = _image(file, _key(file, path.parent, number))
         if isinstance(image, SkipReason):
             skipped.append(Skipped(_shown(file), image.code, image.message))
         else:
             entries.append(DatasetEntry(image=image, uri=None, labels=labels, attributes=attributes))
     if len(buckets) > 1:
-        named = [f"{bucket} ({count:,} images)" for bucket, count in buckets.most_common()]
-        raise SourceError(_in_several_buckets(str(path), named))
+        counts = [f"{bucket} ({count:,} images)" for bucket, count in buckets.most_common()]
+        raise SourceError(_several_buckets(str(path), counts))
     if len(entries) > MAX_LINES:
-        raise SourceError(f"{path} has {len(entries):,} images, and a dataset takes {MAX_LINES:,}; leave some out")
+        raise SourceError(f"{path} has {len(entries):,} images; a dataset can have at most {MAX_LINES:,}. Remove some.")
     return LocalDataset(tuple(entries), tuple(skipped))
 
 
 _Line = Callable[[], tuple[str, tuple[str, ...], dict[str, Any] | None]]
-"""Gives the image, its labels and its attributes, or raises `SourceError`."""
+"""Returns the image, its labels and its attributes, or raises `SourceError`."""
 
 
 def _lines(path: Path) -> Iterator[tuple[int, _Line]]:
@@ -320,7 +325,7 @@ def _lines(path: Path) -> Iterator[tuple[int, _Line]]:
                     if row:
                         yield reader.line_num, partial(_csv_row, row)
             except csv.Error as error:
-                raise SourceError(f"{path}, line {reader.line_num}: {error}; correct it") from error
+                raise SourceError(f"reading {path} failed: line {reader.line_num}: {error}. Correct it.") from error
 
 
 def _manifest_line(line: bytes) -> tuple[str, tuple[str, ...], dict[str, Any]]:
@@ -333,19 +338,19 @@ def _manifest_line(line: bytes) -> tuple[str, tuple[str, ...], dict[str, Any]]:
 
 def _csv_row(row: Sequence[str]) -> tuple[str, tuple[str, ...], None]:
     image, *labels = row
-    named = tuple(dict.fromkeys(label for label in labels if label))
+    unique = tuple(dict.fromkeys(label for label in labels if label))
     try:
         "".join(row).encode()
     except UnicodeEncodeError as error:
         raise SourceError("it is not UTF-8 text") from error
-    if not image or not named:
-        raise SourceError(f"{','.join(row)[:80]!r} is neither a manifest's JSON nor image,label")
-    check_line(GroundTruth(source_ref=image, labels=named, task="classification"), {})
-    return image, named, None
+    if not image or not unique:
+        raise SourceError(f"{','.join(row)[:80]!r} is neither a JSON line nor image,label[,label…]")
+    check_line(GroundTruth(source_ref=image, labels=unique, task="classification"), {})
+    return image, unique, None
 
 
-def _below(path: Path, folder: Path, number: int) -> str:
-    """The key of a manifest's file; one that lies elsewhere gets its line's number, so that no two collide."""
+def _key(path: Path, folder: Path, number: int) -> str:
+    """The key of a file in a manifest. Files outside its folder get the line number, so that keys are unique."""
     absolute, root = (Path(os.path.abspath(each)) for each in (path, folder))
     if absolute.is_relative_to(root):
         return absolute.relative_to(root).as_posix()
@@ -353,30 +358,32 @@ def _below(path: Path, folder: Path, number: int) -> str:
 
 
 def _files(root: Path) -> tuple[list[Path], int]:
-    """The files below, by their folders, and how many hidden files and folders are left out."""
-    found: list[Path] = []
+    """All files below `root`, sorted, and the number of hidden files and folders, which are ignored."""
+    files: list[Path] = []
     hidden = 0
-    for folder, folders, names in os.walk(root, onerror=_refuse):
+    for folder, folders, names in os.walk(root, onerror=_raise_unreadable):
         hidden += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-    return found, hidden
+        files += (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+    return files, hidden
 
 
 def _image(path: Path, key: str) -> LocalImage | SkipReason:
     try:
         size = path.stat().st_size
-        why = check_limits(ImageRef(uri=key, bucket="-", key=key, size_bytes=size))  # as it would lie in a bucket
-        if why is not None:
-            return why
+        reason = check_limits(ImageRef(uri=key, bucket="-", key=key, size_bytes=size))  # limits of images in S3
+        if reason is not None:
+            return reason
         with path.open("rb") as file:
             data = file.read(MAX_BYTES_S3 + 1)
     except OSError as error:
-        return SkipReason("Unreadable", f"it can't be read: {error.strerror or error}")
-    why = check_bytes(data)
-    if why is not None:
-        return why
-    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()  # S3's entity tag of a plain upload
+        return SkipReason("Unreadable", f"reading it failed: {error.strerror or error}")
+    reason = check_bytes(data)
+    if reason is not None:
+        return reason
+    digest = hashlib.md5(
+        data, usedforsecurity=False
+    ).hexdigest()  # as S3's entity tag of an unencrypted upload in one part
     return LocalImage(path=path, key=key, size_bytes=len(data), md5=digest)
 
 
@@ -384,6 +391,8 @@ def _shown(path: Path) -> str:
     return escaped(str(path))
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that can't be read would lose its images silently."""
-    raise SourceError(f"can't read the directory {error.filename}: {error.strerror}; allow it, or move it away")
+def _raise_unreadable(error: OSError) -> None:
+    """`os.walk` would skip the folder, and its images, without an error."""
+    raise SourceError(
+        f"reading the directory {error.filename} failed: {error.strerror}. Allow reading it, or move it elsewhere."
+    ) from error

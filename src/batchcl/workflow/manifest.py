@@ -1,8 +1,8 @@
-"""Manifest lines for Custom Labels: checked, completed and converted before anything is uploaded.
+"""Checks, completes and converts manifest lines for Custom Labels, before images are uploaded.
 
 Sources: Custom Labels guide, "Creating a manifest file", "Image-level labels in manifest files", "Object localization
-in manifest files" and "Validation rules for manifest files". Several labels of an image are several attributes there;
-Ground Truth writes them as one.
+in manifest files" and "Validation rules for manifest files". Custom Labels expects one attribute per label of an
+image; Ground Truth writes one attribute for all of them.
 """
 
 from __future__ import annotations
@@ -20,37 +20,39 @@ from batchcl.image_header import MAX_SIDE, MIN_SIDE
 __all__ = ["MAX_LINES", "check_line", "is_unfinished", "manifest_line"]
 
 MAX_LINES: Final = 250_000
-"""Lines of a manifest; source: developer guide, "Guidelines and quotas"."""
+"""Lines of a manifest (Custom Labels guide, "Guidelines and quotas")."""
 
-_LONGEST_LABEL: Final = 255
-_LONGEST_LINE: Final = 100_000
-_MOST_BOXES: Final = 50
-_SLACK_PIXELS: Final = 1e-6
+_MAX_LABEL_LENGTH: Final = 255
+_MAX_LINE_LENGTH: Final = 100_000
+_MAX_BOXES: Final = 50
+_TOLERANCE_PIXELS: Final = 1e-6
 _RESIZED_SIDE: Final = 1280
-"""The service shrinks larger images to this for training, and a box has to be larger than one pixel then."""
+"""Larger images are reduced to this side for training; a box must be larger than one pixel after that."""
 
 _VIDEO: Final = "groundtruth/video-"
 
 
 def check_line(truth: GroundTruth, attributes: Mapping[str, Any]) -> None:
-    """Raise `SourceError` where the service couldn't use what a manifest line says, however it is completed.
+    """Raise `SourceError` if the service can't use a manifest line, even after `manifest_line` has completed it.
 
     Args:
-        truth: the line, as `groundtruth.parse_line` reads it.
+        truth: the line, as returned by `groundtruth.parse_line`.
         attributes: the line without its `source-ref`.
     """
     kinds = kinds_of(attributes)
     if any(kind.startswith(_VIDEO) for kind in kinds.values()):
-        raise SourceError("it is a line of a video manifest, and Custom Labels takes images; label single frames")
+        raise SourceError("it is a line of a video manifest; Custom Labels only accepts images. Label single frames.")
     truth.require_good_labels()
     chosen = chosen_attributes(attributes)
     if kinds and not chosen:
-        named = ", ".join(f"{name} of type {kind}" for name, kind in kinds.items())
-        raise SourceError(f"it has no labels that Custom Labels takes, but {named}; use image or bounding box labels")
+        types = ", ".join(f"{name} of type {kind}" for name, kind in kinds.items())
+        raise SourceError(
+            f"it has no labels that Custom Labels supports, only {types}. Use image or bounding box labels."
+        )
     for label in truth.labels:
-        if len(label) > _LONGEST_LABEL:
+        if len(label) > _MAX_LABEL_LENGTH:
             raise SourceError(
-                f"the label {label[:40]!r}… has {len(label)} characters, and {_LONGEST_LABEL} are allowed"
+                f"the label {label[:40]!r}… has {len(label)} characters; at most {_MAX_LABEL_LENGTH} are allowed"
             )
     if truth.task == "detection":
         _check_boxes(truth)
@@ -58,33 +60,33 @@ def check_line(truth: GroundTruth, attributes: Mapping[str, Any]) -> None:
         for what in ("confidence", "confidence-map", "objects"):
             _check_confidences(name, attributes[name + METADATA].get(what))
     line = manifest_line("", labels=(), attributes=attributes, created=dt.datetime.now(dt.UTC))
-    if len(line) + len(truth.source_ref) > _LONGEST_LINE:
-        raise SourceError(f"it has more than {_LONGEST_LINE:,} characters")
+    if len(line) + len(truth.source_ref) > _MAX_LINE_LENGTH:
+        raise SourceError(f"it has more than {_MAX_LINE_LENGTH:,} characters")
 
 
 def is_unfinished(attributes: Mapping[str, Any]) -> bool:
-    """Whether `manifest_line` would change what the service needs of a line."""
+    """Whether a line lacks something that the service requires and `manifest_line` adds."""
     line = orjson.loads(manifest_line("", labels=(), attributes=attributes, created=dt.datetime.now(dt.UTC)))
     del line["source-ref"]
     for name, value in line.items():
         given = attributes.get(name)
         if name.endswith(METADATA) and isinstance(given, dict) and "job-name" not in given:
-            del value["job-name"]  # the service needs none
+            del value["job-name"]  # optional
     return bool(line != attributes)
 
 
 def manifest_line(
     uri: str, *, labels: tuple[str, ...], attributes: Mapping[str, Any] | None, created: dt.datetime
 ) -> bytes:
-    """One JSON line without its end.
+    """A JSON line without the line feed.
 
     Args:
-        uri: `s3://bucket/key`, exactly.
-        labels: of the whole image.
-        attributes: what an existing line says, instead of `labels`. Labels in Ground Truth's multi-label form become
-            attributes of their own, and missing confidences, `human-annotated` and `creation-date` are added. Labels
-            that Custom Labels doesn't take are left out.
-        created: when the labels were given, where the line doesn't tell.
+        uri: `s3://bucket/key`, not escaped.
+        labels: image-level labels.
+        attributes: of an existing line, instead of `labels`. Ground Truth's multi-label attributes are split into one
+            attribute per label; missing confidences, `human-annotated` and `creation-date` are added; labels of types
+            that Custom Labels doesn't support are removed.
+        created: creation date of labels without one.
     """
     line: dict[str, Any] = {"source-ref": uri}
     if attributes is None:
@@ -100,21 +102,21 @@ def manifest_line(
 
 
 def _completed(name: str, value: Any, metadata: Mapping[str, Any], created: dt.datetime) -> dict[str, Any]:
-    """The attribute as Custom Labels wants it; several for several labels."""
+    """The attribute in the form that Custom Labels requires: one per label."""
     kind = metadata["type"]
     if kind == MULTILABEL:
-        sure = metadata.get("confidence-map") or {}
+        confidences = metadata.get("confidence-map") or {}
         rest = {key: each for key, each in metadata.items() if key not in {"class-map", "confidence-map", "type"}}
         attributes: dict[str, Any] = {}
         for number, class_id in enumerate(dict.fromkeys(value)):
-            given = {"confidence": sure[str(class_id)]} if str(class_id) in sure else {}
-            attributes |= _label(f"{name}-{number}", metadata["class-map"][str(class_id)], rest | given, created)
+            confidence = {"confidence": confidences[str(class_id)]} if str(class_id) in confidences else {}
+            attributes |= _label(f"{name}-{number}", metadata["class-map"][str(class_id)], rest | confidence, created)
         return attributes
     if kind == SINGLE_LABEL:
         label = metadata.get("class-name") or metadata.get("class-map", {}).get(str(value)) or value
         return _label(name, label, {key: each for key, each in metadata.items() if key != "class-map"}, created, value)
-    boxes, said = value["annotations"], metadata.get("objects")
-    objects: list[dict[str, Any]] = said if isinstance(said, list) and len(said) == len(boxes) else [{}] * len(boxes)
+    boxes, given = value["annotations"], metadata.get("objects")
+    objects: list[dict[str, Any]] = given if isinstance(given, list) and len(given) == len(boxes) else [{}] * len(boxes)
     size = value.get("image_size") or []
     sizes: list[dict[str, Any]] = size if isinstance(size, list) else [size]
     return {
@@ -141,7 +143,7 @@ def _label(name: str, label: str, metadata: Mapping[str, Any], created: dt.datet
 
 
 def _origin(name: str, metadata: Mapping[str, Any], created: dt.datetime) -> dict[str, Any]:
-    """Where the labels are from, as the metadata of any attribute has to say."""
+    """The job, annotator and date that are required in the metadata of each attribute."""
     at = created.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
     by = metadata.get("human-annotated")
     return {
@@ -155,32 +157,32 @@ def _check_boxes(truth: GroundTruth) -> None:
     if not truth.boxes:
         return
     if truth.image_size is None:
-        raise SourceError("its boxes can't be used, as it gives no image_size with width and height")
+        raise SourceError("its boxes can't be used: there is no image_size with width and height")
     wide, high = truth.image_size
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in truth.image_size):
-        raise SourceError(f"its image_size is {wide} by {high} pixels, and {MIN_SIDE} to {MAX_SIDE} are allowed a side")
-    if len(truth.boxes) > _MOST_BOXES:
-        raise SourceError(f"it has {len(truth.boxes)} boxes, and {_MOST_BOXES} are allowed")
+        raise SourceError(f"its image_size is {wide} by {high} pixels; {MIN_SIDE} to {MAX_SIDE} per side are allowed")
+    if len(truth.boxes) > _MAX_BOXES:
+        raise SourceError(f"it has {len(truth.boxes)} boxes; at most {_MAX_BOXES} are allowed")
     for box in truth.boxes:
         right, bottom = box.left + box.width, box.top + box.height
-        if min(box.left, box.top) < 0 or right > wide + _SLACK_PIXELS or bottom > high + _SLACK_PIXELS:
+        if min(box.left, box.top) < 0 or right > wide + _TOLERANCE_PIXELS or bottom > high + _TOLERANCE_PIXELS:
             raise SourceError(
-                f"a box of {box.label!r} from ({box.left:g}, {box.top:g}) to ({right:g}, {bottom:g}) lies outside of "
+                f"a box of {box.label!r} from ({box.left:g}, {box.top:g}) to ({right:g}, {bottom:g}) is outside of "
                 f"the image of {wide} by {high} pixels"
             )
         if min(box.width, box.height) * min(1.0, _RESIZED_SIDE / max(wide, high)) <= 1:
             raise SourceError(
                 f"a box of {box.label!r} is {box.width:g} by {box.height:g} pixels of {wide} by {high}: too small to "
-                "learn from"
+                "train with"
             )
 
 
 def _check_confidences(name: str, given: Any) -> None:
-    """`given` is a confidence, a map of them, or a list of objects with one each; None where it is to be added."""
+    """Check `given`: a confidence, a map of confidences, or a list of objects with one each; None if missing."""
     each = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
     for one in each:
         value = one.get("confidence") if isinstance(one, dict) else one
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise SourceError(f"the confidence of {name!r} is {value!r}, and 0 to 1 is allowed")
+            raise SourceError(f"the confidence of {name!r} is {value!r}; it must be from 0 to 1")

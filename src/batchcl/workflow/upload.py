@@ -1,4 +1,4 @@
-"""Bringing images to S3: what is there already stays, the rest goes up, so many at a time."""
+"""Uploads images to S3 concurrently; objects that are already there are skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchcl.workflow.local import LocalImage
 __all__ = ["S3Folder", "Uploaded", "have_bucket", "put_object", "upload_images"]
 
 _AT_ONCE: Final = 16
-"""Uploads at a time; at 15 MB an image they take at most 240 MB of memory."""
+"""Concurrent uploads. With 15 MB per image they use at most 240 MB of memory."""
 
 _BATCH: Final = 512
 _DEFAULT_REGION: Final = "us-east-1"
@@ -26,7 +26,7 @@ _DEFAULT_REGION: Final = "us-east-1"
 
 @dataclass(frozen=True, slots=True)
 class S3Folder:
-    """A bucket and a prefix without slashes around it; the prefix may be empty."""
+    """A bucket and a prefix without leading and trailing slashes, which may be empty."""
 
     bucket: str
     prefix: str
@@ -36,21 +36,21 @@ class S3Folder:
         """Read `s3://bucket` or `s3://bucket/prefix`; raises `SourceError`."""
         bucket, _, prefix = text.removeprefix("s3://").partition("/")
         if not text.startswith("s3://") or not bucket:
-            raise SourceError(f"{text!r} names no place in S3; it looks like s3://bucket/prefix")
+            raise SourceError(f"{text!r} is not a location in S3. Expected s3://bucket/prefix.")
         return cls(bucket, prefix.strip("/"))
 
     def key(self, name: str) -> str:
-        """The key of what is called `name` below the prefix."""
+        """The key of `name` below the prefix."""
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def uri(self, name: str) -> str:
-        """`s3://bucket/key` of what is called `name` below the prefix."""
+        """The `s3://bucket/key` of `name` below the prefix."""
         return f"s3://{self.bucket}/{self.key(name)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """How far an upload is, in images; `there` were in S3 already."""
+    """Progress of an upload, in images; `there` counts those that were already in S3."""
 
     total: int
     there: int
@@ -59,12 +59,12 @@ class Uploaded:
 
 
 async def have_bucket(s3: Any, bucket: str, *, region: str, create: bool = False) -> bool:
-    """Check that the bucket is there and lies in `region`; with `create`, make it if it isn't. True if it was made.
+    """Check that the bucket exists and is in `region`. With `create`, create it if missing; True if it was created.
 
     Raises:
-        SourceError: there is none, and none was to be made.
-        RegionError: it lies in another region, where Custom Labels can't read it.
-        CredentialsError: the credentials don't reach it, or may not make it.
+        SourceError: it doesn't exist, and `create` is False.
+        RegionError: it is in another region, where Custom Labels can't read it.
+        CredentialsError: the credentials have no access to it, or may not create it.
     """
     try:
         await check_bucket(s3, bucket, region=region)
@@ -73,42 +73,41 @@ async def have_bucket(s3: Any, bucket: str, *, region: str, create: bool = False
             raise
     else:
         return False
-    where = {} if region == _DEFAULT_REGION else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    configuration = {} if region == _DEFAULT_REGION else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     try:
-        await s3.create_bucket(Bucket=bucket, **where)
+        await s3.create_bucket(Bucket=bucket, **configuration)
     except (ClientError, BotoCoreError) as error:
-        raise _explained(error, f"making the bucket {bucket}", bucket, "s3:CreateBucket") from error
+        raise _s3_error(error, f"creating the bucket {bucket}", bucket, "s3:CreateBucket") from error
     return True
 
 
 async def upload_images(
     s3: Any, to: S3Folder, images: Sequence[LocalImage], *, on_progress: Callable[[Uploaded], None] = lambda _: None
 ) -> Uploaded:
-    """Upload the images whose bytes aren't in S3 yet, below `to`, under their keys.
+    """Upload the images that aren't in S3 yet to their keys below `to`.
 
-    An object of the same key, size and entity tag is taken for the same and left alone, so an upload that was cut off
-    goes on where it stopped. In a bucket that encrypts with a KMS key entity tags say nothing of the bytes: there
-    everything goes up again.
+    An object with the same key, size and entity tag is skipped, so an interrupted upload is resumed. In a bucket that
+    encrypts with a KMS key, entity tags don't depend on the bytes alone: there, all images are uploaded again.
 
     Args:
         s3: an open S3 client.
-        to: where to.
-        images: what.
-        on_progress: told before the first one and after each batch of 512.
+        to: where to upload the images.
+        images: local files.
+        on_progress: receives the progress before the first upload and after each batch of 512.
 
     Raises:
         CredentialsError: the credentials may not list or write the bucket.
-        SourceError: a file has changed since it was looked at, or can't be read any more.
-        UnreachableError: S3 doesn't answer.
+        SourceError: a file has changed since it was read first, or can no longer be read.
+        UnreachableError: S3 can't be reached.
     """
-    there = await _existing(s3, to)
-    missing = [image for image in images if there.get(to.key(image.key)) != (image.size_bytes, image.md5)]
+    existing = await _existing(s3, to)
+    missing = [image for image in images if existing.get(to.key(image.key)) != (image.size_bytes, image.md5)]
     progress = Uploaded(total=len(images), there=len(images) - len(missing))
     on_progress(progress)
 
     async def send(image: LocalImage) -> int:
         data = await _read(image)
-        await put_object(s3, to.bucket, to.key(image.key), data, content_type=_type(data))
+        await put_object(s3, to.bucket, to.key(image.key), data, content_type=_content_type(data))
         return len(data)
 
     for begin in range(0, len(missing), _BATCH):
@@ -120,41 +119,41 @@ async def upload_images(
 
 
 async def put_object(s3: Any, bucket: str, key: str, data: bytes, *, content_type: str) -> None:
-    """Put one object; raises as `upload_images` does."""
+    """Write one object. Raises like `upload_images`."""
     try:
         await s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
     except (ClientError, BotoCoreError) as error:
-        raise _explained(error, f"writing s3://{bucket}/{key}", bucket, "s3:PutObject") from error
+        raise _s3_error(error, f"writing s3://{bucket}/{key}", bucket, "s3:PutObject") from error
 
 
 async def _existing(s3: Any, to: S3Folder) -> dict[str, tuple[int, str]]:
     """Size and entity tag of each object below the prefix, by key."""
-    found: dict[str, tuple[int, str]] = {}
+    objects: dict[str, tuple[int, str]] = {}
     prefix = f"{to.prefix}/" if to.prefix else ""
     try:
         async for page in s3.get_paginator("list_objects_v2").paginate(Bucket=to.bucket, Prefix=prefix):
             for each in page.get("Contents", ()):
-                found[each["Key"]] = (each["Size"], each.get("ETag", "").strip('"'))
+                objects[each["Key"]] = (each["Size"], each.get("ETag", "").strip('"'))
     except (ClientError, BotoCoreError) as error:
         raise explain(error, f"listing s3://{to.bucket}/{prefix}", to.bucket) from error
-    return found
+    return objects
 
 
 async def _read(image: LocalImage) -> bytes:
     try:
         data = await anyio.Path(image.path).read_bytes()
     except OSError as error:
-        raise SourceError(f"uploading {image.path} failed: it can't be read: {error.strerror or error}") from error
+        raise SourceError(f"uploading {image.path} failed: reading it failed: {error.strerror or error}") from error
     if len(data) != image.size_bytes:
-        raise SourceError(f"uploading {image.path} failed: it has changed while this went on; start again")
+        raise SourceError(f"uploading {image.path} failed: the file has changed meanwhile. Repeat the command.")
     return data
 
 
-def _type(data: bytes) -> str:
+def _content_type(data: bytes) -> str:
     return "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
 
 
-def _explained(error: ClientError | BotoCoreError, doing: str, bucket: str, action: str) -> BatchclError:
+def _s3_error(error: ClientError | BotoCoreError, doing: str, bucket: str, action: str) -> BatchclError:
     if isinstance(error, ClientError) and error_code(error) in S3_DENIED:
-        return CredentialsError(f"{doing} failed: access denied; allow {action} on {bucket}", is_access_denied=True)
+        return CredentialsError(f"{doing} failed: access denied. Allow {action} on {bucket}.", is_access_denied=True)
     return explain(error, doing, bucket)

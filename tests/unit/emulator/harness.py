@@ -1,4 +1,4 @@
-"""An emulator in a thread, spoken to by boto3, with a clock that tests can put forward."""
+"""An emulator in a thread, with boto3 clients and a clock that tests can set ahead."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ PLENTY = 1e6
 
 
 class MovableClock:
-    """The machine's clock and what a test puts on top."""
+    """The machine's clock plus `ahead` seconds."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
         self.stopped: float | None = None
 
     def stop(self) -> None:
-        """Let only `ahead` put the monotonic clock forward from now on."""
+        """Stop the monotonic clock: from now on only `ahead` changes it."""
         self.stopped = time.monotonic()
 
     def time(self) -> float:
@@ -95,9 +95,9 @@ def running_server(environment: dict[str, str] | None = None, **settings: Any) -
 
 @contextlib.contextmanager
 def serving_here(state: Path, **settings: Any) -> Iterator[str]:
-    """The endpoint of an emulator on a copy of `state`, whose models are as fast as its settings say.
+    """The endpoint of an emulator on a copy of `state`, with the default capacity.
 
-    It is there a second sooner than `servers.serving`, which is for what a process has of its own: S3 credentials.
+    Starts a second faster than `servers.serving`, which is needed for what a process has of its own: S3 credentials.
     """
     default = EmulatorSettings()
     paced = {"tps_per_unit": default.tps_per_unit, "account_tps": default.account_tps} | settings
@@ -106,7 +106,7 @@ def serving_here(state: Path, **settings: Any) -> Iterator[str]:
 
 
 def refused(call: Any, **arguments: Any) -> str:
-    """The error's code."""
+    """The code of the error that the call raises."""
     with pytest.raises(botocore.exceptions.ClientError) as caught:
         call(**arguments)
     code: str = caught.value.response["Error"]["Code"]
@@ -114,7 +114,7 @@ def refused(call: Any, **arguments: Any) -> str:
 
 
 def wait_for(client: Any, project_arn: str, *, not_status: str, seconds: float = 60) -> dict[str, Any]:
-    """The project's latest version, once it isn't `not_status` any more."""
+    """Wait until the status of the project's latest version is not `not_status`; returns its description."""
     end = time.monotonic() + seconds
     while True:
         described: dict[str, Any] = client.describe_project_versions(ProjectArn=project_arn)[
@@ -127,7 +127,7 @@ def wait_for(client: Any, project_arn: str, *, not_status: str, seconds: float =
 
 
 def train(client: Any, *, bucket: str, project: str = "digits", version: str = "v1") -> dict[str, Any]:
-    """Train a version on the bucket's manifests; its description when that is over, and its project's ARN."""
+    """Train a version with the bucket's manifests; returns its description and its project's ARN."""
     project_arn = client.create_project(ProjectName=project)["ProjectArn"]
     manifests = [
         {"Assets": [{"GroundTruthManifest": {"S3Object": {"Bucket": bucket, "Name": f"{kind}.manifest"}}}]}

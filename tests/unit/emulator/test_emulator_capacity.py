@@ -33,13 +33,13 @@ def test_a_client_exactly_at_the_rate_is_never_refused() -> None:
     assert all(bucket.take(now=(n + 1) / 7, rate=7) for n in range(10_000))
 
 
-def test_a_lower_rate_holds_at_once() -> None:
+def test_a_lower_rate_applies_at_once() -> None:
     bucket = TokenBucket(40, now=0.0)
     let_through(bucket, rate=40, offered=40, seconds=5)
     assert let_through(bucket, rate=5, offered=100, seconds=10, start=5.0) == pytest.approx(55, abs=2)
 
 
-def test_time_that_goes_back_gives_nothing() -> None:
+def test_a_clock_that_goes_back_adds_no_tokens() -> None:
     bucket = TokenBucket(1, now=100.0)
     assert bucket.take(now=100.0, rate=1)
     assert not any(bucket.take(now=now, rate=1) for now in (50.0, 10.0, 100.0))
@@ -61,7 +61,7 @@ def test_a_model_takes_as_many_images_as_its_units() -> None:
         assert refusals == {("ProvisionedThroughputExceededException", "Provisioned Rate exceeded")}
 
 
-def test_operations_accounts_and_regions_have_buckets_of_their_own() -> None:
+def test_each_operation_account_and_region_has_its_own_bucket() -> None:
     capacity = Capacity(tps_per_unit=1, account_tps=2, control_tps=1)
     who = {"account": "1", "region": "a"}
     capacity.admit_call("CreateProject", **who, now=0.0)

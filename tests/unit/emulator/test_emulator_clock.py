@@ -1,4 +1,4 @@
-"""The emulator's clock put forward: what takes hours is over, and clients stay where they are."""
+"""The emulator's clock set ahead: what takes hours is over, while clients keep the machine's time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR_S = 3600.0
 
 
 def clock(server: Server, ahead_seconds: Any = None) -> tuple[int, Any]:
-    """What the emulator says of its clock, after it was put forward if `ahead_seconds` is given."""
+    """Status and body of the clock route; sets the clock ahead if `ahead_seconds` is given."""
     connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"), timeout=10)
     body = None if ahead_seconds is None else json.dumps({"ahead_seconds": ahead_seconds})
     connection.request("GET" if body is None else "PUT", "/_emulator/clock", body=body)
@@ -27,7 +27,7 @@ def clock(server: Server, ahead_seconds: Any = None) -> tuple[int, Any]:
     return answer.status, found
 
 
-def test_what_takes_hours_is_over_and_billed(small_digits: DigitsDataset) -> None:
+def test_a_clock_set_ahead_ends_and_bills_what_takes_hours(small_digits: DigitsDataset) -> None:
     with running_server(buckets=small_digits.directory, train_seconds=0, start_seconds=HOUR_S) as server:
         client = server.client()
         trained = train(client, bucket=small_digits.bucket)
@@ -50,12 +50,12 @@ def test_what_takes_hours_is_over_and_billed(small_digits: DigitsDataset) -> Non
         connection.close()
 
 
-def test_it_goes_forward_only(empty: Server) -> None:
+def test_the_clock_cannot_be_set_back(empty: Server) -> None:
     assert clock(empty)[1]["ahead_seconds"] == 0
     assert clock(empty, 60)[1]["ahead_seconds"] == 60
     status, answer = clock(empty, 30)
     assert status == 400
-    assert "doesn't go back" in answer["error"]
+    assert "can't be set back" in answer["error"]
     for wrong in (-1, "soon", 1e12):
         assert clock(empty, wrong)[0] == 400, wrong
     assert clock(empty)[1]["ahead_seconds"] == 60

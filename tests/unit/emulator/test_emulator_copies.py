@@ -11,7 +11,7 @@ import pytest
 
 from batchcl.emulator.digits import DigitsDataset
 from batchcl.emulator.errors import ApiError
-from batchcl.emulator.policies import check_document, may_copy
+from batchcl.emulator.operations.policies import check_document, may_copy
 from unit.emulator.harness import Server, refused, running_server, train, wait_for
 
 OTHER = "210987654321"
@@ -49,7 +49,7 @@ def document(*statements: Any, version: str = "2012-10-17") -> str:
         (document(statement(Principal="me")), "Principal"),
     ],
 )
-def test_documents_that_are_no_policy(text: str, why: str) -> None:
+def test_invalid_policy_documents_are_rejected(text: str, why: str) -> None:
     with pytest.raises(ApiError, match=why) as caught:
         check_document(text, project_arn=PROJECT)
     assert caught.value.code == "MalformedPolicyDocumentException"
@@ -68,7 +68,7 @@ def test_documents_that_are_no_policy(text: str, why: str) -> None:
         ([statement(), statement(Effect="Deny", Condition={"StringEquals": {}})], False),
     ],
 )
-def test_whom_a_policy_lets_copy(statements: list[Any], verdict: bool | None) -> None:
+def test_which_accounts_a_policy_allows_to_copy(statements: list[Any], verdict: bool | None) -> None:
     text = document(*statements)
     check_document(text, project_arn=PROJECT)
     assert may_copy([text], version_arn=VERSION, account=OTHER) is verdict
@@ -108,7 +108,7 @@ def test_policies_are_put_changed_listed_and_deleted(trained: tuple[Server, dict
     assert refused(client.delete_project_policy, ProjectArn=project, PolicyName="a") == "ResourceNotFoundException"
 
 
-def test_a_model_is_copied_to_another_account_that_a_policy_lets(
+def test_a_policy_allows_copies_to_another_account(
     trained: tuple[Server, dict[str, Any]], small_digits: DigitsDataset
 ) -> None:
     server, described = trained
@@ -151,7 +151,7 @@ def test_a_model_is_copied_to_another_account_that_a_policy_lets(
     assert refused(theirs.copy_project_version, **copy) == "ResourceInUseException"
 
 
-def test_a_copy_whose_results_can_not_be_written_fails(trained: tuple[Server, dict[str, Any]]) -> None:
+def test_a_copy_whose_results_cannot_be_written_fails(trained: tuple[Server, dict[str, Any]]) -> None:
     server, described = trained
     client = server.client()
     target = client.create_project(ProjectName="nowhere")["ProjectArn"]
@@ -167,7 +167,7 @@ def test_a_copy_whose_results_can_not_be_written_fails(trained: tuple[Server, di
     assert wait_for(client, target, not_status="COPYING_IN_PROGRESS")["Status"] == "COPYING_FAILED"
 
 
-def test_policies_outlive_a_restart(tmp_path: Path) -> None:
+def test_policies_survive_a_restart(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"buckets": tmp_path, "state": tmp_path / "state"}
     with running_server(**settings) as server:
         project = server.client().create_project(ProjectName="p")["ProjectArn"]

@@ -1,4 +1,4 @@
-"""Datasets through boto3: made, listed, changed, split and deleted."""
+"""Datasets through boto3: created, listed, changed, split and deleted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def jsonl(lines: list[dict[str, Any]]) -> bytes:
 
 
 class Shop:
-    """A server with one project, and what the tests do with it."""
+    """A server with one project, and helpers for its datasets."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self.folder = server, folder
@@ -87,7 +87,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
         yield Shop(server, tmp_path / "bucket")
 
 
-def test_a_dataset_is_made_from_a_manifest_and_counted(shop: Shop) -> None:
+def test_a_dataset_is_created_from_a_manifest_and_counted(shop: Shop) -> None:
     source = shop.source(jsonl([labelled(1, "cat"), labelled(2), labelled(3, "cat", "dog"), {"source-ref": "s3://p"}]))
     make = {"ProjectArn": shop.project, "DatasetType": "TRAIN", "DatasetSource": source}
     failed = shop.client.create_dataset(**make)["DatasetArn"]
@@ -117,7 +117,7 @@ def test_a_dataset_is_made_from_a_manifest_and_counted(shop: Shop) -> None:
     assert {d["DatasetType"] for d in described} == {"TRAIN", "TEST"}
 
 
-def test_of_an_image_that_comes_twice_the_first_line_counts(shop: Shop) -> None:
+def test_of_duplicate_images_the_first_line_counts(shop: Shop) -> None:
     lines = [labelled(n, "cat") for n in range(9)]
     arn = shop.make(jsonl([*lines, labelled(0, "dog")]))
     assert [e["l0-metadata"]["class-name"] for e in shop.entries(arn)] == ["cat"] * 9
@@ -131,7 +131,7 @@ def test_of_an_image_that_comes_twice_the_first_line_counts(shop: Shop) -> None:
         (jsonl([labelled(n, f"label {n}") for n in range(251)]), "The manifest file has too many labels."),
     ],
 )
-def test_manifests_that_make_no_dataset(content: bytes, why: str, shop: Shop) -> None:
+def test_invalid_manifests_fail_the_dataset(content: bytes, why: str, shop: Shop) -> None:
     arn = shop.make(content)
     described = shop.describe(arn)
     assert (described["Status"], described["StatusMessage"]) == ("CREATE_FAILED", why)
@@ -164,7 +164,7 @@ def test_entries_are_listed_by_every_filter_in_pages(shop: Shop) -> None:
         assert refused(shop.client.list_dataset_entries, DatasetArn=arn, **wrong) == "InvalidPaginationTokenException"
 
 
-def test_errors_stand_where_they_belong(shop: Shop) -> None:
+def test_errors_are_written_next_to_their_part(shop: Shop) -> None:
     wrong_type = labelled(1, "cat")
     wrong_type["l0-metadata"]["type"] = "groundtruth/wrongtype"
     one_bad_box = boxed(2, ("a", 5), ("a", 620))
@@ -225,7 +225,7 @@ def test_updates_replace_by_image_and_add_the_others(shop: Shop) -> None:
     assert refused(update, DatasetArn=arn, Changes={"GroundTruth": b"x" * 5_242_881}) == bad
 
 
-def test_a_fifth_of_each_label_moves_to_the_empty_test_dataset(shop: Shop) -> None:
+def test_distribution_moves_a_fifth_of_each_label(shop: Shop) -> None:
     train = shop.make(jsonl([labelled(n, "cat" if n % 4 else "dog") for n in range(60)]))
     before = [e["source-ref"] for e in shop.entries(train)]
     distribute = shop.client.distribute_dataset_entries
@@ -253,7 +253,7 @@ def test_too_few_images_are_not_distributed(shop: Shop) -> None:
     assert len(shop.entries(train)) == 2
 
 
-def test_entries_outlive_a_restart(tmp_path: Path) -> None:
+def test_entries_survive_a_restart(tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     settings: dict[str, Any] = {"buckets": tmp_path, "state": tmp_path / "state", "dataset_seconds": 0}
     with running_server(**settings) as server:
@@ -285,7 +285,7 @@ def test_tags_are_added_changed_and_removed(shop: Shop) -> None:
     assert refused(shop.client.list_tags_for_resource, ResourceArn=arn) == "InvalidParameterException"
 
 
-def test_deletions_take_their_time(tmp_path: Path) -> None:
+def test_deletions_take_delete_seconds(tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     with running_server(buckets=tmp_path, delete_seconds=60, dataset_seconds=0) as server:
         shop = Shop(server, tmp_path / "bucket")

@@ -1,4 +1,4 @@
-"""Faults on demand, auto-scaling, latencies and the meter."""
+"""Fault injection, auto-scaling, latencies and usage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fates(rules: list[dict[str, Any]], *, seed: int = 0, calls: int = 400, opera
     return [injector.draw(operation, now=100.0 + n).error is not None for n in range(calls)]
 
 
-def test_the_same_seed_strikes_the_same_calls() -> None:
+def test_the_same_seed_fails_the_same_calls() -> None:
     rule = {"kind": "throttle", "share": 0.25}
     first = fates([rule], seed=1)
     assert first == fates([rule], seed=1) == fates([rule, {"kind": "latency", "share": 0.5}], seed=1)
@@ -36,7 +36,7 @@ def test_the_same_seed_strikes_the_same_calls() -> None:
     assert 60 < sum(first) < 140
 
 
-def test_rules_say_when_how_often_and_for_whom() -> None:
+def test_rules_apply_by_time_count_and_operation() -> None:
     assert fates([{"kind": "internal", "skip": 2, "times": 3}], calls=8) == [False] * 2 + [True] * 3 + [False] * 3
     assert fates([{"kind": "internal", "after_s": 2, "until_s": 4}], calls=6) == [False] * 2 + [True] * 2 + [False] * 2
     assert not any(fates([{"kind": "internal", "operation": "Y"}]))
@@ -45,17 +45,17 @@ def test_rules_say_when_how_often_and_for_whom() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("faults = [", "can't be read"),
+        ("faults = [", "reading the faults file .* failed"),
         ("[[faults]]\nkind = 'sorcery'", r"faults\.0\.kind"),
         ("[[faults]]\nkind = 'reset'\nshare = 2", r"faults\.0\.share"),
         ("[[faults]]\nkind = 'reset'\nsahre = 1", r"faults\.0\.sahre"),
     ],
 )
-def test_faults_files_that_are_wrong(text: str, why: str, tmp_path: Path) -> None:
+def test_invalid_faults_files_are_refused(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "f.toml").write_text(text)
     with pytest.raises(UsageError, match=why):
         load_faults(tmp_path / "f.toml")
-    with pytest.raises(UsageError, match="can't be read"):
+    with pytest.raises(UsageError, match="reading the faults file"):
         load_faults(tmp_path / "none.toml")
 
 
@@ -98,7 +98,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("kind", "status", "code", "message"), ANSWERS)
-def test_errors_on_demand(kind: str, status: int, code: str, message: str, model: Trained) -> None:
+def test_error_faults_return_their_error(kind: str, status: int, code: str, message: str, model: Trained) -> None:
     inject(model.server, {"kind": kind, "operation": "DetectCustomLabels", "times": 1})
     with pytest.raises(botocore.exceptions.ClientError) as caught:
         detect(model)
@@ -122,20 +122,20 @@ def test_errors_on_demand(kind: str, status: int, code: str, message: str, model
         ("http-503", botocore.exceptions.ClientError),
     ],
 )
-def test_broken_wires_on_demand(kind: str, error: type[Exception], model: Trained) -> None:
+def test_connection_faults_break_the_response(kind: str, error: type[Exception], model: Trained) -> None:
     inject(model.server, {"kind": kind, "times": 1})
     with pytest.raises(error):
         detect(model)
     assert detect(model)["CustomLabels"]
 
 
-def test_a_malformed_answer_is_what_botocore_takes_for_an_empty_one(model: Trained) -> None:
+def test_botocore_reads_a_malformed_response_as_empty(model: Trained) -> None:
     inject(model.server, {"kind": "malformed", "times": 1})
     assert "CustomLabels" not in detect(model)
     assert detect(model)["CustomLabels"]
 
 
-def test_a_clock_ahead_is_told_in_the_date(model: Trained) -> None:
+def test_clock_skew_is_visible_in_the_date_header(model: Trained) -> None:
     inject(model.server, {"kind": "clock-skew", "seconds": 3600, "times": 1})
     with pytest.raises(botocore.exceptions.ClientError) as caught:
         detect(model)
@@ -146,7 +146,7 @@ def test_a_clock_ahead_is_told_in_the_date(model: Trained) -> None:
     assert told != detect(model)["ResponseMetadata"]["HTTPHeaders"]["date"]
 
 
-def test_latency_on_demand_waits(model: Trained) -> None:
+def test_latency_faults_delay_the_response(model: Trained) -> None:
     inject(model.server, {"kind": "latency", "milliseconds": 300, "times": 1})
     connection = http.client.HTTPConnection(model.server.endpoint.removeprefix("http://"), timeout=0.1)
     connection.request("POST", "/")
@@ -156,7 +156,7 @@ def test_latency_on_demand_waits(model: Trained) -> None:
     assert detect(model)["CustomLabels"]
 
 
-def test_a_model_stops_on_demand_and_can_be_started_again(model: Trained) -> None:
+def test_a_model_stopped_by_a_fault_can_be_started_again(model: Trained) -> None:
     inject(model.server, {"kind": "model-stops", "operation": "DetectCustomLabels", "skip": 1, "times": 1})
     assert detect(model)["CustomLabels"]
     with pytest.raises(botocore.exceptions.ClientError, match="ResourceNotReadyException"):
@@ -165,7 +165,7 @@ def test_a_model_stops_on_demand_and_can_be_started_again(model: Trained) -> Non
     assert detect(model)["CustomLabels"]
 
 
-def test_the_admin_route_refuses_nonsense_and_browsers(model: Trained) -> None:
+def test_admin_routes_refuse_invalid_rules_and_browsers(model: Trained) -> None:
     inject(model.server, {"kind": "throttle", "operation": "None"})
     status, told = admin(model.server, "faults", "PUT", {"faults": [{"kind": "sorcery"}]})
     assert status == 400
@@ -178,8 +178,8 @@ def test_the_admin_route_refuses_nonsense_and_browsers(model: Trained) -> None:
 @pytest.mark.parametrize(
     "host", ["example.org", "127.0.0.1.example.org:80", "10.0.0.1", "[2001:db8::1]:9", "localhost.example.org", ""]
 )
-def test_names_of_other_machines_are_refused(model: Trained, host: str) -> None:
-    """A page whose own name leads here (DNS rebinding) says no Origin, but its name is the Host."""
+def test_host_headers_of_other_machines_are_refused(model: Trained, host: str) -> None:
+    """With DNS rebinding, a page's requests have no Origin, but its own name as Host."""
     for path in ("faults", "usage", "clock", "nothing"):
         assert admin(model.server, path, Host=host)[0] == 403
     status, told = admin(model.server, "../", "POST", {}, Host=host)
@@ -189,7 +189,7 @@ def test_names_of_other_machines_are_refused(model: Trained, host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:99", "emulator.localhost:99", "[::1]:99", "[::1]", "127.8.9.10"]
 )
-def test_names_of_this_machine_are_not(model: Trained, host: str) -> None:
+def test_host_headers_of_this_machine_are_accepted(model: Trained, host: str) -> None:
     assert admin(model.server, "usage", Host=host)[0] == 200
 
 
@@ -203,11 +203,11 @@ def test_faults_come_from_a_file(tmp_path: Path) -> None:
         assert server.client().describe_projects()["ProjectDescriptions"] == []
 
 
-# inference units and their bill
+# inference units and usage
 
 
-def test_units_follow_the_load_a_step_at_a_time() -> None:
-    scaler = AutoScaler(least=1, most=3, tps_per_unit=2, period_s=10, now=0)
+def test_units_follow_the_load_one_step_at_a_time() -> None:
+    scaler = AutoScaler(min_units=1, max_units=3, tps_per_unit=2, period_s=10, now=0)
 
     def load(tps: float, *, now: float) -> list[tuple[float, int]]:
         for _ in range(round(tps * 10)):
@@ -231,7 +231,7 @@ def usage(server: Server) -> dict[str, Any]:
         return found
 
 
-def test_the_bill_counts_units_while_they_run_also_after_a_restart(small_digits: DigitsDataset, tmp_path: Path) -> None:
+def test_usage_counts_running_units_also_after_a_restart(small_digits: DigitsDataset, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "buckets": small_digits.directory,
         "state": tmp_path,
@@ -253,13 +253,15 @@ def test_the_bill_counts_units_while_they_run_also_after_a_restart(small_digits:
         client.start_project_version(ProjectVersionArn=arn, MinInferenceUnits=2, MaxInferenceUnits=3)
         assert unit_seconds(server) == 0
         server.clock.ahead += 10
-        client.detect_custom_labels(ProjectVersionArn=arn, Image=IMAGE)  # one image fits, then it is over its capacity
+        client.detect_custom_labels(
+            ProjectVersionArn=arn, Image=IMAGE
+        )  # one image is admitted, the next ones are throttled
         for _ in range(10):
             with pytest.raises(botocore.exceptions.ClientError):
                 client.detect_custom_labels(ProjectVersionArn=arn, Image=IMAGE)
         server.clock.ahead += 40
         assert usage(server)["versions"][arn]["units_in_service"] == 3
-        server.clock.ahead += 40  # nothing was asked for, so the third unit goes at its end
+        server.clock.ahead += 40  # without load, the third unit is removed
         assert usage(server)["versions"][arn]["units_in_service"] == 2
         client.stop_project_version(ProjectVersionArn=arn)
         assert unit_seconds(server) == pytest.approx(2 * 40 + 3 * 40, abs=12)
@@ -296,14 +298,14 @@ def _trained(client: Any, project: str, server: Server) -> str:
 
 
 def usage_ready(server: Server, arn: str) -> bool:
-    """Whether the work of a training is done, though its time isn't up."""
+    """Whether the work of a training is done, although `train_seconds` are not over."""
     return bool(usage(server)["versions"][arn]["training_hours"])
 
 
 # latency and the cache
 
 
-def test_latencies_have_the_median_and_the_tail_that_were_asked_for() -> None:
+def test_latencies_have_the_configured_median_and_p99() -> None:
     draws = [Latency(median_s=0.1, p99_s=0.5, seed=1) for _ in range(2)]
     first, second = ([each.draw() for _ in range(5000)] for each in draws)
     assert first == second
@@ -314,7 +316,7 @@ def test_latencies_have_the_median_and_the_tail_that_were_asked_for() -> None:
     assert math.isclose(Latency(median_s=0, p99_s=5, seed=1).draw(), 0)
 
 
-def test_cached_answers_are_the_models_own(small_digits: DigitsDataset) -> None:
+def test_cached_results_equal_those_of_the_model(small_digits: DigitsDataset) -> None:
     settings: dict[str, Any] = {"buckets": small_digits.directory, "train_seconds": 0, "start_seconds": 0}
     pictures = [p.path.read_bytes() for p in small_digits.test[:8]]
 

@@ -38,7 +38,7 @@ def test_tiny_and_long_images_are_invalid_parameters(size: tuple[int, int]) -> N
         assert code(encoded(Image.new("RGB", size), kind)) == "InvalidParameterException"
 
 
-def test_a_header_that_claims_a_huge_image_is_refused_before_anything_is_decoded() -> None:
+def test_a_header_with_a_huge_size_is_refused_before_decoding() -> None:
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
     assert code(bomb) == "ImageTooLargeException"
@@ -57,11 +57,11 @@ def test_truncated_images_are_refused(kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x00" * 9, b"text"])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_data_that_is_not_an_image_is_refused(data: bytes) -> None:
     assert code(data) == "InvalidImageFormatException"
 
 
-def test_damage_inside_never_escapes_as_another_error() -> None:
+def test_corrupt_images_only_raise_the_format_error() -> None:
     codes = set()
     for kind in ("PNG", "JPEG"):
         good = encoded(noise(96, 96), kind)
@@ -110,7 +110,7 @@ def test_sizes_come_from_the_header_of_progressive_jpegs_too() -> None:
     assert pixel_size(encoded(noise(120, 70), "JPEG", progressive=True)) == (120, 70)
 
 
-def test_bytes_have_limits_of_their_own_inline_and_from_s3() -> None:
+def test_size_limits_differ_for_inline_bytes_and_s3() -> None:
     for limit, inline in ((4 * 1024**2, True), (15 * 1024**2, False)):
         check_bytes(bytes(limit), inline=inline)
         with pytest.raises(ApiError) as caught:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def nothing() -> None:
-    """No reason to stop."""
+    """Never aborts."""
 
 
 def examples(pictures: Sequence[DigitPicture], manifest: Path, task: Task) -> list[Example]:
@@ -50,14 +50,14 @@ def on_objects(object_digits: DigitsDataset) -> Trained:
     return learn(object_digits, objects=True)
 
 
-def test_unseen_digits_are_told_apart(on_digits: Trained) -> None:
-    right = [seen[0].label in e.truth.labels for e, seen in zip(on_digits.test, on_digits.seen, strict=True)]
+def test_unseen_digits_are_classified(on_digits: Trained) -> None:
+    right = [seen[0].label in e.truth.labels for e, seen in zip(on_digits.test, on_digits.predictions, strict=True)]
     assert len(right) == 300
     assert np.mean(right) >= 0.94
 
 
-def test_labels_that_lie_about_the_pixels_are_not_learnt(small_digits: DigitsDataset) -> None:
-    """The answers come from the pixels: with shuffled labels there is nothing to learn."""
+def test_random_labels_are_not_learned(small_digits: DigitsDataset) -> None:
+    """With shuffled labels there is nothing to learn: the predictions depend on the pixels."""
     task: Task = "classification"
     honest = examples(small_digits.train, small_digits.train_manifest, task)
     truths = [e.truth for e in honest]
@@ -65,15 +65,17 @@ def test_labels_that_lie_about_the_pixels_are_not_learnt(small_digits: DigitsDat
     lying = [Example(e.number, e.source_ref, e.size, e.picture, truths[i]) for e, i in zip(honest, order, strict=True)]
     test = examples(small_digits.test, small_digits.test_manifest, task)
     good, bad = (train(task, e, test, seed=0, check=nothing) for e in (honest, lying))
-    share = [np.mean([s[0].label in e.truth.labels for e, s in zip(t.test, t.seen, strict=True)]) for t in (good, bad)]
+    share = [
+        np.mean([s[0].label in e.truth.labels for e, s in zip(t.test, t.predictions, strict=True)]) for t in (good, bad)
+    ]
     assert share[0] > 0.6
     assert share[1] < 0.4
 
 
-def test_confidences_are_near_the_truth(on_digits: Trained) -> None:
+def test_confidences_are_calibrated(on_digits: Trained) -> None:
     pairs = [
         (d.confidence, d.label in e.truth.labels)
-        for e, seen in zip(on_digits.test, on_digits.seen, strict=True)
+        for e, seen in zip(on_digits.test, on_digits.predictions, strict=True)
         for d in seen
     ]
     for low, high in ((0.0, 0.1), (0.1, 0.9), (0.9, 1.0)):
@@ -94,18 +96,18 @@ def test_two_labels_of_one_image_can_both_be_likely() -> None:
         entry = GroundTruth(source_ref="x", labels=labels, task="classification")
         made.append(prepare(n, Image.fromarray(picture), (96, 96), entry, "classification"))
     trained = train("classification", made[:60], made[60:], seed=0, check=nothing)
-    for example, seen in zip(trained.test, trained.seen, strict=True):
+    for example, seen in zip(trained.test, trained.predictions, strict=True):
         assert {d.label for d in seen if d.confidence > 0.5} == set(example.truth.labels)
 
 
 def test_unseen_objects_are_found(on_objects: Trained) -> None:
-    precision = average_precision([e.truth for e in on_objects.test], on_objects.seen)
+    precision = average_precision([e.truth for e in on_objects.test], on_objects.predictions)
     assert np.mean(list(precision.values())) >= 0.7
-    assert all(0 <= d.confidence <= 1 for seen in on_objects.seen for d in seen)
+    assert all(0 <= d.confidence <= 1 for seen in on_objects.predictions for d in seen)
 
 
-def test_boxes_lie_within_the_image(on_objects: Trained) -> None:
-    boxes = [d.box for seen in on_objects.seen for d in seen]
+def test_boxes_are_within_the_image(on_objects: Trained) -> None:
+    boxes = [d.box for seen in on_objects.predictions for d in seen]
     assert boxes
     for box in boxes:
         assert box is not None
@@ -121,7 +123,7 @@ def test_the_same_seed_trains_the_same_model(small_digits: DigitsDataset) -> Non
 
 
 @pytest.mark.parametrize("kind", ["on_digits", "on_objects"])
-def test_a_model_read_back_sees_the_same(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_loaded_model_predicts_the_same(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     trained: Trained = request.getfixturevalue(kind)
     save(tmp_path / "m.npz", trained.model, trained.evaluation.thresholds)
     model, thresholds = load(tmp_path / "m.npz")
@@ -160,7 +162,7 @@ def test_overlap_is_intersection_over_union() -> None:
     assert Box(0, 0, 1, 1).overlap(Box(1, 0, 1, 1)) == 0
 
 
-def test_min_confidence_stands_for_all_thresholds() -> None:
+def test_min_confidence_replaces_all_thresholds() -> None:
     seen = [Prediction("a", 0.4), Prediction("b", 0.9), Prediction("c", 0.0)]
     chosen: dict[str, Any] = {"thresholds": {"a": 0.3, "b": 0.95, "c": 0.5}, "max_results": None}
     assert [d.label for d in select(seen, min_confidence=None, **chosen)] == ["a"]
@@ -169,7 +171,7 @@ def test_min_confidence_stands_for_all_thresholds() -> None:
     assert [d.label for d in select(seen, min_confidence=0, **(chosen | {"max_results": 1}))] == ["b"]
 
 
-def test_what_can_not_train_says_why(small_digits: DigitsDataset) -> None:
+def test_data_that_cannot_be_trained_is_an_error(small_digits: DigitsDataset) -> None:
     all_given = examples(small_digits.train, small_digits.train_manifest, "classification")
     one = [e for e in all_given if e.truth.labels == ("1",)]
     with pytest.raises(TrainingError, match="at least 2"):
@@ -184,7 +186,7 @@ def test_without_a_test_set_a_fifth_is_split_off(small_digits: DigitsDataset) ->
     assert not {e.number for e in trained.train} & {e.number for e in trained.test}
 
 
-def test_training_stops_when_told(small_digits: DigitsDataset) -> None:
+def test_training_can_be_aborted(small_digits: DigitsDataset) -> None:
     given = examples(small_digits.train, small_digits.train_manifest, "classification")
 
     class EndError(Exception):
@@ -206,10 +208,10 @@ def test_one_label_alone_can_be_located(object_digits: DigitsDataset) -> None:
         for e in examples(object_digits.train, object_digits.train_manifest, task)[:60]
     ]
     trained = train(task, *split(given, 0), seed=0, check=nothing)
-    assert average_precision([e.truth for e in trained.test], trained.seen)["digit"] > 0.8
+    assert average_precision([e.truth for e in trained.test], trained.predictions)["digit"] > 0.8
 
 
-def test_written_digits_are_the_same_for_the_same_seed_and_never_on_both_sides(tmp_path: Path) -> None:
+def test_written_digits_are_reproducible_and_never_in_both_sets(tmp_path: Path) -> None:
     one, two = (write_digits(tmp_path / d, bucket="pictures", train=20, test=10, seed=1) for d in ("a", "b"))
     assert [p.path.read_bytes() for p in one.train + one.test] == [p.path.read_bytes() for p in two.train + two.test]
     assert one.train[0].uri == "s3://pictures/train/00000.png"

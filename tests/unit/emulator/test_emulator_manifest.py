@@ -1,4 +1,4 @@
-"""What is wrong with a manifest line, and what of it can still be used."""
+"""Errors of manifest lines, and which parts of a line can be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchcl.emulator.manifest import DATASET, VALIDATION, marked, review
+from batchcl.emulator.manifest import DATASET, VALIDATION, validate_line, with_errors
 from unit.emulator.test_emulator_datasets import boxed, labelled
 
 
@@ -60,52 +60,52 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("line", "codes"), CASES)
 def test_every_documented_error_of_a_line(line: dict[str, Any], codes: list[str]) -> None:
-    entry = review(json.dumps(line).encode())
+    entry = validate_line(json.dumps(line).encode())
     assert {e.code for e in entry.errors} >= set(codes)
     assert bool(entry.errors) == bool(codes)
     assert (entry.truth is None) == bool(codes)
     for code in codes:
-        assert code in marked(entry.line, VALIDATION).decode()
+        assert code in with_errors(entry.line, VALIDATION).decode()
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]", b"3", b"", b'{"source-ref":"s3://bucket/k"' + b" " * 100_000 + b"}"])
-def test_lines_that_are_no_json_object_are_replaced_by_their_error(line: bytes) -> None:
-    entry = review(line)
+def test_lines_that_are_not_json_are_replaced_by_their_error(line: bytes) -> None:
+    entry = validate_line(line)
     assert entry.unfit is not None
-    assert json.loads(marked(line, VALIDATION)) == {
+    assert json.loads(with_errors(line, VALIDATION)) == {
         "errors": [{"code": "ERROR_INVALID_JSON_LINE", "message": "The JSON Line has an invalid format."}]
     }
 
 
 def test_a_broken_part_leaves_the_others_usable() -> None:
     two = labelled(1, "cat", "dog")
-    entry = review(json.dumps(changed(two, "l0-metadata", "class-name", to=None)).encode())
+    entry = validate_line(json.dumps(changed(two, "l0-metadata", "class-name", to=None)).encode())
     assert entry.truth is not None
     assert entry.truth.labels == ("dog",)
     assert entry.errors
     boxes = boxed(1, ("cat", 5), ("dog", 90), ("cow", 600))
-    entry = review(json.dumps(boxes).encode())
+    entry = validate_line(json.dumps(boxes).encode())
     assert entry.truth is not None
     assert [box.label for box in entry.truth.boxes] == ["cat", "dog"]
 
 
-def test_images_without_labels_are_warned_of() -> None:
-    bare = review(b'{"source-ref":"s3://bucket/1.png"}')
+def test_images_without_labels_are_warnings() -> None:
+    bare = validate_line(b'{"source-ref":"s3://bucket/1.png"}')
     assert bare.warned
     assert not bare.labeled
-    assert b"WARNING_UNANNOTATED_RECORD" in marked(bare.line, VALIDATION)
-    empty = review(json.dumps(boxed(1)).encode())
+    assert b"WARNING_UNANNOTATED_RECORD" in with_errors(bare.line, VALIDATION)
+    empty = validate_line(json.dumps(boxed(1)).encode())
     assert empty.warned
     assert empty.truth is None
-    shown = json.loads(marked(empty.line, VALIDATION))
+    shown = json.loads(with_errors(empty.line, VALIDATION))
     assert shown["warnings"][0]["code"] == "WARNING_NO_ANNOTATIONS"
     assert shown["b"]["warnings"][0]["code"] == "WARNING_NO_ATTRIBUTE_ANNOTATIONS"
-    assert json.loads(marked(empty.line, DATASET))["cl-metadata"] == {"is_labeled": False}
+    assert json.loads(with_errors(empty.line, DATASET))["cl-metadata"] == {"is_labeled": False}
 
 
-def test_what_was_listed_can_be_given_back() -> None:
+def test_listed_entries_can_be_submitted_again() -> None:
     for line, _ in CASES:
-        entry = review(json.dumps(line).encode())
+        entry = validate_line(json.dumps(line).encode())
         if entry.unfit is None:
-            assert review(marked(entry.line, DATASET)) == entry
-            assert review(marked(entry.line, VALIDATION)) == entry
+            assert validate_line(with_errors(entry.line, DATASET)) == entry
+            assert validate_line(with_errors(entry.line, VALIDATION)) == entry

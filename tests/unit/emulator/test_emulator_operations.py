@@ -44,7 +44,7 @@ def put_manifest(folder: Path, name: str, lines: list[dict[str, Any]]) -> dict[s
 # projects
 
 
-def test_projects_are_made_described_and_deleted(empty: Server) -> None:
+def test_projects_are_created_described_and_deleted(empty: Server) -> None:
     client = empty.client()
     arn = client.create_project(ProjectName="one")["ProjectArn"]
     assert re.fullmatch(r"arn:aws:rekognition:us-east-1:123456789012:project/one/\d{13}", arn)
@@ -57,7 +57,7 @@ def test_projects_are_made_described_and_deleted(empty: Server) -> None:
     assert refused(client.delete_project, ProjectArn=arn) == "ResourceNotFoundException"
 
 
-def test_projects_come_in_pages_latest_first(empty: Server) -> None:
+def test_projects_are_listed_in_pages_newest_first(empty: Server) -> None:
     client = empty.client()
     for n in range(5):
         empty.clock.ahead += 1
@@ -69,8 +69,8 @@ def test_projects_come_in_pages_latest_first(empty: Server) -> None:
         assert refused(client.describe_projects, NextToken=token) == "InvalidPaginationTokenException"
 
 
-def test_an_empty_token_asks_for_the_first_page(empty: Server) -> None:
-    """A program of the developer guide begins with one."""
+def test_an_empty_token_requests_the_first_page(empty: Server) -> None:
+    """A program in the developer guide starts with an empty token."""
     client = empty.client()
     project = client.create_project(ProjectName="p")["ProjectArn"]
     dataset = client.create_dataset(ProjectArn=project, DatasetType="TRAIN")["DatasetArn"]
@@ -143,11 +143,11 @@ def test_integers_have_32_bits(most: float) -> None:
     assert decode("DetectCustomLabels", body)["MaxResults"] == 2**31 - 1
 
 
-def test_unknown_members_are_left_out_and_nulls_are_absent() -> None:
+def test_unknown_members_and_nulls_are_ignored() -> None:
     assert decode("CreateProject", b'{"ProjectName":"a","Later":1,"Feature":null}') == {"ProjectName": "a"}
 
 
-def test_operations_that_are_not_there_are_unknown(empty: Server) -> None:
+def test_other_operations_are_unknown(empty: Server) -> None:
     assert refused(empty.client().list_collections) == "UnknownOperationException"
 
 
@@ -155,7 +155,7 @@ def test_every_operation_is_one_of_the_services() -> None:
     assert OPERATIONS.keys() <= operation_names()
 
 
-def test_an_error_looks_as_the_services(empty: Server) -> None:
+def test_errors_have_the_format_of_the_service(empty: Server) -> None:
     request = AWSRequest(
         "POST", f"{empty.endpoint}/", data=b"{}", headers={"X-Amz-Target": "RekognitionService.CreateProject"}
     )
@@ -197,7 +197,7 @@ def test_control_plane_calls_over_the_quota_are_refused_fast(tmp_path: Path) -> 
 # datasets
 
 
-def test_a_manifest_that_is_not_there_is_an_invalid_object(empty: Server) -> None:
+def test_a_missing_manifest_is_an_invalid_object(empty: Server) -> None:
     client = empty.client()
     project = client.create_project(ProjectName="p")["ProjectArn"]
     for where in ({"Bucket": "bucket", "Name": "no"}, {"Bucket": "nobucket", "Name": "no"}):
@@ -237,7 +237,7 @@ DETAILS = "rekognition-custom-labels-evaluation-details"
 OUTCOMES = ("is-true-positive", "is-true-negative", "is-false-positive", "is-false-negative")
 
 
-def test_the_snapshot_says_of_each_prediction_whether_it_was_right(classifier: Trained) -> None:
+def test_the_snapshot_has_whether_each_prediction_was_right(classifier: Trained) -> None:
     lines = snapshot(classifier)
     assert len(lines) == 100
     for line in lines:
@@ -250,7 +250,7 @@ def test_the_snapshot_says_of_each_prediction_whether_it_was_right(classifier: T
             )
 
 
-def test_the_snapshot_of_object_location_has_a_detail_for_every_box(locator: Trained) -> None:
+def test_the_snapshot_has_evaluation_details_for_every_box(locator: Trained) -> None:
     hits = misses = 0
     for line in snapshot(locator):
         value, metadata = (line[f"rekognition-custom-labels-evaluation{end}"] for end in ("", "-metadata"))
@@ -262,7 +262,7 @@ def test_the_snapshot_of_object_location_has_a_detail_for_every_box(locator: Tra
     assert hits > 3 * misses
 
 
-def test_training_takes_its_time_and_the_server_keeps_answering(small_digits: DigitsDataset) -> None:
+def test_the_server_responds_during_a_training(small_digits: DigitsDataset) -> None:
     with running_server(buckets=small_digits.directory, train_seconds=1000, dataset_seconds=100) as server:
         client = server.client()
         project = client.create_project(ProjectName="p")["ProjectArn"]
@@ -291,7 +291,7 @@ def test_training_takes_its_time_and_the_server_keeps_answering(small_digits: Di
         assert refused(client.delete_project, ProjectArn=project) == "ResourceInUseException"
 
 
-def test_results_that_can_not_be_written_fail_the_training(small_digits: DigitsDataset) -> None:
+def test_results_that_cannot_be_written_fail_the_training(small_digits: DigitsDataset) -> None:
     with running_server(buckets=small_digits.directory, train_seconds=0) as server:
         client = server.client()
         project = client.create_project(ProjectName="p")["ProjectArn"]
@@ -347,7 +347,7 @@ def test_a_single_dataset_is_split_by_its_first_training(small_digits: DigitsDat
         assert (lines(dataset), lines(found["TEST"])) == (rest, test), "only the first training moves any"
 
 
-# the model's life
+# starting and stopping
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ def status(server: Server, arn: str) -> str:
     return f"{described['Status']} {described.get('MinInferenceUnits')} {described.get('MaxInferenceUnits')}"
 
 
-def test_a_model_starts_runs_stops_and_each_state_refuses_what_it_must(slow: tuple[Server, list[str]]) -> None:
+def test_each_state_of_a_model_allows_only_its_operations(slow: tuple[Server, list[str]]) -> None:
     server, arns = slow
     arn = arns[0]
     server.clock.ahead = 0.0
@@ -481,7 +481,7 @@ def test_boxes_are_those_of_the_upright_image(locator: Trained) -> None:
     plain = locator.detect({"Bytes": picture.path.read_bytes()}, MaxResults=1)[0]
     out = io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored a quarter turn against the clock
+    exif[0x0112] = 6  # stored rotated by 90 degrees counterclockwise
     with Image.open(picture.path) as image:
         image.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(out, "PNG", exif=exif)
     turned = locator.detect({"Bytes": out.getvalue()}, MaxResults=1)[0]
@@ -490,7 +490,7 @@ def test_boxes_are_those_of_the_upright_image(locator: Trained) -> None:
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
-def test_boxes_of_an_image_that_was_made_to_fit_are_those_of_the_original(locator: Trained, kind: str) -> None:
+def test_boxes_of_a_fitted_image_refer_to_the_original(locator: Trained, kind: str) -> None:
     picture = next(p for p in locator.data.test if len(p.boxes) == 1 and locator.detect(s3(p), MaxResults=1))
     plain = locator.detect({"Bytes": picture.path.read_bytes()}, MaxResults=1)[0]
     out = io.BytesIO()
@@ -507,7 +507,7 @@ def test_boxes_of_an_image_that_was_made_to_fit_are_those_of_the_original(locato
     assert seen["Geometry"]["BoundingBox"] == pytest.approx(plain["Geometry"]["BoundingBox"], abs=0.05)
 
 
-def test_images_that_the_service_refuses(classifier: Trained) -> None:
+def test_images_outside_the_limits_are_refused(classifier: Trained) -> None:
     detect = classifier.client.detect_custom_labels
     arn = classifier.arn
     small = io.BytesIO()
@@ -538,13 +538,13 @@ def test_images_that_the_service_refuses(classifier: Trained) -> None:
         {"Bucket": "pictures", "Name": "test/00000.png", "Version": "abc"},
     ],
 )
-def test_objects_that_are_not_there(where: dict[str, str], classifier: Trained) -> None:
+def test_missing_s3_objects_are_refused(where: dict[str, str], classifier: Trained) -> None:
     with pytest.raises(botocore.exceptions.ClientError, match=r"Unable to get object metadata from S3") as caught:
         classifier.detect({"S3Object": where})
     assert caught.value.response["Error"]["Code"] == "InvalidS3ObjectException"
 
 
-def test_a_running_model_refuses_what_is_over_its_capacity(small_digits: DigitsDataset) -> None:
+def test_a_running_model_throttles_above_its_capacity(small_digits: DigitsDataset) -> None:
     with running_server(buckets=small_digits.directory, train_seconds=0, start_seconds=0, tps_per_unit=4) as server:
         client = server.client()
         arn = train(client, bucket="small")["ProjectVersionArn"]
@@ -562,7 +562,7 @@ def test_a_running_model_refuses_what_is_over_its_capacity(small_digits: DigitsD
             server.clock.ahead += 1
 
 
-def test_many_clients_at_once_all_get_their_own_answer(classifier: Trained) -> None:
+def test_concurrent_clients_get_their_own_responses(classifier: Trained) -> None:
     expected = {p.uri: classifier.detect(s3(p), MinConfidence=0) for p in classifier.data.test[:20]}
     wrong: list[str] = []
 

@@ -1,4 +1,4 @@
-"""STS and Service Quotas beside the emulator, asked by boto3."""
+"""STS and Service Quotas of the emulator, through boto3."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def client(server: Server, service: str, key: str = "emulator", secret: str = "e
 @pytest.mark.parametrize(
     ("key", "secret", "account"), [("emulator",) * 2 + ("123456789012",), ("AKIAOTHER", "secret", "210987654321")]
 )
-def test_sts_tells_whose_keys_these_are(server, key, secret, account):
+def test_sts_returns_the_callers_identity(server, key, secret, account):
     answer = client(server, "sts", key, secret).get_caller_identity()
     assert answer["Account"] == account
     assert answer["Arn"] == f"arn:aws:iam::{account}:user/emulator"
@@ -56,7 +56,7 @@ def test_sts_has_no_other_action(server):
 
 
 @pytest.mark.parametrize(("code", "value"), [("L-EA71C84A", 70.0), ("L-4FA65ECB", 5.0), ("L-5E225387", 2.0)])
-def test_quotas_are_those_that_the_emulator_keeps(server, code, value):
+def test_quotas_are_those_that_the_emulator_enforces(server, code, value):
     quotas = client(server, "service-quotas")
     for ask in (quotas.get_service_quota, quotas.get_aws_default_service_quota):
         quota = ask(ServiceCode="rekognition", QuotaCode=code)["Quota"]

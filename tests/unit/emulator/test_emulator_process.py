@@ -2,31 +2,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import boto3
 import pytest
 
-from batchcl.emulator import EmulatorSettings
+from batchcl.emulator import Emulator, EmulatorSettings, running
 from batchcl.emulator.demo import ensure_model
 from batchcl.emulator.process import running_emulator
 from batchcl.errors import ModelError, RefusedError
+from servers import Demo, copied
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from batchcl.emulator.digits import DigitsDataset
 
 COMMAND = [sys.executable, "-m", "batchcl", "emulator"]
+PAGE = Path(__file__).parents[3] / "docs" / "emulator.md"
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for doesn't."""
+    """Whether a process runs; a zombie doesn't."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
@@ -41,21 +44,89 @@ def gone(pid: int, *, within: float = 10) -> bool:
     return not alive(pid)
 
 
-def test_an_emulator_runs_for_the_time_of_a_block_and_trains_once(small_digits: DigitsDataset) -> None:
+def test_it_runs_during_a_block_and_trains_once(small_digits: DigitsDataset) -> None:
     async def go() -> int:
         settings = EmulatorSettings(buckets=small_digits.directory, train_seconds=0, control_tps=1000)
         async with running_emulator(settings) as emulator:
-            arn = await ensure_model(emulator.endpoint, bucket="small")
+            arn = await ensure_model(emulator.endpoint_url, bucket="small")
             assert f":{emulator.account}:project/digits/version/v1/" in arn
-            assert await ensure_model(emulator.endpoint, bucket="small") == arn
+            assert await ensure_model(emulator.endpoint_url, bucket="small") == arn
             (small_digits.directory / "small/none.manifest").write_text('{"source-ref":"s3://small/x"}\n')
             with pytest.raises(ModelError, match="too few labels"):
                 await ensure_model(
-                    emulator.endpoint, bucket="small", project="bad", train_manifest="none.manifest", test_manifest=None
+                    emulator.endpoint_url,
+                    bucket="small",
+                    project="bad",
+                    train_manifest="none.manifest",
+                    test_manifest=None,
                 )
             return emulator.pid
 
     assert gone(anyio.run(go))
+
+
+def project_names(emulator: Emulator) -> list[str]:
+    """The projects that a client with the emulator's environment lists."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL_REKOGNITION")
+    key_id, secret, region, endpoint_url = (emulator.environment[name] for name in names)
+    session = boto3.Session(aws_access_key_id=key_id, aws_secret_access_key=secret, region_name=region)
+    found = session.client("rekognition", endpoint_url=endpoint_url).describe_projects()["ProjectDescriptions"]
+    return [each["ProjectArn"].split("/")[1] for each in found]
+
+
+def test_running_works_with_async_with(demo: Demo) -> None:
+    async def go(state: Path) -> Emulator:
+        async with running(EmulatorSettings(state=state)) as emulator:
+            assert emulator.model is None
+            assert await anyio.to_thread.run_sync(project_names, emulator) == ["digits"]
+            return emulator
+
+    with copied(demo.state) as state:
+        assert gone(anyio.run(go, state).pid)
+
+
+def test_running_works_with_with_beside_an_event_loop(demo: Demo) -> None:
+    async def go(state: Path) -> int:
+        with running(EmulatorSettings(state=state), demo_model=True) as emulator:
+            assert emulator.model == demo.arn
+            assert "secret" not in repr(emulator)
+            return emulator.pid
+
+    with copied(demo.state) as state:
+        assert gone(anyio.run(go, state))
+
+
+def test_an_interrupted_block_leaves_no_process() -> None:
+    pids = []
+
+    def interrupted() -> None:
+        with running() as emulator:
+            pids.append(emulator.pid)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert gone(pids[0])
+
+
+def test_running_raises_what_the_emulator_refuses() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(RefusedError, match=r"starting the emulator failed: .* the port is in use"),
+        running(EmulatorSettings(port=taken.getsockname()[1])),
+    ):
+        pass
+
+
+def test_the_python_examples_of_the_page_run(tmp_path: Path) -> None:
+    section = PAGE.read_text().split("\n## From Python\n")[1]
+    script = "\n".join(re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "BATCHCL_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "20 images scored"
 
 
 def test_a_cancelled_block_leaves_no_process(tmp_path: Path) -> None:
@@ -81,11 +152,11 @@ def test_a_taken_port_is_one_sentence_and_exit_code_5() -> None:
             async with running_emulator(EmulatorSettings(port=port)):
                 pass
 
-        with pytest.raises(RefusedError, match="another program has that port"):
+        with pytest.raises(RefusedError, match="the port is in use"):
             anyio.run(go)
     assert done.returncode == 5
     assert done.stdout == ""
-    assert "another program has that port" in done.stderr
+    assert "the port is in use" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -93,15 +164,15 @@ def test_a_taken_port_is_one_sentence_and_exit_code_5() -> None:
 def test_a_signal_ends_it_with_exit_code_0(number: signal.Signals) -> None:
     with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
-        said = json.loads(process.stdout.readline())
-        assert said["pid"] == process.pid
+        announced = json.loads(process.stdout.readline())
+        assert announced["pid"] == process.pid
         process.send_signal(number)
         out, err = process.communicate(timeout=15)
     assert (process.returncode, out, err) == (0, b"", b"")
 
 
 def test_it_ends_with_its_parent() -> None:
-    """A shell starts an emulator and is killed; the emulator notices."""
+    """A shell starts an emulator and is killed."""
     script = f"{' '.join(COMMAND)} --exit-with-parent & wait"
     with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE) as shell:
         assert shell.stdout is not None

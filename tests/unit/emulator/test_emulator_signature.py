@@ -49,7 +49,7 @@ def code(*arguments: Any, **named: Any) -> str:
     return caught.value.code
 
 
-def test_botocores_signature_is_taken_and_tells_account_and_region() -> None:
+def test_botocores_signature_is_accepted() -> None:
     assert verify(signed()) == Caller(ACCOUNT, "eu-west-1")
     assert verify(signed("KEY", "SECRET/+=", region="us-east-2")) == Caller("210987654321", "us-east-2")
 
@@ -71,7 +71,7 @@ def test_a_wrong_secret_is_refused() -> None:
     assert code(signed(secret="wrong")) == "InvalidSignatureException"
 
 
-def test_whatever_was_tampered_with_is_refused() -> None:
+def test_tampered_requests_are_refused() -> None:
     assert code(signed(), body=BODY + b" ") == "InvalidSignatureException"
     assert code({**signed(), "X-Odd": "c"}) == "InvalidSignatureException"
     assert code(signed(), method="PUT") == "InvalidSignatureException"
@@ -79,7 +79,7 @@ def test_whatever_was_tampered_with_is_refused() -> None:
     assert code(lied, body=b"{}") == "InvalidSignatureException"
 
 
-def test_a_content_hash_that_is_not_the_bodys_is_refused_even_unsigned() -> None:
+def test_a_wrong_content_hash_is_refused_even_if_unsigned() -> None:
     assert code({**signed(), "X-Amz-Content-SHA256": "0" * 64}) == "InvalidSignatureException"
     assert verify({**signed(), "X-Amz-Content-SHA256": hashlib.sha256(BODY).hexdigest()})
 
@@ -99,14 +99,14 @@ def test_another_services_signature_is_refused() -> None:
     assert code(signed(service="s3")) == "InvalidSignatureException"
 
 
-def test_five_minutes_of_skew_are_let_through_and_no_more() -> None:
+def test_up_to_five_minutes_of_clock_skew_are_accepted() -> None:
     for ahead in (-290, 290):
         assert verify(signed(), ahead=ahead)
     for ahead in (-310, 310):
         assert code(signed(), ahead=ahead) == "RequestTimeTooSkewed"
 
 
-def test_the_cached_signing_key_is_the_days_and_the_regions_own() -> None:
+def test_signing_keys_are_cached_by_day_and_region() -> None:
     verifier = Verifier([Credential("emulator", "emulator")])
     for region in ("eu-west-1", "us-east-1", "eu-west-1"):
         headers = list(signed(region=region).items())
@@ -115,7 +115,7 @@ def test_the_cached_signing_key_is_the_days_and_the_regions_own() -> None:
         assert caller.region == region
 
 
-def test_credentials_come_from_the_environment_and_stay_out_of_messages() -> None:
+def test_credentials_of_the_environment_are_not_in_messages() -> None:
     found = known_credentials(
         {"AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "B", "BATCHCL_EMULATOR_CREDENTIALS": "C:D,E:F:000000000001"}
     )

@@ -19,9 +19,7 @@ from batchcl.errors import RefusedError, UsageError
 from unit.emulator.harness import running_server, train
 
 
-def test_projects_and_models_outlive_a_restart_and_running_models_are_stopped(
-    small_digits: DigitsDataset, tmp_path: Path
-) -> None:
+def test_projects_and_models_survive_a_restart(small_digits: DigitsDataset, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "buckets": small_digits.directory,
         "state": tmp_path / "state",
@@ -45,7 +43,7 @@ def test_projects_and_models_outlive_a_restart_and_running_models_are_stopped(
     assert after == before
 
 
-def test_without_a_state_folder_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_state_folder_no_files_remain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "b").mkdir()
     with running_server(buckets=tmp_path / "b") as server:
@@ -66,7 +64,7 @@ def test_without_a_state_folder_nothing_is_left_behind(tmp_path: Path, monkeypat
         ("TRAINING_COMPLETED", None, "TRAINING_COMPLETED"),
     ],
 )
-def test_what_a_version_is_after_a_restart(stored: str, scheduled: str | None, after: str, tmp_path: Path) -> None:
+def test_status_of_a_version_after_a_restart(stored: str, scheduled: str | None, after: str, tmp_path: Path) -> None:
     state = EmulatorState.open(tmp_path)
     version = StoredVersion(
         arn="a",
@@ -90,7 +88,7 @@ def test_what_a_version_is_after_a_restart(stored: str, scheduled: str | None, a
     assert found.status == after
 
 
-def test_one_emulator_at_a_time_has_a_state_folder(tmp_path: Path) -> None:
+def test_a_state_folder_is_used_by_one_emulator_at_a_time(tmp_path: Path) -> None:
     first = EmulatorState.open(tmp_path)
     with pytest.raises(RefusedError, match="another emulator"):
         EmulatorState.open(tmp_path)
@@ -100,7 +98,7 @@ def test_one_emulator_at_a_time_has_a_state_folder(tmp_path: Path) -> None:
 
 def test_a_foreign_state_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"format": 99}')
-    with pytest.raises(RefusedError, match="move it away"):
+    with pytest.raises(RefusedError, match="is not the state of an emulator"):
         EmulatorState.open(tmp_path)
     assert (tmp_path / "state.json").read_text() == '{"format": 99}'
 
@@ -138,7 +136,7 @@ def test_objects_are_files_under_their_exact_keys(tmp_path: Path) -> None:
         ("linked", "x"),
     ],
 )
-def test_no_key_leads_out_of_its_bucket(bucket: str, key: str, tmp_path: Path) -> None:
+def test_no_key_reaches_a_file_outside_its_bucket(bucket: str, key: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
     for name in ("bucket", "other", "..."):
         (root / name).mkdir(parents=True)
@@ -170,7 +168,7 @@ def test_nothing_is_written_outside_of_a_bucket(key: str, tmp_path: Path) -> Non
     assert written == ["root/bucket/good/x"]
 
 
-def test_without_buckets_no_object_can_be_had() -> None:
+def test_without_buckets_no_object_exists() -> None:
     async def go() -> bytes:
         return await NoObjectStore().read("bucket", "x", limit_bytes=1)
 
@@ -178,13 +176,13 @@ def test_without_buckets_no_object_can_be_had() -> None:
         anyio.run(go)
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     for host in ("0.0.0.0", "example.org", "192.168.1.2", "::"):
         with pytest.raises(UsageError, match="loopback"):
             EmulatorSettings(host=host)
     for host in ("127.0.0.1", "127.0.0.9", "::1", "localhost"):
         assert EmulatorSettings(host=host)
-    with pytest.raises(UsageError, match="not both"):
+    with pytest.raises(UsageError, match="exclude each other"):
         EmulatorSettings(buckets=Path("x"), s3_endpoint_url="http://127.0.0.1:1")
     with pytest.raises(UsageError, match="--tps-per-unit"):
         EmulatorSettings(tps_per_unit=0)
@@ -199,7 +197,7 @@ def test_settings_become_flags() -> None:
 
 @pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
-    """Moto's S3 as a server; it knows versions and missing buckets."""
+    """Moto's S3 as a server, which supports versions."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -209,7 +207,7 @@ def s3_endpoint() -> Iterator[str]:
     server.stop()
 
 
-def test_objects_come_from_an_s3_service_in_the_version_asked_for(
+def test_object_versions_are_read_from_an_s3_service(
     s3_endpoint: str, small_digits: DigitsDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

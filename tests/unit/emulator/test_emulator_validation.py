@@ -1,4 +1,4 @@
-"""What a training says of its manifests: the validation results, and each reason not to train."""
+"""Validation of a training's manifests: the result files, and all terminal errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchcl.emulator.digits import DigitsDataset
-from batchcl.emulator.validation import CheckedDataset, examine, use_case
+from batchcl.emulator.validation import CheckedDataset, check_manifests, use_case
 from unit.emulator.harness import running_server, wait_for
 from unit.emulator.test_emulator_datasets import boxed, jsonl, labelled
 
@@ -23,7 +23,7 @@ def errors(train: list[dict[str, Any]], test: list[dict[str, Any]] | None, *, un
     checked = [None if lines is None else CheckedDataset.of(jsonl(lines).splitlines()) for lines in (train, test)]
     assert checked[0] is not None
     checked[0].unreadable = set(range(unreadable))
-    found = examine(checked[0], checked[1], task=use_case(checked[0]), held_out=frozenset({1, 2}))
+    found = check_manifests(checked[0], checked[1], task=use_case(checked[0]), held_out=frozenset({1, 2}))
     return {error.code for error in found.errors}
 
 
@@ -53,7 +53,9 @@ def errors(train: list[dict[str, Any]], test: list[dict[str, Any]] | None, *, un
         ([{"source-ref": "s3://pictures/1.png"}] * 9, None, {"ERROR_MANIFEST_TOO_FEW_LABELS"}),
     ],
 )  # fmt: skip
-def test_reasons_not_to_train(train: list[dict[str, Any]], test: list[dict[str, Any]] | None, codes: set[str]) -> None:
+def test_terminal_errors_of_manifests(
+    train: list[dict[str, Any]], test: list[dict[str, Any]] | None, codes: set[str]
+) -> None:
     assert errors(train, test) == codes
 
 
@@ -62,14 +64,14 @@ def test_unreadable_images_count_as_invalid() -> None:
     assert errors(CATS, CATS, unreadable=5) == {"ERROR_TOO_MANY_INVALID_ROWS_IN_MANIFEST"}
 
 
-def test_a_training_set_that_can_not_be_split() -> None:
+def test_a_training_set_that_cannot_be_split() -> None:
     checked = CheckedDataset.of(jsonl([labelled(1, "cat"), labelled(2, "dog")]).splitlines())
-    found = examine(checked, None, task="classification", held_out=frozenset())
+    found = check_manifests(checked, None, task="classification", held_out=frozenset())
     assert [e.code for e in found.errors] == ["ERROR_INSUFFICIENT_IMAGES_PER_LABEL_FOR_AUTOSPLIT"]
 
 
 def _train(folder: Path, train: bytes, test: bytes | None, *, output: str = "small") -> tuple[dict[str, Any], Any]:
-    """A version's description after training, and a reader of what was written."""
+    """A version's description after training, and a function that reads its result files."""
     assets = {}
     for name, content in (("TrainingData", train), ("TestingData", test)):
         if content is not None:
@@ -94,7 +96,7 @@ def _train(folder: Path, train: bytes, test: bytes | None, *, output: str = "sma
     return described, read
 
 
-def test_a_failed_training_says_why_in_the_documented_files(small_digits: DigitsDataset) -> None:
+def test_a_failed_training_writes_the_validation_files(small_digits: DigitsDataset) -> None:
     good = small_digits.train_manifest.read_bytes().splitlines()[:6]
     lines = [
         *good,
@@ -138,7 +140,7 @@ def test_a_failed_training_says_why_in_the_documented_files(small_digits: Digits
     }
 
 
-def test_a_good_training_has_validation_results_too_and_splits_by_itself(small_digits: DigitsDataset) -> None:
+def test_a_successful_training_writes_the_validation_files(small_digits: DigitsDataset) -> None:
     described, read = _train(small_digits.directory, small_digits.train_manifest.read_bytes(), None)
     assert described["Status"] == "TRAINING_COMPLETED", described
     statistics = json.loads(read(described["ManifestSummary"]))["statistics"]
@@ -157,7 +159,7 @@ def test_file_errors_leave_no_validation_results(train: bytes, small_digits: Dig
     assert "ManifestSummary" not in described
 
 
-def test_a_manifest_that_is_not_there_fails_the_training(small_digits: DigitsDataset) -> None:
+def test_a_missing_manifest_fails_the_training(small_digits: DigitsDataset) -> None:
     with running_server(buckets=small_digits.directory, train_seconds=0) as server:
         client = server.client()
         project = client.create_project(ProjectName="p")["ProjectArn"]

@@ -82,7 +82,7 @@ def test_both_documented_layouts_are_read(aggregates):
     assert found.mistakes == ()
 
 
-def test_labels_come_with_the_best_f1_first_and_without_counts_where_there_is_no_snapshot():
+def test_labels_are_sorted_by_f1_without_counts_of_a_snapshot():
     best, worst = evaluation_of(summary(METRICS)).labels
     assert (best.label, best.f1, best.threshold, best.images) == ("watch", 0.9, 0.9, 234)
     assert (worst.label, worst.true_positives) == ("cap", None)
@@ -104,7 +104,7 @@ def test_counts_confusion_and_mistakes_come_from_the_snapshot():
     )
 
 
-def test_images_of_several_labels_leave_the_confusion_to_the_summary():
+def test_with_multi_label_images_the_confusion_is_the_summarys():
     both = image("s3://b/4", ("cap", "watch"), seen("cap", 0.9, "true-positive", present=True))
     found = evaluation_of(summary({**METRICS, "ConfusionMatrix": MATRIX}), [*LINES, both])
     assert found.confusion == (Confused(truth="cap", predicted="watch", share=0.25),)
@@ -116,7 +116,7 @@ def test_an_image_without_labels_has_a_row_of_its_own():
     assert found.confusion == (Confused(truth="(none)", predicted="cap", share=1.0, images=1),)
 
 
-def test_of_equally_sure_labels_the_first_by_name_is_the_top_one():
+def test_equal_confidences_are_ordered_by_label():
     """`evaluate` has the same rule: see test_evaluate.py."""
     both = [seen("watch", 0.6, "false-positive", present=False), seen("cap", 0.6, "true-positive", present=True)]
     found = evaluation_of(
@@ -154,16 +154,16 @@ def test_located_objects_are_counted_by_the_class_map():
 
 
 @pytest.mark.parametrize("text", [b"", b"<html>", b"[]", b"{"])
-def test_what_is_no_summary_or_snapshot_is_named(text):
-    with pytest.raises(SourceError, match="the evaluation summary can't be read: it is no JSON"):
+def test_a_summary_or_snapshot_that_is_not_json_is_named(text):
+    with pytest.raises(SourceError, match="the evaluation summary can't be read: it is not"):
         evaluation_of(text)
     if text:
-        with pytest.raises(SourceError, match="line 2 of the evaluation snapshot can't be read: it is no JSON"):
+        with pytest.raises(SourceError, match="line 2 of the evaluation snapshot can't be read: it is not"):
             evaluation_of(summary(METRICS), [LINES[0], text])
 
 
 @pytest.mark.parametrize(
     "document", [b"{}", b'{"LabelEvaluationResults": [{}]}', b'{"AggregatedEvaluationResults": 1}']
 )
-def test_a_summary_with_less_in_it_is_read_as_far_as_it_goes(document):
+def test_missing_metrics_of_a_summary_are_none(document):
     assert evaluation_of(document).f1 is None

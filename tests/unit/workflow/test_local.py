@@ -33,7 +33,7 @@ def put(tmp_path: Path) -> Callable[[str, bytes], Path]:
     return put
 
 
-def test_the_first_folder_is_the_label_however_deep_the_file(tmp_path, put):
+def test_the_first_folder_is_the_label_at_any_depth(tmp_path, put):
     put("cat/b.png", picture())
     put("cat/2024/may/a.JPG", picture(kind="JPEG"))
     put("dog/x y+%41.png", picture(shade=9))
@@ -55,13 +55,13 @@ def test_size_and_md5_are_those_of_the_bytes(tmp_path, put):
     assert entry.image.md5 == hashlib.md5(picture()).hexdigest()
 
 
-def test_hidden_files_and_folders_are_left_out_and_counted(tmp_path, put):
+def test_hidden_files_and_folders_are_ignored_and_counted(tmp_path, put):
     for name in (".DS_Store", "cat/.a.png", ".git/cat.png"):
         put(name, b"x")
     put("cat/a.png", picture())
     found = read_local(tmp_path)
     assert ([each.name for each in found.entries], found.skipped, found.hidden) == (["cat/a.png"], (), 3)
-    assert found.remarks() == ["hidden files and folders that are left out: 3"]
+    assert found.remarks() == ["hidden files and folders ignored: 3"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_hidden_files_and_folders_are_left_out_and_counted(tmp_path, put):
         ("a.png", picture(), "NoLabel"),
     ],
 )
-def test_what_the_service_would_refuse_is_told_with_its_reason(tmp_path, put, name, data, code):
+def test_unusable_files_are_skipped_with_a_reason(tmp_path, put, name, data, code):
     put(name, data)
     put("dog/fine.png", picture())
     found = read_local(tmp_path)
@@ -100,7 +100,7 @@ def test_links_to_folders_are_not_followed(tmp_path, put):
     assert len(read_local(tmp_path).entries) == 1
 
 
-def test_a_manifest_keeps_everything_but_the_place_of_its_images(tmp_path, put):
+def test_a_manifest_keeps_everything_but_the_image_locations(tmp_path, put):
     boxes = {
         "image_size": [{"width": 64, "height": 64, "depth": 3}],
         "annotations": [{"class_id": 1, "left": 1, "top": 2, "width": 3, "height": 4}],
@@ -117,7 +117,7 @@ def test_a_manifest_keeps_everything_but_the_place_of_its_images(tmp_path, put):
         assert {"source-ref": line["source-ref"], **(entry.attributes or {})} == line
 
 
-def test_an_image_outside_of_the_manifests_folder_gets_a_key_of_its_own(tmp_path, put):
+def test_images_outside_the_manifests_folder_get_unique_keys(tmp_path, put):
     put("a.png", picture())
     put("b/a.png", picture(shade=1))
     lines = [json.dumps({"source-ref": ref}) for ref in ("../a.png", "a.png", str(tmp_path / "b" / "a.png"))]
@@ -132,13 +132,13 @@ def test_a_broken_manifest_line_is_named(tmp_path, put):
         refuse_skipped(read_local(tmp_path / "a.manifest"))
 
 
-def test_nothing_to_use_is_refused_with_the_first_reason(tmp_path, put):
-    with pytest.raises(SourceError, match="there is no directory or manifest"):
+def test_no_usable_image_is_an_error_with_the_first_reason(tmp_path, put):
+    with pytest.raises(SourceError, match="no such directory or file"):
         read_local(tmp_path / "nowhere")
     with pytest.raises(SourceError, match="needs a folder for each label"):
         read_local(tmp_path)
     put("a.png", picture())
-    with pytest.raises(SourceError, match=r"1 can't: .*a\.png: it lies in no folder"):
+    with pytest.raises(SourceError, match=r"1 can't be used: .*a\.png: it is not in a folder"):
         read_local(tmp_path)
 
 
@@ -148,11 +148,11 @@ def entry(label: str, md5: str, *, located: bool = False) -> DatasetEntry:
     return DatasetEntry(image=image, uri=None, labels=(label,), attributes=boxes if located else None)
 
 
-def test_one_label_is_enough_only_where_objects_are_located():
-    with pytest.raises(SourceError, match="needs at least two labels, and there is cat"):
+def test_one_label_is_only_enough_for_object_location():
+    with pytest.raises(SourceError, match="needs at least two labels; the images have: cat"):
         check_labels(LocalDataset((entry("cat", "1"),)))
     check_labels(LocalDataset((entry("cat", "1", located=True),)))
-    with pytest.raises(SourceError, match="251 labels, and a model has at most 250"):
+    with pytest.raises(SourceError, match="251 labels; a model can have at most 250"):
         check_labels(LocalDataset(tuple(entry(str(n), str(n)) for n in range(251))))
 
 
@@ -162,7 +162,7 @@ entries = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), max_si
 
 
 @given(entries, st.floats(0.05, 0.95))
-def test_a_split_loses_nothing_and_never_parts_copies(images: tuple[DatasetEntry, ...], share: float) -> None:
+def test_a_split_keeps_all_images_and_copies_together(images: tuple[DatasetEntry, ...], share: float) -> None:
     rest, aside = split_entries(images, share)
     assert sorted(map(id, (*rest, *aside))) == sorted(map(id, images))
     assert not {each.identity for each in rest} & {each.identity for each in aside}
@@ -177,7 +177,7 @@ def test_a_split_loses_nothing_and_never_parts_copies(images: tuple[DatasetEntry
 
 
 @given(entries, st.randoms(use_true_random=False))
-def test_a_split_follows_from_the_bytes_not_from_the_order(images: tuple[DatasetEntry, ...], random) -> None:
+def test_a_split_depends_on_the_bytes_not_on_the_order(images: tuple[DatasetEntry, ...], random) -> None:
     shuffled = list(images)
     random.shuffle(shuffled)
     sets = [{each.identity for each in split_entries(tuple(order), 0.3)[1]} for order in (images, shuffled)]
@@ -201,7 +201,7 @@ def test_train_and_test_folders_are_the_two_datasets(tmp_path, put):
     assert found.remarks() == []
 
 
-def test_what_lies_beside_train_and_test_is_no_label(tmp_path, put):
+def test_folders_beside_train_and_test_are_skipped(tmp_path, put):
     for n, name in enumerate(("train/cat/a.png", "test/cat/b.png", "validation/cat/c.png")):
         put(name, picture(shade=n))
     found = read_local(tmp_path)
@@ -219,7 +219,7 @@ def test_labels_may_be_called_train_and_test(tmp_path, put, names):
 
 
 @pytest.mark.parametrize("labels", [("cat", "Cat"), ("cat", "cat "), ("café", "cafe\u0301"), ("big cat", "big  cat")])
-def test_labels_that_hardly_differ_are_told(tmp_path, put, labels):
+def test_labels_that_hardly_differ_are_reported(tmp_path, put, labels):
     for n, label in enumerate(labels):
         put(f"{label}/a.png", picture(shade=n))
     (remark,) = read_local(tmp_path).remarks()
@@ -227,18 +227,18 @@ def test_labels_that_hardly_differ_are_told(tmp_path, put, labels):
     assert all(repr(label) in remark for label in labels)
 
 
-def test_identical_pictures_under_two_labels_or_in_both_datasets_are_told(tmp_path, put):
+def test_identical_images_with_two_labels_are_reported(tmp_path, put):
     for name in ("cat/a.png", "dog/b.png", "dog/c.png"):
         put(f"one/{name}", picture())
     assert read_local(tmp_path / "one").remarks() == [
-        "identical pictures under more than one label: 1, such as cat/a.png and dog/b.png"
+        "identical images with different labels: 1, for example cat/a.png and dog/b.png"
     ]
     for n, name in enumerate(("train/cat/a.png", "test/cat/a.png", "train/dog/a.png", "test/owl/a.png")):
         put(f"two/{name}", picture(shade=n // 2 * (n + 1)))
     assert read_local(tmp_path / "two").remarks() == [
-        "identical pictures in both datasets: 1, such as test/cat/a.png and train/cat/a.png",
-        "only the test dataset has 'owl'",
-        "only the training dataset has 'dog'",
+        "identical images in both datasets: 1, for example test/cat/a.png and train/cat/a.png",
+        "labels that only the test dataset has: 'owl'",
+        "labels that only the training dataset has: 'dog'",
     ]
 
 

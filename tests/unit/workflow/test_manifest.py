@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.emulator.manifest import review
+from batchcl.emulator.manifest import validate_line
 from batchcl.errors import SourceError
 from batchcl.groundtruth import DETECTION, MULTILABEL, SINGLE_LABEL, parse_line
 from batchcl.workflow.manifest import check_line, manifest_line
@@ -18,7 +18,7 @@ URI = "s3://photos/a.png"
 
 
 def converted(**attributes: Any) -> bytes:
-    """The line for such attributes, checked as before an upload."""
+    """The line with these attributes, after the check before an upload."""
     check_line(parse_line(orjson.dumps({"source-ref": URI} | attributes)), attributes)
     return manifest_line(URI, labels=(), attributes=attributes, created=CREATED)
 
@@ -38,13 +38,13 @@ def boxes(*places: dict[str, Any], size: Any = ({"width": 96, "height": 90},), *
     return {"b": value, "b-metadata": {"class-map": {"0": "cat"}, "type": DETECTION} | metadata}
 
 
-def test_a_line_says_what_our_own_reader_reads():
+def test_a_written_line_can_be_parsed():
     line = manifest_line("s3://b/a b+%41.png", labels=("cat", "in box"), attributes=None, created=CREATED)
     truth = parse_line(line)
     assert (truth.source_ref, truth.labels, truth.task) == ("s3://b/a b+%41.png", ("cat", "in box"), "classification")
 
 
-def test_each_label_is_an_attribute_as_the_guide_has_it():
+def test_each_label_is_an_attribute_as_documented():
     line = orjson.loads(manifest_line("s3://b/a.png", labels=("cat",), attributes=None, created=CREATED))
     assert line == {
         "source-ref": "s3://b/a.png",
@@ -60,13 +60,13 @@ def test_each_label_is_an_attribute_as_the_guide_has_it():
     }
 
 
-def test_what_a_line_said_before_stays():
+def test_complete_attributes_are_kept():
     complete = single(**{"confidence": 0.25, "job-name": "j", "human-annotated": "no", "creation-date": "2026-01-01"})
     own: dict[str, Any] = complete | {"x": {"y": [1.5]}}
     assert orjson.loads(converted(**own)) == {"source-ref": URI} | own
 
 
-def test_the_multi_label_form_becomes_an_attribute_for_each_label():
+def test_multi_label_attributes_are_split_by_label():
     line = orjson.loads(converted(**multi(3, 7, **{"confidence-map": {"7": 0.9}, "creation-date": "2026-01-01"})))
     assert [line[f"job-{n}-metadata"]["class-name"] for n in (0, 1)] == ["label 3", "label 7"]
     assert [line[f"job-{n}-metadata"]["confidence"] for n in (0, 1)] == [1, 0.9]
@@ -90,9 +90,9 @@ def test_the_multi_label_form_becomes_an_attribute_for_each_label():
         (boxes({}) | {"old": 1, "old-metadata": {"failure-reason": "x", "type": "groundtruth/text"}}, ("cat",)),
     ],
 )
-def test_what_is_converted_the_service_takes(attributes: dict[str, Any], labels: tuple[str, ...]) -> None:
+def test_converted_lines_are_valid_for_the_service(attributes: dict[str, Any], labels: tuple[str, ...]) -> None:
     line = converted(**attributes)
-    entry = review(line)
+    entry = validate_line(line)
     assert entry.errors == ()
     assert parse_line(line).labels == labels
     assert (() if entry.truth is None else entry.truth.labels) == labels
@@ -101,10 +101,10 @@ def test_what_is_converted_the_service_takes(attributes: dict[str, Any], labels:
 @pytest.mark.parametrize(
     ("attributes", "why"),
     [
-        (boxes({"width": 500, "height": 500}), r"from \(1, 2\) to \(501, 502\) lies outside of the image of 96 by 90"),
-        (boxes({}, {"left": -1}), "lies outside"),
-        (boxes({"width": 1}), "too small to learn"),
-        (boxes({"width": 2, "height": 9}, size=({"width": 4000, "height": 90},)), "too small to learn"),
+        (boxes({"width": 500, "height": 500}), r"from \(1, 2\) to \(501, 502\) is outside of the image of 96 by 90"),
+        (boxes({}, {"left": -1}), "is outside"),
+        (boxes({"width": 1}), "too small to train"),
+        (boxes({"width": 2, "height": 9}, size=({"width": 4000, "height": 90},)), "too small to train"),
         (boxes({"left": "1"}), "not a number of pixels"),
         (boxes({"width": 0}), "0 by 40 pixels"),
         (boxes({"class_id": 4}), "no name for class id 4"),
@@ -116,11 +116,14 @@ def test_what_is_converted_the_service_takes(attributes: dict[str, Any], labels:
         (single(confidence="high"), "confidence of 'l' is 'high'"),
         (multi(1, **{"confidence-map": {"1": True}}), "confidence of 'job' is True"),
         ({"Car-ref": "s3://b/x.json", "Car-ref-metadata": {"type": "groundtruth/video-object-detection"}}, "video"),
-        ({"s": 1, "s-metadata": {"type": "groundtruth/semantic-segmentation"}}, "no labels that Custom Labels takes"),
+        (
+            {"s": 1, "s-metadata": {"type": "groundtruth/semantic-segmentation"}},
+            "no labels that Custom Labels supports",
+        ),
         (single() | {"note": "x" * 100_000}, "more than 100,000 characters"),
     ],
 )
-def test_what_the_service_cannot_use_is_refused(attributes: dict[str, Any], why: str) -> None:
+def test_lines_that_the_service_cannot_use_are_refused(attributes: dict[str, Any], why: str) -> None:
     with pytest.raises(SourceError, match=why):
         converted(**attributes)
 
@@ -130,4 +133,4 @@ def test_any_labels_survive_their_conversion(ids: list[int], sure: bool, dated: 
     metadata: dict[str, Any] = {"confidence-map": {str(n): n / 10 for n in ids}} if sure else {}
     line = converted(**multi(*ids, **(metadata | ({"creation-date": "2026-01-01T00:00:00"} if dated else {}))))
     assert parse_line(line).labels == tuple(dict.fromkeys(f"label {n}" for n in ids))
-    assert review(line).errors == ()
+    assert validate_line(line).errors == ()

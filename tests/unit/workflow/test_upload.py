@@ -22,7 +22,7 @@ NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 
 @pytest.fixture
 def s3(seaweed, monkeypatch) -> Callable[[Callable[[Any], Awaitable[Any]]], Any]:
-    """Await something with an open client of the real server."""
+    """Await a coroutine with an open client of the real server."""
     for name, value in aws_env(s3=seaweed).items():
         monkeypatch.setenv(name, value)
 
@@ -56,7 +56,7 @@ def image(folder: Path, key: str, data: bytes) -> LocalImage:
     return LocalImage(path=path, key=key, size_bytes=len(data), md5=hashlib.md5(data).hexdigest())
 
 
-def test_what_is_there_stays_and_what_has_changed_goes_up_again(s3, bucket, images, seaweed, tmp_path):
+def test_existing_objects_are_skipped_and_changed_ones_sent(s3, bucket, images, seaweed, tmp_path):
     to = S3Folder(bucket, "some/prefix")
     told: list[Uploaded] = []
     first = s3(lambda opened: upload_images(opened, to, images, on_progress=told.append))
@@ -71,23 +71,23 @@ def test_what_is_there_stays_and_what_has_changed_goes_up_again(s3, bucket, imag
     assert server.get_object(Bucket=bucket, Key="some/prefix/dog/c.png")["Body"].read() == b"dog/C.png"
 
 
-def test_an_upload_that_was_cut_goes_on(s3, bucket, images):
+def test_an_interrupted_upload_is_resumed(s3, bucket, images):
     to = S3Folder(bucket, "")
     s3(lambda opened: upload_images(opened, to, images[:1]))
     found = s3(lambda opened: upload_images(opened, to, images))
     assert (found.there, found.sent) == (1, 2)
 
 
-def test_a_file_that_changes_meanwhile_is_refused(s3, bucket, images):
+def test_a_file_that_changed_meanwhile_is_an_error(s3, bucket, images):
     images[0].path.write_bytes(b"longer than before")
-    with pytest.raises(SourceError, match="has changed while this went on; start again"):
+    with pytest.raises(SourceError, match="the file has changed meanwhile"):
         s3(lambda opened: upload_images(opened, S3Folder(bucket, ""), images))
     images[0].path.unlink()
-    with pytest.raises(SourceError, match="it can't be read"):
+    with pytest.raises(SourceError, match="reading it failed"):
         s3(lambda opened: upload_images(opened, S3Folder(bucket, ""), images))
 
 
-def test_a_bucket_is_made_only_when_asked_for(s3, seaweed):
+def test_a_bucket_is_only_created_on_request(s3, seaweed):
     with pytest.raises(SourceError, match="there is no bucket up-nowhere"):
         s3(lambda opened: have_bucket(opened, "up-nowhere", region="us-east-1"))
     assert s3(lambda opened: have_bucket(opened, "up-nowhere", region="us-east-1", create=True)) is True
@@ -96,7 +96,7 @@ def test_a_bucket_is_made_only_when_asked_for(s3, seaweed):
 
 
 class Refusing:
-    """An S3 that refuses to write, with the error it is given."""
+    """An S3 client whose writes fail with the given error."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -125,12 +125,12 @@ class Refusing:
         (EndpointConnectionError(endpoint_url="https://x"), UnreachableError, "check the endpoint and the network"),
     ],
 )
-def test_a_write_that_is_refused_says_where_and_what_to_do(images, error, kind, says):
+def test_a_refused_write_names_the_object_and_the_permission(images, error, kind, says):
     with pytest.raises(kind, match=f"writing s3://b/(cat|dog)/.*{says}"):
         anyio.run(lambda: upload_images(Refusing(error), S3Folder("b", ""), images))
 
 
-def test_a_bucket_is_made_in_the_projects_region():
+def test_a_bucket_is_created_in_the_projects_region():
     s3 = Refusing(ValueError())
     anyio.run(lambda: have_bucket(s3, "b", region="us-east-1", create=True))
     anyio.run(lambda: have_bucket(s3, "b", region="eu-west-1", create=True))
@@ -154,12 +154,12 @@ def test_a_bucket_of_another_region_is_refused(moto, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["b/prefix", "s3://", "/s3://b", ""])
-def test_what_is_no_place_in_s3_is_refused(text):
-    with pytest.raises(SourceError, match="it looks like s3://bucket/prefix"):
+def test_texts_that_are_not_s3_uris_are_refused(text):
+    with pytest.raises(SourceError, match="Expected s3://bucket/prefix"):
         S3Folder.parse(text)
 
 
-def test_a_place_in_s3_has_a_prefix_or_none():
+def test_an_s3_folder_may_have_no_prefix():
     assert S3Folder.parse("s3://b").uri("x/y") == "s3://b/x/y"
     assert S3Folder.parse("s3://b/").uri("x") == "s3://b/x"
     assert S3Folder.parse("s3://b/p/q/").uri("x") == "s3://b/p/q/x"
@@ -168,18 +168,18 @@ def test_a_place_in_s3_has_a_prefix_or_none():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "name one dataset, or give the share"),
-        ({"kind": "train", "test_share": 0.2}, "name one dataset, or give the share"),
-        ({"test_share": 1.0}, "lies between 0 and 1"),
+        ({}, "name one dataset"),
+        ({"kind": "train", "test_share": 0.2}, "name one dataset"),
+        ({"test_share": 1.0}, "must be between 0 and 1"),
     ],
 )
-def test_one_dataset_or_a_share(images, options, says):
+def test_either_one_dataset_or_a_test_share(images, options, says):
     local = LocalDataset(tuple(DatasetEntry(image=each, uri=None, labels=("x",)) for each in images))
     with pytest.raises(UsageError, match=says):
         anyio.run(lambda: create_from_local(None, None, None, local, S3Folder("b", ""), created=NOW, **options))  # type: ignore[arg-type]
 
 
-def test_files_need_a_place_to_go(images):
+def test_local_files_need_a_location_in_s3(images):
     local = LocalDataset(tuple(DatasetEntry(image=each, uri=None, labels=("x",)) for each in images))
-    with pytest.raises(UsageError, match=r"3 images lie on this machine; .*--upload-to"):
+    with pytest.raises(UsageError, match=r"3 images are local files\. .*--upload-to"):
         anyio.run(lambda: add_local(None, None, None, local, None, created=NOW))  # type: ignore[arg-type]

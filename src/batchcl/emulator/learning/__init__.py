@@ -1,5 +1,5 @@
-"""What a model version learns from labelled images, and what it then sees in new ones.
+"""Trains models on labelled images, evaluates them, and detects labels in images.
 
-Image-level models and object-location models are small linear machines over histograms of oriented gradients
-(Dalal and Triggs, 2005) and colours. They learn within seconds on one processor, and they really look at the pixels.
+Models for image-level labels and for object location are small linear models over histograms of oriented gradients
+(Dalal and Triggs, 2005) and colours. Training takes seconds on one processor.
 """

@@ -1,7 +1,7 @@
-"""How good a trained model is on its test set, and each label's assumed threshold.
+"""Evaluates a model on its test set, and determines the assumed threshold of each label.
 
-The assumed threshold is where the label's F1 score on the test set is best (Custom Labels guide, "Metrics for
-evaluating your model"). A detection with a box is right if it overlaps an object of its label by half (IoU 0.5).
+The assumed threshold is the one with the highest F1 score of the label on the test set (Custom Labels guide, "Metrics
+for evaluating your model"). A prediction with a box is right if its IoU with an object of its label is at least 0.5.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationResults", "HeldOutLabels", "LabelResult", "average_precision", "evaluate", "matches"]
 
 IOU: Final = 0.5
-_UNKNOWN: Final = 0.5
-_LOWEST: Final = 0.05
+_DEFAULT_THRESHOLD: Final = 0.5
+_MIN_THRESHOLD: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutLabels:
-    """What is on one image: its labels, and for object location as many boxes in ratios of the image."""
+    """Ground truth of one image: its labels and, for object location, a box per label, as ratios of the image."""
 
     labels: tuple[str, ...]
     boxes: tuple[Box, ...] | None = None
@@ -33,7 +33,7 @@ class HeldOutLabels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelResult:
-    """One label on the test set; all numbers but `images` are 0 to 1, at the assumed threshold."""
+    """Metrics of one label on the test set at its assumed threshold; 0 to 1, except `images`."""
 
     label: str
     threshold: float
@@ -46,7 +46,7 @@ class LabelResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResults:
-    """A model on its test set; the aggregates are means over the labels that the test set has."""
+    """Metrics of a model on its test set."""
 
     scores: tuple[LabelResult, ...]
 
@@ -56,18 +56,18 @@ class EvaluationResults:
         return {s.label: s.threshold for s in self.scores}
 
     def mean(self, name: str) -> float:
-        """The mean of one number over the labels that the test set has; 0 if it has none."""
+        """The mean of a metric over the labels that the test set has; 0 if it has none."""
         values = [float(getattr(s, name)) for s in self.scores if s.images]
         return sum(values) / len(values) if values else 0.0
 
 
 def evaluate(
-    labels: Sequence[str], truths: Sequence[HeldOutLabels], seen: Sequence[Sequence[Prediction]]
+    labels: Sequence[str], truths: Sequence[HeldOutLabels], predictions: Sequence[Sequence[Prediction]]
 ) -> EvaluationResults:
-    """Score each label; `seen` is what the model saw in each image, whatever the threshold."""
+    """Compute the metrics of each label; `predictions` has all predictions for each image, whatever the threshold."""
     scores = []
     for label in labels:
-        confidences, right, wanted = _hits(label, truths, seen)
+        confidences, right, wanted = _hits(label, truths, predictions)
         threshold = _best_threshold(confidences, right, wanted)
         taken = confidences >= threshold
         hits = int(right[taken].sum())
@@ -87,14 +87,16 @@ def evaluate(
     return EvaluationResults(tuple(scores))
 
 
-def average_precision(truths: Sequence[HeldOutLabels], seen: Sequence[Sequence[Prediction]]) -> Mapping[str, float]:
-    """Area under each label's precision-recall curve (all points, interpolated), for the labels in `truths`."""
+def average_precision(
+    truths: Sequence[HeldOutLabels], predictions: Sequence[Sequence[Prediction]]
+) -> Mapping[str, float]:
+    """Area under the precision-recall curve (interpolated at all points) of each label in `truths`."""
     labels = sorted({label for truth in truths for label in truth.labels})
-    return {label: _area(*_hits(label, truths, seen)) for label in labels}
+    return {label: _area(*_hits(label, truths, predictions)) for label in labels}
 
 
 def matches(detections: Sequence[Prediction], truth: HeldOutLabels) -> list[bool]:
-    """Whether each detection is right; an object counts for the most confident detection that overlaps it."""
+    """Whether each prediction is right; an object is matched by the most confident prediction that overlaps it."""
     if truth.boxes is None:
         return [d.label in truth.labels for d in detections]
     right = [False] * len(detections)
@@ -112,12 +114,12 @@ def matches(detections: Sequence[Prediction], truth: HeldOutLabels) -> list[bool
 
 
 def _hits(
-    label: str, truths: Sequence[HeldOutLabels], seen: Sequence[Sequence[Prediction]]
+    label: str, truths: Sequence[HeldOutLabels], predictions: Sequence[Sequence[Prediction]]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Confidences of all detections of `label`, which of them are right, and how many there are to find."""
+    """Confidences of all predictions of `label`, which of them are right, and the number in the ground truth."""
     confidences: list[float] = []
     right: list[bool] = []
-    for truth, detections in zip(truths, seen, strict=True):
+    for truth, detections in zip(truths, predictions, strict=True):
         mine = [d for d in detections if d.label == label]
         confidences += [d.confidence for d in mine]
         right += matches(mine, truth)
@@ -128,19 +130,19 @@ def _hits(
 
 
 def _best_threshold(confidences: np.ndarray, right: np.ndarray, wanted: int) -> float:
-    """Between two confidences, where F1 is best; of equally good places the one nearest to a half."""
+    """The threshold between two confidences with the highest F1; of several, the one closest to 0.5."""
     if not right.any():
-        return _UNKNOWN
+        return _DEFAULT_THRESHOLD
     order = np.argsort(-confidences, kind="stable")
     ranked, hits = confidences[order], np.cumsum(right[order])
     last = np.append(ranked[1:] != ranked[:-1], True)
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + wanted)
     below = np.append(ranked[1:], 0.0)
     good = [
-        min(max(_UNKNOWN, float(below[n]) + 1e-4), float(ranked[n]))
+        min(max(_DEFAULT_THRESHOLD, float(below[n]) + 1e-4), float(ranked[n]))
         for n in np.flatnonzero(last & (f1 >= f1[last].max() - 1e-12))
     ]
-    return max(_LOWEST, min(good, key=lambda place: abs(place - _UNKNOWN)))
+    return max(_MIN_THRESHOLD, min(good, key=lambda place: abs(place - _DEFAULT_THRESHOLD)))
 
 
 def _area(confidences: np.ndarray, right: np.ndarray, wanted: int) -> float:

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients and colours, vectorised.
+"""Feature vectors of images: histograms of oriented gradients, and colours.
 
 HOG as in Dalal and Triggs, "Histograms of oriented gradients for human detection", 2005: nine unsigned orientations,
 blocks of 2x2 cells, L2-Hys normalisation.
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["BLOCK", "SIDE", "block_map", "cell_histograms", "describe", "thumbnail"]
 
 SIDE: Final = 64
-"""Pixels a side of the picture that an image-level model looks at."""
+"""Pixels per side of the thumbnail for image-level models."""
 
 BLOCK: Final = 36
-"""Numbers in one block: 2x2 cells of nine orientations."""
+"""Features per block: 2x2 cells of nine orientations."""
 
 _BINS: Final = 9
 _CELL: Final = 8
@@ -31,14 +31,14 @@ _COLOUR_WEIGHT: Final = np.float32(0.5)
 
 
 def thumbnail(image: Image) -> NDArray[np.uint8]:
-    """An RGB image squeezed to SIDE x SIDE x 3."""
+    """An RGB image resized to SIDE x SIDE x 3."""
     from PIL.Image import Resampling
 
     return np.asarray(image.resize((SIDE, SIDE), Resampling.BILINEAR, reducing_gap=2.0))
 
 
 def describe(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """A thumbnail as one vector: HOG, mean colours on a 4x4 grid, and a histogram of each colour."""
+    """The feature vector of a thumbnail: HOG, mean colours on a 4x4 grid, and a histogram of each colour."""
     colours = picture.astype(np.float32) / np.float32(255)
     grey = colours.mean(axis=2)
     shape = block_map(cell_histograms(grey, cell=_CELL)).ravel()
@@ -54,8 +54,8 @@ def describe(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
 def cell_histograms(grey: NDArray[np.float32], *, cell: int) -> NDArray[np.float32]:
     """Orientation histograms of each cell of `cell` x `cell` pixels: rows x columns x 9.
 
-    Each pixel's gradient is shared between its two nearest orientations. Pixels beyond the last whole cell count
-    for nothing.
+    Each pixel's gradient is shared between its two nearest orientations. Pixels beyond the last whole cell are
+    ignored.
     """
     rows, columns = grey.shape[0] // cell, grey.shape[1] // cell
     grey = grey[: rows * cell, : columns * cell]

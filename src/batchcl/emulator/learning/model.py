@@ -1,9 +1,9 @@
-"""What every trained model can do, and how its answers are chosen from what it sees."""
+"""The interface of trained models, and the selection of the predictions that DetectCustomLabels returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from batchcl.emulator.protocol import float32
 
@@ -15,11 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Box", "Prediction", "Predictor", "select"]
 
-from typing import Any, NamedTuple
-
 
 class Box(NamedTuple):
-    """A rectangle as ratios of the upright image's width and height."""
+    """A box as ratios of the upright image's width and height."""
 
     left: float
     top: float
@@ -38,7 +36,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One label that a model sees: `confidence` 0 to 1; `box` only from object location."""
+    """A predicted label; `confidence` is 0 to 1, `box` is None for image-level labels."""
 
     label: str
     confidence: float
@@ -46,7 +44,7 @@ class Prediction:
 
     @property
     def percent(self) -> float:
-        """The confidence as the API has it: 0 to 100, of 32 bits."""
+        """The confidence in the API: 0 to 100, as a 32-bit float."""
         return float32(min(100.0, self.confidence * 100))
 
 
@@ -55,20 +53,20 @@ class Predictor(Protocol):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What it was trained to see."""
+        """The labels that it was trained with."""
         ...
 
     @property
     def locates(self) -> bool:
-        """Whether its detections have boxes."""
+        """Whether its predictions have boxes."""
         ...
 
     def detect(self, image: Image) -> list[Prediction]:
-        """Everything that it sees in an upright RGB image, highest confidence first, whatever the threshold."""
+        """All predictions for an upright RGB image, by descending confidence, whatever the threshold."""
         ...
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Its numbers, to be kept."""
+        """Its parameters by name, to be stored."""
         ...
 
 
@@ -79,13 +77,13 @@ def select(
     min_confidence: float | None,
     max_results: int | None,
 ) -> list[Prediction]:
-    """What DetectCustomLabels returns of `detections`, highest confidence first.
+    """The predictions that DetectCustomLabels returns, by descending confidence.
 
     Args:
-        detections: what the model sees.
-        thresholds: each label's assumed threshold, 0 to 1.
-        min_confidence: in percent, of 32 bits; given, it stands for all thresholds; 0 lets everything through.
-        max_results: at most so many.
+        detections: all predictions of the model.
+        thresholds: assumed threshold of each label, 0 to 1.
+        min_confidence: 0 to 100, as a 32-bit float; replaces all thresholds if it is given.
+        max_results: maximum number; None for no limit.
     """
     kept = [
         d

@@ -1,4 +1,4 @@
-"""What a training writes to its OutputConfig: the evaluation summary and the manifest snapshots.
+"""The result files of a training: the evaluation summary and the manifest snapshots.
 
 Formats: Custom Labels guide, "Reference: Training results summary file" and "Interpreting the evaluation manifest
 snapshot".
@@ -26,7 +26,7 @@ __all__ = ["snapshot", "summary", "training_snapshot"]
 _TRAINING_JOB: Final = "rekognition-custom-labels-training-job"
 _EVALUATION_JOB: Final = "rekognition-custom-labels-evaluation-job"
 _DETAILS: Final = "rekognition-custom-labels-evaluation-details"
-_FAINT: Final = 0.05
+_MIN_CONFIDENCE: Final = 0.05
 
 
 def summary(trained: Trained, *, version_arn: str, ended: float) -> bytes:
@@ -70,17 +70,17 @@ def summary(trained: Trained, *, version_arn: str, ended: float) -> bytes:
 
 
 def training_snapshot(lines: Sequence[bytes], examples: Iterable[Example]) -> bytes:
-    """The manifest lines that were really used."""
+    """The manifest lines that were used for training."""
     return b"".join(lines[e.number].strip() + b"\n" for e in examples)
 
 
 def snapshot(trained: Trained, *, ended: float) -> bytes:
-    """The test set's images, each with its labels, what the model saw, and whether it was right."""
+    """The test images, each with its labels, the predictions, and whether they are right."""
     created = dt.datetime.fromtimestamp(ended, dt.UTC).replace(tzinfo=None).isoformat()
     write = _boxes if trained.model.locates else _labels
     thresholds = trained.evaluation.thresholds
     written = []
-    for example, seen in zip(trained.test, trained.seen, strict=True):
+    for example, seen in zip(trained.test, trained.predictions, strict=True):
         entry: dict[str, Any] = {"source-ref": example.source_ref}
         entry.update(_truth(example, trained.model.labels, created))
         entry.update(write(example, seen, thresholds, trained.model.labels, created))
@@ -89,7 +89,7 @@ def snapshot(trained: Trained, *, ended: float) -> bytes:
 
 
 def _truth(example: Example, labels: Sequence[str], created: str) -> dict[str, Any]:
-    """What is on the image, in the attributes of a training snapshot."""
+    """The ground truth of an image, as attributes of a training snapshot."""
     name = "rekognition-custom-labels-training"
     common = {"job-name": _TRAINING_JOB, "human-annotated": "yes", "creation-date": created}
     if example.truth.boxes is None:
@@ -122,7 +122,7 @@ def _labels(
     labels: Sequence[str],
     created: str,
 ) -> dict[str, Any]:
-    """An attribute for each label of the model: all of them are predictions, positive or negative."""
+    """An attribute for each label of the model: each is a prediction, positive or negative."""
     attributes: dict[str, Any] = {}
     confidence = {d.label: d.confidence for d in seen}
     for n, label in enumerate(labels):
@@ -148,18 +148,18 @@ def _boxes(
     labels: Sequence[str],
     created: str,
 ) -> dict[str, Any]:
-    """One attribute with each box that the model saw, and each object that it didn't."""
+    """One attribute with all predicted boxes, and all objects that were missed."""
     size = example.size
     number = {label: n for n, label in enumerate(labels)}
-    faint = [d for d in seen if d.confidence >= _FAINT]
+    predictions = [d for d in seen if d.confidence >= _MIN_CONFIDENCE]
     annotations: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
-    for detection, right in zip(faint, matches(faint, example.truth), strict=True):
+    for detection, right in zip(predictions, matches(predictions, example.truth), strict=True):
         assert detection.box is not None
         annotations.append(_annotation(number[detection.label], detection.box, size))
         taken = detection.confidence >= thresholds[detection.label]
         objects.append({"confidence": detection.confidence, _DETAILS: _details(taken=taken, present=right)})
-    for label, box in _missed(example.truth, faint):
+    for label, box in _missed(example.truth, predictions):
         annotations.append(_annotation(number[label], box, size))
         objects.append({"confidence": 0.0, _DETAILS: _details(taken=False, present=True)})
     name = "rekognition-custom-labels-evaluation"
@@ -169,7 +169,7 @@ def _boxes(
             "annotations": annotations,
         },
         f"{name}-metadata": {
-            "confidence": max((d.confidence for d in faint), default=0.0),
+            "confidence": max((d.confidence for d in predictions), default=0.0),
             "objects": objects,
             "class-map": {str(n): label for label, n in number.items()},
             "type": "groundtruth/object-detection",
@@ -215,10 +215,10 @@ def _annotation(number: int, box: Box, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _confusion(trained: Trained) -> list[dict[str, Any]]:
-    """Shares of each true label's images by the label that the model was surest of."""
+    """Confusion matrix: shares of each true label's images by the label predicted with the highest confidence."""
     pairs: Counter[tuple[str, str]] = Counter()
     totals: Counter[str] = Counter()
-    for example, seen in zip(trained.test, trained.seen, strict=True):
+    for example, seen in zip(trained.test, trained.predictions, strict=True):
         for label in example.truth.labels:
             pairs[label, seen[0].label] += 1
             totals[label] += 1

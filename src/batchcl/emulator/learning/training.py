@@ -1,7 +1,7 @@
-"""From labelled images to a trained and evaluated model, and from a model to its file and back.
+"""Splits, trains and evaluates, and saves and loads models.
 
-What travels is small: an image is reduced to what its model looks at as soon as it is read, so the memory of a
-training grows with a few tens of kilobytes an image.
+Each image is reduced to the input of its model as soon as it is read, so a training needs a few tens of kilobytes of
+memory per image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from batchcl.emulator.learning.evaluation import EvaluationResults, HeldOutLabel
 from batchcl.emulator.learning.features import describe, thumbnail
 from batchcl.emulator.learning.locator import LabelledPicture, Locator, train_locator, working_picture
 from batchcl.emulator.learning.model import Box, Prediction
-from batchcl.emulator.learning.splitting import held_out
 from batchcl.errors import BatchclError
 
 if TYPE_CHECKING:
@@ -31,25 +30,37 @@ if TYPE_CHECKING:
     from batchcl.emulator.learning.model import Predictor
     from batchcl.groundtruth import GroundTruth
 
-__all__ = ["FEWEST_LABELS", "Example", "Task", "Trained", "TrainingError", "load", "prepare", "save", "split", "train"]
+__all__ = [
+    "MIN_LABELS",
+    "Example",
+    "Task",
+    "Trained",
+    "TrainingError",
+    "held_out",
+    "load",
+    "prepare",
+    "save",
+    "split",
+    "train",
+]
 
 Task = Literal["classification", "detection"]
 
 _TEST_SHARE: Final = 0.2
-_MOST_LABELS: Final = 250
-FEWEST_LABELS: Final[dict[Task, int]] = {"classification": 2, "detection": 1}
-"""Custom Labels guide, "Guidelines and quotas"."""
+_MAX_LABELS: Final = 250
+MIN_LABELS: Final[dict[Task, int]] = {"classification": 2, "detection": 1}
+"""Minimum number of labels (Custom Labels guide, "Guidelines and quotas")."""
 
 
 class TrainingError(BatchclError):
-    """The data can't train a model; the message becomes the version's StatusMessage."""
+    """The data can't be used to train a model; the message becomes the version's StatusMessage."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """One image, reduced to what its model looks at, and what is on it.
+    """An image, reduced to the input of its model, and its ground truth.
 
-    `number` is its place in the list of entries that it came from; `size` the upright image's width and height.
+    `number` is the index of its manifest line; `size` the width and height of the upright image.
     """
 
     number: int
@@ -61,19 +72,19 @@ class Example:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """A model and how it did on its test set; `seen` has what it saw on each of the `test` examples."""
+    """A trained model and its evaluation; `predictions` has the predictions for each of the `test` examples."""
 
     model: Predictor
     evaluation: EvaluationResults
     train: tuple[Example, ...]
     test: tuple[Example, ...]
-    seen: tuple[tuple[Prediction, ...], ...]
+    predictions: tuple[tuple[Prediction, ...], ...]
 
 
 def prepare(number: int, image: Image, size: tuple[int, int], entry: GroundTruth, task: Task) -> Example:
-    """Reduce one image; `size` is its upright width and height, in whose pixels the entry's boxes are.
+    """Reduce an image; `size` is the width and height of the upright image, in pixels, as for the entry's boxes.
 
-    Blocking; call it from a worker thread. Boxes are cut at the rim; those that lie outside are dropped.
+    Blocking; call it from a worker thread. Boxes are clipped to the image; those outside are dropped.
     """
     if task == "classification":
         return Example(number, entry.source_ref, size, thumbnail(image), HeldOutLabels(entry.labels))
@@ -96,50 +107,50 @@ def train(
     seed: int,
     check: Callable[[], None],
 ) -> Trained:
-    """Learn and evaluate. The same arguments give the same model.
+    """Train and evaluate. The same arguments give the same model.
 
     Blocking, for seconds; call it from a worker thread.
 
     Args:
-        task: what to learn.
+        task: the use case.
         examples: the training set.
-        test: the test set; images with other labels than the training set's are not looked at.
-        seed: of everything that is drawn.
-        check: called now and then; raises to stop.
+        test: the test set; images with labels that the training set doesn't have are ignored.
+        seed: of all random numbers.
+        check: called regularly; raises to abort the training.
 
     Raises:
-        TrainingError: too few or too many labels, or nothing to learn from.
+        TrainingError: too few or too many labels, or no usable test image.
     """
     labels = {label for e in examples for label in e.truth.labels}
-    fewest = FEWEST_LABELS[task]
-    if len(labels) < fewest:
-        raise TrainingError(f"The training dataset has {len(labels)} labels; at least {fewest} are needed.")
-    if len(labels) > _MOST_LABELS:
-        raise TrainingError(f"The training dataset has {len(labels)} labels; at most {_MOST_LABELS} are allowed.")
-    known = [e for e in test if set(e.truth.labels) <= labels]
-    if not any(e.truth.labels for e in known):
+    minimum = MIN_LABELS[task]
+    if len(labels) < minimum:
+        raise TrainingError(f"The training dataset has {len(labels)} labels; at least {minimum} are needed.")
+    if len(labels) > _MAX_LABELS:
+        raise TrainingError(f"The training dataset has {len(labels)} labels; at most {_MAX_LABELS} are allowed.")
+    usable = [e for e in test if set(e.truth.labels) <= labels]
+    if not any(e.truth.labels for e in usable):
         raise TrainingError("The test dataset has no labeled images with labels of the training dataset.")
     with _one_thread():
-        model = _learn(task, examples, seed, check)
-        seen = []
-        for example in known:
+        model = _fit(task, examples, seed, check)
+        predictions = []
+        for example in usable:
             check()
-            seen.append(tuple(_look(model, example.picture)))
-    evaluation = evaluate(model.labels, [e.truth for e in known], seen)
-    return Trained(model, evaluation, tuple(examples), tuple(known), tuple(seen))
+            predictions.append(tuple(_predict(model, example.picture)))
+    evaluation = evaluate(model.labels, [e.truth for e in usable], predictions)
+    return Trained(model, evaluation, tuple(examples), tuple(usable), tuple(predictions))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Linear algebra in this thread alone: its own threads, on matrices this small, mostly wait for each other."""
-    import sklearn.linear_model  # noqa: F401 - brings a library of its own, which must be loaded to be limited
+    """Limit linear algebra to one thread: with matrices this small, more threads mostly wait for each other."""
+    import sklearn.linear_model  # noqa: F401 - loads a library whose threads are limited below
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1, user_api="blas"):
         yield
 
 
-def _learn(task: Task, examples: Sequence[Example], seed: int, check: Callable[[], None]) -> Predictor:
+def _fit(task: Task, examples: Sequence[Example], seed: int, check: Callable[[], None]) -> Predictor:
     if task == "classification":
         truths = [frozenset(e.truth.labels) for e in examples]
         return train_classifier([e.picture for e in examples], truths, seed=seed, check=check)
@@ -147,7 +158,7 @@ def _learn(task: Task, examples: Sequence[Example], seed: int, check: Callable[[
 
 
 def save(path: Path, model: Predictor, thresholds: dict[str, float]) -> None:
-    """Write a model and its labels' assumed thresholds; after a crash the file is whole or not there."""
+    """Write a model and the assumed thresholds of its labels, atomically."""
     facts = {"locates": model.locates, "labels": model.labels, "thresholds": thresholds}
     partial = path.with_name(f"{path.name}.part")
     with partial.open("wb") as file:
@@ -157,7 +168,7 @@ def save(path: Path, model: Predictor, thresholds: dict[str, float]) -> None:
 
 
 def load(path: Path) -> tuple[Predictor, dict[str, float]]:
-    """Read back what `save` wrote. Nothing in the file is executed: it holds numbers and JSON."""
+    """Load what `save` wrote. The file has only arrays and JSON; nothing in it is executed."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     facts = orjson.loads(arrays.pop("facts").tobytes())
@@ -165,11 +176,11 @@ def load(path: Path) -> tuple[Predictor, dict[str, float]]:
     return kind(labels=tuple(facts["labels"]), **arrays), facts["thresholds"]
 
 
-def _look(model: Predictor, picture: NDArray[np.uint8]) -> list[Prediction]:
+def _predict(model: Predictor, picture: NDArray[np.uint8]) -> list[Prediction]:
     if isinstance(model, Locator):
-        return model.judge(picture)
+        return model.predict(picture)
     assert isinstance(model, Classifier)
-    return model.judge(describe(picture))
+    return model.predict(describe(picture))
 
 
 def _labelled(example: Example) -> LabelledPicture:
@@ -180,7 +191,35 @@ def _labelled(example: Example) -> LabelledPicture:
 
 
 def split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """A fifth for the test set, drawn within each (first) label so that rare ones are on both sides."""
+    """Split off a fifth for the test set, from each (first) label, so that rare labels are in both parts."""
     groups = [e.truth.labels[0] if e.truth.labels else "" for e in examples]
     drawn = held_out(groups, share=_TEST_SHARE, seed=seed)
     return [e for n, e in enumerate(examples) if n not in drawn], [examples[n] for n in sorted(drawn)]
+
+
+def held_out(groups: Sequence[str], *, share: float, seed: int) -> frozenset[int]:
+    """Choose a `share` of the members at random, proportionally from each group; returns their indices.
+
+    Each group keeps at least one member. Fractions are rounded by the largest remainder method, so the total is exact
+    to one member, unless there are many groups of one. The same arguments give the same indices.
+
+    Args:
+        groups: group of each member, such as its label.
+        share: 0 to 1.
+        seed: of the random choice.
+    """
+    members: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    rng = np.random.default_rng(seed)
+    counts = {group: min(int(len(places) * share), len(places) - 1) for group, places in members.items()}
+    missing = round(len(groups) * share) - sum(counts.values())
+    for group in sorted(members, key=lambda g: (int(len(members[g]) * share) - len(members[g]) * share, g)):
+        if missing > 0 and counts[group] + 1 < len(members[group]):
+            counts[group] += 1
+            missing -= 1
+    drawn: set[int] = set()
+    for group in sorted(members):
+        order = rng.permutation(len(members[group]))
+        drawn.update(members[group][n] for n in order[: counts[group]])
+    return frozenset(drawn)

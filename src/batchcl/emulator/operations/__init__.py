@@ -1,7 +1,7 @@
-"""The operations that the emulator has, by their names in the API.
+"""The operations of the emulator, by their names in the API.
 
-One operation is one function of a `Call` and its checked parameters; it gives the answer's members or raises a
-`ServiceError`. Everything else (signatures, quotas, JSON) happens around it, once.
+An operation is a function of a `Call` and its validated parameters. It returns the members of the response or raises an
+`ApiError`. Signatures, quotas and JSON are handled before and after it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from batchcl.emulator.operations import copies, datasets, detect, entries, policies, projects, tags, versions
+from batchcl.emulator.operations import copies, datasets, detect, entries, policies, projects, versions
 from batchcl.emulator.service import Call
 
 __all__ = ["OPERATIONS", "Operation"]
@@ -34,11 +34,11 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "DistributeDatasetEntries": entries.distribute_dataset_entries,
     "ListDatasetEntries": entries.list_dataset_entries,
     "ListDatasetLabels": entries.list_dataset_labels,
-    "ListTagsForResource": tags.list_tags_for_resource,
+    "ListTagsForResource": projects.list_tags_for_resource,
     "StartProjectVersion": versions.start_project_version,
     "StopProjectVersion": versions.stop_project_version,
-    "TagResource": tags.tag_resource,
-    "UntagResource": tags.untag_resource,
+    "TagResource": projects.tag_resource,
+    "UntagResource": projects.untag_resource,
     "UpdateDatasetEntries": entries.update_dataset_entries,
 }
-"""Add an operation here and nowhere else."""
+"""An operation is only registered here."""

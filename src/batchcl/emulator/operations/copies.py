@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio.to_thread
 
-from batchcl.emulator.arns import owner, version_arn
-from batchcl.emulator.errors import ApiError, access_denied, in_use, invalid_parameter, not_found
-from batchcl.emulator.limits import MOST_COPYING, MOST_VERSIONS, check_tags, over_limit, over_quota
-from batchcl.emulator.policies import may_copy
+from batchcl.emulator.capacity import MAX_COPYING, MAX_VERSIONS, check_tags
+from batchcl.emulator.errors import (
+    ApiError,
+    access_denied,
+    in_use,
+    invalid_parameter,
+    not_found,
+    over_limit,
+    over_quota,
+)
+from batchcl.emulator.operations.policies import may_copy
+from batchcl.emulator.records import owner, version_arn
 from batchcl.emulator.training_job import result_keys
 
 if TYPE_CHECKING:
@@ -20,13 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["copy_project_version"]
 
-_RESULT_LIMIT: Final = 1 << 30
+_MAX_RESULT_BYTES: Final = 1 << 30
 _COPIED: Final = "The model was copied and is ready to run."
 _TRAINED: Final = frozenset({"TRAINING_COMPLETED", "STARTING", "RUNNING", "STOPPING", "STOPPED", "COPYING_COMPLETED"})
 
 
 async def copy_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Begin to copy a trained version to a project of the caller's, from whoever lets them."""
+    """Start to copy a trained version to a project of the caller, if the source project's policy allows it."""
     service, state = call.service, call.service.state
     target = call.project(parameters["DestinationProjectArn"])
     source = _source(call, parameters)
@@ -34,7 +42,7 @@ async def copy_project_version(call: Call, parameters: dict[str, Any]) -> dict[s
     if not output.get("S3Bucket"):
         raise invalid_parameter("OutputConfig has no S3Bucket.")
     check_tags(tags)
-    _refuse(call, target, parameters["VersionName"])
+    _check_limits(call, target, parameters["VersionName"])
     now = service.clock.time()
     copy = dataclasses.replace(
         source,
@@ -61,16 +69,16 @@ async def copy_project_version(call: Call, parameters: dict[str, Any]) -> dict[s
 
 
 def _source(call: Call, parameters: dict[str, Any]) -> StoredVersion:
-    """The version to copy, whose account must let the caller have it."""
+    """The version to copy; checks that the caller may copy it."""
     state = call.service.state
     project_arn, arn = parameters["SourceProjectArn"], parameters["SourceProjectVersionArn"]
-    whose = owner(arn)
+    source_owner = owner(arn)
     project = state.projects.get(project_arn)
     allowed = may_copy((p.document for p in state.policies_of(project_arn)), version_arn=arn, account=call.account)
-    if allowed is False or (whose.account != call.account and not allowed):
+    if allowed is False or (source_owner.account != call.account and not allowed):
         raise access_denied(call.operation, arn)
     version = state.version(arn, now=call.now)
-    if project is None or version is None or whose.region != call.region:
+    if project is None or version is None or source_owner.region != call.region:
         raise not_found(arn if project else project_arn)
     if version.project_arn != project_arn:
         raise invalid_parameter("SourceProjectVersionArn is not a version of the project SourceProjectArn.")
@@ -81,16 +89,16 @@ def _source(call: Call, parameters: dict[str, Any]) -> StoredVersion:
     return version
 
 
-def _refuse(call: Call, target: StoredProject, name: str) -> None:
+def _check_limits(call: Call, target: StoredProject, name: str) -> None:
     state = call.service.state
     versions = state.versions_of(target.arn, now=call.now)
     if any(v.name == name for v in versions):
         raise in_use(f"A model version named {name} already exists in the project.")
-    if len(versions) >= MOST_VERSIONS:
-        raise over_quota(f"A project can have {MOST_VERSIONS} model versions.")
+    if len(versions) >= MAX_VERSIONS:
+        raise over_quota(f"A project can have {MAX_VERSIONS} model versions.")
     copying = [v for v in state.settled(call.now) if call.mine(v.arn) and v.status == "COPYING_IN_PROGRESS"]
-    if len(copying) >= MOST_COPYING:
-        raise over_limit(f"The account copies {len(copying)} models and can copy {MOST_COPYING} at once.")
+    if len(copying) >= MAX_COPYING:
+        raise over_limit(f"The account copies {len(copying)} models and can copy {MAX_COPYING} at once.")
 
 
 async def _copy(call: Call, source: StoredVersion, copy: StoredVersion) -> None:
@@ -102,7 +110,7 @@ async def _copy(call: Call, source: StoredVersion, copy: StoredVersion) -> None:
     try:
         await anyio.to_thread.run_sync(shutil.copyfile, state.model_path(source.arn), state.model_path(copy.arn))
         for old_key, new_key in zip(old, new, strict=True):
-            data = await service.buckets.read(source.output_bucket, old_key or "", limit_bytes=_RESULT_LIMIT)
+            data = await service.buckets.read(source.output_bucket, old_key or "", limit_bytes=_MAX_RESULT_BYTES)
             await service.buckets.write(copy.output_bucket, new_key, data, content_type="application/json")
         copy.summary, copy.training_output, copy.testing_output = new
         copy.training_validation = copy.testing_validation = copy.manifest_summary = None

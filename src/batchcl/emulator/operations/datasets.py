@@ -5,11 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
-from batchcl.emulator.arns import dataset_arn
+from batchcl.emulator.capacity import check_tags
 from batchcl.emulator.dataset_files import Contents, contents_of, gather
 from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
-from batchcl.emulator.limits import check_tags
-from batchcl.emulator.records import StoredDataset
+from batchcl.emulator.records import StoredDataset, dataset_arn
 from batchcl.emulator.training_job import read_manifest, split_lines
 
 if TYPE_CHECKING:
@@ -26,14 +25,14 @@ _BUSY = {
 
 
 async def create_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Make a project's training or test dataset: from a manifest, from another dataset, or empty."""
+    """Create a project's training or test dataset: from a manifest, from another dataset, or empty."""
     project = call.project(parameters["ProjectArn"])
     kind = parameters["DatasetType"]
     tags = parameters.get("Tags", {})
     check_tags(tags)
-    _refuse_second(call, project.arn, kind)
-    made = await _contents(call, parameters.get("DatasetSource", {}))
-    _refuse_second(call, project.arn, kind)  # another call may have made it during the read
+    _check_unique(call, project.arn, kind)
+    contents = await _contents(call, parameters.get("DatasetSource", {}))
+    _check_unique(call, project.arn, kind)  # another call may have created it meanwhile
     service = call.service
     now = service.clock.time()
     dataset = StoredDataset(
@@ -42,12 +41,12 @@ async def create_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, An
         kind=kind,
         created=now,
         ready=now + service.settings.dataset_seconds,
-        status="CREATE_COMPLETE" if made.refusal is None else "CREATE_FAILED",
-        status_message=made.refusal or _CREATED,
+        status="CREATE_COMPLETE" if contents.refusal is None else "CREATE_FAILED",
+        status_message=contents.refusal or _CREATED,
         tags=tags,
     )
     service.state.datasets[dataset.arn] = dataset
-    service.dataset_files.write(dataset, made.entries if made.refusal is None else ())
+    service.dataset_files.write(dataset, contents.entries if contents.refusal is None else ())
     service.state.save()
     return {"DatasetArn": dataset.arn}
 
@@ -72,7 +71,7 @@ async def describe_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, 
 
 
 async def delete_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Begin to delete a dataset that is neither being made or changed nor trained with."""
+    """Start to delete a dataset that is not being created, changed or used for training."""
     dataset = call.dataset(parameters["DatasetArn"])
     status = dataset.status_at(call.now)
     if status.endswith("IN_PROGRESS"):
@@ -87,7 +86,7 @@ async def delete_dataset(call: Call, parameters: dict[str, Any]) -> dict[str, An
 
 
 def message_of(dataset: StoredDataset, now: float) -> dict[str, str]:
-    """The status at `now` as the API tells it."""
+    """The members of a response for the status at `now`."""
     status = dataset.status_at(now)
     failed = status.endswith("FAILED")
     return {
@@ -97,7 +96,7 @@ def message_of(dataset: StoredDataset, now: float) -> dict[str, str]:
     }
 
 
-def _refuse_second(call: Call, project_arn: str, kind: str) -> None:
+def _check_unique(call: Call, project_arn: str, kind: str) -> None:
     if kind in call.service.state.datasets_of(project_arn):
         raise ApiError("ResourceAlreadyExistsException", f"The project already has a {kind} dataset.")
 

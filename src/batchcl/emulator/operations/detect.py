@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["detect_custom_labels"]
 
-_MOST_SEEN: Final = 100_000
+_MAX_CACHED: Final = 100_000
 
 
 async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Look at one image with a running model."""
+    """Detect labels in one image with a running model."""
     service = call.service
     image = parameters["Image"]
     if ("Bytes" in image) == ("S3Object" in image):
         raise invalid_parameter("Image must have either Bytes or S3Object.")
     version = call.version(parameters["ProjectVersionArn"])
     if version.status != "RUNNING":
-        why = f"The model {version.arn} is not running; it is {version.status}."
-        raise ApiError("ResourceNotReadyException", why)
+        message = f"The model {version.arn} is not running; it is {version.status}."
+        raise ApiError("ResourceNotReadyException", message)
     scaler = service.scale(version, now=call.now)
     if scaler is not None:
         scaler.offer()
@@ -41,9 +41,9 @@ async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[s
     if latency_s:
         await anyio.sleep(latency_s)
     model, thresholds = await _model(call, version.arn)
-    seen = await _look(service, version.arn, model, data)
+    predictions = await _predict(service, version.arn, model, data)
     chosen = select(
-        seen,
+        predictions,
         thresholds=thresholds,
         min_confidence=parameters.get("MinConfidence"),
         max_results=parameters.get("MaxResults"),
@@ -51,21 +51,21 @@ async def detect_custom_labels(call: Call, parameters: dict[str, Any]) -> dict[s
     return {"CustomLabels": [_custom_label(d) for d in chosen]}
 
 
-async def _look(service: EmulatorService, arn: str, model: Predictor, data: bytes) -> list[Prediction]:
-    """What the model sees; for bytes that it has seen before what it saw then, where inference is cached."""
+async def _predict(service: EmulatorService, arn: str, model: Predictor, data: bytes) -> list[Prediction]:
+    """All predictions of the model, whatever the threshold; from the cache if inference is cached."""
 
-    def look() -> list[Prediction]:
+    def detect() -> list[Prediction]:
         return model.detect(open_picture(data).image)
 
     if not service.settings.cached_inference:
-        return await anyio.to_thread.run_sync(look, limiter=service.threads)
+        return await anyio.to_thread.run_sync(detect, limiter=service.threads)
     key = (arn, hashlib.blake2b(data, digest_size=16).digest())
-    seen = service.seen.get(key)
-    if seen is None:
-        seen = service.seen[key] = await anyio.to_thread.run_sync(look, limiter=service.threads)
-        if len(service.seen) > _MOST_SEEN:
-            service.seen.popitem(last=False)
-    return seen
+    predictions = service.cached_predictions.get(key)
+    if predictions is None:
+        predictions = service.cached_predictions[key] = await anyio.to_thread.run_sync(detect, limiter=service.threads)
+        if len(service.cached_predictions) > _MAX_CACHED:
+            service.cached_predictions.popitem(last=False)
+    return predictions
 
 
 async def _bytes(call: Call, image: dict[str, Any]) -> bytes:
@@ -88,7 +88,7 @@ async def _bytes(call: Call, image: dict[str, Any]) -> bytes:
 
 
 async def _model(call: Call, arn: str) -> tuple[Predictor, dict[str, float]]:
-    """The version's model; read from its file at the first image after a start."""
+    """The version's model and thresholds, loaded from its file at the first image after a start."""
     from batchcl.emulator.learning.training import load
 
     models = call.service.models

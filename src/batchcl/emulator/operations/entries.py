@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from batchcl.emulator.dataset_files import contents_of
-from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
-from batchcl.emulator.learning.splitting import held_out
-from batchcl.emulator.limits import over_limit
-from batchcl.emulator.manifest import DATASET, MOST_ENTRIES, marked
+from batchcl.emulator.errors import ApiError, in_use, invalid_parameter, over_limit
+from batchcl.emulator.learning.training import held_out
+from batchcl.emulator.manifest import DATASET, MAX_ENTRIES, with_errors
 from batchcl.emulator.operations.pagination import rows
 from batchcl.emulator.training_job import split_lines
 
@@ -29,19 +28,19 @@ _TOO_FEW: Final = "The manifest file doesn't have enough labeled images to distr
 
 
 async def list_dataset_entries(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """A dataset's JSON Lines that match every filter, with the errors that were found in them."""
+    """The JSON Lines of a dataset that match all filters, with their errors."""
     dataset = call.dataset(parameters["DatasetArn"])
-    _refuse_busy(call, dataset)
+    _check_listable(call, dataset)
     found = [e for e in await call.service.dataset_files.read(dataset) if _matches(e, parameters)]
     filters = orjson.dumps([parameters.get(name) for name in _FILTERS]).decode()
     shown, more = rows(found, parameters, scope=f"entries {dataset.arn} {filters}")
-    return {"DatasetEntries": [marked(e.line, DATASET).decode() for e in shown], **more}
+    return {"DatasetEntries": [with_errors(e.line, DATASET).decode() for e in shown], **more}
 
 
 async def list_dataset_labels(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Each label with its number of images, and of images on which it has a box."""
+    """All labels, each with the number of its images, and of those with a box."""
     dataset = call.dataset(parameters["DatasetArn"])
-    _refuse_busy(call, dataset)
+    _check_listable(call, dataset)
     images: Counter[str] = Counter()
     boxed: Counter[str] = Counter()
     for entry in await call.service.dataset_files.read(dataset):
@@ -57,27 +56,27 @@ async def list_dataset_labels(call: Call, parameters: dict[str, Any]) -> dict[st
 
 
 async def update_dataset_entries(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Add JSON Lines; one of an image that the dataset has replaces that image's."""
+    """Add JSON Lines; they replace existing entries of the same image."""
     dataset = call.dataset(parameters["DatasetArn"])
-    _refuse_changing(call, dataset)
+    _check_changeable(call, dataset)
     lines = split_lines(parameters["Changes"]["GroundTruth"])
     if not lines:
         raise invalid_parameter("The changes have no JSON Lines.")
     files = call.service.dataset_files
     kept = await files.read(dataset)
-    made = await contents_of(lines, kept=kept)
-    _refuse_changing(call, dataset)  # another call may have changed it during the check
-    if len(lines) + len(kept) > MOST_ENTRIES and made.refusal is not None:
-        raise over_limit(f"A dataset can have {MOST_ENTRIES} entries.")
-    if made.refusal is None:
-        files.write(dataset, made.entries)
-    _begin(call, dataset, made.refusal)
+    contents = await contents_of(lines, kept=kept)
+    _check_changeable(call, dataset)  # another call may have changed it meanwhile
+    if len(lines) + len(kept) > MAX_ENTRIES and contents.refusal is not None:
+        raise over_limit(f"A dataset can have {MAX_ENTRIES} entries.")
+    if contents.refusal is None:
+        files.write(dataset, contents.entries)
+    _start_update(call, dataset, contents.refusal)
     call.service.state.save()
     return {}
 
 
 async def distribute_dataset_entries(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Move a fifth of a project's training dataset to its empty test dataset, drawn within each label."""
+    """Move a fifth of a project's training dataset to its empty test dataset, the same share of each label."""
     datasets = {d.kind: d for d in (call.dataset(each["Arn"]) for each in parameters["Datasets"])}
     if datasets.keys() != {"TRAIN", "TEST"}:
         raise invalid_parameter("Datasets must be a training dataset and a test dataset.")
@@ -100,7 +99,7 @@ async def distribute_dataset_entries(call: Call, parameters: dict[str, Any]) -> 
         files.write(test, [e for n, e in enumerate(entries) if n in moved])
         files.write(train, [e for n, e in enumerate(entries) if n not in moved])
     for dataset in (train, test):
-        _begin(call, dataset, None if enough else _TOO_FEW)
+        _start_update(call, dataset, None if enough else _TOO_FEW)
     call.service.state.save()
     return {}
 
@@ -116,15 +115,15 @@ def _matches(entry: ManifestEntry, parameters: dict[str, Any]) -> bool:
     )
 
 
-def _refuse_busy(call: Call, dataset: StoredDataset) -> None:
-    """Nothing can be listed of a dataset that isn't made yet or is being changed."""
+def _check_listable(call: Call, dataset: StoredDataset) -> None:
+    """Entries can't be listed while a dataset is being created or changed."""
     if dataset.status_at(call.now) in {"CREATE_IN_PROGRESS", "CREATE_FAILED"}:
         raise _not_ready(call, dataset)
     if not dataset.usable_at(call.now):
         raise in_use(f"The dataset {dataset.arn} is {dataset.status_at(call.now)}.")
 
 
-def _refuse_changing(call: Call, dataset: StoredDataset) -> None:
+def _check_changeable(call: Call, dataset: StoredDataset) -> None:
     if not dataset.usable_at(call.now):
         raise in_use(f"The dataset {dataset.arn} can't be changed; it is {dataset.status_at(call.now)}.")
     state = call.service.state
@@ -133,12 +132,12 @@ def _refuse_changing(call: Call, dataset: StoredDataset) -> None:
 
 
 def _not_ready(call: Call, dataset: StoredDataset) -> ApiError:
-    why = f"The dataset {dataset.arn} is not ready; it is {dataset.status_at(call.now)}."
-    return ApiError("ResourceNotReadyException", why)
+    message = f"The dataset {dataset.arn} is not ready; it is {dataset.status_at(call.now)}."
+    return ApiError("ResourceNotReadyException", message)
 
 
-def _begin(call: Call, dataset: StoredDataset, refusal: str | None) -> None:
-    """Let the dataset be in an update that ends well, or with `refusal`."""
+def _start_update(call: Call, dataset: StoredDataset, refusal: str | None) -> None:
+    """Start an update that succeeds, or fails with the message `refusal`."""
     dataset.doing = "UPDATE_IN_PROGRESS"
     dataset.updated = call.now
     dataset.ready = call.now + call.service.settings.dataset_seconds

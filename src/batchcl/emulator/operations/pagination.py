@@ -1,4 +1,4 @@
-"""Long answers in pages."""
+"""Pages of long responses, with tokens."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ __all__ = ["page", "rows"]
 
 _Row = TypeVar("_Row")
 
-_MOST: Final = 100
+_PAGE_SIZE: Final = 100
 
 
 def page(
-    resources: Sequence[_Resource], parameters: dict[str, Any], *, scope: str, most: int = _MOST
+    resources: Sequence[_Resource], parameters: dict[str, Any], *, scope: str, page_size: int = _PAGE_SIZE
 ) -> tuple[list[_Resource], dict[str, str]]:
-    """One page of `resources`, latest first, and the answer's NextToken member if there are more.
+    """A page of `resources`, newest first, and the NextToken member of the response if there are more.
 
-    A token names the last resource of its page, so resources that come or go in between shift nothing. An empty one
-    asks for the first page.
+    A token identifies the last resource of its page, so resources that are created or deleted meanwhile don't shift the
+    pages. An empty token requests the first page.
 
     Args:
         resources: all that match.
-        parameters: the call's, with MaxResults and NextToken.
-        scope: what the listing is of; a token of another listing is refused.
-        most: how many come where MaxResults doesn't say.
+        parameters: of the call, with MaxResults and NextToken.
+        scope: identifies the listing; tokens of other listings are rejected.
+        page_size: default of MaxResults.
 
     Raises:
-        ServiceError: InvalidPaginationTokenException.
+        ApiError: InvalidPaginationTokenException.
     """
     ordered = sorted(resources, key=lambda r: (r.created, r.arn), reverse=True)
     if token := parameters.get("NextToken"):
         created, arn = _read(token, scope, (float, str))
         ordered = [r for r in ordered if (r.created, r.arn) < (created, arn)]
-    shown = ordered[: parameters.get("MaxResults", most)]
+    shown = ordered[: parameters.get("MaxResults", page_size)]
     if len(shown) == len(ordered):
         return shown, {}
     return shown, _token(scope, [shown[-1].created, shown[-1].arn])
 
 
 def rows(found: Sequence[_Row], parameters: dict[str, Any], *, scope: str) -> tuple[list[_Row], dict[str, str]]:
-    """One page of what has no name but a place; see `page`. `scope` must name what was filtered for, too."""
+    """A page of rows without ARNs, identified by their position; see `page`. `scope` must include all filters."""
     token = parameters.get("NextToken")
     start = _read(token, scope, (int,))[0] if token else 0
-    end = start + parameters.get("MaxResults", _MOST)
+    end = start + parameters.get("MaxResults", _PAGE_SIZE)
     return list(found[start:end]), {} if end >= len(found) else _token(scope, [end])
 
 

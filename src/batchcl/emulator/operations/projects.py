@@ -1,34 +1,45 @@
-"""CreateProject, DescribeProjects, DeleteProject."""
+"""CreateProject, DescribeProjects, DeleteProject; TagResource, UntagResource, ListTagsForResource."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.emulator.arns import project_arn
-from batchcl.emulator.errors import in_use, invalid_parameter
-from batchcl.emulator.limits import MOST_PROJECTS, check_tags, over_limit
+from batchcl.emulator.capacity import MAX_PROJECTS, check_tags
+from batchcl.emulator.errors import in_use, invalid_parameter, over_limit
 from batchcl.emulator.operations.datasets import message_of
 from batchcl.emulator.operations.pagination import page
-from batchcl.emulator.records import StoredProject
+from batchcl.emulator.protocol import pattern_of
+from batchcl.emulator.records import StoredProject, project_arn
 
 if TYPE_CHECKING:
+    from batchcl.emulator.records import StoredDataset, StoredVersion
     from batchcl.emulator.service import Call
 
-__all__ = ["create_project", "delete_project", "describe_projects"]
+__all__ = [
+    "create_project",
+    "delete_project",
+    "describe_projects",
+    "list_tags_for_resource",
+    "tag_resource",
+    "untag_resource",
+]
+
+_KINDS: Final = ("ProjectVersionArn", "DatasetArn", "ProjectArn")
 
 
 async def create_project(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Make a Custom Labels project."""
+    """Create a Custom Labels project."""
     if parameters.get("Feature", "CUSTOM_LABELS") != "CUSTOM_LABELS":
         raise invalid_parameter("The emulator has the feature CUSTOM_LABELS only.")
     if "AutoUpdate" in parameters:
         raise invalid_parameter("AutoUpdate does not apply to CUSTOM_LABELS projects.")
     name = parameters["ProjectName"]
-    if any(p.name == name for p in _mine(call)):
+    if any(p.name == name for p in _own_projects(call)):
         raise in_use(f"A project named {name} already exists.")
-    if len(_mine(call)) >= MOST_PROJECTS:
-        raise over_limit(f"An account can have {MOST_PROJECTS} projects in a region.")
+    if len(_own_projects(call)) >= MAX_PROJECTS:
+        raise over_limit(f"An account can have {MAX_PROJECTS} projects in a region.")
     tags = parameters.get("Tags", {})
     check_tags(tags)
     arn = project_arn(call.account, call.region, name, now=call.now)
@@ -38,9 +49,9 @@ async def create_project(call: Call, parameters: dict[str, Any]) -> dict[str, An
 
 
 async def describe_projects(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """The caller's projects, latest first; names that don't exist are left out, as the service does."""
+    """The caller's projects, newest first. Names that don't exist are ignored, as by the real service."""
     wanted = parameters.get("ProjectNames")
-    found = [p for p in _mine(call) if wanted is None or p.name in wanted]
+    found = [p for p in _own_projects(call) if wanted is None or p.name in wanted]
     if "CUSTOM_LABELS" not in parameters.get("Features", ["CUSTOM_LABELS"]):
         found = []
     shown, more = page(found, parameters, scope=f"projects {call.account} {call.region}")
@@ -48,7 +59,7 @@ async def describe_projects(call: Call, parameters: dict[str, Any]) -> dict[str,
 
 
 async def delete_project(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Begin to delete a project that has no versions any more, with its datasets and policies."""
+    """Start to delete a project without versions, including its datasets and policies."""
     state = call.service.state
     arn = parameters["ProjectArn"]
     found = state.projects.get(arn)
@@ -63,7 +74,7 @@ async def delete_project(call: Call, parameters: dict[str, Any]) -> dict[str, An
     return {"Status": "DELETING"}
 
 
-def _mine(call: Call) -> list[StoredProject]:
+def _own_projects(call: Call) -> list[StoredProject]:
     return [p for p in call.service.state.projects.values() if call.mine(p.arn)]
 
 
@@ -84,3 +95,37 @@ def _describe(call: Call, project: StoredProject) -> dict[str, Any]:
             for d in datasets
         ],
     }
+
+
+async def tag_resource(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Add tags, or change their values."""
+    resource = _resource(call, parameters["ResourceArn"])
+    tags = {**resource.tags, **parameters["Tags"]}
+    check_tags(tags)
+    resource.tags = tags
+    call.service.state.save()
+    return {}
+
+
+async def untag_resource(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Remove tags; missing ones are ignored."""
+    resource = _resource(call, parameters["ResourceArn"])
+    unwanted = set(parameters["TagKeys"])
+    resource.tags = {key: value for key, value in resource.tags.items() if key not in unwanted}
+    call.service.state.save()
+    return {}
+
+
+async def list_tags_for_resource(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
+    """All tags of a resource."""
+    return {"Tags": _resource(call, parameters["ResourceArn"]).tags}
+
+
+def _resource(call: Call, arn: str) -> StoredProject | StoredDataset | StoredVersion:
+    """The caller's version, dataset or project."""
+    kind = next((kind for kind in _KINDS if re.fullmatch(pattern_of(kind), arn)), None)
+    if kind is None:
+        raise invalid_parameter("ResourceArn is not the ARN of a project, a dataset or a project version.")
+    if kind == "ProjectVersionArn":
+        return call.version(arn)
+    return call.dataset(arn) if kind == "DatasetArn" else call.project(arn)

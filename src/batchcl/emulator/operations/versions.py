@@ -5,21 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.emulator.arns import version_arn
-from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
+from batchcl.emulator.capacity import MAX_RUNNING, MAX_TRAINING, MAX_UNITS, MAX_VERSIONS, check_tags
+from batchcl.emulator.errors import ApiError, in_use, invalid_parameter, over_limit, over_quota
 from batchcl.emulator.learning.training import TrainingError
-from batchcl.emulator.limits import (
-    MOST_RUNNING,
-    MOST_TRAINING,
-    MOST_UNITS,
-    MOST_VERSIONS,
-    check_tags,
-    over_limit,
-    over_quota,
-)
 from batchcl.emulator.operations.pagination import page
-from batchcl.emulator.records import StoredVersion
-from batchcl.emulator.training_job import ReadMaterial, TrainingData, read_manifest, run_training, split_lines
+from batchcl.emulator.records import StoredVersion, version_arn
+from batchcl.emulator.training_job import ReadTrainingData, TrainingData, read_manifest, run_training, split_lines
 
 if TYPE_CHECKING:
     from batchcl.emulator.service import Call
@@ -38,7 +29,7 @@ _BUSY: Final = _RUNNING | {"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS", "DELET
 
 
 async def create_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Begin to train a version on the project's datasets, or on the manifests in the call."""
+    """Start to train a version with the project's datasets, or with the manifests in the call."""
     service, state = call.service, call.service.state
     project = call.project(parameters["ProjectArn"])
     if "FeatureConfig" in parameters:
@@ -48,9 +39,9 @@ async def create_project_version(call: Call, parameters: dict[str, Any]) -> dict
         raise invalid_parameter("OutputConfig has no S3Bucket.")
     tags = parameters.get("Tags", {})
     check_tags(tags)
-    _refuse_training(call, project.arn, parameters["VersionName"])
-    material = await _material(call, project.arn, parameters)
-    _refuse_training(call, project.arn, parameters["VersionName"])  # another call may have come in between
+    _check_training(call, project.arn, parameters["VersionName"])
+    training_data = await _training_data(call, project.arn, parameters)
+    _check_training(call, project.arn, parameters["VersionName"])  # another call may have created it meanwhile
     arn = version_arn(call.account, call.region, project.name, parameters["VersionName"], now=call.now)
     version = StoredVersion(
         arn=arn,
@@ -69,12 +60,12 @@ async def create_project_version(call: Call, parameters: dict[str, Any]) -> dict
     )
     state.versions[arn] = version
     state.save()
-    service.tasks.start_soon(run_training, service, version, material)
+    service.tasks.start_soon(run_training, service, version, training_data)
     return {"ProjectVersionArn": arn}
 
 
 async def describe_project_versions(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """A project's versions, latest first."""
+    """A project's versions, newest first."""
     project = call.project(parameters["ProjectArn"])
     wanted = parameters.get("VersionNames")
     found = call.service.state.versions_of(project.arn, now=call.now)
@@ -85,27 +76,27 @@ async def describe_project_versions(call: Call, parameters: dict[str, Any]) -> d
 
 
 async def start_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Begin to run a trained version; from here on the real service bills."""
+    """Start a trained version. The real service bills from here on."""
     version = call.version(parameters["ProjectVersionArn"])
-    least, most = parameters["MinInferenceUnits"], parameters.get("MaxInferenceUnits")
-    if most is not None and most < least:
+    min_units, max_units = parameters["MinInferenceUnits"], parameters.get("MaxInferenceUnits")
+    if max_units is not None and max_units < min_units:
         raise invalid_parameter("MaxInferenceUnits is less than MinInferenceUnits.")
-    if max(least, most or 0) > MOST_UNITS:
-        raise over_limit(f"A model can have at most {MOST_UNITS} inference units.")
+    if max(min_units, max_units or 0) > MAX_UNITS:
+        raise over_limit(f"A model can have at most {MAX_UNITS} inference units.")
     if version.status not in _STARTABLE:
         raise in_use(f"The model {version.arn} can't be started while it is {version.status}.")
     running = [v for v in call.service.state.settled(call.now) if call.mine(v.arn) and v.status in _RUNNING]
-    if len(running) >= MOST_RUNNING:
-        raise over_limit(f"The account has {len(running)} running models and can have {MOST_RUNNING}.")
+    if len(running) >= MAX_RUNNING:
+        raise over_limit(f"The account has {len(running)} running models and can have {MAX_RUNNING}.")
     version.become("STARTING", "The model is starting.")
     version.schedule("RUNNING", "The model is running.", due=call.now + call.service.settings.start_seconds)
-    version.min_units, version.max_units = least, most
+    version.min_units, version.max_units = min_units, max_units
     call.service.state.save()
     return {"Status": "STARTING"}
 
 
 async def stop_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Begin to stop a running version; from here on it refuses images."""
+    """Stop a running version. It rejects images from here on."""
     version = call.version(parameters["ProjectVersionArn"])
     if version.status != "RUNNING":
         raise in_use(f"The model {version.arn} can't be stopped while it is {version.status}.")
@@ -116,7 +107,7 @@ async def stop_project_version(call: Call, parameters: dict[str, Any]) -> dict[s
 
 
 async def delete_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Begin to delete a version that neither trains nor runs."""
+    """Start to delete a version that is not training or running."""
     version = call.version(parameters["ProjectVersionArn"])
     if version.status in _BUSY:
         raise in_use(f"The model {version.arn} can't be deleted while it is {version.status}.")
@@ -128,19 +119,19 @@ async def delete_project_version(call: Call, parameters: dict[str, Any]) -> dict
     return {"Status": "DELETING"}
 
 
-def _refuse_training(call: Call, project_arn: str, name: str) -> None:
+def _check_training(call: Call, project_arn: str, name: str) -> None:
     state = call.service.state
     if any(v.name == name for v in state.versions_of(project_arn, now=call.now)):
         raise in_use(f"A model version named {name} already exists in the project.")
     training = [v for v in state.settled(call.now) if call.mine(v.arn) and v.status == "TRAINING_IN_PROGRESS"]
-    if len(training) >= MOST_TRAINING:
-        raise over_limit(f"The account trains {len(training)} models and can train {MOST_TRAINING} at once.")
-    if len(state.versions_of(project_arn, now=call.now)) >= MOST_VERSIONS:
-        raise over_quota(f"A project can have {MOST_VERSIONS} model versions.")
+    if len(training) >= MAX_TRAINING:
+        raise over_limit(f"The account trains {len(training)} models and can train {MAX_TRAINING} at once.")
+    if len(state.versions_of(project_arn, now=call.now)) >= MAX_VERSIONS:
+        raise over_quota(f"A project can have {MAX_VERSIONS} model versions.")
 
 
-async def _material(call: Call, project_arn: str, parameters: dict[str, Any]) -> ReadMaterial:
-    """How to read the manifest lines to train and test with; a dataset's are those of now."""
+async def _training_data(call: Call, project_arn: str, parameters: dict[str, Any]) -> ReadTrainingData:
+    """A function that reads the manifest lines; those of datasets are read now."""
     state = call.service.state
     datasets = state.datasets_of(project_arn)
     assets = parameters.get("TrainingData", {}).get("Assets")
@@ -178,10 +169,10 @@ async def _assets(call: Call, assets: list[dict[str, Any]]) -> list[bytes]:
         try:
             lines += split_lines(await read_manifest(call.service, where, call.region))
         except ApiError as error:
-            known = error.code == "InvalidParameterException"
-            why = str(error) if known else "The manifest file extension or contents are invalid."
+            is_documented = error.code == "InvalidParameterException"
+            reason = str(error) if is_documented else "The manifest file extension or contents are invalid."
             name = f"s3://{where.get('Bucket', '')}/{where.get('Name', '')}"
-            raise TrainingError(f"{why} {name}") from error
+            raise TrainingError(f"{reason} {name}") from error
     return lines
 
 
@@ -206,7 +197,7 @@ def _describe(version: StoredVersion) -> dict[str, Any]:
         return described
     if version.ended is not None:
         described["TrainingEndTimestamp"] = dt.datetime.fromtimestamp(version.ended, dt.UTC)
-    if version.billable_seconds is not None:  # trained well
+    if version.billable_seconds is not None:  # trained successfully
         described["BillableTrainingTimeInSeconds"] = version.billable_seconds
         described["EvaluationResult"] = {
             "F1Score": version.f1_score,
