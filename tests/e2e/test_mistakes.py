@@ -145,7 +145,7 @@ def test_a_malformed_endpoint_ends_every_command_by_its_name(told, command):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--out out --sse AES256", "--sse AES256 is for an output root in S3, but --out is the directory out"),
+        ("--out out --sse AES256", "--sse AES256 needs an output root in S3, but --out is a directory"),
         ("--out s3://b/out --sse-kms-key-id k", "--sse-kms-key-id needs --sse aws:kms or --sse aws:kms:dsse"),
         ("--out s3://b/out --sse AES256 --sse-kms-key-id k", "--sse-kms-key-id needs --sse aws:kms"),
     ],

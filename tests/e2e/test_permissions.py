@@ -46,7 +46,7 @@ CALLED = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "HeadObject
 PREFIXES = {"rekognition": "rekognition", "s3": "s3", "scheduler": "scheduler", "service-quotas": "servicequotas"}
 TABLES = "s3://acme-tables/labels/permissions"
 STOP_ROLE = "arn:aws:iam::123456789012:role/batchcl-stop"
-SWITCH = ("--deadline", "1h", "--dead-man-role", STOP_ROLE)
+SWITCH = ("--deadline", "1h", "--scheduled-stop-role", STOP_ROLE)
 IMAGES = "s3://acme-photos/2026/permissions/"
 
 

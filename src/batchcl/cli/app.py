@@ -160,9 +160,15 @@ def _foreseen(error: BaseException) -> BatchclError | None:
 
 
 def _words(error: Any) -> str:
-    """A command line that isn't understood, in one sentence; empty where the help has been shown instead."""
+    """A command line that can't be parsed, in one sentence; empty if the help has been shown instead."""
+    from difflib import get_close_matches
+
+    command = error.ctx.command_path if error.ctx else "batchcl"
+    option = getattr(error, "option_name", None)
+    if option is not None and (similar := get_close_matches(option, getattr(error, "possibilities", None) or (), 1)):
+        return f"no such option: {option}; did you mean {similar[0]}?"
     text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    text = text.replace(". Did you mean", "; did you mean")
     if not text:
         return ""
-    command = error.ctx.command_path if error.ctx else "batchcl"
-    return f"{text[0].lower()}{text[1:]}; see {command} --help"
+    return f"{text[0].lower()}{text[1:]}{'' if text.endswith('?') else f'; see {command} --help'}"

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import typer
 
-from batchcl.cli.options import flags
-from batchcl.cli.run import takes_arguments_of_run
+from batchcl.cli.options import Config, Json, flags, takes_job_options
 
 if TYPE_CHECKING:
     from batchcl.doctor import Diagnosis, Finding
@@ -20,8 +19,8 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _LONGEST = len("credentials")
 
 
-@takes_arguments_of_run(without={"log_format"})
-def doctor(*, json: bool = False, **given: Any) -> None:
+@takes_job_options()
+def doctor(*, config: Config = None, json: Json = False, **options: Any) -> None:
     """Tell whether `run` would work, a line for each thing that it depends on, and what to do where it wouldn't.
 
     It takes the arguments of `run`; what isn't given isn't looked at. Nothing is started, stopped or left behind: a
@@ -42,7 +41,7 @@ def doctor(*, json: bool = False, **given: Any) -> None:
     from batchcl.doctor import CheckStatus, diagnose, target_of
     from batchcl.errors import ExitCode
 
-    subject = target_of(given.pop("config", None), flags(**given))
+    subject = target_of(config, flags(options))
 
     async def work() -> Diagnosis:
         return await diagnose(subject, on_finding=(lambda _: None) if json else _show)

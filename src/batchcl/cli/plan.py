@@ -7,14 +7,13 @@ from typing import Any
 
 import orjson
 
-from batchcl.cli.options import LogFormat, flags
-from batchcl.cli.run import takes_arguments_of_run
+from batchcl.cli.options import Config, Json, LogFormat, LogFormatOption, flags, takes_job_options
 
 __all__ = ["plan"]
 
 
-@takes_arguments_of_run()
-def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: Any) -> None:
+@takes_job_options()
+def plan(*, config: Config = None, json: Json = False, log_format: LogFormatOption = None, **options: Any) -> None:
     """Tell what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.
 
     It takes the arguments of `run`, so a command line can be tried by its first word. Lists are read to their end; no
@@ -37,7 +36,7 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
     from batchcl.scoring.plan import plan as planned
     from batchcl.sources.filters import describe_filters
 
-    job = load_job(given.pop("config", None), {"out": "unused"} | flags(**given))
+    job = load_job(config, flags(options), defaults={"out": "unused"})
 
     async def work() -> Plan:
         async with reporting(log_format or LogFormat.TEXT) as observer:

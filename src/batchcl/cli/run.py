@@ -2,73 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import sys
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, TypeVar, get_type_hints
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
 
-from batchcl.cli.options import (
-    AllowOverlap,
-    AllVersions,
-    AnyName,
-    AsOf,
-    Attribute,
-    BucketColumn,
-    Config,
-    CrossRegion,
-    Deadline,
-    DeadManRole,
-    Emulator,
-    EmulatorState,
-    Exclude,
-    Fit,
-    FromResults,
-    Grace,
-    Include,
-    Incremental,
-    Json,
-    KeepModel,
-    KeyColumn,
-    Kind,
-    Lease,
-    Limit,
-    LogFormat,
-    LogFormatOption,
-    MaxCost,
-    MaxFailures,
-    MaxInFlight,
-    MaxResults,
-    MaxSize,
-    MaxTps,
-    MinConfidence,
-    MinSize,
-    ModelArnOption,
-    NewerThan,
-    OlderThan,
-    Out,
-    Profile,
-    Region,
-    RetryFailed,
-    RunId,
-    Sample,
-    SampleSeed,
-    ShardSize,
-    SingleWriter,
-    SkipBadLines,
-    Sources,
-    Sse,
-    SseKmsKeyId,
-    StartModel,
-    TransportOption,
-    UriColumn,
-    UriField,
-    Where,
-    flags,
-)
+from batchcl.cli.options import Config, Json, LogFormat, LogFormatOption, flags, takes_job_options
 from batchcl.cli.streams import StreamError, log, write_line
 from batchcl.errors import BatchclError, ExitCode, command
 from batchcl.quantities import counted
@@ -76,68 +18,11 @@ from batchcl.quantities import counted
 if TYPE_CHECKING:
     from batchcl.summary import Summary
 
-__all__ = ["finish", "run", "takes_arguments_of_run"]
-
-_F = TypeVar("_F", bound=Callable[..., None])
+__all__ = ["finish", "run"]
 
 
-def run(
-    sources: Sources = None,
-    *,
-    from_results: FromResults = None,
-    config: Config = None,
-    model: ModelArnOption = None,
-    out: Out = None,
-    run_id: RunId = None,
-    min_confidence: MinConfidence = None,
-    max_results: MaxResults = None,
-    fit: Fit = None,
-    max_tps: MaxTps = None,
-    max_in_flight: MaxInFlight = None,
-    transport: TransportOption = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    newer_than: NewerThan = None,
-    older_than: OlderThan = None,
-    min_size: MinSize = None,
-    max_size: MaxSize = None,
-    where: Where = None,
-    sample: Sample = None,
-    sample_seed: SampleSeed = None,
-    limit: Limit = None,
-    source_kind: Kind = None,
-    uri_column: UriColumn = None,
-    bucket_column: BucketColumn = None,
-    key_column: KeyColumn = None,
-    uri_field: UriField = None,
-    attribute: Attribute = None,
-    all_versions: AllVersions = None,
-    as_of: AsOf = None,
-    any_name: AnyName = None,
-    skip_bad_lines: SkipBadLines = None,
-    max_failures: MaxFailures = None,
-    deadline: Deadline = None,
-    grace: Grace = None,
-    max_cost: MaxCost = None,
-    incremental: Incremental = None,
-    retry_failed: RetryFailed = None,
-    allow_overlap: AllowOverlap = None,
-    sse: Sse = None,
-    sse_kms_key_id: SseKmsKeyId = None,
-    shard_size: ShardSize = None,
-    single_writer: SingleWriter = None,
-    start_model: StartModel = None,
-    keep_model: KeepModel = None,
-    lease: Lease = None,
-    dead_man_role: DeadManRole = None,
-    cross_region: CrossRegion = None,
-    emulator: Emulator = None,
-    emulator_state: EmulatorState = None,
-    profile: Profile = None,
-    region: Region = None,
-    json: Json = False,
-    log_format: LogFormatOption = None,
-) -> None:
+@takes_job_options()
+def run(*, config: Config = None, json: Json = False, log_format: LogFormatOption = None, **options: Any) -> None:
     """Score every image of the sources and publish the results as partitioned Parquet.
 
     Each image ends as one row below ROOT/results or ROOT/failures. The same run id again goes on with what is left, and
@@ -162,81 +47,13 @@ def run(
     from batchcl.scoring.run import run as score
     from batchcl.stop_signal import StopSignal
 
-    job = load_job(
-        config,
-        flags(
-            sources=sources,
-            from_results=from_results,
-            model=model,
-            out=out,
-            run_id=run_id,
-            min_confidence=min_confidence,
-            max_results=max_results,
-            fit=fit,
-            max_tps=max_tps,
-            max_in_flight=max_in_flight,
-            transport=transport,
-            include=include,
-            exclude=exclude,
-            newer_than=newer_than,
-            older_than=older_than,
-            min_size=min_size,
-            max_size=max_size,
-            where=where,
-            sample=sample,
-            sample_seed=sample_seed,
-            limit=limit,
-            source_kind=source_kind,
-            uri_column=uri_column,
-            bucket_column=bucket_column,
-            key_column=key_column,
-            uri_field=uri_field,
-            attribute=attribute,
-            all_versions=all_versions,
-            as_of=as_of,
-            any_name=any_name,
-            skip_bad_lines=skip_bad_lines,
-            max_failures=max_failures,
-            deadline=deadline,
-            grace=grace,
-            max_cost=max_cost,
-            incremental=incremental,
-            retry_failed=retry_failed,
-            allow_overlap=allow_overlap,
-            sse=sse,
-            sse_kms_key_id=sse_kms_key_id,
-            single_writer=single_writer,
-            shard_size=shard_size,
-            start_model=start_model,
-            keep_model=keep_model,
-            lease=lease,
-            dead_man_role=dead_man_role,
-            cross_region=cross_region,
-            emulator=emulator,
-            emulator_state=emulator_state,
-            profile=profile,
-            region=region,
-        ),
-    )
+    job = load_job(config, flags(options))
 
     async def work(stopper: StopSignal) -> Summary:
         async with reporting(log_format) as observer:
             return await score(job, observer=observer, stopper=stopper)
 
     finish(lambda: run_until_signalled(work, grace_s=job.grace_s), json=json, log_format=log_format)
-
-
-def takes_arguments_of_run(*, without: Collection[str] = ()) -> Callable[[_F], _F]:
-    """The decorated command takes the arguments of `run`, but for those named: Typer reads them from its signature."""
-
-    def give(command: _F) -> _F:
-        signature = inspect.signature(run, eval_str=True)
-        taken = [each for each in signature.parameters.values() if each.name not in without]
-        command.__signature__ = signature.replace(parameters=taken)  # type: ignore[attr-defined]
-        command.__annotations__ = get_type_hints(run, include_extras=True)
-        return command
-
-    return give
 
 
 def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | None) -> None:

@@ -98,6 +98,6 @@ def target_of(config: Path | None = None, flags: Mapping[str, Any] | None = None
     return CheckTarget(
         job=job,
         has_model=has_model,
-        has_sources=job.sources != (_NONE,),
-        has_out=job.out != _NONE,
+        has_sources=job.source_names != (_NONE,),
+        has_out=job.root != _NONE,
     )

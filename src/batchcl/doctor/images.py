@@ -41,7 +41,7 @@ async def check_sources_of(case: CheckContext) -> Answer:
     async with AsyncExitStack() as lists:
         pages = await first_page(closed_by(lists, listing.selection.pages()), listing, case.job)
         case.page = (await anext(pages)).images
-    names = [case.job.from_results] if case.job.from_results is not None else case.job.sources
+    names = [case.job.results_root] if case.job.results_root is not None else case.job.source_names
     named = f"{len(names)} sources" if len(names) > 1 else names[0]
     lines = "" if listing.lines is None else f", {listing.lines:,} lines"
     regions = sorted({image.region or case.region for image in case.page if image.bucket})

@@ -15,7 +15,7 @@ __all__ = ["check_output"]
 
 async def check_output(case: CheckContext) -> Answer:
     """Create an object, try to create it again, and remove it."""
-    made = await anyio.to_thread.run_sync(_missing, case.job.out)
+    made = await anyio.to_thread.run_sync(_missing, case.job.root)
     try:
         store = await open_store(case.job, case.aws)
     finally:

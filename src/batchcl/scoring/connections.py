@@ -63,7 +63,7 @@ async def open_manager(
         begun_at: on the loop's clock, from which the deadline counts.
     """
     holder, observer = holder_name(run_id, root), SafeObserver(observer)
-    deadline_s, role = job.deadline_s, job.dead_man_role
+    deadline_s, role = job.deadline_s, job.scheduled_stop_role
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(aws.rekognition(region=model.region, once=_ONCE))
         clock = ServiceClock(control)
@@ -132,7 +132,7 @@ async def service_of(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
         aws = Aws(AwsSettings(profile=job.profile, region=job.region))
         yield aws, await _found_emulator(aws, job.model)
         return
-    state = await anyio.to_thread.run_sync(_emulator_state, job.emulator_state or DEFAULT_STATE)
+    state = await anyio.to_thread.run_sync(_emulator_state, str(job.emulator_state or DEFAULT_STATE))
     try:
         from batchcl.emulator.demo import demo_model
         from batchcl.emulator.process import running_emulator

@@ -193,7 +193,7 @@ def run_sync(job: Job, *, observer: Observer | None = None) -> Summary:
 
 async def open_store(job: Job, aws: Aws) -> Store:
     """The job's output root, which can be written."""
-    store = await Store.open_async(job.out, aws=aws, create=True, encryption=job.encryption)
+    store = await Store.open_async(job.root, aws=aws, create=True, encryption=job.encryption)
     await store.check_writable(single_writer=job.single_writer)
     return store
 

@@ -94,18 +94,18 @@ async def check_sources(
     """Look at the job's sources and at their buckets before a call is spent; the run began, or begins, `at`."""
     filters = job.filters(at)
     buckets = BucketChecks(aws, region=model.region, cross_region=job.cross_region)
-    if job.from_results is not None:
+    if job.results_root is not None:
         where = None if job.where is None else Condition(job.where)
-        sources: list[Source] = [await open_outcomes(job.from_results, aws=aws, where=where, leave_out_run=job.run_id)]
+        sources: list[Source] = [await open_outcomes(job.results_root, aws=aws, where=where, leave_out_run=job.run_id)]
     else:
         sources = await open_sources(
-            job.sources,
+            job.source_names,
             files,
             aws=aws,
             region=model.region,
             options=job.lists,
             transport=job.transport,
-            out=output_root(job.out),
+            out=output_root(job.root),
             buckets=buckets,
         )
     found = [await source.check() for source in sources]
@@ -121,7 +121,7 @@ async def check_sources(
         observer.notice(Notice("cross-region", text, {"bucket": bucket, "region": region}))
     if (question := confidence_hint(job.min_confidence)) is not None:
         observer.notice(Notice("min-confidence", question, level="warning"))
-    if job.where is not None and job.from_results is None:
+    if job.where is not None and job.results_root is None:
         filters = replace(filters, where=await condition_on(Condition(job.where), sources))
     left_out = sum((Counter(checked.left_out) for checked in found), Counter[str]())
     return CheckedSources(
@@ -189,7 +189,7 @@ async def first_page(
 
 def _without_image(listing: CheckedSources, job: Job) -> str:
     """Why there is none, and what to do."""
-    named = job.from_results or ", ".join(job.sources)
+    named = job.results_root or ", ".join(job.source_names)
     return f"there is no image in {named}{_why_none(listing)}; {_what_to_check(listing, job)}"
 
 
@@ -202,12 +202,12 @@ def _why_none(listing: CheckedSources) -> str:
 
 
 def _what_to_check(listing: CheckedSources, job: Job) -> str:
-    if job.from_results is None:
+    if job.results_root is None:
         return "check the filters" if listing.filtered else "check the prefix or path"
     if not listing.lines:
         return (
             "no run has published a row there yet, and a run that was stopped does so when it goes on: "
-            f"see {command('runs', job.from_results)}"
+            f"see {command('runs', job.results_root)}"
         )
     return "give the archives themselves as SOURCE" if MEMBERS in listing.left_out else "check the filters"
 

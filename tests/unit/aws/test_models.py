@@ -98,7 +98,7 @@ def test_units_are_a_minimum_with_or_without_a_maximum(text: str, units: Units) 
 
 @pytest.mark.parametrize("text", ["", ":", "1:", ":3", "x", "1.5", "1:2:3", "1-3", "one"])
 def test_what_is_no_number_of_units_is_refused_with_the_form(text: str) -> None:
-    with pytest.raises(UsageError, match=r"are no inference units; write MIN or MIN:MAX"):
+    with pytest.raises(UsageError, match=r"are not inference units; write MIN or MIN:MAX"):
         Units.parse(text)
 
 
