@@ -120,7 +120,7 @@ def test_commands_after_a_run_can_be_pasted(cli, demo, service, tmp_path):
     assert done.code == 3, done.err
     root = shlex.quote(str(tmp_path / "it's out"))
     assert f"`batchcl failures {root}`" in done.err
-    assert f"`batchcl retry {root} 'night of 1; ls' --fit` to score 1 again" in done.err
+    assert f"`batchcl retry {root} 'night of 1; ls' --fit` to retry 1 image" in done.err
     assert f"`batchcl labels {root}`" in done.err
 
 

@@ -113,7 +113,9 @@ def test_a_signal_drains_keeps_the_rows_and_stops_the_model(demo, slow, running,
     assert summary["status"] == "stopped"
     assert 4 <= summary["scored"] < 300
     assert "no more calls" in err.decode()
-    assert "--run-id r goes on with the rest" in err.decode(), "--json or not, the last lines name the run"
+    assert "resume with the same `batchcl run` and --run-id r" in err.decode(), (
+        "--json or not, the last lines name the run"
+    )
     assert b"Traceback" not in err
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
     assert json.loads((tmp_path / "runs/r/summary.json").read_text())["status"] == "stopped"

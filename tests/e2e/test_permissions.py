@@ -225,7 +225,7 @@ def test_a_run_needs_what_run_allows_and_nothing_else(place, gate):
 
 def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, gate):
     gate.policy = policy("run").without(
-        "OnlyWithStartModel", "OnlyWithDeadManRole", "OnlyWithDeadManRoleToo", "OnlyForDoctor"
+        "OnlyWithStartModel", "OnlyWithScheduledStopRole", "OnlyWithScheduledStopRoleToo", "OnlyForDoctor"
     )
     start_model(place.emulator, place.arn, 1)
     run = typed("run", IMAGES, "--model", place.arn, "--out", TABLES, "--run-id", "three", "--json")
@@ -281,7 +281,7 @@ def test_images_that_may_not_be_read_start_no_model(place, gate):
         ("OnlyWithStartModel", "rekognition:TagResource"),
         ("ListImagesAndTables", "s3:ListBucket"),
         ("WriteTables", "403"),
-        ("OnlyWithDeadManRoleToo", "iam:PassRole"),
+        ("OnlyWithScheduledStopRoleToo", "iam:PassRole"),
     ],
 )
 def test_a_missing_permission_is_named(place, gate, sid, says):

@@ -1,4 +1,4 @@
-"""Leases, reaping and the dead man's switch from the command line, against an emulator whose clock is put forward."""
+"""Leases, reaping and the scheduled stop from the command line, against an emulator whose clock is put forward."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def place(only_place) -> Place:
     return found
 
 
-def test_a_run_with_a_dead_mans_switch_from_start_to_end(cli, demo, place, running, tmp_path):
+def test_a_run_with_a_scheduled_stop_from_start_to_end(cli, demo, place, running, tmp_path):
     job = (demo.data.images, "--model", place.arn, "--out", tmp_path, "--run-id", "r", "--shard-size", 4, "--limit", 12)
     flags = ("--start-model", 1, "--deadline", "2h", "--scheduled-stop-role", ROLE)
     with running(*job, *flags, "--max-tps", 4, env=place.env) as process:

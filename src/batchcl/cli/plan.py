@@ -14,11 +14,10 @@ __all__ = ["plan"]
 
 @takes_job_options()
 def plan(*, config: Config = None, json: Json = False, log_format: LogFormatOption = None, **options: Any) -> None:
-    """Tell what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.
+    """Show what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.
 
-    It takes the arguments of `run`, so a command line can be tried by its first word. Lists are read to their end; no
-    call is made to the model. The hours assume 2.8 images a second and unit, which is
-    what AWS's pricing example implies: a real model may be twice as fast or slow.
+    Takes the arguments of `run`. Reads the lists completely, and does not call the model. The hours assume 2.8 images
+    per second and inference unit, as AWS's pricing example implies; a real model may be twice as fast or slow.
 
     Examples:
 
@@ -53,9 +52,9 @@ def plan(*, config: Config = None, json: Json = False, log_format: LogFormatOpti
         "skipped": sum(found.skipped.values()),
         **{f"  {code}": count for code, count in found.skipped.items()},
         "bytes": found.bytes,
-        "size not known": found.unknown_bytes,
-        "bad lines left out": found.bad_lines,
-        "named more than once": found.repeated,
+        "size unknown": found.unknown_bytes,
+        "bad lines": found.bad_lines,
+        "duplicates": found.repeated,
         "already scored": found.known,
         "failed permanently before": found.known_failed,
         "filtered": found.filtered,
@@ -63,7 +62,7 @@ def plan(*, config: Config = None, json: Json = False, log_format: LogFormatOpti
         **found.left_out,
     }
     if found.lines is not None:
-        shown |= {"behind the limit": found.unread, "lines read, in all": found.lines}
+        shown |= {"beyond the limit": found.unread, "lines read": found.lines}
     emit_object(shown, title="Plan")
     sys.stdout.write("\n")
     rows = [
@@ -75,4 +74,4 @@ def plan(*, config: Config = None, json: Json = False, log_format: LogFormatOpti
         }
         for each in found.estimates
     ]
-    emit(pl.DataFrame(rows), title="At 2.8 images/s and unit, $4 per unit and hour; start-up not counted")
+    emit(pl.DataFrame(rows), title="At 2.8 images/s per unit and $4 per unit-hour, without start-up")

@@ -43,21 +43,22 @@ _OPTIONS: Final = (
 @takes_job_options(*_OPTIONS)
 def retry(
     root: Root,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that is done.", show_default=False)],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id of a completed run.", show_default=False)],
     *,
     code: Annotated[
-        list[str] | None, typer.Option("--code", help="Only failures with this error code.", show_default=False)
+        list[str] | None,
+        typer.Option("--code", help="Retry only failures with this error code; may be repeated.", show_default=False),
     ] = None,
     json: Json = False,
     log_format: LogFormatOption = None,
     **options: Any,
 ) -> None:
-    """Score the failed images of a run again that may succeed.
+    """Retry the failed images of a run that may succeed.
 
-    Images that succeed now get a row in results/; batchcl's commands no longer show their failure. Failures that would
-    repeat are reported and left as they are: with --fit, those are scored that it may help, skipped images included.
-    Model, confidence and everything else that decides about the rows stay those of the run. The next retry continues
-    one that was interrupted. Nothing to score ends with exit code 0, and starts no model.
+    Images that succeed get a row in results/, and commands no longer show their failure. Permanent failures are
+    reported and not retried; --fit retries those that it can fix, skipped images included. The model, confidence and
+    all else that determines the rows are those of the run. Repeat the command to resume. With nothing to retry it
+    exits with code 0 and starts no model.
 
     Examples:
 

@@ -25,9 +25,9 @@ __all__ = ["finish", "run"]
 def run(*, config: Config = None, json: Json = False, log_format: LogFormatOption = None, **options: Any) -> None:
     """Score every image of the sources and publish the results as partitioned Parquet.
 
-    Each image ends as one row below ROOT/results or ROOT/failures. The same run id again goes on with what is left, and
-    does nothing when the run is done. The first ^C, SIGTERM, SIGHUP or SIGQUIT ends calls in flight, keeps
-    what is done and stops a model that this run started; the second one gives that stop ten seconds.
+    Each image becomes one row in ROOT/results or ROOT/failures. Run the command again with the same run id to resume;
+    it does nothing if the run is done. The first ^C, SIGTERM, SIGHUP or SIGQUIT waits for calls in flight, saves their
+    results and stops a model that this run started; a second one limits that stop to ten seconds.
 
     Examples:
 
@@ -35,7 +35,7 @@ def run(*, config: Config = None, json: Json = False, log_format: LogFormatOptio
 
       batchcl run photos/ --emulator --out out
 
-      aws s3 ls ... | make-keys | batchcl run - --model ARN --out out --run-id 2026-11-21
+      list-keys | batchcl run - --model ARN --out out --run-id 2026-11-21
 
       batchcl run --from-results s3://tables/labels --where "top_confidence < 60" --model ARN --out s3://tables/second
 
@@ -57,7 +57,7 @@ def run(*, config: Config = None, json: Json = False, log_format: LogFormatOptio
 
 
 def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | None) -> None:
-    """Do `work`, show what it came to, and end with the exit code for it."""
+    """Do `work`, show its summary, and exit with the code for it."""
     try:
         summary = work()
     except BatchclError as error:
@@ -67,24 +67,24 @@ def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | N
     _end(summary, json=json, log_format=log_format)
     if not summary.tolerated:
         write_line(
-            f"{counted(summary.failed, 'image')} failed, more than --max-failures allows; see "
-            f"{command('failures', summary.out)}{_what_helps(summary)}",
+            f"{counted(summary.failed, 'image')} failed, more than --max-failures allows; list them with "
+            f"{command('failures', summary.out)}{_retry_commands(summary)}",
             level="error",
         )
         raise typer.Exit(ExitCode.FAILURES)
 
 
-def _what_helps(summary: Summary) -> str:
-    """Which command scores failed images again, for those that can succeed."""
+def _retry_commands(summary: Summary) -> str:
+    """Which commands retry the failed images that can succeed."""
     if summary.retryable is None:
         return ""
-    helps = {(): summary.retryable, ("--fit",): summary.fittable}
+    counts = {(): summary.retryable, ("--fit",): summary.fittable}
     commands = [
-        f"{command('retry', summary.out, summary.run_id, *more)} to score {images:,} again"
-        for more, images in helps.items()
+        f"{command('retry', summary.out, summary.run_id, *more)} to retry {counted(images, 'image')}"
+        for more, images in counts.items()
         if images
     ]
-    return f", and {' or '.join(commands)}" if commands else "; a retry would not change that"
+    return f"; run {' or '.join(commands)}" if commands else "; a retry would fail again"
 
 
 def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
@@ -93,19 +93,19 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     from batchcl.sources.filters import describe_filters
 
     left = summary.planned - summary.scored - summary.failed - summary.skipped
-    goes_on = _goes_on(summary, left=left)
+    resume = _how_to_resume(summary, left=left)
     if json:
         try:
             sys.stdout.write(orjson.dumps(summary.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
             sys.stdout.flush()
         except StreamError as error:  # the run ends by its result
             write_line(f"{error}; the summary is in {summary.out}/{RunPaths(summary.run_id).summary}", level="warning")
-        if goes_on:
-            write_line(goes_on)
+        if resume:
+            write_line(resume)
         return
     parts = [f"{summary.scored:,} scored", f"{summary.failed:,} failed", f"{summary.skipped:,} skipped"]
     if left:
-        parts.append(f"{left:,} not done")
+        parts.append(f"{left:,} left")
     cost = "" if summary.cost_usd is None else f", at least ${summary.cost_usd:.2f} for the model"
     worked = sum(each.calls > 0 for each in summary.sessions)
     over = f" of {worked:,} sessions" if worked > 1 else ""
@@ -117,11 +117,11 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     )
     if log_format is LogFormat.JSON:
         log("summary", text, fields=summary.as_dict())
-        if goes_on:
-            write_line(goes_on)
+        if resume:
+            write_line(resume)
         return
     write_line(text)
-    tally = SourceCounts(
+    counts = SourceCounts(
         lines=summary.lines,
         bad=summary.bad_lines,
         left_out=summary.left_out,
@@ -131,27 +131,27 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         known_failed=summary.known_failed,
         planned=summary.planned,
     )
-    if tally.lines is not None or tally.leaves_out:
-        write_line(f"the lists: {tally}")
+    if counts.lines is not None or counts.leaves_out:
+        write_line(f"lists: {counts}")
     for name, count in summary.filtered_by.items():
-        write_line(f"  {describe_filters(name)} left {count:,} out")
-    if goes_on:
-        write_line(goes_on)
-        write_line(f"see {command('status', summary.out, summary.run_id)}")
+        write_line(f"  {count:,} excluded by {describe_filters(name)}")
+    if resume:
+        write_line(resume)
+        write_line(f"its state: {command('status', summary.out, summary.run_id)}")
         return
     if summary.scored:
-        write_line(f"the table lies in {summary.out}/results; ask it with {command('labels', summary.out)}")
+        write_line(f"results are in {summary.out}/results; query them with {command('labels', summary.out)}")
     elif summary.failed or summary.skipped:
-        write_line(f"no image was scored; see {command('failures', summary.out, '--run', summary.run_id)} for why")
-
-
-def _goes_on(summary: Summary, *, left: int) -> str:
-    """Which command goes on with what was ended early; empty where there is nothing left."""
-    if summary.round and summary.status == "stopped":
-        return (
-            f"what is done is kept; {command('retry', summary.out, summary.run_id)} goes on with the rest of the retry"
+        write_line(
+            f"no image was scored; list the reasons with {command('failures', summary.out, '--run', summary.run_id)}"
         )
+
+
+def _how_to_resume(summary: Summary, *, left: int) -> str:
+    """The command that resumes a run or retry that ended early; empty if nothing is left."""
+    if summary.round and summary.status == "stopped":
+        return f"results so far are saved; resume with {command('retry', summary.out, summary.run_id)}"
     if left:
         run_id = shlex.quote(summary.run_id)
-        return f"what is done is kept; the same `batchcl run` with --run-id {run_id} goes on with the rest"
+        return f"results so far are saved; resume with the same `batchcl run` and --run-id {run_id}"
     return ""

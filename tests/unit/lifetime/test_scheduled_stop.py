@@ -1,4 +1,4 @@
-"""The dead man's switch, with the SDK against a server that knows EventBridge Scheduler's API."""
+"""The scheduled stop, with the SDK against a server that knows EventBridge Scheduler's API."""
 
 from __future__ import annotations
 
