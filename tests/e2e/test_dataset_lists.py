@@ -115,7 +115,7 @@ def test_errors_that_the_service_reports_lead_to_exit_code_3(project, tmp_path, 
     copied = typed("", "dataset", "create", f"{project}/train", f"{project}/test", "--json")
     assert copied.code == 3, copied.err
     assert copied.json["datasets"][0]["errors"] == 20
-    assert f"the service can't use 20 of the 20 entries of {project}/train; see why with" in copied.err
+    assert f"20 of the 20 entries of {project}/train have errors; list them with" in copied.err
     updated = typed("", "dataset", "update", f"{project}/train", path, "--json")
     assert (updated.code, updated.json["dataset"]["errors"]) == (3, 10), updated.err
     again = path.read_bytes().replace(b".png", b".jpg")

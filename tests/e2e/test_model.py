@@ -226,7 +226,7 @@ def test_a_closed_terminal_ends_a_start_by_hand_with_what_goes_on(demo, slow, cl
         _, err = process.communicate(timeout=30)
     assert process.returncode == 4, err
     assert b"ended by SIGHUP" in err
-    assert b"or until `batchcl model reap` after 2h" in err
+    assert b"or let `batchcl model reap` stop it after 2h" in err
     tags = client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]
     assert bool(tags) == (model_status(slow, demo.arn) in {"STARTING", "RUNNING"}), "what runs has its lease"
 

@@ -129,7 +129,7 @@ def start(
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
-        reaped = "" if seconds is None else f", or `batchcl model reap` after {for_}"
+        reaped = "" if seconds is None else f", or let `batchcl model reap` stop it after {for_}"
         afterwards.is_(
             f"{arn.name} may be starting in AWS; while RUNNING it costs ${4 * wanted.minimum:.2f} an hour or more. "
             f"Stop it with `batchcl model stop {arn.name}`{reaped}",
