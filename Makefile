@@ -9,7 +9,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks/README.md
 # Where it is set, as in many container images, each process of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types unit crash bench format clean
+.PHONY: help setup demo test lint types unit crash bench docs format clean
 .DEFAULT_GOAL := help
 
 help:          ## this list
@@ -50,6 +50,9 @@ crash: $(STAMP)  ## 200 kills, 150 faults around a model's start and stop, 40 ra
 
 bench: $(STAMP)  ## one table over all benchmarks, a quarter of an hour; BENCH='--full --write' for benchmarks/RESULTS.md
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
+
+docs: $(STAMP)   ## rewrite the tables of docs/ that are generated
+	@$(BIN)/python tests/job_table.py
 
 format: $(STAMP) ## let ruff format and fix what it can
 	@$(BIN)/ruff check --fix .

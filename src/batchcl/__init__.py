@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
     from batchcl.analysis.results import Results, open_results
     from batchcl.arns import ModelArn
-    from batchcl.aws.models import Units
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
     from batchcl.blocking import detect_sync, doctor_sync, plan_sync, retry_sync, run_sync
     from batchcl.choices import Encryption, ServerSideEncryption, SourceKind, Transport
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from batchcl.images import ArchiveMember, ImageRef
     from batchcl.job import Job, load_job
     from batchcl.outcomes import Counts, Detection, Label
-    from batchcl.quantities import Tolerance
+    from batchcl.quantities import Tolerance, Units
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
@@ -151,7 +150,6 @@ _EXPORTS = {
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
     "batchcl.analysis.results": ("Results", "open_results"),
     "batchcl.arns": ("ModelArn",),
-    "batchcl.aws.models": ("Units",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
     "batchcl.blocking": ("detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync"),
     "batchcl.choices": ("Encryption", "ServerSideEncryption", "SourceKind", "Transport"),
@@ -160,7 +158,7 @@ _EXPORTS = {
     "batchcl.images": ("ArchiveMember", "ImageRef"),
     "batchcl.job": ("Job", "load_job"),
     "batchcl.outcomes": ("Counts", "Detection", "Label"),
-    "batchcl.quantities": ("Tolerance",),
+    "batchcl.quantities": ("Tolerance", "Units"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),

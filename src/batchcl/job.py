@@ -1,34 +1,38 @@
-"""A job: what to score, with what model, to where. From a TOML file, the environment and flags; flags win."""
+"""A scoring job: its options, validated, from Python, or from a TOML file, the environment and flags."""
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import inspect
+import os
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import orjson
 from pydantic import (
     BaseModel,
     ByteSize,
     ConfigDict,
-    Field,
+    ModelWrapValidatorHandler,
+    TypeAdapter,
     ValidationError,
-    create_model,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from batchcl.arns import ModelArn, valid_role
-from batchcl.aws.models import Units
 from batchcl.aws.names import valid_model
-from batchcl.choices import Encryption, ServerSideEncryption, SourceKind, Transport
-from batchcl.errors import UsageError
+from batchcl.choices import Encryption, ServerSideEncryption
+from batchcl.errors import SourceError, UsageError
 from batchcl.lifetime.lease_tags import lease_seconds
-from batchcl.quantities import MAX_INT32, Tolerance, moment_of, seconds_of
+from batchcl.options import MAX_INT64, JobOptions, flag_of, option_fields, variable_of
+from batchcl.quantities import Tolerance, Units, duration_text, moment_of, seconds_of
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
 from batchcl.sources.filters import Filters, Sample
@@ -39,8 +43,7 @@ from batchcl.sources.where import Condition
 
 __all__ = ["Job", "fingerprint", "job_of", "load_job"]
 
-SHARD_SIZE: Final = 10_000
-_LEAST_GRACE_S: Final = 2.0
+_MIN_GRACE_S: Final = 2.0
 _LIST_KEYS: Final = (
     "uri_column",
     "bucket_column",
@@ -49,228 +52,255 @@ _LIST_KEYS: Final = (
     "attribute",
     "all_versions",
     "as_of",
-    "any_name",
+    "any_extension",
 )
 _FILTER_KEYS: Final = ("newer_than", "older_than", "min_size", "max_size", "where", "sample")
-_MOST: Final = 2**63 - 1
-"""The largest whole number that a run's record can hold."""
+_FIELDS: Final = option_fields()
+_BYTES: Final = TypeAdapter(ByteSize)
 
 
-class Job(BaseModel):
-    """One scoring job; every field is a key of the job file and a flag of `batchcl run`.
+def grace_seconds(text: str) -> float:
+    """The seconds of `grace`. Raises `UsageError`."""
+    seconds = seconds_of(text)
+    if seconds < _MIN_GRACE_S:
+        raise UsageError(f"{text!r} is too short; use at least {_MIN_GRACE_S:.0f}s")
+    return seconds
 
-    Attributes:
-        sources: `s3://bucket/prefix`, directories, list files or `-`; scored in this order.
-        from_results: instead of `sources`: an output root, whose images are scored again, those that fit `where`.
-        model: `project@version`, `project` (its newest trained version) or the ARN of the trained model. May be left
-            out with `emulator`, which then trains a demo model.
-        out: output root, a directory or `s3://bucket/prefix`.
-        run_id: names the run; made from the time when left out.
-        min_confidence: 0 to 100; left out, each label's assumed threshold decides; 0 returns all.
-        max_results: labels an image at most, highest confidence first.
-        fit: shrink or convert images that the service would refuse; boxes stay ratios of the original.
-        max_tps: hard ceiling of calls a second.
-        max_in_flight: calls at once at most, a guard for memory.
-        transport: how calls travel: `wire`, or `aioboto3` for set-ups that only the SDK understands.
-        include: globs; an image must fit one of them, if any is given.
-        exclude: globs; an image that fits one of them is left out.
-        newer_than: images that were modified so long ago at most, such as `24h`, or since a day or time in UTC.
-        older_than: images that were modified before.
-        min_size: images of so many bytes or more, such as `10KB` (10,000) or `4MiB` (4 x 1024 x 1024).
-        max_size: images of so many bytes or fewer.
-        where: images that fit this SQL condition on the columns of their list, such as `size > 10000`.
-        sample: of those, so many, or such a share, such as `2%`: always the same ones.
-        sample_seed: another one gives another sample.
-        limit: score the first so many images only.
-        source_kind: what the sources are, where their content doesn't tell.
-        uri_column: of tables: the column with `s3://bucket/key`.
-        bucket_column: of tables: the column with the bucket, beside `key_column`.
-        key_column: of tables: the column with the key.
-        uri_field: of JSON Lines: the field with `s3://bucket/key`.
-        attribute: of manifests: the label attribute that counts, where a line has several of a kind.
-        all_versions: of S3 Inventories: score versions too that aren't the latest.
-        as_of: of S3 Inventories: the newest one of this day, such as 2026-11-20, or earlier.
-        any_name: of prefixes, directories, archives and inventories: take images whose names don't end in .jpg or .png.
-        skip_bad_lines: leave lines out that name no image, instead of refusing the list.
-        max_failures: a count or a share; more failures than this end the run with exit code 3. Left out, any failure
-            does, but only when everything is done.
-        deadline: `6h`, `90m` or `45s`: the run ends when so much time has passed.
-        max_cost: dollars: the run ends when its model has cost so much.
-        incremental: leave out image versions that have a result of this model already, or a permanent failure, from
-            whichever run.
-        retry_failed: with `incremental`, try versions again that have a permanent failure.
-        allow_overlap: start even if another incremental run or a retry may be scoring the same images.
-        sse: server-side encryption of what is written to `out` in S3: `AES256`, `aws:kms` or `aws:kms:dsse`; left out,
-            the bucket's own.
-        sse_kms_key_id: with `aws:kms` or `aws:kms:dsse`: the KMS key, by its ARN, id or alias.
-        single_writer: nobody else writes to `out`: needed where the store has no conditional writes.
-        shard_size: images a published part.
-        start_model: `MIN[:MAX]` inference units: start the model if it isn't running, and stop what was started.
-        keep_model: leave the model running that this run started.
-        grace: from a signal to the end of the process, at most; a second ^C at a terminal ends it sooner.
-        lease: `15m`: `batchcl model reap` stops the model that this run started so long after the run's last sign of
-            life; `none` starts it without.
-        dead_man_role: ARN of an IAM role with which EventBridge Scheduler stops the model after the deadline.
-        cross_region: fetch images of buckets in other regions than the model's and send them as bytes.
-        emulator: score with the local emulator instead of AWS.
-        emulator_state: directory of the emulator's projects and models.
-        profile: of the AWS configuration.
-        region: of AWS; the one of the model's ARN, where `model` is one.
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected text")  # noqa: TRY004 - pydantic collects ValueErrors only
+    return value
+
+
+def _text_that(check: Callable[[str], object]) -> Callable[[object], str]:
+    """A reader of text that `check` accepts."""
+
+    def read(value: object) -> str:
+        check(_text(value))
+        return _text(value)
+
+    return read
+
+
+def _path(value: object) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text:
+        raise ValueError("expected a path or an s3:// URI")
+    return text
+
+
+def _sources(value: object) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str | os.PathLike) else value
+    if not isinstance(values, list | tuple):
+        raise ValueError(  # noqa: TRY004 - as above
+            'expected a path or URI, or a list of them, such as ["s3://bucket/"]'
+        )
+    return tuple(expand_home(_path(each)) for each in values)
+
+
+def _globs(value: object) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple):
+        raise ValueError('expected a glob or a list of globs, such as ["*.jpg"]')  # noqa: TRY004 - as above
+    return tuple(_text(each) for each in values)
+
+
+def _root(value: object) -> str:
+    path = _path(value)
+    output_root(path)
+    return path if path.startswith("s3://") else expand_home(path)
+
+
+def _duration_that(check: Callable[[str], object]) -> Callable[[object], str]:
+    """A reader of a timedelta, or of a duration as text, that `check` accepts."""
+
+    def read(value: object) -> str:
+        text = duration_text(value) if isinstance(value, dt.timedelta) else _text(value)
+        check(text)
+        return text
+
+    return read
+
+
+def _moment(value: object) -> str:
+    if isinstance(value, dt.timedelta):
+        text = duration_text(value)
+    else:
+        text = value.isoformat() if isinstance(value, dt.date) else str(value) if _is_int(value) else _text(value)
+    moment_of(text, now=dt.datetime.now(dt.UTC))
+    return text
+
+
+def _day(value: object) -> str:
+    text = value.isoformat() if isinstance(value, dt.date) else _text(value)
+    try:
+        parse_as_of(text)
+    except SourceError as error:
+        raise UsageError(str(error)) from error
+    return text
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _size(value: object) -> int:
+    try:
+        size = int(_BYTES.validate_python(value)) if _is_int(value) or isinstance(value, str) else -1
+    except ValidationError:
+        size = -1
+    if not 0 <= size <= MAX_INT64:
+        raise ValueError(
+            f"expected a size of at most {MAX_INT64} bytes; write bytes, or a number with a unit such as 10KB or 4MiB"
+        )
+    return size
+
+
+def _sample(value: object) -> str:
+    text = str(value) if _is_int(value) else _text(value)
+    Sample.parse(text)
+    return text
+
+
+def _tolerance(value: object) -> str:
+    if not _is_int(value) and not isinstance(value, str):
+        raise ValueError("expected a count such as 20 or a share such as 0.5%")
+    Tolerance.parse(str(value))
+    return str(value)
+
+
+def _units(value: object) -> str:
+    text = str(value) if _is_int(value) or isinstance(value, Units) else _text(value)
+    Units.parse(text)
+    return text
+
+
+_READERS: Final[Mapping[str, Callable[[Any], object]]] = {
+    "sources": _sources,
+    "from_results": _root,
+    "out": _root,
+    "model": _text_that(valid_model),
+    "run_id": _text_that(valid_run_id),
+    "as_of": _day,
+    "include": _globs,
+    "exclude": _globs,
+    "newer_than": _moment,
+    "older_than": _moment,
+    "min_size": _size,
+    "max_size": _size,
+    "where": _text_that(Condition),
+    "sample": _sample,
+    "max_failures": _tolerance,
+    "deadline": _duration_that(seconds_of),
+    "grace": _duration_that(grace_seconds),
+    "lease": _duration_that(lease_seconds),
+    "start_model": _units,
+    "scheduled_stop_role": _text_that(valid_role),
+    "emulator_state": _path,
+}
+"""Options that accept several types: what reads them into the one that the job keeps and the run's record stores."""
+
+
+class _InvalidJobError(ValueError):
+    """A rule about several options; `{max_tps}` in `text` becomes the flag, key or field that the user wrote."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class Job(BaseModel, JobOptions, frozen=True):
+    """One scoring job. Every field is also a key of a job file and a flag of `batchcl run`.
+
+    Fields accept what is natural in Python, and keep it as text: `sources` one or several paths or URIs; `deadline`,
+    `grace` and `lease` a `timedelta`; `newer_than` and `older_than` a `datetime`, `date` or `timedelta`; `start_model`
+    a number or `Units`. Raises `UsageError` for a value or combination that is not valid.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    sources: tuple[str, ...] = ()
-    from_results: Annotated[str, Field(min_length=1)] | None = None
-    model: str | None = None
-    out: Annotated[str, Field(min_length=1)]
-    run_id: str | None = None
-    min_confidence: Annotated[float, Field(ge=0, le=100)] | None = None
-    max_results: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
-    fit: bool = False
-    max_tps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
-    transport: Transport = Transport.WIRE
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    newer_than: str | None = None
-    older_than: str | None = None
-    min_size: Annotated[ByteSize, Field(ge=0, le=_MOST)] | None = None
-    max_size: Annotated[ByteSize, Field(ge=0, le=_MOST)] | None = None
-    where: str | None = None
-    sample: str | None = None
-    sample_seed: Annotated[int, Field(ge=-_MOST, le=_MOST)] = 0
-    limit: Annotated[int, Field(ge=1, le=_MOST)] | None = None
-    source_kind: SourceKind | None = None
-    uri_column: str | None = None
-    bucket_column: str | None = None
-    key_column: str | None = None
-    uri_field: str | None = None
-    attribute: str | None = None
-    all_versions: bool = False
-    as_of: str | None = None
-    any_name: bool = False
-    skip_bad_lines: bool = False
-    max_failures: str | None = None
-    deadline: str | None = None
-    grace: str = "25s"
-    max_cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    incremental: bool = False
-    retry_failed: bool = False
-    allow_overlap: bool = False
-    sse: ServerSideEncryption | None = None
-    sse_kms_key_id: Annotated[str, Field(min_length=1)] | None = None
-    single_writer: bool = False
-    shard_size: Annotated[int, Field(ge=1, le=1_000_000)] = SHARD_SIZE
-    start_model: str | None = None
-    keep_model: bool = False
-    lease: str = "15m"
-    dead_man_role: str | None = None
-    cross_region: bool = False
-    emulator: bool = False
-    emulator_state: str | None = None
-    profile: str | None = None
-    region: str | None = None
-
-    @field_validator("max_failures", mode="before")
+    @field_validator(*_READERS, mode="plain")
     @classmethod
-    def _tolerance(cls, value: object) -> str | None:
+    def _read(cls, value: object, info: ValidationInfo) -> object:
+        assert info.field_name is not None
         if value is None:
-            return None
-        if not isinstance(value, str | int):
-            raise ValueError("write a count such as 20 or a share such as 0.5%")  # noqa: TRY004 - pydantic's way
-        Tolerance.parse(value)
-        return str(value)
-
-    @field_validator("newer_than", "older_than", "sample", mode="before")
-    @classmethod
-    def _as_text(cls, value: object) -> object:
-        """TOML has days, times and numbers of its own."""
-        if isinstance(value, dt.date):
-            return value.isoformat()
-        return str(value) if isinstance(value, int) else value
-
-    @field_validator("sources")
-    @classmethod
-    def _with_home(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+            if info.field_name == "lease":
+                return "none"
+            if _FIELDS[info.field_name].default is None and not _FIELDS[info.field_name].is_required:
+                return None
         try:
-            return tuple(expand_home(source) for source in value)
+            return _READERS[info.field_name](value)
         except UsageError as error:
             raise ValueError(str(error)) from error
 
-    @field_validator("out", "from_results")
+    @field_validator(*(name for name, each in _FIELDS.items() if each.value_type in {int, float}))
     @classmethod
-    def _clearly_a_root(cls, value: str | None) -> str | None:
-        try:
-            if value is None or not output_root(value):
-                return value
-            return value if value.startswith("s3://") else expand_home(value)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-
-    @field_validator(
-        *("model", "start_model", "run_id", "deadline", "grace", "lease", "dead_man_role"),
-        *("as_of", "newer_than", "older_than", "where", "sample"),
-    )
-    @classmethod
-    def _readable(cls, value: str | None, info: Any) -> str | None:
-        checks = {
-            "model": valid_model,
-            "start_model": Units.parse,
-            "run_id": valid_run_id,
-            "deadline": seconds_of,
-            "grace": grace_seconds,
-            "as_of": parse_as_of,
-            "newer_than": _moment_before_now,
-            "older_than": _moment_before_now,
-            "where": Condition,
-            "sample": Sample.parse,
-            "lease": lease_seconds,
-            "dead_man_role": valid_role,
-        }
-        if value is not None:
-            try:
-                checks[info.field_name](value)
-            except UsageError as error:
-                raise ValueError(str(error)) from error
+    def _check_bounds(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.field_name is not None:
+            _FIELDS[info.field_name].option.check(value)
         return value
 
     @model_validator(mode="after")
-    def _complete(self) -> Job:
+    def _check_combinations(self) -> Job:
         if not self.sources and self.from_results is None:
-            raise ValueError("sources is missing: give SOURCE, or --from-results ROOT, or the key in the job file")
+            raise _InvalidJobError("{sources} is missing: name the images to score, or use {from_results}")
         if self.sources and self.from_results is not None:
-            raise ValueError("SOURCE and --from-results exclude each other: a run reads lists or earlier results")
+            raise _InvalidJobError("{sources} and {from_results} exclude each other; use one of them")
         if (self.bucket_column is None) != (self.key_column is None):
-            raise ValueError("--bucket-column and --key-column go together")
+            raise _InvalidJobError("{bucket_column} and {key_column} need each other; use both")
         if self.uri_column is not None and self.bucket_column is not None:
-            raise ValueError("--uri-column and --bucket-column with --key-column exclude each other")
-        if self.min_size is not None and self.max_size is not None and self.min_size > self.max_size:
-            raise ValueError(f"--min-size {self.min_size} is more than --max-size {self.max_size}: no image is both")
+            raise _InvalidJobError("{uri_column} excludes {bucket_column} and {key_column}; use one of them")
+        if self.min_size is not None and self.max_size is not None and int(self.min_size) > int(self.max_size):
+            raise _InvalidJobError(
+                f"{{min_size}} {self.min_size} is more than {{max_size}} {self.max_size}: no image matches both"
+            )
         if self.include and "*" in self.exclude:
-            raise ValueError(
-                "--exclude '*' leaves every image out, whatever --include says; --include alone takes what fits it only"
+            raise _InvalidJobError(
+                "{exclude} '*' excludes every image, whatever {include} says; {include} alone selects what it matches"
             )
-        if self.sse is not None and not self.out.startswith("s3://"):
-            raise ValueError(f"--sse {self.sse} is for an output root in S3, but --out is the directory {self.out}")
-        try:
-            _ = self.encryption
-        except UsageError as error:
-            raise ValueError(str(error)) from error
+        if self.sse is not None and not self.root.startswith("s3://"):
+            raise _InvalidJobError(f"{{sse}} {self.sse} needs an output root in S3, but {{out}} is a directory")
+        if self.sse_kms_key_id is not None and self.sse in {None, ServerSideEncryption.S3}:
+            raise _InvalidJobError("{sse_kms_key_id} needs {sse} aws:kms or {sse} aws:kms:dsse")
         if self.model is None and not self.emulator:
-            raise ValueError(
-                "name the model with --model PROJECT@VERSION (`batchcl model list` shows yours), or use --emulator"
+            raise _InvalidJobError(
+                "{model} is missing: name a trained model, such as PROJECT@VERSION (`batchcl model list` shows yours), "
+                "or use {emulator}"
             )
-        if self.dead_man_role is not None and (self.start_model is None or self.deadline is None):
-            raise ValueError(
-                "--dead-man-role stops a model that the run started once its deadline has passed: "
-                "give --start-model and --deadline too"
+        if self.scheduled_stop_role is not None and (self.start_model is None or self.deadline is None):
+            raise _InvalidJobError(
+                "{scheduled_stop_role} stops a model that the run started, after its deadline: "
+                "use {start_model} and {deadline}, too"
             )
         return self
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_what_is_wrong(cls, values: Any, handler: ModelWrapValidatorHandler[Job], info: ValidationInfo) -> Job:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise UsageError(_sentence(error, info.context or _Origins())) from None
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """`sources` as text."""
+        return _sources(self.sources)
+
+    @property
+    def results_root(self) -> str | None:
+        """`from_results` as text."""
+        return None if self.from_results is None else _path(self.from_results)
+
+    @property
+    def root(self) -> str:
+        """`out` as text."""
+        return _path(self.out)
+
     @property
     def tolerance(self) -> Tolerance:
-        """`max_failures`, read."""
+        """`max_failures`, parsed."""
         return Tolerance.parse(self.max_failures or "0")
 
     @property
@@ -281,66 +311,66 @@ class Job(BaseModel):
     @property
     def deadline_s(self) -> float | None:
         """`deadline` in seconds."""
-        return None if self.deadline is None else seconds_of(self.deadline)
+        return None if self.deadline is None else seconds_of(str(self.deadline))
 
     @property
     def grace_s(self) -> float:
         """`grace` in seconds."""
-        return grace_seconds(self.grace)
+        return grace_seconds(str(self.grace))
 
     @property
     def lease_s(self) -> float | None:
-        """`lease` in seconds; None where the model has none."""
-        return lease_seconds(self.lease)
+        """`lease` in seconds; None for a model without a lease."""
+        return lease_seconds(str(self.lease))
 
     @property
     def units(self) -> Units | None:
-        """`start_model`, read."""
-        return None if self.start_model is None else Units.parse(self.start_model)
+        """`start_model`, parsed."""
+        return None if self.start_model is None else Units.parse(str(self.start_model))
 
     @property
     def lists(self) -> ListOptions:
-        """How list files are read."""
+        """How lists are read."""
         return ListOptions(
             kind=self.source_kind,
             columns=Columns(uri=self.uri_column, bucket=self.bucket_column, key=self.key_column),
             uri_field=self.uri_field,
             attribute=self.attribute,
             all_versions=self.all_versions,
-            as_of=self.as_of,
-            any_name=self.any_name,
+            as_of=None if self.as_of is None else str(self.as_of),
+            any_name=self.any_extension,
             skip_bad_lines=self.skip_bad_lines,
         )
 
     def filters(self, at: dt.datetime) -> Filters:
-        """Which images of the sources are taken, by a run that begins, or began, `at`. Raises `UsageError`."""
+        """Which images are scored by a run that started, or starts, `at`. Raises `UsageError`."""
         newer_than, older_than = (
-            None if text is None else moment_of(text, now=at) for text in (self.newer_than, self.older_than)
+            None if text is None else moment_of(str(text), now=at) for text in (self.newer_than, self.older_than)
         )
         if newer_than is not None and older_than is not None and newer_than >= older_than:
             raise UsageError(
-                f"--newer-than {self.newer_than} is not before --older-than {self.older_than}: no image is both"
+                f"newer_than {self.newer_than} is not before older_than {self.older_than}: no image matches both"
             )
         return Filters(
-            include=self.include,
-            exclude=self.exclude,
+            include=_globs(self.include),
+            exclude=_globs(self.exclude),
             newer_than=newer_than,
             older_than=older_than,
-            min_size_bytes=self.min_size,
-            max_size_bytes=self.max_size,
-            sample=None if self.sample is None else Sample.parse(self.sample, seed=self.sample_seed),
+            min_size_bytes=None if self.min_size is None else int(self.min_size),
+            max_size_bytes=None if self.max_size is None else int(self.max_size),
+            sample=None if self.sample is None else Sample.parse(str(self.sample), seed=self.sample_seed),
             limit=self.limit,
         )
 
     def scored_as(self, model: ModelArn) -> dict[str, Any]:
-        """What decides about the rows of a run: the same under the same run id, or the run is another one."""
+        """What determines the rows of a run; a run id stands for one value of it."""
         return {
-            "sources": list(self.sources),
-            **({} if self.from_results is None else {"from_results": self.from_results}),
+            "sources": list(self.source_names),
+            **({} if self.from_results is None else {"from_results": self.results_root}),
             "source_kind": self.source_kind,
             **{name: value for name in _LIST_KEYS if (value := getattr(self, name))},
-            "include": list(self.include),
-            "exclude": list(self.exclude),
+            "include": list(_globs(self.include)),
+            "exclude": list(_globs(self.exclude)),
             **{name: value for name in _FILTER_KEYS if (value := getattr(self, name)) is not None},
             **({} if self.sample is None else {"sample_seed": self.sample_seed}),
             "limit": self.limit,
@@ -355,12 +385,23 @@ class Job(BaseModel):
         }
 
 
-def grace_seconds(text: str) -> float:
-    """The seconds of `grace`. Raises `UsageError`."""
-    seconds = seconds_of(text)
-    if seconds < _LEAST_GRACE_S:
-        raise UsageError(f"{text!r} is too short; give at least {_LEAST_GRACE_S:.0f}s")
-    return seconds
+def _describe_job() -> None:
+    """Let `help(Job)` and editors show each field in one line, without pydantic's and Typer's metadata."""
+    lines = [f"    {name}: {each.description}" for name, each in _FIELDS.items()]
+    Job.__doc__ = "\n".join([inspect.cleandoc(Job.__doc__ or ""), "", "Attributes:", *lines])
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if each.is_required else each.default,
+            annotation=each.annotation,
+        )
+        for name, each in _FIELDS.items()
+    ]
+    Job.__signature__ = inspect.Signature(parameters)
+
+
+_describe_job()
 
 
 def fingerprint(scored_as: Mapping[str, Any]) -> str:
@@ -368,19 +409,37 @@ def fingerprint(scored_as: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(scored_as, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def _moment_before_now(text: str) -> dt.datetime:
-    return moment_of(text, now=dt.datetime.now(dt.UTC))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Origins:
+    """Where the values of a job come from, which decides how an error names them. By default Python.
 
+    Attributes:
+        config: the job file, if any.
+        keys: options that it sets.
+        variables: options that the environment sets.
+        is_python: whether the other options are arguments of `Job`, rather than flags.
+    """
 
-def _environment() -> dict[str, Any]:
-    """The fields of `Job` that `BATCHCL_<FIELD>` sets; lists are written as JSON."""
-    absent: dict[str, Any] = {name: (field.annotation | None, None) for name, field in Job.model_fields.items()}  # type: ignore[operator]
-    reader = create_model("Environment", __base__=_Prefixed, **absent)
-    return {name: value for name, value in dict(reader()).items() if value is not None}
+    config: Path | None = None
+    keys: Collection[str] = ()
+    variables: Collection[str] = ()
+    is_python: bool = True
 
+    def name(self, field: str) -> str:
+        """`Job.max_tps`, `--max-tps`, `BATCHCL_MAX_TPS` or `max_tps in nightly.toml`."""
+        if field in self.variables:
+            return variable_of(field)
+        if field in self.keys:
+            return field if self.config is None else f"{field} in {self.config}"
+        return f"Job.{field}" if self.is_python else flag_of(field)
 
-class _Prefixed(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="BATCHCL_", extra="ignore")
+    def unknown(self, field: str) -> str:
+        """What to say about a key, or argument, that is not an option."""
+        similar = get_close_matches(field, _FIELDS, 1)
+        what = f"there is no {self.name(field)}" if self.is_python else f"the key {self.name(field)} is unknown"
+        if similar:
+            return f"{what}; did you mean {similar[0]}?"
+        return f"{what}; {'help(batchcl.Job)' if self.is_python else '`batchcl run --help`'} lists the options"
 
 
 def load_job(
@@ -389,76 +448,99 @@ def load_job(
     *,
     defaults: Mapping[str, Any] | None = None,
 ) -> Job:
-    """The job of a TOML file, the environment (`BATCHCL_MODEL` and so on) and flags; each wins over those before.
+    """The job of a TOML file, the environment (`BATCHCL_MODEL` and so on) and flags; later ones override earlier ones.
 
-    Paths in the file are relative to the working directory, as on the command line. `defaults` are for keys that none
-    of them has.
+    Paths in the file are relative to the working directory, as on the command line.
+
+    Args:
+        config: the TOML file.
+        flags: values by the names of `Job`'s fields; None means not given.
+        defaults: values of options that are set nowhere.
 
     Raises:
-        UsageError: the file is missing or no TOML, a key is unknown, or a value doesn't fit, named with its place.
+        UsageError: the file is missing or not valid TOML, a key is unknown, or a value or combination is not valid.
     """
-    values: dict[str, Any] = {} if config is None else _read(config)
+    keys = {} if config is None else _read_file(config)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    variables: Collection[str] = Job.model_fields
+    variables = _environment()
+    values = {**keys, **variables, **given}
+    if "from_results" in values:
+        defaults = {name: value for name, value in (defaults or {}).items() if name != "sources"}
+    origins = _Origins(
+        config=config,
+        keys=keys.keys() - variables.keys() - given.keys(),
+        variables=variables.keys() - given.keys(),
+        is_python=False,
+    )
+    return Job.model_validate({**(defaults or {}), **values}, context=origins)
+
+
+def _environment() -> dict[str, Any]:
+    """The options that `BATCHCL_<NAME>` sets; a list is one value, or a JSON list."""
+    texts = {name: os.environ[variable_of(name)] for name in _FIELDS if variable_of(name) in os.environ}
+    return {name: _json_list(name, text) if _FIELDS[name].is_list else text for name, text in texts.items()}
+
+
+def _json_list(name: str, text: str) -> object:
+    if not text.startswith("["):
+        return text
     try:
-        values |= (environment := _environment())
-        variables = environment.keys() - given.keys()
-        return Job.model_validate(_filled(values | given, defaults or {}))
-    except ValidationError as error:
-        raise UsageError(_sentence(error, config, variables=variables)) from error
-    except SettingsError as error:
-        raise UsageError(f'reading the environment: {error}; lists are JSON, such as ["s3://bucket/"]') from error
-
-
-def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `defaults` for what is missing; `from_results` stands for sources."""
-    taken = {*values, "sources"} if "from_results" in values else {*values}
-    return {**values, **{name: value for name, value in defaults.items() if name not in taken}}
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise UsageError(
+            f"{variable_of(name)} {text!r}: not valid JSON: {error}; write one value, or a list such as "
+            '["s3://bucket/"]'
+        ) from error
 
 
 def job_of(scored_as: Mapping[str, Any], settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Job:
-    """The job that a run's record describes, with `changes`. Raises `UsageError`."""
-    values = {name: value for name, value in {**settings, **scored_as, **changes}.items() if name in Job.model_fields}
-    try:
-        return Job.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(_sentence(error, None)) from error
+    """The job in a run's record, with the flags `changes`. Raises `UsageError`."""
+    values = {name: value for name, value in {**settings, **scored_as, **changes}.items() if name in _FIELDS}
+    return Job.model_validate(values, context=_Origins(is_python=False))
 
 
-def _read(config: Path) -> dict[str, Any]:
+def _read_file(config: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"there is no job file {config}; check --config") from error
     except OSError as error:
-        raise UsageError(f"can't read the job file {config}: {error.strerror}") from error
+        raise UsageError(f"reading the job file {config} failed: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the job file {config} is no valid TOML: {error}") from error
+        raise UsageError(f"the job file {config} is not valid TOML: {error}") from error
 
 
-def _sentence(error: ValidationError, config: Path | None, *, variables: Collection[str] = ()) -> str:
-    """Pydantic's findings as one sentence that names flag or key, or variable for those that the environment set."""
+_MESSAGES: Final = {
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "enum": "expected {expected}",
+    "finite_number": "expected a finite number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "int_from_float": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "string_type": "expected text",
+}
+"""Pydantic's error types, in words; others keep pydantic's message."""
+
+
+def _sentence(error: ValidationError, origins: _Origins) -> str:
+    """All findings in one sentence, which names options as the user wrote them."""
+    names = {name: origins.name(name) for name in _FIELDS}
     parts = []
     for finding in error.errors():
-        field = str(finding["loc"][0]) if finding["loc"] else ""
-        message = finding["msg"].removeprefix("Value error, ")
-        if finding["type"] == "tuple_type":
-            message = 'Write a list, such as ["s3://bucket/"]; in the environment it is JSON'
-        if finding["type"] == "extra_forbidden":
-            parts.append(f"the key {field!r} is unknown; known are {', '.join(Job.model_fields)}")
+        field, context = str(finding["loc"][0]) if finding["loc"] else "", finding.get("ctx", {})
+        cause = context.get("error")
+        if isinstance(cause, _InvalidJobError):
+            parts.append(cause.text.format_map(names))
+        elif finding["type"] == "extra_forbidden":
+            parts.append(origins.unknown(field))
         elif finding["type"] == "missing":
-            parts.append(f"{field} is missing: give --{field.replace('_', '-')} or the key in the job file")
-        elif field:
-            flag = f"--{field.replace('_', '-')}"
-            name = f"BATCHCL_{field.upper()}" if field in variables else flag
-            if finding["type"].startswith("byte_size"):
-                message = "it is no size; write bytes, or a number with a unit such as 10KB or 4MiB"
-            if message.startswith(f"{flag} {finding['input']!r}: "):
-                message = message.removeprefix(f"{flag} {finding['input']!r}: ")
-            else:
-                message = message[0].lower() + message[1:]
-            parts.append(f"{name} {finding['input']!r}: {message}")
+            parts.append(f"{names[field]} is missing")
         else:
-            parts.append(message)
-    where = f" (job file {config})" if config is not None else ""
-    return "; ".join(parts) + where
+            message = str(cause) if cause else _MESSAGES.get(finding["type"], finding["msg"]).format_map(context)
+            value = repr(finding["input"])
+            message = message.removeprefix(f"{flag_of(field)} {value}: ")
+            parts.append(f"{names[field]} {message if message.startswith(value) else f'{value}: {message}'}")
+    return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Parses and formats times, durations, counts and failure tolerances."""
+"""Parses and formats times, durations, counts, inference units and failure tolerances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["MAX_INT32", "Tolerance", "confidence_hint", "counted", "moment_of", "seconds_of"]
+__all__ = [
+    "MAX_INT32",
+    "MAX_UNITS",
+    "Tolerance",
+    "Units",
+    "confidence_hint",
+    "counted",
+    "duration_text",
+    "moment_of",
+    "seconds_of",
+]
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _UNIT_SECONDS: Final = (86_400, 3600, 60, 1)
@@ -17,6 +27,9 @@ _TOLERANCE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 
 MAX_INT32: Final = 2**31 - 1
 """The largest integer in the API; its service model has 32-bit integers."""
+
+MAX_UNITS: Final = 5
+"""Inference units that one model can have. Source: the service's default quota."""
 
 _LEAST_SHARE: Final = 0.1
 """A smaller value was hardly meant as a share of 1."""
@@ -43,6 +56,20 @@ def seconds_of(duration: str) -> float:
     if match is None or not any(match.groups()):
         raise UsageError(f"{duration!r} is not a duration; write it like 6h, 90m, 45s or 1h30m")
     return sum(float(part or 0) * unit for part, unit in zip(match.groups(), _UNIT_SECONDS, strict=True))
+
+
+def duration_text(duration: dt.timedelta) -> str:
+    """`duration` as `seconds_of` reads it, such as `1h30m`. Raises `UsageError` for a negative one."""
+    if duration < dt.timedelta(0):
+        raise UsageError(f"{duration} is negative; use a positive duration")
+    left, parts = duration, []
+    for unit, seconds in zip("dhm", _UNIT_SECONDS, strict=False):
+        count, left = divmod(left, dt.timedelta(seconds=seconds))
+        if count:
+            parts.append(f"{count}{unit}")
+    if left or not parts:
+        parts.append(f"{left.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
+    return "".join(parts)
 
 
 def moment_of(text: str, *, now: dt.datetime) -> dt.datetime:
@@ -89,3 +116,32 @@ class Tolerance:
         if self.percent is not None:
             return failed > (failed + scored) * self.percent / 100
         return failed > (self.count or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Inference units to start a model with; `maximum` turns on the service's auto-scaling."""
+
+    minimum: int
+    maximum: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Units:
+        """Read `MIN` or `MIN:MAX`; raises `UsageError`."""
+        low, colon, high = text.partition(":")
+        try:
+            units = cls(int(low), int(high) if colon else None)
+        except ValueError:
+            raise UsageError(f"{text!r} are not inference units; write MIN or MIN:MAX, such as 2 or 1:3") from None
+        highest = units.minimum if units.maximum is None else units.maximum
+        if not 1 <= units.minimum <= highest <= MAX_UNITS:
+            raise UsageError(f"inference units {text!r} are out of range: 1 <= MIN <= MAX <= {MAX_UNITS}")
+        return units
+
+    def __str__(self) -> str:
+        return str(self.minimum) if self.maximum is None else f"{self.minimum}:{self.maximum}"
+
+    @property
+    def words(self) -> str:
+        """`1 inference unit`, `2 inference units`, `1:3 inference units`."""
+        return f"{self} inference unit{'' if str(self) == '1' else 's'}"

@@ -65,7 +65,7 @@ def score(demo, cli, tmp_path) -> Callable[..., Ended]:
             env=env,
         )
         assert "Traceback" not in done.err, done.err[-4000:]
-        why = done.err.replace("batchcl: what is done is kept; ", "")
+        why = done.err.replace("batchcl: results so far are saved; ", "")
         assert why.count("batchcl: ") <= 1 or done.code == 0, done.err
         return done
 

@@ -89,7 +89,7 @@ def test_boxes_outside_of_the_image_are_refused_with_their_lines(project, tmp_pa
     assert "15 files or lines can't be used" in refused.err
     assert "line 2: a box of 'cat' from (10, 10) to (510, 40) is outside" in refused.err
     assert typed("", "dataset", "show", f"{project}/train").code == 5, "nothing was made"
-    skipped = typed("", *create, "--skip-unfit", "--json")
+    skipped = typed("", *create, "--skip-invalid", "--json")
     assert skipped.code == 0, skipped.err
     assert (skipped.json["datasets"][0]["entries"], len(skipped.json["skipped"])) == (15, 15)
 
@@ -115,7 +115,7 @@ def test_errors_that_the_service_reports_lead_to_exit_code_3(project, tmp_path, 
     copied = typed("", "dataset", "create", f"{project}/train", f"{project}/test", "--json")
     assert copied.code == 3, copied.err
     assert copied.json["datasets"][0]["errors"] == 20
-    assert f"the service can't use 20 of the 20 entries of {project}/train; see why with" in copied.err
+    assert f"20 of the 20 entries of {project}/train have errors; list them with" in copied.err
     updated = typed("", "dataset", "update", f"{project}/train", path, "--json")
     assert (updated.code, updated.json["dataset"]["errors"]) == (3, 10), updated.err
     again = path.read_bytes().replace(b".png", b".jpg")

@@ -13,7 +13,7 @@ def test_the_demo_scores_unseen_digits_well_and_shows_what_came_out(cli_process,
     shutil.copytree(demo.state, directory / "emulator")  # trained already, as at the second `make demo`
     done = cli_process("demo", directory)
     assert done.code == 0, done.err
-    for heading in ("Labels", "top_label_accuracy", "surest label", "A few rows"):
+    for heading in ("Labels", "top_label_accuracy", "most confident label", "A few rows"):
         assert heading in done.out
     commands = [line.removeprefix("batchcl:   ") for line in done.err.splitlines() if "batchcl:   " in line][1:]
     assert [command.split()[1] for command in commands] == ["confidence", "query", "run"]

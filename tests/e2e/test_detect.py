@@ -212,7 +212,7 @@ def test_several_images_come_as_one_list_and_one_that_fails_leaves_the_others_al
     assert second["Error"]["Code"] == "InvalidImageFormatException"
     assert fourth["Error"]["Code"] == "InvalidS3ObjectException"
     assert "text.png: InvalidImageFormatException" in done.err
-    assert "--fit may mend that" in done.err
+    assert "--fit may fix this" in done.err
     table = detect(picture, uri, "--model", demo.arn)
     assert table.out.splitlines()[0].split()[0] == "image"
 
@@ -276,17 +276,17 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "name an image"),
-        (("picture.png",), "--model PROJECT@VERSION"),
+        ((), "IMAGE is missing"),
+        (("picture.png",), "--model is missing: name a model"),
         (("picture.png", "--model", "digits@"), "names no model"),
         (("picture.png", "--model", "ARN", "--min-confidence", 101), "is not between 0 and 100"),
         (("picture.png", "--model", "ARN", "--max-results", -1), "is not between 0 and 2147483647"),
         (("picture.png", "--model", "ARN", "--max-results", 2**31), "is not between 0 and 2147483647"),
         (("picture.png", "--model", "ARN", "--version-id", "x"), "is not in S3"),
         (("s3://bucket", "--model", "ARN"), "is not s3://bucket/key"),
-        (("-", "-", "--model", "ARN"), "name - once"),
+        (("-", "-", "--model", "ARN"), "- is given more than once"),
         (("-", "--model", "ARN"), "stdin is empty"),
-        (("-", "--input-json", "-"), "can't be both"),
+        (("-", "--input-json", "-"), "is both an image and --input-json"),
         (("--input-json", "bad.json"), "Imagine: Extra inputs are not permitted"),
         (("--input-json", "nowhere.json"), "No such file"),
         (("--input-json", "{"), "--input-json is not a DetectCustomLabels request: JSON: Invalid JSON"),
@@ -296,10 +296,10 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
         (("--input-json", '{"MaxResults": 2147483648}'), "MaxResults: Input should be less than or equal to"),
         (("--input-json", '{"Image": {"Bytes": "aGk="}}', "--version-id", "x"), "the request's image is bytes"),
         (("picture.png", "--model", "ARN", "--json", "--output", "text"), "exclude each other"),
-        (("picture.png", "--model", "ARN", "--annotate", "boxes.gif"), "write OUT.png or OUT.jpg"),
-        (("picture.png", "picture.png", "--model", "ARN", "--annotate", "bad.json"), "it has to be a directory"),
-        (("picture.png", "picture.png", "--model", "ARN", "--annotate", "b.png"), "it has to be a directory"),
-        (("picture.png", "--model", "ARN", "--annotate", "bad.json"), "OUT.png or OUT.jpg"),
+        (("picture.png", "--model", "ARN", "--annotate", "boxes.gif"), "unknown format; name OUT.png"),
+        (("picture.png", "picture.png", "--model", "ARN", "--annotate", "bad.json"), "name a directory"),
+        (("picture.png", "picture.png", "--model", "ARN", "--annotate", "b.png"), "name a directory"),
+        (("picture.png", "--model", "ARN", "--annotate", "bad.json"), "is not a PNG or JPEG"),
     ],
 )
 def test_slips_of_the_pen_are_refused_in_one_sentence_without_a_call(detect, demo, picture, words, says):
@@ -359,7 +359,7 @@ def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, d
     assert local["CustomLabels"] == remote["CustomLabels"]
     assert names(local) == names(detect(picture, "--model", demo.arn, "--json").json)
     assert local["Fitted"] == remote["Fitted"]
-    assert f"other was sent changed: {kind} to " in done.err
+    assert f"other was changed before sending: {kind} to " in done.err
 
 
 def test_fit_shrinks_what_is_too_large_wherever_it_lies_and_leaves_the_rest_alone(detect, demo, picture, seaweed):

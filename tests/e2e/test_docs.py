@@ -7,7 +7,6 @@ docs/analysis.md are run too. Every `batchcl …` in code anywhere must be a com
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -22,6 +21,7 @@ import pytest
 import typer.main
 from typer.core import TyperGroup
 
+import job_table
 from batchcl.cli.app import app
 from batchcl.errors import ExitCode
 from batchcl.job import Job, load_job
@@ -299,19 +299,5 @@ def test_permanent_failures_are_those_of_the_table():
     assert table(ROOT / "docs" / "runs.md", "Permanent failures") == [*rows, ["any other", "no", "no"]]
 
 
-def test_job_keys_are_those_of_the_job():
-    rows = {row[0].strip("`"): row for row in table(ROOT / "docs" / "job-files.md", "Keys")}
-    flags = commands()["run"]
-    assert list(rows) == list(Job.model_fields)
-    for key, (_, _, default, flag, variable) in rows.items():
-        field = Job.model_fields[key]
-        value = list(field.default) if isinstance(field.default, tuple) else field.default
-        wanted = "needed" if field.is_required() else "none" if value is None else f"`{json.dumps(value)}`"
-        assert (key, default) == (key, wanted)
-        assert flag == "SOURCE…" if key == "sources" else flag.strip("`") in flags
-        assert variable == f"`BATCHCL_{key.upper()}`"
-
-
-def test_every_job_key_is_explained_and_shown():
-    meanings = (ROOT / "docs" / "job-files.md").read_text().split("## What they mean")[1]
-    assert {key for key in Job.model_fields if f"`{key}`" not in meanings} == set()
+def test_the_table_of_options_is_current():
+    assert job_table.PAGE.read_text() == job_table.page_with_table(), "run `make docs`"

@@ -69,7 +69,7 @@ def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(de
         left = 20 - len(scored[0])
         assert summary["filtered_by"] == {"include": 1, "min_size": 1, "sample": left}
         assert summary["filtered"] == 2 + left
-        assert f"--sample left {left} out" in done.err
+        assert f"{left} excluded by --sample" in done.err
     other = typed(*job, "--sample", "25%", "--run-id", "r")
     assert other.code == 2
     assert "sample_seed was 3 and is 0" in other.err

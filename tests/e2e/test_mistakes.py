@@ -120,7 +120,7 @@ def test_commands_after_a_run_can_be_pasted(cli, demo, service, tmp_path):
     assert done.code == 3, done.err
     root = shlex.quote(str(tmp_path / "it's out"))
     assert f"`batchcl failures {root}`" in done.err
-    assert f"`batchcl retry {root} 'night of 1; ls' --fit` to score 1 again" in done.err
+    assert f"`batchcl retry {root} 'night of 1; ls' --fit` to retry 1 image" in done.err
     assert f"`batchcl labels {root}`" in done.err
 
 
@@ -145,7 +145,7 @@ def test_a_malformed_endpoint_ends_every_command_by_its_name(told, command):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--out out --sse AES256", "--sse AES256 is for an output root in S3, but --out is the directory out"),
+        ("--out out --sse AES256", "--sse AES256 needs an output root in S3, but --out is a directory"),
         ("--out s3://b/out --sse-kms-key-id k", "--sse-kms-key-id needs --sse aws:kms or --sse aws:kms:dsse"),
         ("--out s3://b/out --sse AES256 --sse-kms-key-id k", "--sse-kms-key-id needs --sse aws:kms"),
     ],

@@ -113,7 +113,9 @@ def test_a_signal_drains_keeps_the_rows_and_stops_the_model(demo, slow, running,
     assert summary["status"] == "stopped"
     assert 4 <= summary["scored"] < 300
     assert "no more calls" in err.decode()
-    assert "--run-id r goes on with the rest" in err.decode(), "--json or not, the last lines name the run"
+    assert "resume with the same `batchcl run` and --run-id r" in err.decode(), (
+        "--json or not, the last lines name the run"
+    )
     assert b"Traceback" not in err
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
     assert json.loads((tmp_path / "runs/r/summary.json").read_text())["status"] == "stopped"
@@ -224,7 +226,7 @@ def test_a_closed_terminal_ends_a_start_by_hand_with_what_goes_on(demo, slow, cl
         _, err = process.communicate(timeout=30)
     assert process.returncode == 4, err
     assert b"ended by SIGHUP" in err
-    assert b"or until `batchcl model reap` after 2h" in err
+    assert b"or let `batchcl model reap` stop it after 2h" in err
     tags = client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]
     assert bool(tags) == (model_status(slow, demo.arn) in {"STARTING", "RUNNING"}), "what runs has its lease"
 

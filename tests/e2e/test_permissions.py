@@ -46,7 +46,7 @@ CALLED = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "HeadObject
 PREFIXES = {"rekognition": "rekognition", "s3": "s3", "scheduler": "scheduler", "service-quotas": "servicequotas"}
 TABLES = "s3://acme-tables/labels/permissions"
 STOP_ROLE = "arn:aws:iam::123456789012:role/batchcl-stop"
-SWITCH = ("--deadline", "1h", "--dead-man-role", STOP_ROLE)
+SWITCH = ("--deadline", "1h", "--scheduled-stop-role", STOP_ROLE)
 IMAGES = "s3://acme-photos/2026/permissions/"
 
 
@@ -225,7 +225,7 @@ def test_a_run_needs_what_run_allows_and_nothing_else(place, proxy):
 
 def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, proxy):
     proxy.policy = policy("run").without(
-        "OnlyWithStartModel", "OnlyWithDeadManRole", "OnlyWithDeadManRoleToo", "OnlyForDoctor"
+        "OnlyWithStartModel", "OnlyWithScheduledStopRole", "OnlyWithScheduledStopRoleToo", "OnlyForDoctor"
     )
     start_model(place.emulator, place.arn, 1)
     run = typed("run", IMAGES, "--model", place.arn, "--out", TABLES, "--run-id", "three", "--json")
@@ -281,7 +281,7 @@ def test_images_that_may_not_be_read_start_no_model(place, proxy):
         ("OnlyWithStartModel", "rekognition:TagResource"),
         ("ListImagesAndTables", "s3:ListBucket"),
         ("WriteTables", "403"),
-        ("OnlyWithDeadManRoleToo", "iam:PassRole"),
+        ("OnlyWithScheduledStopRoleToo", "iam:PassRole"),
     ],
 )
 def test_a_missing_permission_is_named(place, proxy, sid, says):

@@ -1,4 +1,4 @@
-"""Leases, reaping and the dead man's switch from the command line, against an emulator whose clock is put forward."""
+"""Leases, reaping and the scheduled stop from the command line, against an emulator whose clock is put forward."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def place(only_place) -> Place:
     return found
 
 
-def test_a_run_with_a_dead_mans_switch_from_start_to_end(cli, demo, place, running, tmp_path):
+def test_a_run_with_a_scheduled_stop_from_start_to_end(cli, demo, place, running, tmp_path):
     job = (demo.data.images, "--model", place.arn, "--out", tmp_path, "--run-id", "r", "--shard-size", 4, "--limit", 12)
-    flags = ("--start-model", 1, "--deadline", "2h", "--dead-man-role", ROLE)
+    flags = ("--start-model", 1, "--deadline", "2h", "--scheduled-stop-role", ROLE)
     with running(*job, *flags, "--max-tps", 4, env=place.env) as process:
         wait_for(lambda: any((tmp_path / "results").rglob("*.parquet")))
         (name,) = place.schedules()
@@ -100,7 +100,7 @@ def test_a_run_with_a_dead_mans_switch_from_start_to_end(cli, demo, place, runni
 
 def test_reaping_takes_the_dead_runs_schedule_along(cli, demo, place, running, tmp_path):
     job = (demo.data.images, "--model", place.arn, "--out", tmp_path, "--start-model", 1, "--max-tps", 4)
-    with running(*job, "--deadline", "6h", "--dead-man-role", ROLE, "--lease", "30m", env=place.env) as process:
+    with running(*job, "--deadline", "6h", "--scheduled-stop-role", ROLE, "--lease", "30m", env=place.env) as process:
         wait_for(lambda: place.status == "RUNNING")
         process.kill()
     assert len(place.schedules()) == 1
@@ -121,7 +121,7 @@ def test_reaping_takes_the_dead_runs_schedule_along(cli, demo, place, running, t
     ("operation", "flags", "why"),
     [
         ("TagResource", (), "the model was not started without its lease"),
-        ("none", ("--dead-man-role", ROLE, "--deadline", "1h"), "scheduling the stop of digits@v1"),
+        ("none", ("--scheduled-stop-role", ROLE, "--deadline", "1h"), "scheduling the stop of digits@v1"),
     ],
 )
 def test_what_cannot_be_guarded_is_refused_before_it_is_started(

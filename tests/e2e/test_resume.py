@@ -189,7 +189,7 @@ def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
     run = cli(*job, env=env)
     assert run.code == 3, run.err
     assert (run.json["failed"], run.json["skipped"], run.json["scored"]) == (3, 1, IMAGES - 4)
-    assert f"and `batchcl retry {out.root} r` to score 3 again" in run.err
+    assert f"run `batchcl retry {out.root} r` to retry 3 images" in run.err
     useless = cli("retry", out.root, "r", "--json", env=env)
     assert (useless.code, useless.json["failed"], useless.json["sessions"][-1]["calls"]) == (3, 3, 3)
     assert useless.json["calls"] == run.json["calls"] + 3
@@ -227,7 +227,10 @@ def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
 def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, broken):
     run = cli(*job, env=env)
     assert (run.code, run.json["failed"], run.json["retryable"], run.json["fittable"]) == (3, 3, 0, 3)
-    assert f"see `batchcl failures {out.root}`, and `batchcl retry {out.root} r --fit` to score 3 again" in run.err
+    assert (
+        f"list them with `batchcl failures {out.root}`; run `batchcl retry {out.root} r --fit` to retry 3 images"
+        in run.err
+    )
     with serving_here(demo.state) as idle:
         useless = cli("retry", out.root, "r", "--start-model", 1, "--json", env=aws_env(idle))
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
@@ -276,7 +279,7 @@ def test_a_retry_that_is_ended_early_tells_of_the_whole_run_and_how_it_goes_on(c
     assert "--max-failures is 0" in early.json["reason"]
     assert (early.json["scored"], early.json["failed"], early.json["skipped"]) == (IMAGES - 3, 2, 1)
     assert early.json["sessions"][-1]["calls"] < 3
-    assert f"`batchcl retry {out.root} r` goes on" in early.err
+    assert f"resume with `batchcl retry {out.root} r`" in early.err
     state = cli("status", out.root, "r", "--json", env=env).json
     assert (state["state"], state["resumable"], state["unfinished_round"]) == ("done", False, 1)
     assert state["reason"] == early.json["reason"]

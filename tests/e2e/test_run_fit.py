@@ -116,7 +116,7 @@ def test_a_retry_with_fit_scores_what_a_run_without_it_could_not(cli, demo, serv
     env, out = aws_env(service), tmp_path / "out"
     run = cli("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "r", "--json", env=env)
     assert run.code == 3, run.err
-    assert f"and `batchcl retry {out} r --fit` to score {run.json['fittable']} again" in run.err
+    assert f"`batchcl retry {out} r --fit` to retry {run.json['fittable']} image" in run.err
     fitted = cli("retry", out, "r", "--fit", "--json", env=env)
     assert fitted.json | {"planned": 10, "scored": 6, "retryable": 0, "fittable": 0} == fitted.json, fitted.err
     codes = {key: row for key, (row, _) in by_name(open_results(str(out)).failures(), "error_code", "fit").items()}

@@ -97,7 +97,7 @@ def test_a_reading_command_whose_stdout_fails_ends_in_one_sentence(scored, env, 
 def test_a_reader_that_goes_away_is_one_sentence(scored, env):
     done = shell(f"{BATCHCL} labels {scored} >@pipe@", env)
     assert done.returncode == 1
-    assert done.stderr == "batchcl: writing to stdout failed: Broken pipe; check where it leads\n"
+    assert done.stderr == "batchcl: writing to stdout failed: Broken pipe; check its destination\n"
 
 
 def test_a_character_that_the_encoding_lacks_is_one_sentence(scored, env):

@@ -28,7 +28,7 @@ _MASKS = [
         (r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)?", "TIME"),
         (r"/\d{13}\b", "/STAMP"),
         (r"in [\d.]+ s \([\d.]+ images/s, \d+ of \d+ calls throttled\)", "in SPEED"),
-        (r"[\d.]+ minutes of training are billed, \$[\d.]+", "BILL"),
+        (r"billed for [\d.]+ minutes of training: \$[\d.]+", "BILL"),
         (r"(training_seconds +)\d+", r"\1N"),
         (r"TIME [\d,]+/[\d,]+ images .*\n", ""),  # the progress line, every ten seconds
         (r"TIME learned rate: .*\n", ""),  # only reported by runs of some seconds

@@ -97,13 +97,13 @@ def test_a_deletion_needs_a_confirmation(project):
     nobody = typed(f"project delete {project}")
     assert nobody.code == 2
     assert f"this deletes the project {project} with the train dataset" in nobody.err
-    assert "say --yes" in nobody.err
+    assert "pass --yes" in nobody.err
     no = typed(f"dataset delete {project}/train", answer="n")
     assert (no.code, "nothing was deleted" in no.err) == (5, True)
     assert typed(f"dataset show {project}/train").code == 0
     yes = typed(f"dataset delete {project}/train --json", answer="y")
     assert (yes.code, yes.json["dataset"]) == (0, f"{project}/train")
-    assert "with 0 entries. Go on?" in yes.err
+    assert "with 0 entries. Continue?" in yes.err
     assert typed(f"dataset show {project}/train").code == 5
     assert typed(f"project delete {project} --yes").code == 0
     assert typed(f"project show {project}").code == 5
@@ -115,14 +115,14 @@ def test_a_deletion_needs_a_confirmation(project):
         ("project show nope", 5, "there is no project nope in this account and region; see `batchcl project list`"),
         ("project create 'a b'", 5, "creating the project a b failed: InvalidParameterException"),
         ("dataset show nope", 2, "write PROJECT/train, PROJECT/test, or an ARN"),
-        ("dataset create P/train photos", 2, "photos lies on this machine; say where in S3 its images go"),
+        ("dataset create P/train photos", 2, "photos is local; name the destination of its images in S3"),
         (
             "dataset create P/train nowhere --upload-to s3://cmd-none/x",
             2,
             "reading nowhere failed: no such directory or file",
         ),
         ("dataset create P/train photos --upload-to cmd", 2, "Expected s3://bucket/prefix"),
-        ("dataset create P photos --upload-to s3://cmd-none/x", 2, "divided between them with --test-share 0.2"),
+        ("dataset create P photos --upload-to s3://cmd-none/x", 2, "split the images with --test-share 0.2"),
         ("project create P", 5, "use it or choose another name"),
         ("dataset create P photos --test-share 2 --upload-to s3://cmd-there/x", 2, "--test-share 2 is out of range"),
         ("dataset create P/train photos --upload-to s3://cmd-none/x", 2, "there is no bucket cmd-none"),
@@ -130,17 +130,17 @@ def test_a_deletion_needs_a_confirmation(project):
         (
             "dataset create P/train s3://b/k --upload-to s3://b",
             2,
-            "for images on this machine, and s3://b/k has none",
+            "need local images, but s3://b/k has none",
         ),
         ("dataset entries P/train --manifest --json", 2, "--manifest and --json exclude each other"),
         ("dataset distribute P", 5, "has no training dataset to distribute"),
-        ("model train P --output s3://b", 2, "names no new model; write PROJECT@VERSION"),
+        ("model train P --output s3://b", 2, "is not a name of a new model; write PROJECT@VERSION"),
         ("model train P@v1 --output b", 2, "write it like s3://bucket/prefix"),
         ("model train P@v1 --output s3://b --test-manifest s3://b/k", 2, "--test-manifest needs --train-manifest"),
-        ("model train P@v1 --output s3://b --tag x", 2, "'x' is no tag; write KEY=VALUE"),
+        ("model train P@v1 --output s3://b --tag x", 2, "'x' is not a tag; write KEY=VALUE"),
         ("model evaluate P@v1", 5, "has no model v1; see `batchcl model list --project"),
-        ("model wait P@v1 --until HAPPY", 2, "wait for RUNNING, STOPPED, TRAINING_COMPLETED, COPYING_COMPLETED"),
-        ("model copy P@v1 P --output s3://b", 2, "names no copy; write PROJECT@VERSION"),
+        ("model wait P@v1 --until HAPPY", 2, "expected RUNNING, STOPPED, TRAINING_COMPLETED, COPYING_COMPLETED"),
+        ("model copy P@v1 P --output s3://b", 2, "is not a name of a copy; write PROJECT@VERSION"),
         ("project policy put P p nowhere.json", 2, "reading the policy nowhere.json failed"),
     ],
 )
@@ -163,7 +163,7 @@ def test_unfit_files_are_refused_before_the_upload_or_skipped(seaweed, project, 
     assert refused.code == 2
     assert "2 files or lines can't be used: photos/a/notes.txt: .txt is not a PNG or JPEG name" in refused.err
     assert "cmd-unfit" not in [each["Name"] for each in client("s3", seaweed).list_buckets()["Buckets"]]
-    made = typed(f"{create} --skip-unfit --json")
+    made = typed(f"{create} --skip-invalid --json")
     assert made.code == 0, made.err
     assert made.json["uploaded"] == {
         "total": 6,
@@ -174,10 +174,10 @@ def test_unfit_files_are_refused_before_the_upload_or_skipped(seaweed, project, 
     assert [each["code"] for each in made.json["skipped"]] == ["UnsupportedExtension", "EmptyFile"]
     assert made.json["manifests"] == ["s3://cmd-unfit/x/train.manifest"]
     assert [each["entries"] for each in made.json["datasets"]] == [6]
-    assert "photos/a/notes.txt is left out" in made.err
-    again = typed(f"{create} --skip-unfit")
+    assert "skipped photos/a/notes.txt" in made.err
+    again = typed(f"{create} --skip-invalid")
     assert again.code == 5
-    assert f"has a train dataset already; add to it with `batchcl dataset update {project}/train`" in again.err
+    assert f"already has a train dataset; add to it with `batchcl dataset update {project}/train`" in again.err
     assert "uploaded" not in again.err
 
 
@@ -187,7 +187,7 @@ def test_an_interrupted_upload_is_resumed(project, tmp_path):
     typed(f"dataset create {project}/test photos {to}")
     pictures(tmp_path / "photos", number=5)
     made = typed(f"dataset create {project}/train {photos} {to}")
-    assert "4 images to upload, 6 of 10 are in S3 already" in made.err
+    assert "4 images to upload, 6 of 10 are already in S3" in made.err
     assert "4 images uploaded" in made.err
 
 
@@ -268,7 +268,7 @@ def test_boxes_are_kept_and_a_locating_model_is_evaluated(project, tmp_path):
         assert each["precision"] == pytest.approx(right / max(1, right + wrong))
     table = typed(f"model evaluate {project}@v1").out
     assert "average_precision" in table
-    assert "surest label" not in table
+    assert "confident label" not in table
     refused = typed(f"project delete {project} --yes")
     assert (refused.code, f"still has the models {project}@v1" in refused.err) == (5, True)
 
@@ -297,11 +297,11 @@ def test_after_a_signal_the_message_states_the_cost(seaweed, tmp_path, monkeypat
         thread.join()
         assert ended.code == code, ended.err
         last = ended.err.strip().splitlines()[-1]
-        assert "the training of long@v1 goes on in AWS at $1.00 an hour" in last
+        assert "the training of long@v1 continues in AWS at $1.00 an hour" in last
         assert "`batchcl model wait long@v1 --until TRAINING_COMPLETED`" in last
         late = typed("model wait long@v1 --until TRAINING_COMPLETED --timeout 0")
         assert (late.code, "was still TRAINING_IN_PROGRESS" in late.err) == (4, True)
-        assert "only the wait has ended" in late.err
+        assert "only the waiting has ended" in late.err
         refused = typed("project delete long --everything --yes")
         assert (refused.code, "long@v1 is TRAINING_IN_PROGRESS and can't be deleted" in refused.err) == (5, True)
 
@@ -317,7 +317,7 @@ def test_a_failed_training_is_reported_with_its_reason(seaweed, project, tmp_pat
     last = failed.err.strip().splitlines()[-1]
     assert f"{project}@v1 is TRAINING_FAILED" in last
     assert "the errors of each entry are in s3://cmd-fail/out/" in last
-    assert "goes on in AWS" not in last
+    assert "continues in AWS" not in last
     again = typed(f"model train {project}@v1 --output s3://cmd-fail/out")
     assert (again.code, f"(`batchcl model list --project {project}`), choose another name" in again.err) == (5, True)
     evaluated = typed(f"model evaluate {project}@v1")

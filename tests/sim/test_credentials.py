@@ -14,13 +14,13 @@ import pytest
 from batchcl.arns import ModelArn
 from batchcl.aws.credentials import CredentialCache, call_error
 from batchcl.aws.detect import Detector
-from batchcl.aws.models import Units
 from batchcl.errors import BatchclError, CredentialsError, ExitCode
 from batchcl.images import ImageRef
 from batchcl.lifetime.lease_tags import lease_key
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease
 from batchcl.outcomes import Detection
+from batchcl.quantities import Units
 from batchcl.scoring.session import RunContext
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary

@@ -6,11 +6,11 @@ import datetime as dt
 
 import anyio
 
-from batchcl.aws.models import Units
 from batchcl.errors import CallError, FatalCallError, StoppedError
 from batchcl.events import SilentObserver
 from batchcl.images import ImageRef
 from batchcl.pacing.pacer import Pacer
+from batchcl.quantities import Units
 from batchcl.runs.layout import pace_path
 from batchcl.scoring.pace import open_pacer
 from batchcl.stop_signal import StopSignal

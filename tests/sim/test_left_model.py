@@ -14,10 +14,10 @@ import orjson
 import pytest
 
 from batchcl.arns import ModelArn
-from batchcl.aws.models import Units
 from batchcl.errors import FatalCallError, OutputError, RefusedError, StoppedError
 from batchcl.events import SilentObserver
 from batchcl.lifetime.manager import ModelManager
+from batchcl.quantities import Units
 from batchcl.runs.layout import RunPaths
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary

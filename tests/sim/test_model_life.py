@@ -21,12 +21,12 @@ from botocore.exceptions import ConnectionClosedError, HTTPClientError
 
 from batchcl.arns import ModelArn
 from batchcl.aws.detect import Detector
-from batchcl.aws.models import Units
 from batchcl.events import Notice, Progress
 from batchcl.lifetime.lease_tags import lease_key
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.reaper import reap
+from batchcl.quantities import Units
 from batchcl.scoring.session import RunContext
 from batchcl.stop_signal import StopSignal
 from sim.fake_world import Crash, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation

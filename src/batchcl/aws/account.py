@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from batchcl.aws.errors import cause_code, translate_errors
-from batchcl.aws.models import MAX_UNITS
 from batchcl.errors import RefusedError
+from batchcl.quantities import MAX_UNITS
 
 __all__ = ["DEFAULTS", "Identity", "Quotas", "caller_identity", "read_quotas"]
 

@@ -13,17 +13,16 @@ from batchcl.aws.errors import translate_errors
 from batchcl.aws.values import drop_none, utc
 from batchcl.aws.waiting import GONE, LONG_PAUSES_S, wait_until
 from batchcl.errors import ModelError, UsageError
+from batchcl.quantities import Units
 
 __all__ = [
     "DOLLARS_PER_TRAINING_HOUR",
     "IN_USE",
-    "MAX_UNITS",
     "STARTABLE",
     "START_TIMEOUT_S",
     "TRAINING_TIMEOUT_S",
     "UP",
     "Model",
-    "Units",
     "copy_model",
     "delete_model",
     "describe",
@@ -35,9 +34,6 @@ __all__ = [
     "wait_copied",
     "wait_trained",
 ]
-
-MAX_UNITS: Final = 5
-"""Maximum inference units of a running model. Source: the service's default quota."""
 
 DOLLARS_PER_TRAINING_HOUR: Final = 1.0
 """Price of an hour of training; parallel training bills several hours for one. Source: pricing page."""
@@ -110,37 +106,6 @@ class Model:
     def name(self) -> str:
         """`<project>@<version>`."""
         return f"{self.project}@{self.version}"
-
-
-@dataclass(frozen=True, slots=True)
-class Units:
-    """Inference units to start a model with; `maximum` enables the service's auto-scaling."""
-
-    minimum: int
-    maximum: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Units:
-        """Parse `MIN` or `MIN:MAX`; raises `UsageError`."""
-        low, colon, high = text.partition(":")
-        try:
-            units = cls(int(low), int(high) if colon else None)
-        except ValueError:
-            raise UsageError(
-                f"{text!r} is not a number of inference units; write MIN or MIN:MAX, such as 2 or 1:3"
-            ) from None
-        highest = units.minimum if units.maximum is None else units.maximum
-        if not 1 <= units.minimum <= highest <= MAX_UNITS:
-            raise UsageError(f"inference units {text!r} are out of range: 1 <= MIN <= MAX <= {MAX_UNITS}")
-        return units
-
-    def __str__(self) -> str:
-        return str(self.minimum) if self.maximum is None else f"{self.minimum}:{self.maximum}"
-
-    @property
-    def words(self) -> str:
-        """`1 inference unit`, `2 inference units`, `1:3 inference units`."""
-        return f"{self} inference unit{'' if str(self) == '1' else 's'}"
 
 
 async def describe(client: Any, arn: ModelArn) -> Model:

@@ -1,4 +1,4 @@
-"""The `batchcl` command: puts the commands together, and turns errors into a sentence and an exit code."""
+"""The `batchcl` command: registers the commands, and turns errors into one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="batchcl",
-    help="Score every image of a dataset with an Amazon Rekognition Custom Labels model, into Parquet tables.",
+    help="Score every image of a dataset with an Amazon Rekognition Custom Labels model; results are Parquet tables.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -47,9 +47,9 @@ app = typer.Typer(
 )
 
 _Misused: Final[type[Exception]] = typer.BadParameter.__mro__[1]
-"""What all errors of Typer's parser are; its own name is in click or in Typer, as Typer's version has it."""
+"""The base class of the parser's errors, which is in click or in Typer depending on Typer's version."""
 
-_SCORE, _ASK, _MODELS, _AROUND = "Score", "Ask the results", "Models and what they learn from", "Around it"
+_SCORE, _RESULTS, _MODELS, _OTHER = "Score images", "Read results", "Projects, datasets and models", "Other"
 
 app.command("run", rich_help_panel=_SCORE)(run.run)
 app.command("plan", rich_help_panel=_SCORE)(plan.plan)
@@ -57,21 +57,21 @@ app.command("retry", rich_help_panel=_SCORE)(retry.retry)
 app.command("detect", rich_help_panel=_SCORE)(detect.detect)
 app.command("status", rich_help_panel=_SCORE)(status.status)
 app.command("runs", rich_help_panel=_SCORE)(status.runs)
-app.command("labels", rich_help_panel=_ASK)(labels.labels)
-app.command("confidence", rich_help_panel=_ASK)(confidence.confidence)
-app.command("failures", rich_help_panel=_ASK)(failures.failures)
-app.command("evaluate", rich_help_panel=_ASK)(evaluate.evaluate)
-app.command("query", rich_help_panel=_ASK)(query.query)
-app.add_typer(export.app, name="export", rich_help_panel=_ASK)
+app.command("labels", rich_help_panel=_RESULTS)(labels.labels)
+app.command("confidence", rich_help_panel=_RESULTS)(confidence.confidence)
+app.command("failures", rich_help_panel=_RESULTS)(failures.failures)
+app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
+app.command("query", rich_help_panel=_RESULTS)(query.query)
+app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
 app.add_typer(project.app, name="project", rich_help_panel=_MODELS)
 app.add_typer(dataset.app, name="dataset", rich_help_panel=_MODELS)
 app.add_typer(model.app, name="model", rich_help_panel=_MODELS)
-app.command("doctor", rich_help_panel=_AROUND)(doctor.doctor)
-app.command("emulator", rich_help_panel=_AROUND)(emulator.emulator)
-app.command("demo", rich_help_panel=_AROUND)(demo.demo)
+app.command("doctor", rich_help_panel=_OTHER)(doctor.doctor)
+app.command("emulator", rich_help_panel=_OTHER)(emulator.emulator)
+app.command("demo", rich_help_panel=_OTHER)(demo.demo)
 
 
-def _tell_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"batchcl {__version__}\n")
         raise typer.Exit
@@ -80,17 +80,17 @@ def _tell_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and end.", callback=_tell_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Run the command line. An error that batchcl foresaw is one sentence on stderr; another one is a bug.
+    """Run the command line. A `BatchclError` is one sentence on stderr; any other exception is a bug.
 
-    The process ends without the interpreter's own shutdown, during which threads of the object store's runtime were
-    seen to abort it (exit code 134) after everything was done.
+    The process exits without the interpreter's own shutdown, during which threads of the object store's runtime
+    sometimes aborted it (exit code 134) although everything was done.
     """
     arguments = sys.argv[1:]
     streams.install()
@@ -99,16 +99,16 @@ def main() -> None:
     try:
         sys.stdout.flush()
     except StreamError as error:
-        code = _ended(error, arguments)
+        code = _report(error, arguments)
     sys.stderr.flush()
     os._exit(code)
 
 
 def _raise_file_limit() -> None:
-    """Let this process open as many files as it may: the soft limit is for programs that use select()."""
+    """Raise the soft limit of open files to the hard limit; the low default is for programs that use select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or soft < hard:
-        with suppress(OSError, ValueError):  # some systems allow less than they say
+        with suppress(OSError, ValueError):  # some systems allow less than they report
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -117,24 +117,24 @@ def _run(arguments: list[str]) -> int:
     try:
         code = app(prog_name="batchcl", standalone_mode=False)
     except _Misused as error:
-        if words := _words(error):
-            return _ended(UsageError(words), arguments)
+        if words := _usage_sentence(error):
+            return _report(UsageError(words), arguments)
         return ExitCode.USAGE
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else ExitCode.DONE if end.code is None else ExitCode.BUG
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with its traceback and as a bug
-        foreseen = _foreseen(error)
-        if foreseen is None:
+    except BaseException as error:  # noqa: BLE001 - everything else is a bug: traceback and exit code 1
+        expected = _expected(error)
+        if expected is None:
             streams.log_bug()
             return ExitCode.BUG
-        return _ended(foreseen, arguments)
+        return _report(expected, arguments)
     return code if isinstance(code, int) else ExitCode.DONE
 
 
-def _ended(error: BatchclError, arguments: list[str]) -> int:
-    """Write what ended the command; a run that was refused has its JSON object, too. Returns the exit code."""
+def _report(error: BatchclError, arguments: list[str]) -> int:
+    """Write the error that ended the command, with --json as an object, too. Returns the exit code."""
     write_line(str(error), event="error", level="error")
     if arguments[:1] in (["run"], ["retry"]) and "--json" in arguments and error.summary is None:
         import orjson
@@ -145,20 +145,26 @@ def _ended(error: BatchclError, arguments: list[str]) -> int:
     return error.exit_code
 
 
-def _foreseen(error: BaseException) -> BatchclError | None:
-    """What to tell of `error`, which a task group may have wrapped; None where it, or a part of it, is a bug."""
+def _expected(error: BaseException) -> BatchclError | None:
+    """The error to report for `error`, which may be in an exception group; None if it, or a part of it, is a bug."""
     if isinstance(error, BaseExceptionGroup):
-        parts = [_foreseen(part) for part in error.exceptions]
+        parts = [_expected(part) for part in error.exceptions]
         return None if None in parts else parts[0]
     if isinstance(error, BatchclError) and (error.exit_code is not ExitCode.BUG or isinstance(error, StreamError)):
         return error
     return None
 
 
-def _words(error: Any) -> str:
-    """A command line that isn't understood, in one sentence; empty where the help has been shown instead."""
+def _usage_sentence(error: Any) -> str:
+    """A command line that can't be parsed, in one sentence; empty if the help has been shown instead."""
+    from difflib import get_close_matches
+
+    command = error.ctx.command_path if error.ctx else "batchcl"
+    option = getattr(error, "option_name", None)
+    if option is not None and (similar := get_close_matches(option, getattr(error, "possibilities", None) or (), 1)):
+        return f"no such option: {option}; did you mean {similar[0]}?"
     text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    text = text.replace(". Did you mean", "; did you mean")
     if not text:
         return ""
-    command = error.ctx.command_path if error.ctx else "batchcl"
-    return f"{text[0].lower()}{text[1:]}; see {command} --help"
+    return f"{text[0].lower()}{text[1:]}{'' if text.endswith('?') else f'; see {command} --help'}"

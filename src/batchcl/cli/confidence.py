@@ -20,9 +20,9 @@ _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 def confidence(
     root: Root,
     *,
-    bins: Annotated[int, typer.Option(help="How many bins from 0 to 100.", min=1, max=1000)] = 20,
+    bins: Annotated[int, typer.Option(help="Number of bins from 0 to 100.", min=1, max=1000)] = 20,
     label: Annotated[str | None, typer.Option(help="Only this label.", show_default=False)] = None,
-    per_label: Annotated[bool, typer.Option("--per-label", help="One histogram for each label.")] = False,
+    per_label: Annotated[bool, typer.Option("--per-label", help="One histogram per label.")] = False,
     model: Model = None,
     run: Run = None,
     date: Date = None,
@@ -31,7 +31,7 @@ def confidence(
     profile: Profile = None,
     region: Region = None,
 ) -> None:
-    """How the confidences are spread: a histogram, to find a threshold by eye.
+    """Show a histogram of the confidences, to choose a threshold.
 
     Examples:
 
@@ -59,7 +59,7 @@ def _total(histogram: pl.DataFrame) -> str:
 
 
 def _with_bars(histogram: pl.DataFrame) -> pl.DataFrame:
-    """The histogram as it is shown: the longest bar has `_BAR` columns."""
+    """The histogram with bars; the longest has `_BAR` columns."""
     import polars as pl
 
     most = max(histogram["detections"].to_list(), default=0)
@@ -69,7 +69,7 @@ def _with_bars(histogram: pl.DataFrame) -> pl.DataFrame:
 
 
 def _bar(count: int, most: int) -> str:
-    """At least an eighth of a column where there is anything at all."""
+    """A bar of at least an eighth of a column, unless `count` is 0."""
     if not count:
         return ""
     full, eighths = divmod(max(round(count / most * _BAR * 8), 1), 8)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Make datasets of labelled images, look at and change them.", no_args_is_help=True)
+app = typer.Typer(help="Create, inspect and change datasets of labelled images.", no_args_is_help=True)
 app.command("update")(dataset_local.update)
 
 Name = Annotated[
@@ -38,36 +38,36 @@ def create(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="A directory with a folder for each label, or with such folders in train and test; a manifest (a "
-            "file, or s3://bucket/key); an image,label CSV; or another dataset. Left out, it is empty.",
+            help="Directory with one folder per label, or with such folders in train and test; manifest (file or "
+            "s3://bucket/key); image,label CSV; or another dataset. If omitted, the dataset is empty.",
             show_default=False,
         ),
     ] = None,
     *,
     upload_to: dataset_local.UploadTo = None,
     create_bucket: Annotated[
-        bool, typer.Option("--create-bucket", help="Make the bucket of --upload-to if it isn't there.")
+        bool, typer.Option("--create-bucket", help="Create the bucket of --upload-to if it does not exist.")
     ] = False,
     test_share: Annotated[
         float | None,
         typer.Option(
             "--test-share",
             metavar="SHARE",
-            help="Put this share of each label's images, such as 0.2, into a test dataset.",
+            help="Share of each label's images for a test dataset, such as 0.2.",
             show_default=False,
         ),
     ] = None,
-    skip_unfit: dataset_local.SkipUnfit = False,
+    skip_invalid: dataset_local.SkipInvalid = False,
     tag: Tags = None,
     timeout: dataset_local.Timeout = 60,
     profile: Profile = None,
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Make a dataset: from images on this machine, a manifest in S3, or another dataset.
+    """Create a dataset from local images, a manifest in S3, or another dataset.
 
-    Images on this machine are uploaded, those that are in S3 already are left alone, and their manifest is put beside
-    them. A manifest with boxes keeps them. Files that the service would refuse are refused here, before any upload.
+    Uploads local images, unless they are already in S3, and their manifest. Boxes of a manifest are kept. Files that
+    the service would refuse are refused before the upload.
 
     Examples:
 
@@ -77,7 +77,7 @@ def create(
 
       batchcl dataset create cats/train s3://acme-photos/cats/train.manifest
 
-      batchcl dataset create cats/train boxes.manifest --upload-to s3://acme-photos/cats --skip-unfit
+      batchcl dataset create cats/train boxes.manifest --upload-to s3://acme-photos/cats --skip-invalid
 
       batchcl dataset create dogs/test cats/test
     """
@@ -88,7 +88,7 @@ def create(
             upload_to=upload_to,
             create_bucket=create_bucket,
             test_share=test_share,
-            skip_unfit=skip_unfit,
+            skip_invalid=skip_invalid,
             tags=parsed_tags(tag),
             timeout_s=timeout * 60,
             profile=profile,
@@ -102,16 +102,16 @@ def create(
     from batchcl.errors import UsageError
     from batchcl.workflow.create import check_manifest
 
-    if upload_to is not None or test_share is not None or create_bucket or skip_unfit:
+    if upload_to is not None or test_share is not None or create_bucket or skip_invalid:
         raise UsageError(
-            "--upload-to, --create-bucket, --test-share and --skip-unfit are for images on this machine, "
-            f"and {source or 'an empty dataset'} has none"
+            "--upload-to, --create-bucket, --test-share and --skip-invalid need local images, "
+            f"but {source or 'an empty dataset'} has none"
         )
     project, kind = dataset_name(dataset)
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Dataset:
         arn = await workflow.find_project(service.rekognition, project)
-        text = f"the dataset may still be made in AWS; see `batchcl dataset show {dataset}`"
+        text = f"AWS may still create the dataset; check with `batchcl dataset show {dataset}`"
         afterwards.is_(text, unless_refused=True)
         origin: Any = None
         if source is not None and source.startswith("s3://"):
@@ -142,7 +142,7 @@ def create(
 
 @app.command()
 def show(dataset: Name, profile: Profile = None, region: Region = None, json: Json = False) -> None:
-    """A dataset: its state, and how many entries, labels and errors it has.
+    """Show a dataset: its status, and its numbers of entries, labels and errors.
 
     Examples:
 
@@ -165,26 +165,31 @@ def entries(
     *,
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", help="With this label; may be repeated for any of them.", show_default=False),
+        typer.Option("--label", help="Only entries with this label; may be repeated for several.", show_default=False),
     ] = None,
     labeled: Annotated[
-        bool | None, typer.Option("--labeled/--unlabeled", help="With or without labels.", show_default=False)
+        bool | None,
+        typer.Option("--labeled/--unlabeled", help="Only entries with, or without, labels.", show_default=False),
     ] = None,
     containing: Annotated[
-        str | None, typer.Option("--containing", metavar="TEXT", help="With this in its URI.", show_default=False)
+        str | None,
+        typer.Option("--containing", metavar="TEXT", help="Only entries with this in their URI.", show_default=False),
     ] = None,
     errors: Annotated[
-        bool | None, typer.Option("--errors/--no-errors", help="That can't or can be used.", show_default=False)
+        bool | None,
+        typer.Option(
+            "--errors/--no-errors", help="Only entries that the service cannot, or can, use.", show_default=False
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="The first N only.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N.", show_default=False)] = None,
     manifest: Annotated[
-        bool, typer.Option("--manifest", help="The manifest's own lines, for a file to change and update from.")
+        bool, typer.Option("--manifest", help="Write the lines of the manifest, to edit and `dataset update`.")
     ] = False,
     profile: Profile = None,
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """The images of a dataset with their labels.
+    """List the images of a dataset with their labels.
 
     Examples:
 
@@ -235,7 +240,7 @@ def entries(
 
 @app.command()
 def labels(dataset: Name, profile: Profile = None, region: Region = None, json: Json = False) -> None:
-    """The labels of a dataset: how many images have each, and on how many it has a box.
+    """List the labels of a dataset, with their numbers of images and of images with boxes.
 
     Examples:
 
@@ -264,7 +269,7 @@ def distribute(
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Move a fifth of the training dataset into the empty test dataset, which is made if need be.
+    """Move a fifth of the training dataset into the empty test dataset; creates it if missing.
 
     Examples:
 
@@ -282,8 +287,8 @@ def distribute(
         if "test" not in arns:
             made = await workflow.create_dataset(service.rekognition, arn, "test", timeout_s=timeout * 60)
             arns["test"] = workflow.DatasetArn.parse(made.arn)
-            write_line(f"{made.name} is made")
-        text = f"the entries may still be moved in AWS; see `batchcl dataset show {found.name}/test`"
+            write_line(f"{made.name} is created")
+        text = f"AWS may still move the entries; check with `batchcl dataset show {found.name}/test`"
         afterwards.is_(text, unless_refused=True)
         return list(
             await workflow.distribute_entries(service.rekognition, arns["train"], arns["test"], timeout_s=timeout * 60)
@@ -298,7 +303,7 @@ def distribute(
 def delete(
     dataset: Name, *, yes: Yes = False, profile: Profile = None, region: Region = None, json: Json = False
 ) -> None:
-    """Delete a dataset; its images and its manifest stay in S3.
+    """Delete a dataset; its images and manifest stay in S3.
 
     Examples:
 
@@ -324,7 +329,7 @@ def delete(
 
 
 def emit_datasets(datasets: Sequence[Dataset], *, json: bool) -> None:
-    """A row for each dataset."""
+    """Write one row per dataset."""
     import polars as pl
 
     from batchcl.cli.output import emit

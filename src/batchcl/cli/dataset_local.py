@@ -1,4 +1,4 @@
-"""The parts of `batchcl dataset` that take images from this machine: `create` from a directory, and `update`."""
+"""`batchcl dataset create` from local images, and `batchcl dataset update`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
     from batchcl.workflow import Added, Created, Dataset, LocalDataset, ProjectArn, Skipped, WorkflowClients
 
-__all__ = ["SkipUnfit", "Timeout", "UploadTo", "create", "fail_for_errors", "is_local", "table", "update"]
+__all__ = ["SkipInvalid", "Timeout", "UploadTo", "create", "fail_for_errors", "is_local", "table", "update"]
 
 UploadTo = Annotated[
     str | None,
     typer.Option(
-        "--upload-to", metavar="S3-URI", help="Where images of this machine go: s3://bucket/prefix.", show_default=False
+        "--upload-to", metavar="S3-URI", help="Destination of local images: s3://bucket/prefix.", show_default=False
     ),
 ]
-SkipUnfit = Annotated[bool, typer.Option("--skip-unfit", help="Leave files out that the service would refuse.")]
-Timeout = Annotated[float, typer.Option("--timeout", help="Minutes to wait for a dataset at most.")]
+SkipInvalid = Annotated[bool, typer.Option("--skip-invalid", help="Skip files that the service would refuse.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Longest wait for a dataset, in minutes.")]
 
 
 def is_local(source: str) -> bool:
-    """Whether `source` is a path; what isn't there and is no URI, ARN or dataset's name is a path with a mistake."""
+    """Whether `source` is a path: also if it does not exist, unless it is a URI, an ARN or a dataset's name."""
     if source.startswith(("s3://", "arn:")):
         return False
     return os.path.exists(source) or not source.endswith(("/train", "/test"))
@@ -45,14 +45,14 @@ def create(
     upload_to: str | None,
     create_bucket: bool,
     test_share: float | None,
-    skip_unfit: bool,
+    skip_invalid: bool,
     tags: Mapping[str, str],
     timeout_s: float,
     profile: str | None,
     region: str | None,
     json: bool,
 ) -> None:
-    """Make one or two datasets from images on this machine, and show them."""
+    """Create one or two datasets from local images, and show them."""
     from batchcl import workflow
     from batchcl.aws.names import dataset_name
     from batchcl.cli.output import emit, emit_object
@@ -60,30 +60,30 @@ def create(
     from batchcl.workflow.create import check_labels
 
     if upload_to is None:
-        raise UsageError(f"{source} lies on this machine; say where in S3 its images go with --upload-to")
+        raise UsageError(f"{source} is local; name the destination of its images in S3 with --upload-to")
     to = workflow.S3Folder.parse(upload_to)
     project, kind = (dataset, None) if "/" not in dataset or test_share is not None else dataset_name(dataset)
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Created:
         arn = await workflow.find_project(service.rekognition, project)
         await _refuse_second(service, arn, kind)
-        local = await _read(source, skip_unfit=skip_unfit)
+        local = await _read(source, skip_invalid=skip_invalid)
         if not local.divided and kind is None and test_share is None:
             raise UsageError(
-                f"{dataset!r} names no dataset; write {dataset}/train or {dataset}/test, or have the images divided "
-                "between them with --test-share 0.2"
+                f"{dataset!r} is a project; write {dataset}/train or {dataset}/test, or split the images with "
+                "--test-share 0.2"
             )
         if kind != "test":
             check_labels(local)
         async with service.s3() as s3:
             if await workflow.have_bucket(s3, to.bucket, region=service.region, create=create_bucket):
-                write_line(f"the bucket {to.bucket} is made, in {service.region}")
-            afterwards.is_("images that are uploaded stay in S3; the same command goes on with the rest")
+                write_line(f"created the bucket {to.bucket} in {service.region}")
+            afterwards.is_("uploaded images stay in S3; resume with the same command")
 
             def changed(made: Dataset) -> None:
                 report_state(made)
                 afterwards.is_(
-                    f"{made.name} is there or being made; before the same command again, "
+                    f"{made.name} exists or is being created; before you repeat the command, delete it with "
                     f"`batchcl dataset delete {made.name}`"
                 )
 
@@ -116,19 +116,17 @@ def update(
     ],
     source: Annotated[
         str,
-        typer.Argument(
-            metavar="SOURCE", help="A directory with a folder for each label, or a manifest.", show_default=False
-        ),
+        typer.Argument(metavar="SOURCE", help="Directory with one folder per label, or manifest.", show_default=False),
     ],
     *,
     upload_to: UploadTo = None,
-    skip_unfit: SkipUnfit = False,
+    skip_invalid: SkipInvalid = False,
     timeout: Timeout = 60,
     profile: Profile = None,
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Add images to a dataset, or change the labels of those that it has: an entry of the same URI is replaced.
+    """Add images to a dataset, or change labels: entries with the same URI are replaced.
 
     Examples:
 
@@ -143,11 +141,11 @@ def update(
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Added:
         arn = await workflow.find_dataset(service.rekognition, dataset)
-        local = await _read(source, skip_unfit=skip_unfit)
+        local = await _read(source, skip_invalid=skip_invalid)
         async with service.s3() as s3:
             if to is not None:
                 await workflow.have_bucket(s3, to.bucket, region=service.region)
-            afterwards.is_("what is uploaded and entered stays; the same command goes on with the rest")
+            afterwards.is_("uploaded images and added entries stay; resume with the same command")
             return await workflow.add_local(
                 service.rekognition,
                 s3,
@@ -169,13 +167,13 @@ def update(
 
 
 def fail_for_errors(datasets: Sequence[Dataset]) -> None:
-    """End with exit code 3 where the service can't use entries, and say how many and how to see them."""
+    """Exit with code 3 if the service can't use entries, and print how many and how to list them."""
     from batchcl.errors import ExitCode
 
     for each in datasets:
         if each.errors:
             write_line(
-                f"the service can't use {each.errors:,} of the {each.entries:,} entries of {each.name}; see why with "
+                f"{each.errors:,} of the {each.entries:,} entries of {each.name} have errors; list them with "
                 f"`batchcl dataset entries {each.name} --errors --manifest`"
             )
     if any(each.errors for each in datasets):
@@ -183,7 +181,7 @@ def fail_for_errors(datasets: Sequence[Dataset]) -> None:
 
 
 def table(datasets: Sequence[Dataset]) -> pl.DataFrame:
-    """What a person wants to know of each dataset."""
+    """The most important fields of each dataset."""
     import polars as pl
 
     return pl.DataFrame(
@@ -202,7 +200,7 @@ def table(datasets: Sequence[Dataset]) -> pl.DataFrame:
 
 
 async def _refuse_second(service: WorkflowClients, project: ProjectArn, kind: str | None) -> None:
-    """Before the upload, which would be in vain."""
+    """Refuse a dataset that exists, before the upload."""
     from batchcl import workflow
     from batchcl.errors import RefusedError
 
@@ -210,30 +208,30 @@ async def _refuse_second(service: WorkflowClients, project: ProjectArn, kind: st
     for each in found.datasets:
         if kind in {None, each.kind}:
             raise RefusedError(
-                f"the project {found.name} has a {each.kind} dataset already; add to it with "
+                f"the project {found.name} already has a {each.kind} dataset; add to it with "
                 f"`batchcl dataset update {found.name}/{each.kind}`, or delete it first"
             )
 
 
-async def _read(source: str, *, skip_unfit: bool) -> LocalDataset:
+async def _read(source: str, *, skip_invalid: bool) -> LocalDataset:
     import anyio.to_thread
 
     from batchcl import workflow
     from batchcl.workflow.create import refuse_skipped
 
     local = await anyio.to_thread.run_sync(workflow.read_local, source, abandon_on_cancel=True)
-    if not skip_unfit:
+    if not skip_invalid:
         refuse_skipped(local)
     write_line(f"{len(local.entries):,} images with {len(local.labels())} labels in {source}")
-    _tell_skipped(local.skipped)
+    _report_skipped(local.skipped)
     for remark in local.remarks():
         write_line(remark)
     return local
 
 
-def _tell_skipped(skipped: Sequence[Skipped]) -> None:
+def _report_skipped(skipped: Sequence[Skipped]) -> None:
     most = 5
     for each in skipped[:most]:
-        write_line(f"{each.path} is left out: {each.reason}")
+        write_line(f"skipped {each.path}: {each.reason}")
     if len(skipped) > most:
-        write_line(f"{len(skipped) - most:,} more are left out; --json has them all")
+        write_line(f"skipped {len(skipped) - most:,} more; --json lists all")

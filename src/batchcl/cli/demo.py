@@ -21,16 +21,16 @@ _QUERY = "SELECT label, count(*) AS n, avg(confidence) AS mean FROM detections G
 
 
 def demo(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Output directory.")] = Path("demo"),
     *,
     pictures: Annotated[
-        bool, typer.Option("--pictures", help="Only lay out labelled pictures, to train a model of your own.")
+        bool, typer.Option("--pictures", help="Only write labelled pictures, to train your own model.")
     ] = False,
 ) -> None:
-    """Train, score and analyse a few hundred real images, offline and for nothing.
+    """Train a model, score a few hundred real images and analyse the results, offline and free of charge.
 
-    The local emulator learns handwritten digits from one part of the pictures; `batchcl run` scores the part that it
-    has not seen; the answers are held against the truth.
+    Trains a model on handwritten digits in the local emulator, scores pictures that were not trained on with
+    `batchcl run`, and compares the results with the true labels.
 
     Examples:
 
@@ -48,7 +48,7 @@ def demo(
         raise UsageError(f"the demo needs {error.name}; pip install 'batchcl[emulator]'") from error
     if pictures:
         data = demo_folders(directory)
-        write_line(f"{directory}/labelled has a folder of pictures for each digit; {data.images} has others to score")
+        write_line(f"{directory}/labelled has one folder of pictures per digit; pictures to score are in {data.images}")
         return
     import anyio
 
@@ -60,13 +60,13 @@ def demo(
 
     begun = time.monotonic()
     state, out = directory / "emulator", directory / "out"
-    write_line(f"1/3 the emulator learns digits (once, in {state})")
+    write_line(f"1/3 training a model on digits (once, in {state})")
     arn = anyio.run(demo_model, state.absolute())
     data = demo_data(directory, state)
-    write_line(f"    it is {arn}")
+    write_line(f"    trained {arn}")
     write_line(f"2/3 batchcl run {data.images} --emulator --emulator-state {state} --out {out}")
-    run([str(data.images)], model=arn, out=str(out), emulator=True, emulator_state=str(state))
-    write_line("3/3 what came out")
+    run(sources=[str(data.images)], model=arn, out=str(out), emulator=True, emulator_state=str(state))
+    write_line("3/3 results")
     results = open_results(str(out))
     newest = str(results.images().select("run_id").max().collect(engine="in-memory").item())
     images = results.images(run_id=newest)
@@ -76,7 +76,7 @@ def demo(
     sys.stdout.write("\n")
     emit(_examples(images), title="A few rows")
     sys.stdout.flush()
-    write_line(f"done in {time.monotonic() - begun:.0f} s; the table is {out}/results (hive-partitioned Parquet). Try:")
+    write_line(f"done in {time.monotonic() - begun:.0f} s; results are in {out}/results (Parquet). Try:")
     command, scored = _command(), f"{data.images} --emulator --emulator-state {state} --out {out}"
     for line in (
         f"{command} confidence {out}",
@@ -87,7 +87,7 @@ def demo(
 
 
 def _command() -> str:
-    """How this user types `batchcl`: its path where it isn't on theirs, as in a fresh clone."""
+    """How to call `batchcl` here: its path if it isn't on PATH, as in a fresh clone."""
     installed = Path(sys.executable).with_name("batchcl")
     if shutil.which("batchcl") or not installed.exists():
         return "batchcl"
@@ -95,7 +95,7 @@ def _command() -> str:
 
 
 def _examples(images: pl.LazyFrame) -> pl.DataFrame:
-    """Three rows with what a person reads first."""
+    """Three rows with the most important columns."""
     import polars as pl
 
     surest = pl.col("labels").list.first()

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from batchcl.cli.annotate import Drawing
+from batchcl.cli.detect_annotate import Drawing
+from batchcl.cli.detect_output import Form, Query, show
 from batchcl.cli.options import MaxResults, MinConfidence, Profile, Region
-from batchcl.cli.response_format import Form, Query, show
 from batchcl.cli.streams import write_line
 from batchcl.errors import ExitCode, UsageError
 from batchcl.quantities import confidence_hint
 
 if TYPE_CHECKING:
-    from batchcl.cli.request import DetectRequest
+    from batchcl.cli.detect_request import DetectRequest
     from batchcl.scoring.detect import DetectResult, ImageInput
 
 __all__ = ["detect"]
 
 _BOX: Final = ("left", "top", "width", "height")
 _ATTEMPTS: Final = 3
-"""As somebody waits for the answer."""
+"""Few, because a person waits for the response."""
 
 _FIT_HELPS: Final = frozenset({"ImageTooLargeException", "InvalidImageFormatException"})
 
@@ -38,51 +38,59 @@ Model = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="PROJECT@VERSION, PROJECT or an ARN.", show_default=False)
 ]
 VersionId = Annotated[
-    str | None, typer.Option("--version-id", metavar="ID", help="Of the one image in S3.", show_default=False)
+    str | None,
+    typer.Option("--version-id", metavar="ID", help="Object version; for one image in S3.", show_default=False),
 ]
 Fit = Annotated[
-    bool, typer.Option("--fit", help="Shrink or convert what the service would refuse; boxes stay where they are.")
+    bool, typer.Option("--fit", help="Shrink or convert images that the service would refuse; boxes remain valid.")
 ]
 Annotate = Annotated[
     Path | None,
     typer.Option(
         "--annotate",
         metavar="OUT",
-        help="Draw boxes and labels: OUT.png or OUT.jpg, for several images a directory.",
+        help="Draw boxes and labels to OUT.png or OUT.jpg, or to a directory for several images.",
         show_default=False,
     ),
 ]
-Output = Annotated[Form | None, typer.Option("--output", help="How the answer is written (table).", show_default=False)]
+Output = Annotated[Form | None, typer.Option("--output", help="Output format (default: table).", show_default=False)]
 QueryOption = Annotated[
     str | None,
-    typer.Option("--query", metavar="JMESPATH", help="What to take of the answer; as JSON.", show_default=False),
+    typer.Option(
+        "--query", metavar="JMESPATH", help="JMESPath query on the response; prints JSON.", show_default=False
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="The same as --output json.")]
+Json = Annotated[bool, typer.Option("--json", help="Same as --output json.")]
 InputJson = Annotated[
     str | None,
     typer.Option(
         "--input-json",
         metavar="JSON",
-        help="A whole request: JSON, its file, or - for stdin; flags win.",
+        help="Request as JSON, its file, or - for stdin; flags override it.",
         show_default=False,
     ),
 ]
-Skeleton = Annotated[bool, typer.Option("--skeleton", help="Print an empty --input-json, and end.")]
+Skeleton = Annotated[bool, typer.Option("--skeleton", help="Print an empty --input-json and exit.")]
 EndpointUrl = Annotated[
     str | None,
-    typer.Option("--endpoint-url", metavar="URL", help="Rekognition's, instead of the region's.", show_default=False),
+    typer.Option(
+        "--endpoint-url",
+        metavar="URL",
+        help="Rekognition endpoint (default: the one of the region).",
+        show_default=False,
+    ),
 ]
-NoVerifySsl = Annotated[bool, typer.Option("--no-verify-ssl", help="Don't check certificates.")]
+NoVerifySsl = Annotated[bool, typer.Option("--no-verify-ssl", help="Do not verify certificates.")]
 CaBundle = Annotated[
     str | None,
-    typer.Option("--ca-bundle", metavar="FILE", help="The certificates to trust.", show_default=False),
+    typer.Option("--ca-bundle", metavar="FILE", help="File of certificates to trust.", show_default=False),
 ]
-NoSignRequest = Annotated[bool, typer.Option("--no-sign-request", help="Without credentials.")]
+NoSignRequest = Annotated[bool, typer.Option("--no-sign-request", help="Do not sign the request.")]
 ReadTimeout = Annotated[
-    float, typer.Option("--read-timeout", metavar="S", min=0, help="Seconds for an answer; 0 waits for ever.")
+    float, typer.Option("--read-timeout", metavar="S", min=0, help="Timeout of the response in seconds; 0: none.")
 ]
 ConnectTimeout = Annotated[
-    float, typer.Option("--connect-timeout", metavar="S", min=0, help="Seconds for a connection; 0 waits for ever.")
+    float, typer.Option("--connect-timeout", metavar="S", min=0, help="Timeout of the connection in seconds; 0: none.")
 ]
 
 
@@ -109,10 +117,10 @@ def detect(
     read_timeout: ReadTimeout = 60,
     connect_timeout: ConnectTimeout = 60,
 ) -> None:
-    """Look at one or a few images with a running model, and show the service's answer.
+    """Score one or a few images with a running model, and show the response.
 
-    For one image, JSON, YAML and text are those of `aws rekognition detect-custom-labels`; for several there is one
-    list, Images. Files and stdin travel as bytes, up to 4 MB.
+    For one image, JSON, YAML and text equal those of `aws rekognition detect-custom-labels`; for several they are in
+    one list, Images. Files and stdin are sent as bytes, up to 4 MB.
 
     Examples:
 
@@ -125,24 +133,24 @@ def detect(
       curl -s URL | batchcl detect - --model cats@v2 --json
     """
     if ca_bundle is not None and not Path(ca_bundle).exists():
-        raise UsageError(f"--ca-bundle {ca_bundle}: there is no such file; check the path")
+        raise UsageError(f"--ca-bundle {ca_bundle}: file not found; check the path")
     form = _form(output, json=json, has_query=query is not None)
     wanted = None if query is None else Query(query)
     if skeleton:
-        from batchcl.cli.request import skeleton as empty
+        from batchcl.cli.detect_request import skeleton as empty
 
         show(empty(), Form.JSON if output is None else output)
         return
-    asked = _asked(images or [], input_json, version_id)
-    request = asked.request
+    selected = _select(images or [], input_json, version_id)
+    request = selected.request
     named = model or (request.model if request else None)
     if not named:
-        raise UsageError("name the model with --model PROJECT@VERSION or ARN; `batchcl model list` shows yours")
+        raise UsageError("--model is missing: name a model, PROJECT@VERSION or ARN; `batchcl model list` shows yours")
     if (question := confidence_hint(min_confidence)) is not None:
         write_line(question)
-    drawing = None if annotate is None else Drawing(annotate, asked.images)
+    drawing = None if annotate is None else Drawing(annotate, selected.images)
     found = _detected(
-        asked.images,
+        selected.images,
         model=named,
         min_confidence=min_confidence if min_confidence is not None or not request else request.min_confidence,
         max_results=max_results if max_results is not None or not request else request.max_results,
@@ -158,7 +166,7 @@ def detect(
             "max_attempts": _ATTEMPTS,
         },
     )
-    failed = _tell(found, fit=fit)
+    failed = _report(found, fit=fit)
     _show(found, form, wanted)
     if drawing is not None:
         drawing.draw(found)
@@ -175,39 +183,39 @@ def _form(output: Form | None, *, json: bool, has_query: bool) -> Form:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is asked about, and the request that says more."""
+class _Selected:
+    """The images, and the request that came with them."""
 
     images: list[ImageInput]
     request: DetectRequest | None
 
 
-def _asked(images: Sequence[str], input_json: str | None, version_id: str | None) -> _Asked:
-    """The images of the command line; without any, that of the request."""
-    from batchcl.cli.request import read_request
+def _select(images: Sequence[str], input_json: str | None, version_id: str | None) -> _Selected:
+    """The images on the command line, or else the one in the request."""
+    from batchcl.cli.detect_request import read_request
     from batchcl.scoring.detect import image_input
 
     if input_json == "-" and "-" in images:
-        raise UsageError("stdin can't be both the image and --input-json; put one of them into a file")
+        raise UsageError("stdin is both an image and --input-json; use a file for one of them")
     if images.count("-") > 1:
-        raise UsageError("stdin is one image; name - once")
+        raise UsageError("- is given more than once; stdin can be one image only")
     if version_id is not None and len(images) > 1:
-        raise UsageError("--version-id is that of one image; name one")
+        raise UsageError("--version-id needs exactly one image")
     request = None if input_json is None else read_request(input_json)
     found = [_stdin() if each == "-" else image_input(each, version_id=version_id) for each in images]
     if not found and request is not None and (requested := request.given()) is not None:
         found = [_versioned(requested, version_id)]
     if not found:
-        raise UsageError("name an image: a file, s3://bucket/key, or - for one on stdin")
-    return _Asked(found, request)
+        raise UsageError("IMAGE is missing: name a file, s3://bucket/key, or - for stdin")
+    return _Selected(found, request)
 
 
 def _versioned(each: ImageInput, version_id: str | None) -> ImageInput:
-    """The request's image in the version that the command line names."""
+    """The image of the request in the version of the command line."""
     if version_id is None:
         return each
     if each.image is None:
-        raise UsageError("--version-id is of an image in S3, and the request's image is bytes; leave it out")
+        raise UsageError("--version-id needs an image in S3, but the request's image is bytes; omit it")
     return replace(each, image=replace(each.image, version_id=version_id))
 
 
@@ -217,9 +225,9 @@ def _stdin() -> ImageInput:
 
     data = sys.stdin.buffer.read(MAX_BYTES_FITTABLE + 1)
     if not data:
-        raise UsageError("stdin is empty; an image is expected there")
+        raise UsageError("stdin is empty; expected an image")
     if len(data) > MAX_BYTES_FITTABLE:
-        raise UsageError(f"stdin has more than {MAX_BYTES_FITTABLE:,} bytes, and no image may; shrink it")
+        raise UsageError(f"stdin has more than {MAX_BYTES_FITTABLE:,} bytes, the limit of an image; shrink it")
     return ImageInput(name="-", data=data)
 
 
@@ -236,19 +244,19 @@ def _detected(
     return anyio.run(run_until_first_signal, partial(looked_at, images, aws=aws, **asked))
 
 
-def _tell(found: Sequence[DetectResult], *, fit: bool) -> bool:
-    """Say what was changed and what failed; whether anything did."""
+def _report(found: Sequence[DetectResult], *, fit: bool) -> bool:
+    """Print what was changed and what failed. Returns whether anything failed."""
     for each in found:
         if each.fitted is not None:
-            write_line(f"{each.name} was sent changed: {each.fitted}")
+            write_line(f"{each.name} was changed before sending: {each.fitted}")
         if each.error is not None:
             may_help = not fit and each.error.code in _FIT_HELPS
-            write_line(f"{each.name}: {each.error.code}: {each.error}{'; --fit may mend that' if may_help else ''}")
+            write_line(f"{each.name}: {each.error.code}: {each.error}{'; --fit may fix this' if may_help else ''}")
     return any(each.error is not None for each in found)
 
 
 def _show(found: Sequence[DetectResult], form: Form, query: Query | None) -> None:
-    """One image's answer as it is, or all of them as a list."""
+    """Write one response unchanged, or several as a list."""
     if len(found) == 1 and found[0].answer is None:
         return
     if form is Form.TABLE and query is None:
@@ -267,7 +275,7 @@ def _entry(each: DetectResult) -> dict[str, Any]:
 
 
 def _show_labels(found: Sequence[DetectResult]) -> None:
-    """A row a label; boxes only where there are any."""
+    """One row per label; the columns of boxes only if there are boxes."""
     rows = [
         ({"image": each.name} if len(found) > 1 else {})
         | {"label": label.name, "confidence": label.confidence}
@@ -280,4 +288,4 @@ def _show_labels(found: Sequence[DetectResult]) -> None:
     if rows:
         show(rows, Form.TABLE)
     elif any(each.answer is not None for each in found):
-        write_line("the answer has no label; --min-confidence 0 shows even the least likely")
+        write_line("no labels; use --min-confidence 0 to return all")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import typer
 
-from batchcl.cli.options import flags
-from batchcl.cli.run import takes_arguments_of_run
+from batchcl.cli.options import Config, Json, flags, takes_job_options
 
 if TYPE_CHECKING:
     from batchcl.diagnosis import Diagnosis, Finding
@@ -20,13 +19,12 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _LONGEST = len("credentials")
 
 
-@takes_arguments_of_run(without={"log_format"})
-def doctor(*, json: bool = False, **given: Any) -> None:
-    """Tell whether `run` would work, a line for each thing that it depends on, and what to do where it wouldn't.
+@takes_job_options()
+def doctor(*, config: Config = None, json: Json = False, **options: Any) -> None:
+    """Check whether `run` would work: one line for each thing that it needs, with the fix for what fails.
 
-    It takes the arguments of `run`; what isn't given isn't looked at. Nothing is started, stopped or left behind: a
-    small object is written to ROOT and removed, some images are read, and one is scored if the model is RUNNING.
-    Exit code 5 if a run would fail.
+    Takes the arguments of `run`, and checks only what is given. Writes a small object to ROOT and removes it, reads
+    some images, and scores one if the model is RUNNING; starts and stops nothing. Exit code 5 if a run would fail.
 
     Examples:
 
@@ -43,15 +41,15 @@ def doctor(*, json: bool = False, **given: Any) -> None:
     from batchcl.diagnosis import doctor as check
     from batchcl.errors import ExitCode
 
-    subject = target_of(given.pop("config", None), flags(**given))
+    target = target_of(config, flags(options))
 
     async def work() -> Diagnosis:
-        return await check(subject, on_finding=(lambda _: None) if json else _show)
+        return await check(target, on_finding=(lambda _: None) if json else _show)
 
-    found = anyio.run(run_until_first_signal, work)
+    diagnosis = anyio.run(run_until_first_signal, work)
     if json:
-        sys.stdout.write(orjson.dumps(found.as_dict()).decode() + "\n")
-    if found.verdict is CheckStatus.FAIL:
+        sys.stdout.write(orjson.dumps(diagnosis.as_dict()).decode() + "\n")
+    if diagnosis.verdict is CheckStatus.FAIL:
         raise typer.Exit(ExitCode.REFUSED)
 
 

@@ -27,46 +27,42 @@ _PARENT_POLL_S = 0.5
 
 def emulator(  # noqa: PLR0917 - Typer makes flags of them, nobody passes them by place
     host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free port.")] = 0,
     state: Annotated[
-        Path | None, typer.Option(help="Folder that keeps projects and models; without it they end with the emulator.")
+        Path | None, typer.Option(help="Directory for projects and models; if omitted, they are deleted at the end.")
     ] = None,
-    buckets: Annotated[
-        Path | None, typer.Option(help="Folder whose sub-folders are the buckets: DIR/BUCKET/KEY.")
-    ] = None,
+    buckets: Annotated[Path | None, typer.Option(help="Directory with one folder per bucket: DIR/BUCKET/KEY.")] = None,
     bucket_region: Annotated[
         list[str] | None,
-        typer.Option(help="BUCKET=REGION: from other regions it can't be read. Repeatable.", show_default=False),
+        typer.Option(help="BUCKET=REGION: region of a bucket; may be repeated.", show_default=False),
     ] = None,
     s3_endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 service to read from instead, with the ordinary AWS credentials.")
+        str | None, typer.Option(help="S3 endpoint to read buckets from, with the AWS credentials of the environment.")
     ] = None,
-    tps_per_unit: Annotated[float, typer.Option(help="Images a second of one inference unit.")] = 2.8,
-    account_tps: Annotated[float, typer.Option(help="DetectCustomLabels calls a second of the account.")] = 50.0,
-    control_tps: Annotated[float, typer.Option(help="Calls a second of each other operation.")] = 5.0,
-    start_seconds: Annotated[float, typer.Option(help="How long a model stays STARTING.")] = 0.5,
-    stop_seconds: Annotated[float, typer.Option(help="How long a model stays STOPPING.")] = 0.2,
-    train_seconds: Annotated[float, typer.Option(help="The least time that a training takes.")] = 0.5,
-    copy_seconds: Annotated[float, typer.Option(help="How long a copy of a model takes.")] = 0.2,
-    dataset_seconds: Annotated[float, typer.Option(help="How long making or changing a dataset takes.")] = 0.1,
-    delete_seconds: Annotated[float, typer.Option(help="How long a deletion takes.")] = 0.2,
-    scale_seconds: Annotated[
-        float, typer.Option(help="How long a model's load is watched before it gets a unit more or less.")
-    ] = 60.0,
-    latency_ms: Annotated[float, typer.Option(help="Median of what is added to each image let through.")] = 0.0,
-    latency_p99_ms: Annotated[float, typer.Option(help="What 99 of 100 stay under; 0: always the median.")] = 0.0,
-    cached_inference: Annotated[
-        bool, typer.Option(help="Look at the same bytes once only, for load tests; answers stay the model's own.")
-    ] = False,
-    faults: Annotated[Path | None, typer.Option(help="TOML or JSON file of faults to answer with.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that training draws.")] = 0,
-    exit_with_parent: Annotated[bool, typer.Option(help="End when the process that started this one ends.")] = False,
+    tps_per_unit: Annotated[float, typer.Option(help="Images per second of one inference unit.")] = 2.8,
+    account_tps: Annotated[float, typer.Option(help="DetectCustomLabels calls per second of the account.")] = 50.0,
+    control_tps: Annotated[float, typer.Option(help="Calls per second of each other operation.")] = 5.0,
+    start_seconds: Annotated[float, typer.Option(help="Duration of STARTING.")] = 0.5,
+    stop_seconds: Annotated[float, typer.Option(help="Duration of STOPPING.")] = 0.2,
+    train_seconds: Annotated[float, typer.Option(help="Shortest duration of a training.")] = 0.5,
+    copy_seconds: Annotated[float, typer.Option(help="Duration of copying a model.")] = 0.2,
+    dataset_seconds: Annotated[float, typer.Option(help="Duration of creating or changing a dataset.")] = 0.1,
+    delete_seconds: Annotated[float, typer.Option(help="Duration of a deletion.")] = 0.2,
+    scale_seconds: Annotated[float, typer.Option(help="Interval at which auto-scaling adds or removes a unit.")] = 60.0,
+    latency_ms: Annotated[float, typer.Option(help="Median latency added to each accepted image.")] = 0.0,
+    latency_p99_ms: Annotated[
+        float, typer.Option(help="99th percentile of the added latency; 0: always the median.")
+    ] = 0.0,
+    cached_inference: Annotated[bool, typer.Option(help="Cache results by image bytes, for load tests.")] = False,
+    faults: Annotated[Path | None, typer.Option(help="TOML or JSON file of faults to inject.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of training.")] = 0,
+    exit_with_parent: Annotated[bool, typer.Option(help="Exit when the parent process exits.")] = False,
 ) -> None:
-    """Run a local Custom Labels service that really trains and detects.
+    """Run a local Custom Labels service that trains and runs real models.
 
-    It prints one JSON line with its endpoint on stdout once it listens, and ends on SIGTERM or ^C. Clients sign with
-    emulator / emulator, with the pair in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or with one of
-    BATCHCL_EMULATOR_CREDENTIALS (ID:SECRET, comma separated; an account may follow as a third part).
+    Prints one JSON line with its endpoint to stdout when it is ready, and exits on SIGTERM or ^C. Accepted credentials:
+    emulator / emulator, those in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and those in
+    BATCHCL_EMULATOR_CREDENTIALS (comma-separated ID:SECRET or ID:SECRET:ACCOUNT).
 
     Examples:
 
@@ -157,6 +153,6 @@ async def _end_on_signal(until: anyio.Event) -> None:
 async def _end_with_parent(until: anyio.Event, parent: int) -> None:
     import anyio
 
-    while os.getppid() == parent:  # noqa: ASYNC110 - the system tells nobody that a parent has died
+    while os.getppid() == parent:  # noqa: ASYNC110 - no event reports that the parent has exited
         await anyio.sleep(_PARENT_POLL_S)
     until.set()

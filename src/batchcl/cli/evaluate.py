@@ -35,21 +35,19 @@ def evaluate(
         typer.Option(
             "--truth",
             metavar="MANIFEST",
-            help="A Ground Truth manifest, s3:// or local; left out, the labels of the one that was scored.",
+            help="Ground Truth manifest, local or s3:// (default: the labels of the manifest that was scored).",
             show_default=False,
         ),
     ] = None,
     attribute: Annotated[
         str | None,
-        typer.Option(help="The manifest's label attribute; by default all, or the adjusted one.", show_default=False),
+        typer.Option(help="Label attribute of the manifest (default: all, or the adjusted one).", show_default=False),
     ] = None,
     min_confidence: Annotated[
         float | None,
-        typer.Option(min=0, max=100, help="Leave out detections below it.", show_default=False),
+        typer.Option(min=0, max=100, help="Ignore detections below this confidence.", show_default=False),
     ] = None,
-    skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Leave out, and count, lines that can't be read.")
-    ] = False,
+    skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="Skip and count invalid lines.")] = False,
     model: Model = None,
     run: Run = None,
     date: Date = None,
@@ -58,11 +56,11 @@ def evaluate(
     profile: Profile = None,
     region: Region = None,
 ) -> None:
-    """Hold results against the truth: precision, recall and F1 of each label, confusion, mean average precision.
+    """Compare results with true labels: precision, recall and F1 per label, confusion, mean average precision.
 
-    Without --truth the results are held against the labels that their own manifest had, which they carry along.
+    Without --truth, the true labels are those of the manifest that was scored, which the results contain.
 
-    --json gives one object with `summary`, `labels` and `confusion`; --csv the table of the labels.
+    --json writes one object with `summary`, `labels` and `confusion`; --csv writes the table of labels.
 
     Examples:
 
@@ -85,7 +83,7 @@ def evaluate(
     if truth is None:
         labels = carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
     else:
-        with _on_this_machine(truth, profile=profile, region=region) as path:
+        with _local_copy(truth, profile=profile, region=region) as path:
             labels = read_truth(path, name=truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
     evaluation = evaluated(results.images(), labels, min_confidence=min_confidence, failures=results.failures())
     if json:
@@ -97,8 +95,8 @@ def evaluate(
 
 
 @contextmanager
-def _on_this_machine(manifest: str, *, profile: str | None, region: str | None) -> Iterator[Path]:
-    """The manifest, or a copy where it lies in S3, as the snapshots of trainings do."""
+def _local_copy(manifest: str, *, profile: str | None, region: str | None) -> Iterator[Path]:
+    """The manifest, or a temporary copy if it is in S3, as the snapshots of trainings are."""
     if not manifest.startswith("s3://"):
         yield Path(manifest)
         return
@@ -133,13 +131,13 @@ def _show(evaluation: Evaluation, root: str) -> None:
 
 
 def show_confusion(confusion: pl.DataFrame, *, values: str = "images") -> None:
-    """A matrix of `values`, counts or shares, where it fits; else the most frequent mistakes."""
+    """A matrix of `values`, counts or shares, if it fits; else the most frequent mistakes."""
     import polars as pl
 
     if confusion["predicted"].n_unique() <= _WIDEST_MATRIX:
-        corner = "truth ╲ surest"
+        corner = "true ╲ predicted"
         wide = confusion.rename({"truth": corner}).pivot("predicted", index=corner, values=values, sort_columns=True)
-        emit(wide.fill_null(0), title=f"{values.capitalize()} by true label (rows) and surest label (columns)")
+        emit(wide.fill_null(0), title=f"{values.capitalize()} by true label (rows) and most confident label (columns)")
         return
     mistakes = confusion.filter(pl.col("truth") != pl.col("predicted")).sort(values, descending=True)
-    emit(mistakes.head(_MOST_MISTAKES), title=f"The most frequent mistakes, by {values}; --json has all")
+    emit(mistakes.head(_MOST_MISTAKES), title=f"Most frequent mistakes, by {values}; all: --json")

@@ -1,4 +1,4 @@
-"""`batchcl export`: results in other forms and other places."""
+"""`batchcl export`: copies of the results in another location or format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchcl.cli.output import Json, Profile, Region, Root, emit_object
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Copy results to another place or format.")
+app = typer.Typer(no_args_is_help=True, help="Copy results to another location or format.")
 
 
 @app.callback()
@@ -24,7 +24,9 @@ def _group() -> None:
 def parquet(
     root: Root,
     *,
-    out: Annotated[str, typer.Option("--out", metavar="NEW", help="Empty directory or s3://bucket/prefix.")],
+    out: Annotated[
+        str, typer.Option("--out", metavar="NEW", help="Destination: empty directory or s3://bucket/prefix.")
+    ],
     before: Annotated[
         str | None,
         typer.Option(
@@ -32,7 +34,7 @@ def parquet(
         ),
     ] = None,
     target_mb: Annotated[
-        float, typer.Option("--target-mb", min=1, help="Size of a file in MB; memory is about ten times that.")
+        float, typer.Option("--target-mb", min=1, help="Size of a file in MB; needs about ten times that in memory.")
     ] = 128,
     sse: Sse = None,
     sse_kms_key_id: SseKmsKeyId = None,
@@ -43,7 +45,7 @@ def parquet(
     """Copy both tables into few large files, sorted by URI.
 
     Partitions, columns and rows stay the same, and ROOT is not changed. The manifest export.json is written last, after
-    the rows were counted; a copy without one is not complete.
+    the rows were counted; a copy without it is incomplete.
 
     Examples:
 

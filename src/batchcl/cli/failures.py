@@ -14,7 +14,7 @@ __all__ = ["failures"]
 def failures(
     root: Root,
     *,
-    examples: Annotated[int, typer.Option(help="How many URIs to name for each reason.", min=0)] = 3,
+    examples: Annotated[int, typer.Option(help="Number of example URIs per reason.", min=0)] = 3,
     model: Model = None,
     run: Run = None,
     date: Date = None,
@@ -23,7 +23,7 @@ def failures(
     profile: Profile = None,
     region: Region = None,
 ) -> None:
-    """Why images have no result: failed and skipped ones by reason, with examples.
+    """Count failed and skipped images by reason, with examples.
 
     Examples:
 

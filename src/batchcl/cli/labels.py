@@ -18,7 +18,7 @@ def labels(
     profile: Profile = None,
     region: Region = None,
 ) -> None:
-    """How often each label was found, and how sure the model was.
+    """Count the images of each label, with the confidences.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`batchcl model list|show|start|wait|stop`, and the group that the other commands on models join."""
+"""`batchcl model list|show|start|wait|stop`, and the group of all commands on models."""
 
 from __future__ import annotations
 
@@ -8,41 +8,43 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchcl.cli import reap, training, versions
+from batchcl.cli import model_reap, model_train, model_versions
+from batchcl.cli.model_versions import Name, Timeout, emit_model
 from batchcl.cli.options import Json, Profile, Region
 from batchcl.cli.service import InterruptMessage, report_state, with_service
 from batchcl.cli.streams import write_line
-from batchcl.cli.versions import Name, Timeout, emit_model
 
 if TYPE_CHECKING:
     from batchcl.workflow import Model, WorkflowClients
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Train, evaluate, start, stop and look at models.", no_args_is_help=True)
+app = typer.Typer(help="Train, evaluate, start, stop and inspect models.", no_args_is_help=True)
 
-_WAYS = {
+_TRANSITIONS = {
     "RUNNING": ({"STARTING"}, 45.0),
     "STOPPED": ({"RUNNING", "STOPPING"}, 45.0),
     "TRAINING_COMPLETED": ({"TRAINING_IN_PROGRESS"}, 24 * 60.0),
     "COPYING_COMPLETED": ({"COPYING_IN_PROGRESS"}, 24 * 60.0),
 }
-"""What can be waited for: the statuses on the way to it, and the minutes that it may take."""
+"""Target status: the statuses before it, and the default timeout in minutes."""
 
-app.command("train")(training.train)
-app.command("evaluate")(training.evaluate)
-app.command("copy")(versions.copy)
+app.command("train")(model_train.train)
+app.command("evaluate")(model_train.evaluate)
+app.command("copy")(model_versions.copy)
 
 
 @app.command("list")
 def list_models(
     *,
-    project: Annotated[str | None, typer.Option("--project", help="Of this project only.", show_default=False)] = None,
+    project: Annotated[
+        str | None, typer.Option("--project", help="Only models of this project.", show_default=False)
+    ] = None,
     profile: Profile = None,
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """All models of the account and region.
+    """List the models of the account and region.
 
     Examples:
 
@@ -74,7 +76,7 @@ def list_models(
 
 @app.command()
 def show(model: Name, profile: Profile = None, region: Region = None, json: Json = False) -> None:
-    """One model: its state, units, F1, and where its training's results lie.
+    """Show a model: its status, units, F1, and the location of its training results.
 
     Examples:
 
@@ -98,7 +100,10 @@ def start(
     for_: Annotated[
         str | None,
         typer.Option(
-            "--for", metavar="2h", help="Let `model reap` stop it so long after this command.", show_default=False
+            "--for",
+            metavar="2h",
+            help="Let `model reap` stop the model this long after this command.",
+            show_default=False,
         ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is RUNNING.")] = True,
@@ -107,7 +112,7 @@ def start(
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Start a model; it costs $4 per unit and hour from RUNNING until it is stopped.
+    """Start a model. It costs $4 per inference unit and hour while it is RUNNING.
 
     Examples:
 
@@ -124,10 +129,10 @@ def start(
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
-        by_whom = "" if seconds is None else f", or until `batchcl model reap` after {for_}"
+        reaped = "" if seconds is None else f", or let `batchcl model reap` stop it after {for_}"
         afterwards.is_(
-            f"{arn.name} may be starting in AWS; from RUNNING on it costs ${4 * wanted.minimum:.2f} an hour or more, "
-            f"until `batchcl model stop {arn.name}`{by_whom}",
+            f"{arn.name} may be starting in AWS; while RUNNING it costs ${4 * wanted.minimum:.2f} an hour or more. "
+            f"Stop it with `batchcl model stop {arn.name}`{reaped}",
             unless_refused=True,
         )
         if seconds is None:
@@ -135,7 +140,7 @@ def start(
             try:
                 await workflow.clear_leases(service.rekognition, arn, remove_schedule=service.remove_schedule)
             except RefusedError as error:
-                write_line(f"`batchcl model reap` will stop {arn.name} if an old lease is left on it: {error}")
+                write_line(f"old leases of {arn.name} were not removed, so `batchcl model reap` may stop it: {error}")
         else:
             lease = await workflow.start_for(
                 service.rekognition,
@@ -150,8 +155,8 @@ def start(
         if not wait:
             return await workflow.describe(service.rekognition, arn)
         afterwards.is_(
-            f"{arn.name} goes on starting in AWS; from RUNNING on it costs ${4 * wanted.minimum:.2f} an hour or more, "
-            f"until `batchcl model stop {arn.name}`{by_whom}"
+            f"{arn.name} is still starting in AWS; while RUNNING it costs ${4 * wanted.minimum:.2f} an hour or more. "
+            f"Stop it with `batchcl model stop {arn.name}`{reaped}"
         )
         passing = {"STARTING", "STOPPED", "TRAINING_COMPLETED", "COPYING_COMPLETED"}
         return await workflow.wait(
@@ -167,11 +172,19 @@ def wait(
     *,
     until: Annotated[
         str,
-        typer.Option("--until", metavar="STATUS", help="RUNNING, STOPPED, TRAINING_COMPLETED or COPYING_COMPLETED."),
+        typer.Option(
+            "--until",
+            metavar="STATUS",
+            help="Status to wait for: RUNNING, STOPPED, TRAINING_COMPLETED or COPYING_COMPLETED.",
+        ),
     ] = "RUNNING",
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", help="Minutes to wait at most; 45, or a day for training.", show_default=False),
+        typer.Option(
+            "--timeout",
+            help="Longest wait in minutes (default: 45, or a day for training and copying).",
+            show_default=False,
+        ),
     ] = None,
     profile: Profile = None,
     region: Region = None,
@@ -188,14 +201,14 @@ def wait(
     from batchcl import workflow
     from batchcl.errors import UsageError
 
-    if until not in _WAYS:
-        raise UsageError(f"--until {until}: wait for {', '.join(_WAYS)}")
-    passing, minutes = _WAYS[until]
+    if until not in _TRANSITIONS:
+        raise UsageError(f"--until {until}: expected {', '.join(_TRANSITIONS)}")
+    passing, minutes = _TRANSITIONS[until]
     timeout_s = (minutes if timeout is None else timeout) * 60
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
-        afterwards.is_(f"only the wait has ended; `batchcl model show {arn.name}` tells how {arn.name} is")
+        afterwards.is_(f"only the waiting has ended; check the model with `batchcl model show {arn.name}`")
         if until == "TRAINING_COMPLETED":
             return await workflow.wait_trained(service.rekognition, arn, timeout_s=timeout_s, on_state=report_state)
         if until == "COPYING_COMPLETED":
@@ -217,7 +230,7 @@ def stop(
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Stop a model, which ends its billing. One that is stopped already is left so.
+    """Stop a model, which ends its billing. Does nothing if it is already stopped.
 
     Examples:
 
@@ -234,12 +247,12 @@ def stop(
             try:
                 await workflow.end_lease(service.rekognition, arn)
             except RefusedError as error:
-                write_line(f"the lease of `batchcl model start --for`, if there is one, stays on {arn.name}: {error}")
+                write_line(f"the lease of `batchcl model start --for` was not removed from {arn.name}: {error}")
         elif found.status != "STOPPING":
             return found
         if not wait:
             return await workflow.describe(service.rekognition, arn)
-        afterwards.is_(f"{arn.name} goes on stopping in AWS")
+        afterwards.is_(f"{arn.name} is still stopping in AWS")
         return await workflow.wait(
             service.rekognition,
             arn,
@@ -252,9 +265,9 @@ def stop(
     emit_model(with_service(work, profile=profile, region=region, named=model), json=json, brief=True)
 
 
-app.command("reap")(reap.reap)
-app.command("tag")(versions.tag)
-app.command("delete")(versions.delete)
+app.command("reap")(model_reap.reap)
+app.command("tag")(model_versions.tag)
+app.command("delete")(model_versions.delete)
 
 
 def _units(model: Model) -> str:

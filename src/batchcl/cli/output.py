@@ -34,11 +34,11 @@ __all__ = [
     "printable",
 ]
 
-Root = Annotated[str, typer.Argument(metavar="ROOT", help="What --out was: a directory or s3://bucket/prefix.")]
+Root = Annotated[str, typer.Argument(metavar="ROOT", help="Output root of runs: directory or s3://bucket/prefix.")]
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", help="Only this model: PROJECT@VERSION, an ARN, or PROJECT for all versions.", show_default=False
+        "--model", help="Only this model: PROJECT@VERSION, ARN, or PROJECT for all versions.", show_default=False
     ),
 ]
 Run = Annotated[str | None, typer.Option("--run", help="Only this run.", show_default=False)]
@@ -46,10 +46,10 @@ Date = Annotated[
     str | None,
     typer.Option("--date", metavar="YYYY-MM-DD", help="Only runs that started this UTC day.", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-Csv = Annotated[bool, typer.Option("--csv", help="CSV on stdout.")]
-Profile = Annotated[str | None, typer.Option("--profile", help="AWS profile, for a root in S3.", show_default=False)]
-Region = Annotated[str | None, typer.Option("--region", help="AWS region, for a root in S3.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Write CSV.")]
+Profile = Annotated[str | None, typer.Option("--profile", help="AWS profile, if ROOT is in S3.", show_default=False)]
+Region = Annotated[str | None, typer.Option("--region", help="AWS region, if ROOT is in S3.", show_default=False)]
 
 _SLICE: Final = 10_000
 _GAP: Final = "  "
@@ -58,11 +58,11 @@ _GAP: Final = "  "
 def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: str | None = None) -> None:
     """Write `frame` to stdout: a table, one JSON array of objects (`json`), or CSV with a header (`csv`).
 
-    Times are ISO 8601, to the second in a table. Lists and structs are JSON inside CSV. `title` stands above a
-    table only. On a terminal too narrow for the table each row is a block of lines; a pipe always gets the table.
+    Times are ISO 8601, to the second in a table. Lists and structs are JSON inside CSV. `title` is
+    printed above a table only. On a terminal that is too narrow each row is a block of lines; a pipe gets the table.
 
     Raises:
-        UsageError: both `json` and `csv` are asked for.
+        UsageError: both `json` and `csv` are set.
     """
     check_format(json=json, csv=csv)
     if json:
@@ -86,7 +86,7 @@ def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: s
 
 
 def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | None = None) -> None:
-    """Write one object to stdout: a line a value, or one JSON object."""
+    """Write one object to stdout: one line per value, or JSON."""
     if json:
         import orjson
 
@@ -98,7 +98,7 @@ def emit_object(value: Mapping[str, Any], *, json: bool = False, title: str | No
 
 
 def check_format(*, json: bool, csv: bool) -> None:
-    """Raise `UsageError` where two formats are asked for; before the work, rather than after."""
+    """Raise `UsageError` if both are set; called before the work."""
     if json and csv:
         from batchcl.errors import UsageError
 
@@ -106,7 +106,7 @@ def check_format(*, json: bool, csv: bool) -> None:
 
 
 def cell(value: Any, *, decimals: int = 2) -> str:
-    """`value` as a person reads it, on one line and without control characters."""
+    """`value` as text for a table: one line, no control characters."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -119,7 +119,7 @@ def cell(value: Any, *, decimals: int = 2) -> str:
 
 
 def _decimals(values: Iterable[Any]) -> int:
-    """Digits after the point that tell the numbers of one column apart: none for whole ones, four for ratios."""
+    """Decimals for one column: none for whole numbers, four for ratios, else two."""
     floats = [value for value in values if isinstance(value, float) and math.isfinite(value)]
     if all(value.is_integer() for value in floats) and any(abs(value) > 1 for value in floats):
         return 0
@@ -137,7 +137,7 @@ def _text(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: labels and keys may hold anything, and a terminal must not act on it."""
+    """`text` with control characters escaped, because labels and keys may contain any and a terminal obeys them."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each == "\u00a0" else repr(each)[1:-1] for each in text)
@@ -174,7 +174,7 @@ def _as_text(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _blocks(names: Sequence[str], *rows: Sequence[str]) -> Iterable[str]:
-    """One block of `name  value` lines for each row, as psql's expanded display has it."""
+    """One block of `name  value` lines for each row, like psql's expanded display."""
     width = max(map(_width, names))
     for number, row in enumerate(rows, 1):
         yield f"-- {number:,} of {len(rows):,}\n"
@@ -200,7 +200,7 @@ def _numbers(frame: pl.DataFrame) -> list[bool]:
 
 
 def _width(text: str) -> int:
-    """Columns that `text` takes on a terminal."""
+    """Width of `text` on a terminal, in columns."""
     if text.isascii():
         return len(text)
     return sum(

@@ -7,19 +7,17 @@ from typing import Any
 
 import orjson
 
-from batchcl.cli.options import LogFormat, flags
-from batchcl.cli.run import takes_arguments_of_run
+from batchcl.cli.options import Config, Json, LogFormat, LogFormatOption, flags, takes_job_options
 
 __all__ = ["plan"]
 
 
-@takes_arguments_of_run()
-def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: Any) -> None:
-    """Tell what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.
+@takes_job_options()
+def plan(*, config: Config = None, json: Json = False, log_format: LogFormatOption = None, **options: Any) -> None:
+    """Show what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.
 
-    It takes the arguments of `run`, so a command line can be tried by its first word. Lists are read to their end; no
-    call is made to the model. The hours assume 2.8 images a second and unit, which is
-    what AWS's pricing example implies: a real model may be twice as fast or slow.
+    Takes the arguments of `run`. Reads the lists completely, and does not call the model. The hours assume 2.8 images
+    per second and inference unit, as AWS's pricing example implies; a real model may be twice as fast or slow.
 
     Examples:
 
@@ -37,7 +35,7 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
     from batchcl.scoring.plan import plan as planned
     from batchcl.sources.filters import describe_filters
 
-    job = load_job(given.pop("config", None), {"out": "unused"} | flags(**given))
+    job = load_job(config, flags(options), defaults={"out": "unused"})
 
     async def work() -> Plan:
         async with reporting(log_format or LogFormat.TEXT) as observer:
@@ -54,9 +52,9 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
         "skipped": sum(found.skipped.values()),
         **{f"  {code}": count for code, count in found.skipped.items()},
         "bytes": found.bytes,
-        "size not known": found.unknown_bytes,
-        "bad lines left out": found.bad_lines,
-        "named more than once": found.repeated,
+        "size unknown": found.unknown_bytes,
+        "bad lines": found.bad_lines,
+        "duplicates": found.repeated,
         "already scored": found.known,
         "failed permanently before": found.known_failed,
         "filtered": found.filtered,
@@ -64,7 +62,7 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
         **found.left_out,
     }
     if found.lines is not None:
-        shown |= {"behind the limit": found.unread, "lines read, in all": found.lines}
+        shown |= {"beyond the limit": found.unread, "lines read": found.lines}
     emit_object(shown, title="Plan")
     sys.stdout.write("\n")
     rows = [
@@ -76,4 +74,4 @@ def plan(*, json: bool = False, log_format: LogFormat | None = None, **given: An
         }
         for each in found.estimates
     ]
-    emit(pl.DataFrame(rows), title="At 2.8 images/s and unit, $4 per unit and hour; start-up not counted")
+    emit(pl.DataFrame(rows), title="At 2.8 images/s per unit and $4 per unit-hour, without start-up")

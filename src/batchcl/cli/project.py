@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchcl.cli import policy
+from batchcl.cli import project_policy
 from batchcl.cli.options import Json, Profile, Region
 from batchcl.cli.service import InterruptMessage, Tags, Yes, confirm, parsed_tags, shown, with_service
 from batchcl.cli.streams import write_line
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Make, look at and delete projects.", no_args_is_help=True)
-app.add_typer(policy.app, name="policy")
+app = typer.Typer(help="Create, inspect and delete projects.", no_args_is_help=True)
+app.add_typer(project_policy.app, name="policy")
 
 Name = Annotated[str, typer.Argument(metavar="PROJECT", help="The project's name or ARN.", show_default=False)]
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots, hyphens, underscores.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots, hyphens and underscores.")],
     *,
     tag: Tags = None,
     profile: Profile = None,
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Make a project; it costs nothing by itself.
+    """Create a project; free of charge.
 
     Examples:
 
@@ -52,7 +52,7 @@ def create(
 
 @app.command("list")
 def list_projects(profile: Profile = None, region: Region = None, json: Json = False) -> None:
-    """All projects of the account and region.
+    """List the projects of the account and region.
 
     Examples:
 
@@ -84,7 +84,7 @@ def list_projects(profile: Profile = None, region: Region = None, json: Json = F
 
 @app.command()
 def show(project: Name, profile: Profile = None, region: Region = None, json: Json = False) -> None:
-    """One project with its datasets and models.
+    """Show a project with its datasets and models.
 
     Examples:
 
@@ -96,7 +96,7 @@ def show(project: Name, profile: Profile = None, region: Region = None, json: Js
 
     from batchcl.cli.output import emit, emit_object
 
-    found, models = _looked_up(project, profile=profile, region=region)
+    found, models = _describe(project, profile=profile, region=region)
     if json:
         emit_object(asdict(found) | {"models": [asdict(model) for model in models]}, json=True)
         return
@@ -124,7 +124,8 @@ def delete(
     project: Name,
     *,
     everything: Annotated[
-        bool, typer.Option("--everything", help="Delete its models first, which it must not have otherwise.")
+        bool,
+        typer.Option("--everything", help="Delete its models, too; without this, a project with models is refused."),
     ] = False,
     yes: Yes = False,
     profile: Profile = None,
@@ -143,12 +144,12 @@ def delete(
     from batchcl.cli.output import emit_object
     from batchcl.errors import RefusedError
 
-    found, models = _looked_up(project, profile=profile, region=region)
+    found, models = _describe(project, profile=profile, region=region)
     if models and not everything:
         named = ", ".join(model.name for model in models)
         raise RefusedError(
             f"the project {found.name} still has the models {named}; delete them with `batchcl model delete`, "
-            "or with the project by --everything"
+            "or together with the project: --everything"
         )
     _refuse_busy(models)
     gone = [*(model.name for model in models), *(f"the {each.kind} dataset" for each in found.datasets)]
@@ -177,7 +178,7 @@ def delete(
         )
 
 
-def _looked_up(name: str, *, profile: str | None, region: str | None) -> tuple[Project, list[Model]]:
+def _describe(name: str, *, profile: str | None, region: str | None) -> tuple[Project, list[Model]]:
     from batchcl import workflow
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> tuple[Project, list[Model]]:
@@ -189,7 +190,7 @@ def _looked_up(name: str, *, profile: str | None, region: str | None) -> tuple[P
 
 
 def _refuse_busy(models: list[Model]) -> None:
-    """Before anything is deleted, as a half-deleted project would be the worst end."""
+    """Refuse a model in use before anything is deleted, so that no project is deleted by half."""
     from batchcl.aws.models import IN_USE
     from batchcl.errors import ModelError
 
@@ -197,5 +198,5 @@ def _refuse_busy(models: list[Model]) -> None:
         if model.status in IN_USE | {"TRAINING_IN_PROGRESS", "COPYING_IN_PROGRESS"}:
             raise ModelError(
                 f"{model.name} is {model.status} and can't be deleted; stop it with `batchcl model stop {model.name}`, "
-                "or wait until it is done"
+                "or wait for its training or copying to end"
             )

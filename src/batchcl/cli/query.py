@@ -23,7 +23,7 @@ def query(
     profile: Profile = None,
     region: Region = None,
 ) -> None:
-    """Query the results in SQL: the tables are results, detections (one row a label), failures and runs.
+    """Query the results in SQL. Tables: results, detections (one row per label), failures and runs.
 
     Examples:
 

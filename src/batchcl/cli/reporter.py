@@ -1,4 +1,4 @@
-"""What a run says on stderr: one live line on a terminal, a log line every ten seconds elsewhere."""
+"""Progress of a run on stderr: one live line on a terminal, else a log line every ten seconds."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ _DRAW_EVERY_S = 0.25
 
 @asynccontextmanager
 async def reporting(log_format: LogFormat | None) -> AsyncIterator[Observer]:
-    """An observer that talks while the block lasts."""
-    voice: _Voice = _LiveLine() if log_format is None and sys.stderr.isatty() else _Log()
+    """An observer that reports to stderr during the block."""
+    reporter: _Reporter = _LiveLine() if log_format is None and sys.stderr.isatty() else _Log()
 
-    async def go_on() -> None:
+    async def tick_regularly() -> None:
         while True:
-            await anyio.sleep(voice.every_s)
+            await anyio.sleep(reporter.every_s)
             with suppress(Exception):  # a stream that fails never ends a run
-                voice.tick(anyio.current_time())
+                reporter.tick(anyio.current_time())
 
     error: Exception | None = None
     async with anyio.create_task_group() as group:
-        group.start_soon(go_on)
+        group.start_soon(tick_regularly)
         try:
-            yield voice
+            yield reporter
         except Exception as raised:  # noqa: BLE001 - raised again below, outside the group that would wrap it
             error = raised
         with suppress(Exception):
-            voice.close()
+            reporter.close()
         group.cancel_scope.cancel()
     if error is not None:
         raise error
 
 
-class _Voice(Observer, Protocol):
+class _Reporter(Observer, Protocol):
     every_s: float
 
     def tick(self, now: float) -> None: ...
@@ -84,7 +84,7 @@ class _LiveLine:
 
 
 class _Log:
-    """A line a notice, and one every ten seconds with the counters."""
+    """One line per notice, and one with the counters every ten seconds."""
 
     every_s = _LOG_EVERY_S
 
@@ -103,11 +103,11 @@ class _Log:
             log("progress", _line(snapshot), fields=_fields(snapshot))
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """Nothing to restore."""
 
 
 def _line(now: Snapshot) -> str:
-    """done/total, images/s, throttled, failed, time left, dollars."""
+    """One line: done/total, images/s, throttled, failed, remaining time, dollars."""
     total = f"{now.planned:,}" if now.listed else f"{now.planned:,}+"
     parts = [f"{now.done:,}/{total} images", f"{now.images_per_second:.1f}/s", f"{now.throttled_share:.1%} throttled"]
     parts.append(f"{now.failed:,} failed")

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from batchcl.cli.options import (
-    AllowOverlap,
-    Deadline,
-    DeadManRole,
-    Emulator,
-    EmulatorState,
-    Fit,
-    Grace,
-    Json,
-    KeepModel,
-    Lease,
-    LogFormatOption,
-    MaxCost,
-    MaxFailures,
-    MaxInFlight,
-    MaxTps,
-    Profile,
-    Region,
-    Sse,
-    SseKmsKeyId,
-    StartModel,
-    TransportOption,
-    flags,
-)
+from batchcl.cli.options import Json, LogFormatOption, flags, takes_job_options
 from batchcl.cli.output import Root
 from batchcl.cli.run import finish
 from batchcl.errors import UsageError
@@ -39,42 +16,49 @@ if TYPE_CHECKING:
 
 __all__ = ["retry"]
 
+_OPTIONS: Final = (
+    "fit",
+    "max_tps",
+    "max_in_flight",
+    "transport",
+    "max_failures",
+    "deadline",
+    "grace",
+    "max_cost",
+    "allow_overlap",
+    "sse",
+    "sse_kms_key_id",
+    "start_model",
+    "keep_model",
+    "lease",
+    "scheduled_stop_role",
+    "emulator",
+    "emulator_state",
+    "profile",
+    "region",
+)
+"""The options that do not change what the rows of a run contain."""
 
+
+@takes_job_options(*_OPTIONS)
 def retry(
     root: Root,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that is done.", show_default=False)],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id of a completed run.", show_default=False)],
     *,
     code: Annotated[
-        list[str] | None, typer.Option("--code", help="Only failures with this error code.", show_default=False)
+        list[str] | None,
+        typer.Option("--code", help="Retry only failures with this error code; may be repeated.", show_default=False),
     ] = None,
-    fit: Fit = None,
-    max_tps: MaxTps = None,
-    max_in_flight: MaxInFlight = None,
-    transport: TransportOption = None,
-    max_failures: MaxFailures = None,
-    deadline: Deadline = None,
-    grace: Grace = None,
-    max_cost: MaxCost = None,
-    allow_overlap: AllowOverlap = None,
-    sse: Sse = None,
-    sse_kms_key_id: SseKmsKeyId = None,
-    start_model: StartModel = None,
-    keep_model: KeepModel = None,
-    lease: Lease = None,
-    dead_man_role: DeadManRole = None,
-    emulator: Emulator = None,
-    emulator_state: EmulatorState = None,
-    profile: Profile = None,
-    region: Region = None,
     json: Json = False,
     log_format: LogFormatOption = None,
+    **options: Any,
 ) -> None:
-    """Score the failed images of a run again that may succeed.
+    """Retry the failed images of a run that may succeed.
 
-    Images that succeed now get a row in results/; batchcl's commands no longer show their failure. Failures that would
-    repeat are reported and left as they are: with --fit, those are scored that it may help, skipped images included.
-    Model, confidence and everything else that decides about the rows stay those of the run. The next retry continues
-    one that was interrupted. Nothing to score ends with exit code 0, and starts no model.
+    Images that succeed get a row in results/, and commands no longer show their failure. Permanent failures are
+    reported and not retried; --fit retries those that it can fix, skipped images included. The model, confidence and
+    all else that determines the rows are those of the run. Repeat the command to resume. With nothing to retry it
+    exits with code 0 and starts no model.
 
     Examples:
 
@@ -92,28 +76,7 @@ def retry(
     from batchcl.scoring.retry import retry as score_again
     from batchcl.stop_signal import StopSignal
 
-    changes = flags(
-        fit=fit,
-        max_tps=max_tps,
-        max_in_flight=max_in_flight,
-        transport=transport,
-        max_failures=max_failures,
-        deadline=deadline,
-        grace=grace,
-        max_cost=max_cost,
-        allow_overlap=allow_overlap,
-        sse=sse,
-        sse_kms_key_id=sse_kms_key_id,
-        start_model=start_model,
-        keep_model=keep_model,
-        lease=lease,
-        dead_man_role=dead_man_role,
-        emulator=emulator,
-        emulator_state=emulator_state,
-        profile=profile,
-        region=region,
-    )
-
+    changes, grace = flags(options), options.get("grace")
     try:
         grace_s = GRACE_S if grace is None else grace_seconds(grace)
     except UsageError as error:

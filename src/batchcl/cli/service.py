@@ -1,4 +1,4 @@
-"""What the commands on projects, datasets and models share: the service, questions before a deletion, small talk."""
+"""Shared by the commands on projects, datasets and models: AWS clients, confirmations, progress lines."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask; needed where nobody can be asked.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; required if stdin is not a terminal.")]
 Tags = Annotated[
-    list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="Tag it so; may be repeated.", show_default=False)
+    list[str] | None,
+    typer.Option("--tag", metavar="KEY=VALUE", help="Tag to set; may be repeated.", show_default=False),
 ]
 
 
 class InterruptMessage:
-    """What goes on in AWS if the command ends early; said then, and only then."""
+    """What continues in AWS if the command ends early; printed in that case only."""
 
     def __init__(self) -> None:
         self.text = ""
         self.unless_refused = False
 
     def is_(self, text: str, *, unless_refused: bool = False) -> None:
-        """From here on, `text` is what there is to say; nothing where AWS has refused and so does nothing, if so."""
+        """Set the message; with `unless_refused` it is not printed if AWS refused the request."""
         self.text = text
         self.unless_refused = unless_refused
 
@@ -66,8 +67,8 @@ def with_service(
     The region is `region` if given, as for the AWS CLI; else that of `named` if it is an ARN; else that of the AWS
     settings.
 
-    ^C, SIGTERM, SIGHUP and SIGQUIT end it at once. Their sentence then also says what goes on in AWS, as that of any
-    error does but for the one that tells that it has failed there.
+    ^C, SIGTERM, SIGHUP and SIGQUIT cancel it at once. The error then also says what continues in AWS; so do other
+    errors, except those that say that the operation has failed in AWS.
     """
     import anyio
 
@@ -94,10 +95,10 @@ def with_service(
 
 
 def confirm(what: str, *, yes: bool) -> None:
-    """Ask whether `what`, a sentence that says what will be gone, is meant; `yes` answers it.
+    """Ask for confirmation of `what`, a sentence that says what will be deleted; `yes` confirms.
 
     Raises:
-        UsageError: nobody can be asked, and `yes` isn't given.
+        UsageError: stdin is not a terminal, and `yes` isn't given.
         RefusedError: the answer was no.
     """
     from batchcl.errors import InterruptedRunError, RefusedError, UsageError
@@ -105,9 +106,9 @@ def confirm(what: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{what}; nobody can be asked here, so say --yes if that is meant")
+        raise UsageError(f"{what}; stdin is not a terminal, so pass --yes to confirm")
     try:
-        meant = typer.confirm(f"batchcl: {what}. Go on?", err=True)
+        meant = typer.confirm(f"batchcl: {what}. Continue?", err=True)
     except typer.Abort:
         raise InterruptedRunError("nothing was deleted") from None
     if not meant:
@@ -122,23 +123,23 @@ def parsed_tags(tags: Sequence[str] | None) -> dict[str, str]:
     for each in tags or ():
         key, equals, value = each.partition("=")
         if not key or not equals:
-            raise UsageError(f"{each!r} is no tag; write KEY=VALUE")
+            raise UsageError(f"{each!r} is not a tag; write KEY=VALUE")
         found[key] = value
     return found
 
 
 def report_state(thing: _Named) -> None:
-    """One line for a change of status."""
+    """Print a change of status."""
     write_line(f"{thing.name} is {thing.status}")
 
 
 def report_upload(progress: Uploaded) -> None:
-    """One line for how far an upload is."""
+    """Print the progress of an upload."""
     left = progress.total - progress.there - progress.sent
     if progress.there == progress.total:
-        write_line(f"all {progress.total:,} images are in S3 already")
+        write_line(f"all {progress.total:,} images are already in S3")
     elif not progress.sent:
-        there = f", {progress.there:,} of {progress.total:,} are in S3 already" if progress.there else ""
+        there = f", {progress.there:,} of {progress.total:,} are already in S3" if progress.there else ""
         write_line(f"{left:,} images to upload{there}")
     else:
         write_line(
@@ -148,5 +149,5 @@ def report_upload(progress: Uploaded) -> None:
 
 
 def shown(value: dict[str, Any], *, json: bool) -> dict[str, Any]:
-    """`value` for a program, or without what is empty for a person."""
+    """`value`, without empty fields unless for `json`."""
     return value if json else {name: item for name, item in value.items() if item not in (None, "", (), [], {})}

@@ -1,8 +1,8 @@
-"""Run something async until its end, a signal, or a second one.
+"""Run async work until it ends, or until signals end it.
 
-A supervisor kills some time after its signal, so the first one starts a time limit, the grace. A process that has not
-ended by then, whatever hangs, is ended by a thread. ^C at a terminal has no limit: the user sees what is waited for,
-and may press it again.
+Supervisors kill a process some time after their signal, so the first signal starts a time limit (`--grace`), after
+which a thread ends the process, whatever hangs. ^C at a terminal has no limit: the user sees the
+progress and may press it again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from batchcl.stop_signal import StopSignal
 __all__ = ["GRACE_S", "SIGNALS", "run_until_first_signal", "run_until_signalled"]
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""What ends a command in an orderly way; SIGHUP, of a closed terminal, unless `nohup` has it ignored."""
+"""Signals that end a command in an orderly way; SIGHUP (a closed terminal) unless `nohup` ignores it."""
 
 GRACE_S: Final = 25.0
-"""AWS Batch and Fargate kill after 30."""
+"""Seconds; AWS Batch and Fargate kill 30 s after their signal."""
 
 _EXIT_S: Final = 0.5
 
@@ -40,8 +40,8 @@ _T = TypeVar("_T")
 def run_until_signalled(work: Callable[[StopSignal], Awaitable[_T]], *, grace_s: float) -> _T:
     """Run `work` in a new event loop and return its result, or raise its error.
 
-    The first of `SIGNALS` drains, within `grace_s`. The second cancels at once, but for the stop of the model, which
-    gets ten seconds. A closed terminal may send SIGHUP twice, which counts once.
+    The first of `SIGNALS` drains the run within `grace_s`. The second cancels it at once, except that the stop of the
+    model gets ten seconds. A closed terminal may send SIGHUP twice; that counts as one.
     """
     with ExitStack() as timers:  # also of what the event loop waits for at its end
         return anyio.run(_run, work, grace_s, timers)
@@ -98,7 +98,7 @@ class _OnSignal(Protocol):
 
 
 async def _listening(work: Callable[[], Awaitable[_T]], on_signal: _OnSignal) -> list[_T]:
-    """Await `work` while each signal goes to `on_signal`; its result, or nothing where it was cancelled."""
+    """Await `work` and pass signals to `on_signal`. Returns its result, or an empty list if it was cancelled."""
     result: list[_T] = []
     error: BatchclError | None = None
     async with anyio.create_task_group() as group:
@@ -117,8 +117,8 @@ async def _listen(
     on_signal: _OnSignal, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    heard = [number for number in SIGNALS if not (is_nohup and number is signal.SIGHUP)]
-    with anyio.open_signal_receiver(*heard) as signals:
+    handled = [number for number in SIGNALS if not (is_nohup and number is signal.SIGHUP)]
+    with anyio.open_signal_receiver(*handled) as signals:
         task_status.started()
         async for number in signals:
             on_signal(scope, number)
@@ -130,7 +130,7 @@ def _end_process_after(
     """End the process with a sentence after `limit_s`, unless the timer is cancelled before."""
 
     def end() -> None:
-        text = f"{_reason(number)}, but not over after {limit_s:.0f} s; what is not committed is called for again"
+        text = f"{_reason(number)}, and not finished after {limit_s:.0f} s; uncommitted images will be scored again"
         write_line("; ".join(filter(None, [text, last_words()])), event="error", level="error")
         os._exit(ExitCode.INTERRUPTED if number is signal.SIGINT else ExitCode.STOPPED)
 

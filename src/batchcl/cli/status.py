@@ -1,4 +1,4 @@
-"""`batchcl status` and `batchcl runs`: what the output root tells of its runs."""
+"""`batchcl status` and `batchcl runs`: the runs in an output root."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _OVERVIEW = (
 
 
 def runs(root: Root, *, json: Json = False, csv: Csv = False, profile: Profile = None, region: Region = None) -> None:
-    """All runs of an output root, the oldest first, with what they have cost so far.
+    """List the runs of an output root, oldest first, with their cost so far.
 
-    --json and --csv have all that `batchcl status` shows of a run, its model's ARN among it.
+    --json and --csv include all fields of `batchcl status`, such as the ARN of the model.
 
     Examples:
 
@@ -66,18 +66,18 @@ def runs(root: Root, *, json: Json = False, csv: Csv = False, profile: Profile =
     emit(frame if json or csv else frame.select(_OVERVIEW), json=json, csv=csv, title=f"Runs in {root}")
     for state in states:
         if state.state == "damaged":
-            write_line(f"run {state.run_id} can't be shown: {state.reason}")
+            write_line(f"reading run {state.run_id} failed: {state.reason}")
 
 
 def status(
     root: Root,
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="The newest run if left out.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run id (default: the newest run).")] = None,
     *,
     json: Json = False,
     profile: Profile = None,
     region: Region = None,
 ) -> None:
-    """What became of one run, from the output root alone: also while it goes on, and on another machine.
+    """Show the state of a run. Reads the output root only, so it works during a run and on any machine.
 
     Examples:
 
@@ -106,7 +106,7 @@ def status(
 
 
 async def _check_root(store: Store) -> None:
-    """Raise `OutputError` where the root is none: its name was mistyped."""
+    """Raise `OutputError` if `store` is not an output root, as with a mistyped name."""
     import anyio.to_thread
 
     from batchcl.runs.published import check_root
@@ -115,7 +115,7 @@ async def _check_root(store: Store) -> None:
 
 
 def with_store(work: Callable[[Store], Awaitable[_T]], root: str, *, profile: str | None, region: str | None) -> _T:
-    """Do `work` with the output root `root`, which exists."""
+    """Do `work` with the existing output root `root`."""
     import anyio
 
     from batchcl.runs.store import open_root

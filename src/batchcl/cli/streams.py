@@ -1,7 +1,7 @@
-"""stdout and stderr: data on one, lines about the work on the other, and what happens when they fail.
+"""stdout for data and stderr for log lines, and what happens if writing to them fails.
 
-A failing stderr never ends or changes anything. It is written by a thread, so that a reader that hangs holds nobody up.
-A failing stdout is one error, `StreamError`, whatever the cause.
+A failing stderr never ends or changes a command. A thread writes it, so that a blocked reader does not block it.
+A failing stdout raises `StreamError`, whatever the cause.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _is_json = False
 
 
 class StreamError(BatchclError):
-    """Data can't be written to stdout."""
+    """Writing to stdout failed."""
 
     exit_code = ExitCode.BUG
 
@@ -45,7 +45,7 @@ def install() -> None:
 
 
 def log_as_json(wanted: bool) -> None:
-    """Whether every line on stderr is a JSON object from now on, also those that libraries log."""
+    """Set whether every line on stderr is a JSON object, including those that libraries log."""
     global _is_json  # noqa: PLW0603 - one setting of the process, like the streams themselves
     _is_json = wanted
     if wanted:
@@ -63,7 +63,7 @@ def write_line(text: str, *, event: str = "message", level: str = "info") -> Non
 
 
 def log(event: str, text: str, *, level: str = "info", fields: Mapping[str, Any] | None = None) -> None:
-    """Write one line with the time to stderr: as text, or as an object with `time`, `level`, `event`, `message`."""
+    """Write one line with the time to stderr: text, or an object with `time`, `level`, `event` and `message`."""
     now = dt.datetime.now(dt.UTC)
     if _is_json:
         import orjson
@@ -77,7 +77,7 @@ def log(event: str, text: str, *, level: str = "info", fields: Mapping[str, Any]
 
 
 def log_bug() -> None:
-    """Write the traceback of the error that is being handled to stderr."""
+    """Write the traceback of the current exception to stderr."""
     if _is_json:
         text = str(sys.exception()) or type(sys.exception()).__name__
         log("bug", text, level="error", fields={"traceback": traceback.format_exc()})
@@ -86,7 +86,7 @@ def log_bug() -> None:
 
 
 def _occupy(descriptor: int) -> None:
-    """Keep a standard descriptor that is closed from being given to a file or socket that is opened later."""
+    """Open a closed standard descriptor on /dev/null, so that no later file or socket gets its number."""
     try:
         os.fstat(descriptor)
     except OSError:
@@ -97,10 +97,10 @@ def _occupy(descriptor: int) -> None:
 
 
 class _Standard(io.TextIOBase):
-    """What both streams answer for the one that they stand for.
+    """What the replacements of stdout and stderr share.
 
     Args:
-        stream: None where it was closed when the process started.
+        stream: the original; None if it was closed when the process started.
         descriptor: its number.
     """
 
@@ -123,7 +123,7 @@ class _Standard(io.TextIOBase):
 
 
 class _Stdout(_Standard):
-    """Raises `StreamError` at the first write that fails, and drops what comes after it."""
+    """Raises `StreamError` at the first failing write, and drops later output."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream, 1)
@@ -155,11 +155,11 @@ class _Stdout(_Standard):
         except (OSError, ValueError) as error:
             self._failed = True
             reason = getattr(error, "strerror", None) or str(error)
-            raise StreamError(f"writing to stdout failed: {reason}; check where it leads") from error
+            raise StreamError(f"writing to stdout failed: {reason}; check its destination") from error
 
 
 class _Stderr(_Standard):
-    """Passes text to a thread that writes it; drops text when 1,000 pieces wait, and whatever fails to be written."""
+    """Passes text to a thread that writes it. Drops text while 1,000 pieces are waiting, and what can't be written."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream, 2)
@@ -182,7 +182,7 @@ class _Stderr(_Standard):
         return len(text)
 
     def flush(self) -> None:
-        """Wait until everything is written, but not for a stream that hangs."""
+        """Wait until everything is written, but not for a blocked stream."""
         with self._changed:
             if not self._is_stuck:
                 self._is_stuck = not self._changed.wait_for(lambda: self._is_idle, _FLUSH_S)
@@ -203,7 +203,7 @@ class _Stderr(_Standard):
 
 
 class _JsonHandler(logging.Handler):
-    """What libraries log, as JSON; but for the SDK, whose errors are reported where they are raised."""
+    """Log records of libraries as JSON, except the SDK's, whose errors are reported where they are raised."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.name.partition(".")[0] not in {"aiobotocore", "botocore"}

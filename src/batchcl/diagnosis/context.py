@@ -98,6 +98,6 @@ def target_of(config: Path | None = None, flags: Mapping[str, Any] | None = None
     return CheckTarget(
         job=job,
         has_model=has_model,
-        has_sources=job.sources != (_NOT_GIVEN,),
-        has_out=job.out != _NOT_GIVEN,
+        has_sources=job.source_names != (_NOT_GIVEN,),
+        has_out=job.root != _NOT_GIVEN,
     )

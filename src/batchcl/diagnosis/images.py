@@ -44,7 +44,7 @@ async def check_job_sources(context: CheckContext) -> CheckResult:
     async with AsyncExitStack() as stack:
         pages = await first_page(closing_with(stack, sources.selection.pages()), sources, context.job)
         context.page = (await anext(pages)).images
-    names = [context.job.from_results] if context.job.from_results is not None else context.job.sources
+    names = [context.job.results_root] if context.job.results_root is not None else context.job.source_names
     text = f"{len(names)} sources" if len(names) > 1 else names[0]
     if sources.lines is not None:
         text += f", {counted(sources.lines, 'line')}"

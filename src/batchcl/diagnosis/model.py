@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from batchcl.aws.account import DEFAULTS, Quotas, read_quotas
-from batchcl.aws.models import IN_USE, Units, describe, list_models
+from batchcl.aws.models import IN_USE, describe, list_models
 from batchcl.aws.tags import list_tags
 from batchcl.diagnosis.context import CheckContext, CheckResult
 from batchcl.diagnosis.findings import CheckStatus
 from batchcl.errors import CredentialsError, RefusedError
 from batchcl.events import SilentObserver
 from batchcl.lifetime.manager import ModelManager
-from batchcl.quantities import counted
+from batchcl.quantities import Units, counted
 from batchcl.scoring.connections import EMULATED_UNITS
 from batchcl.stop_signal import StopSignal
 

@@ -15,7 +15,7 @@ __all__ = ["check_output"]
 
 async def check_output(context: CheckContext) -> CheckResult:
     """Whether the output root can be written and refuses to create an object twice; the test object is removed."""
-    new_folders = await anyio.to_thread.run_sync(_missing_folders, context.job.out)
+    new_folders = await anyio.to_thread.run_sync(_missing_folders, context.job.root)
     try:
         store = await open_store(context.job, context.aws)
     finally:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import anyio
 
 from batchcl.arns import ModelArn
-from batchcl.aws.models import IN_USE, Units, describe
+from batchcl.aws.models import IN_USE, describe
 from batchcl.aws.tags import untag
 from batchcl.errors import ModelError
 from batchcl.events import SilentObserver
@@ -17,6 +17,7 @@ from batchcl.lifetime.lease_tags import MANUAL_KEY, LeaseTag, Role
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease, RemoveSchedule, clear_leases
 from batchcl.lifetime.state_machine import ModelState
+from batchcl.quantities import Units
 from batchcl.stop_signal import StopSignal
 
 __all__ = ["end_lease", "start", "start_for"]

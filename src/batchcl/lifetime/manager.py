@@ -16,7 +16,7 @@ import anyio
 
 from batchcl.arns import ModelArn
 from batchcl.aws.errors import cause_code, cause_status, was_too_late
-from batchcl.aws.models import START_TIMEOUT_S, STARTABLE, UP, Model, Units, describe, start, stop, wait
+from batchcl.aws.models import START_TIMEOUT_S, STARTABLE, UP, Model, describe, start, stop, wait
 from batchcl.errors import (
     BatchclError,
     CredentialsError,
@@ -31,6 +31,7 @@ from batchcl.errors import (
 from batchcl.events import Notice, Observer, SafeObserver
 from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.state_machine import ModelAction, ModelEvent, ModelLife, ModelState, event_for_status, step
+from batchcl.quantities import Units
 from batchcl.stop_signal import MODEL, StopSignal
 
 __all__ = ["DOLLARS_PER_UNIT_HOUR", "ModelManager"]

@@ -14,7 +14,6 @@ import anyio
 import anyio.to_thread
 
 from batchcl.arns import ModelArn
-from batchcl.aws.models import Units
 from batchcl.aws.names import find_trained_model, region_in
 from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
@@ -25,6 +24,7 @@ from batchcl.lifetime.lease_tags import lease_key
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease, RemoveSchedule
 from batchcl.lifetime.scheduled_stop import ScheduledStop, remove_schedule
+from batchcl.quantities import Units
 from batchcl.runs.layout import expand_home
 from batchcl.stop_signal import StopSignal
 
@@ -62,7 +62,7 @@ async def open_manager(
         begun_at: start of the run on the loop's clock; the deadline is counted from here.
     """
     holder, observer = holder_name(run_id, root), SafeObserver(observer)
-    deadline_s, role = job.deadline_s, job.dead_man_role
+    deadline_s, role = job.deadline_s, job.scheduled_stop_role
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(aws.rekognition(region=model.region, once=_NOT_RETRIED))
         clock = ServiceClock(control)
@@ -107,7 +107,7 @@ def holder_name(run_id: str, root: str) -> str:
     return f"run {run_id} in {root}" if root.startswith("s3://") else f"run {run_id} in {socket.gethostname()}:{root}"
 
 
-_DEFAULT_STATE: Final = "~/.cache/batchcl/emulator"
+DEFAULT_STATE: Final = "~/.cache/batchcl/emulator"
 """Default of `--emulator-state`."""
 
 _EMULATED_TPS_PER_UNIT: Final = 10.0
@@ -131,7 +131,7 @@ async def open_service(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
         aws = Aws(AwsSettings(profile=job.profile, region=job.region))
         yield aws, await _resolve_model(aws, job.model)
         return
-    state = await anyio.to_thread.run_sync(_emulator_state, job.emulator_state or _DEFAULT_STATE)
+    state = await anyio.to_thread.run_sync(_emulator_state, str(job.emulator_state or DEFAULT_STATE))
     try:
         from batchcl.emulator.demo import demo_model
         from batchcl.emulator.process import running_emulator

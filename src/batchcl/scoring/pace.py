@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from batchcl.aws.models import Units
 from batchcl.errors import BatchclError, OutputError, StalledError, UnreachableError
 from batchcl.events import Notice, Observer
 from batchcl.pacing.controller import START_TPS, RateController
 from batchcl.pacing.pacer import AdaptivePacer
+from batchcl.quantities import Units
 from batchcl.runs.learned_rate import LearnedRate, read_learned, write_learned
 from batchcl.runs.store import Store
 from batchcl.stop_signal import RECORDS, StopSignal

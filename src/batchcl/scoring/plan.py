@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from batchcl.arns import ModelArn
-from batchcl.aws.models import MAX_UNITS
 from batchcl.aws.session import Aws
 from batchcl.errors import OutputError
 from batchcl.events import Observer, SilentObserver
 from batchcl.images import check_limits
 from batchcl.job import Job
 from batchcl.lifetime.manager import DOLLARS_PER_UNIT_HOUR
+from batchcl.quantities import MAX_UNITS
 from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.store import Store
 from batchcl.scoring.connections import open_service
@@ -136,7 +136,7 @@ async def _incremental_filter(job: Job, aws: Aws, model: ModelArn) -> Incrementa
     if not job.incremental:
         return None
     try:
-        store = await Store.open_async(job.out, aws=aws)
+        store = await Store.open_async(job.root, aws=aws)
     except OutputError:
         return None
     return IncrementalFilter(store, model, fit=job.fit, retry_failed=job.retry_failed)

@@ -192,7 +192,7 @@ async def acquire_lease(
 
 async def open_store(job: Job, aws: Aws) -> Store:
     """Open the job's output root, and check that it can be written."""
-    store = await Store.open_async(job.out, aws=aws, create=True, encryption=job.encryption)
+    store = await Store.open_async(job.root, aws=aws, create=True, encryption=job.encryption)
     await store.check_writable(single_writer=job.single_writer)
     return store
 

@@ -103,18 +103,18 @@ async def check_sources(
     """
     filters = job.filters(at)
     buckets = BucketChecks(aws, region=model.region, cross_region=job.cross_region)
-    if job.from_results is not None:
+    if job.results_root is not None:
         where = None if job.where is None else Condition(job.where)
-        sources: list[Source] = [await open_outcomes(job.from_results, aws=aws, where=where, leave_out_run=job.run_id)]
+        sources: list[Source] = [await open_outcomes(job.results_root, aws=aws, where=where, leave_out_run=job.run_id)]
     else:
         sources = await open_sources(
-            job.sources,
+            job.source_names,
             files,
             aws=aws,
             region=model.region,
             options=job.lists,
             transport=job.transport,
-            out=output_root(job.out),
+            out=output_root(job.root),
             buckets=buckets,
         )
     checks = [await source.check() for source in sources]
@@ -130,7 +130,7 @@ async def check_sources(
         observer.notice(Notice("cross-region", text, {"bucket": bucket, "region": region}))
     if (hint := confidence_hint(job.min_confidence)) is not None:
         observer.notice(Notice("min-confidence", hint, level="warning"))
-    if job.where is not None and job.from_results is None:
+    if job.where is not None and job.results_root is None:
         filters = replace(filters, where=await condition_on(Condition(job.where), sources))
     left_out = sum((Counter(checked.left_out) for checked in checks), Counter[str]())
     return CheckedSources(
@@ -201,7 +201,7 @@ async def first_page(
 
 def _no_image_message(sources: CheckedSources, job: Job) -> str:
     """Say why there is no image to score, and what to check."""
-    names = job.from_results or ", ".join(job.sources)
+    names = job.results_root or ", ".join(job.source_names)
     filtered = [f"{count:,} by {describe_filters(name)}" for name, count in sources.filtered.items()]
     left_out = {**sources.left_out, "bad lines": sources.bad_lines}
     others = [f"{count:,} {what}" for what, count in left_out.items() if count]
@@ -213,12 +213,12 @@ def _no_image_message(sources: CheckedSources, job: Job) -> str:
 
 
 def _what_to_check(sources: CheckedSources, job: Job) -> str:
-    if job.from_results is None:
+    if job.results_root is None:
         return "check the filters" if sources.filtered else "check the prefix or path"
     if not sources.lines:
         return (
             "no run has published a row there; a stopped run publishes its rows when it is resumed: see "
-            f"{command('runs', job.from_results)}"
+            f"{command('runs', job.results_root)}"
         )
     return "name the archives themselves as SOURCE" if MEMBERS in sources.left_out else "check the filters"
 

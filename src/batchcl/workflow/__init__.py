@@ -29,7 +29,6 @@ from batchcl.aws.datasets import (
 )
 from batchcl.aws.models import (
     Model,
-    Units,
     copy_model,
     delete_model,
     describe,
@@ -58,6 +57,7 @@ from batchcl.lifetime.by_hand import end_lease, start, start_for
 from batchcl.lifetime.lease_tags import LeaseTag
 from batchcl.lifetime.model_lease import clear_leases
 from batchcl.lifetime.reaper import Reaped, ReapOutcome, reap
+from batchcl.quantities import Units
 from batchcl.workflow.connection import WorkflowClients, connect
 from batchcl.workflow.create import Added, Created, add_local, create_from_local
 from batchcl.workflow.evaluation import Confused, LabelScore, Mistake, ModelEvaluation, evaluate_model, evaluation_of

@@ -57,7 +57,7 @@ def refuse_skipped(local: LocalDataset) -> None:
     more = f"; and {len(local.skipped) - _SHOWN} more" if len(local.skipped) > _SHOWN else ""
     raise SourceError(
         f"{len(local.skipped)} files or lines can't be used: {shown}{more}. Fix or remove them, or skip them with "
-        "--skip-unfit."
+        "--skip-invalid."
     )
 
 
@@ -82,7 +82,7 @@ async def check_manifest(s3: Any, manifest: S3Location) -> None:
     if bad:
         raise SourceError(
             f"{len(bad)} lines of {manifest} can't be used: {'; '.join(bad[:_SHOWN])}. Correct them, or skip them: "
-            "download the manifest and pass the file with --upload-to and --skip-unfit."
+            "download the manifest and pass the file with --upload-to and --skip-invalid."
         )
     if unfinished:
         raise SourceError(

@@ -144,7 +144,7 @@ def test_evaluate_shows_summary_labels_and_confusion(root: Root, make: type[Make
         ["bad_lines", "1"],
         ["macro_f1", "0.3333"],
     ]
-    assert shown.splitlines()[-2:] == ["cat               1", "dog               1"]
+    assert shown.splitlines()[-2:] == ["cat                 1", "dog                 1"]
     answer = orjson.loads(good("evaluate", root, "--truth", truth, "--skip-bad-lines", "--json"))
     assert answer["summary"]["images"] == 2
     assert answer["confusion"] == [
@@ -157,13 +157,13 @@ def test_evaluate_shows_summary_labels_and_confusion(root: Root, make: type[Make
 def test_many_labels_show_the_most_frequent_mistakes(root: Root, make: type[Make], tmp_path: Path) -> None:
     root.results(*(make.scored(f"s3://bucket/{at}", Label(f"found{at}", 90)) for at in range(20)))
     truth = write_truth(tmp_path / "t.manifest", *(f"true{at}" for at in range(20)))
-    assert "most frequent mistakes" in good("evaluate", root, "--truth", truth, "--skip-bad-lines")
+    assert "Most frequent mistakes" in good("evaluate", root, "--truth", truth, "--skip-bad-lines")
 
 
 def test_a_confusion_with_a_label_called_truth_is_shown(root: Root, make: type[Make], tmp_path: Path) -> None:
     root.results(make.scored("s3://bucket/0", Label("truth", 90)))
     truth = write_truth(tmp_path / "t.manifest", "truth")
-    assert "surest" in good("evaluate", root, "--truth", truth, "--skip-bad-lines")
+    assert "most confident label" in good("evaluate", root, "--truth", truth, "--skip-bad-lines")
 
 
 def at_a_terminal(frame: pl.DataFrame, columns: int, monkeypatch: pytest.MonkeyPatch) -> str:

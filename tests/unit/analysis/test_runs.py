@@ -125,7 +125,7 @@ def test_a_damaged_run_is_named_on_stderr_and_the_others_are_shown(root: Path, c
         ("other", "done"),
     ]
     (said,) = done.err.splitlines()
-    assert said.startswith(f"batchcl: run n1 can't be shown: {root}/runs/n1/summary.json is damaged: ")
+    assert said.startswith(f"batchcl: reading run n1 failed: {root}/runs/n1/summary.json is damaged: ")
     assert cli("status", root, "--json").json["run_id"] == "other", "the newest"
     broken = cli("status", root, "n1")
     assert broken.code != 0

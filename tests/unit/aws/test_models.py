@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.arns import ModelArn
-from batchcl.aws.models import Model, Units, describe, list_models, start, stop, wait
+from batchcl.aws.models import Model, describe, list_models, start, stop, wait
 from batchcl.errors import CredentialsError, ModelError, StoppedError, UnreachableError, UsageError
+from batchcl.quantities import Units
 from unit.aws.models_service import refused
 from virtual import run_virtual
 
@@ -98,7 +99,7 @@ def test_units_are_a_minimum_with_or_without_a_maximum(text: str, units: Units) 
 
 @pytest.mark.parametrize("text", ["", ":", "1:", ":3", "x", "1.5", "1:2:3", "1-3", "one"])
 def test_other_text_is_refused_with_the_form_of_units(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is not a number of inference units; write MIN or MIN:MAX"):
+    with pytest.raises(UsageError, match=r"are not inference units; write MIN or MIN:MAX"):
         Units.parse(text)
 
 

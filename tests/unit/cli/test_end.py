@@ -53,14 +53,14 @@ def said(
 
 def test_the_table_is_named_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
     code, end = said(capsys, scored=1, failed=0)
-    assert (code, end) == (0, "batchcl: the table lies in /out/results; ask it with `batchcl labels /out`\n")
+    assert (code, end) == (0, "batchcl: results are in /out/results; query them with `batchcl labels /out`\n")
 
 
 def test_without_a_scored_image_the_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     code, end = said(capsys, scored=0, failed=1, tolerated=False)
     assert code == ExitCode.FAILURES
     assert end.startswith(
-        "batchcl: no image was scored; see `batchcl failures /out --run r` for why\nbatchcl: 1 image fa"
+        "batchcl: no image was scored; list the reasons with `batchcl failures /out --run r`\nbatchcl: 1 image fa"
     )
 
 
@@ -71,10 +71,10 @@ def test_a_run_without_images_names_no_table(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("retryable", "fittable", "advice"),
     [
-        (0, 0, "; a retry would not change that"),
-        (2, 0, ", and `batchcl retry /out r` to score 2 again"),
-        (0, 3, ", and `batchcl retry /out r --fit` to score 3 again"),
-        (2, 3, ", and `batchcl retry /out r` to score 2 again or `batchcl retry /out r --fit` to score 3 again"),
+        (0, 0, "; a retry would fail again"),
+        (2, 0, "; run `batchcl retry /out r` to retry 2 images"),
+        (0, 3, "; run `batchcl retry /out r --fit` to retry 3 images"),
+        (2, 3, "; run `batchcl retry /out r` to retry 2 images or `batchcl retry /out r --fit` to retry 3 images"),
         (None, None, ""),
     ],
 )
@@ -83,4 +83,6 @@ def test_a_retry_is_recommended_only_where_images_may_succeed(
 ) -> None:
     code, end = said(capsys, scored=1, failed=5, tolerated=False, retryable=retryable, fittable=fittable)
     assert code == ExitCode.FAILURES
-    assert end.endswith(f"5 images failed, more than --max-failures allows; see `batchcl failures /out`{advice}\n")
+    assert end.endswith(
+        f"5 images failed, more than --max-failures allows; list them with `batchcl failures /out`{advice}\n"
+    )

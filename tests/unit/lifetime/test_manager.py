@@ -13,13 +13,13 @@ import pytest
 from botocore.exceptions import ConnectionClosedError
 
 from batchcl.arns import ModelArn
-from batchcl.aws.models import Units
 from batchcl.errors import BatchclError, CredentialsError, ModelError, RefusedError, StoppedError
 from batchcl.events import Notice, Progress
 from batchcl.lifetime.lease_tags import LeaseTag, Role, lease_key
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.state_machine import ModelState
+from batchcl.quantities import Units
 from batchcl.stop_signal import StopSignal
 from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused
 from virtual import run_virtual

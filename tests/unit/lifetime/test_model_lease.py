@@ -11,7 +11,6 @@ import anyio
 import pytest
 
 from batchcl.arns import ModelArn
-from batchcl.aws.models import Units
 from batchcl.errors import CredentialsError, ModelError, RefusedError, UnreachableError
 from batchcl.lifetime.by_hand import end_lease, start, start_for
 from batchcl.lifetime.lease_tags import (
@@ -27,6 +26,7 @@ from batchcl.lifetime.lease_tags import (
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease, clear_leases
 from batchcl.lifetime.state_machine import ModelEvent
+from batchcl.quantities import Units
 from batchcl.stop_signal import StopSignal
 from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused
 from virtual import run_virtual

@@ -83,7 +83,7 @@ def test_unusable_files_are_skipped_with_a_reason(tmp_path, put, name, data, cod
     found = read_local(tmp_path)
     (skipped,) = found.skipped
     assert (skipped.path, skipped.code) == (str(tmp_path / name), code)
-    with pytest.raises(SourceError, match=r"1 files or lines can't be used: .*--skip-unfit"):
+    with pytest.raises(SourceError, match=r"1 files or lines can't be used: .*--skip-invalid"):
         refuse_skipped(found)
 
 
@@ -128,7 +128,7 @@ def test_images_outside_the_manifests_folder_get_unique_keys(tmp_path, put):
 
 def test_a_broken_manifest_line_is_named(tmp_path, put):
     put("a.manifest", b'{"source-ref": "s3://b/a"}\n{"source-ref": 1}\n')
-    with pytest.raises(SourceError, match=r"1 files or lines can't be used: .*a\.manifest, line 2: .*--skip-unfit"):
+    with pytest.raises(SourceError, match=r"1 files or lines can't be used: .*a\.manifest, line 2: .*--skip-invalid"):
         refuse_skipped(read_local(tmp_path / "a.manifest"))
 
 

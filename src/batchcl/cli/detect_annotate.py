@@ -1,4 +1,4 @@
-"""`--annotate`: where the drawn pictures go."""
+"""`batchcl detect --annotate`: draws boxes and labels into copies of the images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Drawing"]
 
 
 class Drawing:
-    """Keeps the bytes of the images until their labels are known, and draws them then.
+    """Keeps the bytes of the images until their labels are known, then draws them.
 
     Args:
-        out: a file for one image, OUT.png or OUT.jpg; or a directory, which is made where there is none.
-        images: that will be drawn.
+        out: OUT.png or OUT.jpg for one image; or a directory, which is created if missing.
+        images: to draw.
 
     Raises:
-        UsageError: `out` can't be what it has to be.
+        UsageError: `out` is neither.
     """
 
     def __init__(self, out: Path, images: Sequence[ImageInput]) -> None:
@@ -35,11 +35,11 @@ class Drawing:
         self._data: dict[int, bytes] = {}
 
     def keep(self, image: ImageInput, data: bytes) -> None:
-        """Take over the bytes of `image`."""
+        """Keep the bytes of `image`."""
         self._data[self._numbers[id(image)]] = data
 
     def draw(self, found: Sequence[DetectResult]) -> None:
-        """Write the picture of each image that has an answer.
+        """Write the picture of each image that has a response.
 
         Raises:
             OutputError: a file can't be written.
@@ -53,26 +53,26 @@ class Drawing:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(drawn)
             except ImageError as error:
-                write_line(f"{each.name} isn't drawn: {error}")
+                write_line(f"drawing {each.name} failed: {error}")
             except OSError as error:
-                raise OutputError(f"can't write {file}: {error.strerror}; check --annotate") from error
+                raise OutputError(f"writing {file} failed: {error.strerror}; check --annotate") from error
             else:
-                write_line(f"{each.name} is drawn in {file}")
+                write_line(f"{each.name} is drawn to {file}")
 
 
 def _files(out: Path, images: Sequence[ImageInput]) -> list[Path]:
-    """A file an image, each another one."""
+    """A different file for each image."""
     if not out.is_dir():
         if drawing_format(out.name) is not None and len(images) == 1:
             return [out]
         if drawing_format(out.name) is not None or out.exists():
             raise UsageError(
-                f"--annotate {out}: for one image it is OUT.png or OUT.jpg; for {len(images)} it has to be a directory"
+                f"--annotate {out}: for {len(images)} images, name a directory"
                 if len(images) > 1
-                else f"--annotate {out}: it is there, and neither a directory nor OUT.png or OUT.jpg; name one of these"
+                else f"--annotate {out}: this file is not a PNG or JPEG; name OUT.png, OUT.jpg or a directory"
             )
         if out.suffix:
-            raise UsageError(f"--annotate {out}: write OUT.png or OUT.jpg, or name a directory")
+            raise UsageError(f"--annotate {out}: unknown format; name OUT.png, OUT.jpg or a directory")
     names: list[str] = []
     for each in images:
         stem = "stdin" if each.name == "-" else Path(each.name.rpartition("/")[2]).stem or "image"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchcl.cli.evaluate import show_confusion
+from batchcl.cli.model_versions import KmsKey, Name, Output, Timeout, emit_model, new_version
 from batchcl.cli.options import Json, Profile, Region
 from batchcl.cli.service import InterruptMessage, Tags, parsed_tags, report_state, shown, with_service
 from batchcl.cli.streams import write_line
-from batchcl.cli.versions import KmsKey, Name, Output, Timeout, emit_model, new_version
 
 if TYPE_CHECKING:
     from batchcl.workflow import Model, ModelEvaluation, WorkflowClients
@@ -22,7 +22,7 @@ __all__ = ["evaluate", "train"]
 
 def train(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="PROJECT@VERSION, the version being new.", show_default=False)
+        str, typer.Argument(metavar="MODEL", help="PROJECT@VERSION, with a new version.", show_default=False)
     ],
     *,
     output: Output,
@@ -31,7 +31,7 @@ def train(
         typer.Option(
             "--train-manifest",
             metavar="S3-URI",
-            help="For a project without datasets: learn from this manifest; may be repeated.",
+            help="Training manifest, for a project without datasets; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -40,11 +40,13 @@ def train(
         typer.Option(
             "--test-manifest",
             metavar="S3-URI",
-            help="Test with this manifest; left out, the service puts a fifth of the training images aside.",
+            help="Test manifest (default: the service uses a fifth of the training images).",
             show_default=False,
         ),
     ] = None,
-    description: Annotated[str | None, typer.Option("--description", help="In words.", show_default=False)] = None,
+    description: Annotated[
+        str | None, typer.Option("--description", help="Description of the version.", show_default=False)
+    ] = None,
     kms_key: KmsKey = None,
     tag: Tags = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is TRAINING_COMPLETED.")] = True,
@@ -53,7 +55,7 @@ def train(
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Train a model on a project's datasets; it takes 30 minutes to 24 hours at $1 an hour.
+    """Train a model on a project's datasets. Takes 30 minutes to 24 hours, at $1 per hour.
 
     Examples:
 
@@ -66,7 +68,7 @@ def train(
 
     project, version = new_version(model, what="new model")
     if test_manifest and not train_manifest:
-        raise UsageError("--test-manifest needs --train-manifest; a project's datasets are trained with by themselves")
+        raise UsageError("--test-manifest needs --train-manifest; without both, the project's datasets are used")
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         client = service.rekognition
@@ -85,11 +87,11 @@ def train(
         if not wait:
             return await workflow.describe(client, arn)
         afterwards.is_(
-            f"the training of {arn.name} goes on in AWS at $1.00 an hour, and nothing stops it; follow it with "
+            f"the training of {arn.name} continues in AWS at $1.00 an hour and cannot be stopped; wait for it with "
             f"`batchcl model wait {arn.name} --until TRAINING_COMPLETED`"
         )
         trained = await workflow.wait_trained(client, arn, timeout_s=timeout * 60, on_state=report_state)
-        _tell_bill(trained)
+        _report_bill(trained)
         return trained
 
     emit_model(with_service(work, profile=profile, region=region, named=project), json=json)
@@ -99,15 +101,15 @@ def evaluate(
     model: Name,
     *,
     mistakes: Annotated[
-        int, typer.Option("--mistakes", metavar="N", min=0, help="Also the N surest wrong predictions.")
+        int, typer.Option("--mistakes", metavar="N", min=0, help="Show the N most confident wrong predictions.")
     ] = 0,
     profile: Profile = None,
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """How good a model is on its test set, by what its training wrote; nothing runs and nothing is billed.
+    """Show the quality of a model on its test set, from its training results; free of charge.
 
-    F1, precision, recall and the assumed threshold of each label, and which labels are taken for which.
+    F1, precision, recall and assumed threshold of each label, and which labels are confused.
 
     Examples:
 
@@ -151,13 +153,13 @@ def _show(tables: dict[str, Any]) -> None:
         show_confusion(frame, values="share" if frame["images"].null_count() else "images")
     if tables["mistakes"]:
         sys.stdout.write("\n")
-        emit(pl.DataFrame(tables["mistakes"], infer_schema_length=None), title="Wrong predictions, the surest first")
+        emit(pl.DataFrame(tables["mistakes"], infer_schema_length=None), title="Most confident wrong predictions")
 
 
-def _tell_bill(model: Model) -> None:
+def _report_bill(model: Model) -> None:
     from batchcl.aws.models import DOLLARS_PER_TRAINING_HOUR
 
     if model.training_seconds is not None:
         hours = model.training_seconds / 3600
         took = f"{hours:.1f} hours" if hours >= 1 else f"{model.training_seconds / 60:.1f} minutes"
-        write_line(f"{took} of training are billed, ${hours * DOLLARS_PER_TRAINING_HOUR:.2f}")
+        write_line(f"billed for {took} of training: ${hours * DOLLARS_PER_TRAINING_HOUR:.2f}")

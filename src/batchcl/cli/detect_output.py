@@ -1,4 +1,4 @@
-"""A service response on stdout: JSON, YAML, the AWS CLI's text, or a table; whole, or what a query selects."""
+"""A service response, or what a query selects of it, as JSON, YAML, the AWS CLI's text, or a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Form", "Query", "show", "text_lines"]
 
 
 class Form(StrEnum):
-    """How an answer is written."""
+    """The output format of a response."""
 
     JSON = "json"
     YAML = "yaml"
@@ -24,7 +24,7 @@ class Form(StrEnum):
 
 
 class Query:
-    """A JMESPath expression; raises `UsageError` where it is none. Source: https://jmespath.org/specification.html."""
+    """A JMESPath expression; raises `UsageError` if it is not valid. Source: https://jmespath.org/specification.html."""
 
     def __init__(self, expression: str) -> None:
         import jmespath
@@ -34,19 +34,19 @@ class Query:
         try:
             self._compiled = jmespath.compile(expression)
         except JMESPathError as error:
-            raise UsageError(f"--query {expression!r} is no JMESPath: {_one_line(error)}") from error
+            raise UsageError(f"--query {expression!r} is not valid JMESPath: {_one_line(error)}") from error
         self._expression = expression
 
     def of(self, value: Any) -> Any:
-        """What the query takes of `value`; None for nothing."""
+        """What the query selects of `value`; None for nothing."""
         try:
             return self._compiled.search(value)
         except self._errors as error:
-            raise UsageError(f"--query {self._expression!r} doesn't fit the answer: {_one_line(error)}") from error
+            raise UsageError(f"--query {self._expression!r} failed on the response: {_one_line(error)}") from error
 
 
 def show(value: Any, form: Form) -> None:
-    """Write `value`, which is JSON's, to stdout."""
+    """Write `value`, a JSON value, to stdout."""
     if form is Form.JSON:
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     elif form is Form.YAML:

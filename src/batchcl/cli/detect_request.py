@@ -1,4 +1,4 @@
-"""A whole DetectCustomLabels request as JSON: read, and its skeleton."""
+"""A DetectCustomLabels request as JSON: reading one, and an empty one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _S3Object(_Shape):
 
 
 def _decoded(text: object) -> object:
-    """The bytes that `text` encodes; base64 may be wrapped in lines."""
+    """The bytes in `text`, base64 with or without line breaks."""
     if not isinstance(text, str):
         return text
     try:
@@ -57,7 +57,7 @@ class _Image(_Shape):
 
 
 class DetectRequest(_Shape):
-    """The input of DetectCustomLabels, under the API's names. What is empty, as in the skeleton, is left out."""
+    """The input of DetectCustomLabels, with the API's names. Empty fields, as in the skeleton, are ignored."""
 
     model: Annotated[str | None, Field(alias="ProjectVersionArn")] = None
     image: Annotated[_Image | None, Field(alias="Image")] = None
@@ -65,7 +65,7 @@ class DetectRequest(_Shape):
     min_confidence: Annotated[float | None, Field(alias="MinConfidence", ge=0, le=100)] = None
 
     def given(self) -> ImageInput | None:
-        """The image, or None where the request has none."""
+        """The image, or None if the request has none."""
         where = None if self.image is None else self.image.s3_object
         if where is not None and where.bucket and where.name:
             uri = f"s3://{where.bucket}/{where.name}"
@@ -77,10 +77,10 @@ class DetectRequest(_Shape):
 
 
 def read_request(source: str) -> DetectRequest:
-    """The request that `source` is, or that is in the file of this path or `file://` URI, or on stdin for `-`.
+    """Read a request from JSON text, from a path or `file://` URI, or from stdin for `-`.
 
     Raises:
-        UsageError: there is no such file, or it is not a request.
+        UsageError: the file is missing, or is not a request.
     """
     name = " on stdin" if source == "-" else f" {source}"
     try:
@@ -98,12 +98,12 @@ def read_request(source: str) -> DetectRequest:
         parts = [f"{'.'.join(map(str, found['loc'])) or 'JSON'}: {found['msg']}" for found in error.errors()]
         raise UsageError(
             f"--input-json{name} is not a DetectCustomLabels request: {'; '.join(parts)}; "
-            "see `batchcl detect --skeleton`"
+            "print an empty one with `batchcl detect --skeleton`"
         ) from error
 
 
 def skeleton() -> dict[str, Any]:
-    """A request with everything in it, empty: from the API's own model."""
+    """An empty request with all fields, from the API's service model."""
     from botocore.session import get_session
     from botocore.utils import ArgumentGenerator
 

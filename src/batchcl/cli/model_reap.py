@@ -19,18 +19,20 @@ __all__ = ["reap"]
 
 def reap(
     *,
-    project: Annotated[str | None, typer.Option("--project", help="Of this project only.", show_default=False)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and change nothing.")] = False,
+    project: Annotated[
+        str | None, typer.Option("--project", help="Only models of this project.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")] = False,
     profile: Profile = None,
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Stop the models whose run has died: RUNNING, with a lease that has ended. All others are left alone.
+    """Stop RUNNING models whose lease has expired, because their run has died. Other models are not touched.
 
-    A run tags a model that it starts with a lease, and renews that while it lives; `model start --for` gives one too.
-    Have cron call this every few minutes: then no kill -9 and no power cut leaves a model running for long.
+    A run tags a model that it starts with a lease and renews it; `model start --for` sets one, too. Call this command
+    from cron every few minutes, and no kill -9 or power cut leaves a model running for long.
 
-    Ends with 0 when there is nothing left to do, with 4 when a model could not be stopped yet: call it again.
+    Exits with 0 if nothing is left to do, and with 4 if a model could not be stopped yet: repeat the command.
 
     Examples:
 
@@ -59,8 +61,8 @@ def reap(
     if rows or json:
         emit(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String)), json=json)
     else:
-        write_line("no model runs, and no lease has ended")
+        write_line("no model is running, and no lease has expired")
     unfinished = [each for each in found if each.done.unfinished]
     if unfinished:
         which = "; ".join(f"{each.model}: {each.reason}" for each in unfinished)
-        raise StoppedError(f"there is something left to stop, so call it again: {which}")
+        raise StoppedError(f"some models are not stopped yet; repeat the command: {which}")

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 
-from batchcl.cli.response_format import Form, Query, show, text_lines
+from batchcl.cli.detect_output import Form, Query, show, text_lines
 from batchcl.errors import UsageError
 
 scalars = st.none() | st.booleans() | st.integers(-(10**15), 10**15) | st.floats(allow_nan=False, allow_infinity=False)
@@ -79,9 +79,9 @@ def test_text_is_a_line_an_object_with_its_scalars_by_name(value: Any, lines: li
 def test_a_query_takes_its_part_and_a_bad_one_is_refused() -> None:
     assert Query("CustomLabels[?Confidence > `60`].Name").of(ANSWER) == ["cat"]
     assert Query("Nothing").of(ANSWER) is None
-    with pytest.raises(UsageError, match="is no JMESPath"):
+    with pytest.raises(UsageError, match="is not valid JMESPath"):
         Query("CustomLabels[")
-    with pytest.raises(UsageError, match="doesn't fit the answer"):
+    with pytest.raises(UsageError, match="failed on the response"):
         Query("length(Nothing)").of(ANSWER)
 
 

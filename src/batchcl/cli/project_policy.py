@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Say who else may copy a project's models.", no_args_is_help=True)
+app = typer.Typer(help="Allow other accounts to copy a project's models.", no_args_is_help=True)
 
 Project = Annotated[str, typer.Argument(metavar="PROJECT", help="The project's name or ARN.", show_default=False)]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The policy's name.", show_default=False)]
 Revision = Annotated[
     str | None,
-    typer.Option("--revision", metavar="ID", help="Only if this is the newest revision.", show_default=False),
+    typer.Option("--revision", metavar="ID", help="Only if this is the current revision.", show_default=False),
 ]
 
 
@@ -32,7 +32,7 @@ Revision = Annotated[
 def put(
     project: Project,
     name: Name,
-    document: Annotated[Path, typer.Argument(metavar="FILE", help="The policy, JSON; - is stdin.")],
+    document: Annotated[Path, typer.Argument(metavar="FILE", help="Policy in JSON; - for stdin.")],
     *,
     revision: Revision = None,
     profile: Profile = None,
@@ -64,7 +64,7 @@ def put(
 
 @app.command("list")
 def list_policies(project: Project, profile: Profile = None, region: Region = None, json: Json = False) -> None:
-    """The policies of a project; --json has their documents.
+    """List the policies of a project; --json includes their documents.
 
     Examples:
 
@@ -98,7 +98,7 @@ def delete(
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Detach a policy; copies that were made by it stay.
+    """Delete a policy; models that were copied with it are not affected.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`batchcl model copy|tag|delete`, and what all commands on models share."""
+"""`batchcl model copy|tag|delete`, and parts shared by all commands on models."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["KmsKey", "Name", "Output", "Timeout", "copy", "delete", "emit_model", "new_version", "tag"]
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="PROJECT@VERSION or an ARN.", show_default=False)]
-Timeout = Annotated[float, typer.Option("--timeout", help="Minutes to wait at most.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Longest wait in minutes.")]
 Output = Annotated[
     str,
     typer.Option(
-        "--output", metavar="S3-URI", help="Where the training's results go: s3://bucket/prefix.", show_default=False
+        "--output",
+        metavar="S3-URI",
+        help="Destination of the training results: s3://bucket/prefix.",
+        show_default=False,
     ),
 ]
 KmsKey = Annotated[
     str | None,
-    typer.Option("--kms-key", metavar="KEY", help="Encrypts the service's copies and results.", show_default=False),
+    typer.Option("--kms-key", metavar="KEY", help="KMS key for the service's copies and results.", show_default=False),
 ]
 
 
@@ -35,14 +38,17 @@ def copy(
         str, typer.Argument(metavar="SOURCE", help="The model: PROJECT@VERSION or an ARN.", show_default=False)
     ],
     to: Annotated[
-        str, typer.Argument(metavar="TO", help="The copy: PROJECT@VERSION, the version being new.", show_default=False)
+        str, typer.Argument(metavar="TO", help="The copy: PROJECT@VERSION, with a new version.", show_default=False)
     ],
     *,
     output: Output,
     source_project: Annotated[
         str | None,
         typer.Option(
-            "--source-project", metavar="ARN", help="The model's project, if another account's.", show_default=False
+            "--source-project",
+            metavar="ARN",
+            help="Project of the model, if it is in another account.",
+            show_default=False,
         ),
     ] = None,
     kms_key: KmsKey = None,
@@ -53,7 +59,7 @@ def copy(
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Copy a trained model into another project, or from another account that shares it by a project policy.
+    """Copy a trained model to another project, also from another account whose project policy allows it.
 
     Examples:
 
@@ -82,7 +88,7 @@ def copy(
         if not wait:
             return await workflow.describe(client, arn)
         afterwards.is_(
-            f"the copying of {arn.name} goes on in AWS; follow it with "
+            f"the copying of {arn.name} continues in AWS; wait for it with "
             f"`batchcl model wait {arn.name} --until COPYING_COMPLETED`"
         )
         return await workflow.wait_copied(client, arn, timeout_s=timeout * 60, on_state=report_state)
@@ -103,7 +109,7 @@ def tag(
     region: Region = None,
     json: Json = False,
 ) -> None:
-    """Show a model's tags, set and remove some.
+    """Show, set and remove tags of a model.
 
     Examples:
 
@@ -132,7 +138,7 @@ def tag(
 def delete(
     model: Name, *, yes: Yes = False, profile: Profile = None, region: Region = None, json: Json = False
 ) -> None:
-    """Delete a model for good; its training's results stay in S3.
+    """Delete a model permanently; its training results stay in S3.
 
     Examples:
 
@@ -152,7 +158,7 @@ def delete(
             f"{found.name} is {found.status} and can't be deleted; stop it with `batchcl model stop {found.name}`"
         )
     quality = "" if found.f1 is None else f" (F1 {found.f1:.3f})"
-    confirm(f"this deletes the model {found.name}{quality} for good", yes=yes)
+    confirm(f"this permanently deletes the model {found.name}{quality}", yes=yes)
 
     async def work(service: WorkflowClients, _: InterruptMessage) -> None:
         project = await workflow.find_project(service.rekognition, found.project)
@@ -165,21 +171,21 @@ def delete(
 
 
 def new_version(text: str, *, what: str) -> tuple[str, str]:
-    """Project and version of the model that `PROJECT@VERSION` is to name; raises `UsageError`."""
+    """Project and version of a new model `PROJECT@VERSION`; raises `UsageError`."""
     from batchcl.errors import UsageError
 
     project, at, version = text.partition("@")
     if not at or not version:
-        raise UsageError(f"{text!r} names no {what}; write PROJECT@VERSION")
+        raise UsageError(f"{text!r} is not a name of a {what}; write PROJECT@VERSION")
     return project, version
 
 
 def emit_model(model: Model, *, json: bool, brief: bool = False) -> None:
-    """All that is known of a model; `brief` leaves a person with what a start or stop changes."""
+    """Write a model; `brief` shows only what a start or stop changes, except in JSON."""
     from batchcl.cli.output import emit_object
 
     fields = {"model": model.name} | asdict(model)
-    if not json:  # the first line has both names, and tuples of URIs read as lists
+    if not json:  # `model` has both names; lists print better than tuples
         fields = {name: list(item) if isinstance(item, tuple) else item for name, item in fields.items()}
         del fields["project"], fields["version"]
     if brief and not json:
