@@ -35,7 +35,7 @@ def test_file_descriptors_and_memory_stay_constant(running, demo, service, seawe
     samples = []
     with running(*words, env=aws_env(service, seaweed)) as process:
         for line in process.stderr:
-            if b"calls begin" in line:
+            if b"calls start" in line:
                 break
         time.sleep(min(60.0, SECONDS / 2))
         for _ in range(SAMPLES):

@@ -68,6 +68,7 @@ from batchcl.blocking import _wait
 from batchcl.errors import InterruptedRunError
 from batchcl.stop_signal import StopSignal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit that it is ignored
 stop_signal = StopSignal()
 
 def main_thread_waits():
@@ -84,7 +85,7 @@ async def interrupt():
 
 async def run():
     requested = anyio.Event()
-    with stop_signal.calling(requested.set), stop_signal.calling_in_hurry(lambda: print("hurried")):
+    with stop_signal.calling(requested.set), stop_signal.calling_on_hurry(lambda: print("hurried")):
         await interrupt()
         await requested.wait()
         if sys.argv[1] == "2":

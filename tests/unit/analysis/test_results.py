@@ -235,7 +235,7 @@ def test_only_the_columns_that_a_query_needs_are_read(root: Root, make: type[Mak
     results = open_results(str(root))
     assert results.detections().select("uri", "label").collect().rows() == [("s3://b/1", "cat")]
     assert results.images().filter(pl.col("key") == "1").select(pl.len()).collect().item() == 1
-    with pytest.raises(OutputError, match=r"/results/.*\.parquet is damaged: .*; restore it$"):
+    with pytest.raises(OutputError, match=r"/results/.*\.parquet is corrupt: .*; restore it$"):
         results.images().select("etag").collect()
 
 
@@ -243,7 +243,7 @@ def test_a_file_that_has_vanished_or_is_no_parquet_is_named(four_runs: Root) -> 
     gone, bad, *_ = sorted(four_runs.path.glob("results/*/*/*"))
     bad.write_bytes(b"no parquet")
     results = open_results(str(four_runs))
-    with pytest.raises(OutputError, match=rf"^{re.escape(str(bad))} is damaged: .*; restore it$"):
+    with pytest.raises(OutputError, match=rf"^{re.escape(str(bad))} is corrupt: .*; restore it$"):
         results.images().collect()
     gone.unlink()
     with pytest.raises(OutputError, match=rf"^reading {re.escape(str(gone))} failed: [^\n]*$"):

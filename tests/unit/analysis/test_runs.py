@@ -125,9 +125,9 @@ def test_a_damaged_run_is_named_on_stderr_and_the_others_are_shown(root: Path, c
         ("other", "done"),
     ]
     (said,) = done.err.splitlines()
-    assert said.startswith(f"batchcl: reading run n1 failed: {root}/runs/n1/summary.json is damaged: ")
+    assert said.startswith(f"batchcl: reading run n1 failed: {root}/runs/n1/summary.json is corrupt: ")
     assert cli("status", root, "--json").json["run_id"] == "other", "the newest"
     broken = cli("status", root, "n1")
     assert broken.code != 0
-    assert "summary.json is damaged" in broken.err
+    assert "summary.json is corrupt" in broken.err
     assert "Traceback" not in broken.err
