@@ -1,9 +1,6 @@
 """The published tables of an output root as lazy polars frames.
 
-Nothing is read before a frame is collected, and then only the columns, partitions and row groups that the query needs.
-
-
-The runs of an output root as a table.
+Nothing is read until a frame is collected, and then only the columns and partitions that the query needs.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ __all__ = ["DETECTIONS", "Results", "day_of", "open_results", "run_table", "show
 
 _FILES_AHEAD: Final = 16
 _BYTES_AHEAD: Final = 16 * 1024 * 1024
-"""How much is read at a time, in files and in their compressed size. Most of a small file is waiting for S3."""
+"""Read-ahead in files and in compressed bytes. Small files are mostly S3 latency."""
 
 DETECTIONS: Final = (
     "uri",
@@ -57,20 +54,20 @@ DETECTIONS: Final = (
 """The columns of `Results.detections()`."""
 
 _IMAGE: Final = ("model_arn", "uri", "version_id")
-"""What distinguishes an image."""
+"""The columns that identify an image."""
 
 
 class Results:
-    """What the runs of one output root have published; made by `open_results`.
+    """The published rows of an output root; created by `open_results`.
 
     The list of files is taken once, when the root is opened. Each method takes further filters, which come on top of
     those given to `open_results`.
     """
 
-    def __init__(self, store: Store, parts: Iterable[PublishedPart], *, narrowing: _Narrowing) -> None:
+    def __init__(self, store: Store, parts: Iterable[PublishedPart], *, part_filter: _PartFilter) -> None:
         self._store = store
         self._parts = tuple(parts)
-        self._narrowing = narrowing
+        self._part_filter = part_filter
 
     def __repr__(self) -> str:
         return f"Results({self.root!r}, {len(self._parts)} files)"
@@ -82,38 +79,38 @@ class Results:
 
     @property
     def models(self) -> list[str]:
-        """Each model with a published file, `<project>@<version>`, sorted; before any filter."""
+        """Names (`<project>@<version>`) of all models with published files, sorted; filters are not applied."""
         return sorted({part.model for part in self._parts})
 
     def images(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
     ) -> pl.LazyFrame:
-        """One row a scored image: the columns of schema v1 and `model` (string), `date` (date of the run)."""
-        return self._scan("results", RESULTS, self._narrowing.and_also(model, run_id, date))
+        """One row per scored image: the columns of schema 1, `model` (string) and `date` (start date of the run)."""
+        return self._scan("results", RESULTS, self._part_filter.combined(model, run_id, date))
 
     def failures(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
     ) -> pl.LazyFrame:
-        """One row an image without a result: its newest failure, unless any run of the model has scored it since.
+        """One row per image without a result: its latest failure, unless a later run of the model has scored it.
 
         An image is a uri, in one version where the list named versions, and a model. With a run id the run's own rows
         decide: its latest failure, unless the run has scored the image. The columns are those of schema v1 and
         `model`, `date`.
         """
-        narrowing = self._narrowing.and_also(model, run_id, date)
-        failures = self._scan("failures", FAILURES, narrowing)
-        models = {part.model for part in self._parts if part.table == "failures" and narrowing.keeps(part)}
+        part_filter = self._part_filter.combined(model, run_id, date)
+        failures = self._scan("failures", FAILURES, part_filter)
+        models = {part.model for part in self._parts if part.table == "failures" and part_filter.matches(part)}
         resolving = [
             part
             for part in self._parts
             if part.table == "results"
             and part.model in models
-            and (narrowing.run_id is None or part.may_contain(narrowing.run_id))
+            and (part_filter.run_id is None or part.may_contain(part_filter.run_id))
         ]
         of_run = failures.sort("round").unique([*_IMAGE, "run_id"], keep="last", maintain_order=True)
         scored = self._scan_parts(resolving, RESULTS).select(*_IMAGE, "scored_at", scored_by="run_id")
         same_run = pl.col("scored_by") == pl.col("run_id")
-        since = pl.lit(narrowing.run_id is None) & (pl.col("scored_at") > pl.col("failed_at"))
+        since = pl.lit(part_filter.run_id is None) & (pl.col("scored_at") > pl.col("failed_at"))
         resolved = (
             scored.join(of_run.select(*_IMAGE, "run_id", "failed_at"), on=_IMAGE, nulls_equal=True)
             .filter(same_run | since)
@@ -126,15 +123,15 @@ class Results:
         )
 
     def runs(self) -> pl.LazyFrame:
-        """One row a run, also of one without a published file: what `batchcl runs --json` shows. Blocks and reads."""
+        """One row per run, with or without published files, as in `batchcl runs --json`. Reads the root; blocks."""
         with start_blocking_portal() as portal:
             states = portal.call(partial(list_runs, self._store, now=dt.datetime.now(dt.UTC)))
-        return run_table(state for state in states if self._narrowing.keeps_run(state)).lazy()
+        return run_table(state for state in states if self._part_filter.matches_run(state)).lazy()
 
     def detections(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
     ) -> pl.LazyFrame:
-        """One row a label of an image, in the columns `DETECTIONS`; an image without labels has none.
+        """One row per label of an image, with the columns `DETECTIONS`; an image without labels has no row.
 
         `confidence` is 0 to 100; `left`, `top`, `width` and `height` are ratios of the upright image, null for an
         image-level label.
@@ -151,13 +148,13 @@ class Results:
             .select(DETECTIONS)
         )
 
-    def _scan(self, table: str, schema: pa.Schema, narrowing: _Narrowing) -> pl.LazyFrame:
-        narrowing.check(self._store, self._parts)
-        parts = [part for part in self._parts if part.table == table and narrowing.keeps(part)]
+    def _scan(self, table: str, schema: pa.Schema, part_filter: _PartFilter) -> pl.LazyFrame:
+        part_filter.check(self._store, self._parts)
+        parts = [part for part in self._parts if part.table == table and part_filter.matches(part)]
         frame = self._scan_parts(parts, schema)
-        for arn in narrowing.arns:
+        for arn in part_filter.arns:
             frame = frame.filter(pl.col("model_arn") == arn)
-        return frame if narrowing.run_id is None else frame.filter(pl.col("run_id") == narrowing.run_id)
+        return frame if part_filter.run_id is None else frame.filter(pl.col("run_id") == part_filter.run_id)
 
     def _scan_parts(self, parts: Sequence[PublishedPart], schema: pa.Schema) -> pl.LazyFrame:
         files = _Files(self._store, parts, pa.schema([*schema, *PARTITION]))
@@ -166,7 +163,7 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Files of one table, and the columns to read: a column that a file lacks is null, others of it are left out.
+    """Files of one table and the columns to read. Columns missing in a file are null; other columns are ignored.
 
     polars' `scan_parquet` isn't used because it runs on the streaming engine, whichever engine collects (see
     tests/unit/test_polars.py); `scan_pyarrow_dataset`, because it lets pyarrow filter, to which NULL is NOT IN ('x').
@@ -179,7 +176,7 @@ class _Files:
     def frames(
         self, columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _batch_rows: int | None
     ) -> Iterator[pl.DataFrame]:
-        """The rows, a frame a file, in the form in which polars requests them of an IO source. Blocks.
+        """Yield one frame per file, as polars expects from an IO source. Blocks.
 
         Args:
             columns: to return; None for all.
@@ -204,7 +201,7 @@ class _Files:
             left -= frame.height
 
     def _tables(self, parts: Sequence[PublishedPart], columns: list[str]) -> Iterator[pa.Table]:
-        """The columns of each part, in order. Small parts are read ahead."""
+        """Yield the columns of each part in order. Small parts are read ahead."""
         schema = pa.schema([self.schema.field(name) for name in columns])
         with ThreadPoolExecutor(_FILES_AHEAD) as threads:
             reading: deque[tuple[int, Future[pa.Table]]] = deque()
@@ -220,7 +217,7 @@ class _Files:
 
 
 def _in_partitions(parts: Sequence[PublishedPart], predicate: pl.Expr) -> list[PublishedPart]:
-    """The parts whose model and date satisfy what `predicate` requires of these alone."""
+    """Return the parts whose model and date satisfy the conditions of `predicate` on these columns alone."""
     conditions = [each for each in _conjuncts(predicate) if set(each.meta.root_names()) <= set(PARTITION.names)]
     names = [pl.Series(name, [getattr(part, name) for part in parts], pl.String) for name in PARTITION.names]
     dated = pl.DataFrame(names).with_columns(pl.col("date").str.to_date("%Y-%m-%d", strict=False))
@@ -228,7 +225,7 @@ def _in_partitions(parts: Sequence[PublishedPart], predicate: pl.Expr) -> list[P
 
 
 def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
-    """The conditions that `predicate` joins by AND."""
+    """Return the conditions that `predicate` joins with AND."""
     for first, second in permutations(predicate.meta.pop(), 2):
         if (first & second).meta.eq(predicate):
             return [*_conjuncts(first), *_conjuncts(second)]
@@ -236,11 +233,11 @@ def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Narrowing:
-    """Which parts are wanted; None leaves a matter open. `nothing` where two filters exclude each other.
+class _PartFilter:
+    """Filters on published parts; None means any. `nothing`: two filters exclude each other.
 
-    Each of `models` is `project`, `project@version` or an ARN. All of them have to apply. A folder has the models of
-    one name, which are distinguished by their ARN in each row.
+    Each of `models` is `project`, `project@version` or an ARN; all must match. Models of the same name share a folder
+    and differ in `model_arn`.
     """
 
     models: tuple[str, ...] = ()
@@ -248,14 +245,14 @@ class _Narrowing:
     date: str | None = None
     nothing: bool = False
 
-    def and_also(self, model: str | None, run_id: str | None, date: dt.date | str | None) -> _Narrowing:
+    def combined(self, model: str | None, run_id: str | None, date: dt.date | str | None) -> _PartFilter:
         day = None if date is None else _iso(date)
         if model is not None and model.startswith("arn:"):
             ModelArn.parse(model)
         if run_id is not None:
             valid_run_id(run_id)
         pairs = ((self.run_id, run_id), (self.date, day))
-        return _Narrowing(
+        return _PartFilter(
             models=self.models if model is None else (*self.models, model),
             run_id=self.run_id if run_id is None else run_id,
             date=day or self.date,
@@ -266,32 +263,32 @@ class _Narrowing:
     def arns(self) -> list[str]:
         return [model for model in self.models if model.startswith("arn:")]
 
-    def keeps(self, part: PublishedPart) -> bool:
+    def matches(self, part: PublishedPart) -> bool:
         return (
             not self.nothing
-            and all(_may_be(part.model, model) for model in self.models)
+            and all(_may_be_named(part.model, model) for model in self.models)
             and self.date in (None, part.date)
             and (self.run_id is None or part.may_contain(self.run_id))
         )
 
-    def keeps_run(self, state: RunState) -> bool:
+    def matches_run(self, state: RunState) -> bool:
         return (
             not self.nothing
-            and all(_may_be(state.model or "", model) for model in self.models)
+            and all(_may_be_named(state.model or "", model) for model in self.models)
             and all(state.model_arn == arn for arn in self.arns)
             and self.run_id in (None, state.run_id)
             and self.date in (None, state.started_at and state.started_at.date().isoformat())
         )
 
     def check(self, store: Store, parts: Iterable[PublishedPart]) -> None:
-        """Raise `UsageError` for a model or run that nobody knows: a slip of the pen, not an empty answer."""
+        """Raise `UsageError` for an unknown model or run, which is probably a typing error."""
         parts = tuple(parts)
         if not parts:
             return
         models = sorted({part.model for part in parts})
         for wanted in self.models:
-            if not any(_may_be(model, wanted) for model in models):
-                raise UsageError(f"{store.root} has nothing published of the model {wanted!r}; it has {_some(models)}")
+            if not any(_may_be_named(model, wanted) for model in models):
+                raise UsageError(f"{store.root} has no rows of the model {wanted!r}; its models are {_some(models)}")
         if self.run_id is None or any(part.may_contain(self.run_id) for part in parts):
             return
         if not store.list_sync(RunPaths(self.run_id).folder):
@@ -333,12 +330,12 @@ def open_results(
     """
     store = open_root(root, profile=profile, region=region) if aws is None else Store.open(root, aws=aws)
     parts = published_parts(store)
-    narrowing = _Narrowing().and_also(model, run_id, date)
-    narrowing.check(store, parts)
-    return Results(store, parts, narrowing=narrowing)
+    part_filter = _PartFilter().combined(model, run_id, date)
+    part_filter.check(store, parts)
+    return Results(store, parts, part_filter=part_filter)
 
 
-def _may_be(name: str, model: str) -> bool:
+def _may_be_named(name: str, model: str) -> bool:
     """Whether `model`, which is `project`, `project@version` or an ARN, may be the one of this name."""
     if model.startswith("arn:"):
         model = ModelArn.parse(model).name
