@@ -29,7 +29,7 @@ from common import conditions, cost_of, said_by
 from batchcl.aws.session import Aws
 from batchcl.runs.schema import RESULTS
 from batchcl.sources.filters import Filters, Sample
-from batchcl.sources.from_results import open_outcomes
+from batchcl.sources.from_results import open_published_images
 from batchcl.sources.open import open_sources
 from batchcl.sources.select import Selection
 from batchcl.sources.where import Condition, condition_on
@@ -90,7 +90,9 @@ async def _selected(folder: Path, name: str) -> int:
     with ExitStack() as stack:
         if name == "--from-results":
             where = Condition(RESULTS_WHERE)
-            source = await open_outcomes(str(folder / "out"), aws=cast("Aws", None), where=where, leave_out_run=None)
+            source = await open_published_images(
+                str(folder / "out"), aws=cast("Aws", None), where=where, exclude_run=None
+            )
             filters = Filters()
         else:
             (source,) = await open_sources(  # type: ignore[assignment]

@@ -46,7 +46,7 @@ class Forgetful:
     def record(self, shard: int, position: int, outcome: Outcome) -> None:
         """Forget it."""
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """There is always."""
 
     async def keep(self) -> None:

@@ -58,7 +58,7 @@ class Watcher(SilentObserver):
 
 
 async def _first_seconds(source: str, out: str, max_tps: float, seconds: float) -> dict[str, Any]:
-    watcher, stopper = Watcher(), StopSignal()
+    watcher, stop_signal = Watcher(), StopSignal()
     job = Job(sources=(source,), model=MODEL, out=out, max_tps=max_tps)
     found: dict[str, Any] = {}
 
@@ -77,12 +77,12 @@ async def _first_seconds(source: str, out: str, max_tps: float, seconds: float) 
             late_p99_ms=1000 * statistics.quantiles(late, n=100)[98],
             late_max_ms=1000 * max(late),
         )
-        stopper.request("measured")
+        stop_signal.request("measured")
 
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
         with suppress(StoppedError):
-            await run(job, observer=watcher, stop_signal=stopper)
+            await run(job, observer=watcher, stop_signal=stop_signal)
     return found
 
 

@@ -107,8 +107,10 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
     """Do the run, or go on with it; its summary."""
     begun_at = anyio.current_time()
     job = Job(sources=("stub",), model=MODEL, out=out, run_id=run_id)
-    observer, stopper, model = SilentObserver(), StopSignal(), ModelArn.parse(MODEL)
-    model_manager = ModelManager(StubControl(), model, units=None, keep=False, observer=observer, stopper=stopper)
+    observer, stop_signal, model = SilentObserver(), StopSignal(), ModelArn.parse(MODEL)
+    model_manager = ModelManager(
+        StubControl(), model, units=None, keep=False, observer=observer, stop_signal=stop_signal
+    )
 
     async def check(_: dt.datetime) -> CheckedSources:
         return CheckedSources(Selection([StubSource(images)], Filters()), 0, {})
@@ -120,7 +122,7 @@ async def score(out: str, images: int, *, detector: StubDetector | None = None, 
         model_manager=model_manager,
         detector=detector or StubDetector(),
         observer=observer,
-        stop_signal=stopper,
+        stop_signal=stop_signal,
         begun_at=begun_at,
     )
     summary = await execute(job, state, context)

@@ -25,7 +25,7 @@ def _table() -> Iterator[str]:
     panel = None
     for name, each in option_fields().items():
         if (heading := each.option.panel or "General") != panel:
-            yield f"\n### {heading}\n\n| key | value | default | flag | meaning |\n|---|---|---|---|---|\n"
+            yield f"\n### {heading}\n\n| key | value | default | flag | meaning |\n| -- | -- | -- | -- | -- |\n"
             panel = heading
         default = "required" if each.is_required else "" if each.default is None else f"`{_default(each)}`"
         meaning = each.description.replace("|", "\\|")

@@ -11,7 +11,7 @@ from typing import Final
 
 from batchcl.errors import UsageError
 
-__all__ = ["DatasetArn", "ModelArn", "ProjectArn", "valid_role"]
+__all__ = ["DatasetArn", "ModelArn", "ProjectArn", "validate_role_arn"]
 
 _PROJECT: Final = (
     r"arn:[a-z\d-]+:rekognition:(?P<region>[a-z\d-]+):(?P<account>\d{12}):project/(?P<project>[a-zA-Z0-9_.\-]{1,255})"
@@ -112,7 +112,7 @@ class DatasetArn:
         return self.text
 
 
-def valid_role(text: str) -> str:
+def validate_role_arn(text: str) -> str:
     """Return `text` if it is the ARN of an IAM role; else raise `UsageError`."""
     if not _ROLE.fullmatch(text):
         raise UsageError(f"{text!r} is not the ARN of a role; write it like arn:aws:iam::123456789012:role/NAME")

@@ -51,20 +51,20 @@ class Notifier:
     def __init__(self) -> None:
         self._event: anyio.Event | None = None
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake all waiting tasks."""
         if self._event is not None:
             self._event.set()
             self._event = None
 
-    async def wait(self, *, at_most_s: float = math.inf) -> None:
-        """Return at the next notification, or after `at_most_s` seconds."""
+    async def wait(self, *, timeout_s: float = math.inf) -> None:
+        """Return at the next notification, or after `timeout_s` seconds."""
         if self._event is None:
             self._event = anyio.Event()
-        if at_most_s == math.inf:
+        if timeout_s == math.inf:
             await self._event.wait()
             return
-        with anyio.move_on_after(at_most_s):
+        with anyio.move_on_after(timeout_s):
             await self._event.wait()
 
 

@@ -27,11 +27,11 @@ __all__ = [
     "SINGLE_LABEL",
     "GroundTruth",
     "TruthBox",
-    "chosen_attributes",
-    "kinds_of",
-    "multilabel",
+    "attribute_types",
+    "multilabel_attribute",
     "parse_extra",
     "parse_line",
+    "selected_attributes",
 ]
 
 METADATA: Final = "-metadata"
@@ -179,19 +179,19 @@ def _parse(entry: dict[str, Any], source_ref: str, attribute: str | None, *, str
     )
 
 
-def multilabel(name: str, labels: Sequence[str]) -> dict[str, Any]:
+def multilabel_attribute(name: str, labels: Sequence[str]) -> dict[str, Any]:
     """The attribute `name` and its metadata for several labels of an image, in Ground Truth's format."""
     numbered = {str(at): label for at, label in enumerate(dict.fromkeys(labels))}
     metadata = {"class-map": numbered, "confidence-map": dict.fromkeys(numbered, 1), "type": MULTILABEL}
     return {name: [int(at) for at in numbered], f"{name}{METADATA}": metadata}
 
 
-def chosen_attributes(entry: Mapping[str, Any]) -> list[str]:
+def selected_attributes(entry: Mapping[str, Any]) -> list[str]:
     """The names of the label attributes that `parse_line` uses."""
     return [each.name for each in _chosen(entry, "", None, strict=False)]
 
 
-def kinds_of(entry: Mapping[str, Any]) -> dict[str, str]:
+def attribute_types(entry: Mapping[str, Any]) -> dict[str, str]:
     """All attributes with metadata, including those of unsupported types: name → the metadata's type."""
     kinds = {}
     for key, metadata in entry.items():

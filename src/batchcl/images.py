@@ -27,9 +27,9 @@ __all__ = [
     "Position",
     "SkipReason",
     "check_limits",
-    "escaped",
+    "escape_name",
+    "extension_of",
     "no_pause",
-    "suffix_of",
 ]
 
 EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png"})
@@ -133,7 +133,7 @@ def check_limits(image: ImageRef, *, fit: bool = False) -> SkipReason | None:
 
 
 def _check_name(name: str, *, fit: bool) -> SkipReason | None:
-    suffix = suffix_of(name)
+    suffix = extension_of(name)
     if name.startswith(APPLE_DOUBLE):
         return SkipReason("UnsupportedExtension", f"{name} is an AppleDouble file, in which macOS keeps attributes")
     if not suffix and name.startswith("."):
@@ -155,12 +155,12 @@ def _check_size(image: ImageRef, size: int, *, fit: bool) -> SkipReason | None:
     return None
 
 
-def escaped(name: str) -> str:
+def escape_name(name: str) -> str:
     """`name` as printable text: bytes of a local name that are not valid UTF-8 are escaped."""
     return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
-def suffix_of(name: str) -> str:
+def extension_of(name: str) -> str:
     """A file name's extension with the dot, in lower case; empty if the last dot is its first or last character."""
     dot = name.rfind(".")
     return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
@@ -226,7 +226,7 @@ async def no_pause(_: int) -> None:
 class ImageReader(Protocol):
     """Reads the images that are sent to the service as bytes. Safe for concurrent use."""
 
-    def carries(self, image: ImageRef) -> bool:
+    def accepts(self, image: ImageRef) -> bool:
         """Whether `image` is sent as bytes; if not, the service fetches it from S3."""
         ...
 

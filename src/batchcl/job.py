@@ -26,13 +26,13 @@ from pydantic import (
     model_validator,
 )
 
-from batchcl.arns import ModelArn, valid_role
-from batchcl.aws.names import valid_model
+from batchcl.arns import ModelArn, validate_role_arn
+from batchcl.aws.names import validate_model_name
 from batchcl.choices import Encryption, ServerSideEncryption
 from batchcl.errors import SourceError, UsageError
 from batchcl.lifetime.lease_tags import lease_seconds
 from batchcl.options import MAX_INT64, JobOptions, flag_of, option_fields, variable_of
-from batchcl.quantities import Tolerance, Units, duration_text, moment_of, seconds_of
+from batchcl.quantities import Tolerance, Units, duration_text, parse_datetime, parse_duration
 from batchcl.runs.layout import expand_home, output_root, valid_run_id
 from batchcl.runs.schema import SCHEMA_VERSION
 from batchcl.sources.filters import Filters, Sample
@@ -61,7 +61,7 @@ _BYTES: Final = TypeAdapter(ByteSize)
 
 def grace_seconds(text: str) -> float:
     """The seconds of `grace`. Raises `UsageError`."""
-    seconds = seconds_of(text)
+    seconds = parse_duration(text)
     if seconds < _MIN_GRACE_S:
         raise UsageError(f"{text!r} is too short; use at least {_MIN_GRACE_S:.0f}s")
     return seconds
@@ -128,7 +128,7 @@ def _moment(value: object) -> str:
         text = duration_text(value)
     else:
         text = value.isoformat() if isinstance(value, dt.date) else str(value) if _is_int(value) else _text(value)
-    moment_of(text, now=dt.datetime.now(dt.UTC))
+    parse_datetime(text, now=dt.datetime.now(dt.UTC))
     return text
 
 
@@ -180,7 +180,7 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "sources": _sources,
     "from_results": _root,
     "out": _root,
-    "model": _text_that(valid_model),
+    "model": _text_that(validate_model_name),
     "run_id": _text_that(valid_run_id),
     "as_of": _day,
     "include": _globs,
@@ -192,11 +192,11 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "where": _text_that(Condition),
     "sample": _sample,
     "max_failures": _tolerance,
-    "deadline": _duration_that(seconds_of),
+    "deadline": _duration_that(parse_duration),
     "grace": _duration_that(grace_seconds),
     "lease": _duration_that(lease_seconds),
     "start_model": _units,
-    "scheduled_stop_role": _text_that(valid_role),
+    "scheduled_stop_role": _text_that(validate_role_arn),
     "emulator_state": _path,
 }
 """Options that accept several types: what reads them into the one that the job keeps and the run's record stores."""
@@ -311,7 +311,7 @@ class Job(BaseModel, JobOptions, frozen=True):
     @property
     def deadline_s(self) -> float | None:
         """`deadline` in seconds."""
-        return None if self.deadline is None else seconds_of(str(self.deadline))
+        return None if self.deadline is None else parse_duration(str(self.deadline))
 
     @property
     def grace_s(self) -> float:
@@ -345,7 +345,7 @@ class Job(BaseModel, JobOptions, frozen=True):
     def filters(self, at: dt.datetime) -> Filters:
         """Which images are scored by a run that started, or starts, `at`. Raises `UsageError`."""
         newer_than, older_than = (
-            None if text is None else moment_of(str(text), now=at) for text in (self.newer_than, self.older_than)
+            None if text is None else parse_datetime(str(text), now=at) for text in (self.newer_than, self.older_than)
         )
         if newer_than is not None and older_than is not None and newer_than >= older_than:
             raise UsageError(

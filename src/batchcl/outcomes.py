@@ -18,7 +18,7 @@ __all__ = [
     "Detection",
     "Failed",
     "FailureCode",
-    "Known",
+    "KnownStatus",
     "Label",
     "Outcome",
     "Scored",
@@ -97,7 +97,7 @@ class Failed:
         return self.failed_at
 
 
-Known: TypeAlias = Literal["already_scored", "already_failed"]
+KnownStatus: TypeAlias = Literal["already_scored", "already_failed"]
 """The outcome of an image version in another run: a result, or a permanent failure."""
 
 
@@ -108,7 +108,7 @@ class AlreadyKnown:
     attempts: ClassVar[int] = 0
 
     image: ImageRef
-    status: Known
+    status: KnownStatus
     at: dt.datetime
 
 

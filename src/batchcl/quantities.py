@@ -15,10 +15,10 @@ __all__ = [
     "Tolerance",
     "Units",
     "confidence_hint",
-    "counted",
     "duration_text",
-    "moment_of",
-    "seconds_of",
+    "parse_datetime",
+    "parse_duration",
+    "pluralize",
 ]
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -35,7 +35,7 @@ _LEAST_SHARE: Final = 0.1
 """A smaller value was hardly meant as a share of 1."""
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -50,7 +50,7 @@ def confidence_hint(min_confidence: float | None) -> str | None:
     )
 
 
-def seconds_of(duration: str) -> float:
+def parse_duration(duration: str) -> float:
     """Parse a duration such as `6h`, `90m`, `45s`, `7d` or `1h30m` into seconds. Raises `UsageError`."""
     match = _DURATION.fullmatch(duration)
     if match is None or not any(match.groups()):
@@ -59,7 +59,7 @@ def seconds_of(duration: str) -> float:
 
 
 def duration_text(duration: dt.timedelta) -> str:
-    """`duration` as `seconds_of` reads it, such as `1h30m`. Raises `UsageError` for a negative one."""
+    """`duration` as `parse_duration` reads it, such as `1h30m`. Raises `UsageError` for a negative one."""
     if duration < dt.timedelta(0):
         raise UsageError(f"{duration} is negative; use a positive duration")
     left, parts = duration, []
@@ -72,14 +72,14 @@ def duration_text(duration: dt.timedelta) -> str:
     return "".join(parts)
 
 
-def moment_of(text: str, *, now: dt.datetime) -> dt.datetime:
+def parse_datetime(text: str, *, now: dt.datetime) -> dt.datetime:
     """Parse a duration before `now` (`24h`), a date (its midnight) or a date and time into UTC.
 
     Times without a zone are UTC. Raises `UsageError`.
     """
     try:
         if _DURATION.fullmatch(text) is not None:
-            return now - dt.timedelta(seconds=seconds_of(text))
+            return now - dt.timedelta(seconds=parse_duration(text))
         moment = dt.datetime.fromisoformat(text)
         return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
     except (UsageError, ValueError, OverflowError) as error:

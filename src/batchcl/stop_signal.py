@@ -69,7 +69,7 @@ class StopSignal:
         self._hurried = True
         _call_all(self._on_hurry)
 
-    def last_words(self) -> str:
+    def exit_message(self) -> str:
         """The message for a process that exits now; may be empty."""
         return self.on_abandoned()
 
@@ -87,9 +87,9 @@ class StopSignal:
         return self._requested_at + share * self._limit_s
 
     @contextmanager
-    def bounded(self, share: float, *, shield: bool = False, most_s: float = math.inf) -> Iterator[anyio.CancelScope]:
-        """Cancel the block when `share` of the time limit has passed, or after `most_s` seconds."""
-        with anyio.CancelScope(shield=shield, deadline=anyio.current_time() + most_s) as scope:
+    def bounded(self, share: float, *, shield: bool = False, max_s: float = math.inf) -> Iterator[anyio.CancelScope]:
+        """Cancel the block when `share` of the time limit has passed, or after `max_s` seconds."""
+        with anyio.CancelScope(shield=shield, deadline=anyio.current_time() + max_s) as scope:
 
             def shorten() -> None:
                 scope.deadline = min(scope.deadline, self.ends_at(share))
@@ -104,7 +104,7 @@ class StopSignal:
             yield
 
     @contextmanager
-    def calling_in_hurry(self, on_hurry: Callable[[], None]) -> Iterator[None]:
+    def calling_on_hurry(self, on_hurry: Callable[[], None]) -> Iterator[None]:
         """Call `on_hurry` at a `hurry` during the block; at once if there was one before."""
         with _registered(self._on_hurry, on_hurry, was_called=lambda: self._hurried):
             yield

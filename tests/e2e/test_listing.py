@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from batchcl.aws.listing import ListingPage, PageReader, open_pages
+from batchcl.aws.listing import ListingPage, PageReader, open_page_reader
 from batchcl.aws.session import Aws
 from batchcl.choices import Transport
 from batchcl.images import Position
@@ -92,7 +92,7 @@ def test_ranges_of_a_real_server_add_up_to_its_listing(server: Server) -> None:
         pytest.skip("it doesn't list in UTF-8 order")
 
     async def listed() -> list[str]:
-        opened = open_pages(
+        opened = open_page_reader(
             Aws(), bucket=server.bucket, prefix=PREFIX, region=REGION, transport=Transport.WIRE, connections=16
         )
         async with opened as reader:

@@ -213,15 +213,15 @@ class FaultyStore(Store):
         await self._do(lambda: self._files.pop(path, None))
 
     async def list_all(self, prefix: str) -> list[StoredFile]:
-        return await self._do(lambda: self.list_now(prefix), OperationKind.READ)
+        return await self._do(lambda: self.list_sync(prefix), OperationKind.READ)
 
     async def children(self, prefix: str) -> list[str]:
         return await self._do(lambda: self._folders(prefix), OperationKind.READ)
 
-    def get_now(self, path: str) -> bytes | None:
+    def get_sync(self, path: str) -> bytes | None:
         return self._files.get(path)
 
-    def list_now(self, prefix: str) -> list[StoredFile]:
+    def list_sync(self, prefix: str) -> list[StoredFile]:
         return [
             StoredFile(path, len(data), str(hash(data)))
             for path, data in sorted(self._files.items())
@@ -254,7 +254,7 @@ class FakeModelManager(ModelManager):
 
     def __init__(self, faults: FaultInjector, *, back_after_s: float = 60.0) -> None:
         model = ModelArn.parse(MODEL)
-        super().__init__(None, model, units=None, keep=False, observer=SilentObserver(), stopper=StopSignal())
+        super().__init__(None, model, units=None, keep=False, observer=SilentObserver(), stop_signal=StopSignal())
         self._faults = faults
         self._back_after_s = back_after_s
 
@@ -266,7 +266,7 @@ class FakeModelManager(ModelManager):
     def stops(self) -> bool:
         return False
 
-    def remember(self, on_owning: Callable[[], Awaitable[None]]) -> None:
+    def remember(self, before_start: Callable[[], Awaitable[None]]) -> None:
         """Never called: it starts no model."""
 
     def adopt(self) -> None:
@@ -278,7 +278,7 @@ class FakeModelManager(ModelManager):
     def dollars(self) -> float | None:
         return None
 
-    async def have_running(self) -> None:
+    async def ensure_running(self) -> None:
         await self._request()
 
     @asynccontextmanager

@@ -99,7 +99,7 @@ class MemorySink:
         self.outcomes.append((shard, outcome))
         self.positions.append((shard, position))
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         pass
 
     async def keep(self) -> None:

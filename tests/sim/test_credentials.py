@@ -60,7 +60,7 @@ class SignedWorld(FakeWorld):
 
     def __post_init__(self) -> None:
         self.cache: CredentialCache = cache_of(self._look_up)
-        self.models.sign = partial(self.cache.patiently, self.sign)
+        self.models.sign = partial(self.cache.retry_while_failing, self.sign)
 
     @property
     def is_gone(self) -> bool:
@@ -90,7 +90,7 @@ class SignedWorld(FakeWorld):
     def model_manager(self, faults: FaultInjector) -> ModelManager:
         lease = ModelLease(self.models, ARN, key=lease_key(HOLDER), holder=HOLDER, length_s=900.0, now=now)
         return ModelManager(
-            self.models, ARN, units=Units(1), keep=False, lease=lease, observer=self.listener, stopper=StopSignal()
+            self.models, ARN, units=Units(1), keep=False, lease=lease, observer=self.listener, stop_signal=StopSignal()
         )
 
     def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:

@@ -55,7 +55,7 @@ class WorldWithModel(FakeWorld):
         self.models.faults = faults
         arn = ModelArn.parse(arn_of(NAME))
         return ModelManager(
-            self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stopper=StopSignal()
+            self.models, arn, units=self.units, keep=self.keep, observer=SilentObserver(), stop_signal=StopSignal()
         )
 
     @property

@@ -52,7 +52,7 @@ class Session:
         self._world.look_ups += 1
         return str(anyio.current_time())
 
-    def keys_of(self, _service: str) -> CredentialCache:
+    def credentials_of(self, _service: str) -> CredentialCache:
         return self._keys
 
     @asynccontextmanager

@@ -14,7 +14,7 @@ import pytest
 from batchcl.errors import BatchclError, FatalCallError, ImageError, OutputError
 from batchcl.images import ImageRef
 from batchcl.runs.record import read_record, read_summary
-from batchcl.runs.status import RunState, _look_closely, list_runs, look, newest_run
+from batchcl.runs.status import RunState, _read_incomplete, list_runs, newest_run, read_run_state
 from batchcl.summary import Summary
 from sim.fake_world import FakeWorld, FaultInjector, FaultKind, FaultyStore, OperationKind, run_simulation, utcnow
 from sim.service import Service, image
@@ -59,7 +59,7 @@ async def nights(count: int = 3, **more: object) -> FakeWorld:
 
 
 async def shown(root: FakeWorld, run_id: str) -> RunState:
-    state = await look(root.store(), run_id, now=utcnow())
+    state = await read_run_state(root.store(), run_id, now=utcnow())
     assert state is not None
     return state
 
@@ -68,14 +68,14 @@ async def closely(root: FakeWorld, run_id: str) -> RunState:
     """The state from markers and journals, without the summary."""
     record = await read_record(root.store(), run_id)
     assert record is not None
-    return await _look_closely(root.store(), record, await read_summary(root.store(), run_id), now=utcnow())
+    return await _read_incomplete(root.store(), record, await read_summary(root.store(), run_id), now=utcnow())
 
 
 def test_a_finished_run_is_shown_from_its_summary_and_file_names():
     async def main() -> None:
         root = await nights(1)
         store = ReadingStore(root.files)
-        state = await look(store, "n0", now=utcnow())
+        state = await read_run_state(store, "n0", now=utcnow())
         assert store.read == ["runs/n0/summary.json"]
         assert state == await closely(root, "n0")
         assert state is not None
@@ -254,7 +254,7 @@ def test_a_corrupt_run_is_listed_as_corrupt_beside_the_others():
         assert "runs/n1/summary.json is corrupt" in states["n1"].reason
         assert await newest_run(root.store()) == "n2"
         with pytest.raises(OutputError, match=r"runs/n1/summary.json is corrupt"):
-            await look(root.store(), "n1", now=utcnow())
+            await read_run_state(root.store(), "n1", now=utcnow())
         root.files["runs/n1/run.json"] = DAMAGED
         removed(root, "runs/.starts/")
         assert await newest_run(root.store()) == "n2"

@@ -174,7 +174,13 @@ class ModelWorld(FakeWorld):
         arn = ModelArn.parse(arn_of(NAME))
         lease = ModelLease(client, arn, key=lease_key(self.holder), holder=self.holder, length_s=LEASE_S, now=now)
         return ModelManager(
-            client, arn, units=Units(1), keep=False, lease=lease, observer=ClosedObserver(), stopper=faults.stop_signal
+            client,
+            arn,
+            units=Units(1),
+            keep=False,
+            lease=lease,
+            observer=ClosedObserver(),
+            stop_signal=faults.stop_signal,
         )
 
     def _context(self, faults: FaultInjector, service: Detector, begun_at: float) -> RunContext:

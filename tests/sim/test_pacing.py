@@ -91,10 +91,10 @@ def test_a_run_that_joins_later_gets_its_share() -> None:
     ("tps", "learned_tps", "most_s"),
     [(50.0, None, 6), (14.0, None, 2), (50.0, 50.0, 1), (50.0, 25.0, 12), (14.0, 28.0, 1)],
 )
-def test_a_run_is_at_capacity_within_seconds(tps: float, learned_tps: float | None, most_s: int) -> None:
+def test_a_run_is_at_capacity_within_seconds(tps: float, learned_tps: float | None, max_s: int) -> None:
     """From 5 TPS, from the learned rate, and from a rate that is wrong by a factor of two."""
     starts = [start(tps, seed, learned_tps=learned_tps) for seed in SEEDS]
-    assert all(one.found_s <= most_s for one in starts)
+    assert all(one.found_s <= max_s for one in starts)
     assert all(one.throttled < 0.05 * 60 * tps for one in starts)
 
 
@@ -126,12 +126,12 @@ def test_the_real_pacer_and_engine_use_the_capacity(name: str, tps: Callable[[fl
 
 
 @pytest.mark.parametrize(("learned_tps", "most_s"), [(None, 5), (50.0, 1)])
-def test_the_real_engine_is_at_50_tps_within_seconds(learned_tps: float | None, most_s: int) -> None:
+def test_the_real_engine_is_at_50_tps_within_seconds(learned_tps: float | None, max_s: int) -> None:
     controller = RateController() if learned_tps is None else RateController(start_tps=learned_tps, learned=True)
     service = Service(tps=lambda _: 50.0, latency_s=lambda rng: rng.lognormvariate(math.log(0.3), 0.4))
     run = Run(service, max_in_flight=256, pacer=AdaptivePacer(controller)).over(map(image, range(800)))
     run.assert_each_once(800)
-    assert calls_a_second(run, most_s, most_s + 5) > 0.95 * 50
+    assert calls_a_second(run, max_s, max_s + 5) > 0.95 * 50
 
 
 class Bucket:
@@ -166,7 +166,7 @@ def test_the_download_limit_of_s3_is_not_learned_as_capacity() -> None:
 
     def slow_s3(_image: ImageRef, _call: int, now: float) -> CallError | None:
         if 200 <= now < 240:
-            learned_meanwhile.append(controller.found_tps or 0.0)
+            learned_meanwhile.append(controller.measured_tps or 0.0)
         if 120 <= now < 240 and not bucket.takes(now):
             return refused("S3 download limit exceeded")
         return None
@@ -178,7 +178,7 @@ def test_the_download_limit_of_s3_is_not_learned_as_capacity() -> None:
     assert calls_a_second(run, 150, 240) == pytest.approx(8, rel=0.1)
     assert calls_a_second(run, 260, 300) == pytest.approx(20, rel=0.05)
     assert min(learned_meanwhile) > 15
-    assert controller.found_tps == pytest.approx(20, rel=0.05)
+    assert controller.measured_tps == pytest.approx(20, rel=0.05)
     assert run.progress.throttled < 0.02 * run.progress.calls
 
 
@@ -207,7 +207,7 @@ def test_only_throttles_for_a_sudden_increase_are_not_learned(message: str) -> N
     run = Run(Service(fault=too_fast), max_in_flight=256, pacer=AdaptivePacer(controller)).over(map(image, range(2500)))
     run.assert_each_once(2500)
     assert run.progress.throttled > 0
-    assert (controller.found_tps is None) == (message != "Rate exceeded")
+    assert (controller.measured_tps is None) == (message != "Rate exceeded")
     if message != "Rate exceeded":
         assert calls_a_second(run, run.ended_at - 3, run.ended_at) > 60, "it goes on growing"
 

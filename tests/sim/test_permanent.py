@@ -39,13 +39,13 @@ class Fitting:
     def __init__(self) -> None:
         self.changed: set[str] = set()
 
-    def wants(self, image: ImageRef) -> bool:
+    def needs_preparation(self, image: ImageRef) -> bool:
         return image.key.endswith(".webp")
 
-    def may_mend(self, error: ImageError) -> bool:
+    def may_fix(self, error: ImageError) -> bool:
         return error.code == "InvalidImageFormatException"
 
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         return True
 
     async def prepare(self, image: ImageRef) -> Prepared | SkipReason:
@@ -67,9 +67,9 @@ class CountingWorld(FakeWorld):
         night = self
 
         class Keeper(FakeModelManager):
-            async def have_running(self) -> None:
+            async def ensure_running(self) -> None:
                 night.starts += 1
-                await super().have_running()
+                await super().ensure_running()
 
         return Keeper(faults)
 

@@ -40,13 +40,13 @@ class FakePreparer:
     peak: int = 0
     asked: Counter[str] = field(default_factory=Counter)
 
-    def wants(self, image: ImageRef) -> bool:
+    def needs_preparation(self, image: ImageRef) -> bool:
         return self.needs(number(image))
 
-    def may_mend(self, error: ImageError) -> bool:
+    def may_fix(self, error: ImageError) -> bool:
         return error.code == REFUSAL.code
 
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         return len(self.held) < self.most_held
 
     async def prepare(self, image: ImageRef) -> Prepared | SkipReason:

@@ -131,7 +131,7 @@ class Nights(RuleBasedStateMachine):
             self._play(scene)
 
     @rule(before=st.booleans())
-    @precondition(lambda self: self.world.store().list_now(""))
+    @precondition(lambda self: self.world.store().list_sync(""))
     def export(self, before: bool) -> None:
         """An export has the rows that a reader sees and does not change the root."""
         files = dict(self.world.files)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcl.errors import SourceError
-from batchcl.groundtruth import GroundTruth, TruthBox, multilabel, parse_extra, parse_line
+from batchcl.groundtruth import GroundTruth, TruthBox, multilabel_attribute, parse_extra, parse_line
 
 URI = "s3://bucket/images/1.jpg"
 SINGLE = "groundtruth/image-classification"
@@ -307,7 +307,7 @@ def test_a_named_attribute_is_the_only_one_that_is_kept() -> None:
 
 @given(TEXT, st.lists(TEXT, unique=True))
 def test_the_extra_of_a_line_parses_to_the_same_labels(uri: str, labels: list[str]) -> None:
-    truth = parse_line(orjson.dumps({"source-ref": uri} | multilabel("labels", labels)))
+    truth = parse_line(orjson.dumps({"source-ref": uri} | multilabel_attribute("labels", labels)))
     assert truth.labels == tuple(labels)
     assert truth.extra is not None
     assert parse_extra(truth.extra, uri) == truth

@@ -14,7 +14,7 @@ from batchcl.choices import SourceKind
 from batchcl.errors import UsageError
 from batchcl.job import Job, fingerprint, job_of, load_job
 from batchcl.options import option_fields
-from batchcl.quantities import Tolerance, Units, seconds_of
+from batchcl.quantities import Tolerance, Units, parse_duration
 from batchcl.sources.filters import Sample
 
 ARN = "arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000"
@@ -268,7 +268,7 @@ def test_a_tolerance_is_a_count_or_a_share_of_the_images_called_for(
     [("6h", 21_600), ("90m", 5_400), ("45s", 45), ("1h30m", 5_400), ("0.5h", 1_800)],
 )
 def test_durations_are_hours_minutes_and_seconds(text: str, seconds: float) -> None:
-    assert seconds_of(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 def scored_as(**changes: Any) -> str:

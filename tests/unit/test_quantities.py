@@ -5,13 +5,13 @@ import datetime as dt
 import pytest
 
 from batchcl.errors import UsageError
-from batchcl.quantities import confidence_hint, counted, moment_of, seconds_of
+from batchcl.quantities import confidence_hint, parse_datetime, parse_duration, pluralize
 
 NOW = dt.datetime(2026, 11, 21, 6, tzinfo=dt.UTC)
 
 
 def test_one_is_singular() -> None:
-    assert [counted(number, "image") for number in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
+    assert [pluralize(number, "image") for number in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,17 @@ def test_one_is_singular() -> None:
     ],
 )
 def test_a_time_is_a_duration_ago_or_a_date_in_utc(text: str, moment: str) -> None:
-    assert moment_of(text, now=NOW) == dt.datetime.fromisoformat(f"{moment}Z")
+    assert parse_datetime(text, now=NOW) == dt.datetime.fromisoformat(f"{moment}Z")
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "24", "20.11.2026", "2026-13-01", "h", "99999999d", "-1d"])
 def test_anything_else_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(UsageError, match="is not a time; write a duration before now"):
-        moment_of(text, now=NOW)
+        parse_datetime(text, now=NOW)
 
 
 def test_durations_have_days() -> None:
-    assert seconds_of("1d1h") == 25 * 3600
+    assert parse_duration("1d1h") == 25 * 3600
 
 
 @pytest.mark.parametrize(("given", "asked"), [(0.1, "10"), (0.8, "80"), (1, "100"), (0.995, "99.5")])

@@ -24,75 +24,81 @@ def test_without_a_request_there_is_no_error() -> None:
 def test_the_request_decides_the_error_and_its_exit_code(
     *, by_user: bool, kind: type[StoppedError], exit_code: ExitCode
 ) -> None:
-    stopper = StopSignal()
-    stopper.request("SIGTERM came", by_user=by_user)
-    assert type(stopper.error) is kind
-    assert stopper.error.exit_code is exit_code
-    assert str(stopper.error) == "SIGTERM came"
+    stop_signal = StopSignal()
+    stop_signal.request("SIGTERM came", by_user=by_user)
+    assert type(stop_signal.error) is kind
+    assert stop_signal.error.exit_code is exit_code
+    assert str(stop_signal.error) == "SIGTERM came"
 
 
 def test_only_the_first_request_counts() -> None:
-    stopper, told = StopSignal(), []
-    with stopper.calling(lambda: told.append("now")):
-        stopper.request("first")
-        stopper.request("second", by_user=True)
+    stop_signal, told = StopSignal(), []
+    with stop_signal.calling(lambda: told.append("now")):
+        stop_signal.request("first")
+        stop_signal.request("second", by_user=True)
     assert told == ["now"]
-    assert str(stopper.error) == "first"
-    assert not isinstance(stopper.error, InterruptedRunError)
+    assert str(stop_signal.error) == "first"
+    assert not isinstance(stop_signal.error, InterruptedRunError)
 
 
 def test_a_late_callback_is_called_at_once() -> None:
-    stopper, told = StopSignal(), []
-    stopper.request("stop")
-    with stopper.calling(lambda: told.append("now")):
+    stop_signal, told = StopSignal(), []
+    stop_signal.request("stop")
+    with stop_signal.calling(lambda: told.append("now")):
         assert told == ["now"]
 
 
 def test_after_its_block_a_callback_is_not_called() -> None:
-    stopper, told = StopSignal(), []
-    with stopper.calling(lambda: told.append("request")), stopper.calling_in_hurry(lambda: told.append("hurry")):
+    stop_signal, told = StopSignal(), []
+    with (
+        stop_signal.calling(lambda: told.append("request")),
+        stop_signal.calling_on_hurry(lambda: told.append("hurry")),
+    ):
         pass
-    stopper.request("stop")
-    stopper.hurry()
+    stop_signal.request("stop")
+    stop_signal.hurry()
     assert told == []
 
 
 def test_hurry_and_request_have_separate_callbacks() -> None:
-    stopper, told = StopSignal(), []
-    with stopper.calling(lambda: told.append("request")), stopper.calling_in_hurry(lambda: told.append("hurry")):
-        stopper.request("stop")
+    stop_signal, told = StopSignal(), []
+    with (
+        stop_signal.calling(lambda: told.append("request")),
+        stop_signal.calling_on_hurry(lambda: told.append("hurry")),
+    ):
+        stop_signal.request("stop")
         assert told == ["request"]
-        stopper.hurry()
+        stop_signal.hurry()
         assert told == ["request", "hurry"]
-    with stopper.calling_in_hurry(lambda: told.append("late")):
+    with stop_signal.calling_on_hurry(lambda: told.append("late")):
         assert told[-1] == "late"
 
 
 def test_a_callback_may_end_its_block() -> None:
-    stopper, told = StopSignal(), []
-    inner = stopper.calling(lambda: told.append("inner"))
+    stop_signal, told = StopSignal(), []
+    inner = stop_signal.calling(lambda: told.append("inner"))
 
     def leave() -> None:
         told.append("outer")
         inner.__exit__(None, None, None)
 
-    with stopper.calling(leave):
+    with stop_signal.calling(leave):
         inner.__enter__()
-        stopper.request("stop")
+        stop_signal.request("stop")
     assert told[0] == "outer"
 
 
 def test_an_interruptible_block_raises_the_error_of_the_request() -> None:
-    stopper = StopSignal()
+    stop_signal = StopSignal()
 
     async def main() -> float:
         async def later() -> None:
             await anyio.sleep(3)
-            stopper.request("deadline")
+            stop_signal.request("deadline")
 
         async with anyio.create_task_group() as group:
             group.start_soon(later)
-            with pytest.raises(StoppedError, match="deadline"), stopper.interruptible():
+            with pytest.raises(StoppedError, match="deadline"), stop_signal.interruptible():
                 await anyio.sleep(100)
         return anyio.current_time()
 
@@ -100,11 +106,11 @@ def test_an_interruptible_block_raises_the_error_of_the_request() -> None:
 
 
 def test_an_interruptible_block_after_the_request_ends_at_once() -> None:
-    stopper = StopSignal()
-    stopper.request("stop", by_user=True)
+    stop_signal = StopSignal()
+    stop_signal.request("stop", by_user=True)
 
     async def main() -> None:
-        with stopper.interruptible():
+        with stop_signal.interruptible():
             await anyio.sleep(100)
 
     with pytest.raises(InterruptedRunError):
@@ -112,12 +118,12 @@ def test_an_interruptible_block_after_the_request_ends_at_once() -> None:
 
 
 def test_a_block_that_ended_before_the_request_continues() -> None:
-    stopper = StopSignal()
+    stop_signal = StopSignal()
 
     async def main() -> str:
-        with stopper.interruptible():
+        with stop_signal.interruptible():
             await anyio.sleep(1)
-        stopper.request("stop")
+        stop_signal.request("stop")
         await anyio.sleep(1)
         return "done"
 

@@ -150,7 +150,7 @@ async def copy_tables(
         source=source.root, out=target.root, before=before, created_at=utcnow(), rows=rows, files=tuple(files)
     )
     document = orjson.dumps(export.as_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z)
-    await target.put_mine(MANIFEST, document, what="another export")
+    await target.put_exclusive(MANIFEST, document, what="another export")
     return export
 
 
@@ -196,7 +196,7 @@ def _metadata(store: Store, part: PublishedPart) -> pq.FileMetaData:
 
 async def _copy_file(source: Store, target: Store, path: str, group: Sequence[PublishedPart]) -> ExportedFile:
     data = await anyio.to_thread.run_sync(_merge_sorted, source, group)
-    await target.put_mine(path, data, what="a file of another export")
+    await target.put_exclusive(path, data, what="a file of another export")
     expected = await anyio.to_thread.run_sync(lambda: sum(_metadata(source, part).num_rows for part in group))
     rows = await anyio.to_thread.run_sync(lambda: pq.read_metadata(target.open_file(path)).num_rows)
     if rows != expected:

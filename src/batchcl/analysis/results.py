@@ -108,7 +108,7 @@ class Results:
             for part in self._parts
             if part.table == "results"
             and part.model in models
-            and (narrowing.run_id is None or part.may_hold(narrowing.run_id))
+            and (narrowing.run_id is None or part.may_contain(narrowing.run_id))
         ]
         of_run = failures.sort("round").unique([*_IMAGE, "run_id"], keep="last", maintain_order=True)
         scored = self._scan_parts(resolving, RESULTS).select(*_IMAGE, "scored_at", scored_by="run_id")
@@ -271,7 +271,7 @@ class _Narrowing:
             not self.nothing
             and all(_may_be(part.model, model) for model in self.models)
             and self.date in (None, part.date)
-            and (self.run_id is None or part.may_hold(self.run_id))
+            and (self.run_id is None or part.may_contain(self.run_id))
         )
 
     def keeps_run(self, state: RunState) -> bool:
@@ -292,9 +292,9 @@ class _Narrowing:
         for wanted in self.models:
             if not any(_may_be(model, wanted) for model in models):
                 raise UsageError(f"{store.root} has nothing published of the model {wanted!r}; it has {_some(models)}")
-        if self.run_id is None or any(part.may_hold(self.run_id) for part in parts):
+        if self.run_id is None or any(part.may_contain(self.run_id) for part in parts):
             return
-        if not store.list_now(RunPaths(self.run_id).folder):
+        if not store.list_sync(RunPaths(self.run_id).folder):
             raise UsageError(f"{store.root} has no run {self.run_id!r}; {command('runs', store.root)} lists its runs")
 
 

@@ -13,7 +13,7 @@ import polars as pl
 
 from batchcl.errors import SourceError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
-from batchcl.images import escaped
+from batchcl.images import escape_name
 from batchcl.sources.files import open_list
 from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 
@@ -182,7 +182,7 @@ def _uri(source_ref: str, folder: Path) -> str:
     """The column `uri` of results: S3 URIs unchanged, local files by absolute path."""
     if source_ref.startswith("s3://"):
         return source_ref
-    return escaped(os.path.abspath(folder / source_ref))
+    return escape_name(os.path.abspath(folder / source_ref))
 
 
 def _relative_boxes(uri: str, truth: GroundTruth) -> Iterator[tuple[str, str, float, float, float, float]]:

@@ -13,7 +13,7 @@ from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
 from batchcl.errors import BatchclError, CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 
-__all__ = ["BucketChecks", "check_bucket", "error_for_code", "explain"]
+__all__ = ["BucketChecks", "check_bucket", "error_for_code", "s3_error"]
 
 _MAX_CONCURRENT: Final = 16
 _BAD_CREDENTIALS: Final = frozenset(
@@ -96,13 +96,13 @@ async def check_bucket(client: Any, bucket: str, *, region: str) -> None:
         response = await client.head_bucket(Bucket=bucket)
     except ClientError as error:
         _check_region(bucket, bucket_region(error.response), region)
-        raise explain(error, f"looking up s3://{bucket}", bucket) from error
+        raise s3_error(error, f"looking up s3://{bucket}", bucket) from error
     except BotoCoreError as error:
-        raise explain(error, f"looking up s3://{bucket}", bucket) from error
+        raise s3_error(error, f"looking up s3://{bucket}", bucket) from error
     _check_region(bucket, bucket_region(response), region)
 
 
-def explain(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:
+def s3_error(error: ClientError | BotoCoreError, doing: str, bucket: str) -> BatchclError:
     """The batchcl error for an SDK error of S3, with advice."""
     if isinstance(error, ParamValidationError):
         return SourceError(f"{doing} failed: {bucket!r} is not a valid bucket name; write it like s3://bucket/prefix")

@@ -35,7 +35,7 @@ from batchcl.aws.sigv4 import Keys
 from batchcl.errors import CallError, CredentialsError, CredentialsFailingError, FatalCallError
 
 __all__ = [
-    "PATIENCE_S",
+    "MAX_FAILING_S",
     "BlockingCredentials",
     "CredentialCache",
     "FixedCredentials",
@@ -44,7 +44,7 @@ __all__ = [
     "signing_keys",
 ]
 
-PATIENCE_S: Final = 300.0
+MAX_FAILING_S: Final = 300.0
 """How long credentials that were valid may fail before the run ends."""
 
 _REFRESH_S: Final = 5.0
@@ -106,7 +106,7 @@ def _now() -> float:
 
 
 class CredentialCache:
-    """The credentials of one session. Safe for concurrent use, and in threads by `current_now`.
+    """The credentials of one session. Safe for concurrent use, and in threads by `current_blocking`.
 
     They are reloaded when a config file changes, or a service refuses them. Once they were valid, a failure is treated
     as temporary for five minutes (`CredentialsError.may_pass`).
@@ -162,7 +162,7 @@ class CredentialCache:
         except CredentialsError:
             return keys  # they may still be valid, and the provider may recover before they expire
 
-    def current_now(self) -> Keys:
+    def current_blocking(self) -> Keys:
         """`current` for synchronous callers, in any thread."""
         keys = self._keys
         if keys is not None and _now() < self._refresh_at:
@@ -205,7 +205,7 @@ class CredentialCache:
             f"{service} refuses the AWS credentials: {message.rstrip('.')}; check the profile, or log in again",
         )
 
-    async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def retry_while_failing(self, work: Callable[[], Awaitable[T]]) -> T:
         """The result of `work`, retried every few seconds while it raises a temporary `CredentialsError`."""
         pause_s = 0.0
         while True:
@@ -226,7 +226,7 @@ class CredentialCache:
     async def wait(self) -> Keys:
         """`current`, but wait while credentials fail temporarily."""
         keys = self._keys
-        return keys if keys is not None and _now() < self._refresh_at else await self.patiently(self.current)
+        return keys if keys is not None and _now() < self._refresh_at else await self.retry_while_failing(self.current)
 
     async def _load(self) -> Keys:
         """Load keys with a new session. Cached keys stay if that fails."""
@@ -283,7 +283,7 @@ class CredentialCache:
         """The error for a failure of the provider or a service; temporary for five minutes after valid credentials."""
         now = _now()
         failing_s = now - self._failing_since.setdefault(where, now)
-        if not self._was_valid or failing_s < PATIENCE_S:
+        if not self._was_valid or failing_s < MAX_FAILING_S:
             return CredentialsError(message, may_pass=self._was_valid)
         return CredentialsError(
             f"no valid AWS credentials for {failing_s / 60:.0f} minutes: {message}", has_lasted=True
@@ -335,7 +335,7 @@ class BlockingCredentials(Credentials):  # type: ignore[misc]  # it has no types
 
     def get_frozen_credentials(self) -> ReadOnlyCredentials:
         """The keys. Raises `CredentialsError`."""
-        return _frozen(self._cache.current_now())
+        return _frozen(self._cache.current_blocking())
 
 
 def call_error(error: CredentialsError) -> CallError:

@@ -97,7 +97,7 @@ async def open_detector(
         yield SdkDetector(
             opened,
             model,
-            keys=aws.keys_of("rekognition"),
+            keys=aws.credentials_of("rekognition"),
             min_confidence=min_confidence,
             max_results=max_results,
             reader=reader,
@@ -123,7 +123,7 @@ class SignedDetector:
     async def detect(self, image: ImageRef) -> Detection:
         """See `Detector`. The deadlines are those of the reader and the client."""
         read_s = 0.0
-        if self._reader.carries(image):
+        if self._reader.accepts(image):
             started_at = anyio.current_time()
             body = await self._inline_body(image)
             read_s = anyio.current_time() - started_at
@@ -242,7 +242,7 @@ class SdkDetector:
         return content, response.get("ResponseMetadata", {}).get("RequestId", "")
 
     async def _payload(self, image: ImageRef) -> dict[str, Any]:
-        if not self._reader.carries(image):
+        if not self._reader.accepts(image):
             return s3_object(image)
         return {"Bytes": await self._reader.read(image)}
 

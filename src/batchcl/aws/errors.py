@@ -60,7 +60,7 @@ __all__ = [
     "redirect_error",
     "shortage",
     "translate_errors",
-    "was_too_late",
+    "was_refused_for_clock",
 ]
 
 NO_CREDENTIALS: Final = (
@@ -400,7 +400,7 @@ def cause_status(error: BaseException | None) -> int:
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def was_too_late(error: BaseException) -> bool:
+def was_refused_for_clock(error: BaseException) -> bool:
     """Whether a request was refused for its time, such as after the process was suspended; it had no effect."""
     cause = error.__cause__
     return isinstance(cause, ClientError) and is_clock_error(error_code(cause), error_message(cause))

@@ -117,7 +117,9 @@ class SignedClient:
                 or the proxy requires credentials (`Proxy`).
         """
         try:
-            return await (self._keys.patiently(partial(self._try, request)) if self._is_s3 else self._try(request))
+            return await (
+                self._keys.retry_while_failing(partial(self._try, request)) if self._is_s3 else self._try(request)
+            )
         except CredentialsError as error:
             raise call_error(error) from error
 
@@ -227,7 +229,7 @@ async def open_signed_client(
         trust_env=False,  # an entry in ~/.netrc would replace the signature; the proxy comes from the endpoint
     )
     try:
-        yield SignedClient(session, endpoint, aws.keys_of(service), deadline_s=deadline_s, clock=clock)
+        yield SignedClient(session, endpoint, aws.credentials_of(service), deadline_s=deadline_s, clock=clock)
     finally:
         with anyio.CancelScope(shield=True):
             await session.close()

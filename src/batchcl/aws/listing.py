@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.buckets import error_for_code, explain
+from batchcl.aws.buckets import error_for_code, s3_error
 from batchcl.aws.errors import read_error
 from batchcl.aws.http import HttpRequest, HttpResponse, SignedClient, open_signed_client
 from batchcl.aws.session import Aws
@@ -28,7 +28,7 @@ __all__ = [
     "PageReader",
     "SdkPageReader",
     "SignedPageReader",
-    "open_pages",
+    "open_page_reader",
     "parse_page",
 ]
 
@@ -193,7 +193,7 @@ class SdkPageReader:
         try:
             response = await self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, **start)
         except (ClientError, BotoCoreError) as error:
-            raise explain(error, f"listing s3://{self._bucket}/{self._prefix}", self._bucket) from error
+            raise s3_error(error, f"listing s3://{self._bucket}/{self._prefix}", self._bucket) from error
         entries = response.get("Contents", [])
         return ListingPage(
             keys=[entry["Key"] for entry in entries],
@@ -206,7 +206,7 @@ class SdkPageReader:
 
 
 @asynccontextmanager
-async def open_pages(
+async def open_page_reader(
     aws: Aws, *, bucket: str, prefix: str, region: str, transport: Transport, connections: int
 ) -> AsyncIterator[PageReader]:
     """Open a page reader; its connections are closed after the block.

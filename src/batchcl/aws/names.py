@@ -20,9 +20,9 @@ __all__ = [
     "find_model",
     "find_project",
     "find_trained_model",
-    "is_named",
+    "matches_model",
     "region_in",
-    "valid_model",
+    "validate_model_name",
 ]
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_.\-]{1,255}")
@@ -47,7 +47,7 @@ async def find_project(client: Any, text: str) -> ProjectArn:
     return ProjectArn.parse((await describe_project_by_name(client, _checked(text, text)))["ProjectArn"])
 
 
-def valid_model(text: str) -> str:
+def validate_model_name(text: str) -> str:
     """Return `text` if it is a valid ARN, `project@version` or `project`; else raise `UsageError`. No look-up."""
     if text.startswith("arn:"):
         return ModelArn.parse(text).text
@@ -57,7 +57,7 @@ def valid_model(text: str) -> str:
     return text
 
 
-def is_named(arn: ModelArn, text: str) -> bool:
+def matches_model(arn: ModelArn, text: str) -> bool:
     """Whether `text`, an ARN, `project@version` or `project`, can be this model."""
     return text in (arn.text, arn.name, arn.project)
 

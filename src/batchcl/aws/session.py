@@ -206,7 +206,7 @@ class Aws:
         return self._session.region_name or DEFAULT_REGION
 
     @property
-    def names_region(self) -> bool:
+    def has_region(self) -> bool:
         """Whether the AWS settings have a region."""
         return self._session.region_name is not None
 
@@ -220,14 +220,14 @@ class Aws:
         )
         return str(configured) if configured else None
 
-    def keys_of(self, service: str) -> CredentialCache:
+    def credentials_of(self, service: str) -> CredentialCache:
         """The credentials for `service`."""
         return self._rekognition_keys if service == "rekognition" else self.credentials
 
     async def check_credentials(self) -> None:
         """Raise `CredentialsError` if there are none for Rekognition. Does not check them with AWS."""
         if self.settings.connection.is_signed:
-            await self.keys_of("rekognition").current()
+            await self.credentials_of("rekognition").current()
 
     @asynccontextmanager
     async def rekognition(
@@ -269,7 +269,7 @@ class Aws:
             yield client
 
     @asynccontextmanager
-    async def bystander(self, service: str, *, region: str | None = None) -> AsyncIterator[Any]:
+    async def auxiliary_client(self, service: str, *, region: str | None = None) -> AsyncIterator[Any]:
         """Open a client of an optional service, such as `sts`, with short timeouts.
 
         If Rekognition is the emulator, the client uses it too, because it implements these services.
@@ -416,5 +416,5 @@ async def _renew_keys(
         if not error.may_pass:
             raise error
     renew = partial(cache.renew, signing_keys.get())
-    await (cache.patiently(renew) if waits else renew())
+    await (cache.retry_while_failing(renew) if waits else renew())
     return min(_RENEW_MAX_S, attempts - 1.0)

@@ -23,7 +23,7 @@ from batchcl.aws.sigv4 import Keys
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
-__all__ = ["StoreAccess", "find_store_access", "find_store_access_now"]
+__all__ = ["StoreAccess", "find_store_access", "find_store_access_blocking"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class StoreAccess:
         """The keys; a `credential_provider` for obstore's asynchronous functions."""
         return _provided(await self.credentials.current())
 
-    def provide_now(self) -> S3Credential:
+    def provide_blocking(self) -> S3Credential:
         """The keys; a `credential_provider` for obstore's blocking functions."""
-        return _provided(self.credentials.current_now())
+        return _provided(self.credentials.current_blocking())
 
     def store_config(self) -> dict[str, str]:
         """`config` of obstore's S3Store."""
@@ -84,9 +84,9 @@ async def find_store_access(aws: Aws, bucket: str) -> StoreAccess:
     return StoreAccess(endpoint.region, endpoint.url + endpoint.root, aws.credentials)
 
 
-def find_store_access_now(aws: Aws, bucket: str) -> StoreAccess:
+def find_store_access_blocking(aws: Aws, bucket: str) -> StoreAccess:
     """`find_store_access` for synchronous callers, in any thread. Blocks for at most half a minute."""
-    aws.credentials.current_now()
+    aws.credentials.current_blocking()
     with ThreadPoolExecutor(1) as thread:  # as this thread may have a loop that runs
         return thread.submit(anyio.run, find_store_access, aws, bucket).result()
 

@@ -122,10 +122,10 @@ def start(
     """
     from batchcl import workflow
     from batchcl.errors import RefusedError
-    from batchcl.quantities import seconds_of
+    from batchcl.quantities import parse_duration
 
     wanted = workflow.Units.parse(units)
-    seconds = None if for_ is None else seconds_of(for_)
+    seconds = None if for_ is None else parse_duration(for_)
 
     async def work(service: WorkflowClients, afterwards: InterruptMessage) -> Model:
         arn = await workflow.find_model(service.rekognition, model)
@@ -142,7 +142,7 @@ def start(
             except RefusedError as error:
                 write_line(f"old leases of {arn.name} were not removed, so `batchcl model reap` may stop it: {error}")
         else:
-            lease = await workflow.start_for(
+            lease = await workflow.start_with_lease(
                 service.rekognition,
                 arn,
                 wanted,

@@ -12,7 +12,7 @@ from batchcl.cli.service import InterruptMessage, with_service
 from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
-    from batchcl.workflow import Reaped, WorkflowClients
+    from batchcl.workflow import ReapResult, WorkflowClients
 
 __all__ = ["reap"]
 
@@ -46,7 +46,7 @@ def reap(
     from batchcl.cli.output import emit
     from batchcl.errors import StoppedError
 
-    async def work(service: WorkflowClients, _: InterruptMessage) -> list[Reaped]:
+    async def work(service: WorkflowClients, _: InterruptMessage) -> list[ReapResult]:
         return await workflow.reap(
             service.rekognition,
             project=None if project is None else (await workflow.find_project(service.rekognition, project)).project,

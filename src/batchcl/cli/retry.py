@@ -82,10 +82,10 @@ def retry(
     except UsageError as error:
         raise UsageError(f"--grace {grace}: {error}") from error
 
-    async def work(stopper: StopSignal) -> Summary:
+    async def work(stop_signal: StopSignal) -> Summary:
         async with reporting(log_format) as observer:
             return await score_again(
-                root, run, codes=code or (), changes=changes, observer=observer, stop_signal=stopper
+                root, run, codes=code or (), changes=changes, observer=observer, stop_signal=stop_signal
             )
 
     finish(lambda: run_until_signalled(work, grace_s=grace_s), json=json, log_format=log_format)

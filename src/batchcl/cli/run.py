@@ -13,7 +13,7 @@ import typer
 from batchcl.cli.options import Config, Json, LogFormat, LogFormatOption, flags, takes_job_options
 from batchcl.cli.streams import StreamError, log, write_line
 from batchcl.errors import BatchclError, ExitCode, command
-from batchcl.quantities import counted
+from batchcl.quantities import pluralize
 
 if TYPE_CHECKING:
     from batchcl.summary import Summary
@@ -49,9 +49,9 @@ def run(*, config: Config = None, json: Json = False, log_format: LogFormatOptio
 
     job = load_job(config, flags(options))
 
-    async def work(stopper: StopSignal) -> Summary:
+    async def work(stop_signal: StopSignal) -> Summary:
         async with reporting(log_format) as observer:
-            return await score(job, observer=observer, stop_signal=stopper)
+            return await score(job, observer=observer, stop_signal=stop_signal)
 
     finish(lambda: run_until_signalled(work, grace_s=job.grace_s), json=json, log_format=log_format)
 
@@ -67,7 +67,7 @@ def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | N
     _end(summary, json=json, log_format=log_format)
     if not summary.tolerated:
         write_line(
-            f"{counted(summary.failed, 'image')} failed, more than --max-failures allows; list them with "
+            f"{pluralize(summary.failed, 'image')} failed, more than --max-failures allows; list them with "
             f"{command('failures', summary.out)}{_retry_commands(summary)}",
             level="error",
         )
@@ -80,7 +80,7 @@ def _retry_commands(summary: Summary) -> str:
         return ""
     counts = {(): summary.retryable, ("--fit",): summary.fittable}
     commands = [
-        f"{command('retry', summary.out, summary.run_id, *more)} to retry {counted(images, 'image')}"
+        f"{command('retry', summary.out, summary.run_id, *more)} to retry {pluralize(images, 'image')}"
         for more, images in counts.items()
         if images
     ]

@@ -72,24 +72,24 @@ async def run_until_first_signal(work: Callable[[], Awaitable[_T]]) -> _T:
 
 
 async def _run(work: Callable[[StopSignal], Awaitable[_T]], grace_s: float, timers: ExitStack) -> _T:
-    stopper = StopSignal()
+    stop_signal = StopSignal()
     seen: set[signal.Signals] = set()
 
     def on_signal(scope: anyio.CancelScope, number: signal.Signals) -> None:
         is_repeated = number is signal.SIGHUP and number in seen
         seen.add(number)
-        if stopper.error is None:
+        if stop_signal.error is None:
             limit_s = math.inf if number is signal.SIGINT and sys.stderr.isatty() else grace_s
-            stopper.request(_reason(number), by_user=number is signal.SIGINT, limit_s=limit_s)
+            stop_signal.request(_reason(number), by_user=number is signal.SIGINT, limit_s=limit_s)
             if limit_s != math.inf:
-                timers.callback(_end_process_after(limit_s, number, last_words=stopper.last_words).cancel)
+                timers.callback(_end_process_after(limit_s, number, last_words=stop_signal.exit_message).cancel)
         elif not is_repeated:
-            stopper.hurry()
+            stop_signal.hurry()
             scope.cancel()
 
-    result = await _listening(partial(work, stopper), on_signal)
-    if not result and stopper.error is not None:
-        raise stopper.error
+    result = await _listening(partial(work, stop_signal), on_signal)
+    if not result and stop_signal.error is not None:
+        raise stop_signal.error
     return result[0]
 
 

@@ -88,11 +88,11 @@ def status(
     from batchcl.cli.output import emit_object
     from batchcl.errors import UsageError
     from batchcl.runs.layout import valid_run_id
-    from batchcl.runs.status import look, newest_run
+    from batchcl.runs.status import newest_run, read_run_state
 
     async def find(store: Store) -> RunState | None:
         name = await newest_run(store) if run is None else valid_run_id(run)
-        state = None if name is None else await look(store, name, now=dt.datetime.now(dt.UTC))
+        state = None if name is None else await read_run_state(store, name, now=dt.datetime.now(dt.UTC))
         if state is None:
             await _check_root(store)
         return state

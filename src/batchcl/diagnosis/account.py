@@ -16,7 +16,7 @@ _TAIL = 4
 
 async def check_credentials(context: CheckContext) -> CheckResult:
     """Whether credentials are found."""
-    credentials = context.aws.keys_of("rekognition")
+    credentials = context.aws.credentials_of("rekognition")
     keys = await credentials.current()
     source = {"env": "the environment", "explicit": "the emulator"}.get(credentials.method, credentials.method)
     profile = f", profile {context.job.profile}" if context.job.profile else ""
@@ -26,7 +26,7 @@ async def check_credentials(context: CheckContext) -> CheckResult:
 async def check_account(context: CheckContext) -> CheckResult:
     """Whether the credentials belong to the model's account: DetectCustomLabels works in no other."""
     try:
-        async with context.aws.bystander("sts", region=context.region) as client:
+        async with context.aws.auxiliary_client("sts", region=context.region) as client:
             context.clock.listen(client)
             identity = await caller_identity(client)
     except UnreachableError as error:
@@ -47,10 +47,10 @@ async def check_region(context: CheckContext) -> CheckResult:
     """Which region is used: the model's, regardless of the settings."""
     session = context.aws.region
     if not context.target.has_model:
-        if context.aws.names_region:
+        if context.aws.has_region:
             return CheckStatus.OK, f"{context.region}, from the AWS settings"
         return CheckStatus.WARN, f"no region is configured: {context.region} is used; set AWS_REGION or pass --region"
-    if context.aws.names_region and session != context.region:
+    if context.aws.has_region and session != context.region:
         return CheckStatus.OK, f"{context.region}, the model's region; {session} from the AWS settings is not used"
     return CheckStatus.OK, f"{context.region}, the model's region"
 

@@ -15,8 +15,16 @@ from batchcl.events import Notice, SilentObserver
 from batchcl.image_header import check_bytes
 from batchcl.images import ImageRef, SkipReason, check_limits
 from batchcl.loaders.open import open_reader
-from batchcl.loaders.preflight import HEAD_BYTES, ProbeResult, misspelled, probe, refusals, refuse_unreadable, sample_of
-from batchcl.quantities import counted
+from batchcl.loaders.preflight import (
+    HEAD_BYTES,
+    ProbeResult,
+    check_images_readable,
+    count_errors,
+    probe,
+    sample_images,
+    spelling_hint,
+)
+from batchcl.quantities import pluralize
 from batchcl.scoring.source_checks import check_sources, closing_with, first_page
 
 __all__ = ["check_call", "check_images", "check_job_sources"]
@@ -47,26 +55,26 @@ async def check_job_sources(context: CheckContext) -> CheckResult:
     names = [context.job.results_root] if context.job.results_root is not None else context.job.source_names
     text = f"{len(names)} sources" if len(names) > 1 else names[0]
     if sources.lines is not None:
-        text += f", {counted(sources.lines, 'line')}"
+        text += f", {pluralize(sources.lines, 'line')}"
     regions = sorted({image.region or context.region for image in context.page if image.bucket})
     if regions:
         text += f", in S3 in {', '.join(regions)}"
     if bad_lines.texts:
-        return CheckStatus.WARN, f"{text}; {counted(sources.bad_lines, 'bad line')}; first {bad_lines.texts[0]}"
+        return CheckStatus.WARN, f"{text}; {pluralize(sources.bad_lines, 'bad line')}; first {bad_lines.texts[0]}"
     return CheckStatus.OK, text
 
 
 async def check_images(context: CheckContext) -> CheckResult:
     """Whether a sample of the first images can be read and fits the service's limits; reads only their headers."""
     fit = context.job.fit
-    sample = sample_of(context.page, fit=fit)
+    sample = sample_images(context.page, fit=fit)
     if not sample:
         skipped = Counter(reason.code for image in context.page if (reason := check_limits(image, fit=fit)) is not None)
         return CheckStatus.WARN, f"none of the first {len(context.page):,} images needs a call: {_listed(skipped)}"
     context.probes = await probe(context.aws, sample, region=context.region)
-    refuse_unreadable(context.probes, hint=await misspelled(context.aws, context.probes, region=context.region))
+    check_images_readable(context.probes, hint=await spelling_hint(context.aws, context.probes, region=context.region))
     reasons = [None if each.code or fit else _violated_limit(each) for each in context.probes]
-    bad = refusals(context.probes) + Counter(reason.code for reason in reasons if reason is not None)
+    bad = count_errors(context.probes) + Counter(reason.code for reason in reasons if reason is not None)
     if bad:
         example = next(
             each for each, reason in zip(context.probes, reasons, strict=True) if each.code or reason is not None
@@ -75,7 +83,7 @@ async def check_images(context: CheckContext) -> CheckResult:
             f"{bad.total()} of {len(sample)} sampled images will fail: {_listed(bad)}; for example "
             f"{example.image.uri}; a run continues without them"
         )
-    return CheckStatus.OK, f"{counted(len(sample), 'sampled image')} readable and within the service's limits"
+    return CheckStatus.OK, f"{pluralize(len(sample), 'sampled image')} readable and within the service's limits"
 
 
 async def check_call(context: CheckContext) -> CheckResult:

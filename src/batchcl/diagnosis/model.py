@@ -10,7 +10,7 @@ from batchcl.diagnosis.findings import CheckStatus
 from batchcl.errors import CredentialsError, RefusedError
 from batchcl.events import SilentObserver
 from batchcl.lifetime.manager import ModelManager
-from batchcl.quantities import Units, counted
+from batchcl.quantities import Units, pluralize
 from batchcl.scoring.connections import EMULATED_UNITS
 from batchcl.stop_signal import StopSignal
 
@@ -30,7 +30,7 @@ async def check_control(context: CheckContext) -> CheckResult:
             raise
         return CheckStatus.WARN, f"{error}; a model that is RUNNING can be used nevertheless"
     if not context.target.has_model:
-        found = f"{counted(len(models), 'model')} in {context.region}"
+        found = f"{pluralize(len(models), 'model')} in {context.region}"
         return CheckStatus.OK, f"DescribeProjects and DescribeProjectVersions succeed: {found}"
     if context.job.units is None:
         return CheckStatus.OK, "DescribeProjects and DescribeProjectVersions succeed"
@@ -51,7 +51,7 @@ async def check_model(context: CheckContext) -> CheckResult:
         units=_units(context),
         keep=True,
         observer=SilentObserver(),
-        stopper=StopSignal(),
+        stop_signal=StopSignal(),
     )
     await model_manager.check()
     try:
@@ -73,7 +73,7 @@ async def check_model(context: CheckContext) -> CheckResult:
 async def check_quotas(context: CheckContext) -> CheckResult:
     """Whether the account's quotas allow what the job asks for."""
     try:
-        async with context.aws.bystander("service-quotas", region=context.region) as client:
+        async with context.aws.auxiliary_client("service-quotas", region=context.region) as client:
             context.clock.listen(client)
             quotas = await read_quotas(client)
     except RefusedError as error:
@@ -98,10 +98,10 @@ async def _problem(context: CheckContext, quotas: Quotas) -> str | None:
         return None
     max_units = units.minimum if units.maximum is None else units.maximum
     if max_units > quotas.units:
-        return f"--start-model {units} needs {counted(max_units, 'unit')}; use fewer"
+        return f"--start-model {units} needs {pluralize(max_units, 'unit')}; use fewer"
     others = [each.name for each in await list_models(context.rekognition) if each.status in IN_USE]
     if others and len(others) >= quotas.running:
-        running = f"{counted(len(others), 'model')} already running ({', '.join(others)})"
+        running = f"{pluralize(len(others), 'model')} already running ({', '.join(others)})"
         return f"{running}; stop one with `batchcl model stop {others[0]}`"
     return None
 

@@ -20,7 +20,7 @@ from batchcl.lifetime.state_machine import ModelState
 from batchcl.quantities import Units
 from batchcl.stop_signal import StopSignal
 
-__all__ = ["end_lease", "start", "start_for"]
+__all__ = ["end_lease", "start", "start_with_lease"]
 
 _RELEASE_TIMEOUT_S: Final = 10.0
 
@@ -37,7 +37,7 @@ async def start(client: Any, arn: ModelArn, units: Units) -> None:
     await _manager(client, arn, units, None).start()
 
 
-async def start_for(
+async def start_with_lease(
     client: Any,
     arn: ModelArn,
     units: Units,
@@ -87,11 +87,11 @@ async def start_for(
 
 
 async def end_lease(client: Any, arn: ModelArn) -> None:
-    """Remove the lease of `start_for`, if there is one. Raises `RefusedError`."""
+    """Remove the lease of `start_with_lease`, if there is one. Raises `RefusedError`."""
     await untag(client, arn.text, [MANUAL_KEY])
 
 
 def _manager(client: Any, arn: ModelArn, units: Units, lease: ModelLease | None) -> ModelManager:
     return ModelManager(
-        client, arn, units=units, keep=True, lease=lease, observer=SilentObserver(), stopper=StopSignal()
+        client, arn, units=units, keep=True, lease=lease, observer=SilentObserver(), stop_signal=StopSignal()
     )

@@ -22,7 +22,7 @@ from typing import Final
 
 from batchcl.aws.models import UP
 from batchcl.errors import UsageError
-from batchcl.quantities import seconds_of
+from batchcl.quantities import parse_duration
 
 __all__ = [
     "MANUAL_KEY",
@@ -141,7 +141,7 @@ def lease_seconds(text: str) -> float | None:
     """
     if text == "none":
         return None
-    seconds = seconds_of(text)
+    seconds = parse_duration(text)
     if not _MIN_S <= seconds <= _MAX_S:
         raise UsageError(f"{text!r} is not a valid duration of a lease; use 1m to 24h, or none")
     return seconds

@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 import anyio
 
 from batchcl.arns import ModelArn
-from batchcl.aws.errors import cause_code, cause_status, was_too_late
+from batchcl.aws.errors import cause_code, cause_status, was_refused_for_clock
 from batchcl.aws.models import START_TIMEOUT_S, STARTABLE, UP, Model, describe, start, stop, wait
 from batchcl.errors import (
     BatchclError,
@@ -86,7 +86,7 @@ class ModelManager:
         lease: the run's lease in the model's tags, by which later sessions and the reaper recognize the model; None for
             no lease.
         observer: receives a notice for every change of the model's status.
-        stopper: interrupts waits when the run is asked to end.
+        stop_signal: interrupts waits when the run is asked to end.
         rng: for jitter.
     """
 
@@ -100,7 +100,7 @@ class ModelManager:
         free: bool = False,
         lease: ModelLease | None = None,
         observer: Observer,
-        stopper: StopSignal,
+        stop_signal: StopSignal,
         rng: random.Random | None = None,
     ) -> None:
         self._client = client
@@ -110,7 +110,7 @@ class ModelManager:
         self._free = free
         self._lease = lease or ModelLease(client, arn, length_s=None)
         self._observer = SafeObserver(observer)
-        self._stop_signal = stopper
+        self._stop_signal = stop_signal
         self._rng = rng or random.Random()
         self._life = ModelLife()
         self._entered_at = 0.0  # when the state machine entered its state
@@ -180,9 +180,9 @@ class ModelManager:
         )
         raise ModelError(f"the model {self._arn.name} is {model.status}, not RUNNING; {hint}")
 
-    def remember(self, on_owning: Callable[[], Awaitable[None]]) -> None:
-        """Await `on_owning` before the model is started: it records `owned` for the next session."""
-        self._before_start = on_owning
+    def remember(self, before_start: Callable[[], Awaitable[None]]) -> None:
+        """Await `before_start` before the model is started, to record the start for the next session."""
+        self._before_start = before_start
 
     def adopt(self) -> None:
         """Let this session adopt, and so stop, a model that an earlier session of this run may have left.
@@ -218,7 +218,7 @@ class ModelManager:
         billed_s = self._billed_s + (0.0 if since is None else anyio.current_time() - since)
         return billed_s / 3600 * self._units.minimum * DOLLARS_PER_UNIT_HOUR
 
-    async def have_running(self) -> None:
+    async def ensure_running(self) -> None:
         """Start the model if necessary, and return when it is RUNNING. Only inside `stopping`.
 
         Raises:
@@ -252,7 +252,7 @@ class ModelManager:
             if not self._is_handed_over:
                 await self._end()
 
-    async def keep_guarded(self) -> None:
+    async def keep_lease_renewed(self) -> None:
         """Renew the lease until cancelled. A failed renewal never ends the run."""
         failed = False
         while self._lease.is_enabled:
@@ -560,7 +560,7 @@ class ModelManager:
         """Stop the model if it is this run's, shielded from cancellation. Raises `StoppedError` if that fails."""
         with (
             self._stop_signal.bounded(MODEL, shield=True) as scope,
-            self._stop_signal.calling_in_hurry(lambda: _shorten(scope, _HURRIED_STOP_TIMEOUT_S)),
+            self._stop_signal.calling_on_hurry(lambda: _shorten(scope, _HURRIED_STOP_TIMEOUT_S)),
         ):
             await self._finish()
         if self._life.is_ours:  # the time limit has cancelled `_finish`
@@ -688,7 +688,7 @@ def _event_of_start_error(error: Exception) -> ModelEvent:
     """The event for an error of StartProjectVersion: throttled, refused, or unknown whether it took effect."""
     code, status = cause_code(error), cause_status(error)
     is_definite = _CLIENT_ERROR <= status < _SERVER_ERROR and code not in _TIMEOUTS and not code.isdigit() and code
-    if is_definite and (code in _THROTTLING or was_too_late(error)):
+    if is_definite and (code in _THROTTLING or was_refused_for_clock(error)):
         return ModelEvent.START_THROTTLED
     if is_definite and code == "ResourceInUseException":
         return ModelEvent.START_IN_USE

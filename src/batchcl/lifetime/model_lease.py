@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import anyio
 
 from batchcl.arns import ModelArn
-from batchcl.aws.errors import was_too_late
+from batchcl.aws.errors import was_refused_for_clock
 from batchcl.aws.tags import list_tags, tag, untag
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
 from batchcl.lifetime.lease_tags import LeaseTag, Role, leases_in, schedule_name_of
@@ -289,7 +289,7 @@ class ModelLease:
             try:
                 await tag(self._client, self._arn.text, {lease.key: lease.value})
             except RefusedError as error:
-                if pause_s is None or not (isinstance(error, UnreachableError) or was_too_late(error)):
+                if pause_s is None or not (isinstance(error, UnreachableError) or was_refused_for_clock(error)):
                     raise
                 await anyio.sleep(pause_s)
             else:

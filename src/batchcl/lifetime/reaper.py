@@ -15,7 +15,7 @@ from batchcl.errors import CredentialsError, ModelError, RefusedError, Unreachab
 from batchcl.lifetime.lease_tags import ReapAction, decide, leases_in
 from batchcl.lifetime.model_lease import RemoveSchedule, drop_leases
 
-__all__ = ["ReapOutcome", "Reaped", "reap"]
+__all__ = ["ReapOutcome", "ReapResult", "reap"]
 
 
 class ReapOutcome(StrEnum):
@@ -38,7 +38,7 @@ class ReapOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reaped:
+class ReapResult:
     """The result of reaping one model.
 
     Attributes:
@@ -63,7 +63,7 @@ async def reap(
     dry_run: bool = False,
     now: Callable[[], dt.datetime],
     remove_schedule: RemoveSchedule | None = None,
-) -> list[Reaped]:
+) -> list[ReapResult]:
     """Stop each RUNNING model whose leases have all expired.
 
     A model without a lease of the run that started it is never stopped. Expired leases are also removed from models
@@ -101,7 +101,7 @@ async def _reap_one(
     dry_run: bool,
     now: Callable[[], dt.datetime],
     remove_schedule: RemoveSchedule | None,
-) -> Reaped:
+) -> ReapResult:
     try:
         decision = decide(model.status, leases_in(await list_tags(client, model.arn)), now())
         done, reason = _outcome_of(decision.action, dry_run=dry_run), decision.reason
@@ -119,7 +119,7 @@ async def _reap_one(
             raise
         done = ReapOutcome.FAILED if model.status in UP else ReapOutcome.LEFT  # a model that is down costs nothing
         reason = str(error)
-    return Reaped(model=model.name, arn=model.arn, status=model.status, done=done, reason=reason)
+    return ReapResult(model=model.name, arn=model.arn, status=model.status, done=done, reason=reason)
 
 
 def _outcome_of(action: ReapAction, *, dry_run: bool) -> ReapOutcome:

@@ -21,15 +21,15 @@ class Prepared:
 class Preparer(Protocol):
     """Preprocesses images before their call, and keeps the changed bytes in memory until `release`."""
 
-    def wants(self, image: ImageRef) -> bool:
+    def needs_preparation(self, image: ImageRef) -> bool:
         """Whether `image` must be prepared before its first call."""
         ...
 
-    def may_mend(self, error: ImageError) -> bool:
+    def may_fix(self, error: ImageError) -> bool:
         """Whether preparing an image may fix the reason for which the service refused it."""
         ...
 
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether there is memory to prepare another image in advance; called again after each release."""
         ...
 

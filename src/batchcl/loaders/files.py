@@ -31,7 +31,7 @@ _PERMANENT_ERRNOS: Final = frozenset(
 class FileReader:
     """Reads local files and members of local archives. See `ImageReader`."""
 
-    def carries(self, image: ImageRef) -> bool:
+    def accepts(self, image: ImageRef) -> bool:
         """Whether the image is local."""
         return image.local
 

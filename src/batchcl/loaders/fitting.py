@@ -19,7 +19,7 @@ from batchcl.images import (
     ImageReader,
     ImageRef,
     SkipReason,
-    suffix_of,
+    extension_of,
 )
 from batchcl.imaging.fit import fit, is_within_limits
 from batchcl.loaders.base import Prepared
@@ -53,33 +53,33 @@ class FittingReader:
         self._held_bytes = 0
         self._processors = anyio.CapacityLimiter(processors or max(1, (os.cpu_count() or 1) - 1))
 
-    def carries(self, image: ImageRef) -> bool:
+    def accepts(self, image: ImageRef) -> bool:
         """Whether the image was changed, or is sent as bytes anyway."""
-        return _key(image) in self._ready or self._inner.carries(image)
+        return _key(image) in self._ready or self._inner.accepts(image)
 
     async def read(self, image: ImageRef) -> bytes:
         """The changed bytes, or the original ones."""
         ready = self._ready.get(_key(image))
         return await self._inner.read(image) if ready is None else ready
 
-    def wants(self, image: ImageRef) -> bool:
+    def needs_preparation(self, image: ImageRef) -> bool:
         """See `Preparer`."""
-        if self._inner.carries(image):
+        if self._inner.accepts(image):
             return True
-        is_fittable = suffix_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS
+        is_fittable = extension_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS
         return is_fittable or (image.size_bytes or 0) > MAX_BYTES_S3
 
-    def may_mend(self, error: ImageError) -> bool:
+    def may_fix(self, error: ImageError) -> bool:
         """See `Preparer`."""
         return fit_may_help(error.code)
 
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """See `Preparer`."""
         return self._held_bytes < _HELD_BYTES
 
     async def prepare(self, image: ImageRef) -> Prepared | SkipReason:
         """Read the image, and change it if necessary; see `Preparer`."""
-        is_sent_as_bytes = self._inner.carries(image)
+        is_sent_as_bytes = self._inner.accepts(image)
         data = await (self._inner if is_sent_as_bytes else self._objects).read(image)
         if not is_sent_as_bytes and is_within_limits(data, limit_bytes=MAX_BYTES_S3):
             return Prepared()

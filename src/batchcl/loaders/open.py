@@ -18,17 +18,17 @@ __all__ = ["open_reader"]
 class _InlineReader:
     """Reads local files, members of archives, and objects of other regions. See `ImageReader`."""
 
-    def __init__(self, stack: AsyncExitStack, aws: Aws, *, region: str, connections: int, most_bytes: int) -> None:
+    def __init__(self, stack: AsyncExitStack, aws: Aws, *, region: str, connections: int, max_bytes: int) -> None:
         self._stack = stack
         self._aws = aws
         self._region = region
         self._connections = connections
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._files = FileReader()
         self._lock = anyio.Lock()
         self._objects: dict[str, ObjectReader] = {}
 
-    def carries(self, image: ImageRef) -> bool:
+    def accepts(self, image: ImageRef) -> bool:
         """Whether the service can't fetch the image itself."""
         return image.inline
 
@@ -45,14 +45,14 @@ class _InlineReader:
             if region not in self._objects:
                 client = self._aws.s3(region=region, connections=self._connections)
                 self._objects[region] = ObjectReader(
-                    await self._stack.enter_async_context(client), most_bytes=self._most_bytes
+                    await self._stack.enter_async_context(client), max_bytes=self._max_bytes
                 )
         return self._objects[region]
 
 
 @asynccontextmanager
 async def open_reader(
-    aws: Aws, *, region: str, connections: int, most_bytes: int = MAX_BYTES_INLINE
+    aws: Aws, *, region: str, connections: int, max_bytes: int = MAX_BYTES_INLINE
 ) -> AsyncIterator[ImageReader]:
     """Open a reader of all images that are sent as bytes; it is closed after the block.
 
@@ -60,7 +60,7 @@ async def open_reader(
         aws: for images in S3.
         region: of buckets without a known region: the model's.
         connections: maximum per region.
-        most_bytes: maximum size of an image in S3; larger ones fail.
+        max_bytes: maximum size of an image in S3; larger ones fail.
     """
     async with AsyncExitStack() as stack:
-        yield _InlineReader(stack, aws, region=region, connections=connections, most_bytes=most_bytes)
+        yield _InlineReader(stack, aws, region=region, connections=connections, max_bytes=max_bytes)

@@ -24,9 +24,18 @@ from batchcl.images import ImageReader, ImageRef, check_limits
 from batchcl.loaders.open import open_reader
 from batchcl.spellings import spellings
 
-__all__ = ["HEAD_BYTES", "SAMPLE", "ProbeResult", "misspelled", "probe", "refusals", "refuse_unreadable", "sample_of"]
+__all__ = [
+    "HEAD_BYTES",
+    "SAMPLE_SIZE",
+    "ProbeResult",
+    "check_images_readable",
+    "count_errors",
+    "probe",
+    "sample_images",
+    "spelling_hint",
+]
 
-SAMPLE: Final = 20
+SAMPLE_SIZE: Final = 20
 """Images in the sample; as many as the rejected calls in a row that stop a run."""
 
 HEAD_BYTES: Final = 64 * 1024
@@ -69,7 +78,7 @@ class ProbeResult:
         return self.code in _MISSING or self.code == _NO_SUCH_FILE
 
 
-def sample_of(images: Sequence[ImageRef], *, most: int = SAMPLE, fit: bool = False) -> list[ImageRef]:
+def sample_images(images: Sequence[ImageRef], *, most: int = SAMPLE_SIZE, fit: bool = False) -> list[ImageRef]:
     """At most `most` images, spread evenly over those that pass `check_limits`."""
     candidates = [image for image in images if check_limits(image, fit=fit) is None]
     count = min(most, len(candidates))
@@ -85,7 +94,7 @@ async def probe(aws: Aws, images: Sequence[ImageRef], *, region: str) -> list[Pr
     async with AsyncExitStack() as stack:
         regions = {image.region or region for image in images if _is_object(image)}
         clients = {each: await stack.enter_async_context(aws.s3(region=each)) for each in sorted(regions)}
-        reader = await stack.enter_async_context(open_reader(aws, region=region, connections=SAMPLE))
+        reader = await stack.enter_async_context(open_reader(aws, region=region, connections=SAMPLE_SIZE))
 
         async def probe_one(image: ImageRef) -> ProbeResult:
             if _is_object(image):
@@ -94,7 +103,7 @@ async def probe(aws: Aws, images: Sequence[ImageRef], *, region: str) -> list[Pr
                 return await _probe_file(image)
             return await _probe_member(reader, image)
 
-        return await gather(probe_one, images, at_once=SAMPLE)
+        return await gather(probe_one, images, at_once=SAMPLE_SIZE)
 
 
 def _is_object(image: ImageRef) -> bool:
@@ -111,7 +120,7 @@ async def _probe_member(reader: ImageReader, image: ImageRef) -> ProbeResult:
         return ProbeResult(image, _UNREADABLE, f"reading {image.uri} took longer than {_DEADLINE_S:.0f} s")
 
 
-async def misspelled(aws: Aws, results: Sequence[ProbeResult], *, region: str) -> str:
+async def spelling_hint(aws: Aws, results: Sequence[ProbeResult], *, region: str) -> str:
     """A hint if missing images exist under another spelling of their names; else an empty string."""
     for result in [each for each in results if each.is_missing or each.is_denied][:_MAX_SPELLING_CHECKS]:
         image = result.image
@@ -126,11 +135,11 @@ async def misspelled(aws: Aws, results: Sequence[ProbeResult], *, region: str) -
     return ""
 
 
-def refuse_unreadable(results: Sequence[ProbeResult], *, is_all: bool = False, hint: str = "") -> None:
+def check_images_readable(results: Sequence[ProbeResult], *, is_all: bool = False, hint: str = "") -> None:
     """Raise if no image of a sample can be read for the same reason, so that no call could succeed.
 
     A few missing images become failures of the run. If a whole sample is missing, or all images of a smaller job
-    (`is_all`), the model would be started for nothing. `hint` comes from `misspelled`.
+    (`is_all`), the model would be started for nothing. `hint` comes from `spelling_hint`.
 
     Raises:
         CredentialsError: access is denied.
@@ -140,7 +149,7 @@ def refuse_unreadable(results: Sequence[ProbeResult], *, is_all: bool = False, h
         return
     example = results[0]
     count = "the image" if len(results) == 1 else f"{len(results)} of {len(results)} sampled images"
-    if all(each.is_denied or each.is_missing for each in results) and hint and (is_all or len(results) >= SAMPLE):
+    if all(each.is_denied or each.is_missing for each in results) and hint and (is_all or len(results) >= SAMPLE_SIZE):
         raise RefusedError(f"{count} can't be read: {hint}")
     if all(each.is_denied for each in results):
         version = " and s3:GetObjectVersion" if example.image.version_id else ""
@@ -150,14 +159,14 @@ def refuse_unreadable(results: Sequence[ProbeResult], *, is_all: bool = False, h
             "with a KMS key",
             is_access_denied=True,
         )
-    if (is_all or len(results) >= SAMPLE) and all(each.is_missing for each in results):
+    if (is_all or len(results) >= SAMPLE_SIZE) and all(each.is_missing for each in results):
         which = "the image does" if len(results) == 1 else f"all {len(results)} images do" if is_all else f"{count} do"
         raise RefusedError(
             f"{which} not exist, such as {example.image.uri}; check the keys in the list, which are taken literally"
         )
 
 
-def refusals(results: Sequence[ProbeResult]) -> Counter[str]:
+def count_errors(results: Sequence[ProbeResult]) -> Counter[str]:
     """The number of unreadable images per error code."""
     return Counter(each.code for each in results if each.code)
 

@@ -29,11 +29,11 @@ _SERVER_ERROR: Final = 500
 class ObjectReader:
     """Reads S3 objects with an open SDK client, which retries. See `ImageReader`."""
 
-    def __init__(self, client: Any, *, most_bytes: int = MAX_BYTES_FITTABLE) -> None:
+    def __init__(self, client: Any, *, max_bytes: int = MAX_BYTES_FITTABLE) -> None:
         self._client = client
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
 
-    def carries(self, image: ImageRef) -> bool:
+    def accepts(self, image: ImageRef) -> bool:
         """Whether the image is in S3."""
         return bool(image.bucket)
 
@@ -64,15 +64,15 @@ class ObjectReader:
         chunks: list[bytes] = []
         received = 0
         try:
-            while size <= self._most_bytes and (chunk := await body.read(_CHUNK_BYTES)):
+            while size <= self._max_bytes and (chunk := await body.read(_CHUNK_BYTES)):
                 chunks.append(chunk)
                 received += len(chunk)
                 size = max(size, received)
         finally:
             body.close()
-        if size > self._most_bytes:
+        if size > self._max_bytes:
             raise ImageError(
-                f"{size:,} bytes; the limit for objects sent as bytes is {self._most_bytes:,}", code="TooLarge"
+                f"{size:,} bytes; the limit for objects sent as bytes is {self._max_bytes:,}", code="TooLarge"
             )
         return b"".join(chunks)
 

@@ -84,7 +84,7 @@ class RateController:
         return min(self._ceiling_tps, max(FLOOR_TPS, rate_tps))
 
     @property
-    def found_tps(self) -> float | None:
+    def measured_tps(self) -> float | None:
         """The model's capacity as measured at the last cut; None before one."""
         return self._found_tps
 

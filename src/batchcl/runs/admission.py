@@ -70,10 +70,10 @@ async def admit(
 
     await _acquire(lock)
     try:
-        async with lock.beating():
+        async with lock.writing_heartbeats():
             await take()
             await lock.check()
-            async with lease.beating():
+            async with lease.writing_heartbeats():
                 return await recover_runs(
                     store,
                     record.model,

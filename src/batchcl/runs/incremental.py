@@ -24,7 +24,7 @@ from batchcl.concurrency import gather
 from batchcl.errors import OutputError
 from batchcl.images import ImageRef, Pause, no_pause
 from batchcl.name_set import DIGEST_BYTES, NameSet, digests_of
-from batchcl.outcomes import PERMANENT_CODES, Known
+from batchcl.outcomes import PERMANENT_CODES, KnownStatus
 from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.layout import incremental_index_path
 from batchcl.runs.store import Store, StoredFile
@@ -101,7 +101,7 @@ class IncrementalFilter:
         self._read_lock = anyio.Lock()
         self._add_lock = anyio.Lock()
 
-    async def known(self, images: Sequence[ImageRef]) -> list[Known | None]:
+    async def known(self, images: Sequence[ImageRef]) -> list[KnownStatus | None]:
         """For each image, whether the tables contain this version of it, and in which table.
 
         Raises:
@@ -274,7 +274,7 @@ def _names(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
         yield names.select(_FILE_NUMBER, column)
 
 
-def _look_up(known: Mapping[str, NameSet], images: Sequence[ImageRef]) -> list[Known | None]:
+def _look_up(known: Mapping[str, NameSet], images: Sequence[ImageRef]) -> list[KnownStatus | None]:
     """For each image, which table contains one of its names; results take precedence over failures."""
     listed = pl.DataFrame(
         {
@@ -294,7 +294,7 @@ def _look_up(known: Mapping[str, NameSet], images: Sequence[ImageRef]) -> list[K
     )
     scored, failed = known["results"], known.get("failures")
 
-    def find(names: Sequence[bytes | None]) -> Known | None:
+    def find(names: Sequence[bytes | None]) -> KnownStatus | None:
         given = [name for name in names if name is not None]
         if any(name in scored for name in given):
             return "already_scored"

@@ -101,7 +101,7 @@ class Journal:
         """
         if self._staged is not None:
             path = self._paths.segment(self._shard, self._next)
-            await self._store.put_mine(path, self._staged, what=f"the journal of shard {self._shard}")
+            await self._store.put_exclusive(path, self._staged, what=f"the journal of shard {self._shard}")
             self._next += 1
             self._staged = None
 

@@ -38,9 +38,9 @@ class LearnedRate:
         age = now - self.learned_at
         return 0.0 if age < -dt.timedelta(days=1) else min(1.0, 0.5 ** (age / _HALF_LIFE))
 
-    def start_tps(self, now: dt.datetime, *, otherwise_tps: float) -> float:
-        """The initial rate: the weighted geometric mean of this rate and `otherwise_tps`."""
-        return otherwise_tps * math.exp(self.weight(now) * math.log(self.tps / otherwise_tps))
+    def start_tps(self, now: dt.datetime, *, default_tps: float) -> float:
+        """The initial rate: the weighted geometric mean of this rate and `default_tps`."""
+        return default_tps * math.exp(self.weight(now) * math.log(self.tps / default_tps))
 
 
 async def read_learned(store: Store, model: str, units: str) -> LearnedRate | None:

@@ -290,7 +290,7 @@ class RunLeaseHolder:
                 continue
 
     @asynccontextmanager
-    async def beating(self) -> AsyncIterator[None]:
+    async def writing_heartbeats(self) -> AsyncIterator[None]:
         """Write heartbeats during the block. Doesn't notice a takeover; call `check` for that."""
 
         async def write_heartbeats() -> None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from batchcl.concurrency import Notifier, gather
 from batchcl.errors import BatchclError
 from batchcl.images import ImageRef
-from batchcl.outcomes import AlreadyKnown, Counts, Known, Outcome
+from batchcl.outcomes import AlreadyKnown, Counts, KnownStatus, Outcome
 from batchcl.runs.entries import JournalEntry, counts, latest, of_round, positions, statuses
 from batchcl.runs.journal import Journal, JournalContent
 from batchcl.runs.layout import RunPaths
@@ -43,7 +43,7 @@ MAX_UNPUBLISHED_SHARDS: Final = 1
 
 _CHECK_INTERVAL_S: Final = 1.0
 
-_LookUp: TypeAlias = Callable[[Sequence[ImageRef]], Awaitable[list[Known | None]]]
+_LookUp: TypeAlias = Callable[[Sequence[ImageRef]], Awaitable[list[KnownStatus | None]]]
 
 
 class Targets(Protocol):
@@ -126,7 +126,7 @@ class Ledger:
         check_owner: raises `StoppedError` if another process has taken over the run.
         known: the incremental filter: for each image, whether it has a result or a permanent failure from another run.
             None for no filter.
-        on_taken_up: called with the counts of the outcomes in a shard that earlier sessions have journalled.
+        on_resumed: called with the counts of the outcomes in a shard that earlier sessions have journalled.
         on_known: called with each outcome that `known` has determined without a call.
         utcnow: the current time.
 
@@ -145,7 +145,7 @@ class Ledger:
         fit: bool = False,
         check_owner: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint,
         known: _LookUp | None = None,
-        on_taken_up: Callable[[Counts], None] = lambda _: None,
+        on_resumed: Callable[[Counts], None] = lambda _: None,
         on_known: Callable[[Outcome], None] = lambda _: None,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
@@ -159,7 +159,7 @@ class Ledger:
         self._fit = fit
         self._known = known
         self._utcnow = utcnow
-        self._on_taken_up = on_taken_up
+        self._on_taken_up = on_resumed
         self._on_known = on_known
         self.settled = False
         self._open: dict[int, _OpenShard] = {}
@@ -193,8 +193,8 @@ class Ledger:
                 remaining = sorted(missing)
                 yield Batch(shard, ImageRows(images, remaining), remaining)
             else:  # nothing to score: let the loops publish the shard
-                self._recorded.ring()
-                self._journalled.ring()
+                self._recorded.notify()
+                self._journalled.notify()
 
     async def _exclude_known(self, shard: int, images: pa.Table, look_up: _LookUp) -> None:
         """Record outcomes of images that other runs have processed since the work list was written."""
@@ -217,24 +217,24 @@ class Ledger:
             opened.buffered_at = anyio.current_time()
         self._buffered += 1
         if _is_due(opened):
-            self._recorded.ring()
+            self._recorded.notify()
 
-    def unkept(self) -> Counts:
+    def unsaved(self) -> Counts:
         """Counts of recorded outcomes that are not durable: lost if nothing more can be written."""
-        return Counts(**Counter[str](entry.outcome.status for _, entry in self._unkept_entries()))
+        return Counts(**Counter[str](entry.outcome.status for _, entry in self._unsaved()))
 
     def replaced(self) -> Counts:
         """Earlier statuses of the images that have a durable outcome in this round, which replaces them."""
-        unkept = Counter(opened.before[entry.position] for opened, entry in self._unkept_entries() if opened.before)
-        return Counts(**(self._replaced - unkept))
+        unsaved = Counter(opened.before[entry.position] for opened, entry in self._unsaved() if opened.before)
+        return Counts(**(self._replaced - unsaved))
 
-    def _unkept_entries(self) -> Iterator[tuple[_OpenShard, JournalEntry]]:
+    def _unsaved(self) -> Iterator[tuple[_OpenShard, JournalEntry]]:
         """The recorded outcomes that are not durable."""
         for opened in self._open.values():
             for entry in (*opened.staged, *opened.buffer):
                 yield opened, entry
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait while too many outcomes are buffered: a store slower than the model must not let memory grow."""
         while self._buffered >= MAX_BUFFERED_ENTRIES:
             await self._journalled.wait()
@@ -258,19 +258,19 @@ class Ledger:
 
     async def _journal_loop(self) -> None:
         while True:
-            await self._recorded.wait(at_most_s=_CHECK_INTERVAL_S)
+            await self._recorded.wait(timeout_s=_CHECK_INTERVAL_S)
             await self._flush(older_than=anyio.current_time() - SEGMENT_AGE_S)
 
     async def _publish_loop(self) -> None:
         while True:
             await self._publish_complete()
-            await self._journalled.wait(at_most_s=_CHECK_INTERVAL_S)
+            await self._journalled.wait(timeout_s=_CHECK_INTERVAL_S)
 
     async def _flush(self, *, older_than: float) -> None:
         """Journal due outcomes of every shard, even if some shards fail: the outcomes were paid for."""
         async with self._journal_lock:
             await self._for_each_shard(lambda _, opened: self._flush_shard(opened, older_than=older_than))
-            self._journalled.ring()
+            self._journalled.notify()
 
     async def _flush_shard(self, opened: _OpenShard, *, older_than: float) -> None:
         if opened.buffer and (_is_due(opened) or opened.buffered_at <= older_than):
@@ -304,7 +304,7 @@ class Ledger:
                 if opened.complete:
                     await self._publish(shard, opened)
                     del self._open[shard]
-                    self._published.ring()
+                    self._published.notify()
 
     async def _publish(self, shard: int, opened: _OpenShard) -> None:
         content = await self._cut_and_publish(shard, opened)

@@ -17,7 +17,7 @@ from batchcl.runs.entries import FailureGroup, counts, failure_groups
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.store import Store
 
-__all__ = ["Totals", "published", "read_totals", "total", "write_marker"]
+__all__ = ["Totals", "published", "read_totals", "sum_totals", "write_marker"]
 
 _AT_ONCE = 32
 
@@ -64,7 +64,7 @@ async def write_marker(
         "failures": [[*group, number] for group, number in sorted(groups.items())],
     }
     data = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
-    await store.put_mine(paths.marker(shard, round_), data, what=f"the marker of shard {shard}")
+    await store.put_exclusive(paths.marker(shard, round_), data, what=f"the marker of shard {shard}")
 
 
 async def read_totals(store: Store, paths: RunPaths, rounds: Iterable[tuple[int, int]]) -> dict[int, Totals]:
@@ -81,6 +81,6 @@ async def read_totals(store: Store, paths: RunPaths, rounds: Iterable[tuple[int,
     return dict(await gather(read, rounds, at_once=_AT_ONCE))
 
 
-def total(totals: Iterable[Totals]) -> Totals:
+def sum_totals(totals: Iterable[Totals]) -> Totals:
     """The sum."""
     return sum(totals, Totals())

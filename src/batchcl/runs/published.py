@@ -17,7 +17,7 @@ from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.layout import FOLDERS, PartName, run_name
 from batchcl.runs.store import Store
 
-__all__ = ["PARTITION", "PublishedPart", "check_root", "later_parts", "published_parts", "read_part"]
+__all__ = ["PARTITION", "PublishedPart", "check_root", "published_parts", "read_part", "resolving_parts"]
 
 PARTITION: Final = pa.schema([("model", pa.string()), ("date", pa.date32())])
 """The columns whose values are in a file's path."""
@@ -39,7 +39,7 @@ class PublishedPart:
     uri: str
     size_bytes: int
 
-    def may_hold(self, run_id: str) -> bool:
+    def may_contain(self, run_id: str) -> bool:
         """Whether it may contain rows of the run; a file of an export may contain rows of several runs."""
         part = PartName.parse(self.name)
         return part is None or part.run == run_name(run_id)
@@ -51,7 +51,7 @@ def published_parts(store: Store) -> list[PublishedPart]:
     Raises:
         OutputError: the store is not an output root, or can't be read.
     """
-    files = [*store.list_now("results"), *store.list_now("failures")]
+    files = [*store.list_sync("results"), *store.list_sync("failures")]
     found = ((file, _PATH.fullmatch(file.path)) for file in files)
     parts = [
         PublishedPart(**match.groupdict(), path=file.path, uri=store.uri(file.path), size_bytes=file.size_bytes)
@@ -88,7 +88,7 @@ def read_part(store: Store, part: PublishedPart, schema: pa.Schema) -> pa.Table:
         )
 
 
-def later_parts(parts: Iterable[PublishedPart]) -> dict[PublishedPart, list[PublishedPart]]:
+def resolving_parts(parts: Iterable[PublishedPart]) -> dict[PublishedPart, list[PublishedPart]]:
     """For each file of `failures/`, the files that may resolve or repeat its rows; files without any are omitted.
 
     These are the later files of the same run and shard: retries write nowhere else. A file of an export may be resolved
@@ -115,7 +115,7 @@ def check_root(store: Store) -> None:
     """Raise `OutputError` if the location has none of an output root's folders: its name may be misspelt. Blocks."""
     if not store.is_s3 and any((Path(store.root) / name).is_dir() for name in FOLDERS):
         return
-    if not any(store.list_now(name) for name in FOLDERS):
+    if not any(store.list_sync(name) for name in FOLDERS):
         raise OutputError(
             f"{store.root} is not an output root: it contains none of results/, failures/ and runs/; "
             "pass the directory or prefix that was used with --out"

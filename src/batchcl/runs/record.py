@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RunRecord",
-    "differences",
+    "describe_differences",
     "read_record",
     "read_sessions",
     "read_summary",
@@ -136,7 +136,7 @@ async def write_summary(store: Store, summary: Summary) -> None:
     await store.put(RunPaths(summary.run_id).summary, _dump(summary.as_dict()))
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Text that lists the differences between two `scored_as`."""
     return ", ".join(
         f"{name} was {_value(old, name)} and is {_value(new, name)}"

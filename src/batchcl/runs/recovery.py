@@ -109,7 +109,7 @@ async def _recover(store: Store, record: RunRecord, dead: RunLease, *, utcnow: C
     sessions = RunPaths(record.run_id).sessions
     lease = RunLeaseHolder(store, sessions, what=f"run {record.run_id}", progress=lambda: progress, utcnow=utcnow)
     await lease.acquire(dead=dead)
-    async with lease.beating():
+    async with lease.writing_heartbeats():
         await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
     lease.settled = True
     await lease.release()

@@ -63,7 +63,9 @@ async def open_round(store: Store, paths: RunPaths, wanted: Round) -> Round:
     if is_open:
         return await read_round(store, paths, last)
     new = Round(last + 1, wanted.codes, wanted.fit)
-    await store.put_mine(paths.round(new.number), orjson.dumps(asdict(new)), what=f"the start of round {new.number}")
+    await store.put_exclusive(
+        paths.round(new.number), orjson.dumps(asdict(new)), what=f"the start of round {new.number}"
+    )
     return new
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchcl.__about__ import __version__
-from batchcl.images import escaped
+from batchcl.images import escape_name
 
 __all__ = [
     "FAILURES",
@@ -186,4 +186,4 @@ def _printable(keys: pa.ChunkedArray) -> pa.ChunkedArray:
         return keys.cast(pa.string())
     except pa.ArrowInvalid:
         names = [key.decode("utf-8", "surrogateescape") for key in keys.to_pylist()]
-        return pa.chunked_array([[escaped(name) for name in names]], pa.string())
+        return pa.chunked_array([[escape_name(name) for name in names]], pa.string())

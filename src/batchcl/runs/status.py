@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from batchcl.runs.markers import Totals
     from batchcl.runs.worklist import WorkList
 
-__all__ = ["RunState", "list_runs", "look", "newest_run"]
+__all__ = ["RunState", "list_runs", "newest_run", "read_run_state"]
 
 _AT_ONCE: Final = 64
 
@@ -93,7 +93,7 @@ class RunState:
         return asdict(self)
 
 
-async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | None:
+async def read_run_state(store: Store, run_id: str, *, now: dt.datetime) -> RunState | None:
     """The run's state, or None if there is no such run. Raises `OutputError` if a file is corrupt."""
     paths = RunPaths(run_id)
     reads: Sequence[Callable[[], Any]] = (
@@ -104,7 +104,7 @@ async def look(store: Store, run_id: str, *, now: dt.datetime) -> RunState | Non
     if summary is not None and await _is_over(store, paths, summary, numbers):
         return _of_summary(summary)
     record = await read_record(store, run_id)
-    return None if record is None else await _look_closely(store, record, summary, now=now)
+    return None if record is None else await _read_incomplete(store, record, summary, now=now)
 
 
 async def _is_over(store: Store, paths: RunPaths, summary: Summary, numbers: Sequence[int]) -> bool:
@@ -118,9 +118,9 @@ async def _is_over(store: Store, paths: RunPaths, summary: Summary, numbers: Seq
     return await unfinished_round(store, paths) is None
 
 
-async def _look_closely(store: Store, record: RunRecord, summary: Summary | None, *, now: dt.datetime) -> RunState:
+async def _read_incomplete(store: Store, record: RunRecord, summary: Summary | None, *, now: dt.datetime) -> RunState:
     """The state of a run that may be incomplete: reads the markers, and the journals of incomplete shards."""
-    from batchcl.runs.markers import published, read_totals, total
+    from batchcl.runs.markers import published, read_totals, sum_totals
     from batchcl.runs.rounds import unfinished_round
     from batchcl.runs.worklist import WorkList
 
@@ -132,7 +132,7 @@ async def _look_closely(store: Store, record: RunRecord, summary: Summary | None
     )
     leases, rounds, unfinished = await gather(lambda read: read(), reads, at_once=len(reads))
     lease = leases[-1] if leases else None
-    complete = total((await read_totals(store, paths, rounds.items())).values())
+    complete = sum_totals((await read_totals(store, paths, rounds.items())).values())
     in_tables, journalled = await _count_incomplete(store, paths, rounds)
     worklist = WorkList(store, paths)
     await worklist.open()  # last, because it may grow meanwhile: it then includes every image counted above
@@ -155,7 +155,7 @@ async def list_runs(store: Store, *, now: dt.datetime) -> list[RunState]:
 
     async def state_of(run_id: str) -> RunState | None:
         try:
-            return await look(store, run_id, now=now)
+            return await read_run_state(store, run_id, now=now)
         except OutputError as error:
             return RunState(run_id=run_id, state="damaged", reason=str(error))
 

@@ -157,9 +157,9 @@ class Store:
         root = output_root(root)
         if not root.startswith("s3://"):
             return _open_folder(Path(root), create=create)
-        from batchcl.aws.store_access import find_store_access_now
+        from batchcl.aws.store_access import find_store_access_blocking
 
-        return _open_s3(root, find_store_access_now(_require_aws(aws, root), _bucket_of(root)), encryption)
+        return _open_s3(root, find_store_access_blocking(_require_aws(aws, root), _bucket_of(root)), encryption)
 
     @classmethod
     async def open_async(
@@ -262,7 +262,7 @@ class Store:
             keys.accepted("s3")
             return result
 
-        return await keys.patiently(attempt)
+        return await keys.retry_while_failing(attempt)
 
     async def _attempts(self) -> AsyncIterator[_Attempt]:
         """Attempts at a write, with full jitter between them. obstore itself retries after 5xx responses."""
@@ -285,7 +285,7 @@ class Store:
             raise
         await anyio.to_thread.run_sync(_fsync_names, folder / path, folder)
 
-    async def put_mine(self, path: str, data: bytes, *, what: str) -> None:
+    async def put_exclusive(self, path: str, data: bytes, *, what: str) -> None:
         """Create an object that only one process may create; creating it again with the same `data` is fine.
 
         A retry after a lost response finds its own object, so the content is compared: `data` must identify its writer,
@@ -327,7 +327,7 @@ class Store:
                 return False
             return True
 
-    def get_now(self, path: str) -> bytes | None:
+    def get_sync(self, path: str) -> bytes | None:
         """Synchronous version of `get`."""
         with _translate_errors("reading", self.uri(path)):
             try:
@@ -364,7 +364,7 @@ class Store:
                 size_bytes = obstore.head(self._blocking, path)["size"]
         return io.BufferedReader(_RemoteFile(self._blocking, path, size_bytes, self.uri(path)), _READ_AHEAD_BYTES)
 
-    def list_now(self, prefix: str) -> list[StoredFile]:
+    def list_sync(self, prefix: str) -> list[StoredFile]:
         """Synchronous version of `list_all`."""
         with _translate_errors("listing", self.uri(prefix)):
             files = [file for page in obstore.list(self._blocking, prefix) for file in _files(page)]
@@ -523,7 +523,7 @@ def _open_s3(root: str, access: StoreAccess, encryption: Encryption) -> Store:
         return Store(
             root,
             backend(access.provide),
-            blocking=backend(access.provide_now),  # an asynchronous provider requires a loop in the calling thread
+            blocking=backend(access.provide_blocking),  # an asynchronous provider requires a loop in the calling thread
             keys=access.credentials,
         )
 

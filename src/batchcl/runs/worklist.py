@@ -210,7 +210,7 @@ class WorkList:
             StoppedError: another process has written a different shard.
         """
         data = await anyio.to_thread.run_sync(_encode_shard, images, bookmark)
-        await self._store.put_mine(self._paths.frozen(self._shards), data, what="the work list")
+        await self._store.put_exclusive(self._paths.frozen(self._shards), data, what="the work list")
         self._shards += 1
         self._images += images.num_rows
         self._bookmark = bookmark
@@ -218,7 +218,7 @@ class WorkList:
 
     async def complete(self, totals: WorkListTotals) -> None:
         """Mark the list as complete. Raises `StoppedError` if another process has written different totals."""
-        await self._store.put_mine(self._paths.totals, orjson.dumps(asdict(totals)), what="the work list's totals")
+        await self._store.put_exclusive(self._paths.totals, orjson.dumps(asdict(totals)), what="the work list's totals")
         self._totals = totals
         self._notify()
 

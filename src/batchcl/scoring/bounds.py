@@ -11,7 +11,7 @@ import anyio
 from batchcl.errors import BatchclError, StoppedError, TooManyFailuresError
 from batchcl.events import Notice, Observer, Progress
 from batchcl.job import Job
-from batchcl.quantities import counted
+from batchcl.quantities import pluralize
 
 __all__ = ["limit_to_descriptors", "watch_bounds"]
 
@@ -75,7 +75,7 @@ def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: in
     is_enough = job.tolerance.percent is None or called >= _MIN_CALLED
     if is_enough and job.tolerance.exceeded(failed=progress.failed, scored=called - progress.failed):
         return TooManyFailuresError(
-            f"{counted(progress.failed, 'image')} failed, and --max-failures is {job.max_failures}; see "
+            f"{pluralize(progress.failed, 'image')} failed, and --max-failures is {job.max_failures}; see "
             "`batchcl failures` for the reasons, and raise --max-failures to resume"
         )
     return None

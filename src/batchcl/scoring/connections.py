@@ -98,7 +98,7 @@ async def open_manager(
             free=job.emulator,
             lease=lease,
             observer=observer,
-            stopper=stop_signal,
+            stop_signal=stop_signal,
         )
 
 

@@ -30,7 +30,7 @@ from batchcl.errors import (
     TransientError,
     UsageError,
 )
-from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_FITTABLE, ImageReader, ImageRef, suffix_of
+from batchcl.images import FITTABLE_EXTENSIONS, MAX_BYTES_FITTABLE, ImageReader, ImageRef, extension_of
 from batchcl.imaging.decode import require_pillow
 from batchcl.imaging.fit import fit as fitted
 from batchcl.loaders.files import FileReader
@@ -232,7 +232,7 @@ class _DetectCalls:
     async def _detect_object(self, each: ImageInput, image: ImageRef) -> DetectResult:
         """Let the service read the object; if it has to be fitted, download it and send its bytes."""
         data = None if self._on_read is None else await self._read(each)
-        if self._fit and suffix_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS:
+        if self._fit and extension_of(image.key.rpartition("/")[2]) in FITTABLE_EXTENSIONS:
             return await self._detect_bytes(each, data or await self._read(each))
         try:
             answer, request_id = await self._detector.ask(s3_object(image))
@@ -256,7 +256,7 @@ class _DetectCalls:
             if (each.image.size_bytes or 0) > MAX_BYTES_FITTABLE:
                 text = f"it has {each.image.size_bytes:,} bytes; the limit is {MAX_BYTES_FITTABLE:,} bytes"
                 raise ImageError(text, code="TooLarge")
-            reader = next(reader for reader in self._readers if reader.carries(each.image))
+            reader = next(reader for reader in self._readers if reader.accepts(each.image))
             data = await reader.read(each.image)
         if self._on_read is not None:
             self._on_read(each, data)

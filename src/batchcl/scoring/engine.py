@@ -46,7 +46,7 @@ from batchcl.images import ImageRef, SkipReason, check_limits
 from batchcl.loaders.base import Preparer
 from batchcl.outcomes import Detection, Outcome, Scored, failed, skipped
 from batchcl.pacing.pacer import Pacer
-from batchcl.quantities import counted
+from batchcl.quantities import pluralize
 from batchcl.runs.worklist import Batch
 from batchcl.scoring.circuit_breaker import CircuitBreaker
 from batchcl.scoring.preprocessing import Preprocessing
@@ -193,7 +193,9 @@ class Engine:
                     self._tasks.start_soon(self._hedge_slow_calls)
             background.cancel_scope.cancel()
         if self._preprocessing is not None and self._preprocessing.changed:
-            text = f"{counted(self._preprocessing.changed, 'image')} changed to fit; the column `fitted` describes how"
+            text = (
+                f"{pluralize(self._preprocessing.changed, 'image')} changed to fit; the column `fitted` describes how"
+            )
             self._observer.notice(Notice("fitted", text, {"images": self._preprocessing.changed}))
         try:
             await (self._sink.save() if self._sink_failed else self._sink.close())
@@ -216,7 +218,7 @@ class Engine:
                     for image, position in zip(batch.images, batch.positions, strict=True):
                         item = WorkItem(image, batch.shard, position)
                         if (reason := check_limits(image, fit=self._preprocessing is not None)) is not None:
-                            await self._sink.room()
+                            await self._sink.wait_for_capacity()
                             self._record(item, skipped(item.image, reason, at=self._utcnow()))
                         elif self._preprocessing is not None and await self._preprocessing.submit(item):
                             continue
@@ -237,7 +239,7 @@ class Engine:
                     await self._breaker.wait_closed()
                     if not self._access_checked.is_set():
                         await self._access_checked.wait()
-                    await self._sink.room()
+                    await self._sink.wait_for_capacity()
                     if self._preprocessing is not None:
                         await self._preprocessing.wait_for_capacity()
                     await self._workers.wait_for_free_slot()

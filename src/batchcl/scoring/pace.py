@@ -58,7 +58,7 @@ async def open_pacer(
         learned = await read_learned(store, model, _text(units()))
     now = utcnow()
     controller = RateController(
-        start_tps=START_TPS if learned is None else learned.start_tps(now, otherwise_tps=START_TPS),
+        start_tps=START_TPS if learned is None else learned.start_tps(now, default_tps=START_TPS),
         learned=learned is not None and not learned.is_lower_bound and learned.weight(now) >= _LEARNED_WEIGHT,
         ceiling_tps=math.inf if max_tps is None else max_tps,
     )
@@ -72,7 +72,7 @@ async def open_pacer(
         raise
     finally:
         if (rate := _rate_to_store(controller, learned, utcnow(), is_outage=is_outage)) is not None:
-            with stop_signal.bounded(RECORDS, shield=True, most_s=_WRITE_TIMEOUT_S), suppress(OutputError):
+            with stop_signal.bounded(RECORDS, shield=True, max_s=_WRITE_TIMEOUT_S), suppress(OutputError):
                 await write_learned(store, model, _text(units()), rate)
                 tps = round(rate.tps, 1)
                 at_least = "at least " if rate.is_lower_bound else ""
@@ -85,8 +85,8 @@ def _rate_to_store(
     controller: RateController, before: LearnedRate | None, now: dt.datetime, *, is_outage: bool
 ) -> LearnedRate | None:
     """Return the rate that this session has measured, else a lower bound that exceeds the stored rate, else None."""
-    if controller.found_tps is not None and not is_outage:
-        return LearnedRate(round(controller.found_tps, 3), now)
+    if controller.measured_tps is not None and not is_outage:
+        return LearnedRate(round(controller.measured_tps, 3), now)
     if controller.sustained_tps is None or (before is not None and before.tps >= controller.sustained_tps):
         return None
     return LearnedRate(round(controller.sustained_tps, 3), now, is_lower_bound=True)

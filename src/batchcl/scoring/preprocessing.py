@@ -90,13 +90,13 @@ class Preprocessing:
 
     async def submit(self, item: WorkItem) -> bool:
         """Accept a fresh image that has to be prepared, waiting for capacity; False if it needs no preparation."""
-        if not self._preparer.wants(item.image):
+        if not self._preparer.needs_preparation(item.image):
             return False
         while len(self._ahead) >= _MAX_AHEAD:
             await self._progressed.wait()
         self._ahead.append(item)
         self._open_ahead += 1
-        self._submitted.ring()
+        self._submitted.notify()
         return True
 
     async def join(self) -> None:
@@ -106,12 +106,12 @@ class Preprocessing:
 
     def may_fix(self, item: WorkItem, error: ImageError) -> bool:
         """Whether changing `item` may avoid `error`; False if the item was prepared before."""
-        return not item.is_prepared and self._preparer.may_mend(error)
+        return not item.is_prepared and self._preparer.may_fix(error)
 
     def fix(self, item: WorkItem, error: ImageError) -> None:
         """Accept an image that the service has refused; it stays outstanding until it is requeued or fails."""
         self._refused.append((item, error))
-        self._submitted.ring()
+        self._submitted.notify()
 
     async def wait_for_capacity(self) -> None:
         """Wait while too many refused images wait for preparation."""
@@ -123,7 +123,7 @@ class Preprocessing:
         if item.is_prepared:
             self._preparer.release(item.image)
         self._ready.discard(id(item))
-        self._submitted.ring()
+        self._submitted.notify()
 
     async def run(self) -> None:
         """Prepare images until cancelled."""
@@ -135,14 +135,14 @@ class Preprocessing:
         while True:
             if self._refused:
                 item, refusal = self._refused.popleft()
-                self._progressed.ring()
+                self._progressed.notify()
                 await self._fix(item, refusal)
-            elif self._ahead and len(self._ready) < self._max_ready and self._preparer.has_room():
+            elif self._ahead and len(self._ready) < self._max_ready and self._preparer.has_capacity():
                 item = self._ahead.popleft()
                 self._ready.add(id(item))
                 await self._prepare_fresh(item)
                 self._open_ahead -= 1
-                self._progressed.ring()
+                self._progressed.notify()
             else:
                 await self._submitted.wait()
 

@@ -17,7 +17,7 @@ class Sink(Protocol):
         """Accept the outcome of one image. Never waits or raises; `keep` and `close` do."""
         ...
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait while too many accepted outcomes are not stored yet."""
         ...
 

@@ -87,26 +87,26 @@ class WorkQueue:
         if self._stopped:
             return False
         self._fresh.append(item)
-        self._changed.ring()
+        self._changed.notify()
         return True
 
     def put_unbounded(self, item: WorkItem) -> None:
         """Add a fresh image regardless of the capacity, for a producer that has a limit of its own."""
         self._fresh.append(item)
-        self._changed.ring()
+        self._changed.notify()
 
     def close(self) -> None:
         """Declare that no more fresh images will be added."""
         self._closed = True
-        self._changed.ring()
-        self._ending.ring()
+        self._changed.notify()
+        self._ending.notify()
 
     def stop(self) -> None:
         """End the queue now; waiting images are not taken any more."""
         self._stopped = True
-        self._has_capacity.ring()
-        self._changed.ring()
-        self._ending.ring()
+        self._has_capacity.notify()
+        self._changed.notify()
+        self._ending.notify()
 
     @property
     def stopped(self) -> bool:
@@ -122,7 +122,7 @@ class WorkQueue:
                 left_s = self._delayed[0].due_at - anyio.current_time()
                 if left_s <= 0:
                     return True
-                await self._changed.wait(at_most_s=left_s)
+                await self._changed.wait(timeout_s=left_s)
             elif self._closed and not self._outstanding:
                 return False
             else:
@@ -151,29 +151,29 @@ class WorkQueue:
         else:
             item = self._fresh.popleft()
             if len(self._fresh) == self._capacity // 2:
-                self._has_capacity.ring()
+                self._has_capacity.notify()
         if self._all_taken:
-            self._ending.ring()
+            self._ending.notify()
         return item
 
     def settle(self) -> None:
         """Count an image that was taken as done: it has its outcome."""
         self._outstanding -= 1
         if not self._outstanding:
-            self._changed.ring()
-            self._ending.ring()
+            self._changed.notify()
+            self._ending.notify()
 
     def requeue(self, item: WorkItem) -> None:
         """Return an image that was taken to the front."""
         self._front.append(item)
         self._outstanding -= 1
-        self._changed.ring()
+        self._changed.notify()
 
     def requeue_at(self, item: WorkItem, due_at: float) -> None:
         """Return an image that was taken to the queue at `due_at`, on the loop's clock."""
         heapq.heappush(self._delayed, _Delayed(due_at, next(self._numbers), item))
         self._outstanding -= 1
-        self._changed.ring()
+        self._changed.notify()
 
     def statistics(self) -> QueueStatistics:
         """Return the numbers of images by state."""

@@ -17,10 +17,10 @@ from batchcl.errors import OutputError, StoppedError, UsageError, command
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
 from batchcl.job import Job, job_of
 from batchcl.outcomes import FAILURE_CODES
-from batchcl.quantities import counted
+from batchcl.quantities import pluralize
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths, valid_run_id
-from batchcl.runs.markers import published, read_totals, total
+from batchcl.runs.markers import published, read_totals, sum_totals
 from batchcl.runs.record import RunRecord, read_record, read_summary
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.rounds import FailedImages, Round, end_round, last_round, open_round, read_round, unfinished_round
@@ -129,7 +129,7 @@ async def execute_round(
         with context.stop_signal.interruptible():
             rounds = await published(store, paths)
             totals = await read_totals(store, paths, rounds.items())
-            failures = total(totals.values()).failures
+            failures = sum_totals(totals.values()).failures
             _report_not_retried(failures, retry_round, observer)
             if not is_open and not retry_round.selected(failures):
                 any_failed = any(group.status == "failed" for group in failures)
@@ -147,14 +147,14 @@ async def execute_round(
                 text = f"another retry of run {record.run_id} was started in the meantime; repeat the command"
                 raise StoppedError(text)
             if lease.follows_unsettled:
-                async with lease.beating():
+                async with lease.writing_heartbeats():
                     await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
             rounds = await published(store, paths)
             totals = await read_totals(store, paths, rounds.items())
             worklist = WorkList(store, paths)
             await worklist.open()
         targets = FailedImages(retry_round, published=rounds, totals=totals)
-        images = f"{counted(targets.planned, 'image')} without result{', with --fit' if retry_round.fit else ''}"
+        images = f"{pluralize(targets.planned, 'image')} without result{', with --fit' if retry_round.fit else ''}"
         observer.notice(Notice("started", f"round {retry_round.number} of run {record.run_id}: {images}"))
         progress.planned, progress.listed = targets.planned, True
         incremental = incremental_filter(store, record, job)
@@ -170,7 +170,7 @@ async def execute_round(
             held_lease=held_lease,
             progress=progress,
             find_known=None if incremental is None else incremental.known,
-            earlier=total(totals.values()).counts,
+            earlier=sum_totals(totals.values()).counts,
         )
         summary = await session.run()
     try:
@@ -193,7 +193,7 @@ def _report_not_retried(failures: Counter[FailureGroup], retry_round: Round, obs
         of_code = {group: number for group, number in rest.items() if (group.status, group.code) == (status, code)}
         images = sum(of_code.values())
         fixable = count_fittable(of_code)
-        text = f"not retried: {counted(images, 'image')} {status} with {code}{_reason(code)}"
+        text = f"not retried: {pluralize(images, 'image')} {status} with {code}{_reason(code)}"
         if fixable:
             text += f"; `batchcl retry --fit` may score {fixable:,} of them"
         fields: dict[str, str | int | float | None] = {"code": code, "images": images, "fit_may_help": fixable}

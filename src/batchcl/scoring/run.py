@@ -20,7 +20,7 @@ import anyio.to_thread
 from batchcl.__about__ import __version__
 from batchcl.arns import ModelArn
 from batchcl.aws.detect import LimitsDetector, open_detector
-from batchcl.aws.names import is_named
+from batchcl.aws.names import matches_model
 from batchcl.aws.session import Aws
 from batchcl.errors import RefusedError, UsageError
 from batchcl.events import Notice, Observer, Progress, SafeObserver, SilentObserver
@@ -29,14 +29,14 @@ from batchcl.imaging.decode import require_pillow
 from batchcl.job import Job, fingerprint
 from batchcl.loaders.fitting import open_fitting_reader
 from batchcl.loaders.open import open_reader
-from batchcl.quantities import counted
+from batchcl.quantities import pluralize
 from batchcl.runs.admission import admit
 from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.layout import RunPaths, new_run_id
 from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.ledger import AllImages
 from batchcl.runs.markers import published
-from batchcl.runs.record import RunRecord, differences, read_record, read_summary
+from batchcl.runs.record import RunRecord, describe_differences, read_record, read_summary
 from batchcl.runs.recovery import publish_leftovers
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
@@ -116,7 +116,7 @@ async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
     if record is None or job.model is None:
         return model
     recorded = ModelArn.parse(record.model)
-    return recorded if is_named(recorded, job.model) else model
+    return recorded if matches_model(recorded, job.model) else model
 
 
 async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
@@ -141,7 +141,7 @@ async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
                 else:
                     await hold()
                 if lease.follows_unsettled:  # publish its outcomes, and cut its journals in case it is only suspended
-                    async with lease.beating():
+                    async with lease.writing_heartbeats():
                         await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
 
             record, pages = await _begin(job, state, take_over, source_stack, pause=pause)
@@ -193,7 +193,7 @@ async def acquire_lease(
     """
     recovered = await admit(store, record, lease, take=take, allow_overlap=job.allow_overlap, utcnow=context.utcnow)
     if recovered:
-        text = f"published the rows of {counted(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
+        text = f"published the rows of {pluralize(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
         context.observer.notice(Notice("recovered", text, {"runs": len(recovered)}))
 
 
@@ -238,7 +238,7 @@ async def open_context(
                 aws,
                 region=model.region,
                 connections=job.max_in_flight,
-                most_bytes=MAX_BYTES_FITTABLE if job.fit else MAX_BYTES_INLINE,
+                max_bytes=MAX_BYTES_FITTABLE if job.fit else MAX_BYTES_INLINE,
             )
         )
         fitting = None
@@ -399,7 +399,7 @@ def _report_work_list(worklist: WorkList, progress: Progress, observer: Observer
     progress.listed = worklist.totals is not None
     if worklist.totals is not None and (worklist.totals.known or worklist.totals.known_failed):
         known, failed = worklist.totals.known, worklist.totals.known_failed
-        text = f"excluded: {counted(known, 'image')} already scored, {failed:,} failed permanently before"
+        text = f"excluded: {pluralize(known, 'image')} already scored, {failed:,} failed permanently before"
         observer.notice(Notice("known", text, {"known": known, "known_failed": failed}))
 
 
@@ -428,7 +428,7 @@ async def _recorded_run(store: Store, record: RunRecord) -> RunRecord | None:
     if old is not None and old.fingerprint != record.fingerprint:
         raise UsageError(
             f"run {record.run_id} in {store.root} was started with other settings: "
-            f"{differences(old.scored_as, record.scored_as)}; use another --run-id"
+            f"{describe_differences(old.scored_as, record.scored_as)}; use another --run-id"
         )
     return old
 

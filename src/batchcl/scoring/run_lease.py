@@ -100,14 +100,14 @@ async def hold_run_lease(
             finally:
                 await _hand_over(lease, model_manager, stop_signal)
     finally:
-        with stop_signal.bounded(RECORDS, shield=True, most_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
+        with stop_signal.bounded(RECORDS, shield=True, max_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
             await lease.release()
 
 
 async def _hand_over(lease: RunLeaseHolder, model_manager: ModelManager, stop_signal: StopSignal) -> None:
     """If another process has taken over the run and will stop the model, let this one not stop it."""
     if model_manager.stops:
-        with stop_signal.bounded(_HAND_OVER, shield=True, most_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
+        with stop_signal.bounded(_HAND_OVER, shield=True, max_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
             other = await lease.successor()
             if other is not None and other.progress.get(_STOPS_MODEL):
                 model_manager.hand_over()

@@ -18,14 +18,14 @@ from batchcl.job import Job
 from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.state_machine import ModelState
 from batchcl.loaders.base import Preparer
-from batchcl.outcomes import Counts, Known
+from batchcl.outcomes import Counts, KnownStatus
 from batchcl.pacing.pacer import Pacer
-from batchcl.quantities import counted
+from batchcl.quantities import pluralize
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.ledger import Ledger, Targets
-from batchcl.runs.markers import Totals, published, read_totals, total
+from batchcl.runs.markers import Totals, published, read_totals, sum_totals
 from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
 from batchcl.runs.rounds import Round
 from batchcl.runs.store import Store
@@ -88,7 +88,7 @@ class Session:
     lease: RunLeaseHolder
     held_lease: AsyncExitStack
     progress: Progress
-    find_known: Callable[[Sequence[ImageRef]], Awaitable[list[Known | None]]] | None = None
+    find_known: Callable[[Sequence[ImageRef]], Awaitable[list[KnownStatus | None]]] | None = None
     write_work_list: Callable[[], Awaitable[None]] | None = None
     earlier: Counts | None = None
     _engine: Engine = field(init=False)
@@ -121,7 +121,7 @@ class Session:
             check_owner=self.lease.check,
             fit=self.job.fit,
             known=self.find_known,
-            on_taken_up=self.progress.add_earlier,
+            on_resumed=self.progress.add_earlier,
             on_known=self.progress.count,
             utcnow=self.context.utcnow,
         )
@@ -177,7 +177,7 @@ class Session:
         failure: BatchclError | None = None
         async with anyio.create_task_group() as background:
             background.start_soon(self._guarded, self.lease.keep)
-            background.start_soon(self.context.model_manager.keep_guarded)
+            background.start_soon(self.context.model_manager.keep_lease_renewed)
             if self.earlier is None:
                 background.start_soon(self._guarded, self._count_published)
             if self.write_work_list is not None:
@@ -203,7 +203,7 @@ class Session:
         is_running = False
         async for batch in batches:
             if not is_running and any(check_limits(image, fit=self.job.fit) is None for image in batch.images):
-                await self.context.model_manager.have_running()
+                await self.context.model_manager.ensure_running()
                 self.progress.begin(anyio.current_time())
                 is_running = True
                 self._warn_of_unused_max_cost()
@@ -239,7 +239,7 @@ class Session:
         """Return the error of a session whose outcomes could not be stored before the time limit."""
         error = self.context.stop_signal.error
         assert error is not None
-        lost = counted(ledger.unkept().done, "outcome")
+        lost = pluralize(ledger.unsaved().done, "outcome")
         return type(error)(
             f"{error}; writing {lost} to {self.store.root} took too long: the next session calls for these images again"
         )
@@ -253,7 +253,7 @@ class Session:
     async def _count_published(self) -> None:
         """Count what earlier sessions have published; concurrently with the calls, as a long run has many markers."""
         totals = await read_totals(self.store, self._paths, self.published.items())
-        self.earlier = total(totals.values()).counts
+        self.earlier = sum_totals(totals.values()).counts
         self.progress.add_earlier(self.earlier)
 
     def _is_beginning(self) -> bool:
@@ -295,11 +295,11 @@ class Session:
         async for shard in self.targets.shards():
             if rounds.get(shard, -1) < self.targets.round:
                 return None
-        return total((await read_totals(self.store, self._paths, rounds.items())).values())
+        return sum_totals((await read_totals(self.store, self._paths, rounds.items())).values())
 
     def _counts_so_far(self) -> Counts:
         """Return the counts of the whole run so far, without markers that can't be read."""
-        stored = self.progress.counts - self._ledger.unkept()
+        stored = self.progress.counts - self._ledger.unsaved()
         if not self.targets.round or self.earlier is None:
             return stored
         return self.earlier + stored - self._ledger.replaced()

@@ -17,13 +17,13 @@ from batchcl.errors import SourceError, command
 from batchcl.events import Notice, Observer
 from batchcl.images import ImageRef
 from batchcl.job import Job
-from batchcl.loaders.preflight import SAMPLE, misspelled, probe, refuse_unreadable, sample_of
-from batchcl.quantities import confidence_hint, counted
+from batchcl.loaders.preflight import SAMPLE_SIZE, check_images_readable, probe, sample_images, spelling_hint
+from batchcl.quantities import confidence_hint, pluralize
 from batchcl.runs.layout import output_root
 from batchcl.scoring.source_counts import SourceCounts
 from batchcl.sources.base import Source, SourceCheck
 from batchcl.sources.filters import describe_filters
-from batchcl.sources.from_results import MEMBERS, NOT_FITTING, open_outcomes
+from batchcl.sources.from_results import MEMBERS, NOT_FITTING, open_published_images
 from batchcl.sources.open import open_sources
 from batchcl.sources.select import SelectedPage, Selection
 from batchcl.sources.where import Condition, condition_on
@@ -105,7 +105,9 @@ async def check_sources(
     buckets = BucketChecks(aws, region=model.region, cross_region=job.cross_region)
     if job.results_root is not None:
         where = None if job.where is None else Condition(job.where)
-        sources: list[Source] = [await open_outcomes(job.results_root, aws=aws, where=where, leave_out_run=job.run_id)]
+        sources: list[Source] = [
+            await open_published_images(job.results_root, aws=aws, where=where, exclude_run=job.run_id)
+        ]
     else:
         sources = await open_sources(
             job.source_names,
@@ -152,9 +154,9 @@ async def check_sources(
 async def _check_readable(
     aws: Aws, region: str, images: Sequence[ImageRef], *, is_all: bool, fit: bool, observer: Observer
 ) -> None:
-    probes = await probe(aws, sample_of(images, fit=fit), region=region)
-    hint = await misspelled(aws, probes, region=region)
-    refuse_unreadable(probes, is_all=is_all, hint=hint)
+    probes = await probe(aws, sample_images(images, fit=fit), region=region)
+    hint = await spelling_hint(aws, probes, region=region)
+    check_images_readable(probes, is_all=is_all, hint=hint)
     if hint:
         observer.notice(Notice("misspelled", hint))
 
@@ -190,11 +192,11 @@ async def first_page(
     async for page in pages:
         first.append(page)
         images += page.images
-        if check_readable is None or len(images) >= SAMPLE:
+        if check_readable is None or len(images) >= SAMPLE_SIZE:
             break
     if first:
         if check_readable is not None:
-            await check_readable(images, is_all=len(images) < SAMPLE)
+            await check_readable(images, is_all=len(images) < SAMPLE_SIZE)
         return _chained(first, pages)
     raise SourceError(_no_image_message(sources, job))
 
@@ -238,7 +240,7 @@ def _report_bad_lines(source: Source, checked: SourceCheck, observer: Observer) 
         observer.notice(Notice("bad-line", f"{more:,} more bad lines skipped in {source.description}", level="warning"))
     if labels := checked.bad_labels.count:
         text = (
-            f"{counted(labels, 'image')} of {source.description} {'has' if labels == 1 else 'have'} a label that "
+            f"{pluralize(labels, 'image')} of {source.description} {'has' if labels == 1 else 'have'} a label that "
             f"`batchcl evaluate` can't use: scored without it; the first: {checked.bad_labels.first}"
         )
         observer.notice(Notice("bad-label", text, {"images": labels}, level="warning"))

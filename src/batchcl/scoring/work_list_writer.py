@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchcl.events import Progress
 from batchcl.images import Bookmark, ImageRef
-from batchcl.outcomes import Known
+from batchcl.outcomes import KnownStatus
 from batchcl.runs.worklist import WorkList, WorkListTotals, image_table
 from batchcl.scoring.source_counts import SourceCounts
 from batchcl.sources.select import SelectedPage
@@ -35,7 +35,7 @@ and is still 100 times as fast as scoring.
 class KnownImages(Protocol):
     """Finds the image versions that earlier runs have scored, or that failed permanently."""
 
-    async def known(self, images: Sequence[ImageRef]) -> list[Known | None]:
+    async def known(self, images: Sequence[ImageRef]) -> list[KnownStatus | None]:
         """Return the earlier status of each image; None if it needs a call."""
         ...
 
@@ -64,7 +64,7 @@ async def write_work_list(
     known, failed = (0, 0) if (last := worklist.bookmark) is None else (last.known, last.known_failed)
     shard = _Shard(shard_size)
     async for page in pages:
-        none_known: list[Known | None] = [None] * len(page.images)
+        none_known: list[KnownStatus | None] = [None] * len(page.images)
         statuses = none_known if incremental is None else await incremental.known(page.images)
         failed_up_to = list(accumulate((each == "already_failed" for each in statuses), initial=failed))
         new = [at for at, each in enumerate(statuses) if each is None]

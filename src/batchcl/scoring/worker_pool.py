@@ -52,7 +52,7 @@ class WorkerPool(Generic[Item]):
         """Raise a reduced limit: by one after as many calls of `grow` as the current limit."""
         if self._allowed < self._limit:
             self._allowed = min(self._limit, self._allowed + 1 / self._allowed)
-            self._freed.ring()
+            self._freed.notify()
 
     def submit(self, item: Item, tasks: TaskGroup) -> None:
         """Work on `item` in an idle task, or in a new one of `tasks`. Call it after `wait_for_free_slot`."""
@@ -66,7 +66,7 @@ class WorkerPool(Generic[Item]):
         """End the idle tasks now and the busy ones after their item; nothing may be submitted afterwards."""
         self._closed = True
         for worker in self._idle:
-            worker.assigned.ring()
+            worker.assigned.notify()
 
     async def _run_worker(self, first: Item) -> None:
         worker: _Worker[Item] = _Worker()
@@ -76,7 +76,7 @@ class WorkerPool(Generic[Item]):
                 await self._work(item)
             finally:
                 self._busy -= 1
-            self._freed.ring()
+            self._freed.notify()
             if self._closed:
                 return
             self._idle.append(worker)
@@ -94,7 +94,7 @@ class _Worker(Generic[Item]):
 
     def assign(self, item: Item) -> None:
         self._item = item
-        self.assigned.ring()
+        self.assigned.notify()
 
     def take(self) -> Item | None:
         item, self._item = self._item, None

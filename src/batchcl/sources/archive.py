@@ -20,10 +20,10 @@ from typing import IO, Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.buckets import explain
+from batchcl.aws.buckets import s3_error
 from batchcl.aws.errors import error_code
 from batchcl.errors import SourceError
-from batchcl.images import ArchiveMember, ImageRef, escaped
+from batchcl.images import ArchiveMember, ImageRef, escape_name
 from batchcl.sources.base import BadLine, parse_s3_uri
 from batchcl.sources.files import is_not_found
 from batchcl.sources.list_source import ImageChunk, ListChunk
@@ -66,7 +66,7 @@ class Archive:
         key = f"{self.key}#{member.name}"
         uri = f"s3://{self.bucket}/{key}" if self.bucket else key
         return ImageRef(
-            uri=escaped(uri),
+            uri=escape_name(uri),
             bucket=self.bucket,
             key=key,
             etag=self.etag,
@@ -102,7 +102,7 @@ def archive_in_s3(client: Any, uri: str, stack: ExitStack) -> TarPart | None:
     except (ClientError, BotoCoreError) as error:
         if is_not_found(error):
             return None
-        raise explain(error, f"reading {uri}", bucket) from error
+        raise s3_error(error, f"reading {uri}", bucket) from error
     archive = Archive(
         name=uri,
         bucket=bucket,
@@ -222,7 +222,7 @@ class TarPart:
         except OSError as error:
             raise SourceError(f"can't read {self.name}: {error.strerror}; check its permissions") from error
         except (ClientError, BotoCoreError) as error:
-            raise explain(error, f"reading {self.name}", self._archive.bucket) from error
+            raise s3_error(error, f"reading {self.name}", self._archive.bucket) from error
 
 
 def _file_reader(path: str, last_modified: dt.datetime) -> Read:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, Protocol
 
 from batchcl.errors import SourceError
-from batchcl.images import APPLE_DOUBLE, ImageRef, Position, check_limits, escaped
+from batchcl.images import APPLE_DOUBLE, ImageRef, Position, check_limits, escape_name
 
 if TYPE_CHECKING:
     from batchcl.sources.deduplication import HashSet
@@ -180,7 +180,7 @@ def s3_image(uri: str, *, extra: str | None = None) -> ImageRef:
 def local_image(path: str, *, extra: str | None = None) -> ImageRef:
     """The local file at `path` with its size and time; a missing file fails when it is read. Blocks."""
     absolute = os.path.abspath(path)
-    uri = escaped(absolute)
+    uri = escape_name(absolute)
     try:
         status = os.stat(absolute)
     except OSError:

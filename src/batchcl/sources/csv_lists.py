@@ -16,7 +16,7 @@ from urllib.parse import unquote_plus
 import orjson
 
 from batchcl.errors import SourceError
-from batchcl.groundtruth import multilabel
+from batchcl.groundtruth import multilabel_attribute
 from batchcl.images import ImageRef
 from batchcl.sources.base import BadLine, referenced_image
 from batchcl.sources.files import open_list
@@ -80,7 +80,7 @@ class LabelRows:
         if not image:
             raise SourceError("its first field, the image, is empty")
         nonempty = [label for label in labels if label]
-        extra = orjson.dumps(multilabel("labels", nonempty)).decode() if nonempty else None
+        extra = orjson.dumps(multilabel_attribute("labels", nonempty)).decode() if nonempty else None
         return referenced_image(image, self._folder, extra=extra)
 
 

@@ -22,7 +22,7 @@ import anyio
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.buckets import explain
+from batchcl.aws.buckets import s3_error
 from batchcl.aws.errors import error_code
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError, UnreachableError
@@ -95,7 +95,7 @@ async def copy_object(client: Any, uri: str, *, md5: str | None = None) -> Path 
         path.unlink()
         if is_not_found(error):
             return None
-        raise explain(error, f"reading {uri}", bucket) from error
+        raise s3_error(error, f"reading {uri}", bucket) from error
     except OSError as error:
         path.unlink(missing_ok=True)
         raise SourceError(

@@ -21,7 +21,7 @@ from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.images import ImageRef
 from batchcl.runs.layout import PartName, run_name
-from batchcl.runs.published import PublishedPart, later_parts, published_parts, read_part
+from batchcl.runs.published import PublishedPart, published_parts, read_part, resolving_parts
 from batchcl.runs.schema import FAILURES, RESULTS
 from batchcl.runs.store import Store
 from batchcl.sources.base import local_image
@@ -29,7 +29,7 @@ from batchcl.sources.list_source import FrameChunk, ImageChunk, ListChunk, ListS
 from batchcl.sources.tables import BATCH_ROWS, first_line, frame_of
 from batchcl.sources.where import Condition
 
-__all__ = ["MEMBERS", "NOT_FITTING", "open_outcomes"]
+__all__ = ["MEMBERS", "NOT_FITTING", "open_published_images"]
 
 NOT_FITTING: Final = "where"
 """Counts rows for which the condition is false."""
@@ -65,14 +65,14 @@ def _columns() -> dict[str, pl.DataType]:
 COLUMNS: Final = _columns()
 
 
-async def open_outcomes(root: str, *, aws: Aws, where: Condition | None, leave_out_run: str | None) -> ListSource:
+async def open_published_images(root: str, *, aws: Aws, where: Condition | None, exclude_run: str | None) -> ListSource:
     """The images below the output root that match `where`, each once.
 
     Args:
         root: a directory or `s3://bucket/prefix`.
         aws: for S3.
         where: a condition; None for all images.
-        leave_out_run: a run whose rows are ignored, because it is the run that reads this source.
+        exclude_run: a run whose rows are ignored, because it is the run that reads this source.
 
     Raises:
         UsageError: the condition is not valid for the columns of the tables.
@@ -84,9 +84,9 @@ async def open_outcomes(root: str, *, aws: Aws, where: Condition | None, leave_o
     store = await Store.open_async(root, aws=aws)
 
     def list_parts() -> list[_PublishedPart]:
-        parts = [part for part in published_parts(store) if not _is_part_of(part, leave_out_run)]
+        parts = [part for part in published_parts(store) if not _is_part_of(part, exclude_run)]
         newest_first = sorted(parts, key=lambda part: (part.date, part.name, part.table), reverse=True)
-        later = later_parts(parts)
+        later = resolving_parts(parts)
         return [_PublishedPart(store, part, where, later.get(part, ())) for part in newest_first]
 
     return ListSource(root, await anyio.to_thread.run_sync(list_parts, abandon_on_cancel=True), is_explicit=False)

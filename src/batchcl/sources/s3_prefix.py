@@ -14,7 +14,7 @@ from typing import Final
 
 import anyio
 
-from batchcl.aws.listing import ListingPage, PageReader, open_pages
+from batchcl.aws.listing import ListingPage, PageReader, open_page_reader
 from batchcl.aws.session import Aws
 from batchcl.choices import Transport
 from batchcl.errors import BatchclError, SourceError
@@ -99,7 +99,7 @@ class S3PrefixSource:
 
     async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
         """The objects in pages of at most a thousand. Raises `RefusedError` or `SourceError`."""
-        opened = open_pages(
+        opened = open_page_reader(
             self._aws,
             bucket=self._bucket,
             prefix=self._prefix,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import anyio.to_thread
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.buckets import explain
+from batchcl.aws.buckets import s3_error
 from batchcl.aws.session import Aws
 from batchcl.errors import SourceError
 from batchcl.sources.base import parse_s3_uri
@@ -107,7 +107,7 @@ class S3Storage:
         except (ClientError, BotoCoreError) as error:
             if is_not_found(error):
                 return None
-            raise explain(error, f"reading {name}", bucket) from error
+            raise s3_error(error, f"reading {name}", bucket) from error
         return _checked_size(data, name, max_bytes)
 
     async def fetch(self, name: str, *, md5: str | None = None) -> Path | None:
@@ -147,7 +147,7 @@ class S3Storage:
                 async for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, **arguments):
                     yield page
         except (ClientError, BotoCoreError) as error:
-            raise explain(error, f"listing s3://{bucket}/{arguments['Prefix']}", bucket) from error
+            raise s3_error(error, f"listing s3://{bucket}/{arguments['Prefix']}", bucket) from error
 
 
 def _checked_size(data: bytes, name: str, max_bytes: int) -> bytes:

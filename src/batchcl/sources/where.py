@@ -15,7 +15,7 @@ import orjson
 import polars as pl
 
 from batchcl.errors import UsageError
-from batchcl.images import ImageRef, escaped
+from batchcl.images import ImageRef, escape_name
 from batchcl.sources.base import Source
 
 __all__ = ["Condition", "ImageCondition", "condition_on"]
@@ -148,9 +148,9 @@ def _reason(error: Exception) -> str:
 
 
 _IMAGE_COLUMNS: Final[Mapping[str, tuple[pl.DataType, Callable[[ImageRef], Any]]]] = {
-    "uri": (pl.String(), lambda image: escaped(image.uri)),
+    "uri": (pl.String(), lambda image: escape_name(image.uri)),
     "bucket": (pl.String(), lambda image: image.bucket),
-    "key": (pl.String(), lambda image: escaped(image.key)),
+    "key": (pl.String(), lambda image: escape_name(image.key)),
     "version_id": (pl.String(), lambda image: image.version_id),
     "etag": (pl.String(), lambda image: image.etag),
     "size": (pl.Int64(), lambda image: image.size_bytes),
@@ -239,4 +239,4 @@ def _cast(value: Any, dtype: pl.DataType) -> Any:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
     if dtype == pl.Boolean():
         return value if isinstance(value, bool) else None
-    return escaped(value) if isinstance(value, str) else orjson.dumps(value).decode()
+    return escape_name(value) if isinstance(value, str) else orjson.dumps(value).decode()

@@ -53,10 +53,10 @@ from batchcl.aws.projects import (
     put_policy,
 )
 from batchcl.aws.tags import list_tags, tag, untag
-from batchcl.lifetime.by_hand import end_lease, start, start_for
+from batchcl.lifetime.by_hand import end_lease, start, start_with_lease
 from batchcl.lifetime.lease_tags import LeaseTag
 from batchcl.lifetime.model_lease import clear_leases
-from batchcl.lifetime.reaper import Reaped, ReapOutcome, reap
+from batchcl.lifetime.reaper import ReapOutcome, ReapResult, reap
 from batchcl.quantities import Units
 from batchcl.workflow.connection import WorkflowClients, connect
 from batchcl.workflow.create import Added, Created, add_local, create_from_local
@@ -83,7 +83,7 @@ __all__ = [
     "ProjectDataset",
     "ProjectPolicy",
     "ReapOutcome",
-    "Reaped",
+    "ReapResult",
     "S3Folder",
     "S3Location",
     "Skipped",
@@ -122,7 +122,7 @@ __all__ = [
     "read_local",
     "reap",
     "start",
-    "start_for",
+    "start_with_lease",
     "stop",
     "tag",
     "train_model",

@@ -12,7 +12,7 @@ import anyio.to_thread
 from batchcl.arns import DatasetArn, ProjectArn
 from batchcl.aws.datasets import TIMEOUT_S, Dataset, S3Location, create_dataset, update_entries
 from batchcl.errors import BatchclError, SourceError, UsageError
-from batchcl.groundtruth import DETECTION, kinds_of
+from batchcl.groundtruth import DETECTION, attribute_types
 from batchcl.sources.base import parse_s3_uri
 from batchcl.sources.files import copy_object
 from batchcl.workflow.local import DatasetEntry, LocalDataset, Skipped, check_file, split_entries
@@ -95,7 +95,7 @@ async def check_manifest(s3: Any, manifest: S3Location) -> None:
 def check_labels(local: LocalDataset) -> None:
     """Raise `SourceError` if there are too few or too many labels to train a model."""
     labels = local.labels("train" if local.divided else None)
-    located = any(DETECTION in kinds_of(entry.attributes or {}).values() for entry in local.entries)
+    located = any(DETECTION in attribute_types(entry.attributes or {}).values() for entry in local.entries)
     if len(labels) < (1 if located else 2):
         names = ", ".join(labels) or "none"
         raise SourceError(

@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.buckets import explain
+from batchcl.aws.buckets import s3_error
 from batchcl.aws.datasets import S3Location
 from batchcl.aws.errors import error_code
 from batchcl.aws.models import Model
@@ -166,9 +166,9 @@ async def _read_object(s3: Any, uri: str) -> bytes:
     except ClientError as error:
         if error_code(error) in {"NoSuchKey", "404"}:
             raise SourceError(f"reading {uri} failed: the object does not exist. It was deleted or moved.") from error
-        raise explain(error, f"reading {uri}", where.bucket) from error
+        raise s3_error(error, f"reading {uri}", where.bucket) from error
     except BotoCoreError as error:
-        raise explain(error, f"reading {uri}", where.bucket) from error
+        raise s3_error(error, f"reading {uri}", where.bucket) from error
     return data
 
 

@@ -22,7 +22,7 @@ import orjson
 from batchcl.errors import SourceError
 from batchcl.groundtruth import GroundTruth, parse_line
 from batchcl.image_header import check_bytes
-from batchcl.images import EXTENSIONS, MAX_BYTES_S3, ImageRef, SkipReason, check_limits, escaped, suffix_of
+from batchcl.images import EXTENSIONS, MAX_BYTES_S3, ImageRef, SkipReason, check_limits, escape_name, extension_of
 from batchcl.sources.base import parse_s3_uri
 from batchcl.sources.files import open_list
 from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
@@ -269,7 +269,7 @@ def _from_folders(root: Path) -> LocalDataset:
 def _is_divided(paths: Sequence[tuple[str, ...]]) -> bool:
     """Whether images are in `train/<label>` and `test/<label>`, so that the first folder is not a label."""
     inside = [parts for parts in paths if len(parts) > 1 and parts[0].lower() in _KINDS]
-    are_labels = any(len(parts) == _LABEL_DEPTH and suffix_of(parts[1]) in EXTENSIONS for parts in inside)
+    are_labels = any(len(parts) == _LABEL_DEPTH and extension_of(parts[1]) in EXTENSIONS for parts in inside)
     return {_KINDS[parts[0].lower()] for parts in inside} == {"train", "test"} and not are_labels
 
 
@@ -388,7 +388,7 @@ def _image(path: Path, key: str) -> LocalImage | SkipReason:
 
 
 def _shown(path: Path) -> str:
-    return escaped(str(path))
+    return escape_name(str(path))
 
 
 def _raise_unreadable(error: OSError) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from batchcl.errors import SourceError
-from batchcl.groundtruth import METADATA, MULTILABEL, SINGLE_LABEL, GroundTruth, chosen_attributes, kinds_of
+from batchcl.groundtruth import METADATA, MULTILABEL, SINGLE_LABEL, GroundTruth, attribute_types, selected_attributes
 from batchcl.image_header import MAX_SIDE, MIN_SIDE
 
 __all__ = ["MAX_LINES", "check_line", "is_unfinished", "manifest_line"]
@@ -39,11 +39,11 @@ def check_line(truth: GroundTruth, attributes: Mapping[str, Any]) -> None:
         truth: the line, as returned by `groundtruth.parse_line`.
         attributes: the line without its `source-ref`.
     """
-    kinds = kinds_of(attributes)
+    kinds = attribute_types(attributes)
     if any(kind.startswith(_VIDEO) for kind in kinds.values()):
         raise SourceError("it is a line of a video manifest; Custom Labels only accepts images. Label single frames.")
     truth.require_good_labels()
-    chosen = chosen_attributes(attributes)
+    chosen = selected_attributes(attributes)
     if kinds and not chosen:
         types = ", ".join(f"{name} of type {kind}" for name, kind in kinds.items())
         raise SourceError(
@@ -93,8 +93,8 @@ def manifest_line(
         for number, label in enumerate(labels):
             line |= _label(f"label-{number}", label, {}, created)
         return orjson.dumps(line)
-    chosen = chosen_attributes(attributes)
-    labelled = kinds_of(attributes)
+    chosen = selected_attributes(attributes)
+    labelled = attribute_types(attributes)
     line |= {key: value for key, value in attributes.items() if key not in labelled and not key.endswith(METADATA)}
     for name in chosen:
         line |= _completed(name, attributes[name], attributes[name + METADATA], created)

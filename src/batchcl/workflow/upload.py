@@ -9,7 +9,7 @@ from typing import Any, Final
 import anyio
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.aws.buckets import check_bucket, explain
+from batchcl.aws.buckets import check_bucket, s3_error
 from batchcl.aws.errors import S3_DENIED, error_code
 from batchcl.concurrency import gather
 from batchcl.errors import BatchclError, CredentialsError, SourceError
@@ -135,7 +135,7 @@ async def _existing(s3: Any, to: S3Folder) -> dict[str, tuple[int, str]]:
             for each in page.get("Contents", ()):
                 objects[each["Key"]] = (each["Size"], each.get("ETag", "").strip('"'))
     except (ClientError, BotoCoreError) as error:
-        raise explain(error, f"listing s3://{to.bucket}/{prefix}", to.bucket) from error
+        raise s3_error(error, f"listing s3://{to.bucket}/{prefix}", to.bucket) from error
     return objects
 
 
@@ -156,4 +156,4 @@ def _content_type(data: bytes) -> str:
 def _s3_error(error: ClientError | BotoCoreError, doing: str, bucket: str, action: str) -> BatchclError:
     if isinstance(error, ClientError) and error_code(error) in S3_DENIED:
         return CredentialsError(f"{doing} failed: access denied. Allow {action} on {bucket}.", is_access_denied=True)
-    return explain(error, doing, bucket)
+    return s3_error(error, doing, bucket)

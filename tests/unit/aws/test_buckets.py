@@ -8,7 +8,7 @@ import anyio
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from batchcl.aws.buckets import BucketChecks, explain
+from batchcl.aws.buckets import BucketChecks, s3_error
 from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, RefusedError, RegionError, SourceError, UnreachableError
 
@@ -128,10 +128,10 @@ def test_an_unreadable_bucket_of_another_region_is_refused() -> None:
 
 
 def test_a_status_without_a_code_is_not_from_s3() -> None:
-    said = str(explain(refused("400"), "looking up s3://b", "b"))
+    said = str(s3_error(refused("400"), "looking up s3://b", "b"))
     assert said.endswith("; check the endpoint and the proxy")
 
 
 def test_an_error_without_a_message_is_explained() -> None:
-    assert "failed" in str(explain(ClientError(cast("Any", {}), "HeadBucket"), "listing s3://b", "b"))
-    assert isinstance(explain(BotoCoreError(), "listing s3://b", "b"), UnreachableError)
+    assert "failed" in str(s3_error(ClientError(cast("Any", {}), "HeadBucket"), "listing s3://b", "b"))
+    assert isinstance(s3_error(BotoCoreError(), "listing s3://b", "b"), UnreachableError)

@@ -22,7 +22,7 @@ from botocore.tokens import SSOTokenProvider
 
 from batchcl.arns import ModelArn
 from batchcl.aws.buckets import BucketChecks
-from batchcl.aws.credentials import PATIENCE_S, CredentialCache, FixedCredentials, call_error
+from batchcl.aws.credentials import MAX_FAILING_S, CredentialCache, FixedCredentials, call_error
 from batchcl.aws.detect import open_detector
 from batchcl.aws.session import Aws, AwsSettings
 from batchcl.choices import Transport
@@ -273,7 +273,7 @@ def test_valid_credentials_may_fail_for_five_minutes() -> None:
         keys = await cache.current()
         assert keys.access_key == "KEY1"
         provider.is_broken = True
-        for _ in range(int(PATIENCE_S) - 1):
+        for _ in range(int(MAX_FAILING_S) - 1):
             with pytest.raises(CredentialsError, match="/opt/keys") as caught:
                 await cache.renew(keys)
             assert caught.value.may_pass
@@ -338,7 +338,7 @@ def test_waiting_fails_after_five_minutes() -> None:
             await cache.wait()
         return anyio.current_time()
 
-    assert PATIENCE_S <= run_virtual(main) < PATIENCE_S + 6
+    assert MAX_FAILING_S <= run_virtual(main) < MAX_FAILING_S + 6
 
 
 def test_refused_keys_may_fail_for_five_minutes() -> None:
@@ -353,7 +353,7 @@ def test_refused_keys_may_fail_for_five_minutes() -> None:
         first = cache.refused("rekognition", "ExpiredToken: x")
         assert first is not None
         assert first.may_pass
-        await anyio.sleep(PATIENCE_S - 1)
+        await anyio.sleep(MAX_FAILING_S - 1)
         cache.accepted("s3")
         again = cache.refused("rekognition", "ExpiredToken: x")
         assert again is not None
@@ -500,7 +500,7 @@ def test_a_call_with_refused_keys_is_repeated_or_waits(transport: Transport, tmp
                 known.clear()
                 with pytest.raises(CredentialsFailingError, match="rekognition refuses the AWS credentials: Expired"):
                     await detector.detect(IMAGE)
-                await anyio.sleep(PATIENCE_S - 1)
+                await anyio.sleep(MAX_FAILING_S - 1)
                 with pytest.raises(CredentialsFailingError):
                     await detector.detect(IMAGE)
                 known.add("NEW")
@@ -509,7 +509,7 @@ def test_a_call_with_refused_keys_is_repeated_or_waits(transport: Transport, tmp
                 known.clear()
                 with pytest.raises(CredentialsFailingError):
                     await detector.detect(IMAGE)
-                await anyio.sleep(PATIENCE_S + 1)
+                await anyio.sleep(MAX_FAILING_S + 1)
                 with pytest.raises(FatalCallError, match="for 5 minutes") as caught:
                     await detector.detect(IMAGE)
                 assert isinstance(caught.value.__cause__, CredentialsError)
@@ -526,7 +526,7 @@ def test_threads_get_the_same_keys_with_a_loop_and_without(tmp_path: Path) -> No
 
     def take(cache: CredentialCache) -> None:
         cache._refresh_at = 0.0
-        found.append(cache.current_now().access_key)
+        found.append(cache.current_blocking().access_key)
 
     async def main() -> None:
         cache = Aws().credentials

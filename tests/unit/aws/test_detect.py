@@ -261,7 +261,7 @@ def test_the_scoring_client_has_the_models_region_and_no_retries() -> None:
     client = FakeClient(EMPTY)
 
     class FakeAws:
-        def keys_of(self, _service: str) -> CredentialCache:
+        def credentials_of(self, _service: str) -> CredentialCache:
             return FixedCredentials("AKID", "secret")
 
         @asynccontextmanager
@@ -314,7 +314,7 @@ def test_a_refused_parameter_names_the_limit_that_is_violated(
     tmp_path: Path, refusal: str, size: tuple[int, int] | None, code: str
 ) -> None:
     class InS3(FileReader):
-        def carries(self, image: ImageRef) -> bool:
+        def accepts(self, image: ImageRef) -> bool:
             return image.key == ""
 
     if size is not None:

@@ -20,7 +20,7 @@ from batchcl.arns import ModelArn
 from batchcl.aws.detect import open_detector
 from batchcl.aws.errors import REDIRECTS, RedirectedError
 from batchcl.aws.http import HttpRequest, HttpResponse, SignedClient, open_signed_client
-from batchcl.aws.listing import open_pages
+from batchcl.aws.listing import open_page_reader
 from batchcl.aws.names import find_model
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
 from batchcl.aws.store_access import find_store_access
@@ -621,7 +621,7 @@ async def describe(aws: Aws) -> None:
 
 
 async def identify(aws: Aws) -> None:
-    async with aws.bystander("sts") as client:
+    async with aws.auxiliary_client("sts") as client:
         with pytest.raises(RedirectedError):
             await client.get_caller_identity()
 
@@ -646,7 +646,7 @@ async def look_up_output(aws: Aws) -> None:
 
 
 async def list_pages(aws: Aws, transport: Transport) -> None:
-    pages = open_pages(aws, bucket="pics", prefix="", region="us-east-1", transport=transport, connections=1)
+    pages = open_page_reader(aws, bucket="pics", prefix="", region="us-east-1", transport=transport, connections=1)
     async with pages as reader:
         with pytest.raises(RefusedError):
             await reader.page()

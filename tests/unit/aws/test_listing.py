@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from batchcl.aws.http import HttpRequest, HttpResponse, SignedClient
-from batchcl.aws.listing import ListingPage, SignedPageReader, open_pages
+from batchcl.aws.listing import ListingPage, SignedPageReader, open_page_reader
 from batchcl.aws.session import Aws
 from batchcl.choices import Transport
 from batchcl.errors import (
@@ -219,7 +219,9 @@ def test_without_credentials_no_request_is_sent(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name, raising=False)
 
     async def main() -> Any:
-        reader = open_pages(Aws(), bucket="b", prefix="", region="us-east-1", transport=Transport.WIRE, connections=1)
+        reader = open_page_reader(
+            Aws(), bucket="b", prefix="", region="us-east-1", transport=Transport.WIRE, connections=1
+        )
         async with reader as pages:
             return await pages.page()
 

@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from batchcl.aws.credentials import FixedCredentials
 from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
-from batchcl.aws.store_access import StoreAccess, find_store_access_now
+from batchcl.aws.store_access import StoreAccess, find_store_access_blocking
 from batchcl.errors import CredentialsError, RefusedError
 from unit.emulator.harness import running_server
 
@@ -132,7 +132,7 @@ def test_explicit_keys_are_checked_for_rekognition_only() -> None:
     aws = Aws(AwsSettings(rekognition_credentials=StaticCredentials("AKID", SECRET)))
     anyio.run(aws.check_credentials)
     with pytest.raises(CredentialsError, match="no AWS credentials found"):
-        find_store_access_now(aws, "b")
+        find_store_access_blocking(aws, "b")
 
 
 CONFIG = """[profile of-services]

@@ -12,7 +12,7 @@ import pytest
 
 from batchcl.aws import store_access
 from batchcl.aws.session import Aws
-from batchcl.aws.store_access import find_store_access, find_store_access_now
+from batchcl.aws.store_access import find_store_access, find_store_access_blocking
 from batchcl.errors import CredentialsError, RefusedError
 
 LOCAL = "http://127.0.0.1:3"
@@ -55,7 +55,7 @@ def test_a_bucket_has_the_same_endpoint_as_with_botocore(
         return region
 
     monkeypatch.setattr(store_access, "_bucket_region", found)
-    access = find_store_access_now(Aws(), "tables")
+    access = find_store_access_blocking(Aws(), "tables")
     assert (access.region, access.url) == (region, url)
     config = access.store_config()
     assert config["aws_endpoint_url_s3"] == url
@@ -66,7 +66,7 @@ def test_a_bucket_has_the_same_endpoint_as_with_botocore(
 def test_an_unknown_bucket_region_is_the_sessions(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # no server responds there
     monkeypatch.setenv("AWS_REGION", "ap-south-1")
-    assert find_store_access_now(Aws(), "tables").region == "ap-south-1"
+    assert find_store_access_blocking(Aws(), "tables").region == "ap-south-1"
 
 
 def test_without_credentials_no_bucket_is_queried(monkeypatch):
@@ -79,7 +79,7 @@ def test_without_credentials_no_bucket_is_queried(monkeypatch):
 def test_a_malformed_endpoint_is_refused(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "127.0.0.1:8333")
     with pytest.raises(RefusedError, match="AWS_ENDPOINT_URL_S3 is not a URL"):
-        find_store_access_now(Aws(), "tables")
+        find_store_access_blocking(Aws(), "tables")
 
 
 def test_waiting_for_a_silent_endpoint_can_be_cancelled(monkeypatch):

@@ -294,7 +294,7 @@ def test_an_unreadable_file_fails_without_a_call(both: Both, tmp_path: Any, name
 class FakeReader:
     """Accepts images in S3, and can't read those without a version."""
 
-    def carries(self, image: ImageRef) -> bool:
+    def accepts(self, image: ImageRef) -> bool:
         return bool(image.bucket)
 
     async def read(self, image: ImageRef) -> bytes:

@@ -42,7 +42,7 @@ class Session:
     leased: bool = True
     adopts: bool = False
     observer: Any = field(default_factory=Listener)
-    stopper: StopSignal = field(default_factory=StopSignal)
+    stop_signal: StopSignal = field(default_factory=StopSignal)
     work: Callable[[Session], Awaitable[None]] | None = None
     manager: ModelManager = field(init=False)
 
@@ -58,13 +58,13 @@ class Session:
             keep=self.keep,
             lease=lease,
             observer=self.observer,
-            stopper=self.stopper,
+            stop_signal=self.stop_signal,
         )
         if self.adopts:
             self.manager.adopt()
         try:
             async with self.manager.stopping():
-                await self.manager.have_running()
+                await self.manager.ensure_running()
                 self.service.calls.append("SCORE")
                 if self.work is not None:
                     await self.work(self)
@@ -275,9 +275,9 @@ def test_a_running_model_is_usable_without_describe_permission() -> None:
 
 @pytest.mark.parametrize("start_s", [300.0, 40 * 60.0])
 def test_a_stop_requested_during_the_start_waits_for_running(start_s: float) -> None:
-    service, stopper, listener = Models({NAME: "STOPPED"}, start_s=start_s), StopSignal(), Listener()
-    done, end = _ended_at(service, 100.0, stopper=stopper, observer=listener)
-    assert end is stopper.error
+    service, stop_signal, listener = Models({NAME: "STOPPED"}, start_s=start_s), StopSignal(), Listener()
+    done, end = _ended_at(service, 100.0, stop_signal=stop_signal, observer=listener)
+    assert end is stop_signal.error
     assert done == ["tag", "start", *["tag"] * (len(done) - 4), "stop", "untag"]
     assert listener.kinds[-1] == "model-stopped"
 
@@ -308,7 +308,7 @@ def test_a_starting_model_is_left_at_the_end_of_the_grace() -> None:
             super().notice(notice)
             begun.append(anyio.current_time())
 
-    done, end = _ended_at(service, 100.0, observer=Timed(), stopper=Limited())
+    done, end = _ended_at(service, 100.0, observer=Timed(), stop_signal=Limited())
     assert done == ["tag", "start"]
     assert isinstance(end, StoppedError)
     assert "is still STARTING, so it could not be stopped" in str(end)
@@ -319,32 +319,37 @@ def test_a_starting_model_is_left_at_the_end_of_the_grace() -> None:
 
 def test_a_lagging_description_is_not_taken_for_a_stop() -> None:
     """After a start, descriptions say STOPPED for some time."""
-    service, stopper, listener = Models({NAME: "STOPPED"}), StopSignal(), Listener()
+    service, stop_signal, listener = Models({NAME: "STOPPED"}), StopSignal(), Listener()
 
     async def slowly(**_: Any) -> None:
         service.calls.append(f"start {NAME}")
-        stopper.request("ended by SIGTERM")
+        stop_signal.request("ended by SIGTERM")
         await anyio.sleep(2)
         service.due[NAME] = (anyio.current_time() + 20, "RUNNING")
 
     service.start_project_version = slowly  # type: ignore[method-assign]
-    done, end = session(service, stopper=stopper, observer=listener)
-    assert end is stopper.error
+    done, end = session(service, stop_signal=stop_signal, observer=listener)
+    assert end is stop_signal.error
     assert done == ["tag", "start", "tag", "stop", "untag"]
 
 
 def _ended_at(
-    service: Models, seconds: float, *, hurry_s: float | None = None, stopper: StopSignal | None = None, **options: Any
+    service: Models,
+    seconds: float,
+    *,
+    hurry_s: float | None = None,
+    stop_signal: StopSignal | None = None,
+    **options: Any,
 ) -> tuple[list[str], BatchclError | None]:
-    each = Session(service, stopper=stopper or StopSignal(), **options)
+    each = Session(service, stop_signal=stop_signal or StopSignal(), **options)
 
     async def main() -> None:
         async def ask() -> None:
             await anyio.sleep(seconds)
-            each.stopper.request("ended by SIGTERM")
+            each.stop_signal.request("ended by SIGTERM")
             if hurry_s is not None:
                 await anyio.sleep(hurry_s)
-                each.stopper.hurry()
+                each.stop_signal.hurry()
 
         async with anyio.create_task_group() as group:
             group.start_soon(ask)

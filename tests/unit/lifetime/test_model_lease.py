@@ -12,7 +12,7 @@ import pytest
 
 from batchcl.arns import ModelArn
 from batchcl.errors import CredentialsError, ModelError, RefusedError, UnreachableError
-from batchcl.lifetime.by_hand import end_lease, start, start_for
+from batchcl.lifetime.by_hand import end_lease, start, start_with_lease
 from batchcl.lifetime.lease_tags import (
     MANUAL_KEY,
     LeaseTag,
@@ -50,7 +50,7 @@ def manager_of(service: Models, lease: ModelLease, listener: Listener | None = N
         keep=False,
         lease=lease,
         observer=listener or Listener(),
-        stopper=StopSignal(),
+        stop_signal=StopSignal(),
         rng=random.Random(1),
     )
 
@@ -82,7 +82,7 @@ def reap_action(service: Models) -> ReapAction:
 
 async def while_renewing(keeping: ModelManager, work: Callable[[], Awaitable[None]]) -> None:
     async with anyio.create_task_group() as group:
-        group.start_soon(keeping.keep_guarded)
+        group.start_soon(keeping.keep_lease_renewed)
         await work()
         group.cancel_scope.cancel()
 
@@ -396,7 +396,9 @@ def test_a_manual_start_is_leased_before_it_is_sent() -> None:
     async def main() -> LeaseTag:
         await anyio.sleep(100)
         put(service, until_s=50, role=Role.SCHEDULED, holder="dead")
-        return await start_for(service, CATS, Units(1), seconds=7200, holder="me", now=now, remove_schedule=remove)
+        return await start_with_lease(
+            service, CATS, Units(1), seconds=7200, holder="me", now=now, remove_schedule=remove
+        )
 
     lease = run_virtual(main)
     assert leases(service) == {MANUAL_KEY: lease}
@@ -412,7 +414,7 @@ def test_a_model_that_is_up_gets_no_manual_lease(status: str) -> None:
 
     async def main() -> None:
         with pytest.raises(ModelError, match=f"is {status} already"):
-            await start_for(service, CATS, Units(1), seconds=60, holder="me", now=now)
+            await start_with_lease(service, CATS, Units(1), seconds=60, holder="me", now=now)
 
     run_virtual(main)
     assert service.tags[NAME] == {}
@@ -423,7 +425,7 @@ def test_a_refused_manual_start_leaves_no_lease() -> None:
 
     async def main() -> None:
         with pytest.raises(ModelError):
-            await start_for(service, CATS, Units(1), seconds=60, holder="me", now=now)
+            await start_with_lease(service, CATS, Units(1), seconds=60, holder="me", now=now)
 
     run_virtual(main)
     assert service.tags[NAME] == {}
@@ -442,7 +444,7 @@ def test_a_manual_start_with_a_lost_response_succeeds(*, leased: bool) -> None:
 
     async def main() -> None:
         if leased:
-            await start_for(service, CATS, Units(1), seconds=7200, holder="me", now=now)
+            await start_with_lease(service, CATS, Units(1), seconds=7200, holder="me", now=now)
         else:
             await start(service, CATS, Units(1))
         assert service.status(NAME) == "STARTING"
@@ -457,7 +459,7 @@ def test_a_manual_start_without_responses_keeps_its_lease() -> None:
 
     async def main() -> None:
         with pytest.raises(UnreachableError, match="it is unknown whether cats@v1 was started"):
-            await start_for(service, CATS, Units(1), seconds=7200, holder="me", now=now)
+            await start_with_lease(service, CATS, Units(1), seconds=7200, holder="me", now=now)
         assert MANUAL_KEY in leases(service)
 
     run_virtual(main)
@@ -476,7 +478,7 @@ def test_a_manual_start_cancelled_early_leaves_no_lease() -> None:
                 scope.cancel()
 
             service.tag_resource = cancelled  # type: ignore[method-assign]
-            await start_for(service, CATS, Units(1), seconds=60, holder="me", now=now)
+            await start_with_lease(service, CATS, Units(1), seconds=60, holder="me", now=now)
 
     run_virtual(main)
     assert (service.tags[NAME], service.calls.count(f"start {NAME}")) == ({}, 0)

@@ -7,7 +7,7 @@ import pytest
 
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
 from batchcl.lifetime.lease_tags import LeaseTag, Role, lease_key, schedule_name_of
-from batchcl.lifetime.reaper import Reaped, ReapOutcome, reap
+from batchcl.lifetime.reaper import ReapOutcome, ReapResult, reap
 from unit.aws.models_service import EPOCH, Models, now, refused
 from virtual import run_virtual
 
@@ -48,8 +48,8 @@ def reaped(models: Models, **options: Any) -> dict[str, ReapOutcome]:
     return {name: each.done for name, each in rows(models, **options).items()}
 
 
-def rows(models: Models, **options: Any) -> dict[str, Reaped]:
-    async def main() -> list[Reaped]:
+def rows(models: Models, **options: Any) -> dict[str, ReapResult]:
+    async def main() -> list[ReapResult]:
         return await reap(models, now=now, **options)
 
     return {each.model: each for each in run_virtual(main)}

@@ -68,7 +68,7 @@ def test_each_region_has_one_client_that_is_closed() -> None:
         ):
 
             async def one(wanted: ImageRef) -> None:
-                assert reader.carries(wanted)
+                assert reader.accepts(wanted)
                 read.append(await reader.read(wanted))
 
             for _ in range(3):
@@ -85,7 +85,7 @@ def test_images_of_the_models_region_are_not_sent_as_bytes() -> None:
     async def main() -> tuple[bool, bool, bool]:
         async with open_reader(cast("Aws", FakeAws({})), region="us-east-1", connections=1) as reader:
             local = ImageRef(uri="/x.png", bucket="", key="/x.png")
-            return reader.carries(image(None)), reader.carries(image("eu-west-1")), reader.carries(local)
+            return reader.accepts(image(None)), reader.accepts(image("eu-west-1")), reader.accepts(local)
 
     assert anyio.run(main) == (False, True, True)
 

@@ -23,7 +23,7 @@ class FakeReader:
         self.local = local
         self.reads = 0
 
-    def carries(self, image: ImageRef) -> bool:
+    def accepts(self, image: ImageRef) -> bool:
         return image.local == self.local
 
     async def read(self, image: ImageRef) -> bytes:
@@ -67,7 +67,7 @@ def run(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
     ],
 )
 def test_inline_and_suspect_images_are_prepared_before_the_call(image: ImageRef, wanted: bool) -> None:
-    assert reader({}).wants(image) is wanted
+    assert reader({}).needs_preparation(image) is wanted
 
 
 def test_a_changed_image_is_kept_until_it_is_released() -> None:
@@ -75,10 +75,10 @@ def test_a_changed_image_is_kept_until_it_is_released() -> None:
         fitting_reader = reader({"a.webp": picture("WEBP")})
         for image in (local("a.webp"), remote("a.webp"), remote("a.webp", version_id="v")):
             assert await fitting_reader.prepare(image) == Prepared("WEBP to JPEG")
-            assert fitting_reader.carries(image)
+            assert fitting_reader.accepts(image)
             assert (await fitting_reader.read(image)).startswith(b"\xff\xd8")
             fitting_reader.release(image)
-            assert fitting_reader.carries(image) is image.local
+            assert fitting_reader.accepts(image) is image.local
 
     run(act)
 
@@ -90,7 +90,7 @@ def test_images_within_the_limits_are_not_kept() -> None:
         assert await fitting_reader.prepare(local("a.png")) == Prepared()
         assert await fitting_reader.read(local("a.png")) == picture("PNG")
         assert await fitting_reader.prepare(remote("b.jpg")) == Prepared()
-        assert not fitting_reader.carries(remote("b.jpg"))
+        assert not fitting_reader.accepts(remote("b.jpg"))
         assert fitting_reader._ready == {}
 
     run(act)
@@ -113,17 +113,17 @@ def test_the_memory_for_prepared_images_is_limited(monkeypatch: pytest.MonkeyPat
 
     async def act() -> None:
         fitting_reader = reader({"a.gif": picture("GIF")})
-        assert fitting_reader.has_room()
+        assert fitting_reader.has_capacity()
         await fitting_reader.prepare(local("a.gif"))
-        assert not fitting_reader.has_room()
+        assert not fitting_reader.has_capacity()
         fitting_reader.release(local("a.gif"))
         fitting_reader.release(local("a.gif"))
-        assert fitting_reader.has_room()
+        assert fitting_reader.has_capacity()
 
     run(act)
 
 
 def test_only_refusals_about_the_image_may_be_fixed() -> None:
     fitting_reader = reader({})
-    assert fitting_reader.may_mend(ImageError("too large", code="ImageTooLargeException"))
-    assert not fitting_reader.may_mend(ImageError("missing", code="InvalidS3ObjectException"))
+    assert fitting_reader.may_fix(ImageError("too large", code="ImageTooLargeException"))
+    assert not fitting_reader.may_fix(ImageError("missing", code="InvalidS3ObjectException"))

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError, ConnectTimeoutError
 from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, RefusedError
 from batchcl.images import ImageRef
-from batchcl.loaders.preflight import ProbeResult, probe, refusals, refuse_unreadable, sample_of
+from batchcl.loaders.preflight import ProbeResult, check_images_readable, count_errors, probe, sample_images
 
 SILENCE = ConnectTimeoutError(endpoint_url="http://s3")
 
@@ -81,12 +81,12 @@ def look(images: list[ImageRef], **errors: Exception) -> list[ProbeResult]:
 
 def test_a_sample_is_spread_over_the_images_that_cost_a_call() -> None:
     page = [image(f"{n}.png") for n in range(1000)] + [image("notes.txt"), image("folder/")]
-    sample = sample_of(page)
+    sample = sample_images(page)
     assert len(sample) == 20
     assert sample[0].key == "0.png"
     assert sample[-1].key == "950.png"
-    assert sample_of(page[:3]) == page[:3]
-    assert sample_of(page[-2:]) == []
+    assert sample_images(page[:3]) == page[:3]
+    assert sample_images(page[-2:]) == []
 
 
 def test_the_beginning_of_an_images_version_is_read() -> None:
@@ -126,8 +126,8 @@ def test_local_files_are_read(tmp_path: Path) -> None:
     files = [ImageRef(uri=str(path), bucket="", key=str(path)) for path in (there, gone)]
     found = look(files)
     assert [each.head for each in found] == [b"abc", b""]
-    assert refusals(found) == {"NoSuchFile": 1}
-    refuse_unreadable(found)
+    assert count_errors(found) == {"NoSuchFile": 1}
+    check_images_readable(found)
 
 
 def test_each_image_is_read_in_its_buckets_region(tmp_path: Path) -> None:
@@ -150,13 +150,13 @@ def test_only_a_whole_unreadable_sample_is_refused() -> None:
     missing = [ProbeResult(image(f"{n}.png"), "NoSuchKey", "NoSuchKey: said") for n in range(20)]
     good = ProbeResult(image("good.png"), head=b"x")
     for harmless in ([], [*denied[:19], good], [*missing[:19], good], missing[:19], [*missing[:10], *denied[:10]]):
-        refuse_unreadable(harmless)
+        check_images_readable(harmless)
     with pytest.raises(CredentialsError, match=r"20 of 20 sampled images can't be read, such as s3://b/0\.png"):
-        refuse_unreadable(denied)
+        check_images_readable(denied)
     with pytest.raises(CredentialsError, match=r"the image can't be read.*allow s3:GetObject on them"):
-        refuse_unreadable(denied[:1])
+        check_images_readable(denied[:1])
     with pytest.raises(RefusedError, match="20 of 20 sampled images do not exist"):
-        refuse_unreadable(missing)
+        check_images_readable(missing)
     versioned = [ProbeResult(image("a.png", version_id="v"), "AccessDenied", "")]
     with pytest.raises(CredentialsError, match="s3:GetObject and s3:GetObjectVersion"):
-        refuse_unreadable(versioned)
+        check_images_readable(versioned)

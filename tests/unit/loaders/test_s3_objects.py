@@ -30,12 +30,12 @@ def ref(bucket: str, key: str, version_id: str | None = None) -> ImageRef:
     return ImageRef(uri=f"s3://{bucket}/{key}", bucket=bucket, key=key, version_id=version_id)
 
 
-def read(image: ImageRef, *, most_bytes: int | None = None) -> bytes:
+def read(image: ImageRef, *, max_bytes: int | None = None) -> bytes:
     async def main() -> bytes:
         async with open_object_reader(Aws(), region="us-east-1") as reader:
-            if most_bytes is not None:
-                reader._most_bytes = most_bytes
-            assert reader.carries(image)
+            if max_bytes is not None:
+                reader._max_bytes = max_bytes
+            assert reader.accepts(image)
             return await reader.read(image)
 
     return anyio.run(main)
@@ -58,10 +58,10 @@ def test_the_version_in_the_list_is_read(bucket: str, seaweed: str) -> None:
 
 def test_missing_and_too_large_objects_fail(bucket: str, seaweed: str) -> None:
     client("s3", seaweed).put_object(Bucket=bucket, Key="big", Body=bytes(1000))
-    assert len(read(ref(bucket, "big"), most_bytes=1000)) == 1000
+    assert len(read(ref(bucket, "big"), max_bytes=1000)) == 1000
     for image, code in ((ref(bucket, "none"), "InvalidS3ObjectException"), (ref(bucket, "big"), "TooLarge")):
         with pytest.raises(ImageError) as caught:
-            read(image, most_bytes=999)
+            read(image, max_bytes=999)
         assert caught.value.code == code
 
 

@@ -85,7 +85,7 @@ def test_it_finds_a_limit_and_stays_at_its_edge(tps: float, burst_s: float) -> N
     drive.over(bucket, 400).over(bucket, 1000)
     assert drive.taken / (1000 * tps) > (0.95 if tps > 3 else 0.93)
     assert drive.refused / (drive.taken + drive.refused) < (0.015 if tps > 10 else 0.07)
-    assert drive.controller.found_tps == pytest.approx(tps, rel=0.12)
+    assert drive.controller.measured_tps == pytest.approx(tps, rel=0.12)
 
 
 def test_a_limit_that_falls_is_found_in_seconds() -> None:
@@ -95,7 +95,7 @@ def test_a_limit_that_falls_is_found_in_seconds() -> None:
     limit[0] = 8.0
     assert drive.over(bucket, 10).refused < 80
     assert drive.over(bucket, 60).refused < 20
-    assert drive.controller.found_tps == pytest.approx(8, rel=0.15)
+    assert drive.controller.measured_tps == pytest.approx(8, rel=0.15)
 
 
 def test_a_limit_that_rises_is_found_in_half_a_minute() -> None:
@@ -147,7 +147,7 @@ def test_other_limits_cut_the_rate_but_not_the_capacity(*, by_model: bool) -> No
     drive = Drive(RateController()).over(Bucket(lambda _: 20.0), 200)
     drive.over(Bucket(lambda _: 8.0, burst=1.5), 100, by_model=by_model)
     assert drive.controller.rate_tps == pytest.approx(8, rel=0.2)
-    assert drive.controller.found_tps == pytest.approx(8 if by_model else 20, rel=0.15)
+    assert drive.controller.measured_tps == pytest.approx(8 if by_model else 20, rel=0.15)
     drive.over(Bucket(lambda _: 20.0), 100)
     assert drive.controller.rate_tps == pytest.approx(20, rel=0.2)
 
@@ -155,14 +155,14 @@ def test_other_limits_cut_the_rate_but_not_the_capacity(*, by_model: bool) -> No
 def test_without_responses_the_rate_falls_to_the_floor() -> None:
     drive = Drive(RateController(start_tps=10)).over(Bucket(lambda _: 0.0, burst=0.0), 1000)
     assert FLOOR_TPS <= drive.controller.rate_tps < 1
-    assert drive.controller.found_tps is None
+    assert drive.controller.measured_tps is None
     assert drive.controller.sustained_tps is None
 
 
 def test_the_ceiling_stops_growth_and_is_sustained() -> None:
     drive = Drive(RateController(start_tps=10, ceiling_tps=25)).over(unlimited(), 500)
     assert drive.controller.rate_tps == 25
-    assert drive.controller.found_tps is None, "a ceiling is no capacity"
+    assert drive.controller.measured_tps is None, "a ceiling is no capacity"
     assert drive.controller.sustained_tps == pytest.approx(25, rel=0.02)
     drive.over(Bucket(lambda _: 12.0, burst=1.5), 30)
     assert drive.controller.rate_tps == pytest.approx(12, rel=0.2)

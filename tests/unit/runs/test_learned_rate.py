@@ -33,7 +33,7 @@ def test_a_learned_rate_survives_a_round_trip() -> None:
 
 def test_the_weight_decreases_with_age() -> None:
     starts = [
-        LearnedRate(40.0, NOW - dt.timedelta(days=days)).start_tps(NOW, otherwise_tps=5.0) for days in (0, 7, 70, 3650)
+        LearnedRate(40.0, NOW - dt.timedelta(days=days)).start_tps(NOW, default_tps=5.0) for days in (0, 7, 70, 3650)
     ]
     assert starts[0] == pytest.approx(40)
     assert starts == sorted(starts, reverse=True)

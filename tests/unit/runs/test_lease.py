@@ -222,14 +222,14 @@ def test_heartbeats_are_written_during_a_block():
         first = holder_of(store)
         await first.acquire()
         before = await read_lease(store, FOLDER)
-        async with first.beating():
+        async with first.writing_heartbeats():
             await anyio.sleep(25)
         after = await read_lease(store, FOLDER)
         assert before is not None
         assert after is not None
         assert after.beat == before.beat + 2
         with pytest.raises(OutputError, match="by itself"):
-            async with first.beating():
+            async with first.writing_heartbeats():
                 raise OutputError("by itself")
 
     run_virtual(main)

@@ -43,7 +43,7 @@ def failed(name: str) -> Failed:
 
 
 def files(store: Store) -> dict[str, bytes]:
-    return {file.path: store.get_now(file.path) or b"" for file in store.list_now("")}
+    return {file.path: store.get_sync(file.path) or b"" for file in store.list_sync("")}
 
 
 def rows(data: bytes) -> list[dict[str, Any]]:
@@ -137,6 +137,6 @@ def test_two_outcomes_of_an_image_in_a_round_are_an_error() -> None:
         await writer.cut()
         with pytest.raises(BatchclError, match="two outcomes in one round"):
             await publish_journal(store, SPEC, 4, writer, images)
-        assert not store.list_now("results")
+        assert not store.list_sync("results")
 
     anyio.run(main)

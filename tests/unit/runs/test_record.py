@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from batchcl.errors import OutputError
-from batchcl.runs.record import RunRecord, differences, read_record, read_summary, write_summary
+from batchcl.runs.record import RunRecord, describe_differences, read_record, read_summary, write_summary
 from batchcl.runs.store import Store
 from batchcl.summary import Summary
 
@@ -119,8 +119,8 @@ def test_a_corrupt_document_is_refused_with_its_path(document: bytes) -> None:
 def test_differences_list_exactly_the_changed_keys() -> None:
     old = {"limit": None, "sources": ["a"], "gone": 1, "same": 2}
     new = {"limit": 5, "sources": ["a", "b"], "same": 2, "new": 0}
-    assert differences(old, new) == (
+    assert describe_differences(old, new) == (
         "gone was 1 and is not set, limit was not set and is 5, new was not set and is 0, "
         "sources was ['a'] and is ['a', 'b']"
     )
-    assert differences(old, dict(old)) == ""
+    assert describe_differences(old, dict(old)) == ""

@@ -44,7 +44,7 @@ def test_writes_sync_content_and_name_to_disk(tmp_path: Path, monkeypatch: pytes
 
     async def main() -> None:
         store = Store.open(str(root), create=True)
-        for put in (store.put, store.put_new, partial(store.put_mine, what="it")):
+        for put in (store.put, store.put_new, partial(store.put_exclusive, what="it")):
             forced.clear()
             await put("runs/r/model=birds@v1/0", b"x")
             name = root / "runs/r/model=birds@v1/0"
@@ -65,7 +65,7 @@ def test_disk_errors_are_reported_with_the_path(tmp_path: Path, monkeypatch: pyt
 
     async def main() -> None:
         store = Store.open(str(tmp_path), create=True)
-        mine = partial(store.put_mine, what="it")
+        mine = partial(store.put_exclusive, what="it")
         for put, path in ((store.put, "a/1"), (store.put_new, "a/2"), (mine, "a/3"), (mine, "a/3")):
             with pytest.raises(OutputError, match=rf"{path} failed: .*Input/output error"):
                 await put(path, b"x")
@@ -123,9 +123,9 @@ def test_existing_objects_are_not_created_again(store: Store) -> None:
 def test_exclusive_writes_can_be_repeated_by_the_same_writer(store: Store) -> None:
     async def main() -> None:
         for _ in range(2):
-            await store.put_mine("runs/r/s", b"me", what="a segment")
+            await store.put_exclusive("runs/r/s", b"me", what="a segment")
         with pytest.raises(StoppedError, match=r"another process .* has written a segment \(.*runs/r/s\)"):
-            await store.put_mine("runs/r/s", b"you", what="a segment")
+            await store.put_exclusive("runs/r/s", b"you", what="a segment")
         assert await store.get("runs/r/s") == b"me"
 
     anyio.run(main)
@@ -151,8 +151,8 @@ def test_listings_are_sorted_and_complete(store: Store) -> None:
     files = anyio.run(main)
     assert [(file.path, file.size_bytes) for file in files] == [(f"results/m/{n:03d}", n) for n in range(120)]
     assert len({file.etag for file in files} - {None}) == 120
-    assert store.list_now("results") == files
-    assert store.list_now("nothing") == []
+    assert store.list_sync("results") == files
+    assert store.list_sync("nothing") == []
 
 
 def test_children_are_the_folders_directly_below(store: Store) -> None:
@@ -190,7 +190,7 @@ def test_a_file_is_read_in_pieces(store: Store) -> None:
 
 def test_the_check_for_write_access_leaves_no_file(store: Store) -> None:
     anyio.run(store.check_writable)
-    assert store.list_now("") == []
+    assert store.list_sync("") == []
 
 
 def test_stores_without_conditional_writes_are_refused() -> None:
@@ -207,7 +207,7 @@ def test_stores_without_conditional_writes_are_refused() -> None:
         await store.check_writable(single_writer=True)
 
     anyio.run(main)
-    assert store.list_now("") == []
+    assert store.list_sync("") == []
 
 
 def test_uris_can_be_opened_by_other_tools(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_creation_by_another_process_is_recognized(bucket, how):
 
     async def mine() -> None:
         with pytest.raises(StoppedError, match="another process"):
-            await store.put_mine("x", b"mine", what="a segment")
+            await store.put_exclusive("x", b"mine", what="a segment")
 
     anyio.run(mine)
     assert handler.objects == {"/b/x": b"theirs"}
@@ -271,15 +271,15 @@ def test_synchronous_reads_use_the_credential_cache(rotated):
     handler, store, write = rotated
     handler.objects["/b/x"] = b"1"
     handler.accepts = "OLD"
-    assert store.get_now("x") == b"1"
-    assert [file.path for file in store.list_now("runs")] == ["runs/r/run.json"]
+    assert store.get_sync("x") == b"1"
+    assert [file.path for file in store.list_sync("runs")] == ["runs/r/run.json"]
     assert store.open_file("x").seekable()
     handler.accepts = "NEW"
     with pytest.raises(OutputCredentialsError, match="InvalidAccessKeyId"):
-        store.get_now("x")
+        store.get_sync("x")
     write("NEW")
     reopened = Store.open("s3://b", aws=Aws())
-    assert anyio.run(anyio.to_thread.run_sync, reopened.get_now, "x") == b"1"
+    assert anyio.run(anyio.to_thread.run_sync, reopened.get_sync, "x") == b"1"
 
 
 def test_errors_of_credential_providers_are_reported(rotated, tmp_path):
@@ -288,7 +288,7 @@ def test_errors_of_credential_providers_are_reported(rotated, tmp_path):
     (tmp_path / "config").write_text("[default]\ncredential_process = /opt/none\n")
     store._keys._keys = None
     with pytest.raises(OutputCredentialsError) as caught:
-        store.get_now("x")
+        store.get_sync("x")
     assert str(caught.value) == (
         "reading s3://b/x failed: loading the AWS credentials of profile default with credential_process failed: No "
         "such file or directory: /opt/none; run that command in a shell and correct it"

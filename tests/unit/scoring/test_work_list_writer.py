@@ -11,7 +11,7 @@ import pytest
 
 from batchcl.events import Progress
 from batchcl.images import Bookmark, ImageRef, Position
-from batchcl.outcomes import Known
+from batchcl.outcomes import KnownStatus
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, image_table
@@ -33,11 +33,11 @@ class KilledError(Exception):
 class EveryThirdKnown:
     """Every third image is known: every ninth failed permanently, the others have a result."""
 
-    async def known(self, images: Sequence[ImageRef]) -> list[Known | None]:
+    async def known(self, images: Sequence[ImageRef]) -> list[KnownStatus | None]:
         return [_known(int(image.key)) for image in images]
 
 
-def _known(number: int) -> Known | None:
+def _known(number: int) -> KnownStatus | None:
     if number % 3:
         return None
     return "already_scored" if number % 9 else "already_failed"

@@ -55,7 +55,7 @@ def bytes_of(images: list[ImageRef], aws: Aws | None = None) -> list[bytes | Cal
         result: list[bytes | CallError] = []
         async with open_reader(aws or Aws(), region=REGION, connections=4) as reader:
             for image in frozen:
-                assert reader.carries(image)
+                assert reader.accepts(image)
                 try:
                     result.append(await reader.read(image))
                 except CallError as error:

@@ -12,7 +12,7 @@ from batchcl.aws.session import Aws
 from batchcl.errors import OutputError, UsageError
 from batchcl.images import ImageRef
 from batchcl.outcomes import Label, Scored
-from batchcl.sources.from_results import open_outcomes
+from batchcl.sources.from_results import open_published_images
 from batchcl.sources.where import Condition
 from unit.analysis.conftest import NOON, Root, failed, scored
 from unit.sources.lists import HARD_KEYS, selected
@@ -25,7 +25,7 @@ def read(root: object, where: str | None = None, *, run: str | None = None) -> t
 
     async def main() -> tuple[list[ImageRef], int, int]:
         condition = None if where is None else Condition(where)
-        source = await open_outcomes(str(root), aws=Aws(), where=condition, leave_out_run=run)
+        source = await open_published_images(str(root), aws=Aws(), where=condition, exclude_run=run)
         checked = await source.check()
         images, repeated = await selected(source)
         excluded = sum(checked.left_out.values())
