@@ -1,9 +1,7 @@
 """The published tables of an output root as lazy polars frames.
 
 Nothing is read before a frame is collected, and then only the columns, partitions and row groups that the query needs.
-
-
-The runs of an output root as a table.
+The table of runs is an exception: it is read at once.
 """
 
 from __future__ import annotations
