@@ -11,7 +11,7 @@ BatchclError
 │   ├── OutputError         the output root can't be read or written
 │   │   └── OutputCredentialsError  for lack of credentials; also a CredentialsError
 │   └── UnreachableError    a service does not respond
-├── StoppedError            exit 4: stopped early; what is done is kept
+├── StoppedError            exit 4: stopped early, what is done is kept; or another process works on the run
 │   ├── InterruptedRunError exit 130: ^C
 │   ├── TooManyFailuresError exit 3: more images failed than tolerated
 │   ├── StalledError        no image got an outcome for 15 minutes
@@ -162,7 +162,7 @@ class UnreachableError(RefusedError):
 
 
 class StoppedError(BatchclError):
-    """The run ended before its work list did; what is done is kept."""
+    """The run ended before its work list did, and what is done is kept; or another process works on it."""
 
     exit_code = ExitCode.STOPPED
 

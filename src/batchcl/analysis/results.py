@@ -1,6 +1,7 @@
 """The published tables of an output root as lazy polars frames.
 
 Nothing is read until a frame is collected, and then only the columns and partitions that the query needs.
+`runs` is an exception: it reads at once.
 """
 
 from __future__ import annotations

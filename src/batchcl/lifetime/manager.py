@@ -2,6 +2,14 @@
 
 `state_machine` decides; this module executes an action, and its result is the next event. Notices are sent after the
 actions; exceptions of observers are dropped.
+
+Who stops the model? Three properties, each of which implies the next:
+
+- `ModelLife.is_ours`: this session may have started the model, or has adopted it.
+- `ModelManager.stops`: this session has to stop it, or may have to: it is writing the lease before a start, or has not
+  read yet whether an earlier session left the model.
+- `ModelManager.owned`: a session of this run has to stop it, if not this one, then the next. The heartbeat of the run
+  lease contains it, so that the next session learns of it.
 """
 
 from __future__ import annotations
@@ -46,10 +54,14 @@ _THROTTLED_TIMEOUT_S: Final = 300.0
 _RELEASE_TIMEOUT_S: Final = 10.0
 _LEAVE_TIMEOUT_S: Final = 5.0
 _MAX_PAUSES: Final = 12
+"""Pauses of the engine in a row, without a scored image between them."""
+
+_MAX_PAUSE_S: Final = 60.0
 _MAX_RESTARTS: Final = 3
 _MAX_IN_USE: Final = 3
+"""Responses ResourceInUseException to starts of a model that is described as down, until the start is given up."""
+
 _TAG_ATTEMPTS: Final = 3
-_MAX_PAUSE_S: Final = 60.0
 _DESCRIBE_PAUSES_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Pauses between two descriptions of the model; the last one repeats."""
 
@@ -101,22 +113,22 @@ class ModelManager:
         self._stop_signal = stop_signal
         self._rng = rng or random.Random()
         self._life = ModelLife()
-        self._entered_at = 0.0
+        self._entered_at = 0.0  # when the state machine entered its state
         self._describe_count = 0
         self._described_at: float | None = None
         self._status = ""
         self._running_units: Units | None = None
         self._last_error: BatchclError | None = None
         self._notices: list[Notice] = []
-        self._may_adopt = False
-        self._is_claiming = False
-        self._is_left_to_next = False
-        self._is_handed_over = False
+        self._may_adopt = False  # an earlier session may have left the model; its tag has not been read yet
+        self._is_claiming = False  # the lease is being written
+        self._is_left_to_next = False  # an earlier session has left the model, and this one does not stop models
+        self._is_handed_over = False  # another run, or another session of this run, will stop the model
         self._before_start: Callable[[], Awaitable[None]] | None = None
         self._running_since: float | None = None
         self._billed_s = 0.0
         self._restarts = 0
-        self._in_use = 0
+        self._in_use_count = 0
         self._throttled_since: float | None = None
 
     @property
@@ -131,7 +143,7 @@ class ModelManager:
 
     @property
     def owned(self) -> bool:
-        """Whether a session of this run may have started the model and it is not stopped yet."""
+        """Whether this session or the next one of this run has to stop the model."""
         is_left = self._life.state is ModelState.LEFT and not self._is_handed_over
         return self.stops or self._is_left_to_next or is_left
 
@@ -173,7 +185,9 @@ class ModelManager:
         self._before_start = before_start
 
     def adopt(self) -> None:
-        """Adopt the model if its tag shows that an earlier session of this run has started and not stopped it.
+        """Let this session adopt, and so stop, a model that an earlier session of this run may have left.
+
+        The model's tag decides when the model is described next.
 
         A session that doesn't start models (`units` is None) doesn't stop them; it leaves the model to a later session.
         """
@@ -259,7 +273,7 @@ class ModelManager:
             self._send_notices()
 
     async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
-        """Wait for the model, restart it if the run owns it, or raise `ModelGoneError`."""
+        """Wait for the model, restart it if this session has started or adopted it, or raise `ModelGoneError`."""
         if pauses > _MAX_PAUSES:
             raise ModelGoneError(
                 f"the model {self._arn.name} did not recover after {_MAX_PAUSES} pauses: {error}; repeat the command "
@@ -316,7 +330,7 @@ class ModelManager:
         self._start_billing()
 
     async def _first_event(self, model: Model, *, ending: bool) -> ModelEvent:
-        """The event for the model's status, considering that an earlier session may have left the model to this one."""
+        """The event for the model's status; ADOPT_… if the model is up because an earlier session has left it."""
         event = event_for_status(self._life, model.status, now=anyio.current_time(), ending=ending)
         self._life = replace(self._life, was_failed=model.status == "FAILED")
         if self._life.state is not ModelState.NOT_OURS or self._units is None or model.status not in UP:
@@ -327,7 +341,7 @@ class ModelManager:
         return event
 
     async def _is_adoptable(self) -> bool:
-        """Whether an earlier session of this run has left the model: by its tag, or without a lease by its record."""
+        """Whether an earlier session of this run has left the model: by its tag, or with `--lease none` by `adopt`."""
         if not self._lease.is_enabled:
             return self._may_adopt
         for attempts_left in reversed(range(_TAG_ATTEMPTS)):
@@ -421,7 +435,7 @@ class ModelManager:
         self._described_at = now
         self._record_status(model)
         event = event_for_status(self._life, model.status, now=now, ending=ending)
-        after, actions = step(self._life, event)
+        after, actions = step(self._life, event)  # what the event will do, for the error that it may raise
         if ModelAction.FAIL in actions:
             reason = f": {model.message}" if model.message else ""
             self._last_error = ModelError(f"{model.name} is {model.status} and will not become RUNNING{reason}")
@@ -435,7 +449,7 @@ class ModelManager:
         return event
 
     async def _claim(self) -> ModelEvent:
-        """Write the own tag. Not shielded: nothing is started yet, and the end of the run removes the tag."""
+        """Write the own tag. May be cancelled: nothing is started yet, and the end of the run removes the tag."""
         self._is_claiming = True
         try:
             if self._before_start is not None:
@@ -445,7 +459,7 @@ class ModelManager:
             self._last_error = error
             return ModelEvent.CLAIM_FAILED
         else:
-            self._in_use = 0 if self._life.state is ModelState.RUNNING else self._in_use
+            self._in_use_count = 0 if self._life.state is ModelState.RUNNING else self._in_use_count
             return ModelEvent.CLAIM_WRITTEN
         finally:
             self._is_claiming = False
@@ -479,11 +493,11 @@ class ModelManager:
         if event is not ModelEvent.START_THROTTLED:
             self._throttled_since = None
         else:
-            self._life = before
+            self._life = before  # a throttled start is not counted as sent
             self._throttled_since = now if self._throttled_since is None else self._throttled_since
         if event is ModelEvent.START_IN_USE and before.state is ModelState.CLAIMED:
-            self._in_use += 1
-            return event if self._in_use <= _MAX_IN_USE else ModelEvent.START_REFUSED
+            self._in_use_count += 1
+            return event if self._in_use_count <= _MAX_IN_USE else ModelEvent.START_REFUSED
         return event
 
     async def _share(self) -> ModelEvent:
@@ -549,7 +563,7 @@ class ModelManager:
             self._stop_signal.calling_on_hurry(lambda: _shorten(scope, _HURRIED_STOP_TIMEOUT_S)),
         ):
             await self._finish()
-        if self._life.is_ours:  # interrupted
+        if self._life.is_ours:  # the time limit has cancelled `_finish`
             self._step(ModelEvent.TIMED_OUT)
         self._send_notices()
         if (self._life.state is ModelState.LEFT and not self._is_handed_over) or self._may_adopt:

@@ -1,7 +1,7 @@
 """Outcomes as Arrow tables with the columns of `ENTRIES`: the content of a journal and the input of publishing.
 
 An entry is an outcome and the position of its image in the shard; the image itself is in the work list. Columns instead
-of one object per image keep memory small.
+of one object per image keep memory small. A new column must be nullable: it is null in journals of earlier versions.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _MAX_TPS: Final = 10_000.0
 class LearnedRate:
     """Calls per second that a model accepted, measured by the run that ended at `learned_at`.
 
-    `is_lower_bound`: that run was never throttled, so the model may accept more.
+    `is_lower_bound`: that run found no limit, so the model may accept more.
     """
 
     tps: float

@@ -1,9 +1,9 @@
 """The ledger of one round of a run: which images still need a call, and the recording of their outcomes.
 
 It yields the images of the work list shard by shard, without those that have an outcome in the journal. It buffers
-outcomes and journals them after 2,000 outcomes or 15 s. Complete shards are cut and published; so are incomplete ones
-when a session ends early. Journalling and publishing run concurrently with the calls and with each other. After an
-interruption at any point, a new ledger continues the round from the stored state.
+the outcomes of each shard and journals them after 2,000 outcomes or 15 s. Complete shards are cut and published; so are
+incomplete ones when a session ends early. Journalling and publishing run concurrently with the calls and with each
+other. After an interruption at any point, a new ledger continues the round from the stored state.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _OpenShard:
 
     Attributes:
         missing: positions without an outcome in the journal, `staged` or `buffer`.
-        before: position → status in earlier rounds; empty in round 0.
+        before: position → latest status in earlier rounds; empty in round 0.
         is_cut: whether the journal ends with a cut or is empty.
         buffer: outcomes that are not in a segment yet.
         staged: outcomes in a segment that may not be written yet.
@@ -164,12 +164,12 @@ class Ledger:
         self.settled = False
         self._open: dict[int, _OpenShard] = {}
         self._buffered = 0
-        self._replaced: Counter[str] = Counter()
+        self._replaced: Counter[str] = Counter()  # status before this round → images with an outcome in this round
         self._journal_lock = anyio.Lock()
         self._publish_lock = anyio.Lock()
-        self._recorded = Notifier()
-        self._journalled = Notifier()
-        self._published = Notifier()
+        self._recorded = Notifier()  # for `_journal_loop`: outcomes are due
+        self._journalled = Notifier()  # for `_publish_loop` and `room`
+        self._published = Notifier()  # for `batches`
 
     async def batches(self) -> AsyncIterator[Batch]:
         """For each shard, the images that still need a call."""
@@ -192,7 +192,7 @@ class Ledger:
             if missing:
                 remaining = sorted(missing)
                 yield Batch(shard, ImageRows(images, remaining), remaining)
-            else:
+            else:  # nothing to score: let the loops publish the shard
                 self._recorded.notify()
                 self._journalled.notify()
 
@@ -229,6 +229,7 @@ class Ledger:
         return Counts(**(self._replaced - unsaved))
 
     def _unsaved(self) -> Iterator[tuple[_OpenShard, JournalEntry]]:
+        """The recorded outcomes that are not durable."""
         for opened in self._open.values():
             for entry in (*opened.staged, *opened.buffer):
                 yield opened, entry

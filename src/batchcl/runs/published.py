@@ -20,7 +20,7 @@ from batchcl.runs.store import Store
 __all__ = ["PARTITION", "PublishedPart", "check_root", "published_parts", "read_part", "resolving_parts"]
 
 PARTITION: Final = pa.schema([("model", pa.string()), ("date", pa.date32())])
-"""The columns that a file's path has."""
+"""The columns whose values are in a file's path."""
 
 _PATH: Final = re.compile(
     r"(?P<table>results|failures)/model=(?P<model>[^/]+)/date=(?P<date>\d{4}-\d\d-\d\d)/(?P<name>[^/]+\.parquet)"
@@ -64,13 +64,13 @@ def published_parts(store: Store) -> list[PublishedPart]:
 
 
 def read_part(store: Store, part: PublishedPart, schema: pa.Schema) -> pa.Table:
-    """The columns of `schema`, of which those of `PARTITION` come from the path. One that the file lacks is null.
+    """The columns of `schema`; those of `PARTITION` are taken from the path, and columns that the file lacks are null.
 
-    This thread alone reads: the file is a Python object, which pyarrow's own threads, as `pq.read_table` has them, may
-    still hold when the interpreter ends. That aborts the process.
+    Reads without pyarrow's threads, which `pq.read_table` uses: the file is a Python object, and the process aborts if
+    a thread still holds it when the interpreter exits.
 
     Raises:
-        OutputError: the file can't be read, or is damaged.
+        OutputError: the file can't be read, or is corrupt.
     """
     file = store.open_file(part.path, size_bytes=part.size_bytes)
     with decode_or_raise(part.uri, errors=(pa.ArrowException, OSError)), pq.ParquetFile(file) as parquet:
@@ -112,7 +112,7 @@ def resolving_parts(parts: Iterable[PublishedPart]) -> dict[PublishedPart, list[
 
 
 def check_root(store: Store) -> None:
-    """Raise `OutputError` if the location has none of an output root's folders, as after a typing error. Blocks."""
+    """Raise `OutputError` if the location has none of an output root's folders: its name may be misspelt. Blocks."""
     if not store.is_s3 and any((Path(store.root) / name).is_dir() for name in FOLDERS):
         return
     if not any(store.list_sync(name) for name in FOLDERS):

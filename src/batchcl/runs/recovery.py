@@ -32,7 +32,10 @@ _SHARDS_AT_ONCE: Final = 8
 _RUNS_AT_ONCE: Final = 4
 _READS_AT_ONCE: Final = 64
 _COPIED: Final = ("round", "owns_model")
-"""Progress fields that a recovery copies from the dead session. Its counters stay in its own file."""
+"""Heartbeat fields that a recovery copies from the dead session, so that the next session of the run finds them.
+
+The counters of the dead session stay in its own file.
+"""
 
 
 async def recover_runs(
@@ -61,7 +64,7 @@ async def recover_runs(
         StoppedError: raised by `on_alive`.
     """
 
-    def skip(run_id: str, error: OutputError) -> None:
+    def raise_if_required(run_id: str, error: OutputError) -> None:
         if require_all:
             raise OutputError(
                 f"recovering run {run_id} failed, so images that it has scored may be missing in the tables: {error}; "
@@ -75,7 +78,7 @@ async def recover_runs(
             if lease is not None and record is not None and record.model == model:
                 return record, lease, await is_alive(store, RunPaths(run_id).sessions, lease)
         except OutputError as error:
-            skip(run_id, error)
+            raise_if_required(run_id, error)
         return None
 
     async def recover(run: tuple[RunRecord, RunLease, bool] | None) -> str | None:
@@ -86,7 +89,7 @@ async def recover_runs(
             try:
                 await _recover(store, record, lease, utcnow=utcnow)
             except OutputError as error:
-                skip(record.run_id, error)
+                raise_if_required(record.run_id, error)
                 return None
             except StoppedError:
                 pass  # another process took it over in the meantime
@@ -113,7 +116,7 @@ async def _recover(store: Store, record: RunRecord, dead: RunLease, *, utcnow: C
 
 
 async def publish_leftovers(store: Store, record: RunRecord, *, writer: str, cut_all: bool = False) -> None:
-    """Cut and publish what earlier sessions of a run have journalled in incomplete shards.
+    """Cut and publish what earlier sessions of a run have journalled in incomplete shards. Requires the run's lease.
 
     Args:
         store: the output root.

@@ -99,7 +99,7 @@ class FailedImages:
     """The images of a retry round: the unresolved failures that it selects. Implements `ledger.Targets`.
 
     Args:
-        about: the round.
+        about: describes the round.
         published: shard → the last round in which it was published.
         totals: shard → its totals as of that round.
     """

@@ -1,4 +1,7 @@
-"""Schema v1 of the tables `results/` and `failures/`, and the conversion of outcomes to rows.
+"""Schema v1 of the tables `results/` and `failures/`, and the conversion of journal entries to rows.
+
+A column is filled from the column of the same name of the journal (`ENTRIES`) or of the work list (`IMAGES`), or by
+`results_table` and `failures_table`.
 
 The files have the key-value metadata `batchcl.schema` and `batchcl.version`; those that a run has written also have
 `batchcl.run_id` and `batchcl.model_arn`. Within v1, columns may be added at the end; a change of meaning requires v2.

@@ -59,9 +59,11 @@ _STALE_S = 86_400.0
 _ATTEMPTS = 8
 _BACKOFF_S = 0.25
 _BACKOFF_MAX_S = 20.0
-_DEBUG = "\n\nDebug source"
-_NOT_SENT = "HTTP error"
-_NOISE = re.compile(
+_DEBUG_HEADING = "\n\nDebug source"
+_NO_RESPONSE = "HTTP error"
+"""The reason in obstore's message if a request got no response: it was not sent, or the response was lost."""
+
+_PREFIX = re.compile(
     r"^(?:.*?Error performing [A-Z]+ https?://\S+ in \S+"
     r"(?: after \d+ retries, max_retries: \d+, retry_timeout: \S+)?\s+- |"
     r"Generic \w+ error: )(?:Server returned non-2xx status code: )?"
@@ -102,11 +104,14 @@ def _is_transient(error: BaseError) -> bool:
         return True
     reason = str(error).partition(" - ")[2]
     code = re.search(r"<Code>(\w+)</Code>", reason)
-    return reason.startswith(_NOT_SENT) or (code is not None and code[1] in _TRANSIENT_CODES)
+    return reason.startswith(_NO_RESPONSE) or (code is not None and code[1] in _TRANSIENT_CODES)
 
 
 class Store:
-    """Reads and writes objects below one output root. All methods raise `OutputError` with the path and the reason.
+    """Reads and writes objects below one output root. All methods may raise `OutputError` with the path and the reason.
+
+    Three ways to write: `put_new` creates an object, if there is none; `put_mine` creates it, and fails if another
+    process has created it; `put` replaces it.
 
     S3: if credentials are refused, waits for renewed ones for a limited time, then raises `CredentialsError`.
 
@@ -115,8 +120,8 @@ class Store:
         backend: obstore's store for the root.
         folder: the directory of a local root.
         blocking: used by synchronous methods instead of `backend`.
-        keys: what signs the requests of both; None where they take care of that.
-        sleep: waits so many seconds.
+        keys: credentials for the requests of both; None if none are needed.
+        sleep: waits the given number of seconds between attempts.
     """
 
     def __init__(
@@ -154,7 +159,7 @@ class Store:
             return _open_folder(Path(root), create=create)
         from batchcl.aws.store_access import find_store_access_blocking
 
-        return _open_s3(root, find_store_access_blocking(_needed(aws, root), _bucket_of(root)), encryption)
+        return _open_s3(root, find_store_access_blocking(_require_aws(aws, root), _bucket_of(root)), encryption)
 
     @classmethod
     async def open_async(
@@ -166,7 +171,7 @@ class Store:
             return await anyio.to_thread.run_sync(partial(_open_folder, Path(root), create=create))
         from batchcl.aws.store_access import find_store_access
 
-        return _open_s3(root, await find_store_access(_needed(aws, root), _bucket_of(root)), encryption)
+        return _open_s3(root, await find_store_access(_require_aws(aws, root), _bucket_of(root)), encryption)
 
     @classmethod
     def memory(cls) -> Store:
@@ -198,6 +203,8 @@ class Store:
 
     async def put_new(self, path: str, data: bytes) -> bool:
         """Create the object; returns False if it exists already. Exactly one of several concurrent callers gets True.
+
+        In S3 by a conditional write (`If-None-Match: *`), locally by a rename that does not overwrite.
 
         If the response to an attempt was lost, the stored object is compared with `data`. So `data` must identify its
         writer, or be the same for all writers.
@@ -233,7 +240,10 @@ class Store:
         return True
 
     async def _signed(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run `operation`; repeat it with renewed credentials if S3 refuses those that it was signed with."""
+        """Run `operation`; repeat it with renewed credentials if S3 refuses those that it was signed with.
+
+        All asynchronous requests to S3 are sent by this method.
+        """
         keys = self._keys
         if keys is None:
             return await operation()
@@ -352,7 +362,7 @@ class Store:
         if size_bytes is None:
             with _translate_errors("reading", self.uri(path)):
                 size_bytes = obstore.head(self._blocking, path)["size"]
-        return io.BufferedReader(_Readable(self._blocking, path, size_bytes, self.uri(path)), _READ_AHEAD_BYTES)
+        return io.BufferedReader(_RemoteFile(self._blocking, path, size_bytes, self.uri(path)), _READ_AHEAD_BYTES)
 
     def list_sync(self, prefix: str) -> list[StoredFile]:
         """Synchronous version of `list_all`."""
@@ -437,7 +447,7 @@ def open_root(
     return Store.open(root, aws=aws, create=create, encryption=encryption)
 
 
-class _Readable(io.RawIOBase):
+class _RemoteFile(io.RawIOBase):
     """An object of a known size with the methods of Python's file protocol that pyarrow calls."""
 
     def __init__(self, backend: ObjectStore, path: str, size_bytes: int, uri: str) -> None:
@@ -489,7 +499,7 @@ def _bucket_of(root: str) -> str:
     return root.removeprefix("s3://").partition("/")[0]
 
 
-def _needed(aws: Aws | None, root: str) -> Aws:
+def _require_aws(aws: Aws | None, root: str) -> Aws:
     if aws is None:
         raise UsageError(f"opening {root} failed: an output root in S3 requires an AWS session; pass `aws`")
     return aws
@@ -527,7 +537,7 @@ def _translate_errors(doing: str, what: str) -> Iterator[None]:
         has_lasted = error.exit_code is ExitCode.STOPPED
         raise OutputCredentialsError(f"{doing} {what} failed: {error}", has_lasted=has_lasted) from error
     except (BaseError, OSError) as error:
-        message, document = _said(error)
+        message, document = _split_message(error)
         _, _, provider_error = message.partition("credential provider: CredentialsError: ")
         if provider_error:
             raise OutputCredentialsError(f"{doing} {what} failed: {provider_error}") from error
@@ -535,31 +545,31 @@ def _translate_errors(doing: str, what: str) -> Iterator[None]:
             raise OutputCredentialsError(
                 f"{doing} {what} failed: {reason}; check the profile and its keys, or log in again"
             ) from error
-        if message.startswith(_NOT_SENT):
+        if message.startswith(_NO_RESPONSE):
             raise OutputError(
                 f"{doing} {what} failed: {_connection_reason(error)}; check the endpoint, the proxy and the network"
             ) from error
-        reason = ": ".join(filter(None, [message, *_answer(document)]))
+        reason = ": ".join(filter(None, [message, *_code_and_message(document)]))
         raise OutputError(f"{doing} {what} failed: {reason}; check that it exists and is writable") from error
 
 
-def _said(error: Exception) -> tuple[str, str]:
-    """Obstore's message without debug output, URL, durations and retry counts; and S3's XML document, if any."""
-    text = str(error).split(_DEBUG, 1)[0].strip().replace("\n", " ")
-    message, _, document = _NOISE.sub("", text, count=1).partition(": <")
+def _split_message(error: Exception) -> tuple[str, str]:
+    """The message of obstore's error without debug output, URL, durations and retry counts; and S3's XML document."""
+    text = str(error).split(_DEBUG_HEADING, 1)[0].strip().replace("\n", " ")
+    message, _, document = _PREFIX.sub("", text, count=1).partition(": <")
     return message.removesuffix(":"), document
 
 
 def _connection_reason(error: Exception) -> str:
     """Why a request got no response. The reason is only in obstore's debug output."""
-    details = str(error).partition(_DEBUG)[2]
+    details = str(error).partition(_DEBUG_HEADING)[2]
     if "kind: Timeout" in details:
         return "no response in time"
     match = re.search(r'(?:message|error): "([^"]+)"', details)
     return f"the connection failed: {match[1]}" if match else "the connection failed"
 
 
-def _answer(document: str) -> tuple[str, str]:
+def _code_and_message(document: str) -> tuple[str, str]:
     """Code and message in S3's error document; empty if there is none."""
     code, message = (re.search(f"<{tag}>(.*?)</{tag}>", f"<{document}") for tag in ("Code", "Message"))
     return code[1] if code else "", message[1] if message else ""
@@ -567,7 +577,7 @@ def _answer(document: str) -> tuple[str, str]:
 
 def _credentials_reason(error: Exception) -> str | None:
     """S3's code and message if it refuses the credentials of a request; None for other errors."""
-    code, message = _answer(_said(error)[1])
+    code, message = _code_and_message(_split_message(error)[1])
     if not code:
         return None
     from batchcl.aws.errors import is_keys_error

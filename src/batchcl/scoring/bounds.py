@@ -23,7 +23,7 @@ _DESCRIPTORS_PER_CALL: Final = 2
 
 _CHECK_EVERY_S: Final = 1.0
 _MIN_CALLED: Final = 100
-"""A percentage of failures is compared only after this many images have an outcome."""
+"""A percentage of failures is compared only after this many images have been called for."""
 
 
 def limit_to_descriptors(job: Job, observer: Observer) -> Job:

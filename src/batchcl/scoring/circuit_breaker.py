@@ -84,7 +84,7 @@ class CircuitBreaker:
         self._last_error = error
 
     def is_outage(self, uri: str) -> bool:
-        """Record a transient error of the image `uri`; True when enough images in a row got no response."""
+        """Record a transient error of the image `uri`; whether the service is at fault: 10 images in a row had one."""
         self._unanswered_since = min(self._unanswered_since, anyio.current_time())
         if len(self._unanswered) < DISTINCT_IMAGES:
             self._unanswered.add(uri)
@@ -116,7 +116,7 @@ class CircuitBreaker:
         Args:
             outcomes: number of images with an outcome.
             is_due: whether images wait for a call or a response.
-            rate_tps: current call rate; both limits are extended to the time of three calls.
+            rate_tps: current call rate. At low rates, both limits are the time that three calls take.
         """
         since, last_count, has_warned = anyio.current_time(), outcomes(), False
         while not self._stopped:

@@ -211,15 +211,15 @@ class _DetectCalls:
             for number, each in enumerate(images):
                 group.start_soon(one, number, each)
         if self._failure is not None:
-            raise self._as_end(self._failure) from self._failure
-        self._refuse_general(list(results.values()))
+            raise self._refusal(self._failure) from self._failure
+        self._check_not_all_refused(list(results.values()))
         return [results[number] for number in range(len(images))]
 
-    def _refuse_general(self, results: Sequence[DetectResult]) -> None:
+    def _check_not_all_refused(self, results: Sequence[DetectResult]) -> None:
         """Raise if every image failed, and at least one for a reason that usually concerns all images."""
         general = [each.error for each in results if isinstance(each.error, RejectedError) and each.error.is_general]
         if general and all(each.error is not None for each in results):
-            raise self._as_end(general[0]) from general[0]
+            raise self._refusal(general[0]) from general[0]
 
     async def _detect(self, each: ImageInput) -> DetectResult:
         try:
@@ -245,7 +245,7 @@ class _DetectCalls:
     async def _detect_bytes(self, each: ImageInput, data: bytes, *, after: ImageError | None = None) -> DetectResult:
         changed = await anyio.to_thread.run_sync(fitted, data) if self._fit else None
         if changed is None and after is not None:
-            raise after  # the image needs no fitting, so that was not the reason
+            raise after  # the image needs no fitting, so the service had another reason to refuse it
         answer, request_id = await self._detector.ask({"Bytes": data if changed is None else changed.data})
         return _result(each, answer, request_id, fitted=None if changed is None else changed.note)
 
@@ -262,7 +262,8 @@ class _DetectCalls:
             self._on_read(each, data)
         return data
 
-    def _as_end(self, error: CallError) -> RefusedError:
+    def _refusal(self, error: CallError) -> RefusedError:
+        """The error with which all calls end because of `error`."""
         name = self._model.name
         if isinstance(error, ModelNotReadyError):
             reason = str(error).rstrip(".")

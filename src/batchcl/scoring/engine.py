@@ -5,9 +5,12 @@ submits them to a worker pool, which makes the calls. The sink stores outcomes c
 the sink is behind; so memory does not grow with the number of images. The first error in any task drains the engine
 (calls in flight end, and their outcomes are stored), and `run` raises it at the end.
 
-CPU time per image: 16 µs here; 7 µs in the pacer, and 70 µs more if the image has to wait for the pacer (at 500 TPS);
-28 µs for work list, journal and tables (`benchmarks/image_cost.py`; x86-64, CPython 3.11); 55 to 65 µs for the call
-(`benchmarks/client_cost.py`). There is no task per image.
+CPU time per image (x86-64, CPython 3.11; `benchmarks/image_cost.py`, for the call `benchmarks/client_cost.py`):
+
+- the engine: 16 µs. There is no task per image.
+- the pacer: 7 µs, and 70 µs more if the image has to wait for its turn (at 500 TPS)
+- work list, journal and tables: 28 µs
+- the call: 55 to 65 µs
 """
 
 from __future__ import annotations
@@ -76,7 +79,8 @@ class EngineSettings:
 
     Attributes:
         max_in_flight: concurrent calls. It limits memory; the pacer limits the rate.
-        max_attempts: calls per image, throttled ones not counted.
+        max_attempts: calls per image, and failed reads of its bytes. Throttled calls and those that fail during an
+            outage or for a lack of file descriptors or memory are not counted.
     """
 
     max_in_flight: int = 256
@@ -95,8 +99,8 @@ class Engine:
         settings: limits.
         observer: receives notices.
         preparer: changes images to fit the service's limits; None if they are sent unchanged.
-        is_beginning: whether no image of the run was scored before this session. If then all first calls are rejected,
-            the engine assumes that the rest would be too.
+        is_beginning: whether no image of the run has been scored. If the first calls of such a run are all rejected,
+            the run is refused, because the rest would be rejected too.
         utcnow: current time.
         rng: for jitter.
     """
@@ -126,8 +130,9 @@ class Engine:
         self._utcnow = utcnow
         self._rng = rng or random.Random()
         self._queue = WorkQueue(capacity=2 * self._settings.max_in_flight)
+        # scopes of `_read_batches`, of `_feed`, and of all tasks that make calls
+        self._reading = anyio.CancelScope()
         self._feeding = anyio.CancelScope()
-        self._listing = anyio.CancelScope()
         self._calling = anyio.CancelScope()
         self._tasks: TaskGroup
         self._now: Callable[[], float] = anyio.current_time
@@ -138,10 +143,10 @@ class Engine:
         self._access_checked = anyio.Event()
         self._access_checked.set()
         self._answered = False
-        self._outcomes = 0
+        self._outcomes = 0  # after at least one attempt
         self._failure: BatchclError | None = None
         self._sink_failed = False
-        self._in_flight: dict[int, tuple[WorkItem, float]] = {}
+        self._in_flight: dict[int, tuple[WorkItem, float]] = {}  # id of the item → item, when its first call began
         self._usual_latency_s = 0.0
         self._preprocessing = None
         if preparer is not None:
@@ -156,7 +161,7 @@ class Engine:
 
     @property
     def answered(self) -> bool:
-        """Whether the service has accepted or refused any image: the session was not refused as a whole."""
+        """Whether the service has read any image. If not, an error that ends the session is a refusal (exit code 5)."""
         return self._answered
 
     def drain(self, *, until: float = math.inf) -> None:
@@ -165,7 +170,7 @@ class Engine:
             self._calling.deadline = min(until, anyio.current_time() + _DRAIN_S)
         self._queue.stop()
         self._feeding.cancel()
-        self._listing.cancel()
+        self._reading.cancel()
         self._breaker.stop()
 
     async def run(self, batches: AsyncIterator[Batch]) -> None:
@@ -208,7 +213,7 @@ class Engine:
     async def _read_batches(self, batches: AsyncIterator[Batch]) -> None:
         """Move images from the work list into the queue; record those that violate a limit as skipped."""
         try:
-            with self._listing:
+            with self._reading:
                 async for batch in batches:
                     for image, position in zip(batch.images, batch.positions, strict=True):
                         item = WorkItem(image, batch.shard, position)
@@ -243,7 +248,8 @@ class Engine:
         finally:
             self._workers.close()
         if not self._queue.stopped:
-            self._calling.cancel()  # all images have their outcome: only the slower of two hedged calls are open
+            # all images have their outcome: the open calls are those that a second call for the image has overtaken
+            self._calling.cancel()
 
     async def _watch_for_stalls(self) -> None:
         def is_due() -> bool:
@@ -289,7 +295,10 @@ class Engine:
         self._progress.count(outcome)
 
     def _record_unprepared(self, item: WorkItem, reason: SkipReason | CallError, refusal: ImageError | None) -> None:
-        """Record the outcome of an image that can't be prepared; after a `refusal` the image is outstanding."""
+        """Record the outcome of an image that can't be prepared.
+
+        `refusal` is the service's error if the image was called for; the queue then counts it as outstanding.
+        """
         if isinstance(reason, CallError):
             attempts = item.attempts + isinstance(reason, TransientError)
             self._record(item, failed(item.image, reason, attempts=attempts, at=self._utcnow()))
@@ -316,7 +325,7 @@ class Engine:
         except CallError as error:
             report_to_pacer(self._pacer, error, sent_at=sent_at)
             self._progress.calls -= not was_sent(error)
-            self._rejections.ended(number)
+            self._rejections.ended(number)  # before the error is processed, which counts rejected calls in a row
             return self._process_error(item, error, sent_at, number)
         finally:
             self._rejections.ended(number)
@@ -351,7 +360,10 @@ class Engine:
         )
 
     def _process_error(self, item: WorkItem, error: CallError, sent_at: float, number: int) -> Outcome | None:
-        """Requeue the image (None) or return its failure, depending on the class of `error`."""
+        """Requeue the image (None) or return its failure, depending on the class of `error`.
+
+        The guards of the cases have side effects: they count attempts and images without a response.
+        """
         self._progress.throttled += isinstance(error, ThrottledError)
         self._breaker.failed(error)
         if item.is_settled or (item.open_calls > 1 and not isinstance(error, ImageError)):
@@ -375,14 +387,14 @@ class Engine:
             case TransientError() if (wait_s := self._retry_in_s(item, error)) is not None:
                 self._queue.requeue_at(item, anyio.current_time() + wait_s)
                 return None
-            case ImageError() if not self._is_final(item, error, number):
+            case ImageError() if not self._image_fails(item, error, number):
                 return None
         item.attempts += 1
         item.is_settled = True
         return failed(item.image, error, attempts=item.attempts, at=self._utcnow())
 
     def _retry_in_s(self, item: WorkItem, error: TransientError) -> float | None:
-        """Count an attempt (none for a shortage) and return the wait before the next; None if it was the last one."""
+        """Count an attempt (none for a shortage) and return the wait before the next one; None if none is left."""
         if isinstance(error, ShortageError):
             self._workers.shrink()
             return self._rng.uniform(*_SHORTAGE_PAUSE_S)
@@ -391,8 +403,11 @@ class Engine:
         item.attempts += 1
         return self._backoff_s(item)
 
-    def _is_final(self, item: WorkItem, error: ImageError, number: int) -> bool:
-        """Whether `error` is the outcome; False if the image is prepared for another call, or its rejection is held."""
+    def _image_fails(self, item: WorkItem, error: ImageError, number: int) -> bool:
+        """Process an error of the image in call `number`; whether the image fails with it now.
+
+        False if the image is prepared for another call, or if its rejection is held until a later call is accepted.
+        """
         if error.status is not None:  # otherwise no call was sent
             self._breaker.answered(scored=False)
             if not isinstance(error, RejectedError):
@@ -413,7 +428,10 @@ class Engine:
         return self._rng.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**item.attempts))
 
     def _accepted(self, number: int) -> None:
-        """Record that the service has read an image: rejections of earlier calls concerned their images only."""
+        """Record that the service has read the image of call `number`.
+
+        So the calls that were sent before it and rejected were rejected for their images only: they get this outcome.
+        """
         self._answered = True
         released = self._rejections.accepted(number)
         if self._failure is None:

@@ -20,11 +20,11 @@ from batchcl.stop_signal import RECORDS, StopSignal
 __all__ = ["open_pacer"]
 
 _LEARNED_WEIGHT: Final = 0.5
-"""A stored rate counts as measured while its weight, halved every week, is at least this: for one week."""
+"""A stored rate of at least this weight, which is halved every week, counts as measured: for one week."""
 
 _WRITE_TIMEOUT_S: Final = 5.0
 _OUTAGES: Final = (StalledError, UnreachableError)
-"""When a session ends with one of these, its last throttled calls may not show the model's capacity."""
+"""Errors of sessions whose last throttled calls may not show the model's capacity; they don't lower the stored rate."""
 
 
 @asynccontextmanager

@@ -54,7 +54,7 @@ class Plan:
         lines: lines and rows of all lists; None if a source is not a list.
         filtered: images excluded by filters.
         filtered_by: images excluded by each filter; `size_unknown` if `min_size` or `max_size` can't be checked, etc.
-        left_out: lines of other things than images to score, by what they are.
+        left_out: lines that name something other than an image to score: kind → count.
         unread: lines after the `--limit`.
         estimates: for 1 to 5 inference units.
     """

@@ -76,10 +76,10 @@ class Preprocessing:
         self._ahead: deque[WorkItem] = deque()
         self._refused: deque[tuple[WorkItem, ImageError]] = deque()
         self._delayed = 0
-        self._open_ahead = 0
-        self._ready: set[int] = set()
-        self._submitted = Notifier()
-        self._progressed = Notifier()
+        self._open_ahead = 0  # fresh images that were submitted and are not in the queue yet
+        self._ready: set[int] = set()  # ids of the fresh images that are being prepared, or wait for their outcome
+        self._submitted = Notifier()  # for `_work`: there may be an image to prepare, or memory for one
+        self._progressed = Notifier()  # for the callers of `submit`, `join` and `wait_for_capacity`
         self._changed = 0
         self._tasks: TaskGroup
 
@@ -105,7 +105,7 @@ class Preprocessing:
             await self._progressed.wait()
 
     def may_fix(self, item: WorkItem, error: ImageError) -> bool:
-        """Whether changing `item` may avoid `error`; False if it was tried before."""
+        """Whether changing `item` may avoid `error`; False if the item was prepared before."""
         return not item.is_prepared and self._preparer.may_fix(error)
 
     def fix(self, item: WorkItem, error: ImageError) -> None:

@@ -76,9 +76,9 @@ class WorkQueue:
         self._outstanding = 0
         self._closed = False
         self._stopped = False
-        self._has_capacity = Notifier()
-        self._changed = Notifier()
-        self._ending = Notifier()
+        self._has_capacity = Notifier()  # for `put`
+        self._changed = Notifier()  # for `ready`
+        self._ending = Notifier()  # for `only_outstanding`
 
     async def put(self, item: WorkItem) -> bool:
         """Add a fresh image, waiting for capacity. Return False if the queue is stopped: the image was not added."""

@@ -116,7 +116,7 @@ async def execute_round(
     *,
     codes: Sequence[str],
 ) -> Summary:
-    """Open the round and score its images: `retry` without opening AWS."""
+    """Open the round and score its images: the second half of `retry`, with open connections."""
     paths = RunPaths(record.run_id)
     model_manager, observer = context.model_manager, context.observer
     progress = Progress(dollars=model_manager.dollars)
@@ -134,7 +134,7 @@ async def execute_round(
             if not is_open and not retry_round.selected(failures):
                 any_failed = any(group.status == "failed" for group in failures)
                 if any_failed:
-                    _refuse_codes(failures, retry_round, record.run_id)
+                    _check_codes(failures, retry_round, record.run_id)
                 reason = "none of its failures can succeed" if any_failed else "it has no failures"
                 observer.notice(Notice("nothing-failed", f"nothing to retry in run {record.run_id}: {reason}"))
                 return replace(earlier, tolerated=True)
@@ -205,7 +205,7 @@ def _reason(code: str) -> str:
     return "" if known is None else f" ({known.reason})"
 
 
-def _refuse_codes(failures: Counter[FailureGroup], retry_round: Round, run_id: str) -> None:
+def _check_codes(failures: Counter[FailureGroup], retry_round: Round, run_id: str) -> None:
     """Raise `UsageError` if codes were given and no image that failed with one of them can succeed."""
     if not retry_round.codes:
         return

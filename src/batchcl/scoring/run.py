@@ -108,7 +108,10 @@ async def run(job: Job, *, observer: Observer | None = None, stop_signal: StopSi
 
 
 async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
-    """Return the model of the run that is resumed if the job's name refers to it; a newer version may exist by now."""
+    """Return the model that the job refers to: `model`, or for a run that is resumed the model in its record.
+
+    They differ if the job names a project without a version, whose newest version is another one by now.
+    """
     record = None if job.run_id is None or job.model is None else await read_record(store, job.run_id)
     if record is None or job.model is None:
         return model
@@ -117,7 +120,7 @@ async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:
 
 
 async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
-    """Acquire the lease of the run and score what is left: `run` without opening AWS."""
+    """Acquire the lease of the run and score what is left: the second half of `run`, with open connections."""
     store, worklist, sources = state.store, state.worklist, state.sources
     model_manager, observer = context.model_manager, context.observer
     progress = Progress(dollars=model_manager.dollars)
@@ -125,7 +128,7 @@ async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
     lease = make_run_lease(
         store, RunPaths(state.record.run_id), progress, model_manager, observer=observer, utcnow=context.utcnow
     )
-    async with AsyncExitStack() as open_sources, AsyncExitStack() as held_lease:
+    async with AsyncExitStack() as source_stack, AsyncExitStack() as held_lease:
         with context.stop_signal.interruptible():
             if state.calls_left:
                 await model_manager.check()
@@ -137,11 +140,11 @@ async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
                     await acquire_lease(job, store, record, context, lease=lease, take=hold)
                 else:
                     await hold()
-                if lease.follows_unsettled:
+                if lease.follows_unsettled:  # publish its outcomes, and cut its journals in case it is only suspended
                     async with lease.writing_heartbeats():
                         await publish_leftovers(store, record, writer=lease.holder, cut_all=True)
 
-            record, pages = await _begin(job, state, take_over, open_sources, pause=pause)
+            record, pages = await _begin(job, state, take_over, source_stack, pause=pause)
             published_rounds = await published(store, RunPaths(record.run_id))
         observer.notice(Notice("started", f"run {record.run_id} into {store.root}"))
         _report_work_list(worklist, progress, observer)
@@ -168,6 +171,7 @@ async def execute(job: Job, state: ResumeState, context: RunContext) -> Summary:
             lease=lease,
             held_lease=held_lease,
             progress=progress,
+            # the first session has just applied the filter while it wrote the list
             find_known=incremental.known if incremental is not None and lease.number else None,
             write_work_list=write_list,
         )
@@ -183,7 +187,10 @@ async def acquire_lease(
     lease: RunLeaseHolder,
     take: Callable[[], Awaitable[None]],
 ) -> None:
-    """Acquire the run's lease unless another run may score the same images; report dead runs that were recovered."""
+    """Acquire the run's lease with `take`, unless another run may score the same images.
+
+    Dead runs of the model are recovered, and reported.
+    """
     recovered = await admit(store, record, lease, take=take, allow_overlap=job.allow_overlap, utcnow=context.utcnow)
     if recovered:
         text = f"published the rows of {pluralize(len(recovered), 'run')} whose process died: {', '.join(recovered)}"
@@ -260,12 +267,12 @@ async def open_context(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeState:
-    """What exists of a run before the session begins.
+    """What exists of a run, new or resumed, before the session begins.
 
     Attributes:
         store: the output root.
-        record: the recorded run; for a new run, the record to create.
-        is_resumed: whether the run is recorded.
+        record: of the run; for a new run, the record to create.
+        is_resumed: whether the record exists in the output root.
         worklist: its work list.
         sources: the sources; None if they are not needed, because the work list is complete.
         calls_left: whether images may need a call.
@@ -323,20 +330,25 @@ async def _begin(
     job: Job,
     state: ResumeState,
     take_over: Callable[[RunRecord], Awaitable[None]],
-    open_sources: AsyncExitStack,
+    source_stack: AsyncExitStack,
     *,
     pause: Pause,
 ) -> tuple[RunRecord, AsyncIterator[SelectedPage]]:
     """Record the run and take it over; return its record and the images that are not on the work list yet.
 
-    `open_sources` closes sources that are not read to the end.
+    Args:
+        job: the job.
+        state: of the run.
+        take_over: acquires the lease of the run.
+        source_stack: closes sources that are not read to the end.
+        pause: awaited after each page of a source.
     """
     record, worklist = state.record, state.worklist
     first = None
     sources = state.sources
     if sources is not None and not worklist.shards:
-        check_readable = partial(_check_readable, sources, incremental_filter(state.store, record, job))
-        pages = closing_with(open_sources, sources.selection.pages(pause=pause))
+        check_readable = partial(_check_first_images, sources, incremental_filter(state.store, record, job))
+        pages = closing_with(source_stack, sources.selection.pages(pause=pause))
         first = await first_page(pages, sources, job, check_readable=check_readable)
     if not state.is_resumed and not await record.create(state.store):
         record = await _recorded_run(state.store, record) or record
@@ -347,13 +359,16 @@ async def _begin(
     if sources is None:
         return record, _no_pages()
     rest = sources.selection.pages(worklist.bookmark, earlier=worklist.frozen_images(), pause=pause)
-    return record, closing_with(open_sources, rest)
+    return record, closing_with(source_stack, rest)
 
 
-async def _check_readable(
+async def _check_first_images(
     sources: CheckedSources, incremental: IncrementalFilter | None, images: Sequence[ImageRef], /, *, is_all: bool
 ) -> None:
-    """Refuse images that can't be read, unless `images` are all images and none of them needs a call."""
+    """Raise `RefusedError` if a sample of the first `images` can't be read.
+
+    Not raised if `images` are all images of the sources and `incremental` excludes them: no call is needed.
+    """
     try:
         await sources.check_readable(images, is_all=is_all)
     except RefusedError:

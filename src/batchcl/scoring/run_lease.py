@@ -20,9 +20,14 @@ from batchcl.stop_signal import MODEL, RECORDS, STORE, StopSignal
 __all__ = ["hold_run_lease", "make_run_lease"]
 
 _OWNS_MODEL: Final = "owns_model"
+"""Heartbeat field: a session of this run may have started the model, so the next session adopts it."""
+
 _STOPS_MODEL: Final = "stops_model"
-_RELEASE_S: Final = 10.0
+"""Heartbeat field: this session will stop the model, so a session that it has replaced does not."""
+
+_RELEASE_TIMEOUT_S: Final = 10.0
 _HAND_OVER: Final = (STORE + MODEL) / 2
+"""Share of the stop signal's time limit until which the lease is read, which leaves time to stop the model."""
 
 
 def make_run_lease(
@@ -35,7 +40,7 @@ def make_run_lease(
     observer: Observer,
     utcnow: Callable[[], dt.datetime],
 ) -> RunLeaseHolder:
-    """Make the lease of a run. Its heartbeat contains the progress, and whether this run has to stop the model."""
+    """Make the lease of a run, which `hold_run_lease` acquires; its heartbeat says whether the run owns the model."""
 
     def on_wait(other: RunLease) -> None:
         text = (
@@ -95,14 +100,14 @@ async def hold_run_lease(
             finally:
                 await _hand_over(lease, model_manager, stop_signal)
     finally:
-        with stop_signal.bounded(RECORDS, shield=True, max_s=_RELEASE_S), suppress(OutputError):
+        with stop_signal.bounded(RECORDS, shield=True, max_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
             await lease.release()
 
 
 async def _hand_over(lease: RunLeaseHolder, model_manager: ModelManager, stop_signal: StopSignal) -> None:
-    """Leave the model to another process that has taken over the run and will stop it."""
+    """If another process has taken over the run and will stop the model, let this one not stop it."""
     if model_manager.stops:
-        with stop_signal.bounded(_HAND_OVER, shield=True, max_s=_RELEASE_S), suppress(OutputError):
+        with stop_signal.bounded(_HAND_OVER, shield=True, max_s=_RELEASE_TIMEOUT_S), suppress(OutputError):
             other = await lease.successor()
             if other is not None and other.progress.get(_STOPS_MODEL):
                 model_manager.hand_over()

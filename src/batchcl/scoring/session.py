@@ -71,11 +71,11 @@ class Session:
         published: the last round in which each shard was published, when the session began.
         context: model, detector, observer and stop signal.
         lease: the lease of the run.
-        held_lease: releases the lease and stops the model; closed when no more calls are made.
+        held_lease: closed when no more calls are made; it then stops the model and releases the lease.
         progress: counters.
         find_known: finds images that another run has scored since the list was made; None if that is not needed.
         write_work_list: writes the rest of the work list; None if it is complete.
-        earlier: counts of the images that were published before the session; None if they have to be read.
+        earlier: counts of the images that were published before the session; if None, `run` reads them.
     """
 
     job: Job
@@ -146,7 +146,7 @@ class Session:
         totals: Totals | None = None
         stop_signal = self.context.stop_signal
         if failure is None:
-            failure = stop_signal.error
+            failure = stop_signal.error  # remains if the check takes longer than the time limit of the stop signal
             with stop_signal.bounded(RECORDS):
                 try:
                     totals = await self._check_complete()
@@ -230,7 +230,7 @@ class Session:
         )
 
     def _called_count(self) -> int:
-        """Return the number of images of the whole run that have been called for, as far as it is known."""
+        """Return the number of scored and failed images of the whole run; in a retry, as of its start."""
         if not self.targets.round:
             return self.progress.scored + self.progress.failed
         return 0 if self.earlier is None else self.earlier.scored + self.earlier.failed
@@ -328,6 +328,7 @@ class Session:
             repeated=totals.repeated if totals else 0,
             known=(totals.known if totals else 0) + counts.already_scored,
             known_failed=(totals.known_failed if totals else 0) + counts.already_failed,
+            # any round without codes and `--fit`
             retryable=None if final is None else Round(0).selected(failures),
             fittable=None if final is None else count_fittable(failures),
             filtered=totals.filtered if totals else 0,
@@ -350,11 +351,15 @@ def _was_counted(group: FailureGroup, *, before: int) -> bool:
 
 
 def _session_error(failure: BatchclError, *, answered: bool, is_model_stopped: bool, summary: Summary) -> BatchclError:
-    """Return `failure` as the error of a session: `RefusedError` if no call was answered, else `StoppedError`."""
+    """Return `failure` as the error of a session, with `summary`.
+
+    An error that would be a refusal becomes a `StoppedError` if the session has scored or tried an image (`answered`),
+    and a `FatalCallError` becomes one of the two.
+    """
     end = failure
     if isinstance(failure, FatalCallError):
         text = f"{failure}; the model is stopped" if is_model_stopped else str(failure)
-        were_valid = getattr(failure.__cause__, "exit_code", None) is ExitCode.STOPPED
+        were_valid = getattr(failure.__cause__, "exit_code", None) is ExitCode.STOPPED  # CredentialsError.has_lasted
         end = StoppedError(text) if answered or were_valid else RefusedError(text)
     elif isinstance(failure, RefusedError | UsageError) and answered:
         end = StoppedError(str(failure))

@@ -52,8 +52,8 @@ class CheckedSources:
         bad_lines: number of lines that don't name an image.
         digests: digest of the images of each list file, by its name.
         lines: lines of all lists; None if a source is not a list.
-        not_fitting: rows of earlier results that don't match `where`.
-        left_out: lines of other things than images to score, by what they are.
+        not_fitting: rows of earlier results (`from_results`) that don't match `where`.
+        left_out: lines that name something other than an image to score: kind → count.
         bad: descriptions of the first bad lines of each list file, by its name.
         check_readable: raises if a sample of the first images can't be read.
     """

@@ -15,7 +15,7 @@ class SourceCounts:
     Attributes:
         lines: lines and rows of all lists; None if a source is not a list.
         bad: lines that don't name an image.
-        left_out: lines of other things than images to score, by what they are.
+        left_out: lines that name something other than an image to score: kind → count.
         repeated: duplicates, not counting the first occurrence.
         filtered: images excluded by filters.
         filtered_by: images excluded by each filter.

@@ -22,7 +22,7 @@ class WorkerPool(Generic[Item]):
     """At most `limit` tasks, which are started when they are needed. Only one task may submit items.
 
     Args:
-        work: called with each item.
+        work: processes an item.
         limit: maximum number of items at a time. `shrink` reduces it, `grow` restores it step by step.
     """
 

@@ -385,7 +385,7 @@ class _SourceOpener:
                 if is_columnar(path):
                     return TablePart(label, path, options.columns, folder)
                 return CsvPart(label, path, header=csv_header(options.columns, folder))
-            case _:
+            case SourceKind.PREFIX | SourceKind.DIRECTORY | SourceKind.IMAGE | SourceKind.INVENTORY:
                 raise SourceError(
                     f"{label} has the kind {kind}, which can't be combined with other files; name it as a SOURCE of "
                     "its own"
