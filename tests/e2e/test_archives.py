@@ -40,9 +40,7 @@ def env(service, seaweed):
     return aws_env(service, seaweed)
 
 
-def test_a_shard_on_disk_is_scored_and_resumed_without_paying_twice(
-    cli, env, demo, shard, clean_env, seaweed, tmp_path
-):
+def test_a_resumed_run_over_a_shard_pays_for_no_image_twice(cli, env, demo, shard, clean_env, seaweed, tmp_path):
     path = tmp_path / "in" / "x.tar"
     path.parent.mkdir()
     path.write_bytes(shard)
@@ -70,7 +68,7 @@ def test_a_shard_on_disk_is_scored_and_resumed_without_paying_twice(
     assert (again.code, again.json["calls"], again.json["known"]) == (0, 0, 30), again.err
 
 
-def test_a_shard_in_s3_is_scored_from_there(cli, env, demo, shard, seaweed, tmp_path: Path):
+def test_a_shard_in_s3_is_scored(cli, env, demo, shard, seaweed, tmp_path: Path):
     s3 = client("s3", seaweed)
     make_bucket(s3, BUCKET)
     s3.put_object(Bucket=BUCKET, Key="shards/x.tar", Body=shard)
@@ -87,7 +85,7 @@ def test_a_shard_in_s3_is_scored_from_there(cli, env, demo, shard, seaweed, tmp_
     assert rows["etag"].n_unique() == 1
 
 
-def test_a_cut_shard_is_refused_before_a_call_is_spent(cli, env, demo, shard, tmp_path: Path):
+def test_a_truncated_shard_is_refused_before_the_first_call(cli, env, demo, shard, tmp_path: Path):
     path = tmp_path / "cut.tar"
     path.write_bytes(shard[: len(shard) // 2])
     done = cli("run", path, "--model", demo.arn, "--out", tmp_path / "out", env=env)

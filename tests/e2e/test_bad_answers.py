@@ -84,7 +84,7 @@ def detect(demo, cli) -> Callable[[dict[str, str]], Ended]:
     return one
 
 
-def test_each_misfortune_costs_a_call_and_no_image(score, tmp_path):
+def test_each_bad_response_costs_one_call_and_no_image(score, tmp_path):
     def detect(number: int, _: Asked) -> bytes:
         return MISFORTUNES[number] if number < len(MISFORTUNES) else http(200, GOOD)
 
@@ -97,14 +97,14 @@ def test_each_misfortune_costs_a_call_and_no_image(score, tmp_path):
     assert rows["labels"].list.len().to_list() == [1] * 10
 
 
-def test_a_server_of_http_1_0_that_closes_after_each_answer(score):
+def test_an_http_1_0_server_that_closes_each_connection_works(score):
     with service(lambda *_: http(200, GOOD, version="HTTP/1.0") + CUT, version="HTTP/1.0") as server:
         done = score(aws_env(server.url))
     assert done.code == 0, done.err
     assert (done.json["scored"], done.json["calls"]) == (10, 10)
 
 
-def test_a_redirect_to_another_region_ends_the_run_with_what_to_check(score):
+def test_a_redirect_to_another_region_stops_the_run(score):
     with service(lambda *_: http(307, b"", ("Location", ELSEWHERE))) as server:
         done = score(aws_env(server.url))
     assert done.code == 5, done.err
@@ -112,7 +112,7 @@ def test_a_redirect_to_another_region_ends_the_run_with_what_to_check(score):
     assert done.json["status"] == "stopped"
 
 
-def test_a_certificate_that_is_not_trusted_is_named_with_what_to_set(detect, tmp_path):
+def test_an_untrusted_certificate_error_names_aws_ca_bundle(detect, tmp_path):
     tls, _ = certificates(tmp_path)
     with service(lambda *_: http(200, GOOD), tls=tls) as server:
         https = server.url.replace("http:", "https:")
@@ -124,7 +124,7 @@ def test_a_certificate_that_is_not_trusted_is_named_with_what_to_set(detect, tmp
     assert trusted.code == 0, trusted.err
 
 
-def test_a_control_plane_of_another_shape_is_one_sentence(score):
+def test_a_malformed_control_plane_response_is_one_sentence(score):
     with service(lambda *_: http(200, GOOD)) as server:
         server.answers = lambda *_: http(200, b'["no", "projects"]')
         done = score(aws_env(server.url))
@@ -132,7 +132,7 @@ def test_a_control_plane_of_another_shape_is_one_sentence(score):
     assert "malformed response; check the endpoint and the proxy" in done.err
 
 
-def test_another_program_at_the_endpoint_is_one_sentence(score, cli):
+def test_a_response_that_is_not_from_aws_is_one_sentence(score, cli):
     """Such as an S3 server: its page is not the API's, and not shown whole."""
     page = http(403, b"<Error>\n  <Code>AccessDenied</Code>\n" + b"<!-- more -->\n" * 100 + b"</Error>\n")
     with service(lambda *_: page) as server:
@@ -146,14 +146,14 @@ def test_another_program_at_the_endpoint_is_one_sentence(score, cli):
     assert (bucket.code, len(bucket.err.splitlines())) == (5, 1), bucket.err
 
 
-def test_certificates_that_are_not_there_are_named(score):
+def test_a_missing_ca_bundle_is_named(score):
     with service(lambda *_: http(200, GOOD)) as server:
         done = score(aws_env(server.url) | {"AWS_CA_BUNDLE": "/no/such.pem"})
     assert done.code == 5
     assert "the CA certificates in /no/such.pem can't be read: there is no such file; check AWS_CA_BUNDLE" in done.err
 
 
-def test_a_proxy_that_cuts_connections_is_named(detect):
+def test_a_proxy_that_closes_connections_is_reported(detect):
     with service(lambda *_: CUT) as proxy:
         proxy.answers = lambda *_: CUT
         done = detect(aws_env("http://rekognition.invalid") | {"HTTP_PROXY": proxy.url, "http_proxy": proxy.url})

@@ -28,7 +28,7 @@ def run(clone: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_the_exit_code_is_the_commands_and_nothing_is_left(clone: Path, code: int) -> None:
+def test_the_exit_code_is_returned_and_no_file_is_left(clone: Path, code: int) -> None:
     done = run(clone, "sh", "-c", f"exit {code}")
     assert (done.returncode, done.stderr) == (code, "")
     assert [path.name for path in (clone / ".ci").iterdir()] == ["run"]

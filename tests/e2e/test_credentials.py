@@ -67,7 +67,7 @@ REPORTED = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_says_it_in_one_sentence(cli, demo, tmp_path, command):
+def test_every_command_reports_bad_credentials_in_one_sentence(cli, demo, tmp_path, command):
     (tmp_path / "config").write_text(CONFIG)
     (tmp_path / "keys.txt").write_text("s3://pics/a.png\n")
     values = {"model": demo.arn, "out": tmp_path / "out", "keys": tmp_path / "keys.txt"}
@@ -82,7 +82,7 @@ def test_every_command_says_it_in_one_sentence(cli, demo, tmp_path, command):
 
 
 @pytest.mark.parametrize("profile", ["sso", "sentence"])
-def test_the_sdk_adds_no_words_of_its_own(cli_process, demo, tmp_path, profile):
+def test_botocore_logs_nothing_of_its_own(cli_process, demo, tmp_path, profile):
     (tmp_path / "config").write_text(CONFIG)
     env = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": profile}
     done = cli_process("run", "s3://pics/", "--model", demo.arn, "--out", tmp_path, "--log-format", "json", env=env)
@@ -96,7 +96,7 @@ def write_keys(path: Path, key: str) -> None:
     path.write_text(f"[default]\nregion = {REGION}\naws_access_key_id = {key}\naws_secret_access_key = {key}-secret\n")
 
 
-def test_keys_that_are_rotated_during_a_run_are_taken_by_calls_and_store(demo, running, tmp_path):
+def test_rotated_keys_are_used_by_calls_and_storage(demo, running, tmp_path):
     """The old ones end before the new ones are in the file, as a rotation in the wrong order has it."""
     config, root = tmp_path / "config", "s3://out/x"
     job = (demo.data.images, "--model", demo.arn, "--out", root, "--run-id", "r", "--shard-size", 4, "--limit", 24)
@@ -132,7 +132,7 @@ echo '{{"Version": 1, "AccessKeyId": "{key}", "SecretAccessKey": "{secret}"}}'; 
 """
 
 
-def test_a_credential_process_that_fails_for_seconds_costs_seconds(demo, running, tmp_path):
+def test_a_run_survives_a_short_credential_process_failure(demo, running, tmp_path):
     script = tmp_path / "keys.sh"
     script.write_text(PROCESS.format(folder=tmp_path, key=KEY, secret=SECRET))
     (tmp_path / "config").write_text(f"[default]\nregion = {REGION}\ncredential_process = /bin/sh {script}\n")

@@ -71,7 +71,7 @@ def outside(n: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("line", "labels"), [(multilabel, 3), (unsure, 2)])
-def test_what_can_be_converted_becomes_a_dataset_without_errors(project, tmp_path, line, labels):
+def test_convertible_annotations_become_a_dataset(project, tmp_path, line, labels):
     path = manifest(tmp_path / "m.manifest", [line(n) for n in range(30)])
     made = typed("", "dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}", "--json")
     assert made.code == 0, made.err
@@ -81,7 +81,7 @@ def test_what_can_be_converted_becomes_a_dataset_without_errors(project, tmp_pat
     assert (again.code, again.json["dataset"]["errors"]) == (0, 0), again.err
 
 
-def test_boxes_outside_of_the_image_are_refused_with_their_lines(project, tmp_path):
+def test_boxes_outside_the_image_are_refused_with_their_lines(project, tmp_path):
     path = manifest(tmp_path / "m.manifest", [outside(n) for n in range(30)])
     create = ("dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}")
     refused = typed("", *create)
@@ -94,7 +94,7 @@ def test_boxes_outside_of_the_image_are_refused_with_their_lines(project, tmp_pa
     assert (skipped.json["datasets"][0]["entries"], len(skipped.json["skipped"])) == (15, 15)
 
 
-def test_a_video_manifest_is_refused_as_one(project, tmp_path):
+def test_a_video_manifest_is_refused(project, tmp_path):
     metadata = {"class-map": {"0": "car"}, **ORIGIN, "type": "groundtruth/video-object-detection"}
     path = manifest(tmp_path / "v.manifest", [{"Car-ref": "s3://b/x.json", "Car-ref-metadata": metadata}])
     for verb in (("create", f"{project}/train"), ("create", project, "--test-share", "0.2")):
@@ -103,7 +103,7 @@ def test_a_video_manifest_is_refused_as_one(project, tmp_path):
         assert "it is a line of a video manifest" in refused.err
 
 
-def test_errors_that_the_service_reports_lead_to_exit_code_3(project, tmp_path, seaweed, endpoint):
+def test_errors_reported_by_the_service_give_exit_code_3(project, tmp_path, seaweed, endpoint):
     path = manifest(tmp_path / "m.manifest", [unsure(n) for n in range(10)])
     broken = path.read_bytes() + path.read_bytes().replace(b".png", b".jpg")
     client("s3", seaweed).put_object(Bucket=BUCKET, Key="manifests/broken", Body=broken)
@@ -163,7 +163,7 @@ def test_train_and_test_folders_become_the_two_datasets(project, tmp_path):
     assert {each["label"] for each in labels} == {"cat", "dog"}
 
 
-def test_labels_that_hardly_differ_are_reported_before_the_upload(project, tmp_path):
+def test_similar_labels_are_reported_before_the_upload(project, tmp_path):
     folder = pictures(tmp_path / "photos", "cat/0.png", "Cat/1.png", "dog/2.png")
     (folder / "dog/3.png").write_bytes((folder / "cat/0.png").read_bytes())
     made = typed("", "dataset", "create", f"{project}/train", folder, "--upload-to", f"s3://{BUCKET}/{project}")

@@ -8,7 +8,7 @@ import shutil
 import batchcl
 
 
-def test_the_demo_scores_unseen_digits_well_and_shows_what_came_out(cli_process, demo, tmp_path):
+def test_the_demo_scores_unseen_digits_well_and_shows_results(cli_process, demo, tmp_path):
     directory = tmp_path / "demo"
     shutil.copytree(demo.state, directory / "emulator")  # trained already, as at the second `make demo`
     done = cli_process("demo", directory)
@@ -26,7 +26,7 @@ def test_the_demo_scores_unseen_digits_well_and_shows_what_came_out(cli_process,
     assert rows["uri"].n_unique() == rows.height == 300
 
 
-def test_the_pictures_that_are_scored_were_not_learned_from(demo):
+def test_training_images_are_not_scored(demo):
     learned = {path.read_bytes() for path in (demo.state / "buckets/digits/train").iterdir()}
     scored = {path.read_bytes() for path in demo.data.images.iterdir()}
     assert len(learned) == 1000
@@ -34,7 +34,7 @@ def test_the_pictures_that_are_scored_were_not_learned_from(demo):
     assert not learned & scored
 
 
-def test_a_run_with_the_emulator_needs_no_model_no_credentials_and_no_network(cli_process, demo, tmp_path):
+def test_emulator_runs_need_no_model_or_credentials(cli_process, demo, tmp_path):
     state = tmp_path / "state"
     shutil.copytree(demo.state, state)
     job = ("run", demo.data.images, "--emulator", "--emulator-state", state, "--out", tmp_path / "out")

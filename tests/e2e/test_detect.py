@@ -89,7 +89,7 @@ def names(answer: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("options", [(), ("--min-confidence", 0.01, "--max-results", 3)], ids=["plain", "options"])
-def test_a_file_is_answered_as_the_aws_cli_answers_it(detect, aws, demo, picture, options):
+def test_the_output_for_a_file_equals_the_aws_cli_s(detect, aws, demo, picture, options):
     ours = detect(picture, "--model", demo.arn, *options, "--json")
     assert (ours.code, ours.err) == (0, "")
     theirs = json.loads(aws("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", *options))
@@ -97,7 +97,7 @@ def test_a_file_is_answered_as_the_aws_cli_answers_it(detect, aws, demo, picture
     assert theirs["CustomLabels"]
 
 
-def test_an_object_is_answered_as_the_aws_cli_answers_it_by_any_name_of_the_model(detect, aws, demo, picture, seaweed):
+def test_the_output_for_an_object_equals_the_aws_cli_s(detect, aws, demo, picture, seaweed):
     key = "a b+c/ü.png"
     uri = upload(seaweed, key, picture.read_bytes())
     where = json.dumps({"S3Object": {"Bucket": BUCKET, "Name": key}})
@@ -164,7 +164,7 @@ def canned() -> Iterator[str]:
         yield endpoint
 
 
-def test_boxes_and_polygons_are_written_as_the_aws_cli_writes_them(detect, aws, demo, picture, canned):
+def test_boxes_and_polygons_equal_the_aws_cli_s(detect, aws, demo, picture, canned):
     ours = {
         form: detect(picture, "--model", demo.arn, "--endpoint-url", canned, "--output", form)
         for form in ("json", "yaml", "text", "table")
@@ -185,7 +185,7 @@ def test_boxes_and_polygons_are_written_as_the_aws_cli_writes_them(detect, aws, 
     assert bodies == bodies[:1] * 6, "the AWS CLI and we ask the same"
 
 
-def test_a_query_takes_its_part_of_the_answer(detect, aws, demo, picture):
+def test_query_selects_part_of_the_output(detect, aws, demo, picture):
     query = "CustomLabels[].[Name, Confidence]"
     asked = ("--min-confidence", 0, "--query", query)
     ours = detect(picture, "--model", demo.arn, *asked)
@@ -196,7 +196,7 @@ def test_a_query_takes_its_part_of_the_answer(detect, aws, demo, picture):
     assert (bad.code, bad.out) == (2, "")
 
 
-def test_several_images_come_as_one_list_and_one_that_fails_leaves_the_others_alone(detect, demo, picture, seaweed):
+def test_one_failed_image_keeps_the_other_results(detect, demo, picture, seaweed):
     uri = upload(seaweed, "there.png", picture.read_bytes())
     Path("text.png").write_text("no picture")
     done = detect(picture, "text.png", uri, f"s3://{BUCKET}/missing.png", "--model", demo.arn, "--json")
@@ -217,7 +217,7 @@ def test_several_images_come_as_one_list_and_one_that_fails_leaves_the_others_al
     assert table.out.splitlines()[0].split()[0] == "image"
 
 
-def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
+def test_stdin_and_a_request_file_are_accepted(detect, demo, picture):
     plain = detect(picture, "--model", demo.arn, "--min-confidence", 0, "--json").json
     assert detect("-", "--model", demo.arn, "--min-confidence", 0, "--json", stdin=picture.read_bytes()).json == plain
     request = detect("--skeleton").json
@@ -232,7 +232,7 @@ def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
         assert detect("--input-json", form, "--json").json == plain
 
 
-def test_both_kinds_of_image_in_a_request_are_refused_by_us_and_by_the_service(detect, demo, service):
+def test_bytes_and_s3object_together_are_refused(detect, demo, service):
     image = {"Bytes": "aGVsbG8=", "S3Object": {"Bucket": BUCKET, "Name": "k"}}
     request = json.dumps({"ProjectVersionArn": demo.arn, "Image": image, "MinConfidence": 0})
     done = detect("--input-json", request)
@@ -242,7 +242,7 @@ def test_both_kinds_of_image_in_a_request_are_refused_by_us_and_by_the_service(d
         rekognition.detect_custom_labels(ProjectVersionArn=demo.arn, Image=image | {"Bytes": b"hello"})
 
 
-def test_the_version_of_a_requests_object_can_be_named(detect, demo, picture, seaweed):
+def test_a_request_can_name_an_object_version(detect, demo, picture, seaweed):
     s3 = client("s3", seaweed)
     make_bucket(s3, "versions")
     s3.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
@@ -254,7 +254,7 @@ def test_the_version_of_a_requests_object_can_be_named(detect, demo, picture, se
     assert detect(*words, "--version-id", older).code == 0
 
 
-def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, picture, monkeypatch):
+def test_the_region_flag_overrides_the_arn_or_is_refused(detect, aws, demo, picture, monkeypatch):
     """As for the AWS CLI; the environment's does not."""
     words = ("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", "--region", "eu-west-1")
     with pytest.raises(AssertionError, match="ResourceNotFoundException"):
@@ -302,7 +302,7 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
         (("picture.png", "--model", "ARN", "--annotate", "bad.json"), "OUT.png or OUT.jpg"),
     ],
 )
-def test_slips_of_the_pen_are_refused_in_one_sentence_without_a_call(detect, demo, picture, words, says):
+def test_bad_arguments_are_refused_without_a_call(detect, demo, picture, words, says):
     assert picture.exists()
     Path("bad.json").write_text('{"Imagine": 1}')
     done = detect(*(demo.arn if word == "ARN" else word for word in words))
@@ -311,7 +311,7 @@ def test_slips_of_the_pen_are_refused_in_one_sentence_without_a_call(detect, dem
     assert done.err.count("batchcl: ") == 1
 
 
-def test_a_model_that_is_not_there_and_a_file_that_is_not(detect, demo, picture):
+def test_missing_models_and_files_are_reported(detect, demo, picture):
     other = demo.arn.replace("/v1/", "/v9/")
     assert (detect(picture, "--model", other).code, detect(picture, "--model", "digits@v9").code) == (5, 5)
     missing = detect("nowhere.png", "--model", demo.arn, "--json")
@@ -335,7 +335,7 @@ def test_connection_flags_reach_the_service(detect, demo, picture, canned, monke
     assert "no AWS credentials found" in nobody.err
 
 
-def test_certificates_are_checked_by_the_given_bundle_or_not_at_all(detect, demo, picture, tmp_path):
+def test_tls_flags_set_the_ca_bundle_or_disable_checks(detect, demo, picture, tmp_path):
     tls, bundle = certificates(tmp_path)
     with answering(tls) as endpoint:
         asked = (picture, "--model", demo.arn, "--endpoint-url", endpoint, "--json")
@@ -348,7 +348,7 @@ def test_certificates_are_checked_by_the_given_bundle_or_not_at_all(detect, demo
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF", "BMP"])
-def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, demo, picture, seaweed, kind):
+def test_fit_scores_an_image_that_the_service_would_refuse(detect, demo, picture, seaweed, kind):
     Path("other").write_bytes(resized(picture, kind, (300, 300)))
     uri = upload(seaweed, f"other.{kind.lower()}", Path("other").read_bytes())
     plain = detect("other", "--model", demo.arn, "--json")
@@ -362,7 +362,7 @@ def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, d
     assert f"other was sent changed: {kind} to " in done.err
 
 
-def test_fit_shrinks_what_is_too_large_wherever_it_lies_and_leaves_the_rest_alone(detect, demo, picture, seaweed):
+def test_fit_resizes_only_images_that_are_too_large(detect, demo, picture, seaweed):
     wide = resized(picture, "PNG", (4500, 450))
     uri = upload(seaweed, "wide.png", wide)
     done = detect(uri, picture, "--model", demo.arn, "--fit", "--json")
@@ -375,7 +375,7 @@ def test_fit_shrinks_what_is_too_large_wherever_it_lies_and_leaves_the_rest_alon
     assert (failed.code, failed.out) == (3, "")
 
 
-def test_a_refusal_that_fitting_does_not_mend_stands(detect, demo, seaweed):
+def test_fit_keeps_errors_that_it_can_not_fix(detect, demo, seaweed):
     uri = upload(seaweed, "empty.png", b"")
     done = detect(uri, "--model", demo.arn, "--fit")
     assert done.code == 3
@@ -395,7 +395,7 @@ def test_annotate_draws_each_image_with_an_answer(detect, demo, picture, seaweed
     assert Path("made/picture.png").exists(), "the rule for several images holds for one"
 
 
-def test_from_python(demo, picture):
+def test_the_python_api_returns_the_same_labels(demo, picture):
     bytes_, path, missing = anyio.run(
         partial(batchcl.detect, [picture.read_bytes(), picture, "nowhere.png"], model=demo.arn, min_confidence=0)
     )

@@ -177,7 +177,7 @@ def aws(service, seaweed, demo) -> dict[str, str]:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if runnable(page) and page.name not in TYPED_ELSEWHERE], ids=lambda page: page.name
 )
-def test_console_commands_end_well(page, cli, demo, place, aws):
+def test_console_commands_succeed(page, cli, demo, place, aws):
     for line in runnable(page):
         words = [word.replace("$ARN", demo.arn) for word in shlex.split(line, comments=True)]
         done = cli(*words, env=aws, cwd=place)
@@ -212,7 +212,7 @@ def test_python_examples_pass_strict_type_checks(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-def test_the_nightly_job_runs_with_other_names(cli, demo, place, aws):
+def test_the_nightly_job_runs_with_test_buckets(cli, demo, place, aws):
     done = cli(
         *("run", "s3://acme-photos/2026/", "--config", "configs/nightly.toml", "--model", demo.arn),
         *("--out", "s3://acme-tables/nightly", "--run-id", "2026-11-21", "--json"),
@@ -224,7 +224,7 @@ def test_the_nightly_job_runs_with_other_names(cli, demo, place, aws):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
-def test_job_files_load_as_they_are(config, monkeypatch):
+def test_job_files_load(config, monkeypatch):
     for key in Job.model_fields:
         monkeypatch.delenv(f"BATCHCL_{key.upper()}", raising=False)
     assert load_job(config).sources
@@ -241,7 +241,7 @@ def test_commands_and_flags_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_flags_named_alone_belong_to_some_command(page):
+def test_flags_mentioned_alone_belong_to_a_command(page):
     known = set().union(*commands().values())
     if page.parent.name == "benchmarks":
         known |= {flag for script in page.parent.glob("*.py") for flag in _FLAG.findall(script.read_text())}
@@ -251,7 +251,7 @@ def test_flags_named_alone_belong_to_some_command(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for found in _LINK.finditer(_FENCE.sub("", page.read_text())):
         target = (page.parent / found["path"]).resolve() if found["path"] else page
         assert target.exists(), found[0]
@@ -259,7 +259,7 @@ def test_links_lead_somewhere(page):
             assert found["anchor"] in anchors(target), found[0]
 
 
-def test_schedules_call_what_they_are_for():
+def test_schedules_call_the_documented_command():
     called = {" ".join(words[:2]) for page in SCHEDULES for _, words in mentioned(page)}
     assert called == {"run --config", "model reap"}
 
@@ -269,7 +269,7 @@ def test_every_command_is_mentioned():
     assert set(commands()) == named & set(commands())
 
 
-def test_exit_codes_are_all_there():
+def test_every_exit_code_is_documented():
     codes = [int(row[0]) for row in table(ROOT / "docs" / "nightly.md", "Exit codes")]
     assert codes == sorted(ExitCode)
 
@@ -283,7 +283,7 @@ def test_exit_codes_are_all_there():
     ],
     ids=["results", "failures", "label"],
 )
-def test_columns_are_those_of_the_schema(heading, fields):
+def test_documented_columns_equal_the_schema(heading, fields):
     rows = [(row[0], row[1]) for row in table(ROOT / "docs" / "tables.md", heading)]
     assert rows == [(f"`{field.name}`", _type(field)) for field in fields]
 
@@ -293,13 +293,13 @@ def _type(field: pa.Field) -> str:
     return f"{name} or null" if field.nullable else name
 
 
-def test_permanent_failures_are_those_of_the_table():
+def test_documented_permanent_failures_equal_the_code_table():
     yes = {True: "yes", False: "no"}
     rows = [[f"`{code}`", yes[each.permanent], yes[each.fit_may_help]] for code, each in FAILURE_CODES.items()]
     assert table(ROOT / "docs" / "runs.md", "Permanent failures") == [*rows, ["any other", "no", "no"]]
 
 
-def test_job_keys_are_those_of_the_job():
+def test_documented_job_keys_equal_the_job_s_fields():
     rows = {row[0].strip("`"): row for row in table(ROOT / "docs" / "job-files.md", "Keys")}
     flags = commands()["run"]
     assert list(rows) == list(Job.model_fields)

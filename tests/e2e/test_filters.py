@@ -39,7 +39,7 @@ def pictures(demo, tmp_path):
     return folder
 
 
-def test_plan_tells_what_each_filter_takes_away_one_a_line(demo, pictures):
+def test_plan_prints_one_line_for_each_filter(demo, pictures):
     flags = ("--exclude", "*.txt", "--newer-than", "1h", "--min-size", "1", "--max-size", "4MiB", "--sample", "4")
     done = typed("plan", pictures, *flags, "--model", demo.arn, "--json")
     assert done.code == 0, done.err
@@ -57,7 +57,7 @@ def test_plan_tells_what_each_filter_takes_away_one_a_line(demo, pictures):
         assert line in lines
 
 
-def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(demo, pictures, tmp_path):
+def test_a_run_scores_the_sample_that_plan_counted(demo, pictures, tmp_path):
     scored = []
     for name in ("one", "two"):
         out = tmp_path / name
@@ -77,7 +77,7 @@ def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(de
     assert 0 < len(scored[0]) < 20
 
 
-def test_a_list_that_tells_no_size_has_no_image_of_known_size(demo, tmp_path):
+def test_size_filters_refuse_a_list_without_sizes(demo, tmp_path):
     keys = tmp_path / "keys.txt"
     keys.write_text("gone.jpg\nlost.jpg\n")
     done = typed("plan --source-kind keys --min-size 10KB", keys, "--model", demo.arn)
@@ -85,7 +85,7 @@ def test_a_list_that_tells_no_size_has_no_image_of_known_size(demo, tmp_path):
     assert f"there is no image to score in {keys} (excluded: 2 by size not known)" in done.err
 
 
-def test_a_condition_is_asked_of_the_columns_of_a_table(demo, pictures, tmp_path):
+def test_where_filters_by_the_columns_of_a_table(demo, pictures, tmp_path):
     names = sorted(path.name for path in pictures.glob("0*"))
     rows = [f"{name},{number},{'left' if number % 2 else 'right'}" for number, name in enumerate(names)]
     table = pictures / "table.csv"
@@ -106,7 +106,7 @@ def test_a_condition_is_asked_of_the_columns_of_a_table(demo, pictures, tmp_path
     assert not list((tmp_path / "new" / "runs").glob("[!.]*"))
 
 
-def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(demo, pictures, tmp_path):
+def test_uncertain_and_failed_images_are_scored_again(demo, pictures, tmp_path):
     out = tmp_path / "out"
     (pictures / "broken.png").write_bytes(b"\x89PNG but not for long")
     first = typed("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "first")
@@ -130,7 +130,7 @@ def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(demo, pic
     assert (both.code, "exclude each other" in both.err) == (2, True)
 
 
-def test_results_in_s3_are_a_list_too(demo, seaweed, pictures):
+def test_results_in_s3_are_a_source(demo, seaweed, pictures):
     root = "s3://filters-results/out"
     make_bucket(client("s3", seaweed), "filters-results")
     run = typed("run", pictures, "--model", demo.arn, "--out", root, "--limit", "8", "--json")

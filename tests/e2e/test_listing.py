@@ -51,9 +51,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("transport", list(Transport))
-def test_a_listing_says_what_boto3s_paginator_says_from_the_start_and_from_any_key(
-    server: Server, transport: Transport
-) -> None:
+def test_a_listing_equals_boto3s_from_any_key(server: Server, transport: Transport) -> None:
     async def listed(after: Position | None = None) -> list[tuple[Any, ...]]:
         source = S3PrefixSource(f"s3://{server.bucket}/{PREFIX}", Aws(), region=REGION, transport=transport)
         return [
@@ -86,7 +84,7 @@ class ShortPages:
         return replace(first, is_sorted=True)
 
 
-def test_ranges_of_a_real_server_add_up_to_its_listing(server: Server) -> None:
+def test_key_ranges_add_up_to_the_whole_listing(server: Server) -> None:
     keys = [each["Key"] for each in server.theirs]
     if keys != sorted(keys):
         pytest.skip("it doesn't list in UTF-8 order")

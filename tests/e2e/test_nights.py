@@ -61,7 +61,7 @@ max_tps = 20
     return run
 
 
-def test_corrupt_images_end_one_night_and_no_later_one(cli, night, bucket, seaweed):
+def test_corrupt_images_end_one_run_and_no_later_one(cli, night, bucket, seaweed):
     env, out = aws_env(s3=seaweed), f"s3://{bucket}/out"
     first, started = night("n1", "--max-tps", 2)
     assert (first.code, started) == (3, True), first.err
@@ -89,7 +89,7 @@ def test_corrupt_images_end_one_night_and_no_later_one(cli, night, bucket, seawe
     assert {row["error_code"]: row["count"] for row in cli("failures", out, "--json", env=env).json} == codes
 
 
-def test_plan_tells_what_is_left_out(cli, service, demo, bucket, seaweed):
+def test_plan_counts_scored_and_permanently_failed_images(cli, service, demo, bucket, seaweed):
     env = aws_env(service, seaweed)
     job = (f"s3://{bucket}/in/", "--model", demo.arn, "--out", f"s3://{bucket}/out", "--incremental", "--json")
     assert cli("run", *job, env=env).code == 3

@@ -20,7 +20,7 @@ def env(demo, tmp_path):
         yield aws_env(endpoint)
 
 
-def test_a_second_run_begins_at_the_rate_that_the_first_one_found(cli, demo, env, tmp_path):
+def test_a_second_run_begins_at_the_learned_rate(cli, demo, env, tmp_path):
     def run(limit: int) -> dict[str, dict[str, float]]:
         flags = ("--out", tmp_path / "out", "--limit", limit, "--log-format", "json", "--json")
         done = cli("run", demo.data.images, "--model", demo.arn, *flags, env=env)

@@ -193,12 +193,12 @@ def unused(granted: Policy, asked: frozenset[Need] | set[Need]) -> list[str]:
     return found
 
 
-def test_a_models_life_needs_what_lifecycle_allows_and_nothing_else(place):
+def test_the_lifecycle_policy_is_sufficient_and_minimal(place):
     assert not place.trained_denied
     assert unused(policy("lifecycle"), place.trained_by) == []
 
 
-def test_a_run_needs_what_run_allows_and_nothing_else(place, proxy):
+def test_the_run_policy_is_sufficient_and_minimal(place, proxy):
     schedule = schedule_name_of(lease_key(holder_name("one", TABLES)))
     proxy.policy = everything()
     client("scheduler", proxy.endpoints["scheduler"]).create_schedule(
@@ -223,7 +223,7 @@ def test_a_run_needs_what_run_allows_and_nothing_else(place, proxy):
     assert unused(proxy.policy, proxy.needed) == []
 
 
-def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, proxy):
+def test_a_running_model_needs_no_start_permission(place, proxy):
     proxy.policy = policy("run").without(
         "OnlyWithStartModel", "OnlyWithDeadManRole", "OnlyWithDeadManRoleToo", "OnlyForDoctor"
     )
@@ -234,7 +234,7 @@ def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, proxy):
     assert run.json["scored"] == 10
 
 
-def test_reaping_needs_what_reap_allows_and_nothing_else(place, proxy):
+def test_the_reap_policy_is_sufficient_and_minimal(place, proxy):
     key = lease_key("run of the dead")
     ended = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
     lease = LeaseTag(key=key, role=Role.SCHEDULED, until=ended, holder="run of the dead")
@@ -250,7 +250,7 @@ def test_reaping_needs_what_reap_allows_and_nothing_else(place, proxy):
     assert unused(proxy.policy, proxy.needed) == []
 
 
-def test_the_scheduler_may_stop_what_a_run_may_start():
+def test_the_stop_role_covers_the_models_a_run_may_start():
     (stop,) = policy("stop-role").statements
     (start,) = (each for each in policy("run").statements if each["Sid"] == "OnlyWithStartModel")
     assert stop["Action"] == "rekognition:StopProjectVersion"
@@ -261,7 +261,7 @@ def test_the_scheduler_may_stop_what_a_run_may_start():
     assert trust["Action"] == "sts:AssumeRole"
 
 
-def test_images_that_may_not_be_read_start_no_model(place, proxy):
+def test_unreadable_images_start_no_model(place, proxy):
     proxy.policy = policy("run").without("ReadImages", "OnlyForListsWithVersions")
     arguments = (IMAGES, "--model", place.arn, "--out", TABLES, "--start-model", "1")
     run = typed("run", *arguments, "--run-id", "four")
@@ -294,12 +294,12 @@ def test_a_missing_permission_is_named(place, proxy, sid, says):
     assert "Traceback" not in run.err
 
 
-def test_every_operation_of_the_code_is_in_a_policy():
+def test_every_operation_in_the_code_is_in_a_policy():
     allowed = set().union(*(policy(path.stem).actions for path in IAM.glob("*.json") if "trust" not in path.stem))
     assert {action for action in operations() if action not in allowed} == set()
 
 
-def test_no_policy_has_a_wildcard_among_its_actions():
+def test_no_policy_has_a_wildcard_action():
     for path in IAM.glob("*.json"):
         assert not [action for action in Policy.read(path.read_text()).actions if "*" in action], path
 
@@ -327,6 +327,6 @@ def operations() -> set[str]:
     return found
 
 
-def test_the_policies_are_those_of_the_page():
+def test_every_policy_is_documented():
     page = (ROOT / "docs" / "permissions.md").read_text()
     assert {path.name for path in IAM.glob("*.json")} == set(re.findall(r"configs/iam/([\w-]+\.json)", page))

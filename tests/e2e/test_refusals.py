@@ -43,7 +43,7 @@ def refused(cli, service, tmp_path):
         ("model nope", "no such command 'nope'; see batchcl model --help"),
     ],
 )
-def test_a_command_line_that_is_not_understood_is_one_sentence(cli, words, says):
+def test_a_bad_command_line_is_one_sentence(cli, words, says):
     done = cli(*words.split())
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("batchcl: ")
@@ -54,7 +54,7 @@ def test_a_command_line_that_is_not_understood_is_one_sentence(cli, words, says)
 @pytest.mark.parametrize(
     "out", ["s3:/b/p", "arn:aws:s3:::b/p", "file:/x", "C:\\x", "s3://b//p", "s3://b/../p", "s3://b b/p"]
 )
-def test_what_is_not_clearly_an_output_root_is_refused_everywhere(cli, out, tmp_path, monkeypatch):
+def test_every_command_refuses_a_malformed_output_root(cli, out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = ("run", "x", "--emulator", "--out", out)
     for arguments in (run, ("plan", *run[1:]), ("status", out), ("labels", out), ("retry", out, "night")):
@@ -80,11 +80,11 @@ def test_a_malformed_arn(refused, demo):
     refused(demo.data.images, "--model", "arn:aws:x", code=2, says="such as arn:aws:rekognition")
 
 
-def test_a_model_that_is_not_a_name(refused, demo):
+def test_a_malformed_model_name(refused, demo):
     refused(demo.data.images, "--model", "digits@", code=2, says="write PROJECT@VERSION, PROJECT or an ARN")
 
 
-def test_a_name_that_no_model_has(refused, demo):
+def test_an_unknown_project_name(refused, demo):
     refused(demo.data.images, "--model", "nothing", code=5, says="there is no project nothing")
 
 
@@ -101,7 +101,7 @@ def test_an_empty_directory(refused, demo, tmp_path):
     refused(tmp_path / "empty", "--model", demo.arn, code=2, says="there is no image to score in")
 
 
-def test_filters_that_let_nothing_through(refused, demo):
+def test_filters_that_exclude_every_image(refused, demo):
     refused(demo.data.images, "--model", demo.arn, "--include", "*.tiff", code=2, says="by --include")
 
 
@@ -109,7 +109,7 @@ def test_a_missing_directory(refused, demo, tmp_path):
     refused(tmp_path / "nowhere", "--model", demo.arn, code=2, says="check the path")
 
 
-def test_an_unreadable_manifest_line_is_named_and_can_be_skipped(refused, cli, demo, service, tmp_path):
+def test_bad_manifest_lines_are_reported_and_can_be_skipped(refused, cli, demo, service, tmp_path):
     manifest = demo.data.truth.with_name("bad.manifest")
     lines = demo.data.truth.read_text().splitlines()
     manifest.write_text("\n".join([lines[0], "{oops", lines[1], '{"no": "source"}', lines[2]]))
@@ -126,7 +126,7 @@ def test_an_unreadable_manifest_line_is_named_and_can_be_skipped(refused, cli, d
     assert "line 4" in done.err
 
 
-def test_a_manifest_may_not_lead_out_of_its_directory(refused, demo, tmp_path):
+def test_manifest_paths_outside_its_directory_are_refused(refused, demo, tmp_path):
     for ref in ("/etc/passwd", "file:///etc/passwd", "../secret.png"):
         (tmp_path / "m.manifest").write_text(json.dumps({"source-ref": ref}))
         refused(tmp_path / "m.manifest", "--model", demo.arn, code=2, says="m.manifest line 1")
@@ -142,7 +142,7 @@ def test_no_credentials(refused, demo, service):
     )
 
 
-def test_credentials_that_the_service_does_not_know(refused, demo, service):
+def test_unrecognized_credentials(refused, demo, service):
     env = aws_env(service) | {"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN", "AWS_SECRET_ACCESS_KEY": "hush-hush"}
     refused(demo.data.images, "--model", demo.arn, code=5, says="UnrecognizedClientException", env=env)
 
@@ -151,11 +151,11 @@ def test_an_unknown_profile(refused, demo):
     refused(demo.data.images, "--model", demo.arn, "--profile", "nobody", code=5, says="check --profile")
 
 
-def test_a_service_that_does_not_answer(refused, demo):
+def test_an_unreachable_service(refused, demo):
     refused(demo.data.images, "--model", demo.arn, code=5, says="check the region", env=aws_env("http://127.0.0.1:1"))
 
 
-def test_an_output_root_that_is_a_file_or_below_one(cli, demo, service, tmp_path):
+def test_an_output_root_that_is_a_file_or_inside_one(cli, demo, service, tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "out", "ftp://x/y"):
         done = cli("run", demo.data.images, "--model", demo.arn, "--out", out, env=aws_env(service))
@@ -170,7 +170,7 @@ def test_an_output_root_that_cannot_be_written(cli, demo, service):
     assert "/proc/self/out" in done.err
 
 
-def test_a_job_file_that_is_missing_no_toml_or_has_unknown_keys(refused, demo, tmp_path):
+def test_bad_job_files_are_refused(refused, demo, tmp_path):
     config = tmp_path / "job.toml"
     refused("--config", config, code=2, says="there is no job file")
     config.write_text("out = ")
@@ -179,7 +179,7 @@ def test_a_job_file_that_is_missing_no_toml_or_has_unknown_keys(refused, demo, t
     refused("--config", config, "--model", demo.arn, code=2, says="the key 'modle' is unknown")
 
 
-def test_a_model_that_is_not_running_is_not_started_unasked(cli, demo, tmp_path):
+def test_no_model_is_started_without_start_model(cli, demo, tmp_path):
     with serving_here(demo.state) as endpoint:
         done = cli("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, env=aws_env(endpoint))
     assert done.code == 5
@@ -196,14 +196,14 @@ def test_a_port_in_use(cli):
     assert "Traceback" not in done.err
 
 
-def test_secrets_stay_out_of_everything_that_is_said_and_kept(cli, demo, service, tmp_path):
+def test_secrets_appear_in_no_output_and_no_file(cli, demo, service, tmp_path):
     env = aws_env(service) | {"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN", "AWS_SECRET_ACCESS_KEY": "hush-hush-9"}
     done = cli("run", demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", env=env)
     assert "hush-hush-9" not in done.out + done.err
     assert not any(b"hush-hush-9" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
 
 
-def test_every_exit_code_has_its_meaning():
+def test_exit_codes_have_the_documented_values():
     assert {code.name: code.value for code in ExitCode} == {
         "DONE": 0,
         "BUG": 1,
@@ -215,7 +215,7 @@ def test_every_exit_code_has_its_meaning():
     }
 
 
-def test_a_reader_that_goes_away_is_no_traceback(clean_env):
+def test_a_closed_stdout_gives_no_traceback(clean_env):
     process = subprocess.Popen(
         [sys.executable, "-m", "batchcl", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_env
     )

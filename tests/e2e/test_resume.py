@@ -58,7 +58,7 @@ def stopped(job, out, clean_env, env):
     return begin
 
 
-def test_a_stopped_run_calls_for_the_rest_only(cli, job, env, out, stopped):
+def test_a_resumed_run_calls_only_for_unscored_images(cli, job, env, out, stopped):
     with stopped(signal.SIGTERM) as process:
         pass
     assert process.returncode == 4
@@ -77,7 +77,7 @@ def test_a_stopped_run_calls_for_the_rest_only(cli, job, env, out, stopped):
     assert len(set(out.uris())) == len(out.uris()) == IMAGES
 
 
-def test_status_tells_what_a_run_is_doing(cli, job, env, out, stopped):
+def test_status_reports_running_interrupted_and_done(cli, job, env, out, stopped):
     def status():
         return cli("status", out.root, "r", "--json", env=env).json
 
@@ -98,7 +98,7 @@ def test_status_tells_what_a_run_is_doing(cli, job, env, out, stopped):
     assert done["scored"] == done["published"] == IMAGES
 
 
-def test_status_of_a_stopped_run_tells_why(cli, env, out, stopped):
+def test_status_reports_why_a_run_stopped(cli, env, out, stopped):
     with stopped(signal.SIGTERM):
         pass
     state = cli("status", out.root, "r", "--json", env=env).json
@@ -131,7 +131,7 @@ def test_a_finished_run_starts_no_model_and_makes_no_call(cli, job, demo, out, e
     assert len(out.uris()) == IMAGES
 
 
-def test_a_complete_list_goes_on_without_its_sources(cli, job, env, out, seaweed, clean_env):
+def test_a_run_with_a_complete_work_list_needs_no_sources(cli, job, env, out, seaweed, clean_env):
     s3 = client("s3", seaweed)
     bucket = new_bucket(seaweed)
     for path in job[1].iterdir():
@@ -184,7 +184,7 @@ def missing(job, pictures, seaweed):
     return [job[0], keys, *job[2:]], lambda some=slice(None): put(later[some])
 
 
-def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
+def test_retry_scores_failed_images_only(cli, env, out, missing):
     job, put = missing
     run = cli(*job, env=env)
     assert run.code == 3, run.err
@@ -248,7 +248,7 @@ def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, b
     assert (status["unresolved"], status["retryable"], status["fittable"]) == (3, 0, 3)
 
 
-def test_a_retry_that_is_cut_off_goes_on(cli, env, out, missing, clean_env):
+def test_an_interrupted_retry_is_resumed(cli, env, out, missing, clean_env):
     job, put = missing
     assert cli(*job, env=env).code == 3
     put()
@@ -267,7 +267,7 @@ def test_a_retry_that_is_cut_off_goes_on(cli, env, out, missing, clean_env):
     assert len(out.table()) == IMAGES
 
 
-def test_a_retry_that_is_ended_early_tells_of_the_whole_run_and_how_it_goes_on(cli, env, out, missing):
+def test_a_retry_that_ends_early_can_be_resumed(cli, env, out, missing):
     job, put = missing
     assert cli(*job, env=env).code == 3
     put(slice(1, 2))  # a call that is accepted shows that the one before was about its image
@@ -302,7 +302,7 @@ def test_retry_needs_a_run_that_is_done(cli, env, out, stopped):
     assert "there is no run 'x'" in unknown.err
 
 
-def test_the_next_night_scores_new_and_changed_files_only(cli, demo, env, pictures, out):
+def test_incremental_scores_new_and_changed_files_only(cli, demo, env, pictures, out):
     job = ("run", pictures, "--model", demo.arn, "--out", out.root, "--incremental", "--json", "--run-id")
     assert cli(*job, "night-1", env=env).json["scored"] == IMAGES
     first, second, *_ = sorted(pictures.iterdir())
@@ -317,7 +317,7 @@ def test_the_next_night_scores_new_and_changed_files_only(cli, demo, env, pictur
     assert (quiet.code, quiet.json["planned"], quiet.json["known"]) == (0, 0, IMAGES + 1)
 
 
-def test_the_next_night_over_s3_goes_by_etag(cli, demo, env, pictures, seaweed):
+def test_incremental_compares_etags_in_s3(cli, demo, env, pictures, seaweed):
     s3 = client("s3", seaweed)
     bucket = new_bucket(seaweed)
     paths = sorted(pictures.iterdir())[:5]
@@ -345,7 +345,7 @@ def test_a_deadline_ends_the_run_resumably(cli, job, env, out):
     assert len(out.table()) == IMAGES
 
 
-def test_a_cost_ends_the_run_resumably(cli, job, demo, out):
+def test_max_cost_ends_the_run_resumably(cli, job, demo, out):
     with serving_here(demo.state) as endpoint:
         env = aws_env(endpoint)
         dear = cli(*job, "--max-tps", 5, "--start-model", 1, "--max-cost", 0.001, env=env)
@@ -362,14 +362,14 @@ def test_a_cost_ends_the_run_resumably(cli, job, demo, out):
     assert len(out.table()) == IMAGES
 
 
-def test_a_cost_that_nothing_counts_is_said_to_bound_nothing(cli, job, env):
+def test_max_cost_without_start_model_gives_a_warning(cli, job, env):
     done = cli(*job, "--max-cost", 0.001, env=env)
     assert (done.code, done.json["cost_usd"]) == (0, None)
     assert "--max-cost has no effect: the model was already running" in done.err
 
 
 @pytest.mark.usefixtures("broken")
-def test_too_many_failures_end_the_run_early_and_a_higher_bound_goes_on(cli, job, env, out):
+def test_a_higher_max_failures_resumes_a_run(cli, job, env, out):
     early = cli(*job, "--max-tps", 5, "--max-failures", 1, env=env)
     assert early.code == 3, early.err
     assert "--max-failures is 1" in early.json["reason"]
@@ -382,7 +382,7 @@ def test_too_many_failures_end_the_run_early_and_a_higher_bound_goes_on(cli, job
     assert len(out.table()) == IMAGES
 
 
-def test_what_is_named_twice_is_scored_once_and_reported(cli, demo, env, pictures, out):
+def test_duplicates_are_scored_once_and_counted(cli, demo, env, pictures, out):
     names = [str(path) for path in sorted(pictures.iterdir())[:10]]
     keys = pictures.with_name("keys.txt")
     keys.write_text("\n".join([*names, *names[:4], names[0]]))
@@ -395,7 +395,7 @@ def test_what_is_named_twice_is_scored_once_and_reported(cli, demo, env, picture
     assert len(out.uris()) == len(set(out.uris())) == IMAGES
 
 
-def test_a_list_that_was_cut_short_is_read_to_its_end(cli, job, env, out, clean_env):
+def test_an_incomplete_work_list_is_completed(cli, job, env, out, clean_env):
     """A kill between two shards of the list can't be timed from outside, so what it leaves is laid there."""
     with started(*job, "--max-tps", 2, env=clean_env | env) as process:
         until_begun(process)

@@ -51,7 +51,7 @@ def by_name(frame: pl.LazyFrame, *columns: str) -> dict[str, tuple[object, ...]]
     return {str(key).rpartition("/")[2]: tuple(rest) for key, *rest in rows}
 
 
-def test_a_directory(cli, demo, service, pictures, tmp_path):
+def test_fit_converts_local_images_and_skips_the_rest(cli, demo, service, pictures, tmp_path):
     out = tmp_path / "out"
     run = ("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "r", "--fit", "--json")
     env = aws_env(service)
@@ -84,7 +84,7 @@ def test_a_directory(cli, demo, service, pictures, tmp_path):
     assert "fit" in other.err
 
 
-def test_objects_in_s3_travel_from_here_where_they_have_to(cli, demo, service, seaweed, pictures, tmp_path):
+def test_fit_sends_s3_objects_as_bytes_only_where_needed(cli, demo, service, seaweed, pictures, tmp_path):
     s3 = client("s3", seaweed)
     make_bucket(s3, BUCKET)
     for path in pictures.iterdir():
@@ -112,7 +112,7 @@ def test_objects_in_s3_travel_from_here_where_they_have_to(cli, demo, service, s
     assert summary["scored_as"]["fit"] is True
 
 
-def test_a_retry_with_fit_scores_what_a_run_without_it_could_not(cli, demo, service, pictures, tmp_path):
+def test_retry_with_fit_scores_images_that_failed_without_it(cli, demo, service, pictures, tmp_path):
     env, out = aws_env(service), tmp_path / "out"
     run = cli("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "r", "--json", env=env)
     assert run.code == 3, run.err

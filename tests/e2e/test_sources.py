@@ -51,7 +51,7 @@ def lists(seaweed, tmp_path_factory) -> str:
     return f"s3://{LISTS}/in"
 
 
-def test_an_inventory_in_s3_is_scored_with_its_keys_letter_by_letter(cli, aws, demo, lists, tmp_path: Path):
+def test_an_inventory_in_s3_is_scored_with_exact_keys(cli, aws, demo, lists, tmp_path: Path):
     done = cli(
         *("run", f"{lists}/CSV/2026-11-20T01-00Z/manifest.json", "--model", demo.arn),
         *("--out", tmp_path / "out", "--json"),
@@ -71,7 +71,7 @@ def test_an_inventory_in_s3_is_scored_with_its_keys_letter_by_letter(cli, aws, d
     )
 
 
-def test_every_row_has_the_key_of_its_line_letter_by_letter_whether_it_is_there_or_not(cli, aws, demo, tmp_path: Path):
+def test_rows_have_the_exact_keys_of_their_lines(cli, aws, demo, tmp_path: Path):
     keys = [*NAMES, *HARD_KEYS]
     listed, tabled = keys[::2], keys[1::2]
     (tmp_path / "inventory").mkdir()
@@ -101,9 +101,7 @@ def test_every_row_has_the_key_of_its_line_letter_by_letter_whether_it_is_there_
         ("some.manifest", ("--skip-bad-lines",), len(NAMES), 0),
     ],
 )
-def test_lists_in_s3_need_no_word_where_their_name_and_content_tell(
-    cli, aws, demo, lists, name, flags, images, repeated
-):
+def test_list_formats_in_s3_are_detected(cli, aws, demo, lists, name, flags, images, repeated):
     done = cli("plan", f"{lists}/{name}", *flags, "--model", demo.arn, "--json", env=aws)
     assert done.code == 0, done.err
     plan = done.json
@@ -112,7 +110,7 @@ def test_lists_in_s3_need_no_word_where_their_name_and_content_tell(
     assert plan["lines"] == images + repeated + left_out
 
 
-def test_bad_lines_refuse_the_list_or_stand_in_the_run_record(cli, aws, demo, lists, tmp_path: Path):
+def test_bad_lines_are_refused_or_recorded(cli, aws, demo, lists, tmp_path: Path):
     arguments = ("run", f"{lists}/some.manifest", "--model", demo.arn, "--out", tmp_path / "out", "--run-id", "r")
     refused = cli(*arguments, env=aws)
     assert refused.code == 2
@@ -125,7 +123,7 @@ def test_bad_lines_refuse_the_list_or_stand_in_the_run_record(cli, aws, demo, li
     assert "/etc/passwd" in told[0]
 
 
-def test_the_truth_of_a_manifest_is_carried_and_evaluated(cli, aws, demo, tmp_path: Path):
+def test_manifest_labels_are_kept_and_evaluated(cli, aws, demo, tmp_path: Path):
     out = tmp_path / "out"
     done = cli("run", demo.data.truth, "--model", demo.arn, "--out", out, "--limit", "20", env=aws)
     assert done.code == 0, done.err
@@ -136,7 +134,7 @@ def test_the_truth_of_a_manifest_is_carried_and_evaluated(cli, aws, demo, tmp_pa
     assert by_results.json["summary"]["images"] == 20
 
 
-def test_an_object_that_has_no_list_name_is_a_prefix(cli, aws, demo, lists):
+def test_an_unrecognized_object_name_is_a_prefix(cli, aws, demo, lists):
     done = cli("plan", f"{lists}/missing.txt", "--model", demo.arn, env=aws)
     assert done.code == 2
     assert "there is no image to score in" in done.err
@@ -144,7 +142,7 @@ def test_an_object_that_has_no_list_name_is_a_prefix(cli, aws, demo, lists):
     assert done.json["images"] == 3
 
 
-def test_images_on_the_web_are_refused_before_a_call_is_spent(cli, aws, demo, tmp_path: Path):
+def test_web_addresses_are_refused_before_the_first_call(cli, aws, demo, tmp_path: Path):
     url = "https://me:secret@example.com/a.png"
     path = tmp_path / "addresses.txt"
     path.write_text(f"{url}\n")
