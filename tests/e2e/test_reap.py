@@ -80,7 +80,7 @@ def place(only_place) -> Place:
     return found
 
 
-def test_a_scheduled_stop_survives_a_kill_and_is_then_removed(cli, demo, place, running, tmp_path):
+def test_a_run_with_a_scheduled_stop_from_start_to_end(cli, demo, place, running, tmp_path):
     job = (demo.data.images, "--model", place.arn, "--out", tmp_path, "--run-id", "r", "--shard-size", 4, "--limit", 12)
     flags = ("--start-model", 1, "--deadline", "2h", "--dead-man-role", ROLE)
     with running(*job, *flags, "--max-tps", 4, env=place.env) as process:

@@ -81,7 +81,7 @@ def test_the_environment_gives_lists_as_json(monkeypatch: pytest.MonkeyPatch) ->
     assert job.tolerance == Tolerance(percent=2)
 
 
-def test_an_environment_list_must_be_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_in_the_environment_is_one_value_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHCL_SOURCES", "s3://b/")
     with pytest.raises(UsageError, match=r"BATCHCL_SOURCES 's3://b/': write a list, .* in the environment it is JSON"):
         load_job(flags=BASE)
@@ -115,7 +115,7 @@ def test_integers_too_large_to_record_are_refused(key: str, most: int) -> None:
     assert fingerprint(load_job(flags=BASE | {key: most}).scored_as(ModelArn.parse(ARN)))
 
 
-def test_an_unknown_key_error_lists_the_known_keys(tmp_path: Path) -> None:
+def test_an_unknown_key_is_refused_with_the_most_similar_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the key 'max_tsp' is unknown; known are .*max_tps.*job\.toml"):
         load_job(file(tmp_path, "max_tsp = 1"))
 
@@ -206,7 +206,7 @@ def test_a_job_made_in_python_raises_value_errors() -> None:
         Job(**BASE | {"where": "size > (SELECT 1)"})
 
 
-def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
+def test_all_findings_are_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_job(file(tmp_path, "limit = 0\nmax_tps = 0\nnope = 1"))
     for words in ("--limit 0: ", "--max-tps 0: ", "'nope' is unknown", "(job file "):
