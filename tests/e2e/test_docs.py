@@ -299,7 +299,7 @@ def test_documented_permanent_failures_equal_the_code_table():
     assert table(ROOT / "docs" / "runs.md", "Permanent failures") == [*rows, ["any other", "no", "no"]]
 
 
-def test_documented_job_keys_equal_the_job_s_fields():
+def test_job_keys_are_those_of_the_job():
     rows = {row[0].strip("`"): row for row in table(ROOT / "docs" / "job-files.md", "Keys")}
     flags = commands()["run"]
     assert list(rows) == list(Job.model_fields)
