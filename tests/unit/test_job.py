@@ -201,7 +201,7 @@ def test_the_flag_is_named_once_with_what_to_write_instead(key: str, value: str,
     assert str(caught.value).count(f"--{key.replace('_', '-')}") == 1
 
 
-def test_a_job_made_in_python_raises_value_errors() -> None:
+def test_a_job_made_in_python_refuses_a_wrong_value_as_pydantic_does() -> None:
     with pytest.raises(ValueError, match="SELECT is not allowed in a condition on one row"):
         Job(**BASE | {"where": "size > (SELECT 1)"})
 
@@ -214,7 +214,7 @@ def test_all_findings_are_in_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("left_out", "words"), [("sources", "give SOURCE"), ("out", "give --out")])
-def test_missing_required_keys_are_reported(left_out: str, words: str) -> None:
+def test_what_is_missing_is_asked_for(left_out: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load_job(flags={key: value for key, value in BASE.items() if key != left_out})
 
