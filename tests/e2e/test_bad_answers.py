@@ -1,4 +1,4 @@
-"""Networks and servers that misbehave, met by the real command: outcomes or one clear sentence, never a traceback."""
+"""Commands with misbehaving networks and servers end with results or one clear sentence, never a traceback."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ CONTROL = {
         "ProjectVersionDescriptions": [{"ProjectVersionArn": MODEL, "Status": "RUNNING"}],
     },
 }
-ELSEWHERE = "https://rekognition.eu-west-1.amazonaws.com/"
-MISFORTUNES = (
+OTHER_REGION_URL = "https://rekognition.eu-west-1.amazonaws.com/"
+BAD_RESPONSES = (
     CUT,
     http(200, GOOD, length=len(GOOD) + 100) + CUT,
     http(200, b'["no", "labels"]'),
@@ -38,15 +38,15 @@ MISFORTUNES = (
 
 @contextmanager
 def service(detect: Answers, *, version: str = "HTTP/1.1", **how: Any) -> Iterator[RawServer]:
-    """A service whose control plane is fine, and that answers the nth call to the model with `detect`."""
+    """A service with a working control plane; `detect` returns the response to the nth call of the model."""
     calls = 0
 
     def answer(_: int, asked: Asked) -> bytes:
         nonlocal calls
         operation = asked.headers["x-amz-target"].rpartition(".")[2]
         if operation != "DetectCustomLabels":
-            said = http(200, json.dumps(CONTROL.get(operation, {})).encode(), version=version)
-            return said + CUT if version == "HTTP/1.0" else said
+            response = http(200, json.dumps(CONTROL.get(operation, {})).encode(), version=version)
+            return response + CUT if version == "HTTP/1.0" else response
         calls += 1
         return detect(calls - 1, asked)
 
@@ -57,7 +57,7 @@ def service(detect: Answers, *, version: str = "HTTP/1.1", **how: Any) -> Iterat
 
 @pytest.fixture
 def score(demo, cli, tmp_path) -> Callable[..., Ended]:
-    """Run over ten pictures, and check what every end has in common."""
+    """Run over ten images, and check what all outcomes have in common."""
 
     def run(env: dict[str, str]) -> Ended:
         done: Ended = cli(
@@ -65,8 +65,8 @@ def score(demo, cli, tmp_path) -> Callable[..., Ended]:
             env=env,
         )
         assert "Traceback" not in done.err, done.err[-4000:]
-        why = done.err.replace("batchcl: what is done is kept; ", "")
-        assert why.count("batchcl: ") <= 1 or done.code == 0, done.err
+        errors = done.err.replace("batchcl: what is done is kept; ", "")
+        assert errors.count("batchcl: ") <= 1 or done.code == 0, done.err
         return done
 
     return run
@@ -74,7 +74,7 @@ def score(demo, cli, tmp_path) -> Callable[..., Ended]:
 
 @pytest.fixture
 def detect(demo, cli) -> Callable[[dict[str, str]], Ended]:
-    """Ask for one picture: as `run` does, but the first to say so where nothing can be reached."""
+    """Score one image with `batchcl detect`, which reports connection errors without the checks of `run`."""
 
     def one(env: dict[str, str]) -> Ended:
         done: Ended = cli("detect", next(demo.data.images.iterdir()), "--model", MODEL, env=env)
@@ -86,12 +86,12 @@ def detect(demo, cli) -> Callable[[dict[str, str]], Ended]:
 
 def test_each_bad_response_costs_one_call_and_no_image(score, tmp_path):
     def detect(number: int, _: Asked) -> bytes:
-        return MISFORTUNES[number] if number < len(MISFORTUNES) else http(200, GOOD)
+        return BAD_RESPONSES[number] if number < len(BAD_RESPONSES) else http(200, GOOD)
 
     with service(detect) as server:
         done = score(aws_env(server.url))
     assert done.code == 0, done.err
-    assert (done.json["scored"], done.json["calls"]) == (10, 10 + len(MISFORTUNES))
+    assert (done.json["scored"], done.json["calls"]) == (10, 10 + len(BAD_RESPONSES))
     rows = published(tmp_path / "out")
     assert rows["uri"].n_unique() == rows.height == 10
     assert rows["labels"].list.len().to_list() == [1] * 10
@@ -105,10 +105,10 @@ def test_an_http_1_0_server_that_closes_each_connection_works(score):
 
 
 def test_a_redirect_to_another_region_stops_the_run(score):
-    with service(lambda *_: http(307, b"", ("Location", ELSEWHERE))) as server:
+    with service(lambda *_: http(307, b"", ("Location", OTHER_REGION_URL))) as server:
         done = score(aws_env(server.url))
     assert done.code == 5, done.err
-    assert re.search(rf"responded with 307 and redirects to {ELSEWHERE}; check the region", done.err)
+    assert re.search(rf"responded with 307 and redirects to {OTHER_REGION_URL}; check the region", done.err)
     assert done.json["status"] == "stopped"
 
 
@@ -133,7 +133,7 @@ def test_a_malformed_control_plane_response_is_one_sentence(score):
 
 
 def test_a_response_that_is_not_from_aws_is_one_sentence(score, cli):
-    """Such as an S3 server: its page is not the API's, and not shown whole."""
+    """For example an S3 server; the message shows only the beginning of its error page."""
     page = http(403, b"<Error>\n  <Code>AccessDenied</Code>\n" + b"<!-- more -->\n" * 100 + b"</Error>\n")
     with service(lambda *_: page) as server:
         server.answers = lambda *_: page

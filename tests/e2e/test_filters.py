@@ -1,4 +1,4 @@
-"""`--newer-than`, `--min-size`, `--sample` and their like, as a user types them."""
+"""`--newer-than`, `--min-size`, `--sample` and the other filters on the command line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ HOUR_S = 3600
 
 @pytest.fixture(autouse=True)
 def aws(service, seaweed, monkeypatch):
-    """Somebody's AWS."""
+    """The emulator and a local S3 in place of AWS."""
     for name, value in aws_env(service, seaweed).items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
 def pictures(demo, tmp_path):
-    """Twenty pictures, ten of them two hours old, beside a text and an empty picture."""
+    """Twenty images, ten of them two hours old, a text file and an empty file."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     names = sorted(path.name for path in demo.data.images.iterdir())[:20]
@@ -45,8 +45,8 @@ def test_plan_prints_one_line_for_each_filter(demo, pictures):
     assert done.code == 0, done.err
     assert done.json["filtered_by"] == {"exclude": 1, "newer_than": 10, "min_size": 1, "sample": 6}
     assert (done.json["images"], done.json["filtered"]) == (4, 18)
-    shown = typed("plan", pictures, *flags, "--model", demo.arn)
-    lines = [line.split() for line in shown.out.splitlines()]
+    printed = typed("plan", pictures, *flags, "--model", demo.arn)
+    lines = [line.split() for line in printed.out.splitlines()]
     for line in (
         ["filtered", "18"],
         ["--exclude", "1"],
@@ -95,8 +95,8 @@ def test_where_filters_by_the_columns_of_a_table(demo, pictures, tmp_path):
     done = typed("run", *job, *where, "--out", tmp_path / "out", "--run-id", "r", "--json")
     assert done.code == 0, done.err
     assert (done.json["scored"], done.json["lines"], done.json["filtered_by"]) == (5, 20, {"where": 15})
-    found = batchcl.open_results(str(tmp_path / "out")).images().collect()
-    assert {json.loads(extra)["camera"] for extra in found["extra"]} == {"left"}
+    images = batchcl.open_results(str(tmp_path / "out")).images().collect()
+    assert {json.loads(extra)["camera"] for extra in images["extra"]} == {"left"}
     other = typed("run", *job, "--where", "true", "--out", tmp_path / "out", "--run-id", "r")
     assert (other.code, "where was" in other.err) == (2, True)
     unknown = typed("run", *job, "--where", "lens = 'x'", "--out", tmp_path / "new")
@@ -122,7 +122,7 @@ def test_uncertain_and_failed_images_are_scored_again(demo, pictures, tmp_path):
     assert failed.code == 3, failed.err
     assert (failed.json["planned"], failed.json["failed"]) == (1, 1)
     retried = typed("retry", out, "failed", "--json")
-    assert (retried.code, retried.json["planned"], retried.json["failed"]) == (0, 1, 1), "nothing of it can succeed"
+    assert (retried.code, retried.json["planned"], retried.json["failed"]) == (0, 1, 1), "the failure is permanent"
     nothing = typed("plan", "--from-results", out, "--where", "confidence > 100", "--model", demo.arn)
     assert nothing.code == 2
     assert "(excluded: 31 by --where)" in nothing.err

@@ -1,4 +1,4 @@
-"""Lists as users have them, with mistakes in them, through the command line."""
+"""Lists with the mistakes that users make, on the command line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BAD_LABELS = {
         "c": 1,
         "c-metadata": {"class-name": 3, "type": "groundtruth/image-classification"},
     },
-    "boxes that are no list": {"b": {"annotations": 1}, "b-metadata": {"type": "groundtruth/object-detection"}},
+    "boxes that are not a list": {"b": {"annotations": 1}, "b-metadata": {"type": "groundtruth/object-detection"}},
 }
 
 
@@ -82,20 +82,20 @@ def test_url_encoded_keys_are_refused_with_a_decode_command(cli, aws, demo, tmp_
 
 
 @pytest.mark.parametrize(
-    ("key", "says"),
+    ("key", "message"),
     [
         ("nfd/" + unicodedata.normalize("NFC", "Café 0") + ".png", "Unicode form NFC, the images' names are in NFD"),
         ("demo/0.png ", "with spaces"),
     ],
 )
-def test_keys_that_differ_in_unicode_form_or_spaces_are_reported(cli, aws, demo, tmp_path, key, says):
+def test_keys_that_differ_in_unicode_form_or_spaces_are_reported(cli, aws, demo, tmp_path, key, message):
     done = cli(
         *("run", write(tmp_path / "l.txt", [f"s3://{BUCKET}/{key}"])),
         *("--model", demo.arn, "--out", tmp_path / "out"),
         env=aws,
     )
     assert done.code == 5, done.err
-    assert says in done.err
+    assert message in done.err
 
 
 def test_misspelled_keys_are_reported_and_the_others_scored(cli, aws, demo, tmp_path):

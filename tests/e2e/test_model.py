@@ -1,4 +1,4 @@
-"""The model around a run: started, waited for, and stopped on every way out; and `batchcl model`."""
+"""A run starts its model and stops it, however the run ends; also `batchcl model`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def slow(demo):
 
 
 def inject(endpoint: str, *faults: dict[str, object]) -> None:
-    """Have the emulator fail so."""
+    """Configure the faults of the emulator."""
     body = json.dumps({"faults": faults}).encode()
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/_emulator/faults", data=body, method="PUT")).close()
 
 
 def journalled(root: Path) -> list[int]:
-    """Outcomes in each segment."""
+    """The number of outcomes in each journal segment."""
     return [pa.ipc.open_file(path).read_all().num_rows for path in root.rglob("*.arrow")]
 
 
@@ -64,7 +64,7 @@ def test_a_model_can_be_named_by_project_and_version(cli, demo, slow, tmp_path, 
 
 
 def test_a_resumed_run_keeps_its_model(cli, demo, slow, tmp_path):
-    """A version that was trained since is another model, though the project's name now means that one."""
+    """The project's name then refers to a newer version, which is another model."""
     rekognition = client("rekognition", slow)
     project = rekognition.describe_projects(ProjectNames=["digits"])["ProjectDescriptions"][0]["ProjectArn"]
     start_model(slow, demo.arn)
@@ -113,13 +113,13 @@ def test_a_signal_keeps_the_rows_and_stops_the_model(demo, slow, running, tmp_pa
     assert summary["status"] == "stopped"
     assert 4 <= summary["scored"] < 300
     assert "no more calls" in err.decode()
-    assert "--run-id r goes on with the rest" in err.decode(), "--json or not, the last lines name the run"
+    assert "--run-id r goes on with the rest" in err.decode(), "also with --json"
     assert b"Traceback" not in err
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
     assert json.loads((tmp_path / "runs/r/summary.json").read_text())["status"] == "stopped"
-    assert sum(journalled(tmp_path)) == summary["scored"], "every answer that was paid for is kept"
+    assert sum(journalled(tmp_path)) == summary["scored"], "every paid result is kept"
     rows = batchcl.open_results(str(tmp_path)).images().collect()
-    assert rows["uri"].n_unique() == rows.height == summary["scored"], "what it has is published, incomplete shards too"
+    assert rows["uri"].n_unique() == rows.height == summary["scored"], "incomplete shards are published too"
 
 
 def test_a_signal_during_startup_waits_and_stops_the_model(demo, slow, running, tmp_path):
@@ -163,7 +163,7 @@ def test_a_model_stopped_by_others_ends_the_run_resumably(demo, slow, running, t
     summary = json.loads(out)
     assert summary["status"] == "stopped"
     assert "was not started by this run" in summary["reason"]
-    assert summary["failed"] == 0, "no image is to blame"
+    assert summary["failed"] == 0, "no image is recorded as failed"
     assert sum(journalled(tmp_path)) == summary["scored"]
 
 
@@ -191,7 +191,7 @@ def test_a_resumed_run_stops_a_killed_runs_model(cli, demo, slow, running, tmp_p
     assert done.code == 0, done.err
     assert done.json["scored"] == 12
     last = done.json["sessions"][-1]
-    assert last["calls"] - last["throttled"] <= 8, "what was journalled is not called for again"
+    assert last["calls"] - last["throttled"] <= 8, "journalled images are not called for again"
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
 
 
@@ -211,7 +211,7 @@ def test_model_start_succeeds_with_a_lost_response(cli, demo, slow, flags):
     done = cli("model", "start", demo.arn, *flags, "--json", env=aws_env(slow))
     assert (done.code, done.json["status"]) == (0, "RUNNING"), done.err
     tags = client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]
-    assert len(tags) == bool(flags), "the lease stays, so that the model is stopped after it"
+    assert len(tags) == bool(flags), "the lease is kept, so the model is stopped when it expires"
 
 
 def test_sighup_during_model_start_reports_what_keeps_running(demo, slow, clean_env):
@@ -224,7 +224,7 @@ def test_sighup_during_model_start_reports_what_keeps_running(demo, slow, clean_
     assert b"ended by SIGHUP" in err
     assert b"or until `batchcl model reap` after 2h" in err
     tags = client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]
-    assert bool(tags) == (model_status(slow, demo.arn) in {"STARTING", "RUNNING"}), "what runs has its lease"
+    assert bool(tags) == (model_status(slow, demo.arn) in {"STARTING", "RUNNING"}), "a running model has its lease"
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -18,7 +18,7 @@ UNKNOWN = "arn:aws:rekognition:us-east-1:123456789012:project/digits/version/oth
 
 @pytest.fixture
 def refused(cli, service, tmp_path):
-    """Run, and check what every refusal has in common."""
+    """Run, and check what all refusals have in common."""
 
     def check(*args: object, code, says, env=None):
         done = cli("run", *args, "--out", tmp_path / "out", env=aws_env(service) if env is None else env)

@@ -1,4 +1,4 @@
-"""`run --fit`: images that the service would refuse are changed on the way, and their rows say so."""
+"""`run --fit`: images that the service would refuse are converted, and their rows record the change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKET = "to-fit"
 
 @pytest.fixture(scope="module")
 def pictures(demo, tmp_path_factory) -> Path:
-    """One that is fine, and what the service would refuse for various reasons."""
+    """One valid image, and images that the service would refuse for various reasons."""
     folder: Path = tmp_path_factory.mktemp("fit")
     fine = min(demo.data.images.rglob("*.png"))
     made = {
@@ -61,7 +61,7 @@ def test_fit_converts_local_images_and_skips_the_rest(cli, demo, service, pictur
     done = cli(*run, env=env)
     assert done.json | {"planned": 10, "scored": 6, "failed": 0, "skipped": 4} == done.json, done.err
     assert "5 images changed to fit" in done.err
-    assert done.json["calls"] == 6, "what can't be mended costs no call"
+    assert done.json["calls"] == 6, "images that can not be fitted cost no call"
     results = open_results(str(out))
     assert by_name(results.images(), "fitted", "attempts") == {
         "fine.png": (None, 1),
@@ -107,7 +107,7 @@ def test_fit_sends_s3_objects_as_bytes_only_where_needed(cli, demo, service, sea
     assert failures["text.jpg"][:2] == ("failed", "UnknownFormat")
     assert "InvalidImageFormatException: " in str(failures["text.jpg"][2])
     again = cli("retry", out, done.json["run_id"], "--json", env=env)
-    assert (again.code, again.json) == (0, done.json | {"tolerated": True}), "nothing of it can succeed"
+    assert (again.code, again.json) == (0, done.json | {"tolerated": True}), "none of its failures can succeed"
     summary = json.loads((out / "runs" / done.json["run_id"] / "run.json").read_text())
     assert summary["scored_as"]["fit"] is True
 

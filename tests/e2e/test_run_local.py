@@ -1,4 +1,4 @@
-"""`batchcl run` over local files, as a user types it."""
+"""`batchcl run` over local files."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_each_image_has_one_row_with_its_labels(cli, demo, env, service, tmp_pat
     for row in rows.sample(8, seed=1).iter_rows(named=True):
         with open(row["key"], "rb") as image:
             again = rekognition.detect_custom_labels(ProjectVersionArn=demo.arn, Image={"Bytes": image.read()})
-        wanted = [(label["Name"], pytest.approx(label["Confidence"], abs=1e-3)) for label in again["CustomLabels"]]
-        assert [(label["name"], label["confidence"]) for label in row["labels"]] == wanted
+        expected = [(label["Name"], pytest.approx(label["Confidence"], abs=1e-3)) for label in again["CustomLabels"]]
+        assert [(label["name"], label["confidence"]) for label in row["labels"]] == expected
 
 
 def test_a_run_writes_the_documented_files_and_schema(cli, demo, env, tmp_path):
@@ -164,16 +164,16 @@ def test_skipped_and_failed_images_have_rows_with_reasons(cli, demo, env, tmp_pa
 
 def test_exif_orientation_is_applied_before_scoring(cli, demo, env, tmp_path):
     upright = Image.open(demo.data.images / "00000.png").convert("RGB")
-    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    rotated = upright.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
     upright.save(tmp_path / "upright.jpg", quality=100, subsampling=0)
-    lying.save(tmp_path / "lying.jpg", quality=100, subsampling=0, exif=exif)
+    rotated.save(tmp_path / "rotated.jpg", quality=100, subsampling=0, exif=exif)
     done = cli("run", tmp_path, "--model", demo.arn, "--out", tmp_path / "out", "--min-confidence", 0, env=env)
     assert done.code == 0, done.err
     rows = batchcl.open_results(str(tmp_path / "out")).detections().sort("label").collect()
-    answers = rows.group_by("uri").agg(pl.col("confidence").alias("all"))["all"].to_list()
-    assert answers[0] == pytest.approx(answers[1], abs=2.0)
+    confidences = rows.group_by("uri").agg(pl.col("confidence").alias("all"))["all"].to_list()
+    assert confidences[0] == pytest.approx(confidences[1], abs=2.0)
 
 
 def test_a_key_list_on_stdin_is_taken_literally(cli_process, demo, env, tmp_path):

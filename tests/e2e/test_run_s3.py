@@ -108,7 +108,7 @@ def test_throttling_at_10_tps_fails_none_of_300_images(cli, demo, clean_env, sea
     assert done.json["images_per_second"] > 7
     rows = batchcl.open_results(str(tmp_path)).images().collect()
     assert rows["uri"].n_unique() == rows.height == 300
-    assert rows["attempts"].to_list() == [1] * 300, "a throttled call is no attempt"
+    assert rows["attempts"].to_list() == [1] * 300, "a throttled call is not counted as an attempt"
 
 
 def test_a_bucket_in_another_region_is_refused_before_a_call(cli, demo, service, moto, tmp_path):

@@ -1,4 +1,4 @@
-"""Signals to the real process while something hangs: it ends within its grace."""
+"""Signals while something hangs: the process ends within its grace period."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRACE_S = 3
 
 @pytest.fixture
 def silent():
-    """The endpoint of a server that accepts connections and never answers; `accepted` is set by the first one."""
+    """The endpoint of a server that accepts connections and never responds; the first connection sets `accepted`."""
     accepted, connections = threading.Event(), []
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -54,9 +54,9 @@ def test_an_unresponsive_store_does_not_delay_a_signal(running, demo, service, s
         assert accepted.wait(60)
         assert seconds_to_end(process, number) < GRACE_S + 2
         assert process.returncode == (130 if number is signal.SIGINT else 4)
-        said = process.stderr.read().decode()
-    assert ("interrupted by ^C" if number is signal.SIGINT else number.name) in said
-    assert "Traceback" not in said
+        err = process.stderr.read().decode()
+    assert ("interrupted by ^C" if number is signal.SIGINT else number.name) in err
+    assert "Traceback" not in err
 
 
 def test_hanging_calls_are_abandoned_within_the_grace_period(running, demo, service, silent, tmp_path):
@@ -106,7 +106,7 @@ def test_the_emulator_survives_ctrl_c_until_its_model_stops(demo, clean_env, tmp
                 break
         begun = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
-        said = process.stderr.read().decode()
+        err = process.stderr.read().decode()
         assert process.wait(60) == 130
     assert time.monotonic() - begun < 20
-    assert "is stopped" in said
+    assert "is stopped" in err

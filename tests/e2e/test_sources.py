@@ -1,4 +1,4 @@
-"""Lists in a real S3, through the command line: plan tells their counts, and rows carry their keys letter by letter."""
+"""Lists in a real S3, on the command line: plan counts their lines, and rows have their exact keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def aws(service, seaweed, demo) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def lists(seaweed, tmp_path_factory) -> str:
-    """Uploads lists in every format, and gives the prefix."""
+    """Uploads lists in every format; returns their prefix."""
     folder = tmp_path_factory.mktemp("lists")
     for kind in ("CSV", "Parquet", "ORC"):
         for day, names in (("2026-11-19T01-00Z", NAMES[:1]), ("2026-11-20T01-00Z", NAMES)):
@@ -118,9 +118,9 @@ def test_bad_lines_are_refused_or_recorded(cli, aws, demo, lists, tmp_path: Path
     done = cli(*arguments, "--skip-bad-lines", "--include", "a*", env=aws)
     assert done.code == 0, done.err
     assert "9 lines read = 3 planned + 5 filtered + 1 bad" in done.err
-    (told,) = json.loads((tmp_path / "out" / "runs" / "r" / "run.json").read_text())["bad_lines"].values()
-    assert len(told) == 1
-    assert "/etc/passwd" in told[0]
+    (examples,) = json.loads((tmp_path / "out" / "runs" / "r" / "run.json").read_text())["bad_lines"].values()
+    assert len(examples) == 1
+    assert "/etc/passwd" in examples[0]
 
 
 def test_manifest_labels_are_kept_and_evaluated(cli, aws, demo, tmp_path: Path):
@@ -146,13 +146,13 @@ def test_web_addresses_are_refused_before_the_first_call(cli, aws, demo, tmp_pat
     url = "https://me:secret@example.com/a.png"
     path = tmp_path / "addresses.txt"
     path.write_text(f"{url}\n")
-    for source, place in ((path, f"{path} line 1: this"), (url, "a source")):
+    for source, subject in ((path, f"{path} line 1: this"), (url, "a source")):
         done = cli("run", source, "--model", demo.arn, "--out", tmp_path / "out", env=aws)
         assert done.code == 2
         assert (
-            f"{place} is a web address, and batchcl does not download images from the web; copy them to S3 first"
+            f"{subject} is a web address, and batchcl does not download images from the web; copy them to S3 first"
             in done.err
         )
         assert "secret" not in done.err
-    asked = cli("detect", url, "--model", demo.arn, env=aws)
-    assert (asked.code, "the image is a web address" in asked.err) == (2, True)
+    detected = cli("detect", url, "--model", demo.arn, env=aws)
+    assert (detected.code, "the image is a web address" in detected.err) == (2, True)

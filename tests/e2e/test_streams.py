@@ -1,4 +1,4 @@
-"""Streams that fail, hang or are closed: a run ends by its result, a reading command in one sentence."""
+"""Streams that fail, hang or are closed: a run keeps its exit code, other commands report it in one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def env(service, clean_env):
 
 
 def shell(command: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run `command`; `@pipe@` in it is the descriptor of a pipe whose reader has gone."""
+    """Run `command`; `@pipe@` in it is replaced by the descriptor of a pipe without a reader."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -110,7 +110,7 @@ def test_an_unencodable_character_is_reported_in_one_sentence(scored, env):
 
 @pytest.fixture(scope="module")
 def scored(demo, env, tmp_path_factory):
-    """What a run left, for those who only read it."""
+    """The output of a run, for commands that only read it."""
     out = tmp_path_factory.mktemp("scored") / "out"
     words = ("run", demo.data.images, "--model", demo.arn, "--out", out, "--limit", 5)
     assert run_process(*words, env=env).code == 0
@@ -150,18 +150,18 @@ def test_refusals_are_json_on_both_streams(cli, words, code, tmp_path):
     for log_format in (["--log-format", "json"], ["--log-format=json"]):
         done = cli(*words.split(), *log_format, "--json", cwd=tmp_path)
         assert done.code == code
-        told = lines_of(done.err)
-        assert told[-1]["event"] == "error"
-        assert all(line.keys() >= {"time", "level", "event", "message"} for line in told)
-        assert done.json == {"status": "refused", "reason": told[-1]["message"], "exit_code": code}
+        events = lines_of(done.err)
+        assert events[-1]["event"] == "error"
+        assert all(line.keys() >= {"time", "level", "event", "message"} for line in events)
+        assert done.json == {"status": "refused", "reason": events[-1]["message"], "exit_code": code}
 
 
 def test_every_log_line_of_a_run_is_json(run, env):
     command, _ = run
     done = shell(f"{command.removesuffix(' --json')} --log-format json", env)
-    told = lines_of(done.stderr)
-    assert all(line.keys() >= {"time", "level", "event", "message"} for line in told)
-    assert (told[-1]["event"], told[-1]["scored"]) == ("summary", 5)
+    events = lines_of(done.stderr)
+    assert all(line.keys() >= {"time", "level", "event", "message"} for line in events)
+    assert (events[-1]["event"], events[-1]["scored"]) == ("summary", 5)
     assert done.stdout == ""
 
 
@@ -170,11 +170,11 @@ def test_the_error_after_a_signal_is_json(run, env):
     slow = command.replace("--limit 5 --json", "--max-tps 0.2 --log-format json")
     with subprocess.Popen(slow.split(), env=env, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        told = []
+        events = []
         for line in process.stderr:
-            told.append(json.loads(line))
-            if told[-1]["event"] == "pace":
+            events.append(json.loads(line))
+            if events[-1]["event"] == "pace":
                 os.kill(process.pid, signal.SIGTERM)
         assert process.wait() == 4
-    assert "summary" in [line["event"] for line in told]
-    assert told[-1] | {"event": "error", "level": "error", "message": "ended by SIGTERM"} == told[-1]
+    assert "summary" in [line["event"] for line in events]
+    assert events[-1] | {"event": "error", "level": "error", "message": "ended by SIGTERM"} == events[-1]

@@ -1,4 +1,4 @@
-"""Both transports against a service that checks signatures and looks at the pictures."""
+"""Both transports against a service that checks signatures and decodes the images."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def aws(service: str, *, secret: str = SECRET) -> Aws:
 
 @pytest.fixture(scope="module")
 def images(demo, seaweed) -> list[ImageRef]:
-    """The same pictures as files, which travel as bytes, and in a bucket under odd names."""
+    """The same images as files, which are sent as bytes, and in a bucket under unusual keys."""
     s3 = client("s3", seaweed)
     make_bucket(s3, "transports")
-    found = []
+    images = []
     for number, path in enumerate(sorted(demo.data.images.iterdir())[:4]):
         key = f"a b+c%2F é'{number}{path.suffix}"
         s3.put_object(Bucket="transports", Key=key, Body=path.read_bytes())
-        found.append(ImageRef(uri=str(path), bucket="", key=str(path)))
-        found.append(ImageRef(uri=f"s3://transports/{key}", bucket="transports", key=key))
-    return found
+        images.append(ImageRef(uri=str(path), bucket="", key=str(path)))
+        images.append(ImageRef(uri=f"s3://transports/{key}", bucket="transports", key=key))
+    return images
 
 
 def test_both_transports_return_the_same_labels(service, demo, images):
