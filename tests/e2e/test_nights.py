@@ -67,11 +67,8 @@ def test_corrupt_images_end_one_run_and_no_later_one(cli, night, bucket, seaweed
     assert (first.code, started) == (3, True), first.err
     second, started = night("n2")
     assert (second.code, started) == (0, True), second.err
-    remaining = IMAGES - first.json["scored"]
-    assert (
-        second.json | {"scored": remaining, "failed": 1, "calls": remaining + 1 + second.json["throttled"]}
-        == second.json
-    )
+    left = IMAGES - first.json["scored"]
+    assert second.json | {"scored": left, "failed": 1, "calls": left + 1 + second.json["throttled"]} == second.json
     assert second.json["known_failed"] == CORRUPT + 1, "including the text file"
     quiet, started = night("n3")
     assert (quiet.code, quiet.json["calls"], started) == (0, 0, False), quiet.err

@@ -74,10 +74,10 @@ def only_place(demo, moto) -> Iterator[Place]:
 
 @pytest.fixture
 def place(only_place) -> Place:
-    """As if nobody had been here before."""
+    """No leases, no schedules, and a model that is not running."""
     only_place.clean_up()
-    found: Place = only_place
-    return found
+    cleaned: Place = only_place
+    return cleaned
 
 
 def test_a_run_with_a_scheduled_stop_from_start_to_end(cli, demo, place, running, tmp_path):
@@ -125,7 +125,7 @@ def test_reap_deletes_the_killed_runs_schedule(cli, demo, place, running, tmp_pa
     ],
 )
 def test_a_model_that_can_not_be_guarded_is_not_started(cli, demo, place, tmp_path, monkeypatch, operation, flags, why):
-    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)  # a scheduler that is away is tried often
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)  # no delay between retries of the scheduler
     place.refuse(operation)
     env = place.env | {"AWS_ENDPOINT_URL_SCHEDULER": "http://127.0.0.1:1"}
     job = ("run", demo.data.images, "--model", place.arn, "--out", tmp_path, "--start-model", 1, "--limit", 2)
@@ -161,7 +161,7 @@ def test_a_second_runs_lease_keeps_a_killed_runs_model(cli, demo, place, running
 def test_model_start_replaces_old_leases_and_for_sets_one(cli, place):
     place.lease("2026-01-01T00:00:00Z started run x in s3://b")
     assert cli("model", "start", "digits@v1", env=place.env).code == 0
-    assert place.leases() == [], "what the dead have left would have it stopped"
+    assert place.leases() == [], "expired leases are removed, or reap would stop the model"
     (row,) = cli("model", "reap", "--json", env=place.env).json
     assert (row["done"], row["reason"]) == ("left", "no lease: started by other means")
     assert cli("model", "start", "digits@v1", "--for", "2h", env=place.env).code == 5

@@ -349,19 +349,17 @@ def test_a_deadline_ends_the_run_resumably(cli, job, env, out):
 def test_max_cost_ends_the_run_resumably(cli, job, demo, out):
     with serving_here(demo.state) as endpoint:
         env = aws_env(endpoint)
-        expensive = cli(*job, "--max-tps", 5, "--start-model", 1, "--max-cost", 0.001, env=env)
-        assert expensive.code == 4, expensive.err
-        assert "--max-cost" in expensive.json["reason"]
-        assert expensive.json["cost_usd"] >= 0.001
-        assert "--max-cost has no effect" not in expensive.err
-        assert 0 < expensive.json["scored"] < IMAGES
+        first = cli(*job, "--max-tps", 5, "--start-model", 1, "--max-cost", 0.001, env=env)
+        assert first.code == 4, first.err
+        assert "--max-cost" in first.json["reason"]
+        assert first.json["cost_usd"] >= 0.001
+        assert "--max-cost has no effect" not in first.err
+        assert 0 < first.json["scored"] < IMAGES
         assert model_status(endpoint, demo.arn) in {"STOPPING", "STOPPED"}
         done = cli(*job, "--start-model", 5, env=env)
     last = done.json["sessions"][-1]
-    assert (done.code, last["calls"] - last["throttled"]) == (0, IMAGES - expensive.json["scored"])
-    assert done.json["cost_usd"] == pytest.approx(expensive.json["cost_usd"] + last["cost_usd"]), (
-        "the costs of both sessions are added"
-    )
+    assert (done.code, last["calls"] - last["throttled"]) == (0, IMAGES - first.json["scored"])
+    assert done.json["cost_usd"] == pytest.approx(first.json["cost_usd"] + last["cost_usd"]), "the costs are added up"
     assert len(out.table()) == IMAGES
 
 
