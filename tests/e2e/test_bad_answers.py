@@ -65,8 +65,8 @@ def score(demo, cli, tmp_path) -> Callable[..., Ended]:
             env=env,
         )
         assert "Traceback" not in done.err, done.err[-4000:]
-        errors = done.err.replace("batchcl: what is done is kept; ", "")
-        assert errors.count("batchcl: ") <= 1 or done.code == 0, done.err
+        why = done.err.replace("batchcl: what is done is kept; ", "")
+        assert why.count("batchcl: ") <= 1 or done.code == 0, done.err
         return done
 
     return run

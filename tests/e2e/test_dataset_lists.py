@@ -90,7 +90,7 @@ def test_boxes_outside_the_image_are_refused_with_their_lines(project, tmp_path)
     assert refused.code == 2, refused.err
     assert "15 files or lines can't be used" in refused.err
     assert "line 2: a box of 'cat' from (10, 10) to (510, 40) is outside" in refused.err
-    assert typed("", "dataset", "show", f"{project}/train").code == 5, "nothing was created"
+    assert typed("", "dataset", "show", f"{project}/train").code == 5, "nothing was made"
     skipped = typed("", *create, "--skip-unfit", "--json")
     assert skipped.code == 0, skipped.err
     assert (skipped.json["datasets"][0]["entries"], len(skipped.json["skipped"])) == (15, 15)

@@ -113,7 +113,7 @@ def test_a_signal_keeps_the_rows_and_stops_the_model(demo, slow, running, tmp_pa
     assert summary["status"] == "stopped"
     assert 4 <= summary["scored"] < 300
     assert "no more calls" in err.decode()
-    assert "--run-id r goes on with the rest" in err.decode(), "also with --json"
+    assert "--run-id r goes on with the rest" in err.decode(), "--json or not, the last lines name the run"
     assert b"Traceback" not in err
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
     assert json.loads((tmp_path / "runs/r/summary.json").read_text())["status"] == "stopped"

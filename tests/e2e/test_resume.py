@@ -190,9 +190,9 @@ def test_retry_scores_failed_images_only(cli, env, out, missing):
     assert run.code == 3, run.err
     assert (run.json["failed"], run.json["skipped"], run.json["scored"]) == (3, 1, IMAGES - 4)
     assert f"and `batchcl retry {out.root} r` to score 3 again" in run.err
-    unchanged = cli("retry", out.root, "r", "--json", env=env)
-    assert (unchanged.code, unchanged.json["failed"], unchanged.json["sessions"][-1]["calls"]) == (3, 3, 3)
-    assert unchanged.json["calls"] == run.json["calls"] + 3
+    useless = cli("retry", out.root, "r", "--json", env=env)
+    assert (useless.code, useless.json["failed"], useless.json["sessions"][-1]["calls"]) == (3, 3, 3)
+    assert useless.json["calls"] == run.json["calls"] + 3
     other = cli("retry", out.root, "r", "--code", "InternalServerError", "--json", env=env)
     assert (other.code, other.json["status"]) == (2, "refused")
     assert "failed with --code InternalServerError; its codes: InvalidS3ObjectException (3)" in other.err
@@ -229,7 +229,7 @@ def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, b
     assert (run.code, run.json["failed"], run.json["retryable"], run.json["fittable"]) == (3, 3, 0, 3)
     assert f"see `batchcl failures {out.root}`, and `batchcl retry {out.root} r --fit` to score 3 again" in run.err
     with serving_here(demo.state) as idle:
-        unchanged = cli("retry", out.root, "r", "--start-model", 1, "--json", env=aws_env(idle))
+        useless = cli("retry", out.root, "r", "--start-model", 1, "--json", env=aws_env(idle))
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
     assert (unchanged.code, unchanged.json) == (0, run.json | {"tolerated": True})
     assert (
