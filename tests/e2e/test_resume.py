@@ -229,7 +229,7 @@ def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, b
     assert (run.code, run.json["failed"], run.json["retryable"], run.json["fittable"]) == (3, 3, 0, 3)
     assert f"see `batchcl failures {out.root}`, and `batchcl retry {out.root} r --fit` to score 3 again" in run.err
     with serving_here(demo.state) as idle:
-        useless = cli("retry", out.root, "r", "--start-model", 1, "--json", env=aws_env(idle))
+        unchanged = cli("retry", out.root, "r", "--start-model", 1, "--json", env=aws_env(idle))
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
     assert (unchanged.code, unchanged.json) == (0, run.json | {"tolerated": True})
     assert (
