@@ -278,7 +278,7 @@ def test_the_region_flag_overrides_the_arn_or_is_refused(detect, aws, demo, pict
     [
         ((), "name an image"),
         (("picture.png",), "--model PROJECT@VERSION"),
-        (("picture.png", "--model", "digits@"), "names no model"),
+        (("picture.png", "--model", "digits@"), "is not a model"),
         (("picture.png", "--model", "ARN", "--min-confidence", 101), "is not between 0 and 100"),
         (("picture.png", "--model", "ARN", "--max-results", -1), "is not between 0 and 2147483647"),
         (("picture.png", "--model", "ARN", "--max-results", 2**31), "is not between 0 and 2147483647"),

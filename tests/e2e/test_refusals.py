@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from batchcl.errors import ExitCode
-from servers import aws_env
-from unit.emulator.harness import serving_here
+from servers import aws_env, copied
+from unit.emulator.harness import running_server, serving_here
 
 UNKNOWN = "arn:aws:rekognition:us-east-1:123456789012:project/digits/version/other/1700000000000"
 
@@ -190,17 +190,29 @@ def test_a_port_in_use(cli):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = cli("emulator", "--port", taken.getsockname()[1])
-    assert done.code == 5
-    assert str(taken) not in done.err
-    assert "Traceback" not in done.err
+        port = taken.getsockname()[1]
+        done = cli("emulator", "--port", port)
+    assert (done.code, done.out) == (5, "")
+    assert f"listening on 127.0.0.1:{port} failed: the port is in use" in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_secrets_appear_in_no_output_and_no_file(cli, demo, service, tmp_path):
-    env = aws_env(service) | {"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN", "AWS_SECRET_ACCESS_KEY": "hush-hush-9"}
-    done = cli("run", demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", env=env)
-    assert "hush-hush-9" not in done.out + done.err
-    assert not any(b"hush-hush-9" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    keys = {"AWS_ACCESS_KEY_ID": "AKIAKNOWN", "AWS_SECRET_ACCESS_KEY": "hush-hush-9"}
+    job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", "--limit", 2, "--start-model", 1)
+    refused = cli(*job, env=aws_env(service) | keys)
+    with (
+        copied(demo.state) as state,
+        running_server(
+            {"BATCHCL_EMULATOR_CREDENTIALS": "AKIAKNOWN:hush-hush-9"}, state=state, start_seconds=0
+        ) as server,
+    ):
+        done = cli(*job, "--log-format", "json", "--json", env=aws_env(server.endpoint) | keys)
+    assert (refused.code, done.code, done.json["scored"]) == (5, 0, 2), done.err
+    assert "hush-hush-9" not in refused.out + refused.err + done.out + done.err
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if b"hush-hush-9" in path.read_bytes()]
 
 
 def test_exit_codes_have_the_documented_values():
