@@ -1,4 +1,4 @@
-"""Tar archives through the command line: members are scored as bytes, and a run of them goes on where it stopped."""
+"""Tar archives on the command line: members are scored as bytes, and an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUCKET = "archives"
 
 @pytest.fixture(scope="module")
 def shard(demo) -> bytes:
-    """Thirty pictures as WebDataset has them, each with its class beside it, and some things that lead nowhere."""
+    """A WebDataset shard: thirty images with their classes, a link, and two names outside of the directory."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
         link = tarfile.TarInfo("link.png")
@@ -40,9 +40,7 @@ def env(service, seaweed):
     return aws_env(service, seaweed)
 
 
-def test_a_shard_on_disk_is_scored_and_resumed_without_paying_twice(
-    cli, env, demo, shard, clean_env, seaweed, tmp_path
-):
+def test_a_resumed_run_over_a_shard_pays_for_no_image_twice(cli, env, demo, shard, clean_env, seaweed, tmp_path):
     path = tmp_path / "in" / "x.tar"
     path.parent.mkdir()
     path.write_bytes(shard)
@@ -65,19 +63,19 @@ def test_a_shard_on_disk_is_scored_and_resumed_without_paying_twice(
     assert {f"{path}#../../../tmp/up.jpg", f"{path}#/abs/olute.jpg"} <= set(rows["key"])
     assert set(rows["bucket"]) == {""}
     assert sorted(each.name for each in path.parent.iterdir()) == ["x.tar"]
-    asked = ("--out", out.root, "--incremental", "--include", "*.jpg", "--json")
-    again = cli("run", path, "--model", demo.arn, *asked, env=env)
+    flags = ("--out", out.root, "--incremental", "--include", "*.jpg", "--json")
+    again = cli("run", path, "--model", demo.arn, *flags, env=env)
     assert (again.code, again.json["calls"], again.json["known"]) == (0, 0, 30), again.err
 
 
-def test_a_shard_in_s3_is_scored_from_there(cli, env, demo, shard, seaweed, tmp_path: Path):
+def test_a_shard_in_s3_is_scored(cli, env, demo, shard, seaweed, tmp_path: Path):
     s3 = client("s3", seaweed)
     make_bucket(s3, BUCKET)
     s3.put_object(Bucket=BUCKET, Key="shards/x.tar", Body=shard)
     uri = f"s3://{BUCKET}/shards/x.tar"
-    shown = cli("plan", uri, "--model", demo.arn, "--out", tmp_path / "out", "--include", "*.jpg", "--json", env=env)
-    assert shown.code == 0, shown.err
-    assert (shown.json["images"], shown.json["calls"], shown.json["left_out"]) == (30, 30, {"links": 1})
+    plan = cli("plan", uri, "--model", demo.arn, "--out", tmp_path / "out", "--include", "*.jpg", "--json", env=env)
+    assert plan.code == 0, plan.err
+    assert (plan.json["images"], plan.json["calls"], plan.json["left_out"]) == (30, 30, {"links": 1})
     done = cli("run", uri, "--model", demo.arn, "--out", tmp_path / "out", "--include", "*.jpg", "--json", env=env)
     assert done.code == 0, done.err
     assert done.json["scored"] == 30
@@ -87,7 +85,7 @@ def test_a_shard_in_s3_is_scored_from_there(cli, env, demo, shard, seaweed, tmp_
     assert rows["etag"].n_unique() == 1
 
 
-def test_a_cut_shard_is_refused_before_a_call_is_spent(cli, env, demo, shard, tmp_path: Path):
+def test_a_truncated_shard_is_refused_before_the_first_call(cli, env, demo, shard, tmp_path: Path):
     path = tmp_path / "cut.tar"
     path.write_bytes(shard[: len(shard) // 2])
     done = cli("run", path, "--model", demo.arn, "--out", tmp_path / "out", env=env)

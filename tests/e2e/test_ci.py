@@ -1,4 +1,4 @@
-"""`.ci/run`, as CI starts it, around commands that end well, badly and by a crash."""
+"""`.ci/run`, as CI starts it, with commands that succeed, fail and crash."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run(clone: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_the_exit_code_is_the_commands_and_nothing_is_left(clone: Path, code: int) -> None:
+def test_the_exit_code_is_returned_and_no_file_is_left(clone: Path, code: int) -> None:
     done = run(clone, "sh", "-c", f"exit {code}")
     assert (done.returncode, done.stderr) == (code, "")
     assert [path.name for path in (clone / ".ci").iterdir()] == ["run"]
 
 
 def test_the_core_dump_of_a_crash_is_kept_and_shown(clone: Path) -> None:
-    """Also where the command itself goes on, as pytest does without a worker. Not every machine writes core dumps."""
+    """Also if the command continues, as pytest does after a worker crashed. Not every machine writes core dumps."""
     done = run(clone, "sh", "-c", f"{sys.executable} -c '{CRASH}'; exit 139")
     assert done.returncode == 139
     kept = list((clone / ".ci" / "cores").glob("*.core")) if (clone / ".ci" / "cores").exists() else []

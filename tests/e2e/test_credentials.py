@@ -1,4 +1,4 @@
-"""Credentials that fail, before a run and during it: one sentence, the right exit code, and nothing lost."""
+"""Credentials that fail before or during a run: one sentence, the right exit code, and no lost results."""
 
 from __future__ import annotations
 
@@ -67,22 +67,22 @@ REPORTED = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_says_it_in_one_sentence(cli, demo, tmp_path, command):
+def test_every_command_reports_bad_credentials_in_one_sentence(cli, demo, tmp_path, command):
     (tmp_path / "config").write_text(CONFIG)
     (tmp_path / "keys.txt").write_text("s3://pics/a.png\n")
     values = {"model": demo.arn, "out": tmp_path / "out", "keys": tmp_path / "keys.txt"}
     for profile, reported in REPORTED.items():
         env = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": profile}
         done = cli(*command.format(**values).split(), env=env)
-        said = done.out if command.startswith("doctor") else done.err
-        assert (done.code, said.count("\n")) == (5, 1), (done.code, done.out, done.err)
-        assert f"of profile {profile} with" in said
-        assert reported in said
-        assert f"{SECRET}key" not in said
+        output = done.out if command.startswith("doctor") else done.err
+        assert (done.code, output.count("\n")) == (5, 1), (done.code, done.out, done.err)
+        assert f"of profile {profile} with" in output
+        assert reported in output
+        assert f"{SECRET}key" not in output
 
 
 @pytest.mark.parametrize("profile", ["sso", "sentence"])
-def test_the_sdk_adds_no_words_of_its_own(cli_process, demo, tmp_path, profile):
+def test_botocore_logs_nothing_of_its_own(cli_process, demo, tmp_path, profile):
     (tmp_path / "config").write_text(CONFIG)
     env = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": profile}
     done = cli_process("run", "s3://pics/", "--model", demo.arn, "--out", tmp_path, "--log-format", "json", env=env)
@@ -96,8 +96,8 @@ def write_keys(path: Path, key: str) -> None:
     path.write_text(f"[default]\nregion = {REGION}\naws_access_key_id = {key}\naws_secret_access_key = {key}-secret\n")
 
 
-def test_keys_that_are_rotated_during_a_run_are_taken_by_calls_and_store(demo, running, tmp_path):
-    """The old ones end before the new ones are in the file, as a rotation in the wrong order has it."""
+def test_rotated_keys_are_used_by_calls_and_storage(demo, running, tmp_path):
+    """The old keys become invalid before the file has the new ones, as in a rotation in the wrong order."""
     config, root = tmp_path / "config", "s3://out/x"
     job = (demo.data.images, "--model", demo.arn, "--out", root, "--run-id", "r", "--shard-size", 4, "--limit", 24)
     with copied(demo.state) as state, running_seaweed(tmp_path) as s3, ExitStack() as stack:
@@ -121,9 +121,9 @@ def test_keys_that_are_rotated_during_a_run_are_taken_by_calls_and_store(demo, r
         start_model(rekognition.endpoint, demo.arn)
         assert any(b"calls paused: rekognition refuses the AWS credentials: Unrecognized" in line for line in lines)
         write_keys(config, "NEW")
-        said = process.communicate(timeout=60)[1].decode()
-        assert process.returncode == 0, said
-        assert "24 planned = 24 scored + 0 failed" in said
+        err = process.communicate(timeout=60)[1].decode()
+        assert process.returncode == 0, err
+        assert "24 planned = 24 scored + 0 failed" in err
 
 
 PROCESS = """
@@ -132,7 +132,7 @@ echo '{{"Version": 1, "AccessKeyId": "{key}", "SecretAccessKey": "{secret}"}}'; 
 """
 
 
-def test_a_credential_process_that_fails_for_seconds_costs_seconds(demo, running, tmp_path):
+def test_a_run_survives_a_short_credential_process_failure(demo, running, tmp_path):
     script = tmp_path / "keys.sh"
     script.write_text(PROCESS.format(folder=tmp_path, key=KEY, secret=SECRET))
     (tmp_path / "config").write_text(f"[default]\nregion = {REGION}\ncredential_process = /bin/sh {script}\n")
@@ -150,9 +150,9 @@ def test_a_credential_process_that_fails_for_seconds_costs_seconds(demo, running
             assert SECRET not in paused
             assert any(b"calls paused" in line for line in lines), "and again"
             (tmp_path / "broken").unlink()
-            said = process.communicate(timeout=60)[1].decode()
-        assert process.returncode == 0, said
-        assert "24 planned = 24 scored + 0 failed" in said
+            err = process.communicate(timeout=60)[1].decode()
+        assert process.returncode == 0, err
+        assert "24 planned = 24 scored + 0 failed" in err
         assert model_status(endpoint, demo.arn) == "STOPPED"
 
 
@@ -164,6 +164,6 @@ def inject(endpoint: str, **fault: object) -> None:
 
 
 def calls(endpoint: str) -> int:
-    """Since the last `inject`."""
+    """Model calls since the last `inject`."""
     with urllib.request.urlopen(f"{endpoint}/_emulator/faults", timeout=10) as response:
         return int(json.load(response)["faults"][0]["met"])

@@ -1,4 +1,4 @@
-"""Manifests and folders as users have them, on their way to datasets."""
+"""Datasets created from manifests, folders and CSV files, with the mistakes that users make in them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def multilabel(n: int) -> dict[str, Any]:
     return {"job": ids, "job-metadata": metadata | {"type": "groundtruth/image-classification-multilabel"}}
 
 
-def unsure(n: int) -> dict[str, Any]:
+def no_confidence(n: int) -> dict[str, Any]:
     return {"l": n % 2, "l-metadata": {"class-name": LABELS[n % 2], "type": SINGLE}}
 
 
@@ -70,18 +70,20 @@ def outside(n: int) -> dict[str, Any]:
     return {"b": value, "b-metadata": metadata | ORIGIN}
 
 
-@pytest.mark.parametrize(("line", "labels"), [(multilabel, 3), (unsure, 2)])
-def test_what_can_be_converted_becomes_a_dataset_without_errors(project, tmp_path, line, labels):
+@pytest.mark.parametrize(("line", "labels"), [(multilabel, 3), (no_confidence, 2)])
+def test_convertible_annotations_become_a_dataset(project, tmp_path, line, labels):
     path = manifest(tmp_path / "m.manifest", [line(n) for n in range(30)])
-    made = typed("", "dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}", "--json")
-    assert made.code == 0, made.err
-    (dataset,) = made.json["datasets"]
+    created = typed(
+        "", "dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}", "--json"
+    )
+    assert created.code == 0, created.err
+    (dataset,) = created.json["datasets"]
     assert (dataset["entries"], dataset["labeled"], dataset["labels"], dataset["errors"]) == (30, 30, labels, 0)
     again = typed("", "dataset", "update", f"{project}/train", path, "--json")
     assert (again.code, again.json["dataset"]["errors"]) == (0, 0), again.err
 
 
-def test_boxes_outside_of_the_image_are_refused_with_their_lines(project, tmp_path):
+def test_boxes_outside_the_image_are_refused_with_their_lines(project, tmp_path):
     path = manifest(tmp_path / "m.manifest", [outside(n) for n in range(30)])
     create = ("dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}")
     refused = typed("", *create)
@@ -94,7 +96,7 @@ def test_boxes_outside_of_the_image_are_refused_with_their_lines(project, tmp_pa
     assert (skipped.json["datasets"][0]["entries"], len(skipped.json["skipped"])) == (15, 15)
 
 
-def test_a_video_manifest_is_refused_as_one(project, tmp_path):
+def test_a_video_manifest_is_refused(project, tmp_path):
     metadata = {"class-map": {"0": "car"}, **ORIGIN, "type": "groundtruth/video-object-detection"}
     path = manifest(tmp_path / "v.manifest", [{"Car-ref": "s3://b/x.json", "Car-ref-metadata": metadata}])
     for verb in (("create", f"{project}/train"), ("create", project, "--test-share", "0.2")):
@@ -103,15 +105,15 @@ def test_a_video_manifest_is_refused_as_one(project, tmp_path):
         assert "it is a line of a video manifest" in refused.err
 
 
-def test_errors_that_the_service_reports_lead_to_exit_code_3(project, tmp_path, seaweed, endpoint):
-    path = manifest(tmp_path / "m.manifest", [unsure(n) for n in range(10)])
+def test_errors_reported_by_the_service_give_exit_code_3(project, tmp_path, seaweed, endpoint):
+    path = manifest(tmp_path / "m.manifest", [no_confidence(n) for n in range(10)])
     broken = path.read_bytes() + path.read_bytes().replace(b".png", b".jpg")
     client("s3", seaweed).put_object(Bucket=BUCKET, Key="manifests/broken", Body=broken)
     rekognition = client("rekognition", endpoint)
     source = {"GroundTruthManifest": {"S3Object": {"Bucket": BUCKET, "Name": "manifests/broken"}}}
     arn = rekognition.describe_projects(ProjectNames=[project])["ProjectDescriptions"][0]["ProjectArn"]
-    made = rekognition.create_dataset(ProjectArn=arn, DatasetType="TEST", DatasetSource=source)["DatasetArn"]
-    wait_for(lambda: described(rekognition, made)["Status"] == "CREATE_COMPLETE")
+    created = rekognition.create_dataset(ProjectArn=arn, DatasetType="TEST", DatasetSource=source)["DatasetArn"]
+    wait_for(lambda: described(rekognition, created)["Status"] == "CREATE_COMPLETE")
     copied = typed("", "dataset", "create", f"{project}/train", f"{project}/test", "--json")
     assert copied.code == 3, copied.err
     assert copied.json["datasets"][0]["errors"] == 20
@@ -127,7 +129,7 @@ def described(rekognition: Any, arn: str) -> dict[str, Any]:
     return dict(rekognition.describe_dataset(DatasetArn=arn)["DatasetDescription"])
 
 
-@pytest.mark.parametrize("line", [multilabel, unsure, outside])
+@pytest.mark.parametrize("line", [multilabel, no_confidence, outside])
 def test_a_manifest_in_s3_is_checked_too(project, tmp_path, seaweed, line):
     path = manifest(tmp_path / "m.manifest", [line(n) for n in range(10)])
     key = f"manifests/{project}.manifest"
@@ -135,7 +137,7 @@ def test_a_manifest_in_s3_is_checked_too(project, tmp_path, seaweed, line):
     refused = typed("", "dataset", "create", f"{project}/train", f"s3://{BUCKET}/{key}")
     assert refused.code == 2, refused.err
     assert ("is outside" if line is outside else "which converts it") in refused.err
-    assert typed("", "dataset", "show", f"{project}/train").code == 5, "nothing was made"
+    assert typed("", "dataset", "show", f"{project}/train").code == 5, "nothing was created"
 
 
 def pictures(folder: Path, *names: str) -> Path:
@@ -152,30 +154,32 @@ def test_train_and_test_folders_become_the_two_datasets(project, tmp_path):
     refused = typed("", *create, "--test-share", "0.2")
     assert refused.code == 2
     assert "already divided into train and test. Name only the project" in refused.err
-    made = typed("", *create)
-    assert made.code == 0, made.err
-    assert [(each["kind"], each["entries"], each["labels"]) for each in made.json["datasets"]] == [
+    created = typed("", *create)
+    assert created.code == 0, created.err
+    assert [(each["kind"], each["entries"], each["labels"]) for each in created.json["datasets"]] == [
         ("train", 4, 2),
         ("test", 4, 2),
     ]
-    assert made.json["remarks"] == ["hidden files and folders ignored: 1"]
+    assert created.json["remarks"] == ["hidden files and folders ignored: 1"]
     labels = typed("", "dataset", "labels", f"{project}/test", "--json").json
     assert {each["label"] for each in labels} == {"cat", "dog"}
 
 
-def test_labels_that_hardly_differ_are_reported_before_the_upload(project, tmp_path):
+def test_similar_labels_are_reported_before_the_upload(project, tmp_path):
     folder = pictures(tmp_path / "photos", "cat/0.png", "Cat/1.png", "dog/2.png")
     (folder / "dog/3.png").write_bytes((folder / "cat/0.png").read_bytes())
-    made = typed("", "dataset", "create", f"{project}/train", folder, "--upload-to", f"s3://{BUCKET}/{project}")
-    assert made.code == 0, made.err
-    assert "2 labels differ only in case, spaces or Unicode form: 'Cat', 'cat'" in made.err
-    assert "identical images with different labels: 1, for example cat/0.png and dog/3.png" in made.err
+    created = typed("", "dataset", "create", f"{project}/train", folder, "--upload-to", f"s3://{BUCKET}/{project}")
+    assert created.code == 0, created.err
+    assert "2 labels differ only in case, spaces or Unicode form: 'Cat', 'cat'" in created.err
+    assert "identical images with different labels: 1, for example cat/0.png and dog/3.png" in created.err
 
 
 def test_a_csv_of_images_and_labels_becomes_a_dataset(project, tmp_path):
     pictures(tmp_path / "photos", "a.png", "b.png", "c d.png")
     path = tmp_path / "list.csv"
     path.write_text("photos/a.png,cat\nphotos/b.png,dog,small\nphotos/c d.png,dog\n")
-    made = typed("", "dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}", "--json")
-    assert made.code == 0, made.err
-    assert (made.json["datasets"][0]["entries"], made.json["datasets"][0]["labels"]) == (3, 3)
+    created = typed(
+        "", "dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}", "--json"
+    )
+    assert created.code == 0, created.err
+    assert (created.json["datasets"][0]["entries"], created.json["datasets"][0]["labels"]) == (3, 3)

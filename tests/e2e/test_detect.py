@@ -1,4 +1,4 @@
-"""`batchcl detect` against the emulator and a local S3, beside the AWS CLI."""
+"""`batchcl detect` against the emulator and a local S3, compared with the AWS CLI."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ Run = Callable[..., Ended]
 
 @pytest.fixture
 def env(clean_env, service, seaweed, monkeypatch, tmp_path) -> dict[str, str]:
-    """AWS is the emulator and a local S3; the working directory is empty."""
-    found: dict[str, str] = clean_env | aws_env(service, seaweed) | {"AWS_DEFAULT_REGION": REGION}
-    for name, value in found.items():
+    """The emulator and a local S3 in place of AWS; the working directory is empty."""
+    variables: dict[str, str] = clean_env | aws_env(service, seaweed) | {"AWS_DEFAULT_REGION": REGION}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    return found
+    return variables
 
 
 @pytest.fixture
 def detect(env) -> Run:
-    """`batchcl detect` in this process, which has everything imported already."""
+    """`batchcl detect` in this process, which has already imported everything."""
     assert env
 
     return partial(typed, "detect")
@@ -53,7 +53,7 @@ def detect(env) -> Run:
 
 @pytest.fixture
 def aws(env) -> Callable[..., str]:
-    """`aws rekognition detect-custom-labels`; what it writes."""
+    """Run `aws rekognition detect-custom-labels`; returns its stdout."""
 
     def run(*words: object) -> str:
         done = subprocess.run(
@@ -71,10 +71,10 @@ def aws(env) -> Callable[..., str]:
 
 @pytest.fixture
 def picture(demo, env) -> Path:
-    """One that the model hasn't seen."""
+    """An image that the model was not trained on."""
     assert env
-    found = min(demo.data.images.rglob("*.png"))
-    return Path(shutil.copy(found, "picture.png"))
+    source = min(demo.data.images.rglob("*.png"))
+    return Path(shutil.copy(source, "picture.png"))
 
 
 def upload(seaweed: str, key: str, data: bytes) -> str:
@@ -89,7 +89,7 @@ def names(answer: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("options", [(), ("--min-confidence", 0.01, "--max-results", 3)], ids=["plain", "options"])
-def test_a_file_is_answered_as_the_aws_cli_answers_it(detect, aws, demo, picture, options):
+def test_the_output_for_a_file_equals_the_aws_cli_s(detect, aws, demo, picture, options):
     ours = detect(picture, "--model", demo.arn, *options, "--json")
     assert (ours.code, ours.err) == (0, "")
     theirs = json.loads(aws("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", *options))
@@ -97,7 +97,7 @@ def test_a_file_is_answered_as_the_aws_cli_answers_it(detect, aws, demo, picture
     assert theirs["CustomLabels"]
 
 
-def test_an_object_is_answered_as_the_aws_cli_answers_it_by_any_name_of_the_model(detect, aws, demo, picture, seaweed):
+def test_the_output_for_an_object_equals_the_aws_cli_s(detect, aws, demo, picture, seaweed):
     key = "a b+c/ü.png"
     uri = upload(seaweed, key, picture.read_bytes())
     where = json.dumps({"S3Object": {"Bucket": BUCKET, "Name": key}})
@@ -124,22 +124,22 @@ POLYGONS = {
 
 
 class _Canned(BaseHTTPRequestHandler):
-    """Answers every call with `POLYGONS`, which no model of the emulator gives, and keeps what it was asked."""
+    """Returns `POLYGONS`, which no emulated model returns, for every call, and records the requests."""
 
-    asked: ClassVar[list[tuple[dict[str, str], Any]]] = []
+    requests: ClassVar[list[tuple[dict[str, str], Any]]] = []
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append(({name.lower(): value for name, value in self.headers.items()}, body))
-        said = json.dumps(POLYGONS).encode()
+        self.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
+        response = json.dumps(POLYGONS).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/x-amz-json-1.1")
-        self.send_header("Content-Length", str(len(said)))
+        self.send_header("Content-Length", str(len(response)))
         self.end_headers()
-        self.wfile.write(said)
+        self.wfile.write(response)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def answering(tls: ssl.SSLContext | None = None) -> Iterator[str]:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    _Canned.asked.clear()
+    _Canned.requests.clear()
     try:
         yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     finally:
@@ -164,7 +164,7 @@ def canned() -> Iterator[str]:
         yield endpoint
 
 
-def test_boxes_and_polygons_are_written_as_the_aws_cli_writes_them(detect, aws, demo, picture, canned):
+def test_boxes_and_polygons_equal_the_aws_cli_s(detect, aws, demo, picture, canned):
     ours = {
         form: detect(picture, "--model", demo.arn, "--endpoint-url", canned, "--output", form)
         for form in ("json", "yaml", "text", "table")
@@ -181,22 +181,22 @@ def test_boxes_and_polygons_are_written_as_the_aws_cli_writes_them(detect, aws, 
     table = ours["table"].out.splitlines()
     assert table[0].split() == ["label", "confidence", "left", "top", "width", "height"]
     assert "12.50" in table[3]
-    bodies = [body for _, body in _Canned.asked]
-    assert bodies == bodies[:1] * 6, "the AWS CLI and we ask the same"
+    bodies = [body for _, body in _Canned.requests]
+    assert bodies == bodies[:1] * 6, "the AWS CLI and batchcl send the same requests"
 
 
-def test_a_query_takes_its_part_of_the_answer(detect, aws, demo, picture):
+def test_query_selects_part_of_the_output(detect, aws, demo, picture):
     query = "CustomLabels[].[Name, Confidence]"
-    asked = ("--min-confidence", 0, "--query", query)
-    ours = detect(picture, "--model", demo.arn, *asked)
-    theirs = aws("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", *asked, "--output", "text")
+    flags = ("--min-confidence", 0, "--query", query)
+    ours = detect(picture, "--model", demo.arn, *flags)
+    theirs = aws("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", *flags, "--output", "text")
     assert [name for name, _ in ours.json] == [line.split("\t")[0] for line in theirs.splitlines()]
-    assert detect(picture, "--model", demo.arn, *asked, "--output", "text").out == theirs
+    assert detect(picture, "--model", demo.arn, *flags, "--output", "text").out == theirs
     bad = detect(picture, "--model", demo.arn, "--query", "[")
     assert (bad.code, bad.out) == (2, "")
 
 
-def test_several_images_come_as_one_list_and_one_that_fails_leaves_the_others_alone(detect, demo, picture, seaweed):
+def test_one_failed_image_keeps_the_other_results(detect, demo, picture, seaweed):
     uri = upload(seaweed, "there.png", picture.read_bytes())
     Path("text.png").write_text("no picture")
     done = detect(picture, "text.png", uri, f"s3://{BUCKET}/missing.png", "--model", demo.arn, "--json")
@@ -217,7 +217,7 @@ def test_several_images_come_as_one_list_and_one_that_fails_leaves_the_others_al
     assert table.out.splitlines()[0].split()[0] == "image"
 
 
-def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
+def test_stdin_and_a_request_file_are_accepted(detect, demo, picture):
     plain = detect(picture, "--model", demo.arn, "--min-confidence", 0, "--json").json
     assert detect("-", "--model", demo.arn, "--min-confidence", 0, "--json", stdin=picture.read_bytes()).json == plain
     request = detect("--skeleton").json
@@ -227,12 +227,12 @@ def test_an_image_on_stdin_and_a_request_from_a_file(detect, demo, picture):
     Path("request.json").write_text(json.dumps(request))
     assert detect("--input-json", "request.json", "--json").json == plain
     few_labels = detect("--input-json", "-", "--max-results", 2, "--json", stdin=Path("request.json").read_bytes())
-    assert few_labels.json["CustomLabels"] == plain["CustomLabels"][:2], "flags win over the request"
+    assert few_labels.json["CustomLabels"] == plain["CustomLabels"][:2], "flags override the request"
     for form in (f" {json.dumps(request)}", f"file://{Path('request.json').absolute()}"):
         assert detect("--input-json", form, "--json").json == plain
 
 
-def test_both_kinds_of_image_in_a_request_are_refused_by_us_and_by_the_service(detect, demo, service):
+def test_bytes_and_s3object_together_are_refused(detect, demo, service):
     image = {"Bytes": "aGVsbG8=", "S3Object": {"Bucket": BUCKET, "Name": "k"}}
     request = json.dumps({"ProjectVersionArn": demo.arn, "Image": image, "MinConfidence": 0})
     done = detect("--input-json", request)
@@ -242,7 +242,7 @@ def test_both_kinds_of_image_in_a_request_are_refused_by_us_and_by_the_service(d
         rekognition.detect_custom_labels(ProjectVersionArn=demo.arn, Image=image | {"Bytes": b"hello"})
 
 
-def test_the_version_of_a_requests_object_can_be_named(detect, demo, picture, seaweed):
+def test_a_request_can_name_an_object_version(detect, demo, picture, seaweed):
     s3 = client("s3", seaweed)
     make_bucket(s3, "versions")
     s3.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
@@ -254,8 +254,8 @@ def test_the_version_of_a_requests_object_can_be_named(detect, demo, picture, se
     assert detect(*words, "--version-id", older).code == 0
 
 
-def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, picture, monkeypatch):
-    """As for the AWS CLI; the environment's does not."""
+def test_the_region_flag_overrides_the_arn_or_is_refused(detect, aws, demo, picture, monkeypatch):
+    """As with the AWS CLI; the region of the environment does not override the region in the ARN."""
     words = ("--project-version-arn", demo.arn, "--image-bytes", f"fileb://{picture}", "--region", "eu-west-1")
     with pytest.raises(AssertionError, match="ResourceNotFoundException"):
         aws(*words)
@@ -264,8 +264,8 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     assert detect(picture, "--model", demo.arn).code == 0
     assert typed("model", "show", demo.arn).code == 0
-    elsewhere = typed("model", "show", demo.arn, "--region", "eu-west-1")
-    assert (elsewhere.code, "there is no model" in elsewhere.err) == (5, True), elsewhere.err
+    other_region = typed("model", "show", demo.arn, "--region", "eu-west-1")
+    assert (other_region.code, "there is no model" in other_region.err) == (5, True), other_region.err
     for command in ("run", "plan", "doctor"):
         done = typed(command, picture, "--model", demo.arn, "--out", "out", "--region", "eu-west-1")
         assert (done.code, done.out) == (5, "")
@@ -274,11 +274,11 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ((), "IMAGE is missing"),
         (("picture.png",), "--model is missing: name a model"),
-        (("picture.png", "--model", "digits@"), "names no model"),
+        (("picture.png", "--model", "digits@"), "is not a model"),
         (("picture.png", "--model", "ARN", "--min-confidence", 101), "is not between 0 and 100"),
         (("picture.png", "--model", "ARN", "--max-results", -1), "is not between 0 and 2147483647"),
         (("picture.png", "--model", "ARN", "--max-results", 2**31), "is not between 0 and 2147483647"),
@@ -302,16 +302,16 @@ def test_the_region_of_the_command_line_counts_beside_an_arn(detect, aws, demo, 
         (("picture.png", "--model", "ARN", "--annotate", "bad.json"), "is not a PNG or JPEG"),
     ],
 )
-def test_slips_of_the_pen_are_refused_in_one_sentence_without_a_call(detect, demo, picture, words, says):
+def test_bad_arguments_are_refused_without_a_call(detect, demo, picture, words, message):
     assert picture.exists()
     Path("bad.json").write_text('{"Imagine": 1}')
     done = detect(*(demo.arn if word == "ARN" else word for word in words))
     assert (done.code, done.out) == (2, ""), done.err
-    assert says in done.err
+    assert message in done.err
     assert done.err.count("batchcl: ") == 1
 
 
-def test_a_model_that_is_not_there_and_a_file_that_is_not(detect, demo, picture):
+def test_missing_models_and_files_are_reported(detect, demo, picture):
     other = demo.arn.replace("/v1/", "/v9/")
     assert (detect(picture, "--model", other).code, detect(picture, "--model", "digits@v9").code) == (5, 5)
     missing = detect("nowhere.png", "--model", demo.arn, "--json")
@@ -323,32 +323,32 @@ def test_connection_flags_reach_the_service(detect, demo, picture, canned, monke
     unsigned = detect(picture, "--model", demo.arn, "--no-sign-request", "--json", "--endpoint-url", canned)
     assert unsigned.code == 0, unsigned.err
     detect(picture, "--model", demo.arn, "--json", "--endpoint-url", canned)
-    (first, _), (second, _) = _Canned.asked
+    (first, _), (second, _) = _Canned.requests
     assert "authorization" not in first
     assert second["authorization"].startswith("AWS4-HMAC-SHA256")
     refused = detect(picture, "--model", demo.arn, "--no-sign-request")
     assert refused.code == 5
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    nobody = detect(picture, "--model", demo.arn)
-    assert nobody.code == 5
-    assert "no AWS credentials found" in nobody.err
+    no_credentials = detect(picture, "--model", demo.arn)
+    assert no_credentials.code == 5
+    assert "no AWS credentials found" in no_credentials.err
 
 
-def test_certificates_are_checked_by_the_given_bundle_or_not_at_all(detect, demo, picture, tmp_path):
+def test_tls_flags_set_the_ca_bundle_or_disable_checks(detect, demo, picture, tmp_path):
     tls, bundle = certificates(tmp_path)
     with answering(tls) as endpoint:
-        asked = (picture, "--model", demo.arn, "--endpoint-url", endpoint, "--json")
-        assert detect(*asked, "--ca-bundle", bundle).json == POLYGONS
-        assert detect(*asked, "--no-verify-ssl").json == POLYGONS
-        refused = detect(*asked)
+        flags = (picture, "--model", demo.arn, "--endpoint-url", endpoint, "--json")
+        assert detect(*flags, "--ca-bundle", bundle).json == POLYGONS
+        assert detect(*flags, "--no-verify-ssl").json == POLYGONS
+        refused = detect(*flags)
     assert (refused.code, refused.out) == (5, "")
     assert "Tls" in refused.err
-    assert detect(*asked, "--ca-bundle", "nowhere.pem").code == 2
+    assert detect(*flags, "--ca-bundle", "nowhere.pem").code == 2
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF", "BMP"])
-def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, demo, picture, seaweed, kind):
+def test_fit_scores_an_image_that_the_service_would_refuse(detect, demo, picture, seaweed, kind):
     Path("other").write_bytes(resized(picture, kind, (300, 300)))
     uri = upload(seaweed, f"other.{kind.lower()}", Path("other").read_bytes())
     plain = detect("other", "--model", demo.arn, "--json")
@@ -362,7 +362,7 @@ def test_fit_sends_a_picture_that_the_service_would_refuse_and_says_so(detect, d
     assert f"other was changed before sending: {kind} to " in done.err
 
 
-def test_fit_shrinks_what_is_too_large_wherever_it_lies_and_leaves_the_rest_alone(detect, demo, picture, seaweed):
+def test_fit_resizes_only_images_that_are_too_large(detect, demo, picture, seaweed):
     wide = resized(picture, "PNG", (4500, 450))
     uri = upload(seaweed, "wide.png", wide)
     done = detect(uri, picture, "--model", demo.arn, "--fit", "--json")
@@ -375,7 +375,7 @@ def test_fit_shrinks_what_is_too_large_wherever_it_lies_and_leaves_the_rest_alon
     assert (failed.code, failed.out) == (3, "")
 
 
-def test_a_refusal_that_fitting_does_not_mend_stands(detect, demo, seaweed):
+def test_fit_keeps_errors_that_it_can_not_fix(detect, demo, seaweed):
     uri = upload(seaweed, "empty.png", b"")
     done = detect(uri, "--model", demo.arn, "--fit")
     assert done.code == 3
@@ -387,15 +387,15 @@ def test_annotate_draws_each_image_with_an_answer(detect, demo, picture, seaweed
     done = detect(picture, "--model", demo.arn, "--annotate", "one.jpg", "--json")
     assert done.code == 0, done.err
     assert Path("one.jpg").read_bytes().startswith(b"\xff\xd8\xff")
-    assert names(done.json), "what is drawn doesn't come in the way of the answer"
+    assert names(done.json), "drawing does not change the output"
     many = detect(picture, uri, "-", "--model", demo.arn, "--annotate", "drawn", stdin=picture.read_bytes())
     assert many.code == 0, many.err
     assert sorted(path.name for path in Path("drawn").iterdir()) == ["picture-2.png", "picture.png", "stdin.png"]
     assert detect(picture, "--model", demo.arn, "--annotate", "made").code == 0
-    assert Path("made/picture.png").exists(), "the rule for several images holds for one"
+    assert Path("made/picture.png").exists(), "one image is named by the rule for several"
 
 
-def test_from_python(demo, picture):
+def test_the_python_api_returns_the_same_labels(demo, picture):
     bytes_, path, missing = anyio.run(
         partial(batchcl.detect, [picture.read_bytes(), picture, "nowhere.png"], model=demo.arn, min_confidence=0)
     )

@@ -1,8 +1,8 @@
-"""What README.md and docs/ say is what the program does.
+"""README.md and docs/ agree with the program.
 
-A line that starts with `$ batchcl` in a ```console block is run, in a directory where `batchcl demo` has been and with
-AWS being the emulator and a local S3; docs/workflow.md has a test of its own. ```python blocks of README.md and
-docs/analysis.md are run too. Every `batchcl …` in code anywhere must be a command with flags that it knows.
+Lines that start with `$ batchcl` in ```console blocks are run in a directory with the files of `batchcl demo`, with the
+emulator and a local S3 in place of AWS; docs/workflow.md has a test of its own. ```python blocks of README.md and
+docs/analysis.md are run too. Every `batchcl …` in code must be an existing command with existing flags.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
 ]
 BUCKETS = ("acme-photos", "acme-tables")
-FEW = {"BATCHCL_LIMIT": "5"}
+SMALL_RUNS = {"BATCHCL_LIMIT": "5"}
 TYPED_ELSEWHERE = {"workflow.md"}
-"""A session whose commands build on each other, and whose output counts: see test_workflow.py."""
+"""Its commands depend on each other, and their output is compared: see test_workflow.py."""
 
 _FENCE = re.compile(r"^```(?P<kind>[a-z]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FLAG = re.compile(r"\"(--[a-z-]+)\"")
@@ -68,8 +68,8 @@ def blocks(page: Path, kind: str) -> list[str]:
     return [block.code for block in map(_block, _FENCE.finditer(page.read_text())) if block.kind == kind]
 
 
-def _block(found: re.Match[str]) -> Block:
-    return Block(found["kind"], found["code"])
+def _block(match: re.Match[str]) -> Block:
+    return Block(match["kind"], match["code"])
 
 
 def runnable(page: Path) -> list[str]:
@@ -81,7 +81,7 @@ def mentioned(page: Path) -> Iterator[Mentioned]:
     """Every `batchcl COMMAND …` in code; in a job file, in its comments."""
     text = page.read_text()
     if page.suffix == ".md":
-        fenced = [line for found in _FENCE.finditer(text) for line in found["code"].splitlines()]
+        fenced = [line for match in _FENCE.finditer(text) for line in match["code"].splitlines()]
         code = [line for line in fenced if not line.startswith("batchcl: ")]
         code += _SPAN.findall(_FENCE.sub("", text).replace("\n", " "))
     elif page in SCHEDULES:
@@ -91,8 +91,8 @@ def mentioned(page: Path) -> Iterator[Mentioned]:
         code += [span for line in code for span in _SPAN.findall(line)]
         code = [line for line in code if line.startswith("batchcl ")]
     for line in code:
-        if (found := _COMMAND.search(line)) is not None:
-            yield Mentioned(page.name, list(_words(found["rest"])))
+        if (match := _COMMAND.search(line)) is not None:
+            yield Mentioned(page.name, list(_words(match["rest"])))
 
 
 def _words(text: str) -> Iterator[str]:
@@ -123,7 +123,7 @@ def _commands(group: TyperGroup, before: str) -> Iterator[tuple[str, set[str]]]:
 
 
 def name_of(words: list[str], known: Iterable[str]) -> str:
-    """The longest command that `words` begin with."""
+    """The longest command name at the start of `words`."""
     beginnings = [" ".join(words[:n]) for n in (3, 2, 1)]
     return next((name for name in beginnings if name in known), words[0])
 
@@ -142,55 +142,55 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def place(demo, aws, clean_env, tmp_path_factory) -> Path:
-    """A directory where the demo has been, beside the job files."""
-    here: Path = tmp_path_factory.mktemp("docs")
-    shutil.copytree(demo.state, here / "demo" / "emulator")
-    shutil.copytree(demo.data.images, here / "demo" / "images")
-    (here / "demo" / "images" / "00000-empty.png").touch()  # so that there are rows in failures/
-    shutil.copy(demo.data.truth, here / "demo" / "truth.manifest")
-    shutil.make_archive(str(here / "demo" / "shard-0001"), "tar", demo.data.images)
-    shutil.copytree(ROOT / "configs", here / "configs")
+def docs_dir(demo, aws, clean_env, tmp_path_factory) -> Path:
+    """A directory with the files of the demo and the job files."""
+    directory: Path = tmp_path_factory.mktemp("docs")
+    shutil.copytree(demo.state, directory / "demo" / "emulator")
+    shutil.copytree(demo.data.images, directory / "demo" / "images")
+    (directory / "demo" / "images" / "00000-empty.png").touch()  # gives a row in failures/
+    shutil.copy(demo.data.truth, directory / "demo" / "truth.manifest")
+    shutil.make_archive(str(directory / "demo" / "shard-0001"), "tar", demo.data.images)
+    shutil.copytree(ROOT / "configs", directory / "configs")
     subprocess.run(
         [sys.executable, "-m", "batchcl", "run", "demo/images", "--model", demo.arn, "--out", "demo/out"],
-        cwd=here,
+        cwd=directory,
         env=clean_env | aws,
         capture_output=True,
         check=True,
     )
-    (here / "out").symlink_to(here / "demo" / "out")
-    return here
+    (directory / "out").symlink_to(directory / "demo" / "out")
+    return directory
 
 
 @pytest.fixture(scope="module")
 def aws(service, seaweed, demo) -> dict[str, str]:
-    """The environment of somebody who has the buckets that the documentation speaks of."""
+    """The environment of a user who has the buckets that the documentation mentions."""
     s3 = client("s3", seaweed)
     for bucket in BUCKETS:
         make_bucket(s3, bucket)
     for picture in sorted(demo.data.images.iterdir())[:6]:
         s3.put_object(Bucket=BUCKETS[0], Key=f"2026/{picture.name}", Body=picture.read_bytes())
-    beside = {f"AWS_ENDPOINT_URL_{name}": service for name in ("STS", "SERVICE_QUOTAS")}
-    return aws_env(service, seaweed) | beside | FEW
+    other_services = {f"AWS_ENDPOINT_URL_{name}": service for name in ("STS", "SERVICE_QUOTAS")}
+    return aws_env(service, seaweed) | other_services | SMALL_RUNS
 
 
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if runnable(page) and page.name not in TYPED_ELSEWHERE], ids=lambda page: page.name
 )
-def test_console_commands_end_well(page, cli, demo, place, aws):
+def test_console_commands_succeed(page, cli, demo, docs_dir, aws):
     for line in runnable(page):
         words = [word.replace("$ARN", demo.arn) for word in shlex.split(line, comments=True)]
-        done = cli(*words, env=aws, cwd=place)
+        done = cli(*words, env=aws, cwd=docs_dir)
         assert done.code == 0, f"batchcl {line}\n{done.err}"
         assert done.out or words[0] in {"run", "retry"}, line
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/analysis.md"])
-def test_python_examples_run(name, place, clean_env):
+def test_python_examples_run(name, docs_dir, clean_env):
     script = "\n".join(blocks(ROOT / name, "python"))
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", script],
-        cwd=place,
+        cwd=docs_dir,
         env=clean_env,
         capture_output=True,
         timeout=60,
@@ -212,19 +212,19 @@ def test_python_examples_pass_strict_type_checks(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-def test_the_nightly_job_runs_with_other_names(cli, demo, place, aws):
+def test_the_nightly_job_runs_with_test_buckets(cli, demo, docs_dir, aws):
     done = cli(
         *("run", "s3://acme-photos/2026/", "--config", "configs/nightly.toml", "--model", demo.arn),
         *("--out", "s3://acme-tables/nightly", "--run-id", "2026-11-21", "--json"),
         env=aws,
-        cwd=place,
+        cwd=docs_dir,
     )
     assert done.code == 0, done.err
     assert done.json | {"planned": 5, "scored": 5, "failed": 0} == done.json
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
-def test_job_files_load_as_they_are(config, monkeypatch):
+def test_job_files_load(config, monkeypatch):
     for key in Job.model_fields:
         monkeypatch.delenv(f"BATCHCL_{key.upper()}", raising=False)
     assert load_job(config).sources
@@ -241,7 +241,7 @@ def test_commands_and_flags_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_flags_named_alone_belong_to_some_command(page):
+def test_flags_mentioned_alone_belong_to_a_command(page):
     known = set().union(*commands().values())
     if page.parent.name == "benchmarks":
         known |= {flag for script in page.parent.glob("*.py") for flag in _FLAG.findall(script.read_text())}
@@ -251,15 +251,15 @@ def test_flags_named_alone_belong_to_some_command(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    for found in _LINK.finditer(_FENCE.sub("", page.read_text())):
-        target = (page.parent / found["path"]).resolve() if found["path"] else page
-        assert target.exists(), found[0]
-        if found["anchor"]:
-            assert found["anchor"] in anchors(target), found[0]
+def test_links_resolve(page):
+    for match in _LINK.finditer(_FENCE.sub("", page.read_text())):
+        target = (page.parent / match["path"]).resolve() if match["path"] else page
+        assert target.exists(), match[0]
+        if match["anchor"]:
+            assert match["anchor"] in anchors(target), match[0]
 
 
-def test_schedules_call_what_they_are_for():
+def test_schedules_call_the_documented_command():
     called = {" ".join(words[:2]) for page in SCHEDULES for _, words in mentioned(page)}
     assert called == {"run --config", "model reap"}
 
@@ -269,7 +269,7 @@ def test_every_command_is_mentioned():
     assert set(commands()) == named & set(commands())
 
 
-def test_exit_codes_are_all_there():
+def test_every_exit_code_is_documented():
     codes = [int(row[0]) for row in table(ROOT / "docs" / "nightly.md", "Exit codes")]
     assert codes == sorted(ExitCode)
 
@@ -283,7 +283,7 @@ def test_exit_codes_are_all_there():
     ],
     ids=["results", "failures", "label"],
 )
-def test_columns_are_those_of_the_schema(heading, fields):
+def test_documented_columns_equal_the_schema(heading, fields):
     rows = [(row[0], row[1]) for row in table(ROOT / "docs" / "tables.md", heading)]
     assert rows == [(f"`{field.name}`", _type(field)) for field in fields]
 
@@ -293,7 +293,7 @@ def _type(field: pa.Field) -> str:
     return f"{name} or null" if field.nullable else name
 
 
-def test_permanent_failures_are_those_of_the_table():
+def test_documented_permanent_failures_equal_the_code_table():
     yes = {True: "yes", False: "no"}
     rows = [[f"`{code}`", yes[each.permanent], yes[each.fit_may_help]] for code, each in FAILURE_CODES.items()]
     assert table(ROOT / "docs" / "runs.md", "Permanent failures") == [*rows, ["any other", "no", "no"]]

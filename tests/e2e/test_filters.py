@@ -1,4 +1,4 @@
-"""`--newer-than`, `--min-size`, `--sample` and their like, as a user types them."""
+"""`--newer-than`, `--min-size`, `--sample` and the other filters on the command line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ HOUR_S = 3600
 
 @pytest.fixture(autouse=True)
 def aws(service, seaweed, monkeypatch):
-    """Somebody's AWS."""
+    """The emulator and a local S3 in place of AWS."""
     for name, value in aws_env(service, seaweed).items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
 def pictures(demo, tmp_path):
-    """Twenty pictures, ten of them two hours old, beside a text and an empty picture."""
+    """Twenty images, ten of them two hours old, a text file and an empty file."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     names = sorted(path.name for path in demo.data.images.iterdir())[:20]
@@ -39,14 +39,14 @@ def pictures(demo, tmp_path):
     return folder
 
 
-def test_plan_tells_what_each_filter_takes_away_one_a_line(demo, pictures):
+def test_plan_prints_one_line_for_each_filter(demo, pictures):
     flags = ("--exclude", "*.txt", "--newer-than", "1h", "--min-size", "1", "--max-size", "4MiB", "--sample", "4")
     done = typed("plan", pictures, *flags, "--model", demo.arn, "--json")
     assert done.code == 0, done.err
     assert done.json["filtered_by"] == {"exclude": 1, "newer_than": 10, "min_size": 1, "sample": 6}
     assert (done.json["images"], done.json["filtered"]) == (4, 18)
-    shown = typed("plan", pictures, *flags, "--model", demo.arn)
-    lines = [line.split() for line in shown.out.splitlines()]
+    printed = typed("plan", pictures, *flags, "--model", demo.arn)
+    lines = [line.split() for line in printed.out.splitlines()]
     for line in (
         ["filtered", "18"],
         ["--exclude", "1"],
@@ -57,7 +57,7 @@ def test_plan_tells_what_each_filter_takes_away_one_a_line(demo, pictures):
         assert line in lines
 
 
-def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(demo, pictures, tmp_path):
+def test_a_run_scores_the_sample_that_plan_counted(demo, pictures, tmp_path):
     scored = []
     for name in ("one", "two"):
         out = tmp_path / name
@@ -77,7 +77,7 @@ def test_a_run_scores_the_sample_that_plan_counted_and_tells_it_in_its_record(de
     assert 0 < len(scored[0]) < 20
 
 
-def test_a_list_that_tells_no_size_has_no_image_of_known_size(demo, tmp_path):
+def test_size_filters_refuse_a_list_without_sizes(demo, tmp_path):
     keys = tmp_path / "keys.txt"
     keys.write_text("gone.jpg\nlost.jpg\n")
     done = typed("plan --source-kind keys --min-size 10KB", keys, "--model", demo.arn)
@@ -85,7 +85,7 @@ def test_a_list_that_tells_no_size_has_no_image_of_known_size(demo, tmp_path):
     assert f"there is no image to score in {keys} (excluded: 2 by size not known)" in done.err
 
 
-def test_a_condition_is_asked_of_the_columns_of_a_table(demo, pictures, tmp_path):
+def test_where_filters_by_the_columns_of_a_table(demo, pictures, tmp_path):
     names = sorted(path.name for path in pictures.glob("0*"))
     rows = [f"{name},{number},{'left' if number % 2 else 'right'}" for number, name in enumerate(names)]
     table = pictures / "table.csv"
@@ -95,8 +95,8 @@ def test_a_condition_is_asked_of_the_columns_of_a_table(demo, pictures, tmp_path
     done = typed("run", *job, *where, "--out", tmp_path / "out", "--run-id", "r", "--json")
     assert done.code == 0, done.err
     assert (done.json["scored"], done.json["lines"], done.json["filtered_by"]) == (5, 20, {"where": 15})
-    found = batchcl.open_results(str(tmp_path / "out")).images().collect()
-    assert {json.loads(extra)["camera"] for extra in found["extra"]} == {"left"}
+    images = batchcl.open_results(str(tmp_path / "out")).images().collect()
+    assert {json.loads(extra)["camera"] for extra in images["extra"]} == {"left"}
     other = typed("run", *job, "--where", "true", "--out", tmp_path / "out", "--run-id", "r")
     assert (other.code, "where was" in other.err) == (2, True)
     unknown = typed("run", *job, "--where", "lens = 'x'", "--out", tmp_path / "new")
@@ -106,7 +106,7 @@ def test_a_condition_is_asked_of_the_columns_of_a_table(demo, pictures, tmp_path
     assert not list((tmp_path / "new" / "runs").glob("[!.]*"))
 
 
-def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(demo, pictures, tmp_path):
+def test_uncertain_and_failed_images_are_scored_again(demo, pictures, tmp_path):
     out = tmp_path / "out"
     (pictures / "broken.png").write_bytes(b"\x89PNG but not for long")
     first = typed("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "first")
@@ -122,7 +122,7 @@ def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(demo, pic
     assert failed.code == 3, failed.err
     assert (failed.json["planned"], failed.json["failed"]) == (1, 1)
     retried = typed("retry", out, "failed", "--json")
-    assert (retried.code, retried.json["planned"], retried.json["failed"]) == (0, 1, 1), "nothing of it can succeed"
+    assert (retried.code, retried.json["planned"], retried.json["failed"]) == (0, 1, 1), "the failure is permanent"
     nothing = typed("plan", "--from-results", out, "--where", "confidence > 100", "--model", demo.arn)
     assert nothing.code == 2
     assert "(excluded: 31 by --where)" in nothing.err
@@ -130,7 +130,7 @@ def test_what_a_model_was_unsure_about_and_what_failed_is_scored_again(demo, pic
     assert (both.code, "exclude each other" in both.err) == (2, True)
 
 
-def test_results_in_s3_are_a_list_too(demo, seaweed, pictures):
+def test_results_in_s3_are_a_source(demo, seaweed, pictures):
     root = "s3://filters-results/out"
     make_bucket(client("s3", seaweed), "filters-results")
     run = typed("run", pictures, "--model", demo.arn, "--out", root, "--limit", "8", "--json")

@@ -1,4 +1,4 @@
-"""Listings of real servers, beside boto3's paginator."""
+"""S3 listings of real servers, compared with boto3's paginator."""
 
 from __future__ import annotations
 
@@ -22,38 +22,36 @@ HARD = [
     *(f"{PREFIX}{name}" for name in ("%2B", "%", "+", " ", "a b", "a%20b", "é", "e\u0301", "日本/🙂.png", "x=1&y?#")),
     *(f"{PREFIX}{name}" for name in ("<&>\"'", "~*'()!", "\uffff", "\U0001f642", "\U0010ffff")),
 ]
-NASTY = [f"{PREFIX}{name}" for name in ("a//b", "a/../b", "./c", "/d", "tab\t", "trailing/", "q" * 900)]
-BESIDE = ["data +%/e", "data", "data +%/é", "zz"]
+UNUSUAL = [f"{PREFIX}{name}" for name in ("a//b", "a/../b", "./c", "/d", "tab\t", "trailing/", "q" * 900)]
+OUTSIDE_PREFIX = ["data +%/e", "data", "data +%/é", "zz"]
 
 
 @dataclass(frozen=True)
 class Server:
     bucket: str
-    theirs: list[dict[str, Any]]
+    expected: list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module", params=["moto", "seaweed"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A bucket, and what boto3 says is in it. SeaweedFS refuses some of the keys."""
+    """A bucket, and the objects that boto3 lists in it. SeaweedFS refuses some of the keys."""
     url = request.getfixturevalue(request.param)
     s3 = client("s3", url)
     make_bucket(s3, "listed")
-    beside = BESIDE if request.param == "moto" else ["zz"]
-    for number, key in enumerate([*ORDINARY, *HARD, *beside, *(NASTY if request.param == "moto" else [])]):
+    outside = OUTSIDE_PREFIX if request.param == "moto" else ["zz"]
+    for number, key in enumerate([*ORDINARY, *HARD, *outside, *(UNUSUAL if request.param == "moto" else [])]):
         s3.put_object(Bucket="listed", Key=key, Body=b"x" * (number + 1))
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket="listed", Prefix=PREFIX)
-    theirs = [entry for page in pages for entry in page.get("Contents", ())]
-    assert len(theirs) >= len(ORDINARY) + len(HARD)
+    expected = [entry for page in pages for entry in page.get("Contents", ())]
+    assert len(expected) >= len(ORDINARY) + len(HARD)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in aws_env(s3=url).items():
             patch.setenv(name, value)
-        yield Server("listed", theirs)
+        yield Server("listed", expected)
 
 
 @pytest.mark.parametrize("transport", list(Transport))
-def test_a_listing_says_what_boto3s_paginator_says_from_the_start_and_from_any_key(
-    server: Server, transport: Transport
-) -> None:
+def test_a_listing_equals_boto3s_from_any_key(server: Server, transport: Transport) -> None:
     async def listed(after: Position | None = None) -> list[tuple[Any, ...]]:
         source = S3PrefixSource(f"s3://{server.bucket}/{PREFIX}", Aws(), region=REGION, transport=transport)
         return [
@@ -62,18 +60,18 @@ def test_a_listing_says_what_boto3s_paginator_says_from_the_start_and_from_any_k
             for image in page
         ]
 
-    theirs = [
+    expected = [
         (server.bucket, each["Key"], each["ETag"].strip('"'), each["Size"], each["LastModified"])
-        for each in server.theirs
+        for each in server.expected
     ]
-    assert anyio.run(listed) == theirs
-    for place in (7, len(theirs) // 2, len(theirs) - 1):
-        assert anyio.run(listed, Position(place + 1, theirs[place][1])) == theirs[place + 1 :]
+    assert anyio.run(listed) == expected
+    for index in (7, len(expected) // 2, len(expected) - 1):
+        assert anyio.run(listed, Position(index + 1, expected[index][1])) == expected[index + 1 :]
 
 
 @dataclass
 class ShortPages:
-    """The same server with pages of three objects, said to come in order, as moto's do."""
+    """The same server with pages of three objects, marked as sorted, as moto's are."""
 
     reader: PageReader
     requests: int = 0
@@ -86,8 +84,8 @@ class ShortPages:
         return replace(first, is_sorted=True)
 
 
-def test_ranges_of_a_real_server_add_up_to_its_listing(server: Server) -> None:
-    keys = [each["Key"] for each in server.theirs]
+def test_key_ranges_add_up_to_the_whole_listing(server: Server) -> None:
+    keys = [each["Key"] for each in server.expected]
     if keys != sorted(keys):
         pytest.skip("it doesn't list in UTF-8 order")
 
@@ -97,8 +95,8 @@ def test_ranges_of_a_real_server_add_up_to_its_listing(server: Server) -> None:
         )
         async with opened as reader:
             short = ShortPages(reader)
-            found = [key async for page in read_in_order(short, prefix=PREFIX) for key in page.keys]
+            names = [key async for page in read_in_order(short, prefix=PREFIX) for key in page.keys]
         assert short.requests > len(keys) // 3
-        return found
+        return names
 
     assert anyio.run(listed) == keys

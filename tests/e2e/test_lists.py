@@ -1,4 +1,4 @@
-"""Lists as users have them, with mistakes in them, through the command line."""
+"""Lists with the mistakes that users make, on the command line."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ BAD_LABELS = {
         "c": 1,
         "c-metadata": {"class-name": 3, "type": "groundtruth/image-classification"},
     },
-    "boxes that are no list": {"b": {"annotations": 1}, "b-metadata": {"type": "groundtruth/object-detection"}},
+    "boxes that are not a list": {"b": {"annotations": 1}, "b-metadata": {"type": "groundtruth/object-detection"}},
 }
 
 
 @pytest.mark.parametrize("bad", BAD_LABELS.values(), ids=BAD_LABELS)
-def test_an_image_with_a_bad_label_is_scored_and_the_label_counted(cli, aws, demo, tmp_path, bad):
+def test_a_bad_label_is_counted_and_its_image_is_scored(cli, aws, demo, tmp_path, bad):
     good = {"g": 1, "g-metadata": {"class-name": "3", "type": "groundtruth/image-classification"}}
     lines = [{"source-ref": f"s3://{BUCKET}/demo/{n}.png", **each} for n, each in enumerate((bad, good, {}))]
     manifest = tmp_path / "bad.manifest"
@@ -73,7 +73,7 @@ def write(path: Path, names: list[str]) -> Path:
 
 
 @pytest.mark.parametrize("count", [5, 25])
-def test_url_encoded_keys_are_taken_literally_and_the_refusal_says_how_to_decode(cli, aws, demo, tmp_path, count):
+def test_url_encoded_keys_are_refused_with_a_decode_command(cli, aws, demo, tmp_path, count):
     names = [f"s3://{BUCKET}/odd/my+photo+%28{n}%29.jpg" for n in range(count)]
     done = cli("run", write(tmp_path / "l.txt", names), "--model", demo.arn, "--out", tmp_path / "out", env=aws)
     assert done.code == 5, done.err
@@ -82,23 +82,23 @@ def test_url_encoded_keys_are_taken_literally_and_the_refusal_says_how_to_decode
 
 
 @pytest.mark.parametrize(
-    ("key", "says"),
+    ("key", "message"),
     [
         ("nfd/" + unicodedata.normalize("NFC", "Café 0") + ".png", "Unicode form NFC, the images' names are in NFD"),
         ("demo/0.png ", "with spaces"),
     ],
 )
-def test_another_spelling_of_a_key_is_found(cli, aws, demo, tmp_path, key, says):
+def test_keys_that_differ_in_unicode_form_or_spaces_are_reported(cli, aws, demo, tmp_path, key, message):
     done = cli(
         *("run", write(tmp_path / "l.txt", [f"s3://{BUCKET}/{key}"])),
         *("--model", demo.arn, "--out", tmp_path / "out"),
         env=aws,
     )
     assert done.code == 5, done.err
-    assert says in done.err
+    assert message in done.err
 
 
-def test_some_misspelled_keys_are_hinted_at_and_the_others_scored(cli, aws, demo, tmp_path):
+def test_misspelled_keys_are_reported_and_the_others_scored(cli, aws, demo, tmp_path):
     names = [f"s3://{BUCKET}/demo/0.png", f"s3://{BUCKET}/odd/my+photo+%281%29.jpg"]
     done = cli(
         *("run", write(tmp_path / "l.txt", names), "--model", demo.arn, "--out", tmp_path / "out"),
@@ -112,7 +112,7 @@ def test_some_misspelled_keys_are_hinted_at_and_the_others_scored(cli, aws, demo
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("kind", [(), ("--source-kind", "keys")])
 @pytest.mark.parametrize("line", [f"s3://{BUCKET}/demo/0.png", f'{{"source-ref": "s3://{BUCKET}/demo/0.png"}}'])
-def test_utf_16_is_named_with_the_command_that_converts_it(cli, aws, demo, tmp_path, encoding, kind, line):
+def test_utf_16_lists_are_refused_with_a_conversion_command(cli, aws, demo, tmp_path, encoding, kind, line):
     path = tmp_path / "l.txt"
     path.write_bytes(f"{line}\r\n".encode(encoding))
     done = cli("run", path, *kind, "--model", demo.arn, "--out", tmp_path / "out", env=aws)
@@ -120,14 +120,14 @@ def test_utf_16_is_named_with_the_command_that_converts_it(cli, aws, demo, tmp_p
     assert "iconv -f UTF-16" in done.err
 
 
-def test_a_byte_order_mark_within_a_list_is_named(cli, aws, demo, tmp_path):
+def test_a_byte_order_mark_within_a_list_is_refused(cli, aws, demo, tmp_path):
     path = write(tmp_path / "l.txt", [f"\ufeffs3://{BUCKET}/demo/0.png", f"\ufeffs3://{BUCKET}/demo/1.png"])
     done = cli("run", path, "--model", demo.arn, "--out", tmp_path / "out", env=aws)
     assert done.code == 2, done.err
     assert "line 2: it begins with a byte order mark" in done.err
 
 
-def test_local_names_in_another_unicode_form_are_told(cli, aws, demo, tmp_path):
+def test_local_names_in_another_unicode_form_are_reported(cli, aws, demo, tmp_path):
     nfc, nfd = (unicodedata.normalize(form, "Café.png") for form in ("NFC", "NFD"))
     shutil.copy(next(iter(demo.data.images.iterdir())), tmp_path / nfd)
     done = cli("run", write(tmp_path / "l.txt", [nfc]), "--model", demo.arn, "--out", "out", env=aws, cwd=tmp_path)
@@ -142,7 +142,7 @@ def test_local_names_in_another_unicode_form_are_told(cli, aws, demo, tmp_path):
     assert "the truth's names are in the Unicode form NFC, the images' names are in NFD" in evaluated.err
 
 
-def test_images_with_other_names_are_scored_where_a_list_names_them(cli, aws, demo, tmp_path):
+def test_listed_files_need_no_image_extension(cli, aws, demo, tmp_path):
     picture = min(demo.data.images.iterdir())
     names = ["user.name1", "x.pjpeg", "photo.jpg.orig"]
     for name in names:
@@ -154,7 +154,7 @@ def test_images_with_other_names_are_scored_where_a_list_names_them(cli, aws, de
     assert sorted(Path(key).name for key in rows["key"]) == sorted(names)
 
 
-def test_a_min_confidence_below_one_is_questioned(cli, aws, demo, tmp_path):
+def test_a_min_confidence_below_one_gives_a_warning(cli, aws, demo, tmp_path):
     run = ("run", f"s3://{BUCKET}/demo/0.png", "--model", demo.arn, "--out", tmp_path / "out")
     done = cli(*run, "--min-confidence", "0.8", env=aws)
     assert done.code == 0, done.err

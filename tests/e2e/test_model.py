@@ -1,4 +1,4 @@
-"""The model around a run: started, waited for, and stopped on every way out; and `batchcl model`."""
+"""A run starts its model and stops it, however the run ends; also `batchcl model`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def slow(demo):
 
 
 def inject(endpoint: str, *faults: dict[str, object]) -> None:
-    """Have the emulator fail so."""
+    """Configure the faults of the emulator."""
     body = json.dumps({"faults": faults}).encode()
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/_emulator/faults", data=body, method="PUT")).close()
 
 
 def journalled(root: Path) -> list[int]:
-    """Outcomes in each segment."""
+    """The number of outcomes in each journal segment."""
     return [pa.ipc.open_file(path).read_all().num_rows for path in root.rglob("*.arrow")]
 
 
-def test_a_run_starts_the_model_waits_scores_and_stops_it(cli, demo, slow, tmp_path):
+def test_a_run_starts_the_model_scores_and_stops_it(cli, demo, slow, tmp_path):
     job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 4)
     done = cli(*job, "--start-model", "2:3", "--json", env=aws_env(slow))
     assert done.code == 0, done.err
@@ -46,7 +46,7 @@ def test_a_run_starts_the_model_waits_scores_and_stops_it(cli, demo, slow, tmp_p
 
 
 @pytest.mark.parametrize("named", ["digits@v1", "digits"])
-def test_a_model_is_named_as_people_name_it(cli, demo, slow, tmp_path, named):
+def test_a_model_can_be_named_by_project_and_version(cli, demo, slow, tmp_path, named):
     start_model(slow, demo.arn)
     env = aws_env(slow)
     job = ("run", demo.data.images, "--model", named, "--out", tmp_path, "--limit", 2, "--run-id", "r")
@@ -63,8 +63,8 @@ def test_a_model_is_named_as_people_name_it(cli, demo, slow, tmp_path, named):
     assert "model list" in unknown.err or "project list" in unknown.err
 
 
-def test_a_resumed_run_keeps_the_model_that_it_began_with(cli, demo, slow, tmp_path):
-    """A version that was trained since is another model, though the project's name now means that one."""
+def test_a_resumed_run_keeps_its_model(cli, demo, slow, tmp_path):
+    """The project's name then refers to a newer version, which is another model."""
     rekognition = client("rekognition", slow)
     project = rekognition.describe_projects(ProjectNames=["digits"])["ProjectDescriptions"][0]["ProjectArn"]
     start_model(slow, demo.arn)
@@ -92,7 +92,7 @@ def test_keep_model_leaves_it_running(cli, demo, slow, tmp_path):
     assert "stays RUNNING" in done.err
 
 
-def test_a_model_that_somebody_else_started_is_left_alone(cli, demo, slow, tmp_path):
+def test_a_model_started_by_others_is_not_stopped(cli, demo, slow, tmp_path):
     start_model(slow, demo.arn, units=1)
     job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 2)
     done = cli(*job, "--start-model", "1", "--json", env=aws_env(slow))
@@ -102,7 +102,7 @@ def test_a_model_that_somebody_else_started_is_left_alone(cli, demo, slow, tmp_p
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 4), (signal.SIGINT, 130)])
-def test_a_signal_drains_keeps_the_rows_and_stops_the_model(demo, slow, running, tmp_path, number, code):
+def test_a_signal_keeps_the_rows_and_stops_the_model(demo, slow, running, tmp_path, number, code):
     flags = ("--model", demo.arn, "--out", tmp_path, "--start-model", 1, "--shard-size", 4, "--run-id", "r", "--json")
     with running(demo.data.images, *flags, env=aws_env(slow)) as process:
         wait_for(lambda: any((tmp_path / "results").rglob("*.parquet")))
@@ -119,12 +119,12 @@ def test_a_signal_drains_keeps_the_rows_and_stops_the_model(demo, slow, running,
     assert b"Traceback" not in err
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
     assert json.loads((tmp_path / "runs/r/summary.json").read_text())["status"] == "stopped"
-    assert sum(journalled(tmp_path)) == summary["scored"], "every answer that was paid for is kept"
+    assert sum(journalled(tmp_path)) == summary["scored"], "every paid result is kept"
     rows = batchcl.open_results(str(tmp_path)).images().collect()
-    assert rows["uri"].n_unique() == rows.height == summary["scored"], "what it has is published, incomplete shards too"
+    assert rows["uri"].n_unique() == rows.height == summary["scored"], "incomplete shards are published too"
 
 
-def test_a_signal_while_the_model_starts_waits_to_stop_it(demo, slow, running, tmp_path):
+def test_a_signal_during_startup_waits_and_stops_the_model(demo, slow, running, tmp_path):
     flags = ("--model", demo.arn, "--out", tmp_path, "--start-model", 1)
     with running(demo.data.images, *flags, env=aws_env(slow)) as process:
         wait_for(lambda: model_status(slow, demo.arn) == "STARTING")
@@ -136,7 +136,7 @@ def test_a_signal_while_the_model_starts_waits_to_stop_it(demo, slow, running, t
     assert not list((tmp_path / "results").rglob("*"))
 
 
-def test_the_second_signal_ends_at_once_but_for_the_stop(demo, running, tmp_path):
+def test_a_second_signal_still_stops_the_model(demo, running, tmp_path):
     with serving_here(demo.state, latency_ms=20_000) as endpoint:
         job = (demo.data.images, "--model", demo.arn, "--out", tmp_path, "--start-model", 1)
         with running(*job, env=aws_env(endpoint)) as process:
@@ -154,7 +154,7 @@ def test_the_second_signal_ends_at_once_but_for_the_stop(demo, running, tmp_path
         assert model_status(endpoint, demo.arn) in {"STOPPING", "STOPPED"}
 
 
-def test_a_model_that_somebody_stops_in_the_middle_ends_the_run_resumably(demo, slow, running, tmp_path):
+def test_a_model_stopped_by_others_ends_the_run_resumably(demo, slow, running, tmp_path):
     start_model(slow, demo.arn, units=1)
     flags = ("--model", demo.arn, "--out", tmp_path, "--shard-size", 4, "--json")
     with running(demo.data.images, *flags, env=aws_env(slow)) as process:
@@ -165,11 +165,11 @@ def test_a_model_that_somebody_stops_in_the_middle_ends_the_run_resumably(demo, 
     summary = json.loads(out)
     assert summary["status"] == "stopped"
     assert "was not started by this run" in summary["reason"]
-    assert summary["failed"] == 0, "no image is to blame"
+    assert summary["failed"] == 0, "no image is recorded as failed"
     assert sum(journalled(tmp_path)) == summary["scored"]
 
 
-def test_a_model_that_the_run_started_is_started_again_when_somebody_stops_it(demo, slow, running, tmp_path):
+def test_the_run_restarts_its_model_if_others_stop_it(demo, slow, running, tmp_path):
     flags = ("--model", demo.arn, "--out", tmp_path, "--shard-size", 4, "--json", "--limit", 20, "--start-model", 1)
     with running(demo.data.images, *flags, env=aws_env(slow)) as process:
         wait_for(lambda: any((tmp_path / "results").rglob("*.parquet")))
@@ -182,9 +182,7 @@ def test_a_model_that_the_run_started_is_started_again_when_somebody_stops_it(de
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
 
 
-def test_a_model_that_a_killed_run_left_behind_is_stopped_by_the_run_that_takes_over(
-    cli, demo, slow, running, tmp_path
-):
+def test_a_resumed_run_stops_a_killed_runs_model(cli, demo, slow, running, tmp_path):
     job = (demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 12, "--shard-size", 4)
     flags = ("--start-model", 1, "--run-id", "r")
     with running(*job, *flags, env=aws_env(slow)) as process:
@@ -195,12 +193,12 @@ def test_a_model_that_a_killed_run_left_behind_is_stopped_by_the_run_that_takes_
     assert done.code == 0, done.err
     assert done.json["scored"] == 12
     last = done.json["sessions"][-1]
-    assert last["calls"] - last["throttled"] <= 8, "what was journalled is not called for again"
+    assert last["calls"] - last["throttled"] <= 8, "journalled images are not called for again"
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
 
 
 @pytest.mark.parametrize("kind", ["truncated", "malformed"])
-def test_a_start_whose_answer_is_cut_is_the_runs_own(cli, demo, slow, tmp_path, kind):
+def test_a_start_with_a_lost_response_belongs_to_the_run(cli, demo, slow, tmp_path, kind):
     inject(slow, {"kind": kind, "operation": "StartProjectVersion", "times": 1})
     job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path, "--limit", 2)
     done = cli(*job, "--start-model", "1", "--json", env=aws_env(slow))
@@ -210,15 +208,15 @@ def test_a_start_whose_answer_is_cut_is_the_runs_own(cli, demo, slow, tmp_path, 
 
 
 @pytest.mark.parametrize("flags", [(), ("--for", "2h")])
-def test_a_start_by_hand_whose_answer_is_cut_is_one(cli, demo, slow, flags):
+def test_model_start_succeeds_with_a_lost_response(cli, demo, slow, flags):
     inject(slow, {"kind": "truncated", "operation": "StartProjectVersion", "times": 1})
     done = cli("model", "start", demo.arn, *flags, "--json", env=aws_env(slow))
     assert (done.code, done.json["status"]) == (0, "RUNNING"), done.err
     tags = client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]
-    assert len(tags) == bool(flags), "the lease stays, so that the model is stopped after it"
+    assert len(tags) == bool(flags), "the lease is kept, so the model is stopped when it expires"
 
 
-def test_a_closed_terminal_ends_a_start_by_hand_with_what_goes_on(demo, slow, clean_env):
+def test_sighup_during_model_start_reports_what_keeps_running(demo, slow, clean_env):
     inject(slow, {"kind": "latency", "milliseconds": 800, "operation": "StartProjectVersion"})
     with started("model", "start", demo.arn, "--for", "2h", env=clean_env | aws_env(slow)) as process:
         wait_for(lambda: bool(client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]))
@@ -228,11 +226,11 @@ def test_a_closed_terminal_ends_a_start_by_hand_with_what_goes_on(demo, slow, cl
     assert b"ended by SIGHUP" in err
     assert b"or let `batchcl model reap` stop it after 2h" in err
     tags = client("rekognition", slow).list_tags_for_resource(ResourceArn=demo.arn)["Tags"]
-    assert bool(tags) == (model_status(slow, demo.arn) in {"STARTING", "RUNNING"}), "what runs has its lease"
+    assert bool(tags) == (model_status(slow, demo.arn) in {"STARTING", "RUNNING"}), "a running model has its lease"
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_no_model_is_started_for_images_that_are_all_missing(cli, demo, slow, tmp_path, count):
+def test_no_model_is_started_if_all_images_are_missing(cli, demo, slow, tmp_path, count):
     names = tmp_path / "names.txt"
     names.write_text("".join(f"{tmp_path}/{number}.jpg\n" for number in range(count)))
     job = ("run", names, "--source-kind", "keys", "--model", demo.arn, "--out", tmp_path / "out", "--start-model", "1")
@@ -246,7 +244,7 @@ def test_no_model_is_started_for_images_that_are_all_missing(cli, demo, slow, tm
     assert (done.code, done.json["scored"], done.json["failed"]) == (0, 1, count), done.err
 
 
-def test_model_commands_go_through_a_models_life(cli, demo, slow):
+def test_model_commands_cover_a_models_lifecycle(cli, demo, slow):
     env = aws_env(slow)
     listed = cli("model", "list", "--json", env=env)
     assert listed.code == 0, listed.err
@@ -266,7 +264,7 @@ def test_model_commands_go_through_a_models_life(cli, demo, slow):
     assert "digits@v1" in cli("model", "list", env=env).out
 
 
-def test_model_commands_refuse_with_a_sentence(cli, demo, slow):
+def test_model_commands_refuse_bad_arguments(cli, demo, slow):
     env = aws_env(slow)
     unknown = demo.arn.replace("/v1/", "/v2/")
     for arguments, code in (

@@ -1,7 +1,7 @@
-"""configs/iam/ allows what the commands ask AWS for, and nothing else.
+"""The policies in configs/iam/ allow what the commands need, and nothing else.
 
-Commands go through a proxy that denies what a policy doesn't allow, and records what was needed: what a policy has too
-little fails them, and what it has too much nobody asked for. A new operation in the code must be in a policy.
+Commands go through a proxy that denies what a policy doesn't allow and records the permissions that were needed. A
+missing permission fails the command, an unused permission fails the test. Every operation in the code needs a policy.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from unit.emulator.harness import running_server
 ROOT = Path(__file__).parents[2]
 IAM = ROOT / "configs" / "iam"
 SOURCE = ROOT / "src" / "batchcl"
-UNTRIED = {
-    "s3:GetObjectVersion": "no server here lists versions and checks permissions too",
-    "servicequotas:GetAWSDefaultServiceQuota": "asked for where no quota of the account's own is applied",
-    "s3:GetBucketAcl": "the service asks for it when it trains; source: AmazonRekognitionCustomLabelsFullAccess",
+UNTESTED = {
+    "s3:GetObjectVersion": "no test server both lists versions and checks permissions",
+    "servicequotas:GetAWSDefaultServiceQuota": "needed if the account has no applied quota of its own",
+    "s3:GetBucketAcl": "the service needs it for training; source: AmazonRekognitionCustomLabelsFullAccess",
     "s3:GetBucketLocation": "likewise",
     "s3:GetObjectAcl": "likewise",
     "s3:GetObjectTagging": "likewise",
 }
-CALLED = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "HeadObject": "GetObject"}
-"""Operations of S3 that policies call by another name."""
+PERMISSION_NAMES = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "HeadObject": "GetObject"}
+"""S3 operations whose permission has another name."""
 
 PREFIXES = {"rekognition": "rekognition", "s3": "s3", "scheduler": "scheduler", "service-quotas": "servicequotas"}
 TABLES = "s3://acme-tables/labels/permissions"
@@ -51,14 +51,14 @@ IMAGES = "s3://acme-photos/2026/permissions/"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A proxy before an emulator in which a model was trained under lifecycle.json, and what that took."""
+class TrainedModel:
+    """A proxy in front of an emulator with a model trained under lifecycle.json, and the permissions that it took."""
 
     proxy: IamProxy
     emulator: str
     arn: str
-    trained_by: frozenset[Need]
-    trained_denied: tuple[Need, ...]
+    needed: frozenset[Need]
+    denied: tuple[Need, ...]
 
 
 def policy(name: str) -> Policy:
@@ -66,11 +66,11 @@ def policy(name: str) -> Policy:
 
 
 @pytest.fixture(scope="module")
-def place(seaweed, moto, tmp_path_factory) -> Iterator[Place]:
+def trained(seaweed, moto, tmp_path_factory) -> Iterator[TrainedModel]:
     s3 = client("s3", seaweed)
     for bucket in ("acme-photos", "acme-tables"):
         make_bucket(s3, bucket)
-    remove_bucket(s3, "acme-training")  # which an earlier set-up may have made
+    remove_bucket(s3, "acme-training")  # an earlier test session may have created it
     pictures = tmp_path_factory.mktemp("permissions")
     for label, colour in (("red", "#f00"), ("blue", "#00f")):
         (pictures / label).mkdir()
@@ -96,8 +96,8 @@ def place(seaweed, moto, tmp_path_factory) -> Iterator[Place]:
         ):
             for name, value in proxy.env().items():
                 patch.setenv(name, value)
-            arn = anyio.run(live, pictures)
-            yield Place(proxy, server.endpoint, arn, frozenset(proxy.needed), tuple(proxy.denied))
+            arn = anyio.run(run_lifecycle, pictures)
+            yield TrainedModel(proxy, server.endpoint, arn, frozenset(proxy.needed), tuple(proxy.denied))
 
 
 def remove_bucket(s3: Any, bucket: str) -> None:
@@ -109,20 +109,20 @@ def remove_bucket(s3: Any, bucket: str) -> None:
 
 
 @pytest.fixture
-def proxy(place, monkeypatch, tmp_path) -> IamProxy:
+def proxy(trained, monkeypatch, tmp_path) -> IamProxy:
     """The proxy without recorded permissions; the environment variables point to it."""
-    found: IamProxy = place.proxy
-    found.needed.clear()
-    found.denied.clear()
-    for name, value in (aws_env() | found.env()).items():
+    proxy: IamProxy = trained.proxy
+    proxy.needed.clear()
+    proxy.denied.clear()
+    for name, value in (aws_env() | proxy.env()).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(waiting, "_PAUSES_S", (0.02,))
     monkeypatch.chdir(tmp_path)
-    return found
+    return proxy
 
 
-async def live(pictures: Path) -> str:
-    """A model's life from pictures on, by every verb of the workflow; the model that is left to score with."""
+async def run_lifecycle(pictures: Path) -> str:
+    """Use every operation of the workflow, from images to deletion; returns the ARN of the model that is kept."""
     now = dt.datetime.now(dt.UTC)
     folder = workflow.S3Folder.parse("s3://acme-training/pictures")
     async with workflow.connect() as service, service.s3() as s3:
@@ -172,46 +172,46 @@ async def live(pictures: Path) -> str:
 
 
 def everything() -> Policy:
-    """What no file allows."""
+    """Allows every operation, unlike the policy files."""
     services = ("rekognition:*", "s3:*", "scheduler:*", "iam:PassRole")
     return Policy(tuple({"Sid": each, "Effect": "Allow", "Action": each, "Resource": "*"} for each in services))
 
 
-def unused(granted: Policy, asked: frozenset[Need] | set[Need]) -> list[str]:
-    """Statements' actions and resources that nothing was asked of."""
+def unused(granted: Policy, needs: frozenset[Need] | set[Need]) -> list[str]:
+    """The actions and resources of `granted` that no need in `needs` used."""
     found = []
     for statement in granted.statements:
         for action in listed(statement["Action"]):
-            tried = any(Policy((statement,)).allows(need) for need in asked if need.action == action)
-            if not tried and action not in UNTRIED:
+            used = any(Policy((statement,)).allows(need) for need in needs if need.action == action)
+            if not used and action not in UNTESTED:
                 found.append(f"{statement['Sid']}: {action}")
         for resource in listed(statement["Resource"]):
             alone = Policy(({**statement, "Resource": resource},))
-            tried = any(alone.allows(need) for need in asked)
-            if not tried and not set(listed(statement["Action"])) <= set(UNTRIED):
+            used = any(alone.allows(need) for need in needs)
+            if not used and not set(listed(statement["Action"])) <= set(UNTESTED):
                 found.append(f"{statement['Sid']}: {resource}")
     return found
 
 
-def test_a_models_life_needs_what_lifecycle_allows_and_nothing_else(place):
-    assert not place.trained_denied
-    assert unused(policy("lifecycle"), place.trained_by) == []
+def test_the_lifecycle_policy_is_sufficient_and_minimal(trained):
+    assert not trained.denied
+    assert unused(policy("lifecycle"), trained.needed) == []
 
 
-def test_a_run_needs_what_run_allows_and_nothing_else(place, proxy):
+def test_the_run_policy_is_sufficient_and_minimal(trained, proxy):
     schedule = schedule_name_of(lease_key(holder_name("one", TABLES)))
     proxy.policy = everything()
     client("scheduler", proxy.endpoints["scheduler"]).create_schedule(
-        Name=schedule,  # of an earlier session, so that this one has to change it
+        Name=schedule,  # of an earlier session, so that this run must update it
         ScheduleExpression="at(2036-01-01T00:00:00)",
         FlexibleTimeWindow={"Mode": "OFF"},
         Target={"Arn": "arn:aws:scheduler:::aws-sdk:rekognition:stopProjectVersion", "RoleArn": STOP_ROLE},
     )
     proxy.policy = policy("run")
     proxy.needed.clear()
-    scored = ("--model", place.arn, "--out", TABLES)
-    examined = typed("doctor", IMAGES, *scored, "--start-model", "1")
-    assert examined.code == 0, examined.out
+    scored = ("--model", trained.arn, "--out", TABLES)
+    checked = typed("doctor", IMAGES, *scored, "--start-model", "1")
+    assert checked.code == 0, checked.out
     run = typed("run", IMAGES, *scored, "--run-id", "one", "--start-model", "1", *SWITCH, "--json")
     assert run.code == 0, run.err
     assert (run.json["scored"], run.json["failed"]) == (10, 0)
@@ -223,34 +223,34 @@ def test_a_run_needs_what_run_allows_and_nothing_else(place, proxy):
     assert unused(proxy.policy, proxy.needed) == []
 
 
-def test_a_model_that_runs_is_used_without_the_right_to_start_it(place, proxy):
+def test_a_running_model_needs_no_start_permission(trained, proxy):
     proxy.policy = policy("run").without(
         "OnlyWithStartModel", "OnlyWithScheduledStopRole", "OnlyWithScheduledStopRoleToo", "OnlyForDoctor"
     )
-    start_model(place.emulator, place.arn, 1)
-    run = typed("run", IMAGES, "--model", place.arn, "--out", TABLES, "--run-id", "three", "--json")
-    client("rekognition", place.emulator).stop_project_version(ProjectVersionArn=place.arn)
+    start_model(trained.emulator, trained.arn, 1)
+    run = typed("run", IMAGES, "--model", trained.arn, "--out", TABLES, "--run-id", "three", "--json")
+    client("rekognition", trained.emulator).stop_project_version(ProjectVersionArn=trained.arn)
     assert run.code == 0, run.err
     assert run.json["scored"] == 10
 
 
-def test_reaping_needs_what_reap_allows_and_nothing_else(place, proxy):
+def test_the_reap_policy_is_sufficient_and_minimal(trained, proxy):
     key = lease_key("run of the dead")
-    ended = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
-    lease = LeaseTag(key=key, role=Role.SCHEDULED, until=ended, holder="run of the dead")
-    rekognition = client("rekognition", place.emulator)
-    rekognition.tag_resource(ResourceArn=place.arn, Tags={key: lease.value})
-    start_model(place.emulator, place.arn, 1)
+    expired_at = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+    lease = LeaseTag(key=key, role=Role.SCHEDULED, until=expired_at, holder="run of the dead")
+    rekognition = client("rekognition", trained.emulator)
+    rekognition.tag_resource(ResourceArn=trained.arn, Tags={key: lease.value})
+    start_model(trained.emulator, trained.arn, 1)
     proxy.policy = policy("reap")
     reaped = typed("model reap --json")
     assert reaped.code == 0, reaped.err
     assert [each["done"] for each in reaped.json] == ["stopped"]
-    assert rekognition.list_tags_for_resource(ResourceArn=place.arn)["Tags"] == {}
+    assert rekognition.list_tags_for_resource(ResourceArn=trained.arn)["Tags"] == {}
     assert proxy.denied == []
     assert unused(proxy.policy, proxy.needed) == []
 
 
-def test_the_scheduler_may_stop_what_a_run_may_start():
+def test_the_stop_role_covers_the_models_a_run_may_start():
     (stop,) = policy("stop-role").statements
     (start,) = (each for each in policy("run").statements if each["Sid"] == "OnlyWithStartModel")
     assert stop["Action"] == "rekognition:StopProjectVersion"
@@ -261,21 +261,21 @@ def test_the_scheduler_may_stop_what_a_run_may_start():
     assert trust["Action"] == "sts:AssumeRole"
 
 
-def test_images_that_may_not_be_read_start_no_model(place, proxy):
+def test_unreadable_images_start_no_model(trained, proxy):
     proxy.policy = policy("run").without("ReadImages", "OnlyForListsWithVersions")
-    arguments = (IMAGES, "--model", place.arn, "--out", TABLES, "--start-model", "1")
+    arguments = (IMAGES, "--model", trained.arn, "--out", TABLES, "--start-model", "1")
     run = typed("run", *arguments, "--run-id", "four")
     assert run.code == 5, run.err
     assert "10 of 10 sampled images can't be read" in run.err
     assert "allow s3:GetObject on them" in run.err
     assert "rekognition:StartProjectVersion" not in proxy.actions
-    examined = typed("doctor", *arguments)
-    assert examined.code == 5
-    assert "fail  images       10 of 10 sampled images can't be read" in examined.out
+    checked = typed("doctor", *arguments)
+    assert checked.code == 5
+    assert "fail  images       10 of 10 sampled images can't be read" in checked.out
 
 
 @pytest.mark.parametrize(
-    ("sid", "says"),
+    ("sid", "message"),
     [
         ("FindTheModel", "DescribeProjectVersions"),
         ("OnlyWithStartModel", "rekognition:TagResource"),
@@ -284,36 +284,36 @@ def test_images_that_may_not_be_read_start_no_model(place, proxy):
         ("OnlyWithScheduledStopRoleToo", "iam:PassRole"),
     ],
 )
-def test_a_missing_permission_is_named(place, proxy, sid, says):
+def test_a_missing_permission_is_named(trained, proxy, sid, message):
     proxy.policy = policy("run").without(sid)
     run = typed(
-        "run", IMAGES, "--model", place.arn, "--out", TABLES, "--run-id", f"no-{sid}", "--start-model", "1", *SWITCH
+        "run", IMAGES, "--model", trained.arn, "--out", TABLES, "--run-id", f"no-{sid}", "--start-model", "1", *SWITCH
     )
     assert run.code == 5, run.err
-    assert says in run.err
+    assert message in run.err
     assert "Traceback" not in run.err
 
 
-def test_every_operation_of_the_code_is_in_a_policy():
+def test_every_operation_in_the_code_is_in_a_policy():
     allowed = set().union(*(policy(path.stem).actions for path in IAM.glob("*.json") if "trust" not in path.stem))
     assert {action for action in operations() if action not in allowed} == set()
 
 
-def test_no_policy_has_a_wildcard_among_its_actions():
+def test_no_policy_has_a_wildcard_action():
     for path in IAM.glob("*.json"):
         assert not [action for action in Policy.read(path.read_text()).actions if "*" in action], path
 
 
 def operations() -> set[str]:
-    """What the code calls of boto's clients, as policies call it."""
+    """The permissions for all boto3 client methods that the code calls."""
     named: dict[str, list[str]] = {}
     for service, prefix in PREFIXES.items():
         methods = boto3.client(service, region_name="us-east-1").meta.method_to_api_mapping
         for method, operation in methods.items():
-            named.setdefault(method, []).append(f"{prefix}:{CALLED.get(operation, operation)}")
+            named.setdefault(method, []).append(f"{prefix}:{PERMISSION_NAMES.get(operation, operation)}")
     found: set[str] = set()
     for path in SOURCE.rglob("*.py"):
-        if "emulator" in path.parts or path.name == "endpoint.py":  # which prepares requests that it doesn't send
+        if "emulator" in path.parts or path.name == "endpoint.py":  # it prepares requests without sending them
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             name = ""
@@ -327,6 +327,6 @@ def operations() -> set[str]:
     return found
 
 
-def test_the_policies_are_those_of_the_page():
+def test_every_policy_is_documented():
     page = (ROOT / "docs" / "permissions.md").read_text()
     assert {path.name for path in IAM.glob("*.json")} == set(re.findall(r"configs/iam/([\w-]+\.json)", page))

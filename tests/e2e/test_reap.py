@@ -74,10 +74,10 @@ def only_place(demo, moto) -> Iterator[Place]:
 
 @pytest.fixture
 def place(only_place) -> Place:
-    """As if nobody had been here before."""
+    """No leases, no schedules, and a model that is not running."""
     only_place.clean_up()
-    found: Place = only_place
-    return found
+    cleaned: Place = only_place
+    return cleaned
 
 
 def test_a_run_with_a_scheduled_stop_from_start_to_end(cli, demo, place, running, tmp_path):
@@ -98,7 +98,7 @@ def test_a_run_with_a_scheduled_stop_from_start_to_end(cli, demo, place, running
     assert place.status in {"STOPPING", "STOPPED"}
 
 
-def test_reaping_takes_the_dead_runs_schedule_along(cli, demo, place, running, tmp_path):
+def test_reap_deletes_the_killed_runs_schedule(cli, demo, place, running, tmp_path):
     job = (demo.data.images, "--model", place.arn, "--out", tmp_path, "--start-model", 1, "--max-tps", 4)
     with running(*job, "--deadline", "6h", "--scheduled-stop-role", ROLE, "--lease", "30m", env=place.env) as process:
         wait_for(lambda: place.status == "RUNNING")
@@ -124,10 +124,8 @@ def test_reaping_takes_the_dead_runs_schedule_along(cli, demo, place, running, t
         ("none", ("--scheduled-stop-role", ROLE, "--deadline", "1h"), "scheduling the stop of digits@v1"),
     ],
 )
-def test_what_cannot_be_guarded_is_refused_before_it_is_started(
-    cli, demo, place, tmp_path, monkeypatch, operation, flags, why
-):
-    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)  # a scheduler that is away is tried often
+def test_a_model_that_can_not_be_guarded_is_not_started(cli, demo, place, tmp_path, monkeypatch, operation, flags, why):
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)  # no delay between retries of the scheduler
     place.refuse(operation)
     env = place.env | {"AWS_ENDPOINT_URL_SCHEDULER": "http://127.0.0.1:1"}
     job = ("run", demo.data.images, "--model", place.arn, "--out", tmp_path, "--start-model", 1, "--limit", 2)
@@ -141,7 +139,7 @@ def test_what_cannot_be_guarded_is_refused_before_it_is_started(
         assert without.code == 0, without.err
 
 
-def test_a_second_run_keeps_the_model_of_a_dead_one_alive_while_it_needs_it(cli, demo, place, running, tmp_path):
+def test_a_second_runs_lease_keeps_a_killed_runs_model(cli, demo, place, running, tmp_path):
     job = (demo.data.images, "--model", place.arn, "--max-tps", 4)
     with running(*job, "--out", tmp_path / "a", "--start-model", 1, env=place.env) as first:
         wait_for(lambda: place.status == "RUNNING")
@@ -160,10 +158,10 @@ def test_a_second_run_keeps_the_model_of_a_dead_one_alive_while_it_needs_it(cli,
     assert place.status in {"STOPPING", "STOPPED"}
 
 
-def test_models_started_by_hand(cli, place):
+def test_model_start_replaces_old_leases_and_for_sets_one(cli, place):
     place.lease("2026-01-01T00:00:00Z started run x in s3://b")
     assert cli("model", "start", "digits@v1", env=place.env).code == 0
-    assert place.leases() == [], "what the dead have left would have it stopped"
+    assert place.leases() == [], "expired leases are removed, or reap would stop the model"
     (row,) = cli("model", "reap", "--json", env=place.env).json
     assert (row["done"], row["reason"]) == ("left", "no lease: started by other means")
     assert cli("model", "start", "digits@v1", "--for", "2h", env=place.env).code == 5
@@ -177,7 +175,7 @@ def test_models_started_by_hand(cli, place):
     assert place.leases() == []
 
 
-def test_a_stop_that_is_refused_is_told_and_tried_by_the_next_one(cli, place):
+def test_a_refused_stop_is_reported_and_retried_later(cli, place):
     place.lease("2026-01-01T00:00:00Z started run x in s3://b")
     place.refuse("StopProjectVersion")
     start_model(place.endpoint, place.arn, units=1)
@@ -188,7 +186,7 @@ def test_a_stop_that_is_refused_is_told_and_tried_by_the_next_one(cli, place):
     assert cli("model", "reap", env=place.env).code == 0
 
 
-def test_who_may_not_describe_models_scores_with_one_that_runs(cli, demo, place, tmp_path):
+def test_a_run_without_describe_permission_uses_a_running_model(cli, demo, place, tmp_path):
     start_model(place.endpoint, place.arn, units=1)
     place.refuse("DescribeProjects", "DescribeProjectVersions", "ListTagsForResource", "TagResource")
     done = cli("run", demo.data.images, "--model", place.arn, "--out", tmp_path, "--limit", 2, "--json", env=place.env)

@@ -1,4 +1,4 @@
-"""Runs that are taken up again, refused, looked at, bounded and retried, through the command line."""
+"""Resuming, refusing, inspecting, limiting and retrying runs on the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def env(service, seaweed):
 
 @pytest.fixture
 def pictures(demo, tmp_path):
-    """Thirty pictures that nobody else writes to."""
+    """A directory of thirty images that a test may change."""
     folder = tmp_path / "in"
     folder.mkdir()
     for path in sorted(demo.data.images.iterdir())[:IMAGES]:
@@ -39,13 +39,13 @@ def out(tmp_path, seaweed):
 
 @pytest.fixture
 def job(demo, pictures, out):
-    """The arguments of the run `r` over them."""
+    """The arguments of run `r` over these images."""
     return ("run", pictures, "--model", demo.arn, "--out", out.root, "--run-id", "r", "--shard-size", 5, "--json")
 
 
 @pytest.fixture
 def stopped(job, out, clean_env, env):
-    """Begin the run, and end it by a signal once some shards are published."""
+    """Start the run, and end it by a signal once some shards are published."""
 
     @contextmanager
     def begin(number: signal.Signals):
@@ -58,7 +58,7 @@ def stopped(job, out, clean_env, env):
     return begin
 
 
-def test_a_stopped_run_calls_for_the_rest_only(cli, job, env, out, stopped):
+def test_a_resumed_run_calls_only_for_unscored_images(cli, job, env, out, stopped):
     with stopped(signal.SIGTERM) as process:
         pass
     assert process.returncode == 4
@@ -70,24 +70,24 @@ def test_a_stopped_run_calls_for_the_rest_only(cli, job, env, out, stopped):
     assert "resuming run " in second.err
     assert second.json["sessions"][-1]["calls"] == IMAGES - first["scored"], "no image is paid for twice"
     assert [each["calls"] for each in second.json["sessions"]] == [first["calls"], IMAGES - first["scored"]]
-    assert second.json["calls"] == IMAGES, "the summary adds the sessions up"
+    assert second.json["calls"] == IMAGES, "the summary adds up the sessions"
     assert second.json["seconds"] == pytest.approx(sum(each["seconds"] for each in second.json["sessions"]))
     assert second.json["images_per_second"] == pytest.approx(IMAGES / second.json["seconds"], abs=0.001)
     assert second.json["scored"] == second.json["planned"] == IMAGES
     assert len(set(out.uris())) == len(out.uris()) == IMAGES
 
 
-def test_status_tells_what_a_run_is_doing(cli, job, env, out, stopped):
+def test_status_reports_running_interrupted_and_done(cli, job, env, out, stopped):
     def status():
         return cli("status", out.root, "r", "--json", env=env).json
 
     with stopped(signal.SIGKILL) as process:
-        process.send_signal(signal.SIGSTOP)  # or it may be done before a busy machine has looked at it
+        process.send_signal(signal.SIGSTOP)  # so that it is not done before `status` runs
         running = status()
     assert (running["state"], running["resumable"]) == ("running", False)
     assert running["held_by"].endswith(f"process {process.pid}")
     rate = running["images_per_second"]
-    assert rate is None or rate > 0, "unknown until the lease tells of calls"
+    assert rate is None or rate > 0, "unknown until the lease reports calls"
     killed = status()
     assert (killed["state"], killed["resumable"], killed["held_by"]) == ("interrupted", True, None)
     assert killed["planned"] == IMAGES == killed["scored"] + killed["left"]
@@ -98,7 +98,7 @@ def test_status_tells_what_a_run_is_doing(cli, job, env, out, stopped):
     assert done["scored"] == done["published"] == IMAGES
 
 
-def test_status_of_a_stopped_run_tells_why(cli, env, out, stopped):
+def test_status_reports_why_a_run_stopped(cli, env, out, stopped):
     with stopped(signal.SIGTERM):
         pass
     state = cli("status", out.root, "r", "--json", env=env).json
@@ -112,9 +112,9 @@ def test_a_run_id_of_another_job_is_refused_with_the_difference(cli, job, env, o
     assert refused.code == 2
     assert "limit was not set and is 3, min_confidence was not set and is 10.0" in refused.err
     assert "--run-id" in refused.err
-    elsewhere = cli("run", demo.data.images, *job[2:], env=env)
-    assert elsewhere.code == 2
-    assert "sources was" in elsewhere.err
+    other_sources = cli("run", demo.data.images, *job[2:], env=env)
+    assert other_sources.code == 2
+    assert "sources was" in other_sources.err
     assert len(out.uris()) == IMAGES
 
 
@@ -131,7 +131,7 @@ def test_a_finished_run_starts_no_model_and_makes_no_call(cli, job, demo, out, e
     assert len(out.uris()) == IMAGES
 
 
-def test_a_complete_list_goes_on_without_its_sources(cli, job, env, out, seaweed, clean_env):
+def test_a_run_with_a_complete_work_list_needs_no_sources(cli, job, env, out, seaweed, clean_env):
     s3 = client("s3", seaweed)
     bucket = new_bucket(seaweed)
     for path in job[1].iterdir():
@@ -151,23 +151,23 @@ def test_a_complete_list_goes_on_without_its_sources(cli, job, env, out, seaweed
 
 @pytest.fixture
 def broken(pictures):
-    """Three of the pictures cut off and one empty, in two shards; put them right by calling."""
+    """Truncates three images and empties one, in two shards; returns a function that restores them."""
     paths = sorted(pictures.iterdir())
     good = {path: path.read_bytes() for path in [*paths[:3], paths[7]]}
     for path, data in good.items():
         path.write_bytes(data[:60])
     next(iter(good)).write_bytes(b"")
 
-    def mend() -> None:
+    def restore() -> None:
         for path, data in good.items():
             path.write_bytes(data)
 
-    return mend
+    return restore
 
 
 @pytest.fixture
 def missing(job, pictures, seaweed):
-    """A job over a list of objects of which three are not there, and one that is a folder; puts some, or all, there."""
+    """A job whose list has three missing objects and a folder marker, and a function that uploads the objects."""
     s3 = client("s3", seaweed)
     bucket = new_bucket(seaweed)
     paths = sorted(pictures.iterdir())
@@ -184,7 +184,7 @@ def missing(job, pictures, seaweed):
     return [job[0], keys, *job[2:]], lambda some=slice(None): put(later[some])
 
 
-def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
+def test_retry_scores_failed_images_only(cli, env, out, missing):
     job, put = missing
     run = cli(*job, env=env)
     assert run.code == 3, run.err
@@ -196,26 +196,26 @@ def test_retry_scores_what_failed_and_nothing_else(cli, env, out, missing):
     other = cli("retry", out.root, "r", "--code", "InternalServerError", "--json", env=env)
     assert (other.code, other.json["status"]) == (2, "refused")
     assert "failed with --code InternalServerError; its codes: InvalidS3ObjectException (3)" in other.err
-    assert cli("status", out.root, "r", "--json", env=env).json["rounds"] == 1, "a refusal takes no round"
+    assert cli("status", out.root, "r", "--json", env=env).json["rounds"] == 1, "a refused retry has no round"
     put()
     codes = {row["error_code"] for row in out.rows("failures") if row["status"] == "failed"}
-    mended = cli("retry", out.root, "r", *(part for code in codes for part in ("--code", code)), "--json", env=env)
-    assert mended.code == 0, mended.err
-    assert (mended.json["calls"], mended.json["failed"], mended.json["scored"]) == (
+    retried = cli("retry", out.root, "r", *(part for code in codes for part in ("--code", code)), "--json", env=env)
+    assert retried.code == 0, retried.err
+    assert (retried.json["calls"], retried.json["failed"], retried.json["scored"]) == (
         run.json["calls"] + 6,
         0,
         IMAGES - 1,
     )
-    assert [(each["round"], each["calls"]) for each in mended.json["sessions"]] == [
+    assert [(each["round"], each["calls"]) for each in retried.json["sessions"]] == [
         (0, run.json["calls"]),
         (1, 3),
         (2, 3),
     ]
-    assert mended.json["planned"] == IMAGES
+    assert retried.json["planned"] == IMAGES
     rounds = Counter((row["status"], row["round"]) for row in out.rows("failures"))
-    assert rounds == {("skipped", 0): 1, ("failed", 0): 3, ("failed", 1): 3}, "nothing is taken out of the tables"
+    assert rounds == {("skipped", 0): 1, ("failed", 0): 3, ("failed", 1): 3}, "no row is removed from the tables"
     (unresolved,) = cli("failures", out.root, "--json", env=env).json
-    assert (unresolved["error_code"], unresolved["count"]) == ("FolderMarker", 1), "it is left alone"
+    assert (unresolved["error_code"], unresolved["count"]) == ("FolderMarker", 1), "it is not retried"
     assert Counter(row["table"] for row in out.table().values()) == {"results": IMAGES - 1, "failures": 1}
     again = cli("retry", out.root, "r", "--json", env=env)
     assert again.code == 0
@@ -232,26 +232,27 @@ def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, b
         in run.err
     )
     with serving_here(demo.state) as idle:
-        useless = cli("retry", out.root, "r", "--start-model", 1, "--json", env=aws_env(idle))
+        unchanged = cli("retry", out.root, "r", "--start-model", 1, "--json", env=aws_env(idle))
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
-    assert (useless.code, useless.json) == (0, run.json | {"tolerated": True})
+    assert (unchanged.code, unchanged.json) == (0, run.json | {"tolerated": True})
     assert (
-        "not retried: 3 images failed with InvalidImageFormatException (not a PNG or JPEG, or corrupt); " in useless.err
+        "not retried: 3 images failed with InvalidImageFormatException (not a PNG or JPEG, or corrupt); "
+        in unchanged.err
     )
-    assert "not retried: 1 image skipped with EmptyFile (empty)\n" in useless.err
-    assert "nothing to retry in run r: none of its failures can succeed" in useless.err
+    assert "not retried: 1 image skipped with EmptyFile (empty)\n" in unchanged.err
+    assert "nothing to retry in run r: none of its failures can succeed" in unchanged.err
     refused = cli("retry", out.root, "r", "--code", "InvalidImageFormatException", "--json", env=env)
     assert (refused.code, refused.json["status"]) == (2, "refused")
     assert "add --fit, or replace the images and score them with `batchcl run --incremental`" in refused.err
     broken()
-    mended = cli(*job[:6], "--run-id", "again", "--incremental", "--json", env=env)
-    assert (mended.code, mended.json["calls"], mended.json["known"]) == (0, 4, IMAGES - 4), mended.err
+    retried = cli(*job[:6], "--run-id", "again", "--incremental", "--json", env=env)
+    assert (retried.code, retried.json["calls"], retried.json["known"]) == (0, 4, IMAGES - 4), retried.err
     assert cli("failures", out.root, "--json", env=env).json == []
     status = cli("status", out.root, "r", "--json", env=env).json
     assert (status["unresolved"], status["retryable"], status["fittable"]) == (3, 0, 3)
 
 
-def test_a_retry_that_is_cut_off_goes_on(cli, env, out, missing, clean_env):
+def test_an_interrupted_retry_is_resumed(cli, env, out, missing, clean_env):
     job, put = missing
     assert cli(*job, env=env).code == 3
     put()
@@ -270,10 +271,10 @@ def test_a_retry_that_is_cut_off_goes_on(cli, env, out, missing, clean_env):
     assert len(out.table()) == IMAGES
 
 
-def test_a_retry_that_is_ended_early_tells_of_the_whole_run_and_how_it_goes_on(cli, env, out, missing):
+def test_a_retry_that_ends_early_can_be_resumed(cli, env, out, missing):
     job, put = missing
     assert cli(*job, env=env).code == 3
-    put(slice(1, 2))  # a call that is accepted shows that the one before was about its image
+    put(slice(1, 2))  # a successful call shows that the failure before it was caused by its image
     early = cli("retry", out.root, "r", "--max-tps", 1, "--max-failures", 0, "--json", env=env)
     assert early.code == 3, early.err
     assert "--max-failures is 0" in early.json["reason"]
@@ -284,7 +285,7 @@ def test_a_retry_that_is_ended_early_tells_of_the_whole_run_and_how_it_goes_on(c
     assert (state["state"], state["resumable"], state["unfinished_round"]) == ("done", False, 1)
     assert state["reason"] == early.json["reason"]
     again = cli(*job, env=env)
-    assert (again.code, again.json["sessions"][-1]["calls"]) == (3, 0), "the run itself has nothing left to do"
+    assert (again.code, again.json["sessions"][-1]["calls"]) == (3, 0), "the run itself is complete"
     assert again.json["calls"] == early.json["calls"]
     put()
     done = cli("retry", out.root, "r", "--max-failures", 3, "--json", env=env)
@@ -305,22 +306,22 @@ def test_retry_needs_a_run_that_is_done(cli, env, out, stopped):
     assert "there is no run 'x'" in unknown.err
 
 
-def test_the_next_night_scores_new_and_changed_files_only(cli, demo, env, pictures, out):
+def test_incremental_scores_new_and_changed_files_only(cli, demo, env, pictures, out):
     job = ("run", pictures, "--model", demo.arn, "--out", out.root, "--incremental", "--json", "--run-id")
     assert cli(*job, "night-1", env=env).json["scored"] == IMAGES
     first, second, *_ = sorted(pictures.iterdir())
     shutil.copyfile(first, pictures / "new.jpg")
     first.write_bytes(second.read_bytes())
-    night = cli(*job, "night-2", env=env)
-    assert night.code == 0, night.err
-    assert (night.json["planned"], night.json["calls"], night.json["known"]) == (2, 2, IMAGES - 1)
+    second_run = cli(*job, "night-2", env=env)
+    assert second_run.code == 0, second_run.err
+    assert (second_run.json["planned"], second_run.json["calls"], second_run.json["known"]) == (2, 2, IMAGES - 1)
     scored = {row["key"] for row in out.rows("results") if row["run_id"] == "night-2"}
     assert scored == {str(first), str(pictures / "new.jpg")}
-    quiet = cli(*job, "night-3", env=env)
-    assert (quiet.code, quiet.json["planned"], quiet.json["known"]) == (0, 0, IMAGES + 1)
+    third_run = cli(*job, "night-3", env=env)
+    assert (third_run.code, third_run.json["planned"], third_run.json["known"]) == (0, 0, IMAGES + 1)
 
 
-def test_the_next_night_over_s3_goes_by_etag(cli, demo, env, pictures, seaweed):
+def test_incremental_compares_etags_in_s3(cli, demo, env, pictures, seaweed):
     s3 = client("s3", seaweed)
     bucket = new_bucket(seaweed)
     paths = sorted(pictures.iterdir())[:5]
@@ -331,9 +332,9 @@ def test_the_next_night_over_s3_goes_by_etag(cli, demo, env, pictures, seaweed):
     assert cli(*job, "night-1", env=env).json["scored"] == 5
     s3.put_object(Bucket=bucket, Key=f"in/{paths[0].name}", Body=paths[0].read_bytes())  # touched, but the same
     s3.put_object(Bucket=bucket, Key=f"in/{paths[1].name}", Body=paths[0].read_bytes())
-    night = cli(*job, "night-2", env=env)
-    assert night.code == 0, night.err
-    assert (night.json["calls"], night.json["known"]) == (1, 4)
+    second_run = cli(*job, "night-2", env=env)
+    assert second_run.code == 0, second_run.err
+    assert (second_run.json["calls"], second_run.json["known"]) == (1, 4)
     again = [row["key"] for row in Place(root, seaweed).rows("results") if row["run_id"] == "night-2"]
     assert again == [f"in/{paths[1].name}"]
 
@@ -348,31 +349,31 @@ def test_a_deadline_ends_the_run_resumably(cli, job, env, out):
     assert len(out.table()) == IMAGES
 
 
-def test_a_cost_ends_the_run_resumably(cli, job, demo, out):
+def test_max_cost_ends_the_run_resumably(cli, job, demo, out):
     with serving_here(demo.state) as endpoint:
         env = aws_env(endpoint)
-        dear = cli(*job, "--max-tps", 5, "--start-model", 1, "--max-cost", 0.001, env=env)
-        assert dear.code == 4, dear.err
-        assert "--max-cost" in dear.json["reason"]
-        assert dear.json["cost_usd"] >= 0.001
-        assert "--max-cost has no effect" not in dear.err
-        assert 0 < dear.json["scored"] < IMAGES
+        first = cli(*job, "--max-tps", 5, "--start-model", 1, "--max-cost", 0.001, env=env)
+        assert first.code == 4, first.err
+        assert "--max-cost" in first.json["reason"]
+        assert first.json["cost_usd"] >= 0.001
+        assert "--max-cost has no effect" not in first.err
+        assert 0 < first.json["scored"] < IMAGES
         assert model_status(endpoint, demo.arn) in {"STOPPING", "STOPPED"}
         done = cli(*job, "--start-model", 5, env=env)
     last = done.json["sessions"][-1]
-    assert (done.code, last["calls"] - last["throttled"]) == (0, IMAGES - dear.json["scored"])
-    assert done.json["cost_usd"] == pytest.approx(dear.json["cost_usd"] + last["cost_usd"]), "both have had it running"
+    assert (done.code, last["calls"] - last["throttled"]) == (0, IMAGES - first.json["scored"])
+    assert done.json["cost_usd"] == pytest.approx(first.json["cost_usd"] + last["cost_usd"]), "the costs are added up"
     assert len(out.table()) == IMAGES
 
 
-def test_a_cost_that_nothing_counts_is_said_to_bound_nothing(cli, job, env):
+def test_max_cost_without_start_model_gives_a_warning(cli, job, env):
     done = cli(*job, "--max-cost", 0.001, env=env)
     assert (done.code, done.json["cost_usd"]) == (0, None)
     assert "--max-cost has no effect: the model was already running" in done.err
 
 
 @pytest.mark.usefixtures("broken")
-def test_too_many_failures_end_the_run_early_and_a_higher_bound_goes_on(cli, job, env, out):
+def test_a_higher_max_failures_resumes_a_run(cli, job, env, out):
     early = cli(*job, "--max-tps", 5, "--max-failures", 1, env=env)
     assert early.code == 3, early.err
     assert "--max-failures is 1" in early.json["reason"]
@@ -385,7 +386,7 @@ def test_too_many_failures_end_the_run_early_and_a_higher_bound_goes_on(cli, job
     assert len(out.table()) == IMAGES
 
 
-def test_what_is_named_twice_is_scored_once_and_reported(cli, demo, env, pictures, out):
+def test_duplicates_are_scored_once_and_counted(cli, demo, env, pictures, out):
     names = [str(path) for path in sorted(pictures.iterdir())[:10]]
     keys = pictures.with_name("keys.txt")
     keys.write_text("\n".join([*names, *names[:4], names[0]]))
@@ -394,12 +395,12 @@ def test_what_is_named_twice_is_scored_once_and_reported(cli, demo, env, picture
     assert done.code == 0, done.err
     assert (done.json["planned"], done.json["calls"]) == (IMAGES, IMAGES)
     inside, across = 5, 10
-    assert done.json["repeated"] == 2 * inside + 2 * across, "5 inside each list, 10 again in the folder and the list"
+    assert done.json["repeated"] == 2 * inside + 2 * across, "5 within each list, 10 in the folder and the list again"
     assert len(out.uris()) == len(set(out.uris())) == IMAGES
 
 
-def test_a_list_that_was_cut_short_is_read_to_its_end(cli, job, env, out, clean_env):
-    """A kill between two shards of the list can't be timed from outside, so what it leaves is laid there."""
+def test_an_incomplete_work_list_is_completed(cli, job, env, out, clean_env):
+    """A kill between two shards of the list can't be timed from outside, so its files are deleted instead."""
     with started(*job, "--max-tps", 2, env=clean_env | env) as process:
         until_begun(process)
         wait_for(lambda: out.files("runs/r", "worklist.json"))

@@ -1,4 +1,4 @@
-"""`run --fit`: images that the service would refuse are changed on the way, and their rows say so."""
+"""`run --fit`: images that the service would refuse are converted, and their rows record the change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKET = "to-fit"
 
 @pytest.fixture(scope="module")
 def pictures(demo, tmp_path_factory) -> Path:
-    """One that is fine, and what the service would refuse for various reasons."""
+    """One valid image, and images that the service would refuse for various reasons."""
     folder: Path = tmp_path_factory.mktemp("fit")
     fine = min(demo.data.images.rglob("*.png"))
     made = {
@@ -51,7 +51,7 @@ def by_name(frame: pl.LazyFrame, *columns: str) -> dict[str, tuple[object, ...]]
     return {str(key).rpartition("/")[2]: tuple(rest) for key, *rest in rows}
 
 
-def test_a_directory(cli, demo, service, pictures, tmp_path):
+def test_fit_converts_local_images_and_skips_the_rest(cli, demo, service, pictures, tmp_path):
     out = tmp_path / "out"
     run = ("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "r", "--fit", "--json")
     env = aws_env(service)
@@ -61,7 +61,7 @@ def test_a_directory(cli, demo, service, pictures, tmp_path):
     done = cli(*run, env=env)
     assert done.json | {"planned": 10, "scored": 6, "failed": 0, "skipped": 4} == done.json, done.err
     assert "5 images changed to fit" in done.err
-    assert done.json["calls"] == 6, "what can't be mended costs no call"
+    assert done.json["calls"] == 6, "images that can not be fitted cost no call"
     results = open_results(str(out))
     assert by_name(results.images(), "fitted", "attempts") == {
         "fine.png": (None, 1),
@@ -84,7 +84,7 @@ def test_a_directory(cli, demo, service, pictures, tmp_path):
     assert "fit" in other.err
 
 
-def test_objects_in_s3_travel_from_here_where_they_have_to(cli, demo, service, seaweed, pictures, tmp_path):
+def test_fit_sends_s3_objects_as_bytes_only_where_needed(cli, demo, service, seaweed, pictures, tmp_path):
     s3 = client("s3", seaweed)
     make_bucket(s3, BUCKET)
     for path in pictures.iterdir():
@@ -107,12 +107,12 @@ def test_objects_in_s3_travel_from_here_where_they_have_to(cli, demo, service, s
     assert failures["text.jpg"][:2] == ("failed", "UnknownFormat")
     assert "InvalidImageFormatException: " in str(failures["text.jpg"][2])
     again = cli("retry", out, done.json["run_id"], "--json", env=env)
-    assert (again.code, again.json) == (0, done.json | {"tolerated": True}), "nothing of it can succeed"
+    assert (again.code, again.json) == (0, done.json | {"tolerated": True}), "none of its failures can succeed"
     summary = json.loads((out / "runs" / done.json["run_id"] / "run.json").read_text())
     assert summary["scored_as"]["fit"] is True
 
 
-def test_a_retry_with_fit_scores_what_a_run_without_it_could_not(cli, demo, service, pictures, tmp_path):
+def test_retry_with_fit_scores_images_that_failed_without_it(cli, demo, service, pictures, tmp_path):
     env, out = aws_env(service), tmp_path / "out"
     run = cli("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "r", "--json", env=env)
     assert run.code == 3, run.err

@@ -1,4 +1,4 @@
-"""`batchcl run` over local files, as a user types it."""
+"""`batchcl run` over local files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def env(service):
     return aws_env(service)
 
 
-def test_a_directory_becomes_one_row_an_image_and_the_rows_are_what_the_service_answers(
-    cli, demo, env, service, tmp_path
-):
+def test_each_image_has_one_row_with_its_labels(cli, demo, env, service, tmp_path):
     out = tmp_path / "out"
     done = cli("run", demo.data.images, "--model", demo.arn, "--out", out, "--limit", 40, "--json", env=env)
     assert done.code == 0, done.err
@@ -37,11 +35,11 @@ def test_a_directory_becomes_one_row_an_image_and_the_rows_are_what_the_service_
     for row in rows.sample(8, seed=1).iter_rows(named=True):
         with open(row["key"], "rb") as image:
             again = rekognition.detect_custom_labels(ProjectVersionArn=demo.arn, Image={"Bytes": image.read()})
-        wanted = [(label["Name"], pytest.approx(label["Confidence"], abs=1e-3)) for label in again["CustomLabels"]]
-        assert [(label["name"], label["confidence"]) for label in row["labels"]] == wanted
+        expected = [(label["Name"], pytest.approx(label["Confidence"], abs=1e-3)) for label in again["CustomLabels"]]
+        assert [(label["name"], label["confidence"]) for label in row["labels"]] == expected
 
 
-def test_parts_have_schema_v1_and_lie_where_the_design_says(cli, demo, env, tmp_path):
+def test_a_run_writes_the_documented_files_and_schema(cli, demo, env, tmp_path):
     out = tmp_path / "out"
     mixed = tmp_path / "mixed"
     mixed.mkdir()
@@ -72,7 +70,7 @@ def test_parts_have_schema_v1_and_lie_where_the_design_says(cli, demo, env, tmp_
 
 
 @pytest.mark.parametrize("run_id", ["scheduled__2026-11-21T00:00:00+00:00", "night of the 21st / photos é"])
-def test_a_run_id_of_any_form_is_kept_and_its_files_have_safe_names(cli, demo, env, tmp_path, run_id):
+def test_any_run_id_is_kept_and_gets_safe_file_names(cli, demo, env, tmp_path, run_id):
     out = tmp_path / "out"
     options = ("--model", demo.arn, "--out", out, "--run-id", run_id)
     done = cli("run", demo.data.images, *options, "--limit", 3, "--json", env=env)
@@ -94,7 +92,7 @@ def test_a_run_id_of_any_form_is_kept_and_its_files_have_safe_names(cli, demo, e
     assert "is the folder name of run" in other.err
 
 
-def test_a_directory_that_holds_the_output_root_gives_no_image_twice(cli, demo, env, tmp_path):
+def test_an_output_root_inside_the_source_is_excluded(cli, demo, env, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(3):
@@ -108,7 +106,7 @@ def test_a_directory_that_holds_the_output_root_gives_no_image_twice(cli, demo, 
     assert (inside.code, inside.err.count("\n")) == (2, 1)
 
 
-def test_a_process_that_may_open_few_files_makes_fewer_calls_at_a_time(demo, env, clean_env, tmp_path):
+def test_a_low_file_limit_reduces_concurrent_calls(demo, env, clean_env, tmp_path):
     command = f"run {demo.data.images} --model {demo.arn} --out {tmp_path}/out --limit 150 --json"
     done = subprocess.run(
         ["bash", "-c", f"ulimit -n 64; exec {sys.executable} -m batchcl {command}"],
@@ -122,7 +120,7 @@ def test_a_process_that_may_open_few_files_makes_fewer_calls_at_a_time(demo, env
     assert b"--max-in-flight was reduced from 256 to 8: this process may open only 64 files" in done.stderr
 
 
-def test_unfit_and_refused_images_are_rows_with_their_reason(cli, demo, env, tmp_path):
+def test_skipped_and_failed_images_have_rows_with_reasons(cli, demo, env, tmp_path):
     pictures = tmp_path / "pictures"
     (pictures / "sub").mkdir(parents=True)
     good = (demo.data.images / "00000.png").read_bytes()
@@ -164,18 +162,18 @@ def test_unfit_and_refused_images_are_rows_with_their_reason(cli, demo, env, tmp
     assert done.json["calls"] == 6
 
 
-def test_exif_orientation_is_undone_before_the_model_looks(cli, demo, env, tmp_path):
+def test_exif_orientation_is_applied_before_scoring(cli, demo, env, tmp_path):
     upright = Image.open(demo.data.images / "00000.png").convert("RGB")
-    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    rotated = upright.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
     upright.save(tmp_path / "upright.jpg", quality=100, subsampling=0)
-    lying.save(tmp_path / "lying.jpg", quality=100, subsampling=0, exif=exif)
+    rotated.save(tmp_path / "rotated.jpg", quality=100, subsampling=0, exif=exif)
     done = cli("run", tmp_path, "--model", demo.arn, "--out", tmp_path / "out", "--min-confidence", 0, env=env)
     assert done.code == 0, done.err
     rows = batchcl.open_results(str(tmp_path / "out")).detections().sort("label").collect()
-    answers = rows.group_by("uri").agg(pl.col("confidence").alias("all"))["all"].to_list()
-    assert answers[0] == pytest.approx(answers[1], abs=2.0)
+    confidences = rows.group_by("uri").agg(pl.col("confidence").alias("all"))["all"].to_list()
+    assert confidences[0] == pytest.approx(confidences[1], abs=2.0)
 
 
 def test_a_key_list_on_stdin_is_taken_literally(cli_process, demo, env, tmp_path):
@@ -188,7 +186,7 @@ def test_a_key_list_on_stdin_is_taken_literally(cli_process, demo, env, tmp_path
     assert uris == sorted([str(odd), str(demo.data.images / "00001.jpg")])
 
 
-def test_a_pipe_is_a_list_like_any_other(demo, env, clean_env, tmp_path):
+def test_a_pipe_can_be_read_as_a_list(demo, env, clean_env, tmp_path):
     script = 'exec "$0" -m batchcl run <(echo "$1"; echo "$2") --model "$3" --out "$4"'
     images = sorted(demo.data.images.iterdir())[:2]
     command = ["bash", "-c", script, sys.executable, *images, demo.arn, tmp_path / "out"]
@@ -198,7 +196,7 @@ def test_a_pipe_is_a_list_like_any_other(demo, env, clean_env, tmp_path):
     assert uris == [str(image) for image in images]
 
 
-def test_a_manifest_is_scored_and_carries_its_truth_into_extra(cli, demo, env, tmp_path):
+def test_manifest_labels_are_kept_in_extra(cli, demo, env, tmp_path):
     done = cli("run", demo.data.truth, "--model", demo.arn, "--out", tmp_path / "out", "--limit", 30, env=env)
     assert done.code == 0, done.err
     rows = batchcl.open_results(str(tmp_path / "out")).images().collect()
@@ -209,7 +207,7 @@ def test_a_manifest_is_scored_and_carries_its_truth_into_extra(cli, demo, env, t
         assert json.loads(row["extra"]) == {key: line[key] for key in line if key != "source-ref"}
 
 
-def test_max_results_and_min_confidence_reach_the_service_and_the_rows(cli, demo, env, tmp_path):
+def test_max_results_and_min_confidence_apply_and_are_recorded(cli, demo, env, tmp_path):
     arguments = ("--limit", 5, "--min-confidence", 0, "--max-results", 2)
     assert cli("run", demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", *arguments, env=env).code == 0
     rows = batchcl.open_results(str(tmp_path / "out")).images().collect()
@@ -218,7 +216,7 @@ def test_max_results_and_min_confidence_reach_the_service_and_the_rows(cli, demo
     assert rows["max_results"].to_list() == [2] * 5
 
 
-def test_a_finished_run_is_not_done_twice_and_another_job_under_its_name_is_refused(cli, demo, env, tmp_path):
+def test_a_run_id_can_not_be_reused_for_another_job(cli, demo, env, tmp_path):
     job = ("run", demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", "--run-id", "nightly", "--json")
     first = cli(*job, "--limit", 3, env=env)
     again = cli(*job, "--limit", 3, env=env)

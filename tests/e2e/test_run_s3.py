@@ -91,7 +91,7 @@ def test_an_s3_manifest_and_a_key_list_name_s3_images(cli, demo, env, seaweed, b
     assert failed["error_code"].to_list() == ["InvalidS3ObjectException"]
 
 
-def test_300_images_at_10_tps_lose_none_to_throttling(cli, demo, clean_env, seaweed, bucket, tmp_path):
+def test_throttling_at_10_tps_fails_none_of_300_images(cli, demo, clean_env, seaweed, bucket, tmp_path):
     s3 = client("s3", seaweed)
     picture = (demo.data.images / "00001.jpg").read_bytes()
     for n in range(300):
@@ -108,7 +108,7 @@ def test_300_images_at_10_tps_lose_none_to_throttling(cli, demo, clean_env, seaw
     assert done.json["images_per_second"] > 7
     rows = batchcl.open_results(str(tmp_path)).images().collect()
     assert rows["uri"].n_unique() == rows.height == 300
-    assert rows["attempts"].to_list() == [1] * 300, "a throttled call is no attempt"
+    assert rows["attempts"].to_list() == [1] * 300, "a throttled call is not counted as an attempt"
 
 
 def test_a_bucket_in_another_region_is_refused_before_a_call(cli, demo, service, moto, tmp_path):
@@ -132,7 +132,7 @@ def test_a_bucket_in_another_region_is_refused_before_a_call(cli, demo, service,
         assert not (tmp_path / "out" / "runs").exists() or not any((tmp_path / "out" / "runs").iterdir())
 
 
-def test_images_of_other_regions_are_fetched_and_sent_as_bytes(cli, demo, service, moto, tmp_path):
+def test_cross_region_images_are_sent_as_bytes(cli, demo, service, moto, tmp_path):
     s3 = client("s3", moto)
     picture = (demo.data.images / "00001.jpg").read_bytes()
     for region in ("eu-west-1", "ap-south-1"):
@@ -165,7 +165,7 @@ def test_images_of_other_regions_are_fetched_and_sent_as_bytes(cli, demo, servic
     assert (again.json["scored"], again.json["failed"]) == (3, 0)
 
 
-def test_keys_that_few_servers_list_come_through_exactly(cli, demo, clean_env, moto, tmp_path):
+def test_unusual_keys_are_preserved(cli, demo, clean_env, moto, tmp_path):
     s3 = client("s3", moto)
     s3.create_bucket(Bucket="odd-keys")
     picture = (demo.data.images / "00001.jpg").read_bytes()
@@ -191,7 +191,7 @@ def test_keys_that_few_servers_list_come_through_exactly(cli, demo, clean_env, m
     assert set(batchcl.open_results(str(tmp_path)).images().collect()["key"]) == keys
 
 
-def test_an_s3_root_that_may_not_be_written_is_refused_before_a_call(cli, demo, service, moto):
+def test_an_output_root_in_a_missing_bucket_is_refused(cli, demo, service, moto):
     root = "s3://no-such-bucket-here/out"
     job = ("run", demo.data.images, "--model", demo.arn, "--out", root, "--limit", 1)
     done = cli(*job, env=aws_env(service, moto))

@@ -1,4 +1,4 @@
-"""Signals to the real process while something hangs: it ends within its grace."""
+"""Signals while something hangs: the process ends within its grace period."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRACE_S = 3
 
 @pytest.fixture
 def silent():
-    """The endpoint of a server that accepts connections and never answers; `accepted` is set by the first one."""
+    """The endpoint of a server that accepts connections and never responds; the first connection sets `accepted`."""
     accepted, connections = threading.Event(), []
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -46,7 +46,7 @@ def seconds_to_end(process, number) -> float:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_store_that_never_answers_delays_no_signal(running, demo, service, silent, number):
+def test_an_unresponsive_store_does_not_delay_a_signal(running, demo, service, silent, number):
     endpoint, accepted = silent
     env = aws_env(service) | {"AWS_ENDPOINT_URL_S3": endpoint}
     words = (demo.data.images, "--model", demo.arn, "--out", "s3://tables/labels", "--grace", f"{GRACE_S}s")
@@ -54,12 +54,12 @@ def test_a_store_that_never_answers_delays_no_signal(running, demo, service, sil
         assert accepted.wait(60)
         assert seconds_to_end(process, number) < GRACE_S + 2
         assert process.returncode == (130 if number is signal.SIGINT else 4)
-        said = process.stderr.read().decode()
-    assert ("interrupted by ^C" if number is signal.SIGINT else number.name) in said
-    assert "Traceback" not in said
+        err = process.stderr.read().decode()
+    assert ("interrupted by ^C" if number is signal.SIGINT else number.name) in err
+    assert "Traceback" not in err
 
 
-def test_calls_that_never_end_are_given_up_within_the_grace(running, demo, service, silent, tmp_path):
+def test_hanging_calls_are_abandoned_within_the_grace_period(running, demo, service, silent, tmp_path):
     endpoint, accepted = silent
     env = aws_env(service) | {"AWS_ENDPOINT_URL_REKOGNITION": endpoint}
     words = (demo.data.images, "--model", demo.arn, "--out", tmp_path / "out", "--grace", f"{GRACE_S}s")
@@ -70,7 +70,7 @@ def test_calls_that_never_end_are_given_up_within_the_grace(running, demo, servi
         assert "Traceback" not in process.stderr.read().decode()
 
 
-def test_a_list_on_stdin_that_does_not_end_delays_no_signal(demo, service, clean_env, tmp_path):
+def test_an_endless_list_on_stdin_does_not_delay_a_signal(demo, service, clean_env, tmp_path):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     words = f"run - --model {demo.arn} --out {tmp_path}/out".split()
@@ -89,7 +89,7 @@ def test_a_list_on_stdin_that_does_not_end_delays_no_signal(demo, service, clean
     assert list(temporary.iterdir()) == []
 
 
-def test_an_emulator_outlives_the_interrupt_that_a_terminal_sends_to_both(demo, clean_env, tmp_path):
+def test_the_emulator_survives_ctrl_c_until_its_model_stops(demo, clean_env, tmp_path):
     words = f"run {demo.data.images} --emulator --emulator-state {demo.state} --model {demo.arn} --out {tmp_path}/out"
     with (
         copied(demo.state) as state,
@@ -106,7 +106,7 @@ def test_an_emulator_outlives_the_interrupt_that_a_terminal_sends_to_both(demo, 
                 break
         begun = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
-        said = process.stderr.read().decode()
+        err = process.stderr.read().decode()
         assert process.wait(60) == 130
     assert time.monotonic() - begun < 20
-    assert "is stopped" in said
+    assert "is stopped" in err

@@ -1,4 +1,4 @@
-"""Lists in a real S3, through the command line: plan tells their counts, and rows carry their keys letter by letter."""
+"""Lists in a real S3, on the command line: plan counts their lines, and rows have their exact keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def aws(service, seaweed, demo) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def lists(seaweed, tmp_path_factory) -> str:
-    """Uploads lists in every format, and gives the prefix."""
+    """Uploads lists in every format; returns their prefix."""
     folder = tmp_path_factory.mktemp("lists")
     for kind in ("CSV", "Parquet", "ORC"):
         for day, names in (("2026-11-19T01-00Z", NAMES[:1]), ("2026-11-20T01-00Z", NAMES)):
@@ -51,7 +51,7 @@ def lists(seaweed, tmp_path_factory) -> str:
     return f"s3://{LISTS}/in"
 
 
-def test_an_inventory_in_s3_is_scored_with_its_keys_letter_by_letter(cli, aws, demo, lists, tmp_path: Path):
+def test_an_inventory_in_s3_is_scored_with_exact_keys(cli, aws, demo, lists, tmp_path: Path):
     done = cli(
         *("run", f"{lists}/CSV/2026-11-20T01-00Z/manifest.json", "--model", demo.arn),
         *("--out", tmp_path / "out", "--json"),
@@ -71,7 +71,7 @@ def test_an_inventory_in_s3_is_scored_with_its_keys_letter_by_letter(cli, aws, d
     )
 
 
-def test_every_row_has_the_key_of_its_line_letter_by_letter_whether_it_is_there_or_not(cli, aws, demo, tmp_path: Path):
+def test_rows_have_the_exact_keys_of_their_lines(cli, aws, demo, tmp_path: Path):
     keys = [*NAMES, *HARD_KEYS]
     listed, tabled = keys[::2], keys[1::2]
     (tmp_path / "inventory").mkdir()
@@ -101,9 +101,7 @@ def test_every_row_has_the_key_of_its_line_letter_by_letter_whether_it_is_there_
         ("some.manifest", ("--skip-bad-lines",), len(NAMES), 0),
     ],
 )
-def test_lists_in_s3_need_no_word_where_their_name_and_content_tell(
-    cli, aws, demo, lists, name, flags, images, repeated
-):
+def test_list_formats_in_s3_are_detected(cli, aws, demo, lists, name, flags, images, repeated):
     done = cli("plan", f"{lists}/{name}", *flags, "--model", demo.arn, "--json", env=aws)
     assert done.code == 0, done.err
     plan = done.json
@@ -112,7 +110,7 @@ def test_lists_in_s3_need_no_word_where_their_name_and_content_tell(
     assert plan["lines"] == images + repeated + left_out
 
 
-def test_bad_lines_refuse_the_list_or_stand_in_the_run_record(cli, aws, demo, lists, tmp_path: Path):
+def test_bad_lines_are_refused_or_recorded(cli, aws, demo, lists, tmp_path: Path):
     arguments = ("run", f"{lists}/some.manifest", "--model", demo.arn, "--out", tmp_path / "out", "--run-id", "r")
     refused = cli(*arguments, env=aws)
     assert refused.code == 2
@@ -120,12 +118,12 @@ def test_bad_lines_refuse_the_list_or_stand_in_the_run_record(cli, aws, demo, li
     done = cli(*arguments, "--skip-bad-lines", "--include", "a*", env=aws)
     assert done.code == 0, done.err
     assert "9 lines read = 3 planned + 5 filtered + 1 bad" in done.err
-    (told,) = json.loads((tmp_path / "out" / "runs" / "r" / "run.json").read_text())["bad_lines"].values()
-    assert len(told) == 1
-    assert "/etc/passwd" in told[0]
+    (examples,) = json.loads((tmp_path / "out" / "runs" / "r" / "run.json").read_text())["bad_lines"].values()
+    assert len(examples) == 1
+    assert "/etc/passwd" in examples[0]
 
 
-def test_the_truth_of_a_manifest_is_carried_and_evaluated(cli, aws, demo, tmp_path: Path):
+def test_manifest_labels_are_kept_and_evaluated(cli, aws, demo, tmp_path: Path):
     out = tmp_path / "out"
     done = cli("run", demo.data.truth, "--model", demo.arn, "--out", out, "--limit", "20", env=aws)
     assert done.code == 0, done.err
@@ -136,7 +134,7 @@ def test_the_truth_of_a_manifest_is_carried_and_evaluated(cli, aws, demo, tmp_pa
     assert by_results.json["summary"]["images"] == 20
 
 
-def test_an_object_that_has_no_list_name_is_a_prefix(cli, aws, demo, lists):
+def test_an_unrecognized_object_name_is_a_prefix(cli, aws, demo, lists):
     done = cli("plan", f"{lists}/missing.txt", "--model", demo.arn, env=aws)
     assert done.code == 2
     assert "there is no image to score in" in done.err
@@ -144,17 +142,17 @@ def test_an_object_that_has_no_list_name_is_a_prefix(cli, aws, demo, lists):
     assert done.json["images"] == 3
 
 
-def test_images_on_the_web_are_refused_before_a_call_is_spent(cli, aws, demo, tmp_path: Path):
+def test_web_addresses_are_refused_before_the_first_call(cli, aws, demo, tmp_path: Path):
     url = "https://me:secret@example.com/a.png"
     path = tmp_path / "addresses.txt"
     path.write_text(f"{url}\n")
-    for source, place in ((path, f"{path} line 1: this"), (url, "a source")):
+    for source, subject in ((path, f"{path} line 1: this"), (url, "a source")):
         done = cli("run", source, "--model", demo.arn, "--out", tmp_path / "out", env=aws)
         assert done.code == 2
         assert (
-            f"{place} is a web address, and batchcl does not download images from the web; copy them to S3 first"
+            f"{subject} is a web address, and batchcl does not download images from the web; copy them to S3 first"
             in done.err
         )
         assert "secret" not in done.err
-    asked = cli("detect", url, "--model", demo.arn, env=aws)
-    assert (asked.code, "the image is a web address" in asked.err) == (2, True)
+    detected = cli("detect", url, "--model", demo.arn, env=aws)
+    assert (detected.code, "the image is a web address" in detected.err) == (2, True)

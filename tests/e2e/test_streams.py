@@ -1,4 +1,4 @@
-"""Streams that fail, hang or are closed: a run ends by its result, a reading command in one sentence."""
+"""Streams that fail, hang or are closed: a run keeps its exit code, other commands report it in one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def env(service, clean_env):
 
 
 def shell(command: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run `command`; `@pipe@` in it is the descriptor of a pipe whose reader has gone."""
+    """Run `command`; `@pipe@` in it is replaced by the descriptor of a pipe without a reader."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -59,7 +59,7 @@ def test_a_failing_stderr_changes_nothing(run, env, stderr):
 
 
 @pytest.mark.parametrize("stdout", [">/dev/full", ">&-", ">@pipe@"])
-def test_a_run_whose_stdout_fails_ends_by_its_result(run, env, stdout):
+def test_a_run_with_a_failing_stdout_keeps_its_exit_code(run, env, stdout):
     command, out = run
     done = shell(f"{command} {stdout}", env)
     assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def test_a_run_whose_stdout_fails_ends_by_its_result(run, env, stdout):
     assert f"the summary is in {out}/runs/night/summary.json" in done.stderr
 
 
-def test_closed_streams_are_not_mistaken_for_files_that_are_opened_later(run, env):
+def test_closed_streams_are_not_confused_with_new_files(run, env):
     command, out = run
     assert shell(f"{command} <&- >&- 2>&-", env).returncode == 0
     assert rows(out) == 5
@@ -86,7 +86,7 @@ def test_closed_streams_are_not_mistaken_for_files_that_are_opened_later(run, en
         ("query 'SELECT 1' --json", ">/dev/full"),
     ],
 )
-def test_a_reading_command_whose_stdout_fails_ends_in_one_sentence(scored, env, reader, stdout):
+def test_a_failing_stdout_is_reported_in_one_sentence(scored, env, reader, stdout):
     name, _, rest = reader.partition(" ")
     done = shell(f"{BATCHCL} {name} {scored} {rest} {stdout}", env)
     assert done.returncode == 1
@@ -94,13 +94,13 @@ def test_a_reading_command_whose_stdout_fails_ends_in_one_sentence(scored, env, 
     assert done.stderr.count("\n") == 1
 
 
-def test_a_reader_that_goes_away_is_one_sentence(scored, env):
+def test_a_broken_pipe_is_reported_in_one_sentence(scored, env):
     done = shell(f"{BATCHCL} labels {scored} >@pipe@", env)
     assert done.returncode == 1
     assert done.stderr == "batchcl: writing to stdout failed: Broken pipe; check its destination\n"
 
 
-def test_a_character_that_the_encoding_lacks_is_one_sentence(scored, env):
+def test_an_unencodable_character_is_reported_in_one_sentence(scored, env):
     done = shell(f"{BATCHCL} confidence {scored}", env | {"PYTHONIOENCODING": "latin-1"})
     assert done.returncode == 1
     assert done.stderr.startswith("batchcl: writing to stdout failed: its encoding ")
@@ -110,14 +110,14 @@ def test_a_character_that_the_encoding_lacks_is_one_sentence(scored, env):
 
 @pytest.fixture(scope="module")
 def scored(demo, env, tmp_path_factory):
-    """What a run left, for those who only read it."""
+    """The output of a run, for commands that only read it."""
     out = tmp_path_factory.mktemp("scored") / "out"
     words = ("run", demo.data.images, "--model", demo.arn, "--out", out, "--limit", 5)
     assert run_process(*words, env=env).code == 0
     return out
 
 
-def test_a_reader_of_stderr_that_hangs_holds_nobody_up(demo, env, tmp_path):
+def test_a_hanging_stderr_reader_does_not_block_a_run(demo, env, tmp_path):
     """The pipe holds 64 KB; more than that is written, and nothing is read until the process has ended."""
     folder = tmp_path.joinpath(*["x" * 200] * 5)
     folder.mkdir(parents=True)
@@ -150,31 +150,31 @@ def test_refusals_are_json_on_both_streams(cli, words, code, tmp_path):
     for log_format in (["--log-format", "json"], ["--log-format=json"]):
         done = cli(*words.split(), *log_format, "--json", cwd=tmp_path)
         assert done.code == code
-        told = lines_of(done.err)
-        assert told[-1]["event"] == "error"
-        assert all(line.keys() >= {"time", "level", "event", "message"} for line in told)
-        assert done.json == {"status": "refused", "reason": told[-1]["message"], "exit_code": code}
+        events = lines_of(done.err)
+        assert events[-1]["event"] == "error"
+        assert all(line.keys() >= {"time", "level", "event", "message"} for line in events)
+        assert done.json == {"status": "refused", "reason": events[-1]["message"], "exit_code": code}
 
 
-def test_every_line_of_a_run_is_json_to_the_end(run, env):
+def test_every_log_line_of_a_run_is_json(run, env):
     command, _ = run
     done = shell(f"{command.removesuffix(' --json')} --log-format json", env)
-    told = lines_of(done.stderr)
-    assert all(line.keys() >= {"time", "level", "event", "message"} for line in told)
-    assert (told[-1]["event"], told[-1]["scored"]) == ("summary", 5)
+    events = lines_of(done.stderr)
+    assert all(line.keys() >= {"time", "level", "event", "message"} for line in events)
+    assert (events[-1]["event"], events[-1]["scored"]) == ("summary", 5)
     assert done.stdout == ""
 
 
-def test_a_signal_is_json_too(run, env):
+def test_the_error_after_a_signal_is_json(run, env):
     command, _ = run
     slow = command.replace("--limit 5 --json", "--max-tps 0.2 --log-format json")
     with subprocess.Popen(slow.split(), env=env, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        told = []
+        events = []
         for line in process.stderr:
-            told.append(json.loads(line))
-            if told[-1]["event"] == "pace":
+            events.append(json.loads(line))
+            if events[-1]["event"] == "pace":
                 os.kill(process.pid, signal.SIGTERM)
         assert process.wait() == 4
-    assert "summary" in [line["event"] for line in told]
-    assert told[-1] | {"event": "error", "level": "error", "message": "ended by SIGTERM"} == told[-1]
+    assert "summary" in [line["event"] for line in events]
+    assert events[-1] | {"event": "error", "level": "error", "message": "ended by SIGTERM"} == events[-1]

@@ -1,4 +1,4 @@
-"""Both transports against a service that checks signatures and looks at the pictures."""
+"""Both transports against a service that checks signatures and decodes the images."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def aws(service: str, *, secret: str = SECRET) -> Aws:
 
 @pytest.fixture(scope="module")
 def images(demo, seaweed) -> list[ImageRef]:
-    """The same pictures as files, which travel as bytes, and in a bucket under odd names."""
+    """The same images as files, which are sent as bytes, and in a bucket under unusual keys."""
     s3 = client("s3", seaweed)
     make_bucket(s3, "transports")
-    found = []
+    images = []
     for number, path in enumerate(sorted(demo.data.images.iterdir())[:4]):
         key = f"a b+c%2F é'{number}{path.suffix}"
         s3.put_object(Bucket="transports", Key=key, Body=path.read_bytes())
-        found.append(ImageRef(uri=str(path), bucket="", key=str(path)))
-        found.append(ImageRef(uri=f"s3://transports/{key}", bucket="transports", key=key))
-    return found
+        images.append(ImageRef(uri=str(path), bucket="", key=str(path)))
+        images.append(ImageRef(uri=f"s3://transports/{key}", bucket="transports", key=key))
+    return images
 
 
-def test_both_see_the_same_in_the_same_pictures(service, demo, images):
+def test_both_transports_return_the_same_labels(service, demo, images):
     async def labels(transport: Transport) -> list[Any]:
         model = ModelArn.parse(demo.arn)
         async with open_detector(aws(service), model, transport=transport, min_confidence=0, reader=FILES) as detector:
@@ -55,7 +55,7 @@ def test_both_see_the_same_in_the_same_pictures(service, demo, images):
 
 
 @pytest.mark.parametrize("transport", Transport)
-def test_refusals_of_the_service_have_the_same_class(service, demo, transport):
+def test_both_transports_raise_the_same_errors(service, demo, transport):
     missing = ImageRef(uri="s3://transports/no", bucket="transports", key="no")
     text = ImageRef(uri=__file__, bucket="", key=__file__)
 
@@ -75,7 +75,7 @@ def test_refusals_of_the_service_have_the_same_class(service, demo, transport):
 
 
 @pytest.mark.parametrize("ahead_s", [-HOUR_S, HOUR_S])
-def test_a_machine_whose_clock_is_off_scores_all_the_same(service, demo, images, ahead_s):
+def test_a_wrong_local_clock_does_not_fail_calls(service, demo, images, ahead_s):
     async def main() -> None:
         session = aws(service)
         region = ModelArn.parse(demo.arn).region
@@ -89,7 +89,7 @@ def test_a_machine_whose_clock_is_off_scores_all_the_same(service, demo, images,
     anyio.run(main)
 
 
-def test_a_run_goes_by_the_transport_that_it_is_told(service, demo, seaweed, cli, tmp_path):
+def test_both_transports_write_the_same_rows(service, demo, seaweed, cli, tmp_path):
     frames = {}
     for transport in Transport:
         out = tmp_path / transport

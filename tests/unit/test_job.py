@@ -35,7 +35,7 @@ def file(tmp_path: Path, text: str = "") -> Path:
     return path
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_omitted_keys_have_their_defaults() -> None:
     job = load_job(flags=BASE)
     assert (job.sources, job.model, job.out) == (("s3://b/",), ARN, "out")
     assert (job.min_confidence, job.max_results, job.max_tps, job.limit, job.run_id) == (None,) * 5
@@ -43,7 +43,7 @@ def test_what_is_left_out_has_its_default() -> None:
     assert (job.units, job.deadline_s, job.tolerance) == (None, None, Tolerance(count=0))
 
 
-def test_a_file_gives_every_key(tmp_path: Path) -> None:
+def test_a_job_file_can_set_every_key(tmp_path: Path) -> None:
     job = load_job(
         file(
             tmp_path,
@@ -56,7 +56,7 @@ def test_a_file_gives_every_key(tmp_path: Path) -> None:
     assert (job.units, job.max_cost) == (Units(1, 3), 20)
 
 
-def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_override_the_environment_and_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = file(tmp_path, "max_tps = 1\nlimit = 1\nmax_results = 1")
     monkeypatch.setenv("BATCHCL_MAX_TPS", "2")
     monkeypatch.setenv("BATCHCL_LIMIT", "2")
@@ -64,14 +64,14 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, m
     assert (job.max_tps, job.limit, job.max_results) == (3.0, 2, 1)
 
 
-def test_a_flag_that_was_not_given_takes_nothing_away_and_a_false_one_does(tmp_path: Path) -> None:
+def test_false_flags_override_and_missing_flags_do_not(tmp_path: Path) -> None:
     path = file(tmp_path, "limit = 1\nkeep_model = true")
     assert load_job(path, {"limit": None, "keep_model": None}) == load_job(path)
     assert not load_job(path, {"keep_model": False}).keep_model
     assert load_job(path, {"min_confidence": 0.0}).min_confidence == 0
 
 
-def test_the_environment_gives_lists_as_json_and_numbers_and_truths_as_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_gives_lists_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHCL_SOURCES", '["a", "b"]')
     monkeypatch.setenv("BATCHCL_OUT", "out")
     monkeypatch.setenv("BATCHCL_EMULATOR", "true")
@@ -92,7 +92,7 @@ def test_a_list_in_the_environment_is_one_value_or_json(monkeypatch: pytest.Monk
         load_job(flags=values)
 
 
-def test_a_bad_value_of_the_environment_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_environment_value_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHCL_LIMIT", "many")
     with pytest.raises(UsageError, match=r"^BATCHCL_LIMIT 'many': "):
         load_job(flags=BASE)
@@ -114,7 +114,7 @@ def test_a_bad_value_of_the_environment_is_a_usage_error(monkeypatch: pytest.Mon
         ("max_size", 2**63 - 1),
     ],
 )
-def test_a_number_that_no_record_can_hold_is_refused(key: str, most: int) -> None:
+def test_integers_too_large_to_record_are_refused(key: str, most: int) -> None:
     with pytest.raises(UsageError, match=f"^--{key.replace('_', '-')} {most + 1}: .* {most}"):
         load_job(flags=BASE | {key: most + 1})
     assert fingerprint(load_job(flags=BASE | {key: most}).scored_as(ModelArn.parse(ARN)))
@@ -183,7 +183,7 @@ def test_an_unknown_key_is_refused_with_the_most_similar_one(tmp_path: Path) -> 
         ("skip_bad_lines", 3),
     ],
 )
-def test_each_bad_value_is_named_by_its_flag_and_shown(key: str, value: object) -> None:
+def test_each_bad_value_is_reported_with_its_flag(key: str, value: object) -> None:
     with pytest.raises(UsageError) as caught:
         load_job(flags=BASE | {key: value})
     shown = repr(tuple(value)) if isinstance(value, tuple) else repr(value)
@@ -200,7 +200,7 @@ def test_each_bad_value_is_named_by_its_flag_and_shown(key: str, value: object) 
         ("deadline", "6", "--deadline '6' is not a duration; write it like 6h"),
     ],
 )
-def test_the_flag_is_named_once_and_what_to_write_instead(key: str, value: str, sentence: str) -> None:
+def test_the_flag_is_named_once_with_what_to_write_instead(key: str, value: str, sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_job(flags=BASE | {key: value})
     assert str(caught.value).startswith(sentence)
@@ -223,14 +223,14 @@ def test_what_is_missing_is_asked_for(left_out: str, words: str) -> None:
         load_job(flags={key: value for key, value in BASE.items() if key != left_out})
 
 
-def test_without_a_model_it_must_be_the_emulator() -> None:
+def test_only_the_emulator_needs_no_model() -> None:
     flags = {"sources": ["a"], "out": "out"}
     with pytest.raises(UsageError, match=r"--model is missing: .* PROJECT@VERSION .* or use --emulator"):
         load_job(flags=flags)
     assert load_job(flags=flags | {"emulator": True}).model is None
 
 
-def test_a_job_file_that_can_not_be_read_is_a_usage_error_with_its_name(tmp_path: Path) -> None:
+def test_an_unreadable_job_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no job file .*missing\.toml; check --config"):
         load_job(tmp_path / "missing.toml")
     with pytest.raises(UsageError, match=r"reading the job file .* failed"):
@@ -257,7 +257,7 @@ def test_a_job_file_that_can_not_be_read_is_a_usage_error_with_its_name(tmp_path
         ("50%", 0, 0, False),
     ],
 )
-def test_a_tolerance_is_a_count_or_a_share_of_the_images_called_for(
+def test_a_tolerance_is_a_count_or_a_share_of_called_images(
     text: str, failed: int, scored: int, *, exceeded: bool
 ) -> None:
     assert Tolerance.parse(text).exceeded(failed=failed, scored=scored) is exceeded
@@ -302,7 +302,7 @@ def scored_as(**changes: Any) -> str:
         {"retry_failed": True},
     ],
 )
-def test_another_list_or_another_scoring_is_another_run(change: dict[str, Any]) -> None:
+def test_other_images_or_scoring_change_the_fingerprint(change: dict[str, Any]) -> None:
     assert scored_as(**change) != scored_as()
 
 
@@ -325,20 +325,20 @@ def test_another_list_or_another_scoring_is_another_run(change: dict[str, Any]) 
         {"region": "eu-west-1"},
     ],
 )
-def test_how_fast_where_and_by_whom_it_runs_is_no_other_run(change: dict[str, Any]) -> None:
+def test_pace_output_and_profile_keep_the_fingerprint(change: dict[str, Any]) -> None:
     assert scored_as(**change) == scored_as()
 
 
-def test_the_order_of_sources_counts_and_the_way_a_number_is_written_does_not() -> None:
+def test_source_order_changes_the_fingerprint() -> None:
     assert scored_as(sources=["a", "b"]) != scored_as(sources=["b", "a"])
     assert scored_as(min_confidence=50) == scored_as(min_confidence=50.0)
 
 
-def test_a_fingerprint_is_the_same_in_every_process_and_order_of_keys() -> None:
+def test_a_fingerprint_is_stable_and_ignores_key_order() -> None:
     assert fingerprint({"a": 1, "b": [None, "é"]}) == fingerprint({"b": [None, "é"], "a": 1}) == "0d0af69a31cfe64c"
 
 
-def test_earlier_results_take_the_place_of_sources() -> None:
+def test_from_results_replaces_sources() -> None:
     job = load_job(flags=BASE | {"sources": [], "from_results": "out", "where": "confidence < 60"})
     recorded = orjson.loads(orjson.dumps(job.scored_as(ModelArn.parse(ARN))))
     assert recorded["from_results"] == "out"
@@ -349,7 +349,7 @@ def test_earlier_results_take_the_place_of_sources() -> None:
         load_job(flags=BASE | {"from_results": "out"})
 
 
-def test_the_seed_counts_with_a_sample_only() -> None:
+def test_the_seed_changes_the_fingerprint_only_with_a_sample() -> None:
     assert scored_as(sample_seed=1) == scored_as()
     assert scored_as(sample="5%", sample_seed=1) != scored_as(sample="5%")
 
@@ -361,7 +361,7 @@ def test_sizes_have_units_of_1000_and_of_1024(written: object, size: int) -> Non
     assert load_job(flags=BASE | {"min_size": written}).filters(NOW).min_size_bytes == size
 
 
-def test_toml_may_say_days_times_and_counts_in_its_own_way(tmp_path: Path) -> None:
+def test_toml_dates_and_integers_are_accepted(tmp_path: Path) -> None:
     job = load_job(
         file(tmp_path, "newer_than = 2026-11-20\nolder_than = 2026-11-20T06:00:00Z\nsample = 1000\nsample_seed = 7")
     )
@@ -371,7 +371,7 @@ def test_toml_may_say_days_times_and_counts_in_its_own_way(tmp_path: Path) -> No
     assert filters.sample == Sample(count=1000, seed=7)
 
 
-def test_a_duration_counts_back_from_the_runs_start() -> None:
+def test_durations_are_relative_to_the_runs_start() -> None:
     job = load_job(flags=BASE | {"newer_than": "24h", "older_than": "1h"})
     filters = job.filters(NOW)
     assert (filters.newer_than, filters.older_than) == (NOW - dt.timedelta(hours=24), NOW - dt.timedelta(hours=1))
@@ -384,7 +384,7 @@ def test_a_duration_counts_back_from_the_runs_start() -> None:
         ({"include": ("*.jpg",), "exclude": ("*",)}, "--include alone selects what it matches"),
     ],
 )
-def test_filters_that_let_nothing_through_are_refused(values: dict[str, Any], words: str) -> None:
+def test_filters_that_exclude_everything_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load_job(flags=BASE | values)
 
@@ -394,7 +394,7 @@ def test_times_that_exclude_each_other_are_refused() -> None:
         load_job(flags=BASE | {"newer_than": "1h", "older_than": "2d"}).filters(NOW)
 
 
-def test_a_recorded_job_is_read_back_with_its_changes() -> None:
+def test_a_recorded_job_can_be_loaded_with_changes() -> None:
     filters = {"min_size": "10KB", "newer_than": "24h", "sample": "2%", "sample_seed": 3}
     job = load_job(flags=BASE | filters | {"limit": 3, "source_kind": "keys", "max_tps": 2.0})
     settings = orjson.loads(orjson.dumps(job.model_dump(mode="json")))
@@ -406,7 +406,7 @@ def test_a_recorded_job_is_read_back_with_its_changes() -> None:
         job_of(recorded, settings, {"max_tps": 0})
 
 
-def test_a_job_never_changes() -> None:
+def test_a_job_is_immutable() -> None:
     job = Job(**BASE)
     with pytest.raises(ValueError, match="frozen"):
         job.out = "x"  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Networks and servers that misbehave, met by the real command: outcomes or one clear sentence, never a traceback."""
+"""Commands with misbehaving networks and servers end with results or one clear sentence, never a traceback."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ CONTROL = {
         "ProjectVersionDescriptions": [{"ProjectVersionArn": MODEL, "Status": "RUNNING"}],
     },
 }
-ELSEWHERE = "https://rekognition.eu-west-1.amazonaws.com/"
-MISFORTUNES = (
+OTHER_REGION_URL = "https://rekognition.eu-west-1.amazonaws.com/"
+BAD_RESPONSES = (
     CUT,
     http(200, GOOD, length=len(GOOD) + 100) + CUT,
     http(200, b'["no", "labels"]'),
@@ -38,15 +38,15 @@ MISFORTUNES = (
 
 @contextmanager
 def service(detect: Answers, *, version: str = "HTTP/1.1", **how: Any) -> Iterator[RawServer]:
-    """A service whose control plane is fine, and that answers the nth call to the model with `detect`."""
+    """A service with a working control plane; `detect` returns the response to the nth call of the model."""
     calls = 0
 
     def answer(_: int, asked: Asked) -> bytes:
         nonlocal calls
         operation = asked.headers["x-amz-target"].rpartition(".")[2]
         if operation != "DetectCustomLabels":
-            said = http(200, json.dumps(CONTROL.get(operation, {})).encode(), version=version)
-            return said + CUT if version == "HTTP/1.0" else said
+            response = http(200, json.dumps(CONTROL.get(operation, {})).encode(), version=version)
+            return response + CUT if version == "HTTP/1.0" else response
         calls += 1
         return detect(calls - 1, asked)
 
@@ -57,7 +57,7 @@ def service(detect: Answers, *, version: str = "HTTP/1.1", **how: Any) -> Iterat
 
 @pytest.fixture
 def score(demo, cli, tmp_path) -> Callable[..., Ended]:
-    """Run over ten pictures, and check what every end has in common."""
+    """Run over ten images, and check what all outcomes have in common."""
 
     def run(env: dict[str, str]) -> Ended:
         done: Ended = cli(
@@ -74,7 +74,7 @@ def score(demo, cli, tmp_path) -> Callable[..., Ended]:
 
 @pytest.fixture
 def detect(demo, cli) -> Callable[[dict[str, str]], Ended]:
-    """Ask for one picture: as `run` does, but the first to say so where nothing can be reached."""
+    """Score one image with `batchcl detect`, which reports connection errors without the checks of `run`."""
 
     def one(env: dict[str, str]) -> Ended:
         done: Ended = cli("detect", next(demo.data.images.iterdir()), "--model", MODEL, env=env)
@@ -84,35 +84,35 @@ def detect(demo, cli) -> Callable[[dict[str, str]], Ended]:
     return one
 
 
-def test_each_misfortune_costs_a_call_and_no_image(score, tmp_path):
+def test_each_bad_response_costs_one_call_and_no_image(score, tmp_path):
     def detect(number: int, _: Asked) -> bytes:
-        return MISFORTUNES[number] if number < len(MISFORTUNES) else http(200, GOOD)
+        return BAD_RESPONSES[number] if number < len(BAD_RESPONSES) else http(200, GOOD)
 
     with service(detect) as server:
         done = score(aws_env(server.url))
     assert done.code == 0, done.err
-    assert (done.json["scored"], done.json["calls"]) == (10, 10 + len(MISFORTUNES))
+    assert (done.json["scored"], done.json["calls"]) == (10, 10 + len(BAD_RESPONSES))
     rows = published(tmp_path / "out")
     assert rows["uri"].n_unique() == rows.height == 10
     assert rows["labels"].list.len().to_list() == [1] * 10
 
 
-def test_a_server_of_http_1_0_that_closes_after_each_answer(score):
+def test_an_http_1_0_server_that_closes_each_connection_works(score):
     with service(lambda *_: http(200, GOOD, version="HTTP/1.0") + CUT, version="HTTP/1.0") as server:
         done = score(aws_env(server.url))
     assert done.code == 0, done.err
     assert (done.json["scored"], done.json["calls"]) == (10, 10)
 
 
-def test_a_redirect_to_another_region_ends_the_run_with_what_to_check(score):
-    with service(lambda *_: http(307, b"", ("Location", ELSEWHERE))) as server:
+def test_a_redirect_to_another_region_stops_the_run(score):
+    with service(lambda *_: http(307, b"", ("Location", OTHER_REGION_URL))) as server:
         done = score(aws_env(server.url))
     assert done.code == 5, done.err
-    assert re.search(rf"responded with 307 and redirects to {ELSEWHERE}; check the region", done.err)
+    assert re.search(rf"responded with 307 and redirects to {OTHER_REGION_URL}; check the region", done.err)
     assert done.json["status"] == "stopped"
 
 
-def test_a_certificate_that_is_not_trusted_is_named_with_what_to_set(detect, tmp_path):
+def test_an_untrusted_certificate_error_names_aws_ca_bundle(detect, tmp_path):
     tls, _ = certificates(tmp_path)
     with service(lambda *_: http(200, GOOD), tls=tls) as server:
         https = server.url.replace("http:", "https:")
@@ -124,7 +124,7 @@ def test_a_certificate_that_is_not_trusted_is_named_with_what_to_set(detect, tmp
     assert trusted.code == 0, trusted.err
 
 
-def test_a_control_plane_of_another_shape_is_one_sentence(score):
+def test_a_malformed_control_plane_response_is_one_sentence(score):
     with service(lambda *_: http(200, GOOD)) as server:
         server.answers = lambda *_: http(200, b'["no", "projects"]')
         done = score(aws_env(server.url))
@@ -132,8 +132,8 @@ def test_a_control_plane_of_another_shape_is_one_sentence(score):
     assert "malformed response; check the endpoint and the proxy" in done.err
 
 
-def test_another_program_at_the_endpoint_is_one_sentence(score, cli):
-    """Such as an S3 server: its page is not the API's, and not shown whole."""
+def test_a_response_that_is_not_from_aws_is_one_sentence(score, cli):
+    """For example an S3 server; the message shows only the beginning of its error page."""
     page = http(403, b"<Error>\n  <Code>AccessDenied</Code>\n" + b"<!-- more -->\n" * 100 + b"</Error>\n")
     with service(lambda *_: page) as server:
         server.answers = lambda *_: page
@@ -146,14 +146,14 @@ def test_another_program_at_the_endpoint_is_one_sentence(score, cli):
     assert (bucket.code, len(bucket.err.splitlines())) == (5, 1), bucket.err
 
 
-def test_certificates_that_are_not_there_are_named(score):
+def test_a_missing_ca_bundle_is_named(score):
     with service(lambda *_: http(200, GOOD)) as server:
         done = score(aws_env(server.url) | {"AWS_CA_BUNDLE": "/no/such.pem"})
     assert done.code == 5
     assert "the CA certificates in /no/such.pem can't be read: there is no such file; check AWS_CA_BUNDLE" in done.err
 
 
-def test_a_proxy_that_cuts_connections_is_named(detect):
+def test_a_proxy_that_closes_connections_is_reported(detect):
     with service(lambda *_: CUT) as proxy:
         proxy.answers = lambda *_: CUT
         done = detect(aws_env("http://rekognition.invalid") | {"HTTP_PROXY": proxy.url, "http_proxy": proxy.url})

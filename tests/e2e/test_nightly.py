@@ -1,4 +1,4 @@
-"""Nights of a job like configs/nightly.toml: corrupt images are paid for once, and never in the way of new ones."""
+"""Successive runs of a nightly job: corrupt images are paid for once and do not keep new images from being scored."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from servers import aws_env, client, serving
 IMAGES = 12
 CORRUPT = 4
 PERMANENT = CORRUPT + 2
-"""With a picture that is too small, and a text."""
+"""The corrupt images, an image that is too small, and a text file."""
 
 
 @pytest.fixture
 def bucket(demo, seaweed):
-    """A bucket with pictures, four corrupt ones before them, one that is too small, and a text."""
+    """A bucket with images, four corrupt ones listed before them, one that is too small, and a text file."""
     s3 = client("s3", seaweed)
     name = new_bucket(seaweed)
     for number, path in enumerate(sorted(demo.data.images.iterdir())[:IMAGES]):
@@ -40,7 +40,7 @@ def idle(demo, clean_env, seaweed):
 
 @pytest.fixture
 def night(cli, demo, idle, seaweed, bucket, tmp_path):
-    """Run a night of a job file, with a model that has to be started: its end, and whether the model was started."""
+    """Run a job file whose model must be started; returns the result and whether the model was started."""
     config = tmp_path / "nightly.toml"
     config.write_text(
         f"""
@@ -54,14 +54,14 @@ max_tps = 20
 """
     )
 
-    def run(run_id, *flags):  # noqa: ANN002 - as the command line has them
-        end = cli("run", "--config", config, "--run-id", run_id, "--json", *flags, env=aws_env(idle, seaweed))
-        return end, "is STARTING" in end.err
+    def run(run_id, *flags):  # noqa: ANN002 - any command-line arguments
+        done = cli("run", "--config", config, "--run-id", run_id, "--json", *flags, env=aws_env(idle, seaweed))
+        return done, "is STARTING" in done.err
 
     return run
 
 
-def test_corrupt_images_end_one_night_and_no_later_one(cli, night, bucket, seaweed):
+def test_corrupt_images_end_one_run_and_no_later_one(cli, night, bucket, seaweed):
     env, out = aws_env(s3=seaweed), f"s3://{bucket}/out"
     first, started = night("n1", "--max-tps", 2)
     assert (first.code, started) == (3, True), first.err
@@ -69,7 +69,7 @@ def test_corrupt_images_end_one_night_and_no_later_one(cli, night, bucket, seawe
     assert (second.code, started) == (0, True), second.err
     left = IMAGES - first.json["scored"]
     assert second.json | {"scored": left, "failed": 1, "calls": left + 1 + second.json["throttled"]} == second.json
-    assert second.json["known_failed"] == CORRUPT + 1, "and the text"
+    assert second.json["known_failed"] == CORRUPT + 1, "including the text file"
     quiet, started = night("n3")
     assert (quiet.code, quiet.json["calls"], started) == (0, 0, False), quiet.err
     assert f"excluded: {IMAGES} images already scored, {PERMANENT} failed permanently before\n" in quiet.err
@@ -89,7 +89,7 @@ def test_corrupt_images_end_one_night_and_no_later_one(cli, night, bucket, seawe
     assert {row["error_code"]: row["count"] for row in cli("failures", out, "--json", env=env).json} == codes
 
 
-def test_plan_tells_what_is_left_out(cli, service, demo, bucket, seaweed):
+def test_plan_counts_scored_and_permanently_failed_images(cli, service, demo, bucket, seaweed):
     env = aws_env(service, seaweed)
     job = (f"s3://{bucket}/in/", "--model", demo.arn, "--out", f"s3://{bucket}/out", "--incremental", "--json")
     assert cli("run", *job, env=env).code == 3
