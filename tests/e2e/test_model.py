@@ -129,7 +129,7 @@ def test_a_signal_during_startup_waits_and_stops_the_model(demo, slow, running, 
         process.terminate()
         _, err = process.communicate(timeout=30)
     assert process.returncode == 4, err
-    assert b"can't be stopped before it runs" in err
+    assert b"can't be stopped before it is RUNNING" in err
     assert model_status(slow, demo.arn) in {"STOPPING", "STOPPED"}
     assert not list((tmp_path / "results").rglob("*"))
 
