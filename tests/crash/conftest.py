@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
-from crash.harness import Place, new_bucket
+from crash.harness import OutputRoot, new_bucket
 from servers import aws_env, client
 from typed import typed
 
@@ -26,7 +26,7 @@ class ScoringJob:
     env: dict[str, str]
     images: int
 
-    def args(self, place: Place, *flags: object) -> tuple[object, ...]:
+    def args(self, place: OutputRoot, *flags: object) -> tuple[object, ...]:
         """The arguments of `batchcl run`; one failure (the truncated image) is tolerated."""
         return ("run", self.source, "--model", self.model, "--out", place.root, "--max-failures", 1, *flags)
 
@@ -68,9 +68,9 @@ def jobs(demo, service, seaweed, clean_env, pictures) -> dict[str, ScoringJob]:
 def place(seaweed, tmp_path) -> Any:
     """Returns a function that creates an empty output root: local or in S3."""
 
-    def make(where: str, name: str = "out") -> Place:
+    def make(where: str, name: str = "out") -> OutputRoot:
         root = f"s3://{new_bucket(seaweed)}/{name}" if where == "s3" else str(tmp_path / name)
-        return Place(root, seaweed)
+        return OutputRoot(root, seaweed)
 
     return make
 
@@ -80,7 +80,7 @@ def expected_tables(jobs, seaweed, tmp_path_factory) -> dict[str, dict[str, dict
     """The table of each job without interruptions."""
     tables = {}
     for where, scoring_job in jobs.items():
-        place = Place(str(tmp_path_factory.mktemp("expected_tables") / where), seaweed)
+        place = OutputRoot(str(tmp_path_factory.mktemp("expected_tables") / where), seaweed)
         with patch.dict(os.environ, scoring_job.env, clear=True):
             done = typed("", *scoring_job.args(place))
         assert done.code == 0, done.err

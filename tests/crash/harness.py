@@ -35,7 +35,7 @@ _REQUEST_ID: Final = re.compile(r"in request [0-9a-f-]+|\([0-9a-f-]{36}\)")
 
 
 @dataclass(frozen=True)
-class Place:
+class OutputRoot:
     """An output root, on disk or on the S3 server at `s3`."""
 
     root: str
@@ -151,6 +151,6 @@ def wait_until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) 
         time.sleep(0.02)
 
 
-def wait_for_rows(place: Place, count: int) -> None:
+def wait_for_rows(place: OutputRoot, count: int) -> None:
     """Wait until the tables have at least `count` rows."""
     wait_for(lambda: len(place.uris()) >= count)

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientSession, web
 from yarl import URL
 
-from crash.harness import Place, started, wait_for_rows
+from crash.harness import OutputRoot, started, wait_for_rows
 from servers import aws_env, client
 
 FLAGS = ("--run-id", "r", "--shard-size", 5, "--json")
@@ -45,7 +45,7 @@ def one_sentence(err: bytes) -> str:
 
 
 def test_a_disk_that_fills_up_ends_the_run_resumably(mounted, jobs, seaweed, expected_tables, cli):
-    out = Place(str(mounted / "out"), seaweed)
+    out = OutputRoot(str(mounted / "out"), seaweed)
     job = jobs["local"]
     with started(*job.args(out, *FLAGS, "--max-tps", 20), env=job.env) as process:
         wait_for_rows(out, 5)
@@ -73,7 +73,7 @@ def fill(path: Path) -> None:
 
 def test_a_read_only_root_is_refused(mounted, jobs, seaweed):
     subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
-    out = Place(str(mounted), seaweed)
+    out = OutputRoot(str(mounted), seaweed)
     job = jobs["local"]
     with started(*job.args(out, *FLAGS), env=job.env) as process:
         _, err = process.communicate(timeout=60)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crash.harness import Place, started, wait_for_rows
+from crash.harness import OutputRoot, started, wait_for_rows
 from servers import aws_env, client, make_bucket
 from tables import published
 
@@ -44,7 +44,7 @@ def test_a_resumed_run_over_a_shard_pays_for_no_image_twice(cli, env, demo, shar
     path = tmp_path / "in" / "x.tar"
     path.parent.mkdir()
     path.write_bytes(shard)
-    out = Place(str(tmp_path / "out"), seaweed)
+    out = OutputRoot(str(tmp_path / "out"), seaweed)
     job = ("run", path, "--model", demo.arn, "--out", out.root, "--run-id", "r", "--shard-size", 10, "--json")
     with started(*job, "--max-tps", 10, env=clean_env | env) as process:
         wait_for_rows(out, 5)

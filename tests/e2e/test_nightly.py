@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from crash.harness import Place, new_bucket
+from crash.harness import OutputRoot, new_bucket
 from pixels import encoded, noise
 from servers import aws_env, client, serving
 
@@ -78,7 +78,7 @@ def test_corrupt_images_end_one_run_and_no_later_one(cli, night, bucket, seaweed
     s3.copy_object(Bucket=bucket, Key="in/new.jpg", CopySource=f"{bucket}/in/00.jpg")
     new, started = night("n4")
     assert (new.code, new.json["scored"], new.json["failed"], started) == (0, 1, 0, True), new.err
-    rows = Place(out, seaweed).rows("failures")
+    rows = OutputRoot(out, seaweed).rows("failures")
     codes = {"InvalidImageFormatException": CORRUPT, "TooFewPixels": 1, "UnsupportedExtension": 1}
     assert Counter(row["error_code"] for row in rows) == codes
     assert not any(row["fit"] for row in rows)

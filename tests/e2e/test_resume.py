@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from crash.harness import Place, ends_within, new_bucket, started, until_begun, wait_for_rows
+from crash.harness import OutputRoot, ends_within, new_bucket, started, until_begun, wait_for_rows
 from servers import aws_env, client, model_status, wait_for
 from unit.emulator.harness import serving_here
 
@@ -34,7 +34,7 @@ def pictures(demo, tmp_path):
 
 @pytest.fixture
 def out(tmp_path, seaweed):
-    return Place(str(tmp_path / "out"), seaweed)
+    return OutputRoot(str(tmp_path / "out"), seaweed)
 
 
 @pytest.fixture
@@ -335,7 +335,7 @@ def test_incremental_compares_etags_in_s3(cli, demo, env, pictures, seaweed):
     second_run = cli(*job, "night-2", env=env)
     assert second_run.code == 0, second_run.err
     assert (second_run.json["calls"], second_run.json["known"]) == (1, 4)
-    again = [row["key"] for row in Place(root, seaweed).rows("results") if row["run_id"] == "night-2"]
+    again = [row["key"] for row in OutputRoot(root, seaweed).rows("results") if row["run_id"] == "night-2"]
     assert again == [f"in/{paths[1].name}"]
 
 

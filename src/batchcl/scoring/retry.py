@@ -83,7 +83,9 @@ async def retry(
             raise UsageError(f"there is no run {run_id!r} in {root}; {command('runs', root)} lists them")
         earlier = await read_summary(store, run_id)
         if earlier is None or (earlier.status != "done" and earlier.round == 0):
-            raise UsageError(f"run {run_id} is not done; resume it first: batchcl run --run-id {run_id}")
+            raise UsageError(
+                f"run {run_id} is not done; resume it first by its own `batchcl run` command with --run-id {run_id}"
+            )
         job = limit_to_descriptors(await job_of_round(store, record, {"out": root} | changes), observer)
         if job.sse is not None:
             store = await Store.open_async(root, aws=session, encryption=job.encryption)
