@@ -275,7 +275,7 @@ def test_a_retry_that_ends_early_can_be_resumed(cli, env, out, missing):
     job, put = missing
     assert cli(*job, env=env).code == 3
     put(slice(1, 2))  # a successful call shows that the failure before it was caused by its image
-    early = cli("retry", out.root, "r", "--max-tps", 1, "--max-failures", 0, "--json", env=env)
+    early = cli("retry", out.root, "r", "--max-tps", 0.3, "--max-failures", 0, "--json", env=env)
     assert early.code == 3, early.err
     assert "--max-failures is 0" in early.json["reason"]
     assert (early.json["scored"], early.json["failed"], early.json["skipped"]) == (IMAGES - 3, 2, 1)

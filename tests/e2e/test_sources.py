@@ -63,7 +63,7 @@ def test_an_inventory_in_s3_is_scored_with_exact_keys(cli, aws, demo, lists, tmp
     assert sorted(rows["key"]) == sorted(NAMES)
     assert set(rows["etag"]) == {"d41d8cd98f00b204e9800998ecf8427e"}
     assert (
-        f"the lists: {len(NAMES)} lines read = {len(NAMES)} planned"
+        f"lists: {len(NAMES)} lines read = {len(NAMES)} planned"
         in cli(
             *("run", f"{lists}/ORC/2026-11-20T01-00Z/manifest.json", "--model", demo.arn, "--out", tmp_path / "again"),
             env=aws,

@@ -88,7 +88,7 @@ def test_a_run_that_joins_later_gets_its_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tps", "learned_tps", "most_s"),
+    ("tps", "learned_tps", "max_s"),
     [(50.0, None, 6), (14.0, None, 2), (50.0, 50.0, 1), (50.0, 25.0, 12), (14.0, 28.0, 1)],
 )
 def test_a_run_is_at_capacity_within_seconds(tps: float, learned_tps: float | None, max_s: int) -> None:
@@ -125,7 +125,7 @@ def test_the_real_pacer_and_engine_use_the_capacity(name: str, tps: Callable[[fl
     assert throttled < 0.02
 
 
-@pytest.mark.parametrize(("learned_tps", "most_s"), [(None, 5), (50.0, 1)])
+@pytest.mark.parametrize(("learned_tps", "max_s"), [(None, 5), (50.0, 1)])
 def test_the_real_engine_is_at_50_tps_within_seconds(learned_tps: float | None, max_s: int) -> None:
     controller = RateController() if learned_tps is None else RateController(start_tps=learned_tps, learned=True)
     service = Service(tps=lambda _: 50.0, latency_s=lambda rng: rng.lognormvariate(math.log(0.3), 0.4))
