@@ -67,7 +67,7 @@ def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | N
     _end(summary, json=json, log_format=log_format)
     if not summary.tolerated:
         write_line(
-            f"{pluralize(summary.failed, 'image')} failed, more than --max-failures allows; list them with "
+            f"{pluralize(summary.failed, 'image')} failed, more than tolerated; list them with "
             f"{command('failures', summary.out)}{_retry_commands(summary)}",
             level="error",
         )

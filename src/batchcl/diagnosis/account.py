@@ -30,10 +30,10 @@ async def check_account(context: CheckContext) -> CheckResult:
             context.clock.listen(client)
             identity = await caller_identity(client)
     except UnreachableError as error:
-        return CheckStatus.WARN, f"finding the account of the credentials failed: {error}"
+        return CheckStatus.WARN, str(error)
     except CredentialsError as error:
         if not context.is_amazon:
-            return CheckStatus.WARN, f"finding the account of the credentials failed: {error}"
+            return CheckStatus.WARN, str(error)
         raise
     if context.target.has_model and identity.account != context.model.account:
         return CheckStatus.FAIL, (

@@ -78,9 +78,7 @@ async def check_quotas(context: CheckContext) -> CheckResult:
             quotas = await read_quotas(client)
     except RefusedError as error:
         problem = await _problem(context, DEFAULTS)
-        return CheckStatus.WARN, (
-            f"reading the quotas failed: {error}; AWS's defaults are {DEFAULTS}" + (f"; {problem}" if problem else "")
-        )
+        return CheckStatus.WARN, f"{error}; AWS's defaults are {DEFAULTS}" + (f"; {problem}" if problem else "")
     if (problem := await _problem(context, quotas)) is not None:
         return CheckStatus.FAIL, f"the quotas are {quotas}; {problem}, or request an increase in Service Quotas"
     if context.job.max_tps is not None and context.job.max_tps > quotas.calls_tps:

@@ -68,7 +68,7 @@ def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: in
     dollars = progress.dollars
     if job.max_cost is not None and dollars is not None and dollars >= job.max_cost:
         return StoppedError(
-            f"the model has cost ${dollars:.2f}, and --max-cost is ${job.max_cost:.2f}; raise --max-cost to resume"
+            f"the model has cost ${dollars:.4g}, and --max-cost is ${job.max_cost:g}; raise --max-cost to resume"
         )
     if job.max_failures is None:
         return None

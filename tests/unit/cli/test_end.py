@@ -83,6 +83,4 @@ def test_a_retry_is_recommended_only_where_images_may_succeed(
 ) -> None:
     code, end = said(capsys, scored=1, failed=5, tolerated=False, retryable=retryable, fittable=fittable)
     assert code == ExitCode.FAILURES
-    assert end.endswith(
-        f"5 images failed, more than --max-failures allows; list them with `batchcl failures /out`{advice}\n"
-    )
+    assert end.endswith(f"5 images failed, more than tolerated; list them with `batchcl failures /out`{advice}\n")
