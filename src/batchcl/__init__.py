@@ -3,7 +3,7 @@
 ```python
 import batchcl
 
-summary = batchcl.run_sync(batchcl.Job(sources=["photos/"], emulator=True, out="out"))
+summary = batchcl.run_sync(batchcl.Job(sources="photos/", model="products@v3", out="out"))
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 

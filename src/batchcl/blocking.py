@@ -33,13 +33,15 @@ __all__ = ["detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync"]
 _Result = TypeVar("_Result")
 
 
-def run_sync(job: Job, *, observer: Observer | None = None, stop_signal: StopSignal | None = None) -> Summary:
+def run_sync(
+    job: Job, *, observer: Observer | None = None, stop_signal: StopSignal | None = None, aws: Aws | None = None
+) -> Summary:
     """`run`, blocking. An interrupt (^C, or a notebook's stop button) drains the run and stops its model.
 
     A second interrupt ends the drain; the model is then stopped within seconds. Raises as `run` does.
     """
     stop_signal = stop_signal or StopSignal()
-    return _wait(partial(run, job, observer=observer, stop_signal=stop_signal), stop_signal)
+    return _wait(partial(run, job, observer=observer, stop_signal=stop_signal, aws=aws), stop_signal)
 
 
 def retry_sync(
@@ -50,26 +52,30 @@ def retry_sync(
     changes: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
     stop_signal: StopSignal | None = None,
+    aws: Aws | None = None,
 ) -> Summary:
     """`retry`, blocking; an interrupt is handled as by `run_sync`."""
     stop_signal = stop_signal or StopSignal()
-    work = partial(retry, root, run_id, codes=codes, changes=changes, observer=observer, stop_signal=stop_signal)
+    work = partial(
+        retry, root, run_id, codes=codes, changes=changes, observer=observer, stop_signal=stop_signal, aws=aws
+    )
     return _wait(work, stop_signal)
 
 
-def plan_sync(job: Job, *, observer: Observer | None = None) -> Plan:
+def plan_sync(job: Job, *, observer: Observer | None = None, aws: Aws | None = None) -> Plan:
     """`plan`, blocking."""
-    return _wait(partial(plan, job, observer=observer))
+    return _wait(partial(plan, job, observer=observer, aws=aws))
 
 
 def doctor_sync(
     job: Job | CheckTarget,
     *,
+    aws: Aws | None = None,
     on_finding: Callable[[Finding], None] = lambda _: None,
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> Diagnosis:
     """`doctor`, blocking. `on_finding` is called in another thread."""
-    return _wait(partial(doctor, job, on_finding=on_finding, utcnow=utcnow))
+    return _wait(partial(doctor, job, aws=aws, on_finding=on_finding, utcnow=utcnow))
 
 
 def detect_sync(

@@ -41,7 +41,10 @@ from batchcl.sources.open import ListOptions
 from batchcl.sources.tables import Columns
 from batchcl.sources.where import Condition
 
-__all__ = ["Job", "fingerprint", "job_of", "load_job"]
+__all__ = ["NO_MODEL", "Job", "fingerprint", "job_of", "load_job"]
+
+NO_MODEL: Final = "arn:aws:rekognition:us-east-1:000000000000:project/none/version/none/0"
+"""Placeholder for a model that is not known yet; its region has no meaning."""
 
 _MIN_GRACE_S: Final = 2.0
 _LIST_KEYS: Final = (
@@ -197,7 +200,6 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "lease": _duration_that(lease_seconds),
     "start_model": _units,
     "scheduled_stop_role": _text_that(validate_role_arn),
-    "emulator_state": _path,
 }
 """Options that accept several types: what reads them into the one that the job keeps and the run's record stores."""
 
@@ -263,10 +265,10 @@ class Job(BaseModel, JobOptions, frozen=True):
             raise _InvalidJobError(f"{{sse}} {self.sse} needs an output root in S3, but {{out}} is a directory")
         if self.sse_kms_key_id is not None and self.sse in {None, ServerSideEncryption.S3}:
             raise _InvalidJobError("{sse_kms_key_id} needs {sse} aws:kms or {sse} aws:kms:dsse")
-        if self.model is None and not self.emulator:
+        if self.model is None:
             raise _InvalidJobError(
-                "{model} is missing: name a trained model, such as PROJECT@VERSION (`batchcl model list` shows yours), "
-                "or use {emulator}"
+                "{model} is missing: name a trained model, such as PROJECT@VERSION (`batchcl model list` shows yours); "
+                "with --emulator, the command line needs none"
             )
         if self.scheduled_stop_role is not None and (self.start_model is None or self.deadline is None):
             raise _InvalidJobError(

@@ -25,7 +25,6 @@ SCORING: Final = "Scoring"
 LIMITS: Final = "Limits of time, cost and failures"
 OUTPUT: Final = "Output"
 MODEL: Final = "Starting and stopping the model"
-LOCAL: Final = "Local emulator"
 
 MAX_INT64: Final = 2**63 - 1
 """The largest integer that a run's record can hold."""
@@ -224,12 +223,6 @@ class JobOptions:
     scheduled_stop_role: Annotated[
         str | None,
         Option("IAM role with which EventBridge Scheduler stops the model 5 minutes after the deadline.", MODEL, "ARN"),
-    ] = None
-
-    emulator: Annotated[bool, Option("Score with a local emulator instead of AWS, free of charge.", LOCAL)] = False
-    emulator_state: Annotated[
-        StrPath | None,
-        Option("Projects and models of the emulator (default: ~/.cache/batchcl/emulator).", LOCAL, "DIR"),
     ] = None
 
 

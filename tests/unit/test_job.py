@@ -74,12 +74,13 @@ def test_false_flags_override_and_missing_flags_do_not(tmp_path: Path) -> None:
 def test_the_environment_gives_lists_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHCL_SOURCES", '["a", "b"]')
     monkeypatch.setenv("BATCHCL_OUT", "out")
-    monkeypatch.setenv("BATCHCL_EMULATOR", "true")
+    monkeypatch.setenv("BATCHCL_MODEL", ARN)
+    monkeypatch.setenv("BATCHCL_FIT", "true")
     monkeypatch.setenv("BATCHCL_MAX_FAILURES", "2%")
     monkeypatch.setenv("BATCHCL_SOMETHING_ELSE", "x")
     job = load_job()
     assert job.sources == ("a", "b")
-    assert job.emulator
+    assert job.fit
     assert job.tolerance == Tolerance(percent=2)
 
 
@@ -223,11 +224,9 @@ def test_what_is_missing_is_asked_for(left_out: str, words: str) -> None:
         load_job(flags={key: value for key, value in BASE.items() if key != left_out})
 
 
-def test_only_the_emulator_needs_no_model() -> None:
-    flags = {"sources": ["a"], "out": "out"}
-    with pytest.raises(UsageError, match=r"--model is missing: .* PROJECT@VERSION .* or use --emulator"):
-        load_job(flags=flags)
-    assert load_job(flags=flags | {"emulator": True}).model is None
+def test_a_missing_model_is_named_with_the_emulator() -> None:
+    with pytest.raises(UsageError, match=r"--model is missing: .* PROJECT@VERSION .*; with --emulator, .* needs none"):
+        load_job(flags={"sources": ["a"], "out": "out"})
 
 
 def test_an_unreadable_job_file_is_a_usage_error(tmp_path: Path) -> None:
@@ -423,7 +422,6 @@ def job(**values: Any) -> Job:
         ("sources", Path("photos"), ("photos",)),
         ("sources", ["a", Path("b")], ("a", "b")),
         ("out", Path("tables"), "tables"),
-        ("emulator_state", Path("state"), "state"),
         ("include", "*.jpg", ("*.jpg",)),
         ("start_model", 2, "2"),
         ("start_model", "2:4", "2:4"),

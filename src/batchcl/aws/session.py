@@ -80,13 +80,15 @@ class Connection:
 class AwsSettings:
     """Settings that override the environment; None uses the environment's.
 
-    `rekognition_credentials` are for Rekognition only, where it is the emulator; S3 uses the environment's.
+    `rekognition_credentials` are for Rekognition only, where it is the emulator; S3 uses the environment's. With
+    `is_emulator`, models cost nothing: a run starts them without `--start-model`, and without lease or scheduled stop.
     """
 
     profile: str | None = None
     region: str | None = None
     rekognition_endpoint_url: str | None = None
     rekognition_credentials: StaticCredentials | None = None
+    is_emulator: bool = False
     connection: Connection = Connection()
 
 

@@ -65,7 +65,7 @@ def demo(
     data = demo_data(directory, state)
     write_line(f"    trained {arn}")
     write_line(f"2/3 batchcl run {data.images} --emulator --emulator-state {state} --out {out}")
-    run(sources=[str(data.images)], model=arn, out=str(out), emulator=True, emulator_state=str(state))
+    run(sources=[str(data.images)], model=arn, out=str(out), emulator=True, emulator_state=state)
     write_line("3/3 results")
     results = open_results(str(out))
     newest = str(results.images().select("run_id").max().collect(engine="in-memory").item())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
 
+from batchcl.cli.local_emulator import Emulator, EmulatorState, check_emulator, emulated
 from batchcl.cli.options import Config, Json, flags, takes_job_options
 
 if TYPE_CHECKING:
@@ -20,7 +22,14 @@ _LONGEST = len("credentials")
 
 
 @takes_job_options()
-def doctor(*, config: Config = None, json: Json = False, **options: Any) -> None:
+def doctor(
+    *,
+    config: Config = None,
+    json: Json = False,
+    emulator: Emulator = False,
+    emulator_state: EmulatorState = None,
+    **options: Any,
+) -> None:
     """Check whether `run` would work: one line for each thing that it needs, with the fix for what fails.
 
     Takes the arguments of `run`, and checks only what is given. Writes a small object to ROOT and removes it, reads
@@ -41,10 +50,12 @@ def doctor(*, config: Config = None, json: Json = False, **options: Any) -> None
     from batchcl.diagnosis import doctor as check
     from batchcl.errors import ExitCode
 
-    target = target_of(config, flags(options))
+    check_emulator(emulator=emulator)
+    target = target_of(config, flags(options), has_default_model=emulator)
 
     async def work() -> Diagnosis:
-        return await check(target, on_finding=(lambda _: None) if json else _show)
+        async with emulated(target.job, emulator=emulator, state=emulator_state) as (job, aws):
+            return await check(replace(target, job=job), aws=aws, on_finding=(lambda _: None) if json else _show)
 
     diagnosis = anyio.run(run_until_first_signal, work)
     if json:

@@ -7,13 +7,22 @@ from typing import Any
 
 import orjson
 
+from batchcl.cli.local_emulator import Emulator, EmulatorState, default_model, emulated
 from batchcl.cli.options import Config, Json, LogFormat, LogFormatOption, flags, takes_job_options
 
 __all__ = ["plan"]
 
 
 @takes_job_options()
-def plan(*, config: Config = None, json: Json = False, log_format: LogFormatOption = None, **options: Any) -> None:
+def plan(
+    *,
+    config: Config = None,
+    json: Json = False,
+    log_format: LogFormatOption = None,
+    emulator: Emulator = False,
+    emulator_state: EmulatorState = None,
+    **options: Any,
+) -> None:
     """Show what `run` would do: images, bytes, skips, and hours and dollars at 1 to 5 inference units.
 
     Takes the arguments of `run`. Reads the lists completely, and does not call the model. The hours assume 2.8 images
@@ -35,11 +44,14 @@ def plan(*, config: Config = None, json: Json = False, log_format: LogFormatOpti
     from batchcl.scoring.plan import plan as planned
     from batchcl.sources.filters import describe_filters
 
-    job = load_job(config, flags(options), defaults={"out": "unused"})
+    job = load_job(config, flags(options), defaults={"out": "unused"} | default_model(emulator=emulator))
 
     async def work() -> Plan:
-        async with reporting(log_format or LogFormat.TEXT) as observer:
-            return await planned(job, observer=observer)
+        async with (
+            reporting(log_format or LogFormat.TEXT) as observer,
+            emulated(job, emulator=emulator, state=emulator_state) as (planned_job, aws),
+        ):
+            return await planned(planned_job, observer=observer, aws=aws)
 
     found = anyio.run(work)
     if json:

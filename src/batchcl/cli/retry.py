@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from batchcl.cli.local_emulator import Emulator, EmulatorState, check_emulator, emulated_session
 from batchcl.cli.options import Json, LogFormatOption, flags, takes_job_options
 from batchcl.cli.output import Root
 from batchcl.cli.run import finish
@@ -32,8 +34,6 @@ _OPTIONS: Final = (
     "keep_model",
     "lease",
     "scheduled_stop_role",
-    "emulator",
-    "emulator_state",
     "profile",
     "region",
 )
@@ -51,6 +51,8 @@ def retry(
     ] = None,
     json: Json = False,
     log_format: LogFormatOption = None,
+    emulator: Emulator = False,
+    emulator_state: EmulatorState = None,
     **options: Any,
 ) -> None:
     """Retry the failed images of a run that may succeed.
@@ -76,6 +78,7 @@ def retry(
     from batchcl.scoring.retry import retry as score_again
     from batchcl.stop_signal import StopSignal
 
+    check_emulator(emulator=emulator)
     changes, grace = flags(options), options.get("grace")
     try:
         grace_s = GRACE_S if grace is None else grace_seconds(grace)
@@ -83,9 +86,15 @@ def retry(
         raise UsageError(f"--grace {grace}: {error}") from error
 
     async def work(stop_signal: StopSignal) -> Summary:
-        async with reporting(log_format) as observer:
+        async with AsyncExitStack() as stack:
+            observer, aws = await stack.enter_async_context(reporting(log_format)), None
+            if emulator:
+                session = emulated_session(
+                    state=emulator_state, model=None, profile=options.get("profile"), region=options.get("region")
+                )
+                aws = await stack.enter_async_context(session)
             return await score_again(
-                root, run, codes=code or (), changes=changes, observer=observer, stop_signal=stop_signal
+                root, run, codes=code or (), changes=changes, observer=observer, stop_signal=stop_signal, aws=aws
             )
 
     finish(lambda: run_until_signalled(work, grace_s=grace_s), json=json, log_format=log_format)

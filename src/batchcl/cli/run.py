@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import typer
 
+from batchcl.cli.local_emulator import Emulator, EmulatorState, default_model, emulated
 from batchcl.cli.options import Config, Json, LogFormat, LogFormatOption, flags, takes_job_options
 from batchcl.cli.streams import StreamError, log, write_line
 from batchcl.errors import BatchclError, ExitCode, command
@@ -22,7 +23,15 @@ __all__ = ["finish", "run"]
 
 
 @takes_job_options()
-def run(*, config: Config = None, json: Json = False, log_format: LogFormatOption = None, **options: Any) -> None:
+def run(
+    *,
+    config: Config = None,
+    json: Json = False,
+    log_format: LogFormatOption = None,
+    emulator: Emulator = False,
+    emulator_state: EmulatorState = None,
+    **options: Any,
+) -> None:
     """Score every image of the sources and publish the results as partitioned Parquet.
 
     Each image becomes one row in ROOT/results or ROOT/failures. Run the command again with the same run id to resume;
@@ -47,11 +56,14 @@ def run(*, config: Config = None, json: Json = False, log_format: LogFormatOptio
     from batchcl.scoring.run import run as score
     from batchcl.stop_signal import StopSignal
 
-    job = load_job(config, flags(options))
+    job = load_job(config, flags(options), defaults=default_model(emulator=emulator))
 
     async def work(stop_signal: StopSignal) -> Summary:
-        async with reporting(log_format) as observer:
-            return await score(job, observer=observer, stop_signal=stop_signal)
+        async with (
+            reporting(log_format) as observer,
+            emulated(job, emulator=emulator, state=emulator_state) as (scored, aws),
+        ):
+            return await score(scored, observer=observer, stop_signal=stop_signal, aws=aws)
 
     finish(lambda: run_until_signalled(work, grace_s=job.grace_s), json=json, log_format=log_format)
 

@@ -15,10 +15,10 @@ from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws
 from batchcl.diagnosis.findings import CheckStatus
 from batchcl.images import ImageRef
-from batchcl.job import Job, load_job
+from batchcl.job import NO_MODEL, Job, load_job
 from batchcl.loaders.preflight import ProbeResult
 
-__all__ = ["NO_MODEL", "CheckContext", "CheckResult", "CheckTarget", "target_of"]
+__all__ = ["CheckContext", "CheckResult", "CheckTarget", "target_of"]
 
 CheckResult = tuple[CheckStatus, str]
 """Status and text of a finding."""
@@ -69,8 +69,6 @@ class CheckContext:
 
 
 _NOT_GIVEN: Final = "not given"
-NO_MODEL: Final = "arn:aws:rekognition:us-east-1:000000000000:project/none/version/none/0"
-"""Placeholder if no model was given; its region has no meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +81,18 @@ class CheckTarget:
     has_out: bool = True
 
 
-def target_of(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> CheckTarget:
+def target_of(
+    config: Path | None = None, flags: Mapping[str, Any] | None = None, *, has_default_model: bool = False
+) -> CheckTarget:
     """Load a job in which model, sources and output root are optional.
+
+    With `has_default_model`, the caller replaces `NO_MODEL` as the job's model, as an emulator has a demo model.
 
     Raises:
         UsageError: like `load_job`.
     """
     job = load_job(config, flags, defaults={"sources": (_NOT_GIVEN,), "out": _NOT_GIVEN, "model": NO_MODEL})
-    has_model = job.model != NO_MODEL
-    if not has_model and job.emulator:  # the emulator has a model of its own
-        job, has_model = job.model_copy(update={"model": None}), True
+    has_model = has_default_model or job.model != NO_MODEL
     if not has_model and job.region is not None:
         job = job.model_copy(update={"model": NO_MODEL.replace("us-east-1", job.region)})
     return CheckTarget(

@@ -10,6 +10,7 @@ from typing import Final
 
 from batchcl.arns import ModelArn
 from batchcl.aws.service_clock import ServiceClock
+from batchcl.aws.session import Aws
 from batchcl.diagnosis.account import check_account, check_clock, check_credentials, check_region
 from batchcl.diagnosis.context import CheckContext, CheckResult, CheckTarget
 from batchcl.diagnosis.findings import CheckStatus, Diagnosis, Finding
@@ -57,6 +58,7 @@ _REQUIRED: Final = frozenset({"credentials"})
 async def doctor(
     job: Job | CheckTarget,
     *,
+    aws: Aws | None = None,
     on_finding: Callable[[Finding], None] = lambda _: None,
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> Diagnosis:
@@ -67,6 +69,7 @@ async def doctor(
 
     Args:
         job: the job, or a `CheckTarget` if parts of it are not known; these are not checked.
+        aws: session to use; default: the job's profile and region.
         on_finding: called with each finding immediately.
         utcnow: this machine's clock.
 
@@ -76,30 +79,30 @@ async def doctor(
     target = job if isinstance(job, CheckTarget) else CheckTarget(job=job)
     findings: list[Finding] = []
     with ExitStack() as files:
-        async with open_service(target.job) as (aws, model):
-            region = model.region if target.has_model else aws.region
-            async with aws.rekognition(region=region) as rekognition:
-                context = CheckContext(
-                    target=target,
-                    aws=aws,
-                    model=model if target.has_model else _in_region(model, aws.region),
-                    region=region,
-                    rekognition=rekognition,
-                    clock=ServiceClock(rekognition, utcnow=utcnow),
-                    begun_at=utcnow(),
-                    files=files,
-                )
-                for check in _CHECKS:
-                    if not check.applies(context):
-                        continue
-                    finding = await _run_check(check, context)
-                    findings.append(finding)
-                    on_finding(finding)
-                    if finding.verdict is not CheckStatus.FAIL:
-                        continue
-                    context.failed.add(check.name)
-                    if check.name in _REQUIRED:
-                        break
+        aws, model = await open_service(target.job, aws)
+        region = model.region if target.has_model else aws.region
+        async with aws.rekognition(region=region) as rekognition:
+            context = CheckContext(
+                target=target,
+                aws=aws,
+                model=model if target.has_model else _in_region(model, aws.region),
+                region=region,
+                rekognition=rekognition,
+                clock=ServiceClock(rekognition, utcnow=utcnow),
+                begun_at=utcnow(),
+                files=files,
+            )
+            for check in _CHECKS:
+                if not check.applies(context):
+                    continue
+                finding = await _run_check(check, context)
+                findings.append(finding)
+                on_finding(finding)
+                if finding.verdict is not CheckStatus.FAIL:
+                    continue
+                context.failed.add(check.name)
+                if check.name in _REQUIRED:
+                    break
     return Diagnosis(tuple(findings))
 
 

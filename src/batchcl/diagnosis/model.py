@@ -105,4 +105,4 @@ async def _problem(context: CheckContext, quotas: Quotas) -> str | None:
 
 
 def _units(context: CheckContext) -> Units | None:
-    return context.job.units or (EMULATED_UNITS if context.job.emulator else None)
+    return context.job.units or (EMULATED_UNITS if context.aws.settings.is_emulator else None)

@@ -25,6 +25,9 @@ from batchcl.emulator.settings import EmulatorSettings
 from batchcl.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from batchcl.aws.session import Aws
+
+if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
 
@@ -59,10 +62,19 @@ class Emulator:
     access_key_id: str = "emulator"
     secret_access_key: str = field(default="emulator", repr=False)
 
-    @property
-    def endpoint(self) -> str:
-        """The same as `endpoint_url`."""
-        return self.endpoint_url
+    def aws(self, *, profile: str | None = None, region: str | None = None) -> Aws:
+        """The session to pass to `batchcl.run` and its like: this emulator for Rekognition, the configured S3."""
+        from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
+
+        return Aws(
+            AwsSettings(
+                profile=profile,
+                region=region,
+                rekognition_endpoint_url=self.endpoint_url,
+                rekognition_credentials=StaticCredentials(self.access_key_id, self.secret_access_key),
+                is_emulator=True,
+            )
+        )
 
     @property
     def environment(self) -> dict[str, str]:

@@ -82,7 +82,7 @@ class ModelManager:
         arn: the model.
         units: inference units to start the model with if it isn't running; None to never start it.
         keep: leave the model running at the end (`--keep-model`).
-        free: the model costs nothing, because it is emulated.
+        is_free: the model costs nothing, because it is emulated.
         lease: the run's lease in the model's tags, by which later sessions and the reaper recognize the model; None for
             no lease.
         observer: receives a notice for every change of the model's status.
@@ -97,7 +97,7 @@ class ModelManager:
         *,
         units: Units | None,
         keep: bool,
-        free: bool = False,
+        is_free: bool = False,
         lease: ModelLease | None = None,
         observer: Observer,
         stop_signal: StopSignal,
@@ -107,7 +107,7 @@ class ModelManager:
         self._arn = arn
         self._units = units
         self._keep = keep
-        self._free = free
+        self.is_free = is_free
         self._lease = lease or ModelLease(client, arn, length_s=None)
         self._observer = SafeObserver(observer)
         self._stop_signal = stop_signal
@@ -212,7 +212,7 @@ class ModelManager:
 
     def dollars(self) -> float | None:
         """Cost of the model so far with its minimum number of units; None if this run didn't start it or it is free."""
-        if self._free or self._units is None or not (self._life.is_ours or self._billed_s):
+        if self.is_free or self._units is None or not (self._life.is_ours or self._billed_s):
             return None
         since = self._running_since
         billed_s = self._billed_s + (0.0 if since is None else anyio.current_time() - since)
@@ -588,7 +588,7 @@ class ModelManager:
             await self._drive(ModelEvent.END, ending=True)
         if self._life.state is ModelState.STOPPED:
             self._stop_billing()
-            text = f"{self._arn.name} is stopped" + ("" if self._free else "; its billing has ended")
+            text = f"{self._arn.name} is stopped" + ("" if self.is_free else "; its billing has ended")
             self._queue_notice("model-stopped", text)
 
     async def _adopt_left_model(self) -> None:
@@ -618,7 +618,7 @@ class ModelManager:
             what = f"the model {name} is still STARTING, so it could not be stopped and will be RUNNING"
         else:
             what = f"the model {name} could not be stopped and may be RUNNING"
-        cost = "" if self._free else f", which costs ${DOLLARS_PER_UNIT_HOUR:.2f} per unit and hour"
+        cost = "" if self.is_free else f", which costs ${DOLLARS_PER_UNIT_HOUR:.2f} per unit and hour"
         reason = f" ({self._last_error})" if self._last_error is not None else ""
         stopped_by = ["the same command"]
         if self._lease.is_enabled:

@@ -68,7 +68,7 @@ def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: in
     dollars = progress.dollars
     if job.max_cost is not None and dollars is not None and dollars >= job.max_cost:
         return StoppedError(
-            f"the model has cost ${dollars:.4g}, and --max-cost is ${job.max_cost:g}; raise --max-cost to resume"
+            f"the model has cost {_usd(dollars)}, and --max-cost is {_usd(job.max_cost)}; raise --max-cost to resume"
         )
     if job.max_failures is None:
         return None
@@ -79,3 +79,8 @@ def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: in
             "`batchcl failures` for the reasons, and raise --max-failures to resume"
         )
     return None
+
+
+def _usd(amount: float) -> str:
+    """`$5.00`, and `$0.0012` for less than a cent."""
+    return f"${amount:.2f}" if amount >= 0.01 else f"${amount:.2g}"  # noqa: PLR2004 - a cent

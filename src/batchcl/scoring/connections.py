@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import anyio
 import anyio.to_thread
 
 from batchcl.arns import ModelArn
-from batchcl.aws.names import find_trained_model, region_in
+from batchcl.aws.names import find_trained_model
 from batchcl.aws.service_clock import ServiceClock
-from batchcl.aws.session import Aws, AwsSettings, StaticCredentials
-from batchcl.errors import ModelError, UsageError
+from batchcl.aws.session import Aws, AwsSettings
+from batchcl.errors import ModelError
 from batchcl.events import Observer, SafeObserver
 from batchcl.job import Job
 from batchcl.lifetime.lease_tags import lease_key
@@ -25,7 +23,6 @@ from batchcl.lifetime.manager import ModelManager
 from batchcl.lifetime.model_lease import ModelLease, RemoveSchedule
 from batchcl.lifetime.scheduled_stop import ScheduledStop, remove_schedule
 from batchcl.quantities import Units
-from batchcl.runs.layout import expand_home
 from batchcl.stop_signal import StopSignal
 
 __all__ = ["EMULATED_UNITS", "holder_name", "open_manager", "open_service"]
@@ -68,7 +65,7 @@ async def open_manager(
         clock = ServiceClock(control)
         remove: RemoveSchedule | None = None
         schedule: ScheduledStop | None = None
-        if role is not None and deadline_s is not None and not job.emulator:
+        if role is not None and deadline_s is not None and not aws.settings.is_emulator:
             scheduler = await stack.enter_async_context(aws.scheduler(region=model.region))
             remove = partial(remove_schedule, scheduler)
             schedule = ScheduledStop(
@@ -85,7 +82,7 @@ async def open_manager(
             model,
             key=lease_key(holder),
             holder=holder,
-            length_s=None if job.emulator else job.lease_s,
+            length_s=None if aws.settings.is_emulator else job.lease_s,
             schedule=schedule,
             remove_schedule=remove,
             now=clock.now,
@@ -93,9 +90,9 @@ async def open_manager(
         yield ModelManager(
             control,
             model,
-            units=job.units or (EMULATED_UNITS if job.emulator else None),
+            units=job.units or (EMULATED_UNITS if aws.settings.is_emulator else None),
             keep=job.keep_model,
-            free=job.emulator,
+            is_free=aws.settings.is_emulator,
             lease=lease,
             observer=observer,
             stop_signal=stop_signal,
@@ -107,48 +104,16 @@ def holder_name(run_id: str, root: str) -> str:
     return f"run {run_id} in {root}" if root.startswith("s3://") else f"run {run_id} in {socket.gethostname()}:{root}"
 
 
-DEFAULT_STATE: Final = "~/.cache/batchcl/emulator"
-"""Default of `--emulator-state`."""
-
-_EMULATED_TPS_PER_UNIT: Final = 10.0
-"""Faster than a real unit (about 3 TPS), so that trials are short."""
-
-
-@asynccontextmanager
-async def open_service(job: Job) -> AsyncIterator[tuple[Aws, ModelArn]]:
-    """Open the AWS session of `job` and resolve its model.
-
-    With `emulator`, start an emulator for the time of the block. If the job has no `model`, the emulator trains one on
-    handwritten digits, once, and keeps it in its state.
+async def open_service(job: Job, aws: Aws | None = None) -> tuple[Aws, ModelArn]:
+    """Return the AWS session of `job`, or `aws` if given, and the ARN of its model.
 
     Raises:
-        UsageError: the packages of the extra `emulator` are not installed.
         ModelError: no model has the given name, or the job's region is not that of the model's ARN.
         CredentialsError: there are no credentials, or AWS refuses them.
     """
-    if not job.emulator:
-        assert job.model is not None
-        aws = Aws(AwsSettings(profile=job.profile, region=job.region))
-        yield aws, await _resolve_model(aws, job.model)
-        return
-    state = await anyio.to_thread.run_sync(_emulator_state, str(job.emulator_state or DEFAULT_STATE))
-    try:
-        from batchcl.emulator.demo import demo_model
-        from batchcl.emulator.process import running_emulator
-        from batchcl.emulator.settings import EmulatorSettings
-    except ImportError as error:
-        raise UsageError(f"--emulator needs {error.name}; pip install 'batchcl[emulator]'") from error
-    name = job.model or await demo_model(state)
-    region = region_in(name) or Aws(AwsSettings(region=job.region, profile=job.profile)).region
-    settings = EmulatorSettings(
-        state=state,
-        s3_endpoint_url=_s3_endpoint_url(region),
-        tps_per_unit=_EMULATED_TPS_PER_UNIT,
-        exit_with_parent=True,
-    )
-    async with running_emulator(settings) as emulator:
-        aws = _emulated_session(job, emulator.endpoint)
-        yield aws, await _resolve_model(aws, name)
+    assert job.model is not None
+    aws = aws or Aws(AwsSettings(profile=job.profile, region=job.region))
+    return aws, await _resolve_model(aws, job.model)
 
 
 async def _resolve_model(aws: Aws, name: str) -> ModelArn:
@@ -164,29 +129,3 @@ async def _resolve_model(aws: Aws, name: str) -> ModelArn:
     await aws.check_credentials()
     async with aws.rekognition() as client:
         return await find_trained_model(client, name)
-
-
-def _emulated_session(job: Job, endpoint: str) -> Aws:
-    """Return a session that uses the emulator for Rekognition, and the configured S3."""
-    return Aws(
-        AwsSettings(
-            profile=job.profile,
-            region=job.region,
-            rekognition_endpoint_url=endpoint,
-            rekognition_credentials=StaticCredentials("emulator", "emulator"),
-        )
-    )
-
-
-def _emulator_state(path: str) -> Path:
-    try:
-        return Path(expand_home(path)).absolute()
-    except UsageError as error:
-        text = f"finding the default directory of the emulator failed: {error}; or pass --emulator-state DIR"
-        raise UsageError(text) from error
-
-
-def _s3_endpoint_url(region: str) -> str:
-    """Return the S3 endpoint of the session; the emulator reads images from it too."""
-    configured = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return configured or f"https://s3.{region}.amazonaws.com"

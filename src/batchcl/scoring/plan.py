@@ -81,7 +81,7 @@ class Plan:
         return asdict(self)
 
 
-async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
+async def plan(job: Job, *, observer: Observer | None = None, aws: Aws | None = None) -> Plan:
     """Read all lists and S3 prefixes of the job and return the totals. Makes no call to Rekognition.
 
     Raises:
@@ -91,25 +91,25 @@ async def plan(job: Job, *, observer: Observer | None = None) -> Plan:
     images = calls = size_bytes = unknown_sizes = already_scored = already_failed = 0
     skipped: Counter[str] = Counter()
     with ExitStack() as files:
-        async with open_service(job) as (aws, model):
-            now = dt.datetime.now(dt.UTC)
-            sources = await check_sources(job, aws, model, files, now, observer=observer or SilentObserver())
-            incremental = await _incremental_filter(job, aws, model)
-            async for page in await first_page(sources.selection.pages(), sources, job):
-                selected = page.images
-                if incremental is not None:
-                    statuses = await incremental.known(selected)
-                    already_scored += statuses.count("already_scored")
-                    already_failed += statuses.count("already_failed")
-                    selected = [image for image, status in zip(selected, statuses, strict=True) if status is None]
-                images += len(selected)
-                for image in selected:
-                    if (reason := check_limits(image, fit=job.fit)) is not None:
-                        skipped[reason.code] += 1
-                    else:
-                        calls += 1
-                        size_bytes += image.size_bytes or 0
-                        unknown_sizes += image.size_bytes is None
+        aws, model = await open_service(job, aws)
+        now = dt.datetime.now(dt.UTC)
+        sources = await check_sources(job, aws, model, files, now, observer=observer or SilentObserver())
+        incremental = await _incremental_filter(job, aws, model)
+        async for page in await first_page(sources.selection.pages(), sources, job):
+            selected = page.images
+            if incremental is not None:
+                statuses = await incremental.known(selected)
+                already_scored += statuses.count("already_scored")
+                already_failed += statuses.count("already_failed")
+                selected = [image for image, status in zip(selected, statuses, strict=True) if status is None]
+            images += len(selected)
+            for image in selected:
+                if (reason := check_limits(image, fit=job.fit)) is not None:
+                    skipped[reason.code] += 1
+                else:
+                    calls += 1
+                    size_bytes += image.size_bytes or 0
+                    unknown_sizes += image.size_bytes is None
     counts = sources.counts(planned=images, known=already_scored, known_failed=already_failed)
     return Plan(
         model=model.text,

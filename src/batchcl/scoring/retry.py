@@ -45,6 +45,7 @@ async def retry(
     changes: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
     stop_signal: StopSignal | None = None,
+    aws: Aws | None = None,
 ) -> Summary:
     """Score the failed images of a finished run again, as a new round of the run.
 
@@ -60,6 +61,7 @@ async def retry(
         changes: fields of `Job` to change: how the model is started, paced or reached, and `fit`.
         observer: receives progress and notices.
         stop_signal: ends the round early on request.
+        aws: session to use, such as an emulator's; default: the profile and region of `changes` or of the run.
 
     Returns:
         The summary of the whole run after the round. `tolerated` does not count failures that the round did not retry:
@@ -75,7 +77,7 @@ async def retry(
     observer = SafeObserver(observer or SilentObserver())
     stop_signal = stop_signal or StopSignal()
     changes = dict(changes or {})
-    session = Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
+    session = aws or Aws(AwsSettings(profile=changes.get("profile"), region=changes.get("region")))
     with stop_signal.interruptible():
         store = await Store.open_async(root, aws=session)
         record = await read_record(store, run_id)
@@ -90,14 +92,11 @@ async def retry(
         if job.sse is not None:
             store = await Store.open_async(root, aws=session, encryption=job.encryption)
         await store.check_writable(single_writer=job.single_writer)
-    async with (
-        open_service(job) as (aws, model),
-        open_context(
-            job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, begun_at=begun_at
-        ) as context,
-    ):
-        with stop_signal.interruptible():
-            await aws.check_credentials()
+        aws, model = await open_service(job, aws)
+        await aws.check_credentials()
+    async with open_context(
+        job, aws, model, observer, stop_signal, run_id=run_id, root=store.root, begun_at=begun_at
+    ) as context:
         return await execute_round(job, store, record, earlier, context, codes=codes)
 
 

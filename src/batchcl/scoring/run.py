@@ -62,7 +62,9 @@ __all__ = [
 ]
 
 
-async def run(job: Job, *, observer: Observer | None = None, stop_signal: StopSignal | None = None) -> Summary:
+async def run(
+    job: Job, *, observer: Observer | None = None, stop_signal: StopSignal | None = None, aws: Aws | None = None
+) -> Summary:
     """Score every image of `job` and publish the results below `job.out`.
 
     Each image becomes one row in `results/` or `failures/`. If `job.run_id` names an unfinished run, it is resumed; if
@@ -73,6 +75,7 @@ async def run(job: Job, *, observer: Observer | None = None, stop_signal: StopSi
         job: what to score.
         observer: receives progress and notices; see `batchcl.events`.
         stop_signal: ends the run early on request.
+        aws: session to use, such as an emulator's; default: the job's profile and region.
 
     Returns:
         The summary, also when more images failed than tolerated: see `Summary.tolerated`.
@@ -87,24 +90,24 @@ async def run(job: Job, *, observer: Observer | None = None, stop_signal: StopSi
     stop_signal = stop_signal or StopSignal()
     job = limit_to_descriptors(job, observer)
     with ExitStack() as files:
-        async with open_service(job) as (aws, resolved):
-            with stop_signal.interruptible():
-                await aws.check_credentials()
-                store = await open_store(job, aws)
-                model = await _recorded_model(store, job, resolved)
-                if job.model not in (None, model.text):
-                    observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
-                check = partial(check_sources, job, aws, model, files, observer=observer)
-                state = await find_resume_state(job, model, store, check=check, observer=observer)
-                if state.summary is not None:
-                    observer.notice(Notice("already-done", f"run {state.record.run_id} is already done; nothing to do"))
-                    tolerated = not job.tolerance.exceeded(failed=state.summary.failed, scored=state.summary.scored)
-                    return replace(state.summary, tolerated=tolerated)
-            run_id, root = state.record.run_id, store.root
-            async with open_context(
-                job, aws, model, observer, stop_signal, run_id=run_id, root=root, begun_at=begun_at
-            ) as context:
-                return await execute(job, state, context)
+        with stop_signal.interruptible():
+            aws, resolved = await open_service(job, aws)
+            await aws.check_credentials()
+            store = await open_store(job, aws)
+            model = await _recorded_model(store, job, resolved)
+            if job.model not in (None, model.text):
+                observer.notice(Notice("model-found", f"model {job.model} is {model.text}"))
+            check = partial(check_sources, job, aws, model, files, observer=observer)
+            state = await find_resume_state(job, model, store, check=check, observer=observer)
+            if state.summary is not None:
+                observer.notice(Notice("already-done", f"run {state.record.run_id} is already done; nothing to do"))
+                tolerated = not job.tolerance.exceeded(failed=state.summary.failed, scored=state.summary.scored)
+                return replace(state.summary, tolerated=tolerated)
+        run_id, root = state.record.run_id, store.root
+        async with open_context(
+            job, aws, model, observer, stop_signal, run_id=run_id, root=root, begun_at=begun_at
+        ) as context:
+            return await execute(job, state, context)
 
 
 async def _recorded_model(store: Store, job: Job, model: ModelArn) -> ModelArn:

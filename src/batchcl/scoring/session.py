@@ -210,7 +210,11 @@ class Session:
             yield batch
 
     def _warn_of_unused_max_cost(self) -> None:
-        if self.job.max_cost is not None and self.context.model_manager.dollars() is None and not self.job.emulator:
+        if (
+            self.job.max_cost is not None
+            and self.context.model_manager.dollars() is None
+            and not self.context.model_manager.is_free
+        ):
             text = "--max-cost has no effect: the model was already running, so its cost is not part of this run"
             self.context.observer.notice(Notice("max-cost-idle", text, level="warning"))
 

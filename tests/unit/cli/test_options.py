@@ -11,7 +11,7 @@ from batchcl.job import Job
 from batchcl.options import flag_of, option_fields
 from typed import typed
 
-OWN = {"config", "json", "log_format"}
+OWN = {"emulator", "emulator_state", "config", "json", "log_format"}
 
 
 def parameters(command: str) -> set[str]:

@@ -13,7 +13,7 @@ from virtual import run_virtual
 
 
 def job(**fields: object) -> Job:
-    return Job.model_validate({"sources": ["x"], "out": "x", "emulator": True} | fields)
+    return Job.model_validate({"sources": ["x"], "out": "x", "model": "m@1"} | fields)
 
 
 def progress(*, scored: int = 0, failed: int = 0, dollars: float | None = None) -> Progress:
