@@ -218,9 +218,6 @@ class FaultyStore(Store):
     async def children(self, prefix: str) -> list[str]:
         return await self._do(lambda: self._folders(prefix), OperationKind.READ)
 
-    def get_sync(self, path: str) -> bytes | None:
-        return self._files.get(path)
-
     def list_sync(self, prefix: str) -> list[StoredFile]:
         return [
             StoredFile(path, len(data), str(hash(data)))

@@ -327,14 +327,6 @@ class Store:
                 return False
             return True
 
-    def get_sync(self, path: str) -> bytes | None:
-        """Synchronous version of `get`."""
-        with _translate_errors("reading", self.uri(path)):
-            try:
-                return bytes(obstore.get(self._blocking, path).bytes())
-            except FileNotFoundError:
-                return None
-
     async def delete(self, path: str) -> None:
         """Delete the object if it exists."""
         with _translate_errors("deleting", self.uri(path)):

@@ -43,7 +43,7 @@ def failed(name: str) -> Failed:
 
 
 def files(store: Store) -> dict[str, bytes]:
-    return {file.path: store.get_sync(file.path) or b"" for file in store.list_sync("")}
+    return {file.path: store.open_file(file.path).read() for file in store.list_sync("")}
 
 
 def rows(data: bytes) -> list[dict[str, Any]]:

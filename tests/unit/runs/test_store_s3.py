@@ -71,8 +71,11 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, body=LISTED)
         elif data is None:
             self._answer(404, "NoSuchKey")
-        else:
+        elif (wanted := self.headers["Range"]) is None:
             self._answer(200, body=data)
+        else:
+            first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+            self._answer(206, body=data[first : last + 1], content_range=f"bytes {first}-{last}/{len(data)}")
 
     def do_HEAD(self) -> None:
         if not self._is_refused():
@@ -86,10 +89,12 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(403, type(self).refusal)
         return True
 
-    def _answer(self, status: int, code: str = "", *, body: bytes = b"") -> None:
+    def _answer(self, status: int, code: str = "", *, body: bytes = b"", content_range: str | None = None) -> None:
         data = f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode() if status >= 300 else body
         self.send_response_only(status)
         self.send_header("Content-Length", str(len(data)))
+        if content_range is not None:
+            self.send_header("Content-Range", content_range)
         self.send_header("ETag", '"e"')
         self.send_header("Last-Modified", "Sat, 21 Nov 2026 00:00:00 GMT")
         self.end_headers()
@@ -271,15 +276,15 @@ def test_synchronous_reads_use_the_credential_cache(rotated):
     handler, store, write = rotated
     handler.objects["/b/x"] = b"1"
     handler.accepts = "OLD"
-    assert store.get_sync("x") == b"1"
+    assert store.open_file("x", size_bytes=1).read() == b"1"
     assert [file.path for file in store.list_sync("runs")] == ["runs/r/run.json"]
     assert store.open_file("x").seekable()
     handler.accepts = "NEW"
     with pytest.raises(OutputCredentialsError, match="InvalidAccessKeyId"):
-        store.get_sync("x")
+        store.open_file("x", size_bytes=1).read()
     write("NEW")
     reopened = Store.open("s3://b", aws=Aws())
-    assert anyio.run(anyio.to_thread.run_sync, reopened.get_sync, "x") == b"1"
+    assert anyio.run(anyio.to_thread.run_sync, lambda: reopened.open_file("x", size_bytes=1).read()) == b"1"
 
 
 def test_errors_of_credential_providers_are_reported(rotated, tmp_path):
@@ -288,7 +293,7 @@ def test_errors_of_credential_providers_are_reported(rotated, tmp_path):
     (tmp_path / "config").write_text("[default]\ncredential_process = /opt/none\n")
     store._keys._keys = None
     with pytest.raises(OutputCredentialsError) as caught:
-        store.get_sync("x")
+        store.open_file("x", size_bytes=1).read()
     assert str(caught.value) == (
         "reading s3://b/x failed: loading the AWS credentials of profile default with credential_process failed: No "
         "such file or directory: /opt/none; run that command in a shell and correct it"
