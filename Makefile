@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	@echo "setting up $(VENV) (once, about a minute)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emulator]' --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emulator,report]' --group dev
 	@touch $@
 
 setup: $(STAMP)  ## make the virtual environment

@@ -1,0 +1,1 @@
+"""Pictures with their results, and the report of a run as one HTML file."""
