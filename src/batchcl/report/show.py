@@ -40,6 +40,7 @@ _QUALITY: Final = 90
 _LEAST_PX: Final = 16
 _MAX_STEM: Final = 60
 _SOME: Final = 3
+_INDEXED_LABELS: Final = 5
 _ROW: Final = "row of the results"
 
 
@@ -86,7 +87,7 @@ async def show(
 
     Returns:
         One row per chosen image, in the order of `sort`: `file` (null if there is no picture), `uri`, `version_id`,
-        `model`, `labels` (text, the most confident first), `reason` (why it was chosen), `note` (what is special about
+        `model`, `labels` (text, the five most confident), `reason` (why it was chosen), `note` (what is special about
         the picture, such as that the image has changed since it was scored) and `error` (why there is no picture).
 
     Raises:
@@ -243,13 +244,17 @@ def _write(path: Path, data: bytes) -> None:
 def _index(chosen: pl.DataFrame, pictures: Sequence[Picture], names: Sequence[str]) -> pl.DataFrame:
     label = pl.element().struct
     texts = pl.format("{} {}", label.field("name"), label.field("confidence").cast(pl.Float64).round(1))
+    labels = pl.col("labels").list.head(_INDEXED_LABELS).list.eval(texts).list.join(", ")
     files = [None if picture.error else names[picture.row] for picture in pictures]
     return chosen.with_columns(shown_model()).select(
         pl.Series("file", files, pl.String),
         "uri",
         "version_id",
         "model",
-        pl.col("labels").list.eval(texts).list.join(", ").alias("labels"),
+        pl.when(pl.col("labels").list.len() > _INDEXED_LABELS)
+        .then(pl.format("{} and {} more", labels, pl.col("labels").list.len() - _INDEXED_LABELS))
+        .otherwise(labels)
+        .alias("labels"),
         "reason",
         pl.Series("note", [picture.note or None for picture in pictures], pl.String),
         pl.Series("error", [picture.error or None for picture in pictures], pl.String),

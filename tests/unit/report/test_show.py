@@ -166,6 +166,15 @@ def test_wrong_images_are_shown_with_their_true_label(shown: Root, tmp_path: Pat
     assert [row["reason"] for row in done.json] == ["dog 60.0, true: cat", "(none), true: dog"]
 
 
+def test_the_index_has_the_first_labels_of_an_image(tmp_path: Path) -> None:
+    root = Root(tmp_path / "out")
+    image = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png")
+    root.results(scored(image, *(Label(f"l{n}", 90.0 - n) for n in range(7))))
+    fake = FakeAws({"a.png": encoded(Image.new("RGB", (70, 70)))})
+    index = anyio.run(lambda: batchcl.show(str(root), out=tmp_path / "pictures", aws=fake.aws))
+    assert index["labels"].to_list() == ["l0 90.0, l1 89.0, l2 88.0, l3 87.0, l4 86.0 and 2 more"]
+
+
 KEYS = [
     "../../etc/passwd",
     "/",
