@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from batchcl.aws.session import Aws
     from batchcl.choices import Order
     from batchcl.events import Observer
+    from batchcl.thresholds import Thresholds
 
 __all__ = ["detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync", "show_sync"]
 
@@ -121,6 +122,8 @@ def show_sync(
     model: str | None = None,
     run_id: str | None = None,
     date: dt.date | str | None = None,
+    all_runs: bool = False,
+    thresholds: Thresholds | float | None = None,
     aws: Aws | None = None,
 ) -> pl.DataFrame:
     """`show`, blocking."""
@@ -139,6 +142,8 @@ def show_sync(
             model=model,
             run_id=run_id,
             date=date,
+            all_runs=all_runs,
+            thresholds=thresholds,
             aws=aws,
         )
     )
