@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from batchcl.aws.session import Aws
-from batchcl.errors import CredentialsError
+from batchcl.errors import CredentialsError, RefusedError
 from batchcl.images import MAX_BYTES_FITTABLE
 from batchcl.report.pictures import PICTURE_COLUMNS, Picture, fetch_pictures
 from batchcl.runs.schema import RESULTS
@@ -220,6 +220,12 @@ def test_missing_credentials_end_the_command(monkeypatch: pytest.MonkeyPatch, tm
         fetched(frame({"key": "a.png"}))
     (tmp_path / "a.png").write_bytes(encoded(quarters()))
     assert fetched(frame(local(tmp_path / "a.png")))[0].jpeg, "a file needs none"
+
+
+def test_credentials_that_fail_later_end_the_command() -> None:
+    fake = FakeAws({"a.png": encoded(quarters()), "b.png": "no credentials"})
+    with pytest.raises(RefusedError, match=r"reading s3://b/b\.png failed: no AWS credentials found"):
+        fetched(frame({"key": "a.png"}, {"key": "b.png"}), fake.aws)
 
 
 def tar(**files: bytes) -> bytes:
