@@ -239,7 +239,8 @@ def tar(**files: bytes) -> bytes:
 
 
 def test_members_of_local_archives_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
+    path = tmp_path / "İ" / "a.TAR"
+    path.parent.mkdir()
     path.write_bytes(tar(one=encoded(quarters()), two=encoded(Image.new("RGB", (90, 70)))))
     changed = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC)
     row = {"bucket": "", "last_modified": changed}
