@@ -348,7 +348,6 @@ def open_results(
         thresholds=applied,
     )
     results.check()
-    results.check()
     return results
 
 
