@@ -13,6 +13,7 @@ import pytest
 
 from batchcl.emulator.digits import write_digits
 from servers import REGION, aws_env, client, model_status, serving, wait_for
+
 _COMMANDS = """
 import io, json, sys
 from contextlib import redirect_stdout
