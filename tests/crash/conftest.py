@@ -16,6 +16,9 @@ from typed import typed
 
 PICTURES = 58
 
+IN_SUITE = "BATCHCL_CRASH_CYCLES" not in os.environ
+"""Whether a choice of the cases is enough: `make crash` runs all of them."""
+
 
 @dataclass(frozen=True)
 class ScoringJob:
