@@ -41,7 +41,6 @@ MAX_BUFFERED_ENTRIES: Final = 4 * SEGMENT_ENTRIES
 MAX_UNPUBLISHED_SHARDS: Final = 1
 """With this many complete but unpublished shards, no further shard is opened."""
 
-_CHECK_INTERVAL_S: Final = 1.0
 
 _LookUp: TypeAlias = Callable[[Sequence[ImageRef]], Awaitable[list[KnownStatus | None]]]
 
@@ -213,10 +212,11 @@ class Ledger:
         if opened.before:
             self._replaced[opened.before[position]] += 1
         opened.buffer.append(JournalEntry(position, outcome))
-        if opened.buffered_at == math.inf:
+        is_first = opened.buffered_at == math.inf
+        if is_first:
             opened.buffered_at = anyio.current_time()
         self._buffered += 1
-        if _is_due(opened):
+        if is_first or _is_due(opened):
             self._recorded.notify()
 
     def unsaved(self) -> Counts:
@@ -260,13 +260,22 @@ class Ledger:
 
     async def _journal_loop(self) -> None:
         while True:
-            await self._recorded.wait(timeout_s=_CHECK_INTERVAL_S)
+            while (wait_s := self._next_flush_at() - anyio.current_time()) > 0:
+                await self._recorded.wait(timeout_s=wait_s)
             await self._flush(older_than=anyio.current_time() - SEGMENT_AGE_S)
+
+    def _next_flush_at(self) -> float:
+        """When the next outcomes are due, on the clock of the event loop; infinity if there are none."""
+        shards = self._open.values()
+        return min(
+            (0.0 if _is_due(opened) else opened.buffered_at + SEGMENT_AGE_S for opened in shards), default=math.inf
+        )
 
     async def _publish_loop(self) -> None:
         while True:
             await self._publish_complete()
-            await self._journalled.wait(timeout_s=_CHECK_INTERVAL_S)
+            if not any(opened.complete for opened in self._open.values()):
+                await self._journalled.wait()
 
     async def _flush(self, *, older_than: float) -> None:
         """Journal due outcomes of every shard, even if some shards fail: the outcomes were paid for."""

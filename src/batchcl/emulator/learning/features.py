@@ -40,7 +40,9 @@ def thumbnail(image: Image) -> NDArray[np.uint8]:
 def describe(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The feature vector of a thumbnail: HOG, mean colours on a 4x4 grid, and a histogram of each colour."""
     colours = picture.astype(np.float32) / np.float32(255)
-    grey = (colours[..., 0] + colours[..., 1] + colours[..., 2]) / np.float32(3)  # mean(axis=2) takes four times as long
+    grey = (colours[..., 0] + colours[..., 1] + colours[..., 2]) / np.float32(
+        3
+    )  # mean(axis=2) takes four times as long
     shape = block_map(cell_histograms(grey, cell=_CELL)).ravel()
     part = SIDE // _COLOUR_GRID
     grid = colours.reshape(_COLOUR_GRID, part, _COLOUR_GRID, part, 3)
