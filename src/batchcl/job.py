@@ -340,7 +340,7 @@ class Job(BaseModel, JobOptions, frozen=True):
             attribute=self.attribute,
             all_versions=self.all_versions,
             as_of=None if self.as_of is None else str(self.as_of),
-            any_name=self.any_extension,
+            any_extension=self.any_extension,
             skip_bad_lines=self.skip_bad_lines,
         )
 

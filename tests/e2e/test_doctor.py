@@ -61,7 +61,7 @@ def aws(server, seaweed, monkeypatch, tmp_path) -> None:
 def found(said: Said) -> dict[str, tuple[str, str]]:
     """Status and text of each line, by check."""
     rows = (line.split(maxsplit=2) for line in said.out.splitlines())
-    return {check: (verdict, text) for verdict, check, text in rows}
+    return {check: (status, text) for status, check, text in rows}
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def test_every_check_is_ok_with_a_running_model(seaweed, demo, pictures, tmp_pat
     assert said.code == 0, said.out
     lines = found(said)
     assert list(lines) == NAMES
-    assert {verdict for verdict, _ in lines.values()} == {"ok"}, said.out
+    assert {status for status, _ in lines.values()} == {"ok"}, said.out
     assert "123456789012, as arn:aws:iam::123456789012:user/emulator" in lines["account"][1]
     assert "digits@v1 is RUNNING with 5 inference units, F1 0." in lines["model"][1]
     assert "5 sampled images readable" in lines["images"][1]
     assert lines["call"][1].startswith("DetectCustomLabels returned ")
     assert not client("s3", seaweed).list_objects_v2(Bucket="doctor", Prefix="out").get("Contents"), "nothing is left"
     in_json = typed("doctor", pictures, "--model", demo.arn, "--out", "s3://doctor/out", "--json")
-    assert (in_json.code, in_json.json["verdict"]) == (0, "ok")
+    assert (in_json.code, in_json.json["status"]) == (0, "ok")
     assert [each["check"] for each in in_json.json["findings"]] == NAMES
     with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
         archive.add(min(demo.data.images.iterdir()), "a.png")
@@ -98,7 +98,7 @@ def test_every_check_is_ok_with_a_running_model(seaweed, demo, pictures, tmp_pat
 def test_without_arguments_only_the_account_is_checked():
     lines = found(typed("doctor"))
     assert list(lines) == [*BEFORE, "quotas", "clock"]
-    assert {verdict for verdict, _ in lines.values()} == {"ok"}
+    assert {status for status, _ in lines.values()} == {"ok"}
     assert lines["region"][1] == "us-east-1, from the AWS settings"
     assert lines["control"][1].endswith("1 model in us-east-1")
     assert lines["quotas"][1] == "1e+06 calls a second, 5 units a model, 2 running models"
@@ -174,7 +174,7 @@ def test_checks_that_are_not_possible_are_warnings(monkeypatch, demo, pictures):
     said = typed("doctor", pictures, "--model", demo.arn, "--start-model", "1")
     assert said.code == 0
     lines = found(said)
-    assert {check for check, (verdict, _) in lines.items() if verdict == "warn"} == {"account", "quotas"}
+    assert {check for check, (status, _) in lines.items() if status == "warn"} == {"account", "quotas"}
     assert "AWS's defaults are 50 calls a second, 5 units a model, 2 running models" in lines["quotas"][1]
 
 
@@ -203,19 +203,19 @@ def test_running_models_that_exhaust_the_quota(server, demo, tmp_path, monkeypat
     server.client().stop_project_version(ProjectVersionArn=demo.arn)
     typed("project delete second --everything --yes")
     assert said.code == 5
-    verdict, text = found(said)["quotas"]
-    assert verdict == "fail"
+    status, text = found(said)["quotas"]
+    assert status == "fail"
     assert "(digits@v1); stop one with `batchcl model stop digits@v1`" in text
 
 
-@pytest.mark.parametrize(("seconds", "verdict"), [(30, "ok"), (-100, "warn"), (400, "fail")])
-def test_an_offset_of_the_clock_is_reported(seconds, verdict):
+@pytest.mark.parametrize(("seconds", "status"), [(30, "ok"), (-100, "warn"), (400, "fail")])
+def test_an_offset_of_the_clock_is_reported(seconds, status):
     found = anyio.run(
         lambda: doctor(target_of(), utcnow=lambda: dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds))
     )
     (finding,) = (each for each in found.findings if each.check == "clock")
-    assert finding.verdict == verdict
-    if verdict != "ok":
+    assert finding.status == status
+    if status != "ok":
         assert f" s {'ahead of' if seconds > 0 else 'behind'} the service's" in finding.text
         assert "set the clock" in finding.text
 

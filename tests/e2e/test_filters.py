@@ -44,7 +44,7 @@ def test_plan_prints_one_line_for_each_filter(demo, pictures):
     done = typed("plan", pictures, *flags, "--model", demo.arn, "--json")
     assert done.code == 0, done.err
     assert done.json["filtered_by"] == {"exclude": 1, "newer_than": 10, "min_size": 1, "sample": 6}
-    assert (done.json["images"], done.json["filtered"]) == (4, 18)
+    assert (done.json["planned"], done.json["filtered"]) == (4, 18)
     printed = typed("plan", pictures, *flags, "--model", demo.arn)
     lines = [line.split() for line in printed.out.splitlines()]
     for line in (
@@ -138,4 +138,4 @@ def test_results_in_s3_are_a_source(demo, seaweed, pictures):
     flags = ("--from-results", root, "--where", "status = 'scored' AND size > 0", "--model", demo.arn, "--json")
     plan = typed("plan", *flags)
     assert plan.code == 0, plan.err
-    assert (plan.json["images"], plan.json["lines"]) == (run.json["scored"], 8)
+    assert (plan.json["planned"], plan.json["lines"]) == (run.json["scored"], 8)

@@ -216,7 +216,7 @@ async def resume_all(world: World) -> None:
     await world.night("night-9").run_to_end()
     calls = world.service.calls.copy()
     summary = await world.night("night-10").run_to_end()
-    assert (summary.known, summary.known_failed) == (IMAGES - len(HOPELESS), len(HOPELESS))
+    assert (summary.already_scored, summary.already_failed) == (IMAGES - len(HOPELESS), len(HOPELESS))
     assert world.service.calls == calls, "a permanent failure was called for again"
 
 

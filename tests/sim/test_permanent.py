@@ -152,10 +152,10 @@ def test_corrupt_images_cost_later_runs_nothing():
         assert isinstance(first.end, TooManyFailuresError), repr(first.end)
         second = await runs.run("n2")
         assert not second.called & runs.corrupt
-        assert (second.summary.tolerated, second.summary.failed, second.summary.known_failed) == (True, 0, 4)
+        assert (second.summary.tolerated, second.summary.failed, second.summary.already_failed) == (True, 0, 4)
         quiet = await runs.run("n3")
         assert (quiet.called, quiet.starts, quiet.summary.tolerated) == (set(), 0, True)
-        assert (quiet.summary.planned, quiet.summary.known, quiet.summary.known_failed) == (0, IMAGES - 4, 4)
+        assert (quiet.summary.planned, quiet.summary.already_scored, quiet.summary.already_failed) == (0, IMAGES - 4, 4)
         runs.images.append(picture(IMAGES))
         new = await runs.run("n4")
         assert (new.called, new.starts, new.summary.tolerated) == ({picture(IMAGES).uri}, 1, True)
@@ -184,7 +184,7 @@ def test_permanent_failures_are_retried_on_request(settings: dict[str, Any]):
         await runs.run("n1")
         night = await runs.run("n2", **settings)
         assert runs.corrupt <= night.called
-        assert night.summary.known_failed == 0
+        assert night.summary.already_failed == 0
 
     run_simulation(main)
 
@@ -195,9 +195,9 @@ def test_skipped_images_are_excluded_by_later_runs():
         runs.images = [NOTES, WEBP]
         first = await runs.run("n1")
         assert (first.summary.skipped, first.starts) == (2, 0)
-        assert (await runs.run("n2")).summary.known_failed == 2
+        assert (await runs.run("n2")).summary.already_failed == 2
         night = await runs.run("n3", fit=True)
-        assert (night.called, night.summary.skipped, night.summary.known_failed) == ({WEBP.uri}, 1, 0)
+        assert (night.called, night.summary.skipped, night.summary.already_failed) == ({WEBP.uri}, 1, 0)
 
     run_simulation(main)
 
@@ -214,8 +214,8 @@ def test_a_resumed_run_excludes_failures_of_another_run():
         table, summary = runs.table("n1"), resumed.summary
         assert summary.planned == summary.scored + summary.failed == table.total()
         assert (summary.scored, summary.failed) == (table["scored"], table["InvalidImageFormatException"])
-        assert summary.planned + summary.known + summary.known_failed == IMAGES
-        assert summary.known_failed + summary.failed == len(CORRUPT)
+        assert summary.planned + summary.already_scored + summary.already_failed == IMAGES
+        assert summary.already_failed + summary.failed == len(CORRUPT)
 
     run_simulation(main)
 
@@ -347,7 +347,7 @@ def test_a_retry_excludes_failures_that_another_run_found():
         retried = await runs.retry("n1")
         assert (retried.called, retried.starts) == (set(), 0)
         summary = retried.summary
-        assert (summary.failed, summary.known, summary.known_failed) == (3, 1, 1)
+        assert (summary.failed, summary.already_scored, summary.already_failed) == (3, 1, 1)
         assert summary.planned == summary.scored + summary.failed == IMAGES - 2
         assert summary.retryable == 0
 

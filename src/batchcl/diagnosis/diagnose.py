@@ -98,7 +98,7 @@ async def doctor(
                 finding = await _run_check(check, context)
                 findings.append(finding)
                 on_finding(finding)
-                if finding.verdict is not CheckStatus.FAIL:
+                if finding.status is not CheckStatus.FAIL:
                     continue
                 context.failed.add(check.name)
                 if check.name in _REQUIRED:
@@ -108,10 +108,10 @@ async def doctor(
 
 async def _run_check(check: _Check, context: CheckContext) -> Finding:
     try:
-        verdict, text = await check.run(context)
+        status, text = await check.run(context)
     except BatchclError as error:
         return Finding(check.name, CheckStatus.FAIL, str(error))
-    return Finding(check.name, verdict, text)
+    return Finding(check.name, status, text)
 
 
 def _in_region(model: ModelArn, region: str) -> ModelArn:

@@ -25,12 +25,12 @@ class Finding:
 
     Attributes:
         check: its name, a stable identifier.
-        verdict: its result.
+        status: its result.
         text: one sentence; for warnings and failures, with what to do.
     """
 
     check: str
-    verdict: CheckStatus
+    status: CheckStatus
     text: str
 
 
@@ -41,11 +41,11 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
     @property
-    def verdict(self) -> CheckStatus:
+    def status(self) -> CheckStatus:
         """The worst result; OK without findings."""
-        return max((finding.verdict for finding in self.findings), key=list(CheckStatus).index, default=CheckStatus.OK)
+        return max((finding.status for finding in self.findings), key=list(CheckStatus).index, default=CheckStatus.OK)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `--json` prints."""
-        rows = [{"check": each.check, "verdict": each.verdict, "text": each.text} for each in self.findings]
-        return {"verdict": self.verdict, "findings": rows}
+        rows = [{"check": each.check, "status": each.status, "text": each.text} for each in self.findings]
+        return {"status": self.status, "findings": rows}

@@ -116,8 +116,8 @@ async def check_call(context: CheckContext) -> CheckResult:
                 f"the service can't read {image.uri}, but these credentials can: {error}; check the conditions in "
                 "their policies and in the bucket's policy"
             )
-        verdict = CheckStatus.FAIL if error.is_general else CheckStatus.WARN
-        return verdict, f"the service rejected the call for {image.uri}: {error.code}: {error}"
+        status = CheckStatus.FAIL if error.is_general else CheckStatus.WARN
+        return status, f"the service rejected the call for {image.uri}: {error.code}: {error}"
     except ImageError as error:
         return CheckStatus.WARN, f"the service refused {image.uri}: {error.code}: {error}"
     except CallError as error:

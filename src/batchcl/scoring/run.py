@@ -400,10 +400,10 @@ async def _no_pages() -> AsyncIterator[SelectedPage]:
 def _report_work_list(worklist: WorkList, progress: Progress, observer: Observer) -> None:
     progress.planned = worklist.images
     progress.listed = worklist.totals is not None
-    if worklist.totals is not None and (worklist.totals.known or worklist.totals.known_failed):
-        known, failed = worklist.totals.known, worklist.totals.known_failed
-        text = f"excluded: {pluralize(known, 'image')} already scored, {failed:,} failed permanently before"
-        observer.notice(Notice("known", text, {"known": known, "known_failed": failed}))
+    if worklist.totals is not None and (worklist.totals.already_scored or worklist.totals.already_failed):
+        scored, failed = worklist.totals.already_scored, worklist.totals.already_failed
+        text = f"excluded: {pluralize(scored, 'image')} already scored, {failed:,} failed permanently before"
+        observer.notice(Notice("incremental", text, {"already_scored": scored, "already_failed": failed}))
 
 
 def _new_record(job: Job, model: ModelArn) -> RunRecord:

@@ -84,7 +84,7 @@ def test_a_schedule_is_created_updated_and_deleted(with_scheduler: Any, moto: st
         await first.disarm()  # deleted already
 
     with_scheduler(life)
-    assert listener.kinds == ["switch", "switch"]
+    assert listener.kinds == ["scheduled-stop", "scheduled-stop"]
     assert listener.notices[0].fields == {"schedule": NAME, "at": "2026-11-21T01:05:00Z"}
 
 
@@ -173,4 +173,4 @@ def test_a_schedule_that_stays_is_reported_with_the_command() -> None:
             await found.disarm()
 
     anyio.run(main)
-    assert listener.kinds == ["switch"]
+    assert listener.kinds == ["scheduled-stop"]

@@ -75,7 +75,7 @@ class Read(NamedTuple):
 
     images: list[ImageRef]
     checked: SourceCheck
-    repeated: int
+    duplicates: int
 
 
 def read(*names: str | Path, aws: object = None, skip: int = 0, **options: Any) -> Read:
@@ -93,8 +93,8 @@ def read(*names: str | Path, aws: object = None, skip: int = 0, **options: Any) 
                 options=ListOptions(**options),
             )
             (checked,) = [await source.check() for source in sources]
-            images, repeated = await selected(sources[0], skip=skip)
-            return Read(images, checked, repeated)
+            images, duplicates = await selected(sources[0], skip=skip)
+            return Read(images, checked, duplicates)
 
     return anyio.run(main)
 
@@ -103,14 +103,14 @@ async def selected(source: Source, *, skip: int = 0) -> tuple[list[ImageRef], in
     """(the distinct images of `source` after the first `skip`, the number of duplicates)."""
     selection = Selection([source], Filters())
     if not skip:
-        return [image async for page in selection.pages() for image in page.images], selection.repeated
+        return [image async for page in selection.pages() for image in page.images], selection.duplicates
     before = [one async for page in selection.pages() for one in with_bookmarks(page)][:skip]
 
     async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
         yield 0, [one.image for one in before]
 
     rest = selection.pages(before[-1].bookmark, earlier=earlier())
-    return [image async for page in rest for image in page.images], selection.repeated
+    return [image async for page in rest for image in page.images], selection.duplicates
 
 
 def keys(*names: str | Path, **options: Any) -> list[str]:

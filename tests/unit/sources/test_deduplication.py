@@ -71,7 +71,7 @@ async def selected(sources: Sequence[Source]) -> tuple[list[ImageRef], list[Book
     """(images, their bookmarks, number of duplicates)."""
     selection = Selection(sources, Filters())
     pairs = [one async for page in selection.pages() for one in with_bookmarks(page)]
-    return [one.image for one in pairs], [one.bookmark for one in pairs], selection.repeated
+    return [one.image for one in pairs], [one.bookmark for one in pairs], selection.duplicates
 
 
 async def resumed(
@@ -85,7 +85,7 @@ async def resumed(
 
     selection = Selection(sources, Filters())
     pages = selection.pages(bookmarks[-1], earlier=earlier())
-    return [image async for page in pages for image in page.images], selection.repeated
+    return [image async for page in pages for image in page.images], selection.duplicates
 
 
 def identities(images: Sequence[ImageRef]) -> list[tuple[str, str | None]]:

@@ -148,7 +148,7 @@ def test_the_output_root_is_excluded_from_prefixes(prefix: str, out: str, left_o
                 options=ListOptions(kind=SourceKind.PREFIX),
                 out=out,
             )
-            assert (await source.check()).left_out_folders == left_out
+            assert (await source.check()).excluded_folders == left_out
             mine = [s3_image(f"{folder}x.jpg") for folder in left_out]
             assert not any(await source.may_name(mine))
             page = ListingPage(

@@ -57,7 +57,7 @@ def select(
 
     async def main() -> tuple[list[list[Selected]], int]:
         selection = Selection(sources, Filters(**filters))
-        return [with_bookmarks(page) async for page in selection.pages(after, earlier=before())], selection.repeated
+        return [with_bookmarks(page) async for page in selection.pages(after, earlier=before())], selection.duplicates
 
     return anyio.run(main)
 
