@@ -17,10 +17,10 @@ from batchcl.events import Progress
 from batchcl.images import ImageRef, SkipReason
 from batchcl.loaders.base import Prepared
 from batchcl.pacing.controller import RateController
-from batchcl.pacing.pacer import AdaptivePacer, Pacer, UnpacedPacer
+from batchcl.pacing.pacer import AdaptivePacer, Pacer
 from batchcl.scoring import preprocessing
 from batchcl.scoring.engine import Engine, EngineSettings
-from sim.service import MemorySink, Service, WaitingRecovery, batches, image
+from sim.service import MemorySink, Service, UnpacedPacer, WaitingRecovery, batches, image
 from virtual import run_virtual
 
 REFUSAL = ImageError("Request has invalid image format", code="InvalidImageFormatException", status=400)
