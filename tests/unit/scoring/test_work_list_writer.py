@@ -19,7 +19,7 @@ from batchcl.scoring.work_list_writer import AHEAD_IMAGES, LISTED_PER_S, wait_fo
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
 from batchcl.summary import SourceCounts
-from unit.sources.test_select import FakeSource
+from unit.sources.lists import FakeSource
 from virtual import run_virtual
 
 IMAGES = 31
