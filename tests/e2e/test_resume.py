@@ -126,6 +126,7 @@ def test_a_finished_run_starts_no_model_and_makes_no_call(cli, job, demo, out, e
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
     assert again.code == 0, again.err
     assert "already done" in again.err
+    assert "resuming" not in again.err
     assert "STARTING" not in again.err
     assert again.json == first.json
     assert len(out.uris()) == IMAGES

@@ -308,10 +308,11 @@ async def find_resume_state(
     published_shards = 0
     if old is not None:
         summary = await read_summary(store, record.run_id)
-        observer.notice(Notice("resuming", f"resuming run {record.run_id}"))
         await worklist.open()
         published_shards = len(await published(store, paths))
     is_done = summary is not None and summary.status == "done"
+    if old is not None and not is_done:
+        observer.notice(Notice("resuming", f"resuming run {record.run_id}"))
     sources = None
     if worklist.totals is None and not is_done:
         sources = await check((old or record).started_at)

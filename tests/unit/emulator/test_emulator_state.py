@@ -207,6 +207,22 @@ def s3_endpoint() -> Iterator[str]:
     server.stop()
 
 
+def test_missing_credentials_for_s3_are_not_a_failure_of_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            await (await S3ObjectStore.open("http://127.0.0.1:9", stack)).read("bucket", "x", limit_bytes=1)
+
+    with pytest.raises(ApiError, match="no AWS credentials to read S3 with") as caught:
+        anyio.run(main)
+    assert caught.value.code == "InvalidParameterException", "clients don't repeat it"
+
+
 def test_object_versions_are_read_from_an_s3_service(
     s3_endpoint: str, small_digits: DigitsDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

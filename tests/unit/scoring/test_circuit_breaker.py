@@ -115,4 +115,4 @@ def test_the_stall_error_says_what_happened_and_what_to_do() -> None:
     error = run_virtual(main)
     assert isinstance(error, StalledError)
     assert "15 minutes" in str(error)
-    assert "run the same command again" in str(error)
+    assert "the run ends to save the cost of the model" in str(error)
