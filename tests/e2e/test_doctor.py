@@ -15,7 +15,6 @@ from PIL import Image
 
 from batchcl.aws import waiting
 from batchcl.diagnosis import doctor, target_of
-from batchcl.emulator import capacity
 from servers import aws_env, client, copied, make_bucket, model_status, start_model
 from typed import Said, typed
 from unit.emulator.harness import Server, running_server
@@ -178,9 +177,9 @@ def test_checks_that_are_not_possible_are_warnings(monkeypatch, demo, pictures):
     assert "AWS's defaults are 50 calls a second, 5 units a model, 2 running models" in lines["quotas"][1]
 
 
-def test_quotas_below_the_jobs_units_or_rate(demo, monkeypatch):
-    monkeypatch.setattr(capacity, "MAX_UNITS", 2)
-    lines = found(typed("doctor", "--model", demo.arn, "--start-model", "1:3"))
+def test_quotas_below_the_jobs_units_or_rate(server, demo):
+    with server.limited_to(units=2):
+        lines = found(typed("doctor", "--model", demo.arn, "--start-model", "1:3"))
     assert lines["quotas"][0] == "fail"
     assert "--start-model 1:3 needs 3 units; use fewer, or request an increase in Service Quotas" in lines["quotas"][1]
     lines = found(typed("doctor", "--model", demo.arn, "--start-model", "1:2", "--max-tps", "2000000"))
@@ -188,7 +187,7 @@ def test_quotas_below_the_jobs_units_or_rate(demo, monkeypatch):
     assert "--max-tps 2e+06 is more than the quota" in lines["quotas"][1]
 
 
-def test_running_models_that_exhaust_the_quota(server, demo, tmp_path, monkeypatch):
+def test_running_models_that_exhaust_the_quota(server, demo, tmp_path):
     for label, colour in (("red", "#f00"), ("blue", "#00f")):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for n in range(4):
@@ -198,8 +197,8 @@ def test_running_models_that_exhaust_the_quota(server, demo, tmp_path, monkeypat
     trained = typed("model train second@v1 --output s3://doctor-second/out --json")
     assert trained.code == 0, trained.err
     start_model(server.endpoint, demo.arn, 1)
-    monkeypatch.setattr(capacity, "MAX_RUNNING", 1)
-    said = typed("doctor", "--model", trained.json["arn"], "--start-model", "1")
+    with server.limited_to(running=1):
+        said = typed("doctor", "--model", trained.json["arn"], "--start-model", "1")
     server.client().stop_project_version(ProjectVersionArn=demo.arn)
     typed("project delete second --everything --yes")
     assert said.code == 5

@@ -26,7 +26,6 @@ from botocore.exceptions import (
 )
 
 from batchcl.arns import ModelArn
-from batchcl.aws import detect as module
 from batchcl.aws.credentials import CredentialCache, FixedCredentials
 from batchcl.aws.detect import LimitsDetector, SdkDetector, open_detector
 from batchcl.aws.session import Aws
@@ -44,6 +43,7 @@ from batchcl.images import ImageRef
 from batchcl.loaders.files import FileReader
 from batchcl.outcomes import Detection, Label
 from pixels import encoded, noise
+from virtual import run_virtual
 
 FILES = FileReader()
 
@@ -245,15 +245,18 @@ def test_cancellation_is_not_an_error() -> None:
     assert anyio.run(main)
 
 
-def test_no_call_outlives_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_call_outlives_its_deadline() -> None:
     class Stuck(FakeClient):
         async def detect_custom_labels(self, **_arguments: Any) -> Any:
             await anyio.sleep_forever()
 
-    monkeypatch.setattr(module, "DEADLINE_S", 0.01)
-    with pytest.raises(TransientError) as caught:
-        detect(Stuck())
-    assert caught.value.code == "Timeout"
+    async def main() -> float:
+        with pytest.raises(TransientError) as caught:
+            await SdkDetector(Stuck(), MODEL, reader=FILES).detect(IMAGE)
+        assert caught.value.code == "Timeout"
+        return anyio.current_time()
+
+    assert run_virtual(main) == pytest.approx(60)
 
 
 def test_the_scoring_client_has_the_models_region_and_no_retries() -> None:
