@@ -24,10 +24,10 @@ from batchcl.quantities import Units
 from batchcl.scoring.session import RunContext
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
+from fake_rekognition import Listener, Models, arn_of, now
 from keys import cache_of
 from sim.fake_world import FakeWorld, FaultInjector, run_simulation
 from sim.service import Service, image
-from unit.aws.models_service import Listener, Models, arn_of, now
 
 T = TypeVar("T")
 

@@ -21,10 +21,10 @@ from batchcl.quantities import Units
 from batchcl.runs.layout import RunPaths
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
+from fake_rekognition import Models, arn_of, refused
 from sim.fake_world import EPOCH, RUN, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
 from sim.test_faults import inject_everywhere
-from unit.aws.models_service import Models, arn_of, refused
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ from batchcl.lifetime.model_lease import ModelLease, clear_leases
 from batchcl.lifetime.state_machine import ModelEvent
 from batchcl.quantities import Units
 from batchcl.stop_signal import StopSignal
-from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused
+from fake_rekognition import EPOCH, Listener, Models, arn_of, now, refused
 from virtual import run_virtual
 
 NAME = "cats@v1"

@@ -17,8 +17,8 @@ from batchcl.aws.session import Aws, AwsSettings, Connection
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
 from batchcl.lifetime.lease_tags import lease_key, schedule_name_of
 from batchcl.lifetime.scheduled_stop import GRACE_S, ScheduledStop, remove_schedule
+from fake_rekognition import EPOCH, Listener, arn_of, refused
 from servers import aws_env, client
-from unit.aws.models_service import EPOCH, Listener, arn_of, refused
 
 CATS = ModelArn.parse(arn_of("cats@v1").replace("eu-west-1", "us-east-1"))
 ROLE = "arn:aws:iam::123456789012:role/stop"
