@@ -13,8 +13,6 @@ import anyio
 import anyio.lowlevel
 from botocore.exceptions import ClientError
 
-from batchcl.events import Notice, Progress
-
 T = TypeVar("T")
 
 EPOCH = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
@@ -169,20 +167,3 @@ class _Pages:
                 if name.startswith(f"{project}@") and (versions is None or name.partition("@")[2] in versions)
             ]
         }
-
-
-class Listener:
-    """An observer that records kinds and texts of notices."""
-
-    def __init__(self) -> None:
-        self.notices: list[Notice] = []
-
-    def started(self, progress: Progress) -> None:
-        """Do nothing."""
-
-    def notice(self, notice: Notice) -> None:
-        self.notices.append(notice)
-
-    @property
-    def kinds(self) -> list[str]:
-        return [notice.kind for notice in self.notices]

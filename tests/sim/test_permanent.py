@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,11 @@ import anyio
 import pytest
 
 from batchcl.errors import CallError, FatalCallError, ImageError, TooManyFailuresError, TransientError, UsageError
-from batchcl.events import Notice, Progress
 from batchcl.images import ImageRef, SkipReason
 from batchcl.lifetime.manager import ModelManager
 from batchcl.loaders.base import Prepared
 from batchcl.summary import Summary
+from observers import RecordingObserver
 from sim.fake_world import FakeModelManager, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
 
@@ -74,22 +74,6 @@ class CountingWorld(FakeWorld):
         return Keeper(faults)
 
 
-@dataclass
-class Notices:
-    """An observer that records notices."""
-
-    told: list[Notice] = field(default_factory=list)
-
-    def started(self, progress: Progress) -> None:
-        """Ignore the counters."""
-
-    def notice(self, notice: Notice) -> None:
-        self.told.append(notice)
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [dict(notice.fields) for notice in self.told if notice.kind == kind]
-
-
 @dataclass(frozen=True)
 class SessionEnd:
     """The end of a session, the images that it called for, and how often it started the model."""
@@ -111,7 +95,7 @@ class Runs:
         self.images = [picture(n) for n in range(IMAGES)]
         self.failing: set[str] = set()
         self.corrupt = {picture(n).uri for n in CORRUPT}
-        self.notices = Notices()
+        self.observer = RecordingObserver()
         self.fitting = Fitting()
         self.service = Service(fault=self._fault, latency_s=lambda _: 1.0)
         self.files: dict[str, bytes] = {}
@@ -125,7 +109,7 @@ class Runs:
         return None
 
     def night(self, run_id: str, **settings: Any) -> CountingWorld:
-        settings = self._settings | {"preparer": self.fitting, "observer": self.notices} | settings
+        settings = self._settings | {"preparer": self.fitting, "observer": self.observer} | settings
         return CountingWorld(self.images, self.service, files=self.files, run_id=run_id, **settings)
 
     async def run(self, run_id: str, faults: FaultInjector | None = None, **settings: Any) -> SessionEnd:
@@ -230,7 +214,7 @@ def test_a_retry_of_permanent_failures_only_says_why_not(incremental: bool):
         retried = await runs.retry("n1")
         assert (retried.called, retried.starts) == (set(), 0)
         assert retried.summary == replace(run, tolerated=True)
-        assert runs.notices.of("not-retried") == [
+        assert runs.observer.fields_of("not-retried") == [
             {"code": "InvalidImageFormatException", "images": 4, "fit_may_help": 4},
             {"code": "UnsupportedExtension", "images": 1, "fit_may_help": 0},
         ]
