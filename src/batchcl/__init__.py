@@ -20,6 +20,7 @@ from batchcl.__about__ import __version__
 
 if TYPE_CHECKING:
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
+    from batchcl.analysis.part_files import Batch
     from batchcl.analysis.results import Results, open_results
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
@@ -65,11 +66,13 @@ if TYPE_CHECKING:
     from batchcl.scoring.run import run
     from batchcl.stop_signal import StopSignal
     from batchcl.summary import SessionRecord, SourceCounts, Summary
+    from batchcl.thresholds import Thresholds
 
 __all__ = [
     "ArchiveMember",
     "Aws",
     "AwsSettings",
+    "Batch",
     "BatchclError",
     "CallError",
     "CheckStatus",
@@ -121,6 +124,7 @@ __all__ = [
     "StopSignal",
     "StoppedError",
     "Summary",
+    "Thresholds",
     "ThrottledError",
     "Tolerance",
     "TooManyFailuresError",
@@ -147,6 +151,7 @@ __all__ = [
 
 _EXPORTS = {
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
+    "batchcl.analysis.part_files": ("Batch",),
     "batchcl.analysis.results": ("Results", "open_results"),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
@@ -164,6 +169,7 @@ _EXPORTS = {
     "batchcl.scoring.run": ("run",),
     "batchcl.stop_signal": ("StopSignal",),
     "batchcl.summary": ("SessionRecord", "SourceCounts", "Summary"),
+    "batchcl.thresholds": ("Thresholds",),
 }
 """Module → its public names; whatever isn't listed is an error class."""
 
