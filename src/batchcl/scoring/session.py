@@ -24,7 +24,7 @@ from batchcl.quantities import pluralize
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import RunLeaseHolder
-from batchcl.runs.ledger import Ledger, Targets
+from batchcl.runs.ledger import SEGMENT_ENTRIES, Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, sum_totals
 from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
 from batchcl.runs.rounds import Round
@@ -47,6 +47,7 @@ class RunContext:
         begun_at: start of the run on the loop's clock; the deadline is counted from here.
         preparer: changes images to fit the service's limits; None if they are sent unchanged.
         utcnow: returns the current time.
+        segment_entries: number of outcomes after which a segment of the journal is written.
     """
 
     model_manager: ModelManager
@@ -56,6 +57,7 @@ class RunContext:
     begun_at: float
     preparer: Preparer | None = None
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+    segment_entries: int = SEGMENT_ENTRIES
 
 
 @dataclass(kw_only=True)
@@ -124,6 +126,7 @@ class Session:
             on_resumed=self.progress.add_earlier,
             on_known=self.progress.count,
             utcnow=self.context.utcnow,
+            segment_entries=self.context.segment_entries,
         )
         self._engine = Engine(
             self.context.detector,
