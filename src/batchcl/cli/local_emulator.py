@@ -15,6 +15,7 @@ from batchcl.errors import UsageError
 
 if TYPE_CHECKING:
     from batchcl.aws.session import Aws
+    from batchcl.emulator import EmulatorSettings
     from batchcl.job import Job
 
 __all__ = ["Emulator", "EmulatorState", "check_emulator", "default_model", "emulated", "emulated_session"]
@@ -85,19 +86,26 @@ async def emulated_session(
     Raises:
         RefusedError: the emulator did not start, or `state` can't be written.
     """
+    from batchcl.emulator import running
+
+    settings = _settings(model, state=state, profile=profile, region=region)
+    async with running(settings, demo_model=model is None) as started:
+        yield model or str(started.model), started.aws(profile=profile, region=region)
+
+
+def _settings(model: str | None, *, state: Path | None, profile: str | None, region: str | None) -> EmulatorSettings:
+    """Settings of an emulator that reads S3 in the region of `model`, by default the demo model's."""
     from batchcl.aws.names import region_in
     from batchcl.aws.session import DEFAULT_REGION, Aws, AwsSettings
-    from batchcl.emulator import EmulatorSettings, running
+    from batchcl.emulator import EmulatorSettings
 
     called = DEFAULT_REGION if model is None else region_in(model)
-    settings = EmulatorSettings(
+    return EmulatorSettings(
         state=_state_folder(state),
         s3_endpoint_url=_s3_endpoint_url(called or Aws(AwsSettings(region=region, profile=profile)).region),
         tps_per_unit=_TPS_PER_UNIT,
         exit_with_parent=True,
     )
-    async with running(settings, demo_model=model is None) as started:
-        yield model or str(started.model), started.aws(profile=profile, region=region)
 
 
 def check_emulator(*, emulator: bool) -> None:
