@@ -45,3 +45,7 @@ def test_emulator_runs_need_no_model_or_credentials(cli_process, demo, tmp_path)
     assert done.json["scored"] == 5
     assert done.json["model"] == demo.arn
     assert done.json["cost_usd"] is None
+    again = cli_process(
+        "retry", tmp_path / "out", done.json["run_id"], "--emulator", "--emulator-state", state, "--json"
+    )
+    assert (again.code, again.json["scored"]) == (0, 5), again.err

@@ -147,7 +147,7 @@ def test_cross_region_images_are_sent_as_bytes(cli, demo, service, moto, tmp_pat
     assert plan.code == 0, plan.err
     assert (plan.json["calls"], plan.json["skipped"]) == (3, {"TooLarge": 1})
     checks = {each["check"]: each for each in cli("doctor", *job, "--out", out, env=env).json["findings"]}
-    assert checks["call"]["verdict"] == "ok", checks["call"]
+    assert checks["call"]["status"] == "ok", checks["call"]
     done = cli("run", *job, "--out", out, "--run-id", "r", env=env)
     assert done.code == 3, done.err
     assert done.json | {"scored": 2, "failed": 1, "skipped": 1} == done.json

@@ -29,7 +29,7 @@ EVERY = 1 if "BATCHCL_CONCURRENT_SEEDS" in os.environ else 3
 
 @pytest.fixture(autouse=True)
 def no_leases() -> Iterator[None]:
-    """Both processes hold the lease; journal segments are small, so that conflicts are frequent."""
+    """Both processes hold the lease."""
 
     async def granted(_self: RunLeaseHolder, **_: object) -> None:
         await anyio.lowlevel.checkpoint()
@@ -37,10 +37,7 @@ def no_leases() -> Iterator[None]:
     async def kept(_self: RunLeaseHolder) -> None:
         await anyio.sleep_forever()
 
-    with (
-        mock.patch.multiple(RunLeaseHolder, acquire=granted, keep=kept, check=granted),
-        mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 3),
-    ):
+    with mock.patch.multiple(RunLeaseHolder, acquire=granted, keep=kept, check=granted):
         yield
 
 
@@ -54,7 +51,8 @@ def world() -> FakeWorld:
     images = [
         image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt") for n in range(IMAGES)
     ]
-    return FakeWorld(images, Service(fault=refused, latency_s=lambda rng: rng.uniform(0.1, 3)), max_in_flight=4)
+    service = Service(fault=refused, latency_s=lambda rng: rng.uniform(0.1, 3))
+    return FakeWorld(images, service, max_in_flight=4, segment_entries=3)  # small segments: conflicts are frequent
 
 
 def slow_store(rng: random.Random) -> FaultInjector:
@@ -140,7 +138,7 @@ def _stalled_before(number: int) -> bool:
         def fault(each: ImageRef, call: int, now: float) -> CallError | None:
             return None if resolved else refused(each, call, now)
 
-        contested = FakeWorld([image(n) for n in range(10)], Service(fault=fault), shard_size=5)
+        contested = FakeWorld([image(n) for n in range(10)], Service(fault=fault), shard_size=5, segment_entries=3)
         asleep, awake, ended = anyio.Event(), anyio.Event(), anyio.Event()
         pauses = count()
 

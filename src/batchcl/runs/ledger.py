@@ -128,6 +128,7 @@ class Ledger:
         on_resumed: called with the counts of the outcomes in a shard that earlier sessions have journalled.
         on_known: called with each outcome that `known` has determined without a call.
         utcnow: the current time.
+        segment_entries: number of entries after which a segment is written.
 
     Attributes:
         settled: whether `close` has published everything.
@@ -147,8 +148,10 @@ class Ledger:
         on_resumed: Callable[[Counts], None] = lambda _: None,
         on_known: Callable[[Outcome], None] = lambda _: None,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        segment_entries: int = SEGMENT_ENTRIES,
     ) -> None:
         self._store = store
+        self._segment_entries = segment_entries
         self._spec = spec
         self._paths = RunPaths(spec.run_id)
         self._worklist = worklist
@@ -216,7 +219,7 @@ class Ledger:
         if is_first:
             opened.buffered_at = anyio.current_time()
         self._buffered += 1
-        if is_first or _is_due(opened):
+        if is_first or self._is_due(opened):
             self._recorded.notify()
 
     def unsaved(self) -> Counts:
@@ -268,7 +271,7 @@ class Ledger:
         """When the next outcomes are due, on the clock of the event loop; infinity if there are none."""
         shards = self._open.values()
         return min(
-            (0.0 if _is_due(opened) else opened.buffered_at + SEGMENT_AGE_S for opened in shards), default=math.inf
+            (0.0 if self._is_due(opened) else opened.buffered_at + SEGMENT_AGE_S for opened in shards), default=math.inf
         )
 
     async def _publish_loop(self) -> None:
@@ -284,7 +287,7 @@ class Ledger:
             self._journalled.notify()
 
     async def _flush_shard(self, opened: _OpenShard, *, older_than: float) -> None:
-        if opened.buffer and (_is_due(opened) or opened.buffered_at <= older_than):
+        if opened.buffer and (self._is_due(opened) or opened.buffered_at <= older_than):
             await self._flush_staged(opened)
             staged = await opened.journal.stage(opened.buffer, round_=self._targets.round, fit=self._fit)
             opened.is_cut = False
@@ -336,7 +339,6 @@ class Ledger:
             opened.is_cut = True
         return await publish_journal(self._store, self._spec, shard, opened.journal, opened.images)
 
-
-def _is_due(opened: _OpenShard) -> bool:
-    """Whether the buffer is to be journalled regardless of its age: it is full, or the shard is complete."""
-    return len(opened.buffer) >= SEGMENT_ENTRIES or (not opened.missing and bool(opened.buffer))
+    def _is_due(self, opened: _OpenShard) -> bool:
+        """Whether the buffer is to be journalled regardless of its age: it is full, or the shard is complete."""
+        return len(opened.buffer) >= self._segment_entries or (not opened.missing and bool(opened.buffer))

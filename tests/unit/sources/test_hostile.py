@@ -40,7 +40,7 @@ before, messages = peak(), []
 for name in sys.argv[3:]:
     try:
         found = read(name, kind=kinds.get(name.rpartition(".")[2]))
-        messages.append(f"{len(found.images)} images, {found.repeated} repeated")
+        messages.append(f"{len(found.images)} images, {found.duplicates} repeated")
     except SourceError as error:
         messages.append(str(error))
 print(json.dumps({"grown_mb": peak() - before, "messages": messages}))
@@ -242,8 +242,8 @@ def test_any_list_is_read_or_refused_with_a_source_error(
         except SourceError:
             return
         if found.checked.lines is not None:
-            left_out = sum(found.checked.left_out.values())
-            assert found.checked.lines == (len(found.images) + found.repeated + found.checked.bad_count + left_out)
+            left_out = sum(found.checked.ignored.values())
+            assert found.checked.lines == (len(found.images) + found.duplicates + found.checked.bad_count + left_out)
 
 
 @settings(max_examples=25)
@@ -261,4 +261,4 @@ def test_any_inventory_file_is_read_or_refused(kind: str, data: bytes, skip: boo
             found = read(manifest, skip_bad_lines=skip)
         except SourceError:
             return
-        assert found.checked.lines == len(found.images) + found.repeated + found.checked.bad_count
+        assert found.checked.lines == len(found.images) + found.duplicates + found.checked.bad_count

@@ -22,6 +22,8 @@ SIDE: Final = 64
 BLOCK: Final = 36
 """Features per block: 2x2 cells of nine orientations."""
 
+# The orientations, cells and limit of the paper. The colours are this module's own, for labels that differ by
+# colour; they make no difference for digits.
 _BINS: Final = 9
 _CELL: Final = 8
 _CLIP: Final = np.float32(0.2)
