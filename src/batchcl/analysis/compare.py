@@ -138,8 +138,8 @@ class Comparison:
             the number of labels, and `significant` at a false discovery rate of 5 %. `confidence_a` and `confidence_b`
             are means over detections; `confidence_distance` is the Wasserstein distance between both distributions in
             percentage points: the mean distance by which confidences have moved.
-        top_changes: one row per change of the top label of images in both, the most frequent first: `top_a`, `top_b`,
-            `images`, `examples` (URIs).
+        top_labels: one row per pair of top labels of the images in both, the most frequent first: `top_a`, `top_b`,
+            `images`, and a few `examples` (URIs) where both differ.
         notes: what a reader should know, such as that a side has several models.
     """
 
@@ -147,13 +147,13 @@ class Comparison:
     b: ComparedSide
     images: ComparedImages
     labels: pl.DataFrame
-    top_changes: pl.DataFrame
+    top_labels: pl.DataFrame
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         sides = {"a": asdict(self.a), "b": asdict(self.b), "images": asdict(self.images)}
-        tables = {"labels": self.labels.to_dicts(), "top_changes": self.top_changes.to_dicts()}
+        tables = {"labels": self.labels.to_dicts(), "top_labels": self.top_labels.to_dicts()}
         return sides | tables | {"notes": list(self.notes)}
 
 
@@ -226,7 +226,7 @@ def compare(
         _described(side_b, counts.b),
         _compared_images(counts),
         label_changes(counts),
-        counts.top_changes.with_columns(pl.col("top_a", "top_b").fill_null(NONE)),
+        top_labels(counts),
         tuple(_notes(side_a, side_b, counts, thresholds, threshold)),
     )
 
@@ -294,6 +294,17 @@ def label_changes(counts: PairCounts) -> pl.DataFrame:
         .with_columns(pl.selectors.float().fill_nan(None))
         .sort("significant", pl.col("change").abs(), "label", descending=[True, True, False], nulls_last=True)
     )
+
+
+def top_labels(counts: PairCounts) -> pl.DataFrame:
+    """`Comparison.top_labels`."""
+    found: Counter[tuple[str | None, str | None]] = Counter()
+    for (in_a, in_b), images in counts.pairs.items():
+        found[counts.sets[in_a].top, counts.sets[in_b].top] += images
+    rows = [(*tops, images, counts.examples.get(tops, [])) for tops, images in found.items()]
+    schema = {"top_a": pl.String(), "top_b": pl.String(), "images": pl.Int64(), "examples": pl.List(pl.String())}
+    frame = pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col("top_a", "top_b").fill_null(NONE))
+    return frame.sort("images", "top_a", "top_b", descending=[True, False, False])
 
 
 def _require_scipy() -> None:
@@ -444,8 +455,8 @@ def _compared_images(counts: PairCounts) -> ComparedImages:
         compared="common" if counts.paired else "all",
         compared_a=counts.a.compared,
         compared_b=counts.b.compared,
-        test="McNemar, exact" if counts.paired else "Fisher, exact",
-        top_changed=int(counts.top_changes["images"].sum()),
+        test="McNemar's exact test" if counts.paired else "Fisher's exact test",
+        top_changed=sum(images for (x, y), images in counts.pairs.items() if counts.sets[x].top != counts.sets[y].top),
     )
 
 

@@ -90,8 +90,7 @@ class PairCounts:
         sets: the label sets; their positions are their numbers.
         pairs: (number in A, number in B) → images in both.
         replaced: images in both whose ETags differ.
-        top_changes: one row per change of the top label of images in both: `top_a`, `top_b` (null for none), `images`,
-            `examples` (the first URIs in sorted order of the batches).
+        examples: (top label in A, in B) → the first URIs in B of images in both, of top labels that differ.
     """
 
     a: SideCounts
@@ -99,9 +98,9 @@ class PairCounts:
     both: int
     paired: bool
     sets: list[LabelSet]
-    pairs: Counter[tuple[int, int]]
-    replaced: int
-    top_changes: pl.DataFrame
+    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
+    replaced: int = 0
+    examples: dict[tuple[str | None, str | None], list[str]] = field(default_factory=dict)
 
 
 def count_pairs(
@@ -124,24 +123,17 @@ def count_pairs(
     for batch in _read_labels(rows_a, images_a, common, paired=paired):
         set_of[batch.position] = numbers.add(batch, a)[batch.code]
         etag_of[batch.position] = batch.etag
-    pairs: Counter[tuple[int, int]] = Counter()
-    replaced, changes = 0, [_no_changes()]
+    counts = PairCounts(a=a, b=b, both=len(common), paired=paired, sets=numbers.sets)
     for batch in _read_labels(rows_b, images_b, common, paired=paired):
         before, after = set_of[batch.position], numbers.add(batch, b)[batch.code]
-        pairs.update(_count_values(before, after))
+        counts.pairs.update(_count_values(before, after))
         etag = etag_of[batch.position]
-        replaced += int(np.count_nonzero((etag != batch.etag) & (etag != _NO_ETAG) & (batch.etag != _NO_ETAG)))
-        changes.append(_top_changes(numbers.sets, before, after, batch.uri, examples))
-    return PairCounts(
-        a=a,
-        b=b,
-        both=len(common),
-        paired=paired,
-        sets=numbers.sets,
-        pairs=pairs,
-        replaced=replaced,
-        top_changes=_combined(changes, examples),
-    )
+        replaced = (etag != batch.etag) & (etag != _NO_ETAG) & (batch.etag != _NO_ETAG)
+        counts.replaced += int(np.count_nonzero(replaced))
+        for tops, uris in _changed_tops(numbers.sets, before, after, batch.uri, examples):
+            found = counts.examples.setdefault(tops, [])
+            found += uris[: examples - len(found)]
+    return counts
 
 
 @dataclass(slots=True)
@@ -353,35 +345,15 @@ def _count_values(before: _Array, after: _Array) -> dict[tuple[int, int], int]:
     return dict(zip(keys, images.tolist(), strict=True))
 
 
-def _no_changes() -> pl.DataFrame:
-    schema = {"top_a": pl.String(), "top_b": pl.String(), "images": pl.Int64(), "examples": pl.List(pl.String)}
-    return pl.DataFrame(schema=schema)
-
-
-def _top_changes(
+def _changed_tops(
     sets: Sequence[LabelSet], before: _Array, after: _Array, uri: pl.Series, examples: int
-) -> pl.DataFrame:
-    """One row per change of the top label."""
-    tops = pl.Series([each.top for each in sets], dtype=pl.String)
+) -> Iterator[tuple[tuple[str | None, str | None], list[str]]]:
+    """The first URIs for each change of the top label."""
     differs = before != after
+    tops = pl.Series([each.top for each in sets], dtype=pl.String)
     frame = pl.DataFrame(
-        {
-            "top_a": tops.gather(before[differs]),
-            "top_b": tops.gather(after[differs]),
-            "uri": uri.filter(pl.Series(differs)),
-        }
+        {"a": tops.gather(before[differs]), "b": tops.gather(after[differs]), "uri": uri.filter(pl.Series(differs))}
     )
-    changed = frame.filter(pl.col("top_a").ne_missing(pl.col("top_b")))
-    return changed.group_by("top_a", "top_b", maintain_order=True).agg(
-        pl.len().cast(pl.Int64).alias("images"), pl.col("uri").head(examples).alias("examples")
-    )
-
-
-def _combined(changes: Sequence[pl.DataFrame], examples: int) -> pl.DataFrame:
-    """Add up the changes of all batches, the most frequent first."""
-    return (
-        pl.concat(changes)
-        .group_by("top_a", "top_b", maintain_order=True)
-        .agg(pl.col("images").sum(), pl.col("examples").explode().head(examples))
-        .sort("images", "top_a", "top_b", descending=[True, False, False])
-    )
+    changed = frame.filter(pl.col("a").ne_missing(pl.col("b")))
+    for a, b, uris in changed.group_by("a", "b", maintain_order=True).agg(pl.col("uri").head(examples)).iter_rows():
+        yield (a, b), uris

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 _COMPARED: Final = {"common": "those in both, in pairs", "all": "all, as two samples"}
-_MOST_CHANGES: Final = 20
+_WIDEST_MATRIX: Final = 12
+_MOST_CHANGES: Final = 10
 _MOST_ROWS: Final = 10
 _MOST_RUNS: Final = 3
 _LEAST_Q: Final = 0.001
@@ -45,11 +46,11 @@ def compare(
     root: Root,
     a: Annotated[
         str | None,
-        typer.Argument(metavar="[A]", help="Run, date or model (default: the run before B).", show_default=False),
+        typer.Argument(metavar="A", help="Run, date or model (default: the run before B).", show_default=False),
     ] = None,
     b: Annotated[
         str | None,
-        typer.Argument(metavar="[B]", help="Run, date or model (default: the newest run).", show_default=False),
+        typer.Argument(metavar="B", help="Run, date or model (default: the newest run).", show_default=False),
     ] = None,
     *,
     baseline: Annotated[
@@ -137,21 +138,29 @@ def compare(
 
 
 def _show(comparison: Comparison) -> None:
-    images, tops = comparison.images, comparison.top_changes
+    import polars as pl
+
+    images, changes = comparison.images, comparison.top_labels.filter(pl.col("top_a") != pl.col("top_b"))
     emit(_side_table(comparison.a, comparison.b), title=f"A: {comparison.a.name}; B: {comparison.b.name}")
     sys.stdout.write(
         f"\n{images.both:,} images in both, {images.only_a:,} only in A, {images.only_b:,} only in B; "
-        f"compared: {_COMPARED[images.compared]}, by {images.test}\n\n"
+        f"compared: {_COMPARED[images.compared]}, with {images.test}\n\n"
     )
     emit(
         _label_table(comparison.labels), title="Share of images with each label in % (95 % interval), change in points"
     )
     share = f" ({images.top_changed / images.both:.1%})" if images.both else ""
     sys.stdout.write(f"\nThe top label of {images.top_changed:,} of {images.both:,} images{share} differs\n")
-    if not tops.is_empty():
-        more = f"; the {_MOST_CHANGES} most frequent of {tops.height:,} changes" if tops.height > _MOST_CHANGES else ""
-        shown = tops.head(_MOST_CHANGES).rename({"top_a": "in A", "top_b": "in B"})
-        emit(shown, title=f"Images by top label in A and in B{more}")
+    if changes.is_empty():
+        return
+    corner, columns = "A ╲ B", comparison.top_labels["top_b"].unique()
+    if len(columns) <= _WIDEST_MATRIX and corner not in columns:
+        matrix = comparison.top_labels.rename({"top_a": corner}).sort(corner)
+        wide = matrix.pivot("top_b", index=corner, values="images", sort_columns=True).fill_null(0)
+        emit(wide, title="Images by top label in A (rows) and B (columns)")
+        sys.stdout.write("\n")
+    more = f"; the {_MOST_CHANGES} most frequent of {changes.height:,}" if changes.height > _MOST_CHANGES else ""
+    emit(changes.head(_MOST_CHANGES), title=f"Changes of the top label{more}")
 
 
 def _side_table(a: ComparedSide, b: ComparedSide) -> pl.DataFrame:
@@ -159,13 +168,13 @@ def _side_table(a: ComparedSide, b: ComparedSide) -> pl.DataFrame:
     import polars as pl
 
     rows = [
-        (name.replace("_", " "), *(_attribute(name, value) for value in values))
+        (name, *(_attribute(name, value) for value in values))
         for name, values in _pairs(asdict(a), asdict(b))
         if name not in {"name", "throttled", "calls"}
         and values != (None, None)
         and (name != "root" or a.root != b.root)
     ]
-    return pl.DataFrame(rows, schema=["", "A", "B"], orient="row")
+    return pl.DataFrame(rows, schema=dict.fromkeys(("", "A", "B"), pl.String), orient="row")
 
 
 def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -217,7 +217,7 @@ def test_images_in_both_sides_are_compared_in_pairs(root: Root) -> None:
     assert (comparison.images.both, comparison.images.compared, comparison.images.test) == (
         100,
         "common",
-        "McNemar, exact",
+        "McNemar's exact test",
     )
     p_values = {
         "cat": binomtest(2, 17).pvalue,
@@ -239,12 +239,14 @@ def test_images_in_both_sides_are_compared_in_pairs(root: Root) -> None:
     assert cat["change"] == pytest.approx(-0.13)
     assert [row_of(comparison, label)["presence"] for label in p_values] == [None, "appeared", None]
     assert comparison.labels["label"].to_list() == ["cat", "(none)", "dog"]
-    assert comparison.top_changes.select("top_a", "top_b", "images").rows() == [
+    assert comparison.top_labels.select("top_a", "top_b", "images").rows() == [
+        ("(none)", "(none)", 75),
         ("cat", "(none)", 12),
+        ("cat", "cat", 8),
         ("cat", "dog", 3),
         ("(none)", "cat", 2),
     ]
-    assert comparison.top_changes["examples"].to_list()[1] == ["s3://b/12", "s3://b/13", "s3://b/14"]
+    assert comparison.top_labels["examples"].to_list()[2:4] == [[], ["s3://b/12", "s3://b/13", "s3://b/14"]]
     assert comparison.images.top_changed == 17
 
 
@@ -252,7 +254,11 @@ def test_other_images_are_compared_as_two_samples(root: Root) -> None:
     night(root, "n1", numbered(80, cats=8, dogs=5))
     night(root, "n2", numbered(60, cats=21, first=80), days=1)
     comparison = batchcl.compare(str(root))
-    assert (comparison.images.both, comparison.images.compared, comparison.images.test) == (0, "all", "Fisher, exact")
+    assert (comparison.images.both, comparison.images.compared, comparison.images.test) == (
+        0,
+        "all",
+        "Fisher's exact test",
+    )
     counts = {"cat": (8, 21), "dog": (5, 0), "(none)": (67, 39)}
     p_values = [fisher_exact([[a, 80 - a], [b, 60 - b]]).pvalue for a, b in counts.values()]
     for label, p_value, q_value in zip(counts, p_values, false_discovery_control(p_values), strict=True):
@@ -365,6 +371,18 @@ def test_a_condition_that_holds_exits_with_3_after_the_output(root: Root) -> Non
     assert (quiet.exit_code, orjson.loads(quiet.stdout)["failing"]) == (0, [])
 
 
+def test_a_matrix_of_top_labels_is_shown_if_it_fits(root: Root) -> None:
+    night(root, "n1", {number: ["dog"] for number in range(20)})
+    night(root, "n2", {number: [("cat", "dog", "A ╲ B")[number % 3]] for number in range(20)}, days=1)
+    night(root, "n3", {number: [f"dog {number}"] for number in range(20)}, days=2)
+    night(root, "n4", {number: ["dog"] for number in range(20)}, days=3)
+    assert "(rows)" not in run(root, "n1", "n2").stdout
+    assert "(rows)" not in run(root, "n1", "n3").stdout
+    lines = run(root, "n3", "n4").stdout.splitlines()
+    title = lines.index("Images by top label in A (rows) and B (columns)")
+    assert [line.split() for line in lines[title + 1 : title + 3]] == [["A", "╲", "B", "dog"], ["dog", "0", "1"]]
+
+
 @pytest.mark.parametrize(
     ("condition", "expected"),
     [
@@ -393,7 +411,7 @@ def test_programs_get_numbers_and_people_a_table(root: Root) -> None:
     night(root, "n1", {number: [HOSTILE, "dog"] for number in range(10)})
     night(root, "n2", {number: ["dog"] for number in range(10)}, days=1)
     answer = orjson.loads(run(root, "--json").stdout)
-    assert list(answer) == ["a", "b", "images", "labels", "top_changes", "notes"]
+    assert list(answer) == ["a", "b", "images", "labels", "top_labels", "notes"]
     assert answer["labels"][0] | {"label": HOSTILE, "images_b": 0, "presence": "disappeared"} == answer["labels"][0]
     rows = list(csv.DictReader(io.StringIO(run(root, "--csv").stdout)))
     assert [rows[0]["label"], rows[0]["significant"], list(rows[0])] == [HOSTILE, "true", list(LABEL_COLUMNS)]
