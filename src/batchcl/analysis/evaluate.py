@@ -13,7 +13,7 @@ from batchcl.analysis.truth import Truth
 from batchcl.errors import UsageError
 from batchcl.spellings import spellings
 
-__all__ = ["NONE", "Evaluation", "evaluate"]
+__all__ = ["NONE", "Evaluation", "evaluate", "join_truth"]
 
 NONE: Final = "(none)"
 """The label of an image without labels in the confusion matrix."""
@@ -60,14 +60,7 @@ def evaluate(
     Raises:
         UsageError: the results are from several models, or none of their images is in the truth.
     """
-    scored = images.select("uri", "model", "model_arn", "scored_at", "labels").collect(engine="in-memory")
-    _check_one_model(scored)
-    latest = scored.sort("scored_at").unique("uri", keep="last", maintain_order=True)
-    evaluated = latest.join(truth.images, on="uri", how="semi").sort("uri")
-    missing = truth.images.join(latest, on="uri", how="anti").select("uri").sort("uri")
-    extra = latest.join(truth.images, on="uri", how="anti").select("uri").sort("uri")
-    if evaluated.is_empty():
-        raise UsageError(_no_common_image(truth, latest))
+    evaluated, counts = join_truth(images, truth, failures=failures)
     expected = truth.images.join(evaluated, on="uri", how="semi").sort("uri")
     detected = _detections(evaluated, min_confidence)
     labels = _per_label(expected, detected)
@@ -76,20 +69,7 @@ def evaluate(
         "model": evaluated["model"].first(),
         "model_arn": evaluated["model_arn"].first(),
         "min_confidence": min_confidence,
-        "images": evaluated.height,
-        "missing": missing.height,
-        "missing_failed": None if failures is None else _count_failed(missing, failures),
-        "missing_examples": missing["uri"].head(_MAX_EXAMPLES).to_list(),
-        "missing_hint": _spelling_hint(missing["uri"], extra["uri"]) or None,
-        "extra": extra.height,
-        "extra_examples": extra["uri"].head(_MAX_EXAMPLES).to_list(),
-        "superseded": scored.height - latest.height,
-        "unlabelled": truth.unlabelled,
-        "repeated_lines": truth.repeated,
-        "bad_lines": len(truth.bad),
-        "bad_line_examples": list(truth.bad[:_MAX_EXAMPLES]),
-        "bad_labels": len(truth.bad_labels),
-        "bad_label_examples": list(truth.bad_labels[:_MAX_EXAMPLES]),
+        **counts,
         "top_label_accuracy": top_labels["right"].mean(),
         "macro_f1": labels["f1"].mean(),
         "micro_f1": _micro_f1(labels),
@@ -99,6 +79,56 @@ def evaluate(
         summary |= boxes
     single = expected["labels"].list.len().max() in (0, 1)
     return Evaluation(summary, labels, _confusion(top_labels) if single else None)
+
+
+def join_truth(
+    images: pl.LazyFrame, truth: Truth, *, failures: pl.LazyFrame | None = None
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The latest result of each image of the truth, sorted by `uri`, and the counts of `evaluate`.
+
+    Args:
+        images: as from `Results.images()`.
+        truth: as from `read_truth`.
+        failures: as from `Results.failures()`, to count the missing images that failed.
+
+    Returns:
+        `uri`, `model`, `model_arn`, `scored_at`, `labels`, `min_confidence`, `max_results`; and the counts by name.
+
+    Raises:
+        UsageError: the results are from several models, or none of their images is in the truth.
+    """
+    scored = images.select("uri", "model", "model_arn").collect(engine="in-memory")
+    _check_one_model(scored)
+    in_truth = images.filter(pl.col("uri").is_in(truth.images["uri"].implode()))
+    columns = ("uri", "model", "model_arn", "scored_at", "labels", "min_confidence", "max_results")
+    evaluated = (
+        in_truth.select(columns)
+        .collect(engine="in-memory")
+        .sort("scored_at")
+        .unique("uri", keep="last", maintain_order=True)
+        .sort("uri")
+    )
+    results = scored.select("uri").unique()
+    missing = truth.images.join(results, on="uri", how="anti").select("uri").sort("uri")
+    extra = results.join(truth.images, on="uri", how="anti").sort("uri")
+    if evaluated.is_empty():
+        raise UsageError(_no_common_image(truth, results))
+    return evaluated, {
+        "images": evaluated.height,
+        "missing": missing.height,
+        "missing_failed": None if failures is None else _count_failed(missing, failures),
+        "missing_examples": missing["uri"].head(_MAX_EXAMPLES).to_list(),
+        "missing_hint": _spelling_hint(missing["uri"], extra["uri"]) or None,
+        "extra": extra.height,
+        "extra_examples": extra["uri"].head(_MAX_EXAMPLES).to_list(),
+        "superseded": scored.height - results.height,
+        "unlabelled": truth.unlabelled,
+        "repeated_lines": truth.repeated,
+        "bad_lines": len(truth.bad),
+        "bad_line_examples": list(truth.bad[:_MAX_EXAMPLES]),
+        "bad_labels": len(truth.bad_labels),
+        "bad_label_examples": list(truth.bad_labels[:_MAX_EXAMPLES]),
+    }
 
 
 def _check_one_model(scored: pl.DataFrame) -> None:
