@@ -31,6 +31,7 @@ from batchcl.cli import (
     run,
     status,
     streams,
+    thresholds,
 )
 from batchcl.cli.streams import StreamError, write_line
 from batchcl.errors import BatchclError, ExitCode, UsageError
@@ -61,6 +62,7 @@ app.command("labels", rich_help_panel=_RESULTS)(labels.labels)
 app.command("confidence", rich_help_panel=_RESULTS)(confidence.confidence)
 app.command("failures", rich_help_panel=_RESULTS)(failures.failures)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
+app.command("thresholds", rich_help_panel=_RESULTS)(thresholds.thresholds)
 app.command("query", rich_help_panel=_RESULTS)(query.query)
 app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
 app.add_typer(project.app, name="project", rich_help_panel=_MODELS)
