@@ -134,7 +134,7 @@ def choose_thresholds(
         row, judged = _choose(label, scores, judged_from, criterion, resamples=resamples, seed=seed)
         rows.append(row)
         if judged is not None and judged.confidence.size:
-            curves.append(_curve(label, judged, row["threshold"], curve_points))
+            curves.append(_curve(label, judged, row.get("threshold"), curve_points))
             table, errors = _calibration(label, judged, bins)
             calibration.append(table)
             row |= errors

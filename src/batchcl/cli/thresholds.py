@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +32,7 @@ def thresholds(
         float | None, typer.Option(help="Highest threshold with this recall, such as 0.9.", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="Write the thresholds to this TOML file, outside ROOT.", show_default=False),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out file.")] = False,
@@ -202,9 +201,11 @@ def _notes(choice: ThresholdChoice) -> list[str]:
         )
     if reached := summary["max_results_reached"]:
         notes.append(
-            f"{pluralize(reached, 'image')} have as many labels as --max-results allows: further labels count as not "
-            "found, so recall may be higher"
+            f"--max-results limited the labels of {pluralize(reached, 'image')}: what it cut off counts as not found; "
+            "score without it"
         )
     if few := int(labels["few_images"].sum()):
-        notes.append(f"{pluralize(few, 'label')} rest on fewer than 30 images: use the intervals, or label more images")
+        notes.append(
+            f"fewer than 30 images are behind {pluralize(few, 'label')}: see the intervals, or label more images"
+        )
     return notes
