@@ -12,9 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Final
 import anyio
 import typer
 
-from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit, emit_object
-from batchcl.cli.streams import write_line
-from batchcl.quantities import confidence_hint
+from batchcl.cli.output import (
+    Csv,
+    Date,
+    Json,
+    MinConfidence,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    ThresholdsFile,
+    check_format,
+    emit,
+    emit_object,
+    open_root_results,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,14 +62,12 @@ def evaluate(
     *,
     truth: TruthFile = None,
     attribute: Attribute = None,
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="Ignore detections below this confidence.", show_default=False),
-    ] = None,
     skip_bad_lines: SkipBadLines = False,
     model: Model = None,
     run: Run = None,
     date: Date = None,
+    min_confidence: MinConfidence = None,
+    thresholds: ThresholdsFile = None,
     json: Json = False,
     csv: Csv = False,
     profile: Profile = None,
@@ -79,12 +90,18 @@ def evaluate(
       batchcl evaluate s3://bucket/out --truth test.manifest --json | jq .summary.macro_f1
     """
     check_format(json=json, csv=csv)
-    if (question := confidence_hint(min_confidence)) is not None:
-        write_line(question)
     from batchcl.analysis.evaluate import evaluate as evaluated
-    from batchcl.analysis.results import open_results
 
-    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    results = open_root_results(
+        root,
+        model=model,
+        run=run,
+        date=date,
+        min_confidence=min_confidence,
+        thresholds=thresholds,
+        profile=profile,
+        region=region,
+    )
     labels = read_labels(
         truth, results, attribute=attribute, skip_bad_lines=skip_bad_lines, profile=profile, region=region
     )
