@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from batchcl.analysis.truth import Truth
 from batchcl.errors import UsageError
 from batchcl.spellings import spellings
 
-__all__ = ["Evaluation", "evaluate", "join_truth"]
+__all__ = ["Evaluation", "check_one_model", "evaluate", "no_common_image", "truth_counts"]
 
 _MAX_EXAMPLES: Final = 3
 _MAX_SPELLINGS_TRIED: Final = 1000
@@ -58,7 +59,7 @@ def evaluate(
     Raises:
         UsageError: the results are from several models, or none of their images is in the truth.
     """
-    evaluated, counts = join_truth(images, truth, failures=failures)
+    evaluated, counts = _join_truth(images, truth, failures=failures)
     expected = truth.images.join(evaluated, on="uri", how="semi").sort("uri")
     detected = _detections(evaluated, min_confidence)
     labels = _per_label(expected, detected)
@@ -79,28 +80,15 @@ def evaluate(
     return Evaluation(summary, labels, _confusion(top_labels) if single else None)
 
 
-def join_truth(
-    images: pl.LazyFrame, truth: Truth, *, failures: pl.LazyFrame | None = None
+def _join_truth(
+    images: pl.LazyFrame, truth: Truth, *, failures: pl.LazyFrame | None
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """The latest result of each image of the truth, sorted by `uri`, and the counts of `evaluate`.
-
-    Args:
-        images: as from `Results.images()`.
-        truth: as from `read_truth`.
-        failures: as from `Results.failures()`, to count the missing images that failed.
-
-    Returns:
-        `uri`, `model`, `model_arn`, `scored_at`, `labels`, `min_confidence`, `max_results`; and the counts by name.
-
-    Raises:
-        UsageError: the results are from several models, or none of their images is in the truth.
-    """
+    """The latest result of each image of the truth, sorted by `uri`, and the counts of the summary."""
     scored = images.select("uri", "model", "model_arn").collect(engine="in-memory")
-    _check_one_model(scored)
-    in_truth = images.filter(pl.col("uri").is_in(truth.images["uri"].implode()))
-    columns = ("uri", "model", "model_arn", "scored_at", "labels", "min_confidence", "max_results")
+    check_one_model(scored.select("model", "model_arn").unique().rows())
     evaluated = (
-        in_truth.select(columns)
+        images.filter(pl.col("uri").is_in(truth.images["uri"].implode()))
+        .select("uri", "model", "model_arn", "scored_at", "labels")
         .collect(engine="in-memory")
         .sort("scored_at")
         .unique("uri", keep="last", maintain_order=True)
@@ -110,7 +98,7 @@ def join_truth(
     missing = truth.images.join(results, on="uri", how="anti").select("uri").sort("uri")
     extra = results.join(truth.images, on="uri", how="anti").sort("uri")
     if evaluated.is_empty():
-        raise UsageError(_no_common_image(truth, results))
+        raise UsageError(no_common_image(truth, results))
     return evaluated, {
         "images": evaluated.height,
         "missing": missing.height,
@@ -119,6 +107,13 @@ def join_truth(
         "missing_hint": _spelling_hint(missing["uri"], extra["uri"]) or None,
         "extra": extra.height,
         "extra_examples": extra["uri"].head(_MAX_EXAMPLES).to_list(),
+        **truth_counts(truth),
+    }
+
+
+def truth_counts(truth: Truth) -> dict[str, Any]:
+    """The part of a summary that describes the truth."""
+    return {
         "unlabelled": truth.unlabelled,
         "repeated_lines": truth.repeated,
         "bad_lines": len(truth.bad),
@@ -128,16 +123,20 @@ def join_truth(
     }
 
 
-def _check_one_model(scored: pl.DataFrame) -> None:
-    models = scored.select("model", "model_arn").unique().select(shown_model()).to_series().sort().to_list()
-    if len(models) > 1:
+def check_one_model(models: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    """Return `models`, (name, ARN); raise `UsageError` if there are several."""
+    known = pl.DataFrame(list(models), schema=["model", "model_arn"], orient="row")
+    if known.height > 1:
+        shown = known.select(shown_model()).to_series().sort()
         raise UsageError(
-            f"the results are from {len(models)} models, {', '.join(models)}; "
+            f"the results are from {known.height} models, {', '.join(shown)}; "
             "choose one with --model, or one run with --run"
         )
+    return models
 
 
-def _no_common_image(truth: Truth, latest: pl.DataFrame) -> str:
+def no_common_image(truth: Truth, latest: pl.DataFrame) -> str:
+    """The error if no image of the truth is among the results, which have the column `uri`."""
     example = str(latest["uri"].min()) if latest.height else "no image"
     advice = _spelling_hint(truth.images["uri"], latest["uri"]) or "the URIs must be equal"
     return (

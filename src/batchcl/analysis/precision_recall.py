@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,8 @@ class LabelScores:
 
     confidence: NDArray[np.float32]
     correct: NDArray[np.bool_]
-    image: NDArray[np.int64]
-    positive_image: NDArray[np.int64]
+    image: NDArray[np.integer[Any]]
+    positive_image: NDArray[np.integer[Any]]
     images: int
 
     def from_confidence(self, lowest: float) -> LabelScores:
@@ -92,7 +92,7 @@ class Curve:
         return cls(
             thresholds=scores.confidence[last],
             true_positives=np.cumsum(scores.correct, dtype=np.float64)[last],
-            predicted=last + 1.0,
+            predicted=np.asarray(last + 1, dtype=np.float64),
             positives=np.array([float(scores.positive_image.size)]),
         )
 
@@ -112,7 +112,7 @@ class Curve:
         return _ratio(2 * self.true_positives, self.predicted + self.positives)
 
 
-def choose(curve: Curve, criterion: Criterion) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+def choose(curve: Curve, criterion: Criterion) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The index of the threshold that meets `criterion` in each data set of `curve`, and whether there is one.
 
     If there is none, the index is that of the nearest threshold: with the highest precision or recall.
@@ -126,8 +126,8 @@ def choose(curve: Curve, criterion: Criterion) -> tuple[NDArray[np.intp], NDArra
     enough = values >= criterion.at_least
     reached = enough.any(axis=-1)
     if criterion.metric == "precision":
-        return np.where(reached, _last_highest(enough), _last_highest(values)), reached
-    return np.where(reached, np.argmax(enough, axis=-1), np.argmax(values, axis=-1)), reached
+        return np.where(reached, _last_highest(enough), _last_highest(values)), np.asarray(reached)
+    return np.where(reached, np.argmax(enough, axis=-1), np.argmax(values, axis=-1)), np.asarray(reached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def _resampled(
     """
     images, number = np.unique(np.concatenate([scores.image, scores.positive_image]), return_inverse=True)
     blocks = min(images.size, _BLOCKS)
-    block = (np.arange(images.size) if blocks == images.size else random.permutation(images.size) % blocks)[number]
+    block = number if blocks == images.size else np.take(random.permutation(images.size) % blocks, number)
     all_blocks = max(round(scores.images * blocks / images.size), blocks)
     drawn = random.binomial(all_blocks, blocks / all_blocks, size=resamples)
     draws = np.repeat(np.arange(resamples) * blocks, drawn) + random.integers(blocks, size=int(drawn.sum()))
@@ -263,12 +263,12 @@ def _is_last_of_each(descending: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.append(descending[1:] != descending[:-1], np.ones(min(descending.size, 1), dtype=np.bool_))
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float64]:
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         return np.asarray(part / whole, dtype=np.float64)
 
 
-def _last_highest(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.intp]:
+def _last_highest(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.int64]:
     """The last index of the highest value on the last axis: the lowest of equally good thresholds."""
     return np.asarray(values.shape[-1] - 1 - np.argmax(values[..., ::-1], axis=-1))
 

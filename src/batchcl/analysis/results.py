@@ -99,6 +99,11 @@ class Results:
         """Names (`<project>@<version>`) of all models with published files, sorted; filters are not applied."""
         return sorted({part.model for part in self._parts})
 
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """The thresholds that are applied."""
+        return self._thresholds
+
     def images(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
     ) -> pl.LazyFrame:

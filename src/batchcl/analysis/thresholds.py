@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from batchcl.__about__ import __version__
-from batchcl.analysis.average_precision import matched_boxes
-from batchcl.analysis.evaluate import join_truth
+from batchcl.analysis.evaluate import check_one_model, no_common_image, truth_counts
+from batchcl.analysis.results import Results
 from batchcl.analysis.truth import Truth
 from batchcl.errors import OutputError, UsageError
 from batchcl.quantities import pluralize
@@ -35,10 +34,9 @@ __all__ = [
 _FEW_IMAGES: Final = 30
 """With fewer images behind a precision or recall, its interval is wider than ±0.1 at 0.9."""
 
-_MIN_IOU: Final = 0.5
 _MAX_BINS: Final = 1000
+_MAX_EXAMPLES: Final = 3
 _METRICS: Final = ("precision", "recall", "f1")
-_BOX: Final = ("left", "top", "width", "height")
 
 
 class ThresholdStatus(StrEnum):
@@ -84,7 +82,7 @@ class ThresholdChoice:
 
 
 def choose_thresholds(
-    images: pl.LazyFrame,
+    results: Results,
     truth: Truth,
     *,
     precision: float | None = None,
@@ -94,15 +92,15 @@ def choose_thresholds(
     curve_points: int = 200,
     resamples: int = 1000,
     seed: int = 0,
-    failures: pl.LazyFrame | None = None,
 ) -> ThresholdChoice:
     """Choose a threshold for each label: the one with the best F1, or one with enough precision or recall.
 
     What is judged is an image having a label, with the highest confidence of the label on the image. If the truth and
-    the results have boxes, each box is judged instead: it is right if it matches a true box, as in `average_precision`.
+    the results have boxes, each box is judged instead: it is right if it matches a true box, as in `evaluate`. Blocks.
+    Needs 20 bytes per detection of an image with truth.
 
     Args:
-        images: as from `Results.images()`, of one model.
+        results: of one model, opened without thresholds.
         truth: as from `read_truth`.
         precision: the lowest threshold with at least this precision, above 0 to 1.
         recall: the highest threshold with at least this recall, above 0 to 1.
@@ -111,13 +109,13 @@ def choose_thresholds(
         curve_points: the most points of a curve, at least 1; of more, evenly spaced ones and the chosen one are kept.
         resamples: of the bootstrap, at least 1.
         seed: of the bootstrap's random numbers.
-        failures: as from `Results.failures()`, to count the images without a result that failed.
 
     Raises:
         UsageError: `precision`, `recall` or `bins` is out of range, numpy is missing, the results are from several
-            models, or none of their images is in the truth.
+            models or were opened with thresholds, or none of their images is in the truth.
     """
     check_thresholds_arguments(precision=precision, recall=recall, bins=bins)
+    from batchcl.analysis.judged import read_judged
     from batchcl.analysis.precision_recall import Criterion
 
     criterion = (
@@ -127,27 +125,35 @@ def choose_thresholds(
         if recall is not None
         else Criterion()
     )
-    evaluated, counts = join_truth(images, truth, failures=failures)
-    scored = _ScoredImages.of(evaluated, truth, image_level=image_level)
+    if results.thresholds is not None:
+        raise UsageError("the results were opened with thresholds, which hide scores; open them without")
+    judged = read_judged(results, truth, image_level=image_level)
+    ((model, model_arn),) = check_one_model(judged.models)
+    if not judged.images:
+        raise UsageError(no_common_image(truth, results.images().select("uri").collect(engine="in-memory")))
     rows, curves, calibration = [], [], []
-    for label, scores, judged_from in scored.labels():
-        row, judged = _choose(label, scores, judged_from, criterion, resamples=resamples, seed=seed)
+    for label, scores, judged_from in judged.labels():
+        row, known = _choose(label, scores, judged_from, criterion, resamples=resamples, seed=seed)
         rows.append(row)
-        if judged is not None and judged.confidence.size:
-            curves.append(_curve(label, judged, row.get("threshold"), curve_points))
-            table, errors = _calibration(label, judged, bins)
+        if known is not None and known.confidence.size:
+            curves.append(_curve(label, known, row.get("threshold"), curve_points))
+            table, errors = _calibration(label, known, bins)
             calibration.append(table)
             row |= errors
     return ThresholdChoice(
         summary={
-            "model": evaluated["model"].first(),
-            "model_arn": evaluated["model_arn"].first(),
+            "model": model,
+            "model_arn": model_arn,
             "criterion": str(criterion),
-            "unit": scored.unit,
-            **counts,
-            "images": scored.images,
-            "min_confidence": [_shortest(each) for each in evaluated["min_confidence"].unique().sort(nulls_last=True)],
-            "max_results_reached": evaluated.filter(pl.col("labels").list.len() >= pl.col("max_results")).height,
+            "unit": judged.unit,
+            "images": judged.images,
+            "missing": judged.missing.len(),
+            "missing_examples": judged.missing.head(_MAX_EXAMPLES).to_list(),
+            "extra": judged.extra,
+            "extra_examples": judged.extra_examples,
+            **truth_counts(truth),
+            "min_confidence": [_shortest(each) for each in judged.min_confidences],
+            "max_results_reached": judged.full_images,
         },
         labels=pl.DataFrame(rows, schema=_LABELS),
         curves=pl.concat([pl.DataFrame(schema=_CURVES), *curves]),
@@ -169,108 +175,6 @@ def check_thresholds_arguments(*, precision: float | None, recall: float | None,
         import numpy as np  # noqa: F401 - an extra that most commands do without
     except ImportError as error:
         raise UsageError("choosing thresholds needs numpy; install it with: pip install 'batchcl[analysis]'") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _ScoredImages:
-    """The detections and true labels of images with both.
-
-    Attributes:
-        unit: what is judged, `image` or `box`.
-        images: number of images.
-        detections: `label`, `confidence`, `image`, `correct`; by label, then by descending confidence.
-        positives: `label`, `image`, one row per true label or box, by label.
-        cuts: `label`, `lowest`: the lowest confidence of the label in images scored with the model's own thresholds;
-            None if there are no such images.
-        min_confidence: the highest one that images were scored with; 0 without.
-    """
-
-    unit: str
-    images: int
-    detections: pl.DataFrame
-    positives: pl.DataFrame
-    cuts: dict[str, float] | None
-    min_confidence: float
-
-    @classmethod
-    def of(cls, evaluated: pl.DataFrame, truth: Truth, *, image_level: bool) -> _ScoredImages:
-        """From `evaluated` with `uri`, `labels` and `min_confidence`, and the truth of these images."""
-        numbered = evaluated.with_row_index("image").with_columns(pl.col("image").cast(pl.Int64))
-        detected = _detections(numbered)
-        own = pl.col("min_confidence").is_null()
-        lowest = detected.filter(own).group_by("label").agg(pl.col("confidence").min())
-        expected = truth.images.join(numbered.select("uri", "image"), on="uri")
-        located = expected.filter("detection", ~pl.col("uri").is_in(list(truth.unsized)))
-        boxed = detected.drop_nulls(_BOX).join(located.select("image"), on="image", how="semi")
-        by_box = not image_level and not boxed.is_empty()
-        if by_box:
-            judged, positives = _judge_boxes(boxed, truth.boxes.join(located.select("uri", "image"), on="uri"))
-        else:
-            judged, positives = _judge_images(detected, expected)
-        return cls(
-            unit="box" if by_box else "image",
-            images=located.height if by_box else expected.height,
-            detections=judged.sort("label", "confidence", descending=[False, True]),
-            positives=positives.select("label", "image").sort("label"),
-            cuts=dict(lowest.iter_rows()) if numbered.select(own.any()).item() else None,
-            min_confidence=evaluated["min_confidence"].max() or 0.0,  # type: ignore[arg-type]
-        )
-
-    def labels(self) -> Iterator[tuple[str, LabelScores, float | None]]:
-        """Each label, its scores, and the lowest threshold that can be judged; None if that is unknown."""
-        from batchcl.analysis.precision_recall import LabelScores
-
-        confidence, correct, image = (self.detections[name].to_numpy() for name in ("confidence", "correct", "image"))
-        positive_image = self.positives["image"].to_numpy()
-        detected, positives = _slices(self.detections), _slices(self.positives)
-        for label in sorted({*detected, *positives}):
-            found, true = detected.get(label, slice(0, 0)), positives.get(label, slice(0, 0))
-            scores = LabelScores(confidence[found], correct[found], image[found], positive_image[true], self.images)
-            yield label, scores, self._judged_from(label)
-
-    def _judged_from(self, label: str) -> float | None:
-        if self.cuts is None:
-            return self.min_confidence
-        return max(self.cuts[label], self.min_confidence) if label in self.cuts else None
-
-
-def _detections(numbered: pl.DataFrame) -> pl.DataFrame:
-    """`uri`, `image`, `min_confidence`, `label`, `confidence` and the box, one row per detection."""
-    label = pl.col("labels").struct
-    return (
-        numbered.select("uri", "image", "min_confidence", "labels")
-        .explode("labels", empty_as_null=False, keep_nulls=False)
-        .select(
-            "uri",
-            "image",
-            "min_confidence",
-            label.field("name").alias("label"),
-            label.field("confidence"),
-            label.field(*_BOX).cast(pl.Float64),
-        )
-        .filter(pl.col("label").is_not_null(), pl.col("confidence").is_finite())
-    )
-
-
-def _judge_images(detected: pl.DataFrame, expected: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The highest confidence of each label on each image, and the true labels."""
-    positives = expected.explode("labels").drop_nulls("labels").select("image", label="labels")
-    highest = detected.group_by("label", "image").agg(pl.col("confidence").max())
-    judged = highest.join(positives.with_columns(correct=True), on=["label", "image"], how="left")
-    return judged.with_columns(pl.col("correct").fill_null(value=False)), positives
-
-
-def _judge_boxes(boxed: pl.DataFrame, boxes: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The detected boxes, and the true boxes."""
-    correct = matched_boxes(boxed, boxes, _MIN_IOU)
-    return boxed.select("label", "confidence", "image").with_columns(correct.alias("correct")), boxes
-
-
-def _slices(by_label: pl.DataFrame) -> dict[str, slice]:
-    counts = by_label.group_by("label", maintain_order=True).len()
-    ends = counts["len"].cum_sum().to_list()
-    starts = [0, *ends]
-    return {label: slice(*rows) for label, *rows in zip(counts["label"], starts, ends, strict=False)}
 
 
 _INTERVALS: Final = tuple(f"{name}_{end}" for name in ("threshold", *_METRICS) for end in ("low", "high"))

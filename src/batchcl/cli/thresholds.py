@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchcl.cli.evaluate import Attribute, SkipBadLines, TruthFile, read_labels
-from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit, emit_object
+from batchcl.cli.output import (
+    Csv,
+    Date,
+    Json,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    check_format,
+    emit,
+    emit_object,
+    open_root_results,
+)
 from batchcl.cli.streams import write_line
 from batchcl.quantities import pluralize
 
@@ -66,7 +79,6 @@ def thresholds(
       batchcl thresholds s3://bucket/out --recall 0.9 --json | jq '.labels[] | {label, threshold, precision}'
     """
     check_format(json=json, csv=csv)
-    from batchcl.analysis.results import open_results
     from batchcl.analysis.thresholds import (
         check_thresholds_arguments,
         check_thresholds_path,
@@ -77,19 +89,11 @@ def thresholds(
     check_thresholds_arguments(precision=precision, recall=recall, bins=bins)
     if out is not None:
         check_thresholds_path(out, root=root, overwrite=overwrite)
-    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    results = open_root_results(root, model=model, run=run, date=date, profile=profile, region=region)
     labels = read_labels(
         truth, results, attribute=attribute, skip_bad_lines=skip_bad_lines, profile=profile, region=region
     )
-    choice = choose_thresholds(
-        results.images(),
-        labels,
-        precision=precision,
-        recall=recall,
-        image_level=image_level,
-        bins=bins,
-        failures=results.failures(),
-    )
+    choice = choose_thresholds(results, labels, precision=precision, recall=recall, image_level=image_level, bins=bins)
     if json:
         emit_object(_as_object(choice), json=True)
     elif csv:

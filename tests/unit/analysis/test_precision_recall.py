@@ -122,7 +122,7 @@ def plain_bootstrap(
         chosen, reached = choose(resampled, criterion)
         thresholds.append(float(resampled.thresholds[chosen]) if reached else np.inf)
         predicted = score[drawn] >= curve.thresholds[at]
-        f1.append(2 * np.sum(truth[drawn] & predicted) / (np.sum(truth[drawn]) + np.sum(predicted)))
+        f1.append(float(2 * np.sum(truth[drawn] & predicted) / (np.sum(truth[drawn]) + np.sum(predicted))))
     return thresholds, f1
 
 

@@ -26,6 +26,7 @@ from batchcl.analysis.truth import read_truth
 from batchcl.cli import thresholds
 from batchcl.errors import OutputError, UsageError
 from batchcl.outcomes import Label
+from batchcl.thresholds import Thresholds
 from unit.analysis.conftest import Root, arn_of, scored
 from unit.analysis.test_evaluate import boxes, carrying, line, write
 
@@ -49,8 +50,7 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def chosen(root: Root, manifest: Path, **options: Any) -> ThresholdChoice:
-    results = open_results(str(root))
-    return choose_thresholds(results.images(), read_truth(manifest), resamples=50, **options)
+    return choose_thresholds(open_results(str(root)), read_truth(manifest), resamples=50, **options)
 
 
 def by_label(choice: ThresholdChoice) -> dict[str, dict[str, Any]]:
@@ -236,6 +236,38 @@ def test_a_long_curve_is_thinned_and_keeps_the_chosen_point(root: Root, manifest
     assert 50 <= len(points) <= 51
 
 
+def test_the_latest_version_of_an_image_is_judged(root: Root, manifest: Path) -> None:
+    noon = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
+    for hours, confidence in ((0, 50), (2, 70), (1, 60)):
+        at = noon + dt.timedelta(hours=hours)
+        version = scored("s3://b/1", Label("cat", confidence), at=at, version_id=str(confidence))
+        root.results(version, scored("s3://b/2"), min_confidence=confidence - 40, run_id=f"r{hours}")
+    choice = chosen(root, write(manifest, line("s3://b/1", "cat"), line("s3://b/2")))
+    row = by_label(choice)["cat"]
+    assert (row["threshold"], row["positives"], row["scored"], choice.summary["images"]) == (70, 1, 1, 2)
+    assert choice.summary["min_confidence"] == [30], "of the rows that count"
+
+
+def test_images_in_truth_or_results_only_are_counted(root: Root, manifest: Path) -> None:
+    root.results(scored("s3://b/1", Label("cat", 90)), scored("s3://b/x"), min_confidence=0)
+    summary = chosen(root, write(manifest, line("s3://b/1", "cat"), line("s3://b/gone", "cat"))).summary
+    assert (summary["images"], summary["missing"], summary["extra"]) == (1, 1, 1)
+    assert (summary["missing_examples"], summary["extra_examples"]) == (["s3://b/gone"], ["s3://b/x"])
+
+
+def test_no_common_image_is_an_error_with_an_example_of_both(root: Root, manifest: Path) -> None:
+    root.results(scored("s3://b/images/1.jpg"))
+    with pytest.raises(UsageError, match=r"s3://B/images/1.jpg.*s3://b/images/1.jpg"):
+        chosen(root, write(manifest, line("s3://B/images/1.jpg", "cat")))
+
+
+def test_results_without_low_scores_are_refused(root: Root, manifest: Path) -> None:
+    root.results(scored("s3://b/1", Label("cat", 90)), min_confidence=0)
+    results = open_results(str(root), thresholds=50.0)
+    with pytest.raises(UsageError, match="opened with thresholds"):
+        choose_thresholds(results, read_truth(write(manifest, line("s3://b/1", "cat"))))
+
+
 def test_models_are_never_mixed(root: Root, manifest: Path) -> None:
     for model in ("m@1", "m@2"):
         root.results(scored("s3://b/1", Label("cat", 90)), model=model)
@@ -244,6 +276,18 @@ def test_models_are_never_mixed(root: Root, manifest: Path) -> None:
 
 
 # the file
+
+
+def test_readers_apply_the_file(root: Root, manifest: Path, tmp_path: Path) -> None:
+    random_root(root, manifest)
+    choice = chosen(root, manifest, precision=0.6)
+    file = tmp_path / "t.toml"
+    write_thresholds(choice, file, root=str(root))
+    read = Thresholds.read(file)
+    assert read.model == choice.summary["model_arn"]
+    with_them = evaluate(open_results(str(root), thresholds=read).images(), read_truth(manifest)).labels
+    expected = choice.labels.select("label", "predicted", "precision", "recall", "f1")
+    assert with_them.select(expected.columns).equals(expected)
 
 
 @pytest.fixture
@@ -258,6 +302,7 @@ def test_hostile_labels_survive_the_file(choice: ThresholdChoice, tmp_path: Path
     file = tmp_path / "t.toml"
     write_thresholds(choice, file, root='out"\n[labels]', truth="a\nb = 1")
     written = tomllib.loads(file.read_text(encoding="utf-8"))
+    assert Thresholds.read(file).labels == written["labels"]
     assert written == {"model": arn_of("cats@v1"), "labels": {label: 70.1 for label in HOSTILE if label}}
     assert "\u202e" not in file.read_text(encoding="utf-8"), "visible text only"
 
