@@ -194,7 +194,8 @@ def _resampled(
     """
     images, number = np.unique(np.concatenate([scores.image, scores.positive_image]), return_inverse=True)
     blocks = min(images.size, _BLOCKS)
-    block = number if blocks == images.size else np.take(random.permutation(images.size) % blocks, number)
+    shuffled = np.arange(images.size) if blocks == images.size else random.permutation(np.arange(images.size))
+    block = (shuffled % blocks)[number]
     all_blocks = max(round(scores.images * blocks / images.size), blocks)
     drawn = random.binomial(all_blocks, blocks / all_blocks, size=resamples)
     draws = np.repeat(np.arange(resamples) * blocks, drawn) + random.integers(blocks, size=int(drawn.sum()))

@@ -414,7 +414,7 @@ def test_output_for_people_names_what_limits_the_choice(root: Root, manifest: Pa
     assert "criterion       recall of at least 0.9" in result.stdout.splitlines()
     cat = next(line for line in result.stdout.splitlines() if line.startswith("cat"))
     assert cat.split()[1] == "60"
-    assert cat.endswith("recall of at least 0.9 not reached, a lower one may do, few images")
+    assert cat.endswith("recall of at least 0.9 not reached, lower scores are cut off, few images")
     assert "scores are cut off from below for 1 label" in result.stderr
     assert "fewer than 30 images are behind 1 label:" in result.stderr
 
