@@ -173,6 +173,7 @@ def _remark(row: dict[str, Any], criterion: str) -> str:
         return f"no threshold: {NO_THRESHOLD[row['status']]}"
     remarks = [f"{criterion} not reached"] if row["status"] == ThresholdStatus.NOT_REACHED else []
     remarks += ["lower scores are cut off"] if row["at_cut"] else []
+    remarks += ["every image has it: precision can't be judged"] if row["negatives"] == 0 else []
     remarks += ["few images"] if row["few_images"] else []
     return ", ".join(remarks)
 
