@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from batchcl.analysis.results import Results
     from batchcl.analysis.truth import Truth
 
-__all__ = ["Attribute", "SkipBadLines", "TruthFile", "evaluate", "read_labels", "show_confusion"]
+__all__ = ["Attribute", "SkipBadLines", "TruthFile", "evaluate", "local_copy", "read_labels", "show_confusion"]
 
 TruthFile = Annotated[
     str | None,
@@ -128,12 +128,12 @@ def read_labels(
 
     if truth is None:
         return carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
-    with _local_copy(truth, profile=profile, region=region) as path:
+    with local_copy(truth, profile=profile, region=region) as path:
         return read_truth(path, name=truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
 
 
 @contextmanager
-def _local_copy(manifest: str, *, profile: str | None, region: str | None) -> Iterator[Path]:
+def local_copy(manifest: str, *, profile: str | None, region: str | None) -> Iterator[Path]:
     """The manifest, or a temporary copy if it is in S3, as the snapshots of trainings are."""
     if not manifest.startswith("s3://"):
         yield Path(manifest)

@@ -277,11 +277,10 @@ def test_no_common_image_is_an_error_with_an_example_of_both(root: Root, manifes
         chosen(root, write(manifest, line("s3://B/images/1.jpg", "cat")))
 
 
-def test_results_without_low_scores_are_refused(root: Root, manifest: Path) -> None:
-    root.results(scored("s3://b/1", Label("cat", 90)), min_confidence=0)
-    results = open_results(str(root), thresholds=50.0)
-    with pytest.raises(UsageError, match="opened with thresholds"):
-        choose_thresholds(results, read_truth(write(manifest, line("s3://b/1", "cat"))))
+def test_thresholds_of_the_results_are_ignored(root: Root, manifest: Path) -> None:
+    simple(root, manifest)
+    results = open_results(str(root), thresholds=75.0)
+    assert by_label(choose_thresholds(results, read_truth(manifest)))["cat"]["threshold"] == 60
 
 
 def test_models_are_never_mixed(root: Root, manifest: Path) -> None:
