@@ -278,7 +278,14 @@ class Results:
     @cached_property
     def _statistics(self) -> list[PartStatistics]:
         """Of one file of each run, which all have the same model and threshold, and of all files of exports."""
-        parts = [part for part in self._parts if part.table == "results" and self._part_filter.matches(part)]
+        files = self._images()
+        found = self._read_statistics(files.parts)
+        if files.newest is not None and len({each.min_confidences for each in found}) > 1:
+            newest = files.newest.of(part.model for part in files.parts)
+            found = self._read_statistics(part for part in files.parts if part not in newest or newest[part].any())
+        return found
+
+    def _read_statistics(self, parts: Iterable[PublishedPart]) -> list[PartStatistics]:
         one_of_each = {part.run or part.path: part for part in parts}.values()
         return list(read_ahead(one_of_each, lambda part: read_statistics(self._store, part), footers=True))
 
