@@ -34,8 +34,8 @@ from batchcl.aws.session import Aws
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.source_counts import SourceCounts
 from batchcl.scoring.work_list_writer import write_work_list
+from batchcl.source_counts import SourceCounts
 from batchcl.sources.filters import Filters
 from batchcl.sources.open import open_sources
 from batchcl.sources.select import Selection

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
     from batchcl.scoring.run import run
-    from batchcl.scoring.source_counts import SourceCounts
+    from batchcl.source_counts import SourceCounts
     from batchcl.stop_signal import StopSignal
     from batchcl.summary import SessionRecord, Summary
 
@@ -163,7 +163,7 @@ _EXPORTS = {
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),
     "batchcl.scoring.run": ("run",),
-    "batchcl.scoring.source_counts": ("SourceCounts",),
+    "batchcl.source_counts": ("SourceCounts",),
     "batchcl.stop_signal": ("StopSignal",),
     "batchcl.summary": ("SessionRecord", "Summary"),
 }

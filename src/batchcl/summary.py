@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from batchcl.source_counts import SourceCounts
+
 __all__ = ["SessionRecord", "Summary", "rate"]
 
 
@@ -112,6 +114,21 @@ class Summary:
     round: int = 0
     reason: str | None = None
     sessions: tuple[SessionRecord, ...] = ()
+
+    @property
+    def source_counts(self) -> SourceCounts:
+        """What became of the lines and images of the sources."""
+        return SourceCounts(
+            lines=self.lines,
+            bad=self.bad_lines,
+            left_out=self.left_out,
+            repeated=self.repeated,
+            filtered=self.filtered,
+            filtered_by=self.filtered_by,
+            known=self.known,
+            known_failed=self.known_failed,
+            planned=self.planned,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for `--json`."""

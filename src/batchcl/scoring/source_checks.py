@@ -20,7 +20,7 @@ from batchcl.job import Job
 from batchcl.loaders.preflight import SAMPLE_SIZE, check_images_readable, probe, sample_images, spelling_hint
 from batchcl.quantities import confidence_hint, pluralize
 from batchcl.runs.layout import output_root
-from batchcl.scoring.source_counts import SourceCounts
+from batchcl.source_counts import SourceCounts
 from batchcl.sources.base import Source, SourceCheck
 from batchcl.sources.filters import describe_filters
 from batchcl.sources.from_results import MEMBERS, NOT_FITTING, open_published_images

@@ -15,7 +15,7 @@ from batchcl.events import Progress
 from batchcl.images import Bookmark, ImageRef
 from batchcl.outcomes import KnownStatus
 from batchcl.runs.worklist import WorkList, WorkListTotals, image_table
-from batchcl.scoring.source_counts import SourceCounts
+from batchcl.source_counts import SourceCounts
 from batchcl.sources.select import SelectedPage
 
 __all__ = ["AHEAD_IMAGES", "LISTED_PER_S", "KnownImages", "wait_for_calls", "write_work_list"]

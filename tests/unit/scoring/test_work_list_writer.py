@@ -15,8 +15,8 @@ from batchcl.outcomes import KnownStatus
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, image_table
-from batchcl.scoring.source_counts import SourceCounts
 from batchcl.scoring.work_list_writer import AHEAD_IMAGES, LISTED_PER_S, wait_for_calls, write_work_list
+from batchcl.source_counts import SourceCounts
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
 from unit.sources.test_select import FakeSource

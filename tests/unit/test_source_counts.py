@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from batchcl.scoring.source_counts import SourceCounts
+from batchcl.source_counts import SourceCounts
 
 
 def test_lines_add_up_and_zeros_are_not_shown() -> None:
