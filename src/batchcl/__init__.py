@@ -7,7 +7,8 @@ summary = batchcl.run_sync(batchcl.Job(sources="photos/", model="products@v3", o
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
-Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect` and `doctor`.
+Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor`
+and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from batchcl.analysis.results import Results, open_results
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
-    from batchcl.blocking import detect_sync, doctor_sync, plan_sync, retry_sync, run_sync
+    from batchcl.blocking import detect_sync, doctor_sync, plan_sync, retry_sync, run_sync, write_report_sync
     from batchcl.choices import Encryption, ServerSideEncryption, SourceKind, Transport
     from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from batchcl.job import Job, load_job
     from batchcl.outcomes import Counts, Detection, Label
     from batchcl.quantities import Tolerance, Units
+    from batchcl.report.write import Report, write_report
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
@@ -109,6 +111,7 @@ __all__ = [
     "RefusedError",
     "RegionError",
     "RejectedError",
+    "Report",
     "Results",
     "ServerSideEncryption",
     "SessionRecord",
@@ -144,6 +147,8 @@ __all__ = [
     "retry_sync",
     "run",
     "run_sync",
+    "write_report",
+    "write_report_sync",
 ]
 
 _EXPORTS = {
@@ -151,7 +156,14 @@ _EXPORTS = {
     "batchcl.analysis.results": ("Results", "open_results"),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
-    "batchcl.blocking": ("detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync"),
+    "batchcl.blocking": (
+        "detect_sync",
+        "doctor_sync",
+        "plan_sync",
+        "retry_sync",
+        "run_sync",
+        "write_report_sync",
+    ),
     "batchcl.choices": ("Encryption", "ServerSideEncryption", "SourceKind", "Transport"),
     "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
@@ -159,6 +171,7 @@ _EXPORTS = {
     "batchcl.job": ("Job", "load_job"),
     "batchcl.outcomes": ("Counts", "Detection", "Label"),
     "batchcl.quantities": ("Tolerance", "Units"),
+    "batchcl.report.write": ("Report", "write_report"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),

@@ -64,14 +64,12 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """All tables of the report, without pictures.
+    """All tables of the report.
 
     Attributes:
         totals: over the selected rows.
         models: `model`, `model_arn`, `min_confidence` (null for the model's own thresholds), `images`.
         runs: the selected runs, the newest first, with the fields of `RunState`.
-        records: run id → record, for some of `runs`.
-        summaries: run id → summary, likewise.
         labels: as `label_table`, with `share` of the model's images.
         nights: `model`, `label`, `date`, `images`, `share` of the most frequent labels on each date with results.
         histogram: of all detections: `from`, `to`, `detections`, and `model` if there are several.
@@ -80,13 +78,14 @@ class Contents:
         failures: as `failure_table`.
         evaluation: None without truth.
         no_evaluation: why there is no evaluation although truth exists, or is expected; may be empty.
+        charted: model and label of the most frequent labels, which have charts.
+        records: run id → record of some of `runs`.
+        summaries: run id → summary, likewise.
     """
 
     totals: Totals
     models: pl.DataFrame
     runs: pl.DataFrame
-    records: Mapping[str, RunRecord]
-    summaries: Mapping[str, Summary]
     labels: pl.DataFrame
     nights: pl.DataFrame
     histogram: pl.DataFrame
@@ -95,8 +94,15 @@ class Contents:
     failures: pl.DataFrame
     evaluation: Evaluation | None = None
     no_evaluation: str = ""
-    charted: Sequence[tuple[str, str]] = field(default=())
-    """Model and label of the most frequent labels."""
+    charted: Sequence[tuple[str, str]] = ()
+    records: Mapping[str, RunRecord] = field(default_factory=dict)
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
+
+    @property
+    def frequent(self) -> list[str]:
+        """All labels, the most frequent first."""
+        named = self.labels.filter(pl.col("label") != NO_LABEL)
+        return named.sort("images", descending=True)["label"].unique(maintain_order=True).to_list()
 
 
 def contents_of(
@@ -106,8 +112,6 @@ def contents_of(
     failures: pl.LazyFrame,
     history: pl.LazyFrame,
     runs: pl.DataFrame,
-    records: Mapping[str, RunRecord],
-    summaries: Mapping[str, Summary],
     evaluation: Evaluation | None,
     no_evaluation: str,
 ) -> Contents:
@@ -119,8 +123,6 @@ def contents_of(
         failures: the selected images without a result.
         history: images of all dates, for the shares over the nights.
         runs: the selected runs, as from `Results.runs()`.
-        records: of some of `runs`.
-        summaries: likewise.
         evaluation: of `images`.
         no_evaluation: why it is None.
     """
@@ -134,8 +136,6 @@ def contents_of(
         totals=_totals(images, failures),
         models=models,
         runs=runs.sort("started_at", descending=True, nulls_last=True),
-        records=records,
-        summaries=summaries,
         labels=labels,
         nights=nights(history, labels=[label for _, label in charted]),
         histogram=confidence_histogram(detections),

@@ -25,17 +25,27 @@ from batchcl.analysis.evaluate import NONE, Evaluation
 from batchcl.quantities import pluralize
 from batchcl.report import charts
 from batchcl.report.contents import NO_LABEL, Contents, lowest_confidence
+from batchcl.report.gallery import GalleryPicture, categories
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 __all__ = ["Charts", "Request", "draw_charts", "render"]
 
+_DASH: Final = "\N{EN DASH}"
+"""For a value that is undefined or unknown."""
+
 _MOST_RUNS: Final = 20
 _MOST_EXAMPLES: Final = 3
 _WIDEST_MATRIX: Final = 16
 _LEVELS: Final = 4
 _WIDE, _NARROW = 960, 320
+_MOST_TAGS: Final = 5
+_CATEGORY_NOTES: Final = {
+    "Changed since the baseline": "The most confident label is another one.",
+    "Wrong according to the truth": "The most confident label is not a true one; the most confident mistakes first.",
+    "Most uncertain": "A small change of a confidence would change the result.",
+}
 _INVISIBLE: Final = frozenset({"Cc", "Cs", "Co", "Cn", "Zl", "Zp"})
 _BIDI_CONTROLS: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -108,7 +118,9 @@ def _overall(contents: Contents, draw: Any) -> dict[str, str]:
     return {str(model): draw(part) for (model,), part in frame.group_by("model", maintain_order=True)}
 
 
-def render(contents: Contents, drawn: Charts, request: Request, *, rows: int, gallery: Any = None) -> str:
+def render(
+    contents: Contents, drawn: Charts, request: Request, *, rows: int, pictures: Sequence[GalleryPicture] = ()
+) -> str:
     """The page.
 
     Args:
@@ -116,9 +128,10 @@ def render(contents: Contents, drawn: Charts, request: Request, *, rows: int, ga
         drawn: its charts.
         request: what it is about.
         rows: the largest number of rows in a table.
-        gallery: the pictures; None for a page without them.
+        pictures: the gallery.
     """
-    page = _View(contents, drawn, request, rows).page() | {"gallery": gallery}
+    page = _View(contents, drawn, request, rows).page()
+    page["gallery"] = _gallery(pictures, request) if pictures else None
     page["sections"] = _sections(page)
     return _environment().get_template("report.html").render(page)
 
@@ -146,7 +159,7 @@ def _shown(value: Any) -> Any:
     from markupsafe import Markup
 
     if value is None:
-        return "–"
+        return _DASH
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return visible(value)
@@ -271,7 +284,7 @@ class _View:
         """Names and values of what applied to the runs: models, thresholds, sources."""
         contents = self.contents
         newest = next((run for run in contents.runs["run_id"].to_list() if run in contents.records), None)
-        facts = [
+        facts: list[dict[str, Any]] = [
             {
                 "name": "Model" if contents.models["model_arn"].n_unique() == 1 else "Models",
                 "values": contents.models["model_arn"].unique(maintain_order=True).head(self.rows).to_list(),
@@ -308,6 +321,7 @@ class _View:
         contents = self.contents
         labels = contents.labels
         named = labels.filter(pl.col("label") != NO_LABEL)
+        largest = float(named.select(pl.col("share").max().fill_null(1)).item())
         totals = contents.totals
         with_label = totals.scored - totals.unlabelled
         summary = (
@@ -316,7 +330,7 @@ class _View:
             f"{_number(totals.unlabelled)} {'has' if totals.unlabelled == 1 else 'have'} none."
         )
         return {
-            "labels": [_label(row) for row in labels.head(self.rows).iter_rows(named=True)],
+            "labels": [_label(row, largest) for row in labels.head(self.rows).iter_rows(named=True)],
             "labels_summary": summary,
             "more_labels": _number(labels.height - self.rows) if labels.height > self.rows else "",
             "nights": self._nights(),
@@ -395,10 +409,10 @@ class _View:
                 "images": _number(each.images),
                 "calls": _number(each.calls),
                 "throttled": _number(each.throttled),
-                "share": _percent(each.throttled / each.calls) if each.calls else "–",
-                "pace": _pace(each.images_per_second) if each.seconds else "–",
+                "share": _percent(each.throttled / each.calls) if each.calls else _DASH,
+                "pace": _pace(each.images_per_second) if each.seconds else _DASH,
                 "time": _duration(each.seconds),
-                "cost": "–" if each.cost_usd is None else _dollars(each.cost_usd),
+                "cost": _DASH if each.cost_usd is None else _dollars(each.cost_usd),
             }
             for each in summary.sessions[-self.rows :]
         ]
@@ -432,7 +446,9 @@ class _View:
             "Micro F1": summary["micro_f1"],
             "Mean average precision": summary.get("mean_average_precision"),
         }
-        text = f"{pluralize(summary['images'], 'image')} with a result compared with {_its(summary['images'])} true labels."
+        images = summary["images"]
+        whose = "its" if images == 1 else "their"
+        text = f"{pluralize(images, 'image')} with a result, compared with {whose} true labels."
         notes = []
         if summary["missing"]:
             failed = f", {_number(summary['missing_failed'])} of them failed" if summary["missing_failed"] else ""
@@ -462,8 +478,50 @@ class _View:
         return [{**row, "images": _number(row["images"])} for row in most.iter_rows(named=True)]
 
 
-def _its(number: int) -> str:
-    return "its" if number == 1 else "their"
+def _gallery(pictures: Sequence[GalleryPicture], request: Request) -> dict[str, Any]:
+    names = sorted({label["name"] for each in pictures for label in each.chosen.row["labels"]})
+    numbers = {name: number for number, name in enumerate(names)}
+    missing = sum(not each.picture.jpeg for each in pictures)
+    notes = [] if not missing else [f"{pluralize(missing, 'picture')} can't be shown; the reason is at its place."]
+    images = pluralize(len(pictures), "image")
+    return {
+        "summary": f"{images}, by why they were chosen; each is shown once, with the boxes and labels of its result.",
+        "notes": notes,
+        "labels": names,
+        "has_unlabelled": any(not each.chosen.row["labels"] for each in pictures),
+        "categories": [
+            {
+                "title": title,
+                "note": _CATEGORY_NOTES.get(title, ""),
+                "cards": [_card(each, numbers, request) for each in of_category],
+            }
+            for title, of_category in categories(pictures)
+        ],
+    }
+
+
+def _card(each: GalleryPicture, numbers: Mapping[str, int], request: Request) -> dict[str, Any]:
+    row, picture = each.chosen.row, each.picture
+    labels = sorted(row["labels"], key=lambda label: (-label["confidence"], label["name"]))
+    boxes = sum(label["left"] is not None for label in labels)
+    texts = [
+        each.chosen.reason,
+        picture.note,
+        f"Also: {', '.join(each.chosen.also).lower()}" if each.chosen.also else "",
+    ]
+    return {
+        "filter": " ".join(f"{numbers[label['name']]}:{label['confidence']:.2f}" for label in labels),
+        "src": f"data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}" if picture.jpeg else "",
+        "width": picture.width,
+        "height": picture.height,
+        "alt": f"Picture with {boxes:,} {'box' if boxes == 1 else 'boxes'}" if boxes else "Picture",
+        "error": picture.error,
+        "key": row["uri"],
+        "tags": [{"label": label["name"], "confidence": f"{label['confidence']:.1f}"} for label in labels[:_MOST_TAGS]],
+        "more_tags": _number(len(labels) - _MOST_TAGS) if len(labels) > _MOST_TAGS else "",
+        "texts": [text for text in texts if text],
+        "command": shlex.join(["batchcl", "show", request.root, row["uri"], *request.options, "--out", "pictures"]),
+    }
 
 
 def _figure(name: str, value: str, note: str = "", *, is_alert: bool = False) -> dict[str, Any]:
@@ -475,26 +533,27 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
     counts = {name: _number(run[name]) for name in ("planned", "scored", "failed", "skipped", "left")}
     return {
         "run_id": run["run_id"],
-        "started": _time(run["started_at"]),
+        "started": _time(run["started_at"]).removesuffix(" UTC"),
         "state": run["state"],
         "reason": run["reason"],
         **counts,
         "pace": _pace(run["images_per_second"]),
-        "throttled": _percent(run["throttled"] / run["calls"]) if run["calls"] else "–",
+        "throttled": _percent(run["throttled"] / run["calls"]) if run["calls"] else _DASH,
         "time": _duration(run["seconds"]),
-        "cost": "–" if run["cost_usd"] is None else _dollars(run["cost_usd"]),
+        "cost": _DASH if run["cost_usd"] is None else _dollars(run["cost_usd"]),
     }
 
 
-def _label(row: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {name: "–" if row[name] is None else f"{row[name]:.1f}" for name in ("mean", "p10", "p50", "p90")}
+def _label(row: Mapping[str, Any], largest: float) -> dict[str, Any]:
+    """A row of `labels`, with a bar relative to the `largest` share."""
+    numbers = {name: _DASH if row[name] is None else f"{row[name]:.1f}" for name in ("mean", "p10", "p50", "p90")}
     return {
         "model": row["model"],
         "label": row["label"],
         "images": _number(row["images"]),
         "detections": _number(row["detections"]),
         "share": _percent(row["share"]),
-        "ratio": row["share"] or 0.0,
+        "ratio": min(1.0, (row["share"] or 0.0) / largest),
         **numbers,
     }
 
@@ -550,22 +609,22 @@ def _markup(svg: str) -> Any:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
+    return _DASH if value is None else f"{value:,.0f}"
 
 
 def _percent(value: Any) -> str:
     if value is None:
-        return "–"
+        return _DASH
     percent = float(value) * 100
     return f"{percent:.2f}%" if 0 < percent < 1 else f"{percent:.1f}%"
 
 
 def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return _DASH if value is None else f"{value:.3f}"
 
 
 def _pace(value: Any) -> str:
-    return "–" if value is None else f"{float(value):,.1f}"
+    return _DASH if value is None else f"{float(value):,.1f}"
 
 
 def _dollars(value: float) -> str:
@@ -574,7 +633,7 @@ def _dollars(value: float) -> str:
 
 def _duration(seconds: float | None) -> str:
     if seconds is None:
-        return "–"
+        return _DASH
     if seconds < 10:  # noqa: PLR2004
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     minutes, rest = divmod(round(seconds), 60)
@@ -588,7 +647,7 @@ def _duration(seconds: float | None) -> str:
 
 def _time(moment: Any) -> str:
     if moment is None:
-        return "–"
+        return _DASH
     return f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
 
 
@@ -601,4 +660,4 @@ def _period(first: dt.datetime | None, last: dt.datetime | None) -> str:
 
 
 def _nights_period(nights: pl.DataFrame) -> str:
-    return "" if nights.is_empty() else f"{nights['date'].min()} to {nights['date'].max()}"
+    return "" if nights.is_empty() else f"{nights['date'].min()!s} to {nights['date'].max()!s}"

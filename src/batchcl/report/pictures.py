@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,7 +88,7 @@ async def fetch_pictures(
     quality: int,
     concurrency: int,
     has_caption: bool = False,
-) -> AsyncIterator[Picture]:
+) -> AsyncGenerator[Picture]:
     """Read the images of `rows` and yield their pictures as JPEG, in the order of the rows.
 
     An image that is missing, denied, corrupt or too large yields a `Picture` with an error. If an image has changed
