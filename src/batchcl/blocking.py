@@ -17,6 +17,7 @@ from anyio.from_thread import start_blocking_portal
 
 from batchcl.diagnosis import CheckTarget, Diagnosis, Finding, doctor
 from batchcl.job import Job
+from batchcl.report.show import show
 from batchcl.report.write import Report, write_report
 from batchcl.scoring.detect import DetectResult, ImageInput, detect
 from batchcl.scoring.plan import Plan, plan
@@ -26,10 +27,13 @@ from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from batchcl.aws.session import Aws
+    from batchcl.choices import Order
     from batchcl.events import Observer
 
-__all__ = ["detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync", "write_report_sync"]
+__all__ = ["detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync", "show_sync", "write_report_sync"]
 
 _Result = TypeVar("_Result")
 
@@ -131,6 +135,43 @@ def write_report_sync(
             max_mb=max_mb,
             aws=aws,
             utcnow=utcnow,
+        )
+    )
+
+
+def show_sync(
+    root: str,
+    uris: Sequence[str | PathLike[str]] = (),
+    *,
+    out: str | PathLike[str],
+    where: str | None = None,
+    sort: Order | str | None = None,
+    limit: int = 20,
+    seed: int = 0,
+    truth: str | PathLike[str] | None = None,
+    max_px: int | None = None,
+    model: str | None = None,
+    run_id: str | None = None,
+    date: dt.date | str | None = None,
+    aws: Aws | None = None,
+) -> pl.DataFrame:
+    """`show`, blocking."""
+    return _wait(
+        partial(
+            show,
+            root,
+            uris,
+            out=out,
+            where=where,
+            sort=sort,
+            limit=limit,
+            seed=seed,
+            truth=truth,
+            max_px=max_px,
+            model=model,
+            run_id=run_id,
+            date=date,
+            aws=aws,
         )
     )
 

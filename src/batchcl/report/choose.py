@@ -93,7 +93,7 @@ def most_uncertain(
             )
         ]
     )
-    margins = candidates.sort("rank").unique(ROW_INDEX, keep="first", maintain_order=True)
+    margins = candidates.sort("rank", "label", "other").unique(ROW_INDEX, keep="first", maintain_order=True)
     side = pl.when(pl.col("confidence") < pl.col("threshold")).then(pl.lit("below")).otherwise(pl.lit("above"))
     subject, distance = pl.format("{} {}", "label", _one("confidence")), _two("rank")
     second = pl.format("{} and {} {} differ by {}", subject, "other", _one("other_confidence"), distance)
