@@ -115,8 +115,7 @@ def show(
         )
         index = anyio.run(run_until_first_signal, work)
     shown = index if json or csv else index.select("file", "reason", "labels", "uri")
-    if index.height or json or csv:
-        emit(shown, json=json, csv=csv)
+    emit(shown, json=json, csv=csv)
     if _report(index, out):
         raise typer.Exit(ExitCode.FAILURES)
 

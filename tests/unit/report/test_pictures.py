@@ -121,8 +121,8 @@ def test_the_caption_has_image_labels_and_notes(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(Image.new("RGB", (600, 600))))
     changed = {"size_bytes": 1}
-    rows = [{"labels": [WHOLE]}, {"labels": []}, {"labels": [WHOLE], **changed}, {"labels": [CAT]}]
-    rows.append({"labels": [WHOLE] * 250})
+    rows: list[dict[str, Any]] = [{"labels": labels} for labels in ([WHOLE], [], [WHOLE], [CAT], [WHOLE] * 250)]
+    rows[2] |= changed
     heights = [each.height - 600 for each in fetched(frame(*(local(path, **row) for row in rows)), has_caption=True)]
     assert heights[0] == heights[1] > 10
     assert heights[2] > heights[0]

@@ -117,7 +117,11 @@ def test_the_command_reports_what_has_no_picture(shown: Root, tmp_path: Path, cl
     assert "\x1b" not in table.out
     assert "\u202e" not in table.out
     nothing = cli("show", shown, "--out", "empty", "--where", "label = 'cow'", cwd=tmp_path)
-    assert (nothing.code, nothing.out, nothing.err) == (0, "", "batchcl: no image matches\n")
+    assert (nothing.code, nothing.out, nothing.err) == (
+        0,
+        "file  reason  labels  uri\n",
+        "batchcl: no image matches\n",
+    )
 
 
 @pytest.mark.parametrize(
