@@ -195,9 +195,9 @@ def _labels(images: pl.LazyFrame, detections: pl.LazyFrame) -> pl.DataFrame:
 
 def _keyed(histograms: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
     """`histograms` with the column `model` also where there is only one."""
-    if "model" in histograms.columns or models.is_empty():
+    if "model" in histograms.columns:
         return histograms
-    return histograms.with_columns(pl.lit(models["model"].first()).alias("model"))
+    return histograms.with_columns(pl.lit(models["model"].first(), pl.String).alias("model"))
 
 
 def nights(images: pl.LazyFrame, *, labels: Sequence[str]) -> pl.DataFrame:
