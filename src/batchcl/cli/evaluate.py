@@ -12,9 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Final
 import anyio
 import typer
 
-from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit, emit_object
-from batchcl.cli.streams import write_line
-from batchcl.quantities import confidence_hint
+from batchcl.cli.output import (
+    Csv,
+    Date,
+    Json,
+    MinConfidence,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    ThresholdsFile,
+    check_format,
+    emit,
+    emit_object,
+    open_root_results,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,14 +56,12 @@ def evaluate(
         str | None,
         typer.Option(help="Label attribute of the manifest (default: all, or the adjusted one).", show_default=False),
     ] = None,
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="Ignore detections below this confidence.", show_default=False),
-    ] = None,
     skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="Skip and count invalid lines.")] = False,
     model: Model = None,
     run: Run = None,
     date: Date = None,
+    min_confidence: MinConfidence = None,
+    thresholds: ThresholdsFile = None,
     json: Json = False,
     csv: Csv = False,
     profile: Profile = None,
@@ -73,13 +84,19 @@ def evaluate(
       batchcl evaluate s3://bucket/out --truth test.manifest --json | jq .summary.macro_f1
     """
     check_format(json=json, csv=csv)
-    if (question := confidence_hint(min_confidence)) is not None:
-        write_line(question)
     from batchcl.analysis.evaluate import evaluate as evaluated
-    from batchcl.analysis.results import open_results
     from batchcl.analysis.truth import carried_truth, read_truth
 
-    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    results = open_root_results(
+        root,
+        model=model,
+        run=run,
+        date=date,
+        min_confidence=min_confidence,
+        thresholds=thresholds,
+        profile=profile,
+        region=region,
+    )
     if truth is None:
         labels = carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
     else:
