@@ -26,7 +26,15 @@ NIGHTS = 3
 IMAGES = 30
 """Of each night."""
 
-_NAMES = ("<img src=x onerror=window.attacked=true>", ATTRIBUTE, f"{TURNED}", HEBREW, "$(touch x)`x`", "k" * 200, "plain")
+_NAMES = (
+    "<img src=x onerror=window.attacked=true>",
+    ATTRIBUTE,
+    f"{TURNED}",
+    HEBREW,
+    "$(touch x)`x`",
+    "k" * 200,
+    "plain",
+)
 
 
 def hostile_root(folder: Path) -> Root:
@@ -40,11 +48,11 @@ def hostile_root(folder: Path) -> Root:
     for night in range(NIGHTS):
         rows = []
         for number in range(IMAGES):
-            path = pictures / f"{night}-{number}-{_NAMES[number % len(_NAMES)]}.jpg".replace("/", "∕")
+            path = pictures / f"{night}-{number}-{_NAMES[number % len(_NAMES)]}.jpg"
             os.link(drawn, path)
             rows.append(_scored(path, night, number))
         root.results(*rows, run_id=f"night-{night}", date=f"2026-11-{21 + night}")
-    (pictures / f"2-1-{ATTRIBUTE}.jpg".replace("/", "∕")).unlink()
+    (pictures / f"2-1-{ATTRIBUTE}.jpg").unlink()
     root.failures([failed(f"s3://bucket/{STYLE}/{LONG}.jpg"), failed(f"s3://bucket/{TURNED}", code=SCRIPT)])
     return root
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from batchcl.aws.session import Aws
     from batchcl.choices import Order
     from batchcl.events import Observer
+    from batchcl.thresholds import Thresholds
 
 __all__ = ["detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync", "show_sync", "write_report_sync"]
 
@@ -115,6 +116,7 @@ def write_report_sync(
     model: str | None = None,
     run_id: str | None = None,
     date: dt.date | str | None = None,
+    thresholds: Thresholds | float | None = None,
     truth: str | PathLike[str] | None = None,
     gallery: int = 60,
     max_mb: float = 5.0,
@@ -130,6 +132,7 @@ def write_report_sync(
             model=model,
             run_id=run_id,
             date=date,
+            thresholds=thresholds,
             truth=truth,
             gallery=gallery,
             max_mb=max_mb,

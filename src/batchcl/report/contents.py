@@ -1,26 +1,27 @@
 """What the report shows, computed from the tables and records of an output root.
 
-Each function takes lazy frames as `Results` returns them and aggregates them in polars. Only aggregates leave polars.
+Tables are read in batches, of which only aggregates are kept: memory grows with the numbers of labels, nights and
+seconds, and by 4 bytes per detection.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import polars as pl
 
-from batchcl.analysis.counts import confidence_histogram, failure_table, label_table
+from batchcl.analysis.counts import NONE, confidence_histogram, failure_table, label_table
 from batchcl.analysis.evaluate import Evaluation
-from batchcl.analysis.results import shown_model
+from batchcl.analysis.part_files import Batch
+from batchcl.analysis.results import Results, shown_model
 from batchcl.runs.record import RunRecord
 from batchcl.summary import Summary
 
-__all__ = ["NO_LABEL", "Contents", "Throughput", "Totals", "contents_of", "throughput"]
+__all__ = ["Contents", "Throughput", "Totals", "contents_of", "lowest_confidence", "nights", "throughput"]
 
-NO_LABEL: Final = "(none)"
 _CHARTED_LABELS: Final = 12
 _MAX_INTERVALS: Final = 150
 _INTERVALS_S: Final = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 24 * 3600)
@@ -69,8 +70,9 @@ class Contents:
     Attributes:
         totals: over the selected rows.
         models: `model`, `model_arn`, `min_confidence` (null for the model's own thresholds), `images`.
+        notes: what a reader should know of the rows, such as that they are of several models.
         runs: the selected runs, the newest first, with the fields of `RunState`.
-        labels: as `label_table`, with `share` of the model's images.
+        labels: as `label_table`.
         nights: `model`, `label`, `date`, `images`, `share` of the most frequent labels on each date with results.
         histogram: of all detections: `from`, `to`, `detections`, and `model` if there are several.
         histograms: likewise for the most frequent labels, with `label`.
@@ -85,6 +87,7 @@ class Contents:
 
     totals: Totals
     models: pl.DataFrame
+    notes: Sequence[str]
     runs: pl.DataFrame
     labels: pl.DataFrame
     nights: pl.DataFrame
@@ -101,46 +104,40 @@ class Contents:
     @property
     def frequent(self) -> list[str]:
         """All labels, the most frequent first."""
-        named = self.labels.filter(pl.col("label") != NO_LABEL)
+        named = self.labels.filter(pl.col("label") != NONE)
         return named.sort("images", descending=True)["label"].unique(maintain_order=True).to_list()
 
 
 def contents_of(
-    *,
-    images: pl.LazyFrame,
-    detections: pl.LazyFrame,
-    failures: pl.LazyFrame,
-    history: pl.LazyFrame,
-    runs: pl.DataFrame,
-    evaluation: Evaluation | None,
-    no_evaluation: str,
+    results: Results, history: Results, *, evaluation: Evaluation | None = None, no_evaluation: str = ""
 ) -> Contents:
-    """Aggregate the frames. Reads them several times, a few columns each.
+    """Read and aggregate the rows of `results`. Blocks.
 
     Args:
-        images: the selected images.
-        detections: their labels.
-        failures: the selected images without a result.
-        history: images of all dates, for the shares over the nights.
-        runs: the selected runs, as from `Results.runs()`.
-        evaluation: of `images`.
+        results: the selected rows.
+        history: of all runs and dates, for the shares over the nights.
+        evaluation: of `results`.
         no_evaluation: why it is None.
     """
-    models = _models(images)
-    labels = _labels(images, detections)
-    named = labels.filter(pl.col("label") != NO_LABEL)
+    runs = results.runs().collect(engine="in-memory").sort("started_at", descending=True, nulls_last=True)
+    newest = next(iter(runs.filter(pl.col("scored") > 0)["run_id"]), None)
+    counts = _BatchCounts.of_all(results.map_batches(_counting(newest), columns=_COUNTED))
+    failures = results.failures()
+    labels = label_table(results)
+    named = labels.filter(pl.col("label") != NONE)
     charted = named.sort("images", descending=True).head(_CHARTED_LABELS).select("model", "label").rows()
-    frequent = detections.filter(pl.col("label").is_in([label for _, label in charted]))
-    newest = runs.filter(pl.col("scored") > 0).sort("started_at", descending=True).head(1)["run_id"].to_list()
+    models = counts.models.with_columns(shown_model()).sort("images", "model", descending=[True, False])
+    histograms = confidence_histogram(results, per_label=True)
     return Contents(
-        totals=_totals(images, failures),
+        totals=_totals(counts, failures),
         models=models,
-        runs=runs.sort("started_at", descending=True, nulls_last=True),
+        notes=results.notes(),
+        runs=runs,
         labels=labels,
         nights=nights(history, labels=[label for _, label in charted]),
-        histogram=confidence_histogram(detections),
-        histograms=_keyed(confidence_histogram(frequent, per_label=True), models),
-        throughput=throughput(images.filter(pl.col("run_id") == newest[0]), newest[0]) if newest else None,
+        histogram=confidence_histogram(results),
+        histograms=_keyed(histograms, models),
+        throughput=None if newest is None else throughput(counts.seconds, newest),
         failures=failure_table(failures),
         evaluation=evaluation,
         no_evaluation=no_evaluation,
@@ -148,49 +145,98 @@ def contents_of(
     )
 
 
-def _totals(images: pl.LazyFrame, failures: pl.LazyFrame) -> Totals:
-    latency = pl.col("latency_ms")
-    row = (
-        images.select(
-            pl.len().alias("scored"),
-            (pl.col("labels").list.len() == 0).sum().alias("unlabelled"),
-            pl.col("scored_at").min().alias("first_at"),
-            pl.col("scored_at").max().alias("last_at"),
-            latency.median().alias("p50"),
-            latency.quantile(0.95, "linear").alias("p95"),
+_COUNTED: Final = ("run_id", "scored_at", "latency_ms", "min_confidence")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BatchCounts:
+    """Counts of some rows.
+
+    Attributes:
+        models: `model`, `model_arn`, `min_confidence`, `images`, `unlabelled`.
+        latencies: `latency_ms` in whole milliseconds and `images`.
+        seconds: `second` (UTC) and `images` of one run.
+        span: the first and last `scored_at`.
+    """
+
+    models: pl.DataFrame
+    latencies: pl.DataFrame
+    seconds: pl.DataFrame
+    span: pl.DataFrame
+
+    @classmethod
+    def of_all(cls, batches: Iterable[_BatchCounts]) -> _BatchCounts:
+        """The sums."""
+        all_batches = [_count(_NO_ROWS, run_id=None), *batches]
+        by_model = ["model", "model_arn", "min_confidence"]
+        span = pl.concat([each.span for each in all_batches])
+        return cls(
+            models=_sum([each.models for each in all_batches], by_model).filter(pl.col("images") > 0),
+            latencies=_sum([each.latencies for each in all_batches], ["latency_ms"]),
+            seconds=_sum([each.seconds for each in all_batches], ["second"]),
+            span=span.select(pl.col("first").min(), pl.col("last").max()),
         )
-        .collect(engine="in-memory")
-        .row(0, named=True)
+
+
+_TIME: Final = pl.Datetime("us", "UTC")
+_NO_ROWS: Final = Batch(
+    "",
+    "",
+    "",
+    0,
+    pl.DataFrame(
+        schema={"run_id": pl.String(), "scored_at": _TIME, "latency_ms": pl.Float32(), "min_confidence": pl.Float32()}
+    ),
+    pl.DataFrame(schema={"image": pl.Int64()}),
+)
+
+
+def _counting(run_id: str | None) -> Any:
+    return lambda batch: _count(batch, run_id=run_id)
+
+
+def _count(batch: Batch, *, run_id: str | None) -> _BatchCounts:
+    images = batch.images
+    is_labelled = pl.int_range(pl.len()).is_in(batch.detections["image"].unique().cast(pl.Int64).implode())
+    of_model = images.with_columns(
+        pl.lit(batch.model).alias("model"), pl.lit(batch.model_arn).alias("model_arn"), (~is_labelled).alias("without")
     )
-    counts = failures.group_by("status").agg(pl.struct("uri", "version_id").n_unique().alias("images"))
-    without = dict(counts.collect(engine="in-memory").iter_rows())
+    scored_at = pl.col("scored_at")
+    return _BatchCounts(
+        models=of_model.group_by("model", "model_arn", "min_confidence").agg(
+            pl.len().cast(pl.Int64).alias("images"), pl.col("without").sum().cast(pl.Int64).alias("unlabelled")
+        ),
+        latencies=images.group_by(pl.col("latency_ms").round(0)).agg(pl.len().cast(pl.Int64).alias("images")),
+        seconds=images.filter(pl.col("run_id").eq_missing(pl.lit(run_id, pl.String)))
+        .group_by(scored_at.dt.truncate("1s").alias("second"))
+        .agg(pl.len().cast(pl.Int64).alias("images")),
+        span=images.select(scored_at.min().alias("first"), scored_at.max().alias("last")),
+    )
+
+
+def _sum(frames: Iterable[pl.DataFrame], by: Sequence[str]) -> pl.DataFrame:
+    return pl.concat(list(frames)).group_by(by).agg(pl.exclude(by).sum()).sort(by)
+
+
+def _totals(counts: _BatchCounts, failures: pl.LazyFrame) -> Totals:
+    by_status = failures.group_by("status").agg(pl.struct("uri", "version_id").n_unique().alias("images"))
+    without = dict(by_status.collect(engine="in-memory").iter_rows())
+    first, last = counts.span.row(0)
     return Totals(
-        scored=row["scored"],
-        unlabelled=row["unlabelled"],
+        scored=int(counts.models["images"].sum()),
+        unlabelled=int(counts.models["unlabelled"].sum()),
         failed=without.get("failed", 0),
         skipped=without.get("skipped", 0),
-        first_at=row["first_at"],
-        last_at=row["last_at"],
-        latency_ms=None if row["p50"] is None else (row["p50"], row["p95"]),
+        first_at=first,
+        last_at=last,
+        latency_ms=None if first is None else (_quantile(counts.latencies, 0.5), _quantile(counts.latencies, 0.95)),
     )
 
 
-def _models(images: pl.LazyFrame) -> pl.DataFrame:
-    return (
-        images.group_by("model", "model_arn", "min_confidence")
-        .agg(pl.len().alias("images"))
-        .with_columns(shown_model())
-        .sort("images", "model", descending=[True, False])
-        .collect(engine="in-memory")
-    )
-
-
-def _labels(images: pl.LazyFrame, detections: pl.LazyFrame) -> pl.DataFrame:
-    scored = images.group_by("model", "model_arn").agg(pl.len().alias("scored"))
-    totals = scored.with_columns(shown_model()).select("model", "scored").collect(engine="in-memory")
-    share = (pl.col("images") / pl.col("scored")).alias("share")
-    labels = label_table(detections).join(totals, on="model", how="left", maintain_order="left")
-    return labels.with_columns(share).drop("scored")
+def _quantile(latencies: pl.DataFrame, share: float) -> float:
+    """The smallest latency that at least this share of images does not exceed."""
+    reached = pl.col("images").cum_sum() >= share * pl.col("images").sum()
+    return float(latencies.sort("latency_ms").filter(reached)["latency_ms"][0])
 
 
 def _keyed(histograms: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
@@ -200,45 +246,60 @@ def _keyed(histograms: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
     return histograms.with_columns(pl.lit(models["model"].first(), pl.String).alias("model"))
 
 
-def nights(images: pl.LazyFrame, *, labels: Sequence[str]) -> pl.DataFrame:
-    """The share of each of `labels` on each date, a run's start date.
+def nights(results: Results, *, labels: Sequence[str]) -> pl.DataFrame:
+    """The share of each of `labels` on each date, a run's start date. Blocks.
+
+    Args:
+        results: with all runs.
+        labels: their names.
 
     Returns:
         `model`, `label`, `date`, `images` with the label, `scored` images of the model on that date, and `share`; one
         row for each label and date with results of the model, sorted.
     """
-    by = ["model", "model_arn", "date"]
-    scored = images.group_by(by).agg(pl.len().alias("scored")).collect(engine="in-memory")
-    names = pl.col("labels").list.eval(pl.element().struct.field("name")).list.unique()
-    found = (
-        images.select(*by, names.alias("label"))
-        .explode("label", empty_as_null=False, keep_nulls=False)
-        .filter(pl.col("label").is_in(labels))
-        .group_by(*by, "label")
-        .agg(pl.len().alias("images"))
-        .collect(engine="in-memory")
-    )
+    key = {"model": pl.String(), "model_arn": pl.String(), "date": pl.String()}
+    by = list(key)
+
+    def count(batch: Batch) -> tuple[pl.DataFrame, pl.DataFrame]:
+        constants = [pl.lit(getattr(batch, name)).alias(name) for name in by]
+        found = (
+            batch.detections.filter(pl.col("label").cast(pl.String).is_in(labels))
+            .group_by(pl.col("label").cast(pl.String))
+            .agg(pl.col("image").n_unique().cast(pl.Int64).alias("images"))
+        )
+        scored = pl.DataFrame({"scored": [batch.rows]})
+        return scored.select(*constants, "scored"), found.select(*constants, "label", "images")
+
+    counted = list(results.map_batches(count))
+    no_scored = pl.DataFrame(schema={**key, "scored": pl.Int64()})
+    no_found = pl.DataFrame(schema={**key, "label": pl.String(), "images": pl.Int64()})
+    scored = _sum([no_scored, *(each for each, _ in counted)], by)
+    found = _sum([no_found, *(each for _, each in counted)], [*by, "label"])
     grid = scored.join(found.select("model_arn", "label").unique(), on="model_arn")
     return (
         grid.join(found, on=[*by, "label"], how="left")
-        .with_columns(pl.col("images").fill_null(0))
+        .with_columns(pl.col("images").fill_null(0), pl.col("date").str.to_date("%Y-%m-%d"))
         .with_columns((pl.col("images") / pl.col("scored")).alias("share"), shown_model())
         .select("model", "label", "date", "images", "scored", "share")
         .sort("model", "label", "date")
     )
 
 
-def throughput(images: pl.LazyFrame, run_id: str) -> Throughput | None:
-    """Scored images per second of the run whose images these are; None if there are none."""
-    bounds = images.select(first=pl.col("scored_at").min(), last=pl.col("scored_at").max())
-    first, last = bounds.collect(engine="in-memory").row(0)
-    if first is None:
+def throughput(seconds: pl.DataFrame, run_id: str) -> Throughput | None:
+    """Scored images per second of a run; None if it has none.
+
+    Args:
+        seconds: `second` and `images` that were scored in it.
+        run_id: the run.
+    """
+    if seconds.is_empty():
         return None
-    seconds = (last - first).total_seconds()
-    interval_s = next((each for each in _INTERVALS_S if seconds / each <= _MAX_INTERVALS), _INTERVALS_S[-1])
-    number = ((pl.col("scored_at") - first).dt.total_microseconds() // (interval_s * 1_000_000)).alias("number")
-    counts = images.group_by(number).agg(pl.len().alias("images")).collect(engine="in-memory")
-    every = pl.DataFrame({"number": pl.Series(range(int(seconds // interval_s) + 1), dtype=counts.schema["number"])})
+    first, last = seconds.select(first=pl.col("second").min(), last=pl.col("second").max()).row(0)
+    length_s = (last - first).total_seconds() + 1
+    interval_s = next((each for each in _INTERVALS_S if length_s / each <= _MAX_INTERVALS), _INTERVALS_S[-1])
+    number = ((pl.col("second") - first).dt.total_seconds() // interval_s).alias("number")
+    counts = seconds.group_by(number).agg(pl.col("images").sum())
+    every = pl.DataFrame({"number": pl.Series(range(-int(-length_s // interval_s)), dtype=counts.schema["number"])})
     start = pl.lit(first) + pl.duration(seconds=pl.col("number") * interval_s)
     intervals = (
         every.join(counts, on="number", how="left", maintain_order="left")

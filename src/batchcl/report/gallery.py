@@ -17,19 +17,23 @@ from batchcl.report import choose
 from batchcl.report.pictures import PICTURE_COLUMNS, Picture, fetch_pictures
 
 if TYPE_CHECKING:
+    from batchcl.analysis.part_files import Batch
+    from batchcl.analysis.results import Results
     from batchcl.analysis.truth import Truth
     from batchcl.aws.session import Aws
 
-__all__ = ["GALLERY_COLUMNS", "Chosen", "GalleryPicture", "choose_pictures", "draw_pictures", "fit_pictures"]
+__all__ = ["Chosen", "GalleryPicture", "categories", "choose_pictures", "draw_pictures", "fit_pictures"]
 
-GALLERY_COLUMNS: Final = tuple(dict.fromkeys((*PICTURE_COLUMNS, *choose.COLUMNS, "model")))
-"""The columns of `Results.images()` that `choose_pictures` needs."""
+_COLUMNS: Final = tuple(dict.fromkeys((*PICTURE_COLUMNS, *choose.COLUMNS)))
+_MOST_CANDIDATES: Final = 20_000
+_BOX: Final = ("left", "top", "width", "height")
+_IDENTITY: Final = ("model_arn", "uri", "version_id")
 
 _CONCURRENCY: Final = 8
 _STEPS: Final = ((480, 80), (400, 75), (320, 70), (256, 60), (192, 50), (128, 40))
 """Longest side in pixels and JPEG quality, from the best. A card is 216 CSS pixels wide."""
-_BYTES_PER_PIXEL: Final = 0.25
-"""Of a JPEG of a detailed photograph at the first step; only decides which step is tried first."""
+_BYTES_PER_PIXEL: Final = 0.1
+"""Of the square of a photograph's longest side; decides which step is tried first."""
 _BASE64: Final = 4 / 3
 
 _TITLES: Final = {
@@ -73,44 +77,101 @@ class GalleryPicture:
 
 
 def choose_pictures(
-    images: pl.DataFrame,
+    results: Results,
     *,
     limit: int,
     frequent: Sequence[str],
     truth: Truth | None = None,
-    baseline: pl.DataFrame | None = None,
+    changes: Mapping[str, str] | None = None,
 ) -> list[Chosen]:
-    """Choose at most `limit` images, about the same number of each category, each image once.
+    """Choose at most `limit` images, about the same number of each category, each image once. Blocks.
 
     Args:
-        images: with `GALLERY_COLUMNS`.
+        results: the images.
         limit: how many at most.
         frequent: the labels, the most frequent first.
         truth: for the wrong ones.
-        baseline: for the changed ones, with `choose.COLUMNS`.
+        changes: uri → reason of images that have changed since the baseline, the best first.
 
     Returns:
         The images, by category in the order of the page, in each the best first.
     """
-    if not limit or images.is_empty():
+    if not limit:
         return []
-    per_label = 1 + limit // (2 * max(1, len(frequent)))
-    extremes = _by_turns(choose.extremes_per_label(images, per_label=per_label), frequent)
-    ranked = {
-        "changed": None if baseline is None else choose.changed(images, baseline, limit=limit),
-        "wrong": None if truth is None else choose.wrong(images, truth, limit=limit),
-        "uncertain": choose.most_uncertain(images, limit=limit),
-        "least": extremes.filter(pl.col("rank") > 0).head(limit),
-        "most": extremes.filter(pl.col("rank") <= 0).head(limit),
-        "unlabelled": choose.without_label(images, limit=limit),
-    }
-    frames = {name: frame for name, frame in ranked.items() if frame is not None and not frame.is_empty()}
+    ranked = partial(_ranked, limit=limit, frequent=frequent, truth=truth, changes=changes or {})
+    candidates = _candidates(results, lambda images: _union(ranked(images)))
+    if candidates.is_empty():
+        return []
+    frames = {name: frame for name, frame in ranked(candidates).items() if not frame.is_empty()}
     takes = _take_in_turns({name: _identities(frame) for name, frame in frames.items()}, limit)
     of_image: dict[Any, list[str]] = {}
     for name, frame in frames.items():
         for identity in _identities(frame):
             of_image.setdefault(identity, []).append(name)
-    return [_chosen(name, frames[name].row(number, named=True), of_image) for name in frames for number in takes[name]]
+    chosen = [
+        _chosen(name, frames[name].row(number, named=True), of_image) for name in frames for number in takes[name]
+    ]
+    return _with_polygons(results, chosen)
+
+
+def _ranked(
+    images: pl.DataFrame, *, limit: int, frequent: Sequence[str], truth: Truth | None, changes: Mapping[str, str]
+) -> dict[str, pl.DataFrame]:
+    """The images of each category, the best first, at most `limit` of each, with their `reason`."""
+    per_label = 1 + limit // (2 * max(1, len(frequent)))
+    extremes = _by_turns(choose.extremes_per_label(images, per_label=per_label), frequent)
+    return {
+        "changed": _changed(images, changes).head(limit),
+        "wrong": images.clear() if truth is None else choose.wrong(images, truth, limit=limit),
+        "uncertain": choose.most_uncertain(images, limit=limit),
+        "least": extremes.filter(pl.col("rank") > 0).head(limit),
+        "most": extremes.filter(pl.col("rank") <= 0).head(limit),
+        "unlabelled": choose.without_label(images, limit=limit),
+    }
+
+
+def _changed(images: pl.DataFrame, changes: Mapping[str, str]) -> pl.DataFrame:
+    reasons = pl.DataFrame(
+        {"uri": list(changes), "reason": list(changes.values()), "rank": range(len(changes))},
+        schema={"uri": pl.String, "reason": pl.String, "rank": pl.Float64},
+    )
+    return images.join(reasons, on="uri", how="inner").sort("rank")
+
+
+def _union(ranked: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """The images of all categories, each once, without reasons."""
+    frames = [frame.select(_COLUMNS) for frame in ranked.values()]
+    return pl.concat(frames).unique(_IDENTITY, keep="first", maintain_order=True)
+
+
+def _candidates(results: Results, best: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+    """Rows from which the same images are chosen as from all rows; read in batches, of which `best` remain."""
+    found = pl.DataFrame()
+    for part in results.map_batches(lambda batch: best(_images(batch)), columns=_STORED, fields=_BOX):
+        found = pl.concat([found, part]) if found.height else part
+        if found.height > _MOST_CANDIDATES:
+            found = best(found)
+    return found
+
+
+_STORED: Final = tuple(name for name in _COLUMNS if name != "labels")
+
+
+def _images(batch: Batch) -> pl.DataFrame:
+    """The images of a batch with their labels, without polygons."""
+    label = pl.struct(pl.col("label").cast(pl.String).alias("name"), "confidence", *_BOX)
+    labels = batch.detections.group_by("image", maintain_order=True).agg(label.alias("labels"))
+    numbered = batch.images.with_row_index("image").with_columns(pl.col("image").cast(labels.schema["image"]))
+    joined = numbered.join(labels, on="image", how="left", maintain_order="left")
+    return joined.with_columns(pl.col("labels").fill_null([])).select(_COLUMNS)
+
+
+def _with_polygons(results: Results, chosen: Sequence[Chosen]) -> list[Chosen]:
+    """`chosen` with their stored rows."""
+    uris = [each.row["uri"] for each in chosen]
+    rows = results.images().filter(pl.col("uri").is_in(uris)).select(PICTURE_COLUMNS).collect(engine="in-memory")
+    stored = {_identity(row): row for row in rows.iter_rows(named=True)}
+    return [replace(each, row=stored[_identity(each.row)]) for each in chosen]
 
 
 def _chosen(category: str, row: dict[str, Any], of_image: Mapping[Any, Sequence[str]]) -> Chosen:
@@ -150,11 +211,11 @@ def _take_in_turns(ranked: Mapping[str, Sequence[Any]], limit: int) -> dict[str,
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["model_arn"], row["uri"], row["version_id"]
+    return tuple(row[name] for name in _IDENTITY)
 
 
 def _identities(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
-    return frame.select("model_arn", "uri", "version_id").rows()
+    return frame.select(_IDENTITY).rows()
 
 
 async def draw_pictures(chosen: Sequence[Chosen], *, aws: Aws, max_bytes: int) -> list[GalleryPicture]:
@@ -188,7 +249,7 @@ def _has_boxes(row: Mapping[str, Any]) -> bool:
 
 
 def _first_step(count: int, max_bytes: int) -> int:
-    """The best step with which pictures of detailed photographs fit."""
+    """The best step with which photographs usually fit."""
     each = max_bytes / max(1, count) / _BASE64
     fitting = (step for step, (side, _) in enumerate(_STEPS) if side * side * _BYTES_PER_PIXEL <= each)
     return next(fitting, len(_STEPS) - 1)

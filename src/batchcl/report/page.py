@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from batchcl.__about__ import __version__
-from batchcl.analysis.evaluate import NONE, Evaluation
+from batchcl.analysis.counts import NONE
+from batchcl.analysis.evaluate import Evaluation
 from batchcl.quantities import pluralize
 from batchcl.report import charts
-from batchcl.report.contents import NO_LABEL, Contents, lowest_confidence
+from batchcl.report.contents import Contents, lowest_confidence
 from batchcl.report.gallery import GalleryPicture, categories
 
 if TYPE_CHECKING:
@@ -221,6 +222,7 @@ class _View:
             "commands": self._commands(),
             "written_at": _time(request.written_at),
             "several_models": several,
+            "notes": contents.notes,
             **self._runs(),
             **self._labels(),
             **self._histograms(several=several),
@@ -320,7 +322,7 @@ class _View:
     def _labels(self) -> dict[str, Any]:
         contents = self.contents
         labels = contents.labels
-        named = labels.filter(pl.col("label") != NO_LABEL)
+        named = labels.filter(pl.col("label") != NONE)
         largest = float(named.select(pl.col("share").max().fill_null(1)).item())
         totals = contents.totals
         with_label = totals.scored - totals.unlabelled

@@ -24,7 +24,6 @@ from batchcl.errors import OutputError, SourceError, UsageError
 from batchcl.report.charts import require_report_extra
 from batchcl.report.contents import Contents, contents_of
 from batchcl.report.gallery import (
-    GALLERY_COLUMNS,
     Chosen,
     GalleryPicture,
     choose_pictures,
@@ -36,6 +35,7 @@ from batchcl.runs.record import RunRecord, read_record, read_summary
 from batchcl.runs.store import Store
 from batchcl.sources.files import fetch
 from batchcl.summary import Summary
+from batchcl.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,7 @@ async def write_report(
     model: str | None = None,
     run_id: str | None = None,
     date: dt.date | str | None = None,
+    thresholds: Thresholds | float | None = None,
     truth: str | os.PathLike[str] | None = None,
     gallery: int = 60,
     max_mb: float = 5.0,
@@ -99,6 +100,7 @@ async def write_report(
         model: results of this model only; see `open_results`.
         run_id: results of this run only.
         date: results of runs that started on this UTC day only.
+        thresholds: leave out labels with a lower confidence: one number from 0 to 100, or one per label.
         truth: a manifest, for the evaluation; by default the labels of the manifest that was scored, if there are any.
         gallery: the largest number of pictures, 0 to 2,000.
         max_mb: the largest size of the file in megabytes (10⁶ bytes), at least 1.
@@ -114,8 +116,8 @@ async def write_report(
     path = check_report_file(out, what="the report")
     _check_limits(gallery=gallery, max_mb=max_mb)
     aws = aws or Aws()
-    selection = _Selection(root=root, model=model, run_id=run_id, date=date, aws=aws)
-    results = await anyio.to_thread.run_sync(selection.results, abandon_on_cancel=True)
+    selection = _Selection(root=root, model=model, run_id=run_id, date=date, thresholds=thresholds, aws=aws)
+    results = await anyio.to_thread.run_sync(selection.open, abandon_on_cancel=True)
     async with _local_truth(truth, aws) as labels:
         read = partial(_read, results, selection, labels, gallery=gallery)
         contents, choice = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
@@ -153,9 +155,9 @@ def check_report_file(out: str | os.PathLike[str], *, what: str) -> Path:
     """
     require_report_extra(what)
     path = Path(os.fspath(out)).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{what} {path} is a directory; name a file in it, such as report.html")
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):
         raise UsageError(f"{what} {path} is in a directory that does not exist; create it first")
     return path
 
@@ -175,23 +177,30 @@ class _Selection:
     model: str | None
     run_id: str | None
     date: dt.date | str | None
+    thresholds: Thresholds | float | None
     aws: Aws
 
-    def results(self) -> Results:
-        return open_results(self.root, model=self.model, run_id=self.run_id, date=self.date, aws=self.aws)
-
-    def history(self) -> Results:
-        """Of all runs and dates."""
-        return open_results(self.root, model=self.model, aws=self.aws)
+    def open(self, *, all_runs: bool = False) -> Results:
+        """The selected results, or those of all runs and dates. Blocks."""
+        only: dict[str, Any] = {} if all_runs else {"run_id": self.run_id, "date": self.date}
+        return open_results(
+            self.root, model=self.model, **only, all_runs=all_runs, thresholds=self.thresholds, aws=self.aws
+        )
 
     def request(self, path: Path, *, truth: str | os.PathLike[str] | None, at: dt.datetime) -> Request:
         given = {"model": self.model, "run": self.run_id, "date": None if self.date is None else str(self.date)}
+        if isinstance(self.thresholds, int | float):
+            given["min-confidence"] = f"{self.thresholds:g}"
+        elif self.thresholds is not None:
+            given["thresholds"] = self.thresholds.origin
         options = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
         of_truth = [] if truth is None else ["--truth", os.fspath(truth)]
         return Request(
             root=self.root,
             options=options,
-            selection=", ".join(f"{name} {value}" for name, value in given.items() if value is not None),
+            selection=", ".join(
+                f"{name.replace('-', ' ')} {value}" for name, value in given.items() if value is not None
+            ),
             truth=of_truth,
             command=["batchcl", "report", self.root, *options, *of_truth, "--out", str(path)],
             written_at=at,
@@ -235,19 +244,9 @@ def _read(
     """Read the tables, and choose the pictures. Blocks."""
     truth = truth or _carried_truth(results)
     evaluation, no_evaluation = (None, "") if truth is None else _evaluated(results, truth)
-    contents = contents_of(
-        images=results.images(),
-        detections=results.detections(),
-        failures=results.failures(),
-        history=selection.history().images(),
-        runs=results.runs().collect(engine="in-memory"),
-        evaluation=evaluation,
-        no_evaluation=no_evaluation,
-    )
-    if not gallery:
-        return contents, []
-    images = results.images().select(GALLERY_COLUMNS).collect(engine="in-memory")
-    return contents, choose_pictures(images, limit=gallery, frequent=contents.frequent, truth=truth)
+    history = selection.open(all_runs=True)
+    contents = contents_of(results, history, evaluation=evaluation, no_evaluation=no_evaluation)
+    return contents, choose_pictures(results, limit=gallery, frequent=contents.frequent, truth=truth)
 
 
 def _carried_truth(results: Results) -> Truth | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import datetime as dt
 import hashlib
 import os
@@ -28,7 +27,7 @@ from batchcl.report.page import visible
 from batchcl.report.pictures import Picture
 from batchcl.sources.base import local_image
 from reports import IMAGES, LABELS, LONG, NIGHTS, SCRIPT, TURNED, hostile_root, truth_of
-from unit.analysis.conftest import NOON, Root, scored
+from unit.analysis.conftest import NOON, Root, failed, scored
 
 NOW = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 VOID = {"meta", "link", "img", "input", "br"}
@@ -214,25 +213,27 @@ def test_what_can_not_be_shrunk_is_left_out_of_each_category() -> None:
 
     kept = anyio.run(fit)
     assert 8 <= len(kept) <= 10
-    assert [each for each in pictures if any(each is one for one in kept)] == kept
+    order = [next(n for n, each in enumerate(pictures) if each.chosen is one.chosen) for one in kept]
+    assert order == sorted(order)
     assert {each.chosen.category for each in kept} == {"wrong", "uncertain", "unlabelled"}
 
 
 def test_each_image_is_chosen_once_and_each_reason_in_turn(root: Root) -> None:
-    images = batchcl.open_results(str(root)).images().collect()
-    chosen = choose_pictures(images, limit=20, frequent=LABELS)
+    results = batchcl.open_results(str(root))
+    chosen = choose_pictures(results, limit=20, frequent=LABELS)
     uris = [each.row["uri"] for each in chosen]
     assert len(uris) == len(set(uris)) == 20
     by_category = {each.category: sum(one.category == each.category for one in chosen) for each in chosen}
     assert by_category == {"uncertain": 5, "least": 5, "most": 5, "unlabelled": 5}
-    both = next(each for each in choose_pictures(images, limit=90, frequent=LABELS) if each.also)
+    both = next(each for each in choose_pictures(results, limit=90, frequent=LABELS) if each.also)
     assert both.title not in both.also
-    assert choose_pictures(images, limit=0, frequent=LABELS) == []
+    assert choose_pictures(results, limit=0, frequent=LABELS) == []
 
 
 def test_shares_over_the_nights_have_a_row_for_each_night(root: Root) -> None:
-    images = batchcl.open_results(str(root)).images()
-    found = nights(images, labels=["dog", SCRIPT])
+    results = batchcl.open_results(str(root), all_runs=True)
+    images = results.images()
+    found = nights(results, labels=["dog", SCRIPT])
     assert found.columns == ["model", "label", "date", "images", "scored", "share"]
     assert found.height == 2 * NIGHTS
     first = images.filter(pl.col("date") == dt.date(2026, 11, 21)).collect()
@@ -243,14 +244,14 @@ def test_shares_over_the_nights_have_a_row_for_each_night(root: Root) -> None:
 
 def test_throughput_has_no_gaps_and_all_images() -> None:
     at = [NOON + dt.timedelta(seconds=second) for second in (*range(100), *range(400, 500))]
-    frame = pl.DataFrame({"scored_at": at}, schema={"scored_at": pl.Datetime("us", "UTC")})
-    found = throughput(frame.lazy(), "r")
+    seconds = pl.DataFrame({"second": at, "images": 1}, schema={"second": pl.Datetime("us", "UTC"), "images": pl.Int64})
+    found = throughput(seconds, "r")
     assert found is not None
     assert found.interval_s == 5
     assert found.intervals.height == 100
     assert found.intervals["images_per_second"].sum() * found.interval_s == 200
     assert (found.intervals["images_per_second"] == 0).sum() == 60
-    assert throughput(frame.clear().lazy(), "r") is None
+    assert throughput(seconds.clear(), "r") is None
 
 
 @pytest.mark.parametrize(
@@ -279,16 +280,10 @@ def test_a_file_that_can_not_be_written_is_refused(root: Root, tmp_path: Path) -
 def test_a_root_without_images_has_a_report(tmp_path: Path) -> None:
     root = Root(tmp_path / "out")
     root.path.mkdir()
-    root.failures([dataclasses.replace(batchcl_failure(), code="Timeout")])
+    root.failures([failed("s3://bucket/1.jpg")])
     written = batchcl.write_report_sync(str(root), tmp_path / "report.html")
     assert written.pictures == 0
     assert "No image has a label." in (tmp_path / "report.html").read_text()
-
-
-def batchcl_failure():
-    from unit.analysis.conftest import failed
-
-    return failed("s3://bucket/1.jpg")
 
 
 def test_long_names_are_complete(page: Page) -> None:
