@@ -156,6 +156,8 @@ def show_sync(
     model: str | None = None,
     run_id: str | None = None,
     date: dt.date | str | None = None,
+    all_runs: bool = False,
+    thresholds: Thresholds | float | None = None,
     aws: Aws | None = None,
 ) -> pl.DataFrame:
     """`show`, blocking."""
@@ -174,6 +176,8 @@ def show_sync(
             model=model,
             run_id=run_id,
             date=date,
+            all_runs=all_runs,
+            thresholds=thresholds,
             aws=aws,
         )
     )

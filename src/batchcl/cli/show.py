@@ -10,7 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from batchcl.choices import Order
-from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit, printable
+from batchcl.cli.output import (
+    AllRuns,
+    Csv,
+    Date,
+    Json,
+    MinConfidence,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    ThresholdsFile,
+    check_format,
+    emit,
+    open_root_results,
+    printable,
+)
 from batchcl.cli.streams import write_line
 from batchcl.errors import ExitCode
 
@@ -66,6 +82,9 @@ def show(
     model: Model = None,
     run: Run = None,
     date: Date = None,
+    all_runs: AllRuns = False,
+    min_confidence: MinConfidence = None,
+    thresholds: ThresholdsFile = None,
     json: Json = False,
     csv: Csv = False,
     profile: Profile = None,
@@ -93,13 +112,24 @@ def show(
     from batchcl.aws.session import Aws
     from batchcl.cli.evaluate import local_copy
     from batchcl.cli.signals import run_until_first_signal
-    from batchcl.report.show import show as written
+    from batchcl.report.show import INDEX, show_results
 
+    results = open_root_results(
+        root,
+        model=model,
+        run=run,
+        date=date,
+        all_runs=all_runs,
+        min_confidence=min_confidence,
+        thresholds=thresholds,
+        profile=profile,
+        region=region,
+    )
     with ExitStack() as stack:
         manifest = None if truth is None else stack.enter_context(local_copy(truth, profile=profile, region=region))
         work = partial(
-            written,
-            root,
+            show_results,
+            results,
             uris or (),
             out=out,
             where=where,
@@ -108,27 +138,24 @@ def show(
             seed=seed,
             truth=manifest,
             max_px=max_px,
-            model=model,
-            run_id=run,
-            date=date,
             aws=Aws.from_environment(profile=profile, region=region),
         )
         index = anyio.run(run_until_first_signal, work)
     shown = index if json or csv else index.select("file", "reason", "labels", "uri")
     emit(shown, json=json, csv=csv)
-    if _report(index, out):
+    if _report(index, out / INDEX):
         raise typer.Exit(ExitCode.FAILURES)
 
 
-def _report(index: pl.DataFrame, out: Path) -> bool:
+def _report(index: pl.DataFrame, file: Path) -> bool:
     """Write what people should know to stderr. Returns whether an image has no picture."""
     failed = index.drop_nulls("error")
     for uri, error in failed.select("uri", "error").head(_MOST_ERRORS).iter_rows():
         write_line(printable(f"{uri}: {error}"))
     if failed.height > _MOST_ERRORS:
-        write_line(f"and {failed.height - _MOST_ERRORS} more images; see {out / 'index.csv'}")
+        write_line(f"and {failed.height - _MOST_ERRORS} more images; see {file}")
     changed = index["note"].is_not_null().sum()
     if changed:
         write_line(f"images that have changed since they were scored: {changed}; see the column note")
-    write_line(f"{index.height - failed.height} pictures in {out}" if index.height else "no image matches")
+    write_line(f"{index.height - failed.height} pictures in {file.parent}" if index.height else "no image matches")
     return not failed.is_empty()

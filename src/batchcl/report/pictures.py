@@ -52,7 +52,7 @@ PICTURE_COLUMNS: Final = (
 )
 """The columns of `Results.images()` that `fetch_pictures` needs."""
 
-_BATCH_PER_TASK: Final = 4
+_BATCH_PER_TASK: Final = 2
 _MEMBER: Final = ".tar#"
 _NO_LABEL: Final = "(none)"
 _CHANGED: Final = "has changed since it was scored, so its labels may not apply"
@@ -94,7 +94,7 @@ async def fetch_pictures(
     An image that is missing, denied, corrupt or too large yields a `Picture` with an error. If an image has changed
     since it was scored (another entity tag, or another size or time of a file), the picture has a note. S3 objects are
     read in the stored version, if there is one. At most `concurrency` images are in memory, decoded ones at most one
-    per CPU core, and the pictures of four times as many.
+    per CPU core, and the pictures of twice as many.
 
     Args:
         rows: rows of `Results.images()` with `PICTURE_COLUMNS`.

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from csv import writer as csv_writer
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +26,14 @@ from batchcl.choices import Order
 from batchcl.errors import OutputError, UsageError, command
 from batchcl.images import escape_name
 from batchcl.imaging.decode import require_pillow
-from batchcl.report.choose import COLUMNS, by_confidence, matching, most_uncertain, newest, random, wrong
+from batchcl.report.choose import COLUMNS, best, by_confidence, matching, most_uncertain, newest, random, wrong
 from batchcl.report.pictures import PICTURE_COLUMNS, Picture, fetch_pictures
 from batchcl.sources.from_results import COLUMNS as CONDITION_COLUMNS
 from batchcl.sources.from_results import condition_columns
 from batchcl.sources.where import Condition
+from batchcl.thresholds import Thresholds
 
-__all__ = ["show"]
+__all__ = ["INDEX", "show", "show_results"]
 
 INDEX: Final = "index.csv"
 
@@ -40,7 +42,9 @@ _QUALITY: Final = 90
 _LEAST_PX: Final = 16
 _MAX_STEM: Final = 60
 _SOME: Final = 3
+_INDEXED_LABELS: Final = 5
 _ROW: Final = "row of the results"
+_BY_CONFIDENCE: Final = frozenset({Order.CONFIDENCE, Order.MOST_CONFIDENT})
 
 
 async def show(
@@ -57,6 +61,8 @@ async def show(
     model: str | None = None,
     run_id: str | None = None,
     date: dt.date | str | None = None,
+    all_runs: bool = False,
+    thresholds: Thresholds | float | None = None,
     aws: Aws | None = None,
 ) -> pl.DataFrame:
     """Write pictures of scored images with their stored boxes and labels to `out`. The model is not called.
@@ -82,11 +88,14 @@ async def show(
         model: images of this model only; see `open_results`.
         run_id: images of this run only.
         date: images of runs that started on this UTC day only.
+        all_runs: all rows of an image that several runs scored, instead of the newest of each model.
+        thresholds: leave out labels with a lower confidence. For `Order.UNCERTAIN` they are those that a confidence is
+            compared with, and the labels below them remain.
         aws: for a root or images in S3.
 
     Returns:
         One row per chosen image, in the order of `sort`: `file` (null if there is no picture), `uri`, `version_id`,
-        `model`, `labels` (text, the most confident first), `reason` (why it was chosen), `note` (what is special about
+        `model`, `labels` (text, the five most confident), `reason` (why it was chosen), `note` (what is special about
         the picture, such as that the image has changed since it was scored) and `error` (why there is no picture).
 
     Raises:
@@ -95,16 +104,54 @@ async def show(
         CredentialsError: there are none for S3.
     """
     aws = aws or Aws()
+    opened = partial(
+        open_results,
+        root,
+        model=model,
+        run_id=run_id,
+        date=date,
+        all_runs=all_runs,
+        thresholds=thresholds,
+        aws=aws,
+    )
+    results = await anyio.to_thread.run_sync(opened, abandon_on_cancel=True)
+    return await show_results(
+        results, uris, out=out, where=where, sort=sort, limit=limit, seed=seed, truth=truth, max_px=max_px, aws=aws
+    )
+
+
+async def show_results(
+    results: Results,
+    uris: Sequence[str | os.PathLike[str]] = (),
+    *,
+    out: str | os.PathLike[str],
+    where: str | None,
+    sort: Order | str | None,
+    limit: int,
+    seed: int,
+    truth: str | os.PathLike[str] | None,
+    max_px: int | None,
+    aws: Aws,
+) -> pl.DataFrame:
+    """`show` for a root that is open."""
     folder = Path(out)
     condition = _check(folder, where=where, sort=sort, limit=limit, truth=truth, max_px=max_px)
     order = None if sort is None and uris else Order(sort or Order.UNCERTAIN)
+    candidates = _Candidates(
+        results.with_all_labels() if order is Order.UNCERTAIN else results, [os.fspath(uri) for uri in uris], condition
+    )
 
     def choose() -> pl.DataFrame:
-        results = open_results(root, model=model, run_id=run_id, date=date, aws=aws)
-        images = _candidates(results, [os.fspath(uri) for uri in uris], condition)
-        return _choose(
-            images, order, limit=limit, seed=seed, condition=condition, truth=partial(_truth, results, truth)
+        if order is None:
+            return candidates.named(limit)
+        chooser = _chooser(
+            order,
+            limit=limit,
+            seed=seed,
+            thresholds=results.thresholds,
+            truth=_truth(results, truth) if order is Order.WRONG else None,
         )
+        return candidates.best(chooser, limit, by_matching_labels=order in _BY_CONFIDENCE)
 
     chosen = await anyio.to_thread.run_sync(choose, abandon_on_cancel=True)
     pictures = fetch_pictures(
@@ -118,9 +165,8 @@ async def show(
                 await anyio.to_thread.run_sync(_write, folder / names[picture.row], picture.jpeg)
             fetched.append(replace(picture, jpeg=b""))
     table = _index(chosen, fetched, names)
-    if table.is_empty():
-        return table
-    await anyio.to_thread.run_sync(_write, folder / INDEX, _csv(table))
+    if fetched:
+        await anyio.to_thread.run_sync(_write, folder / INDEX, _csv(table))
     return table
 
 
@@ -159,52 +205,76 @@ def _check(
     return condition
 
 
-def _candidates(results: Results, uris: Sequence[str], condition: Condition | None) -> pl.DataFrame:
-    """The images to choose from, with the columns that choosing and drawing needs and a `reason`."""
-    images = results.images()
-    known = images.collect_schema().names()
-    used = {*COLUMNS, *PICTURE_COLUMNS, "model", *(condition_columns(condition) if condition else ())}
-    images = images.select(name for name in known if name in used)
-    if not uris:
-        return images.collect(engine="in-memory")
-    named = [uri if uri.startswith("s3://") else escape_name(os.path.abspath(uri)) for uri in uris]
-    frame = images.filter(pl.col("uri").is_in(named)).collect(engine="in-memory")
-    present = set(frame["uri"])
-    if missing := [uri for uri in dict.fromkeys(named) if uri not in present]:
-        more = f" and {len(missing) - _SOME} more" if len(missing) > _SOME else ""
-        query = command("query", results.root, "SELECT uri FROM results")
+class _Candidates:
+    """The images to choose from.
+
+    Args:
+        results: of the root.
+        uris: only these images, if any.
+        condition: only images that match it, if not None.
+    """
+
+    def __init__(self, results: Results, uris: Sequence[str], condition: Condition | None) -> None:
+        self._results = results
+        self._named = [uri if uri.startswith("s3://") else escape_name(os.path.abspath(uri)) for uri in uris]
+        self._condition = condition
+        used = {*COLUMNS, *PICTURE_COLUMNS, "model", *(condition_columns(condition) if condition else ())}
+        schema = results.images().collect_schema()
+        self._schema = {name: dtype for name, dtype in schema.items() if name in used}
+
+    def named(self, limit: int) -> pl.DataFrame:
+        """The first of the named images that match, in their order."""
+        frame = self._matching(self._named_rows())[0].with_columns(pl.lit("named").alias("reason"))
+        return frame.head(limit)
+
+    def best(
+        self, choose: Callable[[pl.DataFrame], pl.DataFrame], limit: int, *, by_matching_labels: bool
+    ) -> pl.DataFrame:
+        """The best images, chosen by all of their labels or by those that match the condition."""
+
+        def choose_from(frame: pl.DataFrame) -> pl.DataFrame:
+            complete, reduced = self._matching(frame)
+            chosen = choose((reduced if by_matching_labels else complete).with_row_index(_ROW))
+            return complete[chosen[_ROW]].with_columns(chosen.select("reason", "rank"))
+
+        frames = [self._named_rows()] if self._named else self._results.frames(list(self._schema))
+        return best(chain([pl.DataFrame(schema=self._schema)], frames), choose_from, limit=limit)
+
+    def _matching(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The matching images, with all of their labels and with the matching ones."""
+        if self._condition is None:
+            return frame, frame
+        reduced = matching(frame.with_row_index(_ROW), self._condition)
+        return frame[reduced[_ROW]], reduced.drop(_ROW)
+
+    def _named_rows(self) -> pl.DataFrame:
+        order = pl.DataFrame({"uri": list(dict.fromkeys(self._named))})
+        images = self._results.images().select(list(self._schema)).filter(pl.col("uri").is_in(self._named))
+        rows = order.join(images.collect(engine="in-memory"), on="uri", how="left", maintain_order="left")
+        missing = rows.filter(pl.col("model_arn").is_null())["uri"]
+        if missing.is_empty():
+            return rows.select(list(self._schema))
+        more = f" and {missing.len() - _SOME} more" if missing.len() > _SOME else ""
+        query = command("query", self._results.root, "SELECT uri FROM results")
         raise UsageError(f"there is no result of {', '.join(missing[:_SOME])}{more}; {query} lists the images")
-    order = pl.DataFrame({"uri": list(dict.fromkeys(named))})
-    return order.join(frame, on="uri", maintain_order="left").with_columns(pl.lit("named").alias("reason"))
 
 
-def _choose(
-    images: pl.DataFrame,
-    order: Order | None,
-    *,
-    limit: int,
-    seed: int,
-    condition: Condition | None,
-    truth: Callable[[], Truth],
-) -> pl.DataFrame:
-    images = images.with_row_index(_ROW)
-    found = images if condition is None else matching(images, condition)
-    complete = images[found[_ROW]]  # with the labels that do not match
-    if order is None:
-        return complete.head(limit)
-    complete = complete.drop("reason", strict=False)
+def _chooser(
+    order: Order, *, limit: int, seed: int, thresholds: Thresholds | None, truth: Truth | None
+) -> Callable[[pl.DataFrame], pl.DataFrame]:
     match order:
         case Order.UNCERTAIN:
-            chosen = most_uncertain(complete, limit=limit)
+            known = thresholds or Thresholds()
+            return partial(most_uncertain, limit=limit, thresholds=known.labels, default_threshold=known.default)
         case Order.CONFIDENCE | Order.MOST_CONFIDENT:
-            chosen = by_confidence(found, limit=limit, descending=order is Order.MOST_CONFIDENT)
+            return partial(by_confidence, limit=limit, descending=order is Order.MOST_CONFIDENT)
         case Order.NEWEST:
-            chosen = newest(complete, limit=limit)
+            return partial(newest, limit=limit)
         case Order.RANDOM:
-            chosen = random(complete, limit=limit, seed=seed)
+            return partial(random, limit=limit, seed=seed)
         case Order.WRONG:
-            chosen = wrong(complete, truth(), limit=limit)
-    return images[chosen[_ROW]].with_columns(chosen["reason"])
+            assert truth is not None
+            return partial(wrong, truth=truth, limit=limit)
 
 
 def _truth(results: Results, manifest: str | os.PathLike[str] | None) -> Truth:
@@ -243,13 +313,17 @@ def _write(path: Path, data: bytes) -> None:
 def _index(chosen: pl.DataFrame, pictures: Sequence[Picture], names: Sequence[str]) -> pl.DataFrame:
     label = pl.element().struct
     texts = pl.format("{} {}", label.field("name"), label.field("confidence").cast(pl.Float64).round(1))
+    labels = pl.col("labels").list.head(_INDEXED_LABELS).list.eval(texts).list.join(", ")
     files = [None if picture.error else names[picture.row] for picture in pictures]
     return chosen.with_columns(shown_model()).select(
         pl.Series("file", files, pl.String),
         "uri",
         "version_id",
         "model",
-        pl.col("labels").list.eval(texts).list.join(", ").alias("labels"),
+        pl.when(pl.col("labels").list.len() > _INDEXED_LABELS)
+        .then(pl.format("{} and {} more", labels, pl.col("labels").list.len() - _INDEXED_LABELS))
+        .otherwise(labels)
+        .alias("labels"),
         "reason",
         pl.Series("note", [picture.note or None for picture in pictures], pl.String),
         pl.Series("error", [picture.error or None for picture in pictures], pl.String),

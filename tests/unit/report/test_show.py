@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from batchcl.images import ImageRef
 from batchcl.outcomes import Label, Scored
 from batchcl.report.show import _file_names
 from batchcl.sources.base import local_image
+from batchcl.thresholds import Thresholds
 from pixels import encoded
 from servers import Ended
 from unit.analysis.conftest import NOON, Root, arn_of
@@ -64,13 +67,17 @@ def names(index: pl.DataFrame) -> list[str]:
         ({"where": "label IS NULL", "sort": "newest"}, ["c.png"]),
         ({"where": "key LIKE '%b.png' AND size < 100000"}, ["b.png"]),
         ({"where": "label = 'cow'"}, []),
+        ({"thresholds": 98.5}, ["gone\x1b.png", "a.png", "b.png"]),
+        ({"thresholds": Thresholds(labels={"cat": 96.5})}, ["a.png", "b.png", "gone\x1b.png"]),
+        ({"thresholds": 98.0, "where": "label_count = 0", "sort": "confidence"}, []),
+        ({"thresholds": 98.0, "where": "label_count = 0", "sort": "random"}, ["a.png", "b.png", "c.png"]),
         ({"model": "cats@v1", "run_id": "r1", "date": "2026-11-21", "limit": 1}, ["b.png"]),
     ],
 )
 def test_images_are_chosen_by_condition_and_order(shown: Root, options: dict[str, Any], expected: list[str]) -> None:
     folder = shown.path.parent / "new" / "pictures"
     index = batchcl.show_sync(str(shown), out=folder, **options)
-    assert names(index) == expected
+    assert (sorted(names(index)) if options.get("sort") == "random" else names(index)) == expected
     files = [] if not expected else ["index.csv", *index["file"].drop_nulls()]
     assert sorted(os.listdir(folder) if folder.exists() else []) == sorted(files)
 
@@ -85,6 +92,17 @@ def test_named_images_keep_their_order(shown: Root, monkeypatch: pytest.MonkeyPa
     assert names(index) == ["a.png"]
     with pytest.raises(UsageError, match=r"there is no result of .*/photos/no\.png; `batchcl query"):
         batchcl.show_sync(str(shown), ["photos/no.png"], out="none")
+
+
+def test_an_image_is_shown_once_unless_all_runs_are_asked_for(shown: Root, tmp_path: Path) -> None:
+    image = local_image(str(tmp_path / "photos" / "b.png"))
+    later = replace(scored(image, Label("cat", 70.0)), scored_at=NOON + dt.timedelta(days=1))
+    shown.results(later, run_id="r2", date="2026-11-22")
+    one = batchcl.show_sync(str(shown), [image.key], out=tmp_path / "one")
+    assert one["labels"].to_list() == ["cat 70.0"]
+    both = batchcl.show_sync(str(shown), [image.key], out=tmp_path / "both", all_runs=True)
+    assert sorted(both["labels"]) == ["cat 70.0", "dog 60.0"]
+    assert sorted(both["file"]) == ["001-b.jpg", "002-b.jpg"]
 
 
 def test_all_labels_are_drawn_whichever_the_condition_selects(shown: Root, tmp_path: Path) -> None:
@@ -136,7 +154,8 @@ def test_the_command_reports_what_has_no_picture(shown: Root, tmp_path: Path, cl
         (["--sort", "wrong"], "name a manifest with --truth"),
         (["--out", "s3://b/p"], "is not a local directory"),
         (["--out", "photos/a.png"], "photos/a.png is not a directory"),
-        (["--model", "cows@v9"], "has no rows of the model 'cows@v9'"),
+        (["--model", "cows@v9"], "cows@v9"),
+        (["--min-confidence", "50", "--thresholds", "t.toml"], "exclude each other"),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -164,6 +183,15 @@ def test_wrong_images_are_shown_with_their_true_label(shown: Root, tmp_path: Pat
     (tmp_path / "t.manifest").write_bytes(b"\n".join(map(orjson.dumps, lines)))
     done = cli("show", shown, "--sort", "wrong", "--truth", "t.manifest", "--out", "wrong", "--json", cwd=tmp_path)
     assert [row["reason"] for row in done.json] == ["dog 60.0, true: cat", "(none), true: dog"]
+
+
+def test_the_index_has_the_first_labels_of_an_image(tmp_path: Path) -> None:
+    root = Root(tmp_path / "out")
+    image = ImageRef(uri="s3://b/a.png", bucket="b", key="a.png")
+    root.results(scored(image, *(Label(f"l{n}", 90.0 - n) for n in range(7))))
+    fake = FakeAws({"a.png": encoded(Image.new("RGB", (70, 70)))})
+    index = anyio.run(lambda: batchcl.show(str(root), out=tmp_path / "pictures", aws=fake.aws))
+    assert index["labels"].to_list() == ["l0 90.0, l1 89.0, l2 88.0, l3 87.0, l4 86.0 and 2 more"]
 
 
 KEYS = [
