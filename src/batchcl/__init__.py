@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
     from batchcl.analysis.part_files import Batch
     from batchcl.analysis.results import Results, open_results
+    from batchcl.analysis.thresholds import ThresholdChoice, ThresholdStatus, choose_thresholds, write_thresholds
+    from batchcl.analysis.truth import Truth, carried_truth, read_truth
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
     from batchcl.blocking import (
@@ -138,16 +140,21 @@ __all__ = [
     "StopSignal",
     "StoppedError",
     "Summary",
+    "ThresholdChoice",
+    "ThresholdStatus",
     "Thresholds",
     "ThrottledError",
     "Tolerance",
     "TooManyFailuresError",
     "TransientError",
     "Transport",
+    "Truth",
     "Units",
     "UnreachableError",
     "UsageError",
     "__version__",
+    "carried_truth",
+    "choose_thresholds",
     "detect",
     "detect_sync",
     "doctor",
@@ -157,6 +164,7 @@ __all__ = [
     "open_results",
     "plan",
     "plan_sync",
+    "read_truth",
     "retry",
     "retry_sync",
     "run",
@@ -165,12 +173,15 @@ __all__ = [
     "show_sync",
     "write_report",
     "write_report_sync",
+    "write_thresholds",
 ]
 
 _EXPORTS = {
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
     "batchcl.analysis.part_files": ("Batch",),
     "batchcl.analysis.results": ("Results", "open_results"),
+    "batchcl.analysis.thresholds": ("ThresholdChoice", "ThresholdStatus", "choose_thresholds", "write_thresholds"),
+    "batchcl.analysis.truth": ("Truth", "carried_truth", "read_truth"),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
     "batchcl.blocking": (

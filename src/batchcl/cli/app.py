@@ -33,6 +33,7 @@ from batchcl.cli import (
     show,
     status,
     streams,
+    thresholds,
 )
 from batchcl.cli.streams import StreamError, write_line
 from batchcl.errors import BatchclError, ExitCode, UsageError
@@ -63,6 +64,7 @@ app.command("labels", rich_help_panel=_RESULTS)(labels.labels)
 app.command("confidence", rich_help_panel=_RESULTS)(confidence.confidence)
 app.command("failures", rich_help_panel=_RESULTS)(failures.failures)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
+app.command("thresholds", rich_help_panel=_RESULTS)(thresholds.thresholds)
 app.command("query", rich_help_panel=_RESULTS)(query.query)
 app.command("report", rich_help_panel=_RESULTS)(report.report)
 app.command("show", rich_help_panel=_RESULTS)(show.show)
