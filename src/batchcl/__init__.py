@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from batchcl.__about__ import __version__
 
 if TYPE_CHECKING:
+    from batchcl.analysis.compare import ComparedImages, ComparedSide, Comparison, compare
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
     from batchcl.analysis.part_files import Batch
     from batchcl.analysis.results import Results, open_results
@@ -91,6 +92,9 @@ __all__ = [
     "CallError",
     "CheckStatus",
     "CheckTarget",
+    "ComparedImages",
+    "ComparedSide",
+    "Comparison",
     "Connection",
     "Counts",
     "CredentialsError",
@@ -155,6 +159,7 @@ __all__ = [
     "__version__",
     "carried_truth",
     "choose_thresholds",
+    "compare",
     "detect",
     "detect_sync",
     "doctor",
@@ -177,6 +182,7 @@ __all__ = [
 ]
 
 _EXPORTS = {
+    "batchcl.analysis.compare": ("ComparedImages", "ComparedSide", "Comparison", "compare"),
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
     "batchcl.analysis.part_files": ("Batch",),
     "batchcl.analysis.results": ("Results", "open_results"),

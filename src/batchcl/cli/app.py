@@ -13,6 +13,7 @@ import typer
 
 from batchcl.__about__ import __version__
 from batchcl.cli import (
+    compare,
     confidence,
     dataset,
     demo,
@@ -65,6 +66,7 @@ app.command("confidence", rich_help_panel=_RESULTS)(confidence.confidence)
 app.command("failures", rich_help_panel=_RESULTS)(failures.failures)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
 app.command("thresholds", rich_help_panel=_RESULTS)(thresholds.thresholds)
+app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
 app.command("query", rich_help_panel=_RESULTS)(query.query)
 app.command("report", rich_help_panel=_RESULTS)(report.report)
 app.command("show", rich_help_panel=_RESULTS)(show.show)
