@@ -10,7 +10,20 @@ from typing import Annotated
 import anyio
 import typer
 
-from batchcl.cli.output import Date, Json, Model, Profile, Region, Root, Run, emit_object
+from batchcl.cli.evaluate import TruthFile
+from batchcl.cli.output import (
+    Date,
+    Json,
+    MinConfidence,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    ThresholdsFile,
+    emit_object,
+    thresholds_of,
+)
 from batchcl.cli.streams import write_line
 from batchcl.quantities import pluralize
 
@@ -21,35 +34,40 @@ def report(
     root: Root,
     *,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="HTML file to write.", show_default=False)],
-    truth: Annotated[
+    baseline: Annotated[
         str | None,
         typer.Option(
-            "--truth",
-            metavar="MANIFEST",
-            help="Ground Truth manifest (default: the labels of the manifest that was scored).",
+            "--baseline",
+            metavar="RUN|DATE|MODEL|DURATION",
+            help="Compare with this run, date or model, or all runs in this time before (default: the run before).",
             show_default=False,
         ),
     ] = None,
+    truth: TruthFile = None,
     gallery: Annotated[int, typer.Option("--gallery", metavar="N", help="Largest number of pictures.")] = 60,
     max_mb: Annotated[float, typer.Option("--max-mb", metavar="MB", help="Largest size of the file.")] = 5.0,
     model: Model = None,
     run: Run = None,
     date: Date = None,
+    min_confidence: MinConfidence = None,
+    thresholds: ThresholdsFile = None,
     json: Json = False,
     profile: Profile = None,
     region: Region = None,
 ) -> None:
     """Write a report about results as one HTML file, with charts and pictures, to read or to send.
 
-    The file loads nothing: it opens from disk or an e-mail. It shows what ran, how often each label was found and how
-    confidently, throughput, failures, an evaluation where true labels exist, and the pictures that are worth a look.
-    The model is not called; the pictures are read from where the images were scored.
+    The file loads nothing: it opens from disk or an e-mail. It shows what ran and what has changed since the baseline,
+    how often each label was found and how confidently, throughput, failures, an evaluation where true labels exist, and
+    the pictures that are worth a look. The model is not called; pictures are read from where the images were scored.
 
     Examples:
 
       batchcl report out --out report.html
 
       batchcl report out --run 2026-11-21 --out report.html
+
+      batchcl report out --date 2026-11-21 --baseline 7d --out report.html
 
       batchcl report out --truth test.manifest --gallery 200 --max-mb 20 --out report.html
 
@@ -66,6 +84,8 @@ def report(
         model=model,
         run_id=run,
         date=date,
+        thresholds=thresholds_of(min_confidence, thresholds),
+        baseline=baseline,
         truth=truth,
         gallery=gallery,
         max_mb=max_mb,

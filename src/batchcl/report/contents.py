@@ -13,16 +13,28 @@ from typing import Any, Final
 
 import polars as pl
 
+from batchcl.analysis.compare import Comparison
 from batchcl.analysis.counts import NONE, confidence_histogram, failure_table, label_table
 from batchcl.analysis.evaluate import Evaluation
 from batchcl.analysis.part_files import Batch
 from batchcl.analysis.results import Results, shown_model
+from batchcl.analysis.thresholds import ThresholdChoice
 from batchcl.runs.record import RunRecord
 from batchcl.summary import Summary
 
-__all__ = ["Contents", "Throughput", "Totals", "contents_of", "lowest_confidence", "nights", "throughput"]
+__all__ = [
+    "CHARTED_LABELS",
+    "Contents",
+    "Throughput",
+    "Totals",
+    "contents_of",
+    "lowest_confidence",
+    "nights",
+    "throughput",
+]
 
-_CHARTED_LABELS: Final = 12
+CHARTED_LABELS: Final = 12
+"""The most frequent labels, which have charts."""
 _MAX_INTERVALS: Final = 150
 _INTERVALS_S: Final = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 24 * 3600)
 
@@ -80,6 +92,8 @@ class Contents:
         failures: as `failure_table`.
         evaluation: None without truth.
         no_evaluation: why there is no evaluation although truth exists, or is expected; may be empty.
+        thresholds: the best ones and their curves, where there is an evaluation of results with scores.
+        comparison: with the baseline; None without one.
         charted: model and label of the most frequent labels, which have charts.
         records: run id → record of some of `runs`.
         summaries: run id → summary, likewise.
@@ -97,6 +111,8 @@ class Contents:
     failures: pl.DataFrame
     evaluation: Evaluation | None = None
     no_evaluation: str = ""
+    thresholds: ThresholdChoice | None = None
+    comparison: Comparison | None = None
     charted: Sequence[tuple[str, str]] = ()
     records: Mapping[str, RunRecord] = field(default_factory=dict)
     summaries: Mapping[str, Summary] = field(default_factory=dict)
@@ -108,16 +124,12 @@ class Contents:
         return named.sort("images", descending=True)["label"].unique(maintain_order=True).to_list()
 
 
-def contents_of(
-    results: Results, history: Results, *, evaluation: Evaluation | None = None, no_evaluation: str = ""
-) -> Contents:
-    """Read and aggregate the rows of `results`. Blocks.
+def contents_of(results: Results, history: Results) -> Contents:
+    """Read and aggregate the rows of `results`, without evaluation and comparison. Blocks.
 
     Args:
         results: the selected rows.
         history: of all runs and dates, for the shares over the nights.
-        evaluation: of `results`.
-        no_evaluation: why it is None.
     """
     runs = results.runs().collect(engine="in-memory").sort("started_at", descending=True, nulls_last=True)
     newest = next(iter(runs.filter(pl.col("scored") > 0)["run_id"]), None)
@@ -125,7 +137,7 @@ def contents_of(
     failures = results.failures()
     labels = label_table(results)
     named = labels.filter(pl.col("label") != NONE)
-    charted = named.sort("images", descending=True).head(_CHARTED_LABELS).select("model", "label").rows()
+    charted = named.sort("images", descending=True).head(CHARTED_LABELS).select("model", "label").rows()
     models = counts.models.with_columns(shown_model()).sort("images", "model", descending=[True, False])
     histograms = confidence_histogram(results, per_label=True)
     return Contents(
@@ -139,8 +151,6 @@ def contents_of(
         histograms=_keyed(histograms, models),
         throughput=None if newest is None else throughput(counts.seconds, newest),
         failures=failure_table(failures),
-        evaluation=evaluation,
-        no_evaluation=no_evaluation,
         charted=charted,
     )
 

@@ -12,7 +12,7 @@ import datetime as dt
 import hashlib
 import shlex
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from batchcl.__about__ import __version__
+from batchcl.analysis.compare import ComparedSide, Comparison
 from batchcl.analysis.counts import NONE
 from batchcl.analysis.evaluate import Evaluation
+from batchcl.analysis.thresholds import ThresholdChoice
 from batchcl.quantities import pluralize
 from batchcl.report import charts
-from batchcl.report.contents import Contents, lowest_confidence
+from batchcl.report.contents import CHARTED_LABELS, Contents, lowest_confidence
 from batchcl.report.gallery import GalleryPicture, categories
 
 if TYPE_CHECKING:
@@ -57,17 +59,21 @@ class Request:
 
     Attributes:
         root: the output root.
-        options: the flags of the reading commands that select the same rows.
+        filters: the flags of the reading commands that select the same rows.
+        thresholds: those that select the same labels.
         selection: these in words; empty for all rows.
         truth: the flags of `evaluate`.
+        compared: the arguments of `compare`.
         command: the command that writes this report.
         written_at: the current time.
     """
 
     root: str
-    options: Sequence[str] = ()
+    filters: Sequence[str] = ()
+    thresholds: Sequence[str] = ()
     selection: str = ""
     truth: Sequence[str] = ()
+    compared: Sequence[str] = ()
     command: Sequence[str] = ()
     written_at: dt.datetime
 
@@ -80,6 +86,7 @@ class Charts:
     histograms: Mapping[tuple[str, str], str]
     histogram: Mapping[str, str]
     throughput: tuple[str, str] | None
+    curves: Mapping[str, str]
 
 
 def draw_charts(contents: Contents) -> Charts:
@@ -109,7 +116,21 @@ def draw_charts(contents: Contents) -> Charts:
             charts.throughput_chart(throughput.intervals, width=_WIDE),
             charts.throughput_chart(throughput.intervals, width=_NARROW),
         ),
+        curves={} if contents.thresholds is None else dict(_draw_curves(contents.thresholds)),
     )
+
+
+def _draw_curves(choice: ThresholdChoice) -> Iterator[tuple[str, str]]:
+    """The curves of the labels with the most true images."""
+    drawn = choice.labels.filter(pl.col("label").is_in(choice.curves["label"].unique().implode()))
+    for row in drawn.sort("positives", "label", descending=[True, False]).head(CHARTED_LABELS).iter_rows(named=True):
+        curve = choice.curves.filter(pl.col("label") == row["label"]).drop_nulls(["precision", "recall"])
+        if curve.height:
+            has_point = None not in (row["threshold"], row["precision"], row["recall"])
+            yield (
+                row["label"],
+                charts.curve_chart(curve, chosen=(row["recall"], row["precision"]) if has_point else None),
+            )
 
 
 def _overall(contents: Contents, draw: Any) -> dict[str, str]:
@@ -218,7 +239,7 @@ class _View:
             "selection": request.selection,
             "period": _period(contents.totals.first_at, contents.totals.last_at),
             "figures": self._figures(),
-            "changes": None,
+            "changes": None if contents.comparison is None else self._changes(contents.comparison),
             "commands": self._commands(),
             "written_at": _time(request.written_at),
             "several_models": several,
@@ -255,14 +276,14 @@ class _View:
         if seconds and called:
             figures.append(_figure("Images per second", _pace(called / seconds), f"in {_duration(seconds)}"))
         if costs.len():
-            figures.append(_figure("Model cost", _dollars(float(costs.sum())), "at least"))
+            figures.append(_figure("Model cost", _cost(float(costs.sum())), "at least"))
         return figures
 
     def _commands(self) -> dict[str, str]:
         request = self.request
 
         def line(name: str, *more: str) -> str:
-            return shlex.join(["batchcl", name, request.root, *request.options, *more])
+            return shlex.join(["batchcl", name, request.root, *request.filters, *request.thresholds, *more])
 
         return {
             "runs": shlex.join(["batchcl", "runs", request.root]),
@@ -270,6 +291,10 @@ class _View:
             "confidence": line("confidence", "--per-label"),
             "failures": line("failures"),
             "evaluate": line("evaluate", *request.truth),
+            "thresholds": shlex.join(
+                ["batchcl", "thresholds", request.root, *request.filters, *request.truth, "--out", "thresholds.toml"]
+            ),
+            "compare": shlex.join(["batchcl", "compare", request.root, *request.compared]),
             "report": shlex.join(request.command),
         }
 
@@ -414,7 +439,7 @@ class _View:
                 "share": _percent(each.throttled / each.calls) if each.calls else _DASH,
                 "pace": _pace(each.images_per_second) if each.seconds else _DASH,
                 "time": _duration(each.seconds),
-                "cost": _DASH if each.cost_usd is None else _dollars(each.cost_usd),
+                "cost": _cost(each.cost_usd),
             }
             for each in summary.sessions[-self.rows :]
         ]
@@ -439,6 +464,37 @@ class _View:
             "failures_summary": f"{pluralize(total, 'image')} without a result, for {reasons}.",
             "more_failures": _number(failures.height - self.rows) if failures.height > self.rows else "",
         }
+
+    def _changes(self, comparison: Comparison) -> dict[str, Any]:
+        a, b, images = comparison.a, comparison.b, comparison.images
+        compared = {
+            "common": "The images in both are compared, in pairs.",
+            "all": "All images are compared, as two samples.",
+        }
+        differ = comparison.top_labels.filter(pl.col("top_a") != pl.col("top_b"))
+        shown = min(_MOST_RUNS, self.rows)
+        labels = comparison.labels
+        return {
+            "summary": f"{b.name} compared with {a.name}: {pluralize(images.both, 'image')} in both, "
+            f"{_number(images.only_b)} only now, {_number(images.only_a)} only in the baseline. "
+            f"{compared[images.compared]} The most confident label differs in {pluralize(images.top_changed, 'image')}.",
+            "notes": comparison.notes,
+            "sides": [row for row in _sides(a, b) if row["a"] != _DASH or row["b"] != _DASH],
+            "labels": [_label_change(row) for row in labels.head(shown).iter_rows(named=True)],
+            "more_labels": _number(labels.height - shown) if labels.height > shown else "",
+            "test": f"Significant: by {images.test}, at a false discovery rate of 5% over all labels.",
+            "top": [
+                {"a": top_a, "b": top_b, "images": _number(count)}
+                for top_a, top_b, count in differ.select("top_a", "top_b", "images").head(shown).iter_rows()
+            ],
+        }
+
+    def _curves(self) -> list[dict[str, Any]]:
+        choice = self.contents.thresholds
+        if choice is None:
+            return []
+        rows = {row["label"]: row for row in choice.labels.iter_rows(named=True)}
+        return [_curve(rows[label], svg) for label, svg in self.drawn.curves.items()]
 
     def _evaluation(self, evaluation: Evaluation) -> dict[str, Any]:
         summary = evaluation.summary
@@ -472,6 +528,8 @@ class _View:
             "labels": [_evaluated(row) for row in rows.iter_rows(named=True)],
             "matrix": matrix,
             "mistakes": mistakes,
+            "curves": self._curves(),
+            "has_cut": self.contents.thresholds is not None and bool(self.contents.thresholds.labels["at_cut"].any()),
         }
 
     def _mistakes(self, confusion: pl.DataFrame) -> list[dict[str, str]]:
@@ -522,7 +580,9 @@ def _card(each: GalleryPicture, numbers: Mapping[str, int], request: Request) ->
         "tags": [{"label": label["name"], "confidence": f"{label['confidence']:.1f}"} for label in labels[:_MOST_TAGS]],
         "more_tags": _number(len(labels) - _MOST_TAGS) if len(labels) > _MOST_TAGS else "",
         "texts": [text for text in texts if text],
-        "command": shlex.join(["batchcl", "show", request.root, row["uri"], *request.options, "--out", "pictures"]),
+        "command": shlex.join(
+            ["batchcl", "show", request.root, row["uri"], *request.filters, *request.thresholds, "--out", "pictures"]
+        ),
     }
 
 
@@ -542,7 +602,53 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
         "pace": _pace(run["images_per_second"]),
         "throttled": _percent(run["throttled"] / run["calls"]) if run["calls"] else _DASH,
         "time": _duration(run["seconds"]),
-        "cost": _DASH if run["cost_usd"] is None else _dollars(run["cost_usd"]),
+        "cost": _cost(run["cost_usd"]),
+    }
+
+
+def _sides(a: ComparedSide, b: ComparedSide) -> Iterator[dict[str, str]]:
+    names = {
+        "images": "Images with a result",
+        "failed": "Failed",
+        "skipped": "Skipped",
+        "images_per_second": "Images per second",
+        "cost_usd": "Model cost",
+    }
+    formats: dict[str, Callable[[Any], str]] = {"images_per_second": _pace, "cost_usd": _cost}
+    for name, title in names.items():
+        shown = formats.get(name, _number)
+        yield {"name": title, "a": shown(getattr(a, name)), "b": shown(getattr(b, name))}
+    yield {"name": "Model", "a": ", ".join(a.models) or _DASH, "b": ", ".join(b.models) or _DASH}
+
+
+def _label_change(row: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = row["change_low"], row["change_high"]
+    findings = [row["presence"] or "", "significant" if row["significant"] else ""]
+    distance = row["confidence_distance"]
+    return {
+        "label": row["label"],
+        "a": _percent(row["share_a"]),
+        "b": _percent(row["share_b"]),
+        "change": _points(row["change"]),
+        "interval": _DASH if low is None or high is None else f"{_points(low)} to {_points(high)}",
+        "distance": _DASH if distance is None else f"{distance:.1f}",
+        "finding": ", ".join(finding for finding in findings if finding),
+    }
+
+
+def _points(value: float | None) -> str:
+    return _DASH if value is None else f"{value * 100:+.1f}"
+
+
+def _curve(row: Mapping[str, Any], svg: str) -> dict[str, Any]:
+    threshold = row["threshold"]
+    at = "no threshold" if threshold is None else f"{threshold:.1f}"
+    numbers = "" if threshold is None else f": precision {_ratio(row['precision'])}, recall {_ratio(row['recall'])}"
+    return {
+        "label": row["label"],
+        "note": f"{at}{'*' if row['at_cut'] else ''}{numbers}",
+        "description": f"Precision and recall of {visible(row['label'])}. Best threshold {at}{numbers}",
+        "svg": _markup(svg),
     }
 
 
@@ -629,8 +735,10 @@ def _pace(value: Any) -> str:
     return _DASH if value is None else f"{float(value):,.1f}"
 
 
-def _dollars(value: float) -> str:
-    return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${value:.2g}"  # noqa: PLR2004
+def _cost(dollars: float | None) -> str:
+    if dollars is None:
+        return _DASH
+    return f"${dollars:,.2f}" if dollars >= 0.1 or dollars == 0 else f"${dollars:.2g}"  # noqa: PLR2004
 
 
 def _duration(seconds: float | None) -> str:

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio.to_thread
 import polars as pl
 
-from batchcl.analysis.evaluate import Evaluation, evaluate
+from batchcl.analysis.compare import Comparison, compare
+from batchcl.analysis.evaluate import evaluate
 from batchcl.analysis.results import Results, open_results
+from batchcl.analysis.thresholds import choose_thresholds
 from batchcl.analysis.truth import Truth, carried_truth, read_truth
 from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
 from batchcl.errors import OutputError, SourceError, UsageError
+from batchcl.quantities import parse_duration
 from batchcl.report.charts import require_report_extra
 from batchcl.report.contents import Contents, contents_of
 from batchcl.report.gallery import (
@@ -79,6 +82,7 @@ async def write_report(
     run_id: str | None = None,
     date: dt.date | str | None = None,
     thresholds: Thresholds | float | None = None,
+    baseline: str | None = None,
     truth: str | os.PathLike[str] | None = None,
     gallery: int = 60,
     max_mb: float = 5.0,
@@ -101,6 +105,9 @@ async def write_report(
         run_id: results of this run only.
         date: results of runs that started on this UTC day only.
         thresholds: leave out labels with a lower confidence: one number from 0 to 100, or one per label.
+        baseline: what to compare with: a run id, a date or a model, or a duration such as `7d` for all runs in this
+            time before; see `compare`. By default the previous run of the project, if there is one. What is compared
+            is `run_id` or `date`, or else the newest run.
         truth: a manifest, for the evaluation; by default the labels of the manifest that was scored, if there are any.
         gallery: the largest number of pictures, 0 to 2,000.
         max_mb: the largest size of the file in megabytes (10⁶ bytes), at least 1.
@@ -116,14 +123,16 @@ async def write_report(
     path = check_report_file(out, what="the report")
     _check_limits(gallery=gallery, max_mb=max_mb)
     aws = aws or Aws()
-    selection = _Selection(root=root, model=model, run_id=run_id, date=date, thresholds=thresholds, aws=aws)
+    selection = _Selection(
+        root=root, model=model, run_id=run_id, date=date, thresholds=thresholds, baseline=baseline, aws=aws
+    )
     results = await anyio.to_thread.run_sync(selection.open, abandon_on_cancel=True)
     async with _local_truth(truth, aws) as labels:
         read = partial(_read, results, selection, labels, gallery=gallery)
         contents, choice = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
     contents = replace(contents, **await _read_records(await Store.open_async(root, aws=aws), contents.runs))
     drawn = await anyio.to_thread.run_sync(draw_charts, contents, abandon_on_cancel=True)
-    request = selection.request(path, truth=truth, at=utcnow())
+    request = selection.request(path, contents, truth=truth, at=utcnow())
     max_bytes = int(max_mb * _MB)
     rows, size = _fitting_rows(contents, drawn, request, max_bytes)
     pictures = await draw_pictures(choice, aws=aws, max_bytes=max_bytes - size)
@@ -178,6 +187,7 @@ class _Selection:
     run_id: str | None
     date: dt.date | str | None
     thresholds: Thresholds | float | None
+    baseline: str | None
     aws: Aws
 
     def open(self, *, all_runs: bool = False) -> Results:
@@ -187,14 +197,33 @@ class _Selection:
             self.root, model=self.model, **only, all_runs=all_runs, thresholds=self.thresholds, aws=self.aws
         )
 
-    def request(self, path: Path, *, truth: str | os.PathLike[str] | None, at: dt.datetime) -> Request:
+    def compared(self, contents: Contents) -> str | None:
+        """What is compared with the baseline: the selected run or date, or else the newest run or date."""
+        if self.run_id is not None:
+            return f"run:{self.run_id}"
+        if self.date is not None:
+            return f"date:{self.date!s}"
+        if contents.runs.height:
+            return f"run:{contents.runs['run_id'][0]}"
+        return None if contents.nights.is_empty() else f"date:{contents.nights['date'].max()!s}"
+
+    def request(
+        self, path: Path, contents: Contents, *, truth: str | os.PathLike[str] | None, at: dt.datetime
+    ) -> Request:
+        """The title and the commands of the report."""
         given = {"model": self.model, "run": self.run_id, "date": None if self.date is None else str(self.date)}
+        filters = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+        thresholds: list[str] = []
         if isinstance(self.thresholds, int | float):
-            given["min-confidence"] = f"{self.thresholds:g}"
+            thresholds = ["--min-confidence", f"{self.thresholds:g}"]
         elif self.thresholds is not None:
-            given["thresholds"] = self.thresholds.origin
-        options = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+            thresholds = ["--thresholds", self.thresholds.origin]
         of_truth = [] if truth is None else ["--truth", os.fspath(truth)]
+        of_baseline = [] if self.baseline is None else ["--baseline", self.baseline]
+        now = self.compared(contents) or ""
+        is_time = self.baseline is not None and _is_duration(self.baseline)
+        before = ["--baseline", str(self.baseline)] if is_time else []
+        compared = [*([self.baseline] if self.baseline is not None and not is_time else []), now, *before]
         return Request(
             root=self.root,
             options=options,
@@ -202,7 +231,18 @@ class _Selection:
                 f"{name.replace('-', ' ')} {value}" for name, value in given.items() if value is not None
             ),
             truth=of_truth,
-            command=["batchcl", "report", self.root, *options, *of_truth, "--out", str(path)],
+            compared=compared,
+            command=[
+                "batchcl",
+                "report",
+                self.root,
+                *filters,
+                *thresholds,
+                *of_baseline,
+                *of_truth,
+                "--out",
+                str(path),
+            ],
             written_at=at,
         )
 
@@ -243,10 +283,59 @@ def _read(
 ) -> tuple[Contents, list[Chosen]]:
     """Read the tables, and choose the pictures. Blocks."""
     truth = truth or _carried_truth(results)
-    evaluation, no_evaluation = (None, "") if truth is None else _evaluated(results, truth)
-    history = selection.open(all_runs=True)
-    contents = contents_of(results, history, evaluation=evaluation, no_evaluation=no_evaluation)
-    return contents, choose_pictures(results, limit=gallery, frequent=contents.frequent, truth=truth)
+    contents = contents_of(results, selection.open(all_runs=True))
+    comparison = _comparison(selection, contents, examples=gallery)
+    contents = replace(contents, comparison=comparison)
+    if truth is not None:
+        contents = replace(contents, **_evaluated(results, truth))
+    changes = {} if comparison is None else _changed_images(comparison)
+    chosen = choose_pictures(results, limit=gallery, frequent=contents.frequent, truth=truth, changes=changes)
+    return contents, chosen
+
+
+def _comparison(selection: _Selection, contents: Contents, *, examples: int) -> Comparison | None:
+    """With the baseline; None if none was asked for and there is no earlier run to compare with."""
+    baseline = selection.baseline
+    now = selection.compared(contents)
+    if now is None and baseline is None:
+        return None
+    is_time = baseline is not None and _is_duration(baseline)
+    try:
+        return compare(
+            selection.root,
+            None if is_time else baseline,
+            now,
+            baseline=baseline if is_time else None,
+            model=selection.model,
+            thresholds=selection.thresholds,
+            examples=examples,
+            aws=selection.aws,
+        )
+    except UsageError:
+        if baseline is not None:
+            raise
+        return None
+
+
+def _is_duration(text: str) -> bool:
+    try:
+        parse_duration(text)
+    except UsageError:
+        return False
+    return True
+
+
+def _changed_images(comparison: Comparison) -> dict[str, str]:
+    """Uri → how the top label has changed, one image of each change in turn."""
+    differ = comparison.top_labels.filter(pl.col("top_a") != pl.col("top_b"))
+    in_turn = (
+        differ.select(pl.format("{}, before: {}", "top_b", "top_a").alias("reason"), "examples")
+        .with_columns(pl.int_ranges(pl.col("examples").list.len()).alias("turn"))
+        .explode("examples", "turn")
+        .drop_nulls()
+        .sort("turn", maintain_order=True)
+    )
+    return dict(in_turn.select("examples", "reason").iter_rows())
 
 
 def _carried_truth(results: Results) -> Truth | None:
@@ -260,11 +349,15 @@ def _carried_truth(results: Results) -> Truth | None:
         return None
 
 
-def _evaluated(results: Results, truth: Truth) -> tuple[Evaluation | None, str]:
+def _evaluated(results: Results, truth: Truth) -> dict[str, Any]:
+    """`evaluation` and `thresholds`, or `no_evaluation`."""
     try:
-        return evaluate(results.images(), truth, failures=results.failures()), ""
+        evaluation = evaluate(results.images(), truth, failures=results.failures())
+        # the intervals of a bootstrap are not shown
+        thresholds = choose_thresholds(results.with_all_labels(), truth, resamples=1)
     except UsageError as error:
-        return None, f"{error}."
+        return {"no_evaluation": f"{error}."}
+    return {"evaluation": evaluation, "thresholds": thresholds}
 
 
 def _fitting_rows(contents: Contents, drawn: Charts, request: Request, max_bytes: int) -> tuple[int, int]:
