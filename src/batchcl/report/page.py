@@ -477,7 +477,7 @@ class _View:
         return {
             "summary": f"{b.name} compared with {a.name}: {pluralize(images.both, 'image')} in both, "
             f"{_number(images.only_b)} only now, {_number(images.only_a)} only in the baseline. "
-            f"{compared[images.compared]} The most confident label differs in {pluralize(images.top_changed, 'image')}.",
+            f"{compared[images.compared]} In {pluralize(images.top_changed, 'image')} the most confident label differs.",
             "notes": comparison.notes,
             "sides": [row for row in _sides(a, b) if row["a"] != _DASH or row["b"] != _DASH],
             "labels": [_label_change(row) for row in labels.head(shown).iter_rows(named=True)],

@@ -226,10 +226,9 @@ class _Selection:
         compared = [*([self.baseline] if self.baseline is not None and not is_time else []), now, *before]
         return Request(
             root=self.root,
-            options=options,
-            selection=", ".join(
-                f"{name.replace('-', ' ')} {value}" for name, value in given.items() if value is not None
-            ),
+            filters=filters,
+            thresholds=thresholds,
+            selection=", ".join(f"{name} {value}" for name, value in given.items() if value is not None),
             truth=of_truth,
             compared=compared,
             command=[
