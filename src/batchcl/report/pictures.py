@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AsyncExitStack, ExitStack
@@ -53,7 +54,7 @@ PICTURE_COLUMNS: Final = (
 """The columns of `Results.images()` that `fetch_pictures` needs."""
 
 _BATCH_PER_TASK: Final = 2
-_MEMBER: Final = ".tar#"
+_MEMBER: Final = re.compile(r"\.tar(?=#)", re.IGNORECASE)
 _NO_LABEL: Final = "(none)"
 _CHANGED: Final = "has changed since it was scored, so its labels may not apply"
 
@@ -204,8 +205,8 @@ class _Source:
         """
         if not row["bucket"]:
             return await self._read_local(row)
-        if _MEMBER in row["key"].lower():
-            return await self._read_member(row, f"s3://{row['bucket']}/")
+        if (archive := _MEMBER.search(row["key"])) is not None:
+            return await self._read_member(row, f"s3://{row['bucket']}/{row['key'][: archive.end()]}")
         assert self._objects is not None
         image = ImageRef(uri=row["uri"], bucket=row["bucket"], key=row["key"], version_id=row["version_id"])
         data, etag = await self._objects.read_with_etag(image)
@@ -217,8 +218,8 @@ class _Source:
 
     async def _read_local(self, row: Mapping[str, Any]) -> tuple[bytes, str]:
         image = await anyio.to_thread.run_sync(local_image, row["key"], abandon_on_cancel=True)
-        if image.size_bytes is None and _MEMBER in row["key"].lower():
-            return await self._read_member(row, "")
+        if image.size_bytes is None and (archive := _MEMBER.search(row["key"])) is not None:
+            return await self._read_member(row, row["key"][: archive.end()])
         _check_size(image)
         data = await self._files.read(image)
         known = row["size_bytes"], row["last_modified"]
@@ -226,9 +227,7 @@ class _Source:
         is_same = all(before in {None, after} for before, after in zip(known, now, strict=True))
         return data, "" if is_same else f"the file {_CHANGED}"
 
-    async def _read_member(self, row: Mapping[str, Any], prefix: str) -> tuple[bytes, str]:
-        end = row["key"].lower().index(_MEMBER) + len(_MEMBER) - 1
-        archive = prefix + row["key"][:end]
+    async def _read_member(self, row: Mapping[str, Any], archive: str) -> tuple[bytes, str]:
         async with self._locks[archive]:
             if archive not in self._members:
                 self._members[archive] = await anyio.to_thread.run_sync(self._find_members, archive)

@@ -13,6 +13,7 @@ import anyio.lowlevel
 from botocore.exceptions import ClientError
 
 from batchcl.aws.session import Aws
+from batchcl.errors import CredentialsError
 
 
 class Body(io.BytesIO):
@@ -23,7 +24,9 @@ class Body(io.BytesIO):
 
 
 class FakeAws:
-    """A session whose S3 has `objects`, by key: bytes, or the code of an error. It counts concurrent reads.
+    """A session whose S3 has `objects`, by key: bytes, the code of an error, or "no credentials".
+
+    It counts concurrent reads.
 
     `width`: reads wait until so many are open at the same time.
     """
@@ -59,6 +62,8 @@ class FakeAws:
             await anyio.lowlevel.checkpoint()
         self._open -= 1
         found = self.objects.get(arguments["Key"], "NoSuchKey")
+        if found == "no credentials":
+            raise CredentialsError("no AWS credentials found")
         if isinstance(found, str):
             raise ClientError({"Error": {"Code": found, "Message": "m"}}, "GetObject")
         return {"Body": Body(found), "ContentLength": len(found), "ETag": f'"{len(found)}"'}

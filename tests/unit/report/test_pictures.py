@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from batchcl.aws.session import Aws
-from batchcl.errors import CredentialsError
+from batchcl.errors import CredentialsError, RefusedError
 from batchcl.images import MAX_BYTES_FITTABLE
 from batchcl.report.pictures import PICTURE_COLUMNS, Picture, fetch_pictures
 from batchcl.runs.schema import RESULTS
@@ -222,6 +222,12 @@ def test_missing_credentials_end_the_command(monkeypatch: pytest.MonkeyPatch, tm
     assert fetched(frame(local(tmp_path / "a.png")))[0].jpeg, "a file needs none"
 
 
+def test_credentials_that_fail_later_end_the_command() -> None:
+    fake = FakeAws({"a.png": encoded(quarters()), "b.png": "no credentials"})
+    with pytest.raises(RefusedError, match=r"reading s3://b/b\.png failed: no AWS credentials found"):
+        fetched(frame({"key": "a.png"}, {"key": "b.png"}), fake.aws)
+
+
 def tar(**files: bytes) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
@@ -233,7 +239,8 @@ def tar(**files: bytes) -> bytes:
 
 
 def test_members_of_local_archives_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
+    path = tmp_path / "İ" / "a.TAR"
+    path.parent.mkdir()
     path.write_bytes(tar(one=encoded(quarters()), two=encoded(Image.new("RGB", (90, 70)))))
     changed = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC)
     row = {"bucket": "", "last_modified": changed}

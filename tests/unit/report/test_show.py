@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import batchcl
 from batchcl.errors import OutputError, UsageError
 from batchcl.images import ImageRef
 from batchcl.outcomes import Label, Scored
-from batchcl.report.show import _file_names
+from batchcl.report.show import _file_names, _write
 from batchcl.sources.base import local_image
 from batchcl.thresholds import Thresholds
 from pixels import encoded
@@ -168,10 +169,26 @@ def test_bad_arguments_are_refused(
     assert not (tmp_path / "pictures").exists()
 
 
+def test_pillow_is_required(shown: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(
+        UsageError, match=r"`batchcl show` needs Pillow; install it with: pip install 'batchcl\[images\]'"
+    ):
+        batchcl.show_sync(str(shown), out=tmp_path / "pictures")
+
+
 def test_a_folder_that_can_not_be_written_is_reported(shown: Root, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"writing .* failed: Not a directory; check --out"):
         batchcl.show_sync(str(shown), out=tmp_path / "file" / "pictures")
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"kept")
+    (tmp_path / "001-a.jpg").symlink_to(tmp_path / "kept")
+    with pytest.raises(OutputError, match=r"writing .* failed: File exists"):
+        _write(tmp_path / "001-a.jpg", b"new")
+    assert (tmp_path / "kept").read_bytes() == b"kept"
 
 
 def test_wrong_images_are_shown_with_their_true_label(shown: Root, tmp_path: Path, cli: Callable[..., Ended]) -> None:
