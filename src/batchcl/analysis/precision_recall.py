@@ -61,6 +61,16 @@ class LabelScores:
     positive_image: NDArray[np.integer[Any]]
     images: int
 
+    @property
+    def images_behind(self) -> int:
+        """The number of images with a positive, or of those with a detection if that is smaller."""
+        return min(int(np.count_nonzero(np.bincount(each))) for each in (self.image, self.positive_image))
+
+    @property
+    def negative_images(self) -> int:
+        """The number of images without a positive."""
+        return self.images - int(np.count_nonzero(np.bincount(self.positive_image)))
+
     def from_confidence(self, lowest: float) -> LabelScores:
         """Without the detections below `lowest`."""
         kept = int(np.count_nonzero(self.confidence >= np.float32(lowest)))
@@ -192,16 +202,21 @@ def _resampled(
     Images without a detection and a positive of the label change no count, so only the others are drawn. Of more than
     `_BLOCKS` images, random blocks are drawn.
     """
-    images, number = np.unique(np.concatenate([scores.image, scores.positive_image]), return_inverse=True)
-    blocks = min(images.size, _BLOCKS)
-    block = number if blocks == images.size else np.take(random.permutation(images.size) % blocks, number)
-    all_blocks = max(round(scores.images * blocks / images.size), blocks)
+    image = np.concatenate([scores.image, scores.positive_image])
+    is_drawn = np.bincount(image) > 0
+    images = int(np.count_nonzero(is_drawn))
+    blocks = min(images, _BLOCKS)
+    block_of = np.arange(images) % blocks
+    if blocks < images:
+        random.shuffle(block_of)
+    block = block_of[np.cumsum(is_drawn)[image] - 1]
+    all_blocks = max(round(scores.images * blocks / images), blocks)
     drawn = random.binomial(all_blocks, blocks / all_blocks, size=resamples)
     draws = np.repeat(np.arange(resamples) * blocks, drawn) + random.integers(blocks, size=int(drawn.sum()))
     weights = np.bincount(draws, minlength=resamples * blocks).reshape(resamples, blocks).astype(np.float64)
 
     is_last = _is_last_of_each(scores.confidence)
-    step = np.searchsorted(kept, np.cumsum(is_last) - is_last)
+    step = np.asarray(np.searchsorted(kept, np.cumsum(is_last) - is_last))
     of_detection, of_positive = block[: scores.image.size], block[scores.image.size :]
 
     def counts(which: NDArray[np.bool_] | slice) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _FEW_IMAGES: Final = 30
-"""With fewer images behind a precision or recall, its interval is wider than ±0.1 at 0.9."""
+"""With fewer images, the 95 % interval of a precision or recall of 0.9 is wider than ±0.1."""
 
 _MAX_BINS: Final = 1000
 _MAX_EXAMPLES: Final = 3
@@ -69,7 +69,8 @@ class ThresholdChoice:
             each of the four as `…_low` and `…_high` (null if unbounded); `positives` (true labels or boxes), `scored`
             (detections that can be judged), `predicted` (those from the threshold on), `judged_from` (the lowest
             threshold that can be judged), `at_cut` (a lower threshold may be better, but lower scores were cut
-            off), `few_images` (fewer than 30 with the label, or detected), `expected_calibration_error`, `brier_score`.
+            off), `negatives` (images without the label; null for boxes), `few_images` (fewer than 30 images have the
+            label, don't have it, or are detected at the threshold), `expected_calibration_error`, `brier_score`.
         curves: `label`, `threshold`, `precision`, `recall`, `f1`, `predicted`, `true_positives`; thresholds descending.
         calibration: `label`, `from`, `to`, `detections`, `mean_confidence` and `share_correct`; a bin includes its
             lower edge, the last one also 100; means are null in empty bins.
@@ -134,6 +135,8 @@ def choose_thresholds(
     rows, curves, calibration = [], [], []
     for label, scores, judged_from in judged.labels():
         row, known = _choose(label, scores, judged_from, criterion, resamples=resamples, seed=seed)
+        row["negatives"] = scores.negative_images if judged.unit == "image" else None
+        row["few_images"] = known is not None and "threshold" in row and _is_few(known, row)
         rows.append(row)
         if known is not None and known.confidence.size:
             curves.append(_curve(label, known, row.get("threshold"), curve_points))
@@ -188,6 +191,7 @@ _LABELS: Final[dict[str, Any]] = {
     **dict.fromkeys(("positives", "scored", "predicted"), pl.Int64),
     "judged_from": pl.Float64,
     "at_cut": pl.Boolean,
+    "negatives": pl.Int64,
     "few_images": pl.Boolean,
     "expected_calibration_error": pl.Float64,
     "brier_score": pl.Float64,
@@ -236,7 +240,6 @@ def _choose(
     (at,), (reached,) = (np.atleast_1d(each) for each in choose(curve, criterion))
     intervals = bootstrap(judged, curve, criterion, resamples=resamples, seed=seed)
     predicted = int(curve.predicted[at])
-    images_behind = min(np.unique(judged.positive_image).size, np.unique(judged.image[:predicted]).size)
     ends = [_shortest(end) for end in intervals.threshold]
     ends += [*intervals.precision, *intervals.recall, *intervals.f1]
     return row | {
@@ -249,8 +252,13 @@ def _choose(
         "predicted": predicted,
         "at_cut": bool(judged_from)
         and not (reached if criterion.metric == "recall" else at + 1 < curve.thresholds.size),
-        "few_images": images_behind < _FEW_IMAGES,
     }, judged
+
+
+def _is_few(judged: LabelScores, row: dict[str, Any]) -> bool:
+    """Whether few images are behind the row."""
+    images = judged.from_confidence(row["threshold"]).images_behind
+    return min(images, images if row["negatives"] is None else row["negatives"]) < _FEW_IMAGES
 
 
 def _curve(label: str, judged: LabelScores, threshold: float | None, most: int) -> pl.DataFrame:

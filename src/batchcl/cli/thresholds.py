@@ -20,7 +20,6 @@ from batchcl.cli.output import (
     check_format,
     emit,
     emit_object,
-    open_root_results,
 )
 from batchcl.cli.streams import write_line
 from batchcl.quantities import pluralize
@@ -79,6 +78,7 @@ def thresholds(
       batchcl thresholds s3://bucket/out --recall 0.9 --json | jq '.labels[] | {label, threshold, precision}'
     """
     check_format(json=json, csv=csv)
+    from batchcl.analysis.results import open_results
     from batchcl.analysis.thresholds import (
         check_thresholds_arguments,
         check_thresholds_path,
@@ -89,7 +89,7 @@ def thresholds(
     check_thresholds_arguments(precision=precision, recall=recall, bins=bins)
     if out is not None:
         check_thresholds_path(out, root=root, overwrite=overwrite)
-    results = open_root_results(root, model=model, run=run, date=date, profile=profile, region=region)
+    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
     labels = read_labels(
         truth, results, attribute=attribute, skip_bad_lines=skip_bad_lines, profile=profile, region=region
     )
@@ -172,7 +172,8 @@ def _remark(row: dict[str, Any], criterion: str) -> str:
     if row["threshold"] is None:
         return f"no threshold: {NO_THRESHOLD[row['status']]}"
     remarks = [f"{criterion} not reached"] if row["status"] == ThresholdStatus.NOT_REACHED else []
-    remarks += ["a lower one may do"] if row["at_cut"] else []
+    remarks += ["lower scores are cut off"] if row["at_cut"] else []
+    remarks += ["every image has it: precision can't be judged"] if row["negatives"] == 0 else []
     remarks += ["few images"] if row["few_images"] else []
     return ", ".join(remarks)
 

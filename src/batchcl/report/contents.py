@@ -94,6 +94,7 @@ class Contents:
         no_evaluation: why there is no evaluation although truth exists, or is expected; may be empty.
         thresholds: the best ones and their curves, where there is an evaluation of results with scores.
         comparison: with the baseline; None without one.
+        no_comparison: why there is none although there are several runs; may be empty.
         charted: model and label of the most frequent labels, which have charts.
         records: run id → record of some of `runs`.
         summaries: run id → summary, likewise.
@@ -113,6 +114,7 @@ class Contents:
     no_evaluation: str = ""
     thresholds: ThresholdChoice | None = None
     comparison: Comparison | None = None
+    no_comparison: str = ""
     charted: Sequence[tuple[str, str]] = ()
     records: Mapping[str, RunRecord] = field(default_factory=dict)
     summaries: Mapping[str, Summary] = field(default_factory=dict)

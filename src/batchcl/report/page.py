@@ -214,10 +214,11 @@ def _sections(page: Mapping[str, Any]) -> list[dict[str, str]]:
     }
     always = {"runs", "labels", "failures"}
     ids = {"histograms": "confidence"}
+    missing = {"evaluation": "evaluation", "changes": "comparison"}
     return [
         {"id": ids.get(name, name), "title": title}
         for name, title in titles.items()
-        if name in always or page.get(name) or (name == "evaluation" and page["no_evaluation"])
+        if name in always or page.get(name) or page.get(f"no_{missing.get(name)}")
     ]
 
 
@@ -240,6 +241,7 @@ class _View:
             "period": _period(contents.totals.first_at, contents.totals.last_at),
             "figures": self._figures(),
             "changes": None if contents.comparison is None else self._changes(contents.comparison),
+            "no_comparison": contents.no_comparison,
             "commands": self._commands(),
             "written_at": _time(request.written_at),
             "several_models": several,
@@ -474,13 +476,17 @@ class _View:
         differ = comparison.top_labels.filter(pl.col("top_a") != pl.col("top_b"))
         shown = min(_MOST_RUNS, self.rows)
         labels = comparison.labels
+        significant = int(labels["significant"].sum())
+        found = f"{pluralize(significant, 'change')} of a share {'is' if significant == 1 else 'are'} significant."
         return {
-            "summary": f"{b.name} compared with {a.name}: {pluralize(images.both, 'image')} in both, "
-            f"{_number(images.only_b)} only now, {_number(images.only_a)} only in the baseline. "
-            f"{compared[images.compared]} In {pluralize(images.top_changed, 'image')} the most confident label differs.",
-            "notes": comparison.notes,
+            "summary": f"{b.name[:1].upper()}{b.name[1:]} compared with {a.name}: {pluralize(images.both, 'image')} in "
+            f"both, {_number(images.only_b)} only now, {_number(images.only_a)} only in the baseline. "
+            f"{compared[images.compared]} The most confident label differs in {_number(images.top_changed)} images. "
+            f"{found if significant else 'No change of a share is significant.'}",
+            "notes": [note for note in comparison.notes if f"the {note}" not in self.contents.notes],
             "sides": [row for row in _sides(a, b) if row["a"] != _DASH or row["b"] != _DASH],
             "labels": [_label_change(row) for row in labels.head(shown).iter_rows(named=True)],
+            "has_findings": bool(significant) or labels["presence"].is_not_null().any(),
             "more_labels": _number(labels.height - shown) if labels.height > shown else "",
             "test": f"Significant: by {images.test}, at a false discovery rate of 5% over all labels.",
             "top": [
@@ -637,7 +643,11 @@ def _label_change(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _points(value: float | None) -> str:
-    return _DASH if value is None else f"{value * 100:+.1f}"
+    """A difference of shares in percentage points, with a sign unless it is rounded to zero."""
+    if value is None:
+        return _DASH
+    text = f"{value * 100:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _curve(row: Mapping[str, Any], svg: str) -> dict[str, Any]:

@@ -282,25 +282,25 @@ def _read(
 ) -> tuple[Contents, list[Chosen]]:
     """Read the tables, and choose the pictures. Blocks."""
     truth = truth or _carried_truth(results)
-    contents = contents_of(results, selection.open(all_runs=True))
-    comparison = _comparison(selection, contents, examples=gallery)
-    contents = replace(contents, comparison=comparison)
+    history = selection.open(all_runs=True)
+    contents = contents_of(results, history)
+    contents = replace(contents, **_compared(selection, contents, history, examples=gallery))
     if truth is not None:
         contents = replace(contents, **_evaluated(results, truth))
-    changes = {} if comparison is None else _changed_images(comparison)
+    changes = {} if contents.comparison is None else _changed_images(contents.comparison)
     chosen = choose_pictures(results, limit=gallery, frequent=contents.frequent, truth=truth, changes=changes)
     return contents, chosen
 
 
-def _comparison(selection: _Selection, contents: Contents, *, examples: int) -> Comparison | None:
-    """With the baseline; None if none was asked for and there is no earlier run to compare with."""
+def _compared(selection: _Selection, contents: Contents, history: Results, *, examples: int) -> dict[str, Any]:
+    """`comparison` with the baseline, or `no_comparison`; nothing if there is only one run."""
     baseline = selection.baseline
     now = selection.compared(contents)
-    if now is None and baseline is None:
-        return None
+    if baseline is None and (now is None or history.runs().collect(engine="in-memory").height < 2):  # noqa: PLR2004
+        return {}
     is_time = baseline is not None and _is_duration(baseline)
     try:
-        return compare(
+        comparison = compare(
             selection.root,
             None if is_time else baseline,
             now,
@@ -310,10 +310,11 @@ def _comparison(selection: _Selection, contents: Contents, *, examples: int) -> 
             examples=examples,
             aws=selection.aws,
         )
-    except UsageError:
+    except UsageError as error:
         if baseline is not None:
             raise
-        return None
+        return {"no_comparison": f"{error}."}
+    return {"comparison": comparison}
 
 
 def _is_duration(text: str) -> bool:

@@ -217,11 +217,19 @@ def test_images_at_the_maximum_of_labels_are_counted(root: Root, manifest: Path)
     assert choice.summary["max_results_reached"] == 1
 
 
-def test_a_label_on_fewer_than_30_images_is_marked(root: Root, manifest: Path) -> None:
-    root.results(*(scored(f"s3://b/{at}", Label("cat", 90)) for at in range(30)), min_confidence=0)
-    lines = [line(f"s3://b/{at}", "cat") for at in range(30)]
-    assert not by_label(chosen(root, write(manifest, *lines)))["cat"]["few_images"]
-    assert by_label(chosen(root, write(manifest, *lines[1:])))["cat"]["few_images"]
+@pytest.mark.parametrize(("cats", "others", "few"), [(30, 30, False), (29, 30, True), (30, 29, True)])
+def test_fewer_than_30_images_are_marked(root: Root, manifest: Path, cats: int, others: int, *, few: bool) -> None:
+    root.results(*(scored(f"s3://b/{at}", Label("cat", 90)) for at in range(60)), min_confidence=0)
+    lines = [line(f"s3://b/{at}", *["cat"] * (at < cats)) for at in range(cats + others)]
+    row = by_label(chosen(root, write(manifest, *lines)))["cat"]
+    assert (row["few_images"], row["negatives"]) == (few, others)
+
+
+def test_a_truth_of_one_label_is_reported(root: Root, manifest: Path) -> None:
+    root.results(*(scored(f"s3://b/{at}", Label("cat", 90)) for at in range(60)), min_confidence=0)
+    write(manifest, *(line(f"s3://b/{at}", "cat") for at in range(60)))
+    shown = good(root, "--truth", manifest)
+    assert "every image has it: precision can't be judged, few images" in shown
 
 
 def test_a_long_curve_is_thinned_and_keeps_the_chosen_point(root: Root, manifest: Path) -> None:
@@ -414,7 +422,7 @@ def test_output_for_people_names_what_limits_the_choice(root: Root, manifest: Pa
     assert "criterion       recall of at least 0.9" in result.stdout.splitlines()
     cat = next(line for line in result.stdout.splitlines() if line.startswith("cat"))
     assert cat.split()[1] == "60"
-    assert cat.endswith("recall of at least 0.9 not reached, a lower one may do, few images")
+    assert cat.endswith("recall of at least 0.9 not reached, lower scores are cut off, few images")
     assert "scores are cut off from below for 1 label" in result.stderr
     assert "fewer than 30 images are behind 1 label:" in result.stderr
 
