@@ -243,8 +243,7 @@ def label_changes(counts: PairCounts) -> pl.DataFrame:
     from batchcl.analysis import shares
     from batchcl.analysis.image_pairs import BIN_WIDTH
 
-    in_a, in_b = _images_with(counts, counts.a.sets), _images_with(counts, counts.b.sets)
-    in_both = _images_with_in_both(counts)
+    in_a, in_b, in_both = counts.a.labels, counts.b.labels, counts.labels
     labels = sorted(in_a.keys() | in_b.keys(), key=lambda label: (label is None, label))
     a, b = [in_a[label] for label in labels], [in_b[label] for label in labels]
     total_a, total_b = counts.a.compared, counts.b.compared
@@ -298,10 +297,7 @@ def label_changes(counts: PairCounts) -> pl.DataFrame:
 
 def top_labels(counts: PairCounts) -> pl.DataFrame:
     """`Comparison.top_labels`."""
-    found: Counter[tuple[str | None, str | None]] = Counter()
-    for (in_a, in_b), images in counts.pairs.items():
-        found[counts.sets[in_a].top, counts.sets[in_b].top] += images
-    rows = [(*tops, images, counts.examples.get(tops, [])) for tops, images in found.items()]
+    rows = [(*tops, images, counts.examples.get(tops, [])) for tops, images in counts.tops.items()]
     schema = {"top_a": pl.String(), "top_b": pl.String(), "images": pl.Int64(), "examples": pl.List(pl.String())}
     frame = pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col("top_a", "top_b").fill_null(NONE))
     return frame.sort("images", "top_a", "top_b", descending=[True, False, False])
@@ -456,27 +452,8 @@ def _compared_images(counts: PairCounts) -> ComparedImages:
         compared_a=counts.a.compared,
         compared_b=counts.b.compared,
         test="McNemar's exact test" if counts.paired else "Fisher's exact test",
-        top_changed=sum(images for (x, y), images in counts.pairs.items() if counts.sets[x].top != counts.sets[y].top),
+        top_changed=sum(images for (top_a, top_b), images in counts.tops.items() if top_a != top_b),
     )
-
-
-def _images_with(counts: PairCounts, images_of: Mapping[int, int]) -> Counter[str | None]:
-    """For each label, the images that have it; under None those without a label."""
-    found: Counter[str | None] = Counter()
-    for number, images in images_of.items():
-        for label in counts.sets[number].labels or (None,):
-            found[label] += images
-    return found
-
-
-def _images_with_in_both(counts: PairCounts) -> Counter[str | None]:
-    """For each label, the images that have it in both sides; under None those that have no label in both."""
-    found: Counter[str | None] = Counter()
-    for (in_a, in_b), images in counts.pairs.items():
-        of_a, of_b = counts.sets[in_a].labels, counts.sets[in_b].labels
-        for label in of_a & of_b if of_a or of_b else (None,):
-            found[label] += images
-    return found
 
 
 def _ratio(images: int, total: int) -> float | None:

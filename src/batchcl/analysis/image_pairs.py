@@ -1,8 +1,8 @@
 """Reduces the rows of two sides to counts, batch by batch, for `batchcl.analysis.compare`.
 
 An image is its uri and version, identified by a 64-bit hash of them; two of 100 million images share a hash with a
-probability of 1 : 4,000. Its labels are reduced to a number for the set of labels and the top label. So each side needs
-8 bytes per image while the images in both are found, and these need 16 bytes each from then on.
+probability of 1 : 4,000. Its labels in A are kept as the number of a label set, of which there are few. So each side
+needs 8 bytes per image while the images in both are found, and these need 16 bytes each from then on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import polars as pl
 if TYPE_CHECKING:
     from batchcl.analysis.part_files import Batch
 
-__all__ = ["BIN_WIDTH", "LabelSet", "Origin", "PairCounts", "Rows", "SideCounts", "count_pairs"]
+__all__ = ["BIN_WIDTH", "Origin", "PairCounts", "Rows", "SideCounts", "count_pairs"]
 
 _T = TypeVar("_T")
 _Array = np.ndarray[Any, np.dtype[Any]]
@@ -29,6 +29,7 @@ BIN_WIDTH: Final = 0.1
 
 _BINS: Final = 1001
 _NO_ETAG: Final = 0
+_NO_LABEL: Final = -1
 _HALF: Final = np.uint64(32)
 _LOW_HALF: Final = np.uint64(2**32 - 1)
 _TOP_WEIGHT: Final = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication by it loses nothing
@@ -51,14 +52,6 @@ class Origin:
     max_results: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class LabelSet:
-    """The labels of an image, and that with the highest confidence (the first by name of equal ones); None without."""
-
-    labels: frozenset[str] = frozenset()
-    top: str | None = None
-
-
 @dataclass(slots=True)
 class SideCounts:
     """The counts of one side.
@@ -67,7 +60,7 @@ class SideCounts:
         images: distinct images.
         origins: rows that were scored with the same settings.
         compared: images that are compared; the attributes below are about these.
-        sets: number of a label set → images.
+        labels: label → images with it; None: images without a label.
         histograms: label → its detections in each bin of confidence.
         confidences: label → sum of its confidences.
     """
@@ -75,9 +68,19 @@ class SideCounts:
     images: int
     origins: Counter[Origin]
     compared: int = 0
-    sets: Counter[int] = field(default_factory=Counter)
+    labels: Counter[str | None] = field(default_factory=Counter)
     histograms: dict[str, _Array] = field(default_factory=dict)
     confidences: Counter[str] = field(default_factory=Counter)
+
+    def add(self, batch: _Batch) -> None:
+        """Add the counts of a batch."""
+        self.compared += batch.compared
+        self.labels.update(dict(zip(batch.labels, batch.images_with.tolist(), strict=True)))
+        if batch.unlabelled:
+            self.labels[None] += batch.unlabelled
+        for label, histogram, confidence in zip(batch.labels, batch.histograms, batch.confidences, strict=True):
+            self.histograms[label] = self.histograms.get(label, 0) + histogram
+            self.confidences[label] += confidence
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,20 +90,21 @@ class PairCounts:
     Attributes:
         both: images in both.
         paired: whether only these are compared.
-        sets: the label sets; their positions are their numbers.
-        pairs: (number in A, number in B) → images in both.
+        labels: label → images that have it in both; None: images without a label in both.
+        tops: (top label in A, in B) → images in both; None for no label. The top label is that with the highest
+            confidence, the first by name of equal ones.
+        examples: likewise → the first URIs in B, if the labels differ.
         replaced: images in both whose ETags differ.
-        examples: (top label in A, in B) → the first URIs in B of images in both, of top labels that differ.
     """
 
     a: SideCounts
     b: SideCounts
     both: int
     paired: bool
-    sets: list[LabelSet]
-    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
-    replaced: int = 0
+    labels: Counter[str | None] = field(default_factory=Counter)
+    tops: Counter[tuple[str | None, str | None]] = field(default_factory=Counter)
     examples: dict[tuple[str | None, str | None], list[str]] = field(default_factory=dict)
+    replaced: int = 0
 
 
 def count_pairs(
@@ -117,22 +121,19 @@ def count_pairs(
     images_a, images_b = _read_images(rows_a), _read_images(rows_b)
     common = np.intersect1d(images_a.keys, images_b.keys, assume_unique=True)
     a, b = (SideCounts(len(images.keys), images.origins) for images in (images_a, images_b))
-    paired = is_paired(a.images, b.images, len(common))
-    numbers = _Numbers()
+    counts = PairCounts(a=a, b=b, both=len(common), paired=is_paired(a.images, b.images, len(common)))
+    labels, sets = _Labels(), _LabelSets()
     set_of, etag_of = np.zeros(len(common), np.uint32), np.zeros(len(common), np.uint32)
-    for batch in _read_labels(rows_a, images_a, common, paired=paired):
-        set_of[batch.position] = numbers.add(batch, a)[batch.code]
+    for batch in _read_labels(rows_a, images_a, common, paired=counts.paired):
+        a.add(batch)
+        set_of[batch.position] = sets.add(batch, labels.ids(batch.labels))
         etag_of[batch.position] = batch.etag
-    counts = PairCounts(a=a, b=b, both=len(common), paired=paired, sets=numbers.sets)
-    for batch in _read_labels(rows_b, images_b, common, paired=paired):
-        before, after = set_of[batch.position], numbers.add(batch, b)[batch.code]
-        counts.pairs.update(_count_values(before, after))
+    for batch in _read_labels(rows_b, images_b, common, paired=counts.paired):
+        b.add(batch)
+        _add_pairs(counts, batch, set_of[batch.position], sets=sets, labels=labels, examples=examples)
         etag = etag_of[batch.position]
-        replaced = (etag != batch.etag) & (etag != _NO_ETAG) & (batch.etag != _NO_ETAG)
-        counts.replaced += int(np.count_nonzero(replaced))
-        for tops, uris in _changed_tops(numbers.sets, before, after, batch.uri, examples):
-            found = counts.examples.setdefault(tops, [])
-            found += uris[: examples - len(found)]
+        is_replaced = (etag != batch.etag) & (etag != _NO_ETAG) & (batch.etag != _NO_ETAG)
+        counts.replaced += int(np.count_nonzero(is_replaced))
     return counts
 
 
@@ -225,28 +226,32 @@ class _Batch:
     """The compared images of a batch, and of them those in both sides.
 
     Attributes:
-        signatures: of the label sets of the batch.
-        sets: these label sets.
-        images: of each of them.
-        histograms: one row per label of the batch.
+        compared: number of images.
+        unlabelled: of them without a label.
+        labels: names of the labels, sorted; a label's code is its position.
+        images_with: number of images, for each label.
+        histograms: one row for each label.
         confidences: sum for each label.
-        labels: the labels of the batch.
-        position: of the images in both, in the sorted hashes.
-        code: position of the label set of each of these.
-        etag: hash of their ETags, `_NO_ETAG` without one.
-        uri: of these.
+        position: of each image in both sides, in the sorted hashes.
+        top: code of its top label, `_NO_LABEL` without one.
+        etag: hash of its ETag, `_NO_ETAG` without one.
+        uri: its URI.
+        owner: for each label of such an image, the number of the image among these, ascending.
+        code: and the code of the label.
     """
 
-    signatures: _Array
-    sets: list[LabelSet]
-    images: _Array
+    compared: int
+    unlabelled: int
     labels: list[str]
+    images_with: _Array
     histograms: _Array
     confidences: _Array
     position: _Array
-    code: _Array
+    top: _Array
     etag: _Array
     uri: pl.Series
+    owner: _Array
+    code: _Array
 
 
 def _read_labels(side: Sequence[Rows], images: _Images, common: _Array, *, paired: bool) -> Iterator[_Batch]:
@@ -255,105 +260,122 @@ def _read_labels(side: Sequence[Rows], images: _Images, common: _Array, *, paire
         position, is_common = _find(common, keys)
         counted = images.counted(keys, at, batch.model_arn)
         is_common &= counted
-        etag = batch.images["etag"]
-        known_etag = (etag.hash(3).to_numpy() & _LOW_HALF).astype(np.uint32) | np.uint32(1)
-        return _reduced(
-            batch.detections,
-            compared=is_common if paired else counted,
-            is_common=is_common,
-            position=position[is_common],
-            etag=np.where(etag.is_null().to_numpy(), np.uint32(_NO_ETAG), known_etag)[is_common],
-            uri=batch.images["uri"].filter(pl.Series(is_common)),
-        )
+        return _reduced(batch, compared=is_common if paired else counted, is_common=is_common, position=position)
 
     for at, rows in enumerate(side):
         yield from rows(partial(read, at), columns=("uri", "version_id", "etag"))
 
 
-def _reduced(detections: pl.DataFrame, *, compared: _Array, is_common: _Array, **common: Any) -> _Batch:
-    """Reduce the detections of the compared images, which include those in both sides."""
+def _reduced(batch: Batch, *, compared: _Array, is_common: _Array, position: _Array) -> _Batch:
+    """Reduce the rows that are compared, which include those of images in both sides."""
+    detections = batch.detections
     kept = detections.filter(pl.Series(compared[detections["image"].to_numpy()], dtype=pl.Boolean)).drop_nulls()
     names = kept["label"].unique().cast(pl.String).sort()
-    code = kept["label"].cast(pl.Enum(names)).to_physical().to_numpy().astype(np.uint64)
+    code = kept["label"].cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
     image = kept["image"].to_numpy().astype(np.uint64)
     confidence = np.clip(np.nan_to_num(kept["confidence"].to_numpy().astype(np.float32)), 0, 100)
-    signature = np.zeros(len(compared), np.uint64)
-    owned = np.unique(image << _HALF | code)  # an object detector finds several objects of a label
-    owner, first = np.unique(owned >> _HALF, return_index=True)
-    top = np.zeros(len(compared), np.uint64)
-    if len(owner):
-        random = names.hash(4).to_numpy()
-        label = (owned & _LOW_HALF).astype(np.int64)
+    bins = np.rint(confidence / BIN_WIDTH).astype(np.int64) + code * _BINS
+    own = np.unique(image << _HALF | code.astype(np.uint64))  # an object detector finds several objects of a label
+    owner, owned = (own >> _HALF).astype(np.int64), (own & _LOW_HALF).astype(np.int64)
+    top = np.full(len(compared), _NO_LABEL)
+    if len(image):
         # of equal confidences, the lower code, because codes are in the order of the names
-        order = confidence.view(np.uint32).astype(np.uint64) << _HALF | (_LOW_HALF - code)
-        best = np.maximum.reduceat(order, np.flatnonzero(np.diff(image, prepend=np.uint64(2**63))))
-        top[owner] = _LOW_HALF - (best & _LOW_HALF)
-        signature[owner] = np.add.reduceat(random[label], first) + _TOP_WEIGHT * random[top[owner].astype(np.int64)]
-    images = np.flatnonzero(compared)
-    signatures, example, inverse, times = np.unique(
-        signature[images], return_index=True, return_inverse=True, return_counts=True
-    )
-    set_of = np.zeros(len(compared), np.int64)
-    set_of[images] = inverse
-    bins = np.rint(confidence / BIN_WIDTH).astype(np.int64) + code.astype(np.int64) * _BINS
+        order = confidence.view(np.uint32).astype(np.uint64) << _HALF | (_LOW_HALF - code.astype(np.uint64))
+        first = np.flatnonzero(np.diff(image, prepend=image[0] + np.uint64(1)))
+        top[image[first]] = _LOW_HALF - (np.maximum.reduceat(order, first) & _LOW_HALF)
+    etag = batch.images["etag"]
+    known_etag = (etag.hash(3).to_numpy() & _LOW_HALF).astype(np.uint32) | np.uint32(1)
+    in_both = is_common[owner]
     return _Batch(
-        signatures=signatures,
-        sets=[_label_set(names, owned, int(images[each]), top) for each in example],
-        images=times,
+        compared=int(np.count_nonzero(compared)),
+        unlabelled=int(np.count_nonzero(compared & (top == _NO_LABEL))),
         labels=names.to_list(),
+        images_with=np.bincount(owned, minlength=len(names)),
         histograms=np.bincount(bins, minlength=len(names) * _BINS).reshape(len(names), _BINS),
-        confidences=np.bincount(code.astype(np.int64), confidence, len(names)),
-        code=set_of[is_common],
-        **common,
+        confidences=np.bincount(code, confidence, len(names)),
+        position=position[is_common],
+        top=top[is_common],
+        etag=np.where(etag.is_null().to_numpy(), np.uint32(_NO_ETAG), known_etag)[is_common],
+        uri=batch.images["uri"].filter(pl.Series(is_common, dtype=pl.Boolean)),
+        owner=(np.cumsum(is_common) - 1)[owner[in_both]],
+        code=owned[in_both],
     )
 
 
-def _label_set(names: pl.Series, owned: _Array, image: int, top: _Array) -> LabelSet:
-    low, high = np.searchsorted(owned, np.array([image, image + 1], np.uint64) << _HALF)
-    if low == high:
-        return LabelSet()
-    labels = [names[int(code)] for code in owned[low:high] & _LOW_HALF]
-    return LabelSet(frozenset(labels), names[int(top[image])])
-
-
-class _Numbers:
-    """Numbers for the label sets of all batches."""
+class _Labels:
+    """Ids of the labels of all batches; the last id, -1, stands for no label."""
 
     def __init__(self) -> None:
-        self.sets: list[LabelSet] = []
-        self._of_signature: dict[int, int] = {}
+        self.names: list[str] = []
+        self._ids: dict[str, int] = {}
 
-    def add(self, batch: _Batch, side: SideCounts) -> _Array:
-        """Add the counts of a batch to those of its side. Returns the numbers of its label sets."""
-        numbers = np.zeros(len(batch.sets), np.uint32)
-        for at, (signature, each) in enumerate(zip(batch.signatures.tolist(), batch.sets, strict=True)):
-            number = self._of_signature.setdefault(signature, len(self.sets))
-            if number == len(self.sets):
-                self.sets.append(each)
-            numbers[at] = number
-            side.sets[number] += int(batch.images[at])
-        side.compared += int(batch.images.sum())
-        for label, histogram, confidence in zip(batch.labels, batch.histograms, batch.confidences, strict=True):
-            side.histograms[label] = side.histograms.get(label, 0) + histogram
-            side.confidences[label] += confidence
-        return numbers
+    def ids(self, names: Sequence[str]) -> _Array:
+        """The ids of these labels, and the one of no label at the end."""
+        for name in names:
+            if self._ids.setdefault(name, len(self.names)) == len(self.names):
+                self.names.append(name)
+        return np.array([*(self._ids[name] for name in names), _NO_LABEL])
+
+    def name(self, label: int) -> str | None:
+        return None if label == _NO_LABEL else self.names[label]
 
 
-def _count_values(before: _Array, after: _Array) -> dict[tuple[int, int], int]:
-    pairs, images = np.unique(before.astype(np.uint64) << _HALF | after, return_counts=True)
-    keys = zip((pairs >> _HALF).tolist(), (pairs & _LOW_HALF).tolist(), strict=True)
-    return dict(zip(keys, images.tolist(), strict=True))
+class _LabelSets:
+    """Numbers for the sets of labels, with their top labels, of all images of A."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self.tops = np.zeros(0, np.int64)
+        self.has = np.zeros((0, 0), bool)  # rows: sets, columns: labels
+
+    def add(self, batch: _Batch, ids: _Array) -> _Array:
+        """The number of the label set of each image in both sides."""
+        random = pl.Series([*batch.labels, None], dtype=pl.String).hash(4).to_numpy()
+        signature = random[batch.top] * _TOP_WEIGHT
+        owner, first = np.unique(batch.owner, return_index=True)
+        if len(owner):
+            signature[owner] += np.add.reduceat(random[batch.code], first)
+        signatures, example, inverse = np.unique(signature, return_index=True, return_inverse=True)
+        found = [self._numbers.setdefault(each, len(self._numbers)) for each in signatures.tolist()]
+        numbers = np.array(found, np.uint32)
+        self._grow(len(self._numbers), int(ids.max(initial=0)) + 1)
+        self.tops[numbers] = ids[batch.top[example]]
+        set_at = np.full(len(signature), -1)
+        set_at[example] = np.arange(len(example))
+        of_example = set_at[batch.owner] >= 0
+        self.has[numbers[set_at[batch.owner[of_example]]], ids[batch.code[of_example]]] = True
+        return numbers[inverse]
+
+    def _grow(self, sets: int, labels: int) -> None:
+        rows, columns = self.has.shape
+        if sets > rows or labels > columns:
+            more_rows = max(sets, 2 * rows) - rows if sets > rows else 0
+            self.has = np.pad(self.has, ((0, more_rows), (0, max(labels - columns, 0))))
+            self.tops = np.pad(self.tops, (0, more_rows))
 
 
-def _changed_tops(
-    sets: Sequence[LabelSet], before: _Array, after: _Array, uri: pl.Series, examples: int
-) -> Iterator[tuple[tuple[str | None, str | None], list[str]]]:
-    """The first URIs for each change of the top label."""
-    differs = before != after
-    tops = pl.Series([each.top for each in sets], dtype=pl.String)
-    frame = pl.DataFrame(
-        {"a": tops.gather(before[differs]), "b": tops.gather(after[differs]), "uri": uri.filter(pl.Series(differs))}
-    )
-    changed = frame.filter(pl.col("a").ne_missing(pl.col("b")))
-    for a, b, uris in changed.group_by("a", "b", maintain_order=True).agg(pl.col("uri").head(examples)).iter_rows():
-        yield (a, b), uris
+def _add_pairs(
+    counts: PairCounts, batch: _Batch, set_in_a: _Array, *, sets: _LabelSets, labels: _Labels, examples: int
+) -> None:
+    """Add a batch of B to what is known of the images in both sides."""
+    ids = labels.ids(batch.labels)
+    known = ids[batch.code] < sets.has.shape[1]
+    owner, code = batch.owner[known], batch.code[known]
+    is_in_both = sets.has[set_in_a[owner], ids[code]]
+    in_both = np.bincount(code[is_in_both], minlength=len(batch.labels))
+    counts.labels.update(dict(zip(batch.labels, in_both.tolist(), strict=True)))
+    top_a, top_b = sets.tops[set_in_a], ids[batch.top]
+    if neither := int(np.count_nonzero((top_a == _NO_LABEL) & (top_b == _NO_LABEL))):
+        counts.labels[None] += neither
+    key = (top_a + 1) * (len(labels.names) + 1) + top_b + 1
+    keys, times = np.unique(key, return_counts=True)
+    tops = {
+        each: (labels.name(each // (len(labels.names) + 1) - 1), labels.name(each % (len(labels.names) + 1) - 1))
+        for each in keys.tolist()
+    }
+    counts.tops.update({tops[each]: images for each, images in zip(keys.tolist(), times.tolist(), strict=True)})
+    wanted = [each for each, (a, b) in tops.items() if a != b and len(counts.examples.get((a, b), [])) < examples]
+    for image in np.flatnonzero(np.isin(key, wanted)).tolist():
+        found = counts.examples.setdefault(tops[int(key[image])], [])
+        if len(found) < examples:
+            found.append(batch.uri[image])

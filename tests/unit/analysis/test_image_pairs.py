@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batchcl.analysis.image_pairs import BIN_WIDTH, LabelSet, PairCounts, count_pairs
+from batchcl.analysis.image_pairs import BIN_WIDTH, PairCounts, count_pairs
 from batchcl.analysis.part_files import Batch
 
 T = TypeVar("T")
@@ -81,8 +81,10 @@ def top_of(row: Row) -> str | None:
     return min(known, key=lambda each: (-each[1], each[0]), default=(None, 0))[0]
 
 
-def set_of(row: Row) -> LabelSet:
-    return LabelSet(frozenset(label for label, confidence in row.labels if label is not None), top_of(row))
+def labels_of(*rows: Row) -> set[str | None]:
+    """The labels that all rows have; None if none of them has a label."""
+    sets = [{label for label, _ in row.labels} or {None} for row in rows]
+    return set.intersection(*sets)
 
 
 def counted(a: Side, b: Side, *, paired: bool = True, examples: int = 3) -> PairCounts:
@@ -120,7 +122,7 @@ def test_counts_equal_those_of_plain_python(paired: bool, batch_rows: int) -> No
     for rows, own, side in ((rows_a, of_b, counts.a), (rows_b, of_a, counts.b)):
         kept = [row for row in rows if not paired or (row.uri, row.version_id) in own]
         assert side.compared == len(kept)
-        assert {counts.sets[n]: images for n, images in side.sets.items()} == Counter(map(set_of, kept))
+        assert side.labels == Counter(label for row in kept for label in labels_of(row))
         found = [label for row in kept for label in row.labels]
         assert {label: int(bins.sum()) for label, bins in side.histograms.items()} == Counter(
             label for label, _ in found
@@ -129,8 +131,8 @@ def test_counts_equal_those_of_plain_python(paired: bool, batch_rows: int) -> No
             confidences = [confidence for name, confidence in found if name == label and confidence is not None]
             assert side.confidences[label] == pytest.approx(sum(confidences))
             assert np.flatnonzero(bins).tolist() == sorted({round(each / BIN_WIDTH) for each in confidences})
-    pairs = {(counts.sets[x], counts.sets[y]): images for (x, y), images in counts.pairs.items()}
-    assert pairs == Counter((set_of(a), set_of(b)) for a, b in both)
+    assert counts.labels == Counter(label for pair in both for label in labels_of(*pair))
+    assert counts.tops == Counter((top_of(a), top_of(b)) for a, b in both)
     assert counts.replaced == sum(None not in {a.etag, b.etag} and a.etag != b.etag for a, b in both)
     changes: defaultdict[tuple[str | None, str | None], list[str]] = defaultdict(list)
     for a, b in both:
@@ -143,21 +145,20 @@ def test_counts_equal_those_of_plain_python(paired: bool, batch_rows: int) -> No
 def test_hostile_labels_are_counted_as_they_are(label: str) -> None:
     a, b = Side([Row(label, ((label, 90.0),))]), Side([Row(label, ((label, 80.0), ("cat", 70.0)))])
     counts = counted(a, b)
-    assert counts.sets == [LabelSet(frozenset([label]), label), LabelSet(frozenset([label, "cat"]), label)]
-    assert dict(counts.pairs) == {(0, 1): 1}
+    assert (counts.a.labels, counts.b.labels, counts.labels) == ({label: 1}, {label: 1, "cat": 1}, {label: 1, "cat": 0})
+    assert counts.tops == {(label, label): 1}
 
 
 @pytest.mark.parametrize("confidence", [float("nan"), -0.0, -5.0, 1e9, float("inf")])
 def test_impossible_confidences_stay_in_the_histogram(confidence: float) -> None:
     counts = counted(Side([Row("s3://b/1", (("cat", confidence), ("dog", 50.0)))]), Side([Row("s3://b/1")]))
     assert counts.a.histograms["cat"].sum() == 1
-    assert counts.sets[0].labels == {"cat", "dog"}
+    assert counts.a.labels == {"cat": 1, "dog": 1}
 
 
 def test_labels_without_name_or_confidence_are_left_out() -> None:
     counts = counted(Side([Row("s3://b/1", ((None, 50.0), ("cat", None)))]), Side([Row("s3://b/1")]))
-    assert dict(counts.pairs) == {(0, 0): 1}
-    assert counts.sets == [LabelSet()]
+    assert (counts.a.labels, counts.tops) == ({None: 1}, {(None, None): 1})
 
 
 @pytest.mark.parametrize("newer", ["arn:1", "arn:2"])
@@ -170,8 +171,7 @@ def test_of_several_models_the_newest_row_of_an_image_counts(newer: str) -> None
     rows = [replace(row, at=NOON + dt.timedelta(hours=row.model_arn == newer)) for row in rows]
     for counts in (counted(Side(rows), Side(rows)), counted(Side(rows), Side([]), paired=False)):
         assert counts.a.images == counts.a.compared == 2
-        tops = {counts.sets[number].top: images for number, images in counts.a.sets.items()}
-        assert tops == {"cat" if newer == "arn:1" else "dog": 1, "bird": 1}
+        assert counts.a.labels == {"cat" if newer == "arn:1" else "dog": 1, "bird": 1}
         assert sum(counts.a.origins.values()) == 3
 
 
@@ -182,18 +182,18 @@ def test_of_several_runs_the_newest_row_of_an_image_counts() -> None:
     ]
     sides = [Side(rows, batch_rows=4) for rows in runs]
     counts = count_pairs(sides, sides[:1], is_paired=lambda *_: True, examples=0)
-    newest = {max((rows[n] for rows in runs), key=lambda row: row.at).labels[0][0]: 3 for n in range(9)}
+    newest = Counter(max((rows[n] for rows in runs), key=lambda row: row.at).labels[0][0] for n in range(9))
     assert counts.a.images == counts.a.compared == 9
-    assert {counts.sets[number].top: images for number, images in counts.a.sets.items()} == newest
-    assert sum(counts.pairs.values()) == 9
+    assert counts.a.labels == newest
+    assert counts.tops.total() == 9
 
 
 def test_empty_sides_have_no_counts() -> None:
     counts = counted(Side([]), Side([]), paired=False)
-    assert (counts.a.images, counts.b.images, counts.both, counts.sets) == (0, 0, 0, [])
+    assert (counts.a.images, counts.b.images, counts.both, counts.tops) == (0, 0, 0, {})
     assert counts.examples == {}
     one = counted(Side([]), Side([Row("s3://b/1")]), paired=False)
-    assert (one.b.compared, one.pairs) == (1, Counter())
+    assert (one.b.compared, one.tops) == (1, {})
 
 
 def test_a_version_is_another_image() -> None:
