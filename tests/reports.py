@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 from PIL import Image
 
+import batchcl
 from batchcl.outcomes import Label, Scored
 from batchcl.sources.base import local_image
 from unit.analysis.conftest import NOON, Root, failed
@@ -25,6 +27,7 @@ LABELS = (SCRIPT, ATTRIBUTE, STYLE, TURNED, HEBREW, CONTROL, TEMPLATE, LONG, "do
 NIGHTS = 3
 IMAGES = 30
 """Of each night."""
+PICTURES = 24
 
 _NAMES = (
     "<img src=x onerror=window.attacked=true>",
@@ -35,6 +38,23 @@ _NAMES = (
     "k" * 200,
     "plain",
 )
+
+
+@dataclass(frozen=True)
+class HostileReport:
+    """A root of `hostile_root`, its report, and what was returned."""
+
+    root: Root
+    path: Path
+    written: batchcl.Report
+
+
+def hostile_report(folder: Path) -> HostileReport:
+    """Write the report of the third night compared with the first."""
+    root = hostile_root(folder)
+    path, truth = folder / "report.html", truth_of(root, folder / "truth.manifest")
+    written = batchcl.write_report_sync(str(root), path, baseline="2026-11-21", truth=truth, gallery=PICTURES)
+    return HostileReport(root, path, written)
 
 
 def hostile_root(folder: Path) -> Root:
@@ -69,7 +89,7 @@ def _scored(path: Path, night: int, number: int) -> Scored:
 
 
 def truth_of(root: Root, path: Path) -> Path:
-    """A manifest in which every second image of the first night is a dog, and the others what the attacker says."""
+    """A manifest in which every second image is a dog, and the others what the attacker says."""
     kind = "groundtruth/image-classification"
     lines = [
         {
@@ -77,7 +97,7 @@ def truth_of(root: Root, path: Path) -> Path:
             "A": 0,
             "A-metadata": {"class-name": ("dog", SCRIPT)[number % 2], "type": kind},
         }
-        for number, image in enumerate(sorted((root.path.parent / "pictures").glob("0-*")))
+        for number, image in enumerate(sorted((root.path.parent / "pictures").iterdir()))
     ]
     path.write_bytes(b"\n".join(map(orjson.dumps, lines)))
     return path

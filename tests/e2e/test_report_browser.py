@@ -11,8 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-import batchcl
-from reports import SCRIPT, hostile_root, truth_of
+from reports import PICTURES, SCRIPT, HostileReport
 
 CHROMIUM = shutil.which("chromium")
 PHONE = {"width": 390, "height": 844}
@@ -21,13 +20,9 @@ DESKTOP = {"width": 1280, "height": 900}
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = hostile_root(tmp_path_factory.mktemp("browser"))
-    truth = truth_of(root, root.path.parent / "truth.manifest")
-    out = root.path.parent / "report.html"
-    batchcl.write_report_sync(str(root), out, truth=truth, gallery=24)
-    return out
+@pytest.fixture
+def report(hostile: HostileReport) -> Path:
+    return hostile.path
 
 
 @pytest.fixture(scope="module")
@@ -126,20 +121,20 @@ def shown(page: Page) -> list[str]:
 def test_filters_select_pictures_by_label_confidence_and_reason(opened: Any) -> None:
     page = opened().page
     everything = shown(page)
-    assert len(everything) == 24
-    assert page.locator("#found").inner_text() == "24 of 24 pictures"
+    assert len(everything) == PICTURES
+    assert page.locator("#found").inner_text() == f"{PICTURES} of {PICTURES} pictures"
     page.locator("select[name=label]").select_option(label=SCRIPT)
     number = page.locator("select[name=label]").input_value()
     of_label = [labels for labels in everything if any(pair.startswith(f"{number}:") for pair in labels.split())]
     assert shown(page) == of_label
-    assert 0 < len(of_label) < 24
+    assert 0 < len(of_label) < PICTURES
     page.locator("select[name=label]").select_option("")
     page.locator("input[name=low]").fill("80")
     above = [labels for labels in everything if any(float(pair.split(":")[1]) >= 80 for pair in labels.split())]
     assert shown(page) == above
-    assert page.locator("#found").inner_text() == f"{len(above)} of 24 pictures"
+    assert page.locator("#found").inner_text() == f"{len(above)} of {PICTURES} pictures"
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_function("document.getElementById('found').textContent === '24 of 24 pictures'")
+    page.wait_for_function(f"document.getElementById('found').textContent === '{PICTURES} of {PICTURES} pictures'")
     page.locator("select[name=label]").select_option("none")
     assert shown(page) == [labels for labels in everything if not labels]
     page.get_by_role("button", name="Show all").click()
@@ -180,7 +175,7 @@ def test_every_control_is_reached_and_used_by_keyboard(opened: Any) -> None:
 
 def test_without_javascript_everything_but_the_filters_is_there(opened: Any) -> None:
     page = opened(java_script_enabled=False).page
-    assert page.locator("[data-labels]").count() == 24
+    assert page.locator("[data-labels]").count() == PICTURES
     assert page.locator("[data-labels]").last.is_visible()
     assert not page.locator("#filters").is_visible()
     assert page.get_by_role("cell").count() > 50
