@@ -3,8 +3,8 @@
     python benchmarks/analysis.py [--files 2000] [--rows 10000] [--labels 5] [--repeat 3] [--root DIR] [--json]
 
 The script writes a root of ten nights, each of which scores new images and a tenth of the night before again, and asks
-the same of batchcl and of DuckDB (two threads each, no limit of memory, on the files in the page cache): the newest row of
-each image, then the question. Each answer comes from a process of its own, and both answers must be equal.
+the same of batchcl and of DuckDB: the newest row of each image, then the question. Each answer comes from a process of
+its own, which may use all cores and all memory, and both answers must be equal. The files are in the page cache.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ newest AS (
     QUALIFY row_number() OVER (PARTITION BY model_arn, uri, version_id ORDER BY scored_at DESC) = 1
 ),
 detections AS (
-    SELECT uri, label.name AS label, label.confidence AS confidence FROM (SELECT uri, unnest(labels) AS label FROM newest)
+    SELECT uri, label.name AS label, label.confidence AS confidence
+    FROM (SELECT uri, unnest(labels) AS label FROM newest)
 )
 """
 SQL = {
@@ -130,7 +131,7 @@ def _answer(who: str, question: str, root: str) -> None:
         import duckdb
 
         sql = SQL[question].format(root=root)
-        answer, cost = cost_of(lambda: COMPARABLE[question](duckdb.sql(sql).fetchall()))
+        answer, cost = cost_of(lambda: COMPARABLE[question](duckdb.connect().execute(sql).fetchall()))
     print(json.dumps({"answer": answer, **cost}))
 
 
