@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
@@ -69,12 +72,12 @@ def night(
     if rows:
         root.results(*rows, run_id=run_id, date=date, model=model, min_confidence=min_confidence)
     if recorded:
-        anyio.run(record, root, run_id, days, model, min_confidence)
+        anyio.run(record, root, run_id, days, model, min_confidence, len(rows))
 
 
-async def record(root: Root, run_id: str, days: int, model: str, min_confidence: float | None) -> None:
+async def record(root: Root, run_id: str, days: int, model: str, min_confidence: float | None, scored: int) -> None:
     store = Store.open(str(root), create=True)
-    await finished(store, run_id, days=days, model=model, threshold=min_confidence)
+    await finished(store, run_id, days=days, model=model, threshold=min_confidence, scored=scored)
 
 
 def numbered(count: int, *, cats: int, dogs: int = 0, first: int = 0) -> dict[int, list[str]]:
@@ -131,7 +134,7 @@ def test_a_baseline_has_all_runs_in_the_time_before(nights: Root) -> None:
     assert comparison.a.runs == ("n2", "n3")
     assert (comparison.a.images, row_of(comparison, "cat")["images_a"]) == (40, 11)
     assert comparison.a.cost_usd == pytest.approx(1.0)
-    assert comparison.a.images_per_second == pytest.approx(96 / 20)
+    assert comparison.a.images_per_second == pytest.approx(22 / 40)
     assert batchcl.compare(str(nights), "n4", baseline="7d").a.runs == ("n1", "n2", "n3")
 
 
@@ -271,7 +274,7 @@ def test_other_images_are_compared_as_two_samples(root: Root) -> None:
     assert row_of(comparison, "cat")["significant"]
 
 
-@pytest.mark.parametrize(("shared", "compared"), [(20, "common"), (10, "common"), (9, "all"), (0, "all")])
+@pytest.mark.parametrize(("shared", "compared"), [(20, "common"), (18, "common"), (17, "all"), (0, "all")])
 def test_most_images_decide_whether_pairs_are_compared(root: Root, shared: int, compared: str) -> None:
     night(root, "n1", numbered(20, cats=5))
     night(root, "n2", numbered(20, cats=5, first=20 - shared), days=1)
@@ -280,11 +283,18 @@ def test_most_images_decide_whether_pairs_are_compared(root: Root, shared: int, 
     assert (comparison.images.only_a, comparison.images.only_b) == (20 - shared, 20 - shared)
     assert comparison.images.compared_a == (shared if compared == "common" else 20)
     notes = " ".join(comparison.notes)
-    assert ("one side only" in notes) == (shared == 10)
-    assert ("independent samples" in notes) == (shared == 9)
+    assert ("one side only" in notes) == (shared == 18)
+    assert ("independent samples" in notes) == (shared == 17)
     if shared:
         other = batchcl.compare(str(root), images="all" if compared == "common" else "common")
         assert other.images.compared != compared
+
+
+def test_a_part_of_a_side_is_compared_with_the_same_images(root: Root) -> None:
+    night(root, "n1", numbered(60, cats=5))
+    night(root, "n2", numbered(20, cats=5, first=2), days=1)
+    comparison = batchcl.compare(str(root))
+    assert (comparison.images.compared, comparison.images.compared_a, comparison.images.only_a) == ("common", 20, 40)
 
 
 def test_distances_of_confidences_are_in_points(root: Root) -> None:
@@ -325,8 +335,8 @@ def test_a_side_with_several_models_says_so(nights: Root) -> None:
 
 def test_failures_pace_and_cost_are_those_of_the_records(nights: Root) -> None:
     side = batchcl.compare(str(nights), "n1", "n2").b
-    assert (side.planned, side.failed, side.skipped, side.calls, side.throttled) == (192, 2, 0, 200, 8)
-    assert (side.seconds, side.images_per_second, side.cost_usd) == (40.0, 4.8, 0.5)
+    assert (side.planned, side.failed, side.skipped, side.calls, side.throttled) == (22, 2, 0, 30, 8)
+    assert (side.seconds, side.images_per_second, side.cost_usd) == (40.0, 0.55, 0.5)
 
 
 def test_replaced_images_are_counted(root: Root) -> None:
@@ -426,3 +436,45 @@ def test_programs_get_numbers_and_people_a_table(root: Root) -> None:
 def test_without_scipy_one_sentence_says_what_to_install(nights: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
     assert refused(nights) == "compare needs scipy; install it with: pip install 'batchcl[analysis]'"
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "compare.md"
+_BLOCK = re.compile(r"^```\n\$ batchcl (?P<command>[^\n]+)\n(?P<output>.*?)^```$", re.MULTILINE | re.DOTALL)
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def documented_root(path: Path) -> None:
+    """The root of docs/compare.md: four nights of new images, and the last one scored again with a retrained model."""
+    (path / "out").mkdir()
+    root, chance = Root(path / "out"), Random(20261127)
+    names = ("scratch", "dent", "defect", "stain")
+    chances = [{name: chance.random() for name in names} for _ in range(4000)]
+
+    def labels(first: int, *shares: float) -> dict[int, list[str]]:
+        limits = dict(zip(names, shares, strict=False))
+        return {
+            number: [name for name, limit in limits.items() if chances[number][name] < limit]
+            for number in range(first, first + 1000)
+        }
+
+    for days in range(4):
+        date = (AT + dt.timedelta(days=days)).date().isoformat()
+        found = labels(1000 * days, 0.3, 0.2, 0.16 if days == 3 else 0.1)
+        night(root, date, found, days=days, model="parts@v1", confidence=72.0)
+    night(root, "v2", labels(3000, 0.28, 0.2, 0.155, 0.02), days=4, model="parts@v2", confidence=75.5)
+
+
+def test_the_page_shows_real_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documented_root(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    blocks = list(_BLOCK.finditer(PAGE.read_text()))
+    assert len(blocks) == 2
+    for block in blocks:
+        result = run(*shlex.split(block["command"])[1:])
+        expected = block["output"] + ("[exit code: 3]\n" if result.exit_code else "")
+        shown = result.stdout + result.stderr + ("[exit code: 3]\n" if result.exit_code else "")
+        assert _NUMBER.sub("0", shown) == _NUMBER.sub("0", expected)
+        numbers, documented = (
+            [float(each.replace(",", "")) for each in _NUMBER.findall(text)] for text in (shown, expected)
+        )
+        assert numbers == pytest.approx(documented, abs=0.1)
