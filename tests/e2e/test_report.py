@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from html import unescape
 
 import pytest
 
@@ -95,6 +97,13 @@ def test_two_nights_are_compared_and_evaluated(cli, demo, env, tmp_path):
     changed = compared["images"]["top_changed"]
     assert f"The most confident label differs in {changed} images." in html
     assert ("Changed since the baseline" in re.findall("<h3>([^<]*)</h3>", html)) == (changed > 0)
+    commands = [shlex.split(unescape(each)) for each in re.findall('<p class="command"><code>([^<]*)</code>', html)]
+    names = [words[1] for words in commands]
+    assert names == ["compare", "runs", "labels", "confidence", "report"]
+    show = shlex.split(unescape(re.findall("<summary>Full size</summary><code>([^<]*)</code>", html)[0]))
+    for words in (*commands[:-1], show):
+        done = cli(*words[1:], env=env, cwd=tmp_path)
+        assert (done.code, bool(done.out)) == (0, True), (words, done.err)
     refused = cli("report", out, "--out", report, "--baseline", "never", env=env)
     assert refused.code == 2
     assert "never" in refused.err

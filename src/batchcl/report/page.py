@@ -477,11 +477,12 @@ class _View:
         shown = min(_MOST_RUNS, self.rows)
         labels = comparison.labels
         significant = int(labels["significant"].sum())
+        differing = f"The most confident label differs in {pluralize(images.top_changed, 'image')}. "
         found = f"{pluralize(significant, 'change')} of a share {'is' if significant == 1 else 'are'} significant."
         return {
             "summary": f"{b.name[:1].upper()}{b.name[1:]} compared with {a.name}: {pluralize(images.both, 'image')} in "
             f"both, {_number(images.only_b)} only now, {_number(images.only_a)} only in the baseline. "
-            f"{compared[images.compared]} The most confident label differs in {_number(images.top_changed)} images. "
+            f"{compared[images.compared]} {differing if images.both else ''}"
             f"{found if significant else 'No change of a share is significant.'}",
             "notes": [note for note in comparison.notes if f"the {note}" not in self.contents.notes],
             "sides": [row for row in _sides(a, b) if row["a"] != _DASH or row["b"] != _DASH],
