@@ -296,7 +296,7 @@ class _View:
             "thresholds": shlex.join(
                 ["batchcl", "thresholds", request.root, *request.filters, *request.truth, "--out", "thresholds.toml"]
             ),
-            "compare": shlex.join(["batchcl", "compare", request.root, *request.compared]),
+            "compare": shlex.join(["batchcl", "compare", request.root, *request.compared, *request.thresholds]),
             "report": shlex.join(request.command),
         }
 

@@ -223,7 +223,8 @@ class _Selection:
         now = self.compared(contents) or ""
         is_time = self.baseline is not None and _is_duration(self.baseline)
         before = ["--baseline", str(self.baseline)] if is_time else []
-        compared = [*([self.baseline] if self.baseline is not None and not is_time else []), now, *before]
+        of_model = [] if self.model is None else ["--model", self.model]
+        compared = [*([self.baseline] if self.baseline is not None and not is_time else []), now, *before, *of_model]
         return Request(
             root=self.root,
             filters=filters,
