@@ -78,9 +78,8 @@ if TYPE_CHECKING:
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
     from batchcl.scoring.run import run
-    from batchcl.source_counts import SourceCounts
     from batchcl.stop_signal import StopSignal
-    from batchcl.summary import SessionRecord, Summary
+    from batchcl.summary import SessionRecord, SourceCounts, Summary
     from batchcl.thresholds import Thresholds
 
 __all__ = [
@@ -212,9 +211,8 @@ _EXPORTS = {
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),
     "batchcl.scoring.run": ("run",),
-    "batchcl.source_counts": ("SourceCounts",),
     "batchcl.stop_signal": ("StopSignal",),
-    "batchcl.summary": ("SessionRecord", "Summary"),
+    "batchcl.summary": ("SessionRecord", "SourceCounts", "Summary"),
     "batchcl.thresholds": ("Thresholds",),
 }
 """Module → its public names; whatever isn't listed is an error class."""

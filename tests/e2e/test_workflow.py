@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from commands import run_command
 from servers import aws_env, client, serving
-from typed import typed
 
 PAGE = Path(__file__).parents[2] / "docs" / "workflow.md"
 _DECIMAL = re.compile(r"\d+\.\d+")
@@ -108,7 +108,7 @@ def test_the_page_is_a_real_session(here):
             assert_alike(executed(script), expected, script)
             continue
         line = command.replace("$ARN", arn_of("digits@v1", endpoint)) if "$ARN" in command else command
-        ended = typed(line)
+        ended = run_command(line)
         said = ended.both
         assert ended.code == 0, f"$ batchcl {command}\n{said}"
         if os.environ.get("UPDATE_DOCS"):

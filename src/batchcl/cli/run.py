@@ -132,9 +132,8 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
             write_line(resume)
         return
     write_line(text)
-    counts = summary.source_counts
-    if counts.lines is not None or counts.leaves_out:
-        write_line(f"lists: {counts}")
+    if summary.lines is not None or summary.excluded:
+        write_line(f"lists: {summary.describe_sources()}")
     for name, count in summary.filtered_by.items():
         write_line(f"  {count:,} excluded by {describe_filters(name)}")
     if resume:

@@ -325,9 +325,8 @@ class _View:
             sources = record.scored_as.get("sources") or [record.scored_as.get("from_results")]
             name = "Sources" if contents.runs.height == 1 else "Sources of the newest run"
             facts.append({"name": name, "values": [str(each) for each in sources[: self.rows]]})
-            counts = None if summary is None else summary.source_counts
-            if counts is not None and (counts.lines is not None or counts.leaves_out):
-                facts.append({"name": "Its lists", "values": [str(counts)]})
+            if summary is not None and (summary.lines is not None or summary.excluded):
+                facts.append({"name": "Its lists", "values": [summary.describe_sources()]})
         if contents.totals.latency_ms is not None:
             median, high = contents.totals.latency_ms
             facts.append(
