@@ -209,18 +209,17 @@ def _judge(batch: Batch, truth: _NumberedTruth, *, by_box: bool) -> _JudgedBatch
         .join(numbered, on="uri", how="inner", maintain_order="left")
         .with_row_index("row")
     )
-    labels_of = batch.detections.group_by(pl.col("image").alias("batch_row").cast(pl.UInt32)).len("found")
-    is_full = rows.join(labels_of, on="batch_row", how="left", maintain_order="left").select(
-        (pl.col("found").fill_null(0) >= pl.col("max_results")).fill_null(value=False)
-    )
+    row_of = np.full(batch.rows, -1, np.int64)
+    row_of[rows["batch_row"].to_numpy()] = rows["row"].to_numpy()
+    row = pl.Series(row_of[batch.detections["image"].to_numpy()])
+    found = batch.detections.with_columns(row.alias("row")).filter(row >= 0)
+    labels_of = np.bincount(found["row"].to_numpy(), minlength=rows.height)
+    is_full = labels_of >= rows["max_results"].cast(pl.Float64).fill_null(np.inf).to_numpy()
     start, end = _range(truth.positives["image"], rows["image"])
     positives = truth.positives.slice(start, end - start)
-    detections = (
-        batch.detections.rename({"image": "batch_row"})
-        .filter(pl.col("label").is_not_null(), pl.col("confidence").is_finite())
-        .with_columns(pl.col("batch_row").cast(pl.UInt32))
-        .join(rows.select("batch_row", "row", "image", "uri"), on="batch_row", how="inner", maintain_order="left")
-    )
+    detections = found.with_columns(
+        pl.col("row").cast(pl.UInt32), *(rows[name].gather(found["row"]) for name in ("image", "uri"))
+    ).filter(pl.col("label").is_not_null(), pl.col("confidence").is_finite())
     judged = (_judge_boxes if by_box else _judge_images)(detections, positives).sort("label")
     extra = batch.images.select("uri").join(rows, on="uri", how="anti")["uri"]
     return _JudgedBatch(
@@ -229,7 +228,7 @@ def _judge(batch: Batch, truth: _NumberedTruth, *, by_box: bool) -> _JudgedBatch
         image=rows["image"].to_numpy(),
         scored_at=rows["scored_at"].cast(pl.Int64).to_numpy(),
         min_confidence=rows["min_confidence"].fill_null(np.nan).to_numpy(),
-        is_full=is_full.to_series().to_numpy(),
+        is_full=is_full,
         labels=_slices(judged),
         row=judged["row"].to_numpy(),
         confidence=judged["confidence"].to_numpy(),

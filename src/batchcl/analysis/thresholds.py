@@ -101,7 +101,7 @@ def choose_thresholds(
     Needs 20 bytes per detection of an image with truth.
 
     Args:
-        results: of one model, opened without thresholds.
+        results: of one model; thresholds that they were opened with are ignored.
         truth: as from `read_truth`.
         precision: the lowest threshold with at least this precision, above 0 to 1.
         recall: the highest threshold with at least this recall, above 0 to 1.
@@ -113,7 +113,7 @@ def choose_thresholds(
 
     Raises:
         UsageError: `precision`, `recall` or `bins` is out of range, numpy is missing, the results are from several
-            models or were opened with thresholds, or none of their images is in the truth.
+            models, or none of their images is in the truth.
     """
     check_thresholds_arguments(precision=precision, recall=recall, bins=bins)
     from batchcl.analysis.judged import read_judged
@@ -126,9 +126,7 @@ def choose_thresholds(
         if recall is not None
         else Criterion()
     )
-    if results.thresholds is not None:
-        raise UsageError("the results were opened with thresholds, which hide scores; open them without")
-    judged = read_judged(results, truth, image_level=image_level)
+    judged = read_judged(results.with_all_labels(), truth, image_level=image_level)
     ((model, model_arn),) = check_one_model(judged.models)
     if not judged.images:
         raise UsageError(no_common_image(truth, results.images().select("uri").collect(engine="in-memory")))

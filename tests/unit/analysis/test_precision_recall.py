@@ -109,21 +109,27 @@ def test_a_calibration_bin_includes_its_lower_edge_and_the_last_one_100() -> Non
     assert found.detections[999] == 2
 
 
+def f1_at(truth: NDArray[np.bool_], score: NDArray[np.float32], threshold: float) -> float:
+    predicted = score >= np.float32(threshold)
+    return float(2 * np.sum(truth & predicted) / (np.sum(truth) + np.sum(predicted)))
+
+
 def plain_bootstrap(
     truth: NDArray[np.bool_], score: NDArray[np.float32], criterion: Criterion, resamples: int
-) -> tuple[list[float], list[float]]:
-    """The thresholds that are chosen, and the F1 at the threshold chosen on all images, in each resample."""
+) -> tuple[list[float], list[float], float]:
+    """In each resample, the threshold that is chosen and the F1 at the one chosen on all images; and the optimism."""
     random = np.random.default_rng(99)
     at, _ = choose(curve := Curve.of(label_scores(truth, score)), criterion)
-    thresholds, f1 = [], []
+    thresholds, f1, gains = [], [], []
     for _ in range(resamples):
         drawn = random.integers(truth.size, size=truth.size)
         resampled = Curve.of(label_scores(truth[drawn], score[drawn]))
         chosen, reached = choose(resampled, criterion)
-        thresholds.append(float(resampled.thresholds[chosen]) if reached else np.inf)
-        predicted = score[drawn] >= curve.thresholds[at]
-        f1.append(float(2 * np.sum(truth[drawn] & predicted) / (np.sum(truth[drawn]) + np.sum(predicted))))
-    return thresholds, f1
+        threshold = float(resampled.thresholds[chosen])
+        thresholds.append(threshold if reached else np.inf)
+        f1.append(f1_at(truth[drawn], score[drawn], float(curve.thresholds[at])))
+        gains.append(f1_at(truth[drawn], score[drawn], threshold) - f1_at(truth, score, threshold))
+    return sorted(thresholds), f1, float(np.mean(gains))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=str)
@@ -132,14 +138,30 @@ def test_bootstrap_agrees_with_a_plain_one_over_images(images: int, criterion: C
     """Of 2,500 images, blocks of images are drawn and some thresholds skipped, which must not change the intervals."""
     truth, score = random_images(np.random.default_rng(8), images, detected=0.95)
     scores = label_scores(truth, score)
-    thresholds, f1 = plain_bootstrap(truth, score, criterion, 400)
+    thresholds, f1, _ = plain_bootstrap(truth, score, criterion, 400)
     found = bootstrap(scores, Curve.of(scores), criterion, resamples=1000, seed=0)
-    thresholds.sort()
     assert found.threshold[0] is not None
     assert thresholds[2] <= found.threshold[0] <= thresholds[20]  # the 2.5 % quantile is the tenth of 400
     assert thresholds[-20] <= (found.threshold[1] or np.inf) <= thresholds[-3]
     low, high = np.quantile(f1, [0.025, 0.975])
     assert 0.9 <= (found.f1[1] - found.f1[0]) / (high - low) <= 1.3
+
+
+def test_intervals_of_metrics_are_corrected_for_optimism() -> None:
+    truth, score = random_images(np.random.default_rng(4), 60, detected=0.95, positives=0.2)
+    scores = label_scores(truth, score)
+    _, f1, optimism = plain_bootstrap(truth, score, Criterion(), 1000)
+    found = bootstrap(scores, Curve.of(scores), Criterion(), resamples=1000, seed=0)
+    assert optimism > 0.04
+    assert found.f1[0] == pytest.approx(np.quantile(f1, 0.025) - optimism, abs=0.02)
+
+
+def test_resamples_without_a_positive_say_nothing_about_the_threshold() -> None:
+    """The only cat is missing in a third of the resamples."""
+    truth = np.array([True, False, False])
+    scores = label_scores(truth, np.array([90, 80, NOT_DETECTED], dtype=np.float32))
+    found = bootstrap(scores, Curve.of(scores), Criterion("recall", 0.9), resamples=500, seed=0)
+    assert found.threshold == (90, 90)
 
 
 def test_bootstrap_depends_on_nothing_but_its_seed() -> None:

@@ -225,6 +225,12 @@ def test_fewer_than_30_images_are_marked(root: Root, manifest: Path, cats: int, 
     assert (row["few_images"], row["negatives"]) == (few, others)
 
 
+def test_a_confidence_that_is_no_number_does_not_count(root: Root, manifest: Path) -> None:
+    root.results(scored("s3://b/1", Label("cat", float("nan")), Label("cat", 90)), min_confidence=0)
+    row = by_label(chosen(root, write(manifest, line("s3://b/1", "cat"))))["cat"]
+    assert (row["threshold"], row["scored"]) == (90, 1)
+
+
 def test_a_truth_of_one_label_is_reported(root: Root, manifest: Path) -> None:
     root.results(*(scored(f"s3://b/{at}", Label("cat", 90)) for at in range(60)), min_confidence=0)
     write(manifest, *(line(f"s3://b/{at}", "cat") for at in range(60)))
@@ -258,7 +264,9 @@ def test_the_latest_version_of_an_image_is_judged(root: Root, manifest: Path) ->
 
 def test_images_in_truth_or_results_only_are_counted(root: Root, manifest: Path) -> None:
     root.results(scored("s3://b/1", Label("cat", 90)), scored("s3://b/x"), min_confidence=0)
-    summary = chosen(root, write(manifest, line("s3://b/1", "cat"), line("s3://b/gone", "cat"))).summary
+    choice = chosen(root, write(manifest, line("s3://b/1", "cat"), line("s3://b/gone", "cat")))
+    summary = choice.summary
+    assert by_label(choice)["cat"]["positives"] == 1
     assert (summary["images"], summary["missing"], summary["extra"]) == (1, 1, 1)
     assert (summary["missing_examples"], summary["extra_examples"]) == (["s3://b/gone"], ["s3://b/x"])
 
@@ -269,11 +277,10 @@ def test_no_common_image_is_an_error_with_an_example_of_both(root: Root, manifes
         chosen(root, write(manifest, line("s3://B/images/1.jpg", "cat")))
 
 
-def test_results_without_low_scores_are_refused(root: Root, manifest: Path) -> None:
-    root.results(scored("s3://b/1", Label("cat", 90)), min_confidence=0)
-    results = open_results(str(root), thresholds=50.0)
-    with pytest.raises(UsageError, match="opened with thresholds"):
-        choose_thresholds(results, read_truth(write(manifest, line("s3://b/1", "cat"))))
+def test_thresholds_of_the_results_are_ignored(root: Root, manifest: Path) -> None:
+    simple(root, manifest)
+    results = open_results(str(root), thresholds=75.0)
+    assert by_label(choose_thresholds(results, read_truth(manifest)))["cat"]["threshold"] == 60
 
 
 def test_models_are_never_mixed(root: Root, manifest: Path) -> None:
