@@ -403,7 +403,9 @@ def _setting_notes(
             "with --min-confidence or --thresholds"
         )
     if len(limits) > 1:
-        shown = " and ".join("without --max-results" if each is None else f"with {each}" for each in limits)
+        shown = " and ".join(
+            sorted("without --max-results" if each is None else f"with {each}" for each in limits)[::-1]
+        )
         yield f"images were scored with different --max-results ({shown}), so shares of labels are not comparable"
 
 

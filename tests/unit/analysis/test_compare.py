@@ -23,11 +23,13 @@ from scipy.stats import binomtest, false_discovery_control, fisher_exact
 from typer.testing import CliRunner, Result
 
 import batchcl
-from batchcl.analysis.compare import LABEL_COLUMNS, fail_condition
+from batchcl.analysis.compare import LABEL_COLUMNS, _setting_notes, fail_condition
+from batchcl.analysis.image_pairs import Origin
 from batchcl.analysis.shares import difference_of_pairs, difference_of_samples
 from batchcl.cli import compare as command
 from batchcl.errors import UsageError
 from batchcl.outcomes import Label
+from batchcl.runs.record import RunRecord
 from batchcl.runs.store import Store
 from unit.analysis.conftest import Make, Root, arn_of
 from unit.analysis.test_runs import AT, finished
@@ -337,6 +339,34 @@ def test_failures_pace_and_cost_are_those_of_the_records(nights: Root) -> None:
     side = batchcl.compare(str(nights), "n1", "n2").b
     assert (side.planned, side.failed, side.skipped, side.calls, side.throttled) == (22, 2, 0, 30, 8)
     assert (side.seconds, side.images_per_second, side.cost_usd) == (40.0, 0.55, 0.5)
+
+
+def test_a_run_that_is_not_done_is_reported(root: Root) -> None:
+    async def begin() -> None:
+        record = RunRecord(
+            run_id="n2",
+            model=arn_of("cats@v1"),
+            fingerprint="f",
+            scored_as={"min_confidence": 50.0, "max_results": None},
+            settings={},
+            started_at=AT + dt.timedelta(days=1),
+            version="1",
+        )
+        await record.create(Store.open(str(root), create=True))
+
+    night(root, "n1", numbered(6, cats=2))
+    night(root, "n2", numbered(6, cats=2), days=1, recorded=False)
+    anyio.run(begin)
+    comparison = batchcl.compare(str(root))
+    assert comparison.notes[0] == "side B: run n2 is interrupted; images without a result or failure so far: 0"
+    (root.path / "runs" / "n2" / "run.json").write_text("{")
+    assert any("reading the record of run n2 failed" in note for note in batchcl.compare(str(root), "n1", "n2").notes)
+
+
+def test_different_limits_of_labels_are_reported() -> None:
+    origins = [Origin("cats@v1", "arn:1", 50.0, limit) for limit in (None, 3)]
+    (note,) = _setting_notes(origins, None, None)
+    assert "(without --max-results and with 3)" in note
 
 
 def test_replaced_images_are_counted(root: Root) -> None:
