@@ -87,7 +87,7 @@ def _compare_nights(root: str) -> object:
     label_changes(counts)
     return [
         [label, counts.a.labels[label], counts.b.labels[label], counts.labels[label]]
-        for label in sorted(counts.a.labels)
+        for label in sorted(filter(None, counts.a.labels))
     ]
 
 

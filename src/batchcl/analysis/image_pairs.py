@@ -169,10 +169,13 @@ class _Images:
 
 def _read_images(side: Sequence[Rows]) -> _Images:
     def read(batch: Batch) -> tuple[_Array, Counter[Origin]]:
-        settings = batch.images.group_by("min_confidence", "max_results").len()
+        # not group_by, which starts the threads of polars' streaming engine, whichever engine is asked for
+        settings = batch.images.select("min_confidence", "max_results")
         origins = {
-            Origin(batch.model, batch.model_arn, min_confidence, max_results): count
-            for min_confidence, max_results, count in settings.iter_rows()
+            Origin(batch.model, batch.model_arn, *each): settings.filter(
+                pl.col("min_confidence").eq_missing(each[0]), pl.col("max_results").eq_missing(each[1])
+            ).height
+            for each in settings.unique().iter_rows()
         }
         return _keys(batch.images), Counter(origins)
 
@@ -224,13 +227,15 @@ def _find(keys: _Array, wanted: _Array) -> tuple[_Array, _Array]:
 def _common(keys_a: _Array, keys_b: _Array) -> _Array:
     """The hashes in both, sorted; as `np.intersect1d`, which needs four times the memory of its arguments."""
     chunks = np.array_split(keys_a, len(keys_a) // _KEYS_AT_ONCE + 1)
-    return np.concatenate([chunk[_find(keys_b, chunk)[1]] for chunk in chunks])
+    common: _Array = np.concatenate([chunk[_find(keys_b, chunk)[1]] for chunk in chunks])
+    return common
 
 
 def _distinct(values: _Array) -> _Array:
     """As `np.unique`, which is ten times slower on integers because it makes a hash table."""
     values = np.sort(values)
-    return values[np.diff(values, prepend=~values[:1]) != 0]
+    distinct: _Array = values[np.diff(values, prepend=~values[:1]) != 0]
+    return distinct
 
 
 def _keys(images: pl.DataFrame) -> _Array:
