@@ -226,9 +226,9 @@ def test_fewer_than_30_images_are_marked(root: Root, manifest: Path, cats: int, 
 
 
 def test_a_confidence_that_is_no_number_does_not_count(root: Root, manifest: Path) -> None:
-    root.results(scored("s3://b/1", Label("cat", float("nan")), Label("cat", 90)), min_confidence=0)
-    row = by_label(chosen(root, write(manifest, line("s3://b/1", "cat"))))["cat"]
-    assert (row["threshold"], row["scored"]) == (90, 1)
+    root.results(scored("s3://b/1", Label("dog", float("nan")), Label("cat", 90)), min_confidence=0)
+    rows = by_label(chosen(root, write(manifest, line("s3://b/1", "cat", "dog"))))
+    assert (rows["cat"]["threshold"], rows["dog"]["status"]) == (90, ThresholdStatus.NO_SCORE)
 
 
 def test_a_truth_of_one_label_is_reported(root: Root, manifest: Path) -> None:
