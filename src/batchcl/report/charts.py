@@ -27,6 +27,8 @@ _HEIGHT: Final = 96
 _TIME_HEIGHT: Final = 150
 _MAX_POINTS: Final = 45
 """Of a curve's nights or steps, above which points would run into each other."""
+_MOST_DATES: Final = 4
+"""Of an axis, after the first."""
 _DAY_S: Final = 86_400.0
 _TEN_MINUTES_S: Final = 600.0
 
@@ -78,12 +80,15 @@ def share_chart(nights: pl.DataFrame) -> str:
     """
     import altair as alt
 
+    dates = nights["date"].sort()
+    step = -(-(len(dates) - 1) // _MOST_DATES) or 1
+    labelled = dates.gather_every(step).cast(pl.Datetime("ms")).dt.epoch("ms").to_list()
     points = {"filled": True, "size": 22, "color": _ACCENT} if nights.height <= _MAX_POINTS else False
     return _svg(
         alt.Chart(_values(nights.with_columns(pl.col("date").cast(pl.String)), "date", "share"))
         .mark_line(color=_ACCENT, point=points, strokeWidth=1.5)
         .encode(
-            x=_axis(alt.X("date:T"), count=4, numbers="%-d %b", is_time=True),
+            x=_axis(alt.X("date:T"), values=labelled, numbers="%-d %b", is_time=True),
             y=_axis(alt.Y("share:Q"), count=3, numbers="~%", zero=True),
         )
     )

@@ -213,11 +213,14 @@ class _Selection:
         """The title and the commands of the report."""
         given = {"model": self.model, "run": self.run_id, "date": None if self.date is None else str(self.date)}
         filters = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+        selection = [f"{name} {value}" for name, value in given.items() if value is not None]
         thresholds: list[str] = []
         if isinstance(self.thresholds, int | float):
             thresholds = ["--min-confidence", f"{self.thresholds:g}"]
+            selection.append(f"labels of confidence {self.thresholds:g} and above")
         elif self.thresholds is not None:
             thresholds = ["--thresholds", self.thresholds.origin]
+            selection.append(f"labels above the thresholds of {self.thresholds.origin}")
         of_truth = [] if truth is None else ["--truth", os.fspath(truth)]
         of_baseline = [] if self.baseline is None else ["--baseline", self.baseline]
         now = self.compared(contents) or ""
@@ -229,7 +232,7 @@ class _Selection:
             root=self.root,
             filters=filters,
             thresholds=thresholds,
-            selection=", ".join(f"{name} {value}" for name, value in given.items() if value is not None),
+            selection=", ".join(selection),
             truth=of_truth,
             compared=compared,
             command=[
