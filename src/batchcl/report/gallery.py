@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio.to_thread
 import polars as pl
 
+from batchcl.errors import CredentialsError, RefusedError
 from batchcl.report import choose
 from batchcl.report.pictures import PICTURE_COLUMNS, Picture, fetch_pictures
 
@@ -221,6 +222,8 @@ def _identities(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
 async def draw_pictures(chosen: Sequence[Chosen], *, aws: Aws, max_bytes: int) -> list[GalleryPicture]:
     """Read the chosen images and draw their boxes, at the size that should fit into `max_bytes`; see `fit_pictures`.
 
+    An image that can't be read has an error in place of its picture; so have all if credentials are missing.
+
     Args:
         chosen: the images.
         aws: for images in S3.
@@ -230,6 +233,8 @@ async def draw_pictures(chosen: Sequence[Chosen], *, aws: Aws, max_bytes: int) -
     pictures: dict[int, Picture] = {}
     for has_boxes in (True, False):  # an image without boxes is not enlarged, which would cost bytes for nothing
         numbers = [number for number, each in enumerate(chosen) if _has_boxes(each.row) is has_boxes]
+        if not numbers:
+            continue
         fetched = fetch_pictures(
             pl.DataFrame([chosen[number].row for number in numbers], infer_schema_length=None),
             aws=aws,
@@ -238,9 +243,13 @@ async def draw_pictures(chosen: Sequence[Chosen], *, aws: Aws, max_bytes: int) -
             quality=quality,
             concurrency=_CONCURRENCY,
         )
-        if numbers:
+        try:
             async with aclosing(fetched):
-                pictures |= {numbers[each.row]: each async for each in fetched}
+                async for each in fetched:
+                    pictures[numbers[each.row]] = each
+        except (CredentialsError, RefusedError) as error:  # the rest of the report doesn't need the images
+            for row, number in enumerate(numbers):
+                pictures.setdefault(number, Picture(row=row, error=str(error)))
     return [GalleryPicture(chosen=each, picture=pictures[number]) for number, each in enumerate(chosen)]
 
 

@@ -547,8 +547,10 @@ class _View:
 def _gallery(pictures: Sequence[GalleryPicture], request: Request) -> dict[str, Any]:
     names = sorted({label["name"] for each in pictures for label in each.chosen.row["labels"]})
     numbers = {name: number for number, name in enumerate(names)}
-    missing = sum(not each.picture.jpeg for each in pictures)
-    notes = [] if not missing else [f"{pluralize(missing, 'picture')} can't be shown; the reason is at its place."]
+    errors = [each.picture.error for each in pictures if not each.picture.jpeg]
+    common = errors[0] if len(set(errors)) == 1 and len(errors) > 1 else ""
+    why = f"{common}." if common else "the reason is in its place."
+    notes = [f"{pluralize(len(errors), 'picture')} can't be shown: {why}"] if errors else []
     images = pluralize(len(pictures), "image")
     return {
         "summary": f"{images}, by why they were chosen; each is shown once, with the boxes and labels of its result.",
@@ -559,14 +561,15 @@ def _gallery(pictures: Sequence[GalleryPicture], request: Request) -> dict[str, 
             {
                 "title": title,
                 "note": _CATEGORY_NOTES.get(title, ""),
-                "cards": [_card(each, numbers, request) for each in of_category],
+                "cards": [_card(each, numbers, request, known=common) for each in of_category],
             }
             for title, of_category in categories(pictures)
         ],
     }
 
 
-def _card(each: GalleryPicture, numbers: Mapping[str, int], request: Request) -> dict[str, Any]:
+def _card(each: GalleryPicture, numbers: Mapping[str, int], request: Request, *, known: str) -> dict[str, Any]:
+    """What is shown of one image; its error only if it is not the `known` one of all."""
     row, picture = each.chosen.row, each.picture
     labels = sorted(row["labels"], key=lambda label: (-label["confidence"], label["name"]))
     boxes = sum(label["left"] is not None for label in labels)
@@ -581,7 +584,7 @@ def _card(each: GalleryPicture, numbers: Mapping[str, int], request: Request) ->
         "width": picture.width,
         "height": picture.height,
         "alt": f"Picture with {boxes:,} {'box' if boxes == 1 else 'boxes'}" if boxes else "Picture",
-        "error": picture.error,
+        "error": "" if picture.error == known else f": {picture.error}",
         "key": row["uri"],
         "tags": [{"label": label["name"], "confidence": f"{label['confidence']:.1f}"} for label in labels[:_MOST_TAGS]],
         "more_tags": _number(len(labels) - _MOST_TAGS) if len(labels) > _MOST_TAGS else "",

@@ -276,6 +276,23 @@ def test_a_file_that_can_not_be_written_is_refused(root: Root, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_credentials_a_report_has_no_pictures_and_says_why(
+    tmp_path: Path, clean_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in set(os.environ) - set(clean_env):
+        monkeypatch.delenv(name)
+    for name, value in clean_env.items():
+        monkeypatch.setenv(name, value)
+    root = Root(tmp_path / "out")
+    root.path.mkdir()
+    root.results(*(scored(f"s3://bucket/{number}.jpg", Label("dog", 70)) for number in range(3)))
+    written = batchcl.write_report_sync(str(root), tmp_path / "report.html")
+    assert (written.pictures, written.unreadable) == (0, 3)
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("no AWS credentials found") == 1
+    assert html.count('<p class="message">No picture<bdi></bdi></p>') == 3
+
+
 def test_a_root_without_images_has_a_report(tmp_path: Path) -> None:
     root = Root(tmp_path / "out")
     root.path.mkdir()
