@@ -27,7 +27,7 @@ from batchcl.cli import thresholds
 from batchcl.errors import OutputError, UsageError
 from batchcl.outcomes import Label
 from batchcl.thresholds import Thresholds
-from unit.analysis.conftest import Root, arn_of, scored
+from unit.analysis.conftest import Root, arn_of, failed, scored
 from unit.analysis.test_evaluate import boxes, carrying, line, write
 
 NAMES = ["cat", "dog", "owl"]
@@ -275,6 +275,12 @@ def test_no_common_image_is_an_error_with_an_example_of_both(root: Root, manifes
     root.results(scored("s3://b/images/1.jpg"))
     with pytest.raises(UsageError, match=r"s3://B/images/1.jpg.*s3://b/images/1.jpg"):
         chosen(root, write(manifest, line("s3://B/images/1.jpg", "cat")))
+
+
+def test_a_root_without_results_is_refused(root: Root, manifest: Path) -> None:
+    root.failures([failed("s3://b/1")])
+    with pytest.raises(UsageError, match="none of the 1 images of the truth has a result"):
+        chosen(root, write(manifest, line("s3://b/1", "cat")))
 
 
 def test_thresholds_of_the_results_are_ignored(root: Root, manifest: Path) -> None:
