@@ -7,8 +7,8 @@ summary = batchcl.run_sync(batchcl.Job(sources="photos/", model="products@v3", o
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
-Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor` and
-`show`.
+Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor`,
+`show` and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 
@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from batchcl.analysis.truth import Truth, carried_truth, read_truth
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
-    from batchcl.blocking import detect_sync, doctor_sync, plan_sync, retry_sync, run_sync, show_sync
+    from batchcl.blocking import (
+        detect_sync,
+        doctor_sync,
+        plan_sync,
+        retry_sync,
+        run_sync,
+        show_sync,
+        write_report_sync,
+    )
     from batchcl.choices import Encryption, Order, ServerSideEncryption, SourceKind, Transport
     from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
@@ -65,6 +73,7 @@ if TYPE_CHECKING:
     from batchcl.outcomes import Counts, Detection, Label
     from batchcl.quantities import Tolerance, Units
     from batchcl.report.show import show
+    from batchcl.report.write import Report, write_report
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
@@ -120,6 +129,7 @@ __all__ = [
     "RefusedError",
     "RegionError",
     "RejectedError",
+    "Report",
     "Results",
     "ServerSideEncryption",
     "SessionRecord",
@@ -165,6 +175,8 @@ __all__ = [
     "run_sync",
     "show",
     "show_sync",
+    "write_report",
+    "write_report_sync",
     "write_thresholds",
 ]
 
@@ -177,7 +189,15 @@ _EXPORTS = {
     "batchcl.analysis.truth": ("Truth", "carried_truth", "read_truth"),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
-    "batchcl.blocking": ("detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync", "show_sync"),
+    "batchcl.blocking": (
+        "detect_sync",
+        "doctor_sync",
+        "plan_sync",
+        "retry_sync",
+        "run_sync",
+        "show_sync",
+        "write_report_sync",
+    ),
     "batchcl.choices": ("Encryption", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
     "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
@@ -186,6 +206,7 @@ _EXPORTS = {
     "batchcl.outcomes": ("Counts", "Detection", "Label"),
     "batchcl.quantities": ("Tolerance", "Units"),
     "batchcl.report.show": ("show",),
+    "batchcl.report.write": ("Report", "write_report"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),

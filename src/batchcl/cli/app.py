@@ -28,6 +28,7 @@ from batchcl.cli import (
     plan,
     project,
     query,
+    report,
     retry,
     run,
     show,
@@ -67,6 +68,7 @@ app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
 app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
 app.command("thresholds", rich_help_panel=_RESULTS)(thresholds.thresholds)
 app.command("query", rich_help_panel=_RESULTS)(query.query)
+app.command("report", rich_help_panel=_RESULTS)(report.report)
 app.command("show", rich_help_panel=_RESULTS)(show.show)
 app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
 app.add_typer(project.app, name="project", rich_help_panel=_MODELS)
