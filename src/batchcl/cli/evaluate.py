@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Final
 import anyio
 import typer
 
-from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit, emit_object
+from batchcl.cli.output import (
+    Csv,
+    Date,
+    Json,
+    Model,
+    Profile,
+    Region,
+    RelativeTo,
+    Root,
+    Run,
+    check_format,
+    emit,
+    emit_object,
+)
 from batchcl.cli.streams import write_line
 from batchcl.quantities import confidence_hint
 
@@ -34,8 +47,9 @@ def evaluate(
         str | None,
         typer.Option(
             "--truth",
-            metavar="MANIFEST",
-            help="Ground Truth manifest, local or s3:// (default: the labels of the manifest that was scored).",
+            metavar="TRUTH",
+            help="True labels: manifest, COCO, Label Studio or CVAT file, local or s3://, or directory with a folder "
+            "per label (default: the labels of the manifest that was scored).",
             show_default=False,
         ),
     ] = None,
@@ -43,6 +57,7 @@ def evaluate(
         str | None,
         typer.Option(help="Label attribute of the manifest (default: all, or the adjusted one).", show_default=False),
     ] = None,
+    relative_to: RelativeTo = None,
     min_confidence: Annotated[
         float | None,
         typer.Option(min=0, max=100, help="Ignore detections below this confidence.", show_default=False),
@@ -70,6 +85,8 @@ def evaluate(
 
       batchcl evaluate out --truth test.manifest --model cats@v2 --min-confidence 70
 
+      batchcl evaluate out --truth instances.json --relative-to s3://acme-photos/2026
+
       batchcl evaluate s3://bucket/out --truth test.manifest --json | jq .summary.macro_f1
     """
     check_format(json=json, csv=csv)
@@ -78,13 +95,23 @@ def evaluate(
     from batchcl.analysis.evaluate import evaluate as evaluated
     from batchcl.analysis.results import open_results
     from batchcl.analysis.truth import carried_truth, read_truth
+    from batchcl.errors import UsageError
 
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    if truth is None and relative_to is not None:
+        raise UsageError("--relative-to needs --truth: the labels that the results contain are of their own images")
     if truth is None:
         labels = carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
     else:
         with _local_copy(truth, profile=profile, region=region) as path:
-            labels = read_truth(path, name=truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
+            labels = read_truth(
+                path,
+                name=truth,
+                attribute=attribute,
+                skip_bad_lines=skip_bad_lines,
+                images=results.images(),
+                relative_to=relative_to,
+            )
     evaluation = evaluated(results.images(), labels, min_confidence=min_confidence, failures=results.failures())
     if json:
         emit_object(_as_object(evaluation), json=True)
