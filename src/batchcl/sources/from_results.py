@@ -8,7 +8,7 @@ entity tag of an image are those of its latest run.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from batchcl.sources.list_source import FrameChunk, ImageChunk, ListChunk, ListS
 from batchcl.sources.tables import BATCH_ROWS, first_line, frame_of
 from batchcl.sources.where import Condition
 
-__all__ = ["COLUMNS", "MEMBERS", "NOT_FITTING", "matching_images", "open_published_images"]
+__all__ = ["MEMBERS", "NOT_FITTING", "open_published_images"]
 
 NOT_FITTING: Final = "where"
 """Counts rows for which the condition is false."""
@@ -63,7 +63,6 @@ def _columns() -> dict[str, pl.DataType]:
 
 
 COLUMNS: Final = _columns()
-"""The columns that a condition may use, with their types."""
 
 
 async def open_published_images(root: str, *, aws: Aws, where: Condition | None, exclude_run: str | None) -> ListSource:
@@ -143,12 +142,7 @@ class _PublishedPart:
 
     def _chunk(self, rows: pl.DataFrame, resolved: pl.DataFrame | None) -> ListChunk:
         frame = rows if resolved is None else rows.join(resolved, on=_IMAGE, how="anti", nulls_equal=True)
-        matching = frame
-        if self._condition is not None:
-            constants = {"model": pl.lit(self._part.model), "date": pl.lit(dt.date.fromisoformat(self._part.date))}
-            if self._part.table == "results":
-                constants["status"] = pl.lit("scored")
-            matching = matching_images(frame, self._condition, constants)
+        matching = frame if self._condition is None else _matching_images(frame, self._condition, self._part)
         is_scored = pl.lit(self._part.table == "results").alias("any_name")
         images = matching.select(*_IMAGE_COLUMNS, is_scored).filter(~pl.col("key").str.contains(_MEMBER))
         counts = {
@@ -162,14 +156,8 @@ class _PublishedPart:
         return FrameChunk(images, rows.height, left_out=left_out)
 
 
-def matching_images(frame: pl.DataFrame, condition: Condition, constants: Mapping[str, pl.Expr]) -> pl.DataFrame:
-    """The images of which any row matches the condition: one per label, or one of an image without labels.
-
-    Args:
-        frame: one row per image, with the columns of a table of results or failures that the condition needs.
-        condition: has been checked against `COLUMNS`.
-        constants: columns that all rows have in common.
-    """
+def _matching_images(frame: pl.DataFrame, condition: Condition, part: PublishedPart) -> pl.DataFrame:
+    """The images of which any row matches the condition."""
     rows = frame.with_row_index(_ROW_INDEX)
     if "labels" in frame.columns:
         confidences = pl.col("labels").list.eval(pl.element().struct.field("confidence"))
@@ -181,6 +169,9 @@ def matching_images(frame: pl.DataFrame, condition: Condition, constants: Mappin
                 pl.col("labels").struct.field(field).alias(name) for name, field in _LABEL_COLUMNS.items()
             )
         rows = rows.drop("labels")
+    constants = {"model": pl.lit(part.model), "date": pl.lit(dt.date.fromisoformat(part.date))}
+    if part.table == "results":
+        constants["status"] = pl.lit("scored")
     rows = rows.with_columns(**constants)
     rows = rows.with_columns(pl.col(name).alias(alias) for alias, name in _ALIASES.items() if name in rows.columns)
     missing = [name for name in COLUMNS if name in condition.names and name not in rows.columns]
