@@ -6,7 +6,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -15,10 +15,14 @@ from batchcl.errors import HostError, ImageError, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "DecodedImage", "decode_upright", "pixels_in", "require_pillow"]
+__all__ = ["FORMATS", "DecodedImage", "decode_upright", "one_large_at_a_time", "require_pillow"]
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 """Pillow's names of the supported formats; its less tested decoders are not used."""
+
+_LARGE_PIXELS: Final = 30_000_000
+_LARGE: Final = threading.Lock()
+"""Decoding a large image takes hundreds of megabytes, so only one is decoded at a time."""
 
 _WARNING_FILTERS: Final = threading.Lock()
 _FROM_16_BITS: Final = 1 / 256
@@ -86,10 +90,16 @@ def decode_upright(data: bytes, *, side: int | None = None) -> DecodedImage:
     return DecodedImage(rgb, kind, width, height, (*changes, *more), profile)
 
 
-def pixels_in(data: bytes) -> int:
-    """The number of pixels that the header of `data` states; raises as `decode_upright` does."""
+@contextmanager
+def one_large_at_a_time(data: bytes) -> Iterator[None]:
+    """Wait until no other large image is being decoded, if `data` is one (over 30 million pixels).
+
+    Blocks. Raises as `decode_upright` does.
+    """
     with _translated_errors(), _opened(data) as image:
-        return image.width * image.height
+        is_large = image.width * image.height > _LARGE_PIXELS
+    with _LARGE if is_large else nullcontext():
+        yield
 
 
 @contextmanager

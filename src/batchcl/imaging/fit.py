@@ -8,24 +8,18 @@ mention CMYK and 16 bits; such files are converted too, because it is not docume
 from __future__ import annotations
 
 import io
-import threading
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from batchcl.errors import ImageError
 from batchcl.image_header import MAX_ASPECT, MAX_SIDE, MIN_SIDE, check_bytes, read_header
 from batchcl.images import MAX_BYTES_INLINE
-from batchcl.imaging.decode import DecodedImage, decode_upright, pixels_in
+from batchcl.imaging.decode import DecodedImage, decode_upright, one_large_at_a_time
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["FittedImage", "fit", "is_within_limits"]
-
-_LARGE_PIXELS: Final = 30_000_000
-_LARGE: Final = threading.Lock()
-"""Decoding a large image takes hundreds of megabytes, so only one is decoded at a time."""
 
 _LOSSLESS: Final = frozenset({"PNG", "BMP", "GIF", "TIFF"})
 _LOSSLESS_PIXELS: Final = 2_000_000
@@ -62,7 +56,7 @@ def fit(data: bytes, *, limit_bytes: int = MAX_BYTES_INLINE) -> FittedImage | No
         return None
     if not data:
         raise ImageError("the file is empty", code="EmptyFile")
-    with _LARGE if pixels_in(data) > _LARGE_PIXELS else nullcontext():
+    with one_large_at_a_time(data):
         decoded = decode_upright(data, side=MAX_SIDE)
         size = _target_size(decoded.width, decoded.height)
         if decoded.image.size != size:

@@ -43,11 +43,16 @@ class ObjectReader:
         For an archive's member it reads a range of the archive; if the archive's entity tag has changed since it was
         listed, the image fails.
         """
+        return (await self.read_with_etag(image))[0]
+
+    async def read_with_etag(self, image: ImageRef) -> tuple[bytes, str | None]:
+        """As `read`, with the entity tag that the object, or the archive, has now; without quotes."""
         try:
             with anyio.fail_after(_DEADLINE_S):
                 response = await self._client.get_object(**_arguments(image))
                 data = await self._read_limited(response["Body"], response.get("ContentLength", 0))
-                return data if image.member is None else whole_member(image, data)
+                etag = response.get("ETag", "").strip('"') or None
+                return data if image.member is None else whole_member(image, data), etag
         except ClientError as error:
             raise _read_error(error, image) from error
         except CredentialsError as error:

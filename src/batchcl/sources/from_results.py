@@ -29,7 +29,15 @@ from batchcl.sources.list_source import FrameChunk, ImageChunk, ListChunk, ListS
 from batchcl.sources.tables import BATCH_ROWS, first_line, frame_of
 from batchcl.sources.where import Condition
 
-__all__ = ["MEMBERS", "NOT_FITTING", "open_published_images"]
+__all__ = [
+    "COLUMNS",
+    "MEMBERS",
+    "NOT_FITTING",
+    "ROW_INDEX",
+    "condition_columns",
+    "condition_rows",
+    "open_published_images",
+]
 
 NOT_FITTING: Final = "where"
 """Counts rows for which the condition is false."""
@@ -50,7 +58,8 @@ _ALIASES: Final = {"code": "error_code", "message": "error_message", "size": "si
 _MODEL_AND_DATE: Final[dict[str, pl.DataType]] = {"model": pl.String(), "date": pl.Date()}
 _MEMBER: Final = r"(?i)\.tar#"
 
-_ROW_INDEX: Final = "row of the file"
+ROW_INDEX: Final = "row of the frame"
+"""The column of `condition_rows` with the number of the image's row."""
 
 
 def _columns() -> dict[str, pl.DataType]:
@@ -63,6 +72,7 @@ def _columns() -> dict[str, pl.DataType]:
 
 
 COLUMNS: Final = _columns()
+"""The columns that a condition may use; `Condition.check` takes them."""
 
 
 async def open_published_images(root: str, *, aws: Aws, where: Condition | None, exclude_run: str | None) -> ListSource:
@@ -132,10 +142,7 @@ class _PublishedPart:
 
     def _wanted(self) -> list[str]:
         """The columns of the file to read."""
-        needed = frozenset() if self._condition is None else self._condition.names
-        needed |= {_ALIASES[name] for name in needed & _ALIASES.keys()}
-        if needed & {*_LABEL_COLUMNS, "top_confidence", "label_count"}:
-            needed |= {"labels"}
+        needed = frozenset() if self._condition is None else condition_columns(self._condition)
         if self._later:
             needed |= {*_IMAGE}
         return [name for name in _TABLES[self._part.table] if name in needed or name in _IMAGE_COLUMNS]
@@ -158,7 +165,30 @@ class _PublishedPart:
 
 def _matching_images(frame: pl.DataFrame, condition: Condition, part: PublishedPart) -> pl.DataFrame:
     """The images of which any row matches the condition."""
-    rows = frame.with_row_index(_ROW_INDEX)
+    constants = {"model": pl.lit(part.model), "date": pl.lit(dt.date.fromisoformat(part.date))}
+    if part.table == "results":
+        constants["status"] = pl.lit("scored")
+    rows = condition_rows(frame.with_columns(**constants), condition)
+    return frame[rows.filter(condition.matches(rows))[ROW_INDEX].unique(maintain_order=True)]
+
+
+def condition_columns(condition: Condition) -> frozenset[str]:
+    """The columns of the tables that `condition` needs, besides other words in its text."""
+    needed = condition.names | {_ALIASES[name] for name in condition.names & _ALIASES.keys()}
+    return needed | {"labels"} if needed & {*_LABEL_COLUMNS, "top_confidence", "label_count"} else needed
+
+
+def condition_rows(frame: pl.DataFrame, condition: Condition) -> pl.DataFrame:
+    """The rows on which `condition` is evaluated, with the columns of `COLUMNS` that it uses, and `ROW_INDEX`.
+
+    If it uses a column of labels, there is one row per label and one for an image without labels, with `label`,
+    `confidence`, `left`, `top`, `width` and `height`; otherwise one per image.
+
+    Args:
+        frame: rows of one or both tables with the columns `condition_columns`.
+        condition: on columns of `COLUMNS`.
+    """
+    rows = frame.with_row_index(ROW_INDEX)
     if "labels" in frame.columns:
         confidences = pl.col("labels").list.eval(pl.element().struct.field("confidence"))
         rows = rows.with_columns(
@@ -169,14 +199,9 @@ def _matching_images(frame: pl.DataFrame, condition: Condition, part: PublishedP
                 pl.col("labels").struct.field(field).alias(name) for name, field in _LABEL_COLUMNS.items()
             )
         rows = rows.drop("labels")
-    constants = {"model": pl.lit(part.model), "date": pl.lit(dt.date.fromisoformat(part.date))}
-    if part.table == "results":
-        constants["status"] = pl.lit("scored")
-    rows = rows.with_columns(**constants)
     rows = rows.with_columns(pl.col(name).alias(alias) for alias, name in _ALIASES.items() if name in rows.columns)
     missing = [name for name in COLUMNS if name in condition.names and name not in rows.columns]
-    rows = rows.with_columns(pl.lit(None, COLUMNS[name]).alias(name) for name in missing)
-    return frame[rows.filter(condition.matches(rows))[_ROW_INDEX].unique(maintain_order=True)]
+    return rows.with_columns(pl.lit(None, COLUMNS[name]).alias(name) for name in missing)
 
 
 def _image(row: dict[str, Any]) -> ImageRef:
