@@ -7,15 +7,18 @@ readers accept.
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from batchcl.annotations.base import AnnotatedImage, BadEntry, BadLabelError, annotated, make_box, pixels, shown
+from batchcl.annotations.scored import ScoredImage, json_text
 from batchcl.errors import SourceError
 from batchcl.groundtruth import TruthBox
 
-__all__ = ["is_coco", "read_coco"]
+__all__ = ["CocoWriter", "is_coco", "read_coco"]
 
 _NAMES: Final = ("file_name", "path", "coco_url", "flickr_url")
 _BOX_NUMBERS: Final = 4
@@ -130,3 +133,72 @@ def _category_names(categories: list[Any], name: str) -> dict[Any, str]:
                 f"{shown(label)}; number them differently"
             )
     return names
+
+
+class CocoWriter:
+    """Writes `instances.json`, with the detections as annotations, and lists of results into a directory.
+
+    `results.json` has the boxes and `results-labels.json` the labels of whole images; one that would be empty is not
+    written, unless both would be. Images are numbered in the order in which they are added.
+    """
+
+    def __init__(self, folder: Path, labels: Sequence[str]) -> None:
+        self._folder = folder
+        self._numbers = {label: number for number, label in enumerate(labels, 1)}
+        self._images = _JsonList(folder / "instances.json")
+        self._annotations = _JsonList(folder / "annotations.part")
+        self._boxes = _JsonList(folder / "results.json")
+        self._labels = _JsonList(folder / "results-labels.json")
+        categories = json_text([{"id": number, "name": label} for label, number in self._numbers.items()])
+        self._images.file.write(f'{{"categories":{categories},"images":')
+
+    def add(self, rows: Sequence[ScoredImage]) -> None:
+        """See `ImageWriter`."""
+        (image,) = rows
+        assert image.size is not None
+        image_id = self._images.count + 1
+        width, height = image.size
+        entry = {"id": image_id, "file_name": image.name, "width": width, "height": height, "coco_url": image.uri}
+        self._images.append({**entry, "model": image.model, "model_arn": image.model_arn})
+        for label in image.labels:
+            result: dict[str, Any] = {"image_id": image_id, "category_id": self._numbers[label.name]}
+            shape: dict[str, Any] = {"iscrowd": 0}
+            if label.box is not None:
+                result["bbox"] = label.box.scaled(image.size)
+                shape["area"] = round(result["bbox"][2] * result["bbox"][3], 2)
+            result["score"] = label.score
+            (self._labels if label.box is None else self._boxes).append(result)
+            self._annotations.append({"id": self._annotations.count + 1, **result, **shape})
+
+    def close(self) -> None:
+        """See `ImageWriter`."""
+        self._images.close(keep_open=True)
+        self._annotations.close()
+        self._images.file.write(',"annotations":')
+        part = self._folder / "annotations.part"
+        with part.open(encoding="utf-8") as annotations:
+            shutil.copyfileobj(annotations, self._images.file)
+        part.unlink()
+        self._images.file.write("}\n")
+        self._images.file.close()
+        for results, others in ((self._boxes, 0), (self._labels, 1)):
+            results.close()
+            if not results.count and (others or self._labels.count):
+                Path(results.file.name).unlink()
+
+
+class _JsonList:
+    """A file with a JSON list, one item a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w", encoding="utf-8", newline="\n")
+        self.count = 0
+
+    def append(self, item: object) -> None:
+        self.file.write(f"{',' if self.count else '['}\n{json_text(item)}")
+        self.count += 1
+
+    def close(self, *, keep_open: bool = False) -> None:
+        self.file.write("\n]" if self.count else "[]")
+        if not keep_open:
+            self.file.close()

@@ -6,15 +6,18 @@ are `tag` elements.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 from batchcl.annotations.base import AnnotatedImage, BadEntry, BadLabelError, annotated, make_box, pixels, shown
+from batchcl.annotations.scored import ScoredImage, check_xml, xml
 from batchcl.errors import SourceError
 from batchcl.groundtruth import TruthBox
 
-__all__ = ["read_cvat"]
+__all__ = ["CvatWriter", "read_cvat"]
 
 _CHUNK_BYTES: Final = 256 * 1024
 _SHAPES: Final = frozenset({"polygon", "polyline", "points", "ellipse", "mask", "cuboid", "skeleton"})
@@ -138,3 +141,44 @@ def _number(text: str | None) -> float | None:
         return float(text or "")
     except ValueError:
         return None
+
+
+class CvatWriter:
+    """Writes an XML file; the confidence of a label is an attribute, which CVAT ignores if its label has none."""
+
+    def __init__(self, path: Path, labels: Sequence[str]) -> None:
+        check_xml(labels)
+        self._file = path.open("w", encoding="utf-8", newline="\n")
+        self._count = 0
+        self._file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n')
+        self._file.write("  <meta><task><labels>\n")
+        for label in labels:
+            self._file.write(
+                f"    <label><name>{escape(label)}</name><type>any</type><attributes><attribute><name>confidence"
+                "</name><mutable>False</mutable><input_type>text</input_type><default_value></default_value><values>"
+                "</values></attribute></attributes></label>\n"
+            )
+        self._file.write("  </labels></task></meta>\n")
+
+    def add(self, rows: Sequence[ScoredImage]) -> None:
+        """See `ImageWriter`."""
+        (image,) = rows
+        assert image.size is not None
+        width, height = image.size
+        lines = [f'  <image id="{self._count}" name={xml(image.name)} width="{width}" height="{height}">\n']
+        for label in image.labels:
+            confidence = f'<attribute name="confidence">{label.confidence:.2f}</attribute>'
+            if label.box is None:
+                lines.append(f'    <tag label={xml(label.name)} source="auto">{confidence}</tag>\n')
+                continue
+            left, top, wide, high = label.box.scaled(image.size)
+            corners = f'xtl="{left:.2f}" ytl="{top:.2f}" xbr="{left + wide:.2f}" ybr="{top + high:.2f}"'
+            start = f'<box label={xml(label.name)} source="auto" occluded="0" {corners} z_order="0">'
+            lines.append(f"    {start}{confidence}</box>\n")
+        self._file.writelines([*lines, "  </image>\n"])
+        self._count += 1
+
+    def close(self) -> None:
+        """See `ImageWriter`."""
+        self._file.write("</annotations>\n")
+        self._file.close()

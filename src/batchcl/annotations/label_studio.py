@@ -7,14 +7,17 @@ percent of the image's sides; each result of an annotation has the image's size 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from batchcl.annotations.base import AnnotatedImage, BadEntry, BadLabelError, annotated, make_box, pixels, shown
+from batchcl.annotations.scored import ScoredImage, ScoredLabel, check_xml, json_text, xml
 from batchcl.errors import SourceError
 from batchcl.groundtruth import TruthBox
 from batchcl.images import EXTENSIONS, FITTABLE_EXTENSIONS, extension_of
 
-__all__ = ["is_label_studio", "read_label_studio"]
+__all__ = ["LabelStudioWriter", "is_label_studio", "read_label_studio"]
 
 _SHAPES: Final = frozenset(
     {
@@ -23,6 +26,8 @@ _SHAPES: Final = frozenset(
     }
 )  # fmt: skip
 """Types of results for other shapes than boxes."""
+
+_LOCAL_FILES: Final = "/data/local-files/"
 
 _SIDES: Final = ("x", "y", "width", "height")
 
@@ -185,3 +190,65 @@ def _choices(result: Mapping[str, Any]) -> list[str]:
     if not isinstance(choices, list) or not all(isinstance(each, str) and each for each in choices):
         raise BadLabelError("its choices are not a list of names")
     return choices
+
+
+class LabelStudioWriter:
+    """Writes `tasks.json`, with the results as predictions, and `config.xml`, the labelling interface for them.
+
+    An image in S3 keeps its URI, which needs a storage of the project. A local file becomes a path below
+    LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, which must be the folder that names are relative to.
+    """
+
+    def __init__(self, folder: Path, labels: Sequence[str], *, has_boxes: bool, has_choices: bool) -> None:
+        self._file = (folder / "tasks.json").open("w", encoding="utf-8", newline="\n")
+        self._count = 0
+        check_xml(labels)
+        config = ["<View>", '  <Image name="image" value="$image"/>']
+        if has_boxes:
+            config.append('  <RectangleLabels name="label" toName="image">')
+            config += [f"    <Label value={xml(label)}/>" for label in labels]
+            config.append("  </RectangleLabels>")
+        if has_choices or not has_boxes:
+            config.append('  <Choices name="choice" toName="image" choice="multiple">')
+            config += [f"    <Choice value={xml(label)}/>" for label in labels]
+            config.append("  </Choices>")
+        (folder / "config.xml").write_text("\n".join([*config, "</View>", ""]), encoding="utf-8")
+
+    def add(self, rows: Sequence[ScoredImage]) -> None:
+        """See `ImageWriter`."""
+        first = rows[0]
+        image = first.uri
+        if not image.startswith("s3://"):
+            image = f"{_LOCAL_FILES}?d={quote(first.name.lstrip('/'))}"
+        task = {
+            "data": {"image": image, "uri": first.uri, "model_arn": first.model_arn},
+            "predictions": [_prediction(each) for each in rows],
+        }
+        self._file.write(f"{',' if self._count else '['}\n{json_text(task)}")
+        self._count += 1
+
+    def close(self) -> None:
+        """See `ImageWriter`."""
+        self._file.write("\n]\n" if self._count else "[]\n")
+        self._file.close()
+
+
+def _prediction(image: ScoredImage) -> dict[str, Any]:
+    results: list[dict[str, Any]] = []
+    choices = [label for label in image.labels if label.box is None]
+    if choices:
+        value: dict[str, Any] = {"choices": [label.name for label in choices]}
+        results.append(_result("choice", "choices", choices[0], value))
+    for label in image.labels:
+        if label.box is not None:
+            left, top, width, height = label.box.scaled((100, 100), decimals=4)
+            value = {"x": left, "y": top, "width": width, "height": height, "rotation": 0}
+            results.append(_result("label", "rectanglelabels", label, value | {"rectanglelabels": [label.name]}))
+    for number, result in enumerate(results):
+        result["id"] = f"batchcl-{number}"
+    score = max((label.score for label in image.labels), default=0.0)
+    return {"model_version": image.model, "score": score, "result": results}
+
+
+def _result(control: str, kind: str, label: ScoredLabel, value: dict[str, Any]) -> dict[str, Any]:
+    return {"from_name": control, "to_name": "image", "type": kind, "score": label.score, "value": value}
