@@ -20,10 +20,11 @@ from batchcl.__about__ import __version__
 
 if TYPE_CHECKING:
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
+    from batchcl.analysis.export_annotations import AnnotationExport, export_annotations
     from batchcl.analysis.results import Results, open_results
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
-    from batchcl.blocking import detect_sync, doctor_sync, plan_sync, retry_sync, run_sync
+    from batchcl.blocking import detect_sync, doctor_sync, export_annotations_sync, plan_sync, retry_sync, run_sync
     from batchcl.choices import Encryption, ServerSideEncryption, SourceKind, Transport
     from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from batchcl.summary import SessionRecord, Summary
 
 __all__ = [
+    "AnnotationExport",
     "ArchiveMember",
     "Aws",
     "AwsSettings",
@@ -135,6 +137,8 @@ __all__ = [
     "detect_sync",
     "doctor",
     "doctor_sync",
+    "export_annotations",
+    "export_annotations_sync",
     "export_parquet",
     "load_job",
     "open_results",
@@ -148,10 +152,18 @@ __all__ = [
 
 _EXPORTS = {
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
+    "batchcl.analysis.export_annotations": ("AnnotationExport", "export_annotations"),
     "batchcl.analysis.results": ("Results", "open_results"),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
-    "batchcl.blocking": ("detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync"),
+    "batchcl.blocking": (
+        "detect_sync",
+        "doctor_sync",
+        "export_annotations_sync",
+        "plan_sync",
+        "retry_sync",
+        "run_sync",
+    ),
     "batchcl.choices": ("Encryption", "ServerSideEncryption", "SourceKind", "Transport"),
     "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),

@@ -25,10 +25,12 @@ from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 
 if TYPE_CHECKING:
+    from batchcl.analysis.export_annotations import AnnotationExport, ExportFormat
+    from batchcl.analysis.results import Results
     from batchcl.aws.session import Aws
     from batchcl.events import Observer
 
-__all__ = ["detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync"]
+__all__ = ["detect_sync", "doctor_sync", "export_annotations_sync", "plan_sync", "retry_sync", "run_sync"]
 
 _Result = TypeVar("_Result")
 
@@ -99,6 +101,37 @@ def detect_sync(
             max_results=max_results,
             fit=fit,
             on_read=on_read,
+        )
+    )
+
+
+def export_annotations_sync(
+    results: Results,
+    form: ExportFormat,
+    out: str | PathLike[str],
+    *,
+    aws: Aws | None = None,
+    where: str | None = None,
+    all_runs: bool = False,
+    relative_to: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> AnnotationExport:
+    """`export_annotations`, blocking."""
+    from batchcl.analysis.export_annotations import export_annotations
+
+    return _wait(
+        partial(
+            export_annotations,
+            results,
+            form,
+            out,
+            aws=aws,
+            where=where,
+            all_runs=all_runs,
+            relative_to=relative_to,
+            image_size=image_size,
+            overwrite=overwrite,
         )
     )
 

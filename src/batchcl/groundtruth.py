@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import orjson
@@ -28,6 +29,7 @@ __all__ = [
     "GroundTruth",
     "TruthBox",
     "attribute_types",
+    "detection_attribute",
     "multilabel_attribute",
     "parse_extra",
     "parse_line",
@@ -184,6 +186,41 @@ def multilabel_attribute(name: str, labels: Sequence[str]) -> dict[str, Any]:
     numbered = {str(at): label for at, label in enumerate(dict.fromkeys(labels))}
     metadata = {"class-map": numbered, "confidence-map": dict.fromkeys(numbered, 1), "type": MULTILABEL}
     return {name: [int(at) for at in numbered], f"{name}{METADATA}": metadata}
+
+
+def detection_attribute(
+    name: str,
+    boxes: Sequence[TruthBox],
+    image_size: tuple[int, int],
+    *,
+    confidences: Sequence[float] | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The attribute `name` and its metadata for the boxes of an image, in whole pixels.
+
+    Args:
+        name: of the attribute.
+        boxes: in pixels.
+        image_size: (width, height) in pixels.
+        confidences: of the boxes, 0 to 1; 1 by default.
+        more: other fields of the metadata.
+    """
+    numbers = {label: number for number, label in enumerate(sorted({box.label for box in boxes}))}
+    annotations = []
+    for box in boxes:
+        left, top = round(box.left), round(box.top)
+        sides = {"width": round(box.left + box.width) - left, "height": round(box.top + box.height) - top}
+        annotations.append({"class_id": numbers[box.label], "left": left, "top": top, **sides})
+    width, height = image_size
+    return {
+        name: {"image_size": [{"width": width, "height": height, "depth": 3}], "annotations": annotations},
+        name + METADATA: {
+            "objects": [{"confidence": each} for each in confidences or [1] * len(boxes)],
+            "class-map": {str(number): label for label, number in numbers.items()},
+            "type": DETECTION,
+            **more,
+        },
+    }
 
 
 def selected_attributes(entry: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import aiohttp
 import anyio.to_thread
@@ -29,6 +29,7 @@ from batchcl.annotations.yolo import YoloWriter
 from batchcl.arns import ModelArn
 from batchcl.aws.buckets import s3_error
 from batchcl.aws.errors import S3_DENIED, error_code
+from batchcl.aws.session import Aws
 from batchcl.concurrency import gather
 from batchcl.errors import CallError, OutputError, SourceError, UnreachableError, UsageError
 from batchcl.groundtruth import parse_extra
@@ -36,9 +37,6 @@ from batchcl.images import MAX_BYTES_S3, escape_name
 from batchcl.imaging.decode import require_pillow, upright_size
 from batchcl.sources.from_results import COLUMNS, ROW_INDEX, condition_columns, condition_rows
 from batchcl.sources.where import Condition
-
-if TYPE_CHECKING:
-    from batchcl.aws.session import Aws
 
 __all__ = ["EXPORT_FORMATS", "AnnotationExport", "ExportFormat", "SkippedImage", "export_annotations"]
 
@@ -126,7 +124,7 @@ async def export_annotations(
     form: ExportFormat,
     out: str | os.PathLike[str],
     *,
-    aws: Aws,
+    aws: Aws | None = None,
     where: str | None = None,
     all_runs: bool = False,
     relative_to: str | None = None,
@@ -143,7 +141,7 @@ async def export_annotations(
         results: as returned by `open_results`, with the rows and thresholds to export.
         form: the format.
         out: a new file or directory, which appears when it is complete.
-        aws: to read the headers of images in S3.
+        aws: to read the headers of images in S3; by default with the settings of the AWS CLI.
         where: a condition as of `run --where`; all labels of the images that match are exported.
         all_runs: whether `results` have several rows of an image and model.
         relative_to: directory or `s3://bucket/prefix` that contains all images; the names of images are relative to it.
@@ -177,7 +175,7 @@ async def export_annotations(
         writer = _open_writer(form, staged, overview)
         try:
             async with AsyncExitStack() as stack:
-                sizes = _Sizes(aws, stack, form, fixed=image_size)
+                sizes = _Sizes(aws or Aws.from_environment(), stack, form, fixed=image_size)
                 write = partial(_write, writer, name_of=_namer(base), skipped=skipped)
                 for part in range(rows.parts):
                     frame = await anyio.to_thread.run_sync(rows.read, part)

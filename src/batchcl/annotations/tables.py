@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from batchcl.annotations.scored import ScoredImage, ScoredLabel, json_text
-from batchcl.groundtruth import DETECTION, METADATA, SINGLE_LABEL
+from batchcl.groundtruth import METADATA, SINGLE_LABEL, TruthBox, detection_attribute
 
 __all__ = ["CSV_COLUMNS", "CsvWriter", "ManifestWriter"]
 
@@ -69,7 +69,6 @@ class ManifestWriter:
 
     def __init__(self, path: Path, labels: Sequence[str]) -> None:
         self._file = path.open("w", encoding="utf-8", newline="\n")
-        self._numbers = {label: number for number, label in enumerate(labels)}
 
     def add(self, rows: Sequence[ScoredImage]) -> None:
         """See `ImageWriter`."""
@@ -81,9 +80,12 @@ class ManifestWriter:
             "model-arn": image.model_arn,
         }
         line: dict[str, Any] = {"source-ref": image.name}
-        boxes = [label for label in image.labels if label.box is not None]
-        if boxes:
-            line |= self._boxes(image, boxes, origin)
+        located = [(label, label.box) for label in image.labels if label.box is not None]
+        if located:
+            assert image.size is not None
+            boxes = [TruthBox(label.name, *box.scaled(image.size)) for label, box in located]
+            confidences = [label.score for label, _ in located]
+            line |= detection_attribute(_BOXES, boxes, image.size, confidences=confidences, more=origin)
         else:
             for number, label in enumerate(image.labels):
                 name = f"label-{number}"
@@ -94,26 +96,6 @@ class ManifestWriter:
     def close(self) -> None:
         """See `ImageWriter`."""
         self._file.close()
-
-    def _boxes(self, image: ScoredImage, labels: Sequence[ScoredLabel], origin: dict[str, str]) -> dict[str, Any]:
-        assert image.size is not None
-        annotations = []
-        for label in labels:
-            assert label.box is not None
-            left, top, width, height = label.box.scaled(image.size)
-            x, y = round(left), round(top)
-            sides = {"width": round(left + width) - x, "height": round(top + height) - y}
-            annotations.append({"class_id": self._numbers[label.name], "left": x, "top": y, **sides})
-        wide, high = image.size
-        return {
-            _BOXES: {"image_size": [{"width": wide, "height": high, "depth": 3}], "annotations": annotations},
-            _BOXES + METADATA: {
-                "objects": [{"confidence": label.score} for label in labels],
-                "class-map": {str(self._numbers[label.name]): label.name for label in labels},
-                "type": DETECTION,
-                **origin,
-            },
-        }
 
 
 def _timestamp(at: dt.datetime) -> str:

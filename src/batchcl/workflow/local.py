@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from batchcl.annotations import labelled_files
+from batchcl.annotations import FORMATS, annotation_format, labelled_files
 from batchcl.errors import SourceError
 from batchcl.groundtruth import GroundTruth, parse_line
 from batchcl.image_header import check_bytes
@@ -29,7 +29,16 @@ from batchcl.sources.files import open_list
 from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 from batchcl.workflow.manifest import MAX_LINES, check_line, is_unfinished
 
-__all__ = ["DatasetEntry", "LocalDataset", "LocalImage", "Skipped", "check_file", "read_local", "split_entries"]
+__all__ = [
+    "DatasetEntry",
+    "LocalDataset",
+    "LocalImage",
+    "Skipped",
+    "check_file",
+    "local_image",
+    "read_local",
+    "split_entries",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +260,7 @@ def _from_folders(root: Path) -> LocalDataset:
                 Skipped(_shown(file.path), "NoLabel", "it is not in a folder, whose name would be its label")
             )
             continue
-        image = _image(file.path, "/".join(file.parts))
+        image = local_image(file.path, "/".join(file.parts))
         if isinstance(image, SkipReason):
             skipped.append(Skipped(_shown(file.path), image.code, image.message))
         else:
@@ -260,6 +269,11 @@ def _from_folders(root: Path) -> LocalDataset:
 
 
 def _from_list(path: Path) -> LocalDataset:
+    if (form := annotation_format(path, str(path))) is not None:
+        raise SourceError(
+            f"reading {path} failed: it is a file of {FORMATS[form]}, not a manifest. Create the dataset without images, "
+            "and add them with `batchcl dataset update DATASET --from FILE`."
+        )
     entries: list[DatasetEntry] = []
     skipped: list[Skipped] = []
     buckets: Counter[str] = Counter()
@@ -278,7 +292,7 @@ def _from_list(path: Path) -> LocalDataset:
             entries.append(DatasetEntry(image=None, uri=reference, labels=labels, attributes=attributes))
             continue
         file = path.parent / reference
-        image = _image(file, _key(file, path.parent, number))
+        image = local_image(file, _key(file, path.parent, number))
         if isinstance(image, SkipReason):
             skipped.append(Skipped(_shown(file), image.code, image.message))
         else:
@@ -343,7 +357,9 @@ def _key(path: Path, folder: Path, number: int) -> str:
     return f"{number:06}-{path.name}"
 
 
-def _image(path: Path, key: str) -> LocalImage | SkipReason:
+def local_image(path: str | os.PathLike[str], key: str) -> LocalImage | SkipReason:
+    """Read and check a file that would be uploaded to `key`; returns why it can't be used otherwise. Blocks."""
+    path = Path(path)
     try:
         size = path.stat().st_size
         reason = check_limits(ImageRef(uri=key, bucket="-", key=key, size_bytes=size))  # limits of images in S3
