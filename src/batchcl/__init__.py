@@ -20,7 +20,7 @@ from batchcl.__about__ import __version__
 
 if TYPE_CHECKING:
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
-    from batchcl.analysis.export_annotations import AnnotationExport, export_annotations
+    from batchcl.analysis.export_annotations import AnnotationExport, SkippedImage, export_annotations
     from batchcl.analysis.results import Results, open_results
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
@@ -115,6 +115,7 @@ __all__ = [
     "ServerSideEncryption",
     "SessionRecord",
     "ShortageError",
+    "SkippedImage",
     "Snapshot",
     "SourceCounts",
     "SourceError",
@@ -152,7 +153,7 @@ __all__ = [
 
 _EXPORTS = {
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
-    "batchcl.analysis.export_annotations": ("AnnotationExport", "export_annotations"),
+    "batchcl.analysis.export_annotations": ("AnnotationExport", "SkippedImage", "export_annotations"),
     "batchcl.analysis.results": ("Results", "open_results"),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),

@@ -130,11 +130,11 @@ def match_references(
     exact = len(found) - found.count(None)
     by_path = named = 0
     if not only_exact:
-        _match_ends(images, found, known, _ends(images), what="ends with")
+        _match_ends(images, found, known, _ends(images), what="ends with", keys=images)
         by_path = len(found) - found.count(None) - exact
         if by_name:
             names = [tuple(dict.fromkeys(map(file_name, each))) for each in images]
-            _match_ends(names, found, known, {1}, what="has the file name of")
+            _match_ends(names, found, known, {1}, what="has the file name of", keys=images)
             named = len(found) - found.count(None) - exact - by_path
     return Matches(tuple(found), exact, by_path, named)
 
@@ -145,9 +145,15 @@ def _ends(images: Sequence[Sequence[str]]) -> set[int]:
 
 
 def _match_ends(
-    images: Sequence[Sequence[str]], found: list[str | None], known: Collection[str], depths: set[int], *, what: str
+    images: Sequence[Sequence[str]],
+    found: list[str | None],
+    known: Collection[str],
+    depths: set[int],
+    *,
+    what: str,
+    keys: Sequence[Sequence[str]],
 ) -> None:
-    """Complete `found` by URIs that end with a reference and belong to no other image yet."""
+    """Complete `found` by URIs that end with a reference and belong to no other image yet; `keys` identify images."""
     taken = set(found)
     wanted = {end for at, each in enumerate(images) if found[at] is None for end in each if is_relative(end)}
     by_end: defaultdict[str, list[str]] = defaultdict(list)
@@ -156,7 +162,7 @@ def _match_ends(
             for end in _last_parts(uri, depths):
                 if end in wanted:
                     by_end[end].append(uri)
-    owner: dict[str, str] = {}
+    owner: dict[str, tuple[str, ...]] = {}
     for at, each in enumerate(images):
         if found[at] is not None:
             continue
@@ -171,7 +177,7 @@ def _match_ends(
                     f"{examples}; name the folder that contains it with --relative-to"
                 )
             (uri,) = candidates
-            if owner.setdefault(uri, images_key := "\0".join(each)) != images_key:
+            if owner.setdefault(uri, tuple(keys[at])) != tuple(keys[at]):
                 raise SourceError(
                     f"the image {uri} can't be identified: it {what} several images of the file, such as {end}; name "
                     "the folder that contains them with --relative-to"

@@ -271,8 +271,8 @@ def _from_folders(root: Path) -> LocalDataset:
 def _from_list(path: Path) -> LocalDataset:
     if (form := annotation_format(path, str(path))) is not None:
         raise SourceError(
-            f"reading {path} failed: it is a file of {FORMATS[form]}, not a manifest. Create the dataset without images, "
-            "and add them with `batchcl dataset update DATASET --from FILE`."
+            f"reading {path} failed: it is a file of {FORMATS[form]}, not a manifest. Create the dataset without "
+            "images, and add them with `batchcl dataset update DATASET --from FILE`."
         )
     entries: list[DatasetEntry] = []
     skipped: list[Skipped] = []
