@@ -21,6 +21,7 @@ from batchcl.__about__ import __version__
 if TYPE_CHECKING:
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
     from batchcl.analysis.export_annotations import AnnotationExport, SkippedImage, export_annotations
+    from batchcl.analysis.part_files import Batch
     from batchcl.analysis.results import Results, open_results
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
@@ -67,12 +68,14 @@ if TYPE_CHECKING:
     from batchcl.scoring.source_counts import SourceCounts
     from batchcl.stop_signal import StopSignal
     from batchcl.summary import SessionRecord, Summary
+    from batchcl.thresholds import Thresholds
 
 __all__ = [
     "AnnotationExport",
     "ArchiveMember",
     "Aws",
     "AwsSettings",
+    "Batch",
     "BatchclError",
     "CallError",
     "CheckStatus",
@@ -125,6 +128,7 @@ __all__ = [
     "StopSignal",
     "StoppedError",
     "Summary",
+    "Thresholds",
     "ThrottledError",
     "Tolerance",
     "TooManyFailuresError",
@@ -154,6 +158,7 @@ __all__ = [
 _EXPORTS = {
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
     "batchcl.analysis.export_annotations": ("AnnotationExport", "SkippedImage", "export_annotations"),
+    "batchcl.analysis.part_files": ("Batch",),
     "batchcl.analysis.results": ("Results", "open_results"),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
@@ -179,6 +184,7 @@ _EXPORTS = {
     "batchcl.scoring.source_counts": ("SourceCounts",),
     "batchcl.stop_signal": ("StopSignal",),
     "batchcl.summary": ("SessionRecord", "Summary"),
+    "batchcl.thresholds": ("Thresholds",),
 }
 """Module → its public names; whatever isn't listed is an error class."""
 

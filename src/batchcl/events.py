@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-from batchcl.outcomes import Counts, Outcome
+from batchcl.outcomes import Counts, Outcome, Scored
 
 __all__ = ["Notice", "Observer", "Progress", "SafeObserver", "SilentObserver", "Snapshot"]
 
@@ -130,6 +130,7 @@ class Progress:
         self.skipped = 0
         self.already_scored = 0
         self.already_failed = 0
+        self.unlabelled = 0
         self.calls = 0
         self.throttled = 0
         self.in_flight = 0
@@ -151,6 +152,7 @@ class Progress:
     def count(self, outcome: Outcome) -> None:
         """Add a committed outcome."""
         self._called += outcome.attempts > 0
+        self.unlabelled += isinstance(outcome, Scored) and not outcome.labels
         match outcome.status:
             case "scored":
                 self.scored += 1
@@ -170,11 +172,12 @@ class Progress:
         self.skipped += counts.skipped
         self.already_scored += counts.already_scored
         self.already_failed += counts.already_failed
+        self.unlabelled += counts.unlabelled
 
     @property
     def counts(self) -> Counts:
         """The outcomes so far."""
-        return Counts(self.scored, self.failed, self.skipped, self.already_scored, self.already_failed)
+        return Counts(self.scored, self.failed, self.skipped, self.already_scored, self.already_failed, self.unlabelled)
 
     @property
     def dollars(self) -> float | None:

@@ -24,6 +24,7 @@ __all__ = [
     "Scored",
     "failed",
     "fit_may_help",
+    "remedy",
     "skipped",
 ]
 
@@ -127,13 +128,19 @@ def skipped(image: ImageRef, reason: SkipReason, *, at: dt.datetime) -> Failed:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Number of images per outcome; `already_…` images have their row in another run."""
+    """Number of images per outcome.
+
+    Attributes:
+        already_scored: images whose row is in another run, as those of `already_failed`.
+        unlabelled: scored images for which the model found no label; they are also counted as `scored`.
+    """
 
     scored: int = 0
     failed: int = 0
     skipped: int = 0
     already_scored: int = 0
     already_failed: int = 0
+    unlabelled: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(left + right for left, right in zip(astuple(self), astuple(other), strict=True)))
@@ -144,7 +151,7 @@ class Counts:
     @property
     def done(self) -> int:
         """Images with an outcome."""
-        return sum(astuple(self))
+        return self.scored + self.failed + self.skipped + self.already_scored + self.already_failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +186,29 @@ FAILURE_CODES: Final[Mapping[str, FailureCode]] = {
 }
 
 PERMANENT_CODES: Final = frozenset(code for code, about in FAILURE_CODES.items() if about.permanent)
+
+
+_REMEDIES: Final[Mapping[str, str]] = {
+    "AccessDenied": "allow s3:GetObject on the images; `batchcl retry`",
+    "AccessDeniedException": "allow s3:GetObject and rekognition:DetectCustomLabels; `batchcl retry`",
+    "InvalidS3ObjectException": "make the objects readable, in the model's region; `batchcl retry`",
+    "UnreadableFile": "make the files readable; `batchcl retry`",
+}
+
+
+def remedy(code: str, *, fit: bool) -> str:
+    """What would give an image that failed with `code` a result.
+
+    Args:
+        code: an error code.
+        fit: whether it failed with `--fit`.
+    """
+    if code in _REMEDIES:
+        return _REMEDIES[code]
+    about = FAILURE_CODES.get(code)
+    if about is not None and about.fit_may_help and not fit:
+        return "`batchcl retry --fit` may convert them"
+    return "nothing: replace the images" if about is not None and about.permanent else "`batchcl retry`"
 
 
 def fit_may_help(code: str) -> bool:

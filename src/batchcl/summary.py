@@ -61,6 +61,7 @@ class Summary:
         status: `done` if every image on the work list has a row, else `stopped`.
         reason: why it stopped.
         planned: images on the work list, without those that another run has scored since.
+        unlabelled: scored images for which the model found no label; they are also counted as `scored`.
         calls: DetectCustomLabels calls, including throttled ones.
         throttled: calls refused for capacity.
         seconds: sum over the sessions of the time from first call to last row.
@@ -96,6 +97,7 @@ class Summary:
     model: str
     started_at: dt.datetime
     ended_at: dt.datetime
+    unlabelled: int = 0
     tolerated: bool = True
     min_confidence: float | None = None
     cost_usd: float | None = None

@@ -8,15 +8,13 @@ from typing import Any, Final
 import polars as pl
 
 from batchcl.analysis.average_precision import average_precision
+from batchcl.analysis.counts import NONE
 from batchcl.analysis.results import shown_model
 from batchcl.analysis.truth import Truth
 from batchcl.errors import UsageError
 from batchcl.spellings import spellings
 
-__all__ = ["NONE", "Evaluation", "evaluate"]
-
-NONE: Final = "(none)"
-"""The label of an image without labels in the confusion matrix."""
+__all__ = ["Evaluation", "evaluate"]
 
 _MAX_EXAMPLES: Final = 3
 _MAX_SPELLINGS_TRIED: Final = 1000
@@ -48,8 +46,8 @@ def evaluate(
 
     Only images with both are evaluated. The summary counts the others: `missing` (truth without a result),
     `missing_failed` (those of them with a row in `failures`), `missing_hint` (set if results have them in another
-    spelling) and `extra` (results without truth), with a few example URIs each. If an image was scored several times,
-    its latest result is used, and `superseded` counts the older ones.
+    spelling) and `extra` (results without truth), with a few example URIs each. Of several versions of an image, the
+    latest result is used.
 
     Args:
         images: as from `Results.images()`.
@@ -83,7 +81,6 @@ def evaluate(
         "missing_hint": _spelling_hint(missing["uri"], extra["uri"]) or None,
         "extra": extra.height,
         "extra_examples": extra["uri"].head(_MAX_EXAMPLES).to_list(),
-        "superseded": scored.height - latest.height,
         "unlabelled": truth.unlabelled,
         "repeated_lines": truth.repeated,
         "matched_by_path": None if truth.matches is None else truth.matches.by_path,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcl.__about__ import __version__
-from batchcl.analysis.results import day_of
+from batchcl.analysis.part_filter import day_of
 from batchcl.choices import Encryption
 from batchcl.errors import OutputError, UsageError
 from batchcl.runs.corruption import decode_or_raise

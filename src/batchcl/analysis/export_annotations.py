@@ -126,7 +126,6 @@ async def export_annotations(
     *,
     aws: Aws | None = None,
     where: str | None = None,
-    all_runs: bool = False,
     relative_to: str | None = None,
     image_size: tuple[int, int] | None = None,
     overwrite: bool = False,
@@ -143,7 +142,6 @@ async def export_annotations(
         out: a new file or directory, which appears when it is complete.
         aws: to read the headers of images in S3; by default with the settings of the AWS CLI.
         where: a condition as of `run --where`; all labels of the images that match are exported.
-        all_runs: whether `results` have several rows of an image and model.
         relative_to: directory or `s3://bucket/prefix` that contains all images; the names of images are relative to it.
             By default URIs are used; in COCO, YOLO and CVAT names relative to the folder that contains all images.
         image_size: (width, height) in pixels, the same for all images.
@@ -159,7 +157,7 @@ async def export_annotations(
     condition = None if where is None else Condition(where)
     if condition is not None:
         condition.check(COLUMNS)
-    if all_runs and form not in _SEVERAL_ROWS:
+    if results.all_runs and form not in _SEVERAL_ROWS:
         raise UsageError(
             f"exporting all runs as {form} failed: it has one row for each image; omit --all-runs, or select a run "
             "with --run"

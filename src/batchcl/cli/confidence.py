@@ -6,7 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, cell, check_format, emit
+from batchcl.cli.output import (
+    AllRuns,
+    Csv,
+    Date,
+    Json,
+    MinConfidence,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    ThresholdsFile,
+    cell,
+    check_format,
+    emit,
+    open_root_results,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,6 +42,9 @@ def confidence(
     model: Model = None,
     run: Run = None,
     date: Date = None,
+    all_runs: AllRuns = False,
+    min_confidence: MinConfidence = None,
+    thresholds: ThresholdsFile = None,
     json: Json = False,
     csv: Csv = False,
     profile: Profile = None,
@@ -43,10 +62,19 @@ def confidence(
     """
     check_format(json=json, csv=csv)
     from batchcl.analysis.counts import confidence_histogram
-    from batchcl.analysis.results import open_results
 
-    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
-    histogram = confidence_histogram(results.detections(), bins=bins, label=label, per_label=per_label)
+    results = open_root_results(
+        root,
+        model=model,
+        run=run,
+        date=date,
+        all_runs=all_runs,
+        min_confidence=min_confidence,
+        thresholds=thresholds,
+        profile=profile,
+        region=region,
+    )
+    histogram = confidence_histogram(results, bins=bins, label=label, per_label=per_label)
     if json or csv:
         emit(histogram, json=json, csv=csv)
     else:

@@ -70,7 +70,7 @@ def demo(
     results = open_results(str(out))
     newest = str(results.images().select("run_id").max().collect(engine="in-memory").item())
     images = results.images(run_id=newest)
-    emit(label_table(results.detections(run_id=newest)), title="Labels")
+    emit(label_table(open_results(str(out), run_id=newest)), title="Labels")
     sys.stdout.write("\n")
     evaluate(str(out), truth=str(data.truth), run=newest)
     sys.stdout.write("\n")

@@ -16,18 +16,19 @@ from batchcl.cli.output import (
     Csv,
     Date,
     Json,
+    MinConfidence,
     Model,
     Profile,
     Region,
     RelativeTo,
     Root,
     Run,
+    ThresholdsFile,
     check_format,
     emit,
     emit_object,
+    open_root_results,
 )
-from batchcl.cli.streams import write_line
-from batchcl.quantities import confidence_hint
 
 if TYPE_CHECKING:
     import polars as pl
@@ -58,14 +59,12 @@ def evaluate(
         typer.Option(help="Label attribute of the manifest (default: all, or the adjusted one).", show_default=False),
     ] = None,
     relative_to: RelativeTo = None,
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="Ignore detections below this confidence.", show_default=False),
-    ] = None,
     skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="Skip and count invalid lines.")] = False,
     model: Model = None,
     run: Run = None,
     date: Date = None,
+    min_confidence: MinConfidence = None,
+    thresholds: ThresholdsFile = None,
     json: Json = False,
     csv: Csv = False,
     profile: Profile = None,
@@ -90,16 +89,22 @@ def evaluate(
       batchcl evaluate s3://bucket/out --truth test.manifest --json | jq .summary.macro_f1
     """
     check_format(json=json, csv=csv)
-    if (question := confidence_hint(min_confidence)) is not None:
-        write_line(question)
     from batchcl.analysis.evaluate import evaluate as evaluated
-    from batchcl.analysis.results import open_results
     from batchcl.analysis.truth import carried_truth, read_truth
     from batchcl.errors import UsageError
 
-    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
     if truth is None and relative_to is not None:
         raise UsageError("--relative-to needs --truth: the labels that the results contain are of their own images")
+    results = open_root_results(
+        root,
+        model=model,
+        run=run,
+        date=date,
+        min_confidence=min_confidence,
+        thresholds=thresholds,
+        profile=profile,
+        region=region,
+    )
     if truth is None:
         labels = carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
     else:

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from batchcl.cli.options import Sse, SseKmsKeyId
-from batchcl.cli.output import Date, Json, Model, Profile, Region, Root, Run, emit_object
+from batchcl.cli.output import (
+    AllRuns,
+    Date,
+    Json,
+    MinConfidence,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    ThresholdsFile,
+    emit_object,
+    open_root_results,
+)
 from batchcl.cli.streams import write_line
 
 if TYPE_CHECKING:
@@ -179,6 +192,9 @@ def _add(form: ExportFormat) -> None:
             ),
         ] = None,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+        min_confidence: MinConfidence = None,
+        thresholds: ThresholdsFile = None,
+        all_runs: AllRuns = False,
         model: Model = None,
         run: Run = None,
         date: Date = None,
@@ -189,11 +205,20 @@ def _add(form: ExportFormat) -> None:
         import anyio
 
         from batchcl.analysis.export_annotations import export_annotations
-        from batchcl.analysis.results import open_results
         from batchcl.aws.session import Aws
 
         size = None if image_size is None else _parsed_size(image_size, form)
-        results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+        results = open_root_results(
+            root,
+            model=model,
+            run=run,
+            date=date,
+            all_runs=all_runs,
+            min_confidence=min_confidence,
+            thresholds=thresholds,
+            profile=profile,
+            region=region,
+        )
         work = partial(
             export_annotations,
             results,

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit
+from batchcl.cli.output import (
+    Csv,
+    Date,
+    Json,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    check_format,
+    emit,
+    open_root_results,
+)
 
 __all__ = ["failures"]
 
@@ -35,7 +47,13 @@ def failures(
     """
     check_format(json=json, csv=csv)
     from batchcl.analysis.counts import failure_table
-    from batchcl.analysis.results import open_results
 
-    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    results = open_root_results(
+        root,
+        model=model,
+        run=run,
+        date=date,
+        profile=profile,
+        region=region,
+    )
     emit(failure_table(results.failures(), examples=examples), json=json, csv=csv, title=f"Failures in {root}")

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit
+from batchcl.cli.output import (
+    AllRuns,
+    Csv,
+    Date,
+    Json,
+    MinConfidence,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    ThresholdsFile,
+    check_format,
+    emit,
+    open_root_results,
+)
 
 __all__ = ["labels"]
 
@@ -13,6 +28,9 @@ def labels(
     model: Model = None,
     run: Run = None,
     date: Date = None,
+    all_runs: AllRuns = False,
+    min_confidence: MinConfidence = None,
+    thresholds: ThresholdsFile = None,
     json: Json = False,
     csv: Csv = False,
     profile: Profile = None,
@@ -30,7 +48,16 @@ def labels(
     """
     check_format(json=json, csv=csv)
     from batchcl.analysis.counts import label_table
-    from batchcl.analysis.results import open_results
 
-    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
-    emit(label_table(results.detections()), json=json, csv=csv, title=f"Labels in {root}")
+    results = open_root_results(
+        root,
+        model=model,
+        run=run,
+        date=date,
+        all_runs=all_runs,
+        min_confidence=min_confidence,
+        thresholds=thresholds,
+        profile=profile,
+        region=region,
+    )
+    emit(label_table(results), json=json, csv=csv, title=f"Labels in {root}")

@@ -13,25 +13,35 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from csv import writer as csv_writer
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from batchcl.cli.streams import write_line
+from batchcl.quantities import confidence_hint
+
 if TYPE_CHECKING:
     import polars as pl
 
+    from batchcl.analysis.results import Results
+
 __all__ = [
+    "AllRuns",
     "Csv",
     "Date",
     "Json",
+    "MinConfidence",
     "Model",
     "Profile",
     "Region",
     "RelativeTo",
     "Root",
     "Run",
+    "ThresholdsFile",
     "emit",
     "emit_object",
+    "open_root_results",
     "printable",
 ]
 
@@ -56,6 +66,23 @@ RelativeTo = Annotated[
         show_default=False,
     ),
 ]
+AllRuns = Annotated[
+    bool,
+    typer.Option("--all-runs", help="All rows of an image that several runs scored (default: the newest per model)."),
+]
+MinConfidence = Annotated[
+    float | None,
+    typer.Option("--min-confidence", min=0, max=100, help="Ignore labels below this confidence.", show_default=False),
+]
+ThresholdsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--thresholds",
+        metavar="FILE",
+        help="Ignore labels below their thresholds in this file, as `batchcl thresholds` writes it.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Write CSV.")]
 Profile = Annotated[str | None, typer.Option("--profile", help="AWS profile, if ROOT is in S3.", show_default=False)]
@@ -63,6 +90,46 @@ Region = Annotated[str | None, typer.Option("--region", help="AWS region, if ROO
 
 _SLICE: Final = 10_000
 _GAP: Final = "  "
+
+
+def open_root_results(
+    root: str,
+    *,
+    model: str | None = None,
+    run: str | None = None,
+    date: str | None = None,
+    all_runs: bool = False,
+    min_confidence: float | None = None,
+    thresholds: Path | None = None,
+    profile: str | None = None,
+    region: str | None = None,
+) -> Results:
+    """The results that a reading command's options select. Writes what a reader should know of them to stderr.
+
+    Raises:
+        UsageError: see `open_results`; or both `min_confidence` and `thresholds` are given.
+    """
+    from batchcl.analysis.results import open_results
+    from batchcl.errors import UsageError
+    from batchcl.thresholds import Thresholds
+
+    if (question := confidence_hint(min_confidence)) is not None:
+        write_line(question)
+    if min_confidence is not None and thresholds is not None:
+        raise UsageError("--min-confidence and --thresholds exclude each other; choose one")
+    results = open_results(
+        root,
+        model=model,
+        run_id=run,
+        date=date,
+        all_runs=all_runs,
+        thresholds=min_confidence if thresholds is None else Thresholds.read(thresholds),
+        profile=profile,
+        region=region,
+    )
+    for note in results.notes():
+        write_line(note)
+    return results
 
 
 def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: str | None = None) -> None:

@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from batchcl.cli.output import Csv, Date, Json, Model, Profile, Region, Root, Run, check_format, emit
+from batchcl.cli.output import (
+    AllRuns,
+    Csv,
+    Date,
+    Json,
+    MinConfidence,
+    Model,
+    Profile,
+    Region,
+    Root,
+    Run,
+    ThresholdsFile,
+    check_format,
+    emit,
+    open_root_results,
+)
 
 __all__ = ["query"]
 
@@ -18,6 +33,9 @@ def query(
     model: Model = None,
     run: Run = None,
     date: Date = None,
+    all_runs: AllRuns = False,
+    min_confidence: MinConfidence = None,
+    thresholds: ThresholdsFile = None,
     json: Json = False,
     csv: Csv = False,
     profile: Profile = None,
@@ -37,7 +55,16 @@ def query(
     """
     check_format(json=json, csv=csv)
     from batchcl.analysis.query import query as answered
-    from batchcl.analysis.results import open_results
 
-    results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
+    results = open_root_results(
+        root,
+        model=model,
+        run=run,
+        date=date,
+        all_runs=all_runs,
+        min_confidence=min_confidence,
+        thresholds=thresholds,
+        profile=profile,
+        region=region,
+    )
     emit(answered(results, sql), json=json, csv=csv)

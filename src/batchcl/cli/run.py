@@ -151,7 +151,13 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
         write_line(resume)
         write_line(f"its state: {command('status', summary.out, summary.run_id)}")
         return
+    _say_where_results_are(summary)
+
+
+def _say_where_results_are(summary: Summary) -> None:
     if summary.scored:
+        if summary.unlabelled:
+            write_line(f"{pluralize(summary.unlabelled, 'image')} without a label")
         write_line(f"results are in {summary.out}/results; query them with {command('labels', summary.out)}")
     elif summary.failed or summary.skipped:
         write_line(

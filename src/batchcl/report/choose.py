@@ -13,7 +13,7 @@ from typing import Final
 
 import polars as pl
 
-from batchcl.analysis.evaluate import NONE
+from batchcl.analysis.counts import NONE
 from batchcl.analysis.truth import Truth
 from batchcl.sources.from_results import ROW_INDEX, condition_rows
 from batchcl.sources.where import Condition

@@ -123,7 +123,8 @@ def statuses(entries: pa.Table) -> dict[int, str]:
 def counts(entries: pa.Table) -> Counts:
     """Number of entries by status."""
     by_status = {each["values"]: each["counts"] for each in entries["status"].value_counts().to_pylist()}
-    return Counts(**by_status)
+    unlabelled = pc.equal(pc.list_value_length(entries["labels"]), 0)  # null, which isn't summed, unless scored
+    return Counts(**by_status, unlabelled=pc.sum(unlabelled, min_count=0).as_py())
 
 
 def of_status(entries: pa.Table, *, scored: bool) -> pa.Table:

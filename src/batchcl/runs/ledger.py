@@ -22,7 +22,7 @@ import pyarrow as pa
 from batchcl.concurrency import Notifier, gather
 from batchcl.errors import BatchclError
 from batchcl.images import ImageRef
-from batchcl.outcomes import AlreadyKnown, Counts, KnownStatus, Outcome
+from batchcl.outcomes import AlreadyKnown, Counts, KnownStatus, Outcome, Scored
 from batchcl.runs.entries import JournalEntry, counts, latest, of_round, positions, statuses
 from batchcl.runs.journal import Journal, JournalContent
 from batchcl.runs.layout import RunPaths
@@ -221,7 +221,9 @@ class Ledger:
 
     def unsaved(self) -> Counts:
         """Counts of recorded outcomes that are not durable: lost if nothing more can be written."""
-        return Counts(**Counter[str](entry.outcome.status for _, entry in self._unsaved()))
+        outcomes = [entry.outcome for _, entry in self._unsaved()]
+        unlabelled = sum(isinstance(outcome, Scored) and not outcome.labels for outcome in outcomes)
+        return Counts(**Counter[str](outcome.status for outcome in outcomes), unlabelled=unlabelled)
 
     def replaced(self) -> Counts:
         """Earlier statuses of the images that have a durable outcome in this round, which replaces them."""

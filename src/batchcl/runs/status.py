@@ -41,6 +41,7 @@ class RunState:
         state: `done`; `running`: a process holds its lease; `stopped`: it ended early; `interrupted`: its process died;
             `damaged`: its files can't be read, see `reason`, and all other fields are None.
         planned: images on the work list so far; all of them once `listed`.
+        unlabelled: scored images for which the model found no label.
         published: images whose outcome is in the tables.
         journalled: images whose outcome is in the journal but not in the tables yet.
         unresolved: failed images.
@@ -70,6 +71,7 @@ class RunState:
     scored: int | None = None
     failed: int | None = None
     skipped: int | None = None
+    unlabelled: int | None = None
     published: int | None = None
     journalled: int | None = None
     unresolved: int | None = None
@@ -222,6 +224,7 @@ def _of_summary(summary: Summary) -> RunState:
         scored=summary.scored,
         failed=summary.failed,
         skipped=summary.skipped,
+        unlabelled=summary.unlabelled,
         published=summary.planned,
         journalled=0,
         unresolved=summary.failed,
@@ -281,6 +284,7 @@ def _state(
         scored=durable.scored,
         failed=durable.failed,
         skipped=durable.skipped,
+        unlabelled=durable.unlabelled,
         published=_outcomes(published),
         journalled=_outcomes(journalled),
         unresolved=durable.failed,

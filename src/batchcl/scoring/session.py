@@ -321,6 +321,7 @@ class Session:
             scored=counts.scored,
             failed=counts.failed,
             skipped=counts.skipped,
+            unlabelled=counts.unlabelled,
             **total_spent([own]),
             out=self.store.root,
             model=self.record.model,

@@ -71,9 +71,12 @@ class Root:
         run_id: str | None = None,
         shard: int = 0,
         first: int = 0,
+        min_confidence: float | None = None,
     ) -> None:
         run_id, arn = run_id or self.run_id, model_arn or arn_of(model or self.model)
-        table = results_table(*columns(rows), run_id=run_id, model_arn=arn, min_confidence=None, max_results=None)
+        table = results_table(
+            *columns(rows), run_id=run_id, model_arn=arn, min_confidence=min_confidence, max_results=None
+        )
         data = parquet_bytes(table, run_id=run_id, model_arn=arn)
         self._write("results", data, model, date, PartName(run_id, shard, first))
 
@@ -98,11 +101,11 @@ class Root:
         (folder / str(name)).write_bytes(data)
 
 
-@pytest.fixture(params=["out", "env=prod", "model=m@9", "[x] %41 łódź*"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    """A root, including paths that look like partitions, globs and URL encoding."""
-    path = tmp_path / request.param
-    path.mkdir()
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """A root whose path looks like partitions, a glob and URL encoding."""
+    path = tmp_path / "env=prod" / "model=m@9" / "[x] %41 łódź*"
+    path.mkdir(parents=True)
     return Root(path)
 
 

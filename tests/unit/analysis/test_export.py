@@ -83,7 +83,7 @@ def test_results_are_read_from_a_copy_as_from_the_root(filled: Root, tmp_path: P
     for one in (old, new):
         assert one.images(run_id="n1").collect().height == 9
         assert one.failures().collect().select("uri", "round").rows() == [("s3://b/y", 1)]
-    with pytest.raises(UsageError, match="no run 'n3'"):
+    with pytest.raises(UsageError, match="no rows of the run 'n3'"):
         old.images(run_id="n3")
 
 

@@ -76,8 +76,10 @@ def test_no_outcomes_give_an_empty_table() -> None:
 def test_counts_are_by_status() -> None:
     known = [JournalEntry(4, AlreadyKnown(image=IMAGE, status="already_scored", at=NOW))]
     known += [JournalEntry(at, AlreadyKnown(image=IMAGE, status="already_failed", at=NOW)) for at in (5, 6)]
-    table = entry_table([scored(0), failed(1), failed(2, status="skipped"), scored(3), *known], round_=0)
-    assert counts(table) == Counts(2, 1, 1, 1, 2)
+    table = entry_table(
+        [scored(0), failed(1), failed(2, status="skipped"), scored(3, (Label("cat", 90),)), *known], round_=0
+    )
+    assert counts(table) == Counts(2, 1, 1, 1, 2, unlabelled=1)
     assert positions(of_status(table, scored=True)) == [0, 3]
     assert positions(of_status(table, scored=False)) == [1, 2]
 
@@ -136,4 +138,4 @@ def test_the_later_entry_of_an_image_counts(first: set[int], second: set[int]) -
     assert of_round(both, 1) == (later, earlier)
     state = latest(both)
     assert sorted(positions(state)) == sorted(first | second)
-    assert counts(state) == Counts(len(second), len(first - second))
+    assert counts(state) == replace(counts(later), failed=len(first - second))

@@ -17,7 +17,8 @@ import anyio.to_thread
 import pytest
 from obstore.store import S3Store
 
-from batchcl.analysis.results import Results, _PartFilter
+from batchcl.analysis.part_filter import PartFilter
+from batchcl.analysis.results import Results
 from batchcl.aws.session import Aws
 from batchcl.choices import Encryption, ServerSideEncryption
 from batchcl.errors import ExitCode, OutputCredentialsError, OutputError, StoppedError, UsageError
@@ -434,7 +435,7 @@ def test_a_table_that_may_not_be_read_is_named(rotated, refusal, reason):
     handler.accepts, handler.refusal = "NOBODY", refusal
     path = "results/model=a b@1/date=2026-11-21/r-00000-000000.parquet"
     part = PublishedPart("results", "a b@1", "2026-11-21", "r-00000-000000.parquet", path, store.uri(path), 99)
-    images = Results(store, [part], part_filter=_PartFilter()).images()
+    images = Results(store, [part], part_filter=PartFilter()).images()
 
     async def main() -> None:
         with pytest.raises(OutputError) as caught:
