@@ -35,6 +35,7 @@ from batchcl.errors import CallError, OutputError, SourceError, UnreachableError
 from batchcl.groundtruth import parse_extra
 from batchcl.images import MAX_BYTES_S3, escape_name
 from batchcl.imaging.decode import require_pillow, upright_size
+from batchcl.runs.schema import RESULTS
 from batchcl.sources.from_results import COLUMNS, ROW_INDEX, condition_columns, condition_rows
 from batchcl.sources.where import Condition
 
@@ -219,8 +220,9 @@ class _Rows:
         frame = self.results.images()
         if self.parts > 1:
             frame = frame.filter(pl.col("uri").hash() % self.parts == part)
-        more = frozenset() if self.condition is None else condition_columns(self.condition)
-        rows = frame.select(*_COLUMNS, *sorted(more - {*_COLUMNS})).collect(engine="in-memory")
+        needed = frozenset() if self.condition is None else condition_columns(self.condition)
+        more = [name for name in RESULTS.names if name in needed and name not in _COLUMNS]
+        rows = frame.select(*_COLUMNS, *more).collect(engine="in-memory")
         rows = rows.sort("uri", "model_arn", "scored_at", "run_id", descending=[False, False, True, False])
         if not self.several:
             _check_one_model(rows)
@@ -307,6 +309,8 @@ def _open_writer(form: ExportFormat, path: Path, overview: _Overview) -> ImageWr
 _Size: TypeAlias = tuple[int, int] | str | None
 """(width, height), why it can't be read, or None if it is not needed."""
 
+_UNKNOWN: Final = (0, 0)
+
 
 def _write(
     writer: ImageWriter,
@@ -374,25 +378,28 @@ class _Sizes:
 
     async def of(self, rows: Sequence[dict[str, Any]]) -> list[_Size]:
         """For each row its size, or why it can't be read."""
-        if self._client is None and self._fixed is None and any(row["bucket"] for row in rows if self._needs(row)):
+        known = [self._known(row) for row in rows]
+        unknown = [row for row, size in zip(rows, known, strict=True) if size == _UNKNOWN]
+        if self._client is None and any(row["bucket"] for row in unknown):
             await self._aws.credentials.current()
             region = self._aws.settings.region or ModelArn.parse(rows[0]["model_arn"]).region
             opened = self._aws.s3(region=region, connections=_READS_AT_ONCE)
             self._client = await self._stack.enter_async_context(opened)
-        return await gather(self._size, rows, at_once=_READS_AT_ONCE)
+        read = iter(await gather(self._read, unknown, at_once=_READS_AT_ONCE))
+        return [next(read) if size == _UNKNOWN else size for size in known]
+
+    def _known(self, row: dict[str, Any]) -> _Size:
+        """The size without a look at the image, or `_UNKNOWN`."""
+        if not self._needs(row):
+            return None
+        return self._fixed or _stated_size(row) or _UNKNOWN
 
     def _needs(self, row: dict[str, Any]) -> bool:
         if self._form == "ground-truth":
             return any(label["left"] is not None for label in row["labels"])
         return self._form in _SIZED
 
-    async def _size(self, row: dict[str, Any]) -> _Size:
-        if not self._needs(row):
-            return None
-        if self._fixed is not None:
-            return self._fixed
-        if (stated := _stated_size(row)) is not None:
-            return stated
+    async def _read(self, row: dict[str, Any]) -> _Size:
         if _MEMBER in row["key"].lower():
             return "it is in an archive, which is not read; state the size of all images with --image-size"
         try:

@@ -167,7 +167,10 @@ class CocoWriter:
                 result["bbox"] = label.box.scaled(image.size)
                 shape["area"] = round(result["bbox"][2] * result["bbox"][3], 2)
             result["score"] = label.score
-            (self._labels if label.box is None else self._boxes).append(result)
+            if label.box is None:  # pycocotools numbers only boxes
+                self._labels.append({"id": self._labels.count + 1, **result})
+            else:
+                self._boxes.append(result)
             self._annotations.append({"id": self._annotations.count + 1, **result, **shape})
 
     def close(self) -> None:

@@ -200,9 +200,9 @@ class LabelStudioWriter:
     """
 
     def __init__(self, folder: Path, labels: Sequence[str], *, has_boxes: bool, has_choices: bool) -> None:
+        check_xml(labels)
         self._file = (folder / "tasks.json").open("w", encoding="utf-8", newline="\n")
         self._count = 0
-        check_xml(labels)
         config = ["<View>", '  <Image name="image" value="$image"/>']
         if has_boxes:
             config.append('  <RectangleLabels name="label" toName="image">')
