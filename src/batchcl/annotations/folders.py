@@ -65,7 +65,8 @@ def read_folders(root: Path) -> Iterator[AnnotatedImage]:
         if file.label is None or extension_of(file.parts[-1]) not in EXTENSIONS | FITTABLE_EXTENSIONS:
             continue
         inside = "/".join(file.parts[-(len(file.parts) - labelled.divided) :])
-        references = (str(file.path), inside, inside.partition("/")[2])
+        below_label = inside.partition("/")[2]
+        references = (str(file.path), inside, *([below_label] if "/" in below_label else []))
         truth = GroundTruth(source_ref=references[0], labels=(file.label,), task="classification")
         yield AnnotatedImage(location="/".join(file.parts), references=references, truth=truth)
 

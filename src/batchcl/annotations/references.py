@@ -130,32 +130,28 @@ def match_references(
     exact = len(found) - found.count(None)
     by_path = named = 0
     if not only_exact:
-        _match_ends(images, found, known, _ends(images), what="ends with", keys=images)
+        for rank in range(max(map(len, images), default=0)):
+            _match_ends(images, [each[rank : rank + 1] for each in images], found, known, what="ends with")
         by_path = len(found) - found.count(None) - exact
         if by_name:
             names = [tuple(dict.fromkeys(map(file_name, each))) for each in images]
-            _match_ends(names, found, known, {1}, what="has the file name of", keys=images)
+            _match_ends(images, names, found, known, what="has the file name of")
             named = len(found) - found.count(None) - exact - by_path
     return Matches(tuple(found), exact, by_path, named)
 
 
-def _ends(images: Sequence[Sequence[str]]) -> set[int]:
-    """The numbers of parts of the relative references."""
-    return {each.count("/") + 1 for references in images for each in references if is_relative(each)}
-
-
 def _match_ends(
     images: Sequence[Sequence[str]],
+    ends: Sequence[Sequence[str]],
     found: list[str | None],
     known: Collection[str],
-    depths: set[int],
     *,
     what: str,
-    keys: Sequence[Sequence[str]],
 ) -> None:
-    """Complete `found` by URIs that end with a reference and belong to no other image yet; `keys` identify images."""
+    """Complete `found` by URIs that end with one of the image's `ends`, and belong to no other image yet."""
     taken = set(found)
-    wanted = {end for at, each in enumerate(images) if found[at] is None for end in each if is_relative(end)}
+    wanted = {end for at, each in enumerate(ends) if found[at] is None for end in each if is_relative(end)}
+    depths = {end.count("/") + 1 for end in wanted}
     by_end: defaultdict[str, list[str]] = defaultdict(list)
     for uri in known:
         if uri not in taken:
@@ -163,7 +159,7 @@ def _match_ends(
                 if end in wanted:
                     by_end[end].append(uri)
     owner: dict[str, tuple[str, ...]] = {}
-    for at, each in enumerate(images):
+    for at, each in enumerate(ends):
         if found[at] is not None:
             continue
         for end in each:
@@ -177,7 +173,7 @@ def _match_ends(
                     f"{examples}; name the folder that contains it with --relative-to"
                 )
             (uri,) = candidates
-            if owner.setdefault(uri, tuple(keys[at])) != tuple(keys[at]):
+            if owner.setdefault(uri, tuple(images[at])) != tuple(images[at]):
                 raise SourceError(
                     f"the image {uri} can't be identified: it {what} several images of the file, such as {end}; name "
                     "the folder that contains them with --relative-to"

@@ -148,10 +148,10 @@ def test_coco_has_labels_of_images_as_annotations_without_box(classified, tmp_pa
 def test_an_export_as_truth_agrees_with_its_results(boxed, tmp_path, form):
     out = tmp_path / "export"
     exported(boxed, form, out)
-    results = open_results(str(boxed))
+    opened = open_results(str(boxed))
     path = out / "instances.json" if form == "coco" else out
-    truth = read_truth(path, images=results.images(), relative_to=None)
-    summary = evaluate(results.images(), truth).summary
+    truth = read_truth(path, images=opened.images(), relative_to=None)
+    summary = evaluate(opened.images(), truth).summary
     assert (summary["missing"], summary["macro_f1"], summary["mean_average_precision"]) == (0, 1, 1)
 
 
@@ -190,11 +190,11 @@ def test_tasks_of_label_studio_have_predictions_and_a_configuration(boxed, folde
         results = [{**each, "original_width": 200, "original_height": 100} for each in task["predictions"][0]["result"]]
         task["annotations"] = [{"result": results}]
     (tmp_path / "back.json").write_text(json.dumps(tasks))
-    results = open_results(str(boxed))
-    truth = read_truth(tmp_path / "back.json", images=results.images())
+    opened = open_results(str(boxed))
+    truth = read_truth(tmp_path / "back.json", images=opened.images())
     assert truth.matches is not None
     assert truth.matches.exact == 4
-    summary = evaluate(results.images(), truth).summary
+    summary = evaluate(opened.images(), truth).summary
     assert (summary["macro_f1"], summary["mean_average_precision"]) == (1, 1)
 
 

@@ -82,3 +82,8 @@ def test_a_uri_of_another_image_is_not_taken():
 
 def test_parent_folders_are_never_joined_into_s3_names():
     assert matched(("../a/1.jpg",), folder="s3://b/photos/x", only_exact=True).uris == (None,)
+
+
+def test_a_second_name_is_used_after_the_first_names_of_all():
+    found = matched(("x/dog/2.jpg", "2.jpg"), ("a/2.jpg",), ("8.jpg", "a/1.jpg"))
+    assert found.uris == (None, "s3://b/photos/a/2.jpg", "s3://b/photos/a/1.jpg")
