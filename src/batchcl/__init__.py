@@ -7,7 +7,8 @@ summary = batchcl.run_sync(batchcl.Job(sources="photos/", model="products@v3", o
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
-Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect` and `doctor`.
+Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor` and
+`show`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 
@@ -25,8 +26,16 @@ if TYPE_CHECKING:
     from batchcl.analysis.results import Results, open_results
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
-    from batchcl.blocking import detect_sync, doctor_sync, export_annotations_sync, plan_sync, retry_sync, run_sync
-    from batchcl.choices import Encryption, ServerSideEncryption, SourceKind, Transport
+    from batchcl.blocking import (
+        detect_sync,
+        doctor_sync,
+        export_annotations_sync,
+        plan_sync,
+        retry_sync,
+        run_sync,
+        show_sync,
+    )
+    from batchcl.choices import Encryption, Order, ServerSideEncryption, SourceKind, Transport
     from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
         BatchclError,
@@ -61,6 +70,7 @@ if TYPE_CHECKING:
     from batchcl.job import Job, load_job
     from batchcl.outcomes import Counts, Detection, Label
     from batchcl.quantities import Tolerance, Units
+    from batchcl.report.show import show
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
@@ -107,6 +117,7 @@ __all__ = [
     "ModelNotReadyError",
     "Notice",
     "Observer",
+    "Order",
     "OutputCredentialsError",
     "OutputError",
     "Plan",
@@ -153,6 +164,8 @@ __all__ = [
     "retry_sync",
     "run",
     "run_sync",
+    "show",
+    "show_sync",
 ]
 
 _EXPORTS = {
@@ -169,14 +182,16 @@ _EXPORTS = {
         "plan_sync",
         "retry_sync",
         "run_sync",
+        "show_sync",
     ),
-    "batchcl.choices": ("Encryption", "ServerSideEncryption", "SourceKind", "Transport"),
+    "batchcl.choices": ("Encryption", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
     "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
     "batchcl.images": ("ArchiveMember", "ImageRef"),
     "batchcl.job": ("Job", "load_job"),
     "batchcl.outcomes": ("Counts", "Detection", "Label"),
     "batchcl.quantities": ("Tolerance", "Units"),
+    "batchcl.report.show": ("show",),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),

@@ -17,6 +17,7 @@ from anyio.from_thread import start_blocking_portal
 
 from batchcl.diagnosis import CheckTarget, Diagnosis, Finding, doctor
 from batchcl.job import Job
+from batchcl.report.show import show
 from batchcl.scoring.detect import DetectResult, ImageInput, detect
 from batchcl.scoring.plan import Plan, plan
 from batchcl.scoring.retry import retry
@@ -25,12 +26,24 @@ from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from batchcl.analysis.export_annotations import AnnotationExport, ExportFormat
     from batchcl.analysis.results import Results
     from batchcl.aws.session import Aws
+    from batchcl.choices import Order
     from batchcl.events import Observer
+    from batchcl.thresholds import Thresholds
 
-__all__ = ["detect_sync", "doctor_sync", "export_annotations_sync", "plan_sync", "retry_sync", "run_sync"]
+__all__ = [
+    "detect_sync",
+    "doctor_sync",
+    "export_annotations_sync",
+    "plan_sync",
+    "retry_sync",
+    "run_sync",
+    "show_sync",
+]
 
 _Result = TypeVar("_Result")
 
@@ -130,6 +143,47 @@ def export_annotations_sync(
             relative_to=relative_to,
             image_size=image_size,
             overwrite=overwrite,
+        )
+    )
+
+
+def show_sync(
+    root: str,
+    uris: Sequence[str | PathLike[str]] = (),
+    *,
+    out: str | PathLike[str],
+    where: str | None = None,
+    sort: Order | str | None = None,
+    limit: int = 20,
+    seed: int = 0,
+    truth: str | PathLike[str] | None = None,
+    max_px: int | None = None,
+    model: str | None = None,
+    run_id: str | None = None,
+    date: dt.date | str | None = None,
+    all_runs: bool = False,
+    thresholds: Thresholds | float | None = None,
+    aws: Aws | None = None,
+) -> pl.DataFrame:
+    """`show`, blocking."""
+    return _wait(
+        partial(
+            show,
+            root,
+            uris,
+            out=out,
+            where=where,
+            sort=sort,
+            limit=limit,
+            seed=seed,
+            truth=truth,
+            max_px=max_px,
+            model=model,
+            run_id=run_id,
+            date=date,
+            all_runs=all_runs,
+            thresholds=thresholds,
+            aws=aws,
         )
     )
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from batchcl.errors import UsageError
 
-__all__ = ["Encryption", "ServerSideEncryption", "SourceKind", "Transport"]
+__all__ = ["Encryption", "Order", "ServerSideEncryption", "SourceKind", "Transport"]
 
 
 class Transport(StrEnum):
@@ -32,6 +32,26 @@ class SourceKind(StrEnum):
     JSON_LINES = "json-lines"
     TABLE = "table"
     TAR = "tar"
+
+
+class Order(StrEnum):
+    """Which images `batchcl show` chooses first: the values of `--sort`.
+
+    Attributes:
+        UNCERTAIN: those whose result would change with the smallest change of a confidence.
+        CONFIDENCE: those with the lowest confidence of their top label.
+        MOST_CONFIDENT: those with the highest one.
+        NEWEST: those that were scored last.
+        RANDOM: a sample.
+        WRONG: those whose top label is not a true label, the most confident first.
+    """
+
+    UNCERTAIN = "uncertain"
+    CONFIDENCE = "confidence"
+    MOST_CONFIDENT = "-confidence"
+    NEWEST = "newest"
+    RANDOM = "random"
+    WRONG = "wrong"
 
 
 class ServerSideEncryption(StrEnum):

@@ -104,6 +104,15 @@ class Results:
         """Names (`<project>@<version>`) of all models with published files, sorted; filters are not applied."""
         return sorted({part.model for part in self._parts})
 
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """Below which labels are left out."""
+        return self._thresholds
+
+    def with_all_labels(self) -> Results:
+        """These results with the labels below the thresholds."""
+        return Results(self._store, self._parts, part_filter=self._part_filter, all_runs=self._all_runs)
+
     def images(
         self, *, model: str | None = None, run_id: str | None = None, date: dt.date | str | None = None
     ) -> pl.LazyFrame:
@@ -112,6 +121,10 @@ class Results:
         `labels` is without those below the thresholds.
         """
         return self._scan(self._images(model=model, run_id=run_id, date=date))
+
+    def frames(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """Yield these columns of `images()` in frames of one file each, if they don't fit into memory. Blocks."""
+        return self._images().frames(list(columns), None, None, None)
 
     def map_batches(
         self, compute: Callable[[Batch], T], *, columns: Sequence[str] = (), fields: Sequence[str] = ()

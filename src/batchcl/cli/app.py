@@ -29,6 +29,7 @@ from batchcl.cli import (
     query,
     retry,
     run,
+    show,
     status,
     streams,
 )
@@ -62,6 +63,7 @@ app.command("confidence", rich_help_panel=_RESULTS)(confidence.confidence)
 app.command("failures", rich_help_panel=_RESULTS)(failures.failures)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
 app.command("query", rich_help_panel=_RESULTS)(query.query)
+app.command("show", rich_help_panel=_RESULTS)(show.show)
 app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
 app.add_typer(project.app, name="project", rich_help_panel=_MODELS)
 app.add_typer(dataset.app, name="dataset", rich_help_panel=_MODELS)

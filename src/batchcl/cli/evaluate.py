@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from batchcl.analysis.evaluate import Evaluation
 
-__all__ = ["evaluate", "show_confusion"]
+__all__ = ["evaluate", "local_copy", "show_confusion"]
 
 _WIDEST_MATRIX: Final = 12
 _MOST_MISTAKES: Final = 20
@@ -108,7 +108,7 @@ def evaluate(
     if truth is None:
         labels = carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
     else:
-        with _local_copy(truth, profile=profile, region=region) as path:
+        with local_copy(truth, profile=profile, region=region) as path:
             labels = read_truth(
                 path,
                 name=truth,
@@ -127,7 +127,7 @@ def evaluate(
 
 
 @contextmanager
-def _local_copy(manifest: str, *, profile: str | None, region: str | None) -> Iterator[Path]:
+def local_copy(manifest: str, *, profile: str | None, region: str | None) -> Iterator[Path]:
     """The manifest, or a temporary copy if it is in S3, as the snapshots of trainings are."""
     if not manifest.startswith("s3://"):
         yield Path(manifest)

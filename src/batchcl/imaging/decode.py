@@ -84,7 +84,8 @@ def decode_upright(data: bytes, *, side: int | None = None) -> DecodedImage:
             image.draft(image.mode, (round(size[0] * scale), round(size[1] * scale)))
         image.load()  # which already rotates a TIFF
         is_swapped = image.getexif().get(_ORIENTATION_TAG) in _SIDES_SWAPPED
-        rgb, profile, more = _rgb(ImageOps.exif_transpose(image), kind)
+        ImageOps.exif_transpose(image, in_place=True)  # without a copy of an upright image
+        rgb, profile, more = _rgb(image, kind)
     width, height = reversed(size) if is_swapped else size
     rgb.info = {}
     return DecodedImage(rgb, kind, width, height, (*changes, *more), profile)

@@ -80,7 +80,7 @@ def annotate(
 
 
 def _resized(image: Image, max_px: int | None, *, is_drawn: bool) -> Image:
-    """A copy within `max_px`; if text is drawn into it, a small one is enlarged by a whole number."""
+    """The image within `max_px`; if text is drawn into it, a small one is enlarged by a whole number."""
     from PIL import Image
 
     longer = max(image.size)
@@ -91,6 +91,8 @@ def _resized(image: Image, max_px: int | None, *, is_drawn: bool) -> Image:
     factor = -(-_LEAST_SIDE // longer) if is_drawn else 1
     if max_px is not None:
         factor = min(factor, max_px // longer)
+    if factor == 1:
+        return image
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 

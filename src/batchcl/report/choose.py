@@ -1,13 +1,13 @@
 """Chooses the images to look at: the most uncertain, the most or least confident, changed or wrong ones.
 
 Each function takes rows of `Results.images()` with at least the columns `COLUMNS`, and returns those it chose, best
-first, with two more columns: `reason`, a text for people, and `rank`, by which they are sorted in ascending order. A
-large root can be chosen from in parts: concatenate what the parts return, and take the first rows by `rank`.
+first, with two more columns: `reason`, a text for people, and `rank`, by which they are sorted in ascending order. From
+a large root, `best` chooses in parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -21,6 +21,7 @@ from batchcl.sources.where import Condition
 __all__ = [
     "COLUMNS",
     "DEFAULT_THRESHOLD",
+    "best",
     "by_confidence",
     "changed",
     "extremes_per_label",
@@ -39,6 +40,20 @@ DEFAULT_THRESHOLD: Final = 50.0
 """Assumed for a label without a known threshold."""
 
 _NO_THRESHOLDS: Final[Mapping[str, float]] = MappingProxyType({})
+
+
+def best(frames: Iterable[pl.DataFrame], choose: Callable[[pl.DataFrame], pl.DataFrame], *, limit: int) -> pl.DataFrame:
+    """The first `limit` of the images that `choose`, one of the functions below, returns for each of `frames`.
+
+    The frames, at least one, are in memory one at a time, as from `Results.frames`.
+    """
+    chosen: pl.DataFrame | None = None
+    for frame in frames:
+        more = choose(frame)
+        both = more if chosen is None else pl.concat([chosen, more])
+        chosen = both.sort("rank", "uri", maintain_order=True).head(limit)
+    assert chosen is not None
+    return chosen
 
 
 def most_uncertain(
@@ -93,7 +108,7 @@ def most_uncertain(
             )
         ]
     )
-    margins = candidates.sort("rank").unique(ROW_INDEX, keep="first", maintain_order=True)
+    margins = candidates.sort("rank", "label", "other").unique(ROW_INDEX, keep="first", maintain_order=True)
     side = pl.when(pl.col("confidence") < pl.col("threshold")).then(pl.lit("below")).otherwise(pl.lit("above"))
     subject, distance = pl.format("{} {}", "label", _one("confidence")), _two("rank")
     second = pl.format("{} and {} {} differ by {}", subject, "other", _one("other_confidence"), distance)

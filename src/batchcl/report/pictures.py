@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -52,8 +53,8 @@ PICTURE_COLUMNS: Final = (
 )
 """The columns of `Results.images()` that `fetch_pictures` needs."""
 
-_BATCH_PER_TASK: Final = 4
-_MEMBER: Final = ".tar#"
+_BATCH_PER_TASK: Final = 2
+_MEMBER: Final = re.compile(r"\.tar(?=#)", re.IGNORECASE)
 _NO_LABEL: Final = "(none)"
 _CHANGED: Final = "has changed since it was scored, so its labels may not apply"
 
@@ -88,13 +89,13 @@ async def fetch_pictures(
     quality: int,
     concurrency: int,
     has_caption: bool = False,
-) -> AsyncIterator[Picture]:
+) -> AsyncGenerator[Picture]:
     """Read the images of `rows` and yield their pictures as JPEG, in the order of the rows.
 
     An image that is missing, denied, corrupt or too large yields a `Picture` with an error. If an image has changed
     since it was scored (another entity tag, or another size or time of a file), the picture has a note. S3 objects are
     read in the stored version, if there is one. At most `concurrency` images are in memory, decoded ones at most one
-    per CPU core, and the pictures of four times as many.
+    per CPU core, and the pictures of twice as many.
 
     Args:
         rows: rows of `Results.images()` with `PICTURE_COLUMNS`.
@@ -204,8 +205,8 @@ class _Source:
         """
         if not row["bucket"]:
             return await self._read_local(row)
-        if _MEMBER in row["key"].lower():
-            return await self._read_member(row, f"s3://{row['bucket']}/")
+        if (archive := _MEMBER.search(row["key"])) is not None:
+            return await self._read_member(row, f"s3://{row['bucket']}/{row['key'][: archive.end()]}")
         assert self._objects is not None
         image = ImageRef(uri=row["uri"], bucket=row["bucket"], key=row["key"], version_id=row["version_id"])
         data, etag = await self._objects.read_with_etag(image)
@@ -217,8 +218,8 @@ class _Source:
 
     async def _read_local(self, row: Mapping[str, Any]) -> tuple[bytes, str]:
         image = await anyio.to_thread.run_sync(local_image, row["key"], abandon_on_cancel=True)
-        if image.size_bytes is None and _MEMBER in row["key"].lower():
-            return await self._read_member(row, "")
+        if image.size_bytes is None and (archive := _MEMBER.search(row["key"])) is not None:
+            return await self._read_member(row, row["key"][: archive.end()])
         _check_size(image)
         data = await self._files.read(image)
         known = row["size_bytes"], row["last_modified"]
@@ -226,9 +227,7 @@ class _Source:
         is_same = all(before in {None, after} for before, after in zip(known, now, strict=True))
         return data, "" if is_same else f"the file {_CHANGED}"
 
-    async def _read_member(self, row: Mapping[str, Any], prefix: str) -> tuple[bytes, str]:
-        end = row["key"].lower().index(_MEMBER) + len(_MEMBER) - 1
-        archive = prefix + row["key"][:end]
+    async def _read_member(self, row: Mapping[str, Any], archive: str) -> tuple[bytes, str]:
         async with self._locks[archive]:
             if archive not in self._members:
                 self._members[archive] = await anyio.to_thread.run_sync(self._find_members, archive)
