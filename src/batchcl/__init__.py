@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from batchcl.__about__ import __version__
 
 if TYPE_CHECKING:
+    from batchcl.analysis.compare import ComparedImages, ComparedSide, Comparison, compare
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
     from batchcl.analysis.export_annotations import AnnotationExport, SkippedImage, export_annotations
     from batchcl.analysis.part_files import Batch
@@ -90,6 +91,9 @@ __all__ = [
     "CallError",
     "CheckStatus",
     "CheckTarget",
+    "ComparedImages",
+    "ComparedSide",
+    "Comparison",
     "Connection",
     "Counts",
     "CredentialsError",
@@ -149,6 +153,7 @@ __all__ = [
     "UnreachableError",
     "UsageError",
     "__version__",
+    "compare",
     "detect",
     "detect_sync",
     "doctor",
@@ -169,6 +174,7 @@ __all__ = [
 ]
 
 _EXPORTS = {
+    "batchcl.analysis.compare": ("ComparedImages", "ComparedSide", "Comparison", "compare"),
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
     "batchcl.analysis.export_annotations": ("AnnotationExport", "SkippedImage", "export_annotations"),
     "batchcl.analysis.part_files": ("Batch",),

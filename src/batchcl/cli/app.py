@@ -13,6 +13,7 @@ import typer
 
 from batchcl.__about__ import __version__
 from batchcl.cli import (
+    compare,
     confidence,
     dataset,
     demo,
@@ -62,6 +63,7 @@ app.command("labels", rich_help_panel=_RESULTS)(labels.labels)
 app.command("confidence", rich_help_panel=_RESULTS)(confidence.confidence)
 app.command("failures", rich_help_panel=_RESULTS)(failures.failures)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
+app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
 app.command("query", rich_help_panel=_RESULTS)(query.query)
 app.command("show", rich_help_panel=_RESULTS)(show.show)
 app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
