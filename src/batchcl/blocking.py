@@ -7,7 +7,7 @@ loop is running, as in a Jupyter notebook.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from os import PathLike
@@ -124,6 +124,7 @@ def export_annotations_sync(
     out: str | PathLike[str],
     *,
     aws: Aws | None = None,
+    uris: Collection[str] | None = None,
     where: str | None = None,
     relative_to: str | None = None,
     image_size: tuple[int, int] | None = None,
@@ -139,6 +140,7 @@ def export_annotations_sync(
             form,
             out,
             aws=aws,
+            uris=uris,
             where=where,
             relative_to=relative_to,
             image_size=image_size,

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -126,6 +126,7 @@ async def export_annotations(
     out: str | os.PathLike[str],
     *,
     aws: Aws | None = None,
+    uris: Collection[str] | None = None,
     where: str | None = None,
     relative_to: str | None = None,
     image_size: tuple[int, int] | None = None,
@@ -142,6 +143,7 @@ async def export_annotations(
         form: the format.
         out: a new file or directory, which appears when it is complete.
         aws: to read the headers of images in S3; by default with the settings of the AWS CLI.
+        uris: only these images; those without a result are reported as skipped. None for all.
         where: a condition as of `run --where`; all labels of the images that match are exported.
         relative_to: directory or `s3://bucket/prefix` that contains all images; the names of images are relative to it.
             By default URIs are used; in COCO, YOLO and CVAT names relative to the folder that contains all images.
@@ -165,10 +167,13 @@ async def export_annotations(
         )
     if form in _SIZED and image_size is None:
         require_pillow(f"exporting as {form} without --image-size")
-    rows = await anyio.to_thread.run_sync(_Rows.open, results, condition, form in _SEVERAL_ROWS)
+    wanted = None if uris is None else pl.Series("uri", list(dict.fromkeys(uris)), pl.String)
+    rows = await anyio.to_thread.run_sync(
+        partial(_Rows.open, results, condition, wanted, several=form in _SEVERAL_ROWS)
+    )
     overview = await anyio.to_thread.run_sync(_overview, rows, form)
     base = overview.common_folder if relative_to is None and form in _NAMES_ARE_RELATIVE else relative_to
-    skipped: list[SkippedImage] = []
+    skipped = [SkippedImage(uri, "it has no result that matches") for uri in overview.missing]
     images = 0
     with _staged(target) as staged:
         writer = _open_writer(form, staged, overview)
@@ -204,20 +209,24 @@ class _Rows:
 
     results: Results
     condition: Condition | None
+    wanted: pl.Series | None
     several: bool
     parts: int
     only: list[pl.DataFrame]
 
     @classmethod
-    def open(cls, results: Results, condition: Condition | None, several: bool) -> _Rows:
+    def open(cls, results: Results, condition: Condition | None, wanted: pl.Series | None, *, several: bool) -> _Rows:
         count = int(results.images().select(pl.len()).collect(engine="in-memory").item())
-        return cls(results, condition, several, max(math.ceil(count / _ROWS_AT_ONCE), 1), [])
+        parts = 1 if wanted is not None else max(math.ceil(count / _ROWS_AT_ONCE), 1)
+        return cls(results, condition, wanted, several, parts, [])
 
     def read(self, part: int) -> pl.DataFrame:
         """The rows of a part, sorted by uri; without `several`, only the newest row of an image. Blocks."""
         if self.only:
             return self.only[0]
         frame = self.results.images()
+        if self.wanted is not None:
+            frame = frame.filter(pl.col("uri").is_in(self.wanted.implode()))
         if self.parts > 1:
             frame = frame.filter(pl.col("uri").hash() % self.parts == part)
         needed = frozenset() if self.condition is None else condition_columns(self.condition)
@@ -238,12 +247,13 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Overview:
-    """What is known before the first row is written; `names` are the distinct labels, sorted."""
+    """What is known before the first row is written: the distinct labels, sorted, and wanted URIs without a row."""
 
     names: list[str]
     labels: int
     boxes: int
     common_folder: str | None
+    missing: list[str]
 
 
 def _overview(rows: _Rows, form: ExportFormat) -> _Overview:
@@ -264,7 +274,10 @@ def _overview(rows: _Rows, form: ExportFormat) -> _Overview:
         raise UsageError(f"exporting as {form} failed: {rows.results.root} has no scored image that matches")
     if form == "yolo" and not boxes:
         raise UsageError("exporting as yolo failed: the results have no boxes, and YOLO has no labels of whole images")
-    return _Overview(sorted(names), labels, boxes, _common_folder(min(uris), max(uris)))
+    missing = (
+        [] if rows.wanted is None else rows.wanted.filter(~rows.wanted.is_in(rows.read(0)["uri"].implode())).to_list()
+    )
+    return _Overview(sorted(names), labels, boxes, _common_folder(min(uris), max(uris)), missing)
 
 
 def _common_folder(first: str, last: str) -> str | None:

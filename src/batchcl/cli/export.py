@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -132,7 +133,7 @@ _HELP: Final[dict[ExportFormat, str]] = {
 
       batchcl export label-studio out --where "top_confidence < 70" --out tasks
 
-      batchcl export label-studio out --relative-to /data/photos --out tasks
+      batchcl export label-studio out --images uncertain/index.csv --relative-to /data/photos --out tasks
     """,
     "cvat": """Write boxes and tags as CVAT for images 1.1: an XML file for a task that has the images.
 
@@ -164,6 +165,15 @@ def _add(form: ExportFormat) -> None:
         root: Root,
         *,
         out: Annotated[str, typer.Option("--out", metavar="NEW", help="File or directory to write.")],
+        images: Annotated[
+            Path | None,
+            typer.Option(
+                "--images",
+                metavar="FILE",
+                help="Only these images: index.csv of `batchcl show`, CSV with a column uri, or one URI per line.",
+                show_default=False,
+            ),
+        ] = None,
         where: Annotated[
             str | None,
             typer.Option(
@@ -225,6 +235,7 @@ def _add(form: ExportFormat) -> None:
             form,
             out,
             aws=Aws.from_environment(profile=profile, region=region),
+            uris=None if images is None else _read_uris(images),
             where=where,
             relative_to=relative_to,
             image_size=size,
@@ -238,6 +249,22 @@ def _add(form: ExportFormat) -> None:
 
 for _form in _HELP:
     _add(_form)
+
+
+def _read_uris(path: Path) -> list[str]:
+    import csv
+    import io
+
+    from batchcl.errors import UsageError
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"reading --images {path} failed: {reason}; check the path") from error
+    if "uri" in next(csv.reader(text.splitlines()[:1]), []):
+        return [row["uri"] for row in csv.DictReader(io.StringIO(text)) if row["uri"]]
+    return [line for line in text.splitlines() if line]
 
 
 def _parsed_size(text: str, form: ExportFormat) -> tuple[int, int]:

@@ -260,6 +260,16 @@ def test_where_selects_images_and_thresholds_labels(classified, tmp_path):
     assert [row["uri"] for row in rows_of(tmp_path / "3.csv")] == ["s3://b/y/3.jpg"]
 
 
+@pytest.mark.parametrize("text", ["file,uri\n1.jpg,{0}\n2.jpg,{1}\n", "{0}\n{1}\n"])
+def test_a_list_selects_images(classified, tmp_path, text):
+    (tmp_path / "list").write_text(text.format("s3://b/x/2.jpg", "s3://b/gone.jpg"))
+    done = typed(f"export csv {classified} --images {tmp_path / 'list'} --out {tmp_path / 'x.csv'} --json")
+    assert (done.code, done.json["images"]) == (3, 1), done.err
+    assert done.json["skipped"] == [{"uri": "s3://b/gone.jpg", "reason": "it has no result that matches"}]
+    assert [row["uri"] for row in rows_of(tmp_path / "x.csv")] == ["s3://b/x/2.jpg"]
+    assert typed(f"export csv {classified} --images {tmp_path / 'no'} --out {tmp_path / 'y.csv'}").code == 2
+
+
 def test_only_the_newest_row_of_an_image_is_exported(classified, tmp_path):
     later = NOON + dt.timedelta(days=1)
     classified.results(scored("s3://b/x/1.jpg", Label("owl", 80), at=later), run_id="r2", date="2026-11-22")
