@@ -1,7 +1,7 @@
 """README.md and docs/ agree with the program.
 
 Lines that start with `$ batchcl` in ```console blocks are run in a directory with the files of `batchcl demo`, with the
-emulator and a local S3 in place of AWS; docs/workflow.md has a test of its own. ```python blocks of README.md and
+emulator and a local S3 in place of AWS; workflow.md and improving.md have a test of their own. ```python blocks of README.md and
 docs/analysis.md are run too. Every `batchcl …` in code must be an existing command with existing flags.
 """
 
@@ -41,8 +41,8 @@ PAGES = [
 ]
 BUCKETS = ("acme-photos", "acme-tables")
 SMALL_RUNS = {"BATCHCL_LIMIT": "5"}
-TYPED_ELSEWHERE = {"workflow.md"}
-"""Its commands depend on each other, and their output is compared: see test_workflow.py."""
+TYPED_ELSEWHERE = {"workflow.md", "improving.md"}
+"""Their commands depend on each other, and their output is compared: see test_workflow.py."""
 
 _FENCE = re.compile(r"^```(?P<kind>[a-z]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FLAG = re.compile(r"\"(--[a-z-]+)\"")
