@@ -27,12 +27,12 @@ _MASKS = [
     for pattern, mask in (
         (r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)?", "TIME"),
         (r"/\d{13}\b", "/STAMP"),
+        (r", at least \$[\d.]+ for the model", ""),
         (r"in [\d.]+ s \([\d.]+ images/s, \d+ of \d+ calls throttled\)", "in SPEED"),
         (r"billed for [\d.]+ minutes of training: \$[\d.]+", "BILL"),
         (r"(training_seconds +)\d+", r"\1N"),
         (r"TIME [\d,]+/[\d,]+ images .*\n", ""),  # the progress line, every ten seconds
         (r"TIME \S+ is [A-Z_]+\n", ""),
-        (r", at least \$[\d.]+ for the model", ""),
         (r"(?m)^(seconds|images_per_second|cost_usd) .*\n", ""),
         (r"(?m)^\d{3}-\S+ .*\n", ""),  # rows of `show`, whose confidences are rounded to one decimal
         (r"TIME learned rate: .*\n", ""),  # only reported by runs of some seconds
