@@ -156,7 +156,7 @@ def show_sync(
     out: str | PathLike[str],
     where: str | None = None,
     sort: Order | str | None = None,
-    limit: int = 20,
+    limit: int | None = None,
     seed: int = 0,
     truth: str | PathLike[str] | None = None,
     max_px: int | None = None,

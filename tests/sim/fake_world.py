@@ -499,6 +499,7 @@ class FakeWorld:
         assert (summary.scored, summary.failed, summary.skipped) == tuple(
             counts[status] for status in ("scored", "failed", "skipped")
         )
+        assert summary.unlabelled == sum(row.get("labels") == [] for row in table.values())
         for image in self.images:
             assert (table[image.uri].get("status") == "skipped") == (check_limits(image) is not None)
 

@@ -58,7 +58,16 @@ def show(
     sort: Annotated[
         Order | None, typer.Option("--sort", help="Which images to choose (default: uncertain).", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Maximum number of pictures.")] = 20,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            metavar="N",
+            min=1,
+            help="Maximum number of pictures (default: 20, or all named images without --sort).",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of --sort random.")] = 0,
     truth: Annotated[
         str | None,

@@ -39,6 +39,7 @@ INDEX: Final = "index.csv"
 
 _CONCURRENCY: Final = 8
 _QUALITY: Final = 90
+_LIMIT: Final = 20
 _LEAST_PX: Final = 16
 _MAX_STEM: Final = 60
 _SOME: Final = 3
@@ -54,7 +55,7 @@ async def show(
     out: str | os.PathLike[str],
     where: str | None = None,
     sort: Order | str | None = None,
-    limit: int = 20,
+    limit: int | None = None,
     seed: int = 0,
     truth: str | os.PathLike[str] | None = None,
     max_px: int | None = None,
@@ -81,7 +82,7 @@ async def show(
         where: condition on the columns of results and their labels, as in `Job.where` with `from_results`; an image is
             a candidate if any of its labels matches.
         sort: which candidates to choose, see `Order`; by default `Order.UNCERTAIN`, or the order of `uris`.
-        limit: how many pictures at most.
+        limit: how many pictures at most; by default 20, or all of `uris` without `sort`.
         seed: of `Order.RANDOM`.
         truth: local Ground Truth manifest for `Order.WRONG`; by default the labels of the manifest that was scored.
         max_px: maximum of a picture's longer side without the caption; None for the size of the image.
@@ -127,7 +128,7 @@ async def show_results(
     out: str | os.PathLike[str],
     where: str | None,
     sort: Order | str | None,
-    limit: int,
+    limit: int | None,
     seed: int,
     truth: str | os.PathLike[str] | None,
     max_px: int | None,
@@ -137,21 +138,23 @@ async def show_results(
     folder = Path(out)
     condition = _check(folder, where=where, sort=sort, limit=limit, truth=truth, max_px=max_px)
     order = None if sort is None and uris else Order(sort or Order.UNCERTAIN)
+    most = _LIMIT if limit is None else limit
     candidates = _Candidates(
         results.with_all_labels() if order is Order.UNCERTAIN else results, [os.fspath(uri) for uri in uris], condition
     )
 
     def choose() -> pl.DataFrame:
         if order is None:
-            return candidates.named(limit)
+            named = candidates.named()
+            return named if limit is None else named.head(limit)
         chooser = _chooser(
             order,
-            limit=limit,
+            limit=most,
             seed=seed,
             thresholds=results.thresholds,
             truth=_truth(results, truth) if order is Order.WRONG else None,
         )
-        return candidates.best(chooser, limit, by_matching_labels=order in _BY_CONFIDENCE)
+        return candidates.best(chooser, most, by_matching_labels=order in _BY_CONFIDENCE)
 
     chosen = await anyio.to_thread.run_sync(choose, abandon_on_cancel=True)
     pictures = fetch_pictures(
@@ -175,12 +178,12 @@ def _check(
     *,
     where: str | None,
     sort: Order | str | None,
-    limit: int,
+    limit: int | None,
     truth: str | os.PathLike[str] | None,
     max_px: int | None,
 ) -> Condition | None:
     """Check what can be checked before anything is read. Returns the condition."""
-    if limit < 1:
+    if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} is not at least 1")
     if max_px is not None and max_px < _LEAST_PX:
         raise UsageError(f"--max-px {max_px} is not at least {_LEAST_PX}")
@@ -222,10 +225,9 @@ class _Candidates:
         schema = results.images().collect_schema()
         self._schema = {name: dtype for name, dtype in schema.items() if name in used}
 
-    def named(self, limit: int) -> pl.DataFrame:
-        """The first of the named images that match, in their order."""
-        frame = self._matching(self._named_rows())[0].with_columns(pl.lit("named").alias("reason"))
-        return frame.head(limit)
+    def named(self) -> pl.DataFrame:
+        """The named images that match, in their order."""
+        return self._matching(self._named_rows())[0].with_columns(pl.lit("named").alias("reason"))
 
     def best(
         self, choose: Callable[[pl.DataFrame], pl.DataFrame], limit: int, *, by_matching_labels: bool

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,20 @@ def test_named_images_keep_their_order(shown: Root, monkeypatch: pytest.MonkeyPa
     assert names(index) == ["a.png"]
     with pytest.raises(UsageError, match=r"there is no result of .*/photos/no\.png; `batchcl query"):
         batchcl.show_sync(str(shown), ["photos/no.png"], out="none")
+
+
+def test_twenty_images_are_chosen_but_all_named_ones_shown(tmp_path: Path) -> None:
+    root, data = Root(tmp_path / "out"), encoded(Image.new("RGB", (70, 70)))
+    images = [ImageRef(uri=f"s3://b/{n:02}.png", bucket="b", key=f"{n:02}.png") for n in range(25)]
+    root.results(*(scored(image, Label("dog", 90.0)) for image in images))
+    uris = [image.uri for image in images]
+    counts = []
+    settings: list[dict[str, Any]] = [{}, {"uris": uris}, {"uris": uris, "limit": 3}, {"limit": 22}]
+    for number, options in enumerate(settings):
+        fake = FakeAws({image.key: data for image in images})
+        show = partial(batchcl.show, str(root), out=tmp_path / str(number), aws=fake.aws, max_px=70, **options)
+        counts.append(anyio.run(show).height)
+    assert counts == [20, 25, 3, 22]
 
 
 def test_an_image_is_shown_once_unless_all_runs_are_asked_for(shown: Root, tmp_path: Path) -> None:
