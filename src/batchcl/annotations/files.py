@@ -27,7 +27,7 @@ Format: TypeAlias = Literal["coco", "label-studio", "cvat"]
 FORMATS: Final[dict[Format, str]] = {"coco": "COCO", "label-studio": "Label Studio", "cvat": "CVAT"}
 
 MAX_BYTES: Final = 512 * 1024 * 1024
-"""Of a file, decompressed. JSON is parsed as a whole and needs about six times its size in memory."""
+"""Of a file, decompressed. JSON is parsed as a whole and needs about nine times its size in memory."""
 
 _ZIP: Final = b"PK\x03\x04"
 _COCO_KEY: Final = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
