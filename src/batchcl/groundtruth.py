@@ -206,12 +206,13 @@ def detection_attribute(
         more: other fields of the metadata.
     """
     numbers = {label: number for number, label in enumerate(sorted({box.label for box in boxes}))}
+    width, height = image_size
     annotations = []
     for box in boxes:
-        left, top = round(box.left), round(box.top)
-        sides = {"width": round(box.left + box.width) - left, "height": round(box.top + box.height) - top}
-        annotations.append({"class_id": numbers[box.label], "left": left, "top": top, **sides})
-    width, height = image_size
+        left, across = _whole_pixels(box.left, box.width, width)
+        top, down = _whole_pixels(box.top, box.height, height)
+        sides = {"left": left, "top": top, "width": across, "height": down}
+        annotations.append({"class_id": numbers[box.label], **sides})
     return {
         name: {"image_size": [{"width": width, "height": height, "depth": 3}], "annotations": annotations},
         name + METADATA: {
@@ -221,6 +222,12 @@ def detection_attribute(
             **more,
         },
     }
+
+
+def _whole_pixels(begin: float, length: float, side: int) -> tuple[int, int]:
+    """Begin and length of a box along one side of the image; at least one pixel."""
+    first = min(round(begin), side - 1)
+    return first, max(round(begin + length) - first, 1)
 
 
 def selected_attributes(entry: Mapping[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ _SIZED: Final = frozenset({"coco", "cvat", "ground-truth"})
 _NAMES_ARE_RELATIVE: Final = frozenset({"coco", "cvat", "yolo"})
 _SEVERAL_ROWS: Final = frozenset({"csv", "label-studio"})
 
-_ROWS_AT_ONCE: Final = 1_000_000
+_ROWS_AT_ONCE: Final = 500_000
 """Rows in memory; a larger root is read several times, a part of the images each time."""
 
 _BATCH_ROWS: Final = 1000

@@ -31,10 +31,11 @@ from batchcl.analysis.truth import read_truth
 from batchcl.annotations import AnnotatedImage, annotation_format, read_annotations
 from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, UsageError
-from batchcl.groundtruth import parse_line
+from batchcl.groundtruth import TruthBox, parse_line
 from batchcl.outcomes import Label, Scored
 from batchcl.sources.base import local_image, s3_image
 from batchcl.thresholds import Thresholds
+from batchcl.workflow.local import check_file
 from servers import aws_env, client, make_bucket
 from typed import typed
 from unit.analysis.conftest import NOON, Root, arn_of
@@ -258,6 +259,17 @@ def test_where_selects_images_and_thresholds_labels(classified, tmp_path):
     assert (export.images, export.labels) == (3, 1)
     exported(classified, "csv", tmp_path / "3.csv", where="label_count = 0")
     assert [row["uri"] for row in rows_of(tmp_path / "3.csv")] == ["s3://b/y/3.jpg"]
+
+
+def test_custom_labels_takes_an_exported_manifest_unchanged(tmp_path):
+    root = Root(tmp_path / "out")
+    tiny = Label("tick", 40, (0.9999, 0.9999, 0.0001, 0.0001))
+    root.results(scored("s3://b/1.jpg", CAT, DOG), scored("s3://b/2.jpg", Label("cat", 80)), scored("s3://b/3.jpg"))
+    exported(root, "ground-truth", tmp_path / "gt", image_size=SIZE)
+    assert check_file(tmp_path / "gt", "GT") == ([], [])
+    root.results(scored("s3://b/4.jpg", tiny), shard=1)
+    exported(root, "ground-truth", tmp_path / "gt", image_size=SIZE, overwrite=True)
+    assert lines(tmp_path / "gt")[3].boxes == (TruthBox("tick", 199, 99, 1, 1),)
 
 
 @pytest.mark.parametrize("text", ["file,uri\n1.jpg,{0}\n2.jpg,{1}\n", "{0}\n{1}\n"])

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from batchcl.arns import DatasetArn
+from batchcl.cli.dataset_local import _report_corrections
 from batchcl.errors import SourceError, UsageError
 from batchcl.groundtruth import TruthBox, detection_attribute, parse_line
-from batchcl.workflow import Corrections, S3Folder, read_corrections
+from batchcl.workflow import Corrections, S3Folder, read_corrections, read_local
 from batchcl.workflow.corrections import Change
 from batchcl.workflow.manifest import manifest_line
+from typed import typed
 
 ARN = DatasetArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/cats/dataset/train/1700000000000")
 TO = S3Folder("photos", "cats")
@@ -227,3 +229,27 @@ def test_a_manifest_is_compared_too(written):
 def test_a_directory_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is a directory; pass it without --from"):
         compared(tmp_path)
+
+
+def test_what_cannot_be_used_is_refused_unless_skipped(written, capsys):
+    path = written(coco(("missing.png", ["cat"]), ("s3://photos/2.png", ["cat"]), ("s3://photos/3.png", [])))
+    found = compared(path)
+    with pytest.raises(SourceError, match=r"1 files or lines can't be used.*missing\.png.*--skip-invalid"):
+        _report_corrections(found, "FILE", "cats/train", skip_invalid=False)
+    _report_corrections(found, "FILE", "cats/train", skip_invalid=True)
+    said = capsys.readouterr().err
+    assert "FILE compared with cats/train: 1 new, 0 changed, 0 unchanged" in said
+    assert "images without labels ignored: 1" in said
+    assert "skipped" in said
+
+
+@pytest.mark.parametrize("words", ["", "photos --from x.json", "photos --dry-run", "photos --relative-to x"])
+def test_one_source_is_required(words):
+    done = typed(f"dataset update cats/train {words}")
+    assert done.code == 2
+    assert "--from" in done.err
+
+
+def test_a_file_of_a_tool_is_not_taken_for_a_manifest(written):
+    with pytest.raises(SourceError, match=r"it is a file of COCO, not a manifest.*dataset update DATASET --from FILE"):
+        read_local(written(coco(("1.png", ["cat"]))))
