@@ -30,7 +30,7 @@ FILES = FileReader()
 
 HERE = Path(__file__).parent
 CONTENDERS = {
-    "batchcl, wire": [str(HERE / "client_cost.py"), "--one", "wire"],
+    "batchcl, aiohttp": [str(HERE / "client_cost.py"), "--one", "aiohttp"],
     "batchcl, aioboto3": [str(HERE / "client_cost.py"), "--one", "aioboto3"],
     "aioboto3, gather": [str(HERE / "peers" / "calls_aioboto3.py")],
     "boto3, threads": [str(HERE / "peers" / "calls_boto3.py")],
@@ -86,7 +86,7 @@ def compared(arguments: argparse.Namespace) -> tuple[list[dict[str, object]], in
     rows: list[dict[str, object]] = []
     for name, found in rounds.items():
         rates = [arguments.calls / each["cpu_s"] for each in found]
-        ours = [arguments.calls / each["cpu_s"] for each in rounds["batchcl, wire"]]
+        ours = [arguments.calls / each["cpu_s"] for each in rounds["batchcl, aiohttp"]]
         ratios = [mine / theirs for mine, theirs in zip(ours, rates, strict=True)]
         rows.append(
             {
@@ -96,7 +96,7 @@ def compared(arguments: argparse.Namespace) -> tuple[list[dict[str, object]], in
                 "highest": round(max(rates)),
                 "cpu_us_per_call": round(1e6 / statistics.median(rates)),
                 "calls_per_second": round(statistics.median(arguments.calls / each["wall_s"] for each in found)),
-                "wire_is_times": round(statistics.median(ratios), 2),
+                "aiohttp_is_times": round(statistics.median(ratios), 2),
                 "to_reach": TARGETS.get(name),
             }
         )
@@ -132,7 +132,7 @@ def main() -> None:
         target = "" if row["to_reach"] is None else f" (to reach: {row['to_reach']})"
         rates = f"{row['calls_per_cpu_second']:>6,} calls/CPU-s ({row['lowest']:,} to {row['highest']:,})"
         costs = f"{row['cpu_us_per_call']:>4,} µs CPU a call, {row['calls_per_second']:>6,} calls/s"
-        print(f"{row['client']:18} {rates}, {costs}; the wire does {row['wire_is_times']} times as many{target}")
+        print(f"{row['client']:18} {rates}, {costs}; aiohttp does {row['aiohttp_is_times']} times as many{target}")
     print(f"the stub takes {stub_us} µs CPU an answer")
     print(
         "not claimed: the speed of AWS or over TLS, calls with the bytes of images, or a run with its list and tables"

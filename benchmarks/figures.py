@@ -82,13 +82,13 @@ def pacing(said: dict[str, Any]) -> Iterator[Figure]:
 
 
 def client_cost(said: dict[str, Any]) -> Iterator[Figure]:
-    """Calls a CPU-second, and how many times as many the wire does."""
+    """Calls a CPU-second, and how many times as many aiohttp does."""
     for row in said["clients"]:
         yield f"calls a CPU-second, {row['client']}", f"{row['calls_per_cpu_second']:,}"
     for row in said["clients"]:
         if row["to_reach"] is not None:
-            times, target = row["wire_is_times"], row["to_reach"]
-            yield f"the wire beside {row['client']}", f"{times} times", f"{target} times", times >= target
+            times, target = row["aiohttp_is_times"], row["to_reach"]
+            yield f"aiohttp beside {row['client']}", f"{times} times", f"{target} times", times >= target
 
 
 def listing(said: dict[str, Any]) -> Iterator[Figure]:

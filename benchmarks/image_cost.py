@@ -15,24 +15,29 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import anyio
 from common import conditions, cores
 from memory import StubDetector, StubSource, score
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the fakes of the tests
+
 from batchcl.errors import ModelNotReadyError
 from batchcl.events import Progress
 from batchcl.images import ImageRef
 from batchcl.outcomes import Outcome
 from batchcl.pacing.controller import RateController
-from batchcl.pacing.pacer import AdaptivePacer, Pacer, UnpacedPacer
+from batchcl.pacing.pacer import AdaptivePacer, Pacer
 from batchcl.runs.worklist import Batch
 from batchcl.scoring.engine import Engine
+from sim.service import UnpacedPacer
 
 PLENTY_TPS = 1e6
 WAITING_TPS = 500

@@ -189,7 +189,7 @@ def plan_figures(keys: int, latency_ms: float) -> list[dict[str, object]]:
                 stdout=subprocess.PIPE,
             )
             figures = {"wall_s": time.monotonic() - begun_at, "cpu_s": children_cpu_s() - cpu_before}
-        assert json.loads(done.stdout)["images"] == keys
+        assert json.loads(done.stdout)["planned"] == keys
         rows.append(
             {"images": keys, "latency_ms": latency, **{name: round(value, 1) for name, value in figures.items()}}
         )

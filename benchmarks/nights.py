@@ -48,8 +48,8 @@ from batchcl.runs.markers import write_marker
 from batchcl.runs.publish import publish_journal
 from batchcl.runs.record import RunRecord, write_summary
 from batchcl.runs.store import Store
-from batchcl.runs.worklist import WorkList, WorkListTotals, image_table
-from batchcl.summary import SessionRecord, Summary
+from batchcl.runs.worklist import WorkList, image_table
+from batchcl.summary import SessionRecord, SourceCounts, Summary
 from servers import KEY, REGION, SECRET, aws_env, client, make_bucket, running_seaweed
 
 BUCKET = "nights"
@@ -210,7 +210,7 @@ async def _night(store: Store, number: int) -> None:
         done = counts(content.entries)
         await write_marker(store, paths, shard, round_=0, entries=content.entries, images=rows)
         total += done
-    await worklist.complete(WorkListTotals(shards=SHARDS, images=worklist.images))
+    await worklist.complete(SourceCounts(planned=worklist.images))
     lease.settled = True
     await lease.release()
     await write_summary(store, _summary(store, record, total, SessionRecord.of(0, spent)))

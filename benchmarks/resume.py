@@ -34,10 +34,10 @@ def _prepare(out: str, images: int) -> None:
     from batchcl.runs.layout import PartName, RunPaths
     from batchcl.runs.store import Store
     from batchcl.runs.worklist import WorkList
-    from batchcl.scoring.source_counts import SourceCounts
     from batchcl.scoring.work_list_writer import write_work_list
     from batchcl.sources.filters import Filters
     from batchcl.sources.select import Selection
+    from batchcl.summary import SourceCounts
 
     anyio.run(partial(score, out, SHARD))
     paths = RunPaths("r")

@@ -34,11 +34,11 @@ from batchcl.aws.session import Aws
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
-from batchcl.scoring.source_counts import SourceCounts
 from batchcl.scoring.work_list_writer import write_work_list
 from batchcl.sources.filters import Filters
 from batchcl.sources.open import open_sources
 from batchcl.sources.select import Selection
+from batchcl.summary import SourceCounts
 
 FIELDS = (
     "Bucket",

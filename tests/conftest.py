@@ -21,16 +21,16 @@ from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from batchcl.emulator.demo import demo_data, demo_model
+from commands import run_command
 from servers import (
+    CommandResult,
     Demo,
-    Ended,
     aws_env,
     run_process,
     running_seaweed,
     serving,
     start_model,
 )
-from typed import typed
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
@@ -83,21 +83,25 @@ def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def cli(clean_env: dict[str, str]) -> Callable[..., Ended]:
+def cli(clean_env: dict[str, str]) -> Callable[..., CommandResult]:
     """Run a command in the test's own process, which saves the time of imports."""
 
-    def run(*args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None) -> Ended:
+    def run(
+        *args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None
+    ) -> CommandResult:
         with patch.dict(os.environ, clean_env | dict(env or {}), clear=True), chdir(cwd or Path.cwd()):
-            return typed("", *args, stdin=stdin)
+            return run_command("", *args, stdin=stdin)
 
     return run
 
 
 @pytest.fixture
-def cli_process(clean_env: dict[str, str]) -> Callable[..., Ended]:
+def cli_process(clean_env: dict[str, str]) -> Callable[..., CommandResult]:
     """Run a command in a process of its own."""
 
-    def run(*args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None) -> Ended:
+    def run(
+        *args: object, env: Mapping[str, str] | None = None, stdin: bytes = b"", cwd: Path | None = None
+    ) -> CommandResult:
         return run_process(*args, env=clean_env | dict(env or {}), stdin=stdin, cwd=cwd)
 
     return run

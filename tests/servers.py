@@ -30,19 +30,20 @@ REGION = "us-east-1"
 
 
 @dataclass(frozen=True)
-class Ended:
-    """Exit code and output of a command."""
+class CommandResult:
+    """Exit code and output of a command; `both` is stdout and stderr as they were interleaved, if that is known."""
 
     code: int
     out: str
     err: str
+    both: str = ""
 
     @property
     def json(self) -> Any:
         return json.loads(self.out)
 
 
-def run_process(*args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None) -> Ended:
+def run_process(*args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None) -> CommandResult:
     """Run a command in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "batchcl", *map(str, args)],
@@ -53,7 +54,7 @@ def run_process(*args: object, env: Mapping[str, str], stdin: bytes = b"", cwd: 
         check=False,
         cwd=cwd,
     )
-    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @dataclass(frozen=True)

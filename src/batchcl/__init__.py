@@ -76,9 +76,8 @@ if TYPE_CHECKING:
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
     from batchcl.scoring.run import run
-    from batchcl.scoring.source_counts import SourceCounts
     from batchcl.stop_signal import StopSignal
-    from batchcl.summary import SessionRecord, Summary
+    from batchcl.summary import SessionRecord, SourceCounts, Summary
     from batchcl.thresholds import Thresholds
 
 __all__ = [
@@ -202,9 +201,8 @@ _EXPORTS = {
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),
     "batchcl.scoring.run": ("run",),
-    "batchcl.scoring.source_counts": ("SourceCounts",),
     "batchcl.stop_signal": ("StopSignal",),
-    "batchcl.summary": ("SessionRecord", "Summary"),
+    "batchcl.summary": ("SessionRecord", "SourceCounts", "Summary"),
     "batchcl.thresholds": ("Thresholds",),
 }
 """Module → its public names; whatever isn't listed is an error class."""

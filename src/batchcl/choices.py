@@ -14,7 +14,7 @@ __all__ = ["Encryption", "Order", "ServerSideEncryption", "SourceKind", "Transpo
 class Transport(StrEnum):
     """Client for DetectCustomLabels and ListObjectsV2: batchcl's own (`aws.http`), or the SDK."""
 
-    WIRE = "wire"
+    AIOHTTP = "aiohttp"
     AIOBOTO3 = "aioboto3"
 
 

@@ -80,7 +80,7 @@ class ImageRef:
         extra: the image's other fields in a manifest, as JSON.
         region: of the bucket, if it differs from the model's; else None.
         member: position in an archive; None for a separate file or object.
-        any_name: its extension is not checked, because a list names it or the user asked for that.
+        any_extension: its extension is not checked, because a list names it or the user asked for that.
     """
 
     uri: str
@@ -93,7 +93,7 @@ class ImageRef:
     extra: str | None = None
     region: str | None = None
     member: ArchiveMember | None = None
-    any_name: bool = False
+    any_extension: bool = False
 
     @property
     def local(self) -> bool:
@@ -118,7 +118,7 @@ def check_limits(image: ImageRef, *, fit: bool = False) -> SkipReason | None:
     """Check name and size of `image` against the service's limits: why it is skipped, or None.
 
     Uses the listing only; pixels, the actual format and truncation are not checked. `fit` accepts what can be shrunk or
-    converted. The extension is not checked for an image with `any_name`.
+    converted. The extension is not checked for an image with `any_extension`.
     """
     if not image.key.isascii() and not _encodable(image.key):
         return SkipReason("UndecodableName", "the file's name is not valid UTF-8; rename it")
@@ -127,7 +127,7 @@ def check_limits(image: ImageRef, *, fit: bool = False) -> SkipReason | None:
     name = image.key.rpartition("/")[2]  # pathlib interns each key, and takes ten times as long
     if image.member is not None:
         name = image.key[len(image.member.archive) + 1 :].rpartition("/")[2]
-    if not image.any_name and (reason := _check_name(name, fit=fit)) is not None:
+    if not image.any_extension and (reason := _check_name(name, fit=fit)) is not None:
         return reason
     return None if image.size_bytes is None else _check_size(image, image.size_bytes, fit=fit)
 
@@ -198,9 +198,9 @@ class Bookmark:
         source: number of the source, from 0.
         position: of the last image read from it.
         taken: images that passed the filters so far.
-        repeated: duplicates so far.
-        known: images excluded so far because their version has a result.
-        known_failed: images excluded so far because their version has a permanent failure.
+        duplicates: duplicates so far.
+        already_scored: images excluded so far because their version has a result.
+        already_failed: images excluded so far because their version has a permanent failure.
         filtered: images excluded so far by filters: the filter's name → count.
         cut: the largest rank in the sample, found before the first image; None without a sample.
     """
@@ -208,9 +208,9 @@ class Bookmark:
     source: int
     position: Position
     taken: int
-    repeated: int = 0
-    known: int = 0
-    known_failed: int = 0
+    duplicates: int = 0
+    already_scored: int = 0
+    already_failed: int = 0
     filtered: Mapping[str, int] = field(default_factory=dict)
     cut: int | None = None
 

@@ -340,7 +340,7 @@ class Job(BaseModel, JobOptions, frozen=True):
             attribute=self.attribute,
             all_versions=self.all_versions,
             as_of=None if self.as_of is None else str(self.as_of),
-            any_name=self.any_extension,
+            any_extension=self.any_extension,
             skip_bad_lines=self.skip_bad_lines,
         )
 
@@ -406,6 +406,9 @@ def _describe_job() -> None:
 _describe_job()
 
 
+_EMULATOR_FLAGS: Final = frozenset({"emulator", "emulator_state"})
+
+
 def fingerprint(scored_as: Mapping[str, Any]) -> str:
     """A short digest of `Job.scored_as`."""
     return hashlib.sha256(orjson.dumps(scored_as, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
@@ -438,6 +441,8 @@ class _Origins:
     def unknown(self, field: str) -> str:
         """What to say about a key, or argument, that is not an option."""
         similar = get_close_matches(field, _FIELDS, 1)
+        if field in _EMULATOR_FLAGS and not self.is_python:
+            return f"{self.name(field)} is not an option of a job; pass {flag_of(field)} on the command line"
         what = f"there is no {self.name(field)}" if self.is_python else f"the key {self.name(field)} is unknown"
         if similar:
             return f"{what}; did you mean {similar[0]}?"

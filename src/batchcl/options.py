@@ -174,7 +174,7 @@ class JobOptions:
     ] = 256
     transport: Annotated[
         Transport, Option("HTTP client of calls and listings; aioboto3 needs about four times the CPU.", SCORING)
-    ] = Transport.WIRE
+    ] = Transport.AIOHTTP
     cross_region: Annotated[
         bool, Option("Download images from buckets in other regions and send them as bytes.", SCORING)
     ] = False

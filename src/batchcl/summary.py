@@ -1,4 +1,4 @@
-"""The summary of a run and of each of its sessions."""
+"""The summary of a run, of its sources, and of each of its sessions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["SessionRecord", "Summary", "rate"]
+__all__ = ["SessionRecord", "SourceCounts", "Summary", "rate"]
 
 
 Status = Literal["done", "stopped"]
@@ -54,13 +54,65 @@ class SessionRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """The summary of a run, over all its sessions.
+class SourceCounts:
+    """What became of the lines and images of the sources.
+
+    Attributes:
+        lines: lines and rows of all lists, the sum of all other counts; None if a source is not a list.
+        planned: images on the work list.
+        bad_lines: lines that don't name an image.
+        ignored: entries that are not an image to score, such as delete markers: kind → count.
+        duplicates: images that were named before.
+        filtered: images excluded by filters.
+        filtered_by: filter → images that it excluded; `size_unknown` if `min_size` or `max_size` can't be checked, etc.
+        already_scored: images excluded by `--incremental` because their version has a result.
+        already_failed: images excluded by `--incremental` because their version has a permanent failure.
+    """
+
+    lines: int | None = None
+    planned: int = 0
+    bad_lines: int = 0
+    ignored: dict[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    filtered: int = 0
+    filtered_by: dict[str, int] = field(default_factory=dict)
+    already_scored: int = 0
+    already_failed: int = 0
+
+    @property
+    def excluded(self) -> int:
+        """Lines and images that were read, and are not on the work list."""
+        known = self.already_scored + self.already_failed
+        return self.bad_lines + sum(self.ignored.values()) + self.duplicates + self.filtered + known
+
+    @property
+    def unread(self) -> int:
+        """Lines that were not read because `--limit` was reached."""
+        return 0 if self.lines is None else max(self.lines - self.planned - self.excluded, 0)
+
+    def describe_sources(self) -> str:
+        """Return `1,000 lines read = 990 planned + 10 bad`, or only the right-hand side if `lines` is None."""
+        counts = {
+            "planned": self.planned,
+            "filtered": self.filtered,
+            "duplicates": self.duplicates,
+            "already scored": self.already_scored,
+            "failed permanently before": self.already_failed,
+            "bad": self.bad_lines,
+            **self.ignored,
+            "after the limit": self.unread,
+        }
+        parts = " + ".join(f"{count:,} {what}" for what, count in counts.items() if count or what == "planned")
+        return parts if self.lines is None else f"{self.lines:,} lines read = {parts}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(SourceCounts):
+    """The summary of a run, over all its sessions; `planned` excludes images that another run has scored since.
 
     Attributes:
         status: `done` if every image on the work list has a row, else `stopped`.
         reason: why it stopped.
-        planned: images on the work list, without those that another run has scored since.
         unlabelled: scored images for which the model found no label; they are also counted as `scored`.
         calls: DetectCustomLabels calls, including throttled ones.
         throttled: calls refused for capacity.
@@ -70,22 +122,13 @@ class Summary:
         sessions: the sessions in order; a killed one is counted up to its last heartbeat.
         min_confidence: the requested minimum; None for the model's own threshold.
         tolerated: whether failures stayed within `max_failures`.
-        bad_lines: malformed lines of lists.
-        repeated: duplicates.
-        known: images excluded by `--incremental` because their version has a result.
-        known_failed: images excluded by `--incremental` because their version has a permanent failure.
         retryable: failed images that `batchcl retry` scores again; None until the run, or its retry, is done.
         fittable: failed and skipped images that `--fit` may fix; None until the run, or its retry, is done.
-        filtered: images excluded by filters.
-        filtered_by: filter → images that it excluded.
-        left_out: lines of lists that do not name an image to score: reason → count.
-        lines: lines and rows of all lists; None if a source is not a list, or the work list is incomplete.
         round: 0, or the number of the retry that this summarizes.
     """
 
     run_id: str
     status: Status
-    planned: int
     scored: int
     failed: int
     skipped: int
@@ -101,23 +144,16 @@ class Summary:
     tolerated: bool = True
     min_confidence: float | None = None
     cost_usd: float | None = None
-    bad_lines: int = 0
-    repeated: int = 0
-    known: int = 0
-    known_failed: int = 0
     retryable: int | None = None
     fittable: int | None = None
-    filtered: int = 0
-    filtered_by: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-    lines: int | None = None
     round: int = 0
     reason: str | None = None
     sessions: tuple[SessionRecord, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, for `--json`."""
-        return asdict(self)
+        """All fields, for `--json`, those of the sources last."""
+        values = asdict(self)
+        return {name: values[name] for name in self.__annotations__} | values
 
 
 def rate(images: float, seconds: float) -> float:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import random
 import signal
 from contextlib import ExitStack
+from itertools import product
 
 import pytest
 
-from crash.conftest import cycles
+from crash.conftest import IN_SUITE, cycles
 from crash.harness import ends_within, started, until_begun
 
 FLAGS = ("--run-id", "r", "--shard-size", 5, "--json")
 DONE, STOPPED = 0, 4
 
 
-@pytest.mark.parametrize("left_behind", [False, True], ids=["new", "orphaned"])
-@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize(
+    ("where", "left_behind"),
+    [("local", False), ("s3", True)] if IN_SUITE else product(["local", "s3"], [False, True]),
+)
 def test_concurrent_processes_of_a_run_score_each_image_once(where, left_behind, jobs, place, expected_tables):
     """Half of the races start with the lease of a dead process. Both may take it over: only the journal decides."""
     races, overlaps = cycles(default=1, at_most=10), 0
@@ -39,7 +42,7 @@ def test_concurrent_processes_of_a_run_score_each_image_once(where, left_behind,
     assert overlaps, "in no race were both processes running at the same time"
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("where", ["s3"] if IN_SUITE else ["local", "s3"])
 def test_a_suspended_process_stops_after_a_takeover(where, jobs, place, expected_tables):
     """As after a minute of suspension: both processes are running, and no image has two rows."""
     for number in range(cycles(default=1, at_most=5)):

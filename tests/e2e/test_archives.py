@@ -57,7 +57,7 @@ def test_a_resumed_run_over_a_shard_pays_for_no_image_twice(cli, env, demo, shar
     assert second.json["calls"] == 30
     assert second.json["sessions"][-1]["calls"] == 30 - first["scored"]
     assert second.json | {"planned": 60, "scored": 30, "skipped": 30, "failed": 0} == second.json
-    assert second.json["left_out"] == {"links": 1}
+    assert second.json["ignored"] == {"links": 1}
     rows = published(out.root)
     assert len(rows) == rows["uri"].n_unique() == 30
     assert {f"{path}#../../../tmp/up.jpg", f"{path}#/abs/olute.jpg"} <= set(rows["key"])
@@ -65,7 +65,7 @@ def test_a_resumed_run_over_a_shard_pays_for_no_image_twice(cli, env, demo, shar
     assert sorted(each.name for each in path.parent.iterdir()) == ["x.tar"]
     flags = ("--out", out.root, "--incremental", "--include", "*.jpg", "--json")
     again = cli("run", path, "--model", demo.arn, *flags, env=env)
-    assert (again.code, again.json["calls"], again.json["known"]) == (0, 0, 30), again.err
+    assert (again.code, again.json["calls"], again.json["already_scored"]) == (0, 0, 30), again.err
 
 
 def test_a_shard_in_s3_is_scored(cli, env, demo, shard, seaweed, tmp_path: Path):
@@ -75,7 +75,7 @@ def test_a_shard_in_s3_is_scored(cli, env, demo, shard, seaweed, tmp_path: Path)
     uri = f"s3://{BUCKET}/shards/x.tar"
     plan = cli("plan", uri, "--model", demo.arn, "--out", tmp_path / "out", "--include", "*.jpg", "--json", env=env)
     assert plan.code == 0, plan.err
-    assert (plan.json["images"], plan.json["calls"], plan.json["left_out"]) == (30, 30, {"links": 1})
+    assert (plan.json["planned"], plan.json["calls"], plan.json["ignored"]) == (30, 30, {"links": 1})
     done = cli("run", uri, "--model", demo.arn, "--out", tmp_path / "out", "--include", "*.jpg", "--json", env=env)
     assert done.code == 0, done.err
     assert done.json["scored"] == 30

@@ -12,7 +12,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from certificates import certificates
-from servers import Ended, aws_env
+from servers import CommandResult, aws_env
 from tables import published
 from unit.aws.raw_server import CUT, HANG, Answers, Asked, RawServer, answering, http
 
@@ -56,11 +56,11 @@ def service(detect: Answers, *, version: str = "HTTP/1.1", **how: Any) -> Iterat
 
 
 @pytest.fixture
-def score(demo, cli, tmp_path) -> Callable[..., Ended]:
+def score(demo, cli, tmp_path) -> Callable[..., CommandResult]:
     """Run over ten images, and check what all outcomes have in common."""
 
-    def run(env: dict[str, str]) -> Ended:
-        done: Ended = cli(
+    def run(env: dict[str, str]) -> CommandResult:
+        done: CommandResult = cli(
             *("run", demo.data.images, "--limit", 10, "--model", MODEL, "--out", tmp_path / "out", "--json"),
             env=env,
         )
@@ -73,11 +73,11 @@ def score(demo, cli, tmp_path) -> Callable[..., Ended]:
 
 
 @pytest.fixture
-def detect(demo, cli) -> Callable[[dict[str, str]], Ended]:
+def detect(demo, cli) -> Callable[[dict[str, str]], CommandResult]:
     """Score one image with `batchcl detect`, which reports connection errors without the checks of `run`."""
 
-    def one(env: dict[str, str]) -> Ended:
-        done: Ended = cli("detect", next(demo.data.images.iterdir()), "--model", MODEL, env=env)
+    def one(env: dict[str, str]) -> CommandResult:
+        done: CommandResult = cli("detect", next(demo.data.images.iterdir()), "--model", MODEL, env=env)
         assert "Traceback" not in done.err, done.err[-4000:]
         return done
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from commands import run_command
 from servers import aws_env, client, make_bucket, wait_for
-from typed import typed
 from unit.emulator.harness import running_server
 
 BUCKET = "photos-of-datasets"
@@ -42,7 +42,7 @@ def aws(endpoint, seaweed, monkeypatch, tmp_path) -> None:
 @pytest.fixture
 def project(request) -> str:
     name = request.node.name.removeprefix("test_").replace("[", "-").rstrip("]").replace(" ", "-")[:60].rstrip("-")
-    assert typed("", "project", "create", name).code == 0
+    assert run_command("", "project", "create", name).code == 0
     return str(name)
 
 
@@ -73,25 +73,25 @@ def outside(n: int) -> dict[str, Any]:
 @pytest.mark.parametrize(("line", "labels"), [(multilabel, 3), (no_confidence, 2)])
 def test_convertible_annotations_become_a_dataset(project, tmp_path, line, labels):
     path = manifest(tmp_path / "m.manifest", [line(n) for n in range(30)])
-    created = typed(
+    created = run_command(
         "", "dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}", "--json"
     )
     assert created.code == 0, created.err
     (dataset,) = created.json["datasets"]
     assert (dataset["entries"], dataset["labeled"], dataset["labels"], dataset["errors"]) == (30, 30, labels, 0)
-    again = typed("", "dataset", "update", f"{project}/train", path, "--json")
+    again = run_command("", "dataset", "update", f"{project}/train", path, "--json")
     assert (again.code, again.json["dataset"]["errors"]) == (0, 0), again.err
 
 
 def test_boxes_outside_the_image_are_refused_with_their_lines(project, tmp_path):
     path = manifest(tmp_path / "m.manifest", [outside(n) for n in range(30)])
     create = ("dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}")
-    refused = typed("", *create)
+    refused = run_command("", *create)
     assert refused.code == 2, refused.err
     assert "15 files or lines can't be used" in refused.err
     assert "line 2: a box of 'cat' from (10, 10) to (510, 40) is outside" in refused.err
-    assert typed("", "dataset", "show", f"{project}/train").code == 5, "nothing was made"
-    skipped = typed("", *create, "--skip-invalid", "--json")
+    assert run_command("", "dataset", "show", f"{project}/train").code == 5, "nothing was made"
+    skipped = run_command("", *create, "--skip-invalid", "--json")
     assert skipped.code == 0, skipped.err
     assert (skipped.json["datasets"][0]["entries"], len(skipped.json["skipped"])) == (15, 15)
 
@@ -100,7 +100,7 @@ def test_a_video_manifest_is_refused(project, tmp_path):
     metadata = {"class-map": {"0": "car"}, **ORIGIN, "type": "groundtruth/video-object-detection"}
     path = manifest(tmp_path / "v.manifest", [{"Car-ref": "s3://b/x.json", "Car-ref-metadata": metadata}])
     for verb in (("create", f"{project}/train"), ("create", project, "--test-share", "0.2")):
-        refused = typed("", "dataset", *verb, path, "--upload-to", f"s3://{BUCKET}/{project}")
+        refused = run_command("", "dataset", *verb, path, "--upload-to", f"s3://{BUCKET}/{project}")
         assert refused.code == 2, refused.err
         assert "it is a line of a video manifest" in refused.err
 
@@ -114,15 +114,15 @@ def test_errors_reported_by_the_service_give_exit_code_3(project, tmp_path, seaw
     arn = rekognition.describe_projects(ProjectNames=[project])["ProjectDescriptions"][0]["ProjectArn"]
     created = rekognition.create_dataset(ProjectArn=arn, DatasetType="TEST", DatasetSource=source)["DatasetArn"]
     wait_for(lambda: described(rekognition, created)["Status"] == "CREATE_COMPLETE")
-    copied = typed("", "dataset", "create", f"{project}/train", f"{project}/test", "--json")
+    copied = run_command("", "dataset", "create", f"{project}/train", f"{project}/test", "--json")
     assert copied.code == 3, copied.err
     assert copied.json["datasets"][0]["errors"] == 20
     assert f"20 of the 20 entries of {project}/train have errors; list them with" in copied.err
-    updated = typed("", "dataset", "update", f"{project}/train", path, "--json")
+    updated = run_command("", "dataset", "update", f"{project}/train", path, "--json")
     assert (updated.code, updated.json["dataset"]["errors"]) == (3, 10), updated.err
     again = path.read_bytes().replace(b".png", b".jpg")
     path.write_bytes(again)
-    assert typed("", "dataset", "update", f"{project}/train", path).code == 0
+    assert run_command("", "dataset", "update", f"{project}/train", path).code == 0
 
 
 def described(rekognition: Any, arn: str) -> dict[str, Any]:
@@ -134,10 +134,10 @@ def test_a_manifest_in_s3_is_checked_too(project, tmp_path, seaweed, line):
     path = manifest(tmp_path / "m.manifest", [line(n) for n in range(10)])
     key = f"manifests/{project}.manifest"
     client("s3", seaweed).put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
-    refused = typed("", "dataset", "create", f"{project}/train", f"s3://{BUCKET}/{key}")
+    refused = run_command("", "dataset", "create", f"{project}/train", f"s3://{BUCKET}/{key}")
     assert refused.code == 2, refused.err
     assert ("is outside" if line is outside else "which converts it") in refused.err
-    assert typed("", "dataset", "show", f"{project}/train").code == 5, "nothing was created"
+    assert run_command("", "dataset", "show", f"{project}/train").code == 5, "nothing was created"
 
 
 def pictures(folder: Path, *names: str) -> Path:
@@ -151,24 +151,26 @@ def test_train_and_test_folders_become_the_two_datasets(project, tmp_path):
     names = [f"{kind}/{label}/{n}.png" for kind in ("train", "test") for label in ("cat", "dog") for n in range(2)]
     folder = pictures(tmp_path / "divided", *names, "train/.thumbs/x.png")
     create = ("dataset", "create", project, folder, "--upload-to", f"s3://{BUCKET}/{project}", "--json")
-    refused = typed("", *create, "--test-share", "0.2")
+    refused = run_command("", *create, "--test-share", "0.2")
     assert refused.code == 2
     assert "already divided into train and test. Name only the project" in refused.err
-    created = typed("", *create)
+    created = run_command("", *create)
     assert created.code == 0, created.err
     assert [(each["kind"], each["entries"], each["labels"]) for each in created.json["datasets"]] == [
         ("train", 4, 2),
         ("test", 4, 2),
     ]
     assert created.json["remarks"] == ["hidden files and folders ignored: 1"]
-    labels = typed("", "dataset", "labels", f"{project}/test", "--json").json
+    labels = run_command("", "dataset", "labels", f"{project}/test", "--json").json
     assert {each["label"] for each in labels} == {"cat", "dog"}
 
 
 def test_similar_labels_are_reported_before_the_upload(project, tmp_path):
     folder = pictures(tmp_path / "photos", "cat/0.png", "Cat/1.png", "dog/2.png")
     (folder / "dog/3.png").write_bytes((folder / "cat/0.png").read_bytes())
-    created = typed("", "dataset", "create", f"{project}/train", folder, "--upload-to", f"s3://{BUCKET}/{project}")
+    created = run_command(
+        "", "dataset", "create", f"{project}/train", folder, "--upload-to", f"s3://{BUCKET}/{project}"
+    )
     assert created.code == 0, created.err
     assert "2 labels differ only in case, spaces or Unicode form: 'Cat', 'cat'" in created.err
     assert "identical images with different labels: 1, for example cat/0.png and dog/3.png" in created.err
@@ -178,7 +180,7 @@ def test_a_csv_of_images_and_labels_becomes_a_dataset(project, tmp_path):
     pictures(tmp_path / "photos", "a.png", "b.png", "c d.png")
     path = tmp_path / "list.csv"
     path.write_text("photos/a.png,cat\nphotos/b.png,dog,small\nphotos/c d.png,dog\n")
-    created = typed(
+    created = run_command(
         "", "dataset", "create", f"{project}/train", path, "--upload-to", f"s3://{BUCKET}/{project}", "--json"
     )
     assert created.code == 0, created.err

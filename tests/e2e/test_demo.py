@@ -8,7 +8,7 @@ import shutil
 import batchcl
 
 
-def test_the_demo_scores_unseen_digits_well_and_shows_results(cli_process, demo, tmp_path):
+def test_the_demo_scores_unseen_digits_well_and_shows_results(cli, cli_process, demo, tmp_path):
     directory = tmp_path / "demo"
     shutil.copytree(demo.state, directory / "emulator")  # already trained, as in a second `make demo`
     done = cli_process("demo", directory)
@@ -17,7 +17,7 @@ def test_the_demo_scores_unseen_digits_well_and_shows_results(cli_process, demo,
         assert heading in done.out
     commands = [line.removeprefix("batchcl:   ") for line in done.err.splitlines() if "batchcl:   " in line][1:]
     assert [command.split()[1] for command in commands] == ["confidence", "query", "run"]
-    evaluated = cli_process("evaluate", directory / "out", "--truth", directory / "truth.manifest", "--json")
+    evaluated = cli("evaluate", directory / "out", "--truth", directory / "truth.manifest", "--json")
     assert evaluated.code == 0, evaluated.err
     assert evaluated.json["summary"]["images"] == 300
     assert evaluated.json["summary"]["missing"] == 0
@@ -45,3 +45,7 @@ def test_emulator_runs_need_no_model_or_credentials(cli_process, demo, tmp_path)
     assert done.json["scored"] == 5
     assert done.json["model"] == demo.arn
     assert done.json["cost_usd"] is None
+    again = cli_process(
+        "retry", tmp_path / "out", done.json["run_id"], "--emulator", "--emulator-state", state, "--json"
+    )
+    assert (again.code, again.json["scored"]) == (0, 5), again.err

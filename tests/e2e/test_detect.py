@@ -23,14 +23,14 @@ import yaml
 import batchcl
 from batchcl.images import MAX_BYTES_INLINE
 from certificates import certificates
+from commands import run_command
 from pixels import resized
-from servers import REGION, Ended, aws_env, client, make_bucket
-from typed import typed
+from servers import REGION, CommandResult, aws_env, client, make_bucket
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly")  # how aiobotocore sends any body
 AWS = Path(sys.executable).with_name("aws")
 BUCKET = "detected"
-Run = Callable[..., Ended]
+Run = Callable[..., CommandResult]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def detect(env) -> Run:
     """`batchcl detect` in this process, which has already imported everything."""
     assert env
 
-    return partial(typed, "detect")
+    return partial(run_command, "detect")
 
 
 @pytest.fixture
@@ -263,14 +263,14 @@ def test_the_region_flag_overrides_the_arn_or_is_refused(detect, aws, demo, pict
     assert (done.code, "ResourceNotFoundException" in done.err) == (5, True), done.err
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     assert detect(picture, "--model", demo.arn).code == 0
-    assert typed("model", "show", demo.arn).code == 0
-    other_region = typed("model", "show", demo.arn, "--region", "eu-west-1")
+    assert run_command("model", "show", demo.arn).code == 0
+    other_region = run_command("model", "show", demo.arn, "--region", "eu-west-1")
     assert (other_region.code, "there is no model" in other_region.err) == (5, True), other_region.err
     for command in ("run", "plan", "doctor"):
-        done = typed(command, picture, "--model", demo.arn, "--out", "out", "--region", "eu-west-1")
+        done = run_command(command, picture, "--model", demo.arn, "--out", "out", "--region", "eu-west-1")
         assert (done.code, done.out) == (5, "")
         assert f"is in {REGION}, and --region is eu-west-1; remove --region or use --region {REGION}" in done.err
-    assert "region       eu-west-1" in typed("doctor", "--region", "eu-west-1").out
+    assert "region       eu-west-1" in run_command("doctor", "--region", "eu-west-1").out
 
 
 @pytest.mark.parametrize(

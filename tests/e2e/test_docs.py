@@ -187,7 +187,8 @@ def test_console_commands_succeed(page, cli, demo, docs_dir, aws):
 
 @pytest.mark.parametrize("name", ["README.md", "docs/analysis.md"])
 def test_python_examples_run(name, docs_dir, clean_env):
-    script = "\n".join(blocks(ROOT / name, "python"))
+    fewer = "from batchcl.emulator import demo; demo._TRAINING_IMAGES, demo._TEST_IMAGES = 60, 30\n"
+    script = fewer + "\n".join(blocks(ROOT / name, "python"))
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", script],
         cwd=docs_dir,

@@ -91,7 +91,7 @@ def test_key_ranges_add_up_to_the_whole_listing(server: Server) -> None:
 
     async def listed() -> list[str]:
         opened = open_page_reader(
-            Aws(), bucket=server.bucket, prefix=PREFIX, region=REGION, transport=Transport.WIRE, connections=16
+            Aws(), bucket=server.bucket, prefix=PREFIX, region=REGION, transport=Transport.AIOHTTP, connections=16
         )
         async with opened as reader:
             short = ShortPages(reader)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from batchcl.cli import query
 from batchcl.errors import OutputError, UsageError
+from commands import run_command
 from servers import aws_env
-from typed import typed
 
 FAULTS = {"missing": None, "no TOML": "faults = [", "unknown kind": "[[faults]]\nkind = 'sorcery'"}
 
@@ -70,10 +70,10 @@ def test_errors_in_a_group_are_told_unless_one_of_them_is_a_bug():
     first, second = UsageError("the first"), OutputError("the second")
     group = ExceptionGroup("outer", [ExceptionGroup("inner", [first]), second])
     with patch.object(query, "check_format", side_effect=group):
-        refused = typed("query out 'SELECT 1'")
+        refused = run_command("query out 'SELECT 1'")
     assert (refused.code, refused.err) == (2, "batchcl: the first\n")
     with patch.object(query, "check_format", side_effect=ExceptionGroup("outer", [first, KeyError("oops")])):
-        bug = typed("query out 'SELECT 1'")
+        bug = run_command("query out 'SELECT 1'")
     assert bug.code == 1
     assert "KeyError" in bug.err
 

@@ -69,11 +69,11 @@ def test_corrupt_images_end_one_run_and_no_later_one(cli, night, bucket, seaweed
     assert (second.code, started) == (0, True), second.err
     left = IMAGES - first.json["scored"]
     assert second.json | {"scored": left, "failed": 1, "calls": left + 1 + second.json["throttled"]} == second.json
-    assert second.json["known_failed"] == CORRUPT + 1, "including the text file"
+    assert second.json["already_failed"] == CORRUPT + 1, "including the text file"
     quiet, started = night("n3")
     assert (quiet.code, quiet.json["calls"], started) == (0, 0, False), quiet.err
     assert f"excluded: {IMAGES} images already scored, {PERMANENT} failed permanently before\n" in quiet.err
-    assert (quiet.json["planned"], quiet.json["known"], quiet.json["known_failed"]) == (0, IMAGES, PERMANENT)
+    assert (quiet.json["planned"], quiet.json["already_scored"], quiet.json["already_failed"]) == (0, IMAGES, PERMANENT)
     s3 = client("s3", seaweed)
     s3.copy_object(Bucket=bucket, Key="in/new.jpg", CopySource=f"{bucket}/in/00.jpg")
     new, started = night("n4")
@@ -94,8 +94,8 @@ def test_plan_counts_scored_and_permanently_failed_images(cli, service, demo, bu
     job = (f"s3://{bucket}/in/", "--model", demo.arn, "--out", f"s3://{bucket}/out", "--incremental", "--json")
     assert cli("run", *job, env=env).code == 3
     plan = cli("plan", *job, env=env).json
-    assert (plan["images"], plan["known"], plan["known_failed"]) == (0, IMAGES, PERMANENT)
+    assert (plan["planned"], plan["already_scored"], plan["already_failed"]) == (0, IMAGES, PERMANENT)
     plan = cli("plan", *job, "--retry-failed", env=env).json
-    assert (plan["calls"], plan["known"], plan["known_failed"]) == (CORRUPT + 1, IMAGES, 0)
+    assert (plan["calls"], plan["already_scored"], plan["already_failed"]) == (CORRUPT + 1, IMAGES, 0)
     fitted = cli("plan", *job, "--fit", env=env).json
-    assert (fitted["calls"], fitted["known_failed"]) == (CORRUPT + 1, 0), "they failed without --fit"
+    assert (fitted["calls"], fitted["already_failed"]) == (CORRUPT + 1, 0), "they failed without --fit"

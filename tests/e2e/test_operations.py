@@ -313,25 +313,17 @@ def _least(shape: Any) -> Any:
     return simple.get(shape.type_name, "x" * max(1, shape.metadata.get("min", 1)))
 
 
-def test_limits_of_an_account_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_an_account_are_kept(world: World) -> None:
     client, limit, quota = world.client, "LimitExceededException", "ServiceQuotaExceededException"
-    monkeypatch.setattr("batchcl.emulator.operations.projects.MAX_PROJECTS", 3)
-    assert refused(lambda: client.create_project(ProjectName="new"))["Error"]["Code"] == limit
-    monkeypatch.setattr("batchcl.emulator.operations.copies.MAX_VERSIONS", 2)
-    assert refused(lambda: client.copy_project_version(**world.copy("new")))["Error"]["Code"] == quota
-    monkeypatch.setattr("batchcl.emulator.operations.copies.MAX_VERSIONS", 9)
-    monkeypatch.setattr("batchcl.emulator.operations.copies.MAX_COPYING", 0)
-    assert refused(lambda: client.copy_project_version(**world.copy("new")))["Error"]["Code"] == limit
-    monkeypatch.setattr("batchcl.emulator.operations.versions.MAX_TRAINING", 0)
-    made = world.good("CreateProjectVersion")
-    assert refused(lambda: client.create_project_version(**made))["Error"]["Code"] == limit
-    monkeypatch.setattr("batchcl.emulator.operations.policies.MAX_POLICIES", 1)
-    put = world.good("PutProjectPolicy")
-    assert refused(lambda: client.put_project_policy(**put))["Error"]["Code"] == quota
-    monkeypatch.setattr("batchcl.emulator.operations.entries.MAX_ENTRIES", 5)
-    monkeypatch.setattr("batchcl.emulator.dataset_files.MAX_ENTRIES", 5)
     changes = {"GroundTruth": jsonl([labelled(99, "cat")])}
-    assert (
-        refused(lambda: client.update_dataset_entries(DatasetArn=world.dataset, Changes=changes))["Error"]["Code"]
-        == limit
-    )
+    calls: list[tuple[dict[str, int], Callable[[], object], str]] = [
+        ({"projects": 3}, lambda: client.create_project(ProjectName="new"), limit),
+        ({"versions": 2}, lambda: client.copy_project_version(**world.copy("new")), quota),
+        ({"copying": 0}, lambda: client.copy_project_version(**world.copy("new")), limit),
+        ({"training": 0}, lambda: client.create_project_version(**world.good("CreateProjectVersion")), limit),
+        ({"policies": 1}, lambda: client.put_project_policy(**world.good("PutProjectPolicy")), quota),
+        ({"entries": 5}, lambda: client.update_dataset_entries(DatasetArn=world.dataset, Changes=changes), limit),
+    ]
+    for quotas, call, code in calls:
+        with world.server.limited_to(**quotas):
+            assert refused(call)["Error"]["Code"] == code

@@ -24,9 +24,9 @@ from batchcl import workflow
 from batchcl.aws import models, waiting
 from batchcl.lifetime.lease_tags import LeaseTag, Role, lease_key, schedule_name_of
 from batchcl.scoring.connections import holder_name
+from commands import run_command
 from iam_proxy import IamProxy, Need, Policy, listed, running_proxy
 from servers import aws_env, client, make_bucket, start_model
-from typed import typed
 from unit.emulator.harness import running_server
 
 ROOT = Path(__file__).parents[2]
@@ -210,15 +210,15 @@ def test_the_run_policy_is_sufficient_and_minimal(trained, proxy):
     proxy.policy = policy("run")
     proxy.needed.clear()
     scored = ("--model", trained.arn, "--out", TABLES)
-    checked = typed("doctor", IMAGES, *scored, "--start-model", "1")
+    checked = run_command("doctor", IMAGES, *scored, "--start-model", "1")
     assert checked.code == 0, checked.out
-    run = typed("run", IMAGES, *scored, "--run-id", "one", "--start-model", "1", *SWITCH, "--json")
+    run = run_command("run", IMAGES, *scored, "--run-id", "one", "--start-model", "1", *SWITCH, "--json")
     assert run.code == 0, run.err
     assert (run.json["scored"], run.json["failed"]) == (10, 0)
-    again = typed("run", IMAGES, *scored, "--run-id", "two", "--incremental", "--start-model", "1")
+    again = run_command("run", IMAGES, *scored, "--run-id", "two", "--incremental", "--start-model", "1")
     assert again.code in {0, 2}, again.err
     for reading in ("labels", "runs", "failures"):
-        assert typed(reading, TABLES).code == 0
+        assert run_command(reading, TABLES).code == 0
     assert proxy.denied == []
     assert unused(proxy.policy, proxy.needed) == []
 
@@ -228,7 +228,7 @@ def test_a_running_model_needs_no_start_permission(trained, proxy):
         "OnlyWithStartModel", "OnlyWithScheduledStopRole", "OnlyWithScheduledStopRoleToo", "OnlyForDoctor"
     )
     start_model(trained.emulator, trained.arn, 1)
-    run = typed("run", IMAGES, "--model", trained.arn, "--out", TABLES, "--run-id", "three", "--json")
+    run = run_command("run", IMAGES, "--model", trained.arn, "--out", TABLES, "--run-id", "three", "--json")
     client("rekognition", trained.emulator).stop_project_version(ProjectVersionArn=trained.arn)
     assert run.code == 0, run.err
     assert run.json["scored"] == 10
@@ -242,7 +242,7 @@ def test_the_reap_policy_is_sufficient_and_minimal(trained, proxy):
     rekognition.tag_resource(ResourceArn=trained.arn, Tags={key: lease.value})
     start_model(trained.emulator, trained.arn, 1)
     proxy.policy = policy("reap")
-    reaped = typed("model reap --json")
+    reaped = run_command("model reap --json")
     assert reaped.code == 0, reaped.err
     assert [each["done"] for each in reaped.json] == ["stopped"]
     assert rekognition.list_tags_for_resource(ResourceArn=trained.arn)["Tags"] == {}
@@ -264,12 +264,12 @@ def test_the_stop_role_covers_the_models_a_run_may_start():
 def test_unreadable_images_start_no_model(trained, proxy):
     proxy.policy = policy("run").without("ReadImages", "OnlyForListsWithVersions")
     arguments = (IMAGES, "--model", trained.arn, "--out", TABLES, "--start-model", "1")
-    run = typed("run", *arguments, "--run-id", "four")
+    run = run_command("run", *arguments, "--run-id", "four")
     assert run.code == 5, run.err
     assert "10 of 10 sampled images can't be read" in run.err
     assert "allow s3:GetObject on them" in run.err
     assert "rekognition:StartProjectVersion" not in proxy.actions
-    checked = typed("doctor", *arguments)
+    checked = run_command("doctor", *arguments)
     assert checked.code == 5
     assert "fail  images       10 of 10 sampled images can't be read" in checked.out
 
@@ -286,7 +286,7 @@ def test_unreadable_images_start_no_model(trained, proxy):
 )
 def test_a_missing_permission_is_named(trained, proxy, sid, message):
     proxy.policy = policy("run").without(sid)
-    run = typed(
+    run = run_command(
         "run", IMAGES, "--model", trained.arn, "--out", TABLES, "--run-id", f"no-{sid}", "--start-model", "1", *SWITCH
     )
     assert run.code == 5, run.err

@@ -126,6 +126,7 @@ def test_a_finished_run_starts_no_model_and_makes_no_call(cli, job, demo, out, e
         assert model_status(idle, demo.arn) == "TRAINING_COMPLETED"
     assert again.code == 0, again.err
     assert "already done" in again.err
+    assert "resuming" not in again.err
     assert "STARTING" not in again.err
     assert again.json == first.json
     assert len(out.uris()) == IMAGES
@@ -246,7 +247,7 @@ def test_retry_of_permanent_failures_starts_no_model(cli, job, demo, env, out, b
     assert "add --fit, or replace the images and score them with `batchcl run --incremental`" in refused.err
     broken()
     retried = cli(*job[:6], "--run-id", "again", "--incremental", "--json", env=env)
-    assert (retried.code, retried.json["calls"], retried.json["known"]) == (0, 4, IMAGES - 4), retried.err
+    assert (retried.code, retried.json["calls"], retried.json["already_scored"]) == (0, 4, IMAGES - 4), retried.err
     assert cli("failures", out.root, "--json", env=env).json == []
     status = cli("status", out.root, "r", "--json", env=env).json
     assert (status["unresolved"], status["retryable"], status["fittable"]) == (3, 0, 3)
@@ -314,11 +315,15 @@ def test_incremental_scores_new_and_changed_files_only(cli, demo, env, pictures,
     first.write_bytes(second.read_bytes())
     second_run = cli(*job, "night-2", env=env)
     assert second_run.code == 0, second_run.err
-    assert (second_run.json["planned"], second_run.json["calls"], second_run.json["known"]) == (2, 2, IMAGES - 1)
+    assert (second_run.json["planned"], second_run.json["calls"], second_run.json["already_scored"]) == (
+        2,
+        2,
+        IMAGES - 1,
+    )
     scored = {row["key"] for row in out.rows("results") if row["run_id"] == "night-2"}
     assert scored == {str(first), str(pictures / "new.jpg")}
     third_run = cli(*job, "night-3", env=env)
-    assert (third_run.code, third_run.json["planned"], third_run.json["known"]) == (0, 0, IMAGES + 1)
+    assert (third_run.code, third_run.json["planned"], third_run.json["already_scored"]) == (0, 0, IMAGES + 1)
 
 
 def test_incremental_compares_etags_in_s3(cli, demo, env, pictures, seaweed):
@@ -334,7 +339,7 @@ def test_incremental_compares_etags_in_s3(cli, demo, env, pictures, seaweed):
     s3.put_object(Bucket=bucket, Key=f"in/{paths[1].name}", Body=paths[0].read_bytes())
     second_run = cli(*job, "night-2", env=env)
     assert second_run.code == 0, second_run.err
-    assert (second_run.json["calls"], second_run.json["known"]) == (1, 4)
+    assert (second_run.json["calls"], second_run.json["already_scored"]) == (1, 4)
     again = [row["key"] for row in OutputRoot(root, seaweed).rows("results") if row["run_id"] == "night-2"]
     assert again == [f"in/{paths[1].name}"]
 
@@ -395,7 +400,7 @@ def test_duplicates_are_scored_once_and_counted(cli, demo, env, pictures, out):
     assert done.code == 0, done.err
     assert (done.json["planned"], done.json["calls"]) == (IMAGES, IMAGES)
     inside, across = 5, 10
-    assert done.json["repeated"] == 2 * inside + 2 * across, "5 within each list, 10 in the folder and the list again"
+    assert done.json["duplicates"] == 2 * inside + 2 * across, "5 within each list, 10 in the folder and the list again"
     assert len(out.uris()) == len(set(out.uris())) == IMAGES
 
 

@@ -56,7 +56,7 @@ def test_fit_converts_local_images_and_skips_the_rest(cli, demo, service, pictur
     run = ("run", pictures, "--model", demo.arn, "--out", out, "--run-id", "r", "--fit", "--json")
     env = aws_env(service)
     planned = cli("plan", *run[1:4], "--fit", "--json", env=env).json
-    assert (planned["images"], planned["calls"], planned["skipped"]) == (10, 9, {"UnsupportedExtension": 1})
+    assert (planned["planned"], planned["calls"], planned["skipped"]) == (10, 9, {"UnsupportedExtension": 1})
     assert cli("plan", *run[1:4], "--json", env=env).json["calls"] == 5
     done = cli(*run, env=env)
     assert done.json | {"planned": 10, "scored": 6, "failed": 0, "skipped": 4} == done.json, done.err

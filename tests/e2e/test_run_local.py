@@ -253,7 +253,7 @@ def test_plan_counts_without_a_call(cli, demo, tmp_path):
     done = cli("plan", tmp_path, "--model", demo.arn, "--json", env=aws_env("http://127.0.0.1:1"))
     assert done.code == 0, done.err
     plan = done.json
-    assert (plan["images"], plan["calls"], plan["skipped"]) == (2, 1, {"UnsupportedExtension": 1})
+    assert (plan["planned"], plan["calls"], plan["skipped"]) == (2, 1, {"UnsupportedExtension": 1})
     assert plan["bytes"] == (tmp_path / "00000.png").stat().st_size
     assert [each["units"] for each in plan["estimates"]] == [1, 2, 3, 4, 5]
     assert plan["estimates"][0]["dollars"] == pytest.approx(1 / 2.8 / 3600 * 4)

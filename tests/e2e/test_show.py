@@ -11,7 +11,7 @@ from PIL import Image
 from batchcl.images import ImageRef
 from batchcl.outcomes import Label, Scored
 from pixels import encoded
-from servers import Ended, aws_env, client, make_bucket
+from servers import CommandResult, aws_env, client, make_bucket
 from unit.analysis.conftest import NOON, Root
 
 PAGE = Path(__file__).parents[2] / "docs" / "report.md"
@@ -26,7 +26,7 @@ LABELS = {
 }
 
 
-def test_the_documented_output_is_current(seaweed: str, tmp_path: Path, cli: Callable[..., Ended]) -> None:
+def test_the_documented_output_is_current(seaweed: str, tmp_path: Path, cli: Callable[..., CommandResult]) -> None:
     s3 = client("s3", seaweed)
     make_bucket(s3, BUCKET)
     (tmp_path / "out").mkdir()

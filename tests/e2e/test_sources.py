@@ -92,7 +92,7 @@ def test_rows_have_the_exact_keys_of_their_lines(cli, aws, demo, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "images", "repeated"),
+    ("name", "flags", "images", "duplicates"),
     [
         ("Parquet", ("--source-kind", "inventory"), len(NAMES), 0),
         ("Parquet", ("--as-of", "2026-11-19"), 1, 0),
@@ -101,13 +101,15 @@ def test_rows_have_the_exact_keys_of_their_lines(cli, aws, demo, tmp_path: Path)
         ("some.manifest", ("--skip-bad-lines",), len(NAMES), 0),
     ],
 )
-def test_list_formats_in_s3_are_detected(cli, aws, demo, lists, name, flags, images, repeated):
+def test_list_formats_in_s3_are_detected(cli, aws, demo, lists, name, flags, images, duplicates):
     done = cli("plan", f"{lists}/{name}", *flags, "--model", demo.arn, "--json", env=aws)
     assert done.code == 0, done.err
     plan = done.json
-    assert (plan["images"], plan["repeated"]) == (images, repeated)
-    left_out = plan["bad_lines"] + plan["filtered"] + plan["known"] + sum(plan["left_out"].values()) + plan["unread"]
-    assert plan["lines"] == images + repeated + left_out
+    assert (plan["planned"], plan["duplicates"]) == (images, duplicates)
+    excluded = (
+        plan["bad_lines"] + plan["filtered"] + plan["already_scored"] + sum(plan["ignored"].values()) + plan["unread"]
+    )
+    assert plan["lines"] == images + duplicates + excluded
 
 
 def test_bad_lines_are_refused_or_recorded(cli, aws, demo, lists, tmp_path: Path):
@@ -139,7 +141,7 @@ def test_an_unrecognized_object_name_is_a_prefix(cli, aws, demo, lists):
     assert done.code == 2
     assert "there is no image to score in" in done.err
     done = cli("plan", f"s3://{BUCKET}/a", "--model", demo.arn, "--json", env=aws)
-    assert done.json["images"] == 3
+    assert done.json["planned"] == 3
 
 
 def test_web_addresses_are_refused_before_the_first_call(cli, aws, demo, tmp_path: Path):

@@ -48,7 +48,7 @@ def test_both_transports_return_the_same_labels(service, demo, images):
         async with open_detector(aws(service), model, transport=transport, min_confidence=0, reader=FILES) as detector:
             return [(await detector.detect(image)).labels for image in images]
 
-    ours, theirs = (anyio.run(labels, transport) for transport in (Transport.WIRE, Transport.AIOBOTO3))
+    ours, theirs = (anyio.run(labels, transport) for transport in (Transport.AIOHTTP, Transport.AIOBOTO3))
     assert ours == theirs
     assert all(ours)
     assert ours[0::2] == ours[1::2]  # as bytes and as objects
@@ -99,7 +99,7 @@ def test_both_transports_write_the_same_rows(service, demo, seaweed, cli, tmp_pa
         )
         assert done.code == 0, done.err
         frames[transport] = published(out).select("uri", "labels").sort("uri")
-    assert frames[Transport.WIRE].equals(frames[Transport.AIOBOTO3])
+    assert frames[Transport.AIOHTTP].equals(frames[Transport.AIOBOTO3])
     refused = cli("run", "x", "--model", demo.arn, "--out", tmp_path, "--transport", "pigeon")
     assert refused.code == 2
     assert "pigeon" in refused.err

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from commands import run_command
 from servers import aws_env, client, serving
-from typed import typed
 
 DOCS = Path(__file__).parents[2] / "docs"
 _DECIMAL = re.compile(r"\d+\.\d+")
@@ -113,7 +113,7 @@ def test_the_page_is_a_real_session(here, name):
             assert_alike(executed(script), expected, script)
             continue
         line = command.replace("$ARN", arn_of("digits@v1", endpoint)) if "$ARN" in command else command
-        ended = typed(line)
+        ended = run_command(line)
         said = ended.both
         assert ended.code == 0, f"$ batchcl {command}\n{said}"
         if os.environ.get("UPDATE_DOCS"):

@@ -22,8 +22,8 @@ from typer.core import TyperGroup
 from batchcl.aws import models, waiting
 from batchcl.cli.app import app
 from batchcl.emulator.digits import write_digits
+from commands import run_command
 from servers import aws_env, client, make_bucket
-from typed import typed
 from unit.emulator.harness import Server, running_server
 
 
@@ -59,7 +59,7 @@ def empty(server, seaweed) -> str:
 def project(request) -> str:
     """A new project's name."""
     name = request.node.name.removeprefix("test_").partition("[")[0][:60].replace("_", "-")
-    made = typed(f"project create {name} --json")
+    made = run_command(f"project create {name} --json")
     assert made.json["name"] == name, made.err
     return str(name)
 
@@ -93,20 +93,20 @@ def test_every_command_has_json_and_examples():
 
 
 def test_a_deletion_needs_a_confirmation(project):
-    typed(f"dataset create {project}/train")
-    nobody = typed(f"project delete {project}")
+    run_command(f"dataset create {project}/train")
+    nobody = run_command(f"project delete {project}")
     assert nobody.code == 2
     assert f"this deletes the project {project} with the train dataset" in nobody.err
     assert "pass --yes" in nobody.err
-    no = typed(f"dataset delete {project}/train", answer="n")
+    no = run_command(f"dataset delete {project}/train", answer="n")
     assert (no.code, "nothing was deleted" in no.err) == (5, True)
-    assert typed(f"dataset show {project}/train").code == 0
-    yes = typed(f"dataset delete {project}/train --json", answer="y")
+    assert run_command(f"dataset show {project}/train").code == 0
+    yes = run_command(f"dataset delete {project}/train --json", answer="y")
     assert (yes.code, yes.json["dataset"]) == (0, f"{project}/train")
     assert "with 0 entries. Continue?" in yes.err
-    assert typed(f"dataset show {project}/train").code == 5
-    assert typed(f"project delete {project} --yes").code == 0
-    assert typed(f"project show {project}").code == 5
+    assert run_command(f"dataset show {project}/train").code == 5
+    assert run_command(f"project delete {project} --yes").code == 0
+    assert run_command(f"project show {project}").code == 5
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_deletion_needs_a_confirmation(project):
 )
 def test_refusals_are_one_sentence_with_what_to_do(empty, tmp_path, command, code, says):
     pictures(tmp_path / "photos")
-    ended = typed(re.sub(r"\bP\b", empty, command))
+    ended = run_command(re.sub(r"\bP\b", empty, command))
     assert ended.code == code, ended.err
     assert says in ended.err
     assert "Traceback" not in ended.err
@@ -159,11 +159,11 @@ def test_unfit_files_are_refused_before_the_upload_or_skipped(seaweed, project, 
     (photos / "a" / "notes.txt").write_text("x")
     (photos / "b" / "small.png").write_bytes(b"")
     create = f"dataset create {project}/train photos --upload-to s3://cmd-unfit/x --create-bucket"
-    refused = typed(create)
+    refused = run_command(create)
     assert refused.code == 2
     assert "2 files or lines can't be used: photos/a/notes.txt: .txt is not a PNG or JPEG name" in refused.err
     assert "cmd-unfit" not in [each["Name"] for each in client("s3", seaweed).list_buckets()["Buckets"]]
-    made = typed(f"{create} --skip-invalid --json")
+    made = run_command(f"{create} --skip-invalid --json")
     assert made.code == 0, made.err
     assert made.json["uploaded"] == {
         "total": 6,
@@ -175,7 +175,7 @@ def test_unfit_files_are_refused_before_the_upload_or_skipped(seaweed, project, 
     assert made.json["manifests"] == ["s3://cmd-unfit/x/train.manifest"]
     assert [each["entries"] for each in made.json["datasets"]] == [6]
     assert "skipped photos/a/notes.txt" in made.err
-    again = typed(f"{create} --skip-invalid")
+    again = run_command(f"{create} --skip-invalid")
     assert again.code == 5
     assert f"already has a train dataset; add to it with `batchcl dataset update {project}/train`" in again.err
     assert "uploaded" not in again.err
@@ -184,41 +184,41 @@ def test_unfit_files_are_refused_before_the_upload_or_skipped(seaweed, project, 
 def test_an_interrupted_upload_is_resumed(project, tmp_path):
     photos = pictures(tmp_path / "photos")
     to = "--upload-to s3://cmd-resume/x --create-bucket"
-    typed(f"dataset create {project}/test photos {to}")
+    run_command(f"dataset create {project}/test photos {to}")
     pictures(tmp_path / "photos", number=5)
-    made = typed(f"dataset create {project}/train {photos} {to}")
+    made = run_command(f"dataset create {project}/train {photos} {to}")
     assert "4 images to upload, 6 of 10 are already in S3" in made.err
     assert "4 images uploaded" in made.err
 
 
 def test_a_dataset_can_be_copied_and_distributed(project, tmp_path):
     pictures(tmp_path / "photos", number=5)
-    typed(f"dataset create {project}/train photos --upload-to s3://cmd-copy/x --create-bucket")
+    run_command(f"dataset create {project}/train photos --upload-to s3://cmd-copy/x --create-bucket")
     other = f"{project}-2"
-    typed(f"project create {other}")
-    copied = typed(f"dataset create {other}/train {project}/train --json")
+    run_command(f"project create {other}")
+    copied = run_command(f"dataset create {other}/train {project}/train --json")
     assert (copied.code, copied.json["datasets"][0]["entries"]) == (0, 10)
-    twice = typed(f"dataset create {other}/train {project}/train")
+    twice = run_command(f"dataset create {other}/train {project}/train")
     assert (twice.code, f"add to it with `batchcl dataset update {other}/train`" in twice.err) == (5, True)
-    shared = typed(f"dataset distribute {other} --json")
+    shared = run_command(f"dataset distribute {other} --json")
     assert shared.code == 0, shared.err
     assert [(each["kind"], each["entries"]) for each in shared.json] == [("train", 8), ("test", 2)]
-    again = typed(f"dataset distribute {other}")
+    again = run_command(f"dataset distribute {other}")
     assert (again.code, "is not empty" in again.err) == (5, True)
     assert "may still be" not in twice.err + again.err, "they were refused"
-    manifest = typed(f"dataset entries {other}/test --manifest").out
+    manifest = run_command(f"dataset entries {other}/test --manifest").out
     assert len(manifest.splitlines()) == 2
     (tmp_path / "corrected.manifest").write_text(manifest.replace('"class-name":"a"', '"class-name":"c"'))
-    changed = typed(f"dataset update {other}/test corrected.manifest")
+    changed = run_command(f"dataset update {other}/test corrected.manifest")
     assert changed.code == 0, changed.err
     assert "2 of 2 entries are in" in changed.err
-    labels = {each["label"]: each["entries"] for each in typed(f"dataset labels {other}/test --json").json}
+    labels = {each["label"]: each["entries"] for each in run_command(f"dataset labels {other}/test --json").json}
     assert sum(labels.values()) == 2
     assert "a" not in labels
 
 
 def test_policies_come_from_a_file_or_stdin(project, tmp_path):
-    arn = typed(f"project show {project} --json").json["arn"]
+    arn = run_command(f"project show {project} --json").json["arn"]
     statement = {
         "Effect": "Allow",
         "Principal": {"AWS": "arn:aws:iam::210987654321:root"},
@@ -226,15 +226,15 @@ def test_policies_come_from_a_file_or_stdin(project, tmp_path):
         "Resource": f"{arn.rpartition('/')[0]}/version/*/*",
     }
     (tmp_path / "policy.json").write_text(json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
-    put = typed(f"project policy put {project} sharing policy.json --json")
+    put = run_command(f"project policy put {project} sharing policy.json --json")
     assert put.code == 0, put.err
-    (found,) = typed(f"project policy list {arn} --json").json
+    (found,) = run_command(f"project policy list {arn} --json").json
     assert (found["name"], found["revision"]) == ("sharing", put.json["revision"])
     assert json.loads(found["document"])["Statement"] == [statement]
-    assert put.json["revision"] in typed(f"project policy list {project}").out
-    assert typed(f"project policy delete {project} sharing").code == 2
-    assert typed(f"project policy delete {project} sharing --yes --json").json["policy"] == "sharing"
-    assert typed(f"project policy list {project} --json").json == []
+    assert put.json["revision"] in run_command(f"project policy list {project}").out
+    assert run_command(f"project policy delete {project} sharing").code == 2
+    assert run_command(f"project policy delete {project} sharing --yes --json").json["policy"] == "sharing"
+    assert run_command(f"project policy list {project} --json").json == []
 
 
 def test_boxes_are_kept_and_a_locating_model_is_evaluated(project, tmp_path):
@@ -247,18 +247,20 @@ def test_boxes_are_kept_and_a_locating_model_is_evaluated(project, tmp_path):
             for line, picture in zip(lines, shown, strict=True)
         ]
         manifest.write_bytes(b"\n".join(local))
-        made = typed(f"dataset create {project}/{kind}", manifest, "--upload-to=s3://cmd-boxes/x", "--create-bucket")
+        made = run_command(
+            f"dataset create {project}/{kind}", manifest, "--upload-to=s3://cmd-boxes/x", "--create-bucket"
+        )
         assert made.code == 0, made.err
     boxed = sum(len(picture.labels) for picture in data.test)
-    assert sum(each["boxed"] for each in typed(f"dataset labels {project}/test --json").json) == boxed
-    (entry,) = typed(f"dataset entries {project}/test --containing 00003 --json").json
+    assert sum(each["boxed"] for each in run_command(f"dataset labels {project}/test --json").json) == boxed
+    (entry,) = run_command(f"dataset entries {project}/test --containing 00003 --json").json
     assert entry["source-ref"] == "s3://cmd-boxes/x/test/00003.jpg"
     assert [(box["left"], box["top"]) for box in entry["digits"]["annotations"]] == [
         (box.left, box.top) for box in data.test[3].boxes
     ]
-    trained = typed(f"model train {project}@v1 --output s3://cmd-boxes/out --description 'a b'")
+    trained = run_command(f"model train {project}@v1 --output s3://cmd-boxes/out --description 'a b'")
     assert trained.code == 0, trained.err
-    evaluation = typed(f"model evaluate {project}@v1 --json --mistakes 1").json
+    evaluation = run_command(f"model evaluate {project}@v1 --json --mistakes 1").json
     assert evaluation["confusion"] is None
     assert 0 < evaluation["average_precision"] <= 1
     assert len(evaluation["mistakes"]) == min(1, evaluation["wrong"])
@@ -266,10 +268,10 @@ def test_boxes_are_kept_and_a_locating_model_is_evaluated(project, tmp_path):
         right, wrong, missed = (each[f"{kind}s"] for kind in ("true_positive", "false_positive", "false_negative"))
         assert each["recall"] == pytest.approx(right / max(1, right + missed))
         assert each["precision"] == pytest.approx(right / max(1, right + wrong))
-    table = typed(f"model evaluate {project}@v1").out
+    table = run_command(f"model evaluate {project}@v1").out
     assert "average_precision" in table
     assert "confident label" not in table
-    refused = typed(f"project delete {project} --yes")
+    refused = run_command(f"project delete {project} --yes")
     assert (refused.code, f"still has the models {project}@v1" in refused.err) == (5, True)
 
 
@@ -278,8 +280,8 @@ def test_after_a_signal_the_message_states_the_cost(seaweed, tmp_path, monkeypat
     pictures(tmp_path / "photos", number=5)
     with running_server(s3_endpoint_url=seaweed, train_seconds=3600) as slow:
         monkeypatch.setenv("AWS_ENDPOINT_URL_REKOGNITION", slow.endpoint)
-        typed("project create long")
-        made = typed("dataset create long photos --test-share 0.4 --upload-to s3://cmd-long/x --create-bucket")
+        run_command("project create long")
+        made = run_command("dataset create long photos --test-share 0.4 --upload-to s3://cmd-long/x --create-bucket")
         assert made.code == 0, made.err
 
         def interrupt() -> None:
@@ -293,34 +295,34 @@ def test_after_a_signal_the_message_states_the_cost(seaweed, tmp_path, monkeypat
 
         thread = threading.Thread(target=interrupt)
         thread.start()
-        ended = typed("model train long@v1 --output s3://cmd-long/out")
+        ended = run_command("model train long@v1 --output s3://cmd-long/out")
         thread.join()
         assert ended.code == code, ended.err
         last = ended.err.strip().splitlines()[-1]
         assert "the training of long@v1 continues in AWS at $1.00 an hour" in last
         assert "`batchcl model wait long@v1 --until TRAINING_COMPLETED`" in last
-        late = typed("model wait long@v1 --until TRAINING_COMPLETED --timeout 0")
+        late = run_command("model wait long@v1 --until TRAINING_COMPLETED --timeout 0")
         assert (late.code, "was still TRAINING_IN_PROGRESS" in late.err) == (4, True)
         assert "only the waiting has ended" in late.err
-        refused = typed("project delete long --everything --yes")
+        refused = run_command("project delete long --everything --yes")
         assert (refused.code, "long@v1 is TRAINING_IN_PROGRESS and can't be deleted" in refused.err) == (5, True)
 
 
 def test_a_failed_training_is_reported_with_its_reason(seaweed, project, tmp_path):
     photos = pictures(tmp_path / "photos", number=5)
-    typed(f"dataset create {project} photos --test-share 0.4 --upload-to s3://cmd-fail/x --create-bucket")
+    run_command(f"dataset create {project} photos --test-share 0.4 --upload-to s3://cmd-fail/x --create-bucket")
     server = client("s3", seaweed)
     for path in photos.glob("*/*"):
         server.delete_object(Bucket="cmd-fail", Key=f"x/{path.relative_to(photos)}")
-    failed = typed(f"model train {project}@v1 --output s3://cmd-fail/out")
+    failed = run_command(f"model train {project}@v1 --output s3://cmd-fail/out")
     assert failed.code == 5
     last = failed.err.strip().splitlines()[-1]
     assert f"{project}@v1 is TRAINING_FAILED" in last
     assert "the errors of each entry are in s3://cmd-fail/out/" in last
     assert "continues in AWS" not in last
-    again = typed(f"model train {project}@v1 --output s3://cmd-fail/out")
+    again = run_command(f"model train {project}@v1 --output s3://cmd-fail/out")
     assert (again.code, f"(`batchcl model list --project {project}`), choose another name" in again.err) == (5, True)
-    evaluated = typed(f"model evaluate {project}@v1")
+    evaluated = run_command(f"model evaluate {project}@v1")
     assert (evaluated.code, "has no evaluation because it is TRAINING_FAILED" in evaluated.err) == (5, True)
     shutil.rmtree(photos)
-    assert typed(f"model delete {project}@v1 --yes --json").json["model"] == f"{project}@v1"
+    assert run_command(f"model delete {project}@v1 --yes --json").json["model"] == f"{project}@v1"

@@ -36,6 +36,7 @@ from batchcl.loaders.base import Preparer
 from batchcl.outcomes import Detection
 from batchcl.runs.layout import RunPaths, shard_and_round
 from batchcl.runs.lease import RunLease, read_lease
+from batchcl.runs.ledger import SEGMENT_ENTRIES
 from batchcl.runs.record import read_record, read_summary
 from batchcl.runs.store import Store, StoredFile
 from batchcl.scoring.retry import execute_round, job_of_round
@@ -350,6 +351,7 @@ class FakeWorld:
     max_failures: int | None = None
     observer: Observer = field(default_factory=SilentObserver)
     stop_signal: StopSignal | None = None
+    segment_entries: int = SEGMENT_ENTRIES
     check_readable: ReadCheck = skip_read_check
 
     def store(self, faults: FaultInjector | None = None) -> FaultyStore:
@@ -436,6 +438,7 @@ class FakeWorld:
             stop_signal=self.stop_signal or StopSignal(),
             begun_at=begun_at,
             utcnow=lambda: utcnow() + dt.timedelta(seconds=self.skew_s),
+            segment_entries=self.segment_entries,
         )
 
     def _job(self) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections import Counter
@@ -10,10 +11,12 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 
 import anyio
+import anyio.lowlevel
 
 from batchcl.errors import BatchclError, CallError, ModelNotReadyError, ThrottledError
 from batchcl.images import ImageRef
 from batchcl.outcomes import Detection, Failed, Label, Outcome, Scored
+from batchcl.pacing.pacer import PacerStatistics
 from batchcl.runs.worklist import Batch
 
 
@@ -28,6 +31,28 @@ async def batches(images: Iterable[ImageRef], size: int = 10_000) -> AsyncIterat
         if not part:
             return
         yield Batch(shard, part, range(len(part)))
+
+
+class UnpacedPacer:
+    """Never waits, and learns nothing."""
+
+    async def acquire(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    def succeeded(self, *, sent_at: float) -> None:
+        pass
+
+    def throttled(self, *, sent_at: float, by_model: bool) -> None:
+        pass
+
+    def sent(self) -> None:
+        pass
+
+    def unsent(self, *, sent_at: float, give_back: bool) -> None:
+        pass
+
+    def statistics(self) -> PacerStatistics:
+        return PacerStatistics(math.inf)
 
 
 class Service:

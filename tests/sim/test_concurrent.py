@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
-from unittest import mock
 
 import anyio
 import pytest
@@ -117,6 +116,7 @@ class World:
             max_in_flight=3,
             run_id=run_id,
             incremental=True,
+            segment_entries=2,
             skew_s=self.rng.choice([-300.0, 0.0, 300.0]),
         )
 
@@ -216,7 +216,7 @@ async def resume_all(world: World) -> None:
     await world.night("night-9").run_to_end()
     calls = world.service.calls.copy()
     summary = await world.night("night-10").run_to_end()
-    assert (summary.known, summary.known_failed) == (IMAGES - len(HOPELESS), len(HOPELESS))
+    assert (summary.already_scored, summary.already_failed) == (IMAGES - len(HOPELESS), len(HOPELESS))
     assert world.service.calls == calls, "a permanent failure was called for again"
 
 
@@ -261,8 +261,7 @@ def test_a_suspended_process_adds_nothing_after_a_resumption():
 def test_no_image_is_in_the_results_twice_whatever_happens(seed):
     world = World(random.Random(seed))
     try:
-        with mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 2):
-            run_simulation(play, world)
+        run_simulation(play, world)
     except BaseException as error:
         error.add_note("; ".join(world.ends))
         raise

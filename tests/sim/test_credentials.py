@@ -24,10 +24,11 @@ from batchcl.quantities import Units
 from batchcl.scoring.session import RunContext
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
+from fake_rekognition import Models, arn_of, now
 from keys import cache_of
+from observers import RecordingObserver
 from sim.fake_world import FakeWorld, FaultInjector, run_simulation
 from sim.service import Service, image
-from unit.aws.models_service import Listener, Models, arn_of, now
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ class SignedWorld(FakeWorld):
     gone_s: float = 0.0
     gone_at_s: float = GONE_AT_S
     models: SignedModels = field(default_factory=lambda: SignedModels({NAME: "STOPPED"}))
-    listener: Listener = field(default_factory=Listener)
+    listener: RecordingObserver = field(default_factory=RecordingObserver)
 
     def __post_init__(self) -> None:
         self.cache: CredentialCache = cache_of(self._look_up)

@@ -32,9 +32,9 @@ from batchcl.events import Progress
 from batchcl.images import ImageRef
 from batchcl.outcomes import Detection, Outcome
 from batchcl.pacing.controller import RateController
-from batchcl.pacing.pacer import AdaptivePacer, Pacer, UnpacedPacer
+from batchcl.pacing.pacer import AdaptivePacer, Pacer
 from batchcl.scoring.engine import Engine, EngineSettings
-from sim.service import MemorySink, Service, WaitingRecovery, batches, image
+from sim.service import MemorySink, Service, UnpacedPacer, WaitingRecovery, batches, image
 from virtual import run_virtual
 
 

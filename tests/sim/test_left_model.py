@@ -21,10 +21,10 @@ from batchcl.quantities import Units
 from batchcl.runs.layout import RunPaths
 from batchcl.stop_signal import StopSignal
 from batchcl.summary import Summary
+from fake_rekognition import Models, arn_of, refused
 from sim.fake_world import EPOCH, RUN, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
 from sim.test_faults import inject_everywhere
-from unit.aws.models_service import Models, arn_of, refused
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ def test_a_process_without_the_lease_does_not_stop_the_model():
 
         async def beat() -> None:
             for number in count(1000):
-                left.files[path] = orjson.dumps(orjson.loads(left.files[path]) | {"beat": number})
+                left.files[path] = orjson.dumps(orjson.loads(left.files[path]) | {"heartbeats": number})
                 await anyio.sleep(10)
 
         async with anyio.create_task_group() as group:
@@ -200,7 +200,13 @@ def test_a_replaced_process_leaves_the_stop_to_its_successor(told, ended, status
             lease = orjson.loads(contested.files[f"{PATHS.sessions}/00000.json"])
             assert (lease["progress"]["stops_model"], contested.status) == (True, "RUNNING")
             seen = EPOCH + dt.timedelta(seconds=anyio.current_time())
-            other = {"holder": "another", "place": "elsewhere", "beat_at": seen, "progress": told, "ended": ended}
+            other = {
+                "holder": "another",
+                "location": "elsewhere",
+                "heartbeat_at": seen,
+                "progress": told,
+                "ended": ended,
+            }
             contested.files[f"{PATHS.sessions}/00001.json"] = orjson.dumps(lease | other)
         (end,) = ends
         assert isinstance(end, StoppedError)

@@ -29,9 +29,9 @@ from batchcl.lifetime.reaper import reap
 from batchcl.quantities import Units
 from batchcl.scoring.session import RunContext
 from batchcl.stop_signal import StopSignal
+from fake_rekognition import Models, arn_of, now, refused
 from sim.fake_world import Crash, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
-from unit.aws.models_service import Models, arn_of, now, refused
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,11 @@ import anyio
 import pytest
 
 from batchcl.errors import CallError, FatalCallError, ImageError, TooManyFailuresError, TransientError, UsageError
-from batchcl.events import Notice, Progress
 from batchcl.images import ImageRef, SkipReason
 from batchcl.lifetime.manager import ModelManager
 from batchcl.loaders.base import Prepared
 from batchcl.summary import Summary
+from observers import RecordingObserver
 from sim.fake_world import FakeModelManager, FakeWorld, FaultInjector, FaultKind, OperationKind, run_simulation
 from sim.service import Service, image
 
@@ -74,22 +74,6 @@ class CountingWorld(FakeWorld):
         return Keeper(faults)
 
 
-@dataclass
-class Notices:
-    """An observer that records notices."""
-
-    told: list[Notice] = field(default_factory=list)
-
-    def started(self, progress: Progress) -> None:
-        """Ignore the counters."""
-
-    def notice(self, notice: Notice) -> None:
-        self.told.append(notice)
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [dict(notice.fields) for notice in self.told if notice.kind == kind]
-
-
 @dataclass(frozen=True)
 class SessionEnd:
     """The end of a session, the images that it called for, and how often it started the model."""
@@ -111,7 +95,7 @@ class Runs:
         self.images = [picture(n) for n in range(IMAGES)]
         self.failing: set[str] = set()
         self.corrupt = {picture(n).uri for n in CORRUPT}
-        self.notices = Notices()
+        self.observer = RecordingObserver()
         self.fitting = Fitting()
         self.service = Service(fault=self._fault, latency_s=lambda _: 1.0)
         self.files: dict[str, bytes] = {}
@@ -125,7 +109,7 @@ class Runs:
         return None
 
     def night(self, run_id: str, **settings: Any) -> CountingWorld:
-        settings = self._settings | {"preparer": self.fitting, "observer": self.notices} | settings
+        settings = self._settings | {"preparer": self.fitting, "observer": self.observer} | settings
         return CountingWorld(self.images, self.service, files=self.files, run_id=run_id, **settings)
 
     async def run(self, run_id: str, faults: FaultInjector | None = None, **settings: Any) -> SessionEnd:
@@ -152,10 +136,10 @@ def test_corrupt_images_cost_later_runs_nothing():
         assert isinstance(first.end, TooManyFailuresError), repr(first.end)
         second = await runs.run("n2")
         assert not second.called & runs.corrupt
-        assert (second.summary.tolerated, second.summary.failed, second.summary.known_failed) == (True, 0, 4)
+        assert (second.summary.tolerated, second.summary.failed, second.summary.already_failed) == (True, 0, 4)
         quiet = await runs.run("n3")
         assert (quiet.called, quiet.starts, quiet.summary.tolerated) == (set(), 0, True)
-        assert (quiet.summary.planned, quiet.summary.known, quiet.summary.known_failed) == (0, IMAGES - 4, 4)
+        assert (quiet.summary.planned, quiet.summary.already_scored, quiet.summary.already_failed) == (0, IMAGES - 4, 4)
         runs.images.append(picture(IMAGES))
         new = await runs.run("n4")
         assert (new.called, new.starts, new.summary.tolerated) == ({picture(IMAGES).uri}, 1, True)
@@ -184,7 +168,7 @@ def test_permanent_failures_are_retried_on_request(settings: dict[str, Any]):
         await runs.run("n1")
         night = await runs.run("n2", **settings)
         assert runs.corrupt <= night.called
-        assert night.summary.known_failed == 0
+        assert night.summary.already_failed == 0
 
     run_simulation(main)
 
@@ -195,9 +179,9 @@ def test_skipped_images_are_excluded_by_later_runs():
         runs.images = [NOTES, WEBP]
         first = await runs.run("n1")
         assert (first.summary.skipped, first.starts) == (2, 0)
-        assert (await runs.run("n2")).summary.known_failed == 2
+        assert (await runs.run("n2")).summary.already_failed == 2
         night = await runs.run("n3", fit=True)
-        assert (night.called, night.summary.skipped, night.summary.known_failed) == ({WEBP.uri}, 1, 0)
+        assert (night.called, night.summary.skipped, night.summary.already_failed) == ({WEBP.uri}, 1, 0)
 
     run_simulation(main)
 
@@ -214,8 +198,8 @@ def test_a_resumed_run_excludes_failures_of_another_run():
         table, summary = runs.table("n1"), resumed.summary
         assert summary.planned == summary.scored + summary.failed == table.total()
         assert (summary.scored, summary.failed) == (table["scored"], table["InvalidImageFormatException"])
-        assert summary.planned + summary.known + summary.known_failed == IMAGES
-        assert summary.known_failed + summary.failed == len(CORRUPT)
+        assert summary.planned + summary.already_scored + summary.already_failed == IMAGES
+        assert summary.already_failed + summary.failed == len(CORRUPT)
 
     run_simulation(main)
 
@@ -230,7 +214,7 @@ def test_a_retry_of_permanent_failures_only_says_why_not(incremental: bool):
         retried = await runs.retry("n1")
         assert (retried.called, retried.starts) == (set(), 0)
         assert retried.summary == replace(run, tolerated=True)
-        assert runs.notices.of("not-retried") == [
+        assert runs.observer.fields_of("not-retried") == [
             {"code": "InvalidImageFormatException", "images": 4, "fit_may_help": 4},
             {"code": "UnsupportedExtension", "images": 1, "fit_may_help": 0},
         ]
@@ -347,7 +331,7 @@ def test_a_retry_excludes_failures_that_another_run_found():
         retried = await runs.retry("n1")
         assert (retried.called, retried.starts) == (set(), 0)
         summary = retried.summary
-        assert (summary.failed, summary.known, summary.known_failed) == (3, 1, 1)
+        assert (summary.failed, summary.already_scored, summary.already_failed) == (3, 1, 1)
         assert summary.planned == summary.scored + summary.failed == IMAGES - 2
         assert summary.retryable == 0
 

@@ -17,10 +17,10 @@ from batchcl.events import Progress
 from batchcl.images import ImageRef, SkipReason
 from batchcl.loaders.base import Prepared
 from batchcl.pacing.controller import RateController
-from batchcl.pacing.pacer import AdaptivePacer, Pacer, UnpacedPacer
+from batchcl.pacing.pacer import AdaptivePacer, Pacer
 from batchcl.scoring import preprocessing
 from batchcl.scoring.engine import Engine, EngineSettings
-from sim.service import MemorySink, Service, WaitingRecovery, batches, image
+from sim.service import MemorySink, Service, UnpacedPacer, WaitingRecovery, batches, image
 from virtual import run_virtual
 
 REFUSAL = ImageError("Request has invalid image format", code="InvalidImageFormatException", status=400)
@@ -240,16 +240,15 @@ def test_images_to_be_read_again_do_not_delay_others():
     assert len([1 for at in run.service.sent_at if at < 8.0]) >= 1000, "0.1 s a call, sixteen at a time"
 
 
-def test_calls_wait_while_too_many_images_are_to_be_read_again(monkeypatch):
+def test_calls_wait_while_too_many_images_are_to_be_read_again():
     """S3 is unreachable for a while and all images are refused: the number of waiting images is bounded."""
-    monkeypatch.setattr(preprocessing, "_MAX_DELAYED", 20)
     lost = HostError("slow down", code="SlowDown")
-    preparer = FakePreparer(prepare_s=0.01, error=lambda *_: lost if anyio.current_time() < 4.0 else None)
-    run = Run(preparer, refusing(preparer, lambda _: True), max_in_flight=16, pacer=UnpacedPacer())
-    run.over(map(image, range(1000)))
-    run.assert_each_once(1000)
+    preparer = FakePreparer(prepare_s=0.001, error=lambda *_: lost if anyio.current_time() < 4.0 else None)
+    run = Run(preparer, refusing(preparer, lambda _: True), max_in_flight=64, pacer=UnpacedPacer())
+    run.over(map(image, range(3000)))
+    run.assert_each_once(3000)
     assert run.sink.failed == []
-    assert len([1 for at in run.service.sent_at if at < 4.0]) <= 20 + 32 + 16 + preprocessing._WORKERS
+    assert len([1 for at in run.service.sent_at if at < 4.0]) <= 1024 + 128 + 64 + preprocessing._WORKERS
 
 
 def test_a_drain_does_not_wait_for_images_to_be_read_again():

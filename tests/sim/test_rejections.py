@@ -10,10 +10,9 @@ import pytest
 from batchcl.errors import CallError, FatalCallError, ImageError, RefusedError, RejectedError, StoppedError
 from batchcl.images import ImageRef
 from batchcl.outcomes import Detection
-from batchcl.pacing.pacer import UnpacedPacer
 from batchcl.summary import Summary
 from sim.fake_world import FakeWorld, run_simulation
-from sim.service import Service, image
+from sim.service import Service, UnpacedPacer, image
 from sim.test_engine import Run
 
 CODES = ("AccessDeniedException", "InvalidParameterException", "InvalidS3ObjectException", "SomethingNewException")

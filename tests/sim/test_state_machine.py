@@ -56,7 +56,9 @@ class Nights(RuleBasedStateMachine):
             image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt") for n in range(IMAGES)
         ]
         self.refused = {4, 5, 9}
-        self.world = FakeWorld(images, Service(fault=self._fault), shard_size=5, page=4, max_in_flight=3)
+        self.world = FakeWorld(
+            images, Service(fault=self._fault), shard_size=5, page=4, max_in_flight=3, segment_entries=2
+        )
         self.clock_s = 0.0
         self.tables: dict[str, bytes] = {}
 
@@ -72,8 +74,7 @@ class Nights(RuleBasedStateMachine):
             self.clock_s = anyio.current_time()
             return result
 
-        with mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 2):
-            return run_simulation(main, start_s=self.clock_s)
+        return run_simulation(main, start_s=self.clock_s)
 
     def _summary(self) -> Summary | None:
         async def scene() -> Summary | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from itertools import count
 from unittest import mock
 
@@ -22,12 +22,14 @@ from sim.fake_world import RUN, FakeWorld, FaultInjector, run_simulation
 from sim.service import Service, image
 
 IMAGES = 40
-SEEDS = range(40)
+RACES = int(os.environ.get("BATCHCL_CONCURRENT_SEEDS", "20"))
+EVERY = 1 if "BATCHCL_CONCURRENT_SEEDS" in os.environ else 3
+"""A process is suspended at each pause, or at every third one."""
 
 
 @pytest.fixture(autouse=True)
 def no_leases() -> Iterator[None]:
-    """Both processes hold the lease; journal segments are small, so that conflicts are frequent."""
+    """Both processes hold the lease."""
 
     async def granted(_self: RunLeaseHolder, **_: object) -> None:
         await anyio.lowlevel.checkpoint()
@@ -35,10 +37,7 @@ def no_leases() -> Iterator[None]:
     async def kept(_self: RunLeaseHolder) -> None:
         await anyio.sleep_forever()
 
-    with (
-        mock.patch.multiple(RunLeaseHolder, acquire=granted, keep=kept, check=granted),
-        mock.patch("batchcl.runs.ledger.SEGMENT_ENTRIES", 3),
-    ):
+    with mock.patch.multiple(RunLeaseHolder, acquire=granted, keep=kept, check=granted):
         yield
 
 
@@ -52,7 +51,8 @@ def world() -> FakeWorld:
     images = [
         image(n) if n % 7 else replace(image(n), uri=f"s3://b/{n:06}.txt", key=f"{n:06}.txt") for n in range(IMAGES)
     ]
-    return FakeWorld(images, Service(fault=refused, latency_s=lambda rng: rng.uniform(0.1, 3)), max_in_flight=4)
+    service = Service(fault=refused, latency_s=lambda rng: rng.uniform(0.1, 3))
+    return FakeWorld(images, service, max_in_flight=4, segment_entries=3)  # small segments: conflicts are frequent
 
 
 def slow_store(rng: random.Random) -> FaultInjector:
@@ -64,7 +64,6 @@ def slow_store(rng: random.Random) -> FaultInjector:
     return FaultInjector(pause=pause)
 
 
-@cache
 def race(seed: int) -> tuple[FakeWorld, list[Summary | BatchclError | None]]:
     """Two sessions that start within seconds, then one that completes the run if they have not."""
     contested = world()
@@ -92,9 +91,22 @@ def race(seed: int) -> tuple[FakeWorld, list[Summary | BatchclError | None]]:
     return contested, ends
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_each_image_has_one_row_and_the_slower_process_stops(seed):
-    contested, ends = race(seed)
+def test_each_image_has_one_row_and_the_slower_process_stops():
+    """In rare cases both stop, each having lost another shard, or one comes when the other is done."""
+    stopped: Counter[int] = Counter()
+    for seed in range(RACES):
+        try:
+            contested, ends = race(seed)
+            check_race(contested, ends)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+        stopped[sum(isinstance(end, StoppedError) for end in ends)] += 1
+    assert stopped[1] > stopped[0] + stopped[2], "the two sessions do race"
+    assert stopped[1] > RACES / 2
+
+
+def check_race(contested: FakeWorld, ends: list[Summary | BatchclError | None]) -> None:
     for end in ends:
         if not isinstance(end, Summary):
             assert isinstance(end, StoppedError), repr(end)
@@ -105,19 +117,12 @@ def test_each_image_has_one_row_and_the_slower_process_stops(seed):
         assert set(calls) == {1}, "both may come to the end only if they never met in a shard"
 
 
-def test_the_two_sessions_do_race():
-    """Both may stop, each having lost another shard, but only rarely."""
-    stopped = Counter(sum(isinstance(end, StoppedError) for end in race(seed)[1]) for seed in SEEDS[:20])
-    assert stopped[1] > stopped[0] + stopped[2]
-    assert stopped[1] > 10
-
-
 def test_a_process_that_wakes_after_the_end_changes_nothing():
     """The process is suspended at any operation for any time, like a frozen container."""
     stalled_at = 0
     try:
         while _stalled_before(stalled_at):
-            stalled_at += 1
+            stalled_at += EVERY
     except BaseException as error:
         error.add_note(f"stalled at pause {stalled_at}")
         raise
@@ -133,7 +138,7 @@ def _stalled_before(number: int) -> bool:
         def fault(each: ImageRef, call: int, now: float) -> CallError | None:
             return None if resolved else refused(each, call, now)
 
-        contested = FakeWorld([image(n) for n in range(10)], Service(fault=fault), shard_size=5)
+        contested = FakeWorld([image(n) for n in range(10)], Service(fault=fault), shard_size=5, segment_entries=3)
         asleep, awake, ended = anyio.Event(), anyio.Event(), anyio.Event()
         pauses = count()
 

@@ -45,14 +45,14 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_blocking_call_works_beside_a_running_loop(pictures: Path) -> None:
     async def main() -> int:
-        return planned(pictures).images
+        return planned(pictures).planned
 
     assert anyio.run(main) == 1
 
 
 def test_a_blocking_call_works_in_any_thread(pictures: Path) -> None:
     found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(planned(pictures).images)) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(planned(pictures).planned)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

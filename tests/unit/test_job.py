@@ -121,6 +121,11 @@ def test_integers_too_large_to_record_are_refused(key: str, most: int) -> None:
     assert fingerprint(load_job(flags=BASE | {key: most}).scored_as(ModelArn.parse(ARN)))
 
 
+def test_a_flag_of_the_emulator_is_not_a_key(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^emulator in .*job\.toml is not an option of a job; pass --emulator on the"):
+        load_job(file(tmp_path, "emulator = true"))
+
+
 def test_an_unknown_key_is_refused_with_the_most_similar_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the key max_tsp in .*job\.toml is unknown; did you mean max_tps\?$"):
         load_job(file(tmp_path, "max_tsp = 1"))

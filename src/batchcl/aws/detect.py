@@ -75,7 +75,7 @@ async def open_detector(
     aws: Aws,
     model: ModelArn,
     *,
-    transport: Transport = Transport.WIRE,
+    transport: Transport = Transport.AIOHTTP,
     min_confidence: float | None = None,
     max_results: int | None = None,
     reader: ImageReader,
@@ -89,7 +89,7 @@ async def open_detector(
     Raises:
         RefusedError: there are no credentials, no endpoint, or the CA bundle can't be read.
     """
-    if transport is Transport.WIRE:
+    if transport is Transport.AIOHTTP:
         async with open_signed_client(aws, "rekognition", region=model.region, connections=connections) as client:
             yield SignedDetector(client, model, min_confidence=min_confidence, max_results=max_results, reader=reader)
         return

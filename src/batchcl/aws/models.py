@@ -174,6 +174,7 @@ async def wait(
     passing: Collection[str],
     timeout_s: float = START_TIMEOUT_S,
     on_state: Callable[[Model], None] = lambda _: None,
+    pauses_s: Sequence[float] | None = None,
 ) -> Model:
     """Poll until the model's status is `until`, and return the model; raises as `wait_until` does.
 
@@ -184,6 +185,7 @@ async def wait(
         passing: statuses before that; any other one raises `ModelError`.
         timeout_s: maximum time.
         on_state: receives the model at each change of status, including the first one.
+        pauses_s: as for `wait_until`.
     """
     return await wait_until(
         lambda: describe(client, arn),
@@ -192,6 +194,7 @@ async def wait(
         timeout_s=timeout_s,
         on_state=on_state,
         refusal=ModelError,
+        pauses_s=pauses_s,
     )
 
 
@@ -322,13 +325,13 @@ async def wait_copied(
     on_state: Callable[[Model], None] = lambda _: None,
 ) -> Model:
     """Return the copy when it is complete; raises as `wait_trained` does."""
-    return await wait_until(
-        lambda: describe(client, arn),
-        until={"COPYING_COMPLETED"},
+    return await wait(
+        client,
+        arn,
+        until="COPYING_COMPLETED",
         passing={"COPYING_IN_PROGRESS"},
         timeout_s=timeout_s,
         on_state=on_state,
-        refusal=ModelError,
         pauses_s=LONG_PAUSES_S,
     )
 

@@ -60,13 +60,13 @@ def doctor(
     diagnosis = anyio.run(run_until_first_signal, work)
     if json:
         sys.stdout.write(orjson.dumps(diagnosis.as_dict()).decode() + "\n")
-    if diagnosis.verdict is CheckStatus.FAIL:
+    if diagnosis.status is CheckStatus.FAIL:
         raise typer.Exit(ExitCode.REFUSED)
 
 
 def _show(finding: Finding) -> None:
     if not sys.stdout.isatty():
-        sys.stdout.write(f"{finding.verdict:<4}  {finding.check:<{_LONGEST}}  {finding.text}\n")
+        sys.stdout.write(f"{finding.status:<4}  {finding.check:<{_LONGEST}}  {finding.text}\n")
         sys.stdout.flush()
         return
     from rich.console import Console
@@ -78,5 +78,5 @@ def _show(finding: Finding) -> None:
     row.add_column(width=4)
     row.add_column(width=_LONGEST)
     row.add_column(overflow="fold")
-    row.add_row(Text(finding.verdict, style=_COLOURS[finding.verdict]), finding.check, Text(finding.text))
+    row.add_row(Text(finding.status, style=_COLOURS[finding.status]), finding.check, Text(finding.text))
     Console(file=sys.stdout).print(Padding(row, 0))

@@ -15,6 +15,7 @@ from batchcl.errors import UsageError
 
 if TYPE_CHECKING:
     from batchcl.aws.session import Aws
+    from batchcl.emulator import EmulatorSettings
     from batchcl.job import Job
 
 __all__ = ["Emulator", "EmulatorState", "check_emulator", "default_model", "emulated", "emulated_session"]
@@ -69,38 +70,42 @@ async def emulated(job: Job, *, emulator: bool, state: Path | None) -> AsyncIter
     if not emulator:
         yield job, None
         return
-    from batchcl.emulator.demo import demo_model
     from batchcl.job import NO_MODEL
 
-    if job.model == NO_MODEL:
-        job = job.model_copy(update={"model": await demo_model(_state_folder(state))})
-    async with emulated_session(state=state, model=job.model, profile=job.profile, region=job.region) as aws:
-        yield job, aws
+    model = None if job.model == NO_MODEL else job.model
+    async with emulated_session(model, state=state, profile=job.profile, region=job.region) as (called, aws):
+        yield job.model_copy(update={"model": called}), aws
 
 
 @asynccontextmanager
 async def emulated_session(
-    *, state: Path | None, model: str | None, profile: str | None, region: str | None
-) -> AsyncIterator[Aws]:
-    """Run an emulator for the time of the block, and yield a session for it.
+    model: str | None, *, state: Path | None, profile: str | None, region: str | None
+) -> AsyncIterator[tuple[str, Aws]]:
+    """Run an emulator for the time of the block; yields `model`, by default the demo model's ARN, and a session.
 
     Raises:
         RefusedError: the emulator did not start, or `state` can't be written.
     """
-    from batchcl.aws.names import region_in
-    from batchcl.aws.session import Aws, AwsSettings
-    from batchcl.emulator.process import running_emulator
-    from batchcl.emulator.settings import EmulatorSettings
+    from batchcl.emulator import running
 
-    called = region_in(model or "") or Aws(AwsSettings(region=region, profile=profile)).region
-    settings = EmulatorSettings(
+    settings = _settings(model, state=state, profile=profile, region=region)
+    async with running(settings, demo_model=model is None) as started:
+        yield model or str(started.model), started.aws(profile=profile, region=region)
+
+
+def _settings(model: str | None, *, state: Path | None, profile: str | None, region: str | None) -> EmulatorSettings:
+    """Settings of an emulator that reads S3 in the region of `model`, by default the demo model's."""
+    from batchcl.aws.names import region_in
+    from batchcl.aws.session import DEFAULT_REGION, Aws, AwsSettings
+    from batchcl.emulator import EmulatorSettings
+
+    called = DEFAULT_REGION if model is None else region_in(model)
+    return EmulatorSettings(
         state=_state_folder(state),
-        s3_endpoint_url=_s3_endpoint_url(called),
+        s3_endpoint_url=_s3_endpoint_url(called or Aws(AwsSettings(region=region, profile=profile)).region),
         tps_per_unit=_TPS_PER_UNIT,
         exit_with_parent=True,
     )
-    async with running_emulator(settings) as started:
-        yield started.aws(profile=profile, region=region)
 
 
 def check_emulator(*, emulator: bool) -> None:

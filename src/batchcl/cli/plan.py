@@ -59,19 +59,19 @@ def plan(
         return
     shown = {
         "model": found.model,
-        "images": found.images,
+        "images": found.planned,
         "calls": found.calls,
         "skipped": sum(found.skipped.values()),
         **{f"  {code}": count for code, count in found.skipped.items()},
         "bytes": found.bytes,
         "size unknown": found.unknown_bytes,
         "bad lines": found.bad_lines,
-        "duplicates": found.repeated,
-        "already scored": found.known,
-        "failed permanently before": found.known_failed,
+        "duplicates": found.duplicates,
+        "already scored": found.already_scored,
+        "failed permanently before": found.already_failed,
         "filtered": found.filtered,
         **{f"  {describe_filters(name)}": count for name, count in found.filtered_by.items()},
-        **found.left_out,
+        **found.ignored,
     }
     if found.lines is not None:
         shown |= {"beyond the limit": found.unread, "lines read": found.lines}

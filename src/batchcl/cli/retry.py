@@ -72,9 +72,13 @@ def retry(
 
       batchcl retry out 2026-11-21 --fit
     """
+    from batchcl.aws.session import Aws, AwsSettings
     from batchcl.cli.reporter import reporting
     from batchcl.cli.signals import GRACE_S, run_until_signalled
     from batchcl.job import grace_seconds
+    from batchcl.runs.layout import valid_run_id
+    from batchcl.runs.record import read_record
+    from batchcl.runs.store import Store
     from batchcl.scoring.retry import retry as score_again
     from batchcl.stop_signal import StopSignal
 
@@ -89,10 +93,12 @@ def retry(
         async with AsyncExitStack() as stack:
             observer, aws = await stack.enter_async_context(reporting(log_format)), None
             if emulator:
-                session = emulated_session(
-                    state=emulator_state, model=None, profile=options.get("profile"), region=options.get("region")
-                )
-                aws = await stack.enter_async_context(session)
+                where: dict[str, Any] = {"profile": options.get("profile"), "region": options.get("region")}
+                store = await Store.open_async(root, aws=Aws(AwsSettings(**where)))
+                record = await read_record(store, valid_run_id(run))
+                if record is not None:
+                    session = emulated_session(record.model, state=emulator_state, **where)
+                    _, aws = await stack.enter_async_context(session)
             return await score_again(
                 root, run, codes=code or (), changes=changes, observer=observer, stop_signal=stop_signal, aws=aws
             )

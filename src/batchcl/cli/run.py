@@ -101,7 +101,6 @@ def _retry_commands(summary: Summary) -> str:
 
 def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
     from batchcl.runs.layout import RunPaths
-    from batchcl.scoring.source_counts import SourceCounts
     from batchcl.sources.filters import describe_filters
 
     left = summary.planned - summary.scored - summary.failed - summary.skipped
@@ -133,18 +132,8 @@ def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
             write_line(resume)
         return
     write_line(text)
-    counts = SourceCounts(
-        lines=summary.lines,
-        bad=summary.bad_lines,
-        left_out=summary.left_out,
-        repeated=summary.repeated,
-        filtered=summary.filtered,
-        known=summary.known,
-        known_failed=summary.known_failed,
-        planned=summary.planned,
-    )
-    if counts.lines is not None or counts.leaves_out:
-        write_line(f"lists: {counts}")
+    if summary.lines is not None or summary.excluded:
+        write_line(f"lists: {summary.describe_sources()}")
     for name, count in summary.filtered_by.items():
         write_line(f"  {count:,} excluded by {describe_filters(name)}")
     if resume:

@@ -1,9 +1,8 @@
-"""Whether a job would run, told before it does: `batchcl doctor`."""
+"""Checks whether a job would run: `batchcl doctor`."""
 
 from __future__ import annotations
 
-from batchcl.diagnosis.context import CheckTarget, target_of
+from batchcl.diagnosis.context import CheckStatus, CheckTarget, Diagnosis, Finding, target_of
 from batchcl.diagnosis.diagnose import doctor
-from batchcl.diagnosis.findings import CheckStatus, Diagnosis, Finding
 
 __all__ = ["CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor", "target_of"]

@@ -1,4 +1,4 @@
-"""The job to check, and the state that the checks share."""
+"""The job to check, the state that the checks share, and their findings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,12 +14,54 @@ from batchcl.arns import ModelArn
 from batchcl.aws.models import Model
 from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws
-from batchcl.diagnosis.findings import CheckStatus
 from batchcl.images import ImageRef
 from batchcl.job import NO_MODEL, Job, load_job
 from batchcl.loaders.preflight import ProbeResult
 
-__all__ = ["CheckContext", "CheckResult", "CheckTarget", "target_of"]
+__all__ = ["CheckContext", "CheckResult", "CheckStatus", "CheckTarget", "Diagnosis", "Finding", "target_of"]
+
+
+class CheckStatus(StrEnum):
+    """The result of a check."""
+
+    OK = "ok"
+    WARN = "warn"
+    """A run may succeed, or the check was not possible."""
+    FAIL = "fail"
+    """A run would be refused, or fail after spending money."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        check: its name, a stable identifier.
+        status: its result.
+        text: one sentence; for warnings and failures, with what to do.
+    """
+
+    check: str
+    status: CheckStatus
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All findings, in the order of the checks."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def status(self) -> CheckStatus:
+        """The worst result; OK without findings."""
+        return max((finding.status for finding in self.findings), key=list(CheckStatus).index, default=CheckStatus.OK)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object that `--json` prints."""
+        rows = [{"check": each.check, "status": each.status, "text": each.text} for each in self.findings]
+        return {"status": self.status, "findings": rows}
+
 
 CheckResult = tuple[CheckStatus, str]
 """Status and text of a finding."""

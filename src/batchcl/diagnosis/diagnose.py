@@ -11,12 +11,8 @@ from typing import Final
 from batchcl.arns import ModelArn
 from batchcl.aws.service_clock import ServiceClock
 from batchcl.aws.session import Aws
-from batchcl.diagnosis.account import check_account, check_clock, check_credentials, check_region
-from batchcl.diagnosis.context import CheckContext, CheckResult, CheckTarget
-from batchcl.diagnosis.findings import CheckStatus, Diagnosis, Finding
-from batchcl.diagnosis.images import check_call, check_images, check_job_sources
-from batchcl.diagnosis.model import check_control, check_model, check_quotas
-from batchcl.diagnosis.output import check_output
+from batchcl.diagnosis import checks
+from batchcl.diagnosis.context import CheckContext, CheckResult, CheckStatus, CheckTarget, Diagnosis, Finding
 from batchcl.errors import BatchclError
 from batchcl.job import Job
 from batchcl.scoring.connections import open_service
@@ -34,21 +30,21 @@ class _Check:
 
 
 _CHECKS: Final = (
-    _Check("credentials", check_credentials),
-    _Check("account", check_account),
-    _Check("region", check_region),
-    _Check("control", check_control),
-    _Check("model", check_model, lambda context: context.target.has_model),
-    _Check("quotas", check_quotas),
-    _Check("clock", check_clock),
-    _Check("sources", check_job_sources, lambda context: context.target.has_sources),
-    _Check("images", check_images, lambda context: bool(context.page)),
+    _Check("credentials", checks.check_credentials),
+    _Check("account", checks.check_account),
+    _Check("region", checks.check_region),
+    _Check("control", checks.check_control),
+    _Check("model", checks.check_model, lambda context: context.target.has_model),
+    _Check("quotas", checks.check_quotas),
+    _Check("clock", checks.check_clock),
+    _Check("sources", checks.check_job_sources, lambda context: context.target.has_sources),
+    _Check("images", checks.check_images, lambda context: bool(context.page)),
     _Check(
         "call",
-        check_call,
+        checks.check_call,
         lambda context: bool(context.page) and context.target.has_model and "model" not in context.failed,
     ),
-    _Check("output", check_output, lambda context: context.target.has_out),
+    _Check("output", checks.check_output, lambda context: context.target.has_out),
 )
 
 _REQUIRED: Final = frozenset({"credentials"})
@@ -98,7 +94,7 @@ async def doctor(
                 finding = await _run_check(check, context)
                 findings.append(finding)
                 on_finding(finding)
-                if finding.verdict is not CheckStatus.FAIL:
+                if finding.status is not CheckStatus.FAIL:
                     continue
                 context.failed.add(check.name)
                 if check.name in _REQUIRED:
@@ -108,10 +104,10 @@ async def doctor(
 
 async def _run_check(check: _Check, context: CheckContext) -> Finding:
     try:
-        verdict, text = await check.run(context)
+        status, text = await check.run(context)
     except BatchclError as error:
         return Finding(check.name, CheckStatus.FAIL, str(error))
-    return Finding(check.name, verdict, text)
+    return Finding(check.name, status, text)
 
 
 def _in_region(model: ModelArn, region: str) -> ModelArn:

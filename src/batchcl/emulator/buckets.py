@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import anyio
 import anyio.to_thread
 
-from batchcl.emulator.errors import ApiError, invalid_s3_object
+from batchcl.emulator.errors import ApiError, invalid_parameter, invalid_s3_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,7 +185,7 @@ class S3ObjectStore:
 @contextmanager
 def _as_api_errors() -> Iterator[None]:
     """Raise client errors of S3 as InvalidS3ObjectException, and failures of S3 as InternalServerError."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
         yield
@@ -194,6 +194,11 @@ def _as_api_errors() -> Iterator[None]:
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= server_error:
             raise _s3_failed(str(error)) from error
         raise invalid_s3_object() from error
+    except NoCredentialsError as error:
+        raise invalid_parameter(
+            "The emulator has no AWS credentials to read S3 with. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE, in its environment."
+        ) from error
     except (BotoCoreError, OSError) as error:
         raise _s3_failed(str(error)) from error
 

@@ -12,43 +12,48 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from batchcl.emulator.errors import ApiError, over_quota
+from batchcl.emulator.manifest import MAX_ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+from dataclasses import dataclass
 
 __all__ = [
     "BURST_S",
-    "MAX_COPYING",
-    "MAX_POLICIES",
-    "MAX_PROJECTS",
-    "MAX_RUNNING",
-    "MAX_TRAINING",
-    "MAX_UNITS",
-    "MAX_VERSIONS",
     "AutoScaler",
     "Capacity",
     "Latency",
+    "Quotas",
     "TokenBucket",
     "check_tags",
 ]
 
-MAX_RUNNING: Final = 2
-MAX_TRAINING: Final = 2
-MAX_UNITS: Final = 5
-
-MAX_PROJECTS: Final = 100
-"""Projects per account and region: an assumption."""
-
-MAX_VERSIONS: Final = 100
-"""Versions per project: an assumption."""
-
-MAX_COPYING: Final = 5
-"""Concurrent copies of models into an account: an assumption."""
-
-MAX_POLICIES: Final = 20
-"""Policies per project: an assumption."""
-
 _MAX_TAGS: Final = 50
+
+
+@dataclass(slots=True, kw_only=True)
+class Quotas:
+    """Quotas of each account and region. They may change while the emulator runs.
+
+    Attributes:
+        running: running models (AWS general reference: 2).
+        training: concurrent trainings (2).
+        units: inference units of a model (5).
+        entries: of a dataset (250,000).
+        projects: an assumption, like all that follow.
+        versions: of a project.
+        copying: concurrent copies of models into an account.
+        policies: of a project.
+    """
+
+    running: int = 2
+    training: int = 2
+    units: int = 5
+    entries: int = MAX_ENTRIES
+    projects: int = 100
+    versions: int = 100
+    copying: int = 5
+    policies: int = 20
 
 
 def check_tags(tags: Mapping[str, str]) -> None:

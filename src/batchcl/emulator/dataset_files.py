@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
 
-from batchcl.emulator.manifest import BAD_SHARE, MAX_ENTRIES, MAX_LABELS, ManifestEntry, validate_line
+from batchcl.emulator.manifest import BAD_SHARE, MAX_LABELS, ManifestEntry, validate_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from batchcl.emulator.records import StoredDataset
     from batchcl.emulator.state import EmulatorState
 
-__all__ = ["Contents", "DatasetFiles", "contents_of", "gather"]
+__all__ = ["Contents", "DatasetFiles", "contents_of"]
 
 _MAX_CACHED: Final = 4
 
@@ -33,21 +34,20 @@ class Contents:
     refusal: str | None = None
 
 
-async def contents_of(lines: Sequence[bytes], *, kept: Sequence[ManifestEntry] = ()) -> Contents:
-    """The entries of a dataset with the entries `kept` after `lines` were added; lines replace entries by image.
+async def contents_of(lines: Sequence[bytes], *, most: int, kept: Sequence[ManifestEntry] = ()) -> Contents:
+    """The at most `most` entries of a dataset with the entries `kept` after `lines` were added, replacing by image.
 
     Lines that a dataset can't hold are dropped, and so are all but the first line of an image. If these are more than
     a fifth, the lines are refused (Custom Labels guide, "Terminal errors").
     """
     if not lines:
         return Contents(tuple(kept), _EMPTY)
-    if len(lines) > MAX_ENTRIES:
+    if len(lines) > most:
         return Contents(tuple(kept), _TOO_MANY_ROWS)
-    return await anyio.to_thread.run_sync(gather, lines, kept)
+    return await anyio.to_thread.run_sync(_gather, lines, kept, most)
 
 
-def gather(lines: Sequence[bytes], kept: Sequence[ManifestEntry] = ()) -> Contents:
-    """Like `contents_of`, but blocking, and without the check of the number of lines."""
+def _gather(lines: Sequence[bytes], kept: Sequence[ManifestEntry] = (), most: float = math.inf) -> Contents:
     new: dict[str, ManifestEntry] = {}
     bad = 0
     for line in lines:
@@ -60,7 +60,7 @@ def gather(lines: Sequence[bytes], kept: Sequence[ManifestEntry] = ()) -> Conten
     entries = tuple(merged.values())
     if bad > BAD_SHARE * max(1, len(lines)):
         return Contents(tuple(kept), _TOO_MANY_BAD)
-    if len(entries) > MAX_ENTRIES:
+    if len(entries) > most:
         return Contents(tuple(kept), _TOO_MANY_ROWS)
     if len(labels_of(entries)) > MAX_LABELS:
         return Contents(tuple(kept), _TOO_MANY_LABELS)
@@ -94,7 +94,7 @@ class DatasetFiles:
         entries = self._cache.get(dataset.arn)
         if entries is None:
             manifest = self._state.read_manifest(dataset.arn)
-            entries = (await anyio.to_thread.run_sync(gather, manifest.splitlines())).entries
+            entries = (await anyio.to_thread.run_sync(_gather, manifest.splitlines())).entries
             self._put(dataset.arn, entries)
         return entries
 

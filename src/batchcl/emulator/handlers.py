@@ -91,7 +91,13 @@ class RequestHandler:
             if name == STS:
                 response = answer_sts(body, caller, request_id)
             else:
-                quota = answer_quotas(request.headers["X-Amz-Target"], body, caller, self._service.settings)
+                quota = answer_quotas(
+                    request.headers["X-Amz-Target"],
+                    body,
+                    caller,
+                    account_tps=self._service.settings.account_tps,
+                    quotas=self._service.quotas,
+                )
                 response = web.Response(body=quota)
         except ApiError as error:
             response = sts_error(error, request_id) if name == STS else web.Response(body=_error(error), status=400)

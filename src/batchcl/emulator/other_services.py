@@ -13,11 +13,10 @@ from xml.sax.saxutils import escape
 import orjson
 from aiohttp import web
 
-from batchcl.emulator import capacity
 from batchcl.emulator.errors import ApiError
 
 if TYPE_CHECKING:
-    from batchcl.emulator.settings import EmulatorSettings
+    from batchcl.emulator.capacity import Quotas
     from batchcl.emulator.signature import Caller
 
 __all__ = ["QUOTAS", "STS", "answer_quotas", "answer_sts", "other_service", "sts_error"]
@@ -68,7 +67,7 @@ def sts_error(error: ApiError, request_id: str) -> web.Response:
     )
 
 
-def answer_quotas(target: str, body: bytes, caller: Caller, settings: EmulatorSettings) -> bytes:
+def answer_quotas(target: str, body: bytes, caller: Caller, *, account_tps: float, quotas: Quotas) -> bytes:
     """One of the three quotas that the emulator enforces.
 
     Raises:
@@ -82,7 +81,7 @@ def answer_quotas(target: str, body: bytes, caller: Caller, settings: EmulatorSe
         service, code = parameters["ServiceCode"], parameters["QuotaCode"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise ApiError("IllegalArgumentException", "ServiceCode and QuotaCode are needed.") from error
-    known = _quotas(settings).get(code) if service == "rekognition" else None
+    known = _by_code(account_tps, quotas).get(code) if service == "rekognition" else None
     if known is None:
         raise ApiError("NoSuchResourceException", "The request failed because the specified quota does not exist.")
     name, value = known
@@ -100,20 +99,20 @@ def answer_quotas(target: str, body: bytes, caller: Caller, settings: EmulatorSe
     return orjson.dumps({"Quota": quota})
 
 
-def _quotas(settings: EmulatorSettings) -> dict[str, tuple[str, float]]:
+def _by_code(account_tps: float, quotas: Quotas) -> dict[str, tuple[str, float]]:
     """Quota code → name and value, as listed by Service Quotas for `rekognition`."""
     return {
         "L-EA71C84A": (
             f"{_CALL_QUOTA} DetectCustomLabels",
-            settings.account_tps,
+            account_tps,
         ),
         "L-4FA65ECB": (
             "Maximum inference units per running Amazon Rekognition Custom Labels model.",
-            float(capacity.MAX_UNITS),
+            float(quotas.units),
         ),
         "L-5E225387": (
             "Concurrently running Amazon Rekognition Custom Labels models per account",
-            float(capacity.MAX_RUNNING),
+            float(quotas.running),
         ),
     }
 

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from batchcl.emulator.admin import add_routes, refuse_foreign, usage
 from batchcl.emulator.buckets import DirectoryObjectStore, NoObjectStore, S3ObjectStore
-from batchcl.emulator.capacity import Capacity, Latency
+from batchcl.emulator.capacity import Capacity, Latency, Quotas
 from batchcl.emulator.dataset_files import DatasetFiles
 from batchcl.emulator.fault_injection import load_faults
 from batchcl.emulator.handlers import RequestHandler
@@ -55,6 +55,7 @@ async def serve(
     until: anyio.Event,
     environment: Mapping[str, str],
     clock: Clock | None = None,
+    quotas: Quotas | None = None,
 ) -> None:
     """Run an emulator until `until` is set.
 
@@ -64,6 +65,7 @@ async def serve(
         until: ends the emulator; a training in progress is abandoned.
         environment: environment variables with credentials; see `known_credentials`.
         clock: None for the clock of the machine.
+        quotas: of accounts; None for the defaults of AWS.
 
     Raises:
         RefusedError: the port is in use, or the state folder can't be used.
@@ -94,6 +96,7 @@ async def serve(
                 account_tps=settings.account_tps,
                 control_tps=settings.control_tps,
             ),
+            quotas=quotas or Quotas(),
             tasks=tasks,
             threads=anyio.CapacityLimiter(max(2, os.cpu_count() or 2)),
             latency=Latency(

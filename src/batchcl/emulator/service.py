@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from batchcl.emulator.buckets import ObjectStore
-    from batchcl.emulator.capacity import Capacity, Latency
+    from batchcl.emulator.capacity import Capacity, Latency, Quotas
     from batchcl.emulator.dataset_files import DatasetFiles
     from batchcl.emulator.learning.model import Prediction, Predictor
     from batchcl.emulator.records import StoredDataset, StoredProject, StoredVersion
@@ -90,6 +90,7 @@ class EmulatorService:
         dataset_files: the entries of the datasets.
         buckets: images and manifests are read from here, and results are written here.
         capacity: the token buckets of accounts and models.
+        quotas: of accounts.
         tasks: the task group of trainings and copies.
         threads: limits the number of images that are decoded and scored concurrently.
         models: loaded models with the assumed threshold of each label, by version ARN.
@@ -106,6 +107,7 @@ class EmulatorService:
     dataset_files: DatasetFiles
     buckets: ObjectStore
     capacity: Capacity
+    quotas: Quotas
     tasks: TaskGroup
     threads: anyio.CapacityLimiter
     models: dict[str, tuple[Predictor, dict[str, float]]] = field(default_factory=dict)

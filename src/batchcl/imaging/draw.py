@@ -174,12 +174,12 @@ def _colour(label: Label) -> str:
 class _Font:
     """A font in one size, and text that it can draw."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, names: Sequence[str] = _FONTS) -> None:
         from PIL import ImageFont
 
         self._is_ascii_only = True
         self.face: FreeTypeFont | PlainFont = ImageFont.load_default(size)
-        for name in _FONTS:
+        for name in names:
             try:
                 self.face = ImageFont.truetype(name, size)
             except OSError:

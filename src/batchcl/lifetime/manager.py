@@ -275,10 +275,7 @@ class ModelManager:
     async def recover(self, error: ModelNotReadyError, *, pauses: int) -> None:
         """Wait for the model, restart it if this session has started or adopted it, or raise `ModelGoneError`."""
         if pauses > _MAX_PAUSES:
-            raise ModelGoneError(
-                f"the model {self._arn.name} did not recover after {_MAX_PAUSES} pauses: {error}; repeat the command "
-                "to resume"
-            )
+            raise ModelGoneError(f"the model {self._arn.name} did not recover after {_MAX_PAUSES} pauses: {error}")
         try:
             model = await describe(self._client, self._arn)
             if model.status == "RUNNING":
@@ -293,9 +290,7 @@ class ModelManager:
         except UnreachableError:
             await self._back_off(pauses)
         except RefusedError as refusal:
-            raise ModelGoneError(
-                f"waiting for the model {self._arn.name} failed: {refusal}; repeat the command to resume"
-            ) from refusal
+            raise ModelGoneError(f"waiting for the model {self._arn.name} failed: {refusal}") from refusal
 
     async def _back_off(self, pauses: int) -> None:
         await anyio.sleep(self._rng.uniform(0.5, 1.0) * min(_MAX_PAUSE_S, 2.0 ** (pauses - 1)))
@@ -305,13 +300,12 @@ class ModelManager:
         if not self._life.is_ours:
             raise ModelGoneError(
                 f"the model {model.name} is {model.status} and was not started by this run, so it is not restarted; "
-                "start it, then repeat the command to resume"
+                "start it first"
             )
         self._restarts += 1
         if self._restarts > _MAX_RESTARTS:
             raise ModelGoneError(
-                f"the model {model.name} was stopped again after {_MAX_RESTARTS} restarts; find out what stops it, "
-                "then repeat the command to resume"
+                f"the model {model.name} was stopped again after {_MAX_RESTARTS} restarts; find out what stops it"
             )
 
     async def _ensure_running(self) -> None:

@@ -88,7 +88,7 @@ class ScheduledStop:
                 f"if this run does not stop {self._arn.name}, EventBridge Scheduler stops it at {time} "
                 f"(schedule {self._name})"
             )
-            self._observer.notice(Notice("switch", text, {"schedule": self._name, "at": time}))
+            self._observer.notice(Notice("scheduled-stop", text, {"schedule": self._name, "at": time}))
 
     async def disarm(self) -> None:
         """Delete the schedule if this session has created it.

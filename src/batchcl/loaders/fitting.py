@@ -46,9 +46,17 @@ class FittingReader:
         processors: images changed concurrently; by default one fewer than the CPU cores.
     """
 
-    def __init__(self, inner: ImageReader, objects: ImageReader, *, processors: int | None = None) -> None:
+    def __init__(
+        self,
+        inner: ImageReader,
+        objects: ImageReader,
+        *,
+        processors: int | None = None,
+        max_held_bytes: int = _HELD_BYTES,
+    ) -> None:
         self._inner = inner
         self._objects = objects
+        self._max_held_bytes = max_held_bytes
         self._ready: dict[_Key, bytes] = {}
         self._held_bytes = 0
         self._processors = anyio.CapacityLimiter(processors or max(1, (os.cpu_count() or 1) - 1))
@@ -75,7 +83,7 @@ class FittingReader:
 
     def has_capacity(self) -> bool:
         """See `Preparer`."""
-        return self._held_bytes < _HELD_BYTES
+        return self._held_bytes < self._max_held_bytes
 
     async def prepare(self, image: ImageRef) -> Prepared | SkipReason:
         """Read the image, and change it if necessary; see `Preparer`."""

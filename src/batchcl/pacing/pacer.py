@@ -10,7 +10,7 @@ from aiolimiter import AsyncLimiter
 
 from batchcl.pacing.controller import RateController
 
-__all__ = ["AdaptivePacer", "Pacer", "PacerStatistics", "UnpacedPacer"]
+__all__ = ["AdaptivePacer", "Pacer", "PacerStatistics"]
 
 _RECHECK_S: Final = 0.1
 """Longest sleep of a waiting call: meanwhile the rate may have risen, or a turn may have been returned."""
@@ -111,27 +111,3 @@ class AdaptivePacer:
     def statistics(self) -> PacerStatistics:
         """The current rate."""
         return PacerStatistics(self._controller.rate_tps)
-
-
-class UnpacedPacer:
-    """Never waits; for detectors without a limit, such as those of tests."""
-
-    async def acquire(self) -> None:
-        """Return after other tasks could run."""
-        await anyio.lowlevel.checkpoint()
-
-    def succeeded(self, *, sent_at: float) -> None:
-        """Do nothing."""
-
-    def throttled(self, *, sent_at: float, by_model: bool) -> None:
-        """Do nothing."""
-
-    def sent(self) -> None:
-        """Do nothing."""
-
-    def unsent(self, *, sent_at: float, give_back: bool) -> None:
-        """Do nothing."""
-
-    def statistics(self) -> PacerStatistics:
-        """An infinite rate."""
-        return PacerStatistics(float("inf"))

@@ -125,7 +125,7 @@ def admission_path(model_arn: str) -> str:
 
 def incremental_index_path(selection: str) -> str:
     """Index of small published files for `--incremental`; `selection` describes which of their rows count."""
-    return f"{RUNS}/.known/{hashlib.sha256(selection.encode()).hexdigest()[:32]}"
+    return f"{RUNS}/.index/{hashlib.sha256(selection.encode()).hexdigest()[:32]}"
 
 
 def start_path(run_id: str, started_at: dt.datetime) -> str:

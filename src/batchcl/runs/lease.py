@@ -58,10 +58,10 @@ class RunLease:
         number: of the session, from 0.
         holder: a random name of the process.
         host: host name, for messages.
-        place: boot id and PID namespace, in which `process` is valid; empty if unknown.
+        location: boot id and PID namespace, in which `process` is valid; empty if unknown.
         process: process id and start time: `<pid>-<ticks since boot>`.
-        beat: number of heartbeats so far.
-        beat_at: time of the last heartbeat by the holder's clock, for messages.
+        heartbeats: number of heartbeats so far.
+        heartbeat_at: time of the last heartbeat by the holder's clock, for messages.
         progress: the session's counters at that time.
         ended: the session has ended.
         settled: the session has published all its outcomes.
@@ -70,10 +70,10 @@ class RunLease:
     number: int
     holder: str
     host: str
-    place: str
+    location: str
     process: str
-    beat: int
-    beat_at: dt.datetime
+    heartbeats: int
+    heartbeat_at: dt.datetime
     progress: dict[str, Any] = field(default_factory=dict)
     ended: bool = False
     settled: bool = False
@@ -88,7 +88,7 @@ class RunLease:
         if self.ended:
             return False
         pid, _, started = self.process.partition("-")
-        if not self.place or self.place != _process_location() or not started or int(pid) == os.getpid():
+        if not self.location or self.location != _process_location() or not started or int(pid) == os.getpid():
             return None
         state = _process_state(int(pid))
         if state is None:
@@ -100,7 +100,7 @@ class RunLease:
     def seems_alive(self, now: dt.datetime) -> bool:
         """Whether its process is probably alive. Doesn't wait for a heartbeat; compares the clocks of both machines."""
         is_alive = self.process_is_alive
-        return (now - self.beat_at).total_seconds() < EXPIRES_S if is_alive is None else is_alive
+        return (now - self.heartbeat_at).total_seconds() < EXPIRES_S if is_alive is None else is_alive
 
 
 async def is_alive(store: Store, folder: str, lease: RunLease) -> bool:
@@ -112,7 +112,7 @@ async def is_alive(store: Store, folder: str, lease: RunLease) -> bool:
         await anyio.sleep(_POLL_INTERVAL_S)
         requested_at = anyio.current_time()  # before the read, as this process may be suspended during it
         current = await read_session(store, _path(folder, lease.number))
-        if current.ended or current.beat != lease.beat:
+        if current.ended or current.heartbeats != lease.heartbeats:
             return not current.ended
         if requested_at - since >= EXPIRES_S:
             return False
@@ -161,11 +161,20 @@ async def read_session(store: Store, path: str) -> RunLease:
         values = orjson.loads(await store.get(path) or b"")
         accepted = {each.name: values[each.name] for each in fields(RunLease) if each.name in values}
         accepted["progress"] = dict(accepted.get("progress", {}))
-        return RunLease(**accepted | {"number": number, "beat_at": dt.datetime.fromisoformat(values["beat_at"])})
+        return RunLease(
+            **accepted | {"number": number, "heartbeat_at": dt.datetime.fromisoformat(values["heartbeat_at"])}
+        )
     except (ValueError, TypeError, KeyError):
         never = dt.datetime.fromtimestamp(0, dt.UTC)
         return RunLease(
-            number=number, holder="", host="unknown", place="", process="0-", beat=0, beat_at=never, ended=True
+            number=number,
+            holder="",
+            host="unknown",
+            location="",
+            process="0-",
+            heartbeats=0,
+            heartbeat_at=never,
+            ended=True,
         )
 
 
@@ -207,10 +216,10 @@ class RunLeaseHolder:
             number=0,
             holder=secrets.token_hex(8),
             host=socket.gethostname(),
-            place=_process_location(),
+            location=_process_location(),
             process=_this_process(),
-            beat=0,
-            beat_at=utcnow(),
+            heartbeats=0,
+            heartbeat_at=utcnow(),
         )
 
     @property
@@ -272,7 +281,7 @@ class RunLeaseHolder:
             return None
         return other
 
-    async def beat(self) -> None:
+    async def write_heartbeat(self) -> None:
         """Write a heartbeat now."""
         await self._store.put(self._path(self.number), self._next_heartbeat())
 
@@ -285,7 +294,7 @@ class RunLeaseHolder:
             await anyio.sleep(HEARTBEAT_S)
             try:
                 await self.check()
-                await self.beat()
+                await self.write_heartbeat()
             except OutputError:
                 continue
 
@@ -297,7 +306,7 @@ class RunLeaseHolder:
             while True:
                 await anyio.sleep(HEARTBEAT_S)
                 with suppress(OutputError):
-                    await self.beat()
+                    await self.write_heartbeat()
 
         error: BatchclError | None = None
         async with anyio.create_task_group() as group:
@@ -328,10 +337,10 @@ class RunLeaseHolder:
         )
 
     def _next_heartbeat(self, *, ended: bool = False) -> bytes:
-        self._lease = replace(self._lease, beat=self._lease.beat + 1)
+        self._lease = replace(self._lease, heartbeats=self._lease.heartbeats + 1)
         lease = replace(
             self._lease,
-            beat_at=self._utcnow(),
+            heartbeat_at=self._utcnow(),
             progress=self._progress(),
             ended=ended,
             settled=ended and self.settled,

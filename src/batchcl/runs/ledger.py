@@ -41,7 +41,6 @@ MAX_BUFFERED_ENTRIES: Final = 4 * SEGMENT_ENTRIES
 MAX_UNPUBLISHED_SHARDS: Final = 1
 """With this many complete but unpublished shards, no further shard is opened."""
 
-_CHECK_INTERVAL_S: Final = 1.0
 
 _LookUp: TypeAlias = Callable[[Sequence[ImageRef]], Awaitable[list[KnownStatus | None]]]
 
@@ -129,6 +128,7 @@ class Ledger:
         on_resumed: called with the counts of the outcomes in a shard that earlier sessions have journalled.
         on_known: called with each outcome that `known` has determined without a call.
         utcnow: the current time.
+        segment_entries: number of entries after which a segment is written.
 
     Attributes:
         settled: whether `close` has published everything.
@@ -148,8 +148,10 @@ class Ledger:
         on_resumed: Callable[[Counts], None] = lambda _: None,
         on_known: Callable[[Outcome], None] = lambda _: None,
         utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        segment_entries: int = SEGMENT_ENTRIES,
     ) -> None:
         self._store = store
+        self._segment_entries = segment_entries
         self._spec = spec
         self._paths = RunPaths(spec.run_id)
         self._worklist = worklist
@@ -213,10 +215,11 @@ class Ledger:
         if opened.before:
             self._replaced[opened.before[position]] += 1
         opened.buffer.append(JournalEntry(position, outcome))
-        if opened.buffered_at == math.inf:
+        is_first = opened.buffered_at == math.inf
+        if is_first:
             opened.buffered_at = anyio.current_time()
         self._buffered += 1
-        if _is_due(opened):
+        if is_first or self._is_due(opened):
             self._recorded.notify()
 
     def unsaved(self) -> Counts:
@@ -260,13 +263,22 @@ class Ledger:
 
     async def _journal_loop(self) -> None:
         while True:
-            await self._recorded.wait(timeout_s=_CHECK_INTERVAL_S)
+            while (wait_s := self._next_flush_at() - anyio.current_time()) > 0:
+                await self._recorded.wait(timeout_s=wait_s)
             await self._flush(older_than=anyio.current_time() - SEGMENT_AGE_S)
+
+    def _next_flush_at(self) -> float:
+        """When the next outcomes are due, on the clock of the event loop; infinity if there are none."""
+        shards = self._open.values()
+        return min(
+            (0.0 if self._is_due(opened) else opened.buffered_at + SEGMENT_AGE_S for opened in shards), default=math.inf
+        )
 
     async def _publish_loop(self) -> None:
         while True:
             await self._publish_complete()
-            await self._journalled.wait(timeout_s=_CHECK_INTERVAL_S)
+            if not any(opened.complete for opened in self._open.values()):
+                await self._journalled.wait()
 
     async def _flush(self, *, older_than: float) -> None:
         """Journal due outcomes of every shard, even if some shards fail: the outcomes were paid for."""
@@ -275,7 +287,7 @@ class Ledger:
             self._journalled.notify()
 
     async def _flush_shard(self, opened: _OpenShard, *, older_than: float) -> None:
-        if opened.buffer and (_is_due(opened) or opened.buffered_at <= older_than):
+        if opened.buffer and (self._is_due(opened) or opened.buffered_at <= older_than):
             await self._flush_staged(opened)
             staged = await opened.journal.stage(opened.buffer, round_=self._targets.round, fit=self._fit)
             opened.is_cut = False
@@ -327,7 +339,6 @@ class Ledger:
             opened.is_cut = True
         return await publish_journal(self._store, self._spec, shard, opened.journal, opened.images)
 
-
-def _is_due(opened: _OpenShard) -> bool:
-    """Whether the buffer is to be journalled regardless of its age: it is full, or the shard is complete."""
-    return len(opened.buffer) >= SEGMENT_ENTRIES or (not opened.missing and bool(opened.buffer))
+    def _is_due(self, opened: _OpenShard) -> bool:
+        """Whether the buffer is to be journalled regardless of its age: it is full, or the shard is complete."""
+        return len(opened.buffer) >= self._segment_entries or (not opened.missing and bool(opened.buffer))

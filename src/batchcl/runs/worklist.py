@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import anyio
@@ -24,8 +24,9 @@ from batchcl.runs.corruption import decode_or_raise
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.schema import utf8
 from batchcl.runs.store import Store
+from batchcl.summary import SourceCounts
 
-__all__ = ["IMAGES", "Batch", "ImageRows", "WorkList", "WorkListTotals", "image_table"]
+__all__ = ["IMAGES", "Batch", "ImageRows", "WorkList", "image_table"]
 
 _BOOKMARK: Final = b"batchcl.bookmark"
 _REMEDY: Final = "restore it, or score the remaining images with --incremental and another --run-id"
@@ -46,7 +47,7 @@ IMAGES: Final = pa.schema(
         pa.field("region", pa.string()),
         pa.field("archive", pa.binary()),
         pa.field("offset", pa.int64()),
-        pa.field("any_name", pa.bool_()),
+        pa.field("any_extension", pa.bool_()),
     ]
 )
 
@@ -65,7 +66,7 @@ def image_table(images: Sequence[ImageRef]) -> pa.Table:
         "region": [image.region for image in images],
         "archive": [None if image.member is None else utf8(image.member.archive) for image in images],
         "offset": [None if image.member is None else image.member.offset for image in images],
-        "any_name": [image.any_name for image in images],
+        "any_extension": [image.any_extension for image in images],
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in IMAGES], schema=IMAGES)
 
@@ -94,7 +95,7 @@ class ImageRows:
                 region,
                 archive,
                 offset,
-                any_name,
+                any_extension,
             ) in zip(*columns, strict=True):
                 yield ImageRef(
                     uri=uri,
@@ -107,7 +108,7 @@ class ImageRows:
                     extra=extra,
                     region=region,
                     member=None if archive is None else ArchiveMember(_text(archive), offset),
-                    any_name=any_name,
+                    any_extension=any_extension,
                 )
 
 
@@ -124,35 +125,6 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkListTotals:
-    """Counts of a complete work list and of what was excluded from it.
-
-    Attributes:
-        shards: number of shards.
-        images: images on the list.
-        repeated: duplicates in the sources; the first occurrence is not counted.
-        known: images excluded by `--incremental` because their version has a result.
-        known_failed: images excluded by `--incremental` because their version has a permanent failure.
-        bad_lines: invalid lines that were skipped.
-        filtered: images excluded by filters.
-        filtered_by: filter → number of images.
-        left_out: lines for something other than an image to score, such as a folder: kind → number of lines.
-        lines: lines of all list files; None if a source is not a list file.
-    """
-
-    shards: int
-    images: int
-    repeated: int = 0
-    known: int = 0
-    known_failed: int = 0
-    bad_lines: int = 0
-    filtered: int = 0
-    filtered_by: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-    lines: int | None = None
-
-
 class WorkList:
     """The work list of one run. A writer appends shards; readers wait for them."""
 
@@ -162,7 +134,7 @@ class WorkList:
         self._shards = 0
         self._images = 0
         self._bookmark: Bookmark | None = None
-        self._totals: WorkListTotals | None = None
+        self._totals: SourceCounts | None = None
         self._changed = anyio.Event()
 
     async def open(self) -> None:
@@ -171,8 +143,10 @@ class WorkList:
         if totals is not None:
             where = self._store.uri(self._paths.totals)
             with decode_or_raise(where, remedy="delete it, and the same command lists the remaining images again"):
-                self._totals = WorkListTotals(**orjson.loads(totals))
-            self._shards, self._images = self._totals.shards, self._totals.images
+                values = orjson.loads(totals)
+                self._shards = values.pop("shards")
+                self._totals = SourceCounts(**values)
+            self._images = self._totals.planned
             return
         shards = await self._store.list_all(self._paths.worklist)
         self._shards = len(shards)
@@ -181,10 +155,10 @@ class WorkList:
             with self._decoding(last):
                 metadata = await anyio.to_thread.run_sync(lambda: pq.read_schema(io.BytesIO(data)).metadata)
                 self._bookmark = _decode_bookmark(metadata)
-            self._images = self._bookmark.taken - self._bookmark.known - self._bookmark.known_failed
+            self._images = self._bookmark.taken - self._bookmark.already_scored - self._bookmark.already_failed
 
     @property
-    def totals(self) -> WorkListTotals | None:
+    def totals(self) -> SourceCounts | None:
         """The counts of the complete list; None while it is being written."""
         return self._totals
 
@@ -216,9 +190,10 @@ class WorkList:
         self._bookmark = bookmark
         self._notify()
 
-    async def complete(self, totals: WorkListTotals) -> None:
+    async def complete(self, totals: SourceCounts) -> None:
         """Mark the list as complete. Raises `StoppedError` if another process has written different totals."""
-        await self._store.put_exclusive(self._paths.totals, orjson.dumps(asdict(totals)), what="the work list's totals")
+        data = orjson.dumps({"shards": self._shards} | asdict(totals))
+        await self._store.put_exclusive(self._paths.totals, data, what="the work list's totals")
         self._totals = totals
         self._notify()
 

@@ -64,11 +64,11 @@ async def watch_bounds(
 def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: int) -> StoppedError | None:
     """Return the error for the first bound that is exceeded, or None."""
     if job.deadline_s is not None and elapsed_s >= job.deadline_s:
-        return StoppedError(f"the deadline of {job.deadline} has passed; run the same command again to resume")
+        return StoppedError(f"the deadline of {job.deadline} has passed")
     dollars = progress.dollars
     if job.max_cost is not None and dollars is not None and dollars >= job.max_cost:
         return StoppedError(
-            f"the model has cost {_usd(dollars)}, and --max-cost is {_usd(job.max_cost)}; raise --max-cost to resume"
+            f"the model has cost {_usd(dollars)}, and --max-cost is {_usd(job.max_cost)}; raise --max-cost"
         )
     if job.max_failures is None:
         return None
@@ -76,7 +76,7 @@ def exceeded_bound(job: Job, progress: Progress, *, elapsed_s: float, called: in
     if is_enough and job.tolerance.exceeded(failed=progress.failed, scored=called - progress.failed):
         return TooManyFailuresError(
             f"{pluralize(progress.failed, 'image')} failed, and --max-failures is {job.max_failures}; see "
-            "`batchcl failures` for the reasons, and raise --max-failures to resume"
+            "`batchcl failures` for the reasons, and raise --max-failures"
         )
     return None
 

@@ -130,8 +130,7 @@ class CircuitBreaker:
                 self._on_failure(
                     StalledError(
                         f"no image got an outcome for {stalled_s / 60:.0f} minutes while the model was running and "
-                        f"calls were due{self._reason()}; the run ends to save the cost of the model; run the same "
-                        "command again to resume"
+                        f"calls were due{self._reason()}; the run ends to save the cost of the model"
                     )
                 )
             elif stalled_s >= max(STALL_WARNS_S, three_calls_s) and not has_warned:

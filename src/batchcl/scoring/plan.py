@@ -20,6 +20,7 @@ from batchcl.runs.incremental import IncrementalFilter
 from batchcl.runs.store import Store
 from batchcl.scoring.connections import open_service
 from batchcl.scoring.source_checks import check_sources, first_page
+from batchcl.summary import SourceCounts
 
 __all__ = ["TPS_PER_UNIT", "Estimate", "Plan", "plan"]
 
@@ -38,47 +39,27 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(SourceCounts):
     """Counts and estimates of a job.
 
     Attributes:
-        images: images on the work list.
         calls: images that need a call.
         skipped: images that violate a limit and need no call, by code.
         bytes: total size of the images that need a call, without those of unknown size.
         unknown_bytes: number of images of unknown size.
-        bad_lines: lines of the lists that don't name an image.
-        repeated: duplicates, not counting the first occurrence.
-        known: images excluded by `incremental` because their version has a result.
-        known_failed: images excluded by `incremental` because their version has a permanent failure.
-        lines: lines and rows of all lists; None if a source is not a list.
-        filtered: images excluded by filters.
-        filtered_by: images excluded by each filter; `size_unknown` if `min_size` or `max_size` can't be checked, etc.
-        left_out: lines that name something other than an image to score: kind → count.
-        unread: lines after the `--limit`.
         estimates: for 1 to 5 inference units.
     """
 
     model: str
-    images: int
     calls: int
     skipped: dict[str, int]
     bytes: int
     unknown_bytes: int
-    bad_lines: int
-    repeated: int
-    known: int
-    known_failed: int
-    lines: int | None
-    filtered: int
-    filtered_by: dict[str, int]
-    left_out: dict[str, int]
-    unread: int
     estimates: tuple[Estimate, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return asdict(self)
+        return asdict(self) | {"unread": self.unread}
 
 
 async def plan(job: Job, *, observer: Observer | None = None, aws: Aws | None = None) -> Plan:
@@ -110,23 +91,14 @@ async def plan(job: Job, *, observer: Observer | None = None, aws: Aws | None = 
                     calls += 1
                     size_bytes += image.size_bytes or 0
                     unknown_sizes += image.size_bytes is None
-    counts = sources.counts(planned=images, known=already_scored, known_failed=already_failed)
+    counts = sources.counts(planned=images, already_scored=already_scored, already_failed=already_failed)
     return Plan(
+        **asdict(counts),
         model=model.text,
-        images=images,
         calls=calls,
         skipped=dict(skipped.most_common()),
         bytes=size_bytes,
         unknown_bytes=unknown_sizes,
-        bad_lines=counts.bad,
-        repeated=counts.repeated,
-        known=already_scored,
-        known_failed=already_failed,
-        lines=counts.lines,
-        filtered=counts.filtered,
-        filtered_by=dict(counts.filtered_by),
-        left_out=dict(counts.left_out),
-        unread=counts.unread,
         estimates=tuple(_estimate(calls, units) for units in range(1, MAX_UNITS + 1)),
     )
 

@@ -308,10 +308,11 @@ async def find_resume_state(
     published_shards = 0
     if old is not None:
         summary = await read_summary(store, record.run_id)
-        observer.notice(Notice("resuming", f"resuming run {record.run_id}"))
         await worklist.open()
         published_shards = len(await published(store, paths))
     is_done = summary is not None and summary.status == "done"
+    if old is not None and not is_done:
+        observer.notice(Notice("resuming", f"resuming run {record.run_id}"))
     sources = None
     if worklist.totals is None and not is_done:
         sources = await check((old or record).started_at)
@@ -400,10 +401,10 @@ async def _no_pages() -> AsyncIterator[SelectedPage]:
 def _report_work_list(worklist: WorkList, progress: Progress, observer: Observer) -> None:
     progress.planned = worklist.images
     progress.listed = worklist.totals is not None
-    if worklist.totals is not None and (worklist.totals.known or worklist.totals.known_failed):
-        known, failed = worklist.totals.known, worklist.totals.known_failed
-        text = f"excluded: {pluralize(known, 'image')} already scored, {failed:,} failed permanently before"
-        observer.notice(Notice("known", text, {"known": known, "known_failed": failed}))
+    if worklist.totals is not None and (worklist.totals.already_scored or worklist.totals.already_failed):
+        scored, failed = worklist.totals.already_scored, worklist.totals.already_failed
+        text = f"excluded: {pluralize(scored, 'image')} already scored, {failed:,} failed permanently before"
+        observer.notice(Notice("incremental", text, {"already_scored": scored, "already_failed": failed}))
 
 
 def _new_record(job: Job, model: ModelArn) -> RunRecord:

@@ -95,7 +95,7 @@ async def hold_run_lease(
         async with model_manager.stopping():
             try:
                 await lease.acquire(on_left=inherit)
-                model_manager.remember(lease.beat)
+                model_manager.remember(lease.write_heartbeat)
                 yield
             finally:
                 await _hand_over(lease, model_manager, stop_signal)

@@ -6,7 +6,7 @@ import datetime as dt
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import anyio
 
@@ -24,7 +24,7 @@ from batchcl.quantities import pluralize
 from batchcl.runs.entries import FailureGroup, count_fittable
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.lease import RunLeaseHolder
-from batchcl.runs.ledger import Ledger, Targets
+from batchcl.runs.ledger import SEGMENT_ENTRIES, Ledger, Targets
 from batchcl.runs.markers import Totals, published, read_totals, sum_totals
 from batchcl.runs.record import RunRecord, read_sessions, read_summary, total_spent, write_summary
 from batchcl.runs.rounds import Round
@@ -34,7 +34,7 @@ from batchcl.scoring.bounds import watch_bounds
 from batchcl.scoring.engine import Engine, EngineSettings
 from batchcl.scoring.pace import open_pacer
 from batchcl.stop_signal import CALLS, RECORDS, STORE, StopSignal
-from batchcl.summary import SessionRecord, Summary
+from batchcl.summary import SessionRecord, SourceCounts, Summary
 
 __all__ = ["RunContext", "Session"]
 
@@ -47,6 +47,7 @@ class RunContext:
         begun_at: start of the run on the loop's clock; the deadline is counted from here.
         preparer: changes images to fit the service's limits; None if they are sent unchanged.
         utcnow: returns the current time.
+        segment_entries: number of outcomes after which a segment of the journal is written.
     """
 
     model_manager: ModelManager
@@ -56,6 +57,7 @@ class RunContext:
     begun_at: float
     preparer: Preparer | None = None
     utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+    segment_entries: int = SEGMENT_ENTRIES
 
 
 @dataclass(kw_only=True)
@@ -124,6 +126,7 @@ class Session:
             on_resumed=self.progress.add_earlier,
             on_known=self.progress.count,
             utcnow=self.context.utcnow,
+            segment_entries=self.context.segment_entries,
         )
         self._engine = Engine(
             self.context.detector,
@@ -268,7 +271,7 @@ class Session:
         """Return the totals if every image has its row. Raises the error of the stop signal, or reports a bug."""
         totals = await self._final_totals()
         listed = self.worklist.totals
-        if totals is not None and listed is not None and totals.counts.done == listed.images:
+        if totals is not None and listed is not None and totals.counts.done == listed.planned:
             return totals
         if self.context.stop_signal.error is not None:
             raise self.context.stop_signal.error
@@ -313,11 +316,17 @@ class Session:
         failures = Counter[FailureGroup]() if final is None else final.failures
         counted_before = sum(n for group, n in failures.items() if _was_counted(group, before=self.targets.round))
         own = SessionRecord.of(self.lease.number, self.lease.counters())
-        totals = self.worklist.totals
+        listed = self.worklist.totals or SourceCounts()
+        sources = replace(
+            listed,
+            planned=self.worklist.images - counts.already_scored - counts.already_failed,
+            already_scored=listed.already_scored + counts.already_scored,
+            already_failed=listed.already_failed + counts.already_failed,
+        )
         return Summary(
             run_id=self.record.run_id,
             status="done" if failure is None else "stopped",
-            planned=self.worklist.images - counts.already_scored - counts.already_failed,
+            **asdict(sources),
             scored=counts.scored,
             failed=counts.failed,
             skipped=counts.skipped,
@@ -329,17 +338,9 @@ class Session:
             started_at=self.record.started_at,
             ended_at=self.context.utcnow(),
             tolerated=not self.job.tolerance.exceeded(failed=counts.failed - counted_before, scored=counts.scored),
-            bad_lines=totals.bad_lines if totals else 0,
-            repeated=totals.repeated if totals else 0,
-            known=(totals.known if totals else 0) + counts.already_scored,
-            known_failed=(totals.known_failed if totals else 0) + counts.already_failed,
             # any round without codes and `--fit`
             retryable=None if final is None else Round(0).selected(failures),
             fittable=None if final is None else count_fittable(failures),
-            filtered=totals.filtered if totals else 0,
-            filtered_by=totals.filtered_by if totals else {},
-            left_out=totals.left_out if totals else {},
-            lines=totals.lines if totals else None,
             round=self.targets.round,
             reason=None if failure is None else str(failure),
             sessions=(own,),

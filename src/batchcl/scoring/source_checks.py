@@ -20,13 +20,13 @@ from batchcl.job import Job
 from batchcl.loaders.preflight import SAMPLE_SIZE, check_images_readable, probe, sample_images, spelling_hint
 from batchcl.quantities import confidence_hint, pluralize
 from batchcl.runs.layout import output_root
-from batchcl.scoring.source_counts import SourceCounts
 from batchcl.sources.base import Source, SourceCheck
 from batchcl.sources.filters import describe_filters
 from batchcl.sources.from_results import MEMBERS, NOT_FITTING, open_published_images
 from batchcl.sources.open import open_sources
 from batchcl.sources.select import SelectedPage, Selection
 from batchcl.sources.where import Condition, condition_on
+from batchcl.summary import SourceCounts
 
 __all__ = ["CheckedSources", "ReadCheck", "check_sources", "closing_with", "first_page", "skip_read_check"]
 
@@ -53,7 +53,7 @@ class CheckedSources:
         digests: digest of the images of each list file, by its name.
         lines: lines of all lists; None if a source is not a list.
         not_fitting: rows of earlier results (`from_results`) that don't match `where`.
-        left_out: lines that name something other than an image to score: kind → count.
+        ignored: entries that are not an image to score: kind → count.
         bad: descriptions of the first bad lines of each list file, by its name.
         check_readable: raises if a sample of the first images can't be read.
     """
@@ -63,7 +63,7 @@ class CheckedSources:
     digests: dict[str, str]
     lines: int | None = None
     not_fitting: int = 0
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
     bad: Mapping[str, list[str]] = field(default_factory=dict)
     check_readable: ReadCheck = skip_read_check
 
@@ -72,18 +72,18 @@ class CheckedSources:
         """Images excluded so far, by filter."""
         return ({"where": self.not_fitting} if self.not_fitting else {}) | self.selection.filtered
 
-    def counts(self, *, planned: int, known: int, known_failed: int) -> SourceCounts:
+    def counts(self, *, planned: int, already_scored: int, already_failed: int) -> SourceCounts:
         """Return the counts of all lines, after the selection was read."""
         selection = self.selection
         return SourceCounts(
             lines=self.lines,
-            bad=self.bad_lines,
-            left_out=self.left_out,
-            repeated=selection.repeated,
+            bad_lines=self.bad_lines,
+            ignored=dict(self.ignored),
+            duplicates=selection.duplicates,
             filtered=sum(self.filtered.values()),
             filtered_by=self.filtered,
-            known=known,
-            known_failed=known_failed,
+            already_scored=already_scored,
+            already_failed=already_failed,
             planned=planned,
         )
 
@@ -121,10 +121,10 @@ async def check_sources(
         )
     checks = [await source.check() for source in sources]
     for source, checked in zip(sources, checks, strict=True):
-        if checked.left_out_folders:
-            folders = " and ".join(checked.left_out_folders)
+        if checked.excluded_folders:
+            folders = " and ".join(checked.excluded_folders)
             text = f"excluded from {source.description}: {folders} of the output root"
-            observer.notice(Notice("output-left-out", text))
+            observer.notice(Notice("output-excluded", text))
         _report_bad_lines(source, checked, observer)
     await buckets.check(name for checked in checks for name in checked.buckets)
     for bucket, region in buckets.elsewhere.items():
@@ -134,14 +134,14 @@ async def check_sources(
         observer.notice(Notice("min-confidence", hint, level="warning"))
     if job.where is not None and job.results_root is None:
         filters = replace(filters, where=await condition_on(Condition(job.where), sources))
-    left_out = sum((Counter(checked.left_out) for checked in checks), Counter[str]())
+    ignored = sum((Counter(checked.ignored) for checked in checks), Counter[str]())
     return CheckedSources(
         Selection(sources, filters, elsewhere=buckets.elsewhere),
         sum(checked.bad_count for checked in checks),
         {source.description: checked.digest for source, checked in zip(sources, checks, strict=True) if checked.digest},
         lines=_total([checked.lines for checked in checks]),
-        not_fitting=left_out.pop(NOT_FITTING, 0),
-        left_out=dict(left_out),
+        not_fitting=ignored.pop(NOT_FITTING, 0),
+        ignored=dict(ignored),
         bad={
             source.description: [f"{line.place(source.description)}: {line.reason}" for line in checked.bad_lines]
             for source, checked in zip(sources, checks, strict=True)
@@ -158,7 +158,7 @@ async def _check_readable(
     hint = await spelling_hint(aws, probes, region=region)
     check_images_readable(probes, is_all=is_all, hint=hint)
     if hint:
-        observer.notice(Notice("misspelled", hint))
+        observer.notice(Notice("spelling-hint", hint))
 
 
 def _total(lines: Sequence[int | None]) -> int | None:
@@ -205,8 +205,8 @@ def _no_image_message(sources: CheckedSources, job: Job) -> str:
     """Say why there is no image to score, and what to check."""
     names = job.results_root or ", ".join(job.source_names)
     filtered = [f"{count:,} by {describe_filters(name)}" for name, count in sources.filtered.items()]
-    left_out = {**sources.left_out, "bad lines": sources.bad_lines}
-    others = [f"{count:,} {what}" for what, count in left_out.items() if count]
+    not_images = {**sources.ignored, "bad lines": sources.bad_lines}
+    others = [f"{count:,} {what}" for what, count in not_images.items() if count]
     reasons = ([f"excluded: {', '.join(filtered)}"] if filtered else []) + (
         [f"not images to score: {', '.join(others)}"] if others else []
     )
@@ -222,7 +222,7 @@ def _what_to_check(sources: CheckedSources, job: Job) -> str:
             "no run has published a row there; a stopped run publishes its rows when it is resumed: see "
             f"{command('runs', job.results_root)}"
         )
-    return "name the archives themselves as SOURCE" if MEMBERS in sources.left_out else "check the filters"
+    return "name the archives themselves as SOURCE" if MEMBERS in sources.ignored else "check the filters"
 
 
 async def _chained(first: Sequence[SelectedPage], rest: AsyncIterator[SelectedPage]) -> AsyncIterator[SelectedPage]:

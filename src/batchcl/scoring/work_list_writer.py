@@ -14,9 +14,9 @@ import pyarrow as pa
 from batchcl.events import Progress
 from batchcl.images import Bookmark, ImageRef
 from batchcl.outcomes import KnownStatus
-from batchcl.runs.worklist import WorkList, WorkListTotals, image_table
-from batchcl.scoring.source_counts import SourceCounts
+from batchcl.runs.worklist import WorkList, image_table
 from batchcl.sources.select import SelectedPage
+from batchcl.summary import SourceCounts
 
 __all__ = ["AHEAD_IMAGES", "LISTED_PER_S", "KnownImages", "wait_for_calls", "write_work_list"]
 
@@ -57,11 +57,11 @@ async def write_work_list(
 ) -> None:
     """Read `pages` to the end and freeze the images as shards of `shard_size`; the last shard may be smaller.
 
-    `count_sources` receives `planned`, `known` and `known_failed` and returns the counts of all lines.
+    `count_sources` receives `planned`, `already_scored` and `already_failed` and returns the counts of all lines.
 
     Raises the errors of the sources, and `StoppedError` if another process writes the same list.
     """
-    known, failed = (0, 0) if (last := worklist.bookmark) is None else (last.known, last.known_failed)
+    scored, failed = (0, 0) if (last := worklist.bookmark) is None else (last.already_scored, last.already_failed)
     shard = _Shard(shard_size)
     async for page in pages:
         none_known: list[KnownStatus | None] = [None] * len(page.images)
@@ -73,31 +73,20 @@ async def write_work_list(
             taken = new[done : done + shard.free]
             done += len(taken)
             end = taken[-1] + 1
-            excluded = known + failed + end - done
-            bookmark = replace(page.behind(end), known=excluded - failed_up_to[end], known_failed=failed_up_to[end])
+            excluded = scored + failed + end - done
+            bookmark = replace(
+                page.behind(end), already_scored=excluded - failed_up_to[end], already_failed=failed_up_to[end]
+            )
             await shard.add([page.images[at] for at in taken], bookmark)
             if not shard.free:
                 await shard.freeze(worklist)
                 on_frozen()
-        known += statuses.count("already_scored")
+        scored += statuses.count("already_scored")
         failed = failed_up_to[-1]
     if shard.images:
         await shard.freeze(worklist)
-    counts = count_sources(planned=worklist.images, known=known, known_failed=failed)
-    await worklist.complete(
-        WorkListTotals(
-            shards=worklist.shards,
-            images=worklist.images,
-            repeated=counts.repeated,
-            known=known,
-            known_failed=failed,
-            bad_lines=counts.bad,
-            filtered=counts.filtered,
-            filtered_by=dict(counts.filtered_by),
-            left_out=dict(counts.left_out),
-            lines=counts.lines,
-        )
-    )
+    counts = count_sources(planned=worklist.images, already_scored=scored, already_failed=failed)
+    await worklist.complete(counts)
     on_frozen()
 
 

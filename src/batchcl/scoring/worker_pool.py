@@ -34,11 +34,6 @@ class WorkerPool(Generic[Item]):
         self._freed = Notifier()
         self._closed = False
 
-    @property
-    def busy(self) -> int:
-        """Number of items in progress."""
-        return self._busy
-
     async def wait_for_free_slot(self) -> None:
         """Wait until an item can be submitted."""
         while self._busy >= int(self._allowed):

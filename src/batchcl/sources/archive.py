@@ -158,20 +158,20 @@ class TarPart:
     def chunks(self) -> Iterator[ListChunk]:
         """See `ListPart`."""
         images: list[ImageRef] = []
-        left_out: Counter[str] = Counter()
+        ignored: Counter[str] = Counter()
         for entry in self._entries():
             if isinstance(entry, BadLine):
-                yield ImageChunk(images, [entry], dict(left_out))
+                yield ImageChunk(images, [entry], dict(ignored))
                 return
             if entry.kind is MemberKind.FILE:
                 images.append(self._archive.image(entry))
             elif entry.kind is not MemberKind.FOLDER:  # not reported as excluded, as with directories
-                left_out[entry.kind.value] += 1
-            if len(images) + left_out.total() >= CHUNK:
-                yield ImageChunk(images, (), dict(left_out))
-                images, left_out = [], Counter()
-        if images or left_out:
-            yield ImageChunk(images, (), dict(left_out))
+                ignored[entry.kind.value] += 1
+            if len(images) + ignored.total() >= CHUNK:
+                yield ImageChunk(images, (), dict(ignored))
+                images, ignored = [], Counter()
+        if images or ignored:
+            yield ImageChunk(images, (), dict(ignored))
 
     def _entries(self) -> Iterator[Member | BadLine]:
         """The members, from the cache if there is one; otherwise from the archive, writing the cache if possible."""

@@ -31,7 +31,7 @@ __all__ = [
     "refuse_arn",
     "refuse_url",
     "s3_image",
-    "with_any_name",
+    "with_any_extension",
 ]
 
 PAGE: Final = 1000
@@ -141,9 +141,9 @@ class SourceCheck:
         bad_count: how many lines will be skipped.
         digest: a digest of the images that a list names, by which a resumed run detects a changed list.
         lines: non-blank lines or rows of a list, which are its images (duplicates included), its bad lines and the
-            rows counted in `left_out`. None where the source is not a list.
-        left_out: rows that name something other than an image to score, such as delete markers: kind → count.
-        left_out_folders: folders that are excluded because they belong to the output root.
+            rows counted in `ignored`. None where the source is not a list.
+        ignored: rows that name something other than an image to score, such as delete markers: kind → count.
+        excluded_folders: folders that are excluded because they belong to the output root.
         bad_labels: images with an unusable label; they are scored nevertheless.
     """
 
@@ -152,8 +152,8 @@ class SourceCheck:
     bad_count: int = 0
     digest: str | None = None
     lines: int | None = None
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    left_out_folders: tuple[str, ...] = ()
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    excluded_folders: tuple[str, ...] = ()
     bad_labels: BadLabels = NO_BAD_LABELS
 
 
@@ -217,12 +217,14 @@ def referenced_image(reference: str, folder: Path | None, *, extra: str | None =
     return local_image(os.fspath(folder / path), extra=extra)
 
 
-def with_any_name(images: list[ImageRef]) -> list[ImageRef]:
+def with_any_extension(images: list[ImageRef]) -> list[ImageRef]:
     """Mark explicitly named `images` so that their extensions don't exclude them. Blocks.
 
     For a local file, its first bytes decide whether it is an image; for an object, the service decides.
     """
-    return [image if check_limits(image) is None else replace(image, any_name=_may_be_image(image)) for image in images]
+    return [
+        image if check_limits(image) is None else replace(image, any_extension=_may_be_image(image)) for image in images
+    ]
 
 
 def _may_be_image(image: ImageRef) -> bool:

@@ -39,7 +39,7 @@ class DirectorySource:
         try:
             with os.scandir(self._root):
                 folders = tuple(f"{folder}/" for folder in self._leave_out if self._is_inside(folder))
-                return SourceCheck(left_out_folders=folders)
+                return SourceCheck(excluded_folders=folders)
         except OSError as error:
             raise SourceError(f"can't read the directory {self._root}: {error.strerror}; check the path") from error
 

@@ -150,17 +150,17 @@ class _PublishedPart:
     def _chunk(self, rows: pl.DataFrame, resolved: pl.DataFrame | None) -> ListChunk:
         frame = rows if resolved is None else rows.join(resolved, on=_IMAGE, how="anti", nulls_equal=True)
         matching = frame if self._condition is None else _matching_images(frame, self._condition, self._part)
-        is_scored = pl.lit(self._part.table == "results").alias("any_name")
+        is_scored = pl.lit(self._part.table == "results").alias("any_extension")
         images = matching.select(*_IMAGE_COLUMNS, is_scored).filter(~pl.col("key").str.contains(_MEMBER))
         counts = {
             _RESOLVED: rows.height - frame.height,
             NOT_FITTING: frame.height - matching.height,
             MEMBERS: matching.height - images.height,
         }
-        left_out = {what: count for what, count in counts.items() if count}
+        ignored = {what: count for what, count in counts.items() if count}
         if (images["bucket"] == "").any():
-            return ImageChunk([_image(row) for row in images.iter_rows(named=True)], left_out=left_out)
-        return FrameChunk(images, rows.height, left_out=left_out)
+            return ImageChunk([_image(row) for row in images.iter_rows(named=True)], ignored=ignored)
+        return FrameChunk(images, rows.height, ignored=ignored)
 
 
 def _matching_images(frame: pl.DataFrame, condition: Condition, part: PublishedPart) -> pl.DataFrame:
@@ -207,4 +207,4 @@ def condition_rows(frame: pl.DataFrame, condition: Condition) -> pl.DataFrame:
 def _image(row: dict[str, Any]) -> ImageRef:
     if row["bucket"]:
         return ImageRef(uri=f"s3://{row['bucket']}/{row['key']}", **row)
-    return replace(local_image(row["key"], extra=row["extra"]), any_name=row["any_name"])
+    return replace(local_image(row["key"], extra=row["extra"]), any_extension=row["any_extension"])

@@ -307,14 +307,14 @@ class InventoryPart:
             yield chunk
 
     def _chunk(self, frame: pl.DataFrame, bad: list[BadLine], first: int) -> ListChunk:
-        left_out: dict[str, int] = {}
+        ignored: dict[str, int] = {}
         numbered = frame.with_row_index("row", offset=first)
         if "is_delete_marker" in frame.columns:
             numbered = _drop_rows(
-                numbered, pl.col("is_delete_marker").fill_null(value=False), "delete markers", left_out
+                numbered, pl.col("is_delete_marker").fill_null(value=False), "delete markers", ignored
             )
         if "is_latest" in frame.columns and not self.all_versions:
-            numbered = _drop_rows(numbered, ~pl.col("is_latest").fill_null(value=True), "older versions", left_out)
+            numbered = _drop_rows(numbered, ~pl.col("is_latest").fill_null(value=True), "older versions", ignored)
         if self.schema is not None:
             numbered, undecoded = _decode_keys(numbered)
             bad = [*bad, *undecoded]
@@ -322,7 +322,7 @@ class InventoryPart:
         valid, _, invalid = split_valid_rows(numbered.select(_image_columns(numbered.schema)), 0)
         bad += [BadLine(int(rows[each.number]), each.reason) for each in invalid]
         bad.sort(key=lambda each: each.number)
-        return FrameChunk(valid, valid.height + len(bad) + sum(left_out.values()), bad, left_out)
+        return FrameChunk(valid, valid.height + len(bad) + sum(ignored.values()), bad, ignored)
 
     def _table(self, wanted: Sequence[str]) -> Iterator[pl.DataFrame]:
         """The rows of a Parquet or ORC file, with times in UTC."""
@@ -404,11 +404,11 @@ def _image_columns(schema: Mapping[str, Any]) -> list[pl.Expr]:
     return columns
 
 
-def _drop_rows(frame: pl.DataFrame, unwanted: pl.Expr, what: str, left_out: dict[str, int]) -> pl.DataFrame:
-    """`frame` without the `unwanted` rows, whose number is stored as `left_out[what]`."""
+def _drop_rows(frame: pl.DataFrame, unwanted: pl.Expr, what: str, ignored: dict[str, int]) -> pl.DataFrame:
+    """`frame` without the `unwanted` rows, whose number is stored as `ignored[what]`."""
     kept = frame.filter(~unwanted)
     if kept.height < frame.height:
-        left_out[what] = frame.height - kept.height
+        ignored[what] = frame.height - kept.height
     return kept
 
 

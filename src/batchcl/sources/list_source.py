@@ -36,7 +36,7 @@ class ListChunk(Protocol):
     Attributes:
         lines: number of lines that aren't blank.
         bad: lines that don't name an image.
-        left_out: lines that name something other than an image to score: kind → count.
+        ignored: lines that name something other than an image to score: kind → count.
         bad_labels: images with an unusable label, which are scored nevertheless.
     """
 
@@ -45,7 +45,7 @@ class ListChunk(Protocol):
     @property
     def bad(self) -> Sequence[BadLine]: ...  # noqa: D102
     @property
-    def left_out(self) -> Mapping[str, int]: ...  # noqa: D102
+    def ignored(self) -> Mapping[str, int]: ...  # noqa: D102
     @property
     def bad_labels(self) -> BadLabels: ...  # noqa: D102
 
@@ -72,13 +72,13 @@ class ImageChunk:
 
     parsed: Sequence[ImageRef]
     bad: Sequence[BadLine] = ()
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
     bad_labels: BadLabels = NO_BAD_LABELS
 
     @property
     def lines(self) -> int:
         """See `ListChunk`."""
-        return len(self.parsed) + len(self.bad) + sum(self.left_out.values())
+        return len(self.parsed) + len(self.bad) + sum(self.ignored.values())
 
     def __len__(self) -> int:
         return len(self.parsed)
@@ -101,13 +101,13 @@ class FrameChunk:
     """A chunk of a columnar list of objects in S3.
 
     `frame` has the columns `bucket` and `key`, and optionally `version_id`, `etag`, `size_bytes`, `last_modified`,
-    `extra` and `any_name`, with the types of the fields of `ImageRef`.
+    `extra` and `any_extension`, with the types of the fields of `ImageRef`.
     """
 
     frame: pl.DataFrame
     lines: int
     bad: Sequence[BadLine] = ()
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
     bad_labels: BadLabels = NO_BAD_LABELS
 
     def __len__(self) -> int:
@@ -140,14 +140,14 @@ class FrameChunk:
                 size_bytes=size_bytes,
                 last_modified=last_modified,
                 extra=extra,
-                any_name=bool(any_name),
+                any_extension=bool(any_extension),
             )
-            for bucket, key, version_id, etag, size_bytes, last_modified, extra, any_name in zip(
+            for bucket, key, version_id, etag, size_bytes, last_modified, extra, any_extension in zip(
                 columns["bucket"],
                 columns["key"],
                 *(
                     columns.get(name, nothing)
-                    for name in ("version_id", "etag", "size_bytes", "last_modified", "extra", "any_name")
+                    for name in ("version_id", "etag", "size_bytes", "last_modified", "extra", "any_extension")
                 ),
                 strict=True,
             )
@@ -176,7 +176,7 @@ class _PartSummary:
     buckets: frozenset[str]
     bad: tuple[BadLine, ...]
     bad_count: int
-    left_out: Mapping[str, int]
+    ignored: Mapping[str, int]
     digest: str
     bad_labels: BadLabels = NO_BAD_LABELS
 
@@ -254,7 +254,7 @@ class ListSource:
                 buckets=total.buckets | chunk.buckets(),
                 bad=total.bad + tuple(replace(bad, file=file) for bad in chunk.bad[: BAD_LINES_SHOWN - len(total.bad)]),
                 bad_count=total.bad_count + len(chunk.bad),
-                left_out=Counter(total.left_out) + Counter(chunk.left_out),
+                ignored=Counter(total.ignored) + Counter(chunk.ignored),
                 digest="",
                 bad_labels=total.bad_labels + chunk.bad_labels,
             )
@@ -288,15 +288,15 @@ class ListSource:
 
 def _source_check(summaries: Sequence[_PartSummary]) -> SourceCheck:
     digests = "".join(summary.digest for summary in summaries)
-    left_out: Counter[str] = Counter()
+    ignored: Counter[str] = Counter()
     for summary in summaries:
-        left_out.update(summary.left_out)
+        ignored.update(summary.ignored)
     return SourceCheck(
         buckets=frozenset[str]().union(*(summary.buckets for summary in summaries)) - {""},
         bad_lines=tuple(bad for summary in summaries for bad in summary.bad)[:BAD_LINES_SHOWN],
         bad_count=sum(summary.bad_count for summary in summaries),
         digest=hashlib.sha256(digests.encode()).hexdigest()[:16],
         lines=sum(summary.lines for summary in summaries),
-        left_out=dict(left_out),
+        ignored=dict(ignored),
         bad_labels=sum((summary.bad_labels for summary in summaries), NO_BAD_LABELS),
     )

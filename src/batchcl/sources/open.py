@@ -60,7 +60,7 @@ class ListOptions:
         attribute: for manifests: the label attribute to read.
         all_versions: for inventories: keep versions other than the latest.
         as_of: for inventories: choose the newest one of this day or earlier.
-        any_name: for prefixes, directories, archives and inventories: accept any file name extension.
+        any_extension: for prefixes, directories, archives and inventories: accept any file name extension.
         skip_bad_lines: skip lines that don't name an image.
     """
 
@@ -70,7 +70,7 @@ class ListOptions:
     attribute: str | None = None
     all_versions: bool = False
     as_of: str | None = None
-    any_name: bool = False
+    any_extension: bool = False
     skip_bad_lines: bool = False
 
 
@@ -91,7 +91,7 @@ async def open_sources(
     region: str,
     options: ListOptions | None = None,
     out: str | None = None,
-    transport: Transport = Transport.WIRE,
+    transport: Transport = Transport.AIOHTTP,
     buckets: BucketChecks | None = None,
 ) -> list[Source]:
     """The source for each name, in order.
@@ -235,7 +235,7 @@ class _SourceOpener:
     def _directory(self, name: str) -> Source:
         """Blocks."""
         if self._out is None or self._out.startswith("s3://"):
-            return DirectorySource(name, is_explicit=self._options.any_name)
+            return DirectorySource(name, is_explicit=self._options.any_extension)
         root, source = Path(self._out).resolve(), Path(name).resolve()
         for folder in FOLDERS:
             if source.is_relative_to(root / folder):
@@ -244,7 +244,7 @@ class _SourceOpener:
         return DirectorySource(
             name,
             leave_out=[root / folder for folder in FOLDERS] if is_root else [root],
-            is_explicit=self._options.any_name,
+            is_explicit=self._options.any_extension,
         )
 
     async def _prefix(self, name: str) -> Source:
@@ -254,7 +254,7 @@ class _SourceOpener:
             region=await self._region_of(name),
             transport=self._transport,
             leave_out=self._output_prefixes_below(name),
-            is_explicit=self._options.any_name,
+            is_explicit=self._options.any_extension,
         )
 
     def _output_prefixes_below(self, name: str) -> tuple[str, ...]:
@@ -322,7 +322,7 @@ class _SourceOpener:
     def _list_source(self, name: str, parts: Sequence[ListPart], *, is_explicit: bool) -> ListSource:
         options = self._options
         return ListSource(
-            name, parts, skip_bad_lines=options.skip_bad_lines, is_explicit=is_explicit or options.any_name
+            name, parts, skip_bad_lines=options.skip_bad_lines, is_explicit=is_explicit or options.any_extension
         )
 
     async def _list_of_files(self, name: str, files: Sequence[_ListFile]) -> Source:

@@ -67,7 +67,7 @@ class S3PrefixSource:
         aws: Aws,
         *,
         region: str,
-        transport: Transport = Transport.WIRE,
+        transport: Transport = Transport.AIOHTTP,
         leave_out: tuple[str, ...] = (),
         is_explicit: bool = False,
     ) -> None:
@@ -86,7 +86,7 @@ class S3PrefixSource:
         except UnicodeEncodeError as error:
             raise SourceError(f"{self.description!r} is not UTF-8, which S3 keys are; check the prefix") from error
         folders = tuple(f"s3://{self._bucket}/{prefix}" for prefix in self._leave_out)
-        return SourceCheck(buckets=frozenset({self._bucket}), left_out_folders=folders)
+        return SourceCheck(buckets=frozenset({self._bucket}), excluded_folders=folders)
 
     async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
         """See `Source`."""
@@ -122,7 +122,7 @@ class S3PrefixSource:
                 etag=etag,
                 size_bytes=size,
                 last_modified=modified,
-                any_name=key == self._prefix,  # the user named the object itself
+                any_extension=key == self._prefix,  # the user named the object itself
             )
             for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True)
             if not key.startswith(leave_out)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import anyio.to_thread
 
 from batchcl.images import Bookmark, ImageRef, Pause, Position, check_limits, no_pause
-from batchcl.sources.base import Source, with_any_name
+from batchcl.sources.base import Source, with_any_extension
 from batchcl.sources.deduplication import Deduplication
 from batchcl.sources.filters import FilterChain, Filters, SmallestRanks
 
@@ -41,7 +41,7 @@ class SelectedPage:
         source: the number of the source.
         count: images of the source before the page.
         taken: selected images before the page.
-        repeated: duplicates before the page.
+        duplicates: duplicates before the page.
         filtered: images excluded before the page, by filter.
         picked: the positions of `images` in the source's page; None if they are its first ones, without gaps.
         max_rank: the largest rank in the sample, as in `Bookmark`.
@@ -51,24 +51,24 @@ class SelectedPage:
     source: int
     count: int
     taken: int
-    repeated: int
+    duplicates: int
     filtered: Mapping[str, int]
     picked: Sequence[_Pick] | None
     max_rank: int | None
 
     def behind(self, number: int) -> Bookmark:
         """The bookmark after the first `number` images, at least one."""
-        at, repeated, filtered = number - 1, self.repeated, self.filtered
+        at, duplicates, filtered = number - 1, self.duplicates, self.filtered
         if self.picked is not None:
-            at, repeated, filtered = self.picked[at]
+            at, duplicates, filtered = self.picked[at]
         position = Position(self.count + at + 1, self.images[number - 1].key)
-        return Bookmark(self.source, position, self.taken + number, repeated, filtered=filtered, cut=self.max_rank)
+        return Bookmark(self.source, position, self.taken + number, duplicates, filtered=filtered, cut=self.max_rank)
 
 
 class Selection:
     """The images of several sources that pass the filters, one source after the other.
 
-    An image that was selected before, from the same or an earlier source, is excluded and counted in `repeated`.
+    An image that was selected before, from the same or an earlier source, is excluded and counted in `duplicates`.
     `elsewhere` maps buckets outside the model's region to their region, which is stored in their images.
     """
 
@@ -82,7 +82,7 @@ class Selection:
         self._rank = None if filters.sample is None else filters.sample.ranker()
         self._limit = filters.limit
         self._deduplication = Deduplication(sources)
-        self._repeated = 0
+        self._duplicates = 0
         self._filtered: Counter[str] = Counter()
 
     @property
@@ -91,9 +91,9 @@ class Selection:
         return dict(self._filtered)
 
     @property
-    def repeated(self) -> int:
+    def duplicates(self) -> int:
         """Duplicates so far."""
-        return self._repeated
+        return self._duplicates
 
     async def pages(
         self, after: Bookmark | None = None, *, earlier: EarlierImages | None = None, pause: Pause = no_pause
@@ -137,7 +137,7 @@ class Selection:
             assert earlier is not None, "needed to detect duplicates of images selected before"
             await self._deduplication.restore(after.source, _with_pauses(earlier, pause))
         taken = 0 if after is None else after.taken
-        self._repeated = 0 if after is None else after.repeated
+        self._duplicates = 0 if after is None else after.duplicates
         self._filtered = Counter() if after is None else Counter(after.filtered)
         for number, source in enumerate(self._sources):
             if after is not None and number < after.source:
@@ -147,7 +147,7 @@ class Selection:
             async for listed in source.pages(position):
                 images = listed
                 if source.is_explicit and any(check_limits(image) is not None for image in listed):
-                    images = await anyio.to_thread.run_sync(with_any_name, listed)
+                    images = await anyio.to_thread.run_sync(with_any_extension, listed)
                 remaining = None if limit is None else limit - taken
                 page = await self._page(
                     number, self._with_regions(images), remaining, count=count, taken=taken, max_rank=max_rank
@@ -171,13 +171,13 @@ class Selection:
         max_rank: int | None,
     ) -> SelectedPage:
         """Select from a page of source `number` at most `remaining` images (None: no limit)."""
-        repeated, filtered = self._repeated, dict(self._filtered)
+        duplicates, filtered = self._duplicates, dict(self._filtered)
         page = partial(
             SelectedPage,
             source=number,
             count=count,
             taken=taken,
-            repeated=repeated,
+            duplicates=duplicates,
             filtered=filtered,
             max_rank=max_rank,
         )
@@ -192,14 +192,14 @@ class Selection:
             if len(picked) == remaining:
                 break
             if reason is None and not next(is_new):
-                self._repeated += 1
+                self._duplicates += 1
                 continue
             if reason is not None or taken + len(picked) == max_count:  # added since the sample was determined
                 self._filtered[reason or "sample"] += 1
                 continue
             if filtered != self._filtered:
                 filtered = dict(self._filtered)
-            picked.append((at, self._repeated, filtered))
+            picked.append((at, self._duplicates, filtered))
         return page([images[at] for at, _, _ in picked], picked=picked)
 
     def _with_regions(self, images: list[ImageRef]) -> list[ImageRef]:

@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sklearn.metrics import precision_recall_curve
 
 from batchcl.analysis.average_precision import average_precision
 
@@ -108,6 +107,8 @@ def test_equal_confidences_are_one_step_like_in_scikit_learn(
         return
     expected = 0.0
     if hits:
+        from sklearn.metrics import precision_recall_curve  # takes a second
+
         precision, recall, _ = precision_recall_curve([right for _, right, _ in drawn], [c for c, _, _ in drawn])
         steps = -np.diff(recall) * hits / len(truth)
         expected = float((steps * np.maximum.accumulate(precision[:-1])).sum())

@@ -21,8 +21,8 @@ from typer.testing import CliRunner, Result
 from batchcl.cli import confidence, evaluate, failures, labels, output, query
 from batchcl.errors import SourceError, UsageError
 from batchcl.outcomes import Label
+from commands import Terminal
 from servers import aws_env, client, make_bucket
-from typed import Terminal
 from unit.analysis.test_evaluate import boxes, carrying, line
 
 if TYPE_CHECKING:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
-from sklearn.preprocessing import MultiLabelBinarizer
 
 from batchcl.analysis.counts import NONE
 from batchcl.analysis.evaluate import Evaluation, evaluate
@@ -92,6 +90,9 @@ def test_multi_label_metrics_equal_those_of_scikit_learn(
         answers.append([each.name for each in detected if each.confidence >= (threshold or 0)])
     root.results(*rows)
     got = evaluated(root, write(manifest, *lines), threshold)
+    from sklearn.metrics import f1_score, precision_recall_fscore_support
+    from sklearn.preprocessing import MultiLabelBinarizer
+
     binarizer = MultiLabelBinarizer(classes=NAMES).fit(truth)
     y_true, y_pred = binarizer.transform(truth), binarizer.transform(answers)
     precision, recall, f1, support = precision_recall_fscore_support(y_true, y_pred)
@@ -106,6 +107,8 @@ def test_multi_label_metrics_equal_those_of_scikit_learn(
 
 
 def test_single_label_metrics_equal_those_of_scikit_learn(root: Root, manifest: Path, make: type[Make]) -> None:
+    from sklearn.metrics import accuracy_score, confusion_matrix
+
     rnd = random.Random(3)
     truth, tops, lines, rows = [], [], [], []
     for at in range(200):

@@ -18,7 +18,7 @@ from batchcl.runs.lease import RunLeaseHolder
 from batchcl.runs.record import RunRecord, total_spent, write_summary
 from batchcl.runs.store import Store
 from batchcl.summary import SessionRecord, Summary
-from servers import Ended
+from servers import CommandResult
 from unit.analysis.conftest import arn_of
 
 SPENT = {"calls": 100, "throttled": 4, "images": 96, "seconds": 20.0, "cost_usd": 0.25}
@@ -100,7 +100,7 @@ def test_filters_narrow_the_runs_too(root: Path) -> None:
         assert query(narrowed, "SELECT run_id FROM runs ORDER BY run_id")["run_id"].to_list() == expected
 
 
-def test_runs_show_cost_threshold_and_model_and_export_the_arn(root: Path, cli: Callable[..., Ended]) -> None:
+def test_runs_show_cost_threshold_and_model_and_export_the_arn(root: Path, cli: Callable[..., CommandResult]) -> None:
     shown = cli("runs", root).out.splitlines()
     assert {"model", "min_confidence", "calls", "seconds", "cost_usd"} < set(shown[1].split())
     rows = cli("runs", root, "--json").json
@@ -115,7 +115,9 @@ def test_runs_show_cost_threshold_and_model_and_export_the_arn(root: Path, cli: 
     assert isinstance(cli("status", root, "n1", "--json").json["cost_usd"], float)
 
 
-def test_a_damaged_run_is_named_on_stderr_and_the_others_are_shown(root: Path, cli: Callable[..., Ended]) -> None:
+def test_a_damaged_run_is_named_on_stderr_and_the_others_are_shown(
+    root: Path, cli: Callable[..., CommandResult]
+) -> None:
     (root / "runs" / "n1" / "summary.json").write_bytes(b"{")
     done = cli("runs", root, "--json")
     assert done.code == 0

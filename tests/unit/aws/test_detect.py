@@ -26,7 +26,6 @@ from botocore.exceptions import (
 )
 
 from batchcl.arns import ModelArn
-from batchcl.aws import detect as module
 from batchcl.aws.credentials import CredentialCache, FixedCredentials
 from batchcl.aws.detect import LimitsDetector, SdkDetector, open_detector
 from batchcl.aws.session import Aws
@@ -43,7 +42,9 @@ from batchcl.errors import (
 from batchcl.images import ImageRef
 from batchcl.loaders.files import FileReader
 from batchcl.outcomes import Detection, Label
+from fake_rekognition import FakeDetection, refused
 from pixels import encoded, noise
+from virtual import run_virtual
 
 FILES = FileReader()
 
@@ -64,41 +65,23 @@ def proxy_says(status: int) -> aiohttp.ClientHttpProxyError:
     return aiohttp.ClientHttpProxyError(request, (), status=status, message="No")
 
 
-class FakeClient:
-    """Returns or raises `answer`, and records the calls."""
-
-    def __init__(self, answer: object = EMPTY) -> None:
-        self.meta = SimpleNamespace(endpoint_url="https://x")
-        self.answer = answer
-        self.asked: list[dict[str, Any]] = []
-
-    async def detect_custom_labels(self, **arguments: Any) -> Any:
-        self.asked.append(arguments)
-        await anyio.lowlevel.checkpoint()
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        return self.answer
+async def never(_: dict[str, Any]) -> None:
+    await anyio.sleep_forever()
 
 
-def detect(client: FakeClient, image: ImageRef = IMAGE, **options: Any) -> Detection:
+def detect(client: FakeDetection, image: ImageRef = IMAGE, **options: Any) -> Detection:
     return anyio.run(SdkDetector(client, MODEL, **{"reader": FILES, **options}).detect, image)
 
 
-def refused(code: str, message: str = "", status: int = 400) -> ClientError:
-    metadata = {"HTTPStatusCode": status, "RequestId": "r-9"}
-    response: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata}
-    return ClientError(response, "DetectCustomLabels")
-
-
 def test_an_s3_image_is_sent_by_its_key_without_unset_options() -> None:
-    client = FakeClient()
+    client = FakeDetection(EMPTY)
     detect(client)
     s3_object = {"Bucket": "b", "Name": "a b+c%2F é.jpg"}
     assert client.asked == [{"ProjectVersionArn": MODEL.text, "Image": {"S3Object": s3_object}}]
 
 
 def test_the_version_in_the_list_is_sent() -> None:
-    client = FakeClient()
+    client = FakeDetection(EMPTY)
     detect(client, ImageRef(uri="s3://b/k", bucket="b", key="k", version_id="null"))
     assert client.asked[0]["Image"] == {"S3Object": {"Bucket": "b", "Name": "k", "Version": "null"}}
 
@@ -106,20 +89,20 @@ def test_the_version_in_the_list_is_sent() -> None:
 def test_a_local_image_is_sent_as_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG bytes")
-    client = FakeClient()
+    client = FakeDetection(EMPTY)
     detect(client, ImageRef(uri=str(path), bucket="", key=str(path)))
     assert client.asked[0]["Image"] == {"Bytes": b"\x89PNG bytes"}
 
 
 def test_zero_is_not_an_unset_option() -> None:
-    client = FakeClient()
+    client = FakeDetection(EMPTY)
     detect(client, min_confidence=0.0, max_results=0)
     assert (client.asked[0]["MinConfidence"], client.asked[0]["MaxResults"]) == (0.0, 0)
 
 
 @pytest.mark.parametrize("name", ["missing.png", "."])
 def test_an_unreadable_file_fails_without_a_call(tmp_path: Path, name: str) -> None:
-    client = FakeClient()
+    client = FakeDetection(EMPTY)
     with pytest.raises(ImageError, match="can't be read") as caught:
         detect(client, ImageRef(uri="x", bucket="", key=str(tmp_path / name)))
     assert caught.value.code == "UnreadableFile"
@@ -139,7 +122,7 @@ def test_labels_keep_the_services_order_with_boxes_and_polygons() -> None:
     ]
     answer = {"CustomLabels": labels, "ResponseMetadata": {"RequestId": "r-7"}}
     box = (0.0, 0.25, 0.5, 0.75)
-    assert detect(FakeClient(answer)) == Detection(
+    assert detect(FakeDetection(answer)) == Detection(
         (
             Label("b", 90.5, box, ((0.0, 0.25), (0.5, 1.0))),
             Label("a", 95.0),
@@ -151,7 +134,7 @@ def test_labels_keep_the_services_order_with_boxes_and_polygons() -> None:
 
 
 def test_a_response_without_a_request_id_is_accepted() -> None:
-    assert detect(FakeClient({"CustomLabels": []})) == Detection((), "")
+    assert detect(FakeDetection({"CustomLabels": []})) == Detection((), "")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +156,7 @@ def test_a_response_without_a_request_id_is_accepted() -> None:
 )
 def test_a_malformed_response_is_transient(answer: object) -> None:
     with pytest.raises(TransientError) as caught:
-        detect(FakeClient(answer))
+        detect(FakeDetection(answer))
     assert caught.value.code == "MalformedAnswer"
 
 
@@ -212,7 +195,7 @@ def test_a_malformed_response_is_transient(answer: object) -> None:
 )
 def test_any_client_exception_has_a_class_and_a_message(raised: Exception, kind: type[CallError], code: str) -> None:
     with pytest.raises(CallError) as caught:
-        detect(FakeClient(raised))
+        detect(FakeDetection(raised))
     assert type(caught.value) is kind
     assert caught.value.code == code
     assert str(caught.value) or isinstance(raised, ClientError)
@@ -221,51 +204,45 @@ def test_any_client_exception_has_a_class_and_a_message(raised: Exception, kind:
 
 def test_a_refusal_keeps_status_and_request_id_for_support() -> None:
     with pytest.raises(TransientError, match="Service Unavailable") as caught:
-        detect(FakeClient(refused("ThrottlingException", "Service Unavailable", 500)))
+        detect(FakeDetection(refused("ThrottlingException", 500, message="Service Unavailable")))
     assert (caught.value.status, caught.value.request_id) == (500, "r-9")
 
 
 def test_a_refusal_without_any_detail_is_classified() -> None:
     with pytest.raises(TransientError) as caught:
-        detect(FakeClient(ClientError(cast("Any", {}), "DetectCustomLabels")))
+        detect(FakeDetection(ClientError(cast("Any", {}), "DetectCustomLabels")))
     assert caught.value.code == "Unknown"
 
 
 def test_cancellation_is_not_an_error() -> None:
-    class Stuck(FakeClient):
-        async def detect_custom_labels(self, **arguments: Any) -> Any:
-            self.asked.append(arguments)
-            await anyio.sleep_forever()
-
     async def main() -> bool:
         with anyio.move_on_after(0.01) as scope:
-            await SdkDetector(Stuck(), MODEL, reader=FILES).detect(IMAGE)
+            await SdkDetector(FakeDetection(never), MODEL, reader=FILES).detect(IMAGE)
         return scope.cancelled_caught
 
     assert anyio.run(main)
 
 
-def test_no_call_outlives_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stuck(FakeClient):
-        async def detect_custom_labels(self, **_arguments: Any) -> Any:
-            await anyio.sleep_forever()
+def test_no_call_outlives_its_deadline() -> None:
+    async def main() -> float:
+        with pytest.raises(TransientError) as caught:
+            await SdkDetector(FakeDetection(never), MODEL, reader=FILES).detect(IMAGE)
+        assert caught.value.code == "Timeout"
+        return anyio.current_time()
 
-    monkeypatch.setattr(module, "DEADLINE_S", 0.01)
-    with pytest.raises(TransientError) as caught:
-        detect(Stuck())
-    assert caught.value.code == "Timeout"
+    assert run_virtual(main) == pytest.approx(60)
 
 
 def test_the_scoring_client_has_the_models_region_and_no_retries() -> None:
     opened: list[dict[str, Any]] = []
-    client = FakeClient(EMPTY)
+    client = FakeDetection(EMPTY)
 
     class FakeAws:
         def credentials_of(self, _service: str) -> CredentialCache:
             return FixedCredentials("AKID", "secret")
 
         @asynccontextmanager
-        async def rekognition(self, **options: Any) -> AsyncIterator[FakeClient]:
+        async def rekognition(self, **options: Any) -> AsyncIterator[FakeDetection]:
             opened.append(options)
             yield client
 
@@ -320,7 +297,7 @@ def test_a_refused_parameter_names_the_limit_that_is_violated(
     if size is not None:
         (tmp_path / "a.png").write_bytes(encoded(noise(*size)))
     image = ImageRef(uri="a", bucket="", key=str(tmp_path / "a.png"))
-    inner = SdkDetector(FakeClient(refused(refusal, "Request has invalid parameters")), MODEL, reader=InS3())
+    inner = SdkDetector(FakeDetection(refused(refusal, message="Request has invalid parameters")), MODEL, reader=InS3())
     with pytest.raises(ImageError, match="Request has invalid parameters") as caught:
         anyio.run(LimitsDetector(inner, FILES).detect, image)
     assert (caught.value.code, caught.value.status, caught.value.request_id) == (code, 400, "r-9")

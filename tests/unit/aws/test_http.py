@@ -657,14 +657,14 @@ async def list_pages(aws: Aws, transport: Transport) -> None:
     "act",
     [
         over_http,
-        partial(detect, transport=Transport.WIRE),
+        partial(detect, transport=Transport.AIOHTTP),
         partial(detect, transport=Transport.AIOBOTO3),
         describe,
         identify,
         read,
         read_blocking,
         look_up_output,
-        partial(list_pages, transport=Transport.WIRE),
+        partial(list_pages, transport=Transport.AIOHTTP),
         partial(list_pages, transport=Transport.AIOBOTO3),
     ],
     ids=[

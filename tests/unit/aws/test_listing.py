@@ -220,7 +220,7 @@ def test_without_credentials_no_request_is_sent(monkeypatch: pytest.MonkeyPatch)
 
     async def main() -> Any:
         reader = open_page_reader(
-            Aws(), bucket="b", prefix="", region="us-east-1", transport=Transport.WIRE, connections=1
+            Aws(), bucket="b", prefix="", region="us-east-1", transport=Transport.AIOHTTP, connections=1
         )
         async with reader as pages:
             return await pages.page()

@@ -14,7 +14,7 @@ from batchcl.arns import ModelArn
 from batchcl.aws.models import Model, describe, list_models, start, stop, wait
 from batchcl.errors import CredentialsError, ModelError, StoppedError, UnreachableError, UsageError
 from batchcl.quantities import Units
-from unit.aws.models_service import refused
+from fake_rekognition import refused
 from virtual import run_virtual
 
 ARN = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000")

@@ -115,8 +115,8 @@ LABELS = [
 )
 def test_successful_responses_are_the_same_detection(both: Both, answer: bytes) -> None:
     found = both.outcomes(answer)
-    assert isinstance(found[Transport.WIRE], Detection)
-    assert found[Transport.WIRE] == found[Transport.AIOBOTO3]
+    assert isinstance(found[Transport.AIOHTTP], Detection)
+    assert found[Transport.AIOHTTP] == found[Transport.AIOBOTO3]
 
 
 def test_both_send_the_same_request(both: Both, tmp_path: Any) -> None:
@@ -129,7 +129,7 @@ def test_both_send_the_same_request(both: Both, tmp_path: Any) -> None:
             both.server.answers = in_turn([ok([])])
             both.portal.call(detector.detect, image)
             (asked[transport],) = both.server.asked
-        ours, theirs = asked[Transport.WIRE], asked[Transport.AIOBOTO3]
+        ours, theirs = asked[Transport.AIOHTTP], asked[Transport.AIOBOTO3]
         assert ours.line == theirs.line == "POST / HTTP/1.1"
         assert orjson.loads(ours.body) == orjson.loads(theirs.body)
         for name in ("content-type", "x-amz-target", "host"):
@@ -184,7 +184,7 @@ def code_of(answer: bytes) -> str:
 @pytest.mark.parametrize(("answer", "kind", "code"), REFUSALS, ids=[str(n) for n in range(len(REFUSALS))])
 def test_error_responses_are_the_same_errors(both: Both, answer: bytes, kind: type[CallError], code: str) -> None:
     found = both.outcomes(answer)
-    ours, theirs = found[Transport.WIRE], found[Transport.AIOBOTO3]
+    ours, theirs = found[Transport.AIOHTTP], found[Transport.AIOBOTO3]
     assert isinstance(ours, CallError)
     assert isinstance(theirs, CallError)
     assert type(ours) is type(theirs) is kind
@@ -267,7 +267,7 @@ def test_the_signed_client_reads_codes_that_the_sdk_ignores(both: Both) -> None:
     """Older field names of the same error; the SDK reads only the status, and so classifies it as transient."""
     for body in (b'{"Code":"ImageTooLargeException"}', b'{"code":"ImageTooLargeException"}'):
         found = both.outcomes(http(400, body))
-        assert isinstance(found[Transport.WIRE], ImageError)
+        assert isinstance(found[Transport.AIOHTTP], ImageError)
         assert isinstance(found[Transport.AIOBOTO3], TransientError)
 
 

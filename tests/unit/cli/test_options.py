@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from batchcl.cli.app import app
 from batchcl.job import Job
 from batchcl.options import flag_of, option_fields
-from typed import typed
+from commands import run_command
 
 OWN = {"emulator", "emulator_state", "config", "json", "log_format"}
 
@@ -32,7 +32,7 @@ def test_retry_takes_no_option_that_decides_about_rows():
 
 
 def test_help_shows_each_option_in_its_panel():
-    text = typed("run --help").out
+    text = run_command("run --help").out
     for name, each in option_fields().items():
         assert flag_of(name) in text
         assert each.option.panel is None or each.option.panel in text
@@ -49,5 +49,5 @@ def test_help_shows_each_option_in_its_panel():
     ],
 )
 def test_mistakes_on_the_command_line_are_one_sentence(line, sentence):
-    refused = typed(line)
+    refused = run_command(line)
     assert (refused.code, refused.err) == (2, f"batchcl: {sentence}\n")

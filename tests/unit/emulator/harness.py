@@ -15,6 +15,7 @@ import pytest
 from botocore.config import Config
 
 from batchcl.emulator import EmulatorSettings
+from batchcl.emulator.capacity import Quotas
 from batchcl.emulator.server import Listening, serve
 from servers import copied
 
@@ -52,6 +53,19 @@ class MovableClock:
 class Server:
     endpoint: str
     clock: MovableClock
+    quotas: Quotas
+
+    @contextlib.contextmanager
+    def limited_to(self, **quotas: int) -> Iterator[None]:
+        """Change quotas during the block."""
+        before = {name: getattr(self.quotas, name) for name in quotas}
+        try:
+            for name, value in quotas.items():
+                setattr(self.quotas, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self.quotas, name, value)
 
     def client(
         self, key: str = "emulator", secret: str = "emulator", *, region: str = REGION, token: str | None = None
@@ -72,7 +86,7 @@ def running_server(environment: dict[str, str] | None = None, **settings: Any) -
     chosen = EmulatorSettings(
         **{"control_tps": PLENTY, "account_tps": PLENTY, "tps_per_unit": PLENTY, "delete_seconds": 0, **settings}
     )
-    clock = MovableClock()
+    clock, quotas = MovableClock(), Quotas()
 
     async def run(*, task_status: TaskStatus[tuple[Listening, anyio.Event]]) -> None:
         until = anyio.Event()
@@ -82,12 +96,13 @@ def running_server(environment: dict[str, str] | None = None, **settings: Any) -
             until=until,
             environment=environment or {},
             clock=clock,
+            quotas=quotas,
         )
 
     with anyio.from_thread.start_blocking_portal() as portal:
         done, (where, until) = portal.start_task(run)
         try:
-            yield Server(where.endpoint, clock)
+            yield Server(where.endpoint, clock, quotas)
         finally:
             portal.call(until.set)
             done.result(timeout=30)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -195,24 +194,28 @@ def test_settings_become_flags() -> None:
     assert settings.arguments() == ["--port", "5", "--buckets", "/b", "--tps-per-unit", "9.5", "--exit-with-parent"]
 
 
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    """Moto's S3 as a server, which supports versions."""
-    from moto.server import ThreadedMotoServer
+def test_missing_credentials_for_s3_are_not_a_failure_of_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            await (await S3ObjectStore.open("http://127.0.0.1:9", stack)).read("bucket", "x", limit_bytes=1)
+
+    with pytest.raises(ApiError, match="no AWS credentials to read S3 with") as caught:
+        anyio.run(main)
+    assert caught.value.code == "InvalidParameterException", "clients don't repeat it"
 
 
 def test_object_versions_are_read_from_an_s3_service(
-    s3_endpoint: str, small_digits: DigitsDataset, monkeypatch: pytest.MonkeyPatch
+    moto: str, small_digits: DigitsDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    s3 = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
+    s3 = boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
     s3.create_bucket(Bucket="bucket")
     s3.create_bucket(Bucket="abroad", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     s3.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
@@ -221,7 +224,7 @@ def test_object_versions_are_read_from_an_s3_service(
 
     async def go() -> None:
         async with AsyncExitStack() as stack:
-            buckets = await S3ObjectStore.open(s3_endpoint, stack)
+            buckets = await S3ObjectStore.open(moto, stack)
             assert await buckets.region("abroad") == "eu-west-1"
             assert await buckets.region("bucket") == "us-east-1"
             assert await buckets.read("bucket", "a//b+%2F", limit_bytes=100) == b"new"
@@ -244,7 +247,7 @@ def test_object_versions_are_read_from_an_s3_service(
     for kind in ("train", "test"):
         manifest = (small_digits.directory / f"small/{kind}.manifest").read_bytes()
         s3.put_object(Bucket="bucket", Key=f"{kind}.manifest", Body=manifest.replace(b"s3://small/", b"s3://bucket/d/"))
-    with running_server(s3_endpoint_url=s3_endpoint, train_seconds=0) as server:
+    with running_server(s3_endpoint_url=moto, train_seconds=0) as server:
         assert train(server.client(), bucket="bucket")["Status"] == "TRAINING_COMPLETED"
     assert (
         b"LabelEvaluationResults"

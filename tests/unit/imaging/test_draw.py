@@ -64,9 +64,8 @@ def test_boxes_beyond_the_edge_are_clipped(box: tuple[float, float, float, float
     assert drawn(black(600, 600), Label("x" * 200, 99.0, box), Label("\x1b[31m\u202e", 1.0, box)).any()
 
 
-def test_names_are_written_as_far_as_the_font_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw, "_FONTS", ())
-    plain = draw._Font(12)
+def test_names_are_written_as_far_as_the_font_allows() -> None:
+    plain = draw._Font(12, names=())
     assert plain.text(Label("Café 猫", 1.0)) == "Cafe ? 1.0"
     assert plain.text(Label("x" * 50, 1.0)) == "x" * 37 + "... 1.0"
 

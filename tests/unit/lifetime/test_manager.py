@@ -21,7 +21,8 @@ from batchcl.lifetime.model_lease import ModelLease
 from batchcl.lifetime.state_machine import ModelState
 from batchcl.quantities import Units
 from batchcl.stop_signal import StopSignal
-from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused
+from fake_rekognition import EPOCH, Models, arn_of, now, refused
+from observers import RecordingObserver
 from virtual import run_virtual
 
 NAME = "cats@v1"
@@ -41,7 +42,7 @@ class Session:
     keep: bool = False
     leased: bool = True
     adopts: bool = False
-    observer: Any = field(default_factory=Listener)
+    observer: Any = field(default_factory=RecordingObserver)
     stop_signal: StopSignal = field(default_factory=StopSignal)
     work: Callable[[Session], Awaitable[None]] | None = None
     manager: ModelManager = field(init=False)
@@ -160,7 +161,7 @@ def test_after_the_lease_expires_a_missing_tag_prevents_the_stop(slept_s: float)
         if slept_s > LENGTH_S:  # reaped, then started by other means
             each.service.tags[NAME].clear()
 
-    service, listener = Models({NAME: "STOPPED"}), Listener()
+    service, listener = Models({NAME: "STOPPED"}), RecordingObserver()
     _, end = session(service, work=suspend, observer=listener)
     assert end is None
     is_stopped = slept_s < LENGTH_S
@@ -248,7 +249,7 @@ def test_a_model_that_fails_to_start_is_reported_with_reason() -> None:
 @pytest.mark.parametrize("error", [LOST, refused("InternalServerError", 500), refused("ThrottlingException")])
 @pytest.mark.parametrize("takes_effect", [True, False])
 def test_after_a_lost_stop_response_the_status_decides(error: Exception, *, takes_effect: bool) -> None:
-    service, listener = Models({NAME: "STOPPED"}, stop_s=60), Listener()
+    service, listener = Models({NAME: "STOPPED"}, stop_s=60), RecordingObserver()
     lose_responses(service, "stop_project_version", error, times=1, takes_effect=takes_effect)
     done, end = session(service, observer=listener)
     assert (done[-1], end) == ("untag", None)
@@ -257,7 +258,10 @@ def test_after_a_lost_stop_response_the_status_decides(error: Exception, *, take
 
 
 def test_a_model_that_cannot_be_stopped_keeps_its_tag() -> None:
-    service, listener = Models({NAME: "STOPPED"}, errors={"stop": refused("InternalServerError", 500)}), Listener()
+    service, listener = (
+        Models({NAME: "STOPPED"}, errors={"stop": refused("InternalServerError", 500)}),
+        RecordingObserver(),
+    )
     done, end = session(service, observer=listener)
     assert "untag" not in done
     assert isinstance(end, StoppedError)
@@ -275,7 +279,7 @@ def test_a_running_model_is_usable_without_describe_permission() -> None:
 
 @pytest.mark.parametrize("start_s", [300.0, 40 * 60.0])
 def test_a_stop_requested_during_the_start_waits_for_running(start_s: float) -> None:
-    service, stop_signal, listener = Models({NAME: "STOPPED"}, start_s=start_s), StopSignal(), Listener()
+    service, stop_signal, listener = Models({NAME: "STOPPED"}, start_s=start_s), StopSignal(), RecordingObserver()
     done, end = _ended_at(service, 100.0, stop_signal=stop_signal, observer=listener)
     assert end is stop_signal.error
     assert done == ["tag", "start", *["tag"] * (len(done) - 4), "stop", "untag"]
@@ -284,7 +288,7 @@ def test_a_stop_requested_during_the_start_waits_for_running(start_s: float) -> 
 
 def test_a_starting_model_is_left_after_a_second_signal() -> None:
     """The error says what will stop it; no notice claims that billing has ended."""
-    service, listener = Models({NAME: "STOPPED"}, start_s=1800.0), Listener()
+    service, listener = Models({NAME: "STOPPED"}, start_s=1800.0), RecordingObserver()
     done, end = _ended_at(service, 100.0, observer=listener, hurry_s=5.0)
     assert done == ["tag", "start"]
     assert isinstance(end, StoppedError)
@@ -303,23 +307,19 @@ def test_a_starting_model_is_left_at_the_end_of_the_grace() -> None:
             begun.append(anyio.current_time())
             super().request(reason, by_user=by_user, limit_s=limit_s)
 
-    class Timed(Listener):
-        def notice(self, notice: Notice) -> None:
-            super().notice(notice)
-            begun.append(anyio.current_time())
-
-    done, end = _ended_at(service, 100.0, observer=Timed(), stop_signal=Limited())
+    observer = RecordingObserver()
+    done, end = _ended_at(service, 100.0, observer=observer, stop_signal=Limited())
     assert done == ["tag", "start"]
     assert isinstance(end, StoppedError)
     assert "is still STARTING, so it could not be stopped" in str(end)
     assert "it is stopped by the same command or by `batchcl model reap` after" in str(end)
     assert KEY in service.tags[NAME]
-    assert max(begun) <= 100 + 25
+    assert max(begun + observer.times) <= 100 + 25
 
 
 def test_a_lagging_description_is_not_taken_for_a_stop() -> None:
     """After a start, descriptions say STOPPED for some time."""
-    service, stop_signal, listener = Models({NAME: "STOPPED"}), StopSignal(), Listener()
+    service, stop_signal, listener = Models({NAME: "STOPPED"}), StopSignal(), RecordingObserver()
 
     async def slowly(**_: Any) -> None:
         service.calls.append(f"start {NAME}")
@@ -386,7 +386,7 @@ def test_the_starter_leaves_a_shared_model_to_other_holders(role: Role) -> None:
     async def shared(each: Session) -> None:
         put(each.service, role, until_s=5000, holder="other")
 
-    service, listener = Models({NAME: "STOPPED"}), Listener()
+    service, listener = Models({NAME: "STOPPED"}), RecordingObserver()
     _, end = session(service, work=shared, observer=listener)
     assert (end, service.statuses[NAME], listener.kinds[-1]) == (None, "RUNNING", "model-handed-over")
     assert " leaving " in service.tags[NAME][KEY], "the other tag may belong to a run that did not start the model"
@@ -442,7 +442,7 @@ def test_an_unreachable_model_is_not_reported_as_stopped() -> None:
     async def break_service(each: Session) -> None:
         each.service.errors["describe"] = LOST
 
-    service, listener = Models({NAME: "STOPPED"}), Listener()
+    service, listener = Models({NAME: "STOPPED"}), RecordingObserver()
     _, end = session(service, work=break_service, observer=listener)
     assert isinstance(end, StoppedError)
     assert "model-stopped" not in listener.kinds

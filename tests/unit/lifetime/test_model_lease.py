@@ -28,7 +28,8 @@ from batchcl.lifetime.model_lease import ModelLease, clear_leases
 from batchcl.lifetime.state_machine import ModelEvent
 from batchcl.quantities import Units
 from batchcl.stop_signal import StopSignal
-from unit.aws.models_service import EPOCH, Listener, Models, arn_of, now, refused
+from fake_rekognition import EPOCH, Models, arn_of, now, refused
+from observers import RecordingObserver
 from virtual import run_virtual
 
 NAME = "cats@v1"
@@ -42,14 +43,14 @@ def lease_of(service: Models, *, holder: str = HOLDER, length_s: float | None = 
     return ModelLease(service, CATS, key=lease_key(holder), holder=holder, length_s=length_s, **options)
 
 
-def manager_of(service: Models, lease: ModelLease, listener: Listener | None = None) -> ModelManager:
+def manager_of(service: Models, lease: ModelLease, listener: RecordingObserver | None = None) -> ModelManager:
     return ModelManager(
         service,
         CATS,
         units=Units(1),
         keep=False,
         lease=lease,
-        observer=listener or Listener(),
+        observer=listener or RecordingObserver(),
         stop_signal=StopSignal(),
         rng=random.Random(1),
     )
@@ -113,7 +114,7 @@ def test_a_lease_is_live_while_renewed_and_expires_otherwise() -> None:
 
 
 def test_failing_renewals_are_reported_once() -> None:
-    service, listener = Models({NAME: "RUNNING"}), Listener()
+    service, listener = Models({NAME: "RUNNING"}), RecordingObserver()
 
     async def main() -> None:
         lease = lease_of(service)

@@ -8,7 +8,7 @@ import pytest
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
 from batchcl.lifetime.lease_tags import LeaseTag, Role, lease_key, schedule_name_of
 from batchcl.lifetime.reaper import ReapOutcome, ReapResult, reap
-from unit.aws.models_service import EPOCH, Models, now, refused
+from fake_rekognition import EPOCH, Models, now, refused
 from virtual import run_virtual
 
 DEAD = LeaseTag(

@@ -17,8 +17,9 @@ from batchcl.aws.session import Aws, AwsSettings, Connection
 from batchcl.errors import CredentialsError, RefusedError, UnreachableError
 from batchcl.lifetime.lease_tags import lease_key, schedule_name_of
 from batchcl.lifetime.scheduled_stop import GRACE_S, ScheduledStop, remove_schedule
+from fake_rekognition import EPOCH, arn_of, refused
+from observers import RecordingObserver
 from servers import aws_env, client
-from unit.aws.models_service import EPOCH, Listener, arn_of, refused
 
 CATS = ModelArn.parse(arn_of("cats@v1").replace("eu-west-1", "us-east-1"))
 ROLE = "arn:aws:iam::123456789012:role/stop"
@@ -26,7 +27,9 @@ HOLDER = "run a in s3://b"
 NAME = schedule_name_of(lease_key(HOLDER))
 
 
-def scheduled_stop(scheduler: Any, listener: Listener | None = None, *, left_s: float = 3600.0) -> ScheduledStop:
+def scheduled_stop(
+    scheduler: Any, listener: RecordingObserver | None = None, *, left_s: float = 3600.0
+) -> ScheduledStop:
     return ScheduledStop(
         scheduler,
         CATS,
@@ -34,7 +37,7 @@ def scheduled_stop(scheduler: Any, listener: Listener | None = None, *, left_s: 
         holder=HOLDER,
         left_s=lambda: left_s,
         now=lambda: EPOCH,
-        observer=listener or Listener(),
+        observer=listener or RecordingObserver(),
     )
 
 
@@ -62,7 +65,7 @@ def schedules(moto: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_schedule_is_created_updated_and_deleted(with_scheduler: Any, moto: str) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
 
     async def life(scheduler: Any) -> None:
         first = scheduled_stop(scheduler, listener)
@@ -84,7 +87,7 @@ def test_a_schedule_is_created_updated_and_deleted(with_scheduler: Any, moto: st
         await first.disarm()  # deleted already
 
     with_scheduler(life)
-    assert listener.kinds == ["switch", "switch"]
+    assert listener.kinds == ["scheduled-stop", "scheduled-stop"]
     assert listener.notices[0].fields == {"schedule": NAME, "at": "2026-11-21T01:05:00Z"}
 
 
@@ -164,7 +167,7 @@ def test_errors_of_the_scheduler_are_translated(operation: str, code: str, kind:
 
 
 def test_a_schedule_that_stays_is_reported_with_the_command() -> None:
-    listener = Listener()
+    listener = RecordingObserver()
 
     async def main() -> None:
         found = scheduled_stop(Scripted(delete_schedule=["AccessDeniedException"]), listener)
@@ -173,4 +176,4 @@ def test_a_schedule_that_stays_is_reported_with_the_command() -> None:
             await found.disarm()
 
     anyio.run(main)
-    assert listener.kinds == ["switch"]
+    assert listener.kinds == ["scheduled-stop"]

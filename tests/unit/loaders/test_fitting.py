@@ -9,7 +9,6 @@ from PIL import Image
 
 from batchcl.errors import HostError, ImageError
 from batchcl.images import MAX_BYTES_S3, ImageRef, SkipReason
-from batchcl.loaders import fitting
 from batchcl.loaders.base import Prepared
 from batchcl.loaders.fitting import FittingReader
 from pixels import encoded
@@ -45,8 +44,8 @@ def remote(key: str, *, version_id: str | None = None, size_bytes: int | None = 
     return ImageRef(uri=f"s3://b/{key}", bucket="b", key=key, version_id=version_id, size_bytes=size_bytes)
 
 
-def reader(images: dict[str, bytes]) -> FittingReader:
-    return FittingReader(FakeReader(images, local=True), FakeReader(images, local=False), processors=1)
+def reader(images: dict[str, bytes], **more: Any) -> FittingReader:
+    return FittingReader(FakeReader(images, local=True), FakeReader(images, local=False), processors=1, **more)
 
 
 def run(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -108,11 +107,9 @@ def test_unfixable_images_are_skipped_and_read_errors_raised() -> None:
     run(act)
 
 
-def test_the_memory_for_prepared_images_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "_HELD_BYTES", 100)
-
+def test_the_memory_for_prepared_images_is_limited() -> None:
     async def act() -> None:
-        fitting_reader = reader({"a.gif": picture("GIF")})
+        fitting_reader = reader({"a.gif": picture("GIF")}, max_held_bytes=100)
         assert fitting_reader.has_capacity()
         await fitting_reader.prepare(local("a.gif"))
         assert not fitting_reader.has_capacity()

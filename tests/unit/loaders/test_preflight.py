@@ -1,73 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import pytest
 from aiohttp import ClientPayloadError
-from botocore.exceptions import ClientError, ConnectTimeoutError
+from botocore.exceptions import ConnectTimeoutError
 
-from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, RefusedError
 from batchcl.images import ImageRef
 from batchcl.loaders.preflight import ProbeResult, check_images_readable, count_errors, probe, sample_images
+from fake_s3 import FakeS3, s3_error
 
 SILENCE = ConnectTimeoutError(endpoint_url="http://s3")
-
-
-class FakeBody:
-    def __init__(self, data: bytes = b"x" * 10) -> None:
-        self._data = data
-
-    async def read(self, size: int) -> bytes:
-        return self._data[:size]
-
-
-class FakeS3:
-    """Raises the error of a key."""
-
-    def __init__(self, errors: dict[str, Exception]) -> None:
-        self._errors = errors
-        self.asked: list[dict[str, Any]] = []
-
-    async def get_object(self, **asked: Any) -> dict[str, Any]:
-        self.asked.append(asked)
-        if asked["Key"] in self._errors:
-            raise self._errors[asked["Key"]]
-        return {"Body": FakeBody()}
-
-    @asynccontextmanager
-    async def s3(self, *, region: str | None = None) -> AsyncIterator[FakeS3]:
-        assert region == "us-east-1"
-        yield self
-
-
-class RegionalS3:
-    """Returns the region of the client, and the key."""
-
-    def __init__(self) -> None:
-        self.regions: list[str] = []
-
-    @asynccontextmanager
-    async def s3(self, *, region: str) -> AsyncIterator[RegionalClient]:
-        self.regions.append(region)
-        yield RegionalClient(region)
-
-
-class RegionalClient:
-    def __init__(self, region: str) -> None:
-        self._region = region
-
-    async def get_object(self, *, Bucket: str, Key: str, Range: str) -> dict[str, Any]:
-        assert (Bucket, Range) == ("b", "bytes=0-65535")
-        return {"Body": FakeBody(f"{self._region} {Key}".encode())}
-
-
-def s3_error(code: str) -> ClientError:
-    return ClientError({"Error": {"Code": code, "Message": "said"}}, "GetObject")
 
 
 def image(key: str, **more: Any) -> ImageRef:
@@ -75,8 +21,8 @@ def image(key: str, **more: Any) -> ImageRef:
 
 
 def look(images: list[ImageRef], **errors: Exception) -> list[ProbeResult]:
-    s3 = FakeS3({f"{name}.png": error for name, error in errors.items()})
-    return anyio.run(lambda: probe(cast("Aws", s3), images, region="us-east-1"))
+    s3 = FakeS3(fault=lambda call: errors.get(call.arguments["Key"].removesuffix(".png")))
+    return anyio.run(lambda: probe(s3.aws, images, region="us-east-1"))
 
 
 def test_a_sample_is_spread_over_the_images_that_cost_a_call() -> None:
@@ -90,10 +36,10 @@ def test_a_sample_is_spread_over_the_images_that_cost_a_call() -> None:
 
 
 def test_the_beginning_of_an_images_version_is_read() -> None:
-    s3 = FakeS3({})
-    (found,) = anyio.run(lambda: probe(cast("Aws", s3), [image("a.png", version_id="v1")], region="us-east-1"))
+    s3 = FakeS3({"b/a.png?v1": b"x" * 10})
+    (found,) = anyio.run(lambda: probe(s3.aws, [image("a.png", version_id="v1")], region="us-east-1"))
     assert found.head == b"x" * 10
-    assert s3.asked == [{"Bucket": "b", "Key": "a.png", "VersionId": "v1", "Range": "bytes=0-65535"}]
+    assert s3.arguments("get_object") == [{"Bucket": "b", "Key": "a.png", "VersionId": "v1", "Range": "bytes=0-65535"}]
 
 
 @pytest.mark.parametrize(
@@ -134,15 +80,16 @@ def test_each_image_is_read_in_its_buckets_region(tmp_path: Path) -> None:
     local = tmp_path / "x.png"
     local.write_bytes(b"here")
     images = [
-        image("1"),
-        image("2", region="eu-west-1"),
+        ImageRef(uri="s3://near/1", bucket="near", key="1"),
+        ImageRef(uri="s3://far/2", bucket="far", key="2", region="eu-west-1"),
         ImageRef(uri=str(local), bucket="", key=str(local)),
-        image("3", region="eu-west-1"),
+        ImageRef(uri="s3://far/3", bucket="far", key="3", region="eu-west-1"),
     ]
-    aws = RegionalS3()
-    found = anyio.run(lambda: probe(cast("Aws", aws), images, region="us-east-1"))
-    assert [each.head for each in found] == [b"us-east-1 1", b"eu-west-1 2", b"here", b"eu-west-1 3"]
-    assert aws.regions == ["eu-west-1", "us-east-1"]
+    objects = {"near/1": b"one", "far/2": b"two", "far/3": b"three"}
+    s3 = FakeS3(objects, regions={"near": "us-east-1", "far": "eu-west-1"})
+    found = anyio.run(lambda: probe(s3.aws, images, region="us-east-1"))
+    assert [each.head for each in found] == [b"one", b"two", b"here", b"three"]
+    assert [each["region"] for each in s3.opened] == ["eu-west-1", "us-east-1"]
 
 
 def test_only_a_whole_unreadable_sample_is_refused() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from bisect import bisect_left
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import anyio
 import pytest
 
 from batchcl.pacing.controller import RateController
-from batchcl.pacing.pacer import AdaptivePacer, UnpacedPacer
+from batchcl.pacing.pacer import AdaptivePacer
 from virtual import VirtualLoop, run_virtual
 
 Ts = TypeVarTuple("Ts")
@@ -189,29 +188,6 @@ def test_reported_results_change_the_rate() -> None:
     grown, fallen = run_virtual(main)
     assert grown > 15
     assert fallen < 0.95 * grown
-
-
-def test_the_unpaced_pacer_only_yields_to_other_tasks() -> None:
-    async def main() -> tuple[float, bool]:
-        ran = []
-
-        async def other() -> None:
-            ran.append(True)
-
-        pacer = UnpacedPacer()
-        async with anyio.create_task_group() as group:
-            group.start_soon(other)
-            for _ in range(1000):
-                await pacer.acquire()
-            seen = bool(ran)
-        pacer.succeeded(sent_at=0)
-        pacer.throttled(sent_at=0, by_model=False)
-        assert pacer.statistics().rate_tps == math.inf
-        return anyio.current_time(), seen
-
-    now, others_ran = run_virtual(main)
-    assert now < 0.01
-    assert others_ran
 
 
 def test_returned_turns_are_reused_without_a_burst() -> None:

@@ -26,7 +26,7 @@ from batchcl.report.show import _file_names, _write
 from batchcl.sources.base import local_image
 from batchcl.thresholds import Thresholds
 from pixels import encoded
-from servers import Ended
+from servers import CommandResult
 from unit.analysis.conftest import NOON, Root, arn_of
 from unit.report.s3 import FakeAws
 
@@ -127,7 +127,9 @@ def test_all_labels_are_drawn_whichever_the_condition_selects(shown: Root, tmp_p
     assert index.select("labels", "reason").row(0) == ("dog 52.0, cat 97.0", "dog 52.0")
 
 
-def test_the_command_reports_what_has_no_picture(shown: Root, tmp_path: Path, cli: Callable[..., Ended]) -> None:
+def test_the_command_reports_what_has_no_picture(
+    shown: Root, tmp_path: Path, cli: Callable[..., CommandResult]
+) -> None:
     (tmp_path / "photos" / "b.png").write_bytes(encoded(Image.new("RGB", (120, 80))))
     done = cli("show", shown, "--out", "pictures", "--json", cwd=tmp_path)
     assert done.code == 3
@@ -175,7 +177,7 @@ def test_the_command_reports_what_has_no_picture(shown: Root, tmp_path: Path, cl
     ],
 )
 def test_bad_arguments_are_refused(
-    shown: Root, tmp_path: Path, cli: Callable[..., Ended], options: list[str], reason: str
+    shown: Root, tmp_path: Path, cli: Callable[..., CommandResult], options: list[str], reason: str
 ) -> None:
     done = cli("show", shown, "--out", "pictures", *options, cwd=tmp_path)
     assert done.code == 2
@@ -206,7 +208,9 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> Non
     assert (tmp_path / "kept").read_bytes() == b"kept"
 
 
-def test_wrong_images_are_shown_with_their_true_label(shown: Root, tmp_path: Path, cli: Callable[..., Ended]) -> None:
+def test_wrong_images_are_shown_with_their_true_label(
+    shown: Root, tmp_path: Path, cli: Callable[..., CommandResult]
+) -> None:
     kind = "groundtruth/image-classification"
     lines = [
         {"source-ref": f"photos/{name}.png", "A": 0, "A-metadata": {"class-name": label, "type": kind}}

@@ -16,7 +16,8 @@ from batchcl.runs.journal import Journal
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.rounds import Round, open_round
 from batchcl.runs.store import Store
-from batchcl.runs.worklist import WorkList, WorkListTotals, image_table
+from batchcl.runs.worklist import WorkList, image_table
+from batchcl.summary import SourceCounts
 
 PATHS = RunPaths("r")
 IMAGES = [ImageRef(uri=f"s3://b/{n}.jpg", bucket="b", key=f"{n}.jpg") for n in range(4)]
@@ -35,7 +36,7 @@ async def started_run(root: Path) -> Store:
     store = Store.open(str(root), create=True)
     worklist = WorkList(store, PATHS)
     await worklist.freeze(image_table(IMAGES), Bookmark(source=0, position=Position(0, "3.jpg"), taken=4))
-    await worklist.complete(WorkListTotals(shards=1, images=4))
+    await worklist.complete(SourceCounts(planned=4))
     journal = Journal(store, PATHS, 0, writer="a")
     for position in (0, 1):
         await journal.stage([entry(position)], round_=0)

@@ -150,7 +150,7 @@ async def excludes_exactly(store: Store, numbers: Iterable[int]) -> bool:
 
 
 async def index_of(store: Store) -> str:
-    (path,) = [file.path for file in await store.list_all("runs/.known")]
+    (path,) = [file.path for file in await store.list_all("runs/.index")]
     return path
 
 
@@ -187,7 +187,7 @@ def test_large_files_are_never_indexed():
             versions = IncrementalFilter(store, arn_of("m@1"), keep_index=True)
             assert set(await versions.known(many)) == {"already_scored"}
             assert store.reads() == [file.path]
-        assert await store.list_all("runs/.known") == []
+        assert await store.list_all("runs/.index") == []
 
     anyio.run(main)
 
@@ -212,7 +212,7 @@ def test_few_new_files_do_not_create_an_index():
         assert await excludes_exactly(store, range(49))
         await publish_nights(store, range(49, 60))
         assert await IncrementalFilter(store, arn_of("m@1")).known([image("0/000")]) == ["already_scored"]
-        assert await store.list_all("runs/.known") == []
+        assert await store.list_all("runs/.index") == []
 
     anyio.run(main)
 
@@ -275,7 +275,7 @@ def test_a_corrupt_index_is_ignored_and_replaced(damage):
             await store.delete(path)
         elif damage == "another model's":
             await IncrementalFilter(store, arn_of("m@1/1800000000000"), keep_index=True).known([image("0/000")])
-            (other,) = {file.path for file in await store.list_all("runs/.known")} - {path}
+            (other,) = {file.path for file in await store.list_all("runs/.index")} - {path}
             await store.put(path, await store.get(other) or b"")
             store.reads()
         else:
@@ -311,7 +311,7 @@ def test_failures_have_one_index_per_fit_setting():
 def test_a_failure_to_write_the_index_is_ignored():
     class Full(RecordingStore):
         async def put(self, path: str, data: bytes) -> None:
-            if ".known" in path:
+            if ".index" in path:
                 raise OutputError("no space left")
             await super().put(path, data)
 

@@ -35,8 +35,8 @@ def holder_of(store: Store) -> RunLeaseHolder:
 
 async def write_session(store: Store, number: int = 0, **changes: object) -> None:
     """Write the session file of a process on another machine."""
-    values = {"holder": "x", "host": "elsewhere", "place": "boot pid:[1]", "process": "1-1", "beat": 1}
-    values |= {"beat_at": START, "progress": {}} | changes
+    values = {"holder": "x", "host": "elsewhere", "location": "boot pid:[1]", "process": "1-1", "heartbeats": 1}
+    values |= {"heartbeat_at": START, "progress": {}} | changes
     await store.put(f"{FOLDER}/{number:05d}.json", orjson.dumps(values))
 
 
@@ -44,14 +44,14 @@ async def write_heartbeats(store: Store) -> None:
     """Write heartbeats of that session until cancelled."""
     for beat in count(2):
         await anyio.sleep(10)
-        await write_session(store, beat=beat)
+        await write_session(store, heartbeats=beat)
 
 
 @pytest.mark.parametrize("clock_is_off_s", [-300, 0, 300])
 def test_a_session_with_heartbeats_is_alive_despite_clock_skew(clock_is_off_s):
     async def main() -> None:
         store = FaultyStore({})
-        await write_session(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
+        await write_session(store, heartbeat_at=START + dt.timedelta(seconds=clock_is_off_s))
         waits: list[str] = []
         second = RunLeaseHolder(
             store, FOLDER, what="run r", on_wait=lambda other: waits.append(other.host), utcnow=utcnow
@@ -71,7 +71,7 @@ def test_a_session_with_heartbeats_is_alive_despite_clock_skew(clock_is_off_s):
 def test_a_session_without_heartbeats_is_replaced_in_a_minute(clock_is_off_s):
     async def main() -> None:
         store = FaultyStore({})
-        await write_session(store, beat_at=START + dt.timedelta(seconds=clock_is_off_s))
+        await write_session(store, heartbeat_at=START + dt.timedelta(seconds=clock_is_off_s))
         second = holder_of(store)
         await second.acquire()
         assert second.number == 1
@@ -91,7 +91,7 @@ def test_a_holder_increments_its_heartbeat_counter():
         after = await read_lease(store, FOLDER)
         assert before is not None
         assert after is not None
-        assert after.beat == before.beat + 2
+        assert after.heartbeats == before.heartbeats + 2
 
     run_virtual(main)
 
@@ -126,10 +126,10 @@ def test_processes_in_the_own_namespace_are_checked_directly():
 
     async def main() -> None:
         store = FaultyStore({})
-        await write_session(store, place=_process_location(), process=f"{gone.pid}-123")
+        await write_session(store, location=_process_location(), process=f"{gone.pid}-123")
         await holder_of(store).acquire()
         assert anyio.current_time() < 1, "a dead process is replaced at once"
-        await write_session(store, 2, place=_process_location(), process=f"{runs.pid}-{state.started}")
+        await write_session(store, 2, location=_process_location(), process=f"{runs.pid}-{state.started}")
         with pytest.raises(StoppedError):
             await holder_of(store).acquire()
         assert anyio.current_time() < 1, "a running process is recognized at once"
@@ -152,7 +152,7 @@ def test_processes_in_other_namespaces_are_not_checked():
     async def main() -> None:
         store = FaultyStore({})
         boot = _process_location().partition(" ")[0]
-        await write_session(store, host=socket.gethostname(), place=f"{boot} pid:[1]", process=f"{gone.pid}-123")
+        await write_session(store, host=socket.gethostname(), location=f"{boot} pid:[1]", process=f"{gone.pid}-123")
         async with anyio.create_task_group() as group:
             group.start_soon(anyio.sleep, 100)
             await holder_of(store).acquire()
@@ -172,7 +172,7 @@ def test_after_a_takeover_the_old_process_stops():
         for act in (first.check, first.keep):
             with pytest.raises(StoppedError, match="run r was taken over by another process"):
                 await act()
-        await first.beat()
+        await first.write_heartbeat()
         await first.release()
         lease = await read_lease(store, FOLDER)
         assert lease is not None
@@ -227,7 +227,7 @@ def test_heartbeats_are_written_during_a_block():
         after = await read_lease(store, FOLDER)
         assert before is not None
         assert after is not None
-        assert after.beat == before.beat + 2
+        assert after.heartbeats == before.heartbeats + 2
         with pytest.raises(OutputError, match="by itself"):
             async with first.writing_heartbeats():
                 raise OutputError("by itself")

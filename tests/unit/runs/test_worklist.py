@@ -13,7 +13,8 @@ from batchcl.errors import OutputError, StoppedError
 from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
-from batchcl.runs.worklist import ImageRows, WorkList, WorkListTotals, image_table
+from batchcl.runs.worklist import ImageRows, WorkList, image_table
+from batchcl.summary import SourceCounts
 
 PATHS = RunPaths("r")
 
@@ -22,8 +23,8 @@ def image(n: int) -> ImageRef:
     return ImageRef(uri=f"s3://b/{n}.jpg", bucket="b", key=f"{n}.jpg", size_bytes=n)
 
 
-def bookmark(n: int, known: int = 0) -> Bookmark:
-    return Bookmark(0, Position(n, f"{n - 1}.jpg"), n, known=known)
+def bookmark(n: int, already_scored: int = 0) -> Bookmark:
+    return Bookmark(0, Position(n, f"{n - 1}.jpg"), n, already_scored=already_scored)
 
 
 def test_images_survive_a_round_trip():
@@ -57,7 +58,7 @@ def test_images_survive_a_round_trip():
 
 def test_bookmarks_store_the_state_of_filters_and_samples():
     cut = (1 << 64) - 1
-    left = Bookmark(1, Position(3, "k"), 2, repeated=1, filtered={"exclude": 4, "sample": 5}, cut=cut)
+    left = Bookmark(1, Position(3, "k"), 2, duplicates=1, filtered={"exclude": 4, "sample": 5}, cut=cut)
 
     async def main() -> Bookmark | None:
         store = Store.memory()
@@ -74,14 +75,14 @@ def test_an_interrupted_list_has_a_bookmark():
         store = Store.memory()
         first = WorkList(store, PATHS)
         await first.freeze(image_table([image(0), image(1)]), bookmark(2))
-        await first.freeze(image_table([image(3)]), bookmark(4, known=1))
+        await first.freeze(image_table([image(3)]), bookmark(4, already_scored=1))
         again = WorkList(store, PATHS)
         await again.open()
-        assert (again.shards, again.images, again.bookmark, again.totals) == (2, 3, bookmark(4, known=1), None)
-        await again.complete(WorkListTotals(shards=2, images=3, known=1))
+        assert (again.shards, again.images, again.bookmark, again.totals) == (2, 3, bookmark(4, already_scored=1), None)
+        await again.complete(SourceCounts(planned=3, already_scored=1))
         last = WorkList(store, PATHS)
         await last.open()
-        assert (last.shards, last.images, last.totals) == (2, 3, WorkListTotals(shards=2, images=3, known=1))
+        assert (last.shards, last.images, last.totals) == (2, 3, SourceCounts(planned=3, already_scored=1))
 
     anyio.run(main)
 
@@ -116,7 +117,7 @@ def test_shard_numbers_are_yielded_until_the_list_is_complete():
             await anyio.wait_all_tasks_blocked()
             assert seen == [0]
             await worklist.freeze(image_table([image(1)]), bookmark(2))
-            await worklist.complete(WorkListTotals(shards=2, images=2))
+            await worklist.complete(SourceCounts(planned=2))
         assert seen == [0, 1]
 
     anyio.run(main)

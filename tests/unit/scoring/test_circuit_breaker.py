@@ -6,18 +6,11 @@ from collections.abc import Callable
 import anyio
 
 from batchcl.errors import BatchclError, StalledError, ThrottledError
-from batchcl.events import Notice, SilentObserver
+from batchcl.events import SilentObserver
 from batchcl.scoring.circuit_breaker import DISTINCT_IMAGES, STALL_ENDS_S, STALL_WARNS_S, CircuitBreaker
+from observers import RecordingObserver
 from sim.service import WaitingRecovery
 from virtual import run_virtual
-
-
-class Notices(SilentObserver):
-    def __init__(self) -> None:
-        self.at: list[tuple[float, Notice]] = []
-
-    def notice(self, notice: Notice) -> None:
-        self.at.append((anyio.current_time(), notice))
 
 
 def breaker(
@@ -58,16 +51,18 @@ def test_errors_between_answers_are_not_an_outage() -> None:
     run_virtual(main)
 
 
-async def stalled_for(*, rate_tps: float = 5.0, outcome_at: float | None = None) -> tuple[Notices, list[float]]:
+async def stalled_for(
+    *, rate_tps: float = 5.0, outcome_at: float | None = None
+) -> tuple[RecordingObserver, list[float]]:
     """Watch an hour with at most one outcome; returns the notices and the times at which the run ended."""
-    notices, ends, ended = Notices(), list[float](), anyio.Event()
+    observer, ends, ended = RecordingObserver(), list[float](), anyio.Event()
 
     def end(_error: BatchclError) -> None:
         ends.append(anyio.current_time())
         ended.set()
         circuit_breaker.stop()
 
-    circuit_breaker = breaker(notices, end)
+    circuit_breaker = breaker(observer, end)
     circuit_breaker.failed(ThrottledError("Provisioned Rate exceeded", code="ProvisionedThroughputExceededException"))
     outcomes = 0
     async with anyio.create_task_group() as tasks:
@@ -82,26 +77,26 @@ async def stalled_for(*, rate_tps: float = 5.0, outcome_at: float | None = None)
         with anyio.move_on_after(3600):
             await ended.wait()
         circuit_breaker.stop()
-    return notices, ends
+    return observer, ends
 
 
 def test_a_stall_warns_after_1_minute_and_ends_the_run_after_15() -> None:
-    notices, ends = run_virtual(stalled_for)
-    [(at, notice)] = notices.at
+    observer, ends = run_virtual(stalled_for)
+    [at], [notice] = observer.times, observer.notices
     assert STALL_WARNS_S <= at <= STALL_WARNS_S + 6
     assert "Provisioned Rate exceeded" in notice.text
     assert STALL_ENDS_S <= ends[0] <= STALL_ENDS_S + 6
 
 
 def test_an_outcome_restarts_the_15_minutes() -> None:
-    notices, ends = run_virtual(lambda: stalled_for(outcome_at=800.0))
+    observer, ends = run_virtual(lambda: stalled_for(outcome_at=800.0))
     assert 800 + STALL_ENDS_S <= ends[0] <= 800 + STALL_ENDS_S + 12
-    assert len(notices.at) == 2
+    assert len(observer.notices) == 2
 
 
 def test_a_rate_below_one_call_per_minute_is_not_a_stall() -> None:
-    notices, ends = run_virtual(lambda: stalled_for(rate_tps=0.0001))
-    assert (notices.at, ends) == ([], [])
+    observer, ends = run_virtual(lambda: stalled_for(rate_tps=0.0001))
+    assert (observer.notices, ends) == ([], [])
 
 
 def test_the_stall_error_says_what_happened_and_what_to_do() -> None:
@@ -115,4 +110,4 @@ def test_the_stall_error_says_what_happened_and_what_to_do() -> None:
     error = run_virtual(main)
     assert isinstance(error, StalledError)
     assert "15 minutes" in str(error)
-    assert "run the same command again" in str(error)
+    assert "the run ends to save the cost of the model" in str(error)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
-from botocore.exceptions import ClientError
 
 from batchcl.arns import ModelArn
 from batchcl.aws.detect import SdkDetector
@@ -26,39 +24,31 @@ from batchcl.images import MAX_BYTES_FITTABLE, ImageRef
 from batchcl.loaders.files import FileReader
 from batchcl.loaders.s3_objects import ObjectReader
 from batchcl.scoring.detect import DetectResult, ImageInput, _DetectCalls, image_input
+from fake_rekognition import FakeDetection, refused
 
 FILES = FileReader()
 
 MODEL = ModelArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/dogs/version/v1/1700000000000")
 
 
-class Client:
-    """A fake client. `behaviour`: an error's code and status, or the seconds of a call, by the image's bytes."""
+def client_of(behaviour: dict[bytes, Exception | float]) -> FakeDetection:
+    """A client whose `behaviour` by the image's bytes is an error, or the seconds of a call."""
 
-    def __init__(self, behaviour: dict[bytes, Any]) -> None:
-        self.meta = SimpleNamespace(endpoint_url="https://x")
-        self.behaviour = behaviour
-        self.at_once = 0
-        self.most_at_once = 0
+    async def respond(arguments: dict[str, Any]) -> object:
+        data = arguments["Image"]["Bytes"]
+        found = behaviour.get(data, 0.001)
+        if isinstance(found, Exception):
+            return found
+        await anyio.sleep(found)
+        labels = [{"Name": data.decode(), "Confidence": 50.0}]
+        return {"CustomLabels": labels, "ResponseMetadata": {"RequestId": f"r-{data.decode()}"}}
 
-    async def detect_custom_labels(self, *, Image: dict[str, Any], **_: Any) -> dict[str, Any]:
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        try:
-            answer = self.behaviour.get(Image["Bytes"], 0.001)
-            if isinstance(answer, float):
-                await anyio.sleep(answer)
-                name = Image["Bytes"].decode()
-                metadata = {"RequestId": f"r-{name}"}
-                return {"CustomLabels": [{"Name": name, "Confidence": 50.0}], "ResponseMetadata": metadata}
-            metadata = {"HTTPStatusCode": answer[1]}
-            response: Any = {"Error": {"Code": answer[0], "Message": "as it said."}, "ResponseMetadata": metadata}
-            raise ClientError(response, "DetectCustomLabels")
-        finally:
-            self.at_once -= 1
+    return FakeDetection(respond)
 
 
-def detect_all(client: Client, images: Sequence[ImageInput], *, deadline_s: float | None = None) -> list[DetectResult]:
+def detect_all(
+    client: FakeDetection, images: Sequence[ImageInput], *, deadline_s: float | None = None
+) -> list[DetectResult]:
     calls = _DetectCalls(
         SdkDetector(client, MODEL, reader=FILES),
         MODEL,
@@ -75,7 +65,7 @@ def bytes_of(*names: str) -> list[ImageInput]:
 
 
 def test_results_are_in_input_order_with_4_calls_at_a_time() -> None:
-    client = Client({b"0": 0.05})
+    client = client_of({b"0": 0.05})
     found = detect_all(client, bytes_of(*map(str, range(12))))
     assert [each.labels[0].name for each in found] == [str(n) for n in range(12)]
     assert found[3].answer == {"CustomLabels": [{"Name": "3", "Confidence": 50.0}]}
@@ -84,8 +74,8 @@ def test_results_are_in_input_order_with_4_calls_at_a_time() -> None:
 
 
 def test_a_failing_image_does_not_affect_the_others() -> None:
-    client = Client(
-        {b"b": ("ProvisionedThroughputExceededException", 400), b"c": ("InternalServerError", 500), b"d": 9.0}
+    client = client_of(
+        {b"b": refused("ProvisionedThroughputExceededException"), b"c": refused("InternalServerError", 500), b"d": 9.0}
     )
     found = detect_all(client, bytes_of(*"abcd"), deadline_s=0.2)
     assert found[0].error is None
@@ -110,13 +100,13 @@ def test_a_failing_image_does_not_affect_the_others() -> None:
 )
 def test_an_error_that_concerns_all_images_is_raised(code: str, kind: type[BatchclError], message: str) -> None:
     with pytest.raises(kind) as caught:
-        detect_all(Client(dict.fromkeys((b"a", b"b", b"c"), (code, 400))), bytes_of(*"abc"))
+        detect_all(client_of(dict.fromkeys((b"a", b"b", b"c"), refused(code, message="as it said."))), bytes_of(*"abc"))
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("code", ["AccessDeniedException", "ResourceNotFoundException", "InvalidParameterException"])
 def test_a_rejection_beside_a_success_fails_only_its_image(code: str) -> None:
-    answered, rejected = detect_all(Client({b"b": (code, 400)}), bytes_of(*"ab"))
+    answered, rejected = detect_all(client_of({b"b": refused(code, message="as it said.")}), bytes_of(*"ab"))
     assert answered.error is None
     assert isinstance(rejected.error, RejectedError)
 
@@ -125,7 +115,7 @@ def test_a_file_above_the_size_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES_FITTABLE + 1)
-    (found,) = detect_all(Client({}), [image_input(path)])
+    (found,) = detect_all(client_of({}), [image_input(path)])
     assert found.error is not None
     assert found.error.code == "TooLarge"
 

@@ -15,11 +15,11 @@ from batchcl.outcomes import KnownStatus
 from batchcl.runs.layout import RunPaths
 from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList, image_table
-from batchcl.scoring.source_counts import SourceCounts
 from batchcl.scoring.work_list_writer import AHEAD_IMAGES, LISTED_PER_S, wait_for_calls, write_work_list
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
-from unit.sources.test_select import FakeSource
+from batchcl.summary import SourceCounts
+from unit.sources.lists import FakeSource
 from virtual import run_virtual
 
 IMAGES = 31
@@ -52,7 +52,7 @@ async def listed_shards(store: Store, *, page: int, incremental: bool, shards: i
     def on_frozen() -> None:
         bookmark = worklist.bookmark
         assert bookmark is not None
-        assert bookmark.taken - bookmark.known - bookmark.known_failed == worklist.images
+        assert bookmark.taken - bookmark.already_scored - bookmark.already_failed == worklist.images
         if worklist.shards == shards:
             raise KilledError
 
@@ -66,7 +66,7 @@ async def listed_shards(store: Store, *, page: int, incremental: bool, shards: i
         on_frozen=on_frozen,
     )
     assert worklist.totals is not None
-    assert (worklist.totals.known, worklist.totals.known_failed) == ((7, 4) if incremental else (0, 0))
+    assert (worklist.totals.already_scored, worklist.totals.already_failed) == ((7, 4) if incremental else (0, 0))
     return [(await worklist.load(shard))["key"].cast("string").to_pylist() for shard in range(worklist.shards)]
 
 

@@ -11,14 +11,16 @@ def test_up_to_the_limit_tasks_work_at_once_and_are_reused() -> None:
     async def main() -> tuple[list[int], int, set[int]]:
         done: list[int] = []
         tasks: set[int] = set()
-        most = 0
+        busy = most = 0
 
         async def work(number: int) -> None:
-            nonlocal most
-            most = max(most, pool.busy)
+            nonlocal busy, most
+            busy += 1
+            most = max(most, busy)
             tasks.add(anyio.get_current_task().id)
             await anyio.sleep(number % 3)
             done.append(number)
+            busy -= 1
 
         pool = WorkerPool(work, limit=4)
         async with anyio.create_task_group() as group:

@@ -20,8 +20,9 @@ from pyarrow import orc
 
 from batchcl.aws.session import Aws
 from batchcl.choices import SourceKind
-from batchcl.images import Bookmark, ImageRef
+from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.sources.base import Source, SourceCheck
+from batchcl.sources.deduplication import NO_NAMES
 from batchcl.sources.filters import Filters
 from batchcl.sources.open import ListOptions, open_sources
 from batchcl.sources.select import SelectedPage, Selection
@@ -58,6 +59,41 @@ HARD_KEYS = (
 FIELDS = ("Bucket", "Key", "VersionId", "IsLatest", "IsDeleteMarker", "Size", "LastModifiedDate", "ETag")
 
 
+class FakeSource:
+    """A source of images, or of keys in the bucket `b`, in pages of `page` images.
+
+    With a `prefix`, it is exhaustive and may name all keys that start with it.
+    """
+
+    description = "fake"
+    repeats = NO_NAMES
+    is_explicit = False
+
+    def __init__(self, images: Sequence[ImageRef | str], *, page: int = 2, prefix: str | None = None) -> None:
+        self.images = [
+            ImageRef(uri=f"s3://b/{each}", bucket="b", key=each) if isinstance(each, str) else each for each in images
+        ]
+        self.exhaustive = prefix is not None
+        self.pages_read = 0
+        self._page = page
+        self._prefix = prefix
+
+    async def check(self) -> SourceCheck:
+        return SourceCheck()
+
+    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
+        images = self.images[0 if after is None else after.count :]
+        for begin in range(0, len(images), self._page):
+            self.pages_read += 1
+            yield images[begin : begin + self._page]
+
+    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
+        if self._prefix is not None:
+            return [image.key.startswith(self._prefix) for image in images]
+        named = {image.uri for image in self.images}
+        return [image.uri in named for image in images]
+
+
 class Selected(NamedTuple):
     """A selected image and the bookmark after it."""
 
@@ -75,7 +111,7 @@ class Read(NamedTuple):
 
     images: list[ImageRef]
     checked: SourceCheck
-    repeated: int
+    duplicates: int
 
 
 def read(*names: str | Path, aws: object = None, skip: int = 0, **options: Any) -> Read:
@@ -93,8 +129,8 @@ def read(*names: str | Path, aws: object = None, skip: int = 0, **options: Any) 
                 options=ListOptions(**options),
             )
             (checked,) = [await source.check() for source in sources]
-            images, repeated = await selected(sources[0], skip=skip)
-            return Read(images, checked, repeated)
+            images, duplicates = await selected(sources[0], skip=skip)
+            return Read(images, checked, duplicates)
 
     return anyio.run(main)
 
@@ -103,14 +139,14 @@ async def selected(source: Source, *, skip: int = 0) -> tuple[list[ImageRef], in
     """(the distinct images of `source` after the first `skip`, the number of duplicates)."""
     selection = Selection([source], Filters())
     if not skip:
-        return [image async for page in selection.pages() for image in page.images], selection.repeated
+        return [image async for page in selection.pages() for image in page.images], selection.duplicates
     before = [one async for page in selection.pages() for one in with_bookmarks(page)][:skip]
 
     async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:
         yield 0, [one.image for one in before]
 
     rest = selection.pages(before[-1].bookmark, earlier=earlier())
-    return [image async for page in rest for image in page.images], selection.repeated
+    return [image async for page in rest for image in page.images], selection.duplicates
 
 
 def keys(*names: str | Path, **options: Any) -> list[str]:

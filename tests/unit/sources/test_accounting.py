@@ -41,16 +41,16 @@ def planned(name: str, path: Path, **more: Any) -> Plan:
 @pytest.mark.parametrize("name", FORMATS)
 def test_all_lines_are_counted_in_a_plan(name: str, tmp_path: Path) -> None:
     result = planned(name, tmp_path / "list", exclude=("*.png",), skip_bad_lines=True)
-    assert (result.lines, result.images, result.filtered, result.repeated, result.bad_lines) == (10, 5, 1, 2, 2)
-    assert result.images == result.calls + sum(result.skipped.values()) == 4 + 1
+    assert (result.lines, result.planned, result.filtered, result.duplicates, result.bad_lines) == (10, 5, 1, 2, 2)
+    assert result.planned == result.calls + sum(result.skipped.values()) == 4 + 1
 
 
 @pytest.mark.usefixtures("in_s3")
 @pytest.mark.parametrize("name", ["key list", "ORC table", "CSV inventory"])
 def test_lines_after_the_limit_are_reported_as_unread(name: str, tmp_path: Path) -> None:
     result = planned(name, tmp_path / "list", limit=2, skip_bad_lines=True)
-    assert (result.lines, result.images, result.bad_lines) == (10, 2, 2)
-    assert result.unread == 10 - 2 - 2 - result.repeated >= 5
+    assert (result.lines, result.planned, result.bad_lines) == (10, 2, 2)
+    assert result.unread == 10 - 2 - 2 - result.duplicates >= 5
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -68,4 +68,4 @@ def test_an_image_is_planned_if_any_of_its_rows_passes(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uri": uris, "score": scores}), tmp_path / "list.parquet")
     job = Job(sources=(str(tmp_path / "list.parquet"),), model=MODEL, out=str(tmp_path / "out"), where="score > 0.5")
     result = anyio.run(plan, job)
-    assert (result.lines, result.images, result.filtered, result.repeated) == (6, 2, 3, 1)
+    assert (result.lines, result.planned, result.filtered, result.duplicates) == (6, 2, 3, 1)

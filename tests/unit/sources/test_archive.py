@@ -100,8 +100,8 @@ def test_other_members_are_excluded_and_duplicates_removed(tmp_path: Path) -> No
     result = read(str(path))
     assert [image.key.rpartition("#")[2] for image in result.images] == ["a.png", "b.png"]
     assert bytes_of(result.images) == [b"first", b"b"]
-    assert result.checked.left_out == {"links": 2, "devices and pipes": 1}
-    assert (result.checked.lines, result.repeated) == (6, 1)
+    assert result.checked.ignored == {"links": 2, "devices and pipes": 1}
+    assert (result.checked.lines, result.duplicates) == (6, 1)
 
 
 def test_members_are_checked_by_their_own_name_and_size(tmp_path: Path) -> None:

@@ -21,46 +21,19 @@ from batchcl.aws.session import Aws
 from batchcl.choices import SourceKind
 from batchcl.images import Bookmark, ImageRef, Position
 from batchcl.name_set import NameSet
-from batchcl.sources.base import Source, SourceCheck
-from batchcl.sources.deduplication import NO_NAMES, Deduplication, HashLog, HashSet
+from batchcl.sources.base import Source
+from batchcl.sources.deduplication import Deduplication, HashLog, HashSet
 from batchcl.sources.filters import Filters
 from batchcl.sources.open import ListOptions, open_sources
 from batchcl.sources.select import Selection
 from servers import aws_env, client, make_bucket
-from unit.sources.lists import BUCKET, FORMATS, with_bookmarks
+from unit.sources.lists import BUCKET, FORMATS, FakeSource, with_bookmarks
 
 THERE = ("a/1.png", "a/2.png", "a/3.png", "c.png")
 FIRST = ("a/1.png", "a/2.png", "a/missing.png", "c.png")
 SECOND = ("a/2.png", "a/missing.png", "a/other.png", "d.png")
 KINDS = [*FORMATS, "prefix", "wider prefix", "image"]
 NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
-
-
-class Named:
-    """A source of these images; with a `prefix`, it is exhaustive and may name all keys that start with it."""
-
-    description = "named"
-    repeats = NO_NAMES
-
-    def __init__(self, images: Sequence[ImageRef], *, prefix: str | None = None) -> None:
-        self.images = images
-        self.exhaustive = prefix is not None
-        self.is_explicit = False
-        self._prefix = prefix
-
-    async def check(self) -> SourceCheck:
-        return SourceCheck()
-
-    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
-        images = self.images[0 if after is None else after.count :]
-        for begin in range(0, len(images), 2):
-            yield list(images[begin : begin + 2])
-
-    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
-        if self._prefix is not None:
-            return [image.key.startswith(self._prefix) for image in images]
-        named = {image.uri for image in self.images}
-        return [image.uri in named for image in images]
 
 
 def ref(key: str, version: str | None = None, etag: str | None = None, at: dt.datetime | None = None) -> ImageRef:
@@ -71,7 +44,7 @@ async def selected(sources: Sequence[Source]) -> tuple[list[ImageRef], list[Book
     """(images, their bookmarks, number of duplicates)."""
     selection = Selection(sources, Filters())
     pairs = [one async for page in selection.pages() for one in with_bookmarks(page)]
-    return [one.image for one in pairs], [one.bookmark for one in pairs], selection.repeated
+    return [one.image for one in pairs], [one.bookmark for one in pairs], selection.duplicates
 
 
 async def resumed(
@@ -85,7 +58,7 @@ async def resumed(
 
     selection = Selection(sources, Filters())
     pages = selection.pages(bookmarks[-1], earlier=earlier())
-    return [image async for page in pages for image in page.images], selection.repeated
+    return [image async for page in pages for image in page.images], selection.duplicates
 
 
 def identities(images: Sequence[ImageRef]) -> list[tuple[str, str | None]]:
@@ -140,7 +113,7 @@ def test_any_two_kinds_of_source_are_deduplicated(s3: Aws, tmp_path: Path) -> No
 
 
 def test_listed_images_missing_from_a_prefix_are_kept() -> None:
-    prefix, listed = Named([ref("a/1")], prefix="a/"), Named([ref("a/1"), ref("a/gone"), ref("b")])
+    prefix, listed = FakeSource([ref("a/1")], prefix="a/"), FakeSource([ref("a/1"), ref("a/gone"), ref("b")])
     images, _, repeated = anyio.run(selected, [prefix, listed])
     assert ([image.key for image in images], repeated) == (["a/1", "a/gone", "b"], 1)
 
@@ -155,14 +128,21 @@ def test_versions_are_compared_by_entity_tag_and_time(first_is_versioned: bool) 
         ref("other", "v1", "f", NOON),
         ref("untold", "v1"),
     ]
-    sources = [Named(inventory), Named(listed)] if first_is_versioned else [Named(listed), Named(inventory)]
+    sources = (
+        [FakeSource(inventory), FakeSource(listed)]
+        if first_is_versioned
+        else [FakeSource(listed), FakeSource(inventory)]
+    )
     images, _, repeated = anyio.run(selected, sources)
     assert (len(images), repeated) == (7, 1)
     assert [image for image in images if image.key == "same"] == [sources[0].images[0]]
 
 
 def test_two_versions_with_the_same_content_are_distinct() -> None:
-    sources = [Named([ref("a", "v1", "e", NOON)]), Named([ref("a", "v2", "e", NOON), ref("a", "v1", "e", NOON)])]
+    sources = [
+        FakeSource([ref("a", "v1", "e", NOON)]),
+        FakeSource([ref("a", "v2", "e", NOON), ref("a", "v1", "e", NOON)]),
+    ]
     images, _, repeated = anyio.run(selected, sources)
     assert ([image.version_id for image in images], repeated) == (["v1", "v2"], 1)
 
@@ -172,8 +152,8 @@ def test_the_deduplication_of_two_prefixes_needs_no_memory(monkeypatch: pytest.M
     monkeypatch.setattr(NameSet, "update", lambda _, names: kept.extend(names))
     wide = [ref(f"{folder}/{number}") for folder in "ab" for number in range(5)]
     for sources in (
-        [Named(wide, prefix=""), Named(wide[:5], prefix="a/")],
-        [Named(wide[:5], prefix="a/"), Named(wide, prefix="")],
+        [FakeSource(wide, prefix=""), FakeSource(wide[:5], prefix="a/")],
+        [FakeSource(wide[:5], prefix="a/"), FakeSource(wide, prefix="")],
     ):
         images, bookmarks, repeated = anyio.run(selected, sources)
         assert (images, repeated) == (wide, 5)
@@ -182,7 +162,7 @@ def test_the_deduplication_of_two_prefixes_needs_no_memory(monkeypatch: pytest.M
 
 
 def test_a_single_source_without_repeats_is_not_deduplicated() -> None:
-    deduplication = Deduplication([Named([ref("a")])])
+    deduplication = Deduplication([FakeSource([ref("a")])])
     assert not deduplication.possible
     assert anyio.run(deduplication.new, 0, [ref("a"), ref("a")]) == [True, True]
 
@@ -193,10 +173,10 @@ def test_duplicates_are_removed_and_reading_can_resume(
 ) -> None:
     existing = sorted("abcd")
     made: list[Source] = [
-        Named([ref(key) for key in existing], prefix="") if lists_all else Named([ref(key) for key in keys])
+        FakeSource([ref(key) for key in existing], prefix="") if lists_all else FakeSource([ref(key) for key in keys])
         for keys, lists_all in sources
     ]
-    named = [image.key for source in made for image in cast("Named", source).images]
+    named = [image.key for source in made for image in cast("FakeSource", source).images]
     images, bookmarks, repeated = anyio.run(selected, made)
     assert [image.key for image in images] == list(dict.fromkeys(named))
     assert repeated == len(named) - len(set(named))
@@ -206,7 +186,7 @@ def test_duplicates_are_removed_and_reading_can_resume(
 
 
 def test_restoring_earlier_images_pauses_after_each_page() -> None:
-    sources = [Named([ref("a"), ref("b")]), Named([ref("b"), ref("c")])]
+    sources = [FakeSource([ref("a"), ref("b")]), FakeSource([ref("b"), ref("c")])]
     pauses: list[int] = []
 
     async def earlier() -> AsyncIterator[tuple[int, Sequence[ImageRef]]]:

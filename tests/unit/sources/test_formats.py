@@ -99,7 +99,7 @@ def test_a_glob_is_one_list_of_files_of_any_format(tmp_path: Path) -> None:
     (tmp_path / "3.other").write_bytes(b"s3://b/9\n")
     result = read(tmp_path / "*.list")
     assert [image.key for image in result.images] == ["1", "2", "3"]
-    assert (result.repeated, result.checked.lines) == (1, 4)
+    assert (result.duplicates, result.checked.lines) == (1, 4)
     assert keys(tmp_path / "*.list", skip=2) == ["3"]
     (tmp_path / "2.list").write_bytes(b"s3://b/3\nhttp://x\n")
     with pytest.raises(SourceError, match=r"2\.list line 2: this is a web address"):

@@ -28,7 +28,7 @@ def test_the_columns_of_an_inventory_are_read(kind: str, tmp_path: Path) -> None
     ]
     assert images[0].etag == "e1"
     assert {image.last_modified for image in images} == {dt.datetime(2026, 11, 1, 2, 3, 4, tzinfo=dt.UTC)}
-    assert (checked.lines, repeated, checked.left_out) == (3, 0, {})
+    assert (checked.lines, repeated, checked.ignored) == (3, 0, {})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,7 +43,7 @@ def test_delete_markers_and_old_versions_are_excluded(kind: str, tmp_path: Path)
     manifest = inventory(tmp_path, rows, kind, files=1)
     result = read(manifest)
     assert [(image.key, image.version_id) for image in result.images] == [("a", "v2")]
-    assert (result.checked.left_out, result.checked.lines) == ({"delete markers": 1, "older versions": 3}, 5)
+    assert (result.checked.ignored, result.checked.lines) == ({"delete markers": 1, "older versions": 3}, 5)
     result = read(manifest, all_versions=True)
     assert [(image.key, image.version_id) for image in result.images] == [
         ("a", "v2"),
@@ -51,7 +51,7 @@ def test_delete_markers_and_old_versions_are_excluded(kind: str, tmp_path: Path)
         ("gone", "v3"),
         ("old", "null"),
     ]
-    assert result.checked.left_out == {"delete markers": 1}
+    assert result.checked.ignored == {"delete markers": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -90,11 +90,11 @@ def test_extensions_apply_in_directories_unless_any_name(files: Path) -> None:
     skipped = dict.fromkeys((*NAMES, "._x.jpg", "notes.txt"), "UnsupportedExtension")
     assert selected(str(files)) == {**skipped, "x.jpg": None}
     wanted = {**dict.fromkeys((*NAMES, "x.jpg")), **dict.fromkeys(("._x.jpg", "notes.txt"), "UnsupportedExtension")}
-    assert selected(str(files), any_name=True) == wanted
+    assert selected(str(files), any_extension=True) == wanted
 
 
 def test_the_size_limit_applies_with_any_name() -> None:
-    image = ImageRef(uri="s3://b/x.bin", bucket="b", key="x.bin", size_bytes=16_000_000, any_name=True)
+    image = ImageRef(uri="s3://b/x.bin", bucket="b", key="x.bin", size_bytes=16_000_000, any_extension=True)
     reason = check_limits(image)
     assert reason is not None
     assert reason.code == "TooLarge"

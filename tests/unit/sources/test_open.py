@@ -7,8 +7,7 @@ import os
 import sys
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,26 +24,10 @@ from batchcl.sources.directory import DirectorySource
 from batchcl.sources.list_source import ListSource
 from batchcl.sources.open import ListOptions, open_sources
 from batchcl.sources.s3_prefix import S3PrefixSource
+from fake_s3 import FakeS3
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff\xe0"
-
-
-class FakeS3:
-    """A client that returns the same object for every key."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.read_keys: list[str] = []
-
-    @asynccontextmanager
-    async def s3(self, *, region: str) -> AsyncIterator[FakeS3]:
-        assert region == "eu-west-1"
-        yield self
-
-    async def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:
-        self.read_keys.append(f"{Bucket}/{Key}")
-        return {"Body": anyio.wrap_file(io.BytesIO(self.data))}
 
 
 NO_AWS = cast("Aws", None)
@@ -148,7 +131,7 @@ def test_the_output_root_is_excluded_from_prefixes(prefix: str, out: str, left_o
                 options=ListOptions(kind=SourceKind.PREFIX),
                 out=out,
             )
-            assert (await source.check()).left_out_folders == left_out
+            assert (await source.check()).excluded_folders == left_out
             mine = [s3_image(f"{folder}x.jpg") for folder in left_out]
             assert not any(await source.may_name(mine))
             page = ListingPage(
@@ -280,18 +263,19 @@ def test_standard_input_can_be_named_only_once() -> None:
 
 def test_a_list_in_s3_of_a_given_kind_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    aws = FakeS3(b'{"source-ref":"s3://b/1"}\n')
-    assert uris("s3://lists/a.manifest", aws=aws, kind=SourceKind.MANIFEST) == ["s3://b/1"]
-    assert aws.read_keys == ["lists/a.manifest"]
+    s3 = FakeS3({"lists/a.manifest": b'{"source-ref":"s3://b/1"}\n'})
+    assert uris("s3://lists/a.manifest", aws=s3.aws, kind=SourceKind.MANIFEST) == ["s3://b/1"]
+    assert s3.arguments("get_object") == [{"Bucket": "lists", "Key": "a.manifest"}]
+    assert s3.opened[0]["region"] == "eu-west-1"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_image_in_s3_is_not_read_by_its_source() -> None:
-    aws = FakeS3(PNG)
-    (image,) = read("s3://b/a b.png", aws=aws, kind=SourceKind.IMAGE)
+    s3 = FakeS3({"b/a b.png": PNG})
+    (image,) = read("s3://b/a b.png", aws=s3.aws, kind=SourceKind.IMAGE)
     assert (image.uri, image.bucket, image.key) == ("s3://b/a b.png", "b", "a b.png")
-    assert aws.read_keys == []
-    (source,) = opened("s3://b/a b.png", aws=aws, kind=SourceKind.IMAGE)
+    assert s3.calls == []
+    (source,) = opened("s3://b/a b.png", aws=s3.aws, kind=SourceKind.IMAGE)
     assert anyio.run(source.check).buckets == {"b"}
     assert anyio.run(source.may_name, [image]) == [True]
 
@@ -346,6 +330,6 @@ def test_any_other_arn_is_refused(name: str) -> None:
 
 
 def test_the_alias_of_an_access_point_is_a_bucket() -> None:
-    (source,) = opened("s3://ap-x7kz3q-s3alias/photos/", aws=cast("Aws", FakeS3(b"")))
+    (source,) = opened("s3://ap-x7kz3q-s3alias/photos/", aws=FakeS3().aws)
     assert isinstance(source, S3PrefixSource)
     assert anyio.run(source.check).buckets == {"ap-x7kz3q-s3alias"}

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any, cast
 
 import anyio
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import EndpointConnectionError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,46 +14,25 @@ from batchcl.choices import Transport
 from batchcl.errors import CredentialsError, SourceError, UnreachableError
 from batchcl.images import ImageRef, Position
 from batchcl.sources.s3_prefix import S3PrefixSource, read_in_order
+from fake_s3 import AT, FakeS3, s3_error
 from listings import FakeBucket
 from virtual import run_virtual
 
-AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+
+def bucket_of(keys: list[str], **more: Any) -> FakeS3:
+    return FakeS3({f"b/{key}": b"7 bytes" for key in keys}, page_size=2, **more)
 
 
-class FakeS3:
-    """An SDK client that lists two keys per page, or fails after the first page."""
-
-    def __init__(self, keys: list[str], error: Exception | None = None) -> None:
-        self.keys = keys
-        self.error = error
-        self.requests: list[dict[str, Any]] = []
-
-    @asynccontextmanager
-    async def s3(self, *, region: str) -> AsyncIterator[FakeS3]:
-        assert region == "eu-west-1"
-        yield self
-
-    async def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
-        self.requests.append(arguments)
-        begin = int(arguments.get("ContinuationToken", 0))
-        if begin and self.error is not None:
-            raise self.error
-        keys = self.keys[begin : begin + 2]
-        more = {"IsTruncated": True, "NextContinuationToken": str(begin + 2)} if begin + 2 < len(self.keys) else {}
-        contents = [{"Key": key, "ETag": f'"e-{key}"', "Size": 7, "LastModified": AT} for key in keys]
-        return ({"Contents": contents} if contents else {}) | more
-
-
-def read(fake: FakeS3, uri: str = "s3://b/a b+c%2F/", after: Position | None = None) -> list[list[ImageRef]]:
+def read(s3: FakeS3, uri: str = "s3://b/a b+c%2F/", after: Position | None = None) -> list[list[ImageRef]]:
     async def main() -> list[list[ImageRef]]:
-        source = S3PrefixSource(uri, cast("Aws", fake), region="eu-west-1", transport=Transport.AIOBOTO3)
+        source = S3PrefixSource(uri, s3.aws, region="eu-west-1", transport=Transport.AIOBOTO3)
         return [page async for page in source.pages(after)]
 
     return anyio.run(main)
 
 
 def test_objects_have_the_size_time_and_etag_of_the_listing() -> None:
-    fake = FakeS3(["a b+c%2F/1", "a b+c%2F/é", "z"])
+    fake = bucket_of(["a b+c%2F/1", "a b+c%2F/é", "z"])
     pages = read(fake)
     assert [[image.key for image in page] for page in pages] == [["a b+c%2F/1", "a b+c%2F/é"], ["z"]]
     assert pages[0][0] == ImageRef(
@@ -66,7 +43,8 @@ def test_objects_have_the_size_time_and_etag_of_the_listing() -> None:
         size_bytes=7,
         last_modified=AT,
     )
-    assert fake.requests == [
+    assert fake.opened[0]["region"] == "eu-west-1"
+    assert fake.arguments("list_objects_v2") == [
         {"Bucket": "b", "Prefix": "a b+c%2F/"},
         {"Bucket": "b", "Prefix": "a b+c%2F/", "ContinuationToken": "2"},
     ]
@@ -74,28 +52,29 @@ def test_objects_have_the_size_time_and_etag_of_the_listing() -> None:
 
 @pytest.mark.parametrize(("uri", "prefix"), [("s3://b", ""), ("s3://b/", ""), ("s3://b/x", "x"), ("s3://b//x/", "/x/")])
 def test_the_prefix_is_taken_literally(uri: str, prefix: str) -> None:
-    fake = FakeS3([])
+    fake = bucket_of([])
     assert read(fake, uri) == []
-    assert fake.requests[0]["Prefix"] == prefix
+    assert fake.calls[0].arguments["Prefix"] == prefix
 
 
 def test_a_listing_resumes_after_a_key() -> None:
-    fake = FakeS3(["z"])
+    fake = bucket_of(["z"])
     read(fake, after=Position(2, "a b+c%2F/é"))
-    assert fake.requests[0]["StartAfter"] == "a b+c%2F/é"
+    assert fake.calls[0].arguments["StartAfter"] == "a b+c%2F/é"
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (ClientError(cast("Any", {"Error": {"Code": "NoSuchBucket"}}), "L"), SourceError, "no bucket b"),
-        (ClientError(cast("Any", {"Error": {"Code": "AccessDenied"}}), "L"), CredentialsError, "s3:ListBucket"),
+        (s3_error("NoSuchBucket"), SourceError, "no bucket b"),
+        (s3_error("AccessDenied"), CredentialsError, "s3:ListBucket"),
         (EndpointConnectionError(endpoint_url="http://x"), UnreachableError, "http://x"),
     ],
 )
 def test_an_interrupted_listing_is_an_error(error: Exception, kind: type[Exception], words: str) -> None:
+    s3 = bucket_of(["1", "2", "3"], fault=lambda call: error if "ContinuationToken" in call.arguments else None)
     with pytest.raises(kind, match=r"^listing s3://b/p failed: ") as caught:
-        read(FakeS3(["1", "2", "3"], error), "s3://b/p")
+        read(s3, "s3://b/p")
     assert words in str(caught.value)
 
 

@@ -12,8 +12,7 @@ from batchcl.errors import UsageError
 from batchcl.images import Bookmark, ImageRef
 from batchcl.sources.filters import ALL_RANKS, Filters, Sample, SmallestRanks
 from batchcl.sources.select import Selection
-from unit.sources.lists import Selected, with_bookmarks
-from unit.sources.test_select import FakeSource
+from unit.sources.lists import FakeSource, Selected, with_bookmarks
 
 KEYS = [f"{n}.png" for n in range(500)]
 

@@ -11,40 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.images import Bookmark, ImageRef, Position
-from batchcl.sources.base import Source, SourceCheck
-from batchcl.sources.deduplication import NO_NAMES, HashSet
+from batchcl.images import Bookmark, ImageRef
+from batchcl.sources.base import Source
+from batchcl.sources.deduplication import HashSet
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
-from unit.sources.lists import Selected, with_bookmarks
-
-
-class FakeSource:
-    """A source of keys in one bucket, in small pages."""
-
-    exhaustive = False
-    is_explicit = False
-
-    def __init__(self, keys: Sequence[str], *, page: int = 2, local: bool = False) -> None:
-        self.description = "fake"
-        self.repeats = NO_NAMES
-        self.pages_read = 0
-        self._page = page
-        bucket = "" if local else "b"
-        self.images = [ImageRef(uri=f"s3://b/{key}", bucket=bucket, key=key) for key in keys]
-
-    async def check(self) -> SourceCheck:
-        return SourceCheck()
-
-    async def pages(self, after: Position | None = None) -> AsyncIterator[list[ImageRef]]:
-        images = self.images[0 if after is None else after.count :]
-        for begin in range(0, len(images), self._page):
-            self.pages_read += 1
-            yield images[begin : begin + self._page]
-
-    async def may_name(self, images: Sequence[ImageRef]) -> list[bool]:
-        named = {image.uri for image in self.images}
-        return [image.uri in named for image in images]
+from unit.sources.lists import FakeSource, Selected, with_bookmarks
 
 
 def select(
@@ -57,7 +29,7 @@ def select(
 
     async def main() -> tuple[list[list[Selected]], int]:
         selection = Selection(sources, Filters(**filters))
-        return [with_bookmarks(page) async for page in selection.pages(after, earlier=before())], selection.repeated
+        return [with_bookmarks(page) async for page in selection.pages(after, earlier=before())], selection.duplicates
 
     return anyio.run(main)
 

@@ -4,20 +4,17 @@ import io
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import orjson
 import pytest
-from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcl.aws.session import Aws
 from batchcl.errors import CredentialsError, SourceError
 from batchcl.images import ImageRef
 from batchcl.sources.base import BadLine, SourceCheck, s3_image
@@ -25,6 +22,7 @@ from batchcl.sources.files import fetch as fetch_text
 from batchcl.sources.files import spool_stdin
 from batchcl.sources.list_source import ListSource
 from batchcl.sources.text_lists import MAX_LINE_BYTES, LinePart, ManifestParser, parse_key_line
+from fake_s3 import FakeS3, s3_error
 from unit.sources.lists import selected
 
 NAMES = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), min_size=1)
@@ -187,40 +185,15 @@ def test_standard_input_is_copied_to_a_file(monkeypatch: pytest.MonkeyPatch) -> 
     path.unlink()
 
 
-class FakeS3:
-    def __init__(self, answer: bytes | Exception) -> None:
-        self.answer = answer
-
-    @asynccontextmanager
-    async def s3(self, *, region: str) -> AsyncIterator[FakeS3]:
-        assert region == "eu-west-1"
-        yield self
-
-    async def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:
-        assert (Bucket, Key) == ("b", "lists/a b.txt")
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return {"Body": _Body(self.answer)}
-
-
-class _Body:
-    def __init__(self, data: bytes) -> None:
-        self._data = io.BytesIO(data)
-
-    async def read(self, size: int) -> bytes:
-        return self._data.read(min(size, 1000))
-
-
-def fetch(answer: bytes | Exception) -> Path:
-    async def main() -> Path:
-        return await fetch_text("s3://b/lists/a b.txt", cast("Aws", FakeS3(answer)), region="eu-west-1")
-
-    return anyio.run(main)
+def fetch(s3: FakeS3) -> Path:
+    return anyio.run(partial(fetch_text, "s3://b/lists/a b.txt", s3.aws, region="eu-west-1"))
 
 
 def test_a_list_in_s3_is_copied_completely() -> None:
-    path = fetch(b"s3://b/1\n" * 1000)
+    s3 = FakeS3({"b/lists/a b.txt": b"s3://b/1\n" * 1000})
+    path = fetch(s3)
     assert path.read_bytes() == b"s3://b/1\n" * 1000
+    assert s3.opened[0]["region"] == "eu-west-1"
     path.unlink()
 
 
@@ -237,7 +210,7 @@ def test_errors_of_s3_are_explained_and_leave_no_copy(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(kind) as caught:
-        fetch(ClientError(cast("Any", {"Error": {"Code": code}}), "GetObject"))
+        fetch(FakeS3(fault=lambda _: s3_error(code)))
     assert words in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 

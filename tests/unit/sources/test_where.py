@@ -15,7 +15,7 @@ from batchcl.sources.base import Source
 from batchcl.sources.filters import Filters
 from batchcl.sources.select import Selection
 from batchcl.sources.where import Condition, ImageCondition, condition_on
-from unit.sources.test_select import FakeSource
+from unit.sources.lists import FakeSource
 
 NOON = dt.datetime(2026, 11, 20, 12, tzinfo=dt.UTC)
 SCHEMA: dict[str, pl.DataType] = {

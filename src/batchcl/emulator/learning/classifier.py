@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Classifier", "train_classifier"]
 
+# Measured on handwritten digits (`emulator.digits`): after training on 500, 97 % of 300 others are right. Penalties of
+# 0.01 to 1, colour weights of 0 to 1 (`features`) and 400 to 1,600 landmarks change that by less than a point; 200
+# landmarks cost two. After training on 120, shifted copies raise it from 87 % to 92 %.
 _PENALTY: Final = 0.1
 _FOLDS: Final = 5
 _LANDMARKS: Final = 800

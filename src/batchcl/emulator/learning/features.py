@@ -22,6 +22,8 @@ SIDE: Final = 64
 BLOCK: Final = 36
 """Features per block: 2x2 cells of nine orientations."""
 
+# The orientations, cells and limit of the paper. The colours are this module's own, for labels that differ by
+# colour; they make no difference for digits.
 _BINS: Final = 9
 _CELL: Final = 8
 _CLIP: Final = np.float32(0.2)
@@ -40,10 +42,13 @@ def thumbnail(image: Image) -> NDArray[np.uint8]:
 def describe(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The feature vector of a thumbnail: HOG, mean colours on a 4x4 grid, and a histogram of each colour."""
     colours = picture.astype(np.float32) / np.float32(255)
-    grey = colours.mean(axis=2)
+    grey = (colours[..., 0] + colours[..., 1] + colours[..., 2]) / np.float32(
+        3
+    )  # mean(axis=2) takes four times as long
     shape = block_map(cell_histograms(grey, cell=_CELL)).ravel()
     part = SIDE // _COLOUR_GRID
-    means = colours.reshape(_COLOUR_GRID, part, _COLOUR_GRID, part, 3).mean(axis=(1, 3)).ravel()
+    grid = colours.reshape(_COLOUR_GRID, part, _COLOUR_GRID, part, 3)
+    means = np.einsum("rycxk->rck", grid).ravel() / np.float32(part * part)
     histogram = [
         np.bincount(picture[..., c].ravel() // (256 // _COLOUR_BINS), minlength=_COLOUR_BINS) for c in range(3)
     ]
@@ -63,7 +68,8 @@ def cell_histograms(grey: NDArray[np.float32], *, cell: int) -> NDArray[np.float
     dy[1:-1] = grey[2:] - grey[:-2]
     dx[:, 1:-1] = grey[:, 2:] - grey[:, :-2]
     strength = np.hypot(dx, dy)
-    position = np.arctan2(dy, dx) * np.float32(_BINS / np.pi) % np.float32(_BINS)
+    position = np.arctan2(dy, dx) * np.float32(_BINS / np.pi)
+    position += (position < 0) * np.float32(_BINS)  # modulo takes ten times as long
     lower = np.floor(position).astype(np.intp)
     share = position - lower
     lower %= _BINS

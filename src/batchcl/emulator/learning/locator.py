@@ -48,6 +48,9 @@ _MAX_SIDE: Final = 384
 WINDOW_FEATURES: Final = _BLOCKS * _BLOCKS * BLOCK
 """Features per window."""
 
+# Measured on pictures of one to three digits (`write_digits(objects=True)`): after training on 120, the mean average
+# precision on 60 others is 0.88. A third or three times each of the penalties and numbers, and overlaps that differ by
+# 0.1 to 0.25, change it by less than 0.05.
 _OBJECT_OVERLAP: Final = 0.65
 _BACKGROUND_OVERLAP: Final = 0.35
 _POSITIVES_PER_OBJECT: Final = 6

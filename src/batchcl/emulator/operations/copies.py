@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio.to_thread
 
-from batchcl.emulator.capacity import MAX_COPYING, MAX_VERSIONS, check_tags
+from batchcl.emulator.capacity import check_tags
 from batchcl.emulator.errors import (
     ApiError,
     access_denied,
@@ -90,15 +90,15 @@ def _source(call: Call, parameters: dict[str, Any]) -> StoredVersion:
 
 
 def _check_limits(call: Call, target: StoredProject, name: str) -> None:
-    state = call.service.state
+    state, quotas = call.service.state, call.service.quotas
     versions = state.versions_of(target.arn, now=call.now)
     if any(v.name == name for v in versions):
         raise in_use(f"A model version named {name} already exists in the project.")
-    if len(versions) >= MAX_VERSIONS:
-        raise over_quota(f"A project can have {MAX_VERSIONS} model versions.")
+    if len(versions) >= quotas.versions:
+        raise over_quota(f"A project can have {quotas.versions} model versions.")
     copying = [v for v in state.settled(call.now) if call.mine(v.arn) and v.status == "COPYING_IN_PROGRESS"]
-    if len(copying) >= MAX_COPYING:
-        raise over_limit(f"The account copies {len(copying)} models and can copy {MAX_COPYING} at once.")
+    if len(copying) >= quotas.copying:
+        raise over_limit(f"The account copies {len(copying)} models and can copy {quotas.copying} at once.")
 
 
 async def _copy(call: Call, source: StoredVersion, copy: StoredVersion) -> None:

@@ -6,7 +6,7 @@ import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 from batchcl.emulator.capacity import check_tags
-from batchcl.emulator.dataset_files import Contents, contents_of, gather
+from batchcl.emulator.dataset_files import Contents, contents_of
 from batchcl.emulator.errors import ApiError, in_use, invalid_parameter
 from batchcl.emulator.records import StoredDataset, dataset_arn
 from batchcl.emulator.training_job import read_manifest, split_lines
@@ -112,5 +112,5 @@ async def _contents(call: Call, source: dict[str, Any]) -> Contents:
         return Contents(await service.dataset_files.read(copied))
     if "GroundTruthManifest" in source:
         manifest = await read_manifest(service, source["GroundTruthManifest"].get("S3Object", {}), call.region)
-        return await contents_of(split_lines(manifest))
-    return gather([])
+        return await contents_of(split_lines(manifest), most=call.service.quotas.entries)
+    return Contents(())

@@ -10,7 +10,7 @@ import orjson
 from batchcl.emulator.dataset_files import contents_of
 from batchcl.emulator.errors import ApiError, in_use, invalid_parameter, over_limit
 from batchcl.emulator.learning.training import held_out
-from batchcl.emulator.manifest import DATASET, MAX_ENTRIES, with_errors
+from batchcl.emulator.manifest import DATASET, with_errors
 from batchcl.emulator.operations.pagination import rows
 from batchcl.emulator.training_job import split_lines
 
@@ -64,10 +64,11 @@ async def update_dataset_entries(call: Call, parameters: dict[str, Any]) -> dict
         raise invalid_parameter("The changes have no JSON Lines.")
     files = call.service.dataset_files
     kept = await files.read(dataset)
-    contents = await contents_of(lines, kept=kept)
+    most = call.service.quotas.entries
+    contents = await contents_of(lines, kept=kept, most=most)
     _check_changeable(call, dataset)  # another call may have changed it meanwhile
-    if len(lines) + len(kept) > MAX_ENTRIES and contents.refusal is not None:
-        raise over_limit(f"A dataset can have {MAX_ENTRIES} entries.")
+    if len(lines) + len(kept) > most and contents.refusal is not None:
+        raise over_limit(f"A dataset can have {most} entries.")
     if contents.refusal is None:
         files.write(dataset, contents.entries)
     _start_update(call, dataset, contents.refusal)

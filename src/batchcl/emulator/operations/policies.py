@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from batchcl.emulator.capacity import MAX_POLICIES
 from batchcl.emulator.errors import ApiError, not_found, over_quota
 from batchcl.emulator.operations.pagination import page
 from batchcl.emulator.records import StoredPolicy, owner
@@ -50,8 +49,8 @@ async def put_project_policy(call: Call, parameters: dict[str, Any]) -> dict[str
             "ResourceAlreadyExistsException",
             f"The project has a policy {name}; to change it, name its PolicyRevisionId",
         )
-    if old is None and len(found) >= MAX_POLICIES:
-        raise over_quota(f"A project can have {MAX_POLICIES} policies.")
+    if old is None and len(found) >= call.service.quotas.policies:
+        raise over_quota(f"A project can have {call.service.quotas.policies} policies.")
     stamp = f"{project.arn} {name} {revision} {call.now} {document}"
     policy = StoredPolicy(
         project_arn=project.arn,

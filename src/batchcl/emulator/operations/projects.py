@@ -6,7 +6,7 @@ import datetime as dt
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.emulator.capacity import MAX_PROJECTS, check_tags
+from batchcl.emulator.capacity import check_tags
 from batchcl.emulator.errors import in_use, invalid_parameter, over_limit
 from batchcl.emulator.operations.datasets import message_of
 from batchcl.emulator.operations.pagination import page
@@ -38,8 +38,8 @@ async def create_project(call: Call, parameters: dict[str, Any]) -> dict[str, An
     name = parameters["ProjectName"]
     if any(p.name == name for p in _own_projects(call)):
         raise in_use(f"A project named {name} already exists.")
-    if len(_own_projects(call)) >= MAX_PROJECTS:
-        raise over_limit(f"An account can have {MAX_PROJECTS} projects in a region.")
+    if len(_own_projects(call)) >= call.service.quotas.projects:
+        raise over_limit(f"An account can have {call.service.quotas.projects} projects in a region.")
     tags = parameters.get("Tags", {})
     check_tags(tags)
     arn = project_arn(call.account, call.region, name, now=call.now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any, Final
 
-from batchcl.emulator.capacity import MAX_RUNNING, MAX_TRAINING, MAX_UNITS, MAX_VERSIONS, check_tags
+from batchcl.emulator.capacity import check_tags
 from batchcl.emulator.errors import ApiError, in_use, invalid_parameter, over_limit, over_quota
 from batchcl.emulator.learning.training import TrainingError
 from batchcl.emulator.operations.pagination import page
@@ -77,17 +77,17 @@ async def describe_project_versions(call: Call, parameters: dict[str, Any]) -> d
 
 async def start_project_version(call: Call, parameters: dict[str, Any]) -> dict[str, Any]:
     """Start a trained version. The real service bills from here on."""
-    version = call.version(parameters["ProjectVersionArn"])
+    version, quotas = call.version(parameters["ProjectVersionArn"]), call.service.quotas
     min_units, max_units = parameters["MinInferenceUnits"], parameters.get("MaxInferenceUnits")
     if max_units is not None and max_units < min_units:
         raise invalid_parameter("MaxInferenceUnits is less than MinInferenceUnits.")
-    if max(min_units, max_units or 0) > MAX_UNITS:
-        raise over_limit(f"A model can have at most {MAX_UNITS} inference units.")
+    if max(min_units, max_units or 0) > quotas.units:
+        raise over_limit(f"A model can have at most {quotas.units} inference units.")
     if version.status not in _STARTABLE:
         raise in_use(f"The model {version.arn} can't be started while it is {version.status}.")
     running = [v for v in call.service.state.settled(call.now) if call.mine(v.arn) and v.status in _RUNNING]
-    if len(running) >= MAX_RUNNING:
-        raise over_limit(f"The account has {len(running)} running models and can have {MAX_RUNNING}.")
+    if len(running) >= quotas.running:
+        raise over_limit(f"The account has {len(running)} running models and can have {quotas.running}.")
     version.become("STARTING", "The model is starting.")
     version.schedule("RUNNING", "The model is running.", due=call.now + call.service.settings.start_seconds)
     version.min_units, version.max_units = min_units, max_units
@@ -120,14 +120,14 @@ async def delete_project_version(call: Call, parameters: dict[str, Any]) -> dict
 
 
 def _check_training(call: Call, project_arn: str, name: str) -> None:
-    state = call.service.state
+    state, quotas = call.service.state, call.service.quotas
     if any(v.name == name for v in state.versions_of(project_arn, now=call.now)):
         raise in_use(f"A model version named {name} already exists in the project.")
     training = [v for v in state.settled(call.now) if call.mine(v.arn) and v.status == "TRAINING_IN_PROGRESS"]
-    if len(training) >= MAX_TRAINING:
-        raise over_limit(f"The account trains {len(training)} models and can train {MAX_TRAINING} at once.")
-    if len(state.versions_of(project_arn, now=call.now)) >= MAX_VERSIONS:
-        raise over_quota(f"A project can have {MAX_VERSIONS} model versions.")
+    if len(training) >= quotas.training:
+        raise over_limit(f"The account trains {len(training)} models and can train {quotas.training} at once.")
+    if len(state.versions_of(project_arn, now=call.now)) >= quotas.versions:
+        raise over_quota(f"A project can have {quotas.versions} model versions.")
 
 
 async def _training_data(call: Call, project_arn: str, parameters: dict[str, Any]) -> ReadTrainingData:

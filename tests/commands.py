@@ -6,24 +6,16 @@ import io
 import shlex
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from functools import cache
 from unittest.mock import patch
 
 import typer.main
 
 from batchcl.cli.app import _run
-from servers import Ended
+from servers import CommandResult
 
 _COMMAND = cache(typer.main.get_command)
 """Built from the signatures once, not for each command."""
-
-
-@dataclass(frozen=True)
-class Said(Ended):
-    """Exit code and output of a command; `both` is stdout and stderr in the order in which they were written."""
-
-    both: str
 
 
 class _Tee(io.StringIO):
@@ -43,7 +35,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def typed(line: str, *words: object, answer: str | None = None, stdin: bytes = b"") -> Said:
+def run_command(line: str, *words: object, answer: str | None = None, stdin: bytes = b"") -> CommandResult:
     """Run `batchcl LINE WORDS…` with `stdin`; with `answer`, stdin is a terminal and contains it."""
     both = io.StringIO()
     out, err = _Tee(both), _Tee(both)
@@ -57,4 +49,4 @@ def typed(line: str, *words: object, answer: str | None = None, stdin: bytes = b
         redirect_stderr(err),
     ):
         code = _run(argv[1:])
-    return Said(code, out.getvalue(), err.getvalue(), both.getvalue())
+    return CommandResult(code, out.getvalue(), err.getvalue(), both.getvalue())

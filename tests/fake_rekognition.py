@@ -1,4 +1,4 @@
-"""An in-memory fake of Rekognition's models and tags; its clock is the event loop's."""
+"""Fakes of Rekognition's SDK client: models and tags, whose clock is the event loop's, and DetectCustomLabels."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import datetime as dt
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
 from botocore.exceptions import ClientError
-
-from batchcl.events import Notice, Progress
 
 T = TypeVar("T")
 
@@ -31,8 +30,32 @@ def arn_of(name: str) -> str:
 
 
 def refused(code: str, status: int = 400, *, message: str = "said so") -> ClientError:
-    response: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return ClientError(response, "Some")
+    metadata = {"HTTPStatusCode": status, "RequestId": "r-9"}
+    return ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata}, "Some")
+
+
+class FakeDetection:
+    """A client that only detects. `answer` is the response, an error to raise, or a function that returns one."""
+
+    def __init__(self, answer: object) -> None:
+        self.meta = SimpleNamespace(endpoint_url="https://x")
+        self.asked: list[dict[str, Any]] = []
+        self.at_once = 0
+        self.most_at_once = 0
+        self._answer = answer
+
+    async def detect_custom_labels(self, **arguments: Any) -> Any:
+        self.asked.append(arguments)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await anyio.lowlevel.checkpoint()
+            answer = await self._answer(arguments) if callable(self._answer) else self._answer
+        finally:
+            self.at_once -= 1
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
 
 @dataclass
@@ -144,20 +167,3 @@ class _Pages:
                 if name.startswith(f"{project}@") and (versions is None or name.partition("@")[2] in versions)
             ]
         }
-
-
-class Listener:
-    """An observer that records kinds and texts of notices."""
-
-    def __init__(self) -> None:
-        self.notices: list[Notice] = []
-
-    def started(self, progress: Progress) -> None:
-        """Do nothing."""
-
-    def notice(self, notice: Notice) -> None:
-        self.notices.append(notice)
-
-    @property
-    def kinds(self) -> list[str]:
-        return [notice.kind for notice in self.notices]
