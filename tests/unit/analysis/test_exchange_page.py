@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from batchcl.outcomes import Label
-from typed import typed
+from commands import run_command
 from unit.analysis.conftest import Root
 from unit.analysis.test_export_annotations import CAT, DOG, picture, scored
 
@@ -31,7 +31,7 @@ def test_the_page_shows_real_output(tmp_path, monkeypatch):
     for block in _BLOCK.findall(page):
         shown = ""
         for command in re.findall(r"^\$ batchcl (.*)\n", block, re.MULTILINE):
-            done = typed(command)
+            done = run_command(command)
             assert done.code == 0, done.both
             shown += f"$ batchcl {command}\n" + done.both.replace(f"{tmp_path}/", "")
         if os.environ.get("UPDATE_DOCS"):

@@ -36,8 +36,8 @@ from batchcl.outcomes import Label, Scored
 from batchcl.sources.base import local_image, s3_image
 from batchcl.thresholds import Thresholds
 from batchcl.workflow.local import check_file
+from commands import run_command
 from servers import aws_env, client, make_bucket
-from typed import typed
 from unit.analysis.conftest import NOON, Root, arn_of
 
 SIZE = (200, 100)
@@ -275,11 +275,11 @@ def test_custom_labels_takes_an_exported_manifest_unchanged(tmp_path):
 @pytest.mark.parametrize("text", ["file,uri\n1.jpg,{0}\n2.jpg,{1}\n", "{0}\n{1}\n"])
 def test_a_list_selects_images(classified, tmp_path, text):
     (tmp_path / "list").write_text(text.format("s3://b/x/2.jpg", "s3://b/gone.jpg"))
-    done = typed(f"export csv {classified} --images {tmp_path / 'list'} --out {tmp_path / 'x.csv'} --json")
+    done = run_command(f"export csv {classified} --images {tmp_path / 'list'} --out {tmp_path / 'x.csv'} --json")
     assert (done.code, done.json["images"]) == (3, 1), done.err
     assert done.json["skipped"] == [{"uri": "s3://b/gone.jpg", "reason": "it has no result that matches"}]
     assert [row["uri"] for row in rows_of(tmp_path / "x.csv")] == ["s3://b/x/2.jpg"]
-    assert typed(f"export csv {classified} --images {tmp_path / 'no'} --out {tmp_path / 'y.csv'}").code == 2
+    assert run_command(f"export csv {classified} --images {tmp_path / 'no'} --out {tmp_path / 'y.csv'}").code == 2
 
 
 def test_only_the_newest_row_of_an_image_is_exported(classified, tmp_path):
@@ -327,7 +327,7 @@ def test_sizes_are_read_from_s3(tmp_path, folder, seaweed, monkeypatch):
     s3.put_object(Bucket="sizes", Key="4.jpg", Body=b"")
     root = Root(tmp_path / "out")
     root.results(*(scored(f"s3://sizes/{n}.jpg", CAT) for n in range(1, 5)))
-    done = typed(f"export coco {root} --out {tmp_path / 'coco'}")
+    done = run_command(f"export coco {root} --out {tmp_path / 'coco'}")
     assert done.code == 3, done.err
     assert re.findall(r"skipped s3://sizes/(\d).jpg: (.*?)[:;\n]", done.err) == [
         ("2", "its size can't be read"),
@@ -375,7 +375,7 @@ def test_foreign_files_are_never_replaced(boxed, folder, tmp_path):
             exported(boxed, "coco", out, overwrite=True)
     with pytest.raises(UsageError, match="csv is a file, and there is something else"):
         exported(boxed, "csv", folder, overwrite=True)
-    assert "written to disk; copy it to S3" in typed(f"export csv {boxed} --out s3://b/x").err
+    assert "written to disk; copy it to S3" in run_command(f"export csv {boxed} --out s3://b/x").err
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_foreign_files_are_never_replaced(boxed, folder, tmp_path):
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(boxed, tmp_path, words, sentence):
-    done = typed(f"export {words} {boxed} --out {tmp_path / 'new'}")
+    done = run_command(f"export {words} {boxed} --out {tmp_path / 'new'}")
     assert done.code == 2
     assert re.search(sentence, done.err)
     assert not (tmp_path / "new").exists()
@@ -410,7 +410,7 @@ def test_yolo_without_boxes_is_refused(classified, tmp_path):
 
 def test_an_export_of_an_image_that_is_gone_says_so(boxed, folder, tmp_path):
     (folder / "a" / "1.png").unlink()
-    done = typed(f"export cvat {boxed} --out {tmp_path / 'x.xml'} --json")
+    done = run_command(f"export cvat {boxed} --out {tmp_path / 'x.xml'} --json")
     assert done.code == 3
     assert [(Path(each["uri"]).name, each["reason"]) for each in done.json["skipped"]] == [
         ("1.png", "it can't be read: No such file or directory")

@@ -13,7 +13,7 @@ from batchcl.analysis.results import open_results
 from batchcl.analysis.truth import Truth, read_truth
 from batchcl.errors import SourceError, UsageError
 from batchcl.outcomes import Label
-from typed import typed
+from commands import run_command
 from unit.analysis.conftest import Root, scored
 
 TRUE = {"s3://b/photos/cat/1.jpg": "cat", "s3://b/photos/cat/2.jpg": "cat", "s3://b/photos/dog/3.jpg": "dog"}
@@ -119,11 +119,11 @@ def test_a_name_that_fits_several_results_is_refused(results, tmp_path):
     results.results(scored("s3://b/elsewhere/3.jpg"), first=1)
     path = tmp_path / "truth.json"
     path.write_bytes(orjson.dumps(coco({"3.jpg": "dog"})))
-    done = typed(f"evaluate {results} --truth {path}")
+    done = run_command(f"evaluate {results} --truth {path}")
     assert done.code == 2
     assert "the image 3.jpg can't be identified: it is the end of 2 URIs" in done.err
     assert "--relative-to" in done.err
-    done = typed(f"evaluate {results} --truth {path} --relative-to s3://b/photos/dog --json")
+    done = run_command(f"evaluate {results} --truth {path} --relative-to s3://b/photos/dog --json")
     assert (done.code, done.json["summary"]["images"]) == (0, 1), done.err
 
 
@@ -144,7 +144,7 @@ def test_options_of_manifests_are_refused_for_other_formats(results, tmp_path):
     path.write_bytes(b'{"source-ref":"s3://b/1.jpg"}')
     with pytest.raises(UsageError, match="--relative-to does not apply to the manifest"):
         read(results, path, relative_to="s3://b")
-    assert typed(f"evaluate {results} --relative-to s3://b").code == 2
+    assert run_command(f"evaluate {results} --relative-to s3://b").code == 2
 
 
 def test_a_truth_without_labels_or_common_images_is_refused(results, tmp_path):

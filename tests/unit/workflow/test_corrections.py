@@ -18,7 +18,7 @@ from batchcl.groundtruth import TruthBox, detection_attribute, parse_line
 from batchcl.workflow import Corrections, S3Folder, read_corrections, read_local
 from batchcl.workflow.corrections import Change
 from batchcl.workflow.manifest import manifest_line
-from typed import typed
+from commands import run_command
 
 ARN = DatasetArn.parse("arn:aws:rekognition:eu-west-1:123456789012:project/cats/dataset/train/1700000000000")
 TO = S3Folder("photos", "cats")
@@ -245,7 +245,7 @@ def test_what_cannot_be_used_is_refused_unless_skipped(written, capsys):
 
 @pytest.mark.parametrize("words", ["", "photos --from x.json", "photos --dry-run", "photos --relative-to x"])
 def test_one_source_is_required(words):
-    done = typed(f"dataset update cats/train {words}")
+    done = run_command(f"dataset update cats/train {words}")
     assert done.code == 2
     assert "--from" in done.err
 
