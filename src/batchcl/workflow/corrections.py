@@ -189,7 +189,8 @@ def _read_foreign(
         if isinstance(found, BadEntry):
             skipped.append(Skipped(f"{path}, {found.location}", "BadEntry", found.reason))
         elif found.truth.bad_labels:
-            skipped.append(Skipped(f"{path}, {found.location}", "BadLabel", "; ".join(found.truth.bad_labels)))
+            reasons = "; ".join(each.removeprefix(f"{found.location}: ") for each in found.truth.bad_labels)
+            skipped.append(Skipped(f"{path}, {found.location}", "BadLabel", reasons))
         elif found.truth.task is None:
             unlabelled += 1
         else:

@@ -25,13 +25,13 @@ TO = S3Folder("photos", "cats")
 SIZE = (200, 100)
 
 
-class FakeClient:
-    """A Rekognition client whose dataset has these lines."""
+class FakeDataset:
+    """A Rekognition client that only lists the entries of one dataset."""
 
     def __init__(self, *lines: dict[str, Any]) -> None:
         self._lines = [orjson.dumps(line).decode() for line in lines]
 
-    def get_paginator(self, operation: str) -> FakeClient:
+    def get_paginator(self, operation: str) -> FakeDataset:
         assert operation == "list_dataset_entries"
         return self
 
@@ -70,7 +70,7 @@ def compared(path: Path, *dataset: dict[str, Any], relative_to: Path | str | Non
     base = None if relative_to is None else str(relative_to)
 
     async def work() -> Corrections:
-        return await read_corrections(FakeClient(*dataset), ARN, path, relative_to=base, to=to)
+        return await read_corrections(FakeDataset(*dataset), ARN, path, relative_to=base, to=to)
 
     return anyio.run(work)
 
