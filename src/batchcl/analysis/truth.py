@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ from batchcl.annotations.references import file_name, resolve_references
 from batchcl.errors import SourceError, UsageError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
 from batchcl.images import escape_name
-from batchcl.sources.files import open_list
+from batchcl.sources.files import open_list, spool_pipe
 from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 
 __all__ = ["Truth", "carried_truth", "read_truth"]
@@ -96,6 +97,16 @@ def read_truth(
         UsageError: `attribute` or `relative_to` does not apply to the format.
     """
     manifest, name = Path(path), name or str(path)
+    if manifest.is_fifo():  # such as the shell's <(…), which can be read only once
+        with ExitStack() as stack:
+            return read_truth(
+                spool_pipe(manifest, stack),
+                name=name,
+                attribute=attribute,
+                skip_bad_lines=skip_bad_lines,
+                images=images,
+                relative_to=relative_to,
+            )
     if manifest.is_dir():
         named = read_folders(manifest)
         return _foreign_truth(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,17 @@ def test_a_name_that_fits_several_results_is_refused(results, tmp_path):
     assert "--relative-to" in done.err
     done = run_command(f"evaluate {results} --truth {path} --relative-to s3://b/photos/dog --json")
     assert (done.code, done.json["summary"]["images"]) == (0, 1), done.err
+
+
+@pytest.mark.parametrize("content", [cvat(TRUE), b'{"source-ref":"s3://b/photos/cat/1.jpg","a":1,"a-metadata":%s}'])
+def test_a_pipe_is_read_once(results, tmp_path, content):
+    metadata = orjson.dumps({"class-name": "cat", "type": "groundtruth/image-classification"})
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(content.replace(b"%s", metadata),))
+    writer.start()
+    assert summary(results, read(results, pipe))["missing"] == 0
+    writer.join()
 
 
 def test_bad_entries_are_refused_or_counted(results, tmp_path):
