@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from batchcl.analysis.export_annotations import AnnotationExport, SkippedImage, export_annotations
     from batchcl.analysis.part_files import Batch
     from batchcl.analysis.results import Results, open_results
+    from batchcl.analysis.thresholds import ThresholdChoice, ThresholdStatus, choose_thresholds, write_thresholds
+    from batchcl.analysis.truth import Truth, carried_truth, read_truth
+    from batchcl.annotations.references import Matches
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
     from batchcl.blocking import (
@@ -114,6 +117,7 @@ __all__ = [
     "InterruptedRunError",
     "Job",
     "Label",
+    "Matches",
     "ModelArn",
     "ModelError",
     "ModelGoneError",
@@ -142,16 +146,21 @@ __all__ = [
     "StopSignal",
     "StoppedError",
     "Summary",
+    "ThresholdChoice",
+    "ThresholdStatus",
     "Thresholds",
     "ThrottledError",
     "Tolerance",
     "TooManyFailuresError",
     "TransientError",
     "Transport",
+    "Truth",
     "Units",
     "UnreachableError",
     "UsageError",
     "__version__",
+    "carried_truth",
+    "choose_thresholds",
     "compare",
     "detect",
     "detect_sync",
@@ -164,12 +173,14 @@ __all__ = [
     "open_results",
     "plan",
     "plan_sync",
+    "read_truth",
     "retry",
     "retry_sync",
     "run",
     "run_sync",
     "show",
     "show_sync",
+    "write_thresholds",
 ]
 
 _EXPORTS = {
@@ -178,6 +189,9 @@ _EXPORTS = {
     "batchcl.analysis.export_annotations": ("AnnotationExport", "SkippedImage", "export_annotations"),
     "batchcl.analysis.part_files": ("Batch",),
     "batchcl.analysis.results": ("Results", "open_results"),
+    "batchcl.analysis.thresholds": ("ThresholdChoice", "ThresholdStatus", "choose_thresholds", "write_thresholds"),
+    "batchcl.analysis.truth": ("Truth", "carried_truth", "read_truth"),
+    "batchcl.annotations.references": ("Matches",),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
     "batchcl.blocking": (

@@ -61,6 +61,9 @@ LABEL_COLUMNS: Final[Mapping[str, pl.DataType]] = {
 
 Images = Literal["common", "all"]
 
+_MOST: Final = 0.9
+"""Share of the smaller side that has to be in both for a comparison in pairs, which leaves out the other images."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedSide:
@@ -189,8 +192,8 @@ def compare(
         baseline: instead of `a`: all runs of the same project in this time (`7d`) before side B.
         root2: output root of side B.
         images: `common` compares images that are in both sides, in pairs, with McNemar's exact test; `all` compares
-            all images as two independent samples, with Fisher's exact test. By default `common` if at least half of
-            the images of the larger side are in both, else `all`.
+            all images as two independent samples, with Fisher's exact test. By default `common` if at least 90 % of
+            the images of the smaller side are in both, else `all`.
         model: rows of this model only.
         thresholds: leave out labels with a lower confidence: one number from 0 to 100, or one per label. By default,
             sides that were scored with different `min_confidence` are compared at the higher one.
@@ -317,7 +320,7 @@ def _is_paired(wanted: Images | None, images_a: int, images_b: int, both: int) -
             f"no image is in both sides ({images_a:,} in A, {images_b:,} in B), so they can't be compared in pairs; "
             "compare all images with --images all"
         )
-    return wanted == "common" or (wanted is None and 0 < max(images_a, images_b) <= 2 * both)
+    return wanted == "common" or (wanted is None and 0 < both >= _MOST * min(images_a, images_b))
 
 
 def _common_threshold(a: Side, b: Side) -> float | None:
@@ -400,7 +403,9 @@ def _setting_notes(
             "with --min-confidence or --thresholds"
         )
     if len(limits) > 1:
-        shown = " and ".join("without --max-results" if each is None else f"with {each}" for each in limits)
+        shown = " and ".join(
+            sorted("without --max-results" if each is None else f"with {each}" for each in limits)[::-1]
+        )
         yield f"images were scored with different --max-results ({shown}), so shares of labels are not comparable"
 
 

@@ -33,6 +33,7 @@ from batchcl.cli import (
     show,
     status,
     streams,
+    thresholds,
 )
 from batchcl.cli.streams import StreamError, write_line
 from batchcl.errors import BatchclError, ExitCode, UsageError
@@ -64,6 +65,7 @@ app.command("confidence", rich_help_panel=_RESULTS)(confidence.confidence)
 app.command("failures", rich_help_panel=_RESULTS)(failures.failures)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
 app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
+app.command("thresholds", rich_help_panel=_RESULTS)(thresholds.thresholds)
 app.command("query", rich_help_panel=_RESULTS)(query.query)
 app.command("show", rich_help_panel=_RESULTS)(show.show)
 app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)

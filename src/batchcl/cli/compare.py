@@ -63,7 +63,7 @@ def compare(
     images: Annotated[
         Literal["common", "all"] | None,
         typer.Option(
-            help="Compare the images in both sides, in pairs, or all (default: common if that is most of them).",
+            help="Compare the images in both sides, in pairs, or all (default: common if most are in both).",
             show_default=False,
         ),
     ] = None,
@@ -149,8 +149,9 @@ def _show(comparison: Comparison) -> None:
     emit(
         _label_table(comparison.labels), title="Share of images with each label in % (95 % interval), change in points"
     )
-    share = f" ({images.top_changed / images.both:.1%})" if images.both else ""
-    sys.stdout.write(f"\nThe top label of {images.top_changed:,} of {images.both:,} images{share} differs\n")
+    if images.both:
+        share = f"{images.top_changed / images.both:.1%}"
+        sys.stdout.write(f"\nThe top label of {images.top_changed:,} of {images.both:,} images ({share}) differs\n")
     if changes.is_empty():
         return
     corner, columns = "A ╲ B", comparison.top_labels["top_b"].unique()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
@@ -20,11 +23,13 @@ from scipy.stats import binomtest, false_discovery_control, fisher_exact
 from typer.testing import CliRunner, Result
 
 import batchcl
-from batchcl.analysis.compare import LABEL_COLUMNS, fail_condition
+from batchcl.analysis.compare import LABEL_COLUMNS, _setting_notes, fail_condition
+from batchcl.analysis.image_pairs import Origin
 from batchcl.analysis.shares import difference_of_pairs, difference_of_samples
 from batchcl.cli import compare as command
 from batchcl.errors import UsageError
 from batchcl.outcomes import Label
+from batchcl.runs.record import RunRecord
 from batchcl.runs.store import Store
 from unit.analysis.conftest import Make, Root, arn_of
 from unit.analysis.test_runs import AT, finished
@@ -69,12 +74,12 @@ def night(
     if rows:
         root.results(*rows, run_id=run_id, date=date, model=model, min_confidence=min_confidence)
     if recorded:
-        anyio.run(record, root, run_id, days, model, min_confidence)
+        anyio.run(record, root, run_id, days, model, min_confidence, len(rows))
 
 
-async def record(root: Root, run_id: str, days: int, model: str, min_confidence: float | None) -> None:
+async def record(root: Root, run_id: str, days: int, model: str, min_confidence: float | None, scored: int) -> None:
     store = Store.open(str(root), create=True)
-    await finished(store, run_id, days=days, model=model, threshold=min_confidence)
+    await finished(store, run_id, days=days, model=model, threshold=min_confidence, scored=scored)
 
 
 def numbered(count: int, *, cats: int, dogs: int = 0, first: int = 0) -> dict[int, list[str]]:
@@ -131,7 +136,7 @@ def test_a_baseline_has_all_runs_in_the_time_before(nights: Root) -> None:
     assert comparison.a.runs == ("n2", "n3")
     assert (comparison.a.images, row_of(comparison, "cat")["images_a"]) == (40, 11)
     assert comparison.a.cost_usd == pytest.approx(1.0)
-    assert comparison.a.images_per_second == pytest.approx(96 / 20)
+    assert comparison.a.images_per_second == pytest.approx(22 / 40)
     assert batchcl.compare(str(nights), "n4", baseline="7d").a.runs == ("n1", "n2", "n3")
 
 
@@ -271,7 +276,7 @@ def test_other_images_are_compared_as_two_samples(root: Root) -> None:
     assert row_of(comparison, "cat")["significant"]
 
 
-@pytest.mark.parametrize(("shared", "compared"), [(20, "common"), (10, "common"), (9, "all"), (0, "all")])
+@pytest.mark.parametrize(("shared", "compared"), [(20, "common"), (18, "common"), (17, "all"), (0, "all")])
 def test_most_images_decide_whether_pairs_are_compared(root: Root, shared: int, compared: str) -> None:
     night(root, "n1", numbered(20, cats=5))
     night(root, "n2", numbered(20, cats=5, first=20 - shared), days=1)
@@ -280,11 +285,18 @@ def test_most_images_decide_whether_pairs_are_compared(root: Root, shared: int, 
     assert (comparison.images.only_a, comparison.images.only_b) == (20 - shared, 20 - shared)
     assert comparison.images.compared_a == (shared if compared == "common" else 20)
     notes = " ".join(comparison.notes)
-    assert ("one side only" in notes) == (shared == 10)
-    assert ("independent samples" in notes) == (shared == 9)
+    assert ("one side only" in notes) == (shared == 18)
+    assert ("independent samples" in notes) == (shared == 17)
     if shared:
         other = batchcl.compare(str(root), images="all" if compared == "common" else "common")
         assert other.images.compared != compared
+
+
+def test_a_part_of_a_side_is_compared_with_the_same_images(root: Root) -> None:
+    night(root, "n1", numbered(60, cats=5))
+    night(root, "n2", numbered(20, cats=5, first=2), days=1)
+    comparison = batchcl.compare(str(root))
+    assert (comparison.images.compared, comparison.images.compared_a, comparison.images.only_a) == ("common", 20, 40)
 
 
 def test_distances_of_confidences_are_in_points(root: Root) -> None:
@@ -325,8 +337,36 @@ def test_a_side_with_several_models_says_so(nights: Root) -> None:
 
 def test_failures_pace_and_cost_are_those_of_the_records(nights: Root) -> None:
     side = batchcl.compare(str(nights), "n1", "n2").b
-    assert (side.planned, side.failed, side.skipped, side.calls, side.throttled) == (192, 2, 0, 200, 8)
-    assert (side.seconds, side.images_per_second, side.cost_usd) == (40.0, 4.8, 0.5)
+    assert (side.planned, side.failed, side.skipped, side.calls, side.throttled) == (22, 2, 0, 30, 8)
+    assert (side.seconds, side.images_per_second, side.cost_usd) == (40.0, 0.55, 0.5)
+
+
+def test_a_run_that_is_not_done_is_reported(root: Root) -> None:
+    async def begin() -> None:
+        record = RunRecord(
+            run_id="n2",
+            model=arn_of("cats@v1"),
+            fingerprint="f",
+            scored_as={"min_confidence": 50.0, "max_results": None},
+            settings={},
+            started_at=AT + dt.timedelta(days=1),
+            version="1",
+        )
+        await record.create(Store.open(str(root), create=True))
+
+    night(root, "n1", numbered(6, cats=2))
+    night(root, "n2", numbered(6, cats=2), days=1, recorded=False)
+    anyio.run(begin)
+    comparison = batchcl.compare(str(root))
+    assert comparison.notes[0] == "side B: run n2 is interrupted; images without a result or failure so far: 0"
+    (root.path / "runs" / "n2" / "run.json").write_text("{")
+    assert any("reading the record of run n2 failed" in note for note in batchcl.compare(str(root), "n1", "n2").notes)
+
+
+def test_different_limits_of_labels_are_reported() -> None:
+    origins = [Origin("cats@v1", "arn:1", 50.0, limit) for limit in (None, 3)]
+    (note,) = _setting_notes(origins, None, None)
+    assert "(without --max-results and with 3)" in note
 
 
 def test_replaced_images_are_counted(root: Root) -> None:
@@ -426,3 +466,45 @@ def test_programs_get_numbers_and_people_a_table(root: Root) -> None:
 def test_without_scipy_one_sentence_says_what_to_install(nights: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
     assert refused(nights) == "compare needs scipy; install it with: pip install 'batchcl[analysis]'"
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "compare.md"
+_BLOCK = re.compile(r"^```\n\$ batchcl (?P<command>[^\n]+)\n(?P<output>.*?)^```$", re.MULTILINE | re.DOTALL)
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def documented_root(path: Path) -> None:
+    """The root of docs/compare.md: four nights of new images, and the last one scored again with a retrained model."""
+    (path / "out").mkdir()
+    root, chance = Root(path / "out"), Random(20261127)
+    names = ("scratch", "dent", "defect", "stain")
+    chances = [{name: chance.random() for name in names} for _ in range(4000)]
+
+    def labels(first: int, *shares: float) -> dict[int, list[str]]:
+        limits = dict(zip(names, shares, strict=False))
+        return {
+            number: [name for name, limit in limits.items() if chances[number][name] < limit]
+            for number in range(first, first + 1000)
+        }
+
+    for days in range(4):
+        date = (AT + dt.timedelta(days=days)).date().isoformat()
+        found = labels(1000 * days, 0.3, 0.2, 0.16 if days == 3 else 0.1)
+        night(root, date, found, days=days, model="parts@v1", confidence=72.0)
+    night(root, "v2", labels(3000, 0.28, 0.2, 0.155, 0.02), days=4, model="parts@v2", confidence=75.5)
+
+
+def test_the_page_shows_real_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documented_root(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    blocks = list(_BLOCK.finditer(PAGE.read_text()))
+    assert len(blocks) == 2
+    for block in blocks:
+        result = run(*shlex.split(block["command"])[1:])
+        expected = block["output"] + ("[exit code: 3]\n" if result.exit_code else "")
+        shown = result.stdout + result.stderr + ("[exit code: 3]\n" if result.exit_code else "")
+        assert _NUMBER.sub("0", shown) == _NUMBER.sub("0", expected)
+        numbers, documented = (
+            [float(each.replace(",", "")) for each in _NUMBER.findall(text)] for text in (shown, expected)
+        )
+        assert numbers == pytest.approx(documented, abs=0.1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,15 +129,29 @@ def alarms_of_pairs(seed: int, *, shift: float) -> Alarms:
     return alarms(mcnemar_p_value, counts[:, :, :2])
 
 
-@pytest.mark.parametrize("simulated", [alarms_of_samples, alarms_of_pairs])
-def test_nights_without_a_shift_seldom_give_an_alarm(simulated: Callable[..., Alarms]) -> None:
+SIMULATED = pytest.mark.parametrize(("simulated", "at"), [(alarms_of_samples, 0), (alarms_of_pairs, 1)])
+
+
+def documented(pattern: str) -> list[float]:
+    """The numbers that docs/compare.md has in this place, for samples and for pairs."""
+    page = (Path(__file__).parents[3] / "docs" / "compare.md").read_text()
+    match = re.search(pattern, " ".join(page.split()))
+    assert match is not None
+    return [float(number) / 100 for number in match.groups()]
+
+
+@SIMULATED
+def test_nights_without_a_shift_seldom_give_an_alarm(simulated: Callable[..., Alarms], at: int) -> None:
     share = simulated(101, shift=0).any(axis=1).mean()
     assert 0 < share <= MOST_ALARMS
+    pattern = r"alarm for any label in ([\d.]+) % of the pairs \(samples\) and ([\d.]+) %"
+    assert share == pytest.approx(documented(pattern)[at], abs=0.01)
 
 
-@pytest.mark.parametrize("simulated", [alarms_of_samples, alarms_of_pairs])
-def test_a_shift_of_five_points_is_detected(simulated: Callable[..., Alarms]) -> None:
+@SIMULATED
+def test_a_shift_of_five_points_is_detected(simulated: Callable[..., Alarms], at: int) -> None:
     found = simulated(102, shift=0.05)
     assert found[:, 0].mean() >= 0.9
+    assert found[:, 0].mean() == pytest.approx(documented(r"was reported in ([\d.]+) % and ([\d.]+) %")[at], abs=0.01)
     false_among_reported = found[:, 1:].sum(axis=1) / np.maximum(found.sum(axis=1), 1)
     assert false_among_reported.mean() <= MOST_ALARMS
