@@ -116,6 +116,8 @@ def truth_counts(truth: Truth) -> dict[str, Any]:
     return {
         "unlabelled": truth.unlabelled,
         "repeated_lines": truth.repeated,
+        "matched_by_path": None if truth.matches is None else truth.matches.by_path,
+        "matched_by_name": None if truth.matches is None else truth.matches.by_name,
         "bad_lines": len(truth.bad),
         "bad_line_examples": list(truth.bad[:_MAX_EXAMPLES]),
         "bad_labels": len(truth.bad_labels),
@@ -138,7 +140,11 @@ def check_one_model(models: Iterable[tuple[str, str]]) -> Iterable[tuple[str, st
 def no_common_image(truth: Truth, latest: pl.DataFrame) -> str:
     """The error if no image of the truth is among the results, which have the column `uri`."""
     example = str(latest["uri"].min()) if latest.height else "no image"
-    advice = _spelling_hint(truth.images["uri"], latest["uri"]) or "the URIs must be equal"
+    advice = _spelling_hint(truth.images["uri"], latest["uri"]) or (
+        "the URIs must be equal"
+        if truth.matches is None
+        else "name the folder in which the results have the images with --relative-to"
+    )
     return (
         f"none of the {truth.images.height} images of the truth has a result: the truth has, for example, "
         f"{truth.images['uri'].min()!s}, and the {latest.height} results have {example}; {advice}"

@@ -15,6 +15,7 @@ from batchcl.cli.output import (
     Model,
     Profile,
     Region,
+    RelativeTo,
     Root,
     Run,
     check_format,
@@ -53,6 +54,7 @@ def thresholds(
     ] = False,
     bins: Annotated[int, typer.Option(help="Number of calibration bins from 0 to 100.", min=1, max=1000)] = 10,
     attribute: Attribute = None,
+    relative_to: RelativeTo = None,
     skip_bad_lines: SkipBadLines = False,
     model: Model = None,
     run: Run = None,
@@ -91,7 +93,13 @@ def thresholds(
         check_thresholds_path(out, root=root, overwrite=overwrite)
     results = open_results(root, model=model, run_id=run, date=date, profile=profile, region=region)
     labels = read_labels(
-        truth, results, attribute=attribute, skip_bad_lines=skip_bad_lines, profile=profile, region=region
+        truth,
+        results,
+        attribute=attribute,
+        skip_bad_lines=skip_bad_lines,
+        relative_to=relative_to,
+        profile=profile,
+        region=region,
     )
     choice = choose_thresholds(results, labels, precision=precision, recall=recall, image_level=image_level, bins=bins)
     if json:
