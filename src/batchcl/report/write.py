@@ -108,7 +108,7 @@ async def write_report(
         baseline: what to compare with: a run id, a date or a model, or a duration such as `7d` for all runs in this
             time before; see `compare`. By default the previous run of the project, if there is one. What is compared
             is `run_id` or `date`, or else the newest run.
-        truth: a manifest, for the evaluation; by default the labels of the manifest that was scored, if there are any.
+        truth: true labels for the evaluation, in any form that `read_truth` reads; by default the labels of the manifest that was scored, if there are any.
         gallery: the largest number of pictures, 0 to 2,000.
         max_mb: the largest size of the file in megabytes (10⁶ bytes), at least 1.
         aws: for a root or images in S3.
@@ -127,7 +127,7 @@ async def write_report(
         root=root, model=model, run_id=run_id, date=date, thresholds=thresholds, baseline=baseline, aws=aws
     )
     results = await anyio.to_thread.run_sync(selection.open, abandon_on_cancel=True)
-    async with _local_truth(truth, aws) as labels:
+    async with _local_truth(truth, results, aws) as labels:
         read = partial(_read, results, selection, labels, gallery=gallery)
         contents, choice = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
     contents = replace(contents, **await _read_records(await Store.open_async(root, aws=aws), contents.runs))
@@ -251,7 +251,7 @@ class _Selection:
 
 
 @asynccontextmanager
-async def _local_truth(truth: str | os.PathLike[str] | None, aws: Aws) -> AsyncIterator[Truth | None]:
+async def _local_truth(truth: str | os.PathLike[str] | None, results: Results, aws: Aws) -> AsyncIterator[Truth | None]:
     """The truth, which may be in S3."""
     if truth is None:
         yield None
@@ -259,7 +259,8 @@ async def _local_truth(truth: str | os.PathLike[str] | None, aws: Aws) -> AsyncI
     name = os.fspath(truth)
     copy = await fetch(name, aws, region=aws.region) if name.startswith("s3://") else None
     try:
-        yield await anyio.to_thread.run_sync(partial(read_truth, copy or name, name=name), abandon_on_cancel=True)
+        read = partial(read_truth, copy or name, name=name, images=results.images())
+        yield await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
     finally:
         if copy is not None:
             copy.unlink()
