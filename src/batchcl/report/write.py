@@ -108,8 +108,8 @@ async def write_report(
         baseline: what to compare with: a run id, a date or a model, or a duration such as `7d` for all runs in this
             time before; see `compare`. By default the previous run of the project, if there is one. What is compared
             is `run_id` or `date`, or else the newest run.
-        truth: true labels for the evaluation, in any form that `read_truth` reads; by default the labels of the manifest
-            that was scored, if there are any.
+        truth: true labels for the evaluation, in any form that `read_truth` reads; by default those of the manifest
+            that was scored, if it has any.
         gallery: the largest number of pictures, 0 to 2,000.
         max_mb: the largest size of the file in megabytes (10⁶ bytes), at least 1.
         aws: for a root or images in S3.
@@ -161,9 +161,11 @@ def check_report_file(out: str | os.PathLike[str], *, what: str) -> Path:
         what: the option in messages.
 
     Raises:
-        UsageError: the extra `report` is not installed, or there is no such directory.
+        UsageError: the extra `report` is not installed, or the path is in S3, a directory, or in no directory.
     """
     require_report_extra(what)
+    if os.fspath(out).startswith("s3://"):
+        raise UsageError(f"{what} {out} is in S3; name a local file, and copy it with: aws s3 cp")
     path = Path(os.fspath(out)).expanduser()
     if os.path.isdir(path):
         raise UsageError(f"{what} {path} is a directory; name a file in it, such as report.html")
@@ -384,4 +386,4 @@ def _write(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             partial_path.unlink()
-        raise OutputError(f"writing the report {path} failed: {error.strerror or error}") from error
+        raise OutputError(f"writing the report {path} failed: {error.strerror or error}; name another file") from error
