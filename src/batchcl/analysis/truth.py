@@ -26,6 +26,7 @@ from batchcl.annotations.references import file_name, resolve_references
 from batchcl.errors import SourceError, UsageError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
 from batchcl.images import escape_name
+from batchcl.quantities import pluralize
 from batchcl.sources.files import open_list, spool_pipe
 from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 
@@ -133,8 +134,8 @@ def read_truth(
         skipped = f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
         skipped += _describe_bad_labels(truth)
         raise SourceError(
-            f"the truth {name} has no image with labels: {truth.unlabelled} lines have none{skipped}; "
-            "use a Ground Truth manifest with a label attribute"
+            f"the truth {name} has no image with labels: {pluralize(truth.unlabelled, 'line')} without labels{skipped}"
+            "; use a Ground Truth manifest with a label attribute"
         )
     return truth
 
@@ -176,7 +177,8 @@ def _foreign_truth(
     truth = replace(_collect(truths, Path("/"), bad or []), matches=None if images is None else matches)
     if truth.images.is_empty():
         raise SourceError(
-            f"{name} has no image with labels: {truth.unlabelled} images have none{_describe_bad_labels(truth)}"
+            f"{name} has no image with labels: {pluralize(truth.unlabelled, 'image')} without labels"
+            f"{_describe_bad_labels(truth)}; label some, or name other labels"
         )
     return truth
 

@@ -57,9 +57,9 @@ def report(
 ) -> None:
     """Write a report about results as one HTML file, with charts and pictures, to read or to send.
 
-    The file loads nothing: it opens from disk or an e-mail. It shows what ran and what has changed since the baseline,
-    how often each label was found and how confidently, throughput, failures, an evaluation where true labels exist, and
-    the pictures that are worth a look. The model is not called; pictures are read from where the images were scored.
+    The file needs no network. Its sections: changes since the baseline, runs, images and confidences of each label,
+    throughput, failures, an evaluation if there are true labels, and a selection of pictures. The model is not called;
+    pictures are read from where the images were scored.
 
     Examples:
 

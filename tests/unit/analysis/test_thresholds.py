@@ -436,8 +436,8 @@ def test_output_for_people_names_what_limits_the_choice(root: Root, manifest: Pa
     cat = next(line for line in result.stdout.splitlines() if line.startswith("cat"))
     assert cat.split()[1] == "60"
     assert cat.endswith("recall of at least 0.9 not reached, lower scores are cut off, few images")
-    assert "scores are cut off from below for 1 label" in result.stderr
-    assert "fewer than 30 images are behind 1 label:" in result.stderr
+    assert "the low scores of 1 label are missing" in result.stderr
+    assert "the figures of 1 label are based on fewer than 30 images:" in result.stderr
 
 
 def test_json_has_curves_and_calibration_and_csv_the_labels(root: Root, manifest: Path, tmp_path: Path) -> None:
