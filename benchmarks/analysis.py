@@ -21,7 +21,9 @@ import numpy as np
 import pyarrow as pa
 from common import MODEL, conditions, cost_of, said_by
 
+from batchcl.analysis.compare import label_changes
 from batchcl.analysis.counts import confidence_histogram, label_table
+from batchcl.analysis.image_pairs import count_pairs
 from batchcl.analysis.results import open_results
 from batchcl.runs.layout import PartName
 from batchcl.runs.schema import LABEL, RESULTS, parquet_bytes
@@ -54,6 +56,17 @@ SQL = {
         WITH {_NEWEST}
         SELECT least(floor(confidence / 5), 19) AS bin, count(*) FROM detections GROUP BY bin ORDER BY bin
     """,
+    "compare": f"""
+        WITH newest AS (
+            SELECT uri, labels, date < DATE '{FIRST_DAY + 5 * DAY_US}' AS is_a
+            FROM read_parquet('{{root}}/results/*/*/*.parquet', hive_partitioning=true)
+            QUALIFY row_number() OVER (PARTITION BY is_a, model_arn, uri, version_id ORDER BY scored_at DESC) = 1
+        ),
+        found AS (SELECT uri, is_a, unnest(labels).name AS label FROM newest),
+        images AS (SELECT uri, label, bool_or(is_a) AS in_a, bool_or(NOT is_a) AS in_b FROM found GROUP BY uri, label)
+        SELECT label, count(*) FILTER (in_a), count(*) FILTER (in_b), count(*) FILTER (in_a AND in_b)
+        FROM images GROUP BY label ORDER BY label
+    """,
 }
 
 
@@ -66,10 +79,23 @@ def _confidence(root: str) -> object:
     return confidence_histogram(open_results(root), bins=20)["detections"].to_list()
 
 
-OURS: dict[str, Callable[[str], object]] = {"labels": _labels, "confidence": _confidence}
+def _compare_nights(root: str) -> object:
+    """The first five nights and the others; with more than the question: confidences, top labels and tests."""
+    results = open_results(root)
+    nights = [results.filtered(date=str(FIRST_DAY + night * DAY_US)[:10]).map_batches for night in range(NIGHTS)]
+    counts = count_pairs(nights[:5], nights[5:], is_paired=lambda *_: False, examples=1)
+    label_changes(counts)
+    return [
+        [label, counts.a.labels[label], counts.b.labels[label], counts.labels[label]]
+        for label in sorted(filter(None, counts.a.labels))
+    ]
+
+
+OURS: dict[str, Callable[[str], object]] = {"labels": _labels, "confidence": _confidence, "compare": _compare_nights}
 COMPARABLE: dict[str, Callable[[list[tuple[Any, ...]]], object]] = {
     "labels": lambda rows: [row[:3] for row in rows],
     "confidence": lambda rows: [row[1] for row in rows],
+    "compare": lambda rows: rows,
 }
 
 

@@ -22,6 +22,7 @@ from moto.server import ThreadedMotoServer
 
 from batchcl.emulator.demo import demo_data, demo_model
 from commands import run_command
+from reports import HostileReport, hostile_report
 from servers import (
     CommandResult,
     Demo,
@@ -73,6 +74,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         if not arn.exists():
             arn.write_text(anyio.run(demo_model, state))
     return Demo(state, arn.read_text(), demo_data(tmp_path_factory.mktemp("demo"), state))
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> HostileReport:
+    """The report of a root whose names, labels and messages try to break its page."""
+    return hostile_report(tmp_path_factory.mktemp("hostile"))
 
 
 @pytest.fixture(scope="session")

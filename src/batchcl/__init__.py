@@ -7,8 +7,8 @@ summary = batchcl.run_sync(batchcl.Job(sources="photos/", model="products@v3", o
 print(summary.scored, batchcl.open_results("out").detections().collect())
 ```
 
-Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor` and
-`show`.
+Each asynchronous function has a blocking twin: `run` and `run_sync`, likewise `plan`, `retry`, `detect`, `doctor`,
+`show` and `write_report`.
 `batchcl.workflow` has the functions on projects, datasets and models.
 """
 
@@ -20,12 +20,26 @@ from typing import TYPE_CHECKING, Any
 from batchcl.__about__ import __version__
 
 if TYPE_CHECKING:
+    from batchcl.analysis.compare import ComparedImages, ComparedSide, Comparison, compare
     from batchcl.analysis.export import Export, ExportedFile, export_parquet
+    from batchcl.analysis.export_annotations import AnnotationExport, SkippedImage, export_annotations
     from batchcl.analysis.part_files import Batch
     from batchcl.analysis.results import Results, open_results
+    from batchcl.analysis.thresholds import ThresholdChoice, ThresholdStatus, choose_thresholds, write_thresholds
+    from batchcl.analysis.truth import Truth, carried_truth, read_truth
+    from batchcl.annotations.references import Matches
     from batchcl.arns import ModelArn
     from batchcl.aws.session import Aws, AwsSettings, Connection, StaticCredentials
-    from batchcl.blocking import detect_sync, doctor_sync, plan_sync, retry_sync, run_sync, show_sync
+    from batchcl.blocking import (
+        detect_sync,
+        doctor_sync,
+        export_annotations_sync,
+        plan_sync,
+        retry_sync,
+        run_sync,
+        show_sync,
+        write_report_sync,
+    )
     from batchcl.choices import Encryption, Order, ServerSideEncryption, SourceKind, Transport
     from batchcl.diagnosis import CheckStatus, CheckTarget, Diagnosis, Finding, doctor
     from batchcl.errors import (
@@ -62,6 +76,7 @@ if TYPE_CHECKING:
     from batchcl.outcomes import Counts, Detection, Label
     from batchcl.quantities import Tolerance, Units
     from batchcl.report.show import show
+    from batchcl.report.write import Report, write_report
     from batchcl.scoring.detect import DetectResult, ImageInput, detect
     from batchcl.scoring.plan import Estimate, Plan, plan
     from batchcl.scoring.retry import retry
@@ -71,6 +86,7 @@ if TYPE_CHECKING:
     from batchcl.thresholds import Thresholds
 
 __all__ = [
+    "AnnotationExport",
     "ArchiveMember",
     "Aws",
     "AwsSettings",
@@ -79,6 +95,9 @@ __all__ = [
     "CallError",
     "CheckStatus",
     "CheckTarget",
+    "ComparedImages",
+    "ComparedSide",
+    "Comparison",
     "Connection",
     "Counts",
     "CredentialsError",
@@ -100,6 +119,7 @@ __all__ = [
     "InterruptedRunError",
     "Job",
     "Label",
+    "Matches",
     "ModelArn",
     "ModelError",
     "ModelGoneError",
@@ -114,10 +134,12 @@ __all__ = [
     "RefusedError",
     "RegionError",
     "RejectedError",
+    "Report",
     "Results",
     "ServerSideEncryption",
     "SessionRecord",
     "ShortageError",
+    "SkippedImage",
     "Snapshot",
     "SourceCounts",
     "SourceError",
@@ -127,40 +149,66 @@ __all__ = [
     "StopSignal",
     "StoppedError",
     "Summary",
+    "ThresholdChoice",
+    "ThresholdStatus",
     "Thresholds",
     "ThrottledError",
     "Tolerance",
     "TooManyFailuresError",
     "TransientError",
     "Transport",
+    "Truth",
     "Units",
     "UnreachableError",
     "UsageError",
     "__version__",
+    "carried_truth",
+    "choose_thresholds",
+    "compare",
     "detect",
     "detect_sync",
     "doctor",
     "doctor_sync",
+    "export_annotations",
+    "export_annotations_sync",
     "export_parquet",
     "load_job",
     "open_results",
     "plan",
     "plan_sync",
+    "read_truth",
     "retry",
     "retry_sync",
     "run",
     "run_sync",
     "show",
     "show_sync",
+    "write_report",
+    "write_report_sync",
+    "write_thresholds",
 ]
 
 _EXPORTS = {
+    "batchcl.analysis.compare": ("ComparedImages", "ComparedSide", "Comparison", "compare"),
     "batchcl.analysis.export": ("Export", "ExportedFile", "export_parquet"),
+    "batchcl.analysis.export_annotations": ("AnnotationExport", "SkippedImage", "export_annotations"),
     "batchcl.analysis.part_files": ("Batch",),
     "batchcl.analysis.results": ("Results", "open_results"),
+    "batchcl.analysis.thresholds": ("ThresholdChoice", "ThresholdStatus", "choose_thresholds", "write_thresholds"),
+    "batchcl.analysis.truth": ("Truth", "carried_truth", "read_truth"),
+    "batchcl.annotations.references": ("Matches",),
     "batchcl.arns": ("ModelArn",),
     "batchcl.aws.session": ("Aws", "AwsSettings", "Connection", "StaticCredentials"),
-    "batchcl.blocking": ("detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync", "show_sync"),
+    "batchcl.blocking": (
+        "detect_sync",
+        "doctor_sync",
+        "export_annotations_sync",
+        "plan_sync",
+        "retry_sync",
+        "run_sync",
+        "show_sync",
+        "write_report_sync",
+    ),
     "batchcl.choices": ("Encryption", "Order", "ServerSideEncryption", "SourceKind", "Transport"),
     "batchcl.diagnosis": ("CheckStatus", "CheckTarget", "Diagnosis", "Finding", "doctor"),
     "batchcl.events": ("Notice", "Observer", "Progress", "Snapshot"),
@@ -169,6 +217,7 @@ _EXPORTS = {
     "batchcl.outcomes": ("Counts", "Detection", "Label"),
     "batchcl.quantities": ("Tolerance", "Units"),
     "batchcl.report.show": ("show",),
+    "batchcl.report.write": ("Report", "write_report"),
     "batchcl.scoring.detect": ("DetectResult", "ImageInput", "detect"),
     "batchcl.scoring.plan": ("Estimate", "Plan", "plan"),
     "batchcl.scoring.retry": ("retry",),

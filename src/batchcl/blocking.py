@@ -7,7 +7,7 @@ loop is running, as in a Jupyter notebook.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from os import PathLike
@@ -18,6 +18,7 @@ from anyio.from_thread import start_blocking_portal
 from batchcl.diagnosis import CheckTarget, Diagnosis, Finding, doctor
 from batchcl.job import Job
 from batchcl.report.show import show
+from batchcl.report.write import Report, write_report
 from batchcl.scoring.detect import DetectResult, ImageInput, detect
 from batchcl.scoring.plan import Plan, plan
 from batchcl.scoring.retry import retry
@@ -28,12 +29,23 @@ from batchcl.summary import Summary
 if TYPE_CHECKING:
     import polars as pl
 
+    from batchcl.analysis.export_annotations import AnnotationExport, ExportFormat
+    from batchcl.analysis.results import Results
     from batchcl.aws.session import Aws
     from batchcl.choices import Order
     from batchcl.events import Observer
     from batchcl.thresholds import Thresholds
 
-__all__ = ["detect_sync", "doctor_sync", "plan_sync", "retry_sync", "run_sync", "show_sync"]
+__all__ = [
+    "detect_sync",
+    "doctor_sync",
+    "export_annotations_sync",
+    "plan_sync",
+    "retry_sync",
+    "run_sync",
+    "show_sync",
+    "write_report_sync",
+]
 
 _Result = TypeVar("_Result")
 
@@ -104,6 +116,72 @@ def detect_sync(
             max_results=max_results,
             fit=fit,
             on_read=on_read,
+        )
+    )
+
+
+def write_report_sync(
+    root: str,
+    out: str | PathLike[str],
+    *,
+    model: str | None = None,
+    run_id: str | None = None,
+    date: dt.date | str | None = None,
+    thresholds: Thresholds | float | None = None,
+    baseline: str | None = None,
+    truth: str | PathLike[str] | None = None,
+    gallery: int = 60,
+    max_mb: float = 5.0,
+    aws: Aws | None = None,
+    utcnow: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+) -> Report:
+    """`write_report`, blocking."""
+    return _wait(
+        partial(
+            write_report,
+            root,
+            out,
+            model=model,
+            run_id=run_id,
+            date=date,
+            thresholds=thresholds,
+            baseline=baseline,
+            truth=truth,
+            gallery=gallery,
+            max_mb=max_mb,
+            aws=aws,
+            utcnow=utcnow,
+        )
+    )
+
+
+def export_annotations_sync(
+    results: Results,
+    form: ExportFormat,
+    out: str | PathLike[str],
+    *,
+    aws: Aws | None = None,
+    uris: Collection[str] | None = None,
+    where: str | None = None,
+    relative_to: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> AnnotationExport:
+    """`export_annotations`, blocking."""
+    from batchcl.analysis.export_annotations import export_annotations
+
+    return _wait(
+        partial(
+            export_annotations,
+            results,
+            form,
+            out,
+            aws=aws,
+            uris=uris,
+            where=where,
+            relative_to=relative_to,
+            image_size=image_size,
+            overwrite=overwrite,
         )
     )
 

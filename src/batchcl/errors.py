@@ -81,7 +81,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The job file, a flag or a source is wrong."""
     FAILURES = 3
-    """Everything is done, but more images failed than tolerated."""
+    """Everything is done, but more images failed than tolerated, or a `--fail-if` holds."""
     STOPPED = 4
     """Stopped early; what is done is kept."""
     REFUSED = 5

@@ -115,6 +115,13 @@ def _root(value: object) -> str:
     return path if path.startswith("s3://") else expand_home(path)
 
 
+def _local_file(value: object) -> str:
+    path = _path(value)
+    if path.startswith("s3://"):
+        raise ValueError("expected a local file, such as report.html")
+    return expand_home(path)
+
+
 def _duration_that(check: Callable[[str], object]) -> Callable[[object], str]:
     """A reader of a timedelta, or of a duration as text, that `check` accepts."""
 
@@ -195,6 +202,7 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "where": _text_that(Condition),
     "sample": _sample,
     "max_failures": _tolerance,
+    "report": _local_file,
     "deadline": _duration_that(parse_duration),
     "grace": _duration_that(grace_seconds),
     "lease": _duration_that(lease_seconds),

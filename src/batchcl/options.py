@@ -205,6 +205,10 @@ class JobOptions:
     single_writer: Annotated[
         bool, Option("Use a store without conditional writes; no other process may write to ROOT.", OUTPUT)
     ] = False
+    report: Annotated[
+        StrPath | None,
+        Option("HTML file to write at the end: a report about the run, as by `batchcl report`.", OUTPUT, "FILE"),
+    ] = None
     shard_size: Annotated[int, Option("Images per published file.", OUTPUT, "N", minimum=1, maximum=1_000_000)] = 10_000
 
     start_model: Annotated[

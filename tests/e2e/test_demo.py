@@ -17,6 +17,8 @@ def test_the_demo_scores_unseen_digits_well_and_shows_results(cli, cli_process, 
         assert heading in done.out
     commands = [line.removeprefix("batchcl:   ") for line in done.err.splitlines() if "batchcl:   " in line][1:]
     assert [command.split()[1] for command in commands] == ["confidence", "query", "run"]
+    assert f"wrote {directory / 'report.html'}, " in done.err
+    assert (directory / "report.html").read_text().count("<img src=") == 60
     evaluated = cli("evaluate", directory / "out", "--truth", directory / "truth.manifest", "--json")
     assert evaluated.code == 0, evaluated.err
     assert evaluated.json["summary"]["images"] == 300

@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-__all__ = ["average_precision"]
+__all__ = ["average_precision", "matched_boxes"]
 
 _KEYS: Final = ("uri", "label")
 
@@ -31,7 +31,7 @@ def average_precision(detected: pl.DataFrame, truth: pl.DataFrame, *, min_iou: f
     """
     boxes = truth.group_by("label").agg(pl.len().alias("truth_boxes"))
     steps = (
-        detected.with_columns(_matched(detected, truth, min_iou).alias("hit"))
+        detected.with_columns(matched_boxes(detected, truth, min_iou).alias("hit"))
         .group_by("label", "confidence")
         .agg(pl.len().alias("found_boxes"), pl.col("hit").sum().cast(pl.Int64).alias("hits"))
         .sort("confidence", descending=True)
@@ -60,7 +60,7 @@ def average_precision(detected: pl.DataFrame, truth: pl.DataFrame, *, min_iou: f
     )
 
 
-def _matched(detected: pl.DataFrame, truth: pl.DataFrame, min_iou: float) -> pl.Series:
+def matched_boxes(detected: pl.DataFrame, truth: pl.DataFrame, min_iou: float) -> pl.Series:
     """For each detected box, whether it matches a true box; each true box is matched at most once."""
     pairs = (
         detected.with_row_index("detected")

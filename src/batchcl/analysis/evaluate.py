@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from batchcl.analysis.truth import Truth
 from batchcl.errors import UsageError
 from batchcl.spellings import spellings
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "check_one_model", "evaluate", "no_common_image", "truth_counts"]
 
 _MAX_EXAMPLES: Final = 3
 _MAX_SPELLINGS_TRIED: Final = 1000
@@ -58,14 +59,7 @@ def evaluate(
     Raises:
         UsageError: the results are from several models, or none of their images is in the truth.
     """
-    scored = images.select("uri", "model", "model_arn", "scored_at", "labels").collect(engine="in-memory")
-    _check_one_model(scored)
-    latest = scored.sort("scored_at").unique("uri", keep="last", maintain_order=True)
-    evaluated = latest.join(truth.images, on="uri", how="semi").sort("uri")
-    missing = truth.images.join(latest, on="uri", how="anti").select("uri").sort("uri")
-    extra = latest.join(truth.images, on="uri", how="anti").select("uri").sort("uri")
-    if evaluated.is_empty():
-        raise UsageError(_no_common_image(truth, latest))
+    evaluated, counts = _join_truth(images, truth, failures=failures)
     expected = truth.images.join(evaluated, on="uri", how="semi").sort("uri")
     detected = _detections(evaluated, min_confidence)
     labels = _per_label(expected, detected)
@@ -74,19 +68,7 @@ def evaluate(
         "model": evaluated["model"].first(),
         "model_arn": evaluated["model_arn"].first(),
         "min_confidence": min_confidence,
-        "images": evaluated.height,
-        "missing": missing.height,
-        "missing_failed": None if failures is None else _count_failed(missing, failures),
-        "missing_examples": missing["uri"].head(_MAX_EXAMPLES).to_list(),
-        "missing_hint": _spelling_hint(missing["uri"], extra["uri"]) or None,
-        "extra": extra.height,
-        "extra_examples": extra["uri"].head(_MAX_EXAMPLES).to_list(),
-        "unlabelled": truth.unlabelled,
-        "repeated_lines": truth.repeated,
-        "bad_lines": len(truth.bad),
-        "bad_line_examples": list(truth.bad[:_MAX_EXAMPLES]),
-        "bad_labels": len(truth.bad_labels),
-        "bad_label_examples": list(truth.bad_labels[:_MAX_EXAMPLES]),
+        **counts,
         "top_label_accuracy": top_labels["right"].mean(),
         "macro_f1": labels["f1"].mean(),
         "micro_f1": _micro_f1(labels),
@@ -98,18 +80,71 @@ def evaluate(
     return Evaluation(summary, labels, _confusion(top_labels) if single else None)
 
 
-def _check_one_model(scored: pl.DataFrame) -> None:
-    models = scored.select("model", "model_arn").unique().select(shown_model()).to_series().sort().to_list()
-    if len(models) > 1:
+def _join_truth(
+    images: pl.LazyFrame, truth: Truth, *, failures: pl.LazyFrame | None
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The latest result of each image of the truth, sorted by `uri`, and the counts of the summary."""
+    scored = images.select("uri", "model", "model_arn").collect(engine="in-memory")
+    check_one_model(scored.select("model", "model_arn").unique().rows())
+    evaluated = (
+        images.filter(pl.col("uri").is_in(truth.images["uri"].implode()))
+        .select("uri", "model", "model_arn", "scored_at", "labels")
+        .collect(engine="in-memory")
+        .sort("scored_at")
+        .unique("uri", keep="last", maintain_order=True)
+        .sort("uri")
+    )
+    results = scored.select("uri").unique()
+    missing = truth.images.join(results, on="uri", how="anti").select("uri").sort("uri")
+    extra = results.join(truth.images, on="uri", how="anti").sort("uri")
+    if evaluated.is_empty():
+        raise UsageError(no_common_image(truth, results))
+    return evaluated, {
+        "images": evaluated.height,
+        "missing": missing.height,
+        "missing_failed": None if failures is None else _count_failed(missing, failures),
+        "missing_examples": missing["uri"].head(_MAX_EXAMPLES).to_list(),
+        "missing_hint": _spelling_hint(missing["uri"], extra["uri"]) or None,
+        "extra": extra.height,
+        "extra_examples": extra["uri"].head(_MAX_EXAMPLES).to_list(),
+        **truth_counts(truth),
+    }
+
+
+def truth_counts(truth: Truth) -> dict[str, Any]:
+    """The part of a summary that describes the truth."""
+    return {
+        "unlabelled": truth.unlabelled,
+        "repeated_lines": truth.repeated,
+        "matched_by_path": None if truth.matches is None else truth.matches.by_path,
+        "matched_by_name": None if truth.matches is None else truth.matches.by_name,
+        "bad_lines": len(truth.bad),
+        "bad_line_examples": list(truth.bad[:_MAX_EXAMPLES]),
+        "bad_labels": len(truth.bad_labels),
+        "bad_label_examples": list(truth.bad_labels[:_MAX_EXAMPLES]),
+    }
+
+
+def check_one_model(models: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    """Return `models`, (name, ARN); raise `UsageError` if there are several."""
+    known = pl.DataFrame(list(models), schema=["model", "model_arn"], orient="row")
+    if known.height > 1:
+        shown = known.select(shown_model()).to_series().sort()
         raise UsageError(
-            f"the results are from {len(models)} models, {', '.join(models)}; "
+            f"the results are from {known.height} models, {', '.join(shown)}; "
             "choose one with --model, or one run with --run"
         )
+    return models
 
 
-def _no_common_image(truth: Truth, latest: pl.DataFrame) -> str:
+def no_common_image(truth: Truth, latest: pl.DataFrame) -> str:
+    """The error if no image of the truth is among the results, which have the column `uri`."""
     example = str(latest["uri"].min()) if latest.height else "no image"
-    advice = _spelling_hint(truth.images["uri"], latest["uri"]) or "the URIs must be equal"
+    advice = _spelling_hint(truth.images["uri"], latest["uri"]) or (
+        "the URIs must be equal"
+        if truth.matches is None
+        else "name the folder in which the results have the images with --relative-to"
+    )
     return (
         f"none of the {truth.images.height} images of the truth has a result: the truth has, for example, "
         f"{truth.images['uri'].min()!s}, and the {latest.height} results have {example}; {advice}"

@@ -63,7 +63,7 @@ def newest_of(hashes: pl.Series, times: pl.Series, *, rows_at_once: int = _ROWS_
         .unique("hash", keep="last")["row"]
         for number in range(2**bits)
     ]
-    return pl.repeat(value=False, n=len(hashes), dtype=pl.Boolean, eager=True).scatter(pl.concat(last), values=True)
+    return pl.Series([False]).new_from_index(0, len(hashes)).scatter(pl.concat(last), values=True)
 
 
 def _overlapping(store: Store, parts: Sequence[PublishedPart]) -> Iterator[list[PublishedPart]]:

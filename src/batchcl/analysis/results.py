@@ -95,6 +95,11 @@ class Results:
         return self._store.root
 
     @property
+    def all_runs(self) -> bool:
+        """Whether an image that several runs scored has a row for each of them."""
+        return self._all_runs
+
+    @property
     def models(self) -> list[str]:
         """Names (`<project>@<version>`) of all models with published files, sorted; filters are not applied."""
         return sorted({part.model for part in self._parts})
@@ -191,7 +196,7 @@ class Results:
     def notes(self) -> list[str]:
         """What a reader should know of these rows: that they are of several models, or scored differently. Blocks."""
         models = sorted({each.model_arn for each in self._statistics if each.model_arn is not None})
-        minima = sorted(self._min_confidences, key=lambda each: -1.0 if each is None else each)
+        minima = sorted(self.min_confidences, key=lambda each: -1.0 if each is None else each)
         lowest = None if self._thresholds is None else self._thresholds.lowest
         notes = []
         if len(models) > 1:
@@ -234,13 +239,32 @@ class Results:
         if self._thresholds is None or lowest is None:
             return
         value, of = lowest
-        highest = max((each for each in self._min_confidences if each is not None), default=0.0)
+        highest = max((each for each in self.min_confidences if each is not None), default=0.0)
         if pl.Series([value], dtype=pl.Float32)[0] < highest:
             raise UsageError(
                 f"{self._thresholds.origin}: the threshold {value:g} of {of} is below {highest:g}, with which images "
                 f"were scored, so labels between the two are missing; use at least {highest:g}, or score the images "
                 "with a lower --min-confidence"
             )
+
+    def filtered(
+        self,
+        *,
+        model: str | None = None,
+        run_id: str | None = None,
+        date: dt.date | str | None = None,
+        thresholds: Thresholds | float | None = None,
+    ) -> Results:
+        """These results with further filters, and other thresholds if they are given; see `open_results`. Blocks."""
+        results = Results(
+            self._store,
+            self._parts,
+            part_filter=self._part_filter.combined(model, run_id, date),
+            all_runs=self._all_runs,
+            thresholds=self._thresholds if thresholds is None else _applied(thresholds),
+        )
+        results.check()
+        return results
 
     def _check_filter(self, part_filter: PartFilter) -> None:
         if not self._parts or part_filter.nothing or any(part_filter.matches(part) for part in self._parts):
@@ -252,13 +276,21 @@ class Results:
             raise part_filter.no_match(self.root, self._parts, states)
 
     @property
-    def _min_confidences(self) -> frozenset[float | None]:
+    def min_confidences(self) -> frozenset[float | None]:
+        """What the images were scored with; None for the model's own thresholds. Blocks."""
         return frozenset[float | None]().union(*(each.min_confidences for each in self._statistics))
 
     @cached_property
     def _statistics(self) -> list[PartStatistics]:
         """Of one file of each run, which all have the same model and threshold, and of all files of exports."""
-        parts = [part for part in self._parts if part.table == "results" and self._part_filter.matches(part)]
+        files = self._images()
+        found = self._read_statistics(files.parts)
+        if files.newest is not None and len({each.min_confidences for each in found}) > 1:
+            newest = files.newest.of(part.model for part in files.parts)
+            found = self._read_statistics(part for part in files.parts if part not in newest or newest[part].any())
+        return found
+
+    def _read_statistics(self, parts: Iterable[PublishedPart]) -> list[PartStatistics]:
         one_of_each = {part.run or part.path: part for part in parts}.values()
         return list(read_ahead(one_of_each, lambda part: read_statistics(self._store, part), footers=True))
 
@@ -339,16 +371,19 @@ def open_results(
         CredentialsError: there are none for an S3 root.
     """
     store = open_root(root, profile=profile, region=region) if aws is None else Store.open(root, aws=aws)
-    applied = Thresholds(default=float(thresholds)) if isinstance(thresholds, int | float) else thresholds
     results = Results(
         store,
         published_parts(store),
         part_filter=PartFilter().combined(model, run_id, date),
         all_runs=all_runs,
-        thresholds=applied,
+        thresholds=_applied(thresholds),
     )
     results.check()
     return results
+
+
+def _applied(thresholds: Thresholds | float | None) -> Thresholds | None:
+    return Thresholds(default=float(thresholds)) if isinstance(thresholds, int | float) else thresholds
 
 
 def shown_model() -> pl.Expr:

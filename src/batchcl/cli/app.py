@@ -13,6 +13,7 @@ import typer
 
 from batchcl.__about__ import __version__
 from batchcl.cli import (
+    compare,
     confidence,
     dataset,
     demo,
@@ -27,11 +28,13 @@ from batchcl.cli import (
     plan,
     project,
     query,
+    report,
     retry,
     run,
     show,
     status,
     streams,
+    thresholds,
 )
 from batchcl.cli.streams import StreamError, write_line
 from batchcl.errors import BatchclError, ExitCode, UsageError
@@ -62,7 +65,10 @@ app.command("labels", rich_help_panel=_RESULTS)(labels.labels)
 app.command("confidence", rich_help_panel=_RESULTS)(confidence.confidence)
 app.command("failures", rich_help_panel=_RESULTS)(failures.failures)
 app.command("evaluate", rich_help_panel=_RESULTS)(evaluate.evaluate)
+app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
+app.command("thresholds", rich_help_panel=_RESULTS)(thresholds.thresholds)
 app.command("query", rich_help_panel=_RESULTS)(query.query)
+app.command("report", rich_help_panel=_RESULTS)(report.report)
 app.command("show", rich_help_panel=_RESULTS)(show.show)
 app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
 app.add_typer(project.app, name="project", rich_help_panel=_MODELS)

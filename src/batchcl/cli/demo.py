@@ -30,7 +30,7 @@ def demo(
     """Train a model, score a few hundred real images and analyse the results, offline and free of charge.
 
     Trains a model on handwritten digits in the local emulator, scores pictures that were not trained on with
-    `batchcl run`, and compares the results with the true labels.
+    `batchcl run`, and compares the results with the true labels. With the extra `report`, it also writes a report.
 
     Examples:
 
@@ -76,6 +76,7 @@ def demo(
     sys.stdout.write("\n")
     emit(_examples(images), title="A few rows")
     sys.stdout.flush()
+    _write_report(directory, out, truth=data.truth, run=newest)
     write_line(f"done in {time.monotonic() - begun:.0f} s; results are in {out}/results (Parquet). Try:")
     command, scored = _command(), f"{data.images} --emulator --emulator-state {state} --out {out}"
     for line in (
@@ -84,6 +85,17 @@ def demo(
         f"{command} run {scored} --min-confidence 5 --max-results 3",
     ):
         write_line(f"  {line}")
+
+
+def _write_report(directory: Path, out: Path, *, truth: Path, run: str) -> None:
+    """Write `report.html` and its path; without the extra `report`, what it needs."""
+    from batchcl.cli.report import report
+    from batchcl.errors import UsageError
+
+    try:
+        report(str(out), out=directory / "report.html", truth=str(truth), run=run)
+    except UsageError as error:
+        write_line(f"no report: {error}")
 
 
 def _command() -> str:

@@ -20,6 +20,7 @@ from batchcl.cli.output import (
     Model,
     Profile,
     Region,
+    RelativeTo,
     Root,
     Run,
     ThresholdsFile,
@@ -33,8 +34,26 @@ if TYPE_CHECKING:
     import polars as pl
 
     from batchcl.analysis.evaluate import Evaluation
+    from batchcl.analysis.results import Results
+    from batchcl.analysis.truth import Truth
 
-__all__ = ["evaluate", "local_copy", "show_confusion"]
+__all__ = ["Attribute", "SkipBadLines", "TruthFile", "evaluate", "local_copy", "read_labels", "show_confusion"]
+
+TruthFile = Annotated[
+    str | None,
+    typer.Option(
+        "--truth",
+        metavar="TRUTH",
+        help="True labels: manifest, COCO, Label Studio or CVAT file, local or s3://, or directory with a folder "
+        "per label (default: the labels of the manifest that was scored).",
+        show_default=False,
+    ),
+]
+Attribute = Annotated[
+    str | None,
+    typer.Option(help="Label attribute of the manifest (default: all, or the adjusted one).", show_default=False),
+]
+SkipBadLines = Annotated[bool, typer.Option("--skip-bad-lines", help="Skip and count invalid lines.")]
 
 _WIDEST_MATRIX: Final = 12
 _MOST_MISTAKES: Final = 20
@@ -43,20 +62,10 @@ _MOST_MISTAKES: Final = 20
 def evaluate(
     root: Root,
     *,
-    truth: Annotated[
-        str | None,
-        typer.Option(
-            "--truth",
-            metavar="MANIFEST",
-            help="Ground Truth manifest, local or s3:// (default: the labels of the manifest that was scored).",
-            show_default=False,
-        ),
-    ] = None,
-    attribute: Annotated[
-        str | None,
-        typer.Option(help="Label attribute of the manifest (default: all, or the adjusted one).", show_default=False),
-    ] = None,
-    skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="Skip and count invalid lines.")] = False,
+    truth: TruthFile = None,
+    attribute: Attribute = None,
+    relative_to: RelativeTo = None,
+    skip_bad_lines: SkipBadLines = False,
     model: Model = None,
     run: Run = None,
     date: Date = None,
@@ -81,11 +90,12 @@ def evaluate(
 
       batchcl evaluate out --truth test.manifest --model cats@v2 --min-confidence 70
 
+      batchcl evaluate out --truth instances.json --relative-to s3://acme-photos/2026
+
       batchcl evaluate s3://bucket/out --truth test.manifest --json | jq .summary.macro_f1
     """
     check_format(json=json, csv=csv)
     from batchcl.analysis.evaluate import evaluate as evaluated
-    from batchcl.analysis.truth import carried_truth, read_truth
 
     results = open_root_results(
         root,
@@ -97,11 +107,15 @@ def evaluate(
         profile=profile,
         region=region,
     )
-    if truth is None:
-        labels = carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
-    else:
-        with local_copy(truth, profile=profile, region=region) as path:
-            labels = read_truth(path, name=truth, attribute=attribute, skip_bad_lines=skip_bad_lines)
+    labels = read_labels(
+        truth,
+        results,
+        attribute=attribute,
+        skip_bad_lines=skip_bad_lines,
+        relative_to=relative_to,
+        profile=profile,
+        region=region,
+    )
     evaluation = evaluated(results.images(), labels, min_confidence=min_confidence, failures=results.failures())
     if json:
         emit_object(_as_object(evaluation), json=True)
@@ -109,6 +123,35 @@ def evaluate(
         emit(evaluation.labels, csv=True)
     else:
         _show(evaluation, root)
+
+
+def read_labels(
+    truth: str | None,
+    results: Results,
+    *,
+    attribute: str | None,
+    skip_bad_lines: bool,
+    relative_to: str | None,
+    profile: str | None,
+    region: str | None,
+) -> Truth:
+    """The true labels: of the file `truth`, or those in `results`."""
+    from batchcl.analysis.truth import carried_truth, read_truth
+    from batchcl.errors import UsageError
+
+    if truth is None and relative_to is not None:
+        raise UsageError("--relative-to needs --truth: the labels that the results contain are of their own images")
+    if truth is None:
+        return carried_truth(results.images(), attribute=attribute, skip_bad_lines=skip_bad_lines)
+    with local_copy(truth, profile=profile, region=region) as path:
+        return read_truth(
+            path,
+            name=truth,
+            attribute=attribute,
+            skip_bad_lines=skip_bad_lines,
+            images=results.images(),
+            relative_to=relative_to,
+        )
 
 
 @contextmanager

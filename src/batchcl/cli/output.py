@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from batchcl.analysis.results import Results
+    from batchcl.thresholds import Thresholds
 
 __all__ = [
     "AllRuns",
@@ -35,6 +36,7 @@ __all__ = [
     "Model",
     "Profile",
     "Region",
+    "RelativeTo",
     "Root",
     "Run",
     "ThresholdsFile",
@@ -42,6 +44,7 @@ __all__ = [
     "emit_object",
     "open_root_results",
     "printable",
+    "thresholds_of",
 ]
 
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="Output root of runs: directory or s3://bucket/prefix.")]
@@ -55,6 +58,15 @@ Run = Annotated[str | None, typer.Option("--run", help="Only this run.", show_de
 Date = Annotated[
     str | None,
     typer.Option("--date", metavar="YYYY-MM-DD", help="Only runs that started this UTC day.", show_default=False),
+]
+RelativeTo = Annotated[
+    str | None,
+    typer.Option(
+        "--relative-to",
+        metavar="FOLDER",
+        help="Directory or s3://bucket/prefix that names of images in the file are relative to.",
+        show_default=False,
+    ),
 ]
 AllRuns = Annotated[
     bool,
@@ -100,26 +112,32 @@ def open_root_results(
         UsageError: see `open_results`; or both `min_confidence` and `thresholds` are given.
     """
     from batchcl.analysis.results import open_results
-    from batchcl.errors import UsageError
-    from batchcl.thresholds import Thresholds
 
-    if (question := confidence_hint(min_confidence)) is not None:
-        write_line(question)
-    if min_confidence is not None and thresholds is not None:
-        raise UsageError("--min-confidence and --thresholds exclude each other; choose one")
     results = open_results(
         root,
         model=model,
         run_id=run,
         date=date,
         all_runs=all_runs,
-        thresholds=min_confidence if thresholds is None else Thresholds.read(thresholds),
+        thresholds=thresholds_of(min_confidence, thresholds),
         profile=profile,
         region=region,
     )
     for note in results.notes():
         write_line(note)
     return results
+
+
+def thresholds_of(min_confidence: float | None, file: Path | None) -> Thresholds | float | None:
+    """The thresholds of --min-confidence or --thresholds. Raises `UsageError` if both are given."""
+    from batchcl.errors import UsageError
+    from batchcl.thresholds import Thresholds
+
+    if (question := confidence_hint(min_confidence)) is not None:
+        write_line(question)
+    if min_confidence is not None and file is not None:
+        raise UsageError("--min-confidence and --thresholds exclude each other; choose one")
+    return min_confidence if file is None else Thresholds.read(file)
 
 
 def emit(frame: pl.DataFrame, *, json: bool = False, csv: bool = False, title: str | None = None) -> None:

@@ -42,6 +42,7 @@ from batchcl.runs.store import Store
 from batchcl.runs.worklist import WorkList
 from batchcl.scoring.bounds import limit_to_descriptors
 from batchcl.scoring.connections import open_manager, open_service
+from batchcl.scoring.report_at_end import check_report, report_at_end
 from batchcl.scoring.run_lease import hold_run_lease, make_run_lease
 from batchcl.scoring.session import RunContext, Session
 from batchcl.scoring.source_checks import CheckedSources, check_sources, closing_with, first_page
@@ -69,7 +70,8 @@ async def run(
 
     Each image becomes one row in `results/` or `failures/`. If `job.run_id` names an unfinished run, it is resumed; if
     the run is done, its summary is returned and no call is made. If the run started the model, the model is stopped at
-    the end, also after an error.
+    the end, also after an error. With `job.report`, a report about the run is written afterwards; a failure to write it
+    is a notice.
 
     Args:
         job: what to score.
@@ -89,6 +91,7 @@ async def run(
     observer = SafeObserver(observer or SilentObserver())
     stop_signal = stop_signal or StopSignal()
     job = limit_to_descriptors(job, observer)
+    check_report(job)
     with ExitStack() as files:
         with stop_signal.interruptible():
             aws, resolved = await open_service(job, aws)
@@ -104,9 +107,12 @@ async def run(
                 tolerated = not job.tolerance.exceeded(failed=state.summary.failed, scored=state.summary.scored)
                 return replace(state.summary, tolerated=tolerated)
         run_id, root = state.record.run_id, store.root
-        async with open_context(
-            job, aws, model, observer, stop_signal, run_id=run_id, root=root, begun_at=begun_at
-        ) as context:
+        async with (
+            report_at_end(job, aws, observer, stop_signal, run_id=run_id, root=root),
+            open_context(
+                job, aws, model, observer, stop_signal, run_id=run_id, root=root, begun_at=begun_at
+            ) as context,
+        ):
             return await execute(job, state, context)
 
 

@@ -1,4 +1,4 @@
-"""`--where`: SQL conditions on the columns of a row, such as `size > 10000 AND key LIKE '%.jpg'`.
+"""SQL conditions on the columns of a row, such as `size > 10000 AND key LIKE '%.jpg'`, of `--where` and other options.
 
 A condition is parsed into tokens and checked against lists of allowed functions before polars evaluates it, so that it
 can't read files or other tables.
@@ -49,10 +49,14 @@ _ADVICE: Final = "use AND, OR, NOT, comparisons, IN, LIKE, BETWEEN, IS NULL, CAS
 class Condition:
     """A condition on the columns of a row; `names` are the column names (and other words) in its text."""
 
-    def __init__(self, text: str) -> None:
-        """Raises `UsageError` if the text is not a condition on one row."""
+    def __init__(self, text: str, *, option: str = "--where", example: str = "size > 10000") -> None:
+        """`option` and `example` are for messages. Raises `UsageError` if the text is not a condition on one row."""
         self.text = text
-        self.names = frozenset(_names(text))
+        self._option = option
+        self._example = example
+        if not text.strip():
+            raise UsageError(f"{option} is empty; write a condition such as {example}")
+        self.names = frozenset(_names(text, option))
 
     def __repr__(self) -> str:
         return f"Condition({self.text!r})"
@@ -66,10 +70,11 @@ class Condition:
             dtype = self._evaluate(pl.DataFrame(schema=dict(schema))).dtype
         except pl.exceptions.PolarsError as error:
             columns = ", ".join(schema if known is None else known)
-            raise UsageError(f"--where {self.text!r}: {_reason(error)}; the columns are {columns}") from error
+            raise UsageError(f"{self._option} {self.text!r}: {_reason(error)}; the columns are {columns}") from error
         if dtype not in (pl.Boolean, pl.Null):
             raise UsageError(
-                f"--where {self.text!r} has the type {dtype}, not Boolean; write a comparison such as size > 10000"
+                f"{self._option} {self.text!r} has the type {dtype}, not Boolean; write a comparison such as "
+                f"{self._example}"
             )
 
     def matches(self, frame: pl.DataFrame) -> pl.Series:
@@ -82,7 +87,7 @@ class Condition:
             return self._evaluate(frame).cast(pl.Boolean).fill_null(value=False)
         except pl.exceptions.PolarsError as error:
             raise UsageError(
-                f"--where {self.text!r}: {_reason(error)}; use TRY_CAST, which returns null for invalid values"
+                f"{self._option} {self.text!r}: {_reason(error)}; use TRY_CAST, which returns null for invalid values"
             ) from error
 
     def _evaluate(self, frame: pl.DataFrame) -> pl.Series:
@@ -92,13 +97,11 @@ class Condition:
         return context.execute(sql).collect(engine="in-memory")["matches"]
 
 
-def _names(text: str) -> Iterator[str]:
+def _names(text: str, option: str) -> Iterator[str]:
     """The words in `text` that may be columns. Raises `UsageError` if `text` is not a condition."""
-    tokens = list(_tokens(text))
-    if not tokens:
-        raise UsageError("--where is empty; write a condition such as size > 10000")
+    tokens = list(_tokens(text, option))
     if not _is_balanced([token for _, token in tokens]):
-        raise UsageError(f"--where {text!r}: its parentheses are not balanced; add or remove one")
+        raise UsageError(f"{option} {text!r}: its parentheses are not balanced; add or remove one")
     for (kind, token), (_, following) in zip(tokens, [*tokens[1:], ("", "")], strict=True):
         word = token.lower()
         if kind == "quoted":
@@ -107,25 +110,25 @@ def _names(text: str) -> Iterator[str]:
         if kind not in {"word", "quoted"}:
             continue
         if word in _REFUSED.split():
-            raise UsageError(f"--where {text!r}: {token} is not allowed in a condition on one row; {_ADVICE}")
+            raise UsageError(f"{option} {text!r}: {token} is not allowed in a condition on one row; {_ADVICE}")
         if following == "(" and word not in f"{_FUNCTIONS} {_BEFORE_PARENTHESIS}".split():
             allowed = ", ".join(_FUNCTIONS.split())
-            raise UsageError(f"--where {text!r}: the function {token} is not allowed; allowed are {allowed}")
+            raise UsageError(f"{option} {text!r}: the function {token} is not allowed; allowed are {allowed}")
         if kind == "word":
             yield token
 
 
-def _tokens(text: str) -> Iterator[tuple[str, str]]:
+def _tokens(text: str, option: str) -> Iterator[tuple[str, str]]:
     """(kind, text) of each token except spaces. Raises `UsageError` for comments and unknown characters."""
     at = 0
     previous = "space"
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None or match["operator"] in {"--", "/*"}:
-            raise UsageError(f"--where {text!r}: {text[at : at + 10]!r} is not allowed in a condition; {_ADVICE}")
+            raise UsageError(f"{option} {text!r}: {text[at : at + 10]!r} is not allowed in a condition; {_ADVICE}")
         kind = match.lastgroup or ""
         if kind == "text" and previous in {"word", "text", "quoted", "number"}:
-            raise UsageError(f"--where {text!r}: a space is missing before {match[0][:20]}")
+            raise UsageError(f"{option} {text!r}: a space is missing before {match[0][:20]}")
         if kind != "space":
             yield kind, match[0]
         previous = kind

@@ -72,10 +72,11 @@ class Root:
         shard: int = 0,
         first: int = 0,
         min_confidence: float | None = None,
+        max_results: int | None = None,
     ) -> None:
         run_id, arn = run_id or self.run_id, model_arn or arn_of(model or self.model)
         table = results_table(
-            *columns(rows), run_id=run_id, model_arn=arn, min_confidence=min_confidence, max_results=None
+            *columns(rows), run_id=run_id, model_arn=arn, min_confidence=min_confidence, max_results=max_results
         )
         data = parquet_bytes(table, run_id=run_id, model_arn=arn)
         self._write("results", data, model, date, PartName(run_id, shard, first))

@@ -123,6 +123,14 @@ def test_a_threshold_below_that_of_the_scoring_is_refused(root: Root, make: type
         open_results(str(root), thresholds=chosen)
 
 
+def test_the_thresholds_of_replaced_rows_do_not_matter(root: Root, make: type[Make]) -> None:
+    root.results(make.scored("s3://b/1", Label("cat", 90)), run_id="high", min_confidence=50)
+    root.results(make.scored("s3://b/1", Label("cat", 90), at=at(1)), run_id="low", min_confidence=5)
+    assert not open_results(str(root), thresholds=10).notes()
+    with pytest.raises(UsageError, match="is below 50"):
+        open_results(str(root), thresholds=10, all_runs=True)
+
+
 def test_notes_tell_of_models_and_thresholds(root: Root, make: type[Make]) -> None:
     def notes(**selection: object) -> str:
         return "; ".join(open_results(str(root), **selection).notes())  # type: ignore[arg-type]
@@ -130,11 +138,11 @@ def test_notes_tell_of_models_and_thresholds(root: Root, make: type[Make]) -> No
     root.results(make.scored("s3://b/1"), run_id="a", model="m@1", min_confidence=0)
     assert notes().startswith("the images were scored with --min-confidence 0")
     assert not notes(thresholds=1)
-    root.results(make.scored("s3://b/1"), run_id="b", model="m@1", min_confidence=50)
+    root.results(make.scored("s3://b/2"), run_id="b", model="m@1", min_confidence=50)
     assert "different thresholds, 0 and 50" in notes()
     assert not notes(thresholds=50)
     assert not notes(run_id="b")
-    root.results(make.scored("s3://b/1"), run_id="c", model="m@2")
+    root.results(make.scored("s3://b/3"), run_id="c", model="m@2")
     assert notes().startswith("the rows are of 2 models, m@1, m@2; choose one with --model")
     assert "the model's own thresholds" in notes()
     assert not notes(model="m@2")

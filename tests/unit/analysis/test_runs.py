@@ -26,9 +26,16 @@ AT = dt.datetime(2026, 11, 20, 1, 15, tzinfo=dt.UTC)
 
 
 async def finished(
-    store: Store, run_id: str, *, model: str = "cats@v1", days: int = 0, threshold: float | None = None
+    store: Store,
+    run_id: str,
+    *,
+    model: str = "cats@v1",
+    days: int = 0,
+    threshold: float | None = None,
+    scored: int = 190,
 ) -> None:
-    """A run with two sessions that spent the same."""
+    """A run with two failures, and with two sessions that spent the same."""
+    spent = SPENT | {"calls": scored // 2 + 5, "images": scored // 2 + 1}
     record = RunRecord(
         run_id=run_id,
         model=arn_of(model),
@@ -39,17 +46,17 @@ async def finished(
         version="1",
     )
     await record.create(store)
-    sessions = tuple(SessionRecord.of(number, SPENT) for number in range(2))
+    sessions = tuple(SessionRecord.of(number, spent) for number in range(2))
     for _ in sessions:
-        lease = RunLeaseHolder(store, RunPaths(run_id).sessions, what=run_id, progress=lambda: dict(SPENT))
+        lease = RunLeaseHolder(store, RunPaths(run_id).sessions, what=run_id, progress=lambda: dict(spent))
         await lease.acquire()
         lease.settled = True
         await lease.release()
     summary = Summary(
         run_id=run_id,
         status="done",
-        planned=192,
-        scored=190,
+        planned=scored + 2,
+        scored=scored,
         failed=2,
         skipped=0,
         **total_spent(sessions),
