@@ -131,11 +131,11 @@ def read_truth(
         truths = _parse_lines(numbered_lines(file), name, attribute=attribute, bad=bad if skip_bad_lines else None)
         truth = _collect(truths, manifest.absolute().parent, bad)
     if truth.images.is_empty():
-        skipped = f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
+        skipped = f": {pluralize(truth.unlabelled, 'line')} without labels" if truth.unlabelled else ""
+        skipped += f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
         skipped += _describe_bad_labels(truth)
         raise SourceError(
-            f"the truth {name} has no image with labels: {pluralize(truth.unlabelled, 'line')} without labels{skipped}"
-            "; use a Ground Truth manifest with a label attribute"
+            f"the truth {name} has no image with labels{skipped}; use a Ground Truth manifest with a label attribute"
         )
     return truth
 
@@ -176,9 +176,9 @@ def _foreign_truth(
     )
     truth = replace(_collect(truths, Path("/"), bad or []), matches=None if images is None else matches)
     if truth.images.is_empty():
+        unlabelled = f": {pluralize(truth.unlabelled, 'image')} without labels" if truth.unlabelled else ""
         raise SourceError(
-            f"{name} has no image with labels: {pluralize(truth.unlabelled, 'image')} without labels"
-            f"{_describe_bad_labels(truth)}; label some, or name other labels"
+            f"{name} has no image with labels{unlabelled}{_describe_bad_labels(truth)}; check the path, or label images"
         )
     return truth
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import anyio
@@ -33,7 +32,7 @@ __all__ = ["report"]
 def report(
     root: Root,
     *,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="HTML file to write.", show_default=False)],
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="HTML file to write.", show_default=False)],
     baseline: Annotated[
         str | None,
         typer.Option(
