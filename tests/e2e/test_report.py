@@ -42,7 +42,8 @@ def test_a_report_that_fails_is_logged_and_changes_nothing_else(cli, demo, env, 
     failed = next(each for each in events if each["event"] == "report-failed")
     assert failed["level"] == "warning"
     assert (
-        f"writing the report {report} failed: File name too long. Write it with `batchcl report " in failed["message"]
+        f"writing the report {report} failed: File name too long; name another file. Write it with `batchcl report "
+        in failed["message"]
     )
 
 
@@ -60,7 +61,10 @@ def test_a_run_that_stops_early_has_a_report_and_its_exit_code(cli, demo, env, t
     assert "What helps:" in report.read_text()
 
 
-@pytest.mark.parametrize(("path", "reason"), [("none/report.html", "does not exist"), ("", "is a directory")])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("none/report.html", "does not exist"), ("", "is a directory"), ("out/report.html", "is in the output root")],
+)
 def test_a_report_without_a_directory_is_refused_before_a_call(cli, demo, env, tmp_path, path, reason):
     out = tmp_path / "out"
     done = cli("run", demo.data.images, "--model", demo.arn, "--out", out, "--report", tmp_path / path, env=env)

@@ -17,6 +17,7 @@ from batchcl.analysis.results import Results
 from batchcl.analysis.truth import Truth
 from batchcl.errors import OutputError, UsageError
 from batchcl.quantities import pluralize
+from batchcl.runs.layout import check_outside_root
 
 if TYPE_CHECKING:
     from batchcl.analysis.precision_recall import Criterion, LabelScores
@@ -318,10 +319,7 @@ def check_thresholds_path(path: str | os.PathLike[str], *, root: str, overwrite:
     if name.startswith("s3://"):
         raise UsageError(f"--out {name} is in S3; name a local file, and copy it with: aws s3 cp")
     file = os.path.realpath(os.path.expanduser(name))
-    if not root.startswith("s3://"):
-        folder = os.path.realpath(os.path.expanduser(root))
-        if os.path.commonpath([folder, file]) == folder:
-            raise UsageError(f"--out {name} is in the output root {root}, where only runs write; name a file elsewhere")
+    check_outside_root(name, root, what="--out")
     if os.path.isdir(file):
         raise UsageError(
             f"--out {name} is a directory; name a file in it, such as {os.path.join(name, 'thresholds.toml')}"
