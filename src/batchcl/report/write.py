@@ -17,7 +17,7 @@ import polars as pl
 
 from batchcl.analysis.compare import Comparison, compare
 from batchcl.analysis.evaluate import evaluate
-from batchcl.analysis.results import Results, open_results
+from batchcl.analysis.results import Results, is_in_root, open_results
 from batchcl.analysis.thresholds import choose_thresholds
 from batchcl.analysis.truth import Truth, carried_truth, read_truth
 from batchcl.aws.session import Aws
@@ -108,7 +108,8 @@ async def write_report(
         baseline: what to compare with: a run id, a date or a model, or a duration such as `7d` for all runs in this
             time before; see `compare`. By default the previous run of the project, if there is one. What is compared
             is `run_id` or `date`, or else the newest run.
-        truth: true labels for the evaluation, in any form that `read_truth` reads; by default the labels of the manifest that was scored, if there are any.
+        truth: true labels for the evaluation, in any form that `read_truth` reads; by default the labels of the
+            manifest that was scored, if there are any.
         gallery: the largest number of pictures, 0 to 2,000.
         max_mb: the largest size of the file in megabytes (10⁶ bytes), at least 1.
         aws: for a root or images in S3.
@@ -120,7 +121,7 @@ async def write_report(
         SourceError: `truth` can't be read.
         CredentialsError: there are none for S3.
     """
-    path = check_report_file(out, what="the report")
+    path = check_report_file(out, what="the report", root=os.fspath(root))
     _check_limits(gallery=gallery, max_mb=max_mb)
     aws = aws or Aws()
     selection = _Selection(
@@ -152,18 +153,24 @@ async def write_report(
     )
 
 
-def check_report_file(out: str | os.PathLike[str], *, what: str) -> Path:
+def check_report_file(out: str | os.PathLike[str], *, what: str, root: str) -> Path:
     """The path of a report that can probably be written.
 
     Args:
         out: the file.
         what: the option in messages.
+        root: the output root that the report is about.
 
     Raises:
-        UsageError: the extra `report` is not installed, or there is no such directory.
+        UsageError: the extra `report` is not installed, the file is in S3 or in `root`, or there is no such directory.
     """
     require_report_extra(what)
-    path = Path(os.fspath(out)).expanduser()
+    name = os.fspath(out)
+    if name.startswith("s3://"):
+        raise UsageError(f"{what} {name} is in S3; name a local file, and copy it with: aws s3 cp")
+    path = Path(name).expanduser()
+    if is_in_root(path, root):
+        raise UsageError(f"{what} {path} is in the output root {root}, where only runs write; name a file elsewhere")
     if os.path.isdir(path):
         raise UsageError(f"{what} {path} is a directory; name a file in it, such as report.html")
     if not os.path.isdir(path.absolute().parent):
@@ -383,4 +390,4 @@ def _write(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             partial_path.unlink()
-        raise OutputError(f"writing the report {path} failed: {error.strerror or error}") from error
+        raise OutputError(f"writing the report {path} failed: {error.strerror or error}; name another file") from error
