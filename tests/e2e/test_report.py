@@ -42,7 +42,8 @@ def test_a_report_that_fails_is_logged_and_changes_nothing_else(cli, demo, env, 
     failed = next(each for each in events if each["event"] == "report-failed")
     assert failed["level"] == "warning"
     assert (
-        f"writing the report {report} failed: File name too long. Write it with `batchcl report " in failed["message"]
+        f"writing the report {report} failed: File name too long; name another file. Write it with `batchcl report "
+        in failed["message"]
     )
 
 

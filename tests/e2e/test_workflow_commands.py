@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from batchcl.aws import models, waiting
 from batchcl.cli.app import app
 from batchcl.emulator.digits import write_digits
 from commands import run_command
-from servers import aws_env, client, make_bucket
+from servers import aws_env, client, make_bucket, wait_for
 from unit.emulator.harness import Server, running_server
 
 
@@ -285,12 +285,7 @@ def test_after_a_signal_the_message_states_the_cost(seaweed, tmp_path, monkeypat
         assert made.code == 0, made.err
 
         def interrupt() -> None:
-            rekognition = slow.client()
-            (found,) = rekognition.describe_projects(ProjectNames=["long"])["ProjectDescriptions"]
-            arn = found["ProjectArn"]
-            while not rekognition.describe_project_versions(ProjectArn=arn)["ProjectVersionDescriptions"]:
-                time.sleep(0.02)
-            time.sleep(0.2)
+            wait_for(lambda: "long@v1 is TRAINING_IN_PROGRESS" in getattr(sys.stderr, "getvalue", str)())
             os.kill(os.getpid(), number)
 
         thread = threading.Thread(target=interrupt)

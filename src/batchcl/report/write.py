@@ -108,8 +108,8 @@ async def write_report(
         baseline: what to compare with: a run id, a date or a model, or a duration such as `7d` for all runs in this
             time before; see `compare`. By default the previous run of the project, if there is one. What is compared
             is `run_id` or `date`, or else the newest run.
-        truth: true labels for the evaluation, in any form that `read_truth` reads; by default the labels of the
-            manifest that was scored, if there are any.
+        truth: true labels for the evaluation, in any form that `read_truth` reads; by default those of the manifest
+            that was scored, if it has any.
         gallery: the largest number of pictures, 0 to 2,000.
         max_mb: the largest size of the file in megabytes (10⁶ bytes), at least 1.
         aws: for a root or images in S3.
