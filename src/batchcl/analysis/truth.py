@@ -26,6 +26,7 @@ from batchcl.annotations.references import file_name, resolve_references
 from batchcl.errors import SourceError, UsageError
 from batchcl.groundtruth import GroundTruth, parse_extra, parse_line
 from batchcl.images import escape_name
+from batchcl.quantities import pluralize
 from batchcl.sources.files import open_list, spool_pipe
 from batchcl.sources.text_lists import check_length, numbered_lines, skip_mark
 
@@ -130,11 +131,11 @@ def read_truth(
         truths = _parse_lines(numbered_lines(file), name, attribute=attribute, bad=bad if skip_bad_lines else None)
         truth = _collect(truths, manifest.absolute().parent, bad)
     if truth.images.is_empty():
-        skipped = f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
+        skipped = f": {pluralize(truth.unlabelled, 'line')} without labels" if truth.unlabelled else ""
+        skipped += f", {len(bad)} lines could not be read, the first: {bad[0]}" if bad else ""
         skipped += _describe_bad_labels(truth)
         raise SourceError(
-            f"the truth {name} has no image with labels: {truth.unlabelled} lines have none{skipped}; "
-            "use a Ground Truth manifest with a label attribute"
+            f"the truth {name} has no image with labels{skipped}; use a Ground Truth manifest with a label attribute"
         )
     return truth
 
@@ -175,8 +176,9 @@ def _foreign_truth(
     )
     truth = replace(_collect(truths, Path("/"), bad or []), matches=None if images is None else matches)
     if truth.images.is_empty():
+        unlabelled = f": {pluralize(truth.unlabelled, 'image')} without labels" if truth.unlabelled else ""
         raise SourceError(
-            f"{name} has no image with labels: {truth.unlabelled} images have none{_describe_bad_labels(truth)}"
+            f"{name} has no image with labels{unlabelled}{_describe_bad_labels(truth)}; check the path, or label images"
         )
     return truth
 

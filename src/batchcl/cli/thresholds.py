@@ -209,16 +209,17 @@ def _notes(choice: ThresholdChoice) -> list[str]:
     notes = []
     if cut := labels.filter(labels["judged_from"] > 0).height:
         notes.append(
-            f"scores are cut off from below for {pluralize(cut, 'label')}: thresholds under `judged from` can't be "
+            f"the low scores of {pluralize(cut, 'label')} are missing, so thresholds below `judged from` can't be "
             "judged; score with --min-confidence 0 for all"
         )
     if reached := summary["max_results_reached"]:
         notes.append(
-            f"--max-results limited the labels of {pluralize(reached, 'image')}: what it cut off counts as not found; "
-            "score without it"
+            f"--max-results may have cut off labels of {pluralize(reached, 'image')}, which count as not found; score "
+            "without it"
         )
     if few := int(labels["few_images"].sum()):
         notes.append(
-            f"fewer than 30 images are behind {pluralize(few, 'label')}: see the intervals, or label more images"
+            f"the figures of {pluralize(few, 'label')} are based on fewer than 30 images: see the intervals, or label "
+            "more images"
         )
     return notes

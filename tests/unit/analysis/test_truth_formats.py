@@ -163,7 +163,7 @@ def test_options_of_manifests_are_refused_for_other_formats(results, tmp_path):
 def test_a_truth_without_labels_or_common_images_is_refused(results, tmp_path):
     path = tmp_path / "truth"
     path.write_bytes(orjson.dumps([{"data": {"image": "1.jpg"}, "annotations": []}]))
-    with pytest.raises(SourceError, match=r"the Label Studio file .* has no image with labels: 1 images have none"):
+    with pytest.raises(SourceError, match=r"the Label Studio file .* has no image with labels: 1 image without labels"):
         read(results, path)
     path.write_bytes(cvat({"nowhere.jpg": "cat"}))
     with pytest.raises(UsageError, match=r"none of the 1 images of the truth has a result.*with --relative-to"):
