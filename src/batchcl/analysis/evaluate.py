@@ -139,7 +139,9 @@ def check_one_model(models: Iterable[tuple[str, str]]) -> Iterable[tuple[str, st
 
 def no_common_image(truth: Truth, latest: pl.DataFrame) -> str:
     """The error if no image of the truth is among the results, which have the column `uri`."""
-    example = str(latest["uri"].min()) if latest.height else "no image"
+    if latest.is_empty():
+        return "the results have no scored image; `batchcl failures` lists the reasons"
+    example = str(latest["uri"].min())
     advice = _spelling_hint(truth.images["uri"], latest["uri"]) or (
         "the URIs must be equal"
         if truth.matches is None

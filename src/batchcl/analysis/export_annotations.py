@@ -19,7 +19,7 @@ import anyio.to_thread
 import polars as pl
 from botocore.exceptions import BotoCoreError, ClientError
 
-from batchcl.analysis.results import Results, shown_model
+from batchcl.analysis.results import Results, is_in_root, shown_model
 from batchcl.annotations.coco import CocoWriter
 from batchcl.annotations.cvat import CvatWriter
 from batchcl.annotations.label_studio import LabelStudioWriter
@@ -39,7 +39,7 @@ from batchcl.runs.schema import RESULTS
 from batchcl.sources.from_results import COLUMNS, ROW_INDEX, condition_columns, condition_rows
 from batchcl.sources.where import Condition
 
-__all__ = ["EXPORT_FORMATS", "AnnotationExport", "ExportFormat", "SkippedImage", "export_annotations"]
+__all__ = ["EXPORT_FORMATS", "SEVERAL_ROWS", "AnnotationExport", "ExportFormat", "SkippedImage", "export_annotations"]
 
 ExportFormat: TypeAlias = Literal["coco", "yolo", "label-studio", "cvat", "ground-truth", "csv"]
 
@@ -54,7 +54,7 @@ _FOLDERS: Final[dict[ExportFormat, frozenset[str]]] = {
 
 _SIZED: Final = frozenset({"coco", "cvat", "ground-truth"})
 _NAMES_ARE_RELATIVE: Final = frozenset({"coco", "cvat", "yolo"})
-_SEVERAL_ROWS: Final = frozenset({"csv", "label-studio"})
+SEVERAL_ROWS: Final = frozenset({"csv", "label-studio"})
 
 _ROWS_AT_ONCE: Final = 500_000
 """Rows in memory; a larger root is read several times, a part of the images each time."""
@@ -160,7 +160,7 @@ async def export_annotations(
     condition = None if where is None else Condition(where)
     if condition is not None:
         condition.check(COLUMNS)
-    if results.all_runs and form not in _SEVERAL_ROWS:
+    if results.all_runs and form not in SEVERAL_ROWS:
         raise UsageError(
             f"exporting all runs as {form} failed: it has one row for each image; omit --all-runs, or select a run "
             "with --run"
@@ -168,9 +168,7 @@ async def export_annotations(
     if form in _SIZED and image_size is None:
         require_pillow(f"exporting as {form} without --image-size")
     wanted = None if uris is None else pl.Series("uri", list(dict.fromkeys(uris)), pl.String)
-    rows = await anyio.to_thread.run_sync(
-        partial(_Rows.open, results, condition, wanted, several=form in _SEVERAL_ROWS)
-    )
+    rows = await anyio.to_thread.run_sync(partial(_Rows.open, results, condition, wanted, several=form in SEVERAL_ROWS))
     overview = await anyio.to_thread.run_sync(_overview, rows, form)
     base = overview.common_folder if relative_to is None and form in _NAMES_ARE_RELATIVE else relative_to
     skipped = [SkippedImage(uri, "it has no result that matches") for uri in overview.missing]
@@ -474,7 +472,7 @@ def _checked_target(results: Results, form: ExportFormat, out: str | os.PathLike
         raise UsageError(f"exporting to {text} failed: the export is written to disk; copy it to S3 afterwards")
     target = Path(os.path.expanduser(text)).absolute()
     root = results.root
-    if not root.startswith("s3://") and f"{os.path.realpath(target)}/".startswith(f"{os.path.realpath(root)}/"):
+    if is_in_root(target, root):
         raise UsageError(f"exporting to {target} failed: it is inside {root}; name another location")
     if not os.path.lexists(target):
         return target

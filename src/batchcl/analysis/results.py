@@ -7,6 +7,7 @@ Nothing is read until a frame is collected, and then only the columns and partit
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property, partial
@@ -39,7 +40,7 @@ from batchcl.thresholds import Thresholds
 if TYPE_CHECKING:
     from batchcl.aws.session import Aws
 
-__all__ = ["DETECTIONS", "Results", "open_results", "run_table", "shown_model"]
+__all__ = ["DETECTIONS", "Results", "is_in_root", "open_results", "run_table", "shown_model"]
 
 T = TypeVar("T")
 
@@ -193,13 +194,16 @@ class Results:
             .select(DETECTIONS)
         )
 
-    def notes(self) -> list[str]:
-        """What a reader should know of these rows: that they are of several models, or scored differently. Blocks."""
+    def notes(self, *, of_one_model: bool = False) -> list[str]:
+        """What a reader should know of these rows: that they are of several models, or scored differently. Blocks.
+
+        With `of_one_model`, several models are not mentioned, because the caller refuses them.
+        """
         models = sorted({each.model_arn for each in self._statistics if each.model_arn is not None})
         minima = sorted(self.min_confidences, key=lambda each: -1.0 if each is None else each)
         lowest = None if self._thresholds is None else self._thresholds.lowest
         notes = []
-        if len(models) > 1:
+        if len(models) > 1 and not of_one_model:
             names = sorted({ModelArn.parse(arn).name for arn in models})
             shown = names if len(names) == len(models) else models
             notes.append(f"the rows are of {len(models)} models, {', '.join(shown)}; choose one with --model")
@@ -384,6 +388,14 @@ def open_results(
 
 def _applied(thresholds: Thresholds | float | None) -> Thresholds | None:
     return Thresholds(default=float(thresholds)) if isinstance(thresholds, int | float) else thresholds
+
+
+def is_in_root(path: str | os.PathLike[str], root: str) -> bool:
+    """Whether the local `path`, which need not exist, is the output root `root` or in it. Blocks."""
+    if root.startswith("s3://"):
+        return False
+    folder, file = (os.path.realpath(os.path.expanduser(each)) for each in (root, path))
+    return os.path.commonpath([folder, file]) == folder
 
 
 def shown_model() -> pl.Expr:

@@ -104,6 +104,7 @@ def evaluate(
         date=date,
         min_confidence=min_confidence,
         thresholds=thresholds,
+        of_one_model=True,
         profile=profile,
         region=region,
     )

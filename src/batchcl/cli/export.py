@@ -108,7 +108,7 @@ _HELP: Final[dict[ExportFormat, str]] = {
     "coco": """Write boxes and labels as COCO: a directory with instances.json and results.json.
 
     The results are the list of scores that pycocotools reads; the instances have the same boxes as annotations. Labels
-    of whole images are annotations without a box, and results-labels.json.
+    of whole images are annotations without a box, and results-labels.json. An empty list is not written.
 
     Examples:
 
@@ -214,7 +214,7 @@ def _add(form: ExportFormat) -> None:
     ) -> None:
         import anyio
 
-        from batchcl.analysis.export_annotations import export_annotations
+        from batchcl.analysis.export_annotations import SEVERAL_ROWS, export_annotations
         from batchcl.aws.session import Aws
 
         size = None if image_size is None else _parsed_size(image_size, form)
@@ -226,6 +226,7 @@ def _add(form: ExportFormat) -> None:
             all_runs=all_runs,
             min_confidence=min_confidence,
             thresholds=thresholds,
+            of_one_model=form not in SEVERAL_ROWS,
             profile=profile,
             region=region,
         )

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from batchcl.emulator import EmulatorSettings
     from batchcl.job import Job
 
-__all__ = ["Emulator", "EmulatorState", "check_emulator", "default_model", "emulated", "emulated_session"]
+__all__ = [
+    "Emulator",
+    "EmulatorState",
+    "check_emulator",
+    "default_model",
+    "emulated",
+    "emulated_session",
+    "emulator_options",
+]
 
 _PANEL: Final = "Local emulator"
 _DEFAULT_STATE: Final = "~/.cache/batchcl/emulator"
@@ -59,6 +67,13 @@ def default_model(*, emulator: bool) -> dict[str, Any]:
     from batchcl.job import NO_MODEL
 
     return {"model": NO_MODEL} if emulator else {}
+
+
+def emulator_options(*, emulator: bool, state: Path | None) -> list[str]:
+    """The options of a command that uses the same emulator."""
+    if not emulator:
+        return []
+    return ["--emulator"] if state is None else ["--emulator", "--emulator-state", str(state)]
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from batchcl.cli.streams import write_line
+from batchcl.cli.streams import printable, write_line
 from batchcl.quantities import confidence_hint
 
 if TYPE_CHECKING:
@@ -103,10 +103,14 @@ def open_root_results(
     all_runs: bool = False,
     min_confidence: float | None = None,
     thresholds: Path | None = None,
+    of_one_model: bool = False,
     profile: str | None = None,
     region: str | None = None,
 ) -> Results:
     """The results that a reading command's options select. Writes what a reader should know of them to stderr.
+
+    Args other than the options:
+        of_one_model: whether the command refuses results of several models, so that nothing is written about them.
 
     Raises:
         UsageError: see `open_results`; or both `min_confidence` and `thresholds` are given.
@@ -123,7 +127,7 @@ def open_root_results(
         profile=profile,
         region=region,
     )
-    for note in results.notes():
+    for note in results.notes(of_one_model=of_one_model):
         write_line(note)
     return results
 
@@ -219,13 +223,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return _json_text(value) if isinstance(value, list | dict) else str(value)
-
-
-def printable(text: str) -> str:
-    """`text` with control characters escaped, because labels and keys may contain any and a terminal obeys them."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() or each == "\u00a0" else repr(each)[1:-1] for each in text)
 
 
 def _json_text(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from batchcl.cli.local_emulator import Emulator, EmulatorState, check_emulator, emulated_session
+from batchcl.cli.local_emulator import Emulator, EmulatorState, check_emulator, emulated_session, emulator_options
 from batchcl.cli.options import Json, LogFormatOption, flags, takes_job_options
 from batchcl.cli.output import Root
 from batchcl.cli.run import finish
@@ -103,4 +103,9 @@ def retry(
                 root, run, codes=code or (), changes=changes, observer=observer, stop_signal=stop_signal, aws=aws
             )
 
-    finish(lambda: run_until_signalled(work, grace_s=grace_s), json=json, log_format=log_format)
+    finish(
+        lambda: run_until_signalled(work, grace_s=grace_s),
+        json=json,
+        log_format=log_format,
+        options=emulator_options(emulator=emulator, state=emulator_state),
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
 
-from batchcl.cli.local_emulator import Emulator, EmulatorState, default_model, emulated
+from batchcl.cli.local_emulator import Emulator, EmulatorState, default_model, emulated, emulator_options
 from batchcl.cli.options import Config, Json, LogFormat, LogFormatOption, flags, takes_job_options
 from batchcl.cli.streams import StreamError, log, write_line
 from batchcl.errors import BatchclError, ExitCode, command
@@ -65,46 +65,53 @@ def run(
         ):
             return await score(scored, observer=observer, stop_signal=stop_signal, aws=aws)
 
-    finish(lambda: run_until_signalled(work, grace_s=job.grace_s), json=json, log_format=log_format)
+    finish(
+        lambda: run_until_signalled(work, grace_s=job.grace_s),
+        json=json,
+        log_format=log_format,
+        options=emulator_options(emulator=emulator, state=emulator_state),
+    )
 
 
-def finish(work: Callable[[], Summary], *, json: bool, log_format: LogFormat | None) -> None:
-    """Do `work`, show its summary, and exit with the code for it."""
+def finish(
+    work: Callable[[], Summary], *, json: bool, log_format: LogFormat | None, options: Sequence[str] = ()
+) -> None:
+    """Do `work`, show its summary, and exit with the code for it. Commands that retry it have the `options`."""
     try:
         summary = work()
     except BatchclError as error:
         if error.summary is not None:
-            _end(error.summary, json=json, log_format=log_format)
+            _end(error.summary, json=json, log_format=log_format, options=options)
         raise
-    _end(summary, json=json, log_format=log_format)
+    _end(summary, json=json, log_format=log_format, options=options)
     if not summary.tolerated:
         write_line(
             f"{pluralize(summary.failed, 'image')} failed, more than tolerated; list them with "
-            f"{command('failures', summary.out)}{_retry_commands(summary)}",
+            f"{command('failures', summary.out)}{_retry_commands(summary, options)}",
             level="error",
         )
         raise typer.Exit(ExitCode.FAILURES)
 
 
-def _retry_commands(summary: Summary) -> str:
+def _retry_commands(summary: Summary, options: Sequence[str]) -> str:
     """Which commands retry the failed images that can succeed."""
     if summary.retryable is None:
         return ""
     counts = {(): summary.retryable, ("--fit",): summary.fittable}
     commands = [
-        f"{command('retry', summary.out, summary.run_id, *more)} to retry {pluralize(images, 'image')}"
+        f"{command('retry', summary.out, summary.run_id, *more, *options)} to retry {pluralize(images, 'image')}"
         for more, images in counts.items()
         if images
     ]
     return f"; run {' or '.join(commands)}" if commands else "; a retry would fail again"
 
 
-def _end(summary: Summary, *, json: bool, log_format: LogFormat | None) -> None:
+def _end(summary: Summary, *, json: bool, log_format: LogFormat | None, options: Sequence[str]) -> None:
     from batchcl.runs.layout import RunPaths
     from batchcl.sources.filters import describe_filters
 
     left = summary.planned - summary.scored - summary.failed - summary.skipped
-    resume = _how_to_resume(summary, left=left)
+    resume = _how_to_resume(summary, options, left=left)
     if json:
         try:
             sys.stdout.write(orjson.dumps(summary.as_dict(), option=orjson.OPT_UTC_Z).decode() + "\n")
@@ -154,10 +161,10 @@ def _say_where_results_are(summary: Summary) -> None:
         )
 
 
-def _how_to_resume(summary: Summary, *, left: int) -> str:
+def _how_to_resume(summary: Summary, options: Sequence[str], *, left: int) -> str:
     """The command that resumes a run or retry that ended early; empty if nothing is left."""
     if summary.round and summary.status == "stopped":
-        return f"results so far are saved; resume with {command('retry', summary.out, summary.run_id)}"
+        return f"results so far are saved; resume with {command('retry', summary.out, summary.run_id, *options)}"
     if left:
         run_id = shlex.quote(summary.run_id)
         return f"results so far are saved; resume with the same `batchcl run` and --run-id {run_id}"

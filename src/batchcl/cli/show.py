@@ -25,10 +25,10 @@ from batchcl.cli.output import (
     check_format,
     emit,
     open_root_results,
-    printable,
 )
 from batchcl.cli.streams import write_line
 from batchcl.errors import ExitCode
+from batchcl.quantities import pluralize
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,8 +73,9 @@ def show(
         str | None,
         typer.Option(
             "--truth",
-            metavar="MANIFEST",
-            help="For --sort wrong: Ground Truth manifest, local or s3:// (default: the manifest that was scored).",
+            metavar="TRUTH",
+            help="For --sort wrong: true labels as for evaluate: manifest, COCO, Label Studio or CVAT file, local or "
+            "s3://, or directory with a folder per label (default: the labels of the manifest that was scored).",
             show_default=False,
         ),
     ] = None,
@@ -110,6 +111,8 @@ def show(
       batchcl show out --out pictures
 
       batchcl show out --where "label = 'dog'" --sort confidence --limit 50 --out least-confident-dogs
+
+      batchcl show out --where "label IS NULL" --out without-label
 
       batchcl show out --sort wrong --truth test.manifest --out wrong
 
@@ -152,19 +155,22 @@ def show(
         index = anyio.run(run_until_first_signal, work)
     shown = index if json or csv else index.select("file", "reason", "labels", "uri")
     emit(shown, json=json, csv=csv)
-    if _report(index, out / INDEX):
+    skips_unlabelled = sort in {Order.UNCERTAIN, Order.CONFIDENCE, Order.MOST_CONFIDENT}
+    more = f" with a label; --sort {Order.NEWEST} shows those without one, too" if skips_unlabelled else ""
+    if _report(index, out / INDEX, nothing=f"no image matches{more}"):
         raise typer.Exit(ExitCode.FAILURES)
 
 
-def _report(index: pl.DataFrame, file: Path) -> bool:
-    """Write what people should know to stderr. Returns whether an image has no picture."""
+def _report(index: pl.DataFrame, file: Path, *, nothing: str) -> bool:
+    """Write what people should know to stderr, `nothing` if no image was chosen. Returns whether one has no picture."""
     failed = index.drop_nulls("error")
     for uri, error in failed.select("uri", "error").head(_MOST_ERRORS).iter_rows():
-        write_line(printable(f"{uri}: {error}"))
+        write_line(f"{uri}: {error}")
     if failed.height > _MOST_ERRORS:
         write_line(f"and {failed.height - _MOST_ERRORS} more images; see {file}")
     changed = index["note"].is_not_null().sum()
     if changed:
         write_line(f"images that have changed since they were scored: {changed}; see the column note")
-    write_line(f"{index.height - failed.height} pictures in {file.parent}" if index.height else "no image matches")
+    pictures = pluralize(index.height - failed.height, "picture")
+    write_line(f"{pictures} in {file.parent}" if index.height else nothing)
     return not failed.is_empty()

@@ -21,7 +21,7 @@ from typing import Any, Final, TextIO
 
 from batchcl.errors import BatchclError, ExitCode
 
-__all__ = ["StreamError", "install", "log", "log_as_json", "log_bug", "write_line"]
+__all__ = ["StreamError", "install", "log", "log_as_json", "log_bug", "printable", "write_line"]
 
 _MOST_LINES: Final = 1000
 _FLUSH_S: Final = 0.5
@@ -53,12 +53,19 @@ def log_as_json(wanted: bool) -> None:
     logging.captureWarnings(wanted)
 
 
+def printable(text: str) -> str:
+    """`text` with control characters escaped, because labels and keys may contain any and a terminal obeys them."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\u00a0" else repr(each)[1:-1] for each in text)
+
+
 def write_line(text: str, *, event: str = "message", level: str = "info") -> None:
     """Write one line about the command to stderr."""
     if _is_json:
         log(event, text, level=level)
     else:
-        sys.stderr.write(f"batchcl: {text}\n")
+        sys.stderr.write(f"batchcl: {printable(text)}\n")
         sys.stderr.flush()
 
 
@@ -71,7 +78,7 @@ def log(event: str, text: str, *, level: str = "info", fields: Mapping[str, Any]
         values = {"time": now, "level": level, "event": event, "message": text} | dict(fields or {})
         line = orjson.dumps(values, default=str, option=orjson.OPT_UTC_Z).decode()
     else:
-        line = f"{now:%Y-%m-%dT%H:%M:%SZ} {text}"
+        line = f"{now:%Y-%m-%dT%H:%M:%SZ} {printable(text)}"
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 

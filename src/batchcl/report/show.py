@@ -19,7 +19,7 @@ from typing import Final
 import anyio.to_thread
 import polars as pl
 
-from batchcl.analysis.results import Results, open_results, shown_model
+from batchcl.analysis.results import Results, is_in_root, open_results, shown_model
 from batchcl.analysis.truth import Truth, carried_truth, read_truth
 from batchcl.aws.session import Aws
 from batchcl.choices import Order
@@ -81,7 +81,8 @@ async def show(
         out: a new or empty directory; it is not created if no image matches.
         where: condition on the columns of results and their labels, as in `Job.where` with `from_results`; an image is
             a candidate if any of its labels matches.
-        sort: which candidates to choose, see `Order`; by default `Order.UNCERTAIN`, or the order of `uris`.
+        sort: which candidates to choose, see `Order`; by default `Order.UNCERTAIN` (or `Order.NEWEST`, if no
+            candidate has a label), or the order of `uris`.
         limit: how many pictures at most; by default 20, or all of `uris` without `sort`.
         seed: of `Order.RANDOM`.
         truth: local Ground Truth manifest for `Order.WRONG`; by default the labels of the manifest that was scored.
@@ -136,6 +137,10 @@ async def show_results(
 ) -> pl.DataFrame:
     """`show` for a root that is open."""
     folder = Path(out)
+    if is_in_root(folder, results.root):
+        raise UsageError(
+            f"--out {folder} is in the output root {results.root}, where only runs write; name a directory elsewhere"
+        )
     condition = _check(folder, where=where, sort=sort, limit=limit, truth=truth, max_px=max_px)
     order = None if sort is None and uris else Order(sort or Order.UNCERTAIN)
     most = _LIMIT if limit is None else limit
@@ -154,7 +159,11 @@ async def show_results(
             thresholds=results.thresholds,
             truth=_truth(results, truth) if order is Order.WRONG else None,
         )
-        return candidates.best(chooser, most, by_matching_labels=order in _BY_CONFIDENCE)
+        chosen = candidates.best(chooser, most, by_matching_labels=order in _BY_CONFIDENCE)
+        if sort is not None or not chosen.is_empty():
+            return chosen
+        unlabelled = _Candidates(results, (), condition)
+        return unlabelled.best(partial(newest, limit=most), most, by_matching_labels=False)
 
     chosen = await anyio.to_thread.run_sync(choose, abandon_on_cancel=True)
     pictures = fetch_pictures(

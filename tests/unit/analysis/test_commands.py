@@ -9,6 +9,7 @@ import io
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from batchcl.cli import confidence, evaluate, failures, labels, output, query
 from batchcl.errors import SourceError, UsageError
 from batchcl.outcomes import Label
 from commands import Terminal
-from servers import aws_env, client, make_bucket
+from servers import CommandResult, aws_env, client, make_bucket
 from unit.analysis.test_evaluate import boxes, carrying, line
 
 if TYPE_CHECKING:
@@ -77,6 +78,45 @@ def test_control_characters_of_labels_never_reach_the_terminal(full: Root) -> No
     shown = good("labels", full)
     assert r"\x1b[31mcat\n[red]" in shown
     assert "\x1b" not in shown
+
+
+def test_control_characters_of_keys_in_an_error_are_escaped(
+    root: Root, make: type[Make], tmp_path: Path, cli: Callable[..., CommandResult]
+) -> None:
+    root.results(make.scored("s3://b/\x1b[31m\u202e.png", Label("cat", 90)))
+    truth = tmp_path / "truth.manifest"
+    truth.write_bytes(orjson.dumps(line("s3://b/other.png", "cat")))
+    refused = cli("evaluate", root, "--truth", truth)
+    assert refused.code == 2
+    assert r"the 1 results have s3://b/\x1b[31m\u202e.png; the URIs must be equal" in refused.err
+    assert refused.err.count("\n") == 1
+
+
+def test_a_root_without_a_scored_image_is_not_evaluated(
+    root: Root, make: type[Make], tmp_path: Path, cli: Callable[..., CommandResult]
+) -> None:
+    root.failures([make.failed("s3://b/a.png")])
+    truth = tmp_path / "truth.manifest"
+    truth.write_bytes(orjson.dumps(line("s3://b/a.png", "cat")))
+    refused = cli("evaluate", root, "--truth", truth)
+    assert (refused.code, refused.err) == (
+        2,
+        "batchcl: the results have no scored image; `batchcl failures` lists the reasons\n",
+    )
+
+
+def test_several_models_are_refused_in_one_line(
+    root: Root, make: type[Make], tmp_path: Path, cli: Callable[..., CommandResult]
+) -> None:
+    for model in ("cats@v1", "cats@v2"):
+        root.results(make.scored("s3://b/a.png", Label("cat", 90)), model=model)
+    truth = tmp_path / "truth.manifest"
+    truth.write_bytes(orjson.dumps(line("s3://b/a.png", "cat")))
+    for command in (["evaluate", root, "--truth", truth], ["export", "coco", root, "--out", tmp_path / "coco"]):
+        refused = cli(*command)
+        assert refused.code == 2
+        assert refused.err.count("\n") == 1
+        assert "the results are from 2 models" in refused.err
 
 
 def test_json_is_one_array_of_objects_with_iso_times(full: Root) -> None:

@@ -279,7 +279,7 @@ def test_no_common_image_is_an_error_with_an_example_of_both(root: Root, manifes
 
 def test_a_root_without_results_is_refused(root: Root, manifest: Path) -> None:
     root.failures([failed("s3://b/1")])
-    with pytest.raises(UsageError, match="none of the 1 images of the truth has a result"):
+    with pytest.raises(UsageError, match="the results have no scored image"):
         chosen(root, write(manifest, line("s3://b/1", "cat")))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import typer
 
+from batchcl.cli.local_emulator import emulator_options
 from batchcl.cli.run import finish
 from batchcl.errors import ExitCode
 from batchcl.summary import Summary
@@ -22,6 +25,7 @@ def said(
     tolerated: bool = True,
     retryable: int | None = 0,
     fittable: int | None = 0,
+    options: Sequence[str] = (),
 ) -> tuple[int, str]:
     """The exit code, and the lines on stderr behind the first one."""
     summary = Summary(
@@ -45,7 +49,7 @@ def said(
     )
     code = 0
     try:
-        finish(lambda: summary, json=False, log_format=None)
+        finish(lambda: summary, json=False, log_format=None, options=options)
     except typer.Exit as end:
         code = end.exit_code
     return code, capsys.readouterr().err.partition("\n")[2]
@@ -84,3 +88,11 @@ def test_a_retry_is_recommended_only_where_images_may_succeed(
     code, end = said(capsys, scored=1, failed=5, tolerated=False, retryable=retryable, fittable=fittable)
     assert code == ExitCode.FAILURES
     assert end.endswith(f"5 images failed, more than tolerated; list them with `batchcl failures /out`{advice}\n")
+
+
+def test_the_command_that_retries_uses_the_same_emulator(capsys: pytest.CaptureFixture[str]) -> None:
+    options = emulator_options(emulator=True, state=Path("state"))
+    _, end = said(capsys, scored=1, failed=1, tolerated=False, retryable=0, fittable=1, options=options)
+    assert "run `batchcl retry /out r --fit --emulator --emulator-state state` to retry 1 image" in end
+    assert emulator_options(emulator=True, state=None) == ["--emulator"]
+    assert emulator_options(emulator=False, state=Path("state")) == []

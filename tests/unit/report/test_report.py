@@ -269,6 +269,10 @@ def test_limits_out_of_range_are_refused(root: Root, tmp_path: Path, options: di
 def test_a_file_that_can_not_be_written_is_refused(root: Root, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a directory"):
         batchcl.write_report_sync(str(root), tmp_path)
+    with pytest.raises(UsageError, match="is in the output root"):
+        batchcl.write_report_sync(str(root), root.path / "report.html")
+    with pytest.raises(UsageError, match=r"s3://bucket/report.html is in S3; name a local file"):
+        batchcl.write_report_sync(str(root), "s3://bucket/report.html")
     with pytest.raises(UsageError, match="does not exist; create it first"):
         batchcl.write_report_sync(str(root), tmp_path / "none" / "report.html")
     with pytest.raises(UsageError, match=r"s3://b/report\.html is in S3; name a local file"):

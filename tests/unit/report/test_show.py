@@ -160,6 +160,19 @@ def test_the_command_reports_what_has_no_picture(
     )
 
 
+def test_images_without_a_label_are_shown_in_the_default_order(
+    shown: Root, tmp_path: Path, cli: Callable[..., CommandResult]
+) -> None:
+    condition = ["--where", "label IS NULL"]
+    found = cli("show", shown, "--out", "found", *condition, "--csv", cwd=tmp_path)
+    assert [line.split(",")[0] for line in found.out.splitlines()] == ["file", "001-c.jpg"]
+    assert found.err == "batchcl: 1 picture in found\n"
+    above = cli("show", shown, "--out", "above", *condition, "--min-confidence", "98", "--csv", cwd=tmp_path)
+    assert above.out.count("\n") == 4
+    sorted_ = cli("show", shown, "--out", "sorted", *condition, "--sort", "confidence", cwd=tmp_path)
+    assert sorted_.err == ("batchcl: no image matches with a label; --sort newest shows those without one, too\n")
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -171,6 +184,7 @@ def test_the_command_reports_what_has_no_picture(
         (["--truth", "t.manifest"], "--truth needs --sort wrong"),
         (["--sort", "wrong"], "name a manifest with --truth"),
         (["--out", "s3://b/p"], "is not a local directory"),
+        (["--out", "out/pictures"], "is in the output root"),
         (["--out", "photos/a.png"], "photos/a.png is not a directory"),
         (["--model", "cows@v9"], "cows@v9"),
         (["--min-confidence", "50", "--thresholds", "t.toml"], "exclude each other"),
