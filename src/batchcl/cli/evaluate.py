@@ -105,7 +105,7 @@ def evaluate(
     labels = read_labels(
         truth, results, attribute=attribute, skip_bad_lines=skip_bad_lines, profile=profile, region=region
     )
-    evaluation = evaluated(results.images(), labels, min_confidence=min_confidence, failures=results.failures())
+    evaluation = evaluated(results, labels, min_confidence=min_confidence, failures=results.failures())
     if json:
         emit_object(_as_object(evaluation), json=True)
     elif csv:
