@@ -169,7 +169,9 @@ def _spelling_hint(missing: pl.Series, results: Results) -> str:
     found: set[str] = set()
     for frame in results.frames(["uri"]) if others else ():
         found |= set(frame["uri"].filter(_is_among(hashes, frame["uri"].hash())))
-    return next((f"the truth's names are {each.what}; {each.advice}" for uri, each in others.items() if uri in found), "")
+    return next(
+        (f"the truth's names are {each.what}; {each.advice}" for uri, each in others.items() if uri in found), ""
+    )
 
 
 def _is_among(ascending: pl.Series, values: pl.Series) -> pl.Series:
